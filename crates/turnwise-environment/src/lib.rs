@@ -1,1 +1,34 @@
-//! Not yet written.
+//! What a language-model agent acts in: messages, tools, rewards and task sets.
+//!
+//! An [`Environment`] speaks messages. It never sees a token, a policy or a trainer, so that one environment serves every
+//! model, every renderer and a person at a keyboard alike. Start with the trait's contract, then hand tasks to a trainer as
+//! a [`TaskSet`]; a [`Suite`] adds what a command line needs to offer them by name.
+//!
+//! Not supported: several agents in one environment, and images in messages.
+
+mod demonstrator;
+mod environment;
+mod error;
+mod message;
+mod observation;
+mod rubric;
+mod seed;
+mod step;
+mod suite;
+mod task;
+mod tool;
+mod toolbox;
+
+pub use async_trait::async_trait;
+pub use demonstrator::Demonstrator;
+pub use environment::Environment;
+pub use error::EnvironmentError;
+pub use message::{Action, CallAttempt, CallError, MalformedCall, Message, Role, ToolCall};
+pub use observation::Observation;
+pub use rubric::{Rubric, Transcript};
+pub use seed::{Random, derive_seed};
+pub use step::{Ending, Step};
+pub use suite::{Split, Suite};
+pub use task::{TaskKey, TaskSet};
+pub use tool::{Tool, ToolReply, ToolSpec};
+pub use toolbox::{ToolRound, Toolbox};

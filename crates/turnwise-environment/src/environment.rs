@@ -1,0 +1,121 @@
+use std::ops::RangeInclusive;
+
+use async_trait::async_trait;
+
+use crate::{Action, EnvironmentError, Observation, Step, ToolSpec};
+
+/// One episode of something an agent acts in: a game, a task with tools, a sandbox, a database.
+///
+/// # Contract
+///
+/// - The caller calls [`reset`](Self::reset) (or [`restore`](Self::restore)) once, then [`step`](Self::step) until it
+///   returns [`Step::End`], and nothing after that. An environment is used for one episode and then dropped.
+/// - All randomness comes from the seed of `reset`: the same seed and the same actions give the same observations and
+///   rewards. The attempts of a group share the seed.
+/// - Any action may come: empty text, 100 KB of noise, calls of tools that do not exist. What the agent does wrong is
+///   answered with an observation. `Err`, [`Step::failed`] and a panic are for what is *not* the agent's doing; the
+///   episode is then excluded from training and may be tried again with a fresh environment.
+/// - Rewards are finite, and their sum lies in [`reward_range`](Self::reward_range).
+/// - `step` may be slow; it should be `async` where it waits, and must not block for long where it computes. A call that
+///   outlives its deadline is dropped at an await point together with the environment.
+///
+/// A wrong use is to return an error for an answer that cannot be parsed: it hides the agent's mistake from training. The
+/// repair is `Ok(Step::next("Answer with one digit.").faults(1))`.
+///
+/// # Example
+///
+/// ```
+/// use turnwise_environment::{Action, Environment, EnvironmentError, Observation, Step, async_trait};
+///
+/// struct Coin(bool);
+///
+/// #[async_trait]
+/// impl Environment for Coin {
+///     async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError> {
+///         self.0 = seed % 2 == 0;
+///         Ok("Heads or tails?".into())
+///     }
+///
+///     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+///         let said = action.text.trim() == "heads";
+///         Ok(Step::terminated(f64::from(u8::from(said == self.0))))
+///     }
+/// }
+/// ```
+#[async_trait]
+pub trait Environment: Send {
+    /// Begins the episode and says what the agent sees first.
+    ///
+    /// # Errors
+    /// Whatever keeps the episode from starting.
+    async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError>;
+
+    /// Answers one action.
+    ///
+    /// # Errors
+    /// Whatever keeps the episode from going on and is not the agent's doing.
+    async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError>;
+
+    /// The tools the agent is told about; constant over the episode.
+    fn tools(&self) -> Vec<ToolSpec> {
+        Vec::new()
+    }
+
+    /// Where the sum of an episode's rewards lies; a sum outside it is an infrastructure fault, not a reward.
+    fn reward_range(&self) -> RangeInclusive<f64> {
+        f64::MIN..=f64::MAX
+    }
+
+    /// What an agent gets, on top of what it has received, whose fault budget is used up. `None` leaves it to the run's settings.
+    fn fault_reward(&self) -> Option<f64> {
+        None
+    }
+
+    /// The state as bytes, from which [`restore`](Self::restore) continues identically; `None` where there is no such thing.
+    ///
+    /// It is taken between two steps. An environment without snapshots is kept alive in memory while its episode is
+    /// suspended; after a crash that episode starts anew.
+    fn snapshot(&self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Continues from a snapshot; called instead of `reset`, on a fresh environment of the same task.
+    ///
+    /// # Errors
+    /// When the bytes are not a snapshot of this environment, or it takes none.
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
+        let _ = snapshot;
+        Err(EnvironmentError::new("restore an environment that takes no snapshots"))
+    }
+}
+
+#[async_trait]
+impl<E: Environment + ?Sized> Environment for Box<E> {
+    async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError> {
+        (**self).reset(seed).await
+    }
+
+    async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+        (**self).step(action).await
+    }
+
+    fn tools(&self) -> Vec<ToolSpec> {
+        (**self).tools()
+    }
+
+    fn reward_range(&self) -> RangeInclusive<f64> {
+        (**self).reward_range()
+    }
+
+    fn fault_reward(&self) -> Option<f64> {
+        (**self).fault_reward()
+    }
+
+    fn snapshot(&self) -> Option<Vec<u8>> {
+        (**self).snapshot()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
+        (**self).restore(snapshot)
+    }
+}

@@ -1,0 +1,37 @@
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{EnvironmentError, Message, TaskKey};
+
+/// What a rubric sees of an episode: what was said and what was rewarded, no tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Transcript {
+    /// The task.
+    pub task: TaskKey,
+    /// Everything that was said, oldest first.
+    pub messages: Vec<Message>,
+    /// The environment's reward of each turn; `None` where it did not score one.
+    pub rewards: Vec<Option<f64>>,
+}
+
+/// Scores the finished episodes of one group: a grader, a judge model, a comparison of the group's members.
+///
+/// # Contract
+///
+/// - It sees only episodes that can be scored (no infrastructure faults, none that were cancelled), in member order, and
+///   answers one score for each.
+/// - `None` means *not scored*; it is never read as 0. An episode that neither environment nor rubric scores is an
+///   infrastructure fault.
+/// - Scores are finite and are added to the reward of the last turn.
+/// - Pure: the same transcripts give the same scores, so that stored episodes can be scored again.
+#[async_trait]
+pub trait Rubric: Send + Sync {
+    /// Its name in records.
+    fn name(&self) -> &str;
+
+    /// Scores the episodes of one group.
+    ///
+    /// # Errors
+    /// When the rubric itself is broken; the group is then dropped, and counted.
+    async fn score(&self, group: &[Transcript]) -> Result<Vec<Option<f64>>, EnvironmentError>;
+}

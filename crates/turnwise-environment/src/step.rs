@@ -1,0 +1,103 @@
+use serde::{Deserialize, Serialize};
+
+use crate::Observation;
+
+/// How an environment ends an episode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// By its own rules: won, lost or over. The trajectory's outcome is `Done`.
+    Terminated,
+    /// By a clock or a limit of its own. The outcome is `Truncated`.
+    Truncated,
+    /// Because something broke that is not the agent's doing. The outcome is `InfraFault`, and no reward counts.
+    Failed,
+}
+
+/// What one action led to.
+///
+/// A reward is the reward of this turn. `None` means *not scored*, which is not 0: an episode none of whose turns is scored
+/// (and that no rubric scores) has no reward at all.
+///
+/// ```
+/// use turnwise_environment::Step;
+///
+/// let warmer = Step::next("Too cold.").reward(-0.25);
+/// let won = Step::terminated(1.0);
+/// assert!(matches!(won, Step::End { solved: true, .. }));
+/// assert!(matches!(warmer, Step::Next { reward: Some(_), .. }));
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The episode goes on.
+    Next {
+        /// What the agent sees next.
+        observation: Observation,
+        /// The reward of this turn.
+        reward: Option<f64>,
+        /// Mistakes of form in this turn (a call that could not be read, say); each costs one unit of the fault budget.
+        faults: u32,
+    },
+    /// The episode is over.
+    End {
+        /// The reward of this turn.
+        reward: Option<f64>,
+        /// How it ended.
+        ending: Ending,
+        /// Whether the task was solved, for success rates.
+        solved: bool,
+    },
+}
+
+impl Step {
+    /// The episode goes on, and this turn is not scored.
+    #[must_use]
+    pub fn next(observation: impl Into<Observation>) -> Self {
+        Self::Next { observation: observation.into(), reward: None, faults: 0 }
+    }
+
+    /// The episode is over; it counts as solved when the last reward is positive (see [`Step::solved`]).
+    #[must_use]
+    pub fn terminated(reward: f64) -> Self {
+        Self::End { reward: Some(reward), ending: Ending::Terminated, solved: reward > 0.0 }
+    }
+
+    /// The environment's own clock ran out; the rewards given so far stay.
+    #[must_use]
+    pub fn truncated() -> Self {
+        Self::End { reward: None, ending: Ending::Truncated, solved: false }
+    }
+
+    /// Something broke that is not the agent's doing.
+    #[must_use]
+    pub fn failed() -> Self {
+        Self::End { reward: None, ending: Ending::Failed, solved: false }
+    }
+
+    /// The same step with the reward of this turn.
+    #[must_use]
+    pub fn reward(mut self, value: f64) -> Self {
+        let (Self::Next { reward, .. } | Self::End { reward, .. }) = &mut self;
+        *reward = Some(value);
+        self
+    }
+
+    /// The same step with `n` mistakes of form; an ending does not count them.
+    #[must_use]
+    pub fn faults(mut self, n: u32) -> Self {
+        if let Self::Next { faults, .. } = &mut self {
+            *faults = n;
+        }
+        self
+    }
+
+    /// The same ending, counted as solved or not; without effect on a step that goes on.
+    #[must_use]
+    pub fn solved(mut self, value: bool) -> Self {
+        if let Self::End { solved, .. } = &mut self {
+            *solved = value;
+        }
+        self
+    }
+}

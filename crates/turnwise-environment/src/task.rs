@@ -1,0 +1,96 @@
+use std::fmt::{self, Debug, Write};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Environment;
+
+/// The stable name of a task: a hash of its content, equal wherever and whenever the content is equal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskKey(String);
+
+impl TaskKey {
+    /// The key of this content, which says all there is to say about the task.
+    ///
+    /// ```
+    /// use turnwise_environment::TaskKey;
+    ///
+    /// assert_eq!(TaskKey::of("guess 1..=40 secret 7"), TaskKey::of("guess 1..=40 secret 7"));
+    /// ```
+    #[must_use]
+    pub fn of(content: &str) -> Self {
+        let mut key = String::with_capacity(32);
+        write!(key, "{:032x}", fnv1a_128(content.as_bytes()))
+            .expect("a string takes what is written");
+        Self(key)
+    }
+
+    /// The key as text: 32 hexadecimal digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TaskKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Fowler–Noll–Vo 1a with 128 bits: no dependency, and collisions out of reach for any task set.
+fn fnv1a_128(bytes: &[u8]) -> u128 {
+    bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, byte| {
+        (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    })
+}
+
+/// Tasks that can be counted, named and played: immutable data, without the state of any episode.
+///
+/// # Contract
+///
+/// - `key` and `environment` depend on the index alone, and are defined for every index below `len`.
+/// - Each call of `environment` returns a fresh one that has not been reset.
+pub trait TaskSet: Send + Sync {
+    /// The environment's name in records: `[a-z0-9._-]`, at most 64.
+    fn name(&self) -> &str;
+
+    /// The version of rules and texts; a trajectory is compared only with others of the same version.
+    fn version(&self) -> u32 {
+        1
+    }
+
+    /// How many tasks there are.
+    fn len(&self) -> usize;
+
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The stable name of a task.
+    fn key(&self, index: usize) -> TaskKey;
+
+    /// A fresh environment of a task.
+    fn environment(&self, index: usize) -> Box<dyn Environment>;
+}
+
+/// The shortest task set: environments that are cloned for each episode, each keyed by how it prints.
+impl<E: Environment + Clone + Debug + Sync + 'static> TaskSet for Vec<E> {
+    fn name(&self) -> &'static str {
+        let path = std::any::type_name::<E>();
+        path.rsplit("::").next().unwrap_or(path)
+    }
+
+    fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    fn key(&self, index: usize) -> TaskKey {
+        TaskKey::of(&format!("{:?}", self[index]))
+    }
+
+    fn environment(&self, index: usize) -> Box<dyn Environment> {
+        Box::new(self[index].clone())
+    }
+}
