@@ -1,0 +1,300 @@
+use serde::{Deserialize, Serialize};
+use turnwise_environment::Message;
+
+use crate::{SampledToken, TokenId, TokenKind, columns};
+
+/// A node of a message graph; nodes are numbered in the order they were added, so a parent's number is smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(pub u32);
+
+/// Who made a node. Kept apart from the message's role: assistant text that the policy did not write never trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Author {
+    /// The policy, by sampling.
+    Policy,
+    /// The environment.
+    Environment,
+    /// A tool.
+    Tool,
+    /// The system prompt.
+    System,
+    /// Somebody else in the policy's place: a few-shot example, a person, another model.
+    Fabricated,
+}
+
+/// A stretch of tokens of one kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Span {
+    /// What was said to the policy.
+    Context(Vec<TokenId>),
+    /// What the template adds.
+    Scaffold(Vec<TokenId>),
+    /// What was put into the policy's mouth.
+    Forced(Vec<TokenId>),
+    /// What the policy drew.
+    Sampled(#[serde(with = "columns")] Vec<SampledToken>),
+}
+
+impl Span {
+    /// The kind all its tokens have.
+    #[must_use]
+    pub fn kind(&self) -> TokenKind {
+        match self {
+            Self::Context(_) => TokenKind::Context,
+            Self::Scaffold(_) => TokenKind::Scaffold,
+            Self::Forced(_) => TokenKind::Forced,
+            Self::Sampled(_) => TokenKind::Sampled,
+        }
+    }
+
+    /// How many tokens it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Context(ids) | Self::Scaffold(ids) | Self::Forced(ids) => ids.len(),
+            Self::Sampled(tokens) => tokens.len(),
+        }
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends its ids.
+    pub fn extend_ids(&self, ids: &mut Vec<TokenId>) {
+        match self {
+            Self::Context(own) | Self::Scaffold(own) | Self::Forced(own) => {
+                ids.extend_from_slice(own)
+            }
+            Self::Sampled(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
+        }
+    }
+}
+
+/// A message and the tokens it added.
+///
+/// The tokens are a *delta*: concatenated from the root to a leaf they are what an engine saw plus what it drew. The
+/// template's lead-in to a message belongs to that message's node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// The node before it; `None` for a root.
+    pub parent: Option<NodeId>,
+    /// Who made it.
+    pub author: Author,
+    /// What it says, as text.
+    pub message: Message,
+    /// The tokens it adds, in order.
+    pub spans: Vec<Span>,
+}
+
+impl Node {
+    /// The tokens of the node that the policy drew, in order.
+    pub fn sampled(&self) -> impl Iterator<Item = &SampledToken> {
+        self.spans.iter().flat_map(|span| match span {
+            Span::Sampled(tokens) => tokens.as_slice(),
+            _ => &[],
+        })
+    }
+
+    /// The same, to score or mask them.
+    pub fn sampled_mut(&mut self) -> impl Iterator<Item = &mut SampledToken> {
+        self.spans.iter_mut().flat_map(|span| match span {
+            Span::Sampled(tokens) => tokens.as_mut_slice(),
+            _ => &mut [],
+        })
+    }
+}
+
+/// A relation between nodes that is not parenthood. Credit may flow along it; tokens do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EdgeKind {
+    /// `from` begins a branch whose history was compacted into it out of `to`.
+    CompactedFrom,
+    /// `from` begins the work of a subagent that `to` started.
+    SpawnedBy,
+    /// `from` is a summary of `to`.
+    Summarises,
+    /// `from` tries again what `to` tried.
+    RetryOf,
+}
+
+/// One typed edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edge {
+    /// The later node.
+    pub from: NodeId,
+    /// The earlier node.
+    pub to: NodeId,
+    /// How they are related.
+    pub kind: EdgeKind,
+}
+
+/// The messages of a trajectory: an append-only forest in which every root-to-leaf path is a branch.
+///
+/// ```
+/// use turnwise_environment::Message;
+/// use turnwise_trajectory::{Author, MessageGraph, Node, Span};
+///
+/// let mut graph = MessageGraph::default();
+/// let question = graph.push(Node {
+///     parent: None,
+///     author: Author::Environment,
+///     message: Message::user("Guess 1-40."),
+///     spans: vec![Span::Scaffold(vec![1]), Span::Context(vec![7, 8])],
+/// });
+/// assert_eq!(graph.ids_to(question), [1, 7, 8]);
+/// assert_eq!(graph.leaves(), [question]);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MessageGraph {
+    nodes: Vec<Node>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    edges: Vec<Edge>,
+}
+
+impl MessageGraph {
+    /// Appends a node.
+    ///
+    /// # Panics
+    /// When its parent is not in the graph.
+    pub fn push(&mut self, node: Node) -> NodeId {
+        assert!(
+            node.parent.is_none_or(|parent| (parent.0 as usize) < self.nodes.len()),
+            "the parent must be in the graph"
+        );
+        self.nodes.push(node);
+        NodeId(self.nodes.len() as u32 - 1)
+    }
+
+    /// Adds a typed edge.
+    ///
+    /// # Panics
+    /// When an end is not in the graph.
+    pub fn link(&mut self, edge: Edge) {
+        assert!(
+            self.contains(edge.from) && self.contains(edge.to),
+            "both ends must be in the graph"
+        );
+        self.edges.push(edge);
+    }
+
+    /// All nodes, oldest first.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The typed edges.
+    #[must_use]
+    pub fn edges(&self) -> &[Edge] {
+        &self.edges
+    }
+
+    /// One node.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+
+    /// One node, to append spans to it or to score its tokens.
+    pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id.0 as usize]
+    }
+
+    /// Every node's id, oldest first.
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.nodes.len() as u32).map(NodeId)
+    }
+
+    /// The path from the root to a node, both included.
+    #[must_use]
+    pub fn path_to(&self, leaf: NodeId) -> Vec<NodeId> {
+        let mut path: Vec<NodeId> =
+            std::iter::successors(Some(leaf), |id| self.node(*id).parent).collect();
+        path.reverse();
+        path
+    }
+
+    /// The token ids from the root to the end of a node.
+    #[must_use]
+    pub fn ids_to(&self, leaf: NodeId) -> Vec<TokenId> {
+        let mut ids = Vec::new();
+        for id in self.path_to(leaf) {
+            self.node(id).spans.iter().for_each(|span| span.extend_ids(&mut ids));
+        }
+        ids
+    }
+
+    /// The nodes without children: each is the end of one branch. Oldest first.
+    #[must_use]
+    pub fn leaves(&self) -> Vec<NodeId> {
+        let mut is_leaf = vec![true; self.nodes.len()];
+        for parent in self.nodes.iter().filter_map(|node| node.parent) {
+            is_leaf[parent.0 as usize] = false;
+        }
+        self.ids().filter(|id| is_leaf[id.0 as usize]).collect()
+    }
+
+    /// Checks what a file may have got wrong.
+    ///
+    /// # Errors
+    /// When a parent or an edge points outside or forwards, or a node that the policy did not make has sampled tokens, or a
+    /// sampled token's log-probability is not a finite number of at most 0.
+    pub fn validate(&self) -> Result<(), GraphError> {
+        for id in self.ids() {
+            let node = self.node(id);
+            if node.parent.is_some_and(|parent| parent >= id) {
+                return Err(GraphError::Parent { node: id });
+            }
+            if node.author != Author::Policy && node.sampled().next().is_some() {
+                return Err(GraphError::SampledByOther { node: id });
+            }
+            if node.sampled().any(|token| !(token.logprob.is_finite() && token.logprob <= 0.0)) {
+                return Err(GraphError::Logprob { node: id });
+            }
+        }
+        match self.edges.iter().find(|edge| !self.contains(edge.from) || !self.contains(edge.to)) {
+            Some(edge) => Err(GraphError::Edge { edge: *edge }),
+            None => Ok(()),
+        }
+    }
+
+    fn contains(&self, id: NodeId) -> bool {
+        (id.0 as usize) < self.nodes.len()
+    }
+}
+
+/// A message graph that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum GraphError {
+    /// A parent that is not an earlier node.
+    #[error("node {} has a parent that does not precede it", node.0)]
+    Parent {
+        /// The child.
+        node: NodeId,
+    },
+    /// Sampled tokens where only the policy may have them.
+    #[error("node {} has sampled tokens but was not made by the policy", node.0)]
+    SampledByOther {
+        /// The node.
+        node: NodeId,
+    },
+    /// A log-probability that is not one.
+    #[error("node {} has a log-probability that is not a finite number of at most 0", node.0)]
+    Logprob {
+        /// The node.
+        node: NodeId,
+    },
+    /// An edge to nowhere.
+    #[error("an edge from node {} to node {} leaves the graph", edge.from.0, edge.to.0)]
+    Edge {
+        /// The edge.
+        edge: Edge,
+    },
+}

@@ -1,0 +1,143 @@
+use serde::{Deserialize, Serialize};
+use turnwise_environment::{Message, TaskKey, Transcript};
+
+use crate::{MessageGraph, Node, NodeId, Outcome, PolicyVersion, SampledToken, Sampling};
+
+/// The rollouts of one task that are compared with each other; unique within a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GroupId(pub u64);
+
+/// Which episode this is: enough to run it again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The environment's name.
+    pub environment: String,
+    /// The version of its rules and texts.
+    pub environment_version: u32,
+    /// The task, by content.
+    pub task: TaskKey,
+    /// The task, by its place in the task set.
+    pub task_index: usize,
+    /// The group.
+    pub group: GroupId,
+    /// Its place in the group.
+    pub member: u32,
+    /// 0 for the first try, one more after each infrastructure fault. It enters names, never seeds.
+    pub attempt: u32,
+    /// What the environment is reset with; equal for all members of a group.
+    pub environment_seed: u64,
+    /// What the sampler is keyed by; different for each member.
+    pub sampling_seed: u64,
+}
+
+/// Why a policy stopped drawing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// It drew a stop token, which is the last of the tokens.
+    EndOfTurn,
+    /// It drew as many tokens as it was allowed to.
+    MaxTokens,
+    /// It was asked to stop; the turn is not over.
+    Interrupted,
+}
+
+/// One turn: a policy node, and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Turn {
+    /// The node with the tokens.
+    pub node: NodeId,
+    /// Why it ended; never `Interrupted` in a finished turn.
+    pub stop: StopReason,
+    /// The environment's reward for this turn, and a rubric's on the last. `None` is not scored.
+    pub reward: Option<f64>,
+    /// Mistakes of form.
+    pub faults: u32,
+    /// Wall time from the first request to the environment's answer, in seconds.
+    pub seconds: f64,
+    /// Which engine drew the tokens.
+    pub engine: String,
+}
+
+/// Everything one agent sampled in one episode, with rewards, outcome and provenance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trajectory {
+    /// Which episode this is.
+    pub identity: Identity,
+    /// Hash of tokenizer, template and template settings. Trajectories of two hashes are never mixed.
+    pub renderer: String,
+    /// The sampling settings that tokens refer to.
+    pub sampling: Vec<Sampling>,
+    /// The messages and their tokens.
+    pub graph: MessageGraph,
+    /// The turns, oldest first.
+    pub turns: Vec<Turn>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whether the task was solved.
+    pub solved: bool,
+}
+
+impl Trajectory {
+    /// The sum of the rewards; `None` when nothing was scored, or when the outcome says that no reward counts.
+    #[must_use]
+    pub fn reward(&self) -> Option<f64> {
+        if !self.outcome.is_scored() {
+            return None;
+        }
+        self.turns
+            .iter()
+            .filter_map(|turn| turn.reward)
+            .fold(None, |sum, reward| Some(sum.unwrap_or(0.0) + reward))
+    }
+
+    /// The reward of each turn, 0 where a turn was not scored.
+    #[must_use]
+    pub fn turn_rewards(&self) -> Vec<f64> {
+        self.turns.iter().map(|turn| turn.reward.unwrap_or(0.0)).collect()
+    }
+
+    /// The node of each turn.
+    pub fn turn_nodes(&self) -> impl Iterator<Item = &Node> {
+        self.turns.iter().map(|turn| self.graph.node(turn.node))
+    }
+
+    /// Every token the policy drew, in the order of the graph's nodes.
+    pub fn sampled(&self) -> impl Iterator<Item = &SampledToken> {
+        self.graph.nodes().iter().flat_map(Node::sampled)
+    }
+
+    /// How many tokens the policy drew.
+    #[must_use]
+    pub fn n_sampled(&self) -> usize {
+        self.sampled().count()
+    }
+
+    /// How far its oldest trainable token is behind `newest`; 0 without one.
+    #[must_use]
+    pub fn staleness(&self, newest: PolicyVersion) -> u32 {
+        self.sampled()
+            .filter(|token| token.trains())
+            .map(|token| token.version.staleness(newest))
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// The conversation as text, along the newest branch.
+    #[must_use]
+    pub fn messages(&self) -> Vec<Message> {
+        let Some(leaf) = self.graph.ids().last() else { return Vec::new() };
+        self.graph.path_to(leaf).into_iter().map(|id| self.graph.node(id).message.clone()).collect()
+    }
+
+    /// What a rubric sees of it.
+    #[must_use]
+    pub fn transcript(&self) -> Transcript {
+        Transcript {
+            task: self.identity.task.clone(),
+            messages: self.messages(),
+            rewards: self.turns.iter().map(|turn| turn.reward).collect(),
+        }
+    }
+}
