@@ -1,1 +1,28 @@
-//! Not yet written.
+//! How episodes run, suspend and resume.
+//!
+//! An [`Episode`] drives an [`Agent`] against an environment over many turns. [`Episode::advance`] takes it as far as its
+//! [`Allowance`] reaches and answers [`Progress::Finished`] or [`Progress::Suspended`]: a suspended episode is a value
+//! that can be kept, written to disk ([`EpisodeSnapshot`]) and continued under newer weights. [`RolloutPool`] runs groups
+//! of them side by side. [`Policy`] is the inference engine, [`Renderer`] the only maker of tokens from text.
+
+mod agent;
+mod allowance;
+mod chat_agent;
+mod episode;
+mod group;
+mod limits;
+mod policy;
+mod pool;
+mod renderer;
+mod sampler;
+
+pub use agent::{Act, Agent, AgentError, AgentFactory, Decision, Room};
+pub use allowance::{Allowance, StopHandle, StopSignal, stop_signal};
+pub use chat_agent::{ChatAgent, ChatAgents};
+pub use episode::{Episode, EpisodeSnapshot, Progress, RestoreError};
+pub use group::Group;
+pub use limits::Limits;
+pub use policy::{Policy, PolicyError, Sample, SampleRequest};
+pub use pool::{Iteration, Ledger, PoolSettings, PoolSnapshot, RolloutError, RolloutPool};
+pub use renderer::{RenderError, Rendered, Renderer};
+pub use sampler::{Sampler, uniform_at};
