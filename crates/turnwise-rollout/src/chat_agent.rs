@@ -149,7 +149,9 @@ impl ChatAgent {
     }
 
     fn append(&mut self, message: &Message, author: Author, spans: Vec<Span>) {
-        spans.iter().for_each(|span| span.extend_ids(&mut self.held));
+        for span in &spans {
+            span.extend_ids(&mut self.held);
+        }
         let node = Node { parent: self.state.leaf, author, message: message.clone(), spans };
         self.state.leaf = Some(self.state.graph.push(node));
     }

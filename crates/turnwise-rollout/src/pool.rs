@@ -89,6 +89,22 @@ pub struct Iteration {
     pub dropped: BTreeMap<String, u64>,
 }
 
+impl Iteration {
+    /// Adds what a later iteration brought.
+    pub fn absorb(&mut self, later: Self) {
+        self.groups.extend(later.groups);
+        self.resumed += later.resumed;
+        self.suspended = later.suspended;
+        self.n_sampled += later.n_sampled;
+        for (label, n) in later.outcomes {
+            *self.outcomes.entry(label).or_default() += n;
+        }
+        for (reason, n) in later.dropped {
+            *self.dropped.entry(reason).or_default() += n;
+        }
+    }
+}
+
 /// A pool on its way to disk.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PoolSnapshot {
@@ -430,7 +446,9 @@ async fn score_by(rubric: &dyn Rubric, members: &mut [Trajectory]) {
     };
     if let Some((reason, message)) = broken {
         let message = format!("rubric `{}`: {message}", rubric.name());
-        scorable.into_iter().for_each(|member| member.outcome = fault(reason, message.clone()));
+        for member in scorable {
+            member.outcome = fault(reason, message.clone());
+        }
     }
 }
 

@@ -37,6 +37,10 @@ pub trait Renderer: Send + Sync {
     /// When the conversation cannot be continued by appending.
     fn bridge(&self, stop: StopReason, observation: &Observation) -> Result<Rendered, RenderError>;
 
+    /// The tokens a model would sample to take this action, the stop token included: what demonstrations are imitated with.
+    /// Parsing them gives the action back.
+    fn write(&self, action: &Action) -> Vec<TokenId>;
+
     /// Reads what the model sampled in one turn.
     fn parse(&self, sampled: &[TokenId]) -> Action;
 

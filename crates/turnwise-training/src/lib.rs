@@ -1,7 +1,34 @@
-//! From finished groups to better weights: credit, batches, the training loop, checkpoints and run directories.
+//! From finished groups to better weights: credit, batches, the training loop, evaluation and run directories.
+//!
+//! [`Trainer::step`] is the loop. What it is made of can be used alone: [`Credit`] turns rewards into advantages turn by
+//! turn, [`Admission`] decides what trains, [`Batch`] lays trajectories out in rows, and a [`Learner`] is anything that
+//! has log-probabilities and takes their gradients.
 
+mod admission;
+mod batch;
+mod credit;
+mod demonstration;
+mod evaluate;
+mod interval;
 mod learner;
+pub mod metric;
+mod policy_gradient;
+mod proximal;
+mod report;
 mod row;
+mod schedule;
+mod trainer;
 
+pub use admission::{Admission, Admitted, StaleTokens, TruncatedEpisodes};
+pub use batch::{Batch, BatchError, RatioScope, TrainToken, assign_credit};
+pub use credit::{Credit, OutcomeCredit, ReturnCredit, TurnCredit};
+pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};
+pub use evaluate::{Evaluated, Evaluation, EvaluationSettings, evaluate};
+pub use interval::SuccessRate;
 pub use learner::{GradientFn, Learner, LearnerError, Update, Updated};
+pub use policy_gradient::{Mismatch, ObjectiveReport, accumulate};
+pub use proximal::{Behavior, recompute};
+pub use report::StepReport;
 pub use row::{Row, Target};
+pub use schedule::{Decay, Schedule};
+pub use trainer::{Parts, TrainError, Trainer, TrainerSettings, TrainerSnapshot};

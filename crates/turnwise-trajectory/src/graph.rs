@@ -69,7 +69,7 @@ impl Span {
     pub fn extend_ids(&self, ids: &mut Vec<TokenId>) {
         match self {
             Self::Context(own) | Self::Scaffold(own) | Self::Forced(own) => {
-                ids.extend_from_slice(own)
+                ids.extend_from_slice(own);
             }
             Self::Sampled(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
         }

@@ -1,0 +1,118 @@
+//! Supervised warm start: demonstrations through the same learner, with the gradient of a log-likelihood.
+
+use turnwise_environment::{
+    Demonstrator, EnvironmentError, Observation, Step, TaskSet, derive_seed,
+};
+use turnwise_rollout::{RenderError, Rendered, Renderer};
+use turnwise_trajectory::{Span, StopReason};
+
+use crate::{Learner, LearnerError, Row, Target, Update, Updated};
+
+/// One episode of a demonstrator, laid out for a learner: its actions are the targets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Demonstration {
+    /// The conversation.
+    pub row: Row,
+    /// The demonstrator's reward.
+    pub reward: f64,
+    /// Whether it solved the task.
+    pub solved: bool,
+}
+
+/// Plays one task with a demonstrator.
+///
+/// # Errors
+/// When the environment breaks, the conversation cannot be rendered, or the episode takes more than `max_turns`.
+pub async fn demonstrate(
+    tasks: &dyn TaskSet,
+    index: usize,
+    mut demonstrator: Box<dyn Demonstrator>,
+    renderer: &dyn Renderer,
+    max_turns: usize,
+    seed: u64,
+) -> Result<Demonstration, DemonstrationError> {
+    let mut environment = tasks.environment(index);
+    let mut observation = environment.reset(derive_seed(seed, 0)).await?;
+    let mut row = Row::default();
+    append(&mut row, renderer.open(&observation, &environment.tools())?);
+    let mut reward = 0.0;
+    for _ in 0..max_turns {
+        let action = demonstrator.act(&observation);
+        imitate(&mut row, renderer.write(&action));
+        let step = environment.step(action).await?;
+        let (Step::Next { reward: turn_reward, .. } | Step::End { reward: turn_reward, .. }) =
+            &step;
+        reward += turn_reward.unwrap_or(0.0);
+        match step {
+            Step::End { solved, .. } => return Ok(Demonstration { row, reward, solved }),
+            Step::Next { observation: next, .. } => observation = go_on(&mut row, renderer, next)?,
+        }
+    }
+    Err(DemonstrationError::TooLong { index, max_turns })
+}
+
+fn go_on(
+    row: &mut Row,
+    renderer: &dyn Renderer,
+    next: Observation,
+) -> Result<Observation, RenderError> {
+    append(row, renderer.bridge(StopReason::EndOfTurn, &next)?);
+    Ok(next)
+}
+
+fn append(row: &mut Row, rendered: Rendered) {
+    row.ids.extend(rendered.close);
+    rendered.messages.iter().flatten().for_each(|span: &Span| span.extend_ids(&mut row.ids));
+    row.ids.extend(rendered.generation);
+}
+
+fn imitate(row: &mut Row, ids: Vec<turnwise_trajectory::TokenId>) {
+    let first = row.ids.len();
+    row.targets
+        .extend((0..ids.len()).map(|offset| Target { position: first + offset, temperature: 1.0 }));
+    row.ids.extend(ids);
+}
+
+/// One supervised step: the mean over rows of the mean negative log-likelihood of each row's targets.
+///
+/// Returns that loss, in nats, and what the optimiser did. Nothing is published.
+///
+/// # Errors
+/// When the learner fails.
+pub async fn imitate_step(
+    learner: &mut dyn Learner,
+    rows: &[Row],
+    update: Update,
+) -> Result<(f64, Updated), LearnerError> {
+    let weights: Vec<f32> =
+        rows.iter().map(|row| 1.0 / (row.targets.len() as f32 * rows.len() as f32)).collect();
+    let mut loss = 0.0;
+    let mut gradient = |logprobs: &[Vec<f32>]| {
+        for (row, weight) in logprobs.iter().zip(&weights) {
+            loss -= row.iter().map(|logprob| f64::from(*logprob)).sum::<f64>() * f64::from(*weight);
+        }
+        Ok(logprobs.iter().zip(&weights).map(|(row, weight)| vec![-weight; row.len()]).collect())
+    };
+    learner.accumulate(rows, &mut gradient).await?;
+    let updated = learner.step(update).await?;
+    Ok((loss, updated))
+}
+
+/// Why there is no demonstration.
+#[derive(Debug, thiserror::Error)]
+pub enum DemonstrationError {
+    /// The environment broke.
+    #[error("play a demonstration")]
+    Environment(#[from] EnvironmentError),
+    /// The conversation cannot be rendered.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// The demonstrator does not come to an end.
+    #[error("demonstrate task {index} in {max_turns} turns")]
+    TooLong {
+        /// The task.
+        index: usize,
+        /// The bound.
+        max_turns: usize,
+    },
+}

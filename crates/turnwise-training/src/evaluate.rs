@@ -1,0 +1,114 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use turnwise_environment::{Rubric, TaskSet};
+use turnwise_rollout::{
+    AgentFactory, Limits, Policy, PoolSettings, RolloutError, RolloutPool, StopSignal,
+};
+use turnwise_trajectory::{GroupId, Trajectory};
+
+use crate::SuccessRate;
+
+/// How a policy is evaluated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvaluationSettings {
+    /// Episodes; tasks are played in order, and again from the first when there are fewer.
+    pub episodes: usize,
+    /// All randomness derives from it.
+    pub seed: u64,
+    /// Episodes that run at the same time.
+    pub max_concurrent: usize,
+    /// What an episode may use.
+    pub limits: Limits,
+}
+
+/// What is being evaluated, on what.
+#[derive(Clone)]
+pub struct Evaluated {
+    /// The engine that draws.
+    pub policy: Arc<dyn Policy>,
+    /// The tasks, usually held out.
+    pub tasks: Arc<dyn TaskSet>,
+    /// How conversations become tokens, and how tokens are drawn.
+    pub agents: Arc<dyn AgentFactory>,
+    /// Scores episodes beside their environment.
+    pub rubric: Option<Arc<dyn Rubric>>,
+}
+
+impl std::fmt::Debug for Evaluated {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Evaluated")
+            .field("tasks", &self.tasks.name())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What came of an evaluation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// The share of solved episodes.
+    pub success: SuccessRate,
+    /// Mean reward of the scored episodes.
+    pub reward_mean: f64,
+    /// Episodes that broke in spite of retries; they are not among the scored.
+    pub n_broken: usize,
+    /// The scored episodes in order.
+    pub trajectories: Vec<Trajectory>,
+}
+
+/// Plays episodes and counts the solved ones. `None` when `stop` came first.
+///
+/// # Errors
+/// When too many episodes in a row break.
+pub async fn evaluate(
+    evaluated: &Evaluated,
+    settings: &EvaluationSettings,
+    stop: &StopSignal,
+) -> Result<Option<Evaluation>, RolloutError> {
+    let mut pool = RolloutPool::new(
+        evaluated.tasks.clone(),
+        evaluated.agents.clone(),
+        evaluated.rubric.clone(),
+        pool_settings(settings),
+        settings.seed,
+    );
+    for episode in 0..settings.episodes {
+        pool.start(GroupId(episode as u64), episode % evaluated.tasks.len());
+    }
+    let mut trajectories = Vec::with_capacity(settings.episodes);
+    while pool.n_waiting() > 0 {
+        let iteration = pool.iterate(&evaluated.policy, stop).await?;
+        if stop.requested() {
+            return Ok(None);
+        }
+        trajectories.extend(iteration.groups.into_iter().flat_map(|group| group.members));
+    }
+    Ok(Some(summarise(trajectories, settings.episodes)))
+}
+
+fn pool_settings(settings: &EvaluationSettings) -> PoolSettings {
+    PoolSettings {
+        group_size: 1,
+        min_group_size: 1,
+        max_concurrent: settings.max_concurrent,
+        tokens_per_iteration: None,
+        max_retries: 2,
+        max_faults_in_row: 20,
+        limits: settings.limits.clone(),
+    }
+}
+
+fn summarise(trajectories: Vec<Trajectory>, n_started: usize) -> Evaluation {
+    let mut tasks: BTreeMap<usize, Vec<bool>> = BTreeMap::new();
+    for trajectory in &trajectories {
+        tasks.entry(trajectory.identity.task_index).or_default().push(trajectory.solved);
+    }
+    let rewards: f64 = trajectories.iter().filter_map(Trajectory::reward).sum();
+    Evaluation {
+        success: SuccessRate::of(&tasks.into_values().collect::<Vec<_>>()),
+        reward_mean: rewards / trajectories.len().max(1) as f64,
+        n_broken: n_started - trajectories.len(),
+        trajectories,
+    }
+}

@@ -1,0 +1,102 @@
+//! The one list of metrics: a metric without a help text does not compile.
+
+use std::collections::BTreeMap;
+
+/// Which way a metric should go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// Up.
+    Higher,
+    /// Down.
+    Lower,
+    /// Neither: it has a normal range.
+    Neither,
+}
+
+/// A metric: a flat name that is never reused for another meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metric {
+    /// `area/quantity[_statistic][_unit]`.
+    pub name: &'static str,
+    /// Which way it should go.
+    pub better: Better,
+    /// What it is, what is normal, what to try when it is not.
+    pub help: &'static str,
+}
+
+/// The values of one step, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MetricValues {
+    values: BTreeMap<&'static str, f64>,
+}
+
+impl MetricValues {
+    /// Records a value; one that is not finite is not recorded, because JSON has no word for it.
+    pub fn set(&mut self, metric: Metric, value: f64) {
+        if value.is_finite() {
+            self.values.insert(metric.name, value);
+        }
+    }
+
+    /// A value that was recorded.
+    #[must_use]
+    pub fn get(&self, metric: Metric) -> Option<f64> {
+        self.values.get(metric.name).copied()
+    }
+
+    /// Names and values in alphabetical order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
+        self.values.iter().map(|(name, value)| (*name, *value))
+    }
+}
+
+macro_rules! metrics {
+    ($($constant:ident $name:literal $better:ident $help:literal)*) => {
+        $(
+            #[doc = concat!("`", $name, "`: ", $help)]
+            pub const $constant: Metric = Metric { name: $name, better: Better::$better, help: $help };
+        )*
+        /// Every metric, in the order of this file.
+        pub const ALL: &[Metric] = &[$($constant),*];
+    };
+}
+
+metrics! {
+    REWARD_MEAN "reward/mean" Higher "Mean reward of the step's scored episodes."
+    SUCCESS_RATE "reward/success_rate" Higher "Share of the step's scored episodes that solved their task, 0 to 1."
+    REWARD_STD "reward/std" Neither "Standard deviation of the rewards; 0 means that nothing can be learnt from this step."
+    LOSS "objective/loss" Neither "The objective's loss, mean over mini-batches. It need not fall: advantages have mean 0, so it stays near 0."
+    LOG_RATIO_MEAN "objective/log_ratio_mean" Neither "Mean of log s, the sequence ratio. Near 0; a drift means that steps are too large."
+    LOG_RATIO_STD "objective/log_ratio_std" Neither "Standard deviation of log s. Read the clip range against it: GSPO clips far more than token-level GRPO."
+    CLIP_FRAC "objective/clip_frac" Neither "Share of tokens with an advantage whose gradient clipping removed, 0 to 1."
+    CLIP_LOW_FRAC "objective/clip_low_frac" Neither "The part of the clip fraction at the lower bound."
+    CLIP_HIGH_FRAC "objective/clip_high_frac" Neither "The part of the clip fraction at the upper bound."
+    EFFECTIVE_SAMPLES "objective/effective_sample_size" Higher "Effective number of sequences under the ratios; close to their count when nothing is far off-policy."
+    K3 "objective/k3_mean" Neither "KL of the behaviour policy from the trained one, per token, by the k3 estimator, in nats."
+    MISMATCH_KL "engine/mismatch_kl" Lower "KL between engine and trainer under the same weights, per token, by k3, in nats. Rounding only: above 1e-6 the two disagree."
+    MISMATCH_MAX "engine/mismatch_max" Lower "Largest difference of log-probability between engine and trainer under the same weights, in nats."
+    GRAD_NORM "train/grad_norm" Neither "Euclidean norm of the gradient before clipping, mean over the optimiser steps."
+    LEARNING_RATE "train/learning_rate" Neither "The learning rate of the step."
+    SKIPPED_UPDATES "train/skipped_count" Lower "Optimiser steps that were left out because the gradient was not finite."
+    UPDATES "train/update_count" Neither "Optimiser steps that were taken."
+    SAMPLED_TOKENS "tokens/sampled_count" Neither "Tokens the policy drew in the step."
+    TRAINED_TOKENS "tokens/trained_count" Neither "Tokens that were trained on."
+    EPISODES "group/episode_count" Neither "Episodes that were trained on."
+    MIXED_FRAC "group/mixed_frac" Higher "Share of finished groups with different rewards: the ones there is something to learn from."
+    SOLVED_FRAC "group/all_solved_frac" Neither "Share of finished groups whose members all solved the task."
+    NONE_SOLVED_FRAC "group/none_solved_frac" Lower "Share of finished groups none of whose members solved the task."
+    SUSPENDED "partial/suspended_count" Neither "Episodes suspended at the end of the step's rollouts."
+    RESUMED "partial/resumed_count" Neither "Episodes that went on in this step after a suspension."
+    MIXED_VERSIONS "partial/mixed_version_count" Neither "Trained episodes whose tokens were drawn by more than one version."
+    STALENESS_MAX "stale/versions_max" Lower "Versions that the oldest trained token is behind the weights being trained."
+    STALENESS_MEAN "stale/versions_mean" Lower "The mean of that over trained tokens."
+    DROPPED "stale/dropped_count" Lower "Scored episodes that were not trained on, zero-variance groups included."
+    TURNS_MEAN "length/turns_mean" Neither "Turns of an episode."
+    TOKENS_MEAN "length/sampled_mean" Neither "Tokens drawn in an episode."
+    TRUNCATED_FRAC "length/truncated_frac" Lower "Share of episodes that ran into a limit."
+    FAULTS "fault/infra_count" Lower "Attempts that broke; they have no reward and are tried again."
+    AGENT_FAULTS "fault/agent_count" Lower "Episodes ended by the agent's own mistakes of form."
+    STEP_S "time/step_s" Lower "Wall time of the step, in seconds."
+    ROLLOUT_S "time/rollout_s" Lower "The part of it spent on rollouts."
+    TRAIN_S "time/train_s" Lower "The part of it spent on training."
+}

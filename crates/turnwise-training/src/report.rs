@@ -1,0 +1,188 @@
+use turnwise_objective::Metrics;
+use turnwise_rollout::{Group, Iteration};
+use turnwise_trajectory::{Outcome, PolicyVersion, Trajectory};
+
+use crate::Updated;
+use crate::metric::{self, MetricValues};
+use crate::policy_gradient::{Mismatch, ObjectiveReport};
+
+/// What one step did: numbers for the log, episodes for people.
+#[derive(Clone, Debug, Default)]
+pub struct StepReport {
+    /// The step, from 0.
+    pub step: u64,
+    /// The numbers.
+    pub metrics: MetricValues,
+    /// The trained episodes.
+    pub trained: Vec<Trajectory>,
+    /// Some scored episode of the step, for a look at what the policy does: the last that was solved, else the last.
+    pub sample: Option<Trajectory>,
+    pub(crate) n_dropped: u64,
+}
+
+/// How long things took, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    pub(crate) step_s: f64,
+    pub(crate) rollout_s: f64,
+}
+
+/// What the optimiser steps of one training step did.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct UpdateReport {
+    pub(crate) learning_rate: f64,
+    pub(crate) trained_version: PolicyVersion,
+    pub(crate) n_applied: usize,
+    n_skipped: usize,
+    loss_sum: f64,
+    grad_norm_sum: f64,
+    n_tokens: usize,
+    objective: Metrics,
+    mismatch: Mismatch,
+}
+
+impl UpdateReport {
+    pub(crate) fn new(learning_rate: f64, trained_version: PolicyVersion) -> Self {
+        Self { learning_rate, trained_version, ..Self::default() }
+    }
+
+    pub(crate) fn record(&mut self, objective: &ObjectiveReport, updated: Updated) {
+        self.loss_sum += objective.loss;
+        self.n_tokens += objective.n_tokens;
+        self.objective.merge(&objective.metrics);
+        if objective.mismatch.n > 0 {
+            self.mismatch = objective.mismatch;
+        }
+        if updated.applied {
+            self.n_applied += 1;
+            self.grad_norm_sum += updated.grad_norm;
+        } else {
+            self.n_skipped += 1;
+        }
+    }
+
+    fn write(&self, metrics: &mut MetricValues) {
+        let n = (self.n_applied + self.n_skipped).max(1) as f64;
+        metrics.set(metric::LOSS, self.loss_sum / n);
+        metrics.set(metric::LOG_RATIO_MEAN, or_zero(self.objective.log_ratio_mean()));
+        metrics.set(metric::LOG_RATIO_STD, or_zero(self.objective.log_ratio_std()));
+        let clipped = self.objective.clip_fraction_by_token();
+        metrics.set(metric::CLIP_FRAC, or_zero(clipped.total()));
+        metrics.set(metric::CLIP_LOW_FRAC, clipped.low);
+        metrics.set(metric::CLIP_HIGH_FRAC, clipped.high);
+        metrics.set(metric::EFFECTIVE_SAMPLES, self.objective.effective_sample_size());
+        metrics.set(metric::K3, self.objective.k3_mean());
+        metrics.set(metric::GRAD_NORM, self.grad_norm_sum / self.n_applied.max(1) as f64);
+        metrics.set(metric::LEARNING_RATE, self.learning_rate);
+        metrics.set(metric::UPDATES, self.n_applied as f64);
+        metrics.set(metric::SKIPPED_UPDATES, self.n_skipped as f64);
+        metrics.set(metric::TRAINED_TOKENS, self.n_tokens as f64);
+        if self.mismatch.n > 0 {
+            metrics.set(metric::MISMATCH_KL, self.mismatch.k3_sum / self.mismatch.n as f64);
+            metrics.set(metric::MISMATCH_MAX, self.mismatch.max);
+        }
+    }
+}
+
+impl StepReport {
+    pub(crate) fn new(step: u64, iteration: &Iteration, groups: &[Group]) -> Self {
+        let mut report = Self { step, ..Self::default() };
+        report.describe_iteration(iteration);
+        report.describe_groups(groups);
+        report
+    }
+
+    pub(crate) fn finish(&mut self, trained: &[Trajectory], update: &UpdateReport, timing: Timing) {
+        self.describe_trained(trained, update.trained_version);
+        update.write(&mut self.metrics);
+        self.metrics.set(metric::DROPPED, self.n_dropped as f64);
+        self.metrics.set(metric::STEP_S, timing.step_s);
+        self.metrics.set(metric::ROLLOUT_S, timing.rollout_s);
+        self.metrics.set(metric::TRAIN_S, timing.step_s - timing.rollout_s);
+        self.trained = trained.to_vec();
+    }
+
+    fn describe_iteration(&mut self, iteration: &Iteration) {
+        let metrics = &mut self.metrics;
+        metrics.set(metric::SAMPLED_TOKENS, iteration.n_sampled as f64);
+        metrics.set(metric::SUSPENDED, iteration.suspended as f64);
+        metrics.set(metric::RESUMED, iteration.resumed as f64);
+        let with_prefix = |prefix: &str| -> u64 {
+            iteration
+                .outcomes
+                .iter()
+                .filter(|(label, _)| label.starts_with(prefix))
+                .map(|(_, n)| n)
+                .sum()
+        };
+        metrics.set(metric::FAULTS, with_prefix("infra_") as f64);
+        metrics.set(metric::AGENT_FAULTS, with_prefix("agent_") as f64);
+    }
+
+    fn describe_groups(&mut self, groups: &[Group]) {
+        let scored: Vec<&Trajectory> = groups.iter().flat_map(Group::scored).collect();
+        self.sample = scored
+            .iter()
+            .rfind(|member| member.solved)
+            .or(scored.last())
+            .map(|member| (*member).clone());
+        let metrics = &mut self.metrics;
+        let rewards: Vec<f64> = scored.iter().filter_map(|member| member.reward()).collect();
+        let mean_reward = mean(rewards.iter().copied());
+        metrics.set(metric::REWARD_MEAN, mean_reward);
+        metrics.set(
+            metric::REWARD_STD,
+            mean(rewards.iter().map(|reward| (reward - mean_reward).powi(2))).sqrt(),
+        );
+        let share = |of: &dyn Fn(&Trajectory) -> bool| {
+            mean(scored.iter().map(|member| f64::from(u8::from(of(member)))))
+        };
+        metrics.set(metric::SUCCESS_RATE, share(&|member| member.solved));
+        metrics.set(
+            metric::TRUNCATED_FRAC,
+            share(&|member| matches!(member.outcome, Outcome::Truncated(_))),
+        );
+        metrics
+            .set(metric::TURNS_MEAN, mean(scored.iter().map(|member| member.turns.len() as f64)));
+        metrics
+            .set(metric::TOKENS_MEAN, mean(scored.iter().map(|member| member.n_sampled() as f64)));
+        let of_groups = |of: &dyn Fn(&Group) -> bool| {
+            mean(groups.iter().map(|group| f64::from(u8::from(of(group)))))
+        };
+        metrics.set(metric::MIXED_FRAC, of_groups(&|group| !group.has_zero_variance()));
+        metrics.set(
+            metric::SOLVED_FRAC,
+            of_groups(&|group| group.scored().all(|member| member.solved)),
+        );
+        metrics.set(
+            metric::NONE_SOLVED_FRAC,
+            of_groups(&|group| !group.scored().any(|member| member.solved)),
+        );
+    }
+
+    fn describe_trained(&mut self, trained: &[Trajectory], version: PolicyVersion) {
+        let tokens = || trained.iter().flat_map(Trajectory::sampled).filter(|token| token.trains());
+        let metrics = &mut self.metrics;
+        metrics.set(metric::EPISODES, trained.len() as f64);
+        let staleness = || tokens().map(|token| token.version.staleness(version));
+        metrics.set(metric::STALENESS_MAX, f64::from(staleness().max().unwrap_or(0)));
+        metrics.set(metric::STALENESS_MEAN, or_zero(mean(staleness().map(f64::from))));
+        let mixed = trained.iter().filter(|trajectory| {
+            let mut versions = trajectory.sampled().map(|token| token.version);
+            let first = versions.next();
+            versions.any(|version| Some(version) != first)
+        });
+        metrics.set(metric::MIXED_VERSIONS, mixed.count() as f64);
+    }
+}
+
+/// NaN of nothing, which is then not recorded.
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, n) = values.fold((0.0, 0_usize), |(sum, n), value| (sum + value, n + 1));
+    sum / n as f64
+}
+
+/// For means over the trained tokens, of a step that had none.
+fn or_zero(value: f64) -> f64 {
+    if value.is_nan() { 0.0 } else { value }
+}
