@@ -3,6 +3,7 @@ use std::error::Error;
 /// An environment that cannot go on: an infrastructure failure, never a verdict on the agent.
 ///
 /// The episode ends as `InfraFault` without a reward. What the *agent* did wrong is answered with an observation instead.
+/// Settings that an environment cannot be made from are reported with it too.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct EnvironmentError {

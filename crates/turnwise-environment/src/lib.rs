@@ -6,6 +6,7 @@
 //!
 //! Not supported: several agents in one environment, and images in messages.
 
+pub mod check;
 mod demonstrator;
 mod environment;
 mod error;

@@ -76,7 +76,7 @@ impl Message {
 /// A tool call that could be read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToolCall {
-    /// Unique within the episode; the answer carries it.
+    /// Unique within the action; the answer carries it.
     pub id: String,
     /// The tool's name as the agent wrote it; it may not exist.
     pub name: String,

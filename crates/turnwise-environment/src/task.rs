@@ -52,7 +52,7 @@ fn fnv1a_128(bytes: &[u8]) -> u128 {
 /// - `key` and `environment` depend on the index alone, and are defined for every index below `len`.
 /// - Each call of `environment` returns a fresh one that has not been reset.
 pub trait TaskSet: Send + Sync {
-    /// The environment's name in records: `[a-z0-9._-]`, at most 64.
+    /// The environment's name in records: `[A-Za-z0-9._-]`, at most 64.
     fn name(&self) -> &str;
 
     /// The version of rules and texts; a trajectory is compared only with others of the same version.
@@ -79,6 +79,7 @@ pub trait TaskSet: Send + Sync {
 impl<E: Environment + Clone + Debug + Sync + 'static> TaskSet for Vec<E> {
     fn name(&self) -> &'static str {
         let path = std::any::type_name::<E>();
+        let path = path.split('<').next().unwrap_or(path);
         path.rsplit("::").next().unwrap_or(path)
     }
 

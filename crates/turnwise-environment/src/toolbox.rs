@@ -9,7 +9,7 @@ use crate::{
 /// The tools of an environment, and the answering of calls in the order they were made.
 #[derive(Clone, Default)]
 pub struct Toolbox {
-    tools: Vec<Arc<dyn Tool>>,
+    tools: Vec<(ToolSpec, Arc<dyn Tool>)>,
 }
 
 /// The answers to the calls of one action.
@@ -40,7 +40,7 @@ impl Toolbox {
     /// What the agent is told.
     #[must_use]
     pub fn specs(&self) -> Vec<ToolSpec> {
-        self.tools.iter().map(|tool| tool.spec()).collect()
+        self.tools.iter().map(|(spec, _)| spec.clone()).collect()
     }
 
     /// Answers every call of an action; wrong ones with an error the agent can read.
@@ -75,6 +75,13 @@ impl Toolbox {
     }
 }
 
+/// The agent chose the name, so it may be of any length.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 64;
+    let short: String = name.chars().take(MOST).collect();
+    if short.len() < name.len() { format!("`{short}…`") } else { format!("`{short}`") }
+}
+
 fn refuse(call: &MalformedCall) -> ToolReply {
     ToolReply::Error(call.error, call.message.clone())
 }
@@ -88,6 +95,6 @@ fn text_of(reply: &ToolReply) -> String {
 
 impl fmt::Debug for Toolbox {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_list().entries(self.tools.iter().map(|tool| tool.spec().name)).finish()
+        formatter.debug_list().entries(self.tools.iter().map(|(spec, _)| &spec.name)).finish()
     }
 }

@@ -33,6 +33,21 @@ pub struct PoolSettings {
     pub limits: Limits,
 }
 
+impl Default for PoolSettings {
+    /// Groups of 8 of which 2 must be scored, no token budget, and the retries and breaker of the fault table.
+    fn default() -> Self {
+        Self {
+            group_size: 8,
+            min_group_size: 2,
+            max_concurrent: 256,
+            tokens_per_iteration: None,
+            max_retries: 2,
+            max_faults_in_row: 20,
+            limits: Limits::default(),
+        }
+    }
+}
+
 /// Runs groups of episodes side by side, iteration by iteration, and keeps what is suspended.
 pub struct RolloutPool {
     tasks: Arc<dyn TaskSet>,

@@ -43,6 +43,18 @@ pub struct Admission {
     pub keep_zero_variance: bool,
 }
 
+impl Default for Admission {
+    /// Up to 4 versions old; older trajectories are dropped whole, truncated ones kept, groups without variance left out.
+    fn default() -> Self {
+        Self {
+            max_staleness: 4,
+            stale: StaleTokens::Drop,
+            truncated: TruncatedEpisodes::Keep,
+            keep_zero_variance: false,
+        }
+    }
+}
+
 /// The members of a group that are compared with each other, and why the others are not.
 #[derive(Debug, Default)]
 pub struct Admitted {

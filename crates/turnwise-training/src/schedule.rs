@@ -24,6 +24,13 @@ pub struct Schedule {
     pub steps: u64,
 }
 
+impl Default for Schedule {
+    /// 1e-3 from the first step on: right for models of a million weights, far too much for a billion.
+    fn default() -> Self {
+        Self { learning_rate: 1e-3, warmup_steps: 0, decay: Decay::Constant, steps: u64::MAX }
+    }
+}
+
 impl Schedule {
     /// The learning rate of a step, counted from 0.
     ///

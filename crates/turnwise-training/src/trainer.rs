@@ -63,6 +63,24 @@ pub struct TrainerSettings {
     pub seed: u64,
 }
 
+impl Default for TrainerSettings {
+    /// 16 groups at a time and 4 mini-batches, as in the paper; recorded log-probabilities in the ratio.
+    fn default() -> Self {
+        Self {
+            groups_per_step: 16,
+            rollout: PoolSettings::default(),
+            admission: Admission::default(),
+            ratio_scope: RatioScope::default(),
+            behavior: Behavior::default(),
+            n_minibatches: 4,
+            micro_batch_tokens: 16_384,
+            schedule: Schedule::default(),
+            max_grad_norm: 1.0,
+            seed: 0,
+        }
+    }
+}
+
 /// The loop: groups, credit, objective, optimiser, new weights.
 pub struct Trainer<L> {
     learner: L,

@@ -1,1 +1,22 @@
-//! Not yet written.
+//! Multi-turn reinforcement learning for language-model agents.
+//!
+//! Implement [`environment::Environment`], hand its tasks to a [`training::Trainer`], and a policy gets better at them by
+//! GSPO-token: each turn has its own advantage, while the importance ratio and the clip stay at the level of the whole
+//! sequence.
+
+#[cfg(feature = "candle")]
+pub use turnwise_candle as candle;
+pub use turnwise_chat as chat;
+pub use turnwise_environment as environment;
+pub use turnwise_objective as objective;
+pub use turnwise_rollout as rollout;
+pub use turnwise_training as training;
+pub use turnwise_trajectory as trajectory;
+
+/// How the crates fit together, and the promises that hold between them.
+#[doc = include_str!("../docs/architecture.md")]
+pub mod architecture {}
+
+/// What changed for users, newest first.
+#[doc = include_str!("../docs/changelog.md")]
+pub mod changelog {}

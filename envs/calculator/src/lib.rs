@@ -1,1 +1,35 @@
-//! Not yet written.
+//! Multi-step arithmetic through a tool that is called with JSON arguments.
+//!
+//! [`Calculator`] is the suite: tasks in two splits, an expert that calls the tool step by step, a random baseline. The
+//! rules, the texts and a transcript are in the crate's README.
+//!
+//! ```
+//! use turnwise_calculator::{Calculator, CalculatorSettings};
+//! use turnwise_environment::{Split, Suite};
+//!
+//! # fn main() -> Result<(), turnwise_environment::EnvironmentError> {
+//! let calculator = Calculator::new(CalculatorSettings::default())?;
+//! let n_tasks = [Split::Train, Split::HeldOut].map(|split| calculator.tasks(split).len());
+//! assert_eq!(n_tasks.iter().sum::<usize>(), 2000);
+//! # Ok(())
+//! # }
+//! ```
+
+mod calc;
+mod episode;
+mod expression;
+mod number;
+mod operation;
+mod players;
+mod settings;
+mod space;
+mod suite;
+mod tasks;
+
+pub use calc::Calc;
+pub use episode::CalculatorEpisode;
+pub use expression::Expression;
+pub use operation::Operation;
+pub use settings::CalculatorSettings;
+pub use suite::Calculator;
+pub use tasks::{CalculatorTask, CalculatorTasks};

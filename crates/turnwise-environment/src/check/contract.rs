@@ -1,0 +1,256 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use super::Check;
+use super::episode::{Episode, Subject, Turn};
+use super::hostile::hostile_actions;
+use super::snapshot::{continues, refuses};
+use crate::{Action, CallAttempt, Observation, Role, Step};
+
+const PLAYS: &str = "reset/step with 64 seeds";
+const REPEATS: &str = "same seed, same transcript";
+const REWARDS: &str = "rewards finite and in range";
+const SURVIVES: &str = "survives hostile actions";
+const SPEAKS: &str = "observations are not empty and not the agent's";
+const ANSWERS: &str = "answers tool calls in order";
+const TOOLS: &str = "tools stay the same";
+const ENDS: &str = "ends within its turns";
+const CONTINUES: &str = "snapshot/restore continues identically";
+const REFUSES: &str = "refuses what is no snapshot";
+
+/// How many seeds of a subject are played a second time, disturbed or snapshotted.
+const N_REPEATED: usize = 4;
+
+/// What has been seen so far of the environments of one contract.
+#[derive(Default)]
+pub(super) struct Contract {
+    /// The first thing that was wrong, by check.
+    wrong: BTreeMap<&'static str, String>,
+    n_episodes: usize,
+    n_hostile: usize,
+    n_snapshots: usize,
+    n_calls: usize,
+    turns_max: usize,
+    observation_chars_max: usize,
+    reward_min: Option<f64>,
+    reward_max: Option<f64>,
+    tool_names: BTreeSet<String>,
+}
+
+impl Contract {
+    /// Plays a subject with these seeds and keeps what is wrong.
+    pub(super) async fn examine(&mut self, subject: &Subject<'_>, seeds: Range<u64>) {
+        let mut kept = Vec::new();
+        for seed in seeds {
+            match subject.played(seed).await {
+                Ok(episode) => {
+                    self.inspect(subject, &episode);
+                    self.count(&episode);
+                    if kept.len() < N_REPEATED {
+                        kept.push((seed, episode));
+                    }
+                }
+                Err(why) => self.report(subject, PLAYS, Err(format!("seed {seed}: {why}"))),
+            }
+        }
+        for (seed, episode) in &kept {
+            self.report(subject, REPEATS, repeats(subject, *seed, episode).await);
+            self.snapshots(subject, *seed, episode).await;
+        }
+        if let Some((seed, episode)) = kept.first() {
+            self.disturb(subject, *seed, episode).await;
+        }
+    }
+
+    /// Every check, with what was seen where nothing is wrong.
+    pub(super) fn into_checks(mut self) -> Vec<Check> {
+        let details = self.details();
+        details
+            .into_iter()
+            .map(|(name, detail)| {
+                let result = match self.wrong.remove(name) {
+                    Some(why) => Err(why),
+                    // Nothing may pass for want of an episode.
+                    None if self.n_episodes == 0 => Err("no episode could be played".to_owned()),
+                    None => Ok(detail),
+                };
+                Check { name, result }
+            })
+            .collect()
+    }
+
+    fn details(&self) -> [(&'static str, String); 10] {
+        let range = match (self.reward_min, self.reward_max) {
+            (Some(min), Some(max)) => format!("sums from {min:.3} to {max:.3}"),
+            _ => "no turn was scored".to_owned(),
+        };
+        let snapshots = match self.n_snapshots {
+            0 => "takes no snapshots".to_owned(),
+            n => format!("{n} snapshots"),
+        };
+        let names: Vec<&str> = self.tool_names.iter().map(String::as_str).collect();
+        let tools = if names.is_empty() { "no tools".to_owned() } else { names.join(", ") };
+        let longest = format!("the longest has {} characters", self.observation_chars_max);
+        [
+            (PLAYS, format!("{} episodes", self.n_episodes)),
+            (REPEATS, "equal observations and rewards".to_owned()),
+            (REWARDS, range),
+            (SURVIVES, format!("{} hostile episodes", self.n_hostile)),
+            (SPEAKS, longest),
+            (ANSWERS, format!("{} calls", self.n_calls)),
+            (TOOLS, tools),
+            (ENDS, format!("{} turns at most", self.turns_max)),
+            (CONTINUES, snapshots),
+            (REFUSES, "with an error".to_owned()),
+        ]
+    }
+
+    /// Keeps the first thing that is wrong with a check.
+    fn report(&mut self, subject: &Subject<'_>, check: &'static str, result: Result<(), String>) {
+        if let Err(why) = result {
+            let place = if subject.label.is_empty() { "" } else { ": " };
+            let text = format!("{}{place}{why}", subject.label);
+            self.wrong.entry(check).or_insert(text);
+        }
+    }
+
+    /// What can be read off an episode that was played.
+    fn inspect(&mut self, subject: &Subject<'_>, episode: &Episode) {
+        self.report(subject, REWARDS, sum_of_rewards(episode));
+        self.report(subject, SPEAKS, episode.observations().try_for_each(speaks));
+        self.report(subject, ENDS, ends(subject, episode));
+        self.report(subject, TOOLS, same_tools(episode));
+        if !episode.tools.is_empty() {
+            self.report(subject, ANSWERS, episode.turns.iter().try_for_each(answers));
+        }
+    }
+
+    /// What the details tell of the episodes of the subject's own player.
+    fn count(&mut self, episode: &Episode) {
+        self.n_episodes += 1;
+        self.n_calls += episode.actions().map(|action| action.calls.len()).sum::<usize>();
+        self.turns_max = self.turns_max.max(episode.turns.len());
+        let longest = episode.observations().map(n_chars).max();
+        self.observation_chars_max = self.observation_chars_max.max(longest.unwrap_or(0));
+        self.tool_names.extend(episode.tools.iter().map(|tool| tool.name.clone()));
+        if let Some(sum) = episode.rewards().reduce(|sum, reward| sum + reward) {
+            self.reward_min = Some(self.reward_min.map_or(sum, |min| min.min(sum)));
+            self.reward_max = Some(self.reward_max.map_or(sum, |max| max.max(sum)));
+        }
+    }
+
+    async fn snapshots(&mut self, subject: &Subject<'_>, seed: u64, episode: &Episode) {
+        let snapshots = continues(subject, seed, episode).await.unwrap_or_else(|why| {
+            self.report(subject, CONTINUES, Err(format!("seed {seed}: {why}")));
+            Vec::new()
+        });
+        self.n_snapshots += snapshots.len();
+        self.report(subject, REFUSES, refuses(subject, &snapshots).await);
+    }
+
+    /// Plays hostile actions from the first turn on, and from the middle of a good episode on.
+    async fn disturb(&mut self, subject: &Subject<'_>, seed: u64, good: &Episode) {
+        for (what, hostile) in hostile_actions(&good.tools) {
+            for n_good in [0, good.turns.len() / 2] {
+                let played = disturbed(subject, seed, good, n_good, &hostile).await;
+                match played {
+                    Ok(episode) => {
+                        self.n_hostile += 1;
+                        self.inspect(subject, &episode);
+                    }
+                    Err(why) => self.report(subject, SURVIVES, Err(format!("{what}: {why}"))),
+                }
+            }
+        }
+    }
+}
+
+/// The first good actions of an episode, then one hostile action until the end.
+async fn disturbed(
+    subject: &Subject<'_>,
+    seed: u64,
+    good: &Episode,
+    n_good: usize,
+    hostile: &Action,
+) -> Result<Episode, String> {
+    let mut act = |turn: usize, _shown: &Observation| match good.turns.get(turn) {
+        Some(turn_of_good) if turn < n_good => turn_of_good.action.clone(),
+        _ => hostile.clone(),
+    };
+    subject.play(seed, &mut act).await
+}
+
+/// Whether the same seed plays the same episode once more.
+async fn repeats(subject: &Subject<'_>, seed: u64, before: &Episode) -> Result<(), String> {
+    let again = subject.played(seed).await?;
+    if again.tools != before.tools {
+        return Err(format!("seed {seed}: the tools differ"));
+    }
+    if again.first != before.first {
+        return Err(format!("seed {seed}: the first observations differ"));
+    }
+    let differs = |turn: &usize| again.turns.get(*turn) != before.turns.get(*turn);
+    match (0..again.turns.len().max(before.turns.len())).find(differs) {
+        Some(turn) => Err(format!("seed {seed}: the transcripts differ at turn {}", turn + 1)),
+        None => Ok(()),
+    }
+}
+
+/// Whether each reward is a number and their sum lies where the environment says.
+fn sum_of_rewards(episode: &Episode) -> Result<(), String> {
+    if let Some(reward) = episode.rewards().find(|reward| !reward.is_finite()) {
+        return Err(format!("a turn has the reward {reward}"));
+    }
+    let sum: f64 = episode.rewards().sum();
+    let range = &episode.reward_range;
+    if range.contains(&sum) {
+        Ok(())
+    } else {
+        Err(format!("an episode's rewards sum to {sum}, outside {range:?}"))
+    }
+}
+
+fn same_tools(episode: &Episode) -> Result<(), String> {
+    if episode.tools == episode.tools_at_end {
+        Ok(())
+    } else {
+        Err("the tools changed within an episode".to_owned())
+    }
+}
+
+fn speaks(observation: &Observation) -> Result<(), String> {
+    if observation.messages.is_empty() {
+        return Err("an observation has no message".to_owned());
+    }
+    if observation.messages.iter().any(|message| message.role == Role::Assistant) {
+        return Err("an observation has a message of the agent's own role".to_owned());
+    }
+    Ok(())
+}
+
+/// Whether each call of an action that did not end the episode has its answer, in call order.
+fn answers(turn: &Turn) -> Result<(), String> {
+    let Step::Next { observation, .. } = &turn.step else { return Ok(()) };
+    let called = turn.action.calls.iter().map(|attempt| match attempt {
+        CallAttempt::Call(call) => call.id.as_str(),
+        CallAttempt::Malformed(call) => call.id.as_str(),
+    });
+    let results = observation.messages.iter().filter(|message| message.role == Role::Tool);
+    let answered = results.map(|message| message.tool_call_id.as_deref().unwrap_or_default());
+    if called.eq(answered) {
+        Ok(())
+    } else {
+        Err("the tool messages do not answer the calls one by one".to_owned())
+    }
+}
+
+fn ends(subject: &Subject<'_>, episode: &Episode) -> Result<(), String> {
+    match subject.max_turns {
+        Some(limit) if !episode.ended() => Err(format!("not over after {limit} turns")),
+        _ => Ok(()),
+    }
+}
+
+fn n_chars(observation: &Observation) -> usize {
+    observation.messages.iter().map(|message| message.content.chars().count()).sum()
+}

@@ -1,0 +1,127 @@
+use std::ops::RangeInclusive;
+
+use super::guard::{caught, guarded};
+use crate::{Action, Demonstrator, Ending, Environment, Observation, Step, ToolSpec};
+
+/// How many turns are played of an environment that sets itself no limit.
+const UNLIMITED_TURNS: usize = 16;
+
+/// What is checked: one task, and somebody who plays it.
+pub(super) struct Subject<'a> {
+    /// Which task it is, before every finding; empty where there is only one.
+    pub(super) label: String,
+    /// A fresh environment of the task.
+    pub(super) make: Box<dyn Fn() -> Box<dyn Environment> + Send + Sync + 'a>,
+    /// A player from a seed.
+    pub(super) player: Box<dyn Fn(u64) -> Box<dyn Demonstrator> + Send + Sync + 'a>,
+    /// When every episode must be over.
+    pub(super) max_turns: Option<usize>,
+}
+
+/// Everything that could be seen of one episode.
+pub(super) struct Episode {
+    pub(super) first: Observation,
+    pub(super) turns: Vec<Turn>,
+    pub(super) reward_range: RangeInclusive<f64>,
+    /// Before the reset.
+    pub(super) tools: Vec<ToolSpec>,
+    /// After the last turn.
+    pub(super) tools_at_end: Vec<ToolSpec>,
+}
+
+/// One action and what it led to.
+#[derive(Clone, PartialEq)]
+pub(super) struct Turn {
+    pub(super) action: Action,
+    pub(super) step: Step,
+}
+
+impl Subject<'_> {
+    /// A fresh environment.
+    pub(super) fn environment(&self) -> Result<Box<dyn Environment>, String> {
+        caught(&self.make)
+    }
+
+    /// Plays the player of a seed.
+    pub(super) async fn played(&self, seed: u64) -> Result<Episode, String> {
+        let mut player = caught(|| (self.player)(seed))?;
+        self.play(seed, &mut |_turn, shown| player.act(shown)).await
+    }
+
+    /// Plays what `act` does after the number of turns and the observation it gets.
+    pub(super) async fn play(
+        &self,
+        seed: u64,
+        act: &mut (dyn FnMut(usize, &Observation) -> Action + Send),
+    ) -> Result<Episode, String> {
+        let mut environment = self.environment()?;
+        let tools = caught(|| environment.tools())?;
+        let first = guarded(environment.reset(seed)).await.map_err(|why| format!("reset {why}"))?;
+        let mut turns: Vec<Turn> = Vec::new();
+        while turns.len() < self.max_turns.unwrap_or(UNLIMITED_TURNS) {
+            let Some(shown) = last_shown(&first, &turns) else { break };
+            let action =
+                caught(|| act(turns.len(), shown)).map_err(|why| format!("player {why}"))?;
+            let step = step(environment.as_mut(), action.clone())
+                .await
+                .map_err(|why| format!("turn {}: {why}", turns.len() + 1))?;
+            turns.push(Turn { action, step });
+        }
+        let tools_at_end = caught(|| environment.tools())?;
+        let reward_range = caught(|| environment.reward_range())?;
+        Ok(Episode { first, turns, reward_range, tools, tools_at_end })
+    }
+}
+
+/// One step of an environment; that it breaks is a finding, since nothing in here breaks an environment.
+pub(super) async fn step(
+    environment: &mut dyn Environment,
+    action: Action,
+) -> Result<Step, String> {
+    match guarded(environment.step(action)).await? {
+        Step::End { ending: Ending::Failed, .. } => Err("ended as failed".to_owned()),
+        step => Ok(step),
+    }
+}
+
+/// What the agent sees now; `None` after the end.
+fn last_shown<'a>(first: &'a Observation, turns: &'a [Turn]) -> Option<&'a Observation> {
+    match turns.last().map(|turn| &turn.step) {
+        None => Some(first),
+        Some(Step::Next { observation, .. }) => Some(observation),
+        Some(Step::End { .. }) => None,
+    }
+}
+
+impl Episode {
+    /// Whether the environment ended it.
+    pub(super) fn ended(&self) -> bool {
+        matches!(self.turns.last(), Some(Turn { step: Step::End { .. }, .. }))
+    }
+
+    /// Whether it ended with the task solved.
+    pub(super) fn solved(&self) -> bool {
+        matches!(self.turns.last(), Some(Turn { step: Step::End { solved: true, .. }, .. }))
+    }
+
+    /// The rewards of the turns that were scored.
+    pub(super) fn rewards(&self) -> impl Iterator<Item = f64> {
+        self.turns.iter().filter_map(|turn| match &turn.step {
+            Step::Next { reward, .. } | Step::End { reward, .. } => *reward,
+        })
+    }
+
+    /// What the agent was shown, oldest first.
+    pub(super) fn observations(&self) -> impl Iterator<Item = &Observation> {
+        let later = self.turns.iter().filter_map(|turn| match &turn.step {
+            Step::Next { observation, .. } => Some(observation),
+            Step::End { .. } => None,
+        });
+        std::iter::once(&self.first).chain(later)
+    }
+
+    /// What the player did, in order.
+    pub(super) fn actions(&self) -> impl Iterator<Item = &Action> {
+        self.turns.iter().map(|turn| &turn.action)
+    }
+}

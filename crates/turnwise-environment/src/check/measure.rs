@@ -1,0 +1,100 @@
+use super::episode::Subject;
+use crate::{Split, Suite, derive_seed};
+
+/// Which of a suite's two players.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Player {
+    /// [`Suite::expert`].
+    Expert,
+    /// [`Suite::random`].
+    Random,
+}
+
+/// How well a player does, over some episodes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// How many episodes were played.
+    pub n_episodes: usize,
+    /// The mean of their rewards, each the sum over its turns.
+    pub reward_mean: f64,
+    /// The share that was solved, from 0 to 1.
+    pub solved_rate: f64,
+}
+
+/// Plays `n_episodes` episodes of a player, spread evenly over the tasks of a split.
+///
+/// # Errors
+/// What an environment or the player did against its contract, with the task: an error, a panic, no end.
+///
+/// # Example
+///
+/// ```
+/// use turnwise_environment::check::{Player, measure};
+/// use turnwise_environment::{Split, Suite};
+///
+/// async fn expert_solves_all(suite: &dyn Suite) -> Result<bool, String> {
+///     let expert = measure(suite, Split::HeldOut, Player::Expert, 100).await?;
+///     Ok(expert.solved_rate == 1.0)
+/// }
+/// ```
+pub async fn measure(
+    suite: &dyn Suite,
+    split: Split,
+    player: Player,
+    n_episodes: usize,
+) -> Result<Measured, String> {
+    let mut reward = 0.0;
+    let mut n_solved = 0;
+    for (label, subject) in subjects(suite, split, n_episodes, player) {
+        let seed = derive_seed(1, label);
+        let episode =
+            subject.played(seed).await.map_err(|why| format!("{}: {why}", subject.label))?;
+        if !episode.ended() {
+            return Err(format!("{}: not over after {} turns", subject.label, suite.max_turns()));
+        }
+        reward += episode.rewards().sum::<f64>();
+        n_solved += usize::from(episode.solved());
+    }
+    let n = n_episodes.max(1) as f64;
+    Ok(Measured { n_episodes, reward_mean: reward / n, solved_rate: n_solved as f64 / n })
+}
+
+/// Each episode's number and what is played in it.
+fn subjects(
+    suite: &dyn Suite,
+    split: Split,
+    n_episodes: usize,
+    player: Player,
+) -> impl Iterator<Item = (u64, Subject<'_>)> {
+    let n_tasks = suite.tasks(split).len();
+    // A split without tasks has no episodes; that it is empty is found elsewhere.
+    (0..if n_tasks == 0 { 0 } else { n_episodes }).map(move |episode| {
+        // Episodes beyond the number of tasks begin again at the first.
+        let index =
+            if n_episodes < n_tasks { episode * n_tasks / n_episodes } else { episode % n_tasks };
+        (episode as u64, subject(suite, split, index, move |_| player))
+    })
+}
+
+/// One task of a suite, played by whom `player` names for a seed.
+pub(super) fn subject<'a>(
+    suite: &'a dyn Suite,
+    split: Split,
+    index: usize,
+    player: impl Fn(u64) -> Player + Send + Sync + 'a,
+) -> Subject<'a> {
+    let tasks = suite.tasks(split);
+    let name = match split {
+        Split::Train => "train",
+        Split::HeldOut => "held-out",
+    };
+    Subject {
+        label: format!("{name} task {index}"),
+        make: Box::new(move || tasks.environment(index)),
+        player: Box::new(move |seed| match player(seed) {
+            Player::Expert => suite.expert(seed),
+            Player::Random => suite.random(seed),
+        }),
+        max_turns: Some(suite.max_turns()),
+    }
+}

@@ -1,0 +1,4 @@
+//! The conformance suite finds what it is there to find.
+
+mod environments;
+mod suites;

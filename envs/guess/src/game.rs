@@ -1,0 +1,116 @@
+use std::cmp::Ordering;
+use std::ops::RangeInclusive;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use turnwise_environment::{Action, Environment, EnvironmentError, Observation, Step};
+
+use crate::GuessTask;
+
+/// One episode: the agent says numbers and hears whether the secret is higher or lower.
+///
+/// Reward 1 for the secret, 0 when the turns are used up before; no other turn is scored.
+///
+/// # Example
+///
+/// ```
+/// use turnwise_environment::{Environment, EnvironmentError, Step};
+/// use turnwise_guess::{GuessGame, GuessTask};
+///
+/// async fn play() -> Result<(), EnvironmentError> {
+///     let mut game = GuessGame::new(GuessTask { low: 1, high: 40, secret: 7, turns: 6 });
+///     assert_eq!(game.reset(0).await?, "Guess 1-40 in 6.".into());
+///     assert_eq!(game.step("20".into()).await?, Step::next("lower"));
+///     assert_eq!(game.step("7".into()).await?, Step::terminated(1.0));
+///     Ok(())
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct GuessGame {
+    task: GuessTask,
+    state: State,
+}
+
+/// What changes within an episode.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    turns_used: usize,
+}
+
+impl GuessGame {
+    /// A game that has not begun.
+    #[must_use]
+    pub fn new(task: GuessTask) -> Self {
+        Self { task, state: State::default() }
+    }
+}
+
+#[async_trait]
+impl Environment for GuessGame {
+    async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+        let GuessTask { low, high, turns, .. } = self.task;
+        Ok(format!("Guess {low}-{high} in {turns}.").into())
+    }
+
+    async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+        self.state.turns_used += 1;
+        let answer = match number(&action.text).map(|said| i64::from(self.task.secret).cmp(&said)) {
+            Some(Ordering::Equal) => return Ok(Step::terminated(1.0)),
+            Some(Ordering::Greater) => Step::next("higher"),
+            Some(Ordering::Less) => Step::next("lower"),
+            None => Step::next("Answer with a number.").faults(1),
+        };
+        let is_last = self.state.turns_used >= self.task.turns;
+        Ok(if is_last { Step::terminated(0.0) } else { answer })
+    }
+
+    fn reward_range(&self) -> RangeInclusive<f64> {
+        0.0..=1.0
+    }
+
+    fn snapshot(&self) -> Option<Vec<u8>> {
+        serde_json::to_vec(&self.state).ok()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
+        let refuse = || EnvironmentError::new("restore a game of guess");
+        let state: State =
+            serde_json::from_slice(snapshot).map_err(|error| refuse().caused_by(error))?;
+        if state.turns_used >= self.task.turns {
+            return Err(refuse().caused_by("the snapshot is of a game with more turns"));
+        }
+        self.state = state;
+        Ok(())
+    }
+}
+
+/// The number a text is, if it is one in decimal digits. A number too large to be held is as good as the largest.
+fn number(text: &str) -> Option<i64> {
+    let text = text.trim();
+    let (is_negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text),
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let size = digits.parse().unwrap_or(i64::MAX);
+    Some(if is_negative { -size } else { size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn a_number_is_decimal_digits_and_nothing_else() {
+        assert_eq!(number("16"), Some(16));
+        assert_eq!(number(" 016\n"), Some(16));
+        assert_eq!(number("-3"), Some(-3));
+        assert_eq!(number(&"9".repeat(1000)), Some(i64::MAX));
+        for text in ["", "-", "+5", "1.0", "16.", "0x10", "1e3", "sixteen", "1 6", "\u{ff11}"] {
+            assert_eq!(number(text), None, "{text:?}");
+        }
+    }
+}

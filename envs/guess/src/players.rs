@@ -1,0 +1,63 @@
+use turnwise_environment::{Action, Demonstrator, Observation, Random};
+
+/// Halves the range in every turn.
+#[derive(Debug, Default)]
+pub(crate) struct Bisecting {
+    /// What the secret can still be; empty before the first observation.
+    low: i64,
+    high: i64,
+    said: i64,
+}
+
+impl Demonstrator for Bisecting {
+    fn act(&mut self, observation: &Observation) -> Action {
+        match text(observation) {
+            "higher" => self.low = self.said + 1,
+            "lower" => self.high = self.said - 1,
+            opening => {
+                if let Some((low, high)) = range(opening) {
+                    (self.low, self.high) = (low, high);
+                }
+            }
+        }
+        self.said = i64::midpoint(self.low, self.high);
+        Action::text(self.said.to_string())
+    }
+}
+
+/// Says any number of the range, heedless of the hints.
+#[derive(Debug)]
+pub(crate) struct Uniform {
+    random: Random,
+    low: i64,
+    high: i64,
+}
+
+impl Uniform {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { random: Random::new(seed), low: 0, high: 0 }
+    }
+}
+
+impl Demonstrator for Uniform {
+    fn act(&mut self, observation: &Observation) -> Action {
+        if let Some((low, high)) = range(text(observation)) {
+            (self.low, self.high) = (low, high);
+        }
+        let n_numbers = self.high.abs_diff(self.low) + 1;
+        let said = self.low + self.random.below(n_numbers).cast_signed();
+        Action::text(said.to_string())
+    }
+}
+
+/// What the environment says.
+fn text(observation: &Observation) -> &str {
+    observation.messages.last().map_or("", |message| message.content.as_str())
+}
+
+/// The range of `Guess 1-40 in 6.`
+fn range(opening: &str) -> Option<(i64, i64)> {
+    let (range, _turns) = opening.strip_prefix("Guess ")?.split_once(" in ")?;
+    let (low, high) = range.split_once('-')?;
+    Some((low.parse().ok()?, high.parse().ok()?))
+}

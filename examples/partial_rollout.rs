@@ -1,0 +1,2 @@
+//! A rollout suspended, written to JSON, and resumed under newer weights, by hand.
+fn main() {}
