@@ -65,11 +65,11 @@ impl Toolbox {
     /// # Errors
     /// When the tool is broken.
     pub async fn call(&self, call: &ToolCall) -> Result<ToolReply, EnvironmentError> {
-        match self.tools.iter().find(|tool| tool.spec().name == call.name) {
-            Some(tool) => tool.call(&call.arguments).await,
+        match self.tools.iter().find(|(spec, _)| spec.name == call.name) {
+            Some((_, tool)) => tool.call(&call.arguments).await,
             None => Ok(ToolReply::Error(
                 CallError::NotFound,
-                format!("no tool is called {:?}", call.name),
+                format!("no tool is called {}", shortened(&call.name)),
             )),
         }
     }
