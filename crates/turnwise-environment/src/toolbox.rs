@@ -28,7 +28,8 @@ impl Toolbox {
     /// When two tools have one name.
     #[must_use]
     pub fn new(tools: Vec<Arc<dyn Tool>>) -> Self {
-        let mut names: Vec<String> = tools.iter().map(|tool| tool.spec().name).collect();
+        let tools: Vec<_> = tools.into_iter().map(|tool| (tool.spec(), tool)).collect();
+        let mut names: Vec<&str> = tools.iter().map(|(spec, _)| spec.name.as_str()).collect();
         names.sort_unstable();
         assert!(
             names.windows(2).all(|pair| pair[0] != pair[1]),
