@@ -6,6 +6,7 @@
 
 mod admission;
 mod batch;
+mod checkpoint;
 mod credit;
 mod demonstration;
 mod evaluate;
@@ -16,11 +17,13 @@ mod policy_gradient;
 mod proximal;
 mod report;
 mod row;
+mod run_directory;
 mod schedule;
 mod trainer;
 
 pub use admission::{Admission, Admitted, StaleTokens, TruncatedEpisodes};
 pub use batch::{Batch, BatchError, RatioScope, TrainToken, assign_credit};
+pub use checkpoint::{Checkpoint, CheckpointError, Checkpoints};
 pub use credit::{Credit, OutcomeCredit, ReturnCredit, TurnCredit};
 pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};
 pub use evaluate::{Evaluated, Evaluation, EvaluationSettings, evaluate};
@@ -30,5 +33,6 @@ pub use policy_gradient::{Mismatch, ObjectiveReport, accumulate};
 pub use proximal::{Behavior, recompute};
 pub use report::StepReport;
 pub use row::{Row, Target};
+pub use run_directory::{RunDirectory, RunDirectoryError, Summary};
 pub use schedule::{Decay, Schedule};
 pub use trainer::{Parts, TrainError, Trainer, TrainerSettings, TrainerSnapshot};
