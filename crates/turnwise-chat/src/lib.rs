@@ -1,1 +1,49 @@
-//! Not yet written.
+//! Chat formats and tokenizers: text in, token ids out.
+//!
+//! A [`Tokenizer`] turns text into ids in two ways that never mix: what somebody *said* is encoded without any control
+//! token, whatever it contains; what a *template* writes may be control tokens. [`ChatMl`] is the renderer on top of it,
+//! [`parse_turn`] reads what a model wrote, and [`train_tokenizer`] makes a small tokenizer for a model made from scratch.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use turnwise_chat::{ChatMl, ChatMlSettings, train_tokenizer};
+//! use turnwise_rollout::Renderer;
+//!
+//! let texts = ["What is 3 + 5?".to_owned(), "What is 8 + 1?".to_owned()];
+//! let tokenizer = Arc::new(train_tokenizer(texts, 300)?);
+//! let renderer = ChatMl::new(tokenizer, ChatMlSettings::default())?;
+//!
+//! let opening = renderer.open(&"What is 2 + 2?".into(), &[]).expect("one message can be rendered");
+//! let mut ids = Vec::new();
+//! opening.messages[0].iter().for_each(|span| span.extend_ids(&mut ids));
+//! ids.extend(opening.generation);
+//! assert_eq!(
+//!     renderer.text(&ids),
+//!     "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
+//! );
+//! # Ok::<(), turnwise_chat::ChatError>(())
+//! ```
+//!
+//! Not supported: tokenizers other than byte-level BPE, a model's own Jinja template, and thinking that a template drops
+//! from past turns.
+
+mod canvas;
+mod chatml;
+mod error;
+mod fingerprint;
+mod hygiene;
+mod python_json;
+mod strict_json;
+mod tokenizer;
+mod tool_calls;
+mod tool_prompt;
+mod train;
+mod truncate;
+
+pub use chatml::{ChatMl, ChatMlSettings};
+pub use error::ChatError;
+pub use hygiene::clean;
+pub use tokenizer::Tokenizer;
+pub use tool_calls::{MAX_CALL_BYTES, parse_turn};
+pub use tool_prompt::ToolPrompt;
+pub use train::{MIN_IDS, train_tokenizer};

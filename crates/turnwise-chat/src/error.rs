@@ -1,0 +1,52 @@
+use std::io;
+use std::path::PathBuf;
+
+/// What can go wrong with a tokenizer or a chat format. Rendering and parsing themselves do not fail.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChatError {
+    /// A file could not be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file could not be written.
+    #[error("write {}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file is larger than is read.
+    #[error("read {}: it has more than {limit} bytes", path.display())]
+    TooBig {
+        /// The file.
+        path: PathBuf,
+        /// The most bytes that are read.
+        limit: u64,
+    },
+    /// `tokenizer.json` is not a tokenizer.
+    #[error("parse tokenizer.json: {0}")]
+    Parse(String),
+    /// A tokenizer of a kind that cannot carry every text there and back.
+    #[error("use the tokenizer: {0}")]
+    Unsupported(String),
+    /// A chat format needs a control token that the tokenizer does not have.
+    #[error("find the token {marker:?} among the tokenizer's added tokens")]
+    MissingMarker {
+        /// The token's text.
+        marker: String,
+    },
+    /// A vocabulary too small for the bytes and the control tokens.
+    #[error("train a tokenizer with {n_ids} ids: it needs at least {least}")]
+    TooFewIds {
+        /// How many were asked for.
+        n_ids: usize,
+        /// How many there must be.
+        least: usize,
+    },
+}

@@ -1,0 +1,56 @@
+use std::io;
+
+use serde::Serialize;
+use serde_json::ser::{Formatter, Serializer};
+
+/// JSON as chat templates write it: Python's `json.dumps(…, ensure_ascii=False)`, with `", "` and `": "`.
+///
+/// Models were trained on this spacing. Object keys come in the order of the value's map.
+pub(crate) fn to_python_json(value: &impl Serialize) -> String {
+    let mut bytes = Vec::new();
+    value
+        .serialize(&mut Serializer::with_formatter(&mut bytes, Python))
+        .expect("a JSON value can be written to memory");
+    String::from_utf8(bytes).expect("JSON is UTF-8")
+}
+
+struct Python;
+
+impl Formatter for Python {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        separate(writer, first)
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        separate(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+fn separate<W: ?Sized + io::Write>(writer: &mut W, first: bool) -> io::Result<()> {
+    if first { Ok(()) } else { writer.write_all(b", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::to_python_json;
+
+    #[test]
+    fn the_spacing_is_pythons() {
+        let value = json!({"a": [1, 2.5, null], "b": {}, "é": "\"\n"});
+        assert_eq!(to_python_json(&value), r#"{"a": [1, 2.5, null], "b": {}, "é": "\"\n"}"#);
+    }
+}

@@ -1,0 +1,109 @@
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use turnwise_environment::ToolSpec;
+
+use crate::canvas::Canvas;
+use crate::python_json::to_python_json;
+
+/// How the system block tells the model about its tools.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolPrompt {
+    /// The prompt that Qwen and Hermes models were trained on: a JSON schema for each tool, and how to call one.
+    #[default]
+    Hermes,
+    /// One line for each tool, such as `calc(a, op, b)`; a `?` follows what may be left out. For models made from
+    /// scratch, which learn the rest.
+    Signatures,
+    /// Nothing: the task's own text says it.
+    Omit,
+}
+
+/// Verbatim from the Qwen templates, as is [`HERMES_CLOSE`].
+const HERMES_OPEN: &str = "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n\
+    You are provided with function signatures within <tools></tools> XML tags:\n<tools>";
+const HERMES_CLOSE: &str = "\n</tools>\n\nFor each function call, return a json object with function name and arguments \
+    within <tool_call></tool_call> XML tags:\n<tool_call>\n\
+    {\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>";
+
+impl ToolPrompt {
+    /// Writes what stands in the system block. The tools' own words are content: they may come from a stranger's server.
+    pub(crate) fn write(self, tools: &[ToolSpec], canvas: &mut Canvas<'_>) {
+        match self {
+            Self::Hermes => {
+                canvas.template(HERMES_OPEN);
+                for tool in tools {
+                    canvas.template("\n");
+                    canvas.content(&function_json(tool));
+                }
+                canvas.template(HERMES_CLOSE);
+            }
+            Self::Signatures => {
+                for (index, tool) in tools.iter().enumerate() {
+                    canvas.template(if index == 0 { "" } else { "\n" });
+                    canvas.content(&signature(tool));
+                }
+            }
+            Self::Omit => {}
+        }
+    }
+}
+
+/// `{"type": "function", "function": {"name": …, "description": …, "parameters": …}}` with the keys in that order, which
+/// a map that sorts its keys would lose.
+fn function_json(tool: &ToolSpec) -> String {
+    format!("{{\"type\": \"function\", \"function\": {}}}", to_python_json(tool))
+}
+
+/// The required arguments come first, in the order in which the schema requires them.
+fn signature(tool: &ToolSpec) -> String {
+    let required: Vec<&str> = tool.parameters["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let properties = tool.parameters["properties"].as_object();
+    let optional = properties
+        .into_iter()
+        .flat_map(|properties| properties.keys())
+        .filter(|name| !required.contains(&name.as_str()))
+        .map(|name| format!("{name}?"));
+    let arguments: Vec<String> =
+        required.iter().map(|name| (*name).to_owned()).chain(optional).collect();
+    format!("{}({})", tool.name, arguments.join(", ")).replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use turnwise_environment::ToolSpec;
+
+    use super::{function_json, signature};
+
+    fn calc() -> ToolSpec {
+        ToolSpec {
+            name: "calc".to_owned(),
+            description: "Calculates.".to_owned(),
+            parameters: json!({
+                "properties": {"round": {}, "a": {}, "op": {}, "b": {}},
+                "required": ["a", "op", "b"],
+            }),
+        }
+    }
+
+    #[test]
+    fn a_signature_is_one_short_line() {
+        assert_eq!(signature(&calc()), "calc(a, op, b, round?)");
+        assert_eq!(signature(&ToolSpec { parameters: json!(null), ..calc() }), "calc()");
+    }
+
+    #[test]
+    fn the_keys_of_a_function_keep_the_templates_order() {
+        let tool = ToolSpec { parameters: json!({}), ..calc() };
+        assert_eq!(
+            function_json(&tool),
+            r#"{"type": "function", "function": {"name": "calc", "description": "Calculates.", "parameters": {}}}"#
+        );
+    }
+}

@@ -1,0 +1,68 @@
+use std::borrow::Cow;
+
+use crate::Tokenizer;
+
+/// Text with more bytes than this for each token it may have is cut before it is encoded, so that ten megabytes from a
+/// tool cost no more than what is kept of them. English has four bytes to a token, long runs of blanks up to 128.
+const MAX_BYTES_PER_TOKEN: usize = 32;
+
+/// The text, or its beginning and end with `[... N bytes omitted ...]` between, so that it has at most `max_tokens` tokens.
+///
+/// A limit too small for the mark gives the mark alone.
+pub(crate) fn middle_truncate<'a>(
+    tokenizer: &Tokenizer,
+    text: &'a str,
+    max_tokens: usize,
+) -> Cow<'a, str> {
+    let max_bytes = max_tokens.saturating_mul(MAX_BYTES_PER_TOKEN);
+    if text.len() <= max_bytes && tokenizer.encode_plain(text).len() <= max_tokens {
+        return Cow::Borrowed(text);
+    }
+    let side = if text.len() <= max_bytes { text.len() } else { max_bytes / 2 };
+    let head = Side::head(tokenizer, text, side);
+    let tail = Side::tail(tokenizer, text, side);
+    let mark_tokens = tokenizer.encode_plain(&mark(text.len())).len();
+    let mut keep = max_tokens.saturating_sub(mark_tokens);
+    loop {
+        let start = head.cut(keep - keep / 2);
+        // Both ends may want the whole of a character whose tokens they share.
+        let end = tail.cut(keep / 2).max(start);
+        let short = format!("{}{}{}", &text[..start], mark(end - start), &text[end..]);
+        let n_tokens = tokenizer.encode_plain(&short).len();
+        if n_tokens <= max_tokens || keep == 0 {
+            return Cow::Owned(short);
+        }
+        keep = keep.saturating_sub(n_tokens - max_tokens);
+    }
+}
+
+fn mark(n_bytes: usize) -> String {
+    format!("[... {n_bytes} bytes omitted ...]")
+}
+
+/// Where the tokens of one end of the text begin or end, in bytes of the whole text.
+struct Side {
+    cuts: Vec<usize>,
+    outermost: usize,
+}
+
+impl Side {
+    fn head(tokenizer: &Tokenizer, text: &str, n_bytes: usize) -> Self {
+        let part = &text[..text.floor_char_boundary(n_bytes)];
+        let cuts = tokenizer.pieces(part).iter().map(|piece| piece.end).collect();
+        Self { cuts, outermost: 0 }
+    }
+
+    fn tail(tokenizer: &Tokenizer, text: &str, n_bytes: usize) -> Self {
+        let base = text.ceil_char_boundary(text.len() - n_bytes);
+        let pieces = tokenizer.pieces(&text[base..]);
+        let cuts = pieces.iter().rev().map(|piece| base + piece.start).collect();
+        Self { cuts, outermost: text.len() }
+    }
+
+    /// The boundary inside of the outermost `n_tokens` tokens.
+    fn cut(&self, n_tokens: usize) -> usize {
+        let last = n_tokens.min(self.cuts.len()).checked_sub(1);
+        last.map_or(self.outermost, |last| self.cuts[last])
+    }
+}

@@ -1,0 +1,87 @@
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+
+use proptest::prelude::*;
+use turnwise_chat::{ChatMl, ChatMlSettings, Tokenizer, ToolPrompt, train_tokenizer};
+use turnwise_rollout::Rendered;
+use turnwise_trajectory::{Span, TokenId, TokenKind};
+
+pub(crate) const MARKERS: [&str; 9] = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<think>",
+    "</think>",
+    "<tool_response>",
+    "</tool_response>",
+];
+
+static TRAINED: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
+    let texts =
+        (0..200).map(|n| format!("user: what is {n} plus {}? assistant: it is\n\n{{}}", n * 7));
+    Arc::new(train_tokenizer(texts, 320).expect("320 ids are enough"))
+});
+
+static FIXTURE: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
+    let directory = fixture_path().join("tokenizer");
+    Arc::new(Tokenizer::from_directory(directory).expect("the fixture is a tokenizer"))
+});
+
+/// A trained tokenizer without a normalizer: text comes back exactly.
+pub(crate) fn trained() -> Arc<Tokenizer> {
+    TRAINED.clone()
+}
+
+/// The reference tokenizer: NFC, and no token for `<tool_response>`.
+pub(crate) fn fixture() -> Arc<Tokenizer> {
+    FIXTURE.clone()
+}
+
+pub(crate) fn fixture_path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/chat")
+}
+
+pub(crate) fn fixture_json(name: &str) -> serde_json::Value {
+    let text = std::fs::read_to_string(fixture_path().join(name)).expect("the fixture is there");
+    serde_json::from_str(&text).expect("the fixture is JSON")
+}
+
+pub(crate) fn ids_in(value: &serde_json::Value) -> Vec<TokenId> {
+    serde_json::from_value(value.clone()).expect("a list of ids")
+}
+
+pub(crate) fn chatml(tokenizer: Arc<Tokenizer>, tools: ToolPrompt) -> ChatMl {
+    let settings = ChatMlSettings { tools, ..ChatMlSettings::default() };
+    ChatMl::new(tokenizer, settings).expect("the tokenizer has the markers")
+}
+
+/// Everything that was rendered, in order.
+pub(crate) fn ids_of(delta: &Rendered) -> Vec<TokenId> {
+    let mut ids = delta.close.clone();
+    delta.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
+    ids.extend(&delta.generation);
+    ids
+}
+
+/// The ids of the spans of one kind.
+pub(crate) fn ids_of_kind(spans: &[Span], kind: TokenKind) -> Vec<TokenId> {
+    let mut ids = Vec::new();
+    spans.iter().filter(|span| span.kind() == kind).for_each(|span| span.extend_ids(&mut ids));
+    ids
+}
+
+/// Text made of markers, escapes, control characters, blanks and anything else.
+pub(crate) fn hostile_text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        prop::sample::select(&MARKERS[..]).prop_map(str::to_owned),
+        prop::sample::select(
+            &["\u{1b}[31m", "\u{1b}]0;x\u{7}", "\r\n", "\0", "\u{9b}", " \n", "}\n", "<|", "|>"][..]
+        )
+        .prop_map(str::to_owned),
+        any::<String>(),
+        "[ -~\n\t]{0,12}",
+    ];
+    prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
