@@ -1,0 +1,312 @@
+//! Advantages from the rewards of one group.
+//!
+//! Every function takes the rewards of ONE group, the attempts at one task: groups cannot mix
+//! because they never meet. Two rules hold for all of them: a group whose rewards are all equal
+//! gets exactly 0, and so does a group of one.
+
+use std::error::Error;
+use std::fmt;
+
+use crate::sum::sum;
+
+/// Which standard deviation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Std {
+    /// Divides by n − 1, as `torch.std` does.
+    Sample,
+    /// Divides by n, as `numpy.std` does.
+    Population,
+}
+
+impl Std {
+    fn divisor(self, n: usize) -> f64 {
+        match self {
+            Self::Sample => (n - 1) as f64,
+            Self::Population => n as f64,
+        }
+    }
+}
+
+/// A rule that turns the rewards of one group into advantages, as a value for settings.
+///
+/// ```
+/// use turnwise_objective::{GroupAdvantage, mean_only};
+///
+/// let rewards = [1.0, 0.0];
+/// assert_eq!(GroupAdvantage::MeanOnly.of(&rewards), mean_only(&rewards));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum GroupAdvantage {
+    /// [`mean_std`].
+    MeanStd {
+        /// The convention for the standard deviation.
+        std: Std,
+        /// What is added to it.
+        epsilon: f64,
+    },
+    /// [`mean_only`].
+    MeanOnly,
+    /// [`leave_one_out`].
+    LeaveOneOut,
+}
+
+impl GroupAdvantage {
+    /// The advantages of one group.
+    ///
+    /// # Errors
+    ///
+    /// Those of the function the rule names.
+    pub fn of(&self, rewards: &[f64]) -> Result<Vec<f64>, AdvantageError> {
+        match *self {
+            Self::MeanStd { std, epsilon } => mean_std(rewards, std, epsilon),
+            Self::MeanOnly => mean_only(rewards),
+            Self::LeaveOneOut => leave_one_out(rewards),
+        }
+    }
+}
+
+/// Why there are no advantages.
+///
+/// ```
+/// use turnwise_objective::{AdvantageError, mean_only};
+///
+/// let error = mean_only(&[1.0, f64::INFINITY]).unwrap_err();
+/// assert_eq!(error, AdvantageError::NonFinite { member: 1, turn: None, value: f64::INFINITY });
+/// assert_eq!(error.to_string(), "reward of member 1 is inf");
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum AdvantageError {
+    /// A reward or return is NaN or infinite.
+    NonFinite {
+        /// Whose: the position in the group.
+        member: usize,
+        /// Of which turn, where there are turns.
+        turn: Option<usize>,
+        /// The number.
+        value: f64,
+    },
+    /// The rewards are further apart than f64 can say.
+    Overflow,
+    /// An epsilon or a given standard deviation is negative or not finite.
+    InvalidScale {
+        /// The number.
+        value: f64,
+    },
+    /// Two slices do not describe the same members or turns.
+    LengthMismatch {
+        /// Which slice.
+        slice: &'static str,
+        /// How many entries it should have.
+        expected: usize,
+        /// How many it has.
+        actual: usize,
+    },
+}
+
+impl fmt::Display for AdvantageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NonFinite { member, turn: None, value } => {
+                write!(f, "reward of member {member} is {value}")
+            }
+            Self::NonFinite { member, turn: Some(turn), value } => {
+                write!(f, "reward of turn {turn} of member {member} is {value}")
+            }
+            Self::Overflow => write!(f, "rewards are too far apart for a difference in f64"),
+            Self::InvalidScale { value } => {
+                write!(f, "epsilon or standard deviation {value} is negative or not finite")
+            }
+            Self::LengthMismatch { slice, expected, actual } => {
+                write!(f, "{slice} has {actual} entries instead of {expected}")
+            }
+        }
+    }
+}
+
+impl Error for AdvantageError {}
+
+/// Reward minus group mean, divided by the group's standard deviation; shape: one per reward.
+///
+/// ```text
+/// A_i = (r_i − mean r) / (std r + epsilon)          arXiv 2507.18071, eq. 6, which has no epsilon
+/// ```
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`], [`AdvantageError::Overflow`], and
+/// [`AdvantageError::InvalidScale`] for `epsilon`.
+///
+/// ```
+/// use turnwise_objective::{Std, mean_std};
+///
+/// assert_eq!(mean_std(&[2.0, 0.0], Std::Population, 0.0)?, [1.0, -1.0]);
+/// assert_eq!(mean_std(&[0.1; 7], Std::Sample, 0.0)?, [0.0; 7]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn mean_std(rewards: &[f64], std: Std, epsilon: f64) -> Result<Vec<f64>, AdvantageError> {
+    expect_scale(epsilon)?;
+    let mut deviations = Deviations::of(rewards)?;
+    let scale = deviations.standard_deviation(std) + epsilon / deviations.unit;
+    deviations.divide_by(scale);
+    Ok(deviations.values)
+}
+
+/// Reward minus group mean; shape: one per reward, in units of reward.
+///
+/// ```text
+/// A_i = r_i − mean r                                Dr.GRPO, arXiv 2503.20783
+/// ```
+///
+/// The expected policy gradient is (1 − 1/n) times the true one, because each reward is part of its
+/// own baseline.
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`] and [`AdvantageError::Overflow`].
+///
+/// ```
+/// assert_eq!(turnwise_objective::mean_only(&[1.0, 0.0, 0.5])?, [0.5, -0.5, 0.0]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn mean_only(rewards: &[f64]) -> Result<Vec<f64>, AdvantageError> {
+    let mut deviations = Deviations::of(rewards)?;
+    deviations.divide_by(1.0 / deviations.unit);
+    Ok(deviations.values)
+}
+
+/// Reward minus the mean of the others' rewards; shape: one per reward, in units of reward.
+///
+/// ```text
+/// A_i = r_i − 1/(n−1) Σ_{j≠i} r_j                   RLOO, arXiv 2402.14740
+/// ```
+///
+/// The expected policy gradient is the true one.
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`] and [`AdvantageError::Overflow`].
+///
+/// ```
+/// assert_eq!(turnwise_objective::leave_one_out(&[1.0, 0.0, 0.5])?, [0.75, -0.75, 0.0]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn leave_one_out(rewards: &[f64]) -> Result<Vec<f64>, AdvantageError> {
+    let mut deviations = Deviations::of(rewards)?;
+    let n = rewards.len() as f64;
+    deviations.divide_by((n - 1.0) / n / deviations.unit);
+    Ok(deviations.values)
+}
+
+/// Reward minus group mean, divided by a standard deviation from elsewhere, such as the whole
+/// batch's.
+///
+/// ```text
+/// A_i = (r_i − mean r) / (std_batch + epsilon)
+/// ```
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`], [`AdvantageError::Overflow`], and
+/// [`AdvantageError::InvalidScale`] for `std` or `epsilon`.
+///
+/// ```
+/// assert_eq!(turnwise_objective::mean_with_std_of(&[1.0, 0.0], 0.25, 0.0)?, [2.0, -2.0]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn mean_with_std_of(
+    rewards: &[f64],
+    std: f64,
+    epsilon: f64,
+) -> Result<Vec<f64>, AdvantageError> {
+    expect_scale(std)?;
+    expect_scale(epsilon)?;
+    let mut deviations = Deviations::of(rewards)?;
+    deviations.divide_by((std + epsilon) / deviations.unit);
+    Ok(deviations.values)
+}
+
+/// The standard deviation of some numbers, exactly 0 if they are all equal or fewer than two.
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`] and [`AdvantageError::Overflow`].
+///
+/// ```
+/// use turnwise_objective::{Std, standard_deviation};
+///
+/// assert_eq!(standard_deviation(&[1.0, 3.0], Std::Population)?, 1.0);
+/// assert_eq!(standard_deviation(&[0.1; 3], Std::Sample)?, 0.0);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn standard_deviation(values: &[f64], std: Std) -> Result<f64, AdvantageError> {
+    let deviations = Deviations::of(values)?;
+    Ok(deviations.standard_deviation(std) * deviations.unit)
+}
+
+/// Whether a group teaches nothing: its rewards are all equal, or there is at most one.
+///
+/// ```
+/// use turnwise_objective::has_zero_variance;
+///
+/// assert!(has_zero_variance(&[0.1, 0.1, 0.1]));
+/// assert!(!has_zero_variance(&[0.1, 0.1, 0.2]));
+/// ```
+#[must_use]
+pub fn has_zero_variance(rewards: &[f64]) -> bool {
+    rewards.iter().all(|reward| *reward == rewards[0])
+}
+
+/// r_i − mean r, in units of the largest |r_i − r_0|.
+///
+/// Differences from the first reward are exactly 0 for equal rewards, whatever they are, and do not
+/// care about a common offset; the unit keeps their squares in range.
+#[derive(Debug)]
+struct Deviations {
+    values: Vec<f64>,
+    unit: f64,
+}
+
+impl Deviations {
+    fn of(rewards: &[f64]) -> Result<Self, AdvantageError> {
+        if let Some(member) = rewards.iter().position(|reward| !reward.is_finite()) {
+            return Err(AdvantageError::NonFinite { member, turn: None, value: rewards[member] });
+        }
+        let mut values: Vec<f64> = rewards.iter().map(|reward| reward - rewards[0]).collect();
+        let unit = values.iter().fold(0.0, |unit: f64, value| unit.max(value.abs()));
+        if unit.is_infinite() {
+            return Err(AdvantageError::Overflow);
+        }
+        if unit == 0.0 {
+            return Ok(Self { values: vec![0.0; rewards.len()], unit: 1.0 });
+        }
+        for value in &mut values {
+            *value /= unit;
+        }
+        let mean = sum(values.iter().copied()) / values.len() as f64;
+        for value in &mut values {
+            *value -= mean;
+        }
+        Ok(Self { values, unit })
+    }
+
+    /// In units of `self.unit`.
+    fn standard_deviation(&self, std: Std) -> f64 {
+        let squares = sum(self.values.iter().map(|value| value * value));
+        // A group of one has no squares, and Std::Sample would divide them by 0.
+        if squares == 0.0 { 0.0 } else { (squares / std.divisor(self.values.len())).sqrt() }
+    }
+
+    /// Divides by a number that may be 0 where all deviations are.
+    fn divide_by(&mut self, scale: f64) {
+        self.values.iter_mut().filter(|value| **value != 0.0).for_each(|value| *value /= scale);
+    }
+}
+
+fn expect_scale(value: f64) -> Result<(), AdvantageError> {
+    if value >= 0.0 && value.is_finite() {
+        Ok(())
+    } else {
+        Err(AdvantageError::InvalidScale { value })
+    }
+}

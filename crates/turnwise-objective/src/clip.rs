@@ -1,0 +1,123 @@
+//! The clip range and which side of it a ratio is on.
+
+use crate::ObjectiveError;
+use crate::sum::LANES;
+
+/// The range 1 − ε_l ..= 1 + ε_h in which a ratio is left alone.
+///
+/// A ratio exactly at a bound is inside: it has its full gradient.
+///
+/// ```
+/// use turnwise_objective::{Clip, ObjectiveError};
+///
+/// let clip = Clip::new(0.2, 0.28)?;
+/// assert_eq!((clip.low(), clip.high()), (0.2, 0.28));
+/// assert!(Clip::new(1.0, 0.2).is_err());
+/// # Ok::<(), ObjectiveError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clip {
+    low: f64,
+    high: f64,
+}
+
+impl Clip {
+    /// ε_l = 3e-4, ε_h = 4e-4: GSPO, arXiv 2507.18071, section 5.1.
+    pub const PAPER_GSPO: Self = Self { low: 3e-4, high: 4e-4 };
+
+    /// ε_l = 0.2, ε_h = 0.27: the GRPO baseline of arXiv 2507.18071, section 5.1.
+    pub const PAPER_GRPO: Self = Self { low: 0.2, high: 0.27 };
+
+    /// The range 1 − `low` ..= 1 + `high`.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectiveError::InvalidClip`] unless 0 ≤ `low` < 1 and 0 ≤ `high` < ∞.
+    pub fn new(low: f64, high: f64) -> Result<Self, ObjectiveError> {
+        let valid = (0.0..1.0).contains(&low) && (0.0..f64::INFINITY).contains(&high);
+        if valid { Ok(Self { low, high }) } else { Err(ObjectiveError::InvalidClip { low, high }) }
+    }
+
+    /// ε_l.
+    #[must_use]
+    pub fn low(&self) -> f64 {
+        self.low
+    }
+
+    /// ε_h.
+    #[must_use]
+    pub fn high(&self) -> f64 {
+        self.high
+    }
+
+    /// ln(1 + ε_h) − ln(1 − ε_l), the width of the range in log space.
+    #[must_use]
+    pub fn log_width(&self) -> f64 {
+        self.high.ln_1p() - (-self.low).ln_1p()
+    }
+}
+
+/// A clip range with its bounds in both spaces, made once per sequence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Band {
+    /// 1 − ε_l and 1 + ε_h.
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    log_low: f64,
+    log_high: f64,
+    /// How near to a bound log space cannot tell the two sides apart.
+    tie: f64,
+}
+
+impl From<Clip> for Band {
+    fn from(clip: Clip) -> Self {
+        let (log_low, log_high) = ((-clip.low).ln_1p(), clip.high.ln_1p());
+        let tie = 4.0 * f64::EPSILON * (1.0 + log_high.max(-log_low));
+        Self { low: 1.0 - clip.low, high: 1.0 + clip.high, log_low, log_high, tie }
+    }
+}
+
+impl Band {
+    /// Whether the ratio is strictly below 1 − ε_l.
+    ///
+    /// Decided in log space, where no ratio overflows. Within a few roundings of the bound the
+    /// logarithm of the bound is itself rounded, so there the ratio decides: a ratio that equals
+    /// the bound in f64 is not beyond it, the next one is.
+    #[inline]
+    pub(crate) fn is_below(&self, log_ratio: f64) -> bool {
+        if (log_ratio - self.log_low).abs() > self.tie {
+            log_ratio < self.log_low
+        } else {
+            log_ratio.exp() < self.low
+        }
+    }
+
+    /// Whether the ratio is strictly above 1 + ε_h; decided like [`Band::is_below`].
+    #[inline]
+    pub(crate) fn is_above(&self, log_ratio: f64) -> bool {
+        if (log_ratio - self.log_high).abs() > self.tie {
+            log_ratio > self.log_high
+        } else {
+            log_ratio.exp() > self.high
+        }
+    }
+
+    /// [`Band::is_below`] and [`Band::is_above`] of eight log ratios.
+    #[inline]
+    pub(crate) fn sides(&self, log_ratios: &[f64; LANES]) -> ([bool; LANES], [bool; LANES]) {
+        let near = |&log_ratio: &f64| {
+            ((log_ratio - self.log_low).abs() <= self.tie)
+                | ((log_ratio - self.log_high).abs() <= self.tie)
+        };
+        if log_ratios.iter().fold(false, |any, log_ratio| any | near(log_ratio)) {
+            return (
+                log_ratios.map(|log_ratio| self.is_below(log_ratio)),
+                log_ratios.map(|log_ratio| self.is_above(log_ratio)),
+            );
+        }
+        (
+            log_ratios.map(|log_ratio| log_ratio < self.log_low),
+            log_ratios.map(|log_ratio| log_ratio > self.log_high),
+        )
+    }
+}

@@ -1,0 +1,288 @@
+//! Credit for the turns of the trajectories of one group.
+//!
+//! Turns come in as numbers: `rewards[i][k]` is the reward of turn k of trajectory i, and
+//! trajectories may have different numbers of turns. What comes out has the same shape, one
+//! advantage per turn, and [`spread_over_tokens`] gives it to the tokens.
+
+use crate::advantage::{AdvantageError, Std, leave_one_out, mean_only, mean_std};
+
+/// The discounted sum of the rewards from each turn on; shape: one per turn.
+///
+/// ```text
+/// G_k = Σ_{j≥k} gamma^(j−k) r_j
+/// ```
+///
+/// With gamma 1, G_0 is the return of the trajectory. A reward that is not finite makes the turns
+/// before it not finite too, which the functions that compare trajectories, and every objective,
+/// refuse.
+///
+/// ```
+/// assert_eq!(turnwise_objective::reward_to_go(&[1.0, 0.0, 4.0], 0.5), [2.0, 2.0, 4.0]);
+/// ```
+#[must_use]
+pub fn reward_to_go(rewards: &[f64], gamma: f64) -> Vec<f64> {
+    let mut to_go = rewards.to_vec();
+    for turn in (1..to_go.len()).rev() {
+        to_go[turn - 1] += gamma * to_go[turn];
+    }
+    to_go
+}
+
+/// [`reward_to_go`] with the reward of the whole trajectory added to that of its last turn.
+///
+/// A trajectory without turns has nowhere to put it and stays empty.
+///
+/// ```
+/// assert_eq!(turnwise_objective::reward_to_go_with_outcome(&[0.25, 0.0], 1.0, 1.0), [1.25, 1.0]);
+/// ```
+#[must_use]
+pub fn reward_to_go_with_outcome(rewards: &[f64], outcome: f64, gamma: f64) -> Vec<f64> {
+    let mut rewards = rewards.to_vec();
+    if let Some(last) = rewards.last_mut() {
+        *last += outcome;
+    }
+    reward_to_go(&rewards, gamma)
+}
+
+/// The advantage of a trajectory, given to each of its turns: GSPO's credit.
+///
+/// # Errors
+///
+/// [`AdvantageError::LengthMismatch`] unless there is one number of turns per advantage.
+///
+/// ```
+/// let credit = turnwise_objective::broadcast_outcome(&[0.5, -0.5], &[2, 1])?;
+/// assert_eq!(credit, [vec![0.5, 0.5], vec![-0.5]]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn broadcast_outcome(
+    advantages: &[f64],
+    n_turns: &[usize],
+) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    expect_length("n_turns", advantages.len(), n_turns.len())?;
+    Ok(advantages
+        .iter()
+        .zip(n_turns)
+        .map(|(&advantage, &n_turns)| vec![advantage; n_turns])
+        .collect())
+}
+
+/// The return from each turn on minus the group's mean return.
+///
+/// ```text
+/// A_ik = G_ik − mean_j G_j0
+/// ```
+///
+/// The baseline is one number for the group, the same at every turn, so it does not depend on when
+/// a trajectory stopped. The expected policy gradient is (1 − 1/n) times the true one. A trajectory
+/// without turns counts in no mean.
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`] and [`AdvantageError::Overflow`].
+///
+/// ```
+/// use turnwise_objective::{minus_mean_return, reward_to_go};
+///
+/// let to_go = [reward_to_go(&[0.0, 1.0], 1.0), reward_to_go(&[0.0], 1.0)];
+/// assert_eq!(minus_mean_return(&to_go)?, [vec![0.5, 0.5], vec![-0.5]]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn minus_mean_return(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    shifted_by_first_turn(to_go, mean_only)
+}
+
+/// The return from each turn on minus the mean return of the *other* trajectories; 0 for a
+/// trajectory that is alone.
+///
+/// ```text
+/// A_ik = G_ik − 1/(n−1) Σ_{j≠i} G_j0
+/// ```
+///
+/// The expected policy gradient is the true one.
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`] and [`AdvantageError::Overflow`].
+///
+/// ```
+/// use turnwise_objective::minus_mean_return_of_others;
+///
+/// let to_go = [vec![1.0, 1.0], vec![0.0]];
+/// assert_eq!(minus_mean_return_of_others(&to_go)?, [vec![1.0, 1.0], vec![-1.0]]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn minus_mean_return_of_others(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    if to_go.iter().filter(|turns| !turns.is_empty()).count() < 2 {
+        expect_finite(to_go)?;
+        return Ok(to_go.iter().map(|turns| vec![0.0; turns.len()]).collect());
+    }
+    shifted_by_first_turn(to_go, leave_one_out)
+}
+
+/// All the turns of a group, normalised together: mean 0 and standard deviation 1 over every turn
+/// of every trajectory.
+///
+/// ```text
+/// A_ik = (v_ik − mean_{jl} v_jl) / (std_{jl} v_jl + epsilon)
+/// ```
+///
+/// Give it returns ([`reward_to_go`]). The mean counts a trajectory as often as it has turns, so in
+/// a small group the baseline depends a little on when a trajectory stopped; the bias vanishes as
+/// 1/n. Of immediate rewards, it is the credit of a policy that does not look ahead, in a group of
+/// any size.
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`], [`AdvantageError::Overflow`], and
+/// [`AdvantageError::InvalidScale`] for `epsilon`.
+///
+/// ```
+/// use turnwise_objective::{Std, normalised_over_all_turns};
+///
+/// let to_go = [vec![2.0, 0.0], vec![0.0, 2.0]];
+/// let advantages = normalised_over_all_turns(&to_go, Std::Population, 0.0)?;
+/// assert_eq!(advantages, [vec![1.0, -1.0], vec![-1.0, 1.0]]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn normalised_over_all_turns(
+    values: &[Vec<f64>],
+    std: Std,
+    epsilon: f64,
+) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    expect_finite(values)?;
+    let mut advantages = mean_std(&values.concat(), std, epsilon)?.into_iter();
+    Ok(values.iter().map(|turns| advantages.by_ref().take(turns.len()).collect()).collect())
+}
+
+/// **Biased**: turn k of a trajectory compared with turn k of the others; for comparison only.
+///
+/// ```text
+/// A_ik = (v_ik − mean_j v_jk) / (std_j v_jk + epsilon), j over the trajectories with a turn k
+/// ```
+///
+/// Where the policy decides when to stop, reaching a turn is itself an outcome, and comparing only
+/// those that reached it hides what reaching it was worth. Example: every first turn earns 1, and
+/// going on earns c. Applied to rewards, all who went on get the same c, so all advantages are 0
+/// and so is the gradient for going on; the true one is p(1 − p)c. Applied to returns, each index
+/// gets a scale of its own, which bends the gradient's direction. Neither becomes better with
+/// larger groups. This is the normalisation of MT-GRPO (arXiv 2505.11821), which was proposed for
+/// trajectories with equal numbers of turns.
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`], [`AdvantageError::Overflow`], and
+/// [`AdvantageError::InvalidScale`] for `epsilon`.
+///
+/// ```
+/// use turnwise_objective::{Std, per_turn_index_biased};
+///
+/// let stopping = [vec![1.0], vec![1.0, 5.0], vec![1.0, 5.0]];
+/// let advantages = per_turn_index_biased(&stopping, Std::Sample, 1e-6)?;
+/// assert_eq!(advantages, [vec![0.0], vec![0.0, 0.0], vec![0.0, 0.0]]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn per_turn_index_biased(
+    values: &[Vec<f64>],
+    std: Std,
+    epsilon: f64,
+) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    expect_finite(values)?;
+    let mut advantages: Vec<Vec<f64>> =
+        values.iter().map(|turns| Vec::with_capacity(turns.len())).collect();
+    for turn in 0..values.iter().map(Vec::len).max().unwrap_or(0) {
+        let reached: Vec<f64> =
+            values.iter().filter_map(|turns| turns.get(turn)).copied().collect();
+        let mut normalised = mean_std(&reached, std, epsilon)?.into_iter();
+        for (turns, advantages) in values.iter().zip(&mut advantages) {
+            if turns.len() > turn {
+                advantages.extend(normalised.next());
+            }
+        }
+    }
+    Ok(advantages)
+}
+
+/// The advantage of the outcome and that of the turn, weighted and added.
+///
+/// ```text
+/// A_ik = outcome_weight · A_i + turn_weight · A_ik
+/// ```
+///
+/// # Errors
+///
+/// [`AdvantageError::LengthMismatch`] unless there is one outcome per trajectory.
+///
+/// ```
+/// let mixed = turnwise_objective::mix(&[1.0, -1.0], &[vec![0.5, -0.5], vec![0.0]], 1.0, 0.5)?;
+/// assert_eq!(mixed, [vec![1.25, 0.75], vec![-1.0]]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn mix(
+    outcome_advantages: &[f64],
+    turn_advantages: &[Vec<f64>],
+    outcome_weight: f64,
+    turn_weight: f64,
+) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    expect_length("outcome_advantages", turn_advantages.len(), outcome_advantages.len())?;
+    let mix_one = |outcome: &f64, turn: &f64| outcome_weight * outcome + turn_weight * turn;
+    let trajectories = outcome_advantages.iter().zip(turn_advantages);
+    Ok(trajectories
+        .map(|(outcome, turns)| turns.iter().map(|turn| mix_one(outcome, turn)).collect())
+        .collect())
+}
+
+/// The advantage of each turn of one trajectory, given to each of its sampled tokens, turn by turn.
+///
+/// # Errors
+///
+/// [`AdvantageError::LengthMismatch`] unless there is one number of tokens per turn.
+///
+/// ```
+/// assert_eq!(turnwise_objective::spread_over_tokens(&[0.5, -1.0], &[2, 1])?, [0.5, 0.5, -1.0]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn spread_over_tokens(
+    turn_advantages: &[f64],
+    n_tokens: &[usize],
+) -> Result<Vec<f64>, AdvantageError> {
+    expect_length("n_tokens", turn_advantages.len(), n_tokens.len())?;
+    let turns = turn_advantages.iter().zip(n_tokens);
+    Ok(turns.flat_map(|(&advantage, &n_tokens)| std::iter::repeat_n(advantage, n_tokens)).collect())
+}
+
+/// G_ik − b_i, where the rule turns the returns G_i0 into G_i0 − b_i.
+fn shifted_by_first_turn(
+    to_go: &[Vec<f64>],
+    rule: fn(&[f64]) -> Result<Vec<f64>, AdvantageError>,
+) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    expect_finite(to_go)?;
+    let returns: Vec<f64> = to_go.iter().filter_map(|turns| turns.first()).copied().collect();
+    let mut firsts = rule(&returns)?.into_iter();
+    let shifted = |turns: &Vec<f64>| -> Vec<f64> {
+        let Some(first) = turns.first().and_then(|_| firsts.next()) else { return Vec::new() };
+        turns.iter().map(|value| (value - turns[0]) + first).collect()
+    };
+    Ok(to_go.iter().map(shifted).collect())
+}
+
+fn expect_length(
+    slice: &'static str,
+    expected: usize,
+    actual: usize,
+) -> Result<(), AdvantageError> {
+    if actual == expected {
+        Ok(())
+    } else {
+        Err(AdvantageError::LengthMismatch { slice, expected, actual })
+    }
+}
+
+fn expect_finite(values: &[Vec<f64>]) -> Result<(), AdvantageError> {
+    for (member, turns) in values.iter().enumerate() {
+        if let Some(turn) = turns.iter().position(|value| !value.is_finite()) {
+            return Err(AdvantageError::NonFinite { member, turn: Some(turn), value: turns[turn] });
+        }
+    }
+    Ok(())
+}

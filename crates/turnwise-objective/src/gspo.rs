@@ -1,0 +1,96 @@
+//! Group Sequence Policy Optimization.
+
+use crate::sequence::expect_length;
+use crate::sequence_ratio::{Credit, SequenceRatio};
+use crate::{
+    Advantages, Clip, Denominator, LengthWeight, Objective, ObjectiveError, Sequence, SequenceLoss,
+};
+
+/// GSPO: one ratio and one advantage per sequence (arXiv 2507.18071, section 4.1).
+///
+/// ```text
+/// J   = mean_i min( s_i A_i, clip(s_i, 1−ε_l, 1+ε_h) A_i )                       (5)
+/// s_i = exp( (1/n_i) Σ_t [log π_θ(y_t) − log π_b(y_t)] )                         (7)
+/// ∇J  = mean_i s_i A_i (1/n_i) Σ_t ∇log π_θ(y_t)   where unclipped, else 0      (10)
+/// ```
+///
+/// The gradient flows through s_i. With advantages that differ inside a sequence that would give
+/// every token the mean of the credit, so such advantages are refused;
+/// [`GspoToken`](crate::GspoToken) is the objective for them. With advantages that do not differ
+/// the two are the same.
+///
+/// ```
+/// use turnwise_objective::{
+///     Advantages, Clip, Gspo, LengthWeight, Objective, ObjectiveError, Sequence,
+/// };
+///
+/// let gspo = Gspo { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean };
+/// let (logprobs, behavior_logprobs) = ([-0.9, -1.1], [-0.9, -1.1]);
+/// let sequence = Sequence::new(&logprobs, &behavior_logprobs, Advantages::Uniform(2.0))?;
+/// let mut gradient = [0.0; 2];
+/// assert_eq!(gspo.evaluate(&sequence, &mut gradient)?.loss, -2.0);
+/// assert_eq!(gradient, [-1.0, -1.0]);
+///
+/// let credit = Advantages::PerToken(&[1.0, -1.0]);
+/// let sequence = Sequence::new(&logprobs, &behavior_logprobs, credit)?;
+/// let refused = gspo.evaluate(&sequence, &mut gradient);
+/// assert_eq!(refused, Err(ObjectiveError::NonUniformAdvantages { token: 1 }));
+/// # Ok::<(), ObjectiveError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gspo {
+    /// The range of s_i; the paper's is [`Clip::PAPER_GSPO`].
+    pub clip: Clip,
+    /// The weight of a sequence by its length; the paper's is [`LengthWeight::Mean`].
+    pub length_weight: LengthWeight,
+}
+
+impl Objective for Gspo {
+    fn name(&self) -> &'static str {
+        "gspo"
+    }
+
+    fn denominator(&self) -> Denominator {
+        Denominator::Sequences
+    }
+
+    fn evaluate(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+    ) -> Result<SequenceLoss, ObjectiveError> {
+        expect_length("gradient", sequence.len(), gradient.len())?;
+        if sequence.is_empty() {
+            return Ok(SequenceLoss::default());
+        }
+        let advantage = advantage_of(sequence)?;
+        let ratio = SequenceRatio::new(sequence, self.clip, self.length_weight)?;
+        evaluate_uniform(&ratio, advantage, sequence, gradient)
+    }
+}
+
+/// The loss and gradient of a sequence all of whose tokens have one advantage.
+pub(crate) fn evaluate_uniform(
+    ratio: &SequenceRatio,
+    advantage: f64,
+    sequence: &Sequence<'_>,
+    gradient: &mut [f64],
+) -> Result<SequenceLoss, ObjectiveError> {
+    let (positive, negative) = ratio.gradient_per_advantage();
+    gradient.fill(advantage * if advantage > 0.0 { positive } else { negative });
+    ratio.loss(&Credit::uniform(advantage, sequence.len())).checked(sequence)
+}
+
+/// The one advantage of a sequence with at least one token.
+fn advantage_of(sequence: &Sequence<'_>) -> Result<f64, ObjectiveError> {
+    match sequence.advantages() {
+        Advantages::Uniform(advantage) => Ok(advantage),
+        Advantages::PerToken(advantages) => {
+            sequence.expect_finite_advantages()?;
+            match advantages.iter().position(|&advantage| advantage != advantages[0]) {
+                Some(token) => Err(ObjectiveError::NonUniformAdvantages { token }),
+                None => Ok(advantages[0]),
+            }
+        }
+    }
+}

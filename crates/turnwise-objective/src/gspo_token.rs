@@ -1,0 +1,122 @@
+//! GSPO-token.
+
+use crate::gspo::evaluate_uniform;
+use crate::log_ratio::padded;
+use crate::sequence::expect_length;
+use crate::sequence_ratio::{Credit, SequenceRatio};
+use crate::sum::{LANES, LaneSum};
+use crate::{
+    Advantages, Clip, Denominator, LengthWeight, Objective, ObjectiveError, Sequence, SequenceLoss,
+};
+
+/// GSPO-token: the sequence's ratio, each token's own advantage (arXiv 2507.18071, section 4.3).
+///
+/// ```text
+/// J    = mean_i (1/n_i) Σ_t min( s_it A_it, clip(s_it, 1−ε_l, 1+ε_h) A_it )     (13)
+/// s_it = sg[s_i] · π_θ(y_t) / sg[π_θ(y_t)]                                      (14)
+/// ∇J   = mean_i (s_i/n_i) Σ_t A_it a_it ∇log π_θ(y_t)                           (17)
+/// a_it = [s_i ≤ 1+ε_h] if A_it > 0, [s_i ≥ 1−ε_l] if A_it < 0
+/// ```
+///
+/// s_i is detached: no token's gradient depends on the advantage of another. The value is therefore
+/// not what the gradient differentiates, and a finite difference of the value disagrees with it
+/// unless the advantages are uniform.
+///
+/// A token with A_t = 0 has no gradient but counts in n_i and in s_i.
+///
+/// ```
+/// use turnwise_objective::{Advantages, Clip, GspoToken, LengthWeight, Objective, Sequence};
+///
+/// let gspo_token = GspoToken { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean };
+/// let credit = [1.0, 0.0, -1.0];
+/// // The sequence is more probable than the range allows: only what makes it less so can move.
+/// let sequence = Sequence::new(&[-0.5; 3], &[-0.75; 3], Advantages::PerToken(&credit))?;
+/// let mut gradient = [0.0; 3];
+/// gspo_token.evaluate(&sequence, &mut gradient)?;
+/// assert_eq!(gradient[..2], [0.0, 0.0]);
+/// assert!((gradient[2] - 0.25_f64.exp() / 3.0).abs() < 1e-15);
+/// # Ok::<(), turnwise_objective::ObjectiveError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GspoToken {
+    /// The range of s_i; the paper's is [`Clip::PAPER_GSPO`].
+    pub clip: Clip,
+    /// The weight of a sequence by its length; the paper's is [`LengthWeight::Mean`].
+    pub length_weight: LengthWeight,
+}
+
+impl Objective for GspoToken {
+    fn name(&self) -> &'static str {
+        "gspo_token"
+    }
+
+    fn denominator(&self) -> Denominator {
+        Denominator::Sequences
+    }
+
+    fn evaluate(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+    ) -> Result<SequenceLoss, ObjectiveError> {
+        expect_length("gradient", sequence.len(), gradient.len())?;
+        if sequence.is_empty() {
+            return Ok(SequenceLoss::default());
+        }
+        let ratio = SequenceRatio::new(sequence, self.clip, self.length_weight)?;
+        match sequence.advantages() {
+            Advantages::Uniform(advantage) => {
+                evaluate_uniform(&ratio, advantage, sequence, gradient)
+            }
+            Advantages::PerToken(advantages) => {
+                write_gradient(&ratio, advantages, gradient);
+                ratio.loss(&split_by_sign(advantages)).checked(sequence)
+            }
+        }
+    }
+}
+
+fn write_gradient(ratio: &SequenceRatio, advantages: &[f64], gradient: &mut [f64]) {
+    let (positive, negative) = ratio.gradient_per_advantage();
+    for (slot, &advantage) in gradient.iter_mut().zip(advantages) {
+        *slot = advantage * if advantage > 0.0 { positive } else { negative };
+    }
+}
+
+fn split_by_sign(advantages: &[f64]) -> Credit {
+    let mut sums = SignSums::default();
+    let (chunks, rest) = advantages.as_chunks::<LANES>();
+    for chunk in chunks {
+        sums.add(chunk);
+    }
+    sums.add(&padded(rest));
+    let n = advantages.len() as f64;
+    Credit {
+        positive_mean: sums.positive.total() / n,
+        negative_mean: sums.negative.total() / n,
+        n_positive: sums.n_positive.iter().sum::<u64>() as usize,
+        n_negative: sums.n_negative.iter().sum::<u64>() as usize,
+    }
+}
+
+#[derive(Debug, Default)]
+struct SignSums {
+    positive: LaneSum,
+    negative: LaneSum,
+    n_positive: [u64; LANES],
+    n_negative: [u64; LANES],
+}
+
+impl SignSums {
+    #[inline]
+    fn add(&mut self, advantages: &[f64; LANES]) {
+        let positive = advantages.map(|advantage| if advantage > 0.0 { advantage } else { 0.0 });
+        self.positive.add(positive);
+        // By subtraction, so that what is not finite reaches a sum.
+        self.negative.add(std::array::from_fn(|lane| positive[lane] - advantages[lane]));
+        for (lane, &advantage) in advantages.iter().enumerate() {
+            self.n_positive[lane] += u64::from(advantage > 0.0);
+            self.n_negative[lane] += u64::from(advantage < 0.0);
+        }
+    }
+}

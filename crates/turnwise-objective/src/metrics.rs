@@ -1,0 +1,283 @@
+//! What a step has to say about its ratios.
+
+use crate::sum::Sum;
+use crate::{Clip, SequenceLoss};
+
+/// Counts and means over the sequences recorded so far.
+///
+/// Every number is defined when nothing was recorded (0, or `None`). Micro-batches are recorded one
+/// after the other or apart and then [merged](Metrics::merge). "Sequences" are non-empty ones.
+///
+/// ```
+/// use turnwise_objective::{Advantages, Clip, Gspo, LengthWeight, Metrics, Objective, Sequence};
+///
+/// let gspo = Gspo { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean };
+/// let mut metrics = Metrics::default();
+/// for drift in [-0.001, 0.0, 0.001] {
+///     let logprobs = [-1.0 + drift; 4];
+///     let sequence = Sequence::new(&logprobs, &[-1.0; 4], Advantages::Uniform(1.0))?;
+///     metrics.record(&gspo.evaluate(&sequence, &mut [0.0; 4])?);
+/// }
+/// assert_eq!(metrics.clip_fraction_by_token().high, 1.0 / 3.0);
+/// assert_eq!(metrics.clip_fraction_by_token().low, 0.0);
+/// assert!((metrics.log_ratio_std() - 8.165e-4).abs() < 1e-7);
+/// # Ok::<(), turnwise_objective::ObjectiveError>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics {
+    n_sequences: usize,
+    n_empty: usize,
+    n_tokens: usize,
+    n_with_advantage: usize,
+    n_clipped_low: usize,
+    n_clipped_high: usize,
+    n_capped_tokens: usize,
+    n_capped_sequences: usize,
+    n_gap_live: usize,
+    clipped_low_shares: Sum,
+    clipped_high_shares: Sum,
+    gap: Sum,
+    k3: Sum,
+    log_ratio: Moments,
+    weights: Weights,
+}
+
+/// The share of gradients that clipping removed, by the bound that removed them; 0 ≤ each, and
+/// together ≤ 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClipFraction {
+    /// Below 1 − ε_l with a negative advantage.
+    pub low: f64,
+    /// Above 1 + ε_h with a positive advantage.
+    pub high: f64,
+}
+
+impl ClipFraction {
+    /// Both bounds together.
+    #[must_use]
+    pub fn total(&self) -> f64 {
+        self.low + self.high
+    }
+}
+
+impl Metrics {
+    /// Adds one evaluated sequence.
+    pub fn record(&mut self, evaluated: &SequenceLoss) {
+        let stats = &evaluated.stats;
+        if stats.n_tokens == 0 {
+            self.n_empty += 1;
+            return;
+        }
+        let n = stats.n_tokens as f64;
+        self.n_sequences += 1;
+        self.n_tokens += stats.n_tokens;
+        self.n_with_advantage += stats.n_with_advantage;
+        self.n_clipped_low += stats.n_clipped_low;
+        self.n_clipped_high += stats.n_clipped_high;
+        self.n_capped_tokens += stats.n_capped;
+        self.n_capped_sequences += usize::from(stats.n_capped > 0);
+        self.n_gap_live += usize::from(stats.gap > 0.0);
+        self.clipped_low_shares.add(stats.n_clipped_low as f64 / n);
+        self.clipped_high_shares.add(stats.n_clipped_high as f64 / n);
+        self.gap.add(stats.gap);
+        self.k3.add(stats.k3_sum);
+        self.weights.add(stats.log_ratio);
+        if stats.log_ratio.is_finite() {
+            self.log_ratio.merge(&Moments { n: 1, mean: stats.log_ratio, squares: 0.0 });
+        }
+    }
+
+    /// Adds what others recorded.
+    pub fn merge(&mut self, other: &Self) {
+        self.n_sequences += other.n_sequences;
+        self.n_empty += other.n_empty;
+        self.n_tokens += other.n_tokens;
+        self.n_with_advantage += other.n_with_advantage;
+        self.n_clipped_low += other.n_clipped_low;
+        self.n_clipped_high += other.n_clipped_high;
+        self.n_capped_tokens += other.n_capped_tokens;
+        self.n_capped_sequences += other.n_capped_sequences;
+        self.n_gap_live += other.n_gap_live;
+        self.clipped_low_shares.merge(other.clipped_low_shares);
+        self.clipped_high_shares.merge(other.clipped_high_shares);
+        self.gap.merge(other.gap);
+        self.k3.merge(other.k3);
+        self.log_ratio.merge(&other.log_ratio);
+        self.weights.merge(&other.weights);
+    }
+
+    /// Sequences with at least one token.
+    #[must_use]
+    pub fn n_sequences(&self) -> usize {
+        self.n_sequences
+    }
+
+    /// Sequences without a token, which count nowhere else.
+    #[must_use]
+    pub fn n_empty(&self) -> usize {
+        self.n_empty
+    }
+
+    /// The tokens of all sequences.
+    #[must_use]
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// The mean of n_i.
+    #[must_use]
+    pub fn tokens_per_sequence(&self) -> f64 {
+        ratio(self.n_tokens as f64, self.n_sequences)
+    }
+
+    /// The share of tokens with A_t ≠ 0.
+    #[must_use]
+    pub fn advantage_fraction(&self) -> f64 {
+        ratio(self.n_with_advantage as f64, self.n_tokens)
+    }
+
+    /// The mean of log s_i over the sequences where it is finite.
+    #[must_use]
+    pub fn log_ratio_mean(&self) -> f64 {
+        self.log_ratio.mean
+    }
+
+    /// The standard deviation (divisor n) of log s_i over the sequences where it is finite.
+    #[must_use]
+    pub fn log_ratio_std(&self) -> f64 {
+        ratio(self.log_ratio.squares, self.log_ratio.n).sqrt()
+    }
+
+    /// Sequences with log s_i = −∞: the policy has made one of their tokens impossible.
+    #[must_use]
+    pub fn n_impossible(&self) -> usize {
+        self.n_sequences - self.log_ratio.n
+    }
+
+    /// Half the width of the clip range in units of the standard deviation of log s_i; `None` if
+    /// that is 0.
+    ///
+    /// Far below 1, noise alone clips most sequences; far above 1, clipping does nothing. ε means
+    /// little without it.
+    #[must_use]
+    pub fn window_over_std(&self, clip: Clip) -> Option<f64> {
+        let std = self.log_ratio_std();
+        (std > 0.0).then(|| clip.log_width() / 2.0 / std)
+    }
+
+    /// The share of tokens whose gradient clipping removed.
+    #[must_use]
+    pub fn clip_fraction_by_token(&self) -> ClipFraction {
+        let share = |n_clipped: usize| ratio(n_clipped as f64, self.n_tokens);
+        ClipFraction { low: share(self.n_clipped_low), high: share(self.n_clipped_high) }
+    }
+
+    /// The mean over sequences of the share of their tokens whose gradient clipping removed.
+    #[must_use]
+    pub fn clip_fraction_by_sequence(&self) -> ClipFraction {
+        let share = |shares: Sum| ratio(shares.total(), self.n_sequences);
+        ClipFraction { low: share(self.clipped_low_shares), high: share(self.clipped_high_shares) }
+    }
+
+    /// Tokens with a gradient in which the ratio was cut at
+    /// e^[`MAX_LOG_RATIO`](crate::MAX_LOG_RATIO).
+    #[must_use]
+    pub fn n_capped_tokens(&self) -> usize {
+        self.n_capped_tokens
+    }
+
+    /// Sequences with such a token.
+    #[must_use]
+    pub fn n_capped_sequences(&self) -> usize {
+        self.n_capped_sequences
+    }
+
+    /// The share of sequences in which GSPO-token and GSPO with the mean advantage differ in value:
+    /// out of range, with advantages of both signs.
+    #[must_use]
+    pub fn gap_live_fraction(&self) -> f64 {
+        ratio(self.n_gap_live as f64, self.n_sequences)
+    }
+
+    /// The mean of that difference over sequences; see
+    /// [`SequenceStats::gap`](crate::SequenceStats::gap).
+    #[must_use]
+    pub fn gap_mean(&self) -> f64 {
+        ratio(self.gap.total(), self.n_sequences)
+    }
+
+    /// k3 per token, an estimate of KL(π_b ‖ π_θ) in nats, at least 0.
+    #[must_use]
+    pub fn k3_mean(&self) -> f64 {
+        ratio(self.k3.total(), self.n_tokens)
+    }
+
+    /// (Σ s_i)² / Σ s_i², of how many equally weighted sequences the s_i are worth; between 1 and
+    /// the number of sequences.
+    #[must_use]
+    pub fn effective_sample_size(&self) -> f64 {
+        if self.weights.squares > 0.0 {
+            self.weights.sum * self.weights.sum / self.weights.squares
+        } else {
+            0.0
+        }
+    }
+}
+
+/// a/n, or 0 for n = 0.
+fn ratio(a: f64, n: usize) -> f64 {
+    if n == 0 { 0.0 } else { a / n as f64 }
+}
+
+/// Count, mean and Σ(x − mean)², merged by the formula of Chan, Golub and LeVeque.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Moments {
+    n: usize,
+    mean: f64,
+    squares: f64,
+}
+
+impl Moments {
+    fn merge(&mut self, other: &Self) {
+        if other.n == 0 {
+            return;
+        }
+        let (n, share) = (self.n as f64, other.n as f64 / (self.n + other.n) as f64);
+        let difference = other.mean - self.mean;
+        self.mean += difference * share;
+        self.squares += other.squares + difference * difference * n * share;
+        self.n += other.n;
+    }
+}
+
+/// Σ s_i and Σ s_i² in units of the largest s_i, which itself may overflow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Weights {
+    log_max: f64,
+    sum: f64,
+    squares: f64,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { log_max: f64::NEG_INFINITY, sum: 0.0, squares: 0.0 }
+    }
+}
+
+impl Weights {
+    fn add(&mut self, log_weight: f64) {
+        self.merge(&Self { log_max: log_weight, sum: 1.0, squares: 1.0 });
+    }
+
+    fn merge(&mut self, other: &Self) {
+        let log_max = self.log_max.max(other.log_max);
+        if log_max == f64::NEG_INFINITY {
+            return;
+        }
+        let (scale, other_scale) =
+            ((self.log_max - log_max).exp(), (other.log_max - log_max).exp());
+        self.sum = self.sum * scale + other.sum * other_scale;
+        self.squares = self.squares * scale * scale + other.squares * other_scale * other_scale;
+        self.log_max = log_max;
+    }
+}

@@ -1,0 +1,91 @@
+//! One clipped ratio for a whole sequence: what GSPO and GSPO-token share.
+
+use crate::clip::Band;
+use crate::log_ratio::{LogRatios, MAX_LOG_RATIO, capped_exp, log_ratios};
+use crate::{Clip, LengthWeight, ObjectiveError, Sequence, SequenceLoss, SequenceStats};
+
+/// The ratio of a non-empty sequence, each side clipped, and the weight of the sequence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SequenceRatio {
+    n_tokens: usize,
+    weight: f64,
+    log_ratios: LogRatios,
+    /// s_i, cut at e^[`MAX_LOG_RATIO`].
+    ratio: f64,
+    /// m₋ = max(s, 1 − ε_l), what a negative advantage is multiplied by.
+    raised: f64,
+    /// m₊ = min(s, 1 + ε_h), what a positive advantage is multiplied by.
+    lowered: f64,
+    is_below: bool,
+    is_above: bool,
+}
+
+/// The advantages of a sequence, split by sign.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Credit {
+    /// (1/n_i) Σ_t max(A_t, 0).
+    pub(crate) positive_mean: f64,
+    /// (1/n_i) Σ_t max(−A_t, 0).
+    pub(crate) negative_mean: f64,
+    pub(crate) n_positive: usize,
+    pub(crate) n_negative: usize,
+}
+
+impl Credit {
+    /// The same advantage on each of `n_tokens` tokens.
+    pub(crate) fn uniform(advantage: f64, n_tokens: usize) -> Self {
+        if advantage > 0.0 {
+            Self { positive_mean: advantage, n_positive: n_tokens, ..Self::default() }
+        } else if advantage < 0.0 {
+            Self { negative_mean: -advantage, n_negative: n_tokens, ..Self::default() }
+        } else {
+            Self { positive_mean: advantage, ..Self::default() } // 0, or NaN to be found out
+        }
+    }
+}
+
+impl SequenceRatio {
+    /// The ratio of a sequence with at least one token.
+    pub(crate) fn new(
+        sequence: &Sequence<'_>,
+        clip: Clip,
+        length_weight: LengthWeight,
+    ) -> Result<Self, ObjectiveError> {
+        let log_ratios = log_ratios(sequence)?;
+        let (band, ratio) = (Band::from(clip), capped_exp(log_ratios.mean));
+        let (is_below, is_above) = (band.is_below(log_ratios.mean), band.is_above(log_ratios.mean));
+        Ok(Self {
+            n_tokens: sequence.len(),
+            weight: length_weight.of(sequence.len()),
+            log_ratios,
+            ratio,
+            raised: if is_below { band.low } else { ratio },
+            lowered: if is_above { band.high } else { ratio },
+            is_below,
+            is_above,
+        })
+    }
+
+    /// ∂loss/∂log π_t per unit of a positive and of a negative advantage: −(w_i/n_i)·s_i, or 0
+    /// where clipping removes it.
+    pub(crate) fn gradient_per_advantage(&self) -> (f64, f64) {
+        let unclipped = -self.weight / self.n_tokens as f64 * self.ratio;
+        (if self.is_above { 0.0 } else { unclipped }, if self.is_below { 0.0 } else { unclipped })
+    }
+
+    /// −w_i·(m₊·mean A⁺ − m₋·mean A⁻), with everything there is to report.
+    pub(crate) fn loss(&self, credit: &Credit) -> SequenceLoss {
+        let value = self.lowered * credit.positive_mean - self.raised * credit.negative_mean;
+        let stats = SequenceStats {
+            n_tokens: self.n_tokens,
+            n_with_advantage: credit.n_positive + credit.n_negative,
+            n_clipped_low: if self.is_below { credit.n_negative } else { 0 },
+            n_clipped_high: if self.is_above { credit.n_positive } else { 0 },
+            n_capped: if self.log_ratios.mean > MAX_LOG_RATIO { credit.n_negative } else { 0 },
+            log_ratio: self.log_ratios.mean,
+            k3_sum: self.log_ratios.k3_sum,
+            gap: (self.raised - self.lowered) * credit.positive_mean.min(credit.negative_mean),
+        };
+        SequenceLoss { loss: -self.weight * value, stats }
+    }
+}

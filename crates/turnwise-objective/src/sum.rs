@@ -1,0 +1,97 @@
+//! Compensated sums in eight lanes.
+
+/// How many sums run side by side; a multiple of every common vector width.
+pub(crate) const LANES: usize = 8;
+
+/// Eight running sums and the rounding error each has made so far.
+///
+/// Every addition is Knuth's two-sum: six operations, no branch, the error exact. A sum over 10⁶
+/// tokens is therefore off by about one rounding, and a clip decision does not depend on the order
+/// of the tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LaneSum {
+    sum: [f64; LANES],
+    error: [f64; LANES],
+}
+
+impl LaneSum {
+    #[inline]
+    pub(crate) fn add(&mut self, values: [f64; LANES]) {
+        for (lane, value) in values.into_iter().enumerate() {
+            let (sum, error) = two_sum(self.sum[lane], value);
+            self.sum[lane] = sum;
+            self.error[lane] += error;
+        }
+    }
+
+    /// The sum of all that was added; not finite if anything that was added is not.
+    pub(crate) fn total(&self) -> f64 {
+        let mut total = Sum::default();
+        self.sum.iter().for_each(|&value| total.add(value));
+        self.error.iter().for_each(|&value| total.add(value));
+        total.total()
+    }
+}
+
+/// One compensated sum, for the few numbers of a group or of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Sum {
+    sum: f64,
+    error: f64,
+}
+
+impl Sum {
+    pub(crate) fn add(&mut self, value: f64) {
+        let (sum, error) = two_sum(self.sum, value);
+        self.sum = sum;
+        self.error += error;
+    }
+
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.add(other.sum);
+        self.error += other.error;
+    }
+
+    pub(crate) fn total(self) -> f64 {
+        self.sum + self.error
+    }
+}
+
+/// The compensated sum of `values`.
+pub(crate) fn sum(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut total = Sum::default();
+    values.into_iter().for_each(|value| total.add(value));
+    total.total()
+}
+
+/// a + b as the rounded sum and what rounding left out.
+#[inline]
+fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let sum = a + b;
+    let b_in_sum = sum - a;
+    let a_in_sum = sum - b_in_sum;
+    (sum, (a - a_in_sum) + (b - b_in_sum))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cancellation_leaves_the_exact_remainder() {
+        assert_eq!(sum([1.0, 1e100, 1.0, -1e100]), 2.0);
+        let mut lanes = LaneSum::default();
+        lanes.add([1e100, 1.0, -1e100, 1.0, 0.0, 0.0, 0.0, 1e-3]);
+        assert_eq!(lanes.total(), 2.001);
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_visible() {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut lanes = LaneSum::default();
+            lanes.add([0.0, bad, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+            lanes.add([1.0; LANES]);
+            assert!(!lanes.total().is_finite(), "{bad}");
+        }
+    }
+}

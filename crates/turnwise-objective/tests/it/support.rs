@@ -1,0 +1,179 @@
+//! Sequences to test with, and how to compare numbers.
+
+use proptest::prelude::*;
+use turnwise_objective::{
+    Advantages, Clip, Grpo, Gspo, GspoToken, LengthWeight, Objective, Sequence, SequenceLoss,
+};
+
+/// The columns of a sequence, owned.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tokens {
+    pub(crate) logprobs: Vec<f64>,
+    pub(crate) behavior_logprobs: Vec<f64>,
+    pub(crate) advantages: Vec<f64>,
+}
+
+impl Tokens {
+    /// Tokens with these log ratios; −1 is the behaviour's log-probability of each.
+    pub(crate) fn drifted(log_ratios: &[f64], advantages: &[f64]) -> Self {
+        Self {
+            logprobs: log_ratios.iter().map(|log_ratio| log_ratio - 1.0).collect(),
+            behavior_logprobs: vec![-1.0; log_ratios.len()],
+            advantages: advantages.to_vec(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.logprobs.len()
+    }
+
+    pub(crate) fn per_token(&self) -> Sequence<'_> {
+        Sequence::new(
+            &self.logprobs,
+            &self.behavior_logprobs,
+            Advantages::PerToken(&self.advantages),
+        )
+        .unwrap()
+    }
+
+    pub(crate) fn uniform(&self, advantage: f64) -> Sequence<'_> {
+        Sequence::new(&self.logprobs, &self.behavior_logprobs, Advantages::Uniform(advantage))
+            .unwrap()
+    }
+
+    pub(crate) fn log_ratios(&self) -> Vec<f64> {
+        self.logprobs.iter().zip(&self.behavior_logprobs).map(|(a, b)| a - b).collect()
+    }
+
+    /// log s_i the obvious way.
+    pub(crate) fn log_ratio(&self) -> f64 {
+        mean(&self.log_ratios())
+    }
+
+    pub(crate) fn mean_advantage(&self) -> f64 {
+        mean(&self.advantages)
+    }
+
+    /// The tokens at these positions, in this order.
+    pub(crate) fn pick(&self, positions: &[usize]) -> Self {
+        let of = |column: &[f64]| positions.iter().map(|&position| column[position]).collect();
+        Self {
+            logprobs: of(&self.logprobs),
+            behavior_logprobs: of(&self.behavior_logprobs),
+            advantages: of(&self.advantages),
+        }
+    }
+}
+
+pub(crate) fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+pub(crate) const WEIGHTS: [LengthWeight; 3] =
+    [LengthWeight::Mean, LengthWeight::Tokens, LengthWeight::SqrtTokens];
+
+pub(crate) fn gspo(clip: Clip) -> Gspo {
+    Gspo { clip, length_weight: LengthWeight::Mean }
+}
+
+pub(crate) fn gspo_token(clip: Clip) -> GspoToken {
+    GspoToken { clip, length_weight: LengthWeight::Mean }
+}
+
+/// Each objective there is.
+pub(crate) fn objectives(clip: Clip) -> [Box<dyn Objective>; 3] {
+    [Box::new(gspo(clip)), Box::new(gspo_token(clip)), Box::new(Grpo { clip })]
+}
+
+/// The loss and gradient of one sequence. The gradient starts as NaN, so that an entry nobody wrote
+/// shows.
+pub(crate) fn evaluate(
+    objective: &dyn Objective,
+    sequence: &Sequence<'_>,
+) -> (SequenceLoss, Vec<f64>) {
+    let mut gradient = vec![f64::NAN; sequence.len()];
+    let evaluated = objective.evaluate(sequence, &mut gradient).unwrap();
+    (evaluated, gradient)
+}
+
+/// Whether two numbers are equal up to `tolerance`, relative above 1 and absolute below.
+pub(crate) fn close(a: f64, b: f64, tolerance: f64) -> bool {
+    (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0)
+}
+
+pub(crate) fn all_close(a: &[f64], b: &[f64], tolerance: f64) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(&a, &b)| close(a, b, tolerance))
+}
+
+/// Where a sequence's log ratio is relative to a clip range, kept clear of the bounds themselves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Side {
+    Below,
+    Inside,
+    Above,
+}
+
+pub(crate) fn sides() -> impl Strategy<Value = Side> {
+    prop_oneof![Just(Side::Below), Just(Side::Inside), Just(Side::Above)]
+}
+
+pub(crate) fn clips() -> impl Strategy<Value = Clip> {
+    prop_oneof![
+        Just(Clip::PAPER_GSPO),
+        Just(Clip::PAPER_GRPO),
+        (1e-3..0.6, 1e-3..1.5).prop_map(|(low, high)| Clip::new(low, high).unwrap()),
+    ]
+}
+
+/// Advantages of all kinds; round ones are frequent, so that equal ones and zeros occur.
+pub(crate) fn advantage() -> impl Strategy<Value = f64> {
+    prop_oneof![Just(0.0), Just(1.0), Just(-1.0), Just(0.5), Just(-2.0), -3.0..3.0]
+}
+
+pub(crate) fn nonzero_advantage() -> impl Strategy<Value = f64> {
+    (0.05..3.0, any::<bool>())
+        .prop_map(|(size, negative): (f64, bool)| if negative { -size } else { size })
+}
+
+/// Sequences of 1 to 40 tokens whose log ratio is on a given side of a clip range, clearly.
+pub(crate) fn tokens_at(clip: Clip, side: Side) -> impl Strategy<Value = Tokens> {
+    let (low, high) = ((-clip.low()).ln_1p(), clip.high().ln_1p());
+    let target = match side {
+        Side::Below => (low - 0.5)..(low * 1.05 - 1e-5),
+        Side::Inside => (low * 0.95)..(high * 0.95),
+        Side::Above => (high * 1.05 + 1e-5)..(high + 0.5),
+    };
+    let token = (-8.0..0.0, -1.0..1.0, advantage());
+    (target, prop_oneof![Just(0.0), Just(1e-3), Just(0.3)], prop::collection::vec(token, 1..40))
+        .prop_map(|(target, noise, tokens)| {
+            let drift: Vec<f64> = tokens.iter().map(|&(_, drift, _)| drift * noise).collect();
+            let shift = target - mean(&drift);
+            Tokens {
+                logprobs: tokens
+                    .iter()
+                    .zip(&drift)
+                    .map(|(token, drift)| token.0 + (drift + shift))
+                    .collect(),
+                behavior_logprobs: tokens.iter().map(|token| token.0).collect(),
+                advantages: tokens.iter().map(|token| token.2).collect(),
+            }
+        })
+}
+
+/// A clip range, a side of it and a sequence there.
+pub(crate) fn placed_tokens() -> impl Strategy<Value = (Clip, Side, Tokens)> {
+    (clips(), sides()).prop_flat_map(|(clip, side)| {
+        tokens_at(clip, side).prop_map(move |tokens| (clip, side, tokens))
+    })
+}
+
+/// Sequences of `min` to 19 tokens whose numbers are exact in f32, so that every order of addition
+/// gives the same sum.
+pub(crate) fn f32_tokens(min: usize) -> impl Strategy<Value = Tokens> {
+    let token = (-8.0f32..0.0, -0.3f32..0.3, -3.0f32..3.0);
+    prop::collection::vec(token, min..20).prop_map(|tokens| Tokens {
+        logprobs: tokens.iter().map(|token| f64::from(token.0 + token.1)).collect(),
+        behavior_logprobs: tokens.iter().map(|token| f64::from(token.0)).collect(),
+        advantages: tokens.iter().map(|token| f64::from(token.2)).collect(),
+    })
+}
