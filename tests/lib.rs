@@ -1,1 +1,1 @@
-//! Not yet written.
+//! Empty: the tests across crates are the modules of `it/main.rs`.

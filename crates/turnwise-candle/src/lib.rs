@@ -1,1 +1,34 @@
-//! Not yet written.
+//! A language model in this process: policy and learner on candle.
+
+mod adamw;
+mod batch;
+mod checkpoint;
+mod config;
+mod decoder;
+mod engine;
+mod error;
+mod forward;
+mod fused;
+mod initial;
+mod layout;
+mod learner;
+mod math;
+mod matrix;
+mod numbers;
+mod plain;
+mod policy;
+mod published;
+mod rope;
+#[cfg(test)]
+mod tests;
+mod trainer;
+mod weights;
+
+pub use adamw::AdamW;
+pub use config::{Architecture, DecoderConfig};
+pub use decoder::Decoder;
+pub use engine::{EngineSettings, EngineStats, KvOnUpdate};
+pub use error::ModelError;
+pub use forward::Kernels;
+pub use learner::CandleLearner;
+pub use policy::CandlePolicy;

@@ -214,12 +214,13 @@ impl Agent for ChatAgent {
         self.state.n_drawn += sample.tokens.len() as u64;
         self.state.engine = sample.engine;
         self.state.pending.extend(sample.tokens);
-        let is_over = match sample.stop {
-            StopReason::EndOfTurn => true,
-            StopReason::MaxTokens => self.state.pending.tokens().len() >= room.turn,
-            StopReason::Interrupted => false,
-        };
-        Ok(if is_over { Act::Decided(self.commit(sample.stop)) } else { Act::Interrupted })
+        // An engine may be interrupted by the very token that fills the turn.
+        let is_full = self.n_pending() >= room.turn;
+        Ok(match sample.stop {
+            StopReason::EndOfTurn => Act::Decided(self.commit(StopReason::EndOfTurn)),
+            _ if is_full => Act::Decided(self.commit(StopReason::MaxTokens)),
+            StopReason::MaxTokens | StopReason::Interrupted => Act::Interrupted,
+        })
     }
 
     fn n_context(&self) -> usize {
@@ -287,6 +288,12 @@ fn check(sample: &Sample, request: &SampleRequest) -> Result<(), String> {
         }
         if token.version < newest {
             return Err(format!("{} after {newest} at token {index}", token.version));
+        }
+        if token.kv_version > token.version {
+            return Err(format!("{} over keys of {}", token.version, token.kv_version));
+        }
+        if token.sampling != 0 || token.mask.is_some() || token.advantage.is_some() {
+            return Err(format!("token {index} is not as it was drawn"));
         }
         newest = token.version;
         let is_last = index + 1 == n;

@@ -30,7 +30,7 @@ pub struct Episode {
 }
 
 /// What the agent's factory says about every trajectory.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Factory {
     renderer: String,
     sampling: Vec<turnwise_trajectory::Sampling>,
@@ -58,6 +58,7 @@ struct State {
 #[serde(deny_unknown_fields)]
 pub struct EpisodeSnapshot {
     state: State,
+    factory: Factory,
     limits: Limits,
     agent: Value,
     environment: Vec<u8>,
@@ -155,6 +156,7 @@ impl Episode {
         let environment = if self.state.begun { self.environment.snapshot()? } else { Vec::new() };
         Some(EpisodeSnapshot {
             state: self.state.clone(),
+            factory: self.factory.clone(),
             limits: self.limits.clone(),
             agent: self.agent.snapshot(),
             environment,
@@ -164,23 +166,31 @@ impl Episode {
     /// An episode that goes on where a snapshot was taken.
     ///
     /// # Errors
-    /// When the task is not the one the snapshot was taken of, or agent or environment refuse it.
+    /// When the task, the renderer or the sampling settings are not those the snapshot was taken with, or agent or
+    /// environment refuse it.
     pub fn restore(
         snapshot: EpisodeSnapshot,
         tasks: &dyn TaskSet,
         factory: &dyn AgentFactory,
     ) -> Result<Self, RestoreError> {
-        let EpisodeSnapshot { state, limits, agent, environment: bytes } = snapshot;
+        let EpisodeSnapshot { state, factory: before, limits, agent, environment: bytes } =
+            snapshot;
         let index = state.identity.task_index;
         if index >= tasks.len() || tasks.key(index) != state.identity.task {
             return Err(RestoreError::Task { index });
+        }
+        let now = Factory::of(factory);
+        if now != before {
+            return Err(RestoreError::Agent(AgentError::Snapshot(format!(
+                "its tokens are of {before:?}, not of {now:?}"
+            ))));
         }
         let mut environment = tasks.environment(index);
         if state.begun {
             environment.restore(&bytes).map_err(RestoreError::Environment)?;
         }
         let agent = factory.restore(agent).map_err(RestoreError::Agent)?;
-        Ok(Self { environment, agent, factory: Factory::of(factory), limits, state })
+        Ok(Self { environment, agent, factory: now, limits, state })
     }
 
     /// `None` when the episode suspends.
@@ -199,7 +209,7 @@ impl Episode {
             let room = match self.room(allowance, drawn_before) {
                 Ok(Some(room)) => room,
                 Ok(None) => return None,
-                Err(limit) => return Some(Outcome::Truncated(limit)),
+                Err(limit) => return Some(self.truncated(limit)),
             };
             let decision = match self.act(policy, room, allowance).await {
                 Ok(Act::Decided(decision)) => decision,
@@ -245,6 +255,11 @@ impl Episode {
         let turn =
             self.limits.max_turn_tokens.min(pending + of_episode.min(of_context)).max(pending + 1);
         Ok(Some(Room { turn, now: usize::try_from(now).unwrap_or(usize::MAX) }))
+    }
+
+    /// What was rewarded so far stays, and is held to the same range as the rewards of an episode that ended.
+    fn truncated(&self, limit: Limit) -> Outcome {
+        self.check_range().err().unwrap_or(Outcome::Truncated(limit))
     }
 
     async fn act(

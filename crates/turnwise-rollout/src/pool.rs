@@ -226,6 +226,7 @@ impl RolloutPool {
         let mut ready = std::mem::take(&mut self.waiting);
         iteration.resumed = ready.iter().filter(|episode| episode.suspensions() > 0).count();
         let share = self.share(ready.len());
+        let mut tripped = None;
         while !ready.is_empty() {
             let progress = self
                 .advance_all(ready, policy, &Allowance { tokens: share, stop: stop.clone() })
@@ -236,10 +237,16 @@ impl RolloutPool {
             ready = Vec::new();
             for trajectory in progress.finished {
                 *iteration.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
-                match self.retry(&trajectory)? {
+                tripped = tripped.or(self.count_fault(&trajectory));
+                match self.retry(&trajectory) {
                     Some(episode) => ready.push(episode),
                     None => self.file(trajectory),
                 }
+            }
+            if let Some(error) = tripped {
+                // Nothing is lost: what would have been tried again waits.
+                self.waiting.append(&mut ready);
+                return Err(error);
             }
         }
         self.hand_over(&mut iteration).await;
@@ -354,22 +361,25 @@ impl RolloutPool {
         advanced
     }
 
-    /// A fresh attempt at an episode that broke, while there are attempts left.
-    fn retry(&mut self, trajectory: &Trajectory) -> Result<Option<Episode>, RolloutError> {
+    /// The breaker: an error when this was one fault in a row too many.
+    fn count_fault(&mut self, trajectory: &Trajectory) -> Option<RolloutError> {
         let Outcome::InfraFault(fault) = &trajectory.outcome else {
             self.faults_in_row = 0;
-            return Ok(None);
+            return None;
         };
         let Identity { group, member, attempt, .. } = trajectory.identity;
         tracing::warn!(group = group.0, member, attempt, %fault, "an episode broke");
         self.faults_in_row += 1;
-        if self.faults_in_row >= self.settings.max_faults_in_row {
-            return Err(RolloutError::TooManyFaults { n: self.faults_in_row, last: fault.clone() });
-        }
-        if attempt >= self.settings.max_retries {
-            return Ok(None);
-        }
-        Ok(Some(self.episode(Identity { attempt: attempt + 1, ..trajectory.identity.clone() })))
+        (self.faults_in_row >= self.settings.max_faults_in_row)
+            .then(|| RolloutError::TooManyFaults { n: self.faults_in_row, last: fault.clone() })
+    }
+
+    /// A fresh attempt at an episode that broke, while there are attempts left.
+    fn retry(&self, trajectory: &Trajectory) -> Option<Episode> {
+        let identity = &trajectory.identity;
+        let is_broken = matches!(trajectory.outcome, Outcome::InfraFault(_));
+        (is_broken && identity.attempt < self.settings.max_retries)
+            .then(|| self.episode(Identity { attempt: identity.attempt + 1, ..identity.clone() }))
     }
 
     fn file(&mut self, trajectory: Trajectory) {
@@ -425,8 +435,7 @@ impl RolloutPool {
             .iter_mut()
             .filter(|member| member.outcome.is_scored() && member.reward().is_none())
         {
-            member.outcome = fault(InfraReason::BadReward, "nobody scored the episode".to_owned());
-            member.solved = false;
+            break_off(member, InfraReason::BadReward, "nobody scored the episode".to_owned());
         }
     }
 }
@@ -462,24 +471,25 @@ async fn score_by(rubric: &dyn Rubric, members: &mut [Trajectory]) {
     if let Some((reason, message)) = broken {
         let message = format!("rubric `{}`: {message}", rubric.name());
         for member in scorable {
-            member.outcome = fault(reason, message.clone());
+            break_off(member, reason, message.clone());
         }
     }
 }
 
 fn add_score(rubric: &str, member: &mut Trajectory, score: Option<f64>) {
     let Some(score) = score else { return };
-    if !score.is_finite() {
-        member.outcome =
-            fault(InfraReason::BadReward, format!("rubric `{rubric}` returned {score}"));
+    if !(member.reward().unwrap_or(0.0) + score).is_finite() {
+        break_off(member, InfraReason::BadReward, format!("rubric `{rubric}` returned {score}"));
         return;
     }
     let turn = member.turns.last_mut().expect("only episodes with turns are scored");
     turn.reward = Some(turn.reward.unwrap_or(0.0) + score);
 }
 
-fn fault(reason: InfraReason, message: String) -> Outcome {
-    Outcome::InfraFault(InfraFault { reason, message })
+/// Takes the verdict on a finished episode back.
+fn break_off(member: &mut Trajectory, reason: InfraReason, message: String) {
+    member.outcome = Outcome::InfraFault(InfraFault { reason, message });
+    member.solved = false;
 }
 
 impl fmt::Debug for RolloutPool {

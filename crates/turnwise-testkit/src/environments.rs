@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{
-    Action, Environment, EnvironmentError, Observation, Random, Step, TaskKey, TaskSet, derive_seed,
+    Action, Environment, EnvironmentError, Observation, Random, Step, TaskKey, TaskSet, ToolSpec,
+    derive_seed,
 };
 
 /// Answers each action with a reward and a text that depend on everything said so far, for a number of turns.
@@ -117,6 +118,10 @@ impl<T: TaskSet> TaskSet for FaultyTasks<T> {
         self.inner.name()
     }
 
+    fn version(&self) -> u32 {
+        self.inner.version()
+    }
+
     fn len(&self) -> usize {
         self.inner.len()
     }
@@ -165,8 +170,16 @@ impl Environment for FaultyEnvironment {
         }
     }
 
+    fn tools(&self) -> Vec<ToolSpec> {
+        self.inner.tools()
+    }
+
     fn reward_range(&self) -> std::ops::RangeInclusive<f64> {
         -1e6..=1e6
+    }
+
+    fn fault_reward(&self) -> Option<f64> {
+        self.inner.fault_reward()
     }
 }
 

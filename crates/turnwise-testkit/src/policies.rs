@@ -96,4 +96,8 @@ impl<P: Policy, F: Fn(&SampleRequest, Sample) -> Sample + Send + Sync> Policy fo
         let sample = self.inner.sample(request.clone()).await?;
         Ok((self.lie)(&request, sample))
     }
+
+    fn release(&self, session: u64) {
+        self.inner.release(session);
+    }
 }

@@ -249,7 +249,9 @@ fn hash_file(path: &Path) -> io::Result<String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |hex, byte| hex + &format!("{byte:02x}"))
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 /// The entries of a directory in the order of their names; none where there is no directory.

@@ -1,8 +1,8 @@
 use std::fmt::Debug;
 
 use turnwise_objective::{
-    AdvantageError, GroupAdvantage, Std, broadcast_outcome, minus_mean_return_of_others, mix,
-    normalised_over_all_turns, reward_to_go, standard_deviation,
+    AdvantageError, GroupAdvantage, Std, broadcast_outcome, has_zero_variance,
+    minus_mean_return_of_others, mix, normalised_over_all_turns, reward_to_go, standard_deviation,
 };
 use turnwise_trajectory::Trajectory;
 
@@ -97,8 +97,10 @@ impl Credit for TurnCredit {
     }
 
     fn assign(&self, group: &[&Trajectory]) -> Result<Vec<Vec<f64>>, AdvantageError> {
-        let outcome = self.advantage.of(&totals(group))?;
-        if group.len() < 2 {
+        let totals = totals(group);
+        let outcome = self.advantage.of(&totals)?;
+        // Decided on the episodes' rewards: where those are equal, which turn earned them tells no member from another.
+        if has_zero_variance(&totals) {
             return broadcast_outcome(&outcome, &n_turns(group));
         }
         let turns = normalised_over_all_turns(&returns(group, self.gamma), Std::Sample, 1e-6)?;

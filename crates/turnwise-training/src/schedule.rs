@@ -45,7 +45,7 @@ impl Schedule {
     #[must_use]
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
-            return self.learning_rate * (step + 1) as f64 / self.warmup_steps as f64;
+            return self.learning_rate * ((step + 1) as f64 / self.warmup_steps as f64);
         }
         match self.decay {
             Decay::Constant => self.learning_rate,

@@ -229,6 +229,8 @@ impl<L: Learner> Trainer<L> {
     fn take_groups(&mut self, mut iteration: Iteration) -> (Iteration, Vec<Group>) {
         let mut groups = std::mem::take(&mut self.ready);
         groups.append(&mut iteration.groups);
+        // A run that was halted in between trains in the order of one that was not.
+        groups.sort_by_key(|group| group.id);
         (iteration, groups)
     }
 

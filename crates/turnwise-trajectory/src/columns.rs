@@ -18,7 +18,18 @@ struct Columns {
     #[serde(default, skip_serializing_if = "all_none")]
     masks: Runs<Option<MaskReason>>,
     #[serde(default, skip_serializing_if = "all_none")]
-    advantages: Runs<Option<f32>>,
+    advantages: Runs<Option<Exact>>,
+}
+
+/// A number that equals another only where all its bits do, so that -0 survives beside 0.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Exact(f32);
+
+impl PartialEq for Exact {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_bits() == other.0.to_bits()
+    }
 }
 
 fn all_none<T>(runs: &Runs<Option<T>>) -> bool {
@@ -36,7 +47,7 @@ pub(crate) fn serialize<S: Serializer>(
         kv_versions: runs(tokens.iter().map(|token| token.kv_version)),
         sampling: runs(tokens.iter().map(|token| token.sampling)),
         masks: runs(tokens.iter().map(|token| token.mask)),
-        advantages: runs(tokens.iter().map(|token| token.advantage)),
+        advantages: runs(tokens.iter().map(|token| token.advantage.map(Exact))),
     }
     .serialize(serializer)
 }
@@ -66,7 +77,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
             kv_version: kv_versions[t],
             sampling: sampling[t],
             mask: masks[t],
-            advantage: advantages[t],
+            advantage: advantages[t].map(|Exact(advantage)| advantage),
         })
         .collect())
 }

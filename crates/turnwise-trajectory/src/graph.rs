@@ -259,7 +259,7 @@ impl MessageGraph {
                 return Err(GraphError::Logprob { node: id });
             }
         }
-        match self.edges.iter().find(|edge| !self.contains(edge.from) || !self.contains(edge.to)) {
+        match self.edges.iter().find(|edge| !self.contains(edge.from) || edge.to >= edge.from) {
             Some(edge) => Err(GraphError::Edge { edge: *edge }),
             None => Ok(()),
         }
@@ -291,8 +291,8 @@ pub enum GraphError {
         /// The node.
         node: NodeId,
     },
-    /// An edge to nowhere.
-    #[error("an edge from node {} to node {} leaves the graph", edge.from.0, edge.to.0)]
+    /// An edge to nowhere, or to a node that is not earlier.
+    #[error("an edge from node {} to node {} does not lead back", edge.from.0, edge.to.0)]
     Edge {
         /// The edge.
         edge: Edge,

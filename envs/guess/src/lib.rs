@@ -1,6 +1,6 @@
 //! Find a hidden number from hints in a limited number of turns; bisecting is the skill.
 //!
-//! [`Guess`] is the suite: tasks in two splits, an expert that bisects, a random baseline. The rules, the texts and a
+//! [`Guess`] is the suite: tasks in two splits, an expert that halves the range, a random baseline. The rules, the texts and a
 //! transcript are in the crate's README.
 //!
 //! ```

@@ -1,15 +1,31 @@
 use turnwise_environment::{Action, Demonstrator, Observation, Random};
 
-/// Halves the range in every turn.
-#[derive(Debug, Default)]
-pub(crate) struct Bisecting {
+/// Says a number near the middle of what is left: it halves the range roughly, and seldom twice in the same way.
+///
+/// Always the exact middle would be one path through each range. A policy that imitates that knows a path by heart; one that
+/// imitates this has seen what to do off it.
+#[derive(Debug)]
+pub(crate) struct Halving {
+    random: Random,
     /// What the secret can still be; empty before the first observation.
     low: i64,
     high: i64,
     said: i64,
 }
 
-impl Demonstrator for Bisecting {
+impl Halving {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { random: Random::new(seed), low: 0, high: 0, said: 0 }
+    }
+
+    /// A number at most an eighth of the range away from its middle.
+    fn near_the_middle(&mut self) -> i64 {
+        let reach = self.high.abs_diff(self.low) / 8;
+        i64::midpoint(self.low, self.high) - reach.cast_signed() + self.random.below(2 * reach + 1).cast_signed()
+    }
+}
+
+impl Demonstrator for Halving {
     fn act(&mut self, observation: &Observation) -> Action {
         match text(observation) {
             "higher" => self.low = self.said + 1,
@@ -20,7 +36,7 @@ impl Demonstrator for Bisecting {
                 }
             }
         }
-        self.said = i64::midpoint(self.low, self.high);
+        self.said = self.near_the_middle();
         Action::text(self.said.to_string())
     }
 }

@@ -31,7 +31,7 @@ pub struct GuessSettings {
 
 impl Default for GuessSettings {
     fn default() -> Self {
-        Self { span: 40, ranges: 3, turns: 6 }
+        Self { span: 40, ranges: 6, turns: 6 }
     }
 }
 

@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use turnwise_environment::{Demonstrator, EnvironmentError, Split, Suite, TaskSet};
 
-use crate::players::{Bisecting, Uniform};
+use crate::players::{Halving, Uniform};
 use crate::{GuessSettings, GuessTasks};
 
-/// The game under its name: tasks in two splits, an expert that bisects, and a player that guesses at random.
+/// The game under its name: tasks in two splits, an expert that halves the range, and a player that guesses at random.
 #[derive(Clone, Debug)]
 pub struct Guess {
     train: Arc<GuessTasks>,
@@ -52,8 +52,8 @@ impl Suite for Guess {
         }
     }
 
-    fn expert(&self, _seed: u64) -> Box<dyn Demonstrator> {
-        Box::<Bisecting>::default()
+    fn expert(&self, seed: u64) -> Box<dyn Demonstrator> {
+        Box::new(Halving::new(seed))
     }
 
     fn random(&self, seed: u64) -> Box<dyn Demonstrator> {

@@ -1,0 +1,223 @@
+use std::cell::RefCell;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{CpuStorage, InplaceOp1, Layout};
+use serde::{Deserialize, Serialize};
+
+use crate::ModelError;
+use crate::checkpoint::{read_exactly, write_tensors};
+use crate::decoder::Parameter;
+use crate::layout::{Role, Spec};
+
+/// Settings of AdamW (Loshchilov and Hutter, *Decoupled weight decay regularization*, 2019, algorithm 2).
+///
+/// ```text
+/// m <- beta1 m + (1 - beta1) g          v <- beta2 v + (1 - beta2) g^2
+/// w <- w - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + weight_decay w)
+/// ```
+///
+/// Matrices decay. Gains of norms do not, because zero is nothing to pull them to; nor does the embedding, whose rows for
+/// tokens that a batch lacks would shrink without any gradient to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamW {
+    /// How much of the mean gradient is kept.
+    pub beta1: f64,
+    /// How much of the mean squared gradient is kept.
+    pub beta2: f64,
+    /// Added to the root of the mean squared gradient.
+    pub epsilon: f64,
+    /// How fast matrices decay, times the learning rate.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamW {
+    /// The values of `torch.optim.AdamW`, so that a learning rate from elsewhere means the same here.
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+/// The optimiser's memory: two moments per parameter, in the order of the parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct AdamWState {
+    settings: AdamW,
+    /// Steps taken.
+    steps: u64,
+    moments: Vec<Moments>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Moments {
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+impl AdamWState {
+    pub(crate) fn new(settings: AdamW, specs: &[Spec]) -> Self {
+        let zeros = |spec: &Spec| vec![0.0; spec.len()];
+        let moments =
+            specs.iter().map(|spec| Moments { first: zeros(spec), second: zeros(spec) }).collect();
+        Self { settings, steps: 0, moments }
+    }
+
+    /// One step along `gradients * scale`.
+    pub(crate) fn step(
+        &mut self,
+        parameters: &[Parameter],
+        gradients: &[Vec<f32>],
+        scale: f64,
+        learning_rate: f64,
+    ) -> candle_core::Result<()> {
+        self.steps += 1;
+        let AdamW { beta1, beta2, epsilon, weight_decay } = self.settings;
+        let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
+        for ((parameter, gradient), moments) in
+            parameters.iter().zip(gradients).zip(&mut self.moments)
+        {
+            let decays = matches!(parameter.spec.role, Role::Matrix | Role::Residual | Role::Head);
+            parameter.var.inplace_op1(&Step {
+                gradient,
+                moments: RefCell::new(moments),
+                scale: scale as f32,
+                beta1: beta1 as f32,
+                beta2: beta2 as f32,
+                epsilon: epsilon as f32,
+                rate: (learning_rate / correction(beta1)) as f32,
+                second_correction: (1.0 / correction(beta2)) as f32,
+                kept: (1.0 - if decays { learning_rate * weight_decay } else { 0.0 }) as f32,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the moments as `first.<name>` and `second.<name>`, and the steps as two halves that f32 holds exactly.
+    pub(crate) fn save(&self, path: &Path, specs: &[Spec]) -> Result<(), ModelError> {
+        let names = state_specs(specs);
+        let steps = [(self.steps >> STEP_BITS) as f32, (self.steps & STEP_MASK) as f32];
+        let moments = self.moments.iter().flat_map(|moments| [&moments.first[..], &moments.second]);
+        let values = std::iter::once(&steps[..]).chain(moments);
+        let tensors = names.iter().zip(values);
+        write_tensors(
+            path,
+            tensors.map(|(spec, values)| (spec.name.clone(), &spec.shape[..], values)),
+        )
+    }
+
+    /// Reads what [`Self::save`] wrote for parameters of the same names and shapes.
+    pub(crate) fn load(settings: AdamW, path: &Path, specs: &[Spec]) -> Result<Self, ModelError> {
+        fs::metadata(path).map_err(|error| ModelError::read(path, error))?;
+        let mut values = read_exactly(path, &state_specs(specs))?.into_iter();
+        let steps = values.next().unwrap_or_default();
+        #[expect(clippy::cast_sign_loss, reason = "the cast saturates at 0")]
+        let steps = ((steps[0] as u64) << STEP_BITS) | steps[1] as u64;
+        let mut moments = Vec::with_capacity(specs.len());
+        while let (Some(first), Some(second)) = (values.next(), values.next()) {
+            moments.push(Moments { first, second });
+        }
+        Ok(Self { settings, steps, moments })
+    }
+}
+
+const STEP_BITS: u32 = 24;
+const STEP_MASK: u64 = (1 << STEP_BITS) - 1;
+
+fn state_specs(specs: &[Spec]) -> Vec<Spec> {
+    let steps = Spec { name: "steps".to_owned(), shape: vec![2], role: Role::Norm };
+    let moments = specs.iter().flat_map(|spec| {
+        ["first", "second"]
+            .map(|moment| Spec { name: format!("{moment}.{}", spec.name), ..spec.clone() })
+    });
+    std::iter::once(steps).chain(moments).collect()
+}
+
+/// Updates a parameter and its moments in place.
+struct Step<'a> {
+    gradient: &'a [f32],
+    moments: RefCell<&'a mut Moments>,
+    scale: f32,
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    /// The learning rate over the first moment's bias.
+    rate: f32,
+    /// One over the second moment's bias.
+    second_correction: f32,
+    /// What decay leaves of a weight.
+    kept: f32,
+}
+
+impl InplaceOp1 for Step<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (CpuStorage::F32(weights), Some((start, end))) = (storage, layout.contiguous_offsets())
+        else {
+            candle_core::bail!("parameters are contiguous f32 tensors");
+        };
+        let mut moments = self.moments.borrow_mut();
+        let Moments { first, second } = &mut **moments;
+        let state = first.iter_mut().zip(second).zip(self.gradient);
+        for (weight, ((first, second), gradient)) in weights[start..end].iter_mut().zip(state) {
+            let gradient = gradient * self.scale;
+            *first += (1.0 - self.beta1) * (gradient - *first);
+            *second += (1.0 - self.beta2) * (gradient * gradient - *second);
+            let root = (*second * self.second_correction).sqrt() + self.epsilon;
+            *weight = *weight * self.kept - self.rate * *first / root;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    fn parameter(role: Role, value: f32) -> Parameter {
+        let spec = Spec { name: format!("{role:?}"), shape: vec![1], role };
+        Parameter { spec, var: Var::from_vec(vec![value], 1, &Device::Cpu).unwrap() }
+    }
+
+    fn value(parameter: &Parameter) -> f64 {
+        f64::from(parameter.var.to_vec1::<f32>().unwrap()[0])
+    }
+
+    #[test]
+    fn two_steps_are_those_of_the_formula() {
+        let parameters = [parameter(Role::Matrix, 0.5), parameter(Role::Norm, 0.5)];
+        let specs: Vec<Spec> = parameters.iter().map(|p| p.spec.clone()).collect();
+        let settings = AdamW { beta1: 0.8, beta2: 0.9, epsilon: 1e-3, weight_decay: 0.1 };
+        let mut state = AdamWState::new(settings, &specs);
+        // Worked out by hand from algorithm 2: gradients 2 and -1, clipped to 1 and -0.5.
+        state.step(&parameters, &[vec![2.0], vec![2.0]], 0.5, 0.01).unwrap();
+        let first = 0.01 * 1.0 / (1.0 + 1e-3);
+        let decayed = 0.5 * (1.0 - 0.01 * 0.1) - first;
+        assert!((value(&parameters[0]) - decayed).abs() < 1e-7);
+        assert!((value(&parameters[1]) - (0.5 - first)).abs() < 1e-7);
+
+        state.step(&parameters, &[vec![-1.0], vec![-1.0]], 0.5, 0.02).unwrap();
+        let mean = (0.8 * 0.2 * 1.0 + 0.2 * -0.5) / (1.0 - 0.8_f64.powi(2));
+        let square = (0.9 * 0.1 * 1.0 + 0.1 * 0.25) / (1.0 - 0.9_f64.powi(2));
+        let second = 0.02 * mean / (square.sqrt() + 1e-3);
+        assert!((value(&parameters[0]) - (decayed * (1.0 - 0.02 * 0.1) - second)).abs() < 1e-7);
+        assert!((value(&parameters[1]) - (0.5 - first - second)).abs() < 1e-7);
+    }
+
+    #[test]
+    fn a_state_survives_its_file() {
+        let parameters = [parameter(Role::Matrix, 0.5)];
+        let specs = [parameters[0].spec.clone()];
+        let mut state = AdamWState::new(AdamW::default(), &specs);
+        state.step(&parameters, &[vec![0.3]], 1.0, 0.01).unwrap();
+        state.steps = (1 << 30) + 12_345;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("optimizer.safetensors");
+        state.save(&path, &specs).unwrap();
+        assert_eq!(AdamWState::load(AdamW::default(), &path, &specs).unwrap(), state);
+    }
+}

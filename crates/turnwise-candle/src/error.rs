@@ -1,0 +1,108 @@
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a model cannot be loaded, stored or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A file or directory cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A file is not what its name says: cut short, not JSON, a name that leaves its directory.
+    #[error("parse {}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A model that this crate does not compute. Says what it does.
+    #[error("support the model: {0}")]
+    Unsupported(String),
+    /// Sizes that cannot be a model.
+    #[error("use the model's sizes: {0}")]
+    BadConfig(String),
+    /// The tensors of a checkpoint are not those of its configuration.
+    #[error("fit the checkpoint {} to its configuration: {}", directory.display(), describe(problems))]
+    Mismatch {
+        /// The checkpoint.
+        directory: PathBuf,
+        /// One entry per tensor, with its name and shapes.
+        problems: Vec<String>,
+    },
+    /// A token that is not in the vocabulary.
+    #[error(
+        "score sequence {sequence}: token {id} at position {position} is beyond the vocabulary of {vocab_size}"
+    )]
+    BadToken {
+        /// Which sequence, from 0.
+        sequence: usize,
+        /// Where in it, from 0.
+        position: usize,
+        /// The token.
+        id: u32,
+        /// How many tokens the model knows.
+        vocab_size: usize,
+    },
+    /// More tokens than the model has positions.
+    #[error(
+        "score sequence {sequence}: {length} tokens are more than the model's {max_positions} positions"
+    )]
+    TooLong {
+        /// Which sequence, from 0.
+        sequence: usize,
+        /// How many tokens it has.
+        length: usize,
+        /// How many the model takes.
+        max_positions: usize,
+    },
+    /// The tensor library.
+    #[error("compute with the model")]
+    Compute(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl ModelError {
+    pub(crate) fn read(path: &Path, source: io::Error) -> Self {
+        Self::Read { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn write(path: &Path, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Write { path: path.to_owned(), source: source.into() }
+    }
+
+    pub(crate) fn malformed(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Malformed { path: path.to_owned(), reason: reason.into() }
+    }
+}
+
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Compute(Box::new(error))
+    }
+}
+
+/// The first problems, because a wrong configuration makes one per tensor.
+fn describe(problems: &[String]) -> String {
+    const SHOWN: usize = 6;
+    let shown = problems[..problems.len().min(SHOWN)].join("; ");
+    match problems.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}

@@ -1,0 +1,182 @@
+use std::fmt;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+use turnwise_training::{GradientFn, Learner, LearnerError, Row, Update, Updated};
+use turnwise_trajectory::PolicyVersion;
+
+use crate::published::Published;
+use crate::trainer::Trainer;
+use crate::{AdamW, CandlePolicy, Decoder, EngineSettings};
+
+/// A backward pass recurses through the graph; untouched stack costs only address space.
+const STACK_BYTES: usize = 64 << 20;
+
+/// The training side of a model: a handle to one thread that owns weights, graph and optimiser.
+///
+/// No kernel runs on the async runtime. The thread ends when the handle is dropped. A call whose future is dropped is
+/// finished and its answer discarded, except that [`accumulate`](Learner::accumulate) then adds no gradient.
+///
+/// `save` writes `config.json`, `model.safetensors` (both as transformers reads them) and `optimizer.safetensors`; `load`
+/// reads them and forgets a gradient that was accumulated before. Gradients that wait for a step are not saved.
+///
+/// ```
+/// use turnwise_candle::{AdamW, CandleLearner, Decoder, DecoderConfig};
+/// use turnwise_training::{Learner, Row, Target, Update};
+///
+/// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+/// # runtime.block_on(async {
+/// let model = Decoder::random(DecoderConfig::small(32), 1)?;
+/// let mut learner = CandleLearner::new(model, AdamW::default());
+/// learner.check_gradients().await?;
+///
+/// let row = Row { ids: vec![1, 2, 3], targets: vec![Target { position: 2, temperature: 1.0 }] };
+/// // The loss is the negative log-likelihood: its gradient is -1 for every target.
+/// learner.accumulate(&[row], &mut |logprobs| Ok(vec![vec![-1.0; logprobs[0].len()]])).await?;
+/// let update = Update { learning_rate: 1e-3, max_grad_norm: 1.0 };
+/// assert!(learner.step(update).await?.applied);
+/// assert_eq!(learner.publish().await?.0, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct CandleLearner {
+    calls: mpsc::Sender<Call>,
+    published: Published,
+}
+
+type Call = Box<dyn FnOnce(&mut Trainer) + Send>;
+
+impl CandleLearner {
+    /// Starts the thread and publishes the model's weights as version 0.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    #[must_use]
+    pub fn new(model: Decoder, optimizer: AdamW) -> Self {
+        let trainer = Trainer::new(model, optimizer);
+        let mut trainer = trainer.expect("weights that were just made can be read");
+        let published = trainer.published();
+        let (calls, waiting) = mpsc::channel::<Call>();
+        let work = move || {
+            for call in waiting {
+                call(&mut trainer);
+            }
+        };
+        let thread = thread::Builder::new().name("candle-learner".to_owned());
+        thread.stack_size(STACK_BYTES).spawn(work).expect("the system can start a thread");
+        Self { calls, published }
+    }
+
+    /// An engine that draws with the weights this learner published last.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    #[must_use]
+    pub fn policy(&self, settings: EngineSettings) -> CandlePolicy {
+        CandlePolicy::start(self.published.clone(), settings)
+    }
+
+    async fn ask<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Trainer) -> Result<R, LearnerError> + Send + 'static,
+    ) -> Result<R, LearnerError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(move |trainer| {
+            // Nobody waits for the answer when the caller's future was dropped.
+            let _ = reply.send(call(trainer));
+        })?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    fn send(&self, call: impl FnOnce(&mut Trainer) + Send + 'static) -> Result<(), LearnerError> {
+        self.calls.send(Box::new(call)).map_err(|_| stopped())
+    }
+}
+
+#[async_trait]
+impl Learner for CandleLearner {
+    fn version(&self) -> PolicyVersion {
+        self.published.version()
+    }
+
+    async fn check_gradients(&mut self) -> Result<(), LearnerError> {
+        self.ask(|trainer| trainer.check_gradients()).await
+    }
+
+    async fn logprobs(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
+        let rows = rows.to_vec();
+        self.ask(move |trainer| trainer.logprobs(&rows)).await
+    }
+
+    async fn accumulate(
+        &mut self,
+        rows: &[Row],
+        gradient: &mut GradientFn<'_>,
+    ) -> Result<(), LearnerError> {
+        let rows = rows.to_vec();
+        let (logprobs_reply, logprobs) = oneshot::channel();
+        let (coefficients, awaited) = oneshot::channel::<Vec<f32>>();
+        let (done_reply, done) = oneshot::channel();
+        self.send(move |trainer| {
+            let pending = match trainer.forward(&rows) {
+                Ok((logprobs, pending)) => {
+                    let _ = logprobs_reply.send(Ok(logprobs));
+                    pending
+                }
+                Err(error) => return drop(logprobs_reply.send(Err(error))),
+            };
+            // The objective runs on the caller's side. It hangs up when it fails or is given up; nothing is added then.
+            if let Ok(coefficients) = awaited.blocking_recv() {
+                let _ = done_reply.send(trainer.backward(pending, &coefficients));
+            }
+        })?;
+        let logprobs = logprobs.await.map_err(|_| stopped())??;
+        let answered = gradient(&logprobs).map_err(LearnerError::Gradient)?;
+        check_shape(&logprobs, &answered)?;
+        coefficients.send(answered.concat()).map_err(|_| stopped())?;
+        done.await.map_err(|_| stopped())?
+    }
+
+    async fn step(&mut self, update: Update) -> Result<Updated, LearnerError> {
+        self.ask(move |trainer| trainer.step(update)).await
+    }
+
+    async fn publish(&mut self) -> Result<PolicyVersion, LearnerError> {
+        self.ask(Trainer::publish).await
+    }
+
+    async fn save(&mut self, directory: &Path) -> Result<(), LearnerError> {
+        let directory = directory.to_owned();
+        self.ask(move |trainer| trainer.save(&directory)).await
+    }
+
+    async fn load(&mut self, directory: &Path, version: PolicyVersion) -> Result<(), LearnerError> {
+        let directory = directory.to_owned();
+        self.ask(move |trainer| trainer.load(&directory, version)).await
+    }
+}
+
+impl fmt::Debug for CandleLearner {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("CandleLearner")
+            .field("version", &self.version())
+            .finish_non_exhaustive()
+    }
+}
+
+fn check_shape(logprobs: &[Vec<f32>], gradients: &[Vec<f32>]) -> Result<(), LearnerError> {
+    let lengths = |rows: &[Vec<f32>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
+    if lengths(logprobs) == lengths(gradients) {
+        return Ok(());
+    }
+    Err(LearnerError::Gradient("there must be one number for every log-probability".into()))
+}
+
+fn stopped() -> LearnerError {
+    LearnerError::failed("reach the learner", "its thread has stopped")
+}

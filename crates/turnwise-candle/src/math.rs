@@ -1,0 +1,162 @@
+//! Arithmetic on slices in a fixed order, so that a result depends on the numbers alone.
+
+/// Partial sums that are kept side by side: wide enough for the processor's registers.
+const LANES: usize = 16;
+
+/// The exponential to about two units in the last place; 0 for what is too small to matter. In a form that the compiler
+/// turns into vector instructions (after Cephes' `expf`, S. Moshier).
+#[inline]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves a whole number in the low bits
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = if x > 88.0 { 88.0 } else { x };
+    let x = if x < -87.0 { -87.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let whole = shifted - ROUND;
+    let r = x - whole * LN_2_HIGH - whole * LN_2_LOW;
+    let p = 1.987_569_1e-4_f32;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5e-1;
+    let p = p * r * r + r + 1.0;
+    let power = (shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits());
+    p * f32::from_bits(power)
+}
+
+/// `x / (1 + exp(-x))`.
+#[inline]
+pub(crate) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// Adds up lanes in a fixed tree.
+#[inline]
+fn gather(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Sum of products.
+#[inline]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (whole_a, rest_a) = a.as_chunks::<LANES>();
+    let (whole_b, rest_b) = b.as_chunks::<LANES>();
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        for i in 0..LANES {
+            lanes[i] += a[i] * b[i];
+        }
+    }
+    for (i, (a, b)) in rest_a.iter().zip(rest_b).enumerate() {
+        lanes[i] += a * b;
+    }
+    gather(lanes)
+}
+
+/// `target += factor * x`.
+#[inline]
+pub(crate) fn add_scaled(target: &mut [f32], factor: f32, x: &[f32]) {
+    for (target, x) in target.iter_mut().zip(x) {
+        *target += factor * x;
+    }
+}
+
+/// The largest value; minus infinity of none, and NaN is passed over.
+#[inline]
+pub(crate) fn maximum(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], x[i]);
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b))
+}
+
+/// Replaces each value by `exp(x - highest)` and returns their sum.
+#[inline]
+pub(crate) fn exponentials(x: &mut [f32], highest: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (whole, rest) = x.as_chunks_mut::<LANES>();
+    for x in whole {
+        for i in 0..LANES {
+            x[i] = exp(x[i] - highest);
+            lanes[i] += x[i];
+        }
+    }
+    for (i, x) in rest.iter_mut().enumerate() {
+        *x = exp(*x - highest);
+        lanes[i] += *x;
+    }
+    gather(lanes)
+}
+
+/// Softmax in place.
+#[inline]
+pub(crate) fn softmax(x: &mut [f32]) {
+    let highest = maximum(x);
+    let factor = 1.0 / exponentials(x, highest);
+    for x in x {
+        *x *= factor;
+    }
+}
+
+/// One over the root of the mean square, with `eps` added to the mean.
+#[inline]
+pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+}
+
+/// `target = x * inverse_rms(x) * gain`.
+#[inline]
+pub(crate) fn rms_norm(target: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
+    let factor = inverse_rms(x, eps);
+    for ((target, x), gain) in target.iter_mut().zip(x).zip(gain) {
+        *target = x * factor * gain;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponential_is_right_to_two_units_in_the_last_place() {
+        let mut worst = 0.0_f64;
+        for i in -86_999..88_000 {
+            let x = i as f32 * 1e-3;
+            let right = f64::from(x).exp();
+            worst = worst.max(((f64::from(exp(x)) - right) / right).abs());
+        }
+        assert!(worst < 2.4e-7, "{worst}");
+        assert!(exp(-1e30) < 1e-37 && exp(f32::NEG_INFINITY) < 1e-37);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_cover_every_length() {
+        for length in 0..40 {
+            let x: Vec<f32> = (0..length).map(|i| i as f32).collect();
+            let squares: f32 = x.iter().map(|x| x * x).sum();
+            assert_eq!(dot(&x, &x), squares);
+            let highest = x.last().copied().unwrap_or(f32::NEG_INFINITY);
+            assert_eq!(maximum(&x), highest);
+            let mut weights = x.clone();
+            softmax(&mut weights);
+            if length > 0 {
+                assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest};
+use turnwise_trajectory::PolicyVersion;
+
+use crate::engine::{Command, Counters, EngineSettings, EngineStats, Job, Scheduler};
+use crate::published::Published;
+use crate::{Decoder, ModelError};
+
+/// The inference side of a model: a handle to one thread that draws for all requests together.
+///
+/// Requests join and leave between two tokens. Keys and values of a session are kept between its turns and used again for
+/// the part of the next prompt that is the same, under the same weights. New weights are taken between two tokens.
+///
+/// Clones share the thread, which ends with the last of them.
+///
+/// ```
+/// use turnwise_candle::{CandlePolicy, Decoder, DecoderConfig, EngineSettings};
+/// use turnwise_rollout::{Policy, SampleRequest};
+/// use turnwise_trajectory::{PolicyVersion, Sampling};
+///
+/// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+/// # runtime.block_on(async {
+/// let model = Decoder::random(DecoderConfig::small(32), 1)?;
+/// let policy = CandlePolicy::new(&model, EngineSettings::default())?;
+/// let request = SampleRequest {
+///     prompt: vec![1, 2, 3],
+///     stop: vec![],
+///     max_tokens: 4,
+///     sampling: Sampling::default(),
+///     seed: 7,
+///     first_index: 0,
+///     min_version: PolicyVersion(0),
+///     session: 0,
+/// };
+/// let sample = policy.sample(request.clone()).await?;
+/// assert_eq!(sample.tokens.len(), 4);
+/// assert_eq!(sample, policy.sample(request).await?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct CandlePolicy {
+    commands: mpsc::Sender<Command>,
+    published: Published,
+    counters: Arc<Counters>,
+}
+
+impl CandlePolicy {
+    /// An engine for weights that do not change, as version 0.
+    ///
+    /// # Errors
+    /// When the weights cannot be read.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    pub fn new(model: &Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
+        let published = Published::new(PolicyVersion(0), model.weights()?);
+        Ok(Self::start(published, settings))
+    }
+
+    /// An engine for a Hugging Face checkpoint, as version 0.
+    ///
+    /// # Errors
+    /// As [`Decoder::from_directory`].
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    pub fn from_directory(directory: &Path, settings: EngineSettings) -> Result<Self, ModelError> {
+        Self::new(&Decoder::from_directory(directory)?, settings)
+    }
+
+    /// What the engine has done so far.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        self.counters.read()
+    }
+
+    pub(crate) fn start(published: Published, settings: EngineSettings) -> Self {
+        let (commands, received) = mpsc::channel();
+        let counters = Arc::new(Counters::default());
+        let scheduler = Scheduler::new(published.clone(), settings, counters.clone());
+        let thread = thread::Builder::new().name("candle-policy".to_owned());
+        thread.spawn(move || scheduler.run(&received)).expect("the system can start a thread");
+        Self { commands, published, counters }
+    }
+}
+
+#[async_trait]
+impl Policy for CandlePolicy {
+    fn version(&self) -> PolicyVersion {
+        self.published.version()
+    }
+
+    async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || PolicyError::Unavailable("the engine's thread has stopped".to_owned());
+        let command = Command::Sample(Job { request, reply });
+        self.commands.send(command).map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    fn release(&self, session: u64) {
+        // An engine that has stopped holds nothing.
+        let _ = self.commands.send(Command::Release(session));
+    }
+}
+
+impl fmt::Debug for CandlePolicy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("CandlePolicy");
+        shown
+            .field("version", &self.version())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

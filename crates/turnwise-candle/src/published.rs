@@ -1,0 +1,48 @@
+//! The weights that policies draw with.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use turnwise_trajectory::PolicyVersion;
+
+use crate::weights::Weights;
+
+/// The newest published weights, shared between a learner and its policies.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    newest: Arc<RwLock<Publication>>,
+}
+
+/// Weights under their version.
+#[derive(Clone, Debug)]
+pub(crate) struct Publication {
+    pub(crate) version: PolicyVersion,
+    /// Counts publications: unlike a version it never comes back, not even when older weights are loaded.
+    pub(crate) serial: u64,
+    pub(crate) weights: Arc<Weights>,
+}
+
+impl Published {
+    pub(crate) fn new(version: PolicyVersion, weights: Weights) -> Self {
+        let first = Publication { version, serial: 0, weights: Arc::new(weights) };
+        Self { newest: Arc::new(RwLock::new(first)) }
+    }
+
+    pub(crate) fn newest(&self) -> Publication {
+        // Nothing that holds the lock can panic half-way.
+        self.newest.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn version(&self) -> PolicyVersion {
+        self.newest.read().unwrap_or_else(PoisonError::into_inner).version
+    }
+
+    pub(crate) fn serial(&self) -> u64 {
+        self.newest.read().unwrap_or_else(PoisonError::into_inner).serial
+    }
+
+    pub(crate) fn publish(&self, version: PolicyVersion, weights: Weights) {
+        let weights = Arc::new(weights);
+        let mut newest = self.newest.write().unwrap_or_else(PoisonError::into_inner);
+        *newest = Publication { version, serial: newest.serial + 1, weights };
+    }
+}

@@ -1,0 +1,10 @@
+mod checkpoint;
+mod engine;
+mod fixture;
+mod forward;
+mod learner;
+
+fn block_on<R>(future: impl Future<Output = R>) -> R {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(future)
+}

@@ -1,0 +1,315 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest};
+use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason};
+
+use super::block_on;
+use super::fixture::{Fixture, integers};
+use crate::engine::{Command, Job, Scheduler};
+use crate::published::Published;
+use crate::{CandlePolicy, Decoder, DecoderConfig, EngineSettings, KvOnUpdate};
+
+fn config() -> DecoderConfig {
+    DecoderConfig { max_positions: 160, ..DecoderConfig::small(97) }
+}
+
+fn model(seed: u64) -> Decoder {
+    // Larger weights than a fresh model's, so that a wrong context changes what is drawn.
+    let model = Decoder::random(config(), seed).unwrap();
+    let mut values = model.values().unwrap();
+    values[0].iter_mut().for_each(|x| *x *= 25.0);
+    model.set_values(values).unwrap();
+    model
+}
+
+fn policy(settings: EngineSettings) -> CandlePolicy {
+    CandlePolicy::new(&model(1), settings).unwrap()
+}
+
+fn prompt(seed: u32, length: u32) -> Vec<u32> {
+    (0..length).map(|i| (seed * 13 + i * i * 5 + i) % 97).collect()
+}
+
+fn request(session: u64, prompt: Vec<u32>, max_tokens: usize) -> SampleRequest {
+    SampleRequest {
+        prompt,
+        stop: Vec::new(),
+        max_tokens,
+        sampling: Sampling::default(),
+        seed: 1000 + session,
+        first_index: 0,
+        min_version: PolicyVersion(0),
+        session,
+    }
+}
+
+fn ids(tokens: &[SampledToken]) -> Vec<u32> {
+    tokens.iter().map(|token| token.id).collect()
+}
+
+fn refusal(error: Result<Sample, PolicyError>) -> String {
+    match error {
+        Err(PolicyError::Refused(reason)) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn greedy_continuations_are_those_of_the_reference() {
+    block_on(async {
+        for fixture in Fixture::all() {
+            let policy = CandlePolicy::new(&fixture.model, EngineSettings::default()).unwrap();
+            for (key, expected) in fixture.expected["greedy"].as_object().unwrap() {
+                let request = SampleRequest {
+                    sampling: Sampling::greedy(),
+                    ..request(0, fixture.ids(key), 16)
+                };
+                let sample = policy.sample(request).await.unwrap();
+                assert_eq!(ids(&sample.tokens), integers(&expected["tokens"]), "{key}");
+                assert_eq!(sample.stop, StopReason::MaxTokens);
+                assert!(sample.tokens.iter().all(|token| token.logprob == 0.0));
+            }
+        }
+    });
+}
+
+#[test]
+fn sampled_log_probabilities_are_those_of_the_training_forward() {
+    block_on(async {
+        let model = model(1);
+        let policy = CandlePolicy::new(&model, EngineSettings::default()).unwrap();
+        let mut trainer = crate::CandleLearner::new(model, crate::AdamW::default());
+        for temperature in [1.0, 0.7] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            let asked = SampleRequest { sampling, ..request(0, prompt(3, 40), 100) };
+            let sample = policy.sample(asked.clone()).await.unwrap();
+            let all = [asked.prompt.clone(), ids(&sample.tokens)].concat();
+            let targets =
+                (40..140).map(|position| turnwise_training::Target { position, temperature });
+            let row = turnwise_training::Row { ids: all, targets: targets.collect() };
+            let theirs = turnwise_training::Learner::logprobs(&mut trainer, &[row]).await.unwrap();
+            let worst = sample.tokens.iter().zip(&theirs[0]);
+            let worst = worst.map(|(token, logprob)| (token.logprob - logprob).abs());
+            let worst = worst.fold(0.0, f32::max);
+            assert!(worst < 1e-5, "temperature {temperature}: {worst}");
+        }
+    });
+}
+
+#[test]
+fn a_request_is_answered_the_same_alone_and_among_others() {
+    block_on(async {
+        let alone = policy(EngineSettings::default()).sample(request(7, prompt(7, 33), 40)).await;
+        let alone = alone.unwrap();
+        // Small steps cut the prompts into pieces, too.
+        for max_step_tokens in [1024, 48, 5] {
+            let policy = policy(EngineSettings { max_step_tokens, ..EngineSettings::default() });
+            let mut others = JoinSet::new();
+            for session in 100..131 {
+                let policy = policy.clone();
+                let asked = request(session, prompt(session as u32, 1 + session as u32 % 60), 30);
+                others.spawn(async move { policy.sample(asked).await.unwrap() });
+            }
+            tokio::task::yield_now().await;
+            let among = policy.sample(request(7, prompt(7, 33), 40)).await.unwrap();
+            assert_eq!(alone, among);
+            others.join_all().await;
+        }
+    });
+}
+
+#[test]
+fn kept_keys_and_values_change_nothing() {
+    block_on(async {
+        let (keeping, forgetting) =
+            (policy(EngineSettings::default()), policy(EngineSettings::default()));
+        let mut history = prompt(2, 12);
+        for turn in 0..4 {
+            let asked = SampleRequest { first_index: turn * 6, ..request(1, history.clone(), 6) };
+            let kept = keeping.sample(asked.clone()).await.unwrap();
+            forgetting.release(1);
+            let fresh = forgetting.sample(asked).await.unwrap();
+            assert_eq!(kept, fresh);
+            history.extend(ids(&kept.tokens));
+            history.extend(prompt(turn as u32, 5));
+        }
+        assert!(keeping.stats().reused > 3 * 12);
+        assert_eq!(forgetting.stats().reused, 0);
+        // A session whose history was changed shares only what is the same.
+        let asked = request(1, [&history[..10], &prompt(9, 10)].concat(), 6);
+        forgetting.release(1);
+        assert_eq!(
+            keeping.sample(asked.clone()).await.unwrap(),
+            forgetting.sample(asked).await.unwrap()
+        );
+    });
+}
+
+#[test]
+fn an_interrupted_request_is_an_uninterrupted_one() {
+    block_on(async {
+        let policy = policy(EngineSettings::default());
+        let whole = policy.sample(request(1, prompt(5, 9), 20)).await.unwrap().tokens;
+        for cut in 1..20 {
+            let first = policy.sample(request(1, prompt(5, 9), cut)).await.unwrap().tokens;
+            let rest = [prompt(5, 9), ids(&first)].concat();
+            let rest = SampleRequest { first_index: cut as u64, ..request(1, rest, 20 - cut) };
+            let rest = policy.sample(rest).await.unwrap().tokens;
+            assert_eq!(whole, [first, rest].concat());
+        }
+    });
+}
+
+#[test]
+fn drawing_ends_with_a_stop_token() {
+    block_on(async {
+        let policy = policy(EngineSettings::default());
+        let whole = ids(&policy.sample(request(1, prompt(5, 9), 20)).await.unwrap().tokens);
+        let stop = whole[7];
+        let first = whole.iter().position(|id| *id == stop).unwrap();
+        let asked = SampleRequest { stop: vec![stop], ..request(1, prompt(5, 9), 20) };
+        let sample = policy.sample(asked).await.unwrap();
+        assert_eq!(ids(&sample.tokens), whole[..=first]);
+        assert_eq!(sample.stop, StopReason::EndOfTurn);
+    });
+}
+
+/// Weights that change between the tokens of one request. The scheduler is driven by hand, without its thread.
+#[test]
+fn new_weights_are_taken_in_mid_request() {
+    const DRAWN: usize = 20;
+    for kv_on_update in [KvOnUpdate::Recompute, KvOnUpdate::Keep] {
+        let published = Published::new(PolicyVersion(4), model(1).weights().unwrap());
+        let settings = EngineSettings { kv_on_update, ..EngineSettings::default() };
+        let mut scheduler = Scheduler::new(published.clone(), settings, Arc::default());
+        let mut draw = |request: SampleRequest, steps: usize, publish: bool| {
+            let (reply, mut answer) = oneshot::channel();
+            scheduler.take(Command::Sample(Job { request, reply }));
+            (0..steps).for_each(|_| scheduler.advance());
+            if publish {
+                published.publish(PolicyVersion(5), model(2).weights().unwrap());
+            }
+            loop {
+                scheduler.advance();
+                if let Ok(sample) = answer.try_recv() {
+                    return sample.unwrap().tokens;
+                }
+            }
+        };
+        let asked = request(1, prompt(5, 9), 60);
+        let tokens = draw(asked.clone(), DRAWN, true);
+        let (before, after) = tokens.split_at(DRAWN);
+        let stamps = |tokens: &[SampledToken], version, kv_version| {
+            let (version, kv_version) = (PolicyVersion(version), PolicyVersion(kv_version));
+            tokens.iter().all(|token| (token.version, token.kv_version) == (version, kv_version))
+        };
+        assert!(stamps(before, 4, 4));
+        // What older weights computed is not used for the next request, whatever became of it in this one.
+        let rest = SampleRequest {
+            first_index: DRAWN as u64,
+            ..request(1, [asked.prompt, ids(before)].concat(), 60 - DRAWN)
+        };
+        let fresh = draw(rest, 0, false);
+        assert!(stamps(&fresh, 5, 5));
+        match kv_on_update {
+            KvOnUpdate::Recompute => assert_eq!(after, fresh),
+            KvOnUpdate::Keep => {
+                assert!(stamps(after, 5, 4));
+                assert_ne!(after[0].logprob, fresh[0].logprob);
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_is_bounded_and_the_least_recently_used_goes() {
+    block_on(async {
+        let bytes = 2 * 2 * 2 * 16 * 4;
+        let settings = EngineSettings { max_kv_bytes: 100 * bytes, ..EngineSettings::default() };
+        let policy = policy(settings);
+        for session in 0..10 {
+            policy.sample(request(session, prompt(session as u32, 20), 10)).await.unwrap();
+            assert!(policy.stats().kv_tokens <= 100);
+        }
+        assert!(policy.stats().evicted >= 7);
+        let before = policy.stats().reused;
+        policy.sample(request(0, prompt(0, 20), 10)).await.unwrap();
+        assert_eq!(policy.stats().reused, before, "session 0 was given up");
+        policy.sample(request(9, prompt(9, 20), 10)).await.unwrap();
+        assert_eq!(policy.stats().reused, before + 19, "session 9 was kept");
+        assert!(
+            refusal(policy.sample(request(1, prompt(1, 60), 41)).await).contains("max_kv_bytes")
+        );
+
+        // More than fit wait for each other.
+        let mut waiting = JoinSet::new();
+        for session in 20..40 {
+            let policy = policy.clone();
+            let asked = request(session, prompt(session as u32, 20), 15);
+            waiting.spawn(async move { policy.sample(asked).await.unwrap().tokens.len() });
+        }
+        assert_eq!(waiting.join_all().await.iter().sum::<usize>(), 20 * 15);
+        assert!(policy.stats().kv_tokens <= 100);
+    });
+}
+
+#[test]
+fn a_dropped_request_frees_its_place() {
+    block_on(async {
+        let policy = policy(EngineSettings { max_batch: 1, ..EngineSettings::default() });
+        for session in 0..50 {
+            let asked = policy.sample(request(session, prompt(1, 5), 150));
+            let _ = tokio::time::timeout(Duration::from_micros(50), asked).await;
+        }
+        let sample = policy.sample(request(99, prompt(1, 5), 3)).await.unwrap();
+        assert_eq!(sample.tokens.len(), 3);
+        for session in 0..100 {
+            policy.release(session);
+        }
+        policy.sample(request(100, prompt(1, 5), 1)).await.unwrap();
+        policy.release(100);
+        while policy.stats().kv_tokens > 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_served_is_refused() {
+    block_on(async {
+        let policy = policy(EngineSettings::default());
+        let bad = |change: fn(&mut SampleRequest)| {
+            let mut asked = request(1, prompt(1, 5), 5);
+            change(&mut asked);
+            let policy = policy.clone();
+            async move { refusal(policy.sample(asked).await) }
+        };
+        assert_eq!(
+            bad(|r| r.prompt[3] = 97).await,
+            "token 97 at position 3 is beyond the vocabulary of 97"
+        );
+        assert_eq!(bad(|r| r.prompt.clear()).await, "the prompt is empty");
+        assert!(bad(|r| r.max_tokens = 0).await.contains("at least 1"));
+        assert!(bad(|r| r.max_tokens = 156).await.contains("160 positions"));
+        assert!(bad(|r| r.max_tokens = usize::MAX).await.contains("160 positions"));
+        assert_eq!(bad(|r| r.min_version.0 = 1).await, "v1 is asked for and v0 is served");
+        assert!(bad(|r| r.sampling.top_p = 0.0).await.contains("top_p"));
+        assert!(policy.sample(request(1, prompt(1, 5), 155)).await.is_ok());
+    });
+}
+
+#[test]
+fn numbers_that_are_none_are_an_error() {
+    block_on(async {
+        let model = model(1);
+        let mut values = model.values().unwrap();
+        values[1][0] = f32::NAN;
+        model.set_values(values).unwrap();
+        let policy = CandlePolicy::new(&model, EngineSettings::default()).unwrap();
+        let answer = policy.sample(request(1, prompt(1, 5), 5)).await;
+        assert!(matches!(answer, Err(PolicyError::Failed(_))), "{answer:?}");
+    });
+}

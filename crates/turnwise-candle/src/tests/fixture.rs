@@ -1,0 +1,78 @@
+//! The reference models and what was computed with them elsewhere.
+
+use std::fs;
+use std::path::PathBuf;
+
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde_json::Value;
+
+use crate::{Decoder, Kernels};
+
+pub(crate) const NAMES: [&str; 2] = ["qwen3_tied", "qwen3_untied"];
+
+pub(crate) struct Fixture {
+    pub(crate) model: Decoder,
+    pub(crate) expected: Value,
+    tensors: Vec<u8>,
+}
+
+pub(crate) fn directory(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models").join(name)
+}
+
+impl Fixture {
+    pub(crate) fn load(name: &str) -> Self {
+        let directory = directory(name);
+        let expected = fs::read(directory.join("expected.json")).unwrap();
+        Self {
+            model: Decoder::from_directory(&directory).unwrap(),
+            expected: serde_json::from_slice(&expected).unwrap(),
+            tensors: fs::read(directory.join("expected.safetensors")).unwrap(),
+        }
+    }
+
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        NAMES.into_iter().map(Self::load)
+    }
+
+    pub(crate) fn with_kernels(self, kernels: Kernels) -> Self {
+        Self { model: self.model.with_kernels(kernels), ..self }
+    }
+
+    /// Names of all sequences.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.expected["sequences"].as_object().unwrap().keys().cloned().collect()
+    }
+
+    pub(crate) fn ids(&self, key: &str) -> Vec<u32> {
+        integers(&self.expected["sequences"][key]["input_ids"])
+    }
+
+    /// A tensor of doubles.
+    pub(crate) fn tensor(&self, name: &str) -> Vec<f64> {
+        let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
+        let view = tensors.tensor(name).unwrap();
+        assert_eq!(view.dtype(), Dtype::F64);
+        view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub(crate) fn tensor_names(&self) -> Vec<String> {
+        let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
+        tensors.names().into_iter().map(str::to_owned).collect()
+    }
+}
+
+pub(crate) fn integers(json: &Value) -> Vec<u32> {
+    json.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+pub(crate) fn doubles(json: &Value) -> Vec<f64> {
+    json.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
+}
+
+/// The largest difference, with the lengths checked.
+pub(crate) fn distance(ours: &[f32], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let differences = ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - b).abs());
+    differences.fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) })
+}

@@ -1,0 +1,131 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Multi-turn reinforcement learning for language-model agents.
+#[derive(Debug, Parser)]
+#[command(name = "turnwise", version, about, long_about = None, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a small model and watch it learn a game: the whole loop in two minutes, offline
+    Try(RunArguments),
+    /// Train with a TOML file's settings
+    Train {
+        /// The settings; `turnwise config` prints all of them with their defaults
+        config: PathBuf,
+        #[command(flatten)]
+        run: RunArguments,
+    },
+    /// Go on with a run that was stopped
+    Resume {
+        /// The run directory
+        run_dir: PathBuf,
+        /// Print the metrics of each step as JSON
+        #[arg(long)]
+        json: bool,
+        /// Train up to this step instead
+        #[arg(long, value_name = "N")]
+        steps: Option<u64>,
+    },
+    /// Print every setting with its default, as TOML
+    Config,
+    /// Measure a model's success on held-out tasks
+    Eval(EvalArguments),
+    /// Print the log-probability of each token after the first, for lines of {"ids": […]}
+    Score {
+        /// A Hugging Face model directory
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// JSON lines; `-` reads standard input
+        #[arg(long, value_name = "FILE")]
+        input: PathBuf,
+    },
+    /// List environments, or check one against its contract
+    Env {
+        #[command(subcommand)]
+        command: EnvCommand,
+    },
+    /// Play an environment yourself
+    Play {
+        /// The environment; `turnwise env list` names them
+        env: String,
+        /// Which task; without it the seed chooses
+        #[arg(long, value_name = "N")]
+        task: Option<usize>,
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+        /// Play a task that training never sees
+        #[arg(long)]
+        held_out: bool,
+        /// Settings of the environment, as in `span=20`
+        #[arg(value_name = "KEY=VALUE")]
+        options: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EnvCommand {
+    /// The built-in environments
+    List,
+    /// Check the contract: seeds, hostile actions, snapshots, rewards, expert and random player
+    Check {
+        name: String,
+        /// Settings of the environment, as in `span=20`
+        #[arg(value_name = "KEY=VALUE")]
+        options: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// Settings that come after the file's, as in `train.learning_rate=5e-4`
+    #[arg(value_name = "TABLE.KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Where the run's files go
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u64>,
+    /// Print the metrics of each step as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl RunArguments {
+    /// Every override, the flags last: the most specific wins.
+    pub(crate) fn all_overrides(&self) -> Vec<String> {
+        let mut overrides = self.overrides.clone();
+        overrides.extend(self.seed.map(|seed| format!("run.seed={seed}")));
+        overrides.extend(self.steps.map(|steps| format!("run.steps={steps}")));
+        overrides
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArguments {
+    /// A Hugging Face model directory, or a checkpoint of a run
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The environment; `turnwise env list` names them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) env: Option<String>,
+    #[arg(long, value_name = "N")]
+    pub(crate) episodes: Option<usize>,
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Settings, as in `eval.temperature=0` or `environment.options.span=20`
+    #[arg(value_name = "TABLE.KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+}

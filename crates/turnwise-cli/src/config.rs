@@ -1,0 +1,226 @@
+//! From a TOML file and dotted overrides to the settings of a run, with the place of every mistake.
+
+mod schema;
+mod validate;
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+pub(crate) use schema::{Config, CreditName, EnvironmentChoice, Normalise, ObjectiveName};
+use toml_edit::{ImDocument, Item, TableLike, Value, de};
+use validate::{Impossible, validate};
+
+use crate::failure::Failure;
+
+/// Settings, and where they were written.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    /// The file as it was written; empty where there is none.
+    pub(crate) text: String,
+}
+
+/// Reads a file and applies overrides `a.b=v` after it.
+pub(crate) fn load(path: &Path, overrides: &[String]) -> Result<Loaded, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        Failure::refused(format!("cannot read {}: {error}", path.display()))
+            .help("turnwise train CONFIG.toml, where CONFIG.toml may be as short as\n\n[environment]\nname = \"guess\"")
+    })?;
+    parse(&path.display().to_string(), &text, overrides)
+}
+
+/// The same from text. `name` stands in messages.
+pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Loaded, Failure> {
+    let source = Source { name, text };
+    let document = ImDocument::parse(text.to_owned()).map_err(|error| {
+        Failure::refused(format!("not TOML: {}", error.message())).at(source.place(error.span()))
+    })?;
+    // Read once without overrides, so that a mistake in the file has its place in the file.
+    let from_file: Result<Config, de::Error> = de::from_document(document.clone());
+    from_file.map_err(|error| unreadable(&error, &source))?;
+    let mut merged = document.clone().into_mut();
+    for argument in overrides {
+        apply(merged.as_table_mut(), argument)?;
+    }
+    let config = read_merged(&merged.to_string(), overrides)?;
+    validate(&config).map_err(|impossible| explain(&impossible, &document, &source, overrides))?;
+    Ok(Loaded { config, text: text.to_owned() })
+}
+
+/// The file is known to be fine, so whatever is wrong now is an override.
+fn read_merged(text: &str, overrides: &[String]) -> Result<Config, Failure> {
+    de::from_str(text).map_err(|error: de::Error| {
+        let place = overrides.iter().map(|argument| format!("    in {argument}")).collect::<Vec<_>>().join("\n");
+        with_suggestion(error.message(), Failure::refused(describe(error.message())).at(place))
+    })
+}
+
+fn unreadable(error: &de::Error, source: &Source<'_>) -> Failure {
+    let failure = Failure::refused(describe(error.message())).at(source.place(error.span()));
+    with_suggestion(error.message(), failure)
+}
+
+/// `unknown field` is serde's word; a user wrote a key.
+fn describe(message: &str) -> String {
+    let first = message.lines().next().unwrap_or(message);
+    match (first.strip_prefix("unknown field "), first.split_once(", expected")) {
+        (Some(rest), _) => format!("unknown key {}", rest.split_once(',').map_or(rest, |(key, _)| key)),
+        (None, Some((what, _))) if first.starts_with("unknown variant") => what.replace("unknown variant", "unknown value"),
+        _ => first.to_owned(),
+    }
+}
+
+/// Names the nearest of the words that serde expected.
+fn with_suggestion(message: &str, failure: Failure) -> Failure {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(found) = quoted.next() else { return failure };
+    let expected: Vec<&str> = quoted.collect();
+    match nearest(found, &expected) {
+        Some(nearest) => failure.help(format!("did you mean `{nearest}`?")),
+        None if expected.is_empty() => failure,
+        None => failure.help(format!("known are {}", expected.join(", "))),
+    }
+}
+
+/// The known word that a misspelt one most likely stands for.
+pub(crate) fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
+    let score = |word: &&&str| (strsim::normalized_damerau_levenshtein(found, word) * 1000.0) as i64;
+    known.iter().max_by_key(score).filter(|word| score(word) >= 600).copied()
+}
+
+fn explain(
+    impossible: &Impossible,
+    document: &ImDocument<String>,
+    source: &Source<'_>,
+    overrides: &[String],
+) -> Failure {
+    let Impossible { key, wrong, help } = impossible;
+    let failure = Failure::refused(format!("`{key}` {wrong}")).help(help.clone());
+    let of_key = |argument: &&String| argument.split('=').next().is_some_and(|name| name.trim() == *key);
+    match overrides.iter().rfind(of_key) {
+        Some(argument) => failure.at(format!("    in {argument}")),
+        None => match span_of(document, key) {
+            Some(span) => failure.at(source.place(Some(span))),
+            None => failure,
+        },
+    }
+}
+
+/// Where the value of a dotted key stands in the file.
+fn span_of(document: &ImDocument<String>, key: &str) -> Option<Range<usize>> {
+    let mut item: &Item = document.as_item();
+    for part in key.split('.') {
+        item = item.get(part)?;
+    }
+    item.span()
+}
+
+/// Writes `a.b=v` into the tables; `v` is TOML, or text where it is no TOML.
+fn apply(table: &mut dyn TableLike, argument: &str) -> Result<(), Failure> {
+    let usage = || {
+        Failure::refused(format!("cannot read the argument `{argument}`"))
+            .help("an override is written table.key=value, as in  train.learning_rate=5e-4")
+    };
+    let (key, value) = argument.split_once('=').ok_or_else(usage)?;
+    let value = value.parse::<Value>().unwrap_or_else(|_| Value::from(value));
+    let mut parts: Vec<&str> = key.split('.').map(str::trim).collect();
+    let last = parts.pop().filter(|last| !last.is_empty()).ok_or_else(usage)?;
+    if parts.is_empty() || parts.iter().any(|part| part.is_empty()) {
+        return Err(usage());
+    }
+    let mut table = table;
+    for part in parts {
+        let entry = table.entry(part).or_insert_with(|| Item::Table(toml_edit::Table::new()));
+        table = entry.as_table_like_mut().ok_or_else(usage)?;
+    }
+    table.insert(last, Item::Value(value));
+    Ok(())
+}
+
+/// A text that mistakes have a place in.
+struct Source<'a> {
+    name: &'a str,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    /// File, line and column, the line itself, and a mark under what is meant.
+    fn place(&self, span: Option<Range<usize>>) -> String {
+        let Some(span) = span else { return format!("    in {}", self.name) };
+        let start = span.start.min(self.text.len());
+        let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let line = self.text[line_start..].lines().next().unwrap_or_default();
+        let number = self.text[..start].matches('\n').count() + 1;
+        let column = self.text[line_start..start].chars().count();
+        let room = line.chars().count().saturating_sub(column).max(1);
+        let width = self.text.get(span).map_or(1, |marked| marked.lines().next().unwrap_or_default().chars().count());
+        let gutter = number.to_string();
+        let blank = " ".repeat(gutter.len());
+        let (indent, mark) = (" ".repeat(column), "─".repeat(width.clamp(1, room)));
+        format!(
+            " {blank}  ╭─[{}:{number}:{}]\n {gutter}  │ {line}\n {blank}  · {indent}{mark}",
+            self.name,
+            column + 1
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    fn refusal(text: &str, overrides: &[&str]) -> String {
+        let overrides: Vec<String> = overrides.iter().map(|&argument| argument.to_owned()).collect();
+        parse("config.toml", text, &overrides).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_its_line_and_the_nearest_key() {
+        let said = refusal("[run]\nseed = 1\n\n[rollout]\ngroup_sise = 8\n", &[]);
+        assert_eq!(
+            said,
+            "error: unknown key `group_sise`\n    ╭─[config.toml:5:1]\n 5  │ group_sise = 8\n    · ──────────\n  help: did you mean `group_size`?\n"
+        );
+    }
+
+    #[test]
+    fn an_impossible_value_is_named_with_its_line_and_what_to_do() {
+        let said = refusal("[rollout]\ngroup_size = 1\n", &[]);
+        assert_eq!(
+            said,
+            "error: `rollout.group_size` = 1 gives every rollout advantage 0\n    ╭─[config.toml:2:14]\n 2  │ group_size = 1\n    ·              ─\n  help: GSPO compares rollouts of one task with each other; use at least 2 (8 is usual)\n"
+        );
+    }
+
+    #[test]
+    fn an_override_that_is_impossible_points_at_the_argument() {
+        let said = refusal("[rollout]\ngroup_size = 8\n", &["rollout.group_size=1"]);
+        assert!(said.contains("    in rollout.group_size=1\n"), "{said}");
+    }
+
+    #[test]
+    fn an_unknown_override_is_suggested_too() {
+        let said = refusal("", &["trian.learning_rate=1"]);
+        assert!(said.contains("unknown key `trian`") && said.contains("did you mean `train`?"), "{said}");
+    }
+
+    #[test]
+    fn an_unknown_value_is_told_from_an_unknown_key() {
+        let said = refusal("[objective]\nname = \"gspo_tokn\"\n", &[]);
+        assert!(said.contains("unknown value `gspo_tokn`") && said.contains("did you mean `gspo_token`?"), "{said}");
+    }
+
+    #[test]
+    fn overrides_come_after_the_file() {
+        let overrides = ["train.learning_rate=5e-4".to_owned(), "environment.name=calculator".to_owned()];
+        let config = parse("config.toml", "[train]\nlearning_rate = 1.0\n", &overrides).unwrap().config;
+        assert_eq!(config.train.learning_rate, 5e-4);
+        assert_eq!(config.environment.name, "calculator");
+    }
+
+    #[test]
+    fn what_is_no_toml_is_shown_in_its_line() {
+        assert!(refusal("[rollout\n", &[]).contains("config.toml:1:"));
+    }
+}

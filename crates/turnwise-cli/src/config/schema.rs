@@ -1,0 +1,304 @@
+//! The settings of a run. Each table is read where its name says; defaults stand in the `Default` of each.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use turnwise::candle::{AdamW, EngineSettings};
+use turnwise::chat::ToolPrompt;
+use turnwise::objective::LengthWeight as ObjectiveLengthWeight;
+use turnwise::rollout::Limits;
+use turnwise::training::{Behavior, Decay, RatioScope, StaleTokens, TruncatedEpisodes};
+
+/// Everything a run is made of.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) run: Run,
+    pub(crate) environment: EnvironmentChoice,
+    pub(crate) model: Model,
+    pub(crate) engine: EngineSettings,
+    pub(crate) warm_start: WarmStart,
+    pub(crate) rollout: Rollout,
+    pub(crate) limits: Limits,
+    pub(crate) objective: ObjectiveChoice,
+    pub(crate) credit: CreditChoice,
+    pub(crate) train: Train,
+    pub(crate) optimizer: AdamW,
+    pub(crate) eval: Eval,
+    pub(crate) log: Log,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Run {
+    /// All randomness derives from it.
+    pub(crate) seed: u64,
+    /// Training steps.
+    pub(crate) steps: u64,
+    /// Where the run's files go; by default `runs/NAME-0001`, counted up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) directory: Option<PathBuf>,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { seed: 1, steps: 200, directory: None }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct EnvironmentChoice {
+    /// One of `turnwise env list`.
+    pub(crate) name: String,
+    /// Its own settings.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub(crate) options: Value,
+}
+
+impl Default for EnvironmentChoice {
+    fn default() -> Self {
+        Self { name: "guess".to_owned(), options: Value::Null }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Model {
+    /// A Hugging Face directory to start from; without it a small model is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Sizes of the model that is made. Its vocabulary is trained on demonstrations.
+    pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) n_layers: usize,
+    pub(crate) n_heads: usize,
+    pub(crate) n_kv_heads: usize,
+    pub(crate) head_dim: usize,
+    /// How tools are described in the prompt.
+    pub(crate) tools: ToolPrompt,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            directory: None,
+            vocab_size: 320,
+            hidden_size: 96,
+            intermediate_size: 256,
+            n_layers: 2,
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: 24,
+            tools: ToolPrompt::Signatures,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct WarmStart {
+    /// Supervised steps on the expert's demonstrations before reinforcement learning; 0 leaves it out.
+    pub(crate) steps: u64,
+    /// Demonstrations in a step.
+    pub(crate) batch_size: usize,
+    pub(crate) learning_rate: f64,
+}
+
+impl Default for WarmStart {
+    fn default() -> Self {
+        Self { steps: 0, batch_size: 32, learning_rate: 3e-3 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Rollout {
+    pub(crate) groups_per_step: usize,
+    pub(crate) group_size: usize,
+    /// A group with fewer scored members is dropped whole.
+    pub(crate) min_group_size: usize,
+    pub(crate) max_concurrent: usize,
+    /// Tokens that one step may draw over all its episodes; what is cut goes on in the next. 0 lets every episode finish.
+    pub(crate) tokens_per_step: u64,
+    pub(crate) temperature: f32,
+    pub(crate) top_p: f32,
+    pub(crate) top_k: u32,
+    pub(crate) max_retries: u32,
+    pub(crate) max_faults_in_row: u32,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            groups_per_step: 16,
+            group_size: 8,
+            min_group_size: 2,
+            max_concurrent: 256,
+            tokens_per_step: 0,
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            max_retries: 2,
+            max_faults_in_row: 20,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ObjectiveName {
+    GspoToken,
+    Gspo,
+    Grpo,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LengthWeight {
+    Mean,
+    Tokens,
+    SqrtTokens,
+}
+
+impl From<LengthWeight> for ObjectiveLengthWeight {
+    fn from(weight: LengthWeight) -> Self {
+        match weight {
+            LengthWeight::Mean => Self::Mean,
+            LengthWeight::Tokens => Self::Tokens,
+            LengthWeight::SqrtTokens => Self::SqrtTokens,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ObjectiveChoice {
+    pub(crate) name: ObjectiveName,
+    /// ε of the lower bound 1 − ε of the ratio.
+    pub(crate) clip_low: f64,
+    /// ε of the upper bound 1 + ε of the ratio.
+    pub(crate) clip_high: f64,
+    pub(crate) length_weight: LengthWeight,
+}
+
+impl Default for ObjectiveChoice {
+    /// The paper's range (section 5.1).
+    fn default() -> Self {
+        Self { name: ObjectiveName::GspoToken, clip_low: 3e-4, clip_high: 4e-4, length_weight: LengthWeight::Mean }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CreditName {
+    Outcome,
+    Turn,
+    Return,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Normalise {
+    MeanStd,
+    Mean,
+    LeaveOneOut,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CreditChoice {
+    pub(crate) name: CreditName,
+    /// How episodes of a group are compared.
+    pub(crate) normalise: Normalise,
+    /// Discount of later turns' rewards, for `turn` and `return`.
+    pub(crate) gamma: f64,
+    /// For `turn`: the weight of the outcome.
+    pub(crate) outcome_weight: f64,
+    /// For `turn`: the weight of the turn's own return.
+    pub(crate) turn_weight: f64,
+}
+
+impl Default for CreditChoice {
+    fn default() -> Self {
+        Self {
+            name: CreditName::Outcome,
+            normalise: Normalise::MeanStd,
+            gamma: 1.0,
+            outcome_weight: 1.0,
+            turn_weight: 1.0,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Train {
+    pub(crate) learning_rate: f64,
+    pub(crate) warmup_steps: u64,
+    pub(crate) decay: Decay,
+    pub(crate) max_grad_norm: f64,
+    /// Optimiser steps for each batch of rollouts.
+    pub(crate) n_minibatches: usize,
+    pub(crate) micro_batch_tokens: usize,
+    /// Versions a trained token may be behind.
+    pub(crate) max_staleness: u32,
+    pub(crate) stale: StaleTokens,
+    pub(crate) truncated: TruncatedEpisodes,
+    pub(crate) keep_zero_variance: bool,
+    pub(crate) ratio_scope: RatioScope,
+    pub(crate) behavior: Behavior,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            warmup_steps: 0,
+            decay: Decay::Constant,
+            max_grad_norm: 1.0,
+            n_minibatches: 4,
+            micro_batch_tokens: 16_384,
+            max_staleness: 4,
+            stale: StaleTokens::Drop,
+            truncated: TruncatedEpisodes::Keep,
+            keep_zero_variance: false,
+            ratio_scope: RatioScope::Trajectory,
+            behavior: Behavior::Recorded,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Eval {
+    /// Held-out episodes before and after.
+    pub(crate) episodes: usize,
+    pub(crate) temperature: f32,
+    /// Steps between evaluations on the way; 0 has none.
+    pub(crate) every: u64,
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self { episodes: 256, temperature: 1.0, every: 0 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    /// Trajectories written at each step.
+    pub(crate) rollouts_per_step: usize,
+    /// Steps between checkpoints; one is always written at the end.
+    pub(crate) checkpoint_every: u64,
+    pub(crate) keep_checkpoints: usize,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { rollouts_per_step: 16, checkpoint_every: 50, keep_checkpoints: 2 }
+    }
+}

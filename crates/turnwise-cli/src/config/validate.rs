@@ -1,0 +1,126 @@
+//! What cannot be, said before anything is loaded.
+
+use super::schema::Config;
+
+/// A setting that cannot be: its dotted key, what is wrong, what to do.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Impossible {
+    pub(crate) key: &'static str,
+    pub(crate) wrong: String,
+    pub(crate) help: String,
+}
+
+/// The first setting that cannot be.
+pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
+    check_counts(config)?;
+    check_numbers(config)?;
+    check_group(config)?;
+    check_sampling(config)?;
+    check_heads(config)
+}
+
+fn check_counts(config: &Config) -> Result<(), Impossible> {
+    let counts = [
+        ("run.steps", config.run.steps),
+        ("model.vocab_size", config.model.vocab_size as u64),
+        ("model.hidden_size", config.model.hidden_size as u64),
+        ("model.intermediate_size", config.model.intermediate_size as u64),
+        ("model.n_layers", config.model.n_layers as u64),
+        ("model.n_heads", config.model.n_heads as u64),
+        ("model.n_kv_heads", config.model.n_kv_heads as u64),
+        ("model.head_dim", config.model.head_dim as u64),
+        ("warm_start.batch_size", config.warm_start.batch_size as u64),
+        ("rollout.groups_per_step", config.rollout.groups_per_step as u64),
+        ("rollout.min_group_size", config.rollout.min_group_size as u64),
+        ("rollout.max_concurrent", config.rollout.max_concurrent as u64),
+        ("rollout.max_faults_in_row", u64::from(config.rollout.max_faults_in_row)),
+        ("limits.max_turns", config.limits.max_turns as u64),
+        ("limits.max_turn_tokens", config.limits.max_turn_tokens as u64),
+        ("limits.max_sampled_tokens", config.limits.max_sampled_tokens as u64),
+        ("limits.max_context_tokens", config.limits.max_context_tokens as u64),
+        ("train.n_minibatches", config.train.n_minibatches as u64),
+        ("train.micro_batch_tokens", config.train.micro_batch_tokens as u64),
+        ("eval.episodes", config.eval.episodes as u64),
+    ];
+    counts.into_iter().try_for_each(|(key, value)| refuse_if(value == 0, key, || "is 0".to_owned(), "use at least 1"))
+}
+
+fn check_numbers(config: &Config) -> Result<(), Impossible> {
+    let positive = [
+        ("train.learning_rate", config.train.learning_rate),
+        ("train.max_grad_norm", config.train.max_grad_norm),
+        ("warm_start.learning_rate", config.warm_start.learning_rate),
+        ("limits.environment_timeout_s", config.limits.environment_timeout_s),
+        ("limits.engine_timeout_s", config.limits.engine_timeout_s),
+        ("limits.episode_timeout_s", config.limits.episode_timeout_s),
+    ];
+    positive.into_iter().try_for_each(|(key, value)| {
+        refuse_if(!(value.is_finite() && value > 0.0), key, || format!("is {value}"), "use a finite number above 0")
+    })?;
+    let at_least_0 = [("credit.outcome_weight", config.credit.outcome_weight), ("credit.turn_weight", config.credit.turn_weight)];
+    at_least_0.into_iter().try_for_each(|(key, value)| {
+        refuse_if(!(value.is_finite() && value >= 0.0), key, || format!("is {value}"), "use a finite number of at least 0")
+    })?;
+    let gamma = config.credit.gamma;
+    refuse_if(!(0.0..=1.0).contains(&gamma), "credit.gamma", || format!("is {gamma}"), "use a number from 0 to 1")?;
+    let low = config.objective.clip_low;
+    let wrong = || format!("is {low}, and the ratio's lower bound is 1 - {low}");
+    refuse_if(!(0.0..1.0).contains(&low), "objective.clip_low", wrong, "use a number from 0 to below 1; the paper has 3e-4")?;
+    let high = config.objective.clip_high;
+    let is_fine = high.is_finite() && high >= 0.0;
+    refuse_if(!is_fine, "objective.clip_high", || format!("is {high}"), "use a finite number of at least 0; the paper has 4e-4")
+}
+
+fn check_group(config: &Config) -> Result<(), Impossible> {
+    let size = config.rollout.group_size;
+    refuse_if(
+        size < 2,
+        "rollout.group_size",
+        || format!("= {size} gives every rollout advantage 0"),
+        "GSPO compares rollouts of one task with each other; use at least 2 (8 is usual)",
+    )?;
+    let least = config.rollout.min_group_size;
+    refuse_if(
+        least > size,
+        "rollout.min_group_size",
+        || format!("= {least} is more than group_size = {size}, so that every group is dropped"),
+        "use at most the group size",
+    )
+}
+
+fn check_sampling(config: &Config) -> Result<(), Impossible> {
+    let temperature = config.rollout.temperature;
+    refuse_if(
+        !(temperature.is_finite() && temperature > 0.0),
+        "rollout.temperature",
+        || format!("is {temperature}"),
+        "training needs draws from a distribution; use a finite number above 0",
+    )?;
+    refuse_if(
+        !(config.eval.temperature.is_finite() && config.eval.temperature >= 0.0),
+        "eval.temperature",
+        || format!("is {}", config.eval.temperature),
+        "use a finite number of at least 0; 0 always takes the likeliest token",
+    )?;
+    let help = "the trainer's softmax is then not the distribution the tokens were drawn from; leave it out";
+    let top_p = config.rollout.top_p;
+    refuse_if(top_p < 1.0, "rollout.top_p", || format!("= {top_p} cuts the vocabulary short"), help)?;
+    let top_k = config.rollout.top_k;
+    refuse_if(top_k > 0, "rollout.top_k", || format!("= {top_k} cuts the vocabulary short"), help)
+}
+
+fn check_heads(config: &Config) -> Result<(), Impossible> {
+    let (heads, kv_heads) = (config.model.n_heads, config.model.n_kv_heads);
+    refuse_if(
+        !heads.is_multiple_of(kv_heads),
+        "model.n_kv_heads",
+        || format!("= {kv_heads} does not divide n_heads = {heads}"),
+        "each key-value head serves the same number of heads; use a divisor",
+    )?;
+    let dim = config.model.head_dim;
+    refuse_if(dim % 2 == 1, "model.head_dim", || format!("= {dim} is odd"), "rotary positions turn pairs; use an even number")
+}
+
+fn refuse_if(is_wrong: bool, key: &'static str, wrong: impl FnOnce() -> String, help: &str) -> Result<(), Impossible> {
+    if is_wrong { Err(Impossible { key, wrong: wrong(), help: help.to_owned() }) } else { Ok(()) }
+}

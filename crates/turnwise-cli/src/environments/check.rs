@@ -1,0 +1,98 @@
+//! `turnwise env check`.
+
+use std::io::{self, Write};
+use std::panic::{PanicHookInfo, set_hook, take_hook};
+use std::time::Duration;
+
+use turnwise::environment::Suite;
+use turnwise::environment::check::{Check, check_suite};
+
+use crate::screen::text::one_line;
+
+/// After how long an environment that never answers is given up; where it blocks instead of waiting, nothing helps.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// Checks an environment, writes what was found, and tells how many checks failed.
+///
+/// Needs a runtime with time. Panics are findings here, so the panic hook is silent meanwhile, in the whole process.
+///
+/// # Errors
+/// When `out` fails.
+pub(super) async fn check(suite: &dyn Suite, mut out: impl Write) -> io::Result<usize> {
+    let checks = {
+        let _silence = Silence::begin();
+        tokio::time::timeout(PATIENCE, check_suite(suite)).await
+    };
+    let checks = checks.unwrap_or_else(|_| vec![unanswered()]);
+    let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+    for check in &checks {
+        writeln!(out, "{}", told(check, width))?;
+    }
+    let n_passed = checks.iter().filter(|check| check.passed()).count();
+    writeln!(out, "\n{}: {n_passed} of {} checks passed", suite.name(), checks.len())?;
+    Ok(checks.len() - n_passed)
+}
+
+fn unanswered() -> Check {
+    let why = format!("the checks were not over after {} s", PATIENCE.as_secs());
+    Check { name: "answers in time", result: Err(why) }
+}
+
+/// `✓ name  what was seen`; what is wrong has a line of its own.
+fn told(check: &Check, width: usize) -> String {
+    match &check.result {
+        Ok(seen) => format!("✓ {:width$}  {}", check.name, one_line(seen)),
+        Err(wrong) => format!("✗ {}\n    {}", check.name, one_line(wrong)),
+    }
+}
+
+type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Sync + Send>;
+
+/// Keeps panics quiet until it is dropped.
+struct Silence {
+    hook: Option<Hook>,
+}
+
+impl Silence {
+    fn begin() -> Self {
+        let hook = Some(take_hook());
+        set_hook(Box::new(|_| {}));
+        Self { hook }
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        // A thread that panics may not set the hook, and would abort the process.
+        if let Some(hook) = self.hook.take().filter(|_| !std::thread::panicking()) {
+            set_hook(hook);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::suites;
+    use super::*;
+
+    #[tokio::test]
+    async fn every_environment_holds_its_contract() {
+        for entry in suites() {
+            let suite = entry.suite(&serde_json::Value::Null).expect("the defaults are fit");
+            let mut out = Vec::new();
+            let n_failed = check(suite.as_ref(), &mut out).await;
+            let text = String::from_utf8_lossy(&out);
+            assert_eq!(n_failed.expect("a vector takes what is written"), 0, "{text}");
+            assert!(text.starts_with("✓ names and versions are usable  "), "{text}");
+            assert!(text.ends_with("14 of 14 checks passed\n"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_has_its_own_line() {
+        let wrong = Check { name: "rewards finite", result: Err("NaN\n at turn 3".to_owned()) };
+        assert_eq!(told(&wrong, 20), "✗ rewards finite\n    NaN  at turn 3");
+        let right = Check { name: "rewards finite", result: Ok("0 to 1".to_owned()) };
+        assert_eq!(told(&right, 20), "✓ rewards finite        0 to 1");
+    }
+}

@@ -1,0 +1,45 @@
+//! `eval`: a model's success on held-out tasks.
+
+use turnwise::training;
+
+use crate::arguments::EvalArguments;
+use crate::config::{self, Loaded};
+use crate::failure::Failure;
+use crate::session::{SETTINGS, Session};
+use crate::{interrupt, say};
+
+pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
+    let Loaded { config, .. } = load(arguments)?;
+    let (session, _learner) = Session::new(config, Some(&arguments.model)).await?;
+    let stop = interrupt::listen();
+    let settings = session.evaluation_settings();
+    let Some(evaluation) = training::evaluate(&session.evaluated(), &settings, &stop).await? else {
+        return Err(Failure::new(interrupt::exit_code(), "interrupted"));
+    };
+    let success = evaluation.success;
+    if arguments.json {
+        let json = serde_json::to_string(&success).map_err(|error| Failure::runtime(&error))?;
+        return say(&(json + "\n"));
+    }
+    say(&format!(
+        "{}   held-out success {:.3}  95% CI [{:.3}, {:.3}]  reward {:.3}  {} episodes, {} broken, temperature {}\n",
+        session.suite.name(),
+        success.success_rate,
+        success.ci_low,
+        success.ci_high,
+        evaluation.reward_mean,
+        success.episodes,
+        evaluation.n_broken,
+        session.config.eval.temperature
+    ))
+}
+
+/// The settings the model was trained with, where it says, and then the arguments.
+fn load(arguments: &EvalArguments) -> Result<Loaded, Failure> {
+    let mut overrides = vec![format!("run.seed={}", arguments.seed)];
+    overrides.extend(arguments.env.as_ref().map(|name| format!("environment.name={name}")));
+    overrides.extend(arguments.episodes.map(|episodes| format!("eval.episodes={episodes}")));
+    overrides.extend(arguments.overrides.iter().cloned());
+    let beside = arguments.model.join(SETTINGS);
+    if beside.exists() { config::load(&beside, &overrides) } else { config::parse("the arguments", "", &overrides) }
+}

@@ -1,0 +1,140 @@
+//! What a command says when it cannot go on: what, where with evidence, and something to type. One exit code each.
+
+use std::error::Error;
+use std::fmt;
+
+use turnwise::rollout::RolloutError;
+use turnwise::training::{CheckpointError, RunDirectoryError, TrainError};
+
+/// The exit codes of every command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExitCode {
+    /// Disk, memory or another failure at run time.
+    Runtime = 1,
+    /// Refused before anything started.
+    Refused = 2,
+    /// Another process is at the run directory.
+    Locked = 3,
+    /// The numbers went wrong.
+    Numeric = 4,
+    /// Too many infrastructure faults.
+    Infrastructure = 5,
+    /// Interrupted; the run can go on.
+    Interrupted = 130,
+    /// Terminated; the run can go on.
+    Terminated = 143,
+}
+
+/// A failure, ready to be shown.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: ExitCode,
+    what: String,
+    /// The place in a file, as lines to print.
+    place: Option<String>,
+    help: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(code: ExitCode, what: impl Into<String>) -> Self {
+        Self { code, what: what.into(), place: None, help: None }
+    }
+
+    pub(crate) fn refused(what: impl Into<String>) -> Self {
+        Self::new(ExitCode::Refused, what)
+    }
+
+    /// A refusal caused by an error, whose whole chain is told.
+    pub(crate) fn refused_by(error: &(dyn Error + 'static)) -> Self {
+        Self::refused(chain(error))
+    }
+
+    pub(crate) fn runtime(error: &(dyn Error + 'static)) -> Self {
+        Self::new(ExitCode::Runtime, chain(error))
+    }
+
+    pub(crate) fn at(mut self, place: String) -> Self {
+        self.place = Some(place);
+        self
+    }
+
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "error: {}", self.what)?;
+        if let Some(place) = &self.place {
+            writeln!(formatter, "{place}")?;
+        }
+        match &self.help {
+            Some(help) => writeln!(formatter, "  help: {}", help.replace('\n', "\n        ")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for Failure {}
+
+/// An error and its causes on one line: library errors are fragments that read after "failed to".
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = format!("failed to {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl From<RunDirectoryError> for Failure {
+    fn from(error: RunDirectoryError) -> Self {
+        match &error {
+            RunDirectoryError::Exists { path } => {
+                let path = path.display();
+                Self::refused(format!("{path} holds a run already"))
+                    .help(format!("continue it          turnwise resume {path}\nor choose another    --run-dir DIR"))
+            }
+            RunDirectoryError::Locked { path, holder } => {
+                let what = format!("run directory {} is in use by process {holder}", path.display());
+                Self::new(ExitCode::Locked, what).help("wait for it, or choose another with --run-dir DIR")
+            }
+            RunDirectoryError::NotARun { path } => {
+                Self::refused(format!("{} holds no run", path.display())).help("start one with  turnwise train CONFIG.toml")
+            }
+            RunDirectoryError::Io { .. } => Self::runtime(&error),
+        }
+    }
+}
+
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        match &error {
+            CheckpointError::NoneWhole { .. } | CheckpointError::Content { .. } => Self::refused_by(&error),
+            CheckpointError::Io { .. } | CheckpointError::Learner(_) => Self::runtime(&error),
+        }
+    }
+}
+
+impl From<RolloutError> for Failure {
+    fn from(error: RolloutError) -> Self {
+        let RolloutError::TooManyFaults { n, last } = &error;
+        Self::new(ExitCode::Infrastructure, format!("{n} episodes in a row broke, the last with {last}"))
+            .help("see whether the environment holds its contract:  turnwise env check NAME")
+    }
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Self {
+        match error {
+            TrainError::Rollout(error) => error.into(),
+            TrainError::NotFinite { .. } => Self::new(ExitCode::Numeric, chain(&error))
+                .help("go on from the last checkpoint with a smaller step: train.learning_rate / 3, or train.max_grad_norm = 0.5"),
+            _ => Self::runtime(&error),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The turnwise command: train, evaluate, play and inspect.
+
+mod arguments;
+mod config;
+mod curve;
+mod environments;
+mod evaluate;
+mod failure;
+mod interrupt;
+mod log;
+mod play;
+mod score;
+mod screen;
+mod session;
+mod train;
+
+use std::io::{self, Write};
+use std::process;
+
+use arguments::{Arguments, Command, EnvCommand};
+use clap::Parser;
+use config::Config;
+use failure::Failure;
+
+/// Every tensor is a large block for a short time, which the system's allocator gives back and asks for again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let arguments = Arguments::parse();
+    log::to_stderr();
+    if let Err(failure) = run(arguments.command).await {
+        // Where nobody reads, there is nobody to tell.
+        let _ = write!(io::stderr(), "{failure}");
+        process::exit(failure.code as i32);
+    }
+}
+
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Try(arguments) => train::try_it(&arguments).await,
+        Command::Train { config, run } => train::train(&config, &run).await,
+        Command::Resume { run_dir, json, steps } => train::resume(&run_dir, json, steps).await,
+        Command::Config => print_config(),
+        Command::Eval(arguments) => evaluate::evaluate(&arguments).await,
+        Command::Score { model, input } => score::score(&model, &input),
+        Command::Env { command: EnvCommand::List } => environments::list(&mut io::stdout()).await,
+        Command::Env { command: EnvCommand::Check { name, options } } => {
+            environments::check(&name, &options, &mut io::stdout()).await
+        }
+        Command::Play { env, task, seed, held_out, options } => {
+            play::run(&env, &options, seed, task, held_out).await
+        }
+    }
+}
+
+fn print_config() -> Result<(), Failure> {
+    let text = toml_edit::ser::to_string_pretty(&Config::default()).map_err(|error| Failure::runtime(&error))?;
+    say(&text)
+}
+
+/// Prints; a reader that went away is no failure.
+fn say(text: &str) -> Result<(), Failure> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::runtime(&error)),
+        _ => Ok(()),
+    }
+}

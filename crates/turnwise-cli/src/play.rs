@@ -1,0 +1,305 @@
+//! `turnwise play`: a person in the agent's place.
+//!
+//! What is typed goes through the parser that reads a model's turns, so an environment answers a person as it answers a
+//! model, mistakes of form included.
+
+mod input;
+mod show;
+
+use std::fmt;
+use std::io::{self, BufRead, Write};
+
+use turnwise::environment::{
+    Action, Ending, Environment, EnvironmentError, Message, Observation, Split, Step, Suite,
+    ToolSpec, Transcript, derive_seed,
+};
+
+use crate::environments;
+use crate::failure::{ExitCode, Failure};
+use input::{Line, read_line};
+use show::Shown;
+
+/// Which episode is played.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Game {
+    /// What the environment is reset with, and the task is drawn by.
+    pub(crate) seed: u64,
+    /// The task; `None` draws one.
+    pub(crate) task: Option<usize>,
+    /// Which tasks.
+    pub(crate) split: Split,
+}
+
+/// What was played.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PlayOutcome {
+    /// The place of the task in its split.
+    pub(crate) task_index: usize,
+    /// What was said, and the reward of each turn. Turns that were undone are not in it.
+    pub(crate) transcript: Transcript,
+    /// How it ended; `None` when the person stopped.
+    pub(crate) ended: Option<Ended>,
+}
+
+/// How an episode ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// What ended it.
+    pub(crate) ending: Ending,
+    /// Whether the task was solved.
+    pub(crate) solved: bool,
+}
+
+impl PlayOutcome {
+    /// The sum of the rewards.
+    pub(crate) fn reward(&self) -> f64 {
+        sum(self.transcript.rewards.iter().copied())
+    }
+}
+
+/// `turnwise play` at the terminal: options as in `span=20`.
+///
+/// # Errors
+/// When there is no such environment or task, or the episode breaks.
+pub(crate) async fn run(
+    env: &str,
+    options: &[String],
+    seed: u64,
+    task: Option<usize>,
+    held_out: bool,
+) -> Result<(), Failure> {
+    let suite = environments::suite(env, &environments::from_arguments(options)?)?;
+    let split = if held_out { Split::HeldOut } else { Split::Train };
+    let game = Game { seed, task, split };
+    match play(suite.as_ref(), game, io::stdin().lock(), io::stdout().lock()).await {
+        // Somebody who no longer reads has stopped playing.
+        Err(PlayError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        played => Ok(played.map(|_| ())?),
+    }
+}
+
+/// Lets a person play one episode, until it ends, they quit or the input ends.
+///
+/// `input` is read line by line and blocks; nothing else should run on this thread meanwhile.
+///
+/// # Errors
+/// When there is no such task, the environment breaks, or `input` or `out` fails.
+pub(crate) async fn play(
+    suite: &dyn Suite,
+    game: Game,
+    mut input: impl BufRead,
+    mut out: impl Write,
+) -> Result<PlayOutcome, PlayError> {
+    let mut table = Table::set(suite, game).await?;
+    let mut show = Shown::new(&mut out);
+    show.opening(suite, &game, &table)?;
+    let mut ended = None;
+    while ended.is_none() {
+        show.prompt(table.n_turns(), suite.max_turns(), table.reward())?;
+        match read_line(&mut input, &table.tools)? {
+            Line::End => {
+                // The prompt's line is still open.
+                show.line("")?;
+                break;
+            }
+            Line::Quit => break,
+            Line::Help => show.help(&table.tools)?,
+            Line::Undo => match table.undo() {
+                Ok(()) => show.undone(table.observation())?,
+                Err(why) => show.line(&why)?,
+            },
+            Line::Unknown(command) => show.unknown(&command)?,
+            Line::Empty => show.line("an empty line is not sent; /help tells what can be typed")?,
+            Line::Act(action) => {
+                let step = table.act(action).await?;
+                show.step(&step)?;
+                ended = ending_of(&step);
+            }
+        }
+    }
+    let outcome = table.into_outcome(ended);
+    show.outcome(&outcome)?;
+    Ok(outcome)
+}
+
+/// The sum of what was scored; from 0, because the sum of nothing would be shown as -0.
+fn sum(rewards: impl Iterator<Item = Option<f64>>) -> f64 {
+    rewards.flatten().fold(0.0, |sum, reward| sum + reward)
+}
+
+fn ending_of(step: &Step) -> Option<Ended> {
+    match *step {
+        Step::Next { .. } => None,
+        Step::End { ending, solved, .. } => Some(Ended { ending, solved }),
+    }
+}
+
+/// The environment and all that was done in it.
+struct Table<'a> {
+    suite: &'a dyn Suite,
+    split: Split,
+    task_index: usize,
+    environment: Box<dyn Environment>,
+    tools: Vec<ToolSpec>,
+    first: Observation,
+    turns: Vec<Turn>,
+}
+
+/// One turn, and how to get back before it.
+struct Turn {
+    before: Option<Vec<u8>>,
+    action: Action,
+    step: Step,
+}
+
+impl<'a> Table<'a> {
+    async fn set(suite: &'a dyn Suite, game: Game) -> Result<Self, PlayError> {
+        let Game { seed, task, split } = game;
+        let tasks = suite.tasks(split);
+        let n_tasks = tasks.len();
+        let drawn = derive_seed(seed, 0).checked_rem(n_tasks as u64).unwrap_or(0);
+        // Below the number of tasks, which is a `usize`.
+        let task_index = task.unwrap_or(drawn as usize);
+        if task_index >= n_tasks {
+            return Err(PlayError::NoTask { task: task_index, n_tasks });
+        }
+        let mut environment = tasks.environment(task_index);
+        let tools = environment.tools();
+        let first = environment.reset(seed).await?;
+        Ok(Self { suite, split, task_index, environment, tools, first, turns: Vec::new() })
+    }
+
+    async fn act(&mut self, action: Action) -> Result<Step, PlayError> {
+        let before = self.environment.snapshot();
+        let step = self.environment.step(action.clone()).await?;
+        self.turns.push(Turn { before, action, step: step.clone() });
+        Ok(step)
+    }
+
+    /// Goes back before the last action, or says why that is not possible.
+    fn undo(&mut self) -> Result<(), String> {
+        let last = self.turns.last().ok_or("there is nothing to undo")?;
+        let before = last
+            .before
+            .as_ref()
+            .ok_or("this environment takes no snapshots, so nothing can be undone")?;
+        // A snapshot is restored into a fresh environment; the present one stays where that fails.
+        let mut fresh = self.suite.tasks(self.split).environment(self.task_index);
+        fresh.restore(before).map_err(|error| format!("the snapshot was refused: {error}"))?;
+        self.environment = fresh;
+        self.turns.pop();
+        Ok(())
+    }
+
+    /// What the agent sees now.
+    fn observation(&self) -> &Observation {
+        match self.turns.last().map(|turn| &turn.step) {
+            Some(Step::Next { observation, .. }) => observation,
+            Some(Step::End { .. }) | None => &self.first,
+        }
+    }
+
+    fn n_turns(&self) -> usize {
+        self.turns.len()
+    }
+
+    fn rewards(&self) -> impl Iterator<Item = Option<f64>> {
+        self.turns.iter().map(|turn| match turn.step {
+            Step::Next { reward, .. } | Step::End { reward, .. } => reward,
+        })
+    }
+
+    fn reward(&self) -> f64 {
+        sum(self.rewards())
+    }
+
+    fn messages(&self) -> Vec<Message> {
+        let mut messages = self.first.messages.clone();
+        for turn in &self.turns {
+            messages.push(turn.action.to_message());
+            if let Step::Next { observation, .. } = &turn.step {
+                messages.extend_from_slice(&observation.messages);
+            }
+        }
+        messages
+    }
+
+    fn into_outcome(self, ended: Option<Ended>) -> PlayOutcome {
+        let task = self.suite.tasks(self.split).key(self.task_index);
+        let (messages, rewards) = (self.messages(), self.rewards().collect());
+        let transcript = Transcript { task, messages, rewards };
+        PlayOutcome { task_index: self.task_index, transcript, ended }
+    }
+}
+
+/// Why an episode could not be played to its end.
+#[derive(Debug)]
+pub(crate) enum PlayError {
+    /// The split has fewer tasks.
+    NoTask {
+        /// The task that was asked for.
+        task: usize,
+        /// How many there are.
+        n_tasks: usize,
+    },
+    /// The environment broke.
+    Environment(EnvironmentError),
+    /// Input or output failed.
+    Io(io::Error),
+}
+
+impl fmt::Display for PlayError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoTask { task, n_tasks: 0 } => {
+                write!(formatter, "play task {task}: the split has no tasks")
+            }
+            Self::NoTask { task, n_tasks } => {
+                write!(formatter, "play task {task}: the split has tasks 0 to {}", n_tasks - 1)
+            }
+            Self::Environment(error) => {
+                write!(formatter, "play on: the environment broke: {error}")
+            }
+            Self::Io(_) => formatter.write_str("talk to the player"),
+        }
+    }
+}
+
+impl std::error::Error for PlayError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NoTask { .. } => None,
+            // The message is the environment's own, so the cause is its cause.
+            Self::Environment(error) => error.source(),
+            Self::Io(error) => Some(error),
+        }
+    }
+}
+
+impl From<PlayError> for Failure {
+    fn from(error: PlayError) -> Self {
+        match &error {
+            PlayError::NoTask { .. } => Self::refused_by(&error),
+            PlayError::Environment(_) => {
+                Self::new(ExitCode::Infrastructure, format!("failed to {error}"))
+                    .help("see whether it holds its contract:  turnwise env check NAME")
+            }
+            PlayError::Io(_) => Self::runtime(&error),
+        }
+    }
+}
+
+impl From<EnvironmentError> for PlayError {
+    fn from(error: EnvironmentError) -> Self {
+        Self::Environment(error)
+    }
+}
+
+impl From<io::Error> for PlayError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! What a person types.
+
+use std::io::{self, BufRead};
+
+use serde_json::json;
+use turnwise::chat::parse_turn;
+use turnwise::environment::{Action, ToolSpec};
+
+/// One line, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Line {
+    /// Something for the environment.
+    Act(Action),
+    /// Back before the last action.
+    Undo,
+    /// What can be typed.
+    Help,
+    /// No more.
+    Quit,
+    /// A command that there is not.
+    Unknown(String),
+    /// Nothing, which is more often a slip than an answer.
+    Empty,
+    /// The input is over.
+    End,
+}
+
+/// Reads the next line.
+///
+/// # Errors
+/// When the input fails.
+pub(super) fn read_line(input: &mut impl BufRead, tools: &[ToolSpec]) -> io::Result<Line> {
+    let mut bytes = Vec::new();
+    if input.read_until(b'\n', &mut bytes)? == 0 {
+        return Ok(Line::End);
+    }
+    // A terminal may be set to anything; what is not UTF-8 becomes replacement characters.
+    Ok(understood(&String::from_utf8_lossy(&bytes), tools))
+}
+
+fn understood(line: &str, tools: &[ToolSpec]) -> Line {
+    let (word, rest) = first_word(line);
+    match word {
+        "" => Line::Empty,
+        "/undo" => Line::Undo,
+        "/help" => Line::Help,
+        "/quit" => Line::Quit,
+        "/say" => Line::Act(Action::text(rest)),
+        "/call" if rest.is_empty() => Line::Unknown("/call without a name".to_owned()),
+        "/call" => {
+            let (name, arguments) = first_word(rest);
+            Line::Act(call(name, arguments))
+        }
+        _ if word.starts_with('/') => Line::Unknown(word.to_owned()),
+        _ if tools.iter().any(|tool| tool.name == word) => Line::Act(call(word, rest)),
+        _ => Line::Act(parse_turn(line)),
+    }
+}
+
+/// The first word, and what follows it without the space around.
+fn first_word(text: &str) -> (&str, &str) {
+    let text = text.trim();
+    let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    (word, rest.trim())
+}
+
+/// The call in the form a model writes it, read as a model's is. Arguments that are left out are none.
+fn call(name: &str, arguments: &str) -> Action {
+    let name = json!(name);
+    let arguments = if arguments.is_empty() { "{}" } else { arguments };
+    parse_turn(&format!("<tool_call>{{\"name\": {name}, \"arguments\": {arguments}}}</tool_call>"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use turnwise::environment::{CallAttempt, CallError};
+
+    fn calc() -> ToolSpec {
+        ToolSpec { name: "calc".to_owned(), description: String::new(), parameters: json!({}) }
+    }
+
+    fn check(line: &str, expected: &Line) {
+        assert_eq!(understood(line, &[calc()]), *expected, "{line:?}");
+    }
+
+    fn malformed(line: &str) -> CallError {
+        let Line::Act(action) = understood(line, &[calc()]) else {
+            panic!("{line:?} is an action")
+        };
+        match &action.calls[..] {
+            [CallAttempt::Malformed(call)] => call.error,
+            other => panic!("{line:?} is one malformed call, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn text_is_text() {
+        check(" 16\r\n", &Line::Act(Action::text("16")));
+        check("calculate {}", &Line::Act(Action::text("calculate {}")));
+        check("/say /call calc", &Line::Act(Action::text("/call calc")));
+    }
+
+    #[test]
+    fn a_tool_is_called_by_its_name() {
+        let called = Line::Act(Action::call("calc", json!({"a": 1, "op": "+", "b": 2})));
+        check(r#"calc {"a": 1, "op": "+", "b": 2}"#, &called);
+        check(r#"/call calc {"a": 1, "op": "+", "b": 2}"#, &called);
+        check("calc", &Line::Act(Action::call("calc", json!({}))));
+        check("/call no\"such", &Line::Act(Action::call("no\"such", json!({}))));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_a_malformed_call() {
+        assert_eq!(malformed("calc {\"a\": 1"), CallError::Decode);
+        assert_eq!(malformed("calc three"), CallError::Decode);
+        assert_eq!(malformed("calc 3"), CallError::InvalidArgs);
+    }
+
+    #[test]
+    fn commands_are_not_sent() {
+        check("/undo", &Line::Undo);
+        check("/help me", &Line::Help);
+        check("/quit", &Line::Quit);
+        check("/exit", &Line::Unknown("/exit".to_owned()));
+        check("  \n", &Line::Empty);
+    }
+
+    #[test]
+    fn the_input_ends() {
+        assert_eq!(read_line(&mut &b""[..], &[]).expect("bytes can be read"), Line::End);
+        let line = read_line(&mut &b"\xff\n"[..], &[]).expect("bytes can be read");
+        assert_eq!(line, Line::Act(Action::text("\u{fffd}")));
+    }
+}

@@ -1,0 +1,216 @@
+//! The progress of a training run: a block that is redrawn on a terminal, and lines everywhere else.
+//!
+//! Not supported: terminals with fewer rows than the block, about 12, where older copies of it scroll away.
+
+mod block;
+mod figures;
+#[cfg(test)]
+mod fixture;
+mod history;
+mod paint;
+mod sample;
+mod sparse;
+mod style;
+pub(crate) mod text;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write;
+
+use turnwise::training::StepReport;
+
+use block::block;
+use history::History;
+use paint::painted;
+use sparse::Sparse;
+
+pub(crate) use style::Style;
+
+/// Seconds of the run between two drawings of the block.
+const DRAW_EVERY_S: f64 = 0.1;
+
+/// What is known before a run begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// What stands above everything else: the model, the environment, the goal.
+    pub(crate) header: Vec<String>,
+    /// Steps of the whole run, those before a resumption included.
+    pub(crate) steps: u64,
+}
+
+/// Shows what a run does.
+///
+/// Nothing here fails: once the output is closed, nothing more is written and the run goes on. Text is freed of control
+/// characters, so colours come from [`Style`] alone.
+#[derive(Debug)]
+pub(crate) struct Screen<W: Write> {
+    out: W,
+    style: Style,
+    history: History,
+    /// What is going on, until the next step.
+    phase: Option<String>,
+    sparse: Sparse,
+    /// Lines of the block that stand on the terminal.
+    n_drawn: usize,
+    /// Seconds of the run since the block was drawn.
+    since_drawn_s: f64,
+    is_closed: bool,
+}
+
+impl<W: Write> Screen<W> {
+    /// A screen that begins with the header of `plan`.
+    pub(crate) fn new(out: W, style: Style, plan: Plan) -> Self {
+        let Plan { header, steps } = plan;
+        let mut screen = Self {
+            out,
+            style,
+            history: History::new(steps),
+            phase: None,
+            sparse: Sparse::default(),
+            n_drawn: 0,
+            since_drawn_s: f64::INFINITY,
+            is_closed: false,
+        };
+        if matches!(style, Style::Live { .. } | Style::Lines) {
+            screen.print(&header);
+        }
+        screen
+    }
+
+    /// What is going on outside of steps (`warm start 20/60  loss 1.23`). On a terminal the line is rewritten; as lines, the
+    /// first, every tenth and the last of texts that begin alike are printed.
+    pub(crate) fn phase(&mut self, text: &str) {
+        let text = text::one_line(text);
+        match self.style {
+            Style::Live { .. } => {
+                self.phase = Some(text);
+                self.draw(&[]);
+            }
+            Style::Lines => {
+                let due = self.sparse.offer(&text);
+                self.print(&due);
+            }
+            Style::Json | Style::Quiet => {}
+        }
+    }
+
+    /// A step that is done.
+    pub(crate) fn step(&mut self, report: &StepReport) {
+        self.history.record(report);
+        match self.style {
+            Style::Live { .. } => self.draw_if_due(),
+            Style::Lines => {
+                let mut lines = self.sparse.flush();
+                lines.push(self.history.line());
+                self.print(&lines);
+            }
+            Style::Json => {
+                let line = json(report);
+                self.emit(&format!("{line}\n"));
+            }
+            Style::Quiet => {}
+        }
+    }
+
+    /// Something that stays to be read: a checkpoint, an alarm. On a terminal it stands above the block.
+    pub(crate) fn note(&mut self, line: &str) {
+        match self.style {
+            Style::Live { .. } => self.draw(&text::lines(line)),
+            Style::Lines => {
+                let mut lines = self.sparse.flush();
+                lines.extend(text::lines(line));
+                self.print(&lines);
+            }
+            Style::Json | Style::Quiet => {}
+        }
+    }
+
+    /// The end of the run. The block stays as it was; `Json` says no more, because its lines are for programs.
+    pub(crate) fn finish(&mut self, lines: &[String]) {
+        let lines: Vec<String> = lines.iter().flat_map(|line| text::lines(line)).collect();
+        match self.style {
+            Style::Live { .. } => {
+                self.phase = None;
+                self.draw(&[]);
+                // What is printed from now on stands below the block.
+                self.n_drawn = 0;
+                self.print(&lines);
+            }
+            Style::Lines => {
+                let last = self.sparse.flush();
+                self.print(&last);
+                self.print(&lines);
+            }
+            Style::Quiet => self.print(&lines),
+            Style::Json => {}
+        }
+    }
+
+    fn draw_if_due(&mut self) {
+        self.phase = None;
+        self.since_drawn_s += self.history.step_s();
+        let is_last = self.history.n_done >= self.history.n_steps;
+        if self.since_drawn_s >= DRAW_EVERY_S || is_last {
+            self.draw(&[]);
+        }
+    }
+
+    /// Draws the block in the place of the one before, below lines that stay.
+    fn draw(&mut self, above: &[String]) {
+        let Style::Live { width, color } = self.style else { return };
+        let mut lines =
+            if self.history.n_done > 0 { block(&self.history, width) } else { Vec::new() };
+        lines.extend(self.phase.iter().map(|phase| text::fit(&format!(" {phase}"), width)));
+        let mut frame = String::new();
+        if self.n_drawn > 0 {
+            let _ = write!(frame, "\x1b[{}A", self.n_drawn);
+        }
+        if !above.is_empty() {
+            // A long line that stays may wrap onto rows of the block.
+            frame.push_str("\r\x1b[J");
+        }
+        for line in above {
+            let _ = writeln!(frame, "{}", painted(line, color));
+        }
+        // Each line is cleared before it is written: after a full line, clearing would take its last character away.
+        // Without wrapping a line takes one row, however wide its characters or narrow the terminal has become.
+        frame.push_str("\x1b[?7l");
+        for line in &lines {
+            let _ = writeln!(frame, "\r\x1b[K{}", painted(line, color));
+        }
+        frame.push_str("\x1b[?7h\x1b[J");
+        self.emit(&frame);
+        self.n_drawn = lines.len();
+        self.since_drawn_s = 0.0;
+    }
+
+    /// Prints lines that stay.
+    fn print(&mut self, lines: &[String]) {
+        let color = matches!(self.style, Style::Live { color: true, .. });
+        let mut text = String::new();
+        for line in lines {
+            let _ = writeln!(text, "{}", painted(line, color));
+        }
+        self.emit(&text);
+    }
+
+    /// The one place that writes. A reader that went away must not end a run that works.
+    fn emit(&mut self, text: &str) {
+        if self.is_closed || text.is_empty() {
+            return;
+        }
+        let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
+        self.is_closed = written.is_err();
+    }
+}
+
+/// The numbers of a step as one object, by their flat names.
+fn json(report: &StepReport) -> String {
+    let mut object: BTreeMap<&str, serde_json::Value> =
+        report.metrics.iter().map(|(name, value)| (name, value.into())).collect();
+    object.insert("step", report.step.into());
+    serde_json::to_string(&object).expect("names and numbers are JSON")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! What a screen is drawn on, and with how much.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, stdout};
+
+/// Columns of a terminal that does not say how many it has.
+const DEFAULT_WIDTH: usize = 80;
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// A block that is redrawn in place, on a terminal.
+    Live {
+        /// Columns of the terminal.
+        width: usize,
+        /// Whether colours may be used. Nothing is said by colour alone.
+        color: bool,
+    },
+    /// One line for each step.
+    Lines,
+    /// One JSON object for each step and nothing else.
+    Json,
+    /// Only what [`Screen::finish`](super::Screen::finish) is given.
+    Quiet,
+}
+
+impl Style {
+    /// The style that standard output and the user's wishes ask for; `json` wins over `quiet`.
+    ///
+    /// The environment variables it reads: `NO_COLOR`, `TERM` and `COLUMNS`.
+    pub(crate) fn detect(json: bool, quiet: bool) -> Self {
+        let is_terminal = stdout().is_terminal();
+        Self::choose(json, quiet, is_terminal, |name| std::env::var_os(name))
+    }
+
+    fn choose(
+        json: bool,
+        quiet: bool,
+        is_terminal: bool,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Self {
+        let is_dumb = variable("TERM").is_some_and(|term| term == "dumb");
+        match (json, quiet) {
+            (true, _) => Self::Json,
+            (false, true) => Self::Quiet,
+            (false, false) if is_terminal && !is_dumb => {
+                let columns = variable("COLUMNS").and_then(|text| text.to_str()?.parse().ok());
+                let width = columns.filter(|columns| *columns > 0).unwrap_or(DEFAULT_WIDTH);
+                // <https://no-color.org>: present and not empty.
+                let color = variable("NO_COLOR").is_none_or(|value| value.is_empty());
+                Self::Live { width, color }
+            }
+            (false, false) => Self::Lines,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(json: bool, quiet: bool, is_terminal: bool, variables: &[(&str, &str)]) -> Style {
+        let variable = |name: &str| {
+            let (_, value) = variables.iter().find(|(known, _)| *known == name)?;
+            Some(OsString::from(value))
+        };
+        Style::choose(json, quiet, is_terminal, variable)
+    }
+
+    #[test]
+    fn only_a_terminal_is_live() {
+        assert_eq!(chosen(false, false, true, &[]), Style::Live { width: 80, color: true });
+        assert_eq!(chosen(false, false, false, &[]), Style::Lines);
+        assert_eq!(chosen(false, false, true, &[("TERM", "dumb")]), Style::Lines);
+    }
+
+    #[test]
+    fn wishes_win_over_the_terminal() {
+        assert_eq!(chosen(true, false, true, &[]), Style::Json);
+        assert_eq!(chosen(false, true, true, &[]), Style::Quiet);
+        assert_eq!(chosen(true, true, false, &[]), Style::Json);
+    }
+
+    #[test]
+    fn variables_set_width_and_color() {
+        let live = |variables: &[(&str, &str)]| chosen(false, false, true, variables);
+        let plain = Style::Live { width: 120, color: false };
+        assert_eq!(live(&[("COLUMNS", "120"), ("NO_COLOR", "1")]), plain);
+        let default = Style::Live { width: 80, color: true };
+        assert_eq!(live(&[("COLUMNS", "wide"), ("NO_COLOR", "")]), default);
+        assert_eq!(live(&[("COLUMNS", "0")]), default);
+    }
+}

@@ -1,0 +1,267 @@
+//! The parts of a run, made from its settings.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use turnwise::candle::{CandleLearner, Decoder, DecoderConfig};
+use turnwise::chat::{ChatMl, ChatMlSettings, MIN_IDS, Tokenizer, train_tokenizer};
+use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
+use turnwise::objective::{Clip, GroupAdvantage, Grpo, Gspo, GspoToken, Objective, Std};
+use turnwise::rollout::{ChatAgents, Policy, PoolSettings};
+use turnwise::training::{
+    Admission, Credit, Demonstration, Evaluated, EvaluationSettings, OutcomeCredit, Parts, ReturnCredit, Schedule,
+    Trainer, TrainerSettings, TurnCredit, demonstrate,
+};
+use turnwise::trajectory::Sampling;
+
+use crate::config::{Config, CreditName, Normalise, ObjectiveName};
+use crate::environments;
+use crate::failure::Failure;
+
+/// What a run works with.
+pub(crate) struct Session {
+    pub(crate) config: Config,
+    pub(crate) suite: Box<dyn Suite>,
+    pub(crate) chat: Arc<ChatMl>,
+    pub(crate) policy: Arc<dyn Policy>,
+    /// What the model is, in a line.
+    pub(crate) model: String,
+}
+
+// Labels of the seeds that derive from the run's.
+const MODEL: u64 = 1;
+const DEMONSTRATIONS: u64 = 2;
+const EVALUATION: u64 = 3;
+const ROLLOUTS: u64 = 4;
+
+/// Demonstrations that a vocabulary is trained on.
+const N_VOCABULARY_EPISODES: usize = 256;
+
+impl Session {
+    /// Makes suite, tokenizer, model and engine. `model` is a directory to load instead of what the settings say.
+    pub(crate) async fn new(config: Config, model: Option<&Path>) -> Result<(Self, CandleLearner), Failure> {
+        let suite = environments::suite(&config.environment.name, &config.environment.options)?;
+        let directory = model.or(config.model.directory.as_deref());
+        let (tokenizer, decoder) = match directory {
+            Some(directory) => load_model(directory)?,
+            None => make_model(&config, &*suite).await?,
+        };
+        check_context(&config, &decoder)?;
+        check_vocabulary(&tokenizer, &decoder)?;
+        let description = describe(directory, &decoder);
+        let chat = Arc::new(chat(&config, tokenizer)?);
+        let learner = CandleLearner::new(decoder, config.optimizer);
+        let policy: Arc<dyn Policy> = Arc::new(learner.policy(config.engine));
+        Ok((Self { config, suite, chat, policy, model: description }, learner))
+    }
+
+    /// The trainer of the run, at step 0.
+    pub(crate) fn trainer(&self, learner: CandleLearner) -> Result<Trainer<CandleLearner>, Failure> {
+        let parts = Parts {
+            tasks: self.suite.tasks(Split::Train),
+            agents: Arc::new(self.agents(self.sampling())),
+            rubric: None,
+            policy: self.policy.clone(),
+            learner,
+            objective: objective(&self.config)?,
+            credit: credit(&self.config),
+        };
+        Ok(Trainer::new(parts, self.trainer_settings()))
+    }
+
+    /// What is evaluated: this policy on held-out tasks.
+    pub(crate) fn evaluated(&self) -> Evaluated {
+        let sampling = Sampling { temperature: self.config.eval.temperature, ..Sampling::default() };
+        Evaluated {
+            policy: self.policy.clone(),
+            tasks: self.suite.tasks(Split::HeldOut),
+            agents: Arc::new(self.agents(sampling)),
+            rubric: None,
+        }
+    }
+
+    pub(crate) fn evaluation_settings(&self) -> EvaluationSettings {
+        EvaluationSettings {
+            episodes: self.config.eval.episodes,
+            seed: derive_seed(self.config.run.seed, EVALUATION),
+            max_concurrent: self.config.rollout.max_concurrent,
+            limits: self.config.limits.clone(),
+        }
+    }
+
+    /// `n` demonstrations of the expert on training tasks, drawn without replacement as far as there are enough.
+    pub(crate) async fn demonstrations(&self, n: usize) -> Result<Vec<Demonstration>, Failure> {
+        play_expert(&*self.suite, &self.chat, n, self.config.run.seed).await
+    }
+
+    /// Adds to a checkpoint what makes it a model directory that can be evaluated alone.
+    pub(crate) fn complete_checkpoint(&self, directory: &Path) -> io::Result<()> {
+        self.chat.tokenizer().save(directory).map_err(io::Error::other)?;
+        std::fs::write(directory.join(SETTINGS), self.resolved()?)
+    }
+
+    /// The settings with every default written out.
+    pub(crate) fn resolved(&self) -> io::Result<String> {
+        toml_edit::ser::to_string_pretty(&self.config).map_err(io::Error::other)
+    }
+
+    fn agents(&self, sampling: Sampling) -> ChatAgents {
+        ChatAgents { renderer: self.chat.clone(), sampling }
+    }
+
+    fn sampling(&self) -> Sampling {
+        let rollout = &self.config.rollout;
+        Sampling { temperature: rollout.temperature, top_p: rollout.top_p, top_k: rollout.top_k, min_p: 0.0 }
+    }
+
+    fn trainer_settings(&self) -> TrainerSettings {
+        let Config { run, rollout, limits, train, .. } = &self.config;
+        TrainerSettings {
+            groups_per_step: rollout.groups_per_step,
+            rollout: PoolSettings {
+                group_size: rollout.group_size,
+                min_group_size: rollout.min_group_size,
+                max_concurrent: rollout.max_concurrent,
+                tokens_per_iteration: (rollout.tokens_per_step > 0).then_some(rollout.tokens_per_step),
+                max_retries: rollout.max_retries,
+                max_faults_in_row: rollout.max_faults_in_row,
+                limits: limits.clone(),
+            },
+            admission: Admission {
+                max_staleness: train.max_staleness,
+                stale: train.stale,
+                truncated: train.truncated,
+                keep_zero_variance: train.keep_zero_variance,
+            },
+            ratio_scope: train.ratio_scope,
+            behavior: train.behavior,
+            n_minibatches: train.n_minibatches,
+            micro_batch_tokens: train.micro_batch_tokens,
+            schedule: Schedule {
+                learning_rate: train.learning_rate,
+                warmup_steps: train.warmup_steps,
+                decay: train.decay,
+                steps: run.steps,
+            },
+            max_grad_norm: train.max_grad_norm,
+            seed: derive_seed(run.seed, ROLLOUTS),
+        }
+    }
+}
+
+/// The settings a checkpoint was made with, beside the model.
+pub(crate) const SETTINGS: &str = "turnwise.toml";
+
+fn load_model(directory: &Path) -> Result<(Tokenizer, Decoder), Failure> {
+    if !directory.is_dir() {
+        return Err(Failure::refused(format!("there is no model directory {}", directory.display()))
+            .help("name a directory with config.json, model.safetensors and tokenizer.json"));
+    }
+    let decoder = Decoder::from_directory(directory).map_err(|error| Failure::refused_by(&error))?;
+    let tokenizer = Tokenizer::from_directory(directory).map_err(|error| Failure::refused_by(&error))?;
+    Ok((tokenizer, decoder))
+}
+
+/// A vocabulary from demonstrations, and a model of the settings' size with random weights.
+async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, Decoder), Failure> {
+    let bytes = train_tokenizer(Vec::new(), MIN_IDS).map_err(|error| Failure::refused_by(&error))?;
+    let chat = chat(config, bytes)?;
+    let episodes = play_expert(suite, &chat, N_VOCABULARY_EPISODES, config.run.seed).await?;
+    let texts = episodes.iter().map(|episode| chat.tokenizer().decode_without_special(&episode.row.ids));
+    let tokenizer = train_tokenizer(texts.collect::<Vec<_>>(), config.model.vocab_size)
+        .map_err(|error| Failure::refused_by(&error).help("use a larger model.vocab_size"))?;
+    let model = &config.model;
+    let shape = DecoderConfig {
+        hidden_size: model.hidden_size,
+        intermediate_size: model.intermediate_size,
+        n_layers: model.n_layers,
+        n_heads: model.n_heads,
+        n_kv_heads: model.n_kv_heads,
+        head_dim: model.head_dim,
+        max_positions: config.limits.max_context_tokens,
+        ..DecoderConfig::small(tokenizer.n_ids())
+    };
+    let decoder = Decoder::random(shape, derive_seed(config.run.seed, MODEL)).map_err(|error| Failure::refused_by(&error))?;
+    Ok((tokenizer, decoder))
+}
+
+fn chat(config: &Config, tokenizer: Tokenizer) -> Result<ChatMl, Failure> {
+    let settings = ChatMlSettings { tools: config.model.tools, ..ChatMlSettings::default() };
+    ChatMl::new(Arc::new(tokenizer), settings).map_err(|error| Failure::refused_by(&error))
+}
+
+fn check_context(config: &Config, decoder: &Decoder) -> Result<(), Failure> {
+    let (wanted, has) = (config.limits.max_context_tokens, decoder.config().max_positions);
+    if wanted <= has {
+        return Ok(());
+    }
+    Err(Failure::refused(format!("`limits.max_context_tokens` = {wanted}, but the model has {has} positions"))
+        .help(format!("set limits.max_context_tokens = {has}, or pick a model with a longer context")))
+}
+
+fn check_vocabulary(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<(), Failure> {
+    let (ids, rows) = (tokenizer.n_ids(), decoder.config().vocab_size);
+    if ids <= rows {
+        return Ok(());
+    }
+    Err(Failure::refused(format!("the tokenizer has {ids} ids, but the model's vocabulary has {rows}"))
+        .help("use the tokenizer.json that belongs to the model"))
+}
+
+fn describe(directory: Option<&Path>, decoder: &Decoder) -> String {
+    let config = decoder.config();
+    let from = directory.map_or_else(|| "made here, random".to_owned(), |directory| directory.display().to_string());
+    format!(
+        "{:.2}M weights, {} layers of {}, vocabulary {} ({from})",
+        decoder.n_parameters() as f64 / 1e6,
+        config.n_layers,
+        config.hidden_size,
+        config.vocab_size
+    )
+}
+
+async fn play_expert(suite: &dyn Suite, chat: &ChatMl, n: usize, seed: u64) -> Result<Vec<Demonstration>, Failure> {
+    let tasks: Arc<dyn TaskSet> = suite.tasks(Split::Train);
+    let seed = derive_seed(seed, DEMONSTRATIONS);
+    let mut order: Vec<usize> = (0..tasks.len()).collect();
+    Random::new(seed).shuffle(&mut order);
+    let mut demonstrations = Vec::with_capacity(n);
+    for (number, index) in order.into_iter().cycle().take(n).enumerate() {
+        let seed = derive_seed(seed, number as u64);
+        let expert = suite.expert(seed);
+        let played = demonstrate(&*tasks, index, expert, chat, suite.max_turns(), seed).await;
+        demonstrations.push(played.map_err(|error| Failure::runtime(&error))?);
+    }
+    Ok(demonstrations)
+}
+
+fn objective(config: &Config) -> Result<Box<dyn Objective>, Failure> {
+    let choice = &config.objective;
+    let clip = Clip::new(choice.clip_low, choice.clip_high).map_err(|error| Failure::refused_by(&error))?;
+    let length_weight = choice.length_weight.into();
+    Ok(match choice.name {
+        ObjectiveName::GspoToken => Box::new(GspoToken { clip, length_weight }),
+        ObjectiveName::Gspo => Box::new(Gspo { clip, length_weight }),
+        ObjectiveName::Grpo => Box::new(Grpo { clip }),
+    })
+}
+
+fn credit(config: &Config) -> Box<dyn Credit> {
+    let choice = &config.credit;
+    let advantage = match choice.normalise {
+        Normalise::MeanStd => GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 },
+        Normalise::Mean => GroupAdvantage::MeanOnly,
+        Normalise::LeaveOneOut => GroupAdvantage::LeaveOneOut,
+    };
+    match choice.name {
+        CreditName::Outcome => Box::new(OutcomeCredit { advantage }),
+        CreditName::Return => Box::new(ReturnCredit { gamma: choice.gamma }),
+        CreditName::Turn => Box::new(TurnCredit {
+            advantage,
+            gamma: choice.gamma,
+            outcome_weight: choice.outcome_weight,
+            turn_weight: choice.turn_weight,
+        }),
+    }
+}

@@ -1,0 +1,178 @@
+//! The contract of credit, on everything that is shipped.
+
+use proptest::prelude::*;
+use turnwise_objective::{GroupAdvantage, Std};
+use turnwise_training::{Credit, OutcomeCredit, ReturnCredit, TurnCredit, assign_credit};
+use turnwise_trajectory::Trajectory;
+
+use crate::support::rewarded;
+
+/// With γ = 1, under which a constant added to every episode's last turn is a constant added to every return.
+fn credits() -> Vec<Box<dyn Credit>> {
+    let mean_std = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 };
+    let mut credits: Vec<Box<dyn Credit>> = vec![Box::new(ReturnCredit { gamma: 1.0 })];
+    for advantage in [mean_std, GroupAdvantage::MeanOnly, GroupAdvantage::LeaveOneOut] {
+        credits.push(Box::new(OutcomeCredit { advantage }));
+        let turn = TurnCredit { advantage, gamma: 1.0, outcome_weight: 0.5, turn_weight: 2.0 };
+        credits.push(Box::new(turn));
+    }
+    credits
+}
+
+/// Those, and some that discount.
+fn all_credits() -> Vec<Box<dyn Credit>> {
+    let advantage = GroupAdvantage::MeanOnly;
+    let mut credits = credits();
+    for gamma in [0.0, 0.5] {
+        credits.push(Box::new(ReturnCredit { gamma }));
+        let turn = TurnCredit { advantage, gamma, outcome_weight: 1.0, turn_weight: 1.0 };
+        credits.push(Box::new(turn));
+    }
+    credits
+}
+
+fn assigned(credit: &dyn Credit, group: &[Trajectory]) -> Vec<Vec<f64>> {
+    credit.assign(&group.iter().collect::<Vec<_>>()).expect("finite rewards")
+}
+
+fn near(a: &[Vec<f64>], b: &[Vec<f64>]) -> bool {
+    let pairs = || a.iter().flatten().zip(b.iter().flatten());
+    a.iter().map(Vec::len).eq(b.iter().map(Vec::len))
+        && pairs().all(|(a, b)| (a - b).abs() <= 1e-7 * (1.0 + a.abs().max(b.abs())))
+}
+
+/// Rewards in steps of a quarter, so that groups are often flat and never nearly so.
+fn groups() -> impl Strategy<Value = Vec<Vec<f64>>> {
+    let reward = (-8_i8..9).prop_map(|quarters| f64::from(quarters) / 4.0);
+    prop::collection::vec(prop::collection::vec(reward, 1..5), 1..7)
+}
+
+proptest! {
+    /// One finite advantage for each turn of each member.
+    #[test]
+    fn every_turn_gets_a_finite_advantage(rewards in groups()) {
+        for credit in all_credits() {
+            let advantages = assigned(&*credit, &rewarded(&rewards));
+            prop_assert!(advantages.iter().map(Vec::len).eq(rewards.iter().map(Vec::len)));
+            prop_assert!(advantages.iter().flatten().all(|advantage| advantage.is_finite()));
+        }
+    }
+
+    #[test]
+    fn permuting_the_members_permutes_the_advantages(
+        (rewards, order) in groups().prop_flat_map(|rewards| {
+            let order: Vec<usize> = (0..rewards.len()).collect();
+            (Just(rewards), Just(order).prop_shuffle())
+        }),
+    ) {
+        let group = rewarded(&rewards);
+        let permuted: Vec<Trajectory> = order.iter().map(|place| group[*place].clone()).collect();
+        for credit in all_credits() {
+            let straight = assigned(&*credit, &group);
+            let expected: Vec<Vec<f64>> =
+                order.iter().map(|place| straight[*place].clone()).collect();
+            prop_assert!(near(&assigned(&*credit, &permuted), &expected), "{credit:?}");
+        }
+    }
+
+    /// rollouts 13.23 and objective 5.11: decided on the episodes' rewards, whatever their turns.
+    #[test]
+    fn equal_rewards_give_exactly_nothing(
+        rewards in groups(),
+        total in -8_i8..9,
+    ) {
+        let flat: Vec<Vec<f64>> = rewards.into_iter().map(|turns| ending_at(turns, total)).collect();
+        for credit in credits() {
+            let advantages = assigned(&*credit, &rewarded(&flat));
+            prop_assert!(advantages.iter().flatten().all(|one| *one == 0.0), "{credit:?}");
+        }
+    }
+
+    /// rollouts section 2: a group of one.
+    #[test]
+    fn a_group_of_one_gets_exactly_nothing(rewards in groups()) {
+        for credit in all_credits() {
+            let advantages = assigned(&*credit, &rewarded(&rewards[..1]));
+            prop_assert!(advantages.iter().flatten().all(|one| *one == 0.0), "{credit:?}");
+        }
+    }
+
+    /// objective 5.12
+    #[test]
+    fn a_constant_added_to_every_episode_changes_nothing(
+        rewards in groups(),
+        constant in -100_i8..100,
+    ) {
+        let shifted: Vec<Vec<f64>> = rewards
+            .iter()
+            .cloned()
+            .map(|mut turns| {
+                *turns.last_mut().expect("a turn") += f64::from(constant);
+                turns
+            })
+            .collect();
+        for credit in credits() {
+            let straight = assigned(&*credit, &rewarded(&rewards));
+            prop_assert!(near(&assigned(&*credit, &rewarded(&shifted)), &straight), "{credit:?}");
+        }
+    }
+
+    /// Section 3 of the rollouts: every token of a turn has its turn's credit, and no other token has any.
+    #[test]
+    fn every_token_of_a_turn_has_the_credit_of_the_turn(rewards in groups()) {
+        for credit in all_credits() {
+            let mut group = rewarded(&rewards);
+            let advantages = assigned(&*credit, &group);
+            assign_credit(&*credit, &mut group).expect("finite rewards");
+            for (member, advantages) in group.iter().zip(advantages) {
+                for (node, advantage) in member.turn_nodes().zip(advantages) {
+                    let mut tokens = node.sampled();
+                    prop_assert!(tokens.all(|token| token.advantage == Some(advantage as f32)));
+                }
+            }
+        }
+    }
+}
+
+/// The turns with another last reward, so that they sum up to so many quarters.
+fn ending_at(mut turns: Vec<f64>, quarters: i8) -> Vec<f64> {
+    turns.pop();
+    turns.push(f64::from(quarters) / 4.0 - turns.iter().sum::<f64>());
+    turns
+}
+
+/// The rule is the same where the second part looks at turns alone.
+#[test]
+fn equal_rewards_give_nothing_without_a_discount_either() {
+    let group = rewarded(&[vec![0.0, 1.0], vec![0.0, 1.0], vec![1.0, 0.0]]);
+    for credit in all_credits() {
+        let advantages = assigned(&*credit, &group);
+        let is_flat = advantages.iter().flatten().all(|one| *one == 0.0);
+        let discounts = format!("{credit:?}").starts_with("ReturnCredit { gamma: 0");
+        assert!(is_flat || discounts, "{credit:?}: {advantages:?}");
+    }
+}
+
+/// rollouts 13.9: whatever slipped through is an error here and no number.
+#[test]
+fn a_reward_that_is_no_number_is_an_error() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        let group = rewarded(&[vec![0.0, bad], vec![1.0, 0.0]]);
+        for credit in all_credits() {
+            assert!(credit.assign(&group.iter().collect::<Vec<_>>()).is_err(), "{credit:?}");
+        }
+    }
+}
+
+/// objective 5.20: credit that a turn earned alone stays with it.
+#[test]
+fn turn_credit_tells_the_turns_of_an_episode_apart() {
+    let credit = TurnCredit {
+        advantage: GroupAdvantage::MeanOnly,
+        gamma: 0.0,
+        outcome_weight: 0.0,
+        turn_weight: 1.0,
+    };
+    let advantages = assigned(&credit, &rewarded(&[vec![1.0, 0.0], vec![0.0, 0.0]]));
+    assert!(advantages[0][0] > 0.0 && advantages[0][1] < 0.0);
+}

@@ -1,0 +1,20 @@
+//! Properties across crates. A test's name is a fact; its comment says which numbered statement of the specification it
+//! holds.
+
+mod batches;
+mod conservation;
+mod conversation;
+mod credit;
+mod determinism;
+mod endings;
+mod engines;
+mod learning;
+mod records;
+mod rubrics;
+mod sampling;
+mod settings;
+mod staleness;
+mod support;
+mod suspension;
+mod tidy;
+mod versions;

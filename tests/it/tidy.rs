@@ -1,0 +1,354 @@
+//! The layout of the workspace is what its documents say.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use serde_json::Value;
+
+/// The longest function there may be, in lines. It only ever goes down.
+const LONGEST_FUNCTION: usize = 60;
+
+/// A package of the workspace, and what it needs when it is built for others.
+#[derive(Clone, Debug)]
+struct Package {
+    name: String,
+    /// `crates`, `envs`, or its own folder's name.
+    place: String,
+    normal: Vec<String>,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are in a workspace")
+}
+
+fn packages() -> Vec<Package> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("metadata is JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    packages.iter().map(package).collect()
+}
+
+fn package(package: &Value) -> Package {
+    let text = |value: &Value| value.as_str().expect("a string").to_owned();
+    let manifest = PathBuf::from(text(&package["manifest_path"]));
+    let inside = manifest.strip_prefix(root()).expect("a package of this workspace");
+    let place = inside.components().next().expect("a folder");
+    let dependencies = package["dependencies"].as_array().expect("dependencies");
+    let normal = dependencies.iter().filter(|dependency| dependency["kind"].is_null());
+    Package {
+        name: text(&package["name"]),
+        place: place.as_os_str().to_string_lossy().into_owned(),
+        normal: normal.map(|dependency| text(&dependency["name"])).collect(),
+    }
+}
+
+/// What each crate may be built from; all else is forbidden. `None` for a package without a place in the order.
+fn allowed(package: &Package) -> Option<&'static [&'static str]> {
+    const TRAINING: &[&str] = &["objective", "rollout", "trajectory", "environment"];
+    const TRAINED: &[&str] = &["training", "objective", "rollout", "trajectory", "environment"];
+    const FACADE: &[&str] =
+        &["candle", "chat", "training", "objective", "rollout", "trajectory", "environment"];
+    Some(match (package.place.as_str(), package.name.as_str()) {
+        ("crates", "turnwise-objective" | "turnwise-environment") => &[],
+        ("envs", _) | ("crates", "turnwise-trajectory") => &["environment"],
+        ("crates", "turnwise-rollout") => &["trajectory", "environment"],
+        ("crates", "turnwise-chat") => &["rollout", "trajectory", "environment"],
+        ("crates", "turnwise-training") => TRAINING,
+        ("crates", "turnwise-candle" | "turnwise-testkit") => TRAINED,
+        ("crates", "turnwise") => FACADE,
+        _ => return None,
+    })
+}
+
+/// Everything that is wrong with who depends on whom.
+fn misdirected(packages: &[Package]) -> Vec<String> {
+    let members: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
+    let environments: BTreeSet<&str> = packages
+        .iter()
+        .filter(|package| package.place == "envs")
+        .map(|package| package.name.as_str())
+        .collect();
+    let mut wrong = Vec::new();
+    for package in packages {
+        if matches!(package.place.as_str(), "examples" | "tests") {
+            continue;
+        }
+        let may_use = |dependency: &str| match (package.name.as_str(), allowed(package)) {
+            ("turnwise-cli", _) => dependency == "turnwise" || environments.contains(dependency),
+            (_, Some(allowed)) => dependency
+                .strip_prefix("turnwise-")
+                .is_some_and(|dependency| allowed.contains(&dependency)),
+            (_, None) => false,
+        };
+        for dependency in package.normal.iter().filter(|one| members.contains(one.as_str())) {
+            if !may_use(dependency) {
+                wrong.push(format!("{} must not depend on {dependency}", package.name));
+            }
+        }
+    }
+    wrong
+}
+
+/// Everything that is wrong with who uses what from outside.
+fn leaking(packages: &[Package]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for package in packages {
+        for dependency in &package.normal {
+            let owner = match dependency.as_str() {
+                name if name == "gemm" || name.starts_with("candle-") => "turnwise-candle",
+                "tokenizers" => "turnwise-chat",
+                _ => continue,
+            };
+            if package.name != owner {
+                wrong.push(format!("{}: {dependency} belongs to {owner}", package.name));
+            }
+        }
+        if package.name == "turnwise-objective" && !package.normal.is_empty() {
+            wrong.push(format!("turnwise-objective must be pure: {:?}", package.normal));
+        }
+    }
+    wrong
+}
+
+fn misnamed(packages: &[Package]) -> Vec<String> {
+    let is_right = |name: &str| name == "turnwise" || name.starts_with("turnwise-");
+    let names = packages.iter().map(|package| package.name.clone());
+    names.filter(|name| !is_right(name)).collect()
+}
+
+#[test]
+fn dependencies_point_where_the_layout_says() {
+    assert_eq!(misdirected(&packages()), [""; 0]);
+}
+
+#[test]
+fn what_comes_from_outside_stays_behind_its_crate() {
+    assert_eq!(leaking(&packages()), [""; 0]);
+}
+
+#[test]
+fn packages_have_the_workspaces_name() {
+    assert_eq!(misnamed(&packages()), [""; 0]);
+}
+
+/// The checks themselves: a graph that is right, and the same with one thing wrong.
+#[test]
+fn a_broken_direction_is_found() {
+    let package = |place: &str, name: &str, normal: &[&str]| Package {
+        name: name.to_owned(),
+        place: place.to_owned(),
+        normal: normal.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let right = || {
+        vec![
+            package("crates", "turnwise-objective", &[]),
+            package("crates", "turnwise-environment", &["serde"]),
+            package("crates", "turnwise-trajectory", &["turnwise-environment"]),
+            package("crates", "turnwise-rollout", &["turnwise-trajectory"]),
+            package("crates", "turnwise-training", &["turnwise-objective", "turnwise-rollout"]),
+            package("crates", "turnwise-candle", &["turnwise-training", "candle-core"]),
+            package("crates", "turnwise-testkit", &["turnwise-training"]),
+            package("crates", "turnwise", &["turnwise-candle"]),
+            package("crates", "turnwise-cli", &["turnwise", "turnwise-guess"]),
+            package("envs", "turnwise-guess", &["turnwise-environment"]),
+            package("examples", "turnwise-examples", &["turnwise", "turnwise-testkit"]),
+        ]
+    };
+    let wrong = |packages: &[Package]| {
+        [misdirected(packages), leaking(packages), misnamed(packages)].concat()
+    };
+    assert_eq!(wrong(&right()), [""; 0]);
+    let broken = [
+        ("turnwise-environment", "turnwise-trajectory"),
+        ("turnwise-trajectory", "turnwise-rollout"),
+        ("turnwise-rollout", "turnwise-objective"),
+        ("turnwise-training", "turnwise-candle"),
+        ("turnwise-training", "turnwise-testkit"),
+        ("turnwise-testkit", "turnwise-candle"),
+        ("turnwise-guess", "turnwise-rollout"),
+        ("turnwise-cli", "turnwise-training"),
+        ("turnwise-cli", "turnwise-testkit"),
+        ("turnwise", "turnwise-guess"),
+        ("turnwise-objective", "rayon"),
+        ("turnwise-training", "candle-core"),
+        ("turnwise-rollout", "tokenizers"),
+    ];
+    for (who, whom) in broken {
+        let mut packages = right();
+        let package = packages.iter_mut().find(|package| package.name == who).expect("it is there");
+        package.normal.push(whom.to_owned());
+        assert_eq!(wrong(&packages).len(), 1, "{who} on {whom}");
+    }
+    let mut stranger = right();
+    stranger.push(package("crates", "turnwise-new", &["turnwise-environment"]));
+    stranger.push(package("crates", "other", &[]));
+    assert_eq!(wrong(&stranger).len(), 2);
+}
+
+/// A source file, by its path within the workspace.
+struct Source {
+    path: String,
+    text: String,
+}
+
+fn sources() -> Vec<Source> {
+    let mut paths = Vec::new();
+    for place in ["crates", "envs", "examples", "tests"] {
+        collect(&root().join(place), &mut paths);
+    }
+    paths.sort();
+    let source = |path: PathBuf| Source {
+        text: fs::read_to_string(&path).expect("sources are text"),
+        path: path.strip_prefix(root()).expect("inside").to_string_lossy().replace('\\', "/"),
+    };
+    paths.into_iter().map(source).collect()
+}
+
+fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry")) {
+        let path = entry.path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            collect(&path, paths);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            paths.push(path);
+        }
+    }
+}
+
+/// The lines that are no comments, with their numbers.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    (1..).zip(text.lines()).filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+/// Where one of the words stands in code.
+fn found<'a>(source: &Source, words: &'a [&'a str]) -> Vec<String> {
+    let at = |(number, line): (usize, &str)| {
+        let word = words.iter().find(|word| line.contains(**word))?;
+        Some(format!("{}:{number} {word}", source.path))
+    };
+    code(&source.text).filter_map(at).collect()
+}
+
+#[test]
+fn libraries_do_not_print() {
+    let is_library = |source: &&Source| {
+        (source.path.starts_with("crates/") || source.path.starts_with("envs/"))
+            && source.path.contains("/src/")
+            && !source.path.starts_with("crates/turnwise-cli/")
+    };
+    let words = ["println!(", "print!(", "dbg!(", "todo!("];
+    let wrong: Vec<String> =
+        sources().iter().filter(is_library).flat_map(|source| found(source, &words)).collect();
+    assert_eq!(wrong, [""; 0]);
+}
+
+#[test]
+fn no_test_is_left_out() {
+    let attribute = ["#[", "ignore"].concat();
+    let wrong: Vec<String> =
+        sources().iter().flat_map(|source| found(source, &[&attribute])).collect();
+    assert_eq!(wrong, [""; 0]);
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let says = |source: &&Source| {
+        let is_root = ["lib.rs", "main.rs"].iter().any(|root| source.path.ends_with(root));
+        let opens = source.text.starts_with("//!");
+        opens || (!is_root && source.text.contains("///"))
+    };
+    // A module of tests is explained by what it is a module of.
+    let is_part_of_a_test = |source: &&Source| {
+        let inside = source.path.split_once("/tests/").map(|(_, inside)| inside);
+        inside.is_some_and(|inside| inside.contains('/') && !inside.ends_with("main.rs"))
+            || source.path.contains("/src/tests")
+    };
+    let wrong: Vec<String> = sources()
+        .iter()
+        .filter(|source| !says(source) && !is_part_of_a_test(source))
+        .map(|source| source.path.clone())
+        .collect();
+    assert_eq!(wrong, [""; 0]);
+}
+
+/// Name, first line and number of lines of each function. For text as rustfmt leaves it.
+fn functions(text: &str) -> Vec<(String, usize, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut functions = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let Some(name) = function_name(line) else { continue };
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let ends = |line: &&str| {
+            line.strip_prefix(indent).is_some_and(|rest| matches!(rest, "}" | ");")) || {
+                line.starts_with(indent)
+                    && !line[indent.len()..].starts_with(' ')
+                    && line.trim_end().ends_with([';', '}'])
+            }
+        };
+        if let Some(length) = lines[start..].iter().position(ends) {
+            functions.push((name, start + 1, length + 1));
+        }
+    }
+    functions
+}
+
+fn function_name(line: &str) -> Option<String> {
+    let line = line.trim_start();
+    let (before, after) = line.split_once("fn ")?;
+    let is_modifier = |word: &str| {
+        matches!(word, "async" | "const" | "unsafe" | "extern") || word.starts_with("pub")
+    };
+    let is_head = before.split_whitespace().all(is_modifier) && !line.starts_with("//");
+    let name: String =
+        after.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect();
+    (is_head && !name.is_empty()).then_some(name)
+}
+
+#[test]
+fn functions_fit_on_a_screen() {
+    let long: Vec<String> = sources()
+        .iter()
+        .flat_map(|source| {
+            let lengths = functions(&source.text);
+            lengths.into_iter().filter(|(.., length)| *length > LONGEST_FUNCTION).map(
+                |(name, line, length)| format!("{}:{line} {name} has {length} lines", source.path),
+            )
+        })
+        .collect();
+    assert_eq!(long, [""; 0]);
+}
+
+/// The scanner itself.
+#[test]
+fn the_length_of_a_function_is_counted_from_head_to_brace() {
+    let text = "\
+fn one() {}
+
+pub(crate) async fn three(
+    a: u8,
+) -> u8 {
+    a
+}
+
+trait T {
+    fn declared(&self) -> u8;
+
+    fn four(&self) {
+        if true {
+        }
+    }
+}
+";
+    let lengths: Vec<(String, usize)> =
+        functions(text).into_iter().map(|(name, _, length)| (name, length)).collect();
+    let expected = [("one", 1), ("three", 5), ("declared", 1), ("four", 4)];
+    assert_eq!(lengths, expected.map(|(name, length)| (name.to_owned(), length)));
+}
