@@ -1,6 +1,6 @@
 use turnwise_environment::{Action, Demonstrator, Observation, Random};
 
-/// Says a number near the middle of what is left: it halves the range roughly, and seldom twice in the same way.
+/// Halves what is left, and now and then misses the middle a little.
 ///
 /// Always the exact middle would be one path through each range. A policy that imitates that knows a path by heart; one that
 /// imitates this has seen what to do off it.
@@ -18,12 +18,19 @@ impl Halving {
         Self { random: Random::new(seed), low: 0, high: 0, said: 0 }
     }
 
-    /// A number at most an eighth of the range away from its middle.
+    /// The middle of what is left; one time in [`MISSES`] a number within a quarter of the range around it.
     fn near_the_middle(&mut self) -> i64 {
+        let middle = i64::midpoint(self.low, self.high);
+        if self.random.below(MISSES) > 0 {
+            return middle;
+        }
         let reach = self.high.abs_diff(self.low) / 8;
-        i64::midpoint(self.low, self.high) - reach.cast_signed() + self.random.below(2 * reach + 1).cast_signed()
+        middle - reach.cast_signed() + self.random.below(2 * reach + 1).cast_signed()
     }
 }
+
+/// How seldom the middle is missed.
+const MISSES: u64 = 5;
 
 impl Demonstrator for Halving {
     fn act(&mut self, observation: &Observation) -> Action {
