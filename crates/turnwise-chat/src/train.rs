@@ -29,7 +29,8 @@ pub const MIN_IDS: usize = 256 + MARKERS.len();
 /// Trains a byte-level BPE tokenizer of at most `n_ids` ids; fewer when the texts have no more to merge.
 ///
 /// For models made from scratch. The ids are the 256 bytes, then the merges, then the control tokens of `ChatML`, tool
-/// calls and thinking. Each digit is a token of its own, so that numbers have one spelling. Any text comes back as it was.
+/// calls and thinking. A run of digits is a word of its own: a number that is seen often becomes one token, which a small model
+/// can copy, and is spelt the same wherever it stands. Any text comes back as it was.
 /// The same texts give the same bytes of `tokenizer.json` in whatever order they come, on every machine. Names of control
 /// tokens in the texts are skipped.
 ///
@@ -60,7 +61,7 @@ pub fn train_tokenizer(
 
 fn pre_tokenizer() -> PreTokenizerWrapper {
     let bytes = ByteLevel::default().add_prefix_space(false);
-    Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into()
+    Sequence::new(vec![Digits::new(false).into(), bytes.into()]).into()
 }
 
 /// The tokens' byte-level spellings; the index is the id.

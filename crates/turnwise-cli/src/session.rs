@@ -36,7 +36,7 @@ const EVALUATION: u64 = 3;
 const ROLLOUTS: u64 = 4;
 
 /// Demonstrations that a vocabulary is trained on.
-const N_VOCABULARY_EPISODES: usize = 256;
+const N_VOCABULARY_EPISODES: usize = 1024;
 
 impl Session {
     /// Makes suite, tokenizer, model and engine. `model` is a directory to load instead of what the settings say.

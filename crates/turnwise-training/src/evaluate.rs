@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use turnwise_environment::{Rubric, TaskSet};
+use turnwise_environment::{Random, Rubric, TaskSet, derive_seed};
 use turnwise_rollout::{
     AgentFactory, Limits, Policy, PoolSettings, RolloutError, RolloutPool, StopSignal,
 };
@@ -12,7 +12,7 @@ use crate::SuccessRate;
 /// How a policy is evaluated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvaluationSettings {
-    /// Episodes; tasks are played in order, and again from the first when there are fewer.
+    /// Episodes, each of another task; tasks come again only when there are fewer.
     pub episodes: usize,
     /// All randomness derives from it.
     pub seed: u64,
@@ -73,8 +73,10 @@ pub async fn evaluate(
         pool_settings(settings),
         settings.seed,
     );
-    for episode in 0..settings.episodes {
-        pool.start(GroupId(episode as u64), episode % evaluated.tasks.len());
+    for (episode, task) in
+        order(evaluated.tasks.len(), settings.seed).take(settings.episodes).enumerate()
+    {
+        pool.start(GroupId(episode as u64), task);
     }
     let mut trajectories = Vec::with_capacity(settings.episodes);
     while pool.n_waiting() > 0 {
@@ -85,6 +87,13 @@ pub async fn evaluate(
         trajectories.extend(iteration.groups.into_iter().flat_map(|group| group.members));
     }
     Ok(Some(summarise(trajectories, settings.episodes)))
+}
+
+/// Tasks in a random order, over and over: the first of them stand for all.
+fn order(n: usize, seed: u64) -> impl Iterator<Item = usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    Random::new(derive_seed(seed, u64::MAX)).shuffle(&mut order);
+    order.into_iter().cycle()
 }
 
 fn pool_settings(settings: &EvaluationSettings) -> PoolSettings {

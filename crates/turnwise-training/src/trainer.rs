@@ -41,7 +41,7 @@ pub struct Parts<L> {
 /// How it is trained.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainerSettings {
-    /// Groups in flight: as many are started at each step as have been finished.
+    /// Groups started at each step. Where episodes are suspended, groups of earlier steps are open beside them.
     pub groups_per_step: usize,
     /// How they are run.
     pub rollout: PoolSettings,
@@ -155,7 +155,7 @@ impl<L: Learner> Trainer<L> {
     /// When rollouts, credit or the learner cannot go on.
     pub async fn step(&mut self, stop: &StopSignal) -> Result<Option<StepReport>, TrainError> {
         let started = Instant::now();
-        self.top_up();
+        self.start_groups();
         let iteration = self.roll_out(stop).await?;
         let rollout_s = started.elapsed().as_secs_f64();
         if stop.requested() {
@@ -208,8 +208,13 @@ impl<L: Learner> Trainer<L> {
         }
     }
 
-    fn top_up(&mut self) {
-        while self.pool.n_open() + self.ready.len() < self.settings.groups_per_step {
+    /// Starts the step's groups, as far as staleness admits them: what is open may not be more than can be trained on before
+    /// it is too old (the form of AReaL's admission, counted in groups).
+    fn start_groups(&mut self) {
+        let per_step = self.settings.groups_per_step;
+        let most = per_step.saturating_mul(self.settings.admission.max_staleness as usize + 1);
+        let capacity = most.saturating_sub(self.pool.n_open() + self.ready.len());
+        for _ in 0..per_step.min(capacity) {
             let number = self.progress.groups_started;
             self.pool.start(GroupId(number), self.task_of(number));
             self.progress.groups_started += 1;

@@ -1,4 +1,3 @@
-use std::cmp::Ordering;
 use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
@@ -7,7 +6,7 @@ use turnwise_environment::{Action, Environment, EnvironmentError, Observation, S
 
 use crate::GuessTask;
 
-/// One episode: the agent says numbers and hears whether the secret is higher or lower.
+/// One episode: the agent says numbers and hears whether the secret is higher or lower, and where it can still be.
 ///
 /// Reward 1 for the secret, 0 when the turns are used up before; no other turn is scored.
 ///
@@ -20,7 +19,7 @@ use crate::GuessTask;
 /// async fn play() -> Result<(), EnvironmentError> {
 ///     let mut game = GuessGame::new(GuessTask { low: 1, high: 40, secret: 7, turns: 6 });
 ///     assert_eq!(game.reset(0).await?, "Guess 1-40 in 6.".into());
-///     assert_eq!(game.step("20".into()).await?, Step::next("lower"));
+///     assert_eq!(game.step("20".into()).await?, Step::next("lower: 1-19"));
 ///     assert_eq!(game.step("7".into()).await?, Step::terminated(1.0));
 ///     Ok(())
 /// }
@@ -32,17 +31,34 @@ pub struct GuessGame {
 }
 
 /// What changes within an episode.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
     turns_used: usize,
+    /// The lowest number that no hint has ruled out.
+    low: u32,
+    /// The highest number that no hint has ruled out.
+    high: u32,
 }
 
 impl GuessGame {
     /// A game that has not begun.
     #[must_use]
     pub fn new(task: GuessTask) -> Self {
-        Self { task, state: State::default() }
+        Self { task, state: State { turns_used: 0, low: task.low, high: task.high } }
+    }
+
+    /// What a number that is not the secret is answered with.
+    fn hint(&mut self, said: i64) -> Step {
+        let State { low, high, .. } = &mut self.state;
+        let direction = if said < i64::from(self.task.secret) {
+            *low = u32::try_from(said + 1).unwrap_or(0).max(*low);
+            "higher"
+        } else {
+            *high = u32::try_from(said - 1).unwrap_or(u32::MAX).min(*high);
+            "lower"
+        };
+        Step::next(format!("{direction}: {low}-{high}"))
     }
 }
 
@@ -55,10 +71,9 @@ impl Environment for GuessGame {
 
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
         self.state.turns_used += 1;
-        let answer = match number(&action.text).map(|said| i64::from(self.task.secret).cmp(&said)) {
-            Some(Ordering::Equal) => return Ok(Step::terminated(1.0)),
-            Some(Ordering::Greater) => Step::next("higher"),
-            Some(Ordering::Less) => Step::next("lower"),
+        let answer = match number(&action.text) {
+            Some(said) if said == i64::from(self.task.secret) => return Ok(Step::terminated(1.0)),
+            Some(said) => self.hint(said),
             None => Step::next("Answer with a number.").faults(1),
         };
         let is_last = self.state.turns_used >= self.task.turns;
@@ -77,8 +92,11 @@ impl Environment for GuessGame {
         let refuse = || EnvironmentError::new("restore a game of guess");
         let state: State =
             serde_json::from_slice(snapshot).map_err(|error| refuse().caused_by(error))?;
-        if state.turns_used >= self.task.turns {
-            return Err(refuse().caused_by("the snapshot is of a game with more turns"));
+        let GuessTask { low, high, secret, turns } = self.task;
+        let is_of_this_game =
+            low <= state.low && state.low <= secret && secret <= state.high && state.high <= high;
+        if state.turns_used >= turns || !is_of_this_game {
+            return Err(refuse().caused_by("the snapshot is of another game"));
         }
         self.state = state;
         Ok(())

@@ -9,7 +9,7 @@
 //!
 //! # fn main() -> Result<(), turnwise_environment::EnvironmentError> {
 //! let guess = Guess::new(GuessSettings::default())?;
-//! assert_eq!(guess.tasks(Split::Train).len() + guess.tasks(Split::HeldOut).len(), 120);
+//! assert_eq!(guess.tasks(Split::Train).len() + guess.tasks(Split::HeldOut).len(), 880);
 //! # Ok(())
 //! # }
 //! ```

@@ -7,24 +7,20 @@ use turnwise_environment::{Action, Demonstrator, Observation, Random};
 #[derive(Debug)]
 pub(crate) struct Halving {
     random: Random,
-    /// What the secret can still be; empty before the first observation.
-    low: i64,
-    high: i64,
-    said: i64,
 }
 
 impl Halving {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed), low: 0, high: 0, said: 0 }
+        Self { random: Random::new(seed) }
     }
 
     /// The middle of what is left; one time in [`MISSES`] a number within a quarter of the range around it.
-    fn near_the_middle(&mut self) -> i64 {
-        let middle = i64::midpoint(self.low, self.high);
+    fn near_the_middle(&mut self, low: i64, high: i64) -> i64 {
+        let middle = i64::midpoint(low, high);
         if self.random.below(MISSES) > 0 {
             return middle;
         }
-        let reach = self.high.abs_diff(self.low) / 8;
+        let reach = high.abs_diff(low) / 8;
         middle - reach.cast_signed() + self.random.below(2 * reach + 1).cast_signed()
     }
 }
@@ -34,17 +30,8 @@ const MISSES: u64 = 5;
 
 impl Demonstrator for Halving {
     fn act(&mut self, observation: &Observation) -> Action {
-        match text(observation) {
-            "higher" => self.low = self.said + 1,
-            "lower" => self.high = self.said - 1,
-            opening => {
-                if let Some((low, high)) = range(opening) {
-                    (self.low, self.high) = (low, high);
-                }
-            }
-        }
-        self.said = self.near_the_middle();
-        Action::text(self.said.to_string())
+        let (low, high) = range(text(observation)).unwrap_or_default();
+        Action::text(self.near_the_middle(low, high).to_string())
     }
 }
 
@@ -64,7 +51,9 @@ impl Uniform {
 
 impl Demonstrator for Uniform {
     fn act(&mut self, observation: &Observation) -> Action {
-        if let Some((low, high)) = range(text(observation)) {
+        if let Some(opening) = text(observation).strip_prefix("Guess ")
+            && let Some((low, high)) = range(opening)
+        {
             (self.low, self.high) = (low, high);
         }
         let n_numbers = self.high.abs_diff(self.low) + 1;
@@ -78,9 +67,8 @@ fn text(observation: &Observation) -> &str {
     observation.messages.last().map_or("", |message| message.content.as_str())
 }
 
-/// The range of `Guess 1-40 in 6.`
-fn range(opening: &str) -> Option<(i64, i64)> {
-    let (range, _turns) = opening.strip_prefix("Guess ")?.split_once(" in ")?;
-    let (low, high) = range.split_once('-')?;
+/// The range that an opening or a hint names: the one word with a dash in it.
+fn range(text: &str) -> Option<(i64, i64)> {
+    let (low, high) = text.split(' ').find_map(|word| word.split_once('-'))?;
     Some((low.parse().ok()?, high.parse().ok()?))
 }

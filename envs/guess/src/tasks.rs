@@ -30,14 +30,6 @@ impl GuessTask {
         let Self { low, high, secret, turns } = self;
         TaskKey::of(&format!("guess {low}-{high} secret {secret} in {turns}"))
     }
-
-    /// Where the task stands when tasks are put in an order that has nothing to do with their numbers.
-    ///
-    /// The turns do not count, so that a number held out at six turns is held out at five as well.
-    fn hash(&self) -> u64 {
-        let content = [self.low, self.high, self.secret];
-        content.iter().fold(SPLIT, |hash, number| derive_seed(hash, u64::from(*number)))
-    }
 }
 
 /// The seed of the split. It is part of what a task's split means: another value is another version.
@@ -45,7 +37,9 @@ const SPLIT: u64 = 0x6775_6573;
 
 /// The games of one split, range by range, lowest secret first.
 ///
-/// In each range a quarter of the secrets (rounded, at least one) is held out: those whose hash is lowest.
+/// In each range a quarter of the secrets (rounded, at least one) is held out: those whose hash is lowest. Ranges overlap, so
+/// that what is left after some hints is left in many games, and a number that is held out in one of them is the secret in
+/// another; otherwise training would reward never to say it.
 #[derive(Clone, Debug)]
 pub struct GuessTasks {
     tasks: Vec<GuessTask>,
@@ -55,10 +49,11 @@ impl GuessTasks {
     /// The tasks of a split, for settings that hold up to [`GuessSettings::validate`].
     pub(crate) fn new(settings: &GuessSettings, split: Split) -> Self {
         let turns = settings.turns;
-        let ranges = settings.bounds().map(|(low, high)| {
-            (low..=high).map(|secret| GuessTask { low, high, secret, turns }).collect()
+        let games = settings.bounds().flat_map(|(low, high)| {
+            let secrets = part(low, high, split).into_iter();
+            secrets.map(move |secret| GuessTask { low, high, secret, turns })
         });
-        Self { tasks: ranges.flat_map(|range| part(range, split)).collect() }
+        Self { tasks: games.collect() }
     }
 
     /// The task with this index.
@@ -71,15 +66,17 @@ impl GuessTasks {
     }
 }
 
-/// The tasks of one range that are in this split.
-fn part(mut range: Vec<GuessTask>, split: Split) -> Vec<GuessTask> {
-    range.sort_by_key(GuessTask::hash);
-    let n_held_out = ((range.len() + 2) / 4).max(1);
+/// The secrets of one range that are in this split. The turns do not count: a number held out at six is held out at five.
+fn part(low: u32, high: u32, split: Split) -> Vec<u32> {
+    let of_range = derive_seed(derive_seed(SPLIT, u64::from(low)), u64::from(high));
+    let mut secrets: Vec<u32> = (low..=high).collect();
+    secrets.sort_by_key(|secret| derive_seed(of_range, u64::from(*secret)));
+    let n_held_out = ((secrets.len() + 2) / 4).max(1);
     let mut part = match split {
-        Split::HeldOut => range[..n_held_out].to_vec(),
-        Split::Train => range[n_held_out..].to_vec(),
+        Split::HeldOut => secrets[..n_held_out].to_vec(),
+        Split::Train => secrets[n_held_out..].to_vec(),
     };
-    part.sort_by_key(|task| task.secret);
+    part.sort_unstable();
     part
 }
 
