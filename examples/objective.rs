@@ -2,7 +2,9 @@
 
 use std::error::Error;
 
-use turnwise::objective::{Advantages, Clip, GspoToken, LengthWeight, Objective, Sequence, evaluate_step};
+use turnwise::objective::{
+    Advantages, Clip, GspoToken, LengthWeight, Objective, Sequence, evaluate_step,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Two turns of two tokens; the first turn was good, the second bad. Environment tokens are not here at all.

@@ -22,8 +22,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
         match episode.advance(&model, &Allowance::tokens(2)).await {
             Progress::Finished(trajectory) => break trajectory,
             Progress::Suspended(suspended) => {
-                let json = serde_json::to_string(&suspended.snapshot().ok_or("this environment takes snapshots")?)?;
-                println!("suspended after {} tokens: {} bytes of JSON", suspended.n_drawn(), json.len());
+                let json = serde_json::to_string(
+                    &suspended.snapshot().ok_or("this environment takes snapshots")?,
+                )?;
+                println!(
+                    "suspended after {} tokens: {} bytes of JSON",
+                    suspended.n_drawn(),
+                    json.len()
+                );
                 // New weights while it waits; another process could pick it up here.
                 model.publish().await?;
                 episode = Episode::restore(serde_json::from_str(&json)?, &tasks, &agents)?;
@@ -49,7 +55,13 @@ fn identity(tasks: &dyn TaskSet) -> Identity {
 }
 
 fn report(trajectory: &Trajectory) {
-    let versions: Vec<String> = trajectory.sampled().map(|token| token.version.to_string()).collect();
-    println!("{:?} after {} turns, reward {:.3?}", trajectory.outcome, trajectory.turns.len(), trajectory.reward());
+    let versions: Vec<String> =
+        trajectory.sampled().map(|token| token.version.to_string()).collect();
+    println!(
+        "{:?} after {} turns, reward {:.3?}",
+        trajectory.outcome,
+        trajectory.turns.len(),
+        trajectory.reward()
+    );
     println!("each token remembers who drew it: {}", versions.join(" "));
 }

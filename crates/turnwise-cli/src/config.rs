@@ -7,8 +7,8 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-pub(crate) use schema::{Config, CreditName, EnvironmentChoice, Normalise, ObjectiveName};
-use toml_edit::{ImDocument, Item, TableLike, Value, de};
+pub(crate) use schema::{Config, CreditName, Normalise, ObjectiveName};
+use toml_edit::{Document, Item, TableLike, Value, de};
 use validate::{Impossible, validate};
 
 use crate::failure::Failure;
@@ -33,7 +33,7 @@ pub(crate) fn load(path: &Path, overrides: &[String]) -> Result<Loaded, Failure>
 /// The same from text. `name` stands in messages.
 pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Loaded, Failure> {
     let source = Source { name, text };
-    let document = ImDocument::parse(text.to_owned()).map_err(|error| {
+    let document = Document::parse(text.to_owned()).map_err(|error| {
         Failure::refused(format!("not TOML: {}", error.message())).at(source.place(error.span()))
     })?;
     // Read once without overrides, so that a mistake in the file has its place in the file.
@@ -51,7 +51,11 @@ pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Load
 /// The file is known to be fine, so whatever is wrong now is an override.
 fn read_merged(text: &str, overrides: &[String]) -> Result<Config, Failure> {
     de::from_str(text).map_err(|error: de::Error| {
-        let place = overrides.iter().map(|argument| format!("    in {argument}")).collect::<Vec<_>>().join("\n");
+        let place = overrides
+            .iter()
+            .map(|argument| format!("    in {argument}"))
+            .collect::<Vec<_>>()
+            .join("\n");
         with_suggestion(error.message(), Failure::refused(describe(error.message())).at(place))
     })
 }
@@ -65,8 +69,12 @@ fn unreadable(error: &de::Error, source: &Source<'_>) -> Failure {
 fn describe(message: &str) -> String {
     let first = message.lines().next().unwrap_or(message);
     match (first.strip_prefix("unknown field "), first.split_once(", expected")) {
-        (Some(rest), _) => format!("unknown key {}", rest.split_once(',').map_or(rest, |(key, _)| key)),
-        (None, Some((what, _))) if first.starts_with("unknown variant") => what.replace("unknown variant", "unknown value"),
+        (Some(rest), _) => {
+            format!("unknown key {}", rest.split_once(',').map_or(rest, |(key, _)| key))
+        }
+        (None, Some((what, _))) if first.starts_with("unknown variant") => {
+            what.replace("unknown variant", "unknown value")
+        }
         _ => first.to_owned(),
     }
 }
@@ -85,19 +93,21 @@ fn with_suggestion(message: &str, failure: Failure) -> Failure {
 
 /// The known word that a misspelt one most likely stands for.
 pub(crate) fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
-    let score = |word: &&&str| (strsim::normalized_damerau_levenshtein(found, word) * 1000.0) as i64;
+    let score =
+        |word: &&&str| (strsim::normalized_damerau_levenshtein(found, word) * 1000.0) as i64;
     known.iter().max_by_key(score).filter(|word| score(word) >= 600).copied()
 }
 
 fn explain(
     impossible: &Impossible,
-    document: &ImDocument<String>,
+    document: &Document<String>,
     source: &Source<'_>,
     overrides: &[String],
 ) -> Failure {
     let Impossible { key, wrong, help } = impossible;
     let failure = Failure::refused(format!("`{key}` {wrong}")).help(help.clone());
-    let of_key = |argument: &&String| argument.split('=').next().is_some_and(|name| name.trim() == *key);
+    let of_key =
+        |argument: &&String| argument.split('=').next().is_some_and(|name| name.trim() == *key);
     match overrides.iter().rfind(of_key) {
         Some(argument) => failure.at(format!("    in {argument}")),
         None => match span_of(document, key) {
@@ -108,7 +118,7 @@ fn explain(
 }
 
 /// Where the value of a dotted key stands in the file.
-fn span_of(document: &ImDocument<String>, key: &str) -> Option<Range<usize>> {
+fn span_of(document: &Document<String>, key: &str) -> Option<Range<usize>> {
     let mut item: &Item = document.as_item();
     for part in key.split('.') {
         item = item.get(part)?;
@@ -154,7 +164,10 @@ impl Source<'_> {
         let number = self.text[..start].matches('\n').count() + 1;
         let column = self.text[line_start..start].chars().count();
         let room = line.chars().count().saturating_sub(column).max(1);
-        let width = self.text.get(span).map_or(1, |marked| marked.lines().next().unwrap_or_default().chars().count());
+        let width = self
+            .text
+            .get(span)
+            .map_or(1, |marked| marked.lines().next().unwrap_or_default().chars().count());
         let gutter = number.to_string();
         let blank = " ".repeat(gutter.len());
         let (indent, mark) = (" ".repeat(column), "─".repeat(width.clamp(1, room)));
@@ -171,7 +184,8 @@ mod tests {
     use super::parse;
 
     fn refusal(text: &str, overrides: &[&str]) -> String {
-        let overrides: Vec<String> = overrides.iter().map(|&argument| argument.to_owned()).collect();
+        let overrides: Vec<String> =
+            overrides.iter().map(|&argument| argument.to_owned()).collect();
         parse("config.toml", text, &overrides).unwrap_err().to_string()
     }
 
@@ -202,19 +216,28 @@ mod tests {
     #[test]
     fn an_unknown_override_is_suggested_too() {
         let said = refusal("", &["trian.learning_rate=1"]);
-        assert!(said.contains("unknown key `trian`") && said.contains("did you mean `train`?"), "{said}");
+        assert!(
+            said.contains("unknown key `trian`") && said.contains("did you mean `train`?"),
+            "{said}"
+        );
     }
 
     #[test]
     fn an_unknown_value_is_told_from_an_unknown_key() {
         let said = refusal("[objective]\nname = \"gspo_tokn\"\n", &[]);
-        assert!(said.contains("unknown value `gspo_tokn`") && said.contains("did you mean `gspo_token`?"), "{said}");
+        assert!(
+            said.contains("unknown value `gspo_tokn`")
+                && said.contains("did you mean `gspo_token`?"),
+            "{said}"
+        );
     }
 
     #[test]
     fn overrides_come_after_the_file() {
-        let overrides = ["train.learning_rate=5e-4".to_owned(), "environment.name=calculator".to_owned()];
-        let config = parse("config.toml", "[train]\nlearning_rate = 1.0\n", &overrides).unwrap().config;
+        let overrides =
+            ["train.learning_rate=5e-4".to_owned(), "environment.name=calculator".to_owned()];
+        let config =
+            parse("config.toml", "[train]\nlearning_rate = 1.0\n", &overrides).unwrap().config;
         assert_eq!(config.train.learning_rate, 5e-4);
         assert_eq!(config.environment.name, "calculator");
     }

@@ -41,5 +41,9 @@ fn load(arguments: &EvalArguments) -> Result<Loaded, Failure> {
     overrides.extend(arguments.episodes.map(|episodes| format!("eval.episodes={episodes}")));
     overrides.extend(arguments.overrides.iter().cloned());
     let beside = arguments.model.join(SETTINGS);
-    if beside.exists() { config::load(&beside, &overrides) } else { config::parse("the arguments", "", &overrides) }
+    if beside.exists() {
+        config::load(&beside, &overrides)
+    } else {
+        config::parse("the arguments", "", &overrides)
+    }
 }

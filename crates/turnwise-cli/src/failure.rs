@@ -100,11 +100,14 @@ impl From<RunDirectoryError> for Failure {
                     .help(format!("continue it          turnwise resume {path}\nor choose another    --run-dir DIR"))
             }
             RunDirectoryError::Locked { path, holder } => {
-                let what = format!("run directory {} is in use by process {holder}", path.display());
-                Self::new(ExitCode::Locked, what).help("wait for it, or choose another with --run-dir DIR")
+                let what =
+                    format!("run directory {} is in use by process {holder}", path.display());
+                Self::new(ExitCode::Locked, what)
+                    .help("wait for it, or choose another with --run-dir DIR")
             }
             RunDirectoryError::NotARun { path } => {
-                Self::refused(format!("{} holds no run", path.display())).help("start one with  turnwise train CONFIG.toml")
+                Self::refused(format!("{} holds no run", path.display()))
+                    .help("start one with  turnwise train CONFIG.toml")
             }
             RunDirectoryError::Io { .. } => Self::runtime(&error),
         }
@@ -114,7 +117,9 @@ impl From<RunDirectoryError> for Failure {
 impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
         match &error {
-            CheckpointError::NoneWhole { .. } | CheckpointError::Content { .. } => Self::refused_by(&error),
+            CheckpointError::NoneWhole { .. } | CheckpointError::Content { .. } => {
+                Self::refused_by(&error)
+            }
             CheckpointError::Io { .. } | CheckpointError::Learner(_) => Self::runtime(&error),
         }
     }
@@ -123,8 +128,11 @@ impl From<CheckpointError> for Failure {
 impl From<RolloutError> for Failure {
     fn from(error: RolloutError) -> Self {
         let RolloutError::TooManyFaults { n, last } = &error;
-        Self::new(ExitCode::Infrastructure, format!("{n} episodes in a row broke, the last with {last}"))
-            .help("see whether the environment holds its contract:  turnwise env check NAME")
+        Self::new(
+            ExitCode::Infrastructure,
+            format!("{n} episodes in a row broke, the last with {last}"),
+        )
+        .help("see whether the environment holds its contract:  turnwise env check NAME")
     }
 }
 

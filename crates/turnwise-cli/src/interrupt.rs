@@ -31,7 +31,9 @@ pub(crate) fn exit_code() -> ExitCode {
 async fn request() -> bool {
     use tokio::signal::unix::{SignalKind, signal};
 
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
     tokio::select! {
         result = tokio::signal::ctrl_c() => if result.is_ok() { false } else { std::future::pending().await },
         _ = terminate.recv() => true,

@@ -56,7 +56,8 @@ async fn run(command: Command) -> Result<(), Failure> {
 }
 
 fn print_config() -> Result<(), Failure> {
-    let text = toml_edit::ser::to_string_pretty(&Config::default()).map_err(|error| Failure::runtime(&error))?;
+    let text = toml_edit::ser::to_string_pretty(&Config::default())
+        .map_err(|error| Failure::runtime(&error))?;
     say(&text)
 }
 

@@ -23,15 +23,18 @@ struct Output {
 /// Reads `{"ids": […]}` a line and prints `{"logprobs": […]}`; position t is the log-probability of `ids[t + 1]`.
 pub(crate) fn score(model: &Path, input: &Path) -> Result<(), Failure> {
     let lines = read(input)?;
-    let sequences = lines.iter().map(|(number, line)| parse(*number, line)).collect::<Result<Vec<_>, _>>()?;
+    let sequences =
+        lines.iter().map(|(number, line)| parse(*number, line)).collect::<Result<Vec<_>, _>>()?;
     let decoder = Decoder::from_directory(model).map_err(|error| Failure::refused_by(&error))?;
     for ((number, _), ids) in lines.iter().zip(&sequences) {
         // One line at a time: what is printed before a line that is wrong stays right.
         let scored = decoder.score(std::slice::from_ref(ids)).map_err(|error| {
-            Failure::refused(format!("line {number}: {error}")).help("use ids of this model's own tokenizer")
+            Failure::refused(format!("line {number}: {error}"))
+                .help("use ids of this model's own tokenizer")
         })?;
         for logprobs in scored {
-            let json = serde_json::to_string(&Output { logprobs }).map_err(|error| Failure::runtime(&error))?;
+            let json = serde_json::to_string(&Output { logprobs })
+                .map_err(|error| Failure::runtime(&error))?;
             say(&(json + "\n"))?;
         }
     }
@@ -46,7 +49,8 @@ fn read(input: &Path) -> Result<Vec<(usize, String)>, Failure> {
     } else {
         fs::read_to_string(input)
     };
-    let text = text.map_err(|error| Failure::refused(format!("cannot read {}: {error}", input.display())))?;
+    let text = text
+        .map_err(|error| Failure::refused(format!("cannot read {}: {error}", input.display())))?;
     let numbered = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     Ok(numbered.map(|(index, line)| (index + 1, line.to_owned())).collect())
 }

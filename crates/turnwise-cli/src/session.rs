@@ -10,8 +10,8 @@ use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
 use turnwise::objective::{Clip, GroupAdvantage, Grpo, Gspo, GspoToken, Objective, Std};
 use turnwise::rollout::{ChatAgents, Policy, PoolSettings};
 use turnwise::training::{
-    Admission, Credit, Demonstration, Evaluated, EvaluationSettings, OutcomeCredit, Parts, ReturnCredit, Schedule,
-    Trainer, TrainerSettings, TurnCredit, demonstrate,
+    Admission, Credit, Demonstration, Evaluated, EvaluationSettings, OutcomeCredit, Parts,
+    ReturnCredit, Schedule, Trainer, TrainerSettings, TurnCredit, demonstrate,
 };
 use turnwise::trajectory::Sampling;
 
@@ -40,7 +40,10 @@ const N_VOCABULARY_EPISODES: usize = 1024;
 
 impl Session {
     /// Makes suite, tokenizer, model and engine. `model` is a directory to load instead of what the settings say.
-    pub(crate) async fn new(config: Config, model: Option<&Path>) -> Result<(Self, CandleLearner), Failure> {
+    pub(crate) async fn new(
+        config: Config,
+        model: Option<&Path>,
+    ) -> Result<(Self, CandleLearner), Failure> {
         let suite = environments::suite(&config.environment.name, &config.environment.options)?;
         let directory = model.or(config.model.directory.as_deref());
         let (tokenizer, decoder) = match directory {
@@ -57,7 +60,10 @@ impl Session {
     }
 
     /// The trainer of the run, at step 0.
-    pub(crate) fn trainer(&self, learner: CandleLearner) -> Result<Trainer<CandleLearner>, Failure> {
+    pub(crate) fn trainer(
+        &self,
+        learner: CandleLearner,
+    ) -> Result<Trainer<CandleLearner>, Failure> {
         let parts = Parts {
             tasks: self.suite.tasks(Split::Train),
             agents: Arc::new(self.agents(self.sampling())),
@@ -72,7 +78,8 @@ impl Session {
 
     /// What is evaluated: this policy on held-out tasks.
     pub(crate) fn evaluated(&self) -> Evaluated {
-        let sampling = Sampling { temperature: self.config.eval.temperature, ..Sampling::default() };
+        let sampling =
+            Sampling { temperature: self.config.eval.temperature, ..Sampling::default() };
         Evaluated {
             policy: self.policy.clone(),
             tasks: self.suite.tasks(Split::HeldOut),
@@ -112,7 +119,12 @@ impl Session {
 
     fn sampling(&self) -> Sampling {
         let rollout = &self.config.rollout;
-        Sampling { temperature: rollout.temperature, top_p: rollout.top_p, top_k: rollout.top_k, min_p: 0.0 }
+        Sampling {
+            temperature: rollout.temperature,
+            top_p: rollout.top_p,
+            top_k: rollout.top_k,
+            min_p: 0.0,
+        }
     }
 
     fn trainer_settings(&self) -> TrainerSettings {
@@ -123,7 +135,8 @@ impl Session {
                 group_size: rollout.group_size,
                 min_group_size: rollout.min_group_size,
                 max_concurrent: rollout.max_concurrent,
-                tokens_per_iteration: (rollout.tokens_per_step > 0).then_some(rollout.tokens_per_step),
+                tokens_per_iteration: (rollout.tokens_per_step > 0)
+                    .then_some(rollout.tokens_per_step),
                 max_retries: rollout.max_retries,
                 max_faults_in_row: rollout.max_faults_in_row,
                 limits: limits.clone(),
@@ -155,20 +168,27 @@ pub(crate) const SETTINGS: &str = "turnwise.toml";
 
 fn load_model(directory: &Path) -> Result<(Tokenizer, Decoder), Failure> {
     if !directory.is_dir() {
-        return Err(Failure::refused(format!("there is no model directory {}", directory.display()))
-            .help("name a directory with config.json, model.safetensors and tokenizer.json"));
+        return Err(Failure::refused(format!(
+            "there is no model directory {}",
+            directory.display()
+        ))
+        .help("name a directory with config.json, model.safetensors and tokenizer.json"));
     }
-    let decoder = Decoder::from_directory(directory).map_err(|error| Failure::refused_by(&error))?;
-    let tokenizer = Tokenizer::from_directory(directory).map_err(|error| Failure::refused_by(&error))?;
+    let decoder =
+        Decoder::from_directory(directory).map_err(|error| Failure::refused_by(&error))?;
+    let tokenizer =
+        Tokenizer::from_directory(directory).map_err(|error| Failure::refused_by(&error))?;
     Ok((tokenizer, decoder))
 }
 
 /// A vocabulary from demonstrations, and a model of the settings' size with random weights.
 async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, Decoder), Failure> {
-    let bytes = train_tokenizer(Vec::new(), MIN_IDS).map_err(|error| Failure::refused_by(&error))?;
+    let bytes =
+        train_tokenizer(Vec::new(), MIN_IDS).map_err(|error| Failure::refused_by(&error))?;
     let chat = chat(config, bytes)?;
     let episodes = play_expert(suite, &chat, N_VOCABULARY_EPISODES, config.run.seed).await?;
-    let texts = episodes.iter().map(|episode| chat.tokenizer().decode_without_special(&episode.row.ids));
+    let texts =
+        episodes.iter().map(|episode| chat.tokenizer().decode_without_special(&episode.row.ids));
     let tokenizer = train_tokenizer(texts.collect::<Vec<_>>(), config.model.vocab_size)
         .map_err(|error| Failure::refused_by(&error).help("use a larger model.vocab_size"))?;
     let model = &config.model;
@@ -182,7 +202,8 @@ async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, De
         max_positions: config.limits.max_context_tokens,
         ..DecoderConfig::small(tokenizer.n_ids())
     };
-    let decoder = Decoder::random(shape, derive_seed(config.run.seed, MODEL)).map_err(|error| Failure::refused_by(&error))?;
+    let decoder = Decoder::random(shape, derive_seed(config.run.seed, MODEL))
+        .map_err(|error| Failure::refused_by(&error))?;
     Ok((tokenizer, decoder))
 }
 
@@ -196,8 +217,10 @@ fn check_context(config: &Config, decoder: &Decoder) -> Result<(), Failure> {
     if wanted <= has {
         return Ok(());
     }
-    Err(Failure::refused(format!("`limits.max_context_tokens` = {wanted}, but the model has {has} positions"))
-        .help(format!("set limits.max_context_tokens = {has}, or pick a model with a longer context")))
+    Err(Failure::refused(format!(
+        "`limits.max_context_tokens` = {wanted}, but the model has {has} positions"
+    ))
+    .help(format!("set limits.max_context_tokens = {has}, or pick a model with a longer context")))
 }
 
 fn check_vocabulary(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<(), Failure> {
@@ -205,13 +228,18 @@ fn check_vocabulary(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<(), Fail
     if ids <= rows {
         return Ok(());
     }
-    Err(Failure::refused(format!("the tokenizer has {ids} ids, but the model's vocabulary has {rows}"))
-        .help("use the tokenizer.json that belongs to the model"))
+    Err(Failure::refused(format!(
+        "the tokenizer has {ids} ids, but the model's vocabulary has {rows}"
+    ))
+    .help("use the tokenizer.json that belongs to the model"))
 }
 
 fn describe(directory: Option<&Path>, decoder: &Decoder) -> String {
     let config = decoder.config();
-    let from = directory.map_or_else(|| "made here, random".to_owned(), |directory| directory.display().to_string());
+    let from = directory.map_or_else(
+        || "made here, random".to_owned(),
+        |directory| directory.display().to_string(),
+    );
     format!(
         "{:.2}M weights, {} layers of {}, vocabulary {} ({from})",
         decoder.n_parameters() as f64 / 1e6,
@@ -221,7 +249,12 @@ fn describe(directory: Option<&Path>, decoder: &Decoder) -> String {
     )
 }
 
-async fn play_expert(suite: &dyn Suite, chat: &ChatMl, n: usize, seed: u64) -> Result<Vec<Demonstration>, Failure> {
+async fn play_expert(
+    suite: &dyn Suite,
+    chat: &ChatMl,
+    n: usize,
+    seed: u64,
+) -> Result<Vec<Demonstration>, Failure> {
     let tasks: Arc<dyn TaskSet> = suite.tasks(Split::Train);
     let seed = derive_seed(seed, DEMONSTRATIONS);
     let mut order: Vec<usize> = (0..tasks.len()).collect();
@@ -238,7 +271,8 @@ async fn play_expert(suite: &dyn Suite, chat: &ChatMl, n: usize, seed: u64) -> R
 
 fn objective(config: &Config) -> Result<Box<dyn Objective>, Failure> {
     let choice = &config.objective;
-    let clip = Clip::new(choice.clip_low, choice.clip_high).map_err(|error| Failure::refused_by(&error))?;
+    let clip = Clip::new(choice.clip_low, choice.clip_high)
+        .map_err(|error| Failure::refused_by(&error))?;
     let length_weight = choice.length_weight.into();
     Ok(match choice.name {
         ObjectiveName::GspoToken => Box::new(GspoToken { clip, length_weight }),

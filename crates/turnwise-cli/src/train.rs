@@ -5,16 +5,16 @@ use std::time::Instant;
 
 use serde_json::{Map, json};
 use turnwise::candle::CandleLearner;
-use turnwise::environment::{Random, Split, derive_seed};
+use turnwise::environment::{Random, derive_seed};
 use turnwise::rollout::StopSignal;
 use turnwise::training::{
-    Checkpoints, Demonstration, Learner, Row, RunDirectory, Schedule, SuccessRate, Summary, Trainer, Update, evaluate,
-    imitate_step, metric,
+    Checkpoints, Demonstration, Learner, Row, RunDirectory, Schedule, SuccessRate, Summary,
+    Trainer, Update, evaluate, imitate_step,
 };
 
 use crate::arguments::RunArguments;
 use crate::config::{self, Loaded};
-use crate::failure::{ExitCode, Failure};
+use crate::failure::Failure;
 use crate::interrupt;
 use crate::screen::{Plan, Screen, Style};
 use crate::session::Session;
@@ -23,13 +23,16 @@ use crate::session::Session;
 const TRY: &str = include_str!("try.toml");
 
 pub(crate) async fn try_it(arguments: &RunArguments) -> Result<(), Failure> {
-    let loaded = config::parse("the built-in settings of `turnwise try`", TRY, &arguments.all_overrides())?;
+    let loaded =
+        config::parse("the built-in settings of `turnwise try`", TRY, &arguments.all_overrides())?;
     start(loaded, arguments, "try").await
 }
 
 pub(crate) async fn train(path: &Path, arguments: &RunArguments) -> Result<(), Failure> {
     let loaded = config::load(path, &arguments.all_overrides())?;
-    let name = path.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let name = path
+        .file_stem()
+        .map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
     start(loaded, arguments, &name).await
 }
 
@@ -55,12 +58,16 @@ async fn start(loaded: Loaded, arguments: &RunArguments, name: &str) -> Result<(
 pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failure> {
     let started = Instant::now();
     let directory = RunDirectory::resume(path)?;
-    let overrides: Vec<String> = steps.map(|steps| format!("run.steps={steps}")).into_iter().collect();
+    let overrides: Vec<String> =
+        steps.map(|steps| format!("run.steps={steps}")).into_iter().collect();
     let Loaded { config, .. } = config::load(&path.join("run.toml"), &overrides)?;
     let checkpoints = directory.checkpoints(config.log.keep_checkpoints);
     let Some(newest) = checkpoints.newest()? else {
-        return Err(Failure::refused(format!("{} stopped before its first checkpoint", path.display()))
-            .help("there is nothing to go on from; start again with another --run-dir"));
+        return Err(Failure::refused(format!(
+            "{} stopped before its first checkpoint",
+            path.display()
+        ))
+        .help("there is nothing to go on from; start again with another --run-dir"));
     };
     let (session, learner) = Session::new(config, Some(&newest.directory)).await?;
     let mut trainer = session.trainer(learner)?;
@@ -77,7 +84,8 @@ pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Resul
         partial.n_continuing(),
         partial.n_restarting()
     ));
-    run.directory.write_event("resume", Map::from_iter([("step".to_owned(), json!(newest.step))]))?;
+    run.directory
+        .write_event("resume", Map::from_iter([("step".to_owned(), json!(newest.step))]))?;
     let before = recall(path)?;
     run.finish(trainer, before).await
 }
@@ -97,7 +105,11 @@ impl Run {
         let config = &session.config;
         let plan = Plan {
             header: vec![
-                format!("turnwise {}   log {}", env!("CARGO_PKG_VERSION"), directory.path().display()),
+                format!(
+                    "turnwise {}   log {}",
+                    env!("CARGO_PKG_VERSION"),
+                    directory.path().display()
+                ),
                 format!("model   {}", session.model),
                 format!("env     {}: {}", session.suite.name(), session.suite.description()),
             ],
@@ -126,8 +138,14 @@ impl Run {
             }
             let rows = draw(&demonstrations, settings.batch_size, &mut random);
             let update = Update { learning_rate: schedule.at(step), max_grad_norm };
-            let (loss, _) = imitate_step(learner, &rows, update).await.map_err(|error| Failure::runtime(&error))?;
-            self.screen.phase(&format!("warm start {}/{}   loss {loss:.3}", step + 1, settings.steps));
+            let (loss, _) = imitate_step(learner, &rows, update)
+                .await
+                .map_err(|error| Failure::runtime(&error))?;
+            self.screen.phase(&format!(
+                "warm start {}/{}   loss {loss:.3}",
+                step + 1,
+                settings.steps
+            ));
         }
         learner.publish().await.map_err(|error| Failure::runtime(&error))?;
         Ok(())
@@ -136,14 +154,16 @@ impl Run {
     async fn evaluate(&mut self, when: &str) -> Result<SuccessRate, Failure> {
         self.screen.phase(&format!("evaluating {when} on held-out tasks"));
         let settings = self.session.evaluation_settings();
-        let Some(evaluation) = evaluate(&self.session.evaluated(), &settings, &self.stop).await? else {
+        let Some(evaluation) = evaluate(&self.session.evaluated(), &settings, &self.stop).await?
+        else {
             return Err(self.interrupted("during an evaluation"));
         };
         let success = evaluation.success;
         let n = self.session.config.log.rollouts_per_step;
         let mut lines = Vec::new();
         for trajectory in evaluation.trajectories.iter().take(n) {
-            turnwise::trajectory::write_line(&mut lines, trajectory).map_err(|error| Failure::runtime(&error))?;
+            turnwise::trajectory::write_line(&mut lines, trajectory)
+                .map_err(|error| Failure::runtime(&error))?;
         }
         self.directory.write(&format!("eval-{when}.jsonl"), &String::from_utf8_lossy(&lines))?;
         self.screen.note(&format!("held-out success {when}: {}", percent(&success)));
@@ -151,7 +171,11 @@ impl Run {
     }
 
     /// The loop, the last checkpoint, the last evaluation, the summary.
-    async fn finish(mut self, mut trainer: Trainer<CandleLearner>, before: SuccessRate) -> Result<(), Failure> {
+    async fn finish(
+        mut self,
+        mut trainer: Trainer<CandleLearner>,
+        before: SuccessRate,
+    ) -> Result<(), Failure> {
         while trainer.next_step() < self.session.config.run.steps {
             let step = trainer.step(&self.stop).await;
             let report = match step {
@@ -177,7 +201,8 @@ impl Run {
         let config = &self.session.config;
         let (done, steps) = (trainer.next_step(), config.run.steps);
         let is_due = |every: u64| every > 0 && done % every == 0 && done < steps;
-        let (checkpoint, evaluation) = (is_due(config.log.checkpoint_every), is_due(config.eval.every));
+        let (checkpoint, evaluation) =
+            (is_due(config.log.checkpoint_every), is_due(config.eval.every));
         if checkpoint {
             self.checkpoint(trainer).await?;
         }
@@ -192,9 +217,13 @@ impl Run {
     async fn checkpoint(&mut self, trainer: &mut Trainer<CandleLearner>) -> Result<(), Failure> {
         let started = Instant::now();
         let session = &self.session;
-        let path = self.checkpoints.save(trainer, |directory| session.complete_checkpoint(directory)).await?;
+        let path = self
+            .checkpoints
+            .save(trainer, |directory| session.complete_checkpoint(directory))
+            .await?;
         let details = json!({"step": trainer.next_step(), "path": path, "seconds": started.elapsed().as_secs_f64()});
-        self.directory.write_event("checkpoint", details.as_object().cloned().unwrap_or_default())?;
+        self.directory
+            .write_event("checkpoint", details.as_object().cloned().unwrap_or_default())?;
         Ok(())
     }
 
@@ -210,9 +239,14 @@ impl Run {
         self.directory.write_summary(&summary)?;
         self.directory.write_event("end", Map::new())?;
         let path = self.directory.path().display().to_string();
-        let newest = self.checkpoints.newest()?.map_or_else(PathBuf::new, |checkpoint| checkpoint.directory);
+        let newest =
+            self.checkpoints.newest()?.map_or_else(PathBuf::new, |checkpoint| checkpoint.directory);
         self.screen.finish(&[
-            format!("held-out success {} -> {}   in {seconds:.0} s", percent(&before), percent(&after)),
+            format!(
+                "held-out success {} -> {}   in {seconds:.0} s",
+                percent(&before),
+                percent(&after)
+            ),
             format!("log    {path}"),
             format!("next   turnwise eval --model {} --json", newest.display()),
             format!("       turnwise play {}", self.session.suite.name()),
@@ -239,11 +273,14 @@ const BATCHES: u64 = 5;
 const BEFORE: &str = "eval-before.json";
 
 fn draw(demonstrations: &[Demonstration], n: usize, random: &mut Random) -> Vec<Row> {
-    (0..n).map(|_| demonstrations[random.below(demonstrations.len() as u64) as usize].row.clone()).collect()
+    (0..n)
+        .map(|_| demonstrations[random.below(demonstrations.len() as u64) as usize].row.clone())
+        .collect()
 }
 
 fn recall(path: &Path) -> Result<SuccessRate, Failure> {
-    let json = std::fs::read_to_string(path.join(BEFORE)).map_err(|error| Failure::runtime(&error))?;
+    let json =
+        std::fs::read_to_string(path.join(BEFORE)).map_err(|error| Failure::runtime(&error))?;
     serde_json::from_str(&json).map_err(|error| Failure::runtime(&error))
 }
 

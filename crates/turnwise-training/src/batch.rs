@@ -151,6 +151,8 @@ fn lay_out(
             span.extend_ids(&mut row.ids);
         }
     }
+    // What stands behind the last target changes no log-probability; an observation there may even be beyond the context.
+    row.ids.truncate(row.targets.last().map_or(0, |target| target.position + 1));
     Ok((row, tokens))
 }
 

@@ -187,7 +187,12 @@ pub(crate) struct ObjectiveChoice {
 impl Default for ObjectiveChoice {
     /// The paper's range (section 5.1).
     fn default() -> Self {
-        Self { name: ObjectiveName::GspoToken, clip_low: 3e-4, clip_high: 4e-4, length_weight: LengthWeight::Mean }
+        Self {
+            name: ObjectiveName::GspoToken,
+            clip_low: 3e-4,
+            clip_high: 4e-4,
+            length_weight: LengthWeight::Mean,
+        }
     }
 }
 

@@ -42,7 +42,9 @@ fn check_counts(config: &Config) -> Result<(), Impossible> {
         ("train.micro_batch_tokens", config.train.micro_batch_tokens as u64),
         ("eval.episodes", config.eval.episodes as u64),
     ];
-    counts.into_iter().try_for_each(|(key, value)| refuse_if(value == 0, key, || "is 0".to_owned(), "use at least 1"))
+    counts.into_iter().try_for_each(|(key, value)| {
+        refuse_if(value == 0, key, || "is 0".to_owned(), "use at least 1")
+    })
 }
 
 fn check_numbers(config: &Config) -> Result<(), Impossible> {
@@ -55,20 +57,48 @@ fn check_numbers(config: &Config) -> Result<(), Impossible> {
         ("limits.episode_timeout_s", config.limits.episode_timeout_s),
     ];
     positive.into_iter().try_for_each(|(key, value)| {
-        refuse_if(!(value.is_finite() && value > 0.0), key, || format!("is {value}"), "use a finite number above 0")
+        refuse_if(
+            !(value.is_finite() && value > 0.0),
+            key,
+            || format!("is {value}"),
+            "use a finite number above 0",
+        )
     })?;
-    let at_least_0 = [("credit.outcome_weight", config.credit.outcome_weight), ("credit.turn_weight", config.credit.turn_weight)];
+    let at_least_0 = [
+        ("credit.outcome_weight", config.credit.outcome_weight),
+        ("credit.turn_weight", config.credit.turn_weight),
+    ];
     at_least_0.into_iter().try_for_each(|(key, value)| {
-        refuse_if(!(value.is_finite() && value >= 0.0), key, || format!("is {value}"), "use a finite number of at least 0")
+        refuse_if(
+            !(value.is_finite() && value >= 0.0),
+            key,
+            || format!("is {value}"),
+            "use a finite number of at least 0",
+        )
     })?;
     let gamma = config.credit.gamma;
-    refuse_if(!(0.0..=1.0).contains(&gamma), "credit.gamma", || format!("is {gamma}"), "use a number from 0 to 1")?;
+    refuse_if(
+        !(0.0..=1.0).contains(&gamma),
+        "credit.gamma",
+        || format!("is {gamma}"),
+        "use a number from 0 to 1",
+    )?;
     let low = config.objective.clip_low;
     let wrong = || format!("is {low}, and the ratio's lower bound is 1 - {low}");
-    refuse_if(!(0.0..1.0).contains(&low), "objective.clip_low", wrong, "use a number from 0 to below 1; the paper has 3e-4")?;
+    refuse_if(
+        !(0.0..1.0).contains(&low),
+        "objective.clip_low",
+        wrong,
+        "use a number from 0 to below 1; the paper has 3e-4",
+    )?;
     let high = config.objective.clip_high;
     let is_fine = high.is_finite() && high >= 0.0;
-    refuse_if(!is_fine, "objective.clip_high", || format!("is {high}"), "use a finite number of at least 0; the paper has 4e-4")
+    refuse_if(
+        !is_fine,
+        "objective.clip_high",
+        || format!("is {high}"),
+        "use a finite number of at least 0; the paper has 4e-4",
+    )
 }
 
 fn check_group(config: &Config) -> Result<(), Impossible> {
@@ -104,7 +134,12 @@ fn check_sampling(config: &Config) -> Result<(), Impossible> {
     )?;
     let help = "the trainer's softmax is then not the distribution the tokens were drawn from; leave it out";
     let top_p = config.rollout.top_p;
-    refuse_if(top_p < 1.0, "rollout.top_p", || format!("= {top_p} cuts the vocabulary short"), help)?;
+    refuse_if(
+        top_p < 1.0,
+        "rollout.top_p",
+        || format!("= {top_p} cuts the vocabulary short"),
+        help,
+    )?;
     let top_k = config.rollout.top_k;
     refuse_if(top_k > 0, "rollout.top_k", || format!("= {top_k} cuts the vocabulary short"), help)
 }
@@ -118,9 +153,19 @@ fn check_heads(config: &Config) -> Result<(), Impossible> {
         "each key-value head serves the same number of heads; use a divisor",
     )?;
     let dim = config.model.head_dim;
-    refuse_if(dim % 2 == 1, "model.head_dim", || format!("= {dim} is odd"), "rotary positions turn pairs; use an even number")
+    refuse_if(
+        dim % 2 == 1,
+        "model.head_dim",
+        || format!("= {dim} is odd"),
+        "rotary positions turn pairs; use an even number",
+    )
 }
 
-fn refuse_if(is_wrong: bool, key: &'static str, wrong: impl FnOnce() -> String, help: &str) -> Result<(), Impossible> {
+fn refuse_if(
+    is_wrong: bool,
+    key: &'static str,
+    wrong: impl FnOnce() -> String,
+    help: &str,
+) -> Result<(), Impossible> {
     if is_wrong { Err(Impossible { key, wrong: wrong(), help: help.to_owned() }) } else { Ok(()) }
 }
