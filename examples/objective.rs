@@ -1,5 +1,7 @@
 //! The objective alone: turn advantages in, the gradient of each token's log-probability out.
 
+#![allow(clippy::print_stdout)] // programs that show something
+
 use std::error::Error;
 
 use turnwise::objective::{

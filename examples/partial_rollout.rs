@@ -1,5 +1,7 @@
 //! A rollout suspended in mid-turn, written to JSON, and resumed under newer weights, by hand.
 
+#![allow(clippy::print_stdout)] // programs that show something
+
 use std::{error::Error, sync::Arc};
 
 use turnwise::environment::{TaskSet, derive_seed};

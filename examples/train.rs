@@ -1,5 +1,7 @@
 //! A training main: every choice shows. A table of logits stands in for a network, so that it ends in a second.
 
+#![allow(clippy::print_stdout)] // programs that show something
+
 use std::{error::Error, sync::Arc};
 
 use turnwise::objective::{Clip, GroupAdvantage, GspoToken, LengthWeight};
@@ -13,30 +15,24 @@ use turnwise_testkit::{AlphabetRenderer, TabularModel};
 async fn main() -> Result<(), Box<dyn Error>> {
     let renderer = Arc::new(AlphabetRenderer::new("0123456789"));
     let model = TabularModel::new(renderer.n_ids());
+    let clip = Clip::new(0.2, 0.2)?;
     let parts = Parts {
         tasks: Arc::new(vec![Thermostat::new(6)]),
         agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default() }),
         rubric: None,
         policy: Arc::new(model.clone()),
         learner: model,
-        objective: Box::new(GspoToken {
-            clip: Clip::new(0.2, 0.2)?,
-            length_weight: LengthWeight::Mean,
-        }),
+        objective: Box::new(GspoToken { clip, length_weight: LengthWeight::Mean }),
         credit: Box::new(OutcomeCredit { advantage: GroupAdvantage::MeanOnly }),
     };
     let limits = Limits { max_turns: 4, max_turn_tokens: 2, ..Limits::default() };
     let rollout = PoolSettings { group_size: 32, limits, ..PoolSettings::default() };
     let schedule = Schedule { learning_rate: 10.0, ..Schedule::default() };
-    let mut trainer =
-        Trainer::new(parts, TrainerSettings { rollout, schedule, ..TrainerSettings::default() });
-    while let (step @ 0..100, Some(report)) =
-        (trainer.next_step(), trainer.step(&StopSignal::never()).await?)
-    {
-        println!(
-            "step {step:3}  reward {:.2}",
-            report.metrics.get(metric::REWARD_MEAN).unwrap_or(0.0)
-        );
+    let settings = TrainerSettings { rollout, schedule, ..TrainerSettings::default() };
+    let mut trainer = Trainer::new(parts, settings);
+    while let Some(report) = trainer.step(&StopSignal::never()).await?.filter(|r| r.step < 100) {
+        let reward = report.metrics.get(metric::REWARD_MEAN).unwrap_or(0.0);
+        println!("step {:3}  reward {reward:.2}", report.step);
     }
     Ok(())
 }

@@ -291,6 +291,6 @@ fn percent(rate: &SuccessRate) -> String {
 
 /// `runs/NAME-0001`, or the next number that is free.
 fn next_directory(name: &str) -> PathBuf {
-    let candidate = |number: usize| Path::new("runs").join(format!("{name}-{number:04}"));
-    (1..).map(candidate).find(|path| !path.exists()).expect("numbers do not end")
+    let candidate = |number: u16| Path::new("runs").join(format!("{name}-{number:04}"));
+    (1..=u16::MAX).map(candidate).find(|path| !path.exists()).unwrap_or_else(|| candidate(u16::MAX))
 }
