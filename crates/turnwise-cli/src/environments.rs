@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn options_reach_the_environment() {
-        let suite = suite("guess", &json!({"span": 8, "ranges": 1, "turns": 3}));
+        let suite = suite("guess", &json!({"numbers": 8, "span": 8, "turns": 3}));
         let suite = suite.expect("the options are fit");
         assert_eq!(suite.max_turns(), 3);
         assert_eq!(suite.tasks(Split::Train).len() + suite.tasks(Split::HeldOut).len(), 8);
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(help.as_deref(), Some(expected));
         assert_eq!(
             refused("guess", &json!({"x": 4})).1.as_deref(),
-            Some("the options are span, ranges, turns")
+            Some("the options are numbers, span, turns")
         );
     }
 
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_is_refused_by_the_environment() {
         let (error, _) = refused("guess", &json!({"span": 1}));
-        assert_eq!(error, "set up guess: span is 1, and a range holds at least 2 numbers");
+        assert_eq!(error, "set up guess: span is 1, and must lie from 2 to numbers, 20");
     }
 
     #[test]
@@ -274,7 +274,7 @@ mod tests {
     async fn a_check_takes_options_as_arguments() {
         let mut out = Vec::new();
         // So many turns that guessing at random finds most secrets.
-        let options = ["span=8".to_owned(), "ranges=1".to_owned(), "turns=7".to_owned()];
+        let options = ["numbers=8".to_owned(), "span=8".to_owned(), "turns=7".to_owned()];
         let failure = check("guess", &options, &mut out).await.expect_err("a check fails");
         assert_eq!(failure.to_string(), "error: `guess` fails a check\n");
         let text = String::from_utf8_lossy(&out);
@@ -287,7 +287,7 @@ mod tests {
         let failure = check("guess", &["sapn=8".to_owned()], io::sink()).await;
         let expected = "\
 error: unknown option `sapn` of environment `guess`
-  help: did you mean `span`? the options are span, ranges, turns
+  help: did you mean `span`? the options are numbers, span, turns
 ";
         assert_eq!(failure.expect_err("it is refused").to_string(), expected);
     }
