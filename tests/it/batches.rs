@@ -285,7 +285,10 @@ proptest! {
         prop_assert_eq!(trained, sampled);
         for (row, place) in batch.rows.iter().zip(&batch.trajectory_of) {
             let graph = &forked[*place].graph;
-            prop_assert!(graph.leaves().iter().any(|leaf| graph.ids_to(*leaf) == row.ids));
+            let is_of_branch = |leaf: &NodeId| graph.ids_to(*leaf).starts_with(&row.ids);
+            prop_assert!(graph.leaves().iter().any(is_of_branch));
+            let last = row.targets.last().expect("a row has targets");
+            prop_assert_eq!(last.position + 1, row.ids.len());
         }
     }
 

@@ -98,6 +98,8 @@ pub struct Trainer<L> {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Progress {
     step: u64,
+    /// Steps whose groups have been started: one more than `step` where a halt came between that and the training.
+    steps_started: u64,
     groups_started: u64,
     trained: u64,
     dropped: BTreeMap<String, u64>,
@@ -211,6 +213,10 @@ impl<L: Learner> Trainer<L> {
     /// Starts the step's groups, as far as staleness admits them: what is open may not be more than can be trained on before
     /// it is too old (the form of AReaL's admission, counted in groups).
     fn start_groups(&mut self) {
+        if self.progress.steps_started > self.progress.step {
+            return;
+        }
+        self.progress.steps_started = self.progress.step + 1;
         let per_step = self.settings.groups_per_step;
         let most = per_step.saturating_mul(self.settings.admission.max_staleness as usize + 1);
         let capacity = most.saturating_sub(self.pool.n_open() + self.ready.len());
