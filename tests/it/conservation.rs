@@ -232,7 +232,8 @@ fn faults_in_a_row_stop_the_run() {
     let mut broken = pool_of(Fault::Error, 1, settings.clone());
     broken.start(GroupId(0), 0);
     broken.start(GroupId(1), 1);
-    let RolloutError::TooManyFaults { n, last } = iterate(&mut broken).unwrap_err();
+    let error = iterate(&mut broken).unwrap_err();
+    let RolloutError::TooManyFaults { n, last } = error else { panic!("{error}") };
     assert_eq!((n, last.reason), (6, InfraReason::EnvError));
     let mut shaky = pool_of(Fault::Error, 2, settings);
     (0..8).for_each(|group| shaky.start(GroupId(group), 0));

@@ -137,7 +137,7 @@ fn a_restored_trainer_equals_an_uninterrupted_one() {
         let first = TabularModel::new(4);
         let mut trainer = run(5, Arc::new(first.clone()), &first);
         let mut done = steps(&mut trainer, cut);
-        let json = serde_json::to_string(&trainer.snapshot()).expect("plain data");
+        let json = serde_json::to_string(&block_on(trainer.snapshot())).expect("plain data");
         let folder = tempfile::tempdir().expect("a folder");
         block_on(trainer.learner().save(folder.path())).expect("it is written");
         let version = Learner::version(&first);
@@ -147,7 +147,7 @@ fn a_restored_trainer_equals_an_uninterrupted_one() {
         block_on(second.load(folder.path(), version)).expect("it is read");
         let mut trainer = run(5, Arc::new(second.clone()), &second);
         let snapshot: TrainerSnapshot = serde_json::from_str(&json).expect("what was written");
-        assert_eq!(snapshot.pool.n_restarting(), 0);
+        assert_eq!(snapshot.pool().n_restarting(), 0);
         trainer.restore(snapshot).expect("it fits");
         assert_eq!(trainer.next_step(), cut as u64);
         done.extend(steps(&mut trainer, 8 - cut));

@@ -9,6 +9,7 @@ mod determinism;
 mod endings;
 mod engines;
 mod learning;
+mod overlap;
 mod records;
 mod rubrics;
 mod sampling;

@@ -126,7 +126,7 @@ fn truncated_episodes_are_kept_penalised_or_masked() {
 
 /// Says the same to everybody and rewards everybody alike.
 #[derive(Clone, Debug)]
-struct Constant(f64);
+pub(crate) struct Constant(pub(crate) f64);
 
 #[async_trait]
 impl Environment for Constant {

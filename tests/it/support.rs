@@ -46,7 +46,12 @@ pub(crate) fn limits() -> Limits {
 }
 
 pub(crate) fn pool_settings() -> PoolSettings {
-    PoolSettings { group_size: 4, limits: limits(), ..PoolSettings::default() }
+    PoolSettings {
+        group_size: 4,
+        max_bad_rewards: 1.0,
+        limits: limits(),
+        ..PoolSettings::default()
+    }
 }
 
 /// Echoes of 1 to `n` turns.

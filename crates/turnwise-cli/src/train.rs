@@ -76,7 +76,8 @@ pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Resul
     for refused in &newest.refused {
         run.screen.note(&format!("! passed over a damaged checkpoint: {refused}"));
     }
-    let partial = trainer.snapshot().pool;
+    let snapshot = trainer.snapshot().await;
+    let partial = snapshot.pool();
     run.screen.note(&format!(
         "going on at step {} of {}: {} suspended episodes continue, {} start anew",
         newest.step,

@@ -1,4 +1,4 @@
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// How far an episode may go before it suspends.
 #[derive(Clone, Debug)]
@@ -19,56 +19,52 @@ impl Allowance {
     /// This many tokens, and nobody who could ask it to stop.
     #[must_use]
     pub fn tokens(tokens: u64) -> Self {
-        Self { tokens, stop: StopSignal { receiver: None } }
+        Self { tokens, stop: StopSignal::never() }
     }
 }
 
-/// Asks everything that holds its [`StopSignal`] to come to a halt; dropping it does not.
-#[derive(Debug)]
-pub struct StopHandle {
-    sender: watch::Sender<bool>,
-}
+/// Asks everything that holds its [`StopSignal`], or a child of it, to come to a halt; dropping it does not.
+#[derive(Clone, Debug)]
+pub struct StopHandle(CancellationToken);
 
 impl StopHandle {
     /// Asks.
     pub fn stop(&self) {
-        self.sender.send_replace(true);
+        self.0.cancel();
     }
 }
 
 /// Whether somebody asked for a halt.
 #[derive(Clone, Debug)]
-pub struct StopSignal {
-    receiver: Option<watch::Receiver<bool>>,
-}
+pub struct StopSignal(CancellationToken);
 
 impl StopSignal {
     /// A signal that never comes.
     #[must_use]
     pub fn never() -> Self {
-        Self { receiver: None }
+        Self(CancellationToken::new())
     }
 
     /// Whether it has come.
     #[must_use]
     pub fn requested(&self) -> bool {
-        self.receiver.as_ref().is_some_and(|receiver| *receiver.borrow())
+        self.0.is_cancelled()
     }
 
     /// Waits until it comes; for ever, where nobody can send it any more.
     pub async fn wait(&self) {
-        if let Some(mut receiver) = self.receiver.clone()
-            && receiver.wait_for(|stop| *stop).await.is_ok()
-        {
-            return;
-        }
-        std::future::pending::<()>().await;
+        self.0.cancelled().await;
+    }
+
+    /// A signal that comes with this one, or alone when its own handle asks.
+    pub fn child(&self) -> (StopHandle, Self) {
+        let token = self.0.child_token();
+        (StopHandle(token.clone()), Self(token))
     }
 }
 
 /// A handle that asks for a halt, and the signal to pass on.
 #[must_use]
 pub fn stop_signal() -> (StopHandle, StopSignal) {
-    let (sender, receiver) = watch::channel(false);
-    (StopHandle { sender }, StopSignal { receiver: Some(receiver) })
+    StopSignal::never().child()
 }

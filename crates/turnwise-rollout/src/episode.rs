@@ -10,9 +10,11 @@ use turnwise_environment::{
     Action, Ending, Environment, EnvironmentError, Observation, Step, TaskSet,
 };
 use turnwise_trajectory::{
-    AgentFault, CancelReason, Identity, InfraFault, InfraReason, Limit, Outcome, Trajectory, Turn,
+    AgentFault, CancelReason, Identity, InfraFault, InfraReason, Limit, Node, Outcome,
+    PolicyVersion, Trajectory, Turn,
 };
 
+use crate::panic_text::panic_text;
 use crate::{
     Act, Agent, AgentError, AgentFactory, Allowance, Decision, Limits, Policy, PolicyError, Room,
 };
@@ -113,6 +115,17 @@ impl Episode {
     #[must_use]
     pub fn n_drawn(&self) -> usize {
         self.agent.n_drawn()
+    }
+
+    /// The oldest weights that drew one of its tokens; `None` before the first.
+    #[must_use]
+    pub fn oldest_version(&self) -> Option<PolicyVersion> {
+        let nodes = self.agent.graph().nodes().iter();
+        nodes
+            .flat_map(Node::sampled)
+            .filter(|token| token.trains())
+            .map(|token| token.version)
+            .min()
     }
 
     /// Goes on until the episode has an outcome or the allowance is used up.
@@ -413,12 +426,6 @@ async fn guarded<T>(
             format!("{call} took over {} s", limit.as_secs_f64()),
         )),
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("a panic without a message")
 }
 
 fn is_empty(action: &Action) -> bool {

@@ -1,54 +1,40 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::time::sleep;
 use turnwise_environment::{Rubric, TaskSet, derive_seed};
-use turnwise_trajectory::{GroupId, Identity, InfraFault, InfraReason, Outcome, Trajectory};
+use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersion, Trajectory};
 
 use crate::{
-    AgentFactory, Allowance, Episode, EpisodeSnapshot, Group, Limits, Policy, Progress,
-    RestoreError, StopSignal,
+    AgentFactory, Episode, EpisodeSnapshot, Group, Policy, Progress, RestoreError, StopSignal,
+    uniform_at,
 };
 
-/// How groups are run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PoolSettings {
-    /// Rollouts of one task.
-    pub group_size: usize,
-    /// A group with fewer scored members is dropped whole.
-    pub min_group_size: usize,
-    /// Episodes that run at the same time.
-    pub max_concurrent: usize,
-    /// Tokens that one iteration may draw over all its episodes; each gets an equal share, and suspends when it is used up.
-    /// `None` lets every episode finish.
-    pub tokens_per_iteration: Option<u64>,
-    /// New attempts at an episode that broke.
-    pub max_retries: u32,
-    /// This many infrastructure faults in a row stop the run.
-    pub max_faults_in_row: u32,
-    /// What an episode may use.
-    pub limits: Limits,
-}
+mod breaker;
+mod grading;
+mod iteration;
+mod ledger;
+mod running;
+mod settings;
 
-impl Default for PoolSettings {
-    /// Groups of 8 of which 2 must be scored, no token budget, and the retries and breaker of the fault table.
-    fn default() -> Self {
-        Self {
-            group_size: 8,
-            min_group_size: 2,
-            max_concurrent: 256,
-            tokens_per_iteration: None,
-            max_retries: 2,
-            max_faults_in_row: 20,
-            limits: Limits::default(),
-        }
-    }
-}
+use breaker::Breaker;
+pub use breaker::RolloutError;
+pub use iteration::Iteration;
+pub use ledger::{Census, Ledger};
+use running::{Due, Returned, Running};
+pub use settings::PoolSettings;
 
-/// Runs groups of episodes side by side, iteration by iteration, and keeps what is suspended.
+/// Runs groups of episodes side by side and keeps what is suspended.
+///
+/// There are two ways to drive it. [`iterate`](Self::iterate) advances every episode once and comes back when all of them
+/// have finished or are suspended: which token meets which weights is then a matter of settings alone.
+/// [`launch`](Self::launch) and [`settle`](Self::settle) keep episodes running in the background, under whatever weights
+/// the policy has at the time.
 pub struct RolloutPool {
     tasks: Arc<dyn TaskSet>,
     agents: Arc<dyn AgentFactory>,
@@ -56,10 +42,21 @@ pub struct RolloutPool {
     settings: PoolSettings,
     seed: u64,
     open: BTreeMap<GroupId, OpenGroup>,
-    /// Episodes to advance in the next iteration: first those that were suspended, oldest first, then fresh ones.
+    /// Episodes that nobody advances: suspended, or fresh.
     waiting: Vec<Episode>,
+    /// Episodes that are advanced as soon as there is room.
+    due: VecDeque<Due>,
+    running: Running,
+    /// Groups that are complete, with their rubric.
+    grading: FuturesUnordered<BoxFuture<'static, Group>>,
+    /// What has happened since somebody asked.
+    news: Iteration,
     ledger: Ledger,
-    faults_in_row: u32,
+    breaker: Breaker,
+    /// Episodes with older tokens than these cannot be trained on any more.
+    oldest: PolicyVersion,
+    /// Groups that are not worth going on with.
+    doomed: BTreeSet<GroupId>,
 }
 
 /// A group some of whose members are not finished.
@@ -68,64 +65,12 @@ struct OpenGroup {
     finished: Vec<Trajectory>,
 }
 
-/// The books: every episode that was started is somewhere.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ledger {
-    /// Episodes started; a retry is not a new episode.
-    pub dispatched: u64,
-    /// Episodes handed over in finished groups.
-    pub delivered: u64,
-    /// Episodes dropped, by reason.
-    pub dropped: BTreeMap<String, u64>,
-}
-
-impl Ledger {
-    /// Episodes that are neither delivered nor dropped: running, suspended, or finished in a group that is not.
-    #[must_use]
-    pub fn open(&self) -> u64 {
-        self.dispatched - self.delivered - self.dropped.values().sum::<u64>()
-    }
-}
-
-/// What one iteration brought.
-#[derive(Debug, Default)]
-pub struct Iteration {
-    /// The groups that are finished, oldest first.
-    pub groups: Vec<Group>,
-    /// Episodes that had been suspended before and went on.
-    pub resumed: usize,
-    /// Episodes that are suspended at the end.
-    pub suspended: usize,
-    /// Tokens drawn.
-    pub n_sampled: u64,
-    /// Outcomes of the attempts that ended, by label.
-    pub outcomes: BTreeMap<String, u64>,
-    /// Members of finished groups that were dropped, by reason.
-    pub dropped: BTreeMap<String, u64>,
-}
-
-impl Iteration {
-    /// Adds what a later iteration brought.
-    pub fn absorb(&mut self, later: Self) {
-        self.groups.extend(later.groups);
-        self.resumed += later.resumed;
-        self.suspended = later.suspended;
-        self.n_sampled += later.n_sampled;
-        for (label, n) in later.outcomes {
-            *self.outcomes.entry(label).or_default() += n;
-        }
-        for (reason, n) in later.dropped {
-            *self.dropped.entry(reason).or_default() += n;
-        }
-    }
-}
-
 /// A pool on its way to disk.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PoolSnapshot {
     finished: BTreeMap<GroupId, Vec<Trajectory>>,
     waiting: Vec<EpisodeSnapshot>,
-    /// Episodes whose environment takes no snapshots: they start anew.
+    /// Episodes that cannot go on where they are: they start anew.
     restart: Vec<Identity>,
     ledger: Ledger,
 }
@@ -162,6 +107,7 @@ impl RolloutPool {
             "a pool runs at least one episode"
         );
         assert!(settings.min_group_size <= settings.group_size, "no group reaches the minimum");
+        let breaker = Breaker::new(&settings);
         Self {
             tasks,
             agents,
@@ -170,8 +116,14 @@ impl RolloutPool {
             seed,
             open: BTreeMap::new(),
             waiting: Vec::new(),
+            due: VecDeque::new(),
+            running: Running::default(),
+            grading: FuturesUnordered::new(),
+            news: Iteration::default(),
             ledger: Ledger::default(),
-            faults_in_row: 0,
+            breaker,
+            oldest: PolicyVersion::default(),
+            doomed: BTreeSet::new(),
         }
     }
 
@@ -181,16 +133,28 @@ impl RolloutPool {
         &*self.tasks
     }
 
+    /// How its groups are run.
+    #[must_use]
+    pub fn settings(&self) -> &PoolSettings {
+        &self.settings
+    }
+
     /// Groups that are not finished.
     #[must_use]
     pub fn n_open(&self) -> usize {
         self.open.len()
     }
 
-    /// Episodes that will go on in the next iteration, fresh ones included.
+    /// Episodes that will go on when they are advanced, fresh ones included.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.due.len()
+    }
+
+    /// Episodes that are advanced or wait for it.
+    #[must_use]
+    pub fn n_active(&self) -> usize {
+        self.n_waiting() + self.running.len()
     }
 
     /// The books.
@@ -199,7 +163,21 @@ impl RolloutPool {
         &self.ledger
     }
 
-    /// Starts a group on a task; its episodes run in the next iteration.
+    /// Where the open episodes are.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        let idle = || self.waiting.iter().chain(self.due.iter().map(|due| &due.episode));
+        let suspended = idle().filter(|episode| episode.suspensions() > 0).count();
+        let finished: usize = self.open.values().map(|group| group.finished.len()).sum();
+        Census {
+            running: self.running.len() as u64,
+            suspended: suspended as u64,
+            fresh: (idle().count() - suspended) as u64,
+            gathered: (finished + self.grading.len() * self.settings.group_size) as u64,
+        }
+    }
+
+    /// Starts a group on a task; its episodes wait to be advanced.
     ///
     /// # Panics
     /// When the group is open already.
@@ -216,52 +194,106 @@ impl RolloutPool {
     /// Advances every waiting episode once, retries those that broke, and hands over the groups that are finished.
     ///
     /// # Errors
-    /// When too many episodes in a row break.
+    /// When too many episodes break. Nothing is lost: what runs is suspended first.
     pub async fn iterate(
         &mut self,
         policy: &Arc<dyn Policy>,
         stop: &StopSignal,
     ) -> Result<Iteration, RolloutError> {
-        let mut iteration = Iteration::default();
-        let mut ready = std::mem::take(&mut self.waiting);
-        iteration.resumed = ready.iter().filter(|episode| episode.suspensions() > 0).count();
-        let share = self.share(ready.len());
-        let mut tripped = None;
-        while !ready.is_empty() {
-            let progress = self
-                .advance_all(ready, policy, &Allowance { tokens: share, stop: stop.clone() })
-                .await;
-            iteration.n_sampled += progress.n_sampled;
-            iteration.suspended += progress.suspended.len();
-            self.waiting.extend(progress.suspended);
-            ready = Vec::new();
-            for trajectory in progress.finished {
-                *iteration.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
-                tripped = tripped.or(self.count_fault(&trajectory));
-                match self.retry(&trajectory) {
-                    Some(episode) => ready.push(episode),
-                    None => self.file(trajectory),
+        let (out_of_time, round) = stop.child();
+        let share = self.settings.share(self.n_waiting());
+        self.queue();
+        let result = {
+            let timer = sleep(self.settings.iteration_timeout());
+            tokio::pin!(timer);
+            loop {
+                self.fill(policy, share, &round);
+                tokio::select! {
+                    biased;
+                    settled = self.settle() => match settled {
+                        Ok(true) => {}
+                        Ok(false) => break Ok(()),
+                        Err(error) => break Err(error),
+                    },
+                    () = &mut timer, if !round.requested() => out_of_time.stop(),
                 }
             }
-            if let Some(error) = tripped {
-                // Nothing is lost: what would have been tried again waits.
-                self.waiting.append(&mut ready);
-                return Err(error);
-            }
+        };
+        if result.is_err() {
+            self.halt().await;
         }
-        self.hand_over(&mut iteration).await;
-        Ok(iteration)
+        self.waiting.extend(self.due.drain(..).map(|due| due.episode));
+        result.map(|()| self.take_news())
+    }
+
+    /// Lets waiting episodes run in the background, as many as may at the same time.
+    pub fn launch(&mut self, policy: &Arc<dyn Policy>, stop: &StopSignal) {
+        self.queue();
+        self.fill(policy, u64::MAX, stop);
+    }
+
+    /// Waits until a running episode comes back or a group has been graded; false when there is neither. Nothing is lost
+    /// when the future is dropped.
+    ///
+    /// # Errors
+    /// When too many episodes break.
+    pub async fn settle(&mut self) -> Result<bool, RolloutError> {
+        tokio::select! {
+            biased;
+            Some(group) = self.grading.next() => {
+                self.deliver(group);
+                Ok(true)
+            }
+            Some(returned) = self.running.next() => self.take_back(returned).map(|()| true),
+            else => Ok(false),
+        }
+    }
+
+    /// Brings everything that runs to a halt: afterwards it is suspended or finished.
+    pub async fn halt(&mut self) {
+        self.running.stop_all();
+        // A breaker that trips now has nothing left to stop.
+        while !matches!(self.settle().await, Ok(false)) {}
+    }
+
+    /// The groups that have been finished since this was asked last.
+    pub fn take_groups(&mut self) -> Vec<Group> {
+        std::mem::take(&mut self.news.groups)
+    }
+
+    /// What has happened since this was asked last; only for those who [`launch`](Self::launch).
+    pub fn take_news(&mut self) -> Iteration {
+        let mut news = std::mem::take(&mut self.news);
+        news.groups.sort_by_key(|group| group.id);
+        news.suspended = self.census().suspended as usize;
+        news
+    }
+
+    /// Gives up what cannot be trained on any more: episodes with tokens older than `oldest`, and the rest of a group too
+    /// few of whose members are left. Those that run are stopped, and given up when they come back.
+    pub fn give_up_older_than(&mut self, oldest: PolicyVersion) {
+        self.oldest = self.oldest.max(oldest);
+        self.running.stop_launched_before(self.oldest);
+        // Giving one up can doom its group, and with it others.
+        while self.sweep() {}
     }
 
     /// The pool as data.
+    ///
+    /// # Panics
+    /// When episodes are running; [`halt`](Self::halt) comes first.
     #[must_use]
     pub fn snapshot(&self) -> PoolSnapshot {
+        assert!(
+            self.running.len() + self.grading.len() == 0,
+            "a pool is halted before its snapshot"
+        );
         let mut snapshot = PoolSnapshot {
             finished: self.open.iter().map(|(id, group)| (*id, group.finished.clone())).collect(),
             ledger: self.ledger.clone(),
             ..PoolSnapshot::default()
         };
-        for episode in &self.waiting {
+        for episode in self.waiting.iter().chain(self.due.iter().map(|due| &due.episode)) {
             match episode.snapshot() {
                 Some(episode) => snapshot.waiting.push(episode),
                 None => snapshot.restart.push(episode.identity().clone()),
@@ -315,102 +347,148 @@ impl RolloutPool {
         Episode::new(identity, environment, &*self.agents, self.settings.limits.clone())
     }
 
-    /// The tokens each of `n` episodes may draw. Equal shares, fixed before anything runs: who is cut where does then not
-    /// depend on who is faster.
-    fn share(&self, n: usize) -> u64 {
-        self.settings
-            .tokens_per_iteration
-            .map_or(u64::MAX, |tokens| (tokens / n.max(1) as u64).max(1))
+    /// Makes what waits due: what has begun before what has not, oldest version first.
+    fn queue(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.sort_by_cached_key(|episode| {
+            let identity = episode.identity();
+            let oldest = episode.oldest_version();
+            (episode.suspensions() == 0, oldest, identity.group, identity.member)
+        });
+        self.news.resumed += waiting.iter().filter(|episode| episode.suspensions() > 0).count();
+        let at_once = |episode| Due { episode, delay: Duration::ZERO };
+        self.due.extend(waiting.into_iter().map(at_once));
     }
 
-    async fn advance_all(
-        &self,
-        episodes: Vec<Episode>,
-        policy: &Arc<dyn Policy>,
-        allowance: &Allowance,
-    ) -> Advanced {
-        let permits = Arc::new(Semaphore::new(self.settings.max_concurrent));
-        let mut running = JoinSet::new();
-        for (place, episode) in episodes.into_iter().enumerate() {
-            let (policy, allowance, permits) = (policy.clone(), allowance.clone(), permits.clone());
-            running.spawn(async move {
-                let _permit = permits.acquire_owned().await.expect("the semaphore is never closed");
-                let before = episode.n_drawn();
-                (place, before, episode.advance(&*policy, &allowance).await)
-            });
+    /// Launches what is due, as far as there is room.
+    fn fill(&mut self, policy: &Arc<dyn Policy>, tokens: u64, stop: &StopSignal) {
+        while self.running.len() < self.settings.max_concurrent && !stop.requested() {
+            let Some(due) = self.due.pop_front() else { return };
+            match self.reason_to_give_up(&due.episode) {
+                Some(reason) => self.cancel(due.episode, reason),
+                None => self.running.launch(due, policy, tokens, stop),
+            }
         }
-        let mut done = running.join_all().await;
-        // In the order they were started in, whatever order they came back in.
-        done.sort_unstable_by_key(|(place, ..)| *place);
-        let mut advanced = Advanced::default();
-        for (_, before, progress) in done {
-            let after = match progress {
-                Progress::Suspended(episode) => {
-                    let n = episode.n_drawn();
-                    advanced.suspended.push(episode);
-                    n
-                }
-                Progress::Finished(trajectory) => {
-                    let n = trajectory.n_sampled();
-                    advanced.finished.push(trajectory);
-                    n
-                }
-            };
-            advanced.n_sampled += (after - before) as u64;
+    }
+
+    fn take_back(&mut self, returned: Returned) -> Result<(), RolloutError> {
+        match returned.progress {
+            Progress::Suspended(episode) => {
+                self.news.n_sampled += (episode.n_drawn() - returned.n_drawn_before) as u64;
+                self.keep(episode);
+                Ok(())
+            }
+            Progress::Finished(trajectory) => {
+                self.news.n_sampled +=
+                    trajectory.n_sampled().saturating_sub(returned.n_drawn_before) as u64;
+                self.take_finished(trajectory)
+            }
         }
-        advanced
     }
 
-    /// The breaker: an error when this was one fault in a row too many.
-    fn count_fault(&mut self, trajectory: &Trajectory) -> Option<RolloutError> {
-        let Outcome::InfraFault(fault) = &trajectory.outcome else {
-            self.faults_in_row = 0;
-            return None;
-        };
-        let Identity { group, member, attempt, .. } = trajectory.identity;
-        tracing::warn!(group = group.0, member, attempt, %fault, "an episode broke");
-        self.faults_in_row += 1;
-        (self.faults_in_row >= self.settings.max_faults_in_row)
-            .then(|| RolloutError::TooManyFaults { n: self.faults_in_row, last: fault.clone() })
+    fn take_finished(&mut self, trajectory: Trajectory) -> Result<(), RolloutError> {
+        if let Outcome::InfraFault(fault) = &trajectory.outcome {
+            let Identity { group, member, attempt, .. } = trajectory.identity;
+            tracing::warn!(group = group.0, member, attempt, %fault, "an episode broke");
+        }
+        *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
+        let tripped = self.breaker.count(&trajectory);
+        match self.retry(&trajectory) {
+            Some(due) => self.due.push_back(due),
+            None => self.file(trajectory),
+        }
+        tripped.map_or(Ok(()), Err)
     }
 
-    /// A fresh attempt at an episode that broke, while there are attempts left.
-    fn retry(&self, trajectory: &Trajectory) -> Option<Episode> {
+    /// A fresh attempt at an episode that broke, while there are attempts left and anybody waits for it.
+    fn retry(&self, trajectory: &Trajectory) -> Option<Due> {
         let identity = &trajectory.identity;
         let is_broken = matches!(trajectory.outcome, Outcome::InfraFault(_));
-        (is_broken && identity.attempt < self.settings.max_retries)
-            .then(|| self.episode(Identity { attempt: identity.attempt + 1, ..identity.clone() }))
+        let is_wanted = !self.doomed.contains(&identity.group);
+        (is_broken && is_wanted && identity.attempt < self.settings.max_retries).then(|| {
+            let attempt = identity.attempt + 1;
+            let uniform = uniform_at(identity.sampling_seed, u64::from(attempt));
+            Due {
+                episode: self.episode(Identity { attempt, ..identity.clone() }),
+                delay: self.settings.retry_delay(attempt, uniform),
+            }
+        })
     }
 
-    fn file(&mut self, trajectory: Trajectory) {
-        let group = self
-            .open
-            .get_mut(&trajectory.identity.group)
-            .expect("an episode runs while its group is open");
-        group.finished.push(trajectory);
-    }
-
-    /// Moves the groups all of whose members are finished into the iteration.
-    async fn hand_over(&mut self, iteration: &mut Iteration) {
-        let size = self.settings.group_size;
-        let complete: Vec<GroupId> = self
-            .open
-            .iter()
-            .filter(|(_, group)| group.finished.len() == size)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in complete {
-            let mut members = self.open.remove(&id).expect("it was just found").finished;
-            members.sort_unstable_by_key(|member| member.identity.member);
-            self.score(&mut members).await;
-            let group = Group { id, members };
-            self.count_dropped(&group, iteration);
-            iteration.groups.push(group);
+    /// Gives up what waits in vain; false when there was nothing.
+    fn sweep(&mut self) -> bool {
+        let (waiting, due) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.due));
+        let mut given_up = Vec::new();
+        for episode in waiting {
+            match self.reason_to_give_up(&episode) {
+                Some(reason) => given_up.push((episode, reason)),
+                None => self.waiting.push(episode),
+            }
         }
-        iteration.groups.retain(|group| group.scored().count() >= self.settings.min_group_size);
+        for due in due {
+            match self.reason_to_give_up(&due.episode) {
+                Some(reason) => given_up.push((due.episode, reason)),
+                None => self.due.push_back(due),
+            }
+        }
+        let any = !given_up.is_empty();
+        given_up.into_iter().for_each(|(episode, reason)| self.cancel(episode, reason));
+        any
     }
 
-    fn count_dropped(&mut self, group: &Group, iteration: &mut Iteration) {
+    /// Lets a suspended episode wait, unless there is nothing to wait for.
+    fn keep(&mut self, episode: Episode) {
+        match self.reason_to_give_up(&episode) {
+            Some(reason) => self.cancel(episode, reason),
+            None => self.waiting.push(episode),
+        }
+    }
+
+    fn reason_to_give_up(&self, episode: &Episode) -> Option<CancelReason> {
+        if self.doomed.contains(&episode.identity().group) {
+            return Some(CancelReason::GroupDropped);
+        }
+        let is_stale = episode.oldest_version().is_some_and(|version| version < self.oldest);
+        is_stale.then_some(CancelReason::Stale)
+    }
+
+    fn cancel(&mut self, episode: Episode, reason: CancelReason) {
+        let trajectory = episode.cancel(reason);
+        *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
+        self.file(trajectory);
+    }
+
+    /// Puts a final attempt with its group, and grades the group when it is complete.
+    fn file(&mut self, trajectory: Trajectory) {
+        let id = trajectory.identity.group;
+        let group = self.open.get_mut(&id).expect("an episode runs while its group is open");
+        group.finished.push(trajectory);
+        if group.finished.len() < self.settings.group_size {
+            self.doom(id);
+            return;
+        }
+        let mut members = self.open.remove(&id).expect("it was just found").finished;
+        self.doomed.remove(&id);
+        members.sort_unstable_by_key(|member| member.identity.member);
+        let (rubric, limit) = (self.rubric.clone(), self.settings.rubric_timeout());
+        self.grading.push(Box::pin(grading::grade(rubric, limit, Group { id, members })));
+    }
+
+    /// Gives the rest of a group up when staleness has left too few of it. Faults never do: each member has its own.
+    fn doom(&mut self, id: GroupId) {
+        let finished = &self.open[&id].finished;
+        let is_lost = |member: &&Trajectory| {
+            matches!(member.outcome, Outcome::Cancelled(CancelReason::Stale))
+        };
+        let n_lost = finished.iter().filter(is_lost).count();
+        let n_left = self.settings.group_size - n_lost;
+        if n_left < self.settings.min_group_size && self.doomed.insert(id) {
+            self.running.stop_group(id);
+        }
+    }
+
+    /// Books a graded group, and hands it over if enough of it counts.
+    fn deliver(&mut self, group: Group) {
         let viable = group.scored().count() >= self.settings.min_group_size;
         for member in &group.members {
             let reason = match (viable, member.reward()) {
@@ -422,74 +500,12 @@ impl RolloutPool {
                 (_, None) => member.outcome.label(),
             };
             *self.ledger.dropped.entry(reason.clone()).or_default() += 1;
-            *iteration.dropped.entry(reason).or_default() += 1;
+            *self.news.dropped.entry(reason).or_default() += 1;
+        }
+        if viable {
+            self.news.groups.push(group);
         }
     }
-
-    /// Adds the rubric's scores, and makes a member that nobody scored an infrastructure fault.
-    async fn score(&self, members: &mut [Trajectory]) {
-        if let Some(rubric) = &self.rubric {
-            score_by(&**rubric, members).await;
-        }
-        for member in members
-            .iter_mut()
-            .filter(|member| member.outcome.is_scored() && member.reward().is_none())
-        {
-            break_off(member, InfraReason::BadReward, "nobody scored the episode".to_owned());
-        }
-    }
-}
-
-/// What came of advancing some episodes.
-#[derive(Default)]
-struct Advanced {
-    suspended: Vec<Episode>,
-    finished: Vec<Trajectory>,
-    n_sampled: u64,
-}
-
-async fn score_by(rubric: &dyn Rubric, members: &mut [Trajectory]) {
-    let mut scorable: Vec<&mut Trajectory> = members
-        .iter_mut()
-        .filter(|member| member.outcome.is_scored() && !member.turns.is_empty())
-        .collect();
-    let transcripts: Vec<_> = scorable.iter().map(|member| member.transcript()).collect();
-    let broken = match rubric.score(&transcripts).await {
-        Ok(scores) if scores.len() != scorable.len() => Some((
-            InfraReason::BadReward,
-            format!("{} scores for {} episodes", scores.len(), scorable.len()),
-        )),
-        Ok(scores) => {
-            scorable
-                .iter_mut()
-                .zip(scores)
-                .for_each(|(member, score)| add_score(rubric.name(), member, score));
-            None
-        }
-        Err(error) => Some((InfraReason::RubricError, error.to_string())),
-    };
-    if let Some((reason, message)) = broken {
-        let message = format!("rubric `{}`: {message}", rubric.name());
-        for member in scorable {
-            break_off(member, reason, message.clone());
-        }
-    }
-}
-
-fn add_score(rubric: &str, member: &mut Trajectory, score: Option<f64>) {
-    let Some(score) = score else { return };
-    if !(member.reward().unwrap_or(0.0) + score).is_finite() {
-        break_off(member, InfraReason::BadReward, format!("rubric `{rubric}` returned {score}"));
-        return;
-    }
-    let turn = member.turns.last_mut().expect("only episodes with turns are scored");
-    turn.reward = Some(turn.reward.unwrap_or(0.0) + score);
-}
-
-/// Takes the verdict on a finished episode back.
-fn break_off(member: &mut Trajectory, reason: InfraReason, message: String) {
-    member.outcome = Outcome::InfraFault(InfraFault { reason, message });
-    member.solved = false;
 }
 
 impl fmt::Debug for RolloutPool {
@@ -497,22 +513,8 @@ impl fmt::Debug for RolloutPool {
         formatter
             .debug_struct("RolloutPool")
             .field("tasks", &self.tasks.name())
-            .field("n_open", &self.n_open())
-            .field("n_waiting", &self.n_waiting())
+            .field("census", &self.census())
             .field("ledger", &self.ledger)
             .finish_non_exhaustive()
     }
-}
-
-/// Why rollouts cannot go on.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum RolloutError {
-    /// The breaker: something is broken for all episodes.
-    #[error("run episodes: {n} in a row broke, the last with {last}")]
-    TooManyFaults {
-        /// How many.
-        n: u32,
-        /// The last one.
-        last: InfraFault,
-    },
 }

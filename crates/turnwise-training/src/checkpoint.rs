@@ -83,7 +83,8 @@ impl Checkpoints {
         self.sweep().at(&self.directory)?;
         fs::create_dir_all(&staging).at(&staging)?;
         trainer.learner().save(&staging).await?;
-        let state = State { version: trainer.learner().version(), trainer: trainer.snapshot() };
+        let snapshot = trainer.snapshot().await;
+        let state = State { version: trainer.learner().version(), trainer: snapshot };
         let json = serde_json::to_vec(&state).map_err(io::Error::from).at(&staging)?;
         fs::write(staging.join(STATE), json).at(&staging)?;
         extra(&staging).at(&staging)?;

@@ -101,10 +101,8 @@ fn pool_settings(settings: &EvaluationSettings) -> PoolSettings {
         group_size: 1,
         min_group_size: 1,
         max_concurrent: settings.max_concurrent,
-        tokens_per_iteration: None,
-        max_retries: 2,
-        max_faults_in_row: 20,
         limits: settings.limits.clone(),
+        ..PoolSettings::default()
     }
 }
 

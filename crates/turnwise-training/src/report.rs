@@ -2,9 +2,9 @@ use turnwise_objective::Metrics;
 use turnwise_rollout::{Group, Iteration};
 use turnwise_trajectory::{Outcome, PolicyVersion, Trajectory};
 
-use crate::Updated;
 use crate::metric::{self, MetricValues};
 use crate::policy_gradient::{Mismatch, ObjectiveReport};
+use crate::{Books, Updated};
 
 /// What one step did: numbers for the log, episodes for people.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +17,10 @@ pub struct StepReport {
     pub trained: Vec<Trajectory>,
     /// Some scored episode of the step, for a look at what the policy does: the last that was solved, else the last.
     pub sample: Option<Trajectory>,
+    /// Where every episode of the run was when the step ended.
+    pub books: Books,
     pub(crate) n_dropped: u64,
+    pub(crate) canary: Option<f64>,
 }
 
 /// How long things took, in seconds.
@@ -85,17 +88,34 @@ impl UpdateReport {
 }
 
 impl StepReport {
-    pub(crate) fn new(step: u64, iteration: &Iteration, groups: &[Group]) -> Self {
+    pub(crate) fn new(
+        step: u64,
+        iteration: &Iteration,
+        groups: &[Group],
+        n_replaced: usize,
+    ) -> Self {
         let mut report = Self { step, ..Self::default() };
         report.describe_iteration(iteration);
         report.describe_groups(groups);
+        report.metrics.set(metric::REPLACED, n_replaced as f64);
         report
     }
 
-    pub(crate) fn finish(&mut self, trained: &[Trajectory], update: &UpdateReport, timing: Timing) {
+    pub(crate) fn finish(
+        &mut self,
+        trained: &[Trajectory],
+        update: &UpdateReport,
+        books: Books,
+        timing: Timing,
+    ) {
         self.describe_trained(trained, update.trained_version);
         update.write(&mut self.metrics);
         self.metrics.set(metric::DROPPED, self.n_dropped as f64);
+        self.metrics.set(metric::IN_FLIGHT, books.in_flight() as f64);
+        if let Some(gap) = self.canary {
+            self.metrics.set(metric::CANARY_MAX, gap);
+        }
+        self.books = books;
         self.metrics.set(metric::STEP_S, timing.step_s);
         self.metrics.set(metric::ROLLOUT_S, timing.rollout_s);
         self.metrics.set(metric::TRAIN_S, timing.step_s - timing.rollout_s);

@@ -4,20 +4,19 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use turnwise_environment::{Random, Rubric, TaskSet, derive_seed};
-use turnwise_objective::{AdvantageError, Objective};
+use turnwise_environment::{Rubric, TaskSet};
+use turnwise_objective::Objective;
 use turnwise_rollout::{
-    AgentFactory, Group, Iteration, Policy, PoolSettings, PoolSnapshot, RestoreError, RolloutError,
-    RolloutPool, StopSignal,
+    AgentFactory, Group, Policy, PoolSettings, PoolSnapshot, RestoreError, RolloutPool, StopSignal,
 };
-use turnwise_trajectory::{GroupId, Trajectory};
+use turnwise_trajectory::Trajectory;
 
-use crate::admission::Admission;
-use crate::policy_gradient::{ObjectiveReport, accumulate};
-use crate::proximal::{Behavior, recompute};
-use crate::report::{StepReport, Timing, UpdateReport};
+use crate::learning::Learning;
+use crate::report::{Timing, UpdateReport};
+use crate::scheduler::{Gathered, Scheduler, SchedulerSettings, SchedulerSnapshot};
 use crate::{
-    Batch, BatchError, Credit, Learner, LearnerError, RatioScope, Schedule, Update, assign_credit,
+    Admission, Behavior, Books, Canary, Credit, Curriculum, DynamicSampling, Learner, RatioScope,
+    RolloutMode, Schedule, StaleTokens, StepReport, TrainError, assign_credit,
 };
 
 /// The parts of a training run that can be chosen freely.
@@ -45,6 +44,12 @@ pub struct TrainerSettings {
     pub groups_per_step: usize,
     /// How they are run.
     pub rollout: PoolSettings,
+    /// How rollouts and training share the time.
+    pub mode: RolloutMode,
+    /// Whether groups that teach nothing are replaced by others in the same step.
+    pub dynamic_sampling: Option<DynamicSampling>,
+    /// Which tasks are played.
+    pub curriculum: Curriculum,
     /// What may train.
     pub admission: Admission,
     /// Which tokens share a ratio.
@@ -55,6 +60,8 @@ pub struct TrainerSettings {
     pub n_minibatches: usize,
     /// Padded tokens that go through the model at once.
     pub micro_batch_tokens: usize,
+    /// Whether the policy has to show after each publication that it has the new weights.
+    pub canary: Option<Canary>,
     /// The learning rate.
     pub schedule: Schedule,
     /// Where gradients are clipped.
@@ -69,11 +76,15 @@ impl Default for TrainerSettings {
         Self {
             groups_per_step: 16,
             rollout: PoolSettings::default(),
+            mode: RolloutMode::default(),
+            dynamic_sampling: None,
+            curriculum: Curriculum::default(),
             admission: Admission::default(),
             ratio_scope: RatioScope::default(),
             behavior: Behavior::default(),
             n_minibatches: 4,
             micro_batch_tokens: 16_384,
+            canary: None,
             schedule: Schedule::default(),
             max_grad_norm: 1.0,
             seed: 0,
@@ -83,24 +94,16 @@ impl Default for TrainerSettings {
 
 /// The loop: groups, credit, objective, optimiser, new weights.
 pub struct Trainer<L> {
-    learner: L,
-    policy: Arc<dyn Policy>,
-    pool: RolloutPool,
-    objective: Box<dyn Objective>,
-    credit: Box<dyn Credit>,
+    learning: Learning<L>,
+    scheduler: Scheduler,
     settings: TrainerSettings,
     progress: Progress,
-    /// Groups that were finished when somebody asked for a halt; they are trained on first when the run goes on.
-    ready: Vec<Group>,
 }
 
 /// How far a run has come.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Progress {
     step: u64,
-    /// Steps whose groups have been started: one more than `step` where a halt came between that and the training.
-    steps_started: u64,
-    groups_started: u64,
     trained: u64,
     dropped: BTreeMap<String, u64>,
     skipped_in_row: u32,
@@ -110,26 +113,37 @@ struct Progress {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TrainerSnapshot {
     progress: Progress,
+    scheduler: SchedulerSnapshot,
+}
+
+impl TrainerSnapshot {
     /// Suspended episodes and groups that wait for them.
-    pub pool: PoolSnapshot,
-    ready: Vec<(GroupId, Vec<Trajectory>)>,
+    #[must_use]
+    pub fn pool(&self) -> &PoolSnapshot {
+        &self.scheduler.pool
+    }
 }
 
 impl<L: Learner> Trainer<L> {
     /// A trainer at step 0.
     ///
     /// # Panics
-    /// When a setting that counts something is 0.
+    /// When a setting that counts something is 0, or rollouts overlap with training although nothing stale may train.
     #[must_use]
     pub fn new(parts: Parts<L>, settings: TrainerSettings) -> Self {
         assert!(
             settings.groups_per_step > 0 && settings.n_minibatches > 0,
             "a step has groups and mini-batches"
         );
+        assert!(
+            settings.mode != RolloutMode::Pipelined || settings.admission.max_staleness > 0,
+            "pipelined rollouts are one version stale"
+        );
         let Parts { tasks, agents, rubric, policy, learner, objective, credit } = parts;
         let pool = RolloutPool::new(tasks, agents, rubric, settings.rollout.clone(), settings.seed);
-        let progress = Progress::default();
-        Self { learner, policy, pool, objective, credit, settings, progress, ready: Vec::new() }
+        let scheduler = Scheduler::new(pool, policy, scheduler_settings(&settings));
+        let learning = Learning { learner, objective, credit, skipped_in_row: 0 };
+        Self { learning, scheduler, settings, progress: Progress::default() }
     }
 
     /// The step that comes next; 0 before the first.
@@ -140,16 +154,33 @@ impl<L: Learner> Trainer<L> {
 
     /// The model that learns.
     pub fn learner(&mut self) -> &mut L {
-        &mut self.learner
+        &mut self.learning.learner
     }
 
     /// The engine that draws.
     #[must_use]
     pub fn policy(&self) -> &Arc<dyn Policy> {
-        &self.policy
+        self.scheduler.policy()
     }
 
-    /// Runs one iteration of rollouts and trains on the groups it finished.
+    /// Where every episode of the run is.
+    #[must_use]
+    pub fn books(&self) -> Books {
+        let ledger = self.scheduler.pool().ledger();
+        let mut dropped = ledger.dropped.clone();
+        for (reason, n) in &self.progress.dropped {
+            *dropped.entry(reason.clone()).or_default() += n;
+        }
+        Books {
+            dispatched: ledger.dispatched,
+            trained: self.progress.trained,
+            dropped,
+            open: self.scheduler.pool().census(),
+            ready: self.scheduler.n_ready(),
+        }
+    }
+
+    /// Gathers finished groups, trains on them, and publishes what came of it.
     ///
     /// `None` when `stop` came first: what was finished is kept, what was not is suspended, and nothing was trained.
     ///
@@ -157,33 +188,33 @@ impl<L: Learner> Trainer<L> {
     /// When rollouts, credit or the learner cannot go on.
     pub async fn step(&mut self, stop: &StopSignal) -> Result<Option<StepReport>, TrainError> {
         let started = Instant::now();
-        self.start_groups();
-        let iteration = self.roll_out(stop).await?;
+        let version = self.learning.learner.version();
+        self.scheduler.gather(self.progress.step, version, stop).await?;
         let rollout_s = started.elapsed().as_secs_f64();
         if stop.requested() {
-            self.ready.extend(iteration.groups);
             return Ok(None);
         }
-        let (iteration, groups) = self.take_groups(iteration);
-        let mut report = StepReport::new(self.progress.step, &iteration, &groups);
+        let Gathered { groups, news, n_replaced } = self.scheduler.take();
+        let mut report = StepReport::new(self.progress.step, &news, &groups, n_replaced);
         let trainable = self.admit(groups, &mut report)?;
-        let update = self.update(&trainable).await?;
+        let update = self.optimise(&trainable, stop).await?;
+        self.publish(&trainable, &update, &mut report).await?;
         self.progress.trained += trainable.len() as u64;
         self.progress.step += 1;
-        self.check_books()?;
+        self.progress.skipped_in_row = self.learning.skipped_in_row;
+        let books = self.books();
+        if books.unaccounted() != 0 {
+            return Err(TrainError::Unaccounted { books: Box::new(books) });
+        }
         let timing = Timing { step_s: started.elapsed().as_secs_f64(), rollout_s };
-        report.finish(&trainable, &update, timing);
+        report.finish(&trainable, &update, books, timing);
         Ok(Some(report))
     }
 
-    /// Everything but the weights.
-    #[must_use]
-    pub fn snapshot(&self) -> TrainerSnapshot {
-        TrainerSnapshot {
-            progress: self.progress.clone(),
-            pool: self.pool.snapshot(),
-            ready: self.ready.iter().map(|group| (group.id, group.members.clone())).collect(),
-        }
+    /// Everything but the weights. What runs is suspended first.
+    pub async fn snapshot(&mut self) -> TrainerSnapshot {
+        self.scheduler.halt().await;
+        TrainerSnapshot { progress: self.progress.clone(), scheduler: self.scheduler.snapshot() }
     }
 
     /// Goes on where a snapshot was taken; the weights are restored by [`Learner::load`].
@@ -191,58 +222,9 @@ impl<L: Learner> Trainer<L> {
     /// # Errors
     /// When a suspended episode cannot be restored.
     pub fn restore(&mut self, snapshot: TrainerSnapshot) -> Result<(), RestoreError> {
+        self.learning.skipped_in_row = snapshot.progress.skipped_in_row;
         self.progress = snapshot.progress;
-        self.ready =
-            snapshot.ready.into_iter().map(|(id, members)| Group { id, members }).collect();
-        self.pool.restore(snapshot.pool)
-    }
-
-    /// Iterations until one finishes a group. With a small token budget that can take several; each brings every episode at
-    /// least one token further.
-    async fn roll_out(&mut self, stop: &StopSignal) -> Result<Iteration, TrainError> {
-        let mut rolled_out = Iteration::default();
-        loop {
-            rolled_out.absorb(self.pool.iterate(&self.policy, stop).await?);
-            let has_work = !rolled_out.groups.is_empty() || !self.ready.is_empty();
-            if has_work || self.pool.n_waiting() == 0 || stop.requested() {
-                return Ok(rolled_out);
-            }
-        }
-    }
-
-    /// Starts the step's groups, as far as staleness admits them: what is open may not be more than can be trained on before
-    /// it is too old (the form of AReaL's admission, counted in groups).
-    fn start_groups(&mut self) {
-        if self.progress.steps_started > self.progress.step {
-            return;
-        }
-        self.progress.steps_started = self.progress.step + 1;
-        let per_step = self.settings.groups_per_step;
-        let most = per_step.saturating_mul(self.settings.admission.max_staleness as usize + 1);
-        let capacity = most.saturating_sub(self.pool.n_open() + self.ready.len());
-        for _ in 0..per_step.min(capacity) {
-            let number = self.progress.groups_started;
-            self.pool.start(GroupId(number), self.task_of(number));
-            self.progress.groups_started += 1;
-        }
-    }
-
-    /// The task of a group: every epoch goes through all tasks once, in an order of its own.
-    fn task_of(&self, number: u64) -> usize {
-        let n = self.pool.tasks().len() as u64;
-        let (epoch, place) = (number / n, number % n);
-        let mut order: Vec<usize> = (0..n as usize).collect();
-        Random::new(derive_seed(derive_seed(self.settings.seed, TASK_ORDER), epoch))
-            .shuffle(&mut order);
-        order[place as usize]
-    }
-
-    fn take_groups(&mut self, mut iteration: Iteration) -> (Iteration, Vec<Group>) {
-        let mut groups = std::mem::take(&mut self.ready);
-        groups.append(&mut iteration.groups);
-        // A run that was halted in between trains in the order of one that was not.
-        groups.sort_by_key(|group| group.id);
-        (iteration, groups)
+        self.scheduler.restore(snapshot.scheduler)
     }
 
     /// The members that train, with their credit.
@@ -253,112 +235,82 @@ impl<L: Learner> Trainer<L> {
     ) -> Result<Vec<Trajectory>, TrainError> {
         let mut trainable = Vec::new();
         for group in groups {
-            let mut admitted = self.settings.admission.admit(group, self.learner.version());
+            let version = self.learning.learner.version();
+            let mut admitted = self.settings.admission.admit(group, version);
             for (reason, n) in admitted.dropped {
                 *self.progress.dropped.entry(reason.to_owned()).or_default() += n;
                 report.n_dropped += n;
             }
-            assign_credit(&*self.credit, &mut admitted.members)?;
+            assign_credit(&*self.learning.credit, &mut admitted.members)?;
             trainable.append(&mut admitted.members);
         }
         Ok(trainable)
     }
 
-    /// The optimiser steps of one batch of rollouts, and the publication of what they made.
-    async fn update(&mut self, trajectories: &[Trajectory]) -> Result<UpdateReport, TrainError> {
-        let update = Update {
-            learning_rate: self.settings.schedule.at(self.progress.step),
-            max_grad_norm: self.settings.max_grad_norm,
-        };
-        let mut report = UpdateReport::new(update.learning_rate, self.learner.version());
-        let batches = self.minibatches(trajectories).await?;
-        for (index, batch) in batches.iter().enumerate() {
-            let objective = accumulate(
-                &mut self.learner,
-                &*self.objective,
-                batch,
-                self.settings.micro_batch_tokens,
-                index == 0 && self.settings.behavior == Behavior::Recorded,
-            )
-            .await?;
-            let updated = self.learner.step(update).await?;
-            self.count_skipped(updated.applied, &objective)?;
-            report.record(&objective, updated);
-        }
-        if report.n_applied > 0 {
-            self.learner.publish().await?;
-        }
-        Ok(report)
-    }
-
-    /// The batch in mini-batches of whole trajectories, shuffled, because neighbours come from one group.
-    async fn minibatches(&mut self, trajectories: &[Trajectory]) -> Result<Vec<Batch>, TrainError> {
-        let mut order: Vec<&Trajectory> = trajectories.iter().collect();
-        Random::new(derive_seed(derive_seed(self.settings.seed, MINIBATCHES), self.progress.step))
-            .shuffle(&mut order);
-        let size = order.len().div_ceil(self.settings.n_minibatches).max(1);
-        let mut batches = Vec::new();
-        for chunk in order.chunks_mut(size) {
-            // Rows of like length share a micro-batch, so that little of it is padding.
-            chunk.sort_by_key(|trajectory| trajectory.n_sampled());
-            let mut batch = Batch::new(chunk.iter().copied(), self.settings.ratio_scope)?;
-            if let Behavior::Recomputed { max_weight } = self.settings.behavior {
-                recompute(&mut batch, &mut self.learner, max_weight).await?;
-            }
-            if batch.n_targets() > 0 {
-                batches.push(batch);
-            }
-        }
-        Ok(batches)
-    }
-
-    fn count_skipped(
+    /// The optimiser steps, and beside them whatever rollouts the mode allows.
+    async fn optimise(
         &mut self,
-        applied: bool,
-        objective: &ObjectiveReport,
-    ) -> Result<(), TrainError> {
-        if applied {
-            self.progress.skipped_in_row = 0;
-            return Ok(());
+        trainable: &[Trajectory],
+        stop: &StopSignal,
+    ) -> Result<UpdateReport, TrainError> {
+        let Self { learning, scheduler, settings, progress } = self;
+        let version = learning.learner.version();
+        let update = learning.optimise(trainable, progress.step, settings);
+        match settings.mode {
+            RolloutMode::Synchronous => update.await,
+            RolloutMode::Pipelined => {
+                let round = scheduler.round(progress.step + 1, version, stop);
+                let (update, round) = tokio::join!(update, round);
+                round?;
+                update
+            }
+            RolloutMode::Asynchronous => {
+                tokio::select! {
+                    biased;
+                    update = update => update,
+                    broken = scheduler.keep_going(version, stop) => {
+                        Err(broken.expect_err("rollouts go on until the update is done").into())
+                    }
+                }
+            }
         }
-        self.progress.skipped_in_row += 1;
-        tracing::warn!(
-            step = self.progress.step,
-            loss = objective.loss,
-            "skipped an update: its gradient was not finite"
-        );
-        if self.progress.skipped_in_row >= MAX_SKIPPED_IN_ROW {
-            return Err(TrainError::NotFinite { step: self.progress.step });
-        }
-        Ok(())
     }
 
-    /// Every episode that was started has been trained, was dropped for a reason, or is still open.
-    fn check_books(&self) -> Result<(), TrainError> {
-        let ledger = self.pool.ledger();
-        let settled = self.progress.trained + self.progress.dropped.values().sum::<u64>();
-        if ledger.delivered == settled {
+    async fn publish(
+        &mut self,
+        trainable: &[Trajectory],
+        update: &UpdateReport,
+        report: &mut StepReport,
+    ) -> Result<(), TrainError> {
+        if update.n_applied == 0 {
             return Ok(());
         }
-        Err(TrainError::Books { delivered: ledger.delivered, settled })
+        let policy = self.scheduler.policy().clone();
+        let canary = self.learning.publish(&*policy, trainable, self.settings.canary).await?;
+        report.canary = canary;
+        self.scheduler.published(self.learning.learner.version(), trainable.len() as u64);
+        Ok(())
     }
 }
 
-/// Skipped updates in a row that stop a run.
-const MAX_SKIPPED_IN_ROW: u32 = 3;
-
-// Labels for seeds that derive from the run's; the pool uses group numbers, which never reach these.
-const TASK_ORDER: u64 = u64::MAX;
-const MINIBATCHES: u64 = u64::MAX - 1;
+fn scheduler_settings(settings: &TrainerSettings) -> SchedulerSettings {
+    SchedulerSettings {
+        mode: settings.mode,
+        groups_per_step: settings.groups_per_step,
+        max_staleness: settings.admission.max_staleness,
+        drops_stale: settings.admission.stale == StaleTokens::Drop,
+        dynamic_sampling: settings.dynamic_sampling,
+        curriculum: settings.curriculum,
+        seed: settings.seed,
+    }
+}
 
 impl<L: fmt::Debug> fmt::Debug for Trainer<L> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Trainer")
-            .field("learner", &self.learner)
-            .field("pool", &self.pool)
-            .field("objective", &self.objective)
-            .field("credit", &self.credit)
+            .field("learning", &self.learning)
+            .field("pool", self.scheduler.pool())
             .field("progress", &self.progress)
             .finish_non_exhaustive()
     }
@@ -372,39 +324,4 @@ impl<L> fmt::Debug for Parts<L> {
             .field("credit", &self.credit)
             .finish_non_exhaustive()
     }
-}
-
-/// Why training cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    /// Rollouts.
-    #[error(transparent)]
-    Rollout(#[from] RolloutError),
-    /// The learner, or the objective inside it.
-    #[error(transparent)]
-    Learner(#[from] LearnerError),
-    /// Credit.
-    #[error("assign credit")]
-    Credit(#[from] AdvantageError),
-    /// A token without credit.
-    #[error(transparent)]
-    Batch(#[from] BatchError),
-    /// The gradient was not finite several times in a row.
-    #[error(
-        "train: the gradient was not finite in {MAX_SKIPPED_IN_ROW} updates in a row, the last at step {step}"
-    )]
-    NotFinite {
-        /// The step.
-        step: u64,
-    },
-    /// Episodes got lost: a bug.
-    #[error(
-        "account for every episode: {delivered} were delivered, {settled} were trained or dropped"
-    )]
-    Books {
-        /// What rollouts handed over.
-        delivered: u64,
-        /// What training knows of.
-        settled: u64,
-    },
 }

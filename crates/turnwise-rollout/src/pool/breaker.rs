@@ -1,0 +1,73 @@
+use std::collections::VecDeque;
+
+use turnwise_trajectory::{InfraFault, InfraReason, Outcome, Trajectory};
+
+use super::PoolSettings;
+
+/// Notices that something is broken for all episodes, which no retry repairs.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    max_in_row: u32,
+    max_bad_rewards: f64,
+    in_row: u32,
+    /// For each of the last attempts whether its reward was bad.
+    recent: VecDeque<bool>,
+}
+
+/// Attempts that bad rewards are counted over: 1 % of fewer says nothing.
+const WINDOW: usize = 256;
+
+impl Breaker {
+    pub(super) fn new(settings: &PoolSettings) -> Self {
+        Self {
+            max_in_row: settings.max_faults_in_row,
+            max_bad_rewards: settings.max_bad_rewards,
+            in_row: 0,
+            recent: VecDeque::with_capacity(WINDOW),
+        }
+    }
+
+    /// An error when this attempt was one fault too many.
+    pub(super) fn count(&mut self, trajectory: &Trajectory) -> Option<RolloutError> {
+        if self.recent.len() == WINDOW {
+            self.recent.pop_front();
+        }
+        let Outcome::InfraFault(fault) = &trajectory.outcome else {
+            self.in_row = 0;
+            self.recent.push_back(false);
+            return None;
+        };
+        self.recent.push_back(fault.reason == InfraReason::BadReward);
+        self.in_row += 1;
+        if self.in_row >= self.max_in_row {
+            return Some(RolloutError::TooManyFaults { n: self.in_row, last: fault.clone() });
+        }
+        let n = self.recent.iter().filter(|is_bad| **is_bad).count();
+        let is_bad = fault.reason == InfraReason::BadReward;
+        (is_bad && n > 1 && n as f64 > self.max_bad_rewards * WINDOW as f64)
+            .then(|| RolloutError::BadRewards { n, of: self.recent.len(), last: fault.clone() })
+    }
+}
+
+/// Why rollouts cannot go on.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum RolloutError {
+    /// The breaker: something is broken for all episodes.
+    #[error("run episodes: {n} in a row broke, the last with {last}")]
+    TooManyFaults {
+        /// How many.
+        n: u32,
+        /// The last one.
+        last: InfraFault,
+    },
+    /// The breaker: the environment or the rubric rewards what it must not.
+    #[error("run episodes: {n} of the last {of} attempts had a bad reward, the last {last}")]
+    BadRewards {
+        /// How many.
+        n: usize,
+        /// Among how many.
+        of: usize,
+        /// The last one.
+        last: InfraFault,
+    },
+}

@@ -1,0 +1,36 @@
+use std::collections::BTreeMap;
+
+use turnwise_rollout::Census;
+
+/// Every episode of a run, counted where it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    /// Episodes that were started; a retry is not a new one.
+    pub dispatched: u64,
+    /// Episodes that were trained on.
+    pub trained: u64,
+    /// Episodes that were dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Episodes that rollouts have open.
+    pub open: Census,
+    /// Episodes in finished groups that wait for the trainer.
+    pub ready: u64,
+}
+
+impl Books {
+    /// Episodes that are neither trained nor dropped nor suspended.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.open.total() - self.open.suspended + self.ready
+    }
+
+    /// `dispatched − trained − dropped − in flight − suspended`: 0, or episodes got lost.
+    #[must_use]
+    pub fn unaccounted(&self) -> i64 {
+        let known = self.trained
+            + self.dropped.values().sum::<u64>()
+            + self.in_flight()
+            + self.open.suspended;
+        self.dispatched.cast_signed() - known.cast_signed()
+    }
+}

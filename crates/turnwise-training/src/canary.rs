@@ -1,0 +1,111 @@
+use serde::{Deserialize, Serialize};
+use turnwise_rollout::{Policy, PolicyError, SampleRequest};
+use turnwise_trajectory::{PolicyVersion, Sampling, TokenId};
+
+use crate::{Learner, LearnerError, Row, Target};
+
+/// A few tokens that are drawn after every publication and computed again by the trainer: an engine that never received the
+/// weights looks like staleness otherwise (verl#7495 lost two months to one).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Canary {
+    /// How many tokens.
+    pub tokens: usize,
+    /// How far the two may be apart, in nats. Rounding of f32 stays below 1e-3; engines of other precision need more.
+    pub tolerance: f64,
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self { tokens: 4, tolerance: 0.05 }
+    }
+}
+
+impl Canary {
+    /// The largest difference, in nats; `None` when the engine did not answer, which its requests will show anyway.
+    ///
+    /// # Errors
+    /// When the engine draws with other weights than those that were published, or the learner fails.
+    pub(crate) async fn check(
+        &self,
+        policy: &dyn Policy,
+        learner: &mut dyn Learner,
+        prompt: &[TokenId],
+    ) -> Result<Option<f64>, CanaryError> {
+        let version = learner.version();
+        let request = SampleRequest {
+            prompt: prompt.to_vec(),
+            stop: Vec::new(),
+            max_tokens: self.tokens,
+            sampling: Sampling::default(),
+            seed: SESSION,
+            first_index: u64::from(version.0),
+            min_version: version,
+            session: SESSION,
+        };
+        let sample = policy.sample(request).await;
+        policy.release(SESSION);
+        let tokens = match sample {
+            Ok(sample) => sample.tokens,
+            Err(PolicyError::Refused(reason)) => {
+                return Err(CanaryError::Refused { version, reason });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the engine did not answer after new weights");
+                return Ok(None);
+            }
+        };
+        if let Some(token) = tokens.iter().find(|token| token.version != version) {
+            return Err(CanaryError::Version { drawn: token.version, published: version });
+        }
+        let mut row = Row { ids: prompt.to_vec(), targets: Vec::new() };
+        for token in &tokens {
+            row.targets.push(Target { position: row.ids.len(), temperature: 1.0 });
+            row.ids.push(token.id);
+        }
+        let logprobs = learner.logprobs(&[row]).await?;
+        let differences = tokens.iter().zip(logprobs.iter().flatten());
+        let gap = differences
+            .map(|(token, logprob)| (f64::from(token.logprob) - f64::from(*logprob)).abs())
+            .fold(0.0, f64::max);
+        // NaN is no agreement either.
+        if gap <= self.tolerance { Ok(Some(gap)) } else { Err(CanaryError::Gap { version, gap }) }
+    }
+}
+
+/// A session no episode has but by a chance of 2^-64.
+const SESSION: u64 = 0x6361_6e61_7279;
+
+/// The engine does not serve what was published.
+#[derive(Debug, thiserror::Error)]
+pub enum CanaryError {
+    /// Its tokens carry another version.
+    #[error("draw with the new weights: the engine serves {drawn} after {published} was published")]
+    Version {
+        /// The engine's.
+        drawn: PolicyVersion,
+        /// The learner's.
+        published: PolicyVersion,
+    },
+    /// It says itself that it cannot.
+    #[error("draw with the new weights {version}: the engine refuses: {reason}")]
+    Refused {
+        /// The learner's.
+        version: PolicyVersion,
+        /// The engine's words.
+        reason: String,
+    },
+    /// Its numbers are of other weights.
+    #[error(
+        "draw with the new weights {version}: engine and trainer differ by {gap} nats on the same tokens"
+    )]
+    Gap {
+        /// The learner's.
+        version: PolicyVersion,
+        /// The largest difference.
+        gap: f64,
+    },
+    /// The learner.
+    #[error(transparent)]
+    Learner(#[from] LearnerError),
+}

@@ -1,0 +1,141 @@
+use std::fmt;
+
+use turnwise_environment::{Random, derive_seed};
+use turnwise_objective::Objective;
+use turnwise_rollout::Policy;
+use turnwise_trajectory::{TokenId, TokenKind, Trajectory};
+
+use crate::canary::Canary;
+use crate::policy_gradient::{ObjectiveReport, accumulate};
+use crate::proximal::{Behavior, recompute};
+use crate::report::UpdateReport;
+use crate::{Batch, Credit, Learner, TrainError, TrainerSettings, Update};
+
+/// The learning half of a trainer: what a batch of rollouts does to the weights.
+pub(crate) struct Learning<L> {
+    pub(crate) learner: L,
+    pub(crate) objective: Box<dyn Objective>,
+    pub(crate) credit: Box<dyn Credit>,
+    pub(crate) skipped_in_row: u32,
+}
+
+/// Skipped updates in a row that stop a run.
+pub(crate) const MAX_SKIPPED_IN_ROW: u32 = 3;
+
+/// Label of a seed that derives from the run's; the pool uses group numbers, which never reach it.
+const MINIBATCHES: u64 = u64::MAX - 1;
+
+impl<L: Learner> Learning<L> {
+    /// The optimiser steps of one batch of rollouts; the policy draws with the weights of before until they are published.
+    pub(crate) async fn optimise(
+        &mut self,
+        trajectories: &[Trajectory],
+        step: u64,
+        settings: &TrainerSettings,
+    ) -> Result<UpdateReport, TrainError> {
+        let update = Update {
+            learning_rate: settings.schedule.at(step),
+            max_grad_norm: settings.max_grad_norm,
+        };
+        let mut report = UpdateReport::new(update.learning_rate, self.learner.version());
+        let batches = self.minibatches(trajectories, step, settings).await?;
+        for (index, batch) in batches.iter().enumerate() {
+            let objective = accumulate(
+                &mut self.learner,
+                &*self.objective,
+                batch,
+                settings.micro_batch_tokens,
+                index == 0 && settings.behavior == Behavior::Recorded,
+            )
+            .await?;
+            let updated = self.learner.step(update).await?;
+            self.count_skipped(updated.applied, step, &objective)?;
+            report.record(&objective, updated);
+        }
+        Ok(report)
+    }
+
+    /// Makes the new weights the policy's, and has the policy show that it has them.
+    pub(crate) async fn publish(
+        &mut self,
+        policy: &dyn Policy,
+        trained: &[Trajectory],
+        canary: Option<Canary>,
+    ) -> Result<Option<f64>, TrainError> {
+        self.learner.publish().await?;
+        let prompt = trained.iter().find_map(first_prompt);
+        match (canary, prompt) {
+            (Some(canary), Some(prompt)) => {
+                Ok(canary.check(policy, &mut self.learner, &prompt).await?)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The batch in mini-batches of whole trajectories, shuffled, because neighbours come from one group.
+    async fn minibatches(
+        &mut self,
+        trajectories: &[Trajectory],
+        step: u64,
+        settings: &TrainerSettings,
+    ) -> Result<Vec<Batch>, TrainError> {
+        let mut order: Vec<&Trajectory> = trajectories.iter().collect();
+        Random::new(derive_seed(derive_seed(settings.seed, MINIBATCHES), step)).shuffle(&mut order);
+        let size = order.len().div_ceil(settings.n_minibatches).max(1);
+        let mut batches = Vec::new();
+        for chunk in order.chunks_mut(size) {
+            // Rows of like length share a micro-batch, so that little of it is padding.
+            chunk.sort_by_key(|trajectory| trajectory.n_sampled());
+            let mut batch = Batch::new(chunk.iter().copied(), settings.ratio_scope)?;
+            if let Behavior::Recomputed { max_weight } = settings.behavior {
+                recompute(&mut batch, &mut self.learner, max_weight).await?;
+            }
+            if batch.n_targets() > 0 {
+                batches.push(batch);
+            }
+        }
+        Ok(batches)
+    }
+
+    fn count_skipped(
+        &mut self,
+        applied: bool,
+        step: u64,
+        objective: &ObjectiveReport,
+    ) -> Result<(), TrainError> {
+        if applied {
+            self.skipped_in_row = 0;
+            return Ok(());
+        }
+        self.skipped_in_row += 1;
+        tracing::warn!(
+            step,
+            loss = objective.loss,
+            "skipped an update: its gradient was not finite"
+        );
+        if self.skipped_in_row >= MAX_SKIPPED_IN_ROW {
+            return Err(TrainError::NotFinite { step });
+        }
+        Ok(())
+    }
+}
+
+/// What stood before the first token that a trajectory's policy drew.
+fn first_prompt(trajectory: &Trajectory) -> Option<Vec<TokenId>> {
+    let node = trajectory.graph.node(trajectory.turns.first()?.node);
+    let mut prompt = node.parent.map_or_else(Vec::new, |parent| trajectory.graph.ids_to(parent));
+    let lead_in = node.spans.iter().take_while(|span| span.kind() != TokenKind::Sampled);
+    lead_in.for_each(|span| span.extend_ids(&mut prompt));
+    Some(prompt).filter(|ids| !ids.is_empty())
+}
+
+impl<L: fmt::Debug> fmt::Debug for Learning<L> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Learning")
+            .field("learner", &self.learner)
+            .field("objective", &self.objective)
+            .field("credit", &self.credit)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,361 @@
+//! What is rolled out when: how many groups are open, which tasks they play, and when there is enough to train on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use turnwise_rollout::{
+    Group, Iteration, Policy, PoolSnapshot, RestoreError, RolloutError, RolloutPool, StopSignal,
+};
+use turnwise_trajectory::{GroupId, PolicyVersion, Trajectory};
+
+use crate::capacity::{Occupancy, capacity};
+use crate::curriculum::{Curriculum, TaskQueue};
+
+/// How rollouts and training share the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutMode {
+    /// One after the other. Reproducible.
+    #[default]
+    Synchronous,
+    /// While one batch is trained on, the next is rolled out under the weights of before; new weights are published when
+    /// both are done. Reproducible, and one version stale. Best where the two take about as long.
+    Pipelined,
+    /// Rollouts never wait: weights change under them, in the middle of a turn, and the trainer takes what is finished.
+    /// Which token meets which weights depends on the machine, so that no two runs are alike.
+    Asynchronous,
+}
+
+/// More groups for those that taught nothing (DAPO, arXiv 2503.14476, section 3.2), with an end to it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DynamicSampling {
+    /// Groups of one step that may be replaced; then the step goes on with what there is.
+    pub max_groups: u64,
+    /// How long a step may take to replace them, in seconds.
+    pub max_seconds: f64,
+}
+
+impl Default for DynamicSampling {
+    fn default() -> Self {
+        Self { max_groups: 32, max_seconds: 600.0 }
+    }
+}
+
+/// The trainer's settings that concern rollouts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SchedulerSettings {
+    pub(crate) mode: RolloutMode,
+    pub(crate) groups_per_step: usize,
+    pub(crate) max_staleness: u32,
+    /// Whether what is too old is dropped whole; otherwise nothing is given up for its age.
+    pub(crate) drops_stale: bool,
+    pub(crate) dynamic_sampling: Option<DynamicSampling>,
+    pub(crate) curriculum: Curriculum,
+    pub(crate) seed: u64,
+}
+
+/// The groups of a run on their way to the trainer.
+pub(crate) struct Scheduler {
+    pool: RolloutPool,
+    policy: Arc<dyn Policy>,
+    settings: SchedulerSettings,
+    state: State,
+    /// Finished groups that wait for the trainer.
+    ready: Vec<Group>,
+    /// Those among them that dynamic sampling replaces; they are handed over with the next step, for the books.
+    flat: Vec<Group>,
+    news: Iteration,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct State {
+    /// Rounds of groups that have been started: one for each step, and in pipelined mode one ahead.
+    rounds: u64,
+    groups_started: u64,
+    /// Rollouts that were trained on in steps that were published.
+    accepted: u64,
+    /// The version the run began with.
+    first_version: Option<PolicyVersion>,
+    queue: TaskQueue,
+}
+
+/// A scheduler on its way to disk.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct SchedulerSnapshot {
+    state: State,
+    pub(crate) pool: PoolSnapshot,
+    ready: Vec<(GroupId, Vec<Trajectory>)>,
+    flat: Vec<(GroupId, Vec<Trajectory>)>,
+}
+
+/// What a step trains on, and how it came about.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    pub(crate) groups: Vec<Group>,
+    pub(crate) news: Iteration,
+    /// Groups that were replaced because they taught nothing.
+    pub(crate) n_replaced: usize,
+}
+
+impl Scheduler {
+    pub(crate) fn new(
+        pool: RolloutPool,
+        policy: Arc<dyn Policy>,
+        settings: SchedulerSettings,
+    ) -> Self {
+        Self {
+            pool,
+            policy,
+            settings,
+            state: State::default(),
+            ready: Vec::new(),
+            flat: Vec::new(),
+            news: Iteration::default(),
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &RolloutPool {
+        &self.pool
+    }
+
+    pub(crate) fn policy(&self) -> &Arc<dyn Policy> {
+        &self.policy
+    }
+
+    /// Episodes in finished groups that wait for the trainer, those without a reward excepted: they are in the pool's books.
+    pub(crate) fn n_ready(&self) -> u64 {
+        let groups = self.ready.iter().chain(&self.flat);
+        groups.map(|group| group.scored().count() as u64).sum()
+    }
+
+    /// Rolls out until there is something to train on, or `stop` comes.
+    pub(crate) async fn gather(
+        &mut self,
+        step: u64,
+        version: PolicyVersion,
+        stop: &StopSignal,
+    ) -> Result<(), RolloutError> {
+        self.state.first_version.get_or_insert(version);
+        match self.settings.mode {
+            RolloutMode::Asynchronous => self.gather_running(version, stop).await,
+            RolloutMode::Pipelined if !self.ready.is_empty() => Ok(()),
+            RolloutMode::Synchronous | RolloutMode::Pipelined => {
+                self.round(step, version, stop).await
+            }
+        }
+    }
+
+    /// The groups of a step and the news since the last.
+    pub(crate) fn take(&mut self) -> Gathered {
+        self.ready.sort_by_key(|group| group.id);
+        let n = match self.settings.mode {
+            RolloutMode::Asynchronous => self.settings.groups_per_step.min(self.ready.len()),
+            RolloutMode::Synchronous | RolloutMode::Pipelined => self.ready.len(),
+        };
+        let mut groups: Vec<Group> = self.ready.drain(..n).collect();
+        let n_replaced = self.flat.len();
+        groups.append(&mut self.flat);
+        groups.sort_by_key(|group| group.id);
+        for group in &groups {
+            self.record(group);
+        }
+        let mut news = std::mem::take(&mut self.news);
+        if self.settings.mode == RolloutMode::Asynchronous {
+            news.absorb(self.pool.take_news());
+            self.take_in(std::mem::take(&mut news.groups));
+        }
+        Gathered { groups, news, n_replaced }
+    }
+
+    /// One round: its groups, and iterations until one of them is finished. With a small token budget that can take several;
+    /// each brings every episode at least one token further.
+    pub(crate) async fn round(
+        &mut self,
+        round: u64,
+        version: PolicyVersion,
+        stop: &StopSignal,
+    ) -> Result<(), RolloutError> {
+        if self.state.rounds <= round {
+            self.state.rounds = round + 1;
+            self.start_groups(self.settings.groups_per_step as u64, version);
+        }
+        let started = Instant::now();
+        let mut n_left = self.settings.dynamic_sampling.map_or(0, |sampling| sampling.max_groups);
+        loop {
+            let mut iteration = self.pool.iterate(&self.policy, stop).await?;
+            self.take_in(std::mem::take(&mut iteration.groups));
+            self.news.absorb(iteration);
+            if stop.requested() {
+                return Ok(());
+            }
+            self.replace(&mut n_left, started, version);
+            let has_something = !self.ready.is_empty() || !self.flat.is_empty();
+            if self.pool.n_waiting() == 0 || (has_something && self.is_enough(n_left)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Rolls out in the background until there is a batch.
+    async fn gather_running(
+        &mut self,
+        version: PolicyVersion,
+        stop: &StopSignal,
+    ) -> Result<(), RolloutError> {
+        let started = Instant::now();
+        loop {
+            self.keep_running(version, stop);
+            if stop.requested() {
+                self.halt().await;
+                return Ok(());
+            }
+            let is_exhausted = self.n_replaceable() == Some(0) || self.is_late(started);
+            let is_enough = self.ready.len() >= self.settings.groups_per_step;
+            if is_enough || is_exhausted || !self.pool.settle().await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Keeps rollouts going while something else is awaited; never comes back by itself.
+    pub(crate) async fn keep_going(
+        &mut self,
+        version: PolicyVersion,
+        stop: &StopSignal,
+    ) -> Result<(), RolloutError> {
+        loop {
+            self.keep_running(version, stop);
+            if !self.pool.settle().await? {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Suspends whatever runs.
+    pub(crate) async fn halt(&mut self) {
+        self.pool.halt().await;
+        let groups = self.pool.take_groups();
+        self.take_in(groups);
+    }
+
+    /// After new weights: what was trained on made room, and what is too old now is given up.
+    pub(crate) fn published(&mut self, version: PolicyVersion, n_trained: u64) {
+        self.state.accepted += n_trained;
+        if self.settings.drops_stale {
+            let oldest = version.0.saturating_sub(self.settings.max_staleness);
+            self.pool.give_up_older_than(PolicyVersion(oldest));
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> SchedulerSnapshot {
+        let plain = |groups: &[Group]| {
+            groups.iter().map(|group| (group.id, group.members.clone())).collect()
+        };
+        SchedulerSnapshot {
+            state: self.state.clone(),
+            pool: self.pool.snapshot(),
+            ready: plain(&self.ready),
+            flat: plain(&self.flat),
+        }
+    }
+
+    pub(crate) fn restore(&mut self, snapshot: SchedulerSnapshot) -> Result<(), RestoreError> {
+        let groups = |plain: Vec<(GroupId, Vec<Trajectory>)>| {
+            plain.into_iter().map(|(id, members)| Group { id, members }).collect()
+        };
+        self.state = snapshot.state;
+        self.ready = groups(snapshot.ready);
+        self.flat = groups(snapshot.flat);
+        self.pool.restore(snapshot.pool)
+    }
+
+    fn keep_running(&mut self, version: PolicyVersion, stop: &StopSignal) {
+        let groups = self.pool.take_groups();
+        self.take_in(groups);
+        if !stop.requested() {
+            // As far as episodes can run at once: more would only wait, and age.
+            let room = self.pool.settings().max_concurrent.saturating_sub(self.pool.n_active());
+            let groups = room.div_ceil(self.pool.settings().group_size);
+            self.start_groups(groups as u64, version);
+        }
+        self.pool.launch(&self.policy, stop);
+    }
+
+    /// Starts up to `n` groups, as far as staleness admits them, and says how many.
+    fn start_groups(&mut self, n: u64, version: PolicyVersion) -> u64 {
+        let group_size = self.pool.settings().group_size as u64;
+        let n = n.min(self.capacity(version) / group_size);
+        for _ in 0..n {
+            let settings = &self.settings;
+            let n_tasks = self.pool.tasks().len();
+            let task = self.state.queue.next(settings.curriculum, n_tasks, settings.seed);
+            self.pool.start(GroupId(self.state.groups_started), task);
+            self.state.groups_started += 1;
+        }
+        n
+    }
+
+    fn capacity(&self, version: PolicyVersion) -> u64 {
+        let settings = self.pool.settings();
+        let first = self.state.first_version.unwrap_or(version);
+        let ready: usize = self.ready.iter().map(|group| group.members.len()).sum();
+        let occupancy = Occupancy {
+            version: u64::from(first.staleness(version)),
+            accepted: self.state.accepted,
+            outstanding: self.pool.ledger().open() + ready as u64,
+        };
+        let batch = (self.settings.groups_per_step * settings.group_size) as u64;
+        capacity(&occupancy, batch, self.settings.max_staleness)
+    }
+
+    /// Puts finished groups where they belong.
+    fn take_in(&mut self, groups: Vec<Group>) {
+        for group in groups {
+            if self.settings.dynamic_sampling.is_some() && group.has_zero_variance() {
+                self.flat.push(group);
+            } else {
+                self.ready.push(group);
+            }
+        }
+    }
+
+    /// Starts groups in place of those that taught nothing; `n_left` is how many more may be.
+    fn replace(&mut self, n_left: &mut u64, started: Instant, version: PolicyVersion) {
+        if self.is_late(started) {
+            *n_left = 0;
+        }
+        let has = self.ready.len() + self.pool.n_open();
+        let wanted = self.settings.groups_per_step.saturating_sub(has) as u64;
+        *n_left -= self.start_groups(wanted.min(*n_left), version);
+    }
+
+    /// How many more groups without variance this step waits for replacements of; `None` where it does not.
+    fn n_replaceable(&self) -> Option<u64> {
+        let sampling = self.settings.dynamic_sampling?;
+        Some(sampling.max_groups.saturating_sub(self.flat.len() as u64))
+    }
+
+    /// Whether a step need not wait for more groups with variance.
+    fn is_enough(&self, n_left: u64) -> bool {
+        n_left == 0 || self.ready.len() >= self.settings.groups_per_step
+    }
+
+    fn is_late(&self, started: Instant) -> bool {
+        self.settings.dynamic_sampling.is_some_and(|sampling| {
+            let limit = Duration::try_from_secs_f64(sampling.max_seconds).unwrap_or(Duration::MAX);
+            started.elapsed() >= limit
+        })
+    }
+
+    /// Tells the curriculum how a group went.
+    fn record(&mut self, group: &Group) {
+        let n = group.scored().count();
+        let solved = group.scored().filter(|member| member.solved).count();
+        if let Some(member) = group.members.first().filter(|_| n > 0) {
+            self.state.queue.record(member.identity.task_index, solved as f64 / n as f64);
+        }
+    }
+}
