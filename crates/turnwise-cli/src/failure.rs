@@ -127,12 +127,16 @@ impl From<CheckpointError> for Failure {
 
 impl From<RolloutError> for Failure {
     fn from(error: RolloutError) -> Self {
-        let RolloutError::TooManyFaults { n, last } = &error;
-        Self::new(
-            ExitCode::Infrastructure,
-            format!("{n} episodes in a row broke, the last with {last}"),
-        )
-        .help("see whether the environment holds its contract:  turnwise env check NAME")
+        let what = match &error {
+            RolloutError::TooManyFaults { n, last } => {
+                format!("{n} episodes in a row broke, the last with {last}")
+            }
+            RolloutError::BadRewards { n, of, last } => {
+                format!("{n} of the last {of} episodes had a bad reward, the last {last}")
+            }
+        };
+        Self::new(ExitCode::Infrastructure, what)
+            .help("see whether the environment holds its contract:  turnwise env check NAME")
     }
 }
 
@@ -140,6 +144,9 @@ impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
         match error {
             TrainError::Rollout(error) => error.into(),
+            TrainError::Canary(_) => Self::new(ExitCode::Infrastructure, chain(&error)).help(
+                "engine and trainer must be the same model; an engine of other precision needs a larger train.canary.tolerance",
+            ),
             TrainError::NotFinite { .. } => Self::new(ExitCode::Numeric, chain(&error))
                 .help("go on from the last checkpoint with a smaller step: train.learning_rate / 3, or train.max_grad_norm = 0.5"),
             _ => Self::runtime(&error),

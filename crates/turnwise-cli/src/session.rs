@@ -137,10 +137,19 @@ impl Session {
                 max_concurrent: rollout.max_concurrent,
                 tokens_per_iteration: (rollout.tokens_per_step > 0)
                     .then_some(rollout.tokens_per_step),
+                seconds_per_iteration: (rollout.seconds_per_step > 0.0)
+                    .then_some(rollout.seconds_per_step),
                 max_retries: rollout.max_retries,
+                retry_delay_s: rollout.retry_delay_s,
                 max_faults_in_row: rollout.max_faults_in_row,
+                max_bad_rewards: rollout.max_bad_rewards,
                 limits: limits.clone(),
+                ..PoolSettings::default()
             },
+            mode: rollout.mode,
+            dynamic_sampling: rollout.dynamic_sampling,
+            curriculum: rollout.curriculum,
+            canary: (train.canary.tokens > 0).then_some(train.canary),
             admission: Admission {
                 max_staleness: train.max_staleness,
                 stale: train.stale,

@@ -8,7 +8,10 @@ use turnwise::candle::{AdamW, EngineSettings};
 use turnwise::chat::ToolPrompt;
 use turnwise::objective::LengthWeight as ObjectiveLengthWeight;
 use turnwise::rollout::Limits;
-use turnwise::training::{Behavior, Decay, RatioScope, StaleTokens, TruncatedEpisodes};
+use turnwise::training::{
+    Behavior, Canary, Curriculum, Decay, DynamicSampling, RatioScope, RolloutMode, StaleTokens,
+    TruncatedEpisodes,
+};
 
 /// Everything a run is made of.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -116,6 +119,8 @@ impl Default for WarmStart {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Rollout {
+    /// Whether rollouts and training take turns, overlap reproducibly, or never wait for each other.
+    pub(crate) mode: RolloutMode,
     pub(crate) groups_per_step: usize,
     pub(crate) group_size: usize,
     /// A group with fewer scored members is dropped whole.
@@ -123,26 +128,42 @@ pub(crate) struct Rollout {
     pub(crate) max_concurrent: usize,
     /// Tokens that one step may draw over all its episodes; what is cut goes on in the next. 0 lets every episode finish.
     pub(crate) tokens_per_step: u64,
+    /// Seconds after which the step's episodes are cut; what is cut goes on in the next. 0 lets every episode finish.
+    pub(crate) seconds_per_step: f64,
+    /// Which tasks are played.
+    pub(crate) curriculum: Curriculum,
+    /// Groups that teach nothing are replaced in the same step, up to a bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dynamic_sampling: Option<DynamicSampling>,
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
     pub(crate) top_k: u32,
     pub(crate) max_retries: u32,
+    pub(crate) retry_delay_s: f64,
     pub(crate) max_faults_in_row: u32,
+    /// Share of bad rewards that stops the run.
+    pub(crate) max_bad_rewards: f64,
 }
 
 impl Default for Rollout {
     fn default() -> Self {
         Self {
+            mode: RolloutMode::Synchronous,
             groups_per_step: 16,
             group_size: 8,
             min_group_size: 2,
             max_concurrent: 256,
             tokens_per_step: 0,
+            seconds_per_step: 0.0,
+            curriculum: Curriculum::Epochs,
+            dynamic_sampling: None,
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
             max_retries: 2,
+            retry_delay_s: 0.1,
             max_faults_in_row: 20,
+            max_bad_rewards: 0.01,
         }
     }
 }
@@ -255,6 +276,8 @@ pub(crate) struct Train {
     pub(crate) keep_zero_variance: bool,
     pub(crate) ratio_scope: RatioScope,
     pub(crate) behavior: Behavior,
+    /// What the engine has to show after new weights.
+    pub(crate) canary: Canary,
 }
 
 impl Default for Train {
@@ -272,6 +295,7 @@ impl Default for Train {
             keep_zero_variance: false,
             ratio_scope: RatioScope::Trajectory,
             behavior: Behavior::Recorded,
+            canary: Canary::default(),
         }
     }
 }

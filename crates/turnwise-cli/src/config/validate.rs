@@ -1,5 +1,7 @@
 //! What cannot be, said before anything is loaded.
 
+use turnwise::training::{Curriculum, RolloutMode};
+
 use super::schema::Config;
 
 /// A setting that cannot be: its dotted key, what is wrong, what to do.
@@ -16,6 +18,7 @@ pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
     check_numbers(config)?;
     check_group(config)?;
     check_sampling(config)?;
+    check_schedule(config)?;
     check_heads(config)
 }
 
@@ -142,6 +145,43 @@ fn check_sampling(config: &Config) -> Result<(), Impossible> {
     )?;
     let top_k = config.rollout.top_k;
     refuse_if(top_k > 0, "rollout.top_k", || format!("= {top_k} cuts the vocabulary short"), help)
+}
+
+fn check_schedule(config: &Config) -> Result<(), Impossible> {
+    let (rollout, train) = (&config.rollout, &config.train);
+    refuse_if(
+        rollout.mode == RolloutMode::Pipelined && train.max_staleness == 0,
+        "train.max_staleness",
+        || "= 0 lets nothing train that was rolled out beside an update".to_owned(),
+        "use at least 1 with rollout.mode = \"pipelined\", or rollout.mode = \"synchronous\"",
+    )?;
+    let at_least_0 = [
+        ("rollout.seconds_per_step", rollout.seconds_per_step),
+        ("rollout.retry_delay_s", rollout.retry_delay_s),
+        ("rollout.max_bad_rewards", rollout.max_bad_rewards),
+        ("train.canary.tolerance", train.canary.tolerance),
+    ];
+    at_least_0.into_iter().try_for_each(|(key, value)| {
+        refuse_if(
+            !(value.is_finite() && value >= 0.0),
+            key,
+            || format!("is {value}"),
+            "use a finite number of at least 0",
+        )
+    })?;
+    let Curriculum::SuccessRate { low, high, keep } = rollout.curriculum else { return Ok(()) };
+    refuse_if(
+        !(0.0 <= low && low <= high && high <= 1.0),
+        "rollout.curriculum",
+        || format!("has the band {low} to {high}"),
+        "use two success rates with 0 <= low <= high <= 1",
+    )?;
+    refuse_if(
+        !(keep > 0.0 && keep <= 1.0),
+        "rollout.curriculum",
+        || format!("has keep = {keep}"),
+        "use a probability above 0, so that tasks outside the band come back",
+    )
 }
 
 fn check_heads(config: &Config) -> Result<(), Impossible> {
