@@ -4,9 +4,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use turnwise_environment::{Message, Role, TaskKey, ToolCall};
 use turnwise_trajectory::{
-    AgentFault, Author, CancelReason, Edge, EdgeKind, GroupId, Identity, InfraFault, InfraReason,
-    Limit, MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion, RecordError,
-    SampledToken, Sampling, Span, StopReason, Trajectory, Turn, read_line, write_line,
+    AgentFault, AgentId, Author, CancelReason, Edge, EdgeKind, GroupId, Identity, InfraFault,
+    InfraReason, Limit, MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
+    RecordError, SampledToken, SampledTokens, Sampling, Span, SpawnedBy, StopReason, Trajectory,
+    Turn, read_line, write_line,
 };
 
 use crate::support::{Built, token};
@@ -47,7 +48,8 @@ fn spans(is_policy: bool) -> impl Strategy<Value = Vec<Span>> {
         ids().prop_map(Span::Scaffold),
         ids().prop_map(Span::Forced),
     ];
-    let drawn = prop::collection::vec(sampled(), 0..6).prop_map(Span::Sampled);
+    let drawn =
+        prop::collection::vec(sampled(), 0..6).prop_map(|tokens| Span::Sampled(tokens.into()));
     let span = if is_policy { prop_oneof![drawn, other].boxed() } else { other.boxed() };
     prop::collection::vec(span, 0..4)
 }
@@ -125,6 +127,7 @@ fn trajectories() -> impl Strategy<Value = Trajectory> {
                 faults,
                 seconds,
                 engine: text.clone(),
+                weights: (faults % 2 == 0).then(|| text.clone()),
             };
             let sampling = Sampling { temperature, min_p, ..Sampling::default() };
             Trajectory {
@@ -145,6 +148,9 @@ fn trajectories() -> impl Strategy<Value = Trajectory> {
                 graph,
                 outcome,
                 solved: numbers.4,
+                agent: AgentId(numbers.3 % 3),
+                spawned_by: (numbers.3 % 3 > 0)
+                    .then_some(SpawnedBy { agent: AgentId(0), node: NodeId(numbers.3) }),
             }
         })
 }
@@ -157,7 +163,7 @@ fn written(trajectory: &Trajectory) -> String {
 
 /// What equality of floats would let through.
 fn bits(trajectory: &Trajectory) -> Vec<(u32, Option<u32>)> {
-    let of = |token: &SampledToken| (token.logprob.to_bits(), token.advantage.map(f32::to_bits));
+    let of = |token: SampledToken| (token.logprob.to_bits(), token.advantage.map(f32::to_bits));
     trajectory.sampled().map(of).collect()
 }
 

@@ -12,8 +12,8 @@ use turnwise_rollout::{
 };
 use turnwise_testkit::{AlphabetRenderer, Echo};
 use turnwise_trajectory::{
-    Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, PolicyVersion, SampledToken,
-    Sampling, Span, StopReason, TokenId, Trajectory, Turn,
+    AgentId, Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
+    SampledToken, Sampling, Span, StopReason, TokenId, Trajectory, Turn,
 };
 
 /// What the policies of these tests can say.
@@ -225,6 +225,8 @@ impl Built {
             turns: Vec::new(),
             outcome: Outcome::Done,
             solved: false,
+            agent: AgentId::default(),
+            spawned_by: None,
         };
         Self { trajectory }
     }
@@ -247,7 +249,7 @@ impl Built {
             parent: Some(parent),
             author: Author::Policy,
             message: Message::assistant(""),
-            spans: vec![Span::Scaffold(vec![5]), Span::Sampled(tokens)],
+            spans: vec![Span::Scaffold(vec![5]), Span::Sampled(tokens.into())],
         });
         graph.push(context(Some(node), &[9]));
         self.trajectory.turns.push(Turn {
@@ -257,6 +259,7 @@ impl Built {
             faults: 0,
             seconds: 0.0,
             engine: "built".to_owned(),
+            weights: None,
         });
         self
     }

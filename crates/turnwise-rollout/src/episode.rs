@@ -10,7 +10,8 @@ use turnwise_environment::{
     Action, Ending, Environment, EnvironmentError, Observation, Step, TaskSet,
 };
 use turnwise_trajectory::{
-    AgentFault, AgentId, CancelReason, Identity, InfraFault, InfraReason, Limit, Outcome, Trajectory, Turn,
+    AgentFault, AgentId, CancelReason, Identity, InfraFault, InfraReason, Limit, Outcome,
+    Trajectory, Turn,
 };
 
 use crate::{

@@ -21,15 +21,22 @@ mod run_directory;
 mod schedule;
 mod trainer;
 
-pub use admission::{Admission, Admitted, StaleTokens, TruncatedEpisodes};
-pub use batch::{Batch, BatchError, RatioScope, TrainToken, assign_credit};
+pub use admission::{
+    Admission, Admitted, DropReason, Lengths, Overlong, StaleTokens, TruncatedEpisodes,
+};
+pub use batch::{
+    Batch, BatchError, RatioScope, TrainToken, assign_credit, check_trajectories, fill_references,
+};
 pub use checkpoint::{Checkpoint, CheckpointError, Checkpoints};
 pub use credit::{Credit, OutcomeCredit, ReturnCredit, TurnCredit};
 pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};
 pub use evaluate::{Evaluated, Evaluation, EvaluationSettings, evaluate};
 pub use interval::SuccessRate;
 pub use learner::{GradientFn, Learner, LearnerError, Update, Updated};
-pub use policy_gradient::{Mismatch, ObjectiveReport, accumulate};
+pub use policy_gradient::{
+    BatchLoss, Mismatch, ObjectiveReport, SequenceError, accumulate, accumulate_in, batch_loss,
+    micro_batches,
+};
 pub use proximal::{Behavior, recompute};
 pub use report::StepReport;
 pub use row::{Row, Target};

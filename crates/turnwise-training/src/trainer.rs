@@ -254,10 +254,11 @@ impl<L: Learner> Trainer<L> {
         let mut trainable = Vec::new();
         for group in groups {
             let mut admitted = self.settings.admission.admit(group, self.learner.version());
-            for (reason, n) in admitted.dropped {
-                *self.progress.dropped.entry(reason.to_owned()).or_default() += n;
-                report.n_dropped += n;
+            for (reason, lengths) in &admitted.dropped {
+                let label = reason.label().to_owned();
+                *self.progress.dropped.entry(label).or_default() += lengths.episodes;
             }
+            report.record_admission(&admitted);
             assign_credit(&*self.credit, &mut admitted.members)?;
             trainable.append(&mut admitted.members);
         }

@@ -257,7 +257,9 @@ impl MessageGraph {
             if node.parent.is_some_and(|parent| parent >= id) {
                 return Err(GraphError::Parent { node: id });
             }
-            if node.author != Author::Policy && node.sampled_spans().any(|tokens| !tokens.is_empty()) {
+            if node.author != Author::Policy
+                && node.sampled_spans().any(|tokens| !tokens.is_empty())
+            {
                 return Err(GraphError::SampledByOther { node: id });
             }
             let mut logprobs = node.sampled_spans().flat_map(SampledTokens::logprobs);

@@ -187,8 +187,7 @@ impl SampledTokens {
         reason: MaskReason,
         mut is_masked: impl FnMut(&SampledToken) -> bool,
     ) {
-        let mask =
-            |token: SampledToken| token.mask.or_else(|| is_masked(&token).then_some(reason));
+        let mask = |token: SampledToken| token.mask.or_else(|| is_masked(&token).then_some(reason));
         self.masks = self.iter().map(mask).collect();
     }
 
@@ -243,7 +242,8 @@ impl SampledTokens {
     /// What they take in memory, in bytes: this value and what it reserved on the heap, the allocator's own share apart.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let floats = |column: &Option<Vec<f32>>| column.as_ref().map_or(0, |one| 4 * one.capacity());
+        let floats =
+            |column: &Option<Vec<f32>>| column.as_ref().map_or(0, |one| 4 * one.capacity());
         let optional = self.optional.as_ref().map_or(0, |optional| {
             let kept = optional.kept.as_ref();
             size_of::<Optional>()

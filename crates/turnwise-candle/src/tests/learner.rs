@@ -13,7 +13,7 @@ type Answer = Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>>;
 
 fn row(ids: &[u32]) -> Row {
     let targets = (1..ids.len()).map(|position| Target { position, temperature: 1.0 }).collect();
-    Row { ids: ids.to_vec(), targets }
+    Row { ids: ids.to_vec(), targets, ..Row::default() }
 }
 
 /// The gradient of the mean negative log-likelihood.
@@ -95,9 +95,13 @@ fn log_probabilities_follow_temperature_and_order() {
         let target = |position, temperature| Target { position, temperature };
         let ids = vec![3, 1, 4, 1, 5, 9];
         let rows = [
-            Row { ids: ids.clone(), targets: vec![target(2, 1.0), target(5, 0.5), target(5, 1.0)] },
-            Row { ids: ids.clone(), targets: vec![] },
-            Row { ids: ids.clone(), targets: vec![target(1, 2.0)] },
+            Row {
+                ids: ids.clone(),
+                targets: vec![target(2, 1.0), target(5, 0.5), target(5, 1.0)],
+                ..Row::default()
+            },
+            Row { ids: ids.clone(), ..Row::default() },
+            Row { ids: ids.clone(), targets: vec![target(1, 2.0)], ..Row::default() },
         ];
         let logprobs = learner.logprobs(&rows).await.unwrap();
         assert_eq!(logprobs.iter().map(Vec::len).collect::<Vec<_>>(), [3, 0, 1]);
@@ -215,7 +219,7 @@ fn bad_rows_are_errors_that_say_why() {
             (vec![1; 257], vec![target(1, 1.0)], "256 positions"),
         ];
         for (ids, targets, expected) in cases {
-            let rows = [row(&[1, 2]), Row { ids, targets }];
+            let rows = [row(&[1, 2]), Row { ids, targets, ..Row::default() }];
             for error in [
                 learner.logprobs(&rows).await.unwrap_err(),
                 learner.accumulate(&rows, &mut likelihood).await.unwrap_err(),
