@@ -18,18 +18,18 @@ use turnwise_trajectory::{
 
 use crate::support::{Built, OBJECTIVE, block_on};
 
-const WHOLE: usize = usize::MAX / 1024;
+pub(crate) const WHOLE: usize = usize::MAX / 1024;
 
 /// A learner whose log-probability of a token depends on its id alone, and that writes the gradient of each id down.
 #[derive(Debug, Default)]
-struct Probe {
+pub(crate) struct Probe {
     /// How far its log-probabilities are from those that were recorded.
-    drift: f64,
-    gradient: BTreeMap<TokenId, f64>,
+    pub(crate) drift: f64,
+    pub(crate) gradient: BTreeMap<TokenId, f64>,
 }
 
 impl Probe {
-    fn logprob(&self, id: TokenId) -> f32 {
+    pub(crate) fn logprob(&self, id: TokenId) -> f32 {
         let drift = self.drift * (uniform_at(2, u64::from(id)) - 0.5);
         (f64::from(recorded(id)) + drift) as f32
     }
@@ -93,7 +93,7 @@ impl Learner for Probe {
 
 /// One turn of a trajectory to build.
 #[derive(Clone, Debug)]
-struct TurnSpec {
+pub(crate) struct TurnSpec {
     n_tokens: usize,
     advantage: f32,
     /// Which of the earlier places it follows, where forks are wanted.
@@ -113,7 +113,7 @@ fn turns() -> impl Strategy<Value = Vec<TurnSpec>> {
     prop::collection::vec(turn.prop_map(spec), 1..6)
 }
 
-fn members() -> impl Strategy<Value = Vec<Vec<TurnSpec>>> {
+pub(crate) fn members() -> impl Strategy<Value = Vec<Vec<TurnSpec>>> {
     prop::collection::vec(turns(), 1..5)
 }
 
@@ -136,11 +136,11 @@ fn build(member: usize, turns: &[TurnSpec], forked: bool) -> Trajectory {
     built.trajectory
 }
 
-fn build_all(members: &[Vec<TurnSpec>], forked: bool) -> Vec<Trajectory> {
+pub(crate) fn build_all(members: &[Vec<TurnSpec>], forked: bool) -> Vec<Trajectory> {
     members.iter().enumerate().map(|(place, turns)| build(place, turns, forked)).collect()
 }
 
-fn measured(
+pub(crate) fn measured(
     trajectories: &[Trajectory],
     scope: RatioScope,
     micro_batch_tokens: usize,
@@ -161,7 +161,7 @@ fn near(a: &BTreeMap<TokenId, f64>, b: &BTreeMap<TokenId, f64>) -> bool {
         })
 }
 
-const SCOPES: [RatioScope; 4] =
+pub(crate) const SCOPES: [RatioScope; 4] =
     [RatioScope::Trajectory, RatioScope::Branch, RatioScope::Turn, RatioScope::VersionSegment];
 
 /// Loss and gradient from the definition: each ratio group on its own, weighted by 1 / (trajectories · groups of its own).

@@ -1,6 +1,7 @@
 //! Properties across crates. A test's name is a fact; its comment says which numbered statement of the specification it
 //! holds.
 
+mod admission;
 mod batches;
 mod conservation;
 mod conversation;
@@ -9,7 +10,9 @@ mod determinism;
 mod endings;
 mod engines;
 mod learning;
+mod ratio_groups;
 mod records;
+mod refusals;
 mod rubrics;
 mod sampling;
 mod settings;

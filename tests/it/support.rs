@@ -5,16 +5,21 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use turnwise_environment::{Message, TaskKey, TaskSet, derive_seed};
-use turnwise_objective::{Clip, GspoToken, LengthWeight};
+use turnwise_objective::{Clip, GroupAdvantage, GspoToken, LengthWeight, Std};
 use turnwise_rollout::{
     AgentFactory, Allowance, ChatAgents, Episode, Limits, Policy, PolicyError, PoolSettings,
     Progress, Sample, SampleRequest, Sampler, uniform_at,
 };
 use turnwise_testkit::{AlphabetRenderer, Echo};
+use turnwise_training::OutcomeCredit;
 use turnwise_trajectory::{
     AgentId, Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
     SampledToken, Sampling, Span, StopReason, TokenId, Trajectory, Turn,
 };
+
+/// Compares whole episodes.
+pub(crate) const OUTCOME: OutcomeCredit =
+    OutcomeCredit { advantage: GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 } };
 
 /// What the policies of these tests can say.
 pub(crate) const LETTERS: &str = "abc";
