@@ -76,7 +76,7 @@ fn cut(n: usize, seed: u64, n_parts: usize) -> Vec<Vec<usize>> {
     parts
 }
 
-/// −Σ_t r_t A_t over the step's tokens: what a mean over tokens is made of.
+/// Ratio times advantage, clipped and summed over tokens: what a mean over tokens is made of.
 #[derive(Debug)]
 struct TokenMean(Denominator);
 
@@ -98,7 +98,9 @@ impl Objective for TokenMean {
         let grpo = turnwise_objective::Grpo { clip: turnwise_objective::Clip::PAPER_GRPO };
         let loss = grpo.evaluate(sequence, gradient)?;
         let n = sequence.len() as f64;
-        gradient.iter_mut().for_each(|coefficient| *coefficient *= n);
+        for coefficient in gradient.iter_mut() {
+            *coefficient *= n;
+        }
         Ok(SequenceLoss { loss: loss.loss * n, stats: SequenceStats { ..loss.stats } })
     }
 }
@@ -107,13 +109,13 @@ impl Objective for TokenMean {
 fn model_gradient(batch: &Batch, coefficients: &[Vec<f64>], rows: &[usize]) -> Vec<[f64; 5]> {
     let mut gradient = vec![[0.0; 5]; 10];
     for row in rows {
-        let content = &batch.rows[*row];
-        for (target, coefficient) in content.targets.iter().zip(&coefficients[*row]) {
-            let context = content.ids[target.position - 1] as usize % 10;
+        let laid_out = &batch.rows[*row];
+        for (target, coefficient) in laid_out.targets.iter().zip(&coefficients[*row]) {
+            let context = laid_out.ids[target.position - 1] as usize % 10;
             let logits: Vec<f64> = (0..5).map(|id| uniform_at(context as u64, id).exp()).collect();
             let total: f64 = logits.iter().sum();
             for (id, (sum, weight)) in gradient[context].iter_mut().zip(logits).enumerate() {
-                let drawn = f64::from(u8::from(content.ids[target.position] as usize % 5 == id));
+                let drawn = f64::from(u8::from(laid_out.ids[target.position] as usize % 5 == id));
                 *sum += coefficient * (drawn - weight / total);
             }
         }

@@ -235,7 +235,7 @@ fn partial(max_staleness: u32, stale: StaleTokens, seed: u64) -> Vec<(PolicyVers
 fn ages(steps: &[(PolicyVersion, StepReport)]) -> Vec<u32> {
     let of_step = |(version, report): &(PolicyVersion, StepReport)| -> Vec<u32> {
         let sampled = report.trained.iter().flat_map(Trajectory::sampled);
-        sampled.filter(|one| one.trains()).map(|one| one.version.staleness(*version)).collect()
+        sampled.filter(SampledToken::trains).map(|one| one.version.staleness(*version)).collect()
     };
     steps.iter().flat_map(of_step).collect()
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use turnwise_objective::Metrics;
 use turnwise_rollout::{Group, Iteration};
-use turnwise_trajectory::{Outcome, PolicyVersion, SampledTokens, Trajectory};
+use turnwise_trajectory::{Outcome, PolicyVersion, SampledToken, SampledTokens, Trajectory};
 
 use crate::metric::{self, Metric, MetricValues};
 use crate::policy_gradient::{Mismatch, ObjectiveReport};
@@ -183,7 +183,7 @@ impl StepReport {
     }
 
     fn describe_trained(&mut self, trained: &[Trajectory], version: PolicyVersion) {
-        let tokens = || trained.iter().flat_map(Trajectory::sampled).filter(|token| token.trains());
+        let tokens = || trained.iter().flat_map(Trajectory::sampled).filter(SampledToken::trains);
         let metrics = &mut self.metrics;
         metrics.set(metric::EPISODES, trained.len() as f64);
         let staleness = || tokens().map(|token| token.version.staleness(version));

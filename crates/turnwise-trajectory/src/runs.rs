@@ -25,7 +25,9 @@ impl<T: Copy + PartialEq> Runs<T> {
             return Err(format!("the runs of {name} do not cover {n} tokens"));
         }
         let mut runs = Self::default();
-        lengths.into_iter().for_each(|(value, length)| runs.push(value, length));
+        for (value, length) in lengths {
+            runs.push(value, length);
+        }
         Ok(runs)
     }
 
@@ -109,7 +111,9 @@ impl<T: Copy + PartialEq> Runs<Option<T>> {
 impl<T: Copy + PartialEq> FromIterator<T> for Runs<T> {
     fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
         let mut runs = Self::default();
-        values.into_iter().for_each(|value| runs.push(value, 1));
+        for value in values {
+            runs.push(value, 1);
+        }
         runs
     }
 }

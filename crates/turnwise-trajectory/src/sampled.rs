@@ -264,7 +264,9 @@ impl SampledTokens {
 
 impl Extend<SampledToken> for SampledTokens {
     fn extend<I: IntoIterator<Item = SampledToken>>(&mut self, tokens: I) {
-        tokens.into_iter().for_each(|token| self.push(token));
+        for token in tokens {
+            self.push(token);
+        }
     }
 }
 

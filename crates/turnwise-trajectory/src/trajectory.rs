@@ -19,6 +19,7 @@ pub struct GroupId(pub u64);
 pub struct AgentId(pub u32);
 
 impl AgentId {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
     fn is_first(&self) -> bool {
         *self == Self::default()
     }
@@ -168,7 +169,7 @@ impl Trajectory {
     #[must_use]
     pub fn staleness(&self, newest: PolicyVersion) -> u32 {
         self.sampled()
-            .filter(|token| token.trains())
+            .filter(SampledToken::trains)
             .map(|token| token.version.staleness(newest))
             .max()
             .unwrap_or(0)

@@ -231,6 +231,40 @@ fn bad_rows_are_errors_that_say_why() {
     });
 }
 
+// rollouts.md pitfall 20: a softmax over the whole vocabulary is not what the token was drawn from.
+#[test]
+fn a_row_with_kept_sets_is_refused() {
+    block_on(async {
+        let mut learner = learner();
+        let kept = [(0, vec![2, 5])].into();
+        let rows = [Row { kept, ..row(&[1, 2]) }];
+        for error in [
+            learner.logprobs(&rows).await.unwrap_err(),
+            learner.accumulate(&rows, &mut likelihood).await.unwrap_err(),
+        ] {
+            let LearnerError::BadRow { row: 0, reason } = error else { panic!("{error}") };
+            assert!(reason.contains("truncated distribution") && reason.contains("position 1"));
+        }
+    });
+}
+
+// objective.md section 4: the reference is kept only when asked for, and stays where it was while the weights move.
+#[test]
+fn a_reference_is_kept_when_asked_for_and_does_not_move() {
+    block_on(async {
+        let mut learner = learner();
+        let rows = [row(&[1, 2, 3, 4])];
+        let missing = learner.reference_logprobs(&rows).await.unwrap_err();
+        assert!(matches!(missing, LearnerError::NoReference));
+        learner.keep_reference().await.unwrap();
+        let start = learner.logprobs(&rows).await.unwrap();
+        learner.accumulate(&rows, &mut likelihood).await.unwrap();
+        assert!(learner.step(UPDATE).await.unwrap().applied);
+        assert_ne!(learner.logprobs(&rows).await.unwrap(), start);
+        assert_eq!(learner.reference_logprobs(&rows).await.unwrap(), start);
+    });
+}
+
 #[test]
 fn a_failed_objective_adds_no_gradient() {
     block_on(async {
