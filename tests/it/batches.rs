@@ -18,18 +18,18 @@ use turnwise_trajectory::{
 
 use crate::support::{Built, OBJECTIVE, block_on};
 
-const WHOLE: usize = usize::MAX / 1024;
+pub(crate) const WHOLE: usize = usize::MAX / 1024;
 
 /// A learner whose log-probability of a token depends on its id alone, and that writes the gradient of each id down.
 #[derive(Debug, Default)]
-struct Probe {
+pub(crate) struct Probe {
     /// How far its log-probabilities are from those that were recorded.
-    drift: f64,
-    gradient: BTreeMap<TokenId, f64>,
+    pub(crate) drift: f64,
+    pub(crate) gradient: BTreeMap<TokenId, f64>,
 }
 
 impl Probe {
-    fn logprob(&self, id: TokenId) -> f32 {
+    pub(crate) fn logprob(&self, id: TokenId) -> f32 {
         let drift = self.drift * (uniform_at(2, u64::from(id)) - 0.5);
         (f64::from(recorded(id)) + drift) as f32
     }
@@ -93,7 +93,7 @@ impl Learner for Probe {
 
 /// One turn of a trajectory to build.
 #[derive(Clone, Debug)]
-struct TurnSpec {
+pub(crate) struct TurnSpec {
     n_tokens: usize,
     advantage: f32,
     /// Which of the earlier places it follows, where forks are wanted.
@@ -113,7 +113,7 @@ fn turns() -> impl Strategy<Value = Vec<TurnSpec>> {
     prop::collection::vec(turn.prop_map(spec), 1..6)
 }
 
-fn members() -> impl Strategy<Value = Vec<Vec<TurnSpec>>> {
+pub(crate) fn members() -> impl Strategy<Value = Vec<Vec<TurnSpec>>> {
     prop::collection::vec(turns(), 1..5)
 }
 
@@ -136,11 +136,11 @@ fn build(member: usize, turns: &[TurnSpec], forked: bool) -> Trajectory {
     built.trajectory
 }
 
-fn build_all(members: &[Vec<TurnSpec>], forked: bool) -> Vec<Trajectory> {
+pub(crate) fn build_all(members: &[Vec<TurnSpec>], forked: bool) -> Vec<Trajectory> {
     members.iter().enumerate().map(|(place, turns)| build(place, turns, forked)).collect()
 }
 
-fn measured(
+pub(crate) fn measured(
     trajectories: &[Trajectory],
     scope: RatioScope,
     micro_batch_tokens: usize,
@@ -161,7 +161,7 @@ fn near(a: &BTreeMap<TokenId, f64>, b: &BTreeMap<TokenId, f64>) -> bool {
         })
 }
 
-const SCOPES: [RatioScope; 4] =
+pub(crate) const SCOPES: [RatioScope; 4] =
     [RatioScope::Trajectory, RatioScope::Branch, RatioScope::Turn, RatioScope::VersionSegment];
 
 /// Loss and gradient from the definition: each ratio group on its own, weighted by 1 / (trajectories · groups of its own).
@@ -196,13 +196,12 @@ fn by_definition(
 
 /// For trajectories without forks, except under the scopes in which forks make no difference.
 fn groups_by_definition(trajectory: &Trajectory, scope: RatioScope) -> Vec<Vec<SampledToken>> {
-    let tokens: Vec<SampledToken> =
-        trajectory.sampled().filter(|token| token.trains()).copied().collect();
+    let tokens: Vec<SampledToken> = trajectory.sampled().filter(SampledToken::trains).collect();
     match scope {
         RatioScope::Trajectory | RatioScope::Branch => vec![tokens],
         RatioScope::Turn => trajectory
             .turn_nodes()
-            .map(|node| node.sampled().filter(|token| token.trains()).copied().collect())
+            .map(|node| node.sampled().filter(SampledToken::trains).collect())
             .filter(|tokens: &Vec<_>| !tokens.is_empty())
             .collect(),
         RatioScope::VersionSegment => {
@@ -237,7 +236,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.12 and objective 5.14: micro-batches of any size, rows of one trajectory never apart.
+    /// rollouts 13.12 and objective 5.14: micro-batches of any size, rows of one trajectory together or apart.
     #[test]
     fn the_size_of_a_micro_batch_changes_nothing(members in members(), tokens in 1_usize..200) {
         let forked = build_all(&members, true);
@@ -321,6 +320,7 @@ proptest! {
         let admission = Admission {
             max_staleness,
             stale: StaleTokens::Mask,
+            min_group_size: 1,
             keep_zero_variance: true,
             ..Admission::default()
         };
@@ -331,7 +331,7 @@ proptest! {
         let is_stale =
             |token: &SampledToken| token.version.staleness(newest) > max_staleness;
         for token in masked.iter().flat_map(Trajectory::sampled) {
-            prop_assert_eq!(token.mask, is_stale(token).then_some(MaskReason::Stale));
+            prop_assert_eq!(token.mask, is_stale(&token).then_some(MaskReason::Stale));
         }
         let deleted: Vec<Trajectory> =
             trajectories.into_iter().map(|one| without(one, is_stale)).collect();
@@ -427,12 +427,12 @@ fn without(mut trajectory: Trajectory, gone: impl Fn(&SampledToken) -> bool) -> 
             .into_iter()
             .flat_map(|span| match span {
                 Span::Sampled(tokens) => tokens
-                    .into_iter()
+                    .iter()
                     .map(|token| {
                         if gone(&token) {
                             Span::Context(vec![token.id])
                         } else {
-                            Span::Sampled(vec![token])
+                            Span::Sampled(vec![token].into())
                         }
                     })
                     .collect(),
@@ -446,8 +446,13 @@ fn without(mut trajectory: Trajectory, gone: impl Fn(&SampledToken) -> bool) -> 
 /// Ids and log-probabilities of a model that draws one of five tokens.
 fn small_ids(mut trajectory: Trajectory) -> Trajectory {
     for id in trajectory.graph.ids().collect::<Vec<_>>() {
-        for token in trajectory.graph.node_mut(id).sampled_mut() {
-            (token.id, token.logprob) = (token.id % 5, 0.2_f32.ln());
+        for tokens in trajectory.graph.node_mut(id).sampled_mut() {
+            let small = |token: SampledToken| SampledToken {
+                id: token.id % 5,
+                logprob: 0.2_f32.ln(),
+                ..token
+            };
+            *tokens = tokens.iter().map(small).collect();
         }
     }
     trajectory

@@ -41,7 +41,7 @@ proptest! {
         let trajectory = played(seed, allowances, &engine);
         let returned: Vec<_> =
             engine.exchanges().into_iter().flat_map(|exchange| exchange.sample.tokens).collect();
-        let sampled: Vec<_> = trajectory.sampled().copied().collect();
+        let sampled: Vec<_> = trajectory.sampled().collect();
         prop_assert_eq!(sampled, returned);
     }
 

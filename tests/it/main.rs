@@ -1,6 +1,7 @@
 //! Properties across crates. A test's name is a fact; its comment says which numbered statement of the specification it
 //! holds.
 
+mod admission;
 mod batches;
 mod conservation;
 mod conversation;
@@ -10,7 +11,9 @@ mod endings;
 mod engines;
 mod learning;
 mod overlap;
+mod ratio_groups;
 mod records;
+mod refusals;
 mod rubrics;
 mod sampling;
 mod settings;

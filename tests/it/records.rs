@@ -4,9 +4,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use turnwise_environment::{Message, Role, TaskKey, ToolCall};
 use turnwise_trajectory::{
-    AgentFault, Author, CancelReason, Edge, EdgeKind, GroupId, Identity, InfraFault, InfraReason,
-    Limit, MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion, RecordError,
-    SampledToken, Sampling, Span, StopReason, Trajectory, Turn, read_line, write_line,
+    AgentFault, AgentId, Author, CancelReason, Edge, EdgeKind, GroupId, Identity, InfraFault,
+    InfraReason, Limit, MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
+    RecordError, SampledToken, SampledTokens, Sampling, Span, SpawnedBy, StopReason, Trajectory,
+    Turn, read_line, write_line,
 };
 
 use crate::support::{Built, token};
@@ -47,7 +48,8 @@ fn spans(is_policy: bool) -> impl Strategy<Value = Vec<Span>> {
         ids().prop_map(Span::Scaffold),
         ids().prop_map(Span::Forced),
     ];
-    let drawn = prop::collection::vec(sampled(), 0..6).prop_map(Span::Sampled);
+    let drawn =
+        prop::collection::vec(sampled(), 0..6).prop_map(|tokens| Span::Sampled(tokens.into()));
     let span = if is_policy { prop_oneof![drawn, other].boxed() } else { other.boxed() };
     prop::collection::vec(span, 0..4)
 }
@@ -125,6 +127,7 @@ fn trajectories() -> impl Strategy<Value = Trajectory> {
                 faults,
                 seconds,
                 engine: text.clone(),
+                weights: (faults % 2 == 0).then(|| text.clone()),
             };
             let sampling = Sampling { temperature, min_p, ..Sampling::default() };
             Trajectory {
@@ -145,6 +148,9 @@ fn trajectories() -> impl Strategy<Value = Trajectory> {
                 graph,
                 outcome,
                 solved: numbers.4,
+                agent: AgentId(numbers.3 % 3),
+                spawned_by: (numbers.3 % 3 > 0)
+                    .then_some(SpawnedBy { agent: AgentId(0), node: NodeId(numbers.3) }),
             }
         })
 }
@@ -157,7 +163,7 @@ fn written(trajectory: &Trajectory) -> String {
 
 /// What equality of floats would let through.
 fn bits(trajectory: &Trajectory) -> Vec<(u32, Option<u32>)> {
-    let of = |token: &SampledToken| (token.logprob.to_bits(), token.advantage.map(f32::to_bits));
+    let of = |token: SampledToken| (token.logprob.to_bits(), token.advantage.map(f32::to_bits));
     trajectory.sampled().map(of).collect()
 }
 
@@ -295,4 +301,174 @@ fn columns_of_different_lengths_are_refused() {
         let change = |line: &mut Value| columns(line)["logprobs"] = logprobs.clone();
         assert!(matches!(refused(change), RecordError::Json(_)), "{logprobs}");
     }
+}
+
+/// What can be done to sampled tokens.
+#[derive(Clone, Debug)]
+enum Change {
+    Push(SampledToken),
+    Score(usize, usize, Option<f32>),
+    MaskOlderThan(u32, MaskReason),
+}
+
+fn changes() -> impl Strategy<Value = Vec<Change>> {
+    let score = (0_usize..20, 0_usize..20, prop::option::of(finite_f32()));
+    let reason = prop::sample::select(vec![MaskReason::Stale, MaskReason::User]);
+    let change = prop_oneof![
+        3 => sampled().prop_map(Change::Push),
+        1 => score.prop_map(|(from, to, advantage)| Change::Score(from, to, advantage)),
+        1 => (0_u32..4, reason).prop_map(|(version, reason)| Change::MaskOlderThan(version, reason)),
+    ];
+    prop::collection::vec(change, 0..30)
+}
+
+proptest! {
+    // rollouts.md section 3, 13.3, 13.7: columns are what an array of tokens would be; only mask and advantage ever change.
+    #[test]
+    fn columns_are_an_array_of_tokens(changes in changes()) {
+        let (mut columns, mut array) = (SampledTokens::default(), Vec::<SampledToken>::new());
+        let n_pushed = changes.iter().filter(|one| matches!(one, Change::Push(_))).count();
+        for change in changes {
+            match change {
+                Change::Push(token) => {
+                    columns.push(token);
+                    array.push(token);
+                }
+                Change::Score(from, to, advantage) => {
+                    let to = to.min(array.len());
+                    let range = from.min(to)..to;
+                    columns.set_advantage_in(range.clone(), advantage);
+                    array[range].iter_mut().for_each(|token| token.advantage = advantage);
+                }
+                Change::MaskOlderThan(version, reason) => {
+                    let is_old = |token: &SampledToken| token.version < PolicyVersion(version);
+                    columns.mask_where(reason, is_old);
+                    for token in array.iter_mut().filter(|token| is_old(token)) {
+                        token.mask.get_or_insert(reason);
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(columns.len(), n_pushed);
+        prop_assert_eq!(columns.iter().collect::<Vec<_>>(), array.clone());
+        prop_assert_eq!((0..array.len()).map(|index| columns.get(index)).collect::<Vec<_>>(), array.clone());
+        prop_assert_eq!(columns.ids(), array.iter().map(|token| token.id).collect::<Vec<_>>());
+        prop_assert_eq!(columns.logprobs(), array.iter().map(|token| token.logprob).collect::<Vec<_>>());
+        // However it was made, the same content is the same value and the same bytes.
+        let rebuilt: SampledTokens = array.into();
+        prop_assert_eq!(&rebuilt, &columns);
+        let json = serde_json::to_string(&columns).expect("plain data");
+        prop_assert_eq!(&serde_json::to_string(&rebuilt).expect("plain data"), &json);
+        prop_assert_eq!(serde_json::from_str::<SampledTokens>(&json).expect("just written"), columns);
+    }
+
+    // rollouts.md section 3: optional columns come back, cost nothing where they are absent, and never disagree in length.
+    #[test]
+    fn optional_columns_are_kept(
+        tokens in prop::collection::vec((sampled(), any::<bool>()), 1..8),
+        has_reference in any::<bool>(),
+    ) {
+        let mut columns = SampledTokens::default();
+        for (token, is_truncated) in &tokens {
+            if *is_truncated {
+                columns.push_kept(*token, &[token.id, token.id ^ 1]);
+            } else {
+                columns.push(*token);
+            }
+        }
+        if has_reference {
+            columns.set_reference_logprobs(vec![-1.5; tokens.len()]);
+        }
+        let json = serde_json::to_string(&columns).expect("plain data");
+        prop_assert_eq!(json.contains("reference_logprobs"), has_reference);
+        let has_kept = tokens.iter().any(|(_, is_truncated)| *is_truncated);
+        prop_assert_eq!(json.contains("kept"), has_kept);
+        let read: SampledTokens = serde_json::from_str(&json).expect("just written");
+        for (index, (token, is_truncated)) in tokens.iter().enumerate() {
+            let kept = [token.id, token.id ^ 1];
+            prop_assert_eq!(read.kept(index), is_truncated.then_some(kept.as_slice()));
+        }
+        prop_assert_eq!(&read, &columns);
+        columns.push(tokens[0].0);
+        prop_assert_eq!(columns.reference_logprobs(), None, "it was of other tokens");
+        prop_assert_eq!(columns.kept(tokens.len()), None);
+    }
+}
+
+// rollouts.md 13.3: optional columns that disagree, or a kept set that cannot have drawn its token.
+#[test]
+fn impossible_optional_columns_are_refused() {
+    let impossible = [
+        ("reference_logprobs", json!([-0.5])),
+        ("proximal_logprobs", json!([-0.5, -0.5, -0.5])),
+        ("kept", json!([[1]])),
+        ("kept", json!([[1], [1]])),
+        ("unheard_of", json!([])),
+    ];
+    for (column, values) in impossible {
+        let change = |line: &mut Value| columns(line)[column] = values.clone();
+        assert!(matches!(refused(change), RecordError::Json(_)), "{column} {values}");
+    }
+}
+
+/// As written before tokens were columns in memory, before subagents and before weight digests.
+const OLD_LINE: &str = concat!(
+    r#"{"format":1,"identity":{"environment":"built","environment_version":1,"task":"#,
+    r#"TASK,"task_index":0,"group":0,"member":0,"attempt":0,"environment_seed":0,"#,
+    r#""sampling_seed":0},"renderer":"built","sampling":[{"temperature":1.0,"top_p":1.0,"#,
+    r#""top_k":0,"min_p":0.0}],"graph":{"nodes":[{"parent":null,"author":"environment","#,
+    r#""message":{"role":"user","content":""},"spans":[{"context":[7,8]}]},{"parent":0,"#,
+    r#""author":"policy","message":{"role":"assistant","content":""},"spans":[{"scaffold":[5]},"#,
+    r#"{"sampled":{"ids":[1,2],"logprobs":[-0.5,-0.25],"versions":[[0,2]],"#,
+    r#""kv_versions":[[0,2]],"sampling":[[0,2]],"advantages":[[1.0,2]]}}]},{"parent":1,"#,
+    r#""author":"environment","message":{"role":"user","content":""},"spans":[{"context":[9]}]}]},"#,
+    r#""turns":[{"node":1,"stop":"end_of_turn","reward":1.0,"faults":0,"seconds":0.0,"#,
+    r#""engine":"built"}],"outcome":"done","solved":false}"#,
+    "\n"
+);
+
+// rollouts.md section 3: records of format 1 are read as before, and written byte for byte.
+#[test]
+fn records_written_before_columns_are_read_and_written_alike() {
+    let task = serde_json::to_string(&TaskKey::of("built")).expect("plain data");
+    let line = OLD_LINE.replace("TASK", &task);
+    let read = read_line(&line).expect("an old record is a record");
+    let built = Built::new(0).turn(vec![token(1, -0.5, 1.0), token(2, -0.25, 1.0)], 1.0).trajectory;
+    assert_eq!(read, built);
+    assert_eq!(written(&read), line);
+}
+
+/// Five turns of 200 tokens by one version, scored turn by turn, without masks.
+fn typical() -> Trajectory {
+    let turn = |built: Built, turn: u32| {
+        let drawn = (0..200).map(|place| {
+            let logprob = -(turnwise_rollout::uniform_at(u64::from(turn), place) as f32);
+            let advantage = Some(turn as f32 * 0.25 - 0.5);
+            let id = (place * 977 % 50_000) as u32;
+            SampledToken { advantage, ..SampledToken::new(id, logprob, PolicyVersion(3)) }
+        });
+        built.turn(drawn.collect(), 1.0)
+    };
+    let mut trajectory = (0..5).fold(Built::new(0), turn).trajectory;
+    for id in trajectory.graph.ids().collect::<Vec<_>>() {
+        trajectory.graph.node_mut(id).sampled_mut().for_each(SampledTokens::shrink_to_fit);
+    }
+    trajectory
+}
+
+// rollouts.md section 3: a token costs its id, its log-probability, and little else.
+#[test]
+fn a_sampled_token_is_small_in_memory_and_on_disk() {
+    let trajectory = typical();
+    let n = trajectory.n_sampled() as f64;
+    let bytes: usize = trajectory.sampled_spans().map(SampledTokens::memory_bytes).sum();
+    let array = size_of::<SampledToken>();
+    let line = written(&trajectory).len();
+    println!(
+        "memory {:.2} bytes a token (as an array {array}), record {line} bytes, {:.2} a token",
+        bytes as f64 / n,
+        line as f64 / n
+    );
+    assert!(bytes as f64 / n < 9.5, "{bytes} bytes");
+    assert!((line as f64 / n) < 22.0, "{line} bytes");
 }

@@ -9,8 +9,8 @@ use turnwise_objective::{GroupAdvantage, Std};
 use turnwise_rollout::{Group, Limits, PoolSettings, StopSignal};
 use turnwise_testkit::TabularModel;
 use turnwise_training::{
-    Admission, Learner, OutcomeCredit, Parts, StaleTokens, StepReport, Trainer, TrainerSettings,
-    TruncatedEpisodes, assign_credit, metric,
+    Admission, DropReason, Learner, OutcomeCredit, Parts, StaleTokens, StepReport, Trainer,
+    TrainerSettings, TruncatedEpisodes, assign_credit, metric,
 };
 use turnwise_trajectory::{
     CancelReason, GroupId, InfraFault, InfraReason, Limit, Outcome, PolicyVersion, SampledToken,
@@ -53,12 +53,17 @@ fn admission() -> impl Strategy<Value = Admission> {
             TruncatedEpisodes::Mask,
         ]),
         any::<bool>(),
+        1_usize..4,
     )
-        .prop_map(|(max_staleness, stale, truncated, keep_zero_variance)| Admission {
-            max_staleness,
-            stale,
-            truncated,
-            keep_zero_variance,
+        .prop_map(|(max_staleness, stale, truncated, keep_zero_variance, min_group_size)| {
+            Admission {
+                max_staleness,
+                stale,
+                truncated,
+                keep_zero_variance,
+                min_group_size,
+                ..Admission::default()
+            }
         })
 }
 
@@ -74,7 +79,7 @@ proptest! {
         let group = Group { id: GroupId(0), members };
         let n_scored = group.scored().count() as u64;
         let admitted = admission.admit(group, newest);
-        let n_dropped: u64 = admitted.dropped.values().sum();
+        let n_dropped: u64 = admitted.dropped.values().map(|lengths| lengths.episodes).sum();
         prop_assert_eq!(admitted.members.len() as u64 + n_dropped, n_scored);
         for member in &admitted.members {
             prop_assert!(member.staleness(newest) <= admission.max_staleness);
@@ -83,6 +88,7 @@ proptest! {
                 prop_assert!(!matches!(member.outcome, Outcome::Truncated(_)));
             }
         }
+        prop_assert!(admitted.members.is_empty() || admitted.members.len() >= admission.min_group_size);
         let rewards: Vec<_> = admitted.members.iter().map(Trajectory::reward).collect();
         let is_flat = rewards.windows(2).all(|pair| pair[0] == pair[1]);
         prop_assert!(!is_flat || rewards.is_empty() || admission.keep_zero_variance);
@@ -117,7 +123,7 @@ fn truncated_episodes_are_kept_penalised_or_masked() {
         let group = Group { id: GroupId(0), members: members() };
         let admitted = admission.admit(group, PolicyVersion(0));
         let rewards: Vec<f64> = admitted.members.iter().filter_map(Trajectory::reward).collect();
-        (rewards, admitted.dropped.get("truncated").copied())
+        (rewards, admitted.dropped.get(&DropReason::Truncated).map(|lengths| lengths.episodes))
     };
     assert_eq!(admit(TruncatedEpisodes::Keep), (vec![1.0, 0.5, 0.0], None));
     assert_eq!(admit(TruncatedEpisodes::Penalise(-2.0)), (vec![1.0, -1.5, 0.0], None));
@@ -229,7 +235,7 @@ fn partial(max_staleness: u32, stale: StaleTokens, seed: u64) -> Vec<(PolicyVers
 fn ages(steps: &[(PolicyVersion, StepReport)]) -> Vec<u32> {
     let of_step = |(version, report): &(PolicyVersion, StepReport)| -> Vec<u32> {
         let sampled = report.trained.iter().flat_map(Trajectory::sampled);
-        sampled.filter(|one| one.trains()).map(|one| one.version.staleness(*version)).collect()
+        sampled.filter(SampledToken::trains).map(|one| one.version.staleness(*version)).collect()
     };
     steps.iter().flat_map(of_step).collect()
 }

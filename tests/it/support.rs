@@ -5,16 +5,21 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use turnwise_environment::{Message, TaskKey, TaskSet, derive_seed};
-use turnwise_objective::{Clip, GspoToken, LengthWeight};
+use turnwise_objective::{Clip, GroupAdvantage, GspoToken, LengthWeight, Std};
 use turnwise_rollout::{
     AgentFactory, Allowance, ChatAgents, Episode, Limits, Policy, PolicyError, PoolSettings,
     Progress, Sample, SampleRequest, Sampler, uniform_at,
 };
 use turnwise_testkit::{AlphabetRenderer, Echo};
+use turnwise_training::OutcomeCredit;
 use turnwise_trajectory::{
-    Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, PolicyVersion, SampledToken,
-    Sampling, Span, StopReason, TokenId, Trajectory, Turn,
+    AgentId, Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
+    SampledToken, Sampling, Span, StopReason, TokenId, Trajectory, Turn,
 };
+
+/// Compares whole episodes.
+pub(crate) const OUTCOME: OutcomeCredit =
+    OutcomeCredit { advantage: GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 } };
 
 /// What the policies of these tests can say.
 pub(crate) const LETTERS: &str = "abc";
@@ -230,6 +235,8 @@ impl Built {
             turns: Vec::new(),
             outcome: Outcome::Done,
             solved: false,
+            agent: AgentId::default(),
+            spawned_by: None,
         };
         Self { trajectory }
     }
@@ -252,7 +259,7 @@ impl Built {
             parent: Some(parent),
             author: Author::Policy,
             message: Message::assistant(""),
-            spans: vec![Span::Scaffold(vec![5]), Span::Sampled(tokens)],
+            spans: vec![Span::Scaffold(vec![5]), Span::Sampled(tokens.into())],
         });
         graph.push(context(Some(node), &[9]));
         self.trajectory.turns.push(Turn {
@@ -262,6 +269,7 @@ impl Built {
             faults: 0,
             seconds: 0.0,
             engine: "built".to_owned(),
+            weights: None,
         });
         self
     }

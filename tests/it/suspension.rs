@@ -291,7 +291,7 @@ fn an_episode_without_snapshots_starts_anew_as_another_attempt() {
 fn same_tokens((a, b): (&Group, &Group)) -> bool {
     let tokens = |group: &Group| -> Vec<_> {
         let members = group.members.iter();
-        members.map(|one| (one.sampled().copied().collect::<Vec<_>>(), one.reward())).collect()
+        members.map(|one| (one.sampled().collect::<Vec<_>>(), one.reward())).collect()
     };
     tokens(a) == tokens(b)
 }

@@ -100,6 +100,7 @@ async fn train(config: DecoderConfig, kernels: Kernels) -> Result<(), Box<dyn Er
                 .filter(|i| i % (DRAWN + CONTEXT) >= CONTEXT)
                 .map(|position| Target { position, temperature: 1.0 })
                 .collect(),
+            ..Row::default()
         })
         .collect();
     let (mut forward, mut both, mut step) = (Duration::MAX, Duration::MAX, Duration::MAX);

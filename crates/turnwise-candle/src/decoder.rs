@@ -143,6 +143,12 @@ impl Decoder {
         Ok(Self { config, parameters, original, kernels: Kernels::default(), rope })
     }
 
+    /// The same model with weights of its own, which no optimiser moves.
+    pub(crate) fn frozen_copy(&self) -> Result<Self, ModelError> {
+        let copy = Self::from_values(self.config, self.original.clone(), self.values()?)?;
+        Ok(copy.with_kernels(self.kernels))
+    }
+
     pub(crate) fn forward(&self) -> Forward {
         Forward::new(&self.config, self.rope.clone(), self.kernels)
     }

@@ -33,7 +33,8 @@ const STACK_BYTES: usize = 64 << 20;
 /// let mut learner = CandleLearner::new(model, AdamW::default());
 /// learner.check_gradients().await?;
 ///
-/// let row = Row { ids: vec![1, 2, 3], targets: vec![Target { position: 2, temperature: 1.0 }] };
+/// let targets = vec![Target { position: 2, temperature: 1.0 }];
+/// let row = Row { ids: vec![1, 2, 3], targets, ..Row::default() };
 /// // The loss is the negative log-likelihood: its gradient is -1 for every target.
 /// learner.accumulate(&[row], &mut |logprobs| Ok(vec![vec![-1.0; logprobs[0].len()]])).await?;
 /// let update = Update { learning_rate: 1e-3, max_grad_norm: 1.0 };
@@ -80,6 +81,15 @@ impl CandleLearner {
         CandlePolicy::start(self.published.clone(), settings)
     }
 
+    /// Keeps a copy of the weights as they are now for [`Learner::reference_logprobs`], at the cost of their memory. Asked
+    /// for before the first step (and before [`Learner::load`] when a run goes on), these are the starting weights.
+    ///
+    /// # Errors
+    /// When the weights cannot be copied.
+    pub async fn keep_reference(&self) -> Result<(), LearnerError> {
+        self.ask(Trainer::keep_reference).await
+    }
+
     async fn ask<R: Send + 'static>(
         &self,
         call: impl FnOnce(&mut Trainer) -> Result<R, LearnerError> + Send + 'static,
@@ -110,6 +120,11 @@ impl Learner for CandleLearner {
     async fn logprobs(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
         let rows = rows.to_vec();
         self.ask(move |trainer| trainer.logprobs(&rows)).await
+    }
+
+    async fn reference_logprobs(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
+        let rows = rows.to_vec();
+        self.ask(move |trainer| trainer.reference_logprobs(&rows)).await
     }
 
     async fn accumulate(

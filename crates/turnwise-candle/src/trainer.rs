@@ -29,6 +29,8 @@ pub(crate) struct Trainer {
     /// What was accumulated since the last step, in the order of the parameters.
     gradients: Vec<Vec<f32>>,
     published: Published,
+    /// The weights that a penalty keeps close to, when somebody asked for them to be kept.
+    reference: Option<Decoder>,
 }
 
 /// A forward pass that waits for the gradient of its log-probabilities.
@@ -57,6 +59,7 @@ impl Trainer {
             settings,
             model,
             published,
+            reference: None,
         })
     }
 
@@ -102,8 +105,23 @@ impl Trainer {
     }
 
     pub(crate) fn logprobs(&self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
+        self.logprobs_of(&self.model, rows)
+    }
+
+    /// Keeps a copy of the weights as they are now.
+    pub(crate) fn keep_reference(&mut self) -> Result<(), LearnerError> {
+        let copy = self.model.frozen_copy();
+        self.reference = Some(copy.map_err(|error| failed("keep reference weights", error))?);
+        Ok(())
+    }
+
+    pub(crate) fn reference_logprobs(&self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
+        self.logprobs_of(self.reference.as_ref().ok_or(LearnerError::NoReference)?, rows)
+    }
+
+    fn logprobs_of(&self, model: &Decoder, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
         let sequences = self.sequences(rows)?;
-        let network = self.model.detached();
+        let network = model.detached();
         let run = || {
             let mut all = Vec::with_capacity(rows.len());
             for chunk in self.chunks(&sequences) {
@@ -277,6 +295,13 @@ fn check_row(config: &DecoderConfig, row: &Row) -> Result<(), String> {
         let id = row.ids[at];
         return Err(format!(
             "token {id} at position {at} is beyond the vocabulary of {vocab_size}"
+        ));
+    }
+    if let Some(target) = row.kept.keys().next() {
+        let position = row.targets.get(*target).map_or(0, |target| target.position);
+        return Err(format!(
+            "the token at position {position} was drawn from a truncated distribution, over which this model cannot run \
+             its softmax; sample with top_p 1, top_k 0 and min_p 0"
         ));
     }
     for target in &row.targets {

@@ -154,7 +154,9 @@ impl Session {
                 max_staleness: train.max_staleness,
                 stale: train.stale,
                 truncated: train.truncated,
+                min_group_size: rollout.min_group_size,
                 keep_zero_variance: train.keep_zero_variance,
+                ..Admission::default()
             },
             ratio_scope: train.ratio_scope,
             behavior: train.behavior,

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use turnwise_environment::{Message, Observation, Role, ToolSpec};
 use turnwise_trajectory::{
-    Author, Identity, MessageGraph, Node, NodeId, PolicyVersion, SampledToken, Sampling, Span,
-    StopReason, TokenId,
+    Author, Identity, MessageGraph, Node, NodeId, PolicyVersion, SampledToken, SampledTokens,
+    Sampling, Span, StopReason, TokenId,
 };
 
 use crate::{
@@ -106,17 +106,21 @@ struct Pending {
 }
 
 impl Pending {
-    fn tokens(&self) -> &[SampledToken] {
+    fn tokens(&self) -> Option<&SampledTokens> {
         match &self.span {
-            Some(Span::Sampled(tokens)) => tokens,
-            _ => &[],
+            Some(Span::Sampled(tokens)) => Some(tokens),
+            _ => None,
         }
+    }
+
+    fn ids(&self) -> &[TokenId] {
+        self.tokens().map_or(&[], SampledTokens::ids)
     }
 
     fn extend(&mut self, new: Vec<SampledToken>) {
         match &mut self.span {
             Some(Span::Sampled(tokens)) => tokens.extend(new),
-            _ => self.span = Some(Span::Sampled(new)),
+            _ => self.span = Some(Span::Sampled(new.into())),
         }
     }
 }
@@ -125,17 +129,17 @@ impl ChatAgent {
     fn new(settings: ChatAgents, state: State) -> Self {
         let mut held = state.leaf.map_or_else(Vec::new, |leaf| state.graph.ids_to(leaf));
         held.extend_from_slice(&state.generation);
-        let drawn =
-            state.graph.nodes().iter().flat_map(Node::sampled).chain(state.pending.tokens());
-        let newest = drawn.map(|token| token.version).max().unwrap_or_default();
+        let drawn = state.graph.nodes().iter().flat_map(Node::sampled_spans);
+        let versions = drawn.chain(state.pending.tokens()).flat_map(SampledTokens::versions);
+        let newest = versions.map(|(version, _)| version).max().unwrap_or_default();
         Self { settings, state, held, newest }
     }
 
     fn request(&self, room: Room) -> SampleRequest {
-        let pending = self.state.pending.tokens();
+        let pending = self.state.pending.ids();
         let mut prompt = Vec::with_capacity(self.held.len() + pending.len());
         prompt.extend_from_slice(&self.held);
-        prompt.extend(pending.iter().map(|token| token.id));
+        prompt.extend_from_slice(pending);
         SampleRequest {
             prompt,
             stop: self.settings.renderer.stop_tokens().to_vec(),
@@ -168,9 +172,13 @@ impl ChatAgent {
 
     /// Ends the turn with what is pending.
     fn commit(&mut self, stop: StopReason) -> Decision {
-        let pending = std::mem::take(&mut self.state.pending);
-        let ids: Vec<TokenId> = pending.tokens().iter().map(|token| token.id).collect();
-        let action = self.settings.renderer.parse(&ids);
+        let mut pending = std::mem::take(&mut self.state.pending);
+        if let Some(Span::Sampled(tokens)) = &mut pending.span {
+            tokens.shrink_to_fit();
+        }
+        let ids = pending.ids();
+        let action = self.settings.renderer.parse(ids);
+        self.held.extend_from_slice(ids);
         let generation = std::mem::take(&mut self.state.generation);
         let node = Node {
             parent: self.state.leaf,
@@ -178,7 +186,6 @@ impl ChatAgent {
             message: action.to_message(),
             spans: [Some(Span::Scaffold(generation)), pending.span].into_iter().flatten().collect(),
         };
-        self.held.extend_from_slice(&ids);
         let node = self.state.graph.push(node);
         self.state.leaf = Some(node);
         self.state.stop = stop;
@@ -232,7 +239,7 @@ impl Agent for ChatAgent {
     }
 
     fn n_pending(&self) -> usize {
-        self.state.pending.tokens().len()
+        self.state.pending.ids().len()
     }
 
     fn graph(&self) -> &MessageGraph {

@@ -10,7 +10,7 @@ use turnwise_environment::{
     Action, Ending, Environment, EnvironmentError, Observation, Step, TaskSet,
 };
 use turnwise_trajectory::{
-    AgentFault, CancelReason, Identity, InfraFault, InfraReason, Limit, Node, Outcome,
+    AgentFault, AgentId, CancelReason, Identity, InfraFault, InfraReason, Limit, Node, Outcome,
     PolicyVersion, Trajectory, Turn,
 };
 
@@ -309,7 +309,15 @@ impl Episode {
         let answer = guarded("step", timeout, self.environment.step(action)).await;
         let seconds =
             std::mem::take(&mut self.state.turn_seconds) + started.elapsed().as_secs_f64();
-        self.state.turns.push(Turn { node, stop, reward: None, faults: 0, seconds, engine });
+        self.state.turns.push(Turn {
+            node,
+            stop,
+            reward: None,
+            faults: 0,
+            seconds,
+            engine,
+            weights: None,
+        });
         match answer? {
             Step::Next { observation, reward, faults } => {
                 self.book(reward, faults.max(u32::from(is_empty)))?;
@@ -393,6 +401,8 @@ impl Episode {
             turns: self.state.turns,
             solved: self.state.solved && outcome.is_scored(),
             outcome,
+            agent: AgentId::default(),
+            spawned_by: None,
         }
     }
 }

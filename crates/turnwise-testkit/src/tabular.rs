@@ -23,6 +23,7 @@ struct Shared {
     current: Table,
     gradient: Table,
     published: Table,
+    reference: Option<Table>,
     version: PolicyVersion,
 }
 
@@ -34,6 +35,12 @@ impl TabularModel {
     #[must_use]
     pub fn new(n_ids: usize) -> Self {
         Self { n_ids, shared: Arc::default() }
+    }
+
+    /// Keeps the weights as they are now for [`Learner::reference_logprobs`].
+    pub fn keep_reference(&self) {
+        let mut shared = self.write();
+        shared.reference = Some(shared.current.clone());
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Shared> {
@@ -50,7 +57,7 @@ impl TabularModel {
 
     fn logprobs_of(&self, table: &Table, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
         let one = |(index, row): (usize, &Row)| {
-            row.targets.iter().map(|target| self.logprob(table, index, row, *target)).collect()
+            (0..row.targets.len()).map(|target| self.logprob(table, index, row, target)).collect()
         };
         rows.iter().enumerate().map(one).collect()
     }
@@ -60,15 +67,28 @@ impl TabularModel {
         table: &Table,
         index: usize,
         row: &Row,
-        target: Target,
+        target: usize,
     ) -> Result<f32, LearnerError> {
-        let id = row.ids[target.position] as usize;
+        let id = row.ids[row.targets[target].position] as usize;
         if id >= self.n_ids {
             let reason = format!("token {id} is beyond the vocabulary of {}", self.n_ids);
             return Err(LearnerError::BadRow { row: index, reason });
         }
-        let logits = self.logits(table, &row.ids[..target.position]);
-        Ok(softmax(&logits, target.temperature)[id].ln() as f32)
+        Ok(self.probabilities(table, row, target)[id].ln() as f32)
+    }
+
+    /// The distribution that a target was drawn from: over the ids that truncation kept, where the row holds them.
+    fn probabilities(&self, table: &Table, row: &Row, target: usize) -> Vec<f64> {
+        let Target { position, temperature } = row.targets[target];
+        let mut logits = self.logits(table, &row.ids[..position]);
+        if let Some(kept) = row.kept.get(&target) {
+            for (id, logit) in logits.iter_mut().enumerate() {
+                if !kept.contains(&(id as TokenId)) {
+                    *logit = f64::NEG_INFINITY;
+                }
+            }
+        }
+        softmax(&logits, temperature)
     }
 }
 
@@ -127,6 +147,11 @@ impl Learner for TabularModel {
         self.logprobs_of(&self.read().current, rows)
     }
 
+    async fn reference_logprobs(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
+        let shared = self.read();
+        self.logprobs_of(shared.reference.as_ref().ok_or(LearnerError::NoReference)?, rows)
+    }
+
     async fn accumulate(
         &mut self,
         rows: &[Row],
@@ -137,9 +162,10 @@ impl Learner for TabularModel {
         let mut shared = self.write();
         let Shared { current, gradient, .. } = &mut *shared;
         for (row, coefficients) in rows.iter().zip(coefficients) {
-            for (target, coefficient) in row.targets.iter().zip(coefficients) {
+            for (number, coefficient) in coefficients.into_iter().enumerate() {
+                let target = row.targets[number];
                 let context = &row.ids[..target.position];
-                let probabilities = softmax(&self.logits(current, context), target.temperature);
+                let probabilities = self.probabilities(current, row, number);
                 let sums =
                     gradient.entry(context.to_vec()).or_insert_with(|| vec![0.0; self.n_ids]);
                 let scale = f64::from(coefficient) / f64::from(target.temperature);

@@ -30,6 +30,39 @@ pub enum TruncatedEpisodes {
     Mask,
 }
 
+/// A penalty that grows with the length of an episode: soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13).
+///
+/// ```
+/// use turnwise_training::Overlong;
+///
+/// let overlong = Overlong { max_tokens: 100, buffer: 20 };
+/// assert_eq!([80, 90, 100, 101].map(|n| overlong.penalty(n)), [0.0, -0.5, -1.0, -1.0]);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overlong {
+    /// The sampled tokens of an episode at which the penalty is whole.
+    pub max_tokens: usize,
+    /// How many tokens before that it begins; with 0 it is whole just above `max_tokens`.
+    pub buffer: usize,
+}
+
+impl Overlong {
+    /// What is added to the reward of an episode of so many sampled tokens: 0 up to `max_tokens - buffer`, then falling
+    /// evenly to -1 at `max_tokens`, and -1 beyond.
+    #[must_use]
+    pub fn penalty(&self, n_sampled: usize) -> f64 {
+        let free = self.max_tokens.saturating_sub(self.buffer);
+        if n_sampled <= free {
+            0.0
+        } else if n_sampled >= self.max_tokens {
+            -1.0
+        } else {
+            -((n_sampled - free) as f64) / (self.max_tokens - free) as f64
+        }
+    }
+}
+
 /// What may train.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Admission {
@@ -39,19 +72,101 @@ pub struct Admission {
     pub stale: StaleTokens,
     /// What happens to episodes that ran into a limit.
     pub truncated: TruncatedEpisodes,
-    /// Whether groups whose members all have the same reward train all the same.
+    /// A group that is left with fewer members is dropped whole.
+    pub min_group_size: usize,
+    /// Whether groups whose members all have the same reward train all the same, with advantages of 0.
     pub keep_zero_variance: bool,
+    /// The penalty for length, if there is one.
+    pub overlong: Option<Overlong>,
+    /// Whether the tokens of episodes that ended by the agent's fault are masked. Their rewards stay in the baseline.
+    pub mask_agent_faults: bool,
+    /// Whether the tokens of turns with mistakes of form are masked.
+    pub mask_parse_errors: bool,
 }
 
 impl Default for Admission {
-    /// Up to 4 versions old; older trajectories are dropped whole, truncated ones kept, groups without variance left out.
+    /// Up to 4 versions old; older trajectories are dropped whole, truncated ones kept, groups of less than two or without
+    /// variance left out; no penalty for length, and mistakes train.
     fn default() -> Self {
         Self {
             max_staleness: 4,
             stale: StaleTokens::Drop,
             truncated: TruncatedEpisodes::Keep,
+            min_group_size: 2,
             keep_zero_variance: false,
+            overlong: None,
+            mask_agent_faults: false,
+            mask_parse_errors: false,
         }
+    }
+}
+
+/// Why a scored member does not train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DropReason {
+    /// It holds tokens of a policy too old.
+    Stale,
+    /// It ran into a limit.
+    Truncated,
+    /// Too few of its group were left.
+    GroupDropped,
+    /// All members had the same reward, and solved the task.
+    AllSolved,
+    /// All members had the same reward, and none solved the task.
+    NoneSolved,
+    /// All members had the same reward, though some solved the task and some did not.
+    SameReward,
+}
+
+impl DropReason {
+    /// Every reason there is.
+    pub const ALL: [Self; 6] = [
+        Self::Stale,
+        Self::Truncated,
+        Self::GroupDropped,
+        Self::AllSolved,
+        Self::NoneSolved,
+        Self::SameReward,
+    ];
+
+    /// The word in books and records.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Stale => "stale",
+            Self::Truncated => "truncated",
+            Self::GroupDropped => "group_dropped",
+            Self::AllSolved => "all_solved",
+            Self::NoneSolved => "none_solved",
+            Self::SameReward => "same_reward",
+        }
+    }
+}
+
+/// How many episodes there were, and of what length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lengths {
+    /// The episodes.
+    pub episodes: u64,
+    /// Their sampled tokens.
+    pub tokens: u64,
+}
+
+impl Lengths {
+    /// Sampled tokens of an episode; `None` without one.
+    #[must_use]
+    pub fn mean(&self) -> Option<f64> {
+        (self.episodes > 0).then(|| self.tokens as f64 / self.episodes as f64)
+    }
+
+    /// Adds others.
+    pub fn merge(&mut self, other: Self) {
+        self.episodes += other.episodes;
+        self.tokens += other.tokens;
+    }
+
+    fn record(&mut self, member: &Trajectory) {
+        self.merge(Self { episodes: 1, tokens: member.n_sampled() as u64 });
     }
 }
 
@@ -60,12 +175,35 @@ impl Default for Admission {
 pub struct Admitted {
     /// They may train.
     pub members: Vec<Trajectory>,
-    /// How many do not, by reason.
-    pub dropped: BTreeMap<&'static str, u64>,
+    /// Those that do not, by reason, with their lengths: dropping what is old or long drops the long more often.
+    pub dropped: BTreeMap<DropReason, Lengths>,
+}
+
+impl Admitted {
+    /// The lengths of the members that may train.
+    #[must_use]
+    pub fn kept(&self) -> Lengths {
+        let mut kept = Lengths::default();
+        self.members.iter().for_each(|member| kept.record(member));
+        kept
+    }
+
+    fn drop_one(&mut self, reason: DropReason, member: &Trajectory) {
+        self.dropped.entry(reason).or_default().record(member);
+    }
+
+    fn drop_all(&mut self, reason: DropReason) {
+        for member in std::mem::take(&mut self.members) {
+            self.drop_one(reason, &member);
+        }
+    }
 }
 
 impl Admission {
     /// Applies the rules to a group. `newest` is the version that is being trained.
+    ///
+    /// Whether the rewards of a group differ is decided on what the environment gave: a penalty for truncation or length
+    /// shapes the rewards of a group that differs, and never makes one that does.
     #[must_use]
     pub fn admit(&self, group: Group, newest: PolicyVersion) -> Admitted {
         let mut admitted = Admitted::default();
@@ -74,55 +212,89 @@ impl Admission {
                 // Without a reward it is in the pool's books already.
                 continue;
             }
+            self.mask(&mut member);
             match self.refuse(&mut member, newest) {
-                Some(reason) => *admitted.dropped.entry(reason).or_default() += 1,
+                Some(reason) => admitted.drop_one(reason, &member),
                 None => admitted.members.push(member),
             }
         }
-        if !self.keep_zero_variance && has_zero_variance(&admitted.members) {
-            *admitted.dropped.entry("zero_variance").or_default() += admitted.members.len() as u64;
-            admitted.members.clear();
+        if admitted.members.len() < self.min_group_size {
+            admitted.drop_all(DropReason::GroupDropped);
+        }
+        match zero_variance(&admitted.members) {
+            None => admitted.members.iter_mut().for_each(|member| self.shape(member)),
+            Some(reason) if !self.keep_zero_variance => admitted.drop_all(reason),
+            Some(_) => {}
         }
         admitted
     }
 
-    /// Why the whole member does not train; otherwise masks what of it does not.
-    fn refuse(&self, member: &mut Trajectory, newest: PolicyVersion) -> Option<&'static str> {
+    /// Masks what does not train whatever its age.
+    fn mask(&self, member: &mut Trajectory) {
         mask_unfinished_turn(member);
-        if matches!(member.outcome, Outcome::Truncated(_)) {
-            match self.truncated {
-                TruncatedEpisodes::Keep => {}
-                TruncatedEpisodes::Penalise(penalty) => penalise(member, penalty),
-                TruncatedEpisodes::Mask => return Some("truncated"),
-            }
+        if self.mask_agent_faults && matches!(member.outcome, Outcome::AgentFault(_)) {
+            mask_where(member, MaskReason::AgentFault, |_| true);
+        }
+        if self.mask_parse_errors {
+            member.mask_turns(MaskReason::ParseError, |turn| turn.faults > 0);
+        }
+    }
+
+    /// Why the whole member does not train; otherwise masks what of it is too old.
+    fn refuse(&self, member: &mut Trajectory, newest: PolicyVersion) -> Option<DropReason> {
+        if self.truncated == TruncatedEpisodes::Mask
+            && matches!(member.outcome, Outcome::Truncated(_))
+        {
+            return Some(DropReason::Truncated);
         }
         if member.staleness(newest) > self.max_staleness {
             match self.stale {
-                StaleTokens::Drop => return Some("stale"),
-                StaleTokens::Mask => mask_stale(member, newest, self.max_staleness),
+                StaleTokens::Drop => return Some(DropReason::Stale),
+                StaleTokens::Mask => mask_where(member, MaskReason::Stale, |version| {
+                    version.staleness(newest) > self.max_staleness
+                }),
             }
         }
         None
     }
-}
 
-/// Decided on rewards, not on a standard deviation that rounding may have made.
-fn has_zero_variance(members: &[Trajectory]) -> bool {
-    members.windows(2).all(|pair| pair[0].reward() == pair[1].reward())
-}
-
-fn penalise(member: &mut Trajectory, penalty: f64) {
-    if let Some(turn) = member.turns.last_mut() {
-        turn.reward = Some(turn.reward.unwrap_or(0.0) + penalty);
+    /// Adds the penalties to the reward of the last turn.
+    fn shape(&self, member: &mut Trajectory) {
+        let mut penalty =
+            self.overlong.map_or(0.0, |overlong| overlong.penalty(member.n_sampled()));
+        if let (TruncatedEpisodes::Penalise(truncated), Outcome::Truncated(_)) =
+            (self.truncated, &member.outcome)
+        {
+            penalty += truncated;
+        }
+        if let Some(turn) = member.turns.last_mut()
+            && penalty != 0.0
+        {
+            turn.reward = Some(turn.reward.unwrap_or(0.0) + penalty);
+        }
     }
 }
 
-fn mask_stale(member: &mut Trajectory, newest: PolicyVersion, max_staleness: u32) {
+/// Which kind of equal the rewards are. Decided on rewards, not on a standard deviation that rounding may have made.
+fn zero_variance(members: &[Trajectory]) -> Option<DropReason> {
+    if members.windows(2).any(|pair| pair[0].reward() != pair[1].reward()) {
+        return None;
+    }
+    Some(match members.iter().filter(|member| member.solved).count() {
+        0 => DropReason::NoneSolved,
+        n if n == members.len() => DropReason::AllSolved,
+        _ => DropReason::SameReward,
+    })
+}
+
+fn mask_where(
+    member: &mut Trajectory,
+    reason: MaskReason,
+    is_masked: impl Fn(PolicyVersion) -> bool,
+) {
     for id in node_ids(member) {
-        for token in member.graph.node_mut(id).sampled_mut() {
-            if token.version.staleness(newest) > max_staleness {
-                token.mask.get_or_insert(MaskReason::Stale);
-            }
+        for tokens in member.graph.node_mut(id).sampled_mut() {
+            tokens.mask_where(reason, |token| is_masked(token.version));
         }
     }
 }
@@ -132,8 +304,8 @@ fn mask_unfinished_turn(member: &mut Trajectory) {
     let answered: Vec<NodeId> = member.turns.iter().map(|turn| turn.node).collect();
     for id in node_ids(member) {
         if !answered.contains(&id) {
-            for token in member.graph.node_mut(id).sampled_mut() {
-                token.mask.get_or_insert(MaskReason::Truncated);
+            for tokens in member.graph.node_mut(id).sampled_mut() {
+                tokens.mask_where(MaskReason::Truncated, |_| true);
             }
         }
     }

@@ -1,10 +1,12 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use turnwise_objective::AdvantageError;
-use turnwise_trajectory::{NodeId, PolicyVersion, Span, Trajectory};
+use turnwise_trajectory::{
+    EdgeKind, NodeId, PolicyVersion, SampledToken, SampledTokens, Sampling, Span, Trajectory,
+};
 
-use crate::{Credit, Row, Target};
+use crate::{Credit, Learner, LearnerError, Row, Target};
 
 /// Which tokens share one importance ratio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,8 @@ pub struct TrainToken {
     pub advantage: f32,
     /// Its ratio group, an index into the batch's sequences.
     pub sequence: usize,
+    /// Its log-probability under the reference policy, for objectives that keep close to one.
+    pub reference_logprob: Option<f32>,
 }
 
 /// Rows for a learner, and what the objective needs about each of their targets.
@@ -41,7 +45,8 @@ pub struct Batch {
     pub rows: Vec<Row>,
     /// For each row what is known of each of its targets.
     pub tokens: Vec<Vec<TrainToken>>,
-    /// For each ratio group what its loss weighs: together 1 for each trajectory, however many it has.
+    /// For each ratio group its share of its trajectory, 1/n of n groups: a mean over sequences weighs each group by it, so
+    /// that a trajectory weighs 1 in every scope. A mean over tokens weighs each group 1, and so each token once.
     pub weights: Vec<f64>,
     /// For each row the trajectory it belongs to, an index into the batch's trajectories.
     pub trajectory_of: Vec<usize>,
@@ -50,13 +55,18 @@ pub struct Batch {
 impl Batch {
     /// Lays trajectories out in rows. Each sampled node trains in the first row that contains it.
     ///
+    /// Every agent has ratio groups of its own: a trajectory shares none with another, and a branch that a subagent began
+    /// shares none with the branches of whoever started it.
+    ///
     /// # Errors
-    /// When a token that would train has no advantage.
+    /// When a token that would train has no advantage, or for what [`check_trajectories`] refuses.
     pub fn new<'a>(
         trajectories: impl IntoIterator<Item = &'a Trajectory>,
         scope: RatioScope,
     ) -> Result<Self, BatchError> {
         let mut batch = Self::default();
+        let trajectories: Vec<&Trajectory> = trajectories.into_iter().collect();
+        check_trajectories(trajectories.iter().copied())?;
         for (index, trajectory) in trajectories.into_iter().enumerate() {
             batch.push(index, trajectory, scope)?;
         }
@@ -75,9 +85,14 @@ impl Batch {
         trajectory: &Trajectory,
         scope: RatioScope,
     ) -> Result<(), BatchError> {
-        let first_sequence = self.weights.len();
-        let mut sequences =
-            Sequences { scope, first: first_sequence, ids: HashMap::new(), segment: 0, last: None };
+        let mut sequences = Sequences {
+            scope,
+            first: self.weights.len(),
+            agents: agents(trajectory),
+            ids: HashMap::new(),
+            segment: 0,
+            last: None,
+        };
         let mut trained = vec![false; trajectory.graph.nodes().len()];
         for (branch, leaf) in trajectory.graph.leaves().into_iter().enumerate() {
             let (row, tokens) = lay_out(trajectory, leaf, branch, &mut trained, &mut sequences)?;
@@ -98,7 +113,9 @@ impl Batch {
 struct Sequences {
     scope: RatioScope,
     first: usize,
-    ids: HashMap<u64, usize>,
+    /// For each node whose work it belongs to.
+    agents: Vec<Option<NodeId>>,
+    ids: HashMap<(Option<NodeId>, u64), usize>,
     segment: u64,
     last: Option<PolicyVersion>,
 }
@@ -116,8 +133,21 @@ impl Sequences {
             RatioScope::VersionSegment => self.segment,
         };
         let next = self.first + self.ids.len();
-        *self.ids.entry(key).or_insert(next)
+        *self.ids.entry((self.agents[node.0 as usize], key)).or_insert(next)
     }
+}
+
+/// For each node the node that began the work of the subagent it belongs to; `None` for the trajectory's own agent.
+fn agents(trajectory: &Trajectory) -> Vec<Option<NodeId>> {
+    let graph = &trajectory.graph;
+    let spawned = graph.edges().iter().filter(|edge| edge.kind == EdgeKind::SpawnedBy);
+    let starts: HashSet<NodeId> = spawned.map(|edge| edge.from).collect();
+    let mut agents: Vec<Option<NodeId>> = Vec::with_capacity(graph.nodes().len());
+    for id in graph.ids() {
+        let inherited = graph.node(id).parent.and_then(|parent| agents[parent.0 as usize]);
+        agents.push(if starts.contains(&id) { Some(id) } else { inherited });
+    }
+    agents
 }
 
 fn lay_out(
@@ -133,11 +163,12 @@ fn lay_out(
         let is_new = !std::mem::replace(&mut trained[id.0 as usize], true);
         for span in &trajectory.graph.node(id).spans {
             if let (Span::Sampled(sampled), true) = (span, is_new) {
-                for (offset, token) in
-                    sampled.iter().enumerate().filter(|(_, token)| token.trains())
-                {
+                for (offset, token) in trained_tokens(sampled) {
                     let advantage =
                         token.advantage.ok_or_else(|| BatchError::no_advantage(trajectory, id))?;
+                    if let Some(kept) = sampled.kept(offset) {
+                        row.kept.insert(row.targets.len(), kept.to_vec());
+                    }
                     let temperature = trajectory.sampling[usize::from(token.sampling)].temperature;
                     row.targets.push(Target { position: row.ids.len() + offset, temperature });
                     tokens.push(TrainToken {
@@ -145,6 +176,7 @@ fn lay_out(
                         version: token.version,
                         advantage,
                         sequence: sequences.of(branch, id, token.version),
+                        reference_logprob: sampled.reference_logprobs().map(|all| all[offset]),
                     });
                 }
             }
@@ -154,6 +186,56 @@ fn lay_out(
     // What stands behind the last target changes no log-probability; an observation there may even be beyond the context.
     row.ids.truncate(row.targets.last().map_or(0, |target| target.position + 1));
     Ok((row, tokens))
+}
+
+fn trained_tokens(tokens: &SampledTokens) -> impl Iterator<Item = (usize, SampledToken)> + '_ {
+    tokens.iter().enumerate().filter(|(_, token)| token.trains())
+}
+
+/// Refuses what cannot be trained on together, or not at all. [`Batch::new`] does it for its own trajectories; a step that
+/// makes several batches does it for all of them first, so that nothing is refused when some weights have moved.
+///
+/// # Errors
+/// When two trajectories were rendered by different tokenizers or templates, or a token that would train was drawn from a
+/// distribution that a trainer's softmax cannot be: truncated without a record of what was kept, or at temperature 0.
+pub fn check_trajectories<'a>(
+    trajectories: impl IntoIterator<Item = &'a Trajectory>,
+) -> Result<(), BatchError> {
+    let mut first: Option<&Trajectory> = None;
+    for trajectory in trajectories {
+        let first = *first.get_or_insert(trajectory);
+        if first.renderer != trajectory.renderer {
+            return Err(BatchError::mixed_renderers(first, trajectory));
+        }
+        for tokens in trajectory.sampled_spans() {
+            for (offset, token) in trained_tokens(tokens) {
+                let sampling = trajectory.sampling[usize::from(token.sampling)];
+                let is_replayed = sampling.temperature > 0.0 && tokens.kept(offset).is_some();
+                if !(sampling.covers_vocabulary() || is_replayed) {
+                    return Err(BatchError::truncated(trajectory, sampling));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Asks the learner for the reference policy's log-probabilities of tokens whose record has none.
+///
+/// # Errors
+/// When the learner keeps no reference, or cannot compute a row.
+pub async fn fill_references(
+    batch: &mut Batch,
+    learner: &mut dyn Learner,
+) -> Result<(), LearnerError> {
+    if batch.tokens.iter().flatten().all(|token| token.reference_logprob.is_some()) {
+        return Ok(());
+    }
+    let logprobs = learner.reference_logprobs(&batch.rows).await?;
+    for (token, logprob) in batch.tokens.iter_mut().flatten().zip(logprobs.into_iter().flatten()) {
+        token.reference_logprob.get_or_insert(logprob);
+    }
+    Ok(())
 }
 
 /// Writes the credit of a group into the tokens of its members, turn by turn.
@@ -168,15 +250,15 @@ pub fn assign_credit(
     for (member, advantages) in members.iter_mut().zip(advantages) {
         let nodes: Vec<NodeId> = member.turns.iter().map(|turn| turn.node).collect();
         for (node, advantage) in nodes.into_iter().zip(advantages) {
-            for token in member.graph.node_mut(node).sampled_mut() {
-                token.advantage = Some(advantage as f32);
+            for tokens in member.graph.node_mut(node).sampled_mut() {
+                tokens.set_advantage(Some(advantage as f32));
             }
         }
     }
     Ok(())
 }
 
-/// A trajectory that cannot be trained on.
+/// Trajectories that cannot be trained on.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BatchError {
     /// A token that was not scored; not scored is not 0.
@@ -189,11 +271,54 @@ pub enum BatchError {
         /// The node.
         node: u32,
     },
+    /// Two tokenizers, templates or template settings.
+    #[error(
+        "lay out group {group} member {member}: its renderer is {other}, and that of others in the batch {first}; train on \
+         one of them"
+    )]
+    MixedRenderers {
+        /// The hash of the trajectory that came first.
+        first: String,
+        /// The hash that differs.
+        other: String,
+        /// The group.
+        group: u64,
+        /// The member.
+        member: u32,
+    },
+    /// Tokens drawn from a distribution that the trainer cannot compute.
+    #[error(
+        "lay out group {group} member {member}: tokens were drawn with temperature {}, top_p {}, top_k {}, min_p {} and no \
+         record of the ids that were kept; sample with a temperature above 0, top_p 1, top_k 0, min_p 0, or record kept sets",
+        sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p
+    )]
+    Truncated {
+        /// How they were drawn.
+        sampling: Sampling,
+        /// The group.
+        group: u64,
+        /// The member.
+        member: u32,
+    },
 }
 
 impl BatchError {
     fn no_advantage(trajectory: &Trajectory, node: NodeId) -> Self {
         let identity = &trajectory.identity;
         Self::NoAdvantage { group: identity.group.0, member: identity.member, node: node.0 }
+    }
+
+    fn mixed_renderers(first: &Trajectory, other: &Trajectory) -> Self {
+        Self::MixedRenderers {
+            first: first.renderer.clone(),
+            other: other.renderer.clone(),
+            group: other.identity.group.0,
+            member: other.identity.member,
+        }
+    }
+
+    fn truncated(trajectory: &Trajectory, sampling: Sampling) -> Self {
+        let identity = &trajectory.identity;
+        Self::Truncated { sampling, group: identity.group.0, member: identity.member }
     }
 }

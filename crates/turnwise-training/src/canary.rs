@@ -58,7 +58,7 @@ impl Canary {
         if let Some(token) = tokens.iter().find(|token| token.version != version) {
             return Err(CanaryError::Version { drawn: token.version, published: version });
         }
-        let mut row = Row { ids: prompt.to_vec(), targets: Vec::new() };
+        let mut row = Row { ids: prompt.to_vec(), ..Row::default() };
         for token in &tokens {
             row.targets.push(Target { position: row.ids.len(), temperature: 1.0 });
             row.ids.push(token.id);

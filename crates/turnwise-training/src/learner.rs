@@ -38,6 +38,8 @@ pub struct Updated {
 ///
 /// - The log-probability of a target is that of `ids[position]` given `ids[..position]`, under logits divided by the
 ///   target's temperature. In nats.
+/// - Where the row holds the ids that truncation kept for a target, the softmax runs over those alone; a learner that cannot
+///   do that refuses the row.
 /// - `accumulate` adds to the gradient; nothing but `step` changes the weights or clears the gradient.
 /// - `publish` makes the current weights those that the matching policies draw with, and is the only thing that raises
 ///   the version.
@@ -57,6 +59,15 @@ pub trait Learner: Send {
     /// # Errors
     /// When a row cannot be computed.
     async fn logprobs(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError>;
+
+    /// Log-probabilities under the weights that a penalty keeps close to, without a gradient. `[rows][targets]`
+    ///
+    /// # Errors
+    /// [`LearnerError::NoReference`] unless the learner was told to keep them, or when a row cannot be computed.
+    async fn reference_logprobs(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
+        let _ = rows;
+        Err(LearnerError::NoReference)
+    }
 
     /// Computes log-probabilities, shows them to `gradient`, and adds the gradient it answers.
     ///
@@ -110,6 +121,12 @@ pub enum LearnerError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There are no reference weights.
+    #[error(
+        "compute log-probabilities of the reference policy: this learner keeps no reference; have it keep its starting \
+         weights, or set the weight of the penalty to 0"
+    )]
+    NoReference,
     /// The caller's gradient.
     #[error("compute the loss")]
     Gradient(#[source] Box<dyn Error + Send + Sync>),

@@ -28,8 +28,12 @@ mod schedule;
 mod scheduler;
 mod trainer;
 
-pub use admission::{Admission, Admitted, StaleTokens, TruncatedEpisodes};
-pub use batch::{Batch, BatchError, RatioScope, TrainToken, assign_credit};
+pub use admission::{
+    Admission, Admitted, DropReason, Lengths, Overlong, StaleTokens, TruncatedEpisodes,
+};
+pub use batch::{
+    Batch, BatchError, RatioScope, TrainToken, assign_credit, check_trajectories, fill_references,
+};
 pub use books::Books;
 pub use canary::{Canary, CanaryError};
 pub use capacity::{Occupancy, capacity};
@@ -41,7 +45,10 @@ pub use error::TrainError;
 pub use evaluate::{Evaluated, Evaluation, EvaluationSettings, evaluate};
 pub use interval::SuccessRate;
 pub use learner::{GradientFn, Learner, LearnerError, Update, Updated};
-pub use policy_gradient::{Mismatch, ObjectiveReport, accumulate};
+pub use policy_gradient::{
+    BatchLoss, Mismatch, ObjectiveReport, SequenceError, accumulate, accumulate_in, batch_loss,
+    micro_batches,
+};
 pub use proximal::{Behavior, recompute};
 pub use report::StepReport;
 pub use row::{Row, Target};

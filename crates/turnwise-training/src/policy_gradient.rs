@@ -1,12 +1,15 @@
 //! One mini-batch: log-probabilities to the objective, coefficients back to the learner.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
 use std::ops::Range;
 
-use turnwise_objective::{Advantages, Metrics, Objective, ObjectiveError, Sequence, StepSize};
+use turnwise_objective::{
+    Advantages, Denominator, Metrics, Objective, ObjectiveError, Sequence, SequenceLoss, StepSize,
+};
+use turnwise_trajectory::PolicyVersion;
 
-use crate::{Batch, Learner, LearnerError};
+use crate::{Batch, Learner, LearnerError, Row, TrainToken};
 
 /// What the objective said about one mini-batch.
 #[derive(Clone, Debug, Default)]
@@ -41,12 +44,8 @@ impl Mismatch {
     }
 }
 
-/// Adds the gradient of a mini-batch to the learner, in micro-batches of at most `micro_batch_tokens` padded tokens (or
-/// one trajectory, if that alone is longer).
-///
-/// Denominators are those of the whole mini-batch, so that the cut into micro-batches changes nothing but rounding.
-/// `first` says that no step has been taken since the weights were published: then, and only then, engine and trainer can be
-/// compared.
+/// Adds the gradient of a mini-batch to the learner, in micro-batches of at most `micro_batch_tokens` padded tokens (or one
+/// row, if that alone is longer); [`accumulate_in`] says how.
 ///
 /// # Errors
 /// When the learner fails or the objective refuses a number.
@@ -57,51 +56,107 @@ pub async fn accumulate(
     micro_batch_tokens: usize,
     first: bool,
 ) -> Result<ObjectiveReport, LearnerError> {
-    let mut report = ObjectiveReport { n_tokens: batch.n_targets(), ..ObjectiveReport::default() };
-    let step = StepSize { sequences: n_trajectories(batch), tokens: report.n_tokens };
-    let denominator = objective.denominator().value(&step);
+    let cut = micro_batches(batch, micro_batch_tokens);
+    accumulate_in(learner, objective, batch, &cut, first).await
+}
+
+/// Adds the gradient of a mini-batch to the learner, in these micro-batches: lists of rows that hold each row once.
+///
+/// A ratio group inside one micro-batch costs one pass. For groups that several micro-batches share there is a pass before:
+/// log-probabilities without a gradient, and from all of a group's its coefficients; the second pass then needs no other
+/// row. Denominators are those of the whole mini-batch. How it is cut into rows and micro-batches therefore changes nothing
+/// but rounding.
+///
+/// `first` says that no step has been taken since the weights were published: then, and only then, engine and trainer can be
+/// compared.
+///
+/// # Errors
+/// When the learner fails or the objective refuses a number.
+pub async fn accumulate_in(
+    learner: &mut dyn Learner,
+    objective: &dyn Objective,
+    batch: &Batch,
+    micro_batches: &[Vec<usize>],
+    first: bool,
+) -> Result<ObjectiveReport, LearnerError> {
+    let mut step = Step::new(objective, batch).map_err(in_gradient)?;
+    let homes = homes(&step.groups, batch.rows.len(), micro_batches);
+    step.evaluate_shared(learner, &homes, micro_batches).await?;
+    let mut mismatch = Mismatch::default();
     let version = learner.version();
-    for rows in micro_batches(batch, micro_batch_tokens) {
+    for (number, places) in micro_batches.iter().enumerate() {
         let mut gradient = |logprobs: &[Vec<f32>]| {
             if first {
-                compare(batch, rows.clone(), logprobs, version, &mut report.mismatch);
+                compare(batch, places, logprobs, version, &mut mismatch);
             }
-            let evaluated =
-                evaluate(objective, batch, rows.clone(), logprobs, denominator, &mut report);
-            evaluated.map_err(|error| Box::new(error) as Box<dyn Error + Send + Sync>)
+            let whole = (0..homes.len()).filter(|sequence| homes[*sequence] == Some(number));
+            step.evaluate(whole, &ByRow::new(places, logprobs)).map_err(boxed)?;
+            Ok(places.iter().map(|row| step.rounded(*row)).collect())
         };
-        learner.accumulate(&batch.rows[rows.clone()], &mut gradient).await?;
+        learner.accumulate(&rows_of(batch, places), &mut gradient).await?;
     }
-    Ok(report)
+    let BatchLoss { loss, metrics, .. } = step.finish();
+    Ok(ObjectiveReport { loss, metrics, n_tokens: batch.n_targets(), mismatch })
 }
 
-fn n_trajectories(batch: &Batch) -> usize {
-    let mut seen = batch.trajectory_of.clone();
-    seen.dedup();
-    seen.len()
+/// The loss of a mini-batch, and what there is to do about it.
+#[derive(Clone, Debug, Default)]
+pub struct BatchLoss {
+    /// The loss, with the denominator of the whole mini-batch.
+    pub loss: f64,
+    /// Its derivative by the log-probability of each target. `[rows][targets]`
+    pub gradient: Vec<Vec<f64>>,
+    /// Ratios, clipping, credit.
+    pub metrics: Metrics,
 }
 
-/// Ranges of rows: whole trajectories, because a ratio group must be seen at once.
-fn micro_batches(batch: &Batch, tokens: usize) -> Vec<Range<usize>> {
-    let mut ranges: Vec<Range<usize>> = Vec::new();
+/// The loss of a mini-batch whose log-probabilities are all at hand, in nats, `[rows][targets]`: what [`accumulate`] computes
+/// piece by piece, without the rounding to f32 that a learner's numbers bring.
+///
+/// # Errors
+/// When the objective refuses a number, with the ratio group.
+pub fn batch_loss(
+    objective: &dyn Objective,
+    batch: &Batch,
+    logprobs: &[Vec<f64>],
+) -> Result<BatchLoss, SequenceError> {
+    let mut step = Step::new(objective, batch)?;
+    step.evaluate(0..step.groups.len(), &Whole(logprobs))?;
+    Ok(step.finish())
+}
+
+/// Lists of rows of at most so many padded tokens, longer rows alone. Rows of one trajectory stay together where they fit,
+/// because a ratio group that is apart costs a second forward pass.
+#[must_use]
+pub fn micro_batches(batch: &Batch, tokens: usize) -> Vec<Vec<usize>> {
+    let mut cut: Vec<Vec<usize>> = Vec::new();
     let mut longest = 0;
-    for trajectory in trajectories(batch) {
-        let length = trajectory.clone().map(|row| batch.rows[row].ids.len()).max().unwrap_or(0);
-        match ranges.last_mut() {
-            Some(last) if (trajectory.end - last.start) * longest.max(length) <= tokens => {
-                last.end = trajectory.end;
-                longest = longest.max(length);
-            }
-            _ => {
-                longest = length;
-                ranges.push(trajectory);
+    for rows in trajectories(batch) {
+        let fits = padded(batch, rows.clone()) <= tokens;
+        let units: Vec<Range<usize>> =
+            if fits { vec![rows] } else { rows.map(|row| row..row + 1).collect() };
+        for unit in units {
+            let length = unit.clone().map(|row| batch.rows[row].ids.len()).max().unwrap_or(0);
+            match cut.last_mut() {
+                Some(last) if (last.len() + unit.len()) * longest.max(length) <= tokens => {
+                    last.extend(unit);
+                    longest = longest.max(length);
+                }
+                _ => {
+                    longest = length;
+                    cut.push(unit.collect());
+                }
             }
         }
     }
-    ranges
+    cut
 }
 
-/// The rows of each trajectory, which stand together.
+fn padded(batch: &Batch, rows: Range<usize>) -> usize {
+    rows.len() * rows.map(|row| batch.rows[row].ids.len()).max().unwrap_or(0)
+}
+
+/// The rows of each trajectory, as far as they stand together.
 fn trajectories(batch: &Batch) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
     batch.trajectory_of.chunk_by(|a, b| a == b).map(move |rows| {
@@ -111,72 +166,222 @@ fn trajectories(batch: &Batch) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
+fn n_trajectories(batch: &Batch) -> usize {
+    batch.trajectory_of.iter().collect::<BTreeSet<_>>().len()
+}
+
+fn rows_of(batch: &Batch, places: &[usize]) -> Vec<Row> {
+    places.iter().map(|row| batch.rows[*row].clone()).collect()
+}
+
+/// For each ratio group the micro-batch that holds all of it, if one does.
+///
+/// # Panics
+/// When the micro-batches do not hold each row once: a gradient would be missing, or counted twice.
+fn homes(groups: &[Places], n_rows: usize, micro_batches: &[Vec<usize>]) -> Vec<Option<usize>> {
+    let mut of_row = vec![None; n_rows];
+    for (number, rows) in micro_batches.iter().enumerate() {
+        for row in rows {
+            let before = of_row[*row].replace(number);
+            assert!(before.is_none(), "row {row} must be in one micro-batch");
+        }
+    }
+    assert!(of_row.iter().all(Option::is_some), "every row must be in a micro-batch");
+    let home = |places: &Places| {
+        let mut homes = places.iter().map(|(row, _)| of_row[*row]);
+        let first = homes.next().flatten();
+        homes.all(|home| home == first).then_some(first).flatten()
+    };
+    groups.iter().map(home).collect()
+}
+
+/// Where the tokens of a ratio group stand: row, and target within the row. In that order whatever the micro-batches are, so
+/// that sums over a group do not depend on them.
+type Places = Vec<(usize, usize)>;
+
+/// Where log-probabilities are found.
+trait Logprobs {
+    fn at(&self, row: usize, target: usize) -> f64;
+}
+
+/// Of all rows.
+struct Whole<'a>(&'a [Vec<f64>]);
+
+impl Logprobs for Whole<'_> {
+    fn at(&self, row: usize, target: usize) -> f64 {
+        self.0[row][target]
+    }
+}
+
+/// Of some rows.
+struct ByRow<'a>(HashMap<usize, &'a [f32]>);
+
+impl<'a> ByRow<'a> {
+    fn new(rows: &[usize], logprobs: &'a [Vec<f32>]) -> Self {
+        Self(rows.iter().copied().zip(logprobs.iter().map(Vec::as_slice)).collect())
+    }
+}
+
+impl Logprobs for ByRow<'_> {
+    fn at(&self, row: usize, target: usize) -> f64 {
+        f64::from(self.0[&row][target])
+    }
+}
+
+/// A mini-batch while its ratio groups are evaluated, in whatever order they become known.
+struct Step<'a> {
+    objective: &'a dyn Objective,
+    batch: &'a Batch,
+    groups: Vec<Places>,
+    /// What each ratio group's loss and gradient are multiplied by.
+    scales: Vec<f64>,
+    /// Scaled. `[rows][targets]`
+    gradient: Vec<Vec<f64>>,
+    evaluated: Vec<SequenceLoss>,
+}
+
+impl<'a> Step<'a> {
+    fn new(objective: &'a dyn Objective, batch: &'a Batch) -> Result<Self, SequenceError> {
+        let size = StepSize { sequences: n_trajectories(batch), tokens: batch.n_targets() };
+        let denominator = objective.denominator();
+        let value = denominator.value(&size);
+        if !(value > 0.0 && value.is_finite()) {
+            let source = ObjectiveError::InvalidDenominator { value };
+            return Err(SequenceError { sequence: 0, source });
+        }
+        let share = |weight: &f64| match denominator {
+            Denominator::Sequences => *weight,
+            // A sum over tokens divided by something of the whole step: each token counts once, however they are grouped.
+            _ => 1.0,
+        };
+        let groups = ratio_groups(batch);
+        Ok(Self {
+            objective,
+            batch,
+            scales: batch.weights.iter().map(|weight| share(weight) / value).collect(),
+            gradient: batch.tokens.iter().map(|row| vec![0.0; row.len()]).collect(),
+            evaluated: vec![SequenceLoss::default(); groups.len()],
+            groups,
+        })
+    }
+
+    /// Evaluates the ratio groups that no micro-batch holds alone, from log-probabilities without a gradient.
+    async fn evaluate_shared(
+        &mut self,
+        learner: &mut dyn Learner,
+        homes: &[Option<usize>],
+        micro_batches: &[Vec<usize>],
+    ) -> Result<(), LearnerError> {
+        let shared = |sequence: &usize| homes[*sequence].is_none();
+        let tokens = &self.batch.tokens;
+        let is_needed =
+            |row: &usize| tokens[*row].iter().any(|token| homes[token.sequence].is_none());
+        let (mut places, mut logprobs) = (Vec::new(), Vec::new());
+        for rows in micro_batches {
+            let rows: Vec<usize> = rows.iter().copied().filter(is_needed).collect();
+            if !rows.is_empty() {
+                logprobs.extend(learner.logprobs(&rows_of(self.batch, &rows)).await?);
+                places.extend(rows);
+            }
+        }
+        self.evaluate((0..homes.len()).filter(shared), &ByRow::new(&places, &logprobs))
+            .map_err(in_gradient)
+    }
+
+    fn evaluate(
+        &mut self,
+        sequences: impl Iterator<Item = usize>,
+        logprobs: &dyn Logprobs,
+    ) -> Result<(), SequenceError> {
+        for sequence in sequences {
+            let (loss, gradient) = self
+                .evaluate_one(sequence, logprobs)
+                .map_err(|source| SequenceError { sequence, source })?;
+            self.evaluated[sequence] = loss;
+            for ((row, target), gradient) in self.groups[sequence].iter().zip(gradient) {
+                self.gradient[*row][*target] = gradient * self.scales[sequence];
+            }
+        }
+        Ok(())
+    }
+
+    fn evaluate_one(
+        &self,
+        sequence: usize,
+        logprobs: &dyn Logprobs,
+    ) -> Result<(SequenceLoss, Vec<f64>), ObjectiveError> {
+        let places = &self.groups[sequence];
+        let column = |value: &dyn Fn(&TrainToken) -> f32| -> Vec<f64> {
+            let tokens = places.iter().map(|(row, target)| &self.batch.tokens[*row][*target]);
+            tokens.map(|token| f64::from(value(token))).collect()
+        };
+        let current: Vec<f64> =
+            places.iter().map(|(row, target)| logprobs.at(*row, *target)).collect();
+        let behavior = column(&|token| token.behavior_logprob);
+        let advantages = column(&|token| token.advantage);
+        let columns = Sequence::new(&current, &behavior, Advantages::PerToken(&advantages))?;
+        let mut gradient = vec![0.0; places.len()];
+        let loss = self.objective.evaluate(&columns, &mut gradient)?;
+        Ok((loss, gradient))
+    }
+
+    /// What a learner takes of a row.
+    fn rounded(&self, row: usize) -> Vec<f32> {
+        self.gradient[row].iter().map(|gradient| *gradient as f32).collect()
+    }
+
+    /// The sums, in the order of the ratio groups.
+    fn finish(self) -> BatchLoss {
+        let mut done = BatchLoss { gradient: self.gradient, ..BatchLoss::default() };
+        for (evaluated, scale) in self.evaluated.iter().zip(&self.scales) {
+            done.loss += evaluated.loss * scale;
+            done.metrics.record(evaluated);
+        }
+        done
+    }
+}
+
+fn ratio_groups(batch: &Batch) -> Vec<Places> {
+    let mut groups = vec![Places::new(); batch.weights.len()];
+    for (row, tokens) in batch.tokens.iter().enumerate() {
+        for (target, token) in tokens.iter().enumerate() {
+            groups[token.sequence].push((row, target));
+        }
+    }
+    groups
+}
+
 fn compare(
     batch: &Batch,
-    rows: Range<usize>,
+    rows: &[usize],
     logprobs: &[Vec<f32>],
-    version: turnwise_trajectory::PolicyVersion,
+    version: PolicyVersion,
     mismatch: &mut Mismatch,
 ) {
-    for (tokens, logprobs) in batch.tokens[rows].iter().zip(logprobs) {
+    for (row, logprobs) in rows.iter().zip(logprobs) {
         for (token, logprob) in
-            tokens.iter().zip(logprobs).filter(|(token, _)| token.version == version)
+            batch.tokens[*row].iter().zip(logprobs).filter(|(token, _)| token.version == version)
         {
             mismatch.record(*logprob, token.behavior_logprob);
         }
     }
 }
 
-/// Where the tokens of a ratio group stand: row within the micro-batch, target within the row.
-type Places = Vec<(usize, usize)>;
-
-/// The gradient of the loss with respect to each log-probability. `[rows][targets]`
-fn evaluate(
-    objective: &dyn Objective,
-    batch: &Batch,
-    rows: Range<usize>,
-    logprobs: &[Vec<f32>],
-    denominator: f64,
-    report: &mut ObjectiveReport,
-) -> Result<Vec<Vec<f32>>, SequenceError> {
-    let tokens = &batch.tokens[rows];
-    let mut coefficients: Vec<Vec<f32>> = tokens.iter().map(|row| vec![0.0; row.len()]).collect();
-    for (sequence, places) in ratio_groups(tokens) {
-        let column = |value: &dyn Fn(usize, usize) -> f32| -> Vec<f64> {
-            places.iter().map(|(row, target)| f64::from(value(*row, *target))).collect()
-        };
-        let current = column(&|row, target| logprobs[row][target]);
-        let behavior = column(&|row, target| tokens[row][target].behavior_logprob);
-        let advantages = column(&|row, target| tokens[row][target].advantage);
-        let mut gradient = vec![0.0; places.len()];
-        let evaluated = Sequence::new(&current, &behavior, Advantages::PerToken(&advantages))
-            .and_then(|sequence| objective.evaluate(&sequence, &mut gradient))
-            .map_err(|source| SequenceError { sequence, source })?;
-        let scale = batch.weights[sequence] / denominator;
-        report.loss += evaluated.loss * scale;
-        report.metrics.record(&evaluated);
-        for ((row, target), gradient) in places.into_iter().zip(gradient) {
-            coefficients[row][target] = (gradient * scale) as f32;
-        }
-    }
-    Ok(coefficients)
-}
-
-fn ratio_groups(tokens: &[Vec<crate::TrainToken>]) -> BTreeMap<usize, Places> {
-    let mut groups: BTreeMap<usize, Places> = BTreeMap::new();
-    for (row, tokens) in tokens.iter().enumerate() {
-        for (target, token) in tokens.iter().enumerate() {
-            groups.entry(token.sequence).or_default().push((row, target));
-        }
-    }
-    groups
-}
-
 /// A number the objective refuses, and where.
 #[derive(Debug, thiserror::Error)]
 #[error("evaluate ratio group {sequence} of the mini-batch")]
-struct SequenceError {
-    sequence: usize,
+pub struct SequenceError {
+    /// The ratio group, an index into the batch's weights.
+    pub sequence: usize,
+    /// What it refuses.
     #[source]
-    source: ObjectiveError,
+    pub source: ObjectiveError,
+}
+
+fn boxed(error: SequenceError) -> Box<dyn Error + Send + Sync> {
+    Box::new(error)
+}
+
+fn in_gradient(error: SequenceError) -> LearnerError {
+    LearnerError::Gradient(boxed(error))
 }

@@ -1,10 +1,12 @@
+use std::collections::BTreeMap;
+
 use turnwise_objective::Metrics;
 use turnwise_rollout::{Group, Iteration};
-use turnwise_trajectory::{Outcome, PolicyVersion, Trajectory};
+use turnwise_trajectory::{Outcome, PolicyVersion, SampledToken, SampledTokens, Trajectory};
 
-use crate::metric::{self, MetricValues};
+use crate::metric::{self, Metric, MetricValues};
 use crate::policy_gradient::{Mismatch, ObjectiveReport};
-use crate::{Books, Updated};
+use crate::{Admitted, Books, DropReason, Lengths, Updated};
 
 /// What one step did: numbers for the log, episodes for people.
 #[derive(Clone, Debug, Default)]
@@ -19,8 +21,9 @@ pub struct StepReport {
     pub sample: Option<Trajectory>,
     /// Where every episode of the run was when the step ended.
     pub books: Books,
-    pub(crate) n_dropped: u64,
     pub(crate) canary: Option<f64>,
+    dropped: BTreeMap<DropReason, Lengths>,
+    kept: Lengths,
 }
 
 /// How long things took, in seconds.
@@ -110,7 +113,7 @@ impl StepReport {
     ) {
         self.describe_trained(trained, update.trained_version);
         update.write(&mut self.metrics);
-        self.metrics.set(metric::DROPPED, self.n_dropped as f64);
+        self.describe_admission();
         self.metrics.set(metric::IN_FLIGHT, books.in_flight() as f64);
         if let Some(gap) = self.canary {
             self.metrics.set(metric::CANARY_MAX, gap);
@@ -120,6 +123,25 @@ impl StepReport {
         self.metrics.set(metric::ROLLOUT_S, timing.rollout_s);
         self.metrics.set(metric::TRAIN_S, timing.step_s - timing.rollout_s);
         self.trained = trained.to_vec();
+    }
+
+    pub(crate) fn record_admission(&mut self, admitted: &Admitted) {
+        self.kept.merge(admitted.kept());
+        for (reason, lengths) in &admitted.dropped {
+            self.dropped.entry(*reason).or_default().merge(*lengths);
+        }
+    }
+
+    fn describe_admission(&mut self) {
+        let mut all = Lengths::default();
+        self.dropped.values().for_each(|lengths| all.merge(*lengths));
+        self.metrics.set(metric::DROPPED, all.episodes as f64);
+        for reason in DropReason::ALL {
+            let n = self.dropped.get(&reason).map_or(0, |lengths| lengths.episodes);
+            self.metrics.set(metric_of(reason), n as f64);
+        }
+        self.metrics.set(metric::TOKENS_KEPT_MEAN, self.kept.mean().unwrap_or(f64::NAN));
+        self.metrics.set(metric::TOKENS_DROPPED_MEAN, all.mean().unwrap_or(f64::NAN));
     }
 
     fn describe_iteration(&mut self, iteration: &Iteration) {
@@ -181,18 +203,31 @@ impl StepReport {
     }
 
     fn describe_trained(&mut self, trained: &[Trajectory], version: PolicyVersion) {
-        let tokens = || trained.iter().flat_map(Trajectory::sampled).filter(|token| token.trains());
+        let tokens = || trained.iter().flat_map(Trajectory::sampled).filter(SampledToken::trains);
         let metrics = &mut self.metrics;
         metrics.set(metric::EPISODES, trained.len() as f64);
         let staleness = || tokens().map(|token| token.version.staleness(version));
         metrics.set(metric::STALENESS_MAX, f64::from(staleness().max().unwrap_or(0)));
         metrics.set(metric::STALENESS_MEAN, or_zero(mean(staleness().map(f64::from))));
+        let oldest = trained.iter().map(|trajectory| f64::from(trajectory.staleness(version)));
+        metrics.set(metric::STALENESS_TRAJECTORY_MEAN, or_zero(mean(oldest)));
         let mixed = trained.iter().filter(|trajectory| {
-            let mut versions = trajectory.sampled().map(|token| token.version);
+            let mut versions = trajectory.sampled_spans().flat_map(SampledTokens::versions);
             let first = versions.next();
-            versions.any(|version| Some(version) != first)
+            versions.any(|(version, _)| Some(version) != first.map(|(version, _)| version))
         });
         metrics.set(metric::MIXED_VERSIONS, mixed.count() as f64);
+    }
+}
+
+fn metric_of(reason: DropReason) -> Metric {
+    match reason {
+        DropReason::Stale => metric::DROPPED_STALE,
+        DropReason::Truncated => metric::DROPPED_TRUNCATED,
+        DropReason::GroupDropped => metric::DROPPED_GROUP,
+        DropReason::AllSolved => metric::DROPPED_ALL_SOLVED,
+        DropReason::NoneSolved => metric::DROPPED_NONE_SOLVED,
+        DropReason::SameReward => metric::DROPPED_SAME_REWARD,
     }
 }
 

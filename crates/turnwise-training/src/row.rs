@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use turnwise_trajectory::TokenId;
 
 /// One branch laid out for a learner: storage only. How a trajectory is cut into rows changes neither loss nor gradient.
@@ -7,6 +9,9 @@ pub struct Row {
     pub ids: Vec<TokenId>,
     /// The tokens whose log-probability is wanted, in order of position. `[N]`
     pub targets: Vec<Target>,
+    /// For targets that were drawn from a truncated distribution, by their number: the ids that truncation kept, over which
+    /// alone the softmax runs. Each set holds its target.
+    pub kept: BTreeMap<usize, Vec<TokenId>>,
 }
 
 /// A token of a row whose log-probability is wanted.

@@ -237,10 +237,11 @@ impl<L: Learner> Trainer<L> {
         for group in groups {
             let version = self.learning.learner.version();
             let mut admitted = self.settings.admission.admit(group, version);
-            for (reason, n) in admitted.dropped {
-                *self.progress.dropped.entry(reason.to_owned()).or_default() += n;
-                report.n_dropped += n;
+            for (reason, lengths) in &admitted.dropped {
+                let label = reason.label().to_owned();
+                *self.progress.dropped.entry(label).or_default() += lengths.episodes;
             }
+            report.record_admission(&admitted);
             assign_credit(&*self.learning.credit, &mut admitted.members)?;
             trainable.append(&mut admitted.members);
         }

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use turnwise_environment::Message;
 
-use crate::{SampledToken, TokenId, TokenKind, columns};
+use crate::{SampledToken, SampledTokens, TokenId, TokenKind};
 
 /// A node of a message graph; nodes are numbered in the order they were added, so a parent's number is smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub enum Span {
     /// What was put into the policy's mouth.
     Forced(Vec<TokenId>),
     /// What the policy drew.
-    Sampled(#[serde(with = "columns")] Vec<SampledToken>),
+    Sampled(SampledTokens),
 }
 
 impl Span {
@@ -71,7 +71,7 @@ impl Span {
             Self::Context(own) | Self::Scaffold(own) | Self::Forced(own) => {
                 ids.extend_from_slice(own);
             }
-            Self::Sampled(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
+            Self::Sampled(tokens) => ids.extend_from_slice(tokens.ids()),
         }
     }
 }
@@ -93,19 +93,24 @@ pub struct Node {
 }
 
 impl Node {
-    /// The tokens of the node that the policy drew, in order.
-    pub fn sampled(&self) -> impl Iterator<Item = &SampledToken> {
-        self.spans.iter().flat_map(|span| match span {
-            Span::Sampled(tokens) => tokens.as_slice(),
-            _ => &[],
+    /// The tokens of the node that the policy drew, in order and by value.
+    pub fn sampled(&self) -> impl Iterator<Item = SampledToken> + '_ {
+        self.sampled_spans().flat_map(SampledTokens::iter)
+    }
+
+    /// The stretches of tokens that the policy drew, in order.
+    pub fn sampled_spans(&self) -> impl Iterator<Item = &SampledTokens> {
+        self.spans.iter().filter_map(|span| match span {
+            Span::Sampled(tokens) => Some(tokens),
+            _ => None,
         })
     }
 
     /// The same, to score or mask them.
-    pub fn sampled_mut(&mut self) -> impl Iterator<Item = &mut SampledToken> {
-        self.spans.iter_mut().flat_map(|span| match span {
-            Span::Sampled(tokens) => tokens.as_mut_slice(),
-            _ => &mut [],
+    pub fn sampled_mut(&mut self) -> impl Iterator<Item = &mut SampledTokens> {
+        self.spans.iter_mut().filter_map(|span| match span {
+            Span::Sampled(tokens) => Some(tokens),
+            _ => None,
         })
     }
 }
@@ -252,10 +257,13 @@ impl MessageGraph {
             if node.parent.is_some_and(|parent| parent >= id) {
                 return Err(GraphError::Parent { node: id });
             }
-            if node.author != Author::Policy && node.sampled().next().is_some() {
+            if node.author != Author::Policy
+                && node.sampled_spans().any(|tokens| !tokens.is_empty())
+            {
                 return Err(GraphError::SampledByOther { node: id });
             }
-            if node.sampled().any(|token| !(token.logprob.is_finite() && token.logprob <= 0.0)) {
+            let mut logprobs = node.sampled_spans().flat_map(SampledTokens::logprobs);
+            if logprobs.any(|logprob| !(logprob.is_finite() && *logprob <= 0.0)) {
                 return Err(GraphError::Logprob { node: id });
             }
         }

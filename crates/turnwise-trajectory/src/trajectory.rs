@@ -1,12 +1,40 @@
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{Message, TaskKey, Transcript};
 
-use crate::{MessageGraph, Node, NodeId, Outcome, PolicyVersion, SampledToken, Sampling};
+use crate::{
+    MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion, SampledToken, SampledTokens,
+    Sampling,
+};
 
 /// The rollouts of one task that are compared with each other; unique within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GroupId(pub u64);
+
+/// Which agent of an episode; 0 is the one that the episode was started with.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct AgentId(pub u32);
+
+impl AgentId {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+    fn is_first(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What started a subagent: a turn of another agent of the same episode.
+///
+/// The two have trajectories of their own and never share a ratio group. Whether they share a reward is for credit to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SpawnedBy {
+    /// The agent that started it.
+    pub agent: AgentId,
+    /// The node of that agent's trajectory in which it did.
+    pub node: NodeId,
+}
 
 /// Which episode this is: enough to run it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,7 +63,7 @@ pub struct Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
-    /// It drew a stop token, which is the last of the tokens.
+    /// It drew a stop token, which is the last of the tokens: it is among the ids exactly for this reason to stop.
     EndOfTurn,
     /// It drew as many tokens as it was allowed to.
     MaxTokens,
@@ -58,6 +86,9 @@ pub struct Turn {
     pub seconds: f64,
     /// Which engine drew the tokens.
     pub engine: String,
+    /// A digest of the weights that drew the last of them, where the engine tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
 }
 
 /// Everything one agent sampled in one episode, with rewards, outcome and provenance.
@@ -77,6 +108,12 @@ pub struct Trajectory {
     pub outcome: Outcome,
     /// Whether the task was solved.
     pub solved: bool,
+    /// Which agent of the episode sampled it.
+    #[serde(default, skip_serializing_if = "AgentId::is_first")]
+    pub agent: AgentId,
+    /// What started that agent; `None` for the agent that the episode was started with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spawned_by: Option<SpawnedBy>,
 }
 
 impl Trajectory {
@@ -103,22 +140,36 @@ impl Trajectory {
         self.turns.iter().map(|turn| self.graph.node(turn.node))
     }
 
-    /// Every token the policy drew, in the order of the graph's nodes.
-    pub fn sampled(&self) -> impl Iterator<Item = &SampledToken> {
+    /// Every token the policy drew, by value, in the order of the graph's nodes.
+    pub fn sampled(&self) -> impl Iterator<Item = SampledToken> + '_ {
         self.graph.nodes().iter().flat_map(Node::sampled)
     }
 
     /// How many tokens the policy drew.
     #[must_use]
     pub fn n_sampled(&self) -> usize {
-        self.sampled().count()
+        self.sampled_spans().map(SampledTokens::len).sum()
+    }
+
+    /// The stretches of tokens that the policy drew, in the order of the graph's nodes.
+    pub fn sampled_spans(&self) -> impl Iterator<Item = &SampledTokens> {
+        self.graph.nodes().iter().flat_map(Node::sampled_spans)
+    }
+
+    /// Masks the tokens of every turn of which `is_masked` holds. A token that is masked keeps its first reason.
+    pub fn mask_turns(&mut self, reason: MaskReason, is_masked: impl Fn(&Turn) -> bool) {
+        for turn in self.turns.iter().filter(|turn| is_masked(turn)) {
+            for tokens in self.graph.node_mut(turn.node).sampled_mut() {
+                tokens.mask_where(reason, |_| true);
+            }
+        }
     }
 
     /// How far its oldest trainable token is behind `newest`; 0 without one.
     #[must_use]
     pub fn staleness(&self, newest: PolicyVersion) -> u32 {
         self.sampled()
-            .filter(|token| token.trains())
+            .filter(SampledToken::trains)
             .map(|token| token.version.staleness(newest))
             .max()
             .unwrap_or(0)

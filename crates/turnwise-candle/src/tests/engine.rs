@@ -89,7 +89,11 @@ fn sampled_log_probabilities_are_those_of_the_training_forward() {
             let all = [asked.prompt.clone(), ids(&sample.tokens)].concat();
             let targets =
                 (40..140).map(|position| turnwise_training::Target { position, temperature });
-            let row = turnwise_training::Row { ids: all, targets: targets.collect() };
+            let row = turnwise_training::Row {
+                ids: all,
+                targets: targets.collect(),
+                ..turnwise_training::Row::default()
+            };
             let theirs = turnwise_training::Learner::logprobs(&mut trainer, &[row]).await.unwrap();
             let worst = sample.tokens.iter().zip(&theirs[0]);
             let worst = worst.map(|(token, logprob)| (token.logprob - logprob).abs());

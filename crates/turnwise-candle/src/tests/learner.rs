@@ -13,7 +13,7 @@ type Answer = Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>>;
 
 fn row(ids: &[u32]) -> Row {
     let targets = (1..ids.len()).map(|position| Target { position, temperature: 1.0 }).collect();
-    Row { ids: ids.to_vec(), targets }
+    Row { ids: ids.to_vec(), targets, ..Row::default() }
 }
 
 /// The gradient of the mean negative log-likelihood.
@@ -95,9 +95,13 @@ fn log_probabilities_follow_temperature_and_order() {
         let target = |position, temperature| Target { position, temperature };
         let ids = vec![3, 1, 4, 1, 5, 9];
         let rows = [
-            Row { ids: ids.clone(), targets: vec![target(2, 1.0), target(5, 0.5), target(5, 1.0)] },
-            Row { ids: ids.clone(), targets: vec![] },
-            Row { ids: ids.clone(), targets: vec![target(1, 2.0)] },
+            Row {
+                ids: ids.clone(),
+                targets: vec![target(2, 1.0), target(5, 0.5), target(5, 1.0)],
+                ..Row::default()
+            },
+            Row { ids: ids.clone(), ..Row::default() },
+            Row { ids: ids.clone(), targets: vec![target(1, 2.0)], ..Row::default() },
         ];
         let logprobs = learner.logprobs(&rows).await.unwrap();
         assert_eq!(logprobs.iter().map(Vec::len).collect::<Vec<_>>(), [3, 0, 1]);
@@ -215,7 +219,7 @@ fn bad_rows_are_errors_that_say_why() {
             (vec![1; 257], vec![target(1, 1.0)], "256 positions"),
         ];
         for (ids, targets, expected) in cases {
-            let rows = [row(&[1, 2]), Row { ids, targets }];
+            let rows = [row(&[1, 2]), Row { ids, targets, ..Row::default() }];
             for error in [
                 learner.logprobs(&rows).await.unwrap_err(),
                 learner.accumulate(&rows, &mut likelihood).await.unwrap_err(),
@@ -224,6 +228,40 @@ fn bad_rows_are_errors_that_say_why() {
                 assert!(reason.contains(expected), "{reason}");
             }
         }
+    });
+}
+
+// rollouts.md pitfall 20: a softmax over the whole vocabulary is not what the token was drawn from.
+#[test]
+fn a_row_with_kept_sets_is_refused() {
+    block_on(async {
+        let mut learner = learner();
+        let kept = [(0, vec![2, 5])].into();
+        let rows = [Row { kept, ..row(&[1, 2]) }];
+        for error in [
+            learner.logprobs(&rows).await.unwrap_err(),
+            learner.accumulate(&rows, &mut likelihood).await.unwrap_err(),
+        ] {
+            let LearnerError::BadRow { row: 0, reason } = error else { panic!("{error}") };
+            assert!(reason.contains("truncated distribution") && reason.contains("position 1"));
+        }
+    });
+}
+
+// objective.md section 4: the reference is kept only when asked for, and stays where it was while the weights move.
+#[test]
+fn a_reference_is_kept_when_asked_for_and_does_not_move() {
+    block_on(async {
+        let mut learner = learner();
+        let rows = [row(&[1, 2, 3, 4])];
+        let missing = learner.reference_logprobs(&rows).await.unwrap_err();
+        assert!(matches!(missing, LearnerError::NoReference));
+        learner.keep_reference().await.unwrap();
+        let start = learner.logprobs(&rows).await.unwrap();
+        learner.accumulate(&rows, &mut likelihood).await.unwrap();
+        assert!(learner.step(UPDATE).await.unwrap().applied);
+        assert_ne!(learner.logprobs(&rows).await.unwrap(), start);
+        assert_eq!(learner.reference_logprobs(&rows).await.unwrap(), start);
     });
 }
 

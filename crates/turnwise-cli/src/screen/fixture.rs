@@ -3,7 +3,8 @@
 use turnwise::environment::{Message, TaskKey};
 use turnwise::training::{StepReport, metric};
 use turnwise::trajectory::{
-    Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, StopReason, Trajectory, Turn,
+    AgentId, Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, StopReason,
+    Trajectory, Turn,
 };
 
 use super::history::History;
@@ -82,6 +83,8 @@ pub(super) fn episode() -> Trajectory {
         turns,
         outcome: Outcome::Done,
         solved: true,
+        agent: AgentId::default(),
+        spawned_by: None,
     }
 }
 
@@ -93,6 +96,7 @@ fn turn(node: NodeId, reward: f64) -> Turn {
         faults: 0,
         seconds: 0.0,
         engine: String::new(),
+        weights: None,
     }
 }
 
