@@ -6,9 +6,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use turnwise_objective::{
-    Advantages, Clip, Grpo, GspoToken, LengthWeight, Objective, Sequence,
-};
+use turnwise_objective::{Advantages, Clip, Grpo, GspoToken, LengthWeight, Objective, Sequence};
 
 const N_SEQUENCES: usize = 4096;
 const N_TOKENS: usize = 1024;

@@ -31,11 +31,11 @@ use crate::credit::{expect_finite, expect_length};
 /// ```
 /// use turnwise_objective::{GroupAdvantage, by_anchor_state};
 ///
-/// // Both saw "lobby" first; then one saw "office" and the other "lobby" again.
-/// let returns = [vec![1.0, 1.0], vec![0.0, 0.0]];
-/// let anchors = [vec!["lobby", "office"], vec!["lobby", "lobby"]];
+/// // Both began in the lobby; one then went on to the office, where the other never was.
+/// let returns = [vec![1.0, 1.0], vec![0.0]];
+/// let anchors = [vec!["lobby", "office"], vec!["lobby"]];
 /// let step = by_anchor_state(&returns, &anchors, GroupAdvantage::MeanOnly)?;
-/// assert_eq!(step, [vec![1.0 - 1.0 / 3.0, 0.0], vec![-1.0 / 3.0, -1.0 / 3.0]]);
+/// assert_eq!(step, [vec![0.5, 0.0], vec![-0.5]]);
 /// # Ok::<(), turnwise_objective::AdvantageError>(())
 /// ```
 pub fn by_anchor_state<K: Eq + Hash>(
@@ -52,7 +52,8 @@ pub fn by_anchor_state<K: Eq + Hash>(
             visits.entry(anchor).or_default().push((member, turn));
         }
     }
-    let mut advantages: Vec<Vec<f64>> = returns.iter().map(|turns| vec![0.0; turns.len()]).collect();
+    let mut advantages: Vec<Vec<f64>> =
+        returns.iter().map(|turns| vec![0.0; turns.len()]).collect();
     // Each state writes its own turns, so their order in the map does not matter.
     for places in visits.values() {
         let met: Vec<f64> = places.iter().map(|&(member, turn)| returns[member][turn]).collect();

@@ -44,7 +44,9 @@ impl Clip {
         let valid = (0.0..1.0).contains(&low) && (0.0..f64::INFINITY).contains(&high);
         if valid {
             Ok(Self { low, high, dual: None })
-        } else { Err(ObjectiveError::InvalidClip { low, high }) }
+        } else {
+            Err(ObjectiveError::InvalidClip { low, high })
+        }
     }
 
     /// The same range with a second upper bound, for negative advantages (dual clip, arXiv

@@ -34,7 +34,6 @@ pub struct DrGrpo {
     pub max_tokens: usize,
 }
 
-
 impl Objective for DrGrpo {
     fn name(&self) -> &'static str {
         "dr_grpo"

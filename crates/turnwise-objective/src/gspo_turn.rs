@@ -67,7 +67,8 @@ impl Objective for GspoTurn {
         gradient: &mut [f64],
     ) -> Result<SequenceLoss, ObjectiveError> {
         evaluate_tokens(sequence, gradient, |gradient| {
-            let turns = sequence.turns().ok_or(ObjectiveError::MissingColumn { column: "turns" })?;
+            let turns =
+                sequence.turns().ok_or(ObjectiveError::MissingColumn { column: "turns" })?;
             self.evaluate_turns(sequence, turns, gradient)
         })
     }

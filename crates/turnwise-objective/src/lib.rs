@@ -100,8 +100,8 @@ pub use correction::{
     CorrectionLevel, CorrectionRule, correction_weights, off_policy_mask, weighted,
 };
 pub use credit::{
-    broadcast_outcome, minus_mean_return, minus_mean_return_at_turn, minus_mean_return_of_others, mix,
-    normalised_over_all_turns, per_turn_index_biased, reward_to_go, reward_to_go_with_outcome,
+    broadcast_outcome, minus_mean_return, minus_mean_return_at_turn, minus_mean_return_of_others,
+    mix, normalised_over_all_turns, per_turn_index_biased, reward_to_go, reward_to_go_with_outcome,
     spread_over_tokens,
 };
 pub use dapo::Dapo;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use turnwise_objective::AdvantageError;
 use turnwise_trajectory::{NodeId, PolicyVersion, Span, Trajectory};
 
+use crate::credit::assign_batch_credit;
 use crate::{Credit, Row, Target};
 
 /// Which tokens share one importance ratio.
@@ -156,7 +157,7 @@ fn lay_out(
     Ok((row, tokens))
 }
 
-/// Writes the credit of a group into the tokens of its members, turn by turn.
+/// Writes the credit of a group that is a batch of its own into the tokens of its members, turn by turn.
 ///
 /// # Errors
 /// When a reward is not finite.
@@ -164,16 +165,7 @@ pub fn assign_credit(
     credit: &dyn Credit,
     members: &mut [Trajectory],
 ) -> Result<(), AdvantageError> {
-    let advantages = credit.assign(&members.iter().collect::<Vec<_>>())?;
-    for (member, advantages) in members.iter_mut().zip(advantages) {
-        let nodes: Vec<NodeId> = member.turns.iter().map(|turn| turn.node).collect();
-        for (node, advantage) in nodes.into_iter().zip(advantages) {
-            for token in member.graph.node_mut(node).sampled_mut() {
-                token.advantage = Some(advantage as f32);
-            }
-        }
-    }
-    Ok(())
+    assign_batch_credit(credit, &mut [members]).map(drop)
 }
 
 /// A trajectory that cannot be trained on.

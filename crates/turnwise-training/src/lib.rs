@@ -24,7 +24,10 @@ mod trainer;
 pub use admission::{Admission, Admitted, StaleTokens, TruncatedEpisodes};
 pub use batch::{Batch, BatchError, RatioScope, TrainToken, assign_credit};
 pub use checkpoint::{Checkpoint, CheckpointError, Checkpoints};
-pub use credit::{Credit, OutcomeCredit, ReturnCredit, TurnCredit};
+pub use credit::{
+    Conservation, Credit, CreditStream, CreditStreams, GigpoCredit, OutcomeCredit,
+    ReinforcePlusPlusCredit, ReturnCredit, TurnCredit, TurnIndexBiasedCredit, assign_batch_credit,
+};
 pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};
 pub use evaluate::{Evaluated, Evaluation, EvaluationSettings, evaluate};
 pub use interval::SuccessRate;

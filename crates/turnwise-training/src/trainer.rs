@@ -17,7 +17,8 @@ use crate::policy_gradient::{ObjectiveReport, accumulate};
 use crate::proximal::{Behavior, recompute};
 use crate::report::{StepReport, Timing, UpdateReport};
 use crate::{
-    Batch, BatchError, Credit, Learner, LearnerError, RatioScope, Schedule, Update, assign_credit,
+    Batch, BatchError, Credit, Learner, LearnerError, RatioScope, Schedule, Update,
+    assign_batch_credit,
 };
 
 /// The parts of a training run that can be chosen freely.
@@ -253,15 +254,17 @@ impl<L: Learner> Trainer<L> {
     ) -> Result<Vec<Trajectory>, TrainError> {
         let mut trainable = Vec::new();
         for group in groups {
-            let mut admitted = self.settings.admission.admit(group, self.learner.version());
+            let admitted = self.settings.admission.admit(group, self.learner.version());
             for (reason, n) in admitted.dropped {
                 *self.progress.dropped.entry(reason.to_owned()).or_default() += n;
                 report.n_dropped += n;
             }
-            assign_credit(&*self.credit, &mut admitted.members)?;
-            trainable.append(&mut admitted.members);
+            trainable.push(admitted.members);
         }
-        Ok(trainable)
+        let mut groups: Vec<&mut [Trajectory]> =
+            trainable.iter_mut().map(Vec::as_mut_slice).collect();
+        assign_batch_credit(&*self.credit, &mut groups)?;
+        Ok(trainable.into_iter().flatten().collect())
     }
 
     /// The optimiser steps of one batch of rollouts, and the publication of what they made.
