@@ -33,6 +33,8 @@ pub struct TrainToken {
     pub advantage: f32,
     /// Its ratio group, an index into the batch's sequences.
     pub sequence: usize,
+    /// The node of the turn it was drawn in; the tokens of a turn stand together.
+    pub turn: NodeId,
 }
 
 /// Rows for a learner, and what the objective needs about each of their targets.
@@ -146,6 +148,7 @@ fn lay_out(
                         version: token.version,
                         advantage,
                         sequence: sequences.of(branch, id, token.version),
+                        turn: id,
                     });
                 }
             }

@@ -148,8 +148,13 @@ fn evaluate(
         let current = column(&|row, target| logprobs[row][target]);
         let behavior = column(&|row, target| tokens[row][target].behavior_logprob);
         let advantages = column(&|row, target| tokens[row][target].advantage);
+        let turns: Vec<usize> = places
+            .chunk_by(|a, b| tokens[a.0][a.1].turn == tokens[b.0][b.1].turn)
+            .map(<[_]>::len)
+            .collect();
         let mut gradient = vec![0.0; places.len()];
         let evaluated = Sequence::new(&current, &behavior, Advantages::PerToken(&advantages))
+            .and_then(|sequence| sequence.with_turns(&turns))
             .and_then(|sequence| objective.evaluate(&sequence, &mut gradient))
             .map_err(|source| SequenceError { sequence, source })?;
         let scale = batch.weights[sequence] / denominator;
