@@ -1,8 +1,11 @@
 //! The contract of credit, on everything that is shipped.
 
 use proptest::prelude::*;
-use turnwise_objective::{GroupAdvantage, Std};
-use turnwise_training::{Credit, OutcomeCredit, ReturnCredit, TurnCredit, assign_credit};
+use turnwise_objective::{GroupAdvantage, Std, normalised_over_batch};
+use turnwise_training::{
+    Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit, ReturnCredit, TurnCredit,
+    TurnIndexBiasedCredit, assign_batch_credit, assign_credit,
+};
 use turnwise_trajectory::Trajectory;
 
 use crate::support::rewarded;
@@ -15,7 +18,10 @@ fn credits() -> Vec<Box<dyn Credit>> {
         credits.push(Box::new(OutcomeCredit { advantage }));
         let turn = TurnCredit { advantage, gamma: 1.0, outcome_weight: 0.5, turn_weight: 2.0 };
         credits.push(Box::new(turn));
+        credits.push(Box::new(GigpoCredit { advantage, gamma: 1.0, step_weight: 1.0 }));
     }
+    credits.push(Box::new(ReinforcePlusPlusCredit { std: Std::Sample, epsilon: 1e-6 }));
+    credits.push(Box::new(TurnIndexBiasedCredit { gamma: 1.0 }));
     credits
 }
 
@@ -27,6 +33,8 @@ fn all_credits() -> Vec<Box<dyn Credit>> {
         credits.push(Box::new(ReturnCredit { gamma }));
         let turn = TurnCredit { advantage, gamma, outcome_weight: 1.0, turn_weight: 1.0 };
         credits.push(Box::new(turn));
+        credits.push(Box::new(GigpoCredit { advantage, gamma, step_weight: 0.5 }));
+        credits.push(Box::new(TurnIndexBiasedCredit { gamma }));
     }
     credits
 }
@@ -94,6 +102,39 @@ proptest! {
         for credit in all_credits() {
             let advantages = assigned(&*credit, &rewarded(&rewards[..1]));
             prop_assert!(advantages.iter().flatten().all(|one| *one == 0.0), "{credit:?}");
+        }
+    }
+
+    /// Every stream of every credit conserves what it says, and the last is what reaches the tokens.
+    #[test]
+    fn every_stream_conserves_what_it_says(rewards in groups()) {
+        let group = rewarded(&rewards);
+        let members: Vec<&Trajectory> = group.iter().collect();
+        for credit in all_credits() {
+            let mut batch = [credit.streams(&members).expect("finite rewards")];
+            credit.finish(&mut batch).expect("finite rewards");
+            for stream in batch[0].all() {
+                let missing = batch[0].imbalance(stream, &members);
+                prop_assert!(missing <= 1e-9, "{credit:?} {}: {missing}", stream.name);
+            }
+            prop_assert_eq!(&batch[0].advantage.values, &assigned(&*credit, &group));
+        }
+    }
+
+    /// REINFORCE++ has one scale for the whole batch, whatever its groups.
+    #[test]
+    fn batch_wide_credit_is_that_of_the_pure_function(groups in prop::collection::vec(groups(), 1..5)) {
+        let credit = ReinforcePlusPlusCredit { std: Std::Sample, epsilon: 1e-6 };
+        let mut batch: Vec<Vec<Trajectory>> = groups.iter().map(|group| rewarded(group)).collect();
+        let totals: Vec<Vec<f64>> =
+            groups.iter().map(|group| group.iter().map(|turns| turns.iter().sum()).collect()).collect();
+        let expected = normalised_over_batch(&totals, Std::Sample, 1e-6).expect("finite rewards");
+        let mut views: Vec<&mut [Trajectory]> = batch.iter_mut().map(Vec::as_mut_slice).collect();
+        let streams = assign_batch_credit(&credit, &mut views).expect("finite rewards");
+        for (streams, expected) in streams.iter().zip(expected) {
+            for (turns, expected) in streams.advantage.values.iter().zip(expected) {
+                prop_assert!(turns.iter().all(|one| (one - expected).abs() <= 1e-9 * (1.0 + expected.abs())));
+            }
         }
     }
 

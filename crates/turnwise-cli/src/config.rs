@@ -1,5 +1,6 @@
 //! From a TOML file and dotted overrides to the settings of a run, with the place of every mistake.
 
+mod choices;
 mod schema;
 mod validate;
 
@@ -7,7 +8,8 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-pub(crate) use schema::{Config, CreditName, Normalise, ObjectiveName};
+pub(crate) use choices::{credit, objective};
+pub(crate) use schema::Config;
 use toml_edit::{Document, Item, TableLike, Value, de};
 use validate::{Impossible, validate};
 
@@ -230,6 +232,46 @@ mod tests {
                 && said.contains("did you mean `gspo_token`?"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn every_objective_and_credit_can_be_chosen() {
+        let objectives = "gspo_token gspo gspo_turn grpo dapo dr_grpo cispo gmpo sapo reinforce";
+        for name in objectives.split(' ') {
+            let text = format!("[objective]\nname = \"{name}\"\n");
+            let config = parse("config.toml", &text, &[]).unwrap().config;
+            assert_eq!(super::objective(&config).unwrap().name(), name);
+        }
+        let credits = "outcome turn return gigpo reinforce_plus_plus turn_index_biased";
+        for name in credits.split(' ') {
+            let text = format!("[credit]\nname = \"{name}\"\n");
+            let config = parse("config.toml", &text, &[]).unwrap().config;
+            assert_eq!(super::credit(&config.credit).name(), name);
+        }
+    }
+
+    #[test]
+    fn what_the_objective_does_not_read_is_refused() {
+        let said = refusal("[objective]\nname = \"sapo\"\nclip_low = 0.2\n", &[]);
+        assert!(said.contains("`objective.clip_low` is not used by `sapo`"), "{said}");
+        assert!(said.contains("config.toml:3:"), "{said}");
+        let said = refusal("[credit]\nname = \"outcome\"\ngamma = 0.9\n", &[]);
+        assert!(said.contains("`credit.gamma` is not used by `outcome`"), "{said}");
+        assert!(said.contains("choose return, turn, gigpo, turn_index_biased"), "{said}");
+    }
+
+    #[test]
+    fn objectives_and_credits_that_do_not_go_together_are_refused() {
+        let said = refusal("[objective]\nname = \"gmpo\"\n[credit]\nname = \"return\"\n", &[]);
+        assert!(said.contains("`gmpo` has one advantage per sequence"), "{said}");
+        let said = refusal("[objective]\ndual_clip = 1.0\n", &[]);
+        assert!(said.contains("`objective.dual_clip` cannot be"), "{said}");
+        let said = refusal("[objective.kl]\nbeta = 0.1\n", &[]);
+        assert!(said.contains("`objective.kl.beta` is above 0"), "{said}");
+        let said = refusal("[objective.kl]\nbeta = -0.1\n", &[]);
+        assert!(said.contains("`objective.kl.beta` is -0.1"), "{said}");
+        let said = refusal("[objective.kl]\nestimator = \"k4\"\n", &[]);
+        assert!(said.contains("unknown value `k4`"), "{said}");
     }
 
     #[test]

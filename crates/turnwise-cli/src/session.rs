@@ -7,15 +7,14 @@ use std::sync::Arc;
 use turnwise::candle::{CandleLearner, Decoder, DecoderConfig};
 use turnwise::chat::{ChatMl, ChatMlSettings, MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
-use turnwise::objective::{Clip, GroupAdvantage, Grpo, Gspo, GspoToken, Objective, Std};
 use turnwise::rollout::{ChatAgents, Policy, PoolSettings};
 use turnwise::training::{
-    Admission, Credit, Demonstration, Evaluated, EvaluationSettings, OutcomeCredit, Parts,
-    ReturnCredit, Schedule, Trainer, TrainerSettings, TurnCredit, demonstrate,
+    Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Schedule, Trainer,
+    TrainerSettings, demonstrate,
 };
 use turnwise::trajectory::Sampling;
 
-use crate::config::{Config, CreditName, Normalise, ObjectiveName};
+use crate::config::{Config, credit, objective};
 use crate::environments;
 use crate::failure::Failure;
 
@@ -70,8 +69,8 @@ impl Session {
             rubric: None,
             policy: self.policy.clone(),
             learner,
-            objective: objective(&self.config)?,
-            credit: credit(&self.config),
+            objective: objective(&self.config).map_err(|error| Failure::refused_by(&error))?,
+            credit: credit(&self.config.credit),
         };
         Ok(Trainer::new(parts, self.trainer_settings()))
     }
@@ -278,35 +277,4 @@ async fn play_expert(
         demonstrations.push(played.map_err(|error| Failure::runtime(&error))?);
     }
     Ok(demonstrations)
-}
-
-fn objective(config: &Config) -> Result<Box<dyn Objective>, Failure> {
-    let choice = &config.objective;
-    let clip = Clip::new(choice.clip_low, choice.clip_high)
-        .map_err(|error| Failure::refused_by(&error))?;
-    let length_weight = choice.length_weight.into();
-    Ok(match choice.name {
-        ObjectiveName::GspoToken => Box::new(GspoToken { clip, length_weight }),
-        ObjectiveName::Gspo => Box::new(Gspo { clip, length_weight }),
-        ObjectiveName::Grpo => Box::new(Grpo { clip }),
-    })
-}
-
-fn credit(config: &Config) -> Box<dyn Credit> {
-    let choice = &config.credit;
-    let advantage = match choice.normalise {
-        Normalise::MeanStd => GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 },
-        Normalise::Mean => GroupAdvantage::MeanOnly,
-        Normalise::LeaveOneOut => GroupAdvantage::LeaveOneOut,
-    };
-    match choice.name {
-        CreditName::Outcome => Box::new(OutcomeCredit { advantage }),
-        CreditName::Return => Box::new(ReturnCredit { gamma: choice.gamma }),
-        CreditName::Turn => Box::new(TurnCredit {
-            advantage,
-            gamma: choice.gamma,
-            outcome_weight: choice.outcome_weight,
-            turn_weight: choice.turn_weight,
-        }),
-    }
 }

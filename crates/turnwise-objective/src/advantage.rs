@@ -226,6 +226,47 @@ pub fn mean_with_std_of(
     Ok(deviations.values)
 }
 
+/// Reward minus the mean of its group, divided by the standard deviation of *all* those differences
+/// in the batch: REINFORCE++ with baseline. Shape: as the groups.
+///
+/// ```text
+/// d_gi = r_gi − mean_j r_gj
+/// A_gi = d_gi / (std_{gj} d_gj + epsilon)                       arXiv 2501.03262v9, section 3
+/// ```
+///
+/// The paper also subtracts the mean of d, which is 0. One scale for the batch bends no group's
+/// gradient against another's, as a standard deviation per group does. Groups whose rewards are all
+/// equal get exactly 0, and count in the standard deviation.
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`] with the position in its group, [`AdvantageError::Overflow`], and
+/// [`AdvantageError::InvalidScale`] for `epsilon`.
+///
+/// ```
+/// use turnwise_objective::{Std, normalised_over_batch};
+///
+/// let groups = [vec![1.0, 0.0], vec![5.0, 5.0]];
+/// let advantages = normalised_over_batch(&groups, Std::Population, 0.0)?;
+/// assert!((advantages[0][0] - f64::sqrt(2.0)).abs() < 1e-15);
+/// assert_eq!(advantages[1], [0.0, 0.0]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn normalised_over_batch(
+    groups: &[Vec<f64>],
+    std: Std,
+    epsilon: f64,
+) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    expect_scale(epsilon)?;
+    let mut centred =
+        groups.iter().map(|rewards| mean_only(rewards)).collect::<Result<Vec<_>, _>>()?;
+    let scale = standard_deviation(&centred.concat(), std)? + epsilon;
+    for value in centred.iter_mut().flatten().filter(|value| **value != 0.0) {
+        *value /= scale;
+    }
+    Ok(centred)
+}
+
 /// The standard deviation of some numbers, exactly 0 if they are all equal or fewer than two.
 ///
 /// # Errors

@@ -19,14 +19,21 @@ use crate::sum::LANES;
 pub struct Clip {
     low: f64,
     high: f64,
+    dual: Option<f64>,
 }
 
 impl Clip {
     /// ε_l = 3e-4, ε_h = 4e-4: GSPO, arXiv 2507.18071, section 5.1.
-    pub const PAPER_GSPO: Self = Self { low: 3e-4, high: 4e-4 };
+    pub const PAPER_GSPO: Self = Self { low: 3e-4, high: 4e-4, dual: None };
 
     /// ε_l = 0.2, ε_h = 0.27: the GRPO baseline of arXiv 2507.18071, section 5.1.
-    pub const PAPER_GRPO: Self = Self { low: 0.2, high: 0.27 };
+    pub const PAPER_GRPO: Self = Self { low: 0.2, high: 0.27, dual: None };
+
+    /// ε_l = 0.2, ε_h = 0.28: DAPO, arXiv 2503.14476, section 4.1.
+    pub const PAPER_DAPO: Self = Self { low: 0.2, high: 0.28, dual: None };
+
+    /// ε = 0.2 on both sides: PPO, arXiv 1707.06347, section 6.1.
+    pub const PAPER_PPO: Self = Self { low: 0.2, high: 0.2, dual: None };
 
     /// The range 1 − `low` ..= 1 + `high`.
     ///
@@ -35,7 +42,55 @@ impl Clip {
     /// [`ObjectiveError::InvalidClip`] unless 0 ≤ `low` < 1 and 0 ≤ `high` < ∞.
     pub fn new(low: f64, high: f64) -> Result<Self, ObjectiveError> {
         let valid = (0.0..1.0).contains(&low) && (0.0..f64::INFINITY).contains(&high);
-        if valid { Ok(Self { low, high }) } else { Err(ObjectiveError::InvalidClip { low, high }) }
+        if valid {
+            Ok(Self { low, high, dual: None })
+        } else {
+            Err(ObjectiveError::InvalidClip { low, high })
+        }
+    }
+
+    /// The same range with a second upper bound, for negative advantages (dual clip, arXiv
+    /// 1912.09729, eq. 5, with bound 3).
+    ///
+    /// ```text
+    /// A < 0:  max( min(r A, clip(r) A), bound · A )      so that r > bound has no gradient
+    /// ```
+    ///
+    /// The range alone leaves a ratio unlimited above where the advantage is negative: one token
+    /// that has become far more probable can dominate a step. With token ratios that token loses
+    /// its gradient. With a sequence's ratio (GSPO) the bound is on s_i: where it is exceeded, *all*
+    /// of the sequence's tokens with a negative advantage lose theirs, and since log s_i is a mean
+    /// over tokens, no single token gets it there.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectiveError::InvalidDualClip`] unless `bound` is finite and above 1 + ε_h.
+    ///
+    /// ```
+    /// use turnwise_objective::{Advantages, Clip, Grpo, Objective, Sequence};
+    ///
+    /// let grpo = Grpo { clip: Clip::PAPER_GRPO.with_dual(3.0)? };
+    /// let sequence = Sequence::new(&[-0.5, -0.5], &[-2.5, -1.0], Advantages::Uniform(-1.0))?;
+    /// let mut gradient = [0.0; 2];
+    /// let evaluated = grpo.evaluate(&sequence, &mut gradient)?;
+    /// assert_eq!(gradient[0], 0.0); // a ratio of e²
+    /// assert!(gradient[1] > 0.0); // of e^½
+    /// assert_eq!(evaluated.stats.n_clipped_dual, 1);
+    /// # Ok::<(), turnwise_objective::ObjectiveError>(())
+    /// ```
+    pub fn with_dual(self, bound: f64) -> Result<Self, ObjectiveError> {
+        let above = 1.0 + self.high;
+        if bound > above && bound.is_finite() {
+            Ok(Self { dual: Some(bound), ..self })
+        } else {
+            Err(ObjectiveError::InvalidDualClip { bound, above })
+        }
+    }
+
+    /// The second upper bound, for negative advantages, if there is one.
+    #[must_use]
+    pub fn dual(&self) -> Option<f64> {
+        self.dual
     }
 
     /// ε_l.
@@ -65,6 +120,9 @@ pub(crate) struct Band {
     pub(crate) high: f64,
     log_low: f64,
     log_high: f64,
+    /// The dual clip's bound and its logarithm; ∞ without one.
+    pub(crate) dual: f64,
+    log_dual: f64,
     /// How near to a bound log space cannot tell the two sides apart.
     tie: f64,
 }
@@ -73,7 +131,16 @@ impl From<Clip> for Band {
     fn from(clip: Clip) -> Self {
         let (log_low, log_high) = ((-clip.low).ln_1p(), clip.high.ln_1p());
         let tie = 4.0 * f64::EPSILON * (1.0 + log_high.max(-log_low));
-        Self { low: 1.0 - clip.low, high: 1.0 + clip.high, log_low, log_high, tie }
+        let dual = clip.dual.unwrap_or(f64::INFINITY);
+        Self {
+            low: 1.0 - clip.low,
+            high: 1.0 + clip.high,
+            log_low,
+            log_high,
+            dual,
+            log_dual: dual.ln(),
+            tie,
+        }
     }
 }
 
@@ -100,6 +167,12 @@ impl Band {
         } else {
             log_ratio.exp() > self.high
         }
+    }
+
+    /// Whether the ratio is strictly above the dual clip's bound; never without one.
+    #[inline]
+    pub(crate) fn is_beyond_dual(&self, log_ratio: f64) -> bool {
+        log_ratio > self.log_dual
     }
 
     /// [`Band::is_below`] and [`Band::is_above`] of eight log ratios.

@@ -5,6 +5,7 @@
 //! advantage per turn, and [`spread_over_tokens`] gives it to the tokens.
 
 use crate::advantage::{AdvantageError, Std, leave_one_out, mean_only, mean_std};
+use crate::sum::sum;
 
 /// The discounted sum of the rewards from each turn on; shape: one per turn.
 ///
@@ -118,6 +119,49 @@ pub fn minus_mean_return_of_others(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, 
         return Ok(to_go.iter().map(|turns| vec![0.0; turns.len()]).collect());
     }
     shifted_by_first_turn(to_go, leave_one_out)
+}
+
+/// The return from each turn on minus the mean return from that turn on of the *other*
+/// trajectories that got as far: a baseline per turn. 0 for a trajectory that is alone.
+///
+/// ```text
+/// A_ik = G_ik − mean_{j≠i, j has a turn k} G_jk          or − mean_{j≠i} G_j0 where no other has one
+/// ```
+///
+/// What the others earned does not depend on how this trajectory acts, so the expected policy
+/// gradient is the true one, and unlike [`per_turn_index_biased`] that holds when the policy decides
+/// when to stop: what a trajectory's own stopping cost stays in its G_ik. The variance is smaller
+/// than with one baseline for the whole trajectory where rewards come turn by turn.
+///
+/// # Errors
+///
+/// [`AdvantageError::NonFinite`].
+///
+/// ```
+/// use turnwise_objective::minus_mean_return_at_turn;
+///
+/// let to_go = [vec![3.0, 2.0], vec![1.0, 1.0], vec![0.0]];
+/// let advantages = minus_mean_return_at_turn(&to_go)?;
+/// assert_eq!(advantages, [vec![2.5, 1.0], vec![-0.5, -1.0], vec![-2.0]]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn minus_mean_return_at_turn(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    expect_finite(to_go)?;
+    // Differences from the member's own return are exactly 0 where all returns are equal.
+    let excess = |member: usize, turn: usize, at: usize| -> Option<f64> {
+        let others = to_go.iter().enumerate().filter(|(other, _)| *other != member);
+        let values: Vec<f64> = others
+            .filter_map(|(_, turns)| turns.get(at))
+            .map(|other| to_go[member][turn] - other)
+            .collect();
+        (!values.is_empty()).then(|| sum(values.iter().copied()) / values.len() as f64)
+    };
+    let of = |member: usize, turn: usize| {
+        excess(member, turn, turn).or_else(|| excess(member, turn, 0)).unwrap_or(0.0)
+    };
+    Ok((0..to_go.len())
+        .map(|member| (0..to_go[member].len()).map(|turn| of(member, turn)).collect())
+        .collect())
 }
 
 /// All the turns of a group, normalised together: mean 0 and standard deviation 1 over every turn
@@ -266,7 +310,7 @@ fn shifted_by_first_turn(
     Ok(to_go.iter().map(shifted).collect())
 }
 
-fn expect_length(
+pub(crate) fn expect_length(
     slice: &'static str,
     expected: usize,
     actual: usize,
@@ -278,7 +322,7 @@ fn expect_length(
     }
 }
 
-fn expect_finite(values: &[Vec<f64>]) -> Result<(), AdvantageError> {
+pub(crate) fn expect_finite(values: &[Vec<f64>]) -> Result<(), AdvantageError> {
     for (member, turns) in values.iter().enumerate() {
         if let Some(turn) = turns.iter().position(|value| !value.is_finite()) {
             return Err(AdvantageError::NonFinite { member, turn: Some(turn), value: turns[turn] });

@@ -30,6 +30,27 @@ pub enum ObjectiveError {
         /// The upper bound asked for.
         high: f64,
     },
+    /// The bound of a dual clip is not a finite number above 1 + ε_h.
+    InvalidDualClip {
+        /// The bound asked for.
+        bound: f64,
+        /// 1 + ε_h, which it must exceed.
+        above: f64,
+    },
+    /// The objective needs a column that the sequence does not have.
+    MissingColumn {
+        /// Which: "reference_logprobs" or "turns".
+        column: &'static str,
+    },
+    /// A setting is outside its range.
+    InvalidSetting {
+        /// Which one.
+        setting: &'static str,
+        /// What it is.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
+    },
     /// A slice does not have one entry per token.
     LengthMismatch {
         /// Which slice.
@@ -41,7 +62,8 @@ pub enum ObjectiveError {
     },
     /// A number of a token, or a sum that ends at this token, is not finite where it must be.
     NonFinite {
-        /// Which number: "logprob", "behavior logprob", "log ratio" or "advantage".
+        /// Which number: "logprob", "behavior logprob", "reference logprob", "log ratio" or
+        /// "advantage".
         quantity: &'static str,
         /// The position of the token.
         token: usize,
@@ -72,11 +94,38 @@ pub enum ObjectiveError {
     },
 }
 
+impl ObjectiveError {
+    /// The error of a part of a sequence, with its tokens counted from the start of the whole.
+    pub(crate) fn shifted(self, by: usize) -> Self {
+        match self {
+            Self::NonFinite { quantity, token, value } => {
+                Self::NonFinite { quantity, token: token + by, value }
+            }
+            other => other,
+        }
+    }
+}
+
 impl fmt::Display for ObjectiveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InvalidClip { low, high } => {
                 write!(f, "clip bounds {low} and {high} are outside 0 <= low < 1, 0 <= high < inf")
+            }
+            Self::InvalidDualClip { bound, above } => {
+                write!(f, "dual clip bound {bound} is not a finite number above {above}")
+            }
+            Self::MissingColumn { column: "turns" } => {
+                write!(f, "turns of the sequence are not known; add them by with_turns")
+            }
+            Self::MissingColumn { column } => {
+                write!(f, "{column} of the sequence are not known; add them by with_reference")
+            }
+            Self::InvalidSetting { setting, value, range } => {
+                write!(f, "{setting} {value} is not {range}")
+            }
+            Self::LengthMismatch { slice: slice @ "turns", expected, actual } => {
+                write!(f, "{slice} have {actual} tokens together for {expected} tokens")
             }
             Self::LengthMismatch { slice, expected, actual } => {
                 write!(f, "{slice} has {actual} entries for {expected} tokens")

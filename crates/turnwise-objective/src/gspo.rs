@@ -1,6 +1,6 @@
 //! Group Sequence Policy Optimization.
 
-use crate::sequence::expect_length;
+use crate::objective::evaluate_tokens;
 use crate::sequence_ratio::{Credit, SequenceRatio};
 use crate::{
     Advantages, Clip, Denominator, LengthWeight, Objective, ObjectiveError, Sequence, SequenceLoss,
@@ -54,18 +54,25 @@ impl Objective for Gspo {
         Denominator::Sequences
     }
 
+    fn token_weight(&self, n_tokens: usize) -> f64 {
+        self.length_weight.of(n_tokens) / n_tokens as f64
+    }
+
+    fn needs_uniform_advantages(&self) -> bool {
+        true
+    }
+
     fn evaluate(
         &self,
         sequence: &Sequence<'_>,
         gradient: &mut [f64],
     ) -> Result<SequenceLoss, ObjectiveError> {
-        expect_length("gradient", sequence.len(), gradient.len())?;
-        if sequence.is_empty() {
-            return Ok(SequenceLoss::default());
-        }
-        let advantage = advantage_of(sequence)?;
-        let ratio = SequenceRatio::new(sequence, self.clip, self.length_weight)?;
-        evaluate_uniform(&ratio, advantage, sequence, gradient)
+        evaluate_tokens(sequence, gradient, |gradient| {
+            let advantage = advantage_of(sequence)?;
+            let weight = self.length_weight.of(sequence.len());
+            let ratio = SequenceRatio::new(sequence, self.clip, weight)?;
+            Ok(evaluate_uniform(&ratio, advantage, gradient))
+        })
     }
 }
 
@@ -73,16 +80,15 @@ impl Objective for Gspo {
 pub(crate) fn evaluate_uniform(
     ratio: &SequenceRatio,
     advantage: f64,
-    sequence: &Sequence<'_>,
     gradient: &mut [f64],
-) -> Result<SequenceLoss, ObjectiveError> {
+) -> SequenceLoss {
     let (positive, negative) = ratio.gradient_per_advantage();
     gradient.fill(advantage * if advantage > 0.0 { positive } else { negative });
-    ratio.loss(&Credit::uniform(advantage, sequence.len())).checked(sequence)
+    ratio.loss(&Credit::uniform(advantage, gradient.len()))
 }
 
 /// The one advantage of a sequence with at least one token.
-fn advantage_of(sequence: &Sequence<'_>) -> Result<f64, ObjectiveError> {
+pub(crate) fn advantage_of(sequence: &Sequence<'_>) -> Result<f64, ObjectiveError> {
     match sequence.advantages() {
         Advantages::Uniform(advantage) => Ok(advantage),
         Advantages::PerToken(advantages) => {

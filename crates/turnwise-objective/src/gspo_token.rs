@@ -2,7 +2,7 @@
 
 use crate::gspo::evaluate_uniform;
 use crate::log_ratio::padded;
-use crate::sequence::expect_length;
+use crate::objective::evaluate_tokens;
 use crate::sequence_ratio::{Credit, SequenceRatio};
 use crate::sum::{LANES, LaneSum};
 use crate::{
@@ -54,24 +54,34 @@ impl Objective for GspoToken {
         Denominator::Sequences
     }
 
+    fn token_weight(&self, n_tokens: usize) -> f64 {
+        self.length_weight.of(n_tokens) / n_tokens as f64
+    }
+
     fn evaluate(
         &self,
         sequence: &Sequence<'_>,
         gradient: &mut [f64],
     ) -> Result<SequenceLoss, ObjectiveError> {
-        expect_length("gradient", sequence.len(), gradient.len())?;
-        if sequence.is_empty() {
-            return Ok(SequenceLoss::default());
-        }
-        let ratio = SequenceRatio::new(sequence, self.clip, self.length_weight)?;
-        match sequence.advantages() {
-            Advantages::Uniform(advantage) => {
-                evaluate_uniform(&ratio, advantage, sequence, gradient)
-            }
-            Advantages::PerToken(advantages) => {
-                write_gradient(&ratio, advantages, gradient);
-                ratio.loss(&split_by_sign(advantages)).checked(sequence)
-            }
+        evaluate_tokens(sequence, gradient, |gradient| {
+            let weight = self.length_weight.of(sequence.len());
+            let ratio = SequenceRatio::new(sequence, self.clip, weight)?;
+            Ok(evaluate_ratio(&ratio, sequence.advantages(), gradient))
+        })
+    }
+}
+
+/// The loss and gradient of tokens that share a ratio.
+pub(crate) fn evaluate_ratio(
+    ratio: &SequenceRatio,
+    advantages: Advantages<'_>,
+    gradient: &mut [f64],
+) -> SequenceLoss {
+    match advantages {
+        Advantages::Uniform(advantage) => evaluate_uniform(ratio, advantage, gradient),
+        Advantages::PerToken(advantages) => {
+            write_gradient(ratio, advantages, gradient);
+            ratio.loss(&split_by_sign(advantages))
         }
     }
 }

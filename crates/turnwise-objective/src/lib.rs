@@ -1,5 +1,5 @@
-//! GSPO, GSPO-token and GRPO on log-probabilities, with closed-form gradients, and the advantages
-//! and credit they need.
+//! GSPO, GSPO-token and their neighbours on log-probabilities, with closed-form gradients, and the
+//! advantages and credit they need.
 //!
 //! Everything here is a pure function on `f64`: no tensor, no model, no thread, no dependency. A
 //! sequence is the trainable sampled tokens of one trajectory, over all its turns ([`Sequence`]);
@@ -39,47 +39,87 @@
 //!   gradient, and is counted.
 //! - A sequence without trainable tokens adds 0 and does not count.
 //!
-//! # Not here
+//! # What there is
 //!
-//! A KL term, importance weights between an inference engine and the trainer, ratios per turn, and
-//! groups by anchor state.
+//! | | ratio | bounded by | mean over |
+//! |---|---|---|---|
+//! | [`Gspo`], [`GspoToken`] | the sequence's | clip | tokens, then sequences |
+//! | [`GspoTurn`] | the turn's | clip | tokens, then sequences |
+//! | [`Grpo`] | the token's | clip | tokens, then sequences |
+//! | [`Dapo`] | the token's | clip, wider above | tokens of the step |
+//! | [`DrGrpo`] | the token's | clip | a constant, then sequences |
+//! | [`Cispo`] | the token's, detached | a cut weight | tokens of the step |
+//! | [`Gmpo`] | the tokens', geometric mean | clip per token | sequences |
+//! | [`Sapo`] | the token's | a smooth gate | tokens, then sequences |
+//! | [`Reinforce`] | none | nothing | tokens, then sequences |
+//!
+//! [`WithKl`] adds KL to a reference to any of them, [`Clip::with_dual`] a second bound to the
+//! clipped ones, [`correction_weights`] and [`off_policy_mask`] weigh tokens whose drawer was not
+//! the trainer's policy, and [`presets`] lists published settings.
 
 // The prose here writes π_θ, A_t and n_i as the paper does.
 #![allow(clippy::doc_markdown)]
 
 mod advantage;
+mod anchor;
+mod cispo;
 mod clip;
+mod correction;
 mod credit;
+mod dapo;
+mod dr_grpo;
 mod error;
+mod gmpo;
 mod grpo;
 mod gspo;
 mod gspo_token;
+mod gspo_turn;
+mod kl;
 mod length_weight;
 mod log_ratio;
 mod metrics;
 mod objective;
+mod overlong;
+mod presets;
+mod reinforce;
+mod sapo;
 mod sequence;
 mod sequence_ratio;
 mod step;
 mod sum;
+mod token_terms;
 
 pub use advantage::{
     AdvantageError, GroupAdvantage, Std, has_zero_variance, leave_one_out, mean_only, mean_std,
-    mean_with_std_of, standard_deviation,
+    mean_with_std_of, normalised_over_batch, standard_deviation,
 };
+pub use anchor::by_anchor_state;
+pub use cispo::Cispo;
 pub use clip::Clip;
+pub use correction::{
+    CorrectionLevel, CorrectionRule, correction_weights, off_policy_mask, weighted,
+};
 pub use credit::{
-    broadcast_outcome, minus_mean_return, minus_mean_return_of_others, mix,
-    normalised_over_all_turns, per_turn_index_biased, reward_to_go, reward_to_go_with_outcome,
+    broadcast_outcome, minus_mean_return, minus_mean_return_at_turn, minus_mean_return_of_others,
+    mix, normalised_over_all_turns, per_turn_index_biased, reward_to_go, reward_to_go_with_outcome,
     spread_over_tokens,
 };
+pub use dapo::Dapo;
+pub use dr_grpo::DrGrpo;
 pub use error::ObjectiveError;
+pub use gmpo::Gmpo;
 pub use grpo::Grpo;
 pub use gspo::Gspo;
 pub use gspo_token::GspoToken;
+pub use gspo_turn::GspoTurn;
+pub use kl::{KlEstimator, WithKl};
 pub use length_weight::LengthWeight;
 pub use log_ratio::MAX_LOG_RATIO;
 pub use metrics::{ClipFraction, Metrics};
 pub use objective::{Objective, SequenceLoss, SequenceStats};
+pub use overlong::SoftOverlong;
+pub use presets::{Preset, presets};
+pub use reinforce::Reinforce;
+pub use sapo::Sapo;
 pub use sequence::{Advantages, Sequence};
 pub use step::{Denominator, StepLoss, StepSize, evaluate_step};

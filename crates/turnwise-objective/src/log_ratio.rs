@@ -14,6 +14,8 @@ pub const MAX_LOG_RATIO: f64 = 512.0;
 /// The log ratios of one non-empty sequence, summed up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogRatios {
+    /// Σ_t (log π_θ − log π_b).
+    pub(crate) sum: f64,
     /// (1/n_i) Σ_t (log π_θ − log π_b), the logarithm of eq. 7; −∞ if a token has become
     /// impossible.
     pub(crate) mean: f64,
@@ -59,7 +61,11 @@ impl LogRatioSums {
     pub(crate) fn finish(&self, sequence: &Sequence<'_>) -> Result<LogRatios, ObjectiveError> {
         let total = self.sum.total();
         let total = if total.is_finite() { total } else { explain(sequence)? };
-        Ok(LogRatios { mean: total / sequence.len() as f64, k3_sum: self.k3.iter().sum() })
+        Ok(LogRatios {
+            sum: total,
+            mean: total / sequence.len() as f64,
+            k3_sum: self.k3.iter().sum(),
+        })
     }
 }
 
@@ -142,15 +148,14 @@ pub(crate) fn k3(log_ratios: &[f64; LANES]) -> [f64; LANES] {
     } else if all_within(log_ratios, 1.0) {
         log_ratios.map(k3_series::<16>)
     } else {
-        log_ratios.map(|log_ratio| {
-            let log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
-            if log_ratio.abs() < 0.5 {
-                k3_series::<16>(log_ratio)
-            } else {
-                log_ratio.exp_m1() - log_ratio
-            }
-        })
+        log_ratios.map(k3_of_one)
     }
+}
+
+/// k3 of one log ratio, cut like those of [`k3`].
+pub(crate) fn k3_of_one(log_ratio: f64) -> f64 {
+    let log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
+    if log_ratio.abs() < 0.5 { k3_series::<16>(log_ratio) } else { log_ratio.exp_m1() - log_ratio }
 }
 
 /// d²/2! + d³/3! + … + d^(DEGREE+2)/(DEGREE+2)!: exact to a rounding for DEGREE 7 up to 1/16 and

@@ -31,11 +31,15 @@ pub struct Metrics {
     n_with_advantage: usize,
     n_clipped_low: usize,
     n_clipped_high: usize,
+    n_clipped_dual: usize,
+    n_truncated: usize,
     n_capped_tokens: usize,
     n_capped_sequences: usize,
     n_gap_live: usize,
     clipped_low_shares: Sum,
     clipped_high_shares: Sum,
+    clipped_dual_shares: Sum,
+    kl: Sum,
     gap: Sum,
     k3: Sum,
     log_ratio: Moments,
@@ -50,13 +54,15 @@ pub struct ClipFraction {
     pub low: f64,
     /// Above 1 + ε_h with a positive advantage.
     pub high: f64,
+    /// Above the dual clip's bound with a negative advantage.
+    pub dual: f64,
 }
 
 impl ClipFraction {
-    /// Both bounds together.
+    /// All bounds together.
     #[must_use]
     pub fn total(&self) -> f64 {
-        self.low + self.high
+        self.low + self.high + self.dual
     }
 }
 
@@ -74,11 +80,15 @@ impl Metrics {
         self.n_with_advantage += stats.n_with_advantage;
         self.n_clipped_low += stats.n_clipped_low;
         self.n_clipped_high += stats.n_clipped_high;
+        self.n_clipped_dual += stats.n_clipped_dual;
+        self.n_truncated += stats.n_truncated;
         self.n_capped_tokens += stats.n_capped;
         self.n_capped_sequences += usize::from(stats.n_capped > 0);
         self.n_gap_live += usize::from(stats.gap > 0.0);
         self.clipped_low_shares.add(stats.n_clipped_low as f64 / n);
         self.clipped_high_shares.add(stats.n_clipped_high as f64 / n);
+        self.clipped_dual_shares.add(stats.n_clipped_dual as f64 / n);
+        self.kl.add(stats.kl_sum);
         self.gap.add(stats.gap);
         self.k3.add(stats.k3_sum);
         self.weights.add(stats.log_ratio);
@@ -95,11 +105,15 @@ impl Metrics {
         self.n_with_advantage += other.n_with_advantage;
         self.n_clipped_low += other.n_clipped_low;
         self.n_clipped_high += other.n_clipped_high;
+        self.n_clipped_dual += other.n_clipped_dual;
+        self.n_truncated += other.n_truncated;
         self.n_capped_tokens += other.n_capped_tokens;
         self.n_capped_sequences += other.n_capped_sequences;
         self.n_gap_live += other.n_gap_live;
         self.clipped_low_shares.merge(other.clipped_low_shares);
         self.clipped_high_shares.merge(other.clipped_high_shares);
+        self.clipped_dual_shares.merge(other.clipped_dual_shares);
+        self.kl.merge(other.kl);
         self.gap.merge(other.gap);
         self.k3.merge(other.k3);
         self.log_ratio.merge(&other.log_ratio);
@@ -169,14 +183,34 @@ impl Metrics {
     #[must_use]
     pub fn clip_fraction_by_token(&self) -> ClipFraction {
         let share = |n_clipped: usize| ratio(n_clipped as f64, self.n_tokens);
-        ClipFraction { low: share(self.n_clipped_low), high: share(self.n_clipped_high) }
+        ClipFraction {
+            low: share(self.n_clipped_low),
+            high: share(self.n_clipped_high),
+            dual: share(self.n_clipped_dual),
+        }
     }
 
     /// The mean over sequences of the share of their tokens whose gradient clipping removed.
     #[must_use]
     pub fn clip_fraction_by_sequence(&self) -> ClipFraction {
         let share = |shares: Sum| ratio(shares.total(), self.n_sequences);
-        ClipFraction { low: share(self.clipped_low_shares), high: share(self.clipped_high_shares) }
+        ClipFraction {
+            low: share(self.clipped_low_shares),
+            high: share(self.clipped_high_shares),
+            dual: share(self.clipped_dual_shares),
+        }
+    }
+
+    /// The share of tokens whose detached weight was cut (CISPO); they keep their gradient.
+    #[must_use]
+    pub fn truncated_fraction(&self) -> f64 {
+        ratio(self.n_truncated as f64, self.n_tokens)
+    }
+
+    /// The mean per token of the estimate of KL(π_θ ‖ π_ref) in nats; 0 without a KL term.
+    #[must_use]
+    pub fn kl_mean(&self) -> f64 {
+        ratio(self.kl.total(), self.n_tokens)
     }
 
     /// Tokens with a gradient in which the ratio was cut at

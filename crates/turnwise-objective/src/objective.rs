@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use crate::sequence::expect_length;
 use crate::{Denominator, ObjectiveError, Sequence};
 
 /// A loss on the log-probabilities of sampled tokens, with its gradient in closed form.
@@ -38,6 +39,33 @@ pub trait Objective: Send + Sync + Debug {
     /// What the sum over the sequences of a whole optimiser step is divided by.
     fn denominator(&self) -> Denominator;
 
+    /// What one token of a sequence of `n_tokens` weighs in this objective's sum over tokens, before
+    /// the division by the denominator: w_i/n_i. A term that is added to the objective
+    /// ([`WithKl`](crate::WithKl)) is aggregated by it.
+    ///
+    /// By default 1/n_i where the denominator counts sequences, and 1 otherwise.
+    fn token_weight(&self, n_tokens: usize) -> f64 {
+        match self.denominator() {
+            Denominator::Sequences => 1.0 / n_tokens as f64,
+            Denominator::Tokens | Denominator::Constant(_) => 1.0,
+        }
+    }
+
+    /// Whether [`Objective::evaluate`] needs [`Sequence::with_reference`].
+    fn needs_reference(&self) -> bool {
+        false
+    }
+
+    /// Whether [`Objective::evaluate`] needs [`Sequence::with_turns`].
+    fn needs_turns(&self) -> bool {
+        false
+    }
+
+    /// Whether it refuses advantages that differ inside a sequence.
+    fn needs_uniform_advantages(&self) -> bool {
+        false
+    }
+
     /// The loss of one sequence before the division, and ∂loss/∂log π_t of each of its tokens,
     /// written over `gradient`.
     ///
@@ -47,13 +75,61 @@ pub trait Objective: Send + Sync + Debug {
     ///
     /// [`ObjectiveError::LengthMismatch`] unless `gradient` has one entry per token;
     /// [`ObjectiveError::NonFinite`] for a number that is NaN or infinite, except for log π_θ = −∞,
-    /// a ratio of 0; [`ObjectiveError::LossOverflow`]. After an error the content of `gradient` is
+    /// a ratio of 0; [`ObjectiveError::MissingColumn`]; [`ObjectiveError::LossOverflow`]. After an error the content of `gradient` is
     /// unspecified.
     fn evaluate(
         &self,
         sequence: &Sequence<'_>,
         gradient: &mut [f64],
     ) -> Result<SequenceLoss, ObjectiveError>;
+}
+
+impl<O: Objective + ?Sized> Objective for Box<O> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn denominator(&self) -> Denominator {
+        (**self).denominator()
+    }
+
+    fn token_weight(&self, n_tokens: usize) -> f64 {
+        (**self).token_weight(n_tokens)
+    }
+
+    fn needs_reference(&self) -> bool {
+        (**self).needs_reference()
+    }
+
+    fn needs_turns(&self) -> bool {
+        (**self).needs_turns()
+    }
+
+    fn needs_uniform_advantages(&self) -> bool {
+        (**self).needs_uniform_advantages()
+    }
+
+    fn evaluate(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+    ) -> Result<SequenceLoss, ObjectiveError> {
+        (**self).evaluate(sequence, gradient)
+    }
+}
+
+/// What every objective does around its arithmetic: lengths are checked, an empty sequence is 0,
+/// and a loss that is no number is an error.
+pub(crate) fn evaluate_tokens(
+    sequence: &Sequence<'_>,
+    gradient: &mut [f64],
+    arithmetic: impl FnOnce(&mut [f64]) -> Result<SequenceLoss, ObjectiveError>,
+) -> Result<SequenceLoss, ObjectiveError> {
+    expect_length("gradient", sequence.len(), gradient.len())?;
+    if sequence.is_empty() {
+        return Ok(SequenceLoss::default());
+    }
+    arithmetic(gradient)?.checked(sequence)
 }
 
 /// The loss of one sequence before the division by the step's denominator, and what there is to
@@ -79,6 +155,11 @@ pub struct SequenceStats {
     /// Tokens whose gradient clipping removed because a ratio is above 1 + ε_h (their advantage is
     /// positive).
     pub n_clipped_high: usize,
+    /// Tokens whose gradient the dual clip removed (their advantage is negative).
+    pub n_clipped_dual: usize,
+    /// Tokens with A_t ≠ 0 whose detached weight was cut at a bound, with the gradient going on
+    /// through log π_θ (CISPO).
+    pub n_truncated: usize,
     /// Tokens with a gradient in which the ratio was cut at
     /// e^[`MAX_LOG_RATIO`](crate::MAX_LOG_RATIO).
     pub n_capped: usize,
@@ -91,11 +172,13 @@ pub struct SequenceStats {
     /// advantage would exceed GSPO-token; positive iff the sequence ratio is out of range and the
     /// advantages have both signs. 0 for token ratios.
     pub gap: f64,
+    /// Σ_t of the estimate of KL(π_θ ‖ π_ref) in nats; 0 without a KL term.
+    pub kl_sum: f64,
 }
 
 impl SequenceLoss {
     /// The loss, unless it is not a number one can train on.
-    pub(crate) fn checked(self, sequence: &Sequence<'_>) -> Result<Self, ObjectiveError> {
+    fn checked(self, sequence: &Sequence<'_>) -> Result<Self, ObjectiveError> {
         if self.loss.is_finite() {
             return Ok(self);
         }

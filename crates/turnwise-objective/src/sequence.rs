@@ -1,10 +1,13 @@
 //! What an objective reads of one sequence.
 
+use std::ops::Range;
+
 use crate::ObjectiveError;
 
 /// The trainable sampled tokens of one ratio group: all its turns, all its rows, in any order.
 ///
-/// Three columns of length n_i, natural logarithms. There is no mask: a token that must not train
+/// Three columns of length n_i, natural logarithms, and two that some objectives need: the
+/// reference's log-probabilities and the lengths of the turns. There is no mask: a token that must not train
 /// (a tool's, a user's, a template's, a stale one) is not here, so nothing it holds can matter. The
 /// behaviour log-probability of a token is the one it was drawn with, whichever weights drew it.
 ///
@@ -22,6 +25,8 @@ pub struct Sequence<'a> {
     logprobs: &'a [f64],
     behavior_logprobs: &'a [f64],
     advantages: Advantages<'a>,
+    reference_logprobs: Option<&'a [f64]>,
+    turns: Option<&'a [usize]>,
 }
 
 /// The advantage A of each token of a sequence, in units of (normalised) reward.
@@ -49,7 +54,37 @@ impl<'a> Sequence<'a> {
         if let Advantages::PerToken(advantages) = advantages {
             expect_length("advantages", logprobs.len(), advantages.len())?;
         }
-        Ok(Self { logprobs, behavior_logprobs, advantages })
+        Ok(Self { logprobs, behavior_logprobs, advantages, reference_logprobs: None, turns: None })
+    }
+
+    /// The same sequence with log π_ref(y_t) of each token, for a KL term.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectiveError::LengthMismatch`] unless there is one per token.
+    pub fn with_reference(self, reference_logprobs: &'a [f64]) -> Result<Self, ObjectiveError> {
+        expect_length("reference_logprobs", self.len(), reference_logprobs.len())?;
+        Ok(Self { reference_logprobs: Some(reference_logprobs), ..self })
+    }
+
+    /// The same sequence with the number of tokens of each of its turns, for a ratio per turn. The
+    /// tokens then stand in the order of the turns. A turn may have no tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectiveError::LengthMismatch`] unless the turns together have the sequence's tokens.
+    ///
+    /// ```
+    /// use turnwise_objective::{Advantages, Sequence};
+    ///
+    /// let sequence = Sequence::new(&[-0.5; 3], &[-0.5; 3], Advantages::Uniform(1.0))?;
+    /// assert_eq!(sequence.with_turns(&[2, 1])?.turns(), Some(&[2, 1][..]));
+    /// assert!(sequence.with_turns(&[2, 2]).is_err());
+    /// # Ok::<(), turnwise_objective::ObjectiveError>(())
+    /// ```
+    pub fn with_turns(self, turns: &'a [usize]) -> Result<Self, ObjectiveError> {
+        expect_length("turns", self.len(), turns.iter().sum())?;
+        Ok(Self { turns: Some(turns), ..self })
     }
 
     /// The number of tokens, n_i.
@@ -80,6 +115,33 @@ impl<'a> Sequence<'a> {
     #[must_use]
     pub fn advantages(&self) -> Advantages<'a> {
         self.advantages
+    }
+
+    /// log π_ref(y_t) under a fixed reference policy, where it was given.
+    #[must_use]
+    pub fn reference_logprobs(&self) -> Option<&'a [f64]> {
+        self.reference_logprobs
+    }
+
+    /// The number of tokens of each turn, where it was given.
+    #[must_use]
+    pub fn turns(&self) -> Option<&'a [usize]> {
+        self.turns
+    }
+
+    /// The tokens of a range as a sequence of their own, one turn of this one.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Self {
+        let advantages = match self.advantages {
+            Advantages::Uniform(advantage) => Advantages::Uniform(advantage),
+            Advantages::PerToken(all) => Advantages::PerToken(&all[range.clone()]),
+        };
+        Self {
+            logprobs: &self.logprobs[range.clone()],
+            behavior_logprobs: &self.behavior_logprobs[range.clone()],
+            advantages,
+            reference_logprobs: self.reference_logprobs.map(|all| &all[range]),
+            turns: None,
+        }
     }
 
     /// The first advantage that is not finite, as an error.

@@ -2,7 +2,7 @@
 
 use crate::clip::Band;
 use crate::log_ratio::{LogRatios, MAX_LOG_RATIO, capped_exp, log_ratios};
-use crate::{Clip, LengthWeight, ObjectiveError, Sequence, SequenceLoss, SequenceStats};
+use crate::{Clip, ObjectiveError, Sequence, SequenceLoss, SequenceStats};
 
 /// The ratio of a non-empty sequence, each side clipped, and the weight of the sequence.
 #[derive(Clone, Copy, Debug)]
@@ -12,12 +12,13 @@ pub(crate) struct SequenceRatio {
     log_ratios: LogRatios,
     /// s_i, cut at e^[`MAX_LOG_RATIO`].
     ratio: f64,
-    /// m₋ = max(s, 1 − ε_l), what a negative advantage is multiplied by.
+    /// m₋ = max(s, 1 − ε_l), at most the dual clip's bound: what a negative advantage is multiplied by.
     raised: f64,
     /// m₊ = min(s, 1 + ε_h), what a positive advantage is multiplied by.
     lowered: f64,
     is_below: bool,
     is_above: bool,
+    is_beyond_dual: bool,
 }
 
 /// The advantages of a sequence, split by sign.
@@ -45,24 +46,27 @@ impl Credit {
 }
 
 impl SequenceRatio {
-    /// The ratio of a sequence with at least one token.
+    /// The ratio of a sequence with at least one token, whose mean over tokens weighs w_i.
     pub(crate) fn new(
         sequence: &Sequence<'_>,
         clip: Clip,
-        length_weight: LengthWeight,
+        weight: f64,
     ) -> Result<Self, ObjectiveError> {
         let log_ratios = log_ratios(sequence)?;
         let (band, ratio) = (Band::from(clip), capped_exp(log_ratios.mean));
         let (is_below, is_above) = (band.is_below(log_ratios.mean), band.is_above(log_ratios.mean));
+        let is_beyond_dual = band.is_beyond_dual(log_ratios.mean);
+        let raised = if is_below { band.low } else { ratio };
         Ok(Self {
             n_tokens: sequence.len(),
-            weight: length_weight.of(sequence.len()),
+            weight,
             log_ratios,
             ratio,
-            raised: if is_below { band.low } else { ratio },
+            raised: if is_beyond_dual { band.dual } else { raised },
             lowered: if is_above { band.high } else { ratio },
             is_below,
             is_above,
+            is_beyond_dual,
         })
     }
 
@@ -70,21 +74,30 @@ impl SequenceRatio {
     /// where clipping removes it.
     pub(crate) fn gradient_per_advantage(&self) -> (f64, f64) {
         let unclipped = -self.weight / self.n_tokens as f64 * self.ratio;
-        (if self.is_above { 0.0 } else { unclipped }, if self.is_below { 0.0 } else { unclipped })
+        let (positive, negative) = (self.is_above, self.is_below | self.is_beyond_dual);
+        (if positive { 0.0 } else { unclipped }, if negative { 0.0 } else { unclipped })
+    }
+
+    /// Σ_t (log π_θ − log π_b).
+    pub(crate) fn log_ratio_sum(&self) -> f64 {
+        self.log_ratios.sum
     }
 
     /// −w_i·(m₊·mean A⁺ − m₋·mean A⁻), with everything there is to report.
     pub(crate) fn loss(&self, credit: &Credit) -> SequenceLoss {
         let value = self.lowered * credit.positive_mean - self.raised * credit.negative_mean;
+        let is_capped = self.log_ratios.mean > MAX_LOG_RATIO && !self.is_beyond_dual;
         let stats = SequenceStats {
             n_tokens: self.n_tokens,
             n_with_advantage: credit.n_positive + credit.n_negative,
             n_clipped_low: if self.is_below { credit.n_negative } else { 0 },
             n_clipped_high: if self.is_above { credit.n_positive } else { 0 },
-            n_capped: if self.log_ratios.mean > MAX_LOG_RATIO { credit.n_negative } else { 0 },
+            n_clipped_dual: if self.is_beyond_dual { credit.n_negative } else { 0 },
+            n_capped: if is_capped { credit.n_negative } else { 0 },
             log_ratio: self.log_ratios.mean,
             k3_sum: self.log_ratios.k3_sum,
             gap: (self.raised - self.lowered) * credit.positive_mean.min(credit.negative_mean),
+            ..SequenceStats::default()
         };
         SequenceLoss { loss: -self.weight * value, stats }
     }

@@ -6,6 +6,7 @@ use turnwise_trajectory::{
     EdgeKind, NodeId, PolicyVersion, SampledToken, SampledTokens, Sampling, Span, Trajectory,
 };
 
+use crate::credit::assign_batch_credit;
 use crate::{Credit, Learner, LearnerError, Row, Target};
 
 /// Which tokens share one importance ratio.
@@ -36,6 +37,8 @@ pub struct TrainToken {
     pub sequence: usize,
     /// Its log-probability under the reference policy, for objectives that keep close to one.
     pub reference_logprob: Option<f32>,
+    /// The node of the turn it was drawn in; the tokens of a turn stand together.
+    pub turn: NodeId,
 }
 
 /// Rows for a learner, and what the objective needs about each of their targets.
@@ -177,6 +180,7 @@ fn lay_out(
                         advantage,
                         sequence: sequences.of(branch, id, token.version),
                         reference_logprob: sampled.reference_logprobs().map(|all| all[offset]),
+                        turn: id,
                     });
                 }
             }
@@ -238,7 +242,7 @@ pub async fn fill_references(
     Ok(())
 }
 
-/// Writes the credit of a group into the tokens of its members, turn by turn.
+/// Writes the credit of a group that is a batch of its own into the tokens of its members, turn by turn.
 ///
 /// # Errors
 /// When a reward is not finite.
@@ -246,16 +250,7 @@ pub fn assign_credit(
     credit: &dyn Credit,
     members: &mut [Trajectory],
 ) -> Result<(), AdvantageError> {
-    let advantages = credit.assign(&members.iter().collect::<Vec<_>>())?;
-    for (member, advantages) in members.iter_mut().zip(advantages) {
-        let nodes: Vec<NodeId> = member.turns.iter().map(|turn| turn.node).collect();
-        for (node, advantage) in nodes.into_iter().zip(advantages) {
-            for tokens in member.graph.node_mut(node).sampled_mut() {
-                tokens.set_advantage(Some(advantage as f32));
-            }
-        }
-    }
-    Ok(())
+    assign_batch_credit(credit, &mut [members]).map(drop)
 }
 
 /// Trajectories that cannot be trained on.

@@ -9,7 +9,10 @@ use crate::canary::Canary;
 use crate::policy_gradient::{ObjectiveReport, accumulate};
 use crate::proximal::{Behavior, recompute};
 use crate::report::UpdateReport;
-use crate::{Batch, Credit, Learner, TrainError, TrainerSettings, Update};
+use crate::{
+    Batch, Credit, Learner, TrainError, TrainerSettings, Update, check_trajectories,
+    fill_references,
+};
 
 /// The learning half of a trainer: what a batch of rollouts does to the weights.
 pub(crate) struct Learning<L> {
@@ -79,6 +82,8 @@ impl<L: Learner> Learning<L> {
         step: u64,
         settings: &TrainerSettings,
     ) -> Result<Vec<Batch>, TrainError> {
+        // All of them first, so that nothing is refused when some weights have moved.
+        check_trajectories(trajectories)?;
         let mut order: Vec<&Trajectory> = trajectories.iter().collect();
         Random::new(derive_seed(derive_seed(settings.seed, MINIBATCHES), step)).shuffle(&mut order);
         let size = order.len().div_ceil(settings.n_minibatches).max(1);
@@ -87,6 +92,9 @@ impl<L: Learner> Learning<L> {
             // Rows of like length share a micro-batch, so that little of it is padding.
             chunk.sort_by_key(|trajectory| trajectory.n_sampled());
             let mut batch = Batch::new(chunk.iter().copied(), settings.ratio_scope)?;
+            if self.objective.needs_reference() {
+                fill_references(&mut batch, &mut self.learner).await?;
+            }
             if let Behavior::Recomputed { max_weight } = settings.behavior {
                 recompute(&mut batch, &mut self.learner, max_weight).await?;
             }

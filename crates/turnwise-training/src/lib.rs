@@ -38,7 +38,10 @@ pub use books::Books;
 pub use canary::{Canary, CanaryError};
 pub use capacity::{Occupancy, capacity};
 pub use checkpoint::{Checkpoint, CheckpointError, Checkpoints};
-pub use credit::{Credit, OutcomeCredit, ReturnCredit, TurnCredit};
+pub use credit::{
+    Conservation, Credit, CreditStream, CreditStreams, GigpoCredit, OutcomeCredit,
+    ReinforcePlusPlusCredit, ReturnCredit, TurnCredit, TurnIndexBiasedCredit, assign_batch_credit,
+};
 pub use curriculum::Curriculum;
 pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};
 pub use error::TrainError;

@@ -319,10 +319,30 @@ impl<'a> Step<'a> {
             places.iter().map(|(row, target)| logprobs.at(*row, *target)).collect();
         let behavior = column(&|token| token.behavior_logprob);
         let advantages = column(&|token| token.advantage);
-        let columns = Sequence::new(&current, &behavior, Advantages::PerToken(&advantages))?;
+        let reference = self.reference(places);
+        let turns = self.turns(places);
+        let mut columns = Sequence::new(&current, &behavior, Advantages::PerToken(&advantages))?
+            .with_turns(&turns)?;
+        if let Some(reference) = &reference {
+            columns = columns.with_reference(reference)?;
+        }
         let mut gradient = vec![0.0; places.len()];
         let loss = self.objective.evaluate(&columns, &mut gradient)?;
         Ok((loss, gradient))
+    }
+
+    /// Their log-probabilities under the reference policy, where the objective asks for them and all are known.
+    fn reference(&self, places: &Places) -> Option<Vec<f64>> {
+        let of =
+            |(row, target): &(usize, usize)| self.batch.tokens[*row][*target].reference_logprob;
+        let known = || places.iter().map(|place| of(place).map(f64::from)).collect();
+        self.objective.needs_reference().then(known).flatten()
+    }
+
+    /// How many of them each turn has.
+    fn turns(&self, places: &Places) -> Vec<usize> {
+        let turn = |(row, target): &(usize, usize)| self.batch.tokens[*row][*target].turn;
+        places.chunk_by(|a, b| turn(a) == turn(b)).map(<[_]>::len).collect()
     }
 
     /// What a learner takes of a row.

@@ -6,7 +6,7 @@ use turnwise_trajectory::{Outcome, PolicyVersion, SampledToken, SampledTokens, T
 
 use crate::metric::{self, Metric, MetricValues};
 use crate::policy_gradient::{Mismatch, ObjectiveReport};
-use crate::{Admitted, Books, DropReason, Lengths, Updated};
+use crate::{Admitted, Books, CreditStreams, DropReason, Lengths, Updated};
 
 /// What one step did: numbers for the log, episodes for people.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,8 @@ pub struct StepReport {
     pub trained: Vec<Trajectory>,
     /// Some scored episode of the step, for a look at what the policy does: the last that was solved, else the last.
     pub sample: Option<Trajectory>,
+    /// What the credit of each trained group is made of, group by group in the order of `trained`.
+    pub credit: Vec<CreditStreams>,
     /// Where every episode of the run was when the step ended.
     pub books: Books,
     pub(crate) canary: Option<f64>,

@@ -16,7 +16,7 @@ use crate::report::{Timing, UpdateReport};
 use crate::scheduler::{Gathered, Scheduler, SchedulerSettings, SchedulerSnapshot};
 use crate::{
     Admission, Behavior, Books, Canary, Credit, Curriculum, DynamicSampling, Learner, RatioScope,
-    RolloutMode, Schedule, StaleTokens, StepReport, TrainError, assign_credit,
+    RolloutMode, Schedule, StaleTokens, StepReport, TrainError, assign_batch_credit,
 };
 
 /// The parts of a training run that can be chosen freely.
@@ -236,16 +236,18 @@ impl<L: Learner> Trainer<L> {
         let mut trainable = Vec::new();
         for group in groups {
             let version = self.learning.learner.version();
-            let mut admitted = self.settings.admission.admit(group, version);
+            let admitted = self.settings.admission.admit(group, version);
             for (reason, lengths) in &admitted.dropped {
                 let label = reason.label().to_owned();
                 *self.progress.dropped.entry(label).or_default() += lengths.episodes;
             }
             report.record_admission(&admitted);
-            assign_credit(&*self.learning.credit, &mut admitted.members)?;
-            trainable.append(&mut admitted.members);
+            trainable.push(admitted.members);
         }
-        Ok(trainable)
+        let mut groups: Vec<&mut [Trajectory]> =
+            trainable.iter_mut().map(Vec::as_mut_slice).collect();
+        report.credit = assign_batch_credit(&*self.learning.credit, &mut groups)?;
+        Ok(trainable.into_iter().flatten().collect())
     }
 
     /// The optimiser steps, and beside them whatever rollouts the mode allows.

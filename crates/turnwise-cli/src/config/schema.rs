@@ -168,13 +168,37 @@ impl Default for Rollout {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum ObjectiveName {
-    GspoToken,
-    Gspo,
-    Grpo,
+/// The variants of a name, and the word that each has in a file.
+macro_rules! named {
+    ($name:ident { $($variant:ident = $word:literal),* $(,)? }) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub(crate) enum $name {
+            $(#[serde(rename = $word)] $variant,)*
+        }
+
+        impl $name {
+            /// The word in a file.
+            pub(crate) fn word(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+    };
 }
+
+named!(ObjectiveName {
+    GspoToken = "gspo_token",
+    Gspo = "gspo",
+    GspoTurn = "gspo_turn",
+    Grpo = "grpo",
+    Dapo = "dapo",
+    DrGrpo = "dr_grpo",
+    Cispo = "cispo",
+    Gmpo = "gmpo",
+    Sapo = "sapo",
+    Reinforce = "reinforce",
+});
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -194,36 +218,80 @@ impl From<LengthWeight> for ObjectiveLengthWeight {
     }
 }
 
+/// What is left out has the value of the objective's paper; what the objective does not read is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ObjectiveChoice {
     pub(crate) name: ObjectiveName,
     /// ε of the lower bound 1 − ε of the ratio.
-    pub(crate) clip_low: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) clip_low: Option<f64>,
     /// ε of the upper bound 1 + ε of the ratio.
-    pub(crate) clip_high: f64,
-    pub(crate) length_weight: LengthWeight,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) clip_high: Option<f64>,
+    /// A second upper bound of the ratio, for negative advantages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dual_clip: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) length_weight: Option<LengthWeight>,
+    /// For `dr_grpo`: the constant; without it `limits.max_sampled_tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_tokens: Option<usize>,
+    /// For `gmpo`: bounds of the log ratio, −low to high.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) log_clip_low: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) log_clip_high: Option<f64>,
+    /// For `sapo`: the gates of positive and negative advantages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tau_positive: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tau_negative: Option<f64>,
+    pub(crate) kl: Kl,
 }
 
 impl Default for ObjectiveChoice {
-    /// The paper's range (section 5.1).
     fn default() -> Self {
         Self {
             name: ObjectiveName::GspoToken,
-            clip_low: 3e-4,
-            clip_high: 4e-4,
-            length_weight: LengthWeight::Mean,
+            clip_low: None,
+            clip_high: None,
+            dual_clip: None,
+            length_weight: None,
+            max_tokens: None,
+            log_clip_low: None,
+            log_clip_high: None,
+            tau_positive: None,
+            tau_negative: None,
+            kl: Kl::default(),
         }
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum CreditName {
-    Outcome,
-    Turn,
-    Return,
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Kl {
+    /// The weight of KL to a reference; 0 has none.
+    pub(crate) beta: f64,
+    pub(crate) estimator: Estimator,
 }
+
+impl Default for Kl {
+    fn default() -> Self {
+        Self { beta: 0.0, estimator: Estimator::K3 }
+    }
+}
+
+named!(Estimator { K1 = "k1", K2 = "k2", K3 = "k3" });
+
+named!(CreditName {
+    Outcome = "outcome",
+    Turn = "turn",
+    Return = "return",
+    Gigpo = "gigpo",
+    ReinforcePlusPlus = "reinforce_plus_plus",
+    TurnIndexBiased = "turn_index_biased",
+});
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -233,28 +301,37 @@ pub(crate) enum Normalise {
     LeaveOneOut,
 }
 
+/// What is left out has its usual value; what the credit does not read is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CreditChoice {
     pub(crate) name: CreditName,
-    /// How episodes of a group are compared.
-    pub(crate) normalise: Normalise,
-    /// Discount of later turns' rewards, for `turn` and `return`.
-    pub(crate) gamma: f64,
-    /// For `turn`: the weight of the outcome.
-    pub(crate) outcome_weight: f64,
-    /// For `turn`: the weight of the turn's own return.
-    pub(crate) turn_weight: f64,
+    /// How episodes of a group are compared; `mean_std` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) normalise: Option<Normalise>,
+    /// Discount of later turns' rewards; 1 by default, 0.95 for `gigpo`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gamma: Option<f64>,
+    /// For `turn`: the weight of the outcome; 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) outcome_weight: Option<f64>,
+    /// For `turn`: the weight of the turn's own return; 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) turn_weight: Option<f64>,
+    /// For `gigpo`: the weight of the comparison at an anchor state; 1 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) step_weight: Option<f64>,
 }
 
 impl Default for CreditChoice {
     fn default() -> Self {
         Self {
             name: CreditName::Outcome,
-            normalise: Normalise::MeanStd,
-            gamma: 1.0,
-            outcome_weight: 1.0,
-            turn_weight: 1.0,
+            normalise: None,
+            gamma: None,
+            outcome_weight: None,
+            turn_weight: None,
+            step_weight: None,
         }
     }
 }

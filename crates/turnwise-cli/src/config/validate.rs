@@ -2,6 +2,7 @@
 
 use turnwise::training::{Curriculum, RolloutMode};
 
+use super::choices;
 use super::schema::Config;
 
 /// A setting that cannot be: its dotted key, what is wrong, what to do.
@@ -16,6 +17,7 @@ pub(crate) struct Impossible {
 pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
     check_counts(config)?;
     check_numbers(config)?;
+    check_objective(config)?;
     check_group(config)?;
     check_sampling(config)?;
     check_schedule(config)?;
@@ -67,41 +69,58 @@ fn check_numbers(config: &Config) -> Result<(), Impossible> {
             "use a finite number above 0",
         )
     })?;
+    check_objective_numbers(config)
+}
+
+/// Of settings that may be left out, those that are given.
+fn check_objective_numbers(config: &Config) -> Result<(), Impossible> {
+    let (objective, credit) = (&config.objective, &config.credit);
     let at_least_0 = [
-        ("credit.outcome_weight", config.credit.outcome_weight),
-        ("credit.turn_weight", config.credit.turn_weight),
+        ("credit.outcome_weight", credit.outcome_weight),
+        ("credit.turn_weight", credit.turn_weight),
+        ("credit.step_weight", credit.step_weight),
+        ("objective.clip_high", objective.clip_high),
+        ("objective.log_clip_low", objective.log_clip_low),
+        ("objective.log_clip_high", objective.log_clip_high),
+        ("objective.kl.beta", Some(objective.kl.beta)),
     ];
-    at_least_0.into_iter().try_for_each(|(key, value)| {
-        refuse_if(
-            !(value.is_finite() && value >= 0.0),
-            key,
-            || format!("is {value}"),
-            "use a finite number of at least 0",
-        )
-    })?;
-    let gamma = config.credit.gamma;
-    refuse_if(
-        !(0.0..=1.0).contains(&gamma),
-        "credit.gamma",
-        || format!("is {gamma}"),
-        "use a number from 0 to 1",
-    )?;
-    let low = config.objective.clip_low;
-    let wrong = || format!("is {low}, and the ratio's lower bound is 1 - {low}");
+    let wrong = |value: f64| move || format!("is {value}");
+    for (key, value) in at_least_0 {
+        let value = value.unwrap_or(0.0);
+        let is_fine = value.is_finite() && value >= 0.0;
+        refuse_if(!is_fine, key, wrong(value), "use a finite number of at least 0")?;
+    }
+    let taus = [
+        ("objective.tau_positive", objective.tau_positive),
+        ("objective.tau_negative", objective.tau_negative),
+    ];
+    for (key, value) in taus {
+        let value = value.unwrap_or(1.0);
+        let is_fine = value.is_finite() && value > 0.0;
+        refuse_if(!is_fine, key, wrong(value), "use a finite number above 0")?;
+    }
+    let gamma = credit.gamma.unwrap_or(1.0);
+    let help = "use a number from 0 to 1";
+    refuse_if(!(0.0..=1.0).contains(&gamma), "credit.gamma", wrong(gamma), help)?;
+    let low = objective.clip_low.unwrap_or(0.0);
     refuse_if(
         !(0.0..1.0).contains(&low),
         "objective.clip_low",
-        wrong,
+        || format!("is {low}, and the ratio's lower bound is 1 - {low}"),
         "use a number from 0 to below 1; the paper has 3e-4",
     )?;
-    let high = config.objective.clip_high;
-    let is_fine = high.is_finite() && high >= 0.0;
-    refuse_if(
-        !is_fine,
-        "objective.clip_high",
-        || format!("is {high}"),
-        "use a finite number of at least 0; the paper has 4e-4",
-    )
+    let is_0 = objective.max_tokens == Some(0);
+    refuse_if(is_0, "objective.max_tokens", || "is 0".to_owned(), "use at least 1")
+}
+
+/// What only the objective itself can say: a dual clip inside the range.
+fn check_objective(config: &Config) -> Result<(), Impossible> {
+    choices::check(config)?;
+    choices::objective(config).map(drop).map_err(|error| Impossible {
+        key: "objective.dual_clip",
+        wrong: format!("cannot be: {error}"),
+        help: "use a bound above 1 + clip_high; 3 is usual".to_owned(),
+    })
 }
 
 fn check_group(config: &Config) -> Result<(), Impossible> {
@@ -201,7 +220,7 @@ fn check_heads(config: &Config) -> Result<(), Impossible> {
     )
 }
 
-fn refuse_if(
+pub(super) fn refuse_if(
     is_wrong: bool,
     key: &'static str,
     wrong: impl FnOnce() -> String,

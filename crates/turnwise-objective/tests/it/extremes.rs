@@ -147,7 +147,7 @@ proptest! {
         }
         let mut step = vec![sound.per_token(); 4];
         step[index] = tokens.per_token();
-        for objective in objectives(CLIP) {
+        for objective in every_objective(CLIP) {
             let error = evaluate_step(objective.as_ref(), &step).unwrap_err();
             let named = matches!(&error, ObjectiveError::InSequence { index: actual, .. } if *actual == index);
             prop_assert!(named, "{}", error);
@@ -163,7 +163,7 @@ proptest! {
         log_ratio in prop::sample::select(vec![-800.0, -0.5, 0.0, 0.5, 800.0]),
     ) {
         let tokens = Tokens::drifted(&vec![log_ratio; n], &[]);
-        for objective in objectives(CLIP) {
+        for objective in every_objective(CLIP) {
             let sequence = Sequence::new(
                 &tokens.logprobs, &tokens.behavior_logprobs, Advantages::Uniform(value)).unwrap();
             let refused = objective.evaluate(&sequence, &mut vec![0.0; n]);
@@ -178,8 +178,8 @@ proptest! {
         credit in prop::collection::vec(-1e6..1e6, 24),
     ) {
         let tokens = Tokens::drifted(&log_ratios, &credit[..log_ratios.len()]);
-        for objective in [&gspo_token(CLIP) as &dyn Objective, &Grpo { clip: CLIP }] {
-            let (evaluated, gradient) = evaluate(objective, &tokens.per_token());
+        for objective in every_objective(CLIP) {
+            let (evaluated, gradient) = evaluate(objective.as_ref(), &tokens.per_token());
             prop_assert!(evaluated.loss.is_finite() && evaluated.stats.k3_sum.is_finite());
             prop_assert!(gradient.iter().all(|c| c.is_finite()));
         }

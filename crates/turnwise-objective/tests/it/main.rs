@@ -12,9 +12,11 @@
 //!  7 which side is clipped                        19 turns and rows
 //!  8 the bound itself                             20 credit is not averaged
 //!  9 advantages of both signs                     21 expected gradients on an enumerable problem
-//! 10 advantage 0                                  24 clip fractions
-//! 11 groups that teach nothing                    25 golden values
-//! 12 invariances of advantages                    26 no dead gradient
+//! 10 advantage 0                                  22 importance weights
+//! 11 groups that teach nothing                    23 KL to a reference
+//! 12 invariances of advantages                    24 clip fractions
+//!                                                 25 golden values
+//!                                                 26 no dead gradient
 //! ```
 
 // A failed unwrap is a failed test; and the prose writes π_θ and A_t as the paper does.
@@ -23,11 +25,14 @@
 mod advantages;
 mod aggregation;
 mod clipping;
+mod correction;
 mod credit;
 mod estimators;
 mod extremes;
 mod golden;
 mod gradients;
+mod kl;
 mod metrics;
+mod neighbours;
 mod precision;
 mod support;

@@ -1,7 +1,7 @@
 //! What is reported.
 
 use proptest::prelude::*;
-use turnwise_objective::{Clip, Grpo, Metrics, Objective, Sequence, evaluate_step};
+use turnwise_objective::{Clip, Dapo, DrGrpo, Grpo, Metrics, Objective, Sequence, evaluate_step};
 
 use crate::support::*;
 
@@ -21,7 +21,7 @@ proptest! {
     #[test]
     fn p24_clip_fractions_count_the_gradients_that_clipping_removed((clip, step) in steps()) {
         let sequences: Vec<Sequence> = step.iter().map(Tokens::per_token).collect();
-        for objective in [&gspo_token(clip) as &dyn Objective, &Grpo { clip }] {
+        for objective in [&gspo_token(clip) as &dyn Objective, &Grpo { clip }, &Dapo { clip }, &DrGrpo { clip, max_tokens: 9 }] {
             let evaluated = evaluate_step(objective, &sequences).unwrap();
             let removed = |tokens: &Tokens, gradient: &[f64]| {
                 gradient.iter().zip(&tokens.advantages).filter(|(c, a)| **c == 0.0 && **a != 0.0).count()
@@ -51,6 +51,28 @@ proptest! {
         prop_assert_eq!((fraction.low, fraction.high), (0.0, 1.0));
         let fraction = metrics_of(&gspo(clip), &[tokens.uniform(-1.0)]).clip_fraction_by_token();
         prop_assert_eq!((fraction.low, fraction.high), (0.0, 0.0));
+    }
+
+    // objective.md 5.24
+    #[test]
+    fn p24_every_objective_counts_the_gradients_that_its_clipping_removed((clip, step) in steps()) {
+        for objective in every_policy_objective(clip) {
+            for tokens in &step {
+                let (evaluated, gradient) = evaluate(objective.as_ref(), &tokens.per_token());
+                let stats = evaluated.stats;
+                let n_zero = gradient.iter().filter(|c| **c == 0.0).count();
+                let n_clipped = stats.n_clipped_low + stats.n_clipped_high + stats.n_clipped_dual;
+                prop_assert_eq!(n_zero, stats.n_tokens - stats.n_with_advantage + n_clipped, "{:?}", objective);
+                prop_assert!(stats.n_truncated <= stats.n_with_advantage);
+            }
+            let sequences: Vec<Sequence> = step.iter().map(Tokens::per_token).collect();
+            let metrics = metrics_of(objective.as_ref(), &sequences);
+            for fraction in [metrics.clip_fraction_by_token(), metrics.clip_fraction_by_sequence()] {
+                prop_assert!(fraction.low >= 0.0 && fraction.high >= 0.0 && fraction.dual >= 0.0);
+                prop_assert!(fraction.total() <= 1.0 + 1e-15);
+                prop_assert!(close(fraction.total(), fraction.low + fraction.high + fraction.dual, 1e-15));
+            }
+        }
     }
 
     #[test]

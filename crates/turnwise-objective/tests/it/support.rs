@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use turnwise_objective::{
-    Advantages, Clip, Grpo, Gspo, GspoToken, LengthWeight, Objective, Sequence, SequenceLoss,
+    Advantages, Cispo, Clip, Dapo, Denominator, DrGrpo, Gmpo, Grpo, Gspo, GspoToken, GspoTurn,
+    KlEstimator, LengthWeight, Objective, ObjectiveError, Reinforce, Sapo, Sequence, SequenceLoss,
+    WithKl,
 };
 
 /// The columns of a sequence, owned.
@@ -83,6 +85,81 @@ pub(crate) fn gspo_token(clip: Clip) -> GspoToken {
 /// Each objective there is.
 pub(crate) fn objectives(clip: Clip) -> [Box<dyn Objective>; 3] {
     [Box::new(gspo(clip)), Box::new(gspo_token(clip)), Box::new(Grpo { clip })]
+}
+
+/// Gives an objective what it needs of any sequence: GSPO and GMPO the mean of the advantages, a
+/// ratio per turn two turns of equal length, and a KL term the behaviour policy as its reference.
+#[derive(Debug)]
+pub(crate) struct Fitted(pub(crate) Box<dyn Objective>);
+
+impl Objective for Fitted {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn denominator(&self) -> Denominator {
+        self.0.denominator()
+    }
+
+    fn token_weight(&self, n_tokens: usize) -> f64 {
+        self.0.token_weight(n_tokens)
+    }
+
+    fn evaluate(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+    ) -> Result<SequenceLoss, ObjectiveError> {
+        let (logprobs, behavior_logprobs) = (sequence.logprobs(), sequence.behavior_logprobs());
+        let n = sequence.len();
+        let advantages = match sequence.advantages() {
+            // What is not finite is left in its place, to be named.
+            Advantages::PerToken(all)
+                if self.0.needs_uniform_advantages() && all.iter().all(|a| a.is_finite()) =>
+            {
+                Advantages::Uniform(if n == 0 { 0.0 } else { mean(all) })
+            }
+            other => other,
+        };
+        let turns = [n / 2, n - n / 2];
+        let fitted = Sequence::new(logprobs, behavior_logprobs, advantages)?
+            .with_turns(&turns)?
+            .with_reference(behavior_logprobs)?;
+        self.0.evaluate(&fitted, gradient)
+    }
+}
+
+/// Every objective there is, each able to take any sequence.
+pub(crate) fn every_objective(clip: Clip) -> Vec<Box<dyn Objective>> {
+    let mut all = every_policy_objective(clip);
+    for estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3] {
+        let held = WithKl::new(Dapo { clip }, estimator, 0.3).unwrap();
+        all.push(Box::new(Fitted(Box::new(held))));
+    }
+    all
+}
+
+/// Every objective there is without a KL term, whose gradient no clip removes.
+pub(crate) fn every_policy_objective(clip: Clip) -> Vec<Box<dyn Objective>> {
+    let length_weight = LengthWeight::SqrtTokens;
+    let dual = clip.with_dual(2.0 + clip.high()).unwrap();
+    let all: [Box<dyn Objective>; 14] = [
+        Box::new(gspo(clip)),
+        Box::new(Gspo { clip: dual, length_weight }),
+        Box::new(gspo_token(clip)),
+        Box::new(GspoTurn { clip, length_weight: LengthWeight::Mean }),
+        Box::new(GspoTurn { clip: dual, length_weight }),
+        Box::new(Grpo { clip }),
+        Box::new(Grpo { clip: dual }),
+        Box::new(Dapo { clip }),
+        Box::new(DrGrpo { clip, max_tokens: 32 }),
+        Box::new(Cispo::new(Some(clip.low()), clip.high()).unwrap()),
+        Box::new(Cispo::new(None, clip.high()).unwrap()),
+        Box::new(Gmpo::PAPER),
+        Box::new(Sapo::PAPER),
+        Box::new(Reinforce { length_weight: LengthWeight::Mean }),
+    ];
+    all.into_iter().map(|objective| Box::new(Fitted(objective)) as Box<dyn Objective>).collect()
 }
 
 /// The loss and gradient of one sequence. The gradient starts as NaN, so that an entry nobody wrote

@@ -1,0 +1,181 @@
+//! The objective and the credit that the settings name, and the settings that each of them reads.
+
+use turnwise::objective::{
+    Cispo, Clip, Dapo, DrGrpo, Gmpo, GroupAdvantage, Grpo, Gspo, GspoToken, GspoTurn, KlEstimator,
+    LengthWeight, Objective, ObjectiveError, Reinforce, Sapo, Std, WithKl,
+};
+use turnwise::training::{
+    Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit, ReturnCredit, TurnCredit,
+    TurnIndexBiasedCredit,
+};
+
+use super::schema::{
+    Config, CreditChoice, CreditName, Estimator, Normalise, ObjectiveChoice, ObjectiveName,
+};
+use super::validate::{Impossible, refuse_if};
+
+/// What is added to a standard deviation.
+const EPSILON: f64 = 1e-6;
+
+/// The objective, with the published setting wherever none is given.
+pub(crate) fn objective(config: &Config) -> Result<Box<dyn Objective>, ObjectiveError> {
+    let choice = &config.objective;
+    let length_weight = choice.length_weight.map_or(LengthWeight::Mean, Into::into);
+    let inner: Box<dyn Objective> = match choice.name {
+        ObjectiveName::Gspo => {
+            Box::new(Gspo { clip: clip(choice, Clip::PAPER_GSPO)?, length_weight })
+        }
+        ObjectiveName::GspoToken => {
+            Box::new(GspoToken { clip: clip(choice, Clip::PAPER_GSPO)?, length_weight })
+        }
+        ObjectiveName::GspoTurn => {
+            Box::new(GspoTurn { clip: clip(choice, Clip::PAPER_GSPO)?, length_weight })
+        }
+        ObjectiveName::Grpo => Box::new(Grpo { clip: clip(choice, Clip::PAPER_GRPO)? }),
+        ObjectiveName::Dapo => Box::new(Dapo { clip: clip(choice, Clip::PAPER_DAPO)? }),
+        ObjectiveName::DrGrpo => Box::new(DrGrpo {
+            clip: clip(choice, Clip::PAPER_PPO)?,
+            max_tokens: choice.max_tokens.unwrap_or(config.limits.max_sampled_tokens),
+        }),
+        ObjectiveName::Cispo => {
+            Box::new(Cispo::new(choice.clip_low, choice.clip_high.unwrap_or(0.2))?)
+        }
+        ObjectiveName::Gmpo => Box::new(Gmpo::new(
+            choice.log_clip_low.unwrap_or(Gmpo::PAPER.log_low()),
+            choice.log_clip_high.unwrap_or(Gmpo::PAPER.log_high()),
+        )?),
+        ObjectiveName::Sapo => Box::new(Sapo::new(
+            choice.tau_positive.unwrap_or(Sapo::PAPER.tau_positive()),
+            choice.tau_negative.unwrap_or(Sapo::PAPER.tau_negative()),
+        )?),
+        ObjectiveName::Reinforce => Box::new(Reinforce { length_weight }),
+    };
+    let estimator = match choice.kl.estimator {
+        Estimator::K1 => KlEstimator::K1,
+        Estimator::K2 => KlEstimator::K2,
+        Estimator::K3 => KlEstimator::K3,
+    };
+    if choice.kl.beta > 0.0 {
+        return Ok(Box::new(WithKl::new(inner, estimator, choice.kl.beta)?));
+    }
+    Ok(inner)
+}
+
+/// The given range, with the published bound wherever one is not given.
+fn clip(choice: &ObjectiveChoice, published: Clip) -> Result<Clip, ObjectiveError> {
+    let low = choice.clip_low.unwrap_or(published.low());
+    let clip = Clip::new(low, choice.clip_high.unwrap_or(published.high()))?;
+    choice.dual_clip.map_or(Ok(clip), |bound| clip.with_dual(bound))
+}
+
+/// The credit, with the published setting wherever none is given.
+pub(crate) fn credit(choice: &CreditChoice) -> Box<dyn Credit> {
+    let advantage = match choice.normalise.unwrap_or(Normalise::MeanStd) {
+        Normalise::MeanStd => GroupAdvantage::MeanStd { std: Std::Sample, epsilon: EPSILON },
+        Normalise::Mean => GroupAdvantage::MeanOnly,
+        Normalise::LeaveOneOut => GroupAdvantage::LeaveOneOut,
+    };
+    let gamma = choice.gamma.unwrap_or(1.0);
+    match choice.name {
+        CreditName::Outcome => Box::new(OutcomeCredit { advantage }),
+        CreditName::Return => Box::new(ReturnCredit { gamma }),
+        CreditName::Turn => Box::new(TurnCredit {
+            advantage,
+            gamma,
+            outcome_weight: choice.outcome_weight.unwrap_or(1.0),
+            turn_weight: choice.turn_weight.unwrap_or(1.0),
+        }),
+        CreditName::Gigpo => Box::new(GigpoCredit {
+            advantage,
+            gamma: choice.gamma.unwrap_or(0.95),
+            step_weight: choice.step_weight.unwrap_or(1.0),
+        }),
+        CreditName::ReinforcePlusPlus => {
+            Box::new(ReinforcePlusPlusCredit { std: Std::Sample, epsilon: EPSILON })
+        }
+        CreditName::TurnIndexBiased => Box::new(TurnIndexBiasedCredit { gamma }),
+    }
+}
+
+/// Refuses what the chosen objective and credit do not read, and what they cannot be together.
+pub(crate) fn check(config: &Config) -> Result<(), Impossible> {
+    check_objective_settings(&config.objective)?;
+    check_credit_settings(&config.credit)?;
+    check_together(config)
+}
+
+fn check_objective_settings(choice: &ObjectiveChoice) -> Result<(), Impossible> {
+    use ObjectiveName::{
+        Cispo, Dapo, DrGrpo, Gmpo, Grpo, Gspo, GspoToken, GspoTurn, Reinforce, Sapo,
+    };
+    let clipped: &[_] = &[Gspo, GspoToken, GspoTurn, Grpo, Dapo, DrGrpo];
+    let bounded: &[_] = &[Gspo, GspoToken, GspoTurn, Grpo, Dapo, DrGrpo, Cispo];
+    let settings: [(&str, bool, &[ObjectiveName]); 9] = [
+        ("objective.clip_low", choice.clip_low.is_some(), bounded),
+        ("objective.clip_high", choice.clip_high.is_some(), bounded),
+        ("objective.dual_clip", choice.dual_clip.is_some(), clipped),
+        (
+            "objective.length_weight",
+            choice.length_weight.is_some(),
+            &[Gspo, GspoToken, GspoTurn, Reinforce],
+        ),
+        ("objective.max_tokens", choice.max_tokens.is_some(), &[DrGrpo]),
+        ("objective.log_clip_low", choice.log_clip_low.is_some(), &[Gmpo]),
+        ("objective.log_clip_high", choice.log_clip_high.is_some(), &[Gmpo]),
+        ("objective.tau_positive", choice.tau_positive.is_some(), &[Sapo]),
+        ("objective.tau_negative", choice.tau_negative.is_some(), &[Sapo]),
+    ];
+    settings.into_iter().try_for_each(|(key, is_set, readers)| {
+        let readers: Vec<&str> = readers.iter().map(|name| name.word()).collect();
+        refuse_unread(key, is_set, choice.name.word(), &readers)
+    })
+}
+
+fn check_credit_settings(choice: &CreditChoice) -> Result<(), Impossible> {
+    use CreditName::{Gigpo, Outcome, Return, Turn, TurnIndexBiased};
+    let settings: [(&str, bool, &[CreditName]); 5] = [
+        ("credit.normalise", choice.normalise.is_some(), &[Outcome, Turn, Gigpo]),
+        ("credit.gamma", choice.gamma.is_some(), &[Return, Turn, Gigpo, TurnIndexBiased]),
+        ("credit.outcome_weight", choice.outcome_weight.is_some(), &[Turn]),
+        ("credit.turn_weight", choice.turn_weight.is_some(), &[Turn]),
+        ("credit.step_weight", choice.step_weight.is_some(), &[Gigpo]),
+    ];
+    settings.into_iter().try_for_each(|(key, is_set, readers)| {
+        let readers: Vec<&str> = readers.iter().map(|name| name.word()).collect();
+        refuse_unread(key, is_set, choice.name.word(), &readers)
+    })
+}
+
+/// A setting that is given and not read would look as if it did something.
+fn refuse_unread(
+    key: &'static str,
+    is_set: bool,
+    name: &str,
+    readers: &[&str],
+) -> Result<(), Impossible> {
+    refuse_if(
+        is_set && !readers.contains(&name),
+        key,
+        || format!("is not used by `{name}`"),
+        &format!("leave it out, or choose {}", readers.join(", ")),
+    )
+}
+
+fn check_together(config: &Config) -> Result<(), Impossible> {
+    let (name, credit) = (config.objective.name.word(), config.credit.name.word());
+    let one_advantage =
+        matches!(config.credit.name, CreditName::Outcome | CreditName::ReinforcePlusPlus);
+    let needs_one = matches!(config.objective.name, ObjectiveName::Gspo | ObjectiveName::Gmpo);
+    refuse_if(
+        needs_one && !one_advantage,
+        "credit.name",
+        || format!("= \"{credit}\" tells turns apart, and `{name}` has one advantage per sequence"),
+        "use the objective gspo_token, or the credit outcome",
+    )?;
+    refuse_if(
+        config.objective.kl.beta > 0.0,
+        "objective.kl.beta",
+        || "is above 0, and no learner here gives a reference's log-probabilities".to_owned(),
+        "leave it out; GSPO's paper has no KL term",
+    )
+}

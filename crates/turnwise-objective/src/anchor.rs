@@ -1,0 +1,65 @@
+//! Credit from turns that acted in the same state.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use crate::advantage::{AdvantageError, GroupAdvantage};
+use crate::credit::{expect_finite, expect_length};
+
+/// The return of each turn, compared with the returns of the turns of the group that acted from the
+/// same anchor state: GiGPO's step advantage (arXiv 2505.10978, eq. 6 to 8).
+///
+/// ```text
+/// A^S_ik = (G_ik − mean G) / F over the turns (j, l) of the group with anchor_jl = anchor_ik
+/// F      = std G, or 1                    the paper evaluates both
+/// ```
+///
+/// `anchors` says in which state each turn acted: equal values, equal states. A state that only one
+/// turn met teaches nothing: 0. Give it discounted returns ([`reward_to_go`](crate::reward_to_go);
+/// the paper's γ is 0.95), and mix it with the episode's advantage by [`mix`](crate::mix) with turn
+/// weight ω (the paper's is 1).
+///
+/// A state is reached before it is acted in, so the comparison is fair whenever a trajectory stops.
+/// With F = std every state gets a scale of its own, which bends the gradient's direction; with
+/// [`GroupAdvantage::MeanOnly`] it points the true way in large groups.
+///
+/// # Errors
+///
+/// [`AdvantageError::LengthMismatch`] unless there is one anchor per turn;
+/// [`AdvantageError::NonFinite`] and those of the rule.
+///
+/// ```
+/// use turnwise_objective::{GroupAdvantage, by_anchor_state};
+///
+/// // Both began in the lobby; one then went on to the office, where the other never was.
+/// let returns = [vec![1.0, 1.0], vec![0.0]];
+/// let anchors = [vec!["lobby", "office"], vec!["lobby"]];
+/// let step = by_anchor_state(&returns, &anchors, GroupAdvantage::MeanOnly)?;
+/// assert_eq!(step, [vec![0.5, 0.0], vec![-0.5]]);
+/// # Ok::<(), turnwise_objective::AdvantageError>(())
+/// ```
+pub fn by_anchor_state<K: Eq + Hash>(
+    returns: &[Vec<f64>],
+    anchors: &[Vec<K>],
+    rule: GroupAdvantage,
+) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    expect_length("anchors", returns.len(), anchors.len())?;
+    expect_finite(returns)?;
+    let mut visits: HashMap<&K, Vec<(usize, usize)>> = HashMap::new();
+    for (member, (turns, anchors)) in returns.iter().zip(anchors).enumerate() {
+        expect_length("anchors of a member", turns.len(), anchors.len())?;
+        for (turn, anchor) in anchors.iter().enumerate() {
+            visits.entry(anchor).or_default().push((member, turn));
+        }
+    }
+    let mut advantages: Vec<Vec<f64>> =
+        returns.iter().map(|turns| vec![0.0; turns.len()]).collect();
+    // Each state writes its own turns, so their order in the map does not matter.
+    for places in visits.values() {
+        let met: Vec<f64> = places.iter().map(|&(member, turn)| returns[member][turn]).collect();
+        for (&(member, turn), advantage) in places.iter().zip(rule.of(&met)?) {
+            advantages[member][turn] = advantage;
+        }
+    }
+    Ok(advantages)
+}

@@ -1,0 +1,44 @@
+use turnwise_objective::{AdvantageError, Std, minus_mean_return_of_others, standard_deviation};
+use turnwise_trajectory::Trajectory;
+
+use super::{Conservation, Credit, CreditStream, CreditStreams, returns};
+
+/// Every turn gets the discounted reward from it on, less the mean return of the *other* members, in units of the group's
+/// standard deviation of returns.
+///
+/// ```text
+/// A_ik = ( Σ_{j≥k} γ^(j−k) r_ij − mean_{l≠i} G_l0 ) / std_l G_l0
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ReturnCredit {
+    /// γ, from 0 to 1.
+    pub gamma: f64,
+}
+
+impl Credit for ReturnCredit {
+    fn name(&self) -> &'static str {
+        "return"
+    }
+
+    fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
+        let to_go = discounted_returns(group, self.gamma);
+        let firsts: Vec<f64> =
+            to_go.values.iter().filter_map(|turns| turns.first()).copied().collect();
+        let mut advantages = minus_mean_return_of_others(&to_go.values)?;
+        let scale = if firsts.len() < 2 { 0.0 } else { standard_deviation(&firsts, Std::Sample)? };
+        for advantage in advantages.iter_mut().flatten() {
+            // Equal returns say nothing about the members, even where their turns were rewarded differently.
+            *advantage = if scale > 0.0 { *advantage / scale } else { 0.0 };
+        }
+        Ok(CreditStreams::new(vec![to_go], advantages, Conservation::MembersSumToZero))
+    }
+}
+
+/// The discounted reward from each turn on.
+pub(super) fn discounted_returns(group: &[&Trajectory], gamma: f64) -> CreditStream {
+    CreditStream {
+        name: "return",
+        values: returns(group, gamma),
+        conserves: Conservation::DiscountedReturn { gamma },
+    }
+}

@@ -1,0 +1,106 @@
+use turnwise_trajectory::Trajectory;
+
+/// One number for each turn of each member of a group, with a name and what must hold of the numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CreditStream {
+    /// The name in logs.
+    pub name: &'static str,
+    /// `[members][turns]`, in units of reward unless normalised.
+    pub values: Vec<Vec<f64>>,
+    /// What is neither made nor lost.
+    pub conserves: Conservation,
+}
+
+/// What must hold of a stream, up to rounding.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Conservation {
+    /// The first turn of each member has the discounted sum of the member's rewards, `Σ_k gamma^k r_k`.
+    DiscountedReturn {
+        /// γ.
+        gamma: f64,
+    },
+    /// The first turns of the members sum to 0: what one member gained the others lost.
+    MembersSumToZero,
+    /// All turns of all members sum to 0.
+    TurnsSumToZero,
+    /// Each turn is the weighted sum of other streams.
+    SumOf(Vec<(&'static str, f64)>),
+}
+
+/// The credit of one group: the advantages that train, and the streams they are made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CreditStreams {
+    /// What the advantages are made of, in the order it was computed.
+    pub parts: Vec<CreditStream>,
+    /// What reaches the tokens; its name is "advantage".
+    pub advantage: CreditStream,
+}
+
+impl CreditStreams {
+    /// Parts, and the advantages made of them.
+    #[must_use]
+    pub fn new(
+        parts: Vec<CreditStream>,
+        advantages: Vec<Vec<f64>>,
+        conserves: Conservation,
+    ) -> Self {
+        let advantage = CreditStream { name: "advantage", values: advantages, conserves };
+        Self { parts, advantage }
+    }
+
+    /// All streams, the advantages last.
+    pub fn all(&self) -> impl Iterator<Item = &CreditStream> {
+        self.parts.iter().chain([&self.advantage])
+    }
+
+    /// The stream of a name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&CreditStream> {
+        self.all().find(|stream| stream.name == name)
+    }
+
+    /// By how much a stream misses what it conserves; 0 up to rounding for every shipped credit.
+    #[must_use]
+    pub fn imbalance(&self, stream: &CreditStream, group: &[&Trajectory]) -> f64 {
+        let firsts = || stream.values.iter().filter_map(|turns| turns.first());
+        match &stream.conserves {
+            Conservation::MembersSumToZero => firsts().sum::<f64>().abs(),
+            Conservation::TurnsSumToZero => stream.values.iter().flatten().sum::<f64>().abs(),
+            Conservation::DiscountedReturn { gamma } => {
+                let members = group.iter().filter(|member| !member.turns.is_empty());
+                let missing = |(first, member): (&f64, &&Trajectory)| {
+                    (first - discounted(&member.turn_rewards(), *gamma)).abs()
+                };
+                firsts().zip(members).map(missing).fold(0.0, f64::max)
+            }
+            Conservation::SumOf(weights) => self.missing_of_sum(stream, weights),
+        }
+    }
+
+    fn missing_of_sum(&self, stream: &CreditStream, weights: &[(&'static str, f64)]) -> f64 {
+        let sum = |member: usize, turn: usize| -> f64 {
+            let part = |(name, weight): &(&str, f64)| {
+                self.get(name).map_or(f64::NAN, |part| weight * part.values[member][turn])
+            };
+            weights.iter().map(part).sum()
+        };
+        let members = stream.values.iter().enumerate();
+        members
+            .flat_map(|(member, turns)| {
+                turns.iter().enumerate().map(move |(turn, value)| (member, turn, value))
+            })
+            .map(|(member, turn, value)| (value - sum(member, turn)).abs())
+            .fold(0.0, f64::max)
+    }
+}
+
+/// Term by term from the front, unlike the recursion that makes returns.
+fn discounted(rewards: &[f64], gamma: f64) -> f64 {
+    let mut weight = 1.0;
+    let mut sum = 0.0;
+    for reward in rewards {
+        sum += weight * reward;
+        weight *= gamma;
+    }
+    sum
+}
