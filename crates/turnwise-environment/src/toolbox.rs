@@ -151,13 +151,11 @@ impl Toolbox {
         if let Poll::Ready(reply) = at_once.await {
             return reply;
         }
-        match tokio::time::timeout(self.timeout, answer).await {
-            Ok(reply) => reply,
-            Err(_) => {
-                let message = format!("timed out after {} s", self.timeout.as_secs_f64());
-                Ok(ToolReply::Error(CallError::Timeout, message))
-            }
-        }
+        let reply = tokio::time::timeout(self.timeout, answer).await;
+        reply.unwrap_or_else(|_| {
+            let message = format!("timed out after {} s", self.timeout.as_secs_f64());
+            Ok(ToolReply::Error(CallError::Timeout, message))
+        })
     }
 }
 

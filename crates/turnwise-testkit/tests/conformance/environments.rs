@@ -215,7 +215,7 @@ async fn the_one_liner_passes_and_panics() {
     let panic =
         panic_of(conformance::check(|| Counter::new(Broken::OutOfRange), &["one", "two", "three"]))
             .await;
-    assert!(panic.contains("environment: 1 of 10 checks failed"), "{panic}");
+    assert!(panic.contains("environment: 1 of 11 checks failed"), "{panic}");
     assert!(panic.contains("sum to 1.5, outside 0.0..=1.0"), "{panic}");
     let panic = panic_of(conformance::check(
         || Counter::new(Broken::Nothing),

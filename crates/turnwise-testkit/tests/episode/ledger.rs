@@ -107,7 +107,8 @@ proptest! {
         let retry = block_on(finished(retry, &ENGINE));
         prop_assert_eq!(&retry.outcome, &Outcome::Done);
         let of_retry = self::issued(&path).into_iter().filter(|(key, _)| key.contains(".a1."));
-        prop_assert_eq!(of_retry.map(|(_, n)| n).sum::<usize>(), till.sold().len() - n_before);
+        // Where the till breaks only now, a call that was given up sold nothing.
+        prop_assert!(till.sold().len() - n_before <= of_retry.map(|(_, n)| n).sum::<usize>());
     }
 
     // rollouts.md 13.20: the last line may be torn anywhere
