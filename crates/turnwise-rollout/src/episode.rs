@@ -47,6 +47,7 @@ pub struct Episode {
 /// Where an episode stands after an advance.
 #[derive(Debug)]
 #[must_use = "a suspended episode is lost when it is dropped"]
+#[expect(clippy::large_enum_variant, reason = "one is made for each advance, and moved at once")]
 pub enum Progress {
     /// It has an outcome.
     Finished(Trajectory),

@@ -75,13 +75,13 @@ impl Policy for Engine<'_> {
 /// Gives an engine's session back when it is dropped: with the episode, or with a future nobody awaits any more.
 pub(super) struct Session<'a> {
     policy: &'a dyn Policy,
-    session: u64,
+    id: u64,
     is_kept: bool,
 }
 
 impl<'a> Session<'a> {
     pub(super) fn new(policy: &'a dyn Policy, session: u64) -> Self {
-        Self { policy, session, is_kept: false }
+        Self { policy, id: session, is_kept: false }
     }
 
     /// Leaves it with the engine: the episode goes on later.
@@ -93,9 +93,9 @@ impl<'a> Session<'a> {
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         if !self.is_kept
-            && let Err(panic) = caught(|| self.policy.release(self.session))
+            && let Err(panic) = caught(|| self.policy.release(self.id))
         {
-            tracing::warn!(session = self.session, panic, "an engine panicked over a release");
+            tracing::warn!(session = self.id, panic, "an engine panicked over a release");
         }
     }
 }

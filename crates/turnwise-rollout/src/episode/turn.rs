@@ -26,10 +26,7 @@ impl Episode {
         allowance: &Allowance,
         deadline: Deadline,
     ) -> Option<Outcome> {
-        match self.play(engine, allowance, deadline).await {
-            Ok(()) => None,
-            Err(outcome) => Some(outcome),
-        }
+        self.play(engine, allowance, deadline).await.err()
     }
 
     async fn play(
