@@ -63,21 +63,17 @@ mod tests {
             cut(&mut observation, limit);
             let mut kept = 0;
             for (message, text) in observation.messages.iter().zip(&texts) {
-                match message.content.split_once("\n[... ") {
-                    Some((head, rest)) => {
-                        let (omitted, tail) = rest
-                            .split_once(" bytes omitted ...]\n")
-                            .expect("the mark is whole");
-                        prop_assert!(text.starts_with(head) && text.ends_with(tail));
-                        let omitted: usize = omitted.parse().expect("a number");
-                        prop_assert_eq!(head.len() + omitted + tail.len(), text.len());
-                        kept += head.len() + tail.len();
-                    }
-                    None => {
-                        prop_assert_eq!(&message.content, text);
-                        kept += text.len();
-                    }
-                }
+                let Some((head, rest)) = message.content.split_once("\n[... ") else {
+                    prop_assert_eq!(&message.content, text);
+                    kept += text.len();
+                    continue;
+                };
+                let (omitted, tail) =
+                    rest.split_once(" bytes omitted ...]\n").expect("the mark is whole");
+                prop_assert!(text.starts_with(head) && text.ends_with(tail));
+                let omitted: usize = omitted.parse().expect("a number");
+                prop_assert_eq!(head.len() + omitted + tail.len(), text.len());
+                kept += head.len() + tail.len();
             }
             prop_assert!(kept <= limit);
         }

@@ -106,7 +106,10 @@ impl Tool for Till {
 impl fmt::Debug for Till {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the book: it would be part of a task's name.
-        formatter.debug_struct("Till").field("is_idempotent", &self.is_idempotent).finish()
+        formatter
+            .debug_struct("Till")
+            .field("is_idempotent", &self.is_idempotent)
+            .finish_non_exhaustive()
     }
 }
 
@@ -184,6 +187,6 @@ impl Environment for Shop {
 
 impl fmt::Debug for Shop {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Shop").field("turns", &self.state.turns).finish()
+        formatter.debug_struct("Shop").field("turns", &self.state.turns).finish_non_exhaustive()
     }
 }

@@ -251,7 +251,7 @@ fn time_spent_suspended_is_nobodys() {
         let mut episode = Episode::new(identity(&tasks, 3), tasks.0(), &agents(), limits);
         for _ in 0..5 {
             episode = suspended(episode, 4).await.expect("it has no end");
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
         }
         assert_eq!(episode.suspensions(), 5);
     });

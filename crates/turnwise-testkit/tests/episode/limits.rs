@@ -132,7 +132,7 @@ proptest! {
         let (last, answered) = asked.split_last().expect("a turn");
         prop_assert!(answered.iter().sum::<usize>() <= max_tool_calls);
         prop_assert!(answered.iter().sum::<usize>() + last > max_tool_calls);
-        prop_assert_eq!(ended.reward(), (!answered.is_empty()).then(|| 0.5 * answered.len() as f64));
+        prop_assert_eq!(ended.reward(), (!answered.is_empty()).then_some(0.5 * answered.len() as f64));
     }
 }
 
@@ -172,6 +172,19 @@ fn an_observation_of_a_hundred_megabytes_is_cut_before_it_is_rendered() {
     assert!(ended.messages().iter().any(|message| message.content.contains(&mark)));
 }
 
+/// Was over before it began.
+struct Over;
+#[async_trait]
+impl Environment for Over {
+    async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+        Ok("Over.".into())
+    }
+
+    async fn step(&mut self, _action: Action) -> Result<Step, EnvironmentError> {
+        Err(EnvironmentError::new("step after the end").of_kind(ErrorKind::Protocol))
+    }
+}
+
 // reliability.md F10: no turns, a step after the end
 #[test]
 fn an_order_of_calls_that_cannot_be_is_a_protocol_fault() {
@@ -180,18 +193,6 @@ fn an_order_of_calls_that_cannot_be_is_a_protocol_fault() {
     let none = Episode::new(identity(&tasks, 3), Box::new(tasks[0].clone()), &agents(), limits);
     assert_eq!(reason(&block_on(finished(none, &ENGINE))), Some(InfraReason::Protocol));
 
-    /// Was over before it began.
-    struct Over;
-    #[async_trait]
-    impl Environment for Over {
-        async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
-            Ok("Over.".into())
-        }
-
-        async fn step(&mut self, _action: Action) -> Result<Step, EnvironmentError> {
-            Err(EnvironmentError::new("step after the end").of_kind(ErrorKind::Protocol))
-        }
-    }
     let tasks = Made(|| Box::new(Over) as Box<dyn Environment>);
     let ended = played(&tasks, crate::support::limits());
     assert_eq!(reason(&ended), Some(InfraReason::Protocol));
