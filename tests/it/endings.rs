@@ -384,7 +384,7 @@ fn a_cancelled_episode_has_no_reward() {
         else {
             panic!("seven tokens do not end it");
         };
-        let trajectory = episode.cancel(CancelReason::Stale);
+        let trajectory = episode.cancel(CancelReason::Stale, &Engine::new(4));
         assert_eq!(trajectory.outcome, Outcome::Cancelled(CancelReason::Stale));
         assert_eq!((trajectory.reward(), trajectory.n_sampled()), (None, 7));
         trajectory.graph.validate().expect("a graph that can be written");

@@ -131,6 +131,9 @@ impl From<RolloutError> for Failure {
             RolloutError::TooManyFaults { n, last } => {
                 format!("{n} episodes in a row broke, the last with {last}")
             }
+            RolloutError::StuckThreads { n, environment } => {
+                format!("`{environment}` has blocked {n} threads beyond their deadline")
+            }
             RolloutError::BadRewards { n, of, last } => {
                 format!("{n} of the last {of} episodes had a bad reward, the last {last}")
             }

@@ -12,6 +12,7 @@ mod episode;
 mod guard;
 mod hostile;
 mod measure;
+mod recovery;
 mod snapshot;
 mod suite;
 

@@ -2,7 +2,7 @@ use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 
-use crate::{Action, EnvironmentError, Observation, Step, ToolSpec};
+use crate::{Action, EnvironmentError, Observation, Recovery, Services, Step, ToolSpec};
 
 /// One episode of something an agent acts in: a game, a task with tools, a sandbox, a database.
 ///
@@ -16,8 +16,9 @@ use crate::{Action, EnvironmentError, Observation, Step, ToolSpec};
 ///   answered with an observation. `Err`, [`Step::failed`] and a panic are for what is *not* the agent's doing; the
 ///   episode is then excluded from training and may be tried again with a fresh environment.
 /// - Rewards are finite, and their sum lies in [`reward_range`](Self::reward_range).
-/// - `step` may be slow; it should be `async` where it waits, and must not block for long where it computes. A call that
-///   outlives its deadline is dropped at an await point together with the environment.
+/// - `step` may be slow; it should be `async` where it waits. Where it computes or blocks for more than a few milliseconds,
+///   [`is_blocking`](Self::is_blocking) says so. A call that outlives its deadline is dropped at an await point together
+///   with the environment; one that never awaits loses its thread.
 ///
 /// A wrong use is to return an error for an answer that cannot be parsed: it hides the agent's mistake from training. The
 /// repair is `Ok(Step::next("Answer with one digit.").faults(1))`.
@@ -87,6 +88,29 @@ pub trait Environment: Send {
         let _ = snapshot;
         Err(EnvironmentError::new("restore an environment that takes no snapshots"))
     }
+
+    /// How an episode of it goes on in another process; constant over the episode, and asked after
+    /// [`reset`](Self::reset).
+    ///
+    /// What can be asked of `snapshot` need not be said: an environment that takes snapshots goes on from them, and any
+    /// other starts anew. One whose steps are cheap and depend on nothing but the seed and the actions says
+    /// [`Recovery::Replay`], and needs no snapshot.
+    fn recovery(&self) -> Recovery {
+        if self.snapshot().is_some() { Recovery::Snapshot } else { Recovery::Restart }
+    }
+
+    /// Hands over what the episode offers, before `reset` or `restore`. An environment with a
+    /// [`Toolbox`](crate::Toolbox) passes it on with [`Toolbox::connect`](crate::Toolbox::connect), so that its calls are in
+    /// the ledger; any other has no use for it.
+    fn connect(&mut self, services: &Services) {
+        let _ = services;
+    }
+
+    /// Whether `reset` and `step` compute, or block, for long without an await. They then run on a thread of a bounded
+    /// pool, where they hold up no other episode.
+    fn is_blocking(&self) -> bool {
+        false
+    }
 }
 
 #[async_trait]
@@ -117,5 +141,17 @@ impl<E: Environment + ?Sized> Environment for Box<E> {
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
         (**self).restore(snapshot)
+    }
+
+    fn recovery(&self) -> Recovery {
+        (**self).recovery()
+    }
+
+    fn connect(&mut self, services: &Services) {
+        (**self).connect(services);
+    }
+
+    fn is_blocking(&self) -> bool {
+        (**self).is_blocking()
     }
 }

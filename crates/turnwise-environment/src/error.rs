@@ -1,5 +1,18 @@
 use std::error::Error;
 
+/// What kind of failure it is, for those who count them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Something broke.
+    #[default]
+    Failed,
+    /// A tool was called, nobody knows whether it acted, and it must not act twice.
+    ToolInDoubt,
+    /// The caller broke the order of calls: a step after the end, say.
+    Protocol,
+}
+
 /// An environment that cannot go on: an infrastructure failure, never a verdict on the agent.
 ///
 /// The episode ends as `InfraFault` without a reward. What the *agent* did wrong is answered with an observation instead.
@@ -7,6 +20,7 @@ use std::error::Error;
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct EnvironmentError {
+    kind: ErrorKind,
     message: String,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -20,7 +34,27 @@ impl EnvironmentError {
     /// ```
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), source: None }
+        Self { kind: ErrorKind::Failed, message: message.into(), source: None }
+    }
+
+    /// The same error as one of another kind.
+    ///
+    /// ```
+    /// use turnwise_environment::{EnvironmentError, ErrorKind};
+    ///
+    /// let error = EnvironmentError::new("step after the end").of_kind(ErrorKind::Protocol);
+    /// assert_eq!(error.kind(), ErrorKind::Protocol);
+    /// ```
+    #[must_use]
+    pub fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// What kind of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
     }
 
     /// The same error with its cause attached.

@@ -96,6 +96,8 @@ pub enum CallError {
     InvalidArgs,
     /// The call is longer than is read.
     TooLarge,
+    /// The tool took longer than it may over what it was asked.
+    Timeout,
 }
 
 impl CallError {
@@ -107,6 +109,7 @@ impl CallError {
             Self::Decode => "decode",
             Self::InvalidArgs => "invalid_args",
             Self::TooLarge => "too_large",
+            Self::Timeout => "timeout",
         }
     }
 }

@@ -24,7 +24,8 @@ impl ToolSpec {
 }
 
 /// What a tool answers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ToolReply {
     /// The result, for the agent to read.
     Result(String),
@@ -40,6 +41,8 @@ pub enum ToolReply {
 ///   the tool itself is broken (a dead server, a full disk) and ends the episode without a reward.
 /// - A tool that acts on the world is called at most once for each call the agent made; it is called again after a crash
 ///   only if it is [idempotent](Self::is_idempotent).
+/// - `call` waits at await points, where a [`Toolbox`](crate::Toolbox) whose time limit has passed drops it. Whatever it
+///   holds is then given back, and the tool answers the next call.
 #[async_trait]
 pub trait Tool: Send + Sync {
     /// What the agent is told about it.

@@ -1,15 +1,35 @@
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::future::join_all;
 
 use crate::{
-    Action, CallAttempt, CallError, EnvironmentError, MalformedCall, Message, Tool, ToolCall,
-    ToolReply, ToolSpec,
+    Action, CallAttempt, CallError, EnvironmentError, Issued, MalformedCall, Message, Services,
+    Tool, ToolCall, ToolLedger, ToolReply, ToolSpec,
 };
 
+/// How long a tool may take over one call where nothing else is said.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The tools of an environment, and the answering of calls in the order they were made.
-#[derive(Clone, Default)]
+///
+/// [Connected](Self::connect) to an episode's services, each call is written down before it is made and its result after,
+/// so that it is made at most once, whatever is suspended, restored or replayed.
+#[derive(Clone)]
 pub struct Toolbox {
     tools: Vec<(ToolSpec, Arc<dyn Tool>)>,
+    timeout: Duration,
+    is_concurrent: bool,
+    ledger: Option<ToolLedger>,
+}
+
+impl Default for Toolbox {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
 }
 
 /// The answers to the calls of one action.
@@ -35,7 +55,7 @@ impl Toolbox {
             names.windows(2).all(|pair| pair[0] != pair[1]),
             "two tools of one toolbox share a name"
         );
-        Self { tools }
+        Self { tools, timeout: DEFAULT_TIMEOUT, is_concurrent: false, ledger: None }
     }
 
     /// What the agent is told.
@@ -44,19 +64,52 @@ impl Toolbox {
         self.tools.iter().map(|(spec, _)| spec.clone()).collect()
     }
 
+    /// The same box with another limit on how long one call may take; 30 s where nothing is said.
+    ///
+    /// A call that takes longer is given up and answered with an error: the agent asked for too much. Stay well below the
+    /// deadline of the environment's step, which ends the episode instead. Under a tool that waits there must be a tokio
+    /// runtime with its clock.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The same box, running the calls of one action side by side. The answers stay in call order.
+    #[must_use]
+    pub fn concurrent(mut self) -> Self {
+        self.is_concurrent = true;
+        self
+    }
+
+    /// Uses the ledger of an episode from now on. An environment calls it from
+    /// [`Environment::connect`](crate::Environment::connect).
+    pub fn connect(&mut self, services: &Services) {
+        self.ledger = Some(services.ledger.clone());
+    }
+
     /// Answers every call of an action; wrong ones with an error the agent can read.
     ///
     /// # Errors
-    /// When a tool is broken.
+    /// When a tool is broken, or a call is in doubt.
     pub async fn answer(&self, action: &Action) -> Result<ToolRound, EnvironmentError> {
+        let first = self.places(action.calls.len());
+        let answers = action.calls.iter().enumerate().map(async |(nth, attempt)| match attempt {
+            CallAttempt::Call(call) => Ok((&call.id, self.call_at(first + nth, call).await?)),
+            CallAttempt::Malformed(call) => Ok((&call.id, refuse(call))),
+        });
         let mut round = ToolRound { messages: Vec::with_capacity(action.calls.len()), faults: 0 };
-        for attempt in &action.calls {
-            let (id, reply) = match attempt {
-                CallAttempt::Call(call) => (&call.id, self.call(call).await?),
-                CallAttempt::Malformed(call) => (&call.id, refuse(call)),
-            };
-            round.messages.push(Message::tool(id.clone(), text_of(&reply)));
-            round.faults += u32::from(matches!(reply, ToolReply::Error(..)));
+        if self.is_concurrent {
+            // All are awaited, also when one breaks: what the others did must be written down.
+            for answer in join_all(answers).await {
+                let (id, reply) = answer?;
+                round.add(id, &reply);
+            }
+        } else {
+            for answer in answers {
+                let (id, reply) = answer.await?;
+                round.add(id, &reply);
+            }
         }
         Ok(round)
     }
@@ -64,15 +117,52 @@ impl Toolbox {
     /// Answers one call.
     ///
     /// # Errors
-    /// When the tool is broken.
+    /// When the tool is broken, or the call is in doubt.
     pub async fn call(&self, call: &ToolCall) -> Result<ToolReply, EnvironmentError> {
-        match self.tools.iter().find(|(spec, _)| spec.name == call.name) {
-            Some((_, tool)) => tool.call(&call.arguments).await,
-            None => Ok(ToolReply::Error(
-                CallError::NotFound,
-                format!("no tool is called {}", shortened(&call.name)),
-            )),
+        self.call_at(self.places(1), call).await
+    }
+
+    fn places(&self, n: usize) -> usize {
+        self.ledger.as_ref().map_or(0, |ledger| ledger.take_places(n))
+    }
+
+    async fn call_at(&self, place: usize, call: &ToolCall) -> Result<ToolReply, EnvironmentError> {
+        let Some((_, tool)) = self.tools.iter().find(|(spec, _)| spec.name == call.name) else {
+            let message = format!("no tool is called {}", shortened(&call.name));
+            return Ok(ToolReply::Error(CallError::NotFound, message));
+        };
+        let Some(ledger) = &self.ledger else { return self.in_time(&**tool, call).await };
+        if let Issued::Recorded(reply) = ledger.issue(call, place, tool.is_idempotent())? {
+            return Ok(reply);
         }
+        let reply = self.in_time(&**tool, call).await?;
+        ledger.settle(place, &reply)?;
+        Ok(reply)
+    }
+
+    async fn in_time(
+        &self,
+        tool: &dyn Tool,
+        call: &ToolCall,
+    ) -> Result<ToolReply, EnvironmentError> {
+        let mut answer = pin!(tool.call(&call.arguments));
+        // A tool that never waits needs no clock, and so no runtime that has one.
+        let at_once = std::future::poll_fn(|context| Poll::Ready(answer.as_mut().poll(context)));
+        if let Poll::Ready(reply) = at_once.await {
+            return reply;
+        }
+        let reply = tokio::time::timeout(self.timeout, answer).await;
+        reply.unwrap_or_else(|_| {
+            let message = format!("timed out after {} s", self.timeout.as_secs_f64());
+            Ok(ToolReply::Error(CallError::Timeout, message))
+        })
+    }
+}
+
+impl ToolRound {
+    fn add(&mut self, id: &str, reply: &ToolReply) {
+        self.messages.push(Message::tool(id, text_of(reply)));
+        self.faults += u32::from(matches!(reply, ToolReply::Error(..)));
     }
 }
 

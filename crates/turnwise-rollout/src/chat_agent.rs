@@ -11,8 +11,8 @@ use turnwise_trajectory::{
 };
 
 use crate::{
-    Act, Agent, AgentError, AgentFactory, Decision, Policy, Rendered, Renderer, Room, Sample,
-    SampleRequest,
+    Act, Agent, AgentError, AgentFactory, Decision, Policy, Rendered, Renderer, Room,
+    SampleRequest, check_sample,
 };
 
 /// Makes [`ChatAgent`]s.
@@ -214,7 +214,7 @@ impl Agent for ChatAgent {
     async fn act(&mut self, policy: &dyn Policy, room: Room) -> Result<Act, AgentError> {
         let request = self.request(room);
         let sample = policy.sample(request.clone()).await?;
-        check(&sample, &request).map_err(AgentError::BadEngine)?;
+        check_sample(&sample, &request).map_err(AgentError::BadEngine)?;
         if let Some(last) = sample.tokens.last() {
             self.newest = last.version;
         }
@@ -274,40 +274,4 @@ fn author_of(message: &Message) -> Author {
         Role::Tool => Author::Tool,
         Role::Assistant => Author::Fabricated,
     }
-}
-
-/// What an engine promised, checked where its answer comes in.
-fn check(sample: &Sample, request: &SampleRequest) -> Result<(), String> {
-    let n = sample.tokens.len();
-    if n > request.max_tokens {
-        return Err(format!("{n} tokens where {} were asked for", request.max_tokens));
-    }
-    if n == 0 && sample.stop != StopReason::Interrupted {
-        return Err("no tokens, and no interruption".to_owned());
-    }
-    if sample.stop == StopReason::MaxTokens && n < request.max_tokens {
-        return Err(format!("{n} of {} tokens, said to be all", request.max_tokens));
-    }
-    let mut newest = request.min_version;
-    for (index, token) in sample.tokens.iter().enumerate() {
-        if !(token.logprob.is_finite() && token.logprob <= 0.0) {
-            return Err(format!("log-probability {} at token {index}", token.logprob));
-        }
-        if token.version < newest {
-            return Err(format!("{} after {newest} at token {index}", token.version));
-        }
-        if token.kv_version > token.version {
-            return Err(format!("{} over keys of {}", token.version, token.kv_version));
-        }
-        if token.sampling != 0 || token.mask.is_some() || token.advantage.is_some() {
-            return Err(format!("token {index} is not as it was drawn"));
-        }
-        newest = token.version;
-        let is_last = index + 1 == n;
-        let ends = is_last && sample.stop == StopReason::EndOfTurn;
-        if request.stop.contains(&token.id) != ends {
-            return Err(format!("stop token and stop reason disagree at token {index}"));
-        }
-    }
-    Ok(())
 }

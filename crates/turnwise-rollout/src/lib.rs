@@ -7,7 +7,9 @@
 
 mod agent;
 mod allowance;
+mod blocking;
 mod chat_agent;
+mod deadline;
 mod episode;
 mod group;
 mod limits;
@@ -19,11 +21,15 @@ mod sampler;
 
 pub use agent::{Act, Agent, AgentError, AgentFactory, Decision, Room};
 pub use allowance::{Allowance, StopHandle, StopSignal, stop_signal};
+pub use blocking::BlockingThreads;
 pub use chat_agent::{ChatAgent, ChatAgents};
-pub use episode::{Episode, EpisodeSnapshot, Progress, RestoreError};
+pub use deadline::Deadline;
+pub use episode::{
+    Episode, EpisodeSnapshot, Fork, ForkError, Progress, RestoreError, SnapshotError,
+};
 pub use group::Group;
 pub use limits::Limits;
-pub use policy::{Policy, PolicyError, Sample, SampleRequest};
+pub use policy::{Policy, PolicyError, Sample, SampleRequest, check_sample};
 pub use pool::{Census, Iteration, Ledger, PoolSettings, PoolSnapshot, RolloutError, RolloutPool};
 pub use renderer::{RenderError, Rendered, Renderer};
 pub use sampler::{Sampler, uniform_at};

@@ -80,3 +80,46 @@ pub enum PolicyError {
     #[error("draw tokens: {0}")]
     Failed(String),
 }
+
+/// Checks what an engine promised where its answer comes in: [`Policy`]'s contract, as far as one answer shows it.
+///
+/// Agents call it on every answer and pass the error on as [`AgentError::BadEngine`](crate::AgentError::BadEngine).
+///
+/// # Errors
+/// A sentence with what is wrong: more tokens than were asked for or none at all, a log-probability that is not a finite
+/// number of at most 0, weights older than the request or the token before allows, keys newer than the weights, a stop token
+/// before the end, or an end without one.
+pub fn check_sample(sample: &Sample, request: &SampleRequest) -> Result<(), String> {
+    let n = sample.tokens.len();
+    if n > request.max_tokens {
+        return Err(format!("{n} tokens where {} were asked for", request.max_tokens));
+    }
+    if n == 0 && sample.stop != StopReason::Interrupted {
+        return Err("no tokens, and no interruption".to_owned());
+    }
+    if sample.stop == StopReason::MaxTokens && n < request.max_tokens {
+        return Err(format!("{n} of {} tokens, said to be all", request.max_tokens));
+    }
+    let mut newest = request.min_version;
+    for (index, token) in sample.tokens.iter().enumerate() {
+        if !(token.logprob.is_finite() && token.logprob <= 0.0) {
+            return Err(format!("log-probability {} at token {index}", token.logprob));
+        }
+        if token.version < newest {
+            return Err(format!("{} after {newest} at token {index}", token.version));
+        }
+        if token.kv_version > token.version {
+            return Err(format!("{} over keys of {}", token.version, token.kv_version));
+        }
+        if token.sampling != 0 || token.mask.is_some() || token.advantage.is_some() {
+            return Err(format!("token {index} is not as it was drawn"));
+        }
+        newest = token.version;
+        let is_last = index + 1 == n;
+        let ends = is_last && sample.stop == StopReason::EndOfTurn;
+        if request.stop.contains(&token.id) != ends {
+            return Err(format!("stop token and stop reason disagree at token {index}"));
+        }
+    }
+    Ok(())
+}

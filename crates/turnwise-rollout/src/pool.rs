@@ -11,8 +11,8 @@ use turnwise_environment::{Rubric, TaskSet, derive_seed};
 use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersion, Trajectory};
 
 use crate::{
-    AgentFactory, Episode, EpisodeSnapshot, Group, Policy, Progress, RestoreError, StopSignal,
-    uniform_at,
+    AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Policy, Progress, RestoreError,
+    StopSignal, uniform_at,
 };
 
 mod breaker;
@@ -57,6 +57,8 @@ pub struct RolloutPool {
     oldest: PolicyVersion,
     /// Groups that are not worth going on with.
     doomed: BTreeSet<GroupId>,
+    /// Sessions of cancelled episodes that the engine may still hold.
+    given_up: Vec<u64>,
 }
 
 /// A group some of whose members are not finished.
@@ -124,6 +126,7 @@ impl RolloutPool {
             breaker,
             oldest: PolicyVersion::default(),
             doomed: BTreeSet::new(),
+            given_up: Vec::new(),
         }
     }
 
@@ -362,6 +365,7 @@ impl RolloutPool {
 
     /// Launches what is due, as far as there is room.
     fn fill(&mut self, policy: &Arc<dyn Policy>, tokens: u64, stop: &StopSignal) {
+        self.given_up.drain(..).for_each(|session| policy.release(session));
         while self.running.len() < self.settings.max_concurrent && !stop.requested() {
             let Some(due) = self.due.pop_front() else { return };
             match self.reason_to_give_up(&due.episode) {
@@ -392,12 +396,20 @@ impl RolloutPool {
             tracing::warn!(group = group.0, member, attempt, %fault, "an episode broke");
         }
         *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
-        let tripped = self.breaker.count(&trajectory);
+        let tripped = self.breaker.count(&trajectory).or_else(|| self.count_stuck());
         match self.retry(&trajectory) {
             Some(due) => self.due.push_back(due),
             None => self.file(trajectory),
         }
         tripped.map_or(Ok(()), Err)
+    }
+
+    /// Threads that never come back are not to be had again.
+    fn count_stuck(&self) -> Option<RolloutError> {
+        let n = BlockingThreads::of_process().stuck_threads();
+        let environment = || self.tasks.name().to_owned();
+        (n > BlockingThreads::MAX_STUCK)
+            .then(|| RolloutError::StuckThreads { n, environment: environment() })
     }
 
     /// A fresh attempt at an episode that broke, while there are attempts left and anybody waits for it.
@@ -453,7 +465,8 @@ impl RolloutPool {
     }
 
     fn cancel(&mut self, episode: Episode, reason: CancelReason) {
-        let trajectory = episode.cancel(reason);
+        let trajectory = episode.give_up(reason);
+        self.given_up.push(trajectory.identity.sampling_seed);
         *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
         self.file(trajectory);
     }

@@ -1,5 +1,10 @@
 //! Environments for tests of what runs them.
 
+mod blocking;
+mod panicking;
+mod recovering;
+mod shop;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
@@ -8,6 +13,11 @@ use turnwise_environment::{
     Action, Environment, EnvironmentError, Observation, Random, Step, TaskKey, TaskSet, ToolSpec,
     derive_seed,
 };
+
+pub use blocking::Blocking;
+pub use panicking::{Method, Panicking};
+pub use recovering::Replayed;
+pub use shop::{Crash, Shop, Till};
 
 /// Answers each action with a reward and a text that depend on everything said so far, for a number of turns.
 ///

@@ -1,10 +1,91 @@
 //! Policies that wrap a policy: each changes one thing.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest};
-use turnwise_trajectory::{PolicyVersion, StopReason};
+use turnwise_environment::derive_seed;
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, Sampler, uniform_at};
+use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
+
+/// Draws from logits that are a hash of the context, so that a difference anywhere before shows in what is drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashed {
+    /// The size of the vocabulary.
+    pub n_ids: usize,
+}
+
+#[async_trait]
+impl Policy for Hashed {
+    fn version(&self) -> PolicyVersion {
+        PolicyVersion(0)
+    }
+
+    async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
+        let mut sampler = Sampler::default();
+        let mut hash = request.prompt.iter().fold(0, |hash, id| derive_seed(hash, u64::from(*id)));
+        let mut sample =
+            Sample { tokens: Vec::new(), stop: StopReason::MaxTokens, engine: "hashed".to_owned() };
+        while sample.tokens.len() < request.max_tokens {
+            let logit = |id: TokenId| 3.0 * uniform_at(hash, u64::from(id)) as f32;
+            let logits: Vec<f32> = (0..self.n_ids as TokenId).map(logit).collect();
+            let index = request.first_index + sample.tokens.len() as u64;
+            let uniform = uniform_at(request.seed, index);
+            let (id, logprob) = sampler.draw(&logits, &request.sampling, uniform);
+            sample.tokens.push(SampledToken::new(id, logprob, self.version()));
+            hash = derive_seed(hash, u64::from(id));
+            if request.stop.contains(&id) {
+                sample.stop = StopReason::EndOfTurn;
+                break;
+            }
+            // A place to be dropped at, between any two tokens.
+            tokio::task::yield_now().await;
+        }
+        Ok(sample)
+    }
+}
+
+/// Keeps count of the sessions that were begun and not released.
+#[derive(Debug)]
+pub struct Sessions<P> {
+    /// The policy that draws.
+    pub inner: P,
+    open: Mutex<BTreeSet<u64>>,
+}
+
+impl<P> Sessions<P> {
+    /// A policy without sessions.
+    pub fn new(inner: P) -> Self {
+        Self { inner, open: Mutex::default() }
+    }
+
+    /// The sessions that are open.
+    ///
+    /// # Panics
+    /// When a holder of the lock panicked, which none does.
+    #[must_use]
+    pub fn open(&self) -> Vec<u64> {
+        self.open.lock().expect("no holder panics").iter().copied().collect()
+    }
+}
+
+#[async_trait]
+impl<P: Policy> Policy for Sessions<P> {
+    fn version(&self) -> PolicyVersion {
+        self.inner.version()
+    }
+
+    async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
+        self.open.lock().expect("no holder panics").insert(request.session);
+        self.inner.sample(request).await
+    }
+
+    fn release(&self, session: u64) {
+        self.open.lock().expect("no holder panics").remove(&session);
+        self.inner.release(session);
+    }
+}
 
 /// Interrupts every request after at most this many tokens.
 #[derive(Clone, Debug)]

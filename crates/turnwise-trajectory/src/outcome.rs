@@ -58,6 +58,8 @@ pub enum Limit {
     SampledTokens,
     /// Tokens the model can attend to.
     Context,
+    /// Calls of tools.
+    ToolCalls,
     /// It kept repeating itself.
     Loop,
     /// A clock or limit of the environment's own.
@@ -115,6 +117,8 @@ pub enum InfraReason {
     Protocol,
     /// The renderer's tokens do not continue what the engine saw.
     Render,
+    /// The agent or its renderer panicked.
+    AgentPanic,
     /// A tool call was in doubt after a crash.
     ToolInDoubt,
     /// The episode outlived its deadline.

@@ -181,13 +181,16 @@ impl SampledTokens {
         self.advantages.set(&range, advantage.map(Exact));
     }
 
-    /// Masks every token that trains and of which `is_masked` holds. A token that is masked keeps its first reason.
+    /// Masks every token of which `is_masked` holds, asked in order. A token that is masked keeps its first reason.
     pub fn mask_where(
         &mut self,
         reason: MaskReason,
         mut is_masked: impl FnMut(&SampledToken) -> bool,
     ) {
-        let mask = |token: SampledToken| token.mask.or_else(|| is_masked(&token).then_some(reason));
+        let mask = |token: SampledToken| {
+            let is_meant = is_masked(&token);
+            token.mask.or(is_meant.then_some(reason))
+        };
         self.masks = self.iter().map(mask).collect();
     }
 

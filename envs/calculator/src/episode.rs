@@ -4,7 +4,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{
-    Action, Environment, EnvironmentError, Observation, Step, ToolSpec, Toolbox,
+    Action, Environment, EnvironmentError, Observation, Services, Step, ToolSpec, Toolbox,
 };
 
 use crate::calc::{Calc, Call};
@@ -117,6 +117,10 @@ impl Environment for CalculatorEpisode {
 
     fn tools(&self) -> Vec<ToolSpec> {
         self.tools.specs()
+    }
+
+    fn connect(&mut self, services: &Services) {
+        self.tools.connect(services);
     }
 
     fn reward_range(&self) -> RangeInclusive<f64> {

@@ -4,8 +4,9 @@ use std::ops::Range;
 use super::Check;
 use super::episode::{Episode, Subject, Turn};
 use super::hostile::hostile_actions;
+use super::recovery::recovers;
 use super::snapshot::{continues, refuses};
-use crate::{Action, CallAttempt, Observation, Role, Step};
+use crate::{Action, CallAttempt, Observation, Recovery, Role, Step};
 
 const PLAYS: &str = "reset/step with 64 seeds";
 const REPEATS: &str = "same seed, same transcript";
@@ -16,6 +17,7 @@ const ANSWERS: &str = "answers tool calls in order";
 const TOOLS: &str = "tools stay the same";
 const ENDS: &str = "ends within its turns";
 const CONTINUES: &str = "snapshot/restore continues identically";
+const RECOVERS: &str = "goes on as it declares";
 const REFUSES: &str = "refuses what is no snapshot";
 
 /// How many seeds of a subject are played a second time, disturbed or snapshotted.
@@ -29,6 +31,7 @@ pub(super) struct Contract {
     n_episodes: usize,
     n_hostile: usize,
     n_snapshots: usize,
+    recovery: Option<Recovery>,
     n_calls: usize,
     turns_max: usize,
     observation_chars_max: usize,
@@ -79,7 +82,7 @@ impl Contract {
             .collect()
     }
 
-    fn details(&self) -> [(&'static str, String); 10] {
+    fn details(&self) -> [(&'static str, String); 11] {
         let range = match (self.reward_min, self.reward_max) {
             (Some(min), Some(max)) => format!("sums from {min:.3} to {max:.3}"),
             _ => "no turn was scored".to_owned(),
@@ -87,6 +90,12 @@ impl Contract {
         let snapshots = match self.n_snapshots {
             0 => "takes no snapshots".to_owned(),
             n => format!("{n} snapshots"),
+        };
+        let recovery = match self.recovery {
+            Some(Recovery::Snapshot) => "from snapshots",
+            Some(Recovery::Replay) => "by replay",
+            Some(Recovery::Restart) => "not, it starts anew",
+            None => "nobody asked",
         };
         let names: Vec<&str> = self.tool_names.iter().map(String::as_str).collect();
         let tools = if names.is_empty() { "no tools".to_owned() } else { names.join(", ") };
@@ -101,6 +110,7 @@ impl Contract {
             (TOOLS, tools),
             (ENDS, format!("{} turns at most", self.turns_max)),
             (CONTINUES, snapshots),
+            (RECOVERS, recovery.to_owned()),
             (REFUSES, "with an error".to_owned()),
         ]
     }
@@ -146,6 +156,10 @@ impl Contract {
         });
         self.n_snapshots += snapshots.len();
         self.report(subject, REFUSES, refuses(subject, &snapshots).await);
+        match recovers(subject, seed, episode).await {
+            Ok(recovery) => self.recovery = Some(recovery),
+            Err(why) => self.report(subject, RECOVERS, Err(format!("seed {seed}: {why}"))),
+        }
     }
 
     /// Plays hostile actions from the first turn on, and from the middle of a good episode on.

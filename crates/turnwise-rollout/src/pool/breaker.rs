@@ -60,6 +60,14 @@ pub enum RolloutError {
         /// The last one.
         last: InfraFault,
     },
+    /// The environment blocks threads beyond its deadline, and there are no more to lose.
+    #[error("run episodes: `{environment}` has blocked {n} threads beyond their deadline")]
+    StuckThreads {
+        /// How many.
+        n: usize,
+        /// The environment.
+        environment: String,
+    },
     /// The breaker: the environment or the rubric rewards what it must not.
     #[error("run episodes: {n} of the last {of} attempts had a bad reward, the last {last}")]
     BadRewards {

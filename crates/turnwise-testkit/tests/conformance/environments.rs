@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::json;
 use turnwise_environment::check::{Check, check_environment};
 use turnwise_environment::{
-    Action, Demonstrator, Environment, EnvironmentError, Message, Observation, Role, Step,
-    ToolSpec, async_trait,
+    Action, Demonstrator, Environment, EnvironmentError, Message, Observation, Recovery, Role,
+    Step, ToolSpec, async_trait,
 };
 use turnwise_testkit::conformance::{self, Script};
 
@@ -33,6 +33,9 @@ enum Broken {
     ForgetsAnAnswer,
     ChangesItsTools,
     NeverEnds,
+    DeclaresSnapshots,
+    DeclaresNone,
+    DeclaresAReplay,
 }
 
 /// Counts to three, whatever is said.
@@ -40,6 +43,8 @@ struct Counter {
     broken: Broken,
     count: u8,
     snapshots: std::sync::atomic::AtomicU8,
+    /// Said in every observation; no broken promise as long as it is nothing.
+    noise: String,
 }
 
 /// Stands for anything that is not of the episode.
@@ -47,7 +52,7 @@ static CLOCK: AtomicU64 = AtomicU64::new(0);
 
 impl Counter {
     fn new(broken: Broken) -> Self {
-        Self { broken, count: 0, snapshots: 0.into() }
+        Self { broken, count: 0, snapshots: 0.into(), noise: String::new() }
     }
 
     fn answers(&self, action: &Action) -> Vec<Message> {
@@ -77,6 +82,10 @@ impl Environment for Counter {
             Broken::SaysNothing => Ok(Observation::default()),
             Broken::SpeaksForTheAgent => Ok(vec![Message::new(Role::Assistant, "I win.")].into()),
             Broken::ReadsAClock => Ok(CLOCK.fetch_add(1, Ordering::Relaxed).to_string().into()),
+            Broken::DeclaresAReplay => {
+                self.noise = CLOCK.fetch_add(1, Ordering::Relaxed).to_string();
+                Ok("Count to three.".into())
+            }
             _ => Ok("Count to three.".into()),
         }
     }
@@ -95,7 +104,7 @@ impl Environment for Counter {
             return Ok(Step::terminated(self.last_reward()));
         }
         let mut messages = self.answers(&action);
-        messages.push(Message::user(format!("{} so far.", self.count)));
+        messages.push(Message::user(format!("{} so far.{}", self.count, self.noise)));
         Ok(Step::next(messages))
     }
 
@@ -113,6 +122,9 @@ impl Environment for Counter {
         if self.broken == Broken::SnapshotChangesIt {
             self.snapshots.fetch_add(1, Ordering::Relaxed);
         }
+        if self.broken == Broken::DeclaresSnapshots {
+            return None;
+        }
         let count = if self.broken == Broken::ForgetsItsCount { 0 } else { self.count };
         Some(vec![7, count])
     }
@@ -125,6 +137,14 @@ impl Environment for Counter {
             _ => return Err(EnvironmentError::new("read a count")),
         }
         Ok(())
+    }
+
+    fn recovery(&self) -> Recovery {
+        match self.broken {
+            Broken::DeclaresNone => Recovery::Restart,
+            Broken::DeclaresAReplay => Recovery::Replay,
+            _ => Recovery::Snapshot,
+        }
     }
 }
 
@@ -164,6 +184,9 @@ async fn each_broken_promise_is_found_by_its_check() {
         (Broken::ForgetsAnAnswer, "answers tool calls in order"),
         (Broken::ChangesItsTools, "tools stay the same"),
         (Broken::NeverEnds, "ends within its turns"),
+        (Broken::DeclaresSnapshots, "goes on as it declares"),
+        (Broken::DeclaresNone, "goes on as it declares"),
+        (Broken::DeclaresAReplay, "goes on as it declares"),
     ];
     for (broken, check) in cases {
         let failed = failed(broken).await;
@@ -192,7 +215,7 @@ async fn the_one_liner_passes_and_panics() {
     let panic =
         panic_of(conformance::check(|| Counter::new(Broken::OutOfRange), &["one", "two", "three"]))
             .await;
-    assert!(panic.contains("environment: 1 of 10 checks failed"), "{panic}");
+    assert!(panic.contains("environment: 1 of 11 checks failed"), "{panic}");
     assert!(panic.contains("sum to 1.5, outside 0.0..=1.0"), "{panic}");
     let panic = panic_of(conformance::check(
         || Counter::new(Broken::Nothing),

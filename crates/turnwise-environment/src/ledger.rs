@@ -1,0 +1,304 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{EnvironmentError, ErrorKind, TaskKey, ToolCall, ToolReply};
+
+/// The stable name of one call: `g7.m2.a0.t3.c1` is the second call of the fourth turn of member 2 of group 7, at the first
+/// attempt. Tools that talk to servers may pass it on as an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CallKey(String);
+
+impl CallKey {
+    /// The key as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CallKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// One entry of a ledger: what was called, and what came back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallRecord {
+    /// The turn of the episode, from 0.
+    pub turn: usize,
+    /// The call's place among those of its turn, from 0.
+    pub call: usize,
+    /// The tool's name and a hash of the arguments.
+    pub request: String,
+    /// What it answered; `None` while nobody knows.
+    pub reply: Option<ToolReply>,
+}
+
+/// What a ledger says to a call that is about to be made.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Issued {
+    /// It is written down; make it, then [`settle`](ToolLedger::settle) it.
+    Call(CallKey),
+    /// It was made before, with this result; do not make it again.
+    Recorded(ToolReply),
+}
+
+/// Where ledgers are kept so that they outlive the process.
+///
+/// # Contract
+///
+/// Both methods return once the entry is safe. `issued` comes before the call, `settled` after it.
+pub trait LedgerStore: Send + Sync {
+    /// What is known of a call: its request and its reply.
+    fn find(&self, key: &CallKey) -> Option<(String, Option<ToolReply>)>;
+
+    /// Writes that a call is about to be made.
+    ///
+    /// # Errors
+    /// When it cannot be written; the call is then not made.
+    fn issued(&self, key: &CallKey, request: &str) -> Result<(), LedgerError>;
+
+    /// Writes what a call answered.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn settled(&self, key: &CallKey, reply: &ToolReply) -> Result<(), LedgerError>;
+}
+
+/// A ledger that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The disk refused.
+    #[error("keep a ledger of tool calls")]
+    Io(#[from] std::io::Error),
+    /// A line in the middle of the file is none of a ledger.
+    #[error("read line {line} of a ledger of tool calls: {reason}")]
+    Line {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The calls of tools of one attempt at an episode: each is written down before it is made, and its result after.
+///
+/// A call that has a result is never made again, whatever was suspended, restored or replayed in between. A call without
+/// one is in doubt: it is made again only where that does no harm. The ledger is a handle; its clones are one ledger.
+///
+/// ```
+/// use serde_json::json;
+/// use turnwise_environment::{Issued, ToolCall, ToolLedger, ToolReply};
+///
+/// let ledger = ToolLedger::new(7, 2, 0);
+/// let call = ToolCall { id: "call_0".into(), name: "pay".into(), arguments: json!({"sum": 3}) };
+/// ledger.begin_turn(0);
+/// let Issued::Call(key) = ledger.issue(&call, 0, false)? else { unreachable!("nothing was called") };
+/// assert_eq!(key.as_str(), "g7.m2.a0.t0.c0");
+/// let reply = ToolReply::Result("paid".into());
+/// ledger.settle(0, &reply)?;
+/// assert_eq!(ledger.issue(&call, 0, false)?, Issued::Recorded(reply));
+/// # Ok::<(), turnwise_environment::EnvironmentError>(())
+/// ```
+#[derive(Clone)]
+pub struct ToolLedger {
+    shared: Arc<Mutex<Shared>>,
+}
+
+struct Shared {
+    scope: String,
+    turn: usize,
+    /// Calls of this turn that have been given a place.
+    n_calls: usize,
+    entries: BTreeMap<(usize, usize), Entry>,
+    store: Option<Arc<dyn LedgerStore>>,
+    is_closed: bool,
+}
+
+struct Entry {
+    request: String,
+    reply: Option<ToolReply>,
+}
+
+impl ToolLedger {
+    /// An empty ledger of one attempt of one member of a group.
+    #[must_use]
+    pub fn new(group: u64, member: u32, attempt: u32) -> Self {
+        let scope = format!("g{group}.m{member}.a{attempt}");
+        let shared = Shared {
+            scope,
+            turn: 0,
+            n_calls: 0,
+            entries: BTreeMap::new(),
+            store: None,
+            is_closed: false,
+        };
+        Self { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// Keeps every further entry in `store` too, and looks there for calls it does not know.
+    pub fn keep_in(&self, store: Arc<dyn LedgerStore>) {
+        self.shared().store = Some(store);
+    }
+
+    /// Where its entries are kept too.
+    #[must_use]
+    pub fn store(&self) -> Option<Arc<dyn LedgerStore>> {
+        self.shared().store.clone()
+    }
+
+    /// Begins a turn: its calls are numbered from 0.
+    pub fn begin_turn(&self, turn: usize) {
+        let mut shared = self.shared();
+        shared.turn = turn;
+        shared.n_calls = 0;
+    }
+
+    /// Takes the places of the next `n` calls of the turn and answers the first. Whoever runs calls side by side takes their
+    /// places before, so that they do not depend on who is faster.
+    #[must_use]
+    pub fn take_places(&self, n: usize) -> usize {
+        let mut shared = self.shared();
+        let first = shared.n_calls;
+        shared.n_calls += n;
+        first
+    }
+
+    /// Writes down that the call in this place of the turn is about to be made, or says that it was.
+    ///
+    /// # Errors
+    /// When the call, or another in its place, was made before and nobody knows what it did, and making it (again) might do
+    /// harm; when the entry cannot be written; when the attempt is over.
+    pub fn issue(
+        &self,
+        call: &ToolCall,
+        place: usize,
+        is_idempotent: bool,
+    ) -> Result<Issued, EnvironmentError> {
+        let mut shared = self.shared();
+        if shared.is_closed {
+            let error = EnvironmentError::new("call a tool for an attempt that is over");
+            return Err(error.of_kind(ErrorKind::Protocol));
+        }
+        let key = shared.key(place);
+        let request = request_of(call);
+        match shared.known(place, &key) {
+            Some((before, Some(reply))) if before == request => {
+                shared.enter(place, request, Some(reply.clone()));
+                return Ok(Issued::Recorded(reply));
+            }
+            Some((before, reply)) if !is_idempotent => {
+                return Err(in_doubt(&key, &before, &request, reply.is_some()));
+            }
+            Some(_) | None => {}
+        }
+        if let Some(store) = &shared.store {
+            store.issued(&key, &request).map_err(broken)?;
+        }
+        shared.enter(place, request, None);
+        Ok(Issued::Call(key))
+    }
+
+    /// Writes down what the call in this place of the turn answered. After the attempt is over it reaches nobody.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn settle(&self, place: usize, reply: &ToolReply) -> Result<(), EnvironmentError> {
+        let mut shared = self.shared();
+        if shared.is_closed {
+            return Ok(());
+        }
+        if let Some(store) = &shared.store {
+            store.settled(&shared.key(place), reply).map_err(broken)?;
+        }
+        let turn = shared.turn;
+        if let Some(entry) = shared.entries.get_mut(&(turn, place)) {
+            entry.reply = Some(reply.clone());
+        }
+        Ok(())
+    }
+
+    /// Ends the attempt: no further call is issued, and what still comes back is dropped.
+    pub fn close(&self) {
+        self.shared().is_closed = true;
+    }
+
+    /// All entries, oldest first: the ledger as data.
+    #[must_use]
+    pub fn records(&self) -> Vec<CallRecord> {
+        let record = |(&(turn, call), entry): (&(usize, usize), &Entry)| CallRecord {
+            turn,
+            call,
+            request: entry.request.clone(),
+            reply: entry.reply.clone(),
+        };
+        self.shared().entries.iter().map(record).collect()
+    }
+
+    /// Puts entries back that [`records`](Self::records) gave.
+    pub fn restore(&self, records: Vec<CallRecord>) {
+        let entry = |record: CallRecord| {
+            let CallRecord { turn, call, request, reply } = record;
+            ((turn, call), Entry { request, reply })
+        };
+        self.shared().entries = records.into_iter().map(entry).collect();
+    }
+
+    /// Nothing in here panics half-way, so a lock that was poisoned elsewhere guards a whole ledger.
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn key(&self, place: usize) -> CallKey {
+        CallKey(format!("{}.t{}.c{place}", self.scope, self.turn))
+    }
+
+    fn known(&self, place: usize, key: &CallKey) -> Option<(String, Option<ToolReply>)> {
+        let own = self.entries.get(&(self.turn, place));
+        let stored = || self.store.as_ref()?.find(key);
+        own.map(|entry| (entry.request.clone(), entry.reply.clone())).or_else(stored)
+    }
+
+    fn enter(&mut self, place: usize, request: String, reply: Option<ToolReply>) {
+        self.entries.insert((self.turn, place), Entry { request, reply });
+    }
+}
+
+/// Two calls with one request ask for the same. The id is a name and no part of it.
+fn request_of(call: &ToolCall) -> String {
+    let name: String = call.name.chars().take(64).collect();
+    format!("{name} {}", TaskKey::of(&format!("{}\n{}", call.name, call.arguments)))
+}
+
+fn in_doubt(key: &CallKey, before: &str, now: &str, is_settled: bool) -> EnvironmentError {
+    let message = if is_settled {
+        format!("call `{now}` as {key}, in whose place `{before}` was called before")
+    } else {
+        format!("find out whether call {key} (`{before}`) was made; its tool is not idempotent")
+    };
+    EnvironmentError::new(message).of_kind(ErrorKind::ToolInDoubt)
+}
+
+fn broken(error: LedgerError) -> EnvironmentError {
+    EnvironmentError::new("write down a tool call").caused_by(error)
+}
+
+impl fmt::Debug for ToolLedger {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shared = self.shared();
+        formatter
+            .debug_struct("ToolLedger")
+            .field("scope", &shared.scope)
+            .field("turn", &shared.turn)
+            .field("n_entries", &shared.entries.len())
+            .finish_non_exhaustive()
+    }
+}

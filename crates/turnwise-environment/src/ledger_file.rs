@@ -1,0 +1,122 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{CallKey, LedgerError, LedgerStore, ToolReply};
+
+/// Ledgers of any number of episodes in one append-only file, one JSON object a line; an entry is on the disk before a
+/// method returns.
+///
+/// A crash can tear the last line, which is then cut off: what it would have said had not been promised to anyone.
+pub struct LedgerFile {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    file: File,
+    /// Where the next line begins.
+    end: u64,
+    known: BTreeMap<CallKey, (String, Option<ToolReply>)>,
+}
+
+/// One line.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Line {
+    Issued { key: CallKey, request: String },
+    Settled { key: CallKey, reply: ToolReply },
+}
+
+impl LedgerFile {
+    /// Opens the ledger at `path`, or begins one.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or a line other than the last is none of a ledger.
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let mut file =
+            OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        // A line is whole once its end is there; what comes after the last end was torn.
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        let mut known = BTreeMap::new();
+        for (number, line) in bytes[..end].split(|byte| *byte == b'\n').enumerate() {
+            if !line.is_empty() {
+                let wrong = |reason| LedgerError::Line { line: number + 1, reason };
+                let line =
+                    serde_json::from_slice(line).map_err(|error| wrong(error.to_string()))?;
+                apply(&mut known, line).map_err(wrong)?;
+            }
+        }
+        file.set_len(end as u64)?;
+        file.sync_all()?;
+        // The name of a file that was just made is on the disk once its folder is.
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(Self { inner: Mutex::new(Inner { file, end: end as u64, known }) })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn append(&mut self, line: Line) -> Result<(), LedgerError> {
+        let mut bytes = serde_json::to_vec(&line).map_err(std::io::Error::other)?;
+        bytes.push(b'\n');
+        // Begins where the last whole line ended, over whatever a failed write may have left there.
+        self.file.seek(SeekFrom::Start(self.end))?;
+        self.file.write_all(&bytes)?;
+        self.file.set_len(self.end + bytes.len() as u64)?;
+        self.file.sync_data()?;
+        self.end += bytes.len() as u64;
+        apply(&mut self.known, line)
+            .map_err(|reason| LedgerError::Line { line: self.known.len(), reason })
+    }
+}
+
+impl LedgerStore for LedgerFile {
+    fn find(&self, key: &CallKey) -> Option<(String, Option<ToolReply>)> {
+        self.inner().known.get(key).cloned()
+    }
+
+    fn issued(&self, key: &CallKey, request: &str) -> Result<(), LedgerError> {
+        self.inner().append(Line::Issued { key: key.clone(), request: request.to_owned() })
+    }
+
+    fn settled(&self, key: &CallKey, reply: &ToolReply) -> Result<(), LedgerError> {
+        self.inner().append(Line::Settled { key: key.clone(), reply: reply.clone() })
+    }
+}
+
+fn apply(
+    known: &mut BTreeMap<CallKey, (String, Option<ToolReply>)>,
+    line: Line,
+) -> Result<(), String> {
+    match line {
+        Line::Issued { key, request } => {
+            known.insert(key, (request, None));
+        }
+        Line::Settled { key, reply } => match known.get_mut(&key) {
+            Some((_, before)) => *before = Some(reply),
+            None => return Err(format!("{key} is settled but was never issued")),
+        },
+    }
+    Ok(())
+}
+
+impl fmt::Debug for LedgerFile {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("LedgerFile")
+            .field("n_calls", &self.inner().known.len())
+            .finish_non_exhaustive()
+    }
+}

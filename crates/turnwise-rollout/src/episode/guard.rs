@@ -1,0 +1,95 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use turnwise_environment::derive_seed;
+use turnwise_trajectory::{InfraFault, InfraReason, Outcome, PolicyVersion};
+
+use crate::panic_text::panic_text;
+use crate::{Policy, PolicyError, Sample, SampleRequest};
+
+pub(super) fn infra(reason: InfraReason, message: impl Into<String>) -> Outcome {
+    Outcome::InfraFault(InfraFault { reason, message: message.into() })
+}
+
+/// What a call of somebody else's code returned; its panic as text. Nobody may use again what panicked.
+pub(super) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| panic_text(&*panic).to_owned())
+}
+
+/// The same for a future.
+pub(super) async fn caught_async<T>(call: impl Future<Output = T>) -> Result<T, String> {
+    AssertUnwindSafe(call).catch_unwind().await.map_err(|panic| panic_text(&*panic).to_owned())
+}
+
+/// The policy as one episode sees it: a panic is an error, and a forked episode draws with its own seed.
+pub(super) struct Engine<'a> {
+    policy: &'a dyn Policy,
+    /// The seed that the agent was made with, and the one that is drawn with.
+    seeds: (u64, u64),
+}
+
+impl<'a> Engine<'a> {
+    pub(super) fn new(policy: &'a dyn Policy, of_agent: u64, of_episode: u64) -> Self {
+        Self { policy, seeds: (of_agent, of_episode) }
+    }
+
+    /// Only a fork differs from its agent; what an agent derived from the old seed becomes something of its own too.
+    fn seed(&self, asked: u64) -> u64 {
+        let (old, new) = self.seeds;
+        if old == new {
+            asked
+        } else if asked == old {
+            new
+        } else {
+            derive_seed(new, asked)
+        }
+    }
+}
+
+#[async_trait]
+impl Policy for Engine<'_> {
+    fn version(&self) -> PolicyVersion {
+        self.policy.version()
+    }
+
+    async fn sample(&self, mut request: SampleRequest) -> Result<Sample, PolicyError> {
+        request.seed = self.seed(request.seed);
+        request.session = self.seed(request.session);
+        // In a block of its own: a policy may panic before it returns a future.
+        let sample = caught_async(async { self.policy.sample(request).await }).await;
+        sample.unwrap_or_else(|panic| Err(PolicyError::Failed(format!("panicked: {panic}"))))
+    }
+
+    fn release(&self, session: u64) {
+        self.policy.release(self.seed(session));
+    }
+}
+
+/// Gives an engine's session back when it is dropped: with the episode, or with a future nobody awaits any more.
+pub(super) struct Session<'a> {
+    policy: &'a dyn Policy,
+    id: u64,
+    is_kept: bool,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(policy: &'a dyn Policy, session: u64) -> Self {
+        Self { policy, id: session, is_kept: false }
+    }
+
+    /// Leaves it with the engine: the episode goes on later.
+    pub(super) fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept
+            && let Err(panic) = caught(|| self.policy.release(self.id))
+        {
+            tracing::warn!(session = self.id, panic, "an engine panicked over a release");
+        }
+    }
+}

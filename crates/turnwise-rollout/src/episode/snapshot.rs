@@ -1,0 +1,207 @@
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use turnwise_environment::{CallRecord, EnvironmentError, Recovery, TaskSet};
+use turnwise_trajectory::{Author, Identity, MessageGraph};
+
+use super::digest::sha256;
+use super::guard::caught;
+use super::state::{Factory, State};
+use super::{Episode, World};
+use crate::{AgentError, AgentFactory, Limits};
+
+/// A suspended episode on its way to disk or another process: everything it takes to go on.
+///
+/// Tokens and graph, the request that was interrupted and the place of its next random number are the agent's; budgets,
+/// rewards and the attempt are the episode's; environment and ledger of tool calls follow. The stop set is the renderer's,
+/// whose hash is in here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpisodeSnapshot {
+    pub(super) state: State,
+    factory: Factory,
+    limits: Limits,
+    agent: Value,
+    environment: Vec<u8>,
+    ledger: Vec<CallRecord>,
+}
+
+/// What the byte form begins with: name and version of the format.
+const MAGIC: &str = "turnwise-episode 1 ";
+
+impl EpisodeSnapshot {
+    /// Which episode it is of.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.state.identity
+    }
+
+    /// The byte form: one line with format, version and the SHA-256 of the rest, then JSON.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let body = serde_json::to_vec(self).expect("a snapshot is plain data");
+        let mut bytes = format!("{MAGIC}{}\n", sha256(&body)).into_bytes();
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    /// Reads the byte form.
+    ///
+    /// # Errors
+    /// When the bytes are of another format or version, are not those that were written, or are no snapshot.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        let rest = bytes.strip_prefix(MAGIC.as_bytes()).ok_or_else(|| format_of(bytes))?;
+        let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+        let expected = String::from_utf8_lossy(&rest[..end]).into_owned();
+        let body = rest.get(end + 1..).unwrap_or_default();
+        let actual = sha256(body);
+        if expected != actual {
+            return Err(SnapshotError::Digest { expected, actual });
+        }
+        serde_json::from_slice(body).map_err(|error| SnapshotError::Content(error.to_string()))
+    }
+}
+
+fn format_of(bytes: &[u8]) -> SnapshotError {
+    let found = &bytes[..bytes.len().min(MAGIC.len())];
+    SnapshotError::Format { found: String::from_utf8_lossy(found).into_owned() }
+}
+
+impl Episode {
+    /// The episode as data, or `None` where its environment starts anew instead of going on.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<EpisodeSnapshot> {
+        let environment = match self.state.recovery {
+            // An environment that was never reset has no state worth keeping, and needs no snapshot to start.
+            None | Some(Recovery::Replay) => Vec::new(),
+            Some(Recovery::Snapshot) => self.world.snapshot().ok()??,
+            Some(Recovery::Restart) => return None,
+        };
+        let agent = self.agent.as_deref()?;
+        Some(EpisodeSnapshot {
+            state: self.state.clone(),
+            factory: self.factory.clone(),
+            limits: self.limits.clone(),
+            agent: caught(|| agent.snapshot()).ok()?,
+            environment,
+            ledger: self.world.ledger().records(),
+        })
+    }
+
+    /// An episode that goes on where a snapshot was taken.
+    ///
+    /// An environment that is replayed catches up in the next advance.
+    ///
+    /// # Errors
+    /// When the task, the renderer or the sampling settings are not those the snapshot was taken with, agent or environment
+    /// refuse it, or it says what cannot be.
+    pub fn restore(
+        snapshot: EpisodeSnapshot,
+        tasks: &dyn TaskSet,
+        factory: &dyn AgentFactory,
+    ) -> Result<Self, RestoreError> {
+        let EpisodeSnapshot { state, factory: before, limits, agent, environment: bytes, ledger } =
+            snapshot;
+        is_of(&state.identity, tasks)?;
+        let now = Factory::of(factory);
+        if now != before {
+            return Err(refused(format!("its tokens are of {before:?}, not of {now:?}")));
+        }
+        state.validate().and_then(|()| limits.validate()).map_err(RestoreError::State)?;
+        let environment = caught(|| tasks.environment(state.identity.task_index))
+            .map_err(|panic| RestoreError::Environment(EnvironmentError::new(panic)))?;
+        let mut world = World::new(environment, &state.identity);
+        world.ledger().restore(ledger);
+        if state.recovery == Some(Recovery::Snapshot) {
+            world.restore(&bytes).map_err(RestoreError::Environment)?;
+        }
+        let agent = caught(|| factory.restore(agent))
+            .map_err(|panic| refused(format!("it panicked: {panic}")))?
+            .map_err(RestoreError::Agent)?;
+        caught(|| points_into(&state, agent.graph()))
+            .map_err(refused)?
+            .map_err(RestoreError::State)?;
+        let is_behind = state.recovery == Some(Recovery::Replay);
+        let agent = Some(agent);
+        Ok(Self { world, agent, factory: now, limits, state, broken: None, is_behind })
+    }
+}
+
+fn is_of(identity: &Identity, tasks: &dyn TaskSet) -> Result<(), RestoreError> {
+    let index = identity.task_index;
+    if index >= tasks.len() || tasks.key(index) != identity.task {
+        return Err(RestoreError::Task { index });
+    }
+    let (before, now) = (
+        (identity.environment.as_str(), identity.environment_version),
+        (tasks.name(), tasks.version()),
+    );
+    if before != now {
+        return Err(RestoreError::State(format!(
+            "it is of environment {} version {}, not of {} version {}",
+            before.0, before.1, now.0, now.1
+        )));
+    }
+    Ok(())
+}
+
+/// Whether the turns are nodes of the policy.
+fn points_into(state: &State, graph: &MessageGraph) -> Result<(), String> {
+    for turn in &state.turns {
+        match graph.nodes().get(turn.node.0 as usize) {
+            Some(node) if node.author == Author::Policy => {}
+            _ => return Err(format!("node {} is no turn of the policy", turn.node.0)),
+        }
+    }
+    Ok(())
+}
+
+fn refused(why: String) -> RestoreError {
+    RestoreError::Agent(AgentError::Snapshot(why))
+}
+
+/// Bytes that are no snapshot, or not the one that was written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// Another format, or another version of it.
+    #[error(
+        "read a snapshot of an episode: it begins with {found:?}, not with {:?}; read it with the version that wrote it",
+        MAGIC
+    )]
+    Format {
+        /// How it begins.
+        found: String,
+    },
+    /// The content is not what was written.
+    #[error(
+        "read a snapshot of an episode: its SHA-256 should be {expected} and is {actual}; take an older copy"
+    )]
+    Digest {
+        /// What stands in its first line.
+        expected: String,
+        /// What its content has.
+        actual: String,
+    },
+    /// The content is whole, and no snapshot.
+    #[error("read a snapshot of an episode: {0}")]
+    Content(String),
+}
+
+/// A snapshot that cannot go on here.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The task set has another task, or none, at the snapshot's index.
+    #[error("restore an episode: task {index} is not the task it was suspended in")]
+    Task {
+        /// The snapshot's task.
+        index: usize,
+    },
+    /// The snapshot says what cannot be.
+    #[error("restore an episode: {0}")]
+    State(String),
+    /// The environment refuses it.
+    #[error("restore an episode's environment")]
+    Environment(#[source] EnvironmentError),
+    /// The agent refuses it.
+    #[error("restore an episode's agent")]
+    Agent(#[source] AgentError),
+}

@@ -1,0 +1,121 @@
+use serde::{Deserialize, Serialize};
+use turnwise_environment::{Action, Recovery};
+use turnwise_trajectory::{Identity, Sampling, Turn};
+
+use super::repetition::Repetition;
+use crate::AgentFactory;
+
+/// What the agent's factory says about every trajectory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Factory {
+    pub(super) renderer: String,
+    pub(super) sampling: Vec<Sampling>,
+}
+
+impl Factory {
+    pub(super) fn of(factory: &dyn AgentFactory) -> Self {
+        Self { renderer: factory.renderer().to_owned(), sampling: factory.sampling() }
+    }
+}
+
+/// The part of an episode that is plain data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct State {
+    pub(super) identity: Identity,
+    pub(super) turns: Vec<Turn>,
+    pub(super) faults: u32,
+    pub(super) n_tool_calls: usize,
+    pub(super) repetition: Repetition,
+    pub(super) solved: bool,
+    /// How the environment goes on elsewhere; `None` until it has been reset and the agent has seen what it said.
+    pub(super) recovery: Option<Recovery>,
+    /// What was done and seen, where the environment goes on by doing it again.
+    pub(super) script: Script,
+    /// How often it was suspended.
+    pub(super) suspensions: u32,
+    /// Seconds it has run, over all its advances.
+    pub(super) seconds: f64,
+    /// Seconds of the turn that is not over.
+    pub(super) turn_seconds: f64,
+    /// The sampling seed of the episode it was forked from, which its agent still asks with.
+    pub(super) forked_from: Option<u64>,
+    /// The tokens, from the first on, that another episode trains.
+    pub(super) n_shared: usize,
+}
+
+/// An episode's exchanges with its environment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Script {
+    /// SHA-256 of the first observation.
+    pub(super) opening: String,
+    pub(super) exchanges: Vec<Exchange>,
+}
+
+/// One action and what it led to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Exchange {
+    pub(super) action: Action,
+    /// SHA-256 of the step: observation, reward and faults.
+    pub(super) step: String,
+}
+
+impl State {
+    pub(super) fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            turns: Vec::new(),
+            faults: 0,
+            n_tool_calls: 0,
+            repetition: Repetition::default(),
+            solved: false,
+            recovery: None,
+            script: Script::default(),
+            suspensions: 0,
+            seconds: 0.0,
+            turn_seconds: 0.0,
+            forked_from: None,
+            n_shared: 0,
+        }
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.recovery.is_some()
+    }
+
+    /// The sampling seed that the agent was made with.
+    pub(super) fn seed_of_agent(&self) -> u64 {
+        self.forked_from.unwrap_or(self.identity.sampling_seed)
+    }
+
+    /// What a snapshot that was tampered with may have got wrong and arithmetic would stumble over.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        let is_time = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
+        let times = self.turns.iter().map(|turn| turn.seconds);
+        if let Some(wrong) =
+            times.chain([self.seconds, self.turn_seconds]).find(|seconds| !is_time(*seconds))
+        {
+            return Err(format!("it has run for {wrong} s"));
+        }
+        let mut rewards = self.turns.iter().filter_map(|turn| turn.reward);
+        if let Some(wrong) = rewards.find(|reward| !reward.is_finite()) {
+            return Err(format!("a turn has the reward {wrong}"));
+        }
+        if self.recovery == Some(Recovery::Replay)
+            && self.script.exchanges.len() != self.turns.len()
+        {
+            return Err(format!(
+                "it has {} turns and the actions of {}",
+                self.turns.len(),
+                self.script.exchanges.len()
+            ));
+        }
+        if !self.has_begun() && !self.turns.is_empty() {
+            return Err("it has turns and has not begun".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+use std::time::Duration;
+
+use tokio::time::Instant;
+use turnwise_environment::{Action, Ending, Observation, Recovery, Step};
+use turnwise_trajectory::{AgentFault, Identity, InfraReason, Limit, Outcome, Turn};
+
+use super::digest::digest;
+use super::guard::{Engine, caught, caught_async, infra};
+use super::repetition::said;
+use super::state::Exchange;
+use super::{Episode, excerpt};
+use crate::{Act, Agent, AgentError, Allowance, Deadline, Decision, PolicyError, Room};
+
+impl Episode {
+    /// What is left of the episode's own time.
+    pub(super) fn time_left(&self) -> Duration {
+        // Anything that is no length of time was refused before; nothing here may panic over it all the same.
+        let used = Duration::try_from_secs_f64(self.state.seconds).unwrap_or(Duration::MAX);
+        self.limits.episode_timeout().saturating_sub(used)
+    }
+
+    /// `None` when the episode suspends.
+    pub(super) async fn run(
+        &mut self,
+        engine: &Engine<'_>,
+        allowance: &Allowance,
+        deadline: Deadline,
+    ) -> Option<Outcome> {
+        self.play(engine, allowance, deadline).await.err()
+    }
+
+    async fn play(
+        &mut self,
+        engine: &Engine<'_>,
+        allowance: &Allowance,
+        deadline: Deadline,
+    ) -> Result<(), Outcome> {
+        if !self.state.has_begun() {
+            self.begin(deadline).await?;
+        } else if self.is_behind {
+            self.replay(deadline).await?;
+        }
+        let drawn_before = self.ask_agent(|agent| agent.n_drawn())?;
+        loop {
+            if deadline.is_over() {
+                return Err(self.out_of_time());
+            }
+            let Some(room) = self.room(allowance, drawn_before)? else { return Ok(()) };
+            match self.act(engine, room, allowance, deadline).await? {
+                Act::Decided(decision) => self.answer(decision, deadline).await?,
+                Act::Interrupted => return Ok(()),
+            }
+        }
+    }
+
+    async fn begin(&mut self, deadline: Deadline) -> Result<(), Outcome> {
+        if self.limits.max_turns == 0 {
+            let message = "an episode of no turns was started; set max_turns to at least 1";
+            return Err(infra(InfraReason::Protocol, message));
+        }
+        let seed = self.state.identity.environment_seed;
+        let limit = self.limits.environment_timeout();
+        let mut observation = self.world.reset(seed, deadline, limit).await?;
+        excerpt::cut(&mut observation, self.limits.max_observation_bytes);
+        let recovery = self.world.recovery()?;
+        if recovery == Recovery::Replay {
+            self.state.script.opening = digest(&observation);
+        }
+        self.observe(&observation)?;
+        self.state.recovery = Some(recovery);
+        Ok(())
+    }
+
+    /// How much the next turn may draw: `None` to suspend, an error when the policy has run into a limit.
+    fn room(&self, allowance: &Allowance, drawn_before: usize) -> Result<Option<Room>, Outcome> {
+        let (pending, drawn, context) =
+            self.ask_agent(|agent| (agent.n_pending(), agent.n_drawn(), agent.n_context()))?;
+        let limits = &self.limits;
+        if pending == 0 && self.state.turns.len() >= limits.max_turns {
+            return Err(self.truncated(Limit::Turns));
+        }
+        let of_episode = limits.max_sampled_tokens.saturating_sub(drawn);
+        if of_episode == 0 {
+            return Err(self.truncated(Limit::SampledTokens));
+        }
+        let of_context = limits.max_context_tokens.saturating_sub(context);
+        if of_context == 0 {
+            return Err(self.truncated(Limit::Context));
+        }
+        let used = drawn.saturating_sub(drawn_before) as u64;
+        let now = allowance.tokens.saturating_sub(used);
+        if now == 0 || allowance.stop.requested() {
+            return Ok(None);
+        }
+        // A turn that was closed by a smaller limit than its own is still a turn: the environment answers it, and the
+        // limit shows when the next one is due.
+        let turn =
+            limits.max_turn_tokens.min(pending + of_episode.min(of_context)).max(pending + 1);
+        Ok(Some(Room { turn, now: usize::try_from(now).unwrap_or(usize::MAX) }))
+    }
+
+    /// What was rewarded so far stays, and is held to the same range as the rewards of an episode that ended.
+    fn truncated(&self, limit: Limit) -> Outcome {
+        self.check_range().err().unwrap_or(Outcome::Truncated(limit))
+    }
+
+    async fn act(
+        &mut self,
+        engine: &Engine<'_>,
+        room: Room,
+        allowance: &Allowance,
+        deadline: Deadline,
+    ) -> Result<Act, Outcome> {
+        let started = Instant::now();
+        let limit = self.limits.engine_timeout();
+        let Some(agent) = self.agent.as_deref_mut() else { return Err(no_agent()) };
+        let act = tokio::select! {
+            biased;
+            act = deadline.child(limit).bound(caught_async(agent.act(engine, room))) => act,
+            // What was drawn in the request is given up, and drawn again when the episode goes on: each draw is keyed by
+            // its place.
+            () = allowance.stop.wait() => return Ok(Act::Interrupted),
+        };
+        self.state.turn_seconds += started.elapsed().as_secs_f64();
+        match act {
+            Some(Ok(Ok(act))) => Ok(act),
+            Some(Ok(Err(error))) => Err(infra(reason_of(&error), error.to_string())),
+            Some(Err(panic)) => Err(infra(InfraReason::AgentPanic, format!("act: {panic}"))),
+            None if deadline.is_over() => Err(self.out_of_time()),
+            None => {
+                let message = format!("a request took over {} s", limit.as_secs_f64());
+                Err(infra(InfraReason::EngineTimeout, message))
+            }
+        }
+    }
+
+    fn out_of_time(&self) -> Outcome {
+        let message = format!(
+            "the episode took over {} s, or all that what it is part of had left",
+            self.limits.episode_timeout_s
+        );
+        infra(InfraReason::EpisodeTimeout, message)
+    }
+
+    /// Lets the environment answer a decision and books the turn; an error is the episode's outcome.
+    async fn answer(&mut self, decision: Decision, deadline: Deadline) -> Result<(), Outcome> {
+        let Decision { action, node, stop, engine } = decision;
+        let is_empty = is_empty(&action);
+        let said = (self.limits.max_repeats > 0).then(|| said(&action));
+        let kept = (self.state.recovery == Some(Recovery::Replay)).then(|| action.clone());
+        let started = Instant::now();
+        let answer = self.step(action, deadline).await;
+        let seconds =
+            std::mem::take(&mut self.state.turn_seconds) + started.elapsed().as_secs_f64();
+        self.state.turns.push(Turn {
+            node,
+            stop,
+            reward: None,
+            faults: 0,
+            seconds,
+            engine,
+            weights: None,
+        });
+        let step = answer?;
+        if let Some(action) = kept {
+            self.state.script.exchanges.push(Exchange { action, step: digest(&step) });
+        }
+        match step {
+            Step::Next { observation, reward, faults } => {
+                self.book(reward, faults.max(u32::from(is_empty)))?;
+                if self.state.faults > self.limits.max_faults {
+                    return Err(self.agent_fault(is_empty)?);
+                }
+                if let Some(said) = said
+                    && self.state.repetition.see(&said, &observation) >= self.limits.max_repeats
+                {
+                    return Err(self.truncated(Limit::Loop));
+                }
+                self.observe(&observation)
+            }
+            Step::End { reward, ending, solved } => {
+                self.book(reward, 0)?;
+                self.state.solved = solved;
+                self.check_range()?;
+                Err(match ending {
+                    Ending::Terminated => Outcome::Done,
+                    Ending::Truncated => Outcome::Truncated(Limit::Environment),
+                    Ending::Failed => {
+                        infra(InfraReason::EnvError, "the environment said that it failed")
+                    }
+                })
+            }
+        }
+    }
+
+    /// One step of the environment, its observation within the limit on bytes.
+    async fn step(&mut self, action: Action, deadline: Deadline) -> Result<Step, Outcome> {
+        self.state.n_tool_calls += action.calls.len();
+        if self.state.n_tool_calls > self.limits.max_tool_calls {
+            return Err(self.truncated(Limit::ToolCalls));
+        }
+        self.world.ledger().begin_turn(self.state.turns.len());
+        self.step_world(action, deadline).await
+    }
+
+    pub(super) async fn step_world(
+        &mut self,
+        action: Action,
+        deadline: Deadline,
+    ) -> Result<Step, Outcome> {
+        let limit = self.limits.environment_timeout();
+        let mut step = self.world.step(action, deadline, limit).await?;
+        if let Step::Next { observation, .. } = &mut step {
+            excerpt::cut(observation, self.limits.max_observation_bytes);
+        }
+        Ok(step)
+    }
+
+    fn observe(&mut self, observation: &Observation) -> Result<(), Outcome> {
+        let Some(agent) = self.agent.as_deref_mut() else { return Err(no_agent()) };
+        match caught(|| agent.observe(observation)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(infra(reason_of(&error), error.to_string())),
+            Err(panic) => Err(infra(InfraReason::AgentPanic, format!("observe: {panic}"))),
+        }
+    }
+
+    fn ask_agent<T>(&self, question: impl FnOnce(&dyn Agent) -> T) -> Result<T, Outcome> {
+        let Some(agent) = self.agent.as_deref() else { return Err(no_agent()) };
+        caught(|| question(agent))
+            .map_err(|panic| infra(InfraReason::AgentPanic, format!("count tokens: {panic}")))
+    }
+
+    /// Writes reward and faults into the newest turn.
+    fn book(&mut self, reward: Option<f64>, faults: u32) -> Result<(), Outcome> {
+        if let Some(value) = reward
+            && !value.is_finite()
+        {
+            return Err(self.bad_reward(value));
+        }
+        self.state.faults = self.state.faults.saturating_add(faults);
+        let turn = self.state.turns.last_mut().expect("a turn was just added");
+        turn.reward = reward;
+        turn.faults = faults;
+        Ok(())
+    }
+
+    fn agent_fault(&mut self, is_empty: bool) -> Result<Outcome, Outcome> {
+        let reward = self.world.fault_reward()?.unwrap_or(self.limits.fault_reward);
+        let turn = self.state.turns.last_mut().expect("a fault was made in a turn");
+        turn.reward = Some(turn.reward.unwrap_or(0.0) + reward);
+        self.check_range()?;
+        Ok(Outcome::AgentFault(if is_empty { AgentFault::Empty } else { AgentFault::FaultBudget }))
+    }
+
+    fn check_range(&self) -> Result<(), Outcome> {
+        let total: f64 = self.state.turns.iter().filter_map(|turn| turn.reward).sum();
+        let range = self.world.reward_range()?;
+        // Rewards that add up to a bound may miss it by rounding.
+        let slack = 1e-9 * (1.0 + range.start().abs().min(range.end().abs()));
+        if total.is_finite() && total >= range.start() - slack && total <= range.end() + slack {
+            Ok(())
+        } else {
+            Err(self.bad_reward(total))
+        }
+    }
+
+    fn bad_reward(&self, value: f64) -> Outcome {
+        let Identity { environment, task_index, environment_seed, .. } = &self.state.identity;
+        let turn = self.state.turns.len();
+        let range = match self.world.reward_range() {
+            Ok(range) => range,
+            Err(outcome) => return outcome,
+        };
+        let message = format!(
+            "environment `{environment}` returned reward {value} (task {task_index}, seed {environment_seed}, turn {turn}); its range is {} to {}",
+            range.start(),
+            range.end()
+        );
+        infra(InfraReason::BadReward, message)
+    }
+}
+
+fn no_agent() -> Outcome {
+    infra(InfraReason::Protocol, "the episode broke before it had an agent")
+}
+
+fn is_empty(action: &Action) -> bool {
+    action.calls.is_empty() && action.text.trim().is_empty()
+}
+
+fn reason_of(error: &AgentError) -> InfraReason {
+    match error {
+        AgentError::Policy(
+            PolicyError::Unavailable(_) | PolicyError::Refused(_) | PolicyError::Failed(_),
+        ) => InfraReason::EngineError,
+        AgentError::BadEngine(_) => InfraReason::BadEngine,
+        AgentError::Render(_) => InfraReason::Render,
+        AgentError::Snapshot(_) => InfraReason::Snapshot,
+    }
+}

@@ -1,0 +1,39 @@
+use std::time::Duration;
+
+use async_trait::async_trait;
+use turnwise_environment::{Action, Environment, EnvironmentError, Observation, Step};
+
+/// Sleeps on its thread in every step, without an await, and ends after two.
+#[derive(Clone, Debug)]
+pub struct Blocking {
+    /// How long a step holds its thread.
+    pub pause: Duration,
+    /// What it says about that.
+    pub says_so: bool,
+    steps: u8,
+}
+
+impl Blocking {
+    /// One that says so.
+    #[must_use]
+    pub fn new(pause: Duration) -> Self {
+        Self { pause, says_so: true, steps: 0 }
+    }
+}
+
+#[async_trait]
+impl Environment for Blocking {
+    async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+        Ok("Wait.".into())
+    }
+
+    async fn step(&mut self, _action: Action) -> Result<Step, EnvironmentError> {
+        std::thread::sleep(self.pause);
+        self.steps += 1;
+        Ok(if self.steps == 2 { Step::terminated(1.0) } else { Step::next("Wait.") })
+    }
+
+    fn is_blocking(&self) -> bool {
+        self.says_so
+    }
+}

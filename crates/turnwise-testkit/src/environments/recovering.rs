@@ -1,0 +1,45 @@
+use std::ops::RangeInclusive;
+
+use async_trait::async_trait;
+use turnwise_environment::{
+    Action, Environment, EnvironmentError, Observation, Recovery, Services, Step, ToolSpec,
+};
+
+/// An environment that goes on by replay, whatever else it could do.
+#[derive(Clone, Debug)]
+pub struct Replayed<E>(pub E);
+
+#[async_trait]
+impl<E: Environment> Environment for Replayed<E> {
+    async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError> {
+        self.0.reset(seed).await
+    }
+
+    async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+        self.0.step(action).await
+    }
+
+    fn tools(&self) -> Vec<ToolSpec> {
+        self.0.tools()
+    }
+
+    fn reward_range(&self) -> RangeInclusive<f64> {
+        self.0.reward_range()
+    }
+
+    fn fault_reward(&self) -> Option<f64> {
+        self.0.fault_reward()
+    }
+
+    fn recovery(&self) -> Recovery {
+        Recovery::Replay
+    }
+
+    fn connect(&mut self, services: &Services) {
+        self.0.connect(services);
+    }
+
+    fn is_blocking(&self) -> bool {
+        self.0.is_blocking()
+    }
+}

@@ -1,0 +1,192 @@
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use turnwise_environment::{
+    Action, CallAttempt, Environment, EnvironmentError, Observation, Services, Step, Tool,
+    ToolCall, ToolReply, ToolSpec, Toolbox,
+};
+
+/// What a [`Till`] does at a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// The process dies before the sale.
+    Before,
+    /// It dies after the sale, before anybody heard of it.
+    After,
+}
+
+/// A tool that acts on the world: every sale is in a book that outlives whoever sold.
+pub struct Till {
+    /// Whether it says that selling twice does no harm.
+    pub is_idempotent: bool,
+    /// How long the sale of each item takes, by the item's first letter: `b` twice as long as `a`, and so on, backwards.
+    pub pause: Duration,
+    /// The sale that breaks, counted from 0 over all sales that are asked for, and how.
+    pub crash: Option<(u64, Crash)>,
+    /// How many sales were asked for.
+    n_asked: AtomicU64,
+    sold: Mutex<Vec<String>>,
+}
+
+impl Till {
+    /// A till that sells at once.
+    #[must_use]
+    pub fn new(is_idempotent: bool) -> Self {
+        Self {
+            is_idempotent,
+            pause: Duration::ZERO,
+            crash: None,
+            n_asked: AtomicU64::new(0),
+            sold: Mutex::default(),
+        }
+    }
+
+    /// A till that breaks at one sale.
+    #[must_use]
+    pub fn crashing(is_idempotent: bool, at: u64, crash: Crash) -> Self {
+        Self { crash: Some((at, crash)), ..Self::new(is_idempotent) }
+    }
+
+    /// A till that takes its time.
+    #[must_use]
+    pub fn slow(pause: Duration) -> Self {
+        Self { pause, ..Self::new(false) }
+    }
+
+    /// What was sold, in the order it was sold in.
+    ///
+    /// # Panics
+    /// When a sale panicked.
+    #[must_use]
+    pub fn sold(&self) -> Vec<String> {
+        self.sold.lock().expect("no sale panics").clone()
+    }
+}
+
+#[async_trait]
+impl Tool for Till {
+    fn spec(&self) -> ToolSpec {
+        let parameters = json!({"type": "object", "properties": {"item": {"type": "string"}}});
+        ToolSpec { name: "sell".to_owned(), description: "Sells an item.".to_owned(), parameters }
+    }
+
+    fn is_idempotent(&self) -> bool {
+        self.is_idempotent
+    }
+
+    async fn call(&self, arguments: &Value) -> Result<ToolReply, EnvironmentError> {
+        let item = arguments["item"].as_str().unwrap_or_default().to_owned();
+        let asked = self.n_asked.fetch_add(1, Ordering::Relaxed);
+        let crash = self.crash.filter(|(at, _)| *at == asked).map(|(_, crash)| crash);
+        let dies = || std::future::pending::<Result<ToolReply, EnvironmentError>>();
+        if !self.pause.is_zero() {
+            let rank = item.bytes().next().map_or(1, |letter| b'z'.saturating_sub(letter));
+            tokio::time::sleep(self.pause * u32::from(rank)).await;
+        }
+        if crash == Some(Crash::Before) {
+            return dies().await;
+        }
+        let number = {
+            let mut sold = self.sold.lock().expect("no sale panics");
+            sold.push(item.clone());
+            sold.len()
+        };
+        if crash == Some(Crash::After) {
+            return dies().await;
+        }
+        Ok(ToolReply::Result(format!("{item} is sale {number}")))
+    }
+}
+
+impl fmt::Debug for Till {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the book: it would be part of a task's name.
+        formatter
+            .debug_struct("Till")
+            .field("is_idempotent", &self.is_idempotent)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sells every letter that is said, one call of its [`Till`] each.
+#[derive(Clone)]
+pub struct Shop {
+    tools: Toolbox,
+    state: ShopState,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct ShopState {
+    turns: usize,
+    turn: usize,
+    n_words: usize,
+}
+
+impl Shop {
+    /// An episode of `turns` turns.
+    #[must_use]
+    pub fn new(till: &Arc<Till>, turns: usize) -> Self {
+        Self::with_tools(Toolbox::new(vec![Arc::clone(till) as Arc<dyn Tool>]), turns)
+    }
+
+    /// The same with a toolbox that was made elsewhere.
+    #[must_use]
+    pub fn with_tools(tools: Toolbox, turns: usize) -> Self {
+        Self { tools, state: ShopState { turns, turn: 0, n_words: 0 } }
+    }
+
+    /// The calls a text asks for.
+    #[must_use]
+    pub fn calls(text: &str) -> Action {
+        let call = |(place, letter): (usize, char)| {
+            let arguments = json!({"item": letter.to_string()});
+            let id = format!("call_{place}");
+            CallAttempt::Call(ToolCall { id, name: "sell".to_owned(), arguments })
+        };
+        Action { calls: text.chars().enumerate().map(call).collect(), ..Action::default() }
+    }
+}
+
+#[async_trait]
+impl Environment for Shop {
+    async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+        Ok("What is it to be?".into())
+    }
+
+    async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+        let round = self.tools.answer(&Self::calls(&action.text)).await?;
+        self.state.turn += 1;
+        let said: String = round.messages.iter().map(|message| message.content.as_str()).collect();
+        self.state.n_words += said.split(' ').count();
+        Ok(if self.state.turn >= self.state.turns {
+            Step::terminated(self.state.n_words as f64)
+        } else {
+            Step::next(format!("{said}. What else?")).faults(round.faults)
+        })
+    }
+
+    fn snapshot(&self) -> Option<Vec<u8>> {
+        serde_json::to_vec(&self.state).ok()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
+        self.state = serde_json::from_slice(snapshot)
+            .map_err(|error| EnvironmentError::new("restore a shop").caused_by(error))?;
+        Ok(())
+    }
+
+    fn connect(&mut self, services: &Services) {
+        self.tools.connect(services);
+    }
+}
+
+impl fmt::Debug for Shop {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Shop").field("turns", &self.state.turns).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,199 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use turnwise_environment::{
+    Environment, ErrorKind, Issued, LedgerFile, LedgerStore, ToolCall, ToolLedger, ToolReply,
+};
+use turnwise_rollout::{Allowance, Episode, EpisodeSnapshot, Progress};
+use turnwise_testkit::{Crash, Replayed, Shop, Till};
+use turnwise_trajectory::{Identity, InfraReason, Outcome, Trajectory};
+
+use crate::support::{ENGINE, Made, agents, block_on, episode, finished, identity, limits, reason};
+
+/// How often each key was issued in a ledger file.
+fn issued(path: &Path) -> BTreeMap<String, usize> {
+    let text = std::fs::read_to_string(path).expect("the ledger is text");
+    let mut issued = BTreeMap::new();
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).expect("a line is JSON");
+        if let Some(key) = line.pointer("/issued/key") {
+            *issued.entry(key.as_str().expect("a key is text").to_owned()).or_default() += 1;
+        }
+    }
+    issued
+}
+
+fn open(path: &Path) -> Arc<dyn LedgerStore> {
+    Arc::new(LedgerFile::open(path).expect("the ledger can be read"))
+}
+
+/// Plays until the end, or until the process "dies": the tool never answers, and all but disk and till is dropped.
+async fn until_death(
+    tasks: &Made<impl Fn() -> Box<dyn Environment> + Send + Sync>,
+    path: &Path,
+    tokens: u64,
+    saved: &mut Option<Vec<u8>>,
+) -> Option<Trajectory> {
+    let fresh = || episode(tasks, 3).with_ledger(open(path));
+    let mut running = match saved {
+        Some(bytes) => {
+            let snapshot = EpisodeSnapshot::from_bytes(bytes).expect("it was written whole");
+            let restored = Episode::restore(snapshot, tasks, &agents()).expect("it goes on");
+            restored.with_ledger(open(path))
+        }
+        None => fresh(),
+    };
+    let allowance = Allowance::tokens(tokens);
+    loop {
+        let advance = running.advance(&ENGINE, &allowance);
+        match tokio::time::timeout(Duration::from_secs(1), advance).await.ok()? {
+            Progress::Finished(trajectory) => return Some(trajectory),
+            Progress::Suspended(episode) => {
+                *saved = Some(episode.snapshot().expect("it goes on elsewhere").to_bytes());
+                running = episode;
+            }
+        }
+    }
+}
+
+proptest! {
+    // rollouts.md 13.20: a crash at every call, before it and after it, then resume, then retry
+    #[test]
+    fn a_call_is_made_at_most_once_across_crash_resume_and_retry(
+        at in 0_u64..10,
+        is_after in any::<bool>(),
+        is_idempotent in any::<bool>(),
+        is_replayed in any::<bool>(),
+        tokens in 1_u64..9,
+    ) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("ledger.jsonl");
+        let crash = if is_after { Crash::After } else { Crash::Before };
+        let till = Arc::new(Till::crashing(is_idempotent, at, crash));
+        let tasks = Made(|| -> Box<dyn Environment> {
+            let shop = Shop::new(&till, 3);
+            if is_replayed { Box::new(Replayed(shop)) } else { Box::new(shop) }
+        });
+        let mut saved = None;
+        let first = block_on(until_death(&tasks, &path, tokens, &mut saved));
+        let n_at_crash = till.sold().len();
+        let ended = match &first {
+            Some(trajectory) => trajectory.clone(),
+            None => block_on(until_death(&tasks, &path, tokens, &mut saved))
+                .expect("it dies only once"),
+        };
+        let issued = issued(&path);
+        if is_idempotent || first.is_some() {
+            prop_assert_eq!(&ended.outcome, &Outcome::Done);
+        } else {
+            prop_assert_eq!(reason(&ended), Some(InfraReason::ToolInDoubt));
+            prop_assert_eq!(till.sold().len(), n_at_crash, "nothing is sold while in doubt");
+            let key = issued.keys().last().expect("a call was issued");
+            let Outcome::InfraFault(fault) = &ended.outcome else { unreachable!() };
+            prop_assert!(fault.message.contains("g5.m0.a0.t"), "{} of {key}", fault.message);
+        }
+        if !is_idempotent {
+            prop_assert!(issued.values().all(|n| *n == 1), "{issued:?}");
+            prop_assert!(till.sold().len() <= issued.len());
+        }
+        // A retry is another attempt, with entries of its own.
+        let again = Identity { attempt: 1, ..identity(&tasks, 3) };
+        let retry = Episode::new(again, tasks.0(), &agents(), limits()).with_ledger(open(&path));
+        let n_before = till.sold().len();
+        let retry = block_on(finished(retry, &ENGINE));
+        prop_assert_eq!(&retry.outcome, &Outcome::Done);
+        let of_retry = self::issued(&path).into_iter().filter(|(key, _)| key.contains(".a1."));
+        // Where the till breaks only now, a call that was given up sold nothing.
+        prop_assert!(till.sold().len() - n_before <= of_retry.map(|(_, n)| n).sum::<usize>());
+    }
+
+    // rollouts.md 13.20: the last line may be torn anywhere
+    #[test]
+    fn a_torn_last_line_is_cut_off_and_nothing_else(at in any::<prop::sample::Index>()) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("ledger.jsonl");
+        sell_three(&path);
+        let bytes = std::fs::read(&path).expect("it was just written");
+        let kept = at.index(bytes.len() + 1);
+        std::fs::write(&path, &bytes[..kept]).expect("a file");
+        let whole = bytes[..kept].split(|byte| *byte == b'\n').count() - 1;
+        let ledger = ToolLedger::new(5, 0, 0);
+        ledger.keep_in(open(&path));
+        ledger.begin_turn(0);
+        for place in 0..3 {
+            let answer = ledger.issue(&sale(place), place, false);
+            match (whole.saturating_sub(2 * place), answer) {
+                (0, Ok(Issued::Call(_))) | (2.., Ok(Issued::Recorded(_))) => {}
+                (1, Err(error)) => prop_assert_eq!(error.kind(), ErrorKind::ToolInDoubt),
+                (n, other) => prop_assert!(false, "{n} lines left for {place}: {other:?}"),
+            }
+        }
+        // And what is written now can be read again.
+        drop(ledger);
+        prop_assert!(LedgerFile::open(&path).is_ok());
+    }
+}
+
+fn sale(place: usize) -> ToolCall {
+    let arguments = json!({"item": place});
+    ToolCall { id: format!("call_{place}"), name: "sell".to_owned(), arguments }
+}
+
+fn sell_three(path: &Path) {
+    let ledger = ToolLedger::new(5, 0, 0);
+    ledger.keep_in(open(path));
+    ledger.begin_turn(0);
+    for place in 0..3 {
+        let issued = ledger.issue(&sale(place), place, false).expect("it is new");
+        assert!(matches!(issued, Issued::Call(_)));
+        ledger.settle(place, &ToolReply::Result("sold".to_owned())).expect("the disk is there");
+    }
+}
+
+// rollouts.md 13.20: a file that is damaged in the middle is no ledger
+#[test]
+fn a_ledger_with_a_wrong_line_is_refused_with_its_number() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("ledger.jsonl");
+    sell_three(&path);
+    let text = std::fs::read_to_string(&path).expect("it was just written");
+    std::fs::write(&path, text.replacen("settled", "sold", 1)).expect("a file");
+    let refused = LedgerFile::open(&path).expect_err("nobody wrote that");
+    assert!(refused.to_string().contains("line 2"), "{refused}");
+}
+
+// rollouts.md 13.20: in the place of a call that was made another is not simply made
+#[test]
+fn another_call_in_the_place_of_one_that_was_made_is_in_doubt() {
+    let ledger = ToolLedger::new(5, 0, 0);
+    ledger.begin_turn(0);
+    assert!(ledger.issue(&sale(0), 0, false).is_ok());
+    ledger.settle(0, &ToolReply::Result("sold".to_owned())).expect("nothing is written");
+    let other = ledger.issue(&sale(1), 0, false).expect_err("the world has moved on");
+    assert_eq!(other.kind(), ErrorKind::ToolInDoubt);
+    assert!(matches!(ledger.issue(&sale(1), 0, true), Ok(Issued::Call(_))));
+}
+
+// rollouts.md 13.19, reliability.md F23: what comes back after the attempt is over
+#[test]
+fn a_late_result_reaches_nobody() {
+    let (old, new) = (ToolLedger::new(5, 0, 0), ToolLedger::new(5, 0, 1));
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder.path().join("ledger.jsonl"));
+    old.keep_in(store.clone());
+    new.keep_in(store);
+    let Ok(Issued::Call(key)) = old.issue(&sale(0), 0, false) else { panic!("it is new") };
+    old.close();
+    old.settle(0, &ToolReply::Result("late".to_owned())).expect("it is dropped");
+    assert!(old.records()[0].reply.is_none());
+    let Ok(Issued::Call(of_new)) = new.issue(&sale(0), 0, false) else {
+        panic!("a new attempt has calls of its own")
+    };
+    assert_ne!(key, of_new);
+    let refused = old.issue(&sale(1), 1, true).expect_err("the attempt is over");
+    assert_eq!(refused.kind(), ErrorKind::Protocol);
+}
