@@ -52,6 +52,12 @@ impl<'a> Canvas<'a> {
         self.write(text, true);
     }
 
+    /// Puts down what the policy drew, as it was drawn.
+    pub(crate) fn verbatim(&mut self, ids: &[TokenId]) {
+        self.flush();
+        ids.iter().for_each(|id| self.push(self.owner, TokenKind::Context, *id));
+    }
+
     /// Each owner's spans, without two neighbours of one kind.
     pub(crate) fn finish(mut self) -> Vec<Vec<Span>> {
         self.flush();

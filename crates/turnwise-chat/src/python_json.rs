@@ -14,6 +14,20 @@ pub(crate) fn to_python_json(value: &impl Serialize) -> String {
     String::from_utf8(bytes).expect("JSON is UTF-8")
 }
 
+/// The same with line breaks: Python's `json.dumps(…, ensure_ascii=False, indent=…)`.
+pub(crate) fn to_indented_json(value: &impl Serialize, indent: usize) -> String {
+    let mut bytes = Vec::new();
+    let indent = " ".repeat(indent.min(MAX_INDENT));
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+    value
+        .serialize(&mut Serializer::with_formatter(&mut bytes, formatter))
+        .expect("a JSON value can be written to memory");
+    String::from_utf8(bytes).expect("JSON is UTF-8")
+}
+
+/// More is no indentation but an attack.
+const MAX_INDENT: usize = 16;
+
 struct Python;
 
 impl Formatter for Python {
@@ -46,11 +60,18 @@ fn separate<W: ?Sized + io::Write>(writer: &mut W, first: bool) -> io::Result<()
 mod tests {
     use serde_json::json;
 
-    use super::to_python_json;
+    use super::{to_indented_json, to_python_json};
 
     #[test]
     fn the_spacing_is_pythons() {
         let value = json!({"a": [1, 2.5, null], "b": {}, "é": "\"\n"});
         assert_eq!(to_python_json(&value), r#"{"a": [1, 2.5, null], "b": {}, "é": "\"\n"}"#);
+    }
+
+    #[test]
+    fn the_indentation_is_pythons() {
+        let value = json!({"a": [1, {}], "b": []});
+        let expected = "{\n    \"a\": [\n        1,\n        {}\n    ],\n    \"b\": []\n}";
+        assert_eq!(to_indented_json(&value, 4), expected);
     }
 }

@@ -213,6 +213,10 @@ impl Episode {
             };
             let decision = match self.act(policy, room, allowance).await {
                 Ok(Act::Decided(decision)) => decision,
+                Ok(Act::Aside(decision)) => {
+                    self.book_aside(decision);
+                    continue;
+                }
                 Ok(Act::Interrupted) => return None,
                 Err(outcome) => return Some(outcome),
             };
@@ -285,6 +289,13 @@ impl Episode {
                 Err(infra(InfraReason::EngineTimeout, message))
             }
         }
+    }
+
+    /// A turn that the environment does not hear of: no reward, and it trains like any other.
+    fn book_aside(&mut self, decision: Decision) {
+        let Decision { node, stop, engine, .. } = decision;
+        let seconds = std::mem::take(&mut self.state.turn_seconds);
+        self.state.turns.push(Turn { node, stop, reward: None, faults: 0, seconds, engine });
     }
 
     /// Lets the environment answer a decision and books the turn; an error is the episode's outcome.

@@ -18,11 +18,11 @@ mod sampler;
 
 pub use agent::{Act, Agent, AgentError, AgentFactory, Decision, Room};
 pub use allowance::{Allowance, StopHandle, StopSignal, stop_signal};
-pub use chat_agent::{ChatAgent, ChatAgents};
+pub use chat_agent::{ChatAgent, ChatAgents, Compaction};
 pub use episode::{Episode, EpisodeSnapshot, Progress, RestoreError};
 pub use group::Group;
 pub use limits::Limits;
 pub use policy::{Policy, PolicyError, Sample, SampleRequest};
 pub use pool::{Iteration, Ledger, PoolSettings, PoolSnapshot, RolloutError, RolloutPool};
-pub use renderer::{RenderError, Rendered, Renderer};
+pub use renderer::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 pub use sampler::{Sampler, uniform_at};
