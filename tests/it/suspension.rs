@@ -8,8 +8,8 @@ use turnwise_calculator::{Calculator, CalculatorSettings};
 use turnwise_environment::{Action, Message, Split, Suite, TaskSet, ToolSpec};
 use turnwise_guess::{Guess, GuessSettings};
 use turnwise_rollout::{
-    Allowance, ChatAgents, Episode, Group, Limits, Policy, PoolSettings, PoolSnapshot, Progress,
-    Bridged, EndedTurn, RenderError, Rendered, Renderer, RolloutPool, Said, StopSignal,
+    Allowance, Bridged, ChatAgents, EndedTurn, Episode, Group, Limits, Policy, PoolSettings,
+    PoolSnapshot, Progress, RenderError, Rendered, Renderer, RolloutPool, Said, StopSignal,
 };
 use turnwise_testkit::{AlphabetRenderer, Echo, Interrupting};
 use turnwise_trajectory::{GroupId, Sampling, TokenId, Trajectory};

@@ -10,8 +10,8 @@ use crate::canvas::Canvas;
 use crate::fingerprint::fingerprint;
 use crate::python_json::to_python_json;
 use crate::thinking::{self, Thinking};
-use crate::truncate::middle_truncate;
 use crate::tool_calls::check_calls;
+use crate::truncate::middle_truncate;
 use crate::{ChatError, Tokenizer, ToolPrompt, clean, parse_turn};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
@@ -128,10 +128,12 @@ impl ChatMl {
         let is_closed = close.is_none_or(|at| ended.ids[at] == self.close);
         let since = thinking::last_query(history.iter().map(|said| said.message)).unwrap_or(0);
         let mut turns = history[since..].iter().filter(|said| said.message.role == Role::Assistant);
-        let is_stripped = new.iter().any(thinking::is_query) && turns.any(|turn| self.has_thoughts(turn));
+        let is_stripped =
+            new.iter().any(thinking::is_query) && turns.any(|turn| self.has_thoughts(turn));
         // An example just before the turn was the last message, and is not any more.
         let was_last = history.iter().rev().nth(1);
-        let is_example = was_last.is_some_and(|said| said.drawn.is_none() && said.message.role == Role::Assistant);
+        let is_example = was_last
+            .is_some_and(|said| said.drawn.is_none() && said.message.role == Role::Assistant);
         is_closed && !is_stripped && !is_example
     }
 
@@ -288,11 +290,13 @@ impl Writer<'_> {
     fn assistant(&mut self, index: usize, message: &Message) {
         self.header("assistant\n");
         let (mut reasoning, mut content) = (message.reasoning.clone(), message.content.clone());
+        let mut has_text = !content.is_empty();
         if self.chat.settings.thinking == Thinking::Follow {
             let (thoughts, rest) = thinking::split(message);
             (reasoning, content) = (thoughts.map(str::to_owned), rest.to_owned());
             let is_last = index + 1 == self.n_messages;
             let has_block = self.keeps_thinking(index) && (is_last || reasoning.is_some());
+            has_text = !content.is_empty();
             reasoning = has_block.then(|| reasoning.unwrap_or_default());
             if has_block {
                 content = content.trim_start_matches('\n').to_owned();
@@ -305,7 +309,7 @@ impl Writer<'_> {
             format!("\n{}\n", self.heard(&call))
         });
         let calls: Vec<String> = calls.collect();
-        write_turn(&mut self.canvas, reasoning.as_deref(), &text, calls);
+        write_turn(&mut self.canvas, reasoning.as_deref(), (&text, has_text), calls);
         self.canvas.template(CLOSE);
     }
 
@@ -346,14 +350,16 @@ pub(crate) fn hermes_turn(canvas: &mut Canvas<'_>, action: &Action) {
         CallAttempt::Call(call) => format!("\n{}\n", call_json(call)),
         CallAttempt::Malformed(call) => call.raw.clone(),
     });
-    write_turn(canvas, action.reasoning.as_deref(), &action.text, calls);
+    let has_text = !action.text.is_empty();
+    write_turn(canvas, action.reasoning.as_deref(), (&action.text, has_text), calls);
 }
 
-/// Writes an assistant's turn up to its close. A call is what stands between the tags.
+/// Writes an assistant's turn up to its close. A call is what stands between the tags; the template sets the first apart from
+/// text, also from text whose line breaks it has trimmed away.
 fn write_turn(
     canvas: &mut Canvas<'_>,
     reasoning: Option<&str>,
-    text: &str,
+    (text, has_text): (&str, bool),
     calls: impl IntoIterator<Item = String>,
 ) {
     if let Some(reasoning) = reasoning {
@@ -363,7 +369,7 @@ fn write_turn(
     }
     canvas.content(text);
     for (index, call) in calls.into_iter().enumerate() {
-        canvas.template(if index == 0 && text.is_empty() { "" } else { "\n" });
+        canvas.template(if index == 0 && !has_text { "" } else { "\n" });
         canvas.template("<tool_call>");
         canvas.content(&call);
         canvas.template("</tool_call>");

@@ -40,7 +40,8 @@ pub(crate) fn environment(
     environment.add_function("strftime_now", move |format: String| {
         let frozen = times.get(&format).cloned();
         frozen.ok_or_else(|| {
-            let message = format!("the template asks for the time as {format:?}; freeze it in `times`");
+            let message =
+                format!("the template asks for the time as {format:?}; freeze it in `times`");
             Error::new(ErrorKind::InvalidOperation, message)
         })
     });

@@ -135,7 +135,8 @@ impl Renderer for Llama3 {
         new: &[Message],
     ) -> Result<Bridged, RenderError> {
         let end = ended.ids.iter().position(|id| self.stop.contains(id));
-        let is_clean = end.is_none_or(|at| ended.ids[at] == self.close && at + 1 == ended.ids.len());
+        let is_clean =
+            end.is_none_or(|at| ended.ids[at] == self.close && at + 1 == ended.ids.len());
         if !is_clean {
             return Ok(Bridged::Rewrite);
         }
@@ -176,7 +177,11 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// The system block, and the first user message where it carries the tools. Answers how many messages that were.
-    fn head(&mut self, conversation: &[Said<'_>], tools: &[ToolSpec]) -> Result<usize, RenderError> {
+    fn head(
+        &mut self,
+        conversation: &[Said<'_>],
+        tools: &[ToolSpec],
+    ) -> Result<usize, RenderError> {
         let settings = &self.chat.settings;
         let system = conversation.first().filter(|said| said.message.role == Role::System);
         self.canvas.template("<|begin_of_text|>");
@@ -263,7 +268,8 @@ impl Writer<'_> {
                 self.canvas.template(CLOSE);
             }
             calls => {
-                let message = format!("Llama 3 makes one call at a time, and a message has {}", calls.len());
+                let message =
+                    format!("Llama 3 makes one call at a time, and a message has {}", calls.len());
                 return Err(RenderError(message));
             }
         }

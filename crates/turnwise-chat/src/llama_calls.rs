@@ -42,7 +42,8 @@ pub fn parse_llama_turn(text: &str) -> Action {
         let read = read_first(rest);
         let length = read.as_ref().map_or(rest.len(), |(_, length)| *length);
         calls.push(numbered(id, &rest[..length], read.and_then(|(value, _)| read_object(value))));
-        rest = rest[length..].trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == ',');
+        rest =
+            rest[length..].trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == ',');
     }
     Action { calls, ..Action::text(rest) }
 }

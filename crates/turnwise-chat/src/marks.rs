@@ -76,7 +76,8 @@ impl<'a> Marks<'a> {
             Value::String(text) => Value::String(self.guarded(text)),
             Value::Array(items) => items.iter().map(|item| self.value(item)).collect(),
             Value::Object(entries) => {
-                let entries = entries.iter().map(|(key, value)| (self.guarded(key), self.value(value)));
+                let entries =
+                    entries.iter().map(|(key, value)| (self.guarded(key), self.value(value)));
                 Value::Object(entries.collect::<Map<_, _>>())
             }
             other => other.clone(),
@@ -111,7 +112,8 @@ impl<'a> Marks<'a> {
     /// everything up to the first of `closes` after its text; what comes then leads in to the next.
     pub(crate) fn scan(&self, output: &str, n_owners: usize, closes: &[String]) -> Vec<Vec<Span>> {
         let canvas = Canvas::new(self.tokenizer, n_owners + 1);
-        let mut scan = Scan { marks: self, canvas, closes, owner: 0, last: n_owners, has_ended: false };
+        let mut scan =
+            Scan { marks: self, canvas, closes, owner: 0, last: n_owners, has_ended: false };
         let mut rest = output;
         while let Some(at) = rest.find([START, JOINT]) {
             scan.template(&rest[..at]);
@@ -143,7 +145,8 @@ pub(crate) fn without_marks(output: &str) -> String {
 /// Where the template goes on after the first marked text and the close behind it.
 pub(crate) fn after_first(output: &str, closes: &[String]) -> Option<usize> {
     let end = output.find(END)?;
-    let closing = closes.iter().filter_map(|close| Some(end + output[end..].find(close)? + close.len()));
+    let closing =
+        closes.iter().filter_map(|close| Some(end + output[end..].find(close)? + close.len()));
     closing.min()
 }
 
@@ -177,7 +180,9 @@ impl Scan<'_> {
     /// `rest` begins with the index of a text. A template may cut a text: then what is left of it ends with the output.
     fn piece<'t>(&mut self, rest: &'t str) -> &'t str {
         let Some(index) = rest.chars().next() else { return rest };
-        let place = (index as u32).checked_sub(FIRST_INDEX).and_then(|at| self.marks.pieces.get(at as usize));
+        let place = (index as u32)
+            .checked_sub(FIRST_INDEX)
+            .and_then(|at| self.marks.pieces.get(at as usize));
         let Some(piece) = place else { return rest };
         let rest = &rest[index.len_utf8()..];
         let (text, rest) = rest.split_once(END).unwrap_or((rest, ""));
@@ -187,7 +192,9 @@ impl Scan<'_> {
         }
         match piece.drawn {
             Some(Drawn::Whole(ids)) => self.canvas.verbatim(ids),
-            Some(Drawn::Stripped(ids)) => thinking::strip(self.marks.tokenizer, ids, &mut self.canvas),
+            Some(Drawn::Stripped(ids)) => {
+                thinking::strip(self.marks.tokenizer, ids, &mut self.canvas)
+            }
             None => self.canvas.content(&without_marks(text)),
         }
         self.has_ended = true;

@@ -47,6 +47,22 @@ impl Formatter for Python {
         separate(writer, first)
     }
 
+    fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        let written = serde_json::Number::from_f64(value).map(|number| number.to_string());
+        let written = written.unwrap_or_else(|| "null".to_owned());
+        // Python's exponents have a sign and two digits at least.
+        match written.split_once('e') {
+            Some((digits, exponent)) => {
+                let (sign, exponent) = match exponent.strip_prefix('-') {
+                    Some(exponent) => ('-', exponent),
+                    None => ('+', exponent.trim_start_matches('+')),
+                };
+                write!(writer, "{digits}e{sign}{exponent:0>2}")
+            }
+            None => writer.write_all(written.as_bytes()),
+        }
+    }
+
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
         writer.write_all(b": ")
     }
@@ -64,8 +80,11 @@ mod tests {
 
     #[test]
     fn the_spacing_is_pythons() {
-        let value = json!({"a": [1, 2.5, null], "b": {}, "é": "\"\n"});
-        assert_eq!(to_python_json(&value), r#"{"a": [1, 2.5, null], "b": {}, "é": "\"\n"}"#);
+        let value = json!({"a": [1, 2.5, null, -2.5e-7], "b": {}, "é": "\"\n"});
+        assert_eq!(
+            to_python_json(&value),
+            r#"{"a": [1, 2.5, null, -2.5e-07], "b": {}, "é": "\"\n"}"#
+        );
     }
 
     #[test]

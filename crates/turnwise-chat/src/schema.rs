@@ -54,7 +54,11 @@ fn fit_type(name: &str, value: &mut Value, allowed: &Value) -> Result<(), Mistak
             *value = read;
             Ok(())
         }
-        None => wrong(format!("the argument `{}` is not of type {}", shortened(name), allowed.join(" or "))),
+        None => wrong(format!(
+            "the argument `{}` is not of type {}",
+            shortened(name),
+            allowed.join(" or ")
+        )),
     }
 }
 

@@ -166,7 +166,12 @@ impl TemplateRenderer {
         &self.tokenizer
     }
 
-    fn run(&self, messages: Vec<Value>, tools: &[Value], leads_in: bool) -> Result<String, RenderError> {
+    fn run(
+        &self,
+        messages: Vec<Value>,
+        tools: &[Value],
+        leads_in: bool,
+    ) -> Result<String, RenderError> {
         let mut context = self.settings.arguments.clone();
         context.insert("messages".to_owned(), Value::Array(messages));
         let tools = if tools.is_empty() { Value::Null } else { Value::Array(tools.to_vec()) };
@@ -177,7 +182,12 @@ impl TemplateRenderer {
     }
 
     /// A message as the template gets it.
-    fn given<'a>(&self, marks: &mut Marks<'a>, owner: usize, said: Said<'a>) -> Result<Value, RenderError> {
+    fn given<'a>(
+        &self,
+        marks: &mut Marks<'a>,
+        owner: usize,
+        said: Said<'a>,
+    ) -> Result<Value, RenderError> {
         let message = said.message;
         let mut given = Map::new();
         given.insert("role".to_owned(), json!(message.role));
@@ -194,7 +204,10 @@ impl TemplateRenderer {
         }
         let (thoughts, content) = self.texts(message);
         if let Some(thoughts) = thoughts {
-            given.insert("reasoning_content".to_owned(), marks.text(owner, &self.heard(thoughts))?.into());
+            given.insert(
+                "reasoning_content".to_owned(),
+                marks.text(owner, &self.heard(thoughts))?.into(),
+            );
         }
         given.insert("content".to_owned(), marks.text(owner, &self.heard(content))?.into());
         if !message.tool_calls.is_empty() {
@@ -214,7 +227,8 @@ impl TemplateRenderer {
     /// Thoughts and text of a message that was not drawn. A template that knows thinking finds it in the text, which the
     /// marks would hide from it.
     fn texts<'a>(&self, message: &'a Message) -> (Option<&'a str>, &'a str) {
-        let is_inside = message.role == Role::Assistant && message.content.contains(thinking::CLOSE);
+        let is_inside =
+            message.role == Role::Assistant && message.content.contains(thinking::CLOSE);
         if message.reasoning.is_none() && self.has_thinking && is_inside {
             let (thoughts, rest) = thinking::split(message);
             return (Some(thoughts.unwrap_or_default()), rest);

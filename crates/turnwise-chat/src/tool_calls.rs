@@ -94,7 +94,11 @@ fn attempt(index: usize, inside: &str, body: Option<&str>) -> CallAttempt {
 }
 
 /// A call with its id, or what was written and why it is none.
-pub(crate) fn numbered(id: String, raw: &str, read: Result<(String, Value), Mistake>) -> CallAttempt {
+pub(crate) fn numbered(
+    id: String,
+    raw: &str,
+    read: Result<(String, Value), Mistake>,
+) -> CallAttempt {
     match read {
         Ok((name, arguments)) => CallAttempt::Call(ToolCall { id, name, arguments }),
         Err((error, message)) => {
@@ -142,7 +146,9 @@ fn read_call(body: &str) -> Result<(String, Value), Mistake> {
 /// A call whose arguments stand under this key.
 pub(crate) fn read_value(value: Value, key: &str) -> Result<(String, Value), Mistake> {
     let decode = |message: &str| (CallError::Decode, message.to_owned());
-    let Value::Object(mut call) = value else { return Err(decode("the call is not a JSON object")) };
+    let Value::Object(mut call) = value else {
+        return Err(decode("the call is not a JSON object"));
+    };
     let name = match call.remove("name") {
         Some(Value::String(name)) => name,
         Some(_) => return Err(decode("the call's name is not a string")),

@@ -208,7 +208,8 @@ async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, De
 }
 
 fn chat(config: &Config, tokenizer: Tokenizer) -> Result<ChatMl, Failure> {
-    let settings = ChatMlSettings { tools: config.model.tools.clone(), ..ChatMlSettings::default() };
+    let settings =
+        ChatMlSettings { tools: config.model.tools.clone(), ..ChatMlSettings::default() };
     ChatMl::new(Arc::new(tokenizer), settings).map_err(|error| Failure::refused_by(&error))
 }
 

@@ -204,7 +204,8 @@ impl ChatAgent {
         }
         conversation.extend(new.iter().map(Said::new));
         let rendered = self.settings.renderer.render(&conversation, &self.state.tools)?;
-        let held: Vec<_> = path.iter().map(|id| ids_of(&self.state.graph.node(*id).spans)).collect();
+        let held: Vec<_> =
+            path.iter().map(|id| ids_of(&self.state.graph.node(*id).spans)).collect();
         Plan::fork(&held, new.len(), rendered)
     }
 
@@ -249,7 +250,12 @@ impl ChatAgent {
     }
 
     /// Starts the branch that goes on from the summary in `turn`.
-    fn go_on_from(&mut self, turn: NodeId, summary: String, waiting: Vec<Message>) -> Result<(), AgentError> {
+    fn go_on_from(
+        &mut self,
+        turn: NodeId,
+        summary: String,
+        waiting: Vec<Message>,
+    ) -> Result<(), AgentError> {
         let path = self.path();
         let is_policys = |id: &NodeId| self.state.graph.node(*id).author == Author::Policy;
         let n_head = path.iter().position(is_policys).unwrap_or(path.len());
@@ -384,10 +390,8 @@ impl Agent for ChatAgent {
         let mut plan = self.plan(&path, &observation.messages)?;
         let mut said = observation.messages.clone();
         let shared = path[..plan.kept].iter();
-        let n_shared: usize = shared
-            .flat_map(|id| &self.state.graph.node(*id).spans)
-            .map(Span::len)
-            .sum();
+        let n_shared: usize =
+            shared.flat_map(|id| &self.state.graph.node(*id).spans).map(Span::len).sum();
         if self.is_too_long(n_shared + plan.n_new())
             && let Some(Compaction { prompt, .. }) = &self.settings.compaction
         {

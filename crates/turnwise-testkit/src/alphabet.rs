@@ -66,7 +66,8 @@ impl Renderer for AlphabetRenderer {
         conversation: &[Said<'_>],
         _tools: &[ToolSpec],
     ) -> Result<Rendered, RenderError> {
-        let render = |said: &Said<'_>| said.drawn.map_or_else(|| Self::said(said.message), Self::drawn);
+        let render =
+            |said: &Said<'_>| said.drawn.map_or_else(|| Self::said(said.message), Self::drawn);
         let messages = conversation.iter().map(render).collect();
         Ok(Rendered { messages, generation: vec![POLICY], ..Rendered::default() })
     }

@@ -49,7 +49,9 @@ pub async fn demonstrate(
         reward += turn_reward.unwrap_or(0.0);
         match step {
             Step::End { solved, .. } => return Ok(Demonstration { row, reward, solved }),
-            Step::Next { observation: next, .. } => observation = go_on(&mut row, renderer, &history, next)?,
+            Step::Next { observation: next, .. } => {
+                observation = go_on(&mut row, renderer, &history, next)?
+            }
         }
     }
     Err(DemonstrationError::TooLong { index, max_turns })

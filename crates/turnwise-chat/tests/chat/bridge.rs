@@ -82,9 +82,7 @@ fn separators_and_headers_stand_once_in_many_turns() {
     let mut held = ids_of(&renderer.open(&first, &tools()).expect("it renders"));
     for _ in 0..3 {
         held.extend(renderer.tokenizer().encode_with_markers("7<|im_end|>"));
-        held.extend(ids_of(
-            &appended(&renderer, StopReason::EndOfTurn, &"Lower.".into()),
-        ));
+        held.extend(ids_of(&appended(&renderer, StopReason::EndOfTurn, &"Lower.".into())));
     }
     let turn = "7<|im_end|>\n<|im_start|>user\nLower.<|im_end|>\n<|im_start|>assistant\n";
     let opening = "<|im_start|>system\nBe brief.\n\ncalc(a, b)<|im_end|>\n\

@@ -58,7 +58,8 @@ fn renderers(may_think: bool) -> [Box<dyn Renderer>; 2] {
     };
     let config = fixture_json("tokenizer/tokenizer_config.json");
     let template = config["chat_template"].as_str().expect("a template");
-    let mut settings = TemplateSettings { thinking: Thinking::Follow, ..TemplateSettings::default() };
+    let mut settings =
+        TemplateSettings { thinking: Thinking::Follow, ..TemplateSettings::default() };
     if !may_think {
         settings.arguments.insert("enable_thinking".to_owned(), false.into());
     }
@@ -105,7 +106,11 @@ fn conversations_match_the_reference_id_for_id() {
             let expected = ids_in(&without["ids"]);
             assert!(said == expected || index == 1 && ids.starts_with(&expected), "{id} {index}");
             if index == 0 {
-                assert_eq!(assistant_mask(&delta, &messages), ids_in(&without["assistant_mask"]), "{id}");
+                assert_eq!(
+                    assistant_mask(&delta, &messages),
+                    ids_in(&without["assistant_mask"]),
+                    "{id}"
+                );
                 n_matched += 1;
             }
         }

@@ -81,9 +81,12 @@ fn play(agents: &ChatAgents, policy: &Scripted, said: &[Message]) -> (MessageGra
         agent.observe(&Observation::new(vec![message.clone()])).expect("it is rendered");
         loop {
             agent = agents.restore(agent.snapshot()).expect("a snapshot");
-            let length = policy.turns.lock().expect("a lock").front().map_or(1, |turn| {
-                trained().encode_with_markers(turn).len()
-            });
+            let length = policy
+                .turns
+                .lock()
+                .expect("a lock")
+                .front()
+                .map_or(1, |turn| trained().encode_with_markers(turn).len());
             let act = block_on(agent.act(policy, Room { turn: length, now: length }));
             match act.expect("it acts") {
                 Act::Decided(_) => break asides.push(false),
@@ -101,9 +104,14 @@ fn text(graph: &MessageGraph, leaf: NodeId) -> String {
 
 // rollouts.md 13.1
 fn assert_every_exchange_is_in_a_branch(graph: &MessageGraph, policy: &Scripted) {
-    let branches: Vec<Vec<TokenId>> = graph.leaves().iter().map(|leaf| graph.ids_to(*leaf)).collect();
+    let branches: Vec<Vec<TokenId>> =
+        graph.leaves().iter().map(|leaf| graph.ids_to(*leaf)).collect();
     for seen in policy.exchanges.lock().expect("a lock").iter() {
-        assert!(branches.iter().any(|branch| branch.starts_with(seen)), "{}", trained().decode(seen));
+        assert!(
+            branches.iter().any(|branch| branch.starts_with(seen)),
+            "{}",
+            trained().decode(seen)
+        );
     }
 }
 
@@ -124,12 +132,16 @@ fn a_template_that_strips_thinking_forks_and_loses_nothing() {
     assert_every_exchange_is_in_a_branch(&graph, &policy);
     let first = "<|im_start|>user\n3 + 5?<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(text(&graph, leaves[0]), format!("{first}{}", THINKING[0]));
-    let second = format!("{first}8<|im_end|>\n<|im_start|>user\nAnd 3?<|im_end|>\n<|im_start|>assistant\n");
+    let second =
+        format!("{first}8<|im_end|>\n<|im_start|>user\nAnd 3?<|im_end|>\n<|im_start|>assistant\n");
     assert_eq!(text(&graph, leaves[1]), format!("{second}{}", THINKING[1]));
-    let third = format!("{second}11<|im_end|>\n<|im_start|>user\nAnd 1?<|im_end|>\n<|im_start|>assistant\n");
+    let third = format!(
+        "{second}11<|im_end|>\n<|im_start|>user\nAnd 1?<|im_end|>\n<|im_start|>assistant\n"
+    );
     assert_eq!(text(&graph, leaves[2]), format!("{third}{}", THINKING[2]));
     // Each drawn token stands once in the graph, and the first question is shared.
-    let n_drawn: usize = THINKING.iter().map(|turn| trained().encode_with_markers(turn).len()).sum();
+    let n_drawn: usize =
+        THINKING.iter().map(|turn| trained().encode_with_markers(turn).len()).sum();
     assert_eq!(graph.nodes().iter().flat_map(turnwise_trajectory::Node::sampled).count(), n_drawn);
     assert_eq!(graph.path_to(leaves[2])[0], graph.path_to(leaves[0])[0]);
     // What stands for a turn in a later branch is the policy's, and context.
@@ -152,7 +164,8 @@ fn a_conversation_that_keeps_thinking_has_one_branch() {
 #[test]
 fn a_cycle_of_tools_does_not_fork() {
     let policy = Scripted::new(&THINKING);
-    let said = [Message::user("3 + 5?"), Message::tool("call_0", "8"), Message::tool("call_0", "9")];
+    let said =
+        [Message::user("3 + 5?"), Message::tool("call_0", "8"), Message::tool("call_0", "9")];
     let (graph, _) = play(&agents(Thinking::Follow, None), &policy, &said);
     assert_eq!(graph.leaves().len(), 1);
     assert_every_exchange_is_in_a_branch(&graph, &policy);
@@ -163,7 +176,8 @@ fn a_cycle_of_tools_does_not_fork() {
 fn a_turn_without_a_close_is_closed_by_force_in_both_modes() {
     for thinking in [Thinking::Keep, Thinking::Follow] {
         let policy = Scripted::new(&["8", "9<|im_end|>"]);
-        let (graph, _) = play(&agents(thinking, None), &policy, &[Message::user("a"), Message::user("b")]);
+        let (graph, _) =
+            play(&agents(thinking, None), &policy, &[Message::user("a"), Message::user("b")]);
         assert_eq!(graph.leaves().len(), 1);
         let spans = &graph.node(NodeId(1)).spans;
         assert_eq!(spans.last(), Some(&Span::Forced(trained().encode_with_markers("<|im_end|>"))));
@@ -176,7 +190,8 @@ fn a_turn_without_a_close_is_closed_by_force_in_both_modes() {
 #[test]
 fn another_stop_token_is_not_in_the_next_prompt_of_a_followed_template() {
     let policy = Scripted::new(&["8<|endoftext|>", "9<|im_end|>"]);
-    let (graph, _) = play(&agents(Thinking::Follow, None), &policy, &[Message::user("a"), Message::user("b")]);
+    let (graph, _) =
+        play(&agents(Thinking::Follow, None), &policy, &[Message::user("a"), Message::user("b")]);
     let leaves = graph.leaves();
     assert_eq!(leaves.len(), 2);
     assert!(text(&graph, leaves[0]).ends_with("8<|endoftext|>"));
@@ -196,7 +211,10 @@ fn a_long_conversation_goes_on_from_a_summary_that_trains() {
     let leaves = graph.leaves();
     assert_eq!(leaves.len(), 2);
     let old = text(&graph, leaves[0]);
-    assert!(old.ends_with("Sum up.<|im_end|>\n<|im_start|>assistant\nIt was 8.<|im_end|>"), "{old}");
+    assert!(
+        old.ends_with("Sum up.<|im_end|>\n<|im_start|>assistant\nIt was 8.<|im_end|>"),
+        "{old}"
+    );
     assert!(graph.node(leaves[0]).sampled().count() > 0);
     let new = graph.path_to(leaves[1]);
     let head = "<|im_start|>user\nstart<|im_end|>\n<|im_start|>user\nIt was 8.<|im_end|>\n<|im_start|>user\ngo on ";
@@ -204,10 +222,8 @@ fn a_long_conversation_goes_on_from_a_summary_that_trains() {
     assert_eq!(new[0], graph.path_to(leaves[0])[0]);
     let kinds: Vec<_> = graph.edges().iter().map(|edge| (edge.from, edge.to, edge.kind)).collect();
     let old = graph.path_to(leaves[0]);
-    let expected = [
-        (leaves[0], old[1], EdgeKind::Summarises),
-        (new[1], leaves[0], EdgeKind::CompactedFrom),
-    ];
+    let expected =
+        [(leaves[0], old[1], EdgeKind::Summarises), (new[1], leaves[0], EdgeKind::CompactedFrom)];
     assert_eq!(kinds, expected);
     assert_eq!(graph.node(new[1]).sampled().count(), 0);
     graph.validate().expect("a graph that can be");
@@ -221,13 +237,22 @@ impl Renderer for Forgetful {
         "forgetful"
     }
 
-    fn render(&self, conversation: &[Said<'_>], tools: &[ToolSpec]) -> Result<Rendered, RenderError> {
+    fn render(
+        &self,
+        conversation: &[Said<'_>],
+        tools: &[ToolSpec],
+    ) -> Result<Rendered, RenderError> {
         let mut rendered = self.0.render(conversation, tools)?;
         rendered.messages.pop();
         Ok(rendered)
     }
 
-    fn bridge(&self, ended: EndedTurn<'_>, history: &[Said<'_>], new: &[Message]) -> Result<Bridged, RenderError> {
+    fn bridge(
+        &self,
+        ended: EndedTurn<'_>,
+        history: &[Said<'_>],
+        new: &[Message],
+    ) -> Result<Bridged, RenderError> {
         self.0.bridge(ended, history, new)
     }
 

@@ -43,7 +43,10 @@ fn each_form_of_a_llama_call_has_its_answer() {
 #[test]
 fn a_written_llama_action_reads_back() {
     let renderer = llama(true);
-    for action in [Action::text("16"), Action::call("calc", serde_json::json!({"a": [1, {"b": "<|eot_id|>"}]}))] {
+    for action in [
+        Action::text("16"),
+        Action::call("calc", serde_json::json!({"a": [1, {"b": "<|eot_id|>"}]})),
+    ] {
         let ids = renderer.write(&action);
         assert_eq!(ids.last(), renderer.stop_tokens().first());
         assert_eq!(renderer.parse(&ids, &[]), action);

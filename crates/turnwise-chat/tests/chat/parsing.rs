@@ -140,7 +140,8 @@ fn a_marker_counts_however_it_was_drawn() {
 #[test]
 fn a_turn_ends_at_its_stop_token() {
     let renderer = chatml(trained(), ToolPrompt::Hermes);
-    let parsed = |text: &str| renderer.parse(&renderer.tokenizer().encode_with_markers(text), &[]).text;
+    let parsed =
+        |text: &str| renderer.parse(&renderer.tokenizer().encode_with_markers(text), &[]).text;
     assert_eq!(parsed("16\n<|im_end|>"), "16");
     assert_eq!(parsed("16<|endoftext|>"), "16");
     assert_eq!(parsed("16<|im_end|>\n<|im_start|>user\nWell done!"), "16");

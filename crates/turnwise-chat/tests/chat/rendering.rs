@@ -54,7 +54,7 @@ fn the_hermes_prompt_is_the_one_that_models_were_trained_on() {
          You may call one or more functions to assist with the user query.\n\n\
          You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n\
          {\"type\": \"function\", \"function\": {\"name\": \"calc\", \"description\": \"Adds.\", \"parameters\": \
-         {\"required\": [\"a\", \"b\"], \"type\": \"object\"}}}\n</tools>\n\n\
+         {\"type\": \"object\", \"required\": [\"a\", \"b\"]}}}\n</tools>\n\n\
          For each function call, return a json object with function name and arguments within \
          <tool_call></tool_call> XML tags:\n<tool_call>\n\
          {\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call><|im_end|>\n\

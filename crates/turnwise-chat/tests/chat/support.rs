@@ -96,7 +96,11 @@ pub(crate) fn llama(tools_in_user_message: bool) -> Llama3 {
 }
 
 /// What is appended after a turn without thoughts.
-pub(crate) fn appended(renderer: &dyn Renderer, stop: StopReason, observation: &Observation) -> Rendered {
+pub(crate) fn appended(
+    renderer: &dyn Renderer,
+    stop: StopReason,
+    observation: &Observation,
+) -> Rendered {
     let ids: Vec<TokenId> = match stop {
         StopReason::EndOfTurn => vec![renderer.stop_tokens()[0]],
         _ => Vec::new(),

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use serde_json::json;
 use turnwise_chat::{
-    CallForm, ChatError, ChatMl, ChatMlSettings, TemplateRenderer, TemplateSettings, Thinking, Trust,
+    CallForm, ChatError, ChatMl, ChatMlSettings, TemplateRenderer, TemplateSettings, Thinking,
+    Trust,
 };
 use turnwise_environment::{Message, Observation, ToolCall, ToolSpec};
 use turnwise_rollout::{Bridged, EndedTurn, Renderer, Said};
@@ -48,7 +49,11 @@ fn tame_text() -> impl Strategy<Value = String> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let call = || ToolCall { id: "call_0".to_owned(), name: "calc".to_owned(), arguments: json!({"b": 1, "a": [true]}) };
+    let call = || ToolCall {
+        id: "call_0".to_owned(),
+        name: "calc".to_owned(),
+        arguments: json!({"b": 1, "a": [true]}),
+    };
     (0..5_u8, tame_text(), tame_text()).prop_map(move |(kind, text, thought)| match kind {
         0 => Message::user(text),
         1 => Message::tool("call_0", text),
@@ -157,8 +162,8 @@ proptest! {
         prop_assert!(!context.iter().any(|id| tokenizer.is_control(*id)));
         let read = renderer.text(&ids_of(&render(&text)));
         let without: String = text.chars().filter(|c| !('\u{fdd0}'..='\u{fdd2}').contains(c)).collect();
-        let said = format!("x{}x", turnwise_chat::clean(&without));
-        prop_assert!(read.contains(&said));
+        let said = format!("x{without}x");
+        prop_assert!(read.contains(&*turnwise_chat::clean(&said)));
     }
 }
 
@@ -188,7 +193,8 @@ fn thinking_goes_at_a_question_and_stays_in_a_cycle_of_tools() {
         let turn = renderer.parse(&ids, &[]).to_message();
         let history = [Said::new(&question), Said { message: &turn, drawn: Some(&ids) }];
         let ended = EndedTurn { ids: &ids, stop: StopReason::EndOfTurn };
-        let bridged = renderer.bridge(ended, &history, &[Message::user("And 3?")]).expect("it renders");
+        let bridged =
+            renderer.bridge(ended, &history, &[Message::user("And 3?")]).expect("it renders");
         let Bridged::Append(delta) = bridged else { panic!("thinking is kept") };
         let text = "\n<|im_start|>user\nAnd 3?<|im_end|>\n<|im_start|>assistant\n";
         assert_eq!(renderer.text(&ids_of(&delta)), text);
@@ -200,7 +206,8 @@ fn thinking_goes_at_a_question_and_stays_in_a_cycle_of_tools() {
 fn a_prefilled_block_of_thinking_is_apart_from_the_lead_in() {
     let mut settings = TemplateSettings::default();
     settings.arguments.insert("enable_thinking".to_owned(), false.into());
-    let template = TemplateRenderer::new(trained(), QWEN3, &Trust::Any, settings).expect("a template");
+    let template =
+        TemplateRenderer::new(trained(), QWEN3, &Trust::Any, settings).expect("a template");
     let settings = ChatMlSettings { enable_thinking: false, ..ChatMlSettings::default() };
     let by_hand = ChatMl::new(trained(), settings).expect("it has the markers");
     for renderer in [&template as &dyn Renderer, &by_hand] {
@@ -222,7 +229,9 @@ fn separator_and_first_token_stand_once_over_many_turns() {
             let history = [Said::new(&question), Said { message: &turn, drawn: Some(&ids) }];
             let ended = EndedTurn { ids: &ids, stop: StopReason::EndOfTurn };
             held.extend(&ids);
-            let Bridged::Append(delta) = renderer.bridge(ended, &history, std::slice::from_ref(&question)).expect("it renders")
+            let Bridged::Append(delta) = renderer
+                .bridge(ended, &history, std::slice::from_ref(&question))
+                .expect("it renders")
             else {
                 panic!("it appends")
             };
@@ -231,7 +240,10 @@ fn separator_and_first_token_stand_once_over_many_turns() {
         let text = renderer.text(&held);
         assert_eq!(text.matches("<|begin_of_text|>").count(), 1);
         assert_eq!(text.matches("<|start_header_id|>system").count(), 1);
-        assert_eq!(text.matches("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n").count(), 5);
+        assert_eq!(
+            text.matches("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n").count(),
+            5
+        );
     }
 }
 
@@ -239,7 +251,8 @@ fn separator_and_first_token_stand_once_over_many_turns() {
 #[test]
 fn an_unknown_template_is_refused_with_its_hash() {
     let trust = Trust::Hash("0".repeat(64));
-    let error = TemplateRenderer::new(trained(), QWEN3, &trust, TemplateSettings::default()).expect_err("unknown");
+    let error = TemplateRenderer::new(trained(), QWEN3, &trust, TemplateSettings::default())
+        .expect_err("unknown");
     assert!(matches!(error, ChatError::Untrusted { .. }));
     assert!(error.to_string().contains(&turnwise_chat::template_hash(QWEN3)), "{error}");
 }
@@ -256,7 +269,8 @@ fn a_template_that_would_not_end_is_an_error() {
     ];
     for bomb in bombs {
         let settings = TemplateSettings { max_context_tokens: 1000, ..TemplateSettings::default() };
-        let renderer = TemplateRenderer::new(trained(), bomb, &Trust::Any, settings).expect("a template");
+        let renderer =
+            TemplateRenderer::new(trained(), bomb, &Trust::Any, settings).expect("a template");
         assert!(renderer.open(&"Hi".into(), &[]).is_err(), "{bomb}");
     }
 }
@@ -267,7 +281,8 @@ fn the_time_is_frozen_by_the_settings() {
     let renderer = |day: &str| {
         let mut settings = TemplateSettings::default();
         settings.times.insert("%d %b %Y".to_owned(), day.to_owned());
-        TemplateRenderer::new(trained(), "{{ strftime_now('%d %b %Y') }}", &Trust::Any, settings).expect("a template")
+        TemplateRenderer::new(trained(), "{{ strftime_now('%d %b %Y') }}", &Trust::Any, settings)
+            .expect("a template")
     };
     let text = |renderer: &TemplateRenderer| {
         renderer.text(&ids_of(&renderer.open(&"Hi".into(), &[]).expect("it renders")))
