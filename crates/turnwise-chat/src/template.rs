@@ -94,7 +94,8 @@ pub fn template_hash(template: &str) -> String {
 /// A model's own chat template, in Jinja as `transformers` runs it.
 ///
 /// - What the template writes of its own may be control tokens; what somebody said, tools included, is none, whatever it
-///   spells. For text that spells none the tokens are those of the template's output.
+///   spells. For text that spells none the tokens are those of the template's output. A template that reads texts for tags
+///   of tools' answers does not find them.
 /// - The tokens after a turn are found by proof: two renderings of a dummy conversation, before and after the new messages,
 ///   show whether the template only appends; where it does not, the conversation is rendered anew. What was proved is kept
 ///   for each kind of continuation. A continuation is answers of tools, then at most one user message; others are rendered
