@@ -361,7 +361,9 @@ fn count(n_rendered: usize, n_messages: usize) -> Result<(), AgentError> {
 
 fn ids_of(spans: &[Span]) -> Vec<TokenId> {
     let mut ids = Vec::new();
-    spans.iter().for_each(|span| span.extend_ids(&mut ids));
+    for span in spans {
+        span.extend_ids(&mut ids);
+    }
     ids
 }
 
