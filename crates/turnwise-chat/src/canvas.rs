@@ -55,7 +55,9 @@ impl<'a> Canvas<'a> {
     /// Puts down what the policy drew, as it was drawn.
     pub(crate) fn verbatim(&mut self, ids: &[TokenId]) {
         self.flush();
-        ids.iter().for_each(|id| self.push(self.owner, TokenKind::Context, *id));
+        for id in ids {
+            self.push(self.owner, TokenKind::Context, *id);
+        }
     }
 
     /// Each owner's spans, without two neighbours of one kind.

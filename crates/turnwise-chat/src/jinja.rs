@@ -81,6 +81,7 @@ fn given(value: &serde_json::Value) -> Value {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     // Python's other options are about its own defaults.

@@ -193,7 +193,7 @@ impl Scan<'_> {
         match piece.drawn {
             Some(Drawn::Whole(ids)) => self.canvas.verbatim(ids),
             Some(Drawn::Stripped(ids)) => {
-                thinking::strip(self.marks.tokenizer, ids, &mut self.canvas)
+                thinking::strip(self.marks.tokenizer, ids, &mut self.canvas);
             }
             None => self.canvas.content(&without_marks(text)),
         }

@@ -88,7 +88,9 @@ impl Default for TemplateSettings {
 /// The SHA-256 of a template's text, 64 hexadecimal digits.
 #[must_use]
 pub fn template_hash(template: &str) -> String {
-    Sha256::digest(template.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    let hex = |nibble: u8| char::from_digit(u32::from(nibble), 16).expect("a nibble is a digit");
+    let digest = Sha256::digest(template.as_bytes());
+    digest.iter().flat_map(|byte| [hex(byte >> 4), hex(byte & 15)]).collect()
 }
 
 /// A model's own chat template, in Jinja as `transformers` runs it.
@@ -289,14 +291,13 @@ impl TemplateRenderer {
         }
         let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
         let known = proofs.get(&shape).copied();
-        let start = match known {
-            Some(start) => start,
-            None => {
-                let held = self.held(question, shape)?;
-                let start = output.starts_with(&held).then_some(held.len());
-                proofs.insert(shape, start);
-                start
-            }
+        let start = if let Some(start) = known {
+            start
+        } else {
+            let held = self.held(question, shape)?;
+            let start = output.starts_with(&held).then_some(held.len());
+            proofs.insert(shape, start);
+            start
         };
         Ok(start.and_then(|start| output.get(start..)).map(str::to_owned))
     }
