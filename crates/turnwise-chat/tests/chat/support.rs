@@ -109,7 +109,7 @@ pub(crate) fn appended(
     let history = [Said { message: &turn, drawn: Some(&ids) }];
     let ended = EndedTurn { ids: &ids, stop };
     match renderer.bridge(ended, &history, &observation.messages).expect("it renders") {
-        Bridged::Append(rendered) => rendered,
+        Bridged::Append(delta) => delta,
         Bridged::Rewrite => panic!("nothing is rewritten"),
     }
 }
