@@ -15,7 +15,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let tasks = vec![Echo::new(3, true)];
     let renderer = Arc::new(AlphabetRenderer::new("abc"));
     let mut model = TabularModel::new(renderer.n_ids());
-    let agents = ChatAgents { renderer, sampling: Sampling::default() };
+    let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
     let limits = Limits { max_turn_tokens: 4, ..Limits::default() };
     let mut episode = Episode::new(identity(&tasks), tasks.environment(0), &agents, limits);
 

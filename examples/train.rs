@@ -18,7 +18,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let clip = Clip::new(0.2, 0.2)?;
     let parts = Parts {
         tasks: Arc::new(vec![Thermostat::new(6)]),
-        agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default() }),
+        agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default(), compaction: None }),
         rubric: None,
         policy: Arc::new(model.clone()),
         learner: model,

@@ -43,7 +43,7 @@ pub(crate) fn agents() -> ChatAgents {
 }
 
 pub(crate) fn agents_with(letters: &str, sampling: Sampling) -> ChatAgents {
-    ChatAgents { renderer: Arc::new(AlphabetRenderer::new(letters)), sampling }
+    ChatAgents { renderer: Arc::new(AlphabetRenderer::new(letters)), sampling, compaction: None }
 }
 
 pub(crate) fn limits() -> Limits {

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::json;
 use turnwise_calculator::{Calculator, CalculatorSettings};
-use turnwise_environment::{Action, Observation, Split, Suite, TaskSet, ToolSpec};
+use turnwise_environment::{Action, Message, Split, Suite, TaskSet, ToolSpec};
 use turnwise_guess::{Guess, GuessSettings};
 use turnwise_rollout::{
-    Allowance, ChatAgents, Episode, Group, Limits, Policy, PoolSettings, PoolSnapshot, Progress,
-    RenderError, Rendered, Renderer, RolloutPool, StopSignal,
+    Allowance, Bridged, ChatAgents, EndedTurn, Episode, Group, Limits, Policy, PoolSettings,
+    PoolSnapshot, Progress, RenderError, Rendered, Renderer, RolloutPool, Said, StopSignal,
 };
 use turnwise_testkit::{AlphabetRenderer, Echo, Interrupting};
-use turnwise_trajectory::{GroupId, Sampling, StopReason, TokenId, Trajectory};
+use turnwise_trajectory::{GroupId, Sampling, TokenId, Trajectory};
 
 use crate::support::{
     Cuts, Engine, agents, agents_with, block_on, echoes, identity, limits, play, pool_settings,
@@ -28,7 +28,7 @@ impl CallingRenderer {
 
     fn agents() -> ChatAgents {
         let renderer = Arc::new(Self { inner: AlphabetRenderer::new(Self::LETTERS) });
-        ChatAgents { renderer, sampling: Sampling::default() }
+        ChatAgents { renderer, sampling: Sampling::default(), compaction: None }
     }
 }
 
@@ -37,21 +37,30 @@ impl Renderer for CallingRenderer {
         "calling"
     }
 
-    fn open(&self, observation: &Observation, tools: &[ToolSpec]) -> Result<Rendered, RenderError> {
+    fn render(
+        &self,
+        conversation: &[Said<'_>],
+        tools: &[ToolSpec],
+    ) -> Result<Rendered, RenderError> {
         assert_eq!(tools.len(), 1, "the agent is told about the calculator");
-        self.inner.open(observation, tools)
+        self.inner.render(conversation, tools)
     }
 
-    fn bridge(&self, stop: StopReason, observation: &Observation) -> Result<Rendered, RenderError> {
-        self.inner.bridge(stop, observation)
+    fn bridge(
+        &self,
+        ended: EndedTurn<'_>,
+        history: &[Said<'_>],
+        new: &[Message],
+    ) -> Result<Bridged, RenderError> {
+        self.inner.bridge(ended, history, new)
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
         self.inner.write(action)
     }
 
-    fn parse(&self, sampled: &[TokenId]) -> Action {
-        let said = self.inner.parse(sampled);
+    fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
+        let said = self.inner.parse(turn, tools);
         match said.text.split_once('c') {
             Some((a, b)) => {
                 let arguments = json!({"a": a.parse::<i64>().ok(), "op": "+", "b": b.len()});

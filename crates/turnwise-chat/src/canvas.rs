@@ -52,6 +52,14 @@ impl<'a> Canvas<'a> {
         self.write(text, true);
     }
 
+    /// Puts down what the policy drew, as it was drawn.
+    pub(crate) fn verbatim(&mut self, ids: &[TokenId]) {
+        self.flush();
+        for id in ids {
+            self.push(self.owner, TokenKind::Context, *id);
+        }
+    }
+
     /// Each owner's spans, without two neighbours of one kind.
     pub(crate) fn finish(mut self) -> Vec<Vec<Span>> {
         self.flush();

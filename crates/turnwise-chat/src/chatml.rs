@@ -2,18 +2,20 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use turnwise_environment::{Action, CallAttempt, Message, Observation, Role, ToolCall, ToolSpec};
-use turnwise_rollout::{RenderError, Rendered, Renderer};
-use turnwise_trajectory::{Span, StopReason, TokenId};
+use turnwise_environment::{Action, CallAttempt, Message, Role, ToolCall, ToolSpec};
+use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
+use turnwise_trajectory::{Span, TokenId};
 
 use crate::canvas::Canvas;
 use crate::fingerprint::fingerprint;
 use crate::python_json::to_python_json;
+use crate::thinking::{self, Thinking};
+use crate::tool_calls::check_calls;
 use crate::truncate::middle_truncate;
 use crate::{ChatError, Tokenizer, ToolPrompt, clean, parse_turn};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
-const FORMAT: &str = "chatml 1";
+const FORMAT: &str = "chatml 2";
 
 const CLOSE: &str = "<|im_end|>";
 
@@ -25,11 +27,20 @@ pub struct ChatMlSettings {
     pub tools: ToolPrompt,
     /// The most tokens of one message's text. A longer one loses its middle, with `[... N bytes omitted ...]` in its place.
     pub max_observation_tokens: usize,
+    /// What becomes of thinking in past turns.
+    pub thinking: Thinking,
+    /// Whether the model may think; if not, each of its turns begins with an empty block of thinking.
+    pub enable_thinking: bool,
 }
 
 impl Default for ChatMlSettings {
     fn default() -> Self {
-        Self { tools: ToolPrompt::default(), max_observation_tokens: 8192 }
+        Self {
+            tools: ToolPrompt::default(),
+            max_observation_tokens: 8192,
+            thinking: Thinking::default(),
+            enable_thinking: true,
+        }
     }
 }
 
@@ -53,8 +64,12 @@ impl Default for ChatMlSettings {
 /// - Tools stand in the first system block, after the observation's own system message. Without a message to carry it,
 ///   the block is part of the lead-in to the model's turn.
 /// - Text is [cleaned](crate::clean) and cut in the middle before it is encoded, without any control token.
-/// - An assistant message of an observation (an example, another model) is context like any other; thinking stays.
-/// - What the model drew is never rendered again.
+/// - An assistant message of an observation (an example, another model) is context like any other.
+/// - What the model drew is never encoded again: where the conversation is rendered whole its turns are put down as they
+///   were drawn, up to their close.
+/// - [`Thinking::Follow`] is Qwen 3's published template: thinking stays only after the last user message that is no answer
+///   of a tool; there an assistant message always has a block of it when it is the last, and otherwise when it has thoughts.
+///   With [`Thinking::Keep`] whatever was thought stays.
 ///
 /// Rendering never fails. An action that is written reads back as it was, up to the ids of its calls and blanks at the ends
 /// of its text, unless its text or thinking spells a tag, or a call is malformed.
@@ -73,10 +88,7 @@ impl ChatMl {
     /// # Errors
     /// When `<|im_start|>` or `<|im_end|>` is not a token of the tokenizer.
     pub fn new(tokenizer: Arc<Tokenizer>, settings: ChatMlSettings) -> Result<Self, ChatError> {
-        let control = |marker: &str| {
-            let id = tokenizer.token_id(marker).filter(|id| tokenizer.is_control(*id));
-            id.ok_or_else(|| ChatError::MissingMarker { marker: marker.to_owned() })
-        };
+        let control = |marker: &str| tokenizer.control(marker);
         control("<|im_start|>")?;
         let close = control(CLOSE)?;
         let stop = [Some(close), control("<|endoftext|>").ok()].into_iter().flatten().collect();
@@ -99,9 +111,37 @@ impl ChatMl {
     }
 
     fn writer(&self, n_messages: usize, separator: &'static str) -> Writer<'_> {
-        // One more owner: the lead-in to the model's turn.
-        let canvas = Canvas::new(&self.tokenizer, n_messages + 1);
-        Writer { tokenizer: &self.tokenizer, settings: &self.settings, canvas, separator }
+        // Two more owners: the lead-in to the model's turn, and what is put into its mouth.
+        let canvas = Canvas::new(&self.tokenizer, n_messages + 2);
+        Writer { chat: self, canvas, separator, last_query: None, n_messages }
+    }
+
+    /// Whether the template writes the turns before `new` as they stand.
+    fn is_appended(&self, ended: EndedTurn<'_>, history: &[Said<'_>], new: &[Message]) -> bool {
+        let close = ended.ids.iter().position(|id| self.stop.contains(id));
+        if close.is_some_and(|at| at + 1 < ended.ids.len()) {
+            return false;
+        }
+        if self.settings.thinking == Thinking::Keep {
+            return true;
+        }
+        let is_closed = close.is_none_or(|at| ended.ids[at] == self.close);
+        let since = thinking::last_query(history.iter().map(|said| said.message)).unwrap_or(0);
+        let mut turns = history[since..].iter().filter(|said| said.message.role == Role::Assistant);
+        let is_stripped =
+            new.iter().any(thinking::is_query) && turns.any(|turn| self.has_thoughts(turn));
+        // An example just before the turn was the last message, and is not any more.
+        let was_last = history.iter().rev().nth(1);
+        let is_example = was_last
+            .is_some_and(|said| said.drawn.is_none() && said.message.role == Role::Assistant);
+        is_closed && !is_stripped && !is_example
+    }
+
+    fn has_thoughts(&self, said: &Said<'_>) -> bool {
+        match said.drawn {
+            Some(ids) => self.tokenizer.decode(ids).contains(thinking::CLOSE),
+            None => thinking::split(said.message).0.is_some(),
+        }
     }
 }
 
@@ -110,39 +150,47 @@ impl Renderer for ChatMl {
         &self.fingerprint
     }
 
-    fn open(&self, observation: &Observation, tools: &[ToolSpec]) -> Result<Rendered, RenderError> {
-        let messages = &observation.messages;
-        let mut writer = self.writer(messages.len(), "");
-        let n_written = writer.tools(tools, messages.first());
-        writer.messages(messages, n_written);
+    fn render(
+        &self,
+        conversation: &[Said<'_>],
+        tools: &[ToolSpec],
+    ) -> Result<Rendered, RenderError> {
+        let mut writer = self.writer(conversation.len(), "");
+        let n_written = writer.tools(tools, conversation.first().map(|said| said.message));
+        writer.last_query = thinking::last_query(conversation.iter().map(|said| said.message));
+        writer.messages(conversation, n_written);
         Ok(writer.finish(Vec::new()))
     }
 
-    fn bridge(&self, stop: StopReason, observation: &Observation) -> Result<Rendered, RenderError> {
-        let close = match stop {
-            StopReason::EndOfTurn => Vec::new(),
-            StopReason::MaxTokens | StopReason::Interrupted => vec![self.close],
-        };
-        let mut writer = self.writer(observation.messages.len(), "\n");
-        writer.messages(&observation.messages, 0);
-        Ok(writer.finish(close))
+    fn bridge(
+        &self,
+        ended: EndedTurn<'_>,
+        history: &[Said<'_>],
+        new: &[Message],
+    ) -> Result<Bridged, RenderError> {
+        if !self.is_appended(ended, history, new) {
+            return Ok(Bridged::Rewrite);
+        }
+        let is_closed = ended.ids.last() == Some(&self.close);
+        let close = if is_closed { Vec::new() } else { vec![self.close] };
+        let new: Vec<Said<'_>> = new.iter().map(Said::new).collect();
+        let mut writer = self.writer(new.len(), "\n");
+        writer.last_query = thinking::last_query(new.iter().map(|said| said.message));
+        writer.messages(&new, 0);
+        Ok(Bridged::Append(writer.finish(close)))
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
         let mut canvas = Canvas::new(&self.tokenizer, 1);
-        let calls = action.calls.iter().map(|attempt| match attempt {
-            CallAttempt::Call(call) => format!("\n{}\n", call_json(call)),
-            CallAttempt::Malformed(call) => call.raw.clone(),
-        });
-        write_turn(&mut canvas, action.reasoning.as_deref(), &action.text, calls);
+        hermes_turn(&mut canvas, action);
         canvas.template(CLOSE);
         ids_of(&canvas.finish().concat())
     }
 
-    fn parse(&self, sampled: &[TokenId]) -> Action {
+    fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
         // What a model drew after its close is no part of its turn.
-        let turn = sampled.split(|id| self.stop.contains(id)).next().unwrap_or_default();
-        parse_turn(&self.tokenizer.decode(turn))
+        let turn = turn.split(|id| self.stop.contains(id)).next().unwrap_or_default();
+        check_calls(parse_turn(&self.tokenizer.decode(turn)), tools)
     }
 
     fn stop_tokens(&self) -> &[TokenId] {
@@ -156,17 +204,19 @@ impl Renderer for ChatMl {
 
 /// Writes a conversation block by block.
 struct Writer<'a> {
-    tokenizer: &'a Tokenizer,
-    settings: &'a ChatMlSettings,
+    chat: &'a ChatMl,
     canvas: Canvas<'a>,
     /// What stands before the next block.
     separator: &'static str,
+    /// Thinking stays after it.
+    last_query: Option<usize>,
+    n_messages: usize,
 }
 
 impl Writer<'_> {
     /// The system block with the tools. Answers how many messages are in it: one if the first is a system message.
     fn tools(&mut self, tools: &[ToolSpec], first: Option<&Message>) -> usize {
-        if tools.is_empty() || self.settings.tools == ToolPrompt::Omit {
+        if tools.is_empty() || self.chat.settings.tools == ToolPrompt::Omit {
             return 0;
         }
         let system = first.filter(|message| message.role == Role::System);
@@ -175,21 +225,23 @@ impl Writer<'_> {
             self.say(&message.content);
             self.canvas.template("\n\n");
         }
-        self.settings.tools.write(tools, &mut self.canvas);
+        self.chat.settings.tools.write(tools, &mut self.canvas);
         self.canvas.template(CLOSE);
         usize::from(system.is_some())
     }
 
-    fn messages(&mut self, messages: &[Message], n_written: usize) {
-        for (index, message) in messages.iter().enumerate().skip(n_written) {
+    fn messages(&mut self, messages: &[Said<'_>], n_written: usize) {
+        for (index, said) in messages.iter().enumerate().skip(n_written) {
+            let message = said.message;
             self.canvas.set_owner(index);
-            match message.role {
-                Role::System => self.block("system\n", message),
-                Role::User => self.block("user\n", message),
-                Role::Assistant => self.assistant(message),
-                Role::Tool => {
-                    let is_tool = |other: Option<&Message>| {
-                        other.is_some_and(|message| message.role == Role::Tool)
+            match (message.role, said.drawn) {
+                (Role::System, _) => self.block("system\n", message),
+                (Role::User, _) => self.block("user\n", message),
+                (Role::Assistant, Some(ids)) => self.turn(index, ids),
+                (Role::Assistant, None) => self.assistant(index, message),
+                (Role::Tool, _) => {
+                    let is_tool = |other: Option<&Said<'_>>| {
+                        other.is_some_and(|said| said.message.role == Role::Tool)
                     };
                     let before = index.checked_sub(1).and_then(|before| messages.get(before));
                     self.tool(message, !is_tool(before), !is_tool(messages.get(index + 1)));
@@ -217,16 +269,47 @@ impl Writer<'_> {
         }
     }
 
-    fn assistant(&mut self, message: &Message) {
+    /// What the policy drew, up to its close.
+    fn turn(&mut self, index: usize, drawn: &[TokenId]) {
+        let chat = self.chat;
+        let turn = drawn.split(|id| chat.stop.contains(id)).next().unwrap_or_default();
         self.header("assistant\n");
-        let reasoning = message.reasoning.as_ref().map(|text| self.heard(text));
-        let text = self.heard(&message.content);
+        if self.keeps_thinking(index) {
+            self.canvas.verbatim(turn);
+        } else {
+            thinking::strip(&chat.tokenizer, turn, &mut self.canvas);
+        }
+        self.canvas.template(CLOSE);
+    }
+
+    fn keeps_thinking(&self, index: usize) -> bool {
+        let is_recent = self.last_query.is_some_and(|last| index > last);
+        self.chat.settings.thinking == Thinking::Keep || is_recent
+    }
+
+    fn assistant(&mut self, index: usize, message: &Message) {
+        self.header("assistant\n");
+        let (mut reasoning, mut content) = (message.reasoning.clone(), message.content.clone());
+        let mut has_text = !content.is_empty();
+        if self.chat.settings.thinking == Thinking::Follow {
+            let (thoughts, rest) = thinking::split(message);
+            (reasoning, content) = (thoughts.map(str::to_owned), rest.to_owned());
+            let is_last = index + 1 == self.n_messages;
+            let has_block = self.keeps_thinking(index) && (is_last || reasoning.is_some());
+            has_text = !content.is_empty();
+            reasoning = has_block.then(|| reasoning.unwrap_or_default());
+            if has_block {
+                content = content.trim_start_matches('\n').to_owned();
+            }
+        }
+        let reasoning = reasoning.map(|text| self.heard(&text));
+        let text = self.heard(&content);
         let calls = message.tool_calls.iter().map(|call| {
             let call = call_json(call);
             format!("\n{}\n", self.heard(&call))
         });
         let calls: Vec<String> = calls.collect();
-        write_turn(&mut self.canvas, reasoning.as_deref(), &text, calls);
+        write_turn(&mut self.canvas, reasoning.as_deref(), (&text, has_text), calls);
         self.canvas.template(CLOSE);
     }
 
@@ -244,23 +327,39 @@ impl Writer<'_> {
 
     /// What of a message's text reaches the model.
     fn heard(&self, text: &str) -> String {
-        let limit = self.settings.max_observation_tokens;
-        middle_truncate(self.tokenizer, &clean(text), limit).into_owned()
+        let limit = self.chat.settings.max_observation_tokens;
+        middle_truncate(&self.chat.tokenizer, &clean(text), limit).into_owned()
     }
 
     fn finish(mut self, close: Vec<TokenId>) -> Rendered {
         self.header("assistant\n");
+        self.canvas.set_owner(self.n_messages + 1);
+        if !self.chat.settings.enable_thinking {
+            self.canvas.template(thinking::EMPTY);
+        }
         let mut messages = self.canvas.finish();
+        let prefill = ids_of(&messages.pop().unwrap_or_default());
         let generation = ids_of(&messages.pop().unwrap_or_default());
-        Rendered { close, messages, generation }
+        Rendered { close, messages, generation, prefill }
     }
 }
 
-/// Writes an assistant's turn up to its close. A call is what stands between the tags.
+/// Writes an action up to its close.
+pub(crate) fn hermes_turn(canvas: &mut Canvas<'_>, action: &Action) {
+    let calls = action.calls.iter().map(|attempt| match attempt {
+        CallAttempt::Call(call) => format!("\n{}\n", call_json(call)),
+        CallAttempt::Malformed(call) => call.raw.clone(),
+    });
+    let has_text = !action.text.is_empty();
+    write_turn(canvas, action.reasoning.as_deref(), (&action.text, has_text), calls);
+}
+
+/// Writes an assistant's turn up to its close. A call is what stands between the tags; the template sets the first apart from
+/// text, also from text whose line breaks it has trimmed away.
 fn write_turn(
     canvas: &mut Canvas<'_>,
     reasoning: Option<&str>,
-    text: &str,
+    (text, has_text): (&str, bool),
     calls: impl IntoIterator<Item = String>,
 ) {
     if let Some(reasoning) = reasoning {
@@ -270,7 +369,7 @@ fn write_turn(
     }
     canvas.content(text);
     for (index, call) in calls.into_iter().enumerate() {
-        canvas.template(if index == 0 && text.is_empty() { "" } else { "\n" });
+        canvas.template(if index == 0 && !has_text { "" } else { "\n" });
         canvas.template("<tool_call>");
         canvas.content(&call);
         canvas.template("</tool_call>");
@@ -289,7 +388,7 @@ fn call_json(call: &ToolCall) -> String {
     json.replace("</tool_call>", "\\u003c/tool_call>")
 }
 
-fn ids_of(spans: &[Span]) -> Vec<TokenId> {
+pub(crate) fn ids_of(spans: &[Span]) -> Vec<TokenId> {
     let mut ids = Vec::new();
     for span in spans {
         span.extend_ids(&mut ids);

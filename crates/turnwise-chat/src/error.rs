@@ -49,4 +49,17 @@ pub enum ChatError {
         /// How many there must be.
         least: usize,
     },
+    /// A chat template that the caller has not said to trust.
+    #[error(
+        "run a chat template: its hash is {hash}, and {trusted:?} is trusted; read it, then trust that hash"
+    )]
+    Untrusted {
+        /// The template's hash.
+        hash: String,
+        /// The one that is trusted.
+        trusted: String,
+    },
+    /// A chat template that cannot be run.
+    #[error("read a chat template: {0}")]
+    Template(String),
 }

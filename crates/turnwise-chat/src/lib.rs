@@ -24,16 +24,25 @@
 //! # Ok::<(), turnwise_chat::ChatError>(())
 //! ```
 //!
-//! Not supported: tokenizers other than byte-level BPE, a model's own Jinja template, and thinking that a template drops
-//! from past turns.
+//! [`Llama3`] is the form of Llama 3, and [`TemplateRenderer`] runs a model's own Jinja template within bounds. What becomes
+//! of thinking in past turns is a choice, [`Thinking`].
+//!
+//! Not supported: tokenizers other than byte-level BPE; templates that put images into messages.
 
 mod canvas;
 mod chatml;
 mod error;
 mod fingerprint;
 mod hygiene;
+mod jinja;
+mod llama;
+mod llama_calls;
+mod marks;
 mod python_json;
+mod schema;
 mod strict_json;
+mod template;
+mod thinking;
 mod tokenizer;
 mod tool_calls;
 mod tool_prompt;
@@ -43,6 +52,10 @@ mod truncate;
 pub use chatml::{ChatMl, ChatMlSettings};
 pub use error::ChatError;
 pub use hygiene::clean;
+pub use llama::{Llama3, Llama3Settings};
+pub use llama_calls::parse_llama_turn;
+pub use template::{CallForm, TemplateRenderer, TemplateSettings, Trust, template_hash};
+pub use thinking::Thinking;
 pub use tokenizer::Tokenizer;
 pub use tool_calls::{MAX_CALL_BYTES, parse_turn};
 pub use tool_prompt::ToolPrompt;

@@ -10,6 +10,15 @@ pub(crate) fn from_str(text: &str) -> serde_json::Result<Value> {
     serde_json::from_str(text).map(|Strict(value)| value)
 }
 
+/// The JSON value at the beginning of the text, and how many bytes it has.
+pub(crate) fn first(text: &str) -> serde_json::Result<(Value, usize)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Strict>();
+    match values.next() {
+        Some(value) => value.map(|Strict(value)| (value, values.byte_offset())),
+        None => Err(de::Error::custom("there is no value")),
+    }
+}
+
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {

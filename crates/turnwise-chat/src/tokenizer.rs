@@ -209,6 +209,17 @@ impl Tokenizer {
         self.added.contains(&id)
     }
 
+    /// The id of a control token that a chat format needs.
+    pub(crate) fn control(&self, marker: &str) -> Result<TokenId, ChatError> {
+        let id = self.token_id(marker).filter(|id| self.is_control(*id));
+        id.ok_or_else(|| ChatError::MissingMarker { marker: marker.to_owned() })
+    }
+
+    /// The added tokens' texts.
+    pub(crate) fn marker_texts(&self) -> impl Iterator<Item = &str> {
+        self.markers.iter().map(|(text, _)| text.as_str())
+    }
+
     /// The ids of what somebody said: never a special token nor another added one, whatever the text contains.
     #[must_use]
     pub fn encode_plain(&self, text: &str) -> Vec<TokenId> {

@@ -1,7 +1,7 @@
-use serde_json::{Map, Value};
-use turnwise_environment::{Action, CallAttempt, CallError, MalformedCall, ToolCall};
+use serde_json::{Map, Value, json};
+use turnwise_environment::{Action, CallAttempt, CallError, MalformedCall, ToolCall, ToolSpec};
 
-use crate::strict_json;
+use crate::{schema, strict_json};
 
 /// The most bytes between the tags of a call that are read.
 pub const MAX_CALL_BYTES: usize = 64 * 1024;
@@ -42,7 +42,8 @@ enum Holds {
 /// - A call that is not closed, is not JSON, is no object, has a key twice, nests 128 deep or has no name: `decode`.
 /// - A call of more than [`MAX_CALL_BYTES`]: `too_large`. Arguments that are no object: `invalid_args`.
 /// - Arguments left out are `{}`. Arguments as a string that holds an object are that object: the wire form of chat
-///   endpoints, which models have seen. Other keys of the call are ignored. Names and schemas are the tool's to check.
+///   endpoints, which models have seen. Other keys of the call are ignored. Names and schemas are
+///   for [`Renderer::parse`](turnwise_rollout::Renderer::parse), which knows the tools.
 ///
 /// Text and thinking are trimmed, and joined by a newline where tags divide them. Calls are numbered `call_0`, `call_1`, …
 /// within the turn, the malformed ones too: a turn does not know how many came before it, and answers come before the
@@ -89,17 +90,41 @@ fn join(pieces: &[&str]) -> String {
 /// `body` is what stands between the tags, `None` when there is no closing one.
 fn attempt(index: usize, inside: &str, body: Option<&str>) -> CallAttempt {
     let id = format!("call_{index}");
-    match body.ok_or_else(unclosed).and_then(read_call) {
+    numbered(id, body.unwrap_or(inside), body.ok_or_else(unclosed).and_then(read_call))
+}
+
+/// A call with its id, or what was written and why it is none.
+pub(crate) fn numbered(
+    id: String,
+    raw: &str,
+    read: Result<(String, Value), Mistake>,
+) -> CallAttempt {
+    match read {
         Ok((name, arguments)) => CallAttempt::Call(ToolCall { id, name, arguments }),
         Err((error, message)) => {
-            let raw = body.unwrap_or(inside);
             let raw = raw[..raw.floor_char_boundary(MAX_CALL_BYTES)].to_owned();
             CallAttempt::Malformed(MalformedCall { id, raw, error, message })
         }
     }
 }
 
-type Mistake = (CallError, String);
+/// Holds the calls of a turn to the tools' schemas: a call that does not fit says so in place of being made. With no tools
+/// nothing is known of them, and every call stays.
+pub(crate) fn check_calls(mut action: Action, tools: &[ToolSpec]) -> Action {
+    if tools.is_empty() {
+        return action;
+    }
+    for attempt in &mut action.calls {
+        let CallAttempt::Call(call) = attempt else { continue };
+        if let Err(mistake) = schema::fit(call, tools) {
+            let raw = json!({"name": call.name, "arguments": call.arguments}).to_string();
+            *attempt = numbered(std::mem::take(&mut call.id), &raw, Err(mistake));
+        }
+    }
+    action
+}
+
+pub(crate) type Mistake = (CallError, String);
 
 fn unclosed() -> Mistake {
     (CallError::Decode, "the call has no closing tag".to_owned())
@@ -112,17 +137,24 @@ fn read_call(body: &str) -> Result<(String, Value), Mistake> {
         return Err((CallError::TooLarge, message));
     }
     let decode = |message: String| (CallError::Decode, message);
-    let mut call = match strict_json::from_str(body) {
-        Ok(Value::Object(call)) => call,
-        Ok(_) => return Err(decode("the call is not a JSON object".to_owned())),
-        Err(error) => return Err(decode(format!("the call cannot be read as JSON: {error}"))),
+    match strict_json::from_str(body) {
+        Ok(value) => read_value(value, "arguments"),
+        Err(error) => Err(decode(format!("the call cannot be read as JSON: {error}"))),
+    }
+}
+
+/// A call whose arguments stand under this key.
+pub(crate) fn read_value(value: Value, key: &str) -> Result<(String, Value), Mistake> {
+    let decode = |message: &str| (CallError::Decode, message.to_owned());
+    let Value::Object(mut call) = value else {
+        return Err(decode("the call is not a JSON object"));
     };
     let name = match call.remove("name") {
         Some(Value::String(name)) => name,
-        Some(_) => return Err(decode("the call's name is not a string".to_owned())),
-        None => return Err(decode("the call has no name".to_owned())),
+        Some(_) => return Err(decode("the call's name is not a string")),
+        None => return Err(decode("the call has no name")),
     };
-    Ok((name, read_arguments(call.remove("arguments"))?))
+    Ok((name, read_arguments(call.remove(key))?))
 }
 
 fn read_arguments(arguments: Option<Value>) -> Result<Value, Mistake> {

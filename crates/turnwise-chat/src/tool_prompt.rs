@@ -6,7 +6,7 @@ use crate::canvas::Canvas;
 use crate::python_json::to_python_json;
 
 /// How the system block tells the model about its tools.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolPrompt {
     /// The prompt that Qwen and Hermes models were trained on: a JSON schema for each tool, and how to call one.
@@ -17,6 +17,13 @@ pub enum ToolPrompt {
     Signatures,
     /// Nothing: the task's own text says it.
     Omit,
+    /// A JSON schema for each tool on a line of its own between texts of one's own, for models trained on others.
+    Between {
+        /// What stands before the first schema, without the line break.
+        open: String,
+        /// What stands after the last, from its line break on.
+        close: String,
+    },
 }
 
 /// Verbatim from the Qwen templates, as is [`HERMES_CLOSE`].
@@ -28,16 +35,10 @@ const HERMES_CLOSE: &str = "\n</tools>\n\nFor each function call, return a json 
 
 impl ToolPrompt {
     /// Writes what stands in the system block. The tools' own words are content: they may come from a stranger's server.
-    pub(crate) fn write(self, tools: &[ToolSpec], canvas: &mut Canvas<'_>) {
+    pub(crate) fn write(&self, tools: &[ToolSpec], canvas: &mut Canvas<'_>) {
         match self {
-            Self::Hermes => {
-                canvas.template(HERMES_OPEN);
-                for tool in tools {
-                    canvas.template("\n");
-                    canvas.content(&function_json(tool));
-                }
-                canvas.template(HERMES_CLOSE);
-            }
+            Self::Hermes => write_lines(HERMES_OPEN, tools, HERMES_CLOSE, canvas),
+            Self::Between { open, close } => write_lines(open, tools, close, canvas),
             Self::Signatures => {
                 for (index, tool) in tools.iter().enumerate() {
                     canvas.template(if index == 0 { "" } else { "\n" });
@@ -47,6 +48,15 @@ impl ToolPrompt {
             Self::Omit => {}
         }
     }
+}
+
+fn write_lines(open: &str, tools: &[ToolSpec], close: &str, canvas: &mut Canvas<'_>) {
+    canvas.template(open);
+    for tool in tools {
+        canvas.template("\n");
+        canvas.content(&function_json(tool));
+    }
+    canvas.template(close);
 }
 
 /// `{"type": "function", "function": {"name": …, "description": …, "parameters": …}}` with the keys in that order, which

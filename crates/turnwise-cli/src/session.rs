@@ -113,7 +113,7 @@ impl Session {
     }
 
     fn agents(&self, sampling: Sampling) -> ChatAgents {
-        ChatAgents { renderer: self.chat.clone(), sampling }
+        ChatAgents { renderer: self.chat.clone(), sampling, compaction: None }
     }
 
     fn sampling(&self) -> Sampling {
@@ -218,7 +218,8 @@ async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, De
 }
 
 fn chat(config: &Config, tokenizer: Tokenizer) -> Result<ChatMl, Failure> {
-    let settings = ChatMlSettings { tools: config.model.tools, ..ChatMlSettings::default() };
+    let settings =
+        ChatMlSettings { tools: config.model.tools.clone(), ..ChatMlSettings::default() };
     ChatMl::new(Arc::new(tokenizer), settings).map_err(|error| Failure::refused_by(&error))
 }
 

@@ -19,6 +19,9 @@ pub struct Room {
 pub enum Act {
     /// It has decided, and its turn is in the graph.
     Decided(Decision),
+    /// It has decided something between itself and its memory, such as a summary: a turn in the graph that no environment
+    /// answers. It goes on when asked again.
+    Aside(Decision),
     /// It was interrupted, keeps what was drawn, and goes on when asked again.
     Interrupted,
 }
@@ -40,9 +43,10 @@ pub struct Decision {
 ///
 /// # Contract
 ///
-/// - The caller calls `observe`, then `act` until it has decided, then `observe` again.
+/// - The caller calls `observe`, then `act` until it has decided for the environment, then `observe` again.
 /// - `act` may be called again after [`Act::Interrupted`], also under newer weights; what was drawn before stays.
-/// - The graph holds exactly what the engine saw and what it drew, and is only appended to.
+/// - The graph holds exactly what the engine saw and what it drew, and is only appended to: each path from a root is what was
+///   in one context.
 #[async_trait]
 pub trait Agent: Send {
     /// Takes in what the environment said.

@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use turnwise_environment::{Message, Observation, Role, ToolSpec};
 use turnwise_trajectory::{
-    Author, Identity, MessageGraph, Node, NodeId, PolicyVersion, SampledToken, SampledTokens,
-    Sampling, Span, StopReason, TokenId,
+    Author, Edge, EdgeKind, Identity, MessageGraph, Node, NodeId, PolicyVersion, SampledToken,
+    SampledTokens, Sampling, Span, StopReason, TokenId,
 };
 
 use crate::{
-    Act, Agent, AgentError, AgentFactory, Decision, Policy, Rendered, Renderer, Room,
-    SampleRequest, check_sample,
+    Act, Agent, AgentError, AgentFactory, Bridged, Decision, EndedTurn, Policy, RenderError,
+    Rendered, Renderer, Room, Said, SampleRequest, check_sample,
 };
 
 /// Makes [`ChatAgent`]s.
@@ -22,6 +22,23 @@ pub struct ChatAgents {
     pub renderer: Arc<dyn Renderer>,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// When and how a long conversation is replaced by a summary of it; `None`: never.
+    pub compaction: Option<Compaction>,
+}
+
+/// How an agent makes room in its context.
+///
+/// When the next prompt would have more than `at_tokens` tokens, the agent asks the policy for a summary first: a turn like
+/// any other, sampled and trained, that no environment answers. A new branch then starts from what was said before the
+/// policy's first turn, the summary as a user message, and what the environment said last. A branch without a turn of its
+/// own is not summarised, so that there is always progress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compaction {
+    /// The longest prompt that needs none, in tokens.
+    pub at_tokens: usize,
+    /// What the policy is asked, as a user message.
+    pub prompt: String,
 }
 
 impl fmt::Debug for ChatAgents {
@@ -30,6 +47,7 @@ impl fmt::Debug for ChatAgents {
             .debug_struct("ChatAgents")
             .field("renderer", &self.renderer.fingerprint())
             .field("sampling", &self.sampling)
+            .field("compaction", &self.compaction)
             .finish()
     }
 }
@@ -51,6 +69,8 @@ impl AgentFactory for ChatAgents {
             leaf: None,
             stop: StopReason::EndOfTurn,
             generation: Vec::new(),
+            prefill: Vec::new(),
+            waiting: None,
             pending: Pending::default(),
             n_drawn: 0,
             engine: String::new(),
@@ -72,7 +92,9 @@ impl AgentFactory for ChatAgents {
 /// An agent that holds one conversation and appends to it.
 ///
 /// Only what the environment said is ever encoded; the prompt of a turn is the prompt of the turn before, what was drawn,
-/// and the bridge between.
+/// and the bridge between. Where the renderer says that its template writes history anew, the conversation is rendered whole
+/// and forks: the new branch leaves the old one at the last message up to which both have the same tokens. It holds what the
+/// policy said before as context, and only the old branch has the tokens as they were drawn.
 pub struct ChatAgent {
     settings: ChatAgents,
     state: State,
@@ -94,6 +116,12 @@ struct State {
     stop: StopReason,
     /// The lead-in to the turn that is due.
     generation: Vec<TokenId>,
+    /// What that turn begins with whether the policy likes it or not.
+    #[serde(default)]
+    prefill: Vec<TokenId>,
+    /// What the environment said while a summary is drawn.
+    #[serde(default)]
+    waiting: Option<Vec<Message>>,
     pending: Pending,
     n_drawn: u64,
     engine: String,
@@ -129,6 +157,7 @@ impl ChatAgent {
     fn new(settings: ChatAgents, state: State) -> Self {
         let mut held = state.leaf.map_or_else(Vec::new, |leaf| state.graph.ids_to(leaf));
         held.extend_from_slice(&state.generation);
+        held.extend_from_slice(&state.prefill);
         let drawn = state.graph.nodes().iter().flat_map(Node::sampled_spans);
         let versions = drawn.chain(state.pending.tokens()).flat_map(SampledTokens::versions);
         let newest = versions.map(|(version, _)| version).max().unwrap_or_default();
@@ -152,22 +181,102 @@ impl ChatAgent {
         }
     }
 
-    fn append(&mut self, message: &Message, author: Author, spans: Vec<Span>) {
-        for span in &spans {
-            span.extend_ids(&mut self.held);
-        }
-        let node = Node { parent: self.state.leaf, author, message: message.clone(), spans };
-        self.state.leaf = Some(self.state.graph.push(node));
+    /// The nodes of the branch.
+    fn path(&self) -> Vec<NodeId> {
+        self.state.leaf.map_or_else(Vec::new, |leaf| self.state.graph.path_to(leaf))
     }
 
-    /// Puts the close that the model did not write into its last turn.
-    fn close(&mut self, close: Vec<TokenId>) {
+    /// How the conversation on `path` goes on with `new`.
+    fn plan(&self, path: &[NodeId], new: &[Message]) -> Result<Plan, AgentError> {
+        let drawn: Vec<_> = path.iter().map(|id| drawn_in(self.state.graph.node(*id))).collect();
+        let said = path.iter().zip(&drawn).map(|(id, drawn)| Said {
+            message: &self.state.graph.node(*id).message,
+            drawn: drawn.as_deref(),
+        });
+        let mut conversation: Vec<Said<'_>> = said.collect();
+        if path.last().copied() == self.state.leaf
+            && let Some(leaf) = self.state.leaf
+        {
+            let node = self.state.graph.node(leaf);
+            let ids: Vec<TokenId> = node.sampled().map(|token| token.id).collect();
+            let ended = EndedTurn { ids: &ids, stop: self.state.stop };
+            if let Bridged::Append(rendered) =
+                self.settings.renderer.bridge(ended, &conversation, new)?
+            {
+                return Plan::append(path.len(), new.len(), rendered);
+            }
+        }
+        conversation.extend(new.iter().map(Said::new));
+        let rendered = self.settings.renderer.render(&conversation, &self.state.tools)?;
+        let held: Vec<_> =
+            path.iter().map(|id| ids_of(&self.state.graph.node(*id).spans)).collect();
+        Plan::fork(&held, new.len(), rendered)
+    }
+
+    /// Adds the nodes of a plan: those of `path` that the new branch does not share, then the new ones.
+    fn carry_out(&mut self, path: &[NodeId], new: Vec<(Author, Message)>, plan: Plan) {
+        let Plan { kept, close, messages, generation, prefill } = plan;
+        self.state.leaf = kept.checked_sub(1).map(|last| path[last]);
         if let Some(leaf) = self.state.leaf
             && !close.is_empty()
         {
-            self.held.extend_from_slice(&close);
             self.state.graph.node_mut(leaf).spans.push(Span::Forced(close));
         }
+        let again = path[kept..].iter().map(|id| {
+            let node = self.state.graph.node(*id);
+            (node.author, node.message.clone())
+        });
+        let said: Vec<(Author, Message)> = again.chain(new).collect();
+        for ((author, message), spans) in said.into_iter().zip(messages) {
+            let node = Node { parent: self.state.leaf, author, message, spans };
+            self.state.leaf = Some(self.state.graph.push(node));
+        }
+        self.state.generation = generation;
+        self.state.prefill = prefill;
+        self.hold();
+    }
+
+    /// Derives what is held from the state.
+    fn hold(&mut self) {
+        self.held = self.state.leaf.map_or_else(Vec::new, |leaf| self.state.graph.ids_to(leaf));
+        self.held.extend_from_slice(&self.state.generation);
+        self.held.extend_from_slice(&self.state.prefill);
+    }
+
+    /// Whether a prompt of `n_tokens` is due for compaction: the branch needs something to summarise.
+    fn is_too_long(&self, n_tokens: usize) -> bool {
+        let limit = self.settings.compaction.as_ref().map(|compaction| compaction.at_tokens);
+        let has_turn = || {
+            let path = self.path();
+            path.iter().any(|id| self.state.graph.node(*id).sampled().next().is_some())
+        };
+        limit.is_some_and(|limit| n_tokens > limit) && has_turn()
+    }
+
+    /// Starts the branch that goes on from the summary in `turn`.
+    fn go_on_from(
+        &mut self,
+        turn: NodeId,
+        summary: String,
+        waiting: Vec<Message>,
+    ) -> Result<(), AgentError> {
+        let path = self.path();
+        let is_policys = |id: &NodeId| self.state.graph.node(*id).author == Author::Policy;
+        let n_head = path.iter().position(is_policys).unwrap_or(path.len());
+        // Before the summary stand its prompt and what it summarises.
+        let summarised = path[path.len() - 3];
+        let mut new = vec![Message::user(summary)];
+        new.extend(waiting);
+        let head = &path[..n_head];
+        let plan = self.plan(head, &new)?;
+        let first = NodeId((self.state.graph.nodes().len() + n_head - plan.kept) as u32);
+        let authors = std::iter::once(Author::Policy).chain(new[1..].iter().map(author_of));
+        let new = authors.zip(new.clone()).collect();
+        self.carry_out(head, new, plan);
+        let graph = &mut self.state.graph;
+        graph.link(Edge { from: turn, to: summarised, kind: EdgeKind::Summarises });
+        graph.link(Edge { from: first, to: turn, kind: EdgeKind::CompactedFrom });
+        Ok(())
     }
 
     /// Ends the turn with what is pending.
@@ -176,38 +285,130 @@ impl ChatAgent {
         if let Some(Span::Sampled(tokens)) = &mut pending.span {
             tokens.shrink_to_fit();
         }
-        let ids = pending.ids();
-        let action = self.settings.renderer.parse(ids);
-        self.held.extend_from_slice(ids);
+        let ids = pending.ids().to_vec();
         let generation = std::mem::take(&mut self.state.generation);
+        let prefill = std::mem::take(&mut self.state.prefill);
+        let turn: Vec<TokenId> = prefill.iter().chain(&ids).copied().collect();
+        let action = self.settings.renderer.parse(&turn, &self.state.tools);
+        let forced = Some(prefill).filter(|ids| !ids.is_empty()).map(Span::Forced);
+        let spans = [Some(Span::Scaffold(generation)), forced, pending.span];
         let node = Node {
             parent: self.state.leaf,
             author: Author::Policy,
             message: action.to_message(),
-            spans: [Some(Span::Scaffold(generation)), pending.span].into_iter().flatten().collect(),
+            spans: spans.into_iter().flatten().collect(),
         };
         let node = self.state.graph.push(node);
         self.state.leaf = Some(node);
         self.state.stop = stop;
         Decision { action, node, stop, engine: self.state.engine.clone() }
     }
+
+    /// Ends the turn; one that made a summary is an aside.
+    fn end_turn(&mut self, stop: StopReason) -> Result<Act, AgentError> {
+        let decision = self.commit(stop);
+        let Some(waiting) = self.state.waiting.take() else { return Ok(Act::Decided(decision)) };
+        self.go_on_from(decision.node, decision.action.text.clone(), waiting)?;
+        Ok(Act::Aside(decision))
+    }
+}
+
+/// How a branch goes on.
+struct Plan {
+    /// How many nodes of the branch it shares.
+    kept: usize,
+    /// What is forced onto the last of them.
+    close: Vec<TokenId>,
+    /// The spans of the others, then of the new messages.
+    messages: Vec<Vec<Span>>,
+    generation: Vec<TokenId>,
+    prefill: Vec<TokenId>,
+}
+
+impl Plan {
+    fn append(n_held: usize, n_new: usize, rendered: Rendered) -> Result<Self, AgentError> {
+        let Rendered { close, messages, generation, prefill } = rendered;
+        count(messages.len(), n_new)?;
+        Ok(Self { kept: n_held, close, messages, generation, prefill })
+    }
+
+    /// `held` has the ids of each node of the branch.
+    fn fork(held: &[Vec<TokenId>], n_new: usize, rendered: Rendered) -> Result<Self, AgentError> {
+        let Rendered { mut messages, generation, prefill, .. } = rendered;
+        count(messages.len(), held.len() + n_new)?;
+        let ids: Vec<Vec<TokenId>> = messages.iter().map(|spans| ids_of(spans)).collect();
+        let mut kept = held.iter().zip(&ids).take_while(|(held, new)| held == new).count();
+        let mut close = Vec::new();
+        // The same turn, but for the close that the policy did not write.
+        if kept + 1 == held.len()
+            && let Some(rest) = ids[kept].strip_prefix(held[kept].as_slice())
+        {
+            close = rest.to_vec();
+            kept += 1;
+        }
+        messages.drain(..kept);
+        Ok(Self { kept, close, messages, generation, prefill })
+    }
+
+    /// The tokens it adds to those of the shared nodes.
+    fn n_new(&self) -> usize {
+        let said: usize = self.messages.iter().flatten().map(Span::len).sum();
+        said + self.close.len() + self.generation.len() + self.prefill.len()
+    }
+}
+
+fn count(n_rendered: usize, n_messages: usize) -> Result<(), AgentError> {
+    if n_rendered == n_messages {
+        return Ok(());
+    }
+    let message = format!("the renderer answered with {n_rendered} messages for {n_messages}");
+    Err(RenderError(message).into())
+}
+
+fn ids_of(spans: &[Span]) -> Vec<TokenId> {
+    let mut ids = Vec::new();
+    for span in spans {
+        span.extend_ids(&mut ids);
+    }
+    ids
+}
+
+/// What the policy drew to say a message: in the branch where it did, what was forced and sampled; in a fork, what stands
+/// for it.
+fn drawn_in(node: &Node) -> Option<Vec<TokenId>> {
+    if node.author != Author::Policy || node.message.role != Role::Assistant {
+        return None;
+    }
+    let was_drawn = node.sampled().next().is_some();
+    let mut ids = Vec::new();
+    for span in &node.spans {
+        match span {
+            Span::Sampled(_) | Span::Forced(_) if was_drawn => span.extend_ids(&mut ids),
+            Span::Context(_) if !was_drawn => span.extend_ids(&mut ids),
+            _ => {}
+        }
+    }
+    Some(ids)
 }
 
 #[async_trait]
 impl Agent for ChatAgent {
     fn observe(&mut self, observation: &Observation) -> Result<(), AgentError> {
-        let renderer = &self.settings.renderer;
-        let Rendered { close, messages, generation } = match self.state.leaf {
-            None => renderer.open(observation, &self.state.tools)?,
-            Some(_) => renderer.bridge(self.state.stop, observation)?,
-        };
-        assert_eq!(messages.len(), observation.messages.len(), "a renderer renders every message");
-        self.close(close);
-        for (message, spans) in observation.messages.iter().zip(messages) {
-            self.append(message, author_of(message), spans);
+        let path = self.path();
+        let mut plan = self.plan(&path, &observation.messages)?;
+        let mut said = observation.messages.clone();
+        let shared = path[..plan.kept].iter();
+        let n_shared: usize =
+            shared.flat_map(|id| &self.state.graph.node(*id).spans).map(Span::len).sum();
+        if self.is_too_long(n_shared + plan.n_new())
+            && let Some(Compaction { prompt, .. }) = &self.settings.compaction
+        {
+            let prompt = vec![Message::user(prompt.clone())];
+            plan = self.plan(&path, &prompt)?;
+            self.state.waiting = Some(std::mem::replace(&mut said, prompt));
         }
-        self.held.extend_from_slice(&generation);
-        self.state.generation = generation;
+        let new = said.into_iter().map(|message| (author_of(&message), message)).collect();
+        self.carry_out(&path, new, plan);
         Ok(())
     }
 
@@ -224,8 +425,8 @@ impl Agent for ChatAgent {
         // An engine may be interrupted by the very token that fills the turn.
         let is_full = self.n_pending() >= room.turn;
         Ok(match sample.stop {
-            StopReason::EndOfTurn => Act::Decided(self.commit(StopReason::EndOfTurn)),
-            _ if is_full => Act::Decided(self.commit(StopReason::MaxTokens)),
+            StopReason::EndOfTurn => self.end_turn(StopReason::EndOfTurn)?,
+            _ if is_full => self.end_turn(StopReason::MaxTokens)?,
             StopReason::MaxTokens | StopReason::Interrupted => Act::Interrupted,
         })
     }

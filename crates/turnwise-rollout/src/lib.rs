@@ -22,7 +22,7 @@ mod sampler;
 pub use agent::{Act, Agent, AgentError, AgentFactory, Decision, Room};
 pub use allowance::{Allowance, StopHandle, StopSignal, stop_signal};
 pub use blocking::BlockingThreads;
-pub use chat_agent::{ChatAgent, ChatAgents};
+pub use chat_agent::{ChatAgent, ChatAgents, Compaction};
 pub use deadline::Deadline;
 pub use episode::{
     Episode, EpisodeSnapshot, Fork, ForkError, Progress, RestoreError, SnapshotError,
@@ -31,5 +31,5 @@ pub use group::Group;
 pub use limits::Limits;
 pub use policy::{Policy, PolicyError, Sample, SampleRequest, check_sample};
 pub use pool::{Census, Iteration, Ledger, PoolSettings, PoolSnapshot, RolloutError, RolloutPool};
-pub use renderer::{RenderError, Rendered, Renderer};
+pub use renderer::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 pub use sampler::{Sampler, uniform_at};

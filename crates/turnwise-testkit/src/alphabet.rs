@@ -1,5 +1,5 @@
-use turnwise_environment::{Action, Observation, ToolSpec};
-use turnwise_rollout::{RenderError, Rendered, Renderer};
+use turnwise_environment::{Action, Message, ToolSpec};
+use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 use turnwise_trajectory::{Span, StopReason, TokenId};
 
 /// The token that ends a turn.
@@ -40,12 +40,15 @@ impl AlphabetRenderer {
         self.letters.len() + 1
     }
 
-    fn render(observation: &Observation) -> Vec<Vec<Span>> {
-        let say = |text: &str| {
-            Span::Context(text.bytes().map(|byte| BYTES + TokenId::from(byte)).collect())
-        };
-        let render = |text: &str| vec![Span::Scaffold(vec![ENVIRONMENT]), say(text)];
-        observation.messages.iter().map(|message| render(&message.content)).collect()
+    fn said(message: &Message) -> Vec<Span> {
+        let bytes = message.content.bytes().map(|byte| BYTES + TokenId::from(byte)).collect();
+        vec![Span::Scaffold(vec![ENVIRONMENT]), Span::Context(bytes)]
+    }
+
+    /// A turn of the policy's: what it drew before, and its end.
+    fn drawn(ids: &[TokenId]) -> Vec<Span> {
+        let turn = ids.split(|id| *id == END).next().unwrap_or_default().to_vec();
+        vec![Span::Scaffold(vec![POLICY]), Span::Context(turn), Span::Scaffold(vec![END])]
     }
 
     fn letter(&self, id: TokenId) -> Option<char> {
@@ -58,21 +61,27 @@ impl Renderer for AlphabetRenderer {
         &self.fingerprint
     }
 
-    fn open(
+    fn render(
         &self,
-        observation: &Observation,
+        conversation: &[Said<'_>],
         _tools: &[ToolSpec],
     ) -> Result<Rendered, RenderError> {
-        Ok(Rendered {
-            close: Vec::new(),
-            messages: Self::render(observation),
-            generation: vec![POLICY],
-        })
+        let render =
+            |said: &Said<'_>| said.drawn.map_or_else(|| Self::said(said.message), Self::drawn);
+        let messages = conversation.iter().map(render).collect();
+        Ok(Rendered { messages, generation: vec![POLICY], ..Rendered::default() })
     }
 
-    fn bridge(&self, stop: StopReason, observation: &Observation) -> Result<Rendered, RenderError> {
-        let close = if stop == StopReason::EndOfTurn { Vec::new() } else { vec![END] };
-        Ok(Rendered { close, messages: Self::render(observation), generation: vec![POLICY] })
+    fn bridge(
+        &self,
+        ended: EndedTurn<'_>,
+        _history: &[Said<'_>],
+        new: &[Message],
+    ) -> Result<Bridged, RenderError> {
+        let close = if ended.stop == StopReason::EndOfTurn { Vec::new() } else { vec![END] };
+        let messages = new.iter().map(Self::said).collect();
+        let generation = vec![POLICY];
+        Ok(Bridged::Append(Rendered { close, messages, generation, ..Rendered::default() }))
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
@@ -81,8 +90,8 @@ impl Renderer for AlphabetRenderer {
         letters.chain([END]).collect()
     }
 
-    fn parse(&self, sampled: &[TokenId]) -> Action {
-        Action::text(sampled.iter().filter_map(|id| self.letter(*id)).collect::<String>())
+    fn parse(&self, turn: &[TokenId], _tools: &[ToolSpec]) -> Action {
+        Action::text(turn.iter().filter_map(|id| self.letter(*id)).collect::<String>())
     }
 
     fn stop_tokens(&self) -> &[TokenId] {

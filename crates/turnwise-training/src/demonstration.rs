@@ -1,10 +1,10 @@
 //! Supervised warm start: demonstrations through the same learner, with the gradient of a log-likelihood.
 
 use turnwise_environment::{
-    Demonstrator, EnvironmentError, Observation, Step, TaskSet, derive_seed,
+    Demonstrator, EnvironmentError, Message, Observation, Step, TaskSet, derive_seed,
 };
-use turnwise_rollout::{RenderError, Rendered, Renderer};
-use turnwise_trajectory::{Span, StopReason};
+use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
+use turnwise_trajectory::{Span, StopReason, TokenId};
 
 use crate::{Learner, LearnerError, Row, Target, Update, Updated};
 
@@ -35,17 +35,23 @@ pub async fn demonstrate(
     let mut observation = environment.reset(derive_seed(seed, 0)).await?;
     let mut row = Row::default();
     append(&mut row, renderer.open(&observation, &environment.tools())?);
+    let mut history: Vec<(Message, Option<Vec<TokenId>>)> = Vec::new();
     let mut reward = 0.0;
     for _ in 0..max_turns {
         let action = demonstrator.act(&observation);
-        imitate(&mut row, renderer.write(&action));
+        let drawn = renderer.write(&action);
+        imitate(&mut row, drawn.clone());
+        history.extend(observation.messages.drain(..).map(|message| (message, None)));
+        history.push((action.to_message(), Some(drawn)));
         let step = environment.step(action).await?;
         let (Step::Next { reward: turn_reward, .. } | Step::End { reward: turn_reward, .. }) =
             &step;
         reward += turn_reward.unwrap_or(0.0);
         match step {
             Step::End { solved, .. } => return Ok(Demonstration { row, reward, solved }),
-            Step::Next { observation: next, .. } => observation = go_on(&mut row, renderer, next)?,
+            Step::Next { observation: next, .. } => {
+                observation = go_on(&mut row, renderer, &history, next)?
+            }
         }
     }
     Err(DemonstrationError::TooLong { index, max_turns })
@@ -54,9 +60,18 @@ pub async fn demonstrate(
 fn go_on(
     row: &mut Row,
     renderer: &dyn Renderer,
+    history: &[(Message, Option<Vec<TokenId>>)],
     next: Observation,
 ) -> Result<Observation, RenderError> {
-    append(row, renderer.bridge(StopReason::EndOfTurn, &next)?);
+    let ids = history.last().and_then(|(_, drawn)| drawn.as_deref()).unwrap_or_default();
+    let ended = EndedTurn { ids, stop: StopReason::EndOfTurn };
+    let said = history.iter().map(|(message, drawn)| Said { message, drawn: drawn.as_deref() });
+    let said: Vec<Said<'_>> = said.collect();
+    let Bridged::Append(rendered) = renderer.bridge(ended, &said, &next.messages)? else {
+        let message = "its template rewrites history, and a demonstration is one row";
+        return Err(RenderError(message.to_owned()));
+    };
+    append(row, rendered);
     Ok(next)
 }
 
@@ -64,9 +79,10 @@ fn append(row: &mut Row, rendered: Rendered) {
     row.ids.extend(rendered.close);
     rendered.messages.iter().flatten().for_each(|span: &Span| span.extend_ids(&mut row.ids));
     row.ids.extend(rendered.generation);
+    row.ids.extend(rendered.prefill);
 }
 
-fn imitate(row: &mut Row, ids: Vec<turnwise_trajectory::TokenId>) {
+fn imitate(row: &mut Row, ids: Vec<TokenId>) {
     let first = row.ids.len();
     row.targets
         .extend((0..ids.len()).map(|offset| Target { position: first + offset, temperature: 1.0 }));

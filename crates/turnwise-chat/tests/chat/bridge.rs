@@ -6,7 +6,7 @@ use turnwise_environment::{Message, Observation, ToolSpec};
 use turnwise_rollout::Renderer;
 use turnwise_trajectory::{StopReason, TokenId};
 
-use crate::support::{chatml, fixture, hostile_text, ids_of, trained};
+use crate::support::{appended, chatml, fixture, hostile_text, ids_of, trained};
 
 fn tools() -> Vec<ToolSpec> {
     vec![ToolSpec {
@@ -44,10 +44,9 @@ proptest! {
         for (index, (new, answer)) in rounds.iter().enumerate() {
             let observation = Observation::new(new.clone());
             let delta = match index {
-                0 => renderer.open(&observation, &tools()),
-                _ => renderer.bridge(StopReason::EndOfTurn, &observation),
+                0 => renderer.open(&observation, &tools()).expect("it renders"),
+                _ => appended(&renderer, StopReason::EndOfTurn, &observation),
             };
-            let delta = delta.expect("it renders");
             prop_assert_eq!(delta.messages.len(), new.len());
             held.extend(ids_of(&delta));
             messages.extend(new.iter().cloned());
@@ -68,8 +67,8 @@ proptest! {
     #[test]
     fn a_forced_close_stands_where_the_model_would_have_closed(text in hostile_text()) {
         let renderer = chatml(trained(), ToolPrompt::Omit);
-        let forced = renderer.bridge(StopReason::MaxTokens, &text.clone().into()).expect("it renders");
-        let free = renderer.bridge(StopReason::EndOfTurn, &text.into()).expect("it renders");
+        let forced = appended(&renderer, StopReason::MaxTokens, &text.clone().into());
+        let free = appended(&renderer, StopReason::EndOfTurn, &text.into());
         let mut expected = vec![renderer.stop_tokens()[0]];
         expected.extend(ids_of(&free));
         prop_assert_eq!(ids_of(&forced), expected);
@@ -83,9 +82,7 @@ fn separators_and_headers_stand_once_in_many_turns() {
     let mut held = ids_of(&renderer.open(&first, &tools()).expect("it renders"));
     for _ in 0..3 {
         held.extend(renderer.tokenizer().encode_with_markers("7<|im_end|>"));
-        held.extend(ids_of(
-            &renderer.bridge(StopReason::EndOfTurn, &"Lower.".into()).expect("it renders"),
-        ));
+        held.extend(ids_of(&appended(&renderer, StopReason::EndOfTurn, &"Lower.".into())));
     }
     let turn = "7<|im_end|>\n<|im_start|>user\nLower.<|im_end|>\n<|im_start|>assistant\n";
     let opening = "<|im_start|>system\nBe brief.\n\ncalc(a, b)<|im_end|>\n\

@@ -2,10 +2,13 @@
 
 mod bridge;
 mod fixtures;
+mod forks;
 mod hostile;
+mod llama;
 mod parsing;
 mod rendering;
 mod support;
+mod templates;
 mod tokenizer;
 mod training;
 mod truncation;

@@ -133,20 +133,21 @@ fn a_marker_counts_however_it_was_drawn() {
     let tokenizer = renderer.tokenizer();
     let (spelled, drawn) = (tokenizer.encode_plain(text), tokenizer.encode_with_markers(text));
     assert_ne!(spelled, drawn);
-    assert_eq!(renderer.parse(&spelled), renderer.parse(&drawn));
-    assert_eq!(renderer.parse(&drawn).calls.len(), 1);
+    assert_eq!(renderer.parse(&spelled, &[]), renderer.parse(&drawn, &[]));
+    assert_eq!(renderer.parse(&drawn, &[]).calls.len(), 1);
 }
 
 #[test]
 fn a_turn_ends_at_its_stop_token() {
     let renderer = chatml(trained(), ToolPrompt::Hermes);
-    let parsed = |text: &str| renderer.parse(&renderer.tokenizer().encode_with_markers(text)).text;
+    let parsed =
+        |text: &str| renderer.parse(&renderer.tokenizer().encode_with_markers(text), &[]).text;
     assert_eq!(parsed("16\n<|im_end|>"), "16");
     assert_eq!(parsed("16<|endoftext|>"), "16");
     assert_eq!(parsed("16<|im_end|>\n<|im_start|>user\nWell done!"), "16");
     assert_eq!(parsed("<|im_end|>"), "");
     assert_eq!(
-        renderer.parse(&renderer.tokenizer().encode_plain("16<|im_end|>")).text,
+        renderer.parse(&renderer.tokenizer().encode_plain("16<|im_end|>"), &[]).text,
         "16<|im_end|>"
     );
 }
@@ -181,8 +182,8 @@ proptest! {
     #[test]
     fn any_ids_can_be_read(ids in prop::collection::vec(prop_oneof![0..330_u32, 305..320_u32, any::<u32>()], 0..60)) {
         let renderer = chatml(trained(), ToolPrompt::Hermes);
-        let action = renderer.parse(&ids);
-        prop_assert_eq!(renderer.parse(&ids), action);
+        let action = renderer.parse(&ids, &[]);
+        prop_assert_eq!(renderer.parse(&ids, &[]), action);
     }
 
     #[test]

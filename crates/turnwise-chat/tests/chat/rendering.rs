@@ -4,7 +4,7 @@ use turnwise_environment::{Action, Message, Observation, ToolCall, ToolSpec};
 use turnwise_rollout::Renderer;
 use turnwise_trajectory::{StopReason, TokenKind};
 
-use crate::support::{chatml, fixture, ids_of, ids_of_kind, trained};
+use crate::support::{appended, chatml, fixture, ids_of, ids_of_kind, trained};
 
 fn calc() -> ToolSpec {
     ToolSpec {
@@ -54,7 +54,7 @@ fn the_hermes_prompt_is_the_one_that_models_were_trained_on() {
          You may call one or more functions to assist with the user query.\n\n\
          You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n\
          {\"type\": \"function\", \"function\": {\"name\": \"calc\", \"description\": \"Adds.\", \"parameters\": \
-         {\"required\": [\"a\", \"b\"], \"type\": \"object\"}}}\n</tools>\n\n\
+         {\"type\": \"object\", \"required\": [\"a\", \"b\"]}}}\n</tools>\n\n\
          For each function call, return a json object with function name and arguments within \
          <tool_call></tool_call> XML tags:\n<tool_call>\n\
          {\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call><|im_end|>\n\
@@ -79,7 +79,7 @@ fn neighbouring_tool_answers_share_a_block() {
             Message::tool("call_1", "9"),
             Message::user("Go on."),
         ];
-        let delta = renderer.bridge(StopReason::EndOfTurn, &answers.into()).expect("it renders");
+        let delta = appended(&renderer, StopReason::EndOfTurn, &answers.into());
         assert_eq!(
             renderer.text(&ids_of(&delta)),
             "\n<|im_start|>user\n<tool_response>\n8}\n</tool_response>\n<tool_response>\n9\n</tool_response>\
@@ -122,7 +122,7 @@ fn an_unfinished_turn_is_closed_by_force() {
         (StopReason::MaxTokens, close.clone()),
         (StopReason::Interrupted, close),
     ] {
-        let delta = renderer.bridge(stop, &"Go on.".into()).expect("it renders");
+        let delta = appended(&renderer, stop, &"Go on.".into());
         assert_eq!(delta.close, expected);
         let mut message = Vec::new();
         delta.messages[0].iter().for_each(|span| span.extend_ids(&mut message));
@@ -179,6 +179,6 @@ fn a_written_action_reads_back() {
         let ids = renderer.write(&action);
         assert_eq!(ids.iter().filter(|id| renderer.stop_tokens().contains(id)).count(), 1);
         assert_eq!(ids.last(), renderer.stop_tokens().first());
-        assert_eq!(renderer.parse(&ids), action);
+        assert_eq!(renderer.parse(&ids, &[]), action);
     }
 }

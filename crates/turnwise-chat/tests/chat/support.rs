@@ -2,9 +2,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
-use turnwise_chat::{ChatMl, ChatMlSettings, Tokenizer, ToolPrompt, train_tokenizer};
-use turnwise_rollout::Rendered;
-use turnwise_trajectory::{Span, TokenId, TokenKind};
+use turnwise_chat::{
+    ChatMl, ChatMlSettings, Llama3, Llama3Settings, Tokenizer, ToolPrompt, train_tokenizer,
+};
+use turnwise_environment::{Message, Observation};
+use turnwise_rollout::{Bridged, EndedTurn, Rendered, Renderer, Said};
+use turnwise_trajectory::{Span, StopReason, TokenId, TokenKind};
 
 pub(crate) const MARKERS: [&str; 9] = [
     "<|endoftext|>",
@@ -57,11 +60,66 @@ pub(crate) fn chatml(tokenizer: Arc<Tokenizer>, tools: ToolPrompt) -> ChatMl {
     ChatMl::new(tokenizer, settings).expect("the tokenizer has the markers")
 }
 
+static LLAMA: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().expect("a folder");
+    let texts = (0..200).map(|n| format!("user: what is {n} plus {}? it is\n\n{{}}", n * 7));
+    train_tokenizer(texts, 320).expect("trained").save(folder.path()).expect("saved");
+    let path = folder.path().join("tokenizer.json");
+    let mut text = std::fs::read_to_string(&path).expect("read");
+    for (old, new) in MARKERS.iter().zip(LLAMA_MARKERS) {
+        text = text.replace(&format!("\"{old}\""), &format!("\"{new}\""));
+    }
+    std::fs::write(&path, text).expect("written");
+    Arc::new(Tokenizer::from_directory(folder.path()).expect("a tokenizer"))
+});
+
+/// The control tokens of Llama 3, in the places of those a trained tokenizer has.
+const LLAMA_MARKERS: [&str; 9] = [
+    "<|end_of_text|>",
+    "<|begin_of_text|>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|python_tag|>",
+    "<|reserved_0|>",
+    "<|reserved_1|>",
+];
+
+pub(crate) fn llama_tokenizer() -> Arc<Tokenizer> {
+    LLAMA.clone()
+}
+
+pub(crate) fn llama(tools_in_user_message: bool) -> Llama3 {
+    let settings = Llama3Settings { tools_in_user_message, ..Llama3Settings::default() };
+    Llama3::new(llama_tokenizer(), settings).expect("it has the markers")
+}
+
+/// What is appended after a turn without thoughts.
+pub(crate) fn appended(
+    renderer: &dyn Renderer,
+    stop: StopReason,
+    observation: &Observation,
+) -> Rendered {
+    let ids: Vec<TokenId> = match stop {
+        StopReason::EndOfTurn => vec![renderer.stop_tokens()[0]],
+        _ => Vec::new(),
+    };
+    let turn = Message::assistant("");
+    let history = [Said { message: &turn, drawn: Some(&ids) }];
+    let ended = EndedTurn { ids: &ids, stop };
+    match renderer.bridge(ended, &history, &observation.messages).expect("it renders") {
+        Bridged::Append(delta) => delta,
+        Bridged::Rewrite => panic!("nothing is rewritten"),
+    }
+}
+
 /// Everything that was rendered, in order.
 pub(crate) fn ids_of(delta: &Rendered) -> Vec<TokenId> {
     let mut ids = delta.close.clone();
     delta.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
     ids.extend(&delta.generation);
+    ids.extend(&delta.prefill);
     ids
 }
 

@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use turnwise_environment::{Action, Ending, Observation, Recovery, Step};
-use turnwise_trajectory::{AgentFault, Identity, InfraReason, Limit, Outcome, Turn};
+use turnwise_trajectory::{
+    AgentFault, Identity, InfraReason, Limit, NodeId, Outcome, StopReason, Turn,
+};
 
 use super::digest::digest;
 use super::guard::{Engine, caught, caught_async, infra};
@@ -48,6 +50,7 @@ impl Episode {
             let Some(room) = self.room(allowance, drawn_before)? else { return Ok(()) };
             match self.act(engine, room, allowance, deadline).await? {
                 Act::Decided(decision) => self.answer(decision, deadline).await?,
+                Act::Aside(decision) => self.book_aside(decision),
                 Act::Interrupted => return Ok(()),
             }
         }
@@ -142,6 +145,18 @@ impl Episode {
         infra(InfraReason::EpisodeTimeout, message)
     }
 
+    /// A turn that the environment does not hear of: no reward, and it trains like any other.
+    fn book_aside(&mut self, decision: Decision) {
+        let Decision { node, stop, engine, .. } = decision;
+        let seconds = std::mem::take(&mut self.state.turn_seconds);
+        self.push_turn(node, stop, engine, seconds);
+    }
+
+    fn push_turn(&mut self, node: NodeId, stop: StopReason, engine: String, seconds: f64) {
+        let turn = Turn { node, stop, reward: None, faults: 0, seconds, engine, weights: None };
+        self.state.turns.push(turn);
+    }
+
     /// Lets the environment answer a decision and books the turn; an error is the episode's outcome.
     async fn answer(&mut self, decision: Decision, deadline: Deadline) -> Result<(), Outcome> {
         let Decision { action, node, stop, engine } = decision;
@@ -152,15 +167,7 @@ impl Episode {
         let answer = self.step(action, deadline).await;
         let seconds =
             std::mem::take(&mut self.state.turn_seconds) + started.elapsed().as_secs_f64();
-        self.state.turns.push(Turn {
-            node,
-            stop,
-            reward: None,
-            faults: 0,
-            seconds,
-            engine,
-            weights: None,
-        });
+        self.push_turn(node, stop, engine, seconds);
         let step = answer?;
         if let Some(action) = kept {
             self.state.script.exchanges.push(Exchange { action, step: digest(&step) });

@@ -39,7 +39,7 @@ proptest! {
                 let mask = (member > 0).then_some(MaskReason::SharedPrefix);
                 prop_assert_eq!(ours.mask, mask);
             }
-            prop_assert!(branch.sampled().skip(n_shared).all(turnwise_trajectory::SampledToken::trains));
+            prop_assert!(branch.sampled().skip(n_shared).all(|token| token.trains()));
         }
         let tails: Vec<Vec<_>> = ended
             .iter()

@@ -2,11 +2,12 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use turnwise_environment::{
-    Action, Environment, EnvironmentError, ErrorKind, Observation, Step, ToolSpec, async_trait,
+    Action, Environment, EnvironmentError, ErrorKind, Message, Observation, Step, ToolSpec,
+    async_trait,
 };
 use turnwise_rollout::{
-    ChatAgents, Episode, Limits, RenderError, Rendered, Renderer, Sample, SampleRequest,
-    check_sample,
+    Bridged, ChatAgents, EndedTurn, Episode, Limits, RenderError, Rendered, Renderer, Said, Sample,
+    SampleRequest, check_sample,
 };
 use turnwise_testkit::{AlphabetRenderer, Echo, Lying, Shop};
 use turnwise_trajectory::{
@@ -90,20 +91,25 @@ impl Renderer for Calling {
         "calling"
     }
 
-    fn open(&self, observation: &Observation, tools: &[ToolSpec]) -> Result<Rendered, RenderError> {
-        self.0.open(observation, tools)
+    fn render(&self, said: &[Said<'_>], tools: &[ToolSpec]) -> Result<Rendered, RenderError> {
+        self.0.render(said, tools)
     }
 
-    fn bridge(&self, stop: StopReason, observation: &Observation) -> Result<Rendered, RenderError> {
-        self.0.bridge(stop, observation)
+    fn bridge(
+        &self,
+        ended: EndedTurn<'_>,
+        history: &[Said<'_>],
+        new: &[Message],
+    ) -> Result<Bridged, RenderError> {
+        self.0.bridge(ended, history, new)
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
         self.0.write(action)
     }
 
-    fn parse(&self, sampled: &[TokenId]) -> Action {
-        Shop::calls(&self.0.parse(sampled).text)
+    fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
+        Shop::calls(&self.0.parse(turn, tools).text)
     }
 
     fn stop_tokens(&self) -> &[TokenId] {
@@ -122,7 +128,7 @@ proptest! {
         let wall = Wall { says: "No.".to_owned() };
         let tasks = vec![wall.clone()];
         let renderer = Arc::new(Calling(AlphabetRenderer::new("abc")));
-        let callers = ChatAgents { renderer, sampling: Sampling::default() };
+        let callers = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
         let limits = Limits { max_tool_calls, max_turns: 50, max_faults: 99, ..limits() };
         let episode = Episode::new(identity(&tasks, seed), Box::new(wall), &callers, limits);
         let ended = block_on(finished(episode, &ENGINE));

@@ -18,7 +18,8 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub(crate) fn agents() -> ChatAgents {
-    ChatAgents { renderer: Arc::new(AlphabetRenderer::new("abc")), sampling: Sampling::default() }
+    let renderer = Arc::new(AlphabetRenderer::new("abc"));
+    ChatAgents { renderer, sampling: Sampling::default(), compaction: None }
 }
 
 pub(crate) fn limits() -> Limits {

@@ -1,0 +1,329 @@
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use turnwise_environment::{Action, CallAttempt, Message, Role, ToolCall, ToolSpec};
+use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
+use turnwise_trajectory::TokenId;
+
+use crate::canvas::Canvas;
+use crate::chatml::ids_of;
+use crate::fingerprint::fingerprint;
+use crate::llama_calls::parse_llama_turn;
+use crate::python_json::{to_indented_json, to_python_json};
+use crate::tool_calls::check_calls;
+use crate::truncate::middle_truncate;
+use crate::{ChatError, Tokenizer, clean};
+
+/// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
+const FORMAT: &str = "llama3 1";
+
+const CLOSE: &str = "<|eot_id|>";
+/// Other tokens that end a turn, where the tokenizer has them.
+const OTHER_STOPS: [&str; 2] = ["<|eom_id|>", "<|end_of_text|>"];
+
+/// Verbatim from the Llama 3.1 template, as are the texts below.
+const CALL_FORM: &str = "Respond in the format {\"name\": function name, \"parameters\": dictionary of argument name \
+    and its value}.Do not use variables.\n\n";
+const TOOLS_FOR_USER: &str = "Given the following functions, please respond with a JSON for a function call with its \
+    proper arguments that best answers the given prompt.\n\n";
+const TOOLS_FOR_SYSTEM: &str = "You have access to the following functions. To call a function, please respond with JSON \
+    for a function call.";
+
+/// The choices of [`Llama3`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Llama3Settings {
+    /// The day that the system block names. Frozen: a prompt must not depend on when it is rendered.
+    pub date: String,
+    /// Whether the tools stand in the first user message; otherwise in the system block.
+    pub tools_in_user_message: bool,
+    /// The most tokens of one message's text. A longer one loses its middle, with `[... N bytes omitted ...]` in its place.
+    pub max_observation_tokens: usize,
+}
+
+impl Default for Llama3Settings {
+    fn default() -> Self {
+        Self {
+            date: "26 Jul 2024".to_owned(),
+            tools_in_user_message: true,
+            max_observation_tokens: 8192,
+        }
+    }
+}
+
+/// The form of Llama 3.1 and its successors, as their published template writes it:
+///
+/// ```text
+/// <|begin_of_text|><|start_header_id|>system<|end_header_id|>
+///
+/// Cutting Knowledge Date: December 2023
+/// Today Date: 26 Jul 2024
+///
+/// Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>
+///
+/// What is 3 + 5?<|eot_id|><|start_header_id|>assistant<|end_header_id|>
+///
+/// 8<|eot_id|>…
+/// ```
+///
+/// - The block of the system stands in every prompt, once, and is part of the first message. Blanks around texts go.
+/// - Answers of tools are JSON strings, as in the template, which takes any text for something to iterate over.
+/// - An assistant message with calls is its one call; its text goes. More than one call in a message of somebody else's
+///   cannot be rendered. What the policy drew is put down as it was.
+/// - There is no thinking and nothing is ever rewritten, but for a turn that ended in another way than with `<|eot_id|>`: the
+///   template does not write `<|eom_id|>` or `<|end_of_text|>` there, so the conversation forks.
+#[derive(Clone, Debug)]
+pub struct Llama3 {
+    tokenizer: Arc<Tokenizer>,
+    settings: Llama3Settings,
+    fingerprint: String,
+    close: TokenId,
+    stop: Vec<TokenId>,
+}
+
+impl Llama3 {
+    /// The form with this tokenizer.
+    ///
+    /// # Errors
+    /// When `<|begin_of_text|>`, a header token or `<|eot_id|>` is not a token of the tokenizer.
+    pub fn new(tokenizer: Arc<Tokenizer>, settings: Llama3Settings) -> Result<Self, ChatError> {
+        let control = |marker: &str| tokenizer.control(marker);
+        control("<|begin_of_text|>")?;
+        control("<|start_header_id|>")?;
+        control("<|end_header_id|>")?;
+        let close = control(CLOSE)?;
+        let others = OTHER_STOPS.into_iter().filter_map(|marker| control(marker).ok());
+        let stop = std::iter::once(close).chain(others).collect();
+        let written = serde_json::to_string(&settings).expect("settings are plain data");
+        let identity = format!("{}\n{FORMAT}\n{written}", tokenizer.fingerprint());
+        let fingerprint = fingerprint(identity.as_bytes());
+        Ok(Self { tokenizer, settings, fingerprint, close, stop })
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    fn writer(&self, n_messages: usize) -> Writer<'_> {
+        Writer { chat: self, canvas: Canvas::new(&self.tokenizer, n_messages + 1), n_messages }
+    }
+}
+
+impl Renderer for Llama3 {
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn render(
+        &self,
+        conversation: &[Said<'_>],
+        tools: &[ToolSpec],
+    ) -> Result<Rendered, RenderError> {
+        let mut writer = self.writer(conversation.len());
+        let n_written = writer.head(conversation, tools)?;
+        writer.messages(conversation, n_written)?;
+        Ok(writer.finish(Vec::new()))
+    }
+
+    fn bridge(
+        &self,
+        ended: EndedTurn<'_>,
+        _history: &[Said<'_>],
+        new: &[Message],
+    ) -> Result<Bridged, RenderError> {
+        let end = ended.ids.iter().position(|id| self.stop.contains(id));
+        let is_clean =
+            end.is_none_or(|at| ended.ids[at] == self.close && at + 1 == ended.ids.len());
+        if !is_clean {
+            return Ok(Bridged::Rewrite);
+        }
+        let close = if end.is_some() { Vec::new() } else { vec![self.close] };
+        let new: Vec<Said<'_>> = new.iter().map(Said::new).collect();
+        let mut writer = self.writer(new.len());
+        writer.messages(&new, 0)?;
+        Ok(Bridged::Append(writer.finish(close)))
+    }
+
+    fn write(&self, action: &Action) -> Vec<TokenId> {
+        let mut canvas = Canvas::new(&self.tokenizer, 1);
+        llama_turn(&mut canvas, action);
+        canvas.template(CLOSE);
+        ids_of(&canvas.finish().concat())
+    }
+
+    fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
+        let turn = turn.split(|id| self.stop.contains(id)).next().unwrap_or_default();
+        check_calls(parse_llama_turn(&self.tokenizer.decode(turn)), tools)
+    }
+
+    fn stop_tokens(&self) -> &[TokenId] {
+        &self.stop
+    }
+
+    fn text(&self, ids: &[TokenId]) -> String {
+        self.tokenizer.decode(ids)
+    }
+}
+
+/// Writes a conversation block by block.
+struct Writer<'a> {
+    chat: &'a Llama3,
+    canvas: Canvas<'a>,
+    n_messages: usize,
+}
+
+impl Writer<'_> {
+    /// The system block, and the first user message where it carries the tools. Answers how many messages that were.
+    fn head(
+        &mut self,
+        conversation: &[Said<'_>],
+        tools: &[ToolSpec],
+    ) -> Result<usize, RenderError> {
+        let settings = &self.chat.settings;
+        let system = conversation.first().filter(|said| said.message.role == Role::System);
+        self.canvas.template("<|begin_of_text|>");
+        self.header("system");
+        self.canvas.template(if tools.is_empty() { "" } else { "Environment: ipython\n" });
+        self.canvas.template("Cutting Knowledge Date: December 2023\nToday Date: ");
+        self.canvas.content(&settings.date);
+        self.canvas.template("\n\n");
+        if !tools.is_empty() && !settings.tools_in_user_message {
+            self.tools(TOOLS_FOR_SYSTEM, tools);
+        }
+        if let Some(system) = system {
+            self.say(&system.message.content);
+        }
+        self.canvas.template(CLOSE);
+        let n_system = usize::from(system.is_some());
+        if tools.is_empty() || !settings.tools_in_user_message {
+            return Ok(n_system);
+        }
+        let Some(first) = conversation.get(n_system) else {
+            let message = "its tools stand in the first user message, and there is none";
+            return Err(RenderError(message.to_owned()));
+        };
+        self.canvas.set_owner(n_system);
+        self.header("user");
+        self.tools(TOOLS_FOR_USER, tools);
+        self.say(&first.message.content);
+        self.canvas.template(CLOSE);
+        Ok(n_system + 1)
+    }
+
+    fn tools(&mut self, lead: &str, tools: &[ToolSpec]) {
+        self.canvas.template(lead);
+        self.canvas.template(CALL_FORM);
+        for tool in tools {
+            self.canvas.content(&function_json(tool));
+            self.canvas.template("\n\n");
+        }
+    }
+
+    fn messages(&mut self, messages: &[Said<'_>], n_written: usize) -> Result<(), RenderError> {
+        for (index, said) in messages.iter().enumerate().skip(n_written) {
+            self.canvas.set_owner(index);
+            match (said.message.role, said.drawn) {
+                (Role::System, _) => self.block("system", said.message),
+                (Role::User, _) => self.block("user", said.message),
+                (Role::Tool, _) => self.tool(said.message),
+                (Role::Assistant, Some(drawn)) => self.turn(drawn),
+                (Role::Assistant, None) => self.assistant(said.message)?,
+            }
+        }
+        self.canvas.set_owner(self.n_messages);
+        Ok(())
+    }
+
+    fn block(&mut self, role: &str, message: &Message) {
+        self.header(role);
+        self.say(&message.content);
+        self.canvas.template(CLOSE);
+    }
+
+    fn tool(&mut self, message: &Message) {
+        self.header("ipython");
+        let text = self.heard(&message.content);
+        self.canvas.content(&to_python_json(&text));
+        self.canvas.template(CLOSE);
+    }
+
+    fn turn(&mut self, drawn: &[TokenId]) {
+        let chat = self.chat;
+        let turn = drawn.split(|id| chat.stop.contains(id)).next().unwrap_or_default();
+        self.header("assistant");
+        self.canvas.verbatim(turn);
+        self.canvas.template(CLOSE);
+    }
+
+    fn assistant(&mut self, message: &Message) -> Result<(), RenderError> {
+        match message.tool_calls.as_slice() {
+            [] => self.block("assistant", message),
+            [call] => {
+                self.header("assistant");
+                let call = self.heard(&call_json(call));
+                self.canvas.content(&call);
+                self.canvas.template(CLOSE);
+            }
+            calls => {
+                let message =
+                    format!("Llama 3 makes one call at a time, and a message has {}", calls.len());
+                return Err(RenderError(message));
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, role: &str) {
+        self.canvas.template("<|start_header_id|>");
+        self.canvas.template(role);
+        self.canvas.template("<|end_header_id|>\n\n");
+    }
+
+    fn say(&mut self, text: &str) {
+        let text = self.heard(text);
+        self.canvas.content(text.trim());
+    }
+
+    /// What of a message's text reaches the model.
+    fn heard(&self, text: &str) -> String {
+        let limit = self.chat.settings.max_observation_tokens;
+        middle_truncate(&self.chat.tokenizer, &clean(text), limit).into_owned()
+    }
+
+    fn finish(mut self, close: Vec<TokenId>) -> Rendered {
+        self.header("assistant");
+        let mut messages = self.canvas.finish();
+        let generation = ids_of(&messages.pop().unwrap_or_default());
+        Rendered { close, messages, generation, prefill: Vec::new() }
+    }
+}
+
+/// Writes an action up to its close. Text comes after calls: before them it would make text of them.
+pub(crate) fn llama_turn(canvas: &mut Canvas<'_>, action: &Action) {
+    let calls = action.calls.iter().map(|attempt| match attempt {
+        CallAttempt::Call(call) => call_json(call),
+        CallAttempt::Malformed(call) => call.raw.clone(),
+    });
+    let calls: Vec<String> = calls.collect();
+    let separator = if calls.is_empty() || action.text.is_empty() { "" } else { "\n" };
+    canvas.content(&format!("{}{separator}{}", calls.join("; "), action.text));
+}
+
+fn call_json(call: &ToolCall) -> String {
+    let name = to_python_json(&Value::from(call.name.as_str()));
+    format!("{{\"name\": {name}, \"parameters\": {}}}", to_python_json(&call.arguments))
+}
+
+#[derive(Serialize)]
+struct Function<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: &'a ToolSpec,
+}
+
+fn function_json(tool: &ToolSpec) -> String {
+    to_indented_json(&Function { kind: "function", function: tool }, 4)
+}

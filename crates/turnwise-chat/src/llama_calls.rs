@@ -1,0 +1,70 @@
+use serde_json::Value;
+use turnwise_environment::{Action, CallAttempt, CallError};
+
+use crate::strict_json;
+use crate::tool_calls::{MAX_CALL_BYTES, Mistake, numbered, read_value};
+
+pub(crate) const PYTHON_TAG: &str = "<|python_tag|>";
+
+/// Reads the text of one turn in the form of Llama 3: the whole turn is tool calls, or none of it is.
+///
+/// ```text
+/// {"name": "calc", "parameters": {"a": 3, "op": "+", "b": 5}}
+/// ```
+///
+/// Never fails, in time linear in the text and with at most [`MAX_CALL_BYTES`] of it read as JSON at a time:
+///
+/// - A turn is calls when it begins with `<|python_tag|>`, or with an object whose first key is `"name"`. Anything else is
+///   text: this form has no thinking and no tags, and a code fence means nothing.
+/// - Several calls follow one another, with blanks, `;` or `,` between. Text after the last is text.
+/// - Arguments stand under `parameters`, or under `arguments`.
+/// - What cannot be read as JSON, has a key twice, nests 128 deep or has no name: `decode`, up to the end of the turn. A call
+///   of more than [`MAX_CALL_BYTES`]: `too_large`. Arguments that are no object: `invalid_args`.
+///
+/// ```
+/// let action = turnwise_chat::parse_llama_turn(r#"{"name": "roll", "parameters": {}}"#);
+/// assert_eq!(action.tool_calls().next().map(|call| call.name.as_str()), Some("roll"));
+/// assert_eq!(turnwise_chat::parse_llama_turn("Seven.").text, "Seven.");
+/// ```
+#[must_use]
+pub fn parse_llama_turn(text: &str) -> Action {
+    let trimmed = text.trim();
+    let (mut rest, is_tagged) = match trimmed.strip_prefix(PYTHON_TAG) {
+        Some(rest) => (rest.trim_start(), true),
+        None => (trimmed, false),
+    };
+    if !is_tagged && !begins_call(rest) {
+        return Action::text(trimmed);
+    }
+    let mut calls: Vec<CallAttempt> = Vec::new();
+    while calls.is_empty() || begins_call(rest) {
+        let id = format!("call_{}", calls.len());
+        let read = read_first(rest);
+        let length = read.as_ref().map_or(rest.len(), |(_, length)| *length);
+        calls.push(numbered(id, &rest[..length], read.and_then(|(value, _)| read_object(value))));
+        rest =
+            rest[length..].trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == ',');
+    }
+    Action { calls, ..Action::text(rest) }
+}
+
+fn begins_call(text: &str) -> bool {
+    let inside = text.strip_prefix('{').map(str::trim_start);
+    inside.is_some_and(|inside| inside.starts_with("\"name\""))
+}
+
+fn read_first(text: &str) -> Result<(Value, usize), Mistake> {
+    let part = &text[..text.floor_char_boundary(MAX_CALL_BYTES)];
+    strict_json::first(part).map_err(|error| {
+        if error.is_eof() && part.len() < text.len() {
+            let message = format!("the call has more than {MAX_CALL_BYTES} bytes");
+            return (CallError::TooLarge, message);
+        }
+        (CallError::Decode, format!("the call cannot be read as JSON: {error}"))
+    })
+}
+
+fn read_object(value: Value) -> Result<(String, Value), Mistake> {
+    let key = if value.get("parameters").is_some() { "parameters" } else { "arguments" };
+    read_value(value, key)
+}
