@@ -12,7 +12,7 @@ use turnwise_lab::{LEGEND, LabError, Measurement, Problem, Setup, measure, probl
 
 use crate::arguments::{CreditArguments, EstimatorArguments, LabCommand};
 use crate::config::nearest;
-use crate::failure::{ExitCode, Failure};
+use crate::failure::Failure;
 use crate::interrupt;
 
 /// `turnwise lab …`.
@@ -157,6 +157,7 @@ impl From<ExperimentError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::ExitCode;
 
     fn arguments(problem: &str) -> EstimatorArguments {
         EstimatorArguments {
