@@ -67,7 +67,7 @@ async fn compare_credit(
     stop: &StopSignal,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
-    const ARMS: [Arm; 3] = [Arm::Outcome, Arm::Turn, Arm::Return];
+    const ARMS: [Arm; 3] = [Arm::Outcome, Arm::Turn, Arm::TurnBaseline];
     let settings = settings(arguments)?;
     let (mut runs, started) = (Vec::new(), Instant::now());
     for seed in 1..=arguments.seeds {
@@ -102,7 +102,8 @@ fn settings(arguments: &CreditArguments) -> Result<Settings, Failure> {
         let what = format!("`--learning-rate` is {learning_rate}");
         return Err(Failure::refused(what).help("use a positive number, such as 1e-3"));
     }
-    let levers = Levers { report_words, ..Levers::default() };
+    let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+    let levers = Levers { report_words, doors: env("DOORS", 1), levers: env("LEVERS", 16) };
     Ok(Settings { levers, max_episodes, learning_rate, ..Settings::default() })
 }
 
@@ -241,5 +242,18 @@ mod tests {
             let run: serde_json::Value = serde_json::from_str(line).expect("JSON");
             assert_eq!((&run["episodes"], &run["solved"]), (&64.into(), &false.into()));
         }
+    }
+
+    #[tokio::test]
+    async fn zz_experiment() {
+        let get = |name: &str, default: f64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+        let arguments = CreditArguments {
+            seeds: get("SEEDS", 5.0) as u64,
+            max_episodes: get("MAX", 40000.0) as usize,
+            learning_rate: get("LR", 1e-3),
+            report_words: get("WORDS", 24.0) as usize,
+            json: get("JSON", 0.0) > 0.0,
+        };
+        compare_credit(&arguments, &StopSignal::never(), &mut std::io::stdout()).await.unwrap();
     }
 }

@@ -5,12 +5,13 @@ use turnwise_environment::{Random, TaskSet, derive_seed};
 use turnwise_objective::{Clip, GroupAdvantage, Gspo, GspoToken, LengthWeight, Objective, Std};
 use turnwise_rollout::{ChatAgents, Limits, Policy, PoolSettings, StopSignal};
 use turnwise_training::{
-    Credit, DemonstrationError, Learner, LearnerError, OutcomeCredit, Parts, ReturnCredit, Row,
+    Credit, DemonstrationError, Learner, LearnerError, OutcomeCredit, Parts, Row,
     Schedule, TrainError, Trainer, TrainerSettings, TurnCredit, Update, demonstrate, imitate_step,
     metric,
 };
 use turnwise_trajectory::Sampling;
 
+use super::TurnBaselineCredit;
 use super::{LeverPuller, LeverTasks, Levers, Vocabulary};
 
 /// Who gets credit.
@@ -21,8 +22,8 @@ pub enum Arm {
     Outcome,
     /// `GspoToken` with `TurnCredit`: every turn gets its reward to go, normalised over all turns of the group.
     Turn,
-    /// `GspoToken` with `ReturnCredit`: every turn gets its reward to go, less the mean return of the others.
-    Return,
+    /// `GspoToken` with [`TurnBaselineCredit`]: every turn gets its reward to go, less that of the others' same turn.
+    TurnBaseline,
 }
 
 impl Arm {
@@ -32,7 +33,7 @@ impl Arm {
         match self {
             Self::Outcome => "gspo, outcome credit",
             Self::Turn => "gspo-token, turn credit",
-            Self::Return => "gspo-token, return credit",
+            Self::TurnBaseline => "gspo-token, turn baseline",
         }
     }
 
@@ -40,7 +41,7 @@ impl Arm {
         let length_weight = LengthWeight::Mean;
         match self {
             Self::Outcome => Box::new(Gspo { clip, length_weight }),
-            Self::Turn | Self::Return => Box::new(GspoToken { clip, length_weight }),
+            Self::Turn | Self::TurnBaseline => Box::new(GspoToken { clip, length_weight }),
         }
     }
 
@@ -54,7 +55,7 @@ impl Arm {
                 outcome_weight: 0.0,
                 turn_weight: 1.0,
             }),
-            Self::Return => Box::new(ReturnCredit { gamma: 1.0 }),
+            Self::TurnBaseline => Box::new(TurnBaselineCredit { gamma: 1.0 }),
         }
     }
 }

@@ -12,11 +12,13 @@
 //! and skill is not), tasks, seeds, objective settings and optimiser. They differ in credit and, with it, in objective:
 //! `Gspo` with `OutcomeCredit`, `GspoToken` with credit by turn.
 
+mod baseline;
 mod experiment;
 mod levers;
 mod report;
 mod vocabulary;
 
+pub use baseline::TurnBaselineCredit;
 pub use experiment::{Arm, ExperimentError, Run, Settings, run};
 pub use levers::{LeverPuller, LeverTask, LeverTasks, Levers};
 pub use report::{Comparison, compare, lines};

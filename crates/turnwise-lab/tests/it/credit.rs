@@ -62,7 +62,7 @@ fn every_arm_learns_the_levers() {
         max_episodes: 20_000,
         ..Settings::default()
     };
-    for arm in [Arm::Outcome, Arm::Turn, Arm::Return] {
+    for arm in [Arm::Outcome, Arm::Turn, Arm::TurnBaseline] {
         let model = TabularModel::new(Vocabulary::new(&settings.levers).n_ids());
         let parts = (Arc::new(model.clone()) as Arc<dyn turnwise_rollout::Policy>, model);
         let done = block_on(run(&settings, arm, 1, parts, &StopSignal::never()));
@@ -89,7 +89,7 @@ fn ratios_are_compared_seed_by_seed() {
     assert!((one.ratio - 0.25).abs() < 1e-12 && one.seeds == 5 && one.unsolved == 0);
     assert!((one.ci_low - 0.25).abs() < 1e-12 && (one.ci_high - 0.25).abs() < 1e-12);
     assert_eq!(compare(&runs[..2], Arm::Turn, Arm::Outcome), None);
-    assert_eq!(compare(&runs, Arm::Return, Arm::Outcome), None);
+    assert_eq!(compare(&runs, Arm::TurnBaseline, Arm::Outcome), None);
 }
 
 #[test]
