@@ -62,7 +62,7 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
         ("crates", "turnwise-rollout") => &["trajectory", "environment"],
         ("crates", "turnwise-chat") => &["rollout", "trajectory", "environment"],
         ("crates", "turnwise-training") => TRAINING,
-        ("crates", "turnwise-candle" | "turnwise-testkit") => TRAINED,
+        ("crates", "turnwise-candle" | "turnwise-lab" | "turnwise-testkit") => TRAINED,
         ("crates", "turnwise") => FACADE,
         _ => return None,
     })
@@ -82,7 +82,10 @@ fn misdirected(packages: &[Package]) -> Vec<String> {
             continue;
         }
         let may_use = |dependency: &str| match (package.name.as_str(), allowed(package)) {
-            ("turnwise-cli", _) => dependency == "turnwise" || environments.contains(dependency),
+            ("turnwise-cli", _) => {
+                matches!(dependency, "turnwise" | "turnwise-lab")
+                    || environments.contains(dependency)
+            }
             (_, Some(allowed)) => dependency
                 .strip_prefix("turnwise-")
                 .is_some_and(|dependency| allowed.contains(&dependency)),
@@ -156,8 +159,9 @@ fn a_broken_direction_is_found() {
             package("crates", "turnwise-training", &["turnwise-objective", "turnwise-rollout"]),
             package("crates", "turnwise-candle", &["turnwise-training", "candle-core"]),
             package("crates", "turnwise-testkit", &["turnwise-training"]),
+            package("crates", "turnwise-lab", &["turnwise-training", "turnwise-objective"]),
             package("crates", "turnwise", &["turnwise-candle"]),
-            package("crates", "turnwise-cli", &["turnwise", "turnwise-guess"]),
+            package("crates", "turnwise-cli", &["turnwise", "turnwise-lab", "turnwise-guess"]),
             package("envs", "turnwise-guess", &["turnwise-environment"]),
             package("examples", "turnwise-examples", &["turnwise", "turnwise-testkit"]),
         ]
@@ -173,6 +177,8 @@ fn a_broken_direction_is_found() {
         ("turnwise-training", "turnwise-candle"),
         ("turnwise-training", "turnwise-testkit"),
         ("turnwise-testkit", "turnwise-candle"),
+        ("turnwise-lab", "turnwise-candle"),
+        ("turnwise-lab", "turnwise-testkit"),
         ("turnwise-guess", "turnwise-rollout"),
         ("turnwise-cli", "turnwise-training"),
         ("turnwise-cli", "turnwise-testkit"),

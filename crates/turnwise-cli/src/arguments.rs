@@ -52,6 +52,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: EnvCommand,
     },
+    /// Measure estimators of the policy gradient: their exact bias, and what credit by turn is worth
+    Lab {
+        #[command(subcommand)]
+        command: LabCommand,
+    },
     /// Play an environment yourself
     Play {
         /// The environment; `turnwise env list` names them
@@ -81,6 +86,53 @@ pub(crate) enum EnvCommand {
         #[arg(value_name = "KEY=VALUE")]
         options: Vec<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabCommand {
+    /// Bias and variance of every objective with every credit, by enumerating small problems
+    Estimators(EstimatorArguments),
+    /// Episodes that turn credit and outcome credit need where the first of two turns alone decides
+    Credit(CreditArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EstimatorArguments {
+    /// One problem; without it all
+    #[arg(long, value_name = "NAME")]
+    pub(crate) problem: Option<String>,
+    /// Objectives whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) objective: Option<String>,
+    /// Credits whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) credit: Option<String>,
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) group_size: usize,
+    /// How far the behaviour policy's logits are from the trained policy's; 0 is on policy
+    #[arg(long, value_name = "DISTANCE", default_value_t = 0.0)]
+    pub(crate) off_policy: f64,
+    /// Print a JSON object for each estimator
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreditArguments {
+    /// Seeds 1 to N, each with every credit
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) seeds: u64,
+    /// Where a run is given up
+    #[arg(long, value_name = "N", default_value_t = 40_000)]
+    pub(crate) max_episodes: usize,
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3)]
+    pub(crate) learning_rate: f64,
+    /// Words of the report that nobody reads
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    pub(crate) report_words: usize,
+    /// Print a JSON object for each run and each comparison
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ mod environments;
 mod evaluate;
 mod failure;
 mod interrupt;
+mod lab;
 mod log;
 mod play;
 mod score;
@@ -49,6 +50,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Env { command: EnvCommand::Check { name, options } } => {
             environments::check(&name, &options, &mut io::stdout()).await
         }
+        Command::Lab { command } => lab::run(&command, &mut io::stdout()).await,
         Command::Play { env, task, seed, held_out, options } => {
             play::run(&env, &options, seed, task, held_out).await
         }

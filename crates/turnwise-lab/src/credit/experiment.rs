@@ -1,0 +1,241 @@
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use turnwise_environment::{Random, TaskSet, derive_seed};
+use turnwise_objective::{Clip, GroupAdvantage, Gspo, GspoToken, LengthWeight, Objective, Std};
+use turnwise_rollout::{ChatAgents, Limits, Policy, PoolSettings, StopSignal};
+use turnwise_training::{
+    Credit, DemonstrationError, Learner, LearnerError, OutcomeCredit, Parts, Row,
+    Schedule, TrainError, Trainer, TrainerSettings, TurnCredit, Update, demonstrate, imitate_step,
+    metric,
+};
+use turnwise_trajectory::Sampling;
+
+use super::TurnBaselineCredit;
+use super::{LeverPuller, LeverTasks, Levers, Vocabulary};
+
+/// Who gets credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arm {
+    /// `Gspo` with `OutcomeCredit`: the whole episode gets the advantage of its reward.
+    Outcome,
+    /// `GspoToken` with `TurnCredit`: every turn gets its reward to go, normalised over all turns of the group.
+    Turn,
+    /// `GspoToken` with [`TurnBaselineCredit`]: every turn gets its reward to go, less that of the others' same turn.
+    TurnBaseline,
+}
+
+impl Arm {
+    /// The name in the output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Outcome => "gspo, outcome credit",
+            Self::Turn => "gspo-token, turn credit",
+            Self::TurnBaseline => "gspo-token, turn baseline",
+        }
+    }
+
+    fn objective(self, clip: Clip) -> Box<dyn Objective> {
+        let length_weight = LengthWeight::Mean;
+        match self {
+            Self::Outcome => Box::new(Gspo { clip, length_weight }),
+            Self::Turn | Self::TurnBaseline => Box::new(GspoToken { clip, length_weight }),
+        }
+    }
+
+    fn credit(self) -> Box<dyn Credit> {
+        let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 };
+        match self {
+            Self::Outcome => Box::new(OutcomeCredit { advantage }),
+            Self::Turn => Box::new(TurnCredit {
+                advantage,
+                gamma: 1.0,
+                outcome_weight: 0.0,
+                turn_weight: 1.0,
+            }),
+            Self::TurnBaseline => Box::new(TurnBaselineCredit { gamma: 1.0 }),
+        }
+    }
+}
+
+/// How the experiment is run; the same for every arm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The task.
+    pub levers: Levers,
+    /// Groups of each step.
+    pub groups_per_step: usize,
+    /// Episodes of each group.
+    pub group_size: usize,
+    /// The learning rate of imitation and training.
+    pub learning_rate: f64,
+    /// Where the sequence ratio is clipped.
+    pub clip: Clip,
+    /// Imitation steps before training, of 64 episodes each.
+    pub imitation_steps: usize,
+    /// The success that counts as solved, 0 to 1.
+    pub threshold: f64,
+    /// Over how many of the last episodes it is measured.
+    pub window: usize,
+    /// Where a run is given up.
+    pub max_episodes: usize,
+}
+
+impl Default for Settings {
+    /// Solved is 0.9 over the last 256 episodes.
+    fn default() -> Self {
+        Self {
+            levers: Levers::default(),
+            groups_per_step: 8,
+            group_size: 8,
+            learning_rate: 1e-3,
+            clip: Clip::PAPER_GRPO,
+            imitation_steps: 60,
+            threshold: 0.9,
+            window: 256,
+            max_episodes: 40_000,
+        }
+    }
+}
+
+/// What one run came to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Who got credit.
+    pub arm: Arm,
+    /// The seed.
+    pub seed: u64,
+    /// Training episodes until the task was solved, or until the run was given up.
+    pub episodes: usize,
+    /// Whether it was solved.
+    pub solved: bool,
+    /// The success over the first episodes, as many as are measured at a time.
+    pub success_at_start: f64,
+    /// The success over the last episodes.
+    pub success_at_end: f64,
+}
+
+/// Why the experiment cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ExperimentError {
+    /// The imitated player.
+    #[error(transparent)]
+    Demonstration(#[from] DemonstrationError),
+    /// The learner, while it imitates.
+    #[error(transparent)]
+    Learner(#[from] LearnerError),
+    /// The training loop.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+}
+
+/// Trains a fresh model until the task is solved. `None` when `stop` came first.
+///
+/// Nothing but `arm` differs between two runs with the same seed and models that start equal.
+///
+/// # Errors
+/// When imitation or training fails.
+pub async fn run<L: Learner>(
+    settings: &Settings,
+    arm: Arm,
+    seed: u64,
+    (policy, mut learner): (Arc<dyn Policy>, L),
+    stop: &StopSignal,
+) -> Result<Option<Run>, ExperimentError> {
+    imitate(settings, seed, &mut learner).await?;
+    let mut trainer = trainer(settings, arm, seed, policy, learner);
+    let per_step = settings.groups_per_step * settings.group_size;
+    let n_steps = settings.window.div_ceil(per_step).max(1);
+    let mut success = Vec::new();
+    loop {
+        let Some(report) = trainer.step(stop).await? else { return Ok(None) };
+        success.push(report.metrics.get(metric::SUCCESS_RATE).unwrap_or(0.0));
+        let mean = |steps: &[f64]| steps.iter().sum::<f64>() / steps.len() as f64;
+        let last = mean(&success[success.len().saturating_sub(n_steps)..]);
+        let episodes = success.len() * per_step;
+        let solved = success.len() >= n_steps && last >= settings.threshold;
+        if solved || episodes >= settings.max_episodes {
+            let success_at_start = mean(&success[..n_steps.min(success.len())]);
+            return Ok(Some(Run {
+                arm,
+                seed,
+                episodes,
+                solved,
+                success_at_start,
+                success_at_end: last,
+            }));
+        }
+    }
+}
+
+// Labels of the seeds that derive from a run's.
+const IMITATION: u64 = 1;
+const TRAINING: u64 = 2;
+
+/// Episodes of one imitation step.
+const IMITATED: usize = 64;
+
+/// Teaches the form: one lever, then a report of the right length. Which lever is drawn at random.
+async fn imitate(
+    settings: &Settings,
+    seed: u64,
+    learner: &mut impl Learner,
+) -> Result<(), ExperimentError> {
+    let vocabulary = Vocabulary::new(&settings.levers);
+    let tasks = LeverTasks(settings.levers);
+    let mut random = Random::new(derive_seed(seed, IMITATION));
+    for _ in 0..settings.imitation_steps {
+        let mut rows: Vec<Row> = Vec::with_capacity(IMITATED);
+        for _ in 0..IMITATED {
+            let (task, seed) = (random.below(tasks.len() as u64) as usize, random.next_u64());
+            let player = Box::new(LeverPuller::new(settings.levers, seed));
+            rows.push(demonstrate(&tasks, task, player, &vocabulary, 2, seed).await?.row);
+        }
+        let update = Update { learning_rate: settings.learning_rate, max_grad_norm: 1.0 };
+        imitate_step(learner, &rows, update).await?;
+    }
+    learner.publish().await?;
+    Ok(())
+}
+
+fn trainer<L: Learner>(
+    settings: &Settings,
+    arm: Arm,
+    seed: u64,
+    policy: Arc<dyn Policy>,
+    learner: L,
+) -> Trainer<L> {
+    let vocabulary = Vocabulary::new(&settings.levers);
+    let parts = Parts {
+        tasks: Arc::new(LeverTasks(settings.levers)),
+        agents: Arc::new(ChatAgents {
+            renderer: Arc::new(vocabulary),
+            sampling: Sampling::default(),
+        }),
+        rubric: None,
+        policy,
+        learner,
+        objective: arm.objective(settings.clip),
+        credit: arm.credit(),
+    };
+    let limits = Limits {
+        max_turns: 2,
+        max_turn_tokens: settings.levers.report_words + 1,
+        ..Limits::default()
+    };
+    let settings = TrainerSettings {
+        groups_per_step: settings.groups_per_step,
+        rollout: PoolSettings {
+            group_size: settings.group_size,
+            limits,
+            ..PoolSettings::default()
+        },
+        n_minibatches: 1,
+        schedule: Schedule { learning_rate: settings.learning_rate, ..Schedule::default() },
+        seed: derive_seed(seed, TRAINING),
+        ..TrainerSettings::default()
+    };
+    Trainer::new(parts, settings)
+}

@@ -1,0 +1,47 @@
+//! A laboratory for the policy gradient: what is known about an estimator is measured here, not assumed.
+//!
+//! - [`measure`] enumerates small multi-turn problems ([`problems`]) and says, for every objective with every credit, what
+//!   gradient it gives in expectation, how far that is from the true one, and how much it scatters. Nothing is sampled.
+//! - [`credit`] is an experiment with the training loop itself: a task of two turns in which the first alone decides.
+//!
+//! # What holds exactly
+//!
+//! With θ equal to the behaviour policy, and a sequence's weight equal to its tokens (`LengthWeight::Tokens`), the expected
+//! gradient of GSPO-token is the true one for every credit of the form *return from the turn on, less something that does
+//! not depend on the turn's tokens*: `reward_to_go`, `minus_mean_return_of_others`, `minus_mean_at_turn_of_others`,
+//! `leave_one_out`, and mixtures of them. `mean_only` and `minus_mean_return`, which have a member in its own baseline, give
+//! (1 − 1/G) of it. The same holds for GSPO with the credits that are equal on all tokens.
+//!
+//! It does not hold for:
+//!
+//! - the paper's weight 1/n_i where trajectories differ in length (with n tokens each it is 1/n of the gradient, exactly);
+//! - division by the group's standard deviation, which depends on the tokens: its direction is right only in large groups;
+//! - `normalised_over_all_turns`, whose mean counts long trajectories more often; right only in large groups;
+//! - `per_turn_index_biased`, in groups of any size, where the policy decides when to stop;
+//! - a discount below 1, and any credit of immediate rewards, where an earlier turn earns a later reward;
+//! - the plain-ratio impostor ([`PlainRatioImpostor`]) with any credit that differs between turns.
+//!
+//! Off policy no ratio of GSPO's kind is an importance weight, so nothing is exact; the table says how much that matters.
+
+// The prose here writes π_θ, A_t and n_i as the papers do.
+#![allow(clippy::doc_markdown)]
+
+pub mod credit;
+mod estimators;
+mod exact;
+mod impostor;
+mod policy;
+mod problem;
+pub mod problems;
+mod table;
+
+pub use estimators::{
+    CreditRule, NamedObjective, credits, minus_mean_at_turn_of_others, objectives,
+};
+pub use exact::{
+    Estimate, LabError, MAX_GROUP_SIZE, Measurement, Setup, expected_gradients, measure,
+};
+pub use impostor::PlainRatioImpostor;
+pub use policy::Policy;
+pub use problem::{Problem, Situation, Token, Trajectory, Turn};
+pub use table::{LEGEND, table};
