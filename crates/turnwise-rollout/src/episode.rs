@@ -64,6 +64,14 @@ pub struct EpisodeSnapshot {
     environment: Vec<u8>,
 }
 
+impl EpisodeSnapshot {
+    /// Which episode it is of.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.state.identity
+    }
+}
+
 /// Where an episode stands after an advance.
 #[derive(Debug)]
 #[must_use = "a suspended episode is lost when it is dropped"]
@@ -269,17 +277,21 @@ impl Episode {
         allowance: &Allowance,
     ) -> Result<Act, Outcome> {
         let started = Instant::now();
+        let act = AssertUnwindSafe(self.agent.act(policy, room)).catch_unwind();
         let act = tokio::select! {
             biased;
-            act = timeout(self.limits.engine_timeout(), self.agent.act(policy, room)) => act,
+            act = timeout(self.limits.engine_timeout(), act) => act,
             // What was drawn in the request is given up, and drawn again when the episode goes on: each draw is keyed by
             // its place.
             () = allowance.stop.wait() => return Ok(Act::Interrupted),
         };
         self.state.turn_seconds += started.elapsed().as_secs_f64();
         match act {
-            Ok(Ok(act)) => Ok(act),
-            Ok(Err(error)) => Err(infra(reason_of(&error), error.to_string())),
+            Ok(Ok(Ok(act))) => Ok(act),
+            Ok(Ok(Err(error))) => Err(infra(reason_of(&error), error.to_string())),
+            Ok(Err(panic)) => {
+                Err(infra(InfraReason::EngineError, format!("a panic: {}", panic_text(&*panic))))
+            }
             Err(_) => {
                 let message = format!("a request took over {} s", self.limits.engine_timeout_s);
                 Err(infra(InfraReason::EngineTimeout, message))

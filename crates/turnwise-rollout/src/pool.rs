@@ -1,11 +1,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use turnwise_environment::{Rubric, TaskSet, derive_seed};
+use tokio::time::timeout;
+use turnwise_environment::{EnvironmentError, Rubric, TaskSet, derive_seed};
 use turnwise_trajectory::{GroupId, Identity, InfraFault, InfraReason, Outcome, Trajectory};
 
 use crate::{
@@ -285,10 +289,20 @@ impl RolloutPool {
             .map(|(id, finished)| (id, OpenGroup { finished }))
             .collect();
         self.ledger = snapshot.ledger;
+        let mut restart = snapshot.restart;
         for episode in snapshot.waiting {
-            self.waiting.push(Episode::restore(episode, &*self.tasks, &*self.agents)?);
+            let identity = episode.identity().clone();
+            match Episode::restore(episode, &*self.tasks, &*self.agents) {
+                Ok(episode) => self.waiting.push(episode),
+                // One environment that refuses its snapshot costs one attempt, not the run.
+                Err(RestoreError::Environment(error)) => {
+                    tracing::warn!(group = identity.group.0, member = identity.member, %error, "an episode starts anew");
+                    restart.push(identity);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        for mut identity in snapshot.restart {
+        for mut identity in restart {
             identity.attempt += 1;
             self.waiting.push(self.episode(identity));
         }
@@ -429,7 +443,7 @@ impl RolloutPool {
     /// Adds the rubric's scores, and makes a member that nobody scored an infrastructure fault.
     async fn score(&self, members: &mut [Trajectory]) {
         if let Some(rubric) = &self.rubric {
-            score_by(&**rubric, members).await;
+            score_by(&**rubric, self.settings.limits.environment_timeout(), members).await;
         }
         for member in members
             .iter_mut()
@@ -448,13 +462,19 @@ struct Advanced {
     n_sampled: u64,
 }
 
-async fn score_by(rubric: &dyn Rubric, members: &mut [Trajectory]) {
+async fn score_by(rubric: &dyn Rubric, limit: Duration, members: &mut [Trajectory]) {
     let mut scorable: Vec<&mut Trajectory> = members
         .iter_mut()
         .filter(|member| member.outcome.is_scored() && !member.turns.is_empty())
         .collect();
     let transcripts: Vec<_> = scorable.iter().map(|member| member.transcript()).collect();
-    let broken = match rubric.score(&transcripts).await {
+    let scores = AssertUnwindSafe(rubric.score(&transcripts)).catch_unwind();
+    let scores = match timeout(limit, scores).await {
+        Ok(Ok(scores)) => scores,
+        Ok(Err(_)) => Err(EnvironmentError::new("it panicked")),
+        Err(_) => Err(EnvironmentError::new(format!("it took over {} s", limit.as_secs_f64()))),
+    };
+    let broken = match scores {
         Ok(scores) if scores.len() != scorable.len() => Some((
             InfraReason::BadReward,
             format!("{} scores for {} episodes", scores.len(), scorable.len()),
