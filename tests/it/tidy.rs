@@ -62,7 +62,7 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
         ("crates", "turnwise-rollout") => &["trajectory", "environment"],
         ("crates", "turnwise-chat") => &["rollout", "trajectory", "environment"],
         ("crates", "turnwise-training") => TRAINING,
-        ("crates", "turnwise-candle" | "turnwise-testkit") => TRAINED,
+        ("crates", "turnwise-candle" | "turnwise-testkit" | "turnwise-simulation") => TRAINED,
         ("crates", "turnwise") => FACADE,
         _ => return None,
     })
@@ -82,7 +82,10 @@ fn misdirected(packages: &[Package]) -> Vec<String> {
             continue;
         }
         let may_use = |dependency: &str| match (package.name.as_str(), allowed(package)) {
-            ("turnwise-cli", _) => dependency == "turnwise" || environments.contains(dependency),
+            ("turnwise-cli", _) => {
+                matches!(dependency, "turnwise" | "turnwise-simulation")
+                    || environments.contains(dependency)
+            }
             (_, Some(allowed)) => dependency
                 .strip_prefix("turnwise-")
                 .is_some_and(|dependency| allowed.contains(&dependency)),
