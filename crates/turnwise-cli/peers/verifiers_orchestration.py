@@ -58,7 +58,7 @@ class Plain(vf.MultiTurnEnv):
     """Says the same until the turns are used up."""
 
     async def env_response(self, messages, state, **kwargs):
-        return [{"role": "user", "content": "Go on."}]
+        return [vf.UserMessage(content="Go on.")]
 
 
 def processor_seconds():
@@ -71,7 +71,7 @@ async def measure(episodes, turns):
     dataset = Dataset.from_list([{"prompt": prompt, "answer": "", "example_id": 0}])
     env = Plain(dataset=dataset, rubric=vf.Rubric(), max_turns=turns)
     client = Instantly(None)
-    task = {"prompt": prompt, "answer": "", "example_id": 0, "task": "plain"}
+    task = {"prompt": prompt, "answer": "", "example_id": 0}
     cpu, wall = processor_seconds(), time.perf_counter()
     runs = (env.rollout(dict(task), client, "instant", {}) for _ in range(episodes))
     states = await asyncio.gather(*runs)

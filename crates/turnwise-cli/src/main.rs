@@ -59,9 +59,7 @@ async fn run(command: Command) -> Result<(), Failure> {
 }
 
 /// Runs what makes runtimes of its own, which it may not inside this one.
-async fn apart(
-    work: impl FnOnce() -> Result<(), Failure> + Send + 'static,
-) -> Result<(), Failure> {
+async fn apart(work: impl FnOnce() -> Result<(), Failure> + Send + 'static) -> Result<(), Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Failure::runtime(&error)),
