@@ -357,7 +357,7 @@ impl Run {
     /// Once faults have stopped, the rest of the run takes no longer than its episodes one after the other.
     fn check_liveness(&self, is_complete: bool) -> Result<(), Violation> {
         let Some((since, steps)) = self.quiet else { return Ok(()) };
-        let took = self.world.now() - since;
+        let took = self.world.now().saturating_sub(since);
         let bound = self.bound() * (steps + self.errors + MAX_INCIDENTS) as u32;
         if is_complete && took <= bound {
             return Ok(());

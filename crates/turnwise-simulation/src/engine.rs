@@ -174,7 +174,7 @@ fn tell(lie: FaultKind, request: &SampleRequest, sample: &mut Sample) {
             // Only a lie where there is something older to go back from.
             match request.min_version.0.checked_sub(1) {
                 Some(older) => {
-                    last = SampledToken::new(last.id, last.logprob, PolicyVersion(older))
+                    last = SampledToken::new(last.id, last.logprob, PolicyVersion(older));
                 }
                 None => last.logprob = f32::NEG_INFINITY,
             }

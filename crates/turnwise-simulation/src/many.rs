@@ -30,7 +30,7 @@ impl ManySettings {
             modes: vec![Mode::Safety, Mode::Liveness],
             jobs: 2,
             repeat_every: 20,
-            watchdog: Duration::from_secs(60),
+            watchdog: Duration::from_mins(1),
         }
     }
 }

@@ -169,7 +169,6 @@ fn pool(random: &mut Random) -> PoolSettings {
         max_retries: random.between(0, 2) as u32,
         max_faults_in_row: random.between(4, 30) as u32,
         limits: limits(random),
-        ..PoolSettings::default()
     }
 }
 
