@@ -62,7 +62,10 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
         ("crates", "turnwise-rollout") => &["trajectory", "environment"],
         ("crates", "turnwise-chat") => &["rollout", "trajectory", "environment"],
         ("crates", "turnwise-training") => TRAINING,
-        ("crates", "turnwise-candle" | "turnwise-lab" | "turnwise-testkit") => TRAINED,
+        (
+            "crates",
+            "turnwise-candle" | "turnwise-lab" | "turnwise-simulation" | "turnwise-testkit",
+        ) => TRAINED,
         ("crates", "turnwise") => FACADE,
         _ => return None,
     })
@@ -83,7 +86,7 @@ fn misdirected(packages: &[Package]) -> Vec<String> {
         }
         let may_use = |dependency: &str| match (package.name.as_str(), allowed(package)) {
             ("turnwise-cli", _) => {
-                matches!(dependency, "turnwise" | "turnwise-lab")
+                matches!(dependency, "turnwise" | "turnwise-lab" | "turnwise-simulation")
                     || environments.contains(dependency)
             }
             (_, Some(allowed)) => dependency

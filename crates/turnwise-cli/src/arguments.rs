@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Multi-turn reinforcement learning for language-model agents.
 #[derive(Debug, Parser)]
@@ -57,6 +57,13 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: LabCommand,
     },
+    /// Run the scheduler against scripted engines and environments that fail, from a seed
+    Simulate(SimulateArguments),
+    /// Measure this machine
+    Bench {
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
     /// Play an environment yourself
     Play {
         /// The environment; `turnwise env list` names them
@@ -72,6 +79,51 @@ pub(crate) enum Command {
         /// Settings of the environment, as in `span=20`
         #[arg(value_name = "KEY=VALUE")]
         options: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArguments {
+    /// Run this one and print what happened
+    #[arg(long, value_name = "N", conflicts_with_all = ["seeds", "from"])]
+    pub(crate) seed: Option<u64>,
+    /// How many seeds
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub(crate) seeds: u64,
+    /// The first
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) from: u64,
+    /// Faults throughout, faults that stop after a while, or each seed once in both
+    #[arg(long, value_enum, default_value_t = SimulationMode::Both)]
+    pub(crate) mode: SimulationMode,
+    /// Threads
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) jobs: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum SimulationMode {
+    Safety,
+    Liveness,
+    Both,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// What a turn costs when the engine costs nothing: processor time, wall time, memory
+    Orchestration {
+        /// Print every repetition as JSON
+        #[arg(long)]
+        json: bool,
+        /// Episodes that run side by side
+        #[arg(long, value_name = "N", default_value_t = 10_000)]
+        episodes: usize,
+        /// Turns of each
+        #[arg(long, value_name = "N", default_value_t = 8)]
+        turns: usize,
+        /// How often everything is measured
+        #[arg(long, value_name = "N", default_value_t = 5)]
+        repetitions: usize,
     },
 }
 

@@ -246,7 +246,9 @@ mod tests {
 
     #[tokio::test]
     async fn zz_experiment() {
-        let get = |name: &str, default: f64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+        let get = |name: &str, default: f64| {
+            std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+        };
         let arguments = CreditArguments {
             seeds: get("SEEDS", 5.0) as u64,
             max_episodes: get("MAX", 40000.0) as usize,

@@ -13,6 +13,7 @@ mod play;
 mod score;
 mod screen;
 mod session;
+mod simulate;
 mod train;
 
 use std::io::{self, Write};
@@ -51,9 +52,19 @@ async fn run(command: Command) -> Result<(), Failure> {
             environments::check(&name, &options, &mut io::stdout()).await
         }
         Command::Lab { command } => lab::run(&command, &mut io::stdout()).await,
+        Command::Simulate(arguments) => apart(move || simulate::simulate_seeds(&arguments)).await,
+        Command::Bench { command } => apart(move || simulate::bench(&command)).await,
         Command::Play { env, task, seed, held_out, options } => {
             play::run(&env, &options, seed, task, held_out).await
         }
+    }
+}
+
+/// Runs what makes runtimes of its own, which it may not inside this one.
+async fn apart(work: impl FnOnce() -> Result<(), Failure> + Send + 'static) -> Result<(), Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::runtime(&error)),
     }
 }
 

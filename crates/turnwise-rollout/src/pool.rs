@@ -320,10 +320,20 @@ impl RolloutPool {
             .map(|(id, finished)| (id, OpenGroup { finished }))
             .collect();
         self.ledger = snapshot.ledger;
+        let mut restart = snapshot.restart;
         for episode in snapshot.waiting {
-            self.waiting.push(Episode::restore(episode, &*self.tasks, &*self.agents)?);
+            let identity = episode.identity().clone();
+            match Episode::restore(episode, &*self.tasks, &*self.agents) {
+                Ok(episode) => self.waiting.push(episode),
+                // One environment that refuses its snapshot costs one attempt, not the run.
+                Err(RestoreError::Environment(error)) => {
+                    tracing::warn!(group = identity.group.0, member = identity.member, %error, "an episode starts anew");
+                    restart.push(identity);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        for mut identity in snapshot.restart {
+        for mut identity in restart {
             identity.attempt += 1;
             self.waiting.push(self.episode(identity));
         }

@@ -5,9 +5,8 @@ use turnwise_environment::{Random, TaskSet, derive_seed};
 use turnwise_objective::{Clip, GroupAdvantage, Gspo, GspoToken, LengthWeight, Objective, Std};
 use turnwise_rollout::{ChatAgents, Limits, Policy, PoolSettings, StopSignal};
 use turnwise_training::{
-    Credit, DemonstrationError, Learner, LearnerError, OutcomeCredit, Parts, Row,
-    Schedule, TrainError, Trainer, TrainerSettings, TurnCredit, Update, demonstrate, imitate_step,
-    metric,
+    Credit, DemonstrationError, Learner, LearnerError, OutcomeCredit, Parts, Row, Schedule,
+    TrainError, Trainer, TrainerSettings, TurnCredit, Update, demonstrate, imitate_step, metric,
 };
 use turnwise_trajectory::Sampling;
 

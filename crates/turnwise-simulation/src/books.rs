@@ -1,0 +1,78 @@
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use turnwise_rollout::Ledger;
+use turnwise_trajectory::{GroupId, Identity, Trajectory};
+
+use crate::{Invariant, Violation};
+
+/// What a trainer's snapshot says about every episode, read from its serialised form: the one thing a run can be gone on
+/// from is also the one thing its books are checked by.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Books {
+    pub(crate) progress: ProgressBook,
+    pub(crate) pool: PoolBook,
+    ready: Vec<(GroupId, Vec<Trajectory>)>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct ProgressBook {
+    pub(crate) trained: u64,
+    dropped: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct PoolBook {
+    finished: BTreeMap<GroupId, Vec<Finished>>,
+    waiting: Vec<Waiting>,
+    restart: Vec<Identity>,
+    pub(crate) ledger: Ledger,
+}
+
+#[derive(Debug, Deserialize)]
+struct Finished {
+    identity: Identity,
+}
+
+#[derive(Debug, Deserialize)]
+struct Waiting {
+    state: WaitingState,
+}
+
+#[derive(Debug, Deserialize)]
+struct WaitingState {
+    identity: Identity,
+}
+
+impl Books {
+    pub(crate) fn read(snapshot: &str) -> Result<Self, Violation> {
+        serde_json::from_str(snapshot).map_err(|error| {
+            Violation::new(Invariant::Restore, format!("a snapshot that cannot be read: {error}"))
+        })
+    }
+
+    /// Episodes that will go on.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Identity> {
+        let waiting = self.pool.waiting.iter().map(|waiting| &waiting.state.identity);
+        waiting.chain(&self.pool.restart)
+    }
+
+    /// Episodes that are finished in a group that is not.
+    pub(crate) fn finished(&self) -> impl Iterator<Item = &Identity> {
+        self.pool.finished.values().flatten().map(|finished| &finished.identity)
+    }
+
+    /// Episodes that were delivered and neither trained nor dropped.
+    pub(crate) fn delivered_open(&self) -> u64 {
+        let ready = self.ready.iter().flat_map(|(_, members)| members);
+        ready.filter(|member| member.reward().is_some()).count() as u64
+    }
+
+    pub(crate) fn dropped_by_trainer(&self) -> u64 {
+        self.progress.dropped.values().sum()
+    }
+
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped_by_trainer() + self.pool.ledger.dropped.values().sum::<u64>()
+    }
+}

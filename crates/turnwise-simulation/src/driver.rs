@@ -1,0 +1,380 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+use turnwise_objective::{Clip, GspoToken, LengthWeight};
+use turnwise_rollout::{ChatAgents, stop_signal};
+use turnwise_training::{Parts, StepReport, TrainError, Trainer, TrainerSettings};
+use turnwise_trajectory::Sampling;
+
+use crate::books::Books;
+use crate::checks::{WatchedCredit, check_books, check_empty, check_report};
+use crate::engine::Engine;
+use crate::environment::{Agents, Tasks};
+use crate::learner::Scripted;
+use crate::letters::Letters;
+use crate::rubric::Scores;
+use crate::trace::TraceHash;
+use crate::witness::Witness;
+use crate::world::World;
+use crate::{FaultKind, Invariant, Mode, Mutation, Plan, Violation};
+
+/// What a simulation went through.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SimulationReport {
+    /// The hash of everything that happened, in order.
+    pub trace: TraceHash,
+    /// How many events that was.
+    pub n_events: u64,
+    /// Optimiser steps that were finished, those repeated after a crash counted once.
+    pub steps: u64,
+    /// Rollouts that were started, in the history that survived.
+    pub rollouts: u64,
+    /// Rollouts that were trained.
+    pub trained: u64,
+    /// Rollouts that were dropped.
+    pub dropped: u64,
+    /// Faults that happened, by kind.
+    pub faults: BTreeMap<FaultKind, u64>,
+    /// Halts that came before a step was over.
+    pub halts: u64,
+    /// Times the process was killed in the middle of a step.
+    pub kills: u64,
+    /// Times it went on from a snapshot.
+    pub restores: u64,
+    /// Errors that ended a step, each explained by a fault.
+    pub errors: u64,
+    /// The longest time a call went on after its deadline.
+    pub max_stall: Duration,
+    /// How long the run took on its own clock.
+    pub virtual_time: Duration,
+    /// Whether the run came to its last step; in safety mode faults may stop it before.
+    pub is_complete: bool,
+}
+
+/// A simulation in which something did not hold, and how to see it again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    /// What did not hold.
+    pub violation: Violation,
+    /// The plan of the run.
+    pub plan: Plan,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { seed, mode, .. } = &self.plan;
+        writeln!(formatter, "violated {}", self.violation)?;
+        writeln!(formatter, "replay   turnwise simulate --seed {seed} --mode {mode}")?;
+        write!(formatter, "settings {}", self.plan)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Runs a plan from its first step to its last, with a mutation in the scheduler where one is given.
+///
+/// # Errors
+/// With the first thing that did not hold.
+///
+/// # Panics
+/// When the runtime cannot be made.
+pub fn simulate(plan: Plan, mutation: Option<Mutation>) -> Result<SimulationReport, Box<Failure>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime on one thread needs nothing that can be missing");
+    let kept = plan.clone();
+    // What is logged is what was injected: the report counts it.
+    let silent = tracing::subscriber::NoSubscriber::default();
+    let run = || runtime.block_on(async { Run::new(plan, mutation).run().await });
+    let caught = || catch_unwind(AssertUnwindSafe(run));
+    tracing::subscriber::with_default(silent, caught)
+        .unwrap_or_else(|panic| Err(Violation::new(Invariant::Panics, panic_text(&*panic))))
+        .map_err(|violation| Box::new(Failure { violation, plan: kept }))
+}
+
+/// The state of a run at a step boundary.
+#[derive(Clone)]
+struct Checkpoint {
+    snapshot: String,
+    witness: Witness,
+}
+
+/// How a step ended.
+enum Ended {
+    Stepped(Box<StepReport>),
+    Halted,
+    Killed,
+    Failed(TrainError),
+}
+
+struct Run {
+    world: Arc<World>,
+    halts: u64,
+    kills: u64,
+    restores: u64,
+    errors: u64,
+    /// When faults stopped, and how many steps were left.
+    quiet: Option<(Duration, u64)>,
+}
+
+/// Errors after which a safety run is given up: it is broken throughout, and says so.
+const MAX_ERRORS: u64 = 6;
+/// Halts and kills of one run.
+const MAX_INCIDENTS: u64 = 8;
+
+impl Run {
+    fn new(plan: Plan, mutation: Option<Mutation>) -> Self {
+        let world = World::new(plan, mutation);
+        Self { world, halts: 0, kills: 0, restores: 0, errors: 0, quiet: None }
+    }
+
+    async fn run(mut self) -> Result<SimulationReport, Violation> {
+        let mut trainer = self.trainer();
+        let mut checkpoint = self.checkpoint(&trainer)?;
+        while trainer.next_step() < self.world.plan.steps && !self.is_given_up() {
+            self.quieten(trainer.next_step());
+            let goes_on = match self.step(&mut trainer).await? {
+                Ended::Stepped(report) => {
+                    let version = self.world.state().trained_at;
+                    check_report(&self.world, &report, version)?;
+                    true
+                }
+                Ended::Halted => true,
+                Ended::Killed => false,
+                Ended::Failed(error) => self.explain(error)?,
+            };
+            self.check_world()?;
+            if goes_on {
+                checkpoint = self.checkpoint(&trainer)?;
+            }
+            if !goes_on || self.world.happens(self.world.plan.restarts) {
+                drop(trainer);
+                trainer = self.restore(&checkpoint).await?;
+                checkpoint = self.checkpoint(&trainer)?;
+            }
+        }
+        let steps = trainer.next_step();
+        drop(trainer);
+        self.report(&checkpoint, steps).await
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.errors >= MAX_ERRORS && self.quiet.is_none()
+    }
+
+    /// In liveness mode faults stop half way, or when they have stopped too many steps.
+    fn quieten(&mut self, step: u64) {
+        let plan = &self.world.plan;
+        let is_time = step >= plan.quiet_step || self.errors + 1 >= MAX_ERRORS;
+        if plan.mode == Mode::Liveness && self.quiet.is_none() && is_time {
+            self.world.quiet();
+            self.quiet = Some((self.world.now(), plan.steps - step));
+        }
+    }
+
+    async fn step(&mut self, trainer: &mut Trainer<Scripted>) -> Result<Ended, Violation> {
+        let bound = self.bound();
+        let (handle, signal) = stop_signal();
+        let plan = &self.world.plan;
+        let may_interrupt = self.halts + self.kills < MAX_INCIDENTS;
+        let halt = self.incident(may_interrupt, plan.halts);
+        let kill = self.incident(may_interrupt, plan.kills);
+        let halted = async {
+            sleep(halt).await;
+            self.world.event("halt", &[]);
+            handle.stop();
+            std::future::pending::<()>().await;
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = timeout(bound, trainer.step(&signal)) => ended,
+            () = halted => unreachable!("a halt waits for the step"),
+            () = sleep(kill) => {
+                self.kills += 1;
+                return Ok(Ended::Killed);
+            }
+        };
+        let Ok(ended) = ended else {
+            let found = format!("a step was not over after {bound:?}");
+            return Err(self.world.first_of(Violation::new(Invariant::Liveness, found)));
+        };
+        Ok(match ended {
+            Ok(Some(report)) => Ended::Stepped(Box::new(report)),
+            Ok(None) => {
+                self.halts += 1;
+                Ended::Halted
+            }
+            Err(error) => Ended::Failed(error),
+        })
+    }
+
+    /// When something interrupts the step; far beyond its end where nothing does.
+    fn incident(&self, may: bool, thousandths: u64) -> Duration {
+        if may && self.world.happens(thousandths) {
+            self.world.latency(40_000)
+        } else {
+            Duration::from_secs(1 << 40)
+        }
+    }
+
+    /// The virtual time after which a step hangs: every attempt of every episode one after the other, all at their deadlines.
+    fn bound(&self) -> Duration {
+        let plan = &self.world.plan;
+        let limits = plan.limits();
+        let attempts = plan.max_open() * u64::from(plan.trainer.rollout.max_retries + 1);
+        let attempt = limits.episode_timeout_s + limits.environment_timeout_s;
+        Duration::from_secs_f64(1000.0 + attempts as f64 * attempt)
+    }
+
+    /// Whether the run can go on with the same trainer after an error, if a fault explains it.
+    fn explain(&mut self, error: TrainError) -> Result<bool, Violation> {
+        self.errors += 1;
+        let injected = |kind| self.world.state().faults.contains_key(&kind);
+        let has_faults = !self.world.state().faults.is_empty();
+        self.world.event("error", &[self.errors]);
+        match error {
+            // The breaker keeps everything: the same trainer can go on.
+            TrainError::Rollout(_) if has_faults => Ok(self.world.below(2) == 0),
+            TrainError::Learner(_) if injected(FaultKind::LearnerError) => Ok(false),
+            TrainError::NotFinite { .. } if injected(FaultKind::GradientNotFinite) => Ok(false),
+            error => Err(Violation::new(Invariant::Errors, error_text(&error))),
+        }
+    }
+
+    fn check_world(&self) -> Result<(), Violation> {
+        self.world.state().violation.take().map_or(Ok(()), Err)
+    }
+
+    /// Takes the run's snapshot and checks the books in it.
+    fn checkpoint(&mut self, trainer: &Trainer<Scripted>) -> Result<Checkpoint, Violation> {
+        let snapshot = serde_json::to_string(&trainer.snapshot())
+            .map_err(|error| Violation::new(Invariant::Restore, error.to_string()))?;
+        check_books(&self.world, &Books::read(&snapshot)?)?;
+        Ok(Checkpoint { snapshot, witness: self.world.state().witness.clone() })
+    }
+
+    /// What a new process does: nothing of the old one is left but the checkpoint.
+    async fn restore(&mut self, checkpoint: &Checkpoint) -> Result<Trainer<Scripted>, Violation> {
+        self.restores += 1;
+        self.settle().await?;
+        self.world.state().witness = checkpoint.witness.clone();
+        self.world.state().sessions.clear();
+        self.world.event("restore", &[self.restores]);
+        let mut snapshot: Value = serde_json::from_str(&checkpoint.snapshot)
+            .map_err(|error| Violation::new(Invariant::Restore, error.to_string()))?;
+        self.mutate(&mut snapshot);
+        let snapshot = serde_json::from_value(snapshot)
+            .map_err(|error| Violation::new(Invariant::Restore, error.to_string()))?;
+        let mut trainer = self.trainer();
+        trainer
+            .restore(snapshot)
+            .map_err(|error| Violation::new(Invariant::Restore, error_text(&error)))?;
+        Ok(trainer)
+    }
+
+    fn mutate(&self, snapshot: &mut Value) {
+        let Some(waiting) = snapshot["pool"]["waiting"].as_array_mut() else { return };
+        if self.world.is(Mutation::LosesEpisode) {
+            waiting.pop();
+        }
+        if self.world.is(Mutation::DoublesEpisode) {
+            waiting.extend(waiting.first().cloned());
+        }
+    }
+
+    /// Lets everything that was dropped be gone, and sees that it is.
+    async fn settle(&self) -> Result<(), Violation> {
+        // Tasks that were given up are dropped when the runtime next looks at them.
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        check_empty(&self.world)?;
+        self.check_world()
+    }
+
+    fn trainer(&self) -> Trainer<Scripted> {
+        let world = &self.world;
+        let inner = ChatAgents { renderer: Arc::new(Letters), sampling: Sampling::default() };
+        let rubric = Scores { world: world.clone() };
+        let parts = Parts {
+            tasks: Arc::new(Tasks { world: world.clone() }),
+            agents: Arc::new(Agents { world: world.clone(), inner }),
+            rubric: if world.plan.has_rubric { Some(Arc::new(rubric)) } else { None },
+            policy: Arc::new(Engine { world: world.clone() }),
+            learner: Scripted { world: world.clone() },
+            objective: Box::new(GspoToken {
+                clip: Clip::PAPER_GRPO,
+                length_weight: LengthWeight::Mean,
+            }),
+            credit: Box::new(WatchedCredit { world: world.clone() }),
+        };
+        Trainer::new(parts, self.settings())
+    }
+
+    fn settings(&self) -> TrainerSettings {
+        let mut settings = self.world.plan.trainer.clone();
+        if self.world.is(Mutation::TrainsTooOld) {
+            settings.admission.max_staleness += 1;
+        }
+        if self.world.is(Mutation::RunsTooMany) {
+            settings.rollout.max_concurrent += 1;
+        }
+        settings
+    }
+
+    async fn report(self, last: &Checkpoint, steps: u64) -> Result<SimulationReport, Violation> {
+        self.settle().await?;
+        let books = Books::read(&last.snapshot)?;
+        let is_complete = steps == self.world.plan.steps;
+        self.check_liveness(is_complete)?;
+        let virtual_time = self.world.now();
+        let state = self.world.state();
+        Ok(SimulationReport {
+            trace: state.trace.hash(),
+            n_events: state.trace.n_events(),
+            steps,
+            rollouts: books.pool.ledger.dispatched,
+            trained: books.progress.trained,
+            dropped: books.dropped(),
+            faults: state.faults.clone(),
+            halts: self.halts,
+            kills: self.kills,
+            restores: self.restores,
+            errors: self.errors,
+            max_stall: state.max_stall,
+            virtual_time,
+            is_complete,
+        })
+    }
+
+    /// Once faults have stopped, the rest of the run takes no longer than its episodes one after the other.
+    fn check_liveness(&self, is_complete: bool) -> Result<(), Violation> {
+        let Some((since, steps)) = self.quiet else { return Ok(()) };
+        let took = self.world.now().saturating_sub(since);
+        let bound = self.bound() * (steps + self.errors + MAX_INCIDENTS) as u32;
+        if is_complete && took <= bound {
+            return Ok(());
+        }
+        let found = format!("{steps} steps without a fault took {took:?}, complete: {is_complete}");
+        Err(Violation::new(Invariant::Liveness, found))
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a message")
+}
+
+/// An error and its causes.
+fn error_text(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,234 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::{Failure, FaultKind, Invariant, Mode, Plan, SimulationReport, Violation, simulate};
+
+/// Which simulations are run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManySettings {
+    /// The seeds.
+    pub seeds: Range<u64>,
+    /// Each seed runs once in each of these modes.
+    pub modes: Vec<Mode>,
+    /// Threads.
+    pub jobs: usize,
+    /// Every so many-th seed runs twice, and both traces must be equal; 0 runs none twice.
+    pub repeat_every: u64,
+    /// A run that takes longer than this on a real clock counts as a hang.
+    pub watchdog: Duration,
+}
+
+impl ManySettings {
+    /// Both modes on two threads; each 20th seed runs twice, and a run hangs after a minute.
+    #[must_use]
+    pub fn new(seeds: Range<u64>) -> Self {
+        Self {
+            seeds,
+            modes: vec![Mode::Safety, Mode::Liveness],
+            jobs: 2,
+            repeat_every: 20,
+            watchdog: Duration::from_mins(1),
+        }
+    }
+}
+
+/// How far many simulations have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Seeds that are done.
+    pub done: u64,
+    /// Seeds of all.
+    pub of: u64,
+    /// Runs in which something did not hold.
+    pub failures: u64,
+}
+
+/// What many simulations found.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Seeds that were run.
+    pub seeds: u64,
+    /// Runs; a seed runs once in each mode.
+    pub runs: u64,
+    /// Runs that were repeated to compare their traces.
+    pub repeated: u64,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Rollouts that were started.
+    pub rollouts: u64,
+    /// Rollouts that were trained.
+    pub trained: u64,
+    /// Rollouts that were dropped.
+    pub dropped: u64,
+    /// Faults that happened, by kind.
+    pub faults: BTreeMap<FaultKind, u64>,
+    /// Halts in the middle of a step.
+    pub halts: u64,
+    /// Kills in the middle of a step.
+    pub kills: u64,
+    /// Times a run went on from a snapshot.
+    pub restores: u64,
+    /// The longest time a call went on after its deadline.
+    pub max_stall: Duration,
+    /// Virtual time of all runs.
+    pub virtual_time: Duration,
+    /// Real time.
+    pub wall_time: Duration,
+    /// Runs in which something did not hold, the first 100 of them.
+    pub failures: Vec<Failure>,
+}
+
+impl Summary {
+    /// Faults of all kinds.
+    #[must_use]
+    pub fn n_faults(&self) -> u64 {
+        self.faults.values().sum()
+    }
+
+    /// Runs that hung: on their own clock or on a real one.
+    #[must_use]
+    pub fn n_hangs(&self) -> usize {
+        self.n_violating(Invariant::Liveness)
+    }
+
+    /// Runs whose books did not balance.
+    #[must_use]
+    pub fn n_unaccounted(&self) -> usize {
+        self.n_violating(Invariant::Conservation)
+    }
+
+    fn n_violating(&self, invariant: Invariant) -> usize {
+        self.failures.iter().filter(|failure| failure.violation.invariant == invariant).count()
+    }
+
+    fn add(&mut self, report: &SimulationReport) {
+        self.runs += 1;
+        self.steps += report.steps;
+        self.rollouts += report.rollouts;
+        self.trained += report.trained;
+        self.dropped += report.dropped;
+        for (kind, n) in &report.faults {
+            *self.faults.entry(*kind).or_default() += n;
+        }
+        self.halts += report.halts;
+        self.kills += report.kills;
+        self.restores += report.restores;
+        self.max_stall = self.max_stall.max(report.max_stall);
+        self.virtual_time += report.virtual_time;
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.runs += 1;
+        if self.failures.len() < MAX_FAILURES {
+            self.failures.push(failure);
+        }
+    }
+}
+
+const MAX_FAILURES: usize = 100;
+
+/// What the threads share.
+struct Shared {
+    next: AtomicU64,
+    summary: Mutex<Summary>,
+    /// What each thread is at, and since when.
+    current: Vec<Mutex<Option<(Plan, Instant)>>>,
+}
+
+/// Runs many simulations, each on one thread with a runtime of its own, and shows how far they are about once a second.
+///
+/// A run that hangs on a real clock cannot be stopped: it is reported, and the others of its thread are given up.
+pub fn simulate_many(settings: &ManySettings, show: impl Fn(Progress)) -> Summary {
+    let started = Instant::now();
+    let shared: &'static Shared = Box::leak(Box::new(Shared {
+        next: AtomicU64::new(settings.seeds.start),
+        summary: Mutex::default(),
+        current: (0..settings.jobs.max(1)).map(|_| Mutex::default()).collect(),
+    }));
+    let threads: Vec<_> = (0..shared.current.len())
+        .map(|job| {
+            let settings = settings.clone();
+            std::thread::spawn(move || work(&settings, shared, job))
+        })
+        .collect();
+    let mut lost = vec![false; threads.len()];
+    loop {
+        let is_over =
+            |(thread, lost): (&std::thread::JoinHandle<()>, &bool)| *lost || thread.is_finished();
+        if threads.iter().zip(&lost).all(is_over) {
+            break;
+        }
+        watch(settings, shared, &mut lost);
+        show(progress(settings, shared));
+        std::thread::sleep(Duration::from_millis(if started.elapsed().as_secs() < 2 {
+            20
+        } else {
+            500
+        }));
+    }
+    let mut summary = shared.summary.lock().expect("no run panics with it").clone();
+    summary.wall_time = started.elapsed();
+    summary
+}
+
+fn progress(settings: &ManySettings, shared: &Shared) -> Progress {
+    let summary = shared.summary.lock().expect("no run panics with it");
+    let of = settings.seeds.end - settings.seeds.start;
+    Progress { done: summary.seeds, of, failures: summary.failures.len() as u64 }
+}
+
+/// Reports what takes too long on a real clock.
+fn watch(settings: &ManySettings, shared: &Shared, lost: &mut [bool]) {
+    for (current, lost) in shared.current.iter().zip(lost) {
+        let current = current.lock().expect("no run panics with it").clone();
+        let Some((plan, _)) = current.filter(|(_, since)| since.elapsed() > settings.watchdog)
+        else {
+            continue;
+        };
+        if !std::mem::replace(lost, true) {
+            let found = format!("no end after {:?} of real time", settings.watchdog);
+            let violation = Violation { invariant: Invariant::Liveness, found };
+            let mut summary = shared.summary.lock().expect("no run panics with it");
+            summary.fail(Failure { violation, plan });
+        }
+    }
+}
+
+fn work(settings: &ManySettings, shared: &Shared, job: usize) {
+    loop {
+        let seed = shared.next.fetch_add(1, Ordering::Relaxed);
+        if seed >= settings.seeds.end {
+            return;
+        }
+        for mode in &settings.modes {
+            let plan = Plan::new(seed, *mode);
+            let now = Some((plan.clone(), Instant::now()));
+            *shared.current[job].lock().expect("no run panics with it") = now;
+            let twice = settings.repeat_every > 0 && seed.is_multiple_of(settings.repeat_every);
+            let result = if twice { run_twice(plan) } else { simulate(plan, None) };
+            *shared.current[job].lock().expect("no run panics with it") = None;
+            let mut summary = shared.summary.lock().expect("no run panics with it");
+            summary.repeated += u64::from(twice);
+            match result {
+                Ok(report) => summary.add(&report),
+                Err(failure) => summary.fail(*failure),
+            }
+        }
+        shared.summary.lock().expect("no run panics with it").seeds += 1;
+    }
+}
+
+/// Runs a plan twice and compares the traces.
+fn run_twice(plan: Plan) -> Result<SimulationReport, Box<Failure>> {
+    let first = simulate(plan.clone(), None)?;
+    let second = simulate(plan.clone(), None)?;
+    if first == second {
+        return Ok(first);
+    }
+    let found = format!("traces {} and {}", first.trace, second.trace);
+    let violation = Violation { invariant: Invariant::Determinism, found };
+    Err(Box::new(Failure { violation, plan }))
+}
