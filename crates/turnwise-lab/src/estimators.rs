@@ -1,7 +1,7 @@
 use turnwise_objective::{
-    AdvantageError, Clip, Grpo, Gspo, GspoToken, LengthWeight, Objective, Std, broadcast_outcome,
+    AdvantageError, Clip, Gspo, GspoToken, LengthWeight, Objective, Std, broadcast_outcome,
     leave_one_out, mean_only, mean_std, minus_mean_return, minus_mean_return_of_others, mix,
-    normalised_over_all_turns, per_turn_index_biased, reward_to_go,
+    normalised_over_all_turns, per_turn_index_biased, presets, reward_to_go,
 };
 
 use crate::PlainRatioImpostor;
@@ -15,21 +15,26 @@ pub struct NamedObjective {
     pub objective: Box<dyn Objective>,
 }
 
-/// Every objective. A new one is one more line.
+/// Every preset, GSPO with the other weights of length, and what only looks like GSPO-token.
+///
+/// # Panics
+/// When a preset's own numbers are refused.
 #[must_use]
 pub fn objectives() -> Vec<NamedObjective> {
     let clip = Clip::PAPER_GSPO;
     let (mean, tokens, sqrt) = (LengthWeight::Mean, LengthWeight::Tokens, LengthWeight::SqrtTokens);
-    vec![
-        named("gspo", Gspo { clip, length_weight: mean }),
+    let presets = presets().into_iter().map(|preset| NamedObjective {
+        name: preset.name,
+        objective: preset.objective().expect("a preset is made of numbers that can be"),
+    });
+    let others = [
         named("gspo, w=n", Gspo { clip, length_weight: tokens }),
-        named("gspo_token", GspoToken { clip, length_weight: mean }),
         named("gspo_token, w=sqrt(n)", GspoToken { clip, length_weight: sqrt }),
         named("gspo_token, w=n", GspoToken { clip, length_weight: tokens }),
-        named("grpo", Grpo { clip: Clip::PAPER_GRPO }),
         named("plain_ratio_impostor", PlainRatioImpostor { clip, length_weight: mean }),
         named("plain_ratio_impostor, w=n", PlainRatioImpostor { clip, length_weight: tokens }),
-    ]
+    ];
+    presets.chain(others).collect()
 }
 
 fn named(name: &'static str, objective: impl Objective + 'static) -> NamedObjective {

@@ -242,7 +242,8 @@ fn gradient(
     let mut sequences = Vec::with_capacity(members.len());
     for (member, advantages) in members.iter().zip(advantages) {
         let advantages = Advantages::PerToken(advantages);
-        let sequence = Sequence::new(&member.logprobs, &member.behavior_logprobs, advantages);
+        let sequence = Sequence::new(&member.logprobs, &member.behavior_logprobs, advantages)
+            .and_then(|sequence| sequence.with_turns(&member.lengths));
         sequences.push(sequence.map_err(refused)?);
     }
     let step = match evaluate_step(&*objective.objective, &sequences) {

@@ -57,8 +57,8 @@ pub struct RolloutPool {
     oldest: PolicyVersion,
     /// Groups that are not worth going on with.
     doomed: BTreeSet<GroupId>,
-    /// Sessions of cancelled episodes that the engine may still hold.
-    given_up: Vec<u64>,
+    /// The engine that was drawn with last; it may hold sessions of what is suspended.
+    engine: Option<Arc<dyn Policy>>,
 }
 
 /// A group some of whose members are not finished.
@@ -126,7 +126,7 @@ impl RolloutPool {
             breaker,
             oldest: PolicyVersion::default(),
             doomed: BTreeSet::new(),
-            given_up: Vec::new(),
+            engine: None,
         }
     }
 
@@ -375,7 +375,7 @@ impl RolloutPool {
 
     /// Launches what is due, as far as there is room.
     fn fill(&mut self, policy: &Arc<dyn Policy>, tokens: u64, stop: &StopSignal) {
-        self.given_up.drain(..).for_each(|session| policy.release(session));
+        self.engine = Some(policy.clone());
         while self.running.len() < self.settings.max_concurrent && !stop.requested() {
             let Some(due) = self.due.pop_front() else { return };
             match self.reason_to_give_up(&due.episode) {
@@ -475,8 +475,10 @@ impl RolloutPool {
     }
 
     fn cancel(&mut self, episode: Episode, reason: CancelReason) {
-        let trajectory = episode.give_up(reason);
-        self.given_up.push(trajectory.identity.sampling_seed);
+        let trajectory = match &self.engine {
+            Some(engine) => episode.cancel(reason, &**engine),
+            None => episode.give_up(reason),
+        };
         *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
         self.file(trajectory);
     }

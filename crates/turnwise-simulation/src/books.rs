@@ -11,8 +11,14 @@ use crate::{Invariant, Violation};
 #[derive(Debug, Deserialize)]
 pub(crate) struct Books {
     pub(crate) progress: ProgressBook,
-    pub(crate) pool: PoolBook,
+    scheduler: SchedulerBook,
+}
+
+#[derive(Debug, Deserialize)]
+struct SchedulerBook {
+    pool: PoolBook,
     ready: Vec<(GroupId, Vec<Trajectory>)>,
+    flat: Vec<(GroupId, Vec<Trajectory>)>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,20 +57,25 @@ impl Books {
         })
     }
 
+    pub(crate) fn pool(&self) -> &PoolBook {
+        &self.scheduler.pool
+    }
+
     /// Episodes that will go on.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &Identity> {
-        let waiting = self.pool.waiting.iter().map(|waiting| &waiting.state.identity);
-        waiting.chain(&self.pool.restart)
+        let waiting = self.scheduler.pool.waiting.iter().map(|waiting| &waiting.state.identity);
+        waiting.chain(&self.scheduler.pool.restart)
     }
 
     /// Episodes that are finished in a group that is not.
     pub(crate) fn finished(&self) -> impl Iterator<Item = &Identity> {
-        self.pool.finished.values().flatten().map(|finished| &finished.identity)
+        self.scheduler.pool.finished.values().flatten().map(|finished| &finished.identity)
     }
 
     /// Episodes that were delivered and neither trained nor dropped.
     pub(crate) fn delivered_open(&self) -> u64 {
-        let ready = self.ready.iter().flat_map(|(_, members)| members);
+        let groups = self.scheduler.ready.iter().chain(&self.scheduler.flat);
+        let ready = groups.flat_map(|(_, members)| members);
         ready.filter(|member| member.reward().is_some()).count() as u64
     }
 
@@ -73,6 +84,6 @@ impl Books {
     }
 
     pub(crate) fn dropped(&self) -> u64 {
-        self.dropped_by_trainer() + self.pool.ledger.dropped.values().sum::<u64>()
+        self.dropped_by_trainer() + self.scheduler.pool.ledger.dropped.values().sum::<u64>()
     }
 }

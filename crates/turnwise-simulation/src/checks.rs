@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use turnwise_objective::{AdvantageError, GroupAdvantage};
-use turnwise_training::{Credit, OutcomeCredit, StepReport, metric};
+use turnwise_training::{Credit, CreditStreams, OutcomeCredit, StepReport, metric};
 use turnwise_trajectory::{PolicyVersion, Trajectory};
 
 use crate::books::Books;
@@ -32,11 +32,11 @@ impl Credit for WatchedCredit {
         "watched"
     }
 
-    fn assign(&self, group: &[&Trajectory]) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
         if let Err(violation) = self.check(group) {
             self.world.violate(violation);
         }
-        OutcomeCredit { advantage: GroupAdvantage::LeaveOneOut }.assign(group)
+        OutcomeCredit { advantage: GroupAdvantage::LeaveOneOut }.streams(group)
     }
 }
 
@@ -130,6 +130,14 @@ fn trace_trained(world: &World, trajectory: &Trajectory) {
     world.event(&trajectory.outcome.label(), &[trajectory.n_sampled() as u64]);
 }
 
+/// Checks what a trainer says of its own books, between two steps.
+pub(crate) fn check_trainer(books: &turnwise_training::Books) -> Result<(), Violation> {
+    match books.unaccounted() {
+        0 => Ok(()),
+        n => Err(Violation::new(Invariant::Conservation, format!("{n} unaccounted in {books:?}"))),
+    }
+}
+
 /// Checks the books between two steps, when nothing runs.
 pub(crate) fn check_books(world: &World, books: &Books) -> Result<(), Violation> {
     check_conservation(world, books)?;
@@ -139,7 +147,7 @@ pub(crate) fn check_books(world: &World, books: &Books) -> Result<(), Violation>
 
 fn check_conservation(world: &World, books: &Books) -> Result<(), Violation> {
     let open = (books.waiting().count() + books.finished().count()) as u64;
-    let ledger = &books.pool.ledger;
+    let ledger = &books.pool().ledger;
     let accounted = books.progress.trained + books.dropped() + open + books.delivered_open();
     let state = world.state();
     let seen = state.witness.dispatched.len() as u64;

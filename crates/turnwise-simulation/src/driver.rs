@@ -8,11 +8,11 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use turnwise_objective::{Clip, GspoToken, LengthWeight};
 use turnwise_rollout::{ChatAgents, stop_signal};
-use turnwise_training::{Parts, StepReport, TrainError, Trainer, TrainerSettings};
+use turnwise_training::{Parts, RolloutMode, StepReport, TrainError, Trainer, TrainerSettings};
 use turnwise_trajectory::Sampling;
 
 use crate::books::Books;
-use crate::checks::{WatchedCredit, check_books, check_empty, check_report};
+use crate::checks::{WatchedCredit, check_books, check_empty, check_report, check_trainer};
 use crate::engine::Engine;
 use crate::environment::{Agents, Tasks};
 use crate::learner::Scripted;
@@ -137,7 +137,7 @@ impl Run {
 
     async fn run(mut self) -> Result<SimulationReport, Violation> {
         let mut trainer = self.trainer();
-        let mut checkpoint = self.checkpoint(&trainer)?;
+        let mut checkpoint = self.checkpoint(&mut trainer).await?;
         while trainer.next_step() < self.world.plan.steps && !self.is_given_up() {
             self.quieten(trainer.next_step());
             let goes_on = match self.step(&mut trainer).await? {
@@ -151,18 +151,25 @@ impl Run {
                 Ended::Failed(error) => self.explain(error)?,
             };
             self.check_world()?;
-            if goes_on {
-                checkpoint = self.checkpoint(&trainer)?;
+            check_trainer(&trainer.books())?;
+            if goes_on && self.takes_checkpoint() {
+                checkpoint = self.checkpoint(&mut trainer).await?;
             }
             if !goes_on || self.world.happens(self.world.plan.restarts) {
                 drop(trainer);
                 trainer = self.restore(&checkpoint).await?;
-                checkpoint = self.checkpoint(&trainer)?;
+                checkpoint = self.checkpoint(&mut trainer).await?;
             }
         }
         let steps = trainer.next_step();
         drop(trainer);
         self.report(&checkpoint, steps).await
+    }
+
+    /// A checkpoint suspends what runs: where rollouts never wait, most steps go without one.
+    fn takes_checkpoint(&self) -> bool {
+        let mode = self.world.plan.trainer.mode;
+        mode != RolloutMode::Asynchronous || self.world.below(3) == 0
     }
 
     fn is_given_up(&self) -> bool {
@@ -253,8 +260,11 @@ impl Run {
     }
 
     /// Takes the run's snapshot and checks the books in it.
-    fn checkpoint(&mut self, trainer: &Trainer<Scripted>) -> Result<Checkpoint, Violation> {
-        let snapshot = serde_json::to_string(&trainer.snapshot())
+    async fn checkpoint(
+        &mut self,
+        trainer: &mut Trainer<Scripted>,
+    ) -> Result<Checkpoint, Violation> {
+        let snapshot = serde_json::to_string(&trainer.snapshot().await)
             .map_err(|error| Violation::new(Invariant::Restore, error.to_string()))?;
         check_books(&self.world, &Books::read(&snapshot)?)?;
         Ok(Checkpoint { snapshot, witness: self.world.state().witness.clone() })
@@ -280,7 +290,7 @@ impl Run {
     }
 
     fn mutate(&self, snapshot: &mut Value) {
-        let Some(waiting) = snapshot["pool"]["waiting"].as_array_mut() else { return };
+        let Some(waiting) = snapshot["scheduler"]["pool"]["waiting"].as_array_mut() else { return };
         if self.world.is(Mutation::LosesEpisode) {
             waiting.pop();
         }
@@ -301,7 +311,11 @@ impl Run {
 
     fn trainer(&self) -> Trainer<Scripted> {
         let world = &self.world;
-        let inner = ChatAgents { renderer: Arc::new(Letters), sampling: Sampling::default() };
+        let inner = ChatAgents {
+            renderer: Arc::new(Letters),
+            sampling: Sampling::default(),
+            compaction: None,
+        };
         let rubric = Scores { world: world.clone() };
         let parts = Parts {
             tasks: Arc::new(Tasks { world: world.clone() }),
@@ -340,7 +354,7 @@ impl Run {
             trace: state.trace.hash(),
             n_events: state.trace.n_events(),
             steps,
-            rollouts: books.pool.ledger.dispatched,
+            rollouts: books.pool().ledger.dispatched,
             trained: books.progress.trained,
             dropped: books.dropped(),
             faults: state.faults.clone(),

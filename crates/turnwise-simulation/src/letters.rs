@@ -1,5 +1,5 @@
-use turnwise_environment::{Action, Observation, ToolSpec};
-use turnwise_rollout::{RenderError, Rendered, Renderer};
+use turnwise_environment::{Action, Message, ToolSpec};
+use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 use turnwise_trajectory::{Span, StopReason, TokenId};
 
 /// The token that ends a turn.
@@ -16,10 +16,9 @@ const ALPHABET: [char; 3] = ['a', 'b', 'c'];
 #[derive(Debug)]
 pub(crate) struct Letters;
 
-fn render(observation: &Observation) -> Vec<Vec<Span>> {
-    let say = |text: &str| text.bytes().map(|byte| BYTES + TokenId::from(byte)).collect();
-    let message = |text: &str| vec![Span::Scaffold(vec![ENVIRONMENT]), Span::Context(say(text))];
-    observation.messages.iter().map(|said| message(&said.content)).collect()
+fn render(message: &Message) -> Vec<Span> {
+    let bytes = message.content.bytes().map(|byte| BYTES + TokenId::from(byte)).collect();
+    vec![Span::Scaffold(vec![ENVIRONMENT]), Span::Context(bytes)]
 }
 
 fn letter(id: TokenId) -> Option<char> {
@@ -31,14 +30,21 @@ impl Renderer for Letters {
         "letters"
     }
 
-    fn open(&self, observation: &Observation, _: &[ToolSpec]) -> Result<Rendered, RenderError> {
-        let messages = render(observation);
-        Ok(Rendered { close: Vec::new(), messages, generation: vec![POLICY] })
+    fn render(&self, said: &[Said<'_>], _: &[ToolSpec]) -> Result<Rendered, RenderError> {
+        let messages = said.iter().map(|said| render(said.message)).collect();
+        Ok(Rendered { messages, generation: vec![POLICY], ..Rendered::default() })
     }
 
-    fn bridge(&self, stop: StopReason, observation: &Observation) -> Result<Rendered, RenderError> {
-        let close = if stop == StopReason::EndOfTurn { Vec::new() } else { vec![END] };
-        Ok(Rendered { close, messages: render(observation), generation: vec![POLICY] })
+    fn bridge(
+        &self,
+        ended: EndedTurn<'_>,
+        _: &[Said<'_>],
+        new: &[Message],
+    ) -> Result<Bridged, RenderError> {
+        let close = if ended.stop == StopReason::EndOfTurn { Vec::new() } else { vec![END] };
+        let messages = new.iter().map(render).collect();
+        let generation = vec![POLICY];
+        Ok(Bridged::Append(Rendered { close, messages, generation, ..Rendered::default() }))
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
@@ -47,8 +53,8 @@ impl Renderer for Letters {
         letters.chain([END]).collect()
     }
 
-    fn parse(&self, sampled: &[TokenId]) -> Action {
-        Action::text(sampled.iter().filter_map(|id| letter(*id)).collect::<String>())
+    fn parse(&self, turn: &[TokenId], _: &[ToolSpec]) -> Action {
+        Action::text(turn.iter().filter_map(|id| letter(*id)).collect::<String>())
     }
 
     fn stop_tokens(&self) -> &[TokenId] {

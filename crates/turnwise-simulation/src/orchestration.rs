@@ -207,7 +207,8 @@ async fn finish(
 
 fn pool(settings: OrchestrationSettings, tokens_per_iteration: Option<u64>) -> RolloutPool {
     let tasks = vec![Plain { turns: settings.turns, turn: 0 }];
-    let agents = ChatAgents { renderer: Arc::new(Letters), sampling: Sampling::default() };
+    let agents =
+        ChatAgents { renderer: Arc::new(Letters), sampling: Sampling::default(), compaction: None };
     let limits = Limits { max_turns: settings.turns + 1, ..Limits::default() };
     let pool = PoolSettings {
         group_size: settings.episodes,

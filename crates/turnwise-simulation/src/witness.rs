@@ -95,8 +95,8 @@ impl Witness {
         for id in trajectory.graph.path_to(leaf) {
             for span in &trajectory.graph.node(id).spans {
                 if let turnwise_trajectory::Span::Sampled(tokens) = span {
-                    for token in tokens {
-                        compare(drawn.next(), *token, context, trajectory)?;
+                    for token in tokens.iter() {
+                        compare(drawn.next(), token, context, trajectory)?;
                         context = extend(context, token.id);
                     }
                 } else {

@@ -1,7 +1,7 @@
 use turnwise_objective::{
     AdvantageError, Std, has_zero_variance, reward_to_go, standard_deviation,
 };
-use turnwise_training::Credit;
+use turnwise_training::{Conservation, Credit, CreditStream, CreditStreams};
 use turnwise_trajectory::Trajectory;
 
 use crate::minus_mean_at_turn_of_others;
@@ -21,7 +21,7 @@ impl Credit for TurnBaselineCredit {
         "turn_baseline"
     }
 
-    fn assign(&self, group: &[&Trajectory]) -> Result<Vec<Vec<f64>>, AdvantageError> {
+    fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
         let to_go: Vec<Vec<f64>> =
             group.iter().map(|one| reward_to_go(&one.turn_rewards(), self.gamma)).collect();
         let mut advantages = minus_mean_at_turn_of_others(&to_go)?;
@@ -33,6 +33,8 @@ impl Credit for TurnBaselineCredit {
             standard_deviation(&firsts, Std::Sample)?
         };
         advantages.iter_mut().flatten().for_each(|advantage| *advantage /= scale);
-        Ok(advantages)
+        let conserves = Conservation::DiscountedReturn { gamma: self.gamma };
+        let parts = vec![CreditStream { name: "return", values: to_go, conserves }];
+        Ok(CreditStreams::new(parts, advantages, Conservation::Nothing))
     }
 }

@@ -212,6 +212,7 @@ fn trainer<L: Learner>(
         agents: Arc::new(ChatAgents {
             renderer: Arc::new(vocabulary),
             sampling: Sampling::default(),
+            compaction: None,
         }),
         rubric: None,
         policy,

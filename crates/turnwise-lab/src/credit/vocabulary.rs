@@ -1,5 +1,5 @@
-use turnwise_environment::{Action, Observation, ToolSpec};
-use turnwise_rollout::{RenderError, Rendered, Renderer};
+use turnwise_environment::{Action, Message, ToolSpec};
+use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 use turnwise_trajectory::{Span, StopReason, TokenId};
 
 use super::Levers;
@@ -50,11 +50,9 @@ impl Vocabulary {
         text.split_whitespace().map(id).collect()
     }
 
-    fn messages(&self, observation: &Observation) -> Result<Vec<Vec<Span>>, RenderError> {
-        let message = |content: &str| {
-            Ok(vec![Span::Scaffold(vec![ENVIRONMENT]), Span::Context(self.ids(content)?)])
-        };
-        observation.messages.iter().map(|one| message(&one.content)).collect()
+    fn message(&self, message: &Message) -> Result<Vec<Span>, RenderError> {
+        let said = self.ids(&message.content)?;
+        Ok(vec![Span::Scaffold(vec![ENVIRONMENT]), Span::Context(said)])
     }
 
     fn word(&self, id: TokenId) -> Option<&str> {
@@ -68,18 +66,22 @@ impl Renderer for Vocabulary {
         &self.fingerprint
     }
 
-    fn open(
-        &self,
-        observation: &Observation,
-        _tools: &[ToolSpec],
-    ) -> Result<Rendered, RenderError> {
-        let messages = self.messages(observation)?;
-        Ok(Rendered { close: Vec::new(), messages, generation: vec![POLICY] })
+    fn render(&self, said: &[Said<'_>], _tools: &[ToolSpec]) -> Result<Rendered, RenderError> {
+        let messages = said.iter().map(|said| self.message(said.message));
+        let messages = messages.collect::<Result<_, _>>()?;
+        Ok(Rendered { messages, generation: vec![POLICY], ..Rendered::default() })
     }
 
-    fn bridge(&self, stop: StopReason, observation: &Observation) -> Result<Rendered, RenderError> {
-        let close = if stop == StopReason::EndOfTurn { Vec::new() } else { vec![END] };
-        Ok(Rendered { close, messages: self.messages(observation)?, generation: vec![POLICY] })
+    fn bridge(
+        &self,
+        ended: EndedTurn<'_>,
+        _history: &[Said<'_>],
+        new: &[Message],
+    ) -> Result<Bridged, RenderError> {
+        let close = if ended.stop == StopReason::EndOfTurn { Vec::new() } else { vec![END] };
+        let messages = new.iter().map(|message| self.message(message)).collect::<Result<_, _>>()?;
+        let generation = vec![POLICY];
+        Ok(Bridged::Append(Rendered { close, messages, generation, ..Rendered::default() }))
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
@@ -88,10 +90,10 @@ impl Renderer for Vocabulary {
         known.flatten().chain([END]).collect()
     }
 
-    fn parse(&self, sampled: &[TokenId]) -> Action {
+    fn parse(&self, turn: &[TokenId], _tools: &[ToolSpec]) -> Action {
         let is_lever = |id: &&TokenId| (WORDS..WORDS + self.n_levers as TokenId).contains(*id);
         let words: Vec<&str> =
-            sampled.iter().filter(is_lever).filter_map(|id| self.word(*id)).collect();
+            turn.iter().filter(is_lever).filter_map(|id| self.word(*id)).collect();
         Action::text(words.join(" "))
     }
 

@@ -48,7 +48,7 @@ fn what_is_written_is_read_back() {
         let ids = vocabulary.write(&action);
         assert_eq!(ids.len(), n + 1);
         assert!(ids.iter().all(|id| (*id as usize) < vocabulary.n_ids()));
-        assert_eq!(vocabulary.parse(&ids).text, action.text);
+        assert_eq!(vocabulary.parse(&ids, &[]).text, action.text);
     }
     assert!(vocabulary.open(&"dragon".into(), &[]).is_err());
 }

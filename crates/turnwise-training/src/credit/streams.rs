@@ -25,6 +25,8 @@ pub enum Conservation {
     TurnsSumToZero,
     /// Each turn is the weighted sum of other streams.
     SumOf(Vec<(&'static str, f64)>),
+    /// Nothing.
+    Nothing,
 }
 
 /// The credit of one group: the advantages that train, and the streams they are made of.
@@ -64,6 +66,7 @@ impl CreditStreams {
     pub fn imbalance(&self, stream: &CreditStream, group: &[&Trajectory]) -> f64 {
         let firsts = || stream.values.iter().filter_map(|turns| turns.first());
         match &stream.conserves {
+            Conservation::Nothing => 0.0,
             Conservation::MembersSumToZero => firsts().sum::<f64>().abs(),
             Conservation::TurnsSumToZero => stream.values.iter().flatten().sum::<f64>().abs(),
             Conservation::DiscountedReturn { gamma } => {
