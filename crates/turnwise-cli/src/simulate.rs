@@ -47,13 +47,9 @@ fn show(progress: Progress) {
 }
 
 fn describe(summary: &Summary) -> String {
-    let mut text = String::new();
-    for failure in &summary.failures {
-        text += &format!("{failure}\n\n");
-    }
-    for (kind, n) in &summary.faults {
-        text += &format!("  {:<24}{n:>10}\n", kind.label());
-    }
+    let failures = summary.failures.iter().map(|failure| format!("{failure}\n\n"));
+    let faults = summary.faults.iter().map(|(kind, n)| format!("  {:<24}{n:>10}\n", kind.label()));
+    let text: String = failures.chain(faults).collect();
     text + &format!(
         "simulated  {} seeds  {} runs  {} rollouts  {} faults  {} halts  {} kills  {} restores  {} run twice\n           {} hangs  {} unaccounted  {} other violations  max stall {:.3} s past deadline  {} of virtual time in {:.1} s\n",
         summary.seeds,

@@ -1,5 +1,7 @@
 //! Simulates some seeds and measures the orchestration, without the command line around it: `measure SEEDS EPISODES`.
 
+#![expect(clippy::print_stdout, reason = "an example that prints what it measured")]
+
 use turnwise_simulation::{
     ManySettings, OrchestrationSettings, measure_orchestration, simulate_many,
 };

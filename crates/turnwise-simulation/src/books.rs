@@ -28,11 +28,11 @@ pub(crate) struct ProgressBook {
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct PoolBook {
+struct PoolBook {
     finished: BTreeMap<GroupId, Vec<Finished>>,
     waiting: Vec<Waiting>,
     restart: Vec<Identity>,
-    pub(crate) ledger: Ledger,
+    ledger: Ledger,
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,8 +57,8 @@ impl Books {
         })
     }
 
-    pub(crate) fn pool(&self) -> &PoolBook {
-        &self.scheduler.pool
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.scheduler.pool.ledger
     }
 
     /// Episodes that will go on.

@@ -130,14 +130,6 @@ fn trace_trained(world: &World, trajectory: &Trajectory) {
     world.event(&trajectory.outcome.label(), &[trajectory.n_sampled() as u64]);
 }
 
-/// Checks what a trainer says of its own books, between two steps.
-pub(crate) fn check_trainer(books: &turnwise_training::Books) -> Result<(), Violation> {
-    match books.unaccounted() {
-        0 => Ok(()),
-        n => Err(Violation::new(Invariant::Conservation, format!("{n} unaccounted in {books:?}"))),
-    }
-}
-
 /// Checks the books between two steps, when nothing runs.
 pub(crate) fn check_books(world: &World, books: &Books) -> Result<(), Violation> {
     check_conservation(world, books)?;
@@ -147,7 +139,7 @@ pub(crate) fn check_books(world: &World, books: &Books) -> Result<(), Violation>
 
 fn check_conservation(world: &World, books: &Books) -> Result<(), Violation> {
     let open = (books.waiting().count() + books.finished().count()) as u64;
-    let ledger = &books.pool().ledger;
+    let ledger = books.ledger();
     let accounted = books.progress.trained + books.dropped() + open + books.delivered_open();
     let state = world.state();
     let seen = state.witness.dispatched.len() as u64;

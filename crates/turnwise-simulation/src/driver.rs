@@ -8,11 +8,11 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use turnwise_objective::{Clip, GspoToken, LengthWeight};
 use turnwise_rollout::{ChatAgents, stop_signal};
-use turnwise_training::{Parts, RolloutMode, StepReport, TrainError, Trainer, TrainerSettings};
+use turnwise_training::{Parts, StepReport, TrainError, Trainer, TrainerSettings};
 use turnwise_trajectory::Sampling;
 
 use crate::books::Books;
-use crate::checks::{WatchedCredit, check_books, check_empty, check_report, check_trainer};
+use crate::checks::{WatchedCredit, check_books, check_empty, check_report};
 use crate::engine::Engine;
 use crate::environment::{Agents, Tasks};
 use crate::learner::Scripted;
@@ -151,8 +151,11 @@ impl Run {
                 Ended::Failed(error) => self.explain(error)?,
             };
             self.check_world()?;
-            check_trainer(&trainer.books())?;
-            if goes_on && self.takes_checkpoint() {
+            if goes_on {
+                self.check_running(&trainer)?;
+            }
+            // A snapshot brings what runs to a halt; between most steps it goes on.
+            if goes_on && self.world.below(2) == 0 {
                 checkpoint = self.checkpoint(&mut trainer).await?;
             }
             if !goes_on || self.world.happens(self.world.plan.restarts) {
@@ -161,15 +164,10 @@ impl Run {
                 checkpoint = self.checkpoint(&mut trainer).await?;
             }
         }
+        checkpoint = self.checkpoint(&mut trainer).await?;
         let steps = trainer.next_step();
         drop(trainer);
         self.report(&checkpoint, steps).await
-    }
-
-    /// A checkpoint suspends what runs: where rollouts never wait, most steps go without one.
-    fn takes_checkpoint(&self) -> bool {
-        let mode = self.world.plan.trainer.mode;
-        mode != RolloutMode::Asynchronous || self.world.below(3) == 0
     }
 
     fn is_given_up(&self) -> bool {
@@ -235,7 +233,9 @@ impl Run {
     fn bound(&self) -> Duration {
         let plan = &self.world.plan;
         let limits = plan.limits();
-        let attempts = plan.max_open() * u64::from(plan.trainer.rollout.max_retries + 1);
+        let replaced = plan.trainer.dynamic_sampling.map_or(0, |sampling| sampling.max_groups);
+        let episodes = 2 * plan.max_open() + replaced * plan.trainer.rollout.group_size as u64;
+        let attempts = episodes * u64::from(plan.trainer.rollout.max_retries + 1);
         let attempt = limits.episode_timeout_s + limits.environment_timeout_s;
         Duration::from_secs_f64(1000.0 + attempts as f64 * attempt)
     }
@@ -259,12 +259,31 @@ impl Run {
         self.world.state().violation.take().map_or(Ok(()), Err)
     }
 
+    /// Checks the books while rollouts may run.
+    fn check_running(&self, trainer: &Trainer<Scripted>) -> Result<(), Violation> {
+        let books = trainer.books();
+        let state = self.world.state();
+        let seen = state.witness.dispatched.len() as u64;
+        let trained = state.witness.trained.len() as u64;
+        if books.unaccounted() == 0 && books.dispatched == seen && books.trained == trained {
+            return Ok(());
+        }
+        let found = format!("{books:?} where {seen} were seen to start and {trained} to train");
+        Err(Violation::new(Invariant::Conservation, found))
+    }
+
     /// Takes the run's snapshot and checks the books in it.
     async fn checkpoint(
         &mut self,
         trainer: &mut Trainer<Scripted>,
     ) -> Result<Checkpoint, Violation> {
-        let snapshot = serde_json::to_string(&trainer.snapshot().await)
+        let bound = self.bound();
+        let Ok(snapshot) = timeout(bound, trainer.snapshot()).await else {
+            let found = format!("a halt was not over after {bound:?}");
+            return Err(Violation::new(Invariant::Liveness, found));
+        };
+        self.check_world()?;
+        let snapshot = serde_json::to_string(&snapshot)
             .map_err(|error| Violation::new(Invariant::Restore, error.to_string()))?;
         check_books(&self.world, &Books::read(&snapshot)?)?;
         Ok(Checkpoint { snapshot, witness: self.world.state().witness.clone() })
@@ -354,7 +373,7 @@ impl Run {
             trace: state.trace.hash(),
             n_events: state.trace.n_events(),
             steps,
-            rollouts: books.pool().ledger.dispatched,
+            rollouts: books.ledger().dispatched,
             trained: books.progress.trained,
             dropped: books.dropped(),
             faults: state.faults.clone(),

@@ -128,16 +128,8 @@ impl fmt::Display for Plan {
 }
 
 fn trainer(random: &mut Random) -> TrainerSettings {
-    let mode = random.one_of(&[
-        RolloutMode::Synchronous,
-        RolloutMode::Pipelined,
-        RolloutMode::Asynchronous,
-        RolloutMode::Asynchronous,
-    ]);
-    let least = u64::from(mode == RolloutMode::Pipelined);
-    let replaced = DynamicSampling { max_groups: 3, max_seconds: 1e9 };
     let admission = Admission {
-        max_staleness: random.between(least, 4) as u32,
+        max_staleness: random.between(0, 4) as u32,
         stale: random.one_of(&[StaleTokens::Drop, StaleTokens::Mask]),
         truncated: random.one_of(&[
             TruncatedEpisodes::Keep,
@@ -147,15 +139,20 @@ fn trainer(random: &mut Random) -> TrainerSettings {
         keep_zero_variance: random.one_of(&[true, false]),
         ..Admission::default()
     };
+    let mode = random.one_of(&[
+        RolloutMode::Synchronous,
+        RolloutMode::Pipelined,
+        RolloutMode::Asynchronous,
+        RolloutMode::Asynchronous,
+    ]);
+    let sampling = DynamicSampling { max_groups: random.between(0, 4), max_seconds: 300.0 };
+    let by_success = Curriculum::SuccessRate { low: 0.2, high: 0.8, keep: 0.2 };
     TrainerSettings {
+        mode: if admission.max_staleness == 0 { RolloutMode::Synchronous } else { mode },
+        dynamic_sampling: random.one_of(&[None, None, Some(sampling)]),
+        curriculum: random.one_of(&[Curriculum::Epochs, by_success]),
         groups_per_step: random.between(1, 4) as usize,
         rollout: pool(random),
-        mode,
-        dynamic_sampling: random.one_of(&[None, None, Some(replaced)]),
-        curriculum: random.one_of(&[
-            Curriculum::Epochs,
-            Curriculum::SuccessRate { low: 0.2, high: 0.8, keep: 0.5 },
-        ]),
         admission,
         ratio_scope: random.one_of(&[
             RatioScope::Trajectory,
@@ -184,7 +181,7 @@ fn pool(random: &mut Random) -> PoolSettings {
         tokens_per_iteration: random.one_of(&[None, None, Some(1), Some(40), Some(200)]),
         max_retries: random.between(0, 2) as u32,
         max_faults_in_row: random.between(4, 30) as u32,
-        max_bad_rewards: 1.0,
+        max_bad_rewards: random.one_of(&[0.02, 1.0]),
         limits: limits(random),
         ..PoolSettings::default()
     }

@@ -103,11 +103,12 @@ impl World {
     pub(crate) fn latency(&self, most_ms: u64) -> Duration {
         let jitter = if self.is(Mutation::ReadsTheClock) {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            now.map_or(0, |now| u64::from(now.subsec_nanos()) % 1000)
+            now.map_or(0, |now| u64::from(now.subsec_nanos()) % 50)
         } else {
             0
         };
-        Duration::from_millis(self.below(most_ms + 1)) + Duration::from_micros(jitter)
+        // The runtime's timer counts in milliseconds.
+        Duration::from_millis(self.below(most_ms + 1) + jitter)
     }
 
     /// From here on nothing goes wrong any more.

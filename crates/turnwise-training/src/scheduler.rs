@@ -68,6 +68,8 @@ pub(crate) struct Scheduler {
     /// Those among them that dynamic sampling replaces; they are handed over with the next step, for the books.
     flat: Vec<Group>,
     news: Iteration,
+    /// What broke while a batch was trained on; the batch came first.
+    broken: Option<RolloutError>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -114,6 +116,7 @@ impl Scheduler {
             ready: Vec::new(),
             flat: Vec::new(),
             news: Iteration::default(),
+            broken: None,
         }
     }
 
@@ -138,6 +141,9 @@ impl Scheduler {
         version: PolicyVersion,
         stop: &StopSignal,
     ) -> Result<(), RolloutError> {
+        if let Some(broken) = self.broken.take() {
+            return Err(broken);
+        }
         self.state.first_version.get_or_insert(version);
         match self.settings.mode {
             RolloutMode::Asynchronous => self.gather_running(version, stop).await,
@@ -185,9 +191,17 @@ impl Scheduler {
         let started = Instant::now();
         let mut n_left = self.settings.dynamic_sampling.map_or(0, |sampling| sampling.max_groups);
         loop {
-            let mut iteration = self.pool.iterate(&self.policy, stop).await?;
+            let iterated = self.pool.iterate(&self.policy, stop).await;
+            // What was finished before something broke is kept too.
+            let (mut iteration, broken) = match iterated {
+                Ok(iteration) => (iteration, None),
+                Err(broken) => (self.pool.take_news(), Some(broken)),
+            };
             self.take_in(std::mem::take(&mut iteration.groups));
             self.news.absorb(iteration);
+            if let Some(broken) = broken {
+                return Err(broken);
+            }
             if stop.requested() {
                 return Ok(());
             }
@@ -214,22 +228,41 @@ impl Scheduler {
             }
             let is_exhausted = self.n_replaceable() == Some(0) || self.is_late(started);
             let is_enough = self.ready.len() >= self.settings.groups_per_step;
-            if is_enough || is_exhausted || !self.pool.settle().await? {
+            if is_enough || is_exhausted {
                 return Ok(());
+            }
+            match self.pool.settle().await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(broken) => {
+                    self.halt().await;
+                    return Err(broken);
+                }
             }
         }
     }
 
-    /// Keeps rollouts going while something else is awaited; never comes back by itself.
-    pub(crate) async fn keep_going(
+    /// The next round, beside an update. What breaks is said when the update is done.
+    pub(crate) async fn round_beside(
         &mut self,
+        round: u64,
         version: PolicyVersion,
         stop: &StopSignal,
-    ) -> Result<(), RolloutError> {
+    ) {
+        self.broken = self.round(round, version, stop).await.err();
+    }
+
+    /// Keeps rollouts going beside an update; never comes back by itself. What breaks is said when the update is done.
+    pub(crate) async fn keep_going(&mut self, version: PolicyVersion, stop: &StopSignal) {
         loop {
             self.keep_running(version, stop);
-            if !self.pool.settle().await? {
-                std::future::pending::<()>().await;
+            match self.pool.settle().await {
+                Ok(true) => {}
+                Ok(false) => std::future::pending().await,
+                Err(broken) => {
+                    self.broken = Some(broken);
+                    std::future::pending().await
+                }
             }
         }
     }

@@ -262,17 +262,15 @@ impl<L: Learner> Trainer<L> {
         match settings.mode {
             RolloutMode::Synchronous => update.await,
             RolloutMode::Pipelined => {
-                let round = scheduler.round(progress.step + 1, version, stop);
-                let (update, round) = tokio::join!(update, round);
-                round?;
-                update
+                let round = scheduler.round_beside(progress.step + 1, version, stop);
+                tokio::join!(update, round).0
             }
             RolloutMode::Asynchronous => {
                 tokio::select! {
                     biased;
                     update = update => update,
-                    broken = scheduler.keep_going(version, stop) => {
-                        Err(broken.expect_err("rollouts go on until the update is done").into())
+                    () = scheduler.keep_going(version, stop) => {
+                        unreachable!("rollouts go on until the update is done")
                     }
                 }
             }

@@ -1,7 +1,12 @@
 use turnwise_simulation::{FaultKind, ManySettings, Mode, Plan, simulate, simulate_many};
 
 /// Seeds that once showed a bug, with what it was.
-const REGRESSIONS: [(u64, Mode); 4] = [
+const REGRESSIONS: [(u64, Mode); 7] = [
+    // An episode that was given up for its age kept its session at the engine.
+    (13, Mode::Liveness),
+    (1015, Mode::Safety),
+    // What was finished in the round in which the breaker tripped was in no book.
+    (93, Mode::Safety),
     // An engine that panicked took the run with it.
     (4, Mode::Liveness),
     // An environment that refused its snapshot kept the whole run from going on.
