@@ -159,7 +159,7 @@ impl Term for ClippedRatio {
             let high = (advantage > 0.0) & above[lane];
             let beyond_dual = band.is_beyond_dual(log_ratio);
             let dual = (advantage < 0.0) & beyond_dual;
-            let is_capped = (log_ratio > MAX_LOG_RATIO) & !dual;
+            let (is_large, stays) = (log_ratio > MAX_LOG_RATIO, !dual);
             let raised = if low { band.low } else { ratio };
             let bounded = if high { band.high } else { raised };
             let kept = if low | high | dual { 0.0 } else { ratio };
@@ -168,7 +168,7 @@ impl Term for ClippedRatio {
             terms.clipped_low[lane] = low;
             terms.clipped_high[lane] = high;
             terms.clipped_dual[lane] = dual;
-            terms.capped[lane] = (advantage < 0.0) & is_capped;
+            terms.capped[lane] = (advantage < 0.0) & is_large & stays;
         }
         terms
     }
