@@ -105,7 +105,8 @@ impl Term for CutWeight {
             let advantage = tokens.advantages[lane];
             (terms.values[lane], terms.gradient[lane]) =
                 weighted_logprob(weight, advantage, tokens.logprobs[lane]);
-            terms.truncated[lane] = (low | above[lane]) & (advantage != 0.0);
+            let is_cut = low | above[lane];
+            terms.truncated[lane] = (advantage != 0.0) & is_cut;
         }
         terms
     }

@@ -104,8 +104,8 @@ impl Pass {
         let k3 = self.log_ratios.add(&log_ratios);
         let ratios = capped_exps(&log_ratios, &k3);
         let terms = term.of(&Lanes { logprobs: *logprobs, log_ratios, ratios, advantages });
-        for lane in 0..LANES {
-            self.n_with_advantage[lane] += u64::from(advantages[lane] != 0.0);
+        for (lane, &advantage) in advantages.iter().enumerate() {
+            self.n_with_advantage[lane] += u64::from(advantage != 0.0);
             self.n_clipped_low[lane] += u64::from(terms.clipped_low[lane]);
             self.n_clipped_high[lane] += u64::from(terms.clipped_high[lane]);
             self.n_clipped_dual[lane] += u64::from(terms.clipped_dual[lane]);
@@ -157,7 +157,9 @@ impl Term for ClippedRatio {
             // Without branches: the signs of advantages are as good as random.
             let low = (advantage < 0.0) & below[lane];
             let high = (advantage > 0.0) & above[lane];
-            let dual = (advantage < 0.0) & band.is_beyond_dual(log_ratio);
+            let beyond_dual = band.is_beyond_dual(log_ratio);
+            let dual = (advantage < 0.0) & beyond_dual;
+            let (is_large, stays) = (log_ratio > MAX_LOG_RATIO, !dual);
             let raised = if low { band.low } else { ratio };
             let bounded = if high { band.high } else { raised };
             let kept = if low | high | dual { 0.0 } else { ratio };
@@ -166,7 +168,7 @@ impl Term for ClippedRatio {
             terms.clipped_low[lane] = low;
             terms.clipped_high[lane] = high;
             terms.clipped_dual[lane] = dual;
-            terms.capped[lane] = (advantage < 0.0) & (log_ratio > MAX_LOG_RATIO) & !dual;
+            terms.capped[lane] = (advantage < 0.0) & is_large & stays;
         }
         terms
     }

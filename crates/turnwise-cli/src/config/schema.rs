@@ -282,7 +282,13 @@ impl Default for Kl {
     }
 }
 
-named!(Estimator { K1 = "k1", K2 = "k2", K3 = "k3" });
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Estimator {
+    K1,
+    K2,
+    K3,
+}
 
 named!(CreditName {
     Outcome = "outcome",

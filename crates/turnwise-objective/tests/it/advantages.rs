@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 use turnwise_objective::{
-    AdvantageError, GroupAdvantage, Std, has_zero_variance, leave_one_out, mean_only, mean_std,
-    mean_with_std_of, minus_mean_return, minus_mean_return_of_others, normalised_over_all_turns,
+    AdvantageError, GroupAdvantage, Std, by_anchor_state, has_zero_variance, leave_one_out,
+    mean_only, mean_std, mean_with_std_of, minus_mean_return, minus_mean_return_at_turn,
+    minus_mean_return_of_others, normalised_over_all_turns, normalised_over_batch,
     per_turn_index_biased, standard_deviation,
 };
 
@@ -27,6 +28,7 @@ fn rewards() -> impl Strategy<Value = Vec<f64>> {
 }
 
 proptest! {
+    // objective.md 5.11
     #[test]
     fn p11_a_group_of_equal_rewards_gets_exactly_zero(
         reward in prop_oneof![
@@ -47,6 +49,7 @@ proptest! {
         prop_assert!(has_zero_variance(&group));
     }
 
+    // objective.md 5.11
     #[test]
     fn p11_a_group_of_one_gets_zero_and_never_its_reward(reward in -1e6..1e6) {
         for rule in RULES {
@@ -55,6 +58,7 @@ proptest! {
         prop_assert_eq!(minus_mean_return_of_others(&[vec![reward, reward]]).unwrap(), [[0.0, 0.0]]);
     }
 
+    // objective.md 5.11
     #[test]
     fn p11_a_reward_that_is_not_finite_is_an_error_that_names_it(
         mut group in rewards(),
@@ -76,6 +80,7 @@ proptest! {
         prop_assert!(named(&per_turn_index_biased(&turns, Std::Sample, 0.0).unwrap_err(), Some(1)));
     }
 
+    // objective.md 5.12
     #[test]
     fn p12_advantages_sum_to_zero(group in rewards()) {
         for rule in RULES {
@@ -85,6 +90,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.12
     #[test]
     fn p12_normalised_advantages_have_standard_deviation_one(group in rewards()) {
         for std in [Std::Sample, Std::Population] {
@@ -93,6 +99,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.12
     #[test]
     fn p12_a_common_offset_changes_nothing(group in rewards(), offset in -100.0..100.0) {
         let shifted: Vec<f64> = group.iter().map(|reward| reward + offset).collect();
@@ -102,6 +109,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.12
     #[test]
     fn p12_a_common_positive_factor_changes_nothing_that_is_normalised(group in rewards(), exponent in -250i32..250) {
         let scaled: Vec<f64> = group.iter().map(|reward| reward * 10f64.powi(exponent)).collect();
@@ -110,6 +118,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.12
     #[test]
     fn p12_advantages_follow_a_permutation_of_the_rewards(group in rewards(), by in 0usize..20, reversed in any::<bool>()) {
         let mut positions: Vec<usize> = (0..group.len()).collect();
@@ -125,6 +134,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.12
     #[test]
     fn p12_leave_one_out_compares_with_the_others(group in rewards()) {
         let advantages = leave_one_out(&group).unwrap();
@@ -132,6 +142,56 @@ proptest! {
             let others: f64 = group.iter().enumerate().filter(|(other, _)| *other != member).map(|(_, r)| r).sum();
             prop_assert!(close(*advantage, group[member] - others / (group.len() - 1) as f64, 1e-13));
         }
+    }
+}
+
+proptest! {
+    // objective.md 5.11 and 5.12
+    #[test]
+    fn p12_a_batch_wide_scale_centres_every_group_and_leaves_flat_ones_at_zero(
+        groups in prop::collection::vec(rewards(), 1..5),
+        flat in -3.0..3.0,
+    ) {
+        let mut batch = groups.clone();
+        batch.push(vec![flat; 4]);
+        batch.push(vec![flat]);
+        let advantages = normalised_over_batch(&batch, Std::Population, 0.0).unwrap();
+        for (group, advantages) in batch.iter().zip(&advantages) {
+            let size: f64 = advantages.iter().map(|a| a.abs()).sum();
+            prop_assert!(advantages.iter().sum::<f64>().abs() <= 1e-13 * size);
+            prop_assert_eq!(advantages.len(), group.len());
+        }
+        prop_assert_eq!(&advantages[groups.len()], &vec![0.0; 4]);
+        prop_assert_eq!(&advantages[groups.len() + 1], &vec![0.0]);
+        let all = advantages.concat();
+        prop_assert!(close(standard_deviation(&all, Std::Population).unwrap(), 1.0, 1e-12));
+    }
+
+    // objective.md 5.11 and 5.12
+    #[test]
+    fn p12_anchor_states_never_mix_and_what_one_turn_alone_met_gets_zero(
+        turns in prop::collection::vec(prop::collection::vec((-2.0..2.0, 0u8..5), 0..6), 1..6),
+    ) {
+        let returns: Vec<Vec<f64>> = turns.iter().map(|member| member.iter().map(|turn| turn.0).collect()).collect();
+        let anchors: Vec<Vec<u8>> = turns.iter().map(|member| member.iter().map(|turn| turn.1).collect()).collect();
+        for rule in RULES {
+            let advantages = by_anchor_state(&returns, &anchors, rule).unwrap();
+            for state in 0..5 {
+                let at = |values: &[Vec<f64>]| -> Vec<f64> {
+                    values.iter().flatten().zip(anchors.iter().flatten()).filter(|(_, a)| **a == state).map(|(v, _)| *v).collect()
+                };
+                prop_assert_eq!(at(&advantages), rule.of(&at(&returns)).unwrap());
+            }
+        }
+        prop_assert!(turns.len() == 1 || by_anchor_state(&returns, &anchors[1..], RULES[0]).is_err());
+    }
+
+    // objective.md 5.11
+    #[test]
+    fn p11_a_baseline_per_turn_gives_equal_members_and_a_member_alone_exactly_zero(rewards in prop::collection::vec(-2.0..2.0, 1..5), n in 1usize..6) {
+        let group = vec![rewards; n];
+        let zeros: Vec<Vec<f64>> = group.iter().map(|turns| vec![0.0; turns.len()]).collect();
+        prop_assert_eq!(minus_mean_return_at_turn(&group).unwrap(), zeros);
     }
 }
 

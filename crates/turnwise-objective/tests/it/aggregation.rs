@@ -28,6 +28,7 @@ fn order(n: usize, keys: &[u32]) -> Vec<usize> {
 }
 
 proptest! {
+    // objective.md 5.13
     #[test]
     fn p13_what_surrounds_the_trainable_tokens_is_never_read(
         clip in clips(),
@@ -61,6 +62,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.13
     #[test]
     fn p13_inserted_environment_tokens_leave_every_bit_alone(
         clip in clips(),
@@ -87,6 +89,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.14
     #[test]
     fn p14_the_order_of_tokens_does_not_matter(clip in clips(), tokens in f32_tokens(0), keys in prop::array::uniform20(any::<u32>())) {
         let order = order(tokens.len(), &keys);
@@ -102,6 +105,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.14
     #[test]
     fn p14_the_order_of_sequences_does_not_matter(
         clip in clips(),
@@ -122,6 +126,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.14
     #[test]
     fn p14_micro_batches_change_nothing(
         clip in clips(),
@@ -159,6 +164,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.15
     #[test]
     fn p15_empty_sequences_add_nothing_and_do_not_count(
         clip in clips(),
@@ -180,6 +186,7 @@ proptest! {
     }
 }
 
+// objective.md 5.15
 #[test]
 fn p15_a_step_without_tokens_has_loss_zero_and_defined_metrics() {
     for objective in every_objective(Clip::PAPER_GSPO) {

@@ -98,6 +98,7 @@ proptest! {
         prop_assert!(all_close(&segments[1..], &vec![mean(&log_ratios[1..]).exp(); n - 1], 1e-14));
     }
 
+    // objective.md 5.22
     #[test]
     fn p22_off_policy_sequences_lose_their_negative_tokens_and_nothing_else((_, _, tokens) in placed_tokens(), max_kl in 0.01..0.3) {
         let weights = off_policy_mask(&tokens.per_token(), max_kl).unwrap();
@@ -137,6 +138,7 @@ fn p22_a_product_that_overflows_meets_the_cap() {
     assert_eq!(back(CorrectionRule::Truncate { max: 2.0 }), 0.0);
 }
 
+// objective.md 5.22
 #[test]
 fn p22_an_impossible_token_weighs_zero_and_what_is_not_finite_is_an_error() {
     let truncate = CorrectionRule::Truncate { max: 2.0 };

@@ -7,9 +7,10 @@
 
 use proptest::prelude::*;
 use turnwise_objective::{
-    Advantages, Clip, GspoToken, LengthWeight, Sequence, Std, broadcast_outcome, evaluate_step,
-    leave_one_out, mean_only, mean_std, minus_mean_return, minus_mean_return_of_others, mix,
-    normalised_over_all_turns, per_turn_index_biased, reward_to_go,
+    Advantages, Clip, GroupAdvantage, GspoToken, LengthWeight, Sequence, Std, broadcast_outcome,
+    by_anchor_state, evaluate_step, leave_one_out, mean_only, mean_std, minus_mean_return,
+    minus_mean_return_at_turn, minus_mean_return_of_others, mix, normalised_over_all_turns,
+    normalised_over_batch, per_turn_index_biased, reward_to_go,
 };
 
 use crate::support::*;
@@ -136,6 +137,11 @@ fn example() -> Stopping {
     Stopping { rewards: [vec![0.0], vec![-0.5, 1.5], vec![-0.5, -0.25, 0.5]], theta: [0.4, -0.3] }
 }
 
+fn by_anchor(rewards: &[Vec<f64>], rule: GroupAdvantage) -> Vec<Vec<f64>> {
+    let anchors: Vec<Vec<usize>> = rewards.iter().map(|turns| (0..turns.len()).collect()).collect();
+    by_anchor_state(&to_go(rewards), &anchors, rule).unwrap()
+}
+
 fn returns(rewards: &[Vec<f64>]) -> Vec<f64> {
     rewards.iter().map(|turns| turns.iter().sum()).collect()
 }
@@ -156,12 +162,14 @@ fn misdirection(a: [f64; 2], b: [f64; 2]) -> f64 {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
+    // objective.md 5.21
     #[test]
     fn p21_unbiased_estimators_have_the_true_gradient(problem in stopping(), size in 2usize..6) {
         let truth = problem.true_gradient();
-        let estimators: [(&str, f64, &Credit); 6] = [
+        let estimators: [(&str, f64, &Credit); 7] = [
             ("reward to go", 1.0, &|rewards| to_go(rewards)),
             ("minus mean return of others", 1.0, &|rewards| minus_mean_return_of_others(&to_go(rewards)).unwrap()),
+            ("minus mean return at turn", 1.0, &|rewards| minus_mean_return_at_turn(&to_go(rewards)).unwrap()),
             ("leave one out", 1.0, &|rewards| broadcast(&leave_one_out(&returns(rewards)).unwrap(), rewards)),
             ("half of each", 1.0, &|rewards| {
                 let turns = minus_mean_return_of_others(&to_go(rewards)).unwrap();
@@ -177,6 +185,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.21
     #[test]
     fn p21_comparing_by_turn_index_cannot_see_what_going_on_is_worth(
         worth in 0.1..5.0,
@@ -192,16 +201,27 @@ proptest! {
     }
 }
 
+// objective.md 5.21
 #[test]
 fn p21_normalised_estimators_point_the_true_way_in_the_limit() {
     let problem = example();
     let truth = problem.true_gradient();
-    let estimators: [(&str, &Credit); 2] = [
+    let estimators: [(&str, &Credit); 5] = [
         ("mean and std", &|rewards| {
             broadcast(&mean_std(&returns(rewards), Std::Sample, 1e-6).unwrap(), rewards)
         }),
         ("over all turns", &|rewards| {
             normalised_over_all_turns(&to_go(rewards), Std::Sample, 1e-6).unwrap()
+        }),
+        ("over the batch", &|rewards| {
+            let batch = normalised_over_batch(&[returns(rewards)], Std::Sample, 1e-6).unwrap();
+            broadcast(&batch[0], rewards)
+        }),
+        // The state of this problem is the number of turns so far.
+        ("by anchor state", &|rewards| by_anchor(rewards, GroupAdvantage::MeanOnly)),
+        ("episode and anchor state", &|rewards| {
+            let outcome = mean_only(&returns(rewards)).unwrap();
+            mix(&outcome, &by_anchor(rewards, GroupAdvantage::MeanOnly), 1.0, 1.0).unwrap()
         }),
     ];
     for (name, credit) in estimators {
@@ -213,11 +233,16 @@ fn p21_normalised_estimators_point_the_true_way_in_the_limit() {
     }
 }
 
+// objective.md 5.21
 #[test]
 fn p21_biased_estimators_stay_wrong_in_the_limit() {
     let problem = example();
     let truth = problem.true_gradient();
-    let estimators: [(&str, &Credit); 3] = [
+    let estimators: [(&str, &Credit); 4] = [
+        // Every state gets a scale of its own.
+        ("anchor states over their own std", &|rewards| {
+            by_anchor(rewards, GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 })
+        }),
         ("returns by turn index", &|rewards| {
             per_turn_index_biased(&to_go(rewards), Std::Sample, 1e-6).unwrap()
         }),
@@ -238,6 +263,7 @@ fn p21_biased_estimators_stay_wrong_in_the_limit() {
     }
 }
 
+// objective.md 5.21
 #[test]
 fn p21_the_mean_over_tokens_bends_the_gradient_where_lengths_differ() {
     let problem = example();

@@ -206,6 +206,7 @@ fn mean_advantage(tokens: &Tokens) -> Advantages<'_> {
     Advantages::Uniform(if tokens.len() == 0 { 0.0 } else { tokens.mean_advantage() })
 }
 
+// objective.md 5.25
 #[test]
 fn p25_gspo_reproduces_every_golden_case() {
     assert_eq!(
@@ -218,6 +219,7 @@ fn p25_gspo_reproduces_every_golden_case() {
     );
 }
 
+// objective.md 5.25
 #[test]
 fn p25_gspo_with_the_mean_advantage_reproduces_every_golden_case() {
     assert_eq!(
@@ -226,16 +228,19 @@ fn p25_gspo_with_the_mean_advantage_reproduces_every_golden_case() {
     );
 }
 
+// objective.md 5.25
 #[test]
 fn p25_gspo_token_reproduces_every_golden_case() {
     assert_eq!(check_all("gspo_token", |case| Box::new(gspo_token(case.clip())), per_token), 46);
 }
 
+// objective.md 5.25
 #[test]
 fn p25_gspo_token_with_one_advantage_reproduces_the_golden_cases_of_gspo() {
     assert_eq!(check_all("gspo", |case| Box::new(gspo_token(case.clip())), mean_advantage), 38);
 }
 
+// objective.md 5.25
 #[test]
 fn p25_grpo_reproduces_every_golden_case() {
     assert_eq!(check_all("grpo", |case| Box::new(Grpo { clip: case.clip() }), per_token), 45);
@@ -311,6 +316,7 @@ fn p25_kl_estimators_and_their_derivatives_reproduce_every_golden_row() {
     assert!(rows.len() >= 20, "{}", rows.len());
 }
 
+// objective.md 5.25
 #[test]
 fn p25_the_plain_ratio_with_token_advantages_has_the_value_of_gspo_token_and_another_gradient() {
     let mut n_checked = 0;
@@ -337,6 +343,7 @@ fn p25_the_plain_ratio_with_token_advantages_has_the_value_of_gspo_token_and_ano
     assert_eq!(n_checked, 7);
 }
 
+// objective.md 5.25
 #[test]
 fn p25_sequence_statistics_are_the_golden_ones() {
     for case in Case::all() {
@@ -355,6 +362,7 @@ fn p25_sequence_statistics_are_the_golden_ones() {
     }
 }
 
+// objective.md 5.25
 #[test]
 fn p25_turn_credit_of_mean_zero_moves_in_gspo_token() {
     let case = Case::load("turn_credit_zero_mean");
@@ -401,6 +409,7 @@ fn group_rule(name: &str, batch_std: f64) -> Rule {
     }
 }
 
+// objective.md 5.25
 #[test]
 fn p25_group_advantages_reproduce_every_golden_case() {
     let fixture = fixture("advantages/group_relative.json");
@@ -436,6 +445,7 @@ fn assert_rows(actual: &[Vec<f64>], expected: &Value, label: &str) {
     assert!(same, "{label}: {actual:?} instead of {expected:?}");
 }
 
+// objective.md 5.25
 #[test]
 fn p25_returns_reproduce_every_golden_case() {
     let fixture = fixture("advantages/turn_returns.json");
@@ -471,6 +481,7 @@ fn p25_returns_reproduce_every_golden_case() {
     }
 }
 
+// objective.md 5.25
 #[test]
 fn p25_outcome_and_mixed_credit_reproduce_every_golden_case() {
     let fixture = fixture("advantages/turn_returns.json");

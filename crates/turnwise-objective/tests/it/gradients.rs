@@ -54,6 +54,7 @@ fn loss_at(
 }
 
 proptest! {
+    // objective.md 5.1
     #[test]
     fn p01_uniform_advantages_make_gspo_and_gspo_token_one(
         (clip, _, mut tokens) in placed_tokens(),
@@ -76,6 +77,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.2
     #[test]
     fn p02_the_gap_between_the_values_is_the_formula_and_never_negative((clip, side, tokens) in placed_tokens()) {
         let (token, _) = evaluate(&gspo_token(clip), &tokens.per_token());
@@ -93,6 +95,7 @@ proptest! {
         prop_assert_eq!(sequence.stats.gap, 0.0);
     }
 
+    // objective.md 5.3
     #[test]
     fn p03_the_gradients_are_equal_exactly_when_the_predicate_says(
         (clip, side, mut tokens) in placed_tokens(),
@@ -115,6 +118,7 @@ proptest! {
         prop_assert_eq!(all_close(&token, &sequence, 1e-12), predicate);
     }
 
+    // objective.md 5.4
     #[test]
     fn p04_the_gradient_of_gspo_is_the_finite_difference_of_its_value(
         (clip, _, tokens) in placed_tokens(),
@@ -127,6 +131,7 @@ proptest! {
         prop_assert!(all_close(&gradient, &finite_differences(&tokens.logprobs, value), 1e-8));
     }
 
+    // objective.md 5.4
     #[test]
     fn p04_the_gradient_of_gspo_token_is_the_finite_difference_of_the_surrogate_with_s_frozen(
         (clip, _, tokens) in placed_tokens(),
@@ -138,6 +143,7 @@ proptest! {
         prop_assert!(all_close(&gradient, &finite_differences(&tokens.logprobs, loss), 1e-8));
     }
 
+    // objective.md 5.4
     #[test]
     fn p04_the_gradient_of_gspo_token_is_not_the_finite_difference_of_its_value_unless_advantages_are_uniform(
         (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
@@ -153,6 +159,7 @@ proptest! {
         prop_assert!(differences.iter().all(|&difference| close(difference, spread, 1e-8)));
     }
 
+    // objective.md 5.4
     #[test]
     fn p04_the_gradient_of_grpo_is_the_finite_difference_of_its_value(
         clip in clips(),
@@ -172,6 +179,7 @@ proptest! {
         prop_assert!(all_close(&gradient, &finite_differences(&tokens.logprobs, value), 1e-8));
     }
 
+    // objective.md 5.5
     #[test]
     fn p05_on_policy_every_objective_is_reinforce_over_n(clip in clips(), mut tokens in f32_tokens(1)) {
         tokens.logprobs.clone_from(&tokens.behavior_logprobs);
@@ -188,6 +196,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.6
     #[test]
     fn p06_one_token_makes_every_objective_ppo((clip, _, tokens) in placed_tokens(), advantage in advantage()) {
         let tokens = Tokens { advantages: vec![advantage], ..tokens.pick(&[0]) };
@@ -204,6 +213,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.10
     #[test]
     fn p10_a_token_without_advantage_has_no_gradient_but_counts(
         (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
@@ -221,6 +231,7 @@ proptest! {
         prop_assert_eq!(evaluate(&Grpo { clip }, &tokens.per_token()).1[silent], 0.0);
     }
 
+    // objective.md 5.12
     #[test]
     fn p12_scaling_advantages_scales_the_loss((clip, _, tokens) in placed_tokens(), scale in 0.0..8.0) {
         let mut scaled = tokens.clone();
@@ -233,6 +244,7 @@ proptest! {
         }
     }
 
+    // objective.md 5.26
     #[test]
     fn p26_an_advantage_in_range_always_has_a_gradient(
         (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),

@@ -10,6 +10,9 @@ use crate::support::*;
 
 const ESTIMATORS: [KlEstimator; 3] = [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3];
 
+/// An objective of a range and a length weight.
+type Make = fn(Clip, LengthWeight) -> Box<dyn Objective>;
+
 /// Two distributions over the same four outcomes.
 fn distributions() -> impl Strategy<Value = ([f64; 4], [f64; 4])> {
     let logits = || prop::array::uniform4(-2.0..2.0);
@@ -104,7 +107,7 @@ proptest! {
     ) {
         let reference: Vec<f64> = tokens.logprobs.iter().enumerate().map(|(t, l)| l - 0.1 * (t as f64 - 2.0)).collect();
         let length_weight = LengthWeight::SqrtTokens;
-        let inners: [fn(Clip, LengthWeight) -> Box<dyn Objective>; 4] = [
+        let inners: [Make; 4] = [
             |clip, length_weight| Box::new(turnwise_objective::GspoToken { clip, length_weight }),
             |clip, _| Box::new(Dapo { clip }),
             |clip, _| Box::new(DrGrpo { clip, max_tokens: 7 }),

@@ -18,6 +18,7 @@ fn metrics_of(objective: &dyn Objective, step: &[Sequence<'_>]) -> Metrics {
 }
 
 proptest! {
+    // objective.md 5.24
     #[test]
     fn p24_clip_fractions_count_the_gradients_that_clipping_removed((clip, step) in steps()) {
         let sequences: Vec<Sequence> = step.iter().map(Tokens::per_token).collect();
@@ -39,12 +40,14 @@ proptest! {
         }
     }
 
+    // objective.md 5.24
     #[test]
     fn p24_both_forms_report_the_same_with_uniform_advantages((clip, step) in steps(), advantage in nonzero_advantage()) {
         let sequences: Vec<Sequence> = step.iter().map(|tokens| tokens.uniform(advantage)).collect();
         prop_assert_eq!(metrics_of(&gspo(clip), &sequences), metrics_of(&gspo_token(clip), &sequences));
     }
 
+    // objective.md 5.24
     #[test]
     fn p24_the_two_bounds_are_told_apart((clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Above)))) {
         let fraction = metrics_of(&gspo(clip), &[tokens.uniform(1.0)]).clip_fraction_by_token();

@@ -17,6 +17,7 @@ fn steps(n: usize, seed: u64) -> impl Iterator<Item = i64> {
     })
 }
 
+// objective.md 5.17
 #[test]
 fn p17_a_million_tokens_sum_to_the_rounded_exact_sum() {
     let unit = 2f64.powi(-40);
@@ -40,6 +41,7 @@ fn p17_a_million_tokens_sum_to_the_rounded_exact_sum() {
     }
 }
 
+// objective.md 5.17
 #[test]
 fn p17_a_constant_drift_gives_the_same_ratio_at_every_length() {
     for drift in [0.125, 3e-4, -1e-3] {
@@ -83,6 +85,7 @@ fn p17_a_constant_drift_gives_every_objective_the_same_loss_per_unit_of_weight_a
     }
 }
 
+// objective.md 5.17
 #[test]
 fn p17_a_large_token_does_not_swallow_the_small_ones() {
     let mut log_ratios = vec![1e-3; 1001];
@@ -97,6 +100,7 @@ fn p17_a_large_token_does_not_swallow_the_small_ones() {
     assert!(close(evaluated.stats.log_ratio, 999.0 * 1e-3 / 1001.0, 1e-15));
 }
 
+// objective.md 5.17
 #[test]
 fn p17_the_advantages_of_a_million_tokens_are_summed_as_exactly() {
     let credit: Vec<f64> = steps(MILLION, 11).map(|step| step as f64 * 2f64.powi(-30)).collect();
@@ -123,6 +127,7 @@ fn bf16(x: f64) -> f64 {
 }
 
 proptest! {
+    // objective.md 5.18
     #[test]
     fn p18_numbers_widened_before_the_subtraction_decide_exactly(
         tokens in prop::collection::vec((-8.0f32..0.0, -2e-3f32..2e-3), 1..64),
@@ -147,6 +152,7 @@ proptest! {
     }
 }
 
+// objective.md 5.18
 #[test]
 fn p18_bf16_cannot_see_the_paper_s_range() {
     let clip = Clip::PAPER_GSPO;
