@@ -175,13 +175,16 @@ pub(crate) struct CreditArguments {
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) seeds: u64,
     /// Where a run is given up
-    #[arg(long, value_name = "N", default_value_t = 40_000)]
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
     pub(crate) max_episodes: usize,
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3)]
+    #[arg(long, value_name = "RATE", default_value_t = 3e-3)]
     pub(crate) learning_rate: f64,
-    /// Words of the report that nobody reads
+    /// Words of the report, none of which changes anything
     #[arg(long, value_name = "N", default_value_t = 24)]
     pub(crate) report_words: usize,
+    /// What a report earns or costs, as a fickle judge pleases; 0 is a silent one
+    #[arg(long, value_name = "REWARD", default_value_t = 1.0)]
+    pub(crate) judge: f64,
     /// Print a JSON object for each run and each comparison
     #[arg(long)]
     pub(crate) json: bool,

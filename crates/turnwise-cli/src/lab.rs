@@ -67,7 +67,7 @@ async fn compare_credit(
     stop: &StopSignal,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
-    const ARMS: [Arm; 3] = [Arm::Outcome, Arm::Turn, Arm::TurnBaseline];
+    const ARMS: [Arm; 3] = [Arm::Outcome, Arm::SameTurn, Arm::Turn];
     let settings = settings(arguments)?;
     let (mut runs, started) = (Vec::new(), Instant::now());
     for seed in 1..=arguments.seeds {
@@ -92,7 +92,8 @@ async fn compare_credit(
 }
 
 fn settings(arguments: &CreditArguments) -> Result<Settings, Failure> {
-    let CreditArguments { seeds, max_episodes, learning_rate, report_words, .. } = *arguments;
+    let CreditArguments { seeds, max_episodes, learning_rate, report_words, judge, .. } =
+        *arguments;
     for (name, value) in [("seeds", seeds as usize), ("report-words", report_words)] {
         if value == 0 {
             return Err(Failure::refused(format!("`--{name}` is 0")).help("use at least 1"));
@@ -102,8 +103,11 @@ fn settings(arguments: &CreditArguments) -> Result<Settings, Failure> {
         let what = format!("`--learning-rate` is {learning_rate}");
         return Err(Failure::refused(what).help("use a positive number, such as 1e-3"));
     }
-    let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-    let levers = Levers { report_words, doors: env("DOORS", 1), levers: env("LEVERS", 16) };
+    if !(judge >= 0.0 && judge.is_finite()) {
+        let what = format!("`--judge` is {judge}");
+        return Err(Failure::refused(what).help("use 0 or a positive number, such as 0.5"));
+    }
+    let levers = Levers { report_words, judge, ..Levers::default() };
     Ok(Settings { levers, max_episodes, learning_rate, ..Settings::default() })
 }
 
@@ -120,7 +124,8 @@ fn model(settings: &Settings, seed: u64) -> Result<(Arc<dyn Policy>, CandleLearn
         ..DecoderConfig::small(Vocabulary::new(&settings.levers).n_ids())
     };
     let decoder = Decoder::random(config, seed).map_err(|error| Failure::refused_by(&error))?;
-    let learner = CandleLearner::new(decoder, AdamW::default());
+    // A short memory of squares: that of imitation, whose gradients are far larger, would hold training back for long.
+    let learner = CandleLearner::new(decoder, AdamW { beta2: 0.95, ..AdamW::default() });
     Ok((Arc::new(learner.policy(EngineSettings::default())), learner))
 }
 
@@ -231,6 +236,7 @@ mod tests {
             max_episodes: 64,
             learning_rate: 1e-3,
             report_words: 2,
+            judge: 0.5,
             json: true,
         };
         let mut out = Vec::new();
@@ -242,20 +248,5 @@ mod tests {
             let run: serde_json::Value = serde_json::from_str(line).expect("JSON");
             assert_eq!((&run["episodes"], &run["solved"]), (&64.into(), &false.into()));
         }
-    }
-
-    #[tokio::test]
-    async fn zz_experiment() {
-        let get = |name: &str, default: f64| {
-            std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-        };
-        let arguments = CreditArguments {
-            seeds: get("SEEDS", 5.0) as u64,
-            max_episodes: get("MAX", 40000.0) as usize,
-            learning_rate: get("LR", 1e-3),
-            report_words: get("WORDS", 24.0) as usize,
-            json: get("JSON", 0.0) > 0.0,
-        };
-        compare_credit(&arguments, &StopSignal::never(), &mut std::io::stdout()).await.unwrap();
     }
 }

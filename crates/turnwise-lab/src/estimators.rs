@@ -41,13 +41,16 @@ fn named(name: &'static str, objective: impl Objective + 'static) -> NamedObject
     NamedObjective { name, objective: Box::new(objective) }
 }
 
+/// An advantage for each turn of each member of a group, or why there is none.
+pub type TurnAdvantages = Result<Vec<Vec<f64>>, AdvantageError>;
+
 /// A rule that turns the rewards of a group, `[members][turns]`, into advantages of the same shape.
 #[derive(Clone, Copy, Debug)]
 pub struct CreditRule {
     /// The name in the table.
     pub name: &'static str,
     /// The rule.
-    pub assign: fn(&[Vec<f64>]) -> Result<Vec<Vec<f64>>, AdvantageError>,
+    pub assign: fn(&[Vec<f64>]) -> TurnAdvantages,
 }
 
 /// What stands beside a standard deviation.

@@ -36,7 +36,7 @@ pub mod problems;
 mod table;
 
 pub use estimators::{
-    CreditRule, NamedObjective, credits, minus_mean_at_turn_of_others, objectives,
+    CreditRule, NamedObjective, TurnAdvantages, credits, minus_mean_at_turn_of_others, objectives,
 };
 pub use exact::{
     Estimate, LabError, MAX_GROUP_SIZE, Measurement, Setup, expected_gradients, measure,

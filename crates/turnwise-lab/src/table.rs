@@ -54,7 +54,7 @@ pub fn table(problem: &Problem, setup: Setup, measurements: &[Measurement]) -> S
 
 /// What the columns of the table are.
 pub const LEGEND: &str = "\
-bend      |E g - a grad J| / |E g|: the bias that remains when the best scale a is taken out; 0 is exact
+bend      |E g - a grad J| / |E g|: the bias that is left without the best scale a; 0 is exact
 bias      |E g - grad J| / |grad J|: the bias as it is
 scale     a, the multiple of the true gradient that is nearest to the expected one
 cosine    of the angle between the expected gradient and the true one

@@ -10,8 +10,7 @@ use turnwise_training::{
 };
 use turnwise_trajectory::Sampling;
 
-use super::TurnBaselineCredit;
-use super::{LeverPuller, LeverTasks, Levers, Vocabulary};
+use super::{LeverPuller, LeverTasks, Levers, SameTurnCredit, Vocabulary};
 
 /// Who gets credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,10 +18,10 @@ use super::{LeverPuller, LeverTasks, Levers, Vocabulary};
 pub enum Arm {
     /// `Gspo` with `OutcomeCredit`: the whole episode gets the advantage of its reward.
     Outcome,
-    /// `GspoToken` with `TurnCredit`: every turn gets its reward to go, normalised over all turns of the group.
+    /// `GspoToken` with [`SameTurnCredit`]: every turn gets its own reward, compared with the others' same turn.
+    SameTurn,
+    /// `GspoToken` with `TurnCredit`: every turn gets its own reward, normalised over all turns of the group.
     Turn,
-    /// `GspoToken` with [`TurnBaselineCredit`]: every turn gets its reward to go, less that of the others' same turn.
-    TurnBaseline,
 }
 
 impl Arm {
@@ -31,8 +30,8 @@ impl Arm {
     pub fn name(self) -> &'static str {
         match self {
             Self::Outcome => "gspo, outcome credit",
+            Self::SameTurn => "gspo-token, same-turn credit",
             Self::Turn => "gspo-token, turn credit",
-            Self::TurnBaseline => "gspo-token, turn baseline",
         }
     }
 
@@ -40,7 +39,7 @@ impl Arm {
         let length_weight = LengthWeight::Mean;
         match self {
             Self::Outcome => Box::new(Gspo { clip, length_weight }),
-            Self::Turn | Self::TurnBaseline => Box::new(GspoToken { clip, length_weight }),
+            Self::SameTurn | Self::Turn => Box::new(GspoToken { clip, length_weight }),
         }
     }
 
@@ -48,13 +47,13 @@ impl Arm {
         let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 };
         match self {
             Self::Outcome => Box::new(OutcomeCredit { advantage }),
+            Self::SameTurn => Box::new(SameTurnCredit { gamma: 0.0 }),
             Self::Turn => Box::new(TurnCredit {
                 advantage,
-                gamma: 1.0,
+                gamma: 0.0,
                 outcome_weight: 0.0,
                 turn_weight: 1.0,
             }),
-            Self::TurnBaseline => Box::new(TurnBaselineCredit { gamma: 1.0 }),
         }
     }
 }
@@ -87,14 +86,14 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             levers: Levers::default(),
-            groups_per_step: 8,
+            groups_per_step: 2,
             group_size: 8,
-            learning_rate: 1e-3,
+            learning_rate: 3e-3,
             clip: Clip::PAPER_GRPO,
             imitation_steps: 60,
             threshold: 0.9,
             window: 256,
-            max_episodes: 40_000,
+            max_episodes: 20_000,
         }
     }
 }

@@ -2,11 +2,11 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{
     Action, Demonstrator, Environment, EnvironmentError, Observation, Random, Step, TaskKey,
-    TaskSet,
+    TaskSet, derive_seed,
 };
 
 /// The sizes of the lever task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Levers {
     /// Doors, each a task of its own.
     pub doors: usize,
@@ -14,12 +14,14 @@ pub struct Levers {
     pub levers: usize,
     /// Words of a report.
     pub report_words: usize,
+    /// What a report earns or costs, as the judge pleases; 0 is a silent judge.
+    pub judge: f64,
 }
 
 impl Default for Levers {
-    /// Four doors, eight levers, and a report of 24 words.
+    /// One door, sixteen levers, a report of 24 words, and a judge who adds or takes as much as the door brings.
     fn default() -> Self {
-        Self { doors: 4, levers: 8, report_words: 24 }
+        Self { doors: 1, levers: 16, report_words: 24, judge: 1.0 }
     }
 }
 
@@ -44,7 +46,7 @@ impl Levers {
 }
 
 /// The tasks: one for each door.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LeverTasks(pub Levers);
 
 impl TaskSet for LeverTasks {
@@ -69,31 +71,45 @@ impl TaskSet for LeverTasks {
             door: Levers::door(index),
             right: Levers::lever(self.0.right(index)),
             opened: None,
+            judge: self.0.judge,
+            seed: 0,
         })
     }
 }
 
 /// One episode: a lever, then a report.
 ///
-/// The first word of the first turn is the lever. Its reward, 1 if the door opens, comes in that turn; the report's is 0
-/// whatever it says.
+/// The first word of the first turn is the lever. Its reward, 1 if the door opens, comes in that turn; the report's is the
+/// judge's, up or down with equal odds over the seeds whatever the report says.
 #[derive(Clone, Debug)]
 pub struct LeverTask {
     door: String,
     right: String,
     /// Whether the lever of the first turn opened the door.
     opened: Option<bool>,
+    judge: f64,
+    /// The judge's mood.
+    seed: u64,
+}
+
+impl LeverTask {
+    /// The judge's score of a report: another wording or another seed, another score.
+    fn score(&self, report: &str) -> f64 {
+        let mood = report.bytes().fold(self.seed, |mood, byte| derive_seed(mood, u64::from(byte)));
+        if Random::new(mood).uniform() < 0.5 { self.judge } else { -self.judge }
+    }
 }
 
 #[async_trait]
 impl Environment for LeverTask {
-    async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+    async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError> {
+        self.seed = seed;
         Ok(self.door.as_str().into())
     }
 
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
         if let Some(opened) = self.opened {
-            return Ok(Step::terminated(0.0).solved(opened));
+            return Ok(Step::terminated(self.score(&action.text)).solved(opened));
         }
         let opened = action.text.split_whitespace().next() == Some(self.right.as_str());
         self.opened = Some(opened);
@@ -101,7 +117,7 @@ impl Environment for LeverTask {
     }
 
     fn reward_range(&self) -> std::ops::RangeInclusive<f64> {
-        0.0..=1.0
+        -self.judge..=1.0 + self.judge
     }
 }
 

@@ -1,16 +1,23 @@
-//! An experiment: a task of two turns in which the first turn's action alone decides, learnt with two kinds of credit.
+//! An experiment: a task of two turns in which the first turn's action alone decides, learnt with credit for the outcome and by turn.
 //!
-//! A door is named, the agent pulls a lever, and then it must write a report, which is read by nobody and takes most of the
-//! episode's tokens. The lever decides whether the door opens, and the environment rewards it in the turn that pulled it.
+//! A door is named, the agent pulls a lever, and then it writes a report. The lever decides whether the door opens, which is
+//! verified and rewarded in the turn that pulled it; success is that and nothing else. The report is scored by a judge that
+//! is fickle, as judges of free text are: its score depends on the wording and on the episode's seed, in a way that nothing
+//! can learn, and is as often good as bad. No word of the report has an expected effect on anything.
 //!
-//! Outcome-only GSPO gives the tokens of the report the same advantage as the lever. Their expected gradient is zero, since
-//! no word of the report changes anything, but every one of them is as loud as the lever, and a network shares its weights
-//! between the two: the lever's signal is one part in n of what the optimiser sees. With credit by turn the report earns
-//! what comes after it, which is nothing, and is left (nearly) alone.
+//! Outcome-only GSPO adds the two rewards and gives every token the advantage of the sum. That goes wrong twice: the judge's
+//! mood is in the lever's advantage, and the lever's luck is in the advantage of the many tokens of the report. Both have
+//! mean zero, so the gradient is right in expectation; both are noise, and noise costs episodes. Credit by turn gives each
+//! turn what it earned itself (γ = 0), so that neither happens.
 //!
-//! Both arms of [`run`] have the same start (a short imitation of a player that pulls levers at random, so that form is known
-//! and skill is not), tasks, seeds, objective settings and optimiser. They differ in credit and, with it, in objective:
-//! `Gspo` with `OutcomeCredit`, `GspoToken` with credit by turn.
+//! Limits of what this shows. γ = 0 is right here because no turn earns a later one's reward; where one does it is a bias
+//! (see the problems of [`measure`](crate::measure)). With a judge that is silent ([`Levers::judge`] 0) only the second of
+//! the two is left, and costs so little that five seeds do not show it. And the learning rate, one for all arms, is one at
+//! which noise rather than the size of a step limits learning; at smaller ones the arms are nearer to each other.
+//!
+//! All arms of [`run`] have the same start (a short imitation of a player that pulls levers at random, so that form is known
+//! and skill is not), tasks, seeds, clip range and optimiser. They differ in credit and, with it, in objective: `Gspo` with
+//! `OutcomeCredit`, `GspoToken` with [`SameTurnCredit`] or with the `TurnCredit` that can be named in settings.
 
 mod baseline;
 mod experiment;
@@ -18,7 +25,7 @@ mod levers;
 mod report;
 mod vocabulary;
 
-pub use baseline::TurnBaselineCredit;
+pub use baseline::{SameTurnCredit, same_turn};
 pub use experiment::{Arm, ExperimentError, Run, Settings, run};
 pub use levers::{LeverPuller, LeverTask, LeverTasks, Levers};
 pub use report::{Comparison, compare, lines};

@@ -91,8 +91,9 @@ pub fn lines(settings: &Settings, runs: &[Run], comparisons: &[Comparison]) -> S
         "training episodes until success ≥ {} over {} episodes",
         settings.threshold, settings.window
     );
-    let heads: String = seeds.iter().map(|seed| format!("{:>9}", format!("seed {seed}"))).collect();
-    let _ = writeln!(text, "{:26}{heads}", "");
+    let heads: Vec<String> =
+        seeds.iter().map(|seed| format!("{:>9}", format!("seed {seed}"))).collect();
+    let _ = writeln!(text, "{:30}{}", "", heads.concat());
     for arm in arms {
         let cell = |seed: &u64| {
             let run = runs.iter().find(|run| run.arm == arm && run.seed == *seed);
@@ -101,7 +102,12 @@ pub fn lines(settings: &Settings, runs: &[Run], comparisons: &[Comparison]) -> S
             });
             format!("{shown:>9}")
         };
-        let _ = writeln!(text, "{:26}{}", arm.name(), seeds.iter().map(cell).collect::<String>());
+        let _ = writeln!(
+            text,
+            "{:30}{}",
+            arm.name(),
+            seeds.iter().map(cell).collect::<Vec<_>>().concat()
+        );
     }
     for one in comparisons {
         let _ = writeln!(

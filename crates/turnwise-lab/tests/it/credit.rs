@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
-use turnwise_environment::{Action, Demonstrator, Observation, Step, TaskSet};
+use turnwise_environment::{Action, Demonstrator, Ending, Observation, Step, TaskSet};
 use turnwise_lab::credit::{
-    Arm, LeverPuller, LeverTasks, Levers, Run, Settings, Vocabulary, compare, run,
+    Arm, LeverPuller, LeverTasks, Levers, Run, Settings, Vocabulary, compare, run, same_turn,
 };
 use turnwise_rollout::{Renderer, StopSignal};
 use turnwise_testkit::TabularModel;
@@ -12,28 +12,53 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.expect("a runtime").block_on(future)
 }
 
+/// Pulls a lever and writes a report.
+fn play(tasks: &LeverTasks, door: usize, seed: u64, lever: usize, report: &str) -> (Step, Step) {
+    block_on(async {
+        let mut environment = tasks.environment(door);
+        let first = environment.reset(seed).await.expect("it resets");
+        assert_eq!(first, Observation::from(Levers::door(door)));
+        let pulled = environment.step(Action::text(Levers::lever(lever))).await;
+        let written = environment.step(Action::text(report)).await;
+        (pulled.expect("a lever"), written.expect("a report"))
+    })
+}
+
 /// The first turn's action alone decides, and is rewarded in its turn.
 #[test]
-fn the_report_changes_nothing() {
-    let levers = Levers::default();
+fn the_lever_alone_decides() {
+    let levers = Levers { doors: 3, ..Levers::default() };
     let tasks = LeverTasks(levers);
     for door in 0..tasks.len() {
         for lever in 0..levers.levers {
             for report in ["", "lever0", "door0 report lever3 lever3"] {
-                let (opened, end) = block_on(async {
-                    let mut environment = tasks.environment(door);
-                    let seen = environment.reset(1).await.unwrap();
-                    assert_eq!(seen, Observation::from(Levers::door(door)));
-                    let action = Action::text(Levers::lever(lever));
-                    (
-                        environment.step(action).await.unwrap(),
-                        environment.step(Action::text(report)).await.unwrap(),
-                    )
-                });
+                let (pulled, written) = play(&tasks, door, 1, lever, report);
                 let right = lever == levers.right(door);
-                assert_eq!(opened, Step::next("report").reward(f64::from(u8::from(right))));
-                assert_eq!(end, Step::terminated(0.0).solved(right));
+                let reward = f64::from(u8::from(right));
+                assert_eq!(pulled, Step::next("report").reward(reward));
+                let Step::End { reward: Some(score), ending, solved } = written else {
+                    panic!("it ends: {written:?}");
+                };
+                assert_eq!((score.abs(), ending, solved), (1.0, Ending::Terminated, right));
             }
+        }
+    }
+}
+
+/// What a report earns is noise: whatever it says, and whichever lever was pulled, the mean over the seeds is 0.
+#[test]
+fn the_judge_is_as_often_pleased_as_not() {
+    let tasks = LeverTasks(Levers::default());
+    for report in ["", "lever0", "lever5 lever5 lever1"] {
+        for lever in [0, 1] {
+            let pleased = (0..2000)
+                .filter(|seed| {
+                    let (_, written) = play(&tasks, 0, *seed, lever, report);
+                    matches!(written, Step::End { reward: Some(score), .. } if score > 0.0)
+                })
+                .count();
+            // Five standard deviations of 22 around 1000.
+            assert!(pleased.abs_diff(1000) < 112, "{report} {pleased}");
         }
     }
 }
@@ -57,18 +82,18 @@ fn what_is_written_is_read_back() {
 #[test]
 fn every_arm_learns_the_levers() {
     let settings = Settings {
-        levers: Levers { doors: 2, levers: 4, report_words: 3 },
+        levers: Levers { doors: 2, levers: 4, report_words: 3, judge: 0.5 },
         learning_rate: 4.0,
         max_episodes: 20_000,
         ..Settings::default()
     };
-    for arm in [Arm::Outcome, Arm::Turn, Arm::TurnBaseline] {
+    for arm in [Arm::Outcome, Arm::Turn] {
         let model = TabularModel::new(Vocabulary::new(&settings.levers).n_ids());
         let parts = (Arc::new(model.clone()) as Arc<dyn turnwise_rollout::Policy>, model);
         let done = block_on(run(&settings, arm, 1, parts, &StopSignal::never()));
         let done = done.expect("nothing breaks").expect("nobody stops it");
         assert!(done.solved && done.success_at_start < 0.8, "{done:?}");
-        assert_eq!(done.episodes % 64, 0);
+        assert_eq!(done.episodes % 16, 0);
     }
 }
 
@@ -89,21 +114,36 @@ fn ratios_are_compared_seed_by_seed() {
     assert!((one.ratio - 0.25).abs() < 1e-12 && one.seeds == 5 && one.unsolved == 0);
     assert!((one.ci_low - 0.25).abs() < 1e-12 && (one.ci_high - 0.25).abs() < 1e-12);
     assert_eq!(compare(&runs[..2], Arm::Turn, Arm::Outcome), None);
-    assert_eq!(compare(&runs, Arm::TurnBaseline, Arm::Outcome), None);
+    assert_eq!(compare(&runs[..1], Arm::Turn, Arm::Outcome), None);
 }
 
 #[test]
 fn the_interval_is_students() {
-    // Log ratios −1 and −3: mean −2, standard error 1, and 12.706 for one degree of freedom.
-    let e = |power: f64| (1e9 * power.exp()) as usize;
+    // Log ratios −ln 2 and −ln 8: mean −2 ln 2, standard error ln 2, and 12.706 for one degree of freedom.
     let runs = [
-        result(Arm::Outcome, 1, e(0.0)),
-        result(Arm::Turn, 1, e(-1.0)),
-        result(Arm::Outcome, 2, e(0.0)),
-        result(Arm::Turn, 2, e(-3.0)),
+        result(Arm::Outcome, 1, 8000),
+        result(Arm::Turn, 1, 4000),
+        result(Arm::Outcome, 2, 8000),
+        result(Arm::Turn, 2, 1000),
     ];
     let one = compare(&runs, Arm::Turn, Arm::Outcome).unwrap();
-    assert!((one.ratio.ln() + 2.0).abs() < 1e-6);
-    assert!((one.ci_low.ln() + 14.706).abs() < 1e-6);
-    assert!((one.ci_high.ln() - 10.706).abs() < 1e-6);
+    assert!((one.ratio.log2() + 2.0).abs() < 1e-12);
+    assert!((one.ci_low.log2() + 14.706).abs() < 1e-9);
+    assert!((one.ci_high.log2() - 10.706).abs() < 1e-9);
+}
+
+// objective.md 5.11: what does not differ is worth exactly 0, turn by turn
+#[test]
+fn noise_in_one_turn_is_in_no_other() {
+    let quiet = [vec![1.0, 0.0], vec![0.0, 0.0], vec![0.0, 0.0]];
+    let noisy = [vec![1.0, 5.0], vec![0.0, -5.0], vec![0.0, 5.0]];
+    let (quiet, noisy) = (same_turn(&quiet).unwrap(), same_turn(&noisy).unwrap());
+    for (quiet, noisy) in quiet.iter().zip(&noisy) {
+        assert_eq!((quiet[0], quiet[1]), (noisy[0], 0.0));
+    }
+    // Less the others' mean of 0, in units of the deviation 1/√3.
+    assert!((quiet[0][0] - 3.0_f64.sqrt()).abs() < 1e-12);
+    assert_eq!(same_turn(&[vec![0.1, 7.0]]).unwrap(), [[0.0, 0.0]]);
+    assert_eq!(same_turn(&vec![vec![0.1]; 7]).unwrap(), vec![vec![0.0]; 7]);
+    assert!(same_turn(&[vec![f64::NAN], vec![0.0]]).is_err());
 }
