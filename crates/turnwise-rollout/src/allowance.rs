@@ -57,6 +57,7 @@ impl StopSignal {
     }
 
     /// A signal that comes with this one, or alone when its own handle asks.
+    #[must_use]
     pub fn child(&self) -> (StopHandle, Self) {
         let token = self.0.child_token();
         (StopHandle(token.clone()), Self(token))

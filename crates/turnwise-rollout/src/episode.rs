@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use turnwise_environment::{Environment, LedgerStore};
 use turnwise_trajectory::{
     AgentId, CancelReason, Identity, InfraReason, MaskReason, MessageGraph, Node, Outcome,
-    PolicyVersion, Trajectory,
+    PolicyVersion, SampledToken, Trajectory,
 };
 
 use crate::{Agent, AgentFactory, Allowance, BlockingThreads, Deadline, Limits, Policy};
@@ -121,7 +121,7 @@ impl Episode {
         let agent = self.agent.as_deref()?;
         let oldest = caught(|| {
             let nodes = agent.graph().nodes().iter();
-            let trained = nodes.flat_map(Node::sampled).filter(|token| token.trains());
+            let trained = nodes.flat_map(Node::sampled).filter(SampledToken::trains);
             trained.map(|token| token.version).min()
         });
         oldest.ok().flatten()

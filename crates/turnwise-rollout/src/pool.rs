@@ -454,7 +454,9 @@ impl RolloutPool {
             }
         }
         let any = !given_up.is_empty();
-        given_up.into_iter().for_each(|(episode, reason)| self.cancel(episode, reason));
+        for (episode, reason) in given_up {
+            self.cancel(episode, reason);
+        }
         any
     }
 

@@ -263,12 +263,12 @@ impl Run {
     fn check_running(&self, trainer: &Trainer<Scripted>) -> Result<(), Violation> {
         let books = trainer.books();
         let state = self.world.state();
-        let seen = state.witness.dispatched.len() as u64;
-        let trained = state.witness.trained.len() as u64;
-        if books.unaccounted() == 0 && books.dispatched == seen && books.trained == trained {
+        let n_seen = state.witness.dispatched.len() as u64;
+        let n_trained = state.witness.trained.len() as u64;
+        if books.unaccounted() == 0 && books.dispatched == n_seen && books.trained == n_trained {
             return Ok(());
         }
-        let found = format!("{books:?} where {seen} were seen to start and {trained} to train");
+        let found = format!("{books:?} where {n_seen} were seen to start and {n_trained} to train");
         Err(Violation::new(Invariant::Conservation, found))
     }
 

@@ -50,7 +50,7 @@ pub async fn demonstrate(
         match step {
             Step::End { solved, .. } => return Ok(Demonstration { row, reward, solved }),
             Step::Next { observation: next, .. } => {
-                observation = go_on(&mut row, renderer, &history, next)?
+                observation = go_on(&mut row, renderer, &history, next)?;
             }
         }
     }
@@ -67,11 +67,11 @@ fn go_on(
     let ended = EndedTurn { ids, stop: StopReason::EndOfTurn };
     let said = history.iter().map(|(message, drawn)| Said { message, drawn: drawn.as_deref() });
     let said: Vec<Said<'_>> = said.collect();
-    let Bridged::Append(rendered) = renderer.bridge(ended, &said, &next.messages)? else {
+    let Bridged::Append(more) = renderer.bridge(ended, &said, &next.messages)? else {
         let message = "its template rewrites history, and a demonstration is one row";
         return Err(RenderError(message.to_owned()));
     };
-    append(row, rendered);
+    append(row, more);
     Ok(next)
 }
 

@@ -137,7 +137,7 @@ impl Scheduler {
     /// Rolls out until there is something to train on, or `stop` comes.
     pub(crate) async fn gather(
         &mut self,
-        step: u64,
+        round: u64,
         version: PolicyVersion,
         stop: &StopSignal,
     ) -> Result<(), RolloutError> {
@@ -149,7 +149,7 @@ impl Scheduler {
             RolloutMode::Asynchronous => self.gather_running(version, stop).await,
             RolloutMode::Pipelined if !self.ready.is_empty() => Ok(()),
             RolloutMode::Synchronous | RolloutMode::Pipelined => {
-                self.round(step, version, stop).await
+                self.round(round, version, stop).await
             }
         }
     }
@@ -258,10 +258,10 @@ impl Scheduler {
             self.keep_running(version, stop);
             match self.pool.settle().await {
                 Ok(true) => {}
-                Ok(false) => std::future::pending().await,
+                Ok(false) => std::future::pending::<()>().await,
                 Err(broken) => {
                     self.broken = Some(broken);
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             }
         }
