@@ -57,6 +57,8 @@ pub struct RolloutPool {
     oldest: PolicyVersion,
     /// Groups that are not worth going on with.
     doomed: BTreeSet<GroupId>,
+    /// Groups that were dropped whole.
+    n_lost: u64,
     /// The engine that was drawn with last; it may hold sessions of what is suspended.
     engine: Option<Arc<dyn Policy>>,
 }
@@ -126,6 +128,7 @@ impl RolloutPool {
             breaker,
             oldest: PolicyVersion::default(),
             doomed: BTreeSet::new(),
+            n_lost: 0,
             engine: None,
         }
     }
@@ -152,6 +155,12 @@ impl RolloutPool {
     #[must_use]
     pub fn n_waiting(&self) -> usize {
         self.waiting.len() + self.due.len()
+    }
+
+    /// Groups that were dropped whole since the pool was made.
+    #[must_use]
+    pub fn n_lost(&self) -> u64 {
+        self.n_lost
     }
 
     /// Episodes that are advanced or wait for it.
@@ -531,6 +540,8 @@ impl RolloutPool {
         }
         if viable {
             self.news.groups.push(group);
+        } else {
+            self.n_lost += 1;
         }
     }
 }

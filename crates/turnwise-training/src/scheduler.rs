@@ -213,13 +213,15 @@ impl Scheduler {
         }
     }
 
-    /// Rolls out in the background until there is a batch.
+    /// Rolls out in the background until there is a batch, or as many groups as a batch has were dropped whole: the step then
+    /// goes on with the rest, as one that takes turns with its rollouts does.
     async fn gather_running(
         &mut self,
         version: PolicyVersion,
         stop: &StopSignal,
     ) -> Result<(), RolloutError> {
         let started = Instant::now();
+        let n_lost = self.pool.n_lost();
         loop {
             self.keep_running(version, stop);
             if stop.requested() {
@@ -228,7 +230,9 @@ impl Scheduler {
             }
             let is_exhausted = self.n_replaceable() == Some(0) || self.is_late(started);
             let is_enough = self.ready.len() >= self.settings.groups_per_step;
-            if is_enough || is_exhausted {
+            let n_lost = self.pool.n_lost() - n_lost;
+            let is_unlucky = n_lost >= self.settings.groups_per_step as u64;
+            if is_enough || is_exhausted || is_unlucky {
                 return Ok(());
             }
             match self.pool.settle().await {

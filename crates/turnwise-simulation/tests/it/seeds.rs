@@ -1,7 +1,10 @@
 use turnwise_simulation::{FaultKind, ManySettings, Mode, Plan, simulate, simulate_many};
 
 /// Seeds that once showed a bug, with what it was.
-const REGRESSIONS: [(u64, Mode); 7] = [
+const REGRESSIONS: [(u64, Mode); 9] = [
+    // A step without pauses waited for a whole batch while almost every group was dropped whole.
+    (5672, Mode::Safety),
+    (11190, Mode::Liveness),
     // An episode that was given up for its age kept its session at the engine.
     (13, Mode::Liveness),
     (1015, Mode::Safety),
