@@ -9,8 +9,8 @@ use turnwise_objective::{Advantages, Objective, Sequence};
 use turnwise_rollout::{Group, uniform_at};
 use turnwise_testkit::TabularModel;
 use turnwise_training::{
-    Admission, Batch, BatchError, GradientFn, Learner, LearnerError, ObjectiveReport, RatioScope,
-    Row, StaleTokens, Update, Updated, accumulate, recompute,
+    Admission, Batch, BatchError, Bound, Correction, GradientFn, Learner, LearnerError,
+    ObjectiveReport, RatioScope, Row, StaleTokens, Stretch, Update, Updated, accumulate, recompute,
 };
 use turnwise_trajectory::{
     GroupId, MaskReason, NodeId, PolicyVersion, SampledToken, Span, TokenId, Trajectory,
@@ -369,7 +369,7 @@ proptest! {
         for scope in SCOPES {
             let mut batch = Batch::new(&build_all(&members, true), scope).expect("scored");
             let recorded = batch.clone();
-            block_on(recompute(&mut batch, &mut Probe::default(), max_weight)).unwrap();
+            block_on(recompute(&mut batch, &mut Probe::default(), Correction::truncated(max_weight))).unwrap();
             prop_assert_eq!(batch, recorded);
         }
     }
@@ -383,7 +383,7 @@ proptest! {
         let mut batch = Batch::new(&build_all(&members, true), RatioScope::Trajectory).unwrap();
         let recorded = batch.clone();
         let mut probe = Probe { drift: 2.0, ..Probe::default() };
-        block_on(recompute(&mut batch, &mut probe, max_weight)).unwrap();
+        block_on(recompute(&mut batch, &mut probe, Correction::truncated(max_weight))).unwrap();
         let tokens = || recorded.tokens.iter().flatten().zip(batch.tokens.iter().flatten());
         for (old, new) in tokens() {
             let drifts: Vec<f64> = tokens()
@@ -393,6 +393,25 @@ proptest! {
             let mean = drifts.iter().sum::<f64>() / drifts.len() as f64;
             let expected = f64::from(old.advantage) * mean.exp().min(max_weight);
             prop_assert!((f64::from(new.advantage) - expected).abs() < 1e-6);
+        }
+    }
+
+    /// objective.md 5.22: masking takes gradients away, and leaves every token in its ratio group.
+    #[test]
+    fn weights_outside_their_bounds_take_the_gradient_and_nothing_else(members in members(), low in 0.5_f64..1.0) {
+        for over in [Stretch::Token, Stretch::Version, Stretch::Sequence, Stretch::SequenceProduct] {
+            let mut batch = Batch::new(&build_all(&members, true), RatioScope::Trajectory).unwrap();
+            let recorded = batch.clone();
+            let mut probe = Probe { drift: 2.0, ..Probe::default() };
+            let correction = Correction { over, bound: Bound::Mask(low, 1.0 / low) };
+            block_on(recompute(&mut batch, &mut probe, correction)).unwrap();
+            prop_assert_eq!(&batch.rows, &recorded.rows);
+            for (old, new) in recorded.tokens.iter().flatten().zip(batch.tokens.iter().flatten()) {
+                prop_assert_eq!((old.sequence, old.version), (new.sequence, new.version));
+                let weight = f64::from(new.advantage) / f64::from(old.advantage);
+                let is_kept = weight >= low - 1e-5 && weight <= 1.0 / low + 1e-5;
+                prop_assert!(old.advantage == 0.0 || weight == 0.0 || is_kept, "{over:?} {weight}");
+            }
         }
     }
 

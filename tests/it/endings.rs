@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use proptest::prelude::*;
-use turnwise_environment::{Action, Environment, EnvironmentError, Observation, Step};
+use turnwise_environment::{Action, Ending, Environment, EnvironmentError, Observation, Step};
 use turnwise_rollout::{
     Allowance, Episode, Limits, Policy, PolicyError, Progress, Sample, SampleRequest, stop_signal,
 };
@@ -193,6 +193,25 @@ fn a_truncated_episode_says_what_it_ran_into() {
     let trajectory = played(own_clock);
     assert_eq!(trajectory.outcome, Outcome::Truncated(Limit::Environment));
     assert_eq!(trajectory.reward(), Some(0.5));
+}
+
+/// rollouts section 2: what a truncated episode has received stays and is counted, and nothing received is 0. Without that,
+/// where rewards come at the end, never coming to an end would not be compared with anything.
+#[test]
+fn a_truncated_episode_that_earned_nothing_has_reward_0_and_is_counted() {
+    let endless = Scripted::new(vec![Step::next("On."), Step::next("On."), Step::next("On.")]);
+    let limits = Limits { max_turns: 2, ..limits() };
+    let trajectory = played_with(endless, &Engine::new(4), &limits);
+    assert_eq!(trajectory.outcome, Outcome::Truncated(Limit::Turns));
+    assert!(trajectory.turns.iter().all(|turn| turn.reward.is_none()));
+    assert_eq!(trajectory.reward(), Some(0.0));
+    // Ending without any reward is another thing: somebody forgot to give it.
+    let unscored = played(Scripted::new(vec![Step::End {
+        reward: None,
+        ending: Ending::Terminated,
+        solved: false,
+    }]));
+    assert_eq!(unscored.reward(), None);
 }
 
 /// rollouts section 2: a real reward, declared by the environment or by the settings.

@@ -10,8 +10,9 @@ use turnwise_objective::{
 use turnwise_rollout::{Limits, PoolSettings, StopSignal};
 use turnwise_testkit::TabularModel;
 use turnwise_training::{
-    Admission, Behavior, Credit, Evaluated, EvaluationSettings, OutcomeCredit, Parts, RatioScope,
-    ReturnCredit, Schedule, StepReport, Trainer, TrainerSettings, TurnCredit, evaluate, metric,
+    Admission, Behavior, Correction, Credit, Evaluated, EvaluationSettings, OutcomeCredit, Parts,
+    RatioScope, ReturnCredit, Schedule, StepReport, Trainer, TrainerSettings, TurnCredit, evaluate,
+    metric,
 };
 
 use crate::support::{agents, block_on};
@@ -200,7 +201,7 @@ fn recomputed_behaviour_changes_nothing_on_policy() {
         reports.iter().map(|one| one.metrics.get(metric::GRAD_NORM)).collect::<Vec<_>>()
     };
     let recorded = learnt(Behavior::Recorded);
-    let recomputed = learnt(Behavior::Recomputed { max_weight: 2.0 });
+    let recomputed = learnt(Behavior::Recomputed(Correction::truncated(2.0)));
     for (a, b) in recorded.iter().zip(&recomputed) {
         let (a, b) = (a.expect("it steps"), b.expect("it steps"));
         assert!((a - b).abs() < 1e-5 * a, "{a} {b}");

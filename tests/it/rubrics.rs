@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use turnwise_environment::{EnvironmentError, Rubric, Transcript};
-use turnwise_rollout::{Iteration, PoolSettings, RolloutPool, StopSignal};
+use turnwise_rollout::{Iteration, PoolSettings, RolloutError, RolloutPool, StopSignal};
 use turnwise_testkit::{Echo, Fault, FaultyTasks, TabularModel};
 use turnwise_trajectory::{GroupId, Outcome};
 
@@ -27,18 +27,26 @@ impl Rubric for By {
 
 /// One group of four; without a reward from the environment where `unscored`.
 fn scored_by(score: Option<Score>, unscored: bool) -> (Iteration, RolloutPool) {
+    let settings = PoolSettings { min_group_size: 1, ..pool_settings() };
+    let (iteration, pool) = scored_in(settings, score, unscored);
+    (iteration.expect("it goes on"), pool)
+}
+
+fn scored_in(
+    settings: PoolSettings,
+    score: Option<Score>,
+    unscored: bool,
+) -> (Result<Iteration, RolloutError>, RolloutPool) {
     let tasks: Arc<dyn turnwise_environment::TaskSet> = if unscored {
         Arc::new(FaultyTasks::new(vec![Echo::new(3, true)], Fault::NoReward, 1))
     } else {
         Arc::new(vec![Echo::new(3, true)])
     };
     let rubric = score.map(|score| Arc::new(By(score)) as Arc<dyn Rubric>);
-    let settings = PoolSettings { min_group_size: 1, ..pool_settings() };
     let mut pool = RolloutPool::new(tasks, Arc::new(agents()), rubric, settings, 3);
     pool.start(GroupId(0), 0);
     let policy: Arc<dyn turnwise_rollout::Policy> = Arc::new(TabularModel::new(4));
-    let iteration = block_on(pool.iterate(&policy, &StopSignal::never())).expect("it goes on");
-    (iteration, pool)
+    (block_on(pool.iterate(&policy, &StopSignal::never())), pool)
 }
 
 fn rewards(iteration: &Iteration) -> Vec<Option<f64>> {
@@ -70,6 +78,17 @@ fn what_nobody_scored_has_no_reward() {
     let (iteration, pool) = scored_by(None, true);
     assert!(rewards(&iteration).is_empty());
     assert_eq!(pool.ledger().dropped["infra_bad_reward"], 4);
+}
+
+/// rollouts section 2: verdicts that grading takes back are counted like any other bad reward, and stop the run like them.
+#[test]
+fn episodes_that_nobody_scores_stop_the_run() {
+    let (iteration, _) = scored_by(None, true);
+    assert_eq!(iteration.outcomes["infra_bad_reward"], 4);
+    let strict = PoolSettings { max_bad_rewards: 0.01, ..pool_settings() };
+    let (stopped, _) = scored_in(strict, None, true);
+    let said = stopped.expect_err("four of four are too many").to_string();
+    assert!(said.contains("had a bad reward"), "{said}");
 }
 
 /// rollouts 13.9: a rubric is held to the same rule as an environment.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use choices::{credit, objective};
-pub(crate) use schema::Config;
+pub(crate) use schema::{Config, Model};
 use toml_edit::{Document, Item, TableLike, Value, de};
 use validate::{Impossible, validate};
 
@@ -266,8 +266,12 @@ mod tests {
         assert!(said.contains("`gmpo` has one advantage per sequence"), "{said}");
         let said = refusal("[objective]\ndual_clip = 1.0\n", &[]);
         assert!(said.contains("`objective.dual_clip` cannot be"), "{said}");
-        let said = refusal("[objective.kl]\nbeta = 0.1\n", &[]);
-        assert!(said.contains("`objective.kl.beta` is above 0"), "{said}");
+        let said =
+            refusal("[train]\nbehavior = {recomputed = {bound = {mask = [2.0, 0.5]}}}\n", &[]);
+        assert!(said.contains("`train.behavior` cannot be"), "{said}");
+        let said =
+            refusal("[rollout]\ncompaction = {at_tokens = 4096, prompt = \"Sum up.\"}\n", &[]);
+        assert!(said.contains("an episode ends at 4096"), "{said}");
         let said = refusal("[objective.kl]\nbeta = -0.1\n", &[]);
         assert!(said.contains("`objective.kl.beta` is -0.1"), "{said}");
         let said = refusal("[objective.kl]\nestimator = \"k4\"\n", &[]);

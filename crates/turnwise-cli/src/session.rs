@@ -14,7 +14,7 @@ use turnwise::training::{
 };
 use turnwise::trajectory::Sampling;
 
-use crate::config::{Config, credit, objective};
+use crate::config::{Config, Model, credit, objective};
 use crate::environments;
 use crate::failure::Failure;
 
@@ -75,6 +75,11 @@ impl Session {
         Ok(Trainer::new(parts, self.trainer_settings()))
     }
 
+    /// Whether the loss keeps close to the weights that the run starts from.
+    pub(crate) fn needs_reference(&self) -> bool {
+        self.config.objective.kl.beta > 0.0
+    }
+
     /// What is evaluated: this policy on held-out tasks.
     pub(crate) fn evaluated(&self) -> Evaluated {
         let sampling =
@@ -113,7 +118,8 @@ impl Session {
     }
 
     fn agents(&self, sampling: Sampling) -> ChatAgents {
-        ChatAgents { renderer: self.chat.clone(), sampling, compaction: None }
+        let compaction = self.config.rollout.compaction.clone();
+        ChatAgents { renderer: self.chat.clone(), sampling, compaction }
     }
 
     fn sampling(&self) -> Sampling {
@@ -155,7 +161,9 @@ impl Session {
                 truncated: train.truncated,
                 min_group_size: rollout.min_group_size,
                 keep_zero_variance: train.keep_zero_variance,
-                ..Admission::default()
+                overlong: train.overlong,
+                mask_agent_faults: train.mask_agent_faults,
+                mask_parse_errors: train.mask_parse_errors,
             },
             ratio_scope: train.ratio_scope,
             behavior: train.behavior,
@@ -218,8 +226,9 @@ async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, De
 }
 
 fn chat(config: &Config, tokenizer: Tokenizer) -> Result<ChatMl, Failure> {
+    let Model { tools, thinking, .. } = &config.model;
     let settings =
-        ChatMlSettings { tools: config.model.tools.clone(), ..ChatMlSettings::default() };
+        ChatMlSettings { tools: tools.clone(), thinking: *thinking, ..ChatMlSettings::default() };
     ChatMl::new(Arc::new(tokenizer), settings).map_err(|error| Failure::refused_by(&error))
 }
 

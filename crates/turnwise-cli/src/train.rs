@@ -13,7 +13,7 @@ use turnwise::training::{
 };
 
 use crate::arguments::RunArguments;
-use crate::config::{self, Loaded};
+use crate::config::{self, Config, Loaded};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::screen::{Plan, Screen, Style};
@@ -47,6 +47,7 @@ async fn start(loaded: Loaded, arguments: &RunArguments, name: &str) -> Result<(
     let mut run = Run::new(session, directory, arguments.json, started);
     run.directory.write_event("start", Map::new())?;
     run.warm_start(&mut learner).await?;
+    run.keep_reference(&mut learner).await?;
     let before = run.evaluate("before").await?;
     let mut trainer = run.session.trainer(learner)?;
     run.remember(before)?;
@@ -69,7 +70,7 @@ pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Resul
         ))
         .help("there is nothing to go on from; start again with another --run-dir"));
     };
-    let (session, learner) = Session::new(config, Some(&newest.directory)).await?;
+    let (session, learner) = reopen(config, path, &newest.directory).await?;
     let mut trainer = session.trainer(learner)?;
     checkpoints.load(&mut trainer).await?;
     let mut run = Run::new(session, directory, json, started);
@@ -89,6 +90,21 @@ pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Resul
         .write_event("resume", Map::from_iter([("step".to_owned(), json!(newest.step))]))?;
     let before = recall(path)?;
     run.finish(trainer, before).await
+}
+
+/// The parts of a run that goes on. The checkpoint's weights are loaded later; those that a KL penalty keeps close to
+/// have to be there before.
+async fn reopen(
+    config: Config,
+    run: &Path,
+    checkpoint: &Path,
+) -> Result<(Session, CandleLearner), Failure> {
+    if config.objective.kl.beta == 0.0 {
+        return Session::new(config, Some(checkpoint)).await;
+    }
+    let (session, learner) = Session::new(config, Some(&run.join(REFERENCE))).await?;
+    learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
+    Ok((session, learner))
 }
 
 /// A run in progress: what it works with, where it writes, what it shows.
@@ -152,6 +168,18 @@ impl Run {
         Ok(())
     }
 
+    /// Keeps the weights that a KL penalty keeps close to, here and for a process that goes on with the run.
+    async fn keep_reference(&mut self, learner: &mut CandleLearner) -> Result<(), Failure> {
+        if !self.session.needs_reference() {
+            return Ok(());
+        }
+        let directory = self.directory.path().join(REFERENCE);
+        std::fs::create_dir_all(&directory).map_err(|error| Failure::runtime(&error))?;
+        learner.save(&directory).await.map_err(|error| Failure::runtime(&error))?;
+        self.session.complete_checkpoint(&directory).map_err(|error| Failure::runtime(&error))?;
+        learner.keep_reference().await.map_err(|error| Failure::runtime(&error))
+    }
+
     async fn evaluate(&mut self, when: &str) -> Result<SuccessRate, Failure> {
         self.screen.phase(&format!("evaluating {when} on held-out tasks"));
         let settings = self.session.evaluation_settings();
@@ -189,7 +217,7 @@ impl Run {
             };
             self.directory.write_metrics(&report)?;
             let n = self.session.config.log.rollouts_per_step;
-            self.directory.write_rollouts(report.step, &report.trained, n)?;
+            self.directory.write_rollouts(&report, n)?;
             self.screen.step(&report);
             self.after_step(&mut trainer).await?;
         }
@@ -272,6 +300,8 @@ const MAX_DEMONSTRATIONS: usize = 4096;
 /// Label of the seed that demonstrations are drawn with.
 const BATCHES: u64 = 5;
 const BEFORE: &str = "eval-before.json";
+/// Where the weights of the start are, in a run that keeps close to them.
+const REFERENCE: &str = "reference";
 
 fn draw(demonstrations: &[Demonstration], n: usize, random: &mut Random) -> Vec<Row> {
     (0..n)

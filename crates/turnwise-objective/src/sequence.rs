@@ -87,6 +87,18 @@ impl<'a> Sequence<'a> {
         Ok(Self { turns: Some(turns), ..self })
     }
 
+    /// The same sequence with other advantages, such as [`weighted`](crate::weighted) ones.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectiveError::LengthMismatch`] unless there is one per token.
+    pub fn with_advantages(self, advantages: Advantages<'a>) -> Result<Self, ObjectiveError> {
+        if let Advantages::PerToken(advantages) = advantages {
+            expect_length("advantages", self.len(), advantages.len())?;
+        }
+        Ok(Self { advantages, ..self })
+    }
+
     /// The number of tokens, n_i.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -24,6 +24,7 @@ mod settings;
 
 use breaker::Breaker;
 pub use breaker::RolloutError;
+use grading::Graded;
 pub use iteration::Iteration;
 pub use ledger::{Census, Ledger};
 use running::{Due, Returned, Running};
@@ -48,7 +49,7 @@ pub struct RolloutPool {
     due: VecDeque<Due>,
     running: Running,
     /// Groups that are complete, with their rubric.
-    grading: FuturesUnordered<BoxFuture<'static, Group>>,
+    grading: FuturesUnordered<BoxFuture<'static, Graded>>,
     /// What has happened since somebody asked.
     news: Iteration,
     ledger: Ledger,
@@ -252,9 +253,10 @@ impl RolloutPool {
     pub async fn settle(&mut self) -> Result<bool, RolloutError> {
         tokio::select! {
             biased;
-            Some(group) = self.grading.next() => {
-                self.deliver(group);
-                Ok(true)
+            Some(graded) = self.grading.next() => {
+                let tripped = self.count_taken_back(&graded);
+                self.deliver(graded.group);
+                tripped.map_or(Ok(true), Err)
             }
             Some(returned) = self.running.next() => self.take_back(returned).map(|()| true),
             else => Ok(false),
@@ -421,6 +423,20 @@ impl RolloutPool {
             None => self.file(trajectory),
         }
         tripped.map_or(Ok(()), Err)
+    }
+
+    /// Books the verdicts that grading took back, beside what they were.
+    fn count_taken_back(&mut self, graded: &Graded) -> Option<RolloutError> {
+        let mut tripped = None;
+        for place in &graded.taken_back {
+            let member = &graded.group.members[*place];
+            let Outcome::InfraFault(fault) = &member.outcome else { continue };
+            let Identity { group, member: place, .. } = member.identity;
+            tracing::warn!(group = group.0, member = place, %fault, "a verdict was taken back");
+            *self.news.outcomes.entry(member.outcome.label()).or_default() += 1;
+            tripped = tripped.or(self.breaker.take_back(fault));
+        }
+        tripped
     }
 
     /// Threads that never come back are not to be had again.

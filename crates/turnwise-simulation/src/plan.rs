@@ -3,8 +3,8 @@ use std::fmt;
 use turnwise_environment::{Random, derive_seed};
 use turnwise_rollout::{Limits, PoolSettings};
 use turnwise_training::{
-    Admission, Behavior, Curriculum, DynamicSampling, RatioScope, RolloutMode, StaleTokens,
-    TrainerSettings, TruncatedEpisodes,
+    Admission, Behavior, Correction, Curriculum, DynamicSampling, RatioScope, RolloutMode,
+    StaleTokens, TrainerSettings, TruncatedEpisodes,
 };
 
 use crate::FaultKind;
@@ -163,7 +163,7 @@ fn trainer(random: &mut Random) -> TrainerSettings {
         behavior: random.one_of(&[
             Behavior::Recorded,
             Behavior::Recorded,
-            Behavior::Recomputed { max_weight: 2.0 },
+            Behavior::Recomputed(Correction::truncated(2.0)),
         ]),
         n_minibatches: random.between(1, 3) as usize,
         micro_batch_tokens: random.one_of(&[1, 64, 4096]),

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{
-    Action, Environment, EnvironmentError, Observation, Random, Step, TaskKey, TaskSet, ToolSpec,
-    derive_seed,
+    Action, Ending, Environment, EnvironmentError, Observation, Random, Step, TaskKey, TaskSet,
+    ToolSpec, derive_seed,
 };
 
 pub use blocking::Blocking;
@@ -176,7 +176,9 @@ impl Environment for FaultyEnvironment {
             Fault::NanReward => Ok(Step::terminated(f64::NAN)),
             Fault::WildReward => Ok(Step::terminated(1e12)),
             Fault::Failed => Ok(Step::failed()),
-            Fault::NoReward => Ok(Step::truncated()),
+            Fault::NoReward => {
+                Ok(Step::End { reward: None, ending: Ending::Terminated, solved: false })
+            }
         }
     }
 

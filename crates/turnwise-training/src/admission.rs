@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use turnwise_objective::SoftOverlong;
 use turnwise_rollout::Group;
 use turnwise_trajectory::{MaskReason, NodeId, Outcome, PolicyVersion, Trajectory};
 
@@ -52,14 +53,7 @@ impl Overlong {
     /// evenly to -1 at `max_tokens`, and -1 beyond.
     #[must_use]
     pub fn penalty(&self, n_sampled: usize) -> f64 {
-        let free = self.max_tokens.saturating_sub(self.buffer);
-        if n_sampled <= free {
-            0.0
-        } else if n_sampled >= self.max_tokens {
-            -1.0
-        } else {
-            -((n_sampled - free) as f64) / (self.max_tokens - free) as f64
-        }
+        SoftOverlong { max_tokens: self.max_tokens, buffer_tokens: self.buffer }.penalty(n_sampled)
     }
 }
 

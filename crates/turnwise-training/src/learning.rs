@@ -95,8 +95,8 @@ impl<L: Learner> Learning<L> {
             if self.objective.needs_reference() {
                 fill_references(&mut batch, &mut self.learner).await?;
             }
-            if let Behavior::Recomputed { max_weight } = settings.behavior {
-                recompute(&mut batch, &mut self.learner, max_weight).await?;
+            if let Behavior::Recomputed(correction) = settings.behavior {
+                recompute(&mut batch, &mut self.learner, correction).await?;
             }
             if batch.n_targets() > 0 {
                 batches.push(batch);

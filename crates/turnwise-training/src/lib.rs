@@ -39,8 +39,9 @@ pub use canary::{Canary, CanaryError};
 pub use capacity::{Occupancy, capacity};
 pub use checkpoint::{Checkpoint, CheckpointError, Checkpoints};
 pub use credit::{
-    Conservation, Credit, CreditStream, CreditStreams, GigpoCredit, OutcomeCredit,
+    Conservation, Credit, CreditRecord, CreditStream, CreditStreams, GigpoCredit, OutcomeCredit,
     ReinforcePlusPlusCredit, ReturnCredit, TurnCredit, TurnIndexBiasedCredit, assign_batch_credit,
+    credit_records,
 };
 pub use curriculum::Curriculum;
 pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};
@@ -52,7 +53,7 @@ pub use policy_gradient::{
     BatchLoss, Mismatch, ObjectiveReport, SequenceError, accumulate, accumulate_in, batch_loss,
     micro_batches,
 };
-pub use proximal::{Behavior, recompute};
+pub use proximal::{Behavior, Bound, Correction, Stretch, recompute};
 pub use report::StepReport;
 pub use row::{Row, Target};
 pub use run_directory::{RunDirectory, RunDirectoryError, Summary};

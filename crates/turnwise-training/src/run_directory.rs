@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use turnwise_trajectory::{Trajectory, write_line};
+use turnwise_trajectory::write_line;
 
-use crate::{Checkpoints, StepReport, SuccessRate};
+use crate::{Checkpoints, StepReport, SuccessRate, credit_records};
 
 /// The files a run leaves. The log format is the interface: whatever shows a run only reads these.
 ///
 /// ```text
 /// config.toml     what the user wrote           run.toml      the resolved settings
 /// metrics.jsonl   one object for each step      events.jsonl  start, checkpoint, resume, end
-/// rollouts/       trajectories, a file a step   checkpoints/  model directories with optimiser and trainer state
+/// rollouts/       trajectories, a file a step   credit/       what their advantages are made of, line for line
+/// checkpoints/    model directories with optimiser and trainer state
 /// summary.json    before and after              lock          held while a process runs
 /// ```
 #[derive(Debug)]
@@ -44,7 +45,8 @@ impl RunDirectory {
     /// # Errors
     /// When there is a run already, or the directory cannot be made.
     pub fn create(path: &Path) -> Result<Self, RunDirectoryError> {
-        fs::create_dir_all(path.join("rollouts")).at(path)?;
+        fs::create_dir_all(path.join(ROLLOUTS)).at(path)?;
+        fs::create_dir_all(path.join(CREDIT)).at(path)?;
         let lock = lock(path)?;
         if path.join(METRICS).exists() {
             return Err(RunDirectoryError::Exists { path: path.to_owned() });
@@ -125,25 +127,26 @@ impl RunDirectory {
         append_line(&mut self.events, &Value::Object(details)).at(&self.path)
     }
 
-    /// Writes the trajectories of a step, at most `n` of them.
+    /// Writes what a step trained on, at most `n` episodes: their trajectories to `rollouts/`, and what their credit is made
+    /// of to `credit/`, line for line.
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn write_rollouts(
-        &self,
-        step: u64,
-        trajectories: &[Trajectory],
-        n: usize,
-    ) -> Result<(), RunDirectoryError> {
-        if n == 0 || trajectories.is_empty() {
+    pub fn write_rollouts(&self, report: &StepReport, n: usize) -> Result<(), RunDirectoryError> {
+        if n == 0 || report.trained.is_empty() {
             return Ok(());
         }
-        let mut lines = Vec::new();
-        for trajectory in &trajectories[..n.min(trajectories.len())] {
-            write_line(&mut lines, trajectory).at(&self.path)?;
+        let (mut rollouts, mut credit) = (Vec::new(), Vec::new());
+        for trajectory in report.trained.iter().take(n) {
+            write_line(&mut rollouts, trajectory).at(&self.path)?;
         }
-        fs::write(self.path.join("rollouts").join(format!("step-{step:06}.jsonl")), lines)
-            .at(&self.path)
+        for record in credit_records(&report.credit, &report.trained).take(n) {
+            serde_json::to_writer(&mut credit, &record).map_err(io::Error::from).at(&self.path)?;
+            credit.push(b'\n');
+        }
+        let name = format!("step-{:06}.jsonl", report.step);
+        fs::write(self.path.join(ROLLOUTS).join(&name), rollouts).at(&self.path)?;
+        fs::write(self.path.join(CREDIT).join(&name), credit).at(&self.path)
     }
 
     /// Writes `summary.json`.
@@ -158,6 +161,8 @@ impl RunDirectory {
 
 const METRICS: &str = "metrics.jsonl";
 const EVENTS: &str = "events.jsonl";
+const ROLLOUTS: &str = "rollouts";
+const CREDIT: &str = "credit";
 
 /// Counts are written as whole numbers.
 fn number(value: f64) -> Value {

@@ -118,15 +118,18 @@ pub struct Trajectory {
 
 impl Trajectory {
     /// The sum of the rewards; `None` when nothing was scored, or when the outcome says that no reward counts.
+    ///
+    /// A policy that runs into a limit keeps what it has received. Where rewards come at the end, that is nothing, and
+    /// nothing is 0: without it whoever never comes to an end would be compared with nobody.
     #[must_use]
     pub fn reward(&self) -> Option<f64> {
         if !self.outcome.is_scored() {
             return None;
         }
-        self.turns
-            .iter()
-            .filter_map(|turn| turn.reward)
-            .fold(None, |sum, reward| Some(sum.unwrap_or(0.0) + reward))
+        let received = self.turns.iter().filter_map(|turn| turn.reward);
+        let received = received.fold(None, |sum, reward| Some(sum.unwrap_or(0.0) + reward));
+        let ran_into_a_limit = matches!(self.outcome, Outcome::Truncated(_));
+        received.or_else(|| (ran_into_a_limit && self.n_sampled() > 0).then_some(0.0))
     }
 
     /// The reward of each turn, 0 where a turn was not scored.

@@ -2,7 +2,7 @@
 
 use turnwise::objective::{
     Cispo, Clip, Dapo, DrGrpo, Gmpo, GroupAdvantage, Grpo, Gspo, GspoToken, GspoTurn, KlEstimator,
-    LengthWeight, Objective, ObjectiveError, Reinforce, Sapo, Std, WithKl,
+    LengthWeight, Objective, ObjectiveError, Reinforce, Sapo, Std, WithKl, WithOffPolicyMask,
 };
 use turnwise::training::{
     Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit, ReturnCredit, TurnCredit,
@@ -21,7 +21,7 @@ const EPSILON: f64 = 1e-6;
 pub(crate) fn objective(config: &Config) -> Result<Box<dyn Objective>, ObjectiveError> {
     let choice = &config.objective;
     let length_weight = choice.length_weight.map_or(LengthWeight::Mean, Into::into);
-    let inner: Box<dyn Objective> = match choice.name {
+    let mut inner: Box<dyn Objective> = match choice.name {
         ObjectiveName::Gspo => {
             Box::new(Gspo { clip: clip(choice, Clip::PAPER_GSPO)?, length_weight })
         }
@@ -50,6 +50,9 @@ pub(crate) fn objective(config: &Config) -> Result<Box<dyn Objective>, Objective
         )?),
         ObjectiveName::Reinforce => Box::new(Reinforce { length_weight }),
     };
+    if let Some(max_kl) = choice.off_policy_mask {
+        inner = Box::new(WithOffPolicyMask::new(inner, max_kl)?);
+    }
     let estimator = match choice.kl.estimator {
         Estimator::K1 => KlEstimator::K1,
         Estimator::K2 => KlEstimator::K2,
@@ -171,11 +174,5 @@ fn check_together(config: &Config) -> Result<(), Impossible> {
         "credit.name",
         || format!("= \"{credit}\" tells turns apart, and `{name}` has one advantage per sequence"),
         "use the objective gspo_token, or the credit outcome",
-    )?;
-    refuse_if(
-        config.objective.kl.beta > 0.0,
-        "objective.kl.beta",
-        || "is above 0, and no learner here gives a reference's log-probabilities".to_owned(),
-        "leave it out; GSPO's paper has no KL term",
     )
 }

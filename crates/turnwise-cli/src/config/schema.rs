@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use turnwise::candle::{AdamW, EngineSettings};
-use turnwise::chat::ToolPrompt;
+use turnwise::chat::{Thinking, ToolPrompt};
 use turnwise::objective::LengthWeight as ObjectiveLengthWeight;
-use turnwise::rollout::Limits;
+use turnwise::rollout::{Compaction, Limits};
 use turnwise::training::{
-    Behavior, Canary, Curriculum, Decay, DynamicSampling, RatioScope, RolloutMode, StaleTokens,
-    TruncatedEpisodes,
+    Behavior, Canary, Curriculum, Decay, DynamicSampling, Overlong, RatioScope, RolloutMode,
+    StaleTokens, TruncatedEpisodes,
 };
 
 /// Everything a run is made of.
@@ -82,6 +82,8 @@ pub(crate) struct Model {
     pub(crate) head_dim: usize,
     /// How tools are described in the prompt.
     pub(crate) tools: ToolPrompt,
+    /// What becomes of thinking in past turns.
+    pub(crate) thinking: Thinking,
 }
 
 impl Default for Model {
@@ -96,6 +98,7 @@ impl Default for Model {
             n_kv_heads: 2,
             head_dim: 24,
             tools: ToolPrompt::Signatures,
+            thinking: Thinking::Keep,
         }
     }
 }
@@ -135,6 +138,9 @@ pub(crate) struct Rollout {
     /// Groups that teach nothing are replaced in the same step, up to a bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dynamic_sampling: Option<DynamicSampling>,
+    /// Conversations that grow long are summed up by the policy, and go on from the summary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) compaction: Option<Compaction>,
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
     pub(crate) top_k: u32,
@@ -157,6 +163,7 @@ impl Default for Rollout {
             seconds_per_step: 0.0,
             curriculum: Curriculum::Epochs,
             dynamic_sampling: None,
+            compaction: None,
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
@@ -247,6 +254,9 @@ pub(crate) struct ObjectiveChoice {
     pub(crate) tau_positive: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tau_negative: Option<f64>,
+    /// Negative advantages of a sequence are masked when its mean log π_b − log π_θ is above this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) off_policy_mask: Option<f64>,
     pub(crate) kl: Kl,
 }
 
@@ -263,6 +273,7 @@ impl Default for ObjectiveChoice {
             log_clip_high: None,
             tau_positive: None,
             tau_negative: None,
+            off_policy_mask: None,
             kl: Kl::default(),
         }
     }
@@ -271,7 +282,7 @@ impl Default for ObjectiveChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Kl {
-    /// The weight of KL to a reference; 0 has none.
+    /// The weight of KL to the weights that reinforcement learning starts from; 0 has none.
     pub(crate) beta: f64,
     pub(crate) estimator: Estimator,
 }
@@ -356,6 +367,13 @@ pub(crate) struct Train {
     pub(crate) max_staleness: u32,
     pub(crate) stale: StaleTokens,
     pub(crate) truncated: TruncatedEpisodes,
+    /// A penalty for length, on the reward of episodes in groups that differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) overlong: Option<Overlong>,
+    /// Whether the tokens of episodes that ended by the agent's fault are masked; their rewards stay in the baseline.
+    pub(crate) mask_agent_faults: bool,
+    /// Whether the tokens of turns with mistakes of form are masked.
+    pub(crate) mask_parse_errors: bool,
     pub(crate) keep_zero_variance: bool,
     pub(crate) ratio_scope: RatioScope,
     pub(crate) behavior: Behavior,
@@ -375,6 +393,9 @@ impl Default for Train {
             max_staleness: 4,
             stale: StaleTokens::Drop,
             truncated: TruncatedEpisodes::Keep,
+            overlong: None,
+            mask_agent_faults: false,
+            mask_parse_errors: false,
             keep_zero_variance: false,
             ratio_scope: RatioScope::Trajectory,
             behavior: Behavior::Recorded,

@@ -1,6 +1,6 @@
 //! What cannot be, said before anything is loaded.
 
-use turnwise::training::{Curriculum, RolloutMode};
+use turnwise::training::{Behavior, Curriculum, RolloutMode};
 
 use super::choices;
 use super::schema::Config;
@@ -20,6 +20,8 @@ pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
     check_objective(config)?;
     check_group(config)?;
     check_sampling(config)?;
+    check_behavior(config)?;
+    check_compaction(config)?;
     check_schedule(config)?;
     check_heads(config)
 }
@@ -82,6 +84,7 @@ fn check_objective_numbers(config: &Config) -> Result<(), Impossible> {
         ("objective.clip_high", objective.clip_high),
         ("objective.log_clip_low", objective.log_clip_low),
         ("objective.log_clip_high", objective.log_clip_high),
+        ("objective.off_policy_mask", objective.off_policy_mask),
         ("objective.kl.beta", Some(objective.kl.beta)),
     ];
     let wrong = |value: f64| move || format!("is {value}");
@@ -200,6 +203,27 @@ fn check_schedule(config: &Config) -> Result<(), Impossible> {
         "rollout.curriculum",
         || format!("has keep = {keep}"),
         "use a probability above 0, so that tasks outside the band come back",
+    )
+}
+
+/// What only a correction itself can say of its bounds.
+fn check_behavior(config: &Config) -> Result<(), Impossible> {
+    let Behavior::Recomputed(correction) = config.train.behavior else { return Ok(()) };
+    correction.check().map_err(|error| Impossible {
+        key: "train.behavior",
+        wrong: format!("cannot be: {error}"),
+        help: "use {recomputed = {bound = {truncate = 2.0}}}, or mask = [0.5, 5.0]".to_owned(),
+    })
+}
+
+fn check_compaction(config: &Config) -> Result<(), Impossible> {
+    let Some(compaction) = &config.rollout.compaction else { return Ok(()) };
+    let (at, most) = (compaction.at_tokens, config.limits.max_context_tokens);
+    refuse_if(
+        at >= most,
+        "rollout.compaction",
+        || format!("begins at {at} tokens, and an episode ends at {most}"),
+        "use an at_tokens that leaves room below limits.max_context_tokens for a turn and a summary",
     )
 }
 

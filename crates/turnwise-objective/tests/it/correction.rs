@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use turnwise_objective::{
     Advantages, CorrectionLevel, CorrectionRule, Grpo, ObjectiveError, Sequence, SoftOverlong,
-    correction_weights, off_policy_mask, weighted,
+    WithOffPolicyMask, correction_weights, off_policy_mask, weighted,
 };
 
 use crate::support::*;
@@ -96,6 +96,20 @@ proptest! {
         let segments = of(CorrectionLevel::Segments(&[1, 0, n - 1]));
         prop_assert!(close(segments[0], log_ratios[0].exp(), 1e-14));
         prop_assert!(all_close(&segments[1..], &vec![mean(&log_ratios[1..]).exp(); n - 1], 1e-14));
+    }
+
+    // objective.md 5.22
+    #[test]
+    fn p22_an_objective_behind_the_off_policy_mask_has_the_gradient_of_the_masked_advantages(
+        (clip, _, tokens) in placed_tokens(), max_kl in 0.0..0.3,
+    ) {
+        let weights = off_policy_mask(&tokens.per_token(), max_kl).unwrap();
+        let advantages = weighted(Advantages::PerToken(&tokens.advantages), &weights).unwrap();
+        let masked = Tokens { advantages, ..tokens.clone() };
+        let objective = WithOffPolicyMask::new(gspo_token(clip), max_kl).unwrap();
+        prop_assert_eq!(evaluate(&objective, &tokens.per_token()), evaluate(&gspo_token(clip), &masked.per_token()));
+        let never = WithOffPolicyMask::new(gspo_token(clip), 1e9).unwrap();
+        prop_assert_eq!(evaluate(&never, &tokens.per_token()), evaluate(&gspo_token(clip), &tokens.per_token()));
     }
 
     // objective.md 5.22

@@ -27,6 +27,17 @@ impl Breaker {
         }
     }
 
+    /// An error when grading took back one verdict too many. Its attempt has been counted as a good one.
+    pub(super) fn take_back(&mut self, fault: &InfraFault) -> Option<RolloutError> {
+        if fault.reason != InfraReason::BadReward {
+            return None;
+        }
+        if let Some(was_good) = self.recent.iter_mut().rfind(|is_bad| !**is_bad) {
+            *was_good = true;
+        }
+        self.bad_rewards(fault)
+    }
+
     /// An error when this attempt was one fault too many.
     pub(super) fn count(&mut self, trajectory: &Trajectory) -> Option<RolloutError> {
         if self.recent.len() == WINDOW {
@@ -42,10 +53,13 @@ impl Breaker {
         if self.in_row >= self.max_in_row {
             return Some(RolloutError::TooManyFaults { n: self.in_row, last: fault.clone() });
         }
+        if fault.reason == InfraReason::BadReward { self.bad_rewards(fault) } else { None }
+    }
+
+    fn bad_rewards(&self, last: &InfraFault) -> Option<RolloutError> {
         let n = self.recent.iter().filter(|is_bad| **is_bad).count();
-        let is_bad = fault.reason == InfraReason::BadReward;
-        (is_bad && n > 1 && n as f64 > self.max_bad_rewards * WINDOW as f64)
-            .then(|| RolloutError::BadRewards { n, of: self.recent.len(), last: fault.clone() })
+        (n > 1 && n as f64 > self.max_bad_rewards * WINDOW as f64)
+            .then(|| RolloutError::BadRewards { n, of: self.recent.len(), last: last.clone() })
     }
 }
 

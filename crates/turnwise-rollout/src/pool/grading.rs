@@ -12,12 +12,21 @@ use turnwise_trajectory::{InfraFault, InfraReason, Outcome, Trajectory};
 use crate::Group;
 use crate::panic_text::panic_text;
 
+/// A group, and what became of its members' verdicts.
+pub(super) struct Graded {
+    pub(super) group: Group,
+    /// Members that ended well and turned out to be broken.
+    pub(super) taken_back: Vec<usize>,
+}
+
 /// Adds the rubric's scores, and makes a member that nobody scored an infrastructure fault.
 pub(super) async fn grade(
     rubric: Option<Arc<dyn Rubric>>,
     limit: Duration,
     mut group: Group,
-) -> Group {
+) -> Graded {
+    let ended_well: Vec<bool> =
+        group.members.iter().map(|member| member.outcome.is_scored()).collect();
     if let Some(rubric) = rubric {
         score(&*rubric, limit, &mut group.members).await;
     }
@@ -28,7 +37,10 @@ pub(super) async fn grade(
     {
         break_off(member, InfraReason::BadReward, "nobody scored the episode".to_owned());
     }
-    group
+    let taken_back = (0..group.members.len())
+        .filter(|place| ended_well[*place] && !group.members[*place].outcome.is_scored())
+        .collect();
+    Graded { group, taken_back }
 }
 
 async fn score(rubric: &dyn Rubric, limit: Duration, members: &mut [Trajectory]) {

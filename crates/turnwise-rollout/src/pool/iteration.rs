@@ -13,7 +13,7 @@ pub struct Iteration {
     pub suspended: usize,
     /// Tokens drawn.
     pub n_sampled: u64,
-    /// Outcomes of the attempts that ended, by label, before a rubric has seen them.
+    /// Outcomes of the attempts that ended, by label. One whose verdict grading took back stands under both.
     pub outcomes: BTreeMap<String, u64>,
     /// Members of finished groups that were dropped, by reason.
     pub dropped: BTreeMap<String, u64>,

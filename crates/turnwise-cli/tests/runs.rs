@@ -1,0 +1,131 @@
+//! Whole runs of the command, small enough for a test: what they leave on disk, and how they go on.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A run of a few thousand weights and a few episodes.
+const TINY: &str = r#"
+[run]
+steps = 2
+
+[environment]
+name = "guess"
+options = { span = 4 }
+
+[model]
+vocab_size = 300
+hidden_size = 16
+intermediate_size = 16
+n_layers = 1
+n_heads = 2
+n_kv_heads = 1
+head_dim = 8
+
+[warm_start]
+steps = 60
+batch_size = 16
+learning_rate = 1e-2
+
+[rollout]
+groups_per_step = 6
+group_size = 6
+
+[limits]
+max_turns = 3
+max_turn_tokens = 6
+max_context_tokens = 512
+
+[train]
+n_minibatches = 2
+keep_zero_variance = true
+
+[eval]
+episodes = 8
+"#;
+
+fn turnwise(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_turnwise")).args(arguments).output().expect("it starts")
+}
+
+/// Trains with [`TINY`] and these overrides, and answers with the run's directory.
+fn train(home: &TempDir, name: &str, overrides: &[&str]) -> String {
+    let (config, run) = (home.path().join("tiny.toml"), home.path().join(name));
+    fs::write(&config, TINY).unwrap();
+    let (config, run) = (config.to_str().unwrap(), run.to_str().unwrap());
+    let output = turnwise(&[&["train", config, "--run-dir", run], overrides].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    run.to_owned()
+}
+
+fn lines(run: &str, file: &str) -> Vec<Value> {
+    let text = fs::read_to_string(Path::new(run).join(file)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The weights of a model directory.
+fn weights(run: &str, model: &str) -> Vec<u8> {
+    fs::read(Path::new(run).join(model).join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn each_trained_episode_has_its_credit_beside_it_turn_by_turn() {
+    let home = TempDir::new().unwrap();
+    let run = train(&home, "run", &["credit.name=turn", "log.rollouts_per_step=100"]);
+    let rollouts = lines(&run, "rollouts/step-000000.jsonl");
+    let credit = lines(&run, "credit/step-000000.jsonl");
+    assert!(!rollouts.is_empty());
+    assert_eq!(rollouts.len(), credit.len());
+    for (rollout, credit) in rollouts.iter().zip(&credit) {
+        assert_eq!(rollout["identity"]["member"], credit["member"]);
+        assert_eq!(rollout["identity"]["group"], credit["group"]);
+        let n_turns = rollout["turns"].as_array().unwrap().len();
+        for (name, stream) in credit["streams"].as_object().unwrap() {
+            assert_eq!(stream.as_array().unwrap().len(), n_turns, "{name}");
+            assert!(credit["imbalance"][name].as_f64().unwrap() < 1e-9, "{name}");
+        }
+        assert!(credit["streams"]["advantage"].is_array());
+    }
+}
+
+#[test]
+fn a_penalty_holds_on_to_the_weights_of_the_start_in_a_process_that_goes_on_too() {
+    let home = TempDir::new().unwrap();
+    let held = ["objective.kl.beta=0.5", "train.learning_rate=1e-2"];
+    let whole = train(&home, "whole", &[&held[..], &["run.steps=3"]].concat());
+    let cut = train(&home, "cut", &[&held[..], &["run.steps=1"]].concat());
+    let resumed = turnwise(&["resume", &cut, "--steps", "3"]);
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    let last = "checkpoints/step-000003";
+    assert!(weights(&whole, last) == weights(&cut, last), "the reference is another one");
+    // The penalty does something: without it the same run ends elsewhere.
+    let free = train(&home, "free", &["train.learning_rate=1e-2", "run.steps=3"]);
+    assert!(weights(&whole, last) != weights(&free, last));
+}
+
+#[test]
+fn every_objective_and_every_credit_trains() {
+    let home = TempDir::new().unwrap();
+    let chosen = [
+        "objective.name=gspo",
+        "objective.name=gspo_turn credit.name=return",
+        "objective.name=grpo credit.name=gigpo",
+        "objective.name=dapo train.overlong={max_tokens=12,buffer=6}",
+        "objective.name=dr_grpo credit.name=turn",
+        "objective.name=cispo train.behavior={recomputed={over=\"token\",bound={truncate=2.0}}}",
+        "objective.name=gmpo",
+        "objective.name=sapo credit.name=turn_index_biased",
+        "objective.name=reinforce credit.name=reinforce_plus_plus",
+        "objective.off_policy_mask=0.5 train.mask_agent_faults=true",
+    ];
+    for (number, overrides) in chosen.iter().enumerate() {
+        let overrides: Vec<&str> = overrides.split(' ').chain(["run.steps=1"]).collect();
+        let run = train(&home, &number.to_string(), &overrides);
+        let metrics = lines(&run, "metrics.jsonl");
+        assert_eq!(metrics.len(), 1, "{overrides:?}");
+        assert!(metrics[0]["train/grad_norm"].as_f64() > Some(0.0), "{overrides:?} {}", metrics[0]);
+    }
+}

@@ -1,0 +1,87 @@
+//! An objective that does not learn from mistakes its policy has left behind.
+
+use crate::objective::evaluate_tokens;
+use crate::{
+    Advantages, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss, off_policy_mask,
+    weighted,
+};
+
+/// An objective whose advantages are first multiplied by [`off_policy_mask`] (DeepSeek-V3.2, arXiv
+/// 2512.02556, eq. 9).
+///
+/// What is masked gives no gradient and still counts in n_i and s_i, as an advantage of 0 does.
+///
+/// ```
+/// use turnwise_objective::{Advantages, Clip, Grpo, Objective, Sequence, WithOffPolicyMask};
+///
+/// let masked = WithOffPolicyMask::new(Grpo { clip: Clip::PAPER_GRPO }, 0.5)?;
+/// // The policy gives these tokens e^-2 of the probability they were drawn with.
+/// let left_behind = Sequence::new(&[-3.0; 2], &[-1.0; 2], Advantages::PerToken(&[1.0, -1.0]))?;
+/// let mut gradient = [0.0; 2];
+/// masked.evaluate(&left_behind, &mut gradient)?;
+/// assert!(gradient[0] < 0.0);
+/// assert_eq!(gradient[1], 0.0);
+/// # Ok::<(), turnwise_objective::ObjectiveError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WithOffPolicyMask<O> {
+    inner: O,
+    max_kl: f64,
+}
+
+impl<O: Objective> WithOffPolicyMask<O> {
+    /// `inner`, for sequences whose mean log π_b − log π_θ is at most `max_kl` nats per token, and for
+    /// positive advantages of the others.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectiveError::InvalidSetting`] unless `max_kl` is finite and at least 0.
+    pub fn new(inner: O, max_kl: f64) -> Result<Self, ObjectiveError> {
+        if max_kl >= 0.0 && max_kl.is_finite() {
+            return Ok(Self { inner, max_kl });
+        }
+        let range = "a finite number of at least 0";
+        Err(ObjectiveError::InvalidSetting { setting: "max_kl", value: max_kl, range })
+    }
+}
+
+impl<O: Objective> Objective for WithOffPolicyMask<O> {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn denominator(&self) -> Denominator {
+        self.inner.denominator()
+    }
+
+    fn token_weight(&self, n_tokens: usize) -> f64 {
+        self.inner.token_weight(n_tokens)
+    }
+
+    fn needs_reference(&self) -> bool {
+        self.inner.needs_reference()
+    }
+
+    fn needs_turns(&self) -> bool {
+        self.inner.needs_turns()
+    }
+
+    fn needs_uniform_advantages(&self) -> bool {
+        self.inner.needs_uniform_advantages()
+    }
+
+    fn evaluate(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+    ) -> Result<SequenceLoss, ObjectiveError> {
+        evaluate_tokens(sequence, gradient, |gradient| {
+            let weights = off_policy_mask(sequence, self.max_kl)?;
+            if weights.iter().all(|weight| *weight == 1.0) {
+                return self.inner.evaluate(sequence, gradient);
+            }
+            let masked = weighted(sequence.advantages(), &weights)?;
+            self.inner.evaluate(&sequence.with_advantages(Advantages::PerToken(&masked))?, gradient)
+        })
+    }
+}

@@ -1,0 +1,67 @@
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use turnwise_trajectory::{Trajectory, Turn};
+
+use super::CreditStreams;
+
+/// The credit of one trained episode as it is written to a run's files: every named stream, turn by turn.
+///
+/// All trained tokens of a turn have the turn's number in each stream; `tokens` says how many there are.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct CreditRecord<'a> {
+    /// The group.
+    pub group: u64,
+    /// The member.
+    pub member: u32,
+    /// The attempt.
+    pub attempt: u32,
+    /// For each turn how many of its tokens train.
+    pub tokens: Vec<usize>,
+    /// For each turn what the environment gave; `None` is not scored.
+    pub rewards: Vec<Option<f64>>,
+    /// For each stream one number for each turn; "advantage" is what the tokens train with.
+    pub streams: BTreeMap<&'static str, &'a [f64]>,
+    /// For each stream by how much the whole group misses what the stream conserves; 0 up to rounding.
+    pub imbalance: BTreeMap<&'static str, f64>,
+}
+
+/// The records of trained episodes. `credit` has the streams of each group, in the order of `trained`.
+pub fn credit_records<'a>(
+    credit: &'a [CreditStreams],
+    trained: &'a [Trajectory],
+) -> impl Iterator<Item = CreditRecord<'a>> {
+    let mut rest = trained;
+    credit.iter().flat_map(move |streams| {
+        let (group, later) = rest.split_at(streams.advantage.values.len());
+        rest = later;
+        let members: Vec<&Trajectory> = group.iter().collect();
+        let imbalance: BTreeMap<_, _> = streams
+            .all()
+            .map(|stream| (stream.name, streams.imbalance(stream, &members)))
+            .collect();
+        let record = move |(place, member): (usize, &Trajectory)| {
+            record(member, place, streams, imbalance.clone())
+        };
+        group.iter().enumerate().map(record).collect::<Vec<_>>()
+    })
+}
+
+fn record<'a>(
+    member: &Trajectory,
+    place: usize,
+    streams: &'a CreditStreams,
+    imbalance: BTreeMap<&'static str, f64>,
+) -> CreditRecord<'a> {
+    let trained =
+        |turn: &Turn| member.graph.node(turn.node).sampled().filter(|token| token.trains()).count();
+    CreditRecord {
+        group: member.identity.group.0,
+        member: member.identity.member,
+        attempt: member.identity.attempt,
+        tokens: member.turns.iter().map(trained).collect(),
+        rewards: member.turns.iter().map(|turn| turn.reward).collect(),
+        streams: streams.all().map(|stream| (stream.name, &*stream.values[place])).collect(),
+        imbalance,
+    }
+}
