@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use turnwise_objective::{GroupAdvantage, Std, normalised_over_batch};
 use turnwise_training::{
-    Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit, ReturnCredit, TurnCredit,
-    TurnIndexBiasedCredit, assign_batch_credit, assign_credit,
+    Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit, ReturnCredit, TurnBaselineCredit,
+    TurnCredit, TurnIndexBiasedCredit, assign_batch_credit, assign_credit,
 };
 use turnwise_trajectory::Trajectory;
 
@@ -22,6 +22,7 @@ fn credits() -> Vec<Box<dyn Credit>> {
     }
     credits.push(Box::new(ReinforcePlusPlusCredit { std: Std::Sample, epsilon: 1e-6 }));
     credits.push(Box::new(TurnIndexBiasedCredit { gamma: 1.0 }));
+    credits.push(Box::new(TurnBaselineCredit { gamma: 1.0 }));
     credits
 }
 
@@ -35,6 +36,7 @@ fn all_credits() -> Vec<Box<dyn Credit>> {
         credits.push(Box::new(turn));
         credits.push(Box::new(GigpoCredit { advantage, gamma, step_weight: 0.5 }));
         credits.push(Box::new(TurnIndexBiasedCredit { gamma }));
+        credits.push(Box::new(TurnBaselineCredit { gamma }));
     }
     credits
 }

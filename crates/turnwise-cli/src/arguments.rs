@@ -171,9 +171,12 @@ pub(crate) struct EstimatorArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct CreditArguments {
-    /// Seeds 1 to N, each with every credit
+    /// How many seeds, each with every credit
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) seeds: u64,
+    /// The first seed
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) from: u64,
     /// Where a run is given up
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pub(crate) max_episodes: usize,

@@ -242,7 +242,8 @@ mod tests {
             let config = parse("config.toml", &text, &[]).unwrap().config;
             assert_eq!(super::objective(&config).unwrap().name(), name);
         }
-        let credits = "outcome turn return gigpo reinforce_plus_plus turn_index_biased";
+        let credits =
+            "outcome turn turn_baseline return gigpo reinforce_plus_plus turn_index_biased";
         for name in credits.split(' ') {
             let text = format!("[credit]\nname = \"{name}\"\n");
             let config = parse("config.toml", &text, &[]).unwrap().config;
@@ -257,7 +258,10 @@ mod tests {
         assert!(said.contains("config.toml:3:"), "{said}");
         let said = refusal("[credit]\nname = \"outcome\"\ngamma = 0.9\n", &[]);
         assert!(said.contains("`credit.gamma` is not used by `outcome`"), "{said}");
-        assert!(said.contains("choose return, turn, gigpo, turn_index_biased"), "{said}");
+        assert!(
+            said.contains("choose return, turn, turn_baseline, gigpo, turn_index_biased"),
+            "{said}"
+        );
     }
 
     #[test]

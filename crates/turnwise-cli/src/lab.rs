@@ -67,10 +67,10 @@ async fn compare_credit(
     stop: &StopSignal,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
-    const ARMS: [Arm; 3] = [Arm::Outcome, Arm::SameTurn, Arm::Turn];
+    const ARMS: [Arm; 3] = [Arm::Outcome, Arm::TurnBaseline, Arm::Turn];
     let settings = settings(arguments)?;
     let (mut runs, started) = (Vec::new(), Instant::now());
-    for seed in 1..=arguments.seeds {
+    for seed in arguments.from..arguments.from + arguments.seeds {
         for arm in ARMS {
             let model = model(&settings, seed)?;
             let Some(run) = credit::run(&settings, arm, seed, model, stop).await? else {
@@ -233,6 +233,7 @@ mod tests {
     async fn a_run_that_is_given_up_says_so() {
         let arguments = CreditArguments {
             seeds: 1,
+            from: 1,
             max_episodes: 64,
             learning_rate: 1e-3,
             report_words: 2,

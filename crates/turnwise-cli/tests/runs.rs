@@ -112,6 +112,7 @@ fn every_objective_and_every_credit_trains() {
     let chosen = [
         "objective.name=gspo",
         "objective.name=gspo_turn credit.name=return",
+        "credit.name=turn_baseline credit.gamma=0.5",
         "objective.name=grpo credit.name=gigpo",
         "objective.name=dapo train.overlong={max_tokens=12,buffer=6}",
         "objective.name=dr_grpo credit.name=turn",

@@ -1,7 +1,8 @@
 use turnwise_objective::{
     AdvantageError, Clip, Gspo, GspoToken, LengthWeight, Objective, Std, broadcast_outcome,
-    leave_one_out, mean_only, mean_std, minus_mean_return, minus_mean_return_of_others, mix,
-    normalised_over_all_turns, per_turn_index_biased, presets, reward_to_go,
+    leave_one_out, mean_only, mean_std, minus_mean_return, minus_mean_return_at_turn,
+    minus_mean_return_of_others, mix, normalised_over_all_turns, per_turn_index_biased, presets,
+    reward_to_go,
 };
 
 use crate::PlainRatioImpostor;
@@ -69,7 +70,7 @@ pub fn credits() -> Vec<CreditRule> {
         rule("reward_to_go, gamma=0.5", |r| Ok(to_go(r, 0.5))),
         rule("minus_mean_return", |r| minus_mean_return(&to_go(r, 1.0))),
         rule("minus_mean_return_of_others", |r| minus_mean_return_of_others(&to_go(r, 1.0))),
-        rule("minus_mean_at_turn_of_others", |r| minus_mean_at_turn_of_others(&to_go(r, 1.0))),
+        rule("minus_mean_return_at_turn", |r| minus_mean_return_at_turn(&to_go(r, 1.0))),
         rule("mix of the two of others", half_of_each),
         rule("normalised_over_all_turns", |r| {
             normalised_over_all_turns(&to_go(r, 1.0), Std::Sample, EPSILON)
@@ -79,38 +80,6 @@ pub fn credits() -> Vec<CreditRule> {
             per_turn_index_biased(&to_go(r, 1.0), Std::Sample, EPSILON)
         }),
     ]
-}
-
-/// The return from each turn on minus the mean of the same of the *other* trajectories that have that turn.
-///
-/// ```text
-/// A_ik = G_ik − mean_{j≠i, j has a turn k} G_jk
-/// ```
-///
-/// Where no other has a turn k, their mean return stands in, Σ_{j≠i} G_j0 / (n − 1); a trajectory that is alone gets 0.
-///
-/// The baseline differs from turn to turn, as that of [`per_turn_index_biased`] does, and still the expected policy gradient
-/// is the true one, also where the policy decides when to stop: the value is the whole return from the turn on, so that what
-/// going on is worth is in it, and the baseline is made of the others alone, so that it does not depend on the tokens it is
-/// subtracted for. It is closer to the value of the turn than the mean return of an episode is, most of all in turns after
-/// which nothing can be earned.
-///
-/// # Errors
-/// As [`minus_mean_return_of_others`].
-pub fn minus_mean_at_turn_of_others(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, AdvantageError> {
-    let mut advantages = minus_mean_return_of_others(to_go)?;
-    for (member, row) in advantages.iter_mut().enumerate() {
-        for (turn, advantage) in row.iter_mut().enumerate() {
-            let others = to_go.iter().enumerate().filter(|(other, _)| *other != member);
-            let there: Vec<f64> =
-                others.filter_map(|(_, turns)| turns.get(turn)).copied().collect();
-            if !there.is_empty() {
-                let mean = there.iter().sum::<f64>() / there.len() as f64;
-                *advantage = to_go[member][turn] - mean;
-            }
-        }
-    }
-    Ok(advantages)
 }
 
 fn half_of_each(rewards: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, AdvantageError> {

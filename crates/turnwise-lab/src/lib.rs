@@ -8,7 +8,7 @@
 //!
 //! With θ equal to the behaviour policy, and a sequence's weight equal to its tokens (`LengthWeight::Tokens`), the expected
 //! gradient of GSPO-token is the true one for every credit of the form *return from the turn on, less something that does
-//! not depend on the turn's tokens*: `reward_to_go`, `minus_mean_return_of_others`, `minus_mean_at_turn_of_others`,
+//! not depend on the turn's tokens*: `reward_to_go`, `minus_mean_return_of_others`, `minus_mean_return_at_turn`,
 //! `leave_one_out`, and mixtures of them. `mean_only` and `minus_mean_return`, which have a member in its own baseline, give
 //! (1 − 1/G) of it. The same holds for GSPO with the credits that are equal on all tokens.
 //!
@@ -35,9 +35,7 @@ mod problem;
 pub mod problems;
 mod table;
 
-pub use estimators::{
-    CreditRule, NamedObjective, TurnAdvantages, credits, minus_mean_at_turn_of_others, objectives,
-};
+pub use estimators::{CreditRule, NamedObjective, TurnAdvantages, credits, objectives};
 pub use exact::{
     Estimate, LabError, MAX_GROUP_SIZE, Measurement, Setup, expected_gradients, measure,
 };

@@ -8,6 +8,7 @@ mod record;
 mod returns;
 mod streams;
 mod turn;
+mod turn_baseline;
 
 use std::fmt::Debug;
 
@@ -19,6 +20,7 @@ pub use record::{CreditRecord, credit_records};
 pub use returns::ReturnCredit;
 pub use streams::{Conservation, CreditStream, CreditStreams};
 pub use turn::TurnCredit;
+pub use turn_baseline::TurnBaselineCredit;
 use turnwise_objective::{AdvantageError, reward_to_go};
 use turnwise_trajectory::Trajectory;
 

@@ -40,8 +40,8 @@ pub use capacity::{Occupancy, capacity};
 pub use checkpoint::{Checkpoint, CheckpointError, Checkpoints};
 pub use credit::{
     Conservation, Credit, CreditRecord, CreditStream, CreditStreams, GigpoCredit, OutcomeCredit,
-    ReinforcePlusPlusCredit, ReturnCredit, TurnCredit, TurnIndexBiasedCredit, assign_batch_credit,
-    credit_records,
+    ReinforcePlusPlusCredit, ReturnCredit, TurnBaselineCredit, TurnCredit, TurnIndexBiasedCredit,
+    assign_batch_credit, credit_records,
 };
 pub use curriculum::Curriculum;
 pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};

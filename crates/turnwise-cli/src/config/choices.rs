@@ -5,8 +5,8 @@ use turnwise::objective::{
     LengthWeight, Objective, ObjectiveError, Reinforce, Sapo, Std, WithKl, WithOffPolicyMask,
 };
 use turnwise::training::{
-    Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit, ReturnCredit, TurnCredit,
-    TurnIndexBiasedCredit,
+    Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit, ReturnCredit, TurnBaselineCredit,
+    TurnCredit, TurnIndexBiasedCredit,
 };
 
 use super::schema::{
@@ -82,6 +82,7 @@ pub(crate) fn credit(choice: &CreditChoice) -> Box<dyn Credit> {
     match choice.name {
         CreditName::Outcome => Box::new(OutcomeCredit { advantage }),
         CreditName::Return => Box::new(ReturnCredit { gamma }),
+        CreditName::TurnBaseline => Box::new(TurnBaselineCredit { gamma }),
         CreditName::Turn => Box::new(TurnCredit {
             advantage,
             gamma,
@@ -135,10 +136,14 @@ fn check_objective_settings(choice: &ObjectiveChoice) -> Result<(), Impossible> 
 }
 
 fn check_credit_settings(choice: &CreditChoice) -> Result<(), Impossible> {
-    use CreditName::{Gigpo, Outcome, Return, Turn, TurnIndexBiased};
+    use CreditName::{Gigpo, Outcome, Return, Turn, TurnBaseline, TurnIndexBiased};
     let settings: [(&str, bool, &[CreditName]); 5] = [
         ("credit.normalise", choice.normalise.is_some(), &[Outcome, Turn, Gigpo]),
-        ("credit.gamma", choice.gamma.is_some(), &[Return, Turn, Gigpo, TurnIndexBiased]),
+        (
+            "credit.gamma",
+            choice.gamma.is_some(),
+            &[Return, Turn, TurnBaseline, Gigpo, TurnIndexBiased],
+        ),
         ("credit.outcome_weight", choice.outcome_weight.is_some(), &[Turn]),
         ("credit.turn_weight", choice.turn_weight.is_some(), &[Turn]),
         ("credit.step_weight", choice.step_weight.is_some(), &[Gigpo]),

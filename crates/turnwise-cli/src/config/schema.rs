@@ -304,6 +304,7 @@ pub(crate) enum Estimator {
 named!(CreditName {
     Outcome = "outcome",
     Turn = "turn",
+    TurnBaseline = "turn_baseline",
     Return = "return",
     Gigpo = "gigpo",
     ReinforcePlusPlus = "reinforce_plus_plus",

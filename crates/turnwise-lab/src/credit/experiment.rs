@@ -6,11 +6,12 @@ use turnwise_objective::{Clip, GroupAdvantage, Gspo, GspoToken, LengthWeight, Ob
 use turnwise_rollout::{ChatAgents, Limits, Policy, PoolSettings, StopSignal};
 use turnwise_training::{
     Credit, DemonstrationError, Learner, LearnerError, OutcomeCredit, Parts, Row, Schedule,
-    TrainError, Trainer, TrainerSettings, TurnCredit, Update, demonstrate, imitate_step, metric,
+    TrainError, Trainer, TrainerSettings, TurnBaselineCredit, TurnCredit, Update, demonstrate,
+    imitate_step, metric,
 };
 use turnwise_trajectory::Sampling;
 
-use super::{LeverPuller, LeverTasks, Levers, SameTurnCredit, Vocabulary};
+use super::{LeverPuller, LeverTasks, Levers, Vocabulary};
 
 /// Who gets credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +19,8 @@ use super::{LeverPuller, LeverTasks, Levers, SameTurnCredit, Vocabulary};
 pub enum Arm {
     /// `Gspo` with `OutcomeCredit`: the whole episode gets the advantage of its reward.
     Outcome,
-    /// `GspoToken` with [`SameTurnCredit`]: every turn gets its own reward, compared with the others' same turn.
-    SameTurn,
+    /// `GspoToken` with `TurnBaselineCredit`: every turn gets its own reward, compared with the others' same turn.
+    TurnBaseline,
     /// `GspoToken` with `TurnCredit`: every turn gets its own reward, normalised over all turns of the group.
     Turn,
 }
@@ -30,7 +31,7 @@ impl Arm {
     pub fn name(self) -> &'static str {
         match self {
             Self::Outcome => "gspo, outcome credit",
-            Self::SameTurn => "gspo-token, same-turn credit",
+            Self::TurnBaseline => "gspo-token, turn baseline",
             Self::Turn => "gspo-token, turn credit",
         }
     }
@@ -39,7 +40,7 @@ impl Arm {
         let length_weight = LengthWeight::Mean;
         match self {
             Self::Outcome => Box::new(Gspo { clip, length_weight }),
-            Self::SameTurn | Self::Turn => Box::new(GspoToken { clip, length_weight }),
+            Self::TurnBaseline | Self::Turn => Box::new(GspoToken { clip, length_weight }),
         }
     }
 
@@ -47,7 +48,7 @@ impl Arm {
         let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 };
         match self {
             Self::Outcome => Box::new(OutcomeCredit { advantage }),
-            Self::SameTurn => Box::new(SameTurnCredit { gamma: 0.0 }),
+            Self::TurnBaseline => Box::new(TurnBaselineCredit { gamma: 0.0 }),
             Self::Turn => Box::new(TurnCredit {
                 advantage,
                 gamma: 0.0,

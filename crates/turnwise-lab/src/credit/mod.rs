@@ -17,15 +17,13 @@
 //!
 //! All arms of [`run`] have the same start (a short imitation of a player that pulls levers at random, so that form is known
 //! and skill is not), tasks, seeds, clip range and optimiser. They differ in credit and, with it, in objective: `Gspo` with
-//! `OutcomeCredit`, `GspoToken` with [`SameTurnCredit`] or with the `TurnCredit` that can be named in settings.
+//! `OutcomeCredit`, `GspoToken` with `TurnBaselineCredit` or with `TurnCredit`, which divides by the scatter of all turns.
 
-mod baseline;
 mod experiment;
 mod levers;
 mod report;
 mod vocabulary;
 
-pub use baseline::{SameTurnCredit, same_turn};
 pub use experiment::{Arm, ExperimentError, Run, Settings, run};
 pub use levers::{LeverPuller, LeverTask, LeverTasks, Levers};
 pub use report::{Comparison, compare, lines};

@@ -1,6 +1,6 @@
 use turnwise_lab::{
     CreditRule, LabError, Measurement, NamedObjective, Problem, Setup, credits, expected_gradients,
-    measure, minus_mean_at_turn_of_others, objectives, problems, table,
+    measure, objectives, problems, table,
 };
 
 fn measured(problem: &Problem, group_size: usize) -> Vec<Measurement> {
@@ -27,7 +27,7 @@ fn unbiased(n: usize) -> [(&'static str, f64); 8] {
         ("reward_to_go", 1.0),
         ("minus_mean_return", with_itself),
         ("minus_mean_return_of_others", 1.0),
-        ("minus_mean_at_turn_of_others", 1.0),
+        ("minus_mean_return_at_turn", 1.0),
         ("mix of the two of others", 1.0),
     ]
 }
@@ -105,9 +105,7 @@ fn comparing_by_turn_index_sees_nothing_of_what_going_on_is_worth() {
 fn the_plain_ratio_impostor_averages_credit_away() {
     for name in ["equal_lengths", "early_or_late", "lengths", "tool_answer"] {
         let rows = measured(&problem(name), 3);
-        for credit in
-            ["reward_to_go", "minus_mean_return_of_others", "minus_mean_at_turn_of_others"]
-        {
+        for credit in ["reward_to_go", "minus_mean_return_of_others", "minus_mean_return_at_turn"] {
             let wrong = of(&rows, "plain_ratio_impostor, w=n", credit);
             assert!(wrong.relative_bias > 0.05, "{wrong:?}");
             assert!(wrong.bend > 0.01, "{wrong:?}");
@@ -145,7 +143,7 @@ fn division_by_the_groups_deviation_bends_small_groups() {
 fn a_baseline_of_the_turns_own_scatters_less_where_a_turn_earns_nothing() {
     let rows = measured(&problem("two_turns"), 4);
     let variance = |credit| of(&rows, "gspo_token, w=n", credit).relative_variance.unwrap();
-    assert!(variance("minus_mean_at_turn_of_others") < 0.6 * variance("leave_one_out"));
+    assert!(variance("minus_mean_return_at_turn") < 0.6 * variance("leave_one_out"));
     assert!(variance("minus_mean_return_of_others") < variance("leave_one_out"));
     assert!(variance("leave_one_out") < variance("broadcast return"));
 }
@@ -197,16 +195,6 @@ fn multisets_count_every_group() {
     for (one, other) in estimates[0].mean.iter().zip(&expected) {
         assert!((one - other).abs() < 1e-14, "{estimates:?} {expected:?}");
     }
-}
-
-#[test]
-fn a_turn_that_no_other_reached_is_compared_with_whole_episodes() {
-    let to_go = [vec![3.0, 2.0], vec![1.0], vec![0.0]];
-    let credit = minus_mean_at_turn_of_others(&to_go).unwrap();
-    for (one, other) in credit.concat().iter().zip([2.5, 1.5, -0.5, -2.0]) {
-        assert!((one - other).abs() < 1e-14, "{credit:?}");
-    }
-    assert_eq!(minus_mean_at_turn_of_others(&to_go[..1]).unwrap(), [vec![0.0, 0.0]]);
 }
 
 #[test]
