@@ -10,6 +10,7 @@ mod interrupt;
 mod lab;
 mod log;
 mod play;
+mod render;
 mod score;
 mod screen;
 mod session;
@@ -46,6 +47,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Resume { run_dir, json, steps } => train::resume(&run_dir, json, steps).await,
         Command::Config => print_config(),
         Command::Eval(arguments) => evaluate::evaluate(&arguments).await,
+        Command::Render(arguments) => render::render(&arguments).await,
         Command::Score { model, input } => score::score(&model, &input),
         Command::Env { command: EnvCommand::List } => environments::list(&mut io::stdout()).await,
         Command::Env { command: EnvCommand::Check { name, options } } => {
