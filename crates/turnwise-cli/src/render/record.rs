@@ -28,7 +28,7 @@ pub(super) fn page(arguments: &RenderArguments, path: &Path) -> Result<Page, Fai
             format!("{hash}, as the run's settings have it")
         }
         Some(_) => format!(
-            "{hash}, another than that of the tokenizer's directory: texts may not be what was seen"
+            "{hash}, not that of the model's own settings: texts may be others than were seen"
         ),
         None => hash,
     };

@@ -68,11 +68,11 @@ fn subtitle(message: &ShownMessage) -> String {
 
 fn heading(has_drawn: bool) -> String {
     let drawn = drawn_columns("logprob", "version", "advantage", has_drawn);
-    format!("{:>6} {:>7}  {:<8} {drawn} {:<13}  text", "pos", "id", "kind", "mask")
+    format!("{:>6} {:>7}  {:<8}  {drawn}{:<12}  text", "pos", "id", "kind", "mask")
 }
 
 fn drawn_columns(logprob: &str, version: &str, advantage: &str, has_drawn: bool) -> String {
-    if has_drawn { format!(" {logprob:>9}  {version:<8} {advantage:>10}  ") } else { String::new() }
+    if has_drawn { format!("{logprob:>9}  {version:<8}  {advantage:>9}  ") } else { String::new() }
 }
 
 fn row(token: &Shown, has_drawn: bool) -> String {
@@ -89,7 +89,7 @@ fn row(token: &Shown, has_drawn: bool) -> String {
     // Quoted, with every blank and every control character visible, and no way out of its line.
     let text = token.text.as_ref().map_or_else(|| ABSENT.to_owned(), |text| format!("{text:?}"));
     format!(
-        "{:>6} {:>7}  {:<8} {drawn} {mask:<13}  {text}",
+        "{:>6} {:>7}  {:<8}  {drawn}{mask:<12}  {text}",
         token.position,
         token.id,
         word(&token.kind)
@@ -117,10 +117,16 @@ fn footer(page: &mut String, branches: &[Branch], all: &[&Shown]) {
     for mask in all.iter().filter_map(|token| token.mask.as_ref()) {
         *reasons.entry(word(mask)).or_default() += 1;
     }
-    let n_trained = all.iter().filter(|token| token.trains).count();
+    let trained = all.iter().filter(|token| token.trains);
+    let n_trained = trained.clone().count();
+    let n_unscored = trained.filter(|token| token.advantage.is_none()).count();
+    let unscored = match n_unscored {
+        0 => String::new(),
+        n => format!(", {n} of them not scored"),
+    };
     let reasons: Vec<String> =
         reasons.into_iter().map(|(reason, n)| format!("{n} {reason}")).collect();
-    push(page, &format!("trained   {n_trained}"));
+    push(page, &format!("trained   {n_trained}{unscored}"));
     push(page, &format!("masked    {}: {}", all.len() - n_trained, reasons.join(", ")));
     push(page, &format!("branches  {}", branches.len()));
 }
