@@ -262,9 +262,9 @@ pub(crate) struct RenderArguments {
     /// The hash of the model's own template, once it was read: a template is a program
     #[arg(long, value_name = "HASH", conflicts_with = "rollout")]
     pub(crate) trust: Option<String>,
-    /// What becomes of thinking in past turns
-    #[arg(long, value_enum, default_value_t = ThinkingChoice::Keep, conflicts_with = "rollout")]
-    pub(crate) thinking: ThinkingChoice,
+    /// What becomes of thinking in past turns; without it as the run of a checkpoint has it, or `keep`
+    #[arg(long, value_enum, value_name = "MODE", conflicts_with = "rollout")]
+    pub(crate) thinking: Option<ThinkingChoice>,
     /// Play the conversation turn by turn, and show each branch where the template rewrites history
     #[arg(long, conflicts_with = "rollout")]
     pub(crate) branches: bool,

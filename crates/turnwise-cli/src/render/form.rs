@@ -16,7 +16,7 @@ use super::conversation::Conversation;
 use crate::arguments::{RenderArguments, TemplateName, ThinkingChoice};
 use crate::config;
 use crate::failure::Failure;
-use crate::session::SETTINGS;
+use crate::session::{SETTINGS, chat_settings};
 
 /// The form that a conversation is rendered in.
 pub(super) struct Form {
@@ -44,8 +44,8 @@ impl Texts {
 struct Source<'a> {
     directory: Option<&'a Path>,
     tokenizer: Arc<Tokenizer>,
-    /// How tools are told in the run that wrote the directory.
-    tools: Option<ToolPrompt>,
+    /// How the run that wrote the directory writes conversations.
+    run: Option<ChatMlSettings>,
     /// The model's own template.
     template: Option<String>,
 }
@@ -64,18 +64,21 @@ pub(super) fn of_conversation(
         }
     };
     let template = arguments.template.map_or_else(|| source.fitting(), Ok)?;
+    let run = source.run.as_ref();
     let thinking = match arguments.thinking {
-        ThinkingChoice::Keep => Thinking::Keep,
-        ThinkingChoice::Follow => Thinking::Follow,
+        Some(ThinkingChoice::Keep) => Thinking::Keep,
+        Some(ThinkingChoice::Follow) => Thinking::Follow,
+        None => run.map(|run| run.thinking).unwrap_or_default(),
     };
     let given = &conversation.arguments;
+    let by_hand =
+        |tools: ToolPrompt| ChatMlSettings { tools, thinking, ..ChatMlSettings::default() };
     let renderer: Arc<dyn Renderer> = match template {
-        TemplateName::Qwen3 => source.chatml(ToolPrompt::Hermes, thinking, given)?,
-        TemplateName::Chatml => source.chatml(
-            source.tools.clone().unwrap_or(ToolPrompt::Signatures),
-            thinking,
-            given,
-        )?,
+        TemplateName::Qwen3 => source.chatml(by_hand(ToolPrompt::Hermes), given)?,
+        TemplateName::Chatml => {
+            let tools = run.map_or(ToolPrompt::Signatures, |run| run.tools.clone());
+            source.chatml(by_hand(tools), given)?
+        }
         TemplateName::Llama3 => source.llama3(given)?,
         TemplateName::Hf => source.own(arguments.trust.as_deref(), thinking, given)?,
     };
@@ -90,11 +93,10 @@ pub(super) fn of_conversation(
     Ok(Form { renderer, texts: Texts(Some(source.tokenizer)), name, note })
 }
 
-/// The tokenizer of a directory, and the hash of the renderer that a run from there has, if it can have one.
+/// The tokenizer of a directory, and the hash of the renderer that a run from there has, if it has settings of a run.
 pub(super) fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failure> {
     let source = Source::from_directory(directory)?;
-    let tools = source.tools.clone().unwrap_or(ToolPrompt::Signatures);
-    let chat = source.chatml(tools, Thinking::Keep, &Map::new()).ok();
+    let chat = source.run.clone().and_then(|run| source.chatml(run, &Map::new()).ok());
     let fingerprint = chat.map(|chat| chat.fingerprint().to_owned());
     Ok((Texts(Some(source.tokenizer)), fingerprint))
 }
@@ -114,17 +116,17 @@ impl<'a> Source<'a> {
         let tokenizer = Tokenizer::from_directory(directory);
         let tokenizer = Arc::new(tokenizer.map_err(|error| Failure::refused_by(&error))?);
         let settings = directory.join(SETTINGS);
-        let tools = match settings.is_file() {
-            true => Some(config::load(&settings, &[])?.config.model.tools),
+        let run = match settings.is_file() {
+            true => Some(chat_settings(&config::load(&settings, &[])?.config)),
             false => None,
         };
         let template = own_template(directory)?;
-        Ok(Self { directory: Some(directory), tokenizer, tools, template })
+        Ok(Self { directory: Some(directory), tokenizer, run, template })
     }
 
     fn from_file(file: &Path) -> Result<Self, Failure> {
         let tokenizer = Tokenizer::from_file(file).map_err(|error| Failure::refused_by(&error))?;
-        Ok(Self { directory: None, tokenizer: Arc::new(tokenizer), tools: None, template: None })
+        Ok(Self { directory: None, tokenizer: Arc::new(tokenizer), run: None, template: None })
     }
 
     fn has(&self, marker: &str) -> bool {
@@ -136,7 +138,7 @@ impl<'a> Source<'a> {
         let is_chatml = self.has("<|im_start|>") && self.has("<|im_end|>");
         let knows_calls = self.template.as_ref().is_some_and(|text| text.contains("<tool_call>"));
         match () {
-            () if is_chatml && self.tools.is_none() && knows_calls => Ok(TemplateName::Qwen3),
+            () if is_chatml && self.run.is_none() && knows_calls => Ok(TemplateName::Qwen3),
             () if is_chatml => Ok(TemplateName::Chatml),
             () if self.has("<|start_header_id|>") && self.has("<|eot_id|>") => {
                 Ok(TemplateName::Llama3)
@@ -151,11 +153,9 @@ impl<'a> Source<'a> {
 
     fn chatml(
         &self,
-        tools: ToolPrompt,
-        thinking: Thinking,
+        mut settings: ChatMlSettings,
         given: &Map<String, Value>,
     ) -> Result<Arc<dyn Renderer>, Failure> {
-        let mut settings = ChatMlSettings { tools, thinking, ..ChatMlSettings::default() };
         for (key, value) in given {
             match (key.as_str(), value) {
                 ("enable_thinking", Value::Bool(thinks)) => settings.enable_thinking = *thinks,
@@ -231,7 +231,7 @@ impl<'a> Source<'a> {
 
     fn note(&self, template: TemplateName) -> Option<String> {
         let own = self.template.as_ref().filter(|_| template != TemplateName::Hf)?;
-        let is_unused = self.tools.is_none();
+        let is_unused = self.run.is_none();
         is_unused.then(|| {
             format!(
                 "the model has a template of its own:  --template hf --trust {}",

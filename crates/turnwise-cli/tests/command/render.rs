@@ -360,7 +360,7 @@ tokens    9: 3 sampled, 3 context, 2 scaffold, 1 forced
 trained   2, 1 of them not scored
 masked    7: 6 not_sampled, 1 stale
 branches  2
-renderer  0123, not that of the model's own settings: texts may be others than were seen
+renderer  0123
 "#;
 
 #[test]
@@ -444,4 +444,8 @@ fn a_run_shows_its_records_with_its_own_tokenizer() {
     assert!(
         table.ends_with(&format!("renderer  {}, as the run's settings have it\n", record.renderer))
     );
+    let other = format!("{run}/rollouts/other.jsonl");
+    fs::write(&other, line.replace(&record.renderer, "0123")).expect("written");
+    let table = turnwise(&["render", "--rollout", &other], "").stdout;
+    assert!(table.contains("renderer  0123, not that of the model's own settings"), "{table}");
 }
