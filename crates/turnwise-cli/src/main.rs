@@ -33,7 +33,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 async fn main() {
     let arguments = Arguments::parse();
     log::to_stderr();
-    if let Err(failure) = run(arguments.command).await {
+    if let Err(failure) = Box::pin(run(arguments.command)).await {
         // Where nobody reads, there is nobody to tell.
         let _ = write!(io::stderr(), "{failure}");
         process::exit(failure.code as i32);

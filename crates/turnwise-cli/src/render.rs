@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::say;
 use crate::screen::Style;
 use form::Texts;
-use shown::{Turns, shown};
+use shown::{Branch, Turns, shown};
 
 /// Something to print: the graph with its tokens, and what is said around it.
 struct Page {
@@ -45,7 +45,7 @@ pub(crate) async fn render(arguments: &RenderArguments) -> Result<(), Failure> {
     };
     let branches = shown(&page.graph, &page.turns, &page.texts);
     if arguments.json {
-        let tokens = branches.iter().flat_map(|branch| branch.tokens());
+        let tokens = branches.iter().flat_map(Branch::tokens);
         return say(&tokens.map(json_line).collect::<Result<String, _>>()?);
     }
     let color = matches!(Style::detect(false, false), Style::Live { color: true, .. });

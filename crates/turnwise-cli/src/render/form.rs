@@ -116,11 +116,10 @@ impl<'a> Source<'a> {
         let tokenizer = Tokenizer::from_directory(directory);
         let tokenizer = Arc::new(tokenizer.map_err(|error| Failure::refused_by(&error))?);
         let settings = directory.join(SETTINGS);
-        let run = match settings.is_file() {
-            true => Some(chat_settings(&config::load(&settings, &[])?.config)),
-            false => None,
-        };
+        let run =
+            if settings.is_file() { Some(config::load(&settings, &[])?.config) } else { None };
         let template = own_template(directory)?;
+        let run = run.as_ref().map(chat_settings);
         Ok(Self { directory: Some(directory), tokenizer, run, template })
     }
 

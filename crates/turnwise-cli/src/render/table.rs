@@ -17,7 +17,7 @@ const ABSENT: &str = "-";
 
 /// The whole page. Columns that only drawn tokens have are left out where nothing was drawn.
 pub(super) fn table(header: &[String], branches: &[Branch], renderer: &str, color: bool) -> String {
-    let all: Vec<&Shown> = branches.iter().flat_map(|branch| branch.tokens()).collect();
+    let all: Vec<&Shown> = branches.iter().flat_map(Branch::tokens).collect();
     let has_drawn = all.iter().any(|token| token.kind == TokenKind::Sampled);
     let mut page = String::new();
     for line in header {
