@@ -1,6 +1,7 @@
 //! A conversation as a message graph: rendered whole, or played turn by turn to see where history is rewritten.
 
 use async_trait::async_trait;
+use turnwise::chat::parse_turn;
 use turnwise::environment::{Action, CallAttempt, Message, Observation, Role, TaskKey};
 use turnwise::rollout::{
     AgentFactory, ChatAgents, Policy, PolicyError, Room, Said, Sample, SampleRequest,
@@ -60,7 +61,7 @@ pub(super) async fn play(
         observe_and_act(
             &mut *agent,
             &mut heard,
-            Demonstrated(form.renderer.write(&action(message))),
+            Demonstrated(form.renderer.write(&action(message, form))),
         )
         .await?;
         n_turns += 1;
@@ -132,7 +133,14 @@ fn undrawn(span: Span, is_last: bool) -> Option<Span> {
     }
 }
 
-fn action(message: &Message) -> Action {
+/// What the policy would have done to say this. Thinking may stand in the text; a model that has tags for it draws those.
+fn action(message: &Message, form: &Form) -> Action {
+    if message.reasoning.is_none() && message.tool_calls.is_empty() && form.texts.has("<think>") {
+        let read = parse_turn(&message.content);
+        if read.reasoning.is_some() {
+            return read;
+        }
+    }
     Action {
         text: message.content.clone(),
         reasoning: message.reasoning.clone(),

@@ -35,6 +35,12 @@ impl Texts {
         self.0.as_ref()?.token_text(id)
     }
 
+    /// Whether this is the name of a control token.
+    pub(super) fn has(&self, marker: &str) -> bool {
+        let id = self.0.as_ref().and_then(|tokenizer| tokenizer.token_id(marker));
+        id.is_some_and(|id| self.is_control(id))
+    }
+
     pub(super) fn is_control(&self, id: TokenId) -> bool {
         self.0.as_ref().is_some_and(|tokenizer| tokenizer.is_control(id))
     }
@@ -43,6 +49,7 @@ impl Texts {
 /// What a model directory says about its form.
 struct Source<'a> {
     directory: Option<&'a Path>,
+    texts: Texts,
     tokenizer: Arc<Tokenizer>,
     /// How the run that wrote the directory writes conversations.
     run: Option<ChatMlSettings>,
@@ -90,7 +97,7 @@ pub(super) fn of_conversation(
         TemplateName::Llama3 => "llama3".to_owned(),
         TemplateName::Hf => format!("the model's own template, drawn thinking {thinks}"),
     };
-    Ok(Form { renderer, texts: Texts(Some(source.tokenizer)), name, note })
+    Ok(Form { renderer, texts: source.texts, name, note })
 }
 
 /// The tokenizer of a directory, and the hash of the renderer that a run from there has, if it has settings of a run.
@@ -98,12 +105,12 @@ pub(super) fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failur
     let source = Source::from_directory(directory)?;
     let chat = source.run.clone().and_then(|run| source.chatml(run, &Map::new()).ok());
     let fingerprint = chat.map(|chat| chat.fingerprint().to_owned());
-    Ok((Texts(Some(source.tokenizer)), fingerprint))
+    Ok((source.texts, fingerprint))
 }
 
 /// A tokenizer alone.
 pub(super) fn of_file(file: &Path) -> Result<Texts, Failure> {
-    Ok(Texts(Some(Source::from_file(file)?.tokenizer)))
+    Ok(Source::from_file(file)?.texts)
 }
 
 impl<'a> Source<'a> {
@@ -120,26 +127,30 @@ impl<'a> Source<'a> {
             if settings.is_file() { Some(config::load(&settings, &[])?.config) } else { None };
         let template = own_template(directory)?;
         let run = run.as_ref().map(chat_settings);
-        Ok(Self { directory: Some(directory), tokenizer, run, template })
+        Ok(Self {
+            directory: Some(directory),
+            texts: Texts(Some(tokenizer.clone())),
+            tokenizer,
+            run,
+            template,
+        })
     }
 
     fn from_file(file: &Path) -> Result<Self, Failure> {
         let tokenizer = Tokenizer::from_file(file).map_err(|error| Failure::refused_by(&error))?;
-        Ok(Self { directory: None, tokenizer: Arc::new(tokenizer), run: None, template: None })
-    }
-
-    fn has(&self, marker: &str) -> bool {
-        self.tokenizer.token_id(marker).is_some_and(|id| self.tokenizer.is_control(id))
+        let tokenizer = Arc::new(tokenizer);
+        let texts = Texts(Some(tokenizer.clone()));
+        Ok(Self { directory: None, texts, tokenizer, run: None, template: None })
     }
 
     /// The renderer for these control tokens; the model's own template where there is none.
     fn fitting(&self) -> Result<TemplateName, Failure> {
-        let is_chatml = self.has("<|im_start|>") && self.has("<|im_end|>");
+        let is_chatml = self.texts.has("<|im_start|>") && self.texts.has("<|im_end|>");
         let knows_calls = self.template.as_ref().is_some_and(|text| text.contains("<tool_call>"));
         match () {
             () if is_chatml && self.run.is_none() && knows_calls => Ok(TemplateName::Qwen3),
             () if is_chatml => Ok(TemplateName::Chatml),
-            () if self.has("<|start_header_id|>") && self.has("<|eot_id|>") => {
+            () if self.texts.has("<|start_header_id|>") && self.texts.has("<|eot_id|>") => {
                 Ok(TemplateName::Llama3)
             }
             () if self.template.is_some() => Ok(TemplateName::Hf),
@@ -214,7 +225,7 @@ impl<'a> Source<'a> {
             return Err(Failure::refused("the model does not say which token ends a turn")
                 .help("it stands in tokenizer_config.json as eos_token"));
         };
-        let calls = if self.has("<|eot_id|>") { CallForm::Llama3 } else { CallForm::Hermes };
+        let calls = if self.texts.has("<|eot_id|>") { CallForm::Llama3 } else { CallForm::Hermes };
         let arguments = specials.into_iter().chain(given.clone()).collect();
         let settings = TemplateSettings {
             stop: vec![stop],

@@ -202,6 +202,17 @@ fn rewritten_history_shows_each_branch() {
     assert!(held.len() > prompt.len());
 }
 
+#[test]
+fn thoughts_in_a_text_are_played_as_a_model_draws_them() {
+    let conversation = conversation("think_in_content");
+    for follow in [&[][..], &["--thinking", "follow"]] {
+        let played = tokens(&conversation, &[&["--branches"], follow].concat());
+        let thought = |token: &Value| token["mask"] == "fabricated" && token["control"] == true;
+        let tags = text_where(&played, thought);
+        assert_eq!(tags, "<think></think><|im_end|>".repeat(2));
+    }
+}
+
 fn refusal(ended: &Ended, what: &str) {
     assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{what}");
     assert!(ended.stderr.contains(what), "{what}: {}", ended.stderr);
