@@ -270,7 +270,7 @@ fn a_missing_tokenizer_and_a_template_that_is_not_trusted_are_refused() {
 }
 
 /// Two turns of which the second forks the first away, with every kind of token.
-fn forked() -> Trajectory {
+fn forked_graph() -> MessageGraph {
     let node = |parent: Option<u32>, author, message, spans| Node {
         parent: parent.map(NodeId),
         author,
@@ -307,6 +307,10 @@ fn forked() -> Trajectory {
     graph.push(node(Some(0), Author::Environment, more, vec![Span::Context(vec![52, 9999])]));
     let spans = vec![Span::Forced(vec![382]), Span::Sampled(second)];
     graph.push(node(Some(2), Author::Policy, Message::assistant("J"), spans));
+    graph
+}
+
+fn forked() -> Trajectory {
     let turn = |node, reward| Turn {
         node: NodeId(node),
         stop: StopReason::EndOfTurn,
@@ -330,7 +334,7 @@ fn forked() -> Trajectory {
         },
         renderer: "0123".to_owned(),
         sampling: vec![Sampling::default()],
-        graph,
+        graph: forked_graph(),
         turns: vec![turn(1, Some(0.5)), turn(3, None)],
         outcome: Outcome::Done,
         solved: true,
