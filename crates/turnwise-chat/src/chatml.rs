@@ -11,8 +11,9 @@ use crate::fingerprint::fingerprint;
 use crate::python_json::to_python_json;
 use crate::thinking::{self, Thinking};
 use crate::tool_calls::check_calls;
-use crate::truncate::middle_truncate;
-use crate::{ChatError, Tokenizer, ToolPrompt, clean, parse_turn};
+use crate::truncate::heard;
+use crate::turn::before_stop;
+use crate::{ChatError, Tokenizer, ToolPrompt, parse_turn};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
 const FORMAT: &str = "chatml 2";
@@ -188,8 +189,7 @@ impl Renderer for ChatMl {
     }
 
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
-        // What a model drew after its close is no part of its turn.
-        let turn = turn.split(|id| self.stop.contains(id)).next().unwrap_or_default();
+        let turn = before_stop(turn, &self.stop);
         check_calls(parse_turn(&self.tokenizer.decode(turn)), tools)
     }
 
@@ -272,7 +272,7 @@ impl Writer<'_> {
     /// What the policy drew, up to its close.
     fn turn(&mut self, index: usize, drawn: &[TokenId]) {
         let chat = self.chat;
-        let turn = drawn.split(|id| chat.stop.contains(id)).next().unwrap_or_default();
+        let turn = before_stop(drawn, &chat.stop);
         self.header("assistant\n");
         if self.keeps_thinking(index) {
             self.canvas.verbatim(turn);
@@ -328,7 +328,7 @@ impl Writer<'_> {
     /// What of a message's text reaches the model.
     fn heard(&self, text: &str) -> String {
         let limit = self.chat.settings.max_observation_tokens;
-        middle_truncate(&self.chat.tokenizer, &clean(text), limit).into_owned()
+        heard(&self.chat.tokenizer, text, limit)
     }
 
     fn finish(mut self, close: Vec<TokenId>) -> Rendered {

@@ -48,6 +48,7 @@ mod tool_calls;
 mod tool_prompt;
 mod train;
 mod truncate;
+mod turn;
 
 pub use chatml::{ChatMl, ChatMlSettings};
 pub use error::ChatError;

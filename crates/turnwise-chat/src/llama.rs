@@ -12,8 +12,9 @@ use crate::fingerprint::fingerprint;
 use crate::llama_calls::parse_llama_turn;
 use crate::python_json::{to_indented_json, to_python_json};
 use crate::tool_calls::check_calls;
-use crate::truncate::middle_truncate;
-use crate::{ChatError, Tokenizer, clean};
+use crate::truncate::heard;
+use crate::turn::before_stop;
+use crate::{ChatError, Tokenizer};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
 const FORMAT: &str = "llama3 1";
@@ -155,7 +156,7 @@ impl Renderer for Llama3 {
     }
 
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
-        let turn = turn.split(|id| self.stop.contains(id)).next().unwrap_or_default();
+        let turn = before_stop(turn, &self.stop);
         check_calls(parse_llama_turn(&self.tokenizer.decode(turn)), tools)
     }
 
@@ -252,7 +253,7 @@ impl Writer<'_> {
 
     fn turn(&mut self, drawn: &[TokenId]) {
         let chat = self.chat;
-        let turn = drawn.split(|id| chat.stop.contains(id)).next().unwrap_or_default();
+        let turn = before_stop(drawn, &chat.stop);
         self.header("assistant");
         self.canvas.verbatim(turn);
         self.canvas.template(CLOSE);
@@ -290,7 +291,7 @@ impl Writer<'_> {
     /// What of a message's text reaches the model.
     fn heard(&self, text: &str) -> String {
         let limit = self.chat.settings.max_observation_tokens;
-        middle_truncate(&self.chat.tokenizer, &clean(text), limit).into_owned()
+        heard(&self.chat.tokenizer, text, limit)
     }
 
     fn finish(mut self, close: Vec<TokenId>) -> Rendered {

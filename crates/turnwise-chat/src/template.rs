@@ -16,8 +16,9 @@ use crate::fingerprint::fingerprint;
 use crate::llama::llama_turn;
 use crate::marks::{Drawn, Marks, after_first};
 use crate::tool_calls::check_calls;
-use crate::truncate::middle_truncate;
-use crate::{ChatError, Thinking, Tokenizer, clean, jinja, parse_llama_turn, parse_turn, thinking};
+use crate::truncate::heard;
+use crate::turn::before_stop;
+use crate::{ChatError, Thinking, Tokenizer, jinja, parse_llama_turn, parse_turn, thinking};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
 const FORMAT: &str = "template 1";
@@ -195,7 +196,7 @@ impl TemplateRenderer {
         let mut given = Map::new();
         given.insert("role".to_owned(), json!(message.role));
         if let Some(drawn) = said.drawn {
-            let drawn = self.turn_of(drawn);
+            let drawn = before_stop(drawn, &self.stop);
             let follows = self.settings.thinking == Thinking::Follow;
             let thoughts = message.reasoning.as_deref().filter(|_| follows && self.has_thinking);
             if let Some(thoughts) = thoughts {
@@ -241,11 +242,7 @@ impl TemplateRenderer {
 
     fn heard(&self, text: &str) -> String {
         let limit = self.settings.max_observation_tokens;
-        middle_truncate(&self.tokenizer, &clean(text), limit).into_owned()
-    }
-
-    fn turn_of<'a>(&self, drawn: &'a [TokenId]) -> &'a [TokenId] {
-        drawn.split(|id| self.stop.contains(id)).next().unwrap_or_default()
+        heard(&self.tokenizer, text, limit)
     }
 
     /// The lists of each message, and the lead-in with what is put into the model's mouth.
@@ -376,7 +373,7 @@ impl Renderer for TemplateRenderer {
     }
 
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
-        let text = self.tokenizer.decode(self.turn_of(turn));
+        let text = self.tokenizer.decode(before_stop(turn, &self.stop));
         let action = match self.settings.calls {
             CallForm::Hermes => parse_turn(&text),
             CallForm::Llama3 => parse_llama_turn(&text),

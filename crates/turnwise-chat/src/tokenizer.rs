@@ -82,6 +82,23 @@ impl Tokenizer {
         Self::new(json, companions)
     }
 
+    /// Reads one tokenizer file, whatever its name, without what stands beside it.
+    ///
+    /// # Errors
+    /// As [`from_directory`](Self::from_directory).
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ChatError> {
+        let path = path.as_ref();
+        let Some(bytes) = read_capped(path)? else {
+            return Err(ChatError::Read {
+                path: path.to_owned(),
+                source: ErrorKind::NotFound.into(),
+            });
+        };
+        Self::from_json(
+            String::from_utf8(bytes).map_err(|error| ChatError::Parse(error.to_string()))?,
+        )
+    }
+
     pub(crate) fn from_json(json: String) -> Result<Self, ChatError> {
         Self::new(json, Vec::new())
     }

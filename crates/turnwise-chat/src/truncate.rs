@@ -1,10 +1,15 @@
 use std::borrow::Cow;
 
-use crate::Tokenizer;
+use crate::{Tokenizer, clean};
 
 /// Text with more bytes than this for each token it may have is cut before it is encoded, so that ten megabytes from a
 /// tool cost no more than what is kept of them. English has four bytes to a token, long runs of blanks up to 128.
 const MAX_BYTES_PER_TOKEN: usize = 32;
+
+/// What of a message's text reaches the model: cleaned, and at most `max_tokens` tokens of it.
+pub(crate) fn heard(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> String {
+    middle_truncate(tokenizer, &clean(text), max_tokens).into_owned()
+}
 
 /// The text, or its beginning and end with `[... N bytes omitted ...]` between, so that it has at most `max_tokens` tokens.
 ///

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 /// Multi-turn reinforcement learning for language-model agents.
 #[derive(Debug, Parser)]
@@ -47,6 +47,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         input: PathBuf,
     },
+    /// Print what the model sees, token by token: of a conversation, or of a recorded trajectory
+    Render(RenderArguments),
     /// List environments, or check one against its contract
     Env {
         #[command(subcommand)]
@@ -238,4 +240,58 @@ pub(crate) struct EvalArguments {
     /// Settings, as in `eval.temperature=0` or `environment.options.span=20`
     #[arg(value_name = "TABLE.KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["conversation", "rollout"])))]
+pub(crate) struct RenderArguments {
+    /// A conversation as JSON: a list of messages, or {"messages": […], "tools": […]}; `-` reads standard input
+    pub(crate) conversation: Option<PathBuf>,
+    /// A run's file of trajectories, such as RUN/rollouts/step-000000.jsonl
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rollout: Option<PathBuf>,
+    /// Which trajectory of the file, from 0
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "rollout")]
+    pub(crate) index: usize,
+    /// A model directory; for a trajectory of a run that run's own, unless another is named
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// A tokenizer.json instead
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// The form of the conversation; without it the one that the model's control tokens ask for
+    #[arg(long, value_enum, value_name = "FORM", conflicts_with = "rollout")]
+    pub(crate) template: Option<TemplateName>,
+    /// The hash of the model's own template, once it was read: a template is a program
+    #[arg(long, value_name = "HASH", conflicts_with = "rollout")]
+    pub(crate) trust: Option<String>,
+    /// What becomes of thinking in past turns; without it as the run of a checkpoint has it, or `keep`
+    #[arg(long, value_enum, value_name = "MODE", conflicts_with = "rollout")]
+    pub(crate) thinking: Option<ThinkingChoice>,
+    /// Play the conversation turn by turn, and show each branch where the template rewrites history
+    #[arg(long, conflicts_with = "rollout")]
+    pub(crate) branches: bool,
+    /// Print a JSON object for each token and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TemplateName {
+    /// `ChatML` with tools as JSON schemas
+    Qwen3,
+    /// `ChatML` with a line for each tool, or as the run of a checkpoint has it
+    Chatml,
+    /// The form of Llama 3.1
+    Llama3,
+    /// The model's own Jinja template
+    Hf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ThinkingChoice {
+    /// It stays
+    Keep,
+    /// What the template does
+    Follow,
 }

@@ -10,6 +10,7 @@ mod interrupt;
 mod lab;
 mod log;
 mod play;
+mod render;
 mod score;
 mod screen;
 mod session;
@@ -32,7 +33,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 async fn main() {
     let arguments = Arguments::parse();
     log::to_stderr();
-    if let Err(failure) = run(arguments.command).await {
+    if let Err(failure) = Box::pin(run(arguments.command)).await {
         // Where nobody reads, there is nobody to tell.
         let _ = write!(io::stderr(), "{failure}");
         process::exit(failure.code as i32);
@@ -46,6 +47,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Resume { run_dir, json, steps } => train::resume(&run_dir, json, steps).await,
         Command::Config => print_config(),
         Command::Eval(arguments) => evaluate::evaluate(&arguments).await,
+        Command::Render(arguments) => render::render(&arguments).await,
         Command::Score { model, input } => score::score(&model, &input),
         Command::Env { command: EnvCommand::List } => environments::list(&mut io::stdout()).await,
         Command::Env { command: EnvCommand::Check { name, options } } => {

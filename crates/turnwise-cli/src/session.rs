@@ -226,10 +226,14 @@ async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, De
 }
 
 fn chat(config: &Config, tokenizer: Tokenizer) -> Result<ChatMl, Failure> {
+    ChatMl::new(Arc::new(tokenizer), chat_settings(config))
+        .map_err(|error| Failure::refused_by(&error))
+}
+
+/// How a run with these settings writes conversations.
+pub(crate) fn chat_settings(config: &Config) -> ChatMlSettings {
     let Model { tools, thinking, .. } = &config.model;
-    let settings =
-        ChatMlSettings { tools: tools.clone(), thinking: *thinking, ..ChatMlSettings::default() };
-    ChatMl::new(Arc::new(tokenizer), settings).map_err(|error| Failure::refused_by(&error))
+    ChatMlSettings { tools: tools.clone(), thinking: *thinking, ..ChatMlSettings::default() }
 }
 
 fn check_context(config: &Config, decoder: &Decoder) -> Result<(), Failure> {

@@ -10,5 +10,6 @@ mod rendering;
 mod support;
 mod templates;
 mod tokenizer;
+mod totality;
 mod training;
 mod truncation;

@@ -1,0 +1,94 @@
+//! `render`: what the model sees, token by token, with kind and mask.
+
+mod branches;
+mod conversation;
+mod form;
+mod record;
+mod shown;
+mod table;
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::Serialize;
+use turnwise::trajectory::MessageGraph;
+
+use crate::arguments::RenderArguments;
+use crate::failure::Failure;
+use crate::say;
+use crate::screen::Style;
+use form::Texts;
+use shown::{Branch, Turns, shown};
+
+/// Something to print: the graph with its tokens, and what is said around it.
+struct Page {
+    /// Lines above the tokens.
+    header: Vec<String>,
+    graph: MessageGraph,
+    turns: Turns,
+    /// How ids become text.
+    texts: Texts,
+    /// Which renderer made the tokens: its hash, and what else is known of it.
+    renderer: String,
+}
+
+/// Prints a conversation or a recorded trajectory.
+pub(crate) async fn render(arguments: &RenderArguments) -> Result<(), Failure> {
+    let page = match (&arguments.conversation, &arguments.rollout) {
+        (Some(path), None) => conversation_page(arguments, path).await?,
+        (_, Some(path)) => record::page(arguments, path)?,
+        (None, None) => {
+            return Err(Failure::refused("there is nothing to render")
+                .help("turnwise render --model DIR CONVERSATION.json\nturnwise render --rollout FILE.jsonl --index N"));
+        }
+    };
+    let branches = shown(&page.graph, &page.turns, &page.texts);
+    if arguments.json {
+        let tokens = branches.iter().flat_map(Branch::tokens);
+        return say(&tokens.map(json_line).collect::<Result<String, _>>()?);
+    }
+    let color = matches!(Style::detect(false, false), Style::Live { color: true, .. });
+    say(&table::table(&page.header, &branches, &page.renderer, color))
+}
+
+fn json_line(value: &impl Serialize) -> Result<String, Failure> {
+    let json = serde_json::to_string(value).map_err(|error| Failure::runtime(&error))?;
+    Ok(json + "\n")
+}
+
+async fn conversation_page(arguments: &RenderArguments, path: &Path) -> Result<Page, Failure> {
+    let name = path.display().to_string();
+    let conversation = conversation::parse(&name, &read(path)?)?;
+    let form = form::of_conversation(arguments, &conversation)?;
+    let graph = if arguments.branches {
+        branches::play(&conversation, &form).await?
+    } else {
+        branches::render(&conversation, &form)?
+    };
+    let mut header = vec![format!(
+        "{} messages, {} tools, as {}",
+        conversation.messages.len(),
+        conversation.tools.len(),
+        form.name
+    )];
+    header.extend(form.note.clone());
+    Ok(Page {
+        header,
+        graph,
+        turns: Turns::default(),
+        renderer: form.renderer.fingerprint().to_owned(),
+        texts: form.texts,
+    })
+}
+
+/// A file's text, or that of standard input for `-`.
+fn read(path: &Path) -> Result<String, Failure> {
+    let text = if path == Path::new("-") {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        fs::read_to_string(path)
+    };
+    text.map_err(|error| Failure::refused(format!("cannot read {}: {error}", path.display())))
+}

@@ -1,0 +1,173 @@
+//! A conversation as a message graph: rendered whole, or played turn by turn to see where history is rewritten.
+
+use async_trait::async_trait;
+use turnwise::chat::parse_turn;
+use turnwise::environment::{Action, CallAttempt, Message, Observation, Role, TaskKey};
+use turnwise::rollout::{
+    AgentFactory, ChatAgents, Policy, PolicyError, Room, Said, Sample, SampleRequest,
+};
+use turnwise::trajectory::{
+    Author, GroupId, Identity, MessageGraph, Node, PolicyVersion, SampledToken, Sampling, Span,
+    StopReason, TokenId,
+};
+
+use super::conversation::Conversation;
+use super::form::Form;
+use crate::failure::Failure;
+
+/// The whole conversation in one rendering: one branch. The assistant's messages are nobody's samples.
+pub(super) fn render(conversation: &Conversation, form: &Form) -> Result<MessageGraph, Failure> {
+    let said: Vec<Said<'_>> = conversation.messages.iter().map(Said::new).collect();
+    let rendered = form
+        .renderer
+        .render(&said, &conversation.tools)
+        .map_err(|error| Failure::refused_by(&error))?;
+    let mut graph = MessageGraph::default();
+    let mut parent = None;
+    for (message, spans) in conversation.messages.iter().zip(rendered.messages) {
+        let author = author_of(message);
+        parent = Some(graph.push(Node { parent, author, message: message.clone(), spans }));
+    }
+    if conversation.leads_in {
+        let spans = vec![Span::Scaffold(rendered.generation), Span::Forced(rendered.prefill)];
+        let message = Message::assistant("");
+        graph.push(Node { parent, author: Author::Policy, message, spans });
+    }
+    Ok(graph)
+}
+
+/// The conversation as the agent of a run holds it: after each message of the assistant it goes on with what follows, and
+/// forks where the template writes history anew. The assistant's messages are written as demonstrations are.
+pub(super) async fn play(
+    conversation: &Conversation,
+    form: &Form,
+) -> Result<MessageGraph, Failure> {
+    let renderer = form.renderer.clone();
+    let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+    let mut agent = agents.agent(&identity(), conversation.tools.clone());
+    let mut heard = Vec::new();
+    let mut n_turns = 0;
+    for (index, message) in conversation.messages.iter().enumerate() {
+        if message.role != Role::Assistant {
+            heard.push(message.clone());
+            continue;
+        }
+        if heard.is_empty() {
+            return Err(Failure::refused(format!(
+                "message {index} is the assistant's, and nothing was said to it before"
+            ))
+            .help("without --branches the conversation is rendered in one piece"));
+        }
+        observe_and_act(
+            &mut *agent,
+            &mut heard,
+            Demonstrated(form.renderer.write(&action(message, form))),
+        )
+        .await?;
+        n_turns += 1;
+    }
+    let leads_in = conversation.leads_in && !heard.is_empty();
+    if !heard.is_empty() {
+        // A turn of nothing but its end, which shows the lead-in to it.
+        let end = form.renderer.stop_tokens()[..1].to_vec();
+        observe_and_act(&mut *agent, &mut heard, Demonstrated(end)).await?;
+    }
+    Ok(without_samples(&agent.into_graph(), n_turns, leads_in))
+}
+
+async fn observe_and_act(
+    agent: &mut dyn turnwise::rollout::Agent,
+    heard: &mut Vec<Message>,
+    policy: Demonstrated,
+) -> Result<(), Failure> {
+    let room = Room { turn: policy.0.len(), now: policy.0.len() };
+    agent
+        .observe(&Observation::new(std::mem::take(heard)))
+        .map_err(|error| Failure::refused_by(&error))?;
+    agent.act(&policy, room).await.map_err(|error| Failure::refused_by(&error))?;
+    Ok(())
+}
+
+/// A policy that draws these tokens.
+struct Demonstrated(Vec<TokenId>);
+
+#[async_trait]
+impl Policy for Demonstrated {
+    fn version(&self) -> PolicyVersion {
+        PolicyVersion::default()
+    }
+
+    async fn sample(&self, _request: SampleRequest) -> Result<Sample, PolicyError> {
+        let tokens = self.0.iter().map(|id| SampledToken::new(*id, 0.0, PolicyVersion::default()));
+        let (tokens, engine) = (tokens.collect(), String::new());
+        Ok(Sample { tokens, stop: StopReason::EndOfTurn, engine })
+    }
+}
+
+/// The graph with the first `n_turns` turns as somebody else's words, and of a further one its lead-in alone, if that.
+fn without_samples(played: &MessageGraph, n_turns: usize, leads_in: bool) -> MessageGraph {
+    let mut graph = MessageGraph::default();
+    let mut turn = 0;
+    for id in played.ids() {
+        let mut node = played.node(id).clone();
+        let was_drawn = node.sampled().next().is_some();
+        let is_last = was_drawn && turn == n_turns;
+        if is_last && !leads_in {
+            continue;
+        }
+        if node.author == Author::Policy && !is_last {
+            node.author = Author::Fabricated;
+        }
+        node.spans = node.spans.into_iter().filter_map(|span| undrawn(span, is_last)).collect();
+        turn += usize::from(was_drawn);
+        graph.push(node);
+    }
+    graph
+}
+
+fn undrawn(span: Span, is_last: bool) -> Option<Span> {
+    match span {
+        Span::Sampled(_) if is_last => None,
+        Span::Sampled(tokens) => Some(Span::Context(tokens.ids().to_vec())),
+        other => Some(other),
+    }
+}
+
+/// What the policy would have done to say this. Thinking may stand in the text; a model that has tags for it draws those.
+fn action(message: &Message, form: &Form) -> Action {
+    if message.reasoning.is_none() && message.tool_calls.is_empty() && form.texts.has("<think>") {
+        let read = parse_turn(&message.content);
+        if read.reasoning.is_some() {
+            return read;
+        }
+    }
+    Action {
+        text: message.content.clone(),
+        reasoning: message.reasoning.clone(),
+        calls: message.tool_calls.iter().cloned().map(CallAttempt::Call).collect(),
+    }
+}
+
+fn author_of(message: &Message) -> Author {
+    match message.role {
+        Role::System => Author::System,
+        Role::User => Author::Environment,
+        Role::Assistant => Author::Fabricated,
+        Role::Tool => Author::Tool,
+    }
+}
+
+/// Nothing is drawn and nothing is recorded, so it does not matter who it is.
+fn identity() -> Identity {
+    Identity {
+        environment: String::new(),
+        environment_version: 0,
+        task: TaskKey::of(""),
+        task_index: 0,
+        group: GroupId(0),
+        member: 0,
+        attempt: 0,
+        environment_seed: 0,
+        sampling_seed: 0,
+    }
+}

@@ -1,0 +1,111 @@
+//! One recorded trajectory of a run.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use turnwise::trajectory::{Trajectory, read_line};
+
+use super::Page;
+use super::form::{self, Texts};
+use super::shown::Turns;
+use crate::arguments::RenderArguments;
+use crate::failure::Failure;
+use crate::screen::text::one_line;
+
+/// The page of trajectory `--index` of a file of records.
+pub(super) fn page(arguments: &RenderArguments, path: &Path) -> Result<Page, Failure> {
+    let trajectory = nth(path, arguments.index)?;
+    let (texts, of_source) = texts(arguments, path)?;
+    let mut header = described(&trajectory);
+    if texts.0.is_none() {
+        header
+            .push("texts are missing: no tokenizer is near; name one with --model DIR".to_owned());
+    }
+    let hash = one_line(&trajectory.renderer);
+    let renderer = match of_source {
+        Some(other) if other == trajectory.renderer => {
+            format!("{hash}, as the run's settings have it")
+        }
+        Some(_) => format!(
+            "{hash}, not that of the model's own settings: texts may be others than were seen"
+        ),
+        None => hash,
+    };
+    let turns = Turns::new(&trajectory.turns);
+    Ok(Page { header, graph: trajectory.graph, turns, texts, renderer })
+}
+
+fn nth(path: &Path, index: usize) -> Result<Trajectory, Failure> {
+    let unreadable = |error: &std::io::Error| {
+        Failure::refused(format!("cannot read {}: {error}", path.display()))
+    };
+    let lines = BufReader::new(File::open(path).map_err(|error| unreadable(&error))?).lines();
+    let mut n = 0;
+    for line in lines {
+        let line = line.map_err(|error| unreadable(&error))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        if n == index {
+            return read_line(&line).map_err(|error| {
+                Failure::refused_by(&error)
+                    .at(format!("    in trajectory {n} of {}", path.display()))
+            });
+        }
+        n += 1;
+    }
+    let help = match n {
+        0 => "a run writes its trajectories to rollouts/step-….jsonl and eval-….jsonl".to_owned(),
+        _ => format!("--index 0 to --index {}", n - 1),
+    };
+    Err(Failure::refused(format!(
+        "{} has {n} trajectories, and none of index {index}",
+        path.display()
+    ))
+    .help(help))
+}
+
+/// The tokenizer that was named, or else that of the run whose file it is.
+fn texts(arguments: &RenderArguments, path: &Path) -> Result<(Texts, Option<String>), Failure> {
+    if let Some(file) = &arguments.tokenizer {
+        return Ok((form::of_file(file)?, None));
+    }
+    match arguments.model.clone().or_else(|| checkpoint_near(path)) {
+        Some(directory) => form::of_run(&directory),
+        None => Ok((Texts(None), None)),
+    }
+}
+
+/// The newest checkpoint of the run that a file belongs to. All of a run's have one tokenizer.
+fn checkpoint_near(path: &Path) -> Option<PathBuf> {
+    let path = path.canonicalize().ok()?;
+    let folder =
+        path.ancestors().skip(1).take(2).find(|folder| folder.join("run.toml").is_file())?;
+    let entries = std::fs::read_dir(folder.join("checkpoints")).ok()?;
+    let checkpoints = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    checkpoints.filter(|path| path.join("tokenizer.json").is_file()).max()
+}
+
+fn described(trajectory: &Trajectory) -> Vec<String> {
+    let identity = &trajectory.identity;
+    let reward = trajectory
+        .reward()
+        .map_or_else(|| "not scored".to_owned(), |reward| format!("reward {reward}"));
+    let solved = if trajectory.solved { "solved" } else { "not solved" };
+    vec![
+        format!(
+            "{} task {}, group {}, member {}, attempt {}",
+            one_line(&identity.environment),
+            identity.task_index,
+            identity.group.0,
+            identity.member,
+            identity.attempt
+        ),
+        format!(
+            "{}, {solved}, {reward}, {} turns",
+            trajectory.outcome.label(),
+            trajectory.turns.len()
+        ),
+    ]
+}

@@ -1,0 +1,4 @@
+//! The command as users run it: what it prints, what it refuses, how it exits.
+
+mod render;
+mod support;
