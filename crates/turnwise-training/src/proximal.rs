@@ -2,7 +2,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use turnwise_objective::{CorrectionLevel, CorrectionRule, ObjectiveError, correction_weights};
-use turnwise_trajectory::PolicyVersion;
 
 use crate::{Batch, Learner, LearnerError};
 
@@ -106,8 +105,7 @@ pub async fn recompute(
     let places = batch.tokens.iter().enumerate();
     let places =
         places.flat_map(|(row, tokens)| (0..tokens.len()).map(move |target| (row, target)));
-    let mut stretches: BTreeMap<(usize, Option<PolicyVersion>), Vec<(usize, usize)>> =
-        BTreeMap::new();
+    let mut stretches: BTreeMap<_, Vec<(usize, usize)>> = BTreeMap::new();
     for (row, target) in places {
         let token = &batch.tokens[row][target];
         let version = (correction.over == Stretch::Version).then_some(token.version);

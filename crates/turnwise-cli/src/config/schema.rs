@@ -254,7 +254,7 @@ pub(crate) struct ObjectiveChoice {
     pub(crate) tau_positive: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tau_negative: Option<f64>,
-    /// Negative advantages of a sequence are masked when its mean log π_b − log π_θ is above this.
+    /// Negative advantages of a sequence are masked when its mean `log π_b − log π_θ` is above this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) off_policy_mask: Option<f64>,
     pub(crate) kl: Kl,

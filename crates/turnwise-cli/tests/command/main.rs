@@ -1,4 +1,5 @@
 //! The command as users run it: what it prints, what it refuses, how it exits.
 
 mod render;
+mod runs;
 mod support;

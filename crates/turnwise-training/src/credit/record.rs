@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use turnwise_trajectory::{Trajectory, Turn};
+use turnwise_trajectory::{SampledToken, Trajectory, Turn};
 
 use super::CreditStreams;
 
@@ -54,7 +54,7 @@ fn record<'a>(
     imbalance: BTreeMap<&'static str, f64>,
 ) -> CreditRecord<'a> {
     let trained =
-        |turn: &Turn| member.graph.node(turn.node).sampled().filter(|token| token.trains()).count();
+        |turn: &Turn| member.graph.node(turn.node).sampled().filter(SampledToken::trains).count();
     CreditRecord {
         group: member.identity.group.0,
         member: member.identity.member,

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::support::turnwise;
 
 /// A run of a few thousand weights and a few episodes.
 const TINY: &str = r#"
@@ -47,28 +48,25 @@ keep_zero_variance = true
 episodes = 8
 "#;
 
-fn turnwise(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_turnwise")).args(arguments).output().expect("it starts")
-}
-
 /// Trains with [`TINY`] and these overrides, and answers with the run's directory.
 fn train(home: &TempDir, name: &str, overrides: &[&str]) -> String {
     let (config, run) = (home.path().join("tiny.toml"), home.path().join(name));
-    fs::write(&config, TINY).unwrap();
-    let (config, run) = (config.to_str().unwrap(), run.to_str().unwrap());
-    let output = turnwise(&[&["train", config, "--run-dir", run], overrides].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    run.to_owned()
+    fs::write(&config, TINY).expect("a directory of its own");
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (config, run) = (text(&config), text(&run));
+    let ended = turnwise(&[&["train", &config, "--run-dir", &run], overrides].concat(), "");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    run
 }
 
 fn lines(run: &str, file: &str) -> Vec<Value> {
-    let text = fs::read_to_string(Path::new(run).join(file)).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let text = fs::read_to_string(Path::new(run).join(file)).expect("the run wrote it");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 /// The weights of a model directory.
 fn weights(run: &str, model: &str) -> Vec<u8> {
-    fs::read(Path::new(run).join(model).join("model.safetensors")).unwrap()
+    fs::read(Path::new(run).join(model).join("model.safetensors")).expect("weights")
 }
 
 #[test]
@@ -97,8 +95,8 @@ fn a_penalty_holds_on_to_the_weights_of_the_start_in_a_process_that_goes_on_too(
     let held = ["objective.kl.beta=0.5", "train.learning_rate=1e-2"];
     let whole = train(&home, "whole", &[&held[..], &["run.steps=3"]].concat());
     let cut = train(&home, "cut", &[&held[..], &["run.steps=1"]].concat());
-    let resumed = turnwise(&["resume", &cut, "--steps", "3"]);
-    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    let resumed = turnwise(&["resume", &cut, "--steps", "3"], "");
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
     let last = "checkpoints/step-000003";
     assert!(weights(&whole, last) == weights(&cut, last), "the reference is another one");
     // The penalty does something: without it the same run ends elsewhere.
