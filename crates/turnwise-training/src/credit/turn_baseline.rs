@@ -1,8 +1,8 @@
-use turnwise_objective::{AdvantageError, minus_mean_return_at_turn};
+use turnwise_objective::{AdvantageError, has_zero_variance, minus_mean_return_at_turn};
 use turnwise_trajectory::Trajectory;
 
 use super::returns::discounted_returns;
-use super::{Conservation, Credit, CreditStreams};
+use super::{Conservation, Credit, CreditStreams, totals, zeros};
 
 /// Every turn gets the discounted reward from it on, less the mean of the same of the *other* members that got as far.
 ///
@@ -27,7 +27,12 @@ impl Credit for TurnBaselineCredit {
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
         let to_go = discounted_returns(group, self.gamma);
-        let advantages = minus_mean_return_at_turn(&to_go.values)?;
+        // Equal rewards say nothing about the members, even where their turns were rewarded differently.
+        let advantages = if has_zero_variance(&totals(group)) {
+            zeros(group)
+        } else {
+            minus_mean_return_at_turn(&to_go.values)?
+        };
         Ok(CreditStreams::new(vec![to_go], advantages, Conservation::MembersSumToZero))
     }
 }
