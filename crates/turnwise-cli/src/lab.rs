@@ -67,7 +67,7 @@ async fn compare_credit(
     stop: &StopSignal,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
-    const ARMS: [Arm; 3] = [Arm::Outcome, Arm::TurnBaseline, Arm::Turn];
+    const ARMS: [Arm; 4] = [Arm::Outcome, Arm::TurnIndex, Arm::TurnBaseline, Arm::Turn];
     let settings = settings(arguments)?;
     let (mut runs, started) = (Vec::new(), Instant::now());
     for seed in arguments.from..arguments.from + arguments.seeds {

@@ -6,8 +6,8 @@ use turnwise_objective::{Clip, GroupAdvantage, Gspo, GspoToken, LengthWeight, Ob
 use turnwise_rollout::{ChatAgents, Limits, Policy, PoolSettings, StopSignal};
 use turnwise_training::{
     Credit, DemonstrationError, Learner, LearnerError, OutcomeCredit, Parts, Row, Schedule,
-    TrainError, Trainer, TrainerSettings, TurnBaselineCredit, TurnCredit, Update, demonstrate,
-    imitate_step, metric,
+    TrainError, Trainer, TrainerSettings, TurnBaselineCredit, TurnCredit, TurnIndexBiasedCredit,
+    Update, demonstrate, imitate_step, metric,
 };
 use turnwise_trajectory::Sampling;
 
@@ -19,6 +19,9 @@ use super::{LeverPuller, LeverTasks, Levers, Vocabulary};
 pub enum Arm {
     /// `Gspo` with `OutcomeCredit`: the whole episode gets the advantage of its reward.
     Outcome,
+    /// `GspoToken` with `TurnIndexBiasedCredit`: every turn gets its own reward, compared with the others' same turn in units
+    /// of that turn's scatter. The name warns of tasks in which the policy decides when to stop; here it does not.
+    TurnIndex,
     /// `GspoToken` with `TurnBaselineCredit`: every turn gets its own reward, compared with the others' same turn.
     TurnBaseline,
     /// `GspoToken` with `TurnCredit`: every turn gets its own reward, normalised over all turns of the group.
@@ -31,6 +34,7 @@ impl Arm {
     pub fn name(self) -> &'static str {
         match self {
             Self::Outcome => "gspo, outcome credit",
+            Self::TurnIndex => "gspo-token, per turn index",
             Self::TurnBaseline => "gspo-token, turn baseline",
             Self::Turn => "gspo-token, turn credit",
         }
@@ -40,7 +44,9 @@ impl Arm {
         let length_weight = LengthWeight::Mean;
         match self {
             Self::Outcome => Box::new(Gspo { clip, length_weight }),
-            Self::TurnBaseline | Self::Turn => Box::new(GspoToken { clip, length_weight }),
+            Self::TurnIndex | Self::TurnBaseline | Self::Turn => {
+                Box::new(GspoToken { clip, length_weight })
+            }
         }
     }
 
@@ -48,6 +54,7 @@ impl Arm {
         let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 };
         match self {
             Self::Outcome => Box::new(OutcomeCredit { advantage }),
+            Self::TurnIndex => Box::new(TurnIndexBiasedCredit { gamma: 0.0 }),
             Self::TurnBaseline => Box::new(TurnBaselineCredit { gamma: 0.0 }),
             Self::Turn => Box::new(TurnCredit {
                 advantage,
