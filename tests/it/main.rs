@@ -14,6 +14,7 @@ mod overlap;
 mod ratio_groups;
 mod records;
 mod refusals;
+mod replay;
 mod rubrics;
 mod sampling;
 mod settings;

@@ -12,11 +12,10 @@ use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersio
 
 use crate::{
     AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Policy, Progress, RestoreError,
-    StopSignal, uniform_at,
+    StopSignal, grading, uniform_at,
 };
 
 mod breaker;
-mod grading;
 mod iteration;
 mod ledger;
 mod running;
