@@ -285,7 +285,7 @@ fn columns(line: &mut Value) -> &mut Value {
     &mut line["graph"]["nodes"][1]["spans"][1]["sampled"]
 }
 
-/// rollouts 13.3 on disk: columns that disagree, runs that do not fit, lengths nobody could allocate.
+/// rollouts 13.3 and 11.7 on disk: columns that disagree, runs that do not fit, lengths nobody could allocate.
 #[test]
 fn columns_of_different_lengths_are_refused() {
     let runs = [
