@@ -206,7 +206,7 @@ fn breakage_that_does_not_look_at_rewards_does_not_move_their_mean() {
                 ended(place as u32, *reward, outcome)
             };
             let members = group.iter().enumerate().map(member).collect();
-            let rewards = rewards(&admit(admission.clone(), members, 0));
+            let rewards = rewards(&admit(admission, members, 0));
             assert_eq!(rewards.len(), group.len() - n_broken as usize);
             left.push(mean(&rewards));
             with_zeros.push(rewards.iter().sum::<f64>() / group.len() as f64);

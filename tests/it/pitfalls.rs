@@ -13,7 +13,8 @@ use turnwise_rollout::{
 };
 use turnwise_testkit::{AlphabetRenderer, Lying};
 use turnwise_trajectory::{
-    Author, MessageGraph, NodeId, PolicyVersion, SampledToken, Sampling, Span, StopReason, TokenId,
+    Author, MessageGraph, Node, NodeId, PolicyVersion, SampledToken, Sampling, Span, StopReason,
+    TokenId,
 };
 
 use crate::support::{Engine, agents, block_on, echoes, identity};
@@ -89,17 +90,18 @@ fn converse(
         }
         let last = agent.graph().nodes().len() as u32 - 1;
         let turn = agent.graph().node(NodeId(last));
-        actions.push(read(agents, turn.sampled().map(|token| token.id).collect()));
+        let ids: Vec<TokenId> = turn.sampled().map(|token| token.id).collect();
+        actions.push(read(agents, &ids));
     }
     Ok((agent.into_graph(), actions))
 }
 
-fn read(agents: &ChatAgents, ids: Vec<TokenId>) -> Action {
-    agents.renderer.parse(&ids, &[])
+fn read(agents: &ChatAgents, ids: &[TokenId]) -> Action {
+    agents.renderer.parse(ids, &[])
 }
 
 fn drawn(graph: &MessageGraph) -> Vec<TokenId> {
-    graph.nodes().iter().flat_map(|node| node.sampled()).map(|token| token.id).collect()
+    graph.nodes().iter().flat_map(Node::sampled).map(|token| token.id).collect()
 }
 
 /// Ids of text in any spelling: most are not what a tokenizer would make of the text they stand for.
@@ -225,7 +227,7 @@ fn a_renderer_never_appends_to_a_turn_with_a_tail() {
     let agents = chat(ChatMlSettings { thinking: Thinking::Keep, ..ChatMlSettings::default() });
     let question = Message::user("3 + 5?");
     let ids = TOKENIZER.encode_with_markers("8<|im_end|>\n<|im_start|>user\nWell done!");
-    let turn = read(&agents, ids.clone()).to_message();
+    let turn = read(&agents, &ids).to_message();
     assert_eq!(turn.content, "8");
     let history = [Said::new(&question), Said { message: &turn, drawn: Some(&ids) }];
     let ended = EndedTurn { ids: &ids, stop: StopReason::EndOfTurn };
@@ -390,7 +392,7 @@ fn the_same_text_in_other_ids_forks_and_masks_nothing() {
         leaves.iter().map(|leaf| agents.renderer.text(&graph.ids_to(*leaf))).collect();
     assert!(texts[1].starts_with(&texts[0]), "{texts:?}: a reader sees no difference");
     assert!(!graph.ids_to(leaves[1]).starts_with(&graph.ids_to(leaves[0])));
-    let tokens: Vec<SampledToken> = graph.nodes().iter().flat_map(|node| node.sampled()).collect();
+    let tokens: Vec<SampledToken> = graph.nodes().iter().flat_map(Node::sampled).collect();
     assert!(tokens.iter().all(SampledToken::trains));
     assert_eq!(drawn(&graph), [2, 1, 0, 3, 0]);
 }

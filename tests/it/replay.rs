@@ -213,7 +213,7 @@ fn played(seed: u64, rubric: Option<Judge>, unscored: bool, breaks: bool) -> Vec
 }
 
 fn rescored(rubric: &dyn Rubric, mut trajectories: Vec<Trajectory>) -> Vec<Trajectory> {
-    block_on(rescore(rubric, Duration::from_secs(60), &mut trajectories)).expect("it scores");
+    block_on(rescore(rubric, Duration::from_mins(1), &mut trajectories)).expect("it scores");
     trajectories
 }
 

@@ -57,7 +57,7 @@ fn mentioned(source: &str, test: &str) -> Option<BTreeSet<String>> {
     let head = format!("fn {test}(");
     let is_head =
         |line: &&str| line.starts_with(&head) || line.starts_with(&format!("async {head}"));
-    let at = lines.iter().position(|line| is_head(&line))?;
+    let at = lines.iter().position(is_head)?;
     let above = lines[..at].iter().rev();
     let above: Vec<&str> = above
         .take_while(|line| line.starts_with("//") || line.starts_with("#["))
