@@ -29,7 +29,7 @@ fn chat(settings: ChatMlSettings) -> ChatAgents {
     speaking(Arc::new(renderer))
 }
 
-fn speaking(renderer: Arc<dyn Renderer>) -> ChatAgents {
+pub(crate) fn speaking(renderer: Arc<dyn Renderer>) -> ChatAgents {
     ChatAgents { renderer, sampling: Sampling::default(), compaction: None }
 }
 
@@ -327,7 +327,7 @@ fn what_is_no_text_cannot_be_said() {
 }
 
 /// Writes history anew at every turn, with another id for the same letter.
-struct Respelling(AlphabetRenderer);
+pub(crate) struct Respelling(pub(crate) AlphabetRenderer);
 
 impl Renderer for Respelling {
     fn fingerprint(&self) -> &'static str {

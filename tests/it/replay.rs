@@ -7,17 +7,18 @@ use async_trait::async_trait;
 use proptest::prelude::*;
 use turnwise_environment::{EnvironmentError, Rubric, TaskSet, Transcript};
 use turnwise_rollout::{
-    Allowance, Divergence, Episode, Limits, Policy, PolicyError, PoolSettings, Progress,
-    RecordedPolicy, ReplayError, RolloutPool, StopSignal, replay, rescore,
+    Allowance, ChatAgents, Compaction, Divergence, Episode, Limits, Policy, PolicyError,
+    PoolSettings, Progress, RecordedPolicy, ReplayError, RolloutPool, StopSignal, replay, rescore,
 };
-use turnwise_testkit::{Echo, Fault, FaultyTasks};
+use turnwise_testkit::{AlphabetRenderer, Echo, Fault, FaultyTasks};
 use turnwise_trajectory::{
     AgentId, CancelReason, GroupId, MaskReason, Outcome, SpawnedBy, Trajectory, read_line,
     write_line,
 };
 
+use crate::pitfalls::{Respelling, speaking};
 use crate::support::{
-    Cuts, Engine, Exchange, agents, agents_with, block_on, echoes, identity, limits, play,
+    Cuts, Engine, Exchange, LETTERS, agents, agents_with, block_on, echoes, identity, limits, play,
     pool_settings,
 };
 
@@ -104,6 +105,28 @@ proptest! {
     }
 }
 
+// rollouts.md 13.27: also where the conversation forks, and where a summary takes the place of what was said.
+#[test]
+fn a_replay_follows_forks_and_summaries() {
+    let tasks = vec![Echo::new(7, true)];
+    let compaction = Some(Compaction { at_tokens: 40, prompt: "Sum up.".to_owned() });
+    let forking = speaking(Arc::new(Respelling(AlphabetRenderer::new(LETTERS))));
+    for agents in [forking, ChatAgents { compaction, ..agents() }] {
+        let mut n_branches = 0;
+        for seed in 0..20 {
+            let engine = Engine::swapping(4, vec![5]);
+            let task = identity(&tasks, 0, seed);
+            let (played, _) =
+                block_on(play(&tasks, task, &agents, &engine, &limits(), &Cuts::default()));
+            assert!(played.outcome.is_scored(), "{:?}", played.outcome);
+            n_branches = n_branches.max(played.graph.leaves().len());
+            let again = block_on(replay(&stored(&played), &tasks, &agents, limits()));
+            assert_eq!(as_played(again.expect("it is the same")), as_played(played));
+        }
+        assert!(n_branches > 2, "{n_branches}");
+    }
+}
+
 // rollouts.md 13.27: what is asked for otherwise than it was recorded is refused by a typed error that says where.
 #[test]
 fn a_request_that_was_not_recorded_is_refused() {
@@ -142,7 +165,7 @@ fn a_replay_that_comes_out_otherwise_is_an_error() {
     let tasks = echoes(5, true);
     let recorded = recorded(4, &limits(), Vec::new());
     assert_eq!(recorded.outcome, Outcome::Done);
-    let of = |tasks: &dyn TaskSet, agents: &turnwise_rollout::ChatAgents, limits: Limits| {
+    let of = |tasks: &dyn TaskSet, agents: &ChatAgents, limits: Limits| {
         block_on(replay(&recorded, tasks, agents, limits)).expect_err("something is different")
     };
     let fewer = of(&echoes(2, true), &agents(), limits());

@@ -216,6 +216,7 @@ fn an_iteration_that_is_dropped_anywhere_leaves_nothing_behind() {
             is_over
         });
         assert_eq!(alive.load(Ordering::SeqCst), 0, "an environment after {n_polls} polls");
+        assert_eq!(engine.open(), [0; 0], "a session after {n_polls} polls");
         // What was asked for and never answered: no task holds the engine any more.
         drop(policy);
         assert_eq!(Arc::strong_count(&engine), 1, "a task after {n_polls} polls");
