@@ -7,8 +7,8 @@ use turnwise_environment::{Message, TaskSet};
 use turnwise_objective::{
     Denominator, Objective, ObjectiveError, Sequence, SequenceLoss, SequenceStats,
 };
-use turnwise_rollout::{Allowance, Episode, Fork, Progress, uniform_at};
-use turnwise_testkit::{AlphabetRenderer, TabularModel};
+use turnwise_rollout::{Allowance, ChatAgents, Compaction, Episode, Fork, Progress, uniform_at};
+use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
 use turnwise_training::{
     Batch, Learner, RatioScope, TrainToken, Update, accumulate, accumulate_in, assign_credit,
     batch_loss, micro_batches,
@@ -384,6 +384,34 @@ fn the_prefix_of_forked_episodes_is_laid_out_to_train_once() {
             let shared = one.sampled().take(n_shared).map(|token| token.id);
             assert!(shared.eq(first.iter().copied()), "all of them hold it");
         }
+    }
+}
+
+// rollouts.md 11.25, 5.7: the branch that ends in a summary and the one that goes on from it both train, each token once.
+#[test]
+fn a_summary_and_what_goes_on_from_it_both_train() {
+    let compaction = Some(Compaction { at_tokens: 40, prompt: "Sum up.".to_owned() });
+    let (agents, tasks) = (ChatAgents { compaction, ..agents() }, vec![Echo::new(7, true)]);
+    for seed in 0..10 {
+        let (engine, task) = (Engine::new(4), identity(&tasks, 0, seed));
+        let (limits, cuts) = (limits(), Cuts::default());
+        let (played, _) = block_on(play(&tasks, task, &agents, &engine, &limits, &cuts));
+        let edges = played.graph.edges().iter();
+        let summaries =
+            edges.filter(|edge| edge.kind == EdgeKind::Summarises).map(|edge| edge.from);
+        let summaries: BTreeSet<u32> = summaries.map(|node| node.0).collect();
+        assert!(!summaries.is_empty(), "seed {seed} makes a summary");
+        let n_drawn = played.n_sampled();
+        let mut members = vec![played];
+        assign_credit(&crate::support::OUTCOME, &mut members).expect("finite rewards");
+        let batch = Batch::new(&members, RatioScope::Trajectory).expect("every turn has credit");
+        assert_eq!(batch.n_targets(), n_drawn);
+        let tokens = batch.tokens.iter().map(|row| row.iter().map(|token| token.turn.0));
+        let rows: Vec<BTreeSet<u32>> = tokens.map(Iterator::collect).collect();
+        assert!(rows.len() > summaries.len(), "each summary ends a row");
+        let last_row = rows.last().expect("a row");
+        assert!(last_row.is_disjoint(&summaries) && !last_row.is_empty());
+        assert!(summaries.iter().all(|node| rows.iter().any(|row| row.contains(node))));
     }
 }
 
