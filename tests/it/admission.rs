@@ -188,6 +188,34 @@ proptest! {
     }
 }
 
+// rollouts.md 13.8: every way in which so many of a group can break is as likely as any other, and over all of them the mean
+// of those that are left is the mean of the group. Zeros in their place would move it.
+#[test]
+fn breakage_that_does_not_look_at_rewards_does_not_move_their_mean() {
+    let group: Vec<f64> = vec![0.0, 1.0, 0.5, 2.0, -0.25, 1.0];
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let admission =
+        Admission { min_group_size: 1, keep_zero_variance: true, ..Admission::default() };
+    for n_broken in 1..group.len() as u32 {
+        let (mut left, mut with_zeros) = (Vec::new(), Vec::new());
+        for broken in (0_u32..1 << group.len()).filter(|broken| broken.count_ones() == n_broken) {
+            let member = |(place, reward): (usize, &f64)| {
+                let fault = InfraFault { reason: InfraReason::EnvError, message: String::new() };
+                let is_broken = broken >> place & 1 == 1;
+                let outcome = if is_broken { Outcome::InfraFault(fault) } else { Outcome::Done };
+                ended(place as u32, *reward, outcome)
+            };
+            let members = group.iter().enumerate().map(member).collect();
+            let rewards = rewards(&admit(admission, members, 0));
+            assert_eq!(rewards.len(), group.len() - n_broken as usize);
+            left.push(mean(&rewards));
+            with_zeros.push(rewards.iter().sum::<f64>() / group.len() as f64);
+        }
+        assert!((mean(&left) - mean(&group)).abs() < 1e-12, "{n_broken} broken");
+        assert!((mean(&with_zeros) - mean(&group)).abs() > 0.1, "{n_broken} broken");
+    }
+}
+
 // rollouts.md section 2: a group of one viable member gets advantage 0, and never its raw reward.
 #[test]
 fn the_only_viable_member_gets_no_advantage() {

@@ -10,7 +10,8 @@ use turnwise_rollout::{Group, uniform_at};
 use turnwise_testkit::TabularModel;
 use turnwise_training::{
     Admission, Batch, BatchError, Bound, Correction, GradientFn, Learner, LearnerError,
-    ObjectiveReport, RatioScope, Row, StaleTokens, Stretch, Update, Updated, accumulate, recompute,
+    ObjectiveReport, RatioScope, Row, StaleTokens, Stretch, TrainerSettings, Update, Updated,
+    accumulate, recompute,
 };
 use turnwise_trajectory::{
     GroupId, MaskReason, NodeId, PolicyVersion, SampledToken, Span, TokenId, Trajectory,
@@ -211,7 +212,7 @@ fn groups_by_definition(trajectory: &Trajectory, scope: RatioScope) -> Vec<Vec<S
 }
 
 proptest! {
-    /// rollouts 13.12 and section 5: the four scopes are what they say.
+    /// rollouts 13.12 and 5.3: the four scopes are what they say.
     #[test]
     fn a_batch_has_the_loss_and_gradient_of_the_definition(members in members()) {
         let linear = build_all(&members, false);
@@ -291,7 +292,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.13: on-policy with advantage A the coefficients of a trajectory add up to −A/N in every scope, whatever its
+    /// rollouts 13.13, 5.5 and 11.17: on-policy with advantage A the coefficients of a trajectory add up to −A/N in every scope, whatever its
     /// turns, rows and forks.
     #[test]
     fn every_trajectory_weighs_the_same(mut members in members(), advantage in -2.0_f32..2.0) {
@@ -502,6 +503,19 @@ fn an_advantage_that_is_no_number_is_an_error() {
         let error = block_on(accumulate(&mut probe, &OBJECTIVE, &batch, 100, true)).unwrap_err();
         assert!(matches!(error, LearnerError::Gradient(_)));
         assert!(probe.gradient.is_empty());
+    }
+}
+
+/// rollouts 5.3: it is logged by the word it is set with.
+#[test]
+fn the_scope_of_a_ratio_is_a_setting_and_by_default_the_whole_trajectory() {
+    assert_eq!(RatioScope::default(), RatioScope::Trajectory);
+    assert_eq!(TrainerSettings::default().ratio_scope, RatioScope::Trajectory);
+    let words = ["trajectory", "branch", "turn", "version_segment"];
+    for (scope, word) in SCOPES.into_iter().zip(words) {
+        let written = serde_json::to_value(scope).expect("a word");
+        assert_eq!(written, serde_json::Value::from(word));
+        assert_eq!(serde_json::from_value::<RatioScope>(written).expect("just written"), scope);
     }
 }
 

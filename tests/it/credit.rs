@@ -123,6 +123,38 @@ proptest! {
         }
     }
 
+    /// objective 5.12: what another group of the batch earned, and how large it is, changes nobody's advantage but by a scale.
+    #[test]
+    fn groups_of_any_size_never_mix(first in groups(), second in groups(), offset in -8_i8..9) {
+        for credit in all_credits() {
+            let of = |others: &[Vec<f64>]| {
+                let mut batch = [rewarded(&first), rewarded(others)];
+                let [one, other] = &mut batch;
+                assign_batch_credit(&*credit, &mut [one, other]).expect("finite rewards");
+                let [one, _] = batch;
+                let advantages = one.iter().flat_map(Trajectory::sampled).map(|one| one.advantage);
+                advantages.map(|one| f64::from(one.expect("scored"))).collect::<Vec<f64>>()
+            };
+            let alone = assigned(&*credit, &rewarded(&first)).concat();
+            let moved: Vec<Vec<f64>> = second
+                .iter()
+                .map(|turns| turns.iter().map(|reward| reward + f64::from(offset)).collect())
+                .collect();
+            let (beside, beside_moved) = (of(&second), of(&moved));
+            // A scale of the whole batch keeps signs and proportions; every other credit keeps the numbers.
+            let largest = |of: &[f64]| of.iter().fold(0.0_f64, |most, one| most.max(one.abs()));
+            let scale = if credit.name() == "reinforce_plus_plus" && largest(&alone) > 0.0 {
+                largest(&beside) / largest(&alone)
+            } else {
+                1.0
+            };
+            for ((alone, beside), moved) in alone.iter().zip(&beside).zip(&beside_moved) {
+                prop_assert!((alone * scale - beside).abs() < 1e-5 * (1.0 + beside.abs()), "{credit:?}");
+                prop_assert!(credit.name() == "reinforce_plus_plus" || beside == moved, "{credit:?}");
+            }
+        }
+    }
+
     /// REINFORCE++ has one scale for the whole batch, whatever its groups.
     #[test]
     fn batch_wide_credit_is_that_of_the_pure_function(groups in prop::collection::vec(groups(), 1..5)) {

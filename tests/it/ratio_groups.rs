@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use turnwise_environment::Message;
+use turnwise_environment::{Message, TaskSet};
 use turnwise_objective::{
     Denominator, Objective, ObjectiveError, Sequence, SequenceLoss, SequenceStats,
 };
-use turnwise_rollout::uniform_at;
-use turnwise_testkit::{AlphabetRenderer, TabularModel};
+use turnwise_rollout::{Allowance, ChatAgents, Compaction, Episode, Fork, Progress, uniform_at};
+use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
 use turnwise_training::{
-    Batch, Learner, RatioScope, Update, accumulate, accumulate_in, assign_credit, batch_loss,
-    micro_batches,
+    Batch, Learner, RatioScope, TrainToken, Update, accumulate, accumulate_in, assign_credit,
+    batch_loss, micro_batches,
 };
 use turnwise_trajectory::{
     AgentId, Author, Edge, EdgeKind, MaskReason, Node, NodeId, Span, SpawnedBy, TokenId, Trajectory,
@@ -19,7 +19,8 @@ use turnwise_trajectory::{
 
 use crate::batches::{Probe, SCOPES, WHOLE, build_all, measured, members};
 use crate::support::{
-    Built, Cuts, LETTERS, OBJECTIVE, agents, block_on, echoes, identity, limits, play, token,
+    Built, Cuts, Engine, LETTERS, OBJECTIVE, agents, block_on, echoes, identity, limits, play,
+    token,
 };
 
 /// Any log-probability in f64, by id.
@@ -203,7 +204,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 5.5 and pitfall 17: a mean over tokens counts each trained token once whatever the scope.
+    // rollouts.md 5.5, 11.17: a mean over tokens counts each trained token once whatever the scope.
     #[test]
     fn a_mean_over_tokens_does_not_depend_on_the_scope(members in members()) {
         let forked = build_all(&members, true);
@@ -311,7 +312,7 @@ fn a_subagents_trajectory_has_its_own_group_and_weight() {
     }
 }
 
-// rollouts.md 5.1 and pitfall 16: with three branches behind one turn, that turn's gradient comes once.
+// rollouts.md 5.1, 11.16, 13.13: with three branches behind one turn, that turn's gradient comes once.
 #[test]
 fn a_prefix_of_many_branches_contributes_its_gradient_once() {
     let mut built = Built::new(0).turn(vec![token(1, -0.5, 1.0)], 0.0);
@@ -326,7 +327,95 @@ fn a_prefix_of_many_branches_contributes_its_gradient_once() {
     assert_eq!(loss.gradient, [vec![-0.25, -0.25], vec![-0.25], vec![-0.25]]);
 }
 
-// rollouts.md pitfall 18: at the weights that drew them the trained log-probabilities are the recorded ones, token by token.
+/// Three episodes that go on from one after so many tokens, to their ends, every token with the advantage 1.
+fn forked(tokens: u64, seed: u64) -> Vec<Trajectory> {
+    let (tasks, engine) = (echoes(6, true), Engine::new(4));
+    let begun = Episode::new(identity(&tasks, 5, seed), tasks.environment(5), &agents(), limits());
+    let advanced = block_on(begun.advance(&engine, &Allowance::tokens(tokens)));
+    let Progress::Suspended(trunk) = advanced else { panic!("six turns take longer") };
+    let fork = |member| Fork { member, sampling_seed: 100 * seed + u64::from(member) };
+    let forks: Vec<Fork> = (0..3).map(fork).collect();
+    let end = |episode: Episode| match block_on(episode.advance(&engine, &Allowance::unlimited())) {
+        Progress::Finished(trajectory) => scored(trajectory),
+        Progress::Suspended(_) => panic!("nothing stops it"),
+    };
+    trunk
+        .fork(&forks, &tasks, &agents())
+        .expect("they take snapshots")
+        .into_iter()
+        .map(end)
+        .collect()
+}
+
+fn scored(mut trajectory: Trajectory) -> Trajectory {
+    for id in trajectory.graph.ids() {
+        let tokens = trajectory.graph.node_mut(id).sampled_mut();
+        tokens.for_each(|tokens| tokens.set_advantage(Some(1.0)));
+    }
+    trajectory
+}
+
+// rollouts.md 13.12, 13.13, 5.1: what several episodes have from the one they were forked from trains in the first, and in the
+// others is no part of a ratio or a length; each still weighs as one.
+#[test]
+fn the_prefix_of_forked_episodes_is_laid_out_to_train_once() {
+    for (n_shared, seed) in [(1, 1), (4, 2), (7, 3), (9, 4)] {
+        let ended = forked(n_shared as u64, seed);
+        let n_drawn: usize = ended.iter().map(Trajectory::n_sampled).sum();
+        for scope in SCOPES {
+            let batch = Batch::new(&ended, scope).expect("everything is scored");
+            assert_eq!(batch.n_targets(), n_drawn - 2 * n_shared, "{scope:?}");
+            let of_row = |row: &Vec<TrainToken>| {
+                row.iter().map(|one| f64::from(one.behavior_logprob)).collect()
+            };
+            let recorded: Vec<Vec<f64>> = batch.tokens.iter().map(of_row).collect();
+            let loss = batch_loss(&OBJECTIVE, &batch, &recorded).expect("finite");
+            let mut sums = [0.0; 3];
+            for (trajectory, gradient) in batch.trajectory_of.iter().zip(&loss.gradient) {
+                sums[*trajectory] += gradient.iter().sum::<f64>();
+            }
+            assert!(sums.iter().all(|sum| (sum + 1.0 / 3.0).abs() < 1e-12), "{scope:?}: {sums:?}");
+        }
+        let first: Vec<TokenId> = ended[0].sampled().take(n_shared).map(|token| token.id).collect();
+        for (place, one) in ended.iter().enumerate() {
+            let batch = Batch::new([one], RatioScope::Trajectory).expect("scored");
+            let n_masked = if place == 0 { 0 } else { n_shared };
+            assert_eq!(batch.n_targets(), one.n_sampled() - n_masked);
+            let shared = one.sampled().take(n_shared).map(|token| token.id);
+            assert!(shared.eq(first.iter().copied()), "all of them hold it");
+        }
+    }
+}
+
+// rollouts.md 11.25, 5.7: the branch that ends in a summary and the one that goes on from it both train, each token once.
+#[test]
+fn a_summary_and_what_goes_on_from_it_both_train() {
+    let compaction = Some(Compaction { at_tokens: 40, prompt: "Sum up.".to_owned() });
+    let (agents, tasks) = (ChatAgents { compaction, ..agents() }, vec![Echo::new(7, true)]);
+    for seed in 0..10 {
+        let (engine, task) = (Engine::new(4), identity(&tasks, 0, seed));
+        let (limits, cuts) = (limits(), Cuts::default());
+        let (played, _) = block_on(play(&tasks, task, &agents, &engine, &limits, &cuts));
+        let edges = played.graph.edges().iter();
+        let summaries =
+            edges.filter(|edge| edge.kind == EdgeKind::Summarises).map(|edge| edge.from);
+        let summaries: BTreeSet<u32> = summaries.map(|node| node.0).collect();
+        assert!(!summaries.is_empty(), "seed {seed} makes a summary");
+        let n_drawn = played.n_sampled();
+        let mut members = vec![played];
+        assign_credit(&crate::support::OUTCOME, &mut members).expect("finite rewards");
+        let batch = Batch::new(&members, RatioScope::Trajectory).expect("every turn has credit");
+        assert_eq!(batch.n_targets(), n_drawn);
+        let tokens = batch.tokens.iter().map(|row| row.iter().map(|token| token.turn.0));
+        let rows: Vec<BTreeSet<u32>> = tokens.map(Iterator::collect).collect();
+        assert!(rows.len() > summaries.len(), "each summary ends a row");
+        let last_row = rows.last().expect("a row");
+        assert!(last_row.is_disjoint(&summaries) && !last_row.is_empty());
+        assert!(summaries.iter().all(|node| rows.iter().any(|row| row.contains(node))));
+    }
+}
+
+// rollouts.md 11.18: at the weights that drew them the trained log-probabilities are the recorded ones, token by token.
 #[test]
 fn trained_log_probabilities_are_the_recorded_ones_on_policy() {
     let mut model = TabularModel::new(AlphabetRenderer::new(LETTERS).n_ids());

@@ -6,8 +6,8 @@ use turnwise_environment::{Message, Role, TaskKey, ToolCall};
 use turnwise_trajectory::{
     AgentFault, AgentId, Author, CancelReason, Edge, EdgeKind, GroupId, Identity, InfraFault,
     InfraReason, Limit, MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
-    RecordError, SampledToken, SampledTokens, Sampling, Span, SpawnedBy, StopReason, Trajectory,
-    Turn, read_line, write_line,
+    RecordError, SampledToken, SampledTokens, Sampling, Score, Span, SpawnedBy, StopReason,
+    Trajectory, Turn, read_line, write_line,
 };
 
 use crate::support::{Built, token};
@@ -124,6 +124,11 @@ fn trajectories() -> impl Strategy<Value = Trajectory> {
                 node: NodeId((node % n_nodes) as u32),
                 stop: StopReason::MaxTokens,
                 reward,
+                score: (faults % 3 == 0).then(|| Score {
+                    rubric: text.clone(),
+                    value: reward,
+                    before: (faults % 5 > 0).then_some(seconds),
+                }),
                 faults,
                 seconds,
                 engine: text.clone(),
@@ -280,7 +285,7 @@ fn columns(line: &mut Value) -> &mut Value {
     &mut line["graph"]["nodes"][1]["spans"][1]["sampled"]
 }
 
-/// rollouts 13.3 on disk: columns that disagree, runs that do not fit, lengths nobody could allocate.
+/// rollouts 13.3 and 11.7 on disk: columns that disagree, runs that do not fit, lengths nobody could allocate.
 #[test]
 fn columns_of_different_lengths_are_refused() {
     let runs = [

@@ -53,7 +53,7 @@ fn draw_kept(logits: &[f32], sampling: &Sampling, uniform: f64) -> (TokenId, f32
 }
 
 proptest! {
-    // rollouts.md 13.29, pitfall 20: refused with its values exactly where a plain softmax is not the sampler's.
+    // rollouts.md 13.29, 11.20: refused with its values exactly where a plain softmax is not the sampler's.
     #[test]
     fn truncated_sampling_without_kept_sets_is_refused(sampling in sampling()) {
         let trajectory = drawn_with(sampling);
@@ -70,7 +70,7 @@ proptest! {
         }
     }
 
-    // rollouts.md pitfall 20: with its kept set a token is replayed exactly; at temperature 0 nothing can be.
+    // rollouts.md 11.20: with its kept set a token is replayed exactly; at temperature 0 nothing can be.
     #[test]
     fn kept_sets_replay_the_distribution_that_was_sampled(
         sampling in sampling(),
@@ -98,7 +98,7 @@ proptest! {
         prop_assert!(moved(&mut model, &row).iter().all(|id| kept.contains(id)));
     }
 
-    // rollouts.md 13.29: two hashes, wherever the second comes.
+    // rollouts.md 13.29, 11.28: two hashes, wherever the second comes.
     #[test]
     fn mixed_renderers_are_refused(n in 1_usize..6, odd in 1_usize..6) {
         let mut trajectories = vec![drawn_with(Sampling::default()); n + 1];
@@ -220,7 +220,7 @@ fn a_reference_is_kept_when_asked_for_and_does_not_move() {
     assert_eq!(filled, [Some(-3.0), Some(-4.0)]);
 }
 
-// rollouts.md pitfall 20: a set that does not hold its token is a programmer's mistake.
+// rollouts.md 11.20: a set that does not hold its token is a programmer's mistake.
 #[test]
 #[should_panic(expected = "a token is drawn from the ids that were kept")]
 fn a_token_outside_its_kept_set_panics() {

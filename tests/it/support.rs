@@ -266,6 +266,7 @@ impl Built {
             node,
             stop: StopReason::EndOfTurn,
             reward: Some(reward),
+            score: None,
             faults: 0,
             seconds: 0.0,
             engine: "built".to_owned(),

@@ -203,7 +203,7 @@ fn an_allowance_of_nothing_changes_nothing() {
     });
 }
 
-/// rollouts 13.5 and 13.29: a snapshot goes on only where its tokens mean the same.
+/// rollouts 13.5, 13.29 and 11.28: a snapshot goes on only where its tokens mean the same.
 #[test]
 fn a_snapshot_is_refused_by_another_renderer_task_or_sampling() {
     let tasks = echoes(3, true);

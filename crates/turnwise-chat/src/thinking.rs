@@ -43,18 +43,14 @@ pub(crate) fn last_query<'a>(messages: impl Iterator<Item = &'a Message>) -> Opt
 /// An assistant message's thoughts, if any, and the rest of its text. Thoughts may stand in the text.
 pub(crate) fn split(message: &Message) -> (Option<&str>, &str) {
     let text = message.content.as_str();
-    let (thoughts, rest) = match &message.reasoning {
-        Some(reasoning) => (reasoning.as_str(), text),
-        None => match text.split_once(CLOSE) {
-            Some((before, _)) => {
-                let thoughts = before.rsplit(OPEN).next().unwrap_or_default();
-                let rest = text.rsplit(CLOSE).next().unwrap_or_default();
-                (thoughts, rest.trim_start_matches('\n'))
-            }
-            None => ("", text),
-        },
-    };
-    (Some(thoughts.trim_matches('\n')).filter(|thoughts| !thoughts.is_empty()), rest)
+    if let Some(reasoning) = message.reasoning.as_deref() {
+        // A template asks whether there is any before it trims: a lone newline makes an empty block.
+        return ((!reasoning.is_empty()).then(|| reasoning.trim_matches('\n')), text);
+    }
+    let Some((before, _)) = text.split_once(CLOSE) else { return (None, text) };
+    let thoughts = before.rsplit(OPEN).next().unwrap_or_default().trim_matches('\n');
+    let rest = text.rsplit(CLOSE).next().unwrap_or_default().trim_start_matches('\n');
+    ((!thoughts.is_empty()).then_some(thoughts), rest)
 }
 
 /// Writes a drawn turn without its thinking. What follows the thinking stays as it was drawn, unless its first token holds

@@ -244,7 +244,7 @@ mod tests {
         let done = compare_credit(&arguments, &StopSignal::never(), &mut out).await;
         done.expect("it runs");
         let text = String::from_utf8(out).expect("text");
-        assert_eq!(text.lines().count(), 3, "{text}");
+        assert_eq!(text.lines().count(), 4, "{text}");
         for line in text.lines() {
             let run: serde_json::Value = serde_json::from_str(line).expect("JSON");
             assert_eq!((&run["episodes"], &run["solved"]), (&64.into(), &false.into()));

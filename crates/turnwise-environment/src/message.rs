@@ -18,7 +18,10 @@ pub enum Role {
 }
 
 /// One message of a conversation: text, never tokens.
+///
+/// Images, sounds and other parts that are no text cannot be said; a record that holds any is refused when it is read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Message {
     /// Who speaks.
     pub role: Role,

@@ -21,6 +21,7 @@ mod state;
 mod turn;
 mod world;
 
+pub(crate) use guard::release;
 use guard::{Engine, Session, caught, infra};
 use state::{Factory, State};
 use world::World;

@@ -4,6 +4,7 @@
 //! [`Allowance`] reaches and answers [`Progress::Finished`] or [`Progress::Suspended`]: a suspended episode is a value
 //! that can be kept, written to disk ([`EpisodeSnapshot`]) and continued under newer weights. [`RolloutPool`] runs groups
 //! of them side by side. [`Policy`] is the inference engine, [`Renderer`] the only maker of tokens from text.
+//! [`replay`] plays a recorded episode again without an engine, and [`rescore`] runs a rubric over stored trajectories.
 
 mod agent;
 mod allowance;
@@ -11,12 +12,16 @@ mod blocking;
 mod chat_agent;
 mod deadline;
 mod episode;
+mod grading;
 mod group;
 mod limits;
 mod panic_text;
 mod policy;
 mod pool;
+mod recorded;
 mod renderer;
+mod replay;
+mod rescore;
 mod sampler;
 
 pub use agent::{Act, Agent, AgentError, AgentFactory, Decision, Room};
@@ -31,5 +36,8 @@ pub use group::Group;
 pub use limits::Limits;
 pub use policy::{Policy, PolicyError, Sample, SampleRequest, check_sample};
 pub use pool::{Census, Iteration, Ledger, PoolSettings, PoolSnapshot, RolloutError, RolloutPool};
+pub use recorded::{Divergence, RecordedPolicy};
 pub use renderer::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
+pub use replay::{ReplayError, replay};
+pub use rescore::{RescoreError, rescore};
 pub use sampler::{Sampler, uniform_at};

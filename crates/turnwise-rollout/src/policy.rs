@@ -2,6 +2,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason, TokenId};
 
+use crate::Divergence;
+
 /// What an engine is asked for: plain data, so that it can travel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleRequest {
@@ -79,6 +81,9 @@ pub enum PolicyError {
     /// It broke while serving the request.
     #[error("draw tokens: {0}")]
     Failed(String),
+    /// It answers from a record, and was asked for something else.
+    #[error("answer from a record: {0}")]
+    Diverged(Divergence),
 }
 
 /// Checks what an engine promised where its answer comes in: [`Policy`]'s contract, as far as one answer shows it.

@@ -10,13 +10,13 @@ use tokio::time::sleep;
 use turnwise_environment::{Rubric, TaskSet, derive_seed};
 use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersion, Trajectory};
 
+use crate::episode::release;
 use crate::{
     AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Policy, Progress, RestoreError,
-    StopSignal, uniform_at,
+    StopSignal, grading, uniform_at,
 };
 
 mod breaker;
-mod grading;
 mod iteration;
 mod ledger;
 mod running;
@@ -559,6 +559,17 @@ impl RolloutPool {
         } else {
             self.n_lost += 1;
         }
+    }
+}
+
+impl Drop for RolloutPool {
+    /// What is suspended or runs goes with the pool, and its sessions at the engine go too.
+    fn drop(&mut self) {
+        let Some(engine) = self.engine.take() else { return };
+        let idle = self.waiting.iter().chain(self.due.iter().map(|due| &due.episode));
+        let suspended = idle.filter(|episode| episode.suspensions() > 0);
+        let sessions = suspended.map(|episode| episode.identity().sampling_seed);
+        sessions.chain(self.running.sessions()).for_each(|session| release(&*engine, session));
     }
 }
 

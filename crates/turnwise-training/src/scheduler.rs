@@ -68,6 +68,8 @@ pub(crate) struct Scheduler {
     /// Those among them that dynamic sampling replaces; they are handed over with the next step, for the books.
     flat: Vec<Group>,
     news: Iteration,
+    /// Whether a batch has been handed over and what came of it is not published yet.
+    is_training: bool,
     /// What broke while a batch was trained on; the batch came first.
     broken: Option<RolloutError>,
 }
@@ -116,6 +118,7 @@ impl Scheduler {
             ready: Vec::new(),
             flat: Vec::new(),
             news: Iteration::default(),
+            is_training: false,
             broken: None,
         }
     }
@@ -144,6 +147,7 @@ impl Scheduler {
         if let Some(broken) = self.broken.take() {
             return Err(broken);
         }
+        self.is_training = false;
         self.state.first_version.get_or_insert(version);
         match self.settings.mode {
             RolloutMode::Asynchronous => self.gather_running(version, stop).await,
@@ -173,6 +177,7 @@ impl Scheduler {
             news.absorb(self.pool.take_news());
             self.take_in(std::mem::take(&mut news.groups));
         }
+        self.is_training = true;
         Gathered { groups, news, n_replaced }
     }
 
@@ -264,6 +269,9 @@ impl Scheduler {
                 Ok(true) => {}
                 Ok(false) => std::future::pending::<()>().await,
                 Err(broken) => {
+                    // What trips the breaker may be the group that has just been graded.
+                    let groups = self.pool.take_groups();
+                    self.take_in(groups);
                     self.broken = Some(broken);
                     std::future::pending::<()>().await;
                 }
@@ -312,7 +320,8 @@ impl Scheduler {
     fn keep_running(&mut self, version: PolicyVersion, stop: &StopSignal) {
         let groups = self.pool.take_groups();
         self.take_in(groups);
-        if !stop.requested() {
+        // A batch that waits already would only be followed by one that ages.
+        if !stop.requested() && self.ready.len() < self.settings.groups_per_step {
             // As far as episodes can run at once: more would only wait, and age.
             let room = self.pool.settings().max_concurrent.saturating_sub(self.pool.n_active());
             let groups = room.div_ceil(self.pool.settings().group_size);
@@ -339,12 +348,13 @@ impl Scheduler {
         let settings = self.pool.settings();
         let first = self.state.first_version.unwrap_or(version);
         let ready: usize = self.ready.iter().map(|group| group.members.len()).sum();
+        let batch = (self.settings.groups_per_step * settings.group_size) as u64;
         let occupancy = Occupancy {
             version: u64::from(first.staleness(version)),
             accepted: self.state.accepted,
             outstanding: self.pool.ledger().open() + ready as u64,
+            in_training: if self.is_training { batch } else { 0 },
         };
-        let batch = (self.settings.groups_per_step * settings.group_size) as u64;
         capacity(&occupancy, batch, self.settings.max_staleness)
     }
 

@@ -80,6 +80,9 @@ pub struct Turn {
     pub stop: StopReason,
     /// The environment's reward for this turn, and a rubric's on the last. `None` is not scored.
     pub reward: Option<f64>,
+    /// What a rubric made of the reward; only ever on the last turn of an episode that a rubric has seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<Score>,
     /// Mistakes of form.
     pub faults: u32,
     /// Wall time from the first request to the environment's answer, in seconds.
@@ -89,6 +92,17 @@ pub struct Turn {
     /// A digest of the weights that drew the last of them, where the engine tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+}
+
+/// A rubric's verdict on an episode, kept apart so that stored episodes can be scored again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// The rubric's name.
+    pub rubric: String,
+    /// What it added to the reward of the last turn. `None` is not scored.
+    pub value: Option<f64>,
+    /// The reward of that turn before.
+    pub before: Option<f64>,
 }
 
 /// Everything one agent sampled in one episode, with rewards, outcome and provenance.
@@ -185,13 +199,15 @@ impl Trajectory {
         self.graph.path_to(leaf).into_iter().map(|id| self.graph.node(id).message.clone()).collect()
     }
 
-    /// What a rubric sees of it.
+    /// What a rubric sees of it: rewards are the environment's, without what a rubric has added.
     #[must_use]
     pub fn transcript(&self) -> Transcript {
+        let of_environment =
+            |turn: &Turn| turn.score.as_ref().map_or(turn.reward, |score| score.before);
         Transcript {
             task: self.identity.task.clone(),
             messages: self.messages(),
-            rewards: self.turns.iter().map(|turn| turn.reward).collect(),
+            rewards: self.turns.iter().map(of_environment).collect(),
         }
     }
 }

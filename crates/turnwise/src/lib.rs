@@ -17,6 +17,10 @@ pub use turnwise_trajectory as trajectory;
 #[doc = include_str!("../docs/architecture.md")]
 pub mod architecture {}
 
+/// What is promised of rollouts and of the objective, statement by statement, each with the tests that hold it.
+#[doc = include_str!("../docs/statements.md")]
+pub mod statements {}
+
 /// What changed for users, newest first.
 #[doc = include_str!("../docs/changelog.md")]
 pub mod changelog {}

@@ -156,6 +156,7 @@ fn tensors_that_do_not_fit_are_named_with_their_shapes() {
     assert!(failure.contains("and 5 more"), "{failure}");
 }
 
+// rollouts.md 11.21: other layouts, mixtures of experts among them, are another `model_type`.
 #[test]
 fn what_is_not_computed_is_refused() {
     let cases: [(&str, Value, &str); 12] = [

@@ -76,6 +76,7 @@ fn greedy_continuations_are_those_of_the_reference() {
     });
 }
 
+// rollouts.md 11.19: engine and trainer on the same tokens, at a temperature of 1 and at another.
 #[test]
 fn sampled_log_probabilities_are_those_of_the_training_forward() {
     block_on(async {

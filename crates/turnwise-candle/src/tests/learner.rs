@@ -231,7 +231,7 @@ fn bad_rows_are_errors_that_say_why() {
     });
 }
 
-// rollouts.md pitfall 20: a softmax over the whole vocabulary is not what the token was drawn from.
+// rollouts.md 11.20: a softmax over the whole vocabulary is not what the token was drawn from.
 #[test]
 fn a_row_with_kept_sets_is_refused() {
     block_on(async {
@@ -300,7 +300,7 @@ fn a_gradient_that_is_not_finite_is_not_applied() {
     });
 }
 
-/// What the check is for: a parameter that the loss does not reach, which no other check shows.
+/// objective.md 5.26. What the check is for: a parameter that the loss does not reach, which no other check shows.
 #[test]
 fn a_parameter_without_a_gradient_is_named() {
     let trainer = Trainer::new(model(), AdamW::default()).unwrap();

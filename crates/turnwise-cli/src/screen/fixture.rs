@@ -93,6 +93,7 @@ fn turn(node: NodeId, reward: f64) -> Turn {
         node,
         stop: StopReason::EndOfTurn,
         reward: Some(reward),
+        score: None,
         faults: 0,
         seconds: 0.0,
         engine: String::new(),

@@ -319,6 +319,7 @@ fn forked() -> Trajectory {
         seconds: 0.0,
         engine: String::new(),
         weights: None,
+        score: None,
     };
     Trajectory {
         identity: Identity {

@@ -86,10 +86,15 @@ impl<'a> Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        if !self.is_kept
-            && let Err(panic) = caught(|| self.policy.release(self.id))
-        {
-            tracing::warn!(session = self.id, panic, "an engine panicked over a release");
+        if !self.is_kept {
+            release(self.policy, self.id);
         }
+    }
+}
+
+/// Gives a session back; whatever the engine does about it.
+pub(crate) fn release(policy: &dyn Policy, session: u64) {
+    if let Err(panic) = caught(|| policy.release(session)) {
+        tracing::warn!(session, panic, "an engine panicked over a release");
     }
 }

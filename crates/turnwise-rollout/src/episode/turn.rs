@@ -153,7 +153,16 @@ impl Episode {
     }
 
     fn push_turn(&mut self, node: NodeId, stop: StopReason, engine: String, seconds: f64) {
-        let turn = Turn { node, stop, reward: None, faults: 0, seconds, engine, weights: None };
+        let turn = Turn {
+            node,
+            stop,
+            reward: None,
+            score: None,
+            faults: 0,
+            seconds,
+            engine,
+            weights: None,
+        };
         self.state.turns.push(turn);
     }
 
@@ -299,7 +308,10 @@ fn is_empty(action: &Action) -> bool {
 fn reason_of(error: &AgentError) -> InfraReason {
     match error {
         AgentError::Policy(
-            PolicyError::Unavailable(_) | PolicyError::Refused(_) | PolicyError::Failed(_),
+            PolicyError::Unavailable(_)
+            | PolicyError::Refused(_)
+            | PolicyError::Failed(_)
+            | PolicyError::Diverged(_),
         ) => InfraReason::EngineError,
         AgentError::BadEngine(_) => InfraReason::BadEngine,
         AgentError::Render(_) => InfraReason::Render,

@@ -39,6 +39,8 @@ struct Taken {
     stop: StopHandle,
     /// No token that it draws now is older.
     launched_at: PolicyVersion,
+    /// At the engine.
+    session: u64,
 }
 
 impl Running {
@@ -57,12 +59,18 @@ impl Running {
         let identity = episode.identity();
         let seat = (identity.group, identity.member);
         let (handle, stop) = stop.child();
-        let taken = Taken { stop: handle, launched_at: policy.version() };
+        let session = identity.sampling_seed;
+        let taken = Taken { stop: handle, launched_at: policy.version(), session };
         let before = self.seats.insert(seat, taken);
         assert!(before.is_none(), "a member runs once at a time");
         let policy = policy.clone();
         let allowance = Allowance { tokens, stop };
         self.tasks.spawn(advance(seat, episode, delay, policy, allowance));
+    }
+
+    /// The engine's sessions of those that run.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = u64> + '_ {
+        self.seats.values().map(|taken| taken.session)
     }
 
     /// The next to come back; `None` when nothing runs. Nothing is lost when the future is dropped.

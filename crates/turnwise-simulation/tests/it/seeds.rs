@@ -1,7 +1,9 @@
 use turnwise_simulation::{FaultKind, ManySettings, Mode, Plan, simulate, simulate_many};
 
 /// Seeds that once showed a bug, with what it was.
-const REGRESSIONS: [(u64, Mode); 9] = [
+const REGRESSIONS: [(u64, Mode); 10] = [
+    // A graded group that tripped the breaker beside an update was in no book when the step ended.
+    (171, Mode::Liveness),
     // A step without pauses waited for a whole batch while almost every group was dropped whole.
     (5672, Mode::Safety),
     (11190, Mode::Liveness),

@@ -164,6 +164,7 @@ async fn an_environment_that_keeps_its_promises_passes() {
     assert_eq!(failed(Broken::Nothing).await, [""; 0]);
 }
 
+// rollouts.md 13.30
 #[tokio::test]
 async fn each_broken_promise_is_found_by_its_check() {
     let cases = [

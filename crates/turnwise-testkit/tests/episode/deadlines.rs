@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use turnwise_environment::{Action, Environment, EnvironmentError, Observation, Step, async_trait};
-use turnwise_rollout::{Allowance, BlockingThreads, Deadline, Episode, Limits, Policy, Progress};
+use turnwise_rollout::{
+    Allowance, BlockingThreads, Deadline, Episode, Limits, Policy, PoolSettings, Progress,
+    RolloutPool, StopSignal,
+};
 use turnwise_testkit::{Blocking, Echo, Sessions};
-use turnwise_trajectory::{CancelReason, InfraReason, Outcome, PolicyVersion};
+use turnwise_trajectory::{CancelReason, GroupId, InfraReason, Outcome, PolicyVersion};
 
 use crate::support::{
     ENGINE, Made, agents, block_on, episode, finished, identity, limits, message, reason, suspended,
@@ -149,6 +152,82 @@ fn an_advance_that_is_dropped_anywhere_leaves_nothing_behind() {
     assert!(n_awaits > 10, "{n_awaits} awaits are too few to have seen them all");
 }
 
+/// The pool of two groups whose environments and sessions are counted.
+fn pool_of_counted(alive: &Arc<AtomicUsize>) -> RolloutPool {
+    let tasks = Made({
+        let alive = alive.clone();
+        move || -> Box<dyn Environment> { Box::new(Counted::new(&alive)) }
+    });
+    let settings = PoolSettings {
+        group_size: 3,
+        max_concurrent: 4,
+        tokens_per_iteration: Some(60),
+        limits: limits(),
+        ..PoolSettings::default()
+    };
+    let mut pool = RolloutPool::new(Arc::new(tasks), Arc::new(agents()), None, settings, 3);
+    (0..2).for_each(|group| pool.start(GroupId(group), 0));
+    pool
+}
+
+/// Polls so many times, letting what was spawned go on between; whether it was over before.
+async fn dropped_among_tasks(n_polls: usize, future: impl Future) -> bool {
+    let mut future = pin!(future);
+    for _ in 0..n_polls {
+        if poll_once(future.as_mut()).is_ready() {
+            return true;
+        }
+        tokio::task::yield_now().await;
+    }
+    false
+}
+
+fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+// rollouts.md 13.24: a whole iteration, dropped at every await of it, with the pool and without; no task goes on.
+#[test]
+fn an_iteration_that_is_dropped_anywhere_leaves_nothing_behind() {
+    let alive = Arc::new(AtomicUsize::new(0));
+    let mut n_awaits = 0;
+    for n_polls in 0.. {
+        let engine = Arc::new(Sessions::new(ENGINE));
+        let policy: Arc<dyn Policy> = engine.clone();
+        let is_over = block_on(async {
+            let mut pool = pool_of_counted(&alive);
+            let never = StopSignal::never();
+            let is_over = dropped_among_tasks(n_polls, pool.iterate(&policy, &never)).await;
+            // Nothing is lost with the future: what ran goes on or is stopped, and is in the books.
+            pool.halt().await;
+            let census = pool.census();
+            assert_eq!(census.running, 0, "after {n_polls} polls");
+            let found = census.suspended + census.fresh + census.gathered;
+            let ledger = pool.ledger();
+            assert_eq!(ledger.open(), found, "after {n_polls} polls: {pool:?}");
+            assert_eq!(alive.load(Ordering::SeqCst) as u64, census.suspended + census.fresh);
+            assert!(engine.open().len() as u64 <= census.suspended, "after {n_polls} polls");
+
+            // And with the pool itself nothing at all is left, in the middle of anything.
+            let mut pool = pool_of_counted(&alive);
+            dropped_among_tasks(n_polls, pool.iterate(&policy, &never)).await;
+            drop(pool);
+            tokio::task::yield_now().await;
+            is_over
+        });
+        assert_eq!(alive.load(Ordering::SeqCst), 0, "an environment after {n_polls} polls");
+        assert_eq!(engine.open(), [0; 0], "a session after {n_polls} polls");
+        // What was asked for and never answered: no task holds the engine any more.
+        drop(policy);
+        assert_eq!(Arc::strong_count(&engine), 1, "a task after {n_polls} polls");
+        if is_over {
+            break;
+        }
+        n_awaits = n_polls;
+    }
+    assert!(n_awaits > 10, "{n_awaits} awaits are too few to have seen them all");
+}
+
 // rollouts.md 13.24: an episode that is suspended keeps its session, one that is cancelled does not
 #[test]
 fn cancelling_a_suspended_episode_gives_its_session_back() {
@@ -203,6 +282,43 @@ fn a_blocking_environment_does_not_hold_up_the_others() {
         let (ended, longest) = tokio::join!(slow, ticks);
         assert_eq!((ended.outcome, threads.stuck_threads()), (Outcome::Done, 0));
         assert!(longest < Duration::from_millis(120), "a timer waited {longest:?}");
+    });
+}
+
+// rollouts.md 13.24: wherever a call on a thread is dropped, waiting for one, on one or coming back, the only place there is can
+// be had again, and no thread stays lost.
+#[test]
+fn a_call_that_is_dropped_anywhere_gives_its_thread_back() {
+    let threads = BlockingThreads::new(1);
+    on_threads(async {
+        for n_polls in 0..24 {
+            let pause = Duration::from_millis(2);
+            let (first, second) =
+                (blocking(pause, &threads, 60.0), blocking(pause, &threads, 60.0));
+            {
+                let allowance = Allowance::unlimited();
+                let mut both = pin!(async {
+                    tokio::join!(
+                        first.advance(&ENGINE, &allowance),
+                        second.advance(&ENGINE, &allowance)
+                    )
+                });
+                for _ in 0..n_polls {
+                    if poll_once(both.as_mut()).is_ready() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            let next = finished(blocking(Duration::ZERO, &threads, 60.0), &ENGINE);
+            let next = tokio::time::timeout(Duration::from_secs(20), next).await;
+            assert_eq!(next.expect("there is a place").outcome, Outcome::Done, "{n_polls} polls");
+            let started = Instant::now();
+            while threads.stuck_threads() > 0 {
+                assert!(started.elapsed() < Duration::from_secs(20), "lost after {n_polls} polls");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
     });
 }
 

@@ -138,11 +138,11 @@ proptest! {
         let (last, answered) = asked.split_last().expect("a turn");
         prop_assert!(answered.iter().sum::<usize>() <= max_tool_calls);
         prop_assert!(answered.iter().sum::<usize>() + last > max_tool_calls);
-        prop_assert_eq!(ended.reward(), (!answered.is_empty()).then_some(0.5 * answered.len() as f64));
+        prop_assert_eq!(ended.reward(), Some(0.5 * answered.len() as f64));
     }
 }
 
-// rollouts.md 13.25: what environment and tools say costs no sampled token
+// rollouts.md 13.25, 11.23: what environment and tools say costs no sampled token
 #[test]
 fn observations_do_not_reduce_the_sampled_budget() {
     let budget = Limits {
@@ -224,7 +224,7 @@ fn exchange() -> (SampleRequest, Sample) {
 /// One thing that is wrong with an answer.
 type Lie = fn(&mut Sample);
 
-// rollouts.md 13.3, reliability.md F26, F28
+// rollouts.md 13.3, 11.7; reliability.md F26, F28
 #[test]
 fn every_impossible_answer_is_found() {
     let (request, good) = exchange();

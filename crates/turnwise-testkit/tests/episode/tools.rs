@@ -23,7 +23,7 @@ fn ids(messages: &[Message]) -> Vec<&str> {
 }
 
 proptest! {
-    // rollouts.md 13.19: z answers before a, whatever stands first; with and without a ledger
+    // rollouts.md 13.19, 11.24: z answers before a, whatever stands first; with and without a ledger
     #[test]
     fn results_are_in_call_order_under_any_completion_order(
         items in "[s-y]{1,6}",

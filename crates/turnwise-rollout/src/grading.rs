@@ -7,20 +7,20 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::timeout;
 use turnwise_environment::{Rubric, Transcript};
-use turnwise_trajectory::{InfraFault, InfraReason, Outcome, Trajectory};
+use turnwise_trajectory::{InfraFault, InfraReason, Outcome, Score, Trajectory};
 
 use crate::Group;
 use crate::panic_text::panic_text;
 
 /// A group, and what became of its members' verdicts.
-pub(super) struct Graded {
-    pub(super) group: Group,
+pub(crate) struct Graded {
+    pub(crate) group: Group,
     /// Members that ended well and turned out to be broken.
-    pub(super) taken_back: Vec<usize>,
+    pub(crate) taken_back: Vec<usize>,
 }
 
 /// Adds the rubric's scores, and makes a member that nobody scored an infrastructure fault.
-pub(super) async fn grade(
+pub(crate) async fn grade(
     rubric: Option<Arc<dyn Rubric>>,
     limit: Duration,
     mut group: Group,
@@ -28,40 +28,47 @@ pub(super) async fn grade(
     let ended_well: Vec<bool> =
         group.members.iter().map(|member| member.outcome.is_scored()).collect();
     if let Some(rubric) = rubric {
-        score(&*rubric, limit, &mut group.members).await;
+        let mut shown: Vec<&mut Trajectory> =
+            group.members.iter_mut().filter(|member| is_scorable(member)).collect();
+        if let Err((reason, message)) = score(&*rubric, limit, &mut shown).await {
+            let message = format!("rubric `{}`: {message}", rubric.name());
+            for member in shown {
+                put_down(rubric.name(), member, None);
+                break_off(member, reason, message.clone());
+            }
+        }
     }
-    for member in group
-        .members
-        .iter_mut()
-        .filter(|member| member.outcome.is_scored() && member.reward().is_none())
-    {
-        break_off(member, InfraReason::BadReward, "nobody scored the episode".to_owned());
-    }
+    group.members.iter_mut().for_each(expect_reward);
     let taken_back = (0..group.members.len())
         .filter(|place| ended_well[*place] && !group.members[*place].outcome.is_scored())
         .collect();
     Graded { group, taken_back }
 }
 
-async fn score(rubric: &dyn Rubric, limit: Duration, members: &mut [Trajectory]) {
-    let mut scorable: Vec<&mut Trajectory> = members
-        .iter_mut()
-        .filter(|member| member.outcome.is_scored() && !member.turns.is_empty())
-        .collect();
-    let transcripts: Vec<_> = scorable.iter().map(|member| member.transcript()).collect();
-    match scores(rubric, limit, &transcripts).await {
-        Ok(scores) => {
-            for (member, score) in scorable.iter_mut().zip(scores) {
-                add_score(rubric.name(), member, score);
-            }
-        }
-        Err((reason, message)) => {
-            let message = format!("rubric `{}`: {message}", rubric.name());
-            for member in scorable {
-                break_off(member, reason, message.clone());
-            }
-        }
+/// Whether a rubric is shown the episode.
+pub(crate) fn is_scorable(member: &Trajectory) -> bool {
+    member.outcome.is_scored() && !member.turns.is_empty()
+}
+
+/// A member that neither environment nor rubric scored broke.
+pub(crate) fn expect_reward(member: &mut Trajectory) {
+    if member.outcome.is_scored() && member.reward().is_none() {
+        break_off(member, InfraReason::BadReward, "nobody scored the episode".to_owned());
     }
+}
+
+/// Asks the rubric, and puts its scores down; changes nothing where the rubric itself is broken.
+pub(crate) async fn score(
+    rubric: &dyn Rubric,
+    limit: Duration,
+    shown: &mut [&mut Trajectory],
+) -> Result<(), (InfraReason, String)> {
+    let transcripts: Vec<_> = shown.iter().map(|member| member.transcript()).collect();
+    let scores = scores(rubric, limit, &transcripts).await?;
+    for (member, score) in shown.iter_mut().zip(scores) {
+        add_score(rubric.name(), member, score);
+    }
+    Ok(())
 }
 
 /// One score for each transcript; whatever else the rubric does is a fault of its.
@@ -87,13 +94,22 @@ async fn scores(
 }
 
 fn add_score(rubric: &str, member: &mut Trajectory, score: Option<f64>) {
-    let Some(score) = score else { return };
-    if !(member.reward().unwrap_or(0.0) + score).is_finite() {
+    put_down(rubric, member, score);
+    let total: f64 = member.turns.iter().filter_map(|turn| turn.reward).sum();
+    if let Some(score) = score
+        && !total.is_finite()
+    {
+        put_down(rubric, member, None);
         break_off(member, InfraReason::BadReward, format!("rubric `{rubric}` returned {score}"));
-        return;
     }
+}
+
+/// Writes a verdict into the last turn, in the place of one that stood there.
+fn put_down(rubric: &str, member: &mut Trajectory, value: Option<f64>) {
     let turn = member.turns.last_mut().expect("only episodes with turns are scored");
-    turn.reward = Some(turn.reward.unwrap_or(0.0) + score);
+    let before = turn.score.take().map_or(turn.reward, |score| score.before);
+    turn.reward = value.map_or(before, |value| Some(before.unwrap_or(0.0) + value));
+    turn.score = Some(Score { rubric: rubric.to_owned(), value, before });
 }
 
 /// Takes the verdict on a finished episode back.

@@ -1,0 +1,166 @@
+use async_trait::async_trait;
+use turnwise_trajectory::{
+    Node, NodeId, PolicyVersion, SampledToken, Span, StopReason, TokenId, Trajectory,
+};
+
+use crate::{Policy, PolicyError, Sample, SampleRequest};
+
+/// A policy that answers from a recorded trajectory: its ids, log-probabilities and versions, without weights or an engine.
+///
+/// A request is answered when it is one that was answered then, however it is cut now: the token with its index was drawn
+/// after the same prompt, with the same seed and settings. Any other is refused with a [`Divergence`], so that an episode
+/// which plays on with such a policy is the recorded one, or stops at the first token before which something is different.
+///
+/// Masks and credit are not part of the answer: they were given to the tokens later.
+#[derive(Clone, Debug)]
+pub struct RecordedPolicy {
+    trajectory: Trajectory,
+    /// The nodes that hold drawn tokens, oldest first, each with the index of its first.
+    drawn: Vec<(u64, NodeId)>,
+    n_drawn: u64,
+}
+
+impl RecordedPolicy {
+    /// A policy that draws what was drawn in this trajectory.
+    #[must_use]
+    pub fn new(trajectory: Trajectory) -> Self {
+        let mut drawn = Vec::new();
+        let mut n_drawn = 0;
+        for id in trajectory.graph.ids() {
+            let n = trajectory.graph.node(id).sampled().count() as u64;
+            if n > 0 {
+                drawn.push((n_drawn, id));
+                n_drawn += n;
+            }
+        }
+        Self { trajectory, drawn, n_drawn }
+    }
+
+    fn answer(&self, request: &SampleRequest) -> Result<Sample, Divergence> {
+        let index = request.first_index;
+        let turn = self.drawn.partition_point(|(first, _)| *first <= index).checked_sub(1);
+        let Some(turn) = turn.filter(|_| index < self.n_drawn) else {
+            return Err(Divergence::Over { index, n_drawn: self.n_drawn });
+        };
+        let (first, id) = self.drawn[turn];
+        let node = self.trajectory.graph.node(id);
+        let before = (index - first) as usize;
+        self.compare(request, id, before)?;
+        let rest = node.sampled().skip(before);
+        let tokens: Vec<SampledToken> = rest.take(request.max_tokens).map(as_drawn).collect();
+        let n_left = node.sampled().count() - before;
+        let (stop, engine) = self.end(id);
+        let stop = if n_left > request.max_tokens { StopReason::MaxTokens } else { stop };
+        if stop == StopReason::MaxTokens && tokens.len() < request.max_tokens {
+            let n_asked = request.max_tokens;
+            return Err(Divergence::Room { index, n_left, n_asked });
+        }
+        Ok(Sample { tokens, stop, engine })
+    }
+
+    /// Whether the token after the first `before` of a node was asked for in this way then.
+    fn compare(
+        &self,
+        request: &SampleRequest,
+        id: NodeId,
+        before: usize,
+    ) -> Result<(), Divergence> {
+        let index = request.first_index;
+        let (node, identity) = (self.trajectory.graph.node(id), &self.trajectory.identity);
+        if request.seed != identity.sampling_seed {
+            return Err(Divergence::Seed { asked: request.seed, recorded: identity.sampling_seed });
+        }
+        let next = node.sampled().nth(before).expect("the index is of a token of this node");
+        if self.trajectory.sampling.get(usize::from(next.sampling)) != Some(&request.sampling) {
+            return Err(Divergence::Sampling { index });
+        }
+        let recorded = self.prompt(node, before);
+        if recorded == request.prompt {
+            return Ok(());
+        }
+        let same = recorded.iter().zip(&request.prompt).take_while(|(a, b)| a == b).count();
+        Err(Divergence::Prompt { index, position: same })
+    }
+
+    /// What stood before a node's tokens, and the first `n` of them.
+    fn prompt(&self, node: &Node, n: usize) -> Vec<TokenId> {
+        let graph = &self.trajectory.graph;
+        let mut prompt = node.parent.map_or_else(Vec::new, |parent| graph.ids_to(parent));
+        let lead_in = node.spans.iter().take_while(|span| !matches!(span, Span::Sampled(_)));
+        lead_in.for_each(|span| span.extend_ids(&mut prompt));
+        prompt.extend(node.sampled().take(n).map(|token| token.id));
+        prompt
+    }
+
+    /// Why drawing ended at a node, and which engine drew; a node without a turn was given up in the middle.
+    fn end(&self, id: NodeId) -> (StopReason, String) {
+        let turn = self.trajectory.turns.iter().find(|turn| turn.node == id);
+        turn.map_or((StopReason::Interrupted, String::new()), |turn| {
+            (turn.stop, turn.engine.clone())
+        })
+    }
+}
+
+/// A token without what was decided about it later.
+fn as_drawn(token: SampledToken) -> SampledToken {
+    SampledToken { sampling: 0, mask: None, advantage: None, ..token }
+}
+
+#[async_trait]
+impl Policy for RecordedPolicy {
+    /// The newest version of the record.
+    fn version(&self) -> PolicyVersion {
+        self.trajectory.sampled().map(|token| token.version).max().unwrap_or_default()
+    }
+
+    async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
+        self.answer(&request).map_err(PolicyError::Diverged)
+    }
+}
+
+/// Where a request is not the one that was recorded. Tokens are counted over the whole episode, from 0.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Divergence {
+    /// The record ends before the token.
+    #[error("token {index} is asked for, and {n_drawn} were drawn")]
+    Over {
+        /// The token.
+        index: u64,
+        /// How many the record has.
+        n_drawn: u64,
+    },
+    /// Something else stands before the token.
+    #[error("the prompt of token {index} is another from its position {position} on")]
+    Prompt {
+        /// The token.
+        index: u64,
+        /// The first position in the prompt at which the two differ.
+        position: usize,
+    },
+    /// It is another episode's request.
+    #[error("a token is drawn with seed {asked}, and was with {recorded}")]
+    Seed {
+        /// The request's seed.
+        asked: u64,
+        /// The record's.
+        recorded: u64,
+    },
+    /// It would be drawn from another distribution.
+    #[error("token {index} is drawn with other sampling settings")]
+    Sampling {
+        /// The token.
+        index: u64,
+    },
+    /// The turn was closed by a limit, and now there is room for more.
+    #[error(
+        "{n_asked} tokens are asked for from token {index} on, and the turn was closed after {n_left}"
+    )]
+    Room {
+        /// The first token asked for.
+        index: u64,
+        /// How many the turn has from there on.
+        n_left: usize,
+        /// How many were asked for.
+        n_asked: usize,
+    },
+}
