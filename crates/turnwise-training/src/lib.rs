@@ -16,6 +16,7 @@ mod demonstration;
 mod error;
 mod evaluate;
 mod interval;
+mod lead;
 mod learner;
 mod learning;
 pub mod metric;

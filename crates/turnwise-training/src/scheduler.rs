@@ -12,6 +12,7 @@ use turnwise_trajectory::{GroupId, PolicyVersion, Trajectory};
 
 use crate::capacity::{Occupancy, capacity};
 use crate::curriculum::{Curriculum, TaskQueue};
+use crate::lead::Lead;
 
 /// How rollouts and training share the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +69,8 @@ pub(crate) struct Scheduler {
     /// Those among them that dynamic sampling replaces; they are handed over with the next step, for the books.
     flat: Vec<Group>,
     news: Iteration,
+    /// How far ahead of the trainer asynchronous rollouts are started.
+    lead: Lead,
     /// Whether a batch has been handed over and what came of it is not published yet.
     is_training: bool,
     /// What broke while a batch was trained on; the batch came first.
@@ -118,6 +121,7 @@ impl Scheduler {
             ready: Vec::new(),
             flat: Vec::new(),
             news: Iteration::default(),
+            lead: Lead::new(settings.groups_per_step, settings.max_staleness),
             is_training: false,
             broken: None,
         }
@@ -166,6 +170,7 @@ impl Scheduler {
             RolloutMode::Synchronous | RolloutMode::Pipelined => self.ready.len(),
         };
         let mut groups: Vec<Group> = self.ready.drain(..n).collect();
+        self.lead.left_over(self.ready.len());
         let n_replaced = self.flat.len();
         groups.append(&mut self.flat);
         groups.sort_by_key(|group| group.id);
@@ -238,6 +243,7 @@ impl Scheduler {
             let n_lost = self.pool.n_lost() - n_lost;
             let is_unlucky = n_lost >= self.settings.groups_per_step as u64;
             if is_enough || is_exhausted || is_unlucky {
+                self.lead.waited(started.elapsed(), Instant::now());
                 return Ok(());
             }
             match self.pool.settle().await {
@@ -320,12 +326,12 @@ impl Scheduler {
     fn keep_running(&mut self, version: PolicyVersion, stop: &StopSignal) {
         let groups = self.pool.take_groups();
         self.take_in(groups);
-        // A batch that waits already would only be followed by one that ages.
-        if !stop.requested() && self.ready.len() < self.settings.groups_per_step {
-            // As far as episodes can run at once: more would only wait, and age.
+        if !stop.requested() {
+            // As far as episodes can run at once and the trainer will soon take them: more would only wait, and age.
             let room = self.pool.settings().max_concurrent.saturating_sub(self.pool.n_active());
             let groups = room.div_ceil(self.pool.settings().group_size);
-            self.start_groups(groups as u64, version);
+            let wanted = self.lead.groups().saturating_sub(self.ready.len() + self.pool.n_open());
+            self.start_groups(groups.min(wanted) as u64, version);
         }
         self.pool.launch(&self.policy, stop);
     }
