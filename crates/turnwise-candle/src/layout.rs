@@ -1,16 +1,19 @@
 //! Which parameters a model has, under which names, in which order.
 
 use crate::DecoderConfig;
+use crate::architecture::Experts;
 
 /// What a parameter is for: decides its first values and whether it decays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// A row per token. `[V, D]`
     Embedding,
-    /// A matrix inside a layer. `[out, in]`
+    /// A matrix inside a layer. `[out, in]`, or one for each expert: `[E, out, in]`
     Matrix,
-    /// A matrix whose product is added to the residual stream. `[out, in]`
+    /// A matrix whose product is added to the residual stream. `[out, in]` or `[E, out, in]`
     Residual,
+    /// What is added to a product. `[out]`
+    Bias,
     /// The gain of a norm. `[width]`
     Norm,
     /// The output head, when it is not the embedding. `[V, D]`
@@ -20,14 +23,35 @@ pub(crate) enum Role {
 /// A parameter's name in Hugging Face's files, its shape and its role.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
+    /// With a `*` in the place of the expert's number where the parameter is a stack of tensors.
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     pub(crate) role: Role,
+    /// Whether files hold a tensor for each index of the first dimension.
+    pub(crate) stacked: bool,
 }
 
 impl Spec {
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// How many tensors it is in a file.
+    pub(crate) fn n_tensors(&self) -> usize {
+        if self.stacked { self.shape[0] } else { 1 }
+    }
+
+    /// The shape of each of them.
+    pub(crate) fn tensor_shape(&self) -> &[usize] {
+        &self.shape[usize::from(self.stacked)..]
+    }
+
+    /// The names of those tensors, which lie one after another in the parameter.
+    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> {
+        (0..self.n_tensors()).map(|index| match self.stacked {
+            true => self.name.replacen('*', &index.to_string(), 1),
+            false => self.name.clone(),
+        })
     }
 }
 
@@ -45,48 +69,169 @@ pub(crate) struct Network<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Layer<T> {
     pub(crate) attention_norm: T,
+    pub(crate) query: Linear<T>,
+    pub(crate) key: Linear<T>,
+    pub(crate) value: Linear<T>,
+    pub(crate) head_norms: Option<HeadNorms<T>>,
+    pub(crate) output: Linear<T>,
+    pub(crate) mlp_norm: T,
+    pub(crate) feed_forward: FeedForward<T>,
+}
+
+/// A matrix, and what is added to its product.
+#[derive(Clone, Debug)]
+pub(crate) struct Linear<T> {
+    pub(crate) weight: T,
+    pub(crate) bias: Option<T>,
+}
+
+/// Gains of the norms of single heads.
+#[derive(Clone, Debug)]
+pub(crate) struct HeadNorms<T> {
     pub(crate) query: T,
     pub(crate) key: T,
-    pub(crate) value: T,
-    pub(crate) query_norm: T,
-    pub(crate) key_norm: T,
-    pub(crate) output: T,
-    pub(crate) mlp_norm: T,
+}
+
+/// The second half of a layer.
+#[derive(Clone, Debug)]
+pub(crate) enum FeedForward<T> {
+    /// The same for all tokens.
+    Dense(Mlp<T>),
+    /// A few experts for each token.
+    Mixture(Mixture<T>),
+}
+
+/// The matrices of SwiGLU.
+#[derive(Clone, Debug)]
+pub(crate) struct Mlp<T> {
+    pub(crate) gate: Linear<T>,
+    pub(crate) up: Linear<T>,
+    pub(crate) down: Linear<T>,
+}
+
+/// Experts, and what chooses between them.
+#[derive(Clone, Debug)]
+pub(crate) struct Mixture<T> {
+    pub(crate) choice: Choice,
+    /// `[E, D]`
+    pub(crate) router: T,
+    /// `[E, I, D]`
     pub(crate) gate: T,
+    /// `[E, I, D]`
     pub(crate) up: T,
+    /// `[E, D, I]`
     pub(crate) down: T,
 }
 
-/// All parameters in their fixed order: that of [`Network::arrange`], of checkpoints and of optimiser states.
+/// How experts are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) n_experts: usize,
+    pub(crate) n_chosen: usize,
+    pub(crate) renormalize: bool,
+}
+
+/// All parameters in their fixed order: that of [`Network::map`], of checkpoints and of optimiser states.
 pub(crate) fn specs(config: &DecoderConfig) -> Vec<Spec> {
-    let d = config.hidden_size;
-    let (queries, keys) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-    let mut specs = vec![spec("model.embed_tokens", &[config.vocab_size, d], Role::Embedding)];
-    for layer in 0..config.n_layers {
-        let mut add = |name: &str, shape: &[usize], role| {
-            specs.push(spec(&format!("model.layers.{layer}.{name}"), shape, role));
-        };
-        add("input_layernorm", &[d], Role::Norm);
-        add("self_attn.q_proj", &[queries, d], Role::Matrix);
-        add("self_attn.k_proj", &[keys, d], Role::Matrix);
-        add("self_attn.v_proj", &[keys, d], Role::Matrix);
-        add("self_attn.q_norm", &[config.head_dim], Role::Norm);
-        add("self_attn.k_norm", &[config.head_dim], Role::Norm);
-        add("self_attn.o_proj", &[d, queries], Role::Residual);
-        add("post_attention_layernorm", &[d], Role::Norm);
-        add("mlp.gate_proj", &[config.intermediate_size, d], Role::Matrix);
-        add("mlp.up_proj", &[config.intermediate_size, d], Role::Matrix);
-        add("mlp.down_proj", &[d, config.intermediate_size], Role::Residual);
-    }
-    specs.push(spec("model.norm", &[d], Role::Norm));
-    if !config.tie_word_embeddings {
-        specs.push(spec("lm_head", &[config.vocab_size, d], Role::Head));
-    }
+    let mut specs = Vec::new();
+    Network::of(config).map(&mut |spec| specs.push(spec));
     specs
 }
 
-fn spec(module: &str, shape: &[usize], role: Role) -> Spec {
-    Spec { name: format!("{module}.weight"), shape: shape.to_vec(), role }
+impl Network<Spec> {
+    /// What a model of this configuration consists of.
+    pub(crate) fn of(config: &DecoderConfig) -> Self {
+        let d = config.hidden_size;
+        let tied = config.tie_word_embeddings;
+        Self {
+            embedding: weight("model.embed_tokens", &[config.vocab_size, d], Role::Embedding),
+            layers: (0..config.n_layers).map(|layer| Layer::of(config, layer)).collect(),
+            norm: weight("model.norm", &[d], Role::Norm),
+            head: (!tied).then(|| weight("lm_head", &[config.vocab_size, d], Role::Head)),
+        }
+    }
+}
+
+impl Layer<Spec> {
+    fn of(config: &DecoderConfig, layer: usize) -> Self {
+        let d = config.hidden_size;
+        let queries = config.n_heads * config.head_dim;
+        let keys = config.n_kv_heads * config.head_dim;
+        let biases = config.architecture.biases();
+        let name = |module: &str| format!("model.layers.{layer}.{module}");
+        let norm = |module: &str, width| weight(&name(module), &[width], Role::Norm);
+        let input = |module: &str, out| {
+            Linear::of(&name(module), [out, d], Role::Matrix, biases.inputs)
+        };
+        Self {
+            attention_norm: norm("input_layernorm", d),
+            query: input("self_attn.q_proj", queries),
+            key: input("self_attn.k_proj", keys),
+            value: input("self_attn.v_proj", keys),
+            head_norms: config.architecture.norms_heads().then(|| HeadNorms {
+                query: norm("self_attn.q_norm", config.head_dim),
+                key: norm("self_attn.k_norm", config.head_dim),
+            }),
+            output: Linear::of(
+                &name("self_attn.o_proj"),
+                [d, queries],
+                Role::Residual,
+                biases.output,
+            ),
+            mlp_norm: norm("post_attention_layernorm", d),
+            feed_forward: match config.architecture.experts_in(layer) {
+                None => FeedForward::Dense(Mlp::of(config, &name("mlp"), biases.mlp)),
+                Some(experts) => FeedForward::Mixture(Mixture::of(experts, &name("mlp"), d)),
+            },
+        }
+    }
+}
+
+impl Mlp<Spec> {
+    fn of(config: &DecoderConfig, module: &str, bias: bool) -> Self {
+        let (d, inner) = (config.hidden_size, config.intermediate_size);
+        let linear = |name: &str, shape, role| {
+            Linear::of(&format!("{module}.{name}"), shape, role, bias)
+        };
+        Self {
+            gate: linear("gate_proj", [inner, d], Role::Matrix),
+            up: linear("up_proj", [inner, d], Role::Matrix),
+            down: linear("down_proj", [d, inner], Role::Residual),
+        }
+    }
+}
+
+impl Mixture<Spec> {
+    fn of(experts: &Experts, module: &str, d: usize) -> Self {
+        let Experts { n_experts, n_chosen, intermediate_size: inner, renormalize, .. } = *experts;
+        let stack = |name: &str, out, width, role| Spec {
+            stacked: true,
+            ..weight(&format!("{module}.experts.*.{name}"), &[n_experts, out, width], role)
+        };
+        Self {
+            choice: Choice { n_experts, n_chosen, renormalize },
+            router: weight(&format!("{module}.gate"), &[n_experts, d], Role::Matrix),
+            gate: stack("gate_proj", inner, d, Role::Matrix),
+            up: stack("up_proj", inner, d, Role::Matrix),
+            down: stack("down_proj", d, inner, Role::Residual),
+        }
+    }
+}
+
+impl Linear<Spec> {
+    fn of(module: &str, shape: [usize; 2], role: Role, bias: bool) -> Self {
+        let bias = bias.then(|| Spec {
+            name: format!("{module}.bias"),
+            shape: vec![shape[0]],
+            role: Role::Bias,
+            stacked: false,
+        });
+        Self { weight: weight(module, &shape, role), bias }
+    }
+}
+
+fn weight(module: &str, shape: &[usize], role: Role) -> Spec {
+    Spec { name: format!("{module}.weight"), shape: shape.to_vec(), role, stacked: false }
 }
 
 impl<T> Network<T> {
@@ -96,32 +241,58 @@ impl<T> Network<T> {
     /// When there are too few.
     pub(crate) fn arrange(config: &DecoderConfig, values: impl IntoIterator<Item = T>) -> Self {
         let mut values = values.into_iter();
-        let mut next = || values.next().expect("there is a value for every parameter");
-        // Fields are evaluated in the order they are written, which is that of `specs`.
-        Self {
-            embedding: next(),
-            layers: (0..config.n_layers)
-                .map(|_| Layer {
-                    attention_norm: next(),
-                    query: next(),
-                    key: next(),
-                    value: next(),
-                    query_norm: next(),
-                    key_norm: next(),
-                    output: next(),
-                    mlp_norm: next(),
-                    gate: next(),
-                    up: next(),
-                    down: next(),
-                })
-                .collect(),
-            norm: next(),
-            head: (!config.tie_word_embeddings).then(next),
+        Network::of(config)
+            .map(&mut |_| values.next().expect("there is a value for every parameter"))
+    }
+
+    /// Another value for each, in their fixed order: fields are evaluated as they are written.
+    fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Network<U> {
+        Network {
+            embedding: f(self.embedding),
+            layers: self.layers.into_iter().map(|layer| layer.map(f)).collect(),
+            norm: f(self.norm),
+            head: self.head.map(f),
         }
     }
 
     /// What turns the last hidden state into logits.
     pub(crate) fn output_head(&self) -> &T {
         self.head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+impl<T> Layer<T> {
+    fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Layer<U> {
+        Layer {
+            attention_norm: f(self.attention_norm),
+            query: self.query.map(f),
+            key: self.key.map(f),
+            value: self.value.map(f),
+            head_norms: self
+                .head_norms
+                .map(|norms| HeadNorms { query: f(norms.query), key: f(norms.key) }),
+            output: self.output.map(f),
+            mlp_norm: f(self.mlp_norm),
+            feed_forward: match self.feed_forward {
+                FeedForward::Dense(mlp) => FeedForward::Dense(Mlp {
+                    gate: mlp.gate.map(f),
+                    up: mlp.up.map(f),
+                    down: mlp.down.map(f),
+                }),
+                FeedForward::Mixture(mixture) => FeedForward::Mixture(Mixture {
+                    choice: mixture.choice,
+                    router: f(mixture.router),
+                    gate: f(mixture.gate),
+                    up: f(mixture.up),
+                    down: f(mixture.down),
+                }),
+            },
+        }
+    }
+}
+
+impl<T> Linear<T> {
+    fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Linear<U> {
+        Linear { weight: f(self.weight), bias: self.bias.map(f) }
     }
 }

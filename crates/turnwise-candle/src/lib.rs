@@ -1,6 +1,8 @@
 //! A language model in this process: policy and learner on candle.
 
 mod adamw;
+mod architecture;
+mod balance;
 mod batch;
 mod checkpoint;
 mod config;
@@ -19,16 +21,19 @@ mod plain;
 mod policy;
 mod published;
 mod rope;
+mod routing;
 #[cfg(test)]
 mod tests;
 mod trainer;
 mod weights;
 
 pub use adamw::AdamW;
-pub use config::{Architecture, DecoderConfig};
+pub use architecture::{Architecture, Experts};
+pub use config::DecoderConfig;
 pub use decoder::Decoder;
 pub use engine::{EngineSettings, EngineStats, KvOnUpdate};
 pub use error::ModelError;
 pub use forward::Kernels;
 pub use learner::CandleLearner;
 pub use policy::CandlePolicy;
+pub use rope::RopeScaling;

@@ -10,7 +10,7 @@ use crate::layout::Spec;
 use crate::{Decoder, DecoderConfig, ModelError};
 
 /// A copy of a reference model that a test may damage.
-fn copy(name: &str) -> TempDir {
+pub(super) fn copy(name: &str) -> TempDir {
     let target = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(directory(name)).unwrap() {
         let entry = entry.unwrap();
@@ -65,17 +65,6 @@ fn a_saved_model_is_the_loaded_one() {
         let config: Value = serde_json::from_slice(&config).unwrap();
         assert_eq!(config["initializer_range"], json!(0.02));
         assert_eq!(fs::read_dir(target.path()).unwrap().count(), 2);
-    }
-}
-
-#[test]
-fn both_forms_of_a_configuration_are_read() {
-    for name in NAMES {
-        let model = Decoder::from_directory(&directory(name)).unwrap();
-        let legacy = copy(name);
-        fs::rename(legacy.path().join("config_legacy.json"), legacy.path().join("config.json"))
-            .unwrap();
-        assert_eq!(Decoder::from_directory(legacy.path()).unwrap().config(), model.config());
     }
 }
 
