@@ -127,15 +127,13 @@ const STEP_BITS: u32 = 24;
 const STEP_MASK: u64 = (1 << STEP_BITS) - 1;
 
 fn state_specs(specs: &[Spec]) -> Vec<Spec> {
-    let steps =
-        Spec { name: "steps".to_owned(), shape: vec![2], role: Role::Norm, stacked: false };
+    let steps = Spec { name: "steps".to_owned(), shape: vec![2], role: Role::Norm, stacked: false };
     let moments = specs.iter().flat_map(|spec| {
-        ["first", "second"]
-            .map(|moment| Spec {
-                name: format!("{moment}.{}", spec.name),
-                stacked: false,
-                ..spec.clone()
-            })
+        ["first", "second"].map(|moment| Spec {
+            name: format!("{moment}.{}", spec.name),
+            stacked: false,
+            ..spec.clone()
+        })
     });
     std::iter::once(steps).chain(moments).collect()
 }

@@ -77,7 +77,9 @@ impl DecoderConfig {
         let mut problems = Vec::new();
         let sizes = self.sizes();
         let wrong = sizes.iter().filter(|(_, size)| *size == 0 || *size > 1 << 28);
-        problems.extend(wrong.map(|(name, size)| format!("{name} is {size} and must lie from 1 to 2^28")));
+        problems.extend(
+            wrong.map(|(name, size)| format!("{name} is {size} and must lie from 1 to 2^28")),
+        );
         if self.n_kv_heads > 0 && !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let Self { n_heads, n_kv_heads, .. } = self;
             problems.push(format!(

@@ -104,17 +104,15 @@ impl Decoder {
     ) -> Result<(), ModelError> {
         let held = self.parameters.iter().map(|parameter| numbers(&parameter.var));
         let held = held.collect::<candle_core::Result<Vec<_>>>()?;
-        let pieces = self.parameters.iter().zip(&held).flat_map(|(parameter, values)| {
-            let spec = &parameter.spec;
-            let size = (spec.len() / spec.n_tensors()).max(1);
-            let precision = precision(parameter);
-            spec.tensor_names().zip(values.chunks_exact(size)).map(move |(name, values)| Piece {
-                name,
-                shape: spec.tensor_shape(),
-                values,
-                precision,
-            })
-        });
+        let pieces =
+            self.parameters.iter().zip(&held).flat_map(|(parameter, values)| {
+                let spec = &parameter.spec;
+                let size = (spec.len() / spec.n_tensors()).max(1);
+                let precision = precision(parameter);
+                spec.tensor_names().zip(values.chunks_exact(size)).map(move |(name, values)| {
+                    Piece { name, shape: spec.tensor_shape(), values, precision }
+                })
+            });
         checkpoint::write_tensors(&directory.join(WEIGHTS), pieces)?;
         checkpoint::write_json(&directory.join(CONFIG), config)
     }
@@ -182,7 +180,8 @@ impl Decoder {
         for (sequence, ids) in ids.iter().enumerate() {
             self.check_ids(sequence, ids)?;
         }
-        let ids: Vec<&[u32]> = ids.iter().filter(|ids| !ids.is_empty()).map(Vec::as_slice).collect();
+        let ids: Vec<&[u32]> =
+            ids.iter().filter(|ids| !ids.is_empty()).map(Vec::as_slice).collect();
         if ids.is_empty() {
             return Ok(None);
         }

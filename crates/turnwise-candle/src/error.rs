@@ -97,12 +97,10 @@ impl From<candle_core::Error> for ModelError {
     }
 }
 
-/// The first problems, because a wrong configuration makes one per tensor.
+/// All of them: one after the colon, several on lines of their own.
 fn describe(problems: &[String]) -> String {
-    const SHOWN: usize = 6;
-    let shown = problems[..problems.len().min(SHOWN)].join("; ");
-    match problems.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown}; and {more} more"),
+    match problems {
+        [one] => one.clone(),
+        several => several.iter().map(|problem| format!("\n  {problem}")).collect(),
     }
 }

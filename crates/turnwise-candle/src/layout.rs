@@ -160,9 +160,8 @@ impl Layer<Spec> {
         let biases = config.architecture.biases();
         let name = |module: &str| format!("model.layers.{layer}.{module}");
         let norm = |module: &str, width| weight(&name(module), &[width], Role::Norm);
-        let input = |module: &str, out| {
-            Linear::of(&name(module), [out, d], Role::Matrix, biases.inputs)
-        };
+        let input =
+            |module: &str, out| Linear::of(&name(module), [out, d], Role::Matrix, biases.inputs);
         Self {
             attention_norm: norm("input_layernorm", d),
             query: input("self_attn.q_proj", queries),
@@ -190,9 +189,8 @@ impl Layer<Spec> {
 impl Mlp<Spec> {
     fn of(config: &DecoderConfig, module: &str, bias: bool) -> Self {
         let (d, inner) = (config.hidden_size, config.intermediate_size);
-        let linear = |name: &str, shape, role| {
-            Linear::of(&format!("{module}.{name}"), shape, role, bias)
-        };
+        let linear =
+            |name: &str, shape, role| Linear::of(&format!("{module}.{name}"), shape, role, bias);
         Self {
             gate: linear("gate_proj", [inner, d], Role::Matrix),
             up: linear("up_proj", [inner, d], Role::Matrix),

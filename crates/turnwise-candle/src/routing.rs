@@ -88,7 +88,9 @@ mod tests {
         for (origin, place) in routing.places.iter().enumerate() {
             assert_eq!(routing.origins[*place as usize] as usize, origin);
             let expert = routing.chosen[origin] as usize;
-            assert!((routing.starts[expert]..routing.starts[expert + 1]).contains(&(*place as usize)));
+            assert!(
+                (routing.starts[expert]..routing.starts[expert + 1]).contains(&(*place as usize))
+            );
         }
         assert_eq!(routing.tokens().collect::<Vec<_>>(), [1, 2, 3, 0, 2, 3, 0, 1]);
     }

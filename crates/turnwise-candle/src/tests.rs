@@ -5,6 +5,7 @@ mod forward;
 mod learner;
 mod mixture;
 mod parity;
+mod refusals;
 mod variants;
 
 fn block_on<R>(future: impl Future<Output = R>) -> R {

@@ -135,10 +135,7 @@ impl Product {
     fn of(linears: &[&Linear<&[f32]>], width: usize) -> Self {
         let matrices: Vec<&[f32]> = linears.iter().map(|linear| linear.weight).collect();
         let biases: Option<Vec<&[f32]>> = linears.iter().map(|linear| linear.bias).collect();
-        Self {
-            matrix: side_by_side(&matrices, width),
-            bias: biases.map(|biases| biases.concat()),
-        }
+        Self { matrix: side_by_side(&matrices, width), bias: biases.map(|biases| biases.concat()) }
     }
 }
 

@@ -3,8 +3,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorInfo;
 
-use super::files::{TensorFile, open_all};
 use super::Precision;
+use super::files::{TensorFile, open_all};
 use crate::ModelError;
 use crate::layout::Spec;
 
@@ -73,7 +73,8 @@ impl Tensors {
             let mut values = Vec::with_capacity(spec.len());
             for place in &places {
                 let Place { file, info, precision } = place;
-                self.files[*file].read(info, *precision, |piece| values.extend_from_slice(piece))?;
+                self.files[*file]
+                    .read(info, *precision, |piece| values.extend_from_slice(piece))?;
             }
             let precisions = places.iter().map(|place| place.precision);
             let precision = precisions.reduce(|a, b| if a == b { a } else { Precision::Single });

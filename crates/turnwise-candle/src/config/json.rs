@@ -102,8 +102,9 @@ fn experts(json: &Map<String, Value>) -> Result<Experts, ModelError> {
     };
     let dense_layers = match present(json, "mlp_only_layers") {
         None => Vec::new(),
-        Some(layers) => serde_json::from_value(layers.clone())
-            .map_err(|_| bad(format!("mlp_only_layers is {layers} and must be a list of layers")))?,
+        Some(layers) => serde_json::from_value(layers.clone()).map_err(|_| {
+            bad(format!("mlp_only_layers is {layers} and must be a list of layers"))
+        })?,
     };
     Ok(Experts {
         n_experts,

@@ -30,7 +30,13 @@ struct ExpertMemory {
 
 impl MixtureMemory {
     /// Adds to each row of `x` the weighted sum of what its experts make of the same row of `normed`. `[N, d]` both
-    pub(super) fn add(&mut self, x: &mut [f32], normed: &[f32], d: usize, mixture: &MixtureWeights) {
+    pub(super) fn add(
+        &mut self,
+        x: &mut [f32],
+        normed: &[f32],
+        d: usize,
+        mixture: &MixtureWeights,
+    ) {
         let choice = mixture.choice;
         let probabilities = &mut self.probabilities;
         let router = &mixture.router;

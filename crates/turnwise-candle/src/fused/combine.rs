@@ -38,11 +38,13 @@ impl CustomOp2 for Combine {
         let weights = stored_numbers(weights, weights_layout)?.par_chunks_exact(n_chosen);
         let places = self.routing.places.par_chunks_exact(n_chosen);
         let mut y = vec![0.0; n * width];
-        y.par_chunks_exact_mut(width).zip(weights).zip(places).for_each(|((y, weights), places)| {
-            for (weight, place) in weights.iter().zip(places) {
-                math::add_scaled(y, *weight, &outputs[*place as usize * width..][..width]);
-            }
-        });
+        y.par_chunks_exact_mut(width).zip(weights).zip(places).for_each(
+            |((y, weights), places)| {
+                for (weight, place) in weights.iter().zip(places) {
+                    math::add_scaled(y, *weight, &outputs[*place as usize * width..][..width]);
+                }
+            },
+        );
         Ok(stored(y, (n, width)))
     }
 

@@ -155,9 +155,8 @@ fn layers_with_experts_follow_the_configuration() {
         let config = DecoderConfig { architecture, n_layers: 6, ..variants()[4].clone() };
         let model = Decoder::random(config, 1).unwrap();
         let network = model.detached();
-        let is_sparse = |i: &usize| {
-            matches!(network.layers[*i].feed_forward, FeedForward::Mixture(_))
-        };
+        let is_sparse =
+            |i: &usize| matches!(network.layers[*i].feed_forward, FeedForward::Mixture(_));
         (0..6).filter(is_sparse).collect::<Vec<_>>()
     };
     assert_eq!(with(1, &[]), [0, 1, 2, 3, 4, 5]);

@@ -119,11 +119,16 @@ fn experts_are_chosen_and_weighted_as_in_the_reference() {
                 crate::layout::FeedForward::Dense(_) => None,
             });
             for ((layer, choice), expected) in layers.iter().zip(mixtures).zip(expected) {
-                let flat = |key: &str| expected[key].as_array().unwrap().iter().flat_map(
-                    |row| row.as_array().unwrap().clone());
+                let flat = |key: &str| {
+                    expected[key]
+                        .as_array()
+                        .unwrap()
+                        .iter()
+                        .flat_map(|row| row.as_array().unwrap().clone())
+                };
                 let experts: Vec<u32> = integers(&Value::Array(flat("experts").collect()));
                 assert_eq!(layer.routing.chosen, experts, "{name} {key}");
-                let weights: Vec<f64> = doubles(&Value::Array(flat("weights").collect()));
+                let weights: Vec<f64> = doubles(&Value::Array(flat("weights_f64").collect()));
                 let ours = layer.weights(choice).unwrap();
                 assert!(distance(&numbers(&ours).unwrap(), &weights) < 1e-5, "{name} {key}");
                 n_compared += 1;

@@ -15,9 +15,11 @@ const CHECKS: [Check; 5] = [
         value.as_array().is_some_and(|types| types.iter().all(|kind| kind == "full_attention"))
     }),
     ("partial_rotary_factor", "1", |value| value.as_f64() == Some(1.0)),
-    ("quantization_config", "weights that are not quantised: float32, bfloat16 and float16", |_| {
-        false
-    }),
+    (
+        "quantization_config",
+        "weights that are not quantised: float32, bfloat16 and float16",
+        |_| false,
+    ),
 ];
 
 /// # Errors
@@ -55,7 +57,8 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), ModelError> {
 /// A model of a family that is known, made for something else than the next token.
 fn other_class(json: &Map<String, Value>, kind: &str) -> Option<String> {
     let classes = present(json, "architectures")?.as_array()?;
-    let is_ours = |class: &Value| class.as_str().is_some_and(|class| class.ends_with("ForCausalLM"));
+    let is_ours =
+        |class: &Value| class.as_str().is_some_and(|class| class.ends_with("ForCausalLM"));
     (!classes.is_empty() && !classes.iter().any(is_ours)).then(|| {
         let classes = Value::Array(classes.clone());
         format!("architectures is {classes}; supported of {kind}: language models (…ForCausalLM)")

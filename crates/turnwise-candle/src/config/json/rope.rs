@@ -14,10 +14,10 @@ pub(super) fn read(
     let (old, new) = (named("rope_scaling"), named("rope_parameters"));
     let places = [old, new, Some(json)].into_iter().flatten();
     let theta = places.into_iter().find(|place| present(place, "rope_theta").is_some());
-    let theta = theta.map_or(Ok(10_000.0), |place| optional(place, "rope_theta", 0.0, Value::as_f64))?;
-    let scaling = old.or(new).map_or(Ok(RopeScaling::None), |parameters| {
-        scaling(parameters, max_positions)
-    });
+    let theta =
+        theta.map_or(Ok(10_000.0), |place| optional(place, "rope_theta", 0.0, Value::as_f64))?;
+    let scaling =
+        old.or(new).map_or(Ok(RopeScaling::None), |parameters| scaling(parameters, max_positions));
     Ok((theta, scaling?))
 }
 
@@ -62,7 +62,8 @@ fn attention_factor(parameters: &Map<String, Value>, factor: f64) -> Result<f64,
     let scaled = |share: f64| if factor <= 1.0 { 1.0 } else { 0.1 * share * factor.ln() + 1.0 };
     let number = |key| optional(parameters, key, 0.0, Value::as_f64);
     let (above, below) = (number("mscale")?, number("mscale_all_dim")?);
-    let default = if above != 0.0 && below != 0.0 { scaled(above) / scaled(below) } else { scaled(1.0) };
+    let default =
+        if above != 0.0 && below != 0.0 { scaled(above) / scaled(below) } else { scaled(1.0) };
     optional(parameters, "attention_factor", default, Value::as_f64)
 }
 
@@ -71,7 +72,12 @@ pub(super) fn write(theta: f64, scaling: RopeScaling) -> Map<String, Value> {
     let old = match scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_positions,
+        } => {
             json!({
                 "rope_type": "llama3",
                 "factor": factor,
@@ -81,7 +87,12 @@ pub(super) fn write(theta: f64, scaling: RopeScaling) -> Map<String, Value> {
             })
         }
         RopeScaling::Yarn {
-            factor, beta_fast, beta_slow, attention_factor, truncate, original_max_positions
+            factor,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            truncate,
+            original_max_positions,
         } => json!({
             "rope_type": "yarn",
             "factor": factor,
