@@ -109,10 +109,10 @@ impl DecoderConfig {
                 "low_freq_factor ({low_freq_factor}) must be below high_freq_factor ({high_freq_factor})"
             ));
         }
-        match problems.is_empty() {
-            true => Ok(()),
-            false => Err(ModelError::BadConfig(problems.join("; "))),
+        if problems.is_empty() {
+            return Ok(());
         }
+        Err(ModelError::BadConfig(problems.join("; ")))
     }
 
     fn sizes(&self) -> Vec<(&'static str, usize)> {

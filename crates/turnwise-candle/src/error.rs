@@ -6,6 +6,14 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// A model is not where it was looked for.
+    #[error("find the model {}: {help}", model.display())]
+    NotFound {
+        /// A directory, or a name on the Hugging Face Hub.
+        model: PathBuf,
+        /// Where it was looked for, and what to do.
+        help: String,
+    },
     /// A file or directory cannot be read.
     #[error("read {}", path.display())]
     Read {
@@ -101,6 +109,6 @@ impl From<candle_core::Error> for ModelError {
 fn describe(problems: &[String]) -> String {
     match problems {
         [one] => one.clone(),
-        several => several.iter().map(|problem| format!("\n  {problem}")).collect(),
+        several => format!("\n  {}", several.join("\n  ")),
     }
 }

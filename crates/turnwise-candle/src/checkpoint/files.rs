@@ -104,6 +104,13 @@ pub(super) fn open_all(directory: &Path) -> Result<(Vec<TensorFile>, Vec<String>
     Ok((files, problems))
 }
 
+/// Whether there are weights, with every shard that an index names.
+pub(crate) fn is_whole(directory: &Path) -> bool {
+    directory.join(WEIGHTS).exists()
+        || read_index(&directory.join(INDEX))
+            .is_ok_and(|shards| shards.keys().all(|shard| directory.join(shard).exists()))
+}
+
 /// The tensors of each shard.
 fn read_index(index: &Path) -> Result<BTreeMap<String, Vec<String>>, ModelError> {
     let json = read_object(index)?;

@@ -350,7 +350,7 @@ proptest! {
         max_batch in 1_usize..8,
     ) {
         let settings =
-            EngineSettings { max_step_tokens, max_batch, ..EngineSettings::default() };
+            EngineSettings { max_batch, max_step_tokens, ..EngineSettings::default() };
         for model in families() {
             let answers = block_on(answer(&model, settings, &requests));
             for (asked, sample) in requests.iter().zip(&answers) {

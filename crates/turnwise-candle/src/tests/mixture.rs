@@ -135,7 +135,7 @@ fn training_on_balance_alone_evens_experts_out() {
     let ids: Vec<u32> = (0..50).map(|i| (i * i + 3) % 53).collect();
     let rows = [row(&ids)];
     let model = wide(false);
-    let before = model.balance(&[ids.clone()]).unwrap().unwrap();
+    let before = model.balance(std::slice::from_ref(&ids)).unwrap().unwrap();
     let mut trainer = Trainer::new(model, AdamW::default()).unwrap().with_balance(1.0);
     for _ in 0..30 {
         let (_, pending) = trainer.forward(&rows).unwrap();

@@ -48,10 +48,10 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), ModelError> {
             None => {}
         }
     }
-    match reasons.is_empty() {
-        true => Ok(()),
-        false => Err(ModelError::Unsupported(reasons.join("; "))),
+    if reasons.is_empty() {
+        return Ok(());
     }
+    Err(ModelError::Unsupported(reasons.join("; ")))
 }
 
 /// A model of a family that is known, made for something else than the next token.

@@ -57,7 +57,7 @@ fn scaling(
     })
 }
 
-/// YaRN's constant, unless the file gives it or the two that DeepSeek's models divide.
+/// `YaRN`'s constant, unless the file gives it or the two numbers that it is the ratio of.
 fn attention_factor(parameters: &Map<String, Value>, factor: f64) -> Result<f64, ModelError> {
     let scaled = |share: f64| if factor <= 1.0 { 1.0 } else { 0.1 * share * factor.ln() + 1.0 };
     let number = |key| optional(parameters, key, 0.0, Value::as_f64);
