@@ -47,7 +47,7 @@ pub enum ModelError {
     #[error("use the model's sizes: {0}")]
     BadConfig(String),
     /// The tensors of a checkpoint are not those of its configuration.
-    #[error("fit the checkpoint {} to its configuration: {}", directory.display(), describe(problems))]
+    #[error("fit the checkpoint {} to its configuration:{}", directory.display(), describe(problems))]
     Mismatch {
         /// The checkpoint.
         directory: PathBuf,
@@ -108,7 +108,7 @@ impl From<candle_core::Error> for ModelError {
 /// All of them: one after the colon, several on lines of their own.
 fn describe(problems: &[String]) -> String {
     match problems {
-        [one] => one.clone(),
+        [one] => format!(" {one}"),
         several => format!("\n  {}", several.join("\n  ")),
     }
 }

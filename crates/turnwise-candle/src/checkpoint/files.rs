@@ -92,8 +92,8 @@ pub(super) fn open_all(directory: &Path) -> Result<(Vec<TensorFile>, Vec<String>
     for (name, tensors) in read_index(&index)? {
         let path = directory.join(&name);
         if !path.exists() {
-            let tensors = tensors.join(", ");
-            problems.push(format!("the file {name} is missing, which should hold {tensors}"));
+            let count = tensors.len();
+            problems.push(format!("the file {name} is missing, which should hold {count} tensors"));
             continue;
         }
         let file = TensorFile::open(&path)?;
