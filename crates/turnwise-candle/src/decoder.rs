@@ -190,7 +190,7 @@ impl Decoder {
         Ok(loss.map(|loss| loss.to_scalar()).transpose()?)
     }
 
-    fn check_ids(&self, sequence: usize, ids: &[u32]) -> Result<(), ModelError> {
+    pub(crate) fn check_ids(&self, sequence: usize, ids: &[u32]) -> Result<(), ModelError> {
         let DecoderConfig { vocab_size, max_positions, .. } = self.config;
         if ids.len() > max_positions {
             return Err(ModelError::TooLong { sequence, length: ids.len(), max_positions });

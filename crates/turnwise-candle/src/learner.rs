@@ -13,7 +13,7 @@ use crate::trainer::Trainer;
 use crate::{AdamW, CandlePolicy, Decoder, EngineSettings};
 
 /// A backward pass recurses through the graph; untouched stack costs only address space.
-const STACK_BYTES: usize = 64 << 20;
+pub(crate) const STACK_BYTES: usize = 64 << 20;
 
 /// The training side of a model: a handle to one thread that owns weights, graph and optimiser.
 ///

@@ -19,6 +19,7 @@ pub(crate) const NAMES: [&str; 7] = [
 ];
 
 pub(crate) struct Fixture {
+    pub(crate) name: String,
     pub(crate) model: Decoder,
     pub(crate) expected: Value,
     tensors: Vec<u8>,
@@ -33,6 +34,7 @@ impl Fixture {
         let directory = directory(name);
         let expected = fs::read(directory.join("expected.json")).unwrap();
         Self {
+            name: name.to_owned(),
             model: Decoder::from_directory(&directory).unwrap(),
             expected: serde_json::from_slice(&expected).unwrap(),
             tensors: fs::read(directory.join("expected.safetensors")).unwrap(),

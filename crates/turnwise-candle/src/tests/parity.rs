@@ -5,10 +5,9 @@ use candle_nn::ops::softmax;
 use serde_json::Value;
 
 use super::fixture::{Fixture, NAMES, directory, distance, doubles, integers, norm, relative};
-use super::forward::{gradients, tensors};
 use crate::batch::{Batch, Sequence};
 use crate::numbers::numbers;
-use crate::{Decoder, Kernels};
+use crate::{Decoder, Kernels, LikelihoodGradient};
 
 const BOTH: [Kernels; 2] = [Kernels::Plain, Kernels::Fused];
 
@@ -72,16 +71,17 @@ fn hidden_states_are_those_of_the_reference() {
 fn gradients_are_those_of_the_reference() {
     compare("gradients, relative", 1e-4, |fixture| {
         let expected = &fixture.expected["gradients"]["len64"];
-        let (loss, gradients) = gradients(&fixture.model, &fixture.ids("len64"));
-        assert!((loss - expected["loss_f64"].as_f64().unwrap()).abs() < 1e-5);
-        let all = gradients.iter().flat_map(|gradient| gradient.iter().map(|x| f64::from(*x)));
+        let LikelihoodGradient { loss, gradient: named } =
+            fixture.model.likelihood_gradient(&fixture.ids("len64")).unwrap().unwrap();
+        assert!((f64::from(loss) - expected["loss_f64"].as_f64().unwrap()).abs() < 1e-5);
+        let all = named.values().flat_map(|gradient| gradient.iter().map(|x| f64::from(*x)));
         let theirs = expected["global_grad_l2_norm_f64"].as_f64().unwrap();
         assert!((norm(all) / theirs - 1.0).abs() < 1e-5);
+        assert_eq!(named.len(), super::checkpoint::tensors(&directory(&fixture.name)).len());
 
-        let named: Vec<(String, Vec<f32>)> = tensors(&fixture.model, &gradients);
         let parameters = expected["parameters"].as_object().unwrap();
         worst(parameters.iter().map(|(name, expected)| {
-            let (_, ours) = named.iter().find(|(own, _)| own == name).unwrap();
+            let ours = &named[name];
             let theirs = if expected["full"] == true {
                 fixture.tensor(&format!("grad_f64.len64.{name}"))
             } else {
@@ -180,5 +180,6 @@ fn log_probabilities_are_those_of_the_logits() {
         assert!((probability[*next as usize].ln() - logprob).abs() < 1e-4);
     }
     assert!(model.logits(&[]).unwrap().is_empty());
+    assert_eq!(model.likelihood_gradient(&[1]).unwrap(), None);
     assert!(model.logits(&[256]).is_err());
 }
