@@ -339,7 +339,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() })]
 
     /// What the engine says of the tokens it draws in ragged company is what the trainer says of them, and what the engine
     /// says when it has nothing else to do.
