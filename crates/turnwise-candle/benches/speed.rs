@@ -32,9 +32,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             ..DecoderConfig::small(400)
         };
         println!("hidden {hidden_size}, {n_layers} layers, vocabulary 400");
-        runtime.block_on(draw(config))?;
+        runtime.block_on(draw(config.clone()))?;
         for kernels in [Kernels::Fused, Kernels::Plain] {
-            runtime.block_on(train(config, kernels))?;
+            runtime.block_on(train(config.clone(), kernels))?;
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, InplaceOp1, Layout};
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
-use crate::checkpoint::{read_exactly, write_tensors};
+use crate::checkpoint::{Piece, Precision, Tensors, write_tensors};
 use crate::decoder::Parameter;
 use crate::layout::{Role, Spec};
 
@@ -98,17 +98,20 @@ impl AdamWState {
         let steps = [(self.steps >> STEP_BITS) as f32, (self.steps & STEP_MASK) as f32];
         let moments = self.moments.iter().flat_map(|moments| [&moments.first[..], &moments.second]);
         let values = std::iter::once(&steps[..]).chain(moments);
-        let tensors = names.iter().zip(values);
-        write_tensors(
-            path,
-            tensors.map(|(spec, values)| (spec.name.clone(), &spec.shape[..], values)),
-        )
+        let pieces = names.iter().zip(values).map(|(spec, values)| Piece {
+            name: spec.name.clone(),
+            shape: &spec.shape,
+            values,
+            precision: Precision::Single,
+        });
+        write_tensors(path, pieces)
     }
 
     /// Reads what [`Self::save`] wrote for parameters of the same names and shapes.
     pub(crate) fn load(settings: AdamW, path: &Path, specs: &[Spec]) -> Result<Self, ModelError> {
         fs::metadata(path).map_err(|error| ModelError::read(path, error))?;
-        let mut values = read_exactly(path, &state_specs(specs))?.into_iter();
+        let values = Tensors::in_file(path)?.read(&state_specs(specs))?;
+        let mut values = values.into_iter().map(|loaded| loaded.values);
         let steps = values.next().unwrap_or_default();
         #[expect(clippy::cast_sign_loss, reason = "the cast saturates at 0")]
         let steps = ((steps[0] as u64) << STEP_BITS) | steps[1] as u64;
@@ -124,10 +127,13 @@ const STEP_BITS: u32 = 24;
 const STEP_MASK: u64 = (1 << STEP_BITS) - 1;
 
 fn state_specs(specs: &[Spec]) -> Vec<Spec> {
-    let steps = Spec { name: "steps".to_owned(), shape: vec![2], role: Role::Norm };
+    let steps = Spec { name: "steps".to_owned(), shape: vec![2], role: Role::Norm, stacked: false };
     let moments = specs.iter().flat_map(|spec| {
-        ["first", "second"]
-            .map(|moment| Spec { name: format!("{moment}.{}", spec.name), ..spec.clone() })
+        ["first", "second"].map(|moment| Spec {
+            name: format!("{moment}.{}", spec.name),
+            stacked: false,
+            ..spec.clone()
+        })
     });
     std::iter::once(steps).chain(moments).collect()
 }
@@ -179,8 +185,9 @@ mod tests {
     use super::*;
 
     fn parameter(role: Role, value: f32) -> Parameter {
-        let spec = Spec { name: format!("{role:?}"), shape: vec![1], role };
-        Parameter { spec, var: Var::from_vec(vec![value], 1, &Device::Cpu).unwrap() }
+        let spec = Spec { name: format!("{role:?}"), shape: vec![1], role, stacked: false };
+        let var = Var::from_vec(vec![value], 1, &Device::Cpu).unwrap();
+        Parameter { spec, var, precision: Precision::Single }
     }
 
     fn value(parameter: &Parameter) -> f64 {

@@ -15,7 +15,10 @@ use crate::numbers::numbers;
 pub(crate) fn chunk_tokens(config: &DecoderConfig) -> usize {
     const SPINNING: usize = 1 << 16;
     let DecoderConfig { hidden_size, intermediate_size, n_heads, head_dim, .. } = *config;
-    let widest = hidden_size.max(intermediate_size).max(n_heads * head_dim);
+    let experts = config.architecture.experts();
+    // A token is as many rows as it has experts.
+    let gathered = experts.map_or(0, |e| e.n_chosen * hidden_size.max(e.intermediate_size));
+    let widest = hidden_size.max(intermediate_size).max(n_heads * head_dim).max(gathered);
     match (SPINNING - 1) / widest {
         tokens @ 128.. => tokens,
         _ => 4096,
@@ -88,6 +91,22 @@ impl Batch {
             scales: scales.into(),
             counts: sequences.iter().map(|sequence| sequence.targets.len()).collect(),
         })
+    }
+
+    /// All tokens of sequences of which no token is a target.
+    pub(crate) fn inputs_only(sequences: &[&[u32]]) -> candle_core::Result<Self> {
+        // A token behind the last makes that one an input.
+        let longer: Vec<Vec<u32>> = sequences.iter().map(|ids| [ids, &[0][..]].concat()).collect();
+        let sequences: Vec<Sequence<'_>> = longer
+            .iter()
+            .map(|ids| Sequence { ids, targets: vec![(ids.len() - 1, 1.0)] })
+            .collect();
+        Self::new(&sequences)
+    }
+
+    /// How many tokens are computed.
+    pub(crate) fn n_inputs(&self) -> usize {
+        self.positions.len()
     }
 
     /// Cuts rows into groups of at most so many tokens; a longer row is a group of its own.

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 use serde_json::{Map, Value};
 
+use crate::balance::balance_loss;
 use crate::batch::{Batch, Sequence, chunk_tokens};
+use crate::checkpoint::{self, CONFIG, Loaded, Piece, Precision, Tensors, WEIGHTS};
+use crate::config::with_dtype;
 use crate::forward::{Forward, Kernels};
 use crate::layout::{Network, Spec, specs};
 use crate::numbers::numbers;
 use crate::rope::Rope;
 use crate::weights::Weights;
-use crate::{DecoderConfig, ModelError, checkpoint, initial};
+use crate::{DecoderConfig, ModelError, initial};
 
 /// A language model with its weights, f32 on the processor.
 ///
@@ -27,7 +30,7 @@ pub struct Decoder {
     config: DecoderConfig,
     /// In the order of [`specs`].
     parameters: Vec<Parameter>,
-    /// `config.json` as it was read; empty for a model made here.
+    /// `config.json` as it was read, or as it is for a model made here.
     original: Map<String, Value>,
     kernels: Kernels,
     rope: Arc<Rope>,
@@ -37,21 +40,26 @@ pub struct Decoder {
 #[derive(Debug)]
 pub(crate) struct Parameter {
     pub(crate) spec: Spec,
+    /// Always f32.
     pub(crate) var: Var,
+    /// How it was written in the file it was read from.
+    pub(crate) precision: Precision,
 }
 
 impl Decoder {
     /// Reads a Hugging Face checkpoint: `config.json` with `model.safetensors` or shards and their index. F32, BF16 and F16
-    /// weights become f32.
+    /// weights become f32, each tensor read straight into its place.
     ///
     /// # Errors
     /// When a file is missing or damaged, the model is not one this crate computes, or tensors are missing, unknown or of
-    /// another shape.
+    /// another shape; all of them are named.
     pub fn from_directory(directory: &Path) -> Result<Self, ModelError> {
         let original = checkpoint::read_config(directory)?;
-        let config = DecoderConfig::from_json(&original)?;
-        let values = checkpoint::read_weights(directory, &specs(&config))?;
-        Self::from_values(config, original, values)
+        let tensors = Tensors::in_directory(directory);
+        let head_width = tensors.as_ref().ok().and_then(head_width);
+        let config = DecoderConfig::from_json(&original, head_width)?;
+        let loaded = tensors?.read(&specs(&config))?;
+        Self::from_loaded(config, original, loaded)
     }
 
     /// A model with random weights, the same for the same seed on every machine.
@@ -64,17 +72,49 @@ impl Decoder {
     /// [`ModelError::BadConfig`] when `config` cannot be a model.
     pub fn random(config: DecoderConfig, seed: u64) -> Result<Self, ModelError> {
         config.validate()?;
-        let values = initial::values(&config, seed);
-        Self::from_values(config, Map::new(), values)
+        let values = initial::values(&config, seed).into_iter();
+        let loaded = values.map(|values| Loaded { values, precision: Precision::Single });
+        let original = config.to_json();
+        Self::from_loaded(config, original, loaded.collect())
     }
 
-    /// Writes `config.json` and `model.safetensors` into an existing directory, as transformers reads them.
+    /// Writes `config.json` and `model.safetensors` into an existing directory, as transformers reads them: under the names
+    /// of the checkpoint it was read from, in the precision of each tensor there, with the same configuration.
+    ///
+    /// Weights that were read as BF16 or F16 are rounded to it again; what training added below that is lost. The
+    /// checkpoints of [`CandleLearner`](crate::CandleLearner) keep F32.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, directory: &Path) -> Result<(), ModelError> {
-        let config = self.config.to_json(&self.original);
-        checkpoint::write_model(directory, &config, &self.specs(), &self.values()?)
+        self.write(directory, &self.original, |parameter| parameter.precision)
+    }
+
+    /// The same in F32, so that training can go on where it was.
+    pub(crate) fn save_exactly(&self, directory: &Path) -> Result<(), ModelError> {
+        let config = with_dtype(self.original.clone(), "float32");
+        self.write(directory, &config, |_| Precision::Single)
+    }
+
+    fn write(
+        &self,
+        directory: &Path,
+        config: &Map<String, Value>,
+        precision: impl Fn(&Parameter) -> Precision,
+    ) -> Result<(), ModelError> {
+        let held = self.parameters.iter().map(|parameter| numbers(&parameter.var));
+        let held = held.collect::<candle_core::Result<Vec<_>>>()?;
+        let pieces =
+            self.parameters.iter().zip(&held).flat_map(|(parameter, values)| {
+                let spec = &parameter.spec;
+                let size = (spec.len() / spec.n_tensors()).max(1);
+                let precision = precision(parameter);
+                spec.tensor_names().zip(values.chunks_exact(size)).map(move |(name, values)| {
+                    Piece { name, shape: spec.tensor_shape(), values, precision }
+                })
+            });
+        checkpoint::write_tensors(&directory.join(WEIGHTS), pieces)?;
+        checkpoint::write_json(&directory.join(CONFIG), config)
     }
 
     /// The same model computed by other operations.
@@ -116,7 +156,41 @@ impl Decoder {
         Ok(scored)
     }
 
-    fn check_ids(&self, sequence: usize, ids: &[u32]) -> Result<(), ModelError> {
+    /// Logits at temperature 1: row `t` is about the token after `ids[..=t]`. A row per token, as wide as the vocabulary.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn logits(&self, ids: &[u32]) -> Result<Vec<Vec<f32>>, ModelError> {
+        self.check_ids(0, ids)?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let logits = self.forward().logits(&self.detached(), &Batch::inputs_only(&[ids])?)?;
+        let logits = numbers(&logits)?;
+        Ok(logits.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect())
+    }
+
+    /// How unevenly the experts are used by the tokens of these sequences: `E sum_e f_e P_e`, with `f_e` the share of
+    /// tokens that use expert `e` and `P_e` its mean probability, over all layers with experts. It is the number of experts
+    /// for each token when all are used alike. `None` for a model without experts.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn balance(&self, ids: &[Vec<u32>]) -> Result<Option<f32>, ModelError> {
+        for (sequence, ids) in ids.iter().enumerate() {
+            self.check_ids(sequence, ids)?;
+        }
+        let ids: Vec<&[u32]> =
+            ids.iter().filter(|ids| !ids.is_empty()).map(Vec::as_slice).collect();
+        if ids.is_empty() {
+            return Ok(None);
+        }
+        let hidden = self.forward().hidden(&self.detached(), &Batch::inputs_only(&ids)?)?;
+        let loss = balance_loss(&hidden.routed)?;
+        Ok(loss.map(|loss| loss.to_scalar()).transpose()?)
+    }
+
+    pub(crate) fn check_ids(&self, sequence: usize, ids: &[u32]) -> Result<(), ModelError> {
         let DecoderConfig { vocab_size, max_positions, .. } = self.config;
         if ids.len() > max_positions {
             return Err(ModelError::TooLong { sequence, length: ids.len(), max_positions });
@@ -129,14 +203,15 @@ impl Decoder {
         }
     }
 
-    fn from_values(
+    fn from_loaded(
         config: DecoderConfig,
         original: Map<String, Value>,
-        values: Vec<Vec<f32>>,
+        loaded: Vec<Loaded>,
     ) -> Result<Self, ModelError> {
-        let parameters = specs(&config).into_iter().zip(values).map(|(spec, values)| {
+        let parameters = specs(&config).into_iter().zip(loaded).map(|(spec, loaded)| {
+            let Loaded { values, precision } = loaded;
             let var = Var::from_vec(values, spec.shape.clone(), &Device::Cpu)?;
-            Ok(Parameter { spec, var })
+            Ok(Parameter { spec, var, precision })
         });
         let parameters = parameters.collect::<Result<_, ModelError>>()?;
         let rope = Arc::new(Rope::new(&config));
@@ -145,8 +220,11 @@ impl Decoder {
 
     /// The same model with weights of its own, which no optimiser moves.
     pub(crate) fn frozen_copy(&self) -> Result<Self, ModelError> {
-        let copy = Self::from_values(self.config, self.original.clone(), self.values()?)?;
-        Ok(copy.with_kernels(self.kernels))
+        let values = self.values()?.into_iter().zip(&self.parameters);
+        let loaded =
+            values.map(|(values, parameter)| Loaded { values, precision: parameter.precision });
+        let (config, original) = (self.config.clone(), self.original.clone());
+        Ok(Self::from_loaded(config, original, loaded.collect())?.with_kernels(self.kernels))
     }
 
     pub(crate) fn forward(&self) -> Forward {
@@ -155,7 +233,10 @@ impl Decoder {
 
     /// A copy laid out for inference.
     pub(crate) fn weights(&self) -> Result<Weights, ModelError> {
-        Ok(Weights::new(&self.config, self.rope.clone(), self.values()?))
+        let held = self.parameters.iter().map(|parameter| numbers(&parameter.var));
+        let held = held.collect::<candle_core::Result<Vec<_>>>()?;
+        let network = Network::arrange(&self.config, held.iter().map(|values| &**values));
+        Ok(Weights::new(&self.config, self.rope.clone(), &network))
     }
 
     pub(crate) fn parameters(&self) -> &[Parameter] {
@@ -192,4 +273,9 @@ impl Decoder {
         }
         Ok(())
     }
+}
+
+/// What the weights say of the width of a head.
+fn head_width(tensors: &Tensors) -> Option<usize> {
+    tensors.shape("model.layers.0.self_attn.k_norm.weight")?.first().copied()
 }

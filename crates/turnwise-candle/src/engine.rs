@@ -9,6 +9,7 @@
 
 mod compute;
 mod kv;
+mod mixture;
 mod scheduler;
 mod sessions;
 

@@ -6,6 +6,14 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// A model is not where it was looked for.
+    #[error("find the model {}: {help}", model.display())]
+    NotFound {
+        /// A directory, or a name on the Hugging Face Hub.
+        model: PathBuf,
+        /// Where it was looked for, and what to do.
+        help: String,
+    },
     /// A file or directory cannot be read.
     #[error("read {}", path.display())]
     Read {
@@ -39,7 +47,7 @@ pub enum ModelError {
     #[error("use the model's sizes: {0}")]
     BadConfig(String),
     /// The tensors of a checkpoint are not those of its configuration.
-    #[error("fit the checkpoint {} to its configuration: {}", directory.display(), describe(problems))]
+    #[error("fit the checkpoint {} to its configuration:{}", directory.display(), describe(problems))]
     Mismatch {
         /// The checkpoint.
         directory: PathBuf,
@@ -97,12 +105,10 @@ impl From<candle_core::Error> for ModelError {
     }
 }
 
-/// The first problems, because a wrong configuration makes one per tensor.
+/// All of them: one after the colon, several on lines of their own.
 fn describe(problems: &[String]) -> String {
-    const SHOWN: usize = 6;
-    let shown = problems[..problems.len().min(SHOWN)].join("; ");
-    match problems.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown}; and {more} more"),
+    match problems {
+        [one] => format!(" {one}"),
+        several => format!("\n  {}", several.join("\n  ")),
     }
 }

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
+use candle_nn::ops::softmax;
 use serde::{Deserialize, Serialize};
 
 use crate::DecoderConfig;
+use crate::balance::Routed;
 use crate::batch::Batch;
 use crate::fused;
-use crate::layout::{Layer, Network};
+use crate::layout::{FeedForward, Layer, Linear, Mixture, Mlp, Network};
 use crate::plain;
 use crate::rope::Rope;
+use crate::routing::Routing;
 
 /// Which operations a model is trained and scored with. Both can be differentiated, and give the same to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +61,15 @@ pub(crate) struct Forward {
     kernels: Kernels,
 }
 
+/// What all layers make of a batch.
+#[derive(Debug)]
+pub(crate) struct Hidden {
+    /// The residual stream behind the last layer, before its norm. `[N, D]`
+    pub(crate) x: Tensor,
+    /// What the routers of the layers with experts decided.
+    pub(crate) routed: Vec<Routed>,
+}
+
 impl Forward {
     pub(crate) fn new(config: &DecoderConfig, rope: Arc<Rope>, kernels: Kernels) -> Self {
         Self { heads: Heads::of(config), eps: config.rms_norm_eps, rope, kernels }
@@ -65,33 +77,62 @@ impl Forward {
 
     /// The log-probability of every target. `[M]`
     pub(crate) fn logprobs(&self, network: &Network<Tensor>, batch: &Batch) -> Result<Tensor> {
-        if batch.n_targets() == 0 {
-            return Tensor::zeros(0, DType::F32, &Device::Cpu);
-        }
-        // Most tokens of a conversation are context: only those that predict a target need logits.
-        let hidden = self.hidden(network, batch)?.index_select(&batch.sources, 0)?;
-        let hidden = self.norm(&hidden, &network.norm)?;
-        let head = network.output_head();
-        match self.kernels {
-            Kernels::Plain => plain::logprobs(&hidden, head, batch),
-            Kernels::Fused => fused::logprobs(&hidden, head, batch),
-        }
+        Ok(self.logprobs_and_routes(network, batch)?.0)
     }
 
-    /// The residual stream behind the last layer, before its norm. `[N, D]`
-    pub(crate) fn hidden(&self, network: &Network<Tensor>, batch: &Batch) -> Result<Tensor> {
+    /// Also what the routers decided.
+    pub(crate) fn logprobs_and_routes(
+        &self,
+        network: &Network<Tensor>,
+        batch: &Batch,
+    ) -> Result<(Tensor, Vec<Routed>)> {
+        if batch.n_targets() == 0 {
+            return Ok((Tensor::zeros(0, DType::F32, &Device::Cpu)?, Vec::new()));
+        }
+        let Hidden { x, routed } = self.hidden(network, batch)?;
+        // Most tokens of a conversation are context: only those that predict a target need logits.
+        let hidden = self.norm(&x.index_select(&batch.sources, 0)?, &network.norm)?;
+        let head = network.output_head();
+        let logprobs = match self.kernels {
+            Kernels::Plain => plain::logprobs(&hidden, head, batch),
+            Kernels::Fused => fused::logprobs(&hidden, head, batch),
+        };
+        Ok((logprobs?, routed))
+    }
+
+    /// The logits behind every token. `[N, V]`
+    pub(crate) fn logits(&self, network: &Network<Tensor>, batch: &Batch) -> Result<Tensor> {
+        let hidden = self.norm(&self.hidden(network, batch)?.x, &network.norm)?;
+        self.product(&hidden, network.output_head())
+    }
+
+    pub(crate) fn hidden(&self, network: &Network<Tensor>, batch: &Batch) -> Result<Hidden> {
         let mut x = network.embedding.index_select(&batch.inputs, 0)?;
+        let mut routed = Vec::new();
         for layer in &network.layers {
             x = (&x + self.attention(layer, &self.norm(&x, &layer.attention_norm)?, batch)?)?;
-            x = (&x + self.mlp(layer, &self.norm(&x, &layer.mlp_norm)?)?)?;
+            let normed = self.norm(&x, &layer.mlp_norm)?;
+            let change = match &layer.feed_forward {
+                FeedForward::Dense(mlp) => self.mlp(mlp, &normed)?,
+                FeedForward::Mixture(mixture) => {
+                    let (change, decided) = self.mixture(mixture, &normed)?;
+                    routed.push(decided);
+                    change
+                }
+            };
+            x = (&x + change)?;
         }
-        Ok(x)
+        Ok(Hidden { x, routed })
     }
 
     fn attention(&self, layer: &Layer<Tensor>, x: &Tensor, batch: &Batch) -> Result<Tensor> {
-        let query = self.norm(&self.linear(x, &layer.query)?, &layer.query_norm)?;
-        let key = self.norm(&self.linear(x, &layer.key)?, &layer.key_norm)?;
+        let mut query = self.linear(x, &layer.query)?;
+        let mut key = self.linear(x, &layer.key)?;
         let value = self.linear(x, &layer.value)?;
+        if let Some(norms) = &layer.head_norms {
+            query = self.norm(&query, &norms.query)?;
+            key = self.norm(&key, &norms.key)?;
+        }
         let mixed = match self.kernels {
             Kernels::Plain => {
                 let (query, key) = (
@@ -109,20 +150,57 @@ impl Forward {
         self.linear(&mixed, &layer.output)
     }
 
-    fn mlp(&self, layer: &Layer<Tensor>, x: &Tensor) -> Result<Tensor> {
-        let (gate, up) = (self.linear(x, &layer.gate)?, self.linear(x, &layer.up)?);
-        let inner = match self.kernels {
-            Kernels::Plain => gate.silu()? * up,
-            Kernels::Fused => fused::swiglu(&gate, &up),
+    fn mlp(&self, mlp: &Mlp<Tensor>, x: &Tensor) -> Result<Tensor> {
+        let (gate, up) = (self.linear(x, &mlp.gate)?, self.linear(x, &mlp.up)?);
+        self.linear(&self.swiglu(&gate, &up)?, &mlp.down)
+    }
+
+    /// Every token through the experts that its router prefers (Fedus et al., *Switch transformers*, 2021, equations 1 and
+    /// 2, for more than one expert). The choice has no gradient; the weights of the chosen have.
+    fn mixture(&self, mixture: &Mixture<Tensor>, x: &Tensor) -> Result<(Tensor, Routed)> {
+        let probabilities = softmax(&self.product(x, &mixture.router)?, D::Minus1)?;
+        let routed = Routed::new(probabilities, mixture.choice)?;
+        let routing = &routed.routing;
+        let rows = x.index_select(&ids(routing.tokens())?, 0)?;
+        let gate = self.grouped(&rows, &mixture.gate, routing)?;
+        let up = self.grouped(&rows, &mixture.up, routing)?;
+        let outputs = self.grouped(&self.swiglu(&gate, &up)?, &mixture.down, routing)?;
+        let weights = routed.weights(mixture.choice)?;
+        let mixed = match self.kernels {
+            Kernels::Plain => plain::combine(&outputs, &weights, routing),
+            Kernels::Fused => fused::combine(&outputs, &weights, routing),
         };
-        self.linear(&inner?, &layer.down)
+        Ok((mixed?, routed))
+    }
+
+    fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        match self.kernels {
+            Kernels::Plain => gate.silu()? * up,
+            Kernels::Fused => fused::swiglu(gate, up),
+        }
+    }
+
+    fn linear(&self, x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
+        let Some(bias) = &linear.bias else { return self.product(x, &linear.weight) };
+        match self.kernels {
+            Kernels::Plain => self.product(x, &linear.weight)?.broadcast_add(bias),
+            Kernels::Fused => fused::affine(x, &linear.weight, bias),
+        }
     }
 
     /// `x` times the transpose of `weight`, `[out, in]`.
-    fn linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    fn product(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         match self.kernels {
             Kernels::Plain => x.matmul(&weight.t()?),
             Kernels::Fused => fused::linear(x, weight),
+        }
+    }
+
+    /// Each row times the transpose of its expert's matrix. `weight` is `[E, out, in]`.
+    fn grouped(&self, x: &Tensor, weight: &Tensor, routing: &Arc<Routing>) -> Result<Tensor> {
+        match self.kernels {
+            Kernels::Plain => plain::grouped(x, weight, routing),
+            Kernels::Fused => fused::grouped(x, weight, routing),
         }
     }
 
@@ -133,4 +211,10 @@ impl Forward {
             Kernels::Fused => fused::rms_norm(x, gain, self.eps),
         }
     }
+}
+
+fn ids(ids: impl Iterator<Item = u32>) -> Result<Tensor> {
+    let ids: Vec<u32> = ids.collect();
+    let count = ids.len();
+    Tensor::from_vec(ids, count, &Device::Cpu)
 }

@@ -4,6 +4,8 @@
 //! [`plain`](crate::plain); results and gradients are compared in the tests.
 
 mod attention;
+mod combine;
+mod grouped;
 mod linear;
 mod logprob;
 mod rms_norm;
@@ -11,7 +13,9 @@ mod rotate;
 mod swiglu;
 
 pub(crate) use attention::attention;
-pub(crate) use linear::linear;
+pub(crate) use combine::combine;
+pub(crate) use grouped::grouped;
+pub(crate) use linear::{affine, linear};
 pub(crate) use logprob::logprobs;
 pub(crate) use rms_norm::rms_norm;
 pub(crate) use rotate::rope;

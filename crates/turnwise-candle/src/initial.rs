@@ -12,9 +12,9 @@ pub(crate) fn values(config: &DecoderConfig, seed: u64) -> Vec<Vec<f32>> {
     let mut drawn = 0;
     let specs = specs(config).into_iter();
     specs
-        .map(|spec| match deviation(&spec, config) {
-            None => vec![1.0; spec.len()],
-            Some(deviation) => (0..spec.len())
+        .map(|spec| match first(&spec, config) {
+            First::Constant(value) => vec![value; spec.len()],
+            First::Normal(deviation) => (0..spec.len())
                 .map(|_| {
                     drawn += 1;
                     (normal(seed, drawn) * deviation) as f32
@@ -24,13 +24,21 @@ pub(crate) fn values(config: &DecoderConfig, seed: u64) -> Vec<Vec<f32>> {
         .collect()
 }
 
-fn deviation(spec: &Spec, config: &DecoderConfig) -> Option<f64> {
-    let by_inputs = || 1.0 / (spec.shape[1] as f64).sqrt();
+/// What a parameter's numbers are at first.
+enum First {
+    Constant(f32),
+    /// Drawn around 0 with this deviation.
+    Normal(f64),
+}
+
+fn first(spec: &Spec, config: &DecoderConfig) -> First {
+    let by_inputs = || 1.0 / (spec.tensor_shape()[1] as f64).sqrt();
     match spec.role {
-        Role::Norm => None,
-        Role::Embedding | Role::Head => Some(0.02),
-        Role::Matrix => Some(by_inputs()),
-        Role::Residual => Some(by_inputs() / (2.0 * config.n_layers as f64).sqrt()),
+        Role::Norm => First::Constant(1.0),
+        Role::Bias => First::Constant(0.0),
+        Role::Embedding | Role::Head => First::Normal(0.02),
+        Role::Matrix => First::Normal(by_inputs()),
+        Role::Residual => First::Normal(by_inputs() / (2.0 * config.n_layers as f64).sqrt()),
     }
 }
 

@@ -1,35 +1,10 @@
-//! Which parameters a model has, under which names, in which order.
+//! Where each parameter of a model is.
+
+mod specs;
+
+pub(crate) use specs::{Role, Spec, specs};
 
 use crate::DecoderConfig;
-
-/// What a parameter is for: decides its first values and whether it decays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// A row per token. `[V, D]`
-    Embedding,
-    /// A matrix inside a layer. `[out, in]`
-    Matrix,
-    /// A matrix whose product is added to the residual stream. `[out, in]`
-    Residual,
-    /// The gain of a norm. `[width]`
-    Norm,
-    /// The output head, when it is not the embedding. `[V, D]`
-    Head,
-}
-
-/// A parameter's name in Hugging Face's files, its shape and its role.
-#[derive(Clone, Debug)]
-pub(crate) struct Spec {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) role: Role,
-}
-
-impl Spec {
-    pub(crate) fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
 
 /// One value per parameter, by its place in the model.
 #[derive(Clone, Debug)]
@@ -45,48 +20,66 @@ pub(crate) struct Network<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Layer<T> {
     pub(crate) attention_norm: T,
+    pub(crate) query: Linear<T>,
+    pub(crate) key: Linear<T>,
+    pub(crate) value: Linear<T>,
+    pub(crate) head_norms: Option<HeadNorms<T>>,
+    pub(crate) output: Linear<T>,
+    pub(crate) mlp_norm: T,
+    pub(crate) feed_forward: FeedForward<T>,
+}
+
+/// A matrix, and what is added to its product.
+#[derive(Clone, Debug)]
+pub(crate) struct Linear<T> {
+    pub(crate) weight: T,
+    pub(crate) bias: Option<T>,
+}
+
+/// Gains of the norms of single heads.
+#[derive(Clone, Debug)]
+pub(crate) struct HeadNorms<T> {
     pub(crate) query: T,
     pub(crate) key: T,
-    pub(crate) value: T,
-    pub(crate) query_norm: T,
-    pub(crate) key_norm: T,
-    pub(crate) output: T,
-    pub(crate) mlp_norm: T,
+}
+
+/// The second half of a layer.
+#[derive(Clone, Debug)]
+pub(crate) enum FeedForward<T> {
+    /// The same for all tokens.
+    Dense(Mlp<T>),
+    /// A few experts for each token.
+    Mixture(Mixture<T>),
+}
+
+/// The matrices of SwiGLU.
+#[derive(Clone, Debug)]
+pub(crate) struct Mlp<T> {
+    pub(crate) gate: Linear<T>,
+    pub(crate) up: Linear<T>,
+    pub(crate) down: Linear<T>,
+}
+
+/// Experts, and what chooses between them.
+#[derive(Clone, Debug)]
+pub(crate) struct Mixture<T> {
+    pub(crate) choice: Choice,
+    /// `[E, D]`
+    pub(crate) router: T,
+    /// `[E, I, D]`
     pub(crate) gate: T,
+    /// `[E, I, D]`
     pub(crate) up: T,
+    /// `[E, D, I]`
     pub(crate) down: T,
 }
 
-/// All parameters in their fixed order: that of [`Network::arrange`], of checkpoints and of optimiser states.
-pub(crate) fn specs(config: &DecoderConfig) -> Vec<Spec> {
-    let d = config.hidden_size;
-    let (queries, keys) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-    let mut specs = vec![spec("model.embed_tokens", &[config.vocab_size, d], Role::Embedding)];
-    for layer in 0..config.n_layers {
-        let mut add = |name: &str, shape: &[usize], role| {
-            specs.push(spec(&format!("model.layers.{layer}.{name}"), shape, role));
-        };
-        add("input_layernorm", &[d], Role::Norm);
-        add("self_attn.q_proj", &[queries, d], Role::Matrix);
-        add("self_attn.k_proj", &[keys, d], Role::Matrix);
-        add("self_attn.v_proj", &[keys, d], Role::Matrix);
-        add("self_attn.q_norm", &[config.head_dim], Role::Norm);
-        add("self_attn.k_norm", &[config.head_dim], Role::Norm);
-        add("self_attn.o_proj", &[d, queries], Role::Residual);
-        add("post_attention_layernorm", &[d], Role::Norm);
-        add("mlp.gate_proj", &[config.intermediate_size, d], Role::Matrix);
-        add("mlp.up_proj", &[config.intermediate_size, d], Role::Matrix);
-        add("mlp.down_proj", &[d, config.intermediate_size], Role::Residual);
-    }
-    specs.push(spec("model.norm", &[d], Role::Norm));
-    if !config.tie_word_embeddings {
-        specs.push(spec("lm_head", &[config.vocab_size, d], Role::Head));
-    }
-    specs
-}
-
-fn spec(module: &str, shape: &[usize], role: Role) -> Spec {
-    Spec { name: format!("{module}.weight"), shape: shape.to_vec(), role }
+/// How experts are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) n_experts: usize,
+    pub(crate) n_chosen: usize,
+    pub(crate) renormalize: bool,
 }
 
 impl<T> Network<T> {
@@ -96,32 +89,58 @@ impl<T> Network<T> {
     /// When there are too few.
     pub(crate) fn arrange(config: &DecoderConfig, values: impl IntoIterator<Item = T>) -> Self {
         let mut values = values.into_iter();
-        let mut next = || values.next().expect("there is a value for every parameter");
-        // Fields are evaluated in the order they are written, which is that of `specs`.
-        Self {
-            embedding: next(),
-            layers: (0..config.n_layers)
-                .map(|_| Layer {
-                    attention_norm: next(),
-                    query: next(),
-                    key: next(),
-                    value: next(),
-                    query_norm: next(),
-                    key_norm: next(),
-                    output: next(),
-                    mlp_norm: next(),
-                    gate: next(),
-                    up: next(),
-                    down: next(),
-                })
-                .collect(),
-            norm: next(),
-            head: (!config.tie_word_embeddings).then(next),
+        Network::of(config)
+            .map(&mut |_| values.next().expect("there is a value for every parameter"))
+    }
+
+    /// Another value for each, in their fixed order: fields are evaluated as they are written.
+    fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Network<U> {
+        Network {
+            embedding: f(self.embedding),
+            layers: self.layers.into_iter().map(|layer| layer.map(f)).collect(),
+            norm: f(self.norm),
+            head: self.head.map(f),
         }
     }
 
     /// What turns the last hidden state into logits.
     pub(crate) fn output_head(&self) -> &T {
         self.head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+impl<T> Layer<T> {
+    fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Layer<U> {
+        Layer {
+            attention_norm: f(self.attention_norm),
+            query: self.query.map(f),
+            key: self.key.map(f),
+            value: self.value.map(f),
+            head_norms: self
+                .head_norms
+                .map(|norms| HeadNorms { query: f(norms.query), key: f(norms.key) }),
+            output: self.output.map(f),
+            mlp_norm: f(self.mlp_norm),
+            feed_forward: match self.feed_forward {
+                FeedForward::Dense(mlp) => FeedForward::Dense(Mlp {
+                    gate: mlp.gate.map(f),
+                    up: mlp.up.map(f),
+                    down: mlp.down.map(f),
+                }),
+                FeedForward::Mixture(mixture) => FeedForward::Mixture(Mixture {
+                    choice: mixture.choice,
+                    router: f(mixture.router),
+                    gate: f(mixture.gate),
+                    up: f(mixture.up),
+                    down: f(mixture.down),
+                }),
+            },
+        }
+    }
+}
+
+impl<T> Linear<T> {
+    fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Linear<U> {
+        Linear { weight: f(self.weight), bias: self.bias.map(f) }
     }
 }

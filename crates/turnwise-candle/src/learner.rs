@@ -13,7 +13,7 @@ use crate::trainer::Trainer;
 use crate::{AdamW, CandlePolicy, Decoder, EngineSettings};
 
 /// A backward pass recurses through the graph; untouched stack costs only address space.
-const STACK_BYTES: usize = 64 << 20;
+pub(crate) const STACK_BYTES: usize = 64 << 20;
 
 /// The training side of a model: a handle to one thread that owns weights, graph and optimiser.
 ///
@@ -58,8 +58,20 @@ impl CandleLearner {
     /// When the system cannot start a thread.
     #[must_use]
     pub fn new(model: Decoder, optimizer: AdamW) -> Self {
+        Self::with_balance(model, optimizer, 0.0)
+    }
+
+    /// A learner that also keeps the experts of a model evenly used: each call of [`Learner::accumulate`] adds the gradient
+    /// of `coefficient` times [`Decoder::balance`] over the tokens of its rows. A thousandth is usual
+    /// (`router_aux_loss_coef` of published configurations). A model without experts is not changed by it.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    #[must_use]
+    pub fn with_balance(model: Decoder, optimizer: AdamW, coefficient: f64) -> Self {
         let trainer = Trainer::new(model, optimizer);
-        let mut trainer = trainer.expect("weights that were just made can be read");
+        let trainer = trainer.expect("weights that were just made can be read");
+        let mut trainer = trainer.with_balance(coefficient);
         let published = trainer.published();
         let (calls, waiting) = mpsc::channel::<Call>();
         let work = move || {

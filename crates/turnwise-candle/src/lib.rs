@@ -1,6 +1,8 @@
 //! A language model in this process: policy and learner on candle.
 
 mod adamw;
+mod architecture;
+mod balance;
 mod batch;
 mod checkpoint;
 mod config;
@@ -9,6 +11,8 @@ mod engine;
 mod error;
 mod forward;
 mod fused;
+mod gradient;
+mod hub;
 mod initial;
 mod layout;
 mod learner;
@@ -19,16 +23,21 @@ mod plain;
 mod policy;
 mod published;
 mod rope;
+mod routing;
 #[cfg(test)]
 mod tests;
 mod trainer;
 mod weights;
 
 pub use adamw::AdamW;
-pub use config::{Architecture, DecoderConfig};
+pub use architecture::{Architecture, Experts};
+pub use config::DecoderConfig;
 pub use decoder::Decoder;
 pub use engine::{EngineSettings, EngineStats, KvOnUpdate};
 pub use error::ModelError;
 pub use forward::Kernels;
+pub use gradient::LikelihoodGradient;
+pub use hub::locate;
 pub use learner::CandleLearner;
 pub use policy::CandlePolicy;
+pub use rope::RopeScaling;

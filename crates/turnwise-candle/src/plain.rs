@@ -8,6 +8,7 @@ use candle_nn::ops::{log_softmax, softmax};
 use crate::batch::Batch;
 use crate::forward::Heads;
 use crate::rope::Rope;
+use crate::routing::Routing;
 
 pub(crate) fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
     let width = gain.dim(0)?;
@@ -90,4 +91,21 @@ pub(crate) fn logprobs(hidden: &Tensor, head: &Tensor, batch: &Batch) -> Result<
     let logits = hidden.matmul(&head.t()?)?.broadcast_mul(&scales)?;
     let targets = Tensor::from_slice(&batch.targets, (m, 1), &Device::Cpu)?;
     log_softmax(&logits, D::Minus1)?.gather(&targets, 1)?.squeeze(1)
+}
+
+/// Each row times the transpose of its expert's matrix: `[M, in]` and `[E, out, in]` to `[M, out]`.
+pub(crate) fn grouped(x: &Tensor, weight: &Tensor, routing: &Routing) -> Result<Tensor> {
+    let products = routing.starts.windows(2).enumerate().filter(|(_, pair)| pair[1] > pair[0]);
+    let products = products.map(|(expert, pair)| {
+        x.narrow(0, pair[0], pair[1] - pair[0])?.matmul(&weight.get(expert)?.t()?)
+    });
+    Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// The weighted sum of each token's experts: `[M, D]` in the order of the routing and `[N, n_chosen]` to `[N, D]`.
+pub(crate) fn combine(outputs: &Tensor, weights: &Tensor, routing: &Routing) -> Result<Tensor> {
+    let (m, width) = outputs.dims2()?;
+    let places = Tensor::from_slice(&routing.places, m, &Device::Cpu)?;
+    let outputs = outputs.index_select(&places, 0)?.reshape(((), routing.n_chosen, width))?;
+    outputs.broadcast_mul(&weights.unsqueeze(2)?)?.sum(1)
 }

@@ -1,44 +1,65 @@
+//! Rotary positions.
+
+mod scaling;
+
+use std::sync::OnceLock;
+
+pub use scaling::RopeScaling;
+
 use crate::DecoderConfig;
+
+/// Positions that are worked out together, when one of them is first needed.
+const BLOCK: usize = 1024;
 
 /// Cosines and sines of rotary positions (Su et al., *`RoFormer`*, 2021, section 3.4.2), for the pairing of Hugging Face's
 /// checkpoints: element `i` of a head turns with element `i + head_dim / 2`.
 #[derive(Debug)]
 pub(crate) struct Rope {
-    half: usize,
-    /// Cosines, then sines, of each position. `[max_positions, 2 * half]`
-    table: Vec<f32>,
+    /// Radians per position. `[half]`
+    frequencies: Vec<f64>,
+    amplitude: f64,
+    /// Cosines, then sines, of each position: a model of a million positions is rarely asked for more than the first.
+    /// `[BLOCK, 2 * half]` each
+    blocks: Vec<OnceLock<Vec<f32>>>,
 }
 
 impl Rope {
     pub(crate) fn new(config: &DecoderConfig) -> Self {
-        let half = config.head_dim / 2;
-        let exponents = (0..half).map(|i| -2.0 * i as f64 / config.head_dim as f64);
-        let frequencies: Vec<f64> =
-            exponents.map(|exponent| config.rope_theta.powf(exponent)).collect();
-        let mut table = Vec::with_capacity(config.max_positions * 2 * half);
-        for position in 0..config.max_positions {
-            let angle = |frequency: &f64| position as f64 * frequency;
-            table.extend(frequencies.iter().map(|frequency| angle(frequency).cos() as f32));
-            table.extend(frequencies.iter().map(|frequency| angle(frequency).sin() as f32));
+        let blocks = config.max_positions.div_ceil(BLOCK);
+        Self {
+            frequencies: config.rope_scaling.frequencies(config.rope_theta, config.head_dim),
+            amplitude: config.rope_scaling.amplitude(),
+            blocks: (0..blocks).map(|_| OnceLock::new()).collect(),
         }
-        Self { half, table }
     }
 
     pub(crate) fn half(&self) -> usize {
-        self.half
+        self.frequencies.len()
     }
 
     /// Cosines and sines of a position. `[half]` each
     pub(crate) fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let width = 2 * self.half;
-        self.table[position * width..(position + 1) * width].split_at(self.half)
+        let (block, row) = (position / BLOCK, position % BLOCK);
+        let table = self.blocks[block].get_or_init(|| self.block(block));
+        let width = 2 * self.half();
+        table[row * width..(row + 1) * width].split_at(self.half())
+    }
+
+    fn block(&self, block: usize) -> Vec<f32> {
+        let mut table = Vec::with_capacity(BLOCK * 2 * self.half());
+        for position in block * BLOCK..(block + 1) * BLOCK {
+            let angles = self.frequencies.iter().map(|frequency| position as f64 * frequency);
+            table.extend(angles.clone().map(|angle| (angle.cos() * self.amplitude) as f32));
+            table.extend(angles.map(|angle| (angle.sin() * self.amplitude) as f32));
+        }
+        table
     }
 
     /// Turns every head of a token to its position.
     pub(crate) fn turn(&self, heads: &mut [f32], position: usize) {
         let (cos, sin) = self.at(position);
-        for head in heads.chunks_exact_mut(2 * self.half) {
-            let (first, second) = head.split_at_mut(self.half);
+        for head in heads.chunks_exact_mut(2 * self.half()) {
+            let (first, second) = head.split_at_mut(self.half());
             for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
                 (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
             }
@@ -48,8 +69,8 @@ impl Rope {
     /// Turns every head back: the transpose of [`Self::turn`].
     pub(crate) fn turn_back(&self, heads: &mut [f32], position: usize) {
         let (cos, sin) = self.at(position);
-        for head in heads.chunks_exact_mut(2 * self.half) {
-            let (first, second) = head.split_at_mut(self.half);
+        for head in heads.chunks_exact_mut(2 * self.half()) {
+            let (first, second) = head.split_at_mut(self.half());
             for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
                 (*a, *b) = (*a * c + *b * s, *b * c - *a * s);
             }

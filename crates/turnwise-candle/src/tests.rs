@@ -3,6 +3,10 @@ mod engine;
 mod fixture;
 mod forward;
 mod learner;
+mod mixture;
+mod parity;
+mod refusals;
+mod variants;
 
 fn block_on<R>(future: impl Future<Output = R>) -> R {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

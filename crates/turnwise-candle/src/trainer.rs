@@ -9,6 +9,7 @@ use turnwise_training::{LearnerError, Row, Update, Updated};
 use turnwise_trajectory::PolicyVersion;
 
 use crate::adamw::AdamWState;
+use crate::balance::balance_loss;
 use crate::batch::{Batch, Sequence, chunk_tokens};
 use crate::forward::Forward;
 use crate::layout::Network;
@@ -25,6 +26,8 @@ pub(crate) struct Trainer {
     model: Decoder,
     forward: Forward,
     settings: AdamW,
+    /// What the loss of uneven experts is multiplied by.
+    balance: f64,
     optimizer: AdamWState,
     /// What was accumulated since the last step, in the order of the parameters.
     gradients: Vec<Vec<f32>>,
@@ -45,6 +48,8 @@ struct Part {
     batch: Batch,
     /// With the graph behind them. `[M]`
     logprobs: Tensor,
+    /// The loss of uneven experts, when it is wanted and there are experts.
+    balance: Option<Tensor>,
 }
 
 impl Trainer {
@@ -57,10 +62,21 @@ impl Trainer {
             gradients: specs.iter().map(|spec| vec![0.0; spec.len()]).collect(),
             forward,
             settings,
+            balance: 0.0,
             model,
             published,
             reference: None,
         })
+    }
+
+    /// Adds this multiple of [`balance_loss`] to every call's loss.
+    pub(crate) fn with_balance(self, coefficient: f64) -> Self {
+        Self { balance: coefficient, ..self }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn gradients(&self) -> &[Vec<f32>] {
+        &self.gradients
     }
 
     #[cfg(test)]
@@ -187,7 +203,7 @@ impl Trainer {
 
     pub(crate) fn save(&self, directory: &Path) -> Result<(), LearnerError> {
         let save = || {
-            self.model.save(directory)?;
+            self.model.save_exactly(directory)?;
             self.optimizer.save(&directory.join(OPTIMIZER), &self.model.specs())
         };
         save().map_err(|error| failed(format!("save to {}", directory.display()), error))
@@ -238,13 +254,15 @@ impl Trainer {
     ) -> candle_core::Result<Pending> {
         let parts = self.chunks(sequences).into_iter().map(|chunk| {
             let batch = Batch::new(chunk)?;
-            let logprobs = self.forward.logprobs(network, &batch)?;
-            Ok(Part { batch, logprobs })
+            let (logprobs, routed) = self.forward.logprobs_and_routes(network, &batch)?;
+            let balance = if self.balance == 0.0 { None } else { balance_loss(&routed)? };
+            Ok(Part { batch, logprobs, balance })
         });
         Ok(Pending { parts: parts.collect::<candle_core::Result<_>>()? })
     }
 
-    /// The gradient of `sum(coefficient * logprob)` with respect to every parameter. Each part's graph is freed behind it.
+    /// The gradient of `sum(coefficient * logprob)` and of the loss of uneven experts with respect to every parameter. Each
+    /// part's graph is freed behind it. The loss of a part weighs as much as it has of the tokens.
     fn gradients_of(
         &self,
         pending: Pending,
@@ -252,13 +270,16 @@ impl Trainer {
     ) -> Result<Vec<Vec<f32>>, LearnerError> {
         let parameters = self.model.parameters();
         let mut sums: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.spec.len()]).collect();
+        let tokens = |part: &Part| part.batch.n_inputs() as f64;
+        let all: f64 = pending.parts.iter().map(tokens).sum();
         for part in pending.parts {
             let (own, rest) = coefficients.split_at(part.batch.n_targets());
             coefficients = rest;
             if own.is_empty() {
                 continue;
             }
-            let store = backward(&part.logprobs, own).map_err(in_model)?;
+            let store = backward(&part, own, self.balance * tokens(&part) / all);
+            let store = store.map_err(in_model)?;
             let missing = parameters.iter().filter(|parameter| store.get(&parameter.var).is_none());
             let names: Vec<String> = missing.map(|parameter| parameter.spec.name.clone()).collect();
             if !names.is_empty() {
@@ -318,9 +339,13 @@ fn check_row(config: &DecoderConfig, row: &Row) -> Result<(), String> {
     Ok(())
 }
 
-fn backward(logprobs: &Tensor, coefficients: &[f32]) -> candle_core::Result<GradStore> {
+fn backward(part: &Part, coefficients: &[f32], balance: f64) -> candle_core::Result<GradStore> {
     let coefficients = Tensor::from_slice(coefficients, coefficients.len(), &Device::Cpu)?;
-    (logprobs * coefficients)?.sum_all()?.backward()
+    let loss = (&part.logprobs * coefficients)?.sum_all()?;
+    match &part.balance {
+        Some(uneven) => (loss + (uneven * balance)?)?.backward(),
+        None => loss.backward(),
+    }
 }
 
 fn add_gradient(sum: &mut [f32], store: &GradStore, parameter: &Tensor) -> candle_core::Result<()> {

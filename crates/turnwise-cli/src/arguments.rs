@@ -40,7 +40,7 @@ pub(crate) enum Command {
     Eval(EvalArguments),
     /// Print the log-probability of each token after the first, for lines of {"ids": […]}
     Score {
-        /// A Hugging Face model directory
+        /// A Hugging Face model directory, or the name of a model in the Hugging Face cache
         #[arg(long, value_name = "DIR")]
         model: PathBuf,
         /// JSON lines; `-` reads standard input
@@ -224,7 +224,7 @@ impl RunArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
-    /// A Hugging Face model directory, or a checkpoint of a run
+    /// A Hugging Face model directory, a checkpoint of a run, or the name of a model in the Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     /// The environment; `turnwise env list` names them

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use turnwise::candle::Decoder;
+use turnwise::candle::{Decoder, locate};
 
 use crate::failure::Failure;
 use crate::say;
@@ -25,7 +25,8 @@ pub(crate) fn score(model: &Path, input: &Path) -> Result<(), Failure> {
     let lines = read(input)?;
     let sequences =
         lines.iter().map(|(number, line)| parse(*number, line)).collect::<Result<Vec<_>, _>>()?;
-    let decoder = Decoder::from_directory(model).map_err(|error| Failure::refused_by(&error))?;
+    let decoder = locate(model).and_then(|directory| Decoder::from_directory(&directory));
+    let decoder = decoder.map_err(|error| Failure::refused_by(&error))?;
     for ((number, _), ids) in lines.iter().zip(&sequences) {
         // One line at a time: what is printed before a line that is wrong stays right.
         let scored = decoder.score(std::slice::from_ref(ids)).map_err(|error| {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use turnwise::candle::{CandleLearner, Decoder, DecoderConfig};
+use turnwise::candle::{CandleLearner, Decoder, DecoderConfig, locate};
 use turnwise::chat::{ChatMl, ChatMlSettings, MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
 use turnwise::rollout::{ChatAgents, Policy, PoolSettings};
@@ -184,18 +184,16 @@ impl Session {
 /// The settings a checkpoint was made with, beside the model.
 pub(crate) const SETTINGS: &str = "turnwise.toml";
 
-fn load_model(directory: &Path) -> Result<(Tokenizer, Decoder), Failure> {
-    if !directory.is_dir() {
-        return Err(Failure::refused(format!(
-            "there is no model directory {}",
-            directory.display()
-        ))
-        .help("name a directory with config.json, model.safetensors and tokenizer.json"));
-    }
+/// `model` is a directory, or a name on the Hugging Face Hub.
+fn load_model(model: &Path) -> Result<(Tokenizer, Decoder), Failure> {
+    let directory = locate(model).map_err(|error| {
+        Failure::refused_by(&error)
+            .help("name a directory with config.json, model.safetensors and tokenizer.json")
+    })?;
     let decoder =
-        Decoder::from_directory(directory).map_err(|error| Failure::refused_by(&error))?;
+        Decoder::from_directory(&directory).map_err(|error| Failure::refused_by(&error))?;
     let tokenizer =
-        Tokenizer::from_directory(directory).map_err(|error| Failure::refused_by(&error))?;
+        Tokenizer::from_directory(&directory).map_err(|error| Failure::refused_by(&error))?;
     Ok((tokenizer, decoder))
 }
 

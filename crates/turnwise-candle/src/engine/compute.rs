@@ -3,13 +3,14 @@
 use rayon::prelude::*;
 
 use super::kv::{KvCache, LayerKv};
+use super::mixture::MixtureMemory;
 use crate::forward::Heads;
 use crate::math;
 use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply_rows_apart};
-use crate::weights::{LayerWeights, Weights};
+use crate::weights::{FeedForwardWeights, LayerWeights, MlpWeights, Product, Weights};
 
 /// With fewer tokens, handing work to other threads costs more than it saves.
-const MIN_TOKENS_PER_THREAD: usize = 8;
+pub(super) const MIN_TOKENS_PER_THREAD: usize = 8;
 
 /// A token to compute.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,7 @@ pub(super) struct Compute {
     gate_up: Vec<f32>,
     /// `[N, intermediate_size]`
     inner: Vec<f32>,
+    experts: MixtureMemory,
     /// `[M, V]`
     logits: Vec<f32>,
 }
@@ -53,7 +55,7 @@ impl Compute {
         self.embed(weights, tokens);
         for (index, layer) in weights.layers.iter().enumerate() {
             self.attention(weights, layer, tokens, caches, index);
-            self.mlp(weights, layer);
+            self.feed_forward(weights, layer);
         }
         for token in tokens {
             caches[token.slot].ids.push(token.id);
@@ -82,15 +84,17 @@ impl Compute {
         let (d, head_dim) = (weights.config.hidden_size, heads.head_dim);
         let (q, kv) = (heads.n_heads * head_dim, heads.n_kv_heads * head_dim);
         norm_rows(&mut self.normed, &self.x, &layer.attention_norm, eps);
-        product(&mut self.qkv, Write::Replace, &self.normed, d, &layer.qkv, q + 2 * kv);
+        linear(&mut self.qkv, Write::Replace, &self.normed, d, &layer.qkv, q + 2 * kv);
 
         // Queries and keys are normed and turned where they lie.
         let rows = self.qkv.par_chunks_exact_mut(q + 2 * kv).zip(tokens);
         rows.with_min_len(MIN_TOKENS_PER_THREAD).for_each(|(row, token)| {
             let (query, rest) = row.split_at_mut(q);
             let key = &mut rest[..kv];
-            norm_heads(query, &layer.query_norm, eps);
-            norm_heads(key, &layer.key_norm, eps);
+            if let Some((query_norm, key_norm)) = &layer.head_norms {
+                norm_heads(query, query_norm, eps);
+                norm_heads(key, key_norm, eps);
+            }
             weights.rope.turn(query, token.position);
             weights.rope.turn(key, token.position);
         });
@@ -109,23 +113,24 @@ impl Compute {
                 attend(mixed, &row[..q], caches[token.slot], token.position + 1, heads, scores);
             },
         );
-        product(&mut self.x, Write::Add, &self.mixed, q, &layer.output, d);
+        linear(&mut self.x, Write::Add, &self.mixed, q, &layer.output, d);
     }
 
-    fn mlp(&mut self, weights: &Weights, layer: &LayerWeights) {
-        let (d, inner) = (weights.config.hidden_size, weights.config.intermediate_size);
-        norm_rows(&mut self.normed, &self.x, &layer.mlp_norm, weights.config.rms_norm_eps as f32);
-        product(&mut self.gate_up, Write::Replace, &self.normed, d, &layer.gate_up, 2 * inner);
-        self.inner.resize(self.x.len() / d * inner, 0.0);
-        let rows =
-            self.inner.par_chunks_exact_mut(inner).zip(self.gate_up.par_chunks_exact(2 * inner));
-        rows.with_min_len(MIN_TOKENS_PER_THREAD).for_each(|(target, gate_up)| {
-            let (gate, up) = gate_up.split_at(inner);
-            for ((target, gate), up) in target.iter_mut().zip(gate).zip(up) {
-                *target = math::silu(*gate) * up;
+    fn feed_forward(&mut self, weights: &Weights, layer: &LayerWeights) {
+        let (d, eps) = (weights.config.hidden_size, weights.config.rms_norm_eps as f32);
+        norm_rows(&mut self.normed, &self.x, &layer.mlp_norm, eps);
+        match &layer.feed_forward {
+            FeedForwardWeights::Dense(mlp) => self.mlp(mlp, d, weights.config.intermediate_size),
+            FeedForwardWeights::Mixture(mixture) => {
+                self.experts.add(&mut self.x, &self.normed, d, mixture);
             }
-        });
-        product(&mut self.x, Write::Add, &self.inner, inner, &layer.down, d);
+        }
+    }
+
+    fn mlp(&mut self, mlp: &MlpWeights, d: usize, inner: usize) {
+        linear(&mut self.gate_up, Write::Replace, &self.normed, d, &mlp.gate_up, 2 * inner);
+        swiglu_rows(&mut self.inner, &self.gate_up, inner);
+        linear(&mut self.x, Write::Add, &self.inner, inner, &mlp.down, d);
     }
 
     fn head(&mut self, weights: &Weights, tokens: &[Token]) -> &[f32] {
@@ -142,7 +147,8 @@ impl Compute {
         self.x.truncate(wanted * d);
         pad(&mut self.x, d);
         norm_rows(&mut self.normed, &self.x, &weights.norm, weights.config.rms_norm_eps as f32);
-        product(&mut self.logits, Write::Replace, &self.normed, d, &weights.head, vocab_size);
+        let (logits, head) = (&mut self.logits, &weights.head);
+        product(logits, Write::Replace, &self.normed, d, head, vocab_size, Threads::Pool);
         &self.logits[..wanted * vocab_size]
     }
 }
@@ -170,19 +176,49 @@ fn norm_heads(heads: &mut [f32], gain: &[f32], eps: f32) {
     }
 }
 
+/// `silu(gate) * up` of rows of gate and up, each `width` wide.
+pub(super) fn swiglu_rows(target: &mut Vec<f32>, gate_up: &[f32], width: usize) {
+    target.resize(gate_up.len() / 2, 0.0);
+    let rows = target.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(2 * width));
+    rows.with_min_len(MIN_TOKENS_PER_THREAD).for_each(|(target, gate_up)| {
+        let (gate, up) = gate_up.split_at(width);
+        for ((target, gate), up) in target.iter_mut().zip(gate).zip(up) {
+            *target = math::silu(*gate) * up;
+        }
+    });
+}
+
+/// `[N, width]` times `[width, columns]`, with the bias added to each row.
+fn linear(
+    target: &mut Vec<f32>,
+    write: Write,
+    a: &[f32],
+    width: usize,
+    by: &Product,
+    columns: usize,
+) {
+    product(target, write, a, width, &by.matrix, columns, Threads::Pool);
+    if let Some(bias) = &by.bias {
+        let rows = target.par_chunks_exact_mut(columns);
+        rows.with_min_len(4 * MIN_TOKENS_PER_THREAD)
+            .for_each(|row| math::add_scaled(row, 1.0, bias));
+    }
+}
+
 /// `[N, width]` times `[width, columns]`.
-fn product(
+pub(super) fn product(
     target: &mut Vec<f32>,
     write: Write,
     a: &[f32],
     width: usize,
     b: &[f32],
     columns: usize,
+    threads: Threads,
 ) {
     target.resize(a.len() / width * columns, 0.0);
     let mut target = MatrixMut::rows(target, columns);
     let (a, b) = (Matrix::rows(a, width), Matrix::rows(b, columns));
-    multiply_rows_apart(&mut target, write, a, b, Threads::Pool);
+    multiply_rows_apart(&mut target, write, a, b, threads);
 }
 
 /// Attention of one token over the first `length` of its sequence, in order of position.

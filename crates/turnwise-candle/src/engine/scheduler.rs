@@ -86,7 +86,7 @@ impl Scheduler {
         counters: Arc<Counters>,
     ) -> Self {
         let current = published.newest();
-        let config = current.weights.config;
+        let config = current.weights.config.clone();
         let max_kv_tokens = settings.max_kv_bytes / bytes_per_token(&config);
         Self {
             settings,

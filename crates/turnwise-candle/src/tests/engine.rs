@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use proptest::prelude::*;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest};
@@ -8,6 +9,7 @@ use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason};
 
 use super::block_on;
 use super::fixture::{Fixture, integers};
+use super::variants::{perturbed, variants};
 use crate::engine::{Command, Job, Scheduler};
 use crate::published::Published;
 use crate::{CandlePolicy, Decoder, DecoderConfig, EngineSettings, KvOnUpdate};
@@ -317,4 +319,68 @@ fn numbers_that_are_none_are_an_error() {
         let answer = policy.sample(request(1, prompt(1, 5), 5)).await;
         assert!(matches!(answer, Err(PolicyError::Failed(_))), "{answer:?}");
     });
+}
+
+/// Models of every family: the reference models, and those of sizes that do not divide each other.
+fn families() -> Vec<Decoder> {
+    let fixtures = Fixture::all().map(|fixture| fixture.model);
+    fixtures.chain(variants().into_iter().map(|config| perturbed(config, 2))).collect()
+}
+
+/// A request with a random prompt.
+#[derive(Clone, Debug)]
+struct Asked {
+    prompt: Vec<u32>,
+    max_tokens: usize,
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let prompt = proptest::collection::vec(0_u32..53, 1..40);
+    (prompt, 1_usize..20).prop_map(|(prompt, max_tokens)| Asked { prompt, max_tokens })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() })]
+
+    /// rollouts.md 11.21: what the engine says of the tokens it draws in ragged company is what the trainer says of them, and
+    /// what the engine says when it has nothing else to do; mixtures of experts included.
+    #[test]
+    fn engine_log_probabilities_are_those_of_the_training_forward(
+        requests in proptest::collection::vec(asked(), 1..9),
+        max_step_tokens in 1_usize..60,
+        max_batch in 1_usize..8,
+    ) {
+        let settings =
+            EngineSettings { max_batch, max_step_tokens, ..EngineSettings::default() };
+        for model in families() {
+            let answers = block_on(answer(&model, settings, &requests));
+            for (asked, sample) in requests.iter().zip(&answers) {
+                let whole = [asked.prompt.clone(), ids(&sample.tokens)].concat();
+                let theirs = &model.score(&[whole]).unwrap()[0][asked.prompt.len() - 1..];
+                for (token, theirs) in sample.tokens.iter().zip(theirs) {
+                    let error = (token.logprob - theirs).abs();
+                    prop_assert!(error < 5e-5, "{:?}: {error}", model.config());
+                }
+            }
+            let alone = block_on(answer(&model, EngineSettings::default(), &requests[..1]));
+            prop_assert_eq!(&alone[0], &answers[0]);
+        }
+    }
+}
+
+/// All requests at once.
+async fn answer(model: &Decoder, settings: EngineSettings, requests: &[Asked]) -> Vec<Sample> {
+    let policy = CandlePolicy::new(model, settings).unwrap();
+    let asked = requests
+        .iter()
+        .enumerate()
+        .map(|(session, asked)| request(session as u64, asked.prompt.clone(), asked.max_tokens));
+    let mut answers = JoinSet::new();
+    for (index, asked) in asked.enumerate() {
+        let policy = policy.clone();
+        answers.spawn(async move { (index, policy.sample(asked).await.unwrap()) });
+    }
+    let mut answers = answers.join_all().await;
+    answers.sort_by_key(|(index, _)| *index);
+    answers.into_iter().map(|(_, sample)| sample).collect()
 }

@@ -8,9 +8,18 @@ use serde_json::Value;
 
 use crate::{Decoder, Kernels};
 
-pub(crate) const NAMES: [&str; 2] = ["qwen3_tied", "qwen3_untied"];
+pub(crate) const NAMES: [&str; 7] = [
+    "llama",
+    "llama_rope_llama3",
+    "qwen2",
+    "qwen3_moe_nonorm",
+    "qwen3_moe_norm",
+    "qwen3_tied",
+    "qwen3_untied",
+];
 
 pub(crate) struct Fixture {
+    pub(crate) name: String,
     pub(crate) model: Decoder,
     pub(crate) expected: Value,
     tensors: Vec<u8>,
@@ -25,6 +34,7 @@ impl Fixture {
         let directory = directory(name);
         let expected = fs::read(directory.join("expected.json")).unwrap();
         Self {
+            name: name.to_owned(),
             model: Decoder::from_directory(&directory).unwrap(),
             expected: serde_json::from_slice(&expected).unwrap(),
             tensors: fs::read(directory.join("expected.safetensors")).unwrap(),
@@ -55,11 +65,6 @@ impl Fixture {
         assert_eq!(view.dtype(), Dtype::F64);
         view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
     }
-
-    pub(crate) fn tensor_names(&self) -> Vec<String> {
-        let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
-        tensors.names().into_iter().map(str::to_owned).collect()
-    }
 }
 
 pub(crate) fn integers(json: &Value) -> Vec<u32> {
@@ -75,4 +80,15 @@ pub(crate) fn distance(ours: &[f32], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let differences = ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - b).abs());
     differences.fold(0.0, |a, b| if b.is_nan() { f64::NAN } else { a.max(b) })
+}
+
+pub(crate) fn norm(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// The length of the difference over the length of what is right.
+pub(crate) fn relative(ours: &[f32], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let differences = ours.iter().zip(theirs).map(|(a, b)| f64::from(*a) - b);
+    norm(differences) / norm(theirs.iter().copied())
 }

@@ -69,7 +69,8 @@ impl Default for EnvironmentChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Model {
-    /// A Hugging Face directory to start from; without it a small model is made.
+    /// A Hugging Face directory to start from, or the name of a model in the Hugging Face cache; without it a small model is
+    /// made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) directory: Option<PathBuf>,
     /// Sizes of the model that is made. Its vocabulary is trained on demonstrations.

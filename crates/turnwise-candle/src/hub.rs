@@ -1,0 +1,171 @@
+//! Models by name.
+
+#[cfg(feature = "hub")]
+mod download;
+
+use std::env;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use crate::ModelError;
+use crate::checkpoint::{CONFIG, is_whole};
+
+/// Where a model is on this machine: a directory, or the name of a repository on the Hugging Face Hub (`owner/name`, or
+/// `owner/name@revision`) that was fetched before. With the feature `hub` it is fetched now if it was not.
+///
+/// The cache is that of Hugging Face's own tools: `HF_HUB_CACHE`, `HF_HOME/hub` or `~/.cache/huggingface/hub`.
+/// `HF_HUB_OFFLINE=1` forbids fetching.
+///
+/// # Errors
+/// [`ModelError::NotFound`] that says what to do.
+pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
+    if model.is_dir() {
+        return Ok(model.to_owned());
+    }
+    let not_found = |help: String| ModelError::NotFound { model: model.to_owned(), help };
+    let Some(repository) = Repository::parse(model) else {
+        return Err(not_found("there is no such directory".to_owned()));
+    };
+    let Some(cache) = cache() else {
+        return Err(not_found(format!("set HF_HOME to a directory. {}", repository.help())));
+    };
+    if let Some(snapshot) = repository.snapshot(&cache) {
+        return Ok(snapshot);
+    }
+    let missing = format!(
+        "there is no such directory, and no whole copy in {}. {}",
+        cache.display(),
+        repository.help()
+    );
+    fetch(&repository).map_err(|reason| not_found(format!("{missing}{reason}")))
+}
+
+#[cfg(feature = "hub")]
+fn fetch(repository: &Repository) -> Result<PathBuf, String> {
+    let is_offline = env::var("HF_HUB_OFFLINE").is_ok_and(|value| !matches!(&*value, "" | "0"));
+    if is_offline {
+        return Err(", or take HF_HUB_OFFLINE away".to_owned());
+    }
+    download::fetch(repository).map_err(|error| format!(". Fetching it failed: {error}"))
+}
+
+#[cfg(not(feature = "hub"))]
+fn fetch(_: &Repository) -> Result<PathBuf, String> {
+    Err(", or build with the feature `hub`".to_owned())
+}
+
+/// A repository of the hub at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Repository {
+    owner: String,
+    name: String,
+    revision: String,
+}
+
+impl Repository {
+    fn parse(model: &Path) -> Option<Self> {
+        let (owner, rest) = model.to_str()?.split_once('/')?;
+        let (name, revision) = rest.split_once('@').unwrap_or((rest, "main"));
+        // None of them may lead out of the cache.
+        let is_name = |part: &str| {
+            let mut components = Path::new(part).components();
+            matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
+                && !part.contains(['/', '\\'])
+        };
+        let is_right = [owner, name, revision].into_iter().all(is_name);
+        is_right.then(|| Self {
+            owner: owner.to_owned(),
+            name: name.to_owned(),
+            revision: revision.to_owned(),
+        })
+    }
+
+    /// Its directory in a cache, if all of the model is there.
+    fn snapshot(&self, cache: &Path) -> Option<PathBuf> {
+        let folder = cache.join(format!("models--{}--{}", self.owner, self.name));
+        let commit = fs::read_to_string(folder.join("refs").join(&self.revision));
+        let commit = commit.unwrap_or_else(|_| self.revision.clone());
+        let snapshot = folder.join("snapshots").join(commit.trim());
+        (snapshot.join(CONFIG).exists() && is_whole(&snapshot)).then_some(snapshot)
+    }
+
+    fn help(&self) -> String {
+        let Self { owner, name, revision } = self;
+        let revision =
+            if revision == "main" { String::new() } else { format!(" --revision {revision}") };
+        format!("Fetch it with `hf download {owner}/{name}{revision}` where there is a network")
+    }
+}
+
+fn cache() -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    set("HF_HUB_CACHE")
+        .or_else(|| Some(set("HF_HOME")?.join("hub")))
+        .or_else(|| Some(home()?.join("huggingface/hub")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cache as `hf download` leaves it, with links into a store of files.
+    fn fill(cache: &Path, files: &[&str]) -> PathBuf {
+        let folder = cache.join("models--small--model");
+        let snapshot = folder.join("snapshots/0123abcd");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::create_dir_all(folder.join("refs")).unwrap();
+        fs::write(folder.join("refs/main"), "0123abcd").unwrap();
+        for file in files {
+            let index = r#"{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}"#;
+            fs::write(snapshot.join(file), index).unwrap();
+        }
+        snapshot
+    }
+
+    #[test]
+    fn a_whole_copy_in_the_cache_is_found_by_name_and_revision() {
+        let cache = tempfile::tempdir().unwrap();
+        let find =
+            |model: &str| Repository::parse(Path::new(model)).unwrap().snapshot(cache.path());
+        assert_eq!(find("small/model"), None);
+        let snapshot = fill(cache.path(), &["config.json", "model.safetensors"]);
+        for model in ["small/model", "small/model@main", "small/model@0123abcd"] {
+            assert_eq!(find(model).as_ref(), Some(&snapshot), "{model}");
+        }
+        assert_eq!(find("small/model@other"), None);
+        assert_eq!(find("small/other"), None);
+    }
+
+    #[test]
+    fn a_copy_without_all_of_its_shards_is_not_whole() {
+        let cache = tempfile::tempdir().unwrap();
+        let find = || Repository::parse(Path::new("small/model")).unwrap().snapshot(cache.path());
+        let mut files = vec!["config.json", "model.safetensors.index.json", "one.safetensors"];
+        fill(cache.path(), &files);
+        assert_eq!(find(), None);
+        files.push("two.safetensors");
+        fill(cache.path(), &files);
+        assert!(find().is_some());
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_no_repositories() {
+        for model in ["model", "a/b/c", "../b", "a/..", "/a", "a/", "a/b@../../c", "a/b@", ""] {
+            assert_eq!(Repository::parse(Path::new(model)), None, "{model}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_is_nowhere_says_what_to_do() {
+        let failure = locate(Path::new("nobody-we-know/no-such-model@v2"));
+        // With the feature, what cannot be fetched says so too.
+        let failure = failure.unwrap_err().to_string();
+        let help = "Fetch it with `hf download nobody-we-know/no-such-model --revision v2`";
+        assert!(failure.contains(help), "{failure}");
+        let failure = locate(Path::new("./nowhere")).unwrap_err().to_string();
+        assert!(failure.contains("nowhere"), "{failure}");
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(locate(directory.path()).unwrap(), directory.path());
+    }
+}

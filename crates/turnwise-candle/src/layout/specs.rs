@@ -1,0 +1,155 @@
+//! Which parameters a model has, under which names, in which order.
+
+use super::{Choice, FeedForward, HeadNorms, Layer, Linear, Mixture, Mlp, Network};
+use crate::{DecoderConfig, Experts};
+
+/// What a parameter is for: decides its first values and whether it decays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A row per token. `[V, D]`
+    Embedding,
+    /// A matrix inside a layer. `[out, in]`, or one for each expert: `[E, out, in]`
+    Matrix,
+    /// A matrix whose product is added to the residual stream. `[out, in]` or `[E, out, in]`
+    Residual,
+    /// What is added to a product. `[out]`
+    Bias,
+    /// The gain of a norm. `[width]`
+    Norm,
+    /// The output head, when it is not the embedding. `[V, D]`
+    Head,
+}
+
+/// A parameter's name in Hugging Face's files, its shape and its role.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    /// With a `*` in the place of the expert's number where the parameter is a stack of tensors.
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) role: Role,
+    /// Whether files hold a tensor for each index of the first dimension.
+    pub(crate) stacked: bool,
+}
+
+impl Spec {
+    pub(crate) fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// How many tensors it is in a file.
+    pub(crate) fn n_tensors(&self) -> usize {
+        if self.stacked { self.shape[0] } else { 1 }
+    }
+
+    /// The shape of each of them.
+    pub(crate) fn tensor_shape(&self) -> &[usize] {
+        &self.shape[usize::from(self.stacked)..]
+    }
+
+    /// The names of those tensors, which lie one after another in the parameter.
+    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> {
+        let name = |index: usize| self.name.replacen('*', &index.to_string(), 1);
+        (0..self.n_tensors()).map(name)
+    }
+}
+
+/// All parameters in their fixed order: that of [`Network::map`], of checkpoints and of optimiser states.
+pub(crate) fn specs(config: &DecoderConfig) -> Vec<Spec> {
+    let mut specs = Vec::new();
+    Network::of(config).map(&mut |spec| specs.push(spec));
+    specs
+}
+
+impl Network<Spec> {
+    /// What a model of this configuration consists of.
+    pub(crate) fn of(config: &DecoderConfig) -> Self {
+        let d = config.hidden_size;
+        let tied = config.tie_word_embeddings;
+        Self {
+            embedding: weight("model.embed_tokens", &[config.vocab_size, d], Role::Embedding),
+            layers: (0..config.n_layers).map(|layer| Layer::of(config, layer)).collect(),
+            norm: weight("model.norm", &[d], Role::Norm),
+            head: (!tied).then(|| weight("lm_head", &[config.vocab_size, d], Role::Head)),
+        }
+    }
+}
+
+impl Layer<Spec> {
+    fn of(config: &DecoderConfig, layer: usize) -> Self {
+        let d = config.hidden_size;
+        let queries = config.n_heads * config.head_dim;
+        let keys = config.n_kv_heads * config.head_dim;
+        let biases = config.architecture.biases();
+        let name = |module: &str| format!("model.layers.{layer}.{module}");
+        let norm = |module: &str, width| weight(&name(module), &[width], Role::Norm);
+        let input =
+            |module: &str, out| Linear::of(&name(module), [out, d], Role::Matrix, biases.inputs);
+        Self {
+            attention_norm: norm("input_layernorm", d),
+            query: input("self_attn.q_proj", queries),
+            key: input("self_attn.k_proj", keys),
+            value: input("self_attn.v_proj", keys),
+            head_norms: config.architecture.norms_heads().then(|| HeadNorms {
+                query: norm("self_attn.q_norm", config.head_dim),
+                key: norm("self_attn.k_norm", config.head_dim),
+            }),
+            output: Linear::of(
+                &name("self_attn.o_proj"),
+                [d, queries],
+                Role::Residual,
+                biases.output,
+            ),
+            mlp_norm: norm("post_attention_layernorm", d),
+            feed_forward: match config.architecture.experts_in(layer) {
+                None => FeedForward::Dense(Mlp::of(config, &name("mlp"), biases.mlp)),
+                Some(experts) => FeedForward::Mixture(Mixture::of(experts, &name("mlp"), d)),
+            },
+        }
+    }
+}
+
+impl Mlp<Spec> {
+    fn of(config: &DecoderConfig, module: &str, bias: bool) -> Self {
+        let (d, inner) = (config.hidden_size, config.intermediate_size);
+        let linear =
+            |name: &str, shape, role| Linear::of(&format!("{module}.{name}"), shape, role, bias);
+        Self {
+            gate: linear("gate_proj", [inner, d], Role::Matrix),
+            up: linear("up_proj", [inner, d], Role::Matrix),
+            down: linear("down_proj", [d, inner], Role::Residual),
+        }
+    }
+}
+
+impl Mixture<Spec> {
+    fn of(experts: &Experts, module: &str, d: usize) -> Self {
+        let Experts { n_experts, n_chosen, intermediate_size: inner, renormalize, .. } = *experts;
+        let stack = |name: &str, out, width, role| Spec {
+            stacked: true,
+            ..weight(&format!("{module}.experts.*.{name}"), &[n_experts, out, width], role)
+        };
+        Self {
+            choice: Choice { n_experts, n_chosen, renormalize },
+            router: weight(&format!("{module}.gate"), &[n_experts, d], Role::Matrix),
+            gate: stack("gate_proj", inner, d, Role::Matrix),
+            up: stack("up_proj", inner, d, Role::Matrix),
+            down: stack("down_proj", d, inner, Role::Residual),
+        }
+    }
+}
+
+impl Linear<Spec> {
+    fn of(module: &str, shape: [usize; 2], role: Role, bias: bool) -> Self {
+        let bias = bias.then(|| Spec {
+            name: format!("{module}.bias"),
+            shape: vec![shape[0]],
+            role: Role::Bias,
+            stacked: false,
+        });
+        Self { weight: weight(module, &shape, role), bias }
+    }
+}
+
+fn weight(module: &str, shape: &[usize], role: Role) -> Spec {
+    Spec { name: format!("{module}.weight"), shape: shape.to_vec(), role, stacked: false }
+}

@@ -1,0 +1,177 @@
+use std::f64::consts::TAU;
+
+use serde::{Deserialize, Serialize};
+
+/// How rotary frequencies are changed so that a model reads further than it was first trained to. After
+/// `modeling_rope_utils.py` of transformers 5.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// Not at all.
+    #[default]
+    None,
+    /// All frequencies divided by a factor (Chen et al., *Extending context window of large language models via positional
+    /// interpolation*, 2023).
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Long waves divided by a factor, short ones kept, and a passage between them (*The Llama 3 Herd of Models*, section
+    /// 3.2).
+    Llama3 {
+        /// What long waves are divided by.
+        factor: f64,
+        /// Waves that turn less often than this in the original length are long.
+        low_freq_factor: f64,
+        /// Waves that turn more often than this in the original length are short.
+        high_freq_factor: f64,
+        /// The length it was first trained on, in tokens.
+        original_max_positions: usize,
+    },
+    /// A passage over the pairs of a head, and a constant on cosines and sines (Peng et al., *`YaRN`*, 2023, sections 3.2
+    /// to 3.4).
+    Yarn {
+        /// What long waves are divided by.
+        factor: f64,
+        /// Turns in the original length from which on a pair is kept.
+        beta_fast: f64,
+        /// Turns in the original length up to which a pair is divided.
+        beta_slow: f64,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+        /// Whether the ends of the passage are rounded outwards to whole pairs.
+        truncate: bool,
+        /// The length it was first trained on, in tokens.
+        original_max_positions: usize,
+    },
+}
+
+impl RopeScaling {
+    /// What cosines and sines are multiplied by.
+    pub(crate) fn amplitude(self) -> f64 {
+        match self {
+            Self::Yarn { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        }
+    }
+
+    /// The radians each pair of a head turns per position. `[head_dim / 2]`
+    pub(crate) fn frequencies(self, theta: f64, head_dim: usize) -> Vec<f64> {
+        let plain: Vec<f64> =
+            (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        match self {
+            Self::None => plain,
+            Self::Linear { factor } => plain.iter().map(|frequency| frequency / factor).collect(),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+                let scaled = |frequency: f64| {
+                    let turns = original_max_positions as f64 * frequency / TAU;
+                    let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    between(frequency / factor, frequency, kept)
+                };
+                plain.into_iter().map(scaled).collect()
+            }
+            Self::Yarn {
+                factor, beta_fast, beta_slow, truncate, original_max_positions, ..
+            } => {
+                // The pair, as a real number, that turns so often in the original length.
+                let pair = |turns: f64| {
+                    let length = original_max_positions as f64 / (turns * TAU);
+                    head_dim as f64 * length.ln() / (2.0 * theta.ln())
+                };
+                let (low, high) = (pair(beta_fast), pair(beta_slow));
+                let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+                let width = if low == high { 0.001 } else { high - low };
+                let scaled = |(i, frequency): (usize, f64)| {
+                    between(frequency, frequency / factor, (i as f64 - low) / width)
+                };
+                plain.into_iter().enumerate().map(scaled).collect()
+            }
+        }
+    }
+}
+
+/// From `a` to `b` as `share` goes from 0 to 1, and no further.
+fn between(a: f64, b: f64, share: f64) -> f64 {
+    let share = share.clamp(0.0, 1.0);
+    a + (b - a) * share
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What transformers 5.19 computes, in single precision.
+    #[test]
+    fn frequencies_are_those_of_transformers() {
+        let llama3 = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_positions: 8192,
+        };
+        let expected = [
+            1.0,
+            0.193_922_758_102_417,
+            0.037_606_030_702_590_94,
+            0.007_292_665_075_510_74,
+            0.000_524_846_022_017_300_1,
+            3.428_102_354_519_069e-5,
+            6.647_869_668_086_059e-6,
+            1.289_173_155_782_919e-6,
+        ];
+        check(llama3, 5e5, expected);
+
+        let yarn = RopeScaling::Yarn {
+            factor: 4.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.138_629_436_111_989,
+            truncate: true,
+            original_max_positions: 32_768,
+        };
+        let expected = [
+            1.0,
+            0.177_827_939_391_136_17,
+            0.031_622_778_624_296_19,
+            0.004_217_559_937_387_705,
+            0.000_500_000_023_748_725_7,
+            4.445_698_505_151_085e-5,
+            7.905_693_564_680_405e-6,
+            1.405_853_367_941_745e-6,
+        ];
+        check(yarn, 1e6, expected);
+
+        assert_eq!(RopeScaling::Linear { factor: 2.0 }.frequencies(1e4, 4), [0.5, 0.005]);
+    }
+
+    #[test]
+    fn the_passage_between_long_and_short_waves_may_start_inside_a_pair() {
+        let untruncated = RopeScaling::Yarn {
+            factor: 4.0,
+            beta_fast: 8.0,
+            beta_slow: 2.0,
+            attention_factor: 1.0,
+            truncate: false,
+            original_max_positions: 64,
+        };
+        let expected = [
+            1.0,
+            0.160_589_158_535_003_66,
+            0.025_000_000_372_529_03,
+            0.007_905_694_656_074_047,
+            0.002_499_999_944_120_645_5,
+            0.000_790_569_465_607_404_7,
+            0.000_250_000_011_874_362_8,
+            7.905_694_656_074_047e-5,
+        ];
+        check(untruncated, 1e4, expected);
+    }
+
+    fn check(scaling: RopeScaling, theta: f64, expected: [f64; 8]) {
+        for (ours, theirs) in scaling.frequencies(theta, 16).iter().zip(expected) {
+            assert!((ours / theirs - 1.0).abs() < 1e-6, "{scaling:?}: {ours} {theirs}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Models of every family with sizes that do not divide each other.
+
+use turnwise_rollout::uniform_at;
+
+use crate::layout::Role;
+use crate::{Architecture, Decoder, DecoderConfig, Experts, RopeScaling};
+
+pub(super) fn experts() -> Experts {
+    Experts {
+        n_experts: 5,
+        n_chosen: 3,
+        intermediate_size: 11,
+        renormalize: true,
+        sparse_step: 1,
+        dense_layers: vec![1],
+    }
+}
+
+pub(super) fn variants() -> Vec<DecoderConfig> {
+    let config = DecoderConfig {
+        hidden_size: 21,
+        intermediate_size: 37,
+        n_heads: 6,
+        n_kv_heads: 2,
+        head_dim: 10,
+        n_layers: 3,
+        ..DecoderConfig::small(53)
+    };
+    let of = |architecture| DecoderConfig { architecture, ..config.clone() };
+    let lone = Experts { n_chosen: 1, renormalize: false, sparse_step: 2, ..experts() };
+    let llama3 = RopeScaling::Llama3 {
+        factor: 4.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_positions: 16,
+    };
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        beta_fast: 8.0,
+        beta_slow: 1.0,
+        attention_factor: 1.2,
+        truncate: true,
+        original_max_positions: 32,
+    };
+    vec![
+        DecoderConfig {
+            rope_scaling: llama3,
+            ..of(Architecture::Llama { attention_bias: true, mlp_bias: true })
+        },
+        DecoderConfig {
+            tie_word_embeddings: false,
+            ..of(Architecture::Llama { attention_bias: false, mlp_bias: false })
+        },
+        DecoderConfig { rope_scaling: yarn, ..of(Architecture::Qwen2) },
+        of(Architecture::Qwen3 { attention_bias: true }),
+        of(Architecture::Qwen3Moe { attention_bias: false, experts: experts() }),
+        DecoderConfig {
+            rope_scaling: RopeScaling::Linear { factor: 3.0 },
+            tie_word_embeddings: false,
+            ..of(Architecture::Qwen3Moe {
+                attention_bias: true,
+                experts: Experts { dense_layers: vec![], ..lone },
+            })
+        },
+    ]
+}
+
+/// A random model whose norms, biases and embedding are uneven too, so that leaving one out shows.
+pub(super) fn perturbed(config: DecoderConfig, seed: u64) -> Decoder {
+    let model = Decoder::random(config, seed).unwrap();
+    let mut values = model.values().unwrap();
+    let mut drawn = 0;
+    for (parameter, values) in model.parameters().iter().zip(&mut values) {
+        let (keep, add) = match parameter.spec.role {
+            Role::Norm | Role::Bias => (1.0, 0.8),
+            Role::Embedding | Role::Head => (20.0, 0.0),
+            Role::Matrix | Role::Residual => (1.0, 0.0),
+        };
+        for value in values {
+            drawn += 1;
+            *value = *value * keep + add * (uniform_at(seed + 1, drawn) as f32 - 0.5);
+        }
+    }
+    model.set_values(values).unwrap();
+    model
+}
