@@ -111,6 +111,7 @@ fn solved(model: &TabularModel) -> f64 {
         seed: 99,
         max_concurrent: 8,
         limits: Limits { max_turn_tokens: 3, ..Limits::default() },
+        ..EvaluationSettings::default()
     };
     let evaluation = block_on(evaluate(&evaluated, &settings, &StopSignal::never()))
         .expect("nothing breaks")

@@ -179,6 +179,24 @@ fn overlapping_takes_less_time_than_taking_turns() {
     }
 }
 
+/// rollouts.md 13.21: a bound on staleness is for the slow. Rollouts that are faster than training wait for it, instead of
+/// filling a queue in which everything becomes as old as the bound allows.
+#[test]
+fn rollouts_that_are_faster_than_training_stay_fresh() {
+    let bound = Admission { max_staleness: 6, ..Admission::default() };
+    let fast = TrainerSettings { admission: bound, ..settings(RolloutMode::Asynchronous, 3) };
+    let reports = block_on(async {
+        let mut trainer = trainer(&Slow::new(1, 400), fast);
+        steps(&mut trainer, 20).await
+    });
+    assert!(stalest(&reports) <= 2.0, "{}", stalest(&reports));
+    let of_trajectories = reports[1..].iter().map(|report| {
+        report.metrics.get(metric::STALENESS_TRAJECTORY_MEAN).expect("it is always there")
+    });
+    let mean = of_trajectories.sum::<f64>() / 19.0;
+    assert!((0.9..1.5).contains(&mean), "{mean}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 

@@ -8,10 +8,11 @@ use turnwise_calculator::{Calculator, CalculatorSettings};
 use turnwise_environment::{Action, Message, Split, Suite, TaskSet, ToolSpec};
 use turnwise_guess::{Guess, GuessSettings};
 use turnwise_rollout::{
-    Allowance, Bridged, ChatAgents, EndedTurn, Episode, Group, Limits, Policy, PoolSettings,
-    PoolSnapshot, Progress, RenderError, Rendered, Renderer, RolloutPool, Said, StopSignal,
+    Allowance, Bridged, ChatAgents, Compaction, EndedTurn, Episode, Group, Limits, Policy,
+    PoolSettings, PoolSnapshot, Progress, RenderError, Rendered, Renderer, RolloutPool, Said,
+    StopSignal,
 };
-use turnwise_testkit::{AlphabetRenderer, Echo, Interrupting};
+use turnwise_testkit::{AlphabetRenderer, Echo, Interrupting, Replayed};
 use turnwise_trajectory::{GroupId, Sampling, TokenId, Trajectory};
 
 use crate::support::{
@@ -90,8 +91,13 @@ fn every_setting() -> Vec<Setting> {
     let guess = Guess::new(GuessSettings::default()).expect("valid settings");
     let calculator = Calculator::new(CalculatorSettings::default()).expect("valid settings");
     let digits = agents_with("0123456789", Sampling::default());
+    let replayed: Vec<_> = echoes(6, false).into_iter().map(Replayed).collect();
+    let compaction = Some(Compaction { at_tokens: 40, prompt: "Sum up.".to_owned() });
+    let summing = || ChatAgents { compaction: compaction.clone(), ..agents() };
     vec![
         Setting { tasks: Arc::new(echoes(6, true)), agents: agents(), n_ids: 4 },
+        Setting { tasks: Arc::new(echoes(6, true)), agents: summing(), n_ids: 4 },
+        Setting { tasks: Arc::new(replayed), agents: summing(), n_ids: 4 },
         Setting { tasks: guess.tasks(Split::Train), agents: digits, n_ids: 11 },
         Setting {
             tasks: calculator.tasks(Split::HeldOut),

@@ -106,6 +106,10 @@ impl Policy for CandlePolicy {
         answer.await.map_err(|_| stopped())?
     }
 
+    fn interrupt(&self, session: u64) -> bool {
+        self.commands.send(Command::Interrupt(session)).is_ok()
+    }
+
     fn release(&self, session: u64) {
         // An engine that has stopped holds nothing.
         let _ = self.commands.send(Command::Release(session));

@@ -247,7 +247,7 @@ mod tests {
         for name in credits.split(' ') {
             let text = format!("[credit]\nname = \"{name}\"\n");
             let config = parse("config.toml", &text, &[]).unwrap().config;
-            assert_eq!(super::credit(&config.credit).name(), name);
+            assert_eq!(super::credit(&config).name(), name);
         }
     }
 
@@ -273,6 +273,20 @@ mod tests {
         let said =
             refusal("[train]\nbehavior = {recomputed = {bound = {mask = [2.0, 0.5]}}}\n", &[]);
         assert!(said.contains("`train.behavior` cannot be"), "{said}");
+        let behavior = "behavior = {recomputed = {bound = {truncate = 2.0}}}";
+        let said = refusal(&format!("[objective]\nname = \"gspo\"\n[train]\n{behavior}\n"), &[]);
+        assert!(said.contains("`train.behavior` weighs tokens of a sequence apart"), "{said}");
+        let said =
+            refusal(&format!("[objective]\noff_policy_mask = 0.5\n[train]\n{behavior}\n"), &[]);
+        assert!(said.contains("`objective.off_policy_mask` looks at who drew"), "{said}");
+        let said = refusal("[objective.kl]\nestimator = \"k1\"\n", &[]);
+        assert!(said.contains("`objective.kl.estimator` is not used"), "{said}");
+        let said = refusal("[train]\ntruncated = {penalise = 0.5}\n", &[]);
+        assert!(said.contains("`train.truncated` adds 0.5"), "{said}");
+        let said = refusal("[rollout]\nmode = \"asynchronous\"\ntokens_per_step = 9\n", &[]);
+        assert!(said.contains("`rollout.tokens_per_step` is not used"), "{said}");
+        let said = refusal("[rollout]\ntop_p = 1.5\n", &[]);
+        assert!(said.contains("`rollout.top_p` = 1.5"), "{said}");
         let said =
             refusal("[rollout]\ncompaction = {at_tokens = 4096, prompt = \"Sum up.\"}\n", &[]);
         assert!(said.contains("an episode ends at 4096"), "{said}");

@@ -70,7 +70,7 @@ impl Session {
             policy: self.policy.clone(),
             learner,
             objective: objective(&self.config).map_err(|error| Failure::refused_by(&error))?,
-            credit: credit(&self.config.credit),
+            credit: credit(&self.config),
         };
         Ok(Trainer::new(parts, self.trainer_settings()))
     }
@@ -98,6 +98,9 @@ impl Session {
             seed: derive_seed(self.config.run.seed, EVALUATION),
             max_concurrent: self.config.rollout.max_concurrent,
             limits: self.config.limits.clone(),
+            max_retries: self.config.rollout.max_retries,
+            max_faults_in_row: self.config.rollout.max_faults_in_row,
+            max_bad_rewards: self.config.rollout.max_bad_rewards,
         }
     }
 

@@ -63,6 +63,13 @@ pub trait Policy: Send + Sync {
     /// When the engine cannot be reached, is broken, or refuses the request.
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError>;
 
+    /// Asks that what a session's open request has drawn be handed over at the next token, with
+    /// [`StopReason::Interrupted`]. False where the engine cannot do that; the request is then given up, and drawn again.
+    fn interrupt(&self, session: u64) -> bool {
+        let _ = session;
+        false
+    }
+
     /// Says that a session will ask for nothing more.
     fn release(&self, session: u64) {
         let _ = session;

@@ -54,6 +54,8 @@ pub struct RolloutPool {
     news: Iteration,
     ledger: Ledger,
     breaker: Breaker,
+    /// Iterations in a row in which no token was drawn and no episode ended.
+    fruitless: u32,
     /// Episodes with older tokens than these cannot be trained on any more.
     oldest: PolicyVersion,
     /// Groups that are not worth going on with.
@@ -127,6 +129,7 @@ impl RolloutPool {
             news: Iteration::default(),
             ledger: Ledger::default(),
             breaker,
+            fruitless: 0,
             oldest: PolicyVersion::default(),
             doomed: BTreeSet::new(),
             n_lost: 0,
@@ -217,7 +220,10 @@ impl RolloutPool {
         let share = self.settings.share(self.n_waiting());
         self.queue();
         let result = {
-            let timer = sleep(self.settings.iteration_timeout());
+            // Twice the time after each iteration that came to nothing: an engine that gives up what it has not finished
+            // would otherwise begin the same turn for ever.
+            let patience = 1 << self.fruitless.min(20);
+            let timer = sleep(self.settings.iteration_timeout().saturating_mul(patience));
             tokio::pin!(timer);
             loop {
                 self.fill(policy, share, &round);
@@ -232,6 +238,8 @@ impl RolloutPool {
                 }
             }
         };
+        let is_fruitless = self.news.n_sampled == 0 && self.news.outcomes.is_empty();
+        self.fruitless = if is_fruitless { self.fruitless + 1 } else { 0 };
         if result.is_err() {
             self.halt().await;
         }

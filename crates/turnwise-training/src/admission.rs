@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use turnwise_objective::SoftOverlong;
 use turnwise_rollout::Group;
-use turnwise_trajectory::{MaskReason, NodeId, Outcome, PolicyVersion, Trajectory};
+use turnwise_trajectory::{MaskReason, NodeId, Outcome, PolicyVersion, Score, Trajectory};
 
 /// What happens to tokens whose policy is more than `max_staleness` versions old.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -264,7 +264,11 @@ impl Admission {
         if let Some(turn) = member.turns.last_mut()
             && penalty != 0.0
         {
-            turn.reward = Some(turn.reward.unwrap_or(0.0) + penalty);
+            let before = turn.reward;
+            turn.reward = Some(before.unwrap_or(0.0) + penalty);
+            // What the environment gave stays to be read: a stored episode is replayed and scored again without penalties.
+            let rubric = "admission".to_owned();
+            turn.score.get_or_insert(Score { rubric, value: Some(penalty), before });
         }
     }
 }

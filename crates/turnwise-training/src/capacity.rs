@@ -83,7 +83,7 @@ mod tests {
         fn what_is_trained_in_order_is_never_too_old(
             batch in 1_u64..16,
             max_staleness in 0_u32..5,
-            trains in prop::collection::vec(0.1..1.0_f64, 1..60),
+            percents in prop::collection::vec(10_u64..100, 1..60),
         ) {
             let mut occupancy = Occupancy::default();
             // The versions that batches were started with, oldest first, one entry for each rollout.
@@ -93,7 +93,7 @@ mod tests {
                 occupancy.outstanding += room;
                 queue.extend(std::iter::repeat_n(occupancy.version, room as usize));
             };
-            for share in trains {
+            for percent in percents {
                 start(&mut occupancy, &mut queue);
                 prop_assert!(queue.len() as u64 >= batch, "a step has its batch");
                 for version in queue.drain(..batch as usize) {
@@ -103,7 +103,7 @@ mod tests {
                 occupancy.in_training = batch;
                 start(&mut occupancy, &mut queue);
                 occupancy.in_training = 0;
-                occupancy.accepted += (share * batch as f64) as u64;
+                occupancy.accepted += percent * batch / 100;
                 occupancy.version += 1;
             }
         }

@@ -20,6 +20,35 @@ pub struct EvaluationSettings {
     pub max_concurrent: usize,
     /// What an episode may use.
     pub limits: Limits,
+    /// How often an episode that broke is tried again.
+    pub max_retries: u32,
+    /// Faults in a row that end the evaluation.
+    pub max_faults_in_row: u32,
+    /// Share of bad rewards that ends it.
+    pub max_bad_rewards: f64,
+}
+
+impl Default for EvaluationSettings {
+    /// 256 episodes; what may break is what may break in training.
+    fn default() -> Self {
+        let PoolSettings {
+            max_concurrent,
+            limits,
+            max_retries,
+            max_faults_in_row,
+            max_bad_rewards,
+            ..
+        } = PoolSettings::default();
+        Self {
+            episodes: 256,
+            seed: 0,
+            max_concurrent,
+            limits,
+            max_retries,
+            max_faults_in_row,
+            max_bad_rewards,
+        }
+    }
 }
 
 /// What is being evaluated, on what.
@@ -102,6 +131,9 @@ fn pool_settings(settings: &EvaluationSettings) -> PoolSettings {
         min_group_size: 1,
         max_concurrent: settings.max_concurrent,
         limits: settings.limits.clone(),
+        max_retries: settings.max_retries,
+        max_faults_in_row: settings.max_faults_in_row,
+        max_bad_rewards: settings.max_bad_rewards,
         ..PoolSettings::default()
     }
 }

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::ops::Range;
 
 use turnwise_environment::{Random, derive_seed};
 use turnwise_objective::Objective;
@@ -86,9 +87,9 @@ impl<L: Learner> Learning<L> {
         check_trajectories(trajectories)?;
         let mut order: Vec<&Trajectory> = trajectories.iter().collect();
         Random::new(derive_seed(derive_seed(settings.seed, MINIBATCHES), step)).shuffle(&mut order);
-        let size = order.len().div_ceil(settings.n_minibatches).max(1);
         let mut batches = Vec::new();
-        for chunk in order.chunks_mut(size) {
+        for range in even_parts(order.len(), settings.n_minibatches) {
+            let chunk = &mut order[range];
             // Rows of like length share a micro-batch, so that little of it is padding.
             chunk.sort_by_key(|trajectory| trajectory.n_sampled());
             let mut batch = Batch::new(chunk.iter().copied(), settings.ratio_scope)?;
@@ -128,6 +129,13 @@ impl<L: Learner> Learning<L> {
     }
 }
 
+/// As many ranges as wanted, or as there are things, with lengths that differ by one at most: each mini-batch divides by its
+/// own size, and a small one would weigh its trajectories more than the others theirs.
+fn even_parts(n: usize, wanted: usize) -> impl Iterator<Item = Range<usize>> {
+    let parts = wanted.min(n);
+    (0..parts).map(move |part| part * n / parts..(part + 1) * n / parts)
+}
+
 /// What stood before the first token that a trajectory's policy drew.
 fn first_prompt(trajectory: &Trajectory) -> Option<Vec<TokenId>> {
     let node = trajectory.graph.node(trajectory.turns.first()?.node);
@@ -145,5 +153,24 @@ impl<L: fmt::Debug> fmt::Debug for Learning<L> {
             .field("objective", &self.objective)
             .field("credit", &self.credit)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::even_parts;
+
+    proptest! {
+        /// rollouts.md 5.5
+        #[test]
+        fn mini_batches_are_as_many_as_wanted_and_of_one_size(n in 0_usize..200, wanted in 1_usize..20) {
+            let parts: Vec<_> = even_parts(n, wanted).collect();
+            prop_assert_eq!(parts.len(), wanted.min(n));
+            prop_assert!(parts.iter().flat_map(Clone::clone).eq(0..n));
+            let sizes = || parts.iter().map(ExactSizeIterator::len);
+            prop_assert!(sizes().max().unwrap_or(0) <= sizes().min().unwrap_or(0) + 1);
+        }
     }
 }

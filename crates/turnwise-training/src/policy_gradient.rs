@@ -5,7 +5,7 @@ use std::error::Error;
 use std::ops::Range;
 
 use turnwise_objective::{
-    Advantages, Denominator, Metrics, Objective, ObjectiveError, Sequence, SequenceLoss, StepSize,
+    Advantages, Metrics, Objective, ObjectiveError, Sequence, SequenceLoss, StepSize,
 };
 use turnwise_trajectory::PolicyVersion;
 
@@ -249,11 +249,9 @@ impl<'a> Step<'a> {
             let source = ObjectiveError::InvalidDenominator { value };
             return Err(SequenceError { sequence: 0, source });
         }
-        let share = |weight: &f64| match denominator {
-            Denominator::Sequences => *weight,
-            // A sum over tokens divided by something of the whole step: each token counts once, however they are grouped.
-            _ => 1.0,
-        };
+        // Where a token weighs the same however long its sequence is, each token counts once, however they are grouped.
+        let counts_tokens = objective.token_weight(1) == objective.token_weight(2);
+        let share = |weight: &f64| if counts_tokens { 1.0 } else { *weight };
         let groups = ratio_groups(batch);
         Ok(Self {
             objective,

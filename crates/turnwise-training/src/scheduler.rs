@@ -238,7 +238,9 @@ impl Scheduler {
                 self.halt().await;
                 return Ok(());
             }
-            let is_exhausted = self.n_replaceable() == Some(0) || self.is_late(started);
+            let has_something = !self.ready.is_empty() || !self.flat.is_empty();
+            let is_exhausted =
+                has_something && (self.n_replaceable() == Some(0) || self.is_late(started));
             let is_enough = self.ready.len() >= self.settings.groups_per_step;
             let n_lost = self.pool.n_lost() - n_lost;
             let is_unlucky = n_lost >= self.settings.groups_per_step as u64;

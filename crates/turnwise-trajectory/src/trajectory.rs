@@ -94,10 +94,10 @@ pub struct Turn {
     pub weights: Option<String>,
 }
 
-/// A rubric's verdict on an episode, kept apart so that stored episodes can be scored again.
+/// A rubric's verdict on an episode, or a trainer's penalty, kept apart so that stored episodes can be scored again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Score {
-    /// The rubric's name.
+    /// The rubric's name; "admission" where no rubric scored and a penalty was added.
     pub rubric: String,
     /// What it added to the reward of the last turn. `None` is not scored.
     pub value: Option<f64>,

@@ -25,6 +25,8 @@ const ENGINE: &str = "candle";
 pub(crate) enum Command {
     /// Answer a request.
     Sample(Job),
+    /// Answer a session's request with what is drawn of it.
+    Interrupt(u64),
     /// Forget a session.
     Release(u64),
 }
@@ -133,6 +135,7 @@ impl Scheduler {
     pub(crate) fn take(&mut self, command: Command) {
         match command {
             Command::Sample(job) => self.waiting.push_back(job),
+            Command::Interrupt(session) => self.interrupt(session),
             Command::Release(session) => {
                 self.sessions.take(session);
                 let slots = self.active.iter_mut();
@@ -141,6 +144,25 @@ impl Scheduler {
                 }
                 self.count_kv();
             }
+        }
+    }
+
+    /// Hands over what is drawn; keys and values wait for the session's next request.
+    fn interrupt(&mut self, session: u64) {
+        let interrupted = |tokens| {
+            Ok(Sample { tokens, stop: StopReason::Interrupted, engine: ENGINE.to_owned() })
+        };
+        let Self { waiting, active, sessions, current, .. } = self;
+        let (asked, others) =
+            waiting.drain(..).partition(|job: &Job| job.request.session == session);
+        *waiting = others;
+        for job in VecDeque::<Job>::into_iter(asked) {
+            let _ = job.reply.send(interrupted(Vec::new()));
+        }
+        for slot in active.extract_if(.., |slot| slot.job.request.session == session) {
+            let Slot { job, drawn, cache, keep, .. } = slot;
+            put_back(sessions, current, keep, session, cache);
+            let _ = job.reply.send(interrupted(drawn));
         }
     }
 

@@ -59,6 +59,35 @@ fn refusal(error: Result<Sample, PolicyError>) -> String {
     }
 }
 
+/// rollouts.md 6: what was drawn is handed over, and what is drawn after it is what would have been drawn without the stop.
+#[test]
+fn an_interrupted_request_hands_over_what_it_has_drawn() {
+    let published = Published::new(PolicyVersion(0), model(1).weights().unwrap());
+    let mut scheduler = Scheduler::new(published, EngineSettings::default(), Arc::default());
+    let mut drawn = |request: &SampleRequest, steps: usize| {
+        let (reply, mut answer) = oneshot::channel();
+        scheduler.take(Command::Sample(Job { request: request.clone(), reply }));
+        (0..steps).for_each(|_| scheduler.advance());
+        scheduler.take(Command::Interrupt(request.session));
+        answer.try_recv().expect("it is answered at once").unwrap()
+    };
+    let asked = request(7, prompt(3, 20), 30);
+    let whole = drawn(&asked, 40);
+    assert_eq!((whole.stop, whole.tokens.len()), (StopReason::MaxTokens, 30));
+    for n in [0, 1, 13, 29] {
+        let first = drawn(&asked, n);
+        assert_eq!((first.stop, first.tokens.len()), (StopReason::Interrupted, n));
+        let rest = SampleRequest {
+            prompt: [asked.prompt.clone(), ids(&first.tokens)].concat(),
+            max_tokens: 30 - n,
+            first_index: n as u64,
+            ..asked.clone()
+        };
+        let rest = drawn(&rest, 40);
+        assert_eq!([first.tokens, rest.tokens].concat(), whole.tokens);
+    }
+}
+
 #[test]
 fn greedy_continuations_are_those_of_the_reference() {
     block_on(async {

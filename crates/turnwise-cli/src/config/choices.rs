@@ -5,8 +5,8 @@ use turnwise::objective::{
     LengthWeight, Objective, ObjectiveError, Reinforce, Sapo, Std, WithKl, WithOffPolicyMask,
 };
 use turnwise::training::{
-    Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit, ReturnCredit, TurnBaselineCredit,
-    TurnCredit, TurnIndexBiasedCredit,
+    Behavior, Correction, Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit,
+    ReturnCredit, Stretch, TurnBaselineCredit, TurnCredit, TurnIndexBiasedCredit,
 };
 
 use super::schema::{
@@ -54,9 +54,9 @@ pub(crate) fn objective(config: &Config) -> Result<Box<dyn Objective>, Objective
         inner = Box::new(WithOffPolicyMask::new(inner, max_kl)?);
     }
     let estimator = match choice.kl.estimator {
-        Estimator::K1 => KlEstimator::K1,
-        Estimator::K2 => KlEstimator::K2,
-        Estimator::K3 => KlEstimator::K3,
+        Some(Estimator::K1) => KlEstimator::K1,
+        Some(Estimator::K2) => KlEstimator::K2,
+        Some(Estimator::K3) | None => KlEstimator::K3,
     };
     if choice.kl.beta > 0.0 {
         return Ok(Box::new(WithKl::new(inner, estimator, choice.kl.beta)?));
@@ -72,8 +72,14 @@ fn clip(choice: &ObjectiveChoice, published: Clip) -> Result<Clip, ObjectiveErro
 }
 
 /// The credit, with the published setting wherever none is given.
-pub(crate) fn credit(choice: &CreditChoice) -> Box<dyn Credit> {
-    let advantage = match choice.normalise.unwrap_or(Normalise::MeanStd) {
+pub(crate) fn credit(config: &Config) -> Box<dyn Credit> {
+    let choice = &config.credit;
+    // Dr. GRPO is GRPO without either normalisation (arXiv 2503.20783).
+    let published = match config.objective.name {
+        ObjectiveName::DrGrpo => Normalise::Mean,
+        _ => Normalise::MeanStd,
+    };
+    let advantage = match choice.normalise.unwrap_or(published) {
         Normalise::MeanStd => GroupAdvantage::MeanStd { std: Std::Sample, epsilon: EPSILON },
         Normalise::Mean => GroupAdvantage::MeanOnly,
         Normalise::LeaveOneOut => GroupAdvantage::LeaveOneOut,
@@ -104,6 +110,12 @@ pub(crate) fn credit(choice: &CreditChoice) -> Box<dyn Credit> {
 /// Refuses what the chosen objective and credit do not read, and what they cannot be together.
 pub(crate) fn check(config: &Config) -> Result<(), Impossible> {
     check_objective_settings(&config.objective)?;
+    refuse_if(
+        config.objective.kl.estimator.is_some() && config.objective.kl.beta == 0.0,
+        "objective.kl.estimator",
+        || "is not used while objective.kl.beta is 0".to_owned(),
+        "leave it out, or set objective.kl.beta",
+    )?;
     check_credit_settings(&config.credit)?;
     check_together(config)
 }
@@ -179,5 +191,24 @@ fn check_together(config: &Config) -> Result<(), Impossible> {
         "credit.name",
         || format!("= \"{credit}\" tells turns apart, and `{name}` has one advantage per sequence"),
         "use the objective gspo_token, or the credit outcome",
+    )?;
+    let Behavior::Recomputed(Correction { over, .. }) = config.train.behavior else {
+        return Ok(());
+    };
+    refuse_if(
+        needs_one && matches!(over, Stretch::Token | Stretch::Version),
+        "train.behavior",
+        || {
+            format!(
+                "weighs tokens of a sequence apart, and `{name}` has one advantage per sequence"
+            )
+        },
+        "use over = \"sequence\", or the objective gspo_token",
+    )?;
+    refuse_if(
+        config.objective.off_policy_mask.is_some(),
+        "objective.off_policy_mask",
+        || "looks at who drew the tokens, which train.behavior = recomputed replaces".to_owned(),
+        "leave one of the two out",
     )
 }

@@ -130,7 +130,7 @@ pub(crate) struct Rollout {
     /// A group with fewer scored members is dropped whole.
     pub(crate) min_group_size: usize,
     pub(crate) max_concurrent: usize,
-    /// Tokens that one step may draw over all its episodes; what is cut goes on in the next. 0 lets every episode finish.
+    /// Tokens that one iteration of the step may draw over all its episodes; what is cut goes on in the next. 0 lets every episode finish.
     pub(crate) tokens_per_step: u64,
     /// Seconds after which the step's episodes are cut; what is cut goes on in the next. 0 lets every episode finish.
     pub(crate) seconds_per_step: f64,
@@ -285,12 +285,14 @@ impl Default for ObjectiveChoice {
 pub(crate) struct Kl {
     /// The weight of KL to the weights that reinforcement learning starts from; 0 has none.
     pub(crate) beta: f64,
-    pub(crate) estimator: Estimator,
+    /// `k3` where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) estimator: Option<Estimator>,
 }
 
 impl Default for Kl {
     fn default() -> Self {
-        Self { beta: 0.0, estimator: Estimator::K3 }
+        Self { beta: 0.0, estimator: None }
     }
 }
 
@@ -325,7 +327,7 @@ pub(crate) enum Normalise {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CreditChoice {
     pub(crate) name: CreditName,
-    /// How episodes of a group are compared; `mean_std` by default.
+    /// How episodes of a group are compared; `mean_std` by default, `mean` with the objective `dr_grpo`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) normalise: Option<Normalise>,
     /// Discount of later turns' rewards; 1 by default, 0.95 for `gigpo`.

@@ -1,6 +1,6 @@
 //! What cannot be, said before anything is loaded.
 
-use turnwise::training::{Behavior, Curriculum, RolloutMode};
+use turnwise::training::{Behavior, Curriculum, RolloutMode, TruncatedEpisodes};
 
 use super::choices;
 use super::schema::Config;
@@ -22,6 +22,7 @@ pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
     check_sampling(config)?;
     check_behavior(config)?;
     check_compaction(config)?;
+    check_rollout(config)?;
     check_schedule(config)?;
     check_heads(config)
 }
@@ -160,13 +161,53 @@ fn check_sampling(config: &Config) -> Result<(), Impossible> {
     let help = "the trainer's softmax is then not the distribution the tokens were drawn from; leave it out";
     let top_p = config.rollout.top_p;
     refuse_if(
-        top_p < 1.0,
+        top_p != 1.0,
         "rollout.top_p",
-        || format!("= {top_p} cuts the vocabulary short"),
+        || format!("= {top_p} is not the whole vocabulary"),
         help,
     )?;
     let top_k = config.rollout.top_k;
     refuse_if(top_k > 0, "rollout.top_k", || format!("= {top_k} cuts the vocabulary short"), help)
+}
+
+/// Settings that are given and could not be meant.
+fn check_rollout(config: &Config) -> Result<(), Impossible> {
+    let (rollout, train) = (&config.rollout, &config.train);
+    let budgets = [
+        ("rollout.tokens_per_step", rollout.tokens_per_step > 0),
+        ("rollout.seconds_per_step", rollout.seconds_per_step > 0.0),
+    ];
+    for (key, is_set) in budgets {
+        refuse_if(
+            is_set && rollout.mode == RolloutMode::Asynchronous,
+            key,
+            || "is not used by asynchronous rollouts, which no step cuts".to_owned(),
+            "leave it out, or use rollout.mode = \"pipelined\"",
+        )?;
+    }
+    if let TruncatedEpisodes::Penalise(penalty) = train.truncated {
+        refuse_if(
+            !(penalty.is_finite() && penalty <= 0.0),
+            "train.truncated",
+            || format!("adds {penalty} to the reward of an episode that ran into a limit"),
+            "use a finite number of at most 0, as in {penalise = -0.5}",
+        )?;
+    }
+    if let Some(sampling) = rollout.dynamic_sampling {
+        let seconds = sampling.max_seconds;
+        refuse_if(
+            !(seconds.is_finite() && seconds > 0.0),
+            "rollout.dynamic_sampling",
+            || format!("has max_seconds = {seconds}"),
+            "use a finite number above 0",
+        )?;
+    }
+    refuse_if(
+        !config.limits.fault_reward.is_finite(),
+        "limits.fault_reward",
+        || format!("is {}", config.limits.fault_reward),
+        "use a finite number",
+    )
 }
 
 fn check_schedule(config: &Config) -> Result<(), Impossible> {

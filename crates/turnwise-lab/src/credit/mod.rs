@@ -17,7 +17,10 @@
 //!
 //! All arms of [`run`] have the same start (a short imitation of a player that pulls levers at random, so that form is known
 //! and skill is not), tasks, seeds, clip range and optimiser. They differ in credit and, with it, in objective: `Gspo` with
-//! `OutcomeCredit`, `GspoToken` with `TurnBaselineCredit` or with `TurnCredit`, which divides by the scatter of all turns.
+//! `OutcomeCredit`, `GspoToken` with one of three credits by turn. `TurnIndexBiasedCredit` compares a turn with the others' same turn in
+//! units of that turn's own scatter, so that neither the judge's mood nor its size reaches the lever; its name warns of tasks
+//! in which the policy decides when to stop, and here both turns always come. `TurnBaselineCredit` compares the same without
+//! dividing, and lets the judge's size into the gradient; `TurnCredit` divides by the scatter of all turns together.
 
 mod experiment;
 mod levers;

@@ -61,6 +61,10 @@ impl Policy for Engine<'_> {
         sample.unwrap_or_else(|panic| Err(PolicyError::Failed(format!("panicked: {panic}"))))
     }
 
+    fn interrupt(&self, session: u64) -> bool {
+        caught(|| self.policy.interrupt(self.seed(session))).unwrap_or(false)
+    }
+
     fn release(&self, session: u64) {
         self.policy.release(self.seed(session));
     }

@@ -2,7 +2,7 @@ use turnwise_trajectory::{InfraReason, Outcome};
 
 use super::digest::digest;
 use super::guard::infra;
-use super::state::Script;
+use super::state::{Exchange, Script};
 use super::{Episode, excerpt};
 use crate::Deadline;
 
@@ -17,10 +17,10 @@ impl Episode {
         excerpt::cut(&mut observation, self.limits.max_observation_bytes);
         let Script { opening, exchanges } = self.state.script.clone();
         same(&opening, &digest(&observation), "the first observation")?;
-        for (turn, exchange) in exchanges.into_iter().enumerate() {
+        for Exchange { turn, action, step: before } in exchanges {
             self.world.ledger().begin_turn(turn);
-            let step = self.step_world(exchange.action, deadline).await?;
-            same(&exchange.step, &digest(&step), &format!("the answer in turn {}", turn + 1))?;
+            let step = self.step_world(action, deadline).await?;
+            same(&before, &digest(&step), &format!("the answer in turn {}", turn + 1))?;
         }
         self.is_behind = false;
         Ok(())

@@ -58,6 +58,8 @@ pub(super) struct Script {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Exchange {
+    /// The turn, counted with those that no environment answered.
+    pub(super) turn: usize,
     pub(super) action: Action,
     /// SHA-256 of the step: observation, reward and faults.
     pub(super) step: String,
@@ -104,13 +106,13 @@ impl State {
         if let Some(wrong) = rewards.find(|reward| !reward.is_finite()) {
             return Err(format!("a turn has the reward {wrong}"));
         }
-        if self.recovery == Some(Recovery::Replay)
-            && self.script.exchanges.len() != self.turns.len()
-        {
+        let of_turns = || self.script.exchanges.iter().map(|exchange| exchange.turn);
+        let is_in_order = of_turns().is_sorted_by(|a, b| a < b);
+        if !(is_in_order && of_turns().all(|turn| turn < self.turns.len())) {
             return Err(format!(
-                "it has {} turns and the actions of {}",
+                "it has {} turns and actions of {:?}",
                 self.turns.len(),
-                self.script.exchanges.len()
+                of_turns().collect::<Vec<_>>()
             ));
         }
         if !self.has_begun() && !self.turns.is_empty() {

@@ -11,7 +11,7 @@ use super::guard::{Engine, caught, caught_async, infra};
 use super::repetition::said;
 use super::state::Exchange;
 use super::{Episode, excerpt};
-use crate::{Act, Agent, AgentError, Allowance, Deadline, Decision, PolicyError, Room};
+use crate::{Act, Agent, AgentError, Allowance, Deadline, Decision, Policy, PolicyError, Room};
 
 impl Episode {
     /// What is left of the episode's own time.
@@ -87,6 +87,13 @@ impl Episode {
             return Err(self.truncated(Limit::SampledTokens));
         }
         let of_context = limits.max_context_tokens.saturating_sub(context);
+        if of_context == 0 && drawn == 0 {
+            let most = limits.max_context_tokens;
+            let message = format!(
+                "the first prompt has {context} tokens, and max_context_tokens is {most}; raise it"
+            );
+            return Err(infra(InfraReason::Render, message));
+        }
         if of_context == 0 {
             return Err(self.truncated(Limit::Context));
         }
@@ -116,13 +123,23 @@ impl Episode {
     ) -> Result<Act, Outcome> {
         let started = Instant::now();
         let limit = self.limits.engine_timeout();
+        let session = self.state.seed_of_agent();
         let Some(agent) = self.agent.as_deref_mut() else { return Err(no_agent()) };
-        let act = tokio::select! {
-            biased;
-            act = deadline.child(limit).bound(caught_async(agent.act(engine, room))) => act,
-            // What was drawn in the request is given up, and drawn again when the episode goes on: each draw is keyed by
-            // its place.
-            () = allowance.stop.wait() => return Ok(Act::Interrupted),
+        let act = {
+            let acting = deadline.child(limit).bound(caught_async(agent.act(engine, room)));
+            tokio::pin!(acting);
+            tokio::select! {
+                biased;
+                act = &mut acting => act,
+                // An engine that hands over what it has drawn does so at its next token. Of another the request is given
+                // up, and drawn again when the episode goes on: each draw is keyed by its place.
+                () = allowance.stop.wait() => {
+                    if !engine.interrupt(session) {
+                        return Ok(Act::Interrupted);
+                    }
+                    acting.await
+                }
+            }
         };
         self.state.turn_seconds += started.elapsed().as_secs_f64();
         match act {
@@ -179,7 +196,8 @@ impl Episode {
         self.push_turn(node, stop, engine, seconds);
         let step = answer?;
         if let Some(action) = kept {
-            self.state.script.exchanges.push(Exchange { action, step: digest(&step) });
+            let turn = self.state.turns.len() - 1;
+            self.state.script.exchanges.push(Exchange { turn, action, step: digest(&step) });
         }
         match step {
             Step::Next { observation, reward, faults } => {

@@ -37,7 +37,7 @@ pub(super) struct Running {
 #[derive(Debug)]
 struct Taken {
     stop: StopHandle,
-    /// No token that it draws now is older.
+    /// No token that it has or draws now is older.
     launched_at: PolicyVersion,
     /// At the engine.
     session: u64,
@@ -60,7 +60,9 @@ impl Running {
         let seat = (identity.group, identity.member);
         let (handle, stop) = stop.child();
         let session = identity.sampling_seed;
-        let taken = Taken { stop: handle, launched_at: policy.version(), session };
+        let now = policy.version();
+        let launched_at = episode.oldest_version().map_or(now, |oldest| oldest.min(now));
+        let taken = Taken { stop: handle, launched_at, session };
         let before = self.seats.insert(seat, taken);
         assert!(before.is_none(), "a member runs once at a time");
         let policy = policy.clone();

@@ -1,13 +1,15 @@
-use turnwise_objective::{AdvantageError, Std, minus_mean_return_of_others, standard_deviation};
+use turnwise_objective::{
+    AdvantageError, Std, has_zero_variance, minus_mean_return_of_others, standard_deviation,
+};
 use turnwise_trajectory::Trajectory;
 
-use super::{Conservation, Credit, CreditStream, CreditStreams, returns};
+use super::{Conservation, Credit, CreditStream, CreditStreams, returns, totals, zeros};
 
 /// Every turn gets the discounted reward from it on, less the mean return of the *other* members, in units of the group's
 /// standard deviation of returns.
 ///
 /// ```text
-/// A_ik = ( Σ_{j≥k} γ^(j−k) r_ij − mean_{l≠i} G_l0 ) / std_l G_l0
+/// A_ik = ( Σ_{j≥k} γ^(j−k) r_ij − mean_{l≠i} G_l0 ) / ( std_l G_l0 + 1e-6 )
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ReturnCredit {
@@ -24,15 +26,20 @@ impl Credit for ReturnCredit {
         let to_go = discounted_returns(group, self.gamma);
         let firsts: Vec<f64> =
             to_go.values.iter().filter_map(|turns| turns.first()).copied().collect();
-        let mut advantages = minus_mean_return_of_others(&to_go.values)?;
-        let scale = if firsts.len() < 2 { 0.0 } else { standard_deviation(&firsts, Std::Sample)? };
-        for advantage in advantages.iter_mut().flatten() {
-            // Equal returns say nothing about the members, even where their turns were rewarded differently.
-            *advantage = if scale > 0.0 { *advantage / scale } else { 0.0 };
+        // Equal rewards say nothing about the members, even where their turns were rewarded differently.
+        if firsts.len() < 2 || has_zero_variance(&totals(group)) {
+            let nothing = zeros(group);
+            return Ok(CreditStreams::new(vec![to_go], nothing, Conservation::MembersSumToZero));
         }
+        let mut advantages = minus_mean_return_of_others(&to_go.values)?;
+        let scale = standard_deviation(&firsts, Std::Sample)? + EPSILON;
+        advantages.iter_mut().flatten().for_each(|advantage| *advantage /= scale);
         Ok(CreditStreams::new(vec![to_go], advantages, Conservation::MembersSumToZero))
     }
 }
+
+/// What is added to the standard deviation: returns that differ by rounding alone are no signal.
+const EPSILON: f64 = 1e-6;
 
 /// The discounted reward from each turn on.
 pub(super) fn discounted_returns(group: &[&Trajectory], gamma: f64) -> CreditStream {
