@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 /// Multi-turn reinforcement learning for language-model agents.
 #[derive(Debug, Parser)]
@@ -276,7 +277,8 @@ pub(crate) struct RenderArguments {
     pub(crate) json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum TemplateName {
     /// `ChatML` with tools as JSON schemas
     Qwen3,

@@ -6,6 +6,7 @@ mod curve;
 mod environments;
 mod evaluate;
 mod failure;
+mod form;
 mod interrupt;
 mod lab;
 mod log;

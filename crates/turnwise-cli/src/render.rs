@@ -2,7 +2,6 @@
 
 mod branches;
 mod conversation;
-mod form;
 mod record;
 mod shown;
 mod table;
@@ -12,13 +11,15 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use serde::Serialize;
+use turnwise::chat::Thinking;
 use turnwise::trajectory::MessageGraph;
 
-use crate::arguments::RenderArguments;
+use crate::arguments::{RenderArguments, TemplateName, ThinkingChoice};
 use crate::failure::Failure;
+use crate::form::{Form, Source, Texts};
 use crate::say;
 use crate::screen::Style;
-use form::Texts;
+use conversation::Conversation;
 use shown::{Branch, Turns, shown};
 
 /// Something to print: the graph with its tokens, and what is said around it.
@@ -60,7 +61,7 @@ fn json_line(value: &impl Serialize) -> Result<String, Failure> {
 async fn conversation_page(arguments: &RenderArguments, path: &Path) -> Result<Page, Failure> {
     let name = path.display().to_string();
     let conversation = conversation::parse(&name, &read(path)?)?;
-    let form = form::of_conversation(arguments, &conversation)?;
+    let form = form_of(arguments, &conversation)?;
     let graph = if arguments.branches {
         branches::play(&conversation, &form).await?
     } else {
@@ -80,6 +81,31 @@ async fn conversation_page(arguments: &RenderArguments, path: &Path) -> Result<P
         renderer: form.renderer.fingerprint().to_owned(),
         texts: form.texts,
     })
+}
+
+/// The form that the arguments ask for, or else the one that fits the model.
+fn form_of(arguments: &RenderArguments, conversation: &Conversation) -> Result<Form, Failure> {
+    let source = match (&arguments.model, &arguments.tokenizer) {
+        (Some(directory), _) => Source::from_directory(directory)?,
+        (None, Some(file)) => Source::from_file(file)?,
+        (None, None) => {
+            return Err(Failure::refused("a conversation needs a tokenizer")
+                .help("name a model directory with --model DIR, or a tokenizer.json with --tokenizer FILE"));
+        }
+    };
+    let mut wanted = source.wanted();
+    if arguments.template.is_some() && arguments.template != wanted.template {
+        wanted.tools = wanted.tools.filter(|_| arguments.template == Some(TemplateName::Chatml));
+        wanted.template = arguments.template;
+    }
+    match arguments.thinking {
+        Some(ThinkingChoice::Keep) => wanted.thinking = Thinking::Keep,
+        Some(ThinkingChoice::Follow) => wanted.thinking = Thinking::Follow,
+        None => {}
+    }
+    wanted.trust = arguments.trust.clone().or(wanted.trust);
+    wanted.arguments.clone_from(&conversation.arguments);
+    source.form(&wanted, "--trust ")
 }
 
 /// A file's text, or that of standard input for `-`.

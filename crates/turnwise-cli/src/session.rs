@@ -1,28 +1,32 @@
 //! The parts of a run, made from its settings.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use turnwise::candle::{CandleLearner, Decoder, DecoderConfig, locate};
-use turnwise::chat::{ChatMl, ChatMlSettings, MIN_IDS, Tokenizer, train_tokenizer};
+use turnwise::chat::{MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
-use turnwise::rollout::{ChatAgents, Policy, PoolSettings};
+use turnwise::rollout::{ChatAgents, Policy, PoolSettings, Renderer};
 use turnwise::training::{
     Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Schedule, Trainer,
     TrainerSettings, demonstrate,
 };
 use turnwise::trajectory::Sampling;
 
-use crate::config::{Config, Model, credit, objective};
+use crate::config::{Config, credit, objective};
 use crate::environments;
 use crate::failure::Failure;
+use crate::form::{Source, Wanted};
 
 /// What a run works with.
 pub(crate) struct Session {
     pub(crate) config: Config,
     pub(crate) suite: Box<dyn Suite>,
-    pub(crate) chat: Arc<ChatMl>,
+    renderer: Arc<dyn Renderer>,
+    tokenizer: Arc<Tokenizer>,
+    /// Files of the model it started from that a checkpoint has to have too, with their content.
+    belongings: Vec<(&'static str, Vec<u8>)>,
     pub(crate) policy: Arc<dyn Policy>,
     /// What the model is, in a line.
     pub(crate) model: String,
@@ -40,22 +44,32 @@ const N_VOCABULARY_EPISODES: usize = 1024;
 impl Session {
     /// Makes suite, tokenizer, model and engine. `model` is a directory to load instead of what the settings say.
     pub(crate) async fn new(
-        config: Config,
+        mut config: Config,
         model: Option<&Path>,
     ) -> Result<(Self, CandleLearner), Failure> {
         let suite = environments::suite(&config.environment.name, &config.environment.options)?;
-        let directory = model.or(config.model.directory.as_deref());
-        let (tokenizer, decoder) = match directory {
-            Some(directory) => load_model(directory)?,
-            None => make_model(&config, &*suite).await?,
+        let directory = match model.or(config.model.directory.as_deref()) {
+            Some(model) => Some(located(model)?),
+            None => None,
         };
+        let (source, decoder) = if let Some(directory) = &directory {
+            (Source::from_directory(directory)?, load(directory)?)
+        } else {
+            let (tokenizer, decoder) = Box::pin(make_model(&config, &*suite)).await?;
+            (Source::of_tokenizer(tokenizer), decoder)
+        };
+        let form = source.form(&Wanted::by(&config.model), TRUSTING)?;
+        // A checkpoint is written the same way, whatever would fit its files.
+        config.model.template = Some(form.template);
+        let tokenizer = source.tokenizer.clone();
         check_context(&config, &decoder)?;
         check_vocabulary(&tokenizer, &decoder)?;
-        let description = describe(directory, &decoder);
-        let chat = Arc::new(chat(&config, tokenizer)?);
+        let description = describe(directory.as_deref(), &decoder);
+        let belongings = directory.as_deref().map_or_else(Vec::new, belongings);
         let learner = CandleLearner::new(decoder, config.optimizer);
         let policy: Arc<dyn Policy> = Arc::new(learner.policy(config.engine));
-        Ok((Self { config, suite, chat, policy, model: description }, learner))
+        let (renderer, model) = (form.renderer, description);
+        Ok((Self { config, suite, renderer, tokenizer, belongings, policy, model }, learner))
     }
 
     /// The trainer of the run, at step 0.
@@ -106,12 +120,15 @@ impl Session {
 
     /// `n` demonstrations of the expert on training tasks, drawn without replacement as far as there are enough.
     pub(crate) async fn demonstrations(&self, n: usize) -> Result<Vec<Demonstration>, Failure> {
-        play_expert(&*self.suite, &self.chat, n, self.config.run.seed).await
+        play_expert(&*self.suite, &*self.renderer, n, self.config.run.seed).await
     }
 
     /// Adds to a checkpoint what makes it a model directory that can be evaluated alone.
     pub(crate) fn complete_checkpoint(&self, directory: &Path) -> io::Result<()> {
-        self.chat.tokenizer().save(directory).map_err(io::Error::other)?;
+        self.tokenizer.save(directory).map_err(io::Error::other)?;
+        for (name, content) in &self.belongings {
+            std::fs::write(directory.join(name), content)?;
+        }
         std::fs::write(directory.join(SETTINGS), self.resolved()?)
     }
 
@@ -122,7 +139,7 @@ impl Session {
 
     fn agents(&self, sampling: Sampling) -> ChatAgents {
         let compaction = self.config.rollout.compaction.clone();
-        ChatAgents { renderer: self.chat.clone(), sampling, compaction }
+        ChatAgents { renderer: self.renderer.clone(), sampling, compaction }
     }
 
     fn sampling(&self) -> Sampling {
@@ -187,27 +204,43 @@ impl Session {
 /// The settings a checkpoint was made with, beside the model.
 pub(crate) const SETTINGS: &str = "turnwise.toml";
 
-/// `model` is a directory, or a name on the Hugging Face Hub.
-fn load_model(model: &Path) -> Result<(Tokenizer, Decoder), Failure> {
-    let directory = locate(model).map_err(|error| {
+/// How a user of settings says that a template is trusted.
+const TRUSTING: &str = "model.trust = ";
+
+/// The directory of a model, which is named by it or by its name on the Hugging Face Hub.
+fn located(model: &Path) -> Result<PathBuf, Failure> {
+    locate(model).map_err(|error| {
         Failure::refused_by(&error)
             .help("name a directory with config.json, model.safetensors and tokenizer.json")
-    })?;
-    let decoder =
-        Decoder::from_directory(&directory).map_err(|error| Failure::refused_by(&error))?;
-    let tokenizer =
-        Tokenizer::from_directory(&directory).map_err(|error| Failure::refused_by(&error))?;
-    Ok((tokenizer, decoder))
+    })
+}
+
+fn load(directory: &Path) -> Result<Decoder, Failure> {
+    Decoder::from_directory(directory).map_err(|error| Failure::refused_by(&error))
+}
+
+/// What says how a model is spoken to, and is neither weights nor tokenizer.
+fn belongings(directory: &Path) -> Vec<(&'static str, Vec<u8>)> {
+    let names = [
+        "chat_template.jinja",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+    ];
+    let read = |name| Some((name, std::fs::read(directory.join(name)).ok()?));
+    names.into_iter().filter_map(read).collect()
 }
 
 /// A vocabulary from demonstrations, and a model of the settings' size with random weights.
 async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, Decoder), Failure> {
     let bytes =
         train_tokenizer(Vec::new(), MIN_IDS).map_err(|error| Failure::refused_by(&error))?;
-    let chat = chat(config, bytes)?;
-    let episodes = play_expert(suite, &chat, N_VOCABULARY_EPISODES, config.run.seed).await?;
+    let source = Source::of_tokenizer(bytes);
+    let form = source.form(&Wanted::by(&config.model), TRUSTING)?;
+    let episodes =
+        play_expert(suite, &*form.renderer, N_VOCABULARY_EPISODES, config.run.seed).await?;
     let texts =
-        episodes.iter().map(|episode| chat.tokenizer().decode_without_special(&episode.row.ids));
+        episodes.iter().map(|episode| source.tokenizer.decode_without_special(&episode.row.ids));
     let tokenizer = train_tokenizer(texts.collect::<Vec<_>>(), config.model.vocab_size)
         .map_err(|error| Failure::refused_by(&error).help("use a larger model.vocab_size"))?;
     let model = &config.model;
@@ -224,17 +257,6 @@ async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, De
     let decoder = Decoder::random(shape, derive_seed(config.run.seed, MODEL))
         .map_err(|error| Failure::refused_by(&error))?;
     Ok((tokenizer, decoder))
-}
-
-fn chat(config: &Config, tokenizer: Tokenizer) -> Result<ChatMl, Failure> {
-    ChatMl::new(Arc::new(tokenizer), chat_settings(config))
-        .map_err(|error| Failure::refused_by(&error))
-}
-
-/// How a run with these settings writes conversations.
-pub(crate) fn chat_settings(config: &Config) -> ChatMlSettings {
-    let Model { tools, thinking, .. } = &config.model;
-    ChatMlSettings { tools: tools.clone(), thinking: *thinking, ..ChatMlSettings::default() }
 }
 
 fn check_context(config: &Config, decoder: &Decoder) -> Result<(), Failure> {
@@ -276,7 +298,7 @@ fn describe(directory: Option<&Path>, decoder: &Decoder) -> String {
 
 async fn play_expert(
     suite: &dyn Suite,
-    chat: &ChatMl,
+    renderer: &dyn Renderer,
     n: usize,
     seed: u64,
 ) -> Result<Vec<Demonstration>, Failure> {
@@ -288,7 +310,7 @@ async fn play_expert(
     for (number, index) in order.into_iter().cycle().take(n).enumerate() {
         let seed = derive_seed(seed, number as u64);
         let expert = suite.expert(seed);
-        let played = demonstrate(&*tasks, index, expert, chat, suite.max_turns(), seed).await;
+        let played = demonstrate(&*tasks, index, expert, renderer, suite.max_turns(), seed).await;
         demonstrations.push(played.map_err(|error| Failure::runtime(&error))?);
     }
     Ok(demonstrations)

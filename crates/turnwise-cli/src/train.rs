@@ -25,7 +25,7 @@ const TRY: &str = include_str!("try.toml");
 pub(crate) async fn try_it(arguments: &RunArguments) -> Result<(), Failure> {
     let loaded =
         config::parse("the built-in settings of `turnwise try`", TRY, &arguments.all_overrides())?;
-    start(loaded, arguments, "try").await
+    Box::pin(start(loaded, arguments, "try")).await
 }
 
 pub(crate) async fn train(path: &Path, arguments: &RunArguments) -> Result<(), Failure> {
@@ -33,7 +33,7 @@ pub(crate) async fn train(path: &Path, arguments: &RunArguments) -> Result<(), F
     let name = path
         .file_stem()
         .map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    start(loaded, arguments, &name).await
+    Box::pin(start(loaded, arguments, &name)).await
 }
 
 async fn start(loaded: Loaded, arguments: &RunArguments, name: &str) -> Result<(), Failure> {

@@ -13,6 +13,8 @@ use turnwise::training::{
     StaleTokens, TruncatedEpisodes,
 };
 
+use crate::arguments::TemplateName;
+
 /// Everything a run is made of.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -81,8 +83,15 @@ pub(crate) struct Model {
     pub(crate) n_heads: usize,
     pub(crate) n_kv_heads: usize,
     pub(crate) head_dim: usize,
-    /// How tools are described in the prompt.
-    pub(crate) tools: ToolPrompt,
+    /// The form of conversations; where it is left out, the one that fits the model's control tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) template: Option<TemplateName>,
+    /// For the template `hf`: the hash of the model's own template, once you have read it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) trust: Option<String>,
+    /// How tools are described in the prompt: `signatures` by default, `hermes` with the template `qwen3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tools: Option<ToolPrompt>,
     /// What becomes of thinking in past turns.
     pub(crate) thinking: Thinking,
 }
@@ -98,7 +107,9 @@ impl Default for Model {
             n_heads: 4,
             n_kv_heads: 2,
             head_dim: 24,
-            tools: ToolPrompt::Signatures,
+            template: None,
+            trust: None,
+            tools: None,
             thinking: Thinking::Keep,
         }
     }

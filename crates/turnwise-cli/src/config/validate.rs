@@ -3,7 +3,8 @@
 use turnwise::training::{Behavior, Curriculum, RolloutMode, TruncatedEpisodes};
 
 use super::choices;
-use super::schema::Config;
+use super::schema::{Config, Model};
+use crate::arguments::TemplateName;
 
 /// A setting that cannot be: its dotted key, what is wrong, what to do.
 #[derive(Debug, PartialEq)]
@@ -23,6 +24,7 @@ pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
     check_behavior(config)?;
     check_compaction(config)?;
     check_rollout(config)?;
+    check_template(config)?;
     check_schedule(config)?;
     check_heads(config)
 }
@@ -265,6 +267,23 @@ fn check_compaction(config: &Config) -> Result<(), Impossible> {
         "rollout.compaction",
         || format!("begins at {at} tokens, and an episode ends at {most}"),
         "use an at_tokens that leaves room below limits.max_context_tokens for a turn and a summary",
+    )
+}
+
+/// What only some templates read.
+fn check_template(config: &Config) -> Result<(), Impossible> {
+    let Model { template, trust, tools, .. } = &config.model;
+    refuse_if(
+        trust.is_some() && *template != Some(TemplateName::Hf),
+        "model.trust",
+        || "is used by the template `hf` alone".to_owned(),
+        "leave it out, or set model.template = \"hf\"",
+    )?;
+    refuse_if(
+        tools.is_some() && matches!(template, Some(TemplateName::Llama3 | TemplateName::Hf)),
+        "model.tools",
+        || "is not used by a template that has its own way with tools".to_owned(),
+        "leave it out, or use the template chatml or qwen3",
     )
 }
 

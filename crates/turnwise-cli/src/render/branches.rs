@@ -12,8 +12,8 @@ use turnwise::trajectory::{
 };
 
 use super::conversation::Conversation;
-use super::form::Form;
 use crate::failure::Failure;
+use crate::form::Form;
 
 /// The whole conversation in one rendering: one branch. The assistant's messages are nobody's samples.
 pub(super) fn render(conversation: &Conversation, form: &Form) -> Result<MessageGraph, Failure> {

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use turnwise::trajectory::{Trajectory, read_line};
 
 use super::Page;
-use super::form::{self, Texts};
 use super::shown::Turns;
 use crate::arguments::RenderArguments;
 use crate::failure::Failure;
+use crate::form::{self, Texts};
 use crate::screen::text::one_line;
 
 /// The page of trajectory `--index` of a file of records.

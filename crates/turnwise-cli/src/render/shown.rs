@@ -1,5 +1,6 @@
 //! The tokens of a message graph as they are shown: branch after branch, each with what is known of it.
 
+use crate::form::Texts;
 use std::collections::HashMap;
 
 use serde::Serialize;
@@ -8,8 +9,6 @@ use turnwise::trajectory::{
     Author, MaskReason, MessageGraph, NodeId, PolicyVersion, SampledToken, Span, TokenId,
     TokenKind, Turn,
 };
-
-use super::form::Texts;
 
 /// A token with everything that is known of it. What a token cannot have is absent, and never 0.
 #[derive(Clone, Debug, PartialEq, Serialize)]

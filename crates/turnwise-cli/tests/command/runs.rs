@@ -128,3 +128,61 @@ fn every_objective_and_every_credit_trains() {
         assert!(metrics[0]["train/grad_norm"].as_f64() > Some(0.0), "{overrides:?} {}", metrics[0]);
     }
 }
+
+/// The model of a run as somebody else's: a directory without a run's settings, with a template of its own.
+fn strangers_model(home: &TempDir, run: &str) -> String {
+    let model = home.path().join("model");
+    fs::create_dir(&model).expect("a directory of its own");
+    let checkpoint = Path::new(run).join("checkpoints/step-000001");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(checkpoint.join(file), model.join(file)).expect("a checkpoint has it");
+    }
+    let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    fs::write(model.join("chat_template.jinja"), template).expect("it is written");
+    let config = r#"{"eos_token": "<|im_end|>"}"#;
+    fs::write(model.join("tokenizer_config.json"), config).expect("it is written");
+    model.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn a_run_speaks_the_form_that_its_settings_name_and_goes_on_with_it() {
+    let home = TempDir::new().unwrap();
+    let run = train(&home, "run", &["model.template=qwen3", "run.steps=1"]);
+    let settings = fs::read_to_string(Path::new(&run).join("run.toml")).unwrap();
+    assert!(settings.contains("template = \"qwen3\""), "{settings}");
+    let resumed = turnwise(&["resume", &run, "--steps", "2"], "");
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+    let rollouts = format!("{run}/rollouts/step-000001.jsonl");
+    let shown = turnwise(&["render", "--rollout", &rollouts], "");
+    assert!(shown.stdout.contains("as the run's settings have it"), "{}", shown.stdout);
+    // A form whose control tokens the tokenizer has not.
+    let config = home.path().join("tiny.toml");
+    let elsewhere = home.path().join("llama");
+    let arguments = ["train", config.to_str().unwrap(), "--run-dir", elsewhere.to_str().unwrap()];
+    let ended = turnwise(&[&arguments[..], &["model.template=llama3"]].concat(), "");
+    assert_ne!(ended.code, 0);
+    assert!(ended.stderr.contains("<|"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_models_own_template_trains_once_it_is_trusted_and_goes_with_its_checkpoints() {
+    let home = TempDir::new().unwrap();
+    let first = train(&home, "first", &["run.steps=1"]);
+    let model = strangers_model(&home, &first);
+    let config = home.path().join("tiny.toml");
+    let directory = format!("model.directory=\"{model}\"");
+    let refused =
+        turnwise(&["train", config.to_str().unwrap(), &directory, "model.template=hf"], "");
+    assert_ne!(refused.code, 0);
+    let hash = refused
+        .stderr
+        .split("model.trust = ")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().next());
+    let trust = format!("model.trust=\"{}\"", hash.expect("the refusal says what to do"));
+    let run = train(&home, "second", &[&directory, "model.template=hf", &trust, "run.steps=1"]);
+    assert!(Path::new(&run).join("checkpoints/step-000001/chat_template.jinja").is_file());
+    let resumed = turnwise(&["resume", &run, "--steps", "2"], "");
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+}

@@ -12,109 +12,94 @@ use turnwise::chat::{
 use turnwise::rollout::Renderer;
 use turnwise::trajectory::TokenId;
 
-use super::conversation::Conversation;
-use crate::arguments::{RenderArguments, TemplateName, ThinkingChoice};
-use crate::config;
+use crate::arguments::TemplateName;
+use crate::config::{self, Model};
 use crate::failure::Failure;
-use crate::session::{SETTINGS, chat_settings};
+use crate::session::SETTINGS;
 
 /// The form that a conversation is rendered in.
-pub(super) struct Form {
-    pub(super) renderer: Arc<dyn Renderer>,
-    pub(super) texts: Texts,
-    pub(super) name: String,
+pub(crate) struct Form {
+    pub(crate) renderer: Arc<dyn Renderer>,
+    pub(crate) texts: Texts,
+    pub(crate) template: TemplateName,
+    pub(crate) name: String,
     /// What else a reader should know.
-    pub(super) note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 /// How ids become text.
-pub(super) struct Texts(pub(super) Option<Arc<Tokenizer>>);
+#[derive(Clone)]
+pub(crate) struct Texts(pub(crate) Option<Arc<Tokenizer>>);
 
 impl Texts {
-    pub(super) fn text(&self, id: TokenId) -> Option<String> {
+    pub(crate) fn text(&self, id: TokenId) -> Option<String> {
         self.0.as_ref()?.token_text(id)
     }
 
     /// Whether this is the name of a control token.
-    pub(super) fn has(&self, marker: &str) -> bool {
+    pub(crate) fn has(&self, marker: &str) -> bool {
         let id = self.0.as_ref().and_then(|tokenizer| tokenizer.token_id(marker));
         id.is_some_and(|id| self.is_control(id))
     }
 
-    pub(super) fn is_control(&self, id: TokenId) -> bool {
+    pub(crate) fn is_control(&self, id: TokenId) -> bool {
         self.0.as_ref().is_some_and(|tokenizer| tokenizer.is_control(id))
     }
 }
 
 /// What a model directory says about its form.
-struct Source<'a> {
+pub(crate) struct Source<'a> {
     directory: Option<&'a Path>,
     texts: Texts,
-    tokenizer: Arc<Tokenizer>,
-    /// How the run that wrote the directory writes conversations.
-    run: Option<ChatMlSettings>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// The settings of the run that wrote the directory.
+    run: Option<Model>,
     /// The model's own template.
     template: Option<String>,
 }
 
-/// The form that the arguments ask for, or else the one that fits the model.
-pub(super) fn of_conversation(
-    arguments: &RenderArguments,
-    conversation: &Conversation,
-) -> Result<Form, Failure> {
-    let source = match (&arguments.model, &arguments.tokenizer) {
-        (Some(directory), _) => Source::from_directory(directory)?,
-        (None, Some(file)) => Source::from_file(file)?,
-        (None, None) => {
-            return Err(Failure::refused("a conversation needs a tokenizer")
-                .help("name a model directory with --model DIR, or a tokenizer.json with --tokenizer FILE"));
-        }
-    };
-    let template = arguments.template.map_or_else(|| source.fitting(), Ok)?;
-    let run = source.run.as_ref();
-    let thinking = match arguments.thinking {
-        Some(ThinkingChoice::Keep) => Thinking::Keep,
-        Some(ThinkingChoice::Follow) => Thinking::Follow,
-        None => run.map(|run| run.thinking).unwrap_or_default(),
-    };
-    let given = &conversation.arguments;
-    let by_hand =
-        |tools: ToolPrompt| ChatMlSettings { tools, thinking, ..ChatMlSettings::default() };
-    let renderer: Arc<dyn Renderer> = match template {
-        TemplateName::Qwen3 => source.chatml(by_hand(ToolPrompt::Hermes), given)?,
-        TemplateName::Chatml => {
-            let tools = run.map_or(ToolPrompt::Signatures, |run| run.tools.clone());
-            source.chatml(by_hand(tools), given)?
-        }
-        TemplateName::Llama3 => source.llama3(given)?,
-        TemplateName::Hf => source.own(arguments.trust.as_deref(), thinking, given)?,
-    };
-    let note = source.note(template);
-    let thinks = if thinking == Thinking::Keep { "kept" } else { "as the template has it" };
-    let name = match template {
-        TemplateName::Qwen3 => format!("qwen3, thinking {thinks}"),
-        TemplateName::Chatml => format!("chatml, thinking {thinks}"),
-        TemplateName::Llama3 => "llama3".to_owned(),
-        TemplateName::Hf => format!("the model's own template, drawn thinking {thinks}"),
-    };
-    Ok(Form { renderer, texts: source.texts, name, note })
+/// What is asked of a form; what is left open is as the model has it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) template: Option<TemplateName>,
+    pub(crate) thinking: Thinking,
+    /// How tools are described, in the forms of `ChatML`.
+    pub(crate) tools: Option<ToolPrompt>,
+    /// The hash of the model's own template, from somebody who has read it.
+    pub(crate) trust: Option<String>,
+    /// Arguments of the template.
+    pub(crate) arguments: Map<String, Value>,
+}
+
+impl Wanted {
+    /// What a run's settings ask for.
+    pub(crate) fn by(model: &Model) -> Self {
+        let Model { template, thinking, tools, trust, .. } = model.clone();
+        Self { template, thinking, tools, trust, arguments: Map::new() }
+    }
 }
 
 /// The tokenizer of a directory, and the hash of the renderer that a run from there has, if it has settings of a run.
-pub(super) fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failure> {
+pub(crate) fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failure> {
     let source = Source::from_directory(directory)?;
-    let chat = source.run.clone().and_then(|run| source.chatml(run, &Map::new()).ok());
-    let fingerprint = chat.map(|chat| chat.fingerprint().to_owned());
+    let wanted = source.run.as_ref().map(Wanted::by);
+    let form = wanted.and_then(|wanted| source.form(&wanted, "--trust ").ok());
+    let fingerprint = form.map(|form| form.renderer.fingerprint().to_owned());
     Ok((source.texts, fingerprint))
 }
 
 /// A tokenizer alone.
-pub(super) fn of_file(file: &Path) -> Result<Texts, Failure> {
+pub(crate) fn of_file(file: &Path) -> Result<Texts, Failure> {
     Ok(Source::from_file(file)?.texts)
 }
 
 impl<'a> Source<'a> {
-    fn from_directory(directory: &'a Path) -> Result<Self, Failure> {
+    /// What the settings of its run ask for; nothing without one.
+    pub(crate) fn wanted(&self) -> Wanted {
+        self.run.as_ref().map(Wanted::by).unwrap_or_default()
+    }
+
+    pub(crate) fn from_directory(directory: &'a Path) -> Result<Self, Failure> {
         let shown = directory.display();
         if !directory.join("tokenizer.json").is_file() {
             return Err(Failure::refused(format!("there is no tokenizer.json in {shown}"))
@@ -126,7 +111,7 @@ impl<'a> Source<'a> {
         let run =
             if settings.is_file() { Some(config::load(&settings, &[])?.config) } else { None };
         let template = own_template(directory)?;
-        let run = run.as_ref().map(chat_settings);
+        let run = run.map(|config| config.model);
         Ok(Self {
             directory: Some(directory),
             texts: Texts(Some(tokenizer.clone())),
@@ -136,11 +121,43 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn from_file(file: &Path) -> Result<Self, Failure> {
+    pub(crate) fn from_file(file: &Path) -> Result<Self, Failure> {
         let tokenizer = Tokenizer::from_file(file).map_err(|error| Failure::refused_by(&error))?;
+        Ok(Self::of_tokenizer(tokenizer))
+    }
+
+    /// A tokenizer and nothing else.
+    pub(crate) fn of_tokenizer(tokenizer: Tokenizer) -> Self {
         let tokenizer = Arc::new(tokenizer);
         let texts = Texts(Some(tokenizer.clone()));
-        Ok(Self { directory: None, texts, tokenizer, run: None, template: None })
+        Self { directory: None, texts, tokenizer, run: None, template: None }
+    }
+
+    /// The form that is wanted, or else the one that fits. `trusting` is how a user says that a template is trusted.
+    pub(crate) fn form(&self, wanted: &Wanted, trusting: &str) -> Result<Form, Failure> {
+        let of_run = self.run.as_ref().and_then(|run| run.template);
+        let template = wanted.template.or(of_run).map_or_else(|| self.fitting(), Ok)?;
+        let Wanted { thinking, tools, trust, arguments, .. } = wanted;
+        let by_hand = |usual: ToolPrompt| ChatMlSettings {
+            tools: tools.clone().unwrap_or(usual),
+            thinking: *thinking,
+            ..ChatMlSettings::default()
+        };
+        let renderer: Arc<dyn Renderer> = match template {
+            TemplateName::Qwen3 => self.chatml(by_hand(ToolPrompt::Hermes), arguments)?,
+            TemplateName::Chatml => self.chatml(by_hand(ToolPrompt::Signatures), arguments)?,
+            TemplateName::Llama3 => self.llama3(arguments)?,
+            TemplateName::Hf => self.own(trust.as_deref(), trusting, *thinking, arguments)?,
+        };
+        let thinks = if *thinking == Thinking::Keep { "kept" } else { "as the template has it" };
+        let name = match template {
+            TemplateName::Qwen3 => format!("qwen3, thinking {thinks}"),
+            TemplateName::Chatml => format!("chatml, thinking {thinks}"),
+            TemplateName::Llama3 => "llama3".to_owned(),
+            TemplateName::Hf => format!("the model's own template, drawn thinking {thinks}"),
+        };
+        let (texts, note) = (self.texts.clone(), self.note(template));
+        Ok(Form { renderer, texts, template, name, note })
     }
 
     /// The renderer for these control tokens; the model's own template where there is none.
@@ -198,6 +215,7 @@ impl<'a> Source<'a> {
     fn own(
         &self,
         trust: Option<&str>,
+        trusting: &str,
         thinking: Thinking,
         given: &Map<String, Value>,
     ) -> Result<Arc<dyn Renderer>, Failure> {
@@ -217,7 +235,7 @@ impl<'a> Source<'a> {
                     directory.display()
                 ),
             };
-            return Err(Failure::refused(what).help(format!("read it, then  --trust {hash}")));
+            return Err(Failure::refused(what).help(format!("read it, then  {trusting}{hash}")));
         }
         let specials = specials(directory)?;
         let stop = specials.get("eos_token").and_then(Value::as_str).map(str::to_owned);
