@@ -110,8 +110,11 @@ pub(crate) fn credit(config: &Config) -> Box<dyn Credit> {
 /// Refuses what the chosen objective and credit do not read, and what they cannot be together.
 pub(crate) fn check(config: &Config) -> Result<(), Impossible> {
     check_objective_settings(&config.objective)?;
+    // Settings that a run wrote out may name the usual one.
+    let is_other_estimator =
+        matches!(config.objective.kl.estimator, Some(Estimator::K1 | Estimator::K2));
     refuse_if(
-        config.objective.kl.estimator.is_some() && config.objective.kl.beta == 0.0,
+        is_other_estimator && config.objective.kl.beta == 0.0,
         "objective.kl.estimator",
         || "is not used while objective.kl.beta is 0".to_owned(),
         "leave it out, or set objective.kl.beta",
