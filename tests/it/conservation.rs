@@ -193,6 +193,28 @@ fn a_broken_episode_is_tried_again_and_then_given_up() {
     assert_eq!(pool.ledger().open(), 0);
 }
 
+/// rollouts section 6: attempts of one episode share what the iteration has for it.
+#[test]
+fn a_retry_draws_from_what_the_attempt_before_it_left() {
+    let group_size = pool_settings().group_size as u64;
+    for share in [3, 5, 8] {
+        let settings = PoolSettings {
+            max_retries: 2,
+            max_faults_in_row: 1000,
+            retry_delay_s: 0.0,
+            tokens_per_iteration: Some(share * group_size),
+            ..pool_settings()
+        };
+        let mut pool = pool_of(Fault::Error, 1, settings);
+        pool.start(GroupId(0), 0);
+        while pool.n_waiting() > 0 {
+            let iteration = iterate(&mut pool).expect("it goes on");
+            let n = iteration.n_sampled;
+            assert!(n <= share * group_size, "{n} tokens where {share} each were to be had");
+        }
+    }
+}
+
 /// rollouts section 2: a fault of one member is nothing to the others.
 #[test]
 fn a_broken_episode_never_cancels_its_siblings() {

@@ -388,7 +388,7 @@ impl RolloutPool {
             (episode.suspensions() == 0, oldest, identity.group, identity.member)
         });
         self.news.resumed += waiting.iter().filter(|episode| episode.suspensions() > 0).count();
-        let at_once = |episode| Due { episode, delay: Duration::ZERO };
+        let at_once = |episode| Due { episode, delay: Duration::ZERO, used: 0 };
         self.due.extend(waiting.into_iter().map(at_once));
     }
 
@@ -412,21 +412,22 @@ impl RolloutPool {
                 Ok(())
             }
             Progress::Finished(trajectory) => {
-                self.news.n_sampled +=
-                    trajectory.n_sampled().saturating_sub(returned.n_drawn_before) as u64;
-                self.take_finished(trajectory)
+                let drawn = trajectory.n_sampled().saturating_sub(returned.n_drawn_before) as u64;
+                self.news.n_sampled += drawn;
+                self.take_finished(trajectory, returned.used_before + drawn)
             }
         }
     }
 
-    fn take_finished(&mut self, trajectory: Trajectory) -> Result<(), RolloutError> {
+    /// `used` is what this attempt and those before it have drawn of the iteration's tokens.
+    fn take_finished(&mut self, trajectory: Trajectory, used: u64) -> Result<(), RolloutError> {
         if let Outcome::InfraFault(fault) = &trajectory.outcome {
             let Identity { group, member, attempt, .. } = trajectory.identity;
             tracing::warn!(group = group.0, member, attempt, %fault, "an episode broke");
         }
         *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
         let tripped = self.breaker.count(&trajectory).or_else(|| self.count_stuck());
-        match self.retry(&trajectory) {
+        match self.retry(&trajectory, used) {
             Some(due) => self.due.push_back(due),
             None => self.file(trajectory),
         }
@@ -456,7 +457,7 @@ impl RolloutPool {
     }
 
     /// A fresh attempt at an episode that broke, while there are attempts left and anybody waits for it.
-    fn retry(&self, trajectory: &Trajectory) -> Option<Due> {
+    fn retry(&self, trajectory: &Trajectory, used: u64) -> Option<Due> {
         let identity = &trajectory.identity;
         let is_broken = matches!(trajectory.outcome, Outcome::InfraFault(_));
         let is_wanted = !self.doomed.contains(&identity.group);
@@ -466,6 +467,7 @@ impl RolloutPool {
             Due {
                 episode: self.episode(Identity { attempt, ..identity.clone() }),
                 delay: self.settings.retry_delay(attempt, uniform),
+                used,
             }
         })
     }

@@ -17,6 +17,8 @@ pub(super) struct Due {
     pub(super) episode: Episode,
     /// How long to wait first.
     pub(super) delay: Duration,
+    /// What attempts before it have drawn of the iteration's tokens.
+    pub(super) used: u64,
 }
 
 /// What came back of an episode.
@@ -24,6 +26,8 @@ pub(super) struct Due {
 pub(super) struct Returned {
     pub(super) seat: Seat,
     pub(super) n_drawn_before: usize,
+    /// What attempts before it had drawn of the iteration's tokens.
+    pub(super) used_before: u64,
     pub(super) progress: Progress,
 }
 
@@ -55,7 +59,7 @@ impl Running {
         tokens: u64,
         stop: &StopSignal,
     ) {
-        let Due { episode, delay } = due;
+        let Due { episode, delay, used } = due;
         let identity = episode.identity();
         let seat = (identity.group, identity.member);
         let (handle, stop) = stop.child();
@@ -66,8 +70,9 @@ impl Running {
         let before = self.seats.insert(seat, taken);
         assert!(before.is_none(), "a member runs once at a time");
         let policy = policy.clone();
-        let allowance = Allowance { tokens, stop };
-        self.tasks.spawn(advance(seat, episode, delay, policy, allowance));
+        let allowance = Allowance { tokens: tokens.saturating_sub(used), stop };
+        let advancing = advance(seat, episode, delay, policy, allowance);
+        self.tasks.spawn(async move { Returned { used_before: used, ..advancing.await } });
     }
 
     /// The engine's sessions of those that run.
@@ -123,5 +128,5 @@ async fn advance(
     } else {
         episode.advance(&*policy, &allowance).await
     };
-    Returned { seat, n_drawn_before, progress }
+    Returned { seat, n_drawn_before, used_before: 0, progress }
 }
