@@ -251,3 +251,15 @@ fn turn_credit_tells_the_turns_of_an_episode_apart() {
     let advantages = assigned(&credit, &rewarded(&[vec![1.0, 0.0], vec![0.0, 0.0]]));
     assert!(advantages[0][0] > 0.0 && advantages[0][1] < 0.0);
 }
+
+/// objective.md 5.11: what rewards differ by when they are added in another order is no signal.
+#[test]
+fn rewards_that_differ_by_rounding_have_small_advantages() {
+    let group = rewarded(&[vec![0.1, 0.2, 0.3], vec![0.3, 0.2, 0.1]]);
+    assert_ne!(group[0].reward(), group[1].reward(), "they do differ");
+    for credit in all_credits() {
+        let advantages = assigned(&*credit, &group);
+        let largest = advantages.iter().flatten().fold(0.0_f64, |most, one| most.max(one.abs()));
+        assert!(largest < 5.0, "{credit:?}: {largest}");
+    }
+}

@@ -214,6 +214,18 @@ fn a_truncated_episode_that_earned_nothing_has_reward_0_and_is_counted() {
     assert_eq!(unscored.reward(), None);
 }
 
+/// A first prompt that does not fit is nobody's reward: neither the policy nor the environment ran into anything.
+#[test]
+fn a_first_prompt_beyond_the_context_says_so() {
+    let limits = Limits { max_context_tokens: 2, ..limits() };
+    let script = Scripted::new(vec![Step::terminated(1.0)]);
+    let trajectory = played_with(script, &Engine::new(4), &limits);
+    let Outcome::InfraFault(fault) = &trajectory.outcome else { panic!("{trajectory:?}") };
+    assert_eq!(fault.reason, InfraReason::Render);
+    assert!(fault.message.contains("max_context_tokens is 2"), "{}", fault.message);
+    assert_eq!(trajectory.reward(), None);
+}
+
 /// rollouts section 2: a real reward, declared by the environment or by the settings.
 #[test]
 fn a_used_up_fault_budget_is_the_agents_fault_with_a_reward() {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use turnwise_environment::{Message, TaskSet};
 use turnwise_objective::{
-    Denominator, Objective, ObjectiveError, Sequence, SequenceLoss, SequenceStats,
+    Clip, Denominator, DrGrpo, LengthWeight, Objective, ObjectiveError, Reinforce, Sequence,
+    SequenceLoss, SequenceStats,
 };
 use turnwise_rollout::{Allowance, ChatAgents, Compaction, Episode, Fork, Progress, uniform_at};
 use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
@@ -227,6 +228,21 @@ proptest! {
             for (token, coefficient) in tokens {
                 let expected = -f64::from(token.advantage) / n_tokens as f64;
                 prop_assert!((coefficient - expected).abs() < 1e-12);
+            }
+        }
+    }
+
+    // rollouts.md 5.5: nor does a sum over tokens that is divided by the number of sequences.
+    #[test]
+    fn a_sum_over_tokens_does_not_depend_on_the_scope(members in members()) {
+        let forked = build_all(&members, true);
+        let (clip, max_tokens) = (Clip::PAPER_PPO, 8);
+        let sum = Reinforce { length_weight: LengthWeight::Tokens };
+        for objective in [&DrGrpo { clip, max_tokens } as &dyn Objective, &sum] {
+            let of = |scope| exactly(objective, &Batch::new(&forked, scope).expect("scored"));
+            let expected = of(RatioScope::Trajectory);
+            for scope in SCOPES {
+                prop_assert!(equal(&of(scope), &expected), "{objective:?} {scope:?}");
             }
         }
     }

@@ -26,20 +26,23 @@ impl Credit for ReturnCredit {
         let to_go = discounted_returns(group, self.gamma);
         let firsts: Vec<f64> =
             to_go.values.iter().filter_map(|turns| turns.first()).copied().collect();
+        let scale = if firsts.len() < 2 { 0.0 } else { standard_deviation(&firsts, Std::Sample)? };
+        let largest = firsts.iter().fold(0.0_f64, |most, one| most.max(one.abs()));
         // Equal rewards say nothing about the members, even where their turns were rewarded differently.
-        if firsts.len() < 2 || has_zero_variance(&totals(group)) {
+        if scale <= ROUNDING * largest || has_zero_variance(&totals(group)) {
             let nothing = zeros(group);
             return Ok(CreditStreams::new(vec![to_go], nothing, Conservation::MembersSumToZero));
         }
         let mut advantages = minus_mean_return_of_others(&to_go.values)?;
-        let scale = standard_deviation(&firsts, Std::Sample)? + EPSILON;
-        advantages.iter_mut().flatten().for_each(|advantage| *advantage /= scale);
+        advantages.iter_mut().flatten().for_each(|advantage| *advantage /= scale + EPSILON);
         Ok(CreditStreams::new(vec![to_go], advantages, Conservation::MembersSumToZero))
     }
 }
 
-/// What is added to the standard deviation: returns that differ by rounding alone are no signal.
+/// What is added to the standard deviation.
 const EPSILON: f64 = 1e-6;
+/// Returns that scatter by less, relative to the largest, differ by the order in which they were added.
+const ROUNDING: f64 = 1e-12;
 
 /// The discounted reward from each turn on.
 pub(super) fn discounted_returns(group: &[&Trajectory], gamma: f64) -> CreditStream {
