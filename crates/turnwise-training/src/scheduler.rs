@@ -186,8 +186,8 @@ impl Scheduler {
         Gathered { groups, news, n_replaced }
     }
 
-    /// One round: its groups, and iterations until one of them is finished. With a small token budget that can take several;
-    /// each brings every episode at least one token further.
+    /// One round: its groups, and iterations until one of them is finished. With a small budget that can take several: one of
+    /// tokens brings every episode at least one further, and one of time gets longer while nothing comes of it.
     pub(crate) async fn round(
         &mut self,
         round: u64,
