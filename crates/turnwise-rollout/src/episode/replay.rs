@@ -15,7 +15,7 @@ impl Episode {
         let limit = self.limits.environment_timeout();
         let mut observation = self.world.reset(seed, deadline, limit).await?;
         excerpt::cut(&mut observation, self.limits.max_observation_bytes);
-        let Script { opening, exchanges } = self.state.script.clone();
+        let Script { opening, exchanges, .. } = self.state.script.clone();
         same(&opening, &digest(&observation), "the first observation")?;
         for Exchange { turn, action, step: before } in exchanges {
             self.world.ledger().begin_turn(turn);

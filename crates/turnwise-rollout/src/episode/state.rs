@@ -52,6 +52,8 @@ pub(super) struct Script {
     /// SHA-256 of the first observation.
     pub(super) opening: String,
     pub(super) exchanges: Vec<Exchange>,
+    /// Turns that no environment answered.
+    pub(super) n_asides: usize,
 }
 
 /// One action and what it led to.
@@ -107,8 +109,12 @@ impl State {
             return Err(format!("a turn has the reward {wrong}"));
         }
         let of_turns = || self.script.exchanges.iter().map(|exchange| exchange.turn);
-        let is_in_order = of_turns().is_sorted_by(|a, b| a < b);
-        if !(is_in_order && of_turns().all(|turn| turn < self.turns.len())) {
+        let is_in_order =
+            of_turns().is_sorted_by(|a, b| a < b) && of_turns().all(|turn| turn < self.turns.len());
+        let n_answered = self.turns.len().checked_sub(self.script.n_asides);
+        let n_known = (self.recovery == Some(Recovery::Replay)).then_some(of_turns().len());
+        let is_complete = n_answered.is_some() && n_known.is_none_or(|n| n_answered == Some(n));
+        if !(is_in_order && is_complete) {
             return Err(format!(
                 "it has {} turns and actions of {:?}",
                 self.turns.len(),

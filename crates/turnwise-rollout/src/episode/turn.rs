@@ -167,6 +167,7 @@ impl Episode {
         let Decision { node, stop, engine, .. } = decision;
         let seconds = std::mem::take(&mut self.state.turn_seconds);
         self.push_turn(node, stop, engine, seconds);
+        self.state.script.n_asides += 1;
     }
 
     fn push_turn(&mut self, node: NodeId, stop: StopReason, engine: String, seconds: f64) {
