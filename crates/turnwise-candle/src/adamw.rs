@@ -3,12 +3,14 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
 use crate::checkpoint::{Piece, Precision, Tensors, write_tensors};
 use crate::decoder::Parameter;
 use crate::layout::{Role, Spec};
+use crate::simd::vectorized;
 
 /// Settings of AdamW (Loshchilov and Hutter, *Decoupled weight decay regularization*, 2019, algorithm 2).
 ///
@@ -77,9 +79,7 @@ impl AdamWState {
             parameters.iter().zip(gradients).zip(&mut self.moments)
         {
             let decays = matches!(parameter.spec.role, Role::Matrix | Role::Residual | Role::Head);
-            parameter.var.inplace_op1(&Step {
-                gradient,
-                moments: RefCell::new(moments),
+            let rates = Rates {
                 scale: scale as f32,
                 beta1: beta1 as f32,
                 beta2: beta2 as f32,
@@ -87,7 +87,9 @@ impl AdamWState {
                 rate: (learning_rate / correction(beta1)) as f32,
                 second_correction: (1.0 / correction(beta2)) as f32,
                 kept: (1.0 - if decays { learning_rate * weight_decay } else { 0.0 }) as f32,
-            })?;
+            };
+            let moments = RefCell::new(moments);
+            parameter.var.inplace_op1(&Step { gradient, moments, rates })?;
         }
         Ok(())
     }
@@ -142,16 +144,7 @@ fn state_specs(specs: &[Spec]) -> Vec<Spec> {
 struct Step<'a> {
     gradient: &'a [f32],
     moments: RefCell<&'a mut Moments>,
-    scale: f32,
-    beta1: f32,
-    beta2: f32,
-    epsilon: f32,
-    /// The learning rate over the first moment's bias.
-    rate: f32,
-    /// One over the second moment's bias.
-    second_correction: f32,
-    /// What decay leaves of a weight.
-    kept: f32,
+    rates: Rates,
 }
 
 impl InplaceOp1 for Step<'_> {
@@ -166,15 +159,52 @@ impl InplaceOp1 for Step<'_> {
         };
         let mut moments = self.moments.borrow_mut();
         let Moments { first, second } = &mut **moments;
-        let state = first.iter_mut().zip(second).zip(self.gradient);
-        for (weight, ((first, second), gradient)) in weights[start..end].iter_mut().zip(state) {
-            let gradient = gradient * self.scale;
-            *first += (1.0 - self.beta1) * (gradient - *first);
-            *second += (1.0 - self.beta2) * (gradient * gradient - *second);
-            let root = (*second * self.second_correction).sqrt() + self.epsilon;
-            *weight = *weight * self.kept - self.rate * *first / root;
-        }
+        let state = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
+        let pieces = weights[start..end].par_chunks_mut(PIECE).zip(state);
+        let rates = self.rates;
+        pieces.zip(self.gradient.par_chunks(PIECE)).for_each(
+            |((weights, (first, second)), gradient)| {
+                move_piece(weights, first, second, gradient, rates);
+            },
+        );
         Ok(())
+    }
+}
+
+/// Numbers that one thread takes at a time.
+const PIECE: usize = 1 << 15;
+
+/// What all numbers of a parameter are moved by.
+#[derive(Clone, Copy, Debug)]
+struct Rates {
+    scale: f32,
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    /// The learning rate over the first moment's bias.
+    rate: f32,
+    /// One over the second moment's bias.
+    second_correction: f32,
+    /// What decay leaves of a weight.
+    kept: f32,
+}
+
+vectorized! {
+    fn move_piece(
+        weights: &mut [f32],
+        first: &mut [f32],
+        second: &mut [f32],
+        gradient: &[f32],
+        rates: Rates,
+    ) {
+        let state = first.iter_mut().zip(second).zip(gradient);
+        for (weight, ((first, second), gradient)) in weights.iter_mut().zip(state) {
+            let gradient = gradient * rates.scale;
+            *first += (1.0 - rates.beta1) * (gradient - *first);
+            *second += (1.0 - rates.beta2) * (gradient * gradient - *second);
+            let root = (*second * rates.second_correction).sqrt() + rates.epsilon;
+            *weight = *weight * rates.kept - rates.rate * *first / root;
+        }
     }
 }
 
@@ -187,7 +217,7 @@ mod tests {
     fn parameter(role: Role, value: f32) -> Parameter {
         let spec = Spec { name: format!("{role:?}"), shape: vec![1], role, stacked: false };
         let var = Var::from_vec(vec![value], 1, &Device::Cpu).unwrap();
-        Parameter { spec, var, precision: Precision::Single }
+        Parameter { spec, var, precision: Precision::Single, trainable: true }
     }
 
     fn value(parameter: &Parameter) -> f64 {

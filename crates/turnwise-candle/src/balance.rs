@@ -1,36 +1,40 @@
 //! Whether experts are used evenly.
 
-use std::sync::Arc;
-
-use candle_core::{D, Device, Result, Tensor};
-
 use crate::layout::Choice;
-use crate::numbers::numbers;
 use crate::routing::Routing;
 
-/// What a layer's router decided.
-#[derive(Clone, Debug)]
-pub(crate) struct Routed {
-    /// Of every expert for every token. `[N, E]`
-    pub(crate) probabilities: Tensor,
-    pub(crate) routing: Arc<Routing>,
+/// How a layer's router used its experts, over the tokens of a batch; a token of several sequences counts for each.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct LayerUse {
+    pub(crate) n_tokens: f64,
+    /// How many tokens use each expert. `[E]`
+    pub(crate) counts: Vec<f64>,
+    /// The sum of each expert's probability over tokens. `[E]`
+    pub(crate) probabilities: Vec<f64>,
 }
 
-impl Routed {
-    pub(crate) fn new(probabilities: Tensor, choice: Choice) -> Result<Self> {
-        let routing = Arc::new(Routing::new(&numbers(&probabilities)?, choice));
-        Ok(Self { probabilities, routing })
-    }
-
-    /// What the outputs of the chosen experts are multiplied by. `[N, n_chosen]`
-    pub(crate) fn weights(&self, choice: Choice) -> Result<Tensor> {
-        let shape = ((), choice.n_chosen);
-        let chosen = Tensor::from_slice(&self.routing.chosen, shape, &Device::Cpu)?;
-        let weights = self.probabilities.gather(&chosen, D::Minus1)?;
-        if !choice.renormalize {
-            return Ok(weights);
+impl LayerUse {
+    /// `probabilities` are those of the router, `[N, E]`, and `multiplicities` how often each token counts, `[N]`.
+    pub(crate) fn new(
+        probabilities: &[f32],
+        routing: &Routing,
+        choice: Choice,
+        multiplicities: &[u32],
+    ) -> Self {
+        let Choice { n_experts, n_chosen, .. } = choice;
+        let (mut counts, mut sums) = (vec![0.0; n_experts], vec![0.0; n_experts]);
+        let tokens = probabilities.chunks_exact(n_experts).zip(routing.chosen.chunks(n_chosen));
+        for ((probabilities, chosen), times) in tokens.zip(multiplicities) {
+            let times = f64::from(*times);
+            for (sum, probability) in sums.iter_mut().zip(probabilities) {
+                *sum += times * f64::from(*probability);
+            }
+            for expert in chosen {
+                counts[*expert as usize] += times;
+            }
         }
-        weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
+        let n_tokens = multiplicities.iter().map(|times| f64::from(*times)).sum();
+        Self { n_tokens, counts, probabilities: sums }
     }
 }
 
@@ -45,20 +49,22 @@ impl Routed {
 /// et al., *Switch transformers*, 2021, equations 4 to 6; in this form `load_balancing_loss_func` of transformers.
 ///
 /// `None` for a model without experts.
-pub(crate) fn balance_loss(layers: &[Routed]) -> Result<Option<Tensor>> {
-    let Some(first) = layers.first() else { return Ok(None) };
-    let (_, n_experts) = first.probabilities.dims2()?;
-    let mut n_tokens = 0;
-    let mut counts = vec![0; n_experts];
-    let mut sums = Vec::with_capacity(layers.len());
-    for layer in layers {
-        n_tokens += layer.probabilities.dim(0)?;
-        counts.iter_mut().zip(layer.routing.counts()).for_each(|(sum, count)| *sum += count);
-        sums.push(layer.probabilities.sum(0)?);
-    }
-    let n_tokens = n_tokens as f64;
-    let scale = |count: usize| (n_experts as f64 * count as f64 / (n_tokens * n_tokens)) as f32;
-    let shares: Vec<f32> = counts.into_iter().map(scale).collect();
-    let shares = Tensor::from_vec(shares, n_experts, &Device::Cpu)?;
-    (Tensor::stack(&sums, 0)?.sum(0)? * shares)?.sum_all().map(Some)
+pub(crate) fn balance_loss(layers: &[LayerUse]) -> Option<f64> {
+    let slopes = balance_slopes(layers)?;
+    let sums = layers.iter().map(|layer| {
+        let each = layer.probabilities.iter().zip(&slopes);
+        each.map(|(probability, slope)| probability * slope).sum::<f64>()
+    });
+    Some(sums.sum())
+}
+
+/// The derivative of the loss by the probability of each expert for a token, once for each sequence it belongs to. `[E]`
+pub(crate) fn balance_slopes(layers: &[LayerUse]) -> Option<Vec<f64>> {
+    let n_experts = layers.first()?.counts.len();
+    let n_tokens: f64 = layers.iter().map(|layer| layer.n_tokens).sum();
+    let slope = |expert: usize| {
+        let count: f64 = layers.iter().map(|layer| layer.counts[expert]).sum();
+        n_experts as f64 * count / (n_tokens * n_tokens)
+    };
+    Some((0..n_experts).map(slope).collect())
 }

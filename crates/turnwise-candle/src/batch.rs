@@ -1,29 +1,12 @@
-//! Rows laid out for one forward pass.
+//! Rows laid out for one forward pass: a forest in which no token is computed twice.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ops::Range;
 
-use candle_core::{Device, Tensor};
 
-use crate::DecoderConfig;
-use crate::numbers::numbers;
-
-/// How many tokens a forward pass computes at once.
-///
-/// The tensor library adds tensors of 65536 numbers or more with a pool of its own whose threads spin while they wait,
-/// which on busy processors takes longer than the sums. Small models stay below that, and in the processor's cache. For
-/// larger models the products decide, and they want many rows.
-pub(crate) fn chunk_tokens(config: &DecoderConfig) -> usize {
-    const SPINNING: usize = 1 << 16;
-    let DecoderConfig { hidden_size, intermediate_size, n_heads, head_dim, .. } = *config;
-    let experts = config.architecture.experts();
-    // A token is as many rows as it has experts.
-    let gathered = experts.map_or(0, |e| e.n_chosen * hidden_size.max(e.intermediate_size));
-    let widest = hidden_size.max(intermediate_size).max(n_heads * head_dim).max(gathered);
-    match (SPINNING - 1) / widest {
-        tokens @ 128.. => tokens,
-        _ => 4096,
-    }
-}
+/// How many distinct tokens a forward pass computes at once: enough rows for the products to run at full speed, and few
+/// enough for what a layer reads and writes to stay near the processor.
+pub(crate) const CHUNK_TOKENS: usize = 2048;
 
 /// A sequence and the tokens of it whose log-probability is wanted.
 #[derive(Clone, Debug)]
@@ -45,103 +28,244 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// Sequences one after another, without padding: everything but attention works on tokens alone.
-#[derive(Clone, Debug)]
+/// Tokens one after another, each of them once: what sequences have in common at their start is computed for all of them
+/// together. Everything but attention works on tokens alone.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Batch {
     /// The tokens to compute. `[N]`
-    pub(crate) inputs: Tensor,
-    /// The position of each in its sequence. `[N]`
-    pub(crate) positions: Arc<[u32]>,
-    /// Where each sequence starts, and where the last ends. `[sequences + 1]`
-    pub(crate) starts: Arc<[usize]>,
-    /// Which inputs predict a target. `[M]`
-    pub(crate) sources: Tensor,
+    pub(crate) inputs: Vec<u32>,
+    /// The position of each in its sequences. `[N]`
+    pub(crate) positions: Vec<u32>,
+    /// How many sequences each belongs to. `[N]`
+    pub(crate) multiplicities: Vec<u32>,
+    /// Stretches of tokens with the same past, together all tokens in order.
+    pub(crate) spans: Vec<Span>,
+    pub(crate) predictions: Predictions,
+    /// For each sequence the predictions that are its targets, in its order.
+    targets: Vec<Vec<u32>>,
+}
+
+/// Tokens of which each attends to those before the span and to the span's own up to itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// Tokens before it in its sequences, in order of position.
+    pub(crate) before: Vec<Range<usize>>,
+    pub(crate) own: Range<usize>,
+}
+
+impl Span {
+    /// How many tokens lie before it.
+    pub(crate) fn n_before(&self) -> usize {
+        self.before.iter().map(Range::len).sum()
+    }
+}
+
+/// Which distributions are wanted, and of which tokens in them. A distribution that several targets are drawn from is worked
+/// out once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Predictions {
+    /// The input behind which each distribution stands. `[R]`
+    pub(crate) sources: Vec<u32>,
+    /// What its logits are multiplied by: one over the temperature. `[R]`
+    pub(crate) scales: Vec<f32>,
+    /// Where the targets of each distribution start, and where the last end. `[R + 1]`
+    pub(crate) starts: Vec<usize>,
     /// The targets. `[M]`
-    pub(crate) targets: Arc<[u32]>,
-    /// What their logits are multiplied by: one over the temperature. `[M]`
-    pub(crate) scales: Arc<[f32]>,
-    /// How many targets each sequence has. `[sequences]`
-    counts: Vec<usize>,
+    pub(crate) tokens: Vec<u32>,
+}
+
+impl Predictions {
+    pub(crate) fn n_rows(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// Which distribution each target is drawn from. `[M]`
+    pub(crate) fn rows(&self) -> Vec<u32> {
+        let counts = self.starts.windows(2).enumerate();
+        counts.flat_map(|(row, pair)| std::iter::repeat_n(row as u32, pair[1] - pair[0])).collect()
+    }
 }
 
 impl Batch {
     /// # Panics
     /// When a target's position is not inside its sequence, or 0.
-    pub(crate) fn new(sequences: &[Sequence<'_>]) -> candle_core::Result<Self> {
-        let (mut inputs, mut positions, mut starts) = (Vec::new(), Vec::new(), vec![0]);
-        let (mut sources, mut targets, mut scales) = (Vec::new(), Vec::new(), Vec::new());
-        for sequence in sequences {
-            let start = inputs.len();
-            for (position, temperature) in &sequence.targets {
-                sources.push((start + position - 1) as u32);
-                targets.push(sequence.ids[*position]);
-                scales.push(1.0 / temperature);
-            }
-            inputs.extend_from_slice(sequence.inputs());
-            positions.extend(0..(inputs.len() - start) as u32);
-            starts.push(inputs.len());
+    pub(crate) fn new(sequences: &[Sequence<'_>]) -> Self {
+        let mut forest = Forest::default();
+        let mut wanted = Vec::with_capacity(sequences.len());
+        wanted.resize(sequences.len(), Vec::new());
+        for index in sorted(sequences) {
+            let sequence = &sequences[index];
+            let path = forest.insert(sequence.inputs());
+            wanted[index] = sequence
+                .targets
+                .iter()
+                .map(|(position, temperature)| Wanted {
+                    source: path[position - 1] as u32,
+                    scale: 1.0 / temperature,
+                    token: sequence.ids[*position],
+                })
+                .collect();
         }
-        let tensor = |ids: Vec<u32>| Tensor::from_vec(ids.clone(), ids.len(), &Device::Cpu);
-        Ok(Self {
-            inputs: tensor(inputs)?,
-            positions: positions.into(),
-            starts: starts.into(),
-            sources: tensor(sources)?,
-            targets: targets.into(),
-            scales: scales.into(),
-            counts: sequences.iter().map(|sequence| sequence.targets.len()).collect(),
-        })
+        let (predictions, targets) = arrange(&wanted);
+        Self { predictions, targets, ..forest.batch }
     }
 
     /// All tokens of sequences of which no token is a target.
-    pub(crate) fn inputs_only(sequences: &[&[u32]]) -> candle_core::Result<Self> {
+    pub(crate) fn inputs_only(sequences: &[&[u32]]) -> Self {
         // A token behind the last makes that one an input.
         let longer: Vec<Vec<u32>> = sequences.iter().map(|ids| [ids, &[0][..]].concat()).collect();
         let sequences: Vec<Sequence<'_>> = longer
             .iter()
             .map(|ids| Sequence { ids, targets: vec![(ids.len() - 1, 1.0)] })
+            .filter(|sequence| sequence.ids.len() > 1)
             .collect();
-        Self::new(&sequences)
+        Self { predictions: Predictions::default(), targets: Vec::new(), ..Self::new(&sequences) }
     }
 
     /// How many tokens are computed.
     pub(crate) fn n_inputs(&self) -> usize {
-        self.positions.len()
-    }
-
-    /// Cuts rows into groups of at most so many tokens; a longer row is a group of its own.
-    pub(crate) fn chunks<R>(
-        rows: &[R],
-        max_tokens: usize,
-        length: impl Fn(&R) -> usize,
-    ) -> Vec<&[R]> {
-        let (mut chunks, mut start, mut tokens) = (Vec::new(), 0, 0);
-        for (index, row) in rows.iter().enumerate() {
-            if index > start && tokens + length(row) > max_tokens {
-                chunks.push(&rows[start..index]);
-                (start, tokens) = (index, 0);
-            }
-            tokens += length(row);
-        }
-        if start < rows.len() {
-            chunks.push(&rows[start..]);
-        }
-        chunks
+        self.inputs.len()
     }
 
     pub(crate) fn n_targets(&self) -> usize {
-        self.targets.len()
+        self.predictions.tokens.len()
     }
 
-    /// A value per target, `[M]`, as one list per sequence.
-    pub(crate) fn split(&self, values: &Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
-        let values = numbers(values)?;
-        let mut rest = &*values;
-        let rows = self.counts.iter().map(|count| {
-            let (row, after) = rest.split_at(*count);
-            rest = after;
-            row.to_vec()
-        });
-        Ok(rows.collect())
+    /// Trees: spans that look at each other's tokens, and at no others.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &[Span]> {
+        self.spans.chunk_by(|_, next| !next.before.is_empty())
     }
+
+    /// A value per prediction, `[M]`, as one list per sequence.
+    pub(crate) fn split(&self, values: &[f32]) -> Vec<Vec<f32>> {
+        let of = |targets: &Vec<u32>| targets.iter().map(|t| values[*t as usize]).collect();
+        self.targets.iter().map(of).collect()
+    }
+
+    /// Sums a value per target, one list per sequence, for each prediction. `[M]`
+    pub(crate) fn join(&self, values: &[&[f32]]) -> Vec<f32> {
+        let mut joined = vec![0.0; self.n_targets()];
+        for (targets, values) in self.targets.iter().zip(values) {
+            for (target, value) in targets.iter().zip(*values) {
+                joined[*target as usize] += value;
+            }
+        }
+        joined
+    }
+
+    /// Parts of a list of sequences, as their indices, of at most so many distinct tokens each; a longer sequence is a part
+    /// of its own. Sequences with a common start stand together.
+    pub(crate) fn chunks(sequences: &[Sequence<'_>], max_tokens: usize) -> Vec<Vec<usize>> {
+        let mut chunks: Vec<Vec<usize>> = Vec::new();
+        let (mut tokens, mut last): (usize, &[u32]) = (0, &[]);
+        for index in sorted(sequences) {
+            let inputs = sequences[index].inputs();
+            let new = inputs.len() - common(last, inputs);
+            match chunks.last_mut() {
+                Some(chunk) if tokens + new <= max_tokens => {
+                    tokens += new;
+                    chunk.push(index);
+                }
+                _ => {
+                    tokens = inputs.len();
+                    chunks.push(vec![index]);
+                }
+            }
+            last = inputs;
+        }
+        chunks
+    }
+}
+
+/// Sequences in an order in which each shares its longest common start with its neighbours.
+fn sorted(sequences: &[Sequence<'_>]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    // Stable: equal sequences stay in the order they came in.
+    order.sort_by(|a, b| sequences[*a].inputs().cmp(sequences[*b].inputs()));
+    order
+}
+
+fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// A batch while sequences are added in sorted order.
+#[derive(Debug, Default)]
+struct Forest {
+    batch: Batch,
+    last: Vec<u32>,
+    /// Where each token of the last sequence is.
+    path: Vec<usize>,
+}
+
+impl Forest {
+    /// Returns where each of the inputs is.
+    fn insert(&mut self, inputs: &[u32]) -> &[usize] {
+        let shared = common(&self.last, inputs);
+        let start = self.batch.inputs.len();
+        self.path.truncate(shared);
+        for index in &self.path {
+            self.batch.multiplicities[*index] += 1;
+        }
+        if shared < inputs.len() {
+            let own = start..start + inputs.len() - shared;
+            self.batch.spans.push(Span { before: ranges(&self.path), own: own.clone() });
+            self.path.extend(own);
+            self.batch.inputs.extend_from_slice(&inputs[shared..]);
+            self.batch.positions.extend(shared as u32..inputs.len() as u32);
+            self.batch.multiplicities.resize(self.batch.inputs.len(), 1);
+        }
+        self.last.clear();
+        self.last.extend_from_slice(inputs);
+        &self.path
+    }
+}
+
+/// Numbers as stretches in which each is one more than the one before.
+fn ranges(path: &[usize]) -> Vec<Range<usize>> {
+    path.chunk_by(|a, b| a + 1 == *b)
+        .filter_map(|run| Some(*run.first()?..run.last()? + 1))
+        .collect()
+}
+
+/// A target.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    source: u32,
+    scale: f32,
+    token: u32,
+}
+
+/// Gathers targets of the same distribution, and equal ones. Returns for each sequence the places of its targets.
+fn arrange(wanted: &[Vec<Wanted>]) -> (Predictions, Vec<Vec<u32>>) {
+    let mut rows: HashMap<(u32, u32), usize> = HashMap::new();
+    let mut gathered: Vec<(Wanted, Vec<u32>)> = Vec::new();
+    let mut found = Vec::with_capacity(wanted.len());
+    for sequence in wanted {
+        let places = sequence.iter().map(|wanted| {
+            let next = gathered.len();
+            let row = *rows.entry((wanted.source, wanted.scale.to_bits())).or_insert(next);
+            if row == next {
+                gathered.push((*wanted, Vec::new()));
+            }
+            let tokens = &mut gathered[row].1;
+            let place = tokens.iter().position(|token| *token == wanted.token);
+            let place = place.unwrap_or(tokens.len());
+            if place == tokens.len() {
+                tokens.push(wanted.token);
+            }
+            (row, place)
+        });
+        found.push(places.collect::<Vec<_>>());
+    }
+    let mut predictions = Predictions { starts: vec![0], ..Predictions::default() };
+    for (wanted, tokens) in &gathered {
+        predictions.sources.push(wanted.source);
+        predictions.scales.push(wanted.scale);
+        predictions.tokens.extend_from_slice(tokens);
+        predictions.starts.push(predictions.tokens.len());
+    }
+    let place = |(row, place): &(usize, usize)| (predictions.starts[*row] + place) as u32;
+    let targets = found.iter().map(|places| places.iter().map(place).collect()).collect();
+    (predictions, targets)
 }

@@ -5,13 +5,15 @@ use candle_core::{Device, Tensor, Var};
 use serde_json::{Map, Value};
 
 use crate::balance::balance_loss;
-use crate::batch::{Batch, Sequence, chunk_tokens};
+use crate::batch::{Batch, CHUNK_TOKENS, Sequence};
 use crate::checkpoint::{self, CONFIG, Loaded, Piece, Precision, Tensors, WEIGHTS};
 use crate::config::with_dtype;
 use crate::forward::{Forward, Kernels};
 use crate::layout::{Network, Spec, specs};
 use crate::numbers::numbers;
+use crate::pass::Pass;
 use crate::rope::Rope;
+use crate::tape::{Keep, Pool};
 use crate::weights::Weights;
 use crate::{DecoderConfig, ModelError, initial};
 
@@ -34,6 +36,7 @@ pub struct Decoder {
     original: Map<String, Value>,
     kernels: Kernels,
     rope: Arc<Rope>,
+    pool: Arc<Pool>,
 }
 
 /// A trainable tensor.
@@ -44,6 +47,8 @@ pub(crate) struct Parameter {
     pub(crate) var: Var,
     /// How it was written in the file it was read from.
     pub(crate) precision: Precision,
+    /// Whether training moves it.
+    pub(crate) trainable: bool,
 }
 
 impl Decoder {
@@ -145,15 +150,45 @@ impl Decoder {
         for (sequence, ids) in ids.iter().enumerate() {
             self.check_ids(sequence, ids)?;
         }
-        let forward = self.forward();
-        let network = self.detached();
-        let mut scored = Vec::with_capacity(ids.len());
-        for chunk in Batch::chunks(ids, chunk_tokens(&self.config), Vec::len) {
-            let sequences: Vec<Sequence> = chunk.iter().map(|ids| Sequence::whole(ids)).collect();
-            let batch = Batch::new(&sequences)?;
-            scored.extend(batch.split(&forward.logprobs(&network, &batch)?)?);
-        }
+        let scored = self.in_batches(ids, |pass| Ok(pass.batch().split(&pass.logprobs()?)))?;
         Ok(scored)
+    }
+
+    /// Entropies of the distributions at temperature 1 that [`Self::score`] is about, in nats.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn entropies(&self, ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, ModelError> {
+        for (sequence, ids) in ids.iter().enumerate() {
+            self.check_ids(sequence, ids)?;
+        }
+        let entropies = self.in_batches(ids, |pass| {
+            let (entropies, rows) = (pass.entropies()?, pass.batch().predictions.rows());
+            let each: Vec<f32> = rows.iter().map(|row| entropies[*row as usize]).collect();
+            Ok(pass.batch().split(&each))
+        })?;
+        Ok(entropies)
+    }
+
+    /// A list for each sequence, from forward passes over some of them at a time.
+    fn in_batches(
+        &self,
+        ids: &[Vec<u32>],
+        read: impl Fn(&Pass) -> candle_core::Result<Vec<Vec<f32>>>,
+    ) -> candle_core::Result<Vec<Vec<f32>>> {
+        let sequences: Vec<Sequence<'_>> = ids.iter().map(|ids| Sequence::whole(ids)).collect();
+        let mut lists = vec![Vec::new(); ids.len()];
+        for chunk in Batch::chunks(&sequences, CHUNK_TOKENS) {
+            let some: Vec<Sequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
+            let batch = Batch::new(&some);
+            if batch.n_targets() > 0 {
+                let pass = self.pass(Arc::new(batch), Keep::Nothing)?;
+                for (index, list) in chunk.iter().zip(read(&pass)?) {
+                    lists[*index] = list;
+                }
+            }
+        }
+        Ok(lists)
     }
 
     /// Logits at temperature 1: row `t` is about the token after `ids[..=t]`. A row per token, as wide as the vocabulary.
@@ -165,8 +200,7 @@ impl Decoder {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let logits = self.forward().logits(&self.detached(), &Batch::inputs_only(&[ids])?)?;
-        let logits = numbers(&logits)?;
+        let logits = self.all_logits(Arc::new(Batch::inputs_only(&[ids])))?;
         Ok(logits.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
 
@@ -185,9 +219,8 @@ impl Decoder {
         if ids.is_empty() {
             return Ok(None);
         }
-        let hidden = self.forward().hidden(&self.detached(), &Batch::inputs_only(&ids)?)?;
-        let loss = balance_loss(&hidden.routed)?;
-        Ok(loss.map(|loss| loss.to_scalar()).transpose()?)
+        let pass = self.pass(Arc::new(Batch::inputs_only(&ids)), Keep::Nothing)?;
+        Ok(balance_loss(pass.uses()).map(|loss| loss as f32))
     }
 
     pub(crate) fn check_ids(&self, sequence: usize, ids: &[u32]) -> Result<(), ModelError> {
@@ -211,11 +244,12 @@ impl Decoder {
         let parameters = specs(&config).into_iter().zip(loaded).map(|(spec, loaded)| {
             let Loaded { values, precision } = loaded;
             let var = Var::from_vec(values, spec.shape.clone(), &Device::Cpu)?;
-            Ok(Parameter { spec, var, precision })
+            Ok(Parameter { spec, var, precision, trainable: true })
         });
         let parameters = parameters.collect::<Result<_, ModelError>>()?;
         let rope = Arc::new(Rope::new(&config));
-        Ok(Self { config, parameters, original, kernels: Kernels::default(), rope })
+        let (kernels, pool) = (Kernels::default(), Arc::default());
+        Ok(Self { config, parameters, original, kernels, rope, pool })
     }
 
     /// The same model with weights of its own, which no optimiser moves.
@@ -228,7 +262,15 @@ impl Decoder {
     }
 
     pub(crate) fn forward(&self) -> Forward {
-        Forward::new(&self.config, self.rope.clone(), self.kernels)
+        Forward::new(&self.config, self.rope.clone())
+    }
+
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     /// A copy laid out for inference.

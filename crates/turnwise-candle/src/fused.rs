@@ -1,22 +1,16 @@
-//! The model's operations with a backward pass of their own.
+//! The model's operations on plain numbers, forward and backward, each in as few passes over memory as it takes.
 //!
-//! Each does in one pass over memory what takes the tensor library several. What they compute is that of
-//! [`plain`](crate::plain); results and gradients are compared in the tests.
+//! What they compute is that of [`plain`](crate::plain); results and gradients are compared in the tests, and gradients with
+//! finite differences. Work is cut in pieces of a fixed size, so that a sum does not depend on the number of threads.
 
-mod attention;
-mod combine;
-mod grouped;
-mod linear;
-mod logprob;
-mod rms_norm;
-mod rotate;
-mod swiglu;
+pub(crate) mod attention;
+pub(crate) mod experts;
+pub(crate) mod heads;
+pub(crate) mod linear;
+pub(crate) mod logprob;
+pub(crate) mod rms_norm;
+pub(crate) mod sum;
+pub(crate) mod swiglu;
 
-pub(crate) use attention::attention;
-pub(crate) use combine::combine;
-pub(crate) use grouped::grouped;
-pub(crate) use linear::{affine, linear};
-pub(crate) use logprob::logprobs;
-pub(crate) use rms_norm::rms_norm;
-pub(crate) use rotate::rope;
-pub(crate) use swiglu::swiglu;
+/// Rows that one thread takes at a time.
+pub(crate) const PIECE_ROWS: usize = 64;

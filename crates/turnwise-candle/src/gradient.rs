@@ -1,11 +1,12 @@
 //! Gradients by the names of a checkpoint's tensors, to compare with other implementations.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::thread;
 
 use crate::batch::{Batch, Sequence};
 use crate::learner::STACK_BYTES;
-use crate::numbers::numbers;
+use crate::tape::{Keep, Loss};
 use crate::{Decoder, ModelError};
 
 /// A loss and where it leads.
@@ -44,20 +45,21 @@ impl Decoder {
     }
 
     fn mean_gradient(&self, ids: &[u32]) -> candle_core::Result<LikelihoodGradient> {
-        let batch = Batch::new(&[Sequence::whole(ids)])?;
-        let loss = self.forward().logprobs(&self.tracked(), &batch)?.mean_all()?.neg()?;
-        let store = loss.backward()?;
+        let batch = Arc::new(Batch::new(&[Sequence::whole(ids)]));
+        let pass = self.pass(batch.clone(), Keep::Activations)?;
+        let logprobs = batch.split(&pass.logprobs()?).concat();
+        let loss = -logprobs.iter().map(|x| f64::from(*x)).sum::<f64>() / logprobs.len() as f64;
+        let each = vec![-1.0 / logprobs.len() as f32; logprobs.len()];
+        let dlogprobs = batch.join(&[&each]);
+        let loss_above = Loss { dlogprobs: &dlogprobs, ..Loss::default() };
+        let mut gradients = self.zero_gradients();
+        self.backward(pass, loss_above, &mut gradients)?;
         let mut named = BTreeMap::new();
-        for parameter in self.parameters() {
+        for (parameter, gradient) in self.parameters().iter().zip(gradients) {
             let spec = &parameter.spec;
-            let Some(gradient) = store.get(&parameter.var) else {
-                candle_core::bail!("{} has no gradient", spec.name)
-            };
-            let gradient = gradient.contiguous()?;
-            let gradient = numbers(&gradient)?;
             let tensors = gradient.chunks(spec.len() / spec.n_tensors()).map(<[f32]>::to_vec);
             named.extend(spec.tensor_names().zip(tensors));
         }
-        Ok(LikelihoodGradient { loss: loss.to_scalar()?, gradient: named })
+        Ok(LikelihoodGradient { loss: loss as f32, gradient: named })
     }
 }

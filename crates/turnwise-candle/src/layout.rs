@@ -109,6 +109,15 @@ impl<T> Network<T> {
     }
 }
 
+impl<T: Copy> Layer<T> {
+    /// Whether this is so of any of its parameters.
+    pub(crate) fn any(&self, is_so: impl Fn(T) -> bool) -> bool {
+        let mut any = false;
+        self.clone().map(&mut |value| any |= is_so(value));
+        any
+    }
+}
+
 impl<T> Layer<T> {
     fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Layer<U> {
         Layer {

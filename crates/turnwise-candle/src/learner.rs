@@ -4,12 +4,14 @@ use std::sync::mpsc;
 use std::thread;
 
 use async_trait::async_trait;
+use rayon::ThreadPoolBuilder;
 use tokio::sync::oneshot;
 use turnwise_training::{GradientFn, Learner, LearnerError, Row, Update, Updated};
 use turnwise_trajectory::PolicyVersion;
 
 use crate::published::Published;
-use crate::trainer::Trainer;
+use crate::shares::Shares;
+use crate::trainer::{LearnerSettings, Trainer};
 use crate::{AdamW, CandlePolicy, Decoder, EngineSettings};
 
 /// A backward pass recurses through the graph; untouched stack costs only address space.
@@ -58,30 +60,40 @@ impl CandleLearner {
     /// When the system cannot start a thread.
     #[must_use]
     pub fn new(model: Decoder, optimizer: AdamW) -> Self {
-        Self::with_balance(model, optimizer, 0.0)
+        Self::with_settings(model, optimizer, LearnerSettings::default())
     }
 
-    /// A learner that also keeps the experts of a model evenly used: each call of [`Learner::accumulate`] adds the gradient
-    /// of `coefficient` times [`Decoder::balance`] over the tokens of its rows. A thousandth is usual
-    /// (`router_aux_loss_coef` of published configurations). A model without experts is not changed by it.
+    /// A learner that computes in another way than the usual.
     ///
     /// # Panics
     /// When the system cannot start a thread.
     #[must_use]
-    pub fn with_balance(model: Decoder, optimizer: AdamW, coefficient: f64) -> Self {
-        let trainer = Trainer::new(model, optimizer);
-        let trainer = trainer.expect("weights that were just made can be read");
-        let mut trainer = trainer.with_balance(coefficient);
+    pub fn with_settings(model: Decoder, optimizer: AdamW, settings: LearnerSettings) -> Self {
+        let trainer = Trainer::new(model, optimizer, settings);
+        let mut trainer = trainer.expect("weights that were just made can be read");
         let published = trainer.published();
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(settings.threads)
+            .stack_size(STACK_BYTES)
+            .thread_name(|index| format!("candle-learner-{index}"));
+        let pool = pool.build().expect("the system can start threads");
         let (calls, waiting) = mpsc::channel::<Call>();
         let work = move || {
             for call in waiting {
-                call(&mut trainer);
+                pool.install(|| call(&mut trainer));
             }
         };
         let thread = thread::Builder::new().name("candle-learner".to_owned());
-        thread.stack_size(STACK_BYTES).spawn(work).expect("the system can start a thread");
+        thread.spawn(work).expect("the system can start a thread");
         Self { calls, published }
+    }
+
+    /// Where the time of all calls so far went.
+    ///
+    /// # Errors
+    /// When the learner's thread has stopped.
+    pub async fn shares(&self) -> Result<Shares, LearnerError> {
+        self.ask(|trainer| Ok(trainer.shares())).await
     }
 
     /// An engine that draws with the weights this learner published last.

@@ -69,6 +69,24 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     gather(lanes)
 }
 
+/// Sum of products of three.
+#[inline(always)]
+pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (whole_a, rest_a) = a.as_chunks::<LANES>();
+    let (whole_b, rest_b) = b.as_chunks::<LANES>();
+    let (whole_c, rest_c) = c.as_chunks::<LANES>();
+    for ((a, b), c) in whole_a.iter().zip(whole_b).zip(whole_c) {
+        for i in 0..LANES {
+            lanes[i] += a[i] * b[i] * c[i];
+        }
+    }
+    for (i, ((a, b), c)) in rest_a.iter().zip(rest_b).zip(rest_c).enumerate() {
+        lanes[i] += a * b * c;
+    }
+    gather(lanes)
+}
+
 /// `target += factor * x`.
 #[inline(always)]
 pub(crate) fn add_scaled(target: &mut [f32], factor: f32, x: &[f32]) {
@@ -107,6 +125,26 @@ pub(crate) fn exponentials(x: &mut [f32], highest: f32) -> f32 {
         lanes[i] += *x;
     }
     gather(lanes)
+}
+
+/// The sums of `exp(x - highest)` and of `exp(x - highest) x`.
+#[inline(always)]
+pub(crate) fn exponential_sums(x: &[f32], highest: f32) -> (f32, f32) {
+    let (mut sums, mut weighted) = ([0.0; LANES], [0.0; LANES]);
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for i in 0..LANES {
+            let weight = exp(x[i] - highest);
+            sums[i] += weight;
+            weighted[i] += weight * x[i];
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        let weight = exp(x - highest);
+        sums[i] += weight;
+        weighted[i] += weight * x;
+    }
+    (gather(sums), gather(weighted))
 }
 
 /// Softmax in place.

@@ -1,111 +1,245 @@
-//! The model's operations out of the tensor library's differentiable ones.
+//! The model's operations out of the tensor library's differentiable ones, on any device.
 //!
-//! Its fused norms, softmax and rotary embedding have no gradient, silently: none of them may appear here.
+//! The library's fused norms, softmax and rotary embedding have no gradient, silently: none of them may appear here.
 
-use candle_core::{D, Device, Result, Tensor};
-use candle_nn::ops::{log_softmax, softmax};
+mod attention;
+mod experts;
 
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{D, Device, Result, Tensor, Var};
+use candle_nn::ops::log_softmax;
+
+pub(crate) use experts::Routed;
+
+use crate::balance::{LayerUse, balance_slopes};
 use crate::batch::Batch;
-use crate::forward::Heads;
-use crate::rope::Rope;
-use crate::routing::Routing;
+use crate::forward::Forward;
+use crate::layout::{HeadNorms, Layer, Linear, Mixture, Network};
+use crate::ops::Ops;
+use crate::tape::{Keep, Loss};
+
+/// A forward pass over a batch.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    forward: Forward,
+    batch: Arc<Batch>,
+    device: Device,
+    keep: Keep,
+    /// The input of each layer, where that is what is kept.
+    inputs: Vec<Tensor>,
+    predicted: Option<Distributions>,
+    /// What each layer with experts decided.
+    pub(crate) routed: Vec<Routed>,
+    pub(crate) uses: Vec<LayerUse>,
+    /// Whether a layer is computed again for its backward pass.
+    again: bool,
+}
+
+/// What is known of distributions, with the graph behind it.
+#[derive(Clone, Debug)]
+struct Distributions {
+    /// Of each target, in nats. `[M]`
+    logprobs: Tensor,
+    /// In nats. `[R]`
+    entropies: Tensor,
+}
+
+impl Plain {
+    pub(crate) fn new(
+        forward: Forward,
+        batch: Arc<Batch>,
+        device: Device,
+        keep: Keep,
+    ) -> Self {
+        let (inputs, routed, uses) = (Vec::new(), Vec::new(), Vec::new());
+        Self { forward, batch, device, keep, inputs, predicted: None, routed, uses, again: false }
+    }
+
+    pub(crate) fn batch(&self) -> &Arc<Batch> {
+        &self.batch
+    }
+
+    /// Of each target, in nats. `[M]`
+    pub(crate) fn logprobs(&self) -> Result<Vec<f32>> {
+        self.predicted.as_ref().map_or(Ok(Vec::new()), |predicted| predicted.logprobs.to_vec1())
+    }
+
+    /// Of each distribution, in nats. `[R]`
+    pub(crate) fn entropies(&self) -> Result<Vec<f32>> {
+        self.predicted.as_ref().map_or(Ok(Vec::new()), |predicted| predicted.entropies.to_vec1())
+    }
+
+    /// The gradient of `loss` by every variable it reaches, some part in each store.
+    pub(crate) fn backward(
+        mut self,
+        network: &Network<Tensor>,
+        loss: Loss<'_>,
+    ) -> Result<Vec<GradStore>> {
+        let Some(predicted) = self.predicted.take() else { return Ok(Vec::new()) };
+        let weighted = |values: &Tensor, weights: &[f32]| {
+            (values * Tensor::from_slice(weights, weights.len(), &self.device)?)?.sum_all()
+        };
+        let mut total = weighted(&predicted.logprobs, loss.dlogprobs)?;
+        if let Some(dentropies) = loss.dentropies {
+            total = (total + weighted(&predicted.entropies, dentropies)?)?;
+        }
+        let uneven = self.uneven(loss.balance)?;
+        total = self.add_uneven(total, uneven.as_ref())?;
+        let mut stores = vec![total.backward()?];
+        let mut next = self.inputs.pop();
+        // The last input is that of nothing: what the layers made together.
+        let inputs = std::mem::take(&mut self.inputs);
+        self.again = true;
+        let forward = self.forward.clone();
+        for (layer, input) in network.layers.iter().zip(&inputs).rev() {
+            let Some(above) = next.and_then(|y| stores.last_mut()?.remove(&y)) else { break };
+            self.routed.clear();
+            let y = forward.layer(&mut self, layer, input)?;
+            let total = self.add_uneven((y * above)?.sum_all()?, uneven.as_ref())?;
+            stores.push(total.backward()?);
+            next = Some(input.clone());
+        }
+        Ok(stores)
+    }
+
+    /// What each expert's probability for each token is multiplied by in the loss. `[N, E]`
+    fn uneven(&self, balance: f64) -> Result<Option<Tensor>> {
+        let slopes = if balance == 0.0 { None } else { balance_slopes(&self.uses) };
+        let Some(slopes) = slopes else { return Ok(None) };
+        let slopes: Vec<f32> = slopes.into_iter().map(|slope| (slope * balance) as f32).collect();
+        let slopes = Tensor::from_slice(&slopes, (1, slopes.len()), &self.device)?;
+        let times: Vec<f32> = self.batch.multiplicities.iter().map(|times| *times as f32).collect();
+        let times = Tensor::from_slice(&times, (times.len(), 1), &self.device)?;
+        times.broadcast_mul(&slopes).map(Some)
+    }
+
+    fn add_uneven(&self, total: Tensor, uneven: Option<&Tensor>) -> Result<Tensor> {
+        let Some(uneven) = uneven else { return Ok(total) };
+        self.routed
+            .iter()
+            .try_fold(total, |total, routed| total + (&routed.probabilities * uneven)?.sum_all()?)
+    }
+
+    fn ids(&self, ids: &[u32]) -> Result<Tensor> {
+        Tensor::from_slice(ids, ids.len(), &self.device)
+    }
+
+    fn product(x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
+        let y = x.matmul(&linear.weight.t()?)?;
+        match &linear.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+impl Ops for Plain {
+    type Weight = Tensor;
+    type Value = Tensor;
+
+    fn embed(&mut self, table: &Tensor) -> Result<Tensor> {
+        table.index_select(&self.ids(&self.batch.inputs)?, 0)
+    }
+
+    fn norm(&mut self, x: &Tensor, gain: &Tensor) -> Result<Tensor> {
+        rms_norm(x, gain, self.forward.eps)
+    }
+
+    fn linear(&mut self, x: &Tensor, linears: &[&Linear<Tensor>]) -> Result<Tensor> {
+        let products = linears.iter().map(|linear| Self::product(x, linear));
+        Tensor::cat(&products.collect::<Result<Vec<_>>>()?, D::Minus1)
+    }
+
+    fn add_linear(
+        &mut self,
+        onto: &Tensor,
+        x: &Tensor,
+        linear: &Linear<Tensor>,
+    ) -> Result<Tensor> {
+        onto + Self::product(x, linear)?
+    }
+
+    fn turn(&mut self, qkv: &Tensor, norms: Option<&HeadNorms<Tensor>>) -> Result<Tensor> {
+        let heads = self.forward.heads;
+        let (queries, keys) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
+        let (mut query, mut key) = (qkv.narrow(1, 0, queries)?, qkv.narrow(1, queries, keys)?);
+        let value = qkv.narrow(1, queries + keys, keys)?;
+        if let Some(norms) = norms {
+            query = rms_norm(&query, &norms.query, self.forward.eps)?;
+            key = rms_norm(&key, &norms.key, self.forward.eps)?;
+        }
+        let turn = |x| attention::turn(x, &self.forward.rope, &self.batch.positions);
+        Tensor::cat(&[turn(&query)?, turn(&key)?, value], 1)
+    }
+
+    fn attention(&mut self, qkv: &Tensor) -> Result<Tensor> {
+        attention::attention(qkv, &self.batch, self.forward.heads)
+    }
+
+    fn swiglu(&mut self, gate_up: &Tensor) -> Result<Tensor> {
+        let halves = gate_up.chunk(2, D::Minus1)?;
+        halves[0].silu()? * &halves[1]
+    }
+
+    fn add_mixture(
+        &mut self,
+        onto: &Tensor,
+        x: &Tensor,
+        mixture: &Mixture<Tensor>,
+    ) -> Result<Tensor> {
+        let (mixed, routed) = experts::mix(x, mixture)?;
+        if !self.again {
+            self.uses.push(routed.used(mixture.choice, &self.batch.multiplicities)?);
+        }
+        self.routed.push(routed);
+        onto + mixed
+    }
+
+    fn select(&mut self, x: &Tensor) -> Result<Tensor> {
+        x.index_select(&self.ids(&self.batch.predictions.sources)?, 0)
+    }
+
+    fn predict(&mut self, x: &Tensor, head: &Tensor) -> Result<()> {
+        let wanted = &self.batch.predictions;
+        let (rows, m) = (wanted.n_rows(), wanted.tokens.len());
+        let scales = Tensor::from_slice(&wanted.scales, (rows, 1), &self.device)?;
+        let logprobs =
+            log_softmax(&x.matmul(&head.t()?)?.broadcast_mul(&scales)?, D::Minus1)?;
+        let entropies = (logprobs.exp()? * &logprobs)?.sum(D::Minus1)?.neg()?;
+        let tokens = Tensor::from_slice(&wanted.tokens, (m, 1), &self.device)?;
+        let of_targets = logprobs.index_select(&self.ids(&wanted.rows())?, 0)?;
+        let logprobs = of_targets.gather(&tokens, 1)?.squeeze(1)?;
+        self.predicted = Some(Distributions { logprobs, entropies });
+        Ok(())
+    }
+
+    fn layer(
+        &mut self,
+        forward: &Forward,
+        _: usize,
+        layer: &Layer<Tensor>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        if self.keep != Keep::Layers {
+            return forward.layer(self, layer, x);
+        }
+        if self.inputs.is_empty() {
+            self.inputs.push(x.clone());
+        }
+        // The graph of the layer goes with its output, of which only the numbers stay.
+        let y = forward.layer(self, layer, x)?.detach();
+        self.routed.clear();
+        let y = Var::from_tensor(&y)?.as_tensor().clone();
+        self.inputs.push(y.clone());
+        Ok(y)
+    }
+}
 
 pub(crate) fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
     let width = gain.dim(0)?;
     let pieces = x.reshape(((), width))?;
     let root = (pieces.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
     pieces.broadcast_div(&root)?.broadcast_mul(gain)?.reshape(x.shape())
-}
-
-pub(crate) fn rope(x: &Tensor, rope: &Rope, batch: &Batch) -> Result<Tensor> {
-    let (n, half) = (x.dim(0)?, rope.half());
-    let (mut cos, mut sin) = (Vec::with_capacity(n * half), Vec::with_capacity(n * half));
-    for position in batch.positions.iter() {
-        let (c, s) = rope.at(*position as usize);
-        cos.extend_from_slice(c);
-        sin.extend_from_slice(s);
-    }
-    let cos = Tensor::from_vec(cos, (n, 1, half), &Device::Cpu)?;
-    let sin = Tensor::from_vec(sin, (n, 1, half), &Device::Cpu)?;
-    let heads = x.reshape((n, (), 2 * half))?;
-    let (a, b) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
-    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[first, second], 2)?.reshape(x.shape())
-}
-
-/// Causal attention over rows padded to the longest. Padding is at the end, where no real token looks.
-pub(crate) fn attention(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    batch: &Batch,
-    heads: Heads,
-) -> Result<Tensor> {
-    let Heads { n_kv_heads, head_dim, .. } = heads;
-    let (rows, group) = (batch.starts.len() - 1, heads.group());
-    let lengths = batch.starts.windows(2).map(|pair| pair[1] - pair[0]);
-    let t = lengths.max().unwrap_or(0);
-    let (into, back) = padding(&batch.starts, t)?;
-    // [rows, T, KV, G, hd] -> [rows * KV, G * T, hd]: the query heads of a key head lie one after another.
-    let query = query.index_select(&into, 0)?.reshape((rows, t, n_kv_heads, group, head_dim))?;
-    let query =
-        query.permute((0, 2, 3, 1, 4))?.reshape((rows * n_kv_heads, group * t, head_dim))?;
-    let spread = |x: &Tensor| {
-        let x = x.index_select(&into, 0)?.reshape((rows, t, n_kv_heads, head_dim))?;
-        x.transpose(1, 2)?.reshape((rows * n_kv_heads, t, head_dim))
-    };
-    let (key, value) = (spread(key)?, spread(value)?);
-    let scores = (query.matmul(&key.t()?)? * f64::from(heads.scale()))?;
-    let weights = softmax(&scores.broadcast_add(&causal_mask(t, group)?)?, D::Minus1)?;
-    let mixed = weights.matmul(&value)?.reshape((rows, n_kv_heads, group, t, head_dim))?;
-    let mixed =
-        mixed.permute((0, 3, 1, 2, 4))?.reshape((rows * t, n_kv_heads * group * head_dim))?;
-    mixed.index_select(&back, 0)
-}
-
-/// Which token each padded place holds, and where each token lies in the padded places.
-fn padding(starts: &[usize], t: usize) -> Result<(Tensor, Tensor)> {
-    let (mut into, mut back) = (Vec::new(), Vec::new());
-    for (row, pair) in starts.windows(2).enumerate() {
-        let length = pair[1] - pair[0];
-        back.extend((0..length).map(|i| (row * t + i) as u32));
-        // Padding repeats some token: any will do, because nobody reads what becomes of it.
-        into.extend((0..t).map(|i| if i < length { (pair[0] + i) as u32 } else { 0 }));
-    }
-    let tensor = |ids: Vec<u32>| Tensor::from_vec(ids.clone(), ids.len(), &Device::Cpu);
-    Ok((tensor(into)?, tensor(back)?))
-}
-
-/// 0 where a query may look and minus infinity where it may not. `[group * T, T]`
-fn causal_mask(t: usize, group: usize) -> Result<Tensor> {
-    let row = |i: usize| (0..t).map(move |j| if j <= i { 0.0 } else { f32::NEG_INFINITY });
-    let mask: Vec<f32> = (0..group * t).flat_map(|i| row(i % t)).collect();
-    Tensor::from_vec(mask, (group * t, t), &Device::Cpu)
-}
-
-/// `[M]` for hidden states `[M, D]` and a head `[V, D]`.
-pub(crate) fn logprobs(hidden: &Tensor, head: &Tensor, batch: &Batch) -> Result<Tensor> {
-    let m = batch.n_targets();
-    let scales = Tensor::from_slice(&batch.scales, (m, 1), &Device::Cpu)?;
-    let logits = hidden.matmul(&head.t()?)?.broadcast_mul(&scales)?;
-    let targets = Tensor::from_slice(&batch.targets, (m, 1), &Device::Cpu)?;
-    log_softmax(&logits, D::Minus1)?.gather(&targets, 1)?.squeeze(1)
-}
-
-/// Each row times the transpose of its expert's matrix: `[M, in]` and `[E, out, in]` to `[M, out]`.
-pub(crate) fn grouped(x: &Tensor, weight: &Tensor, routing: &Routing) -> Result<Tensor> {
-    let products = routing.starts.windows(2).enumerate().filter(|(_, pair)| pair[1] > pair[0]);
-    let products = products.map(|(expert, pair)| {
-        x.narrow(0, pair[0], pair[1] - pair[0])?.matmul(&weight.get(expert)?.t()?)
-    });
-    Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 0)
-}
-
-/// The weighted sum of each token's experts: `[M, D]` in the order of the routing and `[N, n_chosen]` to `[N, D]`.
-pub(crate) fn combine(outputs: &Tensor, weights: &Tensor, routing: &Routing) -> Result<Tensor> {
-    let (m, width) = outputs.dims2()?;
-    let places = Tensor::from_slice(&routing.places, m, &Device::Cpu)?;
-    let outputs = outputs.index_select(&places, 0)?.reshape(((), routing.n_chosen, width))?;
-    outputs.broadcast_mul(&weights.unsqueeze(2)?)?.sum(1)
 }

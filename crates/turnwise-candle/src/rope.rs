@@ -65,15 +65,4 @@ impl Rope {
             }
         }
     }
-
-    /// Turns every head back: the transpose of [`Self::turn`].
-    pub(crate) fn turn_back(&self, heads: &mut [f32], position: usize) {
-        let (cos, sin) = self.at(position);
-        for head in heads.chunks_exact_mut(2 * self.half()) {
-            let (first, second) = head.split_at_mut(self.half());
-            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                (*a, *b) = (*a * c + *b * s, *b * c - *a * s);
-            }
-        }
-    }
 }

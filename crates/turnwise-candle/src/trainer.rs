@@ -1,77 +1,103 @@
 //! What the learner's thread owns and does.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 use turnwise_rollout::uniform_at;
 use turnwise_training::{LearnerError, Row, Update, Updated};
 use turnwise_trajectory::PolicyVersion;
 
 use crate::adamw::AdamWState;
-use crate::balance::balance_loss;
-use crate::batch::{Batch, Sequence, chunk_tokens};
-use crate::forward::Forward;
+use crate::batch::{Batch, CHUNK_TOKENS, Sequence};
+use crate::fused::sum;
 use crate::layout::Network;
-use crate::numbers::numbers;
+use crate::pass::{Pass, Played};
 use crate::published::Published;
-use crate::{AdamW, Decoder, DecoderConfig, ModelError};
+use crate::shares::{Part, Shares};
+use crate::tape::{Keep, Loss, Slot};
+use crate::{AdamW, Decoder, DecoderConfig, Kernels, ModelError};
 
 /// The name of the optimiser's file.
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// A model, its gradient and its optimiser. Not to be moved between threads in mid-call: a backward pass recurses deeply.
+/// How a learner computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LearnerSettings {
+    /// What the loss of uneven experts is multiplied by: each call of [`accumulate`](turnwise_training::Learner::accumulate)
+    /// adds the gradient of this times [`Decoder::balance`] over the tokens of its rows. A thousandth is usual
+    /// (`router_aux_loss_coef` of published configurations). A model without experts is not changed by it.
+    pub balance: f64,
+    /// Keeps only the input of each layer between the forward and the backward pass, and computes each layer again: a third
+    /// more time for the memory of one layer instead of all.
+    pub recompute_layers: bool,
+    /// How many threads compute; 0 for as many as there are processors.
+    pub threads: usize,
+}
+
+/// A model, its gradient and its optimiser. Not to be moved between threads in mid-call: the backward pass of
+/// [`Kernels::Plain`] recurses deeply.
 #[derive(Debug)]
 pub(crate) struct Trainer {
     model: Decoder,
-    forward: Forward,
-    settings: AdamW,
-    /// What the loss of uneven experts is multiplied by.
-    balance: f64,
+    optimizer_settings: AdamW,
+    settings: LearnerSettings,
     optimizer: AdamWState,
     /// What was accumulated since the last step, in the order of the parameters.
     gradients: Vec<Vec<f32>>,
     published: Published,
     /// The weights that a penalty keeps close to, when somebody asked for them to be kept.
     reference: Option<Decoder>,
+    shares: Shares,
 }
 
 /// A forward pass that waits for the gradient of its log-probabilities.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    parts: Vec<Part>,
+    parts: Vec<Waiting>,
+    /// How many targets each row has.
+    counts: Vec<usize>,
 }
 
 /// Some of the rows.
 #[derive(Debug)]
-struct Part {
-    batch: Batch,
-    /// With the graph behind them. `[M]`
-    logprobs: Tensor,
-    /// The loss of uneven experts, when it is wanted and there are experts.
-    balance: Option<Tensor>,
+struct Waiting {
+    pass: Pass,
+    /// Which rows it is about.
+    rows: Vec<usize>,
+}
+
+impl Waiting {
+    /// How many tokens its rows have together.
+    fn n_tokens(&self) -> f64 {
+        self.pass.batch().multiplicities.iter().map(|times| f64::from(*times)).sum()
+    }
 }
 
 impl Trainer {
-    pub(crate) fn new(model: Decoder, settings: AdamW) -> Result<Self, ModelError> {
-        let forward = model.forward();
-        let specs = model.specs();
+    pub(crate) fn new(
+        model: Decoder,
+        optimizer_settings: AdamW,
+        settings: LearnerSettings,
+    ) -> Result<Self, ModelError> {
         let published = Published::new(PolicyVersion(0), model.weights()?);
         Ok(Self {
-            optimizer: AdamWState::new(settings, &specs),
-            gradients: specs.iter().map(|spec| vec![0.0; spec.len()]).collect(),
-            forward,
+            optimizer: AdamWState::new(optimizer_settings, &model.specs()),
+            gradients: model.zero_gradients(),
+            optimizer_settings,
             settings,
-            balance: 0.0,
             model,
             published,
             reference: None,
+            shares: Shares::default(),
         })
     }
 
-    /// Adds this multiple of [`balance_loss`] to every call's loss.
-    pub(crate) fn with_balance(self, coefficient: f64) -> Self {
-        Self { balance: coefficient, ..self }
+    /// Where the time of all calls so far went.
+    pub(crate) fn shares(&self) -> Shares {
+        self.shares
     }
 
     #[cfg(test)]
@@ -89,11 +115,14 @@ impl Trainer {
     }
 
     pub(crate) fn check_gradients(&self) -> Result<(), LearnerError> {
-        self.check_gradients_in(&self.model.tracked())
+        self.check_gradients_in(|_| {})
     }
 
-    /// The check for weights that are arranged in a network.
-    pub(crate) fn check_gradients_in(&self, network: &Network<Tensor>) -> Result<(), LearnerError> {
+    /// The check over a network that somebody has changed.
+    pub(crate) fn check_gradients_in(
+        &self,
+        rewire: impl FnOnce(&mut Network<Slot<'_>>),
+    ) -> Result<(), LearnerError> {
         let DecoderConfig { vocab_size, max_positions, .. } = *self.model.config();
         #[expect(clippy::cast_sign_loss, reason = "neither factor is negative")]
         let random = |index| (uniform_at(0, index) * vocab_size as f64) as u32;
@@ -104,20 +133,35 @@ impl Trainer {
             return Err(failed("check gradients", "a model of one position predicts nothing"));
         }
         let sequences: Vec<Sequence<'_>> = rows.iter().map(|ids| Sequence::whole(ids)).collect();
-        let pending = self.run(network, &sequences).map_err(in_model)?;
-        // Uneven coefficients: with equal ones a gradient can be zero by symmetry.
-        let count: usize = pending.parts.iter().map(|part| part.batch.n_targets()).sum();
-        let coefficients: Vec<f32> = (0..count).map(|i| 1.0 + i as f32 * 0.1).collect();
-        let gradients = self.gradients_of(pending, &coefficients)?;
+        let batch = Arc::new(Batch::new(&sequences));
+        // Uneven derivatives: with equal ones a gradient can be zero by symmetry.
+        let dlogprobs: Vec<f32> = (0..batch.n_targets()).map(|i| 1.0 + i as f32 * 0.1).collect();
+        let loss = Loss { dlogprobs: &dlogprobs, ..Loss::default() };
+        let mut gradients = self.model.zero_gradients();
+        let pass = self.model.pass_in(batch, self.keep(), rewire).map_err(in_model)?;
+        let played = self.model.backward(pass, loss, &mut gradients).map_err(in_model)?;
+        self.check_reached(&played)?;
         let named = || self.model.parameters().iter().map(|p| p.spec.name.as_str()).zip(&gradients);
         let wrong: Vec<_> = named().filter(|(_, g)| g.iter().any(|x| !x.is_finite())).collect();
         if let Some((name, _)) = wrong.first() {
             return Err(failed("check gradients", format!("the gradient of {name} is not finite")));
         }
-        for (parameter, _) in named().filter(|(_, g)| g.iter().all(|x| *x == 0.0)) {
+        let is_zero = |g: &&Vec<f32>| !g.is_empty() && g.iter().all(|x| *x == 0.0);
+        for (parameter, _) in named().filter(|(_, g)| is_zero(g)) {
             tracing::warn!(parameter, "the gradient is zero everywhere");
         }
         Ok(())
+    }
+
+    fn check_reached(&self, played: &Played) -> Result<(), LearnerError> {
+        let parameters = self.model.parameters().iter().zip(&played.reached);
+        let missing = parameters.filter(|(parameter, reached)| parameter.trainable && !**reached);
+        let names: Vec<String> = missing.map(|(parameter, _)| parameter.spec.name.clone()).collect();
+        if names.is_empty() { Ok(()) } else { Err(LearnerError::NoGradient { names }) }
+    }
+
+    fn keep(&self) -> Keep {
+        if self.settings.recompute_layers { Keep::Layers } else { Keep::Activations }
     }
 
     pub(crate) fn logprobs(&self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
@@ -136,38 +180,55 @@ impl Trainer {
     }
 
     fn logprobs_of(&self, model: &Decoder, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
-        let sequences = self.sequences(rows)?;
-        let network = model.detached();
-        let run = || {
-            let mut all = Vec::with_capacity(rows.len());
-            for chunk in self.chunks(&sequences) {
-                let batch = Batch::new(chunk)?;
-                all.extend(batch.split(&self.forward.logprobs(&network, &batch)?)?);
-            }
-            Ok(all)
-        };
-        run().map_err(in_model)
+        let parts = self.run(model, rows, Keep::Nothing, |_| ());
+        Ok(parts?.1)
     }
 
     /// The first half of accumulating: log-probabilities, and what their gradient is carried back through.
-    pub(crate) fn forward(&self, rows: &[Row]) -> Result<(Vec<Vec<f32>>, Pending), LearnerError> {
-        let sequences = self.sequences(rows)?;
-        let pending = self.run(&self.model.tracked(), &sequences).map_err(in_model)?;
-        let split = pending.parts.iter().map(|part| part.batch.split(&part.logprobs));
-        let split: Vec<_> = split.collect::<candle_core::Result<_>>().map_err(in_model)?;
-        Ok((split.concat(), pending))
+    pub(crate) fn forward(
+        &mut self,
+        rows: &[Row],
+    ) -> Result<(Vec<Vec<f32>>, Pending), LearnerError> {
+        let (parts, logprobs) = self.run(&self.model, rows, self.keep(), |waiting| waiting)?;
+        for part in &parts {
+            self.shares.add(&part.pass.shares());
+        }
+        let counts = logprobs.iter().map(Vec::len).collect();
+        Ok((logprobs, Pending { parts, counts }))
     }
 
-    /// The second half: adds the gradient of `sum(coefficient * logprob)`.
+    /// The second half: adds the gradient of `sum(coefficient * logprob)` and of the loss of uneven experts. The loss of a
+    /// part weighs as much as it has of the tokens, and what a part kept is freed behind it.
     pub(crate) fn backward(
         &mut self,
         pending: Pending,
         coefficients: &[f32],
     ) -> Result<(), LearnerError> {
-        // Summed apart first: a failure half-way must not leave half a gradient.
-        let gradients = self.gradients_of(pending, coefficients)?;
-        for (sum, gradient) in self.gradients.iter_mut().zip(gradients) {
-            crate::math::add_scaled(sum, 1.0, &gradient);
+        let mut rest = coefficients;
+        let by_row: Vec<&[f32]> = pending
+            .counts
+            .iter()
+            .map(|count| {
+                let (own, after) = rest.split_at(*count);
+                rest = after;
+                own
+            })
+            .collect();
+        let all: f64 = pending.parts.iter().map(Waiting::n_tokens).sum();
+        // Where an operation can fail, gradients are summed apart first: half a gradient must not stay.
+        let can_fail = self.model.kernels() == Kernels::Plain;
+        let mut apart = can_fail.then(|| self.model.zero_gradients());
+        for part in pending.parts {
+            let rows: Vec<&[f32]> = part.rows.iter().map(|row| by_row[*row]).collect();
+            let dlogprobs = part.pass.batch().join(&rows);
+            let balance = self.settings.balance * part.n_tokens() / all;
+            let loss = Loss { dlogprobs: &dlogprobs, dentropies: None, balance };
+            let sums = apart.as_mut().unwrap_or(&mut self.gradients);
+            let played = self.model.backward(part.pass, loss, sums).map_err(in_model)?;
+            self.shares.add(&played.shares);
+        }
+        for (sum, gradient) in self.gradients.iter_mut().zip(apart.into_iter().flatten()) {
+            sum::add(sum, &gradient);
         }
         Ok(())
     }
@@ -180,8 +241,8 @@ impl Trainer {
         if max_grad_norm.is_nan() || max_grad_norm <= 0.0 {
             return Err(failed("step", format!("the largest gradient norm is {max_grad_norm}")));
         }
-        let squares = self.gradients.iter().flatten().map(|x| f64::from(*x) * f64::from(*x));
-        let grad_norm = squares.sum::<f64>().sqrt();
+        let start = Instant::now();
+        let grad_norm = self.gradients.iter().map(|gradient| sum::squares(gradient)).sum::<f64>().sqrt();
         let applied = grad_norm.is_finite();
         if applied {
             let scale = if grad_norm > max_grad_norm { max_grad_norm / grad_norm } else { 1.0 };
@@ -192,6 +253,7 @@ impl Trainer {
             tracing::warn!(grad_norm, "the gradient is not finite: the step is left out");
         }
         self.clear();
+        self.shares.since(Part::Optimizer, start);
         Ok(Updated { grad_norm, applied })
     }
 
@@ -223,7 +285,7 @@ impl Trainer {
                 return Err(ModelError::BadConfig(reason));
             }
             let path = directory.join(OPTIMIZER);
-            Ok((loaded.values()?, AdamWState::load(self.settings, &path, &self.model.specs())?))
+            Ok((loaded.values()?, AdamWState::load(self.optimizer_settings, &path, &self.model.specs())?))
         };
         // Everything is read before anything is changed.
         let (values, optimizer) = read().map_err(|error| failed(&*action, error))?;
@@ -243,53 +305,30 @@ impl Trainer {
         self.gradients.iter_mut().for_each(|gradient| gradient.fill(0.0));
     }
 
-    fn chunks<'s, 'a>(&self, sequences: &'s [Sequence<'a>]) -> Vec<&'s [Sequence<'a>]> {
-        Batch::chunks(sequences, chunk_tokens(self.model.config()), |sequence| sequence.ids.len())
-    }
-
-    fn run(
+    /// Passes over some rows at a time, what `part` makes of each, and the log-probabilities of all rows.
+    fn run<P>(
         &self,
-        network: &Network<Tensor>,
-        sequences: &[Sequence<'_>],
-    ) -> candle_core::Result<Pending> {
-        let parts = self.chunks(sequences).into_iter().map(|chunk| {
-            let batch = Batch::new(chunk)?;
-            let (logprobs, routed) = self.forward.logprobs_and_routes(network, &batch)?;
-            let balance = if self.balance == 0.0 { None } else { balance_loss(&routed)? };
-            Ok(Part { batch, logprobs, balance })
-        });
-        Ok(Pending { parts: parts.collect::<candle_core::Result<_>>()? })
-    }
-
-    /// The gradient of `sum(coefficient * logprob)` and of the loss of uneven experts with respect to every parameter. Each
-    /// part's graph is freed behind it. The loss of a part weighs as much as it has of the tokens.
-    fn gradients_of(
-        &self,
-        pending: Pending,
-        mut coefficients: &[f32],
-    ) -> Result<Vec<Vec<f32>>, LearnerError> {
-        let parameters = self.model.parameters();
-        let mut sums: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.spec.len()]).collect();
-        let tokens = |part: &Part| part.batch.n_inputs() as f64;
-        let all: f64 = pending.parts.iter().map(tokens).sum();
-        for part in pending.parts {
-            let (own, rest) = coefficients.split_at(part.batch.n_targets());
-            coefficients = rest;
-            if own.is_empty() {
+        model: &Decoder,
+        rows: &[Row],
+        keep: Keep,
+        part: impl Fn(Waiting) -> P,
+    ) -> Result<(Vec<P>, Vec<Vec<f32>>), LearnerError> {
+        let sequences = self.sequences(rows)?;
+        let (mut parts, mut logprobs) = (Vec::new(), vec![Vec::new(); rows.len()]);
+        for chunk in Batch::chunks(&sequences, CHUNK_TOKENS) {
+            let some: Vec<Sequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
+            let batch = Arc::new(Batch::new(&some));
+            if batch.n_targets() == 0 {
                 continue;
             }
-            let store = backward(&part, own, self.balance * tokens(&part) / all);
-            let store = store.map_err(in_model)?;
-            let missing = parameters.iter().filter(|parameter| store.get(&parameter.var).is_none());
-            let names: Vec<String> = missing.map(|parameter| parameter.spec.name.clone()).collect();
-            if !names.is_empty() {
-                return Err(LearnerError::NoGradient { names });
+            let pass = model.pass(batch.clone(), keep).map_err(in_model)?;
+            let split = batch.split(&pass.logprobs().map_err(in_model)?);
+            for (row, list) in chunk.iter().zip(split) {
+                logprobs[*row] = list;
             }
-            for (sum, parameter) in sums.iter_mut().zip(parameters) {
-                add_gradient(sum, &store, &parameter.var).map_err(in_model)?;
-            }
+            parts.push(part(Waiting { pass, rows: chunk }));
         }
-        Ok(sums)
+        Ok((parts, logprobs))
     }
 
     fn sequences<'a>(&self, rows: &'a [Row]) -> Result<Vec<Sequence<'a>>, LearnerError> {
@@ -335,23 +374,6 @@ fn check_row(config: &DecoderConfig, row: &Row) -> Result<(), String> {
                 "temperature {temperature} at position {position} is not positive"
             ));
         }
-    }
-    Ok(())
-}
-
-fn backward(part: &Part, coefficients: &[f32], balance: f64) -> candle_core::Result<GradStore> {
-    let coefficients = Tensor::from_slice(coefficients, coefficients.len(), &Device::Cpu)?;
-    let loss = (&part.logprobs * coefficients)?.sum_all()?;
-    match &part.balance {
-        Some(uneven) => (loss + (uneven * balance)?)?.backward(),
-        None => loss.backward(),
-    }
-}
-
-fn add_gradient(sum: &mut [f32], store: &GradStore, parameter: &Tensor) -> candle_core::Result<()> {
-    if let Some(gradient) = store.get(parameter) {
-        let gradient = gradient.contiguous()?;
-        crate::math::add_scaled(sum, 1.0, &numbers(&gradient)?);
     }
     Ok(())
 }

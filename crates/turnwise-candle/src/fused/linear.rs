@@ -1,110 +1,81 @@
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+//! Products with weights: `[N, in]` times the transpose of `[out, in]`.
 
-use crate::math::add_scaled;
+use crate::math;
 use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
-use crate::numbers::{like, numbers, stored, stored_numbers};
 
-/// `x` times the transpose of `weight`: `[N, in]` and `[out, in]` to `[N, out]`.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    x.apply_op2(weight, Linear)
+/// Some columns of rows that are `stride` wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Columns {
+    pub(crate) start: usize,
+    pub(crate) count: usize,
+    pub(crate) stride: usize,
 }
 
-/// The same with `bias`, `[out]`, added to every row.
-pub(crate) fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    x.apply_op3(weight, bias, Affine)
-}
-
-struct Linear;
-
-struct Affine;
-
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
+impl Columns {
+    fn of<'a>(&self, rows: &'a [f32]) -> Matrix<'a> {
+        let n = rows.len() / self.stride;
+        Matrix::strided(&rows[self.start..], n, self.count, self.stride)
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (n, width) = x_layout.shape().dims2()?;
-        let (out, _) = weight_layout.shape().dims2()?;
-        let x = Matrix::rows(stored_numbers(x, x_layout)?, width);
-        let weight = Matrix::rows(stored_numbers(weight, weight_layout)?, width);
-        let mut y = vec![0.0; n * out];
-        product(&mut y, out, Write::Replace, x, weight.transposed());
-        Ok(stored(y, (n, out)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, dweight) = gradients(x, weight, &gradient.contiguous()?)?;
-        Ok((Some(dx), Some(dweight)))
+    fn of_mut<'a>(&self, rows: &'a mut [f32]) -> MatrixMut<'a> {
+        let n = rows.len() / self.stride;
+        MatrixMut::strided(&mut rows[self.start..], n, self.count, self.stride)
     }
 }
 
-impl CustomOp3 for Affine {
-    fn name(&self) -> &'static str {
-        "affine"
-    }
+/// `y = scale * x weight'` or that added, in some columns of `y`.
+pub(crate) fn forward(
+    y: &mut [f32],
+    columns: Columns,
+    write: Write,
+    x: &[f32],
+    weight: &[f32],
+    scale: f32,
+) {
+    let width = weight.len() / columns.count;
+    let (x, weight) = (Matrix::rows(x, width), Matrix::rows(weight, width));
+    let mut y = columns.of_mut(y);
+    multiply(&mut y, write, scale, x, weight.transposed(), Threads::Pool);
+}
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (n, width) = x_layout.shape().dims2()?;
-        let bias = stored_numbers(bias, bias_layout)?;
-        let x = Matrix::rows(stored_numbers(x, x_layout)?, width);
-        let weight = Matrix::rows(stored_numbers(weight, weight_layout)?, width);
-        let mut y = bias.repeat(n);
-        product(&mut y, bias.len(), Write::Add, x, weight.transposed());
-        Ok(stored(y, (n, bias.len())))
-    }
+/// The gradient by `x`.
+pub(crate) fn backward_x(
+    dx: &mut [f32],
+    write: Write,
+    dy: &[f32],
+    columns: Columns,
+    weight: &[f32],
+    scale: f32,
+) {
+    let width = weight.len() / columns.count;
+    let mut dx = MatrixMut::rows(dx, width);
+    multiply(&mut dx, write, scale, columns.of(dy), Matrix::rows(weight, width), Threads::Pool);
+}
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let gradient = gradient.contiguous()?;
-        let (dx, dweight) = gradients(x, weight, &gradient)?;
-        let mut dbias = vec![0.0; bias.elem_count()];
-        let width = dbias.len();
-        for row in numbers(&gradient)?.chunks_exact(width) {
-            add_scaled(&mut dbias, 1.0, row);
-        }
-        Ok((Some(dx), Some(dweight), Some(like(dbias, bias)?)))
+/// Adds the gradient by `weight`.
+pub(crate) fn backward_weight(
+    dweight: &mut [f32],
+    dy: &[f32],
+    columns: Columns,
+    x: &[f32],
+    scale: f32,
+) {
+    let width = dweight.len() / columns.count;
+    let mut dweight = MatrixMut::rows(dweight, width);
+    let dy = columns.of(dy).transposed();
+    multiply(&mut dweight, Write::Add, scale, dy, Matrix::rows(x, width), Threads::Pool);
+}
+
+/// Adds a bias to every row.
+pub(crate) fn add_bias(y: &mut [f32], columns: Columns, bias: &[f32]) {
+    for row in y.chunks_exact_mut(columns.stride) {
+        math::add_scaled(&mut row[columns.start..][..columns.count], 1.0, bias);
     }
 }
 
-/// Of `x` and of `weight`.
-fn gradients(x: &Tensor, weight: &Tensor, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
-    let (out, width) = weight.dims2()?;
-    let (mut dx, mut dweight) = (vec![0.0; x.elem_count()], vec![0.0; weight.elem_count()]);
-    let (gradient, x_numbers, weight_numbers) = (numbers(gradient)?, numbers(x)?, numbers(weight)?);
-    let gradient = Matrix::rows(&gradient, out);
-    product(&mut dx, width, Write::Replace, gradient, Matrix::rows(&weight_numbers, width));
-    let x_rows = Matrix::rows(&x_numbers, width);
-    product(&mut dweight, width, Write::Replace, gradient.transposed(), x_rows);
-    Ok((like(dx, x)?, like(dweight, weight)?))
-}
-
-fn product(target: &mut [f32], columns: usize, write: Write, a: Matrix<'_>, b: Matrix<'_>) {
-    multiply(&mut MatrixMut::rows(target, columns), write, 1.0, a, b, Threads::Pool);
+/// Adds the gradient by a bias.
+pub(crate) fn backward_bias(dbias: &mut [f32], dy: &[f32], columns: Columns) {
+    for row in dy.chunks_exact(columns.stride) {
+        math::add_scaled(dbias, 1.0, &row[columns.start..][..columns.count]);
+    }
 }

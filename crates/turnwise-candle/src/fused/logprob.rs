@@ -1,116 +1,233 @@
-use std::sync::Arc;
+//! Log-probabilities and entropies of distributions over the vocabulary, without ever holding `[N, V]` logits.
+//!
+//! Logits are computed for some rows and some of the vocabulary at a time, twice: once for the sums, once for the gradient.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::batch::Batch;
+use crate::batch::Predictions;
 use crate::math;
 use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
-use crate::numbers::{like, numbers, stored, stored_numbers};
+use crate::simd::vectorized;
 
-/// Targets whose logits are held at once.
-const CHUNK: usize = 512;
+/// Rows whose logits are held at once.
+const ROWS: usize = 256;
 
-/// The log-probability of each target under `softmax(hidden head' * scale)`: `[M, D]` and `[V, D]` to `[M]`, without
-/// ever holding `[M, V]`.
-pub(crate) fn logprobs(hidden: &Tensor, head: &Tensor, batch: &Batch) -> Result<Tensor> {
-    let (targets, scales) = (batch.targets.clone(), batch.scales.clone());
-    hidden.apply_op2(head, LogProb { targets, scales })
+/// Tokens of the vocabulary whose logits are held at once.
+const COLUMNS: usize = 1024;
+
+/// What is known of distributions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Predicted {
+    /// Of each target, in nats. `[M]`
+    pub(crate) logprobs: Vec<f32>,
+    /// The logarithm of each distribution's sum of exponentials. `[R]`
+    pub(crate) log_sums: Vec<f32>,
+    /// In nats. `[R]`
+    pub(crate) entropies: Vec<f32>,
 }
 
-struct LogProb {
-    targets: Arc<[u32]>,
-    scales: Arc<[f32]>,
+/// The derivative of a loss.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Above<'a> {
+    /// By the log-probability of each target. `[M]`
+    pub(crate) dlogprobs: &'a [f32],
+    /// By each entropy; `None` where none is in the loss. `[R]`
+    pub(crate) dentropies: Option<&'a [f32]>,
 }
 
-/// Some targets and what they are computed from.
-struct Chunk<'a> {
-    hidden: Matrix<'a>,
-    targets: &'a [u32],
-    scales: &'a [f32],
+/// `softmax(x head' * scale)` for each row of `x`. `[R, D]` and `[V, D]`
+pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Predictions) -> Predicted {
+    let mut sums = vec![Sums::default(); wanted.n_rows()];
+    let mut own = vec![0.0; wanted.tokens.len()];
+    let mut logits = Vec::new();
+    for rows in pieces(wanted.n_rows(), ROWS) {
+        for columns in pieces(head.len() / width, COLUMNS) {
+            let part = Part { rows: rows.clone(), columns };
+            part.logits(x, head, width, &mut logits);
+            part.pick(&logits, wanted, &mut own);
+            let each = logits.par_chunks_exact_mut(part.columns.len());
+            each.zip(&mut sums[rows.clone()])
+                .zip(&wanted.scales[rows.clone()])
+                .with_min_len(8)
+                .for_each(|((logits, sums), scale)| add_row(logits, *scale, sums));
+        }
+    }
+    let mut predicted = Predicted::default();
+    for (row, sums) in sums.iter().enumerate() {
+        let log_sum = f64::from(sums.highest) + sums.sum.ln();
+        predicted.log_sums.push(log_sum as f32);
+        predicted.entropies.push((log_sum - sums.weighted / sums.sum) as f32);
+        for target in wanted.starts[row]..wanted.starts[row + 1] {
+            let logit = f64::from(own[target] * wanted.scales[row]);
+            // At most 0 whatever rounding does.
+            predicted.logprobs.push(((logit - log_sum) as f32).min(0.0));
+        }
+    }
+    predicted
 }
 
-impl LogProb {
-    fn chunks<'a>(&'a self, hidden: &'a [f32], width: usize) -> impl Iterator<Item = Chunk<'a>> {
-        let rows = hidden.chunks(CHUNK * width).map(move |rows| Matrix::rows(rows, width));
-        let targets = self.targets.chunks(CHUNK).zip(self.scales.chunks(CHUNK));
-        rows.zip(targets).map(|(hidden, (targets, scales))| Chunk { hidden, targets, scales })
+/// Where gradients go.
+#[derive(Debug)]
+pub(crate) struct Below<'a> {
+    /// By `x`, overwritten. `[R, D]`
+    pub(crate) dx: &'a mut [f32],
+    /// By the head, added to; `None` when it is frozen. `[V, D]`
+    pub(crate) dhead: Option<&'a mut [f32]>,
+}
+
+/// With `p` the probabilities: d logprob / d logit is `(1 at the target, 0 elsewhere) - p`, and d entropy / d logit is
+/// `-p (log p + entropy)`.
+pub(crate) fn backward(
+    mut below: Below<'_>,
+    x: &[f32],
+    head: &[f32],
+    width: usize,
+    wanted: &Predictions,
+    predicted: &Predicted,
+    above: Above<'_>,
+) {
+    let mut logits = Vec::new();
+    for rows in pieces(wanted.n_rows(), ROWS) {
+        let mut write = Write::Replace;
+        for columns in pieces(head.len() / width, COLUMNS) {
+            let part = Part { rows: rows.clone(), columns };
+            part.logits(x, head, width, &mut logits);
+            part.pull(&mut logits, wanted, predicted, above);
+            let dlogits = Matrix::rows(&logits, part.columns.len());
+            let (some_rows, some_columns) = (part.row_numbers(width), part.column_numbers(width));
+            let head = Matrix::rows(&head[some_columns.clone()], width);
+            product(&mut below.dx[some_rows.clone()], width, write, dlogits, head);
+            if let Some(dhead) = &mut below.dhead {
+                let x = Matrix::rows(&x[some_rows], width);
+                product(&mut dhead[some_columns], width, Write::Add, dlogits.transposed(), x);
+            }
+            write = Write::Add;
+        }
     }
 }
 
-impl Chunk<'_> {
-    /// Fills `logits` with the scaled logits. `[targets, V]`
-    fn logits(&self, head: Matrix<'_>, vocab_size: usize, logits: &mut Vec<f32>) {
-        logits.resize(self.targets.len() * vocab_size, 0.0);
-        product(logits, vocab_size, Write::Replace, self.hidden, head.transposed());
-        logits.par_chunks_exact_mut(vocab_size).zip(self.scales).for_each(|(row, scale)| {
-            for logit in row {
-                *logit *= scale;
+/// Stretches of at most `size`.
+fn pieces(n: usize, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    (0..n).step_by(size).map(move |start| start..(start + size).min(n))
+}
+
+/// Some rows, and some of the vocabulary.
+#[derive(Clone, Debug)]
+struct Part {
+    rows: std::ops::Range<usize>,
+    columns: std::ops::Range<usize>,
+}
+
+/// Sums over a distribution, relative to the highest logit so far.
+#[derive(Clone, Copy, Debug)]
+struct Sums {
+    highest: f32,
+    /// Of exponentials.
+    sum: f64,
+    /// Of exponentials times logits.
+    weighted: f64,
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self { highest: f32::NEG_INFINITY, sum: 0.0, weighted: 0.0 }
+    }
+}
+
+impl Part {
+    fn row_numbers(&self, width: usize) -> std::ops::Range<usize> {
+        self.rows.start * width..self.rows.end * width
+    }
+
+    fn column_numbers(&self, width: usize) -> std::ops::Range<usize> {
+        self.columns.start * width..self.columns.end * width
+    }
+
+    /// Not yet scaled. `[rows, columns]`
+    fn logits(&self, x: &[f32], head: &[f32], width: usize, logits: &mut Vec<f32>) {
+        logits.resize(self.rows.len() * self.columns.len(), 0.0);
+        let x = Matrix::rows(&x[self.row_numbers(width)], width);
+        let head = Matrix::rows(&head[self.column_numbers(width)], width);
+        product(logits, self.columns.len(), Write::Replace, x, head.transposed());
+    }
+
+    /// Keeps the logits of targets.
+    fn pick(&self, logits: &[f32], wanted: &Predictions, own: &mut [f32]) {
+        for (row, logits) in self.rows.clone().zip(logits.chunks_exact(self.columns.len())) {
+            for target in wanted.starts[row]..wanted.starts[row + 1] {
+                let token = wanted.tokens[target] as usize;
+                if self.columns.contains(&token) {
+                    own[target] = logits[token - self.columns.start];
+                }
+            }
+        }
+    }
+
+    /// Replaces logits by the loss's derivatives by them.
+    fn pull(
+        &self,
+        logits: &mut [f32],
+        wanted: &Predictions,
+        predicted: &Predicted,
+        above: Above<'_>,
+    ) {
+        let rows = logits.par_chunks_exact_mut(self.columns.len()).zip(self.rows.clone());
+        rows.with_min_len(8).for_each(|(logits, row)| {
+            let (scale, targets) = (wanted.scales[row], wanted.starts[row]..wanted.starts[row + 1]);
+            let dlogprobs = &above.dlogprobs[targets.clone()];
+            let pull = Pull {
+                scale,
+                log_sum: predicted.log_sums[row],
+                dlogprob: dlogprobs.iter().sum(),
+                entropy: predicted.entropies[row],
+                dentropy: above.dentropies.map_or(0.0, |dentropies| dentropies[row]),
+            };
+            pull_row(logits, pull);
+            for (token, dlogprob) in wanted.tokens[targets].iter().zip(dlogprobs) {
+                if self.columns.contains(&(*token as usize)) {
+                    logits[*token as usize - self.columns.start] += dlogprob * scale;
+                }
             }
         });
     }
 }
 
-impl CustomOp2 for LogProb {
-    fn name(&self) -> &'static str {
-        "log-probability"
+/// What a row of logits is pulled with.
+#[derive(Clone, Copy, Debug)]
+struct Pull {
+    scale: f32,
+    log_sum: f32,
+    /// Summed over the row's targets.
+    dlogprob: f32,
+    entropy: f32,
+    dentropy: f32,
+}
+
+vectorized! {
+    fn add_row(logits: &mut [f32], scale: f32, sums: &mut Sums) {
+        for logit in logits.iter_mut() {
+            *logit *= scale;
+        }
+        let highest = math::maximum(logits);
+        if highest > sums.highest {
+            let factor = f64::from(sums.highest - highest).exp();
+            let factor = if sums.sum > 0.0 { factor } else { 0.0 };
+            *sums = Sums { highest, sum: sums.sum * factor, weighted: sums.weighted * factor };
+        }
+        let (sum, weighted) = math::exponential_sums(logits, sums.highest);
+        sums.sum += f64::from(sum);
+        sums.weighted += f64::from(weighted);
     }
 
-    fn cpu_fwd(
-        &self,
-        hidden: &CpuStorage,
-        hidden_layout: &Layout,
-        head: &CpuStorage,
-        head_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (vocab_size, width) = head_layout.shape().dims2()?;
-        let head = Matrix::rows(stored_numbers(head, head_layout)?, width);
-        let (mut logits, mut result) = (Vec::new(), Vec::with_capacity(self.targets.len()));
-        for chunk in self.chunks(stored_numbers(hidden, hidden_layout)?, width) {
-            chunk.logits(head, vocab_size, &mut logits);
-            let rows = logits.par_chunks_exact_mut(vocab_size).zip(chunk.targets);
-            let logprobs = rows.map(|(row, target)| {
-                let (highest, own) = (math::maximum(row), row[*target as usize]);
-                (f64::from(own - highest) - f64::from(math::exponentials(row, highest)).ln()) as f32
-            });
-            result.par_extend(logprobs);
+    fn pull_row(logits: &mut [f32], pull: Pull) {
+        let Pull { scale, log_sum, dlogprob, entropy, dentropy } = pull;
+        let entropy_part = dentropy * scale;
+        for logit in logits {
+            let logprob = *logit * scale - log_sum;
+            let probability = math::exp(logprob);
+            let by_entropy = entropy_part * (logprob + entropy);
+            *logit = -probability * (dlogprob * scale + by_entropy);
         }
-        Ok(stored(result, self.targets.len()))
-    }
-
-    fn bwd(
-        &self,
-        hidden: &Tensor,
-        head: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (vocab_size, width) = head.dims2()?;
-        let (mut dhidden, mut dhead) =
-            (vec![0.0; hidden.elem_count()], vec![0.0; head.elem_count()]);
-        let gradient = gradient.contiguous()?;
-        let (gradient, hidden_numbers, head_numbers) =
-            (numbers(&gradient)?, numbers(hidden)?, numbers(head)?);
-        let head_matrix = Matrix::rows(&head_numbers, width);
-        let mut logits = Vec::new();
-        let outputs = dhidden.chunks_mut(CHUNK * width).zip(gradient.chunks(CHUNK));
-        for (chunk, (dhidden, gradient)) in self.chunks(&hidden_numbers, width).zip(outputs) {
-            chunk.logits(head_matrix, vocab_size, &mut logits);
-            let rows = logits.par_chunks_exact_mut(vocab_size).zip(chunk.targets);
-            rows.zip(chunk.scales).zip(gradient).for_each(|(((row, target), scale), gradient)| {
-                // d logprob / d logit = (1 at the target, 0 elsewhere) - probability.
-                math::softmax(row);
-                let factor = -gradient * scale;
-                for logit in row.iter_mut() {
-                    *logit *= factor;
-                }
-                row[*target as usize] -= factor;
-            });
-            let dlogits = Matrix::rows(&logits, vocab_size);
-            product(dhidden, width, Write::Replace, dlogits, head_matrix);
-            product(&mut dhead, width, Write::Add, dlogits.transposed(), chunk.hidden);
-        }
-        Ok((Some(like(dhidden, hidden)?), Some(like(dhead, head)?)))
     }
 }
 

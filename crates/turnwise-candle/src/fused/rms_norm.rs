@@ -1,93 +1,89 @@
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+//! `y = x / sqrt(mean(x^2) + eps) * gain` (Zhang and Sennrich, *Root mean square layer normalization*, 2019, equation 4), for
+//! every row of `x`. `[N, D]`
+
 use rayon::prelude::*;
 
+use super::PIECE_ROWS;
 use crate::math;
-use crate::numbers::{like, numbers, stored, stored_numbers};
+use crate::matrix::Write;
+use crate::simd::vectorized;
 
-/// Numbers that one thread takes at a time. Fixed, so that sums over tokens do not depend on the number of threads.
-const PIECE: usize = 8192;
-
-/// `y = x / sqrt(mean(x^2) + eps) * gain` for every piece of `x` as wide as `gain` (Zhang and Sennrich, *Root mean square
-/// layer normalization*, 2019, equation 4).
-pub(crate) fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
-    x.apply_op2(gain, RmsNorm { eps: eps as f32 })
+pub(crate) fn forward(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
+    let piece = PIECE_ROWS * gain.len();
+    let pieces = y.par_chunks_mut(piece).zip(x.par_chunks(piece));
+    pieces.for_each(|(y, x)| norm_rows(y, x, gain, eps));
 }
 
-struct RmsNorm {
+/// The gradient by `x` goes to `dx`; that by the gain is returned.
+pub(crate) fn backward(
+    dx: &mut [f32],
+    write: Write,
+    x: &[f32],
+    gain: &[f32],
+    dy: &[f32],
     eps: f32,
+) -> Vec<f32> {
+    let width = gain.len();
+    let piece = PIECE_ROWS * width;
+    let pieces = dx.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(dy.par_chunks(piece));
+    let parts: Vec<Vec<f32>> = pieces
+        .map(|((dx, x), dy)| {
+            let mut dgain = vec![0.0; width];
+            pull_rows(dx, &mut dgain, write == Write::Add, x, gain, dy, eps);
+            dgain
+        })
+        .collect();
+    let mut dgain = vec![0.0; width];
+    for part in parts {
+        math::add_scaled(&mut dgain, 1.0, &part);
+    }
+    dgain
 }
 
-impl CustomOp2 for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms-norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        gain: &CpuStorage,
-        gain_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, gain) = (stored_numbers(x, x_layout)?, stored_numbers(gain, gain_layout)?);
+vectorized! {
+    fn norm_rows(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
         let width = gain.len();
-        let mut y = vec![0.0; x.len()];
-        let piece = piece(width);
-        y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                math::rms_norm(y, x, gain, self.eps);
-            }
-        });
-        Ok(stored(y, x_layout.shape()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        gain: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradient = gradient.contiguous()?;
-        let (dx, dgain) = self.gradients(&numbers(x)?, &numbers(gain)?, &numbers(&gradient)?);
-        Ok((Some(like(dx, x)?), Some(like(dgain, gain)?)))
-    }
-}
-
-impl RmsNorm {
-    fn gradients(&self, x: &[f32], gain: &[f32], gradient: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let width = gain.len();
-        let piece = piece(width);
-        let mut dx = vec![0.0; x.len()];
-        let rows =
-            dx.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(gradient.par_chunks(piece));
-        let parts: Vec<Vec<f32>> = rows
-            .map(|((dx, x), gradient)| {
-                let (mut dgain, mut pulled) = (vec![0.0; width], vec![0.0; width]);
-                let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                for ((dx, x), gradient) in rows.zip(gradient.chunks_exact(width)) {
-                    let factor = math::inverse_rms(x, self.eps);
-                    for i in 0..width {
-                        dgain[i] += gradient[i] * x[i] * factor;
-                        pulled[i] = gradient[i] * gain[i];
-                    }
-                    // d/dx of x r(x): r moves against x by r^3 / width.
-                    let along = math::dot(&pulled, x) * factor * factor * factor / width as f32;
-                    for i in 0..width {
-                        dx[i] = pulled[i] * factor - x[i] * along;
-                    }
-                }
-                dgain
-            })
-            .collect();
-        let mut dgain = vec![0.0; width];
-        for part in parts {
-            math::add_scaled(&mut dgain, 1.0, &part);
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            math::rms_norm(y, x, gain, eps);
         }
-        (dx, dgain)
+    }
+
+    fn pull_rows(
+        dx: &mut [f32],
+        dgain: &mut [f32],
+        add: bool,
+        x: &[f32],
+        gain: &[f32],
+        dy: &[f32],
+        eps: f32,
+    ) {
+        let width = gain.len();
+        let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
+        for ((dx, x), dy) in rows.zip(dy.chunks_exact(width)) {
+            pull_row(dx, dgain, add, x, gain, dy, eps);
+        }
     }
 }
 
-fn piece(width: usize) -> usize {
-    PIECE.div_ceil(width) * width
+/// The backward pass of one row. `dgain` is added to, and `dx` too where `add` says so.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "it takes on the width of its caller")]
+pub(super) fn pull_row(
+    dx: &mut [f32],
+    dgain: &mut [f32],
+    add: bool,
+    x: &[f32],
+    gain: &[f32],
+    dy: &[f32],
+    eps: f32,
+) {
+    let factor = math::inverse_rms(x, eps);
+    // d/dx of x r(x): r moves against x by r^3 / width.
+    let along = math::dot3(dy, gain, x) * factor * factor * factor / x.len() as f32;
+    let columns = dx.iter_mut().zip(dgain).zip(x.iter().zip(gain).zip(dy));
+    for ((dx, dgain), ((x, gain), dy)) in columns {
+        *dgain += dy * x * factor;
+        let change = dy * gain * factor - x * along;
+        *dx = if add { *dx + change } else { change };
+    }
 }

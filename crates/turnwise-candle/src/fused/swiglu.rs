@@ -1,66 +1,48 @@
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+//! `silu(gate) * up` (Shazeer, *GLU variants improve transformer*, 2020, equation 5). Gate and up lie side by side:
+//! `[N, 2 I]` to `[N, I]`.
+
 use rayon::prelude::*;
 
+use super::PIECE_ROWS;
 use crate::math;
-use crate::numbers::{like, numbers, stored, stored_numbers};
+use crate::simd::vectorized;
 
-/// Numbers that one thread takes at a time.
-const PIECE: usize = 8192;
-
-/// `silu(gate) * up` (Shazeer, *GLU variants improve transformer*, 2020, equation 5).
-pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.apply_op2(up, SwiGlu)
+pub(crate) fn forward(y: &mut [f32], gate_up: &[f32], width: usize) {
+    let piece = PIECE_ROWS * width;
+    let pieces = y.par_chunks_mut(piece).zip(gate_up.par_chunks(2 * piece));
+    pieces.for_each(|(y, gate_up)| gate_rows(y, gate_up, width));
 }
 
-struct SwiGlu;
+/// The gradient by gate and up. `[N, 2 I]`
+pub(crate) fn backward(dgate_up: &mut [f32], gate_up: &[f32], dy: &[f32], width: usize) {
+    let piece = PIECE_ROWS * width;
+    let pieces = dgate_up.par_chunks_mut(2 * piece).zip(gate_up.par_chunks(2 * piece));
+    pieces
+        .zip(dy.par_chunks(piece))
+        .for_each(|((dgate_up, gate_up), dy)| pull_rows(dgate_up, gate_up, dy, width));
+}
 
-impl CustomOp2 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        gate_layout: &Layout,
-        up: &CpuStorage,
-        up_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (stored_numbers(gate, gate_layout)?, stored_numbers(up, up_layout)?);
-        let mut y = vec![0.0; gate.len()];
-        let pieces = y.par_chunks_mut(PIECE).zip(gate.par_chunks(PIECE)).zip(up.par_chunks(PIECE));
-        pieces.for_each(|((y, gate), up)| {
+vectorized! {
+    fn gate_rows(y: &mut [f32], gate_up: &[f32], width: usize) {
+        for (y, gate_up) in y.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
+            let (gate, up) = gate_up.split_at(width);
             for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
                 *y = math::silu(*gate) * up;
             }
-        });
-        Ok(stored(y, gate_layout.shape()))
-    }
-
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradient = gradient.contiguous()?;
-        let (dgate, dup) = gradients(&numbers(gate)?, &numbers(up)?, &numbers(&gradient)?);
-        Ok((Some(like(dgate, gate)?), Some(like(dup, up)?)))
-    }
-}
-
-fn gradients(gate: &[f32], up: &[f32], gradient: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
-    let outputs = dgate.par_chunks_mut(PIECE).zip(dup.par_chunks_mut(PIECE));
-    let inputs = gate.par_chunks(PIECE).zip(up.par_chunks(PIECE)).zip(gradient.par_chunks(PIECE));
-    outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), gradient))| {
-        let inputs = gate.iter().zip(up).zip(gradient);
-        for ((dgate, dup), ((gate, up), gradient)) in dgate.iter_mut().zip(dup).zip(inputs) {
-            let sigmoid = 1.0 / (1.0 + math::exp(-gate));
-            *dup = gradient * gate * sigmoid;
-            *dgate = gradient * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
         }
-    });
-    (dgate, dup)
+    }
+
+    fn pull_rows(dgate_up: &mut [f32], gate_up: &[f32], dy: &[f32], width: usize) {
+        let rows = dgate_up.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width));
+        for ((dgate_up, gate_up), dy) in rows.zip(dy.chunks_exact(width)) {
+            let (gate, up) = gate_up.split_at(width);
+            let (dgate, dup) = dgate_up.split_at_mut(width);
+            let outputs = dgate.iter_mut().zip(dup);
+            for ((dgate, dup), ((gate, up), dy)) in outputs.zip(gate.iter().zip(up).zip(dy)) {
+                let sigmoid = 1.0 / (1.0 + math::exp(-gate));
+                *dup = dy * gate * sigmoid;
+                *dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
+            }
+        }
+    }
 }

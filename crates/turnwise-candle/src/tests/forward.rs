@@ -1,26 +1,25 @@
-use candle_core::Tensor;
+use std::sync::Arc;
 
 use super::fixture::{Fixture, distance, norm};
 use super::variants::{perturbed, variants};
 use crate::batch::{Batch, Sequence};
-use crate::numbers::numbers;
+use crate::tape::{Keep, Loss};
 use crate::{Decoder, DecoderConfig, Kernels};
 
 const BOTH: [Kernels; 2] = [Kernels::Plain, Kernels::Fused];
 
 /// A mean negative log-likelihood and its gradient, by parameter.
 pub(super) fn gradients(model: &Decoder, ids: &[u32]) -> (f64, Vec<Vec<f32>>) {
-    let batch = Batch::new(&[Sequence::whole(ids)]).unwrap();
-    let logprobs = model.forward().logprobs(&model.tracked(), &batch).unwrap();
-    let loss = logprobs.mean_all().unwrap().neg().unwrap();
-    let store = loss.backward().unwrap();
-    let gradients = model.parameters().iter().map(|parameter| {
-        let gradient =
-            store.get(&parameter.var).unwrap_or_else(|| panic!("{}", parameter.spec.name));
-        numbers(&gradient.contiguous().unwrap()).unwrap().to_vec()
-    });
-    let gradients = gradients.collect();
-    (f64::from(loss.to_scalar::<f32>().unwrap()), gradients)
+    let batch = Arc::new(Batch::new(&[Sequence::whole(ids)]));
+    let pass = model.pass(batch.clone(), Keep::Activations).unwrap();
+    let logprobs = batch.split(&pass.logprobs().unwrap()).concat();
+    let loss = -logprobs.iter().map(|x| f64::from(*x)).sum::<f64>() / logprobs.len() as f64;
+    let each = vec![-1.0 / logprobs.len() as f32; logprobs.len()];
+    let dlogprobs = batch.join(&[&each]);
+    let mut gradients = model.zero_gradients();
+    let above = Loss { dlogprobs: &dlogprobs, ..Loss::default() };
+    model.backward(pass, above, &mut gradients).unwrap();
+    (loss, gradients)
 }
 
 /// Values of the parameters as those of the tensors in a file.
@@ -88,22 +87,32 @@ fn gradients_are_finite_differences() {
 }
 
 #[test]
-fn both_kernels_agree_on_odd_sizes() {
+fn both_kernels_agree_on_odd_sizes_whatever_is_kept() {
     for config in variants() {
-        let mut all = [Kernels::Plain, Kernels::Fused]
-            .map(|kernels| run(&perturbed(config.clone(), 5).with_kernels(kernels)).into_iter());
-        let [plain, fused] = &mut all;
-        for (index, (plain, fused)) in plain.zip(fused).enumerate() {
-            let plain: Vec<f64> = plain.iter().map(|x| f64::from(*x)).collect();
-            let error = norm(fused.iter().zip(&plain).map(|(a, b)| f64::from(*a) - b));
-            let scale = norm(plain.iter().copied());
-            assert!(error < 1e-5 * scale, "{:?} {index}: {error}", config.architecture);
+        let run = |kernels, keep| {
+            run(&perturbed(config.clone(), 5).with_kernels(kernels), keep)
+        };
+        let reference = run(Kernels::Plain, Keep::Activations);
+        for (kernels, keep) in [
+            (Kernels::Fused, Keep::Activations),
+            (Kernels::Fused, Keep::Layers),
+            (Kernels::Plain, Keep::Layers),
+        ] {
+            let ours = run(kernels, keep);
+            assert_eq!(ours.len(), reference.len());
+            for (index, (ours, reference)) in ours.iter().zip(&reference).enumerate() {
+                let reference: Vec<f64> = reference.iter().map(|x| f64::from(*x)).collect();
+                let error = norm(ours.iter().zip(&reference).map(|(a, b)| f64::from(*a) - b));
+                let scale = norm(reference.iter().copied());
+                let what = format!("{:?} {kernels:?} {keep:?} {index}", config.architecture);
+                assert!(error < 1e-5 * scale, "{what}: {error} of {scale}");
+            }
         }
     }
 }
 
-/// Log-probabilities of ragged rows at several temperatures, and all gradients of an uneven sum of them.
-fn run(model: &Decoder) -> Vec<Vec<f32>> {
+/// Log-probabilities of ragged rows at several temperatures, entropies, and all gradients of an uneven sum of them.
+fn run(model: &Decoder, keep: Keep) -> Vec<Vec<f32>> {
     let vocab_size = model.config().vocab_size as u32;
     let rows: Vec<Vec<u32>> = [1, 2, 70, 131, 33]
         .map(|length| (0..length).map(|i| (i * i + length) % vocab_size).collect())
@@ -115,15 +124,16 @@ fn run(model: &Decoder) -> Vec<Vec<f32>> {
             targets: (1..ids.len()).step_by(2).map(|i| (i, 0.5 + i as f32 * 0.01)).collect(),
         })
         .collect();
-    let batch = Batch::new(&sequences).unwrap();
-    let logprobs = model.forward().logprobs(&model.tracked(), &batch).unwrap();
-    let weights: Vec<f32> = (0..batch.n_targets()).map(|i| (i as f32).sin()).collect();
-    let weights = Tensor::from_vec(weights, batch.n_targets(), &candle_core::Device::Cpu);
-    let store = (&logprobs * weights.unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
-    let mut all = vec![numbers(&logprobs).unwrap().to_vec()];
-    for parameter in model.parameters() {
-        let gradient = store.get(&parameter.var).unwrap().contiguous().unwrap();
-        all.push(numbers(&gradient).unwrap().to_vec());
-    }
+    let batch = Arc::new(Batch::new(&sequences));
+    let pass = model.pass(batch.clone(), keep).unwrap();
+    let dlogprobs: Vec<f32> = (0..batch.n_targets()).map(|i| (i as f32).sin()).collect();
+    let dentropies: Vec<f32> =
+        (0..batch.predictions.n_rows()).map(|i| 0.3 * (i as f32).cos()).collect();
+    let mut all = vec![pass.logprobs().unwrap(), pass.entropies().unwrap()];
+    let loss = Loss { dlogprobs: &dlogprobs, dentropies: Some(&dentropies), balance: 0.1 };
+    let mut gradients = model.zero_gradients();
+    let played = model.backward(pass, loss, &mut gradients).unwrap();
+    assert!(played.reached.iter().all(|reached| *reached));
+    all.extend(gradients);
     all
 }

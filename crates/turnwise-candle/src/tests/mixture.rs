@@ -5,9 +5,8 @@ use super::forward::{gradients, tensors};
 use super::variants::{experts, perturbed, variants};
 use crate::batch::Batch;
 use crate::layout::FeedForward;
-use crate::numbers::numbers;
 use crate::trainer::Trainer;
-use crate::{AdamW, Architecture, Decoder, DecoderConfig, Experts};
+use crate::{AdamW, Architecture, Decoder, DecoderConfig, Experts, LearnerSettings};
 
 /// A model with many more experts than a short sequence uses.
 fn wide(renormalize: bool) -> Decoder {
@@ -21,9 +20,9 @@ fn an_expert_that_is_not_used_has_no_gradient_and_the_router_has_one() {
     for renormalize in [false, true] {
         let model = wide(renormalize);
         let ids = [1, 2, 3, 4];
-        let batch = Batch::new(&[crate::batch::Sequence::whole(&ids)]).unwrap();
-        let hidden = model.forward().hidden(&model.detached(), &batch).unwrap();
-        let mut used = hidden.routed.iter().map(|routed| routed.routing.chosen.clone());
+        let batch = Batch::new(&[crate::batch::Sequence::whole(&ids)]);
+        let routed = model.routed(batch);
+        let mut used = routed.iter().map(|routed| routed.routing.chosen.clone());
         let used = [used.next().unwrap(), vec![], used.next().unwrap()];
         let (_, gradients) = gradients(&model, &ids);
         let mut n_unused = 0;
@@ -45,13 +44,14 @@ fn an_expert_that_is_not_used_has_no_gradient_and_the_router_has_one() {
 /// `E sum_e f_e P_e`, worked out in double precision from the routers' probabilities.
 fn formula(model: &Decoder, ids: &[Vec<u32>]) -> f64 {
     let slices: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-    let batch = Batch::inputs_only(&slices).unwrap();
-    let hidden = model.forward().hidden(&model.detached(), &batch).unwrap();
+    let batch = Batch::inputs_only(&slices);
+    let multiplicities = batch.multiplicities.clone();
     let Architecture::Qwen3Moe { experts, .. } = &model.config().architecture else { panic!() };
     let (mut used, mut mean) = (vec![0.0; experts.n_experts], vec![0.0; experts.n_experts]);
     let mut n_tokens = 0.0;
-    for routed in &hidden.routed {
-        for token in numbers(&routed.probabilities).unwrap().chunks(experts.n_experts) {
+    for routed in &model.routed(batch) {
+        let tokens = routed.probabilities.chunks(experts.n_experts).zip(&multiplicities);
+        for token in tokens.flat_map(|(token, n)| std::iter::repeat_n(token, *n as usize)) {
             n_tokens += 1.0;
             let mut order: Vec<usize> = (0..token.len()).collect();
             order.sort_by(|a, b| token[*b].total_cmp(&token[*a]));
@@ -90,9 +90,14 @@ fn row(ids: &[u32]) -> Row {
     Row { ids: ids.to_vec(), targets: targets.collect(), ..Row::default() }
 }
 
+fn trainer(model: Decoder, balance: f64) -> Trainer {
+    let settings = LearnerSettings { balance, ..LearnerSettings::default() };
+    Trainer::new(model, AdamW::default(), settings).unwrap()
+}
+
 /// What a learner accumulates when nothing but the balance has a gradient.
 fn balance_gradient(model: Decoder, rows: &[Row], coefficient: f64) -> Vec<Vec<f32>> {
-    let mut trainer = Trainer::new(model, AdamW::default()).unwrap().with_balance(coefficient);
+    let mut trainer = trainer(model, coefficient);
     let (logprobs, pending) = trainer.forward(rows).unwrap();
     trainer.backward(pending, &vec![0.0; logprobs.concat().len()]).unwrap();
     trainer.gradients().to_vec()
@@ -136,7 +141,7 @@ fn training_on_balance_alone_evens_experts_out() {
     let rows = [row(&ids)];
     let model = wide(false);
     let before = model.balance(std::slice::from_ref(&ids)).unwrap().unwrap();
-    let mut trainer = Trainer::new(model, AdamW::default()).unwrap().with_balance(1.0);
+    let mut trainer = trainer(model, 1.0);
     for _ in 0..30 {
         let (_, pending) = trainer.forward(&rows).unwrap();
         trainer.backward(pending, &[0.0; 49]).unwrap();

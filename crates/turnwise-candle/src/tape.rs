@@ -1,0 +1,148 @@
+//! Our own reverse-mode differentiation: a forward pass leaves a tape, and the tape is played backward.
+//!
+//! It does for the operations of a decoder what the tensor library does for any, and no more. In return gradients of
+//! parameters are added where they are collected, frozen parameters cost nothing, memory is used again from step to step, and
+//! activations are freed as soon as the backward pass is behind them.
+
+mod backward;
+mod pool;
+mod recorder;
+
+use std::sync::Arc;
+
+pub(crate) use backward::{Loss, play_backward};
+pub(crate) use pool::{Buffer, Pool};
+pub(crate) use recorder::Recorder;
+
+use crate::balance::LayerUse;
+use crate::batch::Batch;
+use crate::fused::experts::Routed;
+use crate::fused::linear::Columns;
+use crate::fused::logprob::Predicted;
+use crate::shares::Shares;
+
+/// A parameter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot<'a> {
+    /// Its place in the order of parameters.
+    pub(crate) index: usize,
+    pub(crate) values: &'a [f32],
+    pub(crate) trainable: bool,
+}
+
+/// Rows of numbers, computed once.
+#[derive(Clone, Debug)]
+pub(crate) struct Value {
+    handle: Handle,
+    pub(crate) width: usize,
+    pub(crate) numbers: Arc<Buffer>,
+}
+
+/// A value without its numbers, for operations that do not read them in their backward pass.
+#[derive(Clone, Copy, Debug)]
+struct Handle {
+    id: usize,
+    length: usize,
+    /// Whether anything that trains has a part in it.
+    tracked: bool,
+}
+
+impl Value {
+    fn n_rows(&self) -> usize {
+        self.numbers.len() / self.width
+    }
+}
+
+/// What is kept of a forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Nothing: there will be no backward pass.
+    Nothing,
+    /// What each operation needs to be pulled back through.
+    Activations,
+    /// The input of each layer, which is computed again from it: one layer's activations at a time for a forward pass more
+    /// (Chen et al., *Training deep nets with sublinear memory cost*, 2016).
+    Layers,
+}
+
+/// A forward pass over a batch.
+#[derive(Debug)]
+pub(crate) struct Tape {
+    pub(crate) batch: Arc<Batch>,
+    pub(crate) predicted: Predicted,
+    /// How each layer with experts used them.
+    pub(crate) uses: Vec<LayerUse>,
+    /// Where its time went.
+    pub(crate) shares: Shares,
+    pool: Arc<Pool>,
+    keep: Keep,
+    nodes: Vec<Node>,
+    n_values: usize,
+}
+
+/// An operation, with what its backward pass needs. `y` is the value it made.
+#[derive(Debug)]
+enum Node {
+    Embed { y: usize, table: usize },
+    Norm { y: usize, x: Value, gain: usize },
+    Linear { y: usize, x: Value, maps: Vec<Map>, onto: Option<Handle> },
+    Turn { y: usize, x: Value, norms: Option<[usize; 2]> },
+    Attention { mixed: Value, qkv: Value, log_sums: Buffer },
+    SwiGlu { y: usize, x: Value },
+    Mixture { y: usize, x: Value, onto: Handle, weights: MixtureSlots, routed: Box<Routed> },
+    Select { y: usize, x: Handle },
+    Predict { x: Value, head: usize },
+    Layer { y: usize, x: Value, index: usize },
+}
+
+/// A product inside a linear operation.
+#[derive(Clone, Copy, Debug)]
+struct Map {
+    weight: usize,
+    bias: Option<usize>,
+    columns: Columns,
+}
+
+/// The parameters of experts.
+#[derive(Clone, Copy, Debug)]
+struct MixtureSlots {
+    router: usize,
+    gate: usize,
+    up: usize,
+    down: usize,
+}
+
+impl Tape {
+    pub(crate) fn new(batch: Arc<Batch>, pool: Arc<Pool>, keep: Keep) -> Self {
+        Self {
+            batch,
+            predicted: Predicted::default(),
+            uses: Vec::new(),
+            shares: Shares::default(),
+            pool,
+            keep,
+            nodes: Vec::new(),
+            n_values: 0,
+        }
+    }
+
+    fn value(&mut self, numbers: Buffer, width: usize, tracked: bool) -> Value {
+        self.n_values += 1;
+        let handle = Handle { id: self.n_values - 1, length: numbers.len(), tracked };
+        Value { handle, width, numbers: Arc::new(numbers) }
+    }
+
+    fn record(&mut self, node: Node) {
+        self.nodes.push(node);
+    }
+
+    /// What each layer with experts decided.
+    #[cfg(test)]
+    pub(crate) fn into_routed(self) -> Vec<Box<Routed>> {
+        let routed = self.nodes.into_iter().filter_map(|node| match node {
+            Node::Mixture { routed, .. } => Some(routed),
+            _ => None,
+        });
+        routed.collect()
+    }
+}

@@ -1,0 +1,344 @@
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Result;
+
+use super::{Buffer, Handle, Keep, Map, MixtureSlots, Node, Pool, Recorder, Slot, Tape, Value};
+use crate::balance::balance_slopes;
+use crate::batch::Batch;
+use crate::forward::Forward;
+use crate::fused::experts::{self, Routed, Uneven};
+use crate::fused::{attention, heads, linear, logprob, rms_norm, sum, swiglu};
+use crate::layout::{HeadNorms, Network};
+use crate::math;
+use crate::matrix::Write;
+use crate::pass::Played;
+use crate::shares::{Part, Shares};
+
+/// What a backward pass begins with: derivatives of a loss.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Loss<'a> {
+    /// By each log-probability. `[M]`
+    pub(crate) dlogprobs: &'a [f32],
+    /// By each distribution's entropy, where it is in the loss. `[R]`
+    pub(crate) dentropies: Option<&'a [f32]>,
+    /// What the loss of uneven experts is multiplied by.
+    pub(crate) balance: f64,
+}
+
+/// Plays a tape backward: adds the gradient of `loss` to `gradients`, which are in the order of the parameters; those of
+/// frozen parameters are empty.
+///
+/// # Errors
+/// When a layer cannot be computed again.
+pub(crate) fn play_backward(
+    tape: Tape,
+    forward: &Forward,
+    slots: &[Slot<'_>],
+    network: &Network<Slot<'_>>,
+    loss: Loss<'_>,
+    gradients: &mut [Vec<f32>],
+) -> Result<Played> {
+    let balance = loss.balance as f32;
+    let slopes = if balance == 0.0 { None } else { balance_slopes(&tape.uses) };
+    let slopes = slopes.map(|slopes| slopes.iter().map(|s| *s as f32 * balance).collect());
+    let mut player = Player {
+        forward,
+        slots,
+        network,
+        loss,
+        slopes,
+        reached: vec![false; gradients.len()],
+        gradients,
+        pool: tape.pool.clone(),
+        batch: tape.batch.clone(),
+        adjoints: Vec::new(),
+        shares: Shares::default(),
+    };
+    player.play(tape)?;
+    Ok(Played { shares: player.shares, reached: player.reached })
+}
+
+/// A backward pass under way.
+#[derive(Debug)]
+struct Player<'a> {
+    forward: &'a Forward,
+    slots: &'a [Slot<'a>],
+    network: &'a Network<Slot<'a>>,
+    loss: Loss<'a>,
+    /// The derivative of the loss of uneven experts by an expert's probability for a token. `[E]`
+    slopes: Option<Vec<f32>>,
+    gradients: &'a mut [Vec<f32>],
+    /// Which parameters were come by.
+    reached: Vec<bool>,
+    pool: Arc<Pool>,
+    batch: Arc<Batch>,
+    /// The gradient by each value that was computed and is not yet pulled back.
+    adjoints: Vec<Option<Buffer>>,
+    shares: Shares,
+}
+
+impl Player<'_> {
+    fn play(&mut self, mut tape: Tape) -> Result<()> {
+        self.adjoints.resize_with(tape.n_values, || None);
+        // Nodes are dropped one by one, and with each the activations that only it needed.
+        while let Some(node) = tape.nodes.pop() {
+            let start = Instant::now();
+            let part = match node {
+                Node::Layer { y, x, index } => {
+                    self.layer(&mut tape, y, &x, index)?;
+                    continue;
+                }
+                node => self.pull(node, &tape),
+            };
+            self.shares.since(part, start);
+        }
+        Ok(())
+    }
+
+    fn pull(&mut self, node: Node, tape: &Tape) -> Part {
+        match node {
+            Node::Embed { y, table } => self.embed(y, table),
+            Node::Norm { y, x, gain } => self.norm(y, &x, gain),
+            Node::Linear { y, x, maps, onto } => self.linear(y, &x, &maps, onto),
+            Node::Turn { y, x, norms } => self.turn(y, &x, norms),
+            Node::Attention { mixed, qkv, log_sums } => self.attention(&mixed, &qkv, &log_sums),
+            Node::SwiGlu { y, x } => self.swiglu(y, &x),
+            Node::Mixture { y, x, onto, weights, routed } => {
+                self.mixture(y, &x, onto, weights, &routed)
+            }
+            Node::Select { y, x } => self.select(y, x),
+            Node::Predict { x, head } => self.predict(&x, head, &tape.predicted),
+            Node::Layer { .. } => unreachable!("a layer is played on its own"),
+        }
+    }
+
+    /// The gradient by a value, which nothing needs any more. `None` where the loss does not depend on it.
+    fn above(&mut self, y: usize) -> Option<Buffer> {
+        self.adjoints[y].take()
+    }
+
+    /// Adds to the gradient by a value, if anything before it trains.
+    fn below(&mut self, x: Handle, pull: impl FnOnce(&mut [f32], Write)) {
+        if !x.tracked {
+            return;
+        }
+        if let Some(buffer) = &mut self.adjoints[x.id] {
+            return pull(buffer, Write::Add);
+        }
+        let mut buffer = self.pool.take(x.length);
+        pull(&mut buffer, Write::Replace);
+        self.adjoints[x.id] = Some(buffer);
+    }
+
+    /// The same for a gradient that is there already.
+    fn hand_down(&mut self, x: Handle, gradient: Buffer) {
+        if !x.tracked {
+            return;
+        }
+        match &mut self.adjoints[x.id] {
+            Some(buffer) => sum::add(buffer, &gradient),
+            none => *none = Some(gradient),
+        }
+    }
+
+    /// Where the gradient by a parameter is collected; `None` for a frozen one.
+    fn gradient(&mut self, index: usize) -> Option<&mut [f32]> {
+        self.reached[index] = true;
+        let gradient = &mut self.gradients[index];
+        (!gradient.is_empty()).then_some(gradient)
+    }
+
+    fn embed(&mut self, y: usize, table: usize) -> Part {
+        if let Some(dy) = self.above(y) {
+            let batch = self.batch.clone();
+            let d = dy.len() / batch.n_inputs();
+            if let Some(dtable) = self.gradient(table) {
+                for (row, id) in dy.chunks_exact(d).zip(&batch.inputs) {
+                    math::add_scaled(&mut dtable[*id as usize * d..][..d], 1.0, row);
+                }
+            }
+        }
+        Part::Embedding
+    }
+
+    fn norm(&mut self, y: usize, x: &Value, gain: usize) -> Part {
+        if let Some(dy) = self.above(y) {
+            let (values, eps) = (self.slots[gain].values, self.forward.eps as f32);
+            let mut dgain = Vec::new();
+            let pull = |dx: &mut [f32], write| {
+                dgain = rms_norm::backward(dx, write, &x.numbers, values, &dy, eps);
+            };
+            if x.handle.tracked {
+                self.below(x.handle, pull);
+            } else {
+                let mut unused = self.pool.take(dy.len());
+                dgain = rms_norm::backward(&mut unused, Write::Replace, &x.numbers, values, &dy, eps);
+            }
+            self.add_gradient(gain, &dgain);
+        }
+        Part::Norms
+    }
+
+    fn add_gradient(&mut self, index: usize, gradient: &[f32]) {
+        if let Some(sum) = self.gradient(index) {
+            math::add_scaled(sum, 1.0, gradient);
+        }
+    }
+
+    fn linear(&mut self, y: usize, x: &Value, maps: &[Map], onto: Option<Handle>) -> Part {
+        if let Some(dy) = self.above(y) {
+            for Map { weight, bias, columns } in maps {
+                if let Some(dweight) = self.gradient(*weight) {
+                    linear::backward_weight(dweight, &dy, *columns, &x.numbers, 1.0);
+                }
+                if let Some(dbias) = bias.and_then(|bias| self.gradient(bias)) {
+                    linear::backward_bias(dbias, &dy, *columns);
+                }
+                let values = self.slots[*weight].values;
+                self.below(x.handle, |dx, write| {
+                    linear::backward_x(dx, write, &dy, *columns, values, 1.0);
+                });
+            }
+            if let Some(onto) = onto {
+                self.hand_down(onto, dy);
+            }
+        }
+        Part::Linear
+    }
+
+    fn turn(&mut self, y: usize, x: &Value, norms: Option<[usize; 2]>) -> Part {
+        if let Some(mut dy) = self.above(y) {
+            let values = |index: usize| self.slots[index].values;
+            let gains =
+                norms.map(|[query, key]| HeadNorms { query: values(query), key: values(key) });
+            let batch = self.batch.clone();
+            let turn = heads::Turn {
+                heads: self.forward.heads,
+                norms: gains.as_ref(),
+                eps: self.forward.eps as f32,
+                rope: &self.forward.rope,
+                positions: &batch.positions,
+            };
+            let dgains = heads::backward(&mut dy, &x.numbers, turn);
+            if let (Some([query, key]), Some(dgains)) = (norms, dgains) {
+                self.add_gradient(query, &dgains.query);
+                self.add_gradient(key, &dgains.key);
+            }
+            self.hand_down(x.handle, dy);
+        }
+        Part::Attention
+    }
+
+    fn attention(&mut self, mixed: &Value, qkv: &Value, log_sums: &[f32]) -> Part {
+        if let Some(dmixed) = self.above(mixed.handle.id) {
+            let (batch, heads) = (self.batch.clone(), self.forward.heads);
+            let above = attention::Above {
+                qkv: &qkv.numbers,
+                mixed: &mixed.numbers,
+                log_sums,
+                dmixed: &dmixed,
+            };
+            let mut dqkv = self.pool.take(qkv.numbers.len());
+            attention::backward(&mut dqkv, &above, &batch, heads);
+            self.hand_down(qkv.handle, dqkv);
+        }
+        Part::Attention
+    }
+
+    fn swiglu(&mut self, y: usize, x: &Value) -> Part {
+        if let Some(dy) = self.above(y) {
+            let width = x.width / 2;
+            let mut dx = self.pool.take(x.numbers.len());
+            swiglu::backward(&mut dx, &x.numbers, &dy, width);
+            self.hand_down(x.handle, dx);
+        }
+        Part::FeedForward
+    }
+
+    fn mixture(
+        &mut self,
+        y: usize,
+        x: &Value,
+        onto: Handle,
+        slots: MixtureSlots,
+        routed: &Routed,
+    ) -> Part {
+        if let Some(dy) = self.above(y) {
+            let MixtureSlots { router, gate, up, down } = slots;
+            let values = |index: usize| self.slots[index].values;
+            let weights = experts::Weights {
+                router: values(router),
+                gate: values(gate),
+                up: values(up),
+                down: values(down),
+                choice: routed.choice,
+            };
+            let mut taken = [router, gate, up, down].map(|i| std::mem::take(&mut self.gradients[i]));
+            let [drouter, dgate, dup, ddown] = taken.each_mut().map(|gradient| {
+                let gradient = &mut gradient[..];
+                (!gradient.is_empty()).then_some(gradient)
+            });
+            let below = experts::Below { router: drouter, gate: dgate, up: dup, down: ddown };
+            let multiplicities = &self.batch.multiplicities;
+            let uneven = self.slopes.as_ref().map(|slopes| Uneven { slopes, multiplicities });
+            let dx =
+                experts::backward(below, &dy, &x.numbers, routed, weights, uneven, &self.pool);
+            for (index, gradient) in [router, gate, up, down].into_iter().zip(taken) {
+                self.reached[index] = true;
+                self.gradients[index] = gradient;
+            }
+            self.hand_down(x.handle, dx);
+            self.hand_down(onto, dy);
+        }
+        Part::Experts
+    }
+
+    fn select(&mut self, y: usize, x: Handle) -> Part {
+        if let Some(dy) = self.above(y) {
+            let batch = self.batch.clone();
+            let d = dy.len() / batch.predictions.n_rows();
+            self.below(x, |dx, write| {
+                if write == Write::Replace {
+                    dx.fill(0.0);
+                }
+                for (row, source) in dy.chunks_exact(d).zip(&batch.predictions.sources) {
+                    math::add_scaled(&mut dx[*source as usize * d..][..d], 1.0, row);
+                }
+            });
+        }
+        Part::Embedding
+    }
+
+    fn predict(&mut self, x: &Value, head: usize, predicted: &logprob::Predicted) -> Part {
+        let batch = self.batch.clone();
+        let wanted = &batch.predictions;
+        let values = self.slots[head].values;
+        let width = x.width;
+        let above = logprob::Above {
+            dlogprobs: self.loss.dlogprobs,
+            dentropies: self.loss.dentropies,
+        };
+        let mut dx = self.pool.take(x.numbers.len());
+        let below = logprob::Below { dx: &mut dx, dhead: self.gradient(head) };
+        logprob::backward(below, &x.numbers, values, width, wanted, predicted, above);
+        self.hand_down(x.handle, dx);
+        Part::Head
+    }
+
+    /// Computes a layer again, this time with what its backward pass needs, and pulls it back.
+    fn layer(&mut self, tape: &mut Tape, y: usize, x: &Value, index: usize) -> Result<()> {
+        let Some(dy) = self.above(y) else { return Ok(()) };
+        let mut again = Tape::new(self.batch.clone(), self.pool.clone(), Keep::Activations);
+        again.n_values = tape.n_values;
+        let (forward, layer) = (self.forward, &self.network.layers[index]);
+        let mut recorder = Recorder { forward, tape: &mut again, again: true };
+        let computed = forward.layer(&mut recorder, layer, x)?;
+        tape.n_values = again.n_values;
+        self.adjoints.resize_with(again.n_values, || None);
+        self.adjoints[computed.handle.id] = Some(dy);
+        drop(computed);
+        self.shares.add(&again.shares);
+        self.play(again)
+    }
+}

@@ -1,0 +1,94 @@
+//! Memory that is used again.
+
+use std::fmt;
+use std::mem;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Buffers that nobody uses now, by their length. A training step asks for the same lengths as the one before, so that after
+/// the first no memory is taken from the system, which would have to clear it.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    free: Mutex<Vec<Vec<f32>>>,
+}
+
+/// Numbers in a buffer that goes back to its pool.
+pub(crate) struct Buffer {
+    numbers: Vec<f32>,
+    pool: Arc<Pool>,
+}
+
+impl Pool {
+    /// So many numbers, which may be anything.
+    pub(crate) fn take(self: &Arc<Self>, length: usize) -> Buffer {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        // The smallest that is large enough, and not much larger.
+        let fits = |buffer: &Vec<f32>| (length..=length + length / 4).contains(&buffer.capacity());
+        let found = (0..free.len())
+            .filter(|index| fits(&free[*index]))
+            .min_by_key(|index| free[*index].capacity());
+        let found = found.map(|index| free.swap_remove(index));
+        drop(free);
+        let mut numbers = found.unwrap_or_else(|| Vec::with_capacity(length));
+        numbers.resize(length, 0.0);
+        Buffer { numbers, pool: self.clone() }
+    }
+
+    /// A copy.
+    pub(crate) fn copy(self: &Arc<Self>, numbers: &[f32]) -> Buffer {
+        let mut buffer = self.take(numbers.len());
+        buffer.copy_from_slice(numbers);
+        buffer
+    }
+
+    /// Zeros.
+    pub(crate) fn zeros(self: &Arc<Self>, length: usize) -> Buffer {
+        let mut buffer = self.take(length);
+        buffer.fill(0.0);
+        buffer
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.numbers
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.numbers
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let numbers = mem::take(&mut self.numbers);
+        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(numbers);
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} numbers", self.numbers.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_again() {
+        let pool = Arc::new(Pool::default());
+        let first = pool.zeros(1000);
+        let place = first.as_ptr();
+        drop(first);
+        assert_eq!(pool.take(900).as_ptr(), place);
+        let other = pool.take(100);
+        assert_ne!(other.as_ptr(), place);
+        assert!(pool.zeros(1000).iter().all(|x| *x == 0.0));
+    }
+}

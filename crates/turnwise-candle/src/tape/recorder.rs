@@ -1,0 +1,274 @@
+use std::time::Instant;
+
+use candle_core::Result;
+
+use super::{Buffer, Keep, Map, MixtureSlots, Node, Slot, Tape, Value};
+use crate::balance::LayerUse;
+use crate::forward::Forward;
+use crate::fused::linear::Columns;
+use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
+use crate::layout::{HeadNorms, Layer, Linear, Mixture};
+use crate::matrix::Write;
+use crate::ops::Ops;
+use crate::shares::Part;
+
+/// What an operation has computed.
+#[derive(Debug)]
+struct Made {
+    numbers: Buffer,
+    width: usize,
+    /// Whether anything that trains has a part in it.
+    tracked: bool,
+}
+
+/// Computes on a tape, and writes down what it does where that is kept.
+#[derive(Debug)]
+pub(crate) struct Recorder<'a> {
+    pub(crate) forward: &'a Forward,
+    pub(crate) tape: &'a mut Tape,
+    /// Whether a layer is computed again for its backward pass.
+    pub(crate) again: bool,
+}
+
+impl<'a> Recorder<'a> {
+    pub(crate) fn new(forward: &'a Forward, tape: &'a mut Tape) -> Self {
+        Self { forward, tape, again: false }
+    }
+
+    /// A value that something was computed into, and the time it took.
+    fn made(&mut self, part: Part, start: Instant, made: Made) -> Value {
+        self.tape.shares.since(part, start);
+        let Made { numbers, width, tracked } = made;
+        self.tape.value(numbers, width, tracked && self.tape.keep != Keep::Nothing)
+    }
+
+    /// Writes an operation down, unless nothing before it trains.
+    fn record(&mut self, y: &Value, node: impl FnOnce(usize) -> Node) {
+        if y.handle.tracked {
+            self.tape.record(node(y.handle.id));
+        }
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.tape.batch.n_inputs()
+    }
+
+    fn turn<'t>(
+        forward: &'t Forward,
+        tape: &'t Tape,
+        norms: Option<&'t HeadNorms<&'t [f32]>>,
+    ) -> heads::Turn<'t> {
+        heads::Turn {
+            heads: forward.heads,
+            norms,
+            eps: forward.eps as f32,
+            rope: &forward.rope,
+            positions: &tape.batch.positions,
+        }
+    }
+
+    /// Products side by side into rows of `stride` numbers.
+    fn products(
+        y: &mut [f32],
+        write: Write,
+        x: &Value,
+        linears: &[&Linear<Slot<'_>>],
+    ) -> Vec<Map> {
+        let stride = y.len() / x.n_rows();
+        let mut start = 0;
+        let each = linears.iter().map(|linear| {
+            let count = linear.weight.values.len() / x.width;
+            let columns = Columns { start, count, stride };
+            start += count;
+            linear::forward(y, columns, write, &x.numbers, linear.weight.values, 1.0);
+            if let Some(bias) = &linear.bias {
+                linear::add_bias(y, columns, bias.values);
+            }
+            let bias = linear.bias.map(|bias| bias.index);
+            Map { weight: linear.weight.index, bias, columns }
+        });
+        each.collect()
+    }
+}
+
+fn trains(linear: &Linear<Slot<'_>>) -> bool {
+    linear.weight.trainable || linear.bias.is_some_and(|bias| bias.trainable)
+}
+
+impl<'a> Ops for Recorder<'a> {
+    type Weight = Slot<'a>;
+    type Value = Value;
+
+    fn embed(&mut self, table: &Slot<'a>) -> Result<Value> {
+        let start = Instant::now();
+        let batch = self.tape.batch.clone();
+        let d = self.forward.hidden_size;
+        let mut y = self.tape.pool.take(self.n_tokens() * d);
+        for (row, id) in y.chunks_exact_mut(d).zip(&batch.inputs) {
+            row.copy_from_slice(&table.values[*id as usize * d..][..d]);
+        }
+        let made = Made { numbers: y, width: d, tracked: table.trainable };
+        let y = self.made(Part::Embedding, start, made);
+        self.record(&y, |y| Node::Embed { y, table: table.index });
+        Ok(y)
+    }
+
+    fn norm(&mut self, x: &Value, gain: &Slot<'a>) -> Result<Value> {
+        let start = Instant::now();
+        let mut y = self.tape.pool.take(x.numbers.len());
+        rms_norm::forward(&mut y, &x.numbers, gain.values, self.forward.eps as f32);
+        let tracked = x.handle.tracked || gain.trainable;
+        let y = self.made(Part::Norms, start, Made { numbers: y, width: x.width, tracked });
+        self.record(&y, |y| Node::Norm { y, x: x.clone(), gain: gain.index });
+        Ok(y)
+    }
+
+    fn linear(&mut self, x: &Value, linears: &[&Linear<Slot<'a>>]) -> Result<Value> {
+        let start = Instant::now();
+        let widths = linears.iter().map(|linear| linear.weight.values.len() / x.width);
+        let width = widths.sum();
+        let mut y = self.tape.pool.take(x.n_rows() * width);
+        let maps = Self::products(&mut y, Write::Replace, x, linears);
+        let tracked = x.handle.tracked || linears.iter().any(|linear| trains(linear));
+        let y = self.made(Part::Linear, start, Made { numbers: y, width, tracked });
+        self.record(&y, |y| Node::Linear { y, x: x.clone(), maps, onto: None });
+        Ok(y)
+    }
+
+    fn add_linear(&mut self, onto: &Value, x: &Value, linear: &Linear<Slot<'a>>) -> Result<Value> {
+        let start = Instant::now();
+        let mut y = self.tape.pool.copy(&onto.numbers);
+        let maps = Self::products(&mut y, Write::Add, x, &[linear]);
+        let tracked = onto.handle.tracked || x.handle.tracked || trains(linear);
+        let made = Made { numbers: y, width: onto.width, tracked };
+        let y = self.made(Part::Linear, start, made);
+        let onto = onto.handle;
+        self.record(&y, |y| Node::Linear { y, x: x.clone(), maps, onto: Some(onto) });
+        Ok(y)
+    }
+
+    fn turn(&mut self, qkv: &Value, norms: Option<&HeadNorms<Slot<'a>>>) -> Result<Value> {
+        let start = Instant::now();
+        let mut y = self.tape.pool.take(qkv.numbers.len());
+        let gains = norms.map(|n| HeadNorms { query: n.query.values, key: n.key.values });
+        let turn = Self::turn(self.forward, self.tape, gains.as_ref());
+        heads::forward(&mut y, &qkv.numbers, turn);
+        let trains = norms.is_some_and(|norms| norms.query.trainable || norms.key.trainable);
+        let tracked = qkv.handle.tracked || trains;
+        let made = Made { numbers: y, width: qkv.width, tracked };
+        let y = self.made(Part::Attention, start, made);
+        let norms = norms.map(|norms| [norms.query.index, norms.key.index]);
+        self.record(&y, |y| Node::Turn { y, x: qkv.clone(), norms });
+        Ok(y)
+    }
+
+    fn attention(&mut self, qkv: &Value) -> Result<Value> {
+        let start = Instant::now();
+        let heads = self.forward.heads;
+        let n = self.n_tokens();
+        let width = heads.n_heads * heads.head_dim;
+        let mut mixed = self.tape.pool.take(n * width);
+        let mut log_sums = self.tape.pool.take(n * heads.n_heads);
+        let batch = self.tape.batch.clone();
+        attention::forward(&mut mixed, &mut log_sums, &qkv.numbers, &batch, heads);
+        let made = Made { numbers: mixed, width, tracked: qkv.handle.tracked };
+        let mixed = self.made(Part::Attention, start, made);
+        let y = mixed.clone();
+        self.record(&mixed, |_| Node::Attention { mixed: y, qkv: qkv.clone(), log_sums });
+        Ok(mixed)
+    }
+
+    fn swiglu(&mut self, gate_up: &Value) -> Result<Value> {
+        let start = Instant::now();
+        let mut y = self.tape.pool.take(gate_up.numbers.len() / 2);
+        let width = gate_up.width / 2;
+        swiglu::forward(&mut y, &gate_up.numbers, width);
+        let made = Made { numbers: y, width, tracked: gate_up.handle.tracked };
+        let y = self.made(Part::FeedForward, start, made);
+        self.record(&y, |y| Node::SwiGlu { y, x: gate_up.clone() });
+        Ok(y)
+    }
+
+    fn add_mixture(
+        &mut self,
+        onto: &Value,
+        x: &Value,
+        mixture: &Mixture<Slot<'a>>,
+    ) -> Result<Value> {
+        let start = Instant::now();
+        let mut y = self.tape.pool.copy(&onto.numbers);
+        let Mixture { choice, router, gate, up, down } = mixture;
+        let weights = experts::Weights {
+            router: router.values,
+            gate: gate.values,
+            up: up.values,
+            down: down.values,
+            choice: *choice,
+        };
+        let pool = self.tape.pool.clone();
+        let routed = experts::forward(&mut y, &x.numbers, weights, &pool);
+        if !self.again {
+            let multiplicities = &self.tape.batch.multiplicities;
+            let used =
+                LayerUse::new(&routed.probabilities, &routed.routing, *choice, multiplicities);
+            self.tape.uses.push(used);
+        }
+        let trains = [router, gate, up, down].iter().any(|slot| slot.trainable);
+        let tracked = onto.handle.tracked || x.handle.tracked || trains;
+        let made = Made { numbers: y, width: onto.width, tracked };
+        let y = self.made(Part::Experts, start, made);
+        let weights = MixtureSlots {
+            router: router.index,
+            gate: gate.index,
+            up: up.index,
+            down: down.index,
+        };
+        let (x, onto, routed) = (x.clone(), onto.handle, Box::new(routed));
+        self.record(&y, |y| Node::Mixture { y, x, onto, weights, routed });
+        Ok(y)
+    }
+
+    fn select(&mut self, x: &Value) -> Result<Value> {
+        let start = Instant::now();
+        let batch = self.tape.batch.clone();
+        let d = x.width;
+        let mut y = self.tape.pool.take(batch.predictions.n_rows() * d);
+        for (row, source) in y.chunks_exact_mut(d).zip(&batch.predictions.sources) {
+            row.copy_from_slice(&x.numbers[*source as usize * d..][..d]);
+        }
+        let made = Made { numbers: y, width: d, tracked: x.handle.tracked };
+        let y = self.made(Part::Embedding, start, made);
+        self.record(&y, |y| Node::Select { y, x: x.handle });
+        Ok(y)
+    }
+
+    fn predict(&mut self, x: &Value, head: &Slot<'a>) -> Result<()> {
+        let start = Instant::now();
+        let batch = self.tape.batch.clone();
+        self.tape.predicted = logprob::forward(&x.numbers, head.values, x.width, &batch.predictions);
+        self.tape.shares.since(Part::Head, start);
+        if self.tape.keep != Keep::Nothing && (x.handle.tracked || head.trainable) {
+            self.tape.record(Node::Predict { x: x.clone(), head: head.index });
+        }
+        Ok(())
+    }
+
+    fn layer(
+        &mut self,
+        forward: &Forward,
+        index: usize,
+        layer: &Layer<Slot<'a>>,
+        x: &Value,
+    ) -> Result<Value> {
+        if self.tape.keep != Keep::Layers {
+            return forward.layer(self, layer, x);
+        }
+        self.tape.keep = Keep::Nothing;
+        let y = forward.layer(self, layer, x);
+        self.tape.keep = Keep::Layers;
+        let mut y = y?;
+        y.handle.tracked = x.handle.tracked || layer.any(|slot| slot.trainable);
+        self.record(&y, |y| Node::Layer { y, x: x.clone(), index });
+        Ok(y)
+    }
+}
