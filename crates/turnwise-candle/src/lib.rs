@@ -24,6 +24,7 @@ mod policy;
 mod published;
 mod rope;
 mod routing;
+mod simd;
 #[cfg(test)]
 mod tests;
 mod trainer;

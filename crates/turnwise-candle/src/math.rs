@@ -1,11 +1,18 @@
 //! Arithmetic on slices in a fixed order, so that a result depends on the numbers alone.
+//!
+//! Functions take on the instruction set of their caller: call them inside [`vectorized`](crate::simd::vectorized).
+
+#![allow(
+    clippy::inline_always,
+    reason = "they are the bodies of functions compiled for several instruction sets"
+)]
 
 /// Partial sums that are kept side by side: wide enough for the processor's registers.
 const LANES: usize = 16;
 
 /// The exponential to about two units in the last place; 0 for what is too small to matter. In a form that the compiler
 /// turns into vector instructions (after Cephes' `expf`, S. Moshier).
-#[inline]
+#[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves a whole number in the low bits
     const LN_2_HIGH: f32 = 0.693_359_4;
@@ -27,13 +34,13 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 /// `x / (1 + exp(-x))`.
-#[inline]
+#[inline(always)]
 pub(crate) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
 /// Adds up lanes in a fixed tree.
-#[inline]
+#[inline(always)]
 fn gather(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
@@ -46,7 +53,7 @@ fn gather(mut lanes: [f32; LANES]) -> f32 {
 }
 
 /// Sum of products.
-#[inline]
+#[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (whole_a, rest_a) = a.as_chunks::<LANES>();
@@ -63,7 +70,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// `target += factor * x`.
-#[inline]
+#[inline(always)]
 pub(crate) fn add_scaled(target: &mut [f32], factor: f32, x: &[f32]) {
     for (target, x) in target.iter_mut().zip(x) {
         *target += factor * x;
@@ -71,7 +78,7 @@ pub(crate) fn add_scaled(target: &mut [f32], factor: f32, x: &[f32]) {
 }
 
 /// The largest value; minus infinity of none, and NaN is passed over.
-#[inline]
+#[inline(always)]
 pub(crate) fn maximum(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let larger = |a: f32, b: f32| if b > a { b } else { a };
@@ -85,7 +92,7 @@ pub(crate) fn maximum(x: &[f32]) -> f32 {
 }
 
 /// Replaces each value by `exp(x - highest)` and returns their sum.
-#[inline]
+#[inline(always)]
 pub(crate) fn exponentials(x: &mut [f32], highest: f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (whole, rest) = x.as_chunks_mut::<LANES>();
@@ -103,7 +110,7 @@ pub(crate) fn exponentials(x: &mut [f32], highest: f32) -> f32 {
 }
 
 /// Softmax in place.
-#[inline]
+#[inline(always)]
 pub(crate) fn softmax(x: &mut [f32]) {
     let highest = maximum(x);
     let factor = 1.0 / exponentials(x, highest);
@@ -113,13 +120,13 @@ pub(crate) fn softmax(x: &mut [f32]) {
 }
 
 /// One over the root of the mean square, with `eps` added to the mean.
-#[inline]
+#[inline(always)]
 pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
 }
 
 /// `target = x * inverse_rms(x) * gain`.
-#[inline]
+#[inline(always)]
 pub(crate) fn rms_norm(target: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
     let factor = inverse_rms(x, eps);
     for ((target, x), gain) in target.iter_mut().zip(x).zip(gain) {
