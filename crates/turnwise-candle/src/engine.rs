@@ -1,23 +1,36 @@
-//! The inference engine: no tensors, no graph, one thread.
+//! The inference engine: no tensors, no graph, threads of its own.
 //!
 //! # What a result depends on
 //!
-//! A token's logits depend on the tokens before it and on the weights, to the last bit: not on who else is in the batch,
-//! on how a prompt was cut into steps, or on whether its keys and values were kept from an earlier turn. Products are
-//! computed row by row in one order ([`multiply_rows_apart`](crate::matrix::multiply_rows_apart)), and attention, norms
-//! and rotations belong to one token each.
+//! A token's logits depend on the tokens before it and on the weights, to the last bit: not on who else is in the batch, on how
+//! a prompt was cut into steps, on how many threads there are, or on whether keys and values were computed for this request,
+//! for an earlier turn or for somebody else. Every element of a product is one sum in one order ([`tile`](crate::tile)), pages
+//! of keys and values begin at fixed positions, and norms and rotations belong to one token each.
+//!
+//! # Who does what
+//!
+//! [`Scheduler`] decides which tokens a step computes; [`tree::Tree`] knows which page holds what; a [`compute::Compute`] owns
+//! the pages and does the arithmetic. The first two know no device.
 
+mod attention;
 mod compute;
-mod kv;
+mod drawing;
 mod mixture;
+mod pages;
+mod parts;
 mod scheduler;
-mod sessions;
+mod slot;
+mod team;
+mod tree;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use parts::EngineSeconds;
+use parts::PartCounters;
+pub(crate) use scheduler::{Command, Scheduler};
 use serde::{Deserialize, Serialize};
-
-pub(crate) use scheduler::{Command, Job, Scheduler};
+pub(crate) use slot::Job;
+pub(crate) use team::Team;
 
 /// What happens to the keys and values of a request when weights change in the middle of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,11 +52,15 @@ pub struct EngineSettings {
     pub max_batch: usize,
     /// How many tokens are computed in one step, prompts included; at least one for each request that is drawing.
     pub max_step_tokens: usize,
-    /// How much memory keys and values may take. Those of sessions that ask for nothing are given up when others need
-    /// the room, least recently used first.
+    /// How much memory keys and values may take, what is shared counted once. Those that no request reads are given up when
+    /// others need the room, least recently used first; when that is not enough, requests that came last wait and are computed
+    /// again.
     pub max_kv_bytes: u64,
     /// What happens to keys and values in mid-request.
     pub kv_on_update: KvOnUpdate,
+    /// How many threads compute, the engine's own among them; 0 means one for each processor. They wait awake for a few tenths
+    /// of a millisecond and sleep when there is nothing to do.
+    pub threads: usize,
 }
 
 impl Default for EngineSettings {
@@ -54,45 +71,91 @@ impl Default for EngineSettings {
             max_step_tokens: 1024,
             max_kv_bytes: 2 << 30,
             kv_on_update: KvOnUpdate::Recompute,
+            threads: 0,
         }
     }
 }
 
 /// What an engine has done since it started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct EngineStats {
+    /// Steps computed: each reads all weights once.
+    pub steps: u64,
     /// Tokens drawn.
     pub drawn: u64,
     /// Tokens whose keys and values were computed, in prompts and in answers.
     pub computed: u64,
-    /// Tokens of prompts whose keys and values were still there.
+    /// Tokens of prompts whose keys and values did not have to be: they were there from an earlier turn, or another request
+    /// computed them.
     pub reused: u64,
-    /// Sessions whose keys and values were given up to make room.
+    /// Tokens whose keys and values were given up to make room.
     pub evicted: u64,
+    /// How often a request had to give up its keys and values and wait.
+    pub paused: u64,
     /// Tokens whose keys and values are held now.
     pub kv_tokens: u64,
+    /// Memory of the pages that hold them, in bytes.
+    pub kv_bytes: u64,
+    /// The most that there ever was.
+    pub kv_bytes_peak: u64,
+    /// Where the time went.
+    pub seconds: EngineSeconds,
+}
+
+impl EngineStats {
+    /// What was done since an earlier look. What is held, and its peak, is what it is now.
+    #[must_use]
+    pub fn since(self, earlier: &Self) -> Self {
+        Self {
+            steps: self.steps - earlier.steps,
+            drawn: self.drawn - earlier.drawn,
+            computed: self.computed - earlier.computed,
+            reused: self.reused - earlier.reused,
+            evicted: self.evicted - earlier.evicted,
+            paused: self.paused - earlier.paused,
+            seconds: self.seconds.since(&earlier.seconds),
+            ..self
+        }
+    }
 }
 
 /// [`EngineStats`] as they are counted.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    steps: AtomicU64,
     drawn: AtomicU64,
     computed: AtomicU64,
     reused: AtomicU64,
     evicted: AtomicU64,
+    paused: AtomicU64,
     kv_tokens: AtomicU64,
+    kv_bytes: AtomicU64,
+    kv_bytes_peak: AtomicU64,
+    parts: PartCounters,
 }
 
 impl Counters {
     pub(crate) fn read(&self) -> EngineStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         EngineStats {
+            steps: read(&self.steps),
             drawn: read(&self.drawn),
             computed: read(&self.computed),
             reused: read(&self.reused),
             evicted: read(&self.evicted),
+            paused: read(&self.paused),
             kv_tokens: read(&self.kv_tokens),
+            kv_bytes: read(&self.kv_bytes),
+            kv_bytes_peak: read(&self.kv_bytes_peak),
+            seconds: self.parts.read(),
         }
+    }
+
+    fn count_kv(&self, tokens: u64, bytes: u64) {
+        self.kv_tokens.store(tokens, Ordering::Relaxed);
+        self.kv_bytes.store(bytes, Ordering::Relaxed);
+        self.kv_bytes_peak.fetch_max(bytes, Ordering::Relaxed);
     }
 }
 

@@ -58,17 +58,6 @@ impl<'a> Matrix<'a> {
         };
         Self { shape, ..self }
     }
-
-    /// Some of its columns.
-    fn columns(self, start: usize, count: usize) -> Self {
-        let data = &self.data[start * self.shape.column_stride..];
-        Self { data, shape: Shape { columns: count, ..self.shape }.checked(data.len()) }
-    }
-
-    /// Some of its rows.
-    fn some_rows(self, start: usize, count: usize) -> Self {
-        self.transposed().columns(start, count).transposed()
-    }
 }
 
 impl<'a> MatrixMut<'a> {
@@ -155,31 +144,5 @@ pub(crate) fn multiply(
             false,
             parallelism,
         );
-    }
-}
-
-/// Like [`multiply`] with scale 1, but a row of the product depends on nothing but the same row of `a`: not on how many
-/// rows there are, where it stands, or how many threads compute it.
-///
-/// The library takes another path for one row, and cuts sums of more than 512 terms where the number of rows decides. So
-/// there must be at least two rows, and sums are cut here.
-///
-/// # Panics
-/// When the shapes do not fit, or there is one row.
-pub(crate) fn multiply_rows_apart(
-    target: &mut MatrixMut<'_>,
-    write: Write,
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    threads: Threads,
-) {
-    const TERMS: usize = 512;
-    assert!(a.shape.rows != 1, "a lone row is computed in another order");
-    let mut write = write;
-    for start in (0..a.shape.columns).step_by(TERMS) {
-        let count = TERMS.min(a.shape.columns - start);
-        let (a, b) = (a.columns(start, count), b.some_rows(start, count));
-        multiply(target, write, 1.0, a, b, threads);
-        write = Write::Add;
     }
 }

@@ -5,19 +5,22 @@ use std::thread;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest};
+use turnwise_rollout::{
+    ConstrainedSample, Policy, PolicyError, Sample, SampleRequest, TokenConstraint,
+};
 use turnwise_trajectory::PolicyVersion;
 
 use crate::engine::{Command, Counters, EngineSettings, EngineStats, Job, Scheduler};
 use crate::published::Published;
 use crate::{Decoder, ModelError};
 
-/// The inference side of a model: a handle to one thread that draws for all requests together.
+/// The inference side of a model: a handle to an engine of a few threads that draws for all requests together.
 ///
-/// Requests join and leave between two tokens. Keys and values of a session are kept between its turns and used again for
-/// the part of the next prompt that is the same, under the same weights. New weights are taken between two tokens.
+/// Requests join and leave between two tokens. Keys and values of a prefix are computed once and shared by all requests that
+/// begin with it, of one session or of several, under the same weights; they are kept until the last session that used them
+/// is released. New weights are taken between two tokens.
 ///
-/// Clones share the thread, which ends with the last of them.
+/// Clones share the threads, which end with the last of them.
 ///
 /// ```
 /// use turnwise_candle::{CandlePolicy, Decoder, DecoderConfig, EngineSettings};
@@ -90,6 +93,18 @@ impl CandlePolicy {
         thread.spawn(move || scheduler.run(&received)).expect("the system can start a thread");
         Self { commands, published, counters }
     }
+
+    async fn ask(
+        &self,
+        request: SampleRequest,
+        constraint: Option<Arc<dyn TokenConstraint>>,
+    ) -> Result<ConstrainedSample, PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || PolicyError::Unavailable("the engine's thread has stopped".to_owned());
+        let command = Command::Sample(Job { request, constraint, reply });
+        self.commands.send(command).map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
 }
 
 #[async_trait]
@@ -99,11 +114,15 @@ impl Policy for CandlePolicy {
     }
 
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
-        let (reply, answer) = oneshot::channel();
-        let stopped = || PolicyError::Unavailable("the engine's thread has stopped".to_owned());
-        let command = Command::Sample(Job { request, reply });
-        self.commands.send(command).map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
+        self.ask(request, None).await.map(|answer| answer.sample)
+    }
+
+    async fn sample_constrained(
+        &self,
+        request: SampleRequest,
+        constraint: Arc<dyn TokenConstraint>,
+    ) -> Result<ConstrainedSample, PolicyError> {
+        self.ask(request, Some(constraint)).await
     }
 
     fn interrupt(&self, session: u64) -> bool {

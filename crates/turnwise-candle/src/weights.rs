@@ -2,10 +2,11 @@ use std::sync::Arc;
 
 use crate::DecoderConfig;
 use crate::layout::{Choice, FeedForward, Layer, Linear, Mixture, Mlp, Network};
+use crate::panels::{Panels, Stored};
 use crate::rope::Rope;
 
-/// Weights laid out for inference: matrices `[in, out]`, so that products run over contiguous rows, and matrices with the
-/// same input side by side in one.
+/// Weights laid out for inference: matrices as panels, so that products read memory in one direction, and matrices with the
+/// same input in one.
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(crate) config: DecoderConfig,
@@ -16,7 +17,7 @@ pub(crate) struct Weights {
     /// `[D]`
     pub(crate) norm: Vec<f32>,
     /// `[D, V]`
-    pub(crate) head: Vec<f32>,
+    pub(crate) head: Panels,
 }
 
 /// Weights of a layer.
@@ -25,23 +26,14 @@ pub(crate) struct LayerWeights {
     /// `[D]`
     pub(crate) attention_norm: Vec<f32>,
     /// Queries, keys and values. `[D, (n_heads + 2 n_kv_heads) * head_dim]`
-    pub(crate) qkv: Product,
+    pub(crate) qkv: Panels,
     /// Of queries and of keys. `[head_dim]` each
     pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
     /// `[n_heads * head_dim, D]`
-    pub(crate) output: Product,
+    pub(crate) output: Panels,
     /// `[D]`
     pub(crate) mlp_norm: Vec<f32>,
     pub(crate) feed_forward: FeedForwardWeights,
-}
-
-/// A matrix, and what is added to its product.
-#[derive(Debug)]
-pub(crate) struct Product {
-    /// `[in, out]`
-    pub(crate) matrix: Vec<f32>,
-    /// `[out]`
-    pub(crate) bias: Option<Vec<f32>>,
 }
 
 /// Weights of the second half of a layer.
@@ -54,10 +46,10 @@ pub(crate) enum FeedForwardWeights {
 /// Weights of a SwiGLU of width I.
 #[derive(Debug)]
 pub(crate) struct MlpWeights {
-    /// Gate and up. `[D, 2 I]`
-    pub(crate) gate_up: Product,
+    /// Gate and up, panel by panel in turns. `[D, 2 I]`
+    pub(crate) gate_up: Panels,
     /// `[I, D]`
-    pub(crate) down: Product,
+    pub(crate) down: Panels,
 }
 
 /// Weights of experts.
@@ -65,7 +57,7 @@ pub(crate) struct MlpWeights {
 pub(crate) struct MixtureWeights {
     pub(crate) choice: Choice,
     /// `[D, E]`
-    pub(crate) router: Vec<f32>,
+    pub(crate) router: Panels,
     /// `[E]`
     pub(crate) experts: Vec<MlpWeights>,
 }
@@ -79,8 +71,26 @@ impl Weights {
             embedding: network.embedding.to_vec(),
             layers: network.layers.iter().map(|layer| LayerWeights::new(config, layer)).collect(),
             norm: network.norm.to_vec(),
-            head: side_by_side(&[network.output_head()], config.hidden_size),
+            head: Panels::side_by_side(&[bare(network.output_head())], config.hidden_size),
         }
+    }
+}
+
+impl Weights {
+    /// Numbers in matrices of layers that every token multiplies, and in the head's: what a token costs is two operations for
+    /// each, and what a step reads is all of them.
+    pub(crate) fn multiplied(&self) -> (usize, usize) {
+        let of_layer = |layer: &LayerWeights| {
+            let mixed = match &layer.feed_forward {
+                FeedForwardWeights::Dense(mlp) => mlp.numbers(),
+                FeedForwardWeights::Mixture(mixture) => {
+                    let chosen = mixture.experts.iter().take(mixture.choice.n_chosen);
+                    mixture.router.numbers() + chosen.map(MlpWeights::numbers).sum::<usize>()
+                }
+            };
+            layer.qkv.numbers() + layer.output.numbers() + mixed
+        };
+        (self.layers.iter().map(of_layer).sum(), self.head.numbers())
     }
 }
 
@@ -90,9 +100,15 @@ impl LayerWeights {
         let norms = layer.head_norms.as_ref();
         Self {
             attention_norm: layer.attention_norm.to_vec(),
-            qkv: Product::of(&[&layer.query, &layer.key, &layer.value], d),
+            qkv: Panels::side_by_side(
+                &[stored(&layer.query), stored(&layer.key), stored(&layer.value)],
+                d,
+            ),
             head_norms: norms.map(|norms| (norms.query.to_vec(), norms.key.to_vec())),
-            output: Product::of(&[&layer.output], config.n_heads * config.head_dim),
+            output: Panels::side_by_side(
+                &[stored(&layer.output)],
+                config.n_heads * config.head_dim,
+            ),
             mlp_norm: layer.mlp_norm.to_vec(),
             feed_forward: match &layer.feed_forward {
                 FeedForward::Dense(mlp) => FeedForwardWeights::Dense(MlpWeights::new(mlp, d)),
@@ -105,11 +121,15 @@ impl LayerWeights {
 }
 
 impl MlpWeights {
+    fn numbers(&self) -> usize {
+        self.gate_up.numbers() + self.down.numbers()
+    }
+
     fn new(mlp: &Mlp<&[f32]>, d: usize) -> Self {
         let inner = mlp.gate.weight.len() / d;
         Self {
-            gate_up: Product::of(&[&mlp.gate, &mlp.up], d),
-            down: Product::of(&[&mlp.down], inner),
+            gate_up: Panels::in_turns(stored(&mlp.gate), stored(&mlp.up), d),
+            down: Panels::side_by_side(&[stored(&mlp.down)], inner),
         }
     }
 }
@@ -124,30 +144,16 @@ impl MixtureWeights {
         });
         Self {
             choice: mixture.choice,
-            router: side_by_side(&[mixture.router], d),
+            router: Panels::side_by_side(&[bare(mixture.router)], d),
             experts: experts.collect(),
         }
     }
 }
 
-impl Product {
-    /// Matrices that read the same `width` numbers; all of them have biases, or none.
-    fn of(linears: &[&Linear<&[f32]>], width: usize) -> Self {
-        let matrices: Vec<&[f32]> = linears.iter().map(|linear| linear.weight).collect();
-        let biases: Option<Vec<&[f32]>> = linears.iter().map(|linear| linear.bias).collect();
-        Self { matrix: side_by_side(&matrices, width), bias: biases.map(|biases| biases.concat()) }
-    }
+fn stored<'a>(linear: &Linear<&'a [f32]>) -> Stored<'a> {
+    Stored { matrix: linear.weight, bias: linear.bias }
 }
 
-/// `[out, in]` matrices as one `[in, sum of out]`.
-fn side_by_side(matrices: &[&[f32]], width: usize) -> Vec<f32> {
-    let columns: usize = matrices.iter().map(|matrix| matrix.len() / width).sum();
-    let mut joined = vec![0.0; width * columns];
-    let rows = matrices.iter().flat_map(|matrix| matrix.chunks_exact(width));
-    for (column, row) in rows.enumerate() {
-        for (i, value) in row.iter().enumerate() {
-            joined[i * columns + column] = *value;
-        }
-    }
-    joined
+fn bare(matrix: &[f32]) -> Stored<'_> {
+    Stored { matrix, bias: None }
 }

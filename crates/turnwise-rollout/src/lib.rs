@@ -10,6 +10,7 @@ mod agent;
 mod allowance;
 mod blocking;
 mod chat_agent;
+mod constraint;
 mod deadline;
 mod episode;
 mod grading;
@@ -28,6 +29,7 @@ pub use agent::{Act, Agent, AgentError, AgentFactory, Decision, Room};
 pub use allowance::{Allowance, StopHandle, StopSignal, stop_signal};
 pub use blocking::BlockingThreads;
 pub use chat_agent::{ChatAgent, ChatAgents, Compaction};
+pub use constraint::{Answers, ConstrainedSample, Continued, TokenConstraint};
 pub use deadline::Deadline;
 pub use episode::{
     Episode, EpisodeSnapshot, Fork, ForkError, Progress, RestoreError, SnapshotError,

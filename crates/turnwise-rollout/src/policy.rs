@@ -1,8 +1,10 @@
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason, TokenId};
 
-use crate::Divergence;
+use crate::{ConstrainedSample, Divergence, TokenConstraint};
 
 /// What an engine is asked for: plain data, so that it can travel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +64,20 @@ pub trait Policy: Send + Sync {
     /// # Errors
     /// When the engine cannot be reached, is broken, or refuses the request.
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError>;
+
+    /// Draws the next tokens from what a constraint leaves. A request itself stays data that can travel: an engine that
+    /// cannot ask a constraint between two tokens refuses.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample), and when the constraint allows nothing.
+    async fn sample_constrained(
+        &self,
+        request: SampleRequest,
+        constraint: Arc<dyn TokenConstraint>,
+    ) -> Result<ConstrainedSample, PolicyError> {
+        let _ = (request, constraint);
+        Err(PolicyError::Refused("this engine draws without constraints".to_owned()))
+    }
 
     /// Asks that what a session's open request has drawn be handed over at the next token, with
     /// [`StopReason::Interrupted`]. False where the engine cannot do that; the request is then given up, and drawn again.

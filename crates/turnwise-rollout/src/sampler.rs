@@ -19,7 +19,17 @@ pub fn uniform_at(seed: u64, index: u64) -> f64 {
 pub struct Sampler {
     /// Candidates with their weight relative to the likeliest, likeliest first.
     kept: Vec<(TokenId, f64)>,
+    /// Sums of the weights of blocks of the vocabulary.
+    sums: Vec<f64>,
+    /// Logits of what is allowed.
+    allowed: Vec<f32>,
 }
+
+/// Logits whose weights are added up together.
+const BLOCK: usize = 64;
+
+/// Partial sums that are kept side by side.
+const LANES: usize = 16;
 
 impl Sampler {
     /// Draws one token by inversion and returns it with the log-probability it was drawn with, in nats.
@@ -36,17 +46,94 @@ impl Sampler {
     /// assert!((logprob - 0.75_f32.ln()).abs() < 1e-6);
     /// ```
     pub fn draw(&mut self, logits: &[f32], sampling: &Sampling, uniform: f64) -> (TokenId, f32) {
-        let (likeliest, highest) = maximum(logits);
+        assert!(!logits.is_empty(), "there must be a token to draw");
+        let highest = maximum(logits);
         if sampling.temperature == 0.0 {
-            return (likeliest, 0.0);
+            let likeliest = logits.iter().position(|logit| *logit == highest).unwrap_or(0);
+            return (likeliest as TokenId, 0.0);
+        }
+        if sampling.covers_vocabulary() {
+            return self.draw_all(logits, highest, sampling.temperature, uniform);
         }
         let inverse_temperature = 1.0 / f64::from(sampling.temperature);
         let weight = |logit: f32| (f64::from(logit - highest) * inverse_temperature).exp();
-        if sampling.covers_vocabulary() {
-            return draw_all(logits, weight, uniform);
-        }
         self.keep(logits, sampling, weight);
         draw_kept(&self.kept, uniform)
+    }
+
+    /// The same from the ids that are allowed, which are reduced to those that truncation keeps of them; `None` when there are
+    /// none.
+    ///
+    /// # Panics
+    /// When an id has no logit.
+    ///
+    /// ```
+    /// use turnwise_rollout::Sampler;
+    /// use turnwise_trajectory::Sampling;
+    ///
+    /// let logits = [9.0, 0.0, 8.0, 3.0_f32.ln()];
+    /// let drawn = Sampler::default().draw_from(&logits, &mut vec![1, 3], &Sampling::default(), 0.5);
+    /// let (token, logprob) = drawn.expect("something is allowed");
+    /// assert_eq!(token, 3);
+    /// assert!((logprob - 0.75_f32.ln()).abs() < 1e-6);
+    /// ```
+    pub fn draw_from(
+        &mut self,
+        logits: &[f32],
+        allowed: &mut Vec<TokenId>,
+        sampling: &Sampling,
+        uniform: f64,
+    ) -> Option<(TokenId, f32)> {
+        if allowed.is_empty() {
+            return None;
+        }
+        let mut few = std::mem::take(&mut self.allowed);
+        few.clear();
+        few.extend(allowed.iter().map(|id| logits[*id as usize]));
+        let (place, logprob) = self.draw(&few, sampling, uniform);
+        self.allowed = few;
+        let id = allowed[place as usize];
+        if sampling.temperature == 0.0 {
+            *allowed = vec![id];
+        } else if !sampling.covers_vocabulary() {
+            *allowed = self.kept.iter().map(|(place, _)| allowed[*place as usize]).collect();
+            allowed.sort_unstable();
+        }
+        Some((id, logprob))
+    }
+
+    /// Two passes over the logits, and a third over one block.
+    fn draw_all(
+        &mut self,
+        logits: &[f32],
+        highest: f32,
+        temperature: f32,
+        uniform: f64,
+    ) -> (TokenId, f32) {
+        let inverse_temperature = 1.0 / temperature;
+        let weight = |logit: f32| exponential((logit - highest) * inverse_temperature);
+        self.sums.clear();
+        self.sums.extend(logits.chunks(BLOCK).map(|block| sum(block, weight)));
+        let total: f64 = self.sums.iter().sum();
+        let target = uniform * total;
+        let (block, before) = block_of(&self.sums, target);
+        let mut sum = before;
+        let mut drawn = None;
+        for (offset, logit) in logits[block * BLOCK..].iter().take(BLOCK).enumerate() {
+            let weight = f64::from(weight(*logit));
+            // A token without probability is never drawn, whatever rounding does at the end of the scan.
+            if weight > 0.0 {
+                sum += weight;
+                drawn = Some(block * BLOCK + offset);
+                if sum > target {
+                    break;
+                }
+            }
+        }
+        let id = drawn.expect("the sum of a block that is drawn from is not 0");
+        // Not from the rounded weight: what is far below the likeliest keeps its precision.
+        let distance = f64::from(logits[id] - highest) / f64::from(temperature);
+        (id as TokenId, ((distance - total.ln()) as f32).min(0.0))
     }
 
     /// Fills `kept` with what top-k, top-p and min-p leave, in that order.
@@ -75,35 +162,68 @@ impl Sampler {
     }
 }
 
-fn maximum(logits: &[f32]) -> (TokenId, f32) {
-    assert!(!logits.is_empty(), "there must be a token to draw");
-    let mut best = (0, logits[0]);
-    for (id, logit) in logits.iter().enumerate().skip(1) {
-        if *logit > best.1 {
-            best = (id as TokenId, *logit);
+fn maximum(logits: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = logits.as_chunks::<LANES>();
+    for logits in whole {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], logits[i]);
         }
     }
-    best
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b))
 }
 
-fn draw_all(logits: &[f32], weight: impl Fn(f32) -> f64, uniform: f64) -> (TokenId, f32) {
-    let total: f64 = logits.iter().map(|logit| weight(*logit)).sum();
-    let target = uniform * total;
-    let mut sum = 0.0;
-    let mut last = None;
-    for (id, logit) in logits.iter().enumerate() {
-        let w = weight(*logit);
-        // A token without probability is never drawn, whatever rounding does at the end of the scan.
-        if w > 0.0 {
-            sum += w;
-            last = Some((id as TokenId, w));
-            if sum > target {
-                break;
-            }
+/// Sum of the weights of a block.
+#[inline]
+fn sum(block: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
+    let mut lanes = [0.0_f32; LANES];
+    let (whole, rest) = block.as_chunks::<LANES>();
+    for logits in whole {
+        for i in 0..LANES {
+            lanes[i] += weight(logits[i]);
         }
     }
-    let (id, w) = last.expect("the likeliest token has weight 1");
-    (id, logprob(w, total))
+    let rest: f64 = rest.iter().map(|logit| f64::from(weight(*logit))).sum();
+    lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>() + rest
+}
+
+/// The block in which the running sum passes `target`, and the sum of those before it. The last that has a sum where rounding
+/// leaves none.
+fn block_of(sums: &[f64], target: f64) -> (usize, f64) {
+    let (mut found, mut running) = ((0, 0.0), 0.0);
+    for (block, sum) in sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
+        found = (block, running);
+        running += sum;
+        if running > target {
+            break;
+        }
+    }
+    found
+}
+
+/// The exponential of what is at most 0, to about two units in the last place; 0 of what is too small for a number, and of NaN.
+/// Without a branch, so that it becomes vector instructions, and without fused operations, so that every machine draws the
+/// same (after Cephes' `expf`, S. Moshier).
+#[inline]
+fn exponential(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves a whole number in the low bits
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let is_small = !(x > -87.0);
+    let x = if is_small { -87.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let whole = shifted - ROUND;
+    let r = x - whole * LN_2_HIGH - whole * LN_2_LOW;
+    let p = 1.987_569_1e-4_f32;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5e-1;
+    let p = p * r * r + r + 1.0;
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
+    if is_small { 0.0 } else { p * power }
 }
 
 fn draw_kept(kept: &[(TokenId, f64)], uniform: f64) -> (TokenId, f32) {

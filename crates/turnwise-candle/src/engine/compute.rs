@@ -1,41 +1,81 @@
-//! One pass of the model over the tokens of a step.
+//! One pass of the model over the tokens of a step, on the processor.
 
-use rayon::prelude::*;
+use std::sync::Mutex;
 
-use super::kv::{KvCache, LayerKv};
+use super::attention::{Layer, Plan, Scratch};
 use super::mixture::MixtureMemory;
+use super::pages::{PAGE, Page, PageLayout, Pages};
+use super::parts::{Clock, Part, Parts};
+use super::team::{Places, Team};
+use super::tree::PageId;
 use crate::forward::Heads;
 use crate::math;
-use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply_rows_apart};
-use crate::weights::{FeedForwardWeights, LayerWeights, MlpWeights, Product, Weights};
+use crate::panels::{Panels, Rows, Then, padded};
+use crate::rope::Rope;
+use crate::simd::vectorized;
+use crate::weights::{FeedForwardWeights, LayerWeights, MlpWeights, Weights};
 
 /// With fewer tokens, handing work to other threads costs more than it saves.
-pub(super) const MIN_TOKENS_PER_THREAD: usize = 8;
+pub(super) const MIN_TOKENS_PER_THREAD: usize = 32;
 
 /// A token to compute.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token {
-    /// Whose it is: an index into the caches.
-    pub(super) slot: usize,
+    /// An index into the tables.
+    pub(super) table: usize,
     pub(super) id: u32,
     pub(super) position: usize,
     /// Whether its logits are wanted.
     pub(super) wants_logits: bool,
 }
 
-/// Memory for a step, kept between steps.
+/// What is computed together.
 #[derive(Debug, Default)]
-pub(super) struct Compute {
-    /// The residual stream. `[N, D]`
+pub(super) struct Step {
+    /// Those of one table are neighbours, in order of position; all that comes before them is in the pages already.
+    pub(super) tokens: Vec<Token>,
+    /// The pages of each sequence, in order.
+    pub(super) tables: Vec<Vec<PageId>>,
+}
+
+/// Logits of the tokens that wanted them, in order: row `i` starts at `i * stride`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Logits<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// Who holds pages and computes steps. What is computed when, and what is kept, is the scheduler's; another device is
+/// another one of these.
+pub(super) trait Compute: std::fmt::Debug + Send {
+    /// Makes one page a copy of another.
+    fn copy(&mut self, from: PageId, to: PageId);
+
+    /// Writes the keys and values of the tokens into their pages and returns the logits of those that want them.
+    fn run(
+        &mut self,
+        team: &mut Team,
+        weights: &Weights,
+        step: &Step,
+        parts: &mut Parts,
+    ) -> Logits<'_>;
+}
+
+/// Raw buffers and this processor's vectors.
+#[derive(Debug)]
+pub(super) struct CpuCompute {
+    pages: Pages,
+    plan: Plan,
+    /// One for each thread.
+    scratch: Vec<Mutex<Scratch>>,
+    /// The residual stream. `[N, D]`, rows padded to whole vectors, as all below
     x: Vec<f32>,
     /// What a half layer reads. `[N, D]`
     normed: Vec<f32>,
     /// `[N, (n_heads + 2 n_kv_heads) * head_dim]`
     qkv: Vec<f32>,
-    /// `[N, n_heads * head_dim]`
+    /// Without padding. `[N, n_heads * head_dim]`
     mixed: Vec<f32>,
-    /// `[N, 2 * intermediate_size]`
-    gate_up: Vec<f32>,
     /// `[N, intermediate_size]`
     inner: Vec<f32>,
     experts: MixtureMemory,
@@ -43,206 +83,253 @@ pub(super) struct Compute {
     logits: Vec<f32>,
 }
 
-impl Compute {
-    /// Appends the tokens' keys and values to their caches and returns the logits of those that want them, in order.
-    /// `[M, V]`. Tokens of one slot come in order of position, right behind what its cache holds.
-    pub(super) fn run(
-        &mut self,
-        weights: &Weights,
-        tokens: &[Token],
-        caches: &mut [&mut KvCache],
-    ) -> &[f32] {
-        self.embed(weights, tokens);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            self.attention(weights, layer, tokens, caches, index);
-            self.feed_forward(weights, layer);
-        }
-        for token in tokens {
-            caches[token.slot].ids.push(token.id);
-        }
-        self.head(weights, tokens)
+impl Compute for CpuCompute {
+    fn copy(&mut self, from: PageId, to: PageId) {
+        self.pages.copy(from, to);
     }
 
-    fn embed(&mut self, weights: &Weights, tokens: &[Token]) {
+    fn run(
+        &mut self,
+        team: &mut Team,
+        weights: &Weights,
+        step: &Step,
+        parts: &mut Parts,
+    ) -> Logits<'_> {
+        step.tables.iter().flatten().for_each(|page| self.pages.provide(*page));
+        self.scratch.resize_with(team.size(), Mutex::default);
+        let mut clock = parts.start();
+        self.plan.make(step, Heads::of(&weights.config));
+        self.embed(weights, step);
+        clock.lap(Part::Embedding);
+        for (index, layer) in weights.layers.iter().enumerate() {
+            self.attention(team, weights, layer, step, index, &mut clock);
+            self.feed_forward(team, weights, layer, &mut clock);
+        }
+        let logits = self.head(team, weights, step);
+        clock.lap(Part::Head);
+        logits
+    }
+}
+
+impl CpuCompute {
+    pub(super) fn new(layout: PageLayout) -> Self {
+        Self {
+            pages: Pages::new(layout),
+            plan: Plan::default(),
+            scratch: Vec::new(),
+            x: Vec::new(),
+            normed: Vec::new(),
+            qkv: Vec::new(),
+            mixed: Vec::new(),
+            inner: Vec::new(),
+            experts: MixtureMemory::default(),
+            logits: Vec::new(),
+        }
+    }
+
+    fn embed(&mut self, weights: &Weights, step: &Step) {
         let d = weights.config.hidden_size;
         self.x.clear();
-        for token in tokens {
+        for token in &step.tokens {
             self.x.extend_from_slice(&weights.embedding[token.id as usize * d..][..d]);
+            self.x.resize(self.x.len().next_multiple_of(padded(d)), 0.0);
         }
-        pad(&mut self.x, d);
     }
 
     fn attention(
         &mut self,
+        team: &mut Team,
         weights: &Weights,
         layer: &LayerWeights,
-        tokens: &[Token],
-        caches: &mut [&mut KvCache],
+        step: &Step,
+        index: usize,
+        clock: &mut Clock<'_>,
+    ) {
+        let heads = Heads::of(&weights.config);
+        let eps = weights.config.rms_norm_eps as f32;
+        let width = padded(weights.config.hidden_size);
+        norm_rows(team, &mut self.normed, &self.x, &layer.attention_norm, eps);
+        clock.lap(Part::Other);
+        product(team, &layer.qkv, &self.normed, width, &mut self.qkv, Then::Replace);
+        clock.lap(Part::Linear);
+        self.keep(team, weights, layer, step, index);
+        self.attend(team, step, heads, layer.qkv.columns(Then::Replace), index);
+        clock.lap(Part::Attention);
+        product(
+            team,
+            &layer.output,
+            &self.mixed,
+            heads.n_heads * heads.head_dim,
+            &mut self.x,
+            Then::Add,
+        );
+        clock.lap(Part::Linear);
+    }
+
+    /// Norms and turns queries and keys where they lie, and writes keys and values into pages.
+    fn keep(
+        &mut self,
+        team: &mut Team,
+        weights: &Weights,
+        layer: &LayerWeights,
+        step: &Step,
         index: usize,
     ) {
-        let (heads, eps) = (Heads::of(&weights.config), weights.config.rms_norm_eps as f32);
-        let (d, head_dim) = (weights.config.hidden_size, heads.head_dim);
-        let (q, kv) = (heads.n_heads * head_dim, heads.n_kv_heads * head_dim);
-        norm_rows(&mut self.normed, &self.x, &layer.attention_norm, eps);
-        linear(&mut self.qkv, Write::Replace, &self.normed, d, &layer.qkv, q + 2 * kv);
-
-        // Queries and keys are normed and turned where they lie.
-        let rows = self.qkv.par_chunks_exact_mut(q + 2 * kv).zip(tokens);
-        rows.with_min_len(MIN_TOKENS_PER_THREAD).for_each(|(row, token)| {
-            let (query, rest) = row.split_at_mut(q);
-            let key = &mut rest[..kv];
-            if let Some((query_norm, key_norm)) = &layer.head_norms {
-                norm_heads(query, query_norm, eps);
-                norm_heads(key, key_norm, eps);
+        struct Run<'a> {
+            tokens: &'a [Token],
+            rows: &'a mut [f32],
+            page: &'a mut Page,
+        }
+        let heads = Heads::of(&weights.config);
+        let (q, kv) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
+        let stride = layer.qkv.columns(Then::Replace);
+        let layout = self.pages.layout();
+        let mut pages = self.pages.all_mut();
+        let mut rest = &mut self.qkv[..];
+        let mut runs = Vec::with_capacity(step.tokens.len());
+        for tokens in step.tokens.chunk_by(|a, b| page_of(a) == page_of(b)) {
+            let (table, page) = page_of(&tokens[0]);
+            let Some(rows) = rest.split_off_mut(..tokens.len() * stride) else { break };
+            let page = pages[step.tables[table][page].0].take();
+            let page = page.expect("a page is written by one sequence");
+            runs.push(Run { tokens, rows, page });
+        }
+        let eps = weights.config.rms_norm_eps as f32;
+        let length = if step.tokens.len() < MIN_TOKENS_PER_THREAD { runs.len() } else { 1 };
+        team.chunks(&mut runs, length.max(1), |_, _, runs| {
+            for Run { tokens, rows, page } in runs {
+                for (token, row) in tokens.iter().zip(rows.chunks_exact_mut(stride)) {
+                    turn(&mut row[..q + kv], q, layer, &weights.rope, token.position, eps);
+                    let (keys, values) = row[q..q + 2 * kv].split_at(kv);
+                    page.write(layout, index, token.position, keys, values);
+                }
             }
-            weights.rope.turn(query, token.position);
-            weights.rope.turn(key, token.position);
         });
-        for (row, token) in self.qkv.chunks_exact(q + 2 * kv).zip(tokens) {
-            let cache = &mut caches[token.slot].layers[index];
-            cache.keys.extend_from_slice(&row[q..q + kv]);
-            cache.values.extend_from_slice(&row[q + kv..]);
-        }
-
-        self.mixed.resize(self.x.len() / d * q, 0.0);
-        let caches: Vec<&LayerKv> = caches.iter().map(|cache| &cache.layers[index]).collect();
-        let rows = self.mixed.par_chunks_exact_mut(q).zip(self.qkv.par_chunks_exact(q + 2 * kv));
-        rows.zip(tokens).with_min_len(MIN_TOKENS_PER_THREAD).for_each_init(
-            Vec::new,
-            |scores, ((mixed, row), token)| {
-                attend(mixed, &row[..q], caches[token.slot], token.position + 1, heads, scores);
-            },
-        );
-        linear(&mut self.x, Write::Add, &self.mixed, q, &layer.output, d);
     }
 
-    fn feed_forward(&mut self, weights: &Weights, layer: &LayerWeights) {
-        let (d, eps) = (weights.config.hidden_size, weights.config.rms_norm_eps as f32);
-        norm_rows(&mut self.normed, &self.x, &layer.mlp_norm, eps);
+    fn attend(&mut self, team: &mut Team, step: &Step, heads: Heads, stride: usize, index: usize) {
+        let width = heads.n_heads * heads.head_dim;
+        self.mixed.resize(step.tokens.len() * width, 0.0);
+        let Self { pages, plan, scratch, qkv, mixed, .. } = self;
+        let layer = Layer { step, pages, heads, layer: index, qkv, stride };
+        let target = Places::new(mixed, heads.head_dim);
+        // Key heads first, so that threads tend to stay with one.
+        team.each(plan.len() * heads.n_kv_heads, |member, piece| {
+            let (head, group) = (piece / plan.len(), piece % plan.len());
+            let mut scratch =
+                scratch[member].try_lock().expect("a member does one piece at a time");
+            layer.attend(plan, group, head, &mut scratch, |token, head, mixed| {
+                target.write(token * heads.n_heads + head, mixed);
+            });
+        });
+    }
+
+    fn feed_forward(
+        &mut self,
+        team: &mut Team,
+        weights: &Weights,
+        layer: &LayerWeights,
+        clock: &mut Clock<'_>,
+    ) {
+        let eps = weights.config.rms_norm_eps as f32;
+        let width = padded(weights.config.hidden_size);
+        norm_rows(team, &mut self.normed, &self.x, &layer.mlp_norm, eps);
+        clock.lap(Part::Other);
         match &layer.feed_forward {
-            FeedForwardWeights::Dense(mlp) => self.mlp(mlp, d, weights.config.intermediate_size),
+            FeedForwardWeights::Dense(MlpWeights { gate_up, down }) => {
+                product(team, gate_up, &self.normed, width, &mut self.inner, Then::Gate);
+                product(
+                    team,
+                    down,
+                    &self.inner,
+                    gate_up.columns(Then::Gate),
+                    &mut self.x,
+                    Then::Add,
+                );
+            }
             FeedForwardWeights::Mixture(mixture) => {
-                self.experts.add(&mut self.x, &self.normed, d, mixture);
+                let d = weights.config.hidden_size;
+                self.experts.add(team, &mut self.x, &self.normed, d, mixture);
             }
         }
+        clock.lap(Part::Linear);
     }
 
-    fn mlp(&mut self, mlp: &MlpWeights, d: usize, inner: usize) {
-        linear(&mut self.gate_up, Write::Replace, &self.normed, d, &mlp.gate_up, 2 * inner);
-        swiglu_rows(&mut self.inner, &self.gate_up, inner);
-        linear(&mut self.x, Write::Add, &self.inner, inner, &mlp.down, d);
-    }
-
-    fn head(&mut self, weights: &Weights, tokens: &[Token]) -> &[f32] {
-        let (d, vocab_size) = (weights.config.hidden_size, weights.config.vocab_size);
+    fn head(&mut self, team: &mut Team, weights: &Weights, step: &Step) -> Logits<'_> {
+        let (stride, width) =
+            (weights.head.columns(Then::Replace), padded(weights.config.hidden_size));
         // The rows that are wanted move to the front, over rows that nobody needs any more.
         let mut wanted = 0;
-        for (index, _) in tokens.iter().enumerate().filter(|(_, token)| token.wants_logits) {
-            self.x.copy_within(index * d..(index + 1) * d, wanted * d);
+        for (index, _) in step.tokens.iter().enumerate().filter(|(_, token)| token.wants_logits) {
+            self.x.copy_within(index * width..(index + 1) * width, wanted * width);
             wanted += 1;
         }
-        if wanted == 0 {
-            return &[];
+        self.x.truncate(wanted * width);
+        if wanted > 0 {
+            let eps = weights.config.rms_norm_eps as f32;
+            norm_rows(team, &mut self.normed, &self.x, &weights.norm, eps);
+            product(team, &weights.head, &self.normed, width, &mut self.logits, Then::Replace);
         }
-        self.x.truncate(wanted * d);
-        pad(&mut self.x, d);
-        norm_rows(&mut self.normed, &self.x, &weights.norm, weights.config.rms_norm_eps as f32);
-        let (logits, head) = (&mut self.logits, &weights.head);
-        product(logits, Write::Replace, &self.normed, d, head, vocab_size, Threads::Pool);
-        &self.logits[..wanted * vocab_size]
+        Logits { data: &self.logits[..wanted * stride], stride }
     }
 }
 
-/// A lone row gets a companion: products need two.
-fn pad(rows: &mut Vec<f32>, width: usize) {
-    if rows.len() == width {
-        rows.resize(2 * width, 0.0);
-    }
+/// Table and page of a token.
+fn page_of(token: &Token) -> (usize, usize) {
+    (token.table, token.position / PAGE)
 }
 
-fn norm_rows(target: &mut Vec<f32>, x: &[f32], gain: &[f32], eps: f32) {
+/// Rows that start `stride` apart times a matrix.
+pub(super) fn product(
+    team: &mut Team,
+    by: &Panels,
+    rows: &[f32],
+    stride: usize,
+    target: &mut Vec<f32>,
+    then: Then,
+) {
+    let rows = Rows { data: rows, stride, count: rows.len() / stride };
+    target.resize(rows.count * by.columns(then), 0.0);
+    by.multiply(team, rows, target, then);
+}
+
+fn norm_rows(team: &mut Team, target: &mut Vec<f32>, x: &[f32], gain: &[f32], eps: f32) {
     target.resize(x.len(), 0.0);
-    let rows = target.par_chunks_exact_mut(gain.len()).zip(x.par_chunks_exact(gain.len()));
-    rows.with_min_len(4 * MIN_TOKENS_PER_THREAD)
-        .for_each(|(target, x)| math::rms_norm(target, x, gain, eps));
-}
-
-fn norm_heads(heads: &mut [f32], gain: &[f32], eps: f32) {
-    for head in heads.chunks_exact_mut(gain.len()) {
-        let factor = math::inverse_rms(head, eps);
-        for (x, gain) in head.iter_mut().zip(gain) {
-            *x = *x * factor * gain;
-        }
-    }
-}
-
-/// `silu(gate) * up` of rows of gate and up, each `width` wide.
-pub(super) fn swiglu_rows(target: &mut Vec<f32>, gate_up: &[f32], width: usize) {
-    target.resize(gate_up.len() / 2, 0.0);
-    let rows = target.par_chunks_exact_mut(width).zip(gate_up.par_chunks_exact(2 * width));
-    rows.with_min_len(MIN_TOKENS_PER_THREAD).for_each(|(target, gate_up)| {
-        let (gate, up) = gate_up.split_at(width);
-        for ((target, gate), up) in target.iter_mut().zip(gate).zip(up) {
-            *target = math::silu(*gate) * up;
-        }
+    let (width, length) = (padded(gain.len()), MIN_TOKENS_PER_THREAD * padded(gain.len()));
+    team.chunks(target, length, |_, index, target| {
+        norm_some(target, &x[index * length..][..target.len()], gain, eps, width);
     });
 }
 
-/// `[N, width]` times `[width, columns]`, with the bias added to each row.
-fn linear(
-    target: &mut Vec<f32>,
-    write: Write,
-    a: &[f32],
-    width: usize,
-    by: &Product,
-    columns: usize,
-) {
-    product(target, write, a, width, &by.matrix, columns, Threads::Pool);
-    if let Some(bias) = &by.bias {
-        let rows = target.par_chunks_exact_mut(columns);
-        rows.with_min_len(4 * MIN_TOKENS_PER_THREAD)
-            .for_each(|row| math::add_scaled(row, 1.0, bias));
+vectorized! {
+    /// Norms rows that start `width` apart.
+    fn norm_some(target: &mut [f32], x: &[f32], gain: &[f32], eps: f32, width: usize) {
+        for (target, x) in target.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            math::rms_norm(&mut target[..gain.len()], &x[..gain.len()], gain, eps);
+        }
     }
-}
 
-/// `[N, width]` times `[width, columns]`.
-pub(super) fn product(
-    target: &mut Vec<f32>,
-    write: Write,
-    a: &[f32],
-    width: usize,
-    b: &[f32],
-    columns: usize,
-    threads: Threads,
-) {
-    target.resize(a.len() / width * columns, 0.0);
-    let mut target = MatrixMut::rows(target, columns);
-    let (a, b) = (Matrix::rows(a, width), Matrix::rows(b, columns));
-    multiply_rows_apart(&mut target, write, a, b, threads);
-}
-
-/// Attention of one token over the first `length` of its sequence, in order of position.
-fn attend(
-    mixed: &mut [f32],
-    query: &[f32],
-    cache: &LayerKv,
-    length: usize,
-    heads: Heads,
-    scores: &mut Vec<f32>,
-) {
-    let Heads { n_kv_heads, head_dim, .. } = heads;
-    let (width, scale) = (n_kv_heads * head_dim, heads.scale());
-    let queries = query.chunks_exact(head_dim).zip(mixed.chunks_exact_mut(head_dim));
-    for (head, (query, mixed)) in queries.enumerate() {
-        let offset = head / heads.group() * head_dim;
-        let keys = cache.keys[..length * width].chunks_exact(width);
-        scores.clear();
-        scores.extend(keys.map(|key| math::dot(query, &key[offset..offset + head_dim]) * scale));
-        math::softmax(scores);
-        mixed.fill(0.0);
-        let values = cache.values[..length * width].chunks_exact(width);
-        for (weight, value) in scores.iter().zip(values) {
-            math::add_scaled(mixed, *weight, &value[offset..offset + head_dim]);
+    /// Norms the heads of queries and keys where the model has that, and turns them to their position. `q` numbers are
+    /// queries.
+    fn turn(heads: &mut [f32], q: usize, layer: &LayerWeights, rope: &Rope, position: usize, eps: f32) {
+        let (cos, sin) = rope.at(position);
+        let half = cos.len();
+        if let Some((query_norm, key_norm)) = &layer.head_norms {
+            let (queries, keys) = heads.split_at_mut(q);
+            for (heads, gain) in [(queries, query_norm), (keys, key_norm)] {
+                for head in heads.chunks_exact_mut(2 * half) {
+                    let factor = math::inverse_rms(head, eps);
+                    for (x, gain) in head.iter_mut().zip(gain) {
+                        *x = *x * factor * gain;
+                    }
+                }
+            }
+        }
+        for head in heads.chunks_exact_mut(2 * half) {
+            let (first, second) = head.split_at_mut(half);
+            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
         }
     }
 }

@@ -1,97 +1,120 @@
-use rayon::prelude::*;
+//! Layers of experts.
 
-use super::compute::{MIN_TOKENS_PER_THREAD, product, swiglu_rows};
+use super::compute::{MIN_TOKENS_PER_THREAD, product};
+use super::team::Team;
+use crate::layout::Choice;
 use crate::math;
-use crate::matrix::{Threads, Write};
+use crate::panels::{Rows, Then, padded};
 use crate::routing::Routing;
+use crate::simd::vectorized;
 use crate::weights::{MixtureWeights, MlpWeights};
 
-/// Memory for experts, kept between steps.
+/// Memory for experts, kept between steps. Rows are padded to whole vectors.
 #[derive(Debug, Default)]
 pub(super) struct MixtureMemory {
-    /// `[N, E]`
+    /// `[N, E]`, the padding too
+    scores: Vec<f32>,
+    /// `[N, E]`, without padding
     probabilities: Vec<f32>,
     /// What each expert makes of its rows, grouped by expert. `[M, D]`
     outputs: Vec<f32>,
 }
 
-/// Memory for one expert.
-#[derive(Debug, Default)]
-struct ExpertMemory {
+/// Rows that an expert computes.
+struct Work<'a> {
     /// `[n, D]`
-    rows: Vec<f32>,
-    /// `[n, 2 I]`
-    gate_up: Vec<f32>,
-    /// `[n, I]`
-    inner: Vec<f32>,
-    /// `[n, D]`
-    outputs: Vec<f32>,
+    target: &'a mut [f32],
+    origins: &'a [u32],
+    expert: &'a MlpWeights,
 }
 
 impl MixtureMemory {
     /// Adds to each row of `x` the weighted sum of what its experts make of the same row of `normed`. `[N, d]` both
     pub(super) fn add(
         &mut self,
+        team: &mut Team,
         x: &mut [f32],
         normed: &[f32],
         d: usize,
         mixture: &MixtureWeights,
     ) {
-        let choice = mixture.choice;
-        let probabilities = &mut self.probabilities;
-        let router = &mixture.router;
-        let threads = Threads::Pool;
-        product(probabilities, Write::Replace, normed, d, router, choice.n_experts, threads);
-        let rows = probabilities.par_chunks_exact_mut(choice.n_experts);
-        rows.with_min_len(4 * MIN_TOKENS_PER_THREAD).for_each(math::softmax);
-        let routing = Routing::new(probabilities, choice);
+        let (choice, width) = (mixture.choice, padded(d));
+        product(team, &mixture.router, normed, width, &mut self.scores, Then::Replace);
+        self.probabilities.clear();
+        for scores in self.scores.chunks_exact(padded(choice.n_experts)) {
+            self.probabilities.extend_from_slice(&scores[..choice.n_experts]);
+        }
+        let length = MIN_TOKENS_PER_THREAD * choice.n_experts;
+        team.chunks(&mut self.probabilities, length, |_, _, rows| {
+            softmax_rows(rows, choice.n_experts);
+        });
+        let routing = Routing::new(&self.probabilities, choice);
 
-        self.outputs.resize(routing.origins.len() * d, 0.0);
+        self.outputs.clear();
+        self.outputs.resize(routing.origins.len() * width, 0.0);
         let mut rest = &mut self.outputs[..];
         let work = routing.starts.windows(2).zip(&mixture.experts).filter_map(|(pair, expert)| {
-            let target = rest.split_off_mut(..(pair[1] - pair[0]) * d)?;
-            let tokens = &routing.origins[pair[0]..pair[1]];
-            (!target.is_empty()).then_some((target, tokens, expert))
+            let target = rest.split_off_mut(..(pair[1] - pair[0]) * width)?;
+            let origins = &routing.origins[pair[0]..pair[1]];
+            (!target.is_empty()).then_some(Work { target, origins, expert })
         });
-        let work: Vec<_> = work.collect();
-        work.into_par_iter().for_each_init(ExpertMemory::default, |memory, work| {
-            let (target, origins, expert) = work;
-            memory.rows.clear();
-            for origin in origins {
-                let token = *origin as usize / choice.n_chosen;
-                memory.rows.extend_from_slice(&normed[token * d..][..d]);
-            }
-            memory.run(target, d, expert);
+        let mut work: Vec<Work<'_>> = work.collect();
+        team.chunks(&mut work, 1, |_, _, work| {
+            work.iter_mut().for_each(|work| work.run(normed, width, choice.n_chosen));
         });
 
-        let rows = x.par_chunks_exact_mut(d).zip(self.probabilities.par_chunks(choice.n_experts));
-        let rows = rows.zip(routing.chosen.par_chunks_exact(choice.n_chosen));
-        let rows = rows.zip(routing.places.par_chunks_exact(choice.n_chosen));
-        let outputs = &self.outputs;
-        rows.with_min_len(MIN_TOKENS_PER_THREAD).for_each(
-            |(((x, probabilities), chosen), places)| {
-                let weights = chosen.iter().map(|expert| probabilities[*expert as usize]);
-                let sum: f32 = if choice.renormalize { weights.clone().sum() } else { 1.0 };
-                for (weight, place) in weights.zip(places) {
-                    math::add_scaled(x, weight / sum, &outputs[*place as usize * d..][..d]);
-                }
-            },
-        );
+        let (outputs, probabilities) = (&self.outputs, &self.probabilities);
+        let length = MIN_TOKENS_PER_THREAD * width;
+        team.chunks(x, length, |_, index, x| {
+            let first = index * MIN_TOKENS_PER_THREAD;
+            gather(x, width, outputs, probabilities, &routing, choice, first);
+        });
     }
 }
 
-impl ExpertMemory {
-    fn run(&mut self, target: &mut [f32], d: usize, expert: &MlpWeights) {
-        let Self { rows, gate_up, inner, outputs } = self;
-        let width = expert.down.matrix.len() / d;
-        // A lone row gets a companion: products need two.
-        if rows.len() == d {
-            rows.resize(2 * d, 0.0);
+impl Work<'_> {
+    fn run(&mut self, normed: &[f32], width: usize, n_chosen: usize) {
+        let tokens = self.origins.iter().map(|origin| *origin as usize / n_chosen);
+        let rows: Vec<f32> =
+            tokens.flat_map(|token| &normed[token * width..][..width]).copied().collect();
+        let count = self.origins.len();
+        let MlpWeights { gate_up, down } = self.expert;
+        let mut inner = vec![0.0; count * gate_up.columns(Then::Gate)];
+        gate_up.multiply_alone(Rows { data: &rows, stride: width, count }, &mut inner, Then::Gate);
+        let inner = Rows { data: &inner, stride: gate_up.columns(Then::Gate), count };
+        down.multiply_alone(inner, self.target, Then::Replace);
+    }
+}
+
+vectorized! {
+    fn softmax_rows(rows: &mut [f32], width: usize) {
+        for row in rows.chunks_exact_mut(width) {
+            math::softmax(row);
         }
-        let threads = Threads::One;
-        product(gate_up, Write::Replace, rows, d, &expert.gate_up.matrix, 2 * width, threads);
-        swiglu_rows(inner, gate_up, width);
-        product(outputs, Write::Replace, inner, width, &expert.down.matrix, d, threads);
-        target.copy_from_slice(&outputs[..target.len()]);
+    }
+
+    /// Adds what the experts of rows from `first` on made of them.
+    fn gather(
+        x: &mut [f32],
+        width: usize,
+        outputs: &[f32],
+        probabilities: &[f32],
+        routing: &Routing,
+        choice: Choice,
+        first: usize,
+    ) {
+        for (x, token) in x.chunks_exact_mut(width).zip(first..) {
+            let probabilities = &probabilities[token * choice.n_experts..][..choice.n_experts];
+            let entries = token * choice.n_chosen..(token + 1) * choice.n_chosen;
+            let chosen = &routing.chosen[entries.clone()];
+            let mut sum = 1.0;
+            if choice.renormalize {
+                sum = chosen.iter().map(|expert| probabilities[*expert as usize]).sum();
+            }
+            for (expert, place) in chosen.iter().zip(&routing.places[entries]) {
+                let weight = probabilities[*expert as usize] / sum;
+                math::add_scaled(x, weight, &outputs[*place as usize * width..][..width]);
+            }
+        }
     }
 }

@@ -2,23 +2,21 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use rayon::prelude::*;
-use tokio::sync::oneshot;
-use turnwise_rollout::{PolicyError, Sample, SampleRequest, Sampler, uniform_at};
-use turnwise_trajectory::{SampledToken, StopReason};
+use turnwise_rollout::{PolicyError, SampleRequest};
+use turnwise_trajectory::StopReason;
 
-use super::compute::{Compute, Token};
-use super::kv::{KvCache, bytes_per_token};
-use super::sessions::Sessions;
+use super::compute::{Compute, CpuCompute, Step, Token};
+use super::drawing::draw_all;
+use super::pages::{PAGE, PageLayout};
+use super::parts::{Part, Parts};
+use super::slot::{Job, Slot, Waiting};
+use super::team::Team;
+use super::tree::{NodeId, Tree};
 use super::{Counters, EngineSettings, KvOnUpdate, add};
 use crate::DecoderConfig;
 use crate::published::{Publication, Published};
-
-/// What every sample says of who drew it.
-const ENGINE: &str = "candle";
 
 /// What a policy's handles ask of its thread.
 #[derive(Debug)]
@@ -31,54 +29,33 @@ pub(crate) enum Command {
     Release(u64),
 }
 
-/// A request and where its answer goes.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) request: SampleRequest,
-    pub(crate) reply: oneshot::Sender<Result<Sample, PolicyError>>,
-}
-
-/// A request that is being served.
-#[derive(Debug)]
-struct Slot {
-    job: Job,
-    /// The prompt and what was drawn.
-    ids: Vec<u32>,
-    drawn: Vec<SampledToken>,
-    /// Keys and values of the first of `ids`; never of all, because the last one's logits come with computing it.
-    cache: KvCache,
-    /// Whether the session may ask again.
-    keep: bool,
-}
-
-impl Slot {
-    /// The most tokens it can come to hold.
-    fn reserved(&self) -> usize {
-        reserved(&self.job.request)
-    }
-
-    fn pending(&self) -> usize {
-        self.ids.len() - self.cache.len()
-    }
-}
-
-fn reserved(request: &SampleRequest) -> usize {
-    request.prompt.len() + request.max_tokens
-}
-
-/// Owns all keys and values, and draws for all requests together.
+/// Owns all pages, and draws for all requests together.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     settings: EngineSettings,
     config: DecoderConfig,
     published: Published,
     current: Publication,
-    waiting: VecDeque<Job>,
+    waiting: VecDeque<Waiting>,
+    /// In order of arrival.
     active: Vec<Slot>,
-    sessions: Sessions,
-    max_kv_tokens: usize,
-    compute: Compute,
+    tree: Tree,
+    compute: Box<dyn Compute>,
+    team: Team,
+    page_bytes: u64,
+    /// Counts steps.
+    step: u64,
     counters: Arc<Counters>,
+}
+
+/// Tokens of a step, and where what they leave behind goes.
+#[derive(Debug, Default)]
+struct Planned {
+    step: Step,
+    /// For each table, the request it is of.
+    slots: Vec<usize>,
+    /// Nodes that will hold so many tokens.
+    fills: Vec<(NodeId, usize)>,
 }
 
 impl Scheduler {
@@ -89,7 +66,8 @@ impl Scheduler {
     ) -> Self {
         let current = published.newest();
         let config = current.weights.config.clone();
-        let max_kv_tokens = settings.max_kv_bytes / bytes_per_token(&config);
+        let layout = PageLayout::new(&config);
+        let max_pages = usize::try_from(settings.max_kv_bytes / layout.bytes());
         Self {
             settings,
             config,
@@ -97,9 +75,11 @@ impl Scheduler {
             current,
             waiting: VecDeque::new(),
             active: Vec::new(),
-            sessions: Sessions::default(),
-            max_kv_tokens: usize::try_from(max_kv_tokens).unwrap_or(usize::MAX),
-            compute: Compute::default(),
+            tree: Tree::new(max_pages.unwrap_or(usize::MAX)),
+            compute: Box::new(CpuCompute::new(layout)),
+            team: Team::new(settings.threads),
+            page_bytes: layout.bytes(),
+            step: 0,
             counters,
         }
     }
@@ -134,12 +114,12 @@ impl Scheduler {
 
     pub(crate) fn take(&mut self, command: Command) {
         match command {
-            Command::Sample(job) => self.waiting.push_back(job),
+            Command::Sample(job) => self.waiting.push_back(Waiting::new(job)),
             Command::Interrupt(session) => self.interrupt(session),
             Command::Release(session) => {
-                self.sessions.take(session);
+                self.tree.release(session);
                 let slots = self.active.iter_mut();
-                for slot in slots.filter(|slot| slot.job.request.session == session) {
+                for slot in slots.filter(|slot| slot.session() == session) {
                     slot.keep = false;
                 }
                 self.count_kv();
@@ -149,77 +129,62 @@ impl Scheduler {
 
     /// Hands over what is drawn; keys and values wait for the session's next request.
     fn interrupt(&mut self, session: u64) {
-        let interrupted = |tokens| {
-            Ok(Sample { tokens, stop: StopReason::Interrupted, engine: ENGINE.to_owned() })
-        };
-        let Self { waiting, active, sessions, current, .. } = self;
+        let Self { waiting, active, tree, .. } = self;
         let (asked, others) =
-            waiting.drain(..).partition(|job: &Job| job.request.session == session);
+            waiting.drain(..).partition(|waiting: &Waiting| waiting.session() == session);
         *waiting = others;
-        for job in VecDeque::<Job>::into_iter(asked) {
-            let _ = job.reply.send(interrupted(Vec::new()));
+        for waiting in VecDeque::<Waiting>::into_iter(asked) {
+            waiting.answer(Ok(StopReason::Interrupted));
         }
-        for slot in active.extract_if(.., |slot| slot.job.request.session == session) {
-            let Slot { job, drawn, cache, keep, .. } = slot;
-            put_back(sessions, current, keep, session, cache);
-            let _ = job.reply.send(interrupted(drawn));
+        for slot in active.extract_if(.., |slot| slot.session() == session) {
+            slot.end(tree, Ok(StopReason::Interrupted));
         }
     }
 
     fn drop_abandoned(&mut self) {
-        self.waiting.retain(|job| !job.reply.is_closed());
-        let Self { active, sessions, current, .. } = self;
-        for slot in active.extract_if(.., |slot| slot.job.reply.is_closed()) {
-            put_back(sessions, current, slot.keep, slot.job.request.session, slot.cache);
+        self.waiting.retain(|waiting| !waiting.is_abandoned());
+        let Self { active, tree, .. } = self;
+        for slot in active.extract_if(.., |slot| slot.is_abandoned()) {
+            slot.leave(tree);
         }
     }
 
-    /// Takes the newest weights. What older ones computed is of no use to the next request of a session.
+    /// Takes the newest weights. What older ones computed is of no use to requests that start.
     fn refresh(&mut self) {
         if self.published.serial() == self.current.serial {
             return;
         }
         self.current = self.published.newest();
-        self.sessions.clear();
-        if self.settings.kv_on_update == KvOnUpdate::Recompute {
-            self.active.iter_mut().for_each(|slot| slot.cache.truncate(0));
-        }
+        self.tree.renew();
+        let keeps = self.settings.kv_on_update == KvOnUpdate::Keep;
+        let starts_anew = |slot: &mut Slot| !(keeps && slot.computed(&self.tree) > 0);
+        let anew: Vec<Slot> = self.active.extract_if(.., starts_anew).collect();
+        let anew: Vec<Waiting> =
+            anew.into_iter().map(|slot| slot.give_up(&mut self.tree)).collect();
+        anew.into_iter().rev().for_each(|waiting| self.waiting.push_front(waiting));
     }
 
     /// Starts waiting requests, first come first served, while there is room.
     fn admit(&mut self) {
-        let mut held: usize = self.active.iter().map(Slot::reserved).sum();
         while self.active.len() < self.settings.max_batch.max(1)
-            && let Some(job) = self.waiting.front()
+            && let Some(waiting) = self.waiting.pop_front()
         {
-            if let Err(error) = self.check(&job.request) {
-                if let Some(job) = self.waiting.pop_front() {
-                    let _ = job.reply.send(Err(error));
-                }
+            if let Err(error) = self.check(waiting.request()) {
+                waiting.answer(Err(error));
                 continue;
             }
-            let needed = reserved(&job.request);
-            if held + needed > self.max_kv_tokens {
-                return;
+            let has_room = self.active.is_empty()
+                || Slot::pages_to_start(&waiting, &self.tree) <= self.tree.available();
+            let started = if has_room {
+                Slot::start(waiting, &mut self.tree, &mut *self.compute)
+            } else {
+                Err(waiting)
+            };
+            match started {
+                Ok(slot) => self.active.push(slot),
+                Err(waiting) => return self.waiting.push_front(waiting),
             }
-            held += needed;
-            if let Some(job) = self.waiting.pop_front() {
-                let slot = self.start(job);
-                self.active.push(slot);
-            }
-            let evicted = self.sessions.shrink(self.max_kv_tokens - held);
-            add(&self.counters.evicted, evicted);
         }
-    }
-
-    fn start(&mut self, job: Job) -> Slot {
-        let ids = job.request.prompt.clone();
-        let kept = self.sessions.take(job.request.session);
-        let mut cache = kept.unwrap_or_else(|| KvCache::new(&self.config));
-        // The last token is always computed, because its logits are needed.
-        cache.truncate(cache.common(&ids).min(ids.len() - 1));
-        add(&self.counters.reused, cache.len());
-        Slot { job, ids, drawn: Vec::new(), cache, keep: true }
     }
 
     fn check(&self, request: &SampleRequest) -> Result<(), PolicyError> {
@@ -243,11 +208,12 @@ impl Scheduler {
                 "token {id} at position {at} is beyond the vocabulary of {vocab_size}"
             ));
         }
-        if reserved(request) > self.max_kv_tokens {
+        let (pages, max_pages) = ((prompt + more).div_ceil(PAGE), self.tree.max_pages());
+        if pages > max_pages {
             return refuse(format!(
-                "{} tokens need more than the {} that max_kv_bytes has room for",
-                reserved(request),
-                self.max_kv_tokens
+                "{} tokens need {pages} pages of {PAGE}, and max_kv_bytes has room for {max_pages} of {} bytes",
+                prompt + more,
+                self.page_bytes
             ));
         }
         if request.min_version > self.current.version {
@@ -261,122 +227,136 @@ impl Scheduler {
 
     /// Computes some tokens of every request and draws for those whose last token was among them.
     fn step(&mut self) {
-        let tokens = self.plan();
-        if tokens.is_empty() {
+        let mut parts = Parts::default();
+        let mut clock = parts.start();
+        self.step += 1;
+        self.make_room();
+        let planned = self.plan();
+        clock.lap(Part::Other);
+        let Planned { step, slots, fills } = planned;
+        if step.tokens.is_empty() {
             return;
         }
-        let Publication { version, weights, serial } = &self.current;
-        for cache in self.active.iter_mut().map(|slot| &mut slot.cache) {
-            if cache.len() == 0 {
-                (cache.oldest, cache.serial) = (*version, *serial);
-            }
-            cache.oldest = cache.oldest.min(*version);
+        let Publication { version, weights, .. } = &self.current;
+        let logits = self.compute.run(&mut self.team, weights, &step, &mut parts);
+        let mut clock = parts.start();
+        for (node, filled) in fills {
+            self.tree.fill(node, filled, *version);
         }
-        let mut caches: Vec<&mut KvCache> =
-            self.active.iter_mut().map(|slot| &mut slot.cache).collect();
-        let logits = self.compute.run(weights, &tokens, &mut caches);
-        add(&self.counters.computed, tokens.len());
+        add(&self.counters.steps, 1);
+        add(&self.counters.computed, step.tokens.len());
 
-        let ready: Vec<usize> =
-            tokens.iter().filter(|token| token.wants_logits).map(|token| token.slot).collect();
-        let active = &self.active;
-        let draws: Vec<Option<(u32, f32)>> = logits
-            .par_chunks_exact(self.config.vocab_size)
-            .zip(&ready)
-            .with_min_len(4)
-            .map_init(Sampler::default, |sampler, (logits, slot)| {
-                draw(sampler, logits, &active[*slot])
-            })
-            .collect();
-        for (index, drawn) in ready.into_iter().zip(draws) {
-            let slot = &mut self.active[index];
-            let Some((id, logprob)) = drawn else { continue };
-            slot.ids.push(id);
-            let kv_version = slot.cache.oldest;
-            slot.drawn
-                .push(SampledToken { kv_version, ..SampledToken::new(id, logprob, *version) });
-            add(&self.counters.drawn, 1);
+        let ready = step.tokens.iter().filter(|token| token.wants_logits);
+        let ready: Vec<usize> = ready.map(|token| slots[token.table]).collect();
+        let vocab_size = self.config.vocab_size;
+        let drawn = draw_all(&mut self.team, logits, vocab_size, &ready, &self.active);
+        for (index, drawn) in ready.iter().zip(drawn) {
+            let slot = &mut self.active[*index];
+            if slot.is_first_draw() {
+                add(&self.counters.reused, slot.reused());
+            }
+            if slot.take(drawn, *version, &self.tree) {
+                add(&self.counters.drawn, 1);
+            }
         }
         self.finish();
+        clock.lap(Part::Sampling);
+        self.counters.parts.add(parts, ready.len() < step.tokens.len());
     }
 
-    /// Requests that are drawing come first, one token each; prompts share the rest of the step in order of arrival.
-    fn plan(&self) -> Vec<Token> {
-        let mut tokens = Vec::new();
-        let slots = || self.active.iter().enumerate();
-        let drawing = slots().filter(|(_, slot)| slot.pending() == 1);
-        let prompts = slots().filter(|(_, slot)| slot.pending() > 1);
-        for (index, slot) in drawing.chain(prompts) {
-            let room = self.settings.max_step_tokens.saturating_sub(tokens.len());
+    /// Gives every request that has filled its pages another. When there is none, the request that came last gives up what it
+    /// holds and waits; the one that came first always gets on.
+    fn make_room(&mut self) {
+        let mut index = 0;
+        while index < self.active.len() {
+            let slot = &mut self.active[index];
+            if slot.grow(&mut self.tree) {
+                index += 1;
+                continue;
+            }
+            if let Some(slot) = self.active.pop() {
+                add(&self.counters.paused, 1);
+                self.waiting.push_front(slot.give_up(&mut self.tree));
+            }
+        }
+        let evicted = self.tree.take_given_up();
+        add(&self.counters.evicted, evicted);
+    }
+
+    /// Requests that are drawing come first, one token each, those with the same pages side by side; prompts share the rest of
+    /// the step in order of arrival.
+    fn plan(&mut self) -> Planned {
+        let Self { active, tree, compute, .. } = self;
+        active.iter_mut().for_each(|slot| slot.copy_source(tree, &mut **compute));
+        let pending: Vec<usize> = active.iter_mut().map(|slot| slot.pending(tree)).collect();
+        let (mut drawing, prompts): (Vec<usize>, Vec<usize>) =
+            (0..active.len()).partition(|index| pending[*index] == 1);
+        drawing.sort_by(|a, b| active[*a].path.cmp(&active[*b].path));
+
+        let mut planned = Planned::default();
+        for index in drawing.into_iter().chain(prompts) {
+            let room = self.settings.max_step_tokens.saturating_sub(planned.step.tokens.len());
             // At least one for each that draws, and at least one in all: every step must get somewhere.
-            let least = usize::from(slot.pending() == 1 || tokens.is_empty());
-            let count = slot.pending().min(room.max(least));
-            let start = slot.cache.len();
-            tokens.extend((start..start + count).map(|position| Token {
-                slot: index,
+            let least = usize::from(pending[index] == 1 || planned.step.tokens.is_empty());
+            self.plan_slot(index, pending[index].min(room.max(least)), &mut planned);
+        }
+        planned
+    }
+
+    /// Plans up to `count` tokens of a request: fewer where another computes the same page in this step.
+    fn plan_slot(&mut self, index: usize, count: usize, planned: &mut Planned) {
+        let Self { active, tree, step, .. } = self;
+        let slot = &mut active[index];
+        if slot.is_waiting_for_source() {
+            return;
+        }
+        let start = slot.computed(tree);
+        let first = planned.step.tokens.len();
+        let table = planned.step.tables.len();
+        for position in start..start + count {
+            let (page, row) = (position / PAGE, position % PAGE);
+            let node = slot.path[page];
+            if position == start || row == 0 {
+                if !tree.claim(node, *step) {
+                    break;
+                }
+                planned.fills.push((node, row));
+            }
+            if row == tree.node(node).ids.len() {
+                tree.extend(node, slot.ids[position]);
+            }
+            if let Some((_, filled)) = planned.fills.last_mut() {
+                *filled = row + 1;
+            }
+            planned.step.tokens.push(Token {
+                table,
                 id: slot.ids[position],
                 position,
                 wants_logits: position + 1 == slot.ids.len(),
-            }));
+            });
         }
-        tokens
+        if let Some(last) = planned.step.tokens[first..].last() {
+            let nodes = &slot.path[..=last.position / PAGE];
+            slot.n_computed += planned.step.tokens.len() - first;
+            planned.step.tables.push(nodes.iter().map(|node| tree.node(*node).page).collect());
+            planned.slots.push(index);
+        }
     }
 
     /// Answers the requests that are done.
     fn finish(&mut self) {
-        let Self { active, sessions, current, .. } = self;
-        for slot in active.extract_if(.., |slot| stop_reason(slot).is_some()) {
-            let Some(outcome) = stop_reason(&slot) else { continue };
-            let Slot { job, drawn, cache, keep, .. } = slot;
-            put_back(sessions, current, keep && outcome.is_ok(), job.request.session, cache);
-            let sample = |stop| Sample { tokens: drawn, stop, engine: ENGINE.to_owned() };
-            let _ = job.reply.send(outcome.map(sample));
+        let Self { active, tree, .. } = self;
+        let is_done = |slot: &mut Slot| slot.outcome(tree).is_some();
+        let done: Vec<Slot> = active.extract_if(.., is_done).collect();
+        for mut slot in done {
+            if let Some(outcome) = slot.outcome(tree) {
+                slot.end(tree, outcome);
+            }
         }
-        // What was reserved and not drawn is free again.
-        let held: usize = self.active.iter().map(Slot::reserved).sum();
-        let evicted = self.sessions.shrink(self.max_kv_tokens.saturating_sub(held));
-        add(&self.counters.evicted, evicted);
     }
 
     fn count_kv(&self) {
-        let held: usize = self.active.iter().map(|slot| slot.cache.len()).sum();
-        let tokens = (held + self.sessions.tokens()) as u64;
-        self.counters.kv_tokens.store(tokens, Ordering::Relaxed);
+        let (tokens, pages) = (self.tree.tokens() as u64, self.tree.pages() as u64);
+        self.counters.count_kv(tokens, pages * self.page_bytes);
     }
-}
-
-/// Keeps what a session computed for its next request, unless older weights had a part in it.
-fn put_back(
-    sessions: &mut Sessions,
-    current: &Publication,
-    keep: bool,
-    session: u64,
-    cache: KvCache,
-) {
-    if keep && cache.len() > 0 && cache.serial == current.serial {
-        sessions.put(session, cache);
-    }
-}
-
-/// `None` when the logits are not numbers.
-fn draw(sampler: &mut Sampler, logits: &[f32], slot: &Slot) -> Option<(u32, f32)> {
-    if logits.iter().any(|logit| !logit.is_finite()) {
-        return None;
-    }
-    let request = &slot.job.request;
-    let index = request.first_index.wrapping_add(slot.drawn.len() as u64);
-    Some(sampler.draw(logits, &request.sampling, uniform_at(request.seed, index)))
-}
-
-/// Why a slot is done, if it is.
-fn stop_reason(slot: &Slot) -> Option<Result<StopReason, PolicyError>> {
-    if slot.pending() == 0 {
-        return Some(Err(PolicyError::Failed("the logits are not finite".to_owned())));
-    }
-    let request = &slot.job.request;
-    let last = slot.drawn.last()?;
-    if request.stop.contains(&last.id) {
-        return Some(Ok(StopReason::EndOfTurn));
-    }
-    (slot.drawn.len() == request.max_tokens).then_some(Ok(StopReason::MaxTokens))
 }

@@ -66,10 +66,10 @@ fn an_interrupted_request_hands_over_what_it_has_drawn() {
     let mut scheduler = Scheduler::new(published, EngineSettings::default(), Arc::default());
     let mut drawn = |request: &SampleRequest, steps: usize| {
         let (reply, mut answer) = oneshot::channel();
-        scheduler.take(Command::Sample(Job { request: request.clone(), reply }));
+        scheduler.take(Command::Sample(Job { request: request.clone(), constraint: None, reply }));
         (0..steps).for_each(|_| scheduler.advance());
         scheduler.take(Command::Interrupt(request.session));
-        answer.try_recv().expect("it is answered at once").unwrap()
+        answer.try_recv().expect("it is answered at once").unwrap().sample
     };
     let asked = request(7, prompt(3, 20), 30);
     let whole = drawn(&asked, 40);
@@ -223,15 +223,15 @@ fn new_weights_are_taken_in_mid_request() {
         let mut scheduler = Scheduler::new(published.clone(), settings, Arc::default());
         let mut draw = |request: SampleRequest, steps: usize, publish: bool| {
             let (reply, mut answer) = oneshot::channel();
-            scheduler.take(Command::Sample(Job { request, reply }));
+            scheduler.take(Command::Sample(Job { request, constraint: None, reply }));
             (0..steps).for_each(|_| scheduler.advance());
             if publish {
                 published.publish(PolicyVersion(5), model(2).weights().unwrap());
             }
             loop {
                 scheduler.advance();
-                if let Ok(sample) = answer.try_recv() {
-                    return sample.unwrap().tokens;
+                if let Ok(answer) = answer.try_recv() {
+                    return answer.unwrap().sample.tokens;
                 }
             }
         };
@@ -260,24 +260,26 @@ fn new_weights_are_taken_in_mid_request() {
     }
 }
 
+/// A page of the model of these tests.
+const PAGE_BYTES: u64 = 32 * 2 * 2 * 2 * 16 * 4;
+
 #[test]
 fn memory_is_bounded_and_the_least_recently_used_goes() {
     block_on(async {
-        let bytes = 2 * 2 * 2 * 16 * 4;
-        let settings = EngineSettings { max_kv_bytes: 100 * bytes, ..EngineSettings::default() };
+        let settings = EngineSettings { max_kv_bytes: 4 * PAGE_BYTES, ..EngineSettings::default() };
         let policy = policy(settings);
         for session in 0..10 {
             policy.sample(request(session, prompt(session as u32, 20), 10)).await.unwrap();
-            assert!(policy.stats().kv_tokens <= 100);
+            assert!(policy.stats().kv_bytes <= 4 * PAGE_BYTES);
         }
-        assert!(policy.stats().evicted >= 7);
+        assert_eq!(policy.stats().evicted, 6 * 29);
         let before = policy.stats().reused;
         policy.sample(request(0, prompt(0, 20), 10)).await.unwrap();
         assert_eq!(policy.stats().reused, before, "session 0 was given up");
         policy.sample(request(9, prompt(9, 20), 10)).await.unwrap();
         assert_eq!(policy.stats().reused, before + 19, "session 9 was kept");
         assert!(
-            refusal(policy.sample(request(1, prompt(1, 60), 41)).await).contains("max_kv_bytes")
+            refusal(policy.sample(request(1, prompt(1, 88), 41)).await).contains("max_kv_bytes")
         );
 
         // More than fit wait for each other.
@@ -288,7 +290,7 @@ fn memory_is_bounded_and_the_least_recently_used_goes() {
             waiting.spawn(async move { policy.sample(asked).await.unwrap().tokens.len() });
         }
         assert_eq!(waiting.join_all().await.iter().sum::<usize>(), 20 * 15);
-        assert!(policy.stats().kv_tokens <= 100);
+        assert_eq!(policy.stats().kv_bytes_peak, 4 * PAGE_BYTES);
     });
 }
 

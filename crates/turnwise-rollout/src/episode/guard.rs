@@ -1,4 +1,5 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -6,7 +7,7 @@ use turnwise_environment::derive_seed;
 use turnwise_trajectory::{InfraFault, InfraReason, Outcome, PolicyVersion};
 
 use crate::panic_text::panic_text;
-use crate::{Policy, PolicyError, Sample, SampleRequest};
+use crate::{ConstrainedSample, Policy, PolicyError, Sample, SampleRequest, TokenConstraint};
 
 pub(super) fn infra(reason: InfraReason, message: impl Into<String>) -> Outcome {
     Outcome::InfraFault(InfraFault { reason, message: message.into() })
@@ -58,6 +59,18 @@ impl Policy for Engine<'_> {
         request.session = self.seed(request.session);
         // In a block of its own: a policy may panic before it returns a future.
         let sample = caught_async(async { self.policy.sample(request).await }).await;
+        sample.unwrap_or_else(|panic| Err(PolicyError::Failed(format!("panicked: {panic}"))))
+    }
+
+    async fn sample_constrained(
+        &self,
+        mut request: SampleRequest,
+        constraint: Arc<dyn TokenConstraint>,
+    ) -> Result<ConstrainedSample, PolicyError> {
+        request.seed = self.seed(request.seed);
+        request.session = self.seed(request.session);
+        let call = async { self.policy.sample_constrained(request, constraint).await };
+        let sample = caught_async(call).await;
         sample.unwrap_or_else(|panic| Err(PolicyError::Failed(format!("panicked: {panic}"))))
     }
 

@@ -1,0 +1,282 @@
+//! Attention of the tokens of a step over the pages of their sequences.
+//!
+//! Tokens that stand next to each other in a step and share pages are computed together: a page that 32 sequences begin
+//! with is multiplied by the queries of a dozen at a time instead of being read by each.
+
+use std::iter::repeat_n;
+use std::ops::Range;
+
+use super::compute::{Step, Token};
+use super::pages::{PAGE, Pages};
+use crate::forward::Heads;
+use crate::math;
+use crate::panels::padded;
+use crate::simd::vectorized;
+use crate::tile::{Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
+
+/// Query rows that are computed together.
+const ROWS: usize = 12;
+
+/// Who reads which pages together, worked out once for a step.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    groups: Vec<Group>,
+    spans: Vec<Span>,
+}
+
+/// Tokens that are computed together.
+#[derive(Clone, Debug)]
+struct Group {
+    tokens: Range<usize>,
+    spans: Range<usize>,
+}
+
+/// Some tokens of a group, and pages that all of them read: of each token's own table, which agree there.
+#[derive(Clone, Debug)]
+struct Span {
+    /// Counted from the group's first.
+    tokens: Range<usize>,
+    pages: Range<usize>,
+}
+
+/// Memory of one thread.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// `[rows, head_dim]`
+    queries: Vec<f32>,
+    /// `[rows, length in whole pages]`
+    scores: Vec<f32>,
+    /// One over the sum of each row's exponentials. `[rows]`
+    factors: Vec<f32>,
+    /// `[rows, padded head_dim]`
+    mixed: Vec<f32>,
+}
+
+impl Plan {
+    /// Forgets the step before.
+    pub(super) fn make(&mut self, step: &Step, heads: Heads) {
+        self.groups.clear();
+        self.spans.clear();
+        let count = (ROWS / heads.group()).max(1);
+        for start in (0..step.tokens.len()).step_by(count) {
+            let end = step.tokens.len().min(start + count);
+            let first_span = self.spans.len();
+            self.cut(step, &step.tokens[start..end], 0..end - start, 0);
+            self.groups.push(Group { tokens: start..end, spans: first_span..self.spans.len() });
+        }
+    }
+
+    /// How many groups there are.
+    pub(super) fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Cuts the pages that some tokens read, from the given one on, where not all read the same.
+    fn cut(&mut self, step: &Step, tokens: &[Token], range: Range<usize>, first: usize) {
+        let read = |index: usize, page: usize| {
+            let token = &tokens[index];
+            (page <= token.position / PAGE).then(|| step.tables[token.table][page])
+        };
+        let mut end = first;
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        loop {
+            runs.clear();
+            for index in range.clone() {
+                match runs.last_mut() {
+                    Some(run) if read(run.start, end) == read(index, end) => run.end = index + 1,
+                    _ => runs.push(index..index + 1),
+                }
+            }
+            if runs.len() > 1 || read(range.start, end).is_none() {
+                break;
+            }
+            end += 1;
+        }
+        if end > first {
+            self.spans.push(Span { tokens: range, pages: first..end });
+        }
+        for run in runs.into_iter().filter(|run| read(run.start, end).is_some()) {
+            self.cut(step, tokens, run, end);
+        }
+    }
+}
+
+/// What all groups of a layer have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layer<'a> {
+    pub(super) step: &'a Step,
+    pub(super) pages: &'a Pages,
+    pub(super) heads: Heads,
+    pub(super) layer: usize,
+    /// Queries come first in each row. `[N, stride]`
+    pub(super) qkv: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// One group and one key head.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    layer: Layer<'a>,
+    head: usize,
+    tokens: &'a [Token],
+    /// Numbers of a row of scores.
+    length: usize,
+}
+
+impl Layer<'_> {
+    /// Attention of a group with one key head. Calls `write` with each token, query head and `[head_dim]`.
+    pub(super) fn attend(
+        &self,
+        plan: &Plan,
+        group: usize,
+        head: usize,
+        scratch: &mut Scratch,
+        mut write: impl FnMut(usize, usize, &[f32]),
+    ) {
+        let Group { tokens, spans } = &plan.groups[group];
+        let spans = &plan.spans[spans.clone()];
+        let of_group = &self.step.tokens[tokens.clone()];
+        let pages = of_group.iter().map(|token| token.position / PAGE + 1).max().unwrap_or(0);
+        let work = Work { layer: *self, head, tokens: of_group, length: pages * PAGE };
+        let (n_queries, head_dim) = (self.heads.group(), self.heads.head_dim);
+
+        scratch.queries.clear();
+        for token in tokens.clone() {
+            let queries = &self.qkv[token * self.stride + head * n_queries * head_dim..];
+            scratch.queries.extend_from_slice(&queries[..n_queries * head_dim]);
+        }
+        scale(&mut scratch.queries, self.heads.scale());
+        scratch.scores.resize(of_group.len() * n_queries * work.length, 0.0);
+        spans.iter().for_each(|span| work.score(span, scratch));
+
+        scratch.mixed.clear();
+        scratch.mixed.resize(of_group.len() * n_queries * padded(head_dim), 0.0);
+        let rows = scratch.scores.chunks_exact_mut(work.length);
+        let lengths = of_group.iter().flat_map(|token| repeat_n(token.position + 1, n_queries));
+        scratch.factors.clear();
+        scratch.factors.extend(rows.zip(lengths).map(|(scores, length)| weigh(scores, length)));
+        spans.iter().for_each(|span| work.mix(span, scratch));
+        let rows = scratch.mixed.chunks_exact_mut(padded(head_dim));
+        for ((row, mixed), factor) in rows.enumerate().zip(&scratch.factors) {
+            scale(mixed, *factor);
+            let (token, query) = (row / n_queries, row % n_queries);
+            write(tokens.start + token, head * n_queries + query, &mixed[..head_dim]);
+        }
+    }
+}
+
+impl Work<'_> {
+    /// Tiles of rows of a span: the first row and how many.
+    fn tiles(&self, span: &Span) -> (usize, impl Iterator<Item = (usize, usize)> + use<>) {
+        let group = self.layer.heads.group();
+        let (start, end) = (span.tokens.start * group, span.tokens.end * group);
+        let (most, vectors) = shape(end - start);
+        let cuts = (end - start).div_ceil(most);
+        let at = move |cut: usize| start + (end - start) * cut / cuts;
+        (vectors, (0..cuts).map(move |cut| (at(cut), at(cut + 1) - at(cut))))
+    }
+
+    /// Products of queries and keys.
+    fn score(&self, span: &Span, scratch: &mut Scratch) {
+        let Layer { step, pages, heads, layer, .. } = self.layer;
+        let table = &step.tables[self.tokens[span.tokens.start].table];
+        let (vectors, tiles) = self.tiles(span);
+        let tiles = tiles.collect::<Vec<_>>();
+        let mut page = span.pages.start;
+        while page < span.pages.end {
+            let mut vectors = vectors;
+            while vectors * LANES > (span.pages.end - page) * PAGE {
+                vectors /= 2;
+            }
+            let mut b: [&[f32]; MAX_VECTORS] = [&[]; MAX_VECTORS];
+            for (vector, b) in b[..vectors].iter_mut().enumerate() {
+                let of = pages.get(table[page + vector * LANES / PAGE]);
+                let keys = of.keys(pages.layout(), layer, self.head);
+                *b = &keys[vector * LANES % PAGE..];
+            }
+            for (row, rows) in &tiles {
+                let factors = Factors {
+                    a: &scratch.queries[row * heads.head_dim..],
+                    a_stride: heads.head_dim,
+                    rows: *rows,
+                    b,
+                    b_stride: PAGE,
+                    vectors,
+                    terms: heads.head_dim,
+                    ahead: 0,
+                };
+                let mut sums = [0.0; MAX_TILE];
+                add_product(&mut sums, &factors);
+                let width = vectors * LANES;
+                for (i, sums) in sums[..rows * width].chunks_exact(width).enumerate() {
+                    scratch.scores[(row + i) * self.length + page * PAGE..][..width]
+                        .copy_from_slice(sums);
+                }
+            }
+            page += vectors * LANES / PAGE;
+        }
+    }
+
+    /// Sums of values, in order of position.
+    fn mix(&self, span: &Span, scratch: &mut Scratch) {
+        let Layer { step, pages, heads, layer, .. } = self.layer;
+        let of_span = &self.tokens[span.tokens.clone()];
+        let table = &step.tables[of_span[0].table];
+        let longest = of_span.iter().map(|token| token.position + 1).max().unwrap_or(0);
+        let width = padded(heads.head_dim);
+        let (most_vectors, tiles) = self.tiles(span);
+        let tiles = tiles.collect::<Vec<_>>();
+        let mut column = 0;
+        while column < width {
+            let mut vectors = most_vectors;
+            while column + vectors * LANES > width {
+                vectors /= 2;
+            }
+            for (row, rows) in &tiles {
+                let mut sums = [0.0; MAX_TILE];
+                let tile = vectors * LANES;
+                for (i, sums) in sums[..rows * tile].chunks_exact_mut(tile).enumerate() {
+                    sums.copy_from_slice(&scratch.mixed[(row + i) * width + column..][..tile]);
+                }
+                for page in span.pages.clone() {
+                    let values = pages.get(table[page]).values(pages.layout(), layer, self.head);
+                    let mut b: [&[f32]; MAX_VECTORS] = [&[]; MAX_VECTORS];
+                    for (vector, b) in b[..vectors].iter_mut().enumerate() {
+                        *b = &values[column + vector * LANES..];
+                    }
+                    let factors = Factors {
+                        a: &scratch.scores[row * self.length + page * PAGE..],
+                        a_stride: self.length,
+                        rows: *rows,
+                        b,
+                        b_stride: width,
+                        vectors,
+                        terms: PAGE.min(longest - page * PAGE),
+                        ahead: 0,
+                    };
+                    add_product(&mut sums, &factors);
+                }
+                for (i, sums) in sums[..rows * tile].chunks_exact(tile).enumerate() {
+                    scratch.mixed[(row + i) * width + column..][..tile].copy_from_slice(sums);
+                }
+            }
+            column += vectors * LANES;
+        }
+    }
+}
+
+vectorized! {
+    fn scale(x: &mut [f32], factor: f32) {
+        for x in x {
+            *x *= factor;
+        }
+    }
+
+    /// Replaces the first scores of a row by their exponentials and the others by 0; returns one over the sum.
+    fn weigh(scores: &mut [f32], length: usize) -> f32 {
+        let (scores, beyond) = scores.split_at_mut(length);
+        beyond.fill(0.0);
+        let highest = math::maximum(scores);
+        1.0 / math::exponentials(scores, highest)
+    }
+}

@@ -1,0 +1,303 @@
+//! A request that is being served.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use turnwise_rollout::{
+    ConstrainedSample, PolicyError, Sample, SampleRequest, TokenConstraint, uniform_at,
+};
+use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
+
+use super::compute::Compute;
+use super::pages::PAGE;
+use super::tree::{NodeId, Source, Tree};
+
+/// What every sample says of who drew it.
+const ENGINE: &str = "candle";
+
+/// A request and where its answer goes.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) request: SampleRequest,
+    pub(crate) constraint: Option<Arc<dyn TokenConstraint>>,
+    pub(crate) reply: oneshot::Sender<Result<ConstrainedSample, PolicyError>>,
+}
+
+/// A token and how it was drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Drawn {
+    pub(super) id: TokenId,
+    pub(super) logprob: f32,
+    /// What a constraint allowed; empty without one.
+    pub(super) kept: Vec<TokenId>,
+}
+
+/// A request that holds no pages: it has not started, or was paused.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    job: Job,
+    drawn: Vec<SampledToken>,
+    kept: Vec<Vec<TokenId>>,
+    keep: bool,
+}
+
+/// A request that holds pages.
+#[derive(Debug)]
+pub(super) struct Slot {
+    job: Job,
+    /// The prompt and what was drawn.
+    pub(super) ids: Vec<TokenId>,
+    drawn: Vec<SampledToken>,
+    kept: Vec<Vec<TokenId>>,
+    /// The pages of `ids`, the last of them this request's own. All but the last hold or will hold the tokens in their place.
+    pub(super) path: Vec<NodeId>,
+    /// Pages at the start that are filled.
+    settled: usize,
+    /// What a page of the path can begin with as soon as another request has computed it.
+    source: Option<(usize, Source)>,
+    /// Whether the session may ask again.
+    pub(super) keep: bool,
+    /// Tokens computed since it started.
+    pub(super) n_computed: usize,
+    /// Tokens there were when it started.
+    n_started: usize,
+    has_drawn: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(job: Job) -> Self {
+        Self { job, drawn: Vec::new(), kept: Vec::new(), keep: true }
+    }
+
+    pub(super) fn request(&self) -> &SampleRequest {
+        &self.job.request
+    }
+
+    pub(super) fn session(&self) -> u64 {
+        self.job.request.session
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.job.reply.is_closed()
+    }
+
+    pub(super) fn answer(self, outcome: Result<StopReason, PolicyError>) {
+        let Self { job, drawn, kept, .. } = self;
+        let sample = |stop| Sample { tokens: drawn, stop, engine: ENGINE.to_owned() };
+        // Nobody waits for the answer when the caller's future was dropped.
+        let _ =
+            job.reply.send(outcome.map(|stop| ConstrainedSample { sample: sample(stop), kept }));
+    }
+
+    /// The prompt and what was drawn.
+    fn ids(&self) -> Vec<TokenId> {
+        let drawn = self.drawn.iter().map(|token| token.id);
+        self.job.request.prompt.iter().copied().chain(drawn).collect()
+    }
+}
+
+/// Tokens in whole pages that are shared. The last token is not among them: its logits are needed, and come with computing it.
+fn shared(ids: &[TokenId]) -> &[TokenId] {
+    &ids[..(ids.len() - 1) / PAGE * PAGE]
+}
+
+impl Slot {
+    /// How many pages nobody reads now it would take to start a request, and one to go on.
+    pub(super) fn pages_to_start(waiting: &Waiting, tree: &Tree) -> usize {
+        let ids = waiting.ids();
+        let read = tree.path(shared(&ids)).into_iter().filter(|id| tree.is_read(*id));
+        ids.len().div_ceil(PAGE) + 1 - read.count()
+    }
+
+    /// Gives a request its pages: those that are there, and others for the rest of it.
+    ///
+    /// # Errors
+    /// The request, when there is no room.
+    pub(super) fn start(
+        waiting: Waiting,
+        tree: &mut Tree,
+        compute: &mut dyn Compute,
+    ) -> Result<Self, Waiting> {
+        let ids = waiting.ids();
+        let mut path = tree.path(shared(&ids));
+        tree.read(&path);
+        let found = path.len();
+        let end = ids.len().min((found + 1) * PAGE);
+        let source = tree.source(path.last().copied(), &ids[found * PAGE..end.min(ids.len() - 1)]);
+        for page in ids[found * PAGE..].chunks(PAGE) {
+            let Some(node) = tree.add(path.last().copied(), page.to_vec()) else {
+                tree.leave(&path);
+                return Err(waiting);
+            };
+            path.push(node);
+        }
+        let Waiting { job, drawn, kept, keep } = waiting;
+        let n_started = ids.len();
+        let mut slot = Self {
+            job,
+            ids,
+            drawn,
+            kept,
+            path,
+            settled: 0,
+            source: source.map(|source| (found, source)),
+            keep,
+            n_computed: 0,
+            n_started,
+            has_drawn: false,
+        };
+        slot.copy_source(tree, compute);
+        Ok(slot)
+    }
+
+    pub(super) fn session(&self) -> u64 {
+        self.job.request.session
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.job.reply.is_closed()
+    }
+
+    /// How many tokens from the start have their keys and values.
+    pub(super) fn computed(&mut self, tree: &Tree) -> usize {
+        while let Some(node) = self.path.get(self.settled) {
+            let filled = tree.node(*node).filled;
+            if filled < PAGE {
+                return self.settled * PAGE + filled;
+            }
+            self.settled += 1;
+        }
+        self.settled * PAGE
+    }
+
+    pub(super) fn pending(&mut self, tree: &Tree) -> usize {
+        self.ids.len() - self.computed(tree)
+    }
+
+    pub(super) fn is_waiting_for_source(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// Copies what another request has computed, as soon as it has.
+    pub(super) fn copy_source(&mut self, tree: &mut Tree, compute: &mut dyn Compute) {
+        let Some((page, Source { node, tokens })) = self.source else { return };
+        let filled = tree.filled(node);
+        if filled < tokens && tree.is_read(node) {
+            return;
+        }
+        self.source = None;
+        let (tokens, target) = (tokens.min(filled), self.path[page]);
+        if tokens > tree.filled(target) && target != node {
+            let (from, oldest) = (tree.node(node).page, tree.node(node).oldest);
+            compute.copy(from, tree.node(target).page);
+            tree.fill(target, tokens, oldest);
+        }
+    }
+
+    /// Makes sure that there is a page for the next token. False when there is no room.
+    pub(super) fn grow(&mut self, tree: &mut Tree) -> bool {
+        let computed = self.computed(tree);
+        if computed < self.path.len() * PAGE {
+            return true;
+        }
+        // What another has drawn just the same is held once.
+        if let Some(last) = self.path.last_mut()
+            && let Some(twin) = tree.twin(*last)
+        {
+            tree.read(&[twin]);
+            tree.leave(&[*last]);
+            *last = twin;
+        }
+        let node = tree.add(self.path.last().copied(), Vec::new());
+        self.path.extend(node);
+        node.is_some()
+    }
+
+    /// The random number of the next draw.
+    pub(super) fn uniform(&self) -> f64 {
+        let request = &self.job.request;
+        uniform_at(request.seed, request.first_index.wrapping_add(self.drawn.len() as u64))
+    }
+
+    pub(super) fn request(&self) -> &SampleRequest {
+        &self.job.request
+    }
+
+    /// What may be drawn next, where that is not everything.
+    pub(super) fn allowed(&self) -> Option<Vec<TokenId>> {
+        let drawn: Vec<TokenId> = self.drawn.iter().map(|token| token.id).collect();
+        self.job.constraint.as_ref()?.allowed(&drawn)
+    }
+
+    pub(super) fn is_first_draw(&self) -> bool {
+        !self.has_drawn
+    }
+
+    /// Tokens it did not have to compute before its first draw.
+    pub(super) fn reused(&self) -> usize {
+        self.n_started.saturating_sub(self.n_computed)
+    }
+
+    /// Appends what was drawn, if anything could be.
+    pub(super) fn take(
+        &mut self,
+        drawn: Option<Drawn>,
+        version: PolicyVersion,
+        tree: &Tree,
+    ) -> bool {
+        self.has_drawn = true;
+        let Some(Drawn { id, logprob, kept }) = drawn else { return false };
+        let oldest = self.path.iter().map(|node| tree.node(*node).oldest).min();
+        let kv_version = oldest.unwrap_or(version);
+        self.ids.push(id);
+        self.drawn.push(SampledToken { kv_version, ..SampledToken::new(id, logprob, version) });
+        if self.job.constraint.is_some() {
+            self.kept.push(kept);
+        }
+        true
+    }
+
+    /// Why it is done, if it is.
+    pub(super) fn outcome(&mut self, tree: &Tree) -> Option<Result<StopReason, PolicyError>> {
+        if self.pending(tree) == 0 {
+            let reason = "the logits are not finite, or the constraint allows none of them";
+            return Some(Err(PolicyError::Failed(reason.to_owned())));
+        }
+        let request = &self.job.request;
+        let last = self.drawn.last()?;
+        if request.stop.contains(&last.id) {
+            return Some(Ok(StopReason::EndOfTurn));
+        }
+        (self.drawn.len() == request.max_tokens).then_some(Ok(StopReason::MaxTokens))
+    }
+
+    /// Gives its pages back, to its session's next request if there may be one.
+    fn put_back(&self, tree: &mut Tree, keep: bool) {
+        if keep {
+            tree.keep(self.session(), &self.path);
+        }
+        tree.leave(&self.path);
+    }
+
+    /// Ends without an answer.
+    pub(super) fn leave(self, tree: &mut Tree) {
+        self.put_back(tree, self.keep);
+    }
+
+    /// Answers.
+    pub(super) fn end(self, tree: &mut Tree, outcome: Result<StopReason, PolicyError>) {
+        self.put_back(tree, self.keep && outcome.is_ok());
+        self.into_waiting().answer(outcome);
+    }
+
+    /// Gives its pages up and waits to start again.
+    pub(super) fn give_up(self, tree: &mut Tree) -> Waiting {
+        self.put_back(tree, self.keep);
+        self.into_waiting()
+    }
+
+    fn into_waiting(self) -> Waiting {
+        let Self { job, drawn, kept, keep, .. } = self;
+        Waiting { job, drawn, kept, keep }
+    }
+}

@@ -1,0 +1,309 @@
+//! Threads that share many small pieces of work.
+//!
+//! A step of a small model is some sixty parallel regions of a few tens of microseconds. Members wait for the next region
+//! awake, for as long as regions usually follow each other, and sleep after that: an engine without requests costs nothing.
+
+use std::any::Any;
+use std::fmt;
+use std::hint::spin_loop;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long a member waits awake.
+const AWAKE: Duration = Duration::from_micros(300);
+
+/// Looks at a flag before the processor is offered to somebody else, who may be the one that is waited for.
+const LOOKS: u32 = 20_000;
+
+/// The caller and its helpers.
+pub(crate) struct Team {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+/// A region of work: calls `run` with (`work`, member, piece).
+struct Region<'a> {
+    work: &'a (dyn Fn(usize, usize) + Sync),
+    pieces: usize,
+    next: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+struct Shared {
+    /// The open region, or null.
+    region: AtomicPtr<Region<'static>>,
+    /// Counts regions, so that a helper sees a new one.
+    epoch: AtomicU64,
+    /// Helpers that may be looking at the open region.
+    inside: AtomicUsize,
+    /// Helpers that sleep or are about to.
+    asleep: AtomicUsize,
+    is_over: AtomicBool,
+}
+
+impl Team {
+    /// A team of so many threads, the caller among them; 0 means one for each processor.
+    pub(crate) fn new(threads: usize) -> Self {
+        let available = || thread::available_parallelism().map_or(1, usize::from);
+        let threads = if threads == 0 { available() } else { threads };
+        let shared = Arc::new(Shared {
+            region: AtomicPtr::default(),
+            epoch: AtomicU64::new(0),
+            inside: AtomicUsize::new(0),
+            asleep: AtomicUsize::new(0),
+            is_over: AtomicBool::new(false),
+        });
+        let start = |member: usize| {
+            let shared = shared.clone();
+            let thread = thread::Builder::new().name(format!("candle-policy-{member}"));
+            thread.spawn(move || shared.help(member)).expect("the system can start a thread")
+        };
+        let helpers = (1..threads).map(start).collect();
+        Self { shared, helpers }
+    }
+
+    /// How many threads there are.
+    pub(crate) fn size(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Calls `work` with (member, piece) once for each piece, and returns when all calls have. Which member gets which
+    /// piece is left to chance; a member does one piece at a time.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub(crate) fn each(&mut self, pieces: usize, work: impl Fn(usize, usize) + Sync) {
+        if self.helpers.is_empty() || pieces <= 1 {
+            return (0..pieces).for_each(|piece| work(0, piece));
+        }
+        let region =
+            Region { work: &work, pieces, next: AtomicUsize::new(0), panic: Mutex::new(None) };
+        self.open(&region);
+        region.join(0);
+        self.close();
+        let panic = region.panic.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Calls `work` with (member, index of a chunk, chunk) once for each so many of `items`.
+    ///
+    /// # Panics
+    /// When `work` does, and for chunks of nothing.
+    pub(crate) fn chunks<T: Send>(
+        &mut self,
+        items: &mut [T],
+        length: usize,
+        work: impl Fn(usize, usize, &mut [T]) + Sync,
+    ) {
+        let chunks = Chunks { start: items.as_mut_ptr(), count: items.len(), length };
+        self.each(items.len().div_ceil(length), |member, index| {
+            // SAFETY: each index is given out once.
+            #[allow(unsafe_code)]
+            let chunk = unsafe { chunks.get(index) };
+            work(member, index, chunk);
+        });
+    }
+
+    fn open(&self, region: &Region<'_>) {
+        let Shared { region: place, epoch, asleep, .. } = &*self.shared;
+        let pointer: *const Region<'_> = region;
+        place.store(pointer.cast_mut().cast(), SeqCst);
+        epoch.fetch_add(1, SeqCst);
+        if asleep.load(SeqCst) > 0 {
+            self.helpers.iter().for_each(|helper| helper.thread().unpark());
+        }
+    }
+
+    /// Returns when no helper looks at the region any more.
+    fn close(&self) {
+        self.shared.region.store(std::ptr::null_mut(), SeqCst);
+        let mut looks = 0;
+        while self.shared.inside.load(SeqCst) > 0 {
+            wait(&mut looks);
+        }
+    }
+}
+
+fn wait(looks: &mut u32) {
+    *looks += 1;
+    if *looks < LOOKS {
+        spin_loop();
+    } else {
+        *looks = 0;
+        thread::yield_now();
+    }
+}
+
+/// A slice that is given out in pieces.
+struct Chunks<T> {
+    start: *mut T,
+    count: usize,
+    length: usize,
+}
+
+// SAFETY: threads that share it get chunks of their own, of items that may go to other threads.
+#[allow(unsafe_code)]
+unsafe impl<T: Send> Sync for Chunks<T> {}
+
+impl<T> Chunks<T> {
+    /// # Safety
+    /// Nobody else has the chunk, and the slice is borrowed for as long as this is.
+    #[allow(unsafe_code)]
+    #[allow(clippy::mut_from_ref, reason = "each chunk has one owner")]
+    unsafe fn get(&self, index: usize) -> &mut [T] {
+        let start = index * self.length;
+        assert!(start < self.count, "there is such a chunk");
+        let length = self.length.min(self.count - start);
+        // SAFETY: inside the slice by the lines above, and nobody else's by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) }
+    }
+}
+
+/// A slice of places of one length, each of which is written once by some thread.
+pub(crate) struct Places<'a> {
+    chunks: Chunks<f32>,
+    taken: Vec<AtomicBool>,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Places<'a> {
+    pub(crate) fn new(data: &'a mut [f32], length: usize) -> Self {
+        let taken = (0..data.len() / length).map(|_| AtomicBool::new(false)).collect();
+        let chunks = Chunks { start: data.as_mut_ptr(), count: data.len(), length };
+        Self { chunks, taken, lifetime: PhantomData }
+    }
+
+    /// # Panics
+    /// When there is no such place, it was written before, or the lengths differ.
+    pub(crate) fn write(&self, place: usize, numbers: &[f32]) {
+        assert!(!self.taken[place].swap(true, Relaxed), "a place is written once");
+        // SAFETY: the line above lets one caller through for each place.
+        #[allow(unsafe_code)]
+        let target = unsafe { self.chunks.get(place) };
+        target.copy_from_slice(numbers);
+    }
+}
+
+impl Region<'_> {
+    /// Does pieces until there are none.
+    fn join(&self, member: usize) {
+        let work = || {
+            loop {
+                let piece = self.next.fetch_add(1, Relaxed);
+                if piece >= self.pieces {
+                    return;
+                }
+                (self.work)(member, piece);
+            }
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            self.next.store(self.pieces, Relaxed);
+            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        }
+    }
+}
+
+impl Shared {
+    fn help(&self, member: usize) {
+        let mut seen = 0;
+        while self.wait_for_region(&mut seen) {
+            self.inside.fetch_add(1, SeqCst);
+            let region = self.region.load(SeqCst);
+            // SAFETY: the pointer was put there by `open` and is taken away by `close`, which then waits until `inside` is
+            // 0. All three are sequentially consistent: a pointer that is read after `inside` was raised is valid until
+            // it is lowered, because `close` either took the pointer away before, or sees the raised count.
+            #[allow(unsafe_code)]
+            if let Some(region) = unsafe { region.as_ref() } {
+                region.join(member);
+            }
+            self.inside.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// False when the team is given up.
+    fn wait_for_region(&self, seen: &mut u64) -> bool {
+        let start = Instant::now();
+        let mut looks = 0_u32;
+        loop {
+            if self.is_new(seen) {
+                return !self.is_over.load(Acquire);
+            }
+            spin_loop();
+            looks += 1;
+            if looks.is_multiple_of(1024) && start.elapsed() > AWAKE {
+                break;
+            }
+        }
+        self.asleep.fetch_add(1, SeqCst);
+        // `open` counts up before it looks for sleepers, and a sleeper is counted before it looks again.
+        while !self.is_new(seen) {
+            thread::park();
+        }
+        self.asleep.fetch_sub(1, SeqCst);
+        !self.is_over.load(Acquire)
+    }
+
+    fn is_new(&self, seen: &mut u64) -> bool {
+        let epoch = self.epoch.load(SeqCst);
+        std::mem::replace(seen, epoch) != epoch
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Release);
+        self.shared.epoch.fetch_add(1, SeqCst);
+        for helper in self.helpers.drain(..) {
+            helper.thread().unpark();
+            // A helper catches what its work throws, so there is no panic to pass on.
+            let _ = helper.join();
+        }
+    }
+}
+
+impl fmt::Debug for Team {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Team").field("size", &self.size()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_piece_is_done_once_awake_and_asleep() {
+        for threads in [1, 2, 5] {
+            let mut team = Team::new(threads);
+            for round in 0..300 {
+                if round % 100 == 99 {
+                    thread::sleep(2 * AWAKE);
+                }
+                let counts: Vec<AtomicUsize> =
+                    (0..round % 37).map(|_| AtomicUsize::new(0)).collect();
+                team.each(counts.len(), |member, piece| {
+                    assert!(member < threads);
+                    counts[piece].fetch_add(1, Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_team_goes_on() {
+        let mut team = Team::new(3);
+        for _ in 0..20 {
+            let call = || team.each(50, |_, piece| assert_ne!(piece, 31, "on purpose"));
+            assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
+            team.each(10, |_, _| ());
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Which pages hold what: a tree of token sequences.
+//!
+//! A node is a page. The tokens on the way from the root to it are those that its keys and values depend on, so that all
+//! requests that begin with them can read it. Everything reachable from the root belongs to the weights that are served now;
+//! what older weights wrote is cut off when new ones come ([`Tree::renew`]), and freed when the last request that still
+//! reads it ends.
+//!
+//! A page is kept while a request reads it or a session that has used it may ask again. When pages run out, those that no
+//! request reads are given up, the least recently used first and never before what continues them.
+
+use std::collections::{BTreeSet, HashMap};
+
+use turnwise_trajectory::PolicyVersion;
+
+use super::pages::PAGE;
+
+/// A page, by its place in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct PageId(pub(super) usize);
+
+/// A node, by its place and how often the place was used before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct NodeId {
+    index: usize,
+    generation: u64,
+}
+
+/// A page and what it holds.
+#[derive(Debug)]
+pub(super) struct Node {
+    parent: Option<NodeId>,
+    children: Vec<NodeId>,
+    /// At most [`PAGE`]; those beyond `filled` are still to be computed.
+    pub(super) ids: Vec<u32>,
+    /// How many tokens are computed.
+    pub(super) filled: usize,
+    pub(super) page: PageId,
+    /// The oldest weights that wrote any of it; meaningless when nothing is filled.
+    pub(super) oldest: PolicyVersion,
+    /// Whether newer weights have come since it was made.
+    is_stale: bool,
+    /// Requests that have it on their path.
+    readers: usize,
+    /// Sessions that may come back to it.
+    sessions: usize,
+    /// When it was used last.
+    used: u64,
+    /// The last step that computed some of it.
+    claimed: u64,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    generation: u64,
+    node: Option<Node>,
+}
+
+/// A part of a page that can be copied instead of computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    pub(super) node: NodeId,
+    /// How many of its tokens are wanted.
+    pub(super) tokens: usize,
+}
+
+/// All pages.
+#[derive(Debug)]
+pub(super) struct Tree {
+    places: Vec<Place>,
+    vacant: Vec<usize>,
+    /// Nodes without a parent under the weights that are served.
+    roots: Vec<NodeId>,
+    /// Nodes that may be given up, by when they were used.
+    spare: BTreeSet<(u64, NodeId)>,
+    /// What each session came to last.
+    sessions: HashMap<u64, Vec<NodeId>>,
+    free: Vec<PageId>,
+    max_pages: usize,
+    /// Pages that exist, free or not.
+    made: usize,
+    clock: u64,
+    filled: usize,
+    /// Tokens given up since this was asked last.
+    given_up: usize,
+}
+
+impl Tree {
+    pub(super) fn new(max_pages: usize) -> Self {
+        Self {
+            places: Vec::new(),
+            vacant: Vec::new(),
+            roots: Vec::new(),
+            spare: BTreeSet::new(),
+            sessions: HashMap::new(),
+            free: Vec::new(),
+            max_pages,
+            made: 0,
+            clock: 0,
+            filled: 0,
+            given_up: 0,
+        }
+    }
+
+    /// # Panics
+    /// When the node is gone: those that a request reads are not.
+    pub(super) fn node(&self, id: NodeId) -> &Node {
+        self.get(id).expect("a node that is read is there")
+    }
+
+    fn get(&self, id: NodeId) -> Option<&Node> {
+        let place = self.places.get(id.index).filter(|place| place.generation == id.generation)?;
+        place.node.as_ref()
+    }
+
+    fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        let place = &mut self.places[id.index];
+        assert_eq!(place.generation, id.generation, "a node that is read is there");
+        place.node.as_mut().expect("a node that is read is there")
+    }
+
+    /// Tokens whose keys and values are held.
+    pub(super) fn tokens(&self) -> usize {
+        self.filled
+    }
+
+    /// Pages that hold something.
+    pub(super) fn pages(&self) -> usize {
+        self.made - self.free.len()
+    }
+
+    /// How many pages there can be.
+    pub(super) fn max_pages(&self) -> usize {
+        self.max_pages
+    }
+
+    /// Pages that can be had without taking any from a request.
+    ///
+    /// Every page that no request reads counts: those that nobody reads have no readers below them either.
+    pub(super) fn available(&self) -> usize {
+        let unread = self.places.iter().filter_map(|place| place.node.as_ref());
+        let unread = unread.filter(|node| node.readers == 0).count();
+        self.max_pages - self.made + self.free.len() + unread
+    }
+
+    /// Tokens given up since this was asked last.
+    pub(super) fn take_given_up(&mut self) -> usize {
+        std::mem::take(&mut self.given_up)
+    }
+
+    fn children(&self, parent: Option<NodeId>) -> &[NodeId] {
+        parent.map_or(&self.roots, |parent| &self.node(parent).children)
+    }
+
+    /// The whole pages of a sequence that are there or being made, from its start.
+    pub(super) fn path(&self, ids: &[u32]) -> Vec<NodeId> {
+        let mut path: Vec<NodeId> = Vec::new();
+        for ids in ids.as_chunks::<PAGE>().0 {
+            let children = self.children(path.last().copied());
+            let Some(child) = children.iter().find(|child| self.node(**child).ids == ids) else {
+                break;
+            };
+            path.push(*child);
+        }
+        path
+    }
+
+    /// The page behind `parent` that begins with most of these tokens.
+    pub(super) fn source(&self, parent: Option<NodeId>, ids: &[u32]) -> Option<Source> {
+        let common = |id: &NodeId| {
+            let node = self.node(*id);
+            let tokens = node.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
+            // One that nobody computes any more is worth what it holds.
+            let tokens = if node.readers == 0 { tokens.min(node.filled) } else { tokens };
+            Source { node: *id, tokens }
+        };
+        // Of equals the one that is furthest, so that nobody waits without need.
+        let best = |source: &Source| (source.tokens, self.node(source.node).filled);
+        let sources = self.children(parent).iter().map(common);
+        sources.filter(|source| source.tokens > 0).max_by_key(best)
+    }
+
+    /// Whether anybody still computes it.
+    pub(super) fn is_read(&self, id: NodeId) -> bool {
+        self.get(id).is_some_and(|node| node.readers > 0)
+    }
+
+    /// What is filled of a node, or 0 when it is gone.
+    pub(super) fn filled(&self, id: NodeId) -> usize {
+        self.get(id).map_or(0, |node| node.filled)
+    }
+
+    /// Adds a reader to each.
+    pub(super) fn read(&mut self, path: &[NodeId]) {
+        for id in path {
+            self.node_mut(*id).readers += 1;
+            self.sort(*id);
+        }
+    }
+
+    /// A page for tokens behind `parent`, with one reader. `None` when there is no room.
+    pub(super) fn add(&mut self, parent: Option<NodeId>, ids: Vec<u32>) -> Option<NodeId> {
+        let page = self.take_page()?;
+        let is_stale = parent.is_some_and(|parent| self.node(parent).is_stale);
+        let node = Node {
+            parent,
+            children: Vec::new(),
+            ids,
+            filled: 0,
+            page,
+            oldest: PolicyVersion::default(),
+            is_stale,
+            readers: 1,
+            sessions: 0,
+            used: self.clock,
+            claimed: 0,
+        };
+        let index = self.vacant.pop().unwrap_or(self.places.len());
+        if index == self.places.len() {
+            self.places.push(Place::default());
+        }
+        let place = &mut self.places[index];
+        place.node = Some(node);
+        let id = NodeId { index, generation: place.generation };
+        match parent {
+            Some(parent) => {
+                self.node_mut(parent).children.push(id);
+                self.sort(parent);
+            }
+            None => self.roots.push(id),
+        }
+        Some(id)
+    }
+
+    fn take_page(&mut self) -> Option<PageId> {
+        if self.free.is_empty() && self.made < self.max_pages {
+            self.made += 1;
+            return Some(PageId(self.made - 1));
+        }
+        if self.free.is_empty() {
+            let (_, id) = *self.spare.first()?;
+            self.given_up += self.node(id).filled;
+            self.remove(id);
+        }
+        self.free.pop()
+    }
+
+    /// Takes the right to compute a node in a step, counted from 1; each step gives it once.
+    pub(super) fn claim(&mut self, id: NodeId, step: u64) -> bool {
+        let node = self.node_mut(id);
+        std::mem::replace(&mut node.claimed, step) != step
+    }
+
+    /// Notes a token that is about to be computed.
+    pub(super) fn extend(&mut self, id: NodeId, token: u32) {
+        self.node_mut(id).ids.push(token);
+    }
+
+    /// Notes that a node now holds so many tokens, the last of them written by these weights.
+    pub(super) fn fill(&mut self, id: NodeId, filled: usize, version: PolicyVersion) {
+        let node = self.node_mut(id);
+        node.oldest = if node.filled == 0 { version } else { node.oldest.min(version) };
+        let before = std::mem::replace(&mut node.filled, filled);
+        self.filled = self.filled + filled - before;
+    }
+
+    /// A node with the same tokens, all computed, in another's place.
+    pub(super) fn twin(&self, id: NodeId) -> Option<NodeId> {
+        let node = self.node(id);
+        if node.is_stale && node.parent.is_none() {
+            return None;
+        }
+        let is_twin = |other: &&NodeId| {
+            let twin = self.node(**other);
+            **other != id && twin.filled == PAGE && twin.ids == node.ids
+        };
+        self.children(node.parent).iter().find(is_twin).copied()
+    }
+
+    /// Takes a reader from each.
+    pub(super) fn leave(&mut self, path: &[NodeId]) {
+        self.clock += 1;
+        for id in path.iter().rev() {
+            let clock = self.clock;
+            let node = self.node_mut(*id);
+            node.readers -= 1;
+            self.touch(*id, clock);
+            self.free_unused(*id);
+        }
+    }
+
+    /// Notes what a session came to, in place of what it came to before.
+    pub(super) fn keep(&mut self, session: u64, path: &[NodeId]) {
+        let fresh = path.iter().copied().take_while(|id| !self.node(*id).is_stale);
+        let fresh: Vec<NodeId> = fresh.collect();
+        fresh.iter().for_each(|id| self.node_mut(*id).sessions += 1);
+        let before = self.sessions.insert(session, fresh);
+        self.let_go(&before.unwrap_or_default());
+        self.forget_sessions();
+    }
+
+    /// Forgets sessions of which nothing is left, when there are too many to be all of use.
+    fn forget_sessions(&mut self) {
+        if self.sessions.len() > 2 * self.places.len() + 64 {
+            let mut sessions = std::mem::take(&mut self.sessions);
+            sessions.retain(|_, path| path.iter().any(|id| self.get(*id).is_some()));
+            self.sessions = sessions;
+        }
+    }
+
+    /// Says that a session asks for nothing more.
+    pub(super) fn release(&mut self, session: u64) {
+        let path = self.sessions.remove(&session).unwrap_or_default();
+        self.let_go(&path);
+    }
+
+    fn let_go(&mut self, path: &[NodeId]) {
+        for id in path.iter().rev() {
+            if self.get(*id).is_some() {
+                self.node_mut(*id).sessions -= 1;
+                self.free_unused(*id);
+            }
+        }
+    }
+
+    /// Cuts off everything that is there: new weights have come.
+    pub(super) fn renew(&mut self) {
+        self.roots.clear();
+        self.sessions.clear();
+        let ids: Vec<NodeId> = (0..self.places.len()).filter_map(|index| self.at(index)).collect();
+        for id in &ids {
+            let node = self.node_mut(*id);
+            (node.is_stale, node.sessions) = (true, 0);
+        }
+        for id in ids {
+            if self.get(id).is_some() {
+                self.free_unused(id);
+            }
+        }
+    }
+
+    fn at(&self, index: usize) -> Option<NodeId> {
+        let Place { generation, node } = &self.places[index];
+        node.as_ref().map(|_| NodeId { index, generation: *generation })
+    }
+
+    /// Frees a node that nobody reads or may come back to, and those before it that were there for it alone.
+    fn free_unused(&mut self, id: NodeId) {
+        let mut next = Some(id);
+        while let Some(id) = next {
+            let node = self.node(id);
+            next = node.parent;
+            let is_unused = node.readers == 0 && node.sessions == 0 && node.children.is_empty();
+            if !is_unused {
+                return self.sort(id);
+            }
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: NodeId) {
+        let place = &mut self.places[id.index];
+        place.generation += 1;
+        let node = place.node.take().expect("a node that is removed is there");
+        self.vacant.push(id.index);
+        self.spare.remove(&(node.used, id));
+        self.filled -= node.filled;
+        self.free.push(node.page);
+        match node.parent {
+            Some(parent) => {
+                self.node_mut(parent).children.retain(|child| *child != id);
+                self.sort(parent);
+            }
+            None => self.roots.retain(|root| *root != id),
+        }
+    }
+
+    fn touch(&mut self, id: NodeId, clock: u64) {
+        let node = self.node_mut(id);
+        let before = std::mem::replace(&mut node.used, clock);
+        self.spare.remove(&(before, id));
+        self.sort(id);
+    }
+
+    /// Puts a node among the spare ones, or takes it out.
+    fn sort(&mut self, id: NodeId) {
+        let node = self.node(id);
+        let entry = (node.used, id);
+        if node.readers == 0 && node.children.is_empty() {
+            self.spare.insert(entry);
+        } else {
+            self.spare.remove(&entry);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Weights in the order in which products read them.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::engine::Team;
+use crate::math;
+use crate::simd::vectorized;
+use crate::tile::{Block, Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, numbers, shape};
+
+/// A matrix `[in, out]` cut into panels of 16 columns, one after another; columns that are missing in the last are 0.
+/// `[panels, in, LANES]`
+#[derive(Debug)]
+pub(crate) struct Panels {
+    blocks: Vec<Block>,
+    width: usize,
+    /// What is added to each row of a product. `[16 panels]`
+    bias: Option<Vec<f32>>,
+}
+
+/// A matrix as it is stored, with its bias: `[out, in]` and `[out]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored<'a> {
+    pub(crate) matrix: &'a [f32],
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// What becomes of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// It overwrites the target.
+    Replace,
+    /// It is added to the target.
+    Add,
+    /// Of each two panels, the first holds gates and the second what they let through: `silu(gate) * up` overwrites the
+    /// target, which is half as wide.
+    Gate,
+}
+
+/// Rows of numbers: row `i` starts at `i * stride`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) count: usize,
+}
+
+/// So many numbers as whole vectors have.
+pub(crate) fn padded(width: usize) -> usize {
+    width.next_multiple_of(LANES)
+}
+
+impl Panels {
+    /// Matrices that read the same `width` numbers, side by side.
+    pub(crate) fn side_by_side(matrices: &[Stored<'_>], width: usize) -> Self {
+        let rows = matrices.iter().flat_map(|stored| stored.matrix.chunks_exact(width));
+        let rows: Vec<&[f32]> = rows.collect();
+        let biases: Option<Vec<&[f32]>> = matrices.iter().map(|stored| stored.bias).collect();
+        let bias = biases.map(|biases| {
+            let mut bias = biases.concat();
+            bias.resize(padded(bias.len()), 0.0);
+            bias
+        });
+        let blocks = rows.chunks(LANES).flat_map(|rows| panel(rows, width)).collect();
+        Self { blocks, width, bias }
+    }
+
+    /// Gates and what they let through, panel by panel in turns, for [`Then::Gate`].
+    pub(crate) fn in_turns(gate: Stored<'_>, up: Stored<'_>, width: usize) -> Self {
+        let rows = |stored: Stored<'_>| -> Vec<Vec<Block>> {
+            let rows: Vec<&[f32]> = stored.matrix.chunks_exact(width).collect();
+            rows.chunks(LANES).map(|rows| panel(rows, width)).collect()
+        };
+        let panels = rows(gate).into_iter().zip(rows(up));
+        let blocks = panels.flat_map(|(gate, up)| [gate, up].concat()).collect();
+        let bias = gate.bias.zip(up.bias).map(|(gate, up)| {
+            let mut bias = vec![0.0; 2 * padded(gate.len())];
+            let pairs = bias.chunks_exact_mut(2 * LANES);
+            for ((pair, gate), up) in pairs.zip(gate.chunks(LANES)).zip(up.chunks(LANES)) {
+                pair[..gate.len()].copy_from_slice(gate);
+                pair[LANES..][..up.len()].copy_from_slice(up);
+            }
+            bias
+        });
+        Self { blocks, width, bias }
+    }
+
+    /// How many panels there are.
+    pub(crate) fn count(&self) -> usize {
+        self.blocks.len() / self.width
+    }
+
+    /// How many numbers a row of a product has, with those that fill the last vector.
+    pub(crate) fn columns(&self, then: Then) -> usize {
+        let columns = self.count() * LANES;
+        if then == Then::Gate { columns / 2 } else { columns }
+    }
+
+    /// How many numbers it has, with those that fill the last vector.
+    pub(crate) fn numbers(&self) -> usize {
+        self.blocks.len() * LANES
+    }
+
+    fn panel(&self, index: usize) -> &[f32] {
+        numbers(&self.blocks[index * self.width..(index + 1) * self.width])
+    }
+
+    /// `rows` times the matrix, into the same rows of `target`. `[count, columns]`
+    ///
+    /// # Panics
+    /// When rows or target are too small.
+    pub(crate) fn multiply(&self, team: &mut Team, rows: Rows<'_>, target: &mut [f32], then: Then) {
+        let piece = piece(self.count(), team.size());
+        let target = Target::new(target, self.columns(then), rows.count);
+        team.each(self.count().div_ceil(piece), |_, index| {
+            let end = ((index + 1) * piece).min(self.count());
+            self.columns_of(rows, &target, then, index * piece..end);
+        });
+    }
+
+    /// The same by the caller alone.
+    pub(crate) fn multiply_alone(&self, rows: Rows<'_>, target: &mut [f32], then: Then) {
+        let target = Target::new(target, self.columns(then), rows.count);
+        self.columns_of(rows, &target, then, 0..self.count());
+    }
+
+    /// Some panels of a product.
+    fn columns_of(&self, rows: Rows<'_>, target: &Target<'_>, then: Then, panels: Range<usize>) {
+        let (most, most_vectors) = shape(rows.count);
+        let cuts = rows.count.div_ceil(most).max(1);
+        let mut start = panels.start;
+        while start < panels.end {
+            let mut vectors = most_vectors;
+            while vectors > panels.end - start {
+                vectors /= 2;
+            }
+            let mut b: [&[f32]; MAX_VECTORS] = [&[]; MAX_VECTORS];
+            let columns = b.iter_mut().zip(start..start + vectors);
+            columns.for_each(|(b, panel)| *b = self.panel(panel));
+            for cut in 0..cuts {
+                let (first, end) = (rows.count * cut / cuts, rows.count * (cut + 1) / cuts);
+                let factors = Factors {
+                    a: rows.data.get(first * rows.stride..).unwrap_or_default(),
+                    a_stride: rows.stride,
+                    rows: end - first,
+                    b,
+                    b_stride: LANES,
+                    vectors,
+                    terms: self.width,
+                    // The first of several tiles waits for memory, and the others can have it fetched for the next.
+                    ahead: if cut == 1 { vectors * self.width * LANES } else { 0 },
+                };
+                let mut sums = [0.0; MAX_TILE];
+                add_product(&mut sums, &factors);
+                let bias = self.bias.as_deref().map_or(&[][..], |bias| &bias[start * LANES..]);
+                target.check(end, start + vectors, then);
+                write(target, &Tile { sums: &sums, first, end, start, vectors, bias, then });
+            }
+            start += vectors;
+        }
+    }
+}
+
+/// How many panels are done at a time: an even number, and several pieces for each member.
+fn piece(panels: usize, members: usize) -> usize {
+    (panels / (4 * members)).clamp(1, 16).next_multiple_of(2)
+}
+
+/// Rows of an `[out, in]` matrix as a panel.
+fn panel(rows: &[&[f32]], width: usize) -> Vec<Block> {
+    let mut blocks = vec![Block::ZERO; width];
+    for (lane, row) in rows.iter().enumerate() {
+        for (block, value) in blocks.iter_mut().zip(*row) {
+            block.0[lane] = *value;
+        }
+    }
+    blocks
+}
+
+/// A matrix whose columns are written by several threads.
+struct Target<'a> {
+    data: *mut f32,
+    stride: usize,
+    rows: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: whoever shares it writes columns of their own: `columns_of` is called once for each piece, and pieces are disjoint.
+#[allow(unsafe_code)]
+unsafe impl Sync for Target<'_> {}
+
+/// Sums of some rows and panels, and what becomes of them.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    /// `[end - first, vectors, LANES]`
+    sums: &'a [f32; MAX_TILE],
+    first: usize,
+    end: usize,
+    /// The first panel.
+    start: usize,
+    vectors: usize,
+    /// Of these columns; empty where there is none.
+    bias: &'a [f32],
+    then: Then,
+}
+
+impl<'a> Target<'a> {
+    fn new(data: &'a mut [f32], stride: usize, rows: usize) -> Self {
+        assert!(data.len() >= stride * rows, "a product needs room for its rows");
+        Self { data: data.as_mut_ptr(), stride, rows, lifetime: PhantomData }
+    }
+
+    /// # Panics
+    /// When rows up to `row` or columns of panels up to `panel` are not all inside.
+    fn check(&self, row: usize, panel: usize, then: Then) {
+        let columns = if then == Then::Gate { panel * LANES / 2 } else { panel * LANES };
+        assert!(row <= self.rows && columns <= self.stride, "a tile lies inside its target");
+    }
+
+    /// Sixteen numbers of a row.
+    #[allow(clippy::mut_from_ref, reason = "threads have columns of their own")]
+    #[allow(clippy::inline_always, reason = "it is called in compiled loops")]
+    #[inline(always)]
+    fn vector(&self, row: usize, vector: usize) -> &mut [f32; LANES] {
+        // SAFETY: `check` has made sure that it lies inside the slice, which is borrowed for as long as this is. No other
+        // thread has these columns, and this one holds one vector at a time.
+        #[allow(unsafe_code)]
+        unsafe {
+            &mut *self.data.add(row * self.stride + vector * LANES).cast()
+        }
+    }
+}
+
+vectorized! {
+    /// Puts a tile where it belongs, which has been checked.
+    fn write(target: &Target<'_>, tile: &Tile<'_>) {
+        let Tile { sums, first, end, start, vectors, bias, then } = *tile;
+        let (sums, _) = sums.as_chunks::<LANES>();
+        let (bias, _) = bias.as_chunks::<LANES>();
+        for (row, sums) in (first..end).zip(sums.chunks_exact(vectors)) {
+            let with_bias = |vector: usize| {
+                let mut sums = sums[vector];
+                if let Some(bias) = bias.get(vector) {
+                    math::add_scaled(&mut sums, 1.0, bias);
+                }
+                sums
+            };
+            match then {
+                Then::Replace => {
+                    for vector in 0..vectors {
+                        *target.vector(row, start + vector) = with_bias(vector);
+                    }
+                }
+                Then::Add => {
+                    for vector in 0..vectors {
+                        math::add_scaled(target.vector(row, start + vector), 1.0, &with_bias(vector));
+                    }
+                }
+                Then::Gate => {
+                    for pair in 0..vectors / 2 {
+                        let (gate, up) = (with_bias(2 * pair), with_bias(2 * pair + 1));
+                        let target = target.vector(row, start / 2 + pair);
+                        for lane in 0..LANES {
+                            target[lane] = math::silu(gate[lane]) * up[lane];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn uneven(length: usize, seed: usize) -> Vec<f32> {
+        (0..length).map(|i| ((i * 37 + seed * 11) % 23) as f32 * 0.125 - 1.0).collect()
+    }
+
+    /// `rows` times the transpose of an `[out, in]` matrix, in double precision.
+    fn plain(rows: &[f32], stored: Stored<'_>, width: usize) -> Vec<Vec<f64>> {
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let row = |row: &[f32]| {
+            let columns = stored.matrix.chunks_exact(width).enumerate();
+            let bias = |column: usize| stored.bias.map_or(0.0, |bias| f64::from(bias[column]));
+            columns.map(|(column, by)| dot(row, by) + bias(column)).collect()
+        };
+        rows.chunks_exact(width).map(row).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+
+        /// The product is right, and a row of it is the same to the bit alone and among others, by one thread or several.
+        #[test]
+        fn a_product_is_right_and_its_rows_do_not_know_of_each_other(
+            count in 1_usize..40,
+            width in 1_usize..70,
+            columns in 1_usize..150,
+            with_bias: bool,
+            threads in 1_usize..4,
+        ) {
+            let mut team = Team::new(threads);
+            let (a, matrix, bias) =
+                (uneven(count * width, 1), uneven(columns * width, 2), uneven(columns, 3));
+            let stored = Stored { matrix: &matrix, bias: with_bias.then_some(&bias[..]) };
+            let right = plain(&a, stored, width);
+            let (panels, turns) = (
+                Panels::side_by_side(&[stored], width),
+                Panels::in_turns(stored, stored, width),
+            );
+            let rows = Rows { data: &a, stride: width, count };
+            for then in [Then::Replace, Then::Add, Then::Gate] {
+                let panels = if then == Then::Gate { &turns } else { &panels };
+                let stride = panels.columns(then);
+                let mut target = vec![0.5; count * stride];
+                panels.multiply(&mut team, rows, &mut target, then);
+                for row in 0..count {
+                    let ours = &target[row * stride..][..columns];
+                    for (ours, x) in ours.iter().zip(&right[row]) {
+                        let expected = match then {
+                            Then::Replace => *x,
+                            Then::Add => x + 0.5,
+                            Then::Gate => x / (1.0 + (-x).exp()) * x,
+                        };
+                        prop_assert!((f64::from(*ours) - expected).abs() < 1e-3, "{ours} {expected}");
+                    }
+                    let mut alone = vec![0.5; stride];
+                    let lone = Rows { data: &a[row * width..], stride: width, count: 1 };
+                    panels.multiply_alone(lone, &mut alone, then);
+                    prop_assert_eq!(&alone[..], &target[row * stride..][..stride]);
+                }
+            }
+        }
+    }
+}
