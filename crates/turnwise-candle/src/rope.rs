@@ -54,15 +54,4 @@ impl Rope {
         }
         table
     }
-
-    /// Turns every head of a token to its position.
-    pub(crate) fn turn(&self, heads: &mut [f32], position: usize) {
-        let (cos, sin) = self.at(position);
-        for head in heads.chunks_exact_mut(2 * self.half()) {
-            let (first, second) = head.split_at_mut(self.half());
-            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-            }
-        }
-    }
 }

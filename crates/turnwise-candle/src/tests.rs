@@ -1,6 +1,7 @@
 mod checkpoint;
 mod engine;
 mod fixture;
+mod forest;
 mod forward;
 mod learner;
 mod mixture;
