@@ -47,12 +47,7 @@ struct Distributions {
 }
 
 impl Plain {
-    pub(crate) fn new(
-        forward: Forward,
-        batch: Arc<Batch>,
-        device: Device,
-        keep: Keep,
-    ) -> Self {
+    pub(crate) fn new(forward: Forward, batch: Arc<Batch>, device: Device, keep: Keep) -> Self {
         let (inputs, routed, uses) = (Vec::new(), Vec::new(), Vec::new());
         Self { forward, batch, device, keep, inputs, predicted: None, routed, uses, again: false }
     }
@@ -152,12 +147,7 @@ impl Ops for Plain {
         Tensor::cat(&products.collect::<Result<Vec<_>>>()?, D::Minus1)
     }
 
-    fn add_linear(
-        &mut self,
-        onto: &Tensor,
-        x: &Tensor,
-        linear: &Linear<Tensor>,
-    ) -> Result<Tensor> {
+    fn add_linear(&mut self, onto: &Tensor, x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
         onto + Self::product(x, linear)?
     }
 
@@ -205,8 +195,7 @@ impl Ops for Plain {
         let wanted = &self.batch.predictions;
         let (rows, m) = (wanted.n_rows(), wanted.tokens.len());
         let scales = Tensor::from_slice(&wanted.scales, (rows, 1), &self.device)?;
-        let logprobs =
-            log_softmax(&x.matmul(&head.t()?)?.broadcast_mul(&scales)?, D::Minus1)?;
+        let logprobs = log_softmax(&x.matmul(&head.t()?)?.broadcast_mul(&scales)?, D::Minus1)?;
         let entropies = (logprobs.exp()? * &logprobs)?.sum(D::Minus1)?.neg()?;
         let tokens = Tensor::from_slice(&wanted.tokens, (m, 1), &self.device)?;
         let of_targets = logprobs.index_select(&self.ids(&wanted.rows())?, 0)?;

@@ -156,7 +156,8 @@ impl Trainer {
     fn check_reached(&self, played: &Played) -> Result<(), LearnerError> {
         let parameters = self.model.parameters().iter().zip(&played.reached);
         let missing = parameters.filter(|(parameter, reached)| parameter.trainable && !**reached);
-        let names: Vec<String> = missing.map(|(parameter, _)| parameter.spec.name.clone()).collect();
+        let names: Vec<String> =
+            missing.map(|(parameter, _)| parameter.spec.name.clone()).collect();
         if names.is_empty() { Ok(()) } else { Err(LearnerError::NoGradient { names }) }
     }
 
@@ -242,7 +243,8 @@ impl Trainer {
             return Err(failed("step", format!("the largest gradient norm is {max_grad_norm}")));
         }
         let start = Instant::now();
-        let grad_norm = self.gradients.iter().map(|gradient| sum::squares(gradient)).sum::<f64>().sqrt();
+        let grad_norm =
+            self.gradients.iter().map(|gradient| sum::squares(gradient)).sum::<f64>().sqrt();
         let applied = grad_norm.is_finite();
         if applied {
             let scale = if grad_norm > max_grad_norm { max_grad_norm / grad_norm } else { 1.0 };
@@ -285,7 +287,10 @@ impl Trainer {
                 return Err(ModelError::BadConfig(reason));
             }
             let path = directory.join(OPTIMIZER);
-            Ok((loaded.values()?, AdamWState::load(self.optimizer_settings, &path, &self.model.specs())?))
+            Ok((
+                loaded.values()?,
+                AdamWState::load(self.optimizer_settings, &path, &self.model.specs())?,
+            ))
         };
         // Everything is read before anything is changed.
         let (values, optimizer) = read().map_err(|error| failed(&*action, error))?;
