@@ -59,6 +59,8 @@
 
 // The prose here writes π_θ, A_t and n_i as the paper does.
 #![allow(clippy::doc_markdown)]
+// What is not inlined into a pass is not compiled for the processor that the pass is compiled for.
+#![allow(clippy::inline_always)]
 
 mod advantage;
 mod anchor;
@@ -89,6 +91,7 @@ mod sequence_ratio;
 mod step;
 mod sum;
 mod token_terms;
+mod vector;
 
 pub use advantage::{
     AdvantageError, GroupAdvantage, Std, has_zero_variance, leave_one_out, mean_only, mean_std,
