@@ -107,6 +107,8 @@ impl Pass for WriteBySign<'_> {
         let (chunks, rest) = self.advantages.as_chunks::<LANES>();
         let (slots, slot_rest) = self.gradient.as_chunks_mut::<LANES>();
         for (slots, chunk) in slots.iter_mut().zip(chunks) {
+            V::ask_ahead(chunk);
+            V::ask_ahead(slots);
             let advantages = V::load(chunk);
             advantages.times(advantages.select_positive(positive, negative)).store(slots);
             sums.add(advantages);

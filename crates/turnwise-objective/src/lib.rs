@@ -37,6 +37,8 @@
 //!   that names its token.
 //! - A ratio that no bound limits (A < 0) is cut at e^512 ([`MAX_LOG_RATIO`]), keeps its
 //!   gradient, and is counted.
+//! - Loops run in the widest vectors the processor has, with the same operations in the same order, so
+//!   that every processor gives the same bits (as far as its library has the same exponential).
 //! - A sequence without trainable tokens adds 0 and does not count.
 //!
 //! # What there is

@@ -41,6 +41,8 @@ impl Pass for SumLogRatios<'_, '_> {
         let (logprobs, logprob_rest) = self.0.logprobs().as_chunks::<LANES>();
         let (behavior_logprobs, behavior_rest) = self.0.behavior_logprobs().as_chunks::<LANES>();
         for (logprobs, behavior_logprobs) in logprobs.iter().zip(behavior_logprobs) {
+            V::ask_ahead(logprobs);
+            V::ask_ahead(behavior_logprobs);
             sums.add(V::load(logprobs).minus(V::load(behavior_logprobs)));
         }
         let rest = V::load(&padded(logprob_rest)).minus(V::load(&padded(behavior_rest)));

@@ -41,8 +41,9 @@ impl<V: Vector> LaneSum<V> {
 
 fn total(sums: &[f64; LANES], errors: &[f64; LANES]) -> f64 {
     let mut total = Sum::default();
-    sums.iter().for_each(|&value| total.add(value));
-    errors.iter().for_each(|&value| total.add(value));
+    for &value in sums.iter().chain(errors) {
+        total.add(value);
+    }
     total.total()
 }
 
