@@ -50,7 +50,7 @@ pub struct ObjectiveSpeed {
     pub memory_bytes_per_second: f64,
     /// The loss that came out, for comparisons with another implementation.
     pub loss: f64,
-    /// Σ |∂loss/∂log π_t|, for the same.
+    /// `Σ |∂loss/∂log π_t|`, for the same.
     pub gradient_size: f64,
 }
 
