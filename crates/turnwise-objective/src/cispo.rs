@@ -94,7 +94,7 @@ impl From<Cispo> for CutWeight {
 }
 
 impl Term for CutWeight {
-    #[inline]
+    #[inline(always)]
     fn of(&self, tokens: &Lanes) -> Terms {
         let (below, above) = self.band.sides(&tokens.log_ratios);
         let mut terms = Terms::default();

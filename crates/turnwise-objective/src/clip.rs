@@ -2,6 +2,7 @@
 
 use crate::ObjectiveError;
 use crate::sum::LANES;
+use crate::vector::lanes;
 
 /// The range 1 − ε_l ..= 1 + ε_h in which a ratio is left alone.
 ///
@@ -150,7 +151,7 @@ impl Band {
     /// Decided in log space, where no ratio overflows. Within a few roundings of the bound the
     /// logarithm of the bound is itself rounded, so there the ratio decides: a ratio that equals
     /// the bound in f64 is not beyond it, the next one is.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_below(&self, log_ratio: f64) -> bool {
         if (log_ratio - self.log_low).abs() > self.tie {
             log_ratio < self.log_low
@@ -160,7 +161,7 @@ impl Band {
     }
 
     /// Whether the ratio is strictly above 1 + ε_h; decided like [`Band::is_below`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_above(&self, log_ratio: f64) -> bool {
         if (log_ratio - self.log_high).abs() > self.tie {
             log_ratio > self.log_high
@@ -170,27 +171,34 @@ impl Band {
     }
 
     /// Whether the ratio is strictly above the dual clip's bound; never without one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_beyond_dual(&self, log_ratio: f64) -> bool {
         log_ratio > self.log_dual
     }
 
     /// [`Band::is_below`] and [`Band::is_above`] of eight log ratios.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn sides(&self, log_ratios: &[f64; LANES]) -> ([bool; LANES], [bool; LANES]) {
-        let near = |&log_ratio: &f64| {
-            ((log_ratio - self.log_low).abs() <= self.tie)
-                | ((log_ratio - self.log_high).abs() <= self.tie)
-        };
-        if log_ratios.iter().fold(false, |any, log_ratio| any | near(log_ratio)) {
-            return (
-                log_ratios.map(|log_ratio| self.is_below(log_ratio)),
-                log_ratios.map(|log_ratio| self.is_above(log_ratio)),
-            );
+        let mut is_near = false;
+        for log_ratio in log_ratios {
+            is_near |= ((log_ratio - self.log_low).abs() <= self.tie)
+                | ((log_ratio - self.log_high).abs() <= self.tie);
+        }
+        if is_near {
+            return self.sides_one_by_one(log_ratios);
         }
         (
-            log_ratios.map(|log_ratio| log_ratio < self.log_low),
-            log_ratios.map(|log_ratio| log_ratio > self.log_high),
+            lanes(|lane| log_ratios[lane] < self.log_low),
+            lanes(|lane| log_ratios[lane] > self.log_high),
+        )
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn sides_one_by_one(&self, log_ratios: &[f64; LANES]) -> ([bool; LANES], [bool; LANES]) {
+        (
+            log_ratios.map(|log_ratio| self.is_below(log_ratio)),
+            log_ratios.map(|log_ratio| self.is_above(log_ratio)),
         )
     }
 }

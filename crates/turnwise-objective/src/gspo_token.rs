@@ -5,6 +5,7 @@ use crate::log_ratio::padded;
 use crate::objective::evaluate_tokens;
 use crate::sequence_ratio::{Credit, SequenceRatio};
 use crate::sum::{LANES, LaneSum};
+use crate::vector::{Pass, Vector, run_widest};
 use crate::{
     Advantages, Clip, Denominator, LengthWeight, Objective, ObjectiveError, Sequence, SequenceLoss,
 };
@@ -80,53 +81,79 @@ pub(crate) fn evaluate_ratio(
     match advantages {
         Advantages::Uniform(advantage) => evaluate_uniform(ratio, advantage, gradient),
         Advantages::PerToken(advantages) => {
-            write_gradient(ratio, advantages, gradient);
-            ratio.loss(&split_by_sign(advantages))
+            let (positive, negative) = ratio.gradient_per_advantage();
+            ratio.loss(&run_widest(WriteBySign { advantages, positive, negative, gradient }))
         }
     }
 }
 
-fn write_gradient(ratio: &SequenceRatio, advantages: &[f64], gradient: &mut [f64]) {
-    let (positive, negative) = ratio.gradient_per_advantage();
-    for (slot, &advantage) in gradient.iter_mut().zip(advantages) {
-        *slot = advantage * if advantage > 0.0 { positive } else { negative };
+/// The pass that writes the gradient and sums advantages up by their sign.
+struct WriteBySign<'a> {
+    advantages: &'a [f64],
+    /// ∂loss/∂log π_t per unit of a positive advantage.
+    positive: f64,
+    /// The same of a negative one.
+    negative: f64,
+    gradient: &'a mut [f64],
+}
+
+impl Pass for WriteBySign<'_> {
+    type Output = Credit;
+
+    #[inline(always)]
+    fn run<V: Vector>(self) -> Credit {
+        let (positive, negative) = (V::splat(self.positive), V::splat(self.negative));
+        let mut sums = SignSums::<V>::zero();
+        let (chunks, rest) = self.advantages.as_chunks::<LANES>();
+        let (slots, slot_rest) = self.gradient.as_chunks_mut::<LANES>();
+        for (slots, chunk) in slots.iter_mut().zip(chunks) {
+            V::ask_ahead(chunk);
+            V::ask_ahead(slots);
+            let advantages = V::load(chunk);
+            advantages.times(advantages.select_positive(positive, negative)).store(slots);
+            sums.add(advantages);
+        }
+        let advantages = V::load(&padded(rest));
+        let last = advantages.times(advantages.select_positive(positive, negative)).stored();
+        slot_rest.copy_from_slice(&last[..rest.len()]);
+        sums.add(advantages);
+        sums.credit(self.advantages.len())
     }
 }
 
-fn split_by_sign(advantages: &[f64]) -> Credit {
-    let mut sums = SignSums::default();
-    let (chunks, rest) = advantages.as_chunks::<LANES>();
-    for chunk in chunks {
-        sums.add(chunk);
-    }
-    sums.add(&padded(rest));
-    let n = advantages.len() as f64;
-    Credit {
-        positive_mean: sums.positive.total() / n,
-        negative_mean: sums.negative.total() / n,
-        n_positive: sums.n_positive.iter().sum::<u64>() as usize,
-        n_negative: sums.n_negative.iter().sum::<u64>() as usize,
-    }
+/// [`Credit`] as far as a pass over the tokens has come.
+struct SignSums<V> {
+    positive: LaneSum<V>,
+    negative: LaneSum<V>,
+    n_positive: u64,
+    n_negative: u64,
 }
 
-#[derive(Debug, Default)]
-struct SignSums {
-    positive: LaneSum,
-    negative: LaneSum,
-    n_positive: [u64; LANES],
-    n_negative: [u64; LANES],
-}
+impl<V: Vector> SignSums<V> {
+    #[inline(always)]
+    fn zero() -> Self {
+        let zero = LaneSum::zero();
+        Self { positive: zero, negative: zero, n_positive: 0, n_negative: 0 }
+    }
 
-impl SignSums {
-    #[inline]
-    fn add(&mut self, advantages: &[f64; LANES]) {
-        let positive = advantages.map(|advantage| if advantage > 0.0 { advantage } else { 0.0 });
+    #[inline(always)]
+    fn add(&mut self, advantages: V) {
+        let positive = advantages.select_positive(advantages, V::zero());
         self.positive.add(positive);
         // By subtraction, so that what is not finite reaches a sum.
-        self.negative.add(std::array::from_fn(|lane| positive[lane] - advantages[lane]));
-        for (lane, &advantage) in advantages.iter().enumerate() {
-            self.n_positive[lane] += u64::from(advantage > 0.0);
-            self.n_negative[lane] += u64::from(advantage < 0.0);
+        self.negative.add(positive.minus(advantages));
+        self.n_positive += u64::from(advantages.count_above(V::zero()));
+        self.n_negative += u64::from(V::zero().count_above(advantages));
+    }
+
+    #[inline(always)]
+    fn credit(&self, n_tokens: usize) -> Credit {
+        let n = n_tokens as f64;
+        Credit {
+            positive_mean: self.positive.total() / n,
+            negative_mean: self.negative.total() / n,
+            n_positive: self.n_positive as usize,
+            n_negative: self.n_negative as usize,
         }
     }
 }

@@ -37,6 +37,8 @@
 //!   that names its token.
 //! - A ratio that no bound limits (A < 0) is cut at e^512 ([`MAX_LOG_RATIO`]), keeps its
 //!   gradient, and is counted.
+//! - Loops run in the widest vectors the processor has, with the same operations in the same order, so
+//!   that every processor gives the same bits (as far as its library has the same exponential).
 //! - A sequence without trainable tokens adds 0 and does not count.
 //!
 //! # What there is
@@ -59,6 +61,8 @@
 
 // The prose here writes π_θ, A_t and n_i as the paper does.
 #![allow(clippy::doc_markdown)]
+// What is not inlined into a pass is not compiled for the processor that the pass is compiled for.
+#![allow(clippy::inline_always)]
 
 mod advantage;
 mod anchor;
@@ -89,6 +93,7 @@ mod sequence_ratio;
 mod step;
 mod sum;
 mod token_terms;
+mod vector;
 
 pub use advantage::{
     AdvantageError, GroupAdvantage, Std, has_zero_variance, leave_one_out, mean_only, mean_std,

@@ -1,6 +1,7 @@
 //! log π_θ − log π_b: its sum over a sequence, its exponential, and k3.
 
 use crate::sum::{LANES, LaneSum};
+use crate::vector::{Pass, Vector, lanes, run_widest};
 use crate::{ObjectiveError, Sequence};
 
 /// Above this, log s (or a token's log ratio) is cut before it is exponentiated: e^512 ≈ 2.3e222.
@@ -25,60 +26,76 @@ pub(crate) struct LogRatios {
 
 /// Sums up the log ratios of a sequence with at least one token.
 pub(crate) fn log_ratios(sequence: &Sequence<'_>) -> Result<LogRatios, ObjectiveError> {
-    let mut sums = LogRatioSums::default();
-    let (logprobs, logprob_rest) = sequence.logprobs().as_chunks::<LANES>();
-    let (behavior_logprobs, behavior_rest) = sequence.behavior_logprobs().as_chunks::<LANES>();
-    for (logprobs, behavior_logprobs) in logprobs.iter().zip(behavior_logprobs) {
-        sums.add(&difference(logprobs, behavior_logprobs));
+    run_widest(SumLogRatios(sequence)).checked(sequence)
+}
+
+/// The pass over a sequence's log ratios.
+struct SumLogRatios<'s, 'a>(&'s Sequence<'a>);
+
+impl Pass for SumLogRatios<'_, '_> {
+    type Output = LogRatios;
+
+    #[inline(always)]
+    fn run<V: Vector>(self) -> LogRatios {
+        let mut sums = LogRatioSums::<V>::zero();
+        let (logprobs, logprob_rest) = self.0.logprobs().as_chunks::<LANES>();
+        let (behavior_logprobs, behavior_rest) = self.0.behavior_logprobs().as_chunks::<LANES>();
+        for (logprobs, behavior_logprobs) in logprobs.iter().zip(behavior_logprobs) {
+            V::ask_ahead(logprobs);
+            V::ask_ahead(behavior_logprobs);
+            sums.add(V::load(logprobs).minus(V::load(behavior_logprobs)));
+        }
+        let rest = V::load(&padded(logprob_rest)).minus(V::load(&padded(behavior_rest)));
+        sums.add(rest);
+        sums.finish(self.0)
     }
-    sums.add(&difference(&padded(logprob_rest), &padded(behavior_rest)));
-    sums.finish(sequence)
 }
 
 /// [`LogRatios`] as far as a pass over the tokens has come.
-#[derive(Debug, Default)]
-pub(crate) struct LogRatioSums {
-    sum: LaneSum,
-    k3: [f64; LANES],
+#[derive(Debug)]
+pub(crate) struct LogRatioSums<V = [f64; LANES]> {
+    sum: LaneSum<V>,
+    k3: V,
 }
 
-impl LogRatioSums {
+impl<V: Vector> LogRatioSums<V> {
+    #[inline(always)]
+    pub(crate) fn zero() -> Self {
+        Self { sum: LaneSum::zero(), k3: V::zero() }
+    }
+
     /// Adds eight log ratios, 0 where there is no token, and returns their k3.
-    #[inline]
-    pub(crate) fn add(&mut self, log_ratios: &[f64; LANES]) -> [f64; LANES] {
+    #[inline(always)]
+    pub(crate) fn add(&mut self, log_ratios: V) -> V {
         let k3 = k3(log_ratios);
-        self.sum.add(*log_ratios);
-        for (sum, k3) in self.k3.iter_mut().zip(k3) {
-            *sum += k3;
-        }
+        self.sum.add(log_ratios);
+        self.k3 = self.k3.plus(k3);
         k3
     }
 
-    /// The result for the sequence whose tokens were added.
-    ///
-    /// Only finite numbers have a finite sum, so the tokens are looked at one by one only when the
-    /// sum is not finite.
-    pub(crate) fn finish(&self, sequence: &Sequence<'_>) -> Result<LogRatios, ObjectiveError> {
-        let total = self.sum.total();
-        let total = if total.is_finite() { total } else { explain(sequence)? };
-        Ok(LogRatios {
-            sum: total,
-            mean: total / sequence.len() as f64,
-            k3_sum: self.k3.iter().sum(),
-        })
+    /// The sums over the sequence whose tokens were added, not yet [checked](LogRatios::checked).
+    #[inline(always)]
+    pub(crate) fn finish(&self, sequence: &Sequence<'_>) -> LogRatios {
+        let sum = self.sum.total();
+        let k3_sum = self.k3.stored().iter().sum();
+        LogRatios { sum, mean: sum / sequence.len() as f64, k3_sum }
     }
 }
 
-/// log π_θ − log π_b of eight tokens.
-#[inline]
-pub(crate) fn difference(
-    logprobs: &[f64; LANES],
-    behavior_logprobs: &[f64; LANES],
-) -> [f64; LANES] {
-    std::array::from_fn(|lane| logprobs[lane] - behavior_logprobs[lane])
+impl LogRatios {
+    /// Only finite numbers have a finite sum, so the tokens are looked at one by one only when the
+    /// sum is not finite.
+    pub(crate) fn checked(self, sequence: &Sequence<'_>) -> Result<Self, ObjectiveError> {
+        if self.sum.is_finite() {
+            return Ok(self);
+        }
+        let sum = explain(sequence)?;
+        Ok(Self { sum, mean: sum / sequence.len() as f64, ..self })
+    }
 }
 
 /// Fewer than eight numbers, followed by zeros.
+#[inline(always)]
 pub(crate) fn padded(rest: &[f64]) -> [f64; LANES] {
     let mut chunk = [0.0; LANES];
     chunk[..rest.len()].copy_from_slice(rest);
@@ -122,51 +139,69 @@ fn explain(sequence: &Sequence<'_>) -> Result<f64, ObjectiveError> {
 }
 
 /// The ratio of a log ratio that is cut at [`MAX_LOG_RATIO`].
-#[inline]
+#[inline(always)]
 pub(crate) fn capped_exp(log_ratio: f64) -> f64 {
     log_ratio.min(MAX_LOG_RATIO).exp()
 }
 
 /// [`capped_exp`] of eight log ratios, whose k3 is at hand: near 1 it is all that an exponential
 /// takes to compute.
-#[inline]
+#[inline(always)]
 pub(crate) fn capped_exps(log_ratios: &[f64; LANES], k3: &[f64; LANES]) -> [f64; LANES] {
-    if all_within(log_ratios, 1.0) {
-        return std::array::from_fn(|lane| 1.0 + (log_ratios[lane] + k3[lane]));
+    if log_ratios.all_within(1.0) {
+        return lanes(|lane| 1.0 + (log_ratios[lane] + k3[lane]));
     }
-    log_ratios.map(capped_exp)
+    capped_exps_one_by_one(log_ratios)
 }
 
 /// k3 = e^d − 1 − d of eight log ratios d, which are cut at ±[`MAX_LOG_RATIO`] so that the sum
 /// stays finite.
 ///
 /// Near 0 the formula as written cancels to noise of either sign; its series does not.
-#[inline]
-pub(crate) fn k3(log_ratios: &[f64; LANES]) -> [f64; LANES] {
-    if all_within(log_ratios, 1.0 / 16.0) {
-        log_ratios.map(k3_series::<7>)
-    } else if all_within(log_ratios, 1.0) {
-        log_ratios.map(k3_series::<16>)
+#[inline(always)]
+pub(crate) fn k3<V: Vector>(log_ratios: V) -> V {
+    if log_ratios.all_within(1.0 / 16.0) {
+        k3_series::<7, V>(log_ratios)
+    } else if log_ratios.all_within(1.0) {
+        k3_series::<16, V>(log_ratios)
     } else {
-        log_ratios.map(k3_of_one)
+        V::load(&k3_one_by_one(&log_ratios.stored()))
     }
+}
+
+// Calls of the library's exponential do not fill vectors, and inlined they would take the registers
+// of the loop they stand in.
+#[cold]
+#[inline(never)]
+fn capped_exps_one_by_one(log_ratios: &[f64; LANES]) -> [f64; LANES] {
+    log_ratios.map(capped_exp)
+}
+
+#[cold]
+#[inline(never)]
+fn k3_one_by_one(log_ratios: &[f64; LANES]) -> [f64; LANES] {
+    log_ratios.map(k3_of_one)
 }
 
 /// k3 of one log ratio, cut like those of [`k3`].
 pub(crate) fn k3_of_one(log_ratio: f64) -> f64 {
     let log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
-    if log_ratio.abs() < 0.5 { k3_series::<16>(log_ratio) } else { log_ratio.exp_m1() - log_ratio }
+    if log_ratio.abs() < 0.5 {
+        k3_series::<16, [f64; LANES]>([log_ratio; LANES])[0]
+    } else {
+        log_ratio.exp_m1() - log_ratio
+    }
 }
 
 /// d²/2! + d³/3! + … + d^(DEGREE+2)/(DEGREE+2)!: exact to a rounding for DEGREE 7 up to 1/16 and
 /// DEGREE 16 up to 1.
-#[inline]
-fn k3_series<const DEGREE: usize>(log_ratio: f64) -> f64 {
-    let mut sum = INVERSE_FACTORIALS[DEGREE + 2];
+#[inline(always)]
+fn k3_series<const DEGREE: usize, V: Vector>(log_ratios: V) -> V {
+    let mut sum = V::splat(INVERSE_FACTORIALS[DEGREE + 2]);
     for degree in (0..DEGREE).rev() {
-        sum = sum * log_ratio + INVERSE_FACTORIALS[degree + 2];
+        sum = sum.times(log_ratios).plus(V::splat(INVERSE_FACTORIALS[degree + 2]));
     }
-    log_ratio * log_ratio * sum
+    log_ratios.times(log_ratios).times(sum)
 }
 
 const INVERSE_FACTORIALS: [f64; 19] = {
@@ -178,12 +213,6 @@ const INVERSE_FACTORIALS: [f64; 19] = {
     }
     values
 };
-
-/// Whether all eight are at most `bound` in size; NaN is not.
-#[inline]
-fn all_within(values: &[f64; LANES], bound: f64) -> bool {
-    values.iter().fold(true, |all, value| all & (value.abs() <= bound))
-}
 
 #[cfg(test)]
 mod tests {
@@ -197,14 +226,14 @@ mod tests {
             let mut crowded = alone;
             crowded[7] = 3.0;
             let closed = log_ratio.exp_m1() - log_ratio;
-            for value in [k3(&alone)[0], k3(&crowded)[0]] {
+            for value in [k3(alone)[0], k3(crowded)[0]] {
                 assert!(
                     (value - closed).abs() <= 1e-13 * closed + 2e-16,
                     "{log_ratio}: {value} {closed}"
                 );
             }
             for value in
-                [capped_exps(&alone, &k3(&alone))[0], capped_exps(&crowded, &k3(&crowded))[0]]
+                [capped_exps(&alone, &k3(alone))[0], capped_exps(&crowded, &k3(crowded))[0]]
             {
                 assert!((value / log_ratio.exp() - 1.0).abs() <= 4e-16, "{log_ratio}: {value}");
             }
@@ -213,13 +242,13 @@ mod tests {
 
     #[test]
     fn k3_of_a_tiny_drift_is_half_its_square() {
-        assert_eq!(k3(&[1e-9; LANES])[0], 5e-19 * (1.0 + 1e-9 / 3.0));
-        assert_eq!(k3(&[0.0; LANES])[0], 0.0);
+        assert_eq!(k3([1e-9; LANES])[0], 5e-19 * (1.0 + 1e-9 / 3.0));
+        assert_eq!(k3([0.0; LANES])[0], 0.0);
     }
 
     #[test]
     fn k3_of_an_impossible_token_is_finite() {
-        assert_eq!(k3(&[f64::NEG_INFINITY; LANES])[0], MAX_LOG_RATIO - 1.0);
-        assert!(k3(&[800.0; LANES])[0].is_finite());
+        assert_eq!(k3([f64::NEG_INFINITY; LANES])[0], MAX_LOG_RATIO - 1.0);
+        assert!(k3([800.0; LANES])[0].is_finite());
     }
 }

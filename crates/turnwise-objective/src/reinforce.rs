@@ -70,7 +70,7 @@ impl Objective for Reinforce {
 struct Logprob;
 
 impl Term for Logprob {
-    #[inline]
+    #[inline(always)]
     fn of(&self, tokens: &Lanes) -> Terms {
         let mut terms = Terms::default();
         for lane in 0..LANES {

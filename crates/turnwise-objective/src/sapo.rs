@@ -66,7 +66,7 @@ impl Sapo {
 }
 
 impl Term for Sapo {
-    #[inline]
+    #[inline(always)]
     fn of(&self, tokens: &Lanes) -> Terms {
         let mut terms = Terms::default();
         for lane in 0..LANES {

@@ -1,5 +1,7 @@
 //! Compensated sums in eight lanes.
 
+use crate::vector::Vector;
+
 /// How many sums run side by side; a multiple of every common vector width.
 pub(crate) const LANES: usize = 8;
 
@@ -8,29 +10,41 @@ pub(crate) const LANES: usize = 8;
 /// Every addition is Knuth's two-sum: six operations, no branch, the error exact. A sum over 10⁶
 /// tokens is therefore off by about one rounding, and a clip decision does not depend on the order
 /// of the tokens.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct LaneSum {
-    sum: [f64; LANES],
-    error: [f64; LANES],
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LaneSum<V = [f64; LANES]> {
+    sum: V,
+    error: V,
 }
 
-impl LaneSum {
-    #[inline]
-    pub(crate) fn add(&mut self, values: [f64; LANES]) {
-        for (lane, value) in values.into_iter().enumerate() {
-            let (sum, error) = two_sum(self.sum[lane], value);
-            self.sum[lane] = sum;
-            self.error[lane] += error;
-        }
+impl<V: Vector> LaneSum<V> {
+    #[inline(always)]
+    pub(crate) fn zero() -> Self {
+        Self { sum: V::zero(), error: V::zero() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn add(&mut self, values: V) {
+        let sum = self.sum.plus(values);
+        let values_in_sum = sum.minus(self.sum);
+        let before_in_sum = sum.minus(values_in_sum);
+        let error = self.sum.minus(before_in_sum).plus(values.minus(values_in_sum));
+        self.sum = sum;
+        self.error = self.error.plus(error);
     }
 
     /// The sum of all that was added; not finite if anything that was added is not.
+    #[inline(always)]
     pub(crate) fn total(&self) -> f64 {
-        let mut total = Sum::default();
-        self.sum.iter().for_each(|&value| total.add(value));
-        self.error.iter().for_each(|&value| total.add(value));
-        total.total()
+        total(&self.sum.stored(), &self.error.stored())
     }
+}
+
+fn total(sums: &[f64; LANES], errors: &[f64; LANES]) -> f64 {
+    let mut total = Sum::default();
+    for &value in sums.iter().chain(errors) {
+        total.add(value);
+    }
+    total.total()
 }
 
 /// One compensated sum, for the few numbers of a group or of a step.
@@ -65,7 +79,7 @@ pub(crate) fn sum(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 /// a + b as the rounded sum and what rounding left out.
-#[inline]
+#[inline(always)]
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
     let b_in_sum = sum - a;
@@ -80,7 +94,7 @@ mod tests {
     #[test]
     fn cancellation_leaves_the_exact_remainder() {
         assert_eq!(sum([1.0, 1e100, 1.0, -1e100]), 2.0);
-        let mut lanes = LaneSum::default();
+        let mut lanes: LaneSum = LaneSum::zero();
         lanes.add([1e100, 1.0, -1e100, 1.0, 0.0, 0.0, 0.0, 1e-3]);
         assert_eq!(lanes.total(), 2.001);
     }
@@ -88,7 +102,7 @@ mod tests {
     #[test]
     fn what_is_not_finite_stays_visible() {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            let mut lanes = LaneSum::default();
+            let mut lanes: LaneSum = LaneSum::zero();
             lanes.add([0.0, bad, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
             lanes.add([1.0; LANES]);
             assert!(!lanes.total().is_finite(), "{bad}");

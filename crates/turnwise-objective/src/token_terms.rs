@@ -2,8 +2,9 @@
 //! common.
 
 use crate::clip::Band;
-use crate::log_ratio::{LogRatioSums, MAX_LOG_RATIO, capped_exps, difference, padded};
+use crate::log_ratio::{LogRatioSums, MAX_LOG_RATIO, capped_exps, padded};
 use crate::sum::{LANES, LaneSum};
+use crate::vector::{Pass, Vector, lanes, run_widest};
 use crate::{Advantages, Clip, ObjectiveError, Sequence, SequenceLoss, SequenceStats};
 
 /// Eight tokens, as a term sees them.
@@ -48,14 +49,31 @@ pub(crate) fn sum_terms(
     sequence: &Sequence<'_>,
     gradient: &mut [f64],
 ) -> Result<SequenceLoss, ObjectiveError> {
-    let mut pass = Pass { scale: -weight, ..Pass::default() };
-    pass.run(term, sequence, gradient);
-    pass.finish(sequence)
+    run_widest(SumTerms { term, scale: -weight, sequence, gradient }).finish(sequence)
+}
+
+/// The pass over a sequence's terms. Terms are arrays, which the compiler lays out in registers.
+struct SumTerms<'s, 'a, T> {
+    term: &'s T,
+    scale: f64,
+    sequence: &'s Sequence<'a>,
+    gradient: &'s mut [f64],
+}
+
+impl<T: Term> Pass for SumTerms<'_, '_, T> {
+    type Output = TermSums;
+
+    #[inline(always)]
+    fn run<V: Vector>(self) -> TermSums {
+        let mut sums = TermSums::new(self.scale);
+        sums.add_all(self.term, self.sequence, self.gradient);
+        sums
+    }
 }
 
 /// The sums of one sequence, as far as the pass over its tokens has come.
-#[derive(Debug, Default)]
-struct Pass {
+#[derive(Debug)]
+struct TermSums {
     /// ∂loss/∂(one term).
     scale: f64,
     log_ratios: LogRatioSums,
@@ -68,9 +86,26 @@ struct Pass {
     n_capped: [u64; LANES],
 }
 
-impl Pass {
+impl TermSums {
+    #[inline(always)]
+    fn new(scale: f64) -> Self {
+        let none = [0; LANES];
+        Self {
+            scale,
+            log_ratios: LogRatioSums::zero(),
+            sum: LaneSum::zero(),
+            n_with_advantage: none,
+            n_clipped_low: none,
+            n_clipped_high: none,
+            n_clipped_dual: none,
+            n_truncated: none,
+            n_capped: none,
+        }
+    }
+
     /// Passes over all the tokens of a sequence, eight at a time.
-    fn run(&mut self, term: &impl Term, sequence: &Sequence<'_>, gradient: &mut [f64]) {
+    #[inline(always)]
+    fn add_all(&mut self, term: &impl Term, sequence: &Sequence<'_>, gradient: &mut [f64]) {
         let (logprobs, logprob_rest) = sequence.logprobs().as_chunks::<LANES>();
         let (behavior_logprobs, behavior_rest) = sequence.behavior_logprobs().as_chunks::<LANES>();
         let (slots, slot_rest) = gradient.as_chunks_mut::<LANES>();
@@ -92,7 +127,7 @@ impl Pass {
     }
 
     /// Adds eight tokens and returns their gradient.
-    #[inline]
+    #[inline(always)]
     fn add(
         &mut self,
         term: &impl Term,
@@ -100,8 +135,8 @@ impl Pass {
         behavior_logprobs: &[f64; LANES],
         advantages: [f64; LANES],
     ) -> [f64; LANES] {
-        let log_ratios = difference(logprobs, behavior_logprobs);
-        let k3 = self.log_ratios.add(&log_ratios);
+        let log_ratios = logprobs.minus(*behavior_logprobs);
+        let k3 = self.log_ratios.add(log_ratios);
         let ratios = capped_exps(&log_ratios, &k3);
         let terms = term.of(&Lanes { logprobs: *logprobs, log_ratios, ratios, advantages });
         for (lane, &advantage) in advantages.iter().enumerate() {
@@ -113,11 +148,11 @@ impl Pass {
             self.n_capped[lane] += u64::from(terms.capped[lane]);
         }
         self.sum.add(terms.values);
-        terms.gradient.map(|derivative| self.scale * derivative)
+        lanes(|lane| self.scale * terms.gradient[lane])
     }
 
     fn finish(&self, sequence: &Sequence<'_>) -> Result<SequenceLoss, ObjectiveError> {
-        let log_ratios = self.log_ratios.finish(sequence)?;
+        let log_ratios = self.log_ratios.finish(sequence).checked(sequence)?;
         let count = |lanes: &[u64; LANES]| lanes.iter().sum::<u64>() as usize;
         let stats = SequenceStats {
             n_tokens: sequence.len(),
@@ -146,7 +181,7 @@ impl From<Clip> for ClippedRatio {
 }
 
 impl Term for ClippedRatio {
-    #[inline]
+    #[inline(always)]
     fn of(&self, tokens: &Lanes) -> Terms {
         let band = &self.0;
         let (below, above) = band.sides(&tokens.log_ratios);
@@ -179,7 +214,7 @@ impl Term for ClippedRatio {
 const LOWEST_LOGPROB: f64 = -1e6;
 
 /// weight · A · log π_θ with a detached weight: what REINFORCE and CISPO have in common.
-#[inline]
+#[inline(always)]
 pub(crate) fn weighted_logprob(weight: f64, advantage: f64, logprob: f64) -> (f64, f64) {
     let gradient = weight * advantage;
     (gradient * logprob.max(LOWEST_LOGPROB), gradient)

@@ -10,6 +10,7 @@ mod books;
 mod canary;
 mod capacity;
 mod checkpoint;
+mod columns;
 mod credit;
 mod curriculum;
 mod demonstration;
@@ -20,6 +21,8 @@ mod lead;
 mod learner;
 mod learning;
 pub mod metric;
+mod objective_speed;
+mod parallel;
 mod policy_gradient;
 mod proximal;
 mod report;
@@ -50,6 +53,9 @@ pub use error::TrainError;
 pub use evaluate::{Evaluated, Evaluation, EvaluationSettings, evaluate};
 pub use interval::SuccessRate;
 pub use learner::{GradientFn, Learner, LearnerError, Update, Updated};
+pub use objective_speed::{
+    ObjectiveSpeed, ObjectiveSpeedError, ObjectiveSpeedSettings, measure_objective,
+};
 pub use policy_gradient::{
     BatchLoss, Mismatch, ObjectiveReport, SequenceError, accumulate, accumulate_in, batch_loss,
     micro_batches,

@@ -1,15 +1,15 @@
 //! One mini-batch: log-probabilities to the objective, coefficients back to the learner.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::ops::Range;
 
-use turnwise_objective::{
-    Advantages, Metrics, Objective, ObjectiveError, Sequence, SequenceLoss, StepSize,
-};
+use turnwise_objective::{Metrics, Objective, ObjectiveError, SequenceLoss, StepSize};
 use turnwise_trajectory::PolicyVersion;
 
-use crate::{Batch, Learner, LearnerError, Row, TrainToken};
+use crate::columns::Columns;
+use crate::parallel::{Evaluation, evaluate_all, threads_for};
+use crate::{Batch, Learner, LearnerError, Row};
 
 /// What the objective said about one mini-batch.
 #[derive(Clone, Debug, Default)]
@@ -80,7 +80,7 @@ pub async fn accumulate_in(
     first: bool,
 ) -> Result<ObjectiveReport, LearnerError> {
     let mut step = Step::new(objective, batch).map_err(in_gradient)?;
-    let homes = homes(&step.groups, batch.rows.len(), micro_batches);
+    let homes = homes(batch, micro_batches);
     step.evaluate_shared(learner, &homes, micro_batches).await?;
     let mut mismatch = Mismatch::default();
     let version = learner.version();
@@ -89,8 +89,8 @@ pub async fn accumulate_in(
             if first {
                 compare(batch, places, logprobs, version, &mut mismatch);
             }
-            let whole = (0..homes.len()).filter(|sequence| homes[*sequence] == Some(number));
-            step.evaluate(whole, &ByRow::new(places, logprobs)).map_err(boxed)?;
+            step.set(places, logprobs);
+            step.evaluate(|sequence| homes[sequence] == Some(number)).map_err(boxed)?;
             Ok(places.iter().map(|row| step.rounded(*row)).collect())
         };
         learner.accumulate(&rows_of(batch, places), &mut gradient).await?;
@@ -121,7 +121,9 @@ pub fn batch_loss(
     logprobs: &[Vec<f64>],
 ) -> Result<BatchLoss, SequenceError> {
     let mut step = Step::new(objective, batch)?;
-    step.evaluate(0..step.groups.len(), &Whole(logprobs))?;
+    let rows: Vec<usize> = (0..batch.rows.len()).collect();
+    step.set(&rows, logprobs);
+    step.evaluate(|_| true)?;
     Ok(step.finish())
 }
 
@@ -178,8 +180,8 @@ fn rows_of(batch: &Batch, places: &[usize]) -> Vec<Row> {
 ///
 /// # Panics
 /// When the micro-batches do not hold each row once: a gradient would be missing, or counted twice.
-fn homes(groups: &[Places], n_rows: usize, micro_batches: &[Vec<usize>]) -> Vec<Option<usize>> {
-    let mut of_row = vec![None; n_rows];
+fn homes(batch: &Batch, micro_batches: &[Vec<usize>]) -> Vec<Option<usize>> {
+    let mut of_row = vec![None; batch.rows.len()];
     for (number, rows) in micro_batches.iter().enumerate() {
         for row in rows {
             let before = of_row[*row].replace(number);
@@ -187,56 +189,28 @@ fn homes(groups: &[Places], n_rows: usize, micro_batches: &[Vec<usize>]) -> Vec<
         }
     }
     assert!(of_row.iter().all(Option::is_some), "every row must be in a micro-batch");
-    let home = |places: &Places| {
-        let mut homes = places.iter().map(|(row, _)| of_row[*row]);
-        let first = homes.next().flatten();
-        homes.all(|home| home == first).then_some(first).flatten()
+    // For each ratio group the micro-batch of its first token, and whether another has a token of it too.
+    let mut homes = vec![(None, false); batch.weights.len()];
+    for (home, tokens) in of_row.into_iter().zip(&batch.tokens) {
+        for token in tokens {
+            let (first, is_shared) = &mut homes[token.sequence];
+            *is_shared |= *first.get_or_insert(home) != home;
+        }
+    }
+    let alone = |(home, is_shared): (Option<Option<usize>>, bool)| {
+        if is_shared { None } else { home.flatten() }
     };
-    groups.iter().map(home).collect()
-}
-
-/// Where the tokens of a ratio group stand: row, and target within the row. In that order whatever the micro-batches are, so
-/// that sums over a group do not depend on them.
-type Places = Vec<(usize, usize)>;
-
-/// Where log-probabilities are found.
-trait Logprobs {
-    fn at(&self, row: usize, target: usize) -> f64;
-}
-
-/// Of all rows.
-struct Whole<'a>(&'a [Vec<f64>]);
-
-impl Logprobs for Whole<'_> {
-    fn at(&self, row: usize, target: usize) -> f64 {
-        self.0[row][target]
-    }
-}
-
-/// Of some rows.
-struct ByRow<'a>(HashMap<usize, &'a [f32]>);
-
-impl<'a> ByRow<'a> {
-    fn new(rows: &[usize], logprobs: &'a [Vec<f32>]) -> Self {
-        Self(rows.iter().copied().zip(logprobs.iter().map(Vec::as_slice)).collect())
-    }
-}
-
-impl Logprobs for ByRow<'_> {
-    fn at(&self, row: usize, target: usize) -> f64 {
-        f64::from(self.0[&row][target])
-    }
+    homes.into_iter().map(alone).collect()
 }
 
 /// A mini-batch while its ratio groups are evaluated, in whatever order they become known.
 struct Step<'a> {
     objective: &'a dyn Objective,
     batch: &'a Batch,
-    groups: Vec<Places>,
     /// What each ratio group's loss and gradient are multiplied by.
     scales: Vec<f64>,
-    /// Scaled. `[rows][targets]`
-    gradient: Vec<Vec<f64>>,
+    /// What the objective reads, and the scaled gradient.
+    columns: Columns,
     evaluated: Vec<SequenceLoss>,
 }
 
@@ -252,14 +226,12 @@ impl<'a> Step<'a> {
         // Where a token weighs the same however long its sequence is, each token counts once, however they are grouped.
         let counts_tokens = objective.token_weight(1) == objective.token_weight(2);
         let share = |weight: &f64| if counts_tokens { 1.0 } else { *weight };
-        let groups = ratio_groups(batch);
         Ok(Self {
             objective,
             batch,
             scales: batch.weights.iter().map(|weight| share(weight) / value).collect(),
-            gradient: batch.tokens.iter().map(|row| vec![0.0; row.len()]).collect(),
-            evaluated: vec![SequenceLoss::default(); groups.len()],
-            groups,
+            columns: Columns::new(batch, objective.needs_reference()),
+            evaluated: vec![SequenceLoss::default(); batch.weights.len()],
         })
     }
 
@@ -270,103 +242,60 @@ impl<'a> Step<'a> {
         homes: &[Option<usize>],
         micro_batches: &[Vec<usize>],
     ) -> Result<(), LearnerError> {
-        let shared = |sequence: &usize| homes[*sequence].is_none();
         let tokens = &self.batch.tokens;
         let is_needed =
             |row: &usize| tokens[*row].iter().any(|token| homes[token.sequence].is_none());
-        let (mut places, mut logprobs) = (Vec::new(), Vec::new());
         for rows in micro_batches {
             let rows: Vec<usize> = rows.iter().copied().filter(is_needed).collect();
             if !rows.is_empty() {
-                logprobs.extend(learner.logprobs(&rows_of(self.batch, &rows)).await?);
-                places.extend(rows);
+                let logprobs = learner.logprobs(&rows_of(self.batch, &rows)).await?;
+                self.set(&rows, &logprobs);
             }
         }
-        self.evaluate((0..homes.len()).filter(shared), &ByRow::new(&places, &logprobs))
-            .map_err(in_gradient)
+        self.evaluate(|sequence| homes[sequence].is_none()).map_err(in_gradient)
     }
 
-    fn evaluate(
-        &mut self,
-        sequences: impl Iterator<Item = usize>,
-        logprobs: &dyn Logprobs,
-    ) -> Result<(), SequenceError> {
-        for sequence in sequences {
-            let (loss, gradient) = self
-                .evaluate_one(sequence, logprobs)
-                .map_err(|source| SequenceError { sequence, source })?;
-            self.evaluated[sequence] = loss;
-            for ((row, target), gradient) in self.groups[sequence].iter().zip(gradient) {
-                self.gradient[*row][*target] = gradient * self.scales[sequence];
-            }
+    /// Takes the log-probabilities of some rows. `[rows][targets]`
+    fn set<T: Copy + Into<f64>>(&mut self, rows: &[usize], logprobs: &[Vec<T>]) {
+        for (row, logprobs) in rows.iter().zip(logprobs) {
+            self.columns.set(*row, logprobs);
+        }
+    }
+
+    /// Evaluates ratio groups whose log-probabilities are all there.
+    fn evaluate(&mut self, is_wanted: impl Fn(usize) -> bool) -> Result<(), SequenceError> {
+        let (mut evaluations, mut n_tokens) = (Vec::new(), 0);
+        for group in self.columns.groups(is_wanted) {
+            let sequence = group.number;
+            let columns = group.sequence().map_err(|source| SequenceError { sequence, source })?;
+            n_tokens += columns.len();
+            let scale = self.scales[sequence];
+            evaluations.push(Evaluation::new(sequence, columns, scale, group.gradient));
+        }
+        evaluate_all(self.objective, &mut evaluations, threads_for(n_tokens));
+        for Evaluation { sequence, outcome, .. } in evaluations {
+            self.evaluated[sequence] =
+                outcome.map_err(|source| SequenceError { sequence, source })?;
         }
         Ok(())
     }
 
-    fn evaluate_one(
-        &self,
-        sequence: usize,
-        logprobs: &dyn Logprobs,
-    ) -> Result<(SequenceLoss, Vec<f64>), ObjectiveError> {
-        let places = &self.groups[sequence];
-        let column = |value: &dyn Fn(&TrainToken) -> f32| -> Vec<f64> {
-            let tokens = places.iter().map(|(row, target)| &self.batch.tokens[*row][*target]);
-            tokens.map(|token| f64::from(value(token))).collect()
-        };
-        let current: Vec<f64> =
-            places.iter().map(|(row, target)| logprobs.at(*row, *target)).collect();
-        let behavior = column(&|token| token.behavior_logprob);
-        let advantages = column(&|token| token.advantage);
-        let reference = self.reference(places);
-        let turns = self.turns(places);
-        let mut columns = Sequence::new(&current, &behavior, Advantages::PerToken(&advantages))?
-            .with_turns(&turns)?;
-        if let Some(reference) = &reference {
-            columns = columns.with_reference(reference)?;
-        }
-        let mut gradient = vec![0.0; places.len()];
-        let loss = self.objective.evaluate(&columns, &mut gradient)?;
-        Ok((loss, gradient))
-    }
-
-    /// Their log-probabilities under the reference policy, where the objective asks for them and all are known.
-    fn reference(&self, places: &Places) -> Option<Vec<f64>> {
-        let of =
-            |(row, target): &(usize, usize)| self.batch.tokens[*row][*target].reference_logprob;
-        let known = || places.iter().map(|place| of(place).map(f64::from)).collect();
-        self.objective.needs_reference().then(known).flatten()
-    }
-
-    /// How many of them each turn has.
-    fn turns(&self, places: &Places) -> Vec<usize> {
-        let turn = |(row, target): &(usize, usize)| self.batch.tokens[*row][*target].turn;
-        places.chunk_by(|a, b| turn(a) == turn(b)).map(<[_]>::len).collect()
-    }
-
     /// What a learner takes of a row.
     fn rounded(&self, row: usize) -> Vec<f32> {
-        self.gradient[row].iter().map(|gradient| *gradient as f32).collect()
+        self.columns.gradient(row).map(|gradient| gradient as f32).collect()
     }
 
     /// The sums, in the order of the ratio groups.
     fn finish(self) -> BatchLoss {
-        let mut done = BatchLoss { gradient: self.gradient, ..BatchLoss::default() };
+        let rows = 0..self.batch.rows.len();
+        let gradient = rows.map(|row| self.columns.gradient(row).collect()).collect();
+        let mut done = BatchLoss { gradient, ..BatchLoss::default() };
         for (evaluated, scale) in self.evaluated.iter().zip(&self.scales) {
             done.loss += evaluated.loss * scale;
             done.metrics.record(evaluated);
         }
         done
     }
-}
-
-fn ratio_groups(batch: &Batch) -> Vec<Places> {
-    let mut groups = vec![Places::new(); batch.weights.len()];
-    for (row, tokens) in batch.tokens.iter().enumerate() {
-        for (target, token) in tokens.iter().enumerate() {
-            groups[token.sequence].push((row, target));
-        }
-    }
-    groups
 }
 
 fn compare(

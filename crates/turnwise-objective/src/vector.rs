@@ -1,0 +1,391 @@
+//! Eight numbers side by side, in the widest registers that the processor has.
+
+use crate::sum::LANES;
+
+/// How far ahead of a pass memory is asked for, in numbers: what is computed meanwhile takes about as long as memory does.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 512;
+
+/// Eight `f64`. Every implementation has the same arithmetic, rounded after each operation, so that a result has the same
+/// bits on every processor. Methods are inlined wherever they are called: a call would cost more than they do.
+pub(crate) trait Vector: Copy {
+    fn splat(value: f64) -> Self;
+    fn load(values: &[f64; LANES]) -> Self;
+    fn store(self, to: &mut [f64; LANES]);
+    fn plus(self, other: Self) -> Self;
+    fn minus(self, other: Self) -> Self;
+    fn times(self, other: Self) -> Self;
+    /// `positive` where this is above 0, `other` where it is not.
+    fn select_positive(self, positive: Self, other: Self) -> Self;
+    /// How many are below this one's.
+    fn count_above(self, other: Self) -> u32;
+    /// Whether all are at most `bound` in size; NaN is not.
+    fn all_within(self, bound: f64) -> bool;
+
+    /// Asks for what stands [`AHEAD`] numbers behind these, which a pass will soon read or write. It may lie outside of
+    /// the slice: sequences often stand one behind another.
+    #[inline(always)]
+    fn ask_ahead(_values: &[f64; LANES]) {}
+
+    #[inline(always)]
+    fn zero() -> Self {
+        Self::splat(0.0)
+    }
+
+    /// The eight as an array.
+    #[inline(always)]
+    fn stored(self) -> [f64; LANES] {
+        let mut values = [0.0; LANES];
+        self.store(&mut values);
+        values
+    }
+}
+
+/// A loop over tokens.
+pub(crate) trait Pass {
+    /// What the loop leaves behind.
+    type Output;
+
+    /// Runs it. To be `#[inline(always)]`, like all that it calls for each token: what is not inlined is compiled for the
+    /// narrowest processor.
+    fn run<V: Vector>(self) -> Self::Output;
+}
+
+/// Runs a pass in the widest registers at hand.
+#[inline]
+pub(crate) fn run_widest<P: Pass>(pass: P) -> P::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if x86::has_512_bits() {
+            return x86::in_512_bits(pass);
+        }
+        if x86::has_256_bits() {
+            return x86::in_256_bits(pass);
+        }
+    }
+    pass.run::<[f64; LANES]>()
+}
+
+/// The value of each lane. Unlike the array's own `map` it is inlined everywhere.
+#[inline(always)]
+pub(crate) fn lanes<T: Copy + Default>(value: impl Fn(usize) -> T) -> [T; LANES] {
+    let mut values = [T::default(); LANES];
+    for (lane, slot) in values.iter_mut().enumerate() {
+        *slot = value(lane);
+    }
+    values
+}
+
+/// On any processor.
+impl Vector for [f64; LANES] {
+    #[inline(always)]
+    fn splat(value: f64) -> Self {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(values: &[f64; LANES]) -> Self {
+        *values
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f64; LANES]) {
+        *to = self;
+    }
+
+    #[inline(always)]
+    fn plus(self, other: Self) -> Self {
+        lanes(|lane| self[lane] + other[lane])
+    }
+
+    #[inline(always)]
+    fn minus(self, other: Self) -> Self {
+        lanes(|lane| self[lane] - other[lane])
+    }
+
+    #[inline(always)]
+    fn times(self, other: Self) -> Self {
+        lanes(|lane| self[lane] * other[lane])
+    }
+
+    #[inline(always)]
+    fn select_positive(self, positive: Self, other: Self) -> Self {
+        lanes(|lane| if self[lane] > 0.0 { positive[lane] } else { other[lane] })
+    }
+
+    #[inline(always)]
+    fn count_above(self, other: Self) -> u32 {
+        let mut n = 0;
+        for lane in 0..LANES {
+            n += u32::from(self[lane] > other[lane]);
+        }
+        n
+    }
+
+    #[inline(always)]
+    fn all_within(self, bound: f64) -> bool {
+        let mut all = true;
+        for value in self {
+            all &= value.abs() <= bound;
+        }
+        all
+    }
+}
+
+/// Registers of x86-64. A value of one of these types exists only where the processor was found to have them.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod x86 {
+    use std::arch::x86_64::{
+        __m256d, __m512d, _CMP_GT_OQ, _CMP_LE_OQ, _MM_HINT_T0, _mm_prefetch, _mm256_add_pd,
+        _mm256_andnot_pd, _mm256_blendv_pd, _mm256_cmp_pd, _mm256_loadu_pd, _mm256_movemask_pd,
+        _mm256_mul_pd, _mm256_set1_pd, _mm256_storeu_pd, _mm256_sub_pd, _mm512_abs_pd,
+        _mm512_add_pd, _mm512_cmp_pd_mask, _mm512_loadu_pd, _mm512_mask_blend_pd, _mm512_mul_pd,
+        _mm512_set1_pd, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_sub_pd,
+    };
+
+    use super::{AHEAD, LANES, Pass, Vector};
+
+    pub(super) fn has_512_bits() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("popcnt")
+    }
+
+    pub(super) fn has_256_bits() -> bool {
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")
+    }
+
+    /// Runs a pass where [`has_512_bits`].
+    pub(super) fn in_512_bits<P: Pass>(pass: P) -> P::Output {
+        #[target_feature(enable = "avx512f,avx512dq,avx512vl,popcnt")]
+        fn compiled<P: Pass>(pass: P) -> P::Output {
+            pass.run::<Wide>()
+        }
+        assert!(has_512_bits(), "the processor must have AVX-512");
+        // SAFETY: it has, as was asserted, all that the function is compiled for.
+        unsafe { compiled(pass) }
+    }
+
+    /// Runs a pass where [`has_256_bits`].
+    pub(super) fn in_256_bits<P: Pass>(pass: P) -> P::Output {
+        #[target_feature(enable = "avx2,popcnt")]
+        fn compiled<P: Pass>(pass: P) -> P::Output {
+            pass.run::<Pair>()
+        }
+        assert!(has_256_bits(), "the processor must have AVX2");
+        // SAFETY: it has, as was asserted, all that the function is compiled for.
+        unsafe { compiled(pass) }
+    }
+
+    /// One register of 512 bits.
+    #[derive(Clone, Copy)]
+    struct Wide(__m512d);
+
+    // SAFETY of all that follows: only `in_512_bits` uses the type, and it runs where the processor has AVX-512; what is
+    // loaded and stored are arrays of eight, at any alignment.
+    impl Vector for Wide {
+        #[inline(always)]
+        fn ask_ahead(values: &[f64; LANES]) {
+            // Nothing is read: an address that is nobody's is ignored.
+            let ahead = values.as_ptr().wrapping_add(AHEAD);
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
+        }
+
+        #[inline(always)]
+        fn splat(value: f64) -> Self {
+            Self(unsafe { _mm512_set1_pd(value) })
+        }
+
+        #[inline(always)]
+        fn load(values: &[f64; LANES]) -> Self {
+            Self(unsafe { _mm512_loadu_pd(values.as_ptr()) })
+        }
+
+        #[inline(always)]
+        fn store(self, to: &mut [f64; LANES]) {
+            unsafe { _mm512_storeu_pd(to.as_mut_ptr(), self.0) }
+        }
+
+        #[inline(always)]
+        fn plus(self, other: Self) -> Self {
+            Self(unsafe { _mm512_add_pd(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn minus(self, other: Self) -> Self {
+            Self(unsafe { _mm512_sub_pd(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn times(self, other: Self) -> Self {
+            Self(unsafe { _mm512_mul_pd(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn select_positive(self, positive: Self, other: Self) -> Self {
+            unsafe {
+                let mask = _mm512_cmp_pd_mask::<_CMP_GT_OQ>(self.0, _mm512_setzero_pd());
+                Self(_mm512_mask_blend_pd(mask, other.0, positive.0))
+            }
+        }
+
+        #[inline(always)]
+        fn count_above(self, other: Self) -> u32 {
+            unsafe { _mm512_cmp_pd_mask::<_CMP_GT_OQ>(self.0, other.0) }.count_ones()
+        }
+
+        #[inline(always)]
+        fn all_within(self, bound: f64) -> bool {
+            unsafe {
+                let size = _mm512_abs_pd(self.0);
+                _mm512_cmp_pd_mask::<_CMP_LE_OQ>(size, _mm512_set1_pd(bound)) == u8::MAX
+            }
+        }
+    }
+
+    /// Two registers of 256 bits.
+    #[derive(Clone, Copy)]
+    struct Pair(__m256d, __m256d);
+
+    impl Pair {
+        #[inline(always)]
+        fn each(self, other: Self, of: impl Fn(__m256d, __m256d) -> __m256d) -> Self {
+            Self(of(self.0, other.0), of(self.1, other.1))
+        }
+
+        /// One bit for each lane of a comparison.
+        #[inline(always)]
+        fn mask(self) -> u32 {
+            unsafe {
+                (_mm256_movemask_pd(self.0) | (_mm256_movemask_pd(self.1) << 4)).cast_unsigned()
+            }
+        }
+    }
+
+    // SAFETY of all that follows: only `in_256_bits` uses the type, and it runs where the processor has AVX2; what is
+    // loaded and stored are the halves of arrays of eight, at any alignment.
+    impl Vector for Pair {
+        #[inline(always)]
+        fn ask_ahead(values: &[f64; LANES]) {
+            // Nothing is read: an address that is nobody's is ignored.
+            let ahead = values.as_ptr().wrapping_add(AHEAD);
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
+        }
+
+        #[inline(always)]
+        fn splat(value: f64) -> Self {
+            unsafe { Self(_mm256_set1_pd(value), _mm256_set1_pd(value)) }
+        }
+
+        #[inline(always)]
+        fn load(values: &[f64; LANES]) -> Self {
+            unsafe { Self(_mm256_loadu_pd(values.as_ptr()), _mm256_loadu_pd(values[4..].as_ptr())) }
+        }
+
+        #[inline(always)]
+        fn store(self, to: &mut [f64; LANES]) {
+            unsafe {
+                _mm256_storeu_pd(to.as_mut_ptr(), self.0);
+                _mm256_storeu_pd(to[4..].as_mut_ptr(), self.1);
+            }
+        }
+
+        #[inline(always)]
+        fn plus(self, other: Self) -> Self {
+            self.each(other, |a, b| unsafe { _mm256_add_pd(a, b) })
+        }
+
+        #[inline(always)]
+        fn minus(self, other: Self) -> Self {
+            self.each(other, |a, b| unsafe { _mm256_sub_pd(a, b) })
+        }
+
+        #[inline(always)]
+        fn times(self, other: Self) -> Self {
+            self.each(other, |a, b| unsafe { _mm256_mul_pd(a, b) })
+        }
+
+        #[inline(always)]
+        fn select_positive(self, positive: Self, other: Self) -> Self {
+            let above =
+                self.each(Self::zero(), |a, b| unsafe { _mm256_cmp_pd::<_CMP_GT_OQ>(a, b) });
+            unsafe {
+                Self(
+                    _mm256_blendv_pd(other.0, positive.0, above.0),
+                    _mm256_blendv_pd(other.1, positive.1, above.1),
+                )
+            }
+        }
+
+        #[inline(always)]
+        fn count_above(self, other: Self) -> u32 {
+            let above = self.each(other, |a, b| unsafe { _mm256_cmp_pd::<_CMP_GT_OQ>(a, b) });
+            above.mask().count_ones()
+        }
+
+        #[inline(always)]
+        fn all_within(self, bound: f64) -> bool {
+            let sizes =
+                self.each(Self::splat(-0.0), |a, sign| unsafe { _mm256_andnot_pd(sign, a) });
+            let within =
+                sizes.each(Self::splat(bound), |a, b| unsafe { _mm256_cmp_pd::<_CMP_LE_OQ>(a, b) });
+            within.mask() == 0xff
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sum::LaneSum;
+
+    /// Every operation, over numbers of every kind.
+    #[derive(Clone, Copy)]
+    struct All<'a>(&'a [[f64; LANES]]);
+
+    impl Pass for All<'_> {
+        type Output = (Vec<[u64; LANES]>, u64, Vec<(u32, bool)>);
+
+        #[inline(always)]
+        fn run<V: Vector>(self) -> Self::Output {
+            let (mut values, mut decisions, mut sum) = (Vec::new(), Vec::new(), LaneSum::zero());
+            for pair in self.0.windows(2) {
+                V::ask_ahead(&pair[0]);
+                let (a, b) = (V::load(&pair[0]), V::load(&pair[1]));
+                let product = a.times(b).plus(a).minus(V::splat(0.1));
+                sum.add(product);
+                values.push(a.select_positive(product, b).stored().map(f64::to_bits));
+                decisions.push((a.count_above(b), a.all_within(1.0)));
+            }
+            (values, sum.total().to_bits(), decisions)
+        }
+    }
+
+    #[test]
+    fn every_processor_has_the_same_bits() {
+        let mut state = 1_u64;
+        let mut number = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let uniform = (state >> 11) as f64 / (1_u64 << 53) as f64 - 0.5;
+            uniform * [1.0, 3.0, 0.0, 1e-9, 1e9][(state >> 7) as usize % 5]
+        };
+        let mut numbers: Vec<[f64; LANES]> = (0..100).map(|_| lanes_of(&mut number)).collect();
+        let plain = All(&numbers).run::<[f64; LANES]>();
+        assert_eq!(run_widest(All(&numbers)), plain);
+        #[cfg(target_arch = "x86_64")]
+        if x86::has_256_bits() {
+            assert_eq!(x86::in_256_bits(All(&numbers)), plain);
+        }
+        // What is no number is on no side of any other, and not within a bound.
+        numbers[50] = [f64::NAN; LANES];
+        let (_, _, decisions) = run_widest(All(&numbers));
+        assert_eq!(decisions[50], (0, false));
+        assert_eq!(decisions, All(&numbers).run::<[f64; LANES]>().2);
+    }
+
+    fn lanes_of(number: &mut impl FnMut() -> f64) -> [f64; LANES] {
+        std::array::from_fn(|_| number())
+    }
+}
