@@ -142,6 +142,7 @@ impl Panels {
                 let factors = Factors {
                     a: rows.data.get(first * rows.stride..).unwrap_or_default(),
                     a_stride: rows.stride,
+                    a_step: 1,
                     rows: end - first,
                     b,
                     b_stride: LANES,

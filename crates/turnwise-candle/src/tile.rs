@@ -62,9 +62,10 @@ pub(crate) fn shape(rows: usize) -> (usize, usize) {
 /// A tile of a product: rows of `a` times columns of `b`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Factors<'a> {
-    /// Row `r` starts at `r * a_stride`.
+    /// Term `k` of row `r` is at `r * a_stride + k * a_step`.
     pub(crate) a: &'a [f32],
     pub(crate) a_stride: usize,
+    pub(crate) a_step: usize,
     pub(crate) rows: usize,
     /// For each vector of columns, its numbers for the first term; those for term `k` follow at `k * b_stride`.
     pub(crate) b: [&'a [f32]; MAX_VECTORS],
@@ -81,14 +82,16 @@ pub(crate) struct Factors<'a> {
 /// # Panics
 /// When the tile is larger than [`shape`] allows, or reaches beyond a slice.
 pub(crate) fn add_product(sums: &mut [f32; MAX_TILE], factors: &Factors<'_>) {
-    let Factors { a, a_stride, rows, b, b_stride, vectors, terms, ahead } = *factors;
+    let Factors { a, a_stride, a_step, rows, b, b_stride, vectors, terms, ahead } = *factors;
     if rows == 0 || terms == 0 {
         return;
     }
-    assert!((rows - 1) * a_stride + terms <= a.len(), "rows reach beyond their slice");
+    let last = (rows - 1) * a_stride + (terms - 1) * a_step;
+    assert!(last < a.len(), "rows reach beyond their slice");
     let last = (terms - 1) * b_stride + LANES;
     assert!(b[..vectors].iter().all(|b| last <= b.len()), "columns reach beyond their slice");
-    let raw = Raw { a: a.as_ptr(), a_stride, b: b.map(<[f32]>::as_ptr), b_stride, terms, ahead };
+    let (a, b) = (a.as_ptr(), b.map(<[f32]>::as_ptr));
+    let raw = Raw { a, a_stride, a_step, b, b_stride, terms, ahead };
     let sums = sums.as_mut_ptr();
     // SAFETY: the assertions above cover every number that a tile of this shape reads, the tables hold only tiles of at most
     // `MAX_TILE` numbers, and `level` has found the instructions.
@@ -109,6 +112,7 @@ pub(crate) fn add_product(sums: &mut [f32; MAX_TILE], factors: &Factors<'_>) {
 struct Raw {
     a: *const f32,
     a_stride: usize,
+    a_step: usize,
     b: [*const f32; MAX_VECTORS],
     b_stride: usize,
     terms: usize,
@@ -145,7 +149,7 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(sums: *mut f32, raw: &
     unsafe {
         let at = |r: usize, c: usize| sums.add((r * C + c) * LANES);
         let mut kept: [[V; C]; R] = array::from_fn(|r| array::from_fn(|c| V::load(at(r, c))));
-        let Raw { mut a, a_stride, b, b_stride, terms, ahead } = *raw;
+        let Raw { mut a, a_stride, a_step, b, b_stride, terms, ahead } = *raw;
         let mut offset = 0;
         for _ in 0..terms {
             let columns: [V; C] = array::from_fn(|c| V::load(b[c].add(offset)));
@@ -160,7 +164,7 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(sums: *mut f32, raw: &
                     *sum = sum.plus(x, column);
                 }
             }
-            a = a.add(1);
+            a = a.wrapping_add(a_step);
             offset += b_stride;
         }
         for (r, sums) in kept.iter().enumerate() {

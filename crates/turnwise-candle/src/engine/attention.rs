@@ -198,6 +198,7 @@ impl Work<'_> {
                 let factors = Factors {
                     a: &scratch.queries[row * heads.head_dim..],
                     a_stride: heads.head_dim,
+                    a_step: 1,
                     rows: *rows,
                     b,
                     b_stride: PAGE,
@@ -247,6 +248,7 @@ impl Work<'_> {
                     let factors = Factors {
                         a: &scratch.scores[row * self.length + page * PAGE..],
                         a_stride: self.length,
+                        a_step: 1,
                         rows: *rows,
                         b,
                         b_stride: width,

@@ -146,7 +146,7 @@ pub(crate) fn backward(
     for (target, start) in [(below.gate, 0), (below.up, inner)] {
         add_side_products(target, routing, (&dgate_up, start, inner), (&rows, d));
     }
-    let dlogits = pull_router(routed, dweights, choice, uneven, pool);
+    let dlogits = pull_router(routed, &dweights, choice, uneven, pool);
     let columns = Columns { start: 0, count: choice.n_experts, stride: choice.n_experts };
     if let Some(drouter) = below.router {
         linear::backward_weight(drouter, &dlogits, columns, x, 1.0);
@@ -215,7 +215,7 @@ fn pull_combine(dy: &[f32], d: usize, routed: &Routed, pool: &Arc<Pool>) -> (Buf
 /// The gradient of the router's logits. `[N, E]`
 fn pull_router(
     routed: &Routed,
-    dweights: Vec<f32>,
+    dweights: &[f32],
     choice: Choice,
     uneven: Option<Uneven<'_>>,
     pool: &Arc<Pool>,

@@ -10,10 +10,13 @@ use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
 use crate::simd::vectorized;
 
 /// Rows whose logits are held at once.
-const ROWS: usize = 256;
+const ROWS: usize = 512;
 
 /// Tokens of the vocabulary whose logits are held at once.
-const COLUMNS: usize = 1024;
+const COLUMNS: usize = 512;
+
+/// Parts of the vocabulary that are computed side by side. Fixed, so that sums do not depend on the number of threads.
+const LANES: usize = 16;
 
 /// What is known of distributions.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,30 +40,33 @@ pub(crate) struct Above<'a> {
 
 /// `softmax(x head' * scale)` for each row of `x`. `[R, D]` and `[V, D]`
 pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Predictions) -> Predicted {
-    let mut sums = vec![Sums::default(); wanted.n_rows()];
+    let lanes: Vec<Lane> = (0..LANES)
+        .into_par_iter()
+        .map(|lane| {
+            let mut found = Lane::new(wanted.n_rows());
+            for part in parts(lane, wanted.n_rows(), head.len() / width) {
+                found.read(&part, x, head, width, wanted);
+            }
+            found
+        })
+        .collect();
     let mut own = vec![0.0; wanted.tokens.len()];
-    let mut logits = Vec::new();
-    for rows in pieces(wanted.n_rows(), ROWS) {
-        for columns in pieces(head.len() / width, COLUMNS) {
-            let part = Part { rows: rows.clone(), columns };
-            part.logits(x, head, width, &mut logits);
-            part.pick(&logits, wanted, &mut own);
-            let each = logits.par_chunks_exact_mut(part.columns.len());
-            each.zip(&mut sums[rows.clone()])
-                .zip(&wanted.scales[rows.clone()])
-                .with_min_len(8)
-                .for_each(|((logits, sums), scale)| add_row(logits, *scale, sums));
-        }
+    for (target, logit) in lanes.iter().flat_map(|lane| &lane.own) {
+        own[*target] = *logit;
     }
     let mut predicted = Predicted::default();
-    for (row, sums) in sums.iter().enumerate() {
+    for row in 0..wanted.n_rows() {
+        let mut sums = Sums::default();
+        for lane in &lanes {
+            sums.join(lane.sums[row]);
+        }
         let log_sum = f64::from(sums.highest) + sums.sum.ln();
         predicted.log_sums.push(log_sum as f32);
         predicted.entropies.push((log_sum - sums.weighted / sums.sum) as f32);
-        for target in wanted.starts[row]..wanted.starts[row + 1] {
-            let logit = f64::from(own[target] * wanted.scales[row]);
+        for logit in &own[wanted.starts[row]..wanted.starts[row + 1]] {
             // At most 0 whatever rounding does.
-            predicted.logprobs.push(((logit - log_sum) as f32).min(0.0));
+            let logprob = f64::from(*logit * wanted.scales[row]) - log_sum;
+            predicted.logprobs.push((logprob as f32).min(0.0));
         }
     }
     predicted
@@ -75,35 +81,77 @@ pub(crate) struct Below<'a> {
     pub(crate) dhead: Option<&'a mut [f32]>,
 }
 
+/// What both passes read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Read<'a> {
+    /// `[R, D]`
+    pub(crate) x: &'a [f32],
+    /// `[V, D]`
+    pub(crate) head: &'a [f32],
+    pub(crate) width: usize,
+    pub(crate) wanted: &'a Predictions,
+}
+
 /// With `p` the probabilities: d logprob / d logit is `(1 at the target, 0 elsewhere) - p`, and d entropy / d logit is
 /// `-p (log p + entropy)`.
-pub(crate) fn backward(
-    mut below: Below<'_>,
-    x: &[f32],
-    head: &[f32],
-    width: usize,
-    wanted: &Predictions,
+pub(crate) fn backward(below: Below<'_>, read: Read<'_>, predicted: &Predicted, above: Above<'_>) {
+    let Read { head, width, .. } = read;
+    let Below { dx, dhead } = below;
+    // Each lane has its own part of the head's gradient, and its own sum of the other.
+    let mut by_lane: Vec<Vec<&mut [f32]>> = (0..LANES).map(|_| Vec::new()).collect();
+    for (index, block) in dhead.into_iter().flat_map(|d| d.chunks_mut(COLUMNS * width)).enumerate()
+    {
+        by_lane[index % LANES].push(block);
+    }
+    let n_lanes = LANES.min((head.len() / width).div_ceil(COLUMNS));
+    let sums: Vec<Vec<f32>> = by_lane
+        .into_par_iter()
+        .take(n_lanes)
+        .enumerate()
+        .map(|(lane, blocks)| pull_lane(lane, blocks, read, predicted, above))
+        .collect();
+    dx.copy_from_slice(&sums[0]);
+    for sum in &sums[1..] {
+        super::sum::add(dx, sum);
+    }
+}
+
+/// Adds to a lane's parts of the head's gradient, and returns its part of that by `x`.
+fn pull_lane(
+    lane: usize,
+    blocks: Vec<&mut [f32]>,
+    read: Read<'_>,
     predicted: &Predicted,
     above: Above<'_>,
-) {
-    let mut logits = Vec::new();
-    for rows in pieces(wanted.n_rows(), ROWS) {
-        let mut write = Write::Replace;
-        for columns in pieces(head.len() / width, COLUMNS) {
-            let part = Part { rows: rows.clone(), columns };
-            part.logits(x, head, width, &mut logits);
-            part.pull(&mut logits, wanted, predicted, above);
-            let dlogits = Matrix::rows(&logits, part.columns.len());
-            let (some_rows, some_columns) = (part.row_numbers(width), part.column_numbers(width));
-            let head = Matrix::rows(&head[some_columns.clone()], width);
-            product(&mut below.dx[some_rows.clone()], width, write, dlogits, head);
-            if let Some(dhead) = &mut below.dhead {
-                let x = Matrix::rows(&x[some_rows], width);
-                product(&mut dhead[some_columns], width, Write::Add, dlogits.transposed(), x);
-            }
-            write = Write::Add;
+) -> Vec<f32> {
+    let Read { x, head, width, wanted } = read;
+    let mut blocks = blocks.into_iter();
+    let mut dhead = None;
+    let (mut logits, mut dx, mut columns) = (Vec::new(), vec![0.0; x.len()], None);
+    for part in parts(lane, wanted.n_rows(), head.len() / width) {
+        if columns != Some(part.columns.start) {
+            (columns, dhead) = (Some(part.columns.start), blocks.next());
+        }
+        part.logits(x, head, width, &mut logits);
+        part.pull(&mut logits, wanted, predicted, above);
+        let dlogits = Matrix::rows(&logits, part.columns.len());
+        let (rows, some_columns) = (part.row_numbers(width), part.column_numbers(width));
+        let some_head = Matrix::rows(&head[some_columns], width);
+        product(&mut dx[rows.clone()], width, Write::Add, dlogits, some_head);
+        if let Some(dhead) = &mut dhead {
+            let x = Matrix::rows(&x[rows], width);
+            product(dhead, width, Write::Add, dlogits.transposed(), x);
         }
     }
+    dx
+}
+
+/// The parts of a lane: every so many stretches of the vocabulary, and in each all rows.
+fn parts(lane: usize, n_rows: usize, vocab_size: usize) -> impl Iterator<Item = Part> {
+    let columns = pieces(vocab_size, COLUMNS).skip(lane).step_by(LANES);
+    columns.flat_map(move |columns| {
+        pieces(n_rows, ROWS).map(move |rows| Part { rows, columns: columns.clone() })
+    })
 }
 
 /// Stretches of at most `size`.
@@ -134,6 +182,51 @@ impl Default for Sums {
     }
 }
 
+impl Sums {
+    /// The same relative to another logit, which is at least as high.
+    fn relative_to(self, highest: f32) -> Self {
+        let factor = if self.sum > 0.0 { f64::from(self.highest - highest).exp() } else { 0.0 };
+        Self { highest, sum: self.sum * factor, weighted: self.weighted * factor }
+    }
+
+    fn join(&mut self, other: Self) {
+        let highest = self.highest.max(other.highest);
+        let (ours, theirs) = (self.relative_to(highest), other.relative_to(highest));
+        let sum = ours.sum + theirs.sum;
+        *self = Self { highest, sum, weighted: ours.weighted + theirs.weighted };
+    }
+}
+
+/// What is found in some of the vocabulary.
+#[derive(Debug)]
+struct Lane {
+    /// `[R]`
+    sums: Vec<Sums>,
+    /// Targets and their logits, not yet scaled.
+    own: Vec<(usize, f32)>,
+    logits: Vec<f32>,
+}
+
+impl Lane {
+    fn new(n_rows: usize) -> Self {
+        Self { sums: vec![Sums::default(); n_rows], own: Vec::new(), logits: Vec::new() }
+    }
+
+    fn read(&mut self, part: &Part, x: &[f32], head: &[f32], width: usize, wanted: &Predictions) {
+        part.logits(x, head, width, &mut self.logits);
+        let rows = self.logits.chunks_exact_mut(part.columns.len()).zip(part.rows.clone());
+        for (logits, row) in rows {
+            for target in wanted.starts[row]..wanted.starts[row + 1] {
+                let token = wanted.tokens[target] as usize;
+                if part.columns.contains(&token) {
+                    self.own.push((target, logits[token - part.columns.start]));
+                }
+            }
+            add_row(logits, wanted.scales[row], &mut self.sums[row]);
+        }
+    }
+}
+
 impl Part {
     fn row_numbers(&self, width: usize) -> std::ops::Range<usize> {
         self.rows.start * width..self.rows.end * width
@@ -151,18 +244,6 @@ impl Part {
         product(logits, self.columns.len(), Write::Replace, x, head.transposed());
     }
 
-    /// Keeps the logits of targets.
-    fn pick(&self, logits: &[f32], wanted: &Predictions, own: &mut [f32]) {
-        for (row, logits) in self.rows.clone().zip(logits.chunks_exact(self.columns.len())) {
-            for target in wanted.starts[row]..wanted.starts[row + 1] {
-                let token = wanted.tokens[target] as usize;
-                if self.columns.contains(&token) {
-                    own[target] = logits[token - self.columns.start];
-                }
-            }
-        }
-    }
-
     /// Replaces logits by the loss's derivatives by them.
     fn pull(
         &self,
@@ -171,8 +252,7 @@ impl Part {
         predicted: &Predicted,
         above: Above<'_>,
     ) {
-        let rows = logits.par_chunks_exact_mut(self.columns.len()).zip(self.rows.clone());
-        rows.with_min_len(8).for_each(|(logits, row)| {
+        for (logits, row) in logits.chunks_exact_mut(self.columns.len()).zip(self.rows.clone()) {
             let (scale, targets) = (wanted.scales[row], wanted.starts[row]..wanted.starts[row + 1]);
             let dlogprobs = &above.dlogprobs[targets.clone()];
             let pull = Pull {
@@ -188,7 +268,7 @@ impl Part {
                     logits[*token as usize - self.columns.start] += dlogprob * scale;
                 }
             }
-        });
+        }
     }
 }
 
@@ -210,9 +290,7 @@ vectorized! {
         }
         let highest = math::maximum(logits);
         if highest > sums.highest {
-            let factor = f64::from(sums.highest - highest).exp();
-            let factor = if sums.sum > 0.0 { factor } else { 0.0 };
-            *sums = Sums { highest, sum: sums.sum * factor, weighted: sums.weighted * factor };
+            *sums = sums.relative_to(highest);
         }
         let (sum, weighted) = math::exponential_sums(logits, sums.highest);
         sums.sum += f64::from(sum);
@@ -231,6 +309,7 @@ vectorized! {
     }
 }
 
+/// Lanes are what runs side by side, so each product is one thread's.
 fn product(target: &mut [f32], columns: usize, write: Write, a: Matrix<'_>, b: Matrix<'_>) {
-    multiply(&mut MatrixMut::rows(target, columns), write, 1.0, a, b, Threads::Pool);
+    multiply(&mut MatrixMut::rows(target, columns), write, 1.0, a, b, Threads::One);
 }

@@ -315,12 +315,12 @@ impl Player<'_> {
         let batch = self.batch.clone();
         let wanted = &batch.predictions;
         let values = self.slots[head].values;
-        let width = x.width;
         let above =
             logprob::Above { dlogprobs: self.loss.dlogprobs, dentropies: self.loss.dentropies };
         let mut dx = self.pool.take(x.numbers.len());
         let below = logprob::Below { dx: &mut dx, dhead: self.gradient(head) };
-        logprob::backward(below, &x.numbers, values, width, wanted, predicted, above);
+        let read = logprob::Read { x: &x.numbers, head: values, width: x.width, wanted };
+        logprob::backward(below, read, predicted, above);
         self.hand_down(x.handle, dx);
         Part::Head
     }

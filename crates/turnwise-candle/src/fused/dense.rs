@@ -1,0 +1,103 @@
+//! Products of small matrices that lie in caches: no copies, and a fixed order of sums.
+
+use crate::tile::{Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
+
+/// The left side: term `k` of row `r` is at `r * stride + k * step`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) step: usize,
+    pub(crate) rows: usize,
+    pub(crate) terms: usize,
+}
+
+/// The right side: rows of `columns` numbers, `stride` apart. Whole vectors can be read of each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Right<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) columns: usize,
+}
+
+/// `target += left right`; rows of the target are `stride` apart.
+pub(crate) fn add(target: &mut [f32], stride: usize, left: Left<'_>, right: Right<'_>) {
+    let (most, vectors) = shape(left.rows);
+    for column in (0..right.columns).step_by(vectors * LANES) {
+        let width = (right.columns - column).min(vectors * LANES);
+        let vectors = match width.div_ceil(LANES) {
+            3 => 4,
+            5..=7 => 8,
+            vectors => vectors,
+        };
+        let mut b: [&[f32]; MAX_VECTORS] = [&[]; MAX_VECTORS];
+        for (vector, b) in b[..vectors].iter_mut().enumerate() {
+            *b = &right.data[column + vector * LANES..];
+        }
+        for row in (0..left.rows).step_by(most) {
+            let rows = most.min(left.rows - row);
+            let factors = Factors {
+                a: &left.data[row * left.stride..],
+                a_stride: left.stride,
+                a_step: left.step,
+                rows,
+                b,
+                b_stride: right.stride,
+                vectors,
+                terms: left.terms,
+                ahead: 0,
+            };
+            let mut sums = [0.0; MAX_TILE];
+            let tile = vectors * LANES;
+            let target = &mut target[row * stride + column..];
+            for (target, sums) in target.chunks(stride).zip(sums[..rows * tile].chunks_mut(tile)) {
+                sums[..width].copy_from_slice(&target[..width]);
+            }
+            add_product(&mut sums, &factors);
+            let rows = target.chunks_mut(stride).zip(sums[..rows * tile].chunks(tile));
+            rows.for_each(|(target, sums)| target[..width].copy_from_slice(&sums[..width]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn a_product_is_right(
+            rows in 1_usize..40,
+            columns in 1_usize..150,
+            terms in 1_usize..70,
+            transposed: bool,
+        ) {
+            let uneven = |n: usize, seed: usize| -> Vec<f32> {
+                (0..n).map(|i| ((i * 37 + seed * 11) % 23) as f32 * 0.125 - 1.0).collect()
+            };
+            let padded = columns.next_multiple_of(LANES);
+            // A last vector may reach beyond the last row's columns.
+            let (a, b) = (uneven(rows * terms, 1), uneven(terms * padded + 8 * LANES, 2));
+            let (stride, step) = if transposed { (1, rows) } else { (terms, 1) };
+            let left = Left { data: &a, stride, step, rows, terms };
+            let right = Right { data: &b, stride: padded, columns };
+            let mut target = vec![0.5; rows * (columns + 1)];
+            add(&mut target, columns + 1, left, right);
+            for i in 0..rows {
+                for j in 0..columns {
+                    let product = |k: usize| {
+                        f64::from(a[i * stride + k * step]) * f64::from(b[k * padded + j])
+                    };
+                    let right = 0.5 + (0..terms).map(product).sum::<f64>();
+                    let ours = f64::from(target[i * (columns + 1) + j]);
+                    prop_assert!((ours - right).abs() < 1e-3, "{ours} {right}");
+                }
+                prop_assert_eq!(target[i * (columns + 1) + columns], 0.5);
+            }
+        }
+    }
+}
