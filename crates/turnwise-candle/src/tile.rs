@@ -59,6 +59,9 @@ pub(crate) fn shape(rows: usize) -> (usize, usize) {
     }
 }
 
+/// Vectors of columns: for each, its numbers for the first term; those for term `k` follow at `k * b_stride`.
+pub(crate) type Columns<'a> = [&'a [f32]; MAX_VECTORS];
+
 /// A tile of a product: rows of `a` times columns of `b`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Factors<'a> {
@@ -66,10 +69,11 @@ pub(crate) struct Factors<'a> {
     pub(crate) a: &'a [f32],
     pub(crate) a_stride: usize,
     pub(crate) rows: usize,
-    /// For each vector of columns, its numbers for the first term; those for term `k` follow at `k * b_stride`.
-    pub(crate) b: [&'a [f32]; MAX_VECTORS],
+    /// Where the terms lie, so many of them in each; the last may hold fewer.
+    pub(crate) b: &'a [Columns<'a>],
+    pub(crate) terms_each: usize,
     pub(crate) b_stride: usize,
-    /// How many of `b` there are.
+    /// How many columns there are.
     pub(crate) vectors: usize,
     pub(crate) terms: usize,
     /// How far ahead of `b` memory is asked for while this is computed; 0 for not at all.
@@ -81,14 +85,19 @@ pub(crate) struct Factors<'a> {
 /// # Panics
 /// When the tile is larger than [`shape`] allows, or reaches beyond a slice.
 pub(crate) fn add_product(sums: &mut [f32; MAX_TILE], factors: &Factors<'_>) {
-    let Factors { a, a_stride, rows, b, b_stride, vectors, terms, ahead } = *factors;
+    let Factors { a, a_stride, rows, b, terms_each, b_stride, vectors, terms, .. } = *factors;
     if rows == 0 || terms == 0 {
         return;
     }
     assert!((rows - 1) * a_stride + terms <= a.len(), "rows reach beyond their slice");
-    let last = (terms - 1) * b_stride + LANES;
-    assert!(b[..vectors].iter().all(|b| last <= b.len()), "columns reach beyond their slice");
-    let raw = Raw { a: a.as_ptr(), a_stride, b: b.map(<[f32]>::as_ptr), b_stride, terms, ahead };
+    assert!(b.len() * terms_each >= terms, "there are columns for every term");
+    let mut left = terms;
+    for columns in b {
+        let last = (terms_each.min(left).max(1) - 1) * b_stride + LANES;
+        let are_inside = columns[..vectors].iter().all(|column| last <= column.len());
+        assert!(are_inside, "columns reach beyond their slice");
+        left = left.saturating_sub(terms_each);
+    }
     let sums = sums.as_mut_ptr();
     // SAFETY: the assertions above cover every number that a tile of this shape reads, the tables hold only tiles of at most
     // `MAX_TILE` numbers, and `level` has found the instructions.
@@ -96,23 +105,12 @@ pub(crate) fn add_product(sums: &mut [f32; MAX_TILE], factors: &Factors<'_>) {
     unsafe {
         match level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => wide::run(sums, &raw, rows, vectors),
+            Level::Avx512 => wide::run(sums, factors),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => narrow::run(sums, &raw, rows, vectors),
-            Level::Portable => portable::run(sums, &raw, rows, vectors),
+            Level::Avx2 => narrow::run(sums, factors),
+            Level::Portable => portable::run(sums, factors),
         }
     }
-}
-
-/// [`Factors`] whose bounds are checked.
-#[derive(Clone, Copy, Debug)]
-struct Raw {
-    a: *const f32,
-    a_stride: usize,
-    b: [*const f32; MAX_VECTORS],
-    b_stride: usize,
-    terms: usize,
-    ahead: usize,
 }
 
 /// Sixteen sums in registers.
@@ -140,28 +138,33 @@ trait Vector: Copy {
 #[allow(unsafe_code)]
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize, const C: usize>(sums: *mut f32, raw: &Raw) {
+unsafe fn tile<V: Vector, const R: usize, const C: usize>(sums: *mut f32, factors: &Factors<'_>) {
     // SAFETY: promised by the caller, here and below.
     unsafe {
         let at = |r: usize, c: usize| sums.add((r * C + c) * LANES);
         let mut kept: [[V; C]; R] = array::from_fn(|r| array::from_fn(|c| V::load(at(r, c))));
-        let Raw { mut a, a_stride, b, b_stride, terms, ahead } = *raw;
-        let mut offset = 0;
-        for _ in 0..terms {
-            let columns: [V; C] = array::from_fn(|c| V::load(b[c].add(offset)));
-            if ahead > 0 {
-                for b in &b[..C] {
-                    V::ask(b.wrapping_add(offset + ahead));
+        let Factors { a, a_stride, b, terms_each, b_stride, terms, ahead, .. } = *factors;
+        let (mut a, mut left) = (a.as_ptr(), terms);
+        for columns in b {
+            let b: [*const f32; C] = array::from_fn(|c| columns[c].as_ptr());
+            let mut offset = 0;
+            for _ in 0..terms_each.min(left) {
+                let columns: [V; C] = array::from_fn(|c| V::load(b[c].add(offset)));
+                if ahead > 0 {
+                    for b in b {
+                        V::ask(b.wrapping_add(offset + ahead));
+                    }
                 }
-            }
-            for (r, sums) in kept.iter_mut().enumerate() {
-                let x = *a.add(r * a_stride);
-                for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = sum.plus(x, column);
+                for (r, sums) in kept.iter_mut().enumerate() {
+                    let x = *a.add(r * a_stride);
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = sum.plus(x, column);
+                    }
                 }
+                a = a.add(1);
+                offset += b_stride;
             }
-            a = a.add(1);
-            offset += b_stride;
+            left = left.saturating_sub(terms_each);
         }
         for (r, sums) in kept.iter().enumerate() {
             for (c, sum) in sums.iter().enumerate() {
@@ -178,9 +181,9 @@ macro_rules! tiles {
         /// As [`super::tile`].
         #[allow(unsafe_code)]
         $(#[target_feature(enable = $feature)])?
-        unsafe fn shaped<const R: usize, const C: usize>(sums: *mut f32, raw: &Raw) {
+        unsafe fn shaped<const R: usize, const C: usize>(sums: *mut f32, factors: &Factors<'_>) {
             // SAFETY: promised by the caller.
-            unsafe { tile::<$vector, R, C>(sums, raw) }
+            unsafe { tile::<$vector, R, C>(sums, factors) }
         }
 
         /// # Safety
@@ -189,11 +192,12 @@ macro_rules! tiles {
         /// # Panics
         /// When there is no tile of this shape.
         #[allow(unsafe_code)]
-        pub(super) unsafe fn run(sums: *mut f32, raw: &Raw, rows: usize, vectors: usize) {
+        pub(super) unsafe fn run(sums: *mut f32, factors: &Factors<'_>) {
+            let Factors { rows, vectors, .. } = *factors;
             // SAFETY: promised by the caller.
             unsafe {
                 match (vectors, rows) {
-                    $($(($vectors, $rows) => shaped::<$rows, $vectors>(sums, raw),)*)*
+                    $($(($vectors, $rows) => shaped::<$rows, $vectors>(sums, factors),)*)*
                     _ => panic!("there is no tile of {rows} rows and {vectors} vectors"),
                 }
             }
@@ -209,7 +213,7 @@ mod wide {
         _mm512_storeu_ps,
     };
 
-    use super::{Raw, Vector, tile};
+    use super::{Factors, Vector, tile};
 
     #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "they are single instructions")]
@@ -251,7 +255,7 @@ mod narrow {
         _mm256_storeu_ps,
     };
 
-    use super::{Raw, Vector, tile};
+    use super::{Factors, Vector, tile};
 
     #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "they are single instructions")]
@@ -292,7 +296,7 @@ mod narrow {
 
 /// What the compiler makes of arrays.
 mod portable {
-    use super::{LANES, Raw, Vector, tile};
+    use super::{Factors, LANES, Vector, tile};
 
     #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "they are the body of a loop")]

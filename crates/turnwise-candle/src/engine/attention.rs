@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use super::compute::{Step, Token};
 use super::pages::{PAGE, Pages};
+use super::tree::PageId;
 use crate::forward::Heads;
 use crate::math;
 use crate::panels::padded;
 use crate::simd::vectorized;
-use crate::tile::{Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
+use crate::tile::{Columns, Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
 
 /// Query rows that are computed together.
 const ROWS: usize = 12;
@@ -167,7 +168,7 @@ impl Layer<'_> {
 
 impl Work<'_> {
     /// Tiles of rows of a span: the first row and how many.
-    fn tiles(&self, span: &Span) -> (usize, impl Iterator<Item = (usize, usize)> + use<>) {
+    fn tiles(&self, span: &Span) -> (usize, impl Iterator<Item = (usize, usize)> + Clone + use<>) {
         let group = self.layer.heads.group();
         let (start, end) = (span.tokens.start * group, span.tokens.end * group);
         let (most, vectors) = shape(end - start);
@@ -180,34 +181,35 @@ impl Work<'_> {
     fn score(&self, span: &Span, scratch: &mut Scratch) {
         let Layer { step, pages, heads, layer, .. } = self.layer;
         let table = &step.tables[self.tokens[span.tokens.start].table];
-        let (vectors, tiles) = self.tiles(span);
-        let tiles = tiles.collect::<Vec<_>>();
+        let (most_vectors, tiles) = self.tiles(span);
+        let mut sums = [0.0; MAX_TILE];
         let mut page = span.pages.start;
         while page < span.pages.end {
-            let mut vectors = vectors;
+            let mut vectors = most_vectors;
             while vectors * LANES > (span.pages.end - page) * PAGE {
                 vectors /= 2;
             }
-            let mut b: [&[f32]; MAX_VECTORS] = [&[]; MAX_VECTORS];
+            let mut b: Columns<'_> = [&[]; MAX_VECTORS];
             for (vector, b) in b[..vectors].iter_mut().enumerate() {
                 let of = pages.get(table[page + vector * LANES / PAGE]);
                 let keys = of.keys(pages.layout(), layer, self.head);
                 *b = &keys[vector * LANES % PAGE..];
             }
-            for (row, rows) in &tiles {
+            for (row, rows) in tiles.clone() {
                 let factors = Factors {
                     a: &scratch.queries[row * heads.head_dim..],
                     a_stride: heads.head_dim,
-                    rows: *rows,
-                    b,
+                    rows,
+                    b: &[b],
+                    terms_each: heads.head_dim,
                     b_stride: PAGE,
                     vectors,
                     terms: heads.head_dim,
                     ahead: 0,
                 };
-                let mut sums = [0.0; MAX_TILE];
-                add_product(&mut sums, &factors);
                 let width = vectors * LANES;
+                sums[..rows * width].fill(0.0);
+                add_product(&mut sums, &factors);
                 for (i, sums) in sums[..rows * width].chunks_exact(width).enumerate() {
                     scratch.scores[(row + i) * self.length + page * PAGE..][..width]
                         .copy_from_slice(sums);
@@ -221,41 +223,42 @@ impl Work<'_> {
     fn mix(&self, span: &Span, scratch: &mut Scratch) {
         let Layer { step, pages, heads, layer, .. } = self.layer;
         let of_span = &self.tokens[span.tokens.clone()];
-        let table = &step.tables[of_span[0].table];
         let longest = of_span.iter().map(|token| token.position + 1).max().unwrap_or(0);
+        let table = &step.tables[of_span[0].table][span.pages.clone()];
+        let values = |page: &PageId| pages.get(*page).values(pages.layout(), layer, self.head);
         let width = padded(heads.head_dim);
         let (most_vectors, tiles) = self.tiles(span);
-        let tiles = tiles.collect::<Vec<_>>();
+        let mut sums = [0.0; MAX_TILE];
+        let mut b: Vec<Columns<'_>> = vec![[&[]; MAX_VECTORS]; table.len()];
         let mut column = 0;
         while column < width {
             let mut vectors = most_vectors;
             while column + vectors * LANES > width {
                 vectors /= 2;
             }
-            for (row, rows) in &tiles {
-                let mut sums = [0.0; MAX_TILE];
+            for (columns, page) in b.iter_mut().zip(table) {
+                let values = &values(page)[column..];
+                for (vector, columns) in columns[..vectors].iter_mut().enumerate() {
+                    *columns = &values[vector * LANES..];
+                }
+            }
+            for (row, rows) in tiles.clone() {
+                let factors = Factors {
+                    a: &scratch.scores[row * self.length + span.pages.start * PAGE..],
+                    a_stride: self.length,
+                    rows,
+                    b: &b,
+                    terms_each: PAGE,
+                    b_stride: width,
+                    vectors,
+                    terms: longest.min(span.pages.end * PAGE) - span.pages.start * PAGE,
+                    ahead: 0,
+                };
                 let tile = vectors * LANES;
                 for (i, sums) in sums[..rows * tile].chunks_exact_mut(tile).enumerate() {
                     sums.copy_from_slice(&scratch.mixed[(row + i) * width + column..][..tile]);
                 }
-                for page in span.pages.clone() {
-                    let values = pages.get(table[page]).values(pages.layout(), layer, self.head);
-                    let mut b: [&[f32]; MAX_VECTORS] = [&[]; MAX_VECTORS];
-                    for (vector, b) in b[..vectors].iter_mut().enumerate() {
-                        *b = &values[column + vector * LANES..];
-                    }
-                    let factors = Factors {
-                        a: &scratch.scores[row * self.length + page * PAGE..],
-                        a_stride: self.length,
-                        rows: *rows,
-                        b,
-                        b_stride: width,
-                        vectors,
-                        terms: PAGE.min(longest - page * PAGE),
-                        ahead: 0,
-                    };
-                    add_product(&mut sums, &factors);
-                }
+                add_product(&mut sums, &factors);
                 for (i, sums) in sums[..rows * tile].chunks_exact(tile).enumerate() {
                     scratch.mixed[(row + i) * width + column..][..tile].copy_from_slice(sums);
                 }
