@@ -140,6 +140,9 @@ impl Panels {
             let mut b: Columns<'_> = [&[]; MAX_VECTORS];
             let columns = b.iter_mut().zip(start..start + vectors);
             columns.for_each(|(b, panel)| *b = self.panel(panel));
+            let mut next = b;
+            let columns = next.iter_mut().zip((start + vectors..self.count()).take(vectors));
+            columns.for_each(|(next, panel)| *next = self.panel(panel));
             for cut in 0..cuts {
                 let (first, end) = (rows.count * cut / cuts, rows.count * (cut + 1) / cuts);
                 let factors = Factors {
@@ -152,7 +155,7 @@ impl Panels {
                     vectors,
                     terms: self.width,
                     // The first of several tiles waits for memory, and the others can have it fetched for the next.
-                    ahead: if cut == 1 { vectors * self.width * LANES } else { 0 },
+                    next: (cut == 1).then_some(&next),
                 };
                 sums[..(end - first) * vectors * LANES].fill(0.0);
                 add_product(&mut sums, &factors);

@@ -76,8 +76,8 @@ pub(crate) struct Factors<'a> {
     /// How many columns there are.
     pub(crate) vectors: usize,
     pub(crate) terms: usize,
-    /// How far ahead of `b` memory is asked for while this is computed; 0 for not at all.
-    pub(crate) ahead: usize,
+    /// Columns that will be wanted next, with the same stride: their memory is asked for while this is computed.
+    pub(crate) next: Option<&'a Columns<'a>>,
 }
 
 /// Adds the product to `sums`, term by term. `[rows, vectors, LANES]`
@@ -143,17 +143,17 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(sums: *mut f32, factor
     unsafe {
         let at = |r: usize, c: usize| sums.add((r * C + c) * LANES);
         let mut kept: [[V; C]; R] = array::from_fn(|r| array::from_fn(|c| V::load(at(r, c))));
-        let Factors { a, a_stride, b, terms_each, b_stride, terms, ahead, .. } = *factors;
+        let Factors { a, a_stride, b, terms_each, b_stride, terms, next, .. } = *factors;
         let (mut a, mut left) = (a.as_ptr(), terms);
-        for columns in b {
+        for (index, columns) in b.iter().enumerate() {
+            let next = b.get(index + 1).or(next);
+            let asked = next.map(|next| array::from_fn::<*const f32, C, _>(|c| next[c].as_ptr()));
             let b: [*const f32; C] = array::from_fn(|c| columns[c].as_ptr());
             let mut offset = 0;
             for _ in 0..terms_each.min(left) {
                 let columns: [V; C] = array::from_fn(|c| V::load(b[c].add(offset)));
-                if ahead > 0 {
-                    for b in b {
-                        V::ask(b.wrapping_add(offset + ahead));
-                    }
+                for asked in asked.iter().flatten() {
+                    V::ask(asked.wrapping_add(offset));
                 }
                 for (r, sums) in kept.iter_mut().enumerate() {
                     let x = *a.add(r * a_stride);

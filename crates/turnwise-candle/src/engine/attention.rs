@@ -189,12 +189,17 @@ impl Work<'_> {
             while vectors * LANES > (span.pages.end - page) * PAGE {
                 vectors /= 2;
             }
-            let mut b: Columns<'_> = [&[]; MAX_VECTORS];
-            for (vector, b) in b[..vectors].iter_mut().enumerate() {
-                let of = pages.get(table[page + vector * LANES / PAGE]);
-                let keys = of.keys(pages.layout(), layer, self.head);
-                *b = &keys[vector * LANES % PAGE..];
-            }
+            let columns = |first: usize| {
+                let mut b: Columns<'_> = [&[]; MAX_VECTORS];
+                for (vector, b) in b[..vectors].iter_mut().enumerate() {
+                    let place = (first + vector * LANES / PAGE).min(span.pages.end - 1);
+                    let keys = pages.get(table[place]).keys(pages.layout(), layer, self.head);
+                    *b = &keys[vector * LANES % PAGE..];
+                }
+                b
+            };
+            let b = columns(page);
+            let next = columns(page + vectors * LANES / PAGE);
             for (row, rows) in tiles.clone() {
                 let factors = Factors {
                     a: &scratch.queries[row * heads.head_dim..],
@@ -205,7 +210,7 @@ impl Work<'_> {
                     b_stride: PAGE,
                     vectors,
                     terms: heads.head_dim,
-                    ahead: 0,
+                    next: Some(&next),
                 };
                 let width = vectors * LANES;
                 sums[..rows * width].fill(0.0);
@@ -252,7 +257,7 @@ impl Work<'_> {
                     b_stride: width,
                     vectors,
                     terms: longest.min(span.pages.end * PAGE) - span.pages.start * PAGE,
-                    ahead: 0,
+                    next: None,
                 };
                 let tile = vectors * LANES;
                 for (i, sums) in sums[..rows * tile].chunks_exact_mut(tile).enumerate() {
