@@ -332,3 +332,54 @@ mod portable {
 
     tiles!([f32; LANES], [], 1: [1 2 3], 2: [1 2 3], 4: [1]);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uneven(length: usize) -> Vec<f32> {
+        (0..length).map(|i| ((i * 37) % 41) as f32 * 0.1 - 2.0).collect()
+    }
+
+    /// Whatever the instructions, and however the terms are cut, an element is the same chain; without fused operations it is
+    /// close to it.
+    #[test]
+    fn every_instruction_set_computes_the_same_tile() {
+        let (a, b) = (uneven(12 * 80), uneven(8 * 100 * LANES));
+        let pieces: Vec<Columns<'_>> =
+            (0..3).map(|piece| array::from_fn(|c| &b[(c * 100 + piece * 33) * LANES..])).collect();
+        let shapes = [(1, 4), (1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 2)];
+        for (rows, vectors) in shapes {
+            let whole = Factors {
+                a: &a,
+                a_stride: 80,
+                rows,
+                b: &pieces[..1],
+                terms_each: 70,
+                b_stride: LANES,
+                vectors,
+                terms: 70,
+                next: None,
+            };
+            let cut = Factors { b: &pieces, terms_each: 33, next: Some(&pieces[0]), ..whole };
+            let of = |run: &dyn Fn(&mut [f32; MAX_TILE])| {
+                let mut sums = [0.25; MAX_TILE];
+                run(&mut sums);
+                sums
+            };
+            let best = of(&|sums| add_product(sums, &whole));
+            assert_eq!(best, of(&|sums| add_product(sums, &cut)));
+            // SAFETY: the slices hold all of the tile, and the processor is asked for its instructions.
+            #[allow(unsafe_code)]
+            let plain = of(&|sums| unsafe { portable::run(sums.as_mut_ptr(), &cut) });
+            assert!(best.iter().zip(plain).all(|(a, b)| (a - b).abs() < 1e-3));
+            #[cfg(target_arch = "x86_64")]
+            if level() != Level::Portable {
+                // SAFETY: as above.
+                #[allow(unsafe_code)]
+                let narrow = of(&|sums| unsafe { narrow::run(sums.as_mut_ptr(), &cut) });
+                assert_eq!(best, narrow);
+            }
+        }
+    }
+}

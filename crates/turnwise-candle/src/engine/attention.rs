@@ -108,7 +108,7 @@ pub(super) struct Layer<'a> {
     pub(super) step: &'a Step,
     pub(super) pages: &'a Pages,
     pub(super) heads: Heads,
-    pub(super) layer: usize,
+    pub(super) index: usize,
     /// Queries come first in each row. `[N, stride]`
     pub(super) qkv: &'a [f32],
     pub(super) stride: usize,
@@ -148,7 +148,9 @@ impl Layer<'_> {
         }
         scale(&mut scratch.queries, self.heads.scale());
         scratch.scores.resize(of_group.len() * n_queries * work.length, 0.0);
-        spans.iter().for_each(|span| work.score(span, scratch));
+        for span in spans {
+            work.score(span, scratch);
+        }
 
         scratch.mixed.clear();
         scratch.mixed.resize(of_group.len() * n_queries * padded(head_dim), 0.0);
@@ -156,7 +158,9 @@ impl Layer<'_> {
         let lengths = of_group.iter().flat_map(|token| repeat_n(token.position + 1, n_queries));
         scratch.factors.clear();
         scratch.factors.extend(rows.zip(lengths).map(|(scores, length)| weigh(scores, length)));
-        spans.iter().for_each(|span| work.mix(span, scratch));
+        for span in spans {
+            work.mix(span, scratch);
+        }
         let rows = scratch.mixed.chunks_exact_mut(padded(head_dim));
         for ((row, mixed), factor) in rows.enumerate().zip(&scratch.factors) {
             scale(mixed, *factor);
@@ -179,7 +183,7 @@ impl Work<'_> {
 
     /// Products of queries and keys.
     fn score(&self, span: &Span, scratch: &mut Scratch) {
-        let Layer { step, pages, heads, layer, .. } = self.layer;
+        let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let table = &step.tables[self.tokens[span.tokens.start].table];
         let (most_vectors, tiles) = self.tiles(span);
         let mut sums = [0.0; MAX_TILE];
@@ -226,7 +230,7 @@ impl Work<'_> {
 
     /// Sums of values, in order of position.
     fn mix(&self, span: &Span, scratch: &mut Scratch) {
-        let Layer { step, pages, heads, layer, .. } = self.layer;
+        let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let of_span = &self.tokens[span.tokens.clone()];
         let longest = of_span.iter().map(|token| token.position + 1).max().unwrap_or(0);
         let table = &step.tables[of_span[0].table][span.pages.clone()];

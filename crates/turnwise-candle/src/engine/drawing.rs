@@ -50,8 +50,8 @@ fn draw(sampler: &mut Sampler, logits: &[f32], slot: &Slot) -> Option<Drawn> {
 }
 
 vectorized! {
-    /// Whether all of them are numbers: what is none leaves no 0 when it is taken from itself.
+    /// Whether all of them are numbers: what is none is not 0 when it is multiplied by 0.
     fn are_finite(x: &[f32]) -> bool {
-        math::sum_of(x, |x| x - x) == 0.0
+        math::sum_of(x, |x| x * 0.0) == 0.0
     }
 }

@@ -147,7 +147,7 @@ proptest! {
     ) {
         let max_kv_bytes = pages * PAGE_BYTES;
         let settings =
-            EngineSettings { max_kv_bytes, max_step_tokens, max_batch, threads, ..Default::default() };
+            EngineSettings { max_batch, max_step_tokens, max_kv_bytes, threads, ..Default::default() };
         let mut driven = Driven::new(settings);
         let shared = tell(&mut driven, &stories);
         prop_assert!(driven.counters.read().kv_bytes_peak <= max_kv_bytes);
