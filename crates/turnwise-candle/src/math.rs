@@ -87,6 +87,22 @@ pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     gather(lanes)
 }
 
+/// Sum of a function of each.
+#[inline(always)]
+pub(crate) fn sum_of(x: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for i in 0..LANES {
+            lanes[i] += of(x[i]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += of(*x);
+    }
+    gather(lanes)
+}
+
 /// `target += factor * x`.
 #[inline(always)]
 pub(crate) fn add_scaled(target: &mut [f32], factor: f32, x: &[f32]) {

@@ -6,7 +6,9 @@ use std::ops::Range;
 use crate::engine::Team;
 use crate::math;
 use crate::simd::vectorized;
-use crate::tile::{Block, Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, numbers, shape};
+use crate::tile::{
+    Block, Columns, Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, numbers, shape,
+};
 
 /// A matrix `[in, out]` cut into panels of 16 columns, one after another; columns that are missing in the last are 0.
 /// `[panels, in, LANES]`
@@ -129,14 +131,18 @@ impl Panels {
         let (most, most_vectors) = shape(rows.count);
         let cuts = rows.count.div_ceil(most).max(1);
         let mut start = panels.start;
+        let mut sums = [0.0; MAX_TILE];
         while start < panels.end {
             let mut vectors = most_vectors;
             while vectors > panels.end - start {
                 vectors /= 2;
             }
-            let mut b: [&[f32]; MAX_VECTORS] = [&[]; MAX_VECTORS];
+            let mut b: Columns<'_> = [&[]; MAX_VECTORS];
             let columns = b.iter_mut().zip(start..start + vectors);
             columns.for_each(|(b, panel)| *b = self.panel(panel));
+            let mut next = b;
+            let columns = next.iter_mut().zip((start + vectors..self.count()).take(vectors));
+            columns.for_each(|(next, panel)| *next = self.panel(panel));
             for cut in 0..cuts {
                 let (first, end) = (rows.count * cut / cuts, rows.count * (cut + 1) / cuts);
                 let factors = Factors {
@@ -144,14 +150,15 @@ impl Panels {
                     a_stride: rows.stride,
                     a_step: 1,
                     rows: end - first,
-                    b,
+                    b: &[b],
+                    terms_each: self.width,
                     b_stride: LANES,
                     vectors,
                     terms: self.width,
                     // The first of several tiles waits for memory, and the others can have it fetched for the next.
-                    ahead: if cut == 1 { vectors * self.width * LANES } else { 0 },
+                    next: (cut == 1).then_some(&next),
                 };
-                let mut sums = [0.0; MAX_TILE];
+                sums[..(end - first) * vectors * LANES].fill(0.0);
                 add_product(&mut sums, &factors);
                 let bias = self.bias.as_deref().map_or(&[][..], |bias| &bias[start * LANES..]);
                 target.check(end, start + vectors, then);

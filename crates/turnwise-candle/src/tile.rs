@@ -59,6 +59,9 @@ pub(crate) fn shape(rows: usize) -> (usize, usize) {
     }
 }
 
+/// Vectors of columns: for each, its numbers for the first term; those for term `k` follow at `k * b_stride`.
+pub(crate) type Columns<'a> = [&'a [f32]; MAX_VECTORS];
+
 /// A tile of a product: rows of `a` times columns of `b`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Factors<'a> {
@@ -67,14 +70,15 @@ pub(crate) struct Factors<'a> {
     pub(crate) a_stride: usize,
     pub(crate) a_step: usize,
     pub(crate) rows: usize,
-    /// For each vector of columns, its numbers for the first term; those for term `k` follow at `k * b_stride`.
-    pub(crate) b: [&'a [f32]; MAX_VECTORS],
+    /// Where the terms lie, so many of them in each; the last may hold fewer.
+    pub(crate) b: &'a [Columns<'a>],
+    pub(crate) terms_each: usize,
     pub(crate) b_stride: usize,
-    /// How many of `b` there are.
+    /// How many columns there are.
     pub(crate) vectors: usize,
     pub(crate) terms: usize,
-    /// How far ahead of `b` memory is asked for while this is computed; 0 for not at all.
-    pub(crate) ahead: usize,
+    /// Columns that will be wanted next, with the same stride: their memory is asked for while this is computed.
+    pub(crate) next: Option<&'a Columns<'a>>,
 }
 
 /// Adds the product to `sums`, term by term. `[rows, vectors, LANES]`
@@ -82,16 +86,21 @@ pub(crate) struct Factors<'a> {
 /// # Panics
 /// When the tile is larger than [`shape`] allows, or reaches beyond a slice.
 pub(crate) fn add_product(sums: &mut [f32; MAX_TILE], factors: &Factors<'_>) {
-    let Factors { a, a_stride, a_step, rows, b, b_stride, vectors, terms, ahead } = *factors;
+    let Factors { a, a_stride, a_step, rows, b, terms_each, b_stride, vectors, terms, .. } =
+        *factors;
     if rows == 0 || terms == 0 {
         return;
     }
     let last = (rows - 1) * a_stride + (terms - 1) * a_step;
     assert!(last < a.len(), "rows reach beyond their slice");
-    let last = (terms - 1) * b_stride + LANES;
-    assert!(b[..vectors].iter().all(|b| last <= b.len()), "columns reach beyond their slice");
-    let (a, b) = (a.as_ptr(), b.map(<[f32]>::as_ptr));
-    let raw = Raw { a, a_stride, a_step, b, b_stride, terms, ahead };
+    assert!(b.len() * terms_each >= terms, "there are columns for every term");
+    let mut left = terms;
+    for columns in b {
+        let last = (terms_each.min(left).max(1) - 1) * b_stride + LANES;
+        let are_inside = columns[..vectors].iter().all(|column| last <= column.len());
+        assert!(are_inside, "columns reach beyond their slice");
+        left = left.saturating_sub(terms_each);
+    }
     let sums = sums.as_mut_ptr();
     // SAFETY: the assertions above cover every number that a tile of this shape reads, the tables hold only tiles of at most
     // `MAX_TILE` numbers, and `level` has found the instructions.
@@ -99,24 +108,12 @@ pub(crate) fn add_product(sums: &mut [f32; MAX_TILE], factors: &Factors<'_>) {
     unsafe {
         match level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => wide::run(sums, &raw, rows, vectors),
+            Level::Avx512 => wide::run(sums, factors),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => narrow::run(sums, &raw, rows, vectors),
-            Level::Portable => portable::run(sums, &raw, rows, vectors),
+            Level::Avx2 => narrow::run(sums, factors),
+            Level::Portable => portable::run(sums, factors),
         }
     }
-}
-
-/// [`Factors`] whose bounds are checked.
-#[derive(Clone, Copy, Debug)]
-struct Raw {
-    a: *const f32,
-    a_stride: usize,
-    a_step: usize,
-    b: [*const f32; MAX_VECTORS],
-    b_stride: usize,
-    terms: usize,
-    ahead: usize,
 }
 
 /// Sixteen sums in registers.
@@ -144,28 +141,33 @@ trait Vector: Copy {
 #[allow(unsafe_code)]
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize, const C: usize>(sums: *mut f32, raw: &Raw) {
+unsafe fn tile<V: Vector, const R: usize, const C: usize>(sums: *mut f32, factors: &Factors<'_>) {
     // SAFETY: promised by the caller, here and below.
     unsafe {
         let at = |r: usize, c: usize| sums.add((r * C + c) * LANES);
         let mut kept: [[V; C]; R] = array::from_fn(|r| array::from_fn(|c| V::load(at(r, c))));
-        let Raw { mut a, a_stride, a_step, b, b_stride, terms, ahead } = *raw;
-        let mut offset = 0;
-        for _ in 0..terms {
-            let columns: [V; C] = array::from_fn(|c| V::load(b[c].add(offset)));
-            if ahead > 0 {
-                for b in &b[..C] {
-                    V::ask(b.wrapping_add(offset + ahead));
+        let Factors { a, a_stride, a_step, b, terms_each, b_stride, terms, next, .. } = *factors;
+        let (mut a, mut left) = (a.as_ptr(), terms);
+        for (index, columns) in b.iter().enumerate() {
+            let next = b.get(index + 1).or(next);
+            let asked = next.map(|next| array::from_fn::<*const f32, C, _>(|c| next[c].as_ptr()));
+            let b: [*const f32; C] = array::from_fn(|c| columns[c].as_ptr());
+            let mut offset = 0;
+            for _ in 0..terms_each.min(left) {
+                let columns: [V; C] = array::from_fn(|c| V::load(b[c].add(offset)));
+                for asked in asked.iter().flatten() {
+                    V::ask(asked.wrapping_add(offset));
                 }
-            }
-            for (r, sums) in kept.iter_mut().enumerate() {
-                let x = *a.add(r * a_stride);
-                for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = sum.plus(x, column);
+                for (r, sums) in kept.iter_mut().enumerate() {
+                    let x = *a.add(r * a_stride);
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = sum.plus(x, column);
+                    }
                 }
+                a = a.wrapping_add(a_step);
+                offset += b_stride;
             }
-            a = a.wrapping_add(a_step);
-            offset += b_stride;
+            left = left.saturating_sub(terms_each);
         }
         for (r, sums) in kept.iter().enumerate() {
             for (c, sum) in sums.iter().enumerate() {
@@ -182,9 +184,9 @@ macro_rules! tiles {
         /// As [`super::tile`].
         #[allow(unsafe_code)]
         $(#[target_feature(enable = $feature)])?
-        unsafe fn shaped<const R: usize, const C: usize>(sums: *mut f32, raw: &Raw) {
+        unsafe fn shaped<const R: usize, const C: usize>(sums: *mut f32, factors: &Factors<'_>) {
             // SAFETY: promised by the caller.
-            unsafe { tile::<$vector, R, C>(sums, raw) }
+            unsafe { tile::<$vector, R, C>(sums, factors) }
         }
 
         /// # Safety
@@ -193,11 +195,12 @@ macro_rules! tiles {
         /// # Panics
         /// When there is no tile of this shape.
         #[allow(unsafe_code)]
-        pub(super) unsafe fn run(sums: *mut f32, raw: &Raw, rows: usize, vectors: usize) {
+        pub(super) unsafe fn run(sums: *mut f32, factors: &Factors<'_>) {
+            let Factors { rows, vectors, .. } = *factors;
             // SAFETY: promised by the caller.
             unsafe {
                 match (vectors, rows) {
-                    $($(($vectors, $rows) => shaped::<$rows, $vectors>(sums, raw),)*)*
+                    $($(($vectors, $rows) => shaped::<$rows, $vectors>(sums, factors),)*)*
                     _ => panic!("there is no tile of {rows} rows and {vectors} vectors"),
                 }
             }
@@ -213,7 +216,7 @@ mod wide {
         _mm512_storeu_ps,
     };
 
-    use super::{Raw, Vector, tile};
+    use super::{Factors, Vector, tile};
 
     #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "they are single instructions")]
@@ -255,7 +258,7 @@ mod narrow {
         _mm256_storeu_ps,
     };
 
-    use super::{Raw, Vector, tile};
+    use super::{Factors, Vector, tile};
 
     #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "they are single instructions")]
@@ -296,7 +299,7 @@ mod narrow {
 
 /// What the compiler makes of arrays.
 mod portable {
-    use super::{LANES, Raw, Vector, tile};
+    use super::{Factors, LANES, Vector, tile};
 
     #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "they are the body of a loop")]
@@ -331,4 +334,56 @@ mod portable {
     }
 
     tiles!([f32; LANES], [], 1: [1 2 3], 2: [1 2 3], 4: [1]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uneven(length: usize) -> Vec<f32> {
+        (0..length).map(|i| ((i * 37) % 41) as f32 * 0.1 - 2.0).collect()
+    }
+
+    /// Whatever the instructions, and however the terms are cut, an element is the same chain; without fused operations it is
+    /// close to it.
+    #[test]
+    fn every_instruction_set_computes_the_same_tile() {
+        let (a, b) = (uneven(12 * 80), uneven(8 * 100 * LANES));
+        let pieces: Vec<Columns<'_>> =
+            (0..3).map(|piece| array::from_fn(|c| &b[(c * 100 + piece * 33) * LANES..])).collect();
+        let shapes = [(1, 4), (1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 2)];
+        for (rows, vectors) in shapes {
+            let whole = Factors {
+                a: &a,
+                a_stride: 80,
+                a_step: 1,
+                rows,
+                b: &pieces[..1],
+                terms_each: 70,
+                b_stride: LANES,
+                vectors,
+                terms: 70,
+                next: None,
+            };
+            let cut = Factors { b: &pieces, terms_each: 33, next: Some(&pieces[0]), ..whole };
+            let of = |run: &dyn Fn(&mut [f32; MAX_TILE])| {
+                let mut sums = [0.25; MAX_TILE];
+                run(&mut sums);
+                sums
+            };
+            let best = of(&|sums| add_product(sums, &whole));
+            assert_eq!(best, of(&|sums| add_product(sums, &cut)));
+            // SAFETY: the slices hold all of the tile, and the processor is asked for its instructions.
+            #[allow(unsafe_code)]
+            let plain = of(&|sums| unsafe { portable::run(sums.as_mut_ptr(), &cut) });
+            assert!(best.iter().zip(plain).all(|(a, b)| (a - b).abs() < 1e-3));
+            #[cfg(target_arch = "x86_64")]
+            if level() != Level::Portable {
+                // SAFETY: as above.
+                #[allow(unsafe_code)]
+                let narrow = of(&|sums| unsafe { narrow::run(sums.as_mut_ptr(), &cut) });
+                assert_eq!(best, narrow);
+            }
+        }
+    }
 }

@@ -113,7 +113,8 @@ impl Sampler {
         let inverse_temperature = 1.0 / temperature;
         let weight = |logit: f32| exponential((logit - highest) * inverse_temperature);
         self.sums.clear();
-        self.sums.extend(logits.chunks(BLOCK).map(|block| sum(block, weight)));
+        self.sums.resize(logits.len().div_ceil(BLOCK), 0.0);
+        add_blocks(logits, highest, inverse_temperature, &mut self.sums);
         let total: f64 = self.sums.iter().sum();
         let target = uniform * total;
         let (block, before) = block_of(&self.sums, target);
@@ -174,18 +175,50 @@ fn maximum(logits: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b))
 }
 
-/// Sum of the weights of a block.
-#[inline]
-fn sum(block: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
-    let mut lanes = [0.0_f32; LANES];
-    let (whole, rest) = block.as_chunks::<LANES>();
-    for logits in whole {
-        for i in 0..LANES {
-            lanes[i] += weight(logits[i]);
+/// Sums of the weights of blocks, in the widest vectors that the processor has: the numbers are the same in any.
+fn add_blocks(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut [f64]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f")]
+        fn wide(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut [f64]) {
+            add_blocks_here(logits, highest, inverse_temperature, sums);
+        }
+
+        #[target_feature(enable = "avx2")]
+        fn narrow(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut [f64]) {
+            add_blocks_here(logits, highest, inverse_temperature, sums);
+        }
+
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has what the function is compiled for.
+            #[allow(unsafe_code)]
+            return unsafe { wide(logits, highest, inverse_temperature, sums) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            return unsafe { narrow(logits, highest, inverse_temperature, sums) };
         }
     }
-    let rest: f64 = rest.iter().map(|logit| f64::from(weight(*logit))).sum();
-    lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>() + rest
+    add_blocks_here(logits, highest, inverse_temperature, sums);
+}
+
+#[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
+#[inline(always)]
+fn add_blocks_here(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut [f64]) {
+    for (sum, block) in sums.iter_mut().zip(logits.chunks(BLOCK)) {
+        let mut lanes = [0.0_f32; LANES];
+        let (whole, rest) = block.as_chunks::<LANES>();
+        for logits in whole {
+            for i in 0..LANES {
+                lanes[i] += exponential((logits[i] - highest) * inverse_temperature);
+            }
+        }
+        for (lane, logit) in lanes.iter_mut().zip(rest) {
+            *lane += exponential((logit - highest) * inverse_temperature);
+        }
+        *sum = lanes.iter().map(|lane| f64::from(*lane)).sum();
+    }
 }
 
 /// The block in which the running sum passes `target`, and the sum of those before it. The last that has a sum where rounding
@@ -205,13 +238,14 @@ fn block_of(sums: &[f64], target: f64) -> (usize, f64) {
 /// The exponential of what is at most 0, to about two units in the last place; 0 of what is too small for a number, and of NaN.
 /// Without a branch, so that it becomes vector instructions, and without fused operations, so that every machine draws the
 /// same (after Cephes' `expf`, S. Moshier).
-#[inline]
+#[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
+#[inline(always)]
 fn exponential(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves a whole number in the low bits
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let is_small = !(x > -87.0);
-    let x = if is_small { -87.0 } else { x };
+    let is_enough = x > -87.0; // never of NaN
+    let x = if is_enough { x } else { -87.0 };
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let whole = shifted - ROUND;
     let r = x - whole * LN_2_HIGH - whole * LN_2_LOW;
@@ -223,7 +257,7 @@ fn exponential(x: f32) -> f32 {
     let p = p * r + 5e-1;
     let p = p * r * r + r + 1.0;
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
-    if is_small { 0.0 } else { p * power }
+    if is_enough { p * power } else { 0.0 }
 }
 
 fn draw_kept(kept: &[(TokenId, f64)], uniform: f64) -> (TokenId, f32) {
@@ -241,4 +275,84 @@ fn draw_kept(kept: &[(TokenId, f64)], uniform: f64) -> (TokenId, f32) {
 /// At most 0 whatever rounding does.
 fn logprob(weight: f64, total: f64) -> f32 {
     ((weight / total).ln() as f32).min(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uneven(length: usize, seed: u64) -> Vec<f32> {
+        (0..length as u64).map(|i| uniform_at(seed, i) as f32 * 30.0 - 15.0).collect()
+    }
+
+    /// Inversion in double precision, in the order of ids.
+    fn plain(logits: &[f32], temperature: f32, uniform: f64) -> (TokenId, f64) {
+        let weights = logits.iter().map(|logit| (f64::from(*logit) / f64::from(temperature)).exp());
+        let total: f64 = weights.clone().sum();
+        let mut sum = 0.0;
+        let found = weights.clone().position(|weight| {
+            sum += weight;
+            sum > uniform * total
+        });
+        let found = found.unwrap_or(logits.len() - 1);
+        (found as TokenId, (weights.collect::<Vec<_>>()[found] / total).ln())
+    }
+
+    #[test]
+    fn a_draw_is_the_inversion_and_its_log_probability_is_exact() {
+        let mut sampler = Sampler::default();
+        for length in [1, 2, 15, 16, 63, 64, 65, 130, 1000] {
+            for temperature in [1.0, 0.6, 2.0] {
+                let sampling = Sampling { temperature, ..Sampling::default() };
+                for seed in 0..40 {
+                    let (logits, uniform) = (uneven(length, seed), uniform_at(99, seed));
+                    let (id, logprob) = sampler.draw(&logits, &sampling, uniform);
+                    let (expected, exact) = plain(&logits, temperature, uniform);
+                    assert_eq!(id, expected);
+                    assert!((f64::from(logprob) - exact).abs() < 1e-6, "{logprob} {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_probability_is_never_drawn() {
+        let mut logits = vec![f32::NEG_INFINITY; 300];
+        (logits[70], logits[200]) = (1.0, 1.0);
+        for uniform in [0.0, 0.499_999, 0.5, 0.999_999_999_999] {
+            let (id, logprob) = Sampler::default().draw(&logits, &Sampling::default(), uniform);
+            assert_eq!(id, if uniform < 0.5 { 70 } else { 200 });
+            assert!((logprob - 0.5_f32.ln()).abs() < 1e-7);
+        }
+    }
+
+    #[test]
+    fn a_draw_from_what_is_allowed_is_a_draw_from_a_smaller_vocabulary() {
+        let mut sampler = Sampler::default();
+        let logits = uneven(500, 3);
+        let allowed: Vec<TokenId> = (0..500).filter(|id| id % 7 == 2).collect();
+        let few: Vec<f32> = allowed.iter().map(|id| logits[*id as usize]).collect();
+        for sampling in [
+            Sampling::default(),
+            Sampling::greedy(),
+            Sampling { top_k: 5, temperature: 2.0, ..Sampling::default() },
+        ] {
+            for index in 0..50 {
+                let uniform = uniform_at(5, index);
+                let mut kept = allowed.clone();
+                let (id, logprob) =
+                    sampler.draw_from(&logits, &mut kept, &sampling, uniform).unwrap();
+                let (place, expected) = sampler.draw(&few, &sampling, uniform);
+                assert_eq!((id, logprob), (allowed[place as usize], expected));
+                assert!(kept.contains(&id) && kept.is_sorted());
+                let n_kept = match sampling {
+                    Sampling { temperature: 0.0, .. } => 1,
+                    Sampling { top_k: 5, .. } => 5,
+                    _ => allowed.len(),
+                };
+                assert_eq!(kept.len(), n_kept);
+            }
+        }
+        assert_eq!(sampler.draw_from(&logits, &mut vec![], &Sampling::default(), 0.5), None);
+    }
 }

@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use super::compute::{Step, Token};
 use super::pages::{PAGE, Pages};
+use super::tree::PageId;
 use crate::forward::Heads;
 use crate::math;
 use crate::panels::padded;
 use crate::simd::vectorized;
-use crate::tile::{Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
+use crate::tile::{Columns, Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
 
 /// Query rows that are computed together.
 const ROWS: usize = 12;
@@ -107,7 +108,7 @@ pub(super) struct Layer<'a> {
     pub(super) step: &'a Step,
     pub(super) pages: &'a Pages,
     pub(super) heads: Heads,
-    pub(super) layer: usize,
+    pub(super) index: usize,
     /// Queries come first in each row. `[N, stride]`
     pub(super) qkv: &'a [f32],
     pub(super) stride: usize,
@@ -147,7 +148,9 @@ impl Layer<'_> {
         }
         scale(&mut scratch.queries, self.heads.scale());
         scratch.scores.resize(of_group.len() * n_queries * work.length, 0.0);
-        spans.iter().for_each(|span| work.score(span, scratch));
+        for span in spans {
+            work.score(span, scratch);
+        }
 
         scratch.mixed.clear();
         scratch.mixed.resize(of_group.len() * n_queries * padded(head_dim), 0.0);
@@ -155,7 +158,9 @@ impl Layer<'_> {
         let lengths = of_group.iter().flat_map(|token| repeat_n(token.position + 1, n_queries));
         scratch.factors.clear();
         scratch.factors.extend(rows.zip(lengths).map(|(scores, length)| weigh(scores, length)));
-        spans.iter().for_each(|span| work.mix(span, scratch));
+        for span in spans {
+            work.mix(span, scratch);
+        }
         let rows = scratch.mixed.chunks_exact_mut(padded(head_dim));
         for ((row, mixed), factor) in rows.enumerate().zip(&scratch.factors) {
             scale(mixed, *factor);
@@ -167,7 +172,7 @@ impl Layer<'_> {
 
 impl Work<'_> {
     /// Tiles of rows of a span: the first row and how many.
-    fn tiles(&self, span: &Span) -> (usize, impl Iterator<Item = (usize, usize)> + use<>) {
+    fn tiles(&self, span: &Span) -> (usize, impl Iterator<Item = (usize, usize)> + Clone + use<>) {
         let group = self.layer.heads.group();
         let (start, end) = (span.tokens.start * group, span.tokens.end * group);
         let (most, vectors) = shape(end - start);
@@ -178,37 +183,43 @@ impl Work<'_> {
 
     /// Products of queries and keys.
     fn score(&self, span: &Span, scratch: &mut Scratch) {
-        let Layer { step, pages, heads, layer, .. } = self.layer;
+        let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let table = &step.tables[self.tokens[span.tokens.start].table];
-        let (vectors, tiles) = self.tiles(span);
-        let tiles = tiles.collect::<Vec<_>>();
+        let (most_vectors, tiles) = self.tiles(span);
+        let mut sums = [0.0; MAX_TILE];
         let mut page = span.pages.start;
         while page < span.pages.end {
-            let mut vectors = vectors;
+            let mut vectors = most_vectors;
             while vectors * LANES > (span.pages.end - page) * PAGE {
                 vectors /= 2;
             }
-            let mut b: [&[f32]; MAX_VECTORS] = [&[]; MAX_VECTORS];
-            for (vector, b) in b[..vectors].iter_mut().enumerate() {
-                let of = pages.get(table[page + vector * LANES / PAGE]);
-                let keys = of.keys(pages.layout(), layer, self.head);
-                *b = &keys[vector * LANES % PAGE..];
-            }
-            for (row, rows) in &tiles {
+            let columns = |first: usize| {
+                let mut b: Columns<'_> = [&[]; MAX_VECTORS];
+                for (vector, b) in b[..vectors].iter_mut().enumerate() {
+                    let place = (first + vector * LANES / PAGE).min(span.pages.end - 1);
+                    let keys = pages.get(table[place]).keys(pages.layout(), layer, self.head);
+                    *b = &keys[vector * LANES % PAGE..];
+                }
+                b
+            };
+            let b = columns(page);
+            let next = columns(page + vectors * LANES / PAGE);
+            for (row, rows) in tiles.clone() {
                 let factors = Factors {
                     a: &scratch.queries[row * heads.head_dim..],
                     a_stride: heads.head_dim,
                     a_step: 1,
-                    rows: *rows,
-                    b,
+                    rows,
+                    b: &[b],
+                    terms_each: heads.head_dim,
                     b_stride: PAGE,
                     vectors,
                     terms: heads.head_dim,
-                    ahead: 0,
+                    next: Some(&next),
                 };
-                let mut sums = [0.0; MAX_TILE];
-                add_product(&mut sums, &factors);
                 let width = vectors * LANES;
+                sums[..rows * width].fill(0.0);
+                add_product(&mut sums, &factors);
                 for (i, sums) in sums[..rows * width].chunks_exact(width).enumerate() {
                     scratch.scores[(row + i) * self.length + page * PAGE..][..width]
                         .copy_from_slice(sums);
@@ -220,44 +231,45 @@ impl Work<'_> {
 
     /// Sums of values, in order of position.
     fn mix(&self, span: &Span, scratch: &mut Scratch) {
-        let Layer { step, pages, heads, layer, .. } = self.layer;
+        let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let of_span = &self.tokens[span.tokens.clone()];
-        let table = &step.tables[of_span[0].table];
         let longest = of_span.iter().map(|token| token.position + 1).max().unwrap_or(0);
+        let table = &step.tables[of_span[0].table][span.pages.clone()];
+        let values = |page: &PageId| pages.get(*page).values(pages.layout(), layer, self.head);
         let width = padded(heads.head_dim);
         let (most_vectors, tiles) = self.tiles(span);
-        let tiles = tiles.collect::<Vec<_>>();
+        let mut sums = [0.0; MAX_TILE];
+        let mut b: Vec<Columns<'_>> = vec![[&[]; MAX_VECTORS]; table.len()];
         let mut column = 0;
         while column < width {
             let mut vectors = most_vectors;
             while column + vectors * LANES > width {
                 vectors /= 2;
             }
-            for (row, rows) in &tiles {
-                let mut sums = [0.0; MAX_TILE];
+            for (columns, page) in b.iter_mut().zip(table) {
+                let values = &values(page)[column..];
+                for (vector, columns) in columns[..vectors].iter_mut().enumerate() {
+                    *columns = &values[vector * LANES..];
+                }
+            }
+            for (row, rows) in tiles.clone() {
+                let factors = Factors {
+                    a: &scratch.scores[row * self.length + span.pages.start * PAGE..],
+                    a_stride: self.length,
+                    a_step: 1,
+                    rows,
+                    b: &b,
+                    terms_each: PAGE,
+                    b_stride: width,
+                    vectors,
+                    terms: longest.min(span.pages.end * PAGE) - span.pages.start * PAGE,
+                    next: None,
+                };
                 let tile = vectors * LANES;
                 for (i, sums) in sums[..rows * tile].chunks_exact_mut(tile).enumerate() {
                     sums.copy_from_slice(&scratch.mixed[(row + i) * width + column..][..tile]);
                 }
-                for page in span.pages.clone() {
-                    let values = pages.get(table[page]).values(pages.layout(), layer, self.head);
-                    let mut b: [&[f32]; MAX_VECTORS] = [&[]; MAX_VECTORS];
-                    for (vector, b) in b[..vectors].iter_mut().enumerate() {
-                        *b = &values[column + vector * LANES..];
-                    }
-                    let factors = Factors {
-                        a: &scratch.scores[row * self.length + page * PAGE..],
-                        a_stride: self.length,
-                        a_step: 1,
-                        rows: *rows,
-                        b,
-                        b_stride: width,
-                        vectors,
-                        terms: PAGE.min(longest - page * PAGE),
-                        ahead: 0,
-                    };
-                    add_product(&mut sums, &factors);
-                }
+                add_product(&mut sums, &factors);
                 for (i, sums) in sums[..rows * tile].chunks_exact(tile).enumerate() {
                     scratch.mixed[(row + i) * width + column..][..tile].copy_from_slice(sums);
                 }

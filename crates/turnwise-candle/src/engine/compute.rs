@@ -211,7 +211,7 @@ impl CpuCompute {
         let width = heads.n_heads * heads.head_dim;
         self.mixed.resize(step.tokens.len() * width, 0.0);
         let Self { pages, plan, scratch, qkv, mixed, .. } = self;
-        let layer = Layer { step, pages, heads, layer: index, qkv, stride };
+        let layer = Layer { step, pages, heads, index, qkv, stride };
         let target = Places::new(mixed, heads.head_dim);
         // Key heads first, so that threads tend to stay with one.
         team.each(plan.len() * heads.n_kv_heads, |member, piece| {

@@ -7,6 +7,8 @@ use turnwise_rollout::Sampler;
 use super::compute::Logits;
 use super::slot::{Drawn, Slot};
 use super::team::Team;
+use crate::math;
+use crate::simd::vectorized;
 
 /// Rows that one thread draws from at a time.
 const ROWS: usize = 4;
@@ -35,7 +37,7 @@ pub(super) fn draw_all(
 
 /// `None` when the logits are not numbers, or nothing is allowed.
 fn draw(sampler: &mut Sampler, logits: &[f32], slot: &Slot) -> Option<Drawn> {
-    if logits.iter().any(|logit| !logit.is_finite()) {
+    if !are_finite(logits) {
         return None;
     }
     let (sampling, uniform) = (&slot.request().sampling, slot.uniform());
@@ -45,4 +47,11 @@ fn draw(sampler: &mut Sampler, logits: &[f32], slot: &Slot) -> Option<Drawn> {
     };
     let (id, logprob) = sampler.draw_from(logits, &mut kept, sampling, uniform)?;
     Some(Drawn { id, logprob, kept })
+}
+
+vectorized! {
+    /// Whether all of them are numbers: what is none is not 0 when it is multiplied by 0.
+    fn are_finite(x: &[f32]) -> bool {
+        math::sum_of(x, |x| x * 0.0) == 0.0
+    }
 }

@@ -60,7 +60,9 @@ impl MixtureMemory {
         });
         let mut work: Vec<Work<'_>> = work.collect();
         team.chunks(&mut work, 1, |_, _, work| {
-            work.iter_mut().for_each(|work| work.run(normed, width, choice.n_chosen));
+            for work in work {
+                work.run(normed, width, choice.n_chosen);
+            }
         });
 
         let (outputs, probabilities) = (&self.outputs, &self.probabilities);

@@ -118,9 +118,11 @@ impl Scheduler {
             Command::Interrupt(session) => self.interrupt(session),
             Command::Release(session) => {
                 self.tree.release(session);
-                let slots = self.active.iter_mut();
-                for slot in slots.filter(|slot| slot.session() == session) {
+                for slot in self.active.iter_mut().filter(|slot| slot.session() == session) {
                     slot.keep = false;
+                }
+                for waiting in self.waiting.iter_mut().filter(|one| one.session() == session) {
+                    waiting.keep = false;
                 }
                 self.count_kv();
             }
@@ -178,11 +180,11 @@ impl Scheduler {
             let started = if has_room {
                 Slot::start(waiting, &mut self.tree, &mut *self.compute)
             } else {
-                Err(waiting)
+                Err(Box::new(waiting))
             };
             match started {
                 Ok(slot) => self.active.push(slot),
-                Err(waiting) => return self.waiting.push_front(waiting),
+                Err(waiting) => return self.waiting.push_front(*waiting),
             }
         }
     }
@@ -287,7 +289,9 @@ impl Scheduler {
     /// the step in order of arrival.
     fn plan(&mut self) -> Planned {
         let Self { active, tree, compute, .. } = self;
-        active.iter_mut().for_each(|slot| slot.copy_source(tree, &mut **compute));
+        for slot in active.iter_mut() {
+            slot.copy_source(tree, &mut **compute);
+        }
         let pending: Vec<usize> = active.iter_mut().map(|slot| slot.pending(tree)).collect();
         let (mut drawing, prompts): (Vec<usize>, Vec<usize>) =
             (0..active.len()).partition(|index| pending[*index] == 1);

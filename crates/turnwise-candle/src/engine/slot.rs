@@ -38,7 +38,8 @@ pub(super) struct Waiting {
     job: Job,
     drawn: Vec<SampledToken>,
     kept: Vec<Vec<TokenId>>,
-    keep: bool,
+    /// Whether the session may ask again.
+    pub(super) keep: bool,
 }
 
 /// A request that holds pages.
@@ -117,7 +118,7 @@ impl Slot {
         waiting: Waiting,
         tree: &mut Tree,
         compute: &mut dyn Compute,
-    ) -> Result<Self, Waiting> {
+    ) -> Result<Self, Box<Waiting>> {
         let ids = waiting.ids();
         let mut path = tree.path(shared(&ids));
         tree.read(&path);
@@ -127,7 +128,7 @@ impl Slot {
         for page in ids[found * PAGE..].chunks(PAGE) {
             let Some(node) = tree.add(path.last().copied(), page.to_vec()) else {
                 tree.leave(&path);
-                return Err(waiting);
+                return Err(Box::new(waiting));
             };
             path.push(node);
         }

@@ -292,7 +292,9 @@ impl Tree {
     pub(super) fn keep(&mut self, session: u64, path: &[NodeId]) {
         let fresh = path.iter().copied().take_while(|id| !self.node(*id).is_stale);
         let fresh: Vec<NodeId> = fresh.collect();
-        fresh.iter().for_each(|id| self.node_mut(*id).sessions += 1);
+        for id in &fresh {
+            self.node_mut(*id).sessions += 1;
+        }
         let before = self.sessions.insert(session, fresh);
         self.let_go(&before.unwrap_or_default());
         self.forget_sessions();

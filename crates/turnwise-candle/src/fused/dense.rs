@@ -41,11 +41,12 @@ pub(crate) fn add(target: &mut [f32], stride: usize, left: Left<'_>, right: Righ
                 a_stride: left.stride,
                 a_step: left.step,
                 rows,
-                b,
+                b: &[b],
+                terms_each: left.terms,
                 b_stride: right.stride,
                 vectors,
                 terms: left.terms,
-                ahead: 0,
+                next: None,
             };
             let mut sums = [0.0; MAX_TILE];
             let tile = vectors * LANES;

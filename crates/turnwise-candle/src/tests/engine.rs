@@ -14,11 +14,11 @@ use crate::engine::{Command, Job, Scheduler};
 use crate::published::Published;
 use crate::{CandlePolicy, Decoder, DecoderConfig, EngineSettings, KvOnUpdate};
 
-fn config() -> DecoderConfig {
+pub(super) fn config() -> DecoderConfig {
     DecoderConfig { max_positions: 160, ..DecoderConfig::small(97) }
 }
 
-fn model(seed: u64) -> Decoder {
+pub(super) fn model(seed: u64) -> Decoder {
     // Larger weights than a fresh model's, so that a wrong context changes what is drawn.
     let model = Decoder::random(config(), seed).unwrap();
     let mut values = model.values().unwrap();
@@ -27,15 +27,15 @@ fn model(seed: u64) -> Decoder {
     model
 }
 
-fn policy(settings: EngineSettings) -> CandlePolicy {
+pub(super) fn policy(settings: EngineSettings) -> CandlePolicy {
     CandlePolicy::new(&model(1), settings).unwrap()
 }
 
-fn prompt(seed: u32, length: u32) -> Vec<u32> {
+pub(super) fn prompt(seed: u32, length: u32) -> Vec<u32> {
     (0..length).map(|i| (seed * 13 + i * i * 5 + i) % 97).collect()
 }
 
-fn request(session: u64, prompt: Vec<u32>, max_tokens: usize) -> SampleRequest {
+pub(super) fn request(session: u64, prompt: Vec<u32>, max_tokens: usize) -> SampleRequest {
     SampleRequest {
         prompt,
         stop: Vec::new(),
@@ -48,7 +48,7 @@ fn request(session: u64, prompt: Vec<u32>, max_tokens: usize) -> SampleRequest {
     }
 }
 
-fn ids(tokens: &[SampledToken]) -> Vec<u32> {
+pub(super) fn ids(tokens: &[SampledToken]) -> Vec<u32> {
     tokens.iter().map(|token| token.id).collect()
 }
 
@@ -261,7 +261,7 @@ fn new_weights_are_taken_in_mid_request() {
 }
 
 /// A page of the model of these tests.
-const PAGE_BYTES: u64 = 32 * 2 * 2 * 2 * 16 * 4;
+pub(super) const PAGE_BYTES: u64 = 32 * 2 * 2 * 2 * 16 * 4;
 
 #[test]
 fn memory_is_bounded_and_the_least_recently_used_goes() {
