@@ -12,7 +12,7 @@ use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
 const SHAPES: [[usize; 3]; 3] = [[2048, 1024, 1024], [4096, 256, 768], [1024, 1024, 4096]];
 
 /// How long each shape is tried.
-const TRIAL: Duration = Duration::from_millis(300);
+const TRIAL: Duration = Duration::from_millis(200);
 
 /// Floating-point operations per second of the fastest of several large f32 matrix products on this many threads, a
 /// multiply-add counted as two; each shape with the second matrix as it is and transposed, and each at its fastest.
@@ -34,9 +34,10 @@ fn speed([rows, terms, columns]: [usize; 3], transposed: bool) -> f64 {
     let (a, b) = (vec![0.5; rows * terms], vec![0.25; terms * columns]);
     let mut product = vec![0.0; rows * columns];
     let seconds = fastest(|| {
-        let b = match transposed {
-            true => Matrix::rows(&b, terms).transposed(),
-            false => Matrix::rows(&b, columns),
+        let b = if transposed {
+            Matrix::rows(&b, terms).transposed()
+        } else {
+            Matrix::rows(&b, columns)
         };
         let mut target = MatrixMut::rows(&mut product, columns);
         multiply(&mut target, Write::Replace, 1.0, Matrix::rows(&a, terms), b, Threads::Pool);

@@ -4,6 +4,7 @@ Every measurement is a process of its own, on both sides, so that a peak of memo
 is warm that the other side has not.
 """
 
+import argparse
 import json
 import os
 import re
@@ -30,13 +31,7 @@ def add_run_arguments(parser):
     parser.add_argument("--rounds", type=int, default=3, help="processes of either side, alternating")
     parser.add_argument("--turnwise", default="target/release/turnwise", help="the command that is compared")
     parser.add_argument("--peer-only", action="store_true", help="measure the peer alone")
-    parser.add_argument("--measure", action="store_true", help=argparse_suppress())
-
-
-def argparse_suppress():
-    import argparse
-
-    return argparse.SUPPRESS
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
 
 
 def model_flags(settings):

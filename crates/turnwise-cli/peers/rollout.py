@@ -5,8 +5,9 @@ python rollout.py --peer-only         without turnwise
 
 The cache is kept over the turns. All episodes have turns of the same length and there is no stop token, so that the peer
 needs no padding and no row ever idles: its best case. It draws at temperature 1 and returns each token with its
-log-probability. Four ways are measured, and the fastest counts: its own plain decode loop or `generate`, each with the
-prompt computed for every episode, or once and its cache copied. Not part of CI.
+log-probability. Several ways are measured, and the fastest of each round counts: a plain decode loop with a cache that
+grows or one that is allocated at its full size, and `generate`; the prompt computed for every episode, or once and its
+cache copied. Not part of CI.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import time
 from common import (add_model_arguments, add_run_arguments, machine, make_model, megabytes, model_flags, ratios,
                     reset_peak, run, run_peer, spread, status_bytes)
 
-WAYS = [("loop", "every"), ("loop", "once"), ("generate", "every"), ("generate", "once")]
+# How tokens are decoded, what cache they have, and for whom the prompt is computed.
+WAYS = [("loop", "dynamic", "every"), ("loop", "dynamic", "once"), ("loop", "static", "every"),
+        ("generate", "dynamic", "every")]
 
 
 def arguments():
@@ -30,6 +33,7 @@ def arguments():
     parser.add_argument("--turn-tokens", type=int, default=48, help="tokens drawn in a turn")
     parser.add_argument("--observation", type=int, default=16, help="tokens that the environment adds between turns")
     parser.add_argument("--decode", choices=["loop", "generate"], default="loop")
+    parser.add_argument("--cache", choices=["dynamic", "static"], default="dynamic")
     parser.add_argument("--prefill", choices=["every", "once"], default="every")
     return parser.parse_args()
 
@@ -47,10 +51,14 @@ class Episodes:
 
     def play(self):
         import torch
-        from transformers import DynamicCache
+        from transformers import DynamicCache, StaticCache
 
-        settings = self.settings
-        cache, ids = DynamicCache(config=self.model.config), self.prompt.repeat(settings.episodes, 1)
+        settings, config = self.settings, self.model.config
+        if settings.cache == "static":
+            cache = StaticCache(config=config, max_cache_len=config.max_position_embeddings)
+        else:
+            cache = DynamicCache(config=config)
+        ids = self.prompt.repeat(settings.episodes, 1)
         if settings.prefill == "once":
             # The last token stays for the first turn to begin with.
             self.model(self.prompt[:, :-1], cache=cache, use_cache=True, logits_to_keep=1)
@@ -68,7 +76,7 @@ class Episodes:
         """The plain decode loop."""
         import torch
 
-        new = ids[:, cache.get_seq_length() :]
+        new = ids[:, int(cache.get_seq_length()) :]
         sampled, logprobs = [], []
         for _ in range(self.settings.turn_tokens):
             logits = self.model(new, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
@@ -124,7 +132,7 @@ def measure(settings):
 
 
 def show(name, result):
-    print(f"  {name:<32}{spread(result['sampled_tokens_per_s'])} sampled tokens/s, "
+    print(f"  {name:<44}{spread(result['sampled_tokens_per_s'])} sampled tokens/s, "
           f"{megabytes(result['peak_bytes']):.0f} MB at its peak", flush=True)
 
 
@@ -144,18 +152,24 @@ def main():
         ours = None if settings.peer_only else run(command)
         if ours:
             show("turnwise", ours)
-        for decode, prefill in WAYS:
-            theirs = run_peer(["--decode", decode, "--prefill", prefill])
-            show(f"{decode}, prompt computed {prefill}", theirs)
+        for way in WAYS:
+            decode, cache, prefill = way
+            theirs = run_peer(["--decode", decode, "--cache", cache, "--prefill", prefill])
+            show(describe(way), theirs)
             if ours:
-                pairs[decode, prefill].append((median(ours), median(theirs)))
+                pairs[way].append((median(ours), median(theirs)))
     if settings.peer_only:
         return
     print("sampled tokens/s, turnwise over transformers")
-    for (decode, prefill), measured in pairs.items():
-        ratios(f"{decode}, prompt computed {prefill}", measured)
-    fastest = [(round[0][0], max(theirs for _, theirs in round)) for round in zip(*pairs.values())]
+    for way, measured in pairs.items():
+        ratios(describe(way), measured)
+    fastest = [(measured[0][0], max(theirs for _, theirs in measured)) for measured in zip(*pairs.values())]
     ratios("the fastest of each round", fastest)
+
+
+def describe(way):
+    decode, cache, prefill = way
+    return f"{decode}, {cache} cache, prompt computed {prefill}"
 
 
 if __name__ == "__main__":
