@@ -22,32 +22,33 @@ pub(super) fn forward(
     spans: impl IntoIterator<Item = Range<usize>>,
     n_logits: usize,
 ) -> f64 {
-    let DecoderConfig { hidden_size: d, intermediate_size, n_heads, n_kv_heads, head_dim, .. } =
+    let per_token = 2.0 * layer_weights(config) as f64;
+    let per_pair = 4.0 * (config.n_heads * config.head_dim) as f64;
+    let of_span = |span: Range<usize>| {
+        // The sum of `position + 1` over the span.
+        let pairs = (span.end * (span.end + 1) - span.start * (span.start + 1)) / 2;
+        per_token * span.len() as f64 + per_pair * pairs as f64
+    };
+    let layer: f64 = spans.into_iter().map(of_span).sum();
+    layer * config.n_layers as f64 + 2.0 * (head_weights(config) * n_logits) as f64
+}
+
+/// Numbers in the matrices of a layer: multiply-adds of a token.
+fn layer_weights(config: &DecoderConfig) -> usize {
+    let DecoderConfig { hidden_size, intermediate_size, n_heads, n_kv_heads, head_dim, .. } =
         *config;
-    let (q, kv) = (n_heads * head_dim, n_kv_heads * head_dim);
-    let per_token = 2.0 * (d * (q + 2 * kv) + q * d + 3 * d * intermediate_size) as f64;
-    let per_pair = 4.0 * q as f64;
-    let layer: f64 = spans
-        .into_iter()
-        .map(|span| {
-            // The sum of `position + 1` over the span.
-            let pairs = (span.end * (span.end + 1) - span.start * (span.start + 1)) / 2;
-            per_token * span.len() as f64 + per_pair * pairs as f64
-        })
-        .sum();
-    layer * config.n_layers as f64 + 2.0 * (d * config.vocab_size * n_logits) as f64
+    hidden_size * (2 * (n_heads + n_kv_heads) * head_dim + 3 * intermediate_size)
 }
 
-/// Bytes of the weights that a decoding step reads, in f32.
+/// Numbers in the output head.
+fn head_weights(config: &DecoderConfig) -> usize {
+    config.hidden_size * config.vocab_size
+}
+
+/// Bytes of the matrices that a decoding step reads, in f32.
 pub(super) fn weight_bytes(config: &DecoderConfig) -> f64 {
-    // Each is one multiply-add of one token.
-    4.0 * forward(config, [], 1) / 2.0 + 4.0 * per_layer(config) * config.n_layers as f64
-}
-
-fn per_layer(config: &DecoderConfig) -> f64 {
-    let one = DecoderConfig { n_layers: 1, ..config.clone() };
-    let attention = 4.0 * (config.n_heads * config.head_dim) as f64;
-    (forward(&one, [0..1], 0) - attention) / 2.0
+    let numbers = config.n_layers * layer_weights(config) + head_weights(config);
+    (numbers * size_of::<f32>()) as f64
 }
 
 /// Bytes of the keys and values of a token, in f32.
@@ -63,19 +64,22 @@ mod tests {
         DecoderConfig { n_layers: 3, ..DecoderConfig::small(100) }
     }
 
+    /// One span.
+    fn of(span: Range<usize>, n_logits: usize) -> f64 {
+        forward(&config(), std::iter::once(span), n_logits)
+    }
+
     #[test]
     fn a_sequence_costs_the_same_in_pieces() {
-        let whole = forward(&config(), [0..40], 7);
-        assert_eq!(whole, forward(&config(), [0..13, 13..40], 3) + forward(&config(), [], 4));
+        assert_eq!(of(0..40, 7), forward(&config(), [0..13, 13..40], 3) + of(0..0, 4));
     }
 
     #[test]
     fn one_token_is_counted_by_hand() {
         // Width 64, 4 heads on 2 of 16, feed-forward 192.
-        let layer = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 192) + 4 * 64 * 6;
-        assert_eq!(forward(&config(), [5..6], 1), f64::from(3 * layer + 2 * 64 * 100));
-        let weights = 3 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 192) + 64 * 100;
-        assert_eq!(weight_bytes(&config()), f64::from(4 * weights));
+        let weights = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 192;
+        assert_eq!(of(5..6, 1), f64::from(3 * (2 * weights + 4 * 64 * 6) + 2 * 64 * 100));
+        assert_eq!(weight_bytes(&config()), f64::from(4 * (3 * weights + 64 * 100)));
         assert_eq!(kv_bytes(&config()), f64::from(4 * 2 * 3 * 32));
     }
 }

@@ -148,7 +148,7 @@ fn spread(values: &[f64]) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     match (values.first(), values.last()) {
         (Some(least), Some(most)) => {
-            let middle = (values[values.len() / 2] + values[(values.len() - 1) / 2]) / 2.0;
+            let middle = f64::midpoint(values[values.len() / 2], values[(values.len() - 1) / 2]);
             [*least, middle, *most]
         }
         _ => [f64::NAN; 3],

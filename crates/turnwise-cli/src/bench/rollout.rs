@@ -1,5 +1,6 @@
 //! `turnwise bench rollout`: episodes of several turns, drawn side by side by the engine alone.
 
+use std::iter;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -61,8 +62,8 @@ impl RolloutArguments {
     /// What playing all episodes takes at least: the prompt once, every other token but the last of an episode once, and
     /// logits for each token drawn.
     fn flops(&self, config: &DecoderConfig) -> f64 {
-        let own = std::iter::repeat_n(self.prompt..self.length() - 1, self.episodes);
-        flops::forward(config, own.chain([0..self.prompt]), self.n_sampled())
+        let own = iter::repeat_n(self.prompt..self.length() - 1, self.episodes);
+        flops::forward(config, own.chain(iter::once(0..self.prompt)), self.n_sampled())
     }
 
     /// Bytes that have to be read, when each step of decoding reads the weights once, the keys and values of the prompt once,

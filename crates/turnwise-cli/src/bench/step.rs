@@ -70,8 +70,9 @@ struct Timed {
 
 /// Measures and prints.
 pub(super) fn bench(arguments: &StepArguments) -> Result<(), Failure> {
-    let StepArguments { groups, group, turns, prompt, turn_tokens, repetitions, .. } = *arguments;
-    if [groups, turns, prompt, turn_tokens, repetitions].contains(&0) || group < 2 {
+    let StepArguments { groups, group: members, turns, prompt, turn_tokens, repetitions, .. } =
+        *arguments;
+    if [groups, turns, prompt, turn_tokens, repetitions].contains(&0) || members < 2 {
         return Err(Failure::refused(
             "groups, turns, tokens of prompt and turn, and repetitions are at least 1, and a group has 2 episodes",
         ));
@@ -79,12 +80,12 @@ pub(super) fn bench(arguments: &StepArguments) -> Result<(), Failure> {
     let start_bytes = memory::resident()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|error| Failure::runtime(&error))?;
-    let steps = runtime.block_on(steps(arguments))?;
-    report(arguments, &steps, start_bytes, memory::peak()?).print(arguments.json)
+    let measured = runtime.block_on(measure(arguments))?;
+    report(arguments, &measured, start_bytes, memory::peak()?).print(arguments.json)
 }
 
-fn report(arguments: &StepArguments, steps: &[Timed], start: u64, peak: u64) -> Report {
-    let of = |seconds: fn(&Timed) -> f64| steps.iter().map(seconds).collect::<Vec<_>>();
+fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) -> Report {
+    let of = |seconds: fn(&Timed) -> f64| measured.iter().map(seconds).collect::<Vec<_>>();
     let (step_s, rollout_s) = (of(|step| step.step_s), of(|step| step.rollout_s));
     let training_s = of(|step| step.step_s - step.rollout_s);
     let sampled = rollout_s.iter().map(|s| arguments.n_sampled() as f64 / s).collect();
@@ -124,9 +125,9 @@ fn report(arguments: &StepArguments, steps: &[Timed], start: u64, peak: u64) -> 
     }
 }
 
-async fn steps(arguments: &StepArguments) -> Result<Vec<Timed>, Failure> {
+async fn measure(arguments: &StepArguments) -> Result<Vec<Timed>, Failure> {
     let mut trainer = trainer(arguments)?;
-    let mut steps = Vec::new();
+    let mut measured = Vec::new();
     for repetition in 0..=arguments.repetitions {
         let report = Box::pin(trainer.step(&StopSignal::never())).await?;
         let report = report.ok_or_else(|| failed("a step was stopped"))?;
@@ -137,9 +138,9 @@ async fn steps(arguments: &StepArguments) -> Result<Vec<Timed>, Failure> {
         }
         let seconds = |metric| report.metrics.get(metric).unwrap_or(f64::NAN);
         let (step_s, rollout_s) = (seconds(metric::STEP_S), seconds(metric::ROLLOUT_S));
-        steps.push(Timed { step_s, rollout_s });
+        measured.push(Timed { step_s, rollout_s });
     }
-    Ok(steps)
+    Ok(measured)
 }
 
 /// What was not drawn and trained as asked for is no measurement.

@@ -1,6 +1,7 @@
 //! `turnwise bench train`: full fine-tuning of a small model.
 
 use std::error::Error;
+use std::iter;
 use std::time::Instant;
 
 use clap::Args;
@@ -76,8 +77,8 @@ impl Work {
 
     /// What a step takes at least: each distinct token but the last of a row once, forward and backward.
     fn flops(self, model: &ModelArguments) -> f64 {
-        let own = std::iter::repeat_n(self.shared..self.length - 1, self.rows);
-        let spans = own.chain([0..self.shared]);
+        let own = iter::repeat_n(self.shared..self.length - 1, self.rows);
+        let spans = own.chain(iter::once(0..self.shared));
         3.0 * flops::forward(&model.config(self.length), spans, self.rows * self.targets)
     }
 
@@ -197,10 +198,11 @@ fn curve(arguments: &TrainArguments) -> Result<Report, Failure> {
 
 fn empty(arguments: &TrainArguments, work: Work) -> Report {
     let Work { rows, length, shared, targets } = work;
-    let mut what = format!("{rows} rows of {length} tokens, {targets} of each are targets");
-    if shared > 0 {
-        what += &format!("; the first {shared} are the same in all");
-    }
+    let common = match shared {
+        0 => String::new(),
+        _ => format!("; the first {shared} are the same in all"),
+    };
+    let what = format!("{rows} rows of {length} tokens, {targets} of each are targets{common}");
     let model = &arguments.model;
     Report {
         name: "train",

@@ -27,12 +27,12 @@ fn measured(name: &str, sizes: &[&str]) -> Value {
     let ended = turnwise(&[&["bench", name], &TINY[..], sizes].concat(), "");
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert_eq!(ended.stdout.lines().count(), 1);
-    serde_json::from_str(&ended.stdout).unwrap()
+    serde_json::from_str(&ended.stdout).expect("a line of JSON")
 }
 
 fn each(report: &Value, key: &str) -> Vec<f64> {
     let values = report[key].as_array().unwrap_or_else(|| panic!("{key} of {report}"));
-    values.iter().map(|value| value.as_f64().unwrap()).collect()
+    values.iter().map(|value| value.as_f64().expect("a number")).collect()
 }
 
 #[test]
