@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+use crate::bench::BenchCommand;
+
 /// Multi-turn reinforcement learning for language-model agents.
 #[derive(Debug, Parser)]
 #[command(name = "turnwise", version, about, long_about = None, arg_required_else_help = true)]
@@ -109,25 +111,6 @@ pub(crate) enum SimulationMode {
     Safety,
     Liveness,
     Both,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum BenchCommand {
-    /// What a turn costs when the engine costs nothing: processor time, wall time, memory
-    Orchestration {
-        /// Print every repetition as JSON
-        #[arg(long)]
-        json: bool,
-        /// Episodes that run side by side
-        #[arg(long, value_name = "N", default_value_t = 10_000)]
-        episodes: usize,
-        /// Turns of each
-        #[arg(long, value_name = "N", default_value_t = 8)]
-        turns: usize,
-        /// How often everything is measured
-        #[arg(long, value_name = "N", default_value_t = 5)]
-        repetitions: usize,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,7 @@
 //! The turnwise command: train, evaluate, play and inspect.
 
 mod arguments;
+mod bench;
 mod config;
 mod curve;
 mod environments;
@@ -56,7 +57,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Lab { command } => lab::run(&command, &mut io::stdout()).await,
         Command::Simulate(arguments) => apart(move || simulate::simulate_seeds(&arguments)).await,
-        Command::Bench { command } => apart(move || simulate::bench(&command)).await,
+        Command::Bench { command } => apart(move || bench::bench(&command)).await,
         Command::Play { env, task, seed, held_out, options } => {
             play::run(&env, &options, seed, task, held_out).await
         }

@@ -1,14 +1,11 @@
-//! `turnwise simulate` and `turnwise bench orchestration`: the scheduler without a model.
+//! `turnwise simulate`: the scheduler without a model.
 
 use std::io::{self, Write};
 use std::time::Duration;
 
-use turnwise_simulation::{
-    ManySettings, Mode, OrchestrationReport, OrchestrationSettings, Plan, Progress, Summary,
-    measure_orchestration, simulate, simulate_many,
-};
+use turnwise_simulation::{ManySettings, Mode, Plan, Progress, Summary, simulate, simulate_many};
 
-use crate::arguments::{BenchCommand, SimulateArguments, SimulationMode};
+use crate::arguments::{SimulateArguments, SimulationMode};
 use crate::failure::{ExitCode, Failure};
 use crate::say;
 
@@ -71,33 +68,4 @@ fn describe(summary: &Summary) -> String {
 
 fn days(time: Duration) -> String {
     format!("{:.1} days", time.as_secs_f64() / 86_400.0)
-}
-
-/// Measures what a turn costs when the engine costs nothing.
-pub(crate) fn bench(command: &BenchCommand) -> Result<(), Failure> {
-    let BenchCommand::Orchestration { json, episodes, turns, repetitions } = *command;
-    let settings = OrchestrationSettings { episodes, turns, repetitions };
-    let report = measure_orchestration(settings).map_err(|error| Failure::refused_by(&error))?;
-    if json {
-        let line = serde_json::to_string(&report).map_err(|error| Failure::runtime(&error))?;
-        return say(&format!("{line}\n"));
-    }
-    say(&describe_cost(&report))
-}
-
-fn describe_cost(report: &OrchestrationReport) -> String {
-    let OrchestrationReport { episodes, turns, .. } = report;
-    let line = |what: &str, values: &[f64], unit: &str| {
-        let mut values = values.to_vec();
-        values.sort_by(f64::total_cmp);
-        let median = values[values.len() / 2];
-        let (least, most) = (values[0], values[values.len() - 1]);
-        format!("  {what:<34}{median:>9.2} {unit:<6} ({least:.2} to {most:.2})\n")
-    };
-    format!("{episodes} episodes of {turns} turns, {} times\n", report.cpu_us_per_turn.len())
-        + &line("processor time per turn", &report.cpu_us_per_turn, "us")
-        + &line("wall time per turn", &report.wall_us_per_turn, "us")
-        + &line("the same, suspended half way", &report.suspended_cpu_us_per_turn, "us")
-        + &line("memory per suspended episode", &report.resident_bytes_per_suspended, "bytes")
-        + &line("snapshot of one", &[report.serialised_bytes_per_suspended], "bytes")
 }

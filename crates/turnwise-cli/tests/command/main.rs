@@ -1,5 +1,6 @@
 //! The command as users run it: what it prints, what it refuses, how it exits.
 
+mod bench;
 mod render;
 mod runs;
 mod support;

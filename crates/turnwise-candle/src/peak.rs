@@ -1,0 +1,87 @@
+//! What the machine can do at best: what a measured speed is compared with.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
+
+/// Rows, terms of each sum, columns: products that are large enough for the library to do its best, in shapes of training.
+const SHAPES: [[usize; 3]; 3] = [[2048, 1024, 1024], [4096, 256, 768], [1024, 1024, 4096]];
+
+/// How long each shape is tried.
+const TRIAL: Duration = Duration::from_millis(200);
+
+/// Floating-point operations per second of the fastest of several large f32 matrix products on this many threads, a
+/// multiply-add counted as two; each shape with the second matrix as it is and transposed, and each at its fastest.
+///
+/// ```
+/// assert!(turnwise_candle::gemm_peak(1) > 1e8);
+/// ```
+///
+/// # Panics
+/// When `threads` is 0, or the system cannot start them.
+#[must_use]
+pub fn gemm_peak(threads: usize) -> f64 {
+    let pool = pool(threads);
+    let shapes = SHAPES.into_iter().flat_map(|shape| [(shape, false), (shape, true)]);
+    shapes.map(|(shape, transposed)| pool.install(|| speed(shape, transposed))).fold(0.0, f64::max)
+}
+
+fn speed([rows, terms, columns]: [usize; 3], transposed: bool) -> f64 {
+    let (a, b) = (vec![0.5; rows * terms], vec![0.25; terms * columns]);
+    let mut product = vec![0.0; rows * columns];
+    let seconds = fastest(|| {
+        let b = if transposed {
+            Matrix::rows(&b, terms).transposed()
+        } else {
+            Matrix::rows(&b, columns)
+        };
+        let mut target = MatrixMut::rows(&mut product, columns);
+        multiply(&mut target, Write::Replace, 1.0, Matrix::rows(&a, terms), b, Threads::Pool);
+    });
+    black_box(product);
+    2.0 * (rows * terms * columns) as f64 / seconds
+}
+
+/// Bytes per second at which this many threads read `bytes` of memory over and over, at their fastest. What fits into a
+/// cache is read from there, so that `bytes` should be what a step reads.
+///
+/// ```
+/// assert!(turnwise_candle::read_bandwidth(1, 1 << 20) > 1e8);
+/// ```
+///
+/// # Panics
+/// When `threads` is 0, or the system cannot start them.
+#[must_use]
+pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
+    const FLOATS: usize = 1 << 14;
+    let memory = vec![1.0_f32; (bytes / size_of::<f32>()).max(FLOATS)];
+    let seconds = pool(threads).install(|| {
+        fastest(|| {
+            let parts = memory.par_chunks(FLOATS).map(crate::math::maximum);
+            black_box(parts.reduce(|| 0.0, f32::max));
+        })
+    });
+    (memory.len() * size_of::<f32>()) as f64 / seconds
+}
+
+fn pool(threads: usize) -> ThreadPool {
+    assert!(threads > 0, "somebody has to compute");
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.expect("the system can start threads")
+}
+
+/// The least time that the work took, in seconds; its first time does not count.
+fn fastest(mut work: impl FnMut()) -> f64 {
+    work();
+    let (started, mut least) = (Instant::now(), f64::INFINITY);
+    while started.elapsed() < TRIAL {
+        let begun = Instant::now();
+        work();
+        least = least.min(begun.elapsed().as_secs_f64());
+    }
+    least
+}

@@ -1,0 +1,85 @@
+//! How much a model has to compute, counted from its sizes.
+//!
+//! Counted are the products of matrices, two operations for each multiply-add, and nothing else: no norms, no softmax, no
+//! optimiser. Per layer and token, with `q = n_heads * head_dim` and `kv = n_kv_heads * head_dim`,
+//!
+//! ```text
+//! 2 (D (q + 2 kv) + q D + 3 D I)       projections and feed-forward
+//! 4 q (position + 1)                   scores and mixing, over the tokens before and itself alone
+//! ```
+//!
+//! and `2 D V` for each row of logits. A backward pass is two such products for each of the forward pass: a training step
+//! counts three times its forward pass. Where several rows begin with the same tokens, those are counted once, because once
+//! is enough: a figure above the machine's peak cannot come out, whatever an implementation saves.
+
+use std::ops::Range;
+
+use turnwise::candle::DecoderConfig;
+
+/// What a forward pass takes over tokens at these positions of their sequences, and for so many rows of logits.
+pub(super) fn forward(
+    config: &DecoderConfig,
+    spans: impl IntoIterator<Item = Range<usize>>,
+    n_logits: usize,
+) -> f64 {
+    let per_token = 2.0 * layer_weights(config) as f64;
+    let per_pair = 4.0 * (config.n_heads * config.head_dim) as f64;
+    let of_span = |span: Range<usize>| {
+        // The sum of `position + 1` over the span.
+        let pairs = (span.end * (span.end + 1) - span.start * (span.start + 1)) / 2;
+        per_token * span.len() as f64 + per_pair * pairs as f64
+    };
+    let layer: f64 = spans.into_iter().map(of_span).sum();
+    layer * config.n_layers as f64 + 2.0 * (head_weights(config) * n_logits) as f64
+}
+
+/// Numbers in the matrices of a layer: multiply-adds of a token.
+fn layer_weights(config: &DecoderConfig) -> usize {
+    let DecoderConfig { hidden_size, intermediate_size, n_heads, n_kv_heads, head_dim, .. } =
+        *config;
+    hidden_size * (2 * (n_heads + n_kv_heads) * head_dim + 3 * intermediate_size)
+}
+
+/// Numbers in the output head.
+fn head_weights(config: &DecoderConfig) -> usize {
+    config.hidden_size * config.vocab_size
+}
+
+/// Bytes of the matrices that a decoding step reads, in f32.
+pub(super) fn weight_bytes(config: &DecoderConfig) -> f64 {
+    let numbers = config.n_layers * layer_weights(config) + head_weights(config);
+    (numbers * size_of::<f32>()) as f64
+}
+
+/// Bytes of the keys and values of a token, in f32.
+pub(super) fn kv_bytes(config: &DecoderConfig) -> f64 {
+    (2 * config.n_layers * config.n_kv_heads * config.head_dim * size_of::<f32>()) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> DecoderConfig {
+        DecoderConfig { n_layers: 3, ..DecoderConfig::small(100) }
+    }
+
+    /// One span.
+    fn of(span: Range<usize>, n_logits: usize) -> f64 {
+        forward(&config(), std::iter::once(span), n_logits)
+    }
+
+    #[test]
+    fn a_sequence_costs_the_same_in_pieces() {
+        assert_eq!(of(0..40, 7), forward(&config(), [0..13, 13..40], 3) + of(0..0, 4));
+    }
+
+    #[test]
+    fn one_token_is_counted_by_hand() {
+        // Width 64, 4 heads on 2 of 16, feed-forward 192.
+        let weights = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 192;
+        assert_eq!(of(5..6, 1), f64::from(3 * (2 * weights + 4 * 64 * 6) + 2 * 64 * 100));
+        assert_eq!(weight_bytes(&config()), f64::from(4 * (3 * weights + 64 * 100)));
+        assert_eq!(kv_bytes(&config()), f64::from(4 * 2 * 3 * 32));
+    }
+}

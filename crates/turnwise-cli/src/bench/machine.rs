@@ -1,0 +1,69 @@
+//! What is measured on, and with how many threads.
+
+use std::process::Command;
+use std::{env, fs, thread};
+
+use serde::Serialize;
+
+use crate::failure::{ExitCode, Failure};
+
+/// Where the pools of the libraries below look for their sizes, once, when they start.
+const VARIABLES: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
+
+/// A machine, for the reader of its figures.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Machine {
+    pub(super) processor: String,
+    pub(super) cores: usize,
+    /// With how many threads was measured.
+    pub(super) threads: usize,
+}
+
+impl Machine {
+    pub(super) fn with(threads: usize) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            processor: processor().unwrap_or_else(|| "unknown processor".to_owned()),
+            cores,
+            threads,
+        }
+    }
+}
+
+fn processor() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
+}
+
+/// Does the work in a process whose pools have this many threads: this one if it was started so, else a child that runs the
+/// same command. A process of its own also has a peak of memory of its own.
+pub(super) fn with_threads(
+    threads: usize,
+    work: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    if threads == 0 {
+        return Err(Failure::refused("nothing can be measured with 0 threads").help("--threads 1"));
+    }
+    let wanted = threads.to_string();
+    if VARIABLES.iter().all(|name| env::var(name).is_ok_and(|value| value == wanted)) {
+        return work();
+    }
+    let program = env::current_exe().map_err(|error| failed(&error))?;
+    let mut child = Command::new(program);
+    child.args(env::args_os().skip(1)).envs(VARIABLES.map(|name| (name, &wanted)));
+    let status = child.status().map_err(|error| failed(&error))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        // It has said why.
+        Some(code) => std::process::exit(code),
+        None => Err(Failure::new(
+            ExitCode::Runtime,
+            format!("the measuring process ended with {status}"),
+        )),
+    }
+}
+
+fn failed(error: &std::io::Error) -> Failure {
+    Failure::new(ExitCode::Runtime, format!("failed to start the measuring process: {error}"))
+}

@@ -1,0 +1,221 @@
+//! Figures, for people as a table and for programs as one line of JSON.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::machine::Machine;
+use crate::failure::Failure;
+use crate::say;
+
+/// What a benchmark found.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    /// The subcommand.
+    pub(super) name: &'static str,
+    /// What was measured, in a sentence for each line.
+    pub(super) what: Vec<String>,
+    pub(super) machine: Machine,
+    /// The settings, as JSON shows them.
+    pub(super) sizes: Value,
+    pub(super) figures: Vec<Figure>,
+    /// Where the time went: for each part its seconds in each repetition.
+    pub(super) parts: Vec<Part>,
+    /// What is said beside the figures, in JSON only.
+    pub(super) more: Map<String, Value>,
+}
+
+/// Something that was measured.
+#[derive(Clone, Debug)]
+pub(super) struct Figure {
+    /// Its key in JSON, with its unit last.
+    pub(super) key: &'static str,
+    /// What it is, for people.
+    pub(super) label: &'static str,
+    pub(super) unit: &'static str,
+    /// What people see it divided by.
+    pub(super) scale: f64,
+    pub(super) values: Values,
+}
+
+/// One number, or one for each repetition.
+#[derive(Clone, Debug)]
+pub(super) enum Values {
+    Once(f64),
+    Each(Vec<f64>),
+}
+
+/// A part of the work.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) seconds: Vec<f64>,
+}
+
+impl Figure {
+    /// A figure with one value for each repetition.
+    pub(super) fn each(
+        key: &'static str,
+        label: &'static str,
+        unit: &'static str,
+        scale: f64,
+        values: Vec<f64>,
+    ) -> Self {
+        Self { key, label, unit, scale, values: Values::Each(values) }
+    }
+
+    /// A figure of the whole measurement.
+    pub(super) fn once(
+        key: &'static str,
+        label: &'static str,
+        unit: &'static str,
+        scale: f64,
+        value: f64,
+    ) -> Self {
+        Self { key, label, unit, scale, values: Values::Once(value) }
+    }
+
+    fn line(&self) -> String {
+        let Self { label, unit, scale, .. } = self;
+        let shown = |value: f64| shown(value / scale);
+        match &self.values {
+            Values::Once(value) => format!("  {label:<40}{:>10} {unit}\n", shown(*value)),
+            Values::Each(values) => {
+                let [least, median, most] = spread(values).map(shown);
+                format!("  {label:<40}{median:>10} {unit:<10} ({least} to {most})\n")
+            }
+        }
+    }
+}
+
+/// Memory, as every benchmark reports it.
+pub(super) fn memory_figures(start: u64, peak: u64) -> [Figure; 2] {
+    let megabytes = |key, label, bytes: u64| Figure::once(key, label, "MB", 1e6, bytes as f64);
+    [
+        megabytes("peak_bytes", "resident memory at its peak", peak),
+        megabytes("start_bytes", "of it before there was a model", start),
+    ]
+}
+
+impl Report {
+    /// Prints it.
+    pub(super) fn print(&self, as_json: bool) -> Result<(), Failure> {
+        say(&if as_json { format!("{}\n", self.json()?) } else { self.table() })
+    }
+
+    fn json(&self) -> Result<Value, Failure> {
+        let machine = serde_json::to_value(&self.machine).map_err(|e| Failure::runtime(&e))?;
+        let mut all = Map::new();
+        all.insert("bench".to_owned(), json!(self.name));
+        all.insert("machine".to_owned(), machine);
+        all.insert("sizes".to_owned(), self.sizes.clone());
+        for figure in &self.figures {
+            let values = match &figure.values {
+                Values::Once(value) => json!(value),
+                Values::Each(values) => json!(values),
+            };
+            all.insert(figure.key.to_owned(), values);
+        }
+        let parts = self.parts.iter().map(|part| (part.name.clone(), json!(part.seconds)));
+        all.insert("parts".to_owned(), Value::Object(parts.collect()));
+        all.extend(self.more.clone());
+        Ok(Value::Object(all))
+    }
+
+    fn table(&self) -> String {
+        let Machine { processor, cores, threads } = &self.machine;
+        let mut text = self.what.join("\n");
+        let _ = writeln!(text, "\n{processor}, {cores} cores, {threads} threads");
+        text.extend(self.figures.iter().map(Figure::line));
+        text + &shares(&self.parts)
+    }
+}
+
+/// Each part's median and its share of all parts.
+fn shares(parts: &[Part]) -> String {
+    let medians: Vec<f64> = parts.iter().map(|part| median(&part.seconds)).collect();
+    let all: f64 = medians.iter().sum();
+    let line = |(part, median): (&Part, &f64)| {
+        let share = if all > 0.0 { 100.0 * median / all } else { 0.0 };
+        format!("    {:<38}{:>10} s {share:>10.1} %\n", part.name, shown(*median))
+    };
+    parts.iter().zip(&medians).map(line).collect()
+}
+
+/// Least, median and most.
+fn spread(values: &[f64]) -> [f64; 3] {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    match (values.first(), values.last()) {
+        (Some(least), Some(most)) => {
+            let middle = f64::midpoint(values[values.len() / 2], values[(values.len() - 1) / 2]);
+            [*least, middle, *most]
+        }
+        _ => [f64::NAN; 3],
+    }
+}
+
+/// The middle of what was measured.
+pub(super) fn median(values: &[f64]) -> f64 {
+    spread(values)[1]
+}
+
+/// Three digits that matter, and no more behind the point than those need.
+fn shown(value: f64) -> String {
+    match value.abs() {
+        100.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}"),
+        1.0.. => format!("{value:.2}"),
+        0.0 => "0".to_owned(),
+        _ => format!("{value:.4}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let parts = [("forward", 0.25), ("backward", 0.75)];
+        Report {
+            name: "train",
+            what: vec!["1 row".to_owned()],
+            machine: Machine { processor: "P".to_owned(), cores: 2, threads: 1 },
+            sizes: json!({"batch": 1}),
+            figures: vec![
+                Figure::each("tokens_per_s", "tokens", "tokens/s", 1.0, vec![4.0, 1.0, 2.0]),
+                Figure::once("peak_bytes", "memory", "MB", 1e6, 2.5e8),
+            ],
+            parts: parts.map(|(name, s)| Part { name: name.to_owned(), seconds: vec![s] }).to_vec(),
+            more: Map::new(),
+        }
+    }
+
+    #[test]
+    fn json_has_a_key_for_each_figure_and_part() {
+        let expected = json!({
+            "bench": "train",
+            "machine": {"processor": "P", "cores": 2, "threads": 1},
+            "sizes": {"batch": 1},
+            "tokens_per_s": [4.0, 1.0, 2.0],
+            "peak_bytes": 2.5e8,
+            "parts": {"forward": [0.25], "backward": [0.75]},
+        });
+        assert_eq!(report().json().unwrap(), expected);
+    }
+
+    #[test]
+    fn people_see_medians_spreads_and_shares() {
+        let table = report().table();
+        let lines: Vec<Vec<&str>> =
+            table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[2], ["tokens", "2.00", "tokens/s", "(1.00", "to", "4.00)"]);
+        assert_eq!(lines[3], ["memory", "250", "MB"]);
+        assert_eq!(lines[5], ["backward", "0.7500", "s", "75.0", "%"]);
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_the_middle_two() {
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}

@@ -1,0 +1,242 @@
+//! `turnwise bench rollout`: episodes of several turns, drawn side by side by the engine alone.
+
+use std::iter;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::{Map, json};
+use tokio::task::JoinSet;
+use turnwise::candle::{
+    CandlePolicy, DecoderConfig, EngineSettings, EngineStats, gemm_peak, read_bandwidth,
+};
+use turnwise::environment::{Random, derive_seed};
+use turnwise::rollout::{Policy, PolicyError, SampleRequest};
+use turnwise::trajectory::{PolicyVersion, Sampling, TokenId};
+
+use super::machine::Machine;
+use super::model::ModelArguments;
+use super::report::{Figure, Report, memory_figures};
+use super::{flops, memory, numbers};
+use crate::failure::Failure;
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RolloutArguments {
+    /// Print every repetition as one line of JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Episodes that run side by side
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    episodes: usize,
+    /// Turns of each
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    turns: usize,
+    /// Tokens of the prompt that all episodes begin with
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    prompt: usize,
+    /// Tokens drawn in a turn
+    #[arg(long, value_name = "N", default_value_t = 48)]
+    turn_tokens: usize,
+    /// Tokens that the environment adds between turns
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    observation: usize,
+    /// How often all episodes are played, each time after another prompt and once before to warm up
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repetitions: usize,
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(super) threads: usize,
+}
+
+impl RolloutArguments {
+    /// Tokens of an episode when it is over.
+    fn length(&self) -> usize {
+        self.prompt + self.turns * self.turn_tokens + (self.turns - 1) * self.observation
+    }
+
+    fn n_sampled(&self) -> usize {
+        self.episodes * self.turns * self.turn_tokens
+    }
+
+    /// What playing all episodes takes at least: the prompt once, every other token but the last of an episode once, and
+    /// logits for each token drawn.
+    fn flops(&self, config: &DecoderConfig) -> f64 {
+        let own = iter::repeat_n(self.prompt..self.length() - 1, self.episodes);
+        flops::forward(config, own.chain(iter::once(0..self.prompt)), self.n_sampled())
+    }
+
+    /// Bytes that have to be read, when each step of decoding reads the weights once, the keys and values of the prompt once,
+    /// and those of each episode's own tokens once.
+    fn bytes(&self, config: &DecoderConfig) -> f64 {
+        let tokens = |turn: usize, drawn: usize| {
+            self.prompt + self.episodes * (turn * (self.turn_tokens + self.observation) + drawn)
+        };
+        let steps = (0..self.turns).flat_map(|turn| (0..self.turn_tokens).map(move |n| (turn, n)));
+        steps
+            .map(|(turn, drawn)| {
+                flops::weight_bytes(config) + flops::kv_bytes(config) * tokens(turn, drawn) as f64
+            })
+            .sum()
+    }
+}
+
+/// What was measured.
+struct Measured {
+    seconds: Vec<f64>,
+    /// What the engine did in all repetitions.
+    done: EngineStats,
+    start_bytes: u64,
+    peak_bytes: u64,
+}
+
+/// Measures and prints.
+pub(super) fn bench(arguments: &RolloutArguments) -> Result<(), Failure> {
+    let RolloutArguments { episodes, turns, prompt, turn_tokens, repetitions, .. } = *arguments;
+    if [episodes, turns, prompt, turn_tokens, repetitions].contains(&0) {
+        return Err(Failure::refused(
+            "episodes, turns, tokens of prompt and turn, and repetitions are at least 1",
+        ));
+    }
+    let measured = measure(arguments)?;
+    report(arguments, &measured).print(arguments.json)
+}
+
+fn report(arguments: &RolloutArguments, measured: &Measured) -> Report {
+    let config = arguments.model.config(arguments.length());
+    let (flops, bytes) = (arguments.flops(&config), arguments.bytes(&config));
+    let peak = gemm_peak(arguments.threads);
+    let step_bytes = bytes / (arguments.turns * arguments.turn_tokens) as f64;
+    #[expect(clippy::cast_sign_loss, reason = "a number of bytes is not negative")]
+    let bandwidth = read_bandwidth(arguments.threads, step_bytes as usize);
+    // One after the other: nobody has shown a kernel that computes at its peak while it reads at its peak.
+    let bound = arguments.n_sampled() as f64 / (flops / peak + bytes / bandwidth);
+    let per_second = |count: f64| measured.seconds.iter().map(|s| count / s).collect::<Vec<_>>();
+    let sampled = per_second(arguments.n_sampled() as f64);
+    let of_bound = sampled.iter().map(|rate| rate / bound).collect();
+    let mut figures = vec![
+        Figure::each("rollout_s", "all episodes", "s", 1.0, measured.seconds.clone()),
+        Figure::each("sampled_tokens_per_s", "tokens drawn", "tokens/s", 1.0, sampled),
+        Figure::once("bound_tokens_per_s", "bound of products and memory", "tokens/s", 1.0, bound),
+        Figure::each("of_bound", "achieved of it", "", 1.0, of_bound),
+        Figure::each("flops_per_s", "matrix products", "GFLOP/s", 1e9, per_second(flops)),
+        Figure::once("gemm_peak_flops_per_s", "best matrix product", "GFLOP/s", 1e9, peak),
+        Figure::each("mfu", "achieved of it (MFU)", "", 1.0, per_second(flops / peak)),
+        Figure::once("read_bytes_per_s", "best reading of memory", "GB/s", 1e9, bandwidth),
+    ];
+    figures.extend(engine_figures(measured.done, arguments.repetitions));
+    figures.extend(memory_figures(measured.start_bytes, measured.peak_bytes));
+    Report { figures, ..empty(arguments, flops, bytes) }
+}
+
+/// What the engine counted, for one repetition.
+fn engine_figures(done: EngineStats, repetitions: usize) -> [Figure; 2] {
+    let each = |count: u64| count as f64 / repetitions as f64;
+    [
+        Figure::once("computed_tokens", "tokens computed", "", 1.0, each(done.computed)),
+        Figure::once("reused_tokens", "tokens of prompts kept", "", 1.0, each(done.reused)),
+    ]
+}
+
+fn empty(arguments: &RolloutArguments, flops: f64, bytes: f64) -> Report {
+    let RolloutArguments { model, episodes, turns, prompt, turn_tokens, observation, .. } =
+        arguments;
+    let what = format!(
+        "{episodes} episodes of {turns} turns of {turn_tokens} tokens, {observation} between turns, after one prompt of {prompt}"
+    );
+    Report {
+        name: "rollout",
+        what: vec![what, model.describe()],
+        machine: Machine::with(arguments.threads),
+        sizes: json!({
+            "model": model,
+            "episodes": episodes,
+            "turns": turns,
+            "prompt": prompt,
+            "turn_tokens": turn_tokens,
+            "observation": observation,
+            "flops": flops,
+            "bytes_read": bytes,
+        }),
+        figures: Vec::new(),
+        parts: Vec::new(),
+        more: Map::new(),
+    }
+}
+
+fn measure(arguments: &RolloutArguments) -> Result<Measured, Failure> {
+    let start_bytes = memory::resident()?;
+    let model = arguments.model.make(arguments.length())?;
+    let settings = EngineSettings { max_batch: arguments.episodes, ..EngineSettings::default() };
+    let policy = CandlePolicy::new(&model, settings).map_err(|error| Failure::runtime(&error))?;
+    drop(model);
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| Failure::runtime(&error))?;
+    let play = |round| {
+        let begun = Instant::now();
+        runtime.block_on(play(arguments, &policy, round))?;
+        Ok(begun.elapsed().as_secs_f64())
+    };
+    play(0)?;
+    memory::reset_peak()?;
+    let before = policy.stats();
+    let rounds = 1..=arguments.repetitions as u64;
+    let seconds = rounds.map(play).collect::<Result<_, Failure>>()?;
+    let after = policy.stats();
+    let done = EngineStats {
+        drawn: after.drawn - before.drawn,
+        computed: after.computed - before.computed,
+        reused: after.reused - before.reused,
+        evicted: after.evicted - before.evicted,
+        ..after
+    };
+    Ok(Measured { seconds, done, start_bytes, peak_bytes: memory::peak()? })
+}
+
+/// Plays all episodes of a round, which has a prompt of its own: nothing is left of the round before.
+async fn play(
+    arguments: &RolloutArguments,
+    policy: &CandlePolicy,
+    round: u64,
+) -> Result<(), Failure> {
+    let mut random = Random::new(round);
+    let prompt = numbers::ids(&mut random, arguments.model.vocab_size, arguments.prompt);
+    let (arguments, mut episodes) = (Arc::new(arguments.clone()), JoinSet::new());
+    for episode in 0..arguments.episodes as u64 {
+        let session = round * arguments.episodes as u64 + episode;
+        episodes.spawn(run(arguments.clone(), policy.clone(), prompt.clone(), session));
+    }
+    while let Some(done) = episodes.join_next().await {
+        done.map_err(|error| Failure::runtime(&error))?.map_err(|e| Failure::runtime(&e))?;
+    }
+    Ok(())
+}
+
+/// One episode.
+async fn run(
+    arguments: Arc<RolloutArguments>,
+    policy: CandlePolicy,
+    mut ids: Vec<TokenId>,
+    session: u64,
+) -> Result<(), PolicyError> {
+    let mut random = Random::new(derive_seed(session, 1));
+    for turn in 0..arguments.turns {
+        if turn > 0 {
+            let vocab_size = arguments.model.vocab_size;
+            ids.extend(numbers::ids(&mut random, vocab_size, arguments.observation));
+        }
+        let request = SampleRequest {
+            prompt: ids.clone(),
+            stop: Vec::new(),
+            max_tokens: arguments.turn_tokens,
+            sampling: Sampling::default(),
+            seed: session,
+            first_index: (turn * arguments.turn_tokens) as u64,
+            min_version: PolicyVersion(0),
+            session,
+        };
+        ids.extend(policy.sample(request).await?.tokens.iter().map(|token| token.id));
+    }
+    policy.release(session);
+    Ok(())
+}

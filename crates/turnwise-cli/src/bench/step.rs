@@ -1,0 +1,212 @@
+//! `turnwise bench step`: one step of GSPO as a run makes it, from episodes to published weights.
+
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Map, json};
+use turnwise::candle::{AdamW, CandleLearner, EngineSettings};
+use turnwise::objective::{Clip, GroupAdvantage, Gspo, LengthWeight, Std};
+use turnwise::rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
+use turnwise::training::{
+    Admission, OutcomeCredit, Parts, Schedule, StepReport, Trainer, TrainerSettings, metric,
+};
+use turnwise::trajectory::Sampling;
+
+use super::machine::Machine;
+use super::memory;
+use super::model::ModelArguments;
+use super::numbers::{Game, Numbers};
+use super::report::{Figure, Part, Report, memory_figures};
+use crate::failure::{ExitCode, Failure};
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StepArguments {
+    /// Print every repetition as one line of JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Groups of a step, each of a task of its own
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    groups: usize,
+    /// Episodes of a group
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    group: usize,
+    /// Turns of an episode
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    turns: usize,
+    /// Tokens of a task's prompt
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    prompt: usize,
+    /// Tokens drawn in a turn
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    turn_tokens: usize,
+    /// Tokens that the environment adds between turns
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    observation: usize,
+    /// How many steps are measured, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    repetitions: usize,
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(super) threads: usize,
+}
+
+impl StepArguments {
+    /// Tokens of an episode when it is over.
+    fn length(&self) -> usize {
+        self.prompt + self.turns * self.turn_tokens + (self.turns - 1) * self.observation
+    }
+
+    fn n_sampled(&self) -> usize {
+        self.groups * self.group * self.turns * self.turn_tokens
+    }
+}
+
+/// Seconds of a step.
+struct Timed {
+    step_s: f64,
+    rollout_s: f64,
+}
+
+/// Measures and prints.
+pub(super) fn bench(arguments: &StepArguments) -> Result<(), Failure> {
+    let StepArguments { groups, group: members, turns, prompt, turn_tokens, repetitions, .. } =
+        *arguments;
+    if [groups, turns, prompt, turn_tokens, repetitions].contains(&0) || members < 2 {
+        return Err(Failure::refused(
+            "groups, turns, tokens of prompt and turn, and repetitions are at least 1, and a group has 2 episodes",
+        ));
+    }
+    let start_bytes = memory::resident()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.map_err(|error| Failure::runtime(&error))?;
+    let measured = runtime.block_on(measure(arguments))?;
+    report(arguments, &measured, start_bytes, memory::peak()?).print(arguments.json)
+}
+
+fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) -> Report {
+    let of = |seconds: fn(&Timed) -> f64| measured.iter().map(seconds).collect::<Vec<_>>();
+    let (step_s, rollout_s) = (of(|step| step.step_s), of(|step| step.rollout_s));
+    let training_s = of(|step| step.step_s - step.rollout_s);
+    let sampled = rollout_s.iter().map(|s| arguments.n_sampled() as f64 / s).collect();
+    let padded = (arguments.groups * arguments.group * arguments.length()) as f64;
+    let trained = training_s.iter().map(|seconds| padded / seconds).collect();
+    let mut figures = vec![
+        Figure::each("step_s", "a step", "s", 1.0, step_s),
+        Figure::each("rollout_s", "of it rollouts", "s", 1.0, rollout_s.clone()),
+        Figure::each("training_s", "of it training", "s", 1.0, training_s.clone()),
+        Figure::each("sampled_tokens_per_s", "tokens drawn in rollouts", "tokens/s", 1.0, sampled),
+        Figure::each("tokens_per_s", "tokens of padded rows in training", "tokens/s", 1.0, trained),
+    ];
+    figures.extend(memory_figures(start, peak));
+    let part = |name: &str, seconds| Part { name: name.to_owned(), seconds };
+    let parts = vec![part("rollouts", rollout_s), part("training", training_s)];
+    let StepArguments { model, groups, group, turns, prompt, turn_tokens, observation, .. } =
+        arguments;
+    let what = format!(
+        "{groups} groups of {group}, {turns} turns of {turn_tokens} tokens, {observation} between turns, after prompts of {prompt}"
+    );
+    Report {
+        name: "step",
+        what: vec![what, model.describe()],
+        machine: Machine::with(arguments.threads),
+        sizes: json!({
+            "model": model,
+            "groups": groups,
+            "group": group,
+            "turns": turns,
+            "prompt": prompt,
+            "turn_tokens": turn_tokens,
+            "observation": observation,
+        }),
+        figures,
+        parts,
+        more: Map::new(),
+    }
+}
+
+async fn measure(arguments: &StepArguments) -> Result<Vec<Timed>, Failure> {
+    let mut trainer = trainer(arguments)?;
+    let mut measured = Vec::new();
+    for repetition in 0..=arguments.repetitions {
+        let report = Box::pin(trainer.step(&StopSignal::never())).await?;
+        let report = report.ok_or_else(|| failed("a step was stopped"))?;
+        check(arguments, &report)?;
+        if repetition == 0 {
+            memory::reset_peak()?;
+            continue;
+        }
+        let seconds = |metric| report.metrics.get(metric).unwrap_or(f64::NAN);
+        let (step_s, rollout_s) = (seconds(metric::STEP_S), seconds(metric::ROLLOUT_S));
+        measured.push(Timed { step_s, rollout_s });
+    }
+    Ok(measured)
+}
+
+/// What was not drawn and trained as asked for is no measurement.
+fn check(arguments: &StepArguments, report: &StepReport) -> Result<(), Failure> {
+    let trained = report.metrics.get(metric::TRAINED_TOKENS).unwrap_or(0.0);
+    if trained == arguments.n_sampled() as f64 {
+        return Ok(());
+    }
+    Err(failed(&format!("{trained} of {} tokens were trained", arguments.n_sampled())))
+}
+
+fn failed(what: &str) -> Failure {
+    Failure::new(ExitCode::Runtime, what)
+}
+
+fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure> {
+    let learner = CandleLearner::new(arguments.model.make(arguments.length())?, AdamW::default());
+    let n_episodes = arguments.groups * arguments.group;
+    let engine = EngineSettings { max_batch: n_episodes, ..EngineSettings::default() };
+    let renderer = Arc::new(Numbers);
+    let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-4 };
+    let parts = Parts {
+        tasks: Arc::new(games(arguments)),
+        agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default(), compaction: None }),
+        rubric: None,
+        policy: Arc::new(learner.policy(engine)),
+        learner,
+        objective: Box::new(Gspo { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean }),
+        credit: Box::new(OutcomeCredit { advantage }),
+    };
+    Ok(Trainer::new(parts, settings(arguments)))
+}
+
+/// A task for each group.
+fn games(arguments: &StepArguments) -> Vec<Game> {
+    let game = |task| Game {
+        task,
+        vocab_size: arguments.model.vocab_size,
+        prompt: arguments.prompt,
+        observation: arguments.observation,
+        turns: arguments.turns,
+    };
+    (0..arguments.groups as u64).map(game).collect()
+}
+
+fn settings(arguments: &StepArguments) -> TrainerSettings {
+    let limits = Limits {
+        max_turns: arguments.turns,
+        max_turn_tokens: arguments.turn_tokens,
+        max_sampled_tokens: arguments.turns * arguments.turn_tokens,
+        max_context_tokens: arguments.length(),
+        ..Limits::default()
+    };
+    let rollout = PoolSettings {
+        group_size: arguments.group,
+        max_concurrent: arguments.groups * arguments.group,
+        limits,
+        ..PoolSettings::default()
+    };
+    TrainerSettings {
+        groups_per_step: arguments.groups,
+        rollout,
+        // All that was drawn trains, whatever chance made of the rewards.
+        admission: Admission { keep_zero_variance: true, ..Admission::default() },
+        n_minibatches: 1,
+        schedule: Schedule { learning_rate: 1e-6, ..Schedule::default() },
+        ..TrainerSettings::default()
+    }
+}

@@ -1,0 +1,273 @@
+//! `turnwise bench train`: full fine-tuning of a small model.
+
+use std::error::Error;
+use std::iter;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+use turnwise::candle::{AdamW, CandleLearner, gemm_peak};
+use turnwise::environment::Random;
+use turnwise::training::{Learner, LearnerError, Row, Target, Update};
+
+use super::machine::Machine;
+use super::model::ModelArguments;
+use super::report::{Figure, Part, Report, median, memory_figures};
+use super::{flops, memory, numbers};
+use crate::failure::Failure;
+
+/// What a step is made of, in the order of its seconds.
+const PARTS: [&str; 3] = ["forward", "backward", "optimizer"];
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TrainArguments {
+    /// Print every repetition as one line of JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Rows of a step; every token but a row's first is a target
+    #[arg(long, value_name = "N", default_value_t = 16, conflicts_with = "shared_prompt")]
+    batch: usize,
+    /// Tokens of a row
+    #[arg(long, value_name = "N", default_value_t = 256, conflicts_with = "shared_prompt")]
+    length: usize,
+    /// A group of rows that begin with the same prompt instead; their responses alone are targets
+    #[arg(long)]
+    shared_prompt: bool,
+    /// Rows of the group
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    group: usize,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 768)]
+    prompt: usize,
+    /// Tokens of a response
+    #[arg(long, value_name = "N", default_value_t = 96)]
+    response: usize,
+    /// The group's rows with none, a quarter, half, three quarters and all of the prompt shared: what distinct tokens cost
+    #[arg(long, conflicts_with = "shared_prompt")]
+    curve: bool,
+    /// How often a step is measured, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repetitions: usize,
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(super) threads: usize,
+}
+
+/// Rows of one length that begin with the same tokens.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    rows: usize,
+    length: usize,
+    /// How many tokens the rows have in common.
+    shared: usize,
+    /// How many tokens at the end of each row are targets.
+    targets: usize,
+}
+
+impl Work {
+    /// Tokens as they would be laid out in a padded batch.
+    fn padded_tokens(self) -> usize {
+        self.rows * self.length
+    }
+
+    fn distinct_tokens(self) -> usize {
+        self.shared + self.rows * (self.length - self.shared)
+    }
+
+    /// What a step takes at least: each distinct token but the last of a row once, forward and backward.
+    fn flops(self, model: &ModelArguments) -> f64 {
+        let own = iter::repeat_n(self.shared..self.length - 1, self.rows);
+        let spans = own.chain(iter::once(0..self.shared));
+        3.0 * flops::forward(&model.config(self.length), spans, self.rows * self.targets)
+    }
+
+    fn make(self, vocab_size: usize) -> Vec<Row> {
+        let mut random = Random::new(1);
+        let prompt = numbers::ids(&mut random, vocab_size, self.shared);
+        let positions = self.length - self.targets..self.length;
+        let targets: Vec<Target> =
+            positions.map(|position| Target { position, temperature: 1.0 }).collect();
+        let row = |_| {
+            let own = numbers::ids(&mut random, vocab_size, self.length - self.shared);
+            let ids = [prompt.clone(), own].concat();
+            Row { ids, targets: targets.clone(), ..Row::default() }
+        };
+        (0..self.rows).map(row).collect()
+    }
+}
+
+/// What was measured of some work.
+struct Measured {
+    /// For each repetition the seconds of its [`PARTS`].
+    steps: Vec<[f64; PARTS.len()]>,
+    start_bytes: u64,
+    peak_bytes: u64,
+}
+
+impl Measured {
+    fn seconds(&self) -> Vec<f64> {
+        self.steps.iter().map(|parts| parts.iter().sum()).collect()
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        let seconds = |index: usize| self.steps.iter().map(|parts| parts[index]).collect();
+        let parts = PARTS.iter().enumerate();
+        parts.map(|(i, name)| Part { name: (*name).to_owned(), seconds: seconds(i) }).collect()
+    }
+}
+
+/// Measures and prints.
+pub(super) fn bench(arguments: &TrainArguments) -> Result<(), Failure> {
+    check(arguments)?;
+    let report = if arguments.curve { curve(arguments)? } else { one(arguments)? };
+    report.print(arguments.json)
+}
+
+fn check(arguments: &TrainArguments) -> Result<(), Failure> {
+    let TrainArguments { batch, length, group, prompt, response, repetitions, .. } = arguments;
+    let whole = if arguments.shared_prompt || arguments.curve {
+        *group > 0 && *prompt > 0 && *response > 0
+    } else {
+        *batch > 0 && *length > 1
+    };
+    if whole && *repetitions > 0 {
+        return Ok(());
+    }
+    Err(Failure::refused(
+        "a step needs at least one row of two tokens, a target among them, and one repetition",
+    ))
+}
+
+fn one(arguments: &TrainArguments) -> Result<Report, Failure> {
+    let TrainArguments { batch, length, group, prompt, response, .. } = *arguments;
+    let work = if arguments.shared_prompt {
+        Work { rows: group, length: prompt + response, shared: prompt, targets: response }
+    } else {
+        Work { rows: batch, length, shared: 0, targets: length - 1 }
+    };
+    let measured = measure(arguments, work)?;
+    let peak = gemm_peak(arguments.threads);
+    let (seconds, flops) = (measured.seconds(), work.flops(&arguments.model));
+    let per_second = |count: f64| seconds.iter().map(|seconds| count / seconds).collect();
+    let mut figures = vec![
+        Figure::each("step_s", "a step", "s", 1.0, seconds.clone()),
+        Figure::each(
+            "tokens_per_s",
+            "tokens of padded rows",
+            "tokens/s",
+            1.0,
+            per_second(work.padded_tokens() as f64),
+        ),
+        Figure::each("flops_per_s", "matrix products", "GFLOP/s", 1e9, per_second(flops)),
+        Figure::once("gemm_peak_flops_per_s", "best matrix product", "GFLOP/s", 1e9, peak),
+        Figure::each("mfu", "achieved of it (MFU)", "", 1.0, per_second(flops / peak)),
+    ];
+    figures.extend(memory_figures(measured.start_bytes, measured.peak_bytes));
+    let report = Report { figures, parts: measured.parts(), ..empty(arguments, work) };
+    Ok(report)
+}
+
+/// Rows of the same size with more and more of the prompt shared.
+fn curve(arguments: &TrainArguments) -> Result<Report, Failure> {
+    let TrainArguments { group, prompt, response, .. } = *arguments;
+    let of = |shared| Work { rows: group, length: prompt + response, shared, targets: response };
+    let (mut points, mut figures) = (Vec::new(), Vec::new());
+    let labels = ["nothing", "a quarter of the prompt", "half", "three quarters", "all"];
+    for (quarters, label) in labels.into_iter().enumerate() {
+        let work = of(prompt * quarters / 4);
+        let seconds = measure(arguments, work)?.seconds();
+        let per_token = 1e6 * median(&seconds) / work.distinct_tokens() as f64;
+        points.push(json!({
+            "shared_tokens": work.shared,
+            "padded_tokens": work.padded_tokens(),
+            "distinct_tokens": work.distinct_tokens(),
+            "flops": work.flops(&arguments.model),
+            "step_s": seconds,
+            "us_per_distinct_token": per_token,
+        }));
+        figures.push(Figure::each("step_s", label, "s", 1.0, seconds));
+    }
+    let what =
+        format!("a step of {group} rows of {} tokens, of which rows share", prompt + response);
+    let mut report = empty(arguments, of(prompt));
+    report.what[0] = what;
+    report.more = Map::from_iter([("curve".to_owned(), Value::Array(points))]);
+    Ok(Report { figures, ..report })
+}
+
+fn empty(arguments: &TrainArguments, work: Work) -> Report {
+    let Work { rows, length, shared, targets } = work;
+    let common = match shared {
+        0 => String::new(),
+        _ => format!("; the first {shared} are the same in all"),
+    };
+    let what = format!("{rows} rows of {length} tokens, {targets} of each are targets{common}");
+    let model = &arguments.model;
+    Report {
+        name: "train",
+        what: vec![what, model.describe()],
+        machine: Machine::with(arguments.threads),
+        sizes: json!({
+            "model": model,
+            "rows": rows,
+            "length": length,
+            "shared": shared,
+            "targets": targets,
+            "padded_tokens": work.padded_tokens(),
+            "distinct_tokens": work.distinct_tokens(),
+            "flops_per_step": work.flops(model),
+        }),
+        figures: Vec::new(),
+        parts: Vec::new(),
+        more: Map::new(),
+    }
+}
+
+fn measure(arguments: &TrainArguments, work: Work) -> Result<Measured, Failure> {
+    let rows = work.make(arguments.model.vocab_size);
+    let start_bytes = memory::resident()?;
+    let mut learner = CandleLearner::new(arguments.model.make(work.length)?, AdamW::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| Failure::runtime(&error))?;
+    let mut step = || {
+        let done = runtime.block_on(step(&mut learner, &rows));
+        done.map_err(|error| Failure::runtime(&error))
+    };
+    step()?;
+    memory::reset_peak()?;
+    let steps = (0..arguments.repetitions).map(|_| step()).collect::<Result<_, _>>()?;
+    Ok(Measured { steps, start_bytes, peak_bytes: memory::peak()? })
+}
+
+/// One step on the mean negative log-likelihood of the targets, and the seconds of its parts.
+async fn step(learner: &mut CandleLearner, rows: &[Row]) -> Result<[f64; 3], LearnerError> {
+    let n_targets: usize = rows.iter().map(|row| row.targets.len()).sum();
+    let slope = -1.0 / n_targets as f32;
+    let started = Instant::now();
+    let mut forward_s = 0.0;
+    let mut gradient = |logprobs: &[Vec<f32>]| -> Result<_, Box<dyn Error + Send + Sync>> {
+        forward_s = started.elapsed().as_secs_f64();
+        Ok(logprobs.iter().map(|row| vec![slope; row.len()]).collect())
+    };
+    learner.accumulate(rows, &mut gradient).await?;
+    let both_s = started.elapsed().as_secs_f64();
+    learner.step(Update { learning_rate: 1e-4, max_grad_norm: 1.0 }).await?;
+    Ok([forward_s, both_s - forward_s, started.elapsed().as_secs_f64() - both_s])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_share_what_they_are_said_to_share() {
+        let work = Work { rows: 3, length: 10, shared: 6, targets: 2 };
+        let rows = work.make(50);
+        assert!(rows.iter().all(|row| row.ids.len() == 10 && row.ids[..6] == rows[0].ids[..6]));
+        assert!(rows[0].ids[6..] != rows[1].ids[6..]);
+        let positions: Vec<usize> = rows[2].targets.iter().map(|target| target.position).collect();
+        assert_eq!(positions, [8, 9]);
+        assert_eq!((work.padded_tokens(), work.distinct_tokens()), (30, 18));
+    }
+}
