@@ -3,6 +3,7 @@
 mod arguments;
 mod config;
 mod curve;
+mod engine;
 mod environments;
 mod evaluate;
 mod failure;

@@ -64,7 +64,7 @@ impl Caches {
         if let Some(model) = self.free.pop() {
             return Ok(model);
         }
-        self.make_room();
+        self.make_room(1);
         prototype.fresh()
     }
 
@@ -101,8 +101,7 @@ impl Caches {
             self.trunks.pop_front();
         }
         // The model itself is out of here, and counts too.
-        self.make_room();
-        self.make_room();
+        self.make_room(2);
         self.trunks.extend(model.fork());
     }
 
@@ -111,7 +110,7 @@ impl Caches {
         let fitting = fitting.filter(|(_, trunk)| before.starts_with(trunk.ids()));
         let (index, _) = fitting.max_by_key(|(_, trunk)| trunk.ids().len())?;
         let trunk = self.trunks.remove(index)?;
-        self.make_room();
+        self.make_room(2);
         let model = trunk.fork();
         self.trunks.push_back(trunk);
         model
@@ -127,10 +126,10 @@ impl Caches {
         self.sessions.len() + self.trunks.len() + self.free.len()
     }
 
-    /// Gives models up until there may be another: those that hold nothing, then the session that was used longest ago, then
-    /// beginnings.
-    fn make_room(&mut self) {
-        while self.len() >= self.capacity {
+    /// Gives models up until there may be so many more: those that hold nothing, then the session that was used longest ago,
+    /// then beginnings.
+    fn make_room(&mut self, n_more: usize) {
+        while self.len() + n_more > self.capacity {
             if self.free.pop().is_some() {
                 continue;
             }
@@ -174,7 +173,11 @@ mod tests {
         assert_eq!(computed(&mut caches, 1, &[1, 2, 3], &prototype), 3);
         assert_eq!(computed(&mut caches, 2, &[1, 2, 3], &prototype), 1, "of the same prompt");
         assert_eq!(computed(&mut caches, 1, &[1, 2, 3, 4, 5], &prototype), 2, "of its own");
-        assert_eq!(computed(&mut caches, 1, &[1, 2, 3, 4, 5], &prototype), 3, "cannot be shortened");
+        assert_eq!(
+            computed(&mut caches, 1, &[1, 2, 3, 4, 5], &prototype),
+            3,
+            "cannot be shortened"
+        );
         assert_eq!(computed(&mut caches, 2, &[2, 1], &prototype), 2, "another conversation");
         caches.release(1);
         caches.clear();
@@ -188,7 +191,16 @@ mod tests {
             let mut caches = Caches::new(capacity);
             for session in 0..20_u64 {
                 let prompt = [session as u32 % 5, 2, 3];
-                computed(&mut caches, session, &prompt, &prototype);
+                let mut model = caches.take(session, &prompt, &prototype).unwrap();
+                assert!(caches.len() < capacity, "{} and the one that draws", caches.len());
+                while model.ids().len() < prompt.len() {
+                    if model.ids().len() == 2 {
+                        caches.remember(&model);
+                        assert!(caches.len() < capacity, "{} and the one that draws", caches.len());
+                    }
+                    model.push(prompt[model.ids().len()]).unwrap();
+                }
+                caches.put(session, model);
                 assert!(caches.len() <= capacity, "{} of {capacity}", caches.len());
                 if session % 3 == 0 {
                     caches.release(session);

@@ -8,9 +8,9 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
 use candle_transformers::models::{quantized_llama, quantized_qwen2, quantized_qwen3};
 
+use crate::GgufError;
 use crate::metadata::DTYPE;
 use crate::refusals::{Family, Sizes, check};
-use crate::GgufError;
 
 /// The positions that `quantized_qwen3` keeps room for from the start; it doubles them as needed.
 const QWEN3_ROOM: usize = 4096;

@@ -8,15 +8,16 @@ use crate::GgufError;
 
 /// How matrices are stored. Norms, biases and a router stay F32, which is the custom of the format.
 ///
-/// A block shares its scale, and has to lie in one row. A matrix whose width is not a multiple of its block is stored in what
-/// [`Quantization::fitting`] says: the next type of about the same size with a smaller block, and F16 where no block fits.
+/// A block shares its scale, and has to lie in one row. A matrix whose width no block of its type fits is stored in what
+/// [`Quantization::fitting`] says: a type of about the same size or a larger one, and F16 where there is none.
 ///
 /// ```
 /// use turnwise_gguf::Quantization;
 ///
 /// assert_eq!("q4_k".parse::<Quantization>()?, Quantization::Q4K);
 /// assert_eq!(Quantization::Q4K.fitting(256), Quantization::Q4K);
-/// assert_eq!(Quantization::Q4K.fitting(96), Quantization::Q5_0);
+/// assert_eq!(Quantization::Q4K.fitting(192), Quantization::Q5_0);
+/// assert_eq!(Quantization::Q4K.fitting(96), Quantization::Q8_0);
 /// assert_eq!(Quantization::Q4K.fitting(56), Quantization::F16);
 /// # Ok::<(), turnwise_gguf::GgufError>(())
 /// ```
@@ -102,20 +103,28 @@ impl Quantization {
     }
 
     /// What a matrix with rows of this width is stored in: as `llama.cpp` falls back, from a type with blocks of 256 to one
-    /// with blocks of 32, and from there to F16.
+    /// with blocks of 32, and from there to F16; and where `candle` wants an even number of blocks, to a type that may have an
+    /// odd one.
     #[must_use]
     pub fn fitting(self, width: usize) -> Self {
-        if width.is_multiple_of(self.ggml().block_size()) {
+        if width.is_multiple_of(self.unit()) {
             return self;
         }
         let smaller = match self {
-            Self::Q2K | Self::Q3K => Self::Q4_0,
+            Self::Q2K | Self::Q3K | Self::Q4_1 => Self::Q4_0,
             Self::Q4K => Self::Q5_0,
             Self::Q5K => Self::Q5_1,
-            Self::Q6K => Self::Q8_0,
+            Self::Q6K | Self::Q5_0 | Self::Q5_1 => Self::Q8_0,
             _ => return Self::F16,
         };
         smaller.fitting(width)
+    }
+
+    /// What a width must be a multiple of.
+    pub(crate) fn unit(self) -> usize {
+        let block = self.ggml().block_size();
+        // An assertion in candle's kernels, in builds that have assertions.
+        if matches!(self, Self::Q4_1 | Self::Q5_0 | Self::Q5_1) { 2 * block } else { block }
     }
 
     pub(crate) fn ggml(self) -> GgmlDType {

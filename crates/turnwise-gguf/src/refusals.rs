@@ -1,8 +1,8 @@
 //! What the engine cannot run, said before it runs. The models of `candle-transformers` read past what they do not know.
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 
-use crate::GgufError;
+use crate::{GgufError, Quantization};
 
 /// The longest sequence for which `quantized_llama` has positions.
 const LLAMA_POSITIONS: usize = 4096;
@@ -98,9 +98,19 @@ fn check_tensors(content: &Content, family: Family) -> Result<(), GgufError> {
         Family::Llama | Family::Qwen3 => name.ends_with(".bias"),
     };
     let unknown = |name: &&String| read_past(name) || name.contains("ffn_gate_inp");
-    match content.tensor_infos.keys().filter(unknown).min() {
+    if let Some(name) = content.tensor_infos.keys().filter(unknown).min() {
+        return unsupported(format!("candle-transformers would read past {name}"));
+    }
+    // A kernel that fails takes candle's threads with it.
+    let fits = |tensor: &TensorInfo| {
+        let width = tensor.shape.dims().last().copied().unwrap_or(1);
+        let known = Quantization::ALL.into_iter().find(|one| one.ggml() == tensor.ggml_dtype);
+        known.is_some_and(|one| width.is_multiple_of(one.unit()))
+    };
+    let odd = content.tensor_infos.iter().filter(|(_, tensor)| !fits(tensor)).map(|(name, _)| name);
+    match odd.min() {
         None => Ok(()),
-        Some(name) => unsupported(format!("candle-transformers would read past {name}")),
+        Some(name) => unsupported(format!("candle has no kernel for the type and width of {name}")),
     }
 }
 
