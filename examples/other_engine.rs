@@ -44,10 +44,10 @@ async fn train(
     quantization: Quantization,
     behavior: Behavior,
 ) -> Result<(f64, f64, f64), Box<dyn Error>> {
-    // The renderer has ten digits, an end of turn, and from 256 on the bytes of what is said to the policy.
+    // The renderer has ten digits and an end of turn, from 256 on bytes of what is said to the policy, and at 1000 marks.
     let renderer = Arc::new(AlphabetRenderer::new("0123456789"));
     let learner =
-        CandleLearner::new(Decoder::random(DecoderConfig::small(512), 1)?, AdamW::default());
+        CandleLearner::new(Decoder::random(DecoderConfig::small(1024), 1)?, AdamW::default());
     let settings = GgufSettings::default();
     let policy = GgufPolicy::following(&learner, quantization, settings).await?;
     let clip = Clip::new(0.2, 0.2)?;

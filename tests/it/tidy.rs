@@ -210,7 +210,7 @@ fn a_broken_direction_is_found() {
         ("turnwise", "turnwise-guess"),
         ("turnwise-objective", "rayon"),
         ("turnwise-candle", "turnwise-gguf"),
-        ("turnwise-gguf", "turnwise-chat"),
+        ("turnwise-gguf", "turnwise-lab"),
         ("turnwise-training", "candle-core"),
         ("turnwise-candle", "candle-transformers"),
         ("turnwise-rollout", "tokenizers"),
@@ -221,13 +221,22 @@ fn a_broken_direction_is_found() {
         package.normal.push(whom.to_owned());
         assert_eq!(wrong(&packages).len(), 1, "{who} on {whom}");
     }
-    let mut needed = right();
-    needed.iter_mut().for_each(|package| package.optional.clear());
-    assert_eq!(wrong(&needed), ["turnwise: turnwise-gguf is for those who ask for it"]);
     let mut stranger = right();
     stranger.push(package("crates", "turnwise-new", &["turnwise-environment"]));
     stranger.push(package("crates", "other", &[]));
     assert_eq!(wrong(&stranger).len(), 2);
+}
+
+#[test]
+fn a_second_engine_that_everybody_builds_is_found() {
+    let package = |optional: &[&str]| Package {
+        name: "turnwise".to_owned(),
+        place: "crates".to_owned(),
+        normal: vec!["turnwise-gguf".to_owned()],
+        optional: optional.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    assert_eq!(leaking(&[package(&["turnwise-gguf"])]), [""; 0]);
+    assert_eq!(leaking(&[package(&[])]).len(), 1);
 }
 
 /// A source file, by its path within the workspace.

@@ -8,7 +8,7 @@ use std::task::Poll;
 use turnwise_environment::check::Check;
 use turnwise_environment::{Random, derive_seed};
 use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, check_sample};
-use turnwise_trajectory::{Sampling, StopReason, TokenId};
+use turnwise_trajectory::{SampledToken, Sampling, StopReason, TokenId};
 
 use super::assert_passed;
 
@@ -76,7 +76,10 @@ pub async fn policy_refusals(policy: Arc<dyn Policy>, vocab_size: TokenId, max_p
             other => Err(format!("it answered {other:?}")),
         };
         checks.push(Check { name, result });
-        checks.push(Check { name: "it serves on", result: engine.draw(&ask).await.map(said) });
+        checks.push(Check {
+            name: "it serves on",
+            result: engine.draw(&ask).await.map(|sample| said(&sample)),
+        });
     }
     assert_passed("policy", &checks);
 }
@@ -149,7 +152,7 @@ impl Engine {
             }
         }
         let one = SampleRequest { max_tokens: 1, ..self.request(40, 3) };
-        Ok(said(self.draw(&one).await?))
+        Ok(said(&self.draw(&one).await?))
     }
 
     async fn sessions(&self) -> Outcome {
@@ -193,34 +196,18 @@ impl Engine {
             for (length, session) in [(1, 0), (5, 1), (N_DRAWN - 1, 2)] {
                 let mut tokens = Vec::new();
                 while tokens.len() < N_DRAWN {
-                    let rest = self.rest(&request, &tokens, length);
+                    let left = rest(&request, &tokens, length);
                     // Some pieces find what the last one left, and some do not.
                     if session == 1 {
-                        self.policy.release(rest.session);
+                        self.policy.release(left.session);
                     }
-                    let rest = SampleRequest { session: rest.session ^ session, ..rest };
-                    tokens.extend(self.draw(&rest).await?.tokens);
+                    let left = SampleRequest { session: left.session ^ session, ..left };
+                    tokens.extend(self.draw(&left).await?.tokens);
                 }
                 same(&Sample { tokens, ..whole.clone() }, &whole, &format!("cut at {length}"))?;
             }
         }
         Ok("pieces make the whole".to_owned())
-    }
-
-    /// What is left of a request of which so much was drawn, at most `length` tokens of it.
-    fn rest(
-        &self,
-        request: &SampleRequest,
-        drawn: &[turnwise_trajectory::SampledToken],
-        length: usize,
-    ) -> SampleRequest {
-        let drawn_ids: Vec<TokenId> = drawn.iter().map(|token| token.id).collect();
-        SampleRequest {
-            prompt: [&*request.prompt, &*drawn_ids].concat(),
-            max_tokens: length.min(N_DRAWN - drawn.len()),
-            first_index: drawn.len() as u64,
-            ..request.clone()
-        }
     }
 
     /// Turns with something said in between, then a conversation that forks, all in one session.
@@ -287,8 +274,8 @@ impl Engine {
             }
             let mut tokens = first.tokens;
             if tokens.len() < N_DRAWN {
-                let rest = self.rest(&request, &tokens, N_DRAWN);
-                tokens.extend(self.draw(&rest).await?.tokens);
+                let left = rest(&request, &tokens, N_DRAWN);
+                tokens.extend(self.draw(&left).await?.tokens);
             }
             same(&Sample { tokens, ..whole.clone() }, &whole, "the rest after an interruption")?;
         }
@@ -309,6 +296,17 @@ impl Engine {
     }
 }
 
+/// What is left of a request of which so much was drawn, at most `length` tokens of it.
+fn rest(request: &SampleRequest, drawn: &[SampledToken], length: usize) -> SampleRequest {
+    let drawn_ids: Vec<TokenId> = drawn.iter().map(|token| token.id).collect();
+    SampleRequest {
+        prompt: [&*request.prompt, &*drawn_ids].concat(),
+        max_tokens: length.min(N_DRAWN - drawn.len()),
+        first_index: drawn.len() as u64,
+        ..request.clone()
+    }
+}
+
 /// The answer, if it is there at the first look.
 async fn poll_once<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(|context| match future.as_mut().poll(context) {
@@ -318,7 +316,7 @@ async fn poll_once<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) -
     .await
 }
 
-fn said(sample: Sample) -> String {
+fn said(sample: &Sample) -> String {
     format!("{} tokens of {}", sample.tokens.len(), sample.engine)
 }
 
