@@ -17,6 +17,8 @@ struct Package {
     /// `crates`, `envs`, or its own folder's name.
     place: String,
     normal: Vec<String>,
+    /// Those of them that are built only when a feature asks for them.
+    optional: Vec<String>,
 }
 
 pub(crate) fn root() -> &'static Path {
@@ -42,11 +44,13 @@ fn package(package: &Value) -> Package {
     let inside = manifest.strip_prefix(root()).expect("a package of this workspace");
     let place = inside.components().next().expect("a folder");
     let dependencies = package["dependencies"].as_array().expect("dependencies");
-    let normal = dependencies.iter().filter(|dependency| dependency["kind"].is_null());
+    let normal = || dependencies.iter().filter(|dependency| dependency["kind"].is_null());
+    let optional = normal().filter(|dependency| dependency["optional"] == true);
     Package {
         name: text(&package["name"]),
         place: place.as_os_str().to_string_lossy().into_owned(),
-        normal: normal.map(|dependency| text(&dependency["name"])).collect(),
+        normal: normal().map(|dependency| text(&dependency["name"])).collect(),
+        optional: optional.map(|dependency| text(&dependency["name"])).collect(),
     }
 }
 
@@ -54,8 +58,16 @@ fn package(package: &Value) -> Package {
 fn allowed(package: &Package) -> Option<&'static [&'static str]> {
     const TRAINING: &[&str] = &["objective", "rollout", "trajectory", "environment"];
     const TRAINED: &[&str] = &["training", "objective", "rollout", "trajectory", "environment"];
-    const FACADE: &[&str] =
-        &["candle", "chat", "training", "objective", "rollout", "trajectory", "environment"];
+    const FACADE: &[&str] = &[
+        "gguf",
+        "candle",
+        "chat",
+        "training",
+        "objective",
+        "rollout",
+        "trajectory",
+        "environment",
+    ];
     Some(match (package.place.as_str(), package.name.as_str()) {
         ("crates", "turnwise-objective" | "turnwise-environment") => &[],
         ("envs", _) | ("crates", "turnwise-trajectory") => &["environment"],
@@ -66,6 +78,7 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
             "crates",
             "turnwise-candle" | "turnwise-lab" | "turnwise-simulation" | "turnwise-testkit",
         ) => TRAINED,
+        ("crates", "turnwise-gguf") => &["candle", "training", "rollout", "trajectory"],
         ("crates", "turnwise") => FACADE,
         _ => return None,
     })
@@ -108,14 +121,21 @@ fn leaking(packages: &[Package]) -> Vec<String> {
     let mut wrong = Vec::new();
     for package in packages {
         for dependency in &package.normal {
-            let owner = match dependency.as_str() {
-                name if name == "gemm" || name.starts_with("candle-") => "turnwise-candle",
-                "tokenizers" => "turnwise-chat",
+            let owners: &[&str] = match dependency.as_str() {
+                "candle-core" => &["turnwise-candle", "turnwise-gguf"],
+                "candle-transformers" => &["turnwise-gguf"],
+                name if name == "gemm" || name.starts_with("candle-") => &["turnwise-candle"],
+                "tokenizers" => &["turnwise-chat"],
                 _ => continue,
             };
-            if package.name != owner {
-                wrong.push(format!("{}: {dependency} belongs to {owner}", package.name));
+            if !owners.contains(&package.name.as_str()) {
+                wrong.push(format!("{}: {dependency} belongs to {owners:?}", package.name));
             }
+        }
+        let needs_second_engine = package.normal.iter().any(|name| name == "turnwise-gguf")
+            && !package.optional.iter().any(|name| name == "turnwise-gguf");
+        if needs_second_engine {
+            wrong.push(format!("{}: turnwise-gguf is for those who ask for it", package.name));
         }
         if package.name == "turnwise-objective" && !package.normal.is_empty() {
             wrong.push(format!("turnwise-objective must be pure: {:?}", package.normal));
@@ -152,6 +172,7 @@ fn a_broken_direction_is_found() {
         name: name.to_owned(),
         place: place.to_owned(),
         normal: normal.iter().map(|name| (*name).to_owned()).collect(),
+        optional: vec!["turnwise-gguf".to_owned()],
     };
     let right = || {
         vec![
@@ -161,9 +182,10 @@ fn a_broken_direction_is_found() {
             package("crates", "turnwise-rollout", &["turnwise-trajectory"]),
             package("crates", "turnwise-training", &["turnwise-objective", "turnwise-rollout"]),
             package("crates", "turnwise-candle", &["turnwise-training", "candle-core"]),
+            package("crates", "turnwise-gguf", &["turnwise-candle", "candle-transformers"]),
             package("crates", "turnwise-testkit", &["turnwise-training"]),
             package("crates", "turnwise-lab", &["turnwise-training", "turnwise-objective"]),
-            package("crates", "turnwise", &["turnwise-candle"]),
+            package("crates", "turnwise", &["turnwise-candle", "turnwise-gguf"]),
             package("crates", "turnwise-cli", &["turnwise", "turnwise-lab", "turnwise-guess"]),
             package("envs", "turnwise-guess", &["turnwise-environment"]),
             package("examples", "turnwise-examples", &["turnwise", "turnwise-testkit"]),
@@ -187,7 +209,10 @@ fn a_broken_direction_is_found() {
         ("turnwise-cli", "turnwise-testkit"),
         ("turnwise", "turnwise-guess"),
         ("turnwise-objective", "rayon"),
+        ("turnwise-candle", "turnwise-gguf"),
+        ("turnwise-gguf", "turnwise-lab"),
         ("turnwise-training", "candle-core"),
+        ("turnwise-candle", "candle-transformers"),
         ("turnwise-rollout", "tokenizers"),
     ];
     for (who, whom) in broken {
@@ -200,6 +225,18 @@ fn a_broken_direction_is_found() {
     stranger.push(package("crates", "turnwise-new", &["turnwise-environment"]));
     stranger.push(package("crates", "other", &[]));
     assert_eq!(wrong(&stranger).len(), 2);
+}
+
+#[test]
+fn a_second_engine_that_everybody_builds_is_found() {
+    let package = |optional: &[&str]| Package {
+        name: "turnwise".to_owned(),
+        place: "crates".to_owned(),
+        normal: vec!["turnwise-gguf".to_owned()],
+        optional: optional.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    assert_eq!(leaking(&[package(&["turnwise-gguf"])]), [""; 0]);
+    assert_eq!(leaking(&[package(&[])]).len(), 1);
 }
 
 /// A source file, by its path within the workspace.

@@ -140,6 +140,25 @@ impl Decoder {
         self.parameters.iter().map(|parameter| parameter.spec.len()).sum()
     }
 
+    /// Shows each tensor of the checkpoint in turn: its name in Hugging Face's files, its shape, and its numbers row by row.
+    /// Experts come one by one, as they lie in files; a tied head does not come again.
+    ///
+    /// # Errors
+    /// The first one of `visit`, or that weights cannot be read.
+    pub fn for_each_tensor<E: From<ModelError>>(
+        &self,
+        mut visit: impl FnMut(&str, &[usize], &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for Parameter { spec, var, .. } in &self.parameters {
+            let values = numbers(var).map_err(ModelError::from)?;
+            let size = (spec.len() / spec.n_tensors()).max(1);
+            for (name, values) in spec.tensor_names().zip(values.chunks_exact(size)) {
+                visit(&name, spec.tensor_shape(), values)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Log-probabilities at temperature 1: entry `t` of a sequence is that of `ids[t + 1]` given `ids[..=t]`, in nats.
     /// A sequence of one token or none has none.
     ///

@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::fmt;
 use std::path::Path;
 use std::sync::mpsc;
@@ -112,6 +113,40 @@ impl CandleLearner {
     /// When the weights cannot be copied.
     pub async fn keep_reference(&self) -> Result<(), LearnerError> {
         self.ask(Trainer::keep_reference).await
+    }
+
+    /// Calls `follower` with a version and its weights: now, and again at each [`Learner::publish`] and [`Learner::load`]
+    /// before they return. This is how weights reach an engine of another kind. Asked for between a step and its
+    /// publication, the weights of now are already the stepped ones.
+    ///
+    /// It runs on the learner's thread, which waits for it. Weights that it refuses are not published.
+    ///
+    /// # Errors
+    /// When the follower refuses the weights of now; it is not called again then.
+    ///
+    /// ```
+    /// use turnwise_candle::{AdamW, CandleLearner, Decoder, DecoderConfig};
+    /// use turnwise_training::Learner;
+    ///
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// # runtime.block_on(async {
+    /// let model = Decoder::random(DecoderConfig::small(32), 1)?;
+    /// let mut learner = CandleLearner::new(model, AdamW::default());
+    /// let (told, seen) = std::sync::mpsc::channel();
+    /// learner.on_publish(move |version, model| Ok(told.send((version.0, model.n_parameters()))?)).await?;
+    /// learner.publish().await?;
+    /// assert_eq!(seen.try_iter().map(|(version, _)| version).collect::<Vec<_>>(), [0, 1]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub async fn on_publish(
+        &self,
+        follower: impl FnMut(PolicyVersion, &Decoder) -> Result<(), Box<dyn Error + Send + Sync>>
+        + Send
+        + 'static,
+    ) -> Result<(), LearnerError> {
+        self.ask(|trainer| trainer.follow(Box::new(follower))).await
     }
 
     async fn ask<R: Send + 'static>(

@@ -9,6 +9,7 @@ mod config;
 mod decoder;
 mod engine;
 mod error;
+mod followers;
 mod forward;
 mod fused;
 mod gradient;

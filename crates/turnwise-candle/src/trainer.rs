@@ -11,6 +11,7 @@ use turnwise_trajectory::PolicyVersion;
 
 use crate::adamw::AdamWState;
 use crate::batch::{Batch, CHUNK_TOKENS, Sequence};
+use crate::followers::{Follower, Followers};
 use crate::fused::sum;
 use crate::layout::Network;
 use crate::pass::{Pass, Played};
@@ -48,6 +49,7 @@ pub(crate) struct Trainer {
     /// What was accumulated since the last step, in the order of the parameters.
     gradients: Vec<Vec<f32>>,
     published: Published,
+    followers: Followers,
     /// The weights that a penalty keeps close to, when somebody asked for them to be kept.
     reference: Option<Decoder>,
     shares: Shares,
@@ -90,6 +92,7 @@ impl Trainer {
             settings,
             model,
             published,
+            followers: Followers::default(),
             reference: None,
             shares: Shares::default(),
         })
@@ -265,6 +268,14 @@ impl Trainer {
         Ok(version)
     }
 
+    /// Tells a follower of the weights now, and of all that are published later.
+    pub(crate) fn follow(&mut self, mut follower: Follower) -> Result<(), LearnerError> {
+        let told = follower(self.published.version(), &self.model);
+        told.map_err(|error| failed("hand over weights", error))?;
+        self.followers.add(follower);
+        Ok(())
+    }
+
     pub(crate) fn save(&self, directory: &Path) -> Result<(), LearnerError> {
         let save = || {
             self.model.save_exactly(directory)?;
@@ -302,6 +313,8 @@ impl Trainer {
 
     fn publish_as(&mut self, version: PolicyVersion) -> Result<(), LearnerError> {
         let weights = self.model.weights().map_err(|error| failed("publish weights", error))?;
+        let told = self.followers.tell(version, &self.model);
+        told.map_err(|error| failed("hand over weights", error))?;
         self.published.publish(version, weights);
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use choices::{credit, objective};
-pub(crate) use schema::{Config, Model};
+pub(crate) use schema::{Config, EngineName, Model};
 use toml_edit::{Document, Item, TableLike, Value, de};
 use validate::{Impossible, validate};
 
@@ -294,6 +294,25 @@ mod tests {
         assert!(said.contains("`objective.kl.beta` is -0.1"), "{said}");
         let said = refusal("[objective.kl]\nestimator = \"k4\"\n", &[]);
         assert!(said.contains("unknown value `k4`"), "{said}");
+    }
+
+    #[test]
+    fn an_engine_is_named_with_what_it_reads() {
+        let said = refusal("[rollout]\nquantization = \"q8_0\"\n", &[]);
+        assert!(said.contains("`rollout.quantization` = q8_0 is not used by the engine"), "{said}");
+        let gguf = ["rollout.engine=gguf".to_owned(), "rollout.quantization=q4_k".to_owned()];
+        let read = parse("config.toml", "[engine]\nmax_kv_bytes = 1\n", &gguf);
+        if cfg!(feature = "gguf") {
+            assert!(read.is_ok());
+            let said = refusal("[rollout]\nengine = \"gguf\"\n[engine]\nmax_batch = 1\n", &[]);
+            assert!(said.contains("`engine` has settings that the engine `gguf`"), "{said}");
+            let said = refusal("[rollout]\nquantization = \"q4k\"\n", &[]);
+            assert!(said.contains("did you mean `q4_k`?"), "{said}");
+        } else {
+            let said = read.unwrap_err().to_string();
+            assert!(said.contains("built without that engine"), "{said}");
+            assert!(said.contains("--features gguf"), "{said}");
+        }
     }
 
     #[test]

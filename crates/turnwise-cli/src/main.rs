@@ -4,6 +4,7 @@ mod arguments;
 mod bench;
 mod config;
 mod curve;
+mod engine;
 mod environments;
 mod evaluate;
 mod failure;

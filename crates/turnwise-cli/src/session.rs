@@ -15,6 +15,7 @@ use turnwise::training::{
 use turnwise::trajectory::Sampling;
 
 use crate::config::{Config, credit, objective};
+use crate::engine;
 use crate::environments;
 use crate::failure::Failure;
 use crate::form::{Source, Wanted};
@@ -67,7 +68,7 @@ impl Session {
         let description = describe(directory.as_deref(), &decoder);
         let belongings = directory.as_deref().map_or_else(Vec::new, belongings);
         let learner = CandleLearner::new(decoder, config.optimizer);
-        let policy: Arc<dyn Policy> = Arc::new(learner.policy(config.engine));
+        let policy = engine::policy(&config, &learner).await?;
         let (renderer, model) = (form.renderer, description);
         Ok((Self { config, suite, renderer, tokenizer, belongings, policy, model }, learner))
     }

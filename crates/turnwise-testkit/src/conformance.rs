@@ -1,16 +1,19 @@
-//! The contracts of `turnwise-environment` as assertions, for the tests of an environment.
+//! The contracts of `turnwise-environment` and of `turnwise_rollout::Policy` as assertions, for the tests of an environment
+//! or an engine.
 //!
 //! [`check`] is one line for one environment, [`suite`] one line for a suite; both panic with everything that is wrong.
-//! [`playthroughs`] keeps readable episodes beside the code. The checks themselves, without the panic, are in
-//! [`turnwise_environment::check`].
+//! [`policy()`] checks an engine. [`playthroughs`] keeps readable episodes beside the code. The checks of environments
+//! themselves, without the panic, are in [`turnwise_environment::check`].
 
 mod playthrough;
+mod policy;
 mod script;
 
 use turnwise_environment::check::{Check, Player, check_environment, check_suite, measure};
 use turnwise_environment::{Demonstrator, Environment, Split, Suite};
 
 pub use playthrough::playthroughs;
+pub use policy::{policy, policy_refusals};
 pub use script::Script;
 
 /// How many episodes of each split [`expert_solves`] plays.

@@ -73,7 +73,7 @@ metrics! {
     CLIP_HIGH_FRAC "objective/clip_high_frac" Neither "The part of the clip fraction at the upper bound."
     EFFECTIVE_SAMPLES "objective/effective_sample_size" Higher "Effective number of sequences under the ratios; close to their count when nothing is far off-policy."
     K3 "objective/k3_mean" Neither "KL of the behaviour policy from the trained one, per token, by the k3 estimator, in nats."
-    MISMATCH_KL "engine/mismatch_kl" Lower "KL between engine and trainer under the same weights, per token, by k3, in nats. Rounding only: above 1e-6 the two disagree."
+    MISMATCH_KL "engine/mismatch_kl" Lower "KL between engine and trainer under the same weights, per token, by k3, in nats. Rounding only where both have the same precision: above 1e-6 they then disagree."
     MISMATCH_MAX "engine/mismatch_max" Lower "Largest difference of log-probability between engine and trainer under the same weights, in nats."
     CANARY_MAX "engine/canary_max" Lower "Largest difference between engine and trainer on the tokens drawn right after new weights were published, in nats."
     GRAD_NORM "train/grad_norm" Neither "Euclidean norm of the gradient before clipping, mean over the optimiser steps."

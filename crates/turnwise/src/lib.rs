@@ -8,6 +8,8 @@
 pub use turnwise_candle as candle;
 pub use turnwise_chat as chat;
 pub use turnwise_environment as environment;
+#[cfg(feature = "gguf")]
+pub use turnwise_gguf as gguf;
 pub use turnwise_objective as objective;
 pub use turnwise_rollout as rollout;
 pub use turnwise_training as training;

@@ -56,8 +56,9 @@ impl RopeScaling {
         }
     }
 
-    /// The radians each pair of a head turns per position. `[head_dim / 2]`
-    pub(crate) fn frequencies(self, theta: f64, head_dim: usize) -> Vec<f64> {
+    /// The radians each pair of a head turns per position, for a base of `theta`. `[head_dim / 2]`
+    #[must_use]
+    pub fn frequencies(self, theta: f64, head_dim: usize) -> Vec<f64> {
         let plain: Vec<f64> =
             (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
         match self {

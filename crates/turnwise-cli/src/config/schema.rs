@@ -136,6 +136,11 @@ impl Default for WarmStart {
 pub(crate) struct Rollout {
     /// Whether rollouts and training take turns, overlap reproducibly, or never wait for each other.
     pub(crate) mode: RolloutMode,
+    /// Who draws: `candle` with the trainer's own numbers, or `gguf`, another engine with weights of another precision.
+    pub(crate) engine: EngineName,
+    /// For `gguf`: how its weights are rounded; `q8_0` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) quantization: Option<QuantizationName>,
     pub(crate) groups_per_step: usize,
     pub(crate) group_size: usize,
     /// A group with fewer scored members is dropped whole.
@@ -167,6 +172,8 @@ impl Default for Rollout {
     fn default() -> Self {
         Self {
             mode: RolloutMode::Synchronous,
+            engine: EngineName::Candle,
+            quantization: None,
             groups_per_step: 16,
             group_size: 8,
             min_group_size: 2,
@@ -205,6 +212,27 @@ macro_rules! named {
         }
     };
 }
+
+named!(EngineName {
+    Candle = "candle",
+    Gguf = "gguf",
+});
+
+named!(QuantizationName {
+    F32 = "f32",
+    F16 = "f16",
+    Bf16 = "bf16",
+    Q8_0 = "q8_0",
+    Q6K = "q6_k",
+    Q5_1 = "q5_1",
+    Q5_0 = "q5_0",
+    Q5K = "q5_k",
+    Q4_1 = "q4_1",
+    Q4_0 = "q4_0",
+    Q4K = "q4_k",
+    Q3K = "q3_k",
+    Q2K = "q2_k",
+});
 
 named!(ObjectiveName {
     GspoToken = "gspo_token",

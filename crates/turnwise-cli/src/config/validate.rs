@@ -1,9 +1,10 @@
 //! What cannot be, said before anything is loaded.
 
+use turnwise::candle::EngineSettings;
 use turnwise::training::{Behavior, Curriculum, RolloutMode, TruncatedEpisodes};
 
 use super::choices;
-use super::schema::{Config, Model};
+use super::schema::{Config, EngineName, Model, QuantizationName};
 use crate::arguments::TemplateName;
 
 /// A setting that cannot be: its dotted key, what is wrong, what to do.
@@ -24,6 +25,7 @@ pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
     check_behavior(config)?;
     check_compaction(config)?;
     check_rollout(config)?;
+    check_engine(config)?;
     check_template(config)?;
     check_schedule(config)?;
     check_heads(config)
@@ -173,6 +175,34 @@ fn check_sampling(config: &Config) -> Result<(), Impossible> {
 }
 
 /// Settings that are given and could not be meant.
+/// Whether the engine is there, and reads what is set for it.
+fn check_engine(config: &Config) -> Result<(), Impossible> {
+    let rollout = &config.rollout;
+    let engine = rollout.engine.word();
+    if rollout.engine == EngineName::Candle {
+        let name = rollout.quantization.map_or("", QuantizationName::word);
+        return refuse_if(
+            rollout.quantization.is_some(),
+            "rollout.quantization",
+            || format!("= {name} is not used by the engine `{engine}`, which does not round"),
+            "leave it out, or use rollout.engine = \"gguf\"",
+        );
+    }
+    refuse_if(
+        !cfg!(feature = "gguf"),
+        "rollout.engine",
+        || format!("= {engine}, and this turnwise was built without that engine"),
+        "build it with  cargo build --release --features gguf\nor use rollout.engine = \"candle\"",
+    )?;
+    let EngineSettings { max_kv_bytes, .. } = config.engine;
+    refuse_if(
+        config.engine != EngineSettings { max_kv_bytes, ..EngineSettings::default() },
+        "engine",
+        || format!("has settings that the engine `{engine}` does not read"),
+        "leave out all but engine.max_kv_bytes",
+    )
+}
+
 fn check_rollout(config: &Config) -> Result<(), Impossible> {
     let (rollout, train) = (&config.rollout, &config.train);
     let budgets = [

@@ -186,3 +186,61 @@ fn a_models_own_template_trains_once_it_is_trusted_and_goes_with_its_checkpoints
     let resumed = turnwise(&["resume", &run, "--steps", "2"], "");
     assert_eq!(resumed.code, 0, "{}", resumed.stderr);
 }
+
+/// The largest value of a metric. A step that trains nothing has none.
+#[cfg(feature = "gguf")]
+fn largest(run: &str, name: &str) -> f64 {
+    let values: Vec<f64> =
+        lines(run, "metrics.jsonl").iter().filter_map(|line| line[name].as_f64()).collect();
+    values.into_iter().reduce(f64::max).unwrap_or_else(|| panic!("no {name} in {run}"))
+}
+
+#[cfg(feature = "gguf")]
+#[test]
+fn a_run_with_a_rounded_engine_says_how_far_it_is_from_the_trainer() {
+    let home = TempDir::new().unwrap();
+    let run = |name: &str, more: &[&str]| {
+        train(&home, name, &[&["rollout.engine=gguf", "train.canary.tolerance=1"], more].concat())
+    };
+    let own = train(&home, "own", &[]);
+    let exact = run("exact", &["rollout.quantization=f32"]);
+    let rounded = run("rounded", &[]);
+    let recomputed = run("recomputed", &["train.behavior={recomputed={bound={truncate=2.0}}}"]);
+    for name in ["engine/mismatch_kl", "engine/mismatch_max"] {
+        let rounding = largest(&own, name).max(largest(&exact, name));
+        let further = largest(&rounded, name).min(largest(&recomputed, name));
+        assert!(rounding * 10.0 < further, "{name}: {rounding} {further}");
+    }
+    // The same, whoever was faster.
+    let again = run("again", &[]);
+    assert_eq!(
+        weights(&rounded, "checkpoints/step-000002"),
+        weights(&again, "checkpoints/step-000002")
+    );
+}
+
+#[cfg(feature = "gguf")]
+#[test]
+fn a_canary_stops_a_run_whose_engine_is_further_from_the_trainer_than_it_may_be() {
+    let home = TempDir::new().unwrap();
+    let (config, run) = (home.path().join("tiny.toml"), home.path().join("run"));
+    fs::write(&config, TINY).unwrap();
+    let (config, run) = (config.to_str().unwrap(), run.to_str().unwrap());
+    let overrides =
+        ["rollout.engine=gguf", "rollout.quantization=q4_0", "train.canary.tolerance=1e-6"];
+    let arguments = [&["train", config, "--run-dir", run][..], &overrides].concat();
+    let ended = turnwise(&arguments, "");
+    assert_eq!(ended.code, 5, "{}", ended.stderr);
+    assert!(ended.stderr.contains("train.canary.tolerance"), "{}", ended.stderr);
+}
+
+#[cfg(not(feature = "gguf"))]
+#[test]
+fn an_engine_that_was_not_built_is_refused_with_how_to_build_it() {
+    let home = TempDir::new().unwrap();
+    let config = home.path().join("tiny.toml");
+    fs::write(&config, TINY).unwrap();
+    let ended = turnwise(&["train", config.to_str().unwrap(), "rollout.engine=gguf"], "");
+    assert_eq!(ended.code, 2);
+    assert!(ended.stderr.contains("--features gguf"), "{}", ended.stderr);
+}

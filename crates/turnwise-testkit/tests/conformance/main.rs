@@ -1,4 +1,5 @@
 //! The conformance suite finds what it is there to find.
 
 mod environments;
+mod policies;
 mod suites;

@@ -1,0 +1,45 @@
+//! The engine that the settings name.
+
+use std::sync::Arc;
+
+use turnwise::candle::CandleLearner;
+use turnwise::rollout::Policy;
+
+use crate::config::{Config, EngineName};
+use crate::failure::Failure;
+
+/// An engine that draws with what the learner publishes.
+#[cfg_attr(not(feature = "gguf"), expect(clippy::unused_async, reason = "the other engine waits"))]
+pub(crate) async fn policy(
+    config: &Config,
+    learner: &CandleLearner,
+) -> Result<Arc<dyn Policy>, Failure> {
+    match config.rollout.engine {
+        EngineName::Candle => Ok(Arc::new(learner.policy(config.engine))),
+        #[cfg(feature = "gguf")]
+        EngineName::Gguf => Ok(Arc::new(gguf(config, learner).await?)),
+        #[cfg(not(feature = "gguf"))]
+        EngineName::Gguf => Err(Failure::refused("the engine `gguf` was not built")),
+    }
+}
+
+#[cfg(feature = "gguf")]
+async fn gguf(
+    config: &Config,
+    learner: &CandleLearner,
+) -> Result<turnwise::gguf::GgufPolicy, Failure> {
+    use turnwise::gguf::{GgufPolicy, GgufSettings, Quantization};
+
+    let refused = |error| {
+        Failure::refused_by(&error)
+            .help("use a model and weights that the engine has, or rollout.engine = \"candle\"")
+    };
+    let quantization = match config.rollout.quantization {
+        None => Quantization::Q8_0,
+        Some(name) => name.word().parse().map_err(refused)?,
+    };
+    // What is drawn does not depend on how many draw.
+    let threads = std::thread::available_parallelism().map_or(1, Into::into);
+    let settings = GgufSettings { threads, max_kv_bytes: config.engine.max_kv_bytes };
+    GgufPolicy::following(learner, quantization, settings).await.map_err(refused)
+}

@@ -1,0 +1,211 @@
+//! The models that one thread keeps, each with the keys and values of a sequence.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use crate::{GgufError, GgufModel};
+
+/// How many beginnings are kept that new sessions can start from.
+const MAX_TRUNKS: usize = 8;
+
+/// Models by what they hold, all of the same weights.
+///
+/// Keys and values cannot be shortened in `candle-transformers`, so a model is of use for a sequence only if all that it holds
+/// is a beginning of it.
+#[derive(Debug)]
+pub(crate) struct Caches {
+    /// What sessions wait with for their next request, and when they were used last.
+    sessions: HashMap<u64, (u64, GgufModel)>,
+    /// Sessions by when they were used last.
+    order: BTreeMap<u64, u64>,
+    clock: u64,
+    /// Prompts of sessions that started from nothing, the one used last at the end. Members of a group share theirs.
+    trunks: VecDeque<GgufModel>,
+    /// Models that hold nothing.
+    free: Vec<GgufModel>,
+    /// How many models there may be, the one that draws included; at least 1.
+    capacity: usize,
+}
+
+impl Caches {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            sessions: HashMap::new(),
+            order: BTreeMap::new(),
+            clock: 0,
+            trunks: VecDeque::new(),
+            free: Vec::new(),
+            capacity: capacity.max(1),
+        }
+    }
+
+    /// Forgets all models: the weights are others now.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::new(self.capacity);
+    }
+
+    /// A model that holds a beginning of `ids`, and not all of them: what the session left, a beginning that was kept, or
+    /// nothing.
+    pub(crate) fn take(
+        &mut self,
+        session: u64,
+        ids: &[u32],
+        prototype: &GgufModel,
+    ) -> Result<GgufModel, GgufError> {
+        let before = &ids[..ids.len().saturating_sub(1)];
+        if let Some(model) = self.remove(session) {
+            if before.starts_with(model.ids()) {
+                return Ok(model);
+            }
+            self.recycle(model);
+        }
+        if let Some(model) = self.fork_of_trunk(before) {
+            return Ok(model);
+        }
+        if let Some(model) = self.free.pop() {
+            return Ok(model);
+        }
+        self.make_room(1);
+        prototype.fresh()
+    }
+
+    /// Keeps what a session may go on from.
+    pub(crate) fn put(&mut self, session: u64, model: GgufModel) {
+        if let Some(before) = self.remove(session) {
+            self.recycle(before);
+        }
+        self.clock += 1;
+        self.order.insert(self.clock, session);
+        self.sessions.insert(session, (self.clock, model));
+    }
+
+    /// Forgets a session.
+    pub(crate) fn release(&mut self, session: u64) {
+        if let Some(model) = self.remove(session) {
+            self.recycle(model);
+        }
+    }
+
+    /// Keeps the memory of a model and forgets what it holds.
+    pub(crate) fn recycle(&mut self, mut model: GgufModel) {
+        model.clear();
+        self.free.push(model);
+    }
+
+    /// Keeps a copy of what a model holds for sessions that begin the same way.
+    pub(crate) fn remember(&mut self, model: &GgufModel) {
+        // Room for the model that draws, this one, and a session or two.
+        if self.capacity < 4 || self.trunks.iter().any(|trunk| trunk.ids() == model.ids()) {
+            return;
+        }
+        if self.trunks.len() >= MAX_TRUNKS.min(self.capacity / 4) {
+            self.trunks.pop_front();
+        }
+        // The model itself is out of here, and counts too.
+        self.make_room(2);
+        self.trunks.extend(model.fork());
+    }
+
+    fn fork_of_trunk(&mut self, before: &[u32]) -> Option<GgufModel> {
+        let fitting = self.trunks.iter().enumerate();
+        let fitting = fitting.filter(|(_, trunk)| before.starts_with(trunk.ids()));
+        let (index, _) = fitting.max_by_key(|(_, trunk)| trunk.ids().len())?;
+        let trunk = self.trunks.remove(index)?;
+        self.make_room(2);
+        let model = trunk.fork();
+        self.trunks.push_back(trunk);
+        model
+    }
+
+    fn remove(&mut self, session: u64) -> Option<GgufModel> {
+        let (time, model) = self.sessions.remove(&session)?;
+        self.order.remove(&time);
+        Some(model)
+    }
+
+    fn len(&self) -> usize {
+        self.sessions.len() + self.trunks.len() + self.free.len()
+    }
+
+    /// Gives models up until there may be so many more: those that hold nothing, then the session that was used longest ago,
+    /// then beginnings.
+    fn make_room(&mut self, n_more: usize) {
+        while self.len() + n_more > self.capacity {
+            if self.free.pop().is_some() {
+                continue;
+            }
+            if let Some((_, session)) = self.order.pop_first() {
+                self.sessions.remove(&session);
+            } else if self.trunks.pop_front().is_none() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use turnwise_candle::{Decoder, DecoderConfig};
+
+    use super::*;
+    use crate::Quantization;
+
+    fn prototype() -> GgufModel {
+        let model = Decoder::random(DecoderConfig::small(32), 1).unwrap();
+        GgufModel::new(&model, Quantization::F32).unwrap()
+    }
+
+    fn computed(caches: &mut Caches, session: u64, ids: &[u32], prototype: &GgufModel) -> usize {
+        let mut model = caches.take(session, ids, prototype).unwrap();
+        let held = model.ids().len();
+        for id in &ids[held..] {
+            if model.ids().len() + 1 == ids.len() && held == 0 {
+                caches.remember(&model);
+            }
+            model.push(*id).unwrap();
+        }
+        caches.put(session, model);
+        ids.len() - held
+    }
+
+    #[test]
+    fn a_session_goes_on_and_a_beginning_is_shared() {
+        let (prototype, mut caches) = (prototype(), Caches::new(8));
+        assert_eq!(computed(&mut caches, 1, &[1, 2, 3], &prototype), 3);
+        assert_eq!(computed(&mut caches, 2, &[1, 2, 3], &prototype), 1, "of the same prompt");
+        assert_eq!(computed(&mut caches, 1, &[1, 2, 3, 4, 5], &prototype), 2, "of its own");
+        assert_eq!(
+            computed(&mut caches, 1, &[1, 2, 3, 4, 5], &prototype),
+            3,
+            "cannot be shortened"
+        );
+        assert_eq!(computed(&mut caches, 2, &[2, 1], &prototype), 2, "another conversation");
+        caches.release(1);
+        caches.clear();
+        assert_eq!(caches.len(), 0);
+    }
+
+    #[test]
+    fn there_are_never_more_models_than_there_is_room_for() {
+        let prototype = prototype();
+        for capacity in 1..9 {
+            let mut caches = Caches::new(capacity);
+            for session in 0..20_u64 {
+                let prompt = [session as u32 % 5, 2, 3];
+                let mut model = caches.take(session, &prompt, &prototype).unwrap();
+                assert!(caches.len() < capacity, "{} and the one that draws", caches.len());
+                while model.ids().len() < prompt.len() {
+                    if model.ids().len() == 2 {
+                        caches.remember(&model);
+                        assert!(caches.len() < capacity, "{} and the one that draws", caches.len());
+                    }
+                    model.push(prompt[model.ids().len()]).unwrap();
+                }
+                caches.put(session, model);
+                assert!(caches.len() <= capacity, "{} of {capacity}", caches.len());
+                if session % 3 == 0 {
+                    caches.release(session);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+use std::path::Path;
+
+use turnwise_candle::Decoder;
+
+use crate::export::gguf_bytes;
+use crate::network::Network;
+use crate::{GgufError, Quantization};
+
+/// A model that was read from GGUF, with the keys and values of one sequence.
+///
+/// Tokens are computed one at a time, so that logits are a function of the tokens before them and of the weights, to the last
+/// bit: not of which of them were computed before.
+///
+/// ```
+/// use turnwise_candle::{Decoder, DecoderConfig};
+/// use turnwise_gguf::{GgufModel, Quantization};
+///
+/// let trained = Decoder::random(DecoderConfig::small(320), 7)?;
+/// let mut model = GgufModel::new(&trained, Quantization::F32)?;
+/// let ours = trained.score(&[vec![3, 1, 4, 1, 5]])?;
+/// for (a, b) in model.score(&[3, 1, 4, 1, 5])?.iter().zip(&ours[0]) {
+///     assert!((a - b).abs() < 5e-5);
+/// }
+/// # Ok::<(), turnwise_gguf::GgufError>(())
+/// ```
+#[derive(Debug)]
+pub struct GgufModel {
+    network: Network,
+    /// What keys and values are there of.
+    ids: Vec<u32>,
+}
+
+impl GgufModel {
+    /// The weights of a trained model, rounded as asked.
+    ///
+    /// # Errors
+    /// [`GgufError::Unsupported`] for a model that the format or the engine does not have.
+    pub fn new(model: &Decoder, quantization: Quantization) -> Result<Self, GgufError> {
+        Self::from_bytes(gguf_bytes(model, quantization)?)
+    }
+
+    /// Reads a file, whoever wrote it.
+    ///
+    /// # Errors
+    /// [`GgufError::Read`], [`GgufError::Malformed`], or [`GgufError::Unsupported`] for a model that the engine does not have.
+    pub fn from_file(path: &Path) -> Result<Self, GgufError> {
+        Self::from_bytes(std::fs::read(path).map_err(|error| GgufError::read(path, error))?)
+    }
+
+    /// Reads the bytes of a file.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GgufError> {
+        Ok(Self { network: Network::read(bytes.into())?, ids: Vec::new() })
+    }
+
+    /// How many tokens it knows.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.network.sizes().vocab_size
+    }
+
+    /// The longest sequence.
+    #[must_use]
+    pub fn max_positions(&self) -> usize {
+        self.network.sizes().max_positions
+    }
+
+    /// Logits of the token after `ids`. What is kept of the last call is used again if all of it is a beginning of `ids`.
+    /// `[V]`
+    ///
+    /// # Errors
+    /// [`GgufError::BadTokens`] for no tokens, too many, or one beyond the vocabulary.
+    pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, GgufError> {
+        self.check(ids)?;
+        let Some((last, before)) = ids.split_last() else {
+            return Err(GgufError::BadTokens("there are none".to_owned()));
+        };
+        self.go_to(before)?;
+        self.push(*last)
+    }
+
+    /// The same, with all tokens in one pass. It is faster for long prompts, differs by rounding, and keeps nothing.
+    ///
+    /// # Errors
+    /// As [`Self::logits`].
+    pub fn logits_together(&mut self, ids: &[u32]) -> Result<Vec<f32>, GgufError> {
+        self.check(ids)?;
+        self.clear();
+        let logits = self.network.together(ids);
+        self.network.clear();
+        logits
+    }
+
+    /// Log-probabilities at temperature 1: entry `t` is that of `ids[t + 1]` given `ids[..=t]`, in nats. As
+    /// [`Decoder::score`].
+    ///
+    /// # Errors
+    /// [`GgufError::BadTokens`] for too many, or one beyond the vocabulary.
+    pub fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>, GgufError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.check(ids)?;
+        self.clear();
+        ids.windows(2).map(|pair| Ok(log_probability(&self.push(pair[0])?, pair[1]))).collect()
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The same weights for another sequence.
+    pub(crate) fn fresh(&self) -> Result<Self, GgufError> {
+        Ok(Self { network: self.network.fresh()?, ids: Vec::new() })
+    }
+
+    /// The same weights with the same sequence, where that can be copied.
+    pub(crate) fn fork(&self) -> Option<Self> {
+        Some(Self { network: self.network.fork()?, ids: self.ids.clone() })
+    }
+
+    /// What keys and values are there of.
+    pub(crate) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.network.clear();
+        self.ids.clear();
+    }
+
+    /// Computes one more token and returns the logits of the next. `[V]`
+    pub(crate) fn push(&mut self, id: u32) -> Result<Vec<f32>, GgufError> {
+        let logits = self.network.step(id, self.ids.len());
+        match &logits {
+            Ok(_) => self.ids.push(id),
+            // Some layers may have the token's keys by now, and others not.
+            Err(_) => self.clear(),
+        }
+        logits
+    }
+
+    /// Computes what is missing of a beginning.
+    fn go_to(&mut self, ids: &[u32]) -> Result<(), GgufError> {
+        if !ids.starts_with(&self.ids) {
+            self.clear();
+        }
+        ids[self.ids.len()..].iter().try_for_each(|id| self.push(*id).map(drop))
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<(), GgufError> {
+        check_ids(ids, self.vocab_size(), self.max_positions()).map_err(GgufError::BadTokens)
+    }
+}
+
+/// Whether a model of this size can compute these tokens.
+pub(crate) fn check_ids(
+    ids: &[u32],
+    vocab_size: usize,
+    max_positions: usize,
+) -> Result<(), String> {
+    if ids.is_empty() {
+        return Err("there are none".to_owned());
+    }
+    if ids.len() > max_positions {
+        return Err(format!(
+            "{} tokens are more than the model's {max_positions} positions",
+            ids.len()
+        ));
+    }
+    match ids.iter().position(|id| *id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(at) => {
+            let id = ids[at];
+            Err(format!("token {id} at position {at} is beyond the vocabulary of {vocab_size}"))
+        }
+    }
+}
+
+/// In double precision, at most 0.
+fn log_probability(logits: &[f32], id: u32) -> f32 {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - highest).exp()).sum();
+    (f64::from(logits[id as usize] - highest) - sum.ln()).min(0.0) as f32
+}

@@ -1,0 +1,205 @@
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock, Weak, mpsc};
+use std::thread;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use turnwise_candle::{CandleLearner, Decoder};
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest};
+use turnwise_training::LearnerError;
+use turnwise_trajectory::PolicyVersion;
+
+use crate::published::Published;
+use crate::worker::{Command, Job, Worker};
+use crate::{GgufError, GgufModel, Quantization};
+
+/// Limits of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GgufSettings {
+    /// How many threads draw, each one request at a time; at least 1. A session always meets the same one. Operations on
+    /// large models use further threads of their own.
+    pub threads: usize,
+    /// How much memory keys and values may take, over all threads; each thread may always have one sequence. Those of
+    /// sessions that ask for nothing are given up when others need the room, least recently used first.
+    pub max_kv_bytes: u64,
+}
+
+impl Default for GgufSettings {
+    /// One thread and 1 GiB.
+    fn default() -> Self {
+        Self { threads: 1, max_kv_bytes: 1 << 30 }
+    }
+}
+
+/// The inference side of a model in GGUF: a handle to threads that draw one token at a time.
+///
+/// Under fixed weights an answer depends on nothing but its request, to the last bit. Keys and values of a session are kept
+/// between its turns, and those of a prompt are shared with sessions that begin with it. New weights are taken between two
+/// tokens, and what older ones computed is computed again.
+///
+/// Clones share the threads, which end with the last of them.
+///
+/// ```
+/// use turnwise_candle::{AdamW, CandleLearner, Decoder, DecoderConfig};
+/// use turnwise_gguf::{GgufPolicy, GgufSettings, Quantization};
+/// use turnwise_rollout::{Policy, SampleRequest};
+/// use turnwise_training::Learner;
+/// use turnwise_trajectory::{PolicyVersion, Sampling};
+///
+/// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+/// # runtime.block_on(async {
+/// let model = Decoder::random(DecoderConfig::small(320), 1)?;
+/// let mut learner = CandleLearner::new(model, AdamW::default());
+/// let policy =
+///     GgufPolicy::following(&learner, Quantization::Q8_0, GgufSettings::default()).await?;
+/// learner.publish().await?;
+/// let request = SampleRequest {
+///     prompt: vec![1, 2, 3],
+///     stop: vec![],
+///     max_tokens: 4,
+///     sampling: Sampling::default(),
+///     seed: 7,
+///     first_index: 0,
+///     min_version: PolicyVersion(1),
+///     session: 0,
+/// };
+/// let sample = policy.sample(request).await?;
+/// assert_eq!((sample.tokens.len(), &*sample.engine), (4, "gguf-q8_0"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct GgufPolicy {
+    /// One for each thread.
+    workers: Vec<mpsc::Sender<Command>>,
+    published: Arc<Published>,
+}
+
+impl GgufPolicy {
+    /// An engine for weights that do not change, as version 0.
+    ///
+    /// # Errors
+    /// [`GgufError::Unsupported`] for a model that the format or the engine does not have.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    pub fn new(
+        model: &Decoder,
+        quantization: Quantization,
+        settings: GgufSettings,
+    ) -> Result<Self, GgufError> {
+        let model = GgufModel::new(model, quantization)?;
+        let published = Arc::new(Published::new(PolicyVersion(0), model));
+        Ok(Self::start(&format!("gguf-{quantization}"), published, settings))
+    }
+
+    /// An engine for a file, as version 0.
+    ///
+    /// # Errors
+    /// As [`GgufModel::from_file`].
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    pub fn from_file(path: &Path, settings: GgufSettings) -> Result<Self, GgufError> {
+        let model = GgufModel::from_file(path)?;
+        let published = Arc::new(Published::new(PolicyVersion(0), model));
+        Ok(Self::start("gguf", published, settings))
+    }
+
+    /// An engine that draws with the weights a learner publishes, under their versions. They are rounded at each publication,
+    /// on the learner's thread, so that a published version is a version that is served.
+    ///
+    /// # Errors
+    /// [`GgufError::Unsupported`] for a model that the format or the engine does not have, [`GgufError::Learner`] when the
+    /// learner has stopped.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    pub async fn following(
+        learner: &CandleLearner,
+        quantization: Quantization,
+        settings: GgufSettings,
+    ) -> Result<Self, GgufError> {
+        let slot: Arc<OnceLock<Weak<Published>>> = Arc::default();
+        let (first, received) = oneshot::channel();
+        let mut first = Some(first);
+        let follower = {
+            let slot = slot.clone();
+            move |version, model: &Decoder| {
+                if let Some(first) = first.take() {
+                    // What is wrong with the first weights is the error of this call, with its type.
+                    let _ = first.send((version, GgufModel::new(model, quantization)));
+                    return Ok(());
+                }
+                // Nobody draws any more when the engine is gone.
+                if let Some(published) = slot.get().and_then(Weak::upgrade) {
+                    published.publish(version, GgufModel::new(model, quantization)?);
+                }
+                Ok(())
+            }
+        };
+        learner.on_publish(follower).await?;
+        let stopped = || LearnerError::failed("reach the learner", "its thread has stopped");
+        let (version, model) = received.await.map_err(|_| stopped())?;
+        let published = Arc::new(Published::new(version, model?));
+        // Nothing can be published before: that takes the learner, which is borrowed here.
+        let _ = slot.set(Arc::downgrade(&published));
+        Ok(Self::start(&format!("gguf-{quantization}"), published, settings))
+    }
+
+    fn start(name: &str, published: Arc<Published>, settings: GgufSettings) -> Self {
+        let n_threads = settings.threads.max(1);
+        let workers = (0..n_threads).map(|index| {
+            let (commands, received) = mpsc::channel();
+            let max_kv_bytes = settings.max_kv_bytes / n_threads as u64;
+            let worker = Worker::new(name.to_owned(), published.clone(), max_kv_bytes);
+            let thread = thread::Builder::new().name(format!("gguf-{index}"));
+            thread.spawn(move || worker.run(&received)).expect("the system can start a thread");
+            commands
+        });
+        Self { workers: workers.collect(), published: published.clone() }
+    }
+
+    /// Who serves a session.
+    fn worker(&self, session: u64) -> &mpsc::Sender<Command> {
+        &self.workers[(session % self.workers.len() as u64) as usize]
+    }
+}
+
+#[async_trait]
+impl Policy for GgufPolicy {
+    fn version(&self) -> PolicyVersion {
+        self.published.version()
+    }
+
+    async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || PolicyError::Unavailable("the engine's thread has stopped".to_owned());
+        let worker = self.worker(request.session);
+        worker.send(Command::Sample(Job { request, reply })).map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    fn interrupt(&self, session: u64) -> bool {
+        self.worker(session).send(Command::Interrupt(session)).is_ok()
+    }
+
+    fn release(&self, session: u64) {
+        // An engine that has stopped holds nothing.
+        let _ = self.worker(session).send(Command::Release(session));
+    }
+}
+
+impl fmt::Debug for GgufPolicy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("GgufPolicy")
+            .field("version", &self.version())
+            .field("n_threads", &self.workers.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,47 @@
+//! The weights that an engine draws with.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use turnwise_trajectory::PolicyVersion;
+
+use crate::GgufModel;
+
+/// Weights under their version.
+#[derive(Clone, Debug)]
+pub(crate) struct Publication {
+    pub(crate) version: PolicyVersion,
+    /// Counts publications: unlike a version it never comes back, not even when older weights are loaded.
+    pub(crate) serial: u64,
+    /// What the models of sequences are copies of.
+    pub(crate) prototype: Arc<GgufModel>,
+}
+
+/// The newest publication, shared between who publishes and who draws.
+#[derive(Debug)]
+pub(crate) struct Published(RwLock<Publication>);
+
+impl Published {
+    pub(crate) fn new(version: PolicyVersion, model: GgufModel) -> Self {
+        let prototype = Arc::new(model);
+        Self(RwLock::new(Publication { version, serial: 0, prototype }))
+    }
+
+    pub(crate) fn newest(&self) -> Publication {
+        // Nothing that holds the lock can panic half-way.
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn version(&self) -> PolicyVersion {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).version
+    }
+
+    pub(crate) fn serial(&self) -> u64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).serial
+    }
+
+    pub(crate) fn publish(&self, version: PolicyVersion, model: GgufModel) {
+        let prototype = Arc::new(model);
+        let mut newest = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *newest = Publication { version, serial: newest.serial + 1, prototype };
+    }
+}
