@@ -154,14 +154,20 @@ impl Batch {
 
     /// Parts of a list of sequences, as their indices, of at most so many distinct tokens each; a longer sequence is a part
     /// of its own. Sequences with a common start stand together.
-    pub(crate) fn chunks(sequences: &[Sequence<'_>], max_tokens: usize) -> Vec<Vec<usize>> {
+    pub(crate) fn chunks(
+        sequences: &[Sequence<'_>],
+        max_tokens: usize,
+        cut: Cut,
+    ) -> Vec<Vec<usize>> {
         let mut chunks: Vec<Vec<usize>> = Vec::new();
         let (mut tokens, mut last): (usize, &[u32]) = (0, &[]);
         for index in sorted(sequences) {
             let inputs = sequences[index].inputs();
-            let new = inputs.len() - common(last, inputs);
+            let shared = common(last, inputs);
+            let new = inputs.len() - shared;
+            let stays = tokens + new <= max_tokens || (cut == Cut::BetweenTrees && shared > 0);
             match chunks.last_mut() {
-                Some(chunk) if tokens + new <= max_tokens => {
+                Some(chunk) if stays => {
                     tokens += new;
                     chunk.push(index);
                 }
@@ -174,6 +180,15 @@ impl Batch {
         }
         chunks
     }
+}
+
+/// Where a list of sequences may be cut into parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Anywhere: a common start is computed again in every part.
+    Anywhere,
+    /// Between sequences that have nothing in common; a part may be larger than asked for.
+    BetweenTrees,
 }
 
 /// Sequences in an order in which each shares its longest common start with its neighbours.

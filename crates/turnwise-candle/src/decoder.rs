@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor, Var};
 use serde_json::{Map, Value};
 
 use crate::balance::balance_loss;
-use crate::batch::{Batch, CHUNK_TOKENS, Sequence};
+use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
 use crate::checkpoint::{self, CONFIG, Loaded, Piece, Precision, Tensors, WEIGHTS};
 use crate::config::with_dtype;
 use crate::forward::{Forward, Kernels};
@@ -197,7 +197,7 @@ impl Decoder {
     ) -> candle_core::Result<Vec<Vec<f32>>> {
         let sequences: Vec<Sequence<'_>> = ids.iter().map(|ids| Sequence::whole(ids)).collect();
         let mut lists = vec![Vec::new(); ids.len()];
-        for chunk in Batch::chunks(&sequences, CHUNK_TOKENS) {
+        for chunk in Batch::chunks(&sequences, CHUNK_TOKENS, Cut::Anywhere) {
             let some: Vec<Sequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
             let batch = Batch::new(&some);
             if batch.n_targets() > 0 {

@@ -71,8 +71,18 @@ impl Shares {
         self.spent.iter().sum()
     }
 
+    /// What was spent after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut spent = self.spent;
+        for (spent, before) in spent.iter_mut().zip(earlier.spent) {
+            *spent = spent.saturating_sub(before);
+        }
+        Self { spent }
+    }
+
     /// Adds what has passed since `start`.
-    pub(crate) fn since(&mut self, part: Part, start: Instant) {
+    pub(crate) fn add_since(&mut self, part: Part, start: Instant) {
         self.spent[part as usize] += start.elapsed();
     }
 

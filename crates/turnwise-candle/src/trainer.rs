@@ -10,7 +10,7 @@ use turnwise_training::{LearnerError, Row, Update, Updated};
 use turnwise_trajectory::PolicyVersion;
 
 use crate::adamw::AdamWState;
-use crate::batch::{Batch, CHUNK_TOKENS, Sequence};
+use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
 use crate::followers::{Follower, Followers};
 use crate::fused::sum;
 use crate::layout::Network;
@@ -258,7 +258,7 @@ impl Trainer {
             tracing::warn!(grad_norm, "the gradient is not finite: the step is left out");
         }
         self.clear();
-        self.shares.since(Part::Optimizer, start);
+        self.shares.add_since(Part::Optimizer, start);
         Ok(Updated { grad_norm, applied })
     }
 
@@ -333,7 +333,9 @@ impl Trainer {
     ) -> Result<(Vec<P>, Vec<Vec<f32>>), LearnerError> {
         let sequences = self.sequences(rows)?;
         let (mut parts, mut logprobs) = (Vec::new(), vec![Vec::new(); rows.len()]);
-        for chunk in Batch::chunks(&sequences, CHUNK_TOKENS) {
+        // Activations of all parts are kept until the backward pass: nothing is gained by computing a token in two of them.
+        let cut = if keep == Keep::Nothing { Cut::Anywhere } else { Cut::BetweenTrees };
+        for chunk in Batch::chunks(&sequences, CHUNK_TOKENS, cut) {
             let some: Vec<Sequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
             let batch = Arc::new(Batch::new(&some));
             if batch.n_targets() == 0 {

@@ -44,7 +44,7 @@ impl Mismatch {
     }
 }
 
-/// Adds the gradient of a mini-batch to the learner, in micro-batches of at most `micro_batch_tokens` padded tokens (or one
+/// Adds the gradient of a mini-batch to the learner, in micro-batches of at most `micro_batch_tokens` distinct tokens (or one
 /// row, if that alone is longer); [`accumulate_in`] says how.
 ///
 /// # Errors
@@ -127,25 +127,26 @@ pub fn batch_loss(
     Ok(step.finish())
 }
 
-/// Lists of rows of at most so many padded tokens, longer rows alone. Rows of one trajectory stay together where they fit,
-/// because a ratio group that is apart costs a second forward pass.
+/// Lists of rows of at most so many distinct tokens, longer rows alone: what a row has in common with the start of another in
+/// its list counts once, because a learner computes it once. Rows of one trajectory stay together where they fit, because a
+/// ratio group that is apart costs a second forward pass.
 #[must_use]
 pub fn micro_batches(batch: &Batch, tokens: usize) -> Vec<Vec<usize>> {
     let mut cut: Vec<Vec<usize>> = Vec::new();
-    let mut longest = 0;
+    let mut held = 0;
     for rows in trajectories(batch) {
-        let fits = padded(batch, rows.clone()) <= tokens;
+        let fits = added(batch, &[], rows.clone()) <= tokens;
         let units: Vec<Range<usize>> =
             if fits { vec![rows] } else { rows.map(|row| row..row + 1).collect() };
         for unit in units {
-            let length = unit.clone().map(|row| batch.rows[row].ids.len()).max().unwrap_or(0);
+            let more = cut.last().map_or(0, |last| added(batch, last, unit.clone()));
             match cut.last_mut() {
-                Some(last) if (last.len() + unit.len()) * longest.max(length) <= tokens => {
+                Some(last) if held + more <= tokens => {
+                    held += more;
                     last.extend(unit);
-                    longest = longest.max(length);
                 }
                 _ => {
-                    longest = length;
+                    held = added(batch, &[], unit.clone());
                     cut.push(unit.collect());
                 }
             }
@@ -154,8 +155,16 @@ pub fn micro_batches(batch: &Batch, tokens: usize) -> Vec<Vec<usize>> {
     cut
 }
 
-fn padded(batch: &Batch, rows: Range<usize>) -> usize {
-    rows.len() * rows.map(|row| batch.rows[row].ids.len()).max().unwrap_or(0)
+/// How many distinct tokens rows add to others.
+fn added(batch: &Batch, others: &[usize], rows: Range<usize>) -> usize {
+    let ids = |row: usize| &batch.rows[row].ids[..];
+    let common = |a: &[_], b: &[_]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    let new = |row: usize| {
+        let before = others.iter().copied().chain(rows.start..row);
+        let shared = before.map(|other| common(ids(other), ids(row))).max().unwrap_or(0);
+        ids(row).len() - shared
+    };
+    rows.clone().map(new).sum()
 }
 
 /// The rows of each trajectory, as far as they stand together.

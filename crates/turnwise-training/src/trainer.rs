@@ -58,7 +58,7 @@ pub struct TrainerSettings {
     pub behavior: Behavior,
     /// Optimiser steps for each batch of rollouts; 4 in the paper (section 5.1).
     pub n_minibatches: usize,
-    /// Padded tokens that go through the model at once.
+    /// Distinct tokens that go through the model at once: what rows have in common counts once.
     pub micro_batch_tokens: usize,
     /// Whether the policy has to show after each publication that it has the new weights.
     pub canary: Option<Canary>,

@@ -91,7 +91,7 @@ impl Player<'_> {
                 }
                 node => self.pull(node, &tape),
             };
-            self.shares.since(part, start);
+            self.shares.add_since(part, start);
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ impl<'a> Recorder<'a> {
 
     /// A value that something was computed into, and the time it took.
     fn made(&mut self, part: Part, start: Instant, made: Made) -> Value {
-        self.tape.shares.since(part, start);
+        self.tape.shares.add_since(part, start);
         let Made { numbers, width, tracked } = made;
         self.tape.value(numbers, width, tracked && self.tape.keep != Keep::Nothing)
     }
@@ -238,7 +238,7 @@ impl<'a> Ops for Recorder<'a> {
         let batch = self.tape.batch.clone();
         self.tape.predicted =
             logprob::forward(&x.numbers, head.values, x.width, &batch.predictions);
-        self.tape.shares.since(Part::Head, start);
+        self.tape.shares.add_since(Part::Head, start);
         if self.tape.keep != Keep::Nothing && (x.handle.tracked || head.trainable) {
             self.tape.record(Node::Predict { x: x.clone(), head: head.index });
         }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::fixture::norm;
 use super::variants::{perturbed, variants};
-use crate::batch::{Batch, Sequence};
+use crate::batch::{Batch, Cut, Sequence};
 use crate::tape::{Keep, Loss};
 use crate::{Decoder, Kernels};
 
@@ -117,15 +117,23 @@ proptest! {
         let tokens: Vec<usize> = batch.spans.iter().flat_map(|span| span.own.clone()).collect();
         prop_assert_eq!(tokens, (0..batch.n_inputs()).collect::<Vec<_>>());
 
-        let mut chunks = Batch::chunks(&sequences, most);
-        for chunk in &chunks {
-            let some: Vec<Sequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
-            prop_assert!(chunk.len() == 1 || Batch::new(&some).n_inputs() <= most);
+        for cut in [Cut::Anywhere, Cut::BetweenTrees] {
+            let chunks = Batch::chunks(&sequences, most, cut);
+            let n_inputs = |chunk: &Vec<usize>| {
+                let some: Vec<Sequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
+                Batch::new(&some).n_inputs()
+            };
+            let sizes: Vec<usize> = chunks.iter().map(n_inputs).collect();
+            if cut == Cut::BetweenTrees {
+                prop_assert_eq!(sizes.iter().sum::<usize>(), batch.n_inputs());
+            } else {
+                let fits = |(chunk, size): (&Vec<usize>, &usize)| chunk.len() == 1 || *size <= most;
+                prop_assert!(chunks.iter().zip(&sizes).all(fits));
+            }
+            let mut all = chunks.concat();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..rows.len()).collect::<Vec<_>>());
         }
-        chunks.sort();
-        let mut all = chunks.concat();
-        all.sort_unstable();
-        prop_assert_eq!(all, (0..rows.len()).collect::<Vec<_>>());
     }
 }
 

@@ -8,7 +8,8 @@ use clap::Args;
 use serde_json::{Map, json};
 use tokio::task::JoinSet;
 use turnwise::candle::{
-    CandlePolicy, DecoderConfig, EngineSettings, EngineStats, gemm_peak, read_bandwidth,
+    CandlePolicy, DecoderConfig, EngineSeconds, EngineSettings, EngineStats, gemm_peak,
+    read_bandwidth,
 };
 use turnwise::environment::{Random, derive_seed};
 use turnwise::rollout::{Policy, PolicyError, SampleRequest};
@@ -16,7 +17,7 @@ use turnwise::trajectory::{PolicyVersion, Sampling, TokenId};
 
 use super::machine::Machine;
 use super::model::ModelArguments;
-use super::report::{Figure, Report, memory_figures};
+use super::report::{Figure, Part, Report, memory_figures};
 use super::{flops, memory, numbers};
 use crate::failure::Failure;
 
@@ -126,7 +127,26 @@ fn report(arguments: &RolloutArguments, measured: &Measured) -> Report {
     ];
     figures.extend(engine_figures(measured.done, arguments.repetitions));
     figures.extend(memory_figures(measured.start_bytes, measured.peak_bytes));
-    Report { figures, ..empty(arguments, flops, bytes) }
+    let parts = parts(&measured.done.seconds, arguments.repetitions);
+    Report { figures, parts, ..empty(arguments, flops, bytes) }
+}
+
+/// Where the engine's time went, for one repetition; what is missing is waiting for requests.
+fn parts(seconds: &EngineSeconds, repetitions: usize) -> Vec<Part> {
+    let EngineSeconds { embedding, linear, attention, head, sampling, other, .. } = *seconds;
+    let parts = [
+        ("embedding", embedding),
+        ("linear", linear),
+        ("attention", attention),
+        ("head", head),
+        ("sampling", sampling),
+        ("other", other),
+    ];
+    let part = |(name, seconds): (&str, f64)| Part {
+        name: name.to_owned(),
+        seconds: vec![seconds / repetitions as f64],
+    };
+    parts.map(part).to_vec()
 }
 
 /// What the engine counted, for one repetition.
@@ -167,7 +187,11 @@ fn empty(arguments: &RolloutArguments, flops: f64, bytes: f64) -> Report {
 fn measure(arguments: &RolloutArguments) -> Result<Measured, Failure> {
     let start_bytes = memory::resident()?;
     let model = arguments.model.make(arguments.length())?;
-    let settings = EngineSettings { max_batch: arguments.episodes, ..EngineSettings::default() };
+    let settings = EngineSettings {
+        max_batch: arguments.episodes,
+        threads: arguments.threads,
+        ..EngineSettings::default()
+    };
     let policy = CandlePolicy::new(&model, settings).map_err(|error| Failure::runtime(&error))?;
     drop(model);
     let runtime = tokio::runtime::Builder::new_current_thread().build();
@@ -182,14 +206,7 @@ fn measure(arguments: &RolloutArguments) -> Result<Measured, Failure> {
     let before = policy.stats();
     let rounds = 1..=arguments.repetitions as u64;
     let seconds = rounds.map(play).collect::<Result<_, Failure>>()?;
-    let after = policy.stats();
-    let done = EngineStats {
-        drawn: after.drawn - before.drawn,
-        computed: after.computed - before.computed,
-        reused: after.reused - before.reused,
-        evicted: after.evicted - before.evicted,
-        ..after
-    };
+    let done = policy.stats().since(&before);
     Ok(Measured { seconds, done, start_bytes, peak_bytes: memory::peak()? })
 }
 

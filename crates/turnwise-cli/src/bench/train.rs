@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use turnwise::candle::{AdamW, CandleLearner, gemm_peak};
+use turnwise::candle::{
+    AdamW, CandleLearner, LearnerSettings, Part as TrainPart, Shares, gemm_peak,
+};
 use turnwise::environment::Random;
 use turnwise::training::{Learner, LearnerError, Row, Target, Update};
 
@@ -15,9 +17,6 @@ use super::model::ModelArguments;
 use super::report::{Figure, Part, Report, median, memory_figures};
 use super::{flops, memory, numbers};
 use crate::failure::Failure;
-
-/// What a step is made of, in the order of its seconds.
-const PARTS: [&str; 3] = ["forward", "backward", "optimizer"];
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TrainArguments {
@@ -47,6 +46,9 @@ pub(crate) struct TrainArguments {
     /// The group's rows with none, a quarter, half, three quarters and all of the prompt shared: what distinct tokens cost
     #[arg(long, conflicts_with = "shared_prompt")]
     curve: bool,
+    /// Keep only the inputs of layers, and compute each layer again in the backward pass
+    #[arg(long)]
+    recompute_layers: bool,
     /// How often a step is measured, after one that warms up
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
@@ -97,23 +99,46 @@ impl Work {
     }
 }
 
+/// What a step took.
+struct Step {
+    forward_s: f64,
+    backward_s: f64,
+    optimizer_s: f64,
+    shares: Shares,
+}
+
+impl Step {
+    fn seconds(&self) -> f64 {
+        self.forward_s + self.backward_s + self.optimizer_s
+    }
+}
+
 /// What was measured of some work.
 struct Measured {
-    /// For each repetition the seconds of its [`PARTS`].
-    steps: Vec<[f64; PARTS.len()]>,
+    steps: Vec<Step>,
     start_bytes: u64,
     peak_bytes: u64,
 }
 
 impl Measured {
     fn seconds(&self) -> Vec<f64> {
-        self.steps.iter().map(|parts| parts.iter().sum()).collect()
+        self.each(Step::seconds)
     }
 
+    fn each(&self, of: impl Fn(&Step) -> f64) -> Vec<f64> {
+        self.steps.iter().map(of).collect()
+    }
+
+    /// What passes do, and what is left: laying rows out, and waiting for threads.
     fn parts(&self) -> Vec<Part> {
-        let seconds = |index: usize| self.steps.iter().map(|parts| parts[index]).collect();
-        let parts = PARTS.iter().enumerate();
-        parts.map(|(i, name)| Part { name: (*name).to_owned(), seconds: seconds(i) }).collect()
+        let seconds = |part| self.each(|step| step.shares.of(part).as_secs_f64());
+        let other = self.each(|step| (step.seconds() - step.shares.total().as_secs_f64()).max(0.0));
+        let known = TrainPart::ALL.iter().map(|part| (part.label(), seconds(*part)));
+        known
+            .chain([("other", other)])
+            .filter(|(_, seconds)| seconds.iter().any(|s| *s > 0.0))
+            .map(|(name, seconds)| Part { name: name.to_owned(), seconds })
+            .collect()
     }
 }
 
@@ -152,6 +177,9 @@ fn one(arguments: &TrainArguments) -> Result<Report, Failure> {
     let per_second = |count: f64| seconds.iter().map(|seconds| count / seconds).collect();
     let mut figures = vec![
         Figure::each("step_s", "a step", "s", 1.0, seconds.clone()),
+        Figure::each("forward_s", "forward", "s", 1.0, measured.each(|step| step.forward_s)),
+        Figure::each("backward_s", "backward", "s", 1.0, measured.each(|step| step.backward_s)),
+        Figure::each("optimizer_s", "optimizer", "s", 1.0, measured.each(|step| step.optimizer_s)),
         Figure::each(
             "tokens_per_s",
             "tokens of padded rows",
@@ -227,7 +255,10 @@ fn empty(arguments: &TrainArguments, work: Work) -> Report {
 fn measure(arguments: &TrainArguments, work: Work) -> Result<Measured, Failure> {
     let rows = work.make(arguments.model.vocab_size);
     let start_bytes = memory::resident()?;
-    let mut learner = CandleLearner::new(arguments.model.make(work.length)?, AdamW::default());
+    let TrainArguments { threads, recompute_layers, .. } = *arguments;
+    let settings = LearnerSettings { threads, recompute_layers, ..LearnerSettings::default() };
+    let model = arguments.model.make(work.length)?;
+    let mut learner = CandleLearner::with_settings(model, AdamW::default(), settings);
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| Failure::runtime(&error))?;
     let mut step = || {
@@ -240,10 +271,11 @@ fn measure(arguments: &TrainArguments, work: Work) -> Result<Measured, Failure> 
     Ok(Measured { steps, start_bytes, peak_bytes: memory::peak()? })
 }
 
-/// One step on the mean negative log-likelihood of the targets, and the seconds of its parts.
-async fn step(learner: &mut CandleLearner, rows: &[Row]) -> Result<[f64; 3], LearnerError> {
+/// One step on the mean negative log-likelihood of the targets.
+async fn step(learner: &mut CandleLearner, rows: &[Row]) -> Result<Step, LearnerError> {
     let n_targets: usize = rows.iter().map(|row| row.targets.len()).sum();
     let slope = -1.0 / n_targets as f32;
+    let before = learner.shares().await?;
     let started = Instant::now();
     let mut forward_s = 0.0;
     let mut gradient = |logprobs: &[Vec<f32>]| -> Result<_, Box<dyn Error + Send + Sync>> {
@@ -253,7 +285,9 @@ async fn step(learner: &mut CandleLearner, rows: &[Row]) -> Result<[f64; 3], Lea
     learner.accumulate(rows, &mut gradient).await?;
     let both_s = started.elapsed().as_secs_f64();
     learner.step(Update { learning_rate: 1e-4, max_grad_norm: 1.0 }).await?;
-    Ok([forward_s, both_s - forward_s, started.elapsed().as_secs_f64() - both_s])
+    let all_s = started.elapsed().as_secs_f64();
+    let shares = learner.shares().await?.since(&before);
+    Ok(Step { forward_s, backward_s: both_s - forward_s, optimizer_s: all_s - both_s, shares })
 }
 
 #[cfg(test)]
