@@ -23,6 +23,19 @@ pub(crate) async fn policy(
     }
 }
 
+/// Has candle compute each product of quantised weights on the thread that asks for it, unless the user wants it otherwise.
+/// The threads that it would spread them over wait by spinning, which costs far more than it gives where training or another
+/// request needs the core. To be called while the process has one thread.
+#[cfg(feature = "gguf")]
+#[allow(unsafe_code)]
+pub(crate) fn keep_products_together() {
+    const VARIABLE: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: the first thing that `main` does, on a runtime of one thread: nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(VARIABLE, "1") };
+    }
+}
+
 #[cfg(feature = "gguf")]
 async fn gguf(
     config: &Config,

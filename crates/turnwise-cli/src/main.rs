@@ -34,6 +34,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
+    #[cfg(feature = "gguf")]
+    engine::keep_products_together();
     let arguments = Arguments::parse();
     log::to_stderr();
     if let Err(failure) = Box::pin(run(arguments.command)).await {

@@ -19,8 +19,11 @@ use crate::{GgufError, GgufModel, Quantization};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GgufSettings {
-    /// How many threads draw, each one request at a time; at least 1. A session always meets the same one. Operations on
-    /// large models use further threads of their own.
+    /// How many threads draw, each one request at a time; at least 1. A session always meets the same one.
+    ///
+    /// `candle` spreads each product over threads of its own, which spin while they wait and serve one product at a time.
+    /// For small models, and wherever training or another of these threads needs the core, start the process with
+    /// `CANDLE_NUM_THREADS=1`.
     pub threads: usize,
     /// How much memory keys and values may take, over all threads; each thread may always have one sequence. Those of
     /// sessions that ask for nothing are given up when others need the room, least recently used first.
