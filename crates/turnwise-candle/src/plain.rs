@@ -16,7 +16,7 @@ pub(crate) use experts::Routed;
 use crate::balance::{LayerUse, balance_slopes};
 use crate::batch::Batch;
 use crate::forward::Forward;
-use crate::layout::{HeadNorms, Layer, Linear, Mixture, Network};
+use crate::layout::{Adapter, HeadNorms, Layer, Linear, Mixture, Network};
 use crate::ops::Ops;
 use crate::tape::{Keep, Loss};
 
@@ -47,12 +47,7 @@ struct Distributions {
 }
 
 impl Plain {
-    pub(crate) fn new(
-        forward: Forward,
-        batch: Arc<Batch>,
-        device: Device,
-        keep: Keep,
-    ) -> Self {
+    pub(crate) fn new(forward: Forward, batch: Arc<Batch>, device: Device, keep: Keep) -> Self {
         let (inputs, routed, uses) = (Vec::new(), Vec::new(), Vec::new());
         Self { forward, batch, device, keep, inputs, predicted: None, routed, uses, again: false }
     }
@@ -127,11 +122,12 @@ impl Plain {
     }
 
     fn product(x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
-        let y = x.matmul(&linear.weight.t()?)?;
-        match &linear.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
+        let mut y = x.matmul(&linear.weight.t()?)?;
+        if let Some(bias) = &linear.bias {
+            y = y.broadcast_add(bias)?;
         }
+        let Some(Adapter { down, up, scale, .. }) = &linear.adapter else { return Ok(y) };
+        y + (x.matmul(&down.t()?)?.matmul(&up.t()?)? * f64::from(*scale))?
     }
 }
 
@@ -152,12 +148,7 @@ impl Ops for Plain {
         Tensor::cat(&products.collect::<Result<Vec<_>>>()?, D::Minus1)
     }
 
-    fn add_linear(
-        &mut self,
-        onto: &Tensor,
-        x: &Tensor,
-        linear: &Linear<Tensor>,
-    ) -> Result<Tensor> {
+    fn add_linear(&mut self, onto: &Tensor, x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
         onto + Self::product(x, linear)?
     }
 
@@ -205,8 +196,7 @@ impl Ops for Plain {
         let wanted = &self.batch.predictions;
         let (rows, m) = (wanted.n_rows(), wanted.tokens.len());
         let scales = Tensor::from_slice(&wanted.scales, (rows, 1), &self.device)?;
-        let logprobs =
-            log_softmax(&x.matmul(&head.t()?)?.broadcast_mul(&scales)?, D::Minus1)?;
+        let logprobs = log_softmax(&x.matmul(&head.t()?)?.broadcast_mul(&scales)?, D::Minus1)?;
         let entropies = (logprobs.exp()? * &logprobs)?.sum(D::Minus1)?.neg()?;
         let tokens = Tensor::from_slice(&wanted.tokens, (m, 1), &self.device)?;
         let of_targets = logprobs.index_select(&self.ids(&wanted.rows())?, 0)?;

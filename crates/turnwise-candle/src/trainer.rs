@@ -1,5 +1,6 @@
 //! What the learner's thread owns and does.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +22,9 @@ use crate::{AdamW, Decoder, DecoderConfig, Kernels, ModelError};
 
 /// The name of the optimiser's file.
 const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// The directory of adapters inside a checkpoint: beside the weights, transformers would take them for the whole of it.
+const ADAPTER: &str = "adapter";
 
 /// How a learner computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -84,7 +88,7 @@ impl Trainer {
     ) -> Result<Self, ModelError> {
         let published = Published::new(PolicyVersion(0), model.weights()?);
         Ok(Self {
-            optimizer: AdamWState::new(optimizer_settings, &model.specs()),
+            optimizer: AdamWState::new(optimizer_settings, &model.trainable_specs()),
             gradients: model.zero_gradients(),
             optimizer_settings,
             settings,
@@ -156,7 +160,8 @@ impl Trainer {
     fn check_reached(&self, played: &Played) -> Result<(), LearnerError> {
         let parameters = self.model.parameters().iter().zip(&played.reached);
         let missing = parameters.filter(|(parameter, reached)| parameter.trainable && !**reached);
-        let names: Vec<String> = missing.map(|(parameter, _)| parameter.spec.name.clone()).collect();
+        let names: Vec<String> =
+            missing.map(|(parameter, _)| parameter.spec.name.clone()).collect();
         if names.is_empty() { Ok(()) } else { Err(LearnerError::NoGradient { names }) }
     }
 
@@ -242,7 +247,8 @@ impl Trainer {
             return Err(failed("step", format!("the largest gradient norm is {max_grad_norm}")));
         }
         let start = Instant::now();
-        let grad_norm = self.gradients.iter().map(|gradient| sum::squares(gradient)).sum::<f64>().sqrt();
+        let grad_norm =
+            self.gradients.iter().map(|gradient| sum::squares(gradient)).sum::<f64>().sqrt();
         let applied = grad_norm.is_finite();
         if applied {
             let scale = if grad_norm > max_grad_norm { max_grad_norm / grad_norm } else { 1.0 };
@@ -266,7 +272,12 @@ impl Trainer {
     pub(crate) fn save(&self, directory: &Path) -> Result<(), LearnerError> {
         let save = || {
             self.model.save_exactly(directory)?;
-            self.optimizer.save(&directory.join(OPTIMIZER), &self.model.specs())
+            if self.model.lora().is_some() {
+                let adapter = directory.join(ADAPTER);
+                fs::create_dir_all(&adapter).map_err(|error| ModelError::write(&adapter, error))?;
+                self.model.save_adapter(&adapter)?;
+            }
+            self.optimizer.save(&directory.join(OPTIMIZER), &self.model.trainable_specs())
         };
         save().map_err(|error| failed(format!("save to {}", directory.display()), error))
     }
@@ -284,12 +295,16 @@ impl Trainer {
                 let reason = format!("the model there is {theirs:?}, and this one {ours:?}");
                 return Err(ModelError::BadConfig(reason));
             }
-            let path = directory.join(OPTIMIZER);
-            Ok((loaded.values()?, AdamWState::load(self.optimizer_settings, &path, &self.model.specs())?))
+            let (path, specs) = (directory.join(OPTIMIZER), self.model.trainable_specs());
+            let optimizer = AdamWState::load(self.optimizer_settings, &path, &specs)?;
+            if self.model.lora().is_none() {
+                return Ok((loaded, optimizer));
+            }
+            Ok((self.model.with_adapter_of(&directory.join(ADAPTER), &loaded)?, optimizer))
         };
         // Everything is read before anything is changed.
-        let (values, optimizer) = read().map_err(|error| failed(&*action, error))?;
-        self.model.set_values(values).map_err(|error| failed(action, error))?;
+        let (model, optimizer) = read().map_err(|error| failed(action, error))?;
+        self.model.take_weights(model);
         self.optimizer = optimizer;
         self.clear();
         self.publish_as(version)

@@ -15,7 +15,9 @@ pub(super) fn turn(x: &Tensor, rope: &Rope, positions: &[u32]) -> Result<Tensor>
         sin.extend_from_slice(s);
     }
     let table = |values: Vec<f32>| {
-        Tensor::from_vec(values, (n, 1, half), &Device::Cpu)?.to_device(x.device())?.to_dtype(x.dtype())
+        Tensor::from_vec(values, (n, 1, half), &Device::Cpu)?
+            .to_device(x.device())?
+            .to_dtype(x.dtype())
     };
     let (cos, sin) = (table(cos)?, table(sin)?);
     let heads = x.reshape((n, (), 2 * half))?;

@@ -40,8 +40,7 @@ pub(super) fn mix(x: &Tensor, mixture: &Mixture<Tensor>) -> Result<(Tensor, Rout
 /// What the outputs of the chosen experts are multiplied by. `[N, n_chosen]`
 fn weights(probabilities: &Tensor, routing: &Routing, choice: Choice) -> Result<Tensor> {
     let n = routing.chosen.len() / choice.n_chosen;
-    let chosen =
-        Tensor::from_slice(&routing.chosen, (n, choice.n_chosen), probabilities.device())?;
+    let chosen = Tensor::from_slice(&routing.chosen, (n, choice.n_chosen), probabilities.device())?;
     let weights = probabilities.gather(&chosen, D::Minus1)?;
     if !choice.renormalize {
         return Ok(weights);

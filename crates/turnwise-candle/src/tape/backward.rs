@@ -3,11 +3,14 @@ use std::time::Instant;
 
 use candle_core::Result;
 
-use super::{Buffer, Handle, Keep, Map, MixtureSlots, Node, Pool, Recorder, Slot, Tape, Value};
+use super::{
+    Buffer, Handle, Keep, Map, MixtureSlots, Node, Pool, Recorder, Slot, Tape, Thin, Value,
+};
 use crate::balance::balance_slopes;
 use crate::batch::Batch;
 use crate::forward::Forward;
 use crate::fused::experts::{self, Routed, Uneven};
+use crate::fused::linear::Columns;
 use crate::fused::{attention, heads, linear, logprob, rms_norm, sum, swiglu};
 use crate::layout::{HeadNorms, Network};
 use crate::math;
@@ -173,7 +176,8 @@ impl Player<'_> {
                 self.below(x.handle, pull);
             } else {
                 let mut unused = self.pool.take(dy.len());
-                dgain = rms_norm::backward(&mut unused, Write::Replace, &x.numbers, values, &dy, eps);
+                dgain =
+                    rms_norm::backward(&mut unused, Write::Replace, &x.numbers, values, &dy, eps);
             }
             self.add_gradient(gain, &dgain);
         }
@@ -188,7 +192,7 @@ impl Player<'_> {
 
     fn linear(&mut self, y: usize, x: &Value, maps: &[Map], onto: Option<Handle>) -> Part {
         if let Some(dy) = self.above(y) {
-            for Map { weight, bias, columns } in maps {
+            for Map { weight, bias, adapter, columns } in maps {
                 if let Some(dweight) = self.gradient(*weight) {
                     linear::backward_weight(dweight, &dy, *columns, &x.numbers, 1.0);
                 }
@@ -199,12 +203,33 @@ impl Player<'_> {
                 self.below(x.handle, |dx, write| {
                     linear::backward_x(dx, write, &dy, *columns, values, 1.0);
                 });
+                if let Some(adapter) = adapter {
+                    self.thin(&dy, *columns, x, adapter);
+                }
             }
             if let Some(onto) = onto {
                 self.hand_down(onto, dy);
             }
         }
         Part::Linear
+    }
+
+    /// Pulls the columns of a product back through an adapter.
+    fn thin(&mut self, dy: &[f32], columns: Columns, x: &Value, adapter: &Thin) {
+        let Thin { down, up, scale, inner, columns: within } = adapter;
+        if let Some(dup) = self.gradient(*up) {
+            linear::backward_weight(dup, dy, columns, inner, *scale);
+        }
+        let mut dinner = self.pool.take(inner.len());
+        let values = self.slots[*up].values;
+        linear::backward_x(&mut dinner, Write::Replace, dy, columns, values, *scale);
+        if let Some(ddown) = self.gradient(*down) {
+            linear::backward_weight(ddown, &dinner, *within, &x.numbers, 1.0);
+        }
+        let values = self.slots[*down].values;
+        self.below(x.handle, |dx, write| {
+            linear::backward_x(dx, write, &dinner, *within, values, 1.0);
+        });
     }
 
     fn turn(&mut self, y: usize, x: &Value, norms: Option<[usize; 2]>) -> Part {
@@ -274,7 +299,8 @@ impl Player<'_> {
                 down: values(down),
                 choice: routed.choice,
             };
-            let mut taken = [router, gate, up, down].map(|i| std::mem::take(&mut self.gradients[i]));
+            let mut taken =
+                [router, gate, up, down].map(|i| std::mem::take(&mut self.gradients[i]));
             let [drouter, dgate, dup, ddown] = taken.each_mut().map(|gradient| {
                 let gradient = &mut gradient[..];
                 (!gradient.is_empty()).then_some(gradient)
@@ -282,8 +308,7 @@ impl Player<'_> {
             let below = experts::Below { router: drouter, gate: dgate, up: dup, down: ddown };
             let multiplicities = &self.batch.multiplicities;
             let uneven = self.slopes.as_ref().map(|slopes| Uneven { slopes, multiplicities });
-            let dx =
-                experts::backward(below, &dy, &x.numbers, routed, weights, uneven, &self.pool);
+            let dx = experts::backward(below, &dy, &x.numbers, routed, weights, uneven, &self.pool);
             for (index, gradient) in [router, gate, up, down].into_iter().zip(taken) {
                 self.reached[index] = true;
                 self.gradients[index] = gradient;
@@ -315,10 +340,8 @@ impl Player<'_> {
         let wanted = &batch.predictions;
         let values = self.slots[head].values;
         let width = x.width;
-        let above = logprob::Above {
-            dlogprobs: self.loss.dlogprobs,
-            dentropies: self.loss.dentropies,
-        };
+        let above =
+            logprob::Above { dlogprobs: self.loss.dlogprobs, dentropies: self.loss.dentropies };
         let mut dx = self.pool.take(x.numbers.len());
         let below = logprob::Below { dx: &mut dx, dhead: self.gradient(head) };
         logprob::backward(below, &x.numbers, values, width, wanted, predicted, above);
