@@ -19,7 +19,7 @@ use crate::simd::vectorized;
 /// w <- w - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + weight_decay w)
 /// ```
 ///
-/// Matrices decay. Gains of norms do not, because zero is nothing to pull them to; nor does the embedding, whose rows for
+/// Matrices decay, those of adapters among them. Gains of norms do not, because zero is nothing to pull them to; nor does the embedding, whose rows for
 /// tokens that a batch lacks would shrink without any gradient to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -41,7 +41,7 @@ impl Default for AdamW {
     }
 }
 
-/// The optimiser's memory: two moments per parameter, in the order of the parameters.
+/// The optimiser's memory: two moments per parameter that trains, in the order of the parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AdamWState {
     settings: AdamW,
@@ -75,10 +75,9 @@ impl AdamWState {
         self.steps += 1;
         let AdamW { beta1, beta2, epsilon, weight_decay } = self.settings;
         let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
-        for ((parameter, gradient), moments) in
-            parameters.iter().zip(gradients).zip(&mut self.moments)
-        {
-            let decays = matches!(parameter.spec.role, Role::Matrix | Role::Residual | Role::Head);
+        let trained = parameters.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable);
+        for ((parameter, gradient), moments) in trained.zip(&mut self.moments) {
+            let decays = !matches!(parameter.spec.role, Role::Embedding | Role::Bias | Role::Norm);
             let rates = Rates {
                 scale: scale as f32,
                 beta1: beta1 as f32,
@@ -104,6 +103,7 @@ impl AdamWState {
             name: spec.name.clone(),
             shape: &spec.shape,
             values,
+            adapter: None,
             precision: Precision::Single,
         });
         write_tensors(path, pieces)

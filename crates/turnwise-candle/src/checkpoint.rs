@@ -27,7 +27,7 @@ pub(crate) fn read_config(directory: &Path) -> Result<Map<String, Value>, ModelE
     read_object(&directory.join(CONFIG))
 }
 
-fn read_object(path: &Path) -> Result<Map<String, Value>, ModelError> {
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, ModelError> {
     let bytes = fs::read(path).map_err(|error| ModelError::read(path, error))?;
     serde_json::from_slice(&bytes).map_err(|error| ModelError::malformed(path, error.to_string()))
 }

@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
@@ -9,13 +9,13 @@ use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
 use crate::checkpoint::{self, CONFIG, Loaded, Piece, Precision, Tensors, WEIGHTS};
 use crate::config::with_dtype;
 use crate::forward::{Forward, Kernels};
-use crate::layout::{Network, Spec, specs};
+use crate::layout::{Linear, Network, Spec, specs};
 use crate::numbers::numbers;
 use crate::pass::Pass;
 use crate::rope::Rope;
 use crate::tape::{Keep, Pool};
 use crate::weights::Weights;
-use crate::{DecoderConfig, ModelError, initial};
+use crate::{DecoderConfig, LoraSettings, ModelError, initial};
 
 /// A language model with its weights, f32 on the processor.
 ///
@@ -32,6 +32,10 @@ pub struct Decoder {
     config: DecoderConfig,
     /// In the order of [`specs`].
     parameters: Vec<Parameter>,
+    /// Its adapters, if it has any.
+    lora: Option<LoraSettings>,
+    /// Where it was read from.
+    directory: Option<PathBuf>,
     /// `config.json` as it was read, or as it is for a model made here.
     original: Map<String, Value>,
     kernels: Kernels,
@@ -63,8 +67,9 @@ impl Decoder {
         let tensors = Tensors::in_directory(directory);
         let head_width = tensors.as_ref().ok().and_then(head_width);
         let config = DecoderConfig::from_json(&original, head_width)?;
-        let loaded = tensors?.read(&specs(&config))?;
-        Self::from_loaded(config, original, loaded)
+        let loaded = tensors?.read(&specs(&config, None))?;
+        let model = Self::from_loaded(config, original, loaded)?;
+        Ok(Self { directory: Some(directory.to_owned()), ..model })
     }
 
     /// A model with random weights, the same for the same seed on every machine.
@@ -87,7 +92,8 @@ impl Decoder {
     /// of the checkpoint it was read from, in the precision of each tensor there, with the same configuration.
     ///
     /// Weights that were read as BF16 or F16 are rounded to it again; what training added below that is lost. The
-    /// checkpoints of [`CandleLearner`](crate::CandleLearner) keep F32.
+    /// checkpoints of [`CandleLearner`](crate::CandleLearner) keep F32. Adapters are written as a part of the matrices that they
+    /// are added to; [`Self::save_adapter`] writes them alone.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -107,18 +113,18 @@ impl Decoder {
         config: &Map<String, Value>,
         precision: impl Fn(&Parameter) -> Precision,
     ) -> Result<(), ModelError> {
-        let held = self.parameters.iter().map(|parameter| numbers(&parameter.var));
-        let held = held.collect::<candle_core::Result<Vec<_>>>()?;
-        let pieces =
-            self.parameters.iter().zip(&held).flat_map(|(parameter, values)| {
-                let spec = &parameter.spec;
+        self.with_linears(|linears| {
+            let own = self.parameters.iter().zip(linears);
+            let own = own.filter(|(parameter, _)| !parameter.spec.role.is_adapter());
+            let pieces = own.flat_map(|(parameter, linear)| {
+                let (spec, adapter) = (&parameter.spec, linear.adapter);
                 let size = (spec.len() / spec.n_tensors()).max(1);
-                let precision = precision(parameter);
-                spec.tensor_names().zip(values.chunks_exact(size)).map(move |(name, values)| {
-                    Piece { name, shape: spec.tensor_shape(), values, precision }
-                })
+                let (precision, shape) = (precision(parameter), spec.tensor_shape());
+                let tensors = spec.tensor_names().zip(linear.weight.chunks_exact(size));
+                tensors.map(move |(name, values)| Piece { name, shape, values, adapter, precision })
             });
-        checkpoint::write_tensors(&directory.join(WEIGHTS), pieces)?;
+            checkpoint::write_tensors(&directory.join(WEIGHTS), pieces)
+        })??;
         checkpoint::write_json(&directory.join(CONFIG), config)
     }
 
@@ -134,7 +140,7 @@ impl Decoder {
         &self.config
     }
 
-    /// How many trainable numbers it has; a tied embedding counts once.
+    /// How many numbers it has; a tied embedding counts once.
     #[must_use]
     pub fn n_parameters(&self) -> usize {
         self.parameters.iter().map(|parameter| parameter.spec.len()).sum()
@@ -157,6 +163,23 @@ impl Decoder {
             }
         }
         Ok(())
+    }
+
+    /// How many of them train: all, or those of its adapters.
+    #[must_use]
+    pub fn n_trainable(&self) -> usize {
+        self.trainable().map(|parameter| parameter.spec.len()).sum()
+    }
+
+    /// Its adapters, if it has any.
+    #[must_use]
+    pub fn lora(&self) -> Option<&LoraSettings> {
+        self.lora.as_ref()
+    }
+
+    /// Where it was read from; `None` for a model made here.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
     }
 
     /// Log-probabilities at temperature 1: entry `t` of a sequence is that of `ids[t + 1]` given `ids[..=t]`, in nats.
@@ -260,7 +283,7 @@ impl Decoder {
         original: Map<String, Value>,
         loaded: Vec<Loaded>,
     ) -> Result<Self, ModelError> {
-        let parameters = specs(&config).into_iter().zip(loaded).map(|(spec, loaded)| {
+        let parameters = specs(&config, None).into_iter().zip(loaded).map(|(spec, loaded)| {
             let Loaded { values, precision } = loaded;
             let var = Var::from_vec(values, spec.shape.clone(), &Device::Cpu)?;
             Ok(Parameter { spec, var, precision, trainable: true })
@@ -268,16 +291,57 @@ impl Decoder {
         let parameters = parameters.collect::<Result<_, ModelError>>()?;
         let rope = Arc::new(Rope::new(&config));
         let (kernels, pool) = (Kernels::default(), Arc::default());
-        Ok(Self { config, parameters, original, kernels, rope, pool })
+        let (lora, directory) = (None, None);
+        Ok(Self { config, parameters, lora, directory, original, kernels, rope, pool })
     }
 
-    /// The same model with weights of its own, which no optimiser moves.
+    /// The same model with other parameters, made of its own.
+    pub(crate) fn rearranged(
+        self,
+        lora: Option<LoraSettings>,
+        arrange: impl FnOnce(&mut std::vec::IntoIter<Parameter>) -> Result<Vec<Parameter>, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let parameters = arrange(&mut self.parameters.into_iter())?;
+        Ok(Self { parameters, lora, ..self })
+    }
+
+    /// The same model with weights of its own, which no optimiser moves. What does not train is shared.
     pub(crate) fn frozen_copy(&self) -> Result<Self, ModelError> {
-        let values = self.values()?.into_iter().zip(&self.parameters);
-        let loaded =
-            values.map(|(values, parameter)| Loaded { values, precision: parameter.precision });
-        let (config, original) = (self.config.clone(), self.original.clone());
-        Ok(Self::from_loaded(config, original, loaded.collect())?.with_kernels(self.kernels))
+        let copies = self.trainable().map(|parameter| Ok(numbers(&parameter.var)?.to_vec()));
+        self.beside(copies.collect::<candle_core::Result<_>>()?)
+    }
+
+    /// A model that shares with this one what does not train, and has these values in the place of what does, in the order of
+    /// the parameters.
+    pub(crate) fn beside(&self, trained: Vec<Vec<f32>>) -> Result<Self, ModelError> {
+        let mut trained = trained.into_iter();
+        let parameters = self.parameters.iter().map(|parameter| {
+            let Parameter { spec, var, precision, trainable } = parameter;
+            let values = if *trainable { trained.next() } else { None };
+            let var = match values {
+                Some(values) => Var::from_vec(values, spec.shape.clone(), &Device::Cpu)?,
+                None => var.clone(),
+            };
+            Ok(Parameter { spec: spec.clone(), var, precision: *precision, trainable: *trainable })
+        });
+        let parameters = parameters.collect::<Result<_, ModelError>>()?;
+        Ok(Self {
+            config: self.config.clone(),
+            parameters,
+            lora: self.lora.clone(),
+            directory: self.directory.clone(),
+            original: self.original.clone(),
+            kernels: self.kernels,
+            rope: self.rope.clone(),
+            pool: Arc::default(),
+        })
+    }
+
+    /// Takes the weights of another model of the same parameters.
+    pub(crate) fn take_weights(&mut self, other: Self) {
+        for (own, other) in self.parameters.iter_mut().zip(other.parameters) {
+            own.var = other.var;
+        }
     }
 
     pub(crate) fn forward(&self) -> Forward {
@@ -292,32 +356,66 @@ impl Decoder {
         &self.pool
     }
 
-    /// A copy laid out for inference.
+    /// A copy laid out for inference, with adapters in the matrices they are added to.
     pub(crate) fn weights(&self) -> Result<Weights, ModelError> {
+        Ok(Weights::new(&self.config, self.rope.clone(), self.detached())?)
+    }
+
+    /// The same without a second copy: each part of the model goes when it has been laid out.
+    pub(crate) fn into_weights(self) -> Result<Weights, ModelError> {
+        let Self { config, parameters, lora, rope, .. } = self;
+        let tensors = parameters.into_iter().map(|parameter| parameter.var.into_inner());
+        let network = Network::arrange(&config, lora.as_ref(), tensors);
+        Ok(Weights::new(&config, rope, network)?)
+    }
+
+    /// Puts values in the order of the parameters in their places.
+    pub(crate) fn arrange<T>(&self, values: impl IntoIterator<Item = T>) -> Network<T> {
+        Network::arrange(&self.config, self.lora.as_ref(), values)
+    }
+
+    /// Shows the numbers of every parameter in its order, each with the adapter that is added to it.
+    pub(crate) fn with_linears<R>(
+        &self,
+        see: impl FnOnce(&[Linear<&[f32]>]) -> R,
+    ) -> Result<R, ModelError> {
         let held = self.parameters.iter().map(|parameter| numbers(&parameter.var));
         let held = held.collect::<candle_core::Result<Vec<_>>>()?;
-        let network = Network::arrange(&self.config, held.iter().map(|values| &**values));
-        Ok(Weights::new(&self.config, self.rope.clone(), &network))
+        let bare =
+            held.iter().map(|values| Linear { weight: &**values, bias: None, adapter: None });
+        let mut linears: Vec<Linear<&[f32]>> = bare.collect();
+        for linear in self.arrange(0..held.len()).linears() {
+            linears[linear.weight].adapter =
+                linear.adapter.map(|adapter| adapter.map(&mut |index| &*held[index]));
+        }
+        Ok(see(&linears))
     }
 
     pub(crate) fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    pub(crate) fn specs(&self) -> Vec<Spec> {
-        self.parameters.iter().map(|parameter| parameter.spec.clone()).collect()
+    /// Those that training moves, in their order.
+    pub(crate) fn trainable(&self) -> impl Iterator<Item = &Parameter> {
+        self.parameters.iter().filter(|parameter| parameter.trainable)
     }
 
-    /// The weights with a graph: what is computed from them can be differentiated.
+    pub(crate) fn trainable_specs(&self) -> Vec<Spec> {
+        self.trainable().map(|parameter| parameter.spec.clone()).collect()
+    }
+
+    /// The weights with a graph: what is computed from those that train can be differentiated.
     pub(crate) fn tracked(&self) -> Network<Tensor> {
-        let tensors = self.parameters.iter().map(|parameter| parameter.var.as_tensor().clone());
-        Network::arrange(&self.config, tensors)
+        let tensors = self.parameters.iter().map(|parameter| match parameter.trainable {
+            true => parameter.var.as_tensor().clone(),
+            false => parameter.var.as_detached_tensor(),
+        });
+        self.arrange(tensors)
     }
 
     /// The same weights without a graph.
     pub(crate) fn detached(&self) -> Network<Tensor> {
-        let tensors = self.parameters.iter().map(|parameter| parameter.var.as_detached_tensor());
-        Network::arrange(&self.config, tensors)
+        self.arrange(self.parameters.iter().map(|parameter| parameter.var.as_detached_tensor()))
     }
 
     /// Copies of the weights, in the order of [`specs`].
@@ -327,6 +425,7 @@ impl Decoder {
     }
 
     /// Overwrites the weights with values in the order of [`specs`].
+    #[cfg(test)]
     pub(crate) fn set_values(&self, values: Vec<Vec<f32>>) -> Result<(), ModelError> {
         for (parameter, values) in self.parameters.iter().zip(values) {
             let shape = parameter.spec.shape.clone();

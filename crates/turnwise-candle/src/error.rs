@@ -46,6 +46,9 @@ pub enum ModelError {
     /// Sizes that cannot be a model.
     #[error("use the model's sizes: {0}")]
     BadConfig(String),
+    /// Adapters that a model cannot have.
+    #[error("adapt the model: {0}")]
+    BadAdapter(String),
     /// The tensors of a checkpoint are not those of its configuration.
     #[error("fit the checkpoint {} to its configuration:{}", directory.display(), describe(problems))]
     Mismatch {

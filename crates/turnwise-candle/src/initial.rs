@@ -1,4 +1,4 @@
-//! First values of a model that is made here.
+//! First values of a model that is made here, and of adapters.
 
 use std::f64::consts::TAU;
 
@@ -10,35 +10,29 @@ use crate::layout::{Role, Spec, specs};
 /// In the order of [`specs`].
 pub(crate) fn values(config: &DecoderConfig, seed: u64) -> Vec<Vec<f32>> {
     let mut drawn = 0;
-    let specs = specs(config).into_iter();
-    specs
-        .map(|spec| match first(&spec, config) {
-            First::Constant(value) => vec![value; spec.len()],
-            First::Normal(deviation) => (0..spec.len())
-                .map(|_| {
-                    drawn += 1;
-                    (normal(seed, drawn) * deviation) as f32
-                })
-                .collect(),
-        })
-        .collect()
+    specs(config, None).iter().map(|spec| first(spec, config, seed, &mut drawn)).collect()
 }
 
-/// What a parameter's numbers are at first.
-enum First {
-    Constant(f32),
-    /// Drawn around 0 with this deviation.
-    Normal(f64),
-}
-
-fn first(spec: &Spec, config: &DecoderConfig) -> First {
+/// Of one parameter; `drawn` counts the numbers that were drawn for those before.
+///
+/// The adapter's are those of PEFT: Kaiming's uniform distribution with a slope of the root of 5 ends at one over the root of
+/// the inputs (He et al., *Delving deep into rectifiers*, 2015, section 2.2).
+pub(crate) fn first(spec: &Spec, config: &DecoderConfig, seed: u64, drawn: &mut u64) -> Vec<f32> {
+    let mut draw = |distribution: fn(u64, u64) -> f64, width: f64| {
+        let each = (0..spec.len()).map(|_| {
+            *drawn += 1;
+            (distribution(seed, *drawn) * width) as f32
+        });
+        each.collect()
+    };
     let by_inputs = || 1.0 / (spec.tensor_shape()[1] as f64).sqrt();
     match spec.role {
-        Role::Norm => First::Constant(1.0),
-        Role::Bias => First::Constant(0.0),
-        Role::Embedding | Role::Head => First::Normal(0.02),
-        Role::Matrix => First::Normal(by_inputs()),
-        Role::Residual => First::Normal(by_inputs() / (2.0 * config.n_layers as f64).sqrt()),
+        Role::Norm => vec![1.0; spec.len()],
+        Role::Bias | Role::AdapterUp => vec![0.0; spec.len()],
+        Role::Embedding | Role::Head => draw(normal, 0.02),
+        Role::Matrix => draw(normal, by_inputs()),
+        Role::Residual => draw(normal, by_inputs() / (2.0 * config.n_layers as f64).sqrt()),
+        Role::AdapterDown => draw(even, by_inputs()),
     }
 }
 
@@ -47,4 +41,9 @@ fn normal(seed: u64, index: u64) -> f64 {
     // 1 - u lies in (0, 1], where the logarithm is finite.
     let radius = (-2.0 * (1.0 - uniform_at(seed, 2 * index)).ln()).sqrt();
     radius * (TAU * uniform_at(seed, 2 * index + 1)).cos()
+}
+
+/// From -1 to 1.
+fn even(seed: u64, index: u64) -> f64 {
+    2.0 * uniform_at(seed, index) - 1.0
 }

@@ -4,7 +4,7 @@ mod specs;
 
 pub(crate) use specs::{Role, Spec, specs};
 
-use crate::DecoderConfig;
+use crate::{DecoderConfig, LoraSettings};
 
 /// One value per parameter, by its place in the model.
 #[derive(Clone, Debug)]
@@ -34,6 +34,19 @@ pub(crate) struct Layer<T> {
 pub(crate) struct Linear<T> {
     pub(crate) weight: T,
     pub(crate) bias: Option<T>,
+    pub(crate) adapter: Option<Adapter<T>>,
+}
+
+/// Two thin matrices whose product is added to a matrix: `scale * up down` (Hu et al., *LoRA*, 2021, section 4.1).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Adapter<T> {
+    /// Called A in the paper. `[rank, in]`
+    pub(crate) down: T,
+    /// Called B in the paper. `[out, rank]`
+    pub(crate) up: T,
+    pub(crate) rank: usize,
+    /// Alpha over the rank.
+    pub(crate) scale: f32,
 }
 
 /// Gains of the norms of single heads.
@@ -87,9 +100,13 @@ impl<T> Network<T> {
     ///
     /// # Panics
     /// When there are too few.
-    pub(crate) fn arrange(config: &DecoderConfig, values: impl IntoIterator<Item = T>) -> Self {
+    pub(crate) fn arrange(
+        config: &DecoderConfig,
+        lora: Option<&LoraSettings>,
+        values: impl IntoIterator<Item = T>,
+    ) -> Self {
         let mut values = values.into_iter();
-        Network::of(config)
+        Network::of(config, lora)
             .map(&mut |_| values.next().expect("there is a value for every parameter"))
     }
 
@@ -103,9 +120,25 @@ impl<T> Network<T> {
         }
     }
 
+    /// The matrices that may have an adapter: those of attention and of feed-forward halves without experts.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<T>> {
+        self.layers.iter().flat_map(Layer::linears)
+    }
+
     /// What turns the last hidden state into logits.
     pub(crate) fn output_head(&self) -> &T {
         self.head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+impl<T> Layer<T> {
+    fn linears(&self) -> impl Iterator<Item = &Linear<T>> {
+        let mlp = match &self.feed_forward {
+            FeedForward::Dense(Mlp { gate, up, down }) => Some([gate, up, down]),
+            FeedForward::Mixture(_) => None,
+        };
+        let attention = [&self.query, &self.key, &self.value, &self.output];
+        attention.into_iter().chain(mlp.into_iter().flatten())
     }
 }
 
@@ -119,7 +152,7 @@ impl<T: Copy> Layer<T> {
 }
 
 impl<T> Layer<T> {
-    fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Layer<U> {
+    pub(crate) fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Layer<U> {
         Layer {
             attention_norm: f(self.attention_norm),
             query: self.query.map(f),
@@ -150,6 +183,17 @@ impl<T> Layer<T> {
 
 impl<T> Linear<T> {
     fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Linear<U> {
-        Linear { weight: f(self.weight), bias: self.bias.map(f) }
+        Linear {
+            weight: f(self.weight),
+            bias: self.bias.map(&mut *f),
+            adapter: self.adapter.map(|adapter| adapter.map(f)),
+        }
+    }
+}
+
+impl<T> Adapter<T> {
+    pub(crate) fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Adapter<U> {
+        let Self { down, up, rank, scale } = self;
+        Adapter { down: f(down), up: f(up), rank, scale }
     }
 }

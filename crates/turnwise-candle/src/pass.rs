@@ -154,7 +154,7 @@ impl Decoder {
             let network = self.detached();
             let hidden = forward.hidden(&mut plain, &network)?;
             let normed = plain.norm(&hidden, &network.norm)?;
-            let head = Linear { weight: network.output_head().clone(), bias: None };
+            let head = Linear { weight: network.output_head().clone(), bias: None, adapter: None };
             return plain.linear(&normed, &[&head])?.flatten_all()?.to_vec1();
         }
         let mut tape = Tape::new(batch, self.pool().clone(), Keep::Nothing);
@@ -162,7 +162,7 @@ impl Decoder {
             let mut recorder = Recorder::new(&forward, &mut tape);
             let hidden = forward.hidden(&mut recorder, network)?;
             let normed = recorder.norm(&hidden, &network.norm)?;
-            let head = Linear { weight: *network.output_head(), bias: None };
+            let head = Linear { weight: *network.output_head(), bias: None, adapter: None };
             Ok(recorder.linear(&normed, &[&head])?.numbers.to_vec())
         })
     }
@@ -184,7 +184,7 @@ impl Decoder {
                 trainable: parameter.trainable,
             })
             .collect();
-        let network = Network::arrange(self.config(), slots.iter().copied());
+        let network = self.arrange(slots.iter().copied());
         see(&slots, &network)
     }
 }

@@ -16,7 +16,7 @@ pub(crate) use experts::Routed;
 use crate::balance::{LayerUse, balance_slopes};
 use crate::batch::Batch;
 use crate::forward::Forward;
-use crate::layout::{HeadNorms, Layer, Linear, Mixture, Network};
+use crate::layout::{Adapter, HeadNorms, Layer, Linear, Mixture, Network};
 use crate::ops::Ops;
 use crate::tape::{Keep, Loss};
 
@@ -122,11 +122,12 @@ impl Plain {
     }
 
     fn product(x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
-        let y = x.matmul(&linear.weight.t()?)?;
-        match &linear.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
+        let mut y = x.matmul(&linear.weight.t()?)?;
+        if let Some(bias) = &linear.bias {
+            y = y.broadcast_add(bias)?;
         }
+        let Some(Adapter { down, up, scale, .. }) = &linear.adapter else { return Ok(y) };
+        y + (x.matmul(&down.t()?)?.matmul(&up.t()?)? * f64::from(*scale))?
     }
 }
 

@@ -68,6 +68,18 @@ impl CandlePolicy {
         Ok(Self::start(published, settings))
     }
 
+    /// The same in the model's place: its memory goes part by part as the engine's own form of it is made.
+    ///
+    /// # Errors
+    /// When the weights cannot be read.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    pub fn from_model(model: Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
+        let published = Published::new(PolicyVersion(0), model.into_weights()?);
+        Ok(Self::start(published, settings))
+    }
+
     /// An engine for a Hugging Face checkpoint, as version 0.
     ///
     /// # Errors
@@ -76,7 +88,7 @@ impl CandlePolicy {
     /// # Panics
     /// When the system cannot start a thread.
     pub fn from_directory(directory: &Path, settings: EngineSettings) -> Result<Self, ModelError> {
-        Self::new(&Decoder::from_directory(directory)?, settings)
+        Self::from_model(Decoder::from_directory(directory)?, settings)
     }
 
     /// What the engine has done so far.

@@ -96,10 +96,22 @@ enum Node {
 }
 
 /// A product inside a linear operation.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Map {
     weight: usize,
     bias: Option<usize>,
+    adapter: Option<Thin>,
+    columns: Columns,
+}
+
+/// The product through an adapter that is added to it.
+#[derive(Debug)]
+struct Thin {
+    down: usize,
+    up: usize,
+    scale: f32,
+    /// What the first matrix made. `[N, rank]`
+    inner: Buffer,
     columns: Columns,
 }
 

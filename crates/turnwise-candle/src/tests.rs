@@ -4,6 +4,7 @@ mod fixture;
 mod forest;
 mod forward;
 mod learner;
+mod lora;
 mod mixture;
 mod parity;
 mod refusals;

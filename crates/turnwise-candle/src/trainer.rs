@@ -1,5 +1,6 @@
 //! What the learner's thread owns and does.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +23,9 @@ use crate::{AdamW, Decoder, DecoderConfig, Kernels, ModelError};
 
 /// The name of the optimiser's file.
 const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// The directory of adapters inside a checkpoint: beside the weights, transformers would take them for the whole of it.
+const ADAPTER: &str = "adapter";
 
 /// How a learner computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -86,7 +90,7 @@ impl Trainer {
     ) -> Result<Self, ModelError> {
         let published = Published::new(PolicyVersion(0), model.weights()?);
         Ok(Self {
-            optimizer: AdamWState::new(optimizer_settings, &model.specs()),
+            optimizer: AdamWState::new(optimizer_settings, &model.trainable_specs()),
             gradients: model.zero_gradients(),
             optimizer_settings,
             settings,
@@ -279,7 +283,12 @@ impl Trainer {
     pub(crate) fn save(&self, directory: &Path) -> Result<(), LearnerError> {
         let save = || {
             self.model.save_exactly(directory)?;
-            self.optimizer.save(&directory.join(OPTIMIZER), &self.model.specs())
+            if self.model.lora().is_some() {
+                let adapter = directory.join(ADAPTER);
+                fs::create_dir_all(&adapter).map_err(|error| ModelError::write(&adapter, error))?;
+                self.model.save_adapter(&adapter)?;
+            }
+            self.optimizer.save(&directory.join(OPTIMIZER), &self.model.trainable_specs())
         };
         save().map_err(|error| failed(format!("save to {}", directory.display()), error))
     }
@@ -297,15 +306,16 @@ impl Trainer {
                 let reason = format!("the model there is {theirs:?}, and this one {ours:?}");
                 return Err(ModelError::BadConfig(reason));
             }
-            let path = directory.join(OPTIMIZER);
-            Ok((
-                loaded.values()?,
-                AdamWState::load(self.optimizer_settings, &path, &self.model.specs())?,
-            ))
+            let (path, specs) = (directory.join(OPTIMIZER), self.model.trainable_specs());
+            let optimizer = AdamWState::load(self.optimizer_settings, &path, &specs)?;
+            if self.model.lora().is_none() {
+                return Ok((loaded, optimizer));
+            }
+            Ok((self.model.with_adapter_of(&directory.join(ADAPTER), &loaded)?, optimizer))
         };
         // Everything is read before anything is changed.
-        let (values, optimizer) = read().map_err(|error| failed(&*action, error))?;
-        self.model.set_values(values).map_err(|error| failed(action, error))?;
+        let (model, optimizer) = read().map_err(|error| failed(action, error))?;
+        self.model.take_weights(model);
         self.optimizer = optimizer;
         self.clear();
         self.publish_as(version)

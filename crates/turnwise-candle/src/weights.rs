@@ -1,7 +1,13 @@
+//! Weights in the form that the inference engine reads.
+
+use std::borrow::Cow;
 use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
 
 use crate::DecoderConfig;
 use crate::layout::{Choice, FeedForward, Layer, Linear, Mixture, Mlp, Network};
+use crate::numbers::numbers;
 use crate::panels::{Panels, Stored};
 use crate::rope::Rope;
 
@@ -63,16 +69,24 @@ pub(crate) struct MixtureWeights {
 }
 
 impl Weights {
-    /// Copies a network whose matrices are `[out, in]`.
-    pub(crate) fn new(config: &DecoderConfig, rope: Arc<Rope>, network: &Network<&[f32]>) -> Self {
-        Self {
-            config: config.clone(),
-            rope,
-            embedding: network.embedding.to_vec(),
-            layers: network.layers.iter().map(|layer| LayerWeights::new(config, layer)).collect(),
-            norm: network.norm.to_vec(),
-            head: Panels::side_by_side(&[bare(network.output_head())], config.hidden_size),
-        }
+    /// Copies a network whose matrices are `[out, in]`, and lets each part go when it has been copied. Adapters become a part of
+    /// the matrices that they are added to.
+    pub(crate) fn new(
+        config: &DecoderConfig,
+        rope: Arc<Rope>,
+        network: Network<Tensor>,
+    ) -> Result<Self> {
+        let Network { embedding, layers, norm, head } = network;
+        let layers = layers.into_iter().map(|layer| read(config, layer)).collect::<Result<_>>()?;
+        let panels = |head: &Tensor| -> Result<Panels> {
+            Ok(Panels::side_by_side(&[bare(&numbers(head)?)], config.hidden_size))
+        };
+        let head = match head {
+            Some(head) => panels(&head)?,
+            None => panels(&embedding)?,
+        };
+        let (embedding, norm) = (numbers(&embedding)?.to_vec(), numbers(&norm)?.to_vec());
+        Ok(Self { config: config.clone(), rope, embedding, layers, norm, head })
     }
 }
 
@@ -94,21 +108,27 @@ impl Weights {
     }
 }
 
+/// Copies a layer and lets it go.
+fn read(config: &DecoderConfig, layer: Layer<Tensor>) -> Result<LayerWeights> {
+    let mut tensors = Vec::new();
+    let places = layer.map(&mut |tensor| tensors.push(tensor));
+    let held = tensors.iter().map(|tensor| numbers(tensor)).collect::<Result<Vec<_>>>()?;
+    let mut values = held.iter().map(|values| &**values);
+    let layer = places.map(&mut |()| values.next().expect("there is a tensor for every place"));
+    Ok(LayerWeights::new(config, &layer))
+}
+
 impl LayerWeights {
     fn new(config: &DecoderConfig, layer: &Layer<&[f32]>) -> Self {
         let d = config.hidden_size;
         let norms = layer.head_norms.as_ref();
+        let [query, key, value] = [&layer.query, &layer.key, &layer.value].map(Whole::of);
+        let output = Whole::of(&layer.output);
         Self {
             attention_norm: layer.attention_norm.to_vec(),
-            qkv: Panels::side_by_side(
-                &[stored(&layer.query), stored(&layer.key), stored(&layer.value)],
-                d,
-            ),
+            qkv: Panels::side_by_side(&[query.stored(), key.stored(), value.stored()], d),
             head_norms: norms.map(|norms| (norms.query.to_vec(), norms.key.to_vec())),
-            output: Panels::side_by_side(
-                &[stored(&layer.output)],
-                config.n_heads * config.head_dim,
-            ),
+            output: Panels::side_by_side(&[output.stored()], config.n_heads * config.head_dim),
             mlp_norm: layer.mlp_norm.to_vec(),
             feed_forward: match &layer.feed_forward {
                 FeedForward::Dense(mlp) => FeedForwardWeights::Dense(MlpWeights::new(mlp, d)),
@@ -127,9 +147,10 @@ impl MlpWeights {
 
     fn new(mlp: &Mlp<&[f32]>, d: usize) -> Self {
         let inner = mlp.gate.weight.len() / d;
+        let [gate, up, down] = [&mlp.gate, &mlp.up, &mlp.down].map(Whole::of);
         Self {
-            gate_up: Panels::in_turns(stored(&mlp.gate), stored(&mlp.up), d),
-            down: Panels::side_by_side(&[stored(&mlp.down)], inner),
+            gate_up: Panels::in_turns(gate.stored(), up.stored(), d),
+            down: Panels::side_by_side(&[down.stored()], inner),
         }
     }
 }
@@ -139,7 +160,7 @@ impl MixtureWeights {
         let size = mixture.gate.len() / mixture.choice.n_experts;
         let gates = mixture.gate.chunks_exact(size).zip(mixture.up.chunks_exact(size));
         let experts = gates.zip(mixture.down.chunks_exact(size)).map(|((gate, up), down)| {
-            let linear = |weight| Linear { weight, bias: None };
+            let linear = |weight| Linear { weight, bias: None, adapter: None };
             MlpWeights::new(&Mlp { gate: linear(gate), up: linear(up), down: linear(down) }, d)
         });
         Self {
@@ -150,8 +171,20 @@ impl MixtureWeights {
     }
 }
 
-fn stored<'a>(linear: &Linear<&'a [f32]>) -> Stored<'a> {
-    Stored { matrix: linear.weight, bias: linear.bias }
+/// A matrix with its adapter in it.
+struct Whole<'a> {
+    matrix: Cow<'a, [f32]>,
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> Whole<'a> {
+    fn of(linear: &Linear<&'a [f32]>) -> Self {
+        Self { matrix: linear.merged(), bias: linear.bias }
+    }
+
+    fn stored(&self) -> Stored<'_> {
+        Stored { matrix: &self.matrix, bias: self.bias }
+    }
 }
 
 fn bare(matrix: &[f32]) -> Stored<'_> {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::Precision;
 use crate::ModelError;
+use crate::layout::{Adapter, Linear};
 
 /// A tensor to write.
 #[derive(Clone, Debug)]
@@ -14,6 +15,8 @@ pub(crate) struct Piece<'a> {
     pub(crate) name: String,
     pub(crate) shape: &'a [usize],
     pub(crate) values: &'a [f32],
+    /// What is added to them.
+    pub(crate) adapter: Option<Adapter<&'a [f32]>>,
     pub(crate) precision: Precision,
 }
 
@@ -28,7 +31,8 @@ impl View for Piece<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.precision.encode(self.values).into()
+        let linear = Linear { weight: self.values, bias: None, adapter: self.adapter };
+        self.precision.encode(&linear.merged()).into()
     }
 
     fn data_len(&self) -> usize {

@@ -1,7 +1,7 @@
 //! Which parameters a model has, under which names, in which order.
 
-use super::{Choice, FeedForward, HeadNorms, Layer, Linear, Mixture, Mlp, Network};
-use crate::{DecoderConfig, Experts};
+use super::{Adapter, Choice, FeedForward, HeadNorms, Layer, Linear, Mixture, Mlp, Network};
+use crate::{DecoderConfig, Experts, LoraSettings, LoraTarget};
 
 /// What a parameter is for: decides its first values and whether it decays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,17 @@ pub(crate) enum Role {
     Norm,
     /// The output head, when it is not the embedding. `[V, D]`
     Head,
+    /// What an adapter multiplies its input by. `[rank, in]`
+    AdapterDown,
+    /// What an adapter multiplies that by. `[out, rank]`
+    AdapterUp,
+}
+
+impl Role {
+    /// Whether it belongs to an adapter and not to a checkpoint.
+    pub(crate) fn is_adapter(self) -> bool {
+        matches!(self, Self::AdapterDown | Self::AdapterUp)
+    }
 }
 
 /// A parameter's name in Hugging Face's files, its shape and its role.
@@ -53,21 +64,29 @@ impl Spec {
     }
 }
 
-/// All parameters in their fixed order: that of [`Network::map`], of checkpoints and of optimiser states.
-pub(crate) fn specs(config: &DecoderConfig) -> Vec<Spec> {
+/// All parameters in their fixed order: that of [`Network::map`], of checkpoints and of optimiser states. Those of an adapter
+/// come after what they are added to.
+pub(crate) fn specs(config: &DecoderConfig, lora: Option<&LoraSettings>) -> Vec<Spec> {
     let mut specs = Vec::new();
-    Network::of(config).map(&mut |spec| specs.push(spec));
+    Network::of(config, lora).map(&mut |spec| specs.push(spec));
     specs
 }
 
 impl Network<Spec> {
     /// What a model of this configuration consists of.
-    pub(crate) fn of(config: &DecoderConfig) -> Self {
+    pub(crate) fn of(config: &DecoderConfig, lora: Option<&LoraSettings>) -> Self {
         let d = config.hidden_size;
         let tied = config.tie_word_embeddings;
+        let layers = (0..config.n_layers).map(|layer| {
+            let layer = Layer::of(config, layer);
+            match lora {
+                Some(lora) => layer.with_adapters(lora),
+                None => layer,
+            }
+        });
         Self {
             embedding: weight("model.embed_tokens", &[config.vocab_size, d], Role::Embedding),
-            layers: (0..config.n_layers).map(|layer| Layer::of(config, layer)).collect(),
+            layers: layers.collect(),
             norm: weight("model.norm", &[d], Role::Norm),
             head: (!tied).then(|| weight("lm_head", &[config.vocab_size, d], Role::Head)),
         }
@@ -104,6 +123,50 @@ impl Layer<Spec> {
                 None => FeedForward::Dense(Mlp::of(config, &name("mlp"), biases.mlp)),
                 Some(experts) => FeedForward::Mixture(Mixture::of(experts, &name("mlp"), d)),
             },
+        }
+    }
+}
+
+impl Layer<Spec> {
+    /// With an adapter on every matrix that is a target.
+    fn with_adapters(mut self, lora: &LoraSettings) -> Self {
+        let Self { query, key, value, output, feed_forward, .. } = &mut self;
+        let mut linears = vec![
+            (LoraTarget::Query, query),
+            (LoraTarget::Key, key),
+            (LoraTarget::Value, value),
+            (LoraTarget::Output, output),
+        ];
+        if let FeedForward::Dense(Mlp { gate, up, down }) = feed_forward {
+            linears.extend([
+                (LoraTarget::Gate, gate),
+                (LoraTarget::Up, up),
+                (LoraTarget::Down, down),
+            ]);
+        }
+        for (target, linear) in linears {
+            linear.adapter = lora.reaches(target).then(|| Adapter::of(&linear.weight, lora));
+        }
+        self
+    }
+}
+
+impl Adapter<Spec> {
+    /// Under the names that PEFT writes.
+    fn of(matrix: &Spec, lora: &LoraSettings) -> Self {
+        let module = matrix.name.trim_end_matches(".weight");
+        let spec = |name: &str, shape, role| Spec {
+            name: format!("base_model.model.{module}.{name}.weight"),
+            shape,
+            role,
+            stacked: false,
+        };
+        let (out, width) = (matrix.shape[0], matrix.shape[1]);
+        Self {
+            down: spec("lora_A", vec![lora.rank, width], Role::AdapterDown),
+            up: spec("lora_B", vec![out, lora.rank], Role::AdapterUp),
+            rank: lora.rank,
+            scale: lora.scale(),
         }
     }
 }
@@ -146,7 +209,7 @@ impl Linear<Spec> {
             role: Role::Bias,
             stacked: false,
         });
-        Self { weight: weight(module, &shape, role), bias }
+        Self { weight: weight(module, &shape, role), bias, adapter: None }
     }
 }
 

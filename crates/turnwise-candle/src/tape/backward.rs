@@ -3,11 +3,14 @@ use std::time::Instant;
 
 use candle_core::Result;
 
-use super::{Buffer, Handle, Keep, Map, MixtureSlots, Node, Pool, Recorder, Slot, Tape, Value};
+use super::{
+    Buffer, Handle, Keep, Map, MixtureSlots, Node, Pool, Recorder, Slot, Tape, Thin, Value,
+};
 use crate::balance::balance_slopes;
 use crate::batch::Batch;
 use crate::forward::Forward;
 use crate::fused::experts::{self, Routed, Uneven};
+use crate::fused::linear::Columns;
 use crate::fused::{attention, heads, linear, logprob, rms_norm, sum, swiglu};
 use crate::layout::{HeadNorms, Network};
 use crate::math;
@@ -189,7 +192,7 @@ impl Player<'_> {
 
     fn linear(&mut self, y: usize, x: &Value, maps: &[Map], onto: Option<Handle>) -> Part {
         if let Some(dy) = self.above(y) {
-            for Map { weight, bias, columns } in maps {
+            for Map { weight, bias, adapter, columns } in maps {
                 if let Some(dweight) = self.gradient(*weight) {
                     linear::backward_weight(dweight, &dy, *columns, &x.numbers, 1.0);
                 }
@@ -200,12 +203,33 @@ impl Player<'_> {
                 self.below(x.handle, |dx, write| {
                     linear::backward_x(dx, write, &dy, *columns, values, 1.0);
                 });
+                if let Some(adapter) = adapter {
+                    self.thin(&dy, *columns, x, adapter);
+                }
             }
             if let Some(onto) = onto {
                 self.hand_down(onto, dy);
             }
         }
         Part::Linear
+    }
+
+    /// Pulls the columns of a product back through an adapter.
+    fn thin(&mut self, dy: &[f32], columns: Columns, x: &Value, adapter: &Thin) {
+        let Thin { down, up, scale, inner, columns: within } = adapter;
+        if let Some(dup) = self.gradient(*up) {
+            linear::backward_weight(dup, dy, columns, inner, *scale);
+        }
+        let mut dinner = self.pool.take(inner.len());
+        let values = self.slots[*up].values;
+        linear::backward_x(&mut dinner, Write::Replace, dy, columns, values, *scale);
+        if let Some(ddown) = self.gradient(*down) {
+            linear::backward_weight(ddown, &dinner, *within, &x.numbers, 1.0);
+        }
+        let values = self.slots[*down].values;
+        self.below(x.handle, |dx, write| {
+            linear::backward_x(dx, write, &dinner, *within, values, 1.0);
+        });
     }
 
     fn turn(&mut self, y: usize, x: &Value, norms: Option<[usize; 2]>) -> Part {

@@ -1,13 +1,14 @@
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Result;
 
-use super::{Buffer, Keep, Map, MixtureSlots, Node, Slot, Tape, Value};
+use super::{Buffer, Keep, Map, MixtureSlots, Node, Pool, Slot, Tape, Thin, Value};
 use crate::balance::LayerUse;
 use crate::forward::Forward;
 use crate::fused::linear::Columns;
 use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
-use crate::layout::{HeadNorms, Layer, Linear, Mixture};
+use crate::layout::{Adapter, HeadNorms, Layer, Linear, Mixture};
 use crate::matrix::Write;
 use crate::ops::Ops;
 use crate::shares::Part;
@@ -68,7 +69,13 @@ impl<'a> Recorder<'a> {
     }
 
     /// Products side by side into rows of `stride` numbers.
-    fn products(y: &mut [f32], write: Write, x: &Value, linears: &[&Linear<Slot<'_>>]) -> Vec<Map> {
+    fn products(
+        pool: &Arc<Pool>,
+        y: &mut [f32],
+        write: Write,
+        x: &Value,
+        linears: &[&Linear<Slot<'_>>],
+    ) -> Vec<Map> {
         let stride = y.len() / x.n_rows();
         let mut start = 0;
         let each = linears.iter().map(|linear| {
@@ -79,15 +86,35 @@ impl<'a> Recorder<'a> {
             if let Some(bias) = &linear.bias {
                 linear::add_bias(y, columns, bias.values);
             }
+            let adapter = linear.adapter.map(|adapter| thin(pool, y, columns, x, adapter));
             let bias = linear.bias.map(|bias| bias.index);
-            Map { weight: linear.weight.index, bias, columns }
+            Map { weight: linear.weight.index, bias, adapter, columns }
         });
         each.collect()
     }
 }
 
+/// Adds the product through an adapter, to which memory is as wide as its rank.
+fn thin(
+    pool: &Arc<Pool>,
+    y: &mut [f32],
+    columns: Columns,
+    x: &Value,
+    adapter: Adapter<Slot<'_>>,
+) -> Thin {
+    let Adapter { down, up, rank, scale } = adapter;
+    let mut inner = pool.take(x.n_rows() * rank);
+    let within = Columns { start: 0, count: rank, stride: rank };
+    linear::forward(&mut inner, within, Write::Replace, &x.numbers, down.values, 1.0);
+    linear::forward(y, columns, Write::Add, &inner, up.values, scale);
+    Thin { down: down.index, up: up.index, scale, inner, columns: within }
+}
+
 fn trains(linear: &Linear<Slot<'_>>) -> bool {
-    linear.weight.trainable || linear.bias.is_some_and(|bias| bias.trainable)
+    let Linear { weight, bias, adapter } = linear;
+    weight.trainable
+        || bias.is_some_and(|bias| bias.trainable)
+        || adapter.is_some_and(|adapter| adapter.down.trainable || adapter.up.trainable)
 }
 
 impl<'a> Ops for Recorder<'a> {
@@ -123,7 +150,7 @@ impl<'a> Ops for Recorder<'a> {
         let widths = linears.iter().map(|linear| linear.weight.values.len() / x.width);
         let width = widths.sum();
         let mut y = self.tape.pool.take(x.n_rows() * width);
-        let maps = Self::products(&mut y, Write::Replace, x, linears);
+        let maps = Self::products(&self.tape.pool, &mut y, Write::Replace, x, linears);
         let tracked = x.handle.tracked || linears.iter().any(|linear| trains(linear));
         let y = self.made(Part::Linear, start, Made { numbers: y, width, tracked });
         self.record(&y, |y| Node::Linear { y, x: x.clone(), maps, onto: None });
@@ -133,7 +160,7 @@ impl<'a> Ops for Recorder<'a> {
     fn add_linear(&mut self, onto: &Value, x: &Value, linear: &Linear<Slot<'a>>) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.copy(&onto.numbers);
-        let maps = Self::products(&mut y, Write::Add, x, &[linear]);
+        let maps = Self::products(&self.tape.pool, &mut y, Write::Add, x, &[linear]);
         let tracked = onto.handle.tracked || x.handle.tracked || trains(linear);
         let made = Made { numbers: y, width: onto.width, tracked };
         let y = self.made(Part::Linear, start, made);

@@ -186,7 +186,7 @@ fn a_configuration_may_leave_out_what_has_a_default() {
 #[test]
 fn half_precision_is_widened_exactly() {
     let source = Decoder::random(DecoderConfig::small(11), 1).unwrap();
-    let specs = source.specs();
+    let specs = source.trainable_specs();
     // Values that both formats hold exactly, with their bits.
     let table: [(f32, u16, u16); 6] = [
         (0.0, 0x0000, 0x0000),

@@ -74,7 +74,7 @@ pub(super) fn perturbed(config: DecoderConfig, seed: u64) -> Decoder {
         let (keep, add) = match parameter.spec.role {
             Role::Norm | Role::Bias => (1.0, 0.8),
             Role::Embedding | Role::Head => (20.0, 0.0),
-            Role::Matrix | Role::Residual => (1.0, 0.0),
+            Role::Matrix | Role::Residual | Role::AdapterDown | Role::AdapterUp => (1.0, 0.0),
         };
         for value in values {
             drawn += 1;

@@ -1,0 +1,147 @@
+//! Adapters in the form of Hugging Face's PEFT.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{LoraSettings, LoraTarget};
+use crate::checkpoint::{Piece, Precision, Tensors, read_object, write_json, write_tensors};
+use crate::layout::{Spec, specs};
+use crate::numbers::numbers;
+use crate::{Decoder, DecoderConfig, ModelError};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Options of PEFT that change what is computed, and what they are where they change nothing.
+const PLAIN: [(&str, &[&str]); 12] = [
+    ("alora_invocation_tokens", &["null"]),
+    ("alpha_pattern", &["null", "{}"]),
+    ("bias", &["\"none\""]),
+    ("fan_in_fan_out", &["false"]),
+    ("layers_to_transform", &["null"]),
+    ("lora_bias", &["false"]),
+    ("modules_to_save", &["null", "[]"]),
+    ("rank_pattern", &["null", "{}"]),
+    ("target_parameters", &["null", "[]"]),
+    ("trainable_token_indices", &["null"]),
+    ("use_dora", &["false"]),
+    ("use_rslora", &["false"]),
+];
+
+/// What an adapter's directory says.
+#[derive(Debug)]
+pub(crate) struct Peft {
+    pub(crate) settings: LoraSettings,
+    /// In the order of the parameters.
+    pub(crate) values: Vec<Vec<f32>>,
+}
+
+impl Peft {
+    /// Reads an adapter of a model of this configuration.
+    pub(crate) fn read(directory: &Path, config: &DecoderConfig) -> Result<Self, ModelError> {
+        let path = directory.join(CONFIG);
+        let json = read_object(&path)?;
+        let settings = settings(&json)
+            .map_err(|reason| ModelError::BadAdapter(format!("{} {reason}", path.display())))?;
+        settings.validate(config)?;
+        let specs = specs(config, Some(&settings));
+        let specs: Vec<Spec> = specs.into_iter().filter(|spec| spec.role.is_adapter()).collect();
+        let loaded = Tensors::in_file(&directory.join(WEIGHTS))?.read(&specs)?;
+        Ok(Self { settings, values: loaded.into_iter().map(|loaded| loaded.values).collect() })
+    }
+}
+
+impl Decoder {
+    /// Writes the adapters into an existing directory in the form of PEFT: `adapter_config.json` and
+    /// `adapter_model.safetensors`, F32. `PeftModel.from_pretrained(base, directory)` reads it.
+    ///
+    /// # Errors
+    /// [`ModelError::BadAdapter`] for a model without adapters, and when a file cannot be written.
+    pub fn save_adapter(&self, directory: &Path) -> Result<(), ModelError> {
+        let Some(settings) = self.lora() else {
+            return Err(ModelError::BadAdapter("it has no adapters to save".to_owned()));
+        };
+        let adapters = || self.parameters().iter().filter(|p| p.spec.role.is_adapter());
+        let held = adapters().map(|parameter| numbers(&parameter.var));
+        let held = held.collect::<candle_core::Result<Vec<_>>>()?;
+        let pieces = adapters().zip(&held).map(|(parameter, values)| Piece {
+            name: parameter.spec.name.clone(),
+            shape: &parameter.spec.shape,
+            values,
+            adapter: None,
+            precision: Precision::Single,
+        });
+        write_tensors(&directory.join(WEIGHTS), pieces)?;
+        write_json(&directory.join(CONFIG), &to_json(settings, self.directory()))
+    }
+
+    /// The same model with adapters that [`Self::save_adapter`] or PEFT wrote for it.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, adapters are of a kind that is not supported here, or tensors are missing, unknown or
+    /// of another shape; all of them are named.
+    pub fn with_adapter(self, directory: &Path) -> Result<Self, ModelError> {
+        let Peft { settings, values } = Peft::read(directory, self.config())?;
+        let mut values = values.into_iter();
+        self.adapted(&settings, |_| values.next().unwrap_or_default())
+    }
+}
+
+/// As PEFT writes it, with its defaults for all that is not said here.
+fn to_json(settings: &LoraSettings, base: Option<&Path>) -> Map<String, Value> {
+    let LoraSettings { rank, alpha, .. } = settings;
+    let targets: Vec<&str> = settings.reached().map(LoraTarget::name).collect();
+    // A whole number in Python's eyes.
+    let alpha = if alpha.fract() == 0.0 { json!(*alpha as i64) } else { json!(alpha) };
+    let json = json!({
+        "alpha_pattern": {},
+        "auto_mapping": null,
+        "base_model_name_or_path": base.map(|base| base.to_string_lossy()),
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {},
+        "revision": null,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+        "use_dora": false,
+        "use_rslora": false,
+    });
+    json.as_object().cloned().unwrap_or_default()
+}
+
+/// What PEFT wrote, or why it cannot be computed here.
+fn settings(json: &Map<String, Value>) -> Result<LoraSettings, String> {
+    let kind = json.get("peft_type").and_then(Value::as_str).unwrap_or_default();
+    if kind != "LORA" {
+        return Err(format!("has the peft_type {kind:?}; only LORA is supported"));
+    }
+    for (key, plain) in PLAIN {
+        let value = json.get(key).map(Value::to_string);
+        if let Some(value) = value.filter(|value| !plain.contains(&value.as_str())) {
+            return Err(format!("has {key} = {value}, which is not supported"));
+        }
+    }
+    let rank = json.get("r").and_then(Value::as_u64).ok_or("has no rank r")?;
+    let alpha = json.get("lora_alpha").and_then(Value::as_f64).ok_or("has no lora_alpha")?;
+    let targets = match json.get("target_modules") {
+        Some(Value::Array(names)) => names.iter().map(target).collect::<Result<_, _>>()?,
+        Some(all @ Value::String(_)) => vec![target(all)?],
+        _ => return Err("has no target_modules".to_owned()),
+    };
+    Ok(LoraSettings { rank: rank as usize, alpha, targets })
+}
+
+fn target(name: &Value) -> Result<LoraTarget, String> {
+    serde_json::from_value(name.clone())
+        .map_err(|_| format!("names {name} in target_modules, which is not supported"))
+}

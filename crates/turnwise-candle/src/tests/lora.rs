@@ -1,0 +1,413 @@
+//! Adapters: what they compute, what trains, and what is written.
+
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use safetensors::tensor::SafeTensors;
+use turnwise_rollout::{Policy, SampleRequest, uniform_at};
+use turnwise_training::{Learner, LearnerError, Row, Target, Update};
+use turnwise_trajectory::{PolicyVersion, Sampling};
+
+use super::block_on;
+use super::checkpoint::edit_json;
+use super::fixture::{distance, norm};
+use super::forward::{BOTH, check_differences, run};
+use super::variants::{perturbed, variants};
+use crate::layout::Role;
+use crate::tape::Keep;
+use crate::trainer::Trainer;
+use crate::{
+    AdamW, CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, Kernels,
+    LearnerSettings, LoraSettings, LoraTarget,
+};
+
+const ATTENTION: [LoraTarget; 4] =
+    [LoraTarget::Query, LoraTarget::Key, LoraTarget::Value, LoraTarget::Output];
+
+/// Adapters on all that can have one.
+fn settings(config: &DecoderConfig) -> LoraSettings {
+    let has_experts = config.architecture.experts().is_some();
+    let targets = if has_experts { ATTENTION.to_vec() } else { vec![LoraTarget::AllLinear] };
+    LoraSettings { rank: 3, alpha: 4.5, targets }
+}
+
+/// A model whose adapters have learnt something.
+fn adapted(config: &DecoderConfig, seed: u64) -> Decoder {
+    learnt(perturbed(config.clone(), seed).with_lora(&settings(config), seed).unwrap(), seed)
+}
+
+/// Another value for what begins at zero, which would hide much.
+fn learnt(model: Decoder, seed: u64) -> Decoder {
+    let mut values = model.values().unwrap();
+    let mut drawn = 0;
+    for (parameter, values) in model.parameters().iter().zip(&mut values) {
+        for value in values.iter_mut().filter(|_| parameter.spec.role == Role::AdapterUp) {
+            drawn += 1;
+            *value = 0.3 * (uniform_at(seed + 2, drawn) as f32 - 0.5);
+        }
+    }
+    model.set_values(values).unwrap();
+    model
+}
+
+fn small() -> Decoder {
+    Decoder::random(DecoderConfig::small(29), 4).unwrap()
+}
+
+fn lora() -> LoraSettings {
+    LoraSettings { rank: 4, alpha: 8.0, ..LoraSettings::default() }
+}
+
+fn ids() -> Vec<u32> {
+    (0..40).map(|i| (i * 7) % 23).collect()
+}
+
+fn doubles(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(*value)).collect()
+}
+
+#[test]
+fn with_new_adapters_a_model_is_its_base() {
+    for config in variants() {
+        for kernels in BOTH {
+            let base = perturbed(config.clone(), 2).with_kernels(kernels);
+            let logits = base.logits(&ids()).unwrap();
+            let values = base.values().unwrap();
+            let model = base.with_lora(&settings(&config), 9).unwrap();
+            assert_eq!(model.logits(&ids()).unwrap(), logits, "{kernels:?}");
+            assert!(model.merged().unwrap().values().unwrap() == values);
+        }
+    }
+}
+
+#[test]
+fn gradients_of_adapters_are_finite_differences() {
+    for config in variants() {
+        let config = DecoderConfig { hidden_size: 24, intermediate_size: 40, ..config };
+        check_differences(&adapted(&config, 3), &ids()[..19]);
+    }
+}
+
+#[test]
+fn both_kernels_agree_on_adapters_whatever_is_kept() {
+    for config in variants() {
+        let run = |kernels, keep| run(&adapted(&config, 5).with_kernels(kernels), keep);
+        let reference = run(Kernels::Plain, Keep::Activations);
+        for (kernels, keep) in [
+            (Kernels::Fused, Keep::Activations),
+            (Kernels::Fused, Keep::Layers),
+            (Kernels::Plain, Keep::Layers),
+        ] {
+            let ours = run(kernels, keep);
+            for (index, (ours, reference)) in ours.iter().zip(&reference).enumerate() {
+                let reference = doubles(reference);
+                let error = norm(ours.iter().zip(&reference).map(|(a, b)| f64::from(*a) - b));
+                let scale = norm(reference.iter().copied());
+                let what = format!("{:?} {kernels:?} {keep:?} {index}", config.architecture);
+                assert!(ours.is_empty() || error < 1e-5 * scale, "{what}: {error} of {scale}");
+            }
+        }
+    }
+}
+
+/// How far apart two models score the same tokens, in nats.
+fn apart(a: &Decoder, b: &Decoder) -> f64 {
+    let score = |model: &Decoder| model.score(&[ids()]).unwrap().concat();
+    distance(&score(a), &doubles(&score(b)))
+}
+
+#[test]
+fn merged_and_saved_adapters_are_the_same_model() {
+    for config in variants() {
+        let model = adapted(&config, 6);
+        let base = || perturbed(config.clone(), 6);
+        assert!(apart(&model, &base()) > 0.1);
+        let error = apart(&model, &adapted(&config, 6).merged().unwrap());
+        assert!(error < 1e-5, "{error}");
+
+        let whole = tempfile::tempdir().unwrap();
+        model.save(whole.path()).unwrap();
+        let whole = Decoder::from_directory(whole.path()).unwrap();
+        assert!(apart(&model, &whole) < 1e-5 && whole.lora().is_none());
+
+        let alone = tempfile::tempdir().unwrap();
+        model.save_adapter(alone.path()).unwrap();
+        let again = base().with_adapter(alone.path()).unwrap();
+        assert!(again.values().unwrap() == model.values().unwrap());
+        assert_eq!(apart(&again, &model), 0.0);
+    }
+}
+
+/// All that may be asked for.
+fn any_settings() -> impl Strategy<Value = LoraSettings> {
+    let targets = proptest::sample::subsequence(
+        vec![
+            LoraTarget::Query,
+            LoraTarget::Key,
+            LoraTarget::Value,
+            LoraTarget::Output,
+            LoraTarget::Gate,
+            LoraTarget::Up,
+            LoraTarget::Down,
+        ],
+        1..=7,
+    );
+    let each = (1_usize..30, 0.1_f64..20.0, targets);
+    each.prop_map(|(rank, alpha, targets)| LoraSettings { rank, alpha, targets })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn adapters_of_any_form_merge_train_what_they_say_and_survive_their_files(
+        settings in any_settings(),
+        seed in 0_u64..1000,
+    ) {
+        let config = variants()[0].clone();
+        let base = || perturbed(config.clone(), seed);
+        let model = learnt(base().with_lora(&settings, seed).unwrap(), seed);
+        let trained: Vec<&str> = model.trainable().map(|p| p.spec.name.as_str()).collect();
+        prop_assert_eq!(trained.len(), 2 * config.n_layers * settings.targets.len());
+        for name in &trained {
+            let named = settings.targets.iter().any(|target| name.contains(target.name()));
+            prop_assert!(named && name.contains("lora_"), "{}", name);
+        }
+        let directory = tempfile::tempdir().unwrap();
+        model.save_adapter(directory.path()).unwrap();
+        let again = base().with_adapter(directory.path()).unwrap();
+        prop_assert_eq!(again.lora(), Some(&settings));
+        prop_assert!(again.values().unwrap() == model.values().unwrap());
+        prop_assert!(apart(&model, &again.merged().unwrap()) < 1e-4);
+    }
+}
+
+fn row(ids: &[u32]) -> Row {
+    let targets = (1..ids.len()).map(|position| Target { position, temperature: 1.0 }).collect();
+    Row { ids: ids.to_vec(), targets, ..Row::default() }
+}
+
+async fn train(learner: &mut CandleLearner, rows: &[Row], learning_rate: f64) {
+    let mut likelihood = |logprobs: &[Vec<f32>]| {
+        let count: usize = logprobs.iter().map(Vec::len).sum();
+        Ok(logprobs.iter().map(|row| vec![-1.0 / count as f32; row.len()]).collect())
+    };
+    learner.accumulate(rows, &mut likelihood).await.unwrap();
+    let update = Update { learning_rate, max_grad_norm: 1.0 };
+    assert!(learner.step(update).await.unwrap().applied);
+}
+
+#[test]
+fn a_short_sequence_is_learnt_by_heart_and_drawn_with_merged_weights() {
+    block_on(async {
+        for recompute_layers in [false, true] {
+            let settings = LearnerSettings { recompute_layers, ..LearnerSettings::default() };
+            // Not a random model: the logits of its head, which is frozen, would be too small for any certainty.
+            let base = perturbed(DecoderConfig::small(29), 4);
+            let model = base.with_lora(&lora(), 1).unwrap();
+            let mut learner = CandleLearner::with_settings(model, AdamW::default(), settings);
+            let policy = learner.policy(EngineSettings::default());
+            learner.check_gradients().await.unwrap();
+            let rows = [row(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9])];
+            for _ in 0..250 {
+                train(&mut learner, &rows, 2e-2).await;
+            }
+            let logprobs = learner.logprobs(&rows).await.unwrap().concat();
+            assert!(logprobs.iter().all(|logprob| *logprob > -0.1), "{logprobs:?}");
+            learner.publish().await.unwrap();
+            let asked = SampleRequest {
+                prompt: rows[0].ids[..4].to_vec(),
+                stop: vec![],
+                max_tokens: 11,
+                sampling: Sampling { temperature: 1.0, ..Sampling::default() },
+                seed: 0,
+                first_index: 0,
+                min_version: PolicyVersion(1),
+                session: 0,
+            };
+            for (drawn, (id, logprob)) in policy
+                .sample(asked)
+                .await
+                .unwrap()
+                .tokens
+                .iter()
+                .zip(rows[0].ids[4..].iter().zip(&logprobs[3..]))
+            {
+                assert_eq!(drawn.id, *id);
+                assert!((drawn.logprob - logprob).abs() < 1e-5);
+            }
+        }
+    });
+}
+
+#[test]
+fn frozen_weights_do_not_move_and_take_no_memory_in_training() {
+    for kernels in BOTH {
+        let model = small().with_lora(&lora(), 1).unwrap().with_kernels(kernels);
+        let before = model.values().unwrap();
+        let mut trainer =
+            Trainer::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
+        let rows = [row(&ids())];
+        for _ in 0..3 {
+            let (logprobs, pending) = trainer.forward(&rows).unwrap();
+            trainer.backward(pending, &vec![-1.0; logprobs[0].len()]).unwrap();
+            let parameters = trainer.model().parameters().iter();
+            for (parameter, gradient) in parameters.zip(trainer.gradients()) {
+                assert_eq!(gradient.capacity() > 0, parameter.spec.role.is_adapter());
+            }
+            trainer.step(Update { learning_rate: 1e-2, max_grad_norm: 1.0 }).unwrap();
+        }
+        let after = trainer.model().values().unwrap();
+        for (parameter, (before, after)) in
+            trainer.model().parameters().iter().zip(before.iter().zip(&after))
+        {
+            let name = &parameter.spec.name;
+            assert_eq!(before != after, parameter.spec.role.is_adapter(), "{name}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        trainer.save(directory.path()).unwrap();
+        let moments = fs::read(directory.path().join("optimizer.safetensors")).unwrap();
+        let moments = SafeTensors::deserialize(&moments).unwrap();
+        let adapters = moments.names().into_iter().filter(|name| name.contains("lora_")).count();
+        // Two moments of two matrices of seven adapters in two layers, and the number of steps.
+        assert_eq!((adapters, moments.names().len()), (56, 57));
+    }
+}
+
+/// While B is zero, so is the gradient of A: that is no fault. A parameter that is not reached is one.
+#[test]
+fn a_zero_gradient_of_new_adapters_is_no_error() {
+    let model = small().with_lora(&lora(), 1).unwrap();
+    let trainer = Trainer::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
+    trainer.check_gradients().unwrap();
+    let miswired = trainer.check_gradients_in(|network| {
+        let other = network.layers[0].query.adapter.unwrap();
+        network.layers[1].query.adapter.as_mut().unwrap().up.index = other.up.index;
+    });
+    let Err(LearnerError::NoGradient { names }) = miswired else { panic!("{miswired:?}") };
+    assert_eq!(names, ["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]);
+}
+
+#[test]
+fn a_saved_learner_goes_on_from_its_base_as_if_nothing_had_happened() {
+    block_on(async {
+        let rows = [row(&[1, 2, 3, 4, 5]), row(&[9, 8, 7])];
+        let learner = |base: Decoder, seed| {
+            CandleLearner::new(base.with_lora(&lora(), seed).unwrap(), AdamW::default())
+        };
+        let mut first = learner(small(), 1);
+        first.keep_reference().await.unwrap();
+        let start = first.logprobs(&rows).await.unwrap();
+        train(&mut first, &rows, 1e-2).await;
+        train(&mut first, &rows, 1e-2).await;
+        let directory = tempfile::tempdir().unwrap();
+        first.save(directory.path()).await.unwrap();
+        let now = first.logprobs(&rows).await.unwrap();
+        train(&mut first, &rows, 1e-2).await;
+        let later = first.logprobs(&rows).await.unwrap();
+        assert_eq!(first.reference_logprobs(&rows).await.unwrap(), start);
+
+        let mut second = learner(small(), 2);
+        second.load(directory.path(), PolicyVersion(2)).await.unwrap();
+        assert_eq!(second.logprobs(&rows).await.unwrap(), now);
+        second.keep_reference().await.unwrap();
+        train(&mut second, &rows, 1e-2).await;
+        assert_eq!(second.logprobs(&rows).await.unwrap(), later);
+        assert_eq!(second.reference_logprobs(&rows).await.unwrap(), now);
+
+        // The checkpoint is a model by itself, and its adapters are one of PEFT's.
+        let whole = Decoder::from_directory(directory.path()).unwrap();
+        let mut whole = CandleLearner::new(whole, AdamW::default());
+        let whole = whole.logprobs(&rows).await.unwrap().concat();
+        assert!(distance(&whole, &doubles(&now.concat())) < 1e-5);
+        let peft = small().with_adapter(&directory.path().join("adapter")).unwrap();
+        let mut peft = CandleLearner::new(peft, AdamW::default());
+        assert_eq!(peft.logprobs(&rows).await.unwrap(), now);
+
+        let other = Decoder::random(DecoderConfig::small(29), 5).unwrap();
+        let mut other = learner(other, 1);
+        let error = other.load(directory.path(), PolicyVersion(2)).await.unwrap_err();
+        assert!(reason(&error).contains("its base was another one"), "{}", reason(&error));
+        let two = LoraSettings { rank: 2, ..lora() };
+        let mut two = CandleLearner::new(small().with_lora(&two, 1).unwrap(), AdamW::default());
+        assert!(two.load(directory.path(), PolicyVersion(2)).await.is_err());
+    });
+}
+
+fn reason(error: &LearnerError) -> String {
+    std::error::Error::source(error).unwrap().to_string()
+}
+
+#[test]
+fn an_engine_that_takes_the_model_draws_what_one_beside_it_draws() {
+    block_on(async {
+        for config in variants() {
+            let model = adapted(&config, 8);
+            let beside = CandlePolicy::new(&model, EngineSettings::default()).unwrap();
+            let instead = CandlePolicy::from_model(model, EngineSettings::default()).unwrap();
+            let asked = SampleRequest {
+                prompt: ids(),
+                stop: vec![],
+                max_tokens: 9,
+                sampling: Sampling::default(),
+                seed: 3,
+                first_index: 0,
+                min_version: PolicyVersion(0),
+                session: 0,
+            };
+            let drawn = beside.sample(asked.clone()).await.unwrap();
+            assert_eq!(instead.sample(asked).await.unwrap(), drawn);
+        }
+    });
+}
+
+#[test]
+fn adapters_that_cannot_be_say_why() {
+    let refusal = |settings: LoraSettings, config: &DecoderConfig| {
+        let model = Decoder::random(config.clone(), 1).unwrap();
+        model.with_lora(&settings, 1).unwrap_err().to_string()
+    };
+    let plain = DecoderConfig::small(29);
+    let cases = [
+        (LoraSettings { rank: 0, ..lora() }, "the rank is 0"),
+        (LoraSettings { alpha: f64::NAN, ..lora() }, "alpha is NaN"),
+        (LoraSettings { alpha: 0.0, ..lora() }, "alpha is 0"),
+        (LoraSettings { targets: vec![], ..lora() }, "no targets"),
+    ];
+    for (settings, expected) in cases {
+        let said = refusal(settings, &plain);
+        assert!(said.starts_with("adapt the model: ") && said.contains(expected), "{said}");
+    }
+    for target in [LoraTarget::AllLinear, LoraTarget::Down] {
+        let said = refusal(LoraSettings { targets: vec![target], ..lora() }, &variants()[4]);
+        assert!(said.contains(target.name()) && said.contains("experts"), "{said}");
+    }
+    let twice = small().with_lora(&lora(), 1).unwrap().with_lora(&lora(), 1).unwrap_err();
+    assert!(twice.to_string().contains("already"), "{twice}");
+    let nothing = small().save_adapter(Path::new("nowhere")).unwrap_err();
+    assert!(nothing.to_string().contains("no adapters"), "{nothing}");
+}
+
+#[test]
+fn adapters_that_compute_something_else_are_refused() {
+    let cases = [
+        ("peft_type", serde_json::json!("IA3"), "peft_type"),
+        ("use_rslora", true.into(), "use_rslora"),
+        ("use_dora", true.into(), "use_dora"),
+        ("bias", "all".into(), "bias"),
+        ("rank_pattern", serde_json::json!({"q_proj": 2}), "rank_pattern"),
+        ("modules_to_save", serde_json::json!(["lm_head"]), "modules_to_save"),
+        ("target_modules", serde_json::json!(["q_proj", "lm_head"]), "lm_head"),
+        ("target_modules", serde_json::json!(["q_proj"]), "lora_A.weight"),
+        ("r", 5.into(), "[5, 64]"),
+    ];
+    for (key, value, expected) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let model = small().with_lora(&lora(), 1).unwrap();
+        model.save_adapter(directory.path()).unwrap();
+        edit_json(&directory.path().join("adapter_config.json"), |json| json[key] = value);
+        let said = small().with_adapter(directory.path()).unwrap_err().to_string();
+        assert!(said.contains(expected), "{key}: {said}");
+    }
+}
