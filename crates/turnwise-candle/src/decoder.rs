@@ -147,7 +147,8 @@ impl Decoder {
     }
 
     /// Shows each tensor of the checkpoint in turn: its name in Hugging Face's files, its shape, and its numbers row by row.
-    /// Experts come one by one, as they lie in files; a tied head does not come again.
+    /// Experts come one by one, as they lie in files; a tied head does not come again, and adapters are in the matrices they
+    /// are added to.
     ///
     /// # Errors
     /// The first one of `visit`, or that weights cannot be read.
@@ -155,14 +156,16 @@ impl Decoder {
         &self,
         mut visit: impl FnMut(&str, &[usize], &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
-        for Parameter { spec, var, .. } in &self.parameters {
-            let values = numbers(var).map_err(ModelError::from)?;
-            let size = (spec.len() / spec.n_tensors()).max(1);
-            for (name, values) in spec.tensor_names().zip(values.chunks_exact(size)) {
-                visit(&name, spec.tensor_shape(), values)?;
+        self.with_linears(|linears| {
+            let own = self.parameters.iter().zip(linears);
+            for (Parameter { spec, .. }, linear) in own.filter(|(p, _)| !p.spec.role.is_adapter()) {
+                let size = (spec.len() / spec.n_tensors()).max(1);
+                for (name, values) in spec.tensor_names().zip(linear.merged().chunks_exact(size)) {
+                    visit(&name, spec.tensor_shape(), values)?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })?
     }
 
     /// How many of them train: all, or those of its adapters.

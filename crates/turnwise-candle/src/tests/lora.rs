@@ -411,3 +411,21 @@ fn adapters_that_compute_something_else_are_refused() {
         assert!(said.contains(expected), "{key}: {said}");
     }
 }
+
+/// What other engines are given of a model with adapters is an ordinary checkpoint.
+#[test]
+fn the_tensors_of_a_model_with_adapters_are_those_of_the_merged_one() {
+    let tensors = |model: &Decoder| {
+        let mut shown = Vec::new();
+        let visit = |name: &str, shape: &[usize], values: &[f32]| {
+            shown.push((name.to_owned(), shape.to_vec(), values.to_vec()));
+            Ok::<_, crate::ModelError>(())
+        };
+        model.for_each_tensor(visit).unwrap();
+        shown
+    };
+    let config = &variants()[3];
+    let shown = tensors(&adapted(config, 6));
+    assert_eq!(shown, tensors(&adapted(config, 6).merged().unwrap()));
+    assert_ne!(shown, tensors(&perturbed(config.clone(), 6)));
+}
