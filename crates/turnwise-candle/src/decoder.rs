@@ -400,12 +400,14 @@ impl Decoder {
     }
 
     /// Copies of the weights, in the order of [`specs`].
+    #[cfg(test)]
     pub(crate) fn values(&self) -> Result<Vec<Vec<f32>>, ModelError> {
         let copies = self.parameters.iter().map(|parameter| Ok(numbers(&parameter.var)?.to_vec()));
         copies.collect()
     }
 
     /// Overwrites the weights with values in the order of [`specs`].
+    #[cfg(test)]
     pub(crate) fn set_values(&self, values: Vec<Vec<f32>>) -> Result<(), ModelError> {
         for (parameter, values) in self.parameters.iter().zip(values) {
             let shape = parameter.spec.shape.clone();
