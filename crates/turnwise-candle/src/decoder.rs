@@ -422,6 +422,7 @@ impl Decoder {
     }
 
     /// Copies of the weights, in the order of [`specs`].
+    #[cfg(test)]
     pub(crate) fn values(&self) -> Result<Vec<Vec<f32>>, ModelError> {
         let copies = self.parameters.iter().map(|parameter| Ok(numbers(&parameter.var)?.to_vec()));
         copies.collect()

@@ -222,15 +222,15 @@ impl Decoder {
             return Err(ModelError::BadAdapter(reason));
         }
         let model = self.beside(values)?;
-        let theirs = whole.values()?;
-        let differs = model.with_linears(|linears| {
-            let own = linears.iter().zip(model.parameters());
-            let mut own =
-                own.filter(|(_, parameter)| !parameter.spec.role.is_adapter()).zip(theirs);
-            let (_, parameter) =
-                own.find(|((linear, _), theirs)| differ(&linear.merged(), theirs))?.0;
-            Some(parameter.spec.name.clone())
-        })?;
+        let differs = whole.with_linears(|theirs| {
+            model.with_linears(|ours| {
+                let ours = ours.iter().zip(model.parameters());
+                let ours = ours.filter(|(_, parameter)| !parameter.spec.role.is_adapter());
+                let mut pairs = ours.zip(theirs);
+                let differs = pairs.find(|((own, _), other)| differ(&own.merged(), other.weight));
+                differs.map(|((_, parameter), _)| parameter.spec.name.clone())
+            })
+        })??;
         match differs {
             Some(name) => Err(ModelError::BadAdapter(format!(
                 "{name} with its adapter is not what the checkpoint holds, so its base was another one"
@@ -253,8 +253,7 @@ fn differ(ours: &[f32], theirs: &[f32]) -> bool {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let size: f64 = ours.iter().map(|x| square(*x)).sum();
     let difference: f64 = ours.iter().zip(theirs).map(|(a, b)| square(a - b)).sum();
-    // Written so that what is not a number differs.
-    !(difference <= 1e-10 * size)
+    difference.is_nan() || difference > 1e-10 * size
 }
 
 impl<'a> Linear<&'a [f32]> {

@@ -316,6 +316,21 @@ mod tests {
     }
 
     #[test]
+    fn adapters_that_cannot_be_are_refused() {
+        let refusal = |text: &str| refusal(&format!("[model]\n{text}\n"), &[]);
+        let said = refusal("directory = \"base\"\nlora = {rank = 0}");
+        assert!(said.contains("`model.lora.rank` is 0") && said.contains(":3:"), "{said}");
+        let said = refusal("directory = \"base\"\nlora = {alpha = -1.0}");
+        assert!(said.contains("`model.lora.alpha` is -1"), "{said}");
+        let said = refusal("directory = \"base\"\nlora = {targets = []}");
+        assert!(said.contains("`model.lora.targets` is empty"), "{said}");
+        let said = refusal("directory = \"base\"\nlora = {targets = [\"q_prj\"]}");
+        assert!(said.contains("unknown value `q_prj`") && said.contains("`q_proj`"), "{said}");
+        let said = refusal("lora = {}");
+        assert!(said.contains("`model.lora` freezes the model"), "{said}");
+    }
+
+    #[test]
     fn overrides_come_after_the_file() {
         let overrides =
             ["train.learning_rate=5e-4".to_owned(), "environment.name=calculator".to_owned()];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use turnwise::candle::CandleLearner;
+use turnwise::candle::{CandleLearner, EngineSettings};
 use turnwise::rollout::Policy;
 
 use crate::config::{Config, EngineName};
@@ -12,12 +12,13 @@ use crate::failure::Failure;
 #[cfg_attr(not(feature = "gguf"), expect(clippy::unused_async, reason = "the other engine waits"))]
 pub(crate) async fn policy(
     config: &Config,
+    settings: EngineSettings,
     learner: &CandleLearner,
 ) -> Result<Arc<dyn Policy>, Failure> {
     match config.rollout.engine {
-        EngineName::Candle => Ok(Arc::new(learner.policy(config.engine))),
+        EngineName::Candle => Ok(Arc::new(learner.policy(settings))),
         #[cfg(feature = "gguf")]
-        EngineName::Gguf => Ok(Arc::new(gguf(config, learner).await?)),
+        EngineName::Gguf => Ok(Arc::new(gguf(config, settings, learner).await?)),
         #[cfg(not(feature = "gguf"))]
         EngineName::Gguf => Err(Failure::refused("the engine `gguf` was not built")),
     }
@@ -39,6 +40,7 @@ pub(crate) fn keep_products_together() {
 #[cfg(feature = "gguf")]
 async fn gguf(
     config: &Config,
+    settings: EngineSettings,
     learner: &CandleLearner,
 ) -> Result<turnwise::gguf::GgufPolicy, Failure> {
     use turnwise::gguf::{GgufPolicy, GgufSettings, Quantization};
@@ -52,7 +54,8 @@ async fn gguf(
         Some(name) => name.word().parse().map_err(refused)?,
     };
     // What is drawn does not depend on how many draw.
-    let threads = std::thread::available_parallelism().map_or(1, Into::into);
-    let settings = GgufSettings { threads, max_kv_bytes: config.engine.max_kv_bytes };
+    let available = || std::thread::available_parallelism().map_or(1, Into::into);
+    let threads = if settings.threads == 0 { available() } else { settings.threads };
+    let settings = GgufSettings { threads, max_kv_bytes: settings.max_kv_bytes };
     GgufPolicy::following(learner, quantization, settings).await.map_err(refused)
 }

@@ -10,7 +10,7 @@ use crate::{interrupt, say};
 
 pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
     let Loaded { config, .. } = load(arguments)?;
-    let (session, _learner) = Session::new(config, Some(&arguments.model)).await?;
+    let session = Session::drawing(config, &arguments.model).await?;
     let stop = interrupt::listen();
     let settings = session.evaluation_settings();
     let Some(evaluation) = training::evaluate(&session.evaluated(), &settings, &stop).await? else {

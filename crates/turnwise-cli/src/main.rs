@@ -18,6 +18,7 @@ mod score;
 mod screen;
 mod session;
 mod simulate;
+mod threads;
 mod train;
 
 use std::io::{self, Write};
@@ -27,6 +28,7 @@ use arguments::{Arguments, Command, EnvCommand};
 use clap::Parser;
 use config::Config;
 use failure::Failure;
+use turnwise::candle::LoraSettings;
 
 /// Every tensor is a large block for a short time, which the system's allocator gives back and asks for again.
 #[global_allocator]
@@ -76,9 +78,13 @@ async fn apart(work: impl FnOnce() -> Result<(), Failure> + Send + 'static) -> R
 }
 
 fn print_config() -> Result<(), Failure> {
-    let text = toml_edit::ser::to_string_pretty(&Config::default())
-        .map_err(|error| Failure::runtime(&error))?;
-    say(&text)
+    let text = toml_edit::ser::to_string_pretty(&Config::default());
+    let text = text.map_err(|error| Failure::runtime(&error))?;
+    // Whether it is there says whether there are adapters at all.
+    let lora = toml_edit::ser::to_string(&LoraSettings::default());
+    let lora = lora.map_err(|error| Failure::runtime(&error))?;
+    let lora = format!("[model.lora]\n{lora}").replace('\n', "\n# ");
+    say(&format!("{text}\n# {}\n", lora.trim_end_matches("\n# ")))
 }
 
 /// Prints; a reader that went away is no failure.

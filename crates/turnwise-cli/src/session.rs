@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use turnwise::candle::{CandleLearner, Decoder, DecoderConfig, locate};
+use turnwise::candle::{
+    CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings, locate,
+};
 use turnwise::chat::{MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
 use turnwise::rollout::{ChatAgents, Policy, PoolSettings, Renderer};
@@ -19,6 +21,7 @@ use crate::engine;
 use crate::environments;
 use crate::failure::Failure;
 use crate::form::{Source, Wanted};
+use crate::threads::Threads;
 
 /// What a run works with.
 pub(crate) struct Session {
@@ -38,16 +41,23 @@ const MODEL: u64 = 1;
 const DEMONSTRATIONS: u64 = 2;
 const EVALUATION: u64 = 3;
 const ROLLOUTS: u64 = 4;
+const ADAPTERS: u64 = 6;
 
 /// Demonstrations that a vocabulary is trained on.
 const N_VOCABULARY_EPISODES: usize = 1024;
 
-impl Session {
-    /// Makes suite, tokenizer, model and engine. `model` is a directory to load instead of what the settings say.
-    pub(crate) async fn new(
-        mut config: Config,
-        model: Option<&Path>,
-    ) -> Result<(Self, CandleLearner), Failure> {
+/// All of a session but what draws, and the model to draw with.
+struct Prepared {
+    config: Config,
+    suite: Box<dyn Suite>,
+    renderer: Arc<dyn Renderer>,
+    tokenizer: Arc<Tokenizer>,
+    belongings: Vec<(&'static str, Vec<u8>)>,
+    model: String,
+}
+
+impl Prepared {
+    async fn new(mut config: Config, model: Option<&Path>) -> Result<(Self, Decoder), Failure> {
         let suite = environments::suite(&config.environment.name, &config.environment.options)?;
         let directory = match model.or(config.model.directory.as_deref()) {
             Some(model) => Some(located(model)?),
@@ -65,12 +75,63 @@ impl Session {
         let tokenizer = source.tokenizer.clone();
         check_context(&config, &decoder)?;
         check_vocabulary(&tokenizer, &decoder)?;
-        let description = describe(directory.as_deref(), &decoder);
+        let model = describe(directory.as_deref(), &decoder);
         let belongings = directory.as_deref().map_or_else(Vec::new, belongings);
-        let learner = CandleLearner::new(decoder, config.optimizer);
-        let policy = engine::policy(&config, &learner).await?;
-        let (renderer, model) = (form.renderer, description);
-        Ok((Self { config, suite, renderer, tokenizer, belongings, policy, model }, learner))
+        let renderer = form.renderer;
+        Ok((Self { config, suite, renderer, tokenizer, belongings, model }, decoder))
+    }
+
+    /// Adds new adapters where the settings ask for them. A run that goes on has to find their base again, from wherever.
+    fn adapt(&mut self, decoder: Decoder) -> Result<Decoder, Failure> {
+        let Some(lora) = &self.config.model.lora else { return Ok(decoder) };
+        let seed = derive_seed(self.config.run.seed, ADAPTERS);
+        let decoder = decoder.with_lora(lora, seed).map_err(|error| Failure::refused_by(&error))?;
+        self.model += &format!(
+            "; {:.2}M more in adapters of rank {} train",
+            decoder.n_trainable() as f64 / 1e6,
+            lora.rank
+        );
+        if let Some(directory) = &mut self.config.model.directory
+            && let Ok(absolute) = directory.canonicalize()
+        {
+            *directory = absolute;
+        }
+        Ok(decoder)
+    }
+
+    fn with(self, policy: Arc<dyn Policy>) -> Session {
+        let Self { config, suite, renderer, tokenizer, belongings, model } = self;
+        Session { config, suite, renderer, tokenizer, belongings, policy, model }
+    }
+}
+
+impl Session {
+    /// Makes suite, tokenizer, model and engine. `model` is a directory to load instead of what the settings say.
+    pub(crate) async fn new(
+        config: Config,
+        model: Option<&Path>,
+    ) -> Result<(Self, CandleLearner), Failure> {
+        let (mut prepared, decoder) = Box::pin(Prepared::new(config, model)).await?;
+        let decoder = prepared.adapt(decoder)?;
+        let (train, optimizer) = (&prepared.config.train, prepared.config.optimizer);
+        let threads = Threads::divide(&prepared.config);
+        let settings = LearnerSettings {
+            balance: train.balance,
+            recompute_layers: train.recompute_layers,
+            threads: threads.learner,
+        };
+        let engine_settings = EngineSettings { threads: threads.engine, ..prepared.config.engine };
+        let learner = CandleLearner::with_settings(decoder, optimizer, settings);
+        let policy = engine::policy(&prepared.config, engine_settings, &learner).await?;
+        Ok((prepared.with(policy), learner))
+    }
+
+    /// The same without a learner, so that the model is in memory once: in the engine's own form.
+    pub(crate) async fn drawing(config: Config, model: &Path) -> Result<Self, Failure> {
+        let (prepared, decoder) = Box::pin(Prepared::new(config, Some(model))).await?;
+        let policy = CandlePolicy::from_model(decoder, prepared.config.engine);
+        let policy = policy.map_err(|error| Failure::refused_by(&error))?;
+        Ok(prepared.with(Arc::new(policy)))
     }
 
     /// The trainer of the run, at step 0.

@@ -99,10 +99,21 @@ async fn reopen(
     run: &Path,
     checkpoint: &Path,
 ) -> Result<(Session, CandleLearner), Failure> {
-    if config.objective.kl.beta == 0.0 {
+    let (reference, needs_reference) = (run.join(REFERENCE), config.objective.kl.beta > 0.0);
+    if config.model.lora.is_some() {
+        // Adapters go on from the model that they were begun on, which the settings name.
+        let (session, mut learner) = Session::new(config, None).await?;
+        if needs_reference {
+            let loaded = learner.load(&reference, learner.version()).await;
+            loaded.map_err(|error| Failure::runtime(&error))?;
+            learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
+        }
+        return Ok((session, learner));
+    }
+    if !needs_reference {
         return Session::new(config, Some(checkpoint)).await;
     }
-    let (session, learner) = Session::new(config, Some(&run.join(REFERENCE))).await?;
+    let (session, learner) = Session::new(config, Some(&reference)).await?;
     learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
     Ok((session, learner))
 }

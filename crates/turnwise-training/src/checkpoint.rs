@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -180,21 +180,29 @@ fn discard(directory: &Path) -> io::Result<()> {
 
 fn write_manifest(directory: &Path, step: u64) -> io::Result<()> {
     let mut files = Vec::new();
-    for path in entries(directory)? {
-        sync(&path)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        files.push(ManifestFile {
-            name,
-            bytes: fs::metadata(&path)?.len(),
-            sha256: hash_file(&path)?,
-        });
-    }
+    list(directory, "", &mut files)?;
     let digest = digest(step, &files);
     let manifest = Manifest { format: FORMAT, step, files, digest };
     let path = directory.join(MANIFEST);
     fs::write(&path, serde_json::to_vec_pretty(&manifest)?)?;
     sync(&path)?;
     sync(directory)
+}
+
+/// Lists what is in a directory and in those inside it, whose names begin with `prefix`.
+fn list(directory: &Path, prefix: &str, files: &mut Vec<ManifestFile>) -> io::Result<()> {
+    for path in entries(directory)? {
+        sync(&path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("{prefix}{name}");
+        if path.is_dir() {
+            list(&path, &format!("{name}/"), files)?;
+            continue;
+        }
+        let (bytes, sha256) = (fs::metadata(&path)?.len(), hash_file(&path)?);
+        files.push(ManifestFile { name, bytes, sha256 });
+    }
+    Ok(())
 }
 
 /// Why a directory is not the checkpoint it says it is.
@@ -210,7 +218,8 @@ fn verify(directory: &Path) -> Result<(), String> {
         return Err(format!("{MANIFEST} was changed after it was written"));
     }
     for file in &manifest.files {
-        if Path::new(&file.name).components().count() != 1 {
+        let mut parts = Path::new(&file.name).components();
+        if file.name.is_empty() || !parts.all(|part| matches!(part, Component::Normal(_))) {
             return Err(format!(
                 "{MANIFEST} names `{}`, which is not a file of the directory",
                 file.name

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use turnwise::candle::{AdamW, EngineSettings};
+use turnwise::candle::{AdamW, EngineSettings, LoraSettings};
 use turnwise::chat::{Thinking, ToolPrompt};
 use turnwise::objective::LengthWeight as ObjectiveLengthWeight;
 use turnwise::rollout::{Compaction, Limits};
@@ -94,6 +94,9 @@ pub(crate) struct Model {
     pub(crate) tools: Option<ToolPrompt>,
     /// What becomes of thinking in past turns.
     pub(crate) thinking: Thinking,
+    /// Low-rank adapters that train in the place of the model in `directory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lora: Option<LoraSettings>,
 }
 
 impl Default for Model {
@@ -111,6 +114,7 @@ impl Default for Model {
             trust: None,
             tools: None,
             thinking: Thinking::Keep,
+            lora: None,
         }
     }
 }
@@ -422,6 +426,13 @@ pub(crate) struct Train {
     pub(crate) behavior: Behavior,
     /// What the engine has to show after new weights.
     pub(crate) canary: Canary,
+    /// The weight of the loss of unevenly used experts; 0 has none.
+    pub(crate) balance: f64,
+    /// Layers are computed again in the backward pass: a third more time, for the memory of one layer instead of all.
+    pub(crate) recompute_layers: bool,
+    /// Processors that training computes on, as `engine.threads` are the engine's. 0 takes all in turns with rollouts, and what
+    /// the engine leaves where rollouts overlap with training.
+    pub(crate) threads: usize,
 }
 
 impl Default for Train {
@@ -443,6 +454,9 @@ impl Default for Train {
             ratio_scope: RatioScope::Trajectory,
             behavior: Behavior::Recorded,
             canary: Canary::default(),
+            balance: 0.0,
+            recompute_layers: false,
+            threads: 0,
         }
     }
 }

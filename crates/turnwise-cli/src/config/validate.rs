@@ -1,6 +1,6 @@
 //! What cannot be, said before anything is loaded.
 
-use turnwise::candle::EngineSettings;
+use turnwise::candle::{EngineSettings, LoraSettings};
 use turnwise::training::{Behavior, Curriculum, RolloutMode, TruncatedEpisodes};
 
 use super::choices;
@@ -27,6 +27,7 @@ pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
     check_rollout(config)?;
     check_engine(config)?;
     check_template(config)?;
+    check_lora(config)?;
     check_schedule(config)?;
     check_heads(config)
 }
@@ -255,6 +256,7 @@ fn check_schedule(config: &Config) -> Result<(), Impossible> {
         ("rollout.retry_delay_s", rollout.retry_delay_s),
         ("rollout.max_bad_rewards", rollout.max_bad_rewards),
         ("train.canary.tolerance", train.canary.tolerance),
+        ("train.balance", train.balance),
     ];
     at_least_0.into_iter().try_for_each(|(key, value)| {
         refuse_if(
@@ -314,6 +316,30 @@ fn check_template(config: &Config) -> Result<(), Impossible> {
         "model.tools",
         || "is not used by a template that has its own way with tools".to_owned(),
         "leave it out, or use the template chatml or qwen3",
+    )
+}
+
+/// What adapters cannot be, whatever the model; what they cannot be for one is said when it has been read.
+fn check_lora(config: &Config) -> Result<(), Impossible> {
+    let Some(LoraSettings { rank, alpha, targets }) = &config.model.lora else { return Ok(()) };
+    refuse_if(*rank == 0, "model.lora.rank", || "is 0".to_owned(), "use at least 1; 16 is usual")?;
+    refuse_if(
+        !(alpha.is_finite() && *alpha > 0.0),
+        "model.lora.alpha",
+        || format!("is {alpha}"),
+        "use a finite number above 0; twice the rank is usual",
+    )?;
+    refuse_if(
+        targets.is_empty(),
+        "model.lora.targets",
+        || "is empty, so that nothing would train".to_owned(),
+        "use [\"all-linear\"], or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+    )?;
+    refuse_if(
+        config.model.directory.is_none(),
+        "model.lora",
+        || "freezes the model, and one that is made here has learnt nothing yet".to_owned(),
+        "name a trained model with model.directory, or leave model.lora out",
     )
 }
 

@@ -105,6 +105,38 @@ fn a_penalty_holds_on_to_the_weights_of_the_start_in_a_process_that_goes_on_too(
 }
 
 #[test]
+fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() {
+    let home = TempDir::new().unwrap();
+    let base = train(&home, "base", &["run.steps=1"]);
+    let base = format!("model.directory=\"{base}/checkpoints/step-000001\"");
+    let adapted = [
+        base.as_str(),
+        "model.lora={rank=3,alpha=6.0,targets=[\"q_proj\",\"v_proj\",\"down_proj\"]}",
+        "objective.kl.beta=0.1",
+        "train.learning_rate=1e-2",
+        "train.recompute_layers=true",
+    ];
+    let whole = train(&home, "whole", &[&adapted[..], &["run.steps=3"]].concat());
+    let cut = train(&home, "cut", &[&adapted[..], &["run.steps=1"]].concat());
+    let resumed = turnwise(&["resume", &cut, "--steps", "3"], "");
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+    let last = "checkpoints/step-000003";
+    assert!(weights(&whole, last) == weights(&cut, last), "it went on from something else");
+    assert!(weights(&whole, last) != weights(&whole, "checkpoints/step-000000"));
+
+    let model = format!("{whole}/{last}");
+    let adapter = fs::read_to_string(format!("{model}/adapter/adapter_config.json")).unwrap();
+    let adapter: Value = serde_json::from_str(&adapter).unwrap();
+    assert_eq!((&adapter["r"], &adapter["lora_alpha"]), (&3.into(), &6.into()));
+    let evaluated = turnwise(&["eval", "--model", &model, "--json"], "");
+    assert_eq!(evaluated.code, 0, "{}", evaluated.stderr);
+    // An adapter that was changed is a damaged checkpoint.
+    fs::write(format!("{model}/adapter/adapter_model.safetensors"), "changed").unwrap();
+    let resumed = turnwise(&["resume", &whole, "--steps", "4"], "");
+    assert!(resumed.stdout.contains("adapter/adapter_model.safetensors"), "{}", resumed.stdout);
+}
+
+#[test]
 fn every_objective_and_every_credit_trains() {
     let home = TempDir::new().unwrap();
     let chosen = [
