@@ -409,11 +409,9 @@ impl Decoder {
 
     /// The weights with a graph: what is computed from those that train can be differentiated.
     pub(crate) fn tracked(&self) -> Network<Tensor> {
-        let tensors = self.parameters.iter().map(|parameter| match parameter.trainable {
-            true => parameter.var.as_tensor().clone(),
-            false => parameter.var.as_detached_tensor(),
-        });
-        self.arrange(tensors)
+        self.arrange(self.parameters.iter().map(|Parameter { var, trainable, .. }| {
+            if *trainable { var.as_tensor().clone() } else { var.as_detached_tensor() }
+        }))
     }
 
     /// The same weights without a graph.

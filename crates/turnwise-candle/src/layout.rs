@@ -37,7 +37,7 @@ pub(crate) struct Linear<T> {
     pub(crate) adapter: Option<Adapter<T>>,
 }
 
-/// Two thin matrices whose product is added to a matrix: `scale * up down` (Hu et al., *LoRA*, 2021, section 4.1).
+/// Two thin matrices whose product is added to a matrix: `scale * up down` (Hu et al., *Low-rank adaptation*, 2021, section 4.1).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Adapter<T> {
     /// Called A in the paper. `[rank, in]`

@@ -18,7 +18,7 @@ use crate::{Decoder, DecoderConfig, ModelError, initial};
 /// The largest rank that is believed to be meant.
 const LARGEST_RANK: usize = 1 << 16;
 
-/// Low-rank adapters of a model (Hu et al., *LoRA: low-rank adaptation of large language models*, 2021, section 4.1).
+/// Low-rank adapters of a model (Hu et al., *Low-rank adaptation of large language models*, 2021, section 4.1).
 ///
 /// ```text
 /// y = x W' + (alpha / rank) (x A') B'        W [out, in], A [rank, in], B [out, rank]

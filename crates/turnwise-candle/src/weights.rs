@@ -112,7 +112,7 @@ impl Weights {
 fn read(config: &DecoderConfig, layer: Layer<Tensor>) -> Result<LayerWeights> {
     let mut tensors = Vec::new();
     let places = layer.map(&mut |tensor| tensors.push(tensor));
-    let held = tensors.iter().map(|tensor| numbers(tensor)).collect::<Result<Vec<_>>>()?;
+    let held = tensors.iter().map(numbers).collect::<Result<Vec<_>>>()?;
     let mut values = held.iter().map(|values| &**values);
     let layer = places.map(&mut |()| values.next().expect("there is a tensor for every place"));
     Ok(LayerWeights::new(config, &layer))

@@ -14,19 +14,27 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Options of PEFT that change what is computed, and what they are where they change nothing.
-const PLAIN: [(&str, &[&str]); 12] = [
+const PLAIN: [(&str, &[&str]); 20] = [
     ("alora_invocation_tokens", &["null"]),
     ("alpha_pattern", &["null", "{}"]),
+    ("arrow_config", &["null"]),
     ("bias", &["\"none\""]),
+    ("exclude_modules", &["null", "[]"]),
     ("fan_in_fan_out", &["false"]),
+    ("kasa_config", &["null"]),
+    ("layer_replication", &["null"]),
     ("layers_to_transform", &["null"]),
     ("lora_bias", &["false"]),
     ("modules_to_save", &["null", "[]"]),
+    ("monteclora_config", &["null"]),
     ("rank_pattern", &["null", "{}"]),
     ("target_parameters", &["null", "[]"]),
     ("trainable_token_indices", &["null"]),
+    ("use_bdlora", &["null", "false"]),
     ("use_dora", &["false"]),
+    ("use_qalora", &["false"]),
     ("use_rslora", &["false"]),
+    ("velora_config", &["null"]),
 ];
 
 /// What an adapter's directory says.

@@ -11,7 +11,7 @@ use turnwise_trajectory::{PolicyVersion, Sampling};
 
 use super::block_on;
 use super::checkpoint::edit_json;
-use super::fixture::{distance, norm};
+use super::fixture::{directory, distance, doubles as all_doubles, integers, norm};
 use super::forward::{BOTH, check_differences, run};
 use super::variants::{perturbed, variants};
 use crate::layout::Role;
@@ -136,6 +136,37 @@ fn merged_and_saved_adapters_are_the_same_model() {
         let again = base().with_adapter(alone.path()).unwrap();
         assert!(again.values().unwrap() == model.values().unwrap());
         assert_eq!(apart(&again, &model), 0.0);
+    }
+}
+
+/// An adapter and numbers that PEFT made; `make.py` beside them says how.
+#[test]
+fn an_adapter_of_peft_computes_what_it_computes_there() {
+    let adapter = directory("../adapters/qwen3_tied");
+    let expected = fs::read(adapter.join("expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
+    let ids = [integers(&expected["ids"])];
+    let score = |model: &Decoder| model.score(&ids).unwrap().concat();
+    for kernels in BOTH {
+        let base = Decoder::from_directory(&directory("qwen3_tied")).unwrap().with_kernels(kernels);
+        let theirs = all_doubles(&expected["logprobs_of_base"]);
+        assert!(distance(&score(&base), &theirs) < 1e-5);
+        let model = base.with_adapter(&adapter).unwrap();
+        let theirs = all_doubles(&expected["logprobs"]);
+        // Theirs are computed in doubles.
+        let error = distance(&score(&model), &theirs);
+        assert!(error < 5e-5, "{error}");
+        let again = tempfile::tempdir().unwrap();
+        model.save_adapter(again.path()).unwrap();
+        let [ours, theirs] =
+            [again.path(), &adapter].map(|path| fs::read(path.join("adapter_model.safetensors")));
+        let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
+        let [ours, theirs] = [&ours, &theirs].map(|bytes| {
+            let tensors = SafeTensors::deserialize(bytes).unwrap();
+            let each = tensors.iter().map(|(name, view)| (name.to_owned(), view.data().to_vec()));
+            each.collect::<std::collections::BTreeMap<_, _>>()
+        });
+        assert!(ours == theirs);
     }
 }
 
