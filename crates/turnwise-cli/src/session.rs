@@ -86,11 +86,12 @@ impl Prepared {
         let Some(lora) = &self.config.model.lora else { return Ok(decoder) };
         let seed = derive_seed(self.config.run.seed, ADAPTERS);
         let decoder = decoder.with_lora(lora, seed).map_err(|error| Failure::refused_by(&error))?;
-        self.model += &format!(
+        let more = format!(
             "; {:.2}M more in adapters of rank {} train",
             decoder.n_trainable() as f64 / 1e6,
             lora.rank
         );
+        self.model += &more;
         if let Some(directory) = &mut self.config.model.directory
             && let Ok(absolute) = directory.canonicalize()
         {

@@ -19,6 +19,7 @@ use super::{flops, memory, numbers};
 use crate::failure::Failure;
 
 #[derive(Clone, Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "flags of a command")]
 pub(crate) struct TrainArguments {
     /// Print every repetition as one line of JSON
     #[arg(long)]

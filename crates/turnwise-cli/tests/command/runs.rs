@@ -125,8 +125,8 @@ fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() 
     assert!(weights(&whole, last) != weights(&whole, "checkpoints/step-000000"));
 
     let model = format!("{whole}/{last}");
-    let adapter = fs::read_to_string(format!("{model}/adapter/adapter_config.json")).unwrap();
-    let adapter: Value = serde_json::from_str(&adapter).unwrap();
+    let text = fs::read_to_string(format!("{model}/adapter/adapter_config.json")).unwrap();
+    let adapter: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&adapter["r"], &adapter["lora_alpha"]), (&3.into(), &6.into()));
     let evaluated = turnwise(&["eval", "--model", &model, "--json"], "");
     assert_eq!(evaluated.code, 0, "{}", evaluated.stderr);
