@@ -207,7 +207,7 @@ impl Decoder {
     }
 
     /// What each layer with experts decided, by our own operations.
-    pub(crate) fn routed(&self, batch: Batch) -> Vec<Box<crate::fused::experts::Routed>> {
+    pub(crate) fn routed(&self, batch: Batch) -> Vec<crate::fused::experts::Routed> {
         let forward = self.forward();
         let mut tape = Tape::new(Arc::new(batch), self.pool().clone(), Keep::Activations);
         let hidden = self.with_slots(|_, network| {

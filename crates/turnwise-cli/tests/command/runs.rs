@@ -126,8 +126,8 @@ fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() 
 
     let model = format!("{whole}/{last}");
     let text = fs::read_to_string(format!("{model}/adapter/adapter_config.json")).unwrap();
-    let adapter: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!((&adapter["r"], &adapter["lora_alpha"]), (&3.into(), &6.into()));
+    let said: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&said["r"], &said["lora_alpha"]), (&3.into(), &6.into()));
     let evaluated = turnwise(&["eval", "--model", &model, "--json"], "");
     assert_eq!(evaluated.code, 0, "{}", evaluated.stderr);
     // An adapter that was changed is a damaged checkpoint.
