@@ -98,11 +98,6 @@ impl Panels {
         if then == Then::Gate { columns / 2 } else { columns }
     }
 
-    /// How many numbers it has, with those that fill the last vector.
-    pub(crate) fn numbers(&self) -> usize {
-        self.blocks.len() * LANES
-    }
-
     fn panel(&self, index: usize) -> &[f32] {
         numbers(&self.blocks[index * self.width..(index + 1) * self.width])
     }

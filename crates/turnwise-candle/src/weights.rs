@@ -90,24 +90,6 @@ impl Weights {
     }
 }
 
-impl Weights {
-    /// Numbers in matrices of layers that every token multiplies, and in the head's: what a token costs is two operations for
-    /// each, and what a step reads is all of them.
-    pub(crate) fn multiplied(&self) -> (usize, usize) {
-        let of_layer = |layer: &LayerWeights| {
-            let mixed = match &layer.feed_forward {
-                FeedForwardWeights::Dense(mlp) => mlp.numbers(),
-                FeedForwardWeights::Mixture(mixture) => {
-                    let chosen = mixture.experts.iter().take(mixture.choice.n_chosen);
-                    mixture.router.numbers() + chosen.map(MlpWeights::numbers).sum::<usize>()
-                }
-            };
-            layer.qkv.numbers() + layer.output.numbers() + mixed
-        };
-        (self.layers.iter().map(of_layer).sum(), self.head.numbers())
-    }
-}
-
 /// Copies a layer and lets it go.
 fn read(config: &DecoderConfig, layer: Layer<Tensor>) -> Result<LayerWeights> {
     let mut tensors = Vec::new();
@@ -141,10 +123,6 @@ impl LayerWeights {
 }
 
 impl MlpWeights {
-    fn numbers(&self) -> usize {
-        self.gate_up.numbers() + self.down.numbers()
-    }
-
     fn new(mlp: &Mlp<&[f32]>, d: usize) -> Self {
         let inner = mlp.gate.weight.len() / d;
         let [gate, up, down] = [&mlp.gate, &mlp.up, &mlp.down].map(Whole::of);
