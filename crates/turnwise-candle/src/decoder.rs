@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device as Place, Tensor, Var};
 use serde_json::{Map, Value};
 
 use crate::balance::balance_loss;
@@ -10,14 +10,15 @@ use crate::checkpoint::{self, CONFIG, Loaded, Piece, Precision, Tensors, WEIGHTS
 use crate::config::with_dtype;
 use crate::forward::{Forward, Kernels};
 use crate::layout::{Network, Spec, specs};
-use crate::numbers::numbers;
+use crate::numbers::host_numbers;
 use crate::pass::Pass;
 use crate::rope::Rope;
+use crate::snapshot::{Snapshot, TensorWeights};
 use crate::tape::{Keep, Pool};
 use crate::weights::Weights;
-use crate::{DecoderConfig, ModelError, initial};
+use crate::{ComputePrecision, DecoderConfig, Device, ModelError, initial};
 
-/// A language model with its weights, f32 on the processor.
+/// A language model with its weights: f32, on the processor unless they are put [elsewhere](Self::with_device).
 ///
 /// ```
 /// use turnwise_candle::{Decoder, DecoderConfig};
@@ -35,6 +36,8 @@ pub struct Decoder {
     /// `config.json` as it was read, or as it is for a model made here.
     original: Map<String, Value>,
     kernels: Kernels,
+    precision: ComputePrecision,
+    place: Place,
     rope: Arc<Rope>,
     pool: Arc<Pool>,
 }
@@ -107,7 +110,7 @@ impl Decoder {
         config: &Map<String, Value>,
         precision: impl Fn(&Parameter) -> Precision,
     ) -> Result<(), ModelError> {
-        let held = self.parameters.iter().map(|parameter| numbers(&parameter.var));
+        let held = self.parameters.iter().map(|parameter| host_numbers(&parameter.var));
         let held = held.collect::<candle_core::Result<Vec<_>>>()?;
         let pieces =
             self.parameters.iter().zip(&held).flat_map(|(parameter, values)| {
@@ -122,10 +125,55 @@ impl Decoder {
         checkpoint::write_json(&directory.join(CONFIG), config)
     }
 
-    /// The same model computed by other operations.
+    /// The same model computed by other operations. Away from the processor there are only those of [`Kernels::Plain`], and
+    /// asking for others there changes nothing.
     #[must_use]
     pub fn with_kernels(self, kernels: Kernels) -> Self {
-        Self { kernels, ..self }
+        Self { kernels: kernels_on(&self.place, kernels), ..self }
+    }
+
+    /// The same model with its weights on a device, which computes what is asked of it from then on: scores, training, and the
+    /// draws of its policies. Away from the processor it is computed by [`Kernels::Plain`], whatever it was before.
+    ///
+    /// ```
+    /// use turnwise_candle::{Decoder, DecoderConfig, Device};
+    ///
+    /// let model = Decoder::random(DecoderConfig::small(32), 1)?.with_device("cpu".parse()?)?;
+    /// assert_eq!(model.device(), Device::Cpu);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ModelError::NoDevice`] when there is no such device, or this program was built without the feature for it.
+    pub fn with_device(self, device: Device) -> Result<Self, ModelError> {
+        self.moved(device.open()?)
+    }
+
+    fn moved(mut self, place: Place) -> Result<Self, ModelError> {
+        for parameter in &mut self.parameters {
+            let values = parameter.var.as_detached_tensor().to_device(&place)?;
+            parameter.var = Var::from_tensor(&values)?;
+        }
+        Ok(Self { kernels: kernels_on(&place, self.kernels), place, ..self })
+    }
+
+    /// The same model multiplied in another precision.
+    ///
+    /// # Errors
+    /// When its operations have only f32.
+    pub(crate) fn with_precision(self, precision: ComputePrecision) -> Result<Self, ModelError> {
+        if precision != ComputePrecision::F32 && self.kernels != Kernels::Plain {
+            let reason = "a compute precision of bf16 needs the tensor library's operations (Kernels::Plain); those for \
+                          the processor have f32 alone";
+            return Err(ModelError::Settings(reason.to_owned()));
+        }
+        Ok(Self { precision, ..self })
+    }
+
+    /// Where the weights are.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        Device::of(&self.place)
     }
 
     /// The sizes.
@@ -243,13 +291,21 @@ impl Decoder {
     ) -> Result<Self, ModelError> {
         let parameters = specs(&config).into_iter().zip(loaded).map(|(spec, loaded)| {
             let Loaded { values, precision } = loaded;
-            let var = Var::from_vec(values, spec.shape.clone(), &Device::Cpu)?;
+            let var = Var::from_vec(values, spec.shape.clone(), &Place::Cpu)?;
             Ok(Parameter { spec, var, precision, trainable: true })
         });
         let parameters = parameters.collect::<Result<_, ModelError>>()?;
         let rope = Arc::new(Rope::new(&config));
-        let (kernels, pool) = (Kernels::default(), Arc::default());
-        Ok(Self { config, parameters, original, kernels, rope, pool })
+        Ok(Self {
+            config,
+            parameters,
+            original,
+            kernels: Kernels::default(),
+            precision: ComputePrecision::default(),
+            place: Place::Cpu,
+            rope,
+            pool: Arc::default(),
+        })
     }
 
     /// The same model with weights of its own, which no optimiser moves.
@@ -258,7 +314,8 @@ impl Decoder {
         let loaded =
             values.map(|(values, parameter)| Loaded { values, precision: parameter.precision });
         let (config, original) = (self.config.clone(), self.original.clone());
-        Ok(Self::from_loaded(config, original, loaded.collect())?.with_kernels(self.kernels))
+        let copy = Self::from_loaded(config, original, loaded.collect())?;
+        copy.moved(self.place.clone())?.with_kernels(self.kernels).with_precision(self.precision)
     }
 
     pub(crate) fn forward(&self) -> Forward {
@@ -269,13 +326,41 @@ impl Decoder {
         self.kernels
     }
 
+    pub(crate) fn precision(&self) -> ComputePrecision {
+        self.precision
+    }
+
+    /// Where the weights are, as the tensor library knows it.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
 
-    /// A copy laid out for inference.
+    /// A copy for inference where the weights are: laid out for the processor there, and as tensors elsewhere.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, ModelError> {
+        if self.place.is_cpu() {
+            return Ok(Snapshot::Panels(self.weights()?));
+        }
+        Ok(Snapshot::Tensors(self.tensor_weights()?))
+    }
+
+    /// A copy as tensors where the weights are, in the precision that products have.
+    pub(crate) fn tensor_weights(&self) -> Result<TensorWeights, ModelError> {
+        let copies = self
+            .parameters
+            .iter()
+            .map(|parameter| parameter.var.as_detached_tensor().force_contiguous());
+        let copies = copies.collect::<candle_core::Result<Vec<_>>>()?;
+        let network = Network::arrange(&self.config, copies);
+        Ok(TensorWeights::new(&self.config, self.rope.clone(), network, self.precision)?)
+    }
+
+    /// A copy laid out for inference on the processor.
     pub(crate) fn weights(&self) -> Result<Weights, ModelError> {
-        let held = self.parameters.iter().map(|parameter| numbers(&parameter.var));
+        let held = self.parameters.iter().map(|parameter| host_numbers(&parameter.var));
         let held = held.collect::<candle_core::Result<Vec<_>>>()?;
         let network = Network::arrange(&self.config, held.iter().map(|values| &**values));
         Ok(Weights::new(&self.config, self.rope.clone(), &network))
@@ -303,7 +388,8 @@ impl Decoder {
 
     /// Copies of the weights, in the order of [`specs`].
     pub(crate) fn values(&self) -> Result<Vec<Vec<f32>>, ModelError> {
-        let copies = self.parameters.iter().map(|parameter| Ok(numbers(&parameter.var)?.to_vec()));
+        let copies =
+            self.parameters.iter().map(|parameter| Ok(host_numbers(&parameter.var)?.to_vec()));
         copies.collect()
     }
 
@@ -311,10 +397,19 @@ impl Decoder {
     pub(crate) fn set_values(&self, values: Vec<Vec<f32>>) -> Result<(), ModelError> {
         for (parameter, values) in self.parameters.iter().zip(values) {
             let shape = parameter.spec.shape.clone();
-            parameter.var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
+            parameter.var.set(&Tensor::from_vec(values, shape, &self.place)?)?;
         }
         Ok(())
     }
+}
+
+/// The operations that a model is computed by at a place, when it was asked for some.
+fn kernels_on(place: &Place, kernels: Kernels) -> Kernels {
+    if !place.is_cpu() && kernels != Kernels::Plain {
+        tracing::info!(device = %Device::of(place), "computed by the tensor library's operations (Kernels::Plain)");
+        return Kernels::Plain;
+    }
+    kernels
 }
 
 /// What the weights say of the width of a head.

@@ -103,6 +103,25 @@ impl<T> Network<T> {
         }
     }
 
+    /// Another value for each, unless one of them fails.
+    pub(crate) fn try_map<U, E>(
+        self,
+        f: &mut impl FnMut(T) -> Result<U, E>,
+    ) -> Result<Network<U>, E> {
+        let mut failed = None;
+        let network = self.map(&mut |value| match f(value) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                failed.get_or_insert(error);
+                None
+            }
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(network.map(&mut |value| value.expect("none has failed"))),
+        }
+    }
+
     /// What turns the last hidden state into logits.
     pub(crate) fn output_head(&self) -> &T {
         self.head.as_ref().unwrap_or(&self.embedding)

@@ -20,11 +20,8 @@ pub(crate) trait Ops {
     fn norm(&mut self, x: &Self::Value, gain: &Self::Weight) -> Result<Self::Value>;
 
     /// Products of the same rows, side by side. `[N, in]` to `[N, sum of out]`
-    fn linear(
-        &mut self,
-        x: &Self::Value,
-        linears: &[&Linear<Self::Weight>],
-    ) -> Result<Self::Value>;
+    fn linear(&mut self, x: &Self::Value, linears: &[&Linear<Self::Weight>])
+    -> Result<Self::Value>;
 
     /// A product added to what is there. `[N, out]`
     fn add_linear(

@@ -167,8 +167,7 @@ impl<'a> Reader<'a> {
         let log_sums = Strided { values: log_sums, first: self.head, stride: n_heads };
         softmax_rows(scores, columns, block.first_seen(), log_sums);
         let width = n_heads * head_dim;
-        let mut target =
-            MatrixMut::strided(&mut mixed[self.head * head_dim..], n, head_dim, width);
+        let mut target = MatrixMut::strided(&mut mixed[self.head * head_dim..], n, head_dim, width);
         let (mut write, mut start) = (Write::Replace, 0);
         for keys in block.keys() {
             let weights = Matrix::strided(&scores[start..], n, keys.len(), columns);
@@ -265,8 +264,7 @@ impl Puller<'_> {
         let mut column = 0;
         for keys in block.keys() {
             let values = self.reader.values(keys.clone()).transposed();
-            let mut target =
-                MatrixMut::strided(&mut dscores[column..], n, keys.len(), columns);
+            let mut target = MatrixMut::strided(&mut dscores[column..], n, keys.len(), columns);
             product(&mut target, Write::Replace, 1.0, dmixed_head, values);
             column += keys.len();
         }

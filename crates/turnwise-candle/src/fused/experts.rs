@@ -173,7 +173,8 @@ fn gather(x: &[f32], d: usize, routing: &Routing, pool: &Arc<Pool>) -> Buffer {
 
 /// The probabilities of the chosen, divided by their sum where the model does that. `[N, n_chosen]`
 fn mixing_weights(probabilities: &[f32], routing: &Routing, choice: Choice) -> Vec<f32> {
-    let tokens = probabilities.chunks_exact(choice.n_experts).zip(routing.chosen.chunks(choice.n_chosen));
+    let tokens =
+        probabilities.chunks_exact(choice.n_experts).zip(routing.chosen.chunks(choice.n_chosen));
     let mut weights = Vec::with_capacity(routing.chosen.len());
     for (probabilities, chosen) in tokens {
         let of = chosen.iter().map(|expert| probabilities[*expert as usize]);

@@ -173,7 +173,8 @@ impl Player<'_> {
                 self.below(x.handle, pull);
             } else {
                 let mut unused = self.pool.take(dy.len());
-                dgain = rms_norm::backward(&mut unused, Write::Replace, &x.numbers, values, &dy, eps);
+                dgain =
+                    rms_norm::backward(&mut unused, Write::Replace, &x.numbers, values, &dy, eps);
             }
             self.add_gradient(gain, &dgain);
         }
@@ -274,7 +275,8 @@ impl Player<'_> {
                 down: values(down),
                 choice: routed.choice,
             };
-            let mut taken = [router, gate, up, down].map(|i| std::mem::take(&mut self.gradients[i]));
+            let mut taken =
+                [router, gate, up, down].map(|i| std::mem::take(&mut self.gradients[i]));
             let [drouter, dgate, dup, ddown] = taken.each_mut().map(|gradient| {
                 let gradient = &mut gradient[..];
                 (!gradient.is_empty()).then_some(gradient)
@@ -282,8 +284,7 @@ impl Player<'_> {
             let below = experts::Below { router: drouter, gate: dgate, up: dup, down: ddown };
             let multiplicities = &self.batch.multiplicities;
             let uneven = self.slopes.as_ref().map(|slopes| Uneven { slopes, multiplicities });
-            let dx =
-                experts::backward(below, &dy, &x.numbers, routed, weights, uneven, &self.pool);
+            let dx = experts::backward(below, &dy, &x.numbers, routed, weights, uneven, &self.pool);
             for (index, gradient) in [router, gate, up, down].into_iter().zip(taken) {
                 self.reached[index] = true;
                 self.gradients[index] = gradient;
@@ -315,10 +316,8 @@ impl Player<'_> {
         let wanted = &batch.predictions;
         let values = self.slots[head].values;
         let width = x.width;
-        let above = logprob::Above {
-            dlogprobs: self.loss.dlogprobs,
-            dentropies: self.loss.dentropies,
-        };
+        let above =
+            logprob::Above { dlogprobs: self.loss.dlogprobs, dentropies: self.loss.dentropies };
         let mut dx = self.pool.take(x.numbers.len());
         let below = logprob::Below { dx: &mut dx, dhead: self.gradient(head) };
         logprob::backward(below, &x.numbers, values, width, wanted, predicted, above);

@@ -68,12 +68,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// Products side by side into rows of `stride` numbers.
-    fn products(
-        y: &mut [f32],
-        write: Write,
-        x: &Value,
-        linears: &[&Linear<Slot<'_>>],
-    ) -> Vec<Map> {
+    fn products(y: &mut [f32], write: Write, x: &Value, linears: &[&Linear<Slot<'_>>]) -> Vec<Map> {
         let stride = y.len() / x.n_rows();
         let mut start = 0;
         let each = linears.iter().map(|linear| {
@@ -217,12 +212,8 @@ impl<'a> Ops for Recorder<'a> {
         let tracked = onto.handle.tracked || x.handle.tracked || trains;
         let made = Made { numbers: y, width: onto.width, tracked };
         let y = self.made(Part::Experts, start, made);
-        let weights = MixtureSlots {
-            router: router.index,
-            gate: gate.index,
-            up: up.index,
-            down: down.index,
-        };
+        let weights =
+            MixtureSlots { router: router.index, gate: gate.index, up: up.index, down: down.index };
         let (x, onto, routed) = (x.clone(), onto.handle, Box::new(routed));
         self.record(&y, |y| Node::Mixture { y, x, onto, weights, routed });
         Ok(y)
@@ -245,7 +236,8 @@ impl<'a> Ops for Recorder<'a> {
     fn predict(&mut self, x: &Value, head: &Slot<'a>) -> Result<()> {
         let start = Instant::now();
         let batch = self.tape.batch.clone();
-        self.tape.predicted = logprob::forward(&x.numbers, head.values, x.width, &batch.predictions);
+        self.tape.predicted =
+            logprob::forward(&x.numbers, head.values, x.width, &batch.predictions);
         self.tape.shares.since(Part::Head, start);
         if self.tape.keep != Keep::Nothing && (x.handle.tracked || head.trainable) {
             self.tape.record(Node::Predict { x: x.clone(), head: head.index });

@@ -89,9 +89,7 @@ fn gradients_are_finite_differences() {
 #[test]
 fn both_kernels_agree_on_odd_sizes_whatever_is_kept() {
     for config in variants() {
-        let run = |kernels, keep| {
-            run(&perturbed(config.clone(), 5).with_kernels(kernels), keep)
-        };
+        let run = |kernels, keep| run(&perturbed(config.clone(), 5).with_kernels(kernels), keep);
         let reference = run(Kernels::Plain, Keep::Activations);
         for (kernels, keep) in [
             (Kernels::Fused, Keep::Activations),

@@ -304,8 +304,7 @@ fn a_gradient_that_is_not_finite_is_not_applied() {
 /// objective.md 5.26. What the check is for: a parameter that the loss does not reach, which no other check shows.
 #[test]
 fn a_parameter_without_a_gradient_is_named() {
-    let trainer =
-        Trainer::new(model(), AdamW::default(), LearnerSettings::default()).unwrap();
+    let trainer = Trainer::new(model(), AdamW::default(), LearnerSettings::default()).unwrap();
     trainer.check_gradients().unwrap();
     let miswired = trainer.check_gradients_in(|network| {
         let norms = network.layers[1].head_norms.as_mut().unwrap();
