@@ -7,6 +7,7 @@ mod learner;
 mod mixture;
 mod parity;
 mod refusals;
+mod tensors;
 mod variants;
 
 fn block_on<R>(future: impl Future<Output = R>) -> R {

@@ -63,6 +63,15 @@ pub(crate) struct Pending {
     counts: Vec<usize>,
 }
 
+#[cfg(test)]
+impl Pending {
+    /// How often each expert of each layer is used.
+    pub(crate) fn uses(&self) -> Vec<Vec<f64>> {
+        let uses = self.parts.iter().flat_map(|part| part.pass.uses());
+        uses.map(|layer| layer.counts.clone()).collect()
+    }
+}
+
 /// Some of the rows.
 #[derive(Debug)]
 struct Waiting {

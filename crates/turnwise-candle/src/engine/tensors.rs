@@ -92,29 +92,33 @@ impl TensorCompute {
 
     /// Makes sure that so many pages have memory.
     fn provide(&mut self, weights: &TensorWeights, n_pages: usize) -> Result<()> {
+        if self.pools.is_empty() {
+            let heads = weights.forward.heads;
+            let shape = (0, heads.n_kv_heads * heads.head_dim);
+            let none = || Tensor::zeros(shape, weights.precision.dtype(), weights.device());
+            let layers = (0..weights.config.n_layers).map(|_| Ok([none()?, none()?]));
+            self.pools = layers.collect::<Result<_>>()?;
+        }
+        self.grow(n_pages)
+    }
+
+    fn grow(&mut self, n_pages: usize) -> Result<()> {
         if n_pages <= self.n_pages {
             return Ok(());
         }
-        let n_pages = n_pages.max(2 * self.n_pages);
-        let heads = weights.forward.heads;
-        let shape = ((n_pages - self.n_pages) * PAGE, heads.n_kv_heads * heads.head_dim);
-        let more = || Tensor::zeros(shape, weights.precision.dtype(), weights.device());
-        if self.pools.is_empty() {
-            let layers = (0..weights.config.n_layers).map(|_| Ok([more()?, more()?]));
-            self.pools = layers.collect::<Result<_>>()?;
-        } else {
-            for pool in self.pools.iter_mut().flatten() {
-                *pool = Tensor::cat(&[&*pool, &more()?], 0)?;
-            }
+        // By half at least, so that what is there is rarely copied.
+        let n_pages = n_pages.max(self.n_pages + self.n_pages / 2);
+        for pool in self.pools.iter_mut().flatten() {
+            let more = ((n_pages - self.n_pages) * PAGE, pool.dim(1)?);
+            let more = Tensor::zeros(more, pool.dtype(), pool.device())?;
+            *pool = if self.n_pages == 0 { more } else { Tensor::cat(&[&*pool, &more], 0)? };
         }
         self.n_pages = n_pages;
         Ok(())
     }
 
-    fn copy_page(&self, from: PageId, to: PageId) -> Result<()> {
-        if from.0.max(to.0) >= self.n_pages {
-            candle_core::bail!("a page has no memory");
-        }
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<()> {
+        self.grow(to.0 + 1)?;
         self.pools.iter().flatten().try_for_each(|pool| {
             let page = pool.narrow(0, from.0 * PAGE, PAGE)?.force_contiguous()?;
             pool.slice_set(&page, 0, to.0 * PAGE)
