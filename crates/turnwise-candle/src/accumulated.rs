@@ -4,7 +4,6 @@
 use candle_core::{Result, Tensor};
 
 use crate::fused::sum;
-use crate::numbers::host_numbers;
 use crate::pass::{Pass, Played};
 use crate::tape::Loss;
 use crate::{Decoder, Kernels};
@@ -80,7 +79,7 @@ impl Accumulated {
         };
         let all = sums.iter().zip(model.zero_gradients());
         all.map(|(sum, zeros)| {
-            sum.as_ref().map_or(Ok(zeros), |sum| Ok(host_numbers(sum)?.to_vec()))
+            sum.as_ref().map_or(Ok(zeros), |sum| Ok(crate::numbers::host_numbers(sum)?.to_vec()))
         })
         .collect()
     }

@@ -12,7 +12,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops::log_softmax;
 
-pub(crate) use arithmetic::Arithmetic;
+pub(crate) use arithmetic::{Arithmetic, swiglu};
 use attention::Padding;
 pub(crate) use attention::{Rotation, attend};
 pub(crate) use experts::{Routed, mix};
@@ -174,7 +174,7 @@ impl Ops for Plain {
     }
 
     fn swiglu(&mut self, gate_up: &Tensor) -> Result<Tensor> {
-        self.arithmetic.swiglu(gate_up)
+        swiglu(gate_up)
     }
 
     fn add_mixture(

@@ -15,7 +15,7 @@ use super::tree::PageId;
 use crate::forward::Forward;
 use crate::layout::{HeadNorms, Layer, Linear, Mixture};
 use crate::ops::Ops;
-use crate::plain::{Arithmetic, Rotation, attend, mix};
+use crate::plain::{Arithmetic, Rotation, attend, mix, swiglu};
 use crate::published::Publication;
 use crate::snapshot::{Snapshot, TensorWeights};
 
@@ -276,7 +276,7 @@ impl Ops for Serving<'_> {
     }
 
     fn swiglu(&mut self, gate_up: &Tensor) -> Result<Tensor> {
-        self.arithmetic.swiglu(gate_up)
+        swiglu(gate_up)
     }
 
     fn add_mixture(

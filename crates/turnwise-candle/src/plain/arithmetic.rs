@@ -67,9 +67,10 @@ impl Arithmetic {
         }
         Tensor::cat(&[rotation.turn(&query)?, rotation.turn(&key)?, value], 1)
     }
+}
 
-    pub(crate) fn swiglu(self, gate_up: &Tensor) -> Result<Tensor> {
-        let halves = gate_up.chunk(2, D::Minus1)?;
-        halves[0].silu()? * &halves[1]
-    }
+/// `silu(gate) * up` of what lies side by side.
+pub(crate) fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
+    let halves = gate_up.chunk(2, D::Minus1)?;
+    halves[0].silu()? * &halves[1]
 }

@@ -313,7 +313,7 @@ proptest! {
             let max_kv_bytes = pages * page_bytes;
             let of = |model: &Decoder, compute| {
                 let settings =
-                    EngineSettings { compute, max_step_tokens, max_kv_bytes, ..EngineSettings::default() };
+                    EngineSettings { max_step_tokens, max_kv_bytes, compute, ..EngineSettings::default() };
                 block_on(episodes(&CandlePolicy::new(model, settings).unwrap(), &shared, &prompts))
             };
             let buffers = of(&model(), EngineCompute::Buffers);
@@ -365,7 +365,7 @@ fn new_weights_are_taken_alike_by_both_engines_whichever_form_they_come_in() {
     let tensors = || models.each_ref().map(|model| Snapshot::from(model.tensor_weights().unwrap()));
     for kv_on_update in [KvOnUpdate::Recompute, KvOnUpdate::Keep] {
         let of = |weights, compute| {
-            let settings = EngineSettings { compute, kv_on_update, ..EngineSettings::default() };
+            let settings = EngineSettings { kv_on_update, compute, ..EngineSettings::default() };
             [across_an_update(weights, settings)]
         };
         let expected = of(panels(), EngineCompute::Auto);
