@@ -81,6 +81,7 @@ impl Forward {
     }
 
     /// The batch's predictions. Most tokens of a conversation are context: only those that predict a target need logits.
+    #[expect(clippy::unused_self, reason = "an operation of the same object as the others")]
     pub(crate) fn predict<O: Ops>(
         &self,
         ops: &mut O,
@@ -93,6 +94,7 @@ impl Forward {
     }
 
     /// One layer: attention and a feed-forward half, each added to the residual stream.
+    #[expect(clippy::unused_self, reason = "an operation of the same object as the others")]
     pub(crate) fn layer<O: Ops>(
         &self,
         ops: &mut O,

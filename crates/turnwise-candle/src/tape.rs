@@ -150,9 +150,9 @@ impl Tape {
 
     /// What each layer with experts decided.
     #[cfg(test)]
-    pub(crate) fn into_routed(self) -> Vec<Box<Routed>> {
+    pub(crate) fn into_routed(self) -> Vec<Routed> {
         let routed = self.nodes.into_iter().filter_map(|node| match node {
-            Node::Mixture { routed, .. } => Some(routed),
+            Node::Mixture { routed, .. } => Some(*routed),
             _ => None,
         });
         routed.collect()

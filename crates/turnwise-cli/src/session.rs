@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use turnwise::candle::{CandleLearner, Decoder, DecoderConfig, locate};
+use turnwise::candle::{CandleLearner, Decoder, DecoderConfig, LearnerSettings, locate};
 use turnwise::chat::{MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
 use turnwise::rollout::{ChatAgents, Policy, PoolSettings, Renderer};
@@ -67,7 +67,7 @@ impl Session {
         check_vocabulary(&tokenizer, &decoder)?;
         let description = describe(directory.as_deref(), &decoder);
         let belongings = directory.as_deref().map_or_else(Vec::new, belongings);
-        let learner = CandleLearner::new(decoder, config.optimizer);
+        let learner = learner(&config, decoder)?;
         let policy = engine::policy(&config, &learner).await?;
         let (renderer, model) = (form.renderer, description);
         Ok((Self { config, suite, renderer, tokenizer, belongings, policy, model }, learner))
@@ -218,6 +218,18 @@ fn located(model: &Path) -> Result<PathBuf, Failure> {
 
 fn load(directory: &Path) -> Result<Decoder, Failure> {
     Decoder::from_directory(directory).map_err(|error| Failure::refused_by(&error))
+}
+
+/// What trains the model, where the settings want it.
+fn learner(config: &Config, decoder: Decoder) -> Result<CandleLearner, Failure> {
+    let settings = LearnerSettings { compute: config.model.compute, ..LearnerSettings::default() };
+    let decoder = decoder.with_device(config.model.device);
+    decoder
+        .and_then(|decoder| CandleLearner::with_settings(decoder, config.optimizer, settings))
+        .map_err(|error| {
+            Failure::refused_by(&error)
+                .help("model.device = \"cpu\" with model.compute = \"f32\" works everywhere")
+        })
 }
 
 /// What says how a model is spoken to, and is neither weights nor tokenizer.
