@@ -97,7 +97,7 @@ impl GgufPolicy {
     ) -> Result<Self, GgufError> {
         let model = GgufModel::new(model, quantization)?;
         let published = Arc::new(Published::new(PolicyVersion(0), model));
-        Ok(Self::start(&format!("gguf-{quantization}"), published, settings))
+        Ok(Self::start(&format!("gguf-{quantization}"), &published, settings))
     }
 
     /// An engine for a file, as version 0.
@@ -110,7 +110,7 @@ impl GgufPolicy {
     pub fn from_file(path: &Path, settings: GgufSettings) -> Result<Self, GgufError> {
         let model = GgufModel::from_file(path)?;
         let published = Arc::new(Published::new(PolicyVersion(0), model));
-        Ok(Self::start("gguf", published, settings))
+        Ok(Self::start("gguf", &published, settings))
     }
 
     /// An engine that draws with the weights a learner publishes, under their versions. They are rounded at each publication,
@@ -151,10 +151,10 @@ impl GgufPolicy {
         let published = Arc::new(Published::new(version, model?));
         // Nothing can be published before: that takes the learner, which is borrowed here.
         let _ = slot.set(Arc::downgrade(&published));
-        Ok(Self::start(&format!("gguf-{quantization}"), published, settings))
+        Ok(Self::start(&format!("gguf-{quantization}"), &published, settings))
     }
 
-    fn start(name: &str, published: Arc<Published>, settings: GgufSettings) -> Self {
+    fn start(name: &str, published: &Arc<Published>, settings: GgufSettings) -> Self {
         let n_threads = settings.threads.max(1);
         let workers = (0..n_threads).map(|index| {
             let (commands, received) = mpsc::channel();

@@ -89,13 +89,14 @@ fn check_scaling(content: &Content, name: &str) -> Result<(), GgufError> {
 
 /// Tensors that say of a model what its architecture does not.
 fn check_tensors(content: &Content, family: Family) -> Result<(), GgufError> {
+    let is_bias = |name: &str| name.rsplit('.').next() == Some("bias");
     let read_past = |name: &&String| match family {
         // Biases on queries, keys and values are what sets a Qwen2 apart.
         Family::Qwen2 => {
-            name.ends_with(".bias")
+            is_bias(name)
                 && !["attn_q", "attn_k", "attn_v"].iter().any(|module| name.contains(module))
         }
-        Family::Llama | Family::Qwen3 => name.ends_with(".bias"),
+        Family::Llama | Family::Qwen3 => is_bias(name),
     };
     let unknown = |name: &&String| read_past(name) || name.contains("ffn_gate_inp");
     if let Some(name) = content.tensor_infos.keys().filter(unknown).min() {

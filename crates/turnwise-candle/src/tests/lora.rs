@@ -296,7 +296,9 @@ fn a_zero_gradient_of_new_adapters_is_no_error() {
 
 #[test]
 fn a_saved_learner_goes_on_from_its_base_as_if_nothing_had_happened() {
-    BOTH.into_iter().for_each(|kernels| block_on(save_and_go_on(kernels)));
+    for kernels in BOTH {
+        block_on(save_and_go_on(kernels));
+    }
 }
 
 async fn save_and_go_on(kernels: Kernels) {

@@ -19,6 +19,7 @@ use super::{flops, memory, numbers};
 use crate::failure::Failure;
 
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(crate) struct TrainArguments {
     /// Print every repetition as one line of JSON
     #[arg(long)]
