@@ -1,3 +1,5 @@
+mod tensors;
+
 use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
@@ -5,6 +7,7 @@ use std::path::Path;
 use candle_core::{CpuStorage, InplaceOp1, Layout};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+pub(crate) use tensors::Optimizer;
 
 use crate::ModelError;
 use crate::checkpoint::{Piece, Precision, Tensors, write_tensors};
@@ -73,20 +76,9 @@ impl AdamWState {
         learning_rate: f64,
     ) -> candle_core::Result<()> {
         self.steps += 1;
-        let AdamW { beta1, beta2, epsilon, weight_decay } = self.settings;
-        let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
         let trained = parameters.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable);
         for ((parameter, gradient), moments) in trained.zip(&mut self.moments) {
-            let decays = !matches!(parameter.spec.role, Role::Embedding | Role::Bias | Role::Norm);
-            let rates = Rates {
-                scale: scale as f32,
-                beta1: beta1 as f32,
-                beta2: beta2 as f32,
-                epsilon: epsilon as f32,
-                rate: (learning_rate / correction(beta1)) as f32,
-                second_correction: (1.0 / correction(beta2)) as f32,
-                kept: (1.0 - if decays { learning_rate * weight_decay } else { 0.0 }) as f32,
-            };
+            let rates = Rates::of(self.settings, parameter, self.steps, scale, learning_rate);
             let moments = RefCell::new(moments);
             parameter.var.inplace_op1(&Step { gradient, moments, rates })?;
         }
@@ -187,6 +179,30 @@ struct Rates {
     second_correction: f32,
     /// What decay leaves of a weight.
     kept: f32,
+}
+
+impl Rates {
+    /// At the step of this number, from 1.
+    fn of(
+        settings: AdamW,
+        parameter: &Parameter,
+        step: u64,
+        scale: f64,
+        learning_rate: f64,
+    ) -> Self {
+        let AdamW { beta1, beta2, epsilon, weight_decay } = settings;
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let decays = !matches!(parameter.spec.role, Role::Embedding | Role::Bias | Role::Norm);
+        Self {
+            scale: scale as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            epsilon: epsilon as f32,
+            rate: (learning_rate / correction(beta1)) as f32,
+            second_correction: (1.0 / correction(beta2)) as f32,
+            kept: (1.0 - if decays { learning_rate * weight_decay } else { 0.0 }) as f32,
+        }
+    }
 }
 
 vectorized! {

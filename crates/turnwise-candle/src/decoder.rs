@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device as Place, Tensor, Var};
 use serde_json::{Map, Value};
 
 use crate::balance::balance_loss;
@@ -10,14 +10,15 @@ use crate::checkpoint::{self, CONFIG, Loaded, Piece, Precision, Tensors, WEIGHTS
 use crate::config::with_dtype;
 use crate::forward::{Forward, Kernels};
 use crate::layout::{Linear, Network, Spec, specs};
-use crate::numbers::numbers;
+use crate::numbers::host_numbers;
 use crate::pass::Pass;
 use crate::rope::Rope;
+use crate::snapshot::{Snapshot, TensorWeights};
 use crate::tape::{Keep, Pool};
 use crate::weights::Weights;
-use crate::{DecoderConfig, LoraSettings, ModelError, initial};
+use crate::{ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, initial};
 
-/// A language model with its weights, f32 on the processor.
+/// A language model with its weights: f32, on the processor unless they are put [elsewhere](Self::with_device).
 ///
 /// ```
 /// use turnwise_candle::{Decoder, DecoderConfig};
@@ -39,6 +40,8 @@ pub struct Decoder {
     /// `config.json` as it was read, or as it is for a model made here.
     original: Map<String, Value>,
     kernels: Kernels,
+    precision: ComputePrecision,
+    place: Place,
     rope: Arc<Rope>,
     pool: Arc<Pool>,
 }
@@ -128,10 +131,59 @@ impl Decoder {
         checkpoint::write_json(&directory.join(CONFIG), config)
     }
 
-    /// The same model computed by other operations.
+    /// The same model computed by other operations. Away from the processor there are only those of [`Kernels::Plain`], and
+    /// asking for others there changes nothing.
     #[must_use]
     pub fn with_kernels(self, kernels: Kernels) -> Self {
-        Self { kernels, ..self }
+        Self { kernels: kernels_on(&self.place, kernels), ..self }
+    }
+
+    /// The same model with its weights on a device, which computes what is asked of it from then on: scores, training, and the
+    /// draws of its policies. Away from the processor it is computed by [`Kernels::Plain`], whatever it was before.
+    ///
+    /// ```
+    /// use turnwise_candle::{Decoder, DecoderConfig, Device};
+    ///
+    /// let model = Decoder::random(DecoderConfig::small(32), 1)?.with_device("cpu".parse()?)?;
+    /// assert_eq!(model.device(), Device::Cpu);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ModelError::NoDevice`] when there is no such device, or this program was built without the feature for it.
+    pub fn with_device(self, device: Device) -> Result<Self, ModelError> {
+        self.moved(device.open()?)
+    }
+
+    /// The same with its weights there. What is there already stays as it is.
+    pub(crate) fn moved(mut self, place: Place) -> Result<Self, ModelError> {
+        if place.same_device(&self.place) {
+            return Ok(self);
+        }
+        for parameter in &mut self.parameters {
+            let values = parameter.var.as_detached_tensor().to_device(&place)?;
+            parameter.var = Var::from_tensor(&values)?;
+        }
+        Ok(Self { kernels: kernels_on(&place, self.kernels), place, ..self })
+    }
+
+    /// The same model multiplied in another precision.
+    ///
+    /// # Errors
+    /// When its operations have only f32.
+    pub(crate) fn with_precision(self, precision: ComputePrecision) -> Result<Self, ModelError> {
+        if precision != ComputePrecision::F32 && self.kernels != Kernels::Plain {
+            let reason = "a compute precision of bf16 needs the tensor library's operations (Kernels::Plain); those for \
+                          the processor have f32 alone";
+            return Err(ModelError::Settings(reason.to_owned()));
+        }
+        Ok(Self { precision, ..self })
+    }
+
+    /// Where the weights are.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        Device::of(&self.place)
     }
 
     /// The sizes.
@@ -288,14 +340,23 @@ impl Decoder {
     ) -> Result<Self, ModelError> {
         let parameters = specs(&config, None).into_iter().zip(loaded).map(|(spec, loaded)| {
             let Loaded { values, precision } = loaded;
-            let var = Var::from_vec(values, spec.shape.clone(), &Device::Cpu)?;
+            let var = Var::from_vec(values, spec.shape.clone(), &Place::Cpu)?;
             Ok(Parameter { spec, var, precision, trainable: true })
         });
         let parameters = parameters.collect::<Result<_, ModelError>>()?;
         let rope = Arc::new(Rope::new(&config));
-        let (kernels, pool) = (Kernels::default(), Arc::default());
-        let (lora, directory) = (None, None);
-        Ok(Self { config, parameters, lora, directory, original, kernels, rope, pool })
+        Ok(Self {
+            config,
+            parameters,
+            lora: None,
+            directory: None,
+            original,
+            kernels: Kernels::default(),
+            precision: ComputePrecision::default(),
+            place: Place::Cpu,
+            rope,
+            pool: Arc::default(),
+        })
     }
 
     /// The same model with other parameters, made of its own.
@@ -310,37 +371,44 @@ impl Decoder {
 
     /// The same model with weights of its own, which no optimiser moves. What does not train is shared.
     pub(crate) fn frozen_copy(&self) -> Result<Self, ModelError> {
-        let copies = self.trainable().map(|parameter| Ok(numbers(&parameter.var)?.to_vec()));
-        self.beside(copies.collect::<candle_core::Result<_>>()?)
+        let copies =
+            self.trainable().map(|parameter| Var::from_tensor(&parameter.var.as_detached_tensor()));
+        Ok(self.sharing(copies.collect::<candle_core::Result<_>>()?))
     }
 
     /// A model that shares with this one what does not train, and has these values in the place of what does, in the order of
     /// the parameters.
     pub(crate) fn beside(&self, trained: Vec<Vec<f32>>) -> Result<Self, ModelError> {
+        let vars = trained.into_iter().zip(self.trainable()).map(|(values, parameter)| {
+            Var::from_vec(values, parameter.spec.shape.clone(), &self.place)
+        });
+        Ok(self.sharing(vars.collect::<candle_core::Result<_>>()?))
+    }
+
+    /// The same with variables for what trains.
+    fn sharing(&self, trained: Vec<Var>) -> Self {
         let mut trained = trained.into_iter();
         let parameters = self.parameters.iter().map(|parameter| {
             let Parameter { spec, var, precision, trainable } = parameter;
-            let values = if *trainable { trained.next() } else { None };
-            let var = match values {
-                Some(values) => Var::from_vec(values, spec.shape.clone(), &Device::Cpu)?,
-                None => var.clone(),
-            };
-            Ok(Parameter { spec: spec.clone(), var, precision: *precision, trainable: *trainable })
+            let own = if *trainable { trained.next() } else { None };
+            let var = own.unwrap_or_else(|| var.clone());
+            Parameter { spec: spec.clone(), var, precision: *precision, trainable: *trainable }
         });
-        let parameters = parameters.collect::<Result<_, ModelError>>()?;
-        Ok(Self {
+        Self {
             config: self.config.clone(),
-            parameters,
+            parameters: parameters.collect(),
             lora: self.lora.clone(),
             directory: self.directory.clone(),
             original: self.original.clone(),
             kernels: self.kernels,
+            precision: self.precision,
+            place: self.place.clone(),
             rope: self.rope.clone(),
             pool: Arc::default(),
-        })
+        }
     }
 
-    /// Takes the weights of another model of the same parameters.
+    /// Takes the weights of another model of the same parameters, which are where this one's are.
     pub(crate) fn take_weights(&mut self, other: Self) {
         for (own, other) in self.parameters.iter_mut().zip(other.parameters) {
             own.var = other.var;
@@ -355,21 +423,49 @@ impl Decoder {
         self.kernels
     }
 
+    pub(crate) fn precision(&self) -> ComputePrecision {
+        self.precision
+    }
+
+    /// Where the weights are, as the tensor library knows it.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
 
-    /// A copy laid out for inference, with adapters in the matrices they are added to.
-    pub(crate) fn weights(&self) -> Result<Weights, ModelError> {
-        Ok(Weights::new(&self.config, self.rope.clone(), self.detached())?)
+    /// A copy for inference where the weights are, with adapters in the matrices they are added to: laid out for the processor
+    /// there, and as tensors elsewhere.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, ModelError> {
+        if self.place.is_cpu() {
+            return Ok(Snapshot::Panels(self.weights()?));
+        }
+        Ok(Snapshot::Tensors(self.tensor_weights()?))
     }
 
-    /// The same without a second copy: each part of the model goes when it has been laid out.
-    pub(crate) fn into_weights(self) -> Result<Weights, ModelError> {
-        let Self { config, parameters, lora, rope, .. } = self;
-        let tensors = parameters.into_iter().map(|parameter| parameter.var.into_inner());
+    /// The same without a second copy: on the processor each part of the model goes when it has been laid out.
+    pub(crate) fn into_snapshot(self) -> Result<Snapshot, ModelError> {
+        let Self { config, parameters, lora, rope, place, precision, .. } = self;
+        let tensors = parameters.into_iter().map(|parameter| parameter.var.into_inner().detach());
         let network = Network::arrange(&config, lora.as_ref(), tensors);
-        Ok(Weights::new(&config, rope, network)?)
+        Ok(if place.is_cpu() {
+            Snapshot::Panels(Weights::new(&config, rope, network)?)
+        } else {
+            Snapshot::Tensors(TensorWeights::new(&config, rope, network, precision)?)
+        })
+    }
+
+    /// A copy as tensors where the weights are, in the precision that products have.
+    pub(crate) fn tensor_weights(&self) -> Result<TensorWeights, ModelError> {
+        let network = self.detached().try_map(&mut |tensor| tensor.force_contiguous())?;
+        Ok(TensorWeights::new(&self.config, self.rope.clone(), network, self.precision)?)
+    }
+
+    /// A copy laid out for inference on the processor.
+    pub(crate) fn weights(&self) -> Result<Weights, ModelError> {
+        Ok(Weights::new(&self.config, self.rope.clone(), self.detached())?)
     }
 
     /// Puts values in the order of the parameters in their places.
@@ -382,7 +478,7 @@ impl Decoder {
         &self,
         see: impl FnOnce(&[Linear<&[f32]>]) -> R,
     ) -> Result<R, ModelError> {
-        let held = self.parameters.iter().map(|parameter| numbers(&parameter.var));
+        let held = self.parameters.iter().map(|parameter| host_numbers(&parameter.var));
         let held = held.collect::<candle_core::Result<Vec<_>>>()?;
         let bare =
             held.iter().map(|values| Linear { weight: &**values, bias: None, adapter: None });
@@ -422,7 +518,8 @@ impl Decoder {
     /// Copies of the weights, in the order of [`specs`].
     #[cfg(test)]
     pub(crate) fn values(&self) -> Result<Vec<Vec<f32>>, ModelError> {
-        let copies = self.parameters.iter().map(|parameter| Ok(numbers(&parameter.var)?.to_vec()));
+        let copies =
+            self.parameters.iter().map(|parameter| Ok(host_numbers(&parameter.var)?.to_vec()));
         copies.collect()
     }
 
@@ -431,10 +528,19 @@ impl Decoder {
     pub(crate) fn set_values(&self, values: Vec<Vec<f32>>) -> Result<(), ModelError> {
         for (parameter, values) in self.parameters.iter().zip(values) {
             let shape = parameter.spec.shape.clone();
-            parameter.var.set(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
+            parameter.var.set(&Tensor::from_vec(values, shape, &self.place)?)?;
         }
         Ok(())
     }
+}
+
+/// The operations that a model is computed by at a place, when it was asked for some.
+fn kernels_on(place: &Place, kernels: Kernels) -> Kernels {
+    if !place.is_cpu() && kernels != Kernels::Plain {
+        tracing::info!(device = %Device::of(place), "computed by the tensor library's operations (Kernels::Plain)");
+        return Kernels::Plain;
+    }
+    kernels
 }
 
 /// What the weights say of the width of a head.

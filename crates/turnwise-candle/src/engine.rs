@@ -21,6 +21,7 @@ mod parts;
 mod scheduler;
 mod slot;
 mod team;
+mod tensors;
 mod tree;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +45,20 @@ pub enum KvOnUpdate {
     Keep,
 }
 
+/// What an engine computes with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineCompute {
+    /// Buffers for a model on the processor, and tensors for one elsewhere.
+    #[default]
+    Auto,
+    /// Raw buffers and the processor's vectors, wherever the model is trained.
+    Buffers,
+    /// The tensor library, where the model is. The same up to rounding, many times slower on the processor, and without the
+    /// promise of equal bits whatever runs beside a request. Products are in the precision that the model is trained in.
+    Tensors,
+}
+
 /// Limits of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -58,6 +73,8 @@ pub struct EngineSettings {
     pub max_kv_bytes: u64,
     /// What happens to keys and values in mid-request.
     pub kv_on_update: KvOnUpdate,
+    /// What computes.
+    pub compute: EngineCompute,
     /// How many threads compute, the engine's own among them; 0 means one for each processor. They wait awake for a few tenths
     /// of a millisecond and sleep when there is nothing to do.
     pub threads: usize,
@@ -71,6 +88,7 @@ impl Default for EngineSettings {
             max_step_tokens: 1024,
             max_kv_bytes: 2 << 30,
             kv_on_update: KvOnUpdate::Recompute,
+            compute: EngineCompute::Auto,
             threads: 0,
         }
     }

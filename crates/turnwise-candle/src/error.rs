@@ -2,6 +2,8 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::Device;
+
 /// Why a model cannot be loaded, stored or run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -14,6 +16,17 @@ pub enum ModelError {
         /// Where it was looked for, and what to do.
         help: String,
     },
+    /// A device that is not there, or that this program was not built for.
+    #[error("use the device {device}: {reason}")]
+    NoDevice {
+        /// What was asked for.
+        device: Device,
+        /// Why it cannot be used, and what to do.
+        reason: String,
+    },
+    /// Settings that do not go together.
+    #[error("compute as asked: {0}")]
+    Settings(String),
     /// A file or directory cannot be read.
     #[error("read {}", path.display())]
     Read {

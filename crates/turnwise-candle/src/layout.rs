@@ -125,6 +125,30 @@ impl<T> Network<T> {
         self.layers.iter().flat_map(Layer::linears)
     }
 
+    /// The same to be changed.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<T>> {
+        self.layers.iter_mut().flat_map(Layer::linears_mut)
+    }
+
+    /// Another value for each, unless one of them fails.
+    pub(crate) fn try_map<U, E>(
+        self,
+        f: &mut impl FnMut(T) -> Result<U, E>,
+    ) -> Result<Network<U>, E> {
+        let mut failed = None;
+        let network = self.map(&mut |value| match f(value) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                failed.get_or_insert(error);
+                None
+            }
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(network.map(&mut |value| value.expect("none has failed"))),
+        }
+    }
+
     /// What turns the last hidden state into logits.
     pub(crate) fn output_head(&self) -> &T {
         self.head.as_ref().unwrap_or(&self.embedding)
@@ -138,6 +162,15 @@ impl<T> Layer<T> {
             FeedForward::Mixture(_) => None,
         };
         let attention = [&self.query, &self.key, &self.value, &self.output];
+        attention.into_iter().chain(mlp.into_iter().flatten())
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<T>> {
+        let mlp = match &mut self.feed_forward {
+            FeedForward::Dense(Mlp { gate, up, down }) => Some([gate, up, down]),
+            FeedForward::Mixture(_) => None,
+        };
+        let attention = [&mut self.query, &mut self.key, &mut self.value, &mut self.output];
         attention.into_iter().chain(mlp.into_iter().flatten())
     }
 }

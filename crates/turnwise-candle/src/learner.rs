@@ -13,7 +13,7 @@ use turnwise_trajectory::PolicyVersion;
 use crate::published::Published;
 use crate::shares::Shares;
 use crate::trainer::{LearnerSettings, Trainer};
-use crate::{AdamW, CandlePolicy, Decoder, EngineSettings};
+use crate::{AdamW, CandlePolicy, Decoder, EngineSettings, ModelError};
 
 /// A backward pass recurses through the graph; untouched stack costs only address space.
 pub(crate) const STACK_BYTES: usize = 64 << 20;
@@ -61,17 +61,24 @@ impl CandleLearner {
     /// When the system cannot start a thread.
     #[must_use]
     pub fn new(model: Decoder, optimizer: AdamW) -> Self {
-        Self::with_settings(model, optimizer, LearnerSettings::default())
+        let learner = Self::with_settings(model, optimizer, LearnerSettings::default());
+        learner.expect("weights that were just made can be read")
     }
 
     /// A learner that computes in another way than the usual.
     ///
+    /// # Errors
+    /// [`ModelError::Settings`] when the model's operations cannot do what the settings ask for, and
+    /// [`ModelError::Compute`] when a device has no room for gradients and moments.
+    ///
     /// # Panics
     /// When the system cannot start a thread.
-    #[must_use]
-    pub fn with_settings(model: Decoder, optimizer: AdamW, settings: LearnerSettings) -> Self {
-        let trainer = Trainer::new(model, optimizer, settings);
-        let mut trainer = trainer.expect("weights that were just made can be read");
+    pub fn with_settings(
+        model: Decoder,
+        optimizer: AdamW,
+        settings: LearnerSettings,
+    ) -> Result<Self, ModelError> {
+        let mut trainer = Trainer::new(model, optimizer, settings)?;
         let published = trainer.published();
         let pool = ThreadPoolBuilder::new()
             .num_threads(settings.threads)
@@ -86,7 +93,7 @@ impl CandleLearner {
         };
         let thread = thread::Builder::new().name("candle-learner".to_owned());
         thread.spawn(work).expect("the system can start a thread");
-        Self { calls, published }
+        Ok(Self { calls, published })
     }
 
     /// Where the time of all calls so far went.

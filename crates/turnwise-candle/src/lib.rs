@@ -1,5 +1,6 @@
 //! A language model in this process: policy and learner on candle.
 
+mod accumulated;
 mod adamw;
 mod architecture;
 mod balance;
@@ -7,6 +8,7 @@ mod batch;
 mod checkpoint;
 mod config;
 mod decoder;
+mod device;
 mod engine;
 mod error;
 mod followers;
@@ -27,11 +29,13 @@ mod pass;
 mod peak;
 mod plain;
 mod policy;
+mod precision;
 mod published;
 mod rope;
 mod routing;
 mod shares;
 mod simd;
+mod snapshot;
 mod tape;
 #[cfg(test)]
 mod tests;
@@ -43,7 +47,8 @@ pub use adamw::AdamW;
 pub use architecture::{Architecture, Experts};
 pub use config::DecoderConfig;
 pub use decoder::Decoder;
-pub use engine::{EngineSeconds, EngineSettings, EngineStats, KvOnUpdate};
+pub use device::Device;
+pub use engine::{EngineCompute, EngineSeconds, EngineSettings, EngineStats, KvOnUpdate};
 pub use error::ModelError;
 pub use forward::Kernels;
 pub use gradient::LikelihoodGradient;
@@ -52,6 +57,7 @@ pub use learner::CandleLearner;
 pub use lora::{LoraSettings, LoraTarget};
 pub use peak::{gemm_peak, read_bandwidth};
 pub use policy::CandlePolicy;
+pub use precision::ComputePrecision;
 pub use rope::RopeScaling;
 pub use shares::{Part, Shares};
 pub use trainer::LearnerSettings;

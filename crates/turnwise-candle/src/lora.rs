@@ -5,7 +5,7 @@ mod peft;
 use std::borrow::Cow;
 use std::path::Path;
 
-use candle_core::{Device, Var};
+use candle_core::{Tensor, Var};
 use peft::Peft;
 use serde::{Deserialize, Serialize};
 
@@ -181,13 +181,14 @@ impl Decoder {
             return Err(ModelError::BadAdapter("it has adapters already".to_owned()));
         }
         let specs = specs(self.config(), Some(settings));
+        let place = self.place().clone();
         self.rearranged(Some(settings.clone()), |own| {
             let each = specs.into_iter().map(|spec| {
                 if !spec.role.is_adapter() {
                     let own = own.next().expect("a model has all parameters but its adapters");
                     return Ok(Parameter { trainable: false, ..own });
                 }
-                let var = Var::from_vec(value(&spec), spec.shape.clone(), &Device::Cpu)?;
+                let var = Var::from_vec(value(&spec), spec.shape.clone(), &place)?;
                 Ok(Parameter { spec, var, precision: Precision::Single, trainable: true })
             });
             each.collect()
@@ -201,7 +202,7 @@ impl Decoder {
     pub fn merged(self) -> Result<Self, ModelError> {
         for (index, merged) in self.merged_matrices()? {
             let shape = self.parameters()[index].spec.shape.clone();
-            let merged = candle_core::Tensor::from_vec(merged, shape, &Device::Cpu)?;
+            let merged = Tensor::from_vec(merged, shape, self.place())?;
             self.parameters()[index].var.set(&merged)?;
         }
         self.rearranged(None, |own| {

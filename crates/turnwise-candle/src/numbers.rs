@@ -6,6 +6,19 @@ use candle_core::{CpuStorage, Result, Storage, Tensor};
 
 /// The numbers of a contiguous f32 tensor on the processor.
 pub(crate) fn numbers(tensor: &Tensor) -> Result<impl Deref<Target = [f32]>> {
+    lent(tensor)
+}
+
+/// The numbers of a contiguous f32 tensor, copied to the processor where they are elsewhere.
+pub(crate) fn host_numbers(tensor: &Tensor) -> Result<impl Deref<Target = [f32]>> {
+    Ok(if tensor.device().is_cpu() {
+        HostNumbers::Lent(lent(tensor)?)
+    } else {
+        HostNumbers::Copied(tensor.flatten_all()?.to_vec1()?)
+    })
+}
+
+fn lent(tensor: &Tensor) -> Result<Numbers<impl Deref<Target = Storage>>> {
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) => {
@@ -30,6 +43,23 @@ impl<S: Deref<Target = Storage>> Deref for Numbers<S> {
         match &*self.storage {
             Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
             _ => &[],
+        }
+    }
+}
+
+/// Numbers on the processor, wherever they come from.
+enum HostNumbers<S> {
+    Lent(Numbers<S>),
+    Copied(Vec<f32>),
+}
+
+impl<S: Deref<Target = Storage>> Deref for HostNumbers<S> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Lent(numbers) => numbers,
+            Self::Copied(numbers) => numbers,
         }
     }
 }

@@ -98,6 +98,16 @@ impl Panels {
         if then == Then::Gate { columns / 2 } else { columns }
     }
 
+    /// A column: a row of a matrix as it was stored.
+    pub(crate) fn column(&self, column: usize) -> impl Iterator<Item = f32> {
+        let panel = column / LANES * self.width;
+        self.blocks[panel..panel + self.width].iter().map(move |block| block.0[column % LANES])
+    }
+
+    pub(crate) fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     fn panel(&self, index: usize) -> &[f32] {
         numbers(&self.blocks[index * self.width..(index + 1) * self.width])
     }

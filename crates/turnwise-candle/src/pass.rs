@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result};
+use candle_core::{Result, Tensor};
 
 use crate::balance::LayerUse;
 use crate::batch::Batch;
 use crate::decoder::Decoder;
 use crate::forward::Kernels;
 use crate::layout::{Linear, Network};
-use crate::numbers::numbers;
+use crate::numbers::{host_numbers, numbers};
 use crate::ops::Ops;
 use crate::plain::Plain;
 use crate::shares::Shares;
@@ -88,7 +88,7 @@ impl Decoder {
         let forward = self.forward();
         let wants_predictions = batch.n_targets() > 0;
         if self.kernels() == Kernels::Plain {
-            let mut plain = Plain::new(forward.clone(), batch, Device::Cpu, keep);
+            let mut plain = Plain::new(self, batch, keep)?;
             let network = if keep == Keep::Nothing { self.detached() } else { self.tracked() };
             let hidden = forward.hidden(&mut plain, &network)?;
             if wants_predictions {
@@ -118,26 +118,46 @@ impl Decoder {
         gradients: &mut [Vec<f32>],
     ) -> Result<Played> {
         let forward = self.forward();
-        let plain = match pass {
-            Pass::Fused(tape) => {
-                return self.with_slots(|slots, network| {
-                    play_backward(tape, &forward, slots, network, loss, gradients)
-                });
-            }
-            Pass::Plain(plain) => plain,
-        };
-        let stores = plain.backward(&self.tracked(), loss)?;
-        let mut reached = Vec::with_capacity(gradients.len());
-        for (parameter, sum) in self.parameters().iter().zip(gradients) {
-            let found = stores.iter().filter_map(|store| store.get(&parameter.var));
-            let found: Vec<_> = found.collect();
-            reached.push(!found.is_empty());
-            for gradient in found.into_iter().filter(|_| parameter.trainable) {
-                let gradient = gradient.contiguous()?;
-                crate::fused::sum::add(sum, &numbers(&gradient)?);
+        if let Pass::Fused(tape) = pass {
+            return self.with_slots(|slots, network| {
+                play_backward(tape, &forward, slots, network, loss, gradients)
+            });
+        }
+        let (found, played) = self.tensor_gradients(pass, loss)?;
+        for (sum, gradient) in gradients.iter_mut().zip(&found) {
+            if let Some(gradient) = gradient {
+                crate::fused::sum::add(sum, &host_numbers(gradient)?);
             }
         }
-        Ok(Played { shares: Shares::default(), reached })
+        Ok(played)
+    }
+
+    /// The gradient of `loss` by each parameter that trains and that it reaches, where the model is. Only for a pass of the
+    /// tensor library's operations.
+    pub(crate) fn tensor_gradients(
+        &self,
+        pass: Pass,
+        loss: Loss<'_>,
+    ) -> Result<(Vec<Option<Tensor>>, Played)> {
+        let Pass::Plain(plain) = pass else {
+            candle_core::bail!("a tape adds its gradients to buffers");
+        };
+        let stores = plain.backward(&self.tracked(), loss)?;
+        let mut gradients = Vec::with_capacity(self.parameters().len());
+        let mut reached = Vec::with_capacity(self.parameters().len());
+        for parameter in self.parameters() {
+            let mut found = stores.iter().filter_map(|store| store.get(&parameter.var)).peekable();
+            reached.push(found.peek().is_some());
+            let mut sum = None;
+            for gradient in found.filter(|_| parameter.trainable) {
+                sum = Some(match sum {
+                    Some(sum) => (sum + gradient)?,
+                    None => gradient.contiguous()?,
+                });
+            }
+            gradients.push(sum);
+        }
+        Ok((gradients, Played { shares: Shares::default(), reached }))
     }
 
     /// Zeros for the gradient of every parameter that trains.
@@ -150,7 +170,7 @@ impl Decoder {
     pub(crate) fn all_logits(&self, batch: Arc<Batch>) -> Result<Vec<f32>> {
         let forward = self.forward();
         if self.kernels() == Kernels::Plain {
-            let mut plain = Plain::new(forward.clone(), batch, Device::Cpu, Keep::Nothing);
+            let mut plain = Plain::new(self, batch, Keep::Nothing)?;
             let network = self.detached();
             let hidden = forward.hidden(&mut plain, &network)?;
             let normed = plain.norm(&hidden, &network.norm)?;
@@ -195,7 +215,7 @@ impl Decoder {
     pub(crate) fn hidden(&self, batch: Batch) -> Vec<f32> {
         let (forward, batch) = (self.forward(), Arc::new(batch));
         if self.kernels() == Kernels::Plain {
-            let mut plain = Plain::new(forward.clone(), batch, Device::Cpu, Keep::Nothing);
+            let mut plain = Plain::new(self, batch, Keep::Nothing).unwrap();
             let hidden = forward.hidden(&mut plain, &self.detached()).unwrap();
             return hidden.flatten_all().unwrap().to_vec1().unwrap();
         }

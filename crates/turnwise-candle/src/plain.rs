@@ -2,6 +2,7 @@
 //!
 //! The library's fused norms, softmax and rotary embedding have no gradient, silently: none of them may appear here.
 
+mod arithmetic;
 mod attention;
 mod experts;
 
@@ -11,12 +12,16 @@ use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops::log_softmax;
 
-pub(crate) use experts::Routed;
+pub(crate) use arithmetic::{Arithmetic, swiglu};
+use attention::Padding;
+pub(crate) use attention::{Rotation, attend};
+pub(crate) use experts::{Routed, mix};
 
 use crate::balance::{LayerUse, balance_slopes};
 use crate::batch::Batch;
+use crate::decoder::Decoder;
 use crate::forward::Forward;
-use crate::layout::{Adapter, HeadNorms, Layer, Linear, Mixture, Network};
+use crate::layout::{HeadNorms, Layer, Linear, Mixture, Network};
 use crate::ops::Ops;
 use crate::tape::{Keep, Loss};
 
@@ -24,9 +29,14 @@ use crate::tape::{Keep, Loss};
 #[derive(Debug)]
 pub(crate) struct Plain {
     forward: Forward,
+    arithmetic: Arithmetic,
     batch: Arc<Batch>,
     device: Device,
     keep: Keep,
+    /// Of the batch's positions.
+    rotation: Rotation,
+    /// Of the batch's spans.
+    padding: Padding,
     /// The input of each layer, where that is what is kept.
     inputs: Vec<Tensor>,
     predicted: Option<Distributions>,
@@ -47,9 +57,22 @@ struct Distributions {
 }
 
 impl Plain {
-    pub(crate) fn new(forward: Forward, batch: Arc<Batch>, device: Device, keep: Keep) -> Self {
-        let (inputs, routed, uses) = (Vec::new(), Vec::new(), Vec::new());
-        Self { forward, batch, device, keep, inputs, predicted: None, routed, uses, again: false }
+    pub(crate) fn new(decoder: &Decoder, batch: Arc<Batch>, keep: Keep) -> Result<Self> {
+        let (forward, device) = (decoder.forward(), decoder.place().clone());
+        Ok(Self {
+            arithmetic: Arithmetic::new(&forward, decoder.precision()),
+            rotation: Rotation::new(&forward.rope, &batch.positions, &device)?,
+            padding: Padding::new(&batch, &device)?,
+            forward,
+            batch,
+            device,
+            keep,
+            inputs: Vec::new(),
+            predicted: None,
+            routed: Vec::new(),
+            uses: Vec::new(),
+            again: false,
+        })
     }
 
     pub(crate) fn batch(&self) -> &Arc<Batch> {
@@ -120,15 +143,6 @@ impl Plain {
     fn ids(&self, ids: &[u32]) -> Result<Tensor> {
         Tensor::from_slice(ids, ids.len(), &self.device)
     }
-
-    fn product(x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
-        let mut y = x.matmul(&linear.weight.t()?)?;
-        if let Some(bias) = &linear.bias {
-            y = y.broadcast_add(bias)?;
-        }
-        let Some(Adapter { down, up, scale, .. }) = &linear.adapter else { return Ok(y) };
-        y + (x.matmul(&down.t()?)?.matmul(&up.t()?)? * f64::from(*scale))?
-    }
 }
 
 impl Ops for Plain {
@@ -140,38 +154,27 @@ impl Ops for Plain {
     }
 
     fn norm(&mut self, x: &Tensor, gain: &Tensor) -> Result<Tensor> {
-        rms_norm(x, gain, self.forward.eps)
+        self.arithmetic.norm(x, gain)
     }
 
     fn linear(&mut self, x: &Tensor, linears: &[&Linear<Tensor>]) -> Result<Tensor> {
-        let products = linears.iter().map(|linear| Self::product(x, linear));
-        Tensor::cat(&products.collect::<Result<Vec<_>>>()?, D::Minus1)
+        self.arithmetic.linear(x, linears)
     }
 
     fn add_linear(&mut self, onto: &Tensor, x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
-        onto + Self::product(x, linear)?
+        onto + self.arithmetic.product(x, linear)?
     }
 
     fn turn(&mut self, qkv: &Tensor, norms: Option<&HeadNorms<Tensor>>) -> Result<Tensor> {
-        let heads = self.forward.heads;
-        let (queries, keys) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
-        let (mut query, mut key) = (qkv.narrow(1, 0, queries)?, qkv.narrow(1, queries, keys)?);
-        let value = qkv.narrow(1, queries + keys, keys)?;
-        if let Some(norms) = norms {
-            query = rms_norm(&query, &norms.query, self.forward.eps)?;
-            key = rms_norm(&key, &norms.key, self.forward.eps)?;
-        }
-        let turn = |x| attention::turn(x, &self.forward.rope, &self.batch.positions);
-        Tensor::cat(&[turn(&query)?, turn(&key)?, value], 1)
+        self.arithmetic.turn(qkv, norms, &self.rotation)
     }
 
     fn attention(&mut self, qkv: &Tensor) -> Result<Tensor> {
-        attention::attention(qkv, &self.batch, self.forward.heads)
+        attention::attention(qkv, &self.padding, self.arithmetic)
     }
 
     fn swiglu(&mut self, gate_up: &Tensor) -> Result<Tensor> {
-        let halves = gate_up.chunk(2, D::Minus1)?;
-        halves[0].silu()? * &halves[1]
+        swiglu(gate_up)
     }
 
     fn add_mixture(
@@ -180,7 +183,7 @@ impl Ops for Plain {
         x: &Tensor,
         mixture: &Mixture<Tensor>,
     ) -> Result<Tensor> {
-        let (mixed, routed) = experts::mix(x, mixture)?;
+        let (mixed, routed) = mix(x, mixture, self.arithmetic.precision)?;
         if !self.again {
             self.uses.push(routed.used(mixture.choice, &self.batch.multiplicities)?);
         }
@@ -196,7 +199,8 @@ impl Ops for Plain {
         let wanted = &self.batch.predictions;
         let (rows, m) = (wanted.n_rows(), wanted.tokens.len());
         let scales = Tensor::from_slice(&wanted.scales, (rows, 1), &self.device)?;
-        let logprobs = log_softmax(&x.matmul(&head.t()?)?.broadcast_mul(&scales)?, D::Minus1)?;
+        let logprobs =
+            log_softmax(&self.arithmetic.by_rows(x, head)?.broadcast_mul(&scales)?, D::Minus1)?;
         let entropies = (logprobs.exp()? * &logprobs)?.sum(D::Minus1)?.neg()?;
         let tokens = Tensor::from_slice(&wanted.tokens, (m, 1), &self.device)?;
         let of_targets = logprobs.index_select(&self.ids(&wanted.rows())?, 0)?;
@@ -225,11 +229,4 @@ impl Ops for Plain {
         self.inputs.push(y.clone());
         Ok(y)
     }
-}
-
-pub(crate) fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
-    let width = gain.dim(0)?;
-    let pieces = x.reshape(((), width))?;
-    let root = (pieces.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
-    pieces.broadcast_div(&root)?.broadcast_mul(gain)?.reshape(x.shape())
 }

@@ -64,7 +64,7 @@ impl CandlePolicy {
     /// # Panics
     /// When the system cannot start a thread.
     pub fn new(model: &Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
-        let published = Published::new(PolicyVersion(0), model.weights()?);
+        let published = Published::new(PolicyVersion(0), model.snapshot()?);
         Ok(Self::start(published, settings))
     }
 
@@ -76,7 +76,7 @@ impl CandlePolicy {
     /// # Panics
     /// When the system cannot start a thread.
     pub fn from_model(model: Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
-        let published = Published::new(PolicyVersion(0), model.into_weights()?);
+        let published = Published::new(PolicyVersion(0), model.into_snapshot()?);
         Ok(Self::start(published, settings))
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use turnwise_trajectory::PolicyVersion;
 
-use crate::weights::Weights;
+use crate::snapshot::Snapshot;
 
 /// The newest published weights, shared between a learner and its policies.
 #[derive(Clone, Debug)]
@@ -18,12 +18,12 @@ pub(crate) struct Publication {
     pub(crate) version: PolicyVersion,
     /// Counts publications: unlike a version it never comes back, not even when older weights are loaded.
     pub(crate) serial: u64,
-    pub(crate) weights: Arc<Weights>,
+    pub(crate) weights: Arc<Snapshot>,
 }
 
 impl Published {
-    pub(crate) fn new(version: PolicyVersion, weights: Weights) -> Self {
-        let first = Publication { version, serial: 0, weights: Arc::new(weights) };
+    pub(crate) fn new(version: PolicyVersion, weights: impl Into<Snapshot>) -> Self {
+        let first = Publication { version, serial: 0, weights: Arc::new(weights.into()) };
         Self { newest: Arc::new(RwLock::new(first)) }
     }
 
@@ -40,8 +40,8 @@ impl Published {
         self.newest.read().unwrap_or_else(PoisonError::into_inner).serial
     }
 
-    pub(crate) fn publish(&self, version: PolicyVersion, weights: Weights) {
-        let weights = Arc::new(weights);
+    pub(crate) fn publish(&self, version: PolicyVersion, weights: impl Into<Snapshot>) {
+        let weights = Arc::new(weights.into());
         let mut newest = self.newest.write().unwrap_or_else(PoisonError::into_inner);
         *newest = Publication { version, serial: newest.serial + 1, weights };
     }

@@ -9,6 +9,7 @@ mod mixture;
 mod parity;
 mod refusals;
 mod sharing;
+mod tensors;
 mod variants;
 
 fn block_on<R>(future: impl Future<Output = R>) -> R {

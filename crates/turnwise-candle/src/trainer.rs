@@ -10,16 +10,16 @@ use turnwise_rollout::uniform_at;
 use turnwise_training::{LearnerError, Row, Update, Updated};
 use turnwise_trajectory::PolicyVersion;
 
-use crate::adamw::AdamWState;
+use crate::accumulated::Accumulated;
+use crate::adamw::Optimizer;
 use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
 use crate::followers::{Follower, Followers};
-use crate::fused::sum;
 use crate::layout::Network;
 use crate::pass::{Pass, Played};
 use crate::published::Published;
 use crate::shares::{Part, Shares};
 use crate::tape::{Keep, Loss, Slot};
-use crate::{AdamW, Decoder, DecoderConfig, Kernels, ModelError};
+use crate::{AdamW, ComputePrecision, Decoder, DecoderConfig, ModelError};
 
 /// The name of the optimiser's file.
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -38,6 +38,8 @@ pub struct LearnerSettings {
     /// Keeps only the input of each layer between the forward and the backward pass, and computes each layer again: a third
     /// more time for the memory of one layer instead of all.
     pub recompute_layers: bool,
+    /// What products are computed in: bf16 for a model of [`Kernels::Plain`](crate::Kernels), on a device that is good at it.
+    pub compute: ComputePrecision,
     /// How many threads compute; 0 for as many as there are processors.
     pub threads: usize,
 }
@@ -49,9 +51,9 @@ pub(crate) struct Trainer {
     model: Decoder,
     optimizer_settings: AdamW,
     settings: LearnerSettings,
-    optimizer: AdamWState,
-    /// What was accumulated since the last step, in the order of the parameters.
-    gradients: Vec<Vec<f32>>,
+    optimizer: Optimizer,
+    /// What was accumulated since the last step.
+    gradients: Accumulated,
     published: Published,
     followers: Followers,
     /// The weights that a penalty keeps close to, when somebody asked for them to be kept.
@@ -65,6 +67,15 @@ pub(crate) struct Pending {
     parts: Vec<Waiting>,
     /// How many targets each row has.
     counts: Vec<usize>,
+}
+
+#[cfg(test)]
+impl Pending {
+    /// How often each expert of each layer is used.
+    pub(crate) fn uses(&self) -> Vec<Vec<f64>> {
+        let uses = self.parts.iter().flat_map(|part| part.pass.uses());
+        uses.map(|layer| layer.counts.clone()).collect()
+    }
 }
 
 /// Some of the rows.
@@ -88,10 +99,11 @@ impl Trainer {
         optimizer_settings: AdamW,
         settings: LearnerSettings,
     ) -> Result<Self, ModelError> {
-        let published = Published::new(PolicyVersion(0), model.weights()?);
+        let model = model.with_precision(settings.compute)?;
+        let published = Published::new(PolicyVersion(0), model.snapshot()?);
         Ok(Self {
-            optimizer: AdamWState::new(optimizer_settings, &model.trainable_specs()),
-            gradients: model.zero_gradients(),
+            optimizer: Optimizer::new(optimizer_settings, &model)?,
+            gradients: Accumulated::of(&model),
             optimizer_settings,
             settings,
             model,
@@ -108,8 +120,8 @@ impl Trainer {
     }
 
     #[cfg(test)]
-    pub(crate) fn gradients(&self) -> &[Vec<f32>] {
-        &self.gradients
+    pub(crate) fn gradients(&self) -> Vec<Vec<f32>> {
+        self.gradients.to_host(&self.model).unwrap()
     }
 
     #[cfg(test)]
@@ -222,21 +234,24 @@ impl Trainer {
                 own
             })
             .collect();
-        let all: f64 = pending.parts.iter().map(Waiting::n_tokens).sum();
-        // Where an operation can fail, gradients are summed apart first: half a gradient must not stay.
-        let can_fail = self.model.kernels() == Kernels::Plain;
-        let mut apart = can_fail.then(|| self.model.zero_gradients());
-        for part in pending.parts {
+        let before = self.gradients.kept();
+        let added = self.add_parts(pending.parts, &by_row).map_err(in_model);
+        // Half a gradient must not stay.
+        if let (Err(_), Some(before)) = (&added, before) {
+            self.gradients = before;
+        }
+        added
+    }
+
+    fn add_parts(&mut self, parts: Vec<Waiting>, by_row: &[&[f32]]) -> candle_core::Result<()> {
+        let all: f64 = parts.iter().map(Waiting::n_tokens).sum();
+        for part in parts {
             let rows: Vec<&[f32]> = part.rows.iter().map(|row| by_row[*row]).collect();
             let dlogprobs = part.pass.batch().join(&rows);
             let balance = self.settings.balance * part.n_tokens() / all;
             let loss = Loss { dlogprobs: &dlogprobs, dentropies: None, balance };
-            let sums = apart.as_mut().unwrap_or(&mut self.gradients);
-            let played = self.model.backward(part.pass, loss, sums).map_err(in_model)?;
+            let played = self.gradients.add(&self.model, part.pass, loss)?;
             self.shares.add(&played.shares);
-        }
-        for (sum, gradient) in self.gradients.iter_mut().zip(apart.into_iter().flatten()) {
-            sum::add(sum, &gradient);
         }
         Ok(())
     }
@@ -250,8 +265,7 @@ impl Trainer {
             return Err(failed("step", format!("the largest gradient norm is {max_grad_norm}")));
         }
         let start = Instant::now();
-        let grad_norm =
-            self.gradients.iter().map(|gradient| sum::squares(gradient)).sum::<f64>().sqrt();
+        let grad_norm = self.gradients.norm().map_err(|error| failed("step", error))?;
         let applied = grad_norm.is_finite();
         if applied {
             let scale = if grad_norm > max_grad_norm { max_grad_norm / grad_norm } else { 1.0 };
@@ -306,12 +320,13 @@ impl Trainer {
                 let reason = format!("the model there is {theirs:?}, and this one {ours:?}");
                 return Err(ModelError::BadConfig(reason));
             }
-            let (path, specs) = (directory.join(OPTIMIZER), self.model.trainable_specs());
-            let optimizer = AdamWState::load(self.optimizer_settings, &path, &specs)?;
-            if self.model.lora().is_none() {
-                return Ok((loaded, optimizer));
-            }
-            Ok((self.model.with_adapter_of(&directory.join(ADAPTER), &loaded)?, optimizer))
+            let path = directory.join(OPTIMIZER);
+            let optimizer = Optimizer::load(self.optimizer_settings, &path, &self.model)?;
+            let model = match self.model.lora() {
+                Some(_) => self.model.with_adapter_of(&directory.join(ADAPTER), &loaded)?,
+                None => loaded.moved(self.model.place().clone())?,
+            };
+            Ok((model, optimizer))
         };
         // Everything is read before anything is changed.
         let (model, optimizer) = read().map_err(|error| failed(action, error))?;
@@ -322,7 +337,7 @@ impl Trainer {
     }
 
     fn publish_as(&mut self, version: PolicyVersion) -> Result<(), LearnerError> {
-        let weights = self.model.weights().map_err(|error| failed("publish weights", error))?;
+        let weights = self.model.snapshot().map_err(|error| failed("publish weights", error))?;
         let told = self.followers.tell(version, &self.model);
         told.map_err(|error| failed("hand over weights", error))?;
         self.published.publish(version, weights);
@@ -330,7 +345,7 @@ impl Trainer {
     }
 
     fn clear(&mut self) {
-        self.gradients.iter_mut().for_each(|gradient| gradient.fill(0.0));
+        self.gradients.clear();
     }
 
     /// Passes over some rows at a time, what `part` makes of each, and the log-probabilities of all rows.

@@ -7,9 +7,10 @@ use candle_core::{Result, Tensor};
 
 use crate::DecoderConfig;
 use crate::layout::{Choice, FeedForward, Layer, Linear, Mixture, Mlp, Network};
-use crate::numbers::numbers;
+use crate::numbers::host_numbers;
 use crate::panels::{Panels, Stored};
 use crate::rope::Rope;
+use crate::tile::LANES;
 
 /// Weights laid out for inference: matrices as panels, so that products read memory in one direction, and matrices with the
 /// same input in one.
@@ -79,28 +80,72 @@ impl Weights {
         let Network { embedding, layers, norm, head } = network;
         let layers = layers.into_iter().map(|layer| read(config, layer)).collect::<Result<_>>()?;
         let panels = |head: &Tensor| -> Result<Panels> {
-            Ok(Panels::side_by_side(&[bare(&numbers(head)?)], config.hidden_size))
+            Ok(Panels::side_by_side(&[bare(&host_numbers(head)?)], config.hidden_size))
         };
         let head = match head {
             Some(head) => panels(&head)?,
             None => panels(&embedding)?,
         };
-        let (embedding, norm) = (numbers(&embedding)?.to_vec(), numbers(&norm)?.to_vec());
+        let (embedding, norm) = (host_numbers(&embedding)?.to_vec(), host_numbers(&norm)?.to_vec());
         Ok(Self { config: config.clone(), rope, embedding, layers, norm, head })
     }
+}
+
+impl Weights {
+    /// The parameters as they are stored, in their fixed order.
+    pub(crate) fn stored(&self) -> Vec<Vec<f32>> {
+        let DecoderConfig { vocab_size, .. } = self.config;
+        let mut stored = vec![self.embedding.clone()];
+        for layer in &self.layers {
+            layer.push_stored(&self.config, &mut stored);
+        }
+        stored.push(self.norm.clone());
+        if !self.config.tie_word_embeddings {
+            push_columns(&self.head, 0..vocab_size, &mut stored);
+        }
+        stored
+    }
+}
+
+/// Appends some columns as the rows of a stored matrix, and their biases where there are any.
+fn push_columns(
+    panels: &Panels,
+    columns: impl Iterator<Item = usize> + Clone,
+    stored: &mut Vec<Vec<f32>>,
+) {
+    stored.push(columns.clone().flat_map(|column| panels.column(column)).collect());
+    stored.extend(panels.bias().map(|bias| columns.map(|column| bias[column]).collect()));
 }
 
 /// Copies a layer and lets it go.
 fn read(config: &DecoderConfig, layer: Layer<Tensor>) -> Result<LayerWeights> {
     let mut tensors = Vec::new();
     let places = layer.map(&mut |tensor| tensors.push(tensor));
-    let held = tensors.iter().map(numbers).collect::<Result<Vec<_>>>()?;
+    let held = tensors.iter().map(host_numbers).collect::<Result<Vec<_>>>()?;
     let mut values = held.iter().map(|values| &**values);
     let layer = places.map(&mut |()| values.next().expect("there is a tensor for every place"));
     Ok(LayerWeights::new(config, &layer))
 }
 
 impl LayerWeights {
+    fn push_stored(&self, config: &DecoderConfig, stored: &mut Vec<Vec<f32>>) {
+        let DecoderConfig { hidden_size, n_heads, n_kv_heads, head_dim, .. } = *config;
+        let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);
+        stored.push(self.attention_norm.clone());
+        for columns in [0..queries, queries..queries + keys, queries + keys..queries + 2 * keys] {
+            push_columns(&self.qkv, columns, stored);
+        }
+        stored.extend(self.head_norms.iter().flat_map(|(query, key)| [query.clone(), key.clone()]));
+        push_columns(&self.output, 0..hidden_size, stored);
+        stored.push(self.mlp_norm.clone());
+        match &self.feed_forward {
+            FeedForwardWeights::Dense(mlp) => {
+                mlp.push_stored(hidden_size, config.intermediate_size, stored);
+            }
+            FeedForwardWeights::Mixture(mixture) => mixture.push_stored(config, stored),
+        }
+    }
+
     fn new(config: &DecoderConfig, layer: &Layer<&[f32]>) -> Self {
         let d = config.hidden_size;
         let norms = layer.head_norms.as_ref();
@@ -123,6 +168,14 @@ impl LayerWeights {
 }
 
 impl MlpWeights {
+    /// Gate, up and down, the first two of `inner` rows.
+    fn push_stored(&self, hidden_size: usize, inner: usize, stored: &mut Vec<Vec<f32>>) {
+        let column = |row: usize| row / LANES * 2 * LANES + row % LANES;
+        push_columns(&self.gate_up, (0..inner).map(column), stored);
+        push_columns(&self.gate_up, (0..inner).map(|row| column(row) + LANES), stored);
+        push_columns(&self.down, 0..hidden_size, stored);
+    }
+
     fn new(mlp: &Mlp<&[f32]>, d: usize) -> Self {
         let inner = mlp.gate.weight.len() / d;
         let [gate, up, down] = [&mlp.gate, &mlp.up, &mlp.down].map(Whole::of);
@@ -134,6 +187,18 @@ impl MlpWeights {
 }
 
 impl MixtureWeights {
+    fn push_stored(&self, config: &DecoderConfig, stored: &mut Vec<Vec<f32>>) {
+        push_columns(&self.router, 0..self.choice.n_experts, stored);
+        let inner = config.architecture.experts().map_or(0, |experts| experts.intermediate_size);
+        let mut stacks = vec![Vec::new(); 3];
+        for expert in &self.experts {
+            let mut matrices = Vec::new();
+            expert.push_stored(config.hidden_size, inner, &mut matrices);
+            stacks.iter_mut().zip(matrices).for_each(|(stack, matrix)| stack.extend(matrix));
+        }
+        stored.extend(stacks);
+    }
+
     fn new(mixture: &Mixture<&[f32]>, d: usize) -> Self {
         let size = mixture.gate.len() / mixture.choice.n_experts;
         let gates = mixture.gate.chunks_exact(size).zip(mixture.up.chunks_exact(size));

@@ -114,15 +114,9 @@ impl Session {
     ) -> Result<(Self, CandleLearner), Failure> {
         let (mut prepared, decoder) = Box::pin(Prepared::new(config, model)).await?;
         let decoder = prepared.adapt(decoder)?;
-        let (train, optimizer) = (&prepared.config.train, prepared.config.optimizer);
         let threads = Threads::divide(&prepared.config);
-        let settings = LearnerSettings {
-            balance: train.balance,
-            recompute_layers: train.recompute_layers,
-            threads: threads.learner,
-        };
+        let learner = learner(&prepared.config, decoder, threads.learner)?;
         let engine_settings = EngineSettings { threads: threads.engine, ..prepared.config.engine };
-        let learner = CandleLearner::with_settings(decoder, optimizer, settings);
         let policy = engine::policy(&prepared.config, engine_settings, &learner).await?;
         Ok((prepared.with(policy), learner))
     }
@@ -280,6 +274,24 @@ fn located(model: &Path) -> Result<PathBuf, Failure> {
 
 fn load(directory: &Path) -> Result<Decoder, Failure> {
     Decoder::from_directory(directory).map_err(|error| Failure::refused_by(&error))
+}
+
+/// What trains the model, where the settings want it.
+fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLearner, Failure> {
+    let (train, optimizer) = (&config.train, config.optimizer);
+    let settings = LearnerSettings {
+        balance: train.balance,
+        recompute_layers: train.recompute_layers,
+        threads,
+        compute: config.model.compute,
+    };
+    decoder
+        .with_device(config.model.device)
+        .and_then(|decoder| CandleLearner::with_settings(decoder, optimizer, settings))
+        .map_err(|error| {
+            Failure::refused_by(&error)
+                .help("model.device = \"cpu\" with model.compute = \"f32\" works everywhere")
+        })
 }
 
 /// What says how a model is spoken to, and is neither weights nor tokenizer.

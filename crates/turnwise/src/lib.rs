@@ -23,6 +23,10 @@ pub mod architecture {}
 #[doc = include_str!("../docs/statements.md")]
 pub mod statements {}
 
+/// How to build for NVIDIA graphics processors, and what runs there.
+#[doc = include_str!("../docs/cuda.md")]
+pub mod cuda {}
+
 /// What changed for users, newest first.
 #[doc = include_str!("../docs/changelog.md")]
 pub mod changelog {}

@@ -13,6 +13,7 @@ use crate::math;
 use crate::panels::{Panels, Rows, Then, padded};
 use crate::rope::Rope;
 use crate::simd::vectorized;
+use crate::snapshot::Snapshot;
 use crate::weights::{FeedForwardWeights, LayerWeights, MlpWeights, Weights};
 
 /// With fewer tokens, handing work to other threads costs more than it saves.
@@ -52,13 +53,16 @@ pub(super) trait Compute: std::fmt::Debug + Send {
     fn copy(&mut self, from: PageId, to: PageId);
 
     /// Writes the keys and values of the tokens into their pages and returns the logits of those that want them.
+    ///
+    /// # Errors
+    /// What the device says, when it cannot; pages are then not to be relied on.
     fn run(
         &mut self,
         team: &mut Team,
-        weights: &Weights,
+        weights: &Snapshot,
         step: &Step,
         parts: &mut Parts,
-    ) -> Logits<'_>;
+    ) -> Result<Logits<'_>, String>;
 }
 
 /// Raw buffers and this processor's vectors.
@@ -91,10 +95,13 @@ impl Compute for CpuCompute {
     fn run(
         &mut self,
         team: &mut Team,
-        weights: &Weights,
+        weights: &Snapshot,
         step: &Step,
         parts: &mut Parts,
-    ) -> Logits<'_> {
+    ) -> Result<Logits<'_>, String> {
+        let Snapshot::Panels(weights) = weights else {
+            return Err("the weights are not laid out for the processor".to_owned());
+        };
         step.tables.iter().flatten().for_each(|page| self.pages.provide(*page));
         self.scratch.resize_with(team.size(), Mutex::default);
         let mut clock = parts.start();
@@ -107,7 +114,7 @@ impl Compute for CpuCompute {
         }
         let logits = self.head(team, weights, step);
         clock.lap(Part::Head);
-        logits
+        Ok(logits)
     }
 }
 

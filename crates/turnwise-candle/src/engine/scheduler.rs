@@ -7,12 +7,13 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use turnwise_rollout::{PolicyError, SampleRequest};
 use turnwise_trajectory::StopReason;
 
-use super::compute::{Compute, CpuCompute, Step, Token};
+use super::compute::{Compute, Step, Token};
 use super::drawing::draw_all;
 use super::pages::{PAGE, PageLayout};
 use super::parts::{Part, Parts};
 use super::slot::{Job, Slot, Waiting};
 use super::team::Team;
+use super::tensors::{compute_for, suited};
 use super::tree::{NodeId, Tree};
 use super::{Counters, EngineSettings, KvOnUpdate, add};
 use crate::DecoderConfig;
@@ -64,19 +65,19 @@ impl Scheduler {
         settings: EngineSettings,
         counters: Arc<Counters>,
     ) -> Self {
-        let current = published.newest();
-        let config = current.weights.config.clone();
+        let current = suited(published.newest(), settings);
+        let config = current.weights.config().clone();
         let layout = PageLayout::new(&config);
         let max_pages = usize::try_from(settings.max_kv_bytes / layout.bytes());
         Self {
             settings,
             config,
             published,
-            current,
             waiting: VecDeque::new(),
             active: Vec::new(),
             tree: Tree::new(max_pages.unwrap_or(usize::MAX)),
-            compute: Box::new(CpuCompute::new(layout)),
+            compute: compute_for(&current.weights),
+            current,
             team: Team::new(settings.threads),
             page_bytes: layout.bytes(),
             step: 0,
@@ -156,7 +157,7 @@ impl Scheduler {
         if self.published.serial() == self.current.serial {
             return;
         }
-        self.current = self.published.newest();
+        self.current = suited(self.published.newest(), self.settings);
         self.tree.renew();
         let keeps = self.settings.kv_on_update == KvOnUpdate::Keep;
         let starts_anew = |slot: &mut Slot| !(keeps && slot.computed(&self.tree) > 0);
@@ -240,7 +241,10 @@ impl Scheduler {
             return;
         }
         let Publication { version, weights, .. } = &self.current;
-        let logits = self.compute.run(&mut self.team, weights, &step, &mut parts);
+        let logits = match self.compute.run(&mut self.team, weights, &step, &mut parts) {
+            Ok(logits) => logits,
+            Err(reason) => return self.fail(&reason),
+        };
         let mut clock = parts.start();
         for (node, filled) in fills {
             self.tree.fill(node, filled, *version);
@@ -264,6 +268,13 @@ impl Scheduler {
         self.finish();
         clock.lap(Part::Sampling);
         self.counters.parts.add(parts, ready.len() < step.tokens.len());
+    }
+
+    /// Answers all requests: what a step was to compute is missing.
+    fn fail(&mut self, reason: &str) {
+        for slot in self.active.drain(..) {
+            slot.end(&mut self.tree, Err(PolicyError::Failed(reason.to_owned())));
+        }
     }
 
     /// Gives every request that has filled its pages another. When there is none, the request that came last gives up what it

@@ -59,7 +59,13 @@ impl Spec {
 
     /// The names of those tensors, which lie one after another in the parameter.
     pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> {
-        let name = |index: usize| self.name.replacen('*', &index.to_string(), 1);
+        let name = |index: usize| {
+            if self.stacked {
+                self.name.replacen('*', &index.to_string(), 1)
+            } else {
+                self.name.clone()
+            }
+        };
         (0..self.n_tensors()).map(name)
     }
 }

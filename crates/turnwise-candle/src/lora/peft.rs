@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{LoraSettings, LoraTarget};
 use crate::checkpoint::{Piece, Precision, Tensors, read_object, write_json, write_tensors};
 use crate::layout::{Spec, specs};
-use crate::numbers::numbers;
+use crate::numbers::host_numbers;
 use crate::{Decoder, DecoderConfig, ModelError};
 
 const CONFIG: &str = "adapter_config.json";
@@ -71,7 +71,7 @@ impl Decoder {
             return Err(ModelError::BadAdapter("it has no adapters to save".to_owned()));
         };
         let adapters = || self.parameters().iter().filter(|p| p.spec.role.is_adapter());
-        let held = adapters().map(|parameter| numbers(&parameter.var));
+        let held = adapters().map(|parameter| host_numbers(&parameter.var));
         let held = held.collect::<candle_core::Result<Vec<_>>>()?;
         let pieces = adapters().zip(&held).map(|(parameter, values)| Piece {
             name: parameter.spec.name.clone(),

@@ -1,66 +1,87 @@
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::softmax;
 
+use super::Arithmetic;
 use crate::batch::Batch;
 use crate::forward::Heads;
 use crate::rope::Rope;
 
-/// Turns every head of every token to its position. `[N, heads * head_dim]`
-pub(super) fn turn(x: &Tensor, rope: &Rope, positions: &[u32]) -> Result<Tensor> {
-    let (n, half) = (x.dim(0)?, rope.half());
-    let (mut cos, mut sin) = (Vec::with_capacity(n * half), Vec::with_capacity(n * half));
-    for position in positions {
-        let (c, s) = rope.at(*position as usize);
-        cos.extend_from_slice(c);
-        sin.extend_from_slice(s);
+/// Cosines and sines of tokens' positions. `[N, 1, half]` each
+#[derive(Clone, Debug)]
+pub(crate) struct Rotation {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rotation {
+    pub(crate) fn new(rope: &Rope, positions: &[u32], device: &Device) -> Result<Self> {
+        let (n, half) = (positions.len(), rope.half());
+        let (mut cos, mut sin) = (Vec::with_capacity(n * half), Vec::with_capacity(n * half));
+        for position in positions {
+            let (c, s) = rope.at(*position as usize);
+            cos.extend_from_slice(c);
+            sin.extend_from_slice(s);
+        }
+        let table = |values| Tensor::from_vec(values, (n, 1, half), device);
+        Ok(Self { cos: table(cos)?, sin: table(sin)? })
     }
-    let table = |values: Vec<f32>| {
-        Tensor::from_vec(values, (n, 1, half), &Device::Cpu)?
-            .to_device(x.device())?
-            .to_dtype(x.dtype())
-    };
-    let (cos, sin) = (table(cos)?, table(sin)?);
-    let heads = x.reshape((n, (), 2 * half))?;
-    let (a, b) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
-    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[first, second], 2)?.reshape(x.shape())
+
+    /// Turns every head of every token to its position. `[N, heads * head_dim]`
+    pub(super) fn turn(&self, x: &Tensor) -> Result<Tensor> {
+        let (n, _, half) = self.cos.dims3()?;
+        let heads = x.reshape((n, (), 2 * half))?;
+        let (a, b) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
+        let first = (a.broadcast_mul(&self.cos)? - b.broadcast_mul(&self.sin)?)?;
+        let second = (b.broadcast_mul(&self.cos)? + a.broadcast_mul(&self.sin)?)?;
+        Tensor::cat(&[first, second], 2)?.reshape(x.shape())
+    }
 }
 
 /// Attention of spans padded to the longest over their pasts padded to the longest. Queries, keys and values side by side.
-pub(super) fn attention(qkv: &Tensor, batch: &Batch, heads: Heads) -> Result<Tensor> {
-    let Heads { n_heads, n_kv_heads, head_dim } = heads;
-    let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);
-    let padding = Padding::new(batch, qkv.device())?;
-    let Padding { spans, n_queries, n_keys, .. } = padding;
-    let group = heads.group();
-    // [spans, Q, KV, G, hd] -> [spans * KV, G * Q, hd]: the query heads of a key head lie one after another.
-    let query = qkv.narrow(1, 0, queries)?.contiguous()?.index_select(&padding.queries, 0)?;
-    let query = query.reshape((spans, n_queries, n_kv_heads, group, head_dim))?;
-    let query = query.permute((0, 2, 3, 1, 4))?;
-    let query = query.reshape((spans * n_kv_heads, group * n_queries, head_dim))?;
-    let spread = |start| {
-        let x = qkv.narrow(1, start, keys)?.contiguous()?.index_select(&padding.keys, 0)?;
-        let x = x.reshape((spans, n_keys, n_kv_heads, head_dim))?.transpose(1, 2)?;
-        x.reshape((spans * n_kv_heads, n_keys, head_dim))
-    };
-    let (key, value) = (spread(queries)?, spread(queries + keys)?);
-    let scores = (query.matmul(&key.t()?)? * f64::from(heads.scale()))?;
-    let scores = scores.reshape((spans, n_kv_heads * group, n_queries, n_keys))?;
-    let weights = softmax(&scores.broadcast_add(&padding.mask.to_dtype(qkv.dtype())?)?, D::Minus1)?;
-    let weights = weights.reshape((spans * n_kv_heads, group * n_queries, n_keys))?;
-    let mixed = weights.matmul(&value)?;
-    let mixed = mixed.reshape((spans, n_kv_heads, group, n_queries, head_dim))?;
-    let mixed = mixed.permute((0, 3, 1, 2, 4))?.reshape((spans * n_queries, queries))?;
+pub(super) fn attention(qkv: &Tensor, padding: &Padding, arithmetic: Arithmetic) -> Result<Tensor> {
+    let [query, key, value] = arithmetic.split(qkv)?;
+    let query = query.contiguous()?.index_select(&padding.queries, 0)?;
+    let spread = |x: Tensor| x.contiguous()?.index_select(&padding.keys, 0);
+    let mixed = attend(&query, &spread(key)?, &spread(value)?, &padding.mask, arithmetic)?;
     mixed.index_select(&padding.back, 0)
+}
+
+/// Attention of several lists of queries, each over a list of keys and values of its own. Queries
+/// `[lists * Q, n_heads * head_dim]`, keys and values `[lists * K, n_kv_heads * head_dim]`, and a mask that is 0 where a
+/// query may look and minus infinity elsewhere, `[lists, 1, Q, K]`.
+pub(crate) fn attend(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    mask: &Tensor,
+    arithmetic: Arithmetic,
+) -> Result<Tensor> {
+    let Arithmetic { heads, precision, .. } = arithmetic;
+    let Heads { n_heads, n_kv_heads, head_dim } = heads;
+    let (lists, _, n_queries, n_keys) = mask.dims4()?;
+    let group = heads.group();
+    // [lists, Q, KV, G, hd] -> [lists * KV, G * Q, hd]: the query heads of a key head lie one after another.
+    let query = query.reshape((lists, n_queries, n_kv_heads, group, head_dim))?;
+    let query = query.permute((0, 2, 3, 1, 4))?;
+    let query = query.reshape((lists * n_kv_heads, group * n_queries, head_dim))?;
+    let by_head = |x: &Tensor| {
+        let x = x.reshape((lists, n_keys, n_kv_heads, head_dim))?.transpose(1, 2)?;
+        x.reshape((lists * n_kv_heads, n_keys, head_dim))
+    };
+    let (key, value) = (by_head(key)?, by_head(value)?);
+    let scores = (precision.matmul(&query, &key.t()?)? * f64::from(heads.scale()))?;
+    let scores = scores.reshape((lists, n_kv_heads * group, n_queries, n_keys))?;
+    let weights = softmax(&scores.broadcast_add(mask)?, D::Minus1)?;
+    let weights = weights.reshape((lists * n_kv_heads, group * n_queries, n_keys))?;
+    let mixed = precision.matmul(&weights, &value)?;
+    let mixed = mixed.reshape((lists, n_kv_heads, group, n_queries, head_dim))?;
+    let mixed = mixed.permute((0, 3, 1, 2, 4))?;
+    mixed.reshape((lists * n_queries, n_heads * head_dim))
 }
 
 /// Where tokens are in padded spans. Padding repeats some token: nobody reads what becomes of it.
 #[derive(Debug)]
-struct Padding {
-    spans: usize,
-    n_queries: usize,
-    n_keys: usize,
+pub(super) struct Padding {
     /// `[spans * Q]`
     queries: Tensor,
     /// `[spans * K]`
@@ -72,7 +93,7 @@ struct Padding {
 }
 
 impl Padding {
-    fn new(batch: &Batch, device: &Device) -> Result<Self> {
+    pub(super) fn new(batch: &Batch, device: &Device) -> Result<Self> {
         let spans = batch.spans.len();
         let n_queries = batch.spans.iter().map(|span| span.own.len()).max().unwrap_or(0);
         let lengths = batch.spans.iter().map(|span| span.n_before() + span.own.len());
@@ -94,14 +115,10 @@ impl Padding {
         }
         let ids = |ids: Vec<u32>| Tensor::from_slice(&ids, ids.len(), device);
         Ok(Self {
-            spans,
-            n_queries,
-            n_keys,
             queries: ids(queries)?,
             keys: ids(keys)?,
             back: ids(back)?,
-            mask: Tensor::from_vec(mask, (spans, 1, n_queries, n_keys), device)?
-                .to_dtype(DType::F32)?,
+            mask: Tensor::from_vec(mask, (spans, 1, n_queries, n_keys), device)?,
         })
     }
 }

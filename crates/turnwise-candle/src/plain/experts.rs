@@ -3,6 +3,7 @@ use std::sync::Arc;
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::softmax;
 
+use crate::ComputePrecision;
 use crate::balance::LayerUse;
 use crate::layout::{Choice, Mixture};
 use crate::routing::Routing;
@@ -24,14 +25,19 @@ impl Routed {
 
 /// The weighted sum of each token's experts (Fedus et al., *Switch transformers*, 2021, equations 1 and 2, for more than one
 /// expert). The choice has no gradient; the weights of the chosen have.
-pub(super) fn mix(x: &Tensor, mixture: &Mixture<Tensor>) -> Result<(Tensor, Routed)> {
+pub(crate) fn mix(
+    x: &Tensor,
+    mixture: &Mixture<Tensor>,
+    precision: ComputePrecision,
+) -> Result<(Tensor, Routed)> {
+    // Not in the lower precision: whom a token goes to must not depend on it more than it has to.
     let probabilities = softmax(&x.matmul(&mixture.router.t()?)?, D::Minus1)?;
     let routing = Routing::new(&probabilities.flatten_all()?.to_vec1()?, mixture.choice);
     let tokens: Vec<u32> = routing.tokens().collect();
     let rows = x.index_select(&Tensor::from_slice(&tokens, tokens.len(), x.device())?, 0)?;
-    let gate = grouped(&rows, &mixture.gate, &routing)?;
-    let up = grouped(&rows, &mixture.up, &routing)?;
-    let outputs = grouped(&(gate.silu()? * up)?, &mixture.down, &routing)?;
+    let gate = grouped(&rows, &mixture.gate, &routing, precision)?;
+    let up = grouped(&rows, &mixture.up, &routing, precision)?;
+    let outputs = grouped(&(gate.silu()? * up)?, &mixture.down, &routing, precision)?;
     let weights = weights(&probabilities, &routing, mixture.choice)?;
     let mixed = combine(&outputs, &weights, &routing)?;
     Ok((mixed, Routed { probabilities, routing: Arc::new(routing) }))
@@ -49,10 +55,15 @@ fn weights(probabilities: &Tensor, routing: &Routing, choice: Choice) -> Result<
 }
 
 /// Each row times the transpose of its expert's matrix: `[M, in]` and `[E, out, in]` to `[M, out]`.
-fn grouped(x: &Tensor, weight: &Tensor, routing: &Routing) -> Result<Tensor> {
+fn grouped(
+    x: &Tensor,
+    weight: &Tensor,
+    routing: &Routing,
+    precision: ComputePrecision,
+) -> Result<Tensor> {
     let products = routing.starts.windows(2).enumerate().filter(|(_, pair)| pair[1] > pair[0]);
     let products = products.map(|(expert, pair)| {
-        x.narrow(0, pair[0], pair[1] - pair[0])?.matmul(&weight.get(expert)?.t()?)
+        precision.matmul(&x.narrow(0, pair[0], pair[1] - pair[0])?, &weight.get(expert)?.t()?)
     });
     Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 0)
 }

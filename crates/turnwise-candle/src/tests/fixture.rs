@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use crate::{Decoder, Kernels};
+use crate::{Decoder, Device, Kernels};
 
 pub(crate) const NAMES: [&str; 7] = [
     "llama",
@@ -22,7 +22,7 @@ pub(crate) struct Fixture {
     pub(crate) name: String,
     pub(crate) model: Decoder,
     pub(crate) expected: Value,
-    tensors: Vec<u8>,
+    pub(crate) tensors: Vec<u8>,
 }
 
 pub(crate) fn directory(name: &str) -> PathBuf {
@@ -65,6 +65,15 @@ impl Fixture {
         assert_eq!(view.dtype(), Dtype::F64);
         view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
     }
+}
+
+/// A model of the tensor library's operations on every device that this build is for: the processor, and with the feature
+/// `cuda` the first graphics processor.
+pub(crate) fn on_devices(make: impl Fn() -> Decoder) -> Vec<Decoder> {
+    let devices = [Device::Cpu, Device::Cuda(0)];
+    let built_for = |device: &Device| *device == Device::Cpu || cfg!(feature = "cuda");
+    let model = |device| make().with_kernels(Kernels::Plain).with_device(device).unwrap();
+    devices.into_iter().filter(built_for).map(model).collect()
 }
 
 pub(crate) fn integers(json: &Value) -> Vec<u32> {

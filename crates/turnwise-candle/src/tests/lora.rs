@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use safetensors::tensor::SafeTensors;
@@ -11,15 +12,18 @@ use turnwise_trajectory::{PolicyVersion, Sampling};
 
 use super::block_on;
 use super::checkpoint::edit_json;
-use super::fixture::{directory, distance, doubles as all_doubles, integers, norm};
+use super::fixture::{directory, distance, doubles as all_doubles, integers, norm, on_devices};
 use super::forward::{BOTH, check_differences, run};
+use super::tensors::{advance, assert_close, assert_same, request, rows, trainer};
 use super::variants::{perturbed, variants};
 use crate::layout::Role;
+use crate::published::Published;
+use crate::snapshot::Snapshot;
 use crate::tape::Keep;
 use crate::trainer::Trainer;
 use crate::{
-    AdamW, CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, Kernels,
-    LearnerSettings, LoraSettings, LoraTarget,
+    AdamW, CandleLearner, CandlePolicy, ComputePrecision, Decoder, DecoderConfig, EngineCompute,
+    EngineSettings, Kernels, LearnerSettings, LoraSettings, LoraTarget,
 };
 
 const ATTENTION: [LoraTarget; 4] =
@@ -237,7 +241,8 @@ fn a_short_sequence_is_learnt_by_heart_and_drawn_with_merged_weights() {
             // Not a random model: the logits of its head, which is frozen, would be too small for any certainty.
             let base = perturbed(DecoderConfig::small(29), 4);
             let model = base.with_lora(&lora(), 1).unwrap();
-            let mut learner = CandleLearner::with_settings(model, AdamW::default(), settings);
+            let mut learner =
+                CandleLearner::with_settings(model, AdamW::default(), settings).unwrap();
             let policy = learner.policy(EngineSettings::default());
             learner.check_gradients().await.unwrap();
             let rows = [row(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9])];
@@ -322,48 +327,57 @@ fn a_zero_gradient_of_new_adapters_is_no_error() {
 
 #[test]
 fn a_saved_learner_goes_on_from_its_base_as_if_nothing_had_happened() {
-    block_on(async {
-        let rows = [row(&[1, 2, 3, 4, 5]), row(&[9, 8, 7])];
-        let learner = |base: Decoder, seed| {
-            CandleLearner::new(base.with_lora(&lora(), seed).unwrap(), AdamW::default())
-        };
-        let mut first = learner(small(), 1);
-        first.keep_reference().await.unwrap();
-        let start = first.logprobs(&rows).await.unwrap();
-        train(&mut first, &rows, 1e-2).await;
-        train(&mut first, &rows, 1e-2).await;
-        let directory = tempfile::tempdir().unwrap();
-        first.save(directory.path()).await.unwrap();
-        let now = first.logprobs(&rows).await.unwrap();
-        train(&mut first, &rows, 1e-2).await;
-        let later = first.logprobs(&rows).await.unwrap();
-        assert_eq!(first.reference_logprobs(&rows).await.unwrap(), start);
+    for kernels in BOTH {
+        block_on(save_and_go_on(kernels));
+    }
+}
 
-        let mut second = learner(small(), 2);
-        second.load(directory.path(), PolicyVersion(2)).await.unwrap();
-        assert_eq!(second.logprobs(&rows).await.unwrap(), now);
-        second.keep_reference().await.unwrap();
-        train(&mut second, &rows, 1e-2).await;
-        assert_eq!(second.logprobs(&rows).await.unwrap(), later);
-        assert_eq!(second.reference_logprobs(&rows).await.unwrap(), now);
+async fn save_and_go_on(kernels: Kernels) {
+    let rows = [row(&[1, 2, 3, 4, 5]), row(&[9, 8, 7])];
+    let learner = |base: Decoder, seed| {
+        let model = base.with_kernels(kernels).with_lora(&lora(), seed).unwrap();
+        CandleLearner::new(model, AdamW::default())
+    };
+    let mut first = learner(small(), 1);
+    first.keep_reference().await.unwrap();
+    let start = first.logprobs(&rows).await.unwrap();
+    train(&mut first, &rows, 1e-2).await;
+    train(&mut first, &rows, 1e-2).await;
+    let directory = tempfile::tempdir().unwrap();
+    first.save(directory.path()).await.unwrap();
+    let now = first.logprobs(&rows).await.unwrap();
+    train(&mut first, &rows, 1e-2).await;
+    let later = first.logprobs(&rows).await.unwrap();
+    assert_eq!(first.reference_logprobs(&rows).await.unwrap(), start);
 
-        // The checkpoint is a model by itself, and its adapters are one of PEFT's.
-        let whole = Decoder::from_directory(directory.path()).unwrap();
-        let mut whole = CandleLearner::new(whole, AdamW::default());
-        let whole = whole.logprobs(&rows).await.unwrap().concat();
-        assert!(distance(&whole, &doubles(&now.concat())) < 1e-5);
-        let peft = small().with_adapter(&directory.path().join("adapter")).unwrap();
-        let mut peft = CandleLearner::new(peft, AdamW::default());
-        assert_eq!(peft.logprobs(&rows).await.unwrap(), now);
+    let mut second = learner(small(), 2);
+    second.load(directory.path(), PolicyVersion(2)).await.unwrap();
+    assert_eq!(second.logprobs(&rows).await.unwrap(), now);
+    second.keep_reference().await.unwrap();
+    train(&mut second, &rows, 1e-2).await;
+    assert_eq!(second.logprobs(&rows).await.unwrap(), later);
+    assert_eq!(second.reference_logprobs(&rows).await.unwrap(), now);
 
-        let other = Decoder::random(DecoderConfig::small(29), 5).unwrap();
-        let mut other = learner(other, 1);
-        let error = other.load(directory.path(), PolicyVersion(2)).await.unwrap_err();
-        assert!(reason(&error).contains("its base was another one"), "{}", reason(&error));
-        let two = LoraSettings { rank: 2, ..lora() };
-        let mut two = CandleLearner::new(small().with_lora(&two, 1).unwrap(), AdamW::default());
-        assert!(two.load(directory.path(), PolicyVersion(2)).await.is_err());
-    });
+    // The checkpoint is a model by itself, and its adapters are one of PEFT's.
+    let whole = Decoder::from_directory(directory.path()).unwrap().with_kernels(kernels);
+    let mut whole = CandleLearner::new(whole, AdamW::default());
+    let whole = whole.logprobs(&rows).await.unwrap().concat();
+    assert!(distance(&whole, &doubles(&now.concat())) < 1e-5);
+    let peft =
+        small().with_kernels(kernels).with_adapter(&directory.path().join("adapter")).unwrap();
+    let mut peft = CandleLearner::new(peft, AdamW::default());
+    assert_eq!(peft.logprobs(&rows).await.unwrap(), now);
+
+    let other = Decoder::random(DecoderConfig::small(29), 5).unwrap();
+    let mut other = learner(other, 1);
+    let error = other.load(directory.path(), PolicyVersion(2)).await.unwrap_err();
+    assert!(reason(&error).contains("its base was another one"), "{}", reason(&error));
+    let two = LoraSettings { rank: 2, ..lora() };
+    let mut two = CandleLearner::new(
+        small().with_kernels(kernels).with_lora(&two, 1).unwrap(),
+        AdamW::default(),
+    );
+    assert!(two.load(directory.path(), PolicyVersion(2)).await.is_err());
 }
 
 fn reason(error: &LearnerError) -> String {
@@ -373,8 +387,8 @@ fn reason(error: &LearnerError) -> String {
 #[test]
 fn an_engine_that_takes_the_model_draws_what_one_beside_it_draws() {
     block_on(async {
-        for config in variants() {
-            let model = adapted(&config, 8);
+        let configs = variants();
+        for model in configs.iter().flat_map(|config| on_devices(|| adapted(config, 8))) {
             let beside = CandlePolicy::new(&model, EngineSettings::default()).unwrap();
             let instead = CandlePolicy::from_model(model, EngineSettings::default()).unwrap();
             let asked = SampleRequest {
@@ -459,4 +473,141 @@ fn the_tensors_of_a_model_with_adapters_are_those_of_the_merged_one() {
     let shown = tensors(&adapted(config, 6));
     assert_eq!(shown, tensors(&adapted(config, 6).merged().unwrap()));
     assert_ne!(shown, tensors(&perturbed(config.clone(), 6)));
+}
+
+/// Adapters made where the model is, or brought there with it.
+fn adapted_on_devices(config: &DecoderConfig) -> Vec<Decoder> {
+    let made_there = on_devices(|| perturbed(config.clone(), 3)).into_iter();
+    let made_there =
+        made_there.map(|base| learnt(base.with_lora(&settings(config), 3).unwrap(), 3));
+    made_there.chain(on_devices(|| adapted(config, 3))).collect()
+}
+
+#[test]
+fn steps_of_adapters_in_tensors_are_those_in_buffers() {
+    for config in variants() {
+        let rows = rows(config.vocab_size as u32);
+        let settings = LearnerSettings { balance: 0.05, ..LearnerSettings::default() };
+        for plain in adapted_on_devices(&config) {
+            let (mut fused, mut plain) =
+                (trainer(adapted(&config, 3), settings), trainer(plain, settings));
+            plain.check_gradients().unwrap();
+            for step in 0..4 {
+                let norms = [advance(&mut fused, &rows), advance(&mut plain, &rows)];
+                assert!((norms[0] / norms[1] - 1.0).abs() < 1e-3, "step {step}: {norms:?}");
+                assert_close(&plain, &fused, 1e-3);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_with_adapters_moves_between_buffers_and_tensors() {
+    let config = &variants()[3];
+    let rows = rows(53);
+    let start = |model| trainer(model, LearnerSettings::default());
+    let ways = on_devices(|| adapted(config, 3));
+    let ways = ways.into_iter().map(|plain| [start(adapted(config, 3)), start(plain)]);
+    let back = on_devices(|| adapted(config, 3));
+    let back = back.into_iter().map(|plain| [start(plain), start(adapted(config, 3))]);
+    for [mut stays, mut goes] in ways.chain(back) {
+        for _ in 0..3 {
+            advance(&mut stays, &rows);
+        }
+        let [directory, again] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        stays.save(directory.path()).unwrap();
+        goes.load(directory.path(), PolicyVersion(3)).unwrap();
+        assert_eq!(stays.model().values().unwrap(), goes.model().values().unwrap());
+        goes.save(again.path()).unwrap();
+        for file in ["optimizer.safetensors", "adapter/adapter_model.safetensors"] {
+            let read = |directory: &tempfile::TempDir| fs::read(directory.path().join(file));
+            assert!(read(&directory).unwrap() == read(&again).unwrap(), "{file} is another");
+        }
+        advance(&mut stays, &rows);
+        advance(&mut goes, &rows);
+        assert_close(&goes, &stays, 1e-3);
+    }
+}
+
+#[test]
+fn published_tensors_have_adapters_in_their_matrices() {
+    for config in variants() {
+        let merged = adapted(&config, 3).merged().unwrap().values().unwrap().concat();
+        for model in adapted_on_devices(&config) {
+            let weights = model.tensor_weights().unwrap();
+            assert!(weights.network.linears().all(|linear| linear.adapter.is_none()));
+            let published = Published::new(PolicyVersion(0), weights);
+            let policy = CandlePolicy::start(published.clone(), EngineSettings::default());
+            let panels = CandlePolicy::new(&model, EngineSettings::default()).unwrap();
+            let asked = || request(1, ids(), 12);
+            let [ours, theirs] =
+                [policy, panels].map(|policy| block_on(policy.sample(asked())).unwrap());
+            assert_same(&[ours], &[theirs]);
+            let weights = published.newest().weights;
+            let panels = Arc::clone(&weights).for_engine(EngineCompute::Buffers).unwrap();
+            let Snapshot::Panels(panels) = &*panels else { panic!() };
+            assert!(distance(&panels.stored().concat(), &doubles(&merged)) < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_model_on_a_device_shows_and_merges_its_adapters() {
+    for config in variants() {
+        let merged = adapted(&config, 3).merged().unwrap().values().unwrap().concat();
+        for model in adapted_on_devices(&config) {
+            let mut seen = Vec::new();
+            let see = |name: &str, _: &[usize], values: &[f32]| {
+                assert!(!name.contains("lora"), "{name}");
+                seen.extend_from_slice(values);
+                Ok::<_, crate::ModelError>(())
+            };
+            model.for_each_tensor(see).unwrap();
+            assert_eq!(seen, merged);
+            let device = model.device();
+            let model = model.merged().unwrap();
+            assert_eq!((model.device(), model.values().unwrap().concat()), (device, seen));
+        }
+    }
+}
+
+#[test]
+fn adapters_learn_in_bf16_and_are_drawn_with() {
+    let config = variants()[3].clone();
+    let settings =
+        LearnerSettings { compute: ComputePrecision::Bf16, ..LearnerSettings::default() };
+    for model in adapted_on_devices(&config) {
+        let before = model.values().unwrap();
+        let mut trainer = trainer(model, settings);
+        let rows = rows(53);
+        let likelihood =
+            |trainer: &Trainer| trainer.logprobs(&rows).unwrap().concat().iter().sum::<f32>();
+        let start = likelihood(&trainer);
+        for _ in 0..20 {
+            let (logprobs, pending) = trainer.forward(&rows).unwrap();
+            trainer.backward(pending, &vec![-0.01; logprobs.concat().len()]).unwrap();
+            trainer.step(Update { learning_rate: 3e-3, max_grad_norm: 1.0 }).unwrap();
+        }
+        let end = likelihood(&trainer);
+        assert!(end > start + 10.0, "{start} {end}");
+        let after = trainer.model().values().unwrap();
+        for (parameter, values) in
+            trainer.model().parameters().iter().zip(before.iter().zip(&after))
+        {
+            let name = &parameter.spec.name;
+            assert_eq!(values.0 != values.1, parameter.spec.role.is_adapter(), "{name}");
+        }
+
+        let weights = trainer.model().tensor_weights().unwrap();
+        let published = Published::new(PolicyVersion(0), weights);
+        let policy = CandlePolicy::start(published, EngineSettings::default());
+        let sample = block_on(policy.sample(request(1, ids(), 30))).unwrap();
+        let drawn = sample.tokens.iter().map(|token| token.id);
+        let all: Vec<u32> = ids().into_iter().chain(drawn).collect();
+        let theirs = trainer.logprobs(&[row(&all)]).unwrap().concat();
+        let errors = sample.tokens.iter().zip(&theirs[ids().len() - 1..]);
+        let mean = errors.map(|(a, b)| (a.logprob - b).abs()).sum::<f32>() / 30.0;
+        // The sum of a matrix and its adapter is rounded once there, and its parts here.
+        assert!(mean < 0.06, "{mean}");
+    }
 }

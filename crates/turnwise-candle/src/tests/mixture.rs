@@ -100,7 +100,7 @@ fn balance_gradient(model: Decoder, rows: &[Row], coefficient: f64) -> Vec<Vec<f
     let mut trainer = trainer(model, coefficient);
     let (logprobs, pending) = trainer.forward(rows).unwrap();
     trainer.backward(pending, &vec![0.0; logprobs.concat().len()]).unwrap();
-    trainer.gradients().to_vec()
+    trainer.gradients()
 }
 
 #[test]

@@ -4,18 +4,20 @@ use candle_core::{D, Tensor};
 use candle_nn::ops::softmax;
 use serde_json::Value;
 
-use super::fixture::{Fixture, NAMES, directory, distance, doubles, integers, norm, relative};
+use super::fixture::{
+    Fixture, NAMES, directory, distance, doubles, integers, norm, on_devices, relative,
+};
 use crate::batch::{Batch, Sequence};
 use crate::{Decoder, Kernels, LikelihoodGradient};
 
-const BOTH: [Kernels; 2] = [Kernels::Plain, Kernels::Fused];
-
-/// Runs a comparison for every model and both kernels.
+/// Runs a comparison for every model, with both kernels and on every device.
 fn compare(what: &str, limit: f64, error: impl Fn(&Fixture) -> f64) {
-    for kernels in BOTH {
-        for name in NAMES {
-            let error = error(&Fixture::load(name).with_kernels(kernels));
-            assert!(error < limit, "{what} of {name} with {kernels:?}: {error}");
+    for name in NAMES {
+        let fused = Fixture::load(name).model.with_kernels(Kernels::Fused);
+        for model in on_devices(|| Fixture::load(name).model).into_iter().chain([fused]) {
+            let (kernels, device) = (model.kernels(), model.device());
+            let error = error(&Fixture { model, ..Fixture::load(name) });
+            assert!(error < limit, "{what} of {name} with {kernels:?} on {device}: {error}");
         }
     }
 }

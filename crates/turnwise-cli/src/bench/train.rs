@@ -259,7 +259,8 @@ fn measure(arguments: &TrainArguments, work: Work) -> Result<Measured, Failure> 
     let TrainArguments { threads, recompute_layers, .. } = *arguments;
     let settings = LearnerSettings { threads, recompute_layers, ..LearnerSettings::default() };
     let model = arguments.model.make(work.length)?;
-    let mut learner = CandleLearner::with_settings(model, AdamW::default(), settings);
+    let mut learner = CandleLearner::with_settings(model, AdamW::default(), settings)
+        .map_err(|error| Failure::refused_by(&error))?;
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| Failure::runtime(&error))?;
     let mut step = || {

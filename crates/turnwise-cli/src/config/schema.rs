@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use turnwise::candle::{AdamW, EngineSettings, LoraSettings};
+use turnwise::candle::{AdamW, ComputePrecision, Device, EngineSettings, LoraSettings};
 use turnwise::chat::{Thinking, ToolPrompt};
 use turnwise::objective::LengthWeight as ObjectiveLengthWeight;
 use turnwise::rollout::{Compaction, Limits};
@@ -75,6 +75,10 @@ pub(crate) struct Model {
     /// made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) directory: Option<PathBuf>,
+    /// What trains the model and draws from it: `cpu`, or `cuda` (`cuda:1` and so on) in a build with the feature `cuda`.
+    pub(crate) device: Device,
+    /// What products are computed in when it is trained on another device than the processor: `f32` or `bf16`.
+    pub(crate) compute: ComputePrecision,
     /// Sizes of the model that is made. Its vocabulary is trained on demonstrations.
     pub(crate) vocab_size: usize,
     pub(crate) hidden_size: usize,
@@ -103,6 +107,8 @@ impl Default for Model {
     fn default() -> Self {
         Self {
             directory: None,
+            device: Device::Cpu,
+            compute: ComputePrecision::F32,
             vocab_size: 320,
             hidden_size: 96,
             intermediate_size: 256,

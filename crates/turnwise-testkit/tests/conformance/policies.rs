@@ -13,7 +13,7 @@ const VOCAB: u32 = 30;
 
 /// What the suite finds wrong; empty if it passes.
 fn found(policy: impl Policy + 'static) -> String {
-    let runtime = Builder::new_current_thread().build().unwrap();
+    let runtime = Builder::new_current_thread().build().expect("a runtime");
     let check = || runtime.block_on(conformance::policy(Arc::new(policy), VOCAB));
     match std::panic::catch_unwind(AssertUnwindSafe(check)) {
         Ok(()) => String::new(),
@@ -85,7 +85,7 @@ impl Policy for Remembering {
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
         let mut request = request;
         let asked = {
-            let mut asked = self.0.lock().unwrap();
+            let mut asked = self.0.lock().expect("nobody panics with it");
             *asked += 1;
             *asked
         };

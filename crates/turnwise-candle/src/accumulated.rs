@@ -1,0 +1,86 @@
+//! Gradients that wait for a step: in buffers where our own operations add to them, in tensors on the model's device where
+//! the tensor library made them.
+
+use candle_core::{Result, Tensor};
+
+use crate::fused::sum;
+use crate::pass::{Pass, Played};
+use crate::tape::Loss;
+use crate::{Decoder, Kernels};
+
+/// Sums of gradients, in the order of the parameters.
+#[derive(Debug)]
+pub(crate) enum Accumulated {
+    /// Those of frozen parameters are empty.
+    Buffers(Vec<Vec<f32>>),
+    /// `None` where nothing was added.
+    Tensors(Vec<Option<Tensor>>),
+}
+
+impl Accumulated {
+    /// Nothing yet, for a model as it is computed now.
+    pub(crate) fn of(model: &Decoder) -> Self {
+        match model.kernels() {
+            Kernels::Fused => Self::Buffers(model.zero_gradients()),
+            Kernels::Plain => Self::Tensors(vec![None; model.parameters().len()]),
+        }
+    }
+
+    /// What there is now, where adding can fail half-way. Tensors are never written to, so this copies none of them.
+    pub(crate) fn kept(&self) -> Option<Self> {
+        match self {
+            Self::Buffers(_) => None,
+            Self::Tensors(tensors) => Some(Self::Tensors(tensors.clone())),
+        }
+    }
+
+    /// Adds the gradient of a loss.
+    pub(crate) fn add(&mut self, model: &Decoder, pass: Pass, loss: Loss<'_>) -> Result<Played> {
+        let sums = match self {
+            Self::Buffers(sums) => return model.backward(pass, loss, sums),
+            Self::Tensors(sums) => sums,
+        };
+        let (gradients, played) = model.tensor_gradients(pass, loss)?;
+        for (sum, gradient) in sums.iter_mut().zip(gradients) {
+            *sum = match (sum.take(), gradient) {
+                (Some(sum), Some(gradient)) => Some((sum + gradient)?),
+                (sum, gradient) => sum.or(gradient),
+            };
+        }
+        Ok(played)
+    }
+
+    /// The length of all together.
+    pub(crate) fn norm(&self) -> Result<f64> {
+        let squares = match self {
+            Self::Buffers(sums) => sums.iter().map(|sum| sum::squares(sum)).sum::<f64>(),
+            Self::Tensors(sums) => {
+                let squares =
+                    |sum: &Tensor| Ok(f64::from(sum.sqr()?.sum_all()?.to_scalar::<f32>()?));
+                sums.iter().flatten().map(squares).sum::<Result<f64>>()?
+            }
+        };
+        Ok(squares.sqrt())
+    }
+
+    pub(crate) fn clear(&mut self) {
+        match self {
+            Self::Buffers(sums) => sums.iter_mut().for_each(|sum| sum.fill(0.0)),
+            Self::Tensors(sums) => sums.fill(None),
+        }
+    }
+
+    /// Copies on the processor.
+    #[cfg(test)]
+    pub(crate) fn to_host(&self, model: &Decoder) -> Result<Vec<Vec<f32>>> {
+        let sums = match self {
+            Self::Buffers(sums) => return Ok(sums.clone()),
+            Self::Tensors(sums) => sums,
+        };
+        let all = sums.iter().zip(model.zero_gradients());
+        all.map(|(sum, zeros)| {
+            sum.as_ref().map_or(Ok(zeros), |sum| Ok(crate::numbers::host_numbers(sum)?.to_vec()))
+        })
+        .collect()
+    }
+}

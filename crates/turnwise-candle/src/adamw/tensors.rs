@@ -1,0 +1,145 @@
+//! `AdamW` in the tensor library's operations: moments and weights stay on their device.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::{AdamW, AdamWState, Moments, Rates};
+use crate::accumulated::Accumulated;
+use crate::decoder::Parameter;
+use crate::layout::Spec;
+use crate::numbers::host_numbers;
+use crate::{Decoder, Kernels, ModelError};
+
+/// The optimiser's memory, where gradients and weights are. Files of both forms are the same.
+#[derive(Debug)]
+pub(crate) enum Optimizer {
+    Buffers(AdamWState),
+    Tensors(TensorState),
+}
+
+/// Moments as tensors, of the parameters that train.
+#[derive(Debug)]
+pub(crate) struct TensorState {
+    settings: AdamW,
+    /// Steps taken.
+    steps: u64,
+    moments: Vec<[Tensor; 2]>,
+}
+
+impl Optimizer {
+    /// For a model as it is computed now.
+    pub(crate) fn new(settings: AdamW, model: &Decoder) -> Result<Self> {
+        if model.kernels() == Kernels::Fused {
+            return Ok(Self::Buffers(AdamWState::new(settings, &model.trainable_specs())));
+        }
+        let zeros = |parameter: &Parameter| {
+            let zeros = || Tensor::zeros(&parameter.spec.shape[..], DType::F32, model.place());
+            Ok([zeros()?, zeros()?])
+        };
+        let moments = model.trainable().map(zeros).collect::<Result<_>>()?;
+        Ok(Self::Tensors(TensorState { settings, steps: 0, moments }))
+    }
+
+    /// One step along `gradients * scale`.
+    pub(crate) fn step(
+        &mut self,
+        parameters: &[Parameter],
+        gradients: &Accumulated,
+        scale: f64,
+        learning_rate: f64,
+    ) -> Result<()> {
+        match (self, gradients) {
+            (Self::Buffers(state), Accumulated::Buffers(gradients)) => {
+                state.step(parameters, gradients, scale, learning_rate)
+            }
+            (Self::Tensors(state), Accumulated::Tensors(gradients)) => {
+                state.step(parameters, gradients, scale, learning_rate)
+            }
+            _ => candle_core::bail!("gradients and moments are in different forms"),
+        }
+    }
+
+    pub(crate) fn save(&self, path: &Path, specs: &[Spec]) -> std::result::Result<(), ModelError> {
+        match self {
+            Self::Buffers(state) => state.save(path, specs),
+            Self::Tensors(state) => state.to_host()?.save(path, specs),
+        }
+    }
+
+    /// Reads what either form wrote for a model of the same parameters.
+    pub(crate) fn load(
+        settings: AdamW,
+        path: &Path,
+        model: &Decoder,
+    ) -> std::result::Result<Self, ModelError> {
+        let state = AdamWState::load(settings, path, &model.trainable_specs())?;
+        Ok(match model.kernels() {
+            Kernels::Fused => Self::Buffers(state),
+            Kernels::Plain => Self::Tensors(TensorState::from_host(state, model)?),
+        })
+    }
+}
+
+impl TensorState {
+    fn step(
+        &mut self,
+        parameters: &[Parameter],
+        gradients: &[Option<Tensor>],
+        scale: f64,
+        learning_rate: f64,
+    ) -> Result<()> {
+        self.steps += 1;
+        let trained = parameters.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable);
+        for ((parameter, gradient), moments) in trained.zip(&mut self.moments) {
+            let rates = Rates::of(self.settings, parameter, self.steps, scale, learning_rate);
+            advance(parameter, gradient.as_ref(), moments, rates)?;
+        }
+        Ok(())
+    }
+
+    fn to_host(&self) -> Result<AdamWState> {
+        let copied = |[first, second]: &[Tensor; 2]| {
+            let copied =
+                |moment: &Tensor| -> Result<Vec<f32>> { Ok(host_numbers(moment)?.to_vec()) };
+            Ok(Moments { first: copied(first)?, second: copied(second)? })
+        };
+        let moments = self.moments.iter().map(copied).collect::<Result<_>>()?;
+        Ok(AdamWState { settings: self.settings, steps: self.steps, moments })
+    }
+
+    fn from_host(state: AdamWState, model: &Decoder) -> Result<Self> {
+        let AdamWState { settings, steps, moments } = state;
+        let placed = |(moments, parameter): (Moments, &Parameter)| {
+            let placed = |values| {
+                Tensor::from_vec(values, &parameter.spec.shape[..], &Device::Cpu)?
+                    .to_device(model.place())
+            };
+            Ok([placed(moments.first)?, placed(moments.second)?])
+        };
+        let moments =
+            moments.into_iter().zip(model.trainable()).map(placed).collect::<Result<_>>()?;
+        Ok(Self { settings, steps, moments })
+    }
+}
+
+/// The formula of [`AdamW`] for a parameter. Without a gradient it is zero.
+fn advance(
+    parameter: &Parameter,
+    gradient: Option<&Tensor>,
+    moments: &mut [Tensor; 2],
+    rates: Rates,
+) -> Result<()> {
+    let Rates { scale, beta1, beta2, epsilon, rate, second_correction, kept } = rates;
+    let weights = parameter.var.as_detached_tensor();
+    let gradient = match gradient {
+        Some(gradient) => (gradient * f64::from(scale))?,
+        None => weights.zeros_like()?,
+    };
+    let [first, second] = moments;
+    *first = (&*first + ((&gradient - &*first)? * f64::from(1.0 - beta1))?)?;
+    *second = (&*second + ((gradient.sqr()? - &*second)? * f64::from(1.0 - beta2))?)?;
+    let root = ((&*second * f64::from(second_correction))?.sqrt()? + f64::from(epsilon))?;
+    let moved = ((&*first * f64::from(rate))? / root)?;
+    parameter.var.set(&((weights * f64::from(kept))? - moved)?)
+}

@@ -1,0 +1,310 @@
+//! One pass of the model over the tokens of a step in the tensor library's operations, on the device where the weights are.
+//!
+//! It keeps the same pages as the processor's: rows of one tensor per layer. Pages are written in place and gathered by
+//! their numbers, sequence by sequence, so prompts are shared here too. Sequences of which one token is computed attend
+//! together, padded to the longest; each longer piece attends alone.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::EngineSettings;
+use super::compute::{Compute, CpuCompute, Logits, Step, Token};
+use super::pages::{PAGE, PageLayout};
+use super::parts::{Part, Parts};
+use super::team::Team;
+use super::tree::PageId;
+use crate::forward::Forward;
+use crate::layout::{HeadNorms, Layer, Linear, Mixture};
+use crate::ops::Ops;
+use crate::plain::{Arithmetic, Rotation, attend, mix, swiglu};
+use crate::published::Publication;
+use crate::snapshot::{Snapshot, TensorWeights};
+
+/// Who computes steps with weights in their form.
+pub(super) fn compute_for(weights: &Snapshot) -> Box<dyn Compute> {
+    match weights {
+        Snapshot::Panels(weights) => Box::new(CpuCompute::new(PageLayout::new(&weights.config))),
+        Snapshot::Tensors(_) => Box::new(TensorCompute::default()),
+    }
+}
+
+/// A publication in the form that the engine was told to compute with; as it is, when that fails.
+pub(super) fn suited(publication: Publication, settings: EngineSettings) -> Publication {
+    match publication.weights.clone().for_engine(settings.compute) {
+        Ok(weights) => Publication { weights, ..publication },
+        Err(error) => {
+            tracing::error!(%error, "the published weights cannot be brought into the engine's form");
+            publication
+        }
+    }
+}
+
+/// Pages as tensors.
+#[derive(Debug, Default)]
+pub(super) struct TensorCompute {
+    /// Keys and values of each layer. `[pages * PAGE, n_kv_heads * head_dim]` each
+    pools: Vec<[Tensor; 2]>,
+    n_pages: usize,
+    logits: Vec<f32>,
+    /// Why pages do not hold what they should.
+    broken: Option<String>,
+}
+
+impl Compute for TensorCompute {
+    fn copy(&mut self, from: PageId, to: PageId) {
+        if let Err(error) = self.copy_page(from, to) {
+            self.broken = Some(error.to_string());
+        }
+    }
+
+    fn run(
+        &mut self,
+        _: &mut Team,
+        weights: &Snapshot,
+        step: &Step,
+        parts: &mut Parts,
+    ) -> std::result::Result<Logits<'_>, String> {
+        let Snapshot::Tensors(weights) = weights else {
+            return Err("the weights are not tensors".to_owned());
+        };
+        if let Some(reason) = &self.broken {
+            return Err(reason.clone());
+        }
+        let mut clock = parts.start();
+        self.logits = self.compute(weights, step).map_err(|error| error.to_string())?;
+        // What the device did when is not known here.
+        clock.lap(Part::Linear);
+        Ok(Logits { data: &self.logits, stride: weights.config.vocab_size })
+    }
+}
+
+impl TensorCompute {
+    fn compute(&mut self, weights: &TensorWeights, step: &Step) -> Result<Vec<f32>> {
+        let last = step.tables.iter().flatten().map(|page| page.0).max();
+        self.provide(weights, last.map_or(0, |page| page + 1))?;
+        let mut serving = Serving::new(weights, step, &self.pools)?;
+        let hidden = weights.forward.hidden(&mut serving, &weights.network)?;
+        if !step.tokens.iter().any(|token| token.wants_logits) {
+            return Ok(Vec::new());
+        }
+        weights.forward.predict(&mut serving, &weights.network, &hidden)?;
+        serving.logits.map_or(Ok(Vec::new()), |logits| logits.flatten_all()?.to_vec1())
+    }
+
+    /// Makes sure that so many pages have memory.
+    fn provide(&mut self, weights: &TensorWeights, n_pages: usize) -> Result<()> {
+        if self.pools.is_empty() {
+            let heads = weights.forward.heads;
+            let shape = (0, heads.n_kv_heads * heads.head_dim);
+            let none = || Tensor::zeros(shape, weights.precision.dtype(), weights.device());
+            let layers = (0..weights.config.n_layers).map(|_| Ok([none()?, none()?]));
+            self.pools = layers.collect::<Result<_>>()?;
+        }
+        self.grow(n_pages)
+    }
+
+    fn grow(&mut self, n_pages: usize) -> Result<()> {
+        if n_pages <= self.n_pages {
+            return Ok(());
+        }
+        // By half at least, so that what is there is rarely copied.
+        let n_pages = n_pages.max(self.n_pages + self.n_pages / 2);
+        for pool in self.pools.iter_mut().flatten() {
+            let more = ((n_pages - self.n_pages) * PAGE, pool.dim(1)?);
+            let more = Tensor::zeros(more, pool.dtype(), pool.device())?;
+            *pool = if self.n_pages == 0 { more } else { Tensor::cat(&[&*pool, &more], 0)? };
+        }
+        self.n_pages = n_pages;
+        Ok(())
+    }
+
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<()> {
+        self.grow(to.0 + 1)?;
+        self.pools.iter().flatten().try_for_each(|pool| {
+            let page = pool.narrow(0, from.0 * PAGE, PAGE)?.force_contiguous()?;
+            pool.slice_set(&page, 0, to.0 * PAGE)
+        })
+    }
+}
+
+/// Where a token's keys and values are.
+fn row_of(step: &Step, table: usize, position: usize) -> u32 {
+    (step.tables[table][position / PAGE].0 * PAGE + position % PAGE) as u32
+}
+
+/// Pieces of sequences that attend together.
+#[derive(Debug)]
+struct Group {
+    /// Which of the step's tokens ask. `[lists * Q]`
+    queries: Tensor,
+    /// Rows of pages. `[lists * K]`
+    keys: Tensor,
+    /// `[lists, 1, Q, K]`
+    mask: Tensor,
+}
+
+impl Group {
+    /// Pieces of equal length, each with the place of its first token in the step.
+    fn new(step: &Step, pieces: &[(usize, &[Token])], device: &Device) -> Result<Self> {
+        let n_queries = pieces.first().map_or(0, |(_, tokens)| tokens.len());
+        let length = |tokens: &[Token]| tokens.last().map_or(0, |token| token.position + 1);
+        let n_keys = pieces.iter().map(|(_, tokens)| length(tokens)).max().unwrap_or(0);
+        let (mut queries, mut keys) = (Vec::new(), Vec::new());
+        let mut mask = Vec::with_capacity(pieces.len() * n_queries * n_keys);
+        for (index, (first, tokens)) in pieces.iter().enumerate() {
+            let table = tokens[0].table;
+            queries.extend((*first..first + tokens.len()).map(|token| token as u32));
+            keys.extend((0..length(tokens)).map(|position| row_of(step, table, position)));
+            // Behind the end it reads what it has read already, and nobody looks.
+            keys.resize((index + 1) * n_keys, row_of(step, table, 0));
+            for token in *tokens {
+                let look = |key| if key <= token.position { 0.0 } else { f32::NEG_INFINITY };
+                mask.extend((0..n_keys).map(look));
+            }
+        }
+        Ok(Self {
+            queries: indices(&queries, device)?,
+            keys: indices(&keys, device)?,
+            mask: Tensor::from_vec(mask, (pieces.len(), 1, n_queries, n_keys), device)?,
+        })
+    }
+}
+
+fn indices(values: &[u32], device: &Device) -> Result<Tensor> {
+    Tensor::from_slice(values, values.len(), device)
+}
+
+/// A step on its way through the layers.
+#[derive(Debug)]
+struct Serving<'a> {
+    arithmetic: Arithmetic,
+    pools: &'a [[Tensor; 2]],
+    /// Of the layer that is being computed.
+    layer: usize,
+    ids: Tensor,
+    rotation: Rotation,
+    /// The row of pages that each token's keys, and its values, are written to. `[N, n_kv_heads * head_dim]`
+    rows: Tensor,
+    groups: Vec<Group>,
+    /// Where each token is in the groups. `[N]`
+    back: Tensor,
+    /// Tokens whose logits are wanted.
+    wanted: Tensor,
+    /// `[R, V]`
+    logits: Option<Tensor>,
+}
+
+impl<'a> Serving<'a> {
+    fn new(weights: &TensorWeights, step: &Step, pools: &'a [[Tensor; 2]]) -> Result<Self> {
+        let (device, tokens) = (weights.device(), &step.tokens);
+        let heads = weights.forward.heads;
+        let mut pieces = Vec::new();
+        for piece in tokens.chunk_by(|a, b| a.table == b.table) {
+            let first =
+                pieces.last().map_or(0, |(first, piece): &(usize, &[Token])| first + piece.len());
+            pieces.push((first, piece));
+        }
+        let (single, longer): (Vec<_>, Vec<_>) =
+            pieces.into_iter().partition(|(_, piece)| piece.len() == 1);
+        let groups = single.chunks(single.len().max(1)).chain(longer.chunks(1));
+        let (mut made, mut back, mut place) = (Vec::new(), vec![0; tokens.len()], 0);
+        for pieces in groups {
+            made.push(Group::new(step, pieces, device)?);
+            for token in pieces.iter().flat_map(|(first, piece)| *first..first + piece.len()) {
+                back[token] = place;
+                place += 1;
+            }
+        }
+        let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+        let positions: Vec<u32> = tokens.iter().map(|token| token.position as u32).collect();
+        let rows: Vec<u32> =
+            tokens.iter().map(|token| row_of(step, token.table, token.position)).collect();
+        let wanted = tokens.iter().enumerate().filter(|(_, token)| token.wants_logits);
+        let wanted: Vec<u32> = wanted.map(|(index, _)| index as u32).collect();
+        let shape = (rows.len(), heads.n_kv_heads * heads.head_dim);
+        Ok(Self {
+            arithmetic: Arithmetic::new(&weights.forward, weights.precision),
+            pools,
+            layer: 0,
+            ids: indices(&ids, device)?,
+            rotation: Rotation::new(&weights.forward.rope, &positions, device)?,
+            rows: indices(&rows, device)?.unsqueeze(1)?.broadcast_as(shape)?.contiguous()?,
+            groups: made,
+            back: indices(&back, device)?,
+            wanted: indices(&wanted, device)?,
+            logits: None,
+        })
+    }
+}
+
+impl Ops for Serving<'_> {
+    type Weight = Tensor;
+    type Value = Tensor;
+
+    fn embed(&mut self, table: &Tensor) -> Result<Tensor> {
+        table.index_select(&self.ids, 0)?.to_dtype(DType::F32)
+    }
+
+    fn norm(&mut self, x: &Tensor, gain: &Tensor) -> Result<Tensor> {
+        self.arithmetic.norm(x, gain)
+    }
+
+    fn linear(&mut self, x: &Tensor, linears: &[&Linear<Tensor>]) -> Result<Tensor> {
+        self.arithmetic.linear(x, linears)
+    }
+
+    fn add_linear(&mut self, onto: &Tensor, x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
+        onto + self.arithmetic.product(x, linear)?
+    }
+
+    fn turn(&mut self, qkv: &Tensor, norms: Option<&HeadNorms<Tensor>>) -> Result<Tensor> {
+        self.arithmetic.turn(qkv, norms, &self.rotation)
+    }
+
+    fn attention(&mut self, qkv: &Tensor) -> Result<Tensor> {
+        let [query, key, value] = self.arithmetic.split(qkv)?;
+        let query = query.contiguous()?;
+        let [keys, values] = &self.pools[self.layer];
+        for (pool, rows) in [(keys, key), (values, value)] {
+            pool.scatter_set(&self.rows, &rows.to_dtype(pool.dtype())?.contiguous()?, 0)?;
+        }
+        let mixed = self.groups.iter().map(|group| {
+            let query = query.index_select(&group.queries, 0)?;
+            let gathered = |pool: &Tensor| pool.index_select(&group.keys, 0);
+            attend(&query, &gathered(keys)?, &gathered(values)?, &group.mask, self.arithmetic)
+        });
+        Tensor::cat(&mixed.collect::<Result<Vec<_>>>()?, 0)?.index_select(&self.back, 0)
+    }
+
+    fn swiglu(&mut self, gate_up: &Tensor) -> Result<Tensor> {
+        swiglu(gate_up)
+    }
+
+    fn add_mixture(
+        &mut self,
+        onto: &Tensor,
+        x: &Tensor,
+        mixture: &Mixture<Tensor>,
+    ) -> Result<Tensor> {
+        onto + mix(x, mixture, self.arithmetic.precision)?.0
+    }
+
+    fn select(&mut self, x: &Tensor) -> Result<Tensor> {
+        x.index_select(&self.wanted, 0)
+    }
+
+    fn predict(&mut self, x: &Tensor, head: &Tensor) -> Result<()> {
+        self.logits = Some(self.arithmetic.by_rows(x, head)?);
+        Ok(())
+    }
+
+    fn layer(
+        &mut self,
+        forward: &Forward,
+        index: usize,
+        layer: &Layer<Tensor>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        self.layer = index;
+        forward.layer(self, layer, x)
+    }
+}

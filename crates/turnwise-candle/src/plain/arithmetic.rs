@@ -1,0 +1,78 @@
+//! What is computed of rows of tokens alone, whoever attends to whom.
+
+use candle_core::{D, Result, Tensor};
+
+use super::attention::Rotation;
+use crate::ComputePrecision;
+use crate::forward::{Forward, Heads};
+use crate::layout::{Adapter, HeadNorms, Linear};
+
+/// Operations of a model of one size. All take and give f32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arithmetic {
+    pub(crate) heads: Heads,
+    pub(crate) precision: ComputePrecision,
+    eps: f64,
+}
+
+impl Arithmetic {
+    pub(crate) fn new(forward: &Forward, precision: ComputePrecision) -> Self {
+        Self { heads: forward.heads, precision, eps: forward.eps }
+    }
+
+    /// Each piece as wide as the gain over its root mean square, times the gain.
+    pub(crate) fn norm(self, x: &Tensor, gain: &Tensor) -> Result<Tensor> {
+        let pieces = x.reshape(((), gain.dim(0)?))?;
+        let root = (pieces.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
+        pieces.broadcast_div(&root)?.broadcast_mul(gain)?.reshape(x.shape())
+    }
+
+    /// `[N, in]` times the transpose of `[out, in]`.
+    pub(crate) fn by_rows(self, x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
+        self.precision.matmul(x, &matrix.t()?)
+    }
+
+    /// A matrix's product with what is added to it: a bias, and that of an adapter.
+    pub(crate) fn product(self, x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
+        let mut y = self.by_rows(x, &linear.weight)?;
+        if let Some(bias) = &linear.bias {
+            y = y.broadcast_add(bias)?;
+        }
+        let Some(Adapter { down, up, scale, .. }) = &linear.adapter else { return Ok(y) };
+        y + (self.by_rows(&self.by_rows(x, down)?, up)? * f64::from(*scale))?
+    }
+
+    /// Products side by side.
+    pub(crate) fn linear(self, x: &Tensor, linears: &[&Linear<Tensor>]) -> Result<Tensor> {
+        let products = linears.iter().map(|linear| self.product(x, linear));
+        Tensor::cat(&products.collect::<Result<Vec<_>>>()?, D::Minus1)
+    }
+
+    /// Queries, keys and values out of where they lie side by side.
+    pub(crate) fn split(self, qkv: &Tensor) -> Result<[Tensor; 3]> {
+        let Heads { n_heads, n_kv_heads, head_dim } = self.heads;
+        let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let part = |start, width| qkv.narrow(1, start, width);
+        Ok([part(0, queries)?, part(queries, keys)?, part(queries + keys, keys)?])
+    }
+
+    pub(crate) fn turn(
+        self,
+        qkv: &Tensor,
+        norms: Option<&HeadNorms<Tensor>>,
+        rotation: &Rotation,
+    ) -> Result<Tensor> {
+        let [mut query, mut key, value] = self.split(qkv)?;
+        if let Some(norms) = norms {
+            query = self.norm(&query, &norms.query)?;
+            key = self.norm(&key, &norms.key)?;
+        }
+        Tensor::cat(&[rotation.turn(&query)?, rotation.turn(&key)?, value], 1)
+    }
+}
+
+/// `silu(gate) * up` of what lies side by side.
+pub(crate) fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
+    let halves = gate_up.chunk(2, D::Minus1)?;
+    halves[0].silu()? * &halves[1]
+}

@@ -1,0 +1,116 @@
+//! Weights in the form that an engine computes with.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::forward::Forward;
+use crate::layout::{Adapter, FeedForward, Network, specs};
+use crate::rope::Rope;
+use crate::weights::Weights;
+use crate::{ComputePrecision, DecoderConfig, EngineCompute};
+
+/// Weights of one version.
+#[derive(Debug)]
+pub(crate) enum Snapshot {
+    /// Laid out for the processor's vectors.
+    Panels(Weights),
+    /// Wherever they are.
+    Tensors(TensorWeights),
+}
+
+/// Weights as tensors without a graph, which nobody changes.
+#[derive(Debug)]
+pub(crate) struct TensorWeights {
+    pub(crate) config: DecoderConfig,
+    pub(crate) forward: Forward,
+    /// Matrices that are multiplied are of the precision's type; gains, biases and routers are f32.
+    pub(crate) network: Network<Tensor>,
+    pub(crate) precision: ComputePrecision,
+}
+
+impl TensorWeights {
+    /// Takes weights in f32 that are nobody else's. Adapters become a part of the matrices that they are added to, before these
+    /// are rounded.
+    pub(crate) fn new(
+        config: &DecoderConfig,
+        rope: Arc<Rope>,
+        network: Network<Tensor>,
+        precision: ComputePrecision,
+    ) -> Result<Self> {
+        let mut network = network;
+        for linear in network.linears_mut() {
+            if let Some(Adapter { down, up, scale, .. }) = linear.adapter.take() {
+                linear.weight = (&linear.weight + (up.matmul(&down)? * f64::from(scale))?)?;
+            }
+        }
+        if precision != ComputePrecision::F32 {
+            let exact = network.clone();
+            network = network.try_map(&mut |tensor| {
+                let is_matrix = tensor.rank() > 1;
+                if is_matrix { tensor.to_dtype(precision.dtype()) } else { Ok(tensor) }
+            })?;
+            for (layer, exact) in network.layers.iter_mut().zip(exact.layers) {
+                if let (FeedForward::Mixture(mixture), FeedForward::Mixture(exact)) =
+                    (&mut layer.feed_forward, exact.feed_forward)
+                {
+                    mixture.router = exact.router;
+                }
+            }
+        }
+        let forward = Forward::new(config, rope);
+        Ok(Self { config: config.clone(), forward, network, precision })
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        self.network.embedding.device()
+    }
+
+    /// The same weights laid out for the processor.
+    fn panels(&self) -> Result<Weights> {
+        let single = &mut |tensor: Tensor| tensor.to_dtype(DType::F32);
+        let network = self.network.clone().try_map(single)?;
+        Weights::new(&self.config, self.forward.rope.clone(), network)
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn config(&self) -> &DecoderConfig {
+        match self {
+            Self::Panels(weights) => &weights.config,
+            Self::Tensors(weights) => &weights.config,
+        }
+    }
+
+    /// The same weights in the form that an engine was told to compute with.
+    pub(crate) fn for_engine(self: Arc<Self>, compute: EngineCompute) -> Result<Arc<Self>> {
+        match (&*self, compute) {
+            (Self::Panels(weights), EngineCompute::Tensors) => {
+                let values = specs(&weights.config, None).into_iter().zip(weights.stored());
+                let tensors = values
+                    .map(|(spec, values)| Tensor::from_vec(values, spec.shape, &Device::Cpu))
+                    .collect::<Result<Vec<_>>>()?;
+                let network = Network::arrange(&weights.config, None, tensors);
+                let (rope, precision) = (weights.rope.clone(), ComputePrecision::F32);
+                let weights = TensorWeights::new(&weights.config, rope, network, precision)?;
+                Ok(Arc::new(Self::Tensors(weights)))
+            }
+            (Self::Tensors(weights), EngineCompute::Buffers) => {
+                Ok(Arc::new(Self::Panels(weights.panels()?)))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+impl From<Weights> for Snapshot {
+    fn from(weights: Weights) -> Self {
+        Self::Panels(weights)
+    }
+}
+
+impl From<TensorWeights> for Snapshot {
+    fn from(weights: TensorWeights) -> Self {
+        Self::Tensors(weights)
+    }
+}
