@@ -7,7 +7,7 @@ use turnwise_rollout::Policy;
 use turnwise_trajectory::{TokenId, TokenKind, Trajectory};
 
 use crate::canary::Canary;
-use crate::policy_gradient::{ObjectiveReport, accumulate};
+use crate::policy_gradient::{Mismatch, ObjectiveReport, accumulate};
 use crate::proximal::{Behavior, recompute};
 use crate::report::UpdateReport;
 use crate::{
@@ -42,7 +42,8 @@ impl<L: Learner> Learning<L> {
             max_grad_norm: settings.max_grad_norm,
         };
         let mut report = UpdateReport::new(update.learning_rate, self.learner.version());
-        let batches = self.minibatches(trajectories, step, settings).await?;
+        let (batches, mismatch) = self.minibatches(trajectories, step, settings).await?;
+        report.compare(mismatch);
         for (index, batch) in batches.iter().enumerate() {
             let objective = accumulate(
                 &mut self.learner,
@@ -76,18 +77,19 @@ impl<L: Learner> Learning<L> {
         }
     }
 
-    /// The batch in mini-batches of whole trajectories, shuffled, because neighbours come from one group.
+    /// The batch in mini-batches of whole trajectories, shuffled, because neighbours come from one group; and how far engine
+    /// and trainer are apart, where that is seen on the way.
     async fn minibatches(
         &mut self,
         trajectories: &[Trajectory],
         step: u64,
         settings: &TrainerSettings,
-    ) -> Result<Vec<Batch>, TrainError> {
+    ) -> Result<(Vec<Batch>, Mismatch), TrainError> {
         // All of them first, so that nothing is refused when some weights have moved.
         check_trajectories(trajectories)?;
         let mut order: Vec<&Trajectory> = trajectories.iter().collect();
         Random::new(derive_seed(derive_seed(settings.seed, MINIBATCHES), step)).shuffle(&mut order);
-        let mut batches = Vec::new();
+        let (mut batches, mut mismatch) = (Vec::new(), Mismatch::default());
         for range in even_parts(order.len(), settings.n_minibatches) {
             let chunk = &mut order[range];
             // Rows of like length share a micro-batch, so that little of it is padding.
@@ -97,13 +99,13 @@ impl<L: Learner> Learning<L> {
                 fill_references(&mut batch, &mut self.learner).await?;
             }
             if let Behavior::Recomputed(correction) = settings.behavior {
-                recompute(&mut batch, &mut self.learner, correction).await?;
+                mismatch.merge(recompute(&mut batch, &mut self.learner, correction).await?);
             }
             if batch.n_targets() > 0 {
                 batches.push(batch);
             }
         }
-        Ok(batches)
+        Ok((batches, mismatch))
     }
 
     fn count_skipped(

@@ -36,11 +36,17 @@ pub struct Mismatch {
 }
 
 impl Mismatch {
-    fn record(&mut self, trainer: f32, engine: f32) {
+    pub(crate) fn record(&mut self, trainer: f32, engine: f32) {
         let log_ratio = f64::from(trainer) - f64::from(engine);
         self.k3_sum += log_ratio.exp_m1() - log_ratio;
         self.max = self.max.max(log_ratio.abs());
         self.n += 1;
+    }
+
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.k3_sum += other.k3_sum;
+        self.max = self.max.max(other.max);
+        self.n += other.n;
     }
 }
 
@@ -307,7 +313,22 @@ impl<'a> Step<'a> {
     }
 }
 
+<<<<<<< ours
 fn compare(
+=======
+fn ratio_groups(batch: &Batch) -> Vec<Places> {
+    let mut groups = vec![Places::new(); batch.weights.len()];
+    for (row, tokens) in batch.tokens.iter().enumerate() {
+        for (target, token) in tokens.iter().enumerate() {
+            groups[token.sequence].push((row, target));
+        }
+    }
+    groups
+}
+
+/// Compares the log-probabilities of these rows with the recorded ones, on tokens of this version.
+pub(crate) fn compare(
+>>>>>>> theirs
     batch: &Batch,
     rows: &[usize],
     logprobs: &[Vec<f32>],

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use turnwise_objective::{CorrectionLevel, CorrectionRule, ObjectiveError, correction_weights};
 
+use crate::policy_gradient::{Mismatch, compare};
 use crate::{Batch, Learner, LearnerError};
 
 /// Which log-probabilities stand in the denominator of the ratio.
@@ -92,7 +93,8 @@ impl Correction {
     }
 }
 
-/// Replaces the recorded log-probabilities by the learner's own and weights the advantages.
+/// Replaces the recorded log-probabilities by the learner's own and weights the advantages. Returns how far the two were apart,
+/// on tokens that the learner's weights have drawn.
 ///
 /// # Errors
 /// When the learner fails, or a log-probability is not finite.
@@ -100,8 +102,11 @@ pub async fn recompute(
     batch: &mut Batch,
     learner: &mut dyn Learner,
     correction: Correction,
-) -> Result<(), LearnerError> {
+) -> Result<Mismatch, LearnerError> {
     let logprobs = learner.logprobs(&batch.rows).await?;
+    let rows: Vec<usize> = (0..batch.rows.len()).collect();
+    let mut mismatch = Mismatch::default();
+    compare(batch, &rows, &logprobs, learner.version(), &mut mismatch);
     let places = batch.tokens.iter().enumerate();
     let places =
         places.flat_map(|(row, tokens)| (0..tokens.len()).map(move |target| (row, target)));
@@ -126,5 +131,5 @@ pub async fn recompute(
             token.behavior_logprob = logprobs[*row][*target];
         }
     }
-    Ok(())
+    Ok(mismatch)
 }

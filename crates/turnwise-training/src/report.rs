@@ -58,14 +58,19 @@ impl UpdateReport {
         self.loss_sum += objective.loss;
         self.n_tokens += objective.n_tokens;
         self.objective.merge(&objective.metrics);
-        if objective.mismatch.n > 0 {
-            self.mismatch = objective.mismatch;
-        }
+        self.compare(objective.mismatch);
         if updated.applied {
             self.n_applied += 1;
             self.grad_norm_sum += updated.grad_norm;
         } else {
             self.n_skipped += 1;
+        }
+    }
+
+    /// How far engine and trainer are apart, if anything was compared.
+    pub(crate) fn compare(&mut self, mismatch: Mismatch) {
+        if mismatch.n > 0 {
+            self.mismatch = mismatch;
         }
     }
 
