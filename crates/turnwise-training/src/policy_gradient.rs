@@ -313,22 +313,8 @@ impl<'a> Step<'a> {
     }
 }
 
-<<<<<<< ours
-fn compare(
-=======
-fn ratio_groups(batch: &Batch) -> Vec<Places> {
-    let mut groups = vec![Places::new(); batch.weights.len()];
-    for (row, tokens) in batch.tokens.iter().enumerate() {
-        for (target, token) in tokens.iter().enumerate() {
-            groups[token.sequence].push((row, target));
-        }
-    }
-    groups
-}
-
 /// Compares the log-probabilities of these rows with the recorded ones, on tokens of this version.
 pub(crate) fn compare(
->>>>>>> theirs
     batch: &Batch,
     rows: &[usize],
     logprobs: &[Vec<f32>],
