@@ -37,8 +37,8 @@
 //! - Without the key `general.dtype` positions are turned in half precision, which is 0.2 nats at 2500 tokens (Qwen3). It is
 //!   written, and added to files that lack it.
 //! - Each length of a prompt leaves an attention mask in memory for good (Llama, Qwen2). One token needs none.
-//! - Products of the types `Q4_1`, `Q5_0` and `Q5_1` fail on rows of an odd number of blocks, where assertions are on, and with them
-//!   every later product of the process. Such rows get another type, and files that have them are refused.
+//! - Products of the types `Q4_1`, `Q5_0` and `Q5_1` fail on rows of an odd number of blocks, where assertions are on, and with
+//!   them every later product of the process. Such rows get another type, and files that have them are refused.
 //! - Scaling of positions and biases are passed over in silence (Llama). They are refused.
 
 mod caches;

@@ -148,7 +148,7 @@ pub(crate) struct Rollout {
     pub(crate) mode: RolloutMode,
     /// Who draws: `candle` with the trainer's own numbers, or `gguf`, another engine with weights of another precision.
     pub(crate) engine: EngineName,
-    /// For `gguf`: how its weights are rounded; `q8_0` by default.
+    /// For `gguf`: how its weights are rounded; `q8_0` by default. The more it rounds, the more `train.canary.tolerance` needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) quantization: Option<QuantizationName>,
     pub(crate) groups_per_step: usize,

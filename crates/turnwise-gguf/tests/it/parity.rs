@@ -29,7 +29,7 @@ fn the_f32_engine_has_the_log_probabilities_of_the_trainer() {
         let mut model = GgufModel::new(&trained, Quantization::F32).unwrap();
         assert_eq!(model.vocab_size(), vocab_size);
         assert_eq!(model.max_positions(), trained.config().max_positions);
-        for length in [2, 3, 16, 33, 120, 400] {
+        for length in [2, 3, 16, 33, 300] {
             let ids = tokens(length, length, vocab_size);
             let ours = trained.score(std::slice::from_ref(&ids)).unwrap().remove(0);
             let theirs = model.score(&ids).unwrap();
@@ -101,7 +101,7 @@ fn any_config() -> impl Strategy<Value = DecoderConfig> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// Odd widths, shared keys, tied and untied heads.
     #[test]
