@@ -24,16 +24,21 @@ pub(crate) async fn policy(
     }
 }
 
-/// Has candle compute each product of quantised weights on the thread that asks for it, unless the user wants it otherwise.
-/// The threads that it would spread them over wait by spinning, which costs far more than it gives where training or another
-/// request needs the core. To be called while the process has one thread.
+/// Has candle compute each product on the thread that asks for it, unless the user wants it otherwise. To be called while the
+/// process has one thread.
+///
+/// The threads that it would spread products of quantised weights over wait by spinning, which costs far more than it gives
+/// where training or another request needs the core. And for each product of others it reads `/proc/cpuinfo` to count cores,
+/// unless it is told a number; this is the one that rayon would take.
 #[cfg(feature = "gguf")]
 #[allow(unsafe_code)]
 pub(crate) fn keep_products_together() {
-    const VARIABLE: &str = "CANDLE_NUM_THREADS";
-    if std::env::var_os(VARIABLE).is_none() {
-        // SAFETY: the first thing that `main` does, on a runtime of one thread: nobody reads the environment meanwhile.
-        unsafe { std::env::set_var(VARIABLE, "1") };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    for (variable, value) in [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", cores)] {
+        if std::env::var_os(variable).is_none() {
+            // SAFETY: the first thing that `main` does, on a runtime of one thread: nobody reads the environment meanwhile.
+            unsafe { std::env::set_var(variable, value.to_string()) };
+        }
     }
 }
 

@@ -23,7 +23,8 @@ pub struct GgufSettings {
     ///
     /// `candle` spreads products of quantised weights over threads of its own, which spin while they wait and serve one
     /// product at a time. For small models, and wherever training or another of these threads needs the core, start the
-    /// process with `CANDLE_NUM_THREADS=1`.
+    /// process with `CANDLE_NUM_THREADS=1`. Set `RAYON_NUM_THREADS` too, to the number of cores: without it `candle` counts
+    /// them anew, in `/proc/cpuinfo`, for each product of weights that are not quantised.
     pub threads: usize,
     /// How much memory keys and values may take, over all threads; each thread may always have one sequence. Those of
     /// sessions that ask for nothing are given up when others need the room, least recently used first.
@@ -161,11 +162,7 @@ impl GgufPolicy {
             let max_kv_bytes = settings.max_kv_bytes / n_threads as u64;
             let worker = Worker::new(name.to_owned(), published.clone(), max_kv_bytes);
             let thread = thread::Builder::new().name(format!("gguf-{index}"));
-            let work = move || {
-                let _alone = alone();
-                worker.run(&received);
-            };
-            thread.spawn(work).expect("the system can start a thread");
+            thread.spawn(move || worker.run(&received)).expect("the system can start a thread");
             commands
         });
         Self { workers: workers.collect(), published: published.clone() }
@@ -175,12 +172,6 @@ impl GgufPolicy {
     fn worker(&self, session: u64) -> &mpsc::Sender<Command> {
         &self.workers[(session % self.workers.len() as u64) as usize]
     }
-}
-
-/// While it lives, this thread does not share what it computes with the threads of rayon: one token is too little to share, and
-/// the trainer needs them. `None` where that cannot be had, which changes speed alone.
-fn alone() -> Option<rayon::ThreadPool> {
-    rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().ok()
 }
 
 #[async_trait]
