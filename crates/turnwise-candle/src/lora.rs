@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Precision;
 use crate::decoder::Parameter;
 use crate::layout::{Adapter, Linear, Spec, specs};
-use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
+use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
 use crate::{Decoder, DecoderConfig, ModelError, initial};
 
 /// The largest rank that is believed to be meant.
@@ -266,8 +266,8 @@ impl<'a> Linear<&'a [f32]> {
         let width = down.len() / rank;
         let mut merged = self.weight.to_vec();
         let mut target = MatrixMut::rows(&mut merged, width);
-        let (up, down) = (Matrix::rows(up, rank), Matrix::rows(down, width));
-        multiply(&mut target, Write::Add, scale, up, down, Threads::Pool);
+        let sides = [Matrix::rows(up, rank), Matrix::rows(down, width)];
+        multiply(&mut target, Write::Add, scale, sides, Accuracy::Full, Threads::Pool);
         Cow::Owned(merged)
     }
 }

@@ -1,4 +1,11 @@
-//! Matrix products on slices: the one door to `gemm`.
+//! Matrix products on slices: by the processor's matrix unit where it has one, otherwise by `gemm`.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod split;
 
 use gemm::Parallelism;
 
@@ -97,6 +104,15 @@ pub(crate) enum Threads {
     Pool,
 }
 
+/// How right a product is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accuracy {
+    /// As f32 has it.
+    Full,
+    /// At least to about a part in 2^16 of each term: enough for a gradient, which is noise in far larger parts.
+    Gradient,
+}
+
 /// `target = scale * a b`, or `target += scale * a b`.
 ///
 /// # Panics
@@ -105,8 +121,8 @@ pub(crate) fn multiply(
     target: &mut MatrixMut<'_>,
     write: Write,
     scale: f32,
-    a: Matrix<'_>,
-    b: Matrix<'_>,
+    [a, b]: [Matrix<'_>; 2],
+    accuracy: Accuracy,
     threads: Threads,
 ) {
     assert_eq!(
@@ -114,6 +130,20 @@ pub(crate) fn multiply(
         (a.shape.rows, b.shape.columns, b.shape.rows),
         "matrix shapes must fit"
     );
+    #[cfg(target_arch = "x86_64")]
+    if blocks::suit(a, b) {
+        return blocks::multiply(target, write, scale, [a, b], accuracy, threads);
+    }
+    by_library(target, write, scale, [a, b], threads);
+}
+
+fn by_library(
+    target: &mut MatrixMut<'_>,
+    write: Write,
+    scale: f32,
+    [a, b]: [Matrix<'_>; 2],
+    threads: Threads,
+) {
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::Pool => Parallelism::Rayon(0),
@@ -144,5 +174,125 @@ pub(crate) fn multiply(
             false,
             parallelism,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Numbers of many sizes, none of them whole.
+    fn uneven(length: usize, seed: usize) -> Vec<f32> {
+        let mut state = seed as u32 * 2 + 1;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..length).map(|i| next() * [1.0, 0.01, 30.0][i % 3]).collect()
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    struct Case {
+        shape: [usize; 3],
+        transposed: [bool; 2],
+        between: usize,
+        adds: bool,
+        scale: f32,
+        accuracy: Accuracy,
+    }
+
+    /// A matrix with other numbers between its rows, as it is or transposed, and its elements.
+    fn matrix(data: &[f32], [rows, columns]: [usize; 2], between: usize, transposed: bool) -> Matrix<'_> {
+        if transposed {
+            Matrix::strided(data, columns, rows, rows + between).transposed()
+        } else {
+            Matrix::strided(data, rows, columns, columns + between)
+        }
+    }
+
+    fn element(matrix: &Matrix<'_>, i: usize, j: usize) -> f64 {
+        f64::from(matrix.data[i * matrix.shape.row_stride + j * matrix.shape.column_stride])
+    }
+
+    /// The largest error, relative to the sum of the terms' sizes.
+    fn error(case: Case) -> f64 {
+        let Case { shape: [rows, terms, columns], transposed, between, adds, scale, accuracy } = case;
+        let largest = |a: usize, b: usize| a.max(b) * (a.min(b).max(a.max(b)) + between);
+        let (a, b) = (uneven(largest(rows, terms), 1), uneven(largest(terms, columns), 2));
+        let a = matrix(&a, [rows, terms], between, transposed[0]);
+        let b = matrix(&b, [terms, columns], between, transposed[1]);
+        let before = uneven(rows * (columns + between), 3);
+        let mut target = before.clone();
+        let write = if adds { Write::Add } else { Write::Replace };
+        let mut matrix = MatrixMut::strided(&mut target, rows, columns, columns + between);
+        multiply(&mut matrix, write, scale, [a, b], accuracy, Threads::Pool);
+        let mut worst = 0.0_f64;
+        for (at, (x, before)) in target.iter().zip(&before).enumerate() {
+            let (i, j) = (at / (columns + between), at % (columns + between));
+            if j >= columns {
+                assert_eq!(x, before, "what lies between rows is left alone");
+                continue;
+            }
+            let before = if adds { f64::from(*before) } else { 0.0 };
+            let term = |k: usize| f64::from(scale) * element(&a, i, k) * element(&b, k, j);
+            let (sum, size) = (0..terms).map(term).fold((before, before.abs()), |(sum, size), term| {
+                (sum + term, size + term.abs())
+            });
+            worst = worst.max((f64::from(*x) - sum).abs() / size);
+        }
+        worst
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn a_product_is_right_to_the_rounding_of_its_sums(
+            shape in prop::array::uniform3(1_usize..100),
+            transposed: [bool; 2],
+            between in 0_usize..3,
+            adds: bool,
+            scaled: bool,
+        ) {
+            let scale = if scaled { 0.3 } else { 1.0 };
+            for (accuracy, most) in [(Accuracy::Full, 5e-7), (Accuracy::Gradient, 1.2e-5)] {
+                let error = error(Case { shape, transposed, between, adds, scale, accuracy });
+                prop_assert!(error < most, "{accuracy:?} {error}");
+            }
+        }
+    }
+
+    /// Larger than what is packed at once, by several threads.
+    #[test]
+    fn a_large_product_is_right() {
+        for transposed in [[false, true], [true, false]] {
+            let accuracy = Accuracy::Full;
+            let shape = [170, 1100, 1700];
+            let case = Case { shape, transposed, between: 0, adds: true, scale: 1.0, accuracy };
+            let error = error(case);
+            assert!(error < 5e-7, "{error}");
+        }
+    }
+
+    #[test]
+    #[ignore]
+    fn timing() {
+        for shape in [[2048,256,512],[2048,256,1536],[2048,768,256],[2048,256,256],[512,2048,256],[256,2048,768],[1536,2048,256],[2048,512,256],[512,256,512],[1024,1024,1024]] {
+          for threads in [Threads::One, Threads::Pool] {
+            let [m,k,n]=shape;
+            let (a,b)=(uneven(m*k,1),uneven(k*n,2)); let mut c=vec![0.0;m*n];
+            let mut best=[0.0f64;3];
+            for round in 0..90 {
+               let t=std::time::Instant::now();
+               let (a,b) = if k==2048 { (Matrix::rows(&a,m).transposed(), Matrix::rows(&b,n)) } else { (Matrix::rows(&a,k), Matrix::rows(&b,k).transposed()) };
+               let mut target=MatrixMut::rows(&mut c,n);
+               match round%3 { 0 => multiply(&mut target,Write::Replace,1.0,[a,b],Accuracy::Full,threads), 1=>multiply(&mut target,Write::Replace,1.0,[a,b],Accuracy::Gradient,threads), _=>by_library(&mut target,Write::Replace,1.0,[a,b],threads)}
+               best[round%3]+=t.elapsed().as_secs_f64()/30.0;
+            }
+            let g=|s:f64| 2.0*(m*k*n) as f64/s/1e9;
+            println!("{shape:?} {threads:?} full {:.0} gradient {:.0} gemm {:.0}", g(best[0]), g(best[1]), g(best[2]));
+        }}
     }
 }

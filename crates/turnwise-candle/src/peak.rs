@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
+use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
 
 /// Rows, terms of each sum, columns: products that are large enough for the library to do its best, in shapes of training.
 const SHAPES: [[usize; 3]; 3] = [[2048, 1024, 1024], [4096, 256, 768], [1024, 1024, 4096]];
@@ -40,7 +40,8 @@ fn speed([rows, terms, columns]: [usize; 3], transposed: bool) -> f64 {
             Matrix::rows(&b, columns)
         };
         let mut target = MatrixMut::rows(&mut product, columns);
-        multiply(&mut target, Write::Replace, 1.0, Matrix::rows(&a, terms), b, Threads::Pool);
+        let sides = [Matrix::rows(&a, terms), b];
+        multiply(&mut target, Write::Replace, 1.0, sides, Accuracy::Full, Threads::Pool);
     });
     black_box(product);
     2.0 * (rows * terms * columns) as f64 / seconds

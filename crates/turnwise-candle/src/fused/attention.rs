@@ -4,7 +4,10 @@
 //! `[N, n_heads * head_dim]`. A key head of a tree is copied together once; its query heads are computed with it, block by
 //! block: scores of a block of queries against all that they may see are held, no more.
 
+use std::cell::RefCell;
+use std::mem;
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -12,7 +15,9 @@ use super::dense::{self, Left, Right};
 use crate::batch::{Batch, Span};
 use crate::forward::Heads;
 use crate::math;
+use crate::matrix::Write;
 use crate::simd::vectorized;
+use crate::tape::{Buffer, Pool};
 use crate::tile::LANES;
 
 /// Tokens whose queries are computed at once.
@@ -21,42 +26,67 @@ const BLOCK: usize = 64;
 /// Numbers behind a copy that a tile may read and nobody uses.
 const BEYOND: usize = 8 * LANES;
 
+/// The most pieces that the queries of a tree are cut in for the backward pass, each with sums of its own. Fixed, so that sums
+/// do not depend on the number of threads.
+const STRIPS: usize = 8;
+
+/// The fewest blocks of queries in such a piece.
+const STRIP_BLOCKS: usize = 4;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Memory for a block, used again by a thread.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// `[group * queries, head_dim]`, padded to whole vectors; so are `mixed`, `dmixed` and `dqueries`.
+    queries: Vec<f32>,
+    /// Scores, and what becomes of them. `[group * queries, stride]`
+    weights: Vec<f32>,
+    dscores: Vec<f32>,
+    mixed: Vec<f32>,
+    dmixed: Vec<f32>,
+    dqueries: Vec<f32>,
+    /// `[group * queries]`
+    log_sums: Vec<f32>,
+}
+
+/// The first so many numbers, which may be anything.
+fn room(numbers: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    if numbers.len() < count {
+        numbers.resize(count, 0.0);
+    }
+    &mut numbers[..count]
+}
+
 /// Fills `mixed`, and the logarithm of each query's sum of exponentials for the backward pass. `[N, n_heads]`
 pub(crate) fn forward(
-    mixed: &mut [f32],
-    log_sums: &mut [f32],
+    mut mixed: &mut [f32],
+    mut log_sums: &mut [f32],
     qkv: &[f32],
     batch: &Batch,
     heads: Heads,
+    pool: &Arc<Pool>,
 ) {
-    let group = heads.group();
     let parts = parts(batch, heads);
-    let outputs: Vec<Output> = parts
-        .par_iter()
-        .map(|part| {
-            let keys = Keys::of(qkv, part, heads);
-            let blocks: Vec<Block<'_>> = part.spans.iter().flat_map(blocks).collect();
-            let outputs: Vec<Output> = blocks
-                .par_iter()
-                .map_init(Vec::new, |scores, block| keys.mix(qkv, block, heads, scores))
-                .collect();
-            Output::joined(outputs)
-        })
-        .collect();
-    let width = heads.head_dim * group;
-    let rows = mixed.par_chunks_exact_mut(heads.n_heads * heads.head_dim);
-    let rows = rows.zip(log_sums.par_chunks_exact_mut(heads.n_heads)).enumerate();
-    let trees = outputs.chunks(heads.n_kv_heads).zip(parts.chunks(heads.n_kv_heads));
-    let of_row: Vec<(&[Output], usize)> = trees
-        .flat_map(|(outputs, parts)| (0..parts[0].tokens.len()).map(move |row| (outputs, row)))
-        .collect();
-    rows.with_min_len(BLOCK).for_each(|(token, (mixed, log_sums))| {
-        let (outputs, row) = of_row[token];
-        let each = mixed.chunks_exact_mut(width).zip(log_sums.chunks_exact_mut(group));
-        for (output, (mixed, log_sums)) in outputs.iter().zip(each) {
-            mixed.copy_from_slice(&output.mixed[row * width..][..width]);
-            log_sums.copy_from_slice(&output.log_sums[row * group..][..group]);
+    let keys: Vec<Keys> = parts.par_iter().map(|part| Keys::of(qkv, part, heads, pool)).collect();
+    // Blocks follow each other as the tokens do, so that each can have its own rows.
+    let mut work = Vec::new();
+    let trees = parts.chunks(heads.n_kv_heads).zip(keys.chunks(heads.n_kv_heads));
+    for (parts, keys) in trees {
+        for block in parts[0].spans.iter().flat_map(blocks) {
+            let n = block.queries.len();
+            let (own, rest) = mem::take(&mut mixed).split_at_mut(n * heads.n_heads * heads.head_dim);
+            let (own_sums, rest_sums) = mem::take(&mut log_sums).split_at_mut(n * heads.n_heads);
+            (mixed, log_sums) = (rest, rest_sums);
+            work.push((keys, block, own, own_sums));
         }
+    }
+    work.into_par_iter().for_each(|(keys, block, mixed, log_sums)| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            keys.iter().for_each(|keys| keys.mix(qkv, &block, heads, scratch, mixed, log_sums));
+        });
     });
 }
 
@@ -73,20 +103,69 @@ pub(crate) struct Above<'a> {
 /// The gradient by queries, keys and values.
 ///
 /// With `P` the weights and `O = P V`: `dV = P' dO`, and the scores' gradient is `dS = P * (dO V' - rowsum(dO * O))` (Dao et
-/// al., *`FlashAttention`*, 2022, appendix B.2). Tokens share their ancestors' keys, so a key head of a tree is one thread's.
-pub(crate) fn backward(dqkv: &mut [f32], above: &Above<'_>, batch: &Batch, heads: Heads) {
+/// al., *`FlashAttention`*, 2022, appendix B.2). Tokens share their ancestors' keys, so each strip of a tree's queries sums the
+/// gradients of keys and values by itself, and the strips' sums are added.
+pub(crate) fn backward(
+    dqkv: &mut [f32],
+    above: &Above<'_>,
+    batch: &Batch,
+    heads: Heads,
+    pool: &Arc<Pool>,
+) {
     let parts = parts(batch, heads);
-    let pulled: Vec<Pulled> = parts.par_iter().map(|part| Pulled::of(part, above, heads)).collect();
-    let trees = pulled.chunks(heads.n_kv_heads).zip(parts.chunks(heads.n_kv_heads));
-    let of_row: Vec<(&[Pulled], usize)> = trees
+    let pullers: Vec<Puller<'_>> =
+        parts.par_iter().map(|part| Puller::of(part, above, heads, pool)).collect();
+    let strips: Vec<(usize, Vec<Block<'_>>)> = parts
+        .iter()
+        .enumerate()
+        .flat_map(|(part, of)| of.strips().into_iter().map(move |blocks| (part, blocks)))
+        .collect();
+    let pulled: Vec<Pulled> =
+        strips.par_iter().map(|(part, blocks)| pullers[*part].pull_strip(blocks, pool)).collect();
+    let mut by_part: Vec<&[Pulled]> = Vec::with_capacity(parts.len());
+    let mut rest = &pulled[..];
+    for same in strips.chunk_by(|(part, _), (next, _)| part == next) {
+        let (own, others) = rest.split_at(same.len());
+        by_part.push(own);
+        rest = others;
+    }
+    let trees = by_part.chunks(heads.n_kv_heads).zip(parts.chunks(heads.n_kv_heads));
+    let of_row: Vec<(&[&[Pulled]], usize)> = trees
         .flat_map(|(pulled, parts)| (0..parts[0].tokens.len()).map(move |row| (pulled, row)))
         .collect();
     let rows = dqkv.par_chunks_exact_mut(heads.width()).zip(&of_row);
     rows.with_min_len(BLOCK).for_each(|(dqkv, (pulled, row))| {
-        for (kv_head, pulled) in pulled.iter().enumerate() {
-            pulled.write(*row, dqkv, kv_head, heads);
+        for (kv_head, strips) in pulled.iter().enumerate() {
+            write_row(strips, *row, dqkv, kv_head, heads);
         }
     });
+}
+
+/// Puts the gradients of one token in their places.
+fn write_row(strips: &[Pulled], row: usize, dqkv: &mut [f32], kv_head: usize, heads: Heads) {
+    let Heads { n_heads, n_kv_heads, head_dim } = heads;
+    let width = head_dim.next_multiple_of(LANES);
+    let group = heads.group();
+    let place = |head: usize| head * head_dim..(head + 1) * head_dim;
+    for strip in strips {
+        if let Some(own) = row.checked_sub(strip.start).filter(|own| *own < strip.count) {
+            for index in 0..group {
+                let numbers = &strip.dqueries[(index * strip.count + own) * width..][..head_dim];
+                dqkv[place(kv_head * group + index)].copy_from_slice(numbers);
+            }
+        }
+    }
+    for (head, of) in [
+        (n_heads + kv_head, (|strip| &strip.dkeys) as fn(&Pulled) -> &Buffer),
+        (n_heads + n_kv_heads + kv_head, |strip| &strip.dvalues),
+    ] {
+        let sum = &mut dqkv[place(head)];
+        sum.fill(0.0);
+        // A strip knows nothing of keys behind its last query.
+        for strip in strips.iter().filter(|strip| (row + 1) * width <= of(strip).len()) {
+            math::add_scaled(sum, 1.0, &of(strip)[row * width..][..head_dim]);
+        }
+    }
 }
 
 /// A key head in a tree.
@@ -95,6 +174,15 @@ struct Part<'a> {
     spans: &'a [Span],
     tokens: Range<usize>,
     kv_head: usize,
+}
+
+impl<'a> Part<'a> {
+    /// Its blocks of queries, in stretches.
+    fn strips(&self) -> Vec<Vec<Block<'a>>> {
+        let blocks: Vec<Block<'a>> = self.spans.iter().flat_map(blocks).collect();
+        let each = blocks.len().div_ceil(STRIPS).max(STRIP_BLOCKS);
+        blocks.chunks(each).map(<[Block<'a>]>::to_vec).collect()
+    }
 }
 
 /// The key heads of each tree one after another.
@@ -161,101 +249,103 @@ struct Keys {
     /// Numbers between rows that are transposed. A multiple of [`LANES`]
     length: usize,
     /// `[head_dim, length]`
-    across: Vec<f32>,
+    across: Buffer,
     /// `[n, head_dim]`, padded to whole vectors
-    values: Vec<f32>,
-}
-
-/// What queries of a block, head by head, have mixed.
-#[derive(Debug, Default)]
-struct Output {
-    /// `[n, group, head_dim]`
-    mixed: Vec<f32>,
-    /// `[n, group]`
-    log_sums: Vec<f32>,
-}
-
-impl Output {
-    fn joined(outputs: Vec<Self>) -> Self {
-        let mut joined = Self::default();
-        for output in outputs {
-            joined.mixed.extend_from_slice(&output.mixed);
-            joined.log_sums.extend_from_slice(&output.log_sums);
-        }
-        joined
-    }
+    values: Buffer,
 }
 
 impl Keys {
-    fn of(qkv: &[f32], part: &Part<'_>, heads: Heads) -> Self {
-        let length = part.tokens.len().next_multiple_of(LANES);
-        let column = (heads.n_heads + part.kv_head) * heads.head_dim;
-        let values = (heads.n_heads + heads.n_kv_heads + part.kv_head) * heads.head_dim;
+    fn of(qkv: &[f32], part: &Part<'_>, heads: Heads, pool: &Arc<Pool>) -> Self {
         let copy = Copied { rows: qkv, stride: heads.width(), tokens: part.tokens.clone() };
         Self {
             kv_head: part.kv_head,
             start: part.tokens.start,
-            length,
-            across: copy.across(column, heads.head_dim, length),
-            values: copy.along(values, heads.head_dim, 1.0),
+            length: part.tokens.len().next_multiple_of(LANES),
+            across: copy.across(heads.n_heads + part.kv_head, heads.head_dim, pool),
+            values: copy.kept(heads.n_heads + heads.n_kv_heads + part.kv_head, heads.head_dim, pool),
         }
     }
 
-    /// Adds the products of queries with all keys of their block to scores. `[rows, stride]`
+    /// The products of queries with all keys of their block. `[rows, stride]`
     fn score(&self, block: &Block<'_>, queries: &[f32], heads: Heads, scores: &mut [f32]) {
-        let head_dim = heads.head_dim;
-        let (width, rows) = (head_dim.next_multiple_of(LANES), heads.group() * block.queries.len());
-        let left = Left { data: queries, stride: width, step: 1, rows, terms: head_dim };
+        let rows = heads.group() * block.queries.len();
+        let left = Left {
+            data: queries,
+            stride: heads.head_dim.next_multiple_of(LANES),
+            step: 1,
+            rows,
+            terms: heads.head_dim,
+        };
         for (column, keys) in block.keys() {
             let data = &self.across[keys.start - self.start..];
             let right = Right { data, stride: self.length, columns: keys.len() };
-            dense::add(&mut scores[column..], block.stride(), left, right);
+            dense::multiply(&mut scores[column..], block.stride(), Write::Replace, left, right);
         }
     }
 
-    fn mix(&self, qkv: &[f32], block: &Block<'_>, heads: Heads, scores: &mut Vec<f32>) -> Output {
-        let Heads { head_dim, .. } = heads;
+    /// Into the rows of the block's tokens. `[queries, n_heads * head_dim]` and `[queries, n_heads]`
+    fn mix(
+        &self,
+        qkv: &[f32],
+        block: &Block<'_>,
+        heads: Heads,
+        scratch: &mut Scratch,
+        mixed: &mut [f32],
+        log_sums: &mut [f32],
+    ) {
+        let Heads { n_heads, head_dim, .. } = heads;
         let (group, n, stride) = (heads.group(), block.queries.len(), block.stride());
-        let queries = queries(qkv, block, self.kv_head, heads);
-        scores.clear();
-        scores.resize(group * n * stride, 0.0);
-        self.score(block, &queries, heads, scores);
-        let mut log_sums = vec![0.0; group * n];
-        softmax_rows(scores, stride, block.first_seen(), n, &mut log_sums);
+        let queries = queries(&mut scratch.queries, qkv, block, self.kv_head, heads);
+        let scores = room(&mut scratch.weights, group * n * stride);
+        self.score(block, queries, heads, scores);
+        let sums = room(&mut scratch.log_sums, group * n);
+        softmax_rows(scores, stride, block.first_seen(), n, sums);
         let width = head_dim.next_multiple_of(LANES);
-        let mut mixed = vec![0.0; group * n * width];
-        for (column, keys) in block.keys() {
-            let terms = keys.len();
-            let left = Left { data: &scores[column..], stride, step: 1, rows: group * n, terms };
-            let data = &self.values[(keys.start - self.start) * width..];
-            dense::add(&mut mixed, width, left, Right { data, stride: width, columns: width });
-        }
-        let mut output = Output::default();
-        for query in 0..n {
-            for head in 0..group {
-                let row = head * n + query;
-                output.mixed.extend_from_slice(&mixed[row * width..][..head_dim]);
-                output.log_sums.push(log_sums[row]);
+        for head in 0..group {
+            let own = self.kv_head * group + head;
+            for (query, log_sum) in sums[head * n..][..n].iter().enumerate() {
+                log_sums[query * n_heads + own] = *log_sum;
+            }
+            let scores = &scores[head * n * stride..];
+            let mut write = Write::Replace;
+            for (column, keys) in block.keys() {
+                let (data, terms) = (&scores[column..], keys.len());
+                let left = Left { data, stride, step: 1, rows: n, terms };
+                let data = &self.values[(keys.start - self.start) * width..];
+                let right = Right { data, stride: width, columns: head_dim };
+                let target = &mut mixed[own * head_dim..];
+                dense::multiply(target, n_heads * head_dim, write, left, right);
+                write = Write::Add;
             }
         }
-        output
     }
 }
 
 /// The query heads of a key head, one after another, scaled. `[group * queries, head_dim]`, padded to whole vectors
-fn queries(qkv: &[f32], block: &Block<'_>, kv_head: usize, heads: Heads) -> Vec<f32> {
+fn queries<'a>(
+    memory: &'a mut Vec<f32>,
+    qkv: &[f32],
+    block: &Block<'_>,
+    kv_head: usize,
+    heads: Heads,
+) -> &'a [f32] {
     let copy = Copied { rows: qkv, stride: heads.width(), tokens: block.queries.clone() };
-    heads_of(&copy, kv_head, heads, heads.scale())
+    heads_of(memory, &copy, kv_head, heads, heads.scale())
 }
 
 /// The query heads of a key head, one after another.
-fn heads_of(copy: &Copied<'_>, kv_head: usize, heads: Heads, scale: f32) -> Vec<f32> {
+fn heads_of<'a>(
+    memory: &'a mut Vec<f32>,
+    copy: &Copied<'_>,
+    kv_head: usize,
+    heads: Heads,
+    scale: f32,
+) -> &'a [f32] {
     let (group, head_dim) = (heads.group(), heads.head_dim);
-    let width = head_dim.next_multiple_of(LANES);
-    let mut joined = Vec::with_capacity(group * copy.tokens.len() * width + BEYOND);
-    for head in kv_head * group..(kv_head + 1) * group {
-        joined.truncate(joined.len().saturating_sub(BEYOND));
-        joined.extend(copy.along(head * head_dim, head_dim, scale));
+    let each = copy.tokens.len() * head_dim.next_multiple_of(LANES);
+    let joined = room(memory, group * each + BEYOND);
+    for (index, joined) in joined.chunks_exact_mut(each).take(group).enumerate() {
+        copy.along(kv_head * group + index, head_dim, scale, joined);
     }
     joined
 }
@@ -269,172 +359,167 @@ struct Copied<'a> {
 }
 
 impl Copied<'_> {
-    /// Token by token, times `scale`. `[n, count]`, padded to whole vectors
-    fn along(&self, column: usize, count: usize, scale: f32) -> Vec<f32> {
-        let width = count.next_multiple_of(LANES);
-        let mut copy = vec![0.0; self.tokens.len() * width + BEYOND];
-        for (row, token) in copy.chunks_exact_mut(width).zip(self.tokens.clone()) {
-            let numbers = &self.rows[token * self.stride + column..][..count];
-            row.iter_mut().zip(numbers).for_each(|(copy, number)| *copy = number * scale);
-        }
+    /// A head, token by token, times `scale`. `[n, head_dim]`, padded to whole vectors
+    fn along(&self, head: usize, head_dim: usize, scale: f32, copy: &mut [f32]) {
+        let rows = &self.rows[self.tokens.start * self.stride + head * head_dim..];
+        copy_rows(rows, self.stride, head_dim, scale, copy);
+    }
+
+    /// The same in memory of its own.
+    fn kept(&self, head: usize, head_dim: usize, pool: &Arc<Pool>) -> Buffer {
+        let length = self.tokens.len() * head_dim.next_multiple_of(LANES);
+        let mut copy = pool.take(length + BEYOND);
+        self.along(head, head_dim, 1.0, &mut copy[..length]);
         copy
     }
 
-    /// Column by column. `[count, length]`
-    fn across(&self, column: usize, count: usize, length: usize) -> Vec<f32> {
-        let mut copy = vec![0.0; count * length + BEYOND];
-        for (row, token) in self.tokens.clone().enumerate() {
-            let numbers = &self.rows[token * self.stride + column..][..count];
-            for (i, number) in numbers.iter().enumerate() {
-                copy[i * length + row] = *number;
-            }
-        }
+    /// A head, column by column. `[head_dim, n]`, padded to whole vectors
+    fn across(&self, head: usize, head_dim: usize, pool: &Arc<Pool>) -> Buffer {
+        let (n, length) = (self.tokens.len(), self.tokens.len().next_multiple_of(LANES));
+        let mut copy = pool.take(head_dim * length + BEYOND);
+        let rows = &self.rows[self.tokens.start * self.stride + head * head_dim..];
+        transpose_rows(rows, self.stride, n, head_dim, &mut copy);
         copy
     }
 }
 
-/// Gradients of a key head and its query heads in a tree, each head's rows together and padded to whole vectors.
+/// Gradients of a key head and its query heads, by some of the queries; rows are padded to whole vectors.
 #[derive(Debug)]
 struct Pulled {
-    width: usize,
-    /// `[group, n, head_dim]`
-    dqueries: Vec<f32>,
+    /// The first query's row in the tree.
+    start: usize,
+    /// How many queries there are.
+    count: usize,
+    /// `[group, count, head_dim]`
+    dqueries: Buffer,
+    /// Of all rows of the tree up to the last query. `[n, head_dim]`
+    dkeys: Buffer,
     /// `[n, head_dim]`
-    dkeys: Vec<f32>,
-    /// `[n, head_dim]`
-    dvalues: Vec<f32>,
-}
-
-impl Pulled {
-    fn of(part: &Part<'_>, above: &Above<'_>, heads: Heads) -> Self {
-        let Heads { n_heads, head_dim, .. } = heads;
-        let (n, width) = (part.tokens.len(), head_dim.next_multiple_of(LANES));
-        let copy = Copied { rows: above.qkv, stride: heads.width(), tokens: part.tokens.clone() };
-        let values = (n_heads + heads.n_kv_heads + part.kv_head) * head_dim;
-        let length = n.next_multiple_of(LANES);
-        let puller = Puller {
-            keys: Keys::of(above.qkv, part, heads),
-            along: copy.along((n_heads + part.kv_head) * head_dim, head_dim, 1.0),
-            values_across: copy.across(values, head_dim, length),
-            above,
-            heads,
-        };
-        let mut sums = Self {
-            width,
-            dqueries: vec![0.0; heads.group() * n * width],
-            dkeys: vec![0.0; n * width],
-            dvalues: vec![0.0; n * width],
-        };
-        let mut scratch = Scratch::default();
-        for block in part.spans.iter().flat_map(blocks) {
-            puller.pull(&block, &mut scratch, &mut sums);
-        }
-        sums
-    }
-
-    /// Puts the gradients of one token in their places.
-    fn write(&self, row: usize, dqkv: &mut [f32], kv_head: usize, heads: Heads) {
-        let Heads { n_heads, n_kv_heads, head_dim } = heads;
-        let (group, n) = (heads.group(), self.dkeys.len() / self.width);
-        let mut put = |head: usize, values: &[f32], row: usize| {
-            dqkv[head * head_dim..][..head_dim]
-                .copy_from_slice(&values[row * self.width..][..head_dim]);
-        };
-        for index in 0..group {
-            put(kv_head * group + index, &self.dqueries, index * n + row);
-        }
-        put(n_heads + kv_head, &self.dkeys, row);
-        put(n_heads + n_kv_heads + kv_head, &self.dvalues, row);
-    }
-}
-
-/// Memory for a block.
-#[derive(Debug, Default)]
-struct Scratch {
-    weights: Vec<f32>,
-    dscores: Vec<f32>,
+    dvalues: Buffer,
 }
 
 /// The backward pass of a key head in a tree.
 #[derive(Debug)]
 struct Puller<'a> {
     keys: Keys,
-    /// `[n, head_dim]`, padded to whole vectors
-    along: Vec<f32>,
-    /// `[head_dim, length]`
-    values_across: Vec<f32>,
+    /// The keys. `[n, head_dim]`, padded to whole vectors
+    along: Buffer,
+    /// The values. `[head_dim, length]`
+    values_across: Buffer,
     above: &'a Above<'a>,
     heads: Heads,
 }
 
-impl Puller<'_> {
+impl<'a> Puller<'a> {
+    fn of(part: &Part<'_>, above: &'a Above<'a>, heads: Heads, pool: &Arc<Pool>) -> Self {
+        let Heads { n_heads, n_kv_heads, head_dim } = heads;
+        let copy = Copied { rows: above.qkv, stride: heads.width(), tokens: part.tokens.clone() };
+        Self {
+            keys: Keys::of(above.qkv, part, heads, pool),
+            along: copy.kept(n_heads + part.kv_head, head_dim, pool),
+            values_across: copy.across(n_heads + n_kv_heads + part.kv_head, head_dim, pool),
+            above,
+            heads,
+        }
+    }
+
+    fn pull_strip(&self, blocks: &[Block<'_>], pool: &Arc<Pool>) -> Pulled {
+        let width = self.heads.head_dim.next_multiple_of(LANES);
+        let start = blocks.first().map_or(0, |block| block.queries.start);
+        let end = blocks.last().map_or(0, |block| block.queries.end);
+        let seen = (end - self.keys.start) * width;
+        let mut pulled = Pulled {
+            start: start - self.keys.start,
+            count: end - start,
+            dqueries: pool.take(self.heads.group() * (end - start) * width),
+            dkeys: pool.zeros(seen),
+            dvalues: pool.zeros(seen),
+        };
+        SCRATCH.with_borrow_mut(|scratch| {
+            blocks.iter().for_each(|block| self.pull(block, scratch, &mut pulled));
+        });
+        pulled
+    }
+
     fn pull(&self, block: &Block<'_>, scratch: &mut Scratch, pulled: &mut Pulled) {
         let (heads, above, kv_head) = (self.heads, self.above, self.keys.kv_head);
         let Heads { n_heads, head_dim, .. } = heads;
         let (group, n, stride) = (heads.group(), block.queries.len(), block.stride());
-        let (rows, width) = (group * n, pulled.width);
-        let Scratch { weights, dscores } = scratch;
-        let queries = queries(above.qkv, block, kv_head, heads);
-        weights.clear();
-        weights.resize(rows * stride, 0.0);
-        self.keys.score(block, &queries, heads, weights);
-        let side = |rows| {
+        let (rows, width) = (group * n, head_dim.next_multiple_of(LANES));
+        let queries = queries(&mut scratch.queries, above.qkv, block, kv_head, heads);
+        let weights = room(&mut scratch.weights, rows * stride);
+        self.keys.score(block, queries, heads, weights);
+        let side = |memory, rows| {
             let copy = Copied { rows, stride: n_heads * head_dim, tokens: block.queries.clone() };
-            heads_of(&copy, kv_head, heads, 1.0)
+            heads_of(memory, &copy, kv_head, heads, 1.0)
         };
-        let (mixed, dmixed) = (side(above.mixed), side(above.dmixed));
-        dscores.clear();
-        dscores.resize(rows * stride, 0.0);
-        let left = Left { data: &dmixed, stride: width, step: 1, rows, terms: head_dim };
+        let mixed = side(&mut scratch.mixed, above.mixed);
+        let dmixed = side(&mut scratch.dmixed, above.dmixed);
+        let dscores = room(&mut scratch.dscores, rows * stride);
+        let left = Left { data: dmixed, stride: width, step: 1, rows, terms: head_dim };
         for (column, keys) in block.keys() {
             let data = &self.values_across[keys.start - self.keys.start..];
             let right = Right { data, stride: self.keys.length, columns: keys.len() };
-            dense::add(&mut dscores[column..], stride, left, right);
+            dense::multiply(&mut dscores[column..], stride, Write::Replace, left, right);
         }
-        let log_sums = |row: usize| {
+        let log_sums = room(&mut scratch.log_sums, rows);
+        for (row, log_sum) in log_sums.iter_mut().enumerate() {
             let (head, query) = (row / n, row % n);
-            above.log_sums[(block.queries.start + query) * n_heads + kv_head * group + head]
-        };
-        let log_sums: Vec<f32> = (0..rows).map(log_sums).collect();
-        let sides = Sides { mixed: &mixed, dmixed: &dmixed, width, log_sums: &log_sums };
+            let at = (block.queries.start + query) * n_heads + kv_head * group + head;
+            *log_sum = above.log_sums[at];
+        }
+        let sides = Sides { mixed, dmixed, width, log_sums };
         pull_rows(weights, dscores, stride, block.first_seen(), n, sides);
-        self.products(block, scratch, &queries, &dmixed, pulled);
+        let products = Products { queries, dmixed, weights, dscores };
+        self.multiply(block, products, &mut scratch.dqueries, pulled);
     }
 
     /// From the weights and the gradient of the scores to those of queries, keys and values.
-    fn products(
+    fn multiply(
         &self,
         block: &Block<'_>,
-        scratch: &Scratch,
-        queries: &[f32],
-        dmixed: &[f32],
+        products: Products<'_>,
+        dqueries: &mut Vec<f32>,
         pulled: &mut Pulled,
     ) {
+        let Products { queries, dmixed, weights, dscores } = products;
         let (group, n, stride) = (self.heads.group(), block.queries.len(), block.stride());
-        let (rows, width, start) = (group * n, pulled.width, self.keys.start);
-        let mut dqueries = vec![0.0; rows * width];
+        let (rows, start) = (group * n, self.keys.start);
+        let width = self.heads.head_dim.next_multiple_of(LANES);
+        let dqueries = room(dqueries, rows * width);
         let side = |data| Right { data, stride: width, columns: width };
+        let mut write = Write::Replace;
         for (column, keys) in block.keys() {
             let across =
                 |data| Left { data, stride: 1, step: stride, rows: keys.len(), terms: rows };
             let place = (keys.start - start) * width;
+            let (weights, dscores) = (&weights[column..], &dscores[column..]);
             let dvalues = &mut pulled.dvalues[place..];
-            dense::add(dvalues, width, across(&scratch.weights[column..]), side(dmixed));
+            dense::multiply(dvalues, width, Write::Add, across(weights), side(dmixed));
             // The queries are scaled, as the keys' gradient is.
             let dkeys = &mut pulled.dkeys[place..];
-            dense::add(dkeys, width, across(&scratch.dscores[column..]), side(queries));
-            let data = &scratch.dscores[column..];
-            let left = Left { data, stride, step: 1, rows, terms: keys.len() };
-            dense::add(&mut dqueries, width, left, side(&self.along[place..]));
+            dense::multiply(dkeys, width, Write::Add, across(dscores), side(queries));
+            let left = Left { data: dscores, stride, step: 1, rows, terms: keys.len() };
+            dense::multiply(dqueries, width, write, left, side(&self.along[place..]));
+            write = Write::Add;
         }
-        let (scale, tree) = (self.heads.scale(), pulled.dkeys.len());
+        let scale = self.heads.scale();
+        let first = block.queries.start - start - pulled.start;
         for head in 0..group {
-            let place = head * tree + (block.queries.start - start) * width;
+            let to = &mut pulled.dqueries[(head * pulled.count + first) * width..][..n * width];
             let from = &dqueries[head * n * width..][..n * width];
-            let to = &mut pulled.dqueries[place..][..n * width];
             to.iter_mut().zip(from).for_each(|(to, from)| *to = from * scale);
         }
     }
+}
+
+/// What the last products of a block's backward pass read.
+#[derive(Clone, Copy, Debug)]
+struct Products<'a> {
+    queries: &'a [f32],
+    dmixed: &'a [f32],
+    weights: &'a [f32],
+    dscores: &'a [f32],
 }
 
 /// What rows of scores are pulled with. `[rows, width]` and `[rows]`
@@ -447,6 +532,37 @@ struct Sides<'a> {
 }
 
 vectorized! {
+    /// Rows of `count` numbers that are `stride` apart, times `scale`, each padded to whole vectors.
+    fn copy_rows(rows: &[f32], stride: usize, count: usize, scale: f32, copy: &mut [f32]) {
+        let width = count.next_multiple_of(LANES);
+        for (copy, row) in copy.chunks_exact_mut(width).zip(rows.chunks(stride)) {
+            let (copy, beyond) = copy.split_at_mut(count);
+            copy.iter_mut().zip(row).for_each(|(copy, number)| *copy = number * scale);
+            beyond.fill(0.0);
+        }
+    }
+
+    /// The columns of `n` such rows, each padded to whole vectors.
+    fn transpose_rows(rows: &[f32], stride: usize, n: usize, count: usize, copy: &mut [f32]) {
+        let length = n.next_multiple_of(LANES);
+        for row in (0..n).step_by(LANES) {
+            for column in (0..count).step_by(LANES) {
+                // Squares, so that lines of the cache are read and written whole.
+                let mut square = [[0.0; LANES]; LANES];
+                let width = LANES.min(count - column);
+                for (i, row) in (row..n.min(row + LANES)).enumerate() {
+                    let numbers = &rows[row * stride + column..][..width];
+                    for (square, number) in square.iter_mut().zip(numbers) {
+                        square[i] = *number;
+                    }
+                }
+                for (i, square) in square[..width].iter().enumerate() {
+                    copy[(column + i) * length + row..][..LANES].copy_from_slice(square);
+                }
+            }
+        }
+    }
+
     /// Softmax of each row over the keys it sees, 0 elsewhere. Of every `n` rows the first sees `seen`, each later one more.
     fn softmax_rows(
         scores: &mut [f32],

@@ -1,5 +1,6 @@
 //! Products of small matrices that lie in caches: no copies, and a fixed order of sums.
 
+use crate::matrix::Write;
 use crate::tile::{Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
 
 /// The left side: term `k` of row `r` is at `r * stride + k * step`.
@@ -20,8 +21,14 @@ pub(crate) struct Right<'a> {
     pub(crate) columns: usize,
 }
 
-/// `target += left right`; rows of the target are `stride` apart.
-pub(crate) fn add(target: &mut [f32], stride: usize, left: Left<'_>, right: Right<'_>) {
+/// `target = left right`, or `target += left right`; rows of the target are `stride` apart.
+pub(crate) fn multiply(
+    target: &mut [f32],
+    stride: usize,
+    write: Write,
+    left: Left<'_>,
+    right: Right<'_>,
+) {
     let (most, vectors) = shape(left.rows);
     for column in (0..right.columns).step_by(vectors * LANES) {
         let width = (right.columns - column).min(vectors * LANES);
@@ -51,8 +58,9 @@ pub(crate) fn add(target: &mut [f32], stride: usize, left: Left<'_>, right: Righ
             let mut sums = [0.0; MAX_TILE];
             let tile = vectors * LANES;
             let target = &mut target[row * stride + column..];
-            for (target, sums) in target.chunks(stride).zip(sums[..rows * tile].chunks_mut(tile)) {
-                sums[..width].copy_from_slice(&target[..width]);
+            if write == Write::Add {
+                let rows = target.chunks(stride).zip(sums[..rows * tile].chunks_mut(tile));
+                rows.for_each(|(target, sums)| sums[..width].copy_from_slice(&target[..width]));
             }
             add_product(&mut sums, &factors);
             let rows = target.chunks_mut(stride).zip(sums[..rows * tile].chunks(tile));
@@ -76,6 +84,7 @@ mod tests {
             columns in 1_usize..150,
             terms in 1_usize..70,
             transposed: bool,
+            adds: bool,
         ) {
             let uneven = |n: usize, seed: usize| -> Vec<f32> {
                 (0..n).map(|i| ((i * 37 + seed * 11) % 23) as f32 * 0.125 - 1.0).collect()
@@ -87,13 +96,15 @@ mod tests {
             let left = Left { data: &a, stride, step, rows, terms };
             let right = Right { data: &b, stride: padded, columns };
             let mut target = vec![0.5; rows * (columns + 1)];
-            add(&mut target, columns + 1, left, right);
+            let write = if adds { Write::Add } else { Write::Replace };
+            multiply(&mut target, columns + 1, write, left, right);
             for i in 0..rows {
                 for j in 0..columns {
                     let product = |k: usize| {
                         f64::from(a[i * stride + k * step]) * f64::from(b[k * padded + j])
                     };
-                    let right = 0.5 + (0..terms).map(product).sum::<f64>();
+                    let before = if adds { 0.5 } else { 0.0 };
+                    let right = before + (0..terms).map(product).sum::<f64>();
                     let ours = f64::from(target[i * (columns + 1) + j]);
                     prop_assert!((ours - right).abs() < 1e-3, "{ours} {right}");
                 }

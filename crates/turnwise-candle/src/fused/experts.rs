@@ -9,7 +9,7 @@ use super::linear::{self, Columns};
 use super::swiglu;
 use crate::layout::Choice;
 use crate::math;
-use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
+use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
 use crate::routing::Routing;
 use crate::simd::vectorized;
 use crate::tape::{Buffer, Pool};
@@ -298,8 +298,8 @@ fn add_side_products(
             let n = rows.len() / stride;
             let rows = Matrix::strided(&rows[above.1..], n, above.2, stride).transposed();
             let mut matrix = MatrixMut::rows(matrix, read.1);
-            let read_rows = Matrix::rows(read_rows, read.1);
-            multiply(&mut matrix, Write::Add, 1.0, rows, read_rows, Threads::One);
+            let sides = [rows, Matrix::rows(read_rows, read.1)];
+            multiply(&mut matrix, Write::Add, 1.0, sides, Accuracy::Gradient, Threads::One);
         },
     );
 }
@@ -318,15 +318,16 @@ fn product(rows: &mut [f32], start: usize, x: &[f32], width: usize, weight: &[f3
     let (n, out) = (x.len() / width, weight.len() / width);
     let stride = rows.len() / n;
     let mut target = MatrixMut::strided(&mut rows[start..], n, out, stride);
-    let weight = Matrix::rows(weight, width).transposed();
-    multiply(&mut target, Write::Replace, 1.0, Matrix::rows(x, width), weight, Threads::One);
+    let sides = [Matrix::rows(x, width), Matrix::rows(weight, width).transposed()];
+    multiply(&mut target, Write::Replace, 1.0, sides, Accuracy::Full, Threads::One);
 }
 
 /// What comes from above times `weight`.
 fn pull_x(dx: &mut [f32], write: Write, above: Matrix<'_>, weight: &[f32], width: usize) {
     if !dx.is_empty() {
         let mut dx = MatrixMut::rows(dx, width);
-        multiply(&mut dx, write, 1.0, above, Matrix::rows(weight, width), Threads::One);
+        let sides = [above, Matrix::rows(weight, width)];
+        multiply(&mut dx, write, 1.0, sides, Accuracy::Gradient, Threads::One);
     }
 }
 

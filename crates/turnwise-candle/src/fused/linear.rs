@@ -1,7 +1,7 @@
 //! Products with weights: `[N, in]` times the transpose of `[out, in]`.
 
 use crate::math;
-use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
+use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
 
 /// Some columns of rows that are `stride` wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,8 @@ pub(crate) fn forward(
     let width = weight.len() / columns.count;
     let (x, weight) = (Matrix::rows(x, width), Matrix::rows(weight, width));
     let mut y = columns.of_mut(y);
-    multiply(&mut y, write, scale, x, weight.transposed(), Threads::Pool);
+    let sides = [x, weight.transposed()];
+    multiply(&mut y, write, scale, sides, Accuracy::Full, Threads::Pool);
 }
 
 /// The gradient by `x`.
@@ -49,7 +50,8 @@ pub(crate) fn backward_x(
 ) {
     let width = weight.len() / columns.count;
     let mut dx = MatrixMut::rows(dx, width);
-    multiply(&mut dx, write, scale, columns.of(dy), Matrix::rows(weight, width), Threads::Pool);
+    let sides = [columns.of(dy), Matrix::rows(weight, width)];
+    multiply(&mut dx, write, scale, sides, Accuracy::Gradient, Threads::Pool);
 }
 
 /// Adds the gradient by `weight`.
@@ -62,8 +64,8 @@ pub(crate) fn backward_weight(
 ) {
     let width = dweight.len() / columns.count;
     let mut dweight = MatrixMut::rows(dweight, width);
-    let dy = columns.of(dy).transposed();
-    multiply(&mut dweight, Write::Add, scale, dy, Matrix::rows(x, width), Threads::Pool);
+    let sides = [columns.of(dy).transposed(), Matrix::rows(x, width)];
+    multiply(&mut dweight, Write::Add, scale, sides, Accuracy::Gradient, Threads::Pool);
 }
 
 /// Adds a bias to every row.

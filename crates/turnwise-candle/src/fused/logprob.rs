@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::batch::Predictions;
 use crate::math;
-use crate::matrix::{Matrix, MatrixMut, Threads, Write, multiply};
+use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
 use crate::simd::vectorized;
 
 /// Rows whose logits are held at once.
@@ -132,15 +132,15 @@ fn pull_lane(
         if columns != Some(part.columns.start) {
             (columns, dhead) = (Some(part.columns.start), blocks.next());
         }
-        part.logits(x, head, width, &mut logits);
+        part.logits(x, head, width, Accuracy::Gradient, &mut logits);
         part.pull(&mut logits, wanted, predicted, above);
         let dlogits = Matrix::rows(&logits, part.columns.len());
         let (rows, some_columns) = (part.row_numbers(width), part.column_numbers(width));
         let some_head = Matrix::rows(&head[some_columns], width);
-        product(&mut dx[rows.clone()], width, Write::Add, dlogits, some_head);
+        add_product(&mut dx[rows.clone()], width, [dlogits, some_head]);
         if let Some(dhead) = &mut dhead {
             let x = Matrix::rows(&x[rows], width);
-            product(dhead, width, Write::Add, dlogits.transposed(), x);
+            add_product(dhead, width, [dlogits.transposed(), x]);
         }
     }
     dx
@@ -213,7 +213,7 @@ impl Lane {
     }
 
     fn read(&mut self, part: &Part, x: &[f32], head: &[f32], width: usize, wanted: &Predictions) {
-        part.logits(x, head, width, &mut self.logits);
+        part.logits(x, head, width, Accuracy::Full, &mut self.logits);
         let rows = self.logits.chunks_exact_mut(part.columns.len()).zip(part.rows.clone());
         for (logits, row) in rows {
             for target in wanted.starts[row]..wanted.starts[row + 1] {
@@ -237,11 +237,20 @@ impl Part {
     }
 
     /// Not yet scaled. `[rows, columns]`
-    fn logits(&self, x: &[f32], head: &[f32], width: usize, logits: &mut Vec<f32>) {
+    fn logits(
+        &self,
+        x: &[f32],
+        head: &[f32],
+        width: usize,
+        accuracy: Accuracy,
+        logits: &mut Vec<f32>,
+    ) {
         logits.resize(self.rows.len() * self.columns.len(), 0.0);
         let x = Matrix::rows(&x[self.row_numbers(width)], width);
         let head = Matrix::rows(&head[self.column_numbers(width)], width);
-        product(logits, self.columns.len(), Write::Replace, x, head.transposed());
+        let sides = [x, head.transposed()];
+        let mut logits = MatrixMut::rows(logits, self.columns.len());
+        multiply(&mut logits, Write::Replace, 1.0, sides, accuracy, Threads::One);
     }
 
     /// Replaces logits by the loss's derivatives by them.
@@ -310,6 +319,7 @@ vectorized! {
 }
 
 /// Lanes are what runs side by side, so each product is one thread's.
-fn product(target: &mut [f32], columns: usize, write: Write, a: Matrix<'_>, b: Matrix<'_>) {
-    multiply(&mut MatrixMut::rows(target, columns), write, 1.0, a, b, Threads::One);
+fn add_product(target: &mut [f32], columns: usize, sides: [Matrix<'_>; 2]) {
+    let mut target = MatrixMut::rows(target, columns);
+    multiply(&mut target, Write::Add, 1.0, sides, Accuracy::Gradient, Threads::One);
 }

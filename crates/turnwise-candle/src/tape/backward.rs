@@ -265,7 +265,7 @@ impl Player<'_> {
                 dmixed: &dmixed,
             };
             let mut dqkv = self.pool.take(qkv.numbers.len());
-            attention::backward(&mut dqkv, &above, &batch, heads);
+            attention::backward(&mut dqkv, &above, &batch, heads, &self.pool);
             self.hand_down(qkv.handle, dqkv);
         }
         Part::Attention

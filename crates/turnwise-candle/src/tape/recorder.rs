@@ -192,7 +192,8 @@ impl<'a> Ops for Recorder<'a> {
         let mut mixed = self.tape.pool.take(n * width);
         let mut log_sums = self.tape.pool.take(n * heads.n_heads);
         let batch = self.tape.batch.clone();
-        attention::forward(&mut mixed, &mut log_sums, &qkv.numbers, &batch, heads);
+        let pool = &self.tape.pool;
+        attention::forward(&mut mixed, &mut log_sums, &qkv.numbers, &batch, heads, pool);
         let made = Made { numbers: mixed, width, tracked: qkv.handle.tracked };
         let mixed = self.made(Part::Attention, start, made);
         let y = mixed.clone();
