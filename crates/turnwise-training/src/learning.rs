@@ -92,8 +92,8 @@ impl<L: Learner> Learning<L> {
         let (mut batches, mut mismatch) = (Vec::new(), Mismatch::default());
         for range in even_parts(order.len(), settings.n_minibatches) {
             let chunk = &mut order[range];
-            // Rows of like length share a micro-batch, so that little of it is padding.
-            chunk.sort_by_key(|trajectory| trajectory.n_sampled());
+            // Members of a group stand together again: what they have in common is then computed once.
+            chunk.sort_by_key(|trajectory| (trajectory.identity.group, trajectory.n_sampled()));
             let mut batch = Batch::new(chunk.iter().copied(), settings.ratio_scope)?;
             if self.objective.needs_reference() {
                 fill_references(&mut batch, &mut self.learner).await?;

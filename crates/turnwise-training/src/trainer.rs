@@ -83,7 +83,7 @@ impl Default for TrainerSettings {
             ratio_scope: RatioScope::default(),
             behavior: Behavior::default(),
             n_minibatches: 4,
-            micro_batch_tokens: 16_384,
+            micro_batch_tokens: 4_096,
             canary: None,
             schedule: Schedule::default(),
             max_grad_norm: 1.0,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Map, json};
-use turnwise::candle::{AdamW, CandleLearner, EngineSettings};
+use turnwise::candle::{AdamW, CandleLearner, EngineSettings, Part as TrainPart, Shares};
 use turnwise::objective::{Clip, GroupAdvantage, Gspo, LengthWeight, Std};
 use turnwise::rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
 use turnwise::training::{
@@ -66,6 +66,8 @@ impl StepArguments {
 struct Timed {
     step_s: f64,
     rollout_s: f64,
+    /// What the learner did with its time.
+    shares: Shares,
 }
 
 /// Measures and prints.
@@ -94,13 +96,17 @@ fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) 
     let mut figures = vec![
         Figure::each("step_s", "a step", "s", 1.0, step_s),
         Figure::each("rollout_s", "of it rollouts", "s", 1.0, rollout_s.clone()),
-        Figure::each("training_s", "of it training", "s", 1.0, training_s.clone()),
+        Figure::each("training_s", "of it training", "s", 1.0, training_s),
         Figure::each("sampled_tokens_per_s", "tokens drawn in rollouts", "tokens/s", 1.0, sampled),
         Figure::each("tokens_per_s", "tokens of padded rows in training", "tokens/s", 1.0, trained),
     ];
     figures.extend(memory_figures(start, peak));
     let part = |name: &str, seconds| Part { name: name.to_owned(), seconds };
-    let parts = vec![part("rollouts", rollout_s), part("training", training_s)];
+    let of_part = |of: TrainPart| measured.iter().map(move |step| step.shares.of(of).as_secs_f64());
+    let rest = measured.iter().map(|step| step.step_s - step.rollout_s - step.shares.total().as_secs_f64());
+    let mut parts = vec![part("rollouts", rollout_s)];
+    parts.extend(TrainPart::ALL.map(|of| part(of.label(), of_part(of).collect())));
+    parts.push(part("other", rest.map(|seconds| seconds.max(0.0)).collect()));
     let StepArguments { model, groups, group, turns, prompt, turn_tokens, observation, .. } =
         arguments;
     let what = format!(
@@ -129,6 +135,7 @@ async fn measure(arguments: &StepArguments) -> Result<Vec<Timed>, Failure> {
     let mut trainer = trainer(arguments)?;
     let mut measured = Vec::new();
     for repetition in 0..=arguments.repetitions {
+        let before = trainer.learner().shares().await.map_err(|error| Failure::runtime(&error))?;
         let report = Box::pin(trainer.step(&StopSignal::never())).await?;
         let report = report.ok_or_else(|| failed("a step was stopped"))?;
         check(arguments, &report)?;
@@ -138,7 +145,8 @@ async fn measure(arguments: &StepArguments) -> Result<Vec<Timed>, Failure> {
         }
         let seconds = |metric| report.metrics.get(metric).unwrap_or(f64::NAN);
         let (step_s, rollout_s) = (seconds(metric::STEP_S), seconds(metric::ROLLOUT_S));
-        measured.push(Timed { step_s, rollout_s });
+        let shares = trainer.learner().shares().await.map_err(|error| Failure::runtime(&error))?.since(&before);
+        measured.push(Timed { step_s, rollout_s, shares });
     }
     Ok(measured)
 }
