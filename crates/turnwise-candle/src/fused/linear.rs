@@ -1,7 +1,9 @@
 //! Products with weights: `[N, in]` times the transpose of `[out, in]`.
 
 use crate::math;
-use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
+use crate::matrix::{
+    Accuracy, Along, Matrix, MatrixMut, Threads, Write, add_to_each, multiply, multiply_joined,
+};
 
 /// Some columns of rows that are `stride` wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,55 @@ pub(crate) fn backward_weight(
     let mut dweight = MatrixMut::rows(dweight, width);
     let sides = [columns.of(dy).transposed(), Matrix::rows(x, width)];
     multiply(&mut dweight, Write::Add, scale, sides, Accuracy::Gradient, Threads::Pool);
+}
+
+/// `y = x weights'` or that added, side by side from the first column on. Rows are `stride` wide.
+pub(crate) fn forward_joined(
+    y: &mut [f32],
+    stride: usize,
+    write: Write,
+    x: &[f32],
+    width: usize,
+    weights: &[&[f32]],
+) {
+    let matrices: Vec<Matrix<'_>> =
+        weights.iter().map(|weight| Matrix::rows(weight, width).transposed()).collect();
+    let columns = weights.iter().map(|weight| weight.len() / width).sum();
+    let mut y = MatrixMut::strided(y, x.len() / width, columns, stride);
+    let x = Matrix::rows(x, width);
+    multiply_joined(&mut y, write, x, &matrices, Along::Columns, Accuracy::Full);
+}
+
+/// The gradient by `x` through all of them.
+pub(crate) fn backward_x_joined(
+    dx: &mut [f32],
+    write: Write,
+    dy: &[f32],
+    stride: usize,
+    width: usize,
+    weights: &[&[f32]],
+) {
+    let matrices: Vec<Matrix<'_>> =
+        weights.iter().map(|weight| Matrix::rows(weight, width)).collect();
+    let columns = weights.iter().map(|weight| weight.len() / width).sum();
+    let dy = Matrix::strided(dy, dy.len() / stride, columns, stride);
+    let mut dx = MatrixMut::rows(dx, width);
+    multiply_joined(&mut dx, write, dy, &matrices, Along::Terms, Accuracy::Gradient);
+}
+
+/// Adds the gradients by weights that lie side by side, from the first one's columns on.
+pub(crate) fn backward_weights(
+    dweights: &mut [&mut [f32]],
+    dy: &[f32],
+    first: Columns,
+    x: &[f32],
+    width: usize,
+) {
+    let count = dweights.iter().map(|dweight| dweight.len() / width).sum();
+    let dy = Columns { count, ..first }.of(dy).transposed();
+    let mut targets: Vec<MatrixMut<'_>> =
+        dweights.iter_mut().map(|dweight| MatrixMut::rows(dweight, width)).collect();
+    add_to_each(&mut targets, [dy, Matrix::rows(x, width)], Accuracy::Gradient);
 }
 
 /// Adds a bias to every row.

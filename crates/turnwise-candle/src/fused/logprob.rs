@@ -2,12 +2,16 @@
 //!
 //! Logits are computed for some rows and some of the vocabulary at a time, twice: once for the sums, once for the gradient.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use crate::batch::Predictions;
 use crate::math;
-use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
+use crate::matrix::{Accuracy, Matrix, MatrixMut, Shared, SharedMemory, Threads, Write};
 use crate::simd::vectorized;
+use crate::tape::{Buffer, Pool};
 
 /// Rows whose logits are held at once.
 const ROWS: usize = 512;
@@ -44,8 +48,15 @@ pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Prediction
         .into_par_iter()
         .map(|lane| {
             let mut found = Lane::new(wanted.n_rows());
-            for part in parts(lane, wanted.n_rows(), head.len() / width) {
-                found.read(&part, x, head, width, wanted);
+            let mut memory = SharedMemory::default();
+            for columns in columns(lane, head.len() / width) {
+                let matrix = some_rows(head, width, &columns).transposed();
+                let shared = Shared::new(matrix, Accuracy::Full, Threads::One, memory);
+                for rows in pieces(wanted.n_rows(), ROWS) {
+                    let part = Part { rows, columns: columns.clone() };
+                    found.read(&part, some_rows(x, width, &part.rows), &shared, wanted);
+                }
+                memory = shared.into_memory();
             }
             found
         })
@@ -94,9 +105,23 @@ pub(crate) struct Read<'a> {
 
 /// With `p` the probabilities: d logprob / d logit is `(1 at the target, 0 elsewhere) - p`, and d entropy / d logit is
 /// `-p (log p + entropy)`.
-pub(crate) fn backward(below: Below<'_>, read: Read<'_>, predicted: &Predicted, above: Above<'_>) {
-    let Read { head, width, .. } = read;
+pub(crate) fn backward(
+    below: Below<'_>,
+    read: Read<'_>,
+    predicted: &Predicted,
+    above: Above<'_>,
+    pool: &Arc<Pool>,
+) {
+    let Read { x, head, width, wanted } = read;
     let Below { dx, dhead } = below;
+    let shared_x = dhead.is_some().then(|| {
+        let parts = pieces(wanted.n_rows(), ROWS).collect::<Vec<_>>().into_par_iter();
+        let share = |rows| {
+            let x = some_rows(x, width, &rows);
+            Shared::new(x, Accuracy::Gradient, Threads::One, SharedMemory::default())
+        };
+        parts.map(share).collect::<Vec<_>>()
+    });
     // Each lane has its own part of the head's gradient, and its own sum of the other.
     let mut by_lane: Vec<Vec<&mut [f32]>> = (0..LANES).map(|_| Vec::new()).collect();
     for (index, block) in dhead.into_iter().flat_map(|d| d.chunks_mut(COLUMNS * width)).enumerate()
@@ -104,11 +129,14 @@ pub(crate) fn backward(below: Below<'_>, read: Read<'_>, predicted: &Predicted, 
         by_lane[index % LANES].push(block);
     }
     let n_lanes = LANES.min((head.len() / width).div_ceil(COLUMNS));
-    let sums: Vec<Vec<f32>> = by_lane
+    let sums: Vec<Buffer> = by_lane
         .into_par_iter()
         .take(n_lanes)
         .enumerate()
-        .map(|(lane, blocks)| pull_lane(lane, blocks, read, predicted, above))
+        .map(|(lane, blocks)| {
+            let puller = Puller { read, predicted, above, shared_x: shared_x.as_deref(), pool };
+            puller.pull(lane, blocks)
+        })
         .collect();
     dx.copy_from_slice(&sums[0]);
     for sum in &sums[1..] {
@@ -116,54 +144,73 @@ pub(crate) fn backward(below: Below<'_>, read: Read<'_>, predicted: &Predicted, 
     }
 }
 
-/// Adds to a lane's parts of the head's gradient, and returns its part of that by `x`.
-fn pull_lane(
-    lane: usize,
-    blocks: Vec<&mut [f32]>,
-    read: Read<'_>,
-    predicted: &Predicted,
-    above: Above<'_>,
-) -> Vec<f32> {
-    let Read { x, head, width, wanted } = read;
-    let mut blocks = blocks.into_iter();
-    let mut dhead = None;
-    let (mut logits, mut dx, mut columns) = (Vec::new(), vec![0.0; x.len()], None);
-    for part in parts(lane, wanted.n_rows(), head.len() / width) {
-        if columns != Some(part.columns.start) {
-            (columns, dhead) = (Some(part.columns.start), blocks.next());
-        }
-        part.logits(x, head, width, Accuracy::Gradient, &mut logits);
-        part.pull(&mut logits, wanted, predicted, above);
-        let dlogits = Matrix::rows(&logits, part.columns.len());
-        let (rows, some_columns) = (part.row_numbers(width), part.column_numbers(width));
-        let some_head = Matrix::rows(&head[some_columns], width);
-        add_product(&mut dx[rows.clone()], width, [dlogits, some_head]);
-        if let Some(dhead) = &mut dhead {
-            let x = Matrix::rows(&x[rows], width);
-            add_product(dhead, width, [dlogits.transposed(), x]);
-        }
-    }
-    dx
+/// The backward pass of a lane.
+struct Puller<'a> {
+    read: Read<'a>,
+    predicted: &'a Predicted,
+    above: Above<'a>,
+    /// The rows in their parts, where the head trains.
+    shared_x: Option<&'a [Shared<'a>]>,
+    pool: &'a Arc<Pool>,
 }
 
-/// The parts of a lane: every so many stretches of the vocabulary, and in each all rows.
-fn parts(lane: usize, n_rows: usize, vocab_size: usize) -> impl Iterator<Item = Part> {
-    let columns = pieces(vocab_size, COLUMNS).skip(lane).step_by(LANES);
-    columns.flat_map(move |columns| {
-        pieces(n_rows, ROWS).map(move |rows| Part { rows, columns: columns.clone() })
-    })
+impl Puller<'_> {
+    /// Adds to the lane's parts of the head's gradient, and returns its part of that by `x`.
+    fn pull(&self, lane: usize, dhead: Vec<&mut [f32]>) -> Buffer {
+        let Read { x, head, width, wanted } = self.read;
+        let mut dhead = dhead.into_iter();
+        let mut dx = self.pool.take(x.len());
+        let mut logits = Vec::new();
+        let (mut memory, mut other_memory) = (SharedMemory::default(), SharedMemory::default());
+        for (index, columns) in columns(lane, head.len() / width).enumerate() {
+            let write = if index == 0 { Write::Replace } else { Write::Add };
+            let own_head = some_rows(head, width, &columns);
+            let share = |matrix, memory| {
+                Shared::new(matrix, Accuracy::Gradient, Threads::One, memory)
+            };
+            let (for_logits, for_dx) =
+                (share(own_head.transposed(), memory), share(own_head, other_memory));
+            let mut dhead = dhead.next();
+            for (index, rows) in pieces(wanted.n_rows(), ROWS).enumerate() {
+                let part = Part { rows, columns: columns.clone() };
+                part.logits(some_rows(x, width, &part.rows), &for_logits, &mut logits);
+                part.pull(&mut logits, wanted, self.predicted, self.above);
+                let dlogits = Matrix::rows(&logits, columns.len());
+                let dx = &mut dx[part.rows.start * width..part.rows.end * width];
+                let mut dx = MatrixMut::rows(dx, width);
+                for_dx.multiply(&mut dx, write, dlogits, Threads::One);
+                if let (Some(dhead), Some(x)) = (&mut dhead, self.shared_x) {
+                    let mut dhead = MatrixMut::rows(dhead, width);
+                    let dlogits = dlogits.transposed();
+                    x[index].multiply(&mut dhead, Write::Add, dlogits, Threads::One);
+                }
+            }
+            (memory, other_memory) = (for_logits.into_memory(), for_dx.into_memory());
+        }
+        dx
+    }
+}
+
+/// The stretches of the vocabulary that a lane has.
+fn columns(lane: usize, vocab_size: usize) -> impl Iterator<Item = Range<usize>> {
+    pieces(vocab_size, COLUMNS).skip(lane).step_by(LANES)
+}
+
+/// Some rows of a matrix.
+fn some_rows<'a>(rows: &'a [f32], width: usize, some: &Range<usize>) -> Matrix<'a> {
+    Matrix::rows(&rows[some.start * width..some.end * width], width)
 }
 
 /// Stretches of at most `size`.
-fn pieces(n: usize, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+fn pieces(n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).step_by(size).map(move |start| start..(start + size).min(n))
 }
 
 /// Some rows, and some of the vocabulary.
 #[derive(Clone, Debug)]
 struct Part {
-    rows: std::ops::Range<usize>,
-    columns: std::ops::Range<usize>,
+    rows: Range<usize>,
+    columns: Range<usize>,
 }
 
 /// Sums over a distribution, relative to the highest logit so far.
@@ -212,8 +259,9 @@ impl Lane {
         Self { sums: vec![Sums::default(); n_rows], own: Vec::new(), logits: Vec::new() }
     }
 
-    fn read(&mut self, part: &Part, x: &[f32], head: &[f32], width: usize, wanted: &Predictions) {
-        part.logits(x, head, width, Accuracy::Full, &mut self.logits);
+    /// From rows of `x` and the head's part.
+    fn read(&mut self, part: &Part, x: Matrix<'_>, head: &Shared<'_>, wanted: &Predictions) {
+        part.logits(x, head, &mut self.logits);
         let rows = self.logits.chunks_exact_mut(part.columns.len()).zip(part.rows.clone());
         for (logits, row) in rows {
             for target in wanted.starts[row]..wanted.starts[row + 1] {
@@ -228,29 +276,11 @@ impl Lane {
 }
 
 impl Part {
-    fn row_numbers(&self, width: usize) -> std::ops::Range<usize> {
-        self.rows.start * width..self.rows.end * width
-    }
-
-    fn column_numbers(&self, width: usize) -> std::ops::Range<usize> {
-        self.columns.start * width..self.columns.end * width
-    }
-
     /// Not yet scaled. `[rows, columns]`
-    fn logits(
-        &self,
-        x: &[f32],
-        head: &[f32],
-        width: usize,
-        accuracy: Accuracy,
-        logits: &mut Vec<f32>,
-    ) {
+    fn logits(&self, x: Matrix<'_>, head: &Shared<'_>, logits: &mut Vec<f32>) {
         logits.resize(self.rows.len() * self.columns.len(), 0.0);
-        let x = Matrix::rows(&x[self.row_numbers(width)], width);
-        let head = Matrix::rows(&head[self.column_numbers(width)], width);
-        let sides = [x, head.transposed()];
         let mut logits = MatrixMut::rows(logits, self.columns.len());
-        multiply(&mut logits, Write::Replace, 1.0, sides, accuracy, Threads::One);
+        head.multiply(&mut logits, Write::Replace, x, Threads::One);
     }
 
     /// Replaces logits by the loss's derivatives by them.
@@ -316,10 +346,4 @@ vectorized! {
             *logit = -probability * (dlogprob * scale + by_entropy);
         }
     }
-}
-
-/// Lanes are what runs side by side, so each product is one thread's.
-fn add_product(target: &mut [f32], columns: usize, sides: [Matrix<'_>; 2]) {
-    let mut target = MatrixMut::rows(target, columns);
-    multiply(&mut target, Write::Add, 1.0, sides, Accuracy::Gradient, Threads::One);
 }

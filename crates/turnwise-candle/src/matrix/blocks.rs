@@ -3,18 +3,17 @@
 //! An element is one chain of sums over its terms, whatever the number of threads.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::slice::ChunksExact;
 
 use rayon::prelude::*;
 
 use super::amx::{self, SIDE, Unit};
-use super::split::{Parts, Side, Tile};
-use super::{Accuracy, Matrix, MatrixMut, Threads, Write};
+use super::split::{Parts, STEP, Side, Tile};
+use super::{Accuracy, Along, Matrix, MatrixMut, Shape, Threads, Write};
 
 /// Terms that are packed at once.
-const TERMS: usize = 512;
-
-/// Tiles of the right side that are packed at once: they lie in the second cache while all rows are multiplied with them.
-const RIGHT_TILES: usize = 768;
+const TERMS: usize = 1024;
 
 /// The most rows that a thread takes at once: what is packed of them lies in the second cache.
 const ROWS: usize = 128;
@@ -27,60 +26,195 @@ thread_local! {
     static RIGHT: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
 }
 
-/// Whether there is a matrix unit, and the product large enough to fill it.
-pub(super) fn suit(a: Matrix<'_>, b: Matrix<'_>) -> bool {
-    const LEAST: usize = SIDE / 2;
-    let (rows, terms, columns) = (a.shape.rows, a.shape.columns, b.shape.columns);
-    rows >= LEAST && terms >= LEAST && columns >= LEAST && amx::is_available()
+/// The right sides of a product that lie side by side, or one below the other.
+#[derive(Clone, Debug)]
+pub(super) struct Right<'a> {
+    /// Each with the column or the term that it begins at.
+    pieces: Vec<(usize, Side<'a>)>,
+    along: Along,
+    columns: usize,
+    terms: usize,
 }
 
-/// As [`multiply`](super::multiply), whose shapes have been found to fit.
+impl<'a> Right<'a> {
+    /// `None` where a tile would reach over two matrices.
+    pub(super) fn new(matrices: &[Matrix<'a>], along: Along) -> Option<Self> {
+        let (mut pieces, mut length) = (Vec::with_capacity(matrices.len()), 0_usize);
+        for matrix in matrices {
+            if !length.is_multiple_of(SIDE) {
+                return None;
+            }
+            pieces.push((length, Side::right(*matrix)));
+            length += match along {
+                Along::Columns => matrix.shape.columns,
+                Along::Terms => matrix.shape.rows,
+            };
+        }
+        let first = matrices.first()?.shape;
+        let (columns, terms) = match along {
+            Along::Columns => (length, first.rows),
+            Along::Terms => (first.columns, length),
+        };
+        Some(Self { pieces, along, columns, terms })
+    }
+
+    /// As one matrix.
+    pub(super) fn shape(&self) -> Shape {
+        Shape { rows: self.terms, columns: self.columns, row_stride: 0, column_stride: 0 }
+    }
+
+    /// Packs the 32 columns from `column` on, and terms from `term` on as far as there is room.
+    fn pack(&self, tiles: &mut [Tile], parts: Parts, column: usize, term: usize) {
+        if self.along == Along::Columns {
+            let piece = self.pieces.iter().rev().find(|(start, _)| *start <= column);
+            if let Some((start, side)) = piece {
+                side.pack(tiles, parts, column - start, term, 1.0);
+            }
+            return;
+        }
+        let step = parts.step_tiles();
+        for (start, side) in &self.pieces {
+            let first = term.max(*start);
+            let end = (start + side.terms()).min(term + tiles.len() / step * STEP);
+            if first < end {
+                let tiles = &mut tiles[(first - term) / STEP * step..];
+                let length = (end - first).div_ceil(STEP) * step;
+                side.pack(&mut tiles[..length], parts, column, first - start, 1.0);
+            }
+        }
+    }
+
+    /// All columns and some terms, by panels of 32 columns.
+    fn pack_all(&self, memory: &mut Vec<Tile>, parts: Parts, terms: Range<usize>, threads: Threads) {
+        let panel = parts.tiles(SIDE, terms.len());
+        let tiles = room(memory, parts.tiles(self.columns, terms.len()));
+        let pack = |index: usize, tiles: &mut [Tile]| {
+            self.pack(tiles, parts, index * SIDE, terms.start);
+        };
+        match threads {
+            Threads::One => tiles.chunks_mut(panel).enumerate().for_each(|(i, t)| pack(i, t)),
+            Threads::Pool => tiles.par_chunks_mut(panel).enumerate().for_each(|(i, t)| pack(i, t)),
+        }
+    }
+}
+
+/// Whether there is a matrix unit, and a product of this shape large enough to fill it.
+pub(super) fn suit(rows: usize, right: &Right<'_>) -> bool {
+    const LEAST: usize = SIDE / 2;
+    rows >= LEAST && right.terms >= LEAST && right.columns >= LEAST && amx::is_available()
+}
+
+/// A right side that was packed, to be multiplied with more than once.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    memory: Vec<Tile>,
+}
+
+impl Kept {
+    pub(super) fn pack(&mut self, right: &Right<'_>, accuracy: Accuracy, threads: Threads) {
+        right.pack_all(&mut self.memory, Parts::of(accuracy), 0..right.terms, threads);
+    }
+}
+
+/// The rows of the left side one below the other in several targets; what is `kept` of the right side need not be packed.
+/// The rest is as in [`multiply`](super::multiply).
 pub(super) fn multiply(
-    target: &mut MatrixMut<'_>,
+    targets: &mut [MatrixMut<'_>],
     write: Write,
-    scale: f32,
-    [a, b]: [Matrix<'_>; 2],
+    left: Scaled<'_>,
+    right: &Right<'_>,
+    kept: Option<&Kept>,
     accuracy: Accuracy,
     threads: Threads,
 ) {
-    let parts = match accuracy {
-        Accuracy::Full => Parts::Three,
-        Accuracy::Gradient => Parts::Two,
-    };
-    let (left, right) = (Side::left(a), Side::right(b));
-    let size = left.count() * left.terms() * right.count();
+    let parts = Parts::of(accuracy);
+    let size = left.side.count() * right.terms * right.columns;
     let threads = if size < SHARED { Threads::One } else { threads };
-    let (stride, columns) = (target.shape.row_stride, target.shape.columns);
-    let rows = rows_at_once(left.count(), threads);
+    let rows = rows_at_once(left.side.count(), threads);
     let mut memory = RIGHT.take();
-    for term in (0..left.terms()).step_by(TERMS) {
-        let adds = write == Write::Add || term > 0;
-        let terms = (left.terms() - term).min(TERMS);
-        let panel = parts.tiles(SIDE, terms);
-        let at_once = (RIGHT_TILES / panel).max(1) * SIDE;
-        for column in (0..columns).step_by(at_once) {
-            let columns = (columns - column).min(at_once);
-            let tiles = room(&mut memory, parts.tiles(columns, terms));
-            each(tiles, panel, threads, |index, tiles| {
-                right.pack(tiles, parts, column + index * SIDE, term, 1.0);
-            });
-            let packed = Packed { tiles, parts, panel };
-            each(target.data, rows * stride, threads, |index, target| {
-                let first = index * rows;
-                let rows = rows.min(left.count() - first);
-                let target = &mut target[column..];
-                LEFT.with_borrow_mut(|tiles| {
-                    let tiles = room(tiles, parts.tiles(rows, terms));
-                    for (index, tiles) in tiles.chunks_exact_mut(panel).enumerate() {
-                        left.pack(tiles, parts, first + index * SIDE, term, scale);
-                    }
-                    let packed_left = Packed { tiles, parts, panel };
-                    Block { target, stride, rows, columns }.put(adds, packed_left, packed);
-                });
-            });
+    let at_once = if kept.is_some() { right.terms } else { TERMS };
+    for term in (0..right.terms).step_by(at_once) {
+        let terms = term..(term + at_once).min(right.terms);
+        let panel = parts.tiles(SIDE, terms.len());
+        let packed = if let Some(kept) = kept {
+            &kept.memory
+        } else {
+            right.pack_all(&mut memory, parts, terms.clone(), threads);
+            &memory
+        };
+        let packed = &packed[..parts.tiles(right.columns, terms.len())];
+        let work = Work {
+            left,
+            right: Packed { tiles: packed, parts, panel },
+            terms,
+            columns: right.columns,
+            adds: write == Write::Add || term > 0,
+        };
+        let pieces = pieces(targets, rows);
+        match threads {
+            Threads::One => pieces.into_iter().for_each(|piece| work.put(piece)),
+            Threads::Pool => pieces.into_par_iter().for_each(|piece| work.put(piece)),
         }
     }
     RIGHT.set(memory);
+}
+
+/// A left side that is multiplied by a number.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scaled<'a> {
+    pub(super) side: Side<'a>,
+    pub(super) by: f32,
+}
+
+/// Some rows of a target.
+struct Piece<'a> {
+    /// Which rows of the left side.
+    rows: Range<usize>,
+    target: &'a mut [f32],
+    stride: usize,
+}
+
+/// At most so many rows in each.
+fn pieces<'a>(targets: &'a mut [MatrixMut<'_>], rows: usize) -> Vec<Piece<'a>> {
+    let (mut pieces, mut first) = (Vec::new(), 0);
+    for target in targets {
+        let (stride, end) = (target.shape.row_stride, first + target.shape.rows);
+        for target in target.data.chunks_mut(rows * stride) {
+            let own = first..end.min(first + rows);
+            first = own.end;
+            if !own.is_empty() {
+                pieces.push(Piece { rows: own, target, stride });
+            }
+        }
+    }
+    pieces
+}
+
+/// A product for some of its terms, whose right side is packed.
+#[derive(Clone, Debug)]
+struct Work<'a> {
+    left: Scaled<'a>,
+    right: Packed<'a>,
+    terms: Range<usize>,
+    columns: usize,
+    adds: bool,
+}
+
+impl Work<'_> {
+    fn put(&self, piece: Piece<'_>) {
+        let Packed { parts, panel, .. } = self.right;
+        let Piece { rows, target, stride } = piece;
+        LEFT.with_borrow_mut(|tiles| {
+            let tiles = room(tiles, parts.tiles(rows.len(), self.terms.len()));
+            for (index, tiles) in tiles.chunks_exact_mut(panel).enumerate() {
+                let first = rows.start + index * SIDE;
+                self.left.side.pack(tiles, parts, first, self.terms.start, self.left.by);
+            }
+            let left = Packed { tiles, parts, panel };
+            let mut block = Block { target, stride, rows: rows.len(), columns: self.columns };
+            block.put(self.adds, left, self.right);
+        });
+    }
 }
 
 /// Few enough that every thread of the pool has several pieces.
@@ -101,21 +235,6 @@ fn room(tiles: &mut Vec<Tile>, count: usize) -> &mut [Tile] {
     &mut tiles[..count]
 }
 
-/// Pieces of a slice, one by one or side by side.
-fn each<T: Send>(
-    slice: &mut [T],
-    piece: usize,
-    threads: Threads,
-    work: impl Fn(usize, &mut [T]) + Send + Sync,
-) {
-    match threads {
-        Threads::One => slice.chunks_mut(piece).enumerate().for_each(|(i, piece)| work(i, piece)),
-        Threads::Pool => {
-            slice.par_chunks_mut(piece).enumerate().for_each(|(i, piece)| work(i, piece));
-        }
-    }
-}
-
 /// A side, packed: panels of 32 rows or columns.
 #[derive(Clone, Copy, Debug)]
 struct Packed<'a> {
@@ -126,7 +245,7 @@ struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    fn panels(&self) -> impl Iterator<Item = &'a [Tile]> {
+    fn panels(&self) -> ChunksExact<'a, Tile> {
         self.tiles.chunks_exact(self.panel)
     }
 }
@@ -143,9 +262,14 @@ struct Block<'a> {
 impl Block<'_> {
     fn put(&mut self, adds: bool, left: Packed<'_>, right: Packed<'_>) {
         let mut unit = Unit::new();
-        for (j, right) in right.panels().enumerate() {
+        let n_left = left.panels().len();
+        for (j, panel) in right.panels().enumerate() {
+            // While all rows are multiplied with a panel, the next is fetched, a share with each square.
+            let next = right.panels().nth(j + 1).unwrap_or_default();
+            let share = next.len().div_ceil(n_left).max(1);
             for (i, left_panel) in left.panels().enumerate() {
-                let sides = [left_panel, right];
+                next.chunks(share).nth(i).unwrap_or_default().iter().for_each(Tile::ask);
+                let sides = [left_panel, panel];
                 self.put_square(&mut unit, adds, left.parts, [i * SIDE, j * SIDE], sides);
             }
         }
@@ -173,46 +297,5 @@ impl Block<'_> {
         unit.multiply(square.as_flattened_mut(), SIDE, adds, parts, sides);
         let lines = target.chunks_mut(self.stride).take(rows).zip(&square);
         lines.for_each(|(line, square)| line[..columns].copy_from_slice(&square[..columns]));
-    }
-}
-
-#[cfg(test)]
-mod timing {
-    use super::*;
-    #[test]
-    #[ignore]
-    fn pieces() {
-        let best = |name: &str, flops: f64, work: &mut dyn FnMut()| {
-            let mut all = Vec::new();
-            for _ in 0..301 { let t = std::time::Instant::now(); work(); all.push(t.elapsed().as_secs_f64()); }
-            all.sort_by(f64::total_cmp);
-            println!("{name} {:.1} us, best {:.1} median {:.1} G/s", all[150] * 1e6, flops / all[0] / 1e9, flops/all[150]/1e9);
-        };
-        let x = vec![0.3_f32; 2048 * 512];
-        for parts in [Parts::Two, Parts::Three] {
-        println!("{parts:?}");
-        let mut tiles = vec![Tile::ZERO; parts.tiles(128, 256)];
-        let mut wide = vec![Tile::ZERO; parts.tiles(512, 256)];
-        let side = Side::left(Matrix::strided(&x, 128, 256, 256));
-        let mut all = |name: &str, side: Side<'_>| best(name, 128.0 * 256.0, &mut || for (i, t) in tiles.chunks_exact_mut(parts.tiles(32, 256)).enumerate() { side.pack(t, parts, i * 32, 0, 1.0); });
-        all("rows", side);
-        all("rows transposed", Side::left(Matrix::strided(&x, 256, 128, 128).transposed()));
-        all("terms", Side::right(Matrix::strided(&x, 256, 128, 128)));
-        all("terms transposed", Side::right(Matrix::strided(&x, 128, 256, 256).transposed()));
-        let side = Side::right(Matrix::strided(&x, 512, 256, 256).transposed());
-        for (i, t) in wide.chunks_exact_mut(parts.tiles(32, 256)).enumerate() { side.pack(t, parts, i * 32, 0, 1.0); }
-        let mut c = vec![0.0; 128 * 512];
-        best("put", 2.0 * 128.0 * 256.0 * 512.0, &mut || {
-            let block = Block { target: &mut c, stride: 512, rows: 128, columns: 512 };
-            let panel = parts.tiles(32, 256);
-            {block}.put(false, Packed { tiles: &tiles, parts, panel }, Packed { tiles: &wide, parts, panel });
-        });
-        let mut unit = Unit::new();
-        for (steps, stride) in [(1, 32), (2, 32), (4, 32), (8, 32), (8, 512)] {
-            let n = steps * parts.step_tiles();
-            let (a, b) = (&tiles[..n], &wide[..n]);
-            best(&format!("square {steps} {stride}"), 2.0 * 32.0 * 32.0 * 32.0 * steps as f64 *100.0, &mut || for _ in 0..100 { unit.multiply(&mut c, stride, true, parts, [a, b]) });
-        }
-        }
     }
 }

@@ -5,14 +5,14 @@
 //! to the number exactly; the first two leave at most a part in 2^18 of it.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_and_epi32, _mm512_castps_si512, _mm512_castsi512_ps,
+    __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_epi32, _mm512_castps_si512, _mm512_castsi512_ps,
     _mm512_loadu_ps, _mm512_mul_ps, _mm512_or_epi32, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
     _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     _mm512_castpd_ps, _mm512_castps_pd,
 };
 
-use super::Matrix;
+use super::{Accuracy, Matrix};
 use super::amx::SIDE;
 
 /// How many parts a number is cut in.
@@ -25,6 +25,13 @@ pub(super) enum Parts {
 }
 
 impl Parts {
+    pub(super) fn of(accuracy: Accuracy) -> Self {
+        match accuracy {
+            Accuracy::Full => Self::Three,
+            Accuracy::Gradient => Self::Two,
+        }
+    }
+
     fn count(self) -> usize {
         match self {
             Self::Two => 2,
@@ -44,7 +51,7 @@ impl Parts {
 }
 
 /// Terms of a sum that a tile holds, in two halves.
-const STEP: usize = 32;
+pub(super) const STEP: usize = 32;
 
 /// How many terms ahead memory is asked for while tiles are packed: the processor does not foresee lines that lie apart.
 const AHEAD: usize = 2 * STEP;
@@ -59,6 +66,17 @@ pub(super) struct Tile([[u32; LANES]; LANES]);
 
 impl Tile {
     pub(super) const ZERO: Self = Self([[0; LANES]; LANES]);
+
+    /// Has the tile brought into the second cache.
+    pub(super) fn ask(&self) {
+        for line in &self.0 {
+            // SAFETY: asking for an address does nothing else.
+            #[allow(unsafe_code)]
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+            }
+        }
+    }
 }
 
 /// A side of a product: `terms` numbers of each of `count` rows of the left matrix, or columns of the right one.

@@ -1,3 +1,4 @@
+use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -192,17 +193,16 @@ impl Player<'_> {
 
     fn linear(&mut self, y: usize, x: &Value, maps: &[Map], onto: Option<Handle>) -> Part {
         if let Some(dy) = self.above(y) {
-            for Map { weight, bias, adapter, columns } in maps {
-                if let Some(dweight) = self.gradient(*weight) {
-                    linear::backward_weight(dweight, &dy, *columns, &x.numbers, 1.0);
-                }
+            let stride = maps.first().map_or(1, |map| map.columns.stride);
+            self.weights(&dy, x, maps);
+            let weights: Vec<&[f32]> = maps.iter().map(|map| self.slots[map.weight].values).collect();
+            self.below(x.handle, |dx, write| {
+                linear::backward_x_joined(dx, write, &dy, stride, x.width, &weights);
+            });
+            for Map { bias, adapter, columns, .. } in maps {
                 if let Some(dbias) = bias.and_then(|bias| self.gradient(bias)) {
                     linear::backward_bias(dbias, &dy, *columns);
                 }
-                let values = self.slots[*weight].values;
-                self.below(x.handle, |dx, write| {
-                    linear::backward_x(dx, write, &dy, *columns, values, 1.0);
-                });
                 if let Some(adapter) = adapter {
                     self.thin(&dy, *columns, x, adapter);
                 }
@@ -212,6 +212,28 @@ impl Player<'_> {
             }
         }
         Part::Linear
+    }
+
+    /// Adds the gradients by the matrices of products: of those that train and lie side by side at once.
+    fn weights(&mut self, dy: &[f32], x: &Value, maps: &[Map]) {
+        maps.iter().for_each(|map| self.reached[map.weight] = true);
+        let gradients = &mut *self.gradients;
+        let trains = |map: &Map, gradients: &[Vec<f32>]| !gradients[map.weight].is_empty();
+        let alike = |a: &Map, b: &Map| trains(a, gradients) == trains(b, gradients);
+        let stretches: Vec<&[Map]> = maps.chunk_by(alike).collect();
+        for maps in stretches {
+            let [Map { columns, .. }, ..] = maps else { continue };
+            if !trains(&maps[0], gradients) {
+                continue;
+            }
+            let mut taken: Vec<Vec<f32>> =
+                maps.iter().map(|map| mem::take(&mut gradients[map.weight])).collect();
+            let mut dweights: Vec<&mut [f32]> = taken.iter_mut().map(Vec::as_mut_slice).collect();
+            linear::backward_weights(&mut dweights, dy, *columns, &x.numbers, x.width);
+            for (map, dweight) in maps.iter().zip(taken) {
+                gradients[map.weight] = dweight;
+            }
+        }
     }
 
     /// Pulls the columns of a product back through an adapter.
@@ -341,10 +363,11 @@ impl Player<'_> {
         let values = self.slots[head].values;
         let above =
             logprob::Above { dlogprobs: self.loss.dlogprobs, dentropies: self.loss.dentropies };
-        let mut dx = self.pool.take(x.numbers.len());
+        let pool = self.pool.clone();
+        let mut dx = pool.take(x.numbers.len());
         let below = logprob::Below { dx: &mut dx, dhead: self.gradient(head) };
         let read = logprob::Read { x: &x.numbers, head: values, width: x.width, wanted };
-        logprob::backward(below, read, predicted, above);
+        logprob::backward(below, read, predicted, above, &pool);
         self.hand_down(x.handle, dx);
         Part::Head
     }

@@ -22,14 +22,15 @@ impl Pool {
     /// So many numbers, which may be anything.
     pub(crate) fn take(self: &Arc<Self>, length: usize) -> Buffer {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = size(length);
         // The smallest that is large enough, and not much larger.
-        let fits = |buffer: &Vec<f32>| (length..=length + length / 4).contains(&buffer.capacity());
+        let fits = |buffer: &Vec<f32>| (length..=size + size / 4).contains(&buffer.capacity());
         let found = (0..free.len())
             .filter(|index| fits(&free[*index]))
             .min_by_key(|index| free[*index].capacity());
         let found = found.map(|index| free.swap_remove(index));
         drop(free);
-        let mut numbers = found.unwrap_or_else(|| Vec::with_capacity(length));
+        let mut numbers = found.unwrap_or_else(|| Vec::with_capacity(size));
         numbers.resize(length, 0.0);
         Buffer { numbers, pool: self.clone() }
     }
@@ -47,6 +48,12 @@ impl Pool {
         buffer.fill(0.0);
         buffer
     }
+}
+
+/// What is taken for a length: a quarter of a power of two more at most, so that lengths that differ a little from step to step
+/// find the same memory.
+fn size(length: usize) -> usize {
+    length.next_multiple_of(1 << length.checked_ilog2().unwrap_or(0).saturating_sub(2))
 }
 
 impl Deref for Buffer {

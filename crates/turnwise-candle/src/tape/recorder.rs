@@ -77,12 +77,13 @@ impl<'a> Recorder<'a> {
         linears: &[&Linear<Slot<'_>>],
     ) -> Vec<Map> {
         let stride = y.len() / x.n_rows();
+        let weights: Vec<&[f32]> = linears.iter().map(|linear| linear.weight.values).collect();
+        linear::forward_joined(y, stride, write, &x.numbers, x.width, &weights);
         let mut start = 0;
         let each = linears.iter().map(|linear| {
             let count = linear.weight.values.len() / x.width;
             let columns = Columns { start, count, stride };
             start += count;
-            linear::forward(y, columns, write, &x.numbers, linear.weight.values, 1.0);
             if let Some(bias) = &linear.bias {
                 linear::add_bias(y, columns, bias.values);
             }
