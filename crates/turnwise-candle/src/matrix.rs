@@ -57,6 +57,20 @@ impl<'a> Matrix<'a> {
         Self { data, shape: shape.checked(data.len()) }
     }
 
+    /// Elements that are `steps` apart, from row to row and from column to column.
+    pub(crate) fn stepped(
+        data: &'a [f32],
+        [rows, columns]: [usize; 2],
+        [row_stride, column_stride]: [usize; 2],
+    ) -> Self {
+        let shape = Shape { rows, columns, row_stride, column_stride };
+        Self { data, shape: shape.checked(data.len()) }
+    }
+
+    pub(crate) fn n_columns(&self) -> usize {
+        self.shape.columns
+    }
+
     /// Some columns.
     pub(crate) fn columns(self, start: usize, count: usize) -> Self {
         assert!(start + count <= self.shape.columns, "columns must be there");
@@ -131,6 +145,17 @@ pub(crate) enum Accuracy {
     Gradient,
 }
 
+/// Whether the processor has a matrix unit, and it is faster at a product of this shape than anything else.
+pub(crate) fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return rows * terms * columns >= UNIT_FROM && blocks::suit(rows, terms, columns);
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Multiply-adds from which packing for the matrix unit costs less than it gains.
+const UNIT_FROM: usize = 1 << 17;
+
 /// How matrices are joined to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Along {
@@ -155,7 +180,7 @@ pub(crate) fn multiply(
     check(target.shape, a.shape, b.shape);
     #[cfg(target_arch = "x86_64")]
     if let Some(right) = blocks::Right::new(&[b], Along::Columns)
-        && blocks::suit(a.shape.rows, &right)
+        && right.suits(a.shape.rows)
     {
         let left = blocks::Scaled { side: split::Side::left(a), by: scale };
         let target = slice::from_mut(target);
@@ -178,7 +203,7 @@ pub(crate) fn multiply_joined(
 ) {
     #[cfg(target_arch = "x86_64")]
     if let Some(right) = blocks::Right::new(joined, along)
-        && blocks::suit(a.shape.rows, &right)
+        && right.suits(a.shape.rows)
     {
         check(target.shape, a.shape, right.shape());
         let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
@@ -211,7 +236,7 @@ pub(crate) fn multiply_joined(
 pub(crate) fn add_to_each(targets: &mut [MatrixMut<'_>], [a, b]: [Matrix<'_>; 2], accuracy: Accuracy) {
     #[cfg(target_arch = "x86_64")]
     if let Some(right) = blocks::Right::new(&[b], Along::Columns)
-        && blocks::suit(a.shape.rows, &right)
+        && right.suits(a.shape.rows)
     {
         let rows = targets.iter().map(|target| target.shape.rows).sum::<usize>();
         for target in &*targets {
@@ -250,7 +275,7 @@ impl<'a> Shared<'a> {
         #[cfg(target_arch = "x86_64")]
         {
             let right = blocks::Right::new(&[b], Along::Columns);
-            let kept = right.filter(|right| blocks::suit(usize::MAX, right)).map(|right| {
+            let kept = right.filter(|right| right.suits(usize::MAX)).map(|right| {
                 let mut kept = memory.kept;
                 kept.pack(&right, accuracy, threads);
                 (right, kept)
@@ -288,7 +313,7 @@ impl<'a> Shared<'a> {
         check(target.shape, a.shape, self.b.shape);
         #[cfg(target_arch = "x86_64")]
         if let Some((right, kept)) = &self.kept
-            && blocks::suit(a.shape.rows, right)
+            && right.suits(a.shape.rows)
         {
             let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
             let target = slice::from_mut(target);

@@ -15,7 +15,7 @@ use super::dense::{self, Left, Right};
 use crate::batch::{Batch, Span};
 use crate::forward::Heads;
 use crate::math;
-use crate::matrix::Write;
+use crate::matrix::{Accuracy, Write};
 use crate::simd::vectorized;
 use crate::tape::{Buffer, Pool};
 use crate::tile::LANES;
@@ -32,6 +32,9 @@ const STRIPS: usize = 8;
 
 /// The fewest blocks of queries in such a piece.
 const STRIP_BLOCKS: usize = 4;
+
+/// What products of the backward pass are computed with.
+const GRADIENT: Accuracy = Accuracy::Gradient;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -267,7 +270,14 @@ impl Keys {
     }
 
     /// The products of queries with all keys of their block. `[rows, stride]`
-    fn score(&self, block: &Block<'_>, queries: &[f32], heads: Heads, scores: &mut [f32]) {
+    fn score(
+        &self,
+        block: &Block<'_>,
+        queries: &[f32],
+        heads: Heads,
+        accuracy: Accuracy,
+        scores: &mut [f32],
+    ) {
         let rows = heads.group() * block.queries.len();
         let left = Left {
             data: queries,
@@ -279,7 +289,8 @@ impl Keys {
         for (column, keys) in block.keys() {
             let data = &self.across[keys.start - self.start..];
             let right = Right { data, stride: self.length, columns: keys.len() };
-            dense::multiply(&mut scores[column..], block.stride(), Write::Replace, left, right);
+            let scores = &mut scores[column..];
+            dense::multiply(scores, block.stride(), Write::Replace, left, right, accuracy);
         }
     }
 
@@ -297,7 +308,7 @@ impl Keys {
         let (group, n, stride) = (heads.group(), block.queries.len(), block.stride());
         let queries = queries(&mut scratch.queries, qkv, block, self.kv_head, heads);
         let scores = room(&mut scratch.weights, group * n * stride);
-        self.score(block, queries, heads, scores);
+        self.score(block, queries, heads, Accuracy::Full, scores);
         let sums = room(&mut scratch.log_sums, group * n);
         softmax_rows(scores, stride, block.first_seen(), n, sums);
         let width = head_dim.next_multiple_of(LANES);
@@ -314,7 +325,7 @@ impl Keys {
                 let data = &self.values[(keys.start - self.start) * width..];
                 let right = Right { data, stride: width, columns: head_dim };
                 let target = &mut mixed[own * head_dim..];
-                dense::multiply(target, n_heads * head_dim, write, left, right);
+                dense::multiply(target, n_heads * head_dim, write, left, right, Accuracy::Full);
                 write = Write::Add;
             }
         }
@@ -448,7 +459,7 @@ impl<'a> Puller<'a> {
         let (rows, width) = (group * n, head_dim.next_multiple_of(LANES));
         let queries = queries(&mut scratch.queries, above.qkv, block, kv_head, heads);
         let weights = room(&mut scratch.weights, rows * stride);
-        self.keys.score(block, queries, heads, weights);
+        self.keys.score(block, queries, heads, GRADIENT, weights);
         let side = |memory, rows| {
             let copy = Copied { rows, stride: n_heads * head_dim, tokens: block.queries.clone() };
             heads_of(memory, &copy, kv_head, heads, 1.0)
@@ -460,7 +471,8 @@ impl<'a> Puller<'a> {
         for (column, keys) in block.keys() {
             let data = &self.values_across[keys.start - self.keys.start..];
             let right = Right { data, stride: self.keys.length, columns: keys.len() };
-            dense::multiply(&mut dscores[column..], stride, Write::Replace, left, right);
+            let dscores = &mut dscores[column..];
+            dense::multiply(dscores, stride, Write::Replace, left, right, GRADIENT);
         }
         let log_sums = room(&mut scratch.log_sums, rows);
         for (row, log_sum) in log_sums.iter_mut().enumerate() {
@@ -495,12 +507,12 @@ impl<'a> Puller<'a> {
             let place = (keys.start - start) * width;
             let (weights, dscores) = (&weights[column..], &dscores[column..]);
             let dvalues = &mut pulled.dvalues[place..];
-            dense::multiply(dvalues, width, Write::Add, across(weights), side(dmixed));
+            dense::multiply(dvalues, width, Write::Add, across(weights), side(dmixed), GRADIENT);
             // The queries are scaled, as the keys' gradient is.
             let dkeys = &mut pulled.dkeys[place..];
-            dense::multiply(dkeys, width, Write::Add, across(dscores), side(queries));
+            dense::multiply(dkeys, width, Write::Add, across(dscores), side(queries), GRADIENT);
             let left = Left { data: dscores, stride, step: 1, rows, terms: keys.len() };
-            dense::multiply(dqueries, width, write, left, side(&self.along[place..]));
+            dense::multiply(dqueries, width, write, left, side(&self.along[place..]), GRADIENT);
             write = Write::Add;
         }
         let scale = self.heads.scale();

@@ -1,6 +1,6 @@
-//! Products of small matrices that lie in caches: no copies, and a fixed order of sums.
+//! Products of small matrices that lie in caches, by one thread: no copies, unless there is a matrix unit to copy them for.
 
-use crate::matrix::Write;
+use crate::matrix::{self, Accuracy, Matrix, MatrixMut, Threads, Write};
 use crate::tile::{Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
 
 /// The left side: term `k` of row `r` is at `r * stride + k * step`.
@@ -28,7 +28,20 @@ pub(crate) fn multiply(
     write: Write,
     left: Left<'_>,
     right: Right<'_>,
+    accuracy: Accuracy,
 ) {
+    if matrix::unit_suits(left.rows, left.terms, right.columns) {
+        let Left { data, stride: row, step, rows, terms } = left;
+        let left = Matrix::stepped(data, [rows, terms], [row, step]);
+        let right = Matrix::strided(right.data, terms, right.columns, right.stride);
+        let mut target = MatrixMut::strided(target, rows, right.n_columns(), stride);
+        let sides = [left, right];
+        return matrix::multiply(&mut target, write, 1.0, sides, accuracy, Threads::One);
+    }
+    by_tiles(target, stride, write, left, right);
+}
+
+fn by_tiles(target: &mut [f32], stride: usize, write: Write, left: Left<'_>, right: Right<'_>) {
     let (most, vectors) = shape(left.rows);
     for column in (0..right.columns).step_by(vectors * LANES) {
         let width = (right.columns - column).min(vectors * LANES);
@@ -97,7 +110,11 @@ mod tests {
             let right = Right { data: &b, stride: padded, columns };
             let mut target = vec![0.5; rows * (columns + 1)];
             let write = if adds { Write::Add } else { Write::Replace };
-            multiply(&mut target, columns + 1, write, left, right);
+            by_tiles(&mut target, columns + 1, write, left, right);
+            let mut same = vec![0.5; rows * (columns + 1)];
+            multiply(&mut same, columns + 1, write, left, right, Accuracy::Full);
+            let differ = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-3;
+            prop_assert!(!target.iter().zip(&same).any(differ));
             for i in 0..rows {
                 for j in 0..columns {
                     let product = |k: usize| {

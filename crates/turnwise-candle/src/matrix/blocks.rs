@@ -58,6 +58,11 @@ impl<'a> Right<'a> {
         Some(Self { pieces, along, columns, terms })
     }
 
+    /// Whether the matrix unit shall multiply it with so many rows.
+    pub(super) fn suits(&self, rows: usize) -> bool {
+        suit(rows, self.terms, self.columns)
+    }
+
     /// As one matrix.
     pub(super) fn shape(&self) -> Shape {
         Shape { rows: self.terms, columns: self.columns, row_stride: 0, column_stride: 0 }
@@ -99,9 +104,9 @@ impl<'a> Right<'a> {
 }
 
 /// Whether there is a matrix unit, and a product of this shape large enough to fill it.
-pub(super) fn suit(rows: usize, right: &Right<'_>) -> bool {
+pub(super) fn suit(rows: usize, terms: usize, columns: usize) -> bool {
     const LEAST: usize = SIDE / 2;
-    rows >= LEAST && right.terms >= LEAST && right.columns >= LEAST && amx::is_available()
+    rows >= LEAST && terms >= LEAST && columns >= LEAST && amx::is_available()
 }
 
 /// A right side that was packed, to be multiplied with more than once.
