@@ -186,7 +186,7 @@ pub(crate) fn multiply(
         let target = slice::from_mut(target);
         return blocks::multiply(target, write, left, &right, None, accuracy, threads);
     }
-    by_library(target, write, scale, [a, b], threads);
+    multiply_on_vector_units(target, write, scale, [a, b], threads);
 }
 
 /// The same for several matrices joined to one, by the caller's rayon pool.
@@ -233,7 +233,11 @@ pub(crate) fn multiply_joined(
 ///
 /// # Panics
 /// When the shapes do not fit.
-pub(crate) fn add_to_each(targets: &mut [MatrixMut<'_>], [a, b]: [Matrix<'_>; 2], accuracy: Accuracy) {
+pub(crate) fn add_to_each(
+    targets: &mut [MatrixMut<'_>],
+    [a, b]: [Matrix<'_>; 2],
+    accuracy: Accuracy,
+) {
     #[cfg(target_arch = "x86_64")]
     if let Some(right) = blocks::Right::new(&[b], Along::Columns)
         && right.suits(a.shape.rows)
@@ -265,38 +269,22 @@ pub(crate) struct Shared<'a> {
 }
 
 impl<'a> Shared<'a> {
-    /// Packs it, with the memory of another that is used no longer.
-    pub(crate) fn new(
-        b: Matrix<'a>,
-        accuracy: Accuracy,
-        threads: Threads,
-        memory: SharedMemory,
-    ) -> Self {
+    pub(crate) fn new(b: Matrix<'a>, accuracy: Accuracy, threads: Threads) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let right = blocks::Right::new(&[b], Along::Columns);
-            let kept = right.filter(|right| right.suits(usize::MAX)).map(|right| {
-                let mut kept = memory.kept;
-                kept.pack(&right, accuracy, threads);
+            let right = right.filter(|right| right.suits(usize::MAX));
+            let keep = |right| {
+                let kept = blocks::Kept::new(&right, accuracy, threads);
                 (right, kept)
-            });
-            Self { b, accuracy, kept }
+            };
+            Self { b, accuracy, kept: right.map(keep) }
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            let _ = (threads, memory);
+            let _ = threads;
             Self { b, accuracy }
         }
-    }
-
-    /// Gives the memory back.
-    pub(crate) fn into_memory(self) -> SharedMemory {
-        #[cfg(target_arch = "x86_64")]
-        {
-            SharedMemory { kept: self.kept.map_or_else(Default::default, |(_, kept)| kept) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        SharedMemory {}
     }
 
     /// `target = a b`, or `target += a b`.
@@ -320,15 +308,8 @@ impl<'a> Shared<'a> {
             let (kept, accuracy) = (Some(kept), self.accuracy);
             return blocks::multiply(target, write, left, right, kept, accuracy, threads);
         }
-        by_library(target, write, 1.0, [a, self.b], threads);
+        multiply_on_vector_units(target, write, 1.0, [a, self.b], threads);
     }
-}
-
-/// What a [`Shared`] side was packed in.
-#[derive(Debug, Default)]
-pub(crate) struct SharedMemory {
-    #[cfg(target_arch = "x86_64")]
-    kept: blocks::Kept,
 }
 
 fn check(target: Shape, a: Shape, b: Shape) {
@@ -339,7 +320,8 @@ fn check(target: Shape, a: Shape, b: Shape) {
     );
 }
 
-fn by_library(
+/// [`multiply`] by `gemm`, whatever the processor has.
+pub(crate) fn multiply_on_vector_units(
     target: &mut MatrixMut<'_>,
     write: Write,
     scale: f32,
@@ -406,7 +388,12 @@ mod tests {
     }
 
     /// A matrix with other numbers between its rows, as it is or transposed, and its elements.
-    fn matrix(data: &[f32], [rows, columns]: [usize; 2], between: usize, transposed: bool) -> Matrix<'_> {
+    fn matrix(
+        data: &[f32],
+        [rows, columns]: [usize; 2],
+        between: usize,
+        transposed: bool,
+    ) -> Matrix<'_> {
         if transposed {
             Matrix::strided(data, columns, rows, rows + between).transposed()
         } else {
@@ -420,7 +407,8 @@ mod tests {
 
     /// The largest error, relative to the sum of the terms' sizes.
     fn error(case: Case) -> f64 {
-        let Case { shape: [rows, terms, columns], transposed, between, adds, scale, accuracy } = case;
+        let Case { shape: [rows, terms, columns], transposed, between, adds, scale, accuracy } =
+            case;
         let largest = |a: usize, b: usize| a.max(b) * (a.min(b).max(a.max(b)) + between);
         let (a, b) = (uneven(largest(rows, terms), 1), uneven(largest(terms, columns), 2));
         let a = matrix(&a, [rows, terms], between, transposed[0]);
@@ -428,8 +416,17 @@ mod tests {
         let before = uneven(rows * (columns + between), 3);
         let mut target = before.clone();
         let write = if adds { Write::Add } else { Write::Replace };
-        let mut matrix = MatrixMut::strided(&mut target, rows, columns, columns + between);
+        let stride = columns + between;
+        let mut matrix = MatrixMut::strided(&mut target, rows, columns, stride);
         multiply(&mut matrix, write, scale, [a, b], accuracy, Threads::Pool);
+        if scale == 1.0 {
+            // A side that is packed before gives the same to the bit.
+            let mut same = before.clone();
+            let mut matrix = MatrixMut::strided(&mut same, rows, columns, stride);
+            let shared = Shared::new(b, accuracy, Threads::One);
+            shared.multiply(&mut matrix, write, a, Threads::One);
+            assert_eq!(same, target);
+        }
         let mut worst = 0.0_f64;
         for (at, (x, before)) in target.iter().zip(&before).enumerate() {
             let (i, j) = (at / (columns + between), at % (columns + between));
@@ -439,9 +436,9 @@ mod tests {
             }
             let before = if adds { f64::from(*before) } else { 0.0 };
             let term = |k: usize| f64::from(scale) * element(&a, i, k) * element(&b, k, j);
-            let (sum, size) = (0..terms).map(term).fold((before, before.abs()), |(sum, size), term| {
-                (sum + term, size + term.abs())
-            });
+            let (sum, size) = (0..terms)
+                .map(term)
+                .fold((before, before.abs()), |(sum, size), term| (sum + term, size + term.abs()));
             worst = worst.max((f64::from(*x) - sum).abs() / size);
         }
         worst
@@ -463,6 +460,52 @@ mod tests {
                 let error = error(Case { shape, transposed, between, adds, scale, accuracy });
                 prop_assert!(error < most, "{accuracy:?} {error}");
             }
+        }
+    }
+
+    /// Joined matrices are one matrix, whether or not tiles reach over where they meet.
+    #[test]
+    fn joined_matrices_are_one() {
+        for counts in [[64, 32, 70], [40, 20, 33]] {
+            let (rows, width) = (50, 48);
+            let all: usize = counts.iter().sum();
+            let (x, weight, dy) =
+                (uneven(rows * width, 1), uneven(all * width, 2), uneven(rows * all, 3));
+            let mut rest = Matrix::rows(&weight, width).data;
+            let parts = counts.map(|count| {
+                let (own, others) = rest.split_at(count * width);
+                rest = others;
+                own
+            });
+            let near = |a: &[f32], b: &[f32]| {
+                let far = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let size = b.iter().map(|x| x.abs()).fold(0.0, f32::max);
+                assert!(far < 1e-4 * size, "{far} of {size}");
+            };
+            let (x, dy) = (Matrix::rows(&x, width), Matrix::rows(&dy, all));
+            let one = |size: usize, a: Matrix<'_>, b: Matrix<'_>| {
+                let mut target = vec![0.0; size];
+                let mut matrix = MatrixMut::rows(&mut target, b.shape.columns);
+                multiply_on_vector_units(&mut matrix, Write::Replace, 1.0, [a, b], Threads::One);
+                target
+            };
+            let whole = Matrix::rows(&weight, width);
+            let full = Accuracy::Full;
+            let mut y = vec![0.5; rows * all];
+            let columns = parts.map(|part| Matrix::rows(part, width).transposed());
+            let mut target = MatrixMut::rows(&mut y, all);
+            multiply_joined(&mut target, Write::Replace, x, &columns, Along::Columns, full);
+            near(&y, &one(rows * all, x, whole.transposed()));
+            let mut dx = vec![0.5; rows * width];
+            let terms = parts.map(|part| Matrix::rows(part, width));
+            let mut target = MatrixMut::rows(&mut dx, width);
+            multiply_joined(&mut target, Write::Replace, dy, &terms, Along::Terms, full);
+            near(&dx, &one(rows * width, dy, whole));
+            let mut each = counts.map(|count| vec![0.0; count * width]);
+            let mut targets: Vec<MatrixMut<'_>> =
+                each.iter_mut().map(|target| MatrixMut::rows(target, width)).collect();
+            add_to_each(&mut targets, [dy.transposed(), x], full);
+            near(&each.concat(), &one(all * width, dy.transposed(), x));
         }
     }
 

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
+use crate::matrix::{
+    Accuracy, Matrix, MatrixMut, Threads, Write, multiply, multiply_on_vector_units,
+};
 
 /// Rows, terms of each sum, columns: products that are large enough for the library to do its best, in shapes of training.
 const SHAPES: [[usize; 3]; 3] = [[2048, 1024, 1024], [4096, 256, 768], [1024, 1024, 4096]];
@@ -14,8 +16,10 @@ const SHAPES: [[usize; 3]; 3] = [[2048, 1024, 1024], [4096, 256, 768], [1024, 10
 /// How long each shape is tried.
 const TRIAL: Duration = Duration::from_millis(200);
 
-/// Floating-point operations per second of the fastest of several large f32 matrix products on this many threads, a
-/// multiply-add counted as two; each shape with the second matrix as it is and transposed, and each at its fastest.
+/// Floating-point operations per second of the fastest of several large f32 matrix products on this many threads, as the
+/// trainer's forward pass computes them: on the processor's matrix unit where it has one, which may take several operations of
+/// its own for one of f32. A multiply-add counts as two; each shape is tried with the second matrix as it is and transposed,
+/// and each counts at its fastest.
 ///
 /// ```
 /// assert!(turnwise_candle::gemm_peak(1) > 1e8);
@@ -25,12 +29,37 @@ const TRIAL: Duration = Duration::from_millis(200);
 /// When `threads` is 0, or the system cannot start them.
 #[must_use]
 pub fn gemm_peak(threads: usize) -> f64 {
-    let pool = pool(threads);
-    let shapes = SHAPES.into_iter().flat_map(|shape| [(shape, false), (shape, true)]);
-    shapes.map(|(shape, transposed)| pool.install(|| speed(shape, transposed))).fold(0.0, f64::max)
+    fastest_of(threads, |target, sides| {
+        multiply(target, Write::Replace, 1.0, sides, Accuracy::Full, Threads::Pool);
+    })
 }
 
-fn speed([rows, terms, columns]: [usize; 3], transposed: bool) -> f64 {
+/// The same on vector units alone, which the rollout engine computes with: [`gemm_peak`] where there is no matrix unit.
+///
+/// ```
+/// assert!(turnwise_candle::vector_peak(1) > 1e8);
+/// ```
+///
+/// # Panics
+/// When `threads` is 0, or the system cannot start them.
+#[must_use]
+pub fn vector_peak(threads: usize) -> f64 {
+    fastest_of(threads, |target, sides| {
+        multiply_on_vector_units(target, Write::Replace, 1.0, sides, Threads::Pool);
+    })
+}
+
+type Multiply = fn(&mut MatrixMut<'_>, [Matrix<'_>; 2]);
+
+fn fastest_of(threads: usize, multiply: Multiply) -> f64 {
+    let pool = pool(threads);
+    let shapes = SHAPES.into_iter().flat_map(|shape| [(shape, false), (shape, true)]);
+    let speeds =
+        shapes.map(|(shape, transposed)| pool.install(|| speed(shape, transposed, multiply)));
+    speeds.fold(0.0, f64::max)
+}
+
+fn speed([rows, terms, columns]: [usize; 3], transposed: bool, multiply: Multiply) -> f64 {
     let (a, b) = (vec![0.5; rows * terms], vec![0.25; terms * columns]);
     let mut product = vec![0.0; rows * columns];
     let seconds = fastest(|| {
@@ -40,8 +69,7 @@ fn speed([rows, terms, columns]: [usize; 3], transposed: bool) -> f64 {
             Matrix::rows(&b, columns)
         };
         let mut target = MatrixMut::rows(&mut product, columns);
-        let sides = [Matrix::rows(&a, terms), b];
-        multiply(&mut target, Write::Replace, 1.0, sides, Accuracy::Full, Threads::Pool);
+        multiply(&mut target, [Matrix::rows(&a, terms), b]);
     });
     black_box(product);
     2.0 * (rows * terms * columns) as f64 / seconds

@@ -80,7 +80,8 @@ pub(crate) fn forward(
     for (parts, keys) in trees {
         for block in parts[0].spans.iter().flat_map(blocks) {
             let n = block.queries.len();
-            let (own, rest) = mem::take(&mut mixed).split_at_mut(n * heads.n_heads * heads.head_dim);
+            let (own, rest) =
+                mem::take(&mut mixed).split_at_mut(n * heads.n_heads * heads.head_dim);
             let (own_sums, rest_sums) = mem::take(&mut log_sums).split_at_mut(n * heads.n_heads);
             (mixed, log_sums) = (rest, rest_sums);
             work.push((keys, block, own, own_sums));
@@ -88,7 +89,9 @@ pub(crate) fn forward(
     }
     work.into_par_iter().for_each(|(keys, block, mixed, log_sums)| {
         SCRATCH.with_borrow_mut(|scratch| {
-            keys.iter().for_each(|keys| keys.mix(qkv, &block, heads, scratch, mixed, log_sums));
+            for keys in keys {
+                keys.mix(qkv, &block, heads, scratch, mixed, log_sums);
+            }
         });
     });
 }
@@ -265,7 +268,11 @@ impl Keys {
             start: part.tokens.start,
             length: part.tokens.len().next_multiple_of(LANES),
             across: copy.across(heads.n_heads + part.kv_head, heads.head_dim, pool),
-            values: copy.kept(heads.n_heads + heads.n_kv_heads + part.kv_head, heads.head_dim, pool),
+            values: copy.kept(
+                heads.n_heads + heads.n_kv_heads + part.kv_head,
+                heads.head_dim,
+                pool,
+            ),
         }
     }
 
@@ -447,7 +454,9 @@ impl<'a> Puller<'a> {
             dvalues: pool.zeros(seen),
         };
         SCRATCH.with_borrow_mut(|scratch| {
-            blocks.iter().for_each(|block| self.pull(block, scratch, &mut pulled));
+            for block in blocks {
+                self.pull(block, scratch, &mut pulled);
+            }
         });
         pulled
     }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::batch::Predictions;
 use crate::math;
-use crate::matrix::{Accuracy, Matrix, MatrixMut, Shared, SharedMemory, Threads, Write};
+use crate::matrix::{Accuracy, Matrix, MatrixMut, Shared, Threads, Write};
 use crate::simd::vectorized;
 use crate::tape::{Buffer, Pool};
 
@@ -48,15 +48,13 @@ pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Prediction
         .into_par_iter()
         .map(|lane| {
             let mut found = Lane::new(wanted.n_rows());
-            let mut memory = SharedMemory::default();
             for columns in columns(lane, head.len() / width) {
                 let matrix = some_rows(head, width, &columns).transposed();
-                let shared = Shared::new(matrix, Accuracy::Full, Threads::One, memory);
+                let shared = Shared::new(matrix, Accuracy::Full, Threads::One);
                 for rows in pieces(wanted.n_rows(), ROWS) {
                     let part = Part { rows, columns: columns.clone() };
                     found.read(&part, some_rows(x, width, &part.rows), &shared, wanted);
                 }
-                memory = shared.into_memory();
             }
             found
         })
@@ -118,7 +116,7 @@ pub(crate) fn backward(
         let parts = pieces(wanted.n_rows(), ROWS).collect::<Vec<_>>().into_par_iter();
         let share = |rows| {
             let x = some_rows(x, width, &rows);
-            Shared::new(x, Accuracy::Gradient, Threads::One, SharedMemory::default())
+            Shared::new(x, Accuracy::Gradient, Threads::One)
         };
         parts.map(share).collect::<Vec<_>>()
     });
@@ -161,15 +159,11 @@ impl Puller<'_> {
         let mut dhead = dhead.into_iter();
         let mut dx = self.pool.take(x.len());
         let mut logits = Vec::new();
-        let (mut memory, mut other_memory) = (SharedMemory::default(), SharedMemory::default());
         for (index, columns) in columns(lane, head.len() / width).enumerate() {
             let write = if index == 0 { Write::Replace } else { Write::Add };
             let own_head = some_rows(head, width, &columns);
-            let share = |matrix, memory| {
-                Shared::new(matrix, Accuracy::Gradient, Threads::One, memory)
-            };
-            let (for_logits, for_dx) =
-                (share(own_head.transposed(), memory), share(own_head, other_memory));
+            let share = |matrix| Shared::new(matrix, Accuracy::Gradient, Threads::One);
+            let (for_logits, for_dx) = (share(own_head.transposed()), share(own_head));
             let mut dhead = dhead.next();
             for (index, rows) in pieces(wanted.n_rows(), ROWS).enumerate() {
                 let part = Part { rows, columns: columns.clone() };
@@ -185,7 +179,6 @@ impl Puller<'_> {
                     x[index].multiply(&mut dhead, Write::Add, dlogits, Threads::One);
                 }
             }
-            (memory, other_memory) = (for_logits.into_memory(), for_dx.into_memory());
         }
         dx
     }

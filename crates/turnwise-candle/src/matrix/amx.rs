@@ -16,8 +16,9 @@ pub(super) const SIDE: usize = 32;
 
 /// Whether the processor has the unit and the system lets this process use it. Asked once.
 pub(super) fn is_available() -> bool {
-    static AVAILABLE: LazyLock<bool> =
-        LazyLock::new(|| is_wanted() && level() == Level::Avx512 && is_on_processor() && is_permitted());
+    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
+        is_wanted() && level() == Level::Avx512 && is_on_processor() && is_permitted()
+    });
     *AVAILABLE
 }
 
@@ -34,11 +35,11 @@ fn is_on_processor() -> bool {
     if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
         return false;
     }
-    let (kept, _high): (u32, u32);
+    let kept: u32;
     // SAFETY: the instruction exists where OSXSAVE is set, and reads a register.
     #[allow(unsafe_code)]
     unsafe {
-        asm!("xgetbv", in("ecx") 0, out("eax") kept, out("edx") _high, options(nomem, nostack));
+        asm!("xgetbv", in("ecx") 0, out("eax") kept, out("edx") _, options(nomem, nostack));
     }
     __cpuid_count(7, 0).edx & FEATURES == FEATURES && kept & TILE_STATE == TILE_STATE
 }
@@ -63,8 +64,12 @@ fn is_permitted() -> bool {
 macro_rules! left {
     ($at:literal) => {
         concat!(
-            "tileloadd tmm4, [{a} + {row}*1 + ", $at, "]\n",
-            "tileloadd tmm5, [{a} + {row}*1 + ", $at, " + 1024]",
+            "tileloadd tmm4, [{a} + {row}*1 + ",
+            $at,
+            "]\n",
+            "tileloadd tmm5, [{a} + {row}*1 + ",
+            $at,
+            " + 1024]",
         )
     };
 }
@@ -73,8 +78,12 @@ macro_rules! left {
 macro_rules! right {
     ($at:literal) => {
         concat!(
-            "tileloadd tmm6, [{b} + {row}*1 + ", $at, "]\n",
-            "tileloadd tmm7, [{b} + {row}*1 + ", $at, " + 1024]",
+            "tileloadd tmm6, [{b} + {row}*1 + ",
+            $at,
+            "]\n",
+            "tileloadd tmm7, [{b} + {row}*1 + ",
+            $at,
+            " + 1024]",
         )
     };
 }
@@ -177,6 +186,7 @@ impl Unit {
     ///
     /// # Panics
     /// When the packed sides are not of one length, or the target reaches beyond its slice.
+    #[expect(clippy::unused_self, reason = "whoever has it has set up the unit")]
     pub(super) fn multiply(
         &mut self,
         target: &mut [f32],

@@ -3,8 +3,10 @@
 //! An element is one chain of sums over its terms, whatever the number of threads.
 
 use std::cell::{Cell, RefCell};
+use std::mem;
 use std::ops::Range;
 use std::slice::ChunksExact;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -90,7 +92,13 @@ impl<'a> Right<'a> {
     }
 
     /// All columns and some terms, by panels of 32 columns.
-    fn pack_all(&self, memory: &mut Vec<Tile>, parts: Parts, terms: Range<usize>, threads: Threads) {
+    fn pack_all(
+        &self,
+        memory: &mut Vec<Tile>,
+        parts: Parts,
+        terms: Range<usize>,
+        threads: Threads,
+    ) {
         let panel = parts.tiles(SIDE, terms.len());
         let tiles = room(memory, parts.tiles(self.columns, terms.len()));
         let pack = |index: usize, tiles: &mut [Tile]| {
@@ -110,14 +118,27 @@ pub(super) fn suit(rows: usize, terms: usize, columns: usize) -> bool {
 }
 
 /// A right side that was packed, to be multiplied with more than once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Kept {
     memory: Vec<Tile>,
 }
 
+/// Memory of sides that are kept no longer.
+static FREE: Mutex<Vec<Vec<Tile>>> = Mutex::new(Vec::new());
+
 impl Kept {
-    pub(super) fn pack(&mut self, right: &Right<'_>, accuracy: Accuracy, threads: Threads) {
-        right.pack_all(&mut self.memory, Parts::of(accuracy), 0..right.terms, threads);
+    pub(super) fn new(right: &Right<'_>, accuracy: Accuracy, threads: Threads) -> Self {
+        let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut memory = free.unwrap_or_default();
+        right.pack_all(&mut memory, Parts::of(accuracy), 0..right.terms, threads);
+        Self { memory }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let memory = mem::take(&mut self.memory);
+        FREE.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
     }
 }
 

@@ -5,15 +5,15 @@
 //! to the number exactly; the first two leave at most a part in 2^18 of it.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_epi32, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_loadu_ps, _mm512_mul_ps, _mm512_or_epi32, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
+    __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_epi32,
+    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_loadu_ps,
+    _mm512_mul_ps, _mm512_or_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_shuffle_f32x4, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
     _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
-    _mm512_castpd_ps, _mm512_castps_pd,
 };
 
-use super::{Accuracy, Matrix};
 use super::amx::SIDE;
+use super::{Accuracy, Matrix};
 
 /// How many parts a number is cut in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ impl<'a> Side<'a> {
         let ahead = AHEAD * self.step;
         match (is_whole, across, along) {
             (true, across, 1) => load(&self.data[start..], across, ahead),
-            (true, 1, along) => transposed(load(&self.data[start..], along, ahead)),
+            (true, 1, along) => transposed(&load(&self.data[start..], along, ahead)),
             _ => self.at_edge(first, term),
         }
     }
@@ -189,12 +189,14 @@ impl<'a> Side<'a> {
     #[target_feature(enable = "avx512f")]
     fn at_edge(&self, first: usize, term: usize) -> [__m512; LANES] {
         let mut numbers = [[0.0; LANES]; LANES];
-        for i in 0..LANES.min(self.count.saturating_sub(first)) {
-            for k in 0..LANES.min(self.terms.saturating_sub(term)) {
-                let x = self.data[(first + i) * self.stride + (term + k) * self.step];
-                match self.lines {
-                    Lines::Rows => numbers[i][k] = x,
-                    Lines::Terms => numbers[k][i] = x,
+        for (line, numbers) in numbers.iter_mut().enumerate() {
+            for (lane, number) in numbers.iter_mut().enumerate() {
+                let (i, k) = match self.lines {
+                    Lines::Rows => (first + line, term + lane),
+                    Lines::Terms => (first + lane, term + line),
+                };
+                if i < self.count && k < self.terms {
+                    *number = self.data[i * self.stride + k * self.step];
                 }
             }
         }
@@ -254,7 +256,7 @@ fn pair(low: __m512, high: __m512) -> __m512i {
 /// Columns as lines.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed(lines: [__m512; LANES]) -> [__m512; LANES] {
+fn transposed(lines: &[__m512; LANES]) -> [__m512; LANES] {
     // Within each four lines, pairs of numbers and then fours; then the quarters of a vector, by four lines and by sixteen.
     let mut fours = [_mm512_setzero_ps(); LANES];
     for at in (0..LANES).step_by(4) {

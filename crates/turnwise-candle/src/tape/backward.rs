@@ -195,7 +195,8 @@ impl Player<'_> {
         if let Some(dy) = self.above(y) {
             let stride = maps.first().map_or(1, |map| map.columns.stride);
             self.weights(&dy, x, maps);
-            let weights: Vec<&[f32]> = maps.iter().map(|map| self.slots[map.weight].values).collect();
+            let weights: Vec<&[f32]> =
+                maps.iter().map(|map| self.slots[map.weight].values).collect();
             self.below(x.handle, |dx, write| {
                 linear::backward_x_joined(dx, write, &dy, stride, x.width, &weights);
             });
@@ -216,7 +217,9 @@ impl Player<'_> {
 
     /// Adds the gradients by the matrices of products: of those that train and lie side by side at once.
     fn weights(&mut self, dy: &[f32], x: &Value, maps: &[Map]) {
-        maps.iter().for_each(|map| self.reached[map.weight] = true);
+        for map in maps {
+            self.reached[map.weight] = true;
+        }
         let gradients = &mut *self.gradients;
         let trains = |map: &Map, gradients: &[Vec<f32>]| !gradients[map.weight].is_empty();
         let alike = |a: &Map, b: &Map| trains(a, gradients) == trains(b, gradients);

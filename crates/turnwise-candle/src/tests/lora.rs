@@ -109,7 +109,8 @@ fn both_kernels_agree_on_adapters_whatever_is_kept() {
                 let error = norm(ours.iter().zip(&reference).map(|(a, b)| f64::from(*a) - b));
                 let scale = norm(reference.iter().copied());
                 let what = format!("{:?} {kernels:?} {keep:?} {index}", config.architecture);
-                assert!(ours.is_empty() || error < 1e-5 * scale, "{what}: {error} of {scale}");
+                // A matrix unit computes gradients to a part in 2^16.
+                assert!(ours.is_empty() || error < 5e-5 * scale, "{what}: {error} of {scale}");
             }
         }
     }

@@ -103,7 +103,9 @@ fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) 
     figures.extend(memory_figures(start, peak));
     let part = |name: &str, seconds| Part { name: name.to_owned(), seconds };
     let of_part = |of: TrainPart| measured.iter().map(move |step| step.shares.of(of).as_secs_f64());
-    let rest = measured.iter().map(|step| step.step_s - step.rollout_s - step.shares.total().as_secs_f64());
+    let rest = measured
+        .iter()
+        .map(|step| step.step_s - step.rollout_s - step.shares.total().as_secs_f64());
     let mut parts = vec![part("rollouts", rollout_s)];
     parts.extend(TrainPart::ALL.map(|of| part(of.label(), of_part(of).collect())));
     parts.push(part("other", rest.map(|seconds| seconds.max(0.0)).collect()));
@@ -145,7 +147,12 @@ async fn measure(arguments: &StepArguments) -> Result<Vec<Timed>, Failure> {
         }
         let seconds = |metric| report.metrics.get(metric).unwrap_or(f64::NAN);
         let (step_s, rollout_s) = (seconds(metric::STEP_S), seconds(metric::ROLLOUT_S));
-        let shares = trainer.learner().shares().await.map_err(|error| Failure::runtime(&error))?.since(&before);
+        let shares = trainer
+            .learner()
+            .shares()
+            .await
+            .map_err(|error| Failure::runtime(&error))?
+            .since(&before);
         measured.push(Timed { step_s, rollout_s, shares });
     }
     Ok(measured)
