@@ -11,7 +11,7 @@ use turnwise_testkit::TabularModel;
 use turnwise_training::{
     Admission, Batch, BatchError, Bound, Correction, GradientFn, Learner, LearnerError,
     ObjectiveReport, RatioScope, Row, StaleTokens, Stretch, TrainerSettings, Update, Updated,
-    accumulate, recompute,
+    accumulate, micro_batches, recompute,
 };
 use turnwise_trajectory::{
     GroupId, MaskReason, NodeId, PolicyVersion, SampledToken, Span, TokenId, Trajectory,
@@ -152,6 +152,28 @@ pub(crate) fn measured(
     let report = block_on(accumulate(&mut probe, &OBJECTIVE, &batch, micro_batch_tokens, true))
         .expect("finite numbers");
     (report, probe.gradient)
+}
+
+/// A batch is shuffled, and no start is computed in two micro-batches for it.
+#[test]
+fn members_of_a_group_share_a_micro_batch_in_any_order() {
+    let member = |group: u32, member: u32| {
+        let start = (0..20).map(|place| 1000 * (group + 1) + place);
+        let tokens = start.chain([10_000 + 100 * group + member]).map(|id| SampledToken {
+            advantage: Some(1.0),
+            ..SampledToken::new(id, -1.0, PolicyVersion(0))
+        });
+        Built::new(member).turn(tokens.collect(), 1.0).trajectory
+    };
+    let dealt: Vec<Trajectory> = (0..12).map(|place| member(place % 4, place / 4)).collect();
+    let batch = Batch::new(&dealt, RatioScope::Trajectory).expect("everything is scored");
+    // Room for one group's distinct tokens, and not for two.
+    let cut = micro_batches(&batch, 30);
+    assert_eq!(cut.len(), 4);
+    for rows in cut {
+        assert_eq!(rows.len(), 3);
+        assert!(rows.iter().all(|row| row % 4 == rows[0] % 4));
+    }
 }
 
 /// Coefficients are stored as f32.

@@ -91,9 +91,7 @@ impl<L: Learner> Learning<L> {
         Random::new(derive_seed(derive_seed(settings.seed, MINIBATCHES), step)).shuffle(&mut order);
         let (mut batches, mut mismatch) = (Vec::new(), Mismatch::default());
         for range in even_parts(order.len(), settings.n_minibatches) {
-            let chunk = &mut order[range];
-            // Members of a group stand together again: what they have in common is then computed once.
-            chunk.sort_by_key(|trajectory| (trajectory.identity.group, trajectory.n_sampled()));
+            let chunk = &order[range];
             let mut batch = Batch::new(chunk.iter().copied(), settings.ratio_scope)?;
             if self.objective.needs_reference() {
                 fill_references(&mut batch, &mut self.learner).await?;

@@ -134,13 +134,16 @@ pub fn batch_loss(
 }
 
 /// Lists of rows of at most so many distinct tokens, longer rows alone: what a row has in common with the start of another in
-/// its list counts once, because a learner computes it once. Rows of one trajectory stay together where they fit, because a
-/// ratio group that is apart costs a second forward pass.
+/// its list counts once, because a learner computes it once. Trajectories that begin alike therefore stand together, whatever
+/// order they come in, and rows of one trajectory where they fit, because a ratio group that is apart costs a second forward
+/// pass.
 #[must_use]
 pub fn micro_batches(batch: &Batch, tokens: usize) -> Vec<Vec<usize>> {
     let mut cut: Vec<Vec<usize>> = Vec::new();
     let mut held = 0;
-    for rows in trajectories(batch) {
+    let mut trajectories: Vec<Range<usize>> = trajectories(batch).collect();
+    trajectories.sort_by_key(|rows| &batch.rows[rows.start].ids);
+    for rows in trajectories {
         let fits = added(batch, &[], rows.clone()) <= tokens;
         let units: Vec<Range<usize>> =
             if fits { vec![rows] } else { rows.map(|row| row..row + 1).collect() };

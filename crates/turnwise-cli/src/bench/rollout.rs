@@ -46,6 +46,9 @@ pub(crate) struct RolloutArguments {
     /// How often all episodes are played, each time after another prompt and once before to warm up
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
+    /// Memory of keys and values: what does not fit is given up and computed again
+    #[arg(long, value_name = "MB", default_value_t = 2048)]
+    kv_memory: u64,
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(super) threads: usize,
 }
@@ -150,11 +153,14 @@ fn parts(seconds: &EngineSeconds, repetitions: usize) -> Vec<Part> {
 }
 
 /// What the engine counted, for one repetition.
-fn engine_figures(done: EngineStats, repetitions: usize) -> [Figure; 2] {
+fn engine_figures(done: EngineStats, repetitions: usize) -> [Figure; 5] {
     let each = |count: u64| count as f64 / repetitions as f64;
     [
         Figure::once("computed_tokens", "tokens computed", "", 1.0, each(done.computed)),
         Figure::once("reused_tokens", "tokens of prompts kept", "", 1.0, each(done.reused)),
+        Figure::once("evicted_tokens", "tokens given up for room", "", 1.0, each(done.evicted)),
+        Figure::once("pauses", "requests that waited for room", "", 1.0, each(done.paused)),
+        Figure::once("kv_bytes_peak", "keys and values", "MB", 1e6, done.kv_bytes_peak as f64),
     ]
 }
 
@@ -189,6 +195,7 @@ fn measure(arguments: &RolloutArguments) -> Result<Measured, Failure> {
     let model = arguments.model.make(arguments.length())?;
     let settings = EngineSettings {
         max_batch: arguments.episodes,
+        max_kv_bytes: arguments.kv_memory << 20,
         threads: arguments.threads,
         ..EngineSettings::default()
     };

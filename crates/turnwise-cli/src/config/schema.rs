@@ -450,7 +450,7 @@ impl Default for Train {
             decay: Decay::Constant,
             max_grad_norm: 1.0,
             n_minibatches: 4,
-            micro_batch_tokens: 16_384,
+            micro_batch_tokens: 4_096,
             max_staleness: 4,
             stale: StaleTokens::Drop,
             truncated: TruncatedEpisodes::Keep,
