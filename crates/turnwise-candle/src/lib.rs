@@ -58,7 +58,7 @@ pub use gradient::LikelihoodGradient;
 pub use hub::locate;
 pub use learner::CandleLearner;
 pub use lora::{LoraSettings, LoraTarget};
-pub use peak::{gemm_peak, read_bandwidth, vector_peak};
+pub use peak::{gemm_peak, matrix_unit_peak, read_bandwidth};
 pub use policy::CandlePolicy;
 pub use precision::ComputePrecision;
 pub use rope::RopeScaling;

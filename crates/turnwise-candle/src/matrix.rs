@@ -150,10 +150,14 @@ pub(crate) fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     return rows * terms * columns >= UNIT_FROM && blocks::suit(rows, terms, columns);
     #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    {
+        let _ = (rows, terms, columns);
+        false
+    }
 }
 
 /// Multiply-adds from which packing for the matrix unit costs less than it gains.
+#[cfg(target_arch = "x86_64")]
 const UNIT_FROM: usize = 1 << 17;
 
 /// How matrices are joined to one.

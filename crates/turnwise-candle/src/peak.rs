@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::matrix::{
-    Accuracy, Matrix, MatrixMut, Threads, Write, multiply, multiply_on_vector_units,
+    Accuracy, Matrix, MatrixMut, Threads, Write, multiply, multiply_on_vector_units, unit_suits,
 };
 
 /// Rows, terms of each sum, columns: products that are large enough for the library to do its best, in shapes of training.
@@ -16,10 +16,9 @@ const SHAPES: [[usize; 3]; 3] = [[2048, 1024, 1024], [4096, 256, 768], [1024, 10
 /// How long each shape is tried.
 const TRIAL: Duration = Duration::from_millis(200);
 
-/// Floating-point operations per second of the fastest of several large f32 matrix products on this many threads, as the
-/// trainer's forward pass computes them: on the processor's matrix unit where it has one, which may take several operations of
-/// its own for one of f32. A multiply-add counts as two; each shape is tried with the second matrix as it is and transposed,
-/// and each counts at its fastest.
+/// Floating-point operations per second of the fastest of several large f32 matrix products on this many threads, computed by
+/// the processor's vector units (crate `gemm`); a multiply-add counts as two. Each shape is tried with the second matrix as it
+/// is and transposed, and counts at its fastest.
 ///
 /// ```
 /// assert!(turnwise_candle::gemm_peak(1) > 1e8);
@@ -30,22 +29,26 @@ const TRIAL: Duration = Duration::from_millis(200);
 #[must_use]
 pub fn gemm_peak(threads: usize) -> f64 {
     fastest_of(threads, |target, sides| {
-        multiply(target, Write::Replace, 1.0, sides, Accuracy::Full, Threads::Pool);
+        multiply_on_vector_units(target, Write::Replace, 1.0, sides, Threads::Pool);
     })
 }
 
-/// The same on vector units alone, which the rollout engine computes with: [`gemm_peak`] where there is no matrix unit.
+/// The same on the processor's matrix unit, as training's forward pass computes f32 there, by several operations of the unit
+/// for one; `None` where there is no such unit.
 ///
 /// ```
-/// assert!(turnwise_candle::vector_peak(1) > 1e8);
+/// assert!(turnwise_candle::matrix_unit_peak(1).is_none_or(|peak| peak > 1e8));
 /// ```
 ///
 /// # Panics
 /// When `threads` is 0, or the system cannot start them.
 #[must_use]
-pub fn vector_peak(threads: usize) -> f64 {
-    fastest_of(threads, |target, sides| {
-        multiply_on_vector_units(target, Write::Replace, 1.0, sides, Threads::Pool);
+pub fn matrix_unit_peak(threads: usize) -> Option<f64> {
+    let [rows, terms, columns] = SHAPES[0];
+    unit_suits(rows, terms, columns).then(|| {
+        fastest_of(threads, |target, sides| {
+            multiply(target, Write::Replace, 1.0, sides, Accuracy::Full, Threads::Pool);
+        })
     })
 }
 

@@ -8,8 +8,8 @@ use clap::Args;
 use serde_json::{Map, json};
 use tokio::task::JoinSet;
 use turnwise::candle::{
-    CandlePolicy, DecoderConfig, EngineSeconds, EngineSettings, EngineStats, read_bandwidth,
-    vector_peak,
+    CandlePolicy, DecoderConfig, EngineSeconds, EngineSettings, EngineStats, gemm_peak,
+    read_bandwidth,
 };
 use turnwise::environment::{Random, derive_seed};
 use turnwise::rollout::{Policy, PolicyError, SampleRequest};
@@ -109,7 +109,7 @@ pub(super) fn bench(arguments: &RolloutArguments) -> Result<(), Failure> {
 fn report(arguments: &RolloutArguments, measured: &Measured) -> Report {
     let config = arguments.model.config(arguments.length());
     let (flops, bytes) = (arguments.flops(&config), arguments.bytes(&config));
-    let peak = vector_peak(arguments.threads);
+    let peak = gemm_peak(arguments.threads);
     let step_bytes = bytes / (arguments.turns * arguments.turn_tokens) as f64;
     #[expect(clippy::cast_sign_loss, reason = "a number of bytes is not negative")]
     let bandwidth = read_bandwidth(arguments.threads, step_bytes as usize);
@@ -124,7 +124,7 @@ fn report(arguments: &RolloutArguments, measured: &Measured) -> Report {
         Figure::once("bound_tokens_per_s", "bound of products and memory", "tokens/s", 1.0, bound),
         Figure::each("of_bound", "achieved of it", "", 1.0, of_bound),
         Figure::each("flops_per_s", "matrix products", "GFLOP/s", 1e9, per_second(flops)),
-        Figure::once("gemm_peak_flops_per_s", "best product of vectors", "GFLOP/s", 1e9, peak),
+        Figure::once("gemm_peak_flops_per_s", "best matrix product", "GFLOP/s", 1e9, peak),
         Figure::each("mfu", "achieved of it (MFU)", "", 1.0, per_second(flops / peak)),
         Figure::once("read_bytes_per_s", "best reading of memory", "GB/s", 1e9, bandwidth),
     ];

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use turnwise::candle::{
-    AdamW, CandleLearner, LearnerSettings, Part as TrainPart, Shares, gemm_peak,
+    AdamW, CandleLearner, LearnerSettings, Part as TrainPart, Shares, gemm_peak, matrix_unit_peak,
 };
 use turnwise::environment::Random;
 use turnwise::training::{Learner, LearnerError, Row, Target, Update};
@@ -192,6 +192,17 @@ fn one(arguments: &TrainArguments) -> Result<Report, Failure> {
         Figure::once("gemm_peak_flops_per_s", "best matrix product", "GFLOP/s", 1e9, peak),
         Figure::each("mfu", "achieved of it (MFU)", "", 1.0, per_second(flops / peak)),
     ];
+    if let Some(peak) = matrix_unit_peak(arguments.threads) {
+        let (name, what) = ("matrix_unit_peak_flops_per_s", "best on the matrix unit");
+        figures.push(Figure::once(name, what, "GFLOP/s", 1e9, peak));
+        figures.push(Figure::each(
+            "of_matrix_unit",
+            "achieved of it",
+            "",
+            1.0,
+            per_second(flops / peak),
+        ));
+    }
     figures.extend(memory_figures(measured.start_bytes, measured.peak_bytes));
     let report = Report { figures, parts: measured.parts(), ..empty(arguments, work) };
     Ok(report)

@@ -1,0 +1,204 @@
+//! The gradient of each operation by itself, against finite differences. What operations compute is compared with the tensor
+//! library's in `forward.rs`.
+
+use std::sync::Arc;
+
+use super::fixture::norm;
+use crate::DecoderConfig;
+use crate::batch::{Batch, Sequence};
+use crate::forward::Heads;
+use crate::fused::{attention, heads, linear, logprob, rms_norm, swiglu};
+use crate::layout::HeadNorms;
+use crate::matrix::Write;
+use crate::rope::Rope;
+use crate::tape::Pool;
+
+const EPS: f32 = 1e-6;
+
+fn uneven(length: usize, seed: usize) -> Vec<f32> {
+    (0..length).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
+}
+
+/// An operation on lists of numbers.
+struct Operation<'a> {
+    inputs: Vec<Vec<f32>>,
+    forward: &'a dyn Fn(&[Vec<f32>]) -> Vec<f32>,
+    /// From the inputs and the derivative by each output to that by each input.
+    backward: &'a dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>>,
+}
+
+impl Operation<'_> {
+    /// Along the gradient by each input, an uneven sum of the outputs must grow as fast as the gradient is long.
+    fn check(&self) {
+        let weights = uneven((self.forward)(&self.inputs).len(), 99);
+        let loss = |inputs: &[Vec<f32>]| -> f64 {
+            let outputs = (self.forward)(inputs);
+            outputs.iter().zip(&weights).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
+        };
+        let gradients = (self.backward)(&self.inputs, &weights);
+        assert_eq!(gradients.len(), self.inputs.len());
+        for (index, gradient) in gradients.iter().enumerate() {
+            let length = norm(gradient.iter().map(|x| f64::from(*x)));
+            let step = 1e-2;
+            let moved = |sign: f64| {
+                let mut inputs = self.inputs.clone();
+                for (x, gradient) in inputs[index].iter_mut().zip(gradient) {
+                    *x += (sign * step / length * f64::from(*gradient)) as f32;
+                }
+                loss(&inputs)
+            };
+            let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+            let error = (slope - length).abs();
+            assert!(length > 1e-3 && error < 3e-3 * length, "{index}: {slope} {length}");
+        }
+    }
+}
+
+#[test]
+fn norm_of_rows() {
+    let (n, width) = (70, 33);
+    let forward = |inputs: &[Vec<f32>]| {
+        let mut y = vec![0.0; n * width];
+        rms_norm::forward(&mut y, &inputs[0], &inputs[1], EPS);
+        y
+    };
+    let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
+        let mut dx = vec![0.0; n * width];
+        let dgain = rms_norm::backward(&mut dx, Write::Replace, &inputs[0], &inputs[1], dy, EPS);
+        vec![dx, dgain]
+    };
+    let inputs = vec![uneven(n * width, 1), uneven(width, 2)];
+    Operation { inputs, forward: &forward, backward: &backward }.check();
+}
+
+#[test]
+fn gate_of_a_feed_forward_half() {
+    let (n, width) = (70, 21);
+    let forward = |inputs: &[Vec<f32>]| {
+        let mut y = vec![0.0; n * width];
+        swiglu::forward(&mut y, &inputs[0], width);
+        y
+    };
+    let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
+        let mut dx = vec![0.0; 2 * n * width];
+        swiglu::backward(&mut dx, &inputs[0], dy, width);
+        vec![dx]
+    };
+    let inputs = vec![uneven(2 * n * width, 1)];
+    Operation { inputs, forward: &forward, backward: &backward }.check();
+}
+
+/// Three matrices that read the same rows, as queries, keys and values do.
+#[test]
+fn products_with_matrices() {
+    let (n, width, counts) = (50, 40, [64, 32, 32]);
+    let stride: usize = counts.iter().sum();
+    let slices = |inputs: &[Vec<f32>]| -> Vec<Vec<f32>> { inputs[1..].to_vec() };
+    let forward = |inputs: &[Vec<f32>]| {
+        let weights = slices(inputs);
+        let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+        let mut y = vec![0.0; n * stride];
+        linear::forward_joined(&mut y, stride, Write::Replace, &inputs[0], width, &weights);
+        y
+    };
+    let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
+        let weights = slices(inputs);
+        let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+        let mut dx = vec![0.0; n * width];
+        linear::backward_x_joined(&mut dx, Write::Replace, dy, stride, width, &weights);
+        let mut dweights = counts.map(|count| vec![0.0; count * width]);
+        let first = linear::Columns { start: 0, count: counts[0], stride };
+        let mut each: Vec<&mut [f32]> = dweights.iter_mut().map(Vec::as_mut_slice).collect();
+        linear::backward_weights(&mut each, dy, first, &inputs[0], width);
+        [vec![dx], dweights.to_vec()].concat()
+    };
+    let weights = counts.iter().enumerate().map(|(i, count)| uneven(count * width, i + 2));
+    let inputs = [uneven(n * width, 1)].into_iter().chain(weights).collect();
+    Operation { inputs, forward: &forward, backward: &backward }.check();
+}
+
+fn config() -> DecoderConfig {
+    DecoderConfig { n_heads: 4, n_kv_heads: 2, head_dim: 20, ..DecoderConfig::small(50) }
+}
+
+/// Norms of heads, and their turn to a position.
+#[test]
+fn turn_of_heads() {
+    let config = config();
+    let (of, rope) = (Heads::of(&config), Rope::new(&config));
+    let positions: Vec<u32> = (0..70).map(|i| i * 3 % 50).collect();
+    let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
+        let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
+        let (rope, positions) = (&rope, &positions);
+        let turn = heads::Turn { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
+        let mut dx = dy.to_vec();
+        let dgains = heads::backward(&mut dx, &inputs[0], turn).unwrap();
+        vec![dx, dgains.query, dgains.key]
+    };
+    let forward = |inputs: &[Vec<f32>]| {
+        let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
+        let (rope, positions) = (&rope, &positions);
+        let turn = heads::Turn { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
+        let mut y = vec![0.0; inputs[0].len()];
+        heads::forward(&mut y, &inputs[0], turn);
+        y
+    };
+    let inputs = vec![uneven(positions.len() * of.width(), 1), uneven(20, 2), uneven(20, 3)];
+    Operation { inputs, forward: &forward, backward: &backward }.check();
+}
+
+/// Of a tree whose rows have their start in common, long enough for several blocks and a matrix unit.
+#[test]
+fn attention_over_a_tree() {
+    let of = Heads::of(&config());
+    let row =
+        |seed: u32| -> Vec<u32> { (0..200).map(|i| if i < 90 { i } else { i * seed }).collect() };
+    let rows = [row(3), row(5)];
+    let sequences: Vec<Sequence<'_>> = rows.iter().map(|ids| Sequence::whole(ids)).collect();
+    let (batch, pool) = (Batch::new(&sequences), Arc::new(Pool::default()));
+    let n = batch.n_inputs();
+    let forward = |inputs: &[Vec<f32>]| {
+        let mut mixed = vec![0.0; n * of.n_heads * of.head_dim];
+        let mut log_sums = vec![0.0; n * of.n_heads];
+        attention::forward(&mut mixed, &mut log_sums, &inputs[0], &batch, of, &pool);
+        mixed
+    };
+    let backward = |inputs: &[Vec<f32>], dmixed: &[f32]| {
+        let mut mixed = vec![0.0; n * of.n_heads * of.head_dim];
+        let mut log_sums = vec![0.0; n * of.n_heads];
+        attention::forward(&mut mixed, &mut log_sums, &inputs[0], &batch, of, &pool);
+        let (mixed, log_sums) = (&mixed[..], &log_sums[..]);
+        let above = attention::Above { qkv: &inputs[0], mixed, log_sums, dmixed };
+        let mut dqkv = vec![0.0; inputs[0].len()];
+        attention::backward(&mut dqkv, &above, &batch, of, &pool);
+        vec![dqkv]
+    };
+    let inputs = vec![uneven(n * of.width(), 1)];
+    Operation { inputs, forward: &forward, backward: &backward }.check();
+}
+
+/// Log-probabilities and entropies, at two temperatures.
+#[test]
+fn predictions_over_the_vocabulary() {
+    let (width, vocab_size) = (24, 700);
+    let ids: Vec<u32> = (0..60).map(|i| i * 11 % 700).collect();
+    let targets = (1..ids.len()).map(|at| (at, if at % 2 == 0 { 1.0 } else { 0.7 })).collect();
+    let batch = Batch::new(&[Sequence { ids: &ids, targets }]);
+    let (wanted, pool) = (&batch.predictions, Arc::new(Pool::default()));
+    let forward = |inputs: &[Vec<f32>]| {
+        let predicted = logprob::forward(&inputs[0], &inputs[1], width, wanted);
+        [predicted.logprobs, predicted.entropies].concat()
+    };
+    let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
+        let predicted = logprob::forward(&inputs[0], &inputs[1], width, wanted);
+        let (dlogprobs, dentropies) = dy.split_at(predicted.logprobs.len());
+        let above = logprob::Above { dlogprobs, dentropies: Some(dentropies) };
+        let (mut dx, mut dhead) = (vec![0.0; inputs[0].len()], vec![0.0; inputs[1].len()]);
+        let below = logprob::Below { dx: &mut dx, dhead: Some(&mut dhead) };
+        let read = logprob::Read { x: &inputs[0], head: &inputs[1], width, wanted };
+        logprob::backward(below, read, &predicted, above, &pool);
+        vec![dx, dhead]
+    };
+    let inputs = vec![uneven(wanted.n_rows() * width, 1), uneven(vocab_size * width, 2)];
+    Operation { inputs, forward: &forward, backward: &backward }.check();
+}
