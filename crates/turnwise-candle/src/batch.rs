@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// How many distinct tokens a forward pass computes at once: enough rows for the products to run at full speed, and few
 /// enough for what a layer reads and writes to stay near the processor.
-pub(crate) const CHUNK_TOKENS: usize = 2048;
+pub(crate) const CHUNK_TOKENS: usize = 4096;
 
 /// A sequence and the tokens of it whose log-probability is wanted.
 #[derive(Clone, Debug)]
