@@ -63,18 +63,21 @@ impl Panels {
             bias.resize(padded(bias.len()), 0.0);
             bias
         });
-        let blocks = rows.chunks(LANES).flat_map(|rows| panel(rows, width)).collect();
+        let mut blocks = Vec::with_capacity(rows.len().div_ceil(LANES) * width);
+        rows.chunks(LANES).for_each(|rows| blocks.extend(panel(rows, width)));
         Self { blocks, width, bias }
     }
 
     /// Gates and what they let through, panel by panel in turns, for [`Then::Gate`].
-    pub(crate) fn in_turns(gate: Stored<'_>, up: Stored<'_>, width: usize) -> Self {
-        let rows = |stored: Stored<'_>| -> Vec<Vec<Block>> {
-            let rows: Vec<&[f32]> = stored.matrix.chunks_exact(width).collect();
-            rows.chunks(LANES).map(|rows| panel(rows, width)).collect()
-        };
-        let panels = rows(gate).into_iter().zip(rows(up));
-        let blocks = panels.flat_map(|(gate, up)| [gate, up].concat()).collect();
+    pub(crate) fn in_turns<'a>(gate: Stored<'a>, up: Stored<'a>, width: usize) -> Self {
+        let rows =
+            |stored: Stored<'a>| -> Vec<&'a [f32]> { stored.matrix.chunks_exact(width).collect() };
+        let (gates, ups) = (rows(gate), rows(up));
+        let mut blocks = Vec::with_capacity(2 * gates.len().div_ceil(LANES) * width);
+        for (gates, ups) in gates.chunks(LANES).zip(ups.chunks(LANES)) {
+            blocks.extend(panel(gates, width));
+            blocks.extend(panel(ups, width));
+        }
         let bias = gate.bias.zip(up.bias).map(|(gate, up)| {
             let mut bias = vec![0.0; 2 * padded(gate.len())];
             let pairs = bias.chunks_exact_mut(2 * LANES);
