@@ -141,7 +141,8 @@ pub(crate) enum Threads {
 pub(crate) enum Accuracy {
     /// As f32 has it.
     Full,
-    /// At least to about a part in 2^16 of each term: enough for a gradient, which is noise in far larger parts.
+    /// Each term at least to three parts in 2^16, and usually to one in 2^18: enough for a gradient, which is noise in far
+    /// larger parts.
     Gradient,
 }
 
@@ -460,7 +461,7 @@ mod tests {
             scaled: bool,
         ) {
             let scale = if scaled { 0.3 } else { 1.0 };
-            for (accuracy, most) in [(Accuracy::Full, 1e-6), (Accuracy::Gradient, 1.5e-5)] {
+            for (accuracy, most) in [(Accuracy::Full, 1e-6), (Accuracy::Gradient, 5e-5)] {
                 let error = error(Case { shape, transposed, between, adds, scale, accuracy });
                 prop_assert!(error < most, "{accuracy:?} {error}");
             }

@@ -2,7 +2,7 @@
 //! *Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations*, 2019).
 //!
 //! An f32 has 24 bits of precision and a bf16 has 8. The nearest bf16, that of the rest and that of what is left then add up
-//! to the number exactly; the first two leave at most a part in 2^18 of it.
+//! to the number exactly; the first two leave at most a part in 2^16 of it.
 
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_epi32,
@@ -18,7 +18,7 @@ use super::{Accuracy, Matrix};
 /// How many parts a number is cut in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parts {
-    /// Products are right to about a part in 2^16.
+    /// Terms of products are right to three parts in 2^16.
     Two,
     /// Products are as right as those of f32.
     Three,
