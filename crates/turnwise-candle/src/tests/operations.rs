@@ -19,12 +19,17 @@ fn uneven(length: usize, seed: usize) -> Vec<f32> {
     (0..length).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
 }
 
+/// Lists of numbers.
+type Lists = Vec<Vec<f32>>;
+
+/// From inputs and the derivative by each output to that by each input.
+type Backward<'a> = dyn Fn(&[Vec<f32>], &[f32]) -> Lists + 'a;
+
 /// An operation on lists of numbers.
 struct Operation<'a> {
-    inputs: Vec<Vec<f32>>,
+    inputs: Lists,
     forward: &'a dyn Fn(&[Vec<f32>]) -> Vec<f32>,
-    /// From the inputs and the derivative by each output to that by each input.
-    backward: &'a dyn Fn(&[Vec<f32>], &[f32]) -> Vec<Vec<f32>>,
+    backward: &'a Backward<'a>,
 }
 
 impl Operation<'_> {
