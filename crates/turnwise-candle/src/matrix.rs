@@ -141,12 +141,11 @@ pub(crate) enum Threads {
 pub(crate) enum Accuracy {
     /// As f32 has it.
     Full,
-    /// Each term at least to three parts in 2^16, and usually to one in 2^18: enough for a gradient, which is noise in far
-    /// larger parts.
+    /// Each term to three parts in 2^16 or better: enough for a gradient, which is noise in far larger parts.
     Gradient,
 }
 
-/// Whether the processor has a matrix unit, and it is faster at a product of this shape than anything else.
+/// Whether the processor has a matrix unit, and a product of this shape shall be computed there by one thread.
 pub(crate) fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     return rows * terms * columns >= UNIT_FROM && blocks::suit(rows, terms, columns);
@@ -157,7 +156,7 @@ pub(crate) fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
     }
 }
 
-/// Multiply-adds from which packing for the matrix unit costs less than it gains.
+/// Multiply-adds of the smallest such product: below it, packing is most of the work.
 #[cfg(target_arch = "x86_64")]
 const UNIT_FROM: usize = 1 << 17;
 
@@ -274,6 +273,7 @@ pub(crate) struct Shared<'a> {
 }
 
 impl<'a> Shared<'a> {
+    /// Packs it, where products with it will be computed on a matrix unit.
     pub(crate) fn new(b: Matrix<'a>, accuracy: Accuracy, threads: Threads) -> Self {
         #[cfg(target_arch = "x86_64")]
         {

@@ -195,7 +195,7 @@ fn measure(arguments: &RolloutArguments) -> Result<Measured, Failure> {
     let model = arguments.model.make(arguments.length())?;
     let settings = EngineSettings {
         max_batch: arguments.episodes,
-        max_kv_bytes: arguments.kv_memory << 20,
+        max_kv_bytes: arguments.kv_memory.saturating_mul(1 << 20),
         threads: arguments.threads,
         ..EngineSettings::default()
     };
