@@ -5,10 +5,9 @@ use std::ops::Range;
 
 use crate::engine::Team;
 use crate::math;
+use crate::matrix::Write;
 use crate::simd::vectorized;
-use crate::tile::{
-    Block, Columns, Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, numbers, shape,
-};
+use crate::tile::{self, Block, Columns, Factors, LANES, MAX_TILE, MAX_VECTORS, numbers, shape};
 
 /// A matrix `[in, out]` cut into panels of 16 columns, one after another; columns that are missing in the last are 0.
 /// `[panels, in, LANES]`
@@ -163,11 +162,18 @@ impl Panels {
                     b_stride: LANES,
                     vectors,
                     terms: self.width,
-                    // The first of several tiles waits for memory, and the others can have it fetched for the next.
-                    next: (cut == 1).then_some(&next),
+                    // Of several tiles each fetches a part of the next columns: memory gives evenly, or slowly.
+                    next: match cuts {
+                        1 => &next[..vectors],
+                        _ => next[..vectors].get(cut..=cut).unwrap_or_default(),
+                    },
                 };
-                sums[..(end - first) * vectors * LANES].fill(0.0);
-                add_product(&mut sums, &factors);
+                let mut tile = tile::Target {
+                    data: &mut sums,
+                    stride: vectors * LANES,
+                    write: Write::Replace,
+                };
+                tile::multiply(&mut tile, &factors);
                 let bias = self.bias.as_deref().map_or(&[][..], |bias| &bias[start * LANES..]);
                 target.check(end, start + vectors, then);
                 write(target, &Tile { sums: &sums, first, end, start, vectors, bias, then });

@@ -6,6 +6,7 @@
 
 use std::array;
 
+use crate::matrix::Write;
 use crate::simd::{Level, level};
 
 /// Numbers in a vector.
@@ -77,20 +78,27 @@ pub(crate) struct Factors<'a> {
     /// How many columns there are.
     pub(crate) vectors: usize,
     pub(crate) terms: usize,
-    /// Columns that will be wanted next, with the same stride: their memory is asked for while this is computed.
-    pub(crate) next: Option<&'a Columns<'a>>,
+    /// Columns that will be wanted next, with the same stride, all or only the first of them: their memory is asked for while
+    /// this is computed.
+    pub(crate) next: &'a [&'a [f32]],
 }
 
-/// Adds the product to `sums`, term by term. `[rows, vectors, LANES]`
+/// Where a tile is written: row `r` starts at `r * stride`.
+#[derive(Debug)]
+pub(crate) struct Target<'a> {
+    pub(crate) data: &'a mut [f32],
+    pub(crate) stride: usize,
+    pub(crate) write: Write,
+}
+
+/// Computes the product, term by term: from 0, or on from what the target holds. `[rows, vectors, LANES]`
 ///
 /// # Panics
 /// When the tile is larger than [`shape`] allows, or reaches beyond a slice.
-pub(crate) fn add_product(sums: &mut [f32; MAX_TILE], factors: &Factors<'_>) {
+pub(crate) fn multiply(target: &mut Target<'_>, factors: &Factors<'_>) {
     let Factors { a, a_stride, a_step, rows, b, terms_each, b_stride, vectors, terms, .. } =
         *factors;
-    if rows == 0 || terms == 0 {
-        return;
-    }
+    assert!(rows > 0 && terms > 0, "a tile has rows and terms");
     let last = (rows - 1) * a_stride + (terms - 1) * a_step;
     assert!(last < a.len(), "rows reach beyond their slice");
     assert!(b.len() * terms_each >= terms, "there are columns for every term");
@@ -101,23 +109,28 @@ pub(crate) fn add_product(sums: &mut [f32; MAX_TILE], factors: &Factors<'_>) {
         assert!(are_inside, "columns reach beyond their slice");
         left = left.saturating_sub(terms_each);
     }
-    let sums = sums.as_mut_ptr();
-    // SAFETY: the assertions above cover every number that a tile of this shape reads, the tables hold only tiles of at most
-    // `MAX_TILE` numbers, and `level` has found the instructions.
+    let end = (rows - 1) * target.stride + vectors * LANES;
+    assert!(end <= target.data.len(), "sums reach beyond their slice");
+    // SAFETY: the assertions above cover every number that a tile of this shape touches, and `level` has found the
+    // instructions.
     #[allow(unsafe_code)]
     unsafe {
         match level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => wide::run(sums, factors),
+            Level::Avx512 => wide::run(target, factors),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => narrow::run(sums, factors),
-            Level::Portable => portable::run(sums, factors),
+            Level::Avx2 => narrow::run(target, factors),
+            Level::Portable => portable::run(target, factors),
         }
     }
 }
 
 /// Sixteen sums in registers.
 trait Vector: Copy {
+    /// # Safety
+    /// The processor has the instructions.
+    #[allow(unsafe_code)]
+    unsafe fn zero() -> Self;
     /// # Safety
     /// The processor has the instructions, and 16 numbers can be read.
     #[allow(unsafe_code)]
@@ -136,43 +149,89 @@ trait Vector: Copy {
     fn ask(address: *const f32);
 }
 
+/// Some terms of a tile.
+#[derive(Clone, Copy)]
+struct Walk<const C: usize> {
+    a: *const f32,
+    a_stride: usize,
+    a_step: usize,
+    b: [*const f32; C],
+    b_stride: usize,
+    count: usize,
+}
+
+impl<const C: usize> Walk<C> {
+    /// Adds the terms to the sums; meanwhile has memory fetched from `next` on, a line of each for each term.
+    ///
+    /// # Safety
+    /// The terms can be read, and the processor has the instructions.
+    #[allow(unsafe_code)]
+    #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
+    #[inline(always)]
+    unsafe fn run<V: Vector, const R: usize, const N: usize>(
+        self,
+        sums: &mut [[V; C]; R],
+        next: [*const f32; N],
+    ) {
+        let Self { mut a, a_stride, a_step, b, b_stride, count } = self;
+        let mut offset = 0;
+        for _ in 0..count {
+            // SAFETY: promised by the caller.
+            let columns: [V; C] = array::from_fn(|c| unsafe { V::load(b[c].add(offset)) });
+            for next in next {
+                V::ask(next.wrapping_add(offset));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: as above.
+                let x = unsafe { *a.add(r * a_stride) };
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    // SAFETY: as above.
+                    *sum = unsafe { sum.plus(x, column) };
+                }
+            }
+            a = a.wrapping_add(a_step);
+            offset += b_stride;
+        }
+    }
+}
+
 /// # Safety
 /// Everything that a tile of this shape touches can be, and the processor has the instructions.
 #[allow(unsafe_code)]
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize, const C: usize>(sums: *mut f32, factors: &Factors<'_>) {
+unsafe fn tile<V: Vector, const R: usize, const C: usize>(
+    target: &mut Target<'_>,
+    factors: &Factors<'_>,
+) {
+    let (start, stride) = (target.data.as_mut_ptr(), target.stride);
     // SAFETY: promised by the caller, here and below.
-    unsafe {
-        let at = |r: usize, c: usize| sums.add((r * C + c) * LANES);
-        let mut kept: [[V; C]; R] = array::from_fn(|r| array::from_fn(|c| V::load(at(r, c))));
-        let Factors { a, a_stride, a_step, b, terms_each, b_stride, terms, next, .. } = *factors;
-        let (mut a, mut left) = (a.as_ptr(), terms);
-        for (index, columns) in b.iter().enumerate() {
-            let next = b.get(index + 1).or(next);
-            let asked = next.map(|next| array::from_fn::<*const f32, C, _>(|c| next[c].as_ptr()));
-            let b: [*const f32; C] = array::from_fn(|c| columns[c].as_ptr());
-            let mut offset = 0;
-            for _ in 0..terms_each.min(left) {
-                let columns: [V; C] = array::from_fn(|c| V::load(b[c].add(offset)));
-                for asked in asked.iter().flatten() {
-                    V::ask(asked.wrapping_add(offset));
-                }
-                for (r, sums) in kept.iter_mut().enumerate() {
-                    let x = *a.add(r * a_stride);
-                    for (sum, column) in sums.iter_mut().zip(columns) {
-                        *sum = sum.plus(x, column);
-                    }
-                }
-                a = a.wrapping_add(a_step);
-                offset += b_stride;
+    let at = |r: usize, c: usize| unsafe { start.add(r * stride + c * LANES) };
+    let mut sums: [[V; C]; R] = match target.write {
+        Write::Replace => [[unsafe { V::zero() }; C]; R],
+        Write::Add => array::from_fn(|r| array::from_fn(|c| unsafe { V::load(at(r, c)) })),
+    };
+    let Factors { a, a_stride, a_step, b, terms_each, b_stride, terms, .. } = *factors;
+    let (mut a, mut left) = (a.as_ptr(), terms);
+    for (index, columns) in b.iter().enumerate() {
+        let count = terms_each.min(left);
+        let columns = array::from_fn(|c| columns[c].as_ptr());
+        let walk = Walk { a, a_stride, a_step, b: columns, b_stride, count };
+        let next = b.get(index + 1).map_or(factors.next, |next| &next[..C]);
+        // Loops of their own, because a question in the loop costs more than the answer is worth.
+        unsafe {
+            match next.len() {
+                0 => walk.run::<V, R, 0>(&mut sums, []),
+                n if n < C => walk.run::<V, R, 1>(&mut sums, [next[0].as_ptr()]),
+                _ => walk.run::<V, R, C>(&mut sums, array::from_fn(|c| next[c].as_ptr())),
             }
-            left = left.saturating_sub(terms_each);
         }
-        for (r, sums) in kept.iter().enumerate() {
-            for (c, sum) in sums.iter().enumerate() {
-                sum.store(at(r, c));
-            }
+        a = a.wrapping_add(count * a_step);
+        left -= count;
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (c, sum) in sums.iter().enumerate() {
+            unsafe { sum.store(at(r, c)) };
         }
     }
 }
@@ -184,9 +243,12 @@ macro_rules! tiles {
         /// As [`super::tile`].
         #[allow(unsafe_code)]
         $(#[target_feature(enable = $feature)])?
-        unsafe fn shaped<const R: usize, const C: usize>(sums: *mut f32, factors: &Factors<'_>) {
+        unsafe fn shaped<const R: usize, const C: usize>(
+            target: &mut Target<'_>,
+            factors: &Factors<'_>,
+        ) {
             // SAFETY: promised by the caller.
-            unsafe { tile::<$vector, R, C>(sums, factors) }
+            unsafe { tile::<$vector, R, C>(target, factors) }
         }
 
         /// # Safety
@@ -195,12 +257,12 @@ macro_rules! tiles {
         /// # Panics
         /// When there is no tile of this shape.
         #[allow(unsafe_code)]
-        pub(super) unsafe fn run(sums: *mut f32, factors: &Factors<'_>) {
+        pub(super) unsafe fn run(target: &mut Target<'_>, factors: &Factors<'_>) {
             let Factors { rows, vectors, .. } = *factors;
             // SAFETY: promised by the caller.
             unsafe {
                 match (vectors, rows) {
-                    $($(($vectors, $rows) => shaped::<$rows, $vectors>(sums, factors),)*)*
+                    $($(($vectors, $rows) => shaped::<$rows, $vectors>(target, factors),)*)*
                     _ => panic!("there is no tile of {rows} rows and {vectors} vectors"),
                 }
             }
@@ -213,14 +275,20 @@ macro_rules! tiles {
 mod wide {
     use std::arch::x86_64::{
         __m512, _MM_HINT_T0, _mm_prefetch, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-        _mm512_storeu_ps,
+        _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
-    use super::{Factors, Vector, tile};
+    use super::{Factors, Target, Vector, tile};
 
     #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "they are single instructions")]
     impl Vector for __m512 {
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: promised by the caller.
+            unsafe { _mm512_setzero_ps() }
+        }
+
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: promised by the caller.
@@ -255,14 +323,20 @@ mod wide {
 mod narrow {
     use std::arch::x86_64::{
         __m256, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
-        _mm256_storeu_ps,
+        _mm256_setzero_ps, _mm256_storeu_ps,
     };
 
-    use super::{Factors, Vector, tile};
+    use super::{Factors, Target, Vector, tile};
 
     #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "they are single instructions")]
     impl Vector for [__m256; 2] {
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: promised by the caller.
+            unsafe { [_mm256_setzero_ps(); 2] }
+        }
+
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: promised by the caller.
@@ -299,11 +373,16 @@ mod narrow {
 
 /// What the compiler makes of arrays.
 mod portable {
-    use super::{Factors, LANES, Vector, tile};
+    use super::{Factors, LANES, Target, Vector, tile};
 
     #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "they are the body of a loop")]
     impl Vector for [f32; LANES] {
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            [0.0; LANES]
+        }
+
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: promised by the caller.
@@ -363,25 +442,28 @@ mod tests {
                 b_stride: LANES,
                 vectors,
                 terms: 70,
-                next: None,
+                next: &[],
             };
-            let cut = Factors { b: &pieces, terms_each: 33, next: Some(&pieces[0]), ..whole };
-            let of = |run: &dyn Fn(&mut [f32; MAX_TILE])| {
-                let mut sums = [0.25; MAX_TILE];
-                run(&mut sums);
-                sums
+            let cut = Factors { b: &pieces, terms_each: 33, next: &pieces[0][..1], ..whole };
+            let of = |run: &dyn Fn(&mut Target<'_>)| {
+                [Write::Add, Write::Replace].map(|write| {
+                    let mut sums = [0.25; MAX_TILE];
+                    run(&mut Target { data: &mut sums, stride: vectors * LANES, write });
+                    sums
+                })
             };
-            let best = of(&|sums| add_product(sums, &whole));
-            assert_eq!(best, of(&|sums| add_product(sums, &cut)));
+            let best = of(&|target| multiply(target, &whole));
+            assert_eq!(best, of(&|target| multiply(target, &cut)));
             // SAFETY: the slices hold all of the tile, and the processor is asked for its instructions.
             #[allow(unsafe_code)]
-            let plain = of(&|sums| unsafe { portable::run(sums.as_mut_ptr(), &cut) });
-            assert!(best.iter().zip(plain).all(|(a, b)| (a - b).abs() < 1e-3));
+            let plain = of(&|target| unsafe { portable::run(target, &cut) });
+            let (numbers, plain) = (best.as_flattened(), plain.as_flattened());
+            assert!(numbers.iter().zip(plain).all(|(a, b)| (a - b).abs() < 1e-3));
             #[cfg(target_arch = "x86_64")]
             if level() != Level::Portable {
                 // SAFETY: as above.
                 #[allow(unsafe_code)]
-                let narrow = of(&|sums| unsafe { narrow::run(sums.as_mut_ptr(), &cut) });
+                let narrow = of(&|target| unsafe { narrow::run(target, &cut) });
                 assert_eq!(best, narrow);
             }
         }

@@ -11,9 +11,10 @@ use super::pages::{PAGE, Pages};
 use super::tree::PageId;
 use crate::forward::Heads;
 use crate::math;
+use crate::matrix::Write;
 use crate::panels::padded;
 use crate::simd::vectorized;
-use crate::tile::{Columns, Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
+use crate::tile::{self, Columns, Factors, LANES, MAX_VECTORS, Target, shape};
 
 /// Query rows that are computed together.
 const ROWS: usize = 12;
@@ -186,7 +187,6 @@ impl Work<'_> {
         let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let table = &step.tables[self.tokens[span.tokens.start].table];
         let (most_vectors, tiles) = self.tiles(span);
-        let mut sums = [0.0; MAX_TILE];
         let mut page = span.pages.start;
         while page < span.pages.end {
             let mut vectors = most_vectors;
@@ -215,15 +215,11 @@ impl Work<'_> {
                     b_stride: PAGE,
                     vectors,
                     terms: heads.head_dim,
-                    next: Some(&next),
+                    next: &next[..vectors],
                 };
-                let width = vectors * LANES;
-                sums[..rows * width].fill(0.0);
-                add_product(&mut sums, &factors);
-                for (i, sums) in sums[..rows * width].chunks_exact(width).enumerate() {
-                    scratch.scores[(row + i) * self.length + page * PAGE..][..width]
-                        .copy_from_slice(sums);
-                }
+                let data = &mut scratch.scores[row * self.length + page * PAGE..];
+                let write = Write::Replace;
+                tile::multiply(&mut Target { data, stride: self.length, write }, &factors);
             }
             page += vectors * LANES / PAGE;
         }
@@ -238,7 +234,6 @@ impl Work<'_> {
         let values = |page: &PageId| pages.get(*page).values(pages.layout(), layer, self.head);
         let width = padded(heads.head_dim);
         let (most_vectors, tiles) = self.tiles(span);
-        let mut sums = [0.0; MAX_TILE];
         let mut b: Vec<Columns<'_>> = vec![[&[]; MAX_VECTORS]; table.len()];
         let mut column = 0;
         while column < width {
@@ -263,16 +258,10 @@ impl Work<'_> {
                     b_stride: width,
                     vectors,
                     terms: longest.min(span.pages.end * PAGE) - span.pages.start * PAGE,
-                    next: None,
+                    next: &[],
                 };
-                let tile = vectors * LANES;
-                for (i, sums) in sums[..rows * tile].chunks_exact_mut(tile).enumerate() {
-                    sums.copy_from_slice(&scratch.mixed[(row + i) * width + column..][..tile]);
-                }
-                add_product(&mut sums, &factors);
-                for (i, sums) in sums[..rows * tile].chunks_exact(tile).enumerate() {
-                    scratch.mixed[(row + i) * width + column..][..tile].copy_from_slice(sums);
-                }
+                let data = &mut scratch.mixed[row * width + column..];
+                tile::multiply(&mut Target { data, stride: width, write: Write::Add }, &factors);
             }
             column += vectors * LANES;
         }

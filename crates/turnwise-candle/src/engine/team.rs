@@ -6,7 +6,9 @@
 use std::any::Any;
 use std::fmt;
 use std::hint::spin_loop;
+use std::iter;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize};
@@ -24,14 +26,52 @@ const LOOKS: u32 = 20_000;
 pub(crate) struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
+    /// One for each member.
+    shares: Vec<Share>,
 }
 
-/// A region of work: calls `run` with (`work`, member, piece).
+/// A region of work: calls `work` with (member, piece).
 struct Region<'a> {
     work: &'a (dyn Fn(usize, usize) + Sync),
-    pieces: usize,
-    next: AtomicUsize,
+    /// Of each member.
+    shares: &'a [Share],
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+/// The pieces that are left of what a member begins with: the next from the front in the upper half, the end in the lower.
+/// Its owner takes from the front, so that a piece is followed by its neighbour, whose memory may have been fetched ahead;
+/// who has none left helps others from the end. On a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Share(AtomicU64);
+
+impl Share {
+    fn deal(&self, pieces: Range<usize>) {
+        self.0.store(Self::packed(&pieces), Relaxed);
+    }
+
+    fn first(&self) -> Option<usize> {
+        self.take(Range::next)
+    }
+
+    fn last(&self) -> Option<usize> {
+        self.take(Range::next_back)
+    }
+
+    fn take(&self, from: impl Fn(&mut Range<usize>) -> Option<usize>) -> Option<usize> {
+        let mut taken = None;
+        let rest = |packed: u64| {
+            let mut pieces = (packed >> 32) as usize..(packed & u64::from(u32::MAX)) as usize;
+            taken = from(&mut pieces);
+            taken.map(|_| Self::packed(&pieces))
+        };
+        self.0.fetch_update(Relaxed, Relaxed, rest).ok().and(taken)
+    }
+
+    fn packed(pieces: &Range<usize>) -> u64 {
+        let half = |piece: usize| u32::try_from(piece).expect("there are fewer pieces than 2^32");
+        (u64::from(half(pieces.start)) << 32) | u64::from(half(pieces.end))
+    }
 }
 
 struct Shared {
@@ -64,7 +104,7 @@ impl Team {
             thread.spawn(move || shared.help(member)).expect("the system can start a thread")
         };
         let helpers = (1..threads).map(start).collect();
-        Self { shared, helpers }
+        Self { shared, helpers, shares: iter::repeat_with(Share::default).take(threads).collect() }
     }
 
     /// How many threads there are.
@@ -73,7 +113,7 @@ impl Team {
     }
 
     /// Calls `work` with (member, piece) once for each piece, and returns when all calls have. Which member gets which
-    /// piece is left to chance; a member does one piece at a time.
+    /// piece is left to chance, though each begins with neighbours; a member does one piece at a time.
     ///
     /// # Panics
     /// When `work` does.
@@ -81,8 +121,11 @@ impl Team {
         if self.helpers.is_empty() || pieces <= 1 {
             return (0..pieces).for_each(|piece| work(0, piece));
         }
-        let region =
-            Region { work: &work, pieces, next: AtomicUsize::new(0), panic: Mutex::new(None) };
+        let members = self.size();
+        for (member, share) in self.shares.iter().enumerate() {
+            share.deal(pieces * member / members..pieces * (member + 1) / members);
+        }
+        let region = Region { work: &work, shares: &self.shares, panic: Mutex::new(None) };
         self.open(&region);
         region.join(0);
         self.close();
@@ -194,17 +237,18 @@ impl<'a> Places<'a> {
 impl Region<'_> {
     /// Does pieces until there are none.
     fn join(&self, member: usize) {
+        let next = || {
+            let mut others =
+                self.shares.iter().cycle().skip(member + 1).take(self.shares.len() - 1);
+            self.shares[member].first().or_else(|| others.find_map(Share::last))
+        };
         let work = || {
-            loop {
-                let piece = self.next.fetch_add(1, Relaxed);
-                if piece >= self.pieces {
-                    return;
-                }
+            while let Some(piece) = next() {
                 (self.work)(member, piece);
             }
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-            self.next.store(self.pieces, Relaxed);
+            self.shares.iter().for_each(|share| share.deal(0..0));
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
     }

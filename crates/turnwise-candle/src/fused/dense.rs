@@ -1,7 +1,7 @@
 //! Products of small matrices that lie in caches, by one thread: no copies, unless there is a matrix unit to copy them for.
 
 use crate::matrix::{self, Accuracy, Matrix, MatrixMut, Threads, Write};
-use crate::tile::{Factors, LANES, MAX_TILE, MAX_VECTORS, add_product, shape};
+use crate::tile::{self, Factors, LANES, MAX_TILE, MAX_VECTORS, Target, shape};
 
 /// The left side: term `k` of row `r` is at `r * stride + k * step`.
 #[derive(Clone, Copy, Debug)]
@@ -66,17 +66,19 @@ fn by_tiles(target: &mut [f32], stride: usize, write: Write, left: Left<'_>, rig
                 b_stride: right.stride,
                 vectors,
                 terms: left.terms,
-                next: None,
+                next: &[],
             };
-            let mut sums = [0.0; MAX_TILE];
-            let tile = vectors * LANES;
             let target = &mut target[row * stride + column..];
-            if write == Write::Add {
-                let rows = target.chunks(stride).zip(sums[..rows * tile].chunks_mut(tile));
-                rows.for_each(|(target, sums)| sums[..width].copy_from_slice(&target[..width]));
+            let tile = vectors * LANES;
+            if width == tile {
+                tile::multiply(&mut Target { data: target, stride, write }, &factors);
+                continue;
             }
-            add_product(&mut sums, &factors);
-            let rows = target.chunks_mut(stride).zip(sums[..rows * tile].chunks(tile));
+            let mut sums = [0.0; MAX_TILE];
+            let rows = target.chunks(stride).zip(sums[..rows * tile].chunks_mut(tile));
+            rows.for_each(|(target, sums)| sums[..width].copy_from_slice(&target[..width]));
+            tile::multiply(&mut Target { data: &mut sums, stride: tile, write }, &factors);
+            let rows = target.chunks_mut(stride).zip(sums.chunks(tile)).take(factors.rows);
             rows.for_each(|(target, sums)| target[..width].copy_from_slice(&sums[..width]));
         }
     }
