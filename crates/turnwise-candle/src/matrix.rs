@@ -147,8 +147,13 @@ pub(crate) enum Accuracy {
 
 /// Whether the processor has a matrix unit, and a product of this shape shall be computed there by one thread.
 pub(crate) fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
+    rows * terms * columns >= UNIT_FROM && unit_takes(rows, terms, columns)
+}
+
+/// Whether the processor has a matrix unit, and a product of this shape fills it.
+fn unit_takes(rows: usize, terms: usize, columns: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return rows * terms * columns >= UNIT_FROM && blocks::suit(rows, terms, columns);
+    return blocks::suit(rows, terms, columns);
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = (rows, terms, columns);
@@ -157,7 +162,6 @@ pub(crate) fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
 }
 
 /// Multiply-adds of the smallest such product: below it, packing is most of the work.
-#[cfg(target_arch = "x86_64")]
 const UNIT_FROM: usize = 1 << 17;
 
 /// How matrices are joined to one.
@@ -187,8 +191,8 @@ pub(crate) fn multiply(
         && right.suits(a.shape.rows)
     {
         let left = blocks::Scaled { side: split::Side::left(a), by: scale };
-        let target = slice::from_mut(target);
-        return blocks::multiply(target, write, left, &right, None, accuracy, threads);
+        let right = blocks::Source::Loose(&right, accuracy);
+        return blocks::multiply(slice::from_mut(target), write, left, right, threads);
     }
     multiply_on_vector_units(target, write, scale, [a, b], threads);
 }
@@ -211,8 +215,8 @@ pub(crate) fn multiply_joined(
     {
         check(target.shape, a.shape, right.shape());
         let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
-        let target = slice::from_mut(target);
-        return blocks::multiply(target, write, left, &right, None, accuracy, Threads::Pool);
+        let right = blocks::Source::Loose(&right, accuracy);
+        return blocks::multiply(slice::from_mut(target), write, left, right, Threads::Pool);
     }
     let mut start = 0;
     for (index, b) in joined.iter().enumerate() {
@@ -251,8 +255,8 @@ pub(crate) fn add_to_each(
             check(Shape { rows, ..target.shape }, a.shape, b.shape);
         }
         let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
-        let threads = Threads::Pool;
-        return blocks::multiply(targets, Write::Add, left, &right, None, accuracy, threads);
+        let right = blocks::Source::Loose(&right, accuracy);
+        return blocks::multiply(targets, Write::Add, left, right, Threads::Pool);
     }
     let mut start = 0;
     for target in targets {
@@ -267,29 +271,14 @@ pub(crate) fn add_to_each(
 #[derive(Debug)]
 pub(crate) struct Shared<'a> {
     b: Matrix<'a>,
-    accuracy: Accuracy,
-    #[cfg(target_arch = "x86_64")]
-    kept: Option<(blocks::Right<'a>, blocks::Kept)>,
+    packed: Option<Packed>,
 }
 
 impl<'a> Shared<'a> {
     /// Packs it, where products with it will be computed on a matrix unit.
     pub(crate) fn new(b: Matrix<'a>, accuracy: Accuracy, threads: Threads) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let right = blocks::Right::new(&[b], Along::Columns);
-            let right = right.filter(|right| right.suits(usize::MAX));
-            let keep = |right| {
-                let kept = blocks::Kept::new(&right, accuracy, threads);
-                (right, kept)
-            };
-            Self { b, accuracy, kept: right.map(keep) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            let _ = threads;
-            Self { b, accuracy }
-        }
+        let suits = unit_takes(usize::MAX, b.shape.rows, b.shape.columns);
+        Self { b, packed: suits.then(|| Packed::new(b, accuracy, threads)) }
     }
 
     /// `target = a b`, or `target += a b`.
@@ -304,16 +293,60 @@ impl<'a> Shared<'a> {
         threads: Threads,
     ) {
         check(target.shape, a.shape, self.b.shape);
+        let suits = unit_takes(a.shape.rows, self.b.shape.rows, self.b.shape.columns);
+        match &self.packed {
+            Some(packed) if suits => packed.multiply_first(target, write, a, threads),
+            _ => multiply_on_vector_units(target, write, 1.0, [a, self.b], threads),
+        }
+    }
+}
+
+/// A right side as the matrix unit reads it.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    rows: usize,
+    columns: usize,
+    #[cfg(target_arch = "x86_64")]
+    kept: blocks::Kept,
+}
+
+impl Packed {
+    /// # Panics
+    /// When the processor has no matrix unit.
+    pub(crate) fn new(b: Matrix<'_>, accuracy: Accuracy, threads: Threads) -> Self {
+        let Shape { rows, columns, .. } = b.shape;
         #[cfg(target_arch = "x86_64")]
-        if let Some((right, kept)) = &self.kept
-            && right.suits(a.shape.rows)
+        {
+            let right = blocks::Right::new(&[b], Along::Columns).expect("one matrix has no seam");
+            Self { rows, columns, kept: blocks::Kept::new(&right, accuracy, threads) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        panic!("no matrix unit for {rows} by {columns}, {accuracy:?}, {threads:?}")
+    }
+
+    /// `target = a b`, or `target += a b`, with as many of its first rows as `a` has columns, and as many of its first columns
+    /// as the target has. The other rows must be finite.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    pub(crate) fn multiply_first(
+        &self,
+        target: &mut MatrixMut<'_>,
+        write: Write,
+        a: Matrix<'_>,
+        threads: Threads,
+    ) {
+        let (terms, columns) = (a.shape.columns, target.shape.columns);
+        assert!(target.shape.rows == a.shape.rows, "matrix shapes must fit");
+        assert!(terms <= self.rows && columns <= self.columns, "the first of what there is");
+        #[cfg(target_arch = "x86_64")]
         {
             let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
-            let target = slice::from_mut(target);
-            let (kept, accuracy) = (Some(kept), self.accuracy);
-            return blocks::multiply(target, write, left, right, kept, accuracy, threads);
+            let right = blocks::Source::Kept { kept: &self.kept, terms, columns };
+            blocks::multiply(slice::from_mut(target), write, left, right, threads);
         }
-        multiply_on_vector_units(target, write, 1.0, [a, self.b], threads);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{write:?} {threads:?}: nobody can pack without a unit")
     }
 }
 
@@ -431,6 +464,9 @@ mod tests {
             let shared = Shared::new(b, accuracy, Threads::One);
             shared.multiply(&mut matrix, write, a, Threads::One);
             assert_eq!(same, target);
+            if unit_takes(usize::MAX, usize::MAX, usize::MAX) {
+                first_are_those_of_more(a, b, accuracy);
+            }
         }
         let mut worst = 0.0_f64;
         for (at, (x, before)) in target.iter().zip(&before).enumerate() {
@@ -447,6 +483,21 @@ mod tests {
             worst = worst.max((f64::from(*x) - sum).abs() / size);
         }
         worst
+    }
+
+    /// The first columns and terms of a packed side multiply as a side of these alone.
+    fn first_are_those_of_more(a: Matrix<'_>, b: Matrix<'_>, accuracy: Accuracy) {
+        let (terms, columns) = (b.shape.rows.div_ceil(2), b.shape.columns.div_ceil(3));
+        let a = a.columns(0, terms);
+        let few = b.columns(0, columns).transposed().columns(0, terms).transposed();
+        let of = |b: Matrix<'_>| {
+            let mut target = vec![0.5; a.shape.rows * columns];
+            let packed = Packed::new(b, accuracy, Threads::One);
+            let mut matrix = MatrixMut::rows(&mut target, columns);
+            packed.multiply_first(&mut matrix, Write::Add, a, Threads::One);
+            target
+        };
+        assert_eq!(of(b), of(few));
     }
 
     proptest! {

@@ -5,7 +5,6 @@
 use std::cell::{Cell, RefCell};
 use std::mem;
 use std::ops::Range;
-use std::slice::ChunksExact;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -121,6 +120,9 @@ pub(super) fn suit(rows: usize, terms: usize, columns: usize) -> bool {
 #[derive(Debug)]
 pub(super) struct Kept {
     memory: Vec<Tile>,
+    parts: Parts,
+    /// Tiles of 32 columns.
+    panel: usize,
 }
 
 /// Memory of sides that are kept no longer.
@@ -129,9 +131,9 @@ static FREE: Mutex<Vec<Vec<Tile>>> = Mutex::new(Vec::new());
 impl Kept {
     pub(super) fn new(right: &Right<'_>, accuracy: Accuracy, threads: Threads) -> Self {
         let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut memory = free.unwrap_or_default();
-        right.pack_all(&mut memory, Parts::of(accuracy), 0..right.terms, threads);
-        Self { memory }
+        let (mut memory, parts) = (free.unwrap_or_default(), Parts::of(accuracy));
+        right.pack_all(&mut memory, parts, 0..right.terms, threads);
+        Self { memory, parts, panel: parts.tiles(SIDE, right.terms) }
     }
 }
 
@@ -142,40 +144,44 @@ impl Drop for Kept {
     }
 }
 
-/// The rows of the left side one below the other in several targets; what is `kept` of the right side need not be packed.
-/// The rest is as in [`multiply`](super::multiply).
+/// Where the right side of a product comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source<'a> {
+    /// It is packed for this product.
+    Loose(&'a Right<'a>, Accuracy),
+    /// The first so many terms and columns of what is packed already.
+    Kept { kept: &'a Kept, terms: usize, columns: usize },
+}
+
+/// The rows of the left side one below the other in several targets. The rest is as in [`multiply`](super::multiply).
 pub(super) fn multiply(
     targets: &mut [MatrixMut<'_>],
     write: Write,
     left: Scaled<'_>,
-    right: &Right<'_>,
-    kept: Option<&Kept>,
-    accuracy: Accuracy,
+    right: Source<'_>,
     threads: Threads,
 ) {
-    let parts = Parts::of(accuracy);
-    let size = left.side.count() * right.terms * right.columns;
+    let (terms, columns, at_once, parts) = match right {
+        Source::Loose(right, accuracy) => (right.terms, right.columns, TERMS, Parts::of(accuracy)),
+        Source::Kept { kept, terms, columns } => (terms, columns, terms, kept.parts),
+    };
+    let size = left.side.count() * terms * columns;
     let threads = if size < SHARED { Threads::One } else { threads };
     let rows = rows_at_once(left.side.count(), threads);
     let mut memory = RIGHT.take();
-    let at_once = if kept.is_some() { right.terms } else { TERMS };
-    for term in (0..right.terms).step_by(at_once) {
-        let terms = term..(term + at_once).min(right.terms);
-        let panel = parts.tiles(SIDE, terms.len());
-        let packed = if let Some(kept) = kept {
-            &kept.memory
-        } else {
-            right.pack_all(&mut memory, parts, terms.clone(), threads);
-            &memory
+    for term in (0..terms).step_by(at_once) {
+        let terms = term..(term + at_once).min(terms);
+        let used = parts.tiles(SIDE, terms.len());
+        let (tiles, panel) = match right {
+            Source::Loose(right, _) => {
+                right.pack_all(&mut memory, parts, terms.clone(), threads);
+                (&memory, used)
+            }
+            Source::Kept { kept, .. } => (&kept.memory, kept.panel),
         };
-        let packed = &packed[..parts.tiles(right.columns, terms.len())];
-        let work = Work {
-            left,
-            right: Packed { tiles: packed, parts, panel },
-            terms,
-            columns: right.columns,
-            adds: write == Write::Add || term > 0,
-        };
+        let tiles = &tiles[..columns.div_ceil(SIDE) * panel];
+        let right = Packed { tiles, parts, panel, used };
+        let work = Work { left, right, terms, columns, adds: write == Write::Add || term > 0 };
         let pieces = pieces(targets, rows);
         match threads {
             Threads::One => pieces.into_iter().for_each(|piece| work.put(piece)),
@@ -228,7 +234,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn put(&self, piece: Piece<'_>) {
-        let Packed { parts, panel, .. } = self.right;
+        let Packed { parts, used: panel, .. } = self.right;
         let Piece { rows, target, stride } = piece;
         LEFT.with_borrow_mut(|tiles| {
             let tiles = room(tiles, parts.tiles(rows.len(), self.terms.len()));
@@ -236,7 +242,7 @@ impl Work<'_> {
                 let first = rows.start + index * SIDE;
                 self.left.side.pack(tiles, parts, first, self.terms.start, self.left.by);
             }
-            let left = Packed { tiles, parts, panel };
+            let left = Packed { tiles, parts, panel, used: panel };
             let mut block = Block { target, stride, rows: rows.len(), columns: self.columns };
             block.put(self.adds, left, self.right);
         });
@@ -268,11 +274,14 @@ struct Packed<'a> {
     parts: Parts,
     /// Tiles of a panel.
     panel: usize,
+    /// How many of them are of this product's terms.
+    used: usize,
 }
 
 impl<'a> Packed<'a> {
-    fn panels(&self) -> ChunksExact<'a, Tile> {
-        self.tiles.chunks_exact(self.panel)
+    fn panels(&self) -> impl ExactSizeIterator<Item = &'a [Tile]> + use<'a> {
+        let used = self.used;
+        self.tiles.chunks_exact(self.panel).map(move |panel| &panel[..used])
     }
 }
 
