@@ -67,10 +67,6 @@ impl<'a> Matrix<'a> {
         Self { data, shape: shape.checked(data.len()) }
     }
 
-    pub(crate) fn n_columns(&self) -> usize {
-        self.shape.columns
-    }
-
     /// Some columns.
     pub(crate) fn columns(self, start: usize, count: usize) -> Self {
         assert!(start + count <= self.shape.columns, "columns must be there");

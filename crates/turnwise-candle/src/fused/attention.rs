@@ -5,6 +5,7 @@
 //! block: scores of a block of queries against all that they may see are held, no more.
 
 use std::cell::RefCell;
+use std::iter;
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::dense::{self, Left, Right};
 use crate::batch::{Batch, Span};
 use crate::forward::Heads;
 use crate::math;
-use crate::matrix::{Accuracy, Write};
+use crate::matrix::{self, Accuracy, Matrix, MatrixMut, Packed, Threads, Write};
 use crate::simd::vectorized;
 use crate::tape::{Buffer, Pool};
 use crate::tile::LANES;
@@ -73,24 +74,25 @@ pub(crate) fn forward(
     pool: &Arc<Pool>,
 ) {
     let parts = parts(batch, heads);
-    let keys: Vec<Keys> = parts.par_iter().map(|part| Keys::of(qkv, part, heads, pool)).collect();
+    let mixers: Vec<Mixer> =
+        parts.par_iter().map(|part| Mixer::of(qkv, part, heads, pool)).collect();
     // Blocks follow each other as the tokens do, so that each can have its own rows.
     let mut work = Vec::new();
-    let trees = parts.chunks(heads.n_kv_heads).zip(keys.chunks(heads.n_kv_heads));
-    for (parts, keys) in trees {
-        for block in parts[0].spans.iter().flat_map(blocks) {
+    let trees = parts.chunks(heads.n_kv_heads).zip(mixers.chunks(heads.n_kv_heads));
+    for (parts, mixers) in trees {
+        for block in parts[0].blocks() {
             let n = block.queries.len();
             let (own, rest) =
                 mem::take(&mut mixed).split_at_mut(n * heads.n_heads * heads.head_dim);
             let (own_sums, rest_sums) = mem::take(&mut log_sums).split_at_mut(n * heads.n_heads);
             (mixed, log_sums) = (rest, rest_sums);
-            work.push((keys, block, own, own_sums));
+            work.push((mixers, block, own, own_sums));
         }
     }
-    work.into_par_iter().for_each(|(keys, block, mixed, log_sums)| {
+    work.into_par_iter().for_each(|(mixers, block, mixed, log_sums)| {
         SCRATCH.with_borrow_mut(|scratch| {
-            for keys in keys {
-                keys.mix(qkv, &block, heads, scratch, mixed, log_sums);
+            for mixer in mixers {
+                mixer.mix(qkv, &block, heads, scratch, mixed, log_sums);
             }
         });
     });
@@ -121,7 +123,7 @@ pub(crate) fn backward(
     let parts = parts(batch, heads);
     let pullers: Vec<Puller<'_>> =
         parts.par_iter().map(|part| Puller::of(part, above, heads, pool)).collect();
-    let strips: Vec<(usize, Vec<Block<'_>>)> = parts
+    let strips: Vec<(usize, Vec<Block>)> = parts
         .iter()
         .enumerate()
         .flat_map(|(part, of)| of.strips().into_iter().map(move |blocks| (part, blocks)))
@@ -182,12 +184,46 @@ struct Part<'a> {
     kv_head: usize,
 }
 
-impl<'a> Part<'a> {
+impl Part<'_> {
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        self.spans.iter().flat_map(move |span| {
+            let Range { start, end } = span.own;
+            (start..end).step_by(BLOCK).map(move |first| {
+                let queries = first..(first + BLOCK).min(end);
+                Block { seen: self.stretches(span, queries.end), queries }
+            })
+        })
+    }
+
     /// Its blocks of queries, in stretches.
-    fn strips(&self) -> Vec<Vec<Block<'a>>> {
-        let blocks: Vec<Block<'a>> = self.spans.iter().flat_map(blocks).collect();
+    fn strips(&self) -> Vec<Vec<Block>> {
+        let blocks: Vec<Block> = self.blocks().collect();
         let each = blocks.len().div_ceil(STRIPS).max(STRIP_BLOCKS);
-        blocks.chunks(each).map(<[Block<'a>]>::to_vec).collect()
+        blocks.chunks(each).map(<[Block]>::to_vec).collect()
+    }
+
+    /// What tokens of a span see before `end`, cut where spans end.
+    fn stretches(&self, span: &Span, end: usize) -> Vec<Stretch> {
+        let (mut stretches, mut column) = (Vec::new(), 0);
+        let own = span.own.start..end;
+        for range in span.before.iter().chain(iter::once(&own)) {
+            let mut start = range.start;
+            while start < range.end {
+                let span = self.spans.partition_point(|span| span.own.end <= start);
+                let end = range.end.min(self.spans[span].own.end);
+                stretches.push(Stretch { span, column, keys: start..end });
+                column += end - start;
+                start = end;
+            }
+        }
+        stretches
+    }
+
+    /// Whether products with its keys fill the matrix unit, going by its middling block.
+    fn suits_unit(&self, heads: Heads) -> bool {
+        let n_blocks: usize = self.spans.iter().map(|span| span.own.len().div_ceil(BLOCK)).sum();
+        let rows = heads.group() * self.tokens.len() / n_blocks.max(1);
+        matrix::unit_suits(rows, heads.head_dim, self.tokens.len())
     }
 }
 
@@ -202,36 +238,27 @@ fn parts(batch: &Batch, heads: Heads) -> Vec<Part<'_>> {
     trees.flat_map(of).collect()
 }
 
+/// Keys that follow each other, from the first of a span on.
+#[derive(Clone, Debug)]
+struct Stretch {
+    /// Of the tree.
+    span: usize,
+    /// Of the first key's scores.
+    column: usize,
+    keys: Range<usize>,
+}
+
 /// Some queries of a span, and what they look at.
 #[derive(Clone, Debug)]
-struct Block<'a> {
-    before: &'a [Range<usize>],
-    /// The span's own tokens up to the last query.
-    own: Range<usize>,
+struct Block {
+    /// In order of position, the queries' own tokens last.
+    seen: Vec<Stretch>,
     queries: Range<usize>,
 }
 
-fn blocks(span: &Span) -> impl Iterator<Item = Block<'_>> {
-    let Range { start, end } = span.own;
-    (start..end).step_by(BLOCK).map(move |first| {
-        let queries = first..(first + BLOCK).min(end);
-        Block { before: &span.before, own: start..queries.end, queries }
-    })
-}
-
-impl Block<'_> {
-    /// Stretches of keys in order of position, each with the column of its first score.
-    fn keys(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let ranges = self.before.iter().cloned().chain([self.own.clone()]);
-        ranges.scan(0, |column, range| {
-            let start = *column;
-            *column += range.len();
-            Some((start, range))
-        })
-    }
-
+impl Block {
     fn n_keys(&self) -> usize {
-        self.before.iter().map(Range::len).sum::<usize>() + self.own.len()
+        self.seen.last().map_or(0, |stretch| stretch.column + stretch.keys.len())
     }
 
     /// How many numbers rows of scores are apart: an odd number of vectors, because the cache keeps rows apart by their
@@ -246,58 +273,126 @@ impl Block<'_> {
     }
 }
 
-/// A key head of a tree, laid out for products.
-#[derive(Debug)]
-struct Keys {
-    kv_head: usize,
-    /// The tree's first token.
-    start: usize,
-    /// Numbers between rows that are transposed. A multiple of [`LANES`]
-    length: usize,
-    /// `[head_dim, length]`
-    across: Buffer,
-    /// `[n, head_dim]`, padded to whole vectors
-    values: Buffer,
+/// How keys or values lie as the right side of products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    /// A key is a column: `[head_dim, n]`.
+    Across,
+    /// A key is a row: `[n, head_dim]`.
+    Along,
 }
 
-impl Keys {
-    fn of(qkv: &[f32], part: &Part<'_>, heads: Heads, pool: &Arc<Pool>) -> Self {
-        let copy = Copied { rows: qkv, stride: heads.width(), tokens: part.tokens.clone() };
-        Self {
-            kv_head: part.kv_head,
-            start: part.tokens.start,
-            length: part.tokens.len().next_multiple_of(LANES),
-            across: copy.across(heads.n_heads + part.kv_head, heads.head_dim, pool),
-            values: copy.kept(
-                heads.n_heads + heads.n_kv_heads + part.kv_head,
-                heads.head_dim,
-                pool,
-            ),
-        }
+/// A head's keys or values in a tree, laid out for products.
+#[derive(Debug)]
+struct Laid {
+    lie: Lie,
+    /// The tree's first token.
+    start: usize,
+    head_dim: usize,
+    accuracy: Accuracy,
+    numbers: Numbers,
+}
+
+#[derive(Debug)]
+enum Numbers {
+    /// For vector units: rows that are so many numbers apart, whole vectors.
+    Rows(Buffer, usize),
+    /// For the matrix unit, span by span.
+    Packed(Vec<Packed>),
+}
+
+impl Laid {
+    /// `head` counts query heads, key heads and value heads through.
+    fn new(
+        qkv: &[f32],
+        part: &Part<'_>,
+        heads: Heads,
+        head: usize,
+        (lie, accuracy): (Lie, Accuracy),
+        pool: &Arc<Pool>,
+    ) -> Self {
+        let (stride, head_dim) = (heads.width(), heads.head_dim);
+        let numbers = if part.suits_unit(heads) {
+            let pack = |span: &Span| {
+                let rows = &qkv[span.own.start * stride + head * head_dim..];
+                let rows = Matrix::strided(rows, span.own.len(), head_dim, stride);
+                let side = if lie == Lie::Across { rows.transposed() } else { rows };
+                Packed::new(side, accuracy, Threads::One)
+            };
+            Numbers::Packed(part.spans.iter().map(pack).collect())
+        } else {
+            let copy = Copied { rows: qkv, stride, tokens: part.tokens.clone() };
+            match lie {
+                Lie::Across => copy.across(head, head_dim, pool),
+                Lie::Along => copy.kept(head, head_dim, pool),
+            }
+        };
+        Self { lie, start: part.tokens.start, head_dim, accuracy, numbers }
     }
 
-    /// The products of queries with all keys of their block. `[rows, stride]`
-    fn score(
+    /// The product of rows with a stretch; rows of the target are `stride` apart.
+    fn multiply(
         &self,
-        block: &Block<'_>,
-        queries: &[f32],
-        heads: Heads,
-        accuracy: Accuracy,
-        scores: &mut [f32],
+        target: &mut [f32],
+        stride: usize,
+        write: Write,
+        left: Left<'_>,
+        stretch: &Stretch,
     ) {
-        let rows = heads.group() * block.queries.len();
-        let left = Left {
-            data: queries,
-            stride: heads.head_dim.next_multiple_of(LANES),
-            step: 1,
-            rows,
-            terms: heads.head_dim,
+        let columns = match self.lie {
+            Lie::Across => stretch.keys.len(),
+            Lie::Along => self.head_dim,
         };
-        for (column, keys) in block.keys() {
-            let data = &self.across[keys.start - self.start..];
-            let right = Right { data, stride: self.length, columns: keys.len() };
-            let scores = &mut scores[column..];
-            dense::multiply(scores, block.stride(), Write::Replace, left, right, accuracy);
+        match &self.numbers {
+            Numbers::Packed(spans) => {
+                let mut target = MatrixMut::strided(target, left.rows, columns, stride);
+                let packed = &spans[stretch.span];
+                packed.multiply_first(&mut target, write, left.matrix(), Threads::One);
+            }
+            Numbers::Rows(rows, apart) => {
+                let first = stretch.keys.start - self.start;
+                let data = match self.lie {
+                    Lie::Across => &rows[first..],
+                    Lie::Along => &rows[first * apart..],
+                };
+                let right = Right { data, stride: *apart, columns };
+                dense::multiply(target, stride, write, left, right, self.accuracy);
+            }
+        }
+    }
+}
+
+/// The products of rows with all that a block sees. `[rows, head_dim]` times `[head_dim, n]`
+fn score(laid: &Laid, block: &Block, rows: &[f32], heads: Heads, scores: &mut [f32]) {
+    let left = Left {
+        data: rows,
+        stride: heads.head_dim.next_multiple_of(LANES),
+        step: 1,
+        rows: heads.group() * block.queries.len(),
+        terms: heads.head_dim,
+    };
+    for stretch in &block.seen {
+        let scores = &mut scores[stretch.column..];
+        laid.multiply(scores, block.stride(), Write::Replace, left, stretch);
+    }
+}
+
+/// The forward pass of a key head in a tree.
+#[derive(Debug)]
+struct Mixer {
+    kv_head: usize,
+    keys: Laid,
+    values: Laid,
+}
+
+impl Mixer {
+    fn of(qkv: &[f32], part: &Part<'_>, heads: Heads, pool: &Arc<Pool>) -> Self {
+        let Heads { n_heads, n_kv_heads, .. } = heads;
+        let laid = |head, lie| Laid::new(qkv, part, heads, head, (lie, Accuracy::Full), pool);
+        Self {
+            kv_head: part.kv_head,
+            keys: laid(n_heads + part.kv_head, Lie::Across),
+            values: laid(n_heads + n_kv_heads + part.kv_head, Lie::Along),
         }
     }
 
@@ -305,7 +400,7 @@ impl Keys {
     fn mix(
         &self,
         qkv: &[f32],
-        block: &Block<'_>,
+        block: &Block,
         heads: Heads,
         scratch: &mut Scratch,
         mixed: &mut [f32],
@@ -315,10 +410,9 @@ impl Keys {
         let (group, n, stride) = (heads.group(), block.queries.len(), block.stride());
         let queries = queries(&mut scratch.queries, qkv, block, self.kv_head, heads);
         let scores = room(&mut scratch.weights, group * n * stride);
-        self.score(block, queries, heads, Accuracy::Full, scores);
+        score(&self.keys, block, queries, heads, scores);
         let sums = room(&mut scratch.log_sums, group * n);
         softmax_rows(scores, stride, block.first_seen(), n, sums);
-        let width = head_dim.next_multiple_of(LANES);
         for head in 0..group {
             let own = self.kv_head * group + head;
             for (query, log_sum) in sums[head * n..][..n].iter().enumerate() {
@@ -326,13 +420,11 @@ impl Keys {
             }
             let scores = &scores[head * n * stride..];
             let mut write = Write::Replace;
-            for (column, keys) in block.keys() {
-                let (data, terms) = (&scores[column..], keys.len());
+            for stretch in &block.seen {
+                let (data, terms) = (&scores[stretch.column..], stretch.keys.len());
                 let left = Left { data, stride, step: 1, rows: n, terms };
-                let data = &self.values[(keys.start - self.start) * width..];
-                let right = Right { data, stride: width, columns: head_dim };
                 let target = &mut mixed[own * head_dim..];
-                dense::multiply(target, n_heads * head_dim, write, left, right, Accuracy::Full);
+                self.values.multiply(target, n_heads * head_dim, write, left, stretch);
                 write = Write::Add;
             }
         }
@@ -343,7 +435,7 @@ impl Keys {
 fn queries<'a>(
     memory: &'a mut Vec<f32>,
     qkv: &[f32],
-    block: &Block<'_>,
+    block: &Block,
     kv_head: usize,
     heads: Heads,
 ) -> &'a [f32] {
@@ -384,20 +476,21 @@ impl Copied<'_> {
     }
 
     /// The same in memory of its own.
-    fn kept(&self, head: usize, head_dim: usize, pool: &Arc<Pool>) -> Buffer {
-        let length = self.tokens.len() * head_dim.next_multiple_of(LANES);
+    fn kept(&self, head: usize, head_dim: usize, pool: &Arc<Pool>) -> Numbers {
+        let width = head_dim.next_multiple_of(LANES);
+        let length = self.tokens.len() * width;
         let mut copy = pool.take(length + BEYOND);
         self.along(head, head_dim, 1.0, &mut copy[..length]);
-        copy
+        Numbers::Rows(copy, width)
     }
 
     /// A head, column by column. `[head_dim, n]`, padded to whole vectors
-    fn across(&self, head: usize, head_dim: usize, pool: &Arc<Pool>) -> Buffer {
+    fn across(&self, head: usize, head_dim: usize, pool: &Arc<Pool>) -> Numbers {
         let (n, length) = (self.tokens.len(), self.tokens.len().next_multiple_of(LANES));
         let mut copy = pool.take(head_dim * length + BEYOND);
         let rows = &self.rows[self.tokens.start * self.stride + head * head_dim..];
         transpose_rows(rows, self.stride, n, head_dim, &mut copy);
-        copy
+        Numbers::Rows(copy, length)
     }
 }
 
@@ -419,35 +512,39 @@ struct Pulled {
 /// The backward pass of a key head in a tree.
 #[derive(Debug)]
 struct Puller<'a> {
-    keys: Keys,
-    /// The keys. `[n, head_dim]`, padded to whole vectors
-    along: Buffer,
-    /// The values. `[head_dim, length]`
-    values_across: Buffer,
+    kv_head: usize,
+    /// The tree's first token.
+    start: usize,
+    keys_across: Laid,
+    keys_along: Laid,
+    values_across: Laid,
     above: &'a Above<'a>,
     heads: Heads,
 }
 
 impl<'a> Puller<'a> {
     fn of(part: &Part<'_>, above: &'a Above<'a>, heads: Heads, pool: &Arc<Pool>) -> Self {
-        let Heads { n_heads, n_kv_heads, head_dim } = heads;
-        let copy = Copied { rows: above.qkv, stride: heads.width(), tokens: part.tokens.clone() };
+        let (keys, values) =
+            (heads.n_heads + part.kv_head, heads.n_heads + heads.n_kv_heads + part.kv_head);
+        let laid = |head, lie| Laid::new(above.qkv, part, heads, head, (lie, GRADIENT), pool);
         Self {
-            keys: Keys::of(above.qkv, part, heads, pool),
-            along: copy.kept(n_heads + part.kv_head, head_dim, pool),
-            values_across: copy.across(n_heads + n_kv_heads + part.kv_head, head_dim, pool),
+            kv_head: part.kv_head,
+            start: part.tokens.start,
+            keys_across: laid(keys, Lie::Across),
+            keys_along: laid(keys, Lie::Along),
+            values_across: laid(values, Lie::Across),
             above,
             heads,
         }
     }
 
-    fn pull_strip(&self, blocks: &[Block<'_>], pool: &Arc<Pool>) -> Pulled {
+    fn pull_strip(&self, blocks: &[Block], pool: &Arc<Pool>) -> Pulled {
         let width = self.heads.head_dim.next_multiple_of(LANES);
         let start = blocks.first().map_or(0, |block| block.queries.start);
         let end = blocks.last().map_or(0, |block| block.queries.end);
-        let seen = (end - self.keys.start) * width;
+        let seen = (end - self.start) * width;
         let mut pulled = Pulled {
-            start: start - self.keys.start,
+            start: start - self.start,
             count: end - start,
             dqueries: pool.take(self.heads.group() * (end - start) * width),
             dkeys: pool.zeros(seen),
@@ -461,14 +558,14 @@ impl<'a> Puller<'a> {
         pulled
     }
 
-    fn pull(&self, block: &Block<'_>, scratch: &mut Scratch, pulled: &mut Pulled) {
-        let (heads, above, kv_head) = (self.heads, self.above, self.keys.kv_head);
+    fn pull(&self, block: &Block, scratch: &mut Scratch, pulled: &mut Pulled) {
+        let (heads, above, kv_head) = (self.heads, self.above, self.kv_head);
         let Heads { n_heads, head_dim, .. } = heads;
         let (group, n, stride) = (heads.group(), block.queries.len(), block.stride());
         let (rows, width) = (group * n, head_dim.next_multiple_of(LANES));
         let queries = queries(&mut scratch.queries, above.qkv, block, kv_head, heads);
         let weights = room(&mut scratch.weights, rows * stride);
-        self.keys.score(block, queries, heads, GRADIENT, weights);
+        score(&self.keys_across, block, queries, heads, weights);
         let side = |memory, rows| {
             let copy = Copied { rows, stride: n_heads * head_dim, tokens: block.queries.clone() };
             heads_of(memory, &copy, kv_head, heads, 1.0)
@@ -476,13 +573,7 @@ impl<'a> Puller<'a> {
         let mixed = side(&mut scratch.mixed, above.mixed);
         let dmixed = side(&mut scratch.dmixed, above.dmixed);
         let dscores = room(&mut scratch.dscores, rows * stride);
-        let left = Left { data: dmixed, stride: width, step: 1, rows, terms: head_dim };
-        for (column, keys) in block.keys() {
-            let data = &self.values_across[keys.start - self.keys.start..];
-            let right = Right { data, stride: self.keys.length, columns: keys.len() };
-            let dscores = &mut dscores[column..];
-            dense::multiply(dscores, stride, Write::Replace, left, right, GRADIENT);
-        }
+        score(&self.values_across, block, dmixed, heads, dscores);
         let log_sums = room(&mut scratch.log_sums, rows);
         for (row, log_sum) in log_sums.iter_mut().enumerate() {
             let (head, query) = (row / n, row % n);
@@ -498,30 +589,30 @@ impl<'a> Puller<'a> {
     /// From the weights and the gradient of the scores to those of queries, keys and values.
     fn multiply(
         &self,
-        block: &Block<'_>,
+        block: &Block,
         products: Products<'_>,
         dqueries: &mut Vec<f32>,
         pulled: &mut Pulled,
     ) {
         let Products { queries, dmixed, weights, dscores } = products;
         let (group, n, stride) = (self.heads.group(), block.queries.len(), block.stride());
-        let (rows, start) = (group * n, self.keys.start);
+        let (rows, start) = (group * n, self.start);
         let width = self.heads.head_dim.next_multiple_of(LANES);
         let dqueries = room(dqueries, rows * width);
         let side = |data| Right { data, stride: width, columns: width };
         let mut write = Write::Replace;
-        for (column, keys) in block.keys() {
-            let across =
-                |data| Left { data, stride: 1, step: stride, rows: keys.len(), terms: rows };
-            let place = (keys.start - start) * width;
+        for stretch in &block.seen {
+            let (column, terms) = (stretch.column, stretch.keys.len());
+            let across = |data| Left { data, stride: 1, step: stride, rows: terms, terms: rows };
+            let place = (stretch.keys.start - start) * width;
             let (weights, dscores) = (&weights[column..], &dscores[column..]);
             let dvalues = &mut pulled.dvalues[place..];
             dense::multiply(dvalues, width, Write::Add, across(weights), side(dmixed), GRADIENT);
             // The queries are scaled, as the keys' gradient is.
             let dkeys = &mut pulled.dkeys[place..];
             dense::multiply(dkeys, width, Write::Add, across(dscores), side(queries), GRADIENT);
-            let left = Left { data: dscores, stride, step: 1, rows, terms: keys.len() };
-            dense::multiply(dqueries, width, write, left, side(&self.along[place..]), GRADIENT);
+            let left = Left { data: dscores, stride, step: 1, rows, terms };
+            self.keys_along.multiply(dqueries, width, write, left, stretch);
             write = Write::Add;
         }
         let scale = self.heads.scale();

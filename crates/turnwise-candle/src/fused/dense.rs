@@ -13,6 +13,12 @@ pub(crate) struct Left<'a> {
     pub(crate) terms: usize,
 }
 
+impl<'a> Left<'a> {
+    pub(crate) fn matrix(&self) -> Matrix<'a> {
+        Matrix::stepped(self.data, [self.rows, self.terms], [self.stride, self.step])
+    }
+}
+
 /// The right side: rows of `columns` numbers, `stride` apart. Whole vectors can be read of each.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Right<'a> {
@@ -31,11 +37,9 @@ pub(crate) fn multiply(
     accuracy: Accuracy,
 ) {
     if matrix::unit_suits(left.rows, left.terms, right.columns) {
-        let Left { data, stride: row, step, rows, terms } = left;
-        let left = Matrix::stepped(data, [rows, terms], [row, step]);
-        let right = Matrix::strided(right.data, terms, right.columns, right.stride);
-        let mut target = MatrixMut::strided(target, rows, right.n_columns(), stride);
-        let sides = [left, right];
+        let mut target = MatrixMut::strided(target, left.rows, right.columns, stride);
+        let right = Matrix::strided(right.data, left.terms, right.columns, right.stride);
+        let sides = [left.matrix(), right];
         return matrix::multiply(&mut target, write, 1.0, sides, accuracy, Threads::One);
     }
     by_tiles(target, stride, write, left, right);
