@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
+use turnwise::candle::Device;
 
 use crate::bench::BenchCommand;
 
@@ -49,6 +50,9 @@ pub(crate) enum Command {
         /// JSON lines; `-` reads standard input
         #[arg(long, value_name = "FILE")]
         input: PathBuf,
+        /// What computes them: `cpu`, or `cuda` (`cuda:1` and so on) in a build with the feature `cuda`
+        #[arg(long, value_name = "DEVICE", default_value_t)]
+        device: Device,
     },
     /// Print what the model sees, token by token: of a conversation, or of a recorded trajectory
     Render(RenderArguments),

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use turnwise::candle::{Decoder, locate};
+use turnwise::candle::{Decoder, Device, locate};
 
 use crate::failure::Failure;
 use crate::say;
@@ -21,11 +21,12 @@ struct Output {
 }
 
 /// Reads `{"ids": […]}` a line and prints `{"logprobs": […]}`; position t is the log-probability of `ids[t + 1]`.
-pub(crate) fn score(model: &Path, input: &Path) -> Result<(), Failure> {
+pub(crate) fn score(model: &Path, input: &Path, device: Device) -> Result<(), Failure> {
     let lines = read(input)?;
     let sequences =
         lines.iter().map(|(number, line)| parse(*number, line)).collect::<Result<Vec<_>, _>>()?;
     let decoder = locate(model).and_then(|directory| Decoder::from_directory(&directory));
+    let decoder = decoder.and_then(|decoder| decoder.with_device(device));
     let decoder = decoder.map_err(|error| Failure::refused_by(&error))?;
     for ((number, _), ids) in lines.iter().zip(&sequences) {
         // One line at a time: what is printed before a line that is wrong stays right.

@@ -3,4 +3,5 @@
 mod bench;
 mod render;
 mod runs;
+mod score;
 mod support;

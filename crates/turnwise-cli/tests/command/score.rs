@@ -1,0 +1,63 @@
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::support::turnwise;
+
+fn model(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models").join(name)
+}
+
+fn score(name: &str, input: &str, more: &[&str]) -> crate::support::Ended {
+    let directory = model(name);
+    let directory = directory.to_str().expect("a path in UTF-8");
+    turnwise(&[&["score", "--model", directory, "--input", "-"], more].concat(), input)
+}
+
+/// transformers computed them, in double precision.
+#[test]
+fn scores_are_those_of_the_reference_implementation() {
+    for name in ["llama", "llama_rope_llama3", "qwen2", "qwen3_moe_norm", "qwen3_tied"] {
+        let expected = fs::read(model(name).join("expected.json")).expect("a fixture");
+        let expected: Value = serde_json::from_slice(&expected).expect("JSON");
+        let sequences = expected["sequences"].as_object().expect("sequences");
+        let lines: String = sequences
+            .values()
+            .map(|sequence| json!({ "ids": sequence["input_ids"] }).to_string() + "\n")
+            .collect();
+        let ended = score(name, &lines, &["--device", "cpu"]);
+        assert_eq!((ended.code, &*ended.stderr), (0, ""));
+        assert_eq!(ended.stdout.lines().count(), sequences.len());
+        for (line, (key, sequence)) in ended.stdout.lines().zip(sequences) {
+            let scored: Value = serde_json::from_str(line).expect("JSON");
+            let numbers = |value: &Value| -> Vec<f64> {
+                let numbers = value.as_array().expect("numbers").iter();
+                numbers.map(|number| number.as_f64().expect("a number")).collect()
+            };
+            let (ours, theirs) =
+                (numbers(&scored["logprobs"]), numbers(&sequence["next_token_logprobs_f64"]));
+            assert_eq!(ours.len(), theirs.len());
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                let error = (ours - theirs).abs() / theirs.abs();
+                assert!(error < 1e-5, "{name}, {key}: {ours} instead of {theirs}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_scored_is_refused_with_its_line() {
+    let ended = score("llama", "{\"ids\": [1, 2]}\n{\"ids\": [1, 999999]}\n", &[]);
+    assert_eq!(ended.code, 2);
+    assert_eq!(ended.stdout.lines().count(), 1, "what came before stays right");
+    assert!(ended.stderr.contains("line 2"), "{}", ended.stderr);
+    let ended = score("llama", "[1, 2]\n", &[]);
+    assert!(ended.code == 2 && ended.stderr.contains("line 1 is not"), "{}", ended.stderr);
+    let ended = score("llama", "", &["--device", "gpu"]);
+    assert!(ended.code == 2 && ended.stderr.contains("is no device"), "{}", ended.stderr);
+    if !cfg!(feature = "cuda") {
+        let ended = score("llama", "", &["--device", "cuda"]);
+        assert!(ended.code == 2 && ended.stderr.contains("--features cuda"), "{}", ended.stderr);
+    }
+}
