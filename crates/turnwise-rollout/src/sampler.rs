@@ -23,6 +23,8 @@ pub struct Sampler {
     sums: Vec<f64>,
     /// Logits of what is allowed.
     allowed: Vec<f32>,
+    /// The vocabulary, partly in order of likelihood.
+    ids: Vec<TokenId>,
 }
 
 /// Logits whose weights are added up together.
@@ -55,9 +57,7 @@ impl Sampler {
         if sampling.covers_vocabulary() {
             return self.draw_all(logits, highest, sampling.temperature, uniform);
         }
-        let inverse_temperature = 1.0 / f64::from(sampling.temperature);
-        let weight = |logit: f32| (f64::from(logit - highest) * inverse_temperature).exp();
-        self.keep(logits, sampling, weight);
+        self.keep(logits, highest, sampling);
         draw_kept(&self.kept, uniform)
     }
 
@@ -112,10 +112,7 @@ impl Sampler {
     ) -> (TokenId, f32) {
         let inverse_temperature = 1.0 / temperature;
         let weight = |logit: f32| exponential((logit - highest) * inverse_temperature);
-        self.sums.clear();
-        self.sums.resize(logits.len().div_ceil(BLOCK), 0.0);
-        add_blocks(logits, highest, inverse_temperature, &mut self.sums);
-        let total: f64 = self.sums.iter().sum();
+        let total = self.sum(logits, highest, inverse_temperature);
         let target = uniform * total;
         let (block, before) = block_of(&self.sums, target);
         let mut sum = before;
@@ -137,29 +134,80 @@ impl Sampler {
         (id as TokenId, ((distance - total.ln()) as f32).min(0.0))
     }
 
+    /// Fills `sums`, and returns the sum of all weights.
+    fn sum(&mut self, logits: &[f32], highest: f32, inverse_temperature: f32) -> f64 {
+        self.sums.clear();
+        self.sums.resize(logits.len().div_ceil(BLOCK), 0.0);
+        add_blocks(logits, highest, inverse_temperature, &mut self.sums);
+        self.sums.iter().sum()
+    }
+
     /// Fills `kept` with what top-k, top-p and min-p leave, in that order.
-    fn keep(&mut self, logits: &[f32], sampling: &Sampling, weight: impl Fn(f32) -> f64) {
+    fn keep(&mut self, logits: &[f32], highest: f32, sampling: &Sampling) {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = *sampling;
+        let inverse_temperature = 1.0 / f64::from(temperature);
+        let weight =
+            |id: TokenId| (f64::from(logits[id as usize] - highest) * inverse_temperature).exp();
+        let count = if top_k == 0 { logits.len() } else { logits.len().min(top_k as usize) };
+        let of_all =
+            (top_k == 0 && top_p < 1.0).then(|| self.sum(logits, highest, 1.0 / temperature));
+        let mut likeliest = Likeliest::new(&mut self.ids, logits);
+        let mut of_kept = || (0..count).map(|place| weight(likeliest.get(place))).sum::<f64>();
+        let enough = if top_p < 1.0 {
+            f64::from(top_p) * of_all.unwrap_or_else(&mut of_kept)
+        } else {
+            f64::INFINITY
+        };
         self.kept.clear();
-        self.kept
-            .extend(logits.iter().enumerate().map(|(id, logit)| (id as TokenId, weight(*logit))));
-        // Stable: of equally likely tokens the smaller id comes first, on every machine.
-        self.kept.sort_by(|a, b| b.1.total_cmp(&a.1));
-        if sampling.top_k > 0 {
-            self.kept.truncate(sampling.top_k as usize);
+        let mut sum = 0.0;
+        for place in 0..count {
+            let id = likeliest.get(place);
+            let weight = weight(id);
+            // The likeliest weighs 1.
+            if sum >= enough || weight < f64::from(min_p) {
+                break;
+            }
+            sum += weight;
+            self.kept.push((id, weight));
         }
-        if sampling.top_p < 1.0 {
-            let enough =
-                f64::from(sampling.top_p) * self.kept.iter().map(|(_, weight)| weight).sum::<f64>();
-            let mut sum = 0.0;
-            let reach = |(_, weight): &(TokenId, f64)| {
-                sum += weight;
-                sum >= enough
-            };
-            let last = self.kept.iter().position(reach).unwrap_or(self.kept.len() - 1);
-            self.kept.truncate(last + 1);
+    }
+}
+
+/// The vocabulary from the likeliest token on, of which no more is sorted than is asked for, or a few times that.
+struct Likeliest<'a> {
+    ids: &'a mut Vec<TokenId>,
+    logits: &'a [f32],
+    /// How many are in order.
+    sorted: usize,
+}
+
+impl<'a> Likeliest<'a> {
+    /// `ids` is memory.
+    fn new(ids: &'a mut Vec<TokenId>, logits: &'a [f32]) -> Self {
+        ids.clear();
+        ids.extend(0..logits.len() as TokenId);
+        Self { ids, logits, sorted: 0 }
+    }
+
+    fn get(&mut self, place: usize) -> TokenId {
+        while place >= self.sorted {
+            self.sort_more();
         }
-        let floor = f64::from(sampling.min_p) * self.kept[0].1;
-        self.kept.retain(|(_, weight)| *weight >= floor);
+        self.ids[place]
+    }
+
+    fn sort_more(&mut self) {
+        const FIRST: usize = 64;
+        let rest = &mut self.ids[self.sorted..];
+        let count = rest.len().min(FIRST.max(3 * self.sorted));
+        // Of equally likely tokens the smaller id comes first, on every machine; 0 is as likely as -0.
+        let logit = |id: &TokenId| self.logits[*id as usize] + 0.0;
+        let order = |a: &TokenId, b: &TokenId| logit(b).total_cmp(&logit(a)).then(a.cmp(b));
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count, order);
+        }
+        rest[..count].sort_unstable_by(order);
+        self.sorted += count;
     }
 }
 
@@ -310,6 +358,51 @@ mod tests {
                     let (expected, exact) = plain(&logits, temperature, uniform);
                     assert_eq!(id, expected);
                     assert!((f64::from(logprob) - exact).abs() < 1e-6, "{logprob} {exact}");
+                }
+            }
+        }
+    }
+
+    /// Every weight worked out and everything sorted.
+    fn plainly_kept(logits: &[f32], sampling: &Sampling) -> Vec<TokenId> {
+        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let temperature = f64::from(sampling.temperature);
+        let weight = |logit: f32| (f64::from(logit - highest) / temperature).exp();
+        let mut kept: Vec<(TokenId, f64)> = (0..).zip(logits.iter().map(|l| weight(*l))).collect();
+        kept.sort_by(|a, b| b.1.total_cmp(&a.1));
+        if sampling.top_k > 0 {
+            kept.truncate(sampling.top_k as usize);
+        }
+        let enough = f64::from(sampling.top_p) * kept.iter().map(|(_, weight)| weight).sum::<f64>();
+        let mut sum = 0.0;
+        if sampling.top_p < 1.0 {
+            kept.retain(|(_, weight)| {
+                let is_missing = sum < enough;
+                sum += weight;
+                is_missing
+            });
+        }
+        kept.retain(|(_, weight)| *weight >= f64::from(sampling.min_p));
+        kept.into_iter().map(|(id, _)| id).collect()
+    }
+
+    #[test]
+    fn truncation_keeps_what_sorting_everything_keeps() {
+        let mut sampler = Sampler::default();
+        for length in [1, 5, 63, 64, 65, 300, 2000] {
+            for seed in 0..12 {
+                // Some are equally likely, and some distributions are flat.
+                let scale = [1.0, 0.01][seed as usize % 2];
+                let round = |logit: &f32| (logit * 4.0).round() * 0.25 * scale;
+                let logits: Vec<f32> = uneven(length, seed).iter().map(round).collect();
+                for top_k in [0, 1, 20, 500, 5000] {
+                    for (top_p, min_p) in [(1.0, 0.0), (0.9, 0.0), (1.0, 0.05), (0.5, 0.6)] {
+                        let sampling = Sampling { top_k, top_p, min_p, temperature: 0.7 };
+                        let highest = maximum(&logits);
+                        sampler.keep(&logits, highest, &sampling);
+                        let kept: Vec<TokenId> = sampler.kept.iter().map(|(id, _)| *id).collect();
+                        assert_eq!(kept, plainly_kept(&logits, &sampling), "{sampling:?}");
+                    }
                 }
             }
         }
