@@ -146,6 +146,9 @@ pub(crate) fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
     rows * terms * columns >= UNIT_FROM && unit_takes(rows, terms, columns)
 }
 
+/// Multiply-adds of the smallest such product: below it, packing is most of the work.
+const UNIT_FROM: usize = 1 << 17;
+
 /// Whether the processor has a matrix unit, and a product of this shape fills it.
 fn unit_takes(rows: usize, terms: usize, columns: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -156,9 +159,6 @@ fn unit_takes(rows: usize, terms: usize, columns: usize) -> bool {
         false
     }
 }
-
-/// Multiply-adds of the smallest such product: below it, packing is most of the work.
-const UNIT_FROM: usize = 1 << 17;
 
 /// How matrices are joined to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,7 +274,7 @@ impl<'a> Shared<'a> {
     /// Packs it, where products with it will be computed on a matrix unit.
     pub(crate) fn new(b: Matrix<'a>, accuracy: Accuracy, threads: Threads) -> Self {
         let suits = unit_takes(usize::MAX, b.shape.rows, b.shape.columns);
-        Self { b, packed: suits.then(|| Packed::new(b, accuracy, threads)) }
+        Self { b, packed: suits.then(|| Packed::new(&[b], accuracy, threads)) }
     }
 
     /// `target = a b`, or `target += a b`.
@@ -291,17 +291,17 @@ impl<'a> Shared<'a> {
         check(target.shape, a.shape, self.b.shape);
         let suits = unit_takes(a.shape.rows, self.b.shape.rows, self.b.shape.columns);
         match &self.packed {
-            Some(packed) if suits => packed.multiply_first(target, write, a, threads),
+            Some(packed) if suits => packed.multiply_first(target, write, a, 0, threads),
             _ => multiply_on_vector_units(target, write, 1.0, [a, self.b], threads),
         }
     }
 }
 
-/// A right side as the matrix unit reads it.
+/// Right sides as the matrix unit reads them.
 #[derive(Debug)]
 pub(crate) struct Packed {
-    rows: usize,
-    columns: usize,
+    /// Rows and columns of each.
+    shapes: Vec<[usize; 2]>,
     #[cfg(target_arch = "x86_64")]
     kept: blocks::Kept,
 }
@@ -309,36 +309,41 @@ pub(crate) struct Packed {
 impl Packed {
     /// # Panics
     /// When the processor has no matrix unit.
-    pub(crate) fn new(b: Matrix<'_>, accuracy: Accuracy, threads: Threads) -> Self {
-        let Shape { rows, columns, .. } = b.shape;
+    pub(crate) fn new(sides: &[Matrix<'_>], accuracy: Accuracy, threads: Threads) -> Self {
+        let shapes: Vec<_> = sides.iter().map(|b| [b.shape.rows, b.shape.columns]).collect();
         #[cfg(target_arch = "x86_64")]
         {
-            let right = blocks::Right::new(&[b], Along::Columns).expect("one matrix has no seam");
-            Self { rows, columns, kept: blocks::Kept::new(&right, accuracy, threads) }
+            let sides = sides.iter().map(slice::from_ref);
+            let rights: Option<Vec<_>> =
+                sides.map(|side| blocks::Right::new(side, Along::Columns)).collect();
+            let rights = rights.expect("one matrix has no seam");
+            Self { shapes, kept: blocks::Kept::new(&rights, accuracy, threads) }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        panic!("no matrix unit for {rows} by {columns}, {accuracy:?}, {threads:?}")
+        panic!("no matrix unit for {shapes:?}, {accuracy:?}, {threads:?}")
     }
 
-    /// `target = a b`, or `target += a b`, with as many of its first rows as `a` has columns, and as many of its first columns
-    /// as the target has. The other rows must be finite.
+    /// `target = a b`, or `target += a b`, with as many of a side's first rows as `a` has columns, and as many of its first
+    /// columns as the target has. Rows up to the next multiple of 32 must be finite: they are multiplied by 0.
     ///
     /// # Panics
-    /// When the shapes do not fit.
+    /// When the shapes do not fit, or there are no rows.
     pub(crate) fn multiply_first(
         &self,
         target: &mut MatrixMut<'_>,
         write: Write,
         a: Matrix<'_>,
+        side: usize,
         threads: Threads,
     ) {
         let (terms, columns) = (a.shape.columns, target.shape.columns);
+        let [rows, most] = self.shapes[side];
         assert!(target.shape.rows == a.shape.rows, "matrix shapes must fit");
-        assert!(terms <= self.rows && columns <= self.columns, "the first of what there is");
+        assert!((1..=rows).contains(&terms) && columns <= most, "the first of what there is");
         #[cfg(target_arch = "x86_64")]
         {
             let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
-            let right = blocks::Source::Kept { kept: &self.kept, terms, columns };
+            let right = blocks::Source::Kept { kept: &self.kept, side, terms, columns };
             blocks::multiply(slice::from_mut(target), write, left, right, threads);
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -486,14 +491,14 @@ mod tests {
         let (terms, columns) = (b.shape.rows.div_ceil(2), b.shape.columns.div_ceil(3));
         let a = a.columns(0, terms);
         let few = b.columns(0, columns).transposed().columns(0, terms).transposed();
-        let of = |b: Matrix<'_>| {
+        let of = |sides: &[Matrix<'_>]| {
             let mut target = vec![0.5; a.shape.rows * columns];
-            let packed = Packed::new(b, accuracy, Threads::One);
+            let packed = Packed::new(sides, accuracy, Threads::One);
             let mut matrix = MatrixMut::rows(&mut target, columns);
-            packed.multiply_first(&mut matrix, Write::Add, a, Threads::One);
+            packed.multiply_first(&mut matrix, Write::Add, a, sides.len() - 1, Threads::One);
             target
         };
-        assert_eq!(of(b), of(few));
+        assert_eq!(of(&[a.transposed(), b]), of(&[few]));
     }
 
     proptest! {

@@ -136,7 +136,7 @@ impl Panels {
     /// Some panels of a product.
     fn columns_of(&self, rows: Rows<'_>, target: &Target<'_>, then: Then, panels: Range<usize>) {
         let (most, most_vectors) = shape(rows.count);
-        let cuts = rows.count.div_ceil(most).max(1);
+        let cuts = rows.count.div_ceil(most);
         let mut start = panels.start;
         let mut sums = [0.0; MAX_TILE];
         while start < panels.end {
@@ -153,7 +153,7 @@ impl Panels {
             for cut in 0..cuts {
                 let (first, end) = (rows.count * cut / cuts, rows.count * (cut + 1) / cuts);
                 let factors = Factors {
-                    a: rows.data.get(first * rows.stride..).unwrap_or_default(),
+                    a: &rows.data[first * rows.stride..],
                     a_stride: rows.stride,
                     a_step: 1,
                     rows: end - first,
@@ -162,18 +162,19 @@ impl Panels {
                     b_stride: LANES,
                     vectors,
                     terms: self.width,
-                    // Of several tiles each fetches a part of the next columns: memory gives evenly, or slowly.
+                    // Of several tiles, which are two vectors wide, each fetches a part of the next columns: memory gives evenly,
+                    // or slowly.
                     next: match cuts {
                         1 => &next[..vectors],
                         _ => next[..vectors].get(cut..=cut).unwrap_or_default(),
                     },
                 };
-                let mut tile = tile::Target {
+                let mut product = tile::Target {
                     data: &mut sums,
                     stride: vectors * LANES,
                     write: Write::Replace,
                 };
-                tile::multiply(&mut tile, &factors);
+                tile::multiply(&mut product, &factors);
                 let bias = self.bias.as_deref().map_or(&[][..], |bias| &bias[start * LANES..]);
                 target.check(end, start + vectors, then);
                 write(target, &Tile { sums: &sums, first, end, start, vectors, bias, then });

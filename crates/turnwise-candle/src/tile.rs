@@ -78,8 +78,8 @@ pub(crate) struct Factors<'a> {
     /// How many columns there are.
     pub(crate) vectors: usize,
     pub(crate) terms: usize,
-    /// Columns that will be wanted next, with the same stride, all or only the first of them: their memory is asked for while
-    /// this is computed.
+    /// Columns that will be wanted next, with the same stride: all vectors or one, whose memory is asked for while this is
+    /// computed.
     pub(crate) next: &'a [&'a [f32]],
 }
 
@@ -94,7 +94,7 @@ pub(crate) struct Target<'a> {
 /// Computes the product, term by term: from 0, or on from what the target holds. `[rows, vectors, LANES]`
 ///
 /// # Panics
-/// When the tile is larger than [`shape`] allows, or reaches beyond a slice.
+/// When the tile has no rows or terms, is larger than [`shape`] allows, or reaches beyond a slice, or when its rows overlap.
 pub(crate) fn multiply(target: &mut Target<'_>, factors: &Factors<'_>) {
     let Factors { a, a_stride, a_step, rows, b, terms_each, b_stride, vectors, terms, .. } =
         *factors;
@@ -109,6 +109,7 @@ pub(crate) fn multiply(target: &mut Target<'_>, factors: &Factors<'_>) {
         assert!(are_inside, "columns reach beyond their slice");
         left = left.saturating_sub(terms_each);
     }
+    assert!(rows == 1 || target.stride >= vectors * LANES, "rows of sums do not overlap");
     let end = (rows - 1) * target.stride + vectors * LANES;
     assert!(end <= target.data.len(), "sums reach beyond their slice");
     // SAFETY: the assertions above cover every number that a tile of this shape touches, and `level` has found the

@@ -238,8 +238,7 @@ impl Region<'_> {
     /// Does pieces until there are none.
     fn join(&self, member: usize) {
         let next = || {
-            let mut others =
-                self.shares.iter().cycle().skip(member + 1).take(self.shares.len() - 1);
+            let mut others = self.shares[member + 1..].iter().chain(&self.shares[..member]);
             self.shares[member].first().or_else(|| others.find_map(Share::last))
         };
         let work = || {

@@ -1,8 +1,8 @@
 //! Causal attention over a forest: each token looks at its ancestors and at itself.
 //!
 //! Queries, keys and values of a token lie side by side: `[N, (n_heads + 2 n_kv_heads) * head_dim]`, the output is
-//! `[N, n_heads * head_dim]`. A key head of a tree is copied together once; its query heads are computed with it, block by
-//! block: scores of a block of queries against all that they may see are held, no more.
+//! `[N, n_heads * head_dim]`. A key head of a tree is laid out for products once, together or span by span; its query heads are
+//! computed with it, block by block: scores of a block of queries against all that they may see are held, no more.
 
 use std::cell::RefCell;
 use std::iter;
@@ -123,10 +123,11 @@ pub(crate) fn backward(
     let parts = parts(batch, heads);
     let pullers: Vec<Puller<'_>> =
         parts.par_iter().map(|part| Puller::of(part, above, heads, pool)).collect();
-    let strips: Vec<(usize, Vec<Block>)> = parts
-        .iter()
-        .enumerate()
-        .flat_map(|(part, of)| of.strips().into_iter().map(move |blocks| (part, blocks)))
+    // All key heads of a tree have its blocks.
+    let blocks: Vec<Vec<Block>> =
+        parts.chunks(heads.n_kv_heads).map(|of_tree| of_tree[0].blocks().collect()).collect();
+    let strips: Vec<(usize, &[Block])> = (0..parts.len())
+        .flat_map(|part| strips(&blocks[part / heads.n_kv_heads]).map(move |strip| (part, strip)))
         .collect();
     let pulled: Vec<Pulled> =
         strips.par_iter().map(|(part, blocks)| pullers[*part].pull_strip(blocks, pool)).collect();
@@ -182,6 +183,8 @@ struct Part<'a> {
     spans: &'a [Span],
     tokens: Range<usize>,
     kv_head: usize,
+    /// Whether products with its keys and values are computed by the matrix unit.
+    on_unit: bool,
 }
 
 impl Part<'_> {
@@ -195,36 +198,40 @@ impl Part<'_> {
         })
     }
 
-    /// Its blocks of queries, in stretches.
-    fn strips(&self) -> Vec<Vec<Block>> {
-        let blocks: Vec<Block> = self.blocks().collect();
-        let each = blocks.len().div_ceil(STRIPS).max(STRIP_BLOCKS);
-        blocks.chunks(each).map(<[Block]>::to_vec).collect()
-    }
-
-    /// What tokens of a span see before `end`, cut where spans end.
+    /// What tokens of a span see before `end`.
     fn stretches(&self, span: &Span, end: usize) -> Vec<Stretch> {
         let (mut stretches, mut column) = (Vec::new(), 0);
         let own = span.own.start..end;
         for range in span.before.iter().chain(iter::once(&own)) {
             let mut start = range.start;
             while start < range.end {
-                let span = self.spans.partition_point(|span| span.own.end <= start);
-                let end = range.end.min(self.spans[span].own.end);
-                stretches.push(Stretch { span, column, keys: start..end });
-                column += end - start;
-                start = end;
+                let (span, cut) = self.cut(start..range.end);
+                stretches.push(Stretch { span, column, keys: start..cut });
+                column += cut - start;
+                start = cut;
             }
         }
         stretches
     }
 
-    /// Whether products with its keys fill the matrix unit, going by its middling block.
-    fn suits_unit(&self, heads: Heads) -> bool {
-        let n_blocks: usize = self.spans.iter().map(|span| span.own.len().div_ceil(BLOCK)).sum();
-        let rows = heads.group() * self.tokens.len() / n_blocks.max(1);
-        matrix::unit_suits(rows, heads.head_dim, self.tokens.len())
+    /// The span that a range begins in, and where to cut the range: where that span ends, if spans are packed one by one.
+    fn cut(&self, range: Range<usize>) -> (usize, usize) {
+        if !self.on_unit {
+            return (0, range.end);
+        }
+        let span = self.spans.partition_point(|span| span.own.end <= range.start);
+        let own = &self.spans[span].own;
+        debug_assert_eq!(
+            own.start, range.start,
+            "what is seen of a span begins with its first token"
+        );
+        (span, range.end.min(own.end))
     }
+}
+
+/// Stretches of a tree's blocks.
+fn strips(blocks: &[Block]) -> impl Iterator<Item = &[Block]> {
+    blocks.chunks(blocks.len().div_ceil(STRIPS).max(STRIP_BLOCKS))
 }
 
 /// The key heads of each tree one after another.
@@ -233,15 +240,26 @@ fn parts(batch: &Batch, heads: Heads) -> Vec<Part<'_>> {
         .trees()
         .filter_map(|spans| Some((spans, spans.first()?.own.start..spans.last()?.own.end)));
     let of = |(spans, tokens): (_, Range<usize>)| {
-        (0..heads.n_kv_heads).map(move |kv_head| Part { spans, tokens: tokens.clone(), kv_head })
+        let on_unit = suits_unit(spans, tokens.len(), heads);
+        let part = move |kv_head| Part { spans, tokens: tokens.clone(), kv_head, on_unit };
+        (0..heads.n_kv_heads).map(part)
     };
     trees.flat_map(of).collect()
 }
 
-/// Keys that follow each other, from the first of a span on.
+/// Whether products with a tree's keys and values fill the matrix unit, going by its middling block and span.
+fn suits_unit(spans: &[Span], n_tokens: usize, heads: Heads) -> bool {
+    const LEAST: usize = 16;
+    let n_blocks: usize = spans.iter().map(|span| span.own.len().div_ceil(BLOCK)).sum();
+    let rows = n_tokens / n_blocks.max(1);
+    let is_finely_cut = rows < LEAST || n_tokens / spans.len().max(1) < LEAST;
+    !is_finely_cut && matrix::unit_suits(heads.group() * rows, heads.head_dim, n_tokens)
+}
+
+/// Keys that follow each other.
 #[derive(Clone, Debug)]
 struct Stretch {
-    /// Of the tree.
+    /// Of the tree, where spans are packed one by one.
     span: usize,
     /// Of the first key's scores.
     column: usize,
@@ -298,7 +316,7 @@ enum Numbers {
     /// For vector units: rows that are so many numbers apart, whole vectors.
     Rows(Buffer, usize),
     /// For the matrix unit, span by span.
-    Packed(Vec<Packed>),
+    Packed(Packed),
 }
 
 impl Laid {
@@ -312,14 +330,14 @@ impl Laid {
         pool: &Arc<Pool>,
     ) -> Self {
         let (stride, head_dim) = (heads.width(), heads.head_dim);
-        let numbers = if part.suits_unit(heads) {
-            let pack = |span: &Span| {
+        let numbers = if part.on_unit {
+            let side = |span: &Span| {
                 let rows = &qkv[span.own.start * stride + head * head_dim..];
                 let rows = Matrix::strided(rows, span.own.len(), head_dim, stride);
-                let side = if lie == Lie::Across { rows.transposed() } else { rows };
-                Packed::new(side, accuracy, Threads::One)
+                if lie == Lie::Across { rows.transposed() } else { rows }
             };
-            Numbers::Packed(part.spans.iter().map(pack).collect())
+            let sides: Vec<Matrix<'_>> = part.spans.iter().map(side).collect();
+            Numbers::Packed(Packed::new(&sides, accuracy, Threads::One))
         } else {
             let copy = Copied { rows: qkv, stride, tokens: part.tokens.clone() };
             match lie {
@@ -330,7 +348,8 @@ impl Laid {
         Self { lie, start: part.tokens.start, head_dim, accuracy, numbers }
     }
 
-    /// The product of rows with a stretch; rows of the target are `stride` apart.
+    /// The product of rows with a stretch; rows of the target are `stride` apart. What is not a number in a key or value may
+    /// spread to what sees others of its span.
     fn multiply(
         &self,
         target: &mut [f32],
@@ -344,10 +363,10 @@ impl Laid {
             Lie::Along => self.head_dim,
         };
         match &self.numbers {
-            Numbers::Packed(spans) => {
+            Numbers::Packed(packed) => {
                 let mut target = MatrixMut::strided(target, left.rows, columns, stride);
-                let packed = &spans[stretch.span];
-                packed.multiply_first(&mut target, write, left.matrix(), Threads::One);
+                let (left, span) = (left.matrix(), stretch.span);
+                packed.multiply_first(&mut target, write, left, span, Threads::One);
             }
             Numbers::Rows(rows, apart) => {
                 let first = stretch.keys.start - self.start;

@@ -79,8 +79,10 @@ fn by_tiles(target: &mut [f32], stride: usize, write: Write, left: Left<'_>, rig
                 continue;
             }
             let mut sums = [0.0; MAX_TILE];
-            let rows = target.chunks(stride).zip(sums[..rows * tile].chunks_mut(tile));
-            rows.for_each(|(target, sums)| sums[..width].copy_from_slice(&target[..width]));
+            if write == Write::Add {
+                let rows = target.chunks(stride).zip(sums[..rows * tile].chunks_mut(tile));
+                rows.for_each(|(target, sums)| sums[..width].copy_from_slice(&target[..width]));
+            }
             tile::multiply(&mut Target { data: &mut sums, stride: tile, write }, &factors);
             let rows = target.chunks_mut(stride).zip(sums.chunks(tile)).take(factors.rows);
             rows.for_each(|(target, sums)| target[..width].copy_from_slice(&sums[..width]));

@@ -91,15 +91,9 @@ impl<'a> Right<'a> {
     }
 
     /// All columns and some terms, by panels of 32 columns.
-    fn pack_all(
-        &self,
-        memory: &mut Vec<Tile>,
-        parts: Parts,
-        terms: Range<usize>,
-        threads: Threads,
-    ) {
+    fn pack_all(&self, memory: &mut [Tile], parts: Parts, terms: Range<usize>, threads: Threads) {
         let panel = parts.tiles(SIDE, terms.len());
-        let tiles = room(memory, parts.tiles(self.columns, terms.len()));
+        let tiles = &mut memory[..parts.tiles(self.columns, terms.len())];
         let pack = |index: usize, tiles: &mut [Tile]| {
             self.pack(tiles, parts, index * SIDE, terms.start);
         };
@@ -116,11 +110,18 @@ pub(super) fn suit(rows: usize, terms: usize, columns: usize) -> bool {
     rows >= LEAST && terms >= LEAST && columns >= LEAST && amx::is_available()
 }
 
-/// A right side that was packed, to be multiplied with more than once.
+/// Right sides that were packed, each to be multiplied with more than once.
 #[derive(Debug)]
 pub(super) struct Kept {
     memory: Vec<Tile>,
     parts: Parts,
+    sides: Vec<Place>,
+}
+
+/// Where a side lies.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    first: usize,
     /// Tiles of 32 columns.
     panel: usize,
 }
@@ -129,12 +130,30 @@ pub(super) struct Kept {
 static FREE: Mutex<Vec<Vec<Tile>>> = Mutex::new(Vec::new());
 
 impl Kept {
-    pub(super) fn new(right: &Right<'_>, accuracy: Accuracy, threads: Threads) -> Self {
-        let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let (mut memory, parts) = (free.unwrap_or_default(), Parts::of(accuracy));
-        right.pack_all(&mut memory, parts, 0..right.terms, threads);
-        Self { memory, parts, panel: parts.tiles(SIDE, right.terms) }
+    pub(super) fn new(rights: &[Right<'_>], accuracy: Accuracy, threads: Threads) -> Self {
+        let (parts, mut count) = (Parts::of(accuracy), 0);
+        let place = |right: &Right<'_>| {
+            let first = count;
+            count += parts.tiles(right.columns, right.terms);
+            Place { first, panel: parts.tiles(SIDE, right.terms) }
+        };
+        let sides: Vec<Place> = rights.iter().map(place).collect();
+        let mut memory = free(count);
+        for (right, place) in rights.iter().zip(&sides) {
+            right.pack_all(&mut memory[place.first..], parts, 0..right.terms, threads);
+        }
+        Self { memory, parts, sides }
     }
+}
+
+/// So many tiles, which may be anything: the smallest free memory that is large enough, and not much larger.
+fn free(count: usize) -> Vec<Tile> {
+    let most = count + count / 4;
+    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+    let fitting = (0..free.len()).filter(|index| (count..=most).contains(&free[*index].len()));
+    let found = fitting.min_by_key(|index| free[*index].len()).map(|index| free.swap_remove(index));
+    drop(free);
+    found.unwrap_or_else(|| vec![Tile::ZERO; count])
 }
 
 impl Drop for Kept {
@@ -149,8 +168,8 @@ impl Drop for Kept {
 pub(super) enum Source<'a> {
     /// It is packed for this product.
     Loose(&'a Right<'a>, Accuracy),
-    /// The first so many terms and columns of what is packed already.
-    Kept { kept: &'a Kept, terms: usize, columns: usize },
+    /// The first so many terms and columns of a side that is packed already.
+    Kept { kept: &'a Kept, side: usize, terms: usize, columns: usize },
 }
 
 /// The rows of the left side one below the other in several targets. The rest is as in [`multiply`](super::multiply).
@@ -163,7 +182,7 @@ pub(super) fn multiply(
 ) {
     let (terms, columns, at_once, parts) = match right {
         Source::Loose(right, accuracy) => (right.terms, right.columns, TERMS, Parts::of(accuracy)),
-        Source::Kept { kept, terms, columns } => (terms, columns, terms, kept.parts),
+        Source::Kept { kept, terms, columns, .. } => (terms, columns, terms, kept.parts),
     };
     let size = left.side.count() * terms * columns;
     let threads = if size < SHARED { Threads::One } else { threads };
@@ -174,10 +193,14 @@ pub(super) fn multiply(
         let used = parts.tiles(SIDE, terms.len());
         let (tiles, panel) = match right {
             Source::Loose(right, _) => {
-                right.pack_all(&mut memory, parts, terms.clone(), threads);
-                (&memory, used)
+                let tiles = room(&mut memory, parts.tiles(columns, terms.len()));
+                right.pack_all(tiles, parts, terms.clone(), threads);
+                (&*tiles, used)
             }
-            Source::Kept { kept, .. } => (&kept.memory, kept.panel),
+            Source::Kept { kept, side, .. } => {
+                let Place { first, panel } = kept.sides[side];
+                (&kept.memory[first..], panel)
+            }
         };
         let tiles = &tiles[..columns.div_ceil(SIDE) * panel];
         let right = Packed { tiles, parts, panel, used };
@@ -234,15 +257,15 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn put(&self, piece: Piece<'_>) {
-        let Packed { parts, used: panel, .. } = self.right;
+        let Packed { parts, used, .. } = self.right;
         let Piece { rows, target, stride } = piece;
         LEFT.with_borrow_mut(|tiles| {
             let tiles = room(tiles, parts.tiles(rows.len(), self.terms.len()));
-            for (index, tiles) in tiles.chunks_exact_mut(panel).enumerate() {
+            for (index, tiles) in tiles.chunks_exact_mut(used).enumerate() {
                 let first = rows.start + index * SIDE;
                 self.left.side.pack(tiles, parts, first, self.terms.start, self.left.by);
             }
-            let left = Packed { tiles, parts, panel, used: panel };
+            let left = Packed { tiles, parts, panel: used, used };
             let mut block = Block { target, stride, rows: rows.len(), columns: self.columns };
             block.put(self.adds, left, self.right);
         });
@@ -279,9 +302,13 @@ struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    fn panels(&self) -> impl ExactSizeIterator<Item = &'a [Tile]> + use<'a> {
-        let used = self.used;
-        self.tiles.chunks_exact(self.panel).map(move |panel| &panel[..used])
+    fn count(&self) -> usize {
+        self.tiles.len() / self.panel
+    }
+
+    /// The tiles of a panel that are of this product's terms; none where there is no such panel.
+    fn panel(&self, index: usize) -> &'a [Tile] {
+        self.tiles.get(index * self.panel..).and_then(|rest| rest.get(..self.used)).unwrap_or(&[])
     }
 }
 
@@ -297,14 +324,13 @@ struct Block<'a> {
 impl Block<'_> {
     fn put(&mut self, adds: bool, left: Packed<'_>, right: Packed<'_>) {
         let mut unit = Unit::new();
-        let n_left = left.panels().len();
-        for (j, panel) in right.panels().enumerate() {
+        for j in 0..right.count() {
             // While all rows are multiplied with a panel, the next is fetched, a share with each square.
-            let next = right.panels().nth(j + 1).unwrap_or_default();
-            let share = next.len().div_ceil(n_left).max(1);
-            for (i, left_panel) in left.panels().enumerate() {
+            let next = right.panel(j + 1);
+            let share = next.len().div_ceil(left.count()).max(1);
+            for i in 0..left.count() {
                 next.chunks(share).nth(i).unwrap_or_default().iter().for_each(Tile::ask);
-                let sides = [left_panel, panel];
+                let sides = [left.panel(i), right.panel(j)];
                 self.put_square(&mut unit, adds, left.parts, [i * SIDE, j * SIDE], sides);
             }
         }

@@ -419,10 +419,10 @@ fn margins(model: &Decoder, ids: &[u32]) -> Vec<f32> {
         }
     }
     let mut least = f32::INFINITY;
-    margins.iter_mut().for_each(|margin| {
+    for margin in &mut margins {
         least = least.min(*margin);
         *margin = least;
-    });
+    }
     margins
 }
 

@@ -1,11 +1,12 @@
 //! The gradient of each operation by itself, against finite differences. What operations compute is compared with the tensor
 //! library's in `forward.rs`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::fixture::norm;
 use crate::DecoderConfig;
-use crate::batch::{Batch, Sequence};
+use crate::batch::{Batch, Sequence, Span};
 use crate::forward::Heads;
 use crate::fused::{attention, heads, linear, logprob, rms_norm, swiglu};
 use crate::layout::HeadNorms;
@@ -152,15 +153,20 @@ fn turn_of_heads() {
     Operation { inputs, forward: &forward, backward: &backward }.check();
 }
 
-/// Of a tree whose rows have their start in common, long enough for several blocks and a matrix unit.
+/// Of a tree whose rows have their start in common, one in another one's middle and one over two spans, long enough for several
+/// blocks and a matrix unit.
 #[test]
 fn attention_over_a_tree() {
     let of = Heads::of(&config());
     let row =
         |seed: u32| -> Vec<u32> { (0..200).map(|i| if i < 90 { i } else { i * seed }).collect() };
-    let rows = [row(3), row(5)];
+    let mut forked = row(3);
+    forked[160..].iter_mut().for_each(|id| *id += 1);
+    let rows = [row(3), row(5), row(3)[..130].to_vec(), forked];
     let sequences: Vec<Sequence<'_>> = rows.iter().map(|ids| Sequence::whole(ids)).collect();
     let (batch, pool) = (Batch::new(&sequences), Arc::new(Pool::default()));
+    let n_seen = |span: &Span| span.before.iter().map(Range::len).collect::<Vec<_>>();
+    assert!(batch.spans.iter().any(|span| n_seen(span) == [160]), "over the end of a span");
     let n = batch.n_inputs();
     let forward = |inputs: &[Vec<f32>]| {
         let mut mixed = vec![0.0; n * of.n_heads * of.head_dim];
