@@ -29,6 +29,8 @@ def add_run_arguments(parser):
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5, help="timed repetitions of one process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of either side, alternating")
+    parser.add_argument("--precision", choices=["highest", "high", "medium"], default="highest",
+                        help="torch.set_float32_matmul_precision of the peer")
     parser.add_argument("--turnwise", default="target/release/turnwise", help="the command that is compared")
     parser.add_argument("--peer-only", action="store_true", help="measure the peer alone")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
@@ -47,6 +49,7 @@ def make_model(settings, max_positions):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.set_num_threads(settings.threads)
+    torch.set_float32_matmul_precision(settings.precision)
     torch.manual_seed(1)
     config = Qwen3Config(
         vocab_size=settings.vocab_size,
