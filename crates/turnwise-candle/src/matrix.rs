@@ -7,6 +7,7 @@ mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod split;
 
+#[cfg(target_arch = "x86_64")]
 use std::slice;
 
 use gemm::Parallelism;
