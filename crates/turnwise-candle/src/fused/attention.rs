@@ -229,7 +229,7 @@ impl Part<'_> {
     }
 }
 
-/// Stretches of a tree's blocks.
+/// A tree's blocks, those that follow each other together.
 fn strips(blocks: &[Block]) -> impl Iterator<Item = &[Block]> {
     blocks.chunks(blocks.len().div_ceil(STRIPS).max(STRIP_BLOCKS))
 }
