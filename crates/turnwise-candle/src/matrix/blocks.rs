@@ -306,9 +306,9 @@ impl<'a> Packed<'a> {
         self.tiles.len() / self.panel
     }
 
-    /// The tiles of a panel that are of this product's terms; none where there is no such panel.
+    /// The tiles of a panel that are of this product's terms.
     fn panel(&self, index: usize) -> &'a [Tile] {
-        self.tiles.get(index * self.panel..).and_then(|rest| rest.get(..self.used)).unwrap_or(&[])
+        &self.tiles[index * self.panel..][..self.used]
     }
 }
 
@@ -325,11 +325,7 @@ impl Block<'_> {
     fn put(&mut self, adds: bool, left: Packed<'_>, right: Packed<'_>) {
         let mut unit = Unit::new();
         for j in 0..right.count() {
-            // While all rows are multiplied with a panel, the next is fetched, a share with each square.
-            let next = right.panel(j + 1);
-            let share = next.len().div_ceil(left.count()).max(1);
             for i in 0..left.count() {
-                next.chunks(share).nth(i).unwrap_or_default().iter().for_each(Tile::ask);
                 let sides = [left.panel(i), right.panel(j)];
                 self.put_square(&mut unit, adds, left.parts, [i * SIDE, j * SIDE], sides);
             }

@@ -5,11 +5,11 @@
 //! to the number exactly; the first two leave at most a part in 2^16 of it.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_and_epi32,
-    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_loadu_ps,
-    _mm512_mul_ps, _mm512_or_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_shuffle_f32x4, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
-    _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_and_epi32,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+    _mm512_or_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
+    _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::amx::SIDE;
@@ -54,7 +54,7 @@ impl Parts {
 pub(super) const STEP: usize = 32;
 
 /// How many terms ahead memory is asked for while tiles are packed: the processor does not foresee lines that lie apart.
-const AHEAD: usize = 2 * STEP;
+const AHEAD: usize = STEP;
 
 /// Numbers in a vector.
 const LANES: usize = 16;
@@ -66,17 +66,6 @@ pub(super) struct Tile([[u32; LANES]; LANES]);
 
 impl Tile {
     pub(super) const ZERO: Self = Self([[0; LANES]; LANES]);
-
-    /// Has the tile brought into the second cache.
-    pub(super) fn ask(&self) {
-        for line in &self.0 {
-            // SAFETY: asking for an address does nothing else.
-            #[allow(unsafe_code)]
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
-            }
-        }
-    }
 }
 
 /// A side of a product: `terms` numbers of each of `count` rows of the left matrix, or columns of the right one.
@@ -100,6 +89,16 @@ enum Lines {
     Rows,
     /// Pairs of terms: so it reads the right one.
     Terms,
+}
+
+impl Lines {
+    /// What a tile of the other side of a product has for rows.
+    fn other(self) -> Self {
+        match self {
+            Self::Rows => Self::Terms,
+            Self::Terms => Self::Rows,
+        }
+    }
 }
 
 impl<'a> Side<'a> {
@@ -141,10 +140,14 @@ impl<'a> Side<'a> {
         for (step, tiles) in tiles.chunks_exact_mut(parts.step_tiles()).enumerate() {
             for half in 0..2 {
                 let (first, term) = (first + half * LANES, start + step * STEP);
+                let tiles = &mut tiles[half..];
                 // SAFETY: the assertion above.
                 #[allow(unsafe_code)]
                 unsafe {
-                    self.pack_block(&mut tiles[half..], first, term, scale);
+                    match parts {
+                        Parts::Two => self.pack_tiles::<2>(tiles, first, term, scale),
+                        Parts::Three => self.pack_tiles::<3>(tiles, first, term, scale),
+                    }
                 }
             }
         }
@@ -152,42 +155,40 @@ impl<'a> Side<'a> {
 
     /// Sixteen rows or columns: a part into every other tile.
     #[target_feature(enable = "avx512f")]
-    fn pack_block(&self, tiles: &mut [Tile], first: usize, term: usize, scale: f32) {
-        let (x, y) = (self.block(first, term), self.block(first, term + LANES));
+    fn pack_tiles<const PARTS: usize>(
+        &self,
+        tiles: &mut [Tile],
+        first: usize,
+        term: usize,
+        scale: f32,
+    ) {
         let scale = _mm512_set1_ps(scale);
-        for line in 0..LANES {
-            let mut x = _mm512_mul_ps(x[line], scale);
-            let mut y = _mm512_mul_ps(y[line], scale);
-            for tile in tiles.iter_mut().step_by(2) {
-                let parts = (nearest(x), nearest(y));
-                (x, y) = (_mm512_sub_ps(x, parts.0), _mm512_sub_ps(y, parts.1));
-                store(&mut tile.0[line], pair(parts.0, parts.1));
-            }
+        let terms = [term, term + LANES];
+        let (along_rows, along_terms) = ((self.stride, self.step), (self.step, self.stride));
+        let (across, along) = if self.lines == Lines::Rows { along_rows } else { along_terms };
+        if along == 1 {
+            let blocks = terms.map(|term| self.block(first, term, across, self.lines));
+            put_lines::<PARTS>(tiles, blocks, scale);
+        } else if across == 1 {
+            let blocks = terms.map(|term| self.block(first, term, along, self.lines.other()));
+            put_columns::<PARTS>(tiles, blocks, scale);
+        } else {
+            let numbers = terms.map(|term| self.gathered(first, term));
+            put_lines::<PARTS>(tiles, numbers.each_ref().map(Block::of), scale);
         }
     }
 
-    /// Sixteen lines of 16 numbers.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn block(&self, first: usize, term: usize) -> [__m512; LANES] {
-        let is_whole = first + LANES <= self.count && term + LANES <= self.terms;
-        let (across, along) = match self.lines {
-            Lines::Rows => (self.stride, self.step),
-            Lines::Terms => (self.step, self.stride),
-        };
-        let start = first * self.stride + term * self.step;
-        let ahead = AHEAD * self.step;
-        match (is_whole, across, along) {
-            (true, across, 1) => load(&self.data[start..], across, ahead),
-            (true, 1, along) => transposed(&load(&self.data[start..], along, ahead)),
-            _ => self.at_edge(first, term),
-        }
+    /// What there is of 16 rows or columns and 16 terms, its `lines` so many numbers apart.
+    fn block(&self, first: usize, term: usize, across: usize, lines: Lines) -> Block<'a> {
+        let (count, terms) = (self.count.saturating_sub(first), self.terms.saturating_sub(term));
+        let size = if lines == Lines::Rows { [count, terms] } else { [terms, count] };
+        let data = self.data.get(first * self.stride + term * self.step..).unwrap_or(&[]);
+        Block::new(data, size, across, AHEAD * self.step)
     }
 
-    /// A block that reaches beyond the matrix, or whose numbers lie apart.
+    /// A block whose numbers lie apart.
     #[cold]
-    #[target_feature(enable = "avx512f")]
-    fn at_edge(&self, first: usize, term: usize) -> [__m512; LANES] {
+    fn gathered(&self, first: usize, term: usize) -> [[f32; LANES]; LANES] {
         let mut numbers = [[0.0; LANES]; LANES];
         for (line, numbers) in numbers.iter_mut().enumerate() {
             for (lane, number) in numbers.iter_mut().enumerate() {
@@ -200,29 +201,96 @@ impl<'a> Side<'a> {
                 }
             }
         }
-        load(numbers.as_flattened(), LANES, 0)
+        numbers
     }
 }
 
-/// Lines of numbers; those that lie so many numbers `ahead` are asked for.
-///
-/// # Panics
-/// When the lines reach beyond the slice.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(data: &[f32], stride: usize, ahead: usize) -> [__m512; LANES] {
-    assert!((LANES - 1) * stride + LANES <= data.len(), "a block lies inside its matrix");
-    let mut lines = [_mm512_setzero_ps(); LANES];
-    for (line, at) in lines.iter_mut().zip(0..) {
-        // SAFETY: the assertion above; asking for an address that is none does nothing.
+/// Sixteen lines of 16 numbers, of which some may be missing and are 0.
+#[derive(Clone, Copy, Debug)]
+struct Block<'a> {
+    data: &'a [f32],
+    /// How many lines there are.
+    lines: usize,
+    /// Which numbers of a line.
+    mask: u16,
+    /// From a line to the next.
+    across: usize,
+    /// How many numbers further on memory is asked for.
+    ahead: usize,
+}
+
+impl<'a> Block<'a> {
+    /// # Panics
+    /// When the lines reach beyond the slice.
+    fn new(data: &'a [f32], size: [usize; 2], across: usize, ahead: usize) -> Self {
+        let [lines, width] = size.map(|size| size.min(LANES));
+        let length = if lines.min(width) == 0 { 0 } else { (lines - 1) * across + width };
+        assert!(length <= data.len(), "a block lies inside its matrix");
+        let mask = u16::MAX.checked_shr((LANES - width) as u32).unwrap_or(0);
+        Self { data, lines, mask, across, ahead }
+    }
+
+    fn of(numbers: &'a [[f32; LANES]; LANES]) -> Self {
+        Self::new(numbers.as_flattened(), [LANES, LANES], LANES, 0)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn line(&self, at: usize) -> __m512 {
+        let mask = if at < self.lines { self.mask } else { 0 };
+        // SAFETY: the numbers that are read lie inside the slice, as `new` has found; asking for an address that is none does
+        // nothing.
         #[allow(unsafe_code)]
         unsafe {
-            let address = data.as_ptr().add(at * stride);
-            _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(ahead).cast());
-            *line = _mm512_loadu_ps(address);
+            let address = self.data.as_ptr().wrapping_add(at * self.across);
+            _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(self.ahead).cast());
+            _mm512_maskz_loadu_ps(mask, address)
         }
     }
-    lines
+}
+
+/// The lines of two blocks, as lines of a tile of each part.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn put_lines<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Block<'_>; 2], scale: __m512) {
+    for line in 0..LANES {
+        let parts = cut::<PARTS>([x.line(line), y.line(line)], scale);
+        for (tile, part) in tiles.iter_mut().step_by(2).zip(parts) {
+            store(&mut tile.0[line], part);
+        }
+    }
+}
+
+/// The lines of two blocks, as columns of a tile of each part.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn put_columns<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Block<'_>; 2], scale: __m512) {
+    let mut columns = [[_mm512_setzero_si512(); LANES]; PARTS];
+    for at in 0..LANES {
+        let parts = cut::<PARTS>([x.line(at), y.line(at)], scale);
+        for (columns, part) in columns.iter_mut().zip(parts) {
+            columns[at] = part;
+        }
+    }
+    for (tile, columns) in tiles.iter_mut().step_by(2).zip(&columns) {
+        for (line, numbers) in tile.0.iter_mut().zip(transposed(columns)) {
+            store(line, numbers);
+        }
+    }
+}
+
+/// The parts of 16 pairs of numbers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn cut<const PARTS: usize>([x, y]: [__m512; 2], scale: __m512) -> [__m512i; PARTS] {
+    let (mut x, mut y) = (_mm512_mul_ps(x, scale), _mm512_mul_ps(y, scale));
+    let mut parts = [_mm512_setzero_si512(); PARTS];
+    for part in &mut parts {
+        let (first, second) = (nearest(x), nearest(y));
+        (x, y) = (_mm512_sub_ps(x, first), _mm512_sub_ps(y, second));
+        *part = pair(first, second);
+    }
+    parts
 }
 
 #[inline]
@@ -256,42 +324,30 @@ fn pair(low: __m512, high: __m512) -> __m512i {
 /// Columns as lines.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed(lines: &[__m512; LANES]) -> [__m512; LANES] {
+fn transposed(lines: &[__m512i; LANES]) -> [__m512i; LANES] {
     // Within each four lines, pairs of numbers and then fours; then the quarters of a vector, by four lines and by sixteen.
-    let mut fours = [_mm512_setzero_ps(); LANES];
+    let mut fours = [_mm512_setzero_si512(); LANES];
     for at in (0..LANES).step_by(4) {
         let [a, b, c, d] = [lines[at], lines[at + 1], lines[at + 2], lines[at + 3]];
-        let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
-        let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
-        fours[at] = low_pairs(ab, cd);
-        fours[at + 1] = high_pairs(ab, cd);
-        fours[at + 2] = low_pairs(ab_high, cd_high);
-        fours[at + 3] = high_pairs(ab_high, cd_high);
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        fours[at] = _mm512_unpacklo_epi64(ab, cd);
+        fours[at + 1] = _mm512_unpackhi_epi64(ab, cd);
+        fours[at + 2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+        fours[at + 3] = _mm512_unpackhi_epi64(ab_high, cd_high);
     }
-    let mut columns = [_mm512_setzero_ps(); LANES];
+    let mut columns = [_mm512_setzero_si512(); LANES];
     for i in 0..4 {
         let [a, b, c, d] = [fours[i], fours[4 + i], fours[8 + i], fours[12 + i]];
         // Quarters 0 and 2, and 1 and 3.
         let (ab_even, cd_even) =
-            (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+            (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d));
         let (ab_odd, cd_odd) =
-            (_mm512_shuffle_f32x4::<0xDD>(a, b), _mm512_shuffle_f32x4::<0xDD>(c, d));
-        columns[i] = _mm512_shuffle_f32x4::<0x88>(ab_even, cd_even);
-        columns[4 + i] = _mm512_shuffle_f32x4::<0x88>(ab_odd, cd_odd);
-        columns[8 + i] = _mm512_shuffle_f32x4::<0xDD>(ab_even, cd_even);
-        columns[12 + i] = _mm512_shuffle_f32x4::<0xDD>(ab_odd, cd_odd);
+            (_mm512_shuffle_i32x4::<0xDD>(a, b), _mm512_shuffle_i32x4::<0xDD>(c, d));
+        columns[i] = _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even);
+        columns[4 + i] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
+        columns[8 + i] = _mm512_shuffle_i32x4::<0xDD>(ab_even, cd_even);
+        columns[12 + i] = _mm512_shuffle_i32x4::<0xDD>(ab_odd, cd_odd);
     }
     columns
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn low_pairs(a: __m512, b: __m512) -> __m512 {
-    _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn high_pairs(a: __m512, b: __m512) -> __m512 {
-    _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
 }
