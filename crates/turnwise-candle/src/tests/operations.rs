@@ -8,8 +8,8 @@ use super::fixture::norm;
 use crate::DecoderConfig;
 use crate::batch::{Batch, Sequence, Span};
 use crate::forward::Heads;
-use crate::fused::{attention, heads, linear, logprob, rms_norm, swiglu};
-use crate::layout::HeadNorms;
+use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
+use crate::layout::{Choice, HeadNorms};
 use crate::matrix::Write;
 use crate::rope::Rope;
 use crate::tape::Pool;
@@ -186,6 +186,48 @@ fn attention_over_a_tree() {
     };
     let inputs = vec![uneven(n * of.width(), 1)];
     Operation { inputs, forward: &forward, backward: &backward }.check();
+}
+
+/// Two experts of five for each token, chosen by so much that no small step changes the choice.
+#[test]
+fn experts_of_each_token() {
+    let (n, width, inner, n_experts) = (150, 20, 24, 5);
+    let pool = Arc::new(Pool::default());
+    let mut router: Vec<f32> = uneven(n_experts * width, 2).iter().map(|x| 0.1 * x).collect();
+    (0..n_experts).for_each(|expert| router[expert * width + expert] = 2.0);
+    let mut rows = uneven(n * width, 1);
+    for (token, row) in rows.chunks_exact_mut(width).enumerate() {
+        row[..n_experts].iter_mut().for_each(|x| *x *= 0.1);
+        row[token % n_experts] += 1.2;
+        row[(token + 1 + token / n_experts % (n_experts - 1)) % n_experts] += 0.7;
+    }
+    let matrix = |seed| uneven(n_experts * inner * width, seed);
+    let inputs = vec![rows, router, matrix(3), matrix(4), matrix(5)];
+    for renormalize in [false, true] {
+        let choice = Choice { n_experts, n_chosen: 2, renormalize };
+        let mix = |inputs: &[Vec<f32>]| {
+            let mut y = vec![0.0; n * width];
+            let kept = experts::forward(&mut y, &inputs[0], weights(inputs, choice), &pool);
+            (y, kept)
+        };
+        let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
+            let (_, kept) = mix(inputs);
+            let mut below: Lists = inputs[1..].iter().map(|x| vec![0.0; x.len()]).collect();
+            let mut each = below.iter_mut().map(|x| Some(x.as_mut_slice()));
+            let [router, gate, up, down] = std::array::from_fn(|_| each.next().unwrap());
+            let below_each = experts::Below { router, gate, up, down };
+            let weights = weights(inputs, choice);
+            let dx = experts::backward(below_each, dy, &inputs[0], &kept, weights, None, &pool);
+            [vec![dx.to_vec()], below].concat()
+        };
+        let forward = |inputs: &[Vec<f32>]| mix(inputs).0;
+        Operation { inputs: inputs.clone(), forward: &forward, backward: &backward }.check();
+    }
+}
+
+fn weights(inputs: &[Vec<f32>], choice: Choice) -> experts::Weights<'_> {
+    let [_, router, gate, up, down] = inputs else { panic!("rows and four matrices") };
+    experts::Weights { router, gate, up, down, choice }
 }
 
 /// Log-probabilities and entropies, at two temperatures.
