@@ -10,10 +10,11 @@ use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason};
 
 use super::block_on;
 use super::fixture::{Fixture, integers};
-use super::variants::{margins, perturbed, variants};
+use super::variants::{perturbed, variants};
+use crate::batch::Batch;
 use crate::engine::{Command, Job, Scheduler};
 use crate::published::Published;
-use crate::{CandlePolicy, Decoder, DecoderConfig, EngineSettings, KvOnUpdate};
+use crate::{Architecture, CandlePolicy, Decoder, DecoderConfig, EngineSettings, KvOnUpdate};
 
 pub(super) fn config() -> DecoderConfig {
     DecoderConfig { max_positions: 160, ..DecoderConfig::small(97) }
@@ -401,6 +402,28 @@ proptest! {
             prop_assert_eq!(&alone[0], &answers[0]);
         }
     }
+}
+
+/// Up to each token, the least by which a router's last chosen expert is more probable than the next.
+fn margins(model: &Decoder, ids: &[u32]) -> Vec<f32> {
+    let mut margins = vec![f32::INFINITY; ids.len()];
+    let Architecture::Qwen3Moe { experts, .. } = &model.config().architecture else {
+        return margins;
+    };
+    for routed in &model.routed(Batch::inputs_only(&[ids])) {
+        let tokens = routed.probabilities.chunks(experts.n_experts);
+        for (margin, token) in margins.iter_mut().zip(tokens) {
+            let mut sorted = token.to_vec();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            *margin = margin.min(sorted[experts.n_chosen - 1] - sorted[experts.n_chosen]);
+        }
+    }
+    let mut least = f32::INFINITY;
+    for margin in &mut margins {
+        least = least.min(*margin);
+        *margin = least;
+    }
+    margins
 }
 
 /// All requests at once.

@@ -2,7 +2,6 @@
 
 use turnwise_rollout::uniform_at;
 
-use crate::batch::Batch;
 use crate::layout::Role;
 use crate::{Architecture, Decoder, DecoderConfig, Experts, RopeScaling};
 
@@ -84,26 +83,4 @@ pub(super) fn perturbed(config: DecoderConfig, seed: u64) -> Decoder {
     }
     model.set_values(values).unwrap();
     model
-}
-
-/// Up to each token, the least by which a router's last chosen expert is more probable than the next.
-pub(super) fn margins(model: &Decoder, ids: &[u32]) -> Vec<f32> {
-    let mut margins = vec![f32::INFINITY; ids.len()];
-    let Architecture::Qwen3Moe { experts, .. } = &model.config().architecture else {
-        return margins;
-    };
-    for routed in &model.routed(Batch::inputs_only(&[ids])) {
-        let tokens = routed.probabilities.chunks(experts.n_experts);
-        for (margin, token) in margins.iter_mut().zip(tokens) {
-            let mut sorted = token.to_vec();
-            sorted.sort_by(|a, b| b.total_cmp(a));
-            *margin = margin.min(sorted[experts.n_chosen - 1] - sorted[experts.n_chosen]);
-        }
-    }
-    let mut least = f32::INFINITY;
-    for margin in &mut margins {
-        least = least.min(*margin);
-        *margin = least;
-    }
-    margins
 }
