@@ -167,26 +167,26 @@ impl<'a> Side<'a> {
         let (along_rows, along_terms) = ((self.stride, self.step), (self.step, self.stride));
         let (across, along) = if self.lines == Lines::Rows { along_rows } else { along_terms };
         if along == 1 {
-            let blocks = terms.map(|term| self.block(first, term, across, self.lines));
-            put_lines::<PARTS>(tiles, blocks, scale);
+            let patches = terms.map(|term| self.patch(first, term, across, self.lines));
+            put_lines::<PARTS>(tiles, patches, scale);
         } else if across == 1 {
-            let blocks = terms.map(|term| self.block(first, term, along, self.lines.other()));
-            put_columns::<PARTS>(tiles, blocks, scale);
+            let patches = terms.map(|term| self.patch(first, term, along, self.lines.other()));
+            put_columns::<PARTS>(tiles, patches, scale);
         } else {
             let numbers = terms.map(|term| self.gathered(first, term));
-            put_lines::<PARTS>(tiles, numbers.each_ref().map(Block::of), scale);
+            put_lines::<PARTS>(tiles, numbers.each_ref().map(Patch::of), scale);
         }
     }
 
     /// What there is of 16 rows or columns and 16 terms, its `lines` so many numbers apart.
-    fn block(&self, first: usize, term: usize, across: usize, lines: Lines) -> Block<'a> {
+    fn patch(&self, first: usize, term: usize, across: usize, lines: Lines) -> Patch<'a> {
         let (count, terms) = (self.count.saturating_sub(first), self.terms.saturating_sub(term));
         let size = if lines == Lines::Rows { [count, terms] } else { [terms, count] };
         let data = self.data.get(first * self.stride + term * self.step..).unwrap_or(&[]);
-        Block::new(data, size, across, AHEAD * self.step)
+        Patch::new(data, size, across, AHEAD * self.step)
     }
 
-    /// A block whose numbers lie apart.
+    /// A patch whose numbers lie apart.
     #[cold]
     fn gathered(&self, first: usize, term: usize) -> [[f32; LANES]; LANES] {
         let mut numbers = [[0.0; LANES]; LANES];
@@ -207,7 +207,7 @@ impl<'a> Side<'a> {
 
 /// Sixteen lines of 16 numbers, of which some may be missing and are 0.
 #[derive(Clone, Copy, Debug)]
-struct Block<'a> {
+struct Patch<'a> {
     data: &'a [f32],
     /// How many lines there are.
     lines: usize,
@@ -219,13 +219,13 @@ struct Block<'a> {
     ahead: usize,
 }
 
-impl<'a> Block<'a> {
+impl<'a> Patch<'a> {
     /// # Panics
     /// When the lines reach beyond the slice.
     fn new(data: &'a [f32], size: [usize; 2], across: usize, ahead: usize) -> Self {
         let [lines, width] = size.map(|size| size.min(LANES));
         let length = if lines.min(width) == 0 { 0 } else { (lines - 1) * across + width };
-        assert!(length <= data.len(), "a block lies inside its matrix");
+        assert!(length <= data.len(), "a patch lies inside its matrix");
         let mask = u16::MAX.checked_shr((LANES - width) as u32).unwrap_or(0);
         Self { data, lines, mask, across, ahead }
     }
@@ -249,10 +249,10 @@ impl<'a> Block<'a> {
     }
 }
 
-/// The lines of two blocks, as lines of a tile of each part.
+/// The lines of two patches, as lines of a tile of each part.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn put_lines<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Block<'_>; 2], scale: __m512) {
+fn put_lines<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Patch<'_>; 2], scale: __m512) {
     for line in 0..LANES {
         let parts = cut::<PARTS>([x.line(line), y.line(line)], scale);
         for (tile, part) in tiles.iter_mut().step_by(2).zip(parts) {
@@ -261,10 +261,10 @@ fn put_lines<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Block<'_>; 2], sca
     }
 }
 
-/// The lines of two blocks, as columns of a tile of each part.
+/// The lines of two patches, as columns of a tile of each part.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn put_columns<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Block<'_>; 2], scale: __m512) {
+fn put_columns<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Patch<'_>; 2], scale: __m512) {
     let mut columns = [[_mm512_setzero_si512(); LANES]; PARTS];
     for at in 0..LANES {
         let parts = cut::<PARTS>([x.line(at), y.line(at)], scale);
