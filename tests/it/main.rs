@@ -21,6 +21,7 @@ mod sampling;
 mod settings;
 mod staleness;
 mod statements;
+mod stops;
 mod support;
 mod suspension;
 mod tidy;

@@ -23,15 +23,20 @@ use crate::support::{OBJECTIVE, agents, block_on, echoes, pool_settings};
 
 /// A model both sides of which take their time, on a clock that only moves when everybody waits.
 #[derive(Clone, Debug)]
-struct Slow {
+pub(crate) struct Slow {
     model: TabularModel,
     request_ms: u64,
     update_ms: u64,
 }
 
 impl Slow {
-    fn new(request_ms: u64, update_ms: u64) -> Self {
+    pub(crate) fn new(request_ms: u64, update_ms: u64) -> Self {
         Self { model: TabularModel::new(4), request_ms, update_ms }
+    }
+
+    /// One that is as slow, and has learnt nothing.
+    pub(crate) fn anew(&self) -> Self {
+        Self::new(self.request_ms, self.update_ms)
     }
 }
 

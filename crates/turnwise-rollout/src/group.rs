@@ -1,7 +1,8 @@
+use serde::{Deserialize, Serialize};
 use turnwise_trajectory::{GroupId, Trajectory};
 
 /// The finished rollouts of one task that are compared with each other.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// Unique within the run.
     pub id: GroupId,

@@ -22,12 +22,13 @@ mod ledger;
 mod running;
 mod settings;
 
-use breaker::Breaker;
 pub use breaker::RolloutError;
+use breaker::{Breaker, BreakerCounts};
 use grading::Graded;
 pub use iteration::Iteration;
+use iteration::Unfinished;
 pub use ledger::{Census, Ledger};
-use running::{Due, Returned, Running};
+use running::{Due, Returned, Running, Seat};
 pub use settings::PoolSettings;
 
 /// Runs groups of episodes side by side and keeps what is suspended.
@@ -54,6 +55,10 @@ pub struct RolloutPool {
     news: Iteration,
     ledger: Ledger,
     breaker: Breaker,
+    /// The tokens that suspended episodes have drawn in the iteration that runs.
+    used: BTreeMap<Seat, u64>,
+    /// The iteration that a stop cut short; the next one goes on with it.
+    unfinished: Option<Unfinished>,
     /// Iterations in a row in which no token was drawn and no episode ended.
     fruitless: u32,
     /// Episodes with older tokens than these cannot be trained on any more.
@@ -74,12 +79,19 @@ struct OpenGroup {
 
 /// A pool on its way to disk.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PoolSnapshot {
     finished: BTreeMap<GroupId, Vec<Trajectory>>,
     waiting: Vec<EpisodeSnapshot>,
     /// Episodes that cannot go on where they are: they start anew.
     restart: Vec<Identity>,
     ledger: Ledger,
+    breaker: BreakerCounts,
+    unfinished: Option<Unfinished>,
+    fruitless: u32,
+    oldest: PolicyVersion,
+    doomed: BTreeSet<GroupId>,
+    n_lost: u64,
 }
 
 impl PoolSnapshot {
@@ -129,6 +141,8 @@ impl RolloutPool {
             news: Iteration::default(),
             ledger: Ledger::default(),
             breaker,
+            used: BTreeMap::new(),
+            unfinished: None,
             fruitless: 0,
             oldest: PolicyVersion::default(),
             doomed: BTreeSet::new(),
@@ -209,6 +223,9 @@ impl RolloutPool {
 
     /// Advances every waiting episode once, retries those that broke, and hands over the groups that are finished.
     ///
+    /// When `stop` comes first, the iteration stays unfinished: the next call goes on with it and gives each episode what is
+    /// left of its share of the tokens. Stopping therefore changes no token, also when the pool is written down in between.
+    ///
     /// # Errors
     /// When too many episodes break. Nothing is lost: what runs is suspended first.
     pub async fn iterate(
@@ -217,8 +234,7 @@ impl RolloutPool {
         stop: &StopSignal,
     ) -> Result<Iteration, RolloutError> {
         let (out_of_time, round) = stop.child();
-        let share = self.settings.share(self.n_waiting());
-        self.queue();
+        let share = self.begin_iteration();
         let result = {
             // Twice the time after each iteration that came to nothing: an engine that gives up what it has not finished
             // would otherwise begin the same turn for ever.
@@ -243,7 +259,10 @@ impl RolloutPool {
         if result.is_err() {
             self.halt().await;
         }
-        self.waiting.extend(self.due.drain(..).map(|due| due.episode));
+        let used = self.end_iteration();
+        if stop.requested() || result.is_err() {
+            self.unfinished = Some(Unfinished::new(share, used));
+        }
         result.map(|()| self.take_news())
     }
 
@@ -313,6 +332,12 @@ impl RolloutPool {
         let mut snapshot = PoolSnapshot {
             finished: self.open.iter().map(|(id, group)| (*id, group.finished.clone())).collect(),
             ledger: self.ledger.clone(),
+            breaker: self.breaker.counts(),
+            unfinished: self.unfinished.clone(),
+            fruitless: self.fruitless,
+            oldest: self.oldest,
+            doomed: self.doomed.clone(),
+            n_lost: self.n_lost,
             ..PoolSnapshot::default()
         };
         for episode in self.waiting.iter().chain(self.due.iter().map(|due| &due.episode)) {
@@ -339,6 +364,12 @@ impl RolloutPool {
             .map(|(id, finished)| (id, OpenGroup { finished }))
             .collect();
         self.ledger = snapshot.ledger;
+        self.breaker.restore(snapshot.breaker);
+        self.unfinished = snapshot.unfinished;
+        self.fruitless = snapshot.fruitless;
+        self.oldest = snapshot.oldest;
+        self.doomed = snapshot.doomed;
+        self.n_lost = snapshot.n_lost;
         let mut restart = snapshot.restart;
         for episode in snapshot.waiting {
             let identity = episode.identity().clone();
@@ -379,6 +410,39 @@ impl RolloutPool {
         Episode::new(identity, environment, &*self.agents, self.settings.limits.clone())
     }
 
+    /// Makes due what the iteration advances, and returns the tokens that each episode may draw in it.
+    fn begin_iteration(&mut self) -> u64 {
+        self.used.clear();
+        let Some(unfinished) = self.unfinished.take() else {
+            let share = self.settings.share(self.n_waiting());
+            self.queue();
+            return share;
+        };
+        let share = unfinished.share;
+        let used = unfinished.used();
+        for episode in std::mem::take(&mut self.waiting) {
+            let used = used.get(&seat(episode.identity())).copied().unwrap_or(0);
+            if used < share {
+                self.due.push_back(Due { episode, delay: Duration::ZERO, used });
+            } else {
+                // It has had its share, and is suspended until the next iteration.
+                self.used.insert(seat(episode.identity()), used);
+                self.waiting.push(episode);
+            }
+        }
+        share
+    }
+
+    /// Lets what is still due wait, and returns the tokens that each waiting episode has drawn in the iteration.
+    fn end_iteration(&mut self) -> BTreeMap<Seat, u64> {
+        let mut used = std::mem::take(&mut self.used);
+        for Due { episode, used: of_attempts, .. } in self.due.drain(..) {
+            used.insert(seat(episode.identity()), of_attempts);
+            self.waiting.push(episode);
+        }
+        used
+    }
+
     /// Makes what waits due: what has begun before what has not, oldest version first.
     fn queue(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
@@ -407,7 +471,9 @@ impl RolloutPool {
     fn take_back(&mut self, returned: Returned) -> Result<(), RolloutError> {
         match returned.progress {
             Progress::Suspended(episode) => {
-                self.news.n_sampled += (episode.n_drawn() - returned.n_drawn_before) as u64;
+                let drawn = (episode.n_drawn() - returned.n_drawn_before) as u64;
+                self.news.n_sampled += drawn;
+                self.used.insert(returned.seat, returned.used_before + drawn);
                 self.keep(episode);
                 Ok(())
             }
@@ -570,6 +636,10 @@ impl RolloutPool {
             self.n_lost += 1;
         }
     }
+}
+
+fn seat(identity: &Identity) -> Seat {
+    (identity.group, identity.member)
 }
 
 impl Drop for RolloutPool {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use turnwise_rollout::{
     Group, Iteration, Policy, PoolSnapshot, RestoreError, RolloutError, RolloutPool, StopSignal,
 };
-use turnwise_trajectory::{GroupId, PolicyVersion, Trajectory};
+use turnwise_trajectory::{GroupId, PolicyVersion};
 
 use crate::capacity::{Occupancy, capacity};
 use crate::curriculum::{Curriculum, TaskQueue};
@@ -87,6 +87,16 @@ struct State {
     /// The version the run began with.
     first_version: Option<PolicyVersion>,
     queue: TaskQueue,
+    /// The round that has begun and not ended, when a stop came in between.
+    #[serde(default)]
+    open_round: Option<OpenRound>,
+}
+
+/// What a round needs to go on after a stop as if there had been none.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct OpenRound {
+    /// Groups that may still be replaced because they taught nothing.
+    n_replaceable: u64,
 }
 
 /// A scheduler on its way to disk.
@@ -94,8 +104,10 @@ struct State {
 pub(crate) struct SchedulerSnapshot {
     state: State,
     pub(crate) pool: PoolSnapshot,
-    ready: Vec<(GroupId, Vec<Trajectory>)>,
-    flat: Vec<(GroupId, Vec<Trajectory>)>,
+    ready: Vec<Group>,
+    flat: Vec<Group>,
+    /// What has been counted since the last step was reported.
+    news: Iteration,
 }
 
 /// What a step trains on, and how it came about.
@@ -141,13 +153,13 @@ impl Scheduler {
         groups.map(|group| group.scored().count() as u64).sum()
     }
 
-    /// Rolls out until there is something to train on, or `stop` comes.
+    /// Rolls out until there is something to train on; false when `stop` came first.
     pub(crate) async fn gather(
         &mut self,
         round: u64,
         version: PolicyVersion,
         stop: &StopSignal,
-    ) -> Result<(), RolloutError> {
+    ) -> Result<bool, RolloutError> {
         if let Some(broken) = self.broken.take() {
             return Err(broken);
         }
@@ -155,7 +167,9 @@ impl Scheduler {
         self.state.first_version.get_or_insert(version);
         match self.settings.mode {
             RolloutMode::Asynchronous => self.gather_running(version, stop).await,
-            RolloutMode::Pipelined if !self.ready.is_empty() => Ok(()),
+            RolloutMode::Pipelined if self.state.open_round.is_none() && !self.ready.is_empty() => {
+                Ok(true)
+            }
             RolloutMode::Synchronous | RolloutMode::Pipelined => {
                 self.round(round, version, stop).await
             }
@@ -188,18 +202,22 @@ impl Scheduler {
 
     /// One round: its groups, and iterations until one of them is finished. With a small budget that can take several: one of
     /// tokens brings every episode at least one further, and one of time gets longer while nothing comes of it.
-    pub(crate) async fn round(
+    ///
+    /// Returns false when `stop` came first; the next call goes on with the round.
+    async fn round(
         &mut self,
         round: u64,
         version: PolicyVersion,
         stop: &StopSignal,
-    ) -> Result<(), RolloutError> {
+    ) -> Result<bool, RolloutError> {
         if self.state.rounds <= round {
             self.state.rounds = round + 1;
             self.start_groups(self.settings.groups_per_step as u64, version);
         }
         let started = Instant::now();
-        let mut n_left = self.settings.dynamic_sampling.map_or(0, |sampling| sampling.max_groups);
+        let n_replaceable = || self.settings.dynamic_sampling.map_or(0, |it| it.max_groups);
+        let open = self.state.open_round.take();
+        let mut n_left = open.map_or_else(n_replaceable, |open| open.n_replaceable);
         loop {
             let iterated = self.pool.iterate(&self.policy, stop).await;
             // What was finished before something broke is kept too.
@@ -209,16 +227,14 @@ impl Scheduler {
             };
             self.take_in(std::mem::take(&mut iteration.groups));
             self.news.absorb(iteration);
-            if let Some(broken) = broken {
-                return Err(broken);
-            }
-            if stop.requested() {
-                return Ok(());
+            if broken.is_some() || stop.requested() {
+                self.state.open_round = Some(OpenRound { n_replaceable: n_left });
+                return broken.map_or(Ok(false), Err);
             }
             self.replace(&mut n_left, started, version);
             let has_something = !self.ready.is_empty() || !self.flat.is_empty();
             if self.pool.n_waiting() == 0 || (has_something && self.is_enough(n_left)) {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
@@ -229,14 +245,14 @@ impl Scheduler {
         &mut self,
         version: PolicyVersion,
         stop: &StopSignal,
-    ) -> Result<(), RolloutError> {
+    ) -> Result<bool, RolloutError> {
         let started = Instant::now();
         let n_lost = self.pool.n_lost();
         loop {
             self.keep_running(version, stop);
             if stop.requested() {
                 self.halt().await;
-                return Ok(());
+                return Ok(false);
             }
             let has_something = !self.ready.is_empty() || !self.flat.is_empty();
             let is_exhausted =
@@ -246,11 +262,11 @@ impl Scheduler {
             let is_unlucky = n_lost >= self.settings.groups_per_step as u64;
             if is_enough || is_exhausted || is_unlucky {
                 self.lead.waited(started.elapsed(), Instant::now());
-                return Ok(());
+                return Ok(true);
             }
             match self.pool.settle().await {
                 Ok(true) => {}
-                Ok(false) => return Ok(()),
+                Ok(false) => return Ok(!stop.requested()),
                 Err(broken) => {
                     self.halt().await;
                     return Err(broken);
@@ -260,13 +276,11 @@ impl Scheduler {
     }
 
     /// The next round, beside an update. What breaks is said when the update is done.
-    pub(crate) async fn round_beside(
-        &mut self,
-        round: u64,
-        version: PolicyVersion,
-        stop: &StopSignal,
-    ) {
-        self.broken = self.round(round, version, stop).await.err();
+    ///
+    /// No stop ends it early: its episodes are drawn with the weights of before the update, which nobody has afterwards, and
+    /// the run would go on with other tokens than one that was not stopped.
+    pub(crate) async fn round_beside(&mut self, round: u64, version: PolicyVersion) {
+        self.broken = self.round(round, version, &StopSignal::never()).await.err();
     }
 
     /// Keeps rollouts going beside an update; never comes back by itself. What breaks is said when the update is done.
@@ -290,8 +304,9 @@ impl Scheduler {
     /// Suspends whatever runs.
     pub(crate) async fn halt(&mut self) {
         self.pool.halt().await;
-        let groups = self.pool.take_groups();
-        self.take_in(groups);
+        let mut news = self.pool.take_news();
+        self.take_in(std::mem::take(&mut news.groups));
+        self.news.absorb(news);
     }
 
     /// After new weights: what was trained on made room, and what is too old now is given up.
@@ -304,24 +319,20 @@ impl Scheduler {
     }
 
     pub(crate) fn snapshot(&self) -> SchedulerSnapshot {
-        let plain = |groups: &[Group]| {
-            groups.iter().map(|group| (group.id, group.members.clone())).collect()
-        };
         SchedulerSnapshot {
             state: self.state.clone(),
             pool: self.pool.snapshot(),
-            ready: plain(&self.ready),
-            flat: plain(&self.flat),
+            ready: self.ready.clone(),
+            flat: self.flat.clone(),
+            news: self.news.clone(),
         }
     }
 
     pub(crate) fn restore(&mut self, snapshot: SchedulerSnapshot) -> Result<(), RestoreError> {
-        let groups = |plain: Vec<(GroupId, Vec<Trajectory>)>| {
-            plain.into_iter().map(|(id, members)| Group { id, members }).collect()
-        };
         self.state = snapshot.state;
-        self.ready = groups(snapshot.ready);
-        self.flat = groups(snapshot.flat);
+        self.ready = snapshot.ready;
+        self.flat = snapshot.flat;
+        self.news = snapshot.news;
         self.pool.restore(snapshot.pool)
     }
 

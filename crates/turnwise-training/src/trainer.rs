@@ -182,18 +182,23 @@ impl<L: Learner> Trainer<L> {
 
     /// Gathers finished groups, trains on them, and publishes what came of it.
     ///
-    /// `None` when `stop` came first: what was finished is kept, what was not is suspended, and nothing was trained.
+    /// `None` when `stop` came first: what was finished is kept, what was not is suspended, and nothing was trained. A stop
+    /// that comes later is seen by the next step: an update is never cut short, and neither is the round of a pipelined run
+    /// beside it. In the reproducible modes a run that is stopped, written down and resumed ends with the weights of one
+    /// that was not.
     ///
     /// # Errors
     /// When rollouts, credit or the learner cannot go on.
     pub async fn step(&mut self, stop: &StopSignal) -> Result<Option<StepReport>, TrainError> {
-        let started = Instant::now();
-        let version = self.learning.learner.version();
-        self.scheduler.gather(self.progress.step, version, stop).await?;
-        let rollout_s = started.elapsed().as_secs_f64();
         if stop.requested() {
             return Ok(None);
         }
+        let started = Instant::now();
+        let version = self.learning.learner.version();
+        if !self.scheduler.gather(self.progress.step, version, stop).await? {
+            return Ok(None);
+        }
+        let rollout_s = started.elapsed().as_secs_f64();
         let Gathered { groups, news, n_replaced } = self.scheduler.take();
         let mut report = StepReport::new(self.progress.step, &news, &groups, n_replaced);
         let trainable = self.admit(groups, &mut report)?;
@@ -262,7 +267,7 @@ impl<L: Learner> Trainer<L> {
         match settings.mode {
             RolloutMode::Synchronous => update.await,
             RolloutMode::Pipelined => {
-                let round = scheduler.round_beside(progress.step + 1, version, stop);
+                let round = scheduler.round_beside(progress.step + 1, version);
                 tokio::join!(update, round).0
             }
             RolloutMode::Asynchronous => {

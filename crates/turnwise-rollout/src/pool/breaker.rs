@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
 use turnwise_trajectory::{InfraFault, InfraReason, Outcome, Trajectory};
 
 use super::PoolSettings;
@@ -9,6 +10,12 @@ use super::PoolSettings;
 pub(super) struct Breaker {
     max_in_row: u32,
     max_bad_rewards: f64,
+    counts: BreakerCounts,
+}
+
+/// What a breaker has counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BreakerCounts {
     in_row: u32,
     /// For each of the last attempts whether its reward was bad.
     recent: VecDeque<bool>,
@@ -22,9 +29,16 @@ impl Breaker {
         Self {
             max_in_row: settings.max_faults_in_row,
             max_bad_rewards: settings.max_bad_rewards,
-            in_row: 0,
-            recent: VecDeque::with_capacity(WINDOW),
+            counts: BreakerCounts::default(),
         }
+    }
+
+    pub(super) fn counts(&self) -> BreakerCounts {
+        self.counts.clone()
+    }
+
+    pub(super) fn restore(&mut self, counts: BreakerCounts) {
+        self.counts = counts;
     }
 
     /// An error when grading took back one verdict too many. Its attempt has been counted as a good one.
@@ -32,7 +46,7 @@ impl Breaker {
         if fault.reason != InfraReason::BadReward {
             return None;
         }
-        if let Some(was_good) = self.recent.iter_mut().rfind(|is_bad| !**is_bad) {
+        if let Some(was_good) = self.counts.recent.iter_mut().rfind(|is_bad| !**is_bad) {
             *was_good = true;
         }
         self.bad_rewards(fault)
@@ -40,26 +54,30 @@ impl Breaker {
 
     /// An error when this attempt was one fault too many.
     pub(super) fn count(&mut self, trajectory: &Trajectory) -> Option<RolloutError> {
-        if self.recent.len() == WINDOW {
-            self.recent.pop_front();
+        if self.counts.recent.len() == WINDOW {
+            self.counts.recent.pop_front();
         }
         let Outcome::InfraFault(fault) = &trajectory.outcome else {
-            self.in_row = 0;
-            self.recent.push_back(false);
+            self.counts.in_row = 0;
+            self.counts.recent.push_back(false);
             return None;
         };
-        self.recent.push_back(fault.reason == InfraReason::BadReward);
-        self.in_row += 1;
-        if self.in_row >= self.max_in_row {
-            return Some(RolloutError::TooManyFaults { n: self.in_row, last: fault.clone() });
+        self.counts.recent.push_back(fault.reason == InfraReason::BadReward);
+        self.counts.in_row += 1;
+        if self.counts.in_row >= self.max_in_row {
+            return Some(RolloutError::TooManyFaults {
+                n: self.counts.in_row,
+                last: fault.clone(),
+            });
         }
         if fault.reason == InfraReason::BadReward { self.bad_rewards(fault) } else { None }
     }
 
     fn bad_rewards(&self, last: &InfraFault) -> Option<RolloutError> {
-        let n = self.recent.iter().filter(|is_bad| **is_bad).count();
-        (n > 1 && n as f64 > self.max_bad_rewards * WINDOW as f64)
-            .then(|| RolloutError::BadRewards { n, of: self.recent.len(), last: last.clone() })
+        let n = self.counts.recent.iter().filter(|is_bad| **is_bad).count();
+        (n > 1 && n as f64 > self.max_bad_rewards * WINDOW as f64).then(|| {
+            RolloutError::BadRewards { n, of: self.counts.recent.len(), last: last.clone() }
+        })
     }
 }
 

@@ -61,7 +61,7 @@ impl Running {
     ) {
         let Due { episode, delay, used } = due;
         let identity = episode.identity();
-        let seat = (identity.group, identity.member);
+        let seat = super::seat(identity);
         let (handle, stop) = stop.child();
         let session = identity.sampling_seed;
         let now = policy.version();
