@@ -1,6 +1,7 @@
 //! From a TOML file and dotted overrides to the settings of a run, with the place of every mistake.
 
 mod choices;
+mod ranges;
 mod schema;
 mod validate;
 
@@ -108,8 +109,9 @@ fn explain(
 ) -> Failure {
     let Impossible { key, wrong, help } = impossible;
     let failure = Failure::refused(format!("`{key}` {wrong}")).help(help.clone());
-    let of_key =
-        |argument: &&String| argument.split('=').next().is_some_and(|name| name.trim() == *key);
+    let of_key = |argument: &&String| {
+        argument.split('=').next().is_some_and(|name| is_part(key, name.trim()))
+    };
     match overrides.iter().rfind(of_key) {
         Some(argument) => failure.at(format!("    in {argument}")),
         None => match span_of(document, key) {
@@ -117,6 +119,11 @@ fn explain(
             None => failure,
         },
     }
+}
+
+/// Whether a dotted key is this one or inside of it.
+fn is_part(key: &str, outer: &str) -> bool {
+    key.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Where the value of a dotted key stands in the file.

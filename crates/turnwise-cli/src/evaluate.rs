@@ -1,11 +1,16 @@
 //! `eval`: a model's success on held-out tasks.
 
+use std::io;
+
+use turnwise::rollout::Meter;
 use turnwise::training;
 
 use crate::arguments::EvalArguments;
 use crate::config::{self, Loaded};
 use crate::failure::Failure;
+use crate::screen::{Plan, Screen, Style};
 use crate::session::{SETTINGS, Session};
+use crate::watch::{Watched, watch};
 use crate::{interrupt, say};
 
 pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
@@ -13,7 +18,13 @@ pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
     let session = Session::drawing(config, &arguments.model).await?;
     let stop = interrupt::listen();
     let settings = session.evaluation_settings();
-    let Some(evaluation) = training::evaluate(&session.evaluated(), &settings, &stop).await? else {
+    let (evaluated, meter) = (session.evaluated(), Meter::default());
+    let playing = training::evaluate(&evaluated, &settings, &stop, &meter);
+    let what = format!("evaluating on {}", session.suite.name());
+    let watched = Watched { what: &what, meters: &[meter.clone()] };
+    // To standard error: standard output is the result's.
+    let mut screen = Screen::new(io::stderr(), Style::of_errors(), Plan::default());
+    let Some(evaluation) = watch(&mut screen, watched, &stop, playing).await? else {
         return Err(Failure::new(interrupt::exit_code(), "interrupted"));
     };
     let success = evaluation.success;

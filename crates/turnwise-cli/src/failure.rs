@@ -19,6 +19,8 @@ pub(crate) enum ExitCode {
     Numeric = 4,
     /// Too many infrastructure faults.
     Infrastructure = 5,
+    /// The terminal was closed; the run can go on.
+    HungUp = 129,
     /// Interrupted; the run can go on.
     Interrupted = 130,
     /// Terminated; the run can go on.
@@ -58,6 +60,13 @@ impl Failure {
         self
     }
 
+    /// Adds a line to the help.
+    pub(crate) fn also(mut self, more: impl Into<String>) -> Self {
+        let help = self.help.take().map(|help| help + "\n").unwrap_or_default();
+        self.help = Some(help + &more.into());
+        self
+    }
+
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
@@ -94,10 +103,25 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 impl From<RunDirectoryError> for Failure {
     fn from(error: RunDirectoryError) -> Self {
         match &error {
-            RunDirectoryError::Exists { path } => {
+            RunDirectoryError::Exists { path, has_checkpoints: true } => {
                 let path = path.display();
                 Self::refused(format!("{path} holds a run already"))
                     .help(format!("continue it          turnwise resume {path}\nor choose another    --run-dir DIR"))
+            }
+            RunDirectoryError::Exists { path, has_checkpoints: false } => {
+                let path = path.display();
+                Self::refused(format!("{path} holds the metrics of a run without a checkpoint"))
+                    .help("choose another directory with --run-dir DIR, or delete this one")
+            }
+            RunDirectoryError::NotEmpty { path, name } => {
+                let path = path.display();
+                Self::refused(format!("{path} is no run directory: it holds `{name}`"))
+                    .help("choose a new or an empty directory with --run-dir DIR")
+            }
+            RunDirectoryError::NotText { path } => {
+                let path = path.display();
+                Self::refused(format!("the name of the run directory {path} is not UTF-8"))
+                    .help("choose another with --run-dir DIR: logs and settings repeat it")
             }
             RunDirectoryError::Locked { path, holder } => {
                 let what =
@@ -114,11 +138,18 @@ impl From<RunDirectoryError> for Failure {
     }
 }
 
+/// What to do about a disk that is full or fails.
+const DISK: &str = "the checkpoints that were there are still good; make room, or see to the disk, and go on with\nturnwise resume RUN";
+
 impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
         match &error {
             CheckpointError::NoneWhole { .. } | CheckpointError::Content { .. } => {
                 Self::refused_by(&error)
+            }
+            CheckpointError::NoSpace { .. } => Self::runtime(&error).help(DISK),
+            CheckpointError::Io { .. } | CheckpointError::Learner(_) if error.is_of_the_disk() => {
+                Self::runtime(&error).help(DISK)
             }
             CheckpointError::Io { .. } | CheckpointError::Learner(_) => Self::runtime(&error),
         }

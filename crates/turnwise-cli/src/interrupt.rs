@@ -1,21 +1,33 @@
-//! Ctrl-C and SIGTERM: once asks for a halt, twice ends the process.
+//! Ctrl-C, SIGTERM and SIGHUP: once asks for a stop, twice ends the process.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use turnwise::rollout::{StopSignal, stop_signal};
 
 use crate::failure::ExitCode;
 
-static TERMINATED: AtomicBool = AtomicBool::new(false);
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Request {
+    /// Ctrl-C.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+    /// SIGHUP: the terminal was closed.
+    HangUp,
+}
+
+static FIRST: AtomicU8 = AtomicU8::new(Request::Interrupt as u8);
 
 /// A signal that comes when the process is asked to stop. The second request exits at once: the last checkpoint is whole
-/// whenever that happens.
+/// whenever that happens. A terminal that is closed may say so more than once, so only the first time counts.
 pub(crate) fn listen() -> StopSignal {
     let (handle, signal) = stop_signal();
     tokio::spawn(async move {
-        TERMINATED.store(request().await, Ordering::Relaxed);
+        FIRST.store(request().await as u8, Ordering::Relaxed);
         handle.stop();
-        request().await;
+        while request().await == Request::HangUp {}
         std::process::exit(exit_code() as i32);
     });
     signal
@@ -23,27 +35,56 @@ pub(crate) fn listen() -> StopSignal {
 
 /// The exit code of a run that was asked to stop.
 pub(crate) fn exit_code() -> ExitCode {
-    if TERMINATED.load(Ordering::Relaxed) { ExitCode::Terminated } else { ExitCode::Interrupted }
+    match FIRST.load(Ordering::Relaxed) {
+        code if code == Request::Terminate as u8 => ExitCode::Terminated,
+        code if code == Request::HangUp as u8 => ExitCode::HungUp,
+        _ => ExitCode::Interrupted,
+    }
 }
 
-/// Waits for a request; true when it was SIGTERM.
+/// Waits for a request.
 #[cfg(unix)]
-async fn request() -> bool {
+async fn request() -> Request {
     use tokio::signal::unix::{SignalKind, signal};
 
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         return std::future::pending().await;
     };
+    // Listening would undo what `nohup` does.
+    let mut hang_up = if ignores_hang_up() { None } else { signal(SignalKind::hangup()).ok() };
+    let hung_up = async {
+        match &mut hang_up {
+            Some(hang_up) => hang_up.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        result = tokio::signal::ctrl_c() => if result.is_ok() { false } else { std::future::pending().await },
-        _ = terminate.recv() => true,
+        _ = interrupt.recv() => Request::Interrupt,
+        _ = terminate.recv() => Request::Terminate,
+        _ = hung_up => Request::HangUp,
     }
+}
+
+/// Whether the process was started to outlive its terminal. The system says so in hexadecimal, with SIGHUP in the lowest bit.
+#[cfg(unix)]
+fn ignores_hang_up() -> bool {
+    use std::sync::OnceLock;
+
+    static IGNORED: OnceLock<bool> = OnceLock::new();
+    *IGNORED.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .is_some_and(|mask| mask & 1 == 1)
+    })
 }
 
 #[cfg(not(unix))]
-async fn request() -> bool {
+async fn request() -> Request {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
-    false
+    Request::Interrupt
 }

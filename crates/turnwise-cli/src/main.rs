@@ -1,5 +1,6 @@
 //! The turnwise command: train, evaluate, play and inspect.
 
+mod advice;
 mod arguments;
 mod bench;
 mod config;
@@ -14,12 +15,14 @@ mod lab;
 mod log;
 mod play;
 mod render;
+mod run;
 mod score;
 mod screen;
 mod session;
 mod simulate;
 mod threads;
 mod train;
+mod watch;
 
 use std::io::{self, Write};
 use std::process;

@@ -16,6 +16,7 @@ pub(crate) mod text;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use turnwise::training::StepReport;
 
@@ -24,13 +25,17 @@ use history::History;
 use paint::painted;
 use sparse::Sparse;
 
+pub(crate) use figures::clock;
 pub(crate) use style::Style;
 
 /// Seconds of the run between two drawings of the block.
 const DRAW_EVERY_S: f64 = 0.1;
 
+/// How long an activity goes on between two lines that say so, where nothing can be rewritten.
+const PRINT_EVERY: Duration = Duration::from_secs(10);
+
 /// What is known before a run begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// What stands above everything else: the model, the environment, the goal.
     pub(crate) header: Vec<String>,
@@ -49,6 +54,8 @@ pub(crate) struct Screen<W: Write> {
     history: History,
     /// What is going on, until the next step.
     phase: Option<String>,
+    /// When something that takes long was shown last, where nothing can be rewritten.
+    shown: Option<Instant>,
     sparse: Sparse,
     /// Lines of the block that stand on the terminal.
     n_drawn: usize,
@@ -66,6 +73,7 @@ impl<W: Write> Screen<W> {
             style,
             history: History::new(steps),
             phase: None,
+            shown: None,
             sparse: Sparse::default(),
             n_drawn: 0,
             since_drawn_s: f64::INFINITY,
@@ -91,6 +99,36 @@ impl<W: Write> Screen<W> {
                 self.print(&due);
             }
             Style::Json | Style::Quiet => {}
+        }
+    }
+
+    /// How far something is that takes long. On a terminal the line is rewritten; elsewhere it is printed again after a while.
+    pub(crate) fn activity(&mut self, text: &str) {
+        let text = text::one_line(text);
+        match self.style {
+            Style::Live { .. } => {
+                if self.phase.as_deref() != Some(&text) {
+                    self.phase = Some(text);
+                    self.draw(&[]);
+                }
+            }
+            Style::Lines => {
+                if self.shown.is_none_or(|shown| shown.elapsed() >= PRINT_EVERY) {
+                    self.shown = Some(Instant::now());
+                    let mut lines = self.sparse.flush();
+                    lines.push(text);
+                    self.print(&lines);
+                }
+            }
+            Style::Json | Style::Quiet => {}
+        }
+    }
+
+    /// It is over: nothing of it stays on the screen.
+    pub(crate) fn idle(&mut self) {
+        self.shown = None;
+        if self.phase.take().is_some() {
+            self.draw(&[]);
         }
     }
 

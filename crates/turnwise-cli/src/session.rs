@@ -9,10 +9,10 @@ use turnwise::candle::{
 };
 use turnwise::chat::{MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
-use turnwise::rollout::{ChatAgents, Policy, PoolSettings, Renderer};
+use turnwise::rollout::{ChatAgents, Meter, Policy, PoolSettings, Renderer};
 use turnwise::training::{
-    Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Schedule, Trainer,
-    TrainerSettings, demonstrate,
+    Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Trainer, TrainerSettings,
+    demonstrate,
 };
 use turnwise::trajectory::Sampling;
 
@@ -22,6 +22,7 @@ use crate::environments;
 use crate::failure::Failure;
 use crate::form::{Source, Wanted};
 use crate::threads::Threads;
+use crate::train::schedule;
 
 /// What a run works with.
 pub(crate) struct Session {
@@ -176,8 +177,12 @@ impl Session {
     }
 
     /// `n` demonstrations of the expert on training tasks, drawn without replacement as far as there are enough.
-    pub(crate) async fn demonstrations(&self, n: usize) -> Result<Vec<Demonstration>, Failure> {
-        play_expert(&*self.suite, &*self.renderer, n, self.config.run.seed).await
+    pub(crate) async fn demonstrations(
+        &self,
+        n: usize,
+        meter: &Meter,
+    ) -> Result<Vec<Demonstration>, Failure> {
+        play_expert(&*self.suite, &*self.renderer, n, self.config.run.seed, meter).await
     }
 
     /// Adds to a checkpoint what makes it a model directory that can be evaluated alone.
@@ -246,12 +251,7 @@ impl Session {
             behavior: train.behavior,
             n_minibatches: train.n_minibatches,
             micro_batch_tokens: train.micro_batch_tokens,
-            schedule: Schedule {
-                learning_rate: train.learning_rate,
-                warmup_steps: train.warmup_steps,
-                decay: train.decay,
-                steps: run.steps,
-            },
+            schedule: schedule(&self.config),
             max_grad_norm: train.max_grad_norm,
             seed: derive_seed(run.seed, ROLLOUTS),
         }
@@ -312,8 +312,14 @@ async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, De
         train_tokenizer(Vec::new(), MIN_IDS).map_err(|error| Failure::refused_by(&error))?;
     let source = Source::of_tokenizer(bytes);
     let form = source.form(&Wanted::by(&config.model), TRUSTING)?;
-    let episodes =
-        play_expert(suite, &*form.renderer, N_VOCABULARY_EPISODES, config.run.seed).await?;
+    let episodes = play_expert(
+        suite,
+        &*form.renderer,
+        N_VOCABULARY_EPISODES,
+        config.run.seed,
+        &Meter::default(),
+    )
+    .await?;
     let texts =
         episodes.iter().map(|episode| source.tokenizer.decode_without_special(&episode.row.ids));
     let tokenizer = train_tokenizer(texts.collect::<Vec<_>>(), config.model.vocab_size)
@@ -376,7 +382,9 @@ async fn play_expert(
     renderer: &dyn Renderer,
     n: usize,
     seed: u64,
+    meter: &Meter,
 ) -> Result<Vec<Demonstration>, Failure> {
+    meter.begin("episodes", n as u64);
     let tasks: Arc<dyn TaskSet> = suite.tasks(Split::Train);
     let seed = derive_seed(seed, DEMONSTRATIONS);
     let mut order: Vec<usize> = (0..tasks.len()).collect();
@@ -387,6 +395,10 @@ async fn play_expert(
         let expert = suite.expert(seed);
         let played = demonstrate(&*tasks, index, expert, renderer, suite.max_turns(), seed).await;
         demonstrations.push(played.map_err(|error| Failure::runtime(&error))?);
+        meter.advance(1);
+        // So that whoever shows how far this is has a turn.
+        tokio::task::yield_now().await;
     }
+    meter.end();
     Ok(demonstrations)
 }

@@ -16,6 +16,7 @@ mod episode;
 mod grading;
 mod group;
 mod limits;
+mod meter;
 mod panic_text;
 mod policy;
 mod pool;
@@ -36,6 +37,7 @@ pub use episode::{
 };
 pub use group::Group;
 pub use limits::Limits;
+pub use meter::{Meter, Reading};
 pub use policy::{Policy, PolicyError, Sample, SampleRequest, check_sample};
 pub use pool::{Census, Iteration, Ledger, PoolSettings, PoolSnapshot, RolloutError, RolloutPool};
 pub use recorded::{Divergence, RecordedPolicy};

@@ -12,8 +12,8 @@ use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersio
 
 use crate::episode::release;
 use crate::{
-    AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Policy, Progress, RestoreError,
-    StopSignal, grading, uniform_at,
+    AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Meter, Policy, Progress,
+    RestoreError, StopSignal, grading, uniform_at,
 };
 
 mod breaker;
@@ -67,6 +67,8 @@ pub struct RolloutPool {
     doomed: BTreeSet<GroupId>,
     /// Groups that were dropped whole.
     n_lost: u64,
+    /// How many episodes of the iteration have come back.
+    meter: Meter,
     /// The engine that was drawn with last; it may hold sessions of what is suspended.
     engine: Option<Arc<dyn Policy>>,
 }
@@ -105,6 +107,26 @@ impl PoolSnapshot {
     #[must_use]
     pub fn n_restarting(&self) -> usize {
         self.restart.len()
+    }
+
+    /// Refuses open groups that do not have `size` members: they can neither be finished nor be compared with others.
+    fn check_size(&self, size: usize) -> Result<(), RestoreError> {
+        let mut members: BTreeMap<GroupId, usize> = BTreeMap::new();
+        for (group, finished) in &self.finished {
+            *members.entry(*group).or_default() += finished.len();
+        }
+        let waiting = self.waiting.iter().map(EpisodeSnapshot::identity).chain(&self.restart);
+        for identity in waiting {
+            if !self.finished.contains_key(&identity.group) {
+                let group = identity.group.0;
+                return Err(RestoreError::State(format!("its group {group} is not open")));
+            }
+            *members.entry(identity.group).or_default() += 1;
+        }
+        match members.into_values().find(|members| *members != size) {
+            Some(was) => Err(RestoreError::GroupSize { was, is: size }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -147,8 +169,16 @@ impl RolloutPool {
             oldest: PolicyVersion::default(),
             doomed: BTreeSet::new(),
             n_lost: 0,
+            meter: Meter::default(),
             engine: None,
         }
+    }
+
+    /// The same pool, which says on `meter` how many episodes of an iteration have come back.
+    #[must_use]
+    pub fn with_meter(mut self, meter: Meter) -> Self {
+        self.meter = meter;
+        self
     }
 
     /// The tasks the pool plays.
@@ -235,6 +265,7 @@ impl RolloutPool {
     ) -> Result<Iteration, RolloutError> {
         let (out_of_time, round) = stop.child();
         let share = self.begin_iteration();
+        self.meter.begin("episodes", self.due.len() as u64);
         let result = {
             // Twice the time after each iteration that came to nothing: an engine that gives up what it has not finished
             // would otherwise begin the same turn for ever.
@@ -259,6 +290,7 @@ impl RolloutPool {
         if result.is_err() {
             self.halt().await;
         }
+        self.meter.end();
         let used = self.end_iteration();
         if stop.requested() || result.is_err() {
             self.unfinished = Some(Unfinished::new(share, used));
@@ -352,12 +384,13 @@ impl RolloutPool {
     /// Goes on where a snapshot was taken; the pool must be empty.
     ///
     /// # Errors
-    /// When an episode cannot be restored.
+    /// When an episode cannot be restored, or groups of another size were open.
     ///
     /// # Panics
     /// When groups are open.
     pub fn restore(&mut self, snapshot: PoolSnapshot) -> Result<(), RestoreError> {
         assert!(self.open.is_empty(), "a pool is restored before it is used");
+        snapshot.check_size(self.settings.group_size)?;
         self.open = snapshot
             .finished
             .into_iter()
@@ -474,6 +507,7 @@ impl RolloutPool {
                 let drawn = (episode.n_drawn() - returned.n_drawn_before) as u64;
                 self.news.n_sampled += drawn;
                 self.used.insert(returned.seat, returned.used_before + drawn);
+                self.meter.advance(1);
                 self.keep(episode);
                 Ok(())
             }
@@ -495,7 +529,10 @@ impl RolloutPool {
         let tripped = self.breaker.count(&trajectory).or_else(|| self.count_stuck());
         match self.retry(&trajectory, used) {
             Some(due) => self.due.push_back(due),
-            None => self.file(trajectory),
+            None => {
+                self.meter.advance(1);
+                self.file(trajectory);
+            }
         }
         tripped.map_or(Ok(()), Err)
     }

@@ -1,21 +1,25 @@
 //! Checkpoints that are either whole or not there.
 //!
 //! A checkpoint is written to a staging directory, every file and the directory are synced, a manifest with lengths and
-//! hashes is added, and only then is the directory renamed to its final name. Loading verifies every hash before it uses a
-//! byte. (The recipe avoids the failures of verl#4873, Lightning#688 and speculators#739: none overwritten in place, none
-//! trusted by its name, never only one kept.)
+//! hashes is added, and only then is the directory renamed to its final name. One that is there already changes places with the
+//! new one in a single step, so that at no moment none is there. Loading verifies every hash before it uses a byte. (The
+//! recipe avoids the failures of verl#4873, Lightning#688 and speculators#739: none overwritten in place, none trusted by its
+//! name, never only one kept.)
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Component, Path, PathBuf};
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use turnwise_trajectory::PolicyVersion;
 
+use crate::disk::{free_bytes, swap};
+use crate::manifest::{Manifest, entries, sync};
 use crate::{Learner, LearnerError, Trainer, TrainerSnapshot};
 
-/// Where the checkpoints of a run are.
+/// The checkpoints of a run, in their directory.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     directory: PathBuf,
@@ -28,28 +32,10 @@ pub struct Checkpoints {
 pub struct Checkpoint {
     /// Its directory: a model directory, with the optimiser's and the trainer's state beside.
     pub directory: PathBuf,
-    /// The step that comes next.
+    /// The step that comes next. The manifest says it, whatever the directory is called.
     pub step: u64,
-    /// Newer ones that were passed over, and why.
-    pub refused: Vec<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Manifest {
-    format: u32,
-    step: u64,
-    files: Vec<ManifestFile>,
-    /// Hash of the lines above, against accidents with the manifest itself.
-    digest: String,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ManifestFile {
-    name: String,
-    bytes: u64,
-    sha256: String,
+    /// What a reader should know about the other directories: newer ones that were passed over, and why; names that lie.
+    pub notes: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -58,9 +44,22 @@ struct State {
     trainer: TrainerSnapshot,
 }
 
-const FORMAT: u32 = 1;
-const MANIFEST: &str = "MANIFEST.json";
+/// A directory called `step-NNNNNN`.
+struct Found {
+    /// Of the manifest, or of the name where there is no manifest to trust.
+    step: u64,
+    /// Whether the name says the same step.
+    is_named_right: bool,
+    directory: PathBuf,
+    manifest: Result<Manifest, String>,
+}
+
 const STATE: &str = "state.json";
+/// What the directories of unfinished work begin with.
+const STAGING: &str = ".tmp-";
+/// How long a save waits before it is tried again, after each failure of the disk.
+const PAUSES: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 
 impl Checkpoints {
     /// The checkpoints in a directory, which is made when the first is written.
@@ -71,16 +70,39 @@ impl Checkpoints {
 
     /// Writes a checkpoint of the trainer as it stands between two steps. `extra` adds files of its own to the directory.
     ///
+    /// A disk that fails or is full is tried three times more, with pauses.
+    ///
     /// # Errors
     /// When something cannot be written; the checkpoints that were there are as they were.
     pub async fn save<L: Learner>(
         &self,
         trainer: &mut Trainer<L>,
-        extra: impl FnOnce(&Path) -> io::Result<()>,
+        extra: impl Fn(&Path) -> io::Result<()>,
     ) -> Result<PathBuf, CheckpointError> {
+        let mut pauses = PAUSES.into_iter();
+        loop {
+            let error = match self.try_save(trainer, &extra).await {
+                Ok(published) => return Ok(published),
+                Err(error) => error,
+            };
+            let Some(pause) = pauses.next().filter(|_| error.is_of_the_disk()) else {
+                return Err(error);
+            };
+            let cause = root(&error);
+            tracing::warn!(%cause, pause_s = pause.as_secs_f64(), "a checkpoint was not written, and is tried again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn try_save<L: Learner>(
+        &self,
+        trainer: &mut Trainer<L>,
+        extra: &impl Fn(&Path) -> io::Result<()>,
+    ) -> Result<PathBuf, CheckpointError> {
+        self.sweep()?;
+        self.check_space()?;
         let step = trainer.next_step();
-        let staging = self.directory.join(format!(".tmp-{step:06}"));
-        self.sweep().at(&self.directory)?;
+        let staging = self.directory.join(format!("{STAGING}{step:06}"));
         fs::create_dir_all(&staging).at(&staging)?;
         trainer.learner().save(&staging).await?;
         let snapshot = trainer.snapshot().await;
@@ -88,10 +110,13 @@ impl Checkpoints {
         let json = serde_json::to_vec(&state).map_err(io::Error::from).at(&staging)?;
         fs::write(staging.join(STATE), json).at(&staging)?;
         extra(&staging).at(&staging)?;
-        write_manifest(&staging, step).at(&staging)?;
-        let published = self.directory.join(format!("step-{step:06}"));
+        Manifest::write(&staging, step).at(&staging)?;
+        let published = self.directory.join(name_of(step));
         self.publish(&staging, &published).at(&published)?;
-        self.prune().at(&self.directory)?;
+        if let Err(error) = self.prune(&published) {
+            // The new checkpoint is safe; the next save tries again.
+            tracing::warn!(%error, "an old checkpoint was not deleted");
+        }
         Ok(published)
     }
 
@@ -105,15 +130,13 @@ impl Checkpoints {
     ) -> Result<Option<Checkpoint>, CheckpointError> {
         let Some(checkpoint) = self.newest()? else { return Ok(None) };
         let directory = &checkpoint.directory;
+        let content =
+            |reason: String| CheckpointError::Content { directory: directory.clone(), reason };
         let json = fs::read(directory.join(STATE)).at(directory)?;
-        let state: State = serde_json::from_slice(&json).map_err(|error| {
-            CheckpointError::Content { directory: directory.clone(), reason: error.to_string() }
-        })?;
+        let state: State =
+            serde_json::from_slice(&json).map_err(|error| content(error.to_string()))?;
         trainer.learner().load(directory, state.version).await?;
-        trainer.restore(state.trainer).map_err(|error| CheckpointError::Content {
-            directory: directory.clone(),
-            reason: error.to_string(),
-        })?;
+        trainer.restore(state.trainer).map_err(|error| content(error.to_string()))?;
         Ok(Some(checkpoint))
     }
 
@@ -122,161 +145,184 @@ impl Checkpoints {
     /// # Errors
     /// When there are checkpoints and none is whole.
     pub fn newest(&self) -> Result<Option<Checkpoint>, CheckpointError> {
-        let mut refused = Vec::new();
-        for (step, directory) in self.published().at(&self.directory)?.into_iter().rev() {
-            match verify(&directory) {
-                Ok(()) => return Ok(Some(Checkpoint { directory, step, refused })),
-                Err(reason) => refused.push(format!("{}: {reason}", directory.display())),
+        let mut notes = Vec::new();
+        for found in self.found().at(&self.directory)?.into_iter().rev() {
+            let Found { step, is_named_right, directory, manifest } = found;
+            let shown = directory.display();
+            if let Err(reason) = manifest.and_then(|manifest| manifest.verify(&directory)) {
+                notes.push(format!("passed over {shown}: {reason}"));
+                continue;
             }
+            if !is_named_right {
+                notes.push(format!("{shown} holds step {step}; its name says another"));
+            }
+            return Ok(Some(Checkpoint { directory, step, notes }));
         }
-        if refused.is_empty() { Ok(None) } else { Err(CheckpointError::NoneWhole { refused }) }
+        if notes.is_empty() { Ok(None) } else { Err(CheckpointError::NoneWhole { notes }) }
     }
 
-    /// Step and directory of every published checkpoint, oldest first.
-    fn published(&self) -> io::Result<Vec<(u64, PathBuf)>> {
-        let mut found: Vec<(u64, PathBuf)> = entries(&self.directory)?
-            .into_iter()
-            .filter_map(|path| {
-                Some((path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?, path))
-            })
-            .collect();
-        found.sort();
-        Ok(found)
-    }
-
-    /// Removes what a killed process left half written or half deleted.
-    fn sweep(&self) -> io::Result<()> {
-        for path in entries(&self.directory)? {
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp-")) {
-                fs::remove_dir_all(path)?;
+    /// Removes what a process that was killed left half written or half deleted.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn sweep(&self) -> Result<(), CheckpointError> {
+        for path in entries(&self.directory).at(&self.directory)? {
+            let is_ours =
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(STAGING));
+            if is_ours {
+                remove(&path).at(&path)?;
             }
         }
         Ok(())
     }
 
-    fn publish(&self, staging: &Path, published: &Path) -> io::Result<()> {
-        if published.exists() {
-            // A rename cannot replace a directory that is not empty.
-            discard(published)?;
+    /// Every directory called `step-NNNNNN`, oldest first, and of one step the rightly named last.
+    fn found(&self) -> io::Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for directory in entries(&self.directory)? {
+            let name = directory.file_name().and_then(|name| name.to_str());
+            let number: Option<u64> =
+                name.and_then(|name| name.strip_prefix("step-")?.parse().ok());
+            let Some(number) = number else { continue };
+            let is_directory =
+                fs::symlink_metadata(&directory).is_ok_and(|metadata| metadata.is_dir());
+            let manifest = if is_directory {
+                Manifest::read(&directory)
+            } else {
+                Err("it is no directory".to_owned())
+            };
+            let step = manifest.as_ref().map_or(number, |manifest| manifest.step);
+            let is_named_right = step == number;
+            found.push(Found { step, is_named_right, directory, manifest });
         }
+        found.sort_by_key(|found| (found.step, found.is_named_right));
+        Ok(found)
+    }
+
+    /// Refuses to begin what the disk has no room for: as much as the newest checkpoint takes.
+    fn check_space(&self) -> Result<(), CheckpointError> {
+        let found = self.found().at(&self.directory)?;
+        let newest = found.iter().rev().find_map(|found| found.manifest.as_ref().ok());
+        let needed = newest.map_or(0, Manifest::bytes);
+        match free_bytes(&self.directory) {
+            Some(free) if free < needed => {
+                Err(CheckpointError::NoSpace { directory: self.directory.clone(), needed, free })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the staging directory its name. What has the name already is there until the new one takes its place.
+    fn publish(&self, staging: &Path, published: &Path) -> io::Result<()> {
+        if fs::symlink_metadata(published).is_err() {
+            fs::rename(staging, published)?;
+            return sync(&self.directory);
+        }
+        if swap(staging, published)? {
+            sync(&self.directory)?;
+            return set_aside(staging, published);
+        }
+        // A file system that cannot let two names change places. A whole checkpoint of this step is as good as the new one:
+        // all it lacks are rollouts of the step that was not finished, which are drawn again.
+        if is_whole(published) {
+            return fs::remove_dir_all(staging);
+        }
+        set_aside(published, published)?;
         fs::rename(staging, published)?;
         sync(&self.directory)
     }
 
-    fn prune(&self) -> io::Result<()> {
-        let published = self.published()?;
-        let n_old = published.len().saturating_sub(self.keep);
-        published[..n_old].iter().try_for_each(|(_, directory)| discard(directory))
+    /// Deletes the oldest checkpoints beyond those that are kept. Directories that are no whole checkpoints are neither
+    /// counted nor touched.
+    fn prune(&self, newest: &Path) -> io::Result<()> {
+        let mut others: Vec<Found> = self.found()?;
+        others.retain(|found| {
+            let looks_whole = found
+                .manifest
+                .as_ref()
+                .is_ok_and(|manifest| manifest.looks_whole(&found.directory));
+            looks_whole && found.directory != newest
+        });
+        let n_old = (others.len() + 1).saturating_sub(self.keep);
+        others.iter().take(n_old).try_for_each(|found| discard(&found.directory))
     }
+}
+
+/// Saves the weights of a learner as they are, with a manifest: what a run that goes on compares with.
+///
+/// # Errors
+/// When they cannot be written; then there is nothing at `directory`.
+pub async fn save_weights<L: Learner>(
+    learner: &mut L,
+    directory: &Path,
+    extra: impl Fn(&Path) -> io::Result<()>,
+) -> Result<(), CheckpointError> {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let staging = directory.with_file_name(format!("{STAGING}{name}"));
+    for stale in [&staging, directory] {
+        remove(stale).at(stale)?;
+    }
+    fs::create_dir_all(&staging).at(&staging)?;
+    learner.save(&staging).await?;
+    extra(&staging).at(&staging)?;
+    Manifest::write(&staging, 0).at(&staging)?;
+    fs::rename(&staging, directory).at(directory)?;
+    directory.parent().map_or(Ok(()), sync).at(directory)
+}
+
+/// Compares saved weights with their manifest.
+///
+/// # Errors
+/// When there are none, or a file is not what was written.
+pub fn verify_weights(directory: &Path) -> Result<(), CheckpointError> {
+    let verified = Manifest::read(directory).and_then(|manifest| manifest.verify(directory));
+    verified.map_err(|reason| CheckpointError::Content { directory: directory.to_owned(), reason })
+}
+
+fn name_of(step: u64) -> String {
+    format!("step-{step:06}")
+}
+
+fn is_whole(directory: &Path) -> bool {
+    Manifest::read(directory).and_then(|manifest| manifest.verify(directory)).is_ok()
 }
 
 /// Deletes a checkpoint so that no half-deleted directory ever has a published name.
 fn discard(directory: &Path) -> io::Result<()> {
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
-    let hidden = directory.with_file_name(format!(".tmp-old-{name}"));
+    let hidden = directory.with_file_name(format!("{STAGING}old-{name}"));
     fs::rename(directory, &hidden)?;
-    fs::remove_dir_all(hidden)
+    remove(&hidden)
 }
 
-fn write_manifest(directory: &Path, step: u64) -> io::Result<()> {
-    let mut files = Vec::new();
-    list(directory, "", &mut files)?;
-    let digest = digest(step, &files);
-    let manifest = Manifest { format: FORMAT, step, files, digest };
-    let path = directory.join(MANIFEST);
-    fs::write(&path, serde_json::to_vec_pretty(&manifest)?)?;
-    sync(&path)?;
-    sync(directory)
+/// Removes what stood at the name of a checkpoint and is now at `path`. Only a checkpoint or something empty is deleted; what
+/// somebody else put there gets a name of its own beside it.
+fn set_aside(path: &Path, published: &Path) -> io::Result<()> {
+    if Manifest::read(path).is_ok() {
+        return discard(path);
+    }
+    if fs::remove_dir(path).is_ok() {
+        return Ok(());
+    }
+    let name = published.file_name().unwrap_or_default().to_string_lossy();
+    let free = (1..).map(|n: u64| published.with_file_name(format!("not-a-checkpoint-{name}-{n}")));
+    let aside = free.into_iter().find(|aside| fs::symlink_metadata(aside).is_err());
+    fs::rename(path, aside.expect("some number is free"))
 }
 
-/// Lists what is in a directory and in those inside it, whose names begin with `prefix`.
-fn list(directory: &Path, prefix: &str, files: &mut Vec<ManifestFile>) -> io::Result<()> {
-    for path in entries(directory)? {
-        sync(&path)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let name = format!("{prefix}{name}");
-        if path.is_dir() {
-            list(&path, &format!("{name}/"), files)?;
-            continue;
-        }
-        let (bytes, sha256) = (fs::metadata(&path)?.len(), hash_file(&path)?);
-        files.push(ManifestFile { name, bytes, sha256 });
-    }
-    Ok(())
-}
-
-/// Why a directory is not the checkpoint it says it is.
-fn verify(directory: &Path) -> Result<(), String> {
-    let json =
-        fs::read(directory.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&json).map_err(|error| format!("{MANIFEST}: {error}"))?;
-    if manifest.format != FORMAT {
-        return Err(format!("format {}, and this version reads format {FORMAT}", manifest.format));
-    }
-    if manifest.digest != digest(manifest.step, &manifest.files) {
-        return Err(format!("{MANIFEST} was changed after it was written"));
-    }
-    for file in &manifest.files {
-        let mut parts = Path::new(&file.name).components();
-        if file.name.is_empty() || !parts.all(|part| matches!(part, Component::Normal(_))) {
-            return Err(format!(
-                "{MANIFEST} names `{}`, which is not a file of the directory",
-                file.name
-            ));
-        }
-        let path = directory.join(&file.name);
-        let found = hash_file(&path).map_err(|error| format!("{}: {error}", file.name))?;
-        if found != file.sha256 {
-            return Err(format!(
-                "{}: sha256 is {found}, the manifest says {}",
-                file.name, file.sha256
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn digest(step: u64, files: &[ManifestFile]) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(format!("{FORMAT} {step}\n"));
-    for file in files {
-        hasher.update(format!("{} {} {}\n", file.name, file.bytes, file.sha256));
-    }
-    hex(&hasher.finalize())
-}
-
-fn hash_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex(&hasher.finalize())),
-            n => hasher.update(&buffer[..n]),
-        }
+/// Removes a file, a link or a directory with what is in it; nothing where there is nothing.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |hex, byte| hex + &format!("{byte:02x}"))
-}
-
-/// The entries of a directory in the order of their names; none where there is no directory.
-fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let listing = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        listing => listing?,
-    };
-    let mut paths = listing.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
-    paths.sort();
-    Ok(paths)
-}
-
-fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+/// The last cause of an error.
+fn root<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    error.source().map_or(error, root)
 }
 
 /// Attaches a path to an error of the file system.
@@ -302,10 +348,23 @@ pub enum CheckpointError {
         #[source]
         source: io::Error,
     },
+    /// The disk is full, or will be.
+    #[error(
+        "write a checkpoint in {}: it needs {} MB, and {} MB are free",
+        directory.display(), needed.div_ceil(1_000_000), free / 1_000_000
+    )]
+    NoSpace {
+        /// Where the checkpoints are.
+        directory: PathBuf,
+        /// The bytes that the newest checkpoint takes.
+        needed: u64,
+        /// The bytes that are free.
+        free: u64,
+    },
     /// The learner.
     #[error(transparent)]
     Learner(#[from] LearnerError),
-    /// It is whole, but not of this run.
+    /// It is not what was written, or not of this run.
     #[error("go on from {}: {reason}", directory.display())]
     Content {
         /// The checkpoint.
@@ -314,9 +373,24 @@ pub enum CheckpointError {
         reason: String,
     },
     /// All are damaged.
-    #[error("find a whole checkpoint: {}", refused.join("; "))]
+    #[error("find a whole checkpoint: {}", notes.join("; "))]
     NoneWhole {
         /// Each of them, and what is wrong.
-        refused: Vec<String>,
+        notes: Vec<String>,
     },
+}
+
+impl CheckpointError {
+    /// Whether the disk failed or is full, so that another try may succeed.
+    #[must_use]
+    pub fn is_of_the_disk(&self) -> bool {
+        let mut error: Option<&(dyn Error + 'static)> = Some(self);
+        while let Some(cause) = error {
+            if cause.is::<io::Error>() {
+                return true;
+            }
+            error = cause.source();
+        }
+        matches!(self, Self::NoSpace { .. })
+    }
 }

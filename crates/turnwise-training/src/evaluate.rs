@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use turnwise_environment::{Random, Rubric, TaskSet, derive_seed};
 use turnwise_rollout::{
-    AgentFactory, Limits, Policy, PoolSettings, RolloutError, RolloutPool, StopSignal,
+    AgentFactory, Limits, Meter, Policy, PoolSettings, RolloutError, RolloutPool, StopSignal,
 };
 use turnwise_trajectory::{GroupId, Trajectory};
 
@@ -86,7 +86,7 @@ pub struct Evaluation {
     pub trajectories: Vec<Trajectory>,
 }
 
-/// Plays episodes and counts the solved ones. `None` when `stop` came first.
+/// Plays episodes and counts the solved ones. `None` when `stop` came first. `meter` shows how many are played.
 ///
 /// # Errors
 /// When too many episodes in a row break.
@@ -94,6 +94,7 @@ pub async fn evaluate(
     evaluated: &Evaluated,
     settings: &EvaluationSettings,
     stop: &StopSignal,
+    meter: &Meter,
 ) -> Result<Option<Evaluation>, RolloutError> {
     let mut pool = RolloutPool::new(
         evaluated.tasks.clone(),
@@ -101,7 +102,8 @@ pub async fn evaluate(
         evaluated.rubric.clone(),
         pool_settings(settings),
         settings.seed,
-    );
+    )
+    .with_meter(meter.clone());
     for (episode, task) in
         order(evaluated.tasks.len(), settings.seed).take(settings.episodes).enumerate()
     {

@@ -3,11 +3,11 @@ use std::ops::Range;
 
 use turnwise_environment::{Random, derive_seed};
 use turnwise_objective::Objective;
-use turnwise_rollout::Policy;
+use turnwise_rollout::{Meter, Policy};
 use turnwise_trajectory::{TokenId, TokenKind, Trajectory};
 
 use crate::canary::Canary;
-use crate::policy_gradient::{Mismatch, ObjectiveReport, accumulate};
+use crate::policy_gradient::{Mismatch, ObjectiveReport, accumulate_shown, micro_batches};
 use crate::proximal::{Behavior, recompute};
 use crate::report::UpdateReport;
 use crate::{
@@ -21,6 +21,8 @@ pub(crate) struct Learning<L> {
     pub(crate) objective: Box<dyn Objective>,
     pub(crate) credit: Box<dyn Credit>,
     pub(crate) skipped_in_row: u32,
+    /// How many micro-batches of the update are done.
+    pub(crate) meter: Meter,
 }
 
 /// Skipped updates in a row that stop a run.
@@ -44,19 +46,19 @@ impl<L: Learner> Learning<L> {
         let mut report = UpdateReport::new(update.learning_rate, self.learner.version());
         let (batches, mismatch) = self.minibatches(trajectories, step, settings).await?;
         report.compare(mismatch);
-        for (index, batch) in batches.iter().enumerate() {
-            let objective = accumulate(
-                &mut self.learner,
-                &*self.objective,
-                batch,
-                settings.micro_batch_tokens,
-                index == 0 && settings.behavior == Behavior::Recorded,
-            )
-            .await?;
+        let cuts: Vec<_> =
+            batches.iter().map(|batch| micro_batches(batch, settings.micro_batch_tokens)).collect();
+        self.meter.begin("micro-batches", cuts.iter().map(|cut| cut.len() as u64).sum());
+        for (index, (batch, cut)) in batches.iter().zip(&cuts).enumerate() {
+            let first = index == 0 && settings.behavior == Behavior::Recorded;
+            let (learner, objective) = (&mut self.learner, &*self.objective);
+            let objective =
+                accumulate_shown(learner, objective, batch, cut, first, &self.meter).await?;
             let updated = self.learner.step(update).await?;
             self.count_skipped(updated.applied, step, &objective)?;
             report.record(&objective, updated);
         }
+        self.meter.end();
         Ok(report)
     }
 

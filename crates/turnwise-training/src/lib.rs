@@ -14,12 +14,15 @@ mod columns;
 mod credit;
 mod curriculum;
 mod demonstration;
+mod disk;
 mod error;
 mod evaluate;
 mod interval;
+mod json_lines;
 mod lead;
 mod learner;
 mod learning;
+mod manifest;
 pub mod metric;
 mod objective_speed;
 mod parallel;
@@ -41,7 +44,7 @@ pub use batch::{
 pub use books::Books;
 pub use canary::{Canary, CanaryError};
 pub use capacity::{Occupancy, capacity};
-pub use checkpoint::{Checkpoint, CheckpointError, Checkpoints};
+pub use checkpoint::{Checkpoint, CheckpointError, Checkpoints, save_weights, verify_weights};
 pub use credit::{
     Conservation, Credit, CreditRecord, CreditStream, CreditStreams, GigpoCredit, OutcomeCredit,
     ReinforcePlusPlusCredit, ReturnCredit, TurnBaselineCredit, TurnCredit, TurnIndexBiasedCredit,
@@ -49,6 +52,7 @@ pub use credit::{
 };
 pub use curriculum::Curriculum;
 pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};
+pub use disk::free_bytes;
 pub use error::TrainError;
 pub use evaluate::{Evaluated, Evaluation, EvaluationSettings, evaluate};
 pub use interval::SuccessRate;

@@ -73,6 +73,8 @@ metrics! {
     CLIP_HIGH_FRAC "objective/clip_high_frac" Neither "The part of the clip fraction at the upper bound."
     EFFECTIVE_SAMPLES "objective/effective_sample_size" Higher "Effective number of sequences under the ratios; close to their count when nothing is far off-policy."
     K3 "objective/k3_mean" Neither "KL of the behaviour policy from the trained one, per token, by the k3 estimator, in nats."
+    KL_REFERENCE "policy/kl_reference" Neither "KL of the trained policy from the reference policy, per token, by the k3 estimator, in nats. There with objective.kl.beta alone; above 0.1 the policy is far from where it started."
+    ENTROPY "policy/entropy_mean" Neither "Entropy of the policy that sampled, per token, in nats, estimated as the mean of -log p over the sampled tokens. Falls slowly while a policy learns; near 0 the members of a group are alike and nothing more is learnt."
     MISMATCH_KL "engine/mismatch_kl" Lower "KL between engine and trainer under the same weights, per token, by k3, in nats. Rounding only where both have the same precision: above 1e-6 they then disagree."
     MISMATCH_MAX "engine/mismatch_max" Lower "Largest difference of log-probability between engine and trainer under the same weights, in nats."
     CANARY_MAX "engine/canary_max" Lower "Largest difference between engine and trainer on the tokens drawn right after new weights were published, in nats."

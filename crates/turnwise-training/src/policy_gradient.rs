@@ -5,6 +5,7 @@ use std::error::Error;
 use std::ops::Range;
 
 use turnwise_objective::{Metrics, Objective, ObjectiveError, SequenceLoss, StepSize};
+use turnwise_rollout::Meter;
 use turnwise_trajectory::PolicyVersion;
 
 use crate::columns::Columns;
@@ -22,6 +23,8 @@ pub struct ObjectiveReport {
     pub n_tokens: usize,
     /// Σ k3 of trainer against engine over tokens whose version is the one being trained, before any step on it.
     pub mismatch: Mismatch,
+    /// Σ k3 of the trained policy against the reference policy, over the tokens that have a reference log-probability.
+    pub reference: Mismatch,
 }
 
 /// How far the trainer's log-probabilities are from the engine's under the same weights.
@@ -85,24 +88,38 @@ pub async fn accumulate_in(
     micro_batches: &[Vec<usize>],
     first: bool,
 ) -> Result<ObjectiveReport, LearnerError> {
+    accumulate_shown(learner, objective, batch, micro_batches, first, &Meter::default()).await
+}
+
+/// The same, saying on `meter` how many micro-batches are done.
+pub(crate) async fn accumulate_shown(
+    learner: &mut dyn Learner,
+    objective: &dyn Objective,
+    batch: &Batch,
+    micro_batches: &[Vec<usize>],
+    first: bool,
+    meter: &Meter,
+) -> Result<ObjectiveReport, LearnerError> {
     let mut step = Step::new(objective, batch).map_err(in_gradient)?;
     let homes = homes(batch, micro_batches);
     step.evaluate_shared(learner, &homes, micro_batches).await?;
-    let mut mismatch = Mismatch::default();
+    let (mut mismatch, mut reference) = (Mismatch::default(), Mismatch::default());
     let version = learner.version();
     for (number, places) in micro_batches.iter().enumerate() {
         let mut gradient = |logprobs: &[Vec<f32>]| {
             if first {
                 compare(batch, places, logprobs, version, &mut mismatch);
             }
+            compare_with_reference(batch, places, logprobs, &mut reference);
             step.set(places, logprobs);
             step.evaluate(|sequence| homes[sequence] == Some(number)).map_err(boxed)?;
             Ok(places.iter().map(|row| step.rounded(*row)).collect())
         };
         learner.accumulate(&rows_of(batch, places), &mut gradient).await?;
+        meter.advance(1);
     }
     let BatchLoss { loss, metrics, .. } = step.finish();
-    Ok(ObjectiveReport { loss, metrics, n_tokens: batch.n_targets(), mismatch })
+    Ok(ObjectiveReport { loss, metrics, n_tokens: batch.n_targets(), mismatch, reference })
 }
 
 /// The loss of a mini-batch, and what there is to do about it.
@@ -329,6 +346,22 @@ pub(crate) fn compare(
             batch.tokens[*row].iter().zip(logprobs).filter(|(token, _)| token.version == version)
         {
             mismatch.record(*logprob, token.behavior_logprob);
+        }
+    }
+}
+
+/// KL(π_θ ‖ π_ref) by k3, whose ratio is π_ref / π_θ.
+fn compare_with_reference(
+    batch: &Batch,
+    rows: &[usize],
+    logprobs: &[Vec<f32>],
+    reference: &mut Mismatch,
+) {
+    for (row, logprobs) in rows.iter().zip(logprobs) {
+        for (token, logprob) in batch.tokens[*row].iter().zip(logprobs) {
+            if let Some(of_reference) = token.reference_logprob {
+                reference.record(of_reference, *logprob);
+            }
         }
     }
 }

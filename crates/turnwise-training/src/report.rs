@@ -47,6 +47,7 @@ pub(crate) struct UpdateReport {
     n_tokens: usize,
     objective: Metrics,
     mismatch: Mismatch,
+    reference: Mismatch,
 }
 
 impl UpdateReport {
@@ -59,6 +60,7 @@ impl UpdateReport {
         self.n_tokens += objective.n_tokens;
         self.objective.merge(&objective.metrics);
         self.compare(objective.mismatch);
+        self.reference.merge(objective.reference);
         if updated.applied {
             self.n_applied += 1;
             self.grad_norm_sum += updated.grad_norm;
@@ -93,6 +95,9 @@ impl UpdateReport {
         if self.mismatch.n > 0 {
             metrics.set(metric::MISMATCH_KL, self.mismatch.k3_sum / self.mismatch.n as f64);
             metrics.set(metric::MISMATCH_MAX, self.mismatch.max);
+        }
+        if self.reference.n > 0 {
+            metrics.set(metric::KL_REFERENCE, self.reference.k3_sum / self.reference.n as f64);
         }
     }
 }
@@ -195,6 +200,8 @@ impl StepReport {
             .set(metric::TURNS_MEAN, mean(scored.iter().map(|member| member.turns.len() as f64)));
         metrics
             .set(metric::TOKENS_MEAN, mean(scored.iter().map(|member| member.n_sampled() as f64)));
+        let logprobs = scored.iter().flat_map(|member| member.sampled());
+        metrics.set(metric::ENTROPY, mean(logprobs.map(|token| -f64::from(token.logprob))));
         let of_groups = |of: &dyn Fn(&Group) -> bool| {
             mean(groups.iter().map(|group| f64::from(u8::from(of(group)))))
         };

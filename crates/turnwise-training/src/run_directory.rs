@@ -6,6 +6,9 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use turnwise_trajectory::write_line;
 
+use crate::disk::open_plain;
+use crate::json_lines::JsonLines;
+use crate::manifest::entries;
 use crate::{Checkpoints, StepReport, SuccessRate, credit_records};
 
 /// The files a run leaves. The log format is the interface: whatever shows a run only reads these.
@@ -20,8 +23,8 @@ use crate::{Checkpoints, StepReport, SuccessRate, credit_records};
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
-    metrics: File,
-    events: File,
+    metrics: JsonLines,
+    events: JsonLines,
     /// How often the run was resumed; readers keep the line with the highest where a step stands twice.
     resumes: u64,
     /// Locked for the life of the process; the system releases it however the process ends.
@@ -29,7 +32,7 @@ pub struct RunDirectory {
 }
 
 /// What a run came to.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// Held-out success before reinforcement learning, after the warm start.
     pub eval_before: SuccessRate,
@@ -37,49 +40,83 @@ pub struct Summary {
     pub eval_after: SuccessRate,
     /// Wall time, in seconds.
     pub seconds: f64,
+    /// What went wrong or looks wrong, in sentences; empty when nothing does.
+    pub warnings: Vec<String>,
 }
 
 impl RunDirectory {
-    /// Makes the directory of a new run.
+    /// Makes the directory of a new run. One that stopped before its first checkpoint is begun again: nothing of it was kept.
     ///
     /// # Errors
-    /// When there is a run already, or the directory cannot be made.
+    /// When there is a run already, the directory holds something else, or it cannot be made.
     pub fn create(path: &Path) -> Result<Self, RunDirectoryError> {
-        fs::create_dir_all(path.join(ROLLOUTS)).at(path)?;
-        fs::create_dir_all(path.join(CREDIT)).at(path)?;
+        Self::check(path)?;
+        for folder in [ROLLOUTS, CREDIT] {
+            fs::create_dir_all(path.join(folder)).at(path)?;
+        }
         let lock = lock(path)?;
-        if path.join(METRICS).exists() {
-            return Err(RunDirectoryError::Exists { path: path.to_owned() });
+        Self::check(path)?;
+        match fs::remove_file(path.join(EVENTS)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at(path)?,
+            _ => {}
         }
         Self::open_files(path, lock, 0)
     }
 
-    /// Opens the directory of a run that stopped.
+    /// Refuses a directory that no new run can begin in, without making anything.
+    ///
+    /// # Errors
+    /// When there is a run already, the directory holds something else, or its name is no text.
+    pub fn check(path: &Path) -> Result<(), RunDirectoryError> {
+        check_name(path)?;
+        if let Some(name) = foreign_entry(path).at(path)? {
+            return Err(RunDirectoryError::NotEmpty { path: path.to_owned(), name });
+        }
+        let published = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| !name.to_string_lossy().starts_with('.'))
+        };
+        let has_checkpoints = entries(&path.join(CHECKPOINTS)).at(path)?.iter().any(published);
+        let has_steps = fs::metadata(path.join(METRICS)).is_ok_and(|metrics| metrics.len() > 0);
+        if has_checkpoints || has_steps {
+            return Err(RunDirectoryError::Exists { path: path.to_owned(), has_checkpoints });
+        }
+        Ok(())
+    }
+
+    /// Opens the directory of a run that stopped. A line that was cut short by a kill or a full disk is removed.
     ///
     /// # Errors
     /// When there is no run, or another process is at it.
     pub fn resume(path: &Path) -> Result<Self, RunDirectoryError> {
+        check_name(path)?;
         if !path.join(METRICS).exists() {
             return Err(RunDirectoryError::NotARun { path: path.to_owned() });
         }
         let lock = lock(path)?;
-        let events = fs::read_to_string(path.join(EVENTS)).at(path)?;
-        let resumes =
-            events.lines().filter(|line| line.contains("\"event\":\"resume\"")).count() as u64;
-        Self::open_files(path, lock, resumes + 1)
+        let mut directory = Self::open_files(path, lock, 0)?;
+        let is_resume = |event: &Value| event["event"] == "resume";
+        let resumes = directory.events()?.iter().filter(|event| is_resume(event)).count();
+        directory.resumes = resumes as u64 + 1;
+        Ok(directory)
     }
 
     fn open_files(path: &Path, lock: File, resumes: u64) -> Result<Self, RunDirectoryError> {
-        let append = |name: &str| {
-            OpenOptions::new().create(true).append(true).open(path.join(name)).at(path)
-        };
         Ok(Self {
             path: path.to_owned(),
-            metrics: append(METRICS)?,
-            events: append(EVENTS)?,
+            metrics: JsonLines::open(&path.join(METRICS)).at(path)?,
+            events: JsonLines::open(&path.join(EVENTS)).at(path)?,
             resumes,
             _lock: lock,
         })
+    }
+
+    /// Everything that was written to `events.jsonl`.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn events(&self) -> Result<Vec<Value>, RunDirectoryError> {
+        let text = fs::read_to_string(self.path.join(EVENTS)).at(&self.path)?;
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
     /// Where it is.
@@ -91,15 +128,15 @@ impl RunDirectory {
     /// Its checkpoints.
     #[must_use]
     pub fn checkpoints(&self, keep: usize) -> Checkpoints {
-        Checkpoints::new(self.path.join("checkpoints"), keep)
+        Checkpoints::new(self.path.join(CHECKPOINTS), keep)
     }
 
-    /// Writes a whole file.
+    /// Writes a whole file, which is there with all its content or as it was before.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, name: &str, content: &str) -> Result<(), RunDirectoryError> {
-        fs::write(self.path.join(name), content).at(&self.path)
+        replace(&self.path.join(name), content.as_bytes()).at(&self.path)
     }
 
     /// Appends the numbers of a step to `metrics.jsonl`.
@@ -111,7 +148,7 @@ impl RunDirectory {
         line.insert("step".to_owned(), json!(report.step));
         line.insert("resume".to_owned(), json!(self.resumes));
         line.extend(report.metrics.iter().map(|(name, value)| (name.to_owned(), number(value))));
-        append_line(&mut self.metrics, &Value::Object(line)).at(&self.path)
+        self.metrics.append(&Value::Object(line)).at(&self.path)
     }
 
     /// Appends to `events.jsonl`: what happened, and what there is to say about it.
@@ -124,7 +161,7 @@ impl RunDirectory {
         mut details: Map<String, Value>,
     ) -> Result<(), RunDirectoryError> {
         details.insert("event".to_owned(), json!(event));
-        append_line(&mut self.events, &Value::Object(details)).at(&self.path)
+        self.events.append(&Value::Object(details)).at(&self.path)
     }
 
     /// Writes what a step trained on, at most `n` episodes: their trajectories to `rollouts/`, and what their credit is made
@@ -145,8 +182,8 @@ impl RunDirectory {
             credit.push(b'\n');
         }
         let name = format!("step-{:06}.jsonl", report.step);
-        fs::write(self.path.join(ROLLOUTS).join(&name), rollouts).at(&self.path)?;
-        fs::write(self.path.join(CREDIT).join(&name), credit).at(&self.path)
+        replace(&self.path.join(ROLLOUTS).join(&name), &rollouts).at(&self.path)?;
+        replace(&self.path.join(CREDIT).join(&name), &credit).at(&self.path)
     }
 
     /// Writes `summary.json`.
@@ -155,7 +192,7 @@ impl RunDirectory {
     /// When it cannot be written.
     pub fn write_summary(&self, summary: &Summary) -> Result<(), RunDirectoryError> {
         let json = serde_json::to_string_pretty(summary).map_err(io::Error::from).at(&self.path)?;
-        self.write("summary.json", &(json + "\n"))
+        self.write(SUMMARY, &(json + "\n"))
     }
 }
 
@@ -163,25 +200,61 @@ const METRICS: &str = "metrics.jsonl";
 const EVENTS: &str = "events.jsonl";
 const ROLLOUTS: &str = "rollouts";
 const CREDIT: &str = "credit";
+const CHECKPOINTS: &str = "checkpoints";
+const SUMMARY: &str = "summary.json";
+const LOCK: &str = "lock";
+
+/// Every name that a run may have written before its first checkpoint.
+const OWN: [&str; 10] = [
+    METRICS,
+    EVENTS,
+    ROLLOUTS,
+    CREDIT,
+    CHECKPOINTS,
+    SUMMARY,
+    LOCK,
+    "config.toml",
+    "run.toml",
+    "reference",
+];
+
+/// Refuses names that the files of a run could not repeat: they are JSON and TOML.
+fn check_name(path: &Path) -> Result<(), RunDirectoryError> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => Err(RunDirectoryError::NotText { path: path.to_owned() }),
+    }
+}
+
+/// Something in a directory that no run has written; hidden files are nobody's business.
+fn foreign_entry(path: &Path) -> io::Result<Option<String>> {
+    let is_own =
+        |name: &str| name.starts_with('.') || name.starts_with("eval-") || OWN.contains(&name);
+    let names = entries(path)?;
+    let mut names = names.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy()));
+    Ok(names.find(|name| !is_own(name)).map(String::from))
+}
+
+/// Writes a file beside the one it replaces, and gives it the name when it is whole.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let staging = path.with_file_name(format!(".tmp-{name}"));
+    let mut options = OpenOptions::new();
+    let mut file = open_plain(&staging, options.create(true).write(true).truncate(true))?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&staging, path)
+}
 
 /// Counts are written as whole numbers.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }
 
-fn append_line(file: &mut File, value: &Value) -> io::Result<()> {
-    // One write for a line, so that a killed process leaves no half of one in the middle of a file.
-    file.write_all(format!("{value}\n").as_bytes())
-}
-
 fn lock(path: &Path) -> Result<File, RunDirectoryError> {
-    let mut file = OpenOptions::new()
-        .create(true)
-        .read(true)
-        .write(true)
-        .truncate(false)
-        .open(path.join("lock"))
-        .at(path)?;
+    let mut options = OpenOptions::new();
+    let options = options.create(true).read(true).write(true).truncate(false);
+    let mut file = open_plain(&path.join(LOCK), options).at(path)?;
     match file.try_lock() {
         Ok(()) => {
             file.set_len(0).at(path)?;
@@ -189,7 +262,7 @@ fn lock(path: &Path) -> Result<File, RunDirectoryError> {
             Ok(file)
         }
         Err(fs::TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(path.join("lock")).unwrap_or_default();
+            let holder = fs::read_to_string(path.join(LOCK)).unwrap_or_default();
             Err(RunDirectoryError::Locked { path: path.to_owned(), holder })
         }
         Err(fs::TryLockError::Error(source)) => {
@@ -214,6 +287,22 @@ pub enum RunDirectoryError {
     /// There is a run in it.
     #[error("start a run in {}: there is one already", path.display())]
     Exists {
+        /// The directory.
+        path: PathBuf,
+        /// Whether that run can go on.
+        has_checkpoints: bool,
+    },
+    /// There is something else in it.
+    #[error("start a run in {}: it holds `{name}`, which is no file of a run", path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// What is in it.
+        name: String,
+    },
+    /// Its name is no text.
+    #[error("use the run directory {}: its name is not UTF-8", path.display())]
+    NotText {
         /// The directory.
         path: PathBuf,
     },

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use turnwise_environment::{Rubric, TaskSet};
 use turnwise_objective::Objective;
 use turnwise_rollout::{
-    AgentFactory, Group, Policy, PoolSettings, PoolSnapshot, RestoreError, RolloutPool, StopSignal,
+    AgentFactory, Group, Meter, Policy, PoolSettings, PoolSnapshot, RestoreError, RolloutPool,
+    StopSignal,
 };
 use turnwise_trajectory::Trajectory;
 
@@ -98,6 +99,7 @@ pub struct Trainer<L> {
     scheduler: Scheduler,
     settings: TrainerSettings,
     progress: Progress,
+    rollouts: Meter,
 }
 
 /// How far a run has come.
@@ -140,10 +142,20 @@ impl<L: Learner> Trainer<L> {
             "pipelined rollouts are one version stale"
         );
         let Parts { tasks, agents, rubric, policy, learner, objective, credit } = parts;
-        let pool = RolloutPool::new(tasks, agents, rubric, settings.rollout.clone(), settings.seed);
+        let rollouts = Meter::default();
+        let pool = RolloutPool::new(tasks, agents, rubric, settings.rollout.clone(), settings.seed)
+            .with_meter(rollouts.clone());
         let scheduler = Scheduler::new(pool, policy, scheduler_settings(&settings));
-        let learning = Learning { learner, objective, credit, skipped_in_row: 0 };
-        Self { learning, scheduler, settings, progress: Progress::default() }
+        let meter = Meter::default();
+        let learning = Learning { learner, objective, credit, skipped_in_row: 0, meter };
+        Self { learning, scheduler, settings, progress: Progress::default(), rollouts }
+    }
+
+    /// How far the rollouts of the step that runs are, and its update. Asynchronous rollouts know no iterations, and show
+    /// nothing.
+    #[must_use]
+    pub fn meters(&self) -> [Meter; 2] {
+        [self.rollouts.clone(), self.learning.meter.clone()]
     }
 
     /// The step that comes next; 0 before the first.
@@ -261,7 +273,7 @@ impl<L: Learner> Trainer<L> {
         trainable: &[Trajectory],
         stop: &StopSignal,
     ) -> Result<UpdateReport, TrainError> {
-        let Self { learning, scheduler, settings, progress } = self;
+        let Self { learning, scheduler, settings, progress, .. } = self;
         let version = learning.learner.version();
         let update = learning.optimise(trainable, progress.step, settings);
         match settings.mode {

@@ -119,6 +119,12 @@ pub(crate) fn check(config: &Config) -> Result<(), Impossible> {
         || "is not used while objective.kl.beta is 0".to_owned(),
         "leave it out, or set objective.kl.beta",
     )?;
+    refuse_if(
+        config.objective.kl.estimator == Some(Estimator::K1) && config.objective.kl.beta > 0.0,
+        "objective.kl.estimator",
+        || "= \"k1\" pulls nowhere as a penalty: its gradient is 0 on average".to_owned(),
+        "use k2 or k3",
+    )?;
     check_credit_settings(&config.credit)?;
     check_together(config)
 }

@@ -1,24 +1,25 @@
 //! What cannot be, said before anything is loaded.
 
 use turnwise::candle::{EngineSettings, LoraSettings};
-use turnwise::training::{Behavior, Curriculum, RolloutMode, TruncatedEpisodes};
+use turnwise::training::{Behavior, Curriculum, RolloutMode};
 
 use super::choices;
+use super::ranges;
 use super::schema::{Config, EngineName, Model, QuantizationName};
 use crate::arguments::TemplateName;
 
 /// A setting that cannot be: its dotted key, what is wrong, what to do.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Impossible {
-    pub(crate) key: &'static str,
+    pub(crate) key: String,
     pub(crate) wrong: String,
     pub(crate) help: String,
 }
 
 /// The first setting that cannot be.
 pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
-    check_counts(config)?;
-    check_numbers(config)?;
+    ranges::check(config)?;
+    check_sizes(config)?;
     check_objective(config)?;
     check_group(config)?;
     check_sampling(config)?;
@@ -32,105 +33,42 @@ pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
     check_heads(config)
 }
 
-fn check_counts(config: &Config) -> Result<(), Impossible> {
-    let counts = [
-        ("run.steps", config.run.steps),
-        ("model.vocab_size", config.model.vocab_size as u64),
-        ("model.hidden_size", config.model.hidden_size as u64),
-        ("model.intermediate_size", config.model.intermediate_size as u64),
-        ("model.n_layers", config.model.n_layers as u64),
-        ("model.n_heads", config.model.n_heads as u64),
-        ("model.n_kv_heads", config.model.n_kv_heads as u64),
-        ("model.head_dim", config.model.head_dim as u64),
-        ("warm_start.batch_size", config.warm_start.batch_size as u64),
-        ("rollout.groups_per_step", config.rollout.groups_per_step as u64),
-        ("rollout.min_group_size", config.rollout.min_group_size as u64),
-        ("rollout.max_concurrent", config.rollout.max_concurrent as u64),
-        ("rollout.max_faults_in_row", u64::from(config.rollout.max_faults_in_row)),
-        ("limits.max_turns", config.limits.max_turns as u64),
-        ("limits.max_turn_tokens", config.limits.max_turn_tokens as u64),
-        ("limits.max_sampled_tokens", config.limits.max_sampled_tokens as u64),
-        ("limits.max_context_tokens", config.limits.max_context_tokens as u64),
-        ("train.n_minibatches", config.train.n_minibatches as u64),
-        ("train.micro_batch_tokens", config.train.micro_batch_tokens as u64),
-        ("eval.episodes", config.eval.episodes as u64),
-    ];
-    counts.into_iter().try_for_each(|(key, value)| {
-        refuse_if(value == 0, key, || "is 0".to_owned(), "use at least 1")
-    })
-}
-
-fn check_numbers(config: &Config) -> Result<(), Impossible> {
-    let positive = [
-        ("train.learning_rate", config.train.learning_rate),
-        ("train.max_grad_norm", config.train.max_grad_norm),
-        ("warm_start.learning_rate", config.warm_start.learning_rate),
-        ("limits.environment_timeout_s", config.limits.environment_timeout_s),
-        ("limits.engine_timeout_s", config.limits.engine_timeout_s),
-        ("limits.episode_timeout_s", config.limits.episode_timeout_s),
-    ];
-    positive.into_iter().try_for_each(|(key, value)| {
-        refuse_if(
-            !(value.is_finite() && value > 0.0),
-            key,
-            || format!("is {value}"),
-            "use a finite number above 0",
-        )
-    })?;
-    check_objective_numbers(config)
-}
-
-/// Of settings that may be left out, those that are given.
-fn check_objective_numbers(config: &Config) -> Result<(), Impossible> {
-    let (objective, credit) = (&config.objective, &config.credit);
-    let at_least_0 = [
-        ("credit.outcome_weight", credit.outcome_weight),
-        ("credit.turn_weight", credit.turn_weight),
-        ("credit.step_weight", credit.step_weight),
-        ("objective.clip_high", objective.clip_high),
-        ("objective.log_clip_low", objective.log_clip_low),
-        ("objective.log_clip_high", objective.log_clip_high),
-        ("objective.off_policy_mask", objective.off_policy_mask),
-        ("objective.kl.beta", Some(objective.kl.beta)),
-    ];
-    let wrong = |value: f64| move || format!("is {value}");
-    for (key, value) in at_least_0 {
-        let value = value.unwrap_or(0.0);
-        let is_fine = value.is_finite() && value >= 0.0;
-        refuse_if(!is_fine, key, wrong(value), "use a finite number of at least 0")?;
-    }
-    let taus = [
-        ("objective.tau_positive", objective.tau_positive),
-        ("objective.tau_negative", objective.tau_negative),
-    ];
-    for (key, value) in taus {
-        let value = value.unwrap_or(1.0);
-        let is_fine = value.is_finite() && value > 0.0;
-        refuse_if(!is_fine, key, wrong(value), "use a finite number above 0")?;
-    }
-    let gamma = credit.gamma.unwrap_or(1.0);
-    let help = "use a number from 0 to 1";
-    refuse_if(!(0.0..=1.0).contains(&gamma), "credit.gamma", wrong(gamma), help)?;
-    let low = objective.clip_low.unwrap_or(0.0);
-    refuse_if(
-        !(0.0..1.0).contains(&low),
-        "objective.clip_low",
-        || format!("is {low}, and the ratio's lower bound is 1 - {low}"),
-        "use a number from 0 to below 1; the paper has 3e-4",
-    )?;
-    let is_0 = objective.max_tokens == Some(0);
-    refuse_if(is_0, "objective.max_tokens", || "is 0".to_owned(), "use at least 1")
-}
-
 /// What only the objective itself can say: a dual clip inside the range.
 fn check_objective(config: &Config) -> Result<(), Impossible> {
     choices::check(config)?;
     choices::objective(config).map(drop).map_err(|error| Impossible {
-        key: "objective.dual_clip",
+        key: "objective.dual_clip".to_owned(),
         wrong: format!("cannot be: {error}"),
         help: "use a bound above 1 + clip_high; 3 is usual".to_owned(),
     })
 }
+
+/// What no single number shows: together they are more than any machine has.
+fn check_sizes(config: &Config) -> Result<(), Impossible> {
+    let rollout = &config.rollout;
+    let episodes = rollout.groups_per_step.saturating_mul(rollout.group_size);
+    refuse_if(
+        episodes > MAX_EPISODES,
+        "rollout.groups_per_step",
+        || format!("times group_size is {episodes} episodes at once"),
+        "use at most 1,000,000 episodes a step",
+    )?;
+    let model = &config.model;
+    let attention = model.head_dim * (2 * model.n_heads + 2 * model.n_kv_heads);
+    let layer = model.hidden_size * (attention + 3 * model.intermediate_size);
+    let weights = 2 * model.vocab_size * model.hidden_size + model.n_layers.saturating_mul(layer);
+    refuse_if(
+        model.directory.is_none() && weights > MAX_WEIGHTS,
+        "model.hidden_size",
+        || format!("and its neighbours make a model of {:.1e} weights", weights as f64),
+        "a model that is made here has learnt nothing, and 4e9 weights are the most; load a trained one with model.directory",
+    )
+}
+
+/// Episodes of a step.
+const MAX_EPISODES: usize = 1_000_000;
+/// Weights of a model that is made: 16 GB.
+const MAX_WEIGHTS: usize = 4_000_000_000;
 
 fn check_group(config: &Config) -> Result<(), Impossible> {
     let size = config.rollout.group_size;
@@ -150,19 +88,6 @@ fn check_group(config: &Config) -> Result<(), Impossible> {
 }
 
 fn check_sampling(config: &Config) -> Result<(), Impossible> {
-    let temperature = config.rollout.temperature;
-    refuse_if(
-        !(temperature.is_finite() && temperature > 0.0),
-        "rollout.temperature",
-        || format!("is {temperature}"),
-        "training needs draws from a distribution; use a finite number above 0",
-    )?;
-    refuse_if(
-        !(config.eval.temperature.is_finite() && config.eval.temperature >= 0.0),
-        "eval.temperature",
-        || format!("is {}", config.eval.temperature),
-        "use a finite number of at least 0; 0 always takes the likeliest token",
-    )?;
     let help = "the trainer's softmax is then not the distribution the tokens were drawn from; leave it out";
     let top_p = config.rollout.top_p;
     refuse_if(
@@ -205,7 +130,7 @@ fn check_engine(config: &Config) -> Result<(), Impossible> {
 }
 
 fn check_rollout(config: &Config) -> Result<(), Impossible> {
-    let (rollout, train) = (&config.rollout, &config.train);
+    let rollout = &config.rollout;
     let budgets = [
         ("rollout.tokens_per_step", rollout.tokens_per_step > 0),
         ("rollout.seconds_per_step", rollout.seconds_per_step > 0.0),
@@ -218,29 +143,7 @@ fn check_rollout(config: &Config) -> Result<(), Impossible> {
             "leave it out, or use rollout.mode = \"pipelined\"",
         )?;
     }
-    if let TruncatedEpisodes::Penalise(penalty) = train.truncated {
-        refuse_if(
-            !(penalty.is_finite() && penalty <= 0.0),
-            "train.truncated",
-            || format!("adds {penalty} to the reward of an episode that ran into a limit"),
-            "use a finite number of at most 0, as in {penalise = -0.5}",
-        )?;
-    }
-    if let Some(sampling) = rollout.dynamic_sampling {
-        let seconds = sampling.max_seconds;
-        refuse_if(
-            !(seconds.is_finite() && seconds > 0.0),
-            "rollout.dynamic_sampling",
-            || format!("has max_seconds = {seconds}"),
-            "use a finite number above 0",
-        )?;
-    }
-    refuse_if(
-        !config.limits.fault_reward.is_finite(),
-        "limits.fault_reward",
-        || format!("is {}", config.limits.fault_reward),
-        "use a finite number",
-    )
+    Ok(())
 }
 
 fn check_schedule(config: &Config) -> Result<(), Impossible> {
@@ -251,33 +154,12 @@ fn check_schedule(config: &Config) -> Result<(), Impossible> {
         || "= 0 lets nothing train that was rolled out beside an update".to_owned(),
         "use at least 1 with rollout.mode = \"pipelined\", or rollout.mode = \"synchronous\"",
     )?;
-    let at_least_0 = [
-        ("rollout.seconds_per_step", rollout.seconds_per_step),
-        ("rollout.retry_delay_s", rollout.retry_delay_s),
-        ("rollout.max_bad_rewards", rollout.max_bad_rewards),
-        ("train.canary.tolerance", train.canary.tolerance),
-        ("train.balance", train.balance),
-    ];
-    at_least_0.into_iter().try_for_each(|(key, value)| {
-        refuse_if(
-            !(value.is_finite() && value >= 0.0),
-            key,
-            || format!("is {value}"),
-            "use a finite number of at least 0",
-        )
-    })?;
-    let Curriculum::SuccessRate { low, high, keep } = rollout.curriculum else { return Ok(()) };
+    let Curriculum::SuccessRate { low, high, .. } = rollout.curriculum else { return Ok(()) };
     refuse_if(
         !(0.0 <= low && low <= high && high <= 1.0),
         "rollout.curriculum",
         || format!("has the band {low} to {high}"),
         "use two success rates with 0 <= low <= high <= 1",
-    )?;
-    refuse_if(
-        !(keep > 0.0 && keep <= 1.0),
-        "rollout.curriculum",
-        || format!("has keep = {keep}"),
-        "use a probability above 0, so that tasks outside the band come back",
     )
 }
 
@@ -285,7 +167,7 @@ fn check_schedule(config: &Config) -> Result<(), Impossible> {
 fn check_behavior(config: &Config) -> Result<(), Impossible> {
     let Behavior::Recomputed(correction) = config.train.behavior else { return Ok(()) };
     correction.check().map_err(|error| Impossible {
-        key: "train.behavior",
+        key: "train.behavior".to_owned(),
         wrong: format!("cannot be: {error}"),
         help: "use {recomputed = {bound = {truncate = 2.0}}}, or mask = [0.5, 5.0]".to_owned(),
     })
@@ -321,14 +203,8 @@ fn check_template(config: &Config) -> Result<(), Impossible> {
 
 /// What adapters cannot be, whatever the model; what they cannot be for one is said when it has been read.
 fn check_lora(config: &Config) -> Result<(), Impossible> {
-    let Some(LoraSettings { rank, alpha, targets }) = &config.model.lora else { return Ok(()) };
+    let Some(LoraSettings { rank, targets, .. }) = &config.model.lora else { return Ok(()) };
     refuse_if(*rank == 0, "model.lora.rank", || "is 0".to_owned(), "use at least 1; 16 is usual")?;
-    refuse_if(
-        !(alpha.is_finite() && *alpha > 0.0),
-        "model.lora.alpha",
-        || format!("is {alpha}"),
-        "use a finite number above 0; twice the rank is usual",
-    )?;
     refuse_if(
         targets.is_empty(),
         "model.lora.targets",
@@ -366,5 +242,8 @@ pub(super) fn refuse_if(
     wrong: impl FnOnce() -> String,
     help: &str,
 ) -> Result<(), Impossible> {
-    if is_wrong { Err(Impossible { key, wrong: wrong(), help: help.to_owned() }) } else { Ok(()) }
+    if !is_wrong {
+        return Ok(());
+    }
+    Err(Impossible { key: key.to_owned(), wrong: wrong(), help: help.to_owned() })
 }

@@ -23,6 +23,11 @@ impl History {
         .join("  ")
     }
 
+    fn kl(&self) -> Metric {
+        let has_reference = self.get(metric::KL_REFERENCE).is_some();
+        if has_reference { metric::KL_REFERENCE } else { metric::K3 }
+    }
+
     /// `step 23/60`.
     pub(super) fn progress(&self) -> String {
         let all = self.n_steps.to_string();
@@ -80,10 +85,12 @@ impl History {
                 fixed(metric::RESUMED, 0)
             ),
             format!(
-                "faults  {}  agent {}  KL(engine) {}",
+                "faults  {}  agent {}  entropy {}  KL {}",
                 fixed(metric::FAULTS, 0),
                 fixed(metric::AGENT_FAULTS, 0),
-                self.shown(metric::MISMATCH_KL, |kl| format!("{kl:.1e}"))
+                fixed(metric::ENTROPY, 2),
+                // To the reference where there is one, else what the step moved the policy by.
+                self.shown(self.kl(), |kl| format!("{kl:.1e}"))
             ),
             format!(
                 "time    rollout {} s  train {} s",
@@ -114,7 +121,7 @@ impl History {
 }
 
 /// `0:29`, or `1:02:03` from an hour on.
-fn clock(seconds: f64) -> String {
+pub(crate) fn clock(seconds: f64) -> String {
     // Saturates at more years than anything runs.
     #[expect(clippy::cast_sign_loss, reason = "a remaining time is not negative")]
     let seconds = seconds.round() as u64;

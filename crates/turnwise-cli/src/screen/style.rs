@@ -1,7 +1,7 @@
 //! What a screen is drawn on, and with how much.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, stderr, stdout};
 
 /// Columns of a terminal that does not say how many it has.
 const DEFAULT_WIDTH: usize = 80;
@@ -31,6 +31,11 @@ impl Style {
     pub(crate) fn detect(json: bool, quiet: bool) -> Self {
         let is_terminal = stdout().is_terminal();
         Self::choose(json, quiet, is_terminal, |name| std::env::var_os(name))
+    }
+
+    /// The same for standard error.
+    pub(crate) fn of_errors() -> Self {
+        Self::choose(false, false, stderr().is_terminal(), |name| std::env::var_os(name))
     }
 
     fn choose(

@@ -198,6 +198,16 @@ pub enum RestoreError {
     /// The snapshot says what cannot be.
     #[error("restore an episode: {0}")]
     State(String),
+    /// Groups of another size are open.
+    #[error(
+        "restore suspended episodes: their groups have {was} members, and the group size is {is} now; finish them with a group size of {was}"
+    )]
+    GroupSize {
+        /// Members of a group that is open.
+        was: usize,
+        /// Members of a new group.
+        is: usize,
+    },
     /// The environment refuses it.
     #[error("restore an episode's environment")]
     Environment(#[source] EnvironmentError),

@@ -1,0 +1,354 @@
+//! A run in progress: warm start, evaluation, the loop, checkpoints, evaluation again.
+
+use std::io::Stdout;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+use turnwise::candle::CandleLearner;
+use turnwise::environment::{Random, derive_seed};
+use turnwise::rollout::{Meter, StopSignal};
+use turnwise::training::{
+    Checkpoints, Demonstration, Learner, Row, RunDirectory, Schedule, StepReport, SuccessRate,
+    Summary, TrainError, Trainer, Update, evaluate, imitate_step, save_weights,
+};
+
+use crate::advice::Advice;
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::screen::{Plan, Screen, Style, clock};
+use crate::session::Session;
+use crate::watch::{Watched, watch};
+
+/// What a run works with, where it writes, what it shows.
+pub(crate) struct Run {
+    pub(crate) session: Session,
+    pub(crate) directory: RunDirectory,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) screen: Screen<Stdout>,
+    stop: StopSignal,
+    started: Instant,
+    advice: Advice,
+    /// The step whose checkpoint is what the trainer holds.
+    saved: Option<u64>,
+}
+
+/// Where the success before training stands, for a process that goes on with the run.
+pub(crate) const BEFORE: &str = "eval-before.json";
+/// Where the weights of the start are, in a run with a KL penalty.
+pub(crate) const REFERENCE: &str = "reference";
+/// More demonstrations than this are drawn again instead of played.
+const MAX_DEMONSTRATIONS: usize = 4096;
+/// Label of the seed that demonstrations are drawn with.
+const BATCHES: u64 = 5;
+
+impl Run {
+    pub(crate) fn new(
+        session: Session,
+        directory: RunDirectory,
+        json: bool,
+        started: Instant,
+    ) -> Self {
+        let config = &session.config;
+        let plan = Plan {
+            header: vec![
+                format!(
+                    "turnwise {}   log {}",
+                    env!("CARGO_PKG_VERSION"),
+                    directory.path().display()
+                ),
+                format!("model   {}", session.model),
+                format!("env     {}: {}", session.suite.name(), session.suite.description()),
+            ],
+            steps: config.run.steps,
+        };
+        let checkpoints = directory.checkpoints(config.log.keep_checkpoints);
+        let screen = Screen::new(std::io::stdout(), Style::detect(json, false), plan);
+        let stop = interrupt::listen();
+        let advice = Advice::default();
+        Self { session, directory, checkpoints, screen, stop, started, advice, saved: None }
+    }
+
+    /// Imitates the expert, so that the policy knows the form and something of the skill.
+    pub(crate) async fn warm_start(&mut self, learner: &mut CandleLearner) -> Result<(), Failure> {
+        let settings = self.session.config.warm_start.clone();
+        if settings.steps == 0 {
+            return Ok(());
+        }
+        let demonstrations = self.demonstrations().await?;
+        let schedule = Schedule { learning_rate: settings.learning_rate, ..Schedule::default() };
+        let max_grad_norm = self.session.config.train.max_grad_norm;
+        let mut random = Random::new(derive_seed(self.session.config.run.seed, BATCHES));
+        let started = Instant::now();
+        for step in 0..settings.steps {
+            if self.stop.requested() {
+                return Err(self.interrupted("before its first checkpoint"));
+            }
+            let rows = draw(&demonstrations, settings.batch_size, &mut random);
+            let update = Update { learning_rate: schedule.at(step), max_grad_norm };
+            let (loss, _) = imitate_step(learner, &rows, update)
+                .await
+                .map_err(|error| Failure::runtime(&error))?;
+            let (done, steps) = (step + 1, settings.steps);
+            let left = started.elapsed().as_secs_f64() / done as f64 * (steps - done) as f64;
+            let text = format!("warm start {done}/{steps}   loss {loss:.3}   {} left", clock(left));
+            self.screen.phase(&text);
+        }
+        learner.publish().await.map_err(|error| Failure::runtime(&error))?;
+        Ok(())
+    }
+
+    async fn demonstrations(&mut self) -> Result<Vec<Demonstration>, Failure> {
+        let settings = &self.session.config.warm_start;
+        let wanted = (settings.steps as usize).saturating_mul(settings.batch_size);
+        let meter = Meter::default();
+        let playing = self.session.demonstrations(wanted.min(MAX_DEMONSTRATIONS), &meter);
+        let watched = Watched { what: "demonstrations of the expert", meters: &[meter.clone()] };
+        watch(&mut self.screen, watched, &self.stop, playing).await
+    }
+
+    /// Keeps the starting weights as the reference policy, here and for a process that goes on with the run.
+    pub(crate) async fn keep_reference(
+        &mut self,
+        learner: &mut CandleLearner,
+    ) -> Result<(), Failure> {
+        if !self.session.needs_reference() {
+            return Ok(());
+        }
+        let (session, directory) = (&self.session, self.directory.path().join(REFERENCE));
+        save_weights(learner, &directory, |directory| session.complete_checkpoint(directory))
+            .await?;
+        learner.keep_reference().await.map_err(|error| Failure::runtime(&error))
+    }
+
+    /// Measures success on held-out tasks; `None` when a stop came first.
+    pub(crate) async fn evaluate(&mut self, when: &str) -> Result<Option<SuccessRate>, Failure> {
+        let settings = self.session.evaluation_settings();
+        let (evaluated, meter) = (self.session.evaluated(), Meter::default());
+        let what = format!("evaluating {when} on held-out tasks");
+        let watched = Watched { what: &what, meters: &[meter.clone()] };
+        let playing = evaluate(&evaluated, &settings, &self.stop, &meter);
+        let Some(evaluation) = watch(&mut self.screen, watched, &self.stop, playing).await? else {
+            return Ok(None);
+        };
+        let success = evaluation.success;
+        let n = self.session.config.log.rollouts_per_step;
+        let mut lines = Vec::new();
+        for trajectory in evaluation.trajectories.iter().take(n) {
+            turnwise::trajectory::write_line(&mut lines, trajectory)
+                .map_err(|error| Failure::runtime(&error))?;
+        }
+        self.directory.write(&format!("eval-{when}.jsonl"), &String::from_utf8_lossy(&lines))?;
+        self.screen.note(&format!("held-out success {when}: {}", percent(&success)));
+        Ok(Some(success))
+    }
+
+    /// The evaluation before training, written down because a resumed run cannot measure it again.
+    pub(crate) async fn evaluate_before(&mut self) -> Result<SuccessRate, Failure> {
+        let Some(before) = self.evaluate("before").await? else {
+            return Err(self.interrupted("before its first checkpoint"));
+        };
+        let json = serde_json::to_string(&before).map_err(|error| Failure::runtime(&error))?;
+        self.directory.write(BEFORE, &json)?;
+        Ok(before)
+    }
+
+    /// Says that the newest checkpoint is what the trainer holds.
+    pub(crate) fn is_saved(&mut self, step: u64) {
+        self.saved = Some(step);
+    }
+
+    /// The loop, the last checkpoint, the last evaluation, the summary.
+    pub(crate) async fn finish(
+        mut self,
+        mut trainer: Trainer<CandleLearner>,
+        before: SuccessRate,
+    ) -> Result<(), Failure> {
+        self.catch_up(&mut trainer).await?;
+        while trainer.next_step() < self.session.config.run.steps {
+            let meters = trainer.meters();
+            let what = format!("step {}", trainer.next_step() + 1);
+            let watched = Watched { what: &what, meters: &meters };
+            let step = watch(&mut self.screen, watched, &self.stop, trainer.step(&self.stop)).await;
+            self.saved = None;
+            match step {
+                Ok(Some(report)) => self.after_step(&mut trainer, &report).await?,
+                Ok(None) => return Err(self.stop_here(&mut trainer).await?),
+                Err(error) => return Err(self.give_up(&mut trainer, error).await),
+            }
+        }
+        if self.saved != Some(trainer.next_step()) {
+            self.checkpoint(&mut trainer).await?;
+        }
+        match self.evaluate("after").await? {
+            Some(after) => self.summarise(trainer.next_step(), before, after),
+            None => Err(self.interrupted("in its last evaluation, and can go on")),
+        }
+    }
+
+    /// Makes up for an evaluation that was due when the process before this one ended.
+    async fn catch_up(&mut self, trainer: &mut Trainer<CandleLearner>) -> Result<(), Failure> {
+        let done = trainer.next_step();
+        let is_this = |event: &Value| event["event"] == "eval" && event["step"] == done;
+        if done > 0
+            && self.is_due(self.session.config.eval.every, done)
+            && !self.directory.events()?.iter().any(is_this)
+        {
+            self.evaluate_on_the_way(trainer).await?;
+        }
+        Ok(())
+    }
+
+    async fn after_step(
+        &mut self,
+        trainer: &mut Trainer<CandleLearner>,
+        report: &StepReport,
+    ) -> Result<(), Failure> {
+        self.directory.write_metrics(report)?;
+        self.directory.write_rollouts(report, self.session.config.log.rollouts_per_step)?;
+        self.screen.step(report);
+        for alarm in self.advice.read(report, &self.session.config) {
+            self.screen.note(&format!("! {alarm}"));
+            self.event("alarm", &json!({"step": report.step, "text": alarm}))?;
+        }
+        let done = trainer.next_step();
+        if self.is_due(self.session.config.log.checkpoint_every, done) {
+            self.checkpoint(trainer).await?;
+        }
+        if self.is_due(self.session.config.eval.every, done) {
+            self.evaluate_on_the_way(trainer).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether something that comes every so many steps comes after this one. The end has its own.
+    fn is_due(&self, every: u64, done: u64) -> bool {
+        every > 0 && done.is_multiple_of(every) && done < self.session.config.run.steps
+    }
+
+    async fn evaluate_on_the_way(
+        &mut self,
+        trainer: &mut Trainer<CandleLearner>,
+    ) -> Result<(), Failure> {
+        let done = trainer.next_step();
+        match self.evaluate(&format!("step-{done:06}")).await? {
+            Some(success) => self.event("eval", &json!({"step": done, "eval": success})),
+            None => Err(self.stop_here(trainer).await?),
+        }
+    }
+
+    pub(crate) async fn checkpoint(
+        &mut self,
+        trainer: &mut Trainer<CandleLearner>,
+    ) -> Result<(), Failure> {
+        let started = Instant::now();
+        let session = &self.session;
+        let saving =
+            self.checkpoints.save(trainer, |directory| session.complete_checkpoint(directory));
+        let watched = Watched { what: "writing a checkpoint", meters: &[] };
+        let path = watch(&mut self.screen, watched, &self.stop, saving).await?;
+        self.saved = Some(trainer.next_step());
+        let seconds = started.elapsed().as_secs_f64();
+        let details = json!({"step": trainer.next_step(), "path": path, "seconds": seconds});
+        self.event("checkpoint", &details)
+    }
+
+    /// Writes the run down where it stands, and says how to go on.
+    async fn stop_here(
+        &mut self,
+        trainer: &mut Trainer<CandleLearner>,
+    ) -> Result<Failure, Failure> {
+        if self.saved != Some(trainer.next_step()) {
+            self.checkpoint(trainer).await?;
+        }
+        Ok(self.interrupted("and can go on"))
+    }
+
+    /// What rollouts could not do costs no step that is trained already.
+    async fn give_up(
+        &mut self,
+        trainer: &mut Trainer<CandleLearner>,
+        error: TrainError,
+    ) -> Failure {
+        let is_whole = matches!(error, TrainError::Rollout(_));
+        let failure = Failure::from(error);
+        self.screen.finish(&[]);
+        if is_whole && let Err(unsaved) = self.checkpoint(trainer).await {
+            self.screen.note(&format!("! the step was not saved: {unsaved}"));
+        }
+        failure.also(format!(
+            "continue the run    turnwise resume {}",
+            self.directory.path().display()
+        ))
+    }
+
+    fn summarise(
+        mut self,
+        step: u64,
+        before: SuccessRate,
+        after: SuccessRate,
+    ) -> Result<(), Failure> {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let warnings = self.warnings(step)?;
+        let summary =
+            Summary { eval_before: before, eval_after: after, seconds, warnings: warnings.clone() };
+        self.directory.write_summary(&summary)?;
+        self.event("end", &json!({"step": step}))?;
+        let path = self.directory.path().display().to_string();
+        let newest =
+            self.checkpoints.newest()?.map_or_else(PathBuf::new, |checkpoint| checkpoint.directory);
+        let mut lines = vec![format!(
+            "held-out success {} -> {}   in {seconds:.0} s",
+            percent(&before),
+            percent(&after)
+        )];
+        lines.extend(warnings.iter().map(|warning| format!("! {warning}")));
+        lines.push(format!("log    {path}"));
+        lines.push(format!("next   turnwise eval --model {} --json", newest.display()));
+        lines.push(format!("       turnwise play {}", self.session.suite.name()));
+        self.screen.finish(&lines);
+        Ok(())
+    }
+
+    /// What the run's alarms said, each kind once, with those of processes before this one.
+    fn warnings(&self, steps: u64) -> Result<Vec<String>, Failure> {
+        let events = self.directory.events()?;
+        let alarms = events.iter().filter(|event| {
+            event["event"] == "alarm" && event["step"].as_u64().is_some_and(|step| step < steps)
+        });
+        let texts = alarms.filter_map(|event| event["text"].as_str()).map(str::to_owned);
+        Ok(Advice::distinct(texts.chain(self.advice.at_the_end())))
+    }
+
+    fn event(&mut self, name: &str, details: &Value) -> Result<(), Failure> {
+        let details: Map<String, Value> = details.as_object().cloned().unwrap_or_default();
+        Ok(self.directory.write_event(name, details)?)
+    }
+
+    fn interrupted(&mut self, how: &str) -> Failure {
+        self.screen.finish(&[]);
+        let path = self.directory.path().display();
+        let code = interrupt::exit_code();
+        let failure = Failure::new(code, format!("interrupted: the run in {path} stopped {how}"));
+        match self.checkpoints.newest() {
+            Ok(Some(_)) => failure.help(format!("continue it    turnwise resume {path}")),
+            _ => failure.help(begin_again(&path.to_string())),
+        }
+    }
+}
+
+/// How to begin a run anew that has no checkpoint.
+pub(crate) fn begin_again(path: &str) -> String {
+    format!("start it again    turnwise train {path}/run.toml --run-dir {path}")
+}
+
+fn draw(demonstrations: &[Demonstration], n: usize, random: &mut Random) -> Vec<Row> {
+    (0..n)
+        .map(|_| demonstrations[random.below(demonstrations.len() as u64) as usize].row.clone())
+        .collect()
+}
+
+fn percent(rate: &SuccessRate) -> String {
+    let SuccessRate { success_rate, ci_low, ci_high, episodes } = rate;
+    format!("{success_rate:.3} [{ci_low:.3}, {ci_high:.3}] n={episodes}")
+}

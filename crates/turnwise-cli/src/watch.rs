@@ -1,0 +1,76 @@
+//! Waiting for something long: how far it is, how long it still takes, and what a stop waits for.
+
+use std::io::Write;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use turnwise::rollout::{Meter, StopSignal};
+
+use crate::screen::{Screen, clock};
+
+/// How often the screen is brought up to date.
+const TICK: Duration = Duration::from_millis(250);
+/// What is over sooner than this needs no words.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is waited for.
+pub(crate) struct Watched<'a> {
+    /// In a few words, as in `step 12`.
+    pub(crate) what: &'a str,
+    /// What counts how far it is; none where nothing does.
+    pub(crate) meters: &'a [Meter],
+}
+
+impl Watched<'_> {
+    /// `step 12: 3/8 micro-batches, 0:40 left`.
+    fn describe(&self, started: Instant) -> String {
+        let parts: Vec<String> = self
+            .meters
+            .iter()
+            .filter_map(Meter::read)
+            .map(|reading| {
+                let left =
+                    reading.left().map(|left| format!(", {} left", clock(left.as_secs_f64())));
+                let left = left.unwrap_or_default();
+                format!("{}/{} {}{left}", reading.done, reading.total, reading.unit)
+            })
+            .collect();
+        if parts.is_empty() {
+            return format!("{}: {}", self.what, clock(started.elapsed().as_secs_f64()));
+        }
+        format!("{}: {}", self.what, parts.join(" and "))
+    }
+}
+
+/// Waits for `work` and meanwhile shows how far it is. A stop is answered at once, with what it waits for.
+pub(crate) async fn watch<T, W: Write>(
+    screen: &mut Screen<W>,
+    watched: Watched<'_>,
+    stop: &StopSignal,
+    work: impl Future<Output = T>,
+) -> T {
+    let started = Instant::now();
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_told = stop.requested();
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut work => {
+                screen.idle();
+                return result;
+            }
+            () = stop.wait(), if !is_told => {
+                is_told = true;
+                let now = watched.describe(started);
+                screen.note(&format!("stopping, when this is done: {now}. A second Ctrl-C ends at once"));
+            }
+            _ = ticks.tick() => {
+                if started.elapsed() >= PATIENCE {
+                    screen.activity(&watched.describe(started));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How far a long piece of work has come, for whoever shows it while the work goes on. Clones share one reading.
+#[derive(Clone, Debug, Default)]
+pub struct Meter(Arc<Mutex<Option<Reading>>>);
+
+/// What a [`Meter`] shows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading {
+    /// What is done, as a noun in the plural: `episodes`, `micro-batches`.
+    pub unit: &'static str,
+    /// How many are done.
+    pub done: u64,
+    /// How many there are.
+    pub total: u64,
+    /// When the first was begun.
+    pub started: Instant,
+}
+
+impl Meter {
+    /// Begins work on `total` things.
+    pub fn begin(&self, unit: &'static str, total: u64) {
+        self.set(Some(Reading { unit, done: 0, total, started: Instant::now() }));
+    }
+
+    /// Says that `n` more of them are done.
+    pub fn advance(&self, n: u64) {
+        if let Some(reading) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            reading.done = reading.done.saturating_add(n).min(reading.total);
+        }
+    }
+
+    /// Ends the work.
+    pub fn end(&self) {
+        self.set(None);
+    }
+
+    /// How far the work is; `None` when there is none.
+    #[must_use]
+    pub fn read(&self) -> Option<Reading> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, reading: Option<Reading>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reading;
+    }
+}
+
+impl Reading {
+    /// How long the rest takes if it goes on as before; `None` before the first is done.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        let share = (self.total - self.done) as f64 / self.done as f64;
+        Duration::try_from_secs_f64(self.started.elapsed().as_secs_f64() * share)
+            .ok()
+            .filter(|_| self.done > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_takes_as_long_as_what_was_done() {
+        let meter = Meter::default();
+        assert_eq!(meter.read(), None);
+        meter.clone().begin("episodes", 4);
+        let read = || meter.read().expect("it has begun");
+        assert_eq!(read().left(), None);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        meter.advance(1);
+        assert_eq!((read().done, read().left()), (1, Some(Duration::from_secs(9))));
+        meter.advance(9);
+        assert_eq!((read().done, read().left()), (4, Some(Duration::ZERO)));
+        meter.end();
+        assert_eq!(meter.read(), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! What the file system is asked beyond `std::fs`.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+/// The bytes that a user may still write where a path is, or will be; `None` where the system does not say.
+#[must_use]
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let there = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    statistics(there)
+}
+
+#[cfg(unix)]
+fn statistics(path: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    // Some network file systems know no sizes.
+    (disk.f_blocks > 0).then(|| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn statistics(_: &Path) -> Option<u64> {
+    None
+}
+
+/// Lets two directories change names in one step, so that each name has a directory at every moment. False where the file
+/// system cannot.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+pub(crate) fn swap(one: &Path, other: &Path) -> io::Result<bool> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+
+    match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOSYS | Errno::INVAL | Errno::NOTSUP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+pub(crate) fn swap(_: &Path, _: &Path) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// Opens a file of a run directory. A link, a pipe or a device in its place is refused: what is written would go elsewhere.
+pub(crate) fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    if let Ok(metadata) = path.symlink_metadata()
+        && !metadata.is_file()
+    {
+        let kind = if metadata.is_symlink() { "a link" } else { "no plain file" };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        return Err(io::Error::other(format!("`{name}` is {kind}")));
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // Also a link that was put there since.
+        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    }
+    options.open(path)
+}
