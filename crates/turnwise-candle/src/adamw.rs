@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub(crate) use tensors::Optimizer;
 
@@ -24,7 +25,7 @@ use crate::simd::vectorized;
 ///
 /// Matrices decay, those of adapters among them. Gains of norms do not, because zero is nothing to pull them to; nor does the embedding, whose rows for
 /// tokens that a batch lacks would shrink without any gradient to answer.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamW {
     /// How much of the mean gradient is kept.

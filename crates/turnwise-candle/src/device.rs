@@ -4,13 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::DeviceLocation;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
 
 /// What computes a model. In settings `cpu`, `cuda` for the first graphics processor, or `cuda:1` for the second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 #[non_exhaustive]
 pub enum Device {
     /// The processor.

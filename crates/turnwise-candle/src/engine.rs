@@ -29,12 +29,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use parts::EngineSeconds;
 use parts::PartCounters;
 pub(crate) use scheduler::{Command, Scheduler};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub(crate) use slot::Job;
 pub(crate) use team::Team;
 
 /// What happens to the keys and values of a request when weights change in the middle of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KvOnUpdate {
     /// They are computed again, so that each token is drawn from a distribution of one version.
@@ -46,7 +47,7 @@ pub enum KvOnUpdate {
 }
 
 /// What an engine computes with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineCompute {
     /// Buffers for a model on the processor, and tensors for one elsewhere.
@@ -60,7 +61,7 @@ pub enum EngineCompute {
 }
 
 /// Limits of an engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
     /// How many requests are served side by side; more wait.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use candle_core::{Tensor, Var};
 use peft::Peft;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Precision;
@@ -27,7 +28,7 @@ const LARGEST_RANK: usize = 1 << 16;
 /// The model's own parameters are frozen: they have no gradient and no optimiser state. A begins random and B at zero, so that
 /// an adapted model begins as its base. No dropout, no biases, one rank and one alpha for all matrices. The experts of a
 /// mixture cannot have adapters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraSettings {
     /// How many rows A has, and columns B.
@@ -46,7 +47,7 @@ impl Default for LoraSettings {
 }
 
 /// A matrix of every layer, by the name that PEFT knows it under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub enum LoraTarget {
     /// All of the others.

@@ -1,13 +1,14 @@
 //! In which precision tensors are multiplied.
 
 use candle_core::{DType, Result, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What the products of a model's matrices and of its attention are computed in, by [`Kernels::Plain`](crate::Kernels).
 ///
 /// Weights stay f32 and so do their gradients. Norms, rotary positions, softmax, the choice of experts and
 /// log-probabilities are computed in f32 whatever this is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ComputePrecision {
     /// Single precision.

@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{Message, Role};
 use turnwise_trajectory::TokenId;
@@ -11,7 +12,7 @@ pub(crate) const CLOSE: &str = "</think>";
 pub(crate) const EMPTY: &str = "<think>\n\n</think>\n\n";
 
 /// What becomes of thinking in past turns. Chosen for a run, and the same in training and in serving.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Thinking {
     /// It stays in context, and conversations are only appended to.

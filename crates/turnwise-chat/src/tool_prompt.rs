@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use turnwise_environment::ToolSpec;
@@ -6,7 +7,7 @@ use crate::canvas::Canvas;
 use crate::python_json::to_python_json;
 
 /// How the system block tells the model about its tools.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolPrompt {
     /// The prompt that Qwen and Hermes models were trained on: a JSON schema for each tool, and how to call one.

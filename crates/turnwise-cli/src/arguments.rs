@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise::candle::Device;
 
@@ -38,8 +39,15 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N")]
         steps: Option<u64>,
     },
-    /// Print every setting with its default, as TOML
-    Config,
+    /// Print every setting with its value and what it means, as TOML
+    Config {
+        /// A settings file, whose values are printed in place of the defaults, and settings that come after it
+        #[arg(value_name = "CONFIG.toml | TABLE.KEY=VALUE")]
+        settings: Vec<String>,
+        /// Print what would be used with this model
+        #[arg(long, value_name = "DIR")]
+        model: Option<PathBuf>,
+    },
     /// Measure a model's success on held-out tasks
     Eval(EvalArguments),
     /// Print the log-probability of each token after the first, for lines of {"ids": […]}
@@ -80,6 +88,7 @@ pub(crate) enum Command {
         /// Which task; without it the seed chooses
         #[arg(long, value_name = "N")]
         task: Option<usize>,
+        /// The number that the task and its randomness derive from
         #[arg(long, value_name = "N", default_value_t = 1)]
         seed: u64,
         /// Play a task that training never sees
@@ -123,6 +132,7 @@ pub(crate) enum EnvCommand {
     List,
     /// Check the contract: seeds, hostile actions, snapshots, rewards, expert and random player
     Check {
+        /// The environment; `turnwise env list` names them
         name: String,
         /// Settings of the environment, as in `span=20`
         #[arg(value_name = "KEY=VALUE")]
@@ -149,6 +159,7 @@ pub(crate) struct EstimatorArguments {
     /// Credits whose name contains this
     #[arg(long, value_name = "TEXT")]
     pub(crate) credit: Option<String>,
+    /// Episodes that are compared with each other
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) group_size: usize,
     /// How far the behaviour policy's logits are from the trained policy's; 0 is on policy
@@ -170,6 +181,7 @@ pub(crate) struct CreditArguments {
     /// Where a run is given up
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pub(crate) max_episodes: usize,
+    /// The learning rate
     #[arg(long, value_name = "RATE", default_value_t = 3e-3)]
     pub(crate) learning_rate: f64,
     /// Words of the report, none of which changes anything
@@ -191,8 +203,10 @@ pub(crate) struct RunArguments {
     /// Where the run's files go
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
+    /// The number that all randomness of the run derives from: `run.seed`
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Training steps: `run.steps`
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
     /// Print the metrics of each step as JSON
@@ -212,16 +226,22 @@ impl RunArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
-    /// A Hugging Face model directory, a checkpoint of a run, or the name of a model in the Hugging Face cache
+    /// A Hugging Face model directory, a run (its newest checkpoint), a checkpoint, or the name of a model in the Hugging
+    /// Face cache
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     /// The environment; `turnwise env list` names them
     #[arg(long, value_name = "NAME")]
     pub(crate) env: Option<String>,
+    /// Held-out episodes to play: `eval.episodes`
     #[arg(long, value_name = "N")]
     pub(crate) episodes: Option<usize>,
+    /// The number that tasks and sampling derive from
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
+    /// Write the conversations to this file, a trajectory a line, which `turnwise render --rollout` shows
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -264,7 +284,7 @@ pub(crate) struct RenderArguments {
     pub(crate) json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TemplateName {
     /// `ChatML` with tools as JSON schemas

@@ -1,6 +1,8 @@
 //! From a TOML file and dotted overrides to the settings of a run, with the place of every mistake.
 
 mod choices;
+mod defaults;
+mod listing;
 mod ranges;
 mod schema;
 mod validate;
@@ -10,6 +12,7 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use choices::{credit, objective};
+pub(crate) use listing::listing;
 pub(crate) use schema::{Config, EngineName, Model};
 use toml_edit::{Document, Item, TableLike, Value, de};
 use validate::{Impossible, validate};
@@ -46,6 +49,7 @@ pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Load
     for argument in overrides {
         apply(merged.as_table_mut(), argument)?;
     }
+    defaults::of_loaded_model(merged.as_table_mut());
     let config = read_merged(&merged.to_string(), overrides)?;
     validate(&config).map_err(|impossible| explain(&impossible, &document, &source, overrides))?;
     Ok(Loaded { config, text: text.to_owned() })
@@ -110,7 +114,7 @@ fn explain(
     let Impossible { key, wrong, help } = impossible;
     let failure = Failure::refused(format!("`{key}` {wrong}")).help(help.clone());
     let of_key = |argument: &&String| {
-        argument.split('=').next().is_some_and(|name| is_part(key, name.trim()))
+        argument.split('=').next().is_some_and(|name| is_related(key, name.trim()))
     };
     match overrides.iter().rfind(of_key) {
         Some(argument) => failure.at(format!("    in {argument}")),
@@ -121,9 +125,12 @@ fn explain(
     }
 }
 
-/// Whether a dotted key is this one or inside of it.
-fn is_part(key: &str, outer: &str) -> bool {
-    key.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+/// Whether two dotted keys are the same, or one is inside of the other.
+fn is_related(one: &str, other: &str) -> bool {
+    let is_inside = |inner: &str, outer: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    is_inside(one, other) || is_inside(other, one)
 }
 
 /// Where the value of a dotted key stands in the file.
@@ -275,7 +282,7 @@ mod tests {
     fn objectives_and_credits_that_do_not_go_together_are_refused() {
         let said = refusal("[objective]\nname = \"gmpo\"\n[credit]\nname = \"return\"\n", &[]);
         assert!(said.contains("`gmpo` has one advantage per sequence"), "{said}");
-        let said = refusal("[objective]\ndual_clip = 1.0\n", &[]);
+        let said = refusal("[objective]\nclip_high = 0.2\ndual_clip = 1.1\n", &[]);
         assert!(said.contains("`objective.dual_clip` cannot be"), "{said}");
         let said =
             refusal("[train]\nbehavior = {recomputed = {bound = {mask = [2.0, 0.5]}}}\n", &[]);
@@ -289,7 +296,7 @@ mod tests {
         let said = refusal("[objective.kl]\nestimator = \"k1\"\n", &[]);
         assert!(said.contains("`objective.kl.estimator` is not used"), "{said}");
         let said = refusal("[train]\ntruncated = {penalise = 0.5}\n", &[]);
-        assert!(said.contains("`train.truncated` adds 0.5"), "{said}");
+        assert!(said.contains("`train.truncated.penalise` is 0.5"), "{said}");
         let said = refusal("[rollout]\nmode = \"asynchronous\"\ntokens_per_step = 9\n", &[]);
         assert!(said.contains("`rollout.tokens_per_step` is not used"), "{said}");
         let said = refusal("[rollout]\ntop_p = 1.5\n", &[]);

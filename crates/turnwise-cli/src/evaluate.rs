@@ -1,21 +1,24 @@
 //! `eval`: a model's success on held-out tasks.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use turnwise::rollout::Meter;
-use turnwise::training;
+use turnwise::training::{self, Checkpoints};
+use turnwise::trajectory::{Trajectory, write_line};
 
 use crate::arguments::EvalArguments;
 use crate::config::{self, Loaded};
-use crate::failure::Failure;
+use crate::failure::{ExitCode, Failure};
 use crate::screen::{Plan, Screen, Style};
 use crate::session::{SETTINGS, Session};
 use crate::watch::{Watched, watch};
 use crate::{interrupt, say};
 
 pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
-    let Loaded { config, .. } = load(arguments)?;
-    let session = Session::drawing(config, &arguments.model).await?;
+    let model = newest(&arguments.model)?;
+    let Loaded { config, .. } = load(arguments, &model)?;
+    let session = Session::drawing(config, &model).await?;
     let stop = interrupt::listen();
     let settings = session.evaluation_settings();
     let (evaluated, meter) = (session.evaluated(), Meter::default());
@@ -28,6 +31,9 @@ pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
         return Err(Failure::new(interrupt::exit_code(), "interrupted"));
     };
     let success = evaluation.success;
+    if let Some(path) = &arguments.out {
+        write(path, &evaluation.trajectories)?;
+    }
     if arguments.json {
         let json = serde_json::to_string(&success).map_err(|error| Failure::runtime(&error))?;
         return say(&(json + "\n"));
@@ -46,15 +52,41 @@ pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
 }
 
 /// The settings the model was trained with, where it says, and then the arguments.
-fn load(arguments: &EvalArguments) -> Result<Loaded, Failure> {
+fn load(arguments: &EvalArguments, model: &Path) -> Result<Loaded, Failure> {
     let mut overrides = vec![format!("run.seed={}", arguments.seed)];
     overrides.extend(arguments.env.as_ref().map(|name| format!("environment.name={name}")));
     overrides.extend(arguments.episodes.map(|episodes| format!("eval.episodes={episodes}")));
     overrides.extend(arguments.overrides.iter().cloned());
-    let beside = arguments.model.join(SETTINGS);
+    let beside = model.join(SETTINGS);
     if beside.exists() {
         config::load(&beside, &overrides)
     } else {
+        let name = toml_edit::Value::from(model.to_string_lossy().into_owned());
+        overrides.insert(0, format!("model.directory={name}"));
         config::parse("the arguments", "", &overrides)
     }
+}
+
+/// The newest checkpoint, where the model is a run.
+fn newest(model: &Path) -> Result<PathBuf, Failure> {
+    let checkpoints = model.join("checkpoints");
+    if !checkpoints.is_dir() || model.join("config.json").exists() {
+        return Ok(model.to_owned());
+    }
+    let newest = Checkpoints::new(checkpoints, 2).newest()?;
+    newest.map(|newest| newest.directory).ok_or_else(|| {
+        Failure::refused(format!("the run {} has no checkpoint yet", model.display()))
+            .help("name a model directory, or a run that has saved a step")
+    })
+}
+
+/// Writes the conversations, a trajectory a line.
+fn write(path: &Path, trajectories: &[Trajectory]) -> Result<(), Failure> {
+    let mut lines = Vec::new();
+    for trajectory in trajectories {
+        write_line(&mut lines, trajectory).map_err(|error| Failure::runtime(&error))?;
+    }
+    std::fs::write(path, lines).map_err(|error| {
+        Failure::new(ExitCode::Runtime, format!("cannot write {}: {error}", path.display()))
+    })
 }

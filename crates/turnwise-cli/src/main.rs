@@ -25,13 +25,13 @@ mod train;
 mod watch;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process;
 
 use arguments::{Arguments, Command, EnvCommand};
 use clap::Parser;
-use config::Config;
+use config::Loaded;
 use failure::Failure;
-use turnwise::candle::LoraSettings;
 
 /// It asks the system for large pages: with the system's own allocator a training step took 1.3 to 1.5 times as long and
 /// drawing 1.2 to 1.4 times.
@@ -56,7 +56,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Try(arguments) => train::try_it(&arguments).await,
         Command::Train { config, run } => train::train(&config, &run).await,
         Command::Resume { run_dir, json, steps } => train::resume(&run_dir, json, steps).await,
-        Command::Config => print_config(),
+        Command::Config { settings, model } => print_config(&settings, model.as_deref()),
         Command::Eval(arguments) => evaluate::evaluate(&arguments).await,
         Command::Render(arguments) => render::render(&arguments).await,
         Command::Score { model, input, device } => score::score(&model, &input, device),
@@ -81,14 +81,25 @@ async fn apart(work: impl FnOnce() -> Result<(), Failure> + Send + 'static) -> R
     }
 }
 
-fn print_config() -> Result<(), Failure> {
-    let text = toml_edit::ser::to_string_pretty(&Config::default());
-    let text = text.map_err(|error| Failure::runtime(&error))?;
-    // Whether it is there says whether there are adapters at all.
-    let lora = toml_edit::ser::to_string(&LoraSettings::default());
-    let lora = lora.map_err(|error| Failure::runtime(&error))?;
-    let lora = format!("[model.lora]\n{lora}").replace('\n', "\n# ");
-    say(&format!("{text}\n# {}\n", lora.trim_end_matches("\n# ")))
+/// Settings as they would be used: the defaults, or those of a file, of a model, of arguments.
+fn print_config(settings: &[String], model: Option<&Path>) -> Result<(), Failure> {
+    let (arguments, files): (Vec<String>, Vec<String>) =
+        settings.iter().cloned().partition(|setting| setting.contains('='));
+    let directory = model.map(|model| {
+        let name = toml_edit::Value::from(model.to_string_lossy().into_owned());
+        format!("model.directory={name}")
+    });
+    let overrides: Vec<String> = directory.into_iter().chain(arguments).collect();
+    let Loaded { mut config, .. } = match files.as_slice() {
+        [] => config::parse("the arguments", "", &overrides)?,
+        [file] => config::load(Path::new(file), &overrides)?,
+        [_, second, ..] => {
+            return Err(Failure::refused(format!("cannot read `{second}`"))
+                .help("name one file, and settings as TABLE.KEY=VALUE"));
+        }
+    };
+    session::resolve_form(&mut config)?;
+    say(&config::listing(&config)?)
 }
 
 /// Prints; a reader that went away is no failure.

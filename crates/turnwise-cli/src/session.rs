@@ -294,6 +294,15 @@ fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLe
         })
 }
 
+/// Fills in the form of conversations that a model in the settings is spoken to in.
+pub(crate) fn resolve_form(config: &mut Config) -> Result<(), Failure> {
+    let Some(directory) = &config.model.directory else { return Ok(()) };
+    let directory = located(directory)?;
+    let source = Source::from_directory(&directory)?;
+    config.model.template = Some(source.form(&Wanted::by(&config.model), TRUSTING)?.template);
+    Ok(())
+}
+
 /// What says how a model is spoken to, and is neither weights nor tokenizer.
 fn belongings(directory: &Path) -> Vec<(&'static str, Vec<u8>)> {
     let names = [

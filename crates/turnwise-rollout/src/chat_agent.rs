@@ -2,6 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use turnwise_environment::{Message, Observation, Role, ToolSpec};
@@ -32,7 +33,7 @@ pub struct ChatAgents {
 /// any other, sampled and trained, that no environment answers. A new branch then starts from what was said before the
 /// policy's first turn, the summary as a user message, and what the environment said last. A branch without a turn of its
 /// own is not summarised, so that there is always progress.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Compaction {
     /// The longest prompt that needs none, in tokens.

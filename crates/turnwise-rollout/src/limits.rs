@@ -1,10 +1,11 @@
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What an episode may use: budgets of several kinds, none of which is spent from another. The policy runs into those of
 /// turns, tokens, calls, repeats and faults; the deadlines are for what is not its doing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Turns of an episode.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise_objective::SoftOverlong;
 use turnwise_rollout::Group;
 use turnwise_trajectory::{MaskReason, NodeId, Outcome, PolicyVersion, Score, Trajectory};
 
 /// What happens to tokens whose policy is more than `max_staleness` versions old.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StaleTokens {
     /// Their whole trajectory is dropped.
@@ -19,7 +20,7 @@ pub enum StaleTokens {
 }
 
 /// What happens to an episode that ran into a limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TruncatedEpisodes {
     /// It is scored with the rewards it has received.
@@ -39,7 +40,7 @@ pub enum TruncatedEpisodes {
 /// let overlong = Overlong { max_tokens: 100, buffer: 20 };
 /// assert_eq!([80, 90, 100, 101].map(|n| overlong.penalty(n)), [0.0, -0.5, -1.0, -1.0]);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Overlong {
     /// The sampled tokens of an episode at which the penalty is whole.

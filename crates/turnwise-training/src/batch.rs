@@ -1,5 +1,6 @@
 use std::collections::{HashMap, HashSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise_objective::AdvantageError;
 use turnwise_trajectory::{
@@ -10,7 +11,7 @@ use crate::credit::assign_batch_credit;
 use crate::{Credit, Learner, LearnerError, Row, Target};
 
 /// Which tokens share one importance ratio.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RatioScope {
     /// All of an agent's trajectory, whatever rows hold it.

@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise_rollout::{Policy, PolicyError, SampleRequest};
 use turnwise_trajectory::{PolicyVersion, Sampling, TokenId};
@@ -6,7 +7,7 @@ use crate::{Learner, LearnerError, Row, Target};
 
 /// A few tokens that are drawn after every publication and computed again by the trainer: an engine that never received the
 /// weights looks like staleness otherwise (verl#7495 lost two months to one).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Canary {
     /// How many tokens.

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise_objective::{CorrectionLevel, CorrectionRule, ObjectiveError, correction_weights};
 
@@ -7,7 +8,7 @@ use crate::policy_gradient::{Mismatch, compare};
 use crate::{Batch, Learner, LearnerError};
 
 /// Which log-probabilities stand in the denominator of the ratio.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Behavior {
     /// Those the engine recorded when it drew the tokens, whichever weights drew them.
@@ -23,7 +24,7 @@ pub enum Behavior {
 /// ```text
 /// r_t = π_trainer(y_t) / π_recorded(y_t)
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Correction {
     /// Which tokens share a weight.
@@ -34,7 +35,7 @@ pub struct Correction {
 }
 
 /// Which tokens of a ratio group share a weight.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stretch {
     /// Each its own, `r_t`.
@@ -49,7 +50,7 @@ pub enum Stretch {
 }
 
 /// What becomes of a weight that is too large or too small.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
     /// At most this: truncated importance sampling (Yao et al. 2025). 2 is usual.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use turnwise_rollout::{
@@ -15,7 +16,7 @@ use crate::curriculum::{Curriculum, TaskQueue};
 use crate::lead::Lead;
 
 /// How rollouts and training share the time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutMode {
     /// One after the other. Reproducible.
@@ -30,7 +31,7 @@ pub enum RolloutMode {
 }
 
 /// More groups for those that taught nothing (DAPO, arXiv 2503.14476, section 3.2), with an end to it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DynamicSampling {
     /// Groups of one step that may be replaced; then the step goes on with what there is.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use turnwise::candle::{AdamW, ComputePrecision, Device, EngineSettings, LoraSettings};
@@ -16,25 +17,38 @@ use turnwise::training::{
 use crate::arguments::TemplateName;
 
 /// Everything a run is made of.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
+    /// The run as a whole.
     pub(crate) run: Run,
+    /// What is trained on.
     pub(crate) environment: EnvironmentChoice,
+    /// The model, and how it is spoken to.
     pub(crate) model: Model,
+    /// The inference engine.
     pub(crate) engine: EngineSettings,
+    /// Supervised training before reinforcement learning.
     pub(crate) warm_start: WarmStart,
+    /// How episodes are played.
     pub(crate) rollout: Rollout,
+    /// What an episode may use.
     pub(crate) limits: Limits,
+    /// The loss.
     pub(crate) objective: ObjectiveChoice,
+    /// How rewards become advantages.
     pub(crate) credit: CreditChoice,
+    /// How the model is trained on a batch.
     pub(crate) train: Train,
+    /// AdamW.
     pub(crate) optimizer: AdamW,
+    /// Evaluation on held-out tasks.
     pub(crate) eval: Eval,
+    /// What is written down.
     pub(crate) log: Log,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Run {
     /// All randomness derives from it.
@@ -52,7 +66,7 @@ impl Default for Run {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct EnvironmentChoice {
     /// One of `turnwise env list`.
@@ -68,7 +82,7 @@ impl Default for EnvironmentChoice {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Model {
     /// A Hugging Face directory to start from, or the name of a model in the Hugging Face cache; without it a small model is
@@ -79,13 +93,19 @@ pub(crate) struct Model {
     pub(crate) device: Device,
     /// What products are computed in when it is trained on another device than the processor: `f32` or `bf16`.
     pub(crate) compute: ComputePrecision,
-    /// Sizes of the model that is made. Its vocabulary is trained on demonstrations.
+    /// Tokens of the vocabulary of a model that is made here; the vocabulary is trained on demonstrations.
     pub(crate) vocab_size: usize,
+    /// Width of a model that is made here.
     pub(crate) hidden_size: usize,
+    /// Width of its MLPs.
     pub(crate) intermediate_size: usize,
+    /// Its layers.
     pub(crate) n_layers: usize,
+    /// Its attention heads.
     pub(crate) n_heads: usize,
+    /// Its key-value heads; a divisor of `n_heads`.
     pub(crate) n_kv_heads: usize,
+    /// Width of a head; even.
     pub(crate) head_dim: usize,
     /// The form of conversations; where it is left out, the one that fits the model's control tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,13 +145,14 @@ impl Default for Model {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct WarmStart {
     /// Supervised steps on the expert's demonstrations before reinforcement learning; 0 leaves it out.
     pub(crate) steps: u64,
     /// Demonstrations in a step.
     pub(crate) batch_size: usize,
+    /// The learning rate of these steps; by default 2e-5 for a model that was loaded, 2e-4 for adapters.
     pub(crate) learning_rate: f64,
 }
 
@@ -141,7 +162,7 @@ impl Default for WarmStart {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Rollout {
     /// Whether rollouts and training take turns, overlap reproducibly, or never wait for each other.
@@ -151,10 +172,13 @@ pub(crate) struct Rollout {
     /// For `gguf`: how its weights are rounded; `q8_0` by default. The more it rounds, the more `train.canary.tolerance` needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) quantization: Option<QuantizationName>,
+    /// Groups that are begun at each step; 8 by default for a model that was loaded.
     pub(crate) groups_per_step: usize,
+    /// Episodes of one task, whose rewards are compared with each other.
     pub(crate) group_size: usize,
     /// A group with fewer scored members is dropped whole.
     pub(crate) min_group_size: usize,
+    /// Episodes that run at the same time.
     pub(crate) max_concurrent: usize,
     /// Tokens that one iteration of the step may draw over all its episodes; what is cut goes on in the next. 0 lets every episode finish.
     pub(crate) tokens_per_step: u64,
@@ -168,11 +192,17 @@ pub(crate) struct Rollout {
     /// Conversations that grow long are summed up by the policy, and go on from the summary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) compaction: Option<Compaction>,
+    /// Sampling temperature.
     pub(crate) temperature: f32,
+    /// Only 1: the policy that is trained is the one over the whole vocabulary.
     pub(crate) top_p: f32,
+    /// Only 0, for the same reason.
     pub(crate) top_k: u32,
+    /// New attempts at an episode that broke.
     pub(crate) max_retries: u32,
+    /// How long the first new attempt waits, in seconds; every further one waits twice as long.
     pub(crate) retry_delay_s: f64,
+    /// Infrastructure faults in a row that stop the run.
     pub(crate) max_faults_in_row: u32,
     /// Share of bad rewards that stops the run.
     pub(crate) max_bad_rewards: f64,
@@ -207,7 +237,7 @@ impl Default for Rollout {
 /// The variants of a name, and the word that each has in a file.
 macro_rules! named {
     ($name:ident { $($variant:ident = $word:literal),* $(,)? }) => {
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
         pub(crate) enum $name {
             $(#[serde(rename = $word)] $variant,)*
         }
@@ -257,7 +287,7 @@ named!(ObjectiveName {
     Reinforce = "reinforce",
 });
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum LengthWeight {
     Mean,
@@ -276,9 +306,10 @@ impl From<LengthWeight> for ObjectiveLengthWeight {
 }
 
 /// What is left out has the value of the objective's paper; what the objective does not read is refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ObjectiveChoice {
+    /// The objective.
     pub(crate) name: ObjectiveName,
     /// ε of the lower bound 1 − ε of the ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -289,24 +320,28 @@ pub(crate) struct ObjectiveChoice {
     /// A second upper bound of the ratio, for negative advantages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dual_clip: Option<f64>,
+    /// How much a sequence weighs: each the same, by its tokens, or by their square root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) length_weight: Option<LengthWeight>,
     /// For `dr_grpo`: the constant; without it `limits.max_sampled_tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_tokens: Option<usize>,
-    /// For `gmpo`: bounds of the log ratio, −low to high.
+    /// For `gmpo`: the log ratio is bounded below by minus this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log_clip_low: Option<f64>,
+    /// For `gmpo`: the upper bound of the log ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log_clip_high: Option<f64>,
-    /// For `sapo`: the gates of positive and negative advantages.
+    /// For `sapo`: the gate of positive advantages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tau_positive: Option<f64>,
+    /// For `sapo`: the gate of negative advantages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tau_negative: Option<f64>,
     /// Negative advantages of a sequence are masked when its mean `log π_b − log π_θ` is above this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) off_policy_mask: Option<f64>,
+    /// The penalty for leaving the reference policy.
     pub(crate) kl: Kl,
 }
 
@@ -329,12 +364,12 @@ impl Default for ObjectiveChoice {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Kl {
     /// The weight of KL to the weights that reinforcement learning starts from; 0 has none.
     pub(crate) beta: f64,
-    /// `k3` where it is left out.
+    /// How the penalty is estimated; `k3` where it is left out. `k1` is no penalty: its gradient is 0 on average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) estimator: Option<Estimator>,
 }
@@ -345,7 +380,7 @@ impl Default for Kl {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Estimator {
     K1,
@@ -363,7 +398,7 @@ named!(CreditName {
     TurnIndexBiased = "turn_index_biased",
 });
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Normalise {
     MeanStd,
@@ -372,9 +407,10 @@ pub(crate) enum Normalise {
 }
 
 /// What is left out has its usual value; what the credit does not read is refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CreditChoice {
+    /// The credit.
     pub(crate) name: CreditName,
     /// How episodes of a group are compared; `mean_std` by default, `mean` with the objective `dr_grpo`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -407,19 +443,26 @@ impl Default for CreditChoice {
 }
 
 #[allow(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Train {
+    /// The learning rate; by default 1e-5 for a model that was loaded, 1e-4 for adapters.
     pub(crate) learning_rate: f64,
+    /// Steps in which the learning rate rises from 0.
     pub(crate) warmup_steps: u64,
+    /// How the learning rate falls until `run.steps`.
     pub(crate) decay: Decay,
+    /// Euclidean norm that gradients are scaled down to.
     pub(crate) max_grad_norm: f64,
     /// Optimiser steps for each batch of rollouts.
     pub(crate) n_minibatches: usize,
+    /// Tokens that go through the model at once, and so what memory training takes.
     pub(crate) micro_batch_tokens: usize,
     /// Versions a trained token may be behind.
     pub(crate) max_staleness: u32,
+    /// What happens to older ones.
     pub(crate) stale: StaleTokens,
+    /// What happens to episodes that ran into a limit.
     pub(crate) truncated: TruncatedEpisodes,
     /// A penalty for length, on the reward of episodes in groups that differ.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -428,8 +471,11 @@ pub(crate) struct Train {
     pub(crate) mask_agent_faults: bool,
     /// Whether the tokens of turns with mistakes of form are masked.
     pub(crate) mask_parse_errors: bool,
+    /// Whether groups with equal rewards are trained on: their advantages are 0, and they count in the denominator.
     pub(crate) keep_zero_variance: bool,
+    /// Which tokens share an importance ratio.
     pub(crate) ratio_scope: RatioScope,
+    /// Which log-probabilities stand in the ratio's denominator.
     pub(crate) behavior: Behavior,
     /// What the engine has to show after new weights.
     pub(crate) canary: Canary,
@@ -468,11 +514,12 @@ impl Default for Train {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Eval {
-    /// Held-out episodes before and after.
+    /// Held-out episodes before and after; 64 by default for a model that was loaded.
     pub(crate) episodes: usize,
+    /// Sampling temperature; 0 always takes the likeliest token.
     pub(crate) temperature: f32,
     /// Steps between evaluations on the way; 0 has none.
     pub(crate) every: u64,
@@ -484,13 +531,14 @@ impl Default for Eval {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Log {
     /// Trajectories written at each step.
     pub(crate) rollouts_per_step: usize,
-    /// Steps between checkpoints; one is always written at the end.
+    /// Steps between checkpoints; one is always written at the end. 10 by default for a model that was loaded.
     pub(crate) checkpoint_every: u64,
+    /// Checkpoints that are kept, at least 2: the newest may turn out to be damaged.
     pub(crate) keep_checkpoints: usize,
 }
 

@@ -66,7 +66,7 @@ fn a_terminal_shows_one_block() {
         "           │                        ratio   1.0001 ± 0.0005  clip lo 14% hi 11%",
         "        0.5┤⡸                       length  22 tok  turns 3.4  truncated 0%",
         "           │                        stale   0.8 max 2  partial 6 (4 resumed)",
-        "        0.0┼──────────────────────  faults  1  agent 3  KL(engine) 6.0e-8",
+        "        0.0┼──────────────────────  faults  1  agent 3  entropy 1.31  KL 6.0e-4",
         "            0                   60  time    rollout 0.3 s  train 0.2 s",
         " ── sample (step 2, task 118, reward 1.00, 3 turns) ────────────────────────────",
         "  env   Guess 1-40 in 6.",

@@ -1,0 +1,63 @@
+//! Defaults that depend on the model: what suits one that is made here destroys one that has learnt something.
+
+use std::path::Path;
+
+use toml_edit::{Item, Table, Value};
+
+/// Settings of a run that begins with a trained model, as far as nobody gave them. What is usual in the field: full fine-tuning
+/// at 1e-5 and adapters at ten times that (TRL, verl, and Thinking Machines' "LoRA Without Regret").
+const LOADED: [(&str, &str, Default); 5] = [
+    ("train", "learning_rate", Default::Rate { full: 1e-5, adapters: 1e-4 }),
+    ("warm_start", "learning_rate", Default::Rate { full: 2e-5, adapters: 2e-4 }),
+    ("rollout", "groups_per_step", Default::Count(8)),
+    ("eval", "episodes", Default::Count(64)),
+    ("log", "checkpoint_every", Default::Count(10)),
+];
+
+#[derive(Clone, Copy)]
+enum Default {
+    /// A learning rate of all weights, and of adapters.
+    Rate {
+        full: f64,
+        adapters: f64,
+    },
+    Count(i64),
+}
+
+/// Fills in what nobody gave, where the settings load a model.
+pub(super) fn of_loaded_model(settings: &mut Table) {
+    let model = settings.get("model").and_then(Item::as_table_like);
+    let get = |key: &str| model.and_then(|model| model.get(key));
+    let Some(directory) = get("directory").and_then(Item::as_str).map(str::to_owned) else {
+        return;
+    };
+    let has_adapters = get("lora").is_some();
+    for (table, key, default) in LOADED {
+        let value = match default {
+            Default::Rate { adapters, .. } if has_adapters => Value::from(adapters),
+            Default::Rate { full, .. } => Value::from(full),
+            Default::Count(count) => Value::from(count),
+        };
+        fill(settings, table, key, value);
+    }
+    if let Some(positions) = positions(Path::new(&directory)) {
+        let usual = turnwise::rollout::Limits::default().max_context_tokens as i64;
+        fill(settings, "limits", "max_context_tokens", Value::from(usual.min(positions)));
+    }
+}
+
+fn fill(settings: &mut Table, table: &str, key: &str, value: Value) {
+    let table = settings.entry(table).or_insert_with(|| Item::Table(Table::new()));
+    if let Some(table) = table.as_table_like_mut()
+        && table.get(key).is_none()
+    {
+        table.insert(key, Item::Value(value));
+    }
+}
+
+/// How many positions a model has, where its directory says so.
+fn positions(directory: &Path) -> Option<i64> {
+    let json = std::fs::read_to_string(directory.join("config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_str(&json).ok()?;
+    config["max_position_embeddings"].as_i64().filter(|positions| *positions > 0)
+}

@@ -1,0 +1,239 @@
+//! Settings as a TOML file that explains itself.
+
+use schemars::schema_for;
+use serde_json::{Map, Value};
+use toml_edit::{DocumentMut, Item, TableLike};
+
+use super::schema::Config;
+use crate::failure::Failure;
+
+/// What stands for a setting that is left out unless it is wanted.
+const EXAMPLES: [(&str, &str); 21] = [
+    ("run.directory", r#""runs/mine""#),
+    ("environment.options", "{ span = 20 }"),
+    ("model.directory", r#""path/to/model""#),
+    ("model.template", r#""chatml""#),
+    ("model.trust", r#""HASH""#),
+    ("model.tools", r#""signatures""#),
+    ("model.lora", r#"{ rank = 16, alpha = 32.0, targets = ["all-linear"] }"#),
+    ("rollout.quantization", r#""q8_0""#),
+    ("rollout.dynamic_sampling", "{ max_groups = 32, max_seconds = 600.0 }"),
+    ("rollout.compaction", r#"{ at_tokens = 2048, prompt = "Sum up what happened so far." }"#),
+    ("objective.clip_low", "3e-4"),
+    ("objective.clip_high", "4e-4"),
+    ("objective.dual_clip", "3.0"),
+    ("objective.length_weight", r#""mean""#),
+    ("objective.max_tokens", "4096"),
+    ("objective.log_clip_low", "0.4"),
+    ("objective.log_clip_high", "0.4"),
+    ("objective.tau_positive", "1.0"),
+    ("objective.tau_negative", "1.05"),
+    ("objective.off_policy_mask", "0.5"),
+    ("objective.kl.estimator", r#""k3""#),
+];
+
+/// The same, of the tables that the first list has no room for.
+const MORE_EXAMPLES: [(&str, &str); 6] = [
+    ("credit.normalise", r#""mean_std""#),
+    ("credit.gamma", "1.0"),
+    ("credit.outcome_weight", "1.0"),
+    ("credit.turn_weight", "1.0"),
+    ("credit.step_weight", "1.0"),
+    ("train.overlong", "{ max_tokens = 512, buffer = 128 }"),
+];
+
+/// Columns of a comment.
+const WIDTH: usize = 100;
+
+/// Every setting with the value it has here, and what it means; one that is left out stands in a comment.
+pub(crate) fn listing(config: &Config) -> Result<String, Failure> {
+    let values = toml_edit::ser::to_document(config).map_err(|error| Failure::runtime(&error))?;
+    let mut printer = Printer::new(&values);
+    for (name, schema) in printer.properties(&printer.root.clone()) {
+        printer.table(&name, &schema);
+    }
+    Ok(printer.out.trim_start().to_owned())
+}
+
+struct Printer<'a> {
+    root: Value,
+    values: &'a DocumentMut,
+    out: String,
+}
+
+impl<'a> Printer<'a> {
+    fn new(values: &'a DocumentMut) -> Self {
+        Self { root: schema_for!(Config).to_value(), values, out: String::new() }
+    }
+
+    /// A table: its own settings, then the tables inside it.
+    fn table(&mut self, path: &str, schema: &Value) {
+        self.out.push('\n');
+        if let Some(text) = self.description(schema) {
+            self.comment(&text);
+        }
+        self.out.push_str(&format!("[{path}]\n"));
+        let mut inner = Vec::new();
+        for (name, schema) in self.properties(schema) {
+            let key = format!("{path}.{name}");
+            let value = find(self.values, &key);
+            match value {
+                Some(item) if is_table(item) && !self.properties(&schema).is_empty() => {
+                    inner.push((key, schema));
+                }
+                _ => self.setting(&key, &name, &schema, value.map(text)),
+            }
+        }
+        for (key, schema) in inner {
+            self.table(&key, &schema);
+        }
+    }
+
+    fn setting(&mut self, key: &str, name: &str, schema: &Value, value: Option<String>) {
+        let mut says = self.description(schema).unwrap_or_default();
+        let choices = self.choices(schema);
+        if !choices.is_empty() {
+            says = format!("{says} One of {}.", choices.join(", "));
+        }
+        self.comment(says.trim());
+        match (value, example(key)) {
+            (Some(value), _) => self.out.push_str(&format!("{name} = {value}\n")),
+            (None, Some(example)) => self.out.push_str(&format!("# {name} = {example}\n")),
+            (None, None) => self.out.push_str(&format!("# {name} = …\n")),
+        }
+    }
+
+    fn comment(&mut self, text: &str) {
+        let mut line = String::from("#");
+        for word in text.split_whitespace() {
+            if line.chars().count() + 1 + word.chars().count() > WIDTH {
+                self.out.push_str(&line);
+                line = String::from("\n#");
+            }
+            line.push(' ');
+            line.push_str(word);
+        }
+        if !text.is_empty() {
+            self.out.push_str(&line);
+            self.out.push('\n');
+        }
+    }
+
+    /// A schema with its reference followed, and without the null of a setting that may be left out.
+    fn resolved(&self, schema: &Value) -> Value {
+        if let Some(name) = schema["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
+            return self.root["$defs"][name].clone();
+        }
+        let any = schema["anyOf"].as_array();
+        let other = any.and_then(|any| any.iter().find(|one| one["type"] != "null"));
+        other.map_or_else(|| schema.clone(), |other| self.resolved(other))
+    }
+
+    fn properties(&self, schema: &Value) -> Vec<(String, Value)> {
+        let none = Map::new();
+        let resolved = self.resolved(schema);
+        let properties = resolved["properties"].as_object().unwrap_or(&none);
+        properties.iter().map(|(name, schema)| (name.clone(), schema.clone())).collect()
+    }
+
+    /// What the setting's own documentation says, or that of its type.
+    fn description(&self, schema: &Value) -> Option<String> {
+        let own = schema["description"].as_str().map(str::to_owned);
+        own.or_else(|| Some(self.resolved(schema)["description"].as_str()?.to_owned()))
+            .map(|text| text.replace("[`", "`").replace("`]", "`"))
+    }
+
+    /// The words that may stand there.
+    fn choices(&self, schema: &Value) -> Vec<String> {
+        let resolved = self.resolved(schema);
+        let quoted = |word: &Value| word.as_str().map(|word| format!("{word:?}"));
+        if let Some(words) = resolved["enum"].as_array() {
+            return words.iter().filter_map(quoted).collect();
+        }
+        let variants = resolved["oneOf"].as_array().cloned().unwrap_or_default();
+        let choice = |variant: &Value| match (&variant["const"], &variant["enum"]) {
+            (word @ Value::String(_), _) => quoted(word).into_iter().collect(),
+            (_, Value::Array(words)) => words.iter().filter_map(quoted).collect(),
+            _ => {
+                let object = variant["properties"].as_object();
+                object.into_iter().flat_map(Map::keys).map(|key| format!("{{{key} = …}}")).collect()
+            }
+        };
+        let choices: Vec<String> =
+            variants.iter().flat_map(|one| -> Vec<String> { choice(one) }).collect();
+        choices
+    }
+}
+
+fn example(key: &str) -> Option<&'static str> {
+    let all = EXAMPLES.iter().chain(&MORE_EXAMPLES);
+    all.into_iter().find(|(known, _)| *known == key).map(|(_, example)| *example)
+}
+
+fn find<'a>(values: &'a DocumentMut, key: &str) -> Option<&'a Item> {
+    let mut parts = key.split('.');
+    let mut table: &dyn TableLike = values.as_table();
+    let last = parts.next_back()?;
+    for part in parts {
+        table = table.get(part)?.as_table_like()?;
+    }
+    table.get(last)
+}
+
+fn is_table(item: &Item) -> bool {
+    item.as_table_like().is_some()
+}
+
+fn text(item: &Item) -> String {
+    match item.clone().into_value() {
+        Ok(value) => value.to_string().trim().to_owned(),
+        Err(item) => item.to_string().trim().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_read_back_as_the_same_settings() {
+        let printed = listing(&Config::default()).unwrap();
+        let read =
+            parse("printed", &printed, &[]).unwrap_or_else(|error| panic!("{error}\n{printed}"));
+        assert_eq!(read.config, Config::default());
+    }
+
+    /// Every key of the schema is printed, those that are left out with an example that is read.
+    #[test]
+    fn every_setting_is_printed_and_explained() {
+        let printed = listing(&Config::default()).unwrap();
+        let mut table = String::new();
+        let mut explained = false;
+        for line in printed.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                name.clone_into(&mut table);
+                explained = false;
+                continue;
+            }
+            let setting = line.trim_start_matches("# ");
+            let is_setting = setting.split_once(" = ").is_some_and(|(name, _)| {
+                !name.is_empty()
+                    && name
+                        .chars()
+                        .all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())
+            });
+            if is_setting && (line != setting || !line.starts_with('#')) {
+                assert!(explained, "[{table}] {line} is not explained\n{printed}");
+                if line.starts_with("# ") {
+                    let alone = format!("[{table}]\n{setting}\n");
+                    let read: Result<Config, _> = toml_edit::de::from_str(&alone);
+                    assert!(read.is_ok(), "{alone}: {:?}", read.err());
+                }
+                explained = false;
+            } else if line.starts_with("# ") {
+                explained = true;
+            }
+        }
+    }
+}
