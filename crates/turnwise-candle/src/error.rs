@@ -70,6 +70,14 @@ pub enum ModelError {
         /// One entry per tensor, with its name and shapes.
         problems: Vec<String>,
     },
+    /// A number that is NaN or infinite, in weights or in what is computed from them.
+    #[error("{action}: {reason}")]
+    NotFinite {
+        /// What was attempted.
+        action: String,
+        /// The tensor with the first such number and its place.
+        reason: String,
+    },
     /// A token that is not in the vocabulary.
     #[error(
         "score sequence {sequence}: token {id} at position {position} is beyond the vocabulary of {vocab_size}"
@@ -96,6 +104,19 @@ pub enum ModelError {
         /// How many the model takes.
         max_positions: usize,
     },
+    /// The system starts no more threads.
+    #[error(
+        "start {count} threads of {purpose}; ask for fewer, or raise the system's limit (`ulimit -u`)"
+    )]
+    Threads {
+        /// How many there should be.
+        count: usize,
+        /// What they are for.
+        purpose: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// The tensor library.
     #[error("compute with the model")]
     Compute(#[source] Box<dyn Error + Send + Sync>),
@@ -108,6 +129,14 @@ impl ModelError {
 
     pub(crate) fn write(path: &Path, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Write { path: path.to_owned(), source: source.into() }
+    }
+
+    pub(crate) fn threads(
+        count: usize,
+        purpose: &'static str,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Threads { count, purpose, source: source.into() }
     }
 
     pub(crate) fn malformed(path: &Path, reason: impl Into<String>) -> Self {

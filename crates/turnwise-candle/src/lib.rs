@@ -15,6 +15,7 @@ mod decoder;
 mod device;
 mod engine;
 mod error;
+mod finite;
 mod followers;
 mod forward;
 mod fused;
@@ -43,6 +44,7 @@ mod snapshot;
 mod tape;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod tile;
 mod trainer;
 mod weights;

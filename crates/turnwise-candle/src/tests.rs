@@ -6,6 +6,7 @@ mod forward;
 mod learner;
 mod lora;
 mod mixture;
+mod not_finite;
 mod operations;
 mod parity;
 mod refusals;

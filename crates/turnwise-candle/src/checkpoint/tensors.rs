@@ -6,6 +6,7 @@ use safetensors::tensor::TensorInfo;
 use super::Precision;
 use super::files::{TensorFile, open_all};
 use crate::ModelError;
+use crate::finite::{describe, first_not_finite};
 use crate::layout::Spec;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -71,10 +72,8 @@ impl Tensors {
         let mut parameters = Vec::with_capacity(specs.len());
         for (spec, places) in specs.iter().zip(plan.parameters) {
             let mut values = Vec::with_capacity(spec.len());
-            for place in &places {
-                let Place { file, info, precision } = place;
-                self.files[*file]
-                    .read(info, *precision, |piece| values.extend_from_slice(piece))?;
+            for (name, place) in spec.tensor_names().zip(&places) {
+                self.read_finite(&name, place, &mut values)?;
             }
             let precisions = places.iter().map(|place| place.precision);
             let precision = precisions.reduce(|a, b| if a == b { a } else { Precision::Single });
@@ -117,6 +116,25 @@ impl Tensors {
         let parameters = found.parameters.into_iter();
         let parameters = parameters.map(|places| places.into_iter().flatten().collect());
         Ok(Plan { parameters: parameters.collect(), spare_head: found.spare_head })
+    }
+
+    /// Appends the numbers of a tensor, and refuses the first that is NaN or infinite.
+    fn read_finite(
+        &mut self,
+        name: &str,
+        Place { file, info, precision }: &Place,
+        values: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        let (start, mut wrong) = (values.len(), None);
+        self.files[*file].read(info, *precision, |piece| {
+            let index = values.len() - start;
+            wrong = wrong.or_else(|| Some(index + first_not_finite(piece)?));
+            values.extend_from_slice(piece);
+        })?;
+        let Some(index) = wrong else { return Ok(()) };
+        let action = format!("load the weights in {}", self.path.display());
+        let reason = describe(name, &info.shape, index, values[start + index]);
+        Err(ModelError::NotFinite { action, reason })
     }
 
     fn compare_head(&mut self, head: &Place, embedding: &[f32]) -> Result<(), ModelError> {
