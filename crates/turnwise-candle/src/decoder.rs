@@ -17,7 +17,9 @@ use crate::rope::Rope;
 use crate::snapshot::{Snapshot, TensorWeights};
 use crate::tape::{Keep, Pool};
 use crate::weights::Weights;
-use crate::{ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, initial, threads};
+use crate::{
+    ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, forms, initial, threads,
+};
 
 /// A language model with its weights: f32, on the processor unless they are put [elsewhere](Self::with_device).
 ///
@@ -61,12 +63,16 @@ pub(crate) struct Parameter {
 
 impl Decoder {
     /// Reads a Hugging Face checkpoint: `config.json` with `model.safetensors` or shards and their index. F32, BF16 and F16
-    /// weights become f32, each tensor read straight into its place.
+    /// weights become f32, each tensor read straight into its place. The experts of a layer may lie one by one or in the two
+    /// tensors of transformers 5, and the matrix of a tied model may be stored under the name of the head.
     ///
     /// # Errors
-    /// When a file is missing or damaged, the model is not one this crate computes, or tensors are missing, unknown or of
-    /// another shape; all of them are named.
+    /// When a file is missing or damaged, the model is not one this crate computes, a number is NaN or infinite, or tensors are
+    /// missing, unknown or of another shape; all of them are named.
     pub fn from_directory(directory: &Path) -> Result<Self, ModelError> {
+        if let Some(help) = forms::in_directory(directory) {
+            return Err(ModelError::NotFound { model: directory.to_owned(), help });
+        }
         let original = checkpoint::read_config(directory)?;
         let tensors = Tensors::in_directory(directory);
         let head_width = tensors.as_ref().ok().and_then(head_width);

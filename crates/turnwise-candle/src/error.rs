@@ -1,6 +1,6 @@
 use std::error::Error;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use crate::Device;
 
@@ -57,7 +57,7 @@ pub enum ModelError {
     #[error("support the model: {0}")]
     Unsupported(String),
     /// Sizes that cannot be a model.
-    #[error("use the model's sizes: {0}")]
+    #[error("use the model's configuration: {0}")]
     BadConfig(String),
     /// Adapters that a model cannot have.
     #[error("adapt the model: {0}")]
@@ -147,6 +147,16 @@ impl ModelError {
 impl From<candle_core::Error> for ModelError {
     fn from(error: candle_core::Error) -> Self {
         Self::Compute(Box::new(error))
+    }
+}
+
+/// Text from a file as an error repeats it: not more than a hundred characters of it.
+pub(crate) fn brief(text: impl fmt::Display) -> String {
+    const LONGEST: usize = 100;
+    let text = text.to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
+        None => text,
     }
 }
 

@@ -17,6 +17,7 @@ mod engine;
 mod error;
 mod finite;
 mod followers;
+mod forms;
 mod forward;
 mod fused;
 mod gradient;

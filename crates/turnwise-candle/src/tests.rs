@@ -1,5 +1,6 @@
 mod checkpoint;
 mod engine;
+mod field;
 mod fixture;
 mod forest;
 mod forward;

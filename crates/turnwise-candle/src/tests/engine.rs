@@ -351,7 +351,7 @@ fn numbers_that_are_none_are_an_error() {
         model.set_values(values).unwrap();
         let policy = CandlePolicy::new(&model, EngineSettings::default()).unwrap();
         let answer = policy.sample(request(1, prompt(1, 5), 5)).await;
-        assert!(matches!(answer, Err(PolicyError::Failed(_))), "{answer:?}");
+        assert!(matches!(answer, Err(PolicyError::NotFinite(_))), "{answer:?}");
     });
 }
 
