@@ -179,7 +179,7 @@ fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure>
     let engine = EngineSettings { max_batch: n_episodes, ..EngineSettings::default() };
     let policy = learner.policy(engine).map_err(|error| Failure::runtime(&error))?;
     let renderer = Arc::new(Numbers);
-    let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-4 };
+    let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 0.0 };
     let parts = Parts {
         tasks: Arc::new(games(arguments)),
         agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default(), compaction: None }),
