@@ -331,7 +331,7 @@ pub fn has_zero_variance(rewards: &[f64]) -> bool {
     let Some(first) = rewards.first() else { return true };
     let largest = rewards.iter().fold(0.0_f64, |largest, reward| largest.max(reward.abs()));
     // Halves, whose difference does not overflow.
-    let close = |reward: &f64| (reward / 2.0 - first / 2.0).abs() <= ROUNDING * (largest / 2.0);
+    let close = |reward: &f64| (reward / 2.0 - first / 2.0).abs() < ROUNDING * (largest / 2.0);
     rewards.iter().all(|reward| reward == first || close(reward))
 }
 

@@ -148,91 +148,71 @@ fn yarn(factor: f64, original_max_positions: usize) -> RopeScaling {
     }
 }
 
+/// Checks what keys are read as.
+fn check_rope(cases: &[(Value, f64, RopeScaling, usize)]) {
+    for (keys, theta, scaling, max_positions) in cases {
+        let config = read(keys).unwrap_or_else(|error| panic!("{keys}: {error}"));
+        assert_eq!(config.rope_theta, *theta, "{keys}");
+        assert_eq!(config.rope_scaling, *scaling, "{keys}");
+        assert_eq!(config.max_positions, *max_positions, "{keys}");
+    }
+}
+
 /// The rules of `convert_rope_params_to_dict` and `standardize_rope_params` in transformers 5.24.
 #[test]
-fn rotary_positions_are_read_as_transformers_reads_them() {
-    let cases = [
+fn bases_and_types_of_rotary_positions_are_read_as_transformers_reads_them() {
+    let inside = json!({"rope_scaling": null, "rope_parameters": {"rope_theta": 2e4}});
+    // An empty object is as good as none.
+    let empty =
+        json!({"rope_scaling": {}, "rope_parameters": {"rope_type": "linear", "factor": 2.0}});
+    let both = json!({
+        "rope_theta": 1e6,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6},
+    });
+    let sections = json!({"rope_scaling": {"rope_type": "default", "mrope_section": [1, 2, 1]}});
+    check_rope(&[
         (json!({}), 1e4, RopeScaling::None, 64),
         (json!({"rope_theta": 5e5}), 5e5, RopeScaling::None, 64),
-        (
-            json!({"rope_scaling": null, "rope_parameters": {"rope_theta": 2e4}}),
-            2e4,
-            RopeScaling::None,
-            64,
-        ),
-        // An empty object is as good as none.
-        (
-            json!({"rope_scaling": {}, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
-            1e4,
-            RopeScaling::Linear { factor: 2.0 },
-            64,
-        ),
+        (inside, 2e4, RopeScaling::None, 64),
+        (empty, 1e4, RopeScaling::Linear { factor: 2.0 }, 64),
+        (both, 1e6, yarn(4.0, 64), 256),
+        (sections, 1e4, RopeScaling::None, 64),
+    ]);
+}
+
+/// By the same rules: the original length goes by what stands beside, then by what stands inside, then by the length.
+#[test]
+fn original_lengths_are_read_as_transformers_reads_them() {
+    let length = "original_max_position_embeddings";
+    let inside = json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, length: 16}});
+    let beside = json!({"rope_scaling": {"type": "yarn", "factor": 4.0}, length: 16});
+    let both =
+        json!({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, length: 32}, length: 16});
+    // A factor of None is the ratio of the lengths.
+    let ratio = json!({"rope_scaling": {"type": "yarn", "factor": null, length: 16}});
+    check_rope(&[
         (json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}), 1e4, yarn(4.0, 64), 256),
-        // The original length stands inside, beside, and in both places.
-        (
-            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
-            1e4,
-            yarn(4.0, 16),
-            64,
-        ),
-        (
-            json!({"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 16}),
-            1e4,
-            yarn(4.0, 16),
-            64,
-        ),
-        (
-            json!({
-                "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32},
-                "original_max_position_embeddings": 16,
-            }),
-            1e4,
-            yarn(2.0, 16),
-            64,
-        ),
-        // Both forms, when they say the same.
-        (
-            json!({
-                "rope_theta": 1e6,
-                "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
-                "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6},
-            }),
-            1e6,
-            yarn(4.0, 64),
-            256,
-        ),
-        // A factor of None is the ratio of the lengths.
-        (
-            json!({"rope_scaling": {"type": "yarn", "factor": null, "original_max_position_embeddings": 16}}),
-            1e4,
-            yarn(4.0, 16),
-            64,
-        ),
-        (
-            json!({"rope_scaling": {"rope_type": "default", "mrope_section": [1, 2, 1]}}),
-            1e4,
-            RopeScaling::None,
-            64,
-        ),
-    ];
-    for (keys, theta, scaling, max_positions) in cases {
-        let config = read(&keys).unwrap_or_else(|error| panic!("{keys}: {error}"));
-        assert_eq!(config.rope_theta, theta, "{keys}");
-        assert_eq!(config.rope_scaling, scaling, "{keys}");
-        assert_eq!(config.max_positions, max_positions, "{keys}");
-    }
-    let untruncated =
-        read(&json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": null}}));
-    assert!(matches!(untruncated.unwrap().rope_scaling, RopeScaling::Yarn { truncate: false, .. }));
-    let mscale = json!({"type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707});
-    let config = read(&json!({"rope_scaling": mscale})).unwrap();
-    assert!(matches!(config.rope_scaling, RopeScaling::Yarn { attention_factor: 1.0, .. }));
+        (inside, 1e4, yarn(4.0, 16), 64),
+        (beside, 1e4, yarn(4.0, 16), 64),
+        (both, 1e4, yarn(2.0, 16), 64),
+        (ratio, 1e4, yarn(4.0, 16), 64),
+    ]);
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
-    let config = read(&json!({"rope_scaling": llama3, "original_max_position_embeddings": 32}));
-    assert!(matches!(
-        config.unwrap().rope_scaling,
-        RopeScaling::Llama3 { original_max_positions: 32, .. }
-    ));
+    let config = read(&json!({"rope_scaling": llama3, length: 32})).unwrap();
+    assert!(matches!(config.rope_scaling, RopeScaling::Llama3 { original_max_positions: 32, .. }));
+}
+
+#[test]
+fn constants_of_yarn_are_read_as_transformers_reads_them() {
+    let scaling = |json: Value| read(&json!({"rope_scaling": json})).unwrap().rope_scaling;
+    let untruncated = scaling(json!({"type": "yarn", "factor": 2.0, "truncate": null}));
+    assert!(matches!(untruncated, RopeScaling::Yarn { truncate: false, .. }));
+    let even = json!({"type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707});
+    assert!(matches!(scaling(even), RopeScaling::Yarn { attention_factor: 1.0, .. }));
+    // One of the two alone is not read.
+    let one = scaling(json!({"type": "yarn", "factor": 4.0, "mscale": 0.707}));
+    assert_eq!(one, yarn(4.0, 64));
 }
 
 /// As the cards of Qwen2.5 and Qwen3 say to turn `YaRN` on, with the length left as it is.

@@ -152,6 +152,8 @@ proptest! {
             prop_assert_eq!(rule.of(&group).unwrap(), vec![0.0; size]);
         }
         prop_assert!(has_zero_variance(&group));
+        prop_assert!(!has_zero_variance(&[group[0], f64::INFINITY]));
+        prop_assert!(!has_zero_variance(&[f64::NAN, group[0]]));
         let batch = normalised_over_batch(&[group.clone(), group], Std::Sample, 0.0).unwrap();
         prop_assert_eq!(batch.concat(), vec![0.0; 2 * size]);
     }
