@@ -46,7 +46,7 @@ async fn train(
     // The renderer has ten digits and an end of turn, from 256 on bytes of what is said to the policy, and at 1000 marks.
     let renderer = Arc::new(AlphabetRenderer::new("0123456789"));
     let config = DecoderConfig { n_layers: 1, ..DecoderConfig::small(1024) };
-    let learner = CandleLearner::new(Decoder::random(config, 1)?, AdamW::default());
+    let learner = CandleLearner::new(Decoder::random(config, 1)?, AdamW::default())?;
     let settings = GgufSettings::default();
     let policy = GgufPolicy::following(&learner, quantization, settings).await?;
     let clip = Clip::new(0.2, 0.2)?;

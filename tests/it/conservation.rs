@@ -2,16 +2,22 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use proptest::prelude::*;
 use turnwise_environment::TaskSet;
 use turnwise_objective::{GroupAdvantage, Std};
-use turnwise_rollout::{Iteration, Policy, PoolSettings, RolloutError, RolloutPool, StopSignal};
+use turnwise_rollout::{
+    Iteration, Policy, PolicyError, PoolSettings, RolloutError, RolloutPool, Sample, SampleRequest,
+    StopSignal,
+};
 use turnwise_testkit::{Echo, Fault, Faulty, FaultyTasks, Interrupting, TabularModel};
 use turnwise_training::{
     Admission, Credit, OutcomeCredit, Parts, ReturnCredit, TrainError, Trainer, TrainerSettings,
     TurnCredit,
 };
-use turnwise_trajectory::{CancelReason, GroupId, InfraFault, InfraReason, Outcome, Trajectory};
+use turnwise_trajectory::{
+    CancelReason, GroupId, InfraFault, InfraReason, Outcome, PolicyVersion, Trajectory,
+};
 
 use crate::support::{OBJECTIVE, agents, block_on, ended, pool_settings};
 
@@ -260,6 +266,35 @@ fn faults_in_a_row_stop_the_run() {
     let mut shaky = pool_of(Fault::Error, 2, settings);
     (0..8).for_each(|group| shaky.start(GroupId(group), 0));
     assert!(iterate(&mut shaky).is_ok());
+}
+
+/// An engine whose model has a weight that is NaN.
+#[derive(Debug)]
+struct Broken;
+
+#[async_trait]
+impl Policy for Broken {
+    fn version(&self) -> PolicyVersion {
+        PolicyVersion(0)
+    }
+
+    async fn sample(&self, _: SampleRequest) -> Result<Sample, PolicyError> {
+        Err(PolicyError::NotFinite("model.norm.weight is NaN at [3]".to_owned()))
+    }
+}
+
+/// The model is the same for every episode: no retry repairs it, and the environment is not to blame.
+#[test]
+fn a_model_whose_logits_are_not_finite_stops_the_run_at_once() {
+    let settings = PoolSettings { max_faults_in_row: 1000, ..pool_settings() };
+    let mut pool = pool_of(Fault::Error, u64::MAX, settings);
+    pool.start(GroupId(0), 0);
+    let policy: Arc<dyn Policy> = Arc::new(Broken);
+    let error = block_on(pool.iterate(&policy, &StopSignal::never())).unwrap_err();
+    let RolloutError::NotFinite { last } = &error else { panic!("{error}") };
+    assert_eq!(last.reason, InfraReason::NotFinite);
+    assert!(error.to_string().contains("model.norm.weight is NaN at [3]"), "{error}");
+    assert!(books_hold(&pool, 4), "{pool:?}");
 }
 
 /// rollouts 13.10: the breaker loses no episode either.

@@ -12,18 +12,33 @@ use crate::support::rewarded;
 
 /// With γ = 1, under which a constant added to every episode's last turn is a constant added to every return.
 fn credits() -> Vec<Box<dyn Credit>> {
-    let mean_std = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 };
-    let mut credits: Vec<Box<dyn Credit>> = vec![Box::new(ReturnCredit { gamma: 1.0 })];
-    for advantage in [mean_std, GroupAdvantage::MeanOnly, GroupAdvantage::LeaveOneOut] {
+    let mut credits = normalised();
+    for advantage in [PUBLISHED, GroupAdvantage::MeanOnly, GroupAdvantage::LeaveOneOut] {
         credits.push(Box::new(OutcomeCredit { advantage }));
         let turn = TurnCredit { advantage, gamma: 1.0, outcome_weight: 0.5, turn_weight: 2.0 };
         credits.push(Box::new(turn));
         credits.push(Box::new(GigpoCredit { advantage, gamma: 1.0, step_weight: 1.0 }));
     }
     credits.push(Box::new(ReinforcePlusPlusCredit { std: Std::Sample, epsilon: 1e-6 }));
-    credits.push(Box::new(TurnIndexBiasedCredit { gamma: 1.0 }));
     credits.push(Box::new(TurnBaselineCredit { gamma: 1.0 }));
     credits
+}
+
+/// With the epsilon of published implementations.
+const PUBLISHED: GroupAdvantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 };
+
+/// Those that do not depend on the unit of the rewards.
+fn normalised() -> Vec<Box<dyn Credit>> {
+    let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 0.0 };
+    let gamma = 1.0;
+    vec![
+        Box::new(ReturnCredit { gamma }),
+        Box::new(OutcomeCredit { advantage }),
+        Box::new(TurnCredit { advantage, gamma, outcome_weight: 0.5, turn_weight: 2.0 }),
+        Box::new(GigpoCredit { advantage, gamma, step_weight: 1.0 }),
+        Box::new(ReinforcePlusPlusCredit { std: Std::Sample, epsilon: 0.0 }),
+        Box::new(TurnIndexBiasedCredit { gamma }),
+    ]
 }
 
 /// Those, and some that discount.
@@ -254,12 +269,38 @@ fn turn_credit_tells_the_turns_of_an_episode_apart() {
 
 /// objective.md 5.11: what rewards differ by when they are added in another order is no signal.
 #[test]
-fn rewards_that_differ_by_rounding_have_small_advantages() {
-    let group = rewarded(&[vec![0.1, 0.2, 0.3], vec![0.3, 0.2, 0.1]]);
-    assert_ne!(group[0].reward(), group[1].reward(), "they do differ");
-    for credit in all_credits() {
-        let advantages = assigned(&*credit, &group);
-        let largest = advantages.iter().flatten().fold(0.0_f64, |most, one| most.max(one.abs()));
-        assert!(largest < 5.0, "{credit:?}: {largest}");
+fn rewards_that_differ_by_rounding_have_no_advantages() {
+    let groups = [
+        vec![vec![0.1, 0.2, 0.3], vec![0.3, 0.2, 0.1]],
+        // Their sum is far smaller than their terms.
+        vec![vec![0.1, 0.2, -0.3], vec![0.0]],
+        vec![vec![1e6, 0.1, -1e6], vec![0.1]],
+    ];
+    for rewards in groups {
+        for scale in [1e-300, 1e-9, 1.0, 1e9, 1e300] {
+            let group = rewarded(&scaled(&rewards, scale));
+            assert!(scale != 1.0 || group[0].reward() != group[1].reward(), "they do differ");
+            for credit in normalised() {
+                let advantages = assigned(&*credit, &group);
+                let is_flat = advantages.iter().flatten().all(|one| *one == 0.0);
+                assert!(is_flat, "{credit:?}: {advantages:?}");
+            }
+        }
+    }
+}
+
+fn scaled(rewards: &[Vec<f64>], scale: f64) -> Vec<Vec<f64>> {
+    rewards.iter().map(|turns| turns.iter().map(|reward| reward * scale).collect()).collect()
+}
+
+proptest! {
+    /// objective 5.12, down to the smallest normal numbers: rewards of 1e-7 taught nothing once.
+    #[test]
+    fn the_unit_of_the_rewards_changes_nothing(rewards in groups(), exponent in -300_i32..=300) {
+        let (small, plain) = (rewarded(&scaled(&rewards, 10f64.powi(exponent))), rewarded(&rewards));
+        for credit in normalised() {
+            let (small, plain) = (assigned(&*credit, &small), assigned(&*credit, &plain));
+            prop_assert!(near(&small, &plain), "{credit:?}: {small:?} {plain:?}");
+        }
     }
 }

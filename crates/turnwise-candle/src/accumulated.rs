@@ -3,7 +3,9 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::finite::all_finite;
 use crate::fused::sum;
+use crate::numbers::host_numbers;
 use crate::pass::{Pass, Played};
 use crate::tape::Loss;
 use crate::{Decoder, Kernels};
@@ -63,6 +65,23 @@ impl Accumulated {
         Ok(squares.sqrt())
     }
 
+    /// The name of the first parameter whose gradient is NaN or infinite.
+    pub(crate) fn first_not_finite(&self, model: &Decoder) -> Result<Option<String>> {
+        for (index, parameter) in model.parameters().iter().enumerate() {
+            let is_finite = match self {
+                Self::Buffers(sums) => all_finite(&sums[index]),
+                Self::Tensors(sums) => match &sums[index] {
+                    Some(sum) => all_finite(&host_numbers(sum)?),
+                    None => true,
+                },
+            };
+            if !is_finite {
+                return Ok(Some(parameter.spec.name.clone()));
+            }
+        }
+        Ok(None)
+    }
+
     pub(crate) fn clear(&mut self) {
         match self {
             Self::Buffers(sums) => sums.iter_mut().for_each(|sum| sum.fill(0.0)),
@@ -79,7 +98,7 @@ impl Accumulated {
         };
         let all = sums.iter().zip(model.zero_gradients());
         all.map(|(sum, zeros)| {
-            sum.as_ref().map_or(Ok(zeros), |sum| Ok(crate::numbers::host_numbers(sum)?.to_vec()))
+            sum.as_ref().map_or(Ok(zeros), |sum| Ok(host_numbers(sum)?.to_vec()))
         })
         .collect()
     }

@@ -1,6 +1,6 @@
 mod tensors;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::Path;
 
@@ -13,7 +13,9 @@ pub(crate) use tensors::Optimizer;
 use crate::ModelError;
 use crate::checkpoint::{Piece, Precision, Tensors, write_tensors};
 use crate::decoder::Parameter;
+use crate::finite::{describe, first_not_finite};
 use crate::layout::{Role, Spec};
+use crate::numbers::numbers;
 use crate::simd::vectorized;
 
 /// Settings of AdamW (Loshchilov and Hutter, *Decoupled weight decay regularization*, 2019, algorithm 2).
@@ -69,19 +71,32 @@ impl AdamWState {
     }
 
     /// One step along `gradients * scale`.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`] when a weight or a moment has become NaN or infinite. Some have moved by then.
     pub(crate) fn step(
         &mut self,
         parameters: &[Parameter],
         gradients: &[Vec<f32>],
         scale: f64,
         learning_rate: f64,
-    ) -> candle_core::Result<()> {
+    ) -> Result<(), ModelError> {
         self.steps += 1;
         let trained = parameters.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable);
         for ((parameter, gradient), moments) in trained.zip(&mut self.moments) {
             let rates = Rates::of(self.settings, parameter, self.steps, scale, learning_rate);
-            let moments = RefCell::new(moments);
-            parameter.var.inplace_op1(&Step { gradient, moments, rates })?;
+            let is_finite = Cell::new(true);
+            let moved = RefCell::new(&mut *moments);
+            let step = Step { gradient, moments: moved, rates, is_finite: &is_finite };
+            parameter.var.inplace_op1(&step)?;
+            if is_finite.get() {
+                continue;
+            }
+            let Moments { first, second } = &*moments;
+            let weights = numbers(&parameter.var)?;
+            if let Some(error) = not_finite(parameter, [&weights, first, second], learning_rate) {
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -112,10 +127,31 @@ impl AdamWState {
         let steps = ((steps[0] as u64) << STEP_BITS) | steps[1] as u64;
         let mut moments = Vec::with_capacity(specs.len());
         while let (Some(first), Some(second)) = (values.next(), values.next()) {
+            if second.iter().any(|x| *x < 0.0) {
+                let name = &specs[moments.len()].name;
+                let reason = format!("second.{name} is a mean of squares and has negative numbers");
+                return Err(ModelError::malformed(path, reason));
+            }
             moments.push(Moments { first, second });
         }
         Ok(Self { settings, steps, moments })
     }
+}
+
+/// The error for a parameter of which a step has made weights, first moments or second moments NaN or infinite.
+fn not_finite(
+    parameter: &Parameter,
+    [weights, first, second]: [&[f32]; 3],
+    learning_rate: f64,
+) -> Option<ModelError> {
+    let Spec { name, shape, .. } = &parameter.spec;
+    let all = [("", weights), ("the first moment of ", first), ("the second moment of ", second)];
+    let reason = all.into_iter().find_map(|(what, values)| {
+        let index = first_not_finite(values)?;
+        Some(describe(&format!("{what}{name}"), shape, index, values[index]))
+    })?;
+    let action = format!("take a step with the learning rate {learning_rate:e}");
+    Some(ModelError::NotFinite { action, reason })
 }
 
 const STEP_BITS: u32 = 24;
@@ -138,6 +174,8 @@ struct Step<'a> {
     gradient: &'a [f32],
     moments: RefCell<&'a mut Moments>,
     rates: Rates,
+    /// Whether all that was computed is.
+    is_finite: &'a Cell<bool>,
 }
 
 impl InplaceOp1 for Step<'_> {
@@ -155,11 +193,13 @@ impl InplaceOp1 for Step<'_> {
         let state = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
         let pieces = weights[start..end].par_chunks_mut(PIECE).zip(state);
         let rates = self.rates;
-        pieces.zip(self.gradient.par_chunks(PIECE)).for_each(
+        let moved = pieces.zip(self.gradient.par_chunks(PIECE)).map(
             |((weights, (first, second)), gradient)| {
-                move_piece(weights, first, second, gradient, rates);
+                move_piece(weights, first, second, gradient, rates)
             },
         );
+        // Every piece is moved, also behind one that is not finite.
+        self.is_finite.set(moved.reduce(|| true, |a, b| a & b));
         Ok(())
     }
 }
@@ -206,14 +246,22 @@ impl Rates {
     }
 }
 
+/// What the bits of a finite number are below when its sign is cleared.
+const INFINITY: u32 = f32::INFINITY.to_bits();
+
+/// The bit of a number's sign.
+const SIGN: u32 = 1 << 31;
+
 vectorized! {
+    /// Returns whether all weights and moments are finite afterwards.
     fn move_piece(
         weights: &mut [f32],
         first: &mut [f32],
         second: &mut [f32],
         gradient: &[f32],
         rates: Rates,
-    ) {
+    ) -> bool {
+        let mut largest = 0;
         let state = first.iter_mut().zip(second).zip(gradient);
         for (weight, ((first, second), gradient)) in weights.iter_mut().zip(state) {
             let gradient = gradient * rates.scale;
@@ -221,7 +269,12 @@ vectorized! {
             *second += (1.0 - rates.beta2) * (gradient * gradient - *second);
             let root = (*second * rates.second_correction).sqrt() + rates.epsilon;
             *weight = *weight * rates.kept - rates.rate * *first / root;
+            // As whole numbers, bits without a sign are in the order of the numbers, with NaN above infinity.
+            for number in [*weight, *first, *second] {
+                largest = largest.max(number.to_bits() & !SIGN);
+            }
         }
+        largest < INFINITY
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-pub(crate) use files::is_whole;
+pub(crate) use files::{has_weights, is_whole};
 pub(crate) use precision::Precision;
 pub(crate) use tensors::{Loaded, Tensors};
 pub(crate) use write::{Piece, write_json, write_tensors};

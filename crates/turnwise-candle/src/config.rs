@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Architecture, Experts, ModelError, RopeScaling};
 
+/// The most feed-forward halves that are believed to be meant: a list of all tensors is made before a file is compared to it.
+const MOST_MODULES: usize = 1 << 20;
+
 /// The family and the sizes of a decoder.
 ///
 /// ```
@@ -90,6 +93,13 @@ impl DecoderConfig {
             problems.push(format!(
                 "head_dim is {} and must be even, because positions turn pairs",
                 self.head_dim
+            ));
+        }
+        let n_experts = self.architecture.experts().map_or(1, |experts| experts.n_experts);
+        if self.n_layers.saturating_mul(n_experts) > MOST_MODULES {
+            let n_layers = self.n_layers;
+            problems.push(format!(
+                "{n_layers} layers with {n_experts} feed-forward halves each are more than {MOST_MODULES}"
             ));
         }
         if let Some(Experts { n_experts, n_chosen, .. }) = self.architecture.experts()

@@ -8,6 +8,7 @@ use crate::balance::balance_loss;
 use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
 use crate::checkpoint::{self, CONFIG, Loaded, Piece, Precision, Tensors, WEIGHTS};
 use crate::config::with_dtype;
+use crate::finite::{describe, first_not_finite};
 use crate::forward::{Forward, Kernels};
 use crate::layout::{Linear, Network, Spec, specs};
 use crate::numbers::host_numbers;
@@ -16,7 +17,9 @@ use crate::rope::Rope;
 use crate::snapshot::{Snapshot, TensorWeights};
 use crate::tape::{Keep, Pool};
 use crate::weights::Weights;
-use crate::{ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, initial};
+use crate::{
+    ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, forms, initial, threads,
+};
 
 /// A language model with its weights: f32, on the processor unless they are put [elsewhere](Self::with_device).
 ///
@@ -60,12 +63,16 @@ pub(crate) struct Parameter {
 
 impl Decoder {
     /// Reads a Hugging Face checkpoint: `config.json` with `model.safetensors` or shards and their index. F32, BF16 and F16
-    /// weights become f32, each tensor read straight into its place.
+    /// weights become f32, each tensor read straight into its place. The experts of a layer may lie one by one or in the two
+    /// tensors of transformers 5, and the matrix of a tied model may be stored under the name of the head.
     ///
     /// # Errors
-    /// When a file is missing or damaged, the model is not one this crate computes, or tensors are missing, unknown or of
-    /// another shape; all of them are named.
+    /// When a file is missing or damaged, the model is not one this crate computes, a number is NaN or infinite, or tensors are
+    /// missing, unknown or of another shape; all of them are named.
     pub fn from_directory(directory: &Path) -> Result<Self, ModelError> {
+        if let Some(help) = forms::in_directory(directory) {
+            return Err(ModelError::NotFound { model: directory.to_owned(), help });
+        }
         let original = checkpoint::read_config(directory)?;
         let tensors = Tensors::in_directory(directory);
         let head_width = tensors.as_ref().ok().and_then(head_width);
@@ -203,7 +210,7 @@ impl Decoder {
     /// are added to.
     ///
     /// # Errors
-    /// The first one of `visit`, or that weights cannot be read.
+    /// The first one of `visit`, [`ModelError::NotFinite`] for a number that is NaN or infinite, or that weights cannot be read.
     pub fn for_each_tensor<E: From<ModelError>>(
         &self,
         mut visit: impl FnMut(&str, &[usize], &[f32]) -> Result<(), E>,
@@ -213,6 +220,11 @@ impl Decoder {
             for (Parameter { spec, .. }, linear) in own.filter(|(p, _)| !p.spec.role.is_adapter()) {
                 let size = (spec.len() / spec.n_tensors()).max(1);
                 for (name, values) in spec.tensor_names().zip(linear.merged().chunks_exact(size)) {
+                    if let Some(index) = first_not_finite(values) {
+                        let reason = describe(&name, spec.tensor_shape(), index, values[index]);
+                        let action = "read the weights".to_owned();
+                        return Err(ModelError::NotFinite { action, reason }.into());
+                    }
                     visit(&name, spec.tensor_shape(), values)?;
                 }
             }
@@ -242,13 +254,15 @@ impl Decoder {
     ///
     /// # Errors
     /// [`ModelError::BadToken`] for a token beyond the vocabulary, [`ModelError::TooLong`] for a sequence beyond the
-    /// model's positions.
+    /// model's positions, and [`ModelError::NotFinite`] when a weight or a result is NaN or infinite.
     pub fn score(&self, ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, ModelError> {
         for (sequence, ids) in ids.iter().enumerate() {
             self.check_ids(sequence, ids)?;
         }
-        let scored = self.in_batches(ids, |pass| Ok(pass.batch().split(&pass.logprobs()?)))?;
-        Ok(scored)
+        self.in_batches(ids, |pass| {
+            let logprobs = self.finite("log-probabilities", pass.logprobs()?)?;
+            Ok(pass.batch().split(&logprobs))
+        })
     }
 
     /// Entropies of the distributions at temperature 1 that [`Self::score`] is about, in nats.
@@ -259,20 +273,20 @@ impl Decoder {
         for (sequence, ids) in ids.iter().enumerate() {
             self.check_ids(sequence, ids)?;
         }
-        let entropies = self.in_batches(ids, |pass| {
-            let (entropies, rows) = (pass.entropies()?, pass.batch().predictions.rows());
+        self.in_batches(ids, |pass| {
+            let entropies = self.finite("entropies", pass.entropies()?)?;
+            let rows = pass.batch().predictions.rows();
             let each: Vec<f32> = rows.iter().map(|row| entropies[*row as usize]).collect();
             Ok(pass.batch().split(&each))
-        })?;
-        Ok(entropies)
+        })
     }
 
     /// A list for each sequence, from forward passes over some of them at a time.
     fn in_batches(
         &self,
         ids: &[Vec<u32>],
-        read: impl Fn(&Pass) -> candle_core::Result<Vec<Vec<f32>>>,
-    ) -> candle_core::Result<Vec<Vec<f32>>> {
+        read: impl Fn(&Pass) -> Result<Vec<Vec<f32>>, ModelError>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let sequences: Vec<Sequence<'_>> = ids.iter().map(|ids| Sequence::whole(ids)).collect();
         let mut lists = vec![Vec::new(); ids.len()];
         for chunk in Batch::chunks(&sequences, CHUNK_TOKENS, Cut::Anywhere) {
@@ -298,6 +312,7 @@ impl Decoder {
             return Ok(Vec::new());
         }
         let logits = self.all_logits(Arc::new(Batch::inputs_only(&[ids])))?;
+        let logits = self.finite("logits", logits)?;
         Ok(logits.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
 
@@ -317,7 +332,8 @@ impl Decoder {
             return Ok(None);
         }
         let pass = self.pass(Arc::new(Batch::inputs_only(&ids)), Keep::Nothing)?;
-        Ok(balance_loss(pass.uses()).map(|loss| loss as f32))
+        let loss = balance_loss(pass.uses()).map(|loss| loss as f32);
+        loss.map(|loss| Ok(self.finite("the balance of experts", vec![loss])?[0])).transpose()
     }
 
     pub(crate) fn check_ids(&self, sequence: usize, ids: &[u32]) -> Result<(), ModelError> {
@@ -338,6 +354,7 @@ impl Decoder {
         original: Map<String, Value>,
         loaded: Vec<Loaded>,
     ) -> Result<Self, ModelError> {
+        threads::start_shared()?;
         let parameters = specs(&config, None).into_iter().zip(loaded).map(|(spec, loaded)| {
             let Loaded { values, precision } = loaded;
             let var = Var::from_vec(values, spec.shape.clone(), &Place::Cpu)?;

@@ -1,6 +1,6 @@
 use std::error::Error;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use crate::Device;
 
@@ -57,7 +57,7 @@ pub enum ModelError {
     #[error("support the model: {0}")]
     Unsupported(String),
     /// Sizes that cannot be a model.
-    #[error("use the model's sizes: {0}")]
+    #[error("use the model's configuration: {0}")]
     BadConfig(String),
     /// Adapters that a model cannot have.
     #[error("adapt the model: {0}")]
@@ -69,6 +69,14 @@ pub enum ModelError {
         directory: PathBuf,
         /// One entry per tensor, with its name and shapes.
         problems: Vec<String>,
+    },
+    /// A number that is NaN or infinite, in weights or in what is computed from them.
+    #[error("{action}: {reason}")]
+    NotFinite {
+        /// What was attempted.
+        action: String,
+        /// The tensor with the first such number and its place.
+        reason: String,
     },
     /// A token that is not in the vocabulary.
     #[error(
@@ -96,6 +104,19 @@ pub enum ModelError {
         /// How many the model takes.
         max_positions: usize,
     },
+    /// The system starts no more threads.
+    #[error(
+        "start {count} threads of {purpose}; ask for fewer, or raise the system's limit (`ulimit -u`)"
+    )]
+    Threads {
+        /// How many there should be.
+        count: usize,
+        /// What they are for.
+        purpose: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// The tensor library.
     #[error("compute with the model")]
     Compute(#[source] Box<dyn Error + Send + Sync>),
@@ -110,6 +131,14 @@ impl ModelError {
         Self::Write { path: path.to_owned(), source: source.into() }
     }
 
+    pub(crate) fn threads(
+        count: usize,
+        purpose: &'static str,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Threads { count, purpose, source: source.into() }
+    }
+
     pub(crate) fn malformed(path: &Path, reason: impl Into<String>) -> Self {
         Self::Malformed { path: path.to_owned(), reason: reason.into() }
     }
@@ -118,6 +147,16 @@ impl ModelError {
 impl From<candle_core::Error> for ModelError {
     fn from(error: candle_core::Error) -> Self {
         Self::Compute(Box::new(error))
+    }
+}
+
+/// Text from a file as an error repeats it: not more than a hundred characters of it.
+pub(crate) fn brief(text: impl fmt::Display) -> String {
+    const LONGEST: usize = 100;
+    let text = text.to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
+        None => text,
     }
 }
 

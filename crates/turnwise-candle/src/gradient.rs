@@ -24,9 +24,6 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Self::score`].
-    ///
-    /// # Panics
-    /// When the system cannot start a thread.
     pub fn likelihood_gradient(
         &self,
         ids: &[u32],
@@ -39,15 +36,16 @@ impl Decoder {
         thread::scope(|scope| {
             let work = thread::Builder::new().stack_size(STACK_BYTES);
             let work = work.spawn_scoped(scope, || self.mean_gradient(ids));
-            let result = work.expect("the system can start a thread").join();
-            Ok(Some(result.expect("a backward pass does not panic")?))
+            let work = work.map_err(|error| ModelError::threads(1, "the backward pass", error))?;
+            Ok(Some(work.join().expect("a backward pass does not panic")?))
         })
     }
 
-    fn mean_gradient(&self, ids: &[u32]) -> candle_core::Result<LikelihoodGradient> {
+    fn mean_gradient(&self, ids: &[u32]) -> Result<LikelihoodGradient, ModelError> {
         let batch = Arc::new(Batch::new(&[Sequence::whole(ids)]));
         let pass = self.pass(batch.clone(), Keep::Activations)?;
-        let logprobs = batch.split(&pass.logprobs()?).concat();
+        let logprobs = self.finite("log-probabilities", pass.logprobs()?)?;
+        let logprobs = batch.split(&logprobs).concat();
         let loss = -logprobs.iter().map(|x| f64::from(*x)).sum::<f64>() / logprobs.len() as f64;
         let each = vec![-1.0 / logprobs.len() as f32; logprobs.len()];
         let dlogprobs = batch.join(&[&each]);
@@ -57,6 +55,7 @@ impl Decoder {
         let mut named = BTreeMap::new();
         for (parameter, gradient) in self.parameters().iter().zip(gradients) {
             let spec = &parameter.spec;
+            let gradient = self.finite(&format!("the gradient of {}", spec.name), gradient)?;
             let tensors = gradient.chunks(spec.len() / spec.n_tensors()).map(<[f32]>::to_vec);
             named.extend(spec.tensor_names().zip(tensors));
         }

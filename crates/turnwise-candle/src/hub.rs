@@ -7,8 +7,8 @@ use std::env;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::ModelError;
 use crate::checkpoint::{CONFIG, is_whole};
+use crate::{ModelError, forms};
 
 /// Where a model is on this machine: a directory, or the name of a repository on the Hugging Face Hub (`owner/name`, or
 /// `owner/name@revision`) that was fetched before. With the feature `hub` it is fetched now if it was not.
@@ -17,12 +17,19 @@ use crate::checkpoint::{CONFIG, is_whole};
 /// `HF_HUB_OFFLINE=1` forbids fetching.
 ///
 /// # Errors
-/// [`ModelError::NotFound`] that says what to do.
+/// [`ModelError::NotFound`] that says what to do, also for a directory or a file that holds a model in another form: a pickle,
+/// GGUF, an adapter without its base.
 pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
-    if model.is_dir() {
-        return Ok(model.to_owned());
-    }
     let not_found = |help: String| ModelError::NotFound { model: model.to_owned(), help };
+    if model.is_dir() {
+        return match forms::in_directory(model) {
+            Some(form) => Err(not_found(form)),
+            None => Ok(model.to_owned()),
+        };
+    }
+    if model.is_file() {
+        return Err(not_found(forms::of_file(model)));
+    }
     let Some(repository) = Repository::parse(model) else {
         return Err(not_found("there is no such directory".to_owned()));
     };

@@ -13,7 +13,7 @@ use turnwise_trajectory::PolicyVersion;
 use crate::published::Published;
 use crate::shares::Shares;
 use crate::trainer::{LearnerSettings, Trainer};
-use crate::{AdamW, CandlePolicy, Decoder, EngineSettings, ModelError};
+use crate::{AdamW, CandlePolicy, Decoder, EngineSettings, ModelError, threads};
 
 /// A backward pass recurses through the graph; untouched stack costs only address space.
 pub(crate) const STACK_BYTES: usize = 64 << 20;
@@ -33,7 +33,7 @@ pub(crate) const STACK_BYTES: usize = 64 << 20;
 /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
 /// # runtime.block_on(async {
 /// let model = Decoder::random(DecoderConfig::small(32), 1)?;
-/// let mut learner = CandleLearner::new(model, AdamW::default());
+/// let mut learner = CandleLearner::new(model, AdamW::default())?;
 /// learner.check_gradients().await?;
 ///
 /// let targets = vec![Target { position: 2, temperature: 1.0 }];
@@ -57,34 +57,31 @@ type Call = Box<dyn FnOnce(&mut Trainer) + Send>;
 impl CandleLearner {
     /// Starts the thread and publishes the model's weights as version 0.
     ///
-    /// # Panics
-    /// When the system cannot start a thread.
-    #[must_use]
-    pub fn new(model: Decoder, optimizer: AdamW) -> Self {
-        let learner = Self::with_settings(model, optimizer, LearnerSettings::default());
-        learner.expect("weights that were just made can be read")
+    /// # Errors
+    /// As [`Self::with_settings`].
+    pub fn new(model: Decoder, optimizer: AdamW) -> Result<Self, ModelError> {
+        Self::with_settings(model, optimizer, LearnerSettings::default())
     }
 
     /// A learner that computes in another way than the usual.
     ///
     /// # Errors
-    /// [`ModelError::Settings`] when the model's operations cannot do what the settings ask for, and
-    /// [`ModelError::Compute`] when a device has no room for gradients and moments.
-    ///
-    /// # Panics
-    /// When the system cannot start a thread.
+    /// [`ModelError::Settings`] when the model's operations cannot do what the settings ask for, [`ModelError::Compute`] when
+    /// a device has no room for gradients and moments, and [`ModelError::Threads`] when the system starts no thread.
     pub fn with_settings(
         model: Decoder,
         optimizer: AdamW,
         settings: LearnerSettings,
     ) -> Result<Self, ModelError> {
+        threads::check(settings.threads, "the learner")?;
         let mut trainer = Trainer::new(model, optimizer, settings)?;
         let published = trainer.published();
         let pool = ThreadPoolBuilder::new()
             .num_threads(settings.threads)
             .stack_size(STACK_BYTES)
             .thread_name(|index| format!("candle-learner-{index}"));
-        let pool = pool.build().expect("the system can start threads");
+        let refused = |error| ModelError::threads(settings.threads, "the learner", error);
+        let pool = pool.build().map_err(refused)?;
         let (calls, waiting) = mpsc::channel::<Call>();
         let work = move || {
             for call in waiting {
@@ -92,7 +89,7 @@ impl CandleLearner {
             }
         };
         let thread = thread::Builder::new().name("candle-learner".to_owned());
-        thread.spawn(work).expect("the system can start a thread");
+        thread.spawn(work).map_err(|error| ModelError::threads(1, "the learner", error))?;
         Ok(Self { calls, published })
     }
 
@@ -106,10 +103,9 @@ impl CandleLearner {
 
     /// An engine that draws with the weights this learner published last.
     ///
-    /// # Panics
-    /// When the system cannot start a thread.
-    #[must_use]
-    pub fn policy(&self, settings: EngineSettings) -> CandlePolicy {
+    /// # Errors
+    /// [`ModelError::Threads`] when the system starts no thread.
+    pub fn policy(&self, settings: EngineSettings) -> Result<CandlePolicy, ModelError> {
         CandlePolicy::start(self.published.clone(), settings)
     }
 
@@ -138,7 +134,7 @@ impl CandleLearner {
     /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     /// # runtime.block_on(async {
     /// let model = Decoder::random(DecoderConfig::small(32), 1)?;
-    /// let mut learner = CandleLearner::new(model, AdamW::default());
+    /// let mut learner = CandleLearner::new(model, AdamW::default())?;
     /// let (told, seen) = std::sync::mpsc::channel();
     /// learner.on_publish(move |version, model| Ok(told.send((version.0, model.n_parameters()))?)).await?;
     /// learner.publish().await?;

@@ -15,7 +15,9 @@ mod decoder;
 mod device;
 mod engine;
 mod error;
+mod finite;
 mod followers;
+mod forms;
 mod forward;
 mod fused;
 mod gradient;
@@ -43,6 +45,7 @@ mod snapshot;
 mod tape;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod tile;
 mod trainer;
 mod weights;

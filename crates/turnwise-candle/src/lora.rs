@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Precision;
 use crate::decoder::Parameter;
+use crate::finite::{describe, first_not_finite};
 use crate::layout::{Adapter, Linear, Spec, specs};
 use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
 use crate::{Decoder, DecoderConfig, ModelError, initial};
@@ -199,10 +200,15 @@ impl Decoder {
     /// The same model with its adapters in its own parameters, which then train. A model without adapters is as it was.
     ///
     /// # Errors
-    /// When the weights cannot be read.
+    /// [`ModelError::NotFinite`] when a sum overflows, and when the weights cannot be read.
     pub fn merged(self) -> Result<Self, ModelError> {
         for (index, merged) in self.merged_matrices()? {
-            let shape = self.parameters()[index].spec.shape.clone();
+            let Spec { name, shape, .. } = self.parameters()[index].spec.clone();
+            if let Some(index) = first_not_finite(&merged) {
+                let action = "merge adapters".to_owned();
+                let reason = describe(&name, &shape, index, merged[index]);
+                return Err(ModelError::NotFinite { action, reason });
+            }
             let merged = Tensor::from_vec(merged, shape, self.place())?;
             self.parameters()[index].var.set(&merged)?;
         }

@@ -328,7 +328,7 @@ mod tests {
             with_bias: bool,
             threads in 1_usize..4,
         ) {
-            let mut team = Team::new(threads);
+            let mut team = Team::new(threads).unwrap();
             let (a, matrix, bias) =
                 (uneven(count * width, 1), uneven(columns * width, 2), uneven(columns, 3));
             let stored = Stored { matrix: &matrix, bias: with_bias.then_some(&bias[..]) };

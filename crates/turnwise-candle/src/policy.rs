@@ -59,34 +59,25 @@ impl CandlePolicy {
     /// An engine for weights that do not change, as version 0.
     ///
     /// # Errors
-    /// When the weights cannot be read.
-    ///
-    /// # Panics
-    /// When the system cannot start a thread.
+    /// When the weights cannot be read, and [`ModelError::Threads`] when the system starts no thread.
     pub fn new(model: &Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
         let published = Published::new(PolicyVersion(0), model.snapshot()?);
-        Ok(Self::start(published, settings))
+        Self::start(published, settings)
     }
 
     /// The same in the model's place: its memory goes part by part as the engine's own form of it is made.
     ///
     /// # Errors
-    /// When the weights cannot be read.
-    ///
-    /// # Panics
-    /// When the system cannot start a thread.
+    /// When the weights cannot be read, and [`ModelError::Threads`] when the system starts no thread.
     pub fn from_model(model: Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
         let published = Published::new(PolicyVersion(0), model.into_snapshot()?);
-        Ok(Self::start(published, settings))
+        Self::start(published, settings)
     }
 
     /// An engine for a Hugging Face checkpoint, as version 0.
     ///
     /// # Errors
     /// As [`Decoder::from_directory`].
-    ///
-    /// # Panics
-    /// When the system cannot start a thread.
     pub fn from_directory(directory: &Path, settings: EngineSettings) -> Result<Self, ModelError> {
         Self::from_model(Decoder::from_directory(directory)?, settings)
     }
@@ -97,13 +88,17 @@ impl CandlePolicy {
         self.counters.read()
     }
 
-    pub(crate) fn start(published: Published, settings: EngineSettings) -> Self {
+    pub(crate) fn start(
+        published: Published,
+        settings: EngineSettings,
+    ) -> Result<Self, ModelError> {
         let (commands, received) = mpsc::channel();
         let counters = Arc::new(Counters::default());
-        let scheduler = Scheduler::new(published.clone(), settings, counters.clone());
+        let scheduler = Scheduler::new(published.clone(), settings, counters.clone())?;
         let thread = thread::Builder::new().name("candle-policy".to_owned());
-        thread.spawn(move || scheduler.run(&received)).expect("the system can start a thread");
-        Self { commands, published, counters }
+        let started = thread.spawn(move || scheduler.run(&received));
+        started.map_err(|error| ModelError::threads(1, "the engine", error))?;
+        Ok(Self { commands, published, counters })
     }
 
     async fn ask(

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use crate::finite::Culprit;
 use crate::forward::Forward;
 use crate::layout::{Adapter, FeedForward, Network, specs};
+use crate::numbers::host_numbers;
 use crate::rope::Rope;
 use crate::weights::Weights;
 use crate::{ComputePrecision, DecoderConfig, EngineCompute};
@@ -80,6 +82,35 @@ impl Snapshot {
             Self::Panels(weights) => &weights.config,
             Self::Tensors(weights) => &weights.config,
         }
+    }
+
+    /// Says which weight makes logits NaN or infinite.
+    pub(crate) fn culprit(&self) -> String {
+        let mut culprit = Culprit::default();
+        match self {
+            Self::Panels(weights) => {
+                let mut specs = specs(&weights.config, None).into_iter();
+                weights.each_stored(|values| {
+                    if let Some(spec) = specs.next() {
+                        culprit.look(&spec, &values);
+                    }
+                });
+            }
+            Self::Tensors(weights) => {
+                let mut specs = specs(&weights.config, None).into_iter();
+                let looked = weights.network.clone().try_map(&mut |tensor: Tensor| -> Result<()> {
+                    let single = tensor.to_dtype(DType::F32)?;
+                    if let Some(spec) = specs.next() {
+                        culprit.look(&spec, &host_numbers(&single.contiguous()?)?);
+                    }
+                    Ok(())
+                });
+                if let Err(error) = looked {
+                    return format!("the weights cannot be read: {error}");
+                }
+            }
+        }
+        culprit.reason()
     }
 
     /// The same weights in the form that an engine was told to compute with.

@@ -1,11 +1,13 @@
 mod checkpoint;
 mod engine;
+mod field;
 mod fixture;
 mod forest;
 mod forward;
 mod learner;
 mod lora;
 mod mixture;
+mod not_finite;
 mod operations;
 mod parity;
 mod refusals;

@@ -14,7 +14,8 @@ use crate::accumulated::Accumulated;
 use crate::adamw::Optimizer;
 use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
 use crate::followers::{Follower, Followers};
-use crate::layout::Network;
+use crate::layout::{Network, Role};
+use crate::numbers::host_numbers;
 use crate::pass::{Pass, Played};
 use crate::published::Published;
 use crate::shares::{Part, Shares};
@@ -165,9 +166,29 @@ impl Trainer {
         if let Some((name, _)) = wrong.first() {
             return Err(failed("check gradients", format!("the gradient of {name} is not finite")));
         }
-        let is_zero = |g: &&Vec<f32>| !g.is_empty() && g.iter().all(|x| *x == 0.0);
-        for (parameter, _) in named().filter(|(_, g)| is_zero(g)) {
-            tracing::warn!(parameter, "the gradient is zero everywhere");
+        self.warn_of_zeros(&gradients).map_err(in_model)
+    }
+
+    /// Warns of parameters that would not move. The first matrix of a new adapter has no gradient as long as its second is
+    /// zero, and then gets one.
+    fn warn_of_zeros(&self, gradients: &[Vec<f32>]) -> candle_core::Result<()> {
+        let is_zero = |x: &[f32]| !x.is_empty() && x.iter().all(|x| *x == 0.0);
+        let parameters = self.model.parameters();
+        let mut names = Vec::new();
+        for (index, parameter) in parameters.iter().enumerate() {
+            let is_new = parameter.spec.role == Role::AdapterDown
+                && !is_zero(&gradients[index + 1])
+                && is_zero(&host_numbers(&parameters[index + 1].var)?);
+            if is_zero(&gradients[index]) && !is_new {
+                names.push(parameter.spec.name.as_str());
+            }
+        }
+        if let Some(first) = names.first() {
+            tracing::warn!(
+                first,
+                count = names.len(),
+                "parameters whose gradient is zero everywhere"
+            );
         }
         Ok(())
     }
@@ -185,7 +206,7 @@ impl Trainer {
     }
 
     pub(crate) fn logprobs(&self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
-        self.logprobs_of(&self.model, rows)
+        self.logprobs_of("log-probabilities", &self.model, rows)
     }
 
     /// Keeps a copy of the weights as they are now.
@@ -196,11 +217,17 @@ impl Trainer {
     }
 
     pub(crate) fn reference_logprobs(&self, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
-        self.logprobs_of(self.reference.as_ref().ok_or(LearnerError::NoReference)?, rows)
+        let reference = self.reference.as_ref().ok_or(LearnerError::NoReference)?;
+        self.logprobs_of("log-probabilities of the reference policy", reference, rows)
     }
 
-    fn logprobs_of(&self, model: &Decoder, rows: &[Row]) -> Result<Vec<Vec<f32>>, LearnerError> {
-        let parts = self.run(model, rows, Keep::Nothing, |_| ());
+    fn logprobs_of(
+        &self,
+        what: &str,
+        model: &Decoder,
+        rows: &[Row],
+    ) -> Result<Vec<Vec<f32>>, LearnerError> {
+        let parts = self.run(what, model, rows, Keep::Nothing, |_| ());
         Ok(parts?.1)
     }
 
@@ -209,7 +236,8 @@ impl Trainer {
         &mut self,
         rows: &[Row],
     ) -> Result<(Vec<Vec<f32>>, Pending), LearnerError> {
-        let (parts, logprobs) = self.run(&self.model, rows, self.keep(), |waiting| waiting)?;
+        let (parts, logprobs) =
+            self.run("log-probabilities", &self.model, rows, self.keep(), |waiting| waiting)?;
         for part in &parts {
             self.shares.add(&part.pass.shares());
         }
@@ -271,9 +299,15 @@ impl Trainer {
             let scale = if grad_norm > max_grad_norm { max_grad_norm / grad_norm } else { 1.0 };
             self.optimizer
                 .step(self.model.parameters(), &self.gradients, scale, learning_rate)
-                .map_err(|error| failed("step", error))?;
+                .map_err(|error| failed_by("step", error))?;
         } else {
-            tracing::warn!(grad_norm, "the gradient is not finite: the step is left out");
+            let parameter = self.gradients.first_not_finite(&self.model);
+            let parameter = parameter.map_err(|error| failed("step", error))?;
+            tracing::warn!(
+                grad_norm,
+                parameter,
+                "the gradient is not finite: the step is left out"
+            );
         }
         self.clear();
         self.shares.add_since(Part::Optimizer, start);
@@ -304,7 +338,7 @@ impl Trainer {
             }
             self.optimizer.save(&directory.join(OPTIMIZER), &self.model.trainable_specs())
         };
-        save().map_err(|error| failed(format!("save to {}", directory.display()), error))
+        save().map_err(|error| failed_by(format!("save to {}", directory.display()), error))
     }
 
     pub(crate) fn load(
@@ -316,7 +350,9 @@ impl Trainer {
         let read = || {
             let loaded = Decoder::from_directory(directory)?;
             let (theirs, ours) = (loaded.config(), self.model.config());
-            if theirs != ours {
+            // Weights say nothing of how long a sequence may be.
+            let max_positions = ours.max_positions;
+            if (DecoderConfig { max_positions, ..theirs.clone() }) != *ours {
                 let reason = format!("the model there is {theirs:?}, and this one {ours:?}");
                 return Err(ModelError::BadConfig(reason));
             }
@@ -329,7 +365,7 @@ impl Trainer {
             Ok((model, optimizer))
         };
         // Everything is read before anything is changed.
-        let (model, optimizer) = read().map_err(|error| failed(action, error))?;
+        let (model, optimizer) = read().map_err(|error| failed_by(action, error))?;
         self.model.take_weights(model);
         self.optimizer = optimizer;
         self.clear();
@@ -337,7 +373,7 @@ impl Trainer {
     }
 
     fn publish_as(&mut self, version: PolicyVersion) -> Result<(), LearnerError> {
-        let weights = self.model.snapshot().map_err(|error| failed("publish weights", error))?;
+        let weights = self.model.snapshot().map_err(|error| failed_by("publish weights", error))?;
         let told = self.followers.tell(version, &self.model);
         told.map_err(|error| failed("hand over weights", error))?;
         self.published.publish(version, weights);
@@ -348,9 +384,11 @@ impl Trainer {
         self.gradients.clear();
     }
 
-    /// Passes over some rows at a time, what `part` makes of each, and the log-probabilities of all rows.
+    /// Passes over some rows at a time, what `part` makes of each, and the log-probabilities of all rows. `what` names these
+    /// in errors.
     fn run<P>(
         &self,
+        what: &str,
         model: &Decoder,
         rows: &[Row],
         keep: Keep,
@@ -367,8 +405,11 @@ impl Trainer {
                 continue;
             }
             let pass = model.pass(batch.clone(), keep).map_err(in_model)?;
-            let split = batch.split(&pass.logprobs().map_err(in_model)?);
-            for (row, list) in chunk.iter().zip(split) {
+            let computed = pass.logprobs().map_err(in_model)?;
+            let logprobs_here = model.finite(what, computed);
+            let logprobs_here =
+                logprobs_here.map_err(|error| failed_by("compute with the model", error))?;
+            for (row, list) in chunk.iter().zip(batch.split(&logprobs_here)) {
                 logprobs[*row] = list;
             }
             parts.push(part(Waiting { pass, rows: chunk }));
@@ -421,6 +462,14 @@ fn check_row(config: &DecoderConfig, row: &Row) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A failure of the model: numbers that are not finite are told apart.
+fn failed_by(action: impl Into<String>, error: ModelError) -> LearnerError {
+    match error {
+        ModelError::NotFinite { action, reason } => LearnerError::NotFinite { action, reason },
+        other => failed(action, other),
+    }
 }
 
 fn in_model(error: candle_core::Error) -> LearnerError {

@@ -94,16 +94,25 @@ impl Weights {
 impl Weights {
     /// The parameters as they are stored, in their fixed order.
     pub(crate) fn stored(&self) -> Vec<Vec<f32>> {
-        let DecoderConfig { vocab_size, .. } = self.config;
-        let mut stored = vec![self.embedding.clone()];
+        let mut all = Vec::new();
+        self.each_stored(|values| all.push(values));
+        all
+    }
+
+    /// Shows the parameters as they are stored, in their fixed order, a layer at a time.
+    pub(crate) fn each_stored(&self, mut see: impl FnMut(Vec<f32>)) {
+        see(self.embedding.clone());
         for layer in &self.layers {
+            let mut stored = Vec::new();
             layer.push_stored(&self.config, &mut stored);
+            stored.into_iter().for_each(&mut see);
         }
-        stored.push(self.norm.clone());
+        see(self.norm.clone());
         if !self.config.tie_word_embeddings {
-            push_columns(&self.head, 0..vocab_size, &mut stored);
+            let mut stored = Vec::new();
+            push_columns(&self.head, 0..self.config.vocab_size, &mut stored);
+            stored.into_iter().for_each(see);
         }
-        stored
     }
 }
 

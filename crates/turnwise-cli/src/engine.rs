@@ -16,7 +16,10 @@ pub(crate) async fn policy(
     learner: &CandleLearner,
 ) -> Result<Arc<dyn Policy>, Failure> {
     match config.rollout.engine {
-        EngineName::Candle => Ok(Arc::new(learner.policy(settings))),
+        EngineName::Candle => {
+            let policy = learner.policy(settings);
+            Ok(Arc::new(policy.map_err(|error| Failure::refused_by(&error))?))
+        }
         #[cfg(feature = "gguf")]
         EngineName::Gguf => Ok(Arc::new(gguf(config, settings, learner).await?)),
         #[cfg(not(feature = "gguf"))]

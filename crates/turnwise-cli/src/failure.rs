@@ -3,8 +3,11 @@
 use std::error::Error;
 use std::fmt;
 
+use turnwise::candle::ModelError;
 use turnwise::rollout::RolloutError;
-use turnwise::training::{CheckpointError, RunDirectoryError, TrainError};
+use turnwise::training::{
+    CanaryError, CheckpointError, LearnerError, RunDirectoryError, TrainError,
+};
 
 /// The exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +51,27 @@ impl Failure {
 
     /// A refusal caused by an error, whose whole chain is told.
     pub(crate) fn refused_by(error: &(dyn Error + 'static)) -> Self {
-        Self::refused(chain(error))
+        Self::caused_by(ExitCode::Refused, error)
     }
 
     pub(crate) fn runtime(error: &(dyn Error + 'static)) -> Self {
-        Self::new(ExitCode::Runtime, chain(error))
+        Self::caused_by(ExitCode::Runtime, error)
+    }
+
+    /// Numbers that went wrong have a code and a help of their own, wherever they come up.
+    fn caused_by(code: ExitCode, error: &(dyn Error + 'static)) -> Self {
+        if is_caused_by_numbers(error) {
+            Self::not_finite(chain(error))
+        } else {
+            Self::new(code, chain(error))
+        }
+    }
+
+    /// A model with a number that is NaN or infinite.
+    fn not_finite(what: String) -> Self {
+        Self::new(ExitCode::Numeric, what).help(
+            "the weights are broken, not the environment: use an earlier checkpoint;\nwhere training broke them, a smaller step: train.learning_rate / 3, or train.max_grad_norm = 0.5",
+        )
     }
 
     pub(crate) fn at(mut self, place: String) -> Self {
@@ -87,6 +106,13 @@ impl fmt::Display for Failure {
 }
 
 impl Error for Failure {}
+
+/// Whether the error, or one of its causes, is a number that is NaN or infinite.
+fn is_caused_by_numbers(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(ModelError::NotFinite { .. }))
+        || matches!(error.downcast_ref(), Some(LearnerError::NotFinite { .. }))
+        || error.source().is_some_and(is_caused_by_numbers)
+}
 
 /// An error and its causes on one line: library errors are fragments that read after "failed to".
 fn chain(error: &(dyn Error + 'static)) -> String {
@@ -151,7 +177,8 @@ impl From<CheckpointError> for Failure {
             CheckpointError::Io { .. } | CheckpointError::Learner(_) if error.is_of_the_disk() => {
                 Self::runtime(&error).help(DISK)
             }
-            CheckpointError::Io { .. } | CheckpointError::Learner(_) => Self::runtime(&error),
+            CheckpointError::Learner(error) => Self::runtime(error),
+            CheckpointError::Io { .. } => Self::runtime(&error),
         }
     }
 }
@@ -159,6 +186,7 @@ impl From<CheckpointError> for Failure {
 impl From<RolloutError> for Failure {
     fn from(error: RolloutError) -> Self {
         let what = match &error {
+            RolloutError::NotFinite { .. } => return Self::not_finite(chain(&error)),
             RolloutError::TooManyFaults { n, last } => {
                 format!("{n} episodes in a row broke, the last with {last}")
             }
@@ -178,6 +206,10 @@ impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
         match error {
             TrainError::Rollout(error) => error.into(),
+            TrainError::Learner(error) | TrainError::Canary(CanaryError::Learner(error)) => {
+                Self::runtime(&error)
+            }
+            TrainError::Canary(CanaryError::NotFinite { .. }) => Self::not_finite(chain(&error)),
             TrainError::Canary(_) => Self::new(ExitCode::Infrastructure, chain(&error)).help(
                 "engine and trainer must be the same model; an engine of other precision needs a larger train.canary.tolerance",
             ),

@@ -125,8 +125,10 @@ fn model(settings: &Settings, seed: u64) -> Result<(Arc<dyn Policy>, CandleLearn
     };
     let decoder = Decoder::random(config, seed).map_err(|error| Failure::refused_by(&error))?;
     // A short memory of squares: that of imitation, whose gradients are far larger, would hold training back for long.
-    let learner = CandleLearner::new(decoder, AdamW { beta2: 0.95, ..AdamW::default() });
-    Ok((Arc::new(learner.policy(EngineSettings::default())), learner))
+    let learner = CandleLearner::new(decoder, AdamW { beta2: 0.95, ..AdamW::default() })
+        .map_err(|error| Failure::refused_by(&error))?;
+    let policy = learner.policy(EngineSettings::default());
+    Ok((Arc::new(policy.map_err(|error| Failure::refused_by(&error))?), learner))
 }
 
 fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use turnwise::candle::{Decoder, Device, locate};
+use turnwise::candle::{Decoder, Device, ModelError, locate};
 
 use crate::failure::Failure;
 use crate::say;
@@ -30,9 +30,10 @@ pub(crate) fn score(model: &Path, input: &Path, device: Device) -> Result<(), Fa
     let decoder = decoder.map_err(|error| Failure::refused_by(&error))?;
     for ((number, _), ids) in lines.iter().zip(&sequences) {
         // One line at a time: what is printed before a line that is wrong stays right.
-        let scored = decoder.score(std::slice::from_ref(ids)).map_err(|error| {
-            Failure::refused(format!("line {number}: {error}"))
-                .help("use ids of this model's own tokenizer")
+        let scored = decoder.score(std::slice::from_ref(ids)).map_err(|error| match error {
+            ModelError::NotFinite { .. } => Failure::refused_by(&error),
+            _ => Failure::refused(format!("line {number}: {error}"))
+                .help("use ids of this model's own tokenizer"),
         })?;
         for logprobs in scored {
             let json = serde_json::to_string(&Output { logprobs })

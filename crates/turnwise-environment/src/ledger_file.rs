@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ pub struct LedgerFile {
 }
 
 struct Inner {
+    path: PathBuf,
     file: File,
     /// Where the next line begins.
     end: u64,
@@ -38,10 +39,15 @@ impl LedgerFile {
     /// # Errors
     /// When the file cannot be read or written, or a line other than the last is none of a ledger.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        let mut file =
-            OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(path)
+            .map_err(at(path))?;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+        file.read_to_end(&mut bytes).map_err(at(path))?;
         // A line is whole once its end is there; what comes after the last end was torn.
         let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let mut known = BTreeMap::new();
@@ -53,13 +59,14 @@ impl LedgerFile {
                 apply(&mut known, line).map_err(wrong)?;
             }
         }
-        file.set_len(end as u64)?;
-        file.sync_all()?;
+        file.set_len(end as u64).and_then(|()| file.sync_all()).map_err(at(path))?;
         // The name of a file that was just made is on the disk once its folder is.
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            File::open(folder)?.sync_all()?;
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))?;
         }
-        Ok(Self { inner: Mutex::new(Inner { file, end: end as u64, known }) })
+        Ok(Self {
+            inner: Mutex::new(Inner { path: path.to_owned(), file, end: end as u64, known }),
+        })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -69,17 +76,28 @@ impl LedgerFile {
 
 impl Inner {
     fn append(&mut self, line: Line) -> Result<(), LedgerError> {
-        let mut bytes = serde_json::to_vec(&line).map_err(std::io::Error::other)?;
+        let mut bytes = serde_json::to_vec(&line).map_err(io::Error::other)?;
         bytes.push(b'\n');
-        // Begins where the last whole line ended, over whatever a failed write may have left there.
-        self.file.seek(SeekFrom::Start(self.end))?;
-        self.file.write_all(&bytes)?;
-        self.file.set_len(self.end + bytes.len() as u64)?;
-        self.file.sync_data()?;
+        self.write(&bytes).map_err(at(&self.path))?;
         self.end += bytes.len() as u64;
         apply(&mut self.known, line)
             .map_err(|reason| LedgerError::Line { line: self.known.len(), reason })
     }
+}
+
+impl Inner {
+    /// Begins where the last whole line ended, over what a failed write may have left there.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.end))?;
+        self.file.write_all(bytes)?;
+        self.file.set_len(self.end + bytes.len() as u64)?;
+        self.file.sync_data()
+    }
+}
+
+/// An error that names its file.
+fn at(path: &Path) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 impl LedgerStore for LedgerFile {

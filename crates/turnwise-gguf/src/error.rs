@@ -36,6 +36,20 @@ pub enum GgufError {
     /// Tokens that the model cannot compute: none, too many, one beyond the vocabulary.
     #[error("compute tokens: {0}")]
     BadTokens(String),
+    /// A weight, or what is computed from the weights, is NaN or infinite.
+    #[error("compute with the model: {0}")]
+    NotFinite(String),
+    /// The system starts no more threads.
+    #[error(
+        "start {count} threads of the engine; ask for fewer, or raise the system's limit (`ulimit -u`)"
+    )]
+    Threads {
+        /// How many there should be.
+        count: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The weights to export.
     #[error(transparent)]
     Model(#[from] ModelError),

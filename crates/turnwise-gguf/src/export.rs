@@ -84,13 +84,14 @@ impl Contents {
             let n_experts = n_experts(config);
             if expert + 1 == n_experts {
                 let shape = [&[n_experts], shape].concat();
-                let tensor = quantized(&std::mem::take(&mut stack), &shape, quantization)?;
+                let tensor = quantized(&name, &std::mem::take(&mut stack), &shape, quantization)?;
                 tensors.push((name, tensor));
             }
             Ok(())
         })?;
         if let Some(factors) = rope_factors(config) {
-            let factors = quantized(&factors, &[factors.len()], Quantization::F32)?;
+            let factors =
+                quantized("rope_freqs.weight", &factors, &[factors.len()], Quantization::F32)?;
             tensors.push(("rope_freqs.weight".to_owned(), factors));
         }
         Ok(Self { metadata, tensors })
@@ -127,9 +128,10 @@ fn stored(
         && (name.contains(".attn_q.") || name.contains(".attn_k."))
     {
         let width = values.len() / shape[0].max(1);
-        return quantized(&interleaved(values, config.head_dim, width), shape, quantization);
+        let values = interleaved(values, config.head_dim, width);
+        return quantized(name, &values, shape, quantization);
     }
-    quantized(values, shape, quantization)
+    quantized(name, values, shape, quantization)
 }
 
 /// The rows of a Llama's queries or keys in GGUF's order, in which the two elements of a head that turn together stand side
@@ -147,6 +149,7 @@ fn interleaved(values: &[f32], head_dim: usize, width: usize) -> Vec<f32> {
 }
 
 fn quantized(
+    name: &str,
     values: &[f32],
     shape: &[usize],
     quantization: Quantization,
@@ -154,7 +157,14 @@ fn quantized(
     let tensor = Tensor::from_slice(values, shape, &Device::Cpu)?;
     let width = shape.last().copied().unwrap_or(1);
     let kind: GgmlDType = quantization.fitting(width).ggml();
-    Ok(QTensor::quantize(&tensor, kind)?)
+    let stored = QTensor::quantize(&tensor, kind)?;
+    // A type of 16 bits ends at 65,504, and so do the scales of blocks.
+    let values: Vec<f32> = stored.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+    if let Some(value) = values.iter().find(|x| !x.is_finite()) {
+        let reason = format!("{name} becomes {value} as {kind:?}; export it as f32");
+        return Err(GgufError::NotFinite(reason));
+    }
+    Ok(stored)
 }
 
 #[cfg(test)]

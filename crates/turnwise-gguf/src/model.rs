@@ -3,7 +3,7 @@ use std::path::Path;
 use turnwise_candle::Decoder;
 
 use crate::export::gguf_bytes;
-use crate::network::Network;
+use crate::network::{Network, check_finite};
 use crate::{GgufError, Quantization};
 
 /// A model that was read from GGUF, with the keys and values of one sequence.
@@ -36,7 +36,9 @@ impl GgufModel {
     /// # Errors
     /// [`GgufError::Unsupported`] for a model that the format or the engine does not have.
     pub fn new(model: &Decoder, quantization: Quantization) -> Result<Self, GgufError> {
-        Self::from_bytes(gguf_bytes(model, quantization)?)
+        // Their numbers are checked as they are written.
+        let bytes = gguf_bytes(model, quantization)?;
+        Ok(Self { network: Network::read(bytes.into())?, ids: Vec::new() })
     }
 
     /// Reads a file, whoever wrote it.
@@ -52,7 +54,9 @@ impl GgufModel {
     /// # Errors
     /// As [`Self::from_file`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GgufError> {
-        Ok(Self { network: Network::read(bytes.into())?, ids: Vec::new() })
+        let bytes = bytes.into();
+        check_finite(&bytes)?;
+        Ok(Self { network: Network::read(bytes)?, ids: Vec::new() })
     }
 
     /// How many tokens it knows.
@@ -78,7 +82,7 @@ impl GgufModel {
             return Err(GgufError::BadTokens("there are none".to_owned()));
         };
         self.go_to(before)?;
-        self.push(*last)
+        finite(self.push(*last)?)
     }
 
     /// The same, with all tokens in one pass. It is faster for long prompts, differs by rounding, and keeps nothing.
@@ -90,7 +94,7 @@ impl GgufModel {
         self.clear();
         let logits = self.network.together(ids);
         self.network.clear();
-        logits
+        logits.and_then(finite)
     }
 
     /// Log-probabilities at temperature 1: entry `t` is that of `ids[t + 1]` given `ids[..=t]`, in nats. As
@@ -104,7 +108,12 @@ impl GgufModel {
         }
         self.check(ids)?;
         self.clear();
-        ids.windows(2).map(|pair| Ok(log_probability(&self.push(pair[0])?, pair[1]))).collect()
+        ids.windows(2)
+            .map(|pair| {
+                let logprob = log_probability(&self.push(pair[0])?, pair[1]);
+                if logprob.is_finite() { Ok(logprob) } else { Err(not_finite()) }
+            })
+            .collect()
     }
 
     pub(crate) fn network(&self) -> &Network {
@@ -179,9 +188,20 @@ pub(crate) fn check_ids(
     }
 }
 
+fn finite(logits: Vec<f32>) -> Result<Vec<f32>, GgufError> {
+    if logits.iter().all(|logit| logit.is_finite()) { Ok(logits) } else { Err(not_finite()) }
+}
+
+/// The error for finite weights whose logits overflow.
+fn not_finite() -> GgufError {
+    GgufError::NotFinite("every weight is finite, but the logits are not".to_owned())
+}
+
 /// In double precision, at most 0.
 fn log_probability(logits: &[f32], id: u32) -> f32 {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - highest).exp()).sum();
-    (f64::from(logits[id as usize] - highest) - sum.ln()).min(0.0) as f32
+    let logprob = f64::from(logits[id as usize] - highest) - sum.ln();
+    // NaN stays NaN, which `min` would make 0.
+    if logprob > 0.0 { 0.0 } else { logprob as f32 }
 }

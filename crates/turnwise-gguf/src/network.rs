@@ -128,6 +128,26 @@ impl Network {
     }
 }
 
+/// Looks through the tensors of a GGUF file for numbers that are NaN or infinite: quantisation rounds a scale to F16, in which
+/// large weights become infinite.
+pub(crate) fn check_finite(bytes: &Arc<[u8]>) -> Result<(), GgufError> {
+    let mut reader = Cursor::new(bytes.clone());
+    let malformed = |error: candle_core::Error| GgufError::Malformed(error.to_string());
+    let content = Content::read(&mut reader).map_err(malformed)?;
+    check(&content)?;
+    for name in content.tensor_infos.keys() {
+        let stored = content.tensor(&mut reader, name, &Device::Cpu).map_err(malformed)?;
+        let values: Vec<f32> = stored.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+        if let Some(index) = values.iter().position(|x| !x.is_finite()) {
+            let (value, dtype, shape) = (values[index], stored.dtype(), stored.shape().dims());
+            return Err(GgufError::NotFinite(format!(
+                "{name} of the type {dtype:?} and the shape {shape:?} is {value} at number {index} and must be finite"
+            )));
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Debug for Network {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Network").field("sizes", &self.sizes).finish_non_exhaustive()

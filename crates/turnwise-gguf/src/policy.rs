@@ -56,7 +56,7 @@ impl Default for GgufSettings {
 /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
 /// # runtime.block_on(async {
 /// let model = Decoder::random(DecoderConfig::small(320), 1)?;
-/// let mut learner = CandleLearner::new(model, AdamW::default());
+/// let mut learner = CandleLearner::new(model, AdamW::default())?;
 /// let policy =
 ///     GgufPolicy::following(&learner, Quantization::Q8_0, GgufSettings::default()).await?;
 /// learner.publish().await?;
@@ -83,14 +83,14 @@ pub struct GgufPolicy {
     published: Arc<Published>,
 }
 
+/// The most threads that an engine starts.
+const MAX_THREADS: usize = 1024;
+
 impl GgufPolicy {
     /// An engine for weights that do not change, as version 0.
     ///
     /// # Errors
     /// [`GgufError::Unsupported`] for a model that the format or the engine does not have.
-    ///
-    /// # Panics
-    /// When the system cannot start a thread.
     pub fn new(
         model: &Decoder,
         quantization: Quantization,
@@ -98,20 +98,17 @@ impl GgufPolicy {
     ) -> Result<Self, GgufError> {
         let model = GgufModel::new(model, quantization)?;
         let published = Arc::new(Published::new(PolicyVersion(0), model));
-        Ok(Self::start(&format!("gguf-{quantization}"), &published, settings))
+        Self::start(&format!("gguf-{quantization}"), &published, settings)
     }
 
     /// An engine for a file, as version 0.
     ///
     /// # Errors
     /// As [`GgufModel::from_file`].
-    ///
-    /// # Panics
-    /// When the system cannot start a thread.
     pub fn from_file(path: &Path, settings: GgufSettings) -> Result<Self, GgufError> {
         let model = GgufModel::from_file(path)?;
         let published = Arc::new(Published::new(PolicyVersion(0), model));
-        Ok(Self::start("gguf", &published, settings))
+        Self::start("gguf", &published, settings)
     }
 
     /// An engine that draws with the weights a learner publishes, under their versions. They are rounded at each publication,
@@ -120,9 +117,6 @@ impl GgufPolicy {
     /// # Errors
     /// [`GgufError::Unsupported`] for a model that the format or the engine does not have, [`GgufError::Learner`] when the
     /// learner has stopped.
-    ///
-    /// # Panics
-    /// When the system cannot start a thread.
     pub async fn following(
         learner: &CandleLearner,
         quantization: Quantization,
@@ -152,20 +146,32 @@ impl GgufPolicy {
         let published = Arc::new(Published::new(version, model?));
         // Nothing can be published before: that takes the learner, which is borrowed here.
         let _ = slot.set(Arc::downgrade(&published));
-        Ok(Self::start(&format!("gguf-{quantization}"), &published, settings))
+        Self::start(&format!("gguf-{quantization}"), &published, settings)
     }
 
-    fn start(name: &str, published: &Arc<Published>, settings: GgufSettings) -> Self {
-        let n_threads = settings.threads.max(1);
-        let workers = (0..n_threads).map(|index| {
+    fn start(
+        name: &str,
+        published: &Arc<Published>,
+        settings: GgufSettings,
+    ) -> Result<Self, GgufError> {
+        let count = settings.threads.max(1);
+        if count > MAX_THREADS {
+            let reason = format!("{count} threads are more than {MAX_THREADS}");
+            return Err(GgufError::Unsupported(reason));
+        }
+        let workers = (0..count).map(|index| {
             let (commands, received) = mpsc::channel();
-            let max_kv_bytes = settings.max_kv_bytes / n_threads as u64;
+            let max_kv_bytes = settings.max_kv_bytes / count as u64;
             let worker = Worker::new(name.to_owned(), published.clone(), max_kv_bytes);
             let thread = thread::Builder::new().name(format!("gguf-{index}"));
-            thread.spawn(move || worker.run(&received)).expect("the system can start a thread");
-            commands
+            // Those that were started end with their channels.
+            thread
+                .spawn(move || worker.run(&received))
+                .map_err(|source| GgufError::Threads { count, source })?;
+            Ok(commands)
         });
-        Self { workers: workers.collect(), published: published.clone() }
+        let workers = workers.collect::<Result<_, GgufError>>()?;
+        Ok(Self { workers, published: published.clone() })
     }
 
     /// Who serves a session.

@@ -232,7 +232,8 @@ impl Worker {
             return Ok(None);
         }
         if logits.iter().any(|logit| !logit.is_finite()) {
-            return Err(PolicyError::Failed("the logits are not finite".to_owned()));
+            let reason = "every weight is finite, but the logits are not".to_owned();
+            return Err(PolicyError::NotFinite(reason));
         }
         let index = request.first_index.wrapping_add(drawn.len() as u64);
         let uniform = uniform_at(request.seed, index);

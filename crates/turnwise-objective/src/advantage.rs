@@ -3,6 +3,12 @@
 //! Every function takes the rewards of ONE group, the attempts at one task: groups cannot mix
 //! because they never meet. Two rules hold for all of them: a group whose rewards are all equal
 //! gets exactly 0, and so does a group of one.
+//!
+//! What divides by a standard deviation does not depend on the unit of the rewards when its epsilon
+//! is 0: rewards of 1e-300 and of 1e300 train alike. Published formulas add an epsilon of 1e-6 or
+//! 1e-4, so that equal rewards do not divide 0 by 0; here equality is decided apart, where rewards
+//! that differ by [`ROUNDING`] or less count as equal, and an epsilon is needed only for numbers that
+//! somebody else computed with one.
 
 use std::error::Error;
 use std::fmt;
@@ -41,7 +47,7 @@ pub enum GroupAdvantage {
     MeanStd {
         /// The convention for the standard deviation.
         std: Std,
-        /// What is added to it.
+        /// What is added to it; 0 for advantages that do not depend on the unit of the rewards.
         epsilon: f64,
     },
     /// [`mean_only`].
@@ -132,21 +138,31 @@ impl Error for AdvantageError {}
 /// A_i = (r_i − mean r) / (std r + epsilon)          arXiv 2507.18071, eq. 6, which has no epsilon
 /// ```
 ///
+/// Rewards that are equal up to [`ROUNDING`] get exactly 0.
+///
 /// # Errors
 ///
-/// [`AdvantageError::NonFinite`], [`AdvantageError::Overflow`], and
-/// [`AdvantageError::InvalidScale`] for `epsilon`.
+/// [`AdvantageError::NonFinite`], and [`AdvantageError::InvalidScale`] for `epsilon`.
 ///
 /// ```
 /// use turnwise_objective::{Std, mean_std};
 ///
 /// assert_eq!(mean_std(&[2.0, 0.0], Std::Population, 0.0)?, [1.0, -1.0]);
+/// assert_eq!(mean_std(&[2e-300, 0.0], Std::Population, 0.0)?, [1.0, -1.0]);
 /// assert_eq!(mean_std(&[0.1; 7], Std::Sample, 0.0)?, [0.0; 7]);
+/// assert_eq!(mean_std(&[0.1 + 0.2, 0.3], Std::Sample, 0.0)?, [0.0, 0.0]);
 /// # Ok::<(), turnwise_objective::AdvantageError>(())
 /// ```
 pub fn mean_std(rewards: &[f64], std: Std, epsilon: f64) -> Result<Vec<f64>, AdvantageError> {
     expect_scale(epsilon)?;
-    let mut deviations = Deviations::of(rewards)?;
+    let mut deviations = match Deviations::of(rewards) {
+        // Halves are as far apart from each other as the whole, in units of their deviation.
+        Err(AdvantageError::Overflow) => return mean_std(&halves(rewards), std, epsilon / 2.0),
+        deviations => deviations?,
+    };
+    if has_zero_variance(rewards) {
+        return Ok(vec![0.0; rewards.len()]);
+    }
     let scale = deviations.standard_deviation(std) + epsilon / deviations.unit;
     deviations.divide_by(scale);
     Ok(deviations.values)
@@ -236,11 +252,11 @@ pub fn mean_with_std_of(
 ///
 /// The paper also subtracts the mean of d, which is 0. One scale for the batch bends no group's
 /// gradient against another's, as a standard deviation per group does. Groups whose rewards are all
-/// equal get exactly 0, and count in the standard deviation.
+/// equal up to [`ROUNDING`] get exactly 0, and count in the standard deviation.
 ///
 /// # Errors
 ///
-/// [`AdvantageError::NonFinite`] with the position in its group, [`AdvantageError::Overflow`], and
+/// [`AdvantageError::NonFinite`] with the position in its group, and
 /// [`AdvantageError::InvalidScale`] for `epsilon`.
 ///
 /// ```
@@ -258,8 +274,18 @@ pub fn normalised_over_batch(
     epsilon: f64,
 ) -> Result<Vec<Vec<f64>>, AdvantageError> {
     expect_scale(epsilon)?;
-    let mut centred =
-        groups.iter().map(|rewards| mean_only(rewards)).collect::<Result<Vec<_>, _>>()?;
+    let centre = |rewards: &Vec<f64>| {
+        let centred = mean_only(rewards)?;
+        Ok(if has_zero_variance(rewards) { vec![0.0; rewards.len()] } else { centred })
+    };
+    let centred: Result<Vec<_>, _> = groups.iter().map(centre).collect();
+    let mut centred = match centred {
+        Err(AdvantageError::Overflow) => {
+            let groups: Vec<Vec<f64>> = groups.iter().map(|rewards| halves(rewards)).collect();
+            return normalised_over_batch(&groups, std, epsilon / 2.0);
+        }
+        centred => centred?,
+    };
     let scale = standard_deviation(&centred.concat(), std)? + epsilon;
     for value in centred.iter_mut().flatten().filter(|value| **value != 0.0) {
         *value /= scale;
@@ -285,17 +311,32 @@ pub fn standard_deviation(values: &[f64], std: Std) -> Result<f64, AdvantageErro
     Ok(deviations.standard_deviation(std) * deviations.unit)
 }
 
-/// Whether a group teaches nothing: its rewards are all equal, or there is at most one.
+/// Numbers that are this close, relative to the largest of them, count as equal: they differ by the
+/// order in which something was added up. A sum of some thousand terms is off by less.
+pub const ROUNDING: f64 = 1e-12;
+
+/// Whether a group teaches nothing: its rewards are all equal up to [`ROUNDING`], or there is at most
+/// one.
 ///
 /// ```
 /// use turnwise_objective::has_zero_variance;
 ///
 /// assert!(has_zero_variance(&[0.1, 0.1, 0.1]));
+/// assert!(has_zero_variance(&[0.1 + 0.2, 0.3]));
 /// assert!(!has_zero_variance(&[0.1, 0.1, 0.2]));
+/// assert!(!has_zero_variance(&[1e-300, 2e-300]));
 /// ```
 #[must_use]
 pub fn has_zero_variance(rewards: &[f64]) -> bool {
-    rewards.iter().all(|reward| *reward == rewards[0])
+    let Some(first) = rewards.first() else { return true };
+    let largest = rewards.iter().fold(0.0_f64, |largest, reward| largest.max(reward.abs()));
+    // Halves, whose difference does not overflow.
+    let close = |reward: &f64| (reward / 2.0 - first / 2.0).abs() < ROUNDING * (largest / 2.0);
+    rewards.iter().all(|reward| reward == first || close(reward))
+}
+
+fn halves(rewards: &[f64]) -> Vec<f64> {
+    rewards.iter().map(|reward| reward / 2.0).collect()
 }
 
 /// r_i − mean r, in units of the largest |r_i − r_0|.

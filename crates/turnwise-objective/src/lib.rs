@@ -96,8 +96,8 @@ mod token_terms;
 mod vector;
 
 pub use advantage::{
-    AdvantageError, GroupAdvantage, Std, has_zero_variance, leave_one_out, mean_only, mean_std,
-    mean_with_std_of, normalised_over_batch, standard_deviation,
+    AdvantageError, GroupAdvantage, ROUNDING, Std, has_zero_variance, leave_one_out, mean_only,
+    mean_std, mean_with_std_of, normalised_over_batch, standard_deviation,
 };
 pub use anchor::by_anchor_state;
 pub use cispo::Cispo;

@@ -22,9 +22,20 @@ impl Group {
         self.members.iter().filter_map(Trajectory::reward).collect()
     }
 
-    /// Whether all rewards are equal, so that nothing distinguishes the members.
+    /// Whether all rewards are equal, so that nothing distinguishes the members. Those that differ by the rounding of their
+    /// sums alone count as equal: 0.1 + 0.2 and 0.3.
     #[must_use]
     pub fn has_zero_variance(&self) -> bool {
-        self.rewards().windows(2).all(|pair| pair[0] == pair[1])
+        let rewards = self.rewards();
+        let magnitude =
+            |member: &Trajectory| member.turn_rewards().iter().map(|r| r.abs()).sum::<f64>();
+        let largest = self.scored().map(magnitude).fold(0.0, f64::max);
+        let rounding = if largest.is_finite() { ROUNDING * largest } else { 0.0 };
+        rewards.iter().all(|reward| {
+            *reward == rewards[0] || (reward / 2.0 - rewards[0] / 2.0).abs() <= rounding / 2.0
+        })
     }
 }
+
+/// What sums of rewards may differ by, relative to the sum of the rewards without their signs.
+const ROUNDING: f64 = 1e-12;

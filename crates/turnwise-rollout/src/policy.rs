@@ -104,6 +104,9 @@ pub enum PolicyError {
     /// It broke while serving the request.
     #[error("draw tokens: {0}")]
     Failed(String),
+    /// The model's logits are NaN or infinite, so that no token has a probability. Says which weight they come from.
+    #[error("draw tokens from logits that are not finite: {0}")]
+    NotFinite(String),
     /// It answers from a record, and was asked for something else.
     #[error("answer from a record: {0}")]
     Diverged(Divergence),

@@ -34,7 +34,8 @@ const BLOCK: usize = 64;
 const LANES: usize = 16;
 
 impl Sampler {
-    /// Draws one token by inversion and returns it with the log-probability it was drawn with, in nats.
+    /// Draws one token by inversion and returns it with the log-probability it was drawn with, in nats. Logits must be finite:
+    /// an engine checks that before it draws, and answers [`PolicyError::NotFinite`](crate::PolicyError::NotFinite) otherwise.
     ///
     /// # Panics
     /// When there are no logits.
@@ -131,7 +132,7 @@ impl Sampler {
         let id = drawn.expect("the sum of a block that is drawn from is not 0");
         // Not from the rounded weight: what is far below the likeliest keeps its precision.
         let distance = f64::from(logits[id] - highest) / f64::from(temperature);
-        (id as TokenId, ((distance - total.ln()) as f32).min(0.0))
+        (id as TokenId, at_most_zero((distance - total.ln()) as f32))
     }
 
     /// Fills `sums`, and returns the sum of all weights.
@@ -320,9 +321,13 @@ fn draw_kept(kept: &[(TokenId, f64)], uniform: f64) -> (TokenId, f32) {
     (*id, logprob(*w, total))
 }
 
-/// At most 0 whatever rounding does.
 fn logprob(weight: f64, total: f64) -> f32 {
-    ((weight / total).ln() as f32).min(0.0)
+    at_most_zero((weight / total).ln() as f32)
+}
+
+/// At most 0 whatever rounding does. NaN stays NaN, which `min` would make 0: the probability of a certain token.
+fn at_most_zero(logprob: f32) -> f32 {
+    if logprob > 0.0 { 0.0 } else { logprob }
 }
 
 #[cfg(test)]

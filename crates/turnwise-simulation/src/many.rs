@@ -148,12 +148,15 @@ pub fn simulate_many(settings: &ManySettings, show: impl Fn(Progress)) -> Summar
         summary: Mutex::default(),
         current: (0..settings.jobs.max(1)).map(|_| Mutex::default()).collect(),
     }));
-    let threads: Vec<_> = (0..shared.current.len())
-        .map(|job| {
-            let settings = settings.clone();
-            std::thread::spawn(move || work(&settings, shared, job))
-        })
-        .collect();
+    let start = |job| {
+        let settings = settings.clone();
+        std::thread::Builder::new().spawn(move || work(&settings, shared, job))
+    };
+    // Where the system starts fewer threads it takes longer.
+    let threads: Vec<_> = (0..shared.current.len()).map_while(|job| start(job).ok()).collect();
+    if threads.is_empty() {
+        work(settings, shared, 0);
+    }
     let mut lost = vec![false; threads.len()];
     loop {
         let is_over =

@@ -51,6 +51,9 @@ impl Canary {
             Err(PolicyError::Refused(reason)) => {
                 return Err(CanaryError::Refused { version, reason });
             }
+            Err(PolicyError::NotFinite(reason)) => {
+                return Err(CanaryError::NotFinite { version, reason });
+            }
             Err(error) => {
                 tracing::warn!(%error, "the engine did not answer after new weights");
                 return Ok(None);
@@ -68,7 +71,7 @@ impl Canary {
         let differences = tokens.iter().zip(logprobs.iter().flatten());
         let gap = differences
             .map(|(token, logprob)| (f64::from(token.logprob) - f64::from(*logprob)).abs())
-            .fold(0.0, f64::max);
+            .fold(0.0, |largest: f64, gap| if gap.is_nan() { gap } else { largest.max(gap) });
         // NaN is no agreement either.
         if gap <= self.tolerance { Ok(Some(gap)) } else { Err(CanaryError::Gap { version, gap }) }
     }
@@ -94,6 +97,14 @@ pub enum CanaryError {
         /// The learner's.
         version: PolicyVersion,
         /// The engine's words.
+        reason: String,
+    },
+    /// The new weights give logits that are NaN or infinite.
+    #[error("draw with the new weights {version}: {reason}")]
+    NotFinite {
+        /// The learner's.
+        version: PolicyVersion,
+        /// Which weight they come from.
         reason: String,
     },
     /// Its numbers are of other weights.

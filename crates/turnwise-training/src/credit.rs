@@ -21,7 +21,7 @@ pub use returns::ReturnCredit;
 pub use streams::{Conservation, CreditStream, CreditStreams};
 pub use turn::TurnCredit;
 pub use turn_baseline::TurnBaselineCredit;
-use turnwise_objective::{AdvantageError, reward_to_go};
+use turnwise_objective::{AdvantageError, ROUNDING, reward_to_go};
 use turnwise_trajectory::Trajectory;
 
 /// How the rewards of a group become an advantage for each turn of each member.
@@ -92,8 +92,39 @@ fn write(member: &mut Trajectory, advantages: &[f64]) {
     }
 }
 
+/// The reward of each member. Those that differ by rounding alone are equal.
 fn totals(group: &[&Trajectory]) -> Vec<f64> {
-    group.iter().map(|member| member.reward().unwrap_or(f64::NAN)).collect()
+    let totals = group.iter().map(|member| vec![member.reward().unwrap_or(f64::NAN)]).collect();
+    settled(totals, group).concat()
+}
+
+/// Sums of rewards in which those that differ by rounding alone are equal: 0.1 + 0.2 - 0.3 is not 0, and without an epsilon a
+/// standard deviation makes as much of that as of any other difference. What rounding can be is known from the terms, not
+/// from their sum.
+fn settled(mut sums: Vec<Vec<f64>>, group: &[&Trajectory]) -> Vec<Vec<f64>> {
+    let rounding = ROUNDING * magnitude(group);
+    let mut places: Vec<(usize, usize)> = (0..sums.len())
+        .flat_map(|member| (0..sums[member].len()).map(move |turn| (member, turn)))
+        .collect();
+    places.sort_by(|a, b| sums[a.0][a.1].total_cmp(&sums[b.0][b.1]));
+    let mut before: Option<(f64, f64)> = None;
+    for (member, turn) in places {
+        let value = sums[member][turn];
+        before = Some(match before {
+            // A chain of close values has that of its first.
+            Some((last, first)) if value - last <= rounding => (value, first),
+            _ => (value, value),
+        });
+        sums[member][turn] = before.map_or(value, |(_, first)| first);
+    }
+    sums
+}
+
+/// The largest sum of a member's rewards without their signs; 0 where that is not finite.
+fn magnitude(group: &[&Trajectory]) -> f64 {
+    let of = |member: &&Trajectory| member.turn_rewards().iter().map(|r| r.abs()).sum::<f64>();
+    let largest = group.iter().map(of).fold(0.0, f64::max);
+    if largest.is_finite() { largest } else { 0.0 }
 }
 
 fn n_turns(group: &[&Trajectory]) -> Vec<usize> {

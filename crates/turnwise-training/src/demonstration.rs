@@ -94,7 +94,7 @@ fn imitate(row: &mut Row, ids: Vec<TokenId>) {
 /// Returns that loss, in nats, and what the optimiser did. Nothing is published.
 ///
 /// # Errors
-/// When the learner fails.
+/// When the learner fails, and [`LearnerError::NotFinite`] when the gradient is NaN or infinite.
 pub async fn imitate_step(
     learner: &mut dyn Learner,
     rows: &[Row],
@@ -111,6 +111,12 @@ pub async fn imitate_step(
     };
     learner.accumulate(rows, &mut gradient).await?;
     let updated = learner.step(update).await?;
+    if !updated.applied {
+        return Err(LearnerError::NotFinite {
+            action: "imitate demonstrations".to_owned(),
+            reason: format!("the gradient's norm is {}", updated.grad_norm),
+        });
+    }
     Ok((loss, updated))
 }
 

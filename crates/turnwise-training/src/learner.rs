@@ -82,7 +82,7 @@ pub trait Learner: Send {
     /// Changes the weights along the accumulated gradient and clears it.
     ///
     /// # Errors
-    /// When the optimiser fails.
+    /// [`LearnerError::NotFinite`] when it makes a weight NaN or infinite, and when the optimiser fails.
     async fn step(&mut self, update: Update) -> Result<Updated, LearnerError>;
 
     /// Makes the current weights the policy's and returns their version.
@@ -94,7 +94,7 @@ pub trait Learner: Send {
     /// Writes weights and optimiser state into an existing directory.
     ///
     /// # Errors
-    /// When they cannot be written.
+    /// [`LearnerError::NotFinite`] for a number that is NaN or infinite, which no file gets, and when they cannot be written.
     async fn save(&mut self, directory: &Path) -> Result<(), LearnerError>;
 
     /// Reads back what `save` wrote, and publishes it as `version`.
@@ -127,6 +127,15 @@ pub enum LearnerError {
          weights, or set the weight of the penalty to 0"
     )]
     NoReference,
+    /// A weight, or what is computed from the weights, is NaN or infinite. The learner must not be trained further: load an
+    /// earlier checkpoint.
+    #[error("{action}: {reason}")]
+    NotFinite {
+        /// What was attempted.
+        action: String,
+        /// The tensor with the first such number.
+        reason: String,
+    },
     /// The caller's gradient.
     #[error("compute the loss")]
     Gradient(#[source] Box<dyn Error + Send + Sync>),

@@ -109,6 +109,8 @@ pub enum InfraReason {
     EngineTimeout,
     /// The engine answered something impossible.
     BadEngine,
+    /// The model's logits are NaN or infinite.
+    NotFinite,
     /// The rubric returned an error.
     RubricError,
     /// A snapshot could not be restored.

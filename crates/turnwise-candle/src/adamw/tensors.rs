@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{AdamW, AdamWState, Moments, Rates};
+use super::{AdamW, AdamWState, Moments, Rates, not_finite};
 use crate::accumulated::Accumulated;
 use crate::decoder::Parameter;
 use crate::layout::Spec;
@@ -42,13 +42,16 @@ impl Optimizer {
     }
 
     /// One step along `gradients * scale`.
+    ///
+    /// # Errors
+    /// As [`AdamWState::step`].
     pub(crate) fn step(
         &mut self,
         parameters: &[Parameter],
         gradients: &Accumulated,
         scale: f64,
         learning_rate: f64,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), ModelError> {
         match (self, gradients) {
             (Self::Buffers(state), Accumulated::Buffers(gradients)) => {
                 state.step(parameters, gradients, scale, learning_rate)
@@ -56,7 +59,9 @@ impl Optimizer {
             (Self::Tensors(state), Accumulated::Tensors(gradients)) => {
                 state.step(parameters, gradients, scale, learning_rate)
             }
-            _ => candle_core::bail!("gradients and moments are in different forms"),
+            _ => {
+                Err(candle_core::Error::msg("gradients and moments are in different forms").into())
+            }
         }
     }
 
@@ -88,12 +93,35 @@ impl TensorState {
         gradients: &[Option<Tensor>],
         scale: f64,
         learning_rate: f64,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), ModelError> {
         self.steps += 1;
-        let trained = parameters.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable);
-        for ((parameter, gradient), moments) in trained.zip(&mut self.moments) {
+        let trained =
+            || parameters.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable);
+        // The device is asked once, when all parameters have moved.
+        let mut zero = None;
+        for ((parameter, gradient), moments) in trained().zip(&mut self.moments) {
             let rates = Rates::of(self.settings, parameter, self.steps, scale, learning_rate);
             advance(parameter, gradient.as_ref(), moments, rates)?;
+            for tensor in [&parameter.var.as_detached_tensor(), &moments[0], &moments[1]] {
+                let own = (tensor * 0.0)?.sum_all()?;
+                zero = Some(match zero {
+                    Some(zero) => (zero + own)?,
+                    None => own,
+                });
+            }
+        }
+        let zero = zero.map_or(Ok(0.0), |zero| zero.to_scalar::<f32>())?;
+        if zero == 0.0 {
+            return Ok(());
+        }
+        for ((parameter, _), [first, second]) in trained().zip(&self.moments) {
+            let weights = parameter.var.as_detached_tensor();
+            let values = [host_numbers(&weights)?, host_numbers(first)?, host_numbers(second)?];
+            if let Some(error) =
+                not_finite(parameter, values.each_ref().map(|v| &**v), learning_rate)
+            {
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -104,6 +104,11 @@ pub(super) fn open_all(directory: &Path) -> Result<(Vec<TensorFile>, Vec<String>
     Ok((files, problems))
 }
 
+/// Whether there are weights, or an index that says where.
+pub(crate) fn has_weights(directory: &Path) -> bool {
+    directory.join(WEIGHTS).exists() || directory.join(INDEX).exists()
+}
+
 /// Whether there are weights, with every shard that an index names.
 pub(crate) fn is_whole(directory: &Path) -> bool {
     directory.join(WEIGHTS).exists()

@@ -52,6 +52,15 @@ impl Precision {
         }
     }
 
+    /// A number as a file holds it: rounded to the nearest.
+    pub(crate) fn rounded(self, number: f32) -> f32 {
+        match self {
+            Self::Single => number,
+            Self::Brain => bf16::from_f32(number).to_f32(),
+            Self::Half => f16::from_f32(number).to_f32(),
+        }
+    }
+
     /// The numbers as bytes, rounded to the nearest.
     pub(crate) fn encode(self, numbers: &[f32]) -> Vec<u8> {
         let numbers = numbers.iter();

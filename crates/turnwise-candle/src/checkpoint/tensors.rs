@@ -1,3 +1,4 @@
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -6,6 +7,8 @@ use safetensors::tensor::TensorInfo;
 use super::Precision;
 use super::files::{TensorFile, open_all};
 use crate::ModelError;
+use crate::error::brief;
+use crate::finite::{describe, first_not_finite};
 use crate::layout::Spec;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -71,10 +74,8 @@ impl Tensors {
         let mut parameters = Vec::with_capacity(specs.len());
         for (spec, places) in specs.iter().zip(plan.parameters) {
             let mut values = Vec::with_capacity(spec.len());
-            for place in &places {
-                let Place { file, info, precision } = place;
-                self.files[*file]
-                    .read(info, *precision, |piece| values.extend_from_slice(piece))?;
+            for (name, place) in spec.tensor_names().zip(&places) {
+                self.read_finite(&name, place, &mut values)?;
             }
             let precisions = places.iter().map(|place| place.precision);
             let precision = precisions.reduce(|a, b| if a == b { a } else { Precision::Single });
@@ -94,29 +95,58 @@ impl Tensors {
         let wanted = Wanted::of(specs);
         let parameters = specs.iter().map(|spec| vec![None; spec.n_tensors()]).collect();
         let mut found = Found { parameters, spare_head: None };
-        // A tensor that is there but wrong is not missing too.
         let mut seen = HashSet::new();
+        // A tensor that is there but wrong is not missing too.
+        let mut wrong = HashSet::new();
         for (file, contents) in self.files.iter().enumerate() {
             for (name, info) in &contents.tensors {
                 if !seen.insert(name) {
-                    self.problems.push(format!("{name} is in more than one file"));
+                    self.problems.push(format!("{} is in more than one file", brief(name)));
                 } else if let Err(problem) = wanted.put(name, info, file, &mut found) {
+                    wrong.extend(wanted.parts_of(name));
                     self.problems.push(problem);
                 }
             }
         }
-        for spec in specs {
-            let missing = spec.tensor_names().filter(|name| !seen.contains(name));
+        found.take_lone_head(specs);
+        for (index, spec) in specs.iter().enumerate() {
+            let places = &found.parameters[index];
+            let missing = spec.tensor_names().zip(places).filter(|(_, place)| place.is_none());
+            let missing = missing.map(|(name, _)| name).filter(|name| !wrong.contains(name));
             let shape = spec.tensor_shape();
-            self.problems.extend(missing.map(|name| format!("{name} {shape:?} is missing")));
+            self.problems.extend(missing.map(|name| match name.as_str() {
+                HEAD => format!(
+                    "{HEAD} {shape:?} is missing; if the model's head is its embedding, set tie_word_embeddings to true in config.json"
+                ),
+                _ => format!("{name} {shape:?} is missing"),
+            }));
         }
         if !self.problems.is_empty() {
-            let problems = std::mem::take(&mut self.problems);
+            let problems = grouped(std::mem::take(&mut self.problems));
             return Err(ModelError::Mismatch { directory: self.path.clone(), problems });
         }
         let parameters = found.parameters.into_iter();
         let parameters = parameters.map(|places| places.into_iter().flatten().collect());
         Ok(Plan { parameters: parameters.collect(), spare_head: found.spare_head })
+    }
+
+    /// Appends the numbers of a tensor, and refuses the first that is NaN or infinite.
+    fn read_finite(
+        &mut self,
+        name: &str,
+        Place { file, info, precision }: &Place,
+        values: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        let (start, mut wrong) = (values.len(), None);
+        self.files[*file].read(info, *precision, |piece| {
+            let index = values.len() - start;
+            wrong = wrong.or_else(|| Some(index + first_not_finite(piece)?));
+            values.extend_from_slice(piece);
+        })?;
+        let Some(index) = wrong else { return Ok(()) };
+        let action = format!("load the weights in {}", self.path.display());
+        let reason = describe(name, &info.shape, index, values[start + index]);
+        Err(ModelError::NotFinite { action, reason })
     }
 
     fn compare_head(&mut self, head: &Place, embedding: &[f32]) -> Result<(), ModelError> {
@@ -149,6 +179,21 @@ struct Found {
     spare_head: Option<Place>,
 }
 
+/// The tensors in which transformers 5 holds all experts of a layer, and what is in each: gate and up lie behind each other.
+const FUSED: [(&str, &[&str]); 2] =
+    [("gate_up_proj", &["gate_proj", "up_proj"]), ("down_proj", &["down_proj"])];
+
+impl Found {
+    /// Takes the head of a tied model for its embedding, where the file holds it under that name alone.
+    fn take_lone_head(&mut self, specs: &[Spec]) {
+        let embedding = specs.iter().position(|spec| spec.name == EMBEDDING);
+        let Some(embedding) = embedding.map(|index| &mut self.parameters[index]) else { return };
+        if let [place @ None] = &mut embedding[..] {
+            *place = self.spare_head.take();
+        }
+    }
+}
+
 impl<'a> Wanted<'a> {
     fn of(specs: &'a [Spec]) -> Self {
         let tensors = specs.iter().enumerate().flat_map(|(index, spec)| {
@@ -156,6 +201,58 @@ impl<'a> Wanted<'a> {
             names.map(move |(part, name)| (name, (spec.tensor_shape(), index, part)))
         });
         Self { tensors: tensors.collect() }
+    }
+
+    /// The names of the tensors that a tensor of this name holds.
+    fn parts_of(&self, name: &str) -> Vec<String> {
+        match self.fused(name) {
+            Some(fused) => fused.experts.into_iter().flatten().collect(),
+            None => vec![name.to_owned()],
+        }
+    }
+
+    /// What a tensor with all experts of a layer holds, if one of this name is wanted.
+    fn fused(&self, name: &str) -> Option<Fused<'a>> {
+        let (module, tensor) = name.rsplit_once('.')?;
+        let (_, parts) = FUSED.into_iter().find(|(fused, _)| *fused == tensor)?;
+        let expert = |index: usize| -> Option<Vec<String>> {
+            let names = parts.iter().map(|part| format!("{module}.{index}.{part}.weight"));
+            let names: Vec<String> = names.collect();
+            names.iter().all(|name| self.tensors.contains_key(name)).then_some(names)
+        };
+        let experts: Vec<Vec<String>> = (0..).map_while(expert).collect();
+        let (shape, ..) = self.tensors[experts.first()?.first()?];
+        Some(Fused { shape, experts })
+    }
+
+    /// Notes where the experts of a layer are that lie in one tensor.
+    fn put_fused(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        file: usize,
+        fused: &Fused<'_>,
+        found: &mut Found,
+    ) -> Result<(), String> {
+        let Fused { shape, experts } = fused;
+        let n_parts = experts[0].len();
+        let [rows, width] = **shape else { return Err(format!("{name} is not a matrix")) };
+        let whole = place(name, info, &[experts.len(), n_parts * rows, width], file)?;
+        let size = rows * width * whole.precision.width();
+        for (number, part) in experts.iter().flatten().enumerate() {
+            let start = info.data_offsets.0 + number * size;
+            let (_, index, place) = self.tensors[part];
+            let info = TensorInfo {
+                shape: shape.to_vec(),
+                data_offsets: (start, start + size),
+                dtype: info.dtype,
+            };
+            let part = Place { file, info, precision: whole.precision };
+            if found.parameters[index][place].replace(part).is_some() {
+                return Err(format!("{name} is there, and its experts are there one by one too"));
+            }
+        }
+        Ok(())
     }
 
     /// Notes where a tensor is, or says why it does not fit.
@@ -167,8 +264,14 @@ impl<'a> Wanted<'a> {
         found: &mut Found,
     ) -> Result<(), String> {
         if let Some((shape, index, part)) = self.tensors.get(name) {
-            found.parameters[*index][*part] = Some(place(name, info, shape, file)?);
+            let place = place(name, info, shape, file)?;
+            if found.parameters[*index][*part].replace(place).is_some() {
+                return Err(format!("{name} is there, and in a tensor of all experts too"));
+            }
             return Ok(());
+        }
+        if let Some(fused) = self.fused(name) {
+            return self.put_fused(name, info, file, &fused, found);
         }
         match self.tensors.get(EMBEDDING) {
             Some((shape, ..)) if name == HEAD => {
@@ -176,15 +279,64 @@ impl<'a> Wanted<'a> {
                 Ok(())
             }
             _ if name.ends_with("rotary_emb.inv_freq") => Ok(()),
-            _ => Err(format!("{name} {:?} is not a part of it", info.shape)),
+            _ => Err(format!(
+                "{} {} is not a part of it",
+                brief(name),
+                brief(format!("{:?}", info.shape))
+            )),
         }
     }
+}
+
+/// All experts of a layer in one tensor.
+struct Fused<'a> {
+    /// Of one matrix of one expert.
+    shape: &'a [usize],
+    /// The names of the matrices of each expert.
+    experts: Vec<Vec<String>>,
+}
+
+/// One problem for all tensors that differ in numbers of layers and experts alone, and not more than a screen of them.
+fn grouped(problems: Vec<String>) -> Vec<String> {
+    const MOST: usize = 16;
+    let mut groups: Vec<(String, usize)> = Vec::new();
+    let mut places = HashMap::new();
+    for problem in problems {
+        let pattern: Vec<&str> = problem
+            .split('.')
+            .map(|part| if part.parse::<u64>().is_ok() { "*" } else { part })
+            .collect();
+        match places.entry(pattern.join(".")) {
+            Entry::Occupied(place) => {
+                let (_, count): &mut (String, usize) = &mut groups[*place.get()];
+                *count += 1;
+            }
+            Entry::Vacant(place) => {
+                place.insert(groups.len());
+                groups.push((problem, 1));
+            }
+        }
+    }
+    let rest: usize = groups.iter().skip(MOST).map(|(_, count)| count).sum();
+    let mut shown: Vec<String> = groups
+        .into_iter()
+        .take(MOST)
+        .map(|(problem, count)| match count {
+            1 => problem,
+            _ => format!("{problem} (and {} more tensors like it)", count - 1),
+        })
+        .collect();
+    if rest > 0 {
+        shown.push(format!("and {rest} more"));
+    }
+    shown
 }
 
 /// Where a tensor of this shape is, or why it cannot be used.
 fn place(name: &str, info: &TensorInfo, shape: &[usize], file: usize) -> Result<Place, String> {
     if info.shape != shape {
-        return Err(format!("{name} is {:?} and must be {shape:?}", info.shape));
+        let is = brief(format!("{:?}", info.shape));
+        return Err(format!("{name} is {is} and must be {shape:?}"));
     }
     match Precision::of(info.dtype) {
         Some(precision) => Ok(Place { file, info: info.clone(), precision }),

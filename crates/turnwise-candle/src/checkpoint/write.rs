@@ -1,12 +1,14 @@
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value};
 
 use super::Precision;
 use crate::ModelError;
+use crate::finite::{describe, first_not_finite};
 use crate::layout::{Adapter, Linear};
 
 /// A tensor to write.
@@ -20,51 +22,93 @@ pub(crate) struct Piece<'a> {
     pub(crate) precision: Precision,
 }
 
-/// Turned into bytes only when its turn comes, so that no file is in memory as a whole.
-impl View for Piece<'_> {
+/// A piece on its way into a file. Encoded only when its turn comes, so that no file is in memory as a whole.
+struct Writing<'a> {
+    piece: Piece<'a>,
+    /// What is wrong with the first piece that cannot be written.
+    wrong: &'a RefCell<Option<String>>,
+}
+
+impl View for Writing<'_> {
     fn dtype(&self) -> Dtype {
-        self.precision.dtype()
+        self.piece.precision.dtype()
     }
 
     fn shape(&self) -> &[usize] {
-        self.shape
+        self.piece.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let linear = Linear { weight: self.values, bias: None, adapter: self.adapter };
-        self.precision.encode(&linear.merged()).into()
+        let Piece { values, adapter, precision, .. } = self.piece;
+        let merged = Linear { weight: values, bias: None, adapter }.merged();
+        if let Some(reason) = self.piece.not_finite(&merged) {
+            self.wrong.borrow_mut().get_or_insert(reason);
+        }
+        precision.encode(&merged).into()
     }
 
     fn data_len(&self) -> usize {
-        self.values.len() * self.precision.width()
+        self.piece.values.len() * self.piece.precision.width()
     }
 }
 
-/// Writes tensors into one file, which appears whole or not at all.
+impl Piece<'_> {
+    /// Says which of its numbers is NaN or infinite, or becomes so when it is rounded.
+    fn not_finite(&self, merged: &[f32]) -> Option<String> {
+        let Self { name, shape, precision, .. } = self;
+        if let Some(index) = first_not_finite(merged) {
+            return Some(describe(name, shape, index, merged[index]));
+        }
+        if *precision == Precision::Single {
+            return None;
+        }
+        let index = merged.iter().position(|x| !precision.rounded(*x).is_finite())?;
+        let (value, dtype) = (merged[index], precision.dtype());
+        Some(format!(
+            "{name} has {value:e}, which is more than a number of the type {dtype:?} can be"
+        ))
+    }
+}
+
+/// Writes tensors into one file, which appears whole or not at all: not with a number that is NaN or infinite.
 pub(crate) fn write_tensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = Piece<'a>>,
 ) -> Result<(), ModelError> {
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    let views = tensors.map(|piece| (piece.name.clone(), piece));
-    replace(path, |path| {
-        safetensors::serialize_to_file(views, Some(metadata), path).map_err(io::Error::other)
+    let wrong = RefCell::default();
+    let views = tensors.map(|piece| (piece.name.clone(), Writing { piece, wrong: &wrong }));
+    replace(path, |unfinished| {
+        safetensors::serialize_to_file(views, Some(metadata), unfinished)
+            .map_err(|error| ModelError::write(path, error))?;
+        let Some(reason) = wrong.take() else { return Ok(()) };
+        Err(ModelError::NotFinite { action: format!("write {}", path.display()), reason })
     })
 }
 
 /// Writes a JSON object, which appears whole or not at all.
 pub(crate) fn write_json(path: &Path, json: &Map<String, Value>) -> Result<(), ModelError> {
     let text = serde_json::to_string_pretty(json).expect("a JSON object can be written");
-    replace(path, |path| fs::write(path, text + "\n"))
+    replace(path, |unfinished| {
+        fs::write(unfinished, text + "\n").map_err(|error| ModelError::write(path, error))
+    })
 }
 
 /// Writes beside the old file and renames, so that a crash leaves one or the other.
-fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), ModelError> {
+fn replace(
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<(), ModelError>,
+) -> Result<(), ModelError> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".unfinished");
     let unfinished = PathBuf::from(unfinished);
-    write(&unfinished)
-        .and_then(|()| fs::File::open(&unfinished)?.sync_all())
-        .and_then(|()| fs::rename(&unfinished, path))
-        .map_err(|error| ModelError::write(path, error))
+    let publish =
+        || fs::File::open(&unfinished)?.sync_all().and_then(|()| fs::rename(&unfinished, path));
+    let written =
+        write(&unfinished).and_then(|()| publish().map_err(|error| ModelError::write(path, error)));
+    if written.is_err() {
+        // The error that is told is why it could not be written.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
 }

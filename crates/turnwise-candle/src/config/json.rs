@@ -5,6 +5,7 @@ mod rope;
 
 use serde_json::{Map, Value, json};
 
+use crate::error::brief;
 use crate::{Architecture, DecoderConfig, Experts, ModelError};
 
 impl DecoderConfig {
@@ -22,7 +23,7 @@ impl DecoderConfig {
         let max_positions = optional_size(json, "max_position_embeddings")?;
         let max_positions = max_positions.unwrap_or(default_positions(json));
         let head_dim = optional_size(json, "head_dim")?.or(head_width);
-        let (rope_theta, rope_scaling) = rope::read(json, max_positions)?;
+        let rope = rope::read(json, max_positions)?;
         let config = Self {
             architecture: architecture(json)?,
             vocab_size: size(json, "vocab_size")?,
@@ -32,10 +33,10 @@ impl DecoderConfig {
             n_heads,
             n_kv_heads: optional_size(json, "num_key_value_heads")?.unwrap_or(n_heads),
             head_dim: head_dim.unwrap_or(hidden_size / n_heads.max(1)),
-            max_positions,
+            max_positions: rope.max_positions,
             rms_norm_eps: optional(json, "rms_norm_eps", 1e-6, Value::as_f64)?,
-            rope_theta,
-            rope_scaling,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
             tie_word_embeddings: optional(json, "tie_word_embeddings", false, Value::as_bool)?,
         };
         config.validate()?;
@@ -95,15 +96,19 @@ fn architecture(json: &Map<String, Value>) -> Result<Architecture, ModelError> {
 
 fn experts(json: &Map<String, Value>) -> Result<Experts, ModelError> {
     // The first is what published checkpoints say, the second what transformers 5 writes.
-    let n_experts = match optional_size(json, "num_experts")? {
-        Some(n_experts) => n_experts,
-        None => optional_size(json, "num_local_experts")?
+    let published = optional_size(json, "num_experts")?;
+    let n_experts = match (published, optional_size(json, "num_local_experts")?) {
+        (Some(one), Some(other)) if one != other => {
+            return Err(bad(format!("num_experts is {one} and num_local_experts is {other}")));
+        }
+        (one, other) => one
+            .or(other)
             .ok_or_else(|| bad("config.json has no num_experts and no num_local_experts"))?,
     };
     let dense_layers = match present(json, "mlp_only_layers") {
         None => Vec::new(),
         Some(layers) => serde_json::from_value(layers.clone()).map_err(|_| {
-            bad(format!("mlp_only_layers is {layers} and must be a list of layers"))
+            bad(format!("mlp_only_layers is {} and must be a list of layers", brief(layers)))
         })?,
     };
     Ok(Experts {
@@ -163,7 +168,7 @@ fn size(json: &Map<String, Value>, key: &str) -> Result<usize, ModelError> {
 fn optional_size(json: &Map<String, Value>, key: &str) -> Result<Option<usize>, ModelError> {
     let read = |value: &Value| {
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.ok_or_else(|| bad(format!("{key} is {value} and must be a whole number")))
+        size.ok_or_else(|| bad(format!("{key} is {} and must be a whole number", brief(value))))
     };
     present(json, key).map(read).transpose()
 }
@@ -176,6 +181,6 @@ fn optional<T>(
 ) -> Result<T, ModelError> {
     match present(json, key) {
         None => Ok(default),
-        Some(value) => read(value).ok_or_else(|| bad(format!("{key} is {value}"))),
+        Some(value) => read(value).ok_or_else(|| bad(format!("{key} is {}", brief(value)))),
     }
 }

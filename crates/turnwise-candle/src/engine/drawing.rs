@@ -5,23 +5,22 @@ use std::sync::Mutex;
 use turnwise_rollout::Sampler;
 
 use super::compute::Logits;
-use super::slot::{Drawn, Slot};
+use super::slot::{Drawn, Slot, Undrawn};
 use super::team::Team;
-use crate::math;
-use crate::simd::vectorized;
+use crate::finite::all_finite;
 
 /// Rows that one thread draws from at a time.
 const ROWS: usize = 4;
 
-/// What is drawn for the requests that are ready, in their order; `None` where nothing can be.
+/// Samples for the requests that are ready, in their order.
 pub(super) fn draw_all(
     team: &mut Team,
     logits: Logits<'_>,
     vocab_size: usize,
     ready: &[usize],
     slots: &[Slot],
-) -> Vec<Option<Drawn>> {
-    let mut drawn = vec![None; ready.len()];
+) -> Vec<Result<Drawn, Undrawn>> {
+    let mut drawn = vec![Err(Undrawn::NotFinite); ready.len()];
     let samplers: Vec<Mutex<Sampler>> = (0..team.size()).map(|_| Mutex::default()).collect();
     let ready: Vec<&Slot> = ready.iter().map(|index| &slots[*index]).collect();
     team.chunks(&mut drawn, ROWS, |member, chunk, drawn| {
@@ -35,23 +34,16 @@ pub(super) fn draw_all(
     drawn
 }
 
-/// `None` when the logits are not numbers, or nothing is allowed.
-fn draw(sampler: &mut Sampler, logits: &[f32], slot: &Slot) -> Option<Drawn> {
-    if !are_finite(logits) {
-        return None;
+fn draw(sampler: &mut Sampler, logits: &[f32], slot: &Slot) -> Result<Drawn, Undrawn> {
+    if !all_finite(logits) {
+        return Err(Undrawn::NotFinite);
     }
     let (sampling, uniform) = (&slot.request().sampling, slot.uniform());
     let Some(mut kept) = slot.allowed() else {
         let (id, logprob) = sampler.draw(logits, sampling, uniform);
-        return Some(Drawn { id, logprob, kept: Vec::new() });
+        return Ok(Drawn { id, logprob, kept: Vec::new() });
     };
-    let (id, logprob) = sampler.draw_from(logits, &mut kept, sampling, uniform)?;
-    Some(Drawn { id, logprob, kept })
-}
-
-vectorized! {
-    /// Whether all of them are numbers: what is none is not 0 when it is multiplied by 0.
-    fn are_finite(x: &[f32]) -> bool {
-        math::sum_of(x, |x| x * 0.0) == 0.0
-    }
+    let drawn = sampler.draw_from(logits, &mut kept, sampling, uniform);
+    let (id, logprob) = drawn.ok_or(Undrawn::NothingAllowed)?;
+    Ok(Drawn { id, logprob, kept })
 }

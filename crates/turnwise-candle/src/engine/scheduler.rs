@@ -11,13 +11,13 @@ use super::compute::{Compute, Step, Token};
 use super::drawing::draw_all;
 use super::pages::{PAGE, PageLayout};
 use super::parts::{Part, Parts};
-use super::slot::{Job, Slot, Waiting};
+use super::slot::{Job, Slot, Undrawn, Waiting};
 use super::team::Team;
 use super::tensors::{compute_for, suited};
 use super::tree::{NodeId, Tree};
 use super::{Counters, EngineSettings, KvOnUpdate, add};
-use crate::DecoderConfig;
 use crate::published::{Publication, Published};
+use crate::{DecoderConfig, ModelError};
 
 /// What a policy's handles ask of its thread.
 #[derive(Debug)]
@@ -60,16 +60,18 @@ struct Planned {
 }
 
 impl Scheduler {
+    /// # Errors
+    /// When the engine's threads cannot be started.
     pub(crate) fn new(
         published: Published,
         settings: EngineSettings,
         counters: Arc<Counters>,
-    ) -> Self {
+    ) -> Result<Self, ModelError> {
         let current = suited(published.newest(), settings);
         let config = current.weights.config().clone();
         let layout = PageLayout::new(&config);
         let max_pages = usize::try_from(settings.max_kv_bytes / layout.bytes());
-        Self {
+        Ok(Self {
             settings,
             config,
             published,
@@ -78,11 +80,11 @@ impl Scheduler {
             tree: Tree::new(max_pages.unwrap_or(usize::MAX)),
             compute: compute_for(&current.weights),
             current,
-            team: Team::new(settings.threads),
+            team: Team::new(settings.threads)?,
             page_bytes: layout.bytes(),
             step: 0,
             counters,
-        }
+        })
     }
 
     /// Serves until every handle is gone.
@@ -256,13 +258,27 @@ impl Scheduler {
         let ready: Vec<usize> = ready.map(|token| slots[token.table]).collect();
         let vocab_size = self.config.vocab_size;
         let drawn = draw_all(&mut self.team, logits, vocab_size, &ready, &self.active);
+        let mut not_finite = None;
         for (index, drawn) in ready.iter().zip(drawn) {
             let slot = &mut self.active[*index];
             if slot.is_first_draw() {
                 add(&self.counters.reused, slot.reused());
             }
-            if slot.take(drawn, *version, &self.tree) {
-                add(&self.counters.drawn, 1);
+            match drawn {
+                Ok(drawn) => {
+                    slot.take(drawn, *version, &self.tree);
+                    add(&self.counters.drawn, 1);
+                }
+                Err(Undrawn::NothingAllowed) => {
+                    let reason = "the constraint allows no token";
+                    slot.refuse(PolicyError::Failed(reason.to_owned()));
+                }
+                Err(Undrawn::NotFinite) => {
+                    let reason = not_finite.get_or_insert_with(|| weights.culprit());
+                    slot.refuse(PolicyError::NotFinite(format!(
+                        "policy version {version}: {reason}"
+                    )));
+                }
             }
         }
         self.finish();
@@ -361,11 +377,11 @@ impl Scheduler {
     /// Answers the requests that are done.
     fn finish(&mut self) {
         let Self { active, tree, .. } = self;
-        let is_done = |slot: &mut Slot| slot.outcome(tree).is_some();
-        let done: Vec<Slot> = active.extract_if(.., is_done).collect();
-        for mut slot in done {
-            if let Some(outcome) = slot.outcome(tree) {
-                slot.end(tree, outcome);
+        let mut index = 0;
+        while index < active.len() {
+            match active[index].outcome() {
+                Some(outcome) => active.remove(index).end(tree, outcome),
+                None => index += 1,
             }
         }
     }

@@ -32,6 +32,15 @@ pub(super) struct Drawn {
     pub(super) kept: Vec<TokenId>,
 }
 
+/// Why no token can be sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Undrawn {
+    /// A logit is NaN or infinite.
+    NotFinite,
+    /// The constraint allows no token.
+    NothingAllowed,
+}
+
 /// A request that holds no pages: it has not started, or was paused.
 #[derive(Debug)]
 pub(super) struct Waiting {
@@ -63,6 +72,8 @@ pub(super) struct Slot {
     /// Tokens there were when it started.
     n_started: usize,
     has_drawn: bool,
+    /// Why nothing can be sampled for it.
+    error: Option<PolicyError>,
 }
 
 impl Waiting {
@@ -146,6 +157,7 @@ impl Slot {
             n_computed: 0,
             n_started,
             has_drawn: false,
+            error: None,
         };
         slot.copy_source(tree, compute);
         Ok(slot)
@@ -239,15 +251,10 @@ impl Slot {
         self.n_started.saturating_sub(self.n_computed)
     }
 
-    /// Appends what was drawn, if anything could be.
-    pub(super) fn take(
-        &mut self,
-        drawn: Option<Drawn>,
-        version: PolicyVersion,
-        tree: &Tree,
-    ) -> bool {
+    /// Appends what was drawn.
+    pub(super) fn take(&mut self, drawn: Drawn, version: PolicyVersion, tree: &Tree) {
+        let Drawn { id, logprob, kept } = drawn;
         self.has_drawn = true;
-        let Some(Drawn { id, logprob, kept }) = drawn else { return false };
         let oldest = self.path.iter().map(|node| tree.node(*node).oldest).min();
         let kv_version = oldest.unwrap_or(version);
         self.ids.push(id);
@@ -255,14 +262,17 @@ impl Slot {
         if self.job.constraint.is_some() {
             self.kept.push(kept);
         }
-        true
+    }
+
+    /// Ends with an error at the next [`Self::outcome`].
+    pub(super) fn refuse(&mut self, error: PolicyError) {
+        self.error = Some(error);
     }
 
     /// Why it is done, if it is.
-    pub(super) fn outcome(&mut self, tree: &Tree) -> Option<Result<StopReason, PolicyError>> {
-        if self.pending(tree) == 0 {
-            let reason = "the logits are not finite, or the constraint allows none of them";
-            return Some(Err(PolicyError::Failed(reason.to_owned())));
+    pub(super) fn outcome(&mut self) -> Option<Result<StopReason, PolicyError>> {
+        if let Some(error) = self.error.take() {
+            return Some(Err(error));
         }
         let request = &self.job.request;
         let last = self.drawn.last()?;

@@ -16,6 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::ModelError;
+use crate::threads::check;
+
 /// How long a member waits awake.
 const AWAKE: Duration = Duration::from_micros(300);
 
@@ -88,9 +91,13 @@ struct Shared {
 
 impl Team {
     /// A team of so many threads, the caller among them; 0 means one for each processor.
-    pub(crate) fn new(threads: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`ModelError::Settings`] for more threads than can be meant, and [`ModelError::Threads`] when the system refuses one.
+    pub(crate) fn new(threads: usize) -> Result<Self, ModelError> {
         let available = || thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { available() } else { threads };
+        check(threads, "the engine")?;
         let shared = Arc::new(Shared {
             region: AtomicPtr::default(),
             epoch: AtomicU64::new(0),
@@ -98,13 +105,17 @@ impl Team {
             asleep: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
         });
-        let start = |member: usize| {
-            let shared = shared.clone();
+        let shares = iter::repeat_with(Share::default).take(threads).collect();
+        // Those that were started end with the team when the next one is refused.
+        let mut team = Self { shared, helpers: Vec::new(), shares };
+        for member in 1..threads {
+            let shared = team.shared.clone();
             let thread = thread::Builder::new().name(format!("candle-policy-{member}"));
-            thread.spawn(move || shared.help(member)).expect("the system can start a thread")
-        };
-        let helpers = (1..threads).map(start).collect();
-        Self { shared, helpers, shares: iter::repeat_with(Share::default).take(threads).collect() }
+            let helper = thread.spawn(move || shared.help(member));
+            let refused = |error| ModelError::threads(threads, "the engine", error);
+            team.helpers.push(helper.map_err(refused)?);
+        }
+        Ok(team)
     }
 
     /// How many threads there are.
@@ -324,7 +335,7 @@ mod tests {
     #[test]
     fn every_piece_is_done_once_awake_and_asleep() {
         for threads in [1, 2, 5] {
-            let mut team = Team::new(threads);
+            let mut team = Team::new(threads).unwrap();
             for round in 0..300 {
                 if round % 100 == 99 {
                     thread::sleep(2 * AWAKE);
@@ -342,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_team_goes_on() {
-        let mut team = Team::new(3);
+        let mut team = Team::new(3).unwrap();
         for _ in 0..20 {
             let call = || team.each(50, |_, piece| assert_ne!(piece, 31, "on purpose"));
             assert!(catch_unwind(AssertUnwindSafe(call)).is_err());

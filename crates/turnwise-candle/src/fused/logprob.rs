@@ -73,9 +73,9 @@ pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Prediction
         predicted.log_sums.push(log_sum as f32);
         predicted.entropies.push((log_sum - sums.weighted / sums.sum) as f32);
         for logit in &own[wanted.starts[row]..wanted.starts[row + 1]] {
-            // At most 0 whatever rounding does.
-            let logprob = f64::from(*logit * wanted.scales[row]) - log_sum;
-            predicted.logprobs.push((logprob as f32).min(0.0));
+            let logprob = (f64::from(*logit * wanted.scales[row]) - log_sum) as f32;
+            // At most 0 whatever rounding does, and NaN stays NaN, which `min` would make 0.
+            predicted.logprobs.push(if logprob > 0.0 { 0.0 } else { logprob });
         }
     }
     predicted

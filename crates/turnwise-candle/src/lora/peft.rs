@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{LoraSettings, LoraTarget};
 use crate::checkpoint::{Piece, Precision, Tensors, read_object, write_json, write_tensors};
+use crate::error::brief;
 use crate::layout::{Spec, specs};
 use crate::numbers::host_numbers;
 use crate::{Decoder, DecoderConfig, ModelError};
@@ -36,6 +37,20 @@ const PLAIN: [(&str, &[&str]); 20] = [
     ("use_rslora", &["false"]),
     ("velora_config", &["null"]),
 ];
+
+/// Settings of how an adapter is begun or where it runs, which a trained one has behind it.
+const HARMLESS: [&str; 6] = [
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_config",
+    "runtime_config",
+];
+
+/// Ways to begin an adapter that leave the base model as it is. The others put a part of it into the adapter and take it away
+/// from the base: what was trained does not belong to the base that a file names.
+const KEEPING: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// What an adapter's directory says.
 #[derive(Debug)]
@@ -131,14 +146,9 @@ fn to_json(settings: &LoraSettings, base: Option<&Path>) -> Map<String, Value> {
 fn settings(json: &Map<String, Value>) -> Result<LoraSettings, String> {
     let kind = json.get("peft_type").and_then(Value::as_str).unwrap_or_default();
     if kind != "LORA" {
-        return Err(format!("has the peft_type {kind:?}; only LORA is supported"));
+        return Err(format!("has the peft_type {:?}; only LORA is supported", brief(kind)));
     }
-    for (key, plain) in PLAIN {
-        let value = json.get(key).map(Value::to_string);
-        if let Some(value) = value.filter(|value| !plain.contains(&value.as_str())) {
-            return Err(format!("has {key} = {value}, which is not supported"));
-        }
-    }
+    check_options(json)?;
     let rank = json.get("r").and_then(Value::as_u64).ok_or("has no rank r")?;
     let alpha = json.get("lora_alpha").and_then(Value::as_f64).ok_or("has no lora_alpha")?;
     let targets = match json.get("target_modules") {
@@ -149,7 +159,35 @@ fn settings(json: &Map<String, Value>) -> Result<LoraSettings, String> {
     Ok(LoraSettings { rank: rank as usize, alpha, targets })
 }
 
+/// Refuses what changes what is computed.
+fn check_options(json: &Map<String, Value>) -> Result<(), String> {
+    for (key, value) in json {
+        let is_plain = match PLAIN.iter().find(|(known, _)| known == key) {
+            Some((_, plain)) => plain.contains(&value.to_string().as_str()),
+            // PEFT grows by such keys, and what an unknown one does is unknown.
+            None if key.starts_with("use_") => value == false,
+            None if key.ends_with("_config") && !HARMLESS.contains(&key.as_str()) => {
+                value.as_object().is_some_and(Map::is_empty)
+            }
+            None => true,
+        };
+        if !is_plain && !value.is_null() {
+            let (key, value) = (brief(key), brief(value));
+            return Err(format!("has {key} = {value}, which is not supported"));
+        }
+    }
+    match json.get("init_lora_weights") {
+        None | Some(Value::Null | Value::Bool(_)) => Ok(()),
+        Some(Value::String(name)) if KEEPING.contains(&name.to_lowercase().as_str()) => Ok(()),
+        Some(name) => Err(format!(
+            "has init_lora_weights = {}, which changes the base model as well; convert it with PEFT first: \
+             save_pretrained(…, path_initial_model_for_weight_conversion=…)",
+            brief(name)
+        )),
+    }
+}
+
 fn target(name: &Value) -> Result<LoraTarget, String> {
     serde_json::from_value(name.clone())
-        .map_err(|_| format!("names {name} in target_modules, which is not supported"))
+        .map_err(|_| format!("names {} in target_modules, which is not supported", brief(name)))
 }

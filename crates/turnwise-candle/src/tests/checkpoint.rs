@@ -34,8 +34,11 @@ pub(super) fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
     fs::write(path, json.to_string()).unwrap();
 }
 
+/// Shape, type and bytes of tensors.
+pub(super) type TensorMap = BTreeMap<String, (Vec<usize>, Dtype, Vec<u8>)>;
+
 /// Shape, type and bytes of every tensor of a checkpoint, whichever file it is in.
-pub(super) fn tensors(directory: &Path) -> BTreeMap<String, (Vec<usize>, Dtype, Vec<u8>)> {
+pub(super) fn tensors(directory: &Path) -> TensorMap {
     let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let is_weights = |path: &PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -53,7 +56,7 @@ pub(super) fn tensors(directory: &Path) -> BTreeMap<String, (Vec<usize>, Dtype, 
 }
 
 /// Writes tensors over those of a checkpoint of one file.
-pub(super) fn write(directory: &Path, tensors: &BTreeMap<String, (Vec<usize>, Dtype, Vec<u8>)>) {
+pub(super) fn write(directory: &Path, tensors: &TensorMap) {
     let views = tensors.iter().map(|(name, (shape, dtype, bytes))| {
         (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });

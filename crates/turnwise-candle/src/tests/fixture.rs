@@ -29,6 +29,11 @@ pub(crate) fn directory(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models").join(name)
 }
 
+/// A case from the field: a checkpoint that was read wrongly once, with what its makers compute.
+pub(crate) fn case(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field").join(name)
+}
+
 impl Fixture {
     pub(crate) fn load(name: &str) -> Self {
         let directory = directory(name);

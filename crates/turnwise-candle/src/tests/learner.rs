@@ -29,7 +29,7 @@ fn model() -> Decoder {
 }
 
 fn learner() -> CandleLearner {
-    CandleLearner::new(model(), AdamW::default())
+    CandleLearner::new(model(), AdamW::default()).unwrap()
 }
 
 const UPDATE: Update = Update { learning_rate: 1e-3, max_grad_norm: f64::INFINITY };
@@ -40,7 +40,7 @@ fn the_gradient_norm_is_that_of_the_reference() {
         for fixture in Fixture::all() {
             let expected = &fixture.expected["gradients"]["len64"];
             let rows = [row(&fixture.ids("len64"))];
-            let mut learner = CandleLearner::new(fixture.model, AdamW::default());
+            let mut learner = CandleLearner::new(fixture.model, AdamW::default()).unwrap();
             learner.accumulate(&rows, &mut likelihood).await.unwrap();
             let updated = learner.step(UPDATE).await.unwrap();
             let theirs = expected["global_grad_l2_norm_f64"].as_f64().unwrap();
@@ -121,7 +121,7 @@ fn log_probabilities_follow_temperature_and_order() {
 fn a_short_sequence_is_learnt_by_heart() {
     block_on(async {
         let mut learner = learner();
-        let policy = learner.policy(EngineSettings::default());
+        let policy = learner.policy(EngineSettings::default()).unwrap();
         learner.check_gradients().await.unwrap();
         let rows = [row(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9])];
         let update = Update { learning_rate: 5e-3, max_grad_norm: 1.0 };
@@ -172,7 +172,7 @@ fn a_saved_learner_goes_on_as_if_nothing_had_happened() {
         let expected_later = first.logprobs(&rows).await.unwrap();
 
         let other = Decoder::random(DecoderConfig::small(29), 77).unwrap();
-        let mut second = CandleLearner::new(other, AdamW::default());
+        let mut second = CandleLearner::new(other, AdamW::default()).unwrap();
         second.accumulate(&rows, &mut likelihood).await.unwrap();
         second.load(directory.path(), PolicyVersion(2)).await.unwrap();
         assert_eq!(second.version(), PolicyVersion(2));
@@ -189,13 +189,15 @@ fn files_that_do_not_fit_change_nothing() {
         let directory = tempfile::tempdir().unwrap();
         learner().save(directory.path()).await.unwrap();
         let other = DecoderConfig { n_layers: 1, ..DecoderConfig::small(29) };
-        let mut other = CandleLearner::new(Decoder::random(other, 1).unwrap(), AdamW::default());
+        let mut other =
+            CandleLearner::new(Decoder::random(other, 1).unwrap(), AdamW::default()).unwrap();
         assert!(other.load(directory.path(), PolicyVersion(3)).await.is_err());
         std::fs::remove_file(directory.path().join("optimizer.safetensors")).unwrap();
         let mut same = CandleLearner::new(
             Decoder::random(DecoderConfig::small(29), 9).unwrap(),
             AdamW::default(),
-        );
+        )
+        .unwrap();
         let before = same.logprobs(&[row(&[1, 2])]).await.unwrap();
         let error = same.load(directory.path(), PolicyVersion(3)).await.unwrap_err();
         assert!(error.source().unwrap().to_string().contains("optimizer.safetensors"));

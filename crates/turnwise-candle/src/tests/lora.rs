@@ -244,7 +244,7 @@ fn a_short_sequence_is_learnt_by_heart_and_drawn_with_merged_weights() {
             let model = base.with_lora(&lora(), 1).unwrap();
             let mut learner =
                 CandleLearner::with_settings(model, AdamW::default(), settings).unwrap();
-            let policy = learner.policy(EngineSettings::default());
+            let policy = learner.policy(EngineSettings::default()).unwrap();
             learner.check_gradients().await.unwrap();
             let rows = [row(&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9])];
             for _ in 0..250 {
@@ -337,7 +337,7 @@ async fn save_and_go_on(kernels: Kernels) {
     let rows = [row(&[1, 2, 3, 4, 5]), row(&[9, 8, 7])];
     let learner = |base: Decoder, seed| {
         let model = base.with_kernels(kernels).with_lora(&lora(), seed).unwrap();
-        CandleLearner::new(model, AdamW::default())
+        CandleLearner::new(model, AdamW::default()).unwrap()
     };
     let mut first = learner(small(), 1);
     first.keep_reference().await.unwrap();
@@ -361,12 +361,12 @@ async fn save_and_go_on(kernels: Kernels) {
 
     // The checkpoint is a model by itself, and its adapters are one of PEFT's.
     let whole = Decoder::from_directory(directory.path()).unwrap().with_kernels(kernels);
-    let mut whole = CandleLearner::new(whole, AdamW::default());
+    let mut whole = CandleLearner::new(whole, AdamW::default()).unwrap();
     let whole = whole.logprobs(&rows).await.unwrap().concat();
     assert!(distance(&whole, &doubles(&now.concat())) < 1e-5);
     let peft =
         small().with_kernels(kernels).with_adapter(&directory.path().join("adapter")).unwrap();
-    let mut peft = CandleLearner::new(peft, AdamW::default());
+    let mut peft = CandleLearner::new(peft, AdamW::default()).unwrap();
     assert_eq!(peft.logprobs(&rows).await.unwrap(), now);
 
     let other = Decoder::random(DecoderConfig::small(29), 5).unwrap();
@@ -377,7 +377,8 @@ async fn save_and_go_on(kernels: Kernels) {
     let mut two = CandleLearner::new(
         small().with_kernels(kernels).with_lora(&two, 1).unwrap(),
         AdamW::default(),
-    );
+    )
+    .unwrap();
     assert!(two.load(directory.path(), PolicyVersion(2)).await.is_err());
 }
 
@@ -538,7 +539,7 @@ fn published_tensors_have_adapters_in_their_matrices() {
             let weights = model.tensor_weights().unwrap();
             assert!(weights.network.linears().all(|linear| linear.adapter.is_none()));
             let published = Published::new(PolicyVersion(0), weights);
-            let policy = CandlePolicy::start(published.clone(), EngineSettings::default());
+            let policy = CandlePolicy::start(published.clone(), EngineSettings::default()).unwrap();
             let panels = CandlePolicy::new(&model, EngineSettings::default()).unwrap();
             let asked = || request(1, ids(), 12);
             let [ours, theirs] =
@@ -601,7 +602,7 @@ fn adapters_learn_in_bf16_and_are_drawn_with() {
 
         let weights = trainer.model().tensor_weights().unwrap();
         let published = Published::new(PolicyVersion(0), weights);
-        let policy = CandlePolicy::start(published, EngineSettings::default());
+        let policy = CandlePolicy::start(published, EngineSettings::default()).unwrap();
         let sample = block_on(policy.sample(request(1, ids(), 30))).unwrap();
         let drawn = sample.tokens.iter().map(|token| token.id);
         let all: Vec<u32> = ids().into_iter().chain(drawn).collect();

@@ -27,7 +27,7 @@ impl Driven {
     fn new(settings: EngineSettings) -> Self {
         let published = Published::new(PolicyVersion(4), model(1).weights().unwrap());
         let counters = Arc::<Counters>::default();
-        let scheduler = Scheduler::new(published.clone(), settings, counters.clone());
+        let scheduler = Scheduler::new(published.clone(), settings, counters.clone()).unwrap();
         Self { scheduler, published, counters }
     }
 

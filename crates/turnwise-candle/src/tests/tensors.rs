@@ -344,7 +344,7 @@ async fn episodes(policy: &CandlePolicy, shared: &[u32], prompts: &[Vec<u32>]) -
 fn across_an_update(weights: [Snapshot; 2], settings: EngineSettings) -> Sample {
     let [first, second] = weights;
     let published = Published::new(PolicyVersion(4), first);
-    let mut scheduler = Scheduler::new(published.clone(), settings, Arc::default());
+    let mut scheduler = Scheduler::new(published.clone(), settings, Arc::default()).unwrap();
     let (reply, mut answer) = oneshot::channel();
     let request = request(1, (0..40).collect(), 30);
     scheduler.take(Command::Sample(Job { request, constraint: None, reply }));
@@ -384,7 +384,7 @@ fn a_learner_and_its_engine_agree_in_tensors_and_in_bf16() {
             let trainer = trainer(model, lower());
             let weights = trainer.model().tensor_weights().unwrap();
             let published = Published::new(PolicyVersion(0), weights);
-            let policy = CandlePolicy::start(published, EngineSettings::default());
+            let policy = CandlePolicy::start(published, EngineSettings::default()).unwrap();
             let prompt: Vec<u32> = (0..20).collect();
             let sample = policy.sample(request(1, prompt.clone(), 60)).await.unwrap();
             let targets = (20..80).map(|position| Target { position, temperature: 1.0 });
@@ -409,7 +409,7 @@ fn a_device_that_fails_fails_its_requests_and_no_later_ones() {
     broken.network.norm = broken.network.norm.narrow(0, 0, 5).unwrap();
     let published = Published::new(PolicyVersion(0), broken);
     let mut scheduler =
-        Scheduler::new(published.clone(), EngineSettings::default(), Arc::default());
+        Scheduler::new(published.clone(), EngineSettings::default(), Arc::default()).unwrap();
     let mut ask = || {
         let (reply, mut answer) = oneshot::channel();
         let request = request(1, vec![1, 2, 3], 2);

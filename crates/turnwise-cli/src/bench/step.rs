@@ -172,16 +172,19 @@ fn failed(what: &str) -> Failure {
 }
 
 fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure> {
-    let learner = CandleLearner::new(arguments.model.make(arguments.length())?, AdamW::default());
+    let model = arguments.model.make(arguments.length())?;
+    let learner = CandleLearner::new(model, AdamW::default());
+    let learner = learner.map_err(|error| Failure::runtime(&error))?;
     let n_episodes = arguments.groups * arguments.group;
     let engine = EngineSettings { max_batch: n_episodes, ..EngineSettings::default() };
+    let policy = learner.policy(engine).map_err(|error| Failure::runtime(&error))?;
     let renderer = Arc::new(Numbers);
-    let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-4 };
+    let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 0.0 };
     let parts = Parts {
         tasks: Arc::new(games(arguments)),
         agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default(), compaction: None }),
         rubric: None,
-        policy: Arc::new(learner.policy(engine)),
+        policy: Arc::new(policy),
         learner,
         objective: Box::new(Gspo { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean }),
         credit: Box::new(OutcomeCredit { advantage }),

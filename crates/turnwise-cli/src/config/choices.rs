@@ -14,8 +14,8 @@ use super::schema::{
 };
 use super::validate::{Impossible, refuse_if};
 
-/// What is added to a standard deviation.
-const EPSILON: f64 = 1e-6;
+/// What is added to a standard deviation: nothing, so that advantages do not depend on the unit of the rewards.
+const EPSILON: f64 = 0.0;
 
 /// The objective, with the published setting wherever none is given.
 pub(crate) fn objective(config: &Config) -> Result<Box<dyn Objective>, ObjectiveError> {

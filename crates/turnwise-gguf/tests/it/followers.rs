@@ -15,7 +15,7 @@ fn trained() -> Decoder {
 }
 
 fn learner() -> CandleLearner {
-    CandleLearner::new(trained(), AdamW::default())
+    CandleLearner::new(trained(), AdamW::default()).unwrap()
 }
 
 /// A row in which everything after the prompt is a target.
@@ -129,7 +129,8 @@ fn a_checkpoint_that_is_loaded_is_served_under_its_version() {
 #[test]
 fn what_the_engine_cannot_run_is_refused_before_it_starts() {
     block_on(async {
-        let mut learner = CandleLearner::new(fixture("llama_rope_llama3"), AdamW::default());
+        let mut learner =
+            CandleLearner::new(fixture("llama_rope_llama3"), AdamW::default()).unwrap();
         let settings = GgufSettings::default();
         let refused = GgufPolicy::following(&learner, Quantization::F32, settings).await;
         assert!(matches!(refused, Err(GgufError::Unsupported(_))));

@@ -111,11 +111,62 @@ proptest! {
 
     // objective.md 5.12
     #[test]
-    fn p12_a_common_positive_factor_changes_nothing_that_is_normalised(group in rewards(), exponent in -250i32..250) {
+    fn p12_a_common_positive_factor_changes_nothing_that_is_normalised(group in rewards(), exponent in -300i32..=300) {
         let scaled: Vec<f64> = group.iter().map(|reward| reward * 10f64.powi(exponent)).collect();
         for rule in SCALE_FREE {
             prop_assert!(all_close(&rule.of(&group).unwrap(), &rule.of(&scaled).unwrap(), 1e-12), "{:?}", rule);
         }
+        // Powers of two are exact, and so is the answer.
+        let doubled: Vec<f64> = group.iter().map(|reward| reward * 2f64.powi(exponent)).collect();
+        for rule in SCALE_FREE {
+            prop_assert_eq!(rule.of(&group).unwrap(), rule.of(&doubled).unwrap());
+        }
+        let of = |group: &[f64]| {
+            let groups = [group.to_vec(), group.iter().rev().map(|reward| 2.0 * reward).collect()];
+            normalised_over_batch(&groups, Std::Sample, 0.0).unwrap().concat()
+        };
+        prop_assert!(all_close(&of(&group), &of(&scaled), 1e-12));
+        let turns = |group: &[f64]| {
+            let turns: Vec<Vec<f64>> = group.iter().map(|reward| vec![reward / 3.0, *reward]).collect();
+            let all = normalised_over_all_turns(&turns, Std::Sample, 0.0).unwrap();
+            [all, per_turn_index_biased(&turns, Std::Sample, 0.0).unwrap()].concat().concat()
+        };
+        prop_assert!(all_close(&turns(&group), &turns(&scaled), 1e-12));
+    }
+
+    #[test]
+    fn rounding_is_no_difference_at_any_scale(
+        terms in prop::collection::vec(0.001_f64..5.0, 2..60),
+        exponent in -290i32..290,
+        size in 2usize..9,
+    ) {
+        // One sum, added up in as many orders as there are members.
+        let scale = 10f64.powi(exponent);
+        let group: Vec<f64> = (0..size)
+            .map(|member| {
+                let (first, second) = terms.split_at(member * terms.len() / size);
+                second.iter().chain(first).map(|term| term * scale).sum()
+            })
+            .collect();
+        for rule in SCALE_FREE {
+            prop_assert_eq!(rule.of(&group).unwrap(), vec![0.0; size]);
+        }
+        prop_assert!(has_zero_variance(&group));
+        prop_assert!(!has_zero_variance(&[group[0], f64::INFINITY]));
+        prop_assert!(!has_zero_variance(&[f64::NAN, group[0]]));
+        let batch = normalised_over_batch(&[group.clone(), group], Std::Sample, 0.0).unwrap();
+        prop_assert_eq!(batch.concat(), vec![0.0; 2 * size]);
+    }
+
+    #[test]
+    fn rewards_at_both_ends_of_f64_are_normalised(low in 0.5_f64..1.0, high in 0.5_f64..1.0) {
+        let group = [-low * f64::MAX, high * f64::MAX];
+        let expected = 0.5_f64.sqrt();
+        let advantages = mean_std(&group, Std::Sample, 0.0).unwrap();
+        prop_assert!(all_close(&advantages, &[-expected, expected], 1e-12));
+        let batch = normalised_over_batch(&[group.to_vec(), vec![1.0, 1.0]], Std::Population, 0.0);
+        let root = 2f64.sqrt();
+        prop_assert!(all_close(&batch.unwrap().concat(), &[-root, root, 0.0, 0.0], 1e-12));
     }
 
     // objective.md 5.12

@@ -326,6 +326,7 @@ fn is_empty(action: &Action) -> bool {
 
 fn reason_of(error: &AgentError) -> InfraReason {
     match error {
+        AgentError::Policy(PolicyError::NotFinite(_)) => InfraReason::NotFinite,
         AgentError::Policy(
             PolicyError::Unavailable(_)
             | PolicyError::Refused(_)

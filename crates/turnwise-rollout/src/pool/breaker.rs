@@ -64,6 +64,10 @@ impl Breaker {
         };
         self.counts.recent.push_back(fault.reason == InfraReason::BadReward);
         self.counts.in_row += 1;
+        // The model is the same for all episodes.
+        if fault.reason == InfraReason::NotFinite {
+            return Some(RolloutError::NotFinite { last: fault.clone() });
+        }
         if self.counts.in_row >= self.max_in_row {
             return Some(RolloutError::TooManyFaults {
                 n: self.counts.in_row,
@@ -90,6 +94,12 @@ pub enum RolloutError {
         /// How many.
         n: u32,
         /// The last one.
+        last: InfraFault,
+    },
+    /// The model's logits are NaN or infinite, for every episode that follows too.
+    #[error("run episodes: {last}")]
+    NotFinite {
+        /// The episode that met them.
         last: InfraFault,
     },
     /// The environment blocks threads beyond its deadline, and there are no more to lose.

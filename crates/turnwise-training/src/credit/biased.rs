@@ -3,7 +3,7 @@ use turnwise_trajectory::Trajectory;
 
 use super::returns::discounted_returns;
 use super::turn::compared;
-use super::{Conservation, Credit, CreditStreams};
+use super::{Conservation, Credit, CreditStreams, settled};
 
 /// **Biased, for comparison only**: turn k of a member compared with turn k of the members that got as far (MT-GRPO, arXiv
 /// 2505.11821).
@@ -25,8 +25,10 @@ impl Credit for TurnIndexBiasedCredit {
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
         let to_go = discounted_returns(group, self.gamma);
-        let advantages =
-            compared(group, || per_turn_index_biased(&to_go.values, Std::Sample, 1e-6))?;
+        let advantages = compared(group, || {
+            let settled = settled(to_go.values.clone(), group);
+            per_turn_index_biased(&settled, Std::Sample, 0.0)
+        })?;
         Ok(CreditStreams::new(vec![to_go], advantages, Conservation::TurnsSumToZero))
     }
 }

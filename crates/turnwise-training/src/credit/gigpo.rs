@@ -5,7 +5,7 @@ use turnwise_trajectory::{Author, NodeId, Trajectory};
 use super::outcome::outcome;
 use super::returns::discounted_returns;
 use super::turn::{compared, mixed};
-use super::{Conservation, Credit, CreditStream, CreditStreams};
+use super::{Conservation, Credit, CreditStream, CreditStreams, settled};
 
 /// GiGPO (arXiv 2505.10978): the advantage of the episode, plus that of the turn among the turns of the group that acted
 /// from the same anchor state.
@@ -36,7 +36,10 @@ impl Credit for GigpoCredit {
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
         let to_go = discounted_returns(group, self.gamma);
         let anchors: Vec<Vec<Anchor<'_>>> = group.iter().map(|member| anchors(member)).collect();
-        let steps = compared(group, || by_anchor_state(&to_go.values, &anchors, self.advantage))?;
+        let steps = compared(group, || {
+            let settled = settled(to_go.values.clone(), group);
+            by_anchor_state(&settled, &anchors, self.advantage)
+        })?;
         let anchor =
             CreditStream { name: "anchor", values: steps, conserves: Conservation::TurnsSumToZero };
         let outcome = outcome(self.advantage, group)?;

@@ -1,8 +1,10 @@
-use turnwise_objective::{AdvantageError, GroupAdvantage, Std, standard_deviation};
+use turnwise_objective::{
+    AdvantageError, GroupAdvantage, Std, has_zero_variance, standard_deviation,
+};
 use turnwise_trajectory::Trajectory;
 
 use super::outcome::outcome;
-use super::{Conservation, Credit, CreditStreams};
+use super::{Conservation, Credit, CreditStreams, totals, zeros};
 
 /// REINFORCE++ with baseline (arXiv 2501.03262v9): the reward less the group's mean, in units of the standard deviation of
 /// those differences over the whole batch.
@@ -13,7 +15,7 @@ use super::{Conservation, Credit, CreditStreams};
 pub struct ReinforcePlusPlusCredit {
     /// The convention for the standard deviation.
     pub std: Std,
-    /// What is added to it.
+    /// What is added to it; 0 for advantages that do not depend on the unit of the rewards.
     pub epsilon: f64,
 }
 
@@ -23,7 +25,10 @@ impl Credit for ReinforcePlusPlusCredit {
     }
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
-        let outcome = outcome(GroupAdvantage::MeanOnly, group)?;
+        let mut outcome = outcome(GroupAdvantage::MeanOnly, group)?;
+        if has_zero_variance(&totals(group)) {
+            outcome.values = zeros(group);
+        }
         let advantages = outcome.values.clone();
         Ok(CreditStreams::new(vec![outcome], advantages, Conservation::MembersSumToZero))
     }

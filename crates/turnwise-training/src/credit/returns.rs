@@ -1,15 +1,16 @@
 use turnwise_objective::{
-    AdvantageError, Std, has_zero_variance, minus_mean_return_of_others, standard_deviation,
+    AdvantageError, ROUNDING, Std, has_zero_variance, minus_mean_return_of_others,
+    standard_deviation,
 };
 use turnwise_trajectory::Trajectory;
 
-use super::{Conservation, Credit, CreditStream, CreditStreams, returns, totals, zeros};
+use super::{Conservation, Credit, CreditStream, CreditStreams, magnitude, returns, totals, zeros};
 
 /// Every turn gets the discounted reward from it on, less the mean return of the *other* members, in units of the group's
 /// standard deviation of returns.
 ///
 /// ```text
-/// A_ik = ( Σ_{j≥k} γ^(j−k) r_ij − mean_{l≠i} G_l0 ) / ( std_l G_l0 + 1e-6 )
+/// A_ik = ( Σ_{j≥k} γ^(j−k) r_ij − mean_{l≠i} G_l0 ) / std_l G_l0
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ReturnCredit {
@@ -27,22 +28,16 @@ impl Credit for ReturnCredit {
         let firsts: Vec<f64> =
             to_go.values.iter().filter_map(|turns| turns.first()).copied().collect();
         let scale = if firsts.len() < 2 { 0.0 } else { standard_deviation(&firsts, Std::Sample)? };
-        let largest = firsts.iter().fold(0.0_f64, |most, one| most.max(one.abs()));
         // Equal rewards say nothing about the members, even where their turns were rewarded differently.
-        if scale <= ROUNDING * largest || has_zero_variance(&totals(group)) {
+        if scale <= ROUNDING * magnitude(group) || has_zero_variance(&totals(group)) {
             let nothing = zeros(group);
             return Ok(CreditStreams::new(vec![to_go], nothing, Conservation::MembersSumToZero));
         }
         let mut advantages = minus_mean_return_of_others(&to_go.values)?;
-        advantages.iter_mut().flatten().for_each(|advantage| *advantage /= scale + EPSILON);
+        advantages.iter_mut().flatten().for_each(|advantage| *advantage /= scale);
         Ok(CreditStreams::new(vec![to_go], advantages, Conservation::MembersSumToZero))
     }
 }
-
-/// What is added to the standard deviation.
-const EPSILON: f64 = 1e-6;
-/// Returns that scatter by less, relative to the largest, differ by the order in which they were added.
-const ROUNDING: f64 = 1e-12;
 
 /// The discounted reward from each turn on.
 pub(super) fn discounted_returns(group: &[&Trajectory], gamma: f64) -> CreditStream {

@@ -5,7 +5,7 @@ use turnwise_trajectory::Trajectory;
 
 use super::outcome::outcome;
 use super::returns::discounted_returns;
-use super::{Conservation, Credit, CreditStream, CreditStreams, totals, zeros};
+use super::{Conservation, Credit, CreditStream, CreditStreams, settled, totals, zeros};
 
 /// The advantage of the outcome plus that of the turn's own discounted return, normalised over all turns of the group.
 ///
@@ -33,8 +33,10 @@ impl Credit for TurnCredit {
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
         let to_go = discounted_returns(group, self.gamma);
-        let turns =
-            compared(group, || normalised_over_all_turns(&to_go.values, Std::Sample, 1e-6))?;
+        let turns = compared(group, || {
+            let settled = settled(to_go.values.clone(), group);
+            normalised_over_all_turns(&settled, Std::Sample, 0.0)
+        })?;
         let turn =
             CreditStream { name: "turn", values: turns, conserves: Conservation::TurnsSumToZero };
         let outcome = outcome(self.advantage, group)?;

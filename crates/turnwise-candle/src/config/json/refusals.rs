@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{bad, present};
+use crate::error::brief;
 use crate::{Architecture, ModelError};
 
 /// A key, what is supported, and whether a value is that.
@@ -32,19 +33,22 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), ModelError> {
             reasons.extend(other_class(json, kind));
         }
         Some(other) => {
+            let other = brief(other);
             reasons.push(format!("model_type is \"{other}\"; supported: {supported}"));
         }
         None => reasons.push(format!("config.json names no model_type; supported: {supported}")),
     }
     for (key, supported, holds) in CHECKS {
         if let Some(value) = present(json, key).filter(|value| !holds(value)) {
-            reasons.push(format!("{key} is {value}; supported: {supported}"));
+            reasons.push(format!("{key} is {}; supported: {supported}", brief(value)));
         }
     }
     for key in ["rope_scaling", "rope_parameters"] {
         match present(json, key) {
             Some(Value::Object(parameters)) => reasons.extend(other_rope(key, parameters)),
-            Some(value) => return Err(bad(format!("{key} is {value} and must be an object"))),
+            Some(value) => {
+                return Err(bad(format!("{key} is {} and must be an object", brief(value))));
+            }
             None => {}
         }
     }
@@ -60,7 +64,7 @@ fn other_class(json: &Map<String, Value>, kind: &str) -> Option<String> {
     let is_ours =
         |class: &Value| class.as_str().is_some_and(|class| class.ends_with("ForCausalLM"));
     (!classes.is_empty() && !classes.iter().any(is_ours)).then(|| {
-        let classes = Value::Array(classes.clone());
+        let classes = brief(Value::Array(classes.clone()));
         format!("architectures is {classes}; supported of {kind}: language models (…ForCausalLM)")
     })
 }
@@ -71,16 +75,20 @@ fn other_rope(key: &str, parameters: &Map<String, Value>) -> Vec<String> {
     for name in ["rope_type", "type"] {
         let kind = present(parameters, name);
         if let Some(kind) = kind.filter(|kind| !kind.as_str().is_some_and(|k| KINDS.contains(&k))) {
+            let kind = brief(kind);
             reasons.push(format!("{key} is of the type {kind}; supported: {}", quoted(KINDS)));
         }
     }
     if let Some(factor) = present(parameters, "partial_rotary_factor")
         && factor.as_f64() != Some(1.0)
     {
+        let factor = brief(factor);
         reasons.push(format!("{key} has the partial_rotary_factor {factor}; supported: 1"));
     }
     let nested = parameters.iter().filter(|(_, value)| value.is_object());
-    reasons.extend(nested.map(|(layers, _)| {
+    // One of them says that there are several.
+    reasons.extend(nested.take(1).map(|(layers, _)| {
+        let layers = brief(layers);
         format!("{key} is different for {layers}; supported: the same for all layers")
     }));
     reasons

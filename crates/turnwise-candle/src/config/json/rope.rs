@@ -3,54 +3,156 @@
 use serde_json::{Map, Value, json};
 
 use super::{bad, object, optional, optional_size, present};
+use crate::error::brief;
 use crate::{ModelError, RopeScaling};
 
-/// Base and scaling. Where a file has both forms, `rope_scaling` is what all versions of transformers go by.
-pub(super) fn read(
-    json: &Map<String, Value>,
-    max_positions: usize,
-) -> Result<(f64, RopeScaling), ModelError> {
-    let named = |key| present(json, key).and_then(Value::as_object);
-    let (old, new) = (named("rope_scaling"), named("rope_parameters"));
-    let places = [old, new, Some(json)].into_iter().flatten();
-    let theta = places.into_iter().find(|place| present(place, "rope_theta").is_some());
-    let theta =
-        theta.map_or(Ok(10_000.0), |place| optional(place, "rope_theta", 0.0, Value::as_f64))?;
-    let scaling =
-        old.or(new).map_or(Ok(RopeScaling::None), |parameters| scaling(parameters, max_positions));
-    Ok((theta, scaling?))
+/// What a file says of rotary positions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Rope {
+    pub(super) theta: f64,
+    pub(super) scaling: RopeScaling,
+    /// The longest sequence, which `YaRN` extends where a file leaves `max_position_embeddings` at the original length, as
+    /// Qwen's model cards say to do.
+    pub(super) max_positions: usize,
+}
+
+/// Reads as transformers 5 does: `rope_scaling` first, then `rope_parameters`. What contradicts itself is refused, because
+/// other programs read the other half.
+pub(super) fn read(json: &Map<String, Value>, max_positions: usize) -> Result<Rope, ModelError> {
+    let named = |key: &'static str| {
+        let parameters = present(json, key).and_then(Value::as_object);
+        // Transformers takes an empty object for none.
+        parameters.filter(|parameters| !parameters.is_empty()).map(|parameters| (key, parameters))
+    };
+    let places = [named("rope_scaling"), named("rope_parameters")];
+    let mut found = Vec::new();
+    for (key, parameters) in places.into_iter().flatten() {
+        found.push((key, scaling(key, parameters, json, max_positions)?));
+    }
+    if let [(first, one), (second, other)] = &found[..]
+        && one != other
+    {
+        return Err(bad(format!(
+            "{first} and {second} contradict each other ({one:?} and {other:?}); leave one of them out"
+        )));
+    }
+    let scaling = found.first().map_or(RopeScaling::None, |(_, scaling)| *scaling);
+    let max_positions = match scaling {
+        RopeScaling::Yarn { factor, original_max_positions, .. } => {
+            #[expect(clippy::cast_sign_loss, reason = "the cast saturates at 0")]
+            let extended = (factor * original_max_positions as f64) as usize;
+            max_positions.max(extended)
+        }
+        _ => max_positions,
+    };
+    Ok(Rope { theta: theta(json, places.into_iter().flatten())?, scaling, max_positions })
+}
+
+/// The base of the frequencies, from wherever it stands.
+fn theta<'a>(
+    json: &'a Map<String, Value>,
+    places: impl Iterator<Item = (&'static str, &'a Map<String, Value>)>,
+) -> Result<f64, ModelError> {
+    let mut found: Option<(&str, f64)> = None;
+    for (place, parameters) in places.chain([("config.json", json)]) {
+        if present(parameters, "rope_theta").is_none() {
+            continue;
+        }
+        let theta = optional(parameters, "rope_theta", 0.0, Value::as_f64)?;
+        match found {
+            Some((other, first)) if first != theta => {
+                return Err(bad(format!(
+                    "rope_theta is {first} in {other} and {theta} in {place}; leave one of them out"
+                )));
+            }
+            _ => found = found.or(Some((place, theta))),
+        }
+    }
+    Ok(found.map_or(10_000.0, |(_, theta)| theta))
+}
+
+/// The keys that each type reads.
+fn keys(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "linear" => &["factor"],
+        "llama3" => {
+            &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+        }
+        "yarn" => &[
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        ],
+        _ => &[],
+    }
+}
+
+fn kind<'a>(place: &str, parameters: &'a Map<String, Value>) -> Result<&'a str, ModelError> {
+    let named = |key| present(parameters, key).and_then(Value::as_str);
+    match (named("rope_type"), named("type")) {
+        (Some(one), Some(other)) if one != other => Err(bad(format!(
+            "{place} is of the rope_type \"{one}\" and of the type \"{other}\"; leave one of them out"
+        ))),
+        (one, other) => Ok(one.or(other).unwrap_or("default")),
+    }
 }
 
 fn scaling(
+    place: &str,
     parameters: &Map<String, Value>,
+    json: &Map<String, Value>,
     max_positions: usize,
 ) -> Result<RopeScaling, ModelError> {
-    let kind = present(parameters, "rope_type").or_else(|| present(parameters, "type"));
-    let kind = kind.and_then(Value::as_str).unwrap_or("default");
+    const COMMON: &[&str] = &["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+    let kind = kind(place, parameters)?;
+    let unread = parameters.keys().map(String::as_str);
+    for key in unread.filter(|key| !COMMON.contains(key) && !keys(kind).contains(key)) {
+        tracing::warn!(
+            place,
+            key = brief(key),
+            kind,
+            "rotary positions of this type do not read the key"
+        );
+    }
     let needed = |key| match present(parameters, key).and_then(Value::as_f64) {
         Some(value) => Ok(value),
         None => Err(bad(format!("rotary positions of the type \"{kind}\" need a number {key}"))),
     };
-    let original = optional_size(parameters, "original_max_position_embeddings")?;
+    // As in transformers, what stands beside goes before what stands inside.
+    let length = "original_max_position_embeddings";
+    let original = match optional_size(json, length)? {
+        Some(original) => original,
+        None => optional_size(parameters, length)?.unwrap_or(max_positions),
+    };
     Ok(match kind {
         "linear" => RopeScaling::Linear { factor: needed("factor")? },
         "llama3" => RopeScaling::Llama3 {
             factor: needed("factor")?,
             low_freq_factor: needed("low_freq_factor")?,
             high_freq_factor: needed("high_freq_factor")?,
-            original_max_positions: original.ok_or_else(|| {
-                bad("rotary positions of the type \"llama3\" need original_max_position_embeddings")
-            })?,
+            original_max_positions: original,
         },
         "yarn" => {
-            let factor = needed("factor")?;
+            let factor = match parameters.get("factor") {
+                Some(Value::Null) => max_positions as f64 / original as f64,
+                _ => needed("factor")?,
+            };
             RopeScaling::Yarn {
                 factor,
                 beta_fast: optional(parameters, "beta_fast", 32.0, Value::as_f64)?,
                 beta_slow: optional(parameters, "beta_slow", 1.0, Value::as_f64)?,
                 attention_factor: attention_factor(parameters, factor)?,
-                truncate: optional(parameters, "truncate", true, Value::as_bool)?,
-                original_max_positions: original.unwrap_or(max_positions),
+                truncate: match parameters.get("truncate") {
+                    // Python's None is as good as False.
+                    Some(Value::Null) => false,
+                    _ => optional(parameters, "truncate", true, Value::as_bool)?,
+                },
+                original_max_positions: original,
             }
         }
         _ => RopeScaling::None,

@@ -1,0 +1,178 @@
+//! Models in forms that are not read here, and what to do with them.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::checkpoint::{CONFIG, WEIGHTS, has_weights, read_object};
+use crate::error::brief;
+
+/// Explains what a directory without weights holds in their place; `None` when it has weights, or nothing that is known.
+pub(crate) fn in_directory(directory: &Path) -> Option<String> {
+    if has_weights(directory) {
+        return None;
+    }
+    let entries = fs::read_dir(directory).ok()?.filter_map(Result::ok);
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    let forms = [Form::Adapter, Form::Pickle, Form::Gguf, Form::Other, Form::Weights];
+    let has_config = directory.join(CONFIG).exists();
+    forms.into_iter().filter(|form| *form != Form::Weights || has_config).find_map(|form| {
+        let name = names.iter().find(|name| Form::of(name) == Some(form))?;
+        Some(form.explain(name, directory))
+    })
+}
+
+/// Explains a file that was named in the place of a directory.
+pub(crate) fn of_file(path: &Path) -> String {
+    let name =
+        path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let directory = path.parent().unwrap_or(Path::new("."));
+    match Form::of(&name) {
+        Some(form @ (Form::Adapter | Form::Pickle | Form::Gguf | Form::Other)) => {
+            form.explain(&name, directory)
+        }
+        _ => "it is a file; name the directory with config.json and model.safetensors".to_owned(),
+    }
+}
+
+/// What a file is by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Of PEFT.
+    Adapter,
+    /// Of PyTorch.
+    Pickle,
+    /// Of `llama.cpp`.
+    Gguf,
+    /// Of TensorFlow, Flax or ONNX.
+    Other,
+    /// Safetensors under a name that says nothing.
+    Weights,
+}
+
+impl Form {
+    fn of(name: &str) -> Option<Self> {
+        let lower = name.to_lowercase();
+        let ends = |endings: &[&str]| endings.iter().any(|ending| lower.ends_with(ending));
+        if lower.starts_with("adapter_") && ends(&[".json", ".safetensors", ".bin"]) {
+            Some(Self::Adapter)
+        } else if ends(&[".gguf"]) {
+            Some(Self::Gguf)
+        } else if ends(&[".pt", ".pth", ".ckpt", ".pkl"])
+            || (ends(&[".bin"]) && lower.contains("model"))
+        {
+            Some(Self::Pickle)
+        } else if ends(&[".h5", ".msgpack", ".onnx", ".npz"]) {
+            Some(Self::Other)
+        } else if ends(&[".safetensors"]) {
+            Some(Self::Weights)
+        } else {
+            None
+        }
+    }
+
+    fn explain(self, name: &str, directory: &Path) -> String {
+        let (name, from) = (brief(name), directory.display());
+        let convert = |load: &str| {
+            format!(
+                "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{from}'{load}).save_pretrained('NEW')\" writes what is read here"
+            )
+        };
+        match self {
+            Self::Adapter => {
+                let base = base_of(directory);
+                format!(
+                    "{name} is a PEFT adapter, which is no model without its base{base}; \
+                     python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{from}').merge_and_unload().save_pretrained('NEW')\" \
+                     writes both as one"
+                )
+            }
+            Self::Pickle => format!(
+                "{name} is a pickle, which can run any program when it is loaded, and is never loaded here; {}",
+                convert("")
+            ),
+            Self::Gguf => format!(
+                "{name} is in GGUF, which cannot be trained; {}",
+                convert(&format!(", gguf_file='{name}'"))
+            ),
+            Self::Other => format!(
+                "{name} is of another library; safetensors are read here, which the model's page or transformers may have"
+            ),
+            Self::Weights => format!(
+                "there is {name}, but neither {WEIGHTS} nor model.safetensors.index.json, which says what is in several files"
+            ),
+        }
+    }
+}
+
+/// The model that an adapter belongs to, as far as it says.
+fn base_of(directory: &Path) -> String {
+    let json = read_object(&directory.join("adapter_config.json")).unwrap_or_default();
+    match json.get("base_model_name_or_path").and_then(Value::as_str) {
+        Some(base) if !base.is_empty() => format!(" ({})", brief(base)),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(files: &[(&str, &str)]) -> Option<String> {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(directory.path().join(name), text).unwrap();
+        }
+        in_directory(directory.path())
+    }
+
+    #[test]
+    fn a_model_in_another_form_is_named_with_what_to_do() {
+        let adapter = r#"{"peft_type": "LORA", "base_model_name_or_path": "somebody/some-model"}"#;
+        let cases: [(&[(&str, &str)], &str, &str); 7] = [
+            (&[("pytorch_model.bin", "")], "pytorch_model.bin is a pickle", "save_pretrained"),
+            (
+                &[("config.json", "{}"), ("pytorch_model-00001-of-00002.bin", "")],
+                "never loaded",
+                "save_pretrained",
+            ),
+            (&[("consolidated.00.pth", "")], "consolidated.00.pth is a pickle", "transformers"),
+            (&[("model-Q4_K_M.gguf", "")], "GGUF", "gguf_file='model-Q4_K_M.gguf'"),
+            (
+                &[("adapter_config.json", adapter), ("adapter_model.safetensors", "")],
+                "PEFT adapter",
+                "(somebody/some-model)",
+            ),
+            (&[("flax_model.msgpack", "")], "another library", "safetensors"),
+            (
+                &[("config.json", "{}"), ("model-00001-of-00002.safetensors", "")],
+                "neither",
+                "index.json",
+            ),
+        ];
+        for (files, expected, advice) in cases {
+            let said = with(files).unwrap();
+            assert!(said.contains(expected) && said.contains(advice), "{said}");
+        }
+        // Weights that can be read are what counts.
+        let whole: &[(&str, &str)] = &[("model.safetensors", ""), ("pytorch_model.bin", "")];
+        assert_eq!(with(whole), None);
+        assert_eq!(with(&[("notes.txt", ""), ("training_args.bin", "")]), None);
+        let long = "x".repeat(100_000);
+        let adapter = format!(r#"{{"base_model_name_or_path": "{long}"}}"#);
+        assert!(with(&[("adapter_config.json", &adapter)]).unwrap().len() < 1000);
+    }
+
+    #[test]
+    fn a_file_is_explained_too() {
+        assert!(
+            of_file(Path::new("there/model.gguf")).contains("from_pretrained('there', gguf_file")
+        );
+        assert!(of_file(Path::new("pytorch_model.bin")).contains("pickle"));
+        assert!(of_file(Path::new("there/model.safetensors")).contains("name the directory"));
+        assert!(of_file(Path::new("there/config.json")).contains("name the directory"));
+    }
+}
