@@ -43,8 +43,7 @@ pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Load
         Failure::refused(format!("not TOML: {}", error.message())).at(source.place(error.span()))
     })?;
     // Read once without overrides, so that a mistake in the file has its place in the file.
-    let from_file: Result<Config, de::Error> = de::from_document(document.clone());
-    from_file.map_err(|error| unreadable(&error, &source))?;
+    read(de::Deserializer::from(document.clone())).map_err(|error| unreadable(&error, &source))?;
     let mut merged = document.clone().into_mut();
     for argument in overrides {
         apply(merged.as_table_mut(), argument)?;
@@ -55,26 +54,46 @@ pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Load
     Ok(Loaded { config, text: text.to_owned() })
 }
 
+/// A mistake in settings, with the dotted key of the table it is in.
+type Misread = serde_path_to_error::Error<de::Error>;
+
+fn read(from: de::Deserializer) -> Result<Config, Misread> {
+    serde_path_to_error::deserialize(from)
+}
+
 /// The file is known to be fine, so whatever is wrong now is an override.
 fn read_merged(text: &str, overrides: &[String]) -> Result<Config, Failure> {
-    de::from_str(text).map_err(|error: de::Error| {
-        let place = overrides
-            .iter()
-            .map(|argument| format!("    in {argument}"))
-            .collect::<Vec<_>>()
-            .join("\n");
-        with_suggestion(error.message(), Failure::refused(describe(error.message())).at(place))
+    let document = Document::parse(text.to_owned())
+        .map_err(|error| Failure::refused(format!("not TOML: {}", error.message())))?;
+    read(de::Deserializer::from(document)).map_err(|error| {
+        let at = error.path().to_string();
+        let of_it = |argument: &&String| {
+            argument.split('=').next().is_some_and(|name| is_related(name.trim(), &at))
+        };
+        let guilty: Vec<&String> = overrides.iter().filter(of_it).collect();
+        let named = if guilty.is_empty() { overrides.iter().collect() } else { guilty };
+        let place = named.iter().map(|argument| format!("    in {argument}")).collect::<Vec<_>>();
+        let failure = Failure::refused(describe(&error)).at(place.join("\n"));
+        with_suggestion(error.inner().message(), failure)
     })
 }
 
-fn unreadable(error: &de::Error, source: &Source<'_>) -> Failure {
-    let failure = Failure::refused(describe(error.message())).at(source.place(error.span()));
-    with_suggestion(error.message(), failure)
+fn unreadable(error: &Misread, source: &Source<'_>) -> Failure {
+    let place = source.place(error.inner().span());
+    with_suggestion(error.inner().message(), Failure::refused(describe(error)).at(place))
 }
 
 /// `unknown field` is serde's word; a user wrote a key.
-fn describe(message: &str) -> String {
+fn describe(error: &Misread) -> String {
+    let message = error.inner().message();
     let first = message.lines().next().unwrap_or(message);
+    if first.starts_with("missing field") {
+        let what = first.replace("missing field", "missing key");
+        return match error.path().to_string() {
+            root if root == "." => what,
+            table => format!("{what} in `{table}`"),
+        };
+    }
     match (first.strip_prefix("unknown field "), first.split_once(", expected")) {
         (Some(rest), _) => {
             format!("unknown key {}", rest.split_once(',').map_or(rest, |(key, _)| key))
@@ -176,23 +195,31 @@ impl Source<'_> {
         let Some(span) = span else { return format!("    in {}", self.name) };
         let start = span.start.min(self.text.len());
         let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
-        let line = self.text[line_start..].lines().next().unwrap_or_default();
+        let whole = self.text[line_start..].lines().next().unwrap_or_default();
         let number = self.text[..start].matches('\n').count() + 1;
         let column = self.text[line_start..start].chars().count();
-        let room = line.chars().count().saturating_sub(column).max(1);
+        let (line, shift) = around(whole, column);
+        let room = line.chars().count().saturating_sub(column - shift).max(1);
         let width = self
             .text
             .get(span)
             .map_or(1, |marked| marked.lines().next().unwrap_or_default().chars().count());
         let gutter = number.to_string();
         let blank = " ".repeat(gutter.len());
-        let (indent, mark) = (" ".repeat(column), "─".repeat(width.clamp(1, room)));
+        let (indent, mark) = (" ".repeat(column - shift), "─".repeat(width.clamp(1, room)));
         format!(
             " {blank}  ╭─[{}:{number}:{}]\n {gutter}  │ {line}\n {blank}  · {indent}{mark}",
             self.name,
             column + 1
         )
     }
+}
+
+/// What stands around a column of a line, at most 100 characters, and how many were left out before it.
+fn around(line: &str, column: usize) -> (String, usize) {
+    const WIDTH: usize = 100;
+    let shift = if line.chars().count() <= WIDTH { 0 } else { column.saturating_sub(WIDTH / 3) };
+    (line.chars().skip(shift).take(WIDTH).collect(), shift)
 }
 
 #[cfg(test)]
@@ -212,6 +239,30 @@ mod tests {
             said,
             "error: unknown key `group_sise`\n    ╭─[config.toml:5:1]\n 5  │ group_sise = 8\n    · ──────────\n  help: did you mean `group_size`?\n"
         );
+    }
+
+    #[test]
+    fn a_missing_key_names_its_table() {
+        let said = refusal("[rollout]\ncompaction = {at_tokens = 100}\n", &[]);
+        assert!(said.contains("missing key `prompt` in `rollout.compaction`"), "{said}");
+        let wrong = ["train.learning_rate=1e-4", "train.overlong={buffer=3}"];
+        let said = refusal("", &wrong);
+        assert!(said.contains("missing key `max_tokens` in `train.overlong`"), "{said}");
+        assert!(said.contains("in train.overlong={buffer=3}\n"), "{said}");
+        assert!(!said.contains("in train.learning_rate"), "{said}");
+    }
+
+    #[test]
+    fn a_long_line_is_shown_around_the_mistake() {
+        let text = format!(
+            "[run]\nseed = 1 # {}\n[rollout]\n{}group_sise = 8\n",
+            "a".repeat(40_000),
+            " ".repeat(9_000)
+        );
+        let said = refusal(&text, &[]);
+        assert!(said.contains("group_sise = 8") && said.len() < 1000, "{}", said.len());
+        let said = refusal(&format!("x = \"{}\"\n", "b\u{1b}[31m".repeat(8_000)), &[]);
+        assert!(said.len() < 2000 && !said.contains('\u{1b}'), "{said}");
     }
 
     #[test]
@@ -300,7 +351,7 @@ mod tests {
         let said = refusal("[rollout]\nmode = \"asynchronous\"\ntokens_per_step = 9\n", &[]);
         assert!(said.contains("`rollout.tokens_per_step` is not used"), "{said}");
         let said = refusal("[rollout]\ntop_p = 1.5\n", &[]);
-        assert!(said.contains("`rollout.top_p` = 1.5"), "{said}");
+        assert!(said.contains("`rollout.top_p` is 1.5"), "{said}");
         let said =
             refusal("[rollout]\ncompaction = {at_tokens = 4096, prompt = \"Sum up.\"}\n", &[]);
         assert!(said.contains("an episode ends at 4096"), "{said}");

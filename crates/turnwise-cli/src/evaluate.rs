@@ -27,7 +27,10 @@ pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
     let watched = Watched { what: &what, meters: &[meter.clone()] };
     // To standard error: standard output is the result's.
     let mut screen = Screen::new(io::stderr(), Style::of_errors(), Plan::default());
-    let Some(evaluation) = watch(&mut screen, watched, &stop, playing).await? else {
+    let Some(evaluation) = watch(&mut screen, watched, &stop, playing)
+        .await
+        .map_err(|error| Failure::from(error).in_environment(session.suite.name()))?
+    else {
         return Err(Failure::new(interrupt::exit_code(), "interrupted"));
     };
     let success = evaluation.success;

@@ -8,6 +8,9 @@ use turnwise::rollout::RolloutError;
 use turnwise::training::{
     CanaryError, CheckpointError, LearnerError, RunDirectoryError, TrainError,
 };
+use turnwise::trajectory::InfraReason;
+
+use crate::screen::text::presentable;
 
 /// The exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,13 @@ impl Failure {
         self
     }
 
+    /// Puts the name of the environment into the help.
+    pub(crate) fn in_environment(mut self, name: &str) -> Self {
+        self.help =
+            self.help.map(|help| help.replace("env check NAME", &format!("env check {name}")));
+        self
+    }
+
     /// Adds a line to the help.
     pub(crate) fn also(mut self, more: impl Into<String>) -> Self {
         let help = self.help.take().map(|help| help + "\n").unwrap_or_default();
@@ -94,12 +104,15 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(formatter, "error: {}", self.what)?;
+        // Names, values and causes come from files and other programs: this is the one place that lets them out.
+        writeln!(formatter, "error: {}", presentable(&self.what))?;
         if let Some(place) = &self.place {
-            writeln!(formatter, "{place}")?;
+            writeln!(formatter, "{}", presentable(place))?;
         }
         match &self.help {
-            Some(help) => writeln!(formatter, "  help: {}", help.replace('\n', "\n        ")),
+            Some(help) => {
+                writeln!(formatter, "  help: {}", presentable(help).replace('\n', "\n        "))
+            }
             None => Ok(()),
         }
     }
@@ -116,7 +129,9 @@ fn is_caused_by_numbers(error: &(dyn Error + 'static)) -> bool {
 
 /// An error and its causes on one line: library errors are fragments that read after "failed to".
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = format!("failed to {error}");
+    // An error of the system alone says neither what was attempted nor on what.
+    let is_bare = error.is::<std::io::Error>() || error.is::<serde_json::Error>();
+    let mut text = if is_bare { format!("failed: {error}") } else { format!("failed to {error}") };
     let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(": ");
@@ -197,8 +212,52 @@ impl From<RolloutError> for Failure {
                 format!("{n} of the last {of} episodes had a bad reward, the last {last}")
             }
         };
-        Self::new(ExitCode::Infrastructure, what)
-            .help("see whether the environment holds its contract:  turnwise env check NAME")
+        let help = match &error {
+            RolloutError::TooManyFaults { last, .. } => help_for(last.reason),
+            _ => CHECK_ENVIRONMENT,
+        };
+        Self::new(ExitCode::Infrastructure, what).help(help)
+    }
+}
+
+const CHECK_ENVIRONMENT: &str =
+    "see whether the environment holds its contract:  turnwise env check NAME";
+
+/// What to do when episodes break for this reason over and over: most reasons are not the environment's.
+fn help_for(reason: InfraReason) -> &'static str {
+    match reason {
+        InfraReason::EnvError
+        | InfraReason::EnvPanic
+        | InfraReason::BadReward
+        | InfraReason::Protocol
+        | InfraReason::Snapshot => CHECK_ENVIRONMENT,
+        InfraReason::EnvTimeout => {
+            "the environment is slow or stuck:  turnwise env check NAME, or raise limits.environment_timeout_s"
+        }
+        InfraReason::EngineError | InfraReason::BadEngine => {
+            "the engine failed, and not the environment: the message above says on what; see [engine] and [model] in the settings"
+        }
+        InfraReason::EngineTimeout => {
+            "the engine is too slow for its deadline: raise limits.engine_timeout_s, or lower rollout.max_concurrent or limits.max_turn_tokens"
+        }
+        InfraReason::NotFinite => {
+            "the model's numbers are no numbers any more: go back to an earlier checkpoint with a smaller train.learning_rate"
+        }
+        InfraReason::RubricError => {
+            "the rubric failed, and not the environment: the message above says on what"
+        }
+        InfraReason::Render => {
+            "a conversation does not fit or cannot be written in the model's form: raise limits.max_context_tokens, or look at it with  turnwise render"
+        }
+        InfraReason::AgentPanic => {
+            "this is a mistake in the program: please report it with the message above"
+        }
+        InfraReason::ToolInDoubt => {
+            "a tool may have been called before a crash, and cannot be called again: declare it idempotent, or start the task anew"
+        }
+        InfraReason::EpisodeTimeout => {
+            "episodes take longer than they may: raise limits.episode_timeout_s, or lower limits.max_turns"
+        }
     }
 }
 

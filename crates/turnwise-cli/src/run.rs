@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 use turnwise::candle::CandleLearner;
 use turnwise::environment::{Random, derive_seed};
-use turnwise::rollout::{Meter, StopSignal};
+use turnwise::rollout::{Meter, RolloutError, StopSignal};
 use turnwise::training::{
     Checkpoints, Demonstration, Learner, Row, RunDirectory, Schedule, StepReport, SuccessRate,
     Summary, TrainError, Trainer, Update, evaluate, imitate_step, save_weights,
@@ -270,8 +270,9 @@ impl Run {
         trainer: &mut Trainer<CandleLearner>,
         error: TrainError,
     ) -> Failure {
-        let is_whole = matches!(error, TrainError::Rollout(_));
-        let failure = Failure::from(error);
+        let is_whole = matches!(&error, TrainError::Rollout(error)
+            if !matches!(error, RolloutError::NotFinite { .. }));
+        let failure = Failure::from(error).in_environment(self.session.suite.name());
         self.screen.finish(&[]);
         if is_whole && let Err(unsaved) = self.checkpoint(trainer).await {
             self.screen.note(&format!("! the step was not saved: {unsaved}"));

@@ -14,6 +14,33 @@ pub(crate) fn lines(text: &str) -> Vec<String> {
     text.lines().map(|line| line.chars().filter(|c| is_harmless(*c)).collect()).collect()
 }
 
+/// A message as it may stand on a terminal or in a log, whatever went into it: without control characters, in lines of at most
+/// 600 characters, and at most 40 of them. What is left out is counted.
+pub(crate) fn presentable(text: &str) -> String {
+    const LINES: usize = 40;
+    let mut kept: Vec<String> = text.split('\n').take(LINES).map(presentable_line).collect();
+    let n = text.split('\n').count();
+    if n > LINES {
+        kept.push(format!("[{} more lines]", n - LINES));
+    }
+    kept.join("\n")
+}
+
+/// A line without control characters, and without its middle where it is long.
+fn presentable_line(line: &str) -> String {
+    const HEAD: usize = 400;
+    const TAIL: usize = 150;
+    let clean: Vec<char> =
+        line.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| is_harmless(*c)).collect();
+    let n = clean.len();
+    if n <= HEAD + TAIL + 50 {
+        return clean.into_iter().collect();
+    }
+    let (head, tail) = (&clean[..HEAD], &clean[n - TAIL..]);
+    let text = |chars: &[char]| chars.iter().collect::<String>();
+    format!("{} [… {} characters …] {}", text(head), n - HEAD - TAIL, text(tail))
+}
+
 /// At most `width` characters; what is missing is shown by `…`.
 pub(crate) fn fit(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
@@ -43,6 +70,15 @@ mod tests {
     #[test]
     fn line_breaks_become_spaces() {
         assert_eq!(one_line("\n first\n\tsecond\r\n"), "first  second");
+    }
+
+    #[test]
+    fn messages_are_clean_and_short() {
+        assert_eq!(presentable("a\u{1b}[31mb\tc\nd\u{7}"), "a[31mb c\nd");
+        let long = presentable(&"x".repeat(100_000));
+        assert!(long.chars().count() < 600 && long.contains("[… 99450 characters …]"), "{long}");
+        let many = presentable(&"line\n".repeat(18_528));
+        assert!(many.ends_with("[18489 more lines]"), "{many}");
     }
 
     #[test]
