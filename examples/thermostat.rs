@@ -27,7 +27,9 @@ impl Environment for Thermostat {
 
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
         let complaint = match action.text.trim().parse::<u8>() {
-            Ok(setting) if setting == self.comfortable => return Ok(Step::terminated(self.reward)),
+            Ok(setting) if setting == self.comfortable => {
+                return Ok(Step::terminated(self.reward).solved(true));
+            }
             Ok(setting) if setting < self.comfortable => "Too cold.",
             Ok(_) => "Too warm.",
             Err(_) => "Answer with one digit.",

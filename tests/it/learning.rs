@@ -7,7 +7,7 @@ use turnwise_environment::{Action, Environment, EnvironmentError, Observation, S
 use turnwise_objective::{
     Clip, GroupAdvantage, Grpo, Gspo, GspoToken, LengthWeight, Objective, Std,
 };
-use turnwise_rollout::{Limits, PoolSettings, StopSignal};
+use turnwise_rollout::{Limits, Meter, PoolSettings, StopSignal};
 use turnwise_testkit::TabularModel;
 use turnwise_training::{
     Admission, Behavior, Correction, Credit, Evaluated, EvaluationSettings, OutcomeCredit, Parts,
@@ -113,9 +113,10 @@ fn solved(model: &TabularModel) -> f64 {
         limits: Limits { max_turn_tokens: 3, ..Limits::default() },
         ..EvaluationSettings::default()
     };
-    let evaluation = block_on(evaluate(&evaluated, &settings, &StopSignal::never()))
-        .expect("nothing breaks")
-        .expect("nobody stops it");
+    let evaluation =
+        block_on(evaluate(&evaluated, &settings, &StopSignal::never(), &Meter::default()))
+            .expect("nothing breaks")
+            .expect("nobody stops it");
     assert_eq!((evaluation.n_broken, evaluation.trajectories.len()), (0, 150));
     evaluation.success.success_rate
 }

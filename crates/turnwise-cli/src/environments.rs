@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(failure.to_string(), "error: `guess` fails a check\n");
         let text = String::from_utf8_lossy(&out);
         assert!(text.contains("\n✗ the random player earns little\n    solves "), "{text}");
-        assert!(text.ends_with("\nguess: 14 of 15 checks passed\n"), "{text}");
+        assert!(text.ends_with("\nguess: 15 of 16 checks passed\n"), "{text}");
     }
 
     #[tokio::test]

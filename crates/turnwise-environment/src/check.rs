@@ -11,6 +11,7 @@ mod contract;
 mod episode;
 mod guard;
 mod hostile;
+mod isolation;
 mod measure;
 mod recovery;
 mod snapshot;

@@ -57,10 +57,20 @@ impl Step {
         Self::Next { observation: observation.into(), reward: None, faults: 0 }
     }
 
-    /// The episode is over; it counts as solved when the last reward is positive (see [`Step::solved`]).
+    /// The episode is over; it counts as solved when this turn's reward is 1 or more.
+    ///
+    /// Partial credit is no success, and neither is the last of several small rewards: where the reward does not say it, say it
+    /// with [`Step::solved`].
+    ///
+    /// ```
+    /// use turnwise_environment::Step;
+    ///
+    /// assert!(matches!(Step::terminated(0.5), Step::End { solved: false, .. }));
+    /// assert!(matches!(Step::terminated(0.5).solved(true), Step::End { solved: true, .. }));
+    /// ```
     #[must_use]
     pub fn terminated(reward: f64) -> Self {
-        Self::End { reward: Some(reward), ending: Ending::Terminated, solved: reward > 0.0 }
+        Self::End { reward: Some(reward), ending: Ending::Terminated, solved: reward >= 1.0 }
     }
 
     /// The environment's own clock ran out; the rewards given so far stay.

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use turnwise_rollout::Ledger;
+use turnwise_rollout::{Group, Ledger};
 use turnwise_trajectory::{GroupId, Identity, Trajectory};
 
 use crate::{Invariant, Violation};
@@ -17,8 +17,8 @@ pub(crate) struct Books {
 #[derive(Debug, Deserialize)]
 struct SchedulerBook {
     pool: PoolBook,
-    ready: Vec<(GroupId, Vec<Trajectory>)>,
-    flat: Vec<(GroupId, Vec<Trajectory>)>,
+    ready: Vec<Group>,
+    flat: Vec<Group>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,7 +75,7 @@ impl Books {
     /// Episodes that were delivered and neither trained nor dropped.
     pub(crate) fn delivered_open(&self) -> u64 {
         let groups = self.scheduler.ready.iter().chain(&self.scheduler.flat);
-        let ready = groups.flat_map(|(_, members)| members);
+        let ready = groups.flat_map(|group| &group.members);
         ready.filter(|member| member.reward().is_some()).count() as u64
     }
 

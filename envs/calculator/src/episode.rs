@@ -31,7 +31,7 @@ const ANSWER: f64 = 1.0 - RESULTS;
 ///     let expression = Expression { first: 7, steps: vec![(Operation::Add, 5)] };
 ///     let mut episode = CalculatorEpisode::new(CalculatorTask { expression, turns: 4 });
 ///     assert_eq!(episode.reset(0).await?, "Compute 7 + 5, left to right.".into());
-///     assert_eq!(episode.step("12".into()).await?, Step::terminated(0.5));
+///     assert_eq!(episode.step("12".into()).await?, Step::terminated(0.5).solved(true));
 ///     Ok(())
 /// }
 /// ```
@@ -75,7 +75,9 @@ impl CalculatorEpisode {
     /// What an action without calls leads to.
     fn hear(&self, text: &str) -> Step {
         match number(text) {
-            Some(said) if said == self.expression().answer() => Step::terminated(ANSWER),
+            Some(said) if said == self.expression().answer() => {
+                Step::terminated(ANSWER).solved(true)
+            }
             Some(_) => Step::terminated(0.0),
             None => {
                 let complaint = Step::next("Call calc or answer with a number.").faults(1);

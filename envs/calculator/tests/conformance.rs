@@ -76,7 +76,7 @@ async fn each_result_is_rewarded_once_and_in_order() {
     assert_eq!(episode.step(call(7, "+", 5)).await.unwrap(), answered("12", 0.0));
     // The turns are used up, and the last one keeps what it brought.
     let last = episode.step(call(12, "-", 3)).await.unwrap();
-    assert_eq!(last, Step::terminated(0.25).solved(false));
+    assert_eq!(last, Step::terminated(0.25));
 }
 
 #[tokio::test]
@@ -107,12 +107,12 @@ async fn several_calls_of_one_turn_are_answered_and_rewarded_in_order() {
     ];
     let step = episode.step(Action { calls, ..Action::text("9") }).await.unwrap();
     assert_eq!(step, Step::next(messages).reward(0.5).faults(1));
-    assert_eq!(episode.step("9".into()).await.unwrap(), Step::terminated(0.5));
+    assert_eq!(episode.step("9".into()).await.unwrap(), Step::terminated(0.5).solved(true));
 }
 
 #[tokio::test]
 async fn an_answer_ends_the_episode() {
-    for (said, step) in [("9", Step::terminated(0.5)), ("12", Step::terminated(0.0))] {
+    for (said, step) in [("9", Step::terminated(0.5).solved(true)), ("12", Step::terminated(0.0))] {
         let mut episode = episode();
         episode.reset(0).await.unwrap();
         assert_eq!(episode.step(said.into()).await.unwrap(), step);

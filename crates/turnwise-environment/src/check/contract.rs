@@ -4,12 +4,14 @@ use std::ops::Range;
 use super::Check;
 use super::episode::{Episode, Subject, Turn};
 use super::hostile::hostile_actions;
+use super::isolation::{SHARED, isolated};
 use super::recovery::recovers;
 use super::snapshot::{continues, refuses};
 use crate::{Action, CallAttempt, Observation, Recovery, Role, Step};
 
 const PLAYS: &str = "reset/step with 64 seeds";
 const REPEATS: &str = "same seed, same transcript";
+const ISOLATED: &str = "episodes side by side leave each other alone";
 const REWARDS: &str = "rewards finite and in range";
 const SURVIVES: &str = "survives hostile actions";
 const SPEAKS: &str = "observations are not empty and not the agent's";
@@ -57,7 +59,10 @@ impl Contract {
             }
         }
         for (seed, episode) in &kept {
-            self.report(subject, REPEATS, repeats(subject, *seed, episode).await);
+            match repeats(subject, *seed, episode).await {
+                Ok(()) => self.report(subject, ISOLATED, isolated(subject, *seed, episode).await),
+                Err(why) => self.report(subject, REPEATS, Err(format!("{why}. {SHARED}"))),
+            }
             self.snapshots(subject, *seed, episode).await;
         }
         if let Some((seed, episode)) = kept.first() {
@@ -82,7 +87,7 @@ impl Contract {
             .collect()
     }
 
-    fn details(&self) -> [(&'static str, String); 11] {
+    fn details(&self) -> [(&'static str, String); 12] {
         let range = match (self.reward_min, self.reward_max) {
             (Some(min), Some(max)) => format!("sums from {min:.3} to {max:.3}"),
             _ => "no turn was scored".to_owned(),
@@ -103,6 +108,7 @@ impl Contract {
         [
             (PLAYS, format!("{} episodes", self.n_episodes)),
             (REPEATS, "equal observations and rewards".to_owned()),
+            (ISOLATED, "one played inside another".to_owned()),
             (REWARDS, range),
             (SURVIVES, format!("{} hostile episodes", self.n_hostile)),
             (SPEAKS, longest),

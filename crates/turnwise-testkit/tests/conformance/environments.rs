@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 use turnwise_environment::check::{Check, check_environment};
@@ -195,6 +196,36 @@ async fn each_broken_promise_is_found_by_its_check() {
     }
 }
 
+/// A cloned environment whose clones count together. One episode after the other works, because `reset` begins anew.
+#[derive(Clone, Debug, Default)]
+struct Together(Arc<Mutex<u8>>);
+
+#[async_trait]
+impl Environment for Together {
+    async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+        *self.0.lock().expect("nobody panics with it") = 0;
+        Ok("Count.".into())
+    }
+
+    async fn step(&mut self, _action: Action) -> Result<Step, EnvironmentError> {
+        let mut count = self.0.lock().expect("nobody panics with it");
+        *count += 1;
+        Ok(if *count < 3 { Step::next(format!("{count}")) } else { Step::terminated(1.0) })
+    }
+}
+
+#[tokio::test]
+async fn state_that_clones_share_is_found_and_named() {
+    let shared = Together::default();
+    let player = |_seed| Box::new(Script::new(&["a", "b", "c"])) as Box<dyn Demonstrator>;
+    let checks = check_environment(move || Box::new(shared.clone()), player, Some(3)).await;
+    let failed: Vec<&Check> = checks.iter().filter(|check| !check.passed()).collect();
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    assert_eq!(failed[0].name, "episodes side by side leave each other alone");
+    let why = failed[0].result.as_ref().expect_err("it failed");
+    assert!(why.contains("`Arc<Mutex<…>>` inside an environment that is cloned"), "{why}");
+}
+
 #[tokio::test]
 async fn what_is_wrong_is_said_with_its_cause() {
     let checks = checks(Broken::FailsInReset).await;
@@ -216,7 +247,7 @@ async fn the_one_liner_passes_and_panics() {
     let panic =
         panic_of(conformance::check(|| Counter::new(Broken::OutOfRange), &["one", "two", "three"]))
             .await;
-    assert!(panic.contains("environment: 1 of 11 checks failed"), "{panic}");
+    assert!(panic.contains("environment: 1 of 12 checks failed"), "{panic}");
     assert!(panic.contains("sum to 1.5, outside 0.0..=1.0"), "{panic}");
     let panic = panic_of(conformance::check(
         || Counter::new(Broken::Nothing),

@@ -1,0 +1,45 @@
+use super::episode::{Episode, Subject, Turn, step};
+use super::guard::guarded;
+use crate::Environment;
+
+/// What most often makes episodes disturb each other.
+pub(super) const SHARED: &str = "Do its episodes share state? An `Arc<Mutex<…>>` inside an environment that is cloned for each episode is one \
+     for all of them: make the state in `reset`, or where the environment is made";
+
+/// Whether episodes of one task leave each other alone: a whole one is played in the middle of another, as rollouts of a group
+/// are.
+pub(super) async fn isolated(
+    subject: &Subject<'_>,
+    seed: u64,
+    episode: &Episode,
+) -> Result<(), String> {
+    let (before, after) = episode.turns.split_at(episode.turns.len() / 2);
+    let mut outer = begun(subject, seed, episode).await?;
+    same(outer.as_mut(), before).await?;
+    let mut inner = begun(subject, seed, episode).await?;
+    same(inner.as_mut(), &episode.turns).await?;
+    same(outer.as_mut(), after).await
+}
+
+async fn begun(
+    subject: &Subject<'_>,
+    seed: u64,
+    episode: &Episode,
+) -> Result<Box<dyn Environment>, String> {
+    let mut environment = subject.environment()?;
+    let first = guarded(environment.reset(seed)).await.map_err(|why| format!("reset {why}"))?;
+    if first != episode.first {
+        return Err(format!("an episode begins otherwise while another is under way. {SHARED}"));
+    }
+    Ok(environment)
+}
+
+/// Whether the recorded actions lead to the recorded steps.
+async fn same(environment: &mut dyn Environment, turns: &[Turn]) -> Result<(), String> {
+    for Turn { action, step: expected } in turns {
+        if step(environment, action.clone()).await? != *expected {
+            return Err(format!("an episode goes on otherwise when another was played. {SHARED}"));
+        }
+    }
+    Ok(())
+}
