@@ -1,5 +1,6 @@
 //! How much memory and disk training takes, before it starts.
 
+use crate::batch::CHUNK_TOKENS;
 use crate::engine::{PAGE, page_bytes};
 use crate::layout::{FeedForward, Network, Spec, specs};
 use crate::{DecoderConfig, LoraSettings};
@@ -75,10 +76,10 @@ impl DecoderConfig {
             weights: bytes(all.iter()),
             reference: if plan.keeps_reference { trained } else { 0 },
             gradients: trained,
-            moments: 2 * trained,
+            moments: trained.saturating_mul(2),
             activations: self.activation_bytes(plan, all.iter().filter(trains).count()),
             // A tied head is laid out apart from the embedding.
-            engine: 2 * (bytes(all.iter().filter(own)) + head),
+            engine: bytes(all.iter().filter(own)).saturating_add(head).saturating_mul(2),
             kv: pages.saturating_mul(page_bytes(self)).min(plan.max_kv_bytes),
         }
     }
@@ -97,8 +98,8 @@ impl DecoderConfig {
         let own = bytes(all.iter().filter(|spec| !spec.role.is_adapter()));
         let adapters = bytes(all.iter().filter(|spec| spec.role.is_adapter()));
         match lora {
-            None => 3 * own,
-            Some(_) => own + 3 * adapters,
+            None => own.saturating_mul(3),
+            Some(_) => own.saturating_add(adapters.saturating_mul(3)),
         }
     }
 
@@ -128,7 +129,8 @@ impl DecoderConfig {
         let mixture =
             network.layers.iter().any(|l| matches!(l.feed_forward, FeedForward::Mixture(_)));
         let gathered = if mixture { largest } else { 0 };
-        4 * n * (kept + below + head + gathered)
+        let step = n.min(CHUNK_TOKENS as u64) * (below + head + gathered);
+        n.saturating_mul(kept).saturating_add(step).saturating_mul(4)
     }
 
     /// What a layer leaves for each token: its input and the norms, queries, keys and values before and after they are
@@ -160,6 +162,55 @@ impl Default for TrainingPlan {
     }
 }
 
+/// What some parameters take in F32.
 fn bytes<'a>(specs: impl Iterator<Item = &'a Spec>) -> u64 {
-    specs.map(|spec| 4 * spec.len() as u64).sum()
+    specs.fold(0, |all, spec| all.saturating_add(4 * spec.len() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::trainer::{LearnerSettings, Trainer};
+    use crate::{AdamW, Decoder};
+
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_what_there_is() {
+        for lora in [None, Some(LoraSettings { rank: 3, ..LoraSettings::default() })] {
+            let config = DecoderConfig::small(320);
+            let mut model = Decoder::random(config.clone(), 1).unwrap();
+            if let Some(lora) = &lora {
+                model = model.with_lora(lora, 1).unwrap();
+            }
+            let plan = TrainingPlan { lora: lora.clone(), ..TrainingPlan::default() };
+            let memory = config.training_memory(&plan);
+            assert_eq!(memory.weights, 4 * model.n_parameters() as u64);
+            assert_eq!(memory.gradients, 4 * model.n_trainable() as u64);
+
+            let directory = tempfile::tempdir().unwrap();
+            let trainer = Trainer::new(model, AdamW::default(), LearnerSettings::default());
+            trainer.unwrap().save(directory.path()).unwrap();
+            let adapter = fs::read_dir(directory.path().join("adapter")).into_iter().flatten();
+            let files = fs::read_dir(directory.path()).unwrap().chain(adapter);
+            let files = files.map(|entry| entry.unwrap().metadata().unwrap());
+            let size: u64 = files.filter(fs::Metadata::is_file).map(|file| file.len()).sum();
+            let estimate = config.checkpoint_bytes(lora.as_ref());
+            // Names and shapes are a part of files, too.
+            assert!((estimate..estimate + 32_768).contains(&size), "{size} {estimate}");
+        }
+    }
+
+    #[test]
+    fn absurd_sizes_do_not_overflow() {
+        let config =
+            DecoderConfig { vocab_size: 1 << 28, hidden_size: 1 << 28, ..DecoderConfig::small(8) };
+        let plan = TrainingPlan {
+            micro_batch_tokens: usize::MAX,
+            kv_tokens: usize::MAX,
+            ..TrainingPlan::default()
+        };
+        assert!(config.training_memory(&plan).total() > 1 << 58);
+    }
 }

@@ -8,7 +8,9 @@ use super::block_on;
 use super::fixture::Fixture;
 use crate::layout::FeedForward;
 use crate::trainer::Trainer;
-use crate::{AdamW, CandleLearner, Decoder, DecoderConfig, EngineSettings, LearnerSettings};
+use crate::{
+    AdamW, CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
+};
 
 type Answer = Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>>;
 
@@ -232,6 +234,25 @@ fn bad_rows_are_errors_that_say_why() {
             }
         }
     });
+}
+
+#[test]
+fn threads_that_cannot_be_meant_are_refused() {
+    let learner = learner();
+    let settings = EngineSettings { threads: 100_000, ..EngineSettings::default() };
+    let refused = [
+        learner.policy(settings).unwrap_err(),
+        CandlePolicy::new(&model(), settings).unwrap_err(),
+        CandleLearner::with_settings(
+            model(),
+            AdamW::default(),
+            LearnerSettings { threads: usize::MAX, ..LearnerSettings::default() },
+        )
+        .unwrap_err(),
+    ];
+    for error in refused {
+        assert!(error.to_string().contains("are more than 1024"), "{error}");
+    }
 }
 
 // rollouts.md 11.20: a softmax over the whole vocabulary is not what the token was drawn from.
