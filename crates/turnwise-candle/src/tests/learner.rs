@@ -312,6 +312,8 @@ fn a_gradient_that_is_not_finite_is_not_applied() {
         learner.accumulate(&rows, &mut infinite).await.unwrap();
         let updated = learner.step(UPDATE).await.unwrap();
         assert!(!updated.applied && !updated.grad_norm.is_finite());
+        let name = updated.not_finite.expect("a parameter with a gradient that is not finite");
+        assert!(name.starts_with("model."), "{name}");
         assert_eq!(learner.logprobs(&rows).await.unwrap(), before);
         assert_eq!(learner.step(UPDATE).await.unwrap().grad_norm, 0.0);
         for update in [
