@@ -91,7 +91,7 @@ async fn run_episode(
 
 async fn train(config: DecoderConfig, kernels: Kernels) -> Result<(), Box<dyn Error>> {
     let model = Decoder::random(config, 1)?.with_kernels(kernels);
-    let mut learner = CandleLearner::new(model, AdamW::default()).unwrap();
+    let mut learner = CandleLearner::new(model, AdamW::default())?;
     let length = TURNS * (DRAWN + CONTEXT) + 5;
     let rows: Vec<Row> = (0..EPISODES)
         .map(|row| Row {

@@ -26,6 +26,8 @@ mod tree;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(crate) use pages::PAGE;
+use pages::PageLayout;
 pub use parts::EngineSeconds;
 use parts::PartCounters;
 pub(crate) use scheduler::{Command, Scheduler};
@@ -33,6 +35,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub(crate) use slot::Job;
 pub(crate) use team::Team;
+
+use crate::DecoderConfig;
 
 /// What happens to the keys and values of a request when weights change in the middle of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -176,6 +180,11 @@ impl Counters {
         self.kv_bytes.store(bytes, Ordering::Relaxed);
         self.kv_bytes_peak.fetch_max(bytes, Ordering::Relaxed);
     }
+}
+
+/// Memory of a page of keys and values.
+pub(crate) fn page_bytes(config: &DecoderConfig) -> u64 {
+    PageLayout::new(config).bytes()
 }
 
 fn add(counter: &AtomicU64, count: usize) {

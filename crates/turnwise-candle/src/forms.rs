@@ -43,7 +43,7 @@ pub(crate) fn of_file(path: &Path) -> String {
 enum Form {
     /// Of PEFT.
     Adapter,
-    /// Of PyTorch.
+    /// Of `PyTorch`.
     Pickle,
     /// Of `llama.cpp`.
     Gguf,
@@ -121,6 +121,12 @@ fn base_of(directory: &Path) -> String {
 mod tests {
     use super::*;
 
+    /// Names and contents.
+    type Files = &'static [(&'static str, &'static str)];
+
+    const ADAPTER: &str =
+        r#"{"peft_type": "LORA", "base_model_name_or_path": "somebody/some-model"}"#;
+
     fn with(files: &[(&str, &str)]) -> Option<String> {
         let directory = tempfile::tempdir().unwrap();
         for (name, text) in files {
@@ -131,8 +137,7 @@ mod tests {
 
     #[test]
     fn a_model_in_another_form_is_named_with_what_to_do() {
-        let adapter = r#"{"peft_type": "LORA", "base_model_name_or_path": "somebody/some-model"}"#;
-        let cases: [(&[(&str, &str)], &str, &str); 7] = [
+        let cases: [(Files, &str, &str); 7] = [
             (&[("pytorch_model.bin", "")], "pytorch_model.bin is a pickle", "save_pretrained"),
             (
                 &[("config.json", "{}"), ("pytorch_model-00001-of-00002.bin", "")],
@@ -142,7 +147,7 @@ mod tests {
             (&[("consolidated.00.pth", "")], "consolidated.00.pth is a pickle", "transformers"),
             (&[("model-Q4_K_M.gguf", "")], "GGUF", "gguf_file='model-Q4_K_M.gguf'"),
             (
-                &[("adapter_config.json", adapter), ("adapter_model.safetensors", "")],
+                &[("adapter_config.json", ADAPTER), ("adapter_model.safetensors", "")],
                 "PEFT adapter",
                 "(somebody/some-model)",
             ),

@@ -166,12 +166,17 @@ impl Trainer {
         if let Some((name, _)) = wrong.first() {
             return Err(failed("check gradients", format!("the gradient of {name} is not finite")));
         }
-        self.warn_of_zeros(&gradients).map_err(in_model)
+        let names = self.unmoved(&gradients).map_err(in_model)?;
+        if let Some(first) = names.first() {
+            let count = names.len();
+            tracing::warn!(first, count, "parameters whose gradient is zero everywhere");
+        }
+        Ok(())
     }
 
-    /// Warns of parameters that would not move. The first matrix of a new adapter has no gradient as long as its second is
-    /// zero, and then gets one.
-    fn warn_of_zeros(&self, gradients: &[Vec<f32>]) -> candle_core::Result<()> {
+    /// Returns the parameters that would not move. The first matrix of a new adapter is none of them: it has no gradient as
+    /// long as the second is zero, and then gets one.
+    fn unmoved(&self, gradients: &[Vec<f32>]) -> candle_core::Result<Vec<&str>> {
         let is_zero = |x: &[f32]| !x.is_empty() && x.iter().all(|x| *x == 0.0);
         let parameters = self.model.parameters();
         let mut names = Vec::new();
@@ -183,14 +188,7 @@ impl Trainer {
                 names.push(parameter.spec.name.as_str());
             }
         }
-        if let Some(first) = names.first() {
-            tracing::warn!(
-                first,
-                count = names.len(),
-                "parameters whose gradient is zero everywhere"
-            );
-        }
-        Ok(())
+        Ok(names)
     }
 
     fn check_reached(&self, played: &Played) -> Result<(), LearnerError> {
@@ -295,6 +293,7 @@ impl Trainer {
         let start = Instant::now();
         let grad_norm = self.gradients.norm().map_err(|error| failed("step", error))?;
         let applied = grad_norm.is_finite();
+        let mut not_finite = None;
         if applied {
             let scale = if grad_norm > max_grad_norm { max_grad_norm / grad_norm } else { 1.0 };
             self.optimizer
@@ -302,16 +301,16 @@ impl Trainer {
                 .map_err(|error| failed_by("step", error))?;
         } else {
             let parameter = self.gradients.first_not_finite(&self.model);
-            let parameter = parameter.map_err(|error| failed("step", error))?;
+            not_finite = parameter.map_err(|error| failed("step", error))?;
             tracing::warn!(
                 grad_norm,
-                parameter,
+                parameter = not_finite,
                 "the gradient is not finite: the step is left out"
             );
         }
         self.clear();
         self.shares.add_since(Part::Optimizer, start);
-        Ok(Updated { grad_norm, applied })
+        Ok(Updated { grad_norm, applied, not_finite })
     }
 
     pub(crate) fn publish(&mut self) -> Result<PolicyVersion, LearnerError> {
@@ -481,4 +480,31 @@ fn failed(
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> LearnerError {
     LearnerError::failed(action, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LoraSettings;
+
+    #[test]
+    fn a_new_adapter_is_no_reason_to_warn_and_a_dead_one_is() {
+        let model = Decoder::random(DecoderConfig::small(29), 4).unwrap();
+        let model = model.with_lora(&LoraSettings::default(), 1).unwrap();
+        let trainer = Trainer::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
+        trainer.check_gradients().unwrap();
+        let parameters = trainer.model.parameters();
+        // As a new adapter has it: nothing for A, and something for B.
+        let gradients = |of_up: f32| -> Vec<Vec<f32>> {
+            let of = |parameter: &crate::decoder::Parameter| match parameter.spec.role {
+                Role::AdapterDown => vec![0.0; 2],
+                Role::AdapterUp => vec![of_up; 2],
+                _ => Vec::new(),
+            };
+            parameters.iter().map(of).collect()
+        };
+        assert!(trainer.unmoved(&gradients(1.0)).unwrap().is_empty());
+        let dead = trainer.unmoved(&gradients(0.0)).unwrap();
+        assert_eq!(dead.len(), 2 * 14, "{dead:?}");
+    }
 }

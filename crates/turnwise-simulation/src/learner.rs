@@ -93,7 +93,7 @@ impl Learner for Scripted {
         self.world.state().witness.update(applied);
         let weights = self.world.state().witness.current();
         self.world.event("weights", &[weights, update.learning_rate.to_bits()]);
-        Ok(Updated { grad_norm: if applied { 1.0 } else { f64::NAN }, applied })
+        Ok(Updated { grad_norm: if applied { 1.0 } else { f64::NAN }, applied, not_finite: None })
     }
 
     async fn publish(&mut self) -> Result<PolicyVersion, LearnerError> {

@@ -183,7 +183,7 @@ impl Learner for TabularModel {
         let gradient = std::mem::take(&mut shared.gradient);
         let grad_norm = gradient.values().flatten().map(|value| value * value).sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
-            return Ok(Updated { grad_norm, applied: false });
+            return Ok(Updated { grad_norm, applied: false, not_finite: None });
         }
         let scale = update.learning_rate * (update.max_grad_norm / grad_norm).min(1.0);
         for (context, gradient) in gradient {
@@ -192,7 +192,7 @@ impl Learner for TabularModel {
                 *logit -= scale * gradient;
             }
         }
-        Ok(Updated { grad_norm, applied: true })
+        Ok(Updated { grad_norm, applied: true, not_finite: None })
     }
 
     async fn publish(&mut self) -> Result<PolicyVersion, LearnerError> {

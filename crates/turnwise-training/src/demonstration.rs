@@ -114,7 +114,10 @@ pub async fn imitate_step(
     if !updated.applied {
         return Err(LearnerError::NotFinite {
             action: "imitate demonstrations".to_owned(),
-            reason: format!("the gradient's norm is {}", updated.grad_norm),
+            reason: match updated.not_finite {
+                Some(name) => format!("the gradient of {name} is not finite"),
+                None => format!("the gradient's norm is {}", updated.grad_norm),
+            },
         });
     }
     Ok((loss, updated))

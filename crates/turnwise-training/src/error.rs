@@ -24,11 +24,14 @@ pub enum TrainError {
     Canary(#[from] CanaryError),
     /// The gradient was not finite several times in a row.
     #[error(
-        "train: the gradient was not finite in {MAX_SKIPPED_IN_ROW} updates in a row, the last at step {step}"
+        "train: the gradient was not finite in {MAX_SKIPPED_IN_ROW} updates in a row, the last at step {step}{}",
+        of_parameter(parameter.as_deref())
     )]
     NotFinite {
         /// The step.
         step: u64,
+        /// The first parameter with such a gradient in the last of them, where the learner knows it.
+        parameter: Option<String>,
     },
     /// Episodes got lost: a bug.
     #[error("account for every episode: {} of {} are nowhere", books.unaccounted(), books.dispatched)]
@@ -36,4 +39,8 @@ pub enum TrainError {
         /// Where the others are.
         books: Box<Books>,
     },
+}
+
+fn of_parameter(parameter: Option<&str>) -> String {
+    parameter.map_or_else(String::new, |name| format!(", first in that of {name}"))
 }

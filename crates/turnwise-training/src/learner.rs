@@ -20,12 +20,14 @@ pub struct Update {
 }
 
 /// What an optimiser step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Updated {
     /// Euclidean norm of the accumulated gradient over all parameters, before clipping.
     pub grad_norm: f64,
     /// False when the gradient was not finite: the weights are as they were.
     pub applied: bool,
+    /// The first parameter whose gradient was not finite, where the learner knows it.
+    pub not_finite: Option<String>,
 }
 
 /// The training side: a model that can be asked for log-probabilities and pushed along their gradients.

@@ -11,7 +11,7 @@ use crate::policy_gradient::{Mismatch, ObjectiveReport, accumulate_shown, micro_
 use crate::proximal::{Behavior, recompute};
 use crate::report::UpdateReport;
 use crate::{
-    Batch, Credit, Learner, TrainError, TrainerSettings, Update, check_trajectories,
+    Batch, Credit, Learner, TrainError, TrainerSettings, Update, Updated, check_trajectories,
     fill_references,
 };
 
@@ -55,7 +55,7 @@ impl<L: Learner> Learning<L> {
             let objective =
                 accumulate_shown(learner, objective, batch, cut, first, &self.meter).await?;
             let updated = self.learner.step(update).await?;
-            self.count_skipped(updated.applied, step, &objective)?;
+            self.count_skipped(&updated, step, &objective)?;
             report.record(&objective, updated);
         }
         self.meter.end();
@@ -110,11 +110,11 @@ impl<L: Learner> Learning<L> {
 
     fn count_skipped(
         &mut self,
-        applied: bool,
+        updated: &Updated,
         step: u64,
         objective: &ObjectiveReport,
     ) -> Result<(), TrainError> {
-        if applied {
+        if updated.applied {
             self.skipped_in_row = 0;
             return Ok(());
         }
@@ -122,10 +122,11 @@ impl<L: Learner> Learning<L> {
         tracing::warn!(
             step,
             loss = objective.loss,
+            parameter = updated.not_finite,
             "skipped an update: its gradient was not finite"
         );
         if self.skipped_in_row >= MAX_SKIPPED_IN_ROW {
-            return Err(TrainError::NotFinite { step });
+            return Err(TrainError::NotFinite { step, parameter: updated.not_finite.clone() });
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::tile::{Block, LANES, numbers, numbers_mut};
 
 /// Tokens of a page. A page holds the same positions of a sequence whoever shares it, so that sums over a sequence are cut
 /// in the same places.
-pub(super) const PAGE: usize = 2 * LANES;
+pub(crate) const PAGE: usize = 2 * LANES;
 
 /// Where what lies in a page.
 #[derive(Clone, Copy, Debug)]

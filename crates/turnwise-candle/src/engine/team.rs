@@ -105,9 +105,12 @@ impl Team {
             asleep: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
         });
-        let shares = iter::repeat_with(Share::default).take(threads).collect();
         // Those that were started end with the team when the next one is refused.
-        let mut team = Self { shared, helpers: Vec::new(), shares };
+        let mut team = Self {
+            shared,
+            helpers: Vec::new(),
+            shares: iter::repeat_with(Share::default).take(threads).collect(),
+        };
         for member in 1..threads {
             let shared = team.shared.clone();
             let thread = thread::Builder::new().name(format!("candle-policy-{member}"));

@@ -8,7 +8,9 @@ use super::block_on;
 use super::fixture::Fixture;
 use crate::layout::FeedForward;
 use crate::trainer::Trainer;
-use crate::{AdamW, CandleLearner, Decoder, DecoderConfig, EngineSettings, LearnerSettings};
+use crate::{
+    AdamW, CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
+};
 
 type Answer = Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>>;
 
@@ -234,6 +236,25 @@ fn bad_rows_are_errors_that_say_why() {
     });
 }
 
+#[test]
+fn threads_that_cannot_be_meant_are_refused() {
+    let learner = learner();
+    let settings = EngineSettings { threads: 100_000, ..EngineSettings::default() };
+    let refused = [
+        learner.policy(settings).unwrap_err(),
+        CandlePolicy::new(&model(), settings).unwrap_err(),
+        CandleLearner::with_settings(
+            model(),
+            AdamW::default(),
+            LearnerSettings { threads: usize::MAX, ..LearnerSettings::default() },
+        )
+        .unwrap_err(),
+    ];
+    for error in refused {
+        assert!(error.to_string().contains("are more than 1024"), "{error}");
+    }
+}
+
 // rollouts.md 11.20: a softmax over the whole vocabulary is not what the token was drawn from.
 #[test]
 fn a_row_with_kept_sets_is_refused() {
@@ -291,6 +312,8 @@ fn a_gradient_that_is_not_finite_is_not_applied() {
         learner.accumulate(&rows, &mut infinite).await.unwrap();
         let updated = learner.step(UPDATE).await.unwrap();
         assert!(!updated.applied && !updated.grad_norm.is_finite());
+        let name = updated.not_finite.expect("a parameter with a gradient that is not finite");
+        assert!(name.starts_with("model."), "{name}");
         assert_eq!(learner.logprobs(&rows).await.unwrap(), before);
         assert_eq!(learner.step(UPDATE).await.unwrap().grad_norm, 0.0);
         for update in [

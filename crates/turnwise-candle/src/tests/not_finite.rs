@@ -145,7 +145,9 @@ fn an_engine_samples_nothing_from_logits_that_are_not_finite() {
         let broken = with("model.layers.0.self_attn.v_proj.weight", 64, f32::NAN);
         // Finite weights, and logits beyond f32.
         let huge = changed(small(), "model.embed_tokens.weight", |rows| {
-            rows.iter_mut().for_each(|x| *x *= 1e6);
+            for x in rows {
+                *x *= 1e6;
+            }
         });
         let huge = changed(huge, "model.norm.weight", |gains| gains.fill(1e38));
         for (model, expected) in [

@@ -70,3 +70,34 @@ fn what_cannot_be_scored_is_refused_with_its_line() {
         assert!(ended.code == 2 && ended.stderr.contains("--features cuda"), "{}", ended.stderr);
     }
 }
+
+fn field(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field").join(name)
+}
+
+/// A weight of it is NaN, and `f32::min` made 0 of that: every token was certain.
+#[test]
+fn a_model_with_nan_is_refused_and_the_environment_is_not_blamed() {
+    let (case, input) = (field("not_a_number"), field("not_a_number").join("input.jsonl"));
+    let (model, input) = (case.join("model"), input.to_str().expect("UTF-8").to_owned());
+    let arguments = ["score", "--model", model.to_str().expect("UTF-8"), "--input", &input];
+    let ended = turnwise(&arguments, "");
+    assert_eq!((ended.code, &*ended.stdout), (4, ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("is NaN at ["), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the weights are broken"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("env check"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_model_in_another_form_is_named_with_what_to_do() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("model.gguf");
+    fs::write(&path, [0; 64]).expect("a file");
+    for model in [directory.path(), path.as_path()] {
+        let model = model.to_str().expect("UTF-8");
+        let ended = turnwise(&["score", "--model", model, "--input", "-"], "{\"ids\": [1]}");
+        assert_eq!(ended.code, 2, "{}", ended.stderr);
+        assert!(ended.stderr.contains("model.gguf is in GGUF"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("save_pretrained"), "{}", ended.stderr);
+    }
+}

@@ -266,3 +266,43 @@ fn tokens_that_cannot_be_computed_are_refused() {
     }
     assert!(model.score(&vec![1; 160]).is_ok());
 }
+
+/// Writes a weight over one of a model's checkpoint.
+fn with_weight(name: &str, value: f32) -> Decoder {
+    let (directory, _) = temporary();
+    let model = Decoder::random(small(Architecture::Qwen2), 1).unwrap();
+    model.save(directory.path()).unwrap();
+    let path = directory.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let offset = json[name]["data_offsets"][0].as_u64().unwrap();
+    let start = 8 + header + usize::try_from(offset).unwrap();
+    bytes[start..start + 4].copy_from_slice(&value.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    Decoder::from_directory(directory.path()).unwrap()
+}
+
+#[test]
+fn a_weight_that_a_type_cannot_hold_is_refused_by_name() {
+    let model = with_weight("model.layers.1.mlp.down_proj.weight", 1e8);
+    for quantization in [Quantization::F16, Quantization::Q8_0, Quantization::Q4_0] {
+        let error = gguf_bytes(&model, quantization).unwrap_err();
+        let GgufError::NotFinite(said) = error else { panic!("{error}") };
+        assert!(said.contains("blk.1.ffn_down.weight becomes inf"), "{said}");
+        let model = GgufModel::new(&model, quantization);
+        assert!(matches!(model, Err(GgufError::NotFinite(_))));
+    }
+    assert!(gguf_bytes(&model, Quantization::F32).is_ok());
+}
+
+#[test]
+fn a_file_with_nan_is_refused_by_name() {
+    let model = with_weight("model.norm.weight", 1234.5);
+    let mut bytes = gguf_bytes(&model, Quantization::F32).unwrap();
+    let place = bytes.windows(4).position(|four| four == 1234.5_f32.to_le_bytes()).unwrap();
+    bytes[place..place + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let error = GgufModel::from_bytes(bytes).unwrap_err();
+    let GgufError::NotFinite(said) = error else { panic!("{error}") };
+    assert!(said.contains("output_norm.weight") && said.contains("NaN at number 0"), "{said}");
+}

@@ -1,0 +1,216 @@
+//! How much memory and disk training takes, before it starts.
+
+use crate::batch::CHUNK_TOKENS;
+use crate::engine::{PAGE, page_bytes};
+use crate::layout::{FeedForward, Network, Spec, specs};
+use crate::{DecoderConfig, LoraSettings};
+
+/// What a training run does, as far as memory depends on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingPlan {
+    /// The adapters that train, if not the whole model does.
+    pub lora: Option<LoraSettings>,
+    /// Whether the weights of the start are kept for a KL penalty.
+    pub keeps_reference: bool,
+    /// Distinct tokens that are carried through the model at a time, of which the backward pass needs the activations.
+    pub micro_batch_tokens: usize,
+    /// Whether layers are computed again in the backward pass.
+    pub recompute_layers: bool,
+    /// Tokens whose keys and values the engine holds at the same time: episodes side by side, times the length of each.
+    pub kv_tokens: usize,
+    /// The most that these may take, as in [`EngineSettings`](crate::EngineSettings).
+    pub max_kv_bytes: u64,
+}
+
+/// Peak memory of training on the processor, in bytes, by what takes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrainingMemory {
+    /// The weights of the learner.
+    pub weights: u64,
+    /// The reference policy.
+    pub reference: u64,
+    /// A gradient for each number that trains.
+    pub gradients: u64,
+    /// Two moments for each number that trains.
+    pub moments: u64,
+    /// What the forward pass leaves for the backward pass, and what that works with.
+    pub activations: u64,
+    /// The engine's own form of the weights; two of them while a new version is published.
+    pub engine: u64,
+    /// Keys and values of the engine.
+    pub kv: u64,
+}
+
+impl TrainingMemory {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        let Self { weights, reference, gradients, moments, activations, engine, kv } = *self;
+        [weights, reference, gradients, moments, activations, engine, kv]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+}
+
+impl DecoderConfig {
+    /// Estimates the peak memory of training a model of this size with the fused kernels, beside some ten megabytes of the
+    /// program itself. `cargo bench -p turnwise-candle --bench memory` compares it to what is measured.
+    ///
+    /// ```
+    /// use turnwise_candle::{DecoderConfig, TrainingPlan};
+    ///
+    /// let plan = TrainingPlan { micro_batch_tokens: 1024, ..TrainingPlan::default() };
+    /// let memory = DecoderConfig::small(320).training_memory(&plan);
+    /// assert!(memory.moments == 2 * memory.gradients && memory.total() < 100_000_000);
+    /// ```
+    #[must_use]
+    pub fn training_memory(&self, plan: &TrainingPlan) -> TrainingMemory {
+        let lora = plan.lora.as_ref();
+        let all = specs(self, lora);
+        let trains = |spec: &&Spec| lora.is_none() || spec.role.is_adapter();
+        let own = |spec: &&Spec| !spec.role.is_adapter();
+        let trained = bytes(all.iter().filter(trains));
+        let head = if self.tie_word_embeddings { self.embedding_bytes() } else { 0 };
+        let pages = plan.kv_tokens.div_ceil(PAGE) as u64;
+        TrainingMemory {
+            weights: bytes(all.iter()),
+            reference: if plan.keeps_reference { trained } else { 0 },
+            gradients: trained,
+            moments: trained.saturating_mul(2),
+            activations: self.activation_bytes(plan, all.iter().filter(trains).count()),
+            // A tied head is laid out apart from the embedding.
+            engine: bytes(all.iter().filter(own)).saturating_add(head).saturating_mul(2),
+            kv: pages.saturating_mul(page_bytes(self)).min(plan.max_kv_bytes),
+        }
+    }
+
+    /// The size of a checkpoint of such a model on disk, in bytes: weights, adapters and the optimiser's moments, in F32.
+    ///
+    /// ```
+    /// use turnwise_candle::{DecoderConfig, LoraSettings};
+    ///
+    /// let config = DecoderConfig::small(320);
+    /// assert!(config.checkpoint_bytes(Some(&LoraSettings::default())) < config.checkpoint_bytes(None));
+    /// ```
+    #[must_use]
+    pub fn checkpoint_bytes(&self, lora: Option<&LoraSettings>) -> u64 {
+        let all = specs(self, lora);
+        let own = bytes(all.iter().filter(|spec| !spec.role.is_adapter()));
+        let adapters = bytes(all.iter().filter(|spec| spec.role.is_adapter()));
+        match lora {
+            None => own.saturating_mul(3),
+            Some(_) => own.saturating_add(adapters.saturating_mul(3)),
+        }
+    }
+
+    fn embedding_bytes(&self) -> u64 {
+        4 * self.vocab_size as u64 * self.hidden_size as u64
+    }
+
+    /// Activations of a micro-batch. `[N, width]` each, in f32.
+    fn activation_bytes(&self, plan: &TrainingPlan, n_trained: usize) -> u64 {
+        let n = plan.micro_batch_tokens as u64;
+        let d = self.hidden_size as u64;
+        let network = Network::of(self, plan.lora.as_ref());
+        let layers: Vec<u64> = (0..self.n_layers).map(|layer| self.layer_width(layer)).collect();
+        let ranks = network.linears().filter_map(|linear| linear.adapter.as_ref());
+        let ranks: u64 = ranks.map(|adapter| adapter.rank as u64).sum();
+        let largest = layers.iter().copied().max().unwrap_or(0);
+        let kept = if plan.recompute_layers {
+            d * self.n_layers as u64 + largest
+        } else {
+            layers.iter().sum::<u64>() + ranks
+        };
+        // The backward pass of a layer holds a gradient for most of what it reads.
+        let below = largest * u64::from(n_trained > 0);
+        // Parts of the vocabulary are pulled back side by side, each into a sum of its own.
+        let lanes = (self.vocab_size.div_ceil(512)).min(16) as u64;
+        let head = d * (lanes + 4);
+        let mixture =
+            network.layers.iter().any(|l| matches!(l.feed_forward, FeedForward::Mixture(_)));
+        let gathered = if mixture { largest } else { 0 };
+        let step = n.min(CHUNK_TOKENS as u64) * (below + head + gathered);
+        n.saturating_mul(kept).saturating_add(step).saturating_mul(4)
+    }
+
+    /// What a layer leaves for each token: its input and the norms, queries, keys and values before and after they are
+    /// rotated, what attention mixes, gate, up and their product.
+    fn layer_width(&self, layer: usize) -> u64 {
+        let Self { hidden_size, n_heads, n_kv_heads, head_dim, intermediate_size, .. } = *self;
+        let attention = 2 * (n_heads + 2 * n_kv_heads) * head_dim + n_heads * head_dim + n_heads;
+        let inner = match self.architecture.experts_in(layer) {
+            None => 3 * intermediate_size,
+            Some(experts) => {
+                experts.n_chosen * (3 * experts.intermediate_size + hidden_size) + experts.n_experts
+            }
+        };
+        (4 * hidden_size + attention + inner) as u64
+    }
+}
+
+impl Default for TrainingPlan {
+    /// The whole model, 4,096 tokens at a time, with an engine for 16 episodes of 1,024 tokens.
+    fn default() -> Self {
+        Self {
+            lora: None,
+            keeps_reference: false,
+            micro_batch_tokens: 4096,
+            recompute_layers: false,
+            kv_tokens: 16 * 1024,
+            max_kv_bytes: 2 << 30,
+        }
+    }
+}
+
+/// What some parameters take in F32.
+fn bytes<'a>(specs: impl Iterator<Item = &'a Spec>) -> u64 {
+    specs.fold(0, |all, spec| all.saturating_add(4 * spec.len() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::trainer::{LearnerSettings, Trainer};
+    use crate::{AdamW, Decoder};
+
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_what_there_is() {
+        for lora in [None, Some(LoraSettings { rank: 3, ..LoraSettings::default() })] {
+            let config = DecoderConfig::small(320);
+            let mut model = Decoder::random(config.clone(), 1).unwrap();
+            if let Some(lora) = &lora {
+                model = model.with_lora(lora, 1).unwrap();
+            }
+            let plan = TrainingPlan { lora: lora.clone(), ..TrainingPlan::default() };
+            let memory = config.training_memory(&plan);
+            assert_eq!(memory.weights, 4 * model.n_parameters() as u64);
+            assert_eq!(memory.gradients, 4 * model.n_trainable() as u64);
+
+            let directory = tempfile::tempdir().unwrap();
+            let trainer = Trainer::new(model, AdamW::default(), LearnerSettings::default());
+            trainer.unwrap().save(directory.path()).unwrap();
+            let adapter = fs::read_dir(directory.path().join("adapter")).into_iter().flatten();
+            let files = fs::read_dir(directory.path()).unwrap().chain(adapter);
+            let files = files.map(|entry| entry.unwrap().metadata().unwrap());
+            let size: u64 = files.filter(fs::Metadata::is_file).map(|file| file.len()).sum();
+            let estimate = config.checkpoint_bytes(lora.as_ref());
+            // Names and shapes are a part of files, too.
+            assert!((estimate..estimate + 32_768).contains(&size), "{size} {estimate}");
+        }
+    }
+
+    #[test]
+    fn absurd_sizes_do_not_overflow() {
+        let config =
+            DecoderConfig { vocab_size: 1 << 28, hidden_size: 1 << 28, ..DecoderConfig::small(8) };
+        let plan = TrainingPlan {
+            micro_batch_tokens: usize::MAX,
+            kv_tokens: usize::MAX,
+            ..TrainingPlan::default()
+        };
+        assert!(config.training_memory(&plan).total() > 1 << 58);
+    }
+}
