@@ -113,7 +113,11 @@ impl ChatMl {
 
     fn writer(&self, n_messages: usize, separator: &'static str) -> Writer<'_> {
         // Two more owners: the lead-in to the model's turn, and what is put into its mouth.
-        let canvas = Canvas::new(&self.tokenizer, n_messages + 2);
+        let canvas = if separator.is_empty() {
+            Canvas::new(&self.tokenizer, n_messages + 2)
+        } else {
+            Canvas::after(&self.tokenizer, CLOSE, n_messages + 2)
+        };
         Writer { chat: self, canvas, separator, last_query: None, n_messages }
     }
 

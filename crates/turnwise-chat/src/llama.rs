@@ -108,8 +108,8 @@ impl Llama3 {
         &self.tokenizer
     }
 
-    fn writer(&self, n_messages: usize) -> Writer<'_> {
-        Writer { chat: self, canvas: Canvas::new(&self.tokenizer, n_messages + 1), n_messages }
+    fn writer<'a>(&'a self, canvas: Canvas<'a>, n_messages: usize) -> Writer<'a> {
+        Writer { chat: self, canvas, n_messages }
     }
 }
 
@@ -123,7 +123,8 @@ impl Renderer for Llama3 {
         conversation: &[Said<'_>],
         tools: &[ToolSpec],
     ) -> Result<Rendered, RenderError> {
-        let mut writer = self.writer(conversation.len());
+        let canvas = Canvas::new(&self.tokenizer, conversation.len() + 1);
+        let mut writer = self.writer(canvas, conversation.len());
         let n_written = writer.head(conversation, tools)?;
         writer.messages(conversation, n_written)?;
         Ok(writer.finish(Vec::new()))
@@ -143,7 +144,8 @@ impl Renderer for Llama3 {
         }
         let close = if end.is_some() { Vec::new() } else { vec![self.close] };
         let new: Vec<Said<'_>> = new.iter().map(Said::new).collect();
-        let mut writer = self.writer(new.len());
+        let canvas = Canvas::after(&self.tokenizer, CLOSE, new.len() + 1);
+        let mut writer = self.writer(canvas, new.len());
         writer.messages(&new, 0)?;
         Ok(Bridged::Append(writer.finish(close)))
     }

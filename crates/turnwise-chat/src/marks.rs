@@ -88,24 +88,20 @@ impl<'a> Marks<'a> {
     pub(crate) fn guarded(&self, text: &str) -> String {
         let text: String = text.chars().filter(|c| ![START, END, JOINT].contains(c)).collect();
         let mut guarded = String::with_capacity(text.len());
-        if self.splits_marker(|marker, at| text.starts_with(&marker[at..])) {
+        let added = self.tokenizer.added();
+        if added.begins_inside(&text) {
             guarded.push(JOINT);
         }
         for (at, c) in text.char_indices() {
             guarded.push(c);
-            if self.tokenizer.marker_texts().any(|marker| text[at..].starts_with(marker)) {
+            if added.control_at(&text, at).is_some() {
                 guarded.push(JOINT);
             }
         }
-        if self.splits_marker(|marker, at| text.ends_with(&marker[..at])) {
+        if added.ends_inside(&text) {
             guarded.push(JOINT);
         }
         guarded
-    }
-
-    fn splits_marker(&self, is_part: impl Fn(&str, usize) -> bool) -> bool {
-        let mut markers = self.tokenizer.marker_texts();
-        markers.any(|marker| marker.char_indices().skip(1).any(|(at, _)| is_part(marker, at)))
     }
 
     /// The spans of what a template wrote: for each of `n_owners` texts, then for what follows the last. A message has

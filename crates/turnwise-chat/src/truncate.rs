@@ -54,13 +54,13 @@ struct Side {
 impl Side {
     fn head(tokenizer: &Tokenizer, text: &str, n_bytes: usize) -> Self {
         let part = &text[..text.floor_char_boundary(n_bytes)];
-        let cuts = tokenizer.pieces(part).iter().map(|piece| piece.end).collect();
+        let cuts = tokenizer.pieces(part, &[]).iter().map(|piece| piece.end).collect();
         Self { cuts, outermost: 0 }
     }
 
     fn tail(tokenizer: &Tokenizer, text: &str, n_bytes: usize) -> Self {
         let base = text.ceil_char_boundary(text.len() - n_bytes);
-        let pieces = tokenizer.pieces(&text[base..]);
+        let pieces = tokenizer.pieces(&text[base..], &[]);
         let cuts = pieces.iter().rev().map(|piece| base + piece.start).collect();
         Self { cuts, outermost: text.len() }
     }

@@ -4,6 +4,7 @@ mod bridge;
 mod fixtures;
 mod forks;
 mod hostile;
+mod kinds;
 mod llama;
 mod parsing;
 mod rendering;
