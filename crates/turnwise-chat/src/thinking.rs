@@ -6,7 +6,7 @@ use turnwise_trajectory::TokenId;
 use crate::Tokenizer;
 use crate::canvas::Canvas;
 
-const OPEN: &str = "<think>";
+pub(crate) const OPEN: &str = "<think>";
 pub(crate) const CLOSE: &str = "</think>";
 /// What stands in place of thoughts that a model shall not have.
 pub(crate) const EMPTY: &str = "<think>\n\n</think>\n\n";

@@ -1,6 +1,7 @@
 //! What the chat formats and tokenizers promise.
 
 mod bridge;
+mod cases;
 mod fixtures;
 mod forks;
 mod hostile;
