@@ -16,7 +16,7 @@ use crate::turn::before_stop;
 use crate::{ChatError, Tokenizer, ToolPrompt, parse_turn};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
-const FORMAT: &str = "chatml 2";
+const FORMAT: &str = "chatml 3";
 
 const CLOSE: &str = "<|im_end|>";
 
@@ -139,7 +139,10 @@ impl ChatMl {
         let was_last = history.iter().rev().nth(1);
         let is_example = was_last
             .is_some_and(|said| said.drawn.is_none() && said.message.role == Role::Assistant);
-        is_closed && !is_stripped && !is_example
+        // So was the turn itself, and its empty block of thinking goes now.
+        let turn = history.last().and_then(|said| said.drawn).unwrap_or(ended.ids);
+        let loses_block = thinking::is_empty_block(&self.tokenizer.decode(turn));
+        is_closed && !is_stripped && !is_example && !loses_block
     }
 
     fn has_thoughts(&self, said: &Said<'_>) -> bool {
@@ -278,7 +281,11 @@ impl Writer<'_> {
         let chat = self.chat;
         let turn = before_stop(drawn, &chat.stop);
         self.header("assistant\n");
-        if self.keeps_thinking(index) {
+        let follows = chat.settings.thinking == Thinking::Follow;
+        let is_last = index + 1 == self.n_messages;
+        let loses_block =
+            follows && !is_last && thinking::is_empty_block(&chat.tokenizer.decode(turn));
+        if self.keeps_thinking(index) && !loses_block {
             self.canvas.verbatim(turn);
         } else {
             thinking::strip(&chat.tokenizer, turn, &mut self.canvas);

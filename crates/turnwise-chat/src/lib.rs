@@ -30,6 +30,7 @@
 //! Not supported: tokenizers that are no `tokenizer.json`; templates that put images into messages.
 
 mod added;
+mod call_bodies;
 mod canvas;
 mod chatml;
 mod encoder;

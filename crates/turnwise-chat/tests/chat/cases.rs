@@ -8,11 +8,15 @@ use serde_json::{Value, json};
 use turnwise_chat::{
     CallForm, ChatMl, ChatMlSettings, TemplateRenderer, TemplateSettings, ToolPrompt, Trust,
 };
-use turnwise_environment::{Action, CallAttempt, Message, Observation, Role, TaskKey, ToolCall, ToolSpec};
+use turnwise_environment::{
+    Action, CallAttempt, Message, Observation, Role, TaskKey, ToolCall, ToolSpec,
+};
 use turnwise_rollout::{
     Act, AgentFactory, ChatAgents, Policy, PolicyError, Renderer, Room, Sample, SampleRequest,
 };
-use turnwise_trajectory::{GroupId, Identity, PolicyVersion, SampledToken, Sampling, StopReason, TokenId};
+use turnwise_trajectory::{
+    GroupId, Identity, PolicyVersion, SampledToken, Sampling, StopReason, TokenId,
+};
 
 use crate::support::{fixture, ids_in, ids_of, llama_tokenizer};
 
@@ -89,10 +93,13 @@ fn turns_are_read() {
             _ => (fixture(), CallForm::Hermes),
         };
         let stop = if form == CallForm::Llama3 { "<|eot_id|>" } else { "<|im_end|>" };
-        let settings =
-            TemplateSettings { stop: vec![stop.to_owned()], calls: form, ..TemplateSettings::default() };
-        let renderer =
-            TemplateRenderer::new(tokenizer.clone(), "", &Trust::Any, settings).expect("a template");
+        let settings = TemplateSettings {
+            stop: vec![stop.to_owned()],
+            calls: form,
+            ..TemplateSettings::default()
+        };
+        let renderer = TemplateRenderer::new(tokenizer.clone(), "", &Trust::Any, settings)
+            .expect("a template");
         let turn = case["turn"].as_str().expect("a turn");
         let action = renderer.parse(&tokenizer.encode_with_markers(turn), &tools(&case));
         if let Some(calls) = case["expected"]["calls"].as_array() {
@@ -190,8 +197,9 @@ async fn each_prompt_of_an_agent_is_the_templates() {
     for case in cases("play") {
         let renderer = renderer(&case);
         let drawn = case["drawn"].as_array().expect("turns").iter();
-        let turns: Vec<Vec<TokenId>> =
-            drawn.map(|text| fixture().encode_with_markers(text.as_str().expect("a turn"))).collect();
+        let turns: Vec<Vec<TokenId>> = drawn
+            .map(|text| fixture().encode_with_markers(text.as_str().expect("a turn")))
+            .collect();
         let played = play(renderer.clone(), &messages(&case), tools(&case), &turns).await;
         let played = played.unwrap_or_else(|error| panic!("{}: {error}", case["id"]));
         let prompts: Vec<String> = played.prompts.iter().map(|ids| renderer.text(ids)).collect();
