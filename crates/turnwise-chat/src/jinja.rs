@@ -1,6 +1,7 @@
 //! A chat template as a program of somebody else's: bounded, and as close to Python's Jinja as templates need.
 
 mod clock;
+mod methods;
 mod tests;
 mod to_json;
 
@@ -10,7 +11,6 @@ use std::io::{self, Write};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
-use minijinja_contrib::pycompat::unknown_method_callback;
 use turnwise_rollout::RenderError;
 
 use clock::Clock;
@@ -37,7 +37,7 @@ pub(crate) fn environment(
     environment.set_recursion_limit(MAX_DEPTH);
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(methods::call);
     tests::add(&mut environment);
     environment.add_filter("tojson", to_json::filter);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
@@ -52,7 +52,7 @@ pub(crate) fn environment(
             ))
         })
     });
-    environment.add_template_owned(NAME, without_generation(template))?;
+    environment.add_template_owned(NAME, adapted(template))?;
     Ok(environment)
 }
 
@@ -60,23 +60,34 @@ fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
-/// The template with `{% generation %}` as a scope: it only says which text training is on, which tokens say here.
-fn without_generation(template: &str) -> String {
+/// The template with `{% generation %}` as a scope: it only says which text training is on, which tokens say here. The line break
+/// after `{% raw %}` stays, as in Jinja2.
+fn adapted(template: &str) -> String {
     let mut written = String::with_capacity(template.len());
     let mut rest = template;
     while let Some((before, inside)) = rest.split_once("{%") {
-        let (tag, after) = inside.split_once("%}").unwrap_or((inside, ""));
-        let has_end = tag.len() < inside.len();
         written.push_str(before);
         written.push_str("{%");
-        let word = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        match word {
+        let Some((tag, after)) = inside.split_once("%}") else {
+            rest = inside;
+            continue;
+        };
+        rest = after;
+        match tag.trim_matches(['-', '+']).trim() {
             "generation" => written.push_str(&tag.replacen("generation", "with", 1)),
             "endgeneration" => written.push_str(&tag.replacen("endgeneration", "endwith", 1)),
+            "raw" => {
+                written.push_str(tag);
+                written.push_str(if tag.ends_with('-') { "%}" } else { "+%}" });
+                let end = after.find("endraw").unwrap_or(after.len());
+                let end = after[..end].rfind("{%").unwrap_or(end);
+                written.push_str(&after[..end]);
+                rest = &after[end..];
+                continue;
+            }
             _ => written.push_str(tag),
         }
-        written.push_str(if has_end { "%}" } else { "" });
-        rest = after;
+        written.push_str("%}");
     }
     written.push_str(rest);
     written

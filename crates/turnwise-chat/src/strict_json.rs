@@ -144,10 +144,7 @@ mod tests {
         for text in
             ["18446744073709551615", "-9223372036854775808", "2512292042121000001", "[0, 7]"]
         {
-            assert_eq!(
-                from_str(text).expect("it fits").to_string(),
-                text.replace(", ", ",")
-            );
+            assert_eq!(from_str(text).expect("it fits").to_string(), text.replace(", ", ","));
         }
         for text in
             ["18446744073709551616", "-9223372036854775809", "{\"a\": [1, 100000000000000000001]}"]

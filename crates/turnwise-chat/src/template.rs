@@ -122,6 +122,8 @@ pub struct TemplateRenderer {
     stop: Vec<TokenId>,
     /// Their names; the first is what the template writes after a turn.
     closes: Vec<String>,
+    /// Whether the template knows thoughts that stand apart from the text.
+    reads_reasoning: bool,
 }
 
 impl TemplateRenderer {
@@ -159,6 +161,7 @@ impl TemplateRenderer {
             return Err(ChatError::Untrusted { hash, trusted: trusted.clone() });
         }
         let program = Program::new(template, tool_use, &settings)?;
+        let reads_reasoning = template.contains("reasoning_content");
         let mut closes = settings.stop.clone();
         if let Some(written) = written_close(&program, &tokenizer) {
             closes.retain(|close| *close != written);
@@ -174,7 +177,7 @@ impl TemplateRenderer {
         let identity =
             format!("{}\n{FORMAT}\n{hash}{tool_hash}\n{written}", tokenizer.fingerprint());
         let fingerprint = fingerprint(identity.as_bytes());
-        Ok(Self { fingerprint, program, tokenizer, settings, stop, closes })
+        Ok(Self { fingerprint, program, tokenizer, settings, stop, closes, reads_reasoning })
     }
 
     /// The tokenizer.
@@ -229,7 +232,7 @@ impl TemplateRenderer {
     fn heard(&self, said: &Said<'_>, is_task: bool) -> Message {
         let message = said.message;
         if said.drawn.is_some() {
-            return message.clone();
+            return self.as_text(message);
         }
         let limit = if is_task { usize::MAX } else { self.settings.max_observation_tokens };
         let heard = |text: &str| heard(&self.tokenizer, text, limit);
@@ -238,6 +241,14 @@ impl TemplateRenderer {
             reasoning: message.reasoning.as_deref().map(heard),
             ..message.clone()
         }
+    }
+
+    /// A turn as its template gets it: a template that does not read thoughts apart finds them in the text, as it was drawn.
+    fn as_text(&self, message: &Message) -> Message {
+        let thoughts = message.reasoning.as_deref().filter(|_| !self.reads_reasoning);
+        let Some(thoughts) = thoughts else { return message.clone() };
+        let content = format!("<think>\n{thoughts}\n</think>\n\n{}", message.content);
+        Message { content, reasoning: None, ..message.clone() }
     }
 
     /// The spans of each message from the place on, of the lead-in, and of what is put into the model's mouth.
@@ -322,9 +333,10 @@ impl Writer<'_> {
         let written = &self.output.text[turn.clone()];
         match kept(&renderer.tokenizer, renderer.settings.thinking, ids, said.message, written) {
             Kept::Whole => self.canvas.verbatim(ids),
-            Kept::Rest(head) => {
-                self.text(owner, turn.start..turn.start + head.len());
+            Kept::Rest { head, tail } => {
+                self.text(owner, turn.start..turn.start + head);
                 thinking::strip(&renderer.tokenizer, ids, &mut self.canvas);
+                self.text(owner, turn.end - tail..turn.end);
             }
             Kept::Nothing => self.text(owner, turn.clone()),
         }

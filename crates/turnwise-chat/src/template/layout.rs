@@ -5,6 +5,7 @@ use std::ops::Range;
 use turnwise_environment::{Message, Role};
 
 use crate::marks::Output;
+use crate::thinking;
 
 /// A conversation as a template wrote it.
 pub(super) struct Layout {
@@ -24,16 +25,16 @@ pub(super) struct Part {
 }
 
 impl Layout {
-    /// Divides the output among messages. `lead_in` is what the template writes before a turn; a message ends with the first of
-    /// `closes` after its text.
+    /// Divides the output among messages. `lead_ins` are what the template writes before each turn, the next one too; a message ends
+    /// with the first of `closes` after its text.
     pub(super) fn new(
         output: Output,
         messages: &[&Message],
-        lead_in: &str,
+        lead_ins: &[String],
         closes: &[String],
         is_control: impl Fn(&str, usize) -> Option<usize>,
     ) -> Self {
-        let mut divider = Divider { output: &output, lead_in, closes, at: 0 };
+        let mut divider = Divider { output: &output, lead_ins, closes, at: 0 };
         let mut parts = Vec::with_capacity(messages.len());
         for (owner, message) in messages.iter().enumerate() {
             let next = messages.get(owner + 1).map(|next| next.role);
@@ -54,7 +55,7 @@ impl Layout {
 
 struct Divider<'a> {
     output: &'a Output,
-    lead_in: &'a str,
+    lead_ins: &'a [String],
     closes: &'a [String],
     /// What is before is dealt out.
     at: usize,
@@ -67,7 +68,7 @@ impl Divider<'_> {
         let Some(said) = self.said(owner) else { return Part { start, turn: None, end: start } };
         let mut limit = self.next_said(owner, n_owners);
         if next.is_none_or(|role| role == Role::Assistant)
-            && let Some(lead_in) = self.find_lead_in(said.end, limit)
+            && let Some(lead_in) = self.find_lead_in(owner + 1, said.end, limit)
         {
             limit = lead_in.start;
         }
@@ -84,10 +85,12 @@ impl Divider<'_> {
         let start = self.at;
         let said = self.said(owner);
         let next = self.next_said(owner, n_owners);
-        let first = said.as_ref().map_or(next, |said| said.start);
-        let from = match self.find_lead_in(start, first) {
+        let first = self.before_tag(start, said.as_ref().map_or(next, |said| said.start));
+        let from = match self.find_lead_in(owner, start, first) {
             Some(lead_in) => lead_in.end,
-            None => self.after_control(start, first, is_control),
+            None => self
+                .shared_lead_in(owner, start, first)
+                .unwrap_or_else(|| self.after_control(start, first, is_control)),
         };
         let said_to = said.map_or(from, |said| said.end.max(from));
         let close = self.close(said_to, next);
@@ -111,12 +114,27 @@ impl Divider<'_> {
         later.map(|said| said.start).min().unwrap_or(self.output.text.len())
     }
 
-    fn find_lead_in(&self, from: usize, to: usize) -> Option<Range<usize>> {
-        if self.lead_in.is_empty() {
-            return None;
-        }
-        let at = from + self.output.text.get(from..to)?.find(self.lead_in)?;
-        Some(at..at + self.lead_in.len())
+    fn find_lead_in(&self, owner: usize, from: usize, to: usize) -> Option<Range<usize>> {
+        let lead_in = self.lead_ins.get(owner).filter(|lead_in| !lead_in.is_empty())?;
+        let at = from + self.output.text.get(from..to)?.find(lead_in.as_str())?;
+        Some(at..at + lead_in.len())
+    }
+
+    /// Where a lead-in ends that a template writes otherwise in history, from some place on: at the last control token that both have.
+    fn shared_lead_in(&self, owner: usize, from: usize, to: usize) -> Option<usize> {
+        let lead_in = self.lead_ins.get(owner)?;
+        let before = self.output.text.get(from..to)?;
+        let skipped = before.len() - before.trim_start().len();
+        let pairs = lead_in.bytes().zip(before.trim_start().bytes());
+        let n_shared = pairs.take_while(|(a, b)| a == b).count();
+        let shared = lead_in.get(..n_shared)?.rfind('>').or_else(|| lead_in[..n_shared].rfind(']'));
+        Some(from + skipped + shared? + 1)
+    }
+
+    /// The place before a tag of thinking that stands just before a text: it is a part of the turn.
+    fn before_tag(&self, from: usize, to: usize) -> usize {
+        let before = self.output.text.get(from..to).unwrap_or_default().trim_end();
+        before.strip_suffix(thinking::OPEN).map_or(to, |before| from + before.len())
     }
 
     /// The first close that stands in this part of the template's own text.

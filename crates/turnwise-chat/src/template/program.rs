@@ -2,7 +2,7 @@
 
 use minijinja::Environment;
 use serde_json::{Map, Value};
-use turnwise_environment::{Message, ToolSpec};
+use turnwise_environment::{Message, Role, ToolSpec};
 use turnwise_rollout::RenderError;
 
 use super::function;
@@ -97,16 +97,14 @@ impl Program {
                 found(Output::read(&text), script.messages)
             }
         };
-        let lead_in = lead_in.unwrap_or_else(|| {
-            let last = script.messages.len().checked_sub(1);
-            let said = output.said.iter().rev().find(|(_, owner)| Some(*owner) == last);
-            said.map_or_else(String::new, |(range, _)| output.text[range.end..].to_owned())
-        });
-        let lead_in = lead_in.split(thinking::OPEN).next().unwrap_or_default().trim_start();
+        let lead_ins = match lead_in {
+            Some(lead_in) => vec![before_thinking(lead_in.trim_start()); script.messages.len() + 1],
+            None => self.lead_ins(script, ids),
+        };
         let is_control = |text: &str, at: usize| {
             tokenizer.added().control_at(text, at).map(|found| at + found.text.len())
         };
-        Ok(Layout::new(output, script.messages, lead_in, closes, is_control))
+        Ok(Layout::new(output, script.messages, &lead_ins, closes, is_control))
     }
 
     /// The template's own output. A template that refuses the ids of calls as they are gets others.
@@ -131,6 +129,26 @@ impl Program {
         let added = plain.strip_prefix(without.as_str()).unwrap_or_default();
         (!added.is_empty()).then(|| added.to_owned())
     }
+
+    /// What leads in to each message of the assistant, and to the next turn, where the template adds nothing of its own for that: what it
+    /// writes behind the text before.
+    fn lead_ins(&self, script: Script<'_>, ids: Ids) -> Vec<String> {
+        let lead_in = |n: usize| -> Option<String> {
+            let is_turn = script.messages.get(n).is_none_or(|next| next.role == Role::Assistant);
+            let last = script.messages[..n].last().filter(|_| is_turn)?;
+            let before = Script { messages: &script.messages[..n], ..script };
+            let text = self.run(before, ids, &Plain, true).ok()?;
+            let said = last.content.trim();
+            let at = text.rfind(said)? + said.len();
+            Some(before_thinking(&text[at..]))
+        };
+        (0..=script.messages.len()).map(|n| lead_in(n).unwrap_or_default()).collect()
+    }
+}
+
+/// What stands before the place of thinking in a lead-in.
+fn before_thinking(lead_in: &str) -> String {
+    lead_in.split(thinking::OPEN).next().unwrap_or_default().to_owned()
 }
 
 /// Texts as they are.

@@ -11,8 +11,8 @@ use crate::{Thinking, Tokenizer};
 pub(super) enum Kept {
     /// All of it, as it was drawn.
     Whole,
-    /// Text of the template, then what was drawn after the thinking.
-    Rest(String),
+    /// What was drawn after the thinking, between texts of the template that begin and end the turn.
+    Rest { head: usize, tail: usize },
     /// The template's own text: it says something else.
     Nothing,
 }
@@ -39,12 +39,16 @@ pub(super) fn kept(
         return Kept::Nothing;
     }
     let (thoughts, _) = thinking_of(&drawn);
-    if thoughts.is_empty() {
+    let thought = message.reasoning.as_deref().unwrap_or_default();
+    let keeps_thoughts = !thought.is_empty() && is_there(thought, head);
+    if keeps_thoughts || squash(head) == squash(thoughts) {
         return Kept::Whole;
     }
-    let thought = message.reasoning.as_deref().unwrap_or_default();
-    let keeps_thoughts = !head.is_empty() && is_there(thought, head);
-    if keeps_thoughts { Kept::Whole } else { Kept::Rest(head.to_owned()) }
+    let said = rest.trim_start();
+    let blanks = rest.len() - said.len();
+    let is_ended = drawn.ends_with(&said[said.trim_end().len()..]);
+    let tail = if is_ended { 0 } else { said.len() - said.trim_end().len() };
+    Kept::Rest { head: head.len() + blanks, tail }
 }
 
 /// The text up to the end of its thinking, blanks behind it included, and the rest.
