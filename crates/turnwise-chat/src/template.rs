@@ -10,12 +10,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use turnwise_environment::{Action, Message, Role, ToolCall, ToolSpec};
+use turnwise_environment::{Action, CallAttempt, Message, ToolCall, ToolSpec};
 use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 use turnwise_trajectory::TokenId;
 
 use crate::canvas::Canvas;
-use crate::chatml::{hermes_turn, ids_of};
+use crate::chatml::{hermes_turn, ids_of, n_task};
 use crate::fingerprint::fingerprint;
 use crate::llama::llama_turn;
 use crate::tool_calls::check_calls;
@@ -71,7 +71,8 @@ pub struct TemplateSettings {
     pub time: Option<String>,
     /// What becomes of thinking in past turns.
     pub thinking: Thinking,
-    /// The most tokens of one message's text. A longer one loses its middle, with `[... N bytes omitted ...]` in its place.
+    /// The most tokens of one message's text after the first turn. A longer one loses its middle, with `[... N bytes omitted ...]` in
+    /// its place. The messages before the first turn are the task, and stay whole.
     pub max_observation_tokens: usize,
     /// The longest context; the template may write four bytes for each of its tokens.
     pub max_context_tokens: usize,
@@ -194,10 +195,7 @@ impl TemplateRenderer {
             name: tool.name.clone(),
             arguments: json!({"argument": ANSWER}),
         };
-        let action = Action {
-            calls: vec![turnwise_environment::CallAttempt::Call(call.clone())],
-            ..Action::text("")
-        };
+        let action = Action { calls: vec![CallAttempt::Call(call.clone())], ..Action::text("") };
         let Some(turn) = self.written(&action, std::slice::from_ref(tool)) else { return false };
         let read = self.parse(&self.tokenizer.encode_with_markers(&turn), &[]);
         let mut calls = read.tool_calls();
@@ -220,9 +218,9 @@ impl TemplateRenderer {
             let most = marks::MAX_OWNERS;
             return Err(RenderError(format!("it has more than {most} messages")));
         }
-        let n_opening = said.iter().take_while(|said| said.message.role != Role::Assistant).count();
+        let n_task = n_task(said);
         let heard: Vec<Message> =
-            said.iter().enumerate().map(|(at, said)| self.heard(said, at < n_opening)).collect();
+            said.iter().enumerate().map(|(at, said)| self.heard(said, at < n_task)).collect();
         let messages: Vec<&Message> = heard.iter().collect();
         let script = Script { messages: &messages, tools };
         self.program.layout(&self.tokenizer, script, &self.closes)

@@ -151,7 +151,7 @@ impl Tokenizer {
             "eos_token": named("<|im_end|>"),
             "pad_token": named("<|endoftext|>"),
             "unk_token": null,
-            "chat_template": include_str!("chatml.jinja").trim_end(),
+            "chat_template": include_str!("plain.jinja").trim_end(),
         });
         format!("{config:#}\n")
     }

@@ -6,9 +6,14 @@ use crate::{Tokenizer, clean};
 /// tool cost no more than what is kept of them. English has four bytes to a token, long runs of blanks up to 128.
 const MAX_BYTES_PER_TOKEN: usize = 32;
 
-/// What of a message's text reaches the model: cleaned, and at most `max_tokens` tokens of it.
+/// What of a message's text reaches the model: cleaned, and at most `max_tokens` tokens of it; all of it for
+/// `usize::MAX`.
 pub(crate) fn heard(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> String {
-    middle_truncate(tokenizer, &clean(text), max_tokens).into_owned()
+    let cleaned = clean(text);
+    if max_tokens == usize::MAX {
+        return cleaned.into_owned();
+    }
+    middle_truncate(tokenizer, &cleaned, max_tokens).into_owned()
 }
 
 /// The text, or its beginning and end with `[... N bytes omitted ...]` between, so that it has at most `max_tokens` tokens.

@@ -9,6 +9,7 @@ mod kinds;
 mod llama;
 mod parsing;
 mod rendering;
+mod saved;
 mod support;
 mod templates;
 mod tokenizer;
