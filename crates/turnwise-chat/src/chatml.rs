@@ -16,7 +16,7 @@ use crate::turn::before_stop;
 use crate::{ChatError, Tokenizer, ToolPrompt, parse_turn};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
-const FORMAT: &str = "chatml 2";
+const FORMAT: &str = "chatml 3";
 
 const CLOSE: &str = "<|im_end|>";
 
@@ -26,8 +26,12 @@ const CLOSE: &str = "<|im_end|>";
 pub struct ChatMlSettings {
     /// How the system block tells the model about its tools.
     pub tools: ToolPrompt,
-    /// The most tokens of one message's text. A longer one loses its middle, with `[... N bytes omitted ...]` in its place.
+    /// The most tokens of one message's text after the first turn. A longer one loses its middle, with `[... N bytes omitted ...]` in
+    /// its place. The messages before the first turn are the task, and stay whole.
     pub max_observation_tokens: usize,
+    /// Further control tokens that end a turn, such as those of the model's `generation_config.json`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
     /// What becomes of thinking in past turns.
     pub thinking: Thinking,
     /// Whether the model may think; if not, each of its turns begins with an empty block of thinking.
@@ -39,6 +43,7 @@ impl Default for ChatMlSettings {
         Self {
             tools: ToolPrompt::default(),
             max_observation_tokens: 8192,
+            stop: Vec::new(),
             thinking: Thinking::default(),
             enable_thinking: true,
         }
@@ -87,12 +92,19 @@ impl ChatMl {
     /// The form with this tokenizer. A turn ends at `<|im_end|>`, or at `<|endoftext|>` where the tokenizer has one.
     ///
     /// # Errors
-    /// When `<|im_start|>` or `<|im_end|>` is not a token of the tokenizer.
+    /// When `<|im_start|>`, `<|im_end|>` or a token of `settings.stop` is no control token of the tokenizer.
     pub fn new(tokenizer: Arc<Tokenizer>, settings: ChatMlSettings) -> Result<Self, ChatError> {
         let control = |marker: &str| tokenizer.control(marker);
         control("<|im_start|>")?;
         let close = control(CLOSE)?;
-        let stop = [Some(close), control("<|endoftext|>").ok()].into_iter().flatten().collect();
+        let mut stop = vec![close];
+        let usual = control("<|endoftext|>").ok().into_iter().map(Ok);
+        for id in usual.chain(settings.stop.iter().map(|marker| control(marker))) {
+            let id = id?;
+            if !stop.contains(&id) {
+                stop.push(id);
+            }
+        }
         let written = serde_json::to_string(&settings).expect("settings are plain data");
         let identity = format!("{}\n{FORMAT}\n{written}", tokenizer.fingerprint());
         let fingerprint = fingerprint(identity.as_bytes());
@@ -111,10 +123,32 @@ impl ChatMl {
         &self.settings
     }
 
+    /// The form as a Jinja template, for programs that render with one: `transformers` then makes the prompts that this renderer
+    /// makes. Text that spells control tokens and long observations are not treated there.
+    #[must_use]
+    pub fn template(&self) -> String {
+        let text = |text: &str| serde_json::to_string(text).expect("a text can be written");
+        let (style, open, close) = self.settings.tools.parts();
+        format!(
+            "{{%- set keeps_thinking = {} -%}}\n{{%- set may_think = {} -%}}\n{{%- set tools_are = {} -%}}\n\
+             {{%- set tools_open = {} -%}}\n{{%- set tools_close = {} -%}}\n{}",
+            self.settings.thinking == Thinking::Keep,
+            self.settings.enable_thinking,
+            text(style),
+            text(open),
+            text(close),
+            include_str!("chatml.jinja").trim_end(),
+        )
+    }
+
     fn writer(&self, n_messages: usize, separator: &'static str) -> Writer<'_> {
         // Two more owners: the lead-in to the model's turn, and what is put into its mouth.
-        let canvas = Canvas::new(&self.tokenizer, n_messages + 2);
-        Writer { chat: self, canvas, separator, last_query: None, n_messages }
+        let canvas = if separator.is_empty() {
+            Canvas::new(&self.tokenizer, n_messages + 2)
+        } else {
+            Canvas::after(&self.tokenizer, CLOSE, n_messages + 2)
+        };
+        Writer { chat: self, canvas, separator, last_query: None, n_messages, n_task: 0 }
     }
 
     /// Whether the template writes the turns before `new` as they stand.
@@ -135,7 +169,10 @@ impl ChatMl {
         let was_last = history.iter().rev().nth(1);
         let is_example = was_last
             .is_some_and(|said| said.drawn.is_none() && said.message.role == Role::Assistant);
-        is_closed && !is_stripped && !is_example
+        // So was the turn itself, and its empty block of thinking goes now.
+        let turn = history.last().and_then(|said| said.drawn).unwrap_or(ended.ids);
+        let loses_block = thinking::is_empty_block(&self.tokenizer.decode(turn));
+        is_closed && !is_stripped && !is_example && !loses_block
     }
 
     fn has_thoughts(&self, said: &Said<'_>) -> bool {
@@ -157,6 +194,7 @@ impl Renderer for ChatMl {
         tools: &[ToolSpec],
     ) -> Result<Rendered, RenderError> {
         let mut writer = self.writer(conversation.len(), "");
+        writer.n_task = n_task(conversation);
         let n_written = writer.tools(tools, conversation.first().map(|said| said.message));
         writer.last_query = thinking::last_query(conversation.iter().map(|said| said.message));
         writer.messages(conversation, n_written);
@@ -211,6 +249,8 @@ struct Writer<'a> {
     /// Thinking stays after it.
     last_query: Option<usize>,
     n_messages: usize,
+    /// The messages of the task, which stand before the first turn.
+    n_task: usize,
 }
 
 impl Writer<'_> {
@@ -222,7 +262,7 @@ impl Writer<'_> {
         let system = first.filter(|message| message.role == Role::System);
         self.header("system\n");
         if let Some(message) = system {
-            self.say(&message.content);
+            self.say(0, &message.content);
             self.canvas.template("\n\n");
         }
         self.chat.settings.tools.write(tools, &mut self.canvas);
@@ -235,8 +275,8 @@ impl Writer<'_> {
             let message = said.message;
             self.canvas.set_owner(index);
             match (message.role, said.drawn) {
-                (Role::System, _) => self.block("system\n", message),
-                (Role::User, _) => self.block("user\n", message),
+                (Role::System, _) => self.block("system\n", index, message),
+                (Role::User, _) => self.block("user\n", index, message),
                 (Role::Assistant, Some(ids)) => self.turn(index, ids),
                 (Role::Assistant, None) => self.assistant(index, message),
                 (Role::Tool, _) => {
@@ -244,25 +284,26 @@ impl Writer<'_> {
                         other.is_some_and(|said| said.message.role == Role::Tool)
                     };
                     let before = index.checked_sub(1).and_then(|before| messages.get(before));
-                    self.tool(message, !is_tool(before), !is_tool(messages.get(index + 1)));
+                    let after = messages.get(index + 1);
+                    self.tool(index, message, !is_tool(before), !is_tool(after));
                 }
             }
         }
         self.canvas.set_owner(messages.len());
     }
 
-    fn block(&mut self, header: &str, message: &Message) {
+    fn block(&mut self, header: &str, index: usize, message: &Message) {
         self.header(header);
-        self.say(&message.content);
+        self.say(index, &message.content);
         self.canvas.template(CLOSE);
     }
 
-    fn tool(&mut self, message: &Message, opens_block: bool, closes_block: bool) {
+    fn tool(&mut self, index: usize, message: &Message, opens_block: bool, closes_block: bool) {
         if opens_block {
             self.header("user");
         }
         self.canvas.template("\n<tool_response>\n");
-        self.say(&message.content);
+        self.say(index, &message.content);
         self.canvas.template("\n</tool_response>");
         if closes_block {
             self.canvas.template(CLOSE);
@@ -274,7 +315,11 @@ impl Writer<'_> {
         let chat = self.chat;
         let turn = before_stop(drawn, &chat.stop);
         self.header("assistant\n");
-        if self.keeps_thinking(index) {
+        let follows = chat.settings.thinking == Thinking::Follow;
+        let is_last = index + 1 == self.n_messages;
+        let loses_block =
+            follows && !is_last && thinking::is_empty_block(&chat.tokenizer.decode(turn));
+        if self.keeps_thinking(index) && !loses_block {
             self.canvas.verbatim(turn);
         } else {
             thinking::strip(&chat.tokenizer, turn, &mut self.canvas);
@@ -302,11 +347,11 @@ impl Writer<'_> {
                 content = content.trim_start_matches('\n').to_owned();
             }
         }
-        let reasoning = reasoning.map(|text| self.heard(&text));
-        let text = self.heard(&content);
+        let reasoning = reasoning.map(|text| self.heard(index, &text));
+        let text = self.heard(index, &content);
         let calls = message.tool_calls.iter().map(|call| {
             let call = call_json(call);
-            format!("\n{}\n", self.heard(&call))
+            format!("\n{}\n", self.heard(index, &call))
         });
         let calls: Vec<String> = calls.collect();
         write_turn(&mut self.canvas, reasoning.as_deref(), (&text, has_text), calls);
@@ -320,14 +365,15 @@ impl Writer<'_> {
         self.separator = "\n";
     }
 
-    fn say(&mut self, text: &str) {
-        let text = self.heard(text);
+    fn say(&mut self, index: usize, text: &str) {
+        let text = self.heard(index, text);
         self.canvas.content(&text);
     }
 
     /// What of a message's text reaches the model.
-    fn heard(&self, text: &str) -> String {
-        let limit = self.chat.settings.max_observation_tokens;
+    fn heard(&self, index: usize, text: &str) -> String {
+        let is_task = index < self.n_task;
+        let limit = if is_task { usize::MAX } else { self.chat.settings.max_observation_tokens };
         heard(&self.chat.tokenizer, text, limit)
     }
 
@@ -386,6 +432,11 @@ fn call_json(call: &ToolCall) -> String {
     };
     let json = format!("{{\"name\": {name}, \"arguments\": {arguments}}}");
     json.replace("</tool_call>", "\\u003c/tool_call>")
+}
+
+/// How many messages stand before the first turn: the task.
+pub(crate) fn n_task(conversation: &[Said<'_>]) -> usize {
+    conversation.iter().take_while(|said| said.message.role != Role::Assistant).count()
 }
 
 pub(crate) fn ids_of(spans: &[Span]) -> Vec<TokenId> {

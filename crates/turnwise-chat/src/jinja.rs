@@ -1,52 +1,96 @@
 //! A chat template as a program of somebody else's: bounded, and as close to Python's Jinja as templates need.
 
+mod clock;
+mod methods;
+mod tests;
+mod to_json;
+
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
-use minijinja_contrib::pycompat::unknown_method_callback;
 use turnwise_rollout::RenderError;
 
-use crate::python_json::{to_indented_json, to_python_json};
+use clock::Clock;
 
-/// Steps of one rendering; published templates take some hundred for each message.
+/// Steps of one rendering, and how many more for each message; published templates take some hundred for one.
 const FUEL: u64 = 200_000;
+const FUEL_PER_MESSAGE: u64 = 5_000;
+/// With no more than these, the steps suffice.
+const MANY_MESSAGES: u64 = 40;
 const MAX_DEPTH: usize = 100;
 const NAME: &str = "chat template";
 
 /// The environment with the template in it, as `transformers` sets it up.
 ///
-/// `times` answers `strftime_now`: what a prompt says must not depend on when it is rendered.
+/// `times` and `clock` answer `strftime_now`: what a prompt says must not depend on when it is rendered.
 pub(crate) fn environment(
     template: &str,
     times: BTreeMap<String, String>,
+    time: Option<&str>,
 ) -> Result<Environment<'static>, Error> {
+    let clock = time.map(Clock::parse).transpose().map_err(invalid)?;
     let mut environment = Environment::new();
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(MAX_DEPTH);
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(unknown_method_callback);
-    environment.add_filter("tojson", to_json);
-    // In Python a string is iterable.
-    environment.add_test("iterable", |value: &Value| {
-        value.kind() == ValueKind::String || value.try_iter().is_ok()
-    });
+    environment.set_unknown_method_callback(methods::call);
+    tests::add(&mut environment);
+    environment.add_filter("tojson", to_json::filter);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
+        Err(invalid(message))
     });
     environment.add_function("strftime_now", move |format: String| {
         let frozen = times.get(&format).cloned();
-        frozen.ok_or_else(|| {
-            let message =
-                format!("the template asks for the time as {format:?}; freeze it in `times`");
-            Error::new(ErrorKind::InvalidOperation, message)
+        frozen.or_else(|| clock.as_ref().map(|clock| clock.format(&format))).ok_or_else(|| {
+            invalid(format!(
+                "the template asks for the time as {format:?}, and a prompt must not depend on when it is made; set \
+                 model.time = \"2026-01-31\", or for `turnwise render` --time 2026-01-31"
+            ))
         })
     });
-    environment.add_template_owned(NAME, template.to_owned())?;
+    environment.add_template_owned(NAME, adapted(template))?;
     Ok(environment)
+}
+
+fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message)
+}
+
+/// The template with `{% generation %}` as a scope: it only says which text training is on, which tokens say here. The line break
+/// after `{% raw %}` stays, as in Jinja2.
+fn adapted(template: &str) -> String {
+    let mut written = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, inside)) = rest.split_once("{%") {
+        written.push_str(before);
+        written.push_str("{%");
+        let Some((tag, after)) = inside.split_once("%}") else {
+            rest = inside;
+            continue;
+        };
+        rest = after;
+        match tag.trim_matches(['-', '+']).trim() {
+            "generation" => written.push_str(&tag.replacen("generation", "with", 1)),
+            "endgeneration" => written.push_str(&tag.replacen("endgeneration", "endwith", 1)),
+            "raw" => {
+                written.push_str(tag);
+                written.push_str(if tag.ends_with('-') { "%}" } else { "+%}" });
+                let end = after.find("endraw").unwrap_or(after.len());
+                let end = after[..end].rfind("{%").unwrap_or(end);
+                written.push_str(&after[..end]);
+                rest = &after[end..];
+                continue;
+            }
+            _ => written.push_str(tag),
+        }
+        written.push_str("%}");
+    }
+    written.push_str(rest);
+    written
 }
 
 /// What the template writes, at most `limit` bytes.
@@ -56,10 +100,20 @@ pub(crate) fn render(
     limit: usize,
 ) -> Result<String, RenderError> {
     let failed = |error: Error| RenderError(format!("{error:#}"));
-    let mut output = Capped { bytes: Vec::new(), limit };
+    let n_messages = context["messages"].as_array().map_or(0, Vec::len) as u64;
+    let mut environment = std::borrow::Cow::Borrowed(environment);
+    if n_messages > MANY_MESSAGES {
+        environment.to_mut().set_fuel(Some(FUEL + n_messages * FUEL_PER_MESSAGE));
+    }
+    let mut output = Capped { bytes: Vec::new(), limit, is_full: false };
     let template = environment.get_template(NAME).map_err(failed)?;
-    let context = given(context);
-    template.render_captured_to(context, &mut output).map_err(failed)?;
+    let rendered = template.render_captured_to(given(context), &mut output);
+    if output.is_full {
+        return Err(RenderError(format!(
+            "the template writes more than {limit} bytes, which no context holds; the conversation is too long"
+        )));
+    }
+    rendered.map_err(failed)?;
     String::from_utf8(output.bytes).map_err(|error| RenderError(error.to_string()))
 }
 
@@ -81,26 +135,18 @@ fn given(value: &serde_json::Value) -> Value {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
-fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Python's other options are about its own defaults.
-    Ok(match indent {
-        Some(indent) => to_indented_json(value, indent),
-        None => to_python_json(value),
-    })
-}
-
 struct Capped {
     bytes: Vec<u8>,
     limit: usize,
+    /// Whether there was more to write.
+    is_full: bool,
 }
 
 impl Write for Capped {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > self.limit {
-            let message = format!("the template writes more than {} bytes", self.limit);
-            return Err(io::Error::other(message));
+            self.is_full = true;
+            return Err(io::Error::other("there is no more room"));
         }
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())

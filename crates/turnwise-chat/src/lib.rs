@@ -27,10 +27,13 @@
 //! [`Llama3`] is the form of Llama 3, and [`TemplateRenderer`] runs a model's own Jinja template within bounds. What becomes
 //! of thinking in past turns is a choice, [`Thinking`].
 //!
-//! Not supported: tokenizers other than byte-level BPE; templates that put images into messages.
+//! Not supported: tokenizers that are no `tokenizer.json`; templates that put images into messages.
 
+mod added;
+mod call_bodies;
 mod canvas;
 mod chatml;
+mod encoder;
 mod error;
 mod fingerprint;
 mod hygiene;
@@ -39,6 +42,7 @@ mod llama;
 mod llama_calls;
 mod marks;
 mod python_json;
+mod quiet;
 mod schema;
 mod strict_json;
 mod template;

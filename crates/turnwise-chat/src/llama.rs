@@ -7,7 +7,7 @@ use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said
 use turnwise_trajectory::TokenId;
 
 use crate::canvas::Canvas;
-use crate::chatml::ids_of;
+use crate::chatml::{ids_of, n_task};
 use crate::fingerprint::fingerprint;
 use crate::llama_calls::parse_llama_turn;
 use crate::python_json::{to_indented_json, to_python_json};
@@ -39,8 +39,12 @@ pub struct Llama3Settings {
     pub date: String,
     /// Whether the tools stand in the first user message; otherwise in the system block.
     pub tools_in_user_message: bool,
-    /// The most tokens of one message's text. A longer one loses its middle, with `[... N bytes omitted ...]` in its place.
+    /// The most tokens of one message's text after the first turn. A longer one loses its middle, with `[... N bytes omitted ...]` in
+    /// its place. The messages before the first turn are the task, and stay whole.
     pub max_observation_tokens: usize,
+    /// Further control tokens that end a turn, such as those of the model's `generation_config.json`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
 }
 
 impl Default for Llama3Settings {
@@ -49,6 +53,7 @@ impl Default for Llama3Settings {
             date: "26 Jul 2024".to_owned(),
             tools_in_user_message: true,
             max_observation_tokens: 8192,
+            stop: Vec::new(),
         }
     }
 }
@@ -87,7 +92,7 @@ impl Llama3 {
     /// The form with this tokenizer.
     ///
     /// # Errors
-    /// When `<|begin_of_text|>`, a header token or `<|eot_id|>` is not a token of the tokenizer.
+    /// When `<|begin_of_text|>`, a header token, `<|eot_id|>` or a token of `settings.stop` is no control token of the tokenizer.
     pub fn new(tokenizer: Arc<Tokenizer>, settings: Llama3Settings) -> Result<Self, ChatError> {
         let control = |marker: &str| tokenizer.control(marker);
         control("<|begin_of_text|>")?;
@@ -95,7 +100,13 @@ impl Llama3 {
         control("<|end_header_id|>")?;
         let close = control(CLOSE)?;
         let others = OTHER_STOPS.into_iter().filter_map(|marker| control(marker).ok());
-        let stop = std::iter::once(close).chain(others).collect();
+        let mut stop: Vec<TokenId> = std::iter::once(close).chain(others).collect();
+        for marker in &settings.stop {
+            let id = control(marker)?;
+            if !stop.contains(&id) {
+                stop.push(id);
+            }
+        }
         let written = serde_json::to_string(&settings).expect("settings are plain data");
         let identity = format!("{}\n{FORMAT}\n{written}", tokenizer.fingerprint());
         let fingerprint = fingerprint(identity.as_bytes());
@@ -108,8 +119,25 @@ impl Llama3 {
         &self.tokenizer
     }
 
-    fn writer(&self, n_messages: usize) -> Writer<'_> {
-        Writer { chat: self, canvas: Canvas::new(&self.tokenizer, n_messages + 1), n_messages }
+    /// The form as a Jinja template, for programs that render with one: `transformers` then makes the prompts that this renderer
+    /// makes. Text that spells control tokens and long observations are not treated there.
+    #[must_use]
+    pub fn template(&self) -> String {
+        let text = |text: &str| serde_json::to_string(text).expect("a text can be written");
+        format!(
+            "{{%- set date = {} -%}}\n{{%- set tools_in_user = {} -%}}\n{{%- set call_form = {} -%}}\n\
+             {{%- set tools_for_user = {} -%}}\n{{%- set tools_for_system = {} -%}}\n{}",
+            text(&self.settings.date),
+            self.settings.tools_in_user_message,
+            text(CALL_FORM),
+            text(TOOLS_FOR_USER),
+            text(TOOLS_FOR_SYSTEM),
+            include_str!("llama3.jinja").trim_end(),
+        )
+    }
+
+    fn writer<'a>(&'a self, canvas: Canvas<'a>, n_messages: usize) -> Writer<'a> {
+        Writer { chat: self, canvas, n_messages, n_task: 0 }
     }
 }
 
@@ -123,7 +151,9 @@ impl Renderer for Llama3 {
         conversation: &[Said<'_>],
         tools: &[ToolSpec],
     ) -> Result<Rendered, RenderError> {
-        let mut writer = self.writer(conversation.len());
+        let canvas = Canvas::new(&self.tokenizer, conversation.len() + 1);
+        let mut writer = self.writer(canvas, conversation.len());
+        writer.n_task = n_task(conversation);
         let n_written = writer.head(conversation, tools)?;
         writer.messages(conversation, n_written)?;
         Ok(writer.finish(Vec::new()))
@@ -143,7 +173,8 @@ impl Renderer for Llama3 {
         }
         let close = if end.is_some() { Vec::new() } else { vec![self.close] };
         let new: Vec<Said<'_>> = new.iter().map(Said::new).collect();
-        let mut writer = self.writer(new.len());
+        let canvas = Canvas::after(&self.tokenizer, CLOSE, new.len() + 1);
+        let mut writer = self.writer(canvas, new.len());
         writer.messages(&new, 0)?;
         Ok(Bridged::Append(writer.finish(close)))
     }
@@ -174,6 +205,8 @@ struct Writer<'a> {
     chat: &'a Llama3,
     canvas: Canvas<'a>,
     n_messages: usize,
+    /// The messages of the task, which stand before the first turn.
+    n_task: usize,
 }
 
 impl Writer<'_> {
@@ -195,7 +228,7 @@ impl Writer<'_> {
             self.tools(TOOLS_FOR_SYSTEM, tools);
         }
         if let Some(system) = system {
-            self.say(&system.message.content);
+            self.say(0, &system.message.content);
         }
         self.canvas.template(CLOSE);
         let n_system = usize::from(system.is_some());
@@ -209,7 +242,7 @@ impl Writer<'_> {
         self.canvas.set_owner(n_system);
         self.header("user");
         self.tools(TOOLS_FOR_USER, tools);
-        self.say(&first.message.content);
+        self.say(n_system, &first.message.content);
         self.canvas.template(CLOSE);
         Ok(n_system + 1)
     }
@@ -227,26 +260,26 @@ impl Writer<'_> {
         for (index, said) in messages.iter().enumerate().skip(n_written) {
             self.canvas.set_owner(index);
             match (said.message.role, said.drawn) {
-                (Role::System, _) => self.block("system", said.message),
-                (Role::User, _) => self.block("user", said.message),
-                (Role::Tool, _) => self.tool(said.message),
+                (Role::System, _) => self.block("system", index, said.message),
+                (Role::User, _) => self.block("user", index, said.message),
+                (Role::Tool, _) => self.tool(index, said.message),
                 (Role::Assistant, Some(drawn)) => self.turn(drawn),
-                (Role::Assistant, None) => self.assistant(said.message)?,
+                (Role::Assistant, None) => self.assistant(index, said.message)?,
             }
         }
         self.canvas.set_owner(self.n_messages);
         Ok(())
     }
 
-    fn block(&mut self, role: &str, message: &Message) {
+    fn block(&mut self, role: &str, index: usize, message: &Message) {
         self.header(role);
-        self.say(&message.content);
+        self.say(index, &message.content);
         self.canvas.template(CLOSE);
     }
 
-    fn tool(&mut self, message: &Message) {
+    fn tool(&mut self, index: usize, message: &Message) {
         self.header("ipython");
-        let text = self.heard(&message.content);
+        let text = self.heard(index, &message.content);
         self.canvas.content(&to_python_json(&text));
         self.canvas.template(CLOSE);
     }
@@ -259,12 +292,12 @@ impl Writer<'_> {
         self.canvas.template(CLOSE);
     }
 
-    fn assistant(&mut self, message: &Message) -> Result<(), RenderError> {
+    fn assistant(&mut self, index: usize, message: &Message) -> Result<(), RenderError> {
         match message.tool_calls.as_slice() {
-            [] => self.block("assistant", message),
+            [] => self.block("assistant", index, message),
             [call] => {
                 self.header("assistant");
-                let call = self.heard(&call_json(call));
+                let call = self.heard(index, &call_json(call));
                 self.canvas.content(&call);
                 self.canvas.template(CLOSE);
             }
@@ -283,14 +316,15 @@ impl Writer<'_> {
         self.canvas.template("<|end_header_id|>\n\n");
     }
 
-    fn say(&mut self, text: &str) {
-        let text = self.heard(text);
+    fn say(&mut self, index: usize, text: &str) {
+        let text = self.heard(index, text);
         self.canvas.content(text.trim());
     }
 
     /// What of a message's text reaches the model.
-    fn heard(&self, text: &str) -> String {
-        let limit = self.chat.settings.max_observation_tokens;
+    fn heard(&self, index: usize, text: &str) -> String {
+        let is_task = index < self.n_task;
+        let limit = if is_task { usize::MAX } else { self.chat.settings.max_observation_tokens };
         heard(&self.chat.tokenizer, text, limit)
     }
 

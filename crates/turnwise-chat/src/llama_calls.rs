@@ -14,8 +14,9 @@ pub(crate) const PYTHON_TAG: &str = "<|python_tag|>";
 ///
 /// Never fails, in time linear in the text and with at most [`MAX_CALL_BYTES`] of it read as JSON at a time:
 ///
-/// - A turn is calls when it begins with `<|python_tag|>`, or with an object whose first key is `"name"`. Anything else is
-///   text: this form has no thinking and no tags, and a code fence means nothing.
+/// - A turn is calls when it begins with `<|python_tag|>`, with an object whose first key is `"name"`, or with one that has a name and
+///   arguments in another order (`{"type": "function", "name": …`), also as its `function`. Anything else is text: this form has
+///   no thinking and no tags, and a code fence means nothing.
 /// - Several calls follow one another, with blanks, `;` or `,` between. Text after the last is text.
 /// - Arguments stand under `parameters`, or under `arguments`.
 /// - What cannot be read as JSON, has a key twice, nests 128 deep or has no name: `decode`, up to the end of the turn. A call
@@ -48,9 +49,29 @@ pub fn parse_llama_turn(text: &str) -> Action {
     Action { calls, ..Action::text(rest) }
 }
 
+/// Whether a call begins here: an object whose first key is its name, or one that names a function in another order.
 fn begins_call(text: &str) -> bool {
-    let inside = text.strip_prefix('{').map(str::trim_start);
-    inside.is_some_and(|inside| inside.starts_with("\"name\""))
+    let Some(inside) = text.strip_prefix('{').map(str::trim_start) else { return false };
+    if inside.starts_with("\"name\"") {
+        return true;
+    }
+    let first = ["\"type\"", "\"function\"", "\"parameters\"", "\"arguments\"", "\"id\""];
+    if !first.iter().any(|key| inside.starts_with(key)) {
+        return false;
+    }
+    match read_first(text) {
+        Ok((value, _)) => is_call(&value) || is_call(&value["function"]),
+        Err(_) => {
+            let rest = inside.strip_prefix("\"type\"").map(str::trim_start);
+            let value = rest.and_then(|rest| rest.strip_prefix(':')).map(str::trim_start);
+            value.is_some_and(|value| value.starts_with("\"function\""))
+        }
+    }
+}
+
+fn is_call(value: &Value) -> bool {
+    let has_arguments = value.get("parameters").is_some() || value.get("arguments").is_some();
+    value["name"].is_string() && (has_arguments || value["type"] == "function")
 }
 
 fn read_first(text: &str) -> Result<(Value, usize), Mistake> {
@@ -64,7 +85,10 @@ fn read_first(text: &str) -> Result<(Value, usize), Mistake> {
     })
 }
 
-fn read_object(value: Value) -> Result<(String, Value), Mistake> {
+fn read_object(mut value: Value) -> Result<(String, Value), Mistake> {
+    if is_call(&value["function"]) {
+        value = value["function"].take();
+    }
     let key = if value.get("parameters").is_some() { "parameters" } else { "arguments" };
     read_value(value, key)
 }

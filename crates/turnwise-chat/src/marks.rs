@@ -2,202 +2,124 @@
 //!
 //! The marks are noncharacters, which Unicode keeps for use inside of programs; text that holds them loses them.
 
-use serde_json::{Map, Value};
-use turnwise_rollout::RenderError;
-use turnwise_trajectory::{Span, TokenId};
+use std::ops::Range;
 
-use crate::canvas::Canvas;
-use crate::{Tokenizer, thinking};
+use serde_json::{Map, Value};
+
+use crate::Tokenizer;
 
 const START: char = '\u{fdd0}';
 const END: char = '\u{fdd1}';
 /// Stands inside the names of control tokens that somebody spelled, so that they are no longer those names.
 const JOINT: char = '\u{fdd2}';
-/// After a start comes a character that says which text it is; this one and the 65,533 after it are for private use.
+/// After a start comes a character that says whose text it is; this one and the 65,533 after it are for private use.
 const FIRST_INDEX: u32 = 0xf_0000;
-const MAX_PIECES: usize = 0xfffe;
+pub(crate) const MAX_OWNERS: usize = 0xfffe;
 
-/// The texts that were given to a template.
-pub(crate) struct Marks<'a> {
-    tokenizer: &'a Tokenizer,
-    pieces: Vec<Piece<'a>>,
+/// The text without marks, which it must not bring along.
+pub(crate) fn unmarked(text: &str) -> String {
+    text.chars().filter(|c| ![START, END, JOINT].contains(c)).collect()
 }
 
-struct Piece<'a> {
-    owner: usize,
-    drawn: Option<Drawn<'a>>,
+/// A text with marks around it, blanks at its ends excepted: those the template may trim. A text of blanks stays as it is.
+pub(crate) fn marked(tokenizer: &Tokenizer, owner: usize, text: &str) -> String {
+    let text = guarded(tokenizer, text);
+    let core = text.trim();
+    if core.is_empty() {
+        return text;
+    }
+    let at = text.len() - text.trim_start().len();
+    let (before, after) = (&text[..at], &text[at + core.len()..]);
+    let index = char::from_u32(FIRST_INDEX + owner as u32).unwrap_or(JOINT);
+    format!("{before}{START}{index}{core}{END}{after}")
 }
 
-/// What stands in the output in place of a text.
-#[derive(Clone, Copy)]
-pub(crate) enum Drawn<'a> {
-    /// These tokens.
-    Whole(&'a [TokenId]),
-    /// The same without thinking.
-    Stripped(&'a [TokenId]),
-}
-
-impl<'a> Marks<'a> {
-    pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, pieces: Vec::new() }
+/// The text with a joint in each name of a control token, and at an end that could be part of one.
+pub(crate) fn guarded(tokenizer: &Tokenizer, text: &str) -> String {
+    let text = unmarked(text);
+    let added = tokenizer.added();
+    let mut guarded = String::with_capacity(text.len());
+    if added.begins_inside(&text) {
+        guarded.push(JOINT);
     }
-
-    /// A text with marks around it, blanks at its ends excepted: those the template may trim. A text of blanks stays as it is.
-    pub(crate) fn text(&mut self, owner: usize, text: &str) -> Result<String, RenderError> {
-        let text = self.guarded(text);
-        let core = text.trim();
-        if core.is_empty() {
-            return Ok(text);
-        }
-        let at = text.len() - text.trim_start().len();
-        let (before, after) = (&text[..at], &text[at + core.len()..]);
-        let index = self.piece(owner, None)?;
-        Ok(format!("{before}{START}{index}{core}{END}{after}"))
-    }
-
-    /// A place for what the policy drew.
-    pub(crate) fn drawn(&mut self, owner: usize, drawn: Drawn<'a>) -> Result<String, RenderError> {
-        let index = self.piece(owner, Some(drawn))?;
-        Ok(format!("{START}{index}drawn{END}"))
-    }
-
-    fn piece(&mut self, owner: usize, drawn: Option<Drawn<'a>>) -> Result<char, RenderError> {
-        let index = self.pieces.len();
-        if index >= MAX_PIECES {
-            return Err(RenderError(format!("it has more than {MAX_PIECES} texts")));
-        }
-        self.pieces.push(Piece { owner, drawn });
-        Ok(char::from_u32(FIRST_INDEX + index as u32).expect("the private plane has room"))
-    }
-
-    /// Every string in a value, keys too, without names of control tokens.
-    pub(crate) fn value(&self, value: &Value) -> Value {
-        match value {
-            Value::String(text) => Value::String(self.guarded(text)),
-            Value::Array(items) => items.iter().map(|item| self.value(item)).collect(),
-            Value::Object(entries) => {
-                let entries =
-                    entries.iter().map(|(key, value)| (self.guarded(key), self.value(value)));
-                Value::Object(entries.collect::<Map<_, _>>())
-            }
-            other => other.clone(),
-        }
-    }
-
-    /// The text with a joint in each name of a control token, and at an end that could be part of one.
-    pub(crate) fn guarded(&self, text: &str) -> String {
-        let text: String = text.chars().filter(|c| ![START, END, JOINT].contains(c)).collect();
-        let mut guarded = String::with_capacity(text.len());
-        if self.splits_marker(|marker, at| text.starts_with(&marker[at..])) {
+    for (at, c) in text.char_indices() {
+        guarded.push(c);
+        if added.control_at(&text, at).is_some() {
             guarded.push(JOINT);
         }
-        for (at, c) in text.char_indices() {
-            guarded.push(c);
-            if self.tokenizer.marker_texts().any(|marker| text[at..].starts_with(marker)) {
-                guarded.push(JOINT);
+    }
+    if added.ends_inside(&text) {
+        guarded.push(JOINT);
+    }
+    guarded
+}
+
+/// Every string in a value, keys too, as `change` makes it.
+pub(crate) fn each_text(value: &Value, change: &impl Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(change(text)),
+        Value::Array(items) => items.iter().map(|item| each_text(item, change)).collect(),
+        Value::Object(entries) => {
+            let entries =
+                entries.iter().map(|(key, value)| (change(key), each_text(value, change)));
+            Value::Object(entries.collect::<Map<_, _>>())
+        }
+        other => other.clone(),
+    }
+}
+
+/// What a template wrote, with what the marks say of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Output {
+    /// Without marks.
+    pub(crate) text: String,
+    /// Where texts stand that were marked, and whose they are; in the order of their places.
+    pub(crate) said: Vec<(Range<usize>, usize)>,
+    /// Places that no name of a control token reaches over.
+    pub(crate) joints: Vec<usize>,
+}
+
+impl Output {
+    /// Reads what a template wrote.
+    pub(crate) fn read(written: &str) -> Self {
+        let mut output = Self { text: String::with_capacity(written.len()), ..Self::default() };
+        let mut open: Option<(usize, usize)> = None;
+        let mut chars = written.chars();
+        while let Some(c) = chars.next() {
+            match c {
+                START => {
+                    output.close(&mut open);
+                    let owner = chars.next().and_then(|c| (c as u32).checked_sub(FIRST_INDEX));
+                    open = owner.map(|owner| (output.text.len(), owner as usize));
+                }
+                END => output.close(&mut open),
+                JOINT => output.joints.push(output.text.len()),
+                c => output.text.push(c),
             }
         }
-        if self.splits_marker(|marker, at| text.ends_with(&marker[..at])) {
-            guarded.push(JOINT);
-        }
-        guarded
+        output.close(&mut open);
+        output
     }
 
-    fn splits_marker(&self, is_part: impl Fn(&str, usize) -> bool) -> bool {
-        let mut markers = self.tokenizer.marker_texts();
-        markers.any(|marker| marker.char_indices().skip(1).any(|(at, _)| is_part(marker, at)))
-    }
-
-    /// The spans of what a template wrote: for each of `n_owners` texts, then for what follows the last. A message has
-    /// everything up to the first of `closes` after its text; what comes then leads in to the next.
-    pub(crate) fn scan(&self, output: &str, n_owners: usize, closes: &[String]) -> Vec<Vec<Span>> {
-        let canvas = Canvas::new(self.tokenizer, n_owners + 1);
-        let mut scan =
-            Scan { marks: self, canvas, closes, owner: 0, last: n_owners, has_ended: false };
-        let mut rest = output;
-        while let Some(at) = rest.find([START, JOINT]) {
-            scan.template(&rest[..at]);
-            let mark = rest[at..].chars().next().unwrap_or(JOINT);
-            rest = &rest[at + mark.len_utf8()..];
-            if mark == START {
-                rest = scan.piece(rest);
-            }
-        }
-        scan.template(rest);
-        scan.canvas.finish()
-    }
-}
-
-/// The output without marks.
-pub(crate) fn without_marks(output: &str) -> String {
-    let mut kept = String::with_capacity(output.len());
-    let mut chars = output.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            START => drop(chars.next()),
-            END | JOINT => {}
-            c => kept.push(c),
+    fn close(&mut self, open: &mut Option<(usize, usize)>) {
+        if let Some((start, owner)) = open.take()
+            && start < self.text.len()
+        {
+            self.said.push((start..self.text.len(), owner));
         }
     }
-    kept
-}
 
-/// Where the template goes on after the first marked text and the close behind it.
-pub(crate) fn after_first(output: &str, closes: &[String]) -> Option<usize> {
-    let end = output.find(END)?;
-    let closing =
-        closes.iter().filter_map(|close| Some(end + output[end..].find(close)? + close.len()));
-    closing.min()
-}
-
-struct Scan<'a> {
-    marks: &'a Marks<'a>,
-    canvas: Canvas<'a>,
-    closes: &'a [String],
-    owner: usize,
-    last: usize,
-    has_ended: bool,
-}
-
-impl Scan<'_> {
-    fn template(&mut self, text: &str) {
-        let end = |close: &String| Some(text.find(close)? + close.len());
-        let close = self.closes.iter().filter_map(end).min().filter(|_| self.has_ended);
-        let (own, next) = text.split_at(close.unwrap_or(text.len()));
-        self.canvas.template(own);
-        if close.is_some() {
-            self.has_ended = false;
-            self.set_owner(self.owner + 1);
-        }
-        self.canvas.template(next);
-    }
-
-    fn set_owner(&mut self, owner: usize) {
-        self.owner = owner.min(self.last);
-        self.canvas.set_owner(self.owner);
-    }
-
-    /// `rest` begins with the index of a text. A template may cut a text: then what is left of it ends with the output.
-    fn piece<'t>(&mut self, rest: &'t str) -> &'t str {
-        let Some(index) = rest.chars().next() else { return rest };
-        let place = (index as u32)
-            .checked_sub(FIRST_INDEX)
-            .and_then(|at| self.marks.pieces.get(at as usize));
-        let Some(piece) = place else { return rest };
-        let rest = &rest[index.len_utf8()..];
-        let (text, rest) = rest.split_once(END).unwrap_or((rest, ""));
-        // A text that stands a second time, or before its turn, stays where it is.
-        if piece.owner >= self.owner {
-            self.set_owner(piece.owner);
-        }
-        match piece.drawn {
-            Some(Drawn::Whole(ids)) => self.canvas.verbatim(ids),
-            Some(Drawn::Stripped(ids)) => {
-                thinking::strip(self.marks.tokenizer, ids, &mut self.canvas);
-            }
-            None => self.canvas.content(&without_marks(text)),
-        }
-        self.has_ended = true;
-        rest
+    /// Whether marked text holds the whole name of a control token, which then is the template's: a mark was lost.
+    pub(crate) fn is_torn(&self, tokenizer: &Tokenizer) -> bool {
+        let is_whole = |range: &Range<usize>, at: usize| {
+            let found = tokenizer.added().control_at(&self.text[..range.end], at);
+            found.is_some_and(|found| {
+                let inside = at + 1..at + found.text.len();
+                !self.joints.iter().any(|joint| inside.contains(joint))
+            })
+        };
+        self.said.iter().any(|(range, _)| {
+            self.text[range.clone()].char_indices().any(|(at, _)| is_whole(range, range.start + at))
+        })
     }
 }

@@ -48,7 +48,13 @@ fn fit_type(name: &str, value: &mut Value, allowed: &Value) -> Result<(), Mistak
     if fits(value) {
         return Ok(());
     }
-    let read = value.as_str().and_then(|text| strict_json::from_str(text).ok());
+    let read = value.as_str().and_then(|text| match text.trim() {
+        // As Python writes them.
+        "True" => Some(Value::Bool(true)),
+        "False" => Some(Value::Bool(false)),
+        "None" => Some(Value::Null),
+        text => strict_json::from_str(text).ok(),
+    });
     match read.filter(fits) {
         Some(read) => {
             *value = read;

@@ -3,20 +3,58 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Reads one JSON value that writes no key twice and nests less than 128 deep.
+/// Reads one JSON value that writes no key twice, nests less than 128 deep, and has no integer beyond 64 bits.
 ///
-/// With a key written twice, the tool and a person reading the call may each see another value.
+/// With a key written twice, the tool and a person reading the call may each see another value; so they would with an integer that
+/// becomes the nearest float.
 pub(crate) fn from_str(text: &str) -> serde_json::Result<Value> {
-    serde_json::from_str(text).map(|Strict(value)| value)
+    let Strict(value) = serde_json::from_str(text)?;
+    check_integers(text)?;
+    Ok(value)
 }
 
 /// The JSON value at the beginning of the text, and how many bytes it has.
 pub(crate) fn first(text: &str) -> serde_json::Result<(Value, usize)> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Strict>();
-    match values.next() {
-        Some(value) => value.map(|Strict(value)| (value, values.byte_offset())),
-        None => Err(de::Error::custom("there is no value")),
+    let Some(value) = values.next() else { return Err(de::Error::custom("there is no value")) };
+    let Strict(value) = value?;
+    check_integers(&text[..values.byte_offset()])?;
+    Ok((value, values.byte_offset()))
+}
+
+/// Refuses integers that 64 bits do not hold. The text is JSON.
+fn check_integers(text: &str) -> serde_json::Result<()> {
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c == '"' || c == '-' || c.is_ascii_digit()) {
+        let value = &rest[at..];
+        let length = if value.starts_with('"') {
+            string_length(value)
+        } else {
+            value.find(|c: char| !is_of_number(c)).unwrap_or(value.len())
+        };
+        let number = &value[..length];
+        let is_integer = !number.starts_with('"') && !number.contains(['.', 'e', 'E']);
+        if is_integer && number.parse::<i64>().is_err() && number.parse::<u64>().is_err() {
+            return Err(de::Error::custom("it has an integer of more than 64 bits"));
+        }
+        rest = &value[length..];
     }
+    Ok(())
+}
+
+fn is_of_number(c: char) -> bool {
+    c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E')
+}
+
+/// The bytes of the string that the text begins with, quotes included.
+fn string_length(text: &str) -> usize {
+    let mut is_escaped = false;
+    let end = text.bytes().enumerate().skip(1).find(|(_, c)| {
+        let is_end = *c == b'"' && !is_escaped;
+        is_escaped = *c == b'\\' && !is_escaped;
+        is_end
+    });
+    end.map_or(text.len(), |(at, _)| at + 1)
 }
 
 struct Strict(Value);
@@ -99,6 +137,24 @@ mod tests {
     fn a_key_written_twice_is_refused_at_any_depth() {
         let error = from_str(r#"[{"a": {"b": 1, "b": 2}}]"#).expect_err("b is there twice");
         assert!(error.to_string().contains(r#"the key "b" is written twice"#), "{error}");
+    }
+
+    #[test]
+    fn an_integer_keeps_its_digits_or_is_refused() {
+        for text in
+            ["18446744073709551615", "-9223372036854775808", "2512292042121000001", "[0, 7]"]
+        {
+            assert_eq!(from_str(text).expect("it fits").to_string(), text.replace(", ", ","));
+        }
+        for text in
+            ["18446744073709551616", "-9223372036854775809", "{\"a\": [1, 100000000000000000001]}"]
+        {
+            let error = from_str(text).expect_err("it does not fit");
+            assert!(error.to_string().contains("64 bits"), "{error}");
+        }
+        let quoted =
+            r#"{"a\\": "\"18446744073709551616", "b": 1.5e300, "c": 18446744073709551616.0}"#;
+        assert!(from_str(quoted).is_ok());
     }
 
     #[test]

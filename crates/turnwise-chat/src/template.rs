@@ -1,35 +1,37 @@
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+mod given;
+mod layout;
+mod program;
+mod reuse;
 
-use minijinja::Environment;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use turnwise_environment::{Action, Message, Role, ToolSpec};
+use turnwise_environment::{Action, CallAttempt, Message, ToolCall, ToolSpec};
 use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
-use turnwise_trajectory::{Span, TokenId};
+use turnwise_trajectory::TokenId;
 
 use crate::canvas::Canvas;
-use crate::chatml::{hermes_turn, ids_of};
+use crate::chatml::{hermes_turn, ids_of, n_task};
 use crate::fingerprint::fingerprint;
 use crate::llama::llama_turn;
-use crate::marks::{Drawn, Marks, after_first};
 use crate::tool_calls::check_calls;
 use crate::truncate::heard;
 use crate::turn::before_stop;
-use crate::{ChatError, Thinking, Tokenizer, jinja, parse_llama_turn, parse_turn, thinking};
+use crate::{ChatError, Thinking, Tokenizer, marks, parse_llama_turn, parse_turn, thinking};
+use layout::{Layout, Part};
+use program::{Program, Script};
+use reuse::{Kept, kept};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
-const FORMAT: &str = "template 1";
+const FORMAT: &str = "template 2";
 
-/// Output of more bytes than this for each token of the context cannot fit into it.
-const BYTES_PER_TOKEN: usize = 4;
-
-/// The dummy conversation of proofs.
+/// The dummy conversation by which a template shows how it ends a turn, and how it writes calls.
 const QUESTION: &str = "question";
 const ANSWER: &str = "answer";
-const THOUGHT: &str = "thought";
 
 /// Whose template it may be. A template is a program: rendering is bounded in steps, depth and output, but not in the memory
 /// of every filter.
@@ -56,17 +58,21 @@ pub enum CallForm {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TemplateSettings {
-    /// The control tokens that end a turn; the first is the one the template writes.
+    /// The control tokens that end a turn. The one that the template writes after a turn is found out, and need not be here.
     pub stop: Vec<String>,
     /// How the model writes tool calls.
     pub calls: CallForm,
     /// What else the template is given, such as `bos_token`, `enable_thinking` and `date_string`.
     pub arguments: Map<String, Value>,
-    /// What `strftime_now` answers for a format. A time that is not here cannot be rendered.
+    /// What `strftime_now` answers for a format.
     pub times: BTreeMap<String, String>,
+    /// The moment that `strftime_now` sees for every other format, such as `2026-01-31` or `2026-01-31T14:30:00`. Without one, a
+    /// template that asks for the time cannot be rendered.
+    pub time: Option<String>,
     /// What becomes of thinking in past turns.
     pub thinking: Thinking,
-    /// The most tokens of one message's text. A longer one loses its middle, with `[... N bytes omitted ...]` in its place.
+    /// The most tokens of one message's text after the first turn. A longer one loses its middle, with `[... N bytes omitted ...]` in
+    /// its place. The messages before the first turn are the task, and stay whole.
     pub max_observation_tokens: usize,
     /// The longest context; the template may write four bytes for each of its tokens.
     pub max_context_tokens: usize,
@@ -79,6 +85,7 @@ impl Default for TemplateSettings {
             calls: CallForm::default(),
             arguments: Map::new(),
             times: BTreeMap::new(),
+            time: None,
             thinking: Thinking::default(),
             max_observation_tokens: 8192,
             max_context_tokens: 131_072,
@@ -96,35 +103,28 @@ pub fn template_hash(template: &str) -> String {
 
 /// A model's own chat template, in Jinja as `transformers` runs it.
 ///
-/// - What the template writes of its own may be control tokens; what somebody said, tools included, is none, whatever it
-///   spells. For text that spells none the tokens are those of the template's output. A template that reads texts for tags
-///   of tools' answers does not find them.
-/// - The tokens after a turn are found by proof: two renderings of a dummy conversation, before and after the new messages,
-///   show whether the template only appends; where it does not, the conversation is rendered anew. What was proved is kept
-///   for each kind of continuation. A continuation is answers of tools, then at most one user message; others are rendered
-///   anew.
-/// - What the policy drew is put into the output as it was drawn, calls included.
+/// - The text is that of the template for the messages as they are. What the template writes of its own may be control tokens;
+///   what somebody said, tools included, is none, whatever it spells; the tags of thinking in an assistant's message are the
+///   template's own. For text that spells no control token the tokens are those of the template's output.
+/// - A turn ends with the control token that the template writes after it, and with those of the settings.
+/// - What the policy drew stands in history as it was drawn. With [`Thinking::Keep`] all of it does, and what comes next is
+///   appended. With [`Thinking::Follow`] it does where the template keeps what it says, blanks aside; where the template drops the
+///   thinking, what was drawn after it stands there; and where the template writes something else (Llama 3 drops text before a
+///   call), that does. What comes next is appended where everything before it stays, and otherwise the conversation is rendered anew.
+/// - The template is given a tool's name with its answer, and ids of calls in nine letters and digits if it refuses others.
 /// - A message without text has its tokens in the list of the next message with text.
 ///
 /// Rendering fails where the template does: its own exceptions, its bounds, a time that is not frozen.
 pub struct TemplateRenderer {
     tokenizer: Arc<Tokenizer>,
     settings: TemplateSettings,
-    environment: Environment<'static>,
-    has_thinking: bool,
+    program: Program,
     fingerprint: String,
     stop: Vec<TokenId>,
-    /// For each kind of continuation, how many bytes of the dummy conversation stand before it; `None` where the template
-    /// rewrites.
-    proofs: Mutex<HashMap<Shape, Option<usize>>>,
-}
-
-/// A kind of continuation.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Shape {
-    has_tools: bool,
-    has_user: bool,
-    has_thoughts: bool,
+    /// Their names; the first is what the template writes after a turn.
+    closes: Vec<String>,
+    /// Whether the template knows thoughts that stand apart from the text.
+    reads_reasoning: bool,
 }
 
 impl TemplateRenderer {
@@ -138,30 +138,47 @@ impl TemplateRenderer {
         trust: &Trust,
         settings: TemplateSettings,
     ) -> Result<Self, ChatError> {
+        Self::with_tool_use(tokenizer, template, None, trust, settings)
+    }
+
+    /// The renderer of a template and of another one for conversations with tools, which some models have by the name `tool_use`.
+    /// Whoever trusts one of them trusts both.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_tool_use(
+        tokenizer: Arc<Tokenizer>,
+        template: &str,
+        tool_use: Option<&str>,
+        trust: &Trust,
+        settings: TemplateSettings,
+    ) -> Result<Self, ChatError> {
         let hash = template_hash(template);
+        let tool_hash = tool_use.map(template_hash);
         if let Trust::Hash(trusted) = trust
             && *trusted != hash
+            && Some(trusted) != tool_hash.as_ref()
         {
             return Err(ChatError::Untrusted { hash, trusted: trusted.clone() });
         }
-        let environment = jinja::environment(template, settings.times.clone())
-            .map_err(|error| ChatError::Template(format!("{error:#}")))?;
-        let stop = settings.stop.iter().map(|marker| tokenizer.control(marker));
+        let program = Program::new(template, tool_use, &settings)?;
+        let reads_reasoning = template.contains("reasoning_content");
+        let mut closes = settings.stop.clone();
+        if let Some(written) = written_close(&program, &tokenizer) {
+            closes.retain(|close| *close != written);
+            closes.insert(0, written);
+        }
+        let stop = closes.iter().map(|marker| tokenizer.control(marker));
         let stop: Vec<TokenId> = stop.collect::<Result<_, _>>()?;
         if stop.is_empty() {
             return Err(ChatError::Template("no token ends a turn; name it in `stop`".to_owned()));
         }
         let written = serde_json::to_string(&settings).expect("settings are plain data");
-        let identity = format!("{}\n{FORMAT}\n{hash}\n{written}", tokenizer.fingerprint());
-        Ok(Self {
-            has_thinking: template.contains(thinking::CLOSE),
-            fingerprint: fingerprint(identity.as_bytes()),
-            proofs: Mutex::default(),
-            tokenizer,
-            settings,
-            environment,
-            stop,
-        })
+        let tool_hash = tool_hash.unwrap_or_default();
+        let identity =
+            format!("{}\n{FORMAT}\n{hash}{tool_hash}\n{written}", tokenizer.fingerprint());
+        let fingerprint = fingerprint(identity.as_bytes());
+        Ok(Self { fingerprint, program, tokenizer, settings, stop, closes, reads_reasoning })
     }
 
     /// The tokenizer.
@@ -170,146 +187,189 @@ impl TemplateRenderer {
         &self.tokenizer
     }
 
-    fn run(
-        &self,
-        messages: Vec<Value>,
-        tools: &[Value],
-        leads_in: bool,
-    ) -> Result<String, RenderError> {
-        let mut context = self.settings.arguments.clone();
-        context.insert("messages".to_owned(), Value::Array(messages));
-        let tools = if tools.is_empty() { Value::Null } else { Value::Array(tools.to_vec()) };
-        context.insert("tools".to_owned(), tools);
-        context.insert("add_generation_prompt".to_owned(), Value::Bool(leads_in));
-        let limit = self.settings.max_context_tokens.saturating_mul(BYTES_PER_TOKEN);
-        jinja::render(&self.environment, &Value::Object(context), limit)
+    /// Whether calls in the form that the template writes them in are read: a policy that follows its template then makes calls.
+    #[must_use]
+    pub fn reads_its_calls(&self, tool: &ToolSpec) -> bool {
+        let call = ToolCall {
+            id: "call_0".to_owned(),
+            name: tool.name.clone(),
+            arguments: json!({"argument": ANSWER}),
+        };
+        let action = Action { calls: vec![CallAttempt::Call(call.clone())], ..Action::text("") };
+        let Some(turn) = self.written(&action, std::slice::from_ref(tool)) else { return false };
+        let read = self.parse(&self.tokenizer.encode_with_markers(&turn), &[]);
+        let mut calls = read.tool_calls();
+        calls.next().is_some_and(|read| read.name == call.name && read.arguments == call.arguments)
     }
 
-    /// A message as the template gets it.
-    fn given<'a>(
-        &self,
-        marks: &mut Marks<'a>,
-        owner: usize,
-        said: Said<'a>,
-    ) -> Result<Value, RenderError> {
+    /// What the template writes for an action up to its close.
+    fn written(&self, action: &Action, tools: &[ToolSpec]) -> Option<String> {
+        let messages = [Message::user(QUESTION), action.to_message()];
+        let messages: Vec<&Message> = messages.iter().collect();
+        let script = Script { messages: &messages, tools };
+        let layout = self.program.layout(&self.tokenizer, script, &self.closes).ok()?;
+        let turn = layout.messages.get(1)?.turn.clone()?;
+        layout.output.text.get(turn).map(str::to_owned)
+    }
+
+    /// The conversation as the template writes it.
+    fn layout(&self, said: &[Said<'_>], tools: &[ToolSpec]) -> Result<Layout, RenderError> {
+        if said.len() > marks::MAX_OWNERS {
+            let most = marks::MAX_OWNERS;
+            return Err(RenderError(format!("it has more than {most} messages")));
+        }
+        let n_task = n_task(said);
+        let heard: Vec<Message> =
+            said.iter().enumerate().map(|(at, said)| self.heard(said, at < n_task)).collect();
+        let messages: Vec<&Message> = heard.iter().collect();
+        let script = Script { messages: &messages, tools };
+        self.program.layout(&self.tokenizer, script, &self.closes)
+    }
+
+    /// What of a message reaches the model.
+    fn heard(&self, said: &Said<'_>, is_task: bool) -> Message {
         let message = said.message;
-        let mut given = Map::new();
-        given.insert("role".to_owned(), json!(message.role));
-        if let Some(drawn) = said.drawn {
-            let drawn = before_stop(drawn, &self.stop);
-            let follows = self.settings.thinking == Thinking::Follow;
-            let thoughts = message.reasoning.as_deref().filter(|_| follows && self.has_thinking);
-            if let Some(thoughts) = thoughts {
-                given.insert("reasoning_content".to_owned(), marks.text(owner, thoughts)?.into());
-            }
-            let drawn = if follows { Drawn::Stripped(drawn) } else { Drawn::Whole(drawn) };
-            given.insert("content".to_owned(), marks.drawn(owner, drawn)?.into());
-            return Ok(Value::Object(given));
+        if said.drawn.is_some() {
+            return self.as_text(message);
         }
-        let (thoughts, content) = self.texts(message);
-        if let Some(thoughts) = thoughts {
-            given.insert(
-                "reasoning_content".to_owned(),
-                marks.text(owner, &self.heard(thoughts))?.into(),
-            );
+        let limit = if is_task { usize::MAX } else { self.settings.max_observation_tokens };
+        let heard = |text: &str| heard(&self.tokenizer, text, limit);
+        Message {
+            content: heard(&message.content),
+            reasoning: message.reasoning.as_deref().map(heard),
+            ..message.clone()
         }
-        given.insert("content".to_owned(), marks.text(owner, &self.heard(content))?.into());
-        if !message.tool_calls.is_empty() {
-            let calls = message.tool_calls.iter().map(|call| {
-                let function = json!({"name": call.name, "arguments": call.arguments});
-                json!({"id": call.id, "type": "function", "function": function})
-            });
-            let calls: Vec<Value> = calls.map(|call| marks.value(&call)).collect();
-            given.insert("tool_calls".to_owned(), Value::Array(calls));
-        }
-        if let Some(id) = &message.tool_call_id {
-            given.insert("tool_call_id".to_owned(), marks.guarded(id).into());
-        }
-        Ok(Value::Object(given))
     }
 
-    /// Thoughts and text of a message that was not drawn. A template that knows thinking finds it in the text, which the
-    /// marks would hide from it.
-    fn texts<'a>(&self, message: &'a Message) -> (Option<&'a str>, &'a str) {
-        let is_inside =
-            message.role == Role::Assistant && message.content.contains(thinking::CLOSE);
-        if message.reasoning.is_none() && self.has_thinking && is_inside {
-            let (thoughts, rest) = thinking::split(message);
-            return (Some(thoughts.unwrap_or_default()), rest);
+    /// A turn as its template gets it: a template that does not read thoughts apart finds them in the text, as it was drawn.
+    fn as_text(&self, message: &Message) -> Message {
+        let thoughts = message.reasoning.as_deref().filter(|_| !self.reads_reasoning);
+        let Some(thoughts) = thoughts else { return message.clone() };
+        let content = format!("<think>\n{thoughts}\n</think>\n\n{}", message.content);
+        Message { content, reasoning: None, ..message.clone() }
+    }
+
+    /// The spans of each message from the place on, of the lead-in, and of what is put into the model's mouth.
+    fn rendered(
+        &self,
+        layout: &Layout,
+        said: &[Said<'_>],
+        from: Option<(usize, usize)>,
+        close: Vec<TokenId>,
+    ) -> Rendered {
+        let n_owners = said.len() + 2;
+        let (first, from) = from.unwrap_or((0, 0));
+        let before = self.closes.iter().find(|close| layout.output.text[..from].ends_with(*close));
+        let canvas = match before {
+            Some(control) => Canvas::after(&self.tokenizer, control, n_owners),
+            None => Canvas::new(&self.tokenizer, n_owners),
+        };
+        let mut writer = Writer { renderer: self, output: &layout.output, canvas };
+        for (owner, part) in layout.messages.iter().enumerate().skip(first) {
+            writer.message(owner, part, &said[owner], from);
         }
-        (message.reasoning.as_deref(), &message.content)
-    }
-
-    fn heard(&self, text: &str) -> String {
-        let limit = self.settings.max_observation_tokens;
-        heard(&self.tokenizer, text, limit)
-    }
-
-    /// The lists of each message, and the lead-in with what is put into the model's mouth.
-    fn rendered(&self, mut messages: Vec<Vec<Span>>, close: Vec<TokenId>) -> Rendered {
-        let mut generation = ids_of(&messages.pop().unwrap_or_default());
-        let thinks = self.tokenizer.token_id("<think>").filter(|id| self.tokenizer.is_control(*id));
-        let at = generation.iter().position(|id| Some(*id) == thinks).unwrap_or(generation.len());
-        let prefill = generation.split_off(at);
+        let text = &layout.output.text;
+        let lead_in = layout.end().max(from);
+        let thinks = text[lead_in..].find(thinking::OPEN).map_or(text.len(), |at| lead_in + at);
+        writer.text(said.len(), lead_in..thinks);
+        writer.text(said.len() + 1, thinks..text.len());
+        let mut messages = writer.canvas.finish();
+        let prefill = ids_of(&messages.pop().unwrap_or_default());
+        let generation = ids_of(&messages.pop().unwrap_or_default());
+        messages.drain(..first);
         Rendered { close, messages, generation, prefill }
     }
 
-    fn shape(&self, history: &[Said<'_>], new: &[Message]) -> Option<Shape> {
-        let has_user = new.last().is_some_and(|message| message.role == Role::User);
-        let tools = &new[..new.len() - usize::from(has_user)];
-        if new.is_empty() || tools.iter().any(|message| message.role != Role::Tool) {
-            return None;
-        }
-        let since = thinking::last_query(history.iter().map(|said| said.message)).unwrap_or(0);
-        let thinks = |said: &Said<'_>| {
-            let text = said.drawn.map(|ids| self.tokenizer.decode(ids));
-            text.is_some_and(|text| text.contains(thinking::CLOSE))
-        };
-        let has_thoughts = history[since..].iter().any(thinks);
-        Some(Shape { has_tools: !tools.is_empty(), has_user, has_thoughts })
+    /// What stands in history for a turn that was drawn.
+    fn kept(&self, layout: &Layout, owner: usize, said: &Said<'_>) -> Option<Kept> {
+        let turn = before_stop(said.drawn?, &self.stop);
+        let part = layout.messages[owner].turn.clone()?;
+        let written = layout.output.text.get(part).unwrap_or_default();
+        Some(kept(&self.tokenizer, self.settings.thinking, turn, said.message, written))
     }
 
-    /// The output after the dummy's turn; `None` where the template does not append.
-    fn continuation(&self, shape: Shape, new: &[Value]) -> Result<Option<String>, RenderError> {
-        let keeps = self.settings.thinking == Thinking::Keep;
-        let question = json!({"role": "user", "content": QUESTION});
-        let mut marks = Marks::new(&self.tokenizer);
-        let answer = if keeps { marks.text(0, ANSWER)? } else { ANSWER.to_owned() };
-        let mut turn = json!({"role": "assistant", "content": answer});
-        if shape.has_thoughts && !keeps {
-            turn["reasoning_content"] = json!(THOUGHT);
-        }
-        let mut messages = vec![question.clone(), turn];
-        messages.extend_from_slice(new);
-        let output = self.run(messages, &[], true)?;
-        if keeps {
-            let start = after_first(&output, &self.settings.stop);
-            return Ok(start.map(|start| output[start..].to_owned()));
-        }
-        let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = proofs.get(&shape).copied();
-        let start = if let Some(start) = known {
-            start
-        } else {
-            let held = self.held(question, shape)?;
-            let start = output.starts_with(&held).then_some(held.len());
-            proofs.insert(shape, start);
-            start
+    /// Whether everything up to the end of the turn that ended is what is held already.
+    fn is_held(
+        &self,
+        layout: &Layout,
+        history: &[Said<'_>],
+        tools: &[ToolSpec],
+    ) -> Result<bool, RenderError> {
+        let Some((last, before)) = history.split_last() else { return Ok(false) };
+        let held = self.layout(before, tools)?;
+        let owner = before.len();
+        let Part { start, turn, .. } = &layout.messages[owner];
+        let Some(turn) = turn else { return Ok(false) };
+        let prefill = held.output.text[held.end()..].find(thinking::OPEN);
+        let lead_in = prefill.map_or(held.output.text.len(), |at| held.end() + at);
+        let same_end = held.end() == *start || before.is_empty();
+        Ok(same_end
+            && held.output.text[..lead_in] == layout.output.text[..turn.start]
+            && self.kept(layout, owner, last) == Some(Kept::Whole)
+            && before.iter().enumerate().all(|(owner, said)| {
+                self.kept(&held, owner, said) == self.kept(layout, owner, said)
+            }))
+    }
+}
+
+/// Writes messages as the template does, and what was drawn as it was drawn.
+struct Writer<'a> {
+    renderer: &'a TemplateRenderer,
+    output: &'a marks::Output,
+    canvas: Canvas<'a>,
+}
+
+impl Writer<'_> {
+    fn message(&mut self, owner: usize, part: &Part, said: &Said<'_>, from: usize) {
+        let start = part.start.max(from);
+        let (Some(turn), Some(drawn)) = (&part.turn, said.drawn) else {
+            return self.text(owner, start..part.end.max(start));
         };
-        Ok(start.and_then(|start| output.get(start..)).map(str::to_owned))
+        let renderer = self.renderer;
+        self.text(owner, start..turn.start);
+        let ids = before_stop(drawn, &renderer.stop);
+        let written = &self.output.text[turn.clone()];
+        match kept(&renderer.tokenizer, renderer.settings.thinking, ids, said.message, written) {
+            Kept::Whole => self.canvas.verbatim(ids),
+            Kept::Rest { head, tail } => {
+                self.text(owner, turn.start..turn.start + head);
+                thinking::strip(&renderer.tokenizer, ids, &mut self.canvas);
+                self.text(owner, turn.end - tail..turn.end);
+            }
+            Kept::Nothing => self.text(owner, turn.clone()),
+        }
+        self.text(owner, turn.end..part.end);
+        if turn.end == part.end
+            && drawn.len() > ids.len()
+            && renderer.settings.thinking == Thinking::Keep
+        {
+            // The template writes no close, and the policy drew one.
+            self.canvas.verbatim(&drawn[ids.len()..=ids.len()]);
+        }
     }
 
-    /// What an agent holds after the dummy's turn.
-    fn held(&self, question: Value, shape: Shape) -> Result<String, RenderError> {
-        let mut held = self.run(vec![question], &[], true)?;
-        if shape.has_thoughts {
-            held.push_str("<think>\n");
-            held.push_str(THOUGHT);
-            held.push_str("\n</think>\n\n");
+    /// A stretch of the output.
+    fn text(&mut self, owner: usize, range: std::ops::Range<usize>) {
+        self.canvas.set_owner(owner);
+        let mut at = range.start;
+        let is_inside = |place: &&usize| range.start < **place && **place < range.end;
+        let output = self.output;
+        let edges = output.said.iter().flat_map(|(said, _)| [&said.start, &said.end]);
+        let mut edges: Vec<usize> =
+            edges.chain(&output.joints).filter(is_inside).copied().collect();
+        edges.push(range.end);
+        edges.sort_unstable();
+        edges.dedup();
+        for edge in edges {
+            let is_said = output.said.iter().any(|(said, _)| said.start <= at && edge <= said.end);
+            let part = &output.text[at..edge];
+            if is_said {
+                self.canvas.content(part)
+            } else {
+                self.canvas.template(part)
+            }
+            at = edge;
         }
-        held.push_str(ANSWER);
-        held.push_str(&self.settings.stop[0]);
-        Ok(held)
     }
 }
 
@@ -323,15 +383,8 @@ impl Renderer for TemplateRenderer {
         conversation: &[Said<'_>],
         tools: &[ToolSpec],
     ) -> Result<Rendered, RenderError> {
-        let mut marks = Marks::new(&self.tokenizer);
-        let mut given = Vec::with_capacity(conversation.len());
-        for (owner, said) in conversation.iter().enumerate() {
-            given.push(self.given(&mut marks, owner, *said)?);
-        }
-        let tools: Vec<Value> = tools.iter().map(|tool| marks.value(&function(tool))).collect();
-        let output = self.run(given, &tools, true)?;
-        let spans = marks.scan(&output, conversation.len(), &self.settings.stop);
-        Ok(self.rendered(spans, Vec::new()))
+        let layout = self.layout(conversation, tools)?;
+        Ok(self.rendered(&layout, conversation, None, Vec::new()))
     }
 
     fn bridge(
@@ -340,26 +393,38 @@ impl Renderer for TemplateRenderer {
         history: &[Said<'_>],
         new: &[Message],
     ) -> Result<Bridged, RenderError> {
+        self.go_on(ended, history, new, &[])
+    }
+
+    fn go_on(
+        &self,
+        ended: EndedTurn<'_>,
+        history: &[Said<'_>],
+        new: &[Message],
+        tools: &[ToolSpec],
+    ) -> Result<Bridged, RenderError> {
         let end = ended.ids.iter().position(|id| self.stop.contains(id));
         let has_tail = end.is_some_and(|at| at + 1 < ended.ids.len());
-        let is_closed = end.is_some_and(|at| ended.ids[at] == self.stop[0]);
-        let is_other = end.is_some() && !is_closed && self.settings.thinking == Thinking::Follow;
-        let Some(shape) = self.shape(history, new).filter(|_| !has_tail && !is_other) else {
+        if has_tail || history.is_empty() || new.is_empty() {
             return Ok(Bridged::Rewrite);
-        };
-        let mut marks = Marks::new(&self.tokenizer);
-        if self.settings.thinking == Thinking::Keep {
-            // The place of the dummy's mark.
-            marks.text(0, ANSWER)?;
         }
-        let mut given = Vec::with_capacity(new.len());
-        for (owner, message) in new.iter().enumerate() {
-            given.push(self.given(&mut marks, owner, Said::new(message))?);
+        let said: Vec<Said<'_>> =
+            history.iter().copied().chain(new.iter().map(Said::new)).collect();
+        let layout = self.layout(&said, tools)?;
+        let last = layout.messages[history.len() - 1].clone();
+        let Some(turn) = last.turn else { return Ok(Bridged::Rewrite) };
+        let written = &layout.output.text[turn.end..last.end];
+        let close = self.tokenizer.token_id(written).filter(|_| !written.is_empty());
+        let drawn = end.map(|at| ended.ids[at]);
+        let is_other = drawn.is_some() && drawn != close;
+        let follows = self.settings.thinking == Thinking::Follow;
+        if follows && (is_other || !self.is_held(&layout, history, tools)?) {
+            return Ok(Bridged::Rewrite);
         }
-        let Some(output) = self.continuation(shape, &given)? else { return Ok(Bridged::Rewrite) };
-        let spans = marks.scan(&output, new.len(), &self.settings.stop);
-        let close = if is_closed { Vec::new() } else { vec![self.stop[0]] };
-        Ok(Bridged::Append(self.rendered(spans, close)))
+        let close = close.or(Some(self.stop[0]).filter(|_| !written.is_empty()));
+        let close = close.filter(|close| drawn != Some(*close));
+        let from = Some((history.len(), last.end));
+        Ok(Bridged::Append(self.rendered(&layout, &said, from, close.into_iter().collect())))
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
@@ -368,7 +433,7 @@ impl Renderer for TemplateRenderer {
             CallForm::Hermes => hermes_turn(&mut canvas, action),
             CallForm::Llama3 => llama_turn(&mut canvas, action),
         }
-        canvas.template(&self.settings.stop[0]);
+        canvas.template(&self.closes[0]);
         ids_of(&canvas.finish().concat())
     }
 
@@ -388,6 +453,18 @@ impl Renderer for TemplateRenderer {
     fn text(&self, ids: &[TokenId]) -> String {
         self.tokenizer.decode(ids)
     }
+}
+
+/// The control token that the template writes after a turn: the first one behind an answer.
+fn written_close(program: &Program, tokenizer: &Tokenizer) -> Option<String> {
+    let messages = [Message::user(QUESTION), Message::assistant(ANSWER)];
+    let messages: Vec<&Message> = messages.iter().collect();
+    let text = program.ended(Script { messages: &messages, tools: &[] }).ok()?;
+    let behind = &text[text.rfind(ANSWER)? + ANSWER.len()..];
+    let mut places = behind.char_indices();
+    let close = places.find_map(|(at, _)| tokenizer.added().control_at(behind, at))?;
+    (!close.text.starts_with("</tool") && close.text != thinking::OPEN)
+        .then(|| close.text.to_owned())
 }
 
 /// The keys in the order of the template's other users.

@@ -6,7 +6,7 @@ use turnwise_trajectory::TokenId;
 use crate::Tokenizer;
 use crate::canvas::Canvas;
 
-const OPEN: &str = "<think>";
+pub(crate) const OPEN: &str = "<think>";
 pub(crate) const CLOSE: &str = "</think>";
 /// What stands in place of thoughts that a model shall not have.
 pub(crate) const EMPTY: &str = "<think>\n\n</think>\n\n";
@@ -39,6 +39,12 @@ pub(crate) fn last_query<'a>(messages: impl Iterator<Item = &'a Message>) -> Opt
         }
     }
     query.or(last)
+}
+
+/// Whether a turn has a block of thinking with nothing in it.
+pub(crate) fn is_empty_block(turn: &str) -> bool {
+    let thoughts = turn.split_once(CLOSE).map(|(before, _)| before.rsplit(OPEN).next());
+    thoughts.flatten().is_some_and(|thoughts| thoughts.trim().is_empty())
 }
 
 /// An assistant message's thoughts, if any, and the rest of its text. Thoughts may stand in the text.

@@ -1,17 +1,16 @@
 use serde_json::{Map, Value, json};
 use turnwise_environment::{Action, CallAttempt, CallError, MalformedCall, ToolCall, ToolSpec};
 
+use crate::call_bodies::{self, Calls};
 use crate::{schema, strict_json};
 
-/// The most bytes between the tags of a call that are read.
+/// The most bytes of a call that are read.
 pub const MAX_CALL_BYTES: usize = 64 * 1024;
-
-const THINK: Tag = Tag { open: "<think>", close: "</think>", holds: Holds::Thinking };
-const CALL: Tag = Tag { open: "<tool_call>", close: "</tool_call>", holds: Holds::Call };
 
 #[derive(Clone, Copy)]
 struct Tag {
     open: &'static str,
+    /// Empty: the end of the turn, or the same tag again.
     close: &'static str,
     holds: Holds,
 }
@@ -19,8 +18,47 @@ struct Tag {
 #[derive(Clone, Copy)]
 enum Holds {
     Thinking,
+    /// One call, which has to be closed.
     Call,
+    /// Calls in the form that this function reads.
+    Calls(fn(&mut Calls, &str)),
+    /// A function's name and what follows up to the close.
+    Function,
+    /// A message of several: a channel, then what is said there.
+    Channel,
 }
+
+const fn tag(open: &'static str, close: &'static str, holds: Holds) -> Tag {
+    Tag { open, close, holds }
+}
+
+const TAGS: [Tag; 17] = [
+    tag("<think>", "</think>", Holds::Thinking),
+    tag("[THINK]", "[/THINK]", Holds::Thinking),
+    tag("<|START_THINKING|>", "<|END_THINKING|>", Holds::Thinking),
+    tag("<tool_call>", "</tool_call>", Holds::Call),
+    tag("<seed:tool_call>", "</seed:tool_call>", Holds::Call),
+    tag("<function=", "</function>", Holds::Function),
+    tag("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", Holds::Calls(call_bodies::deepseek)),
+    tag(
+        "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_end|>",
+        Holds::Calls(call_bodies::kimi),
+    ),
+    tag("<minimax:tool_call>", "</minimax:tool_call>", Holds::Calls(call_bodies::invokes)),
+    tag(
+        "<｜DSML｜function_calls>",
+        "</｜DSML｜function_calls>",
+        Holds::Calls(call_bodies::invokes),
+    ),
+    tag("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", Holds::Calls(call_bodies::invokes)),
+    tag("<tool_calls>", "</tool_calls>", Holds::Calls(call_bodies::list)),
+    tag("<TOOLCALL>", "</TOOLCALL>", Holds::Calls(call_bodies::list)),
+    tag("<|START_ACTION|>", "<|END_ACTION|>", Holds::Calls(call_bodies::list)),
+    tag("<|tool_call|>", "<|/tool_call|>", Holds::Calls(call_bodies::list)),
+    tag("[TOOL_CALLS]", "", Holds::Calls(call_bodies::mistral)),
+    tag("<|channel|>", "", Holds::Channel),
+];
 
 /// Reads the text of one turn: thinking, tool calls in the Hermes form, and what is said besides.
 ///
@@ -34,12 +72,18 @@ enum Holds {
 /// </tool_call>
 /// ```
 ///
+/// Other forms of calls are read too, each by its own tags: parameters in XML (`<function=stock><parameter=part>`, Qwen3-Coder,
+/// Nemotron), keys and values (GLM), the forms of `DeepSeek`, Kimi, `MiniMax`, Mistral, Command, Phi-4-mini and Jamba, and the channels of
+/// gpt-oss. A value that is written as bare text is a string here; a tool's schema says what it becomes
+/// ([`Renderer::parse`](turnwise_rollout::Renderer::parse)).
+///
 /// Never fails, in time linear in the text. Every form has its answer:
 ///
 /// - Only the text matters, not whether a tag was drawn as one token or letter by letter; serving stacks do the same.
 /// - The first closing tag ends a call, even inside a JSON string. A closing tag without an opening is text.
 /// - A call in thinking is thinking. Thinking that is not closed reaches to the end. A code fence means nothing.
-/// - A call that is not closed, is not JSON, is no object, has a key twice, nests 128 deep or has no name: `decode`.
+/// - A call that is not closed, is in no known form, has a key twice, an integer of more than 64 bits, nests 128 deep or has no name:
+///   `decode`.
 /// - A call of more than [`MAX_CALL_BYTES`]: `too_large`. Arguments that are no object: `invalid_args`.
 /// - Arguments left out are `{}`. Arguments as a string that holds an object are that object: the wire form of chat
 ///   endpoints, which models have seen. Other keys of the call are ignored. Names and schemas are
@@ -56,41 +100,96 @@ enum Holds {
 /// ```
 #[must_use]
 pub fn parse_turn(text: &str) -> Action {
-    let (mut said, mut thought, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut said, mut thought, mut calls) = (Vec::new(), Vec::new(), Calls::default());
     let mut rest = Some(text);
     while let Some(text) = rest {
         let Some((at, tag)) = first_opening(text) else {
             said.push(text);
             break;
         };
-        said.push(&text[..at]);
-        let inside = &text[at + tag.open.len()..];
-        let split = inside.split_once(tag.close);
-        match tag.holds {
-            Holds::Thinking => thought.push(split.map_or(inside, |(body, _)| body)),
-            Holds::Call => calls.push(attempt(calls.len(), inside, split.map(|(body, _)| body))),
+        let (before, inside) = (&text[..at], &text[at + tag.open.len()..]);
+        if !matches!(tag.holds, Holds::Channel) {
+            said.push(before);
         }
-        rest = split.map(|(_, after)| after);
+        let (body, after) = split(inside, tag);
+        match tag.holds {
+            Holds::Thinking => thought.push(body),
+            Holds::Call if after.is_none() => calls.push(body, Err(unclosed())),
+            Holds::Call => call_bodies::call(&mut calls, body),
+            Holds::Calls(read) => read(&mut calls, body),
+            Holds::Function if after.is_none() => calls.push(body, Err(unclosed())),
+            Holds::Function => call_bodies::function(&mut calls, body),
+            Holds::Channel => {
+                let (recipient, before) = recipient_in(before);
+                said.push(before);
+                channel(recipient, body, &mut said, &mut thought, &mut calls);
+            }
+        }
+        rest = after;
     }
     let reasoning = Some(join(&thought)).filter(|thought| !thought.is_empty());
-    Action { text: join(&said), reasoning, calls }
+    Action { text: join(&said), reasoning, calls: calls.all }
 }
 
 fn first_opening(text: &str) -> Option<(usize, Tag)> {
-    let tag_at = |at: usize| [THINK, CALL].into_iter().find(|tag| text[at..].starts_with(tag.open));
-    text.match_indices('<').find_map(|(at, _)| Some((at, tag_at(at)?)))
+    let tag_at = |at: usize| TAGS.into_iter().find(|tag| text[at..].starts_with(tag.open));
+    text.match_indices(['<', '[']).find_map(|(at, _)| Some((at, tag_at(at)?)))
+}
+
+/// What a tag holds, and what comes after its close; `None` where it has no close.
+fn split(inside: &str, tag: Tag) -> (&str, Option<&str>) {
+    if matches!(tag.holds, Holds::Channel) {
+        let ends = ["<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>"];
+        let end = inside.match_indices("<|").find_map(|(at, _)| {
+            let end = ends.iter().find(|end| inside[at..].starts_with(**end))?;
+            Some((at, *end))
+        });
+        let Some((at, end)) = end else { return (inside, None) };
+        let is_own = end != "<|start|>" && end != "<|channel|>";
+        return (&inside[..at], Some(&inside[at + if is_own { end.len() } else { 0 }..]));
+    }
+    if tag.close.is_empty() {
+        return match inside.find(tag.open) {
+            Some(at) => (&inside[..at], Some(&inside[at..])),
+            None => (inside, None),
+        };
+    }
+    inside.split_once(tag.close).map_or((inside, None), |(body, after)| (body, Some(after)))
+}
+
+/// The recipient that stands in a message's header before its channel, and what stands before the header.
+fn recipient_in(before: &str) -> (&str, &str) {
+    let (said, header) = before.rsplit_once("<|start|>").unwrap_or_else(|| {
+        let is_header = before.trim_start().starts_with("to=");
+        if is_header { ("", before) } else { (before, "") }
+    });
+    (header.split_once("to=").map_or("", |(_, recipient)| recipient), said)
+}
+
+/// A message in the form of gpt-oss: its channel, perhaps a recipient, and what it says.
+fn channel<'a>(
+    recipient: &'a str,
+    message: &'a str,
+    said: &mut Vec<&'a str>,
+    thought: &mut Vec<&'a str>,
+    calls: &mut Calls,
+) {
+    let Some((header, body)) = message.split_once("<|message|>") else {
+        return said.push(message);
+    };
+    let recipient = header.split_once("to=").map_or(recipient, |(_, recipient)| recipient);
+    let recipient = recipient.split([' ', '<']).next().unwrap_or_default();
+    match recipient.strip_prefix("functions.") {
+        Some(name) => calls.push(body, call_bodies::named(name, body)),
+        None if header.trim_start().starts_with("analysis") => thought.push(body),
+        None => said.push(body),
+    }
 }
 
 fn join(pieces: &[&str]) -> String {
     let pieces: Vec<&str> =
         pieces.iter().map(|piece| piece.trim()).filter(|piece| !piece.is_empty()).collect();
     pieces.join("\n")
-}
-
-/// `body` is what stands between the tags, `None` when there is no closing one.
-fn attempt(index: usize, inside: &str, body: Option<&str>) -> CallAttempt {
-    let id = format!("call_{index}");
-    numbered(id, body.unwrap_or(inside), body.ok_or_else(unclosed).and_then(read_call))
 }
 
 /// A call with its id, or what was written and why it is none.
@@ -126,16 +225,21 @@ pub(crate) fn check_calls(mut action: Action, tools: &[ToolSpec]) -> Action {
 
 pub(crate) type Mistake = (CallError, String);
 
-fn unclosed() -> Mistake {
+pub(crate) fn unclosed() -> Mistake {
     (CallError::Decode, "the call has no closing tag".to_owned())
 }
 
-fn read_call(body: &str) -> Result<(String, Value), Mistake> {
-    if body.len() > MAX_CALL_BYTES {
-        let message =
-            format!("the call has {} bytes; at most {MAX_CALL_BYTES} are read", body.len());
-        return Err((CallError::TooLarge, message));
+/// Refuses what is too long to be read.
+pub(crate) fn check_length(body: &str) -> Result<(), Mistake> {
+    if body.len() <= MAX_CALL_BYTES {
+        return Ok(());
     }
+    let message = format!("the call has {} bytes; at most {MAX_CALL_BYTES} are read", body.len());
+    Err((CallError::TooLarge, message))
+}
+
+pub(crate) fn read_call(body: &str) -> Result<(String, Value), Mistake> {
+    check_length(body)?;
     let decode = |message: String| (CallError::Decode, message);
     match strict_json::from_str(body) {
         Ok(value) => read_value(value, "arguments"),
@@ -157,7 +261,7 @@ pub(crate) fn read_value(value: Value, key: &str) -> Result<(String, Value), Mis
     Ok((name, read_arguments(call.remove(key))?))
 }
 
-fn read_arguments(arguments: Option<Value>) -> Result<Value, Mistake> {
+pub(crate) fn read_arguments(arguments: Option<Value>) -> Result<Value, Mistake> {
     let arguments = match arguments {
         None => Value::Object(Map::new()),
         Some(Value::String(text)) => strict_json::from_str(&text).map_err(|error| {

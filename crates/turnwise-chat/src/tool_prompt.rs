@@ -35,6 +35,16 @@ const HERMES_CLOSE: &str = "\n</tools>\n\nFor each function call, return a json 
     {\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>";
 
 impl ToolPrompt {
+    /// How tools are described, in a word, and what stands before and after them.
+    pub(crate) fn parts(&self) -> (&'static str, &str, &str) {
+        match self {
+            Self::Hermes => ("lines", HERMES_OPEN, HERMES_CLOSE),
+            Self::Between { open, close } => ("lines", open, close),
+            Self::Signatures => ("signatures", "", ""),
+            Self::Omit => ("omitted", "", ""),
+        }
+    }
+
     /// Writes what stands in the system block. The tools' own words are content: they may come from a stranger's server.
     pub(crate) fn write(&self, tools: &[ToolSpec], canvas: &mut Canvas<'_>) {
         match self {

@@ -6,9 +6,14 @@ use crate::{Tokenizer, clean};
 /// tool cost no more than what is kept of them. English has four bytes to a token, long runs of blanks up to 128.
 const MAX_BYTES_PER_TOKEN: usize = 32;
 
-/// What of a message's text reaches the model: cleaned, and at most `max_tokens` tokens of it.
+/// What of a message's text reaches the model: cleaned, and at most `max_tokens` tokens of it; all of it for
+/// `usize::MAX`.
 pub(crate) fn heard(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> String {
-    middle_truncate(tokenizer, &clean(text), max_tokens).into_owned()
+    let cleaned = clean(text);
+    if max_tokens == usize::MAX {
+        return cleaned.into_owned();
+    }
+    middle_truncate(tokenizer, &cleaned, max_tokens).into_owned()
 }
 
 /// The text, or its beginning and end with `[... N bytes omitted ...]` between, so that it has at most `max_tokens` tokens.
@@ -54,13 +59,13 @@ struct Side {
 impl Side {
     fn head(tokenizer: &Tokenizer, text: &str, n_bytes: usize) -> Self {
         let part = &text[..text.floor_char_boundary(n_bytes)];
-        let cuts = tokenizer.pieces(part).iter().map(|piece| piece.end).collect();
+        let cuts = tokenizer.pieces(part, &[]).iter().map(|piece| piece.end).collect();
         Self { cuts, outermost: 0 }
     }
 
     fn tail(tokenizer: &Tokenizer, text: &str, n_bytes: usize) -> Self {
         let base = text.ceil_char_boundary(text.len() - n_bytes);
-        let pieces = tokenizer.pieces(&text[base..]);
+        let pieces = tokenizer.pieces(&text[base..], &[]);
         let cuts = pieces.iter().rev().map(|piece| base + piece.start).collect();
         Self { cuts, outermost: text.len() }
     }

@@ -201,8 +201,9 @@ impl ChatAgent {
             let node = self.state.graph.node(leaf);
             let ids: Vec<TokenId> = node.sampled().map(|token| token.id).collect();
             let ended = EndedTurn { ids: &ids, stop: self.state.stop };
+            let renderer = &self.settings.renderer;
             if let Bridged::Append(rendered) =
-                self.settings.renderer.bridge(ended, &conversation, new)?
+                renderer.go_on(ended, &conversation, new, &self.state.tools)?
             {
                 return Plan::append(path.len(), new.len(), rendered);
             }

@@ -96,6 +96,20 @@ pub trait Renderer: Send + Sync {
         new: &[Message],
     ) -> Result<Bridged, RenderError>;
 
+    /// The same for an episode with these tools: a template may write them behind the history. An agent asks this way.
+    ///
+    /// # Errors
+    /// When the conversation cannot be rendered.
+    fn go_on(
+        &self,
+        ended: EndedTurn<'_>,
+        history: &[Said<'_>],
+        new: &[Message],
+        _tools: &[ToolSpec],
+    ) -> Result<Bridged, RenderError> {
+        self.bridge(ended, history, new)
+    }
+
     /// The tokens a model would sample to take this action, the stop token included: what demonstrations are imitated with.
     /// Parsing them gives the action back.
     fn write(&self, action: &Action) -> Vec<TokenId>;

@@ -1,12 +1,15 @@
 //! What the chat formats and tokenizers promise.
 
 mod bridge;
+mod cases;
 mod fixtures;
 mod forks;
 mod hostile;
+mod kinds;
 mod llama;
 mod parsing;
 mod rendering;
+mod saved;
 mod support;
 mod templates;
 mod tokenizer;

@@ -36,7 +36,7 @@ fn llama31(tools_in_user_message: bool) -> TemplateRenderer {
     TemplateRenderer::new(llama_tokenizer(), LLAMA31, &Trust::Any, settings).expect("a template")
 }
 
-fn calc() -> ToolSpec {
+pub(crate) fn calc() -> ToolSpec {
     ToolSpec {
         name: "calc".to_owned(),
         description: "Adds.".to_owned(),
@@ -63,7 +63,7 @@ fn message() -> impl Strategy<Value = Message> {
     })
 }
 
-fn conversation() -> impl Strategy<Value = Vec<Message>> {
+pub(crate) fn conversation() -> impl Strategy<Value = Vec<Message>> {
     (any::<bool>(), tame_text(), tame_text(), prop::collection::vec(message(), 0..6)).prop_map(
         |(has_system, system, first, rest)| {
             let system = has_system.then(|| Message::system(system));

@@ -1,18 +1,18 @@
 use proptest::prelude::*;
-use turnwise_chat::{ChatMl, ChatMlSettings};
-use turnwise_environment::Message;
-use turnwise_rollout::Renderer;
-use turnwise_trajectory::TokenKind;
+use turnwise_chat::{ChatMl, ChatMlSettings, TemplateRenderer, TemplateSettings, Trust};
+use turnwise_environment::{Action, Message};
+use turnwise_rollout::{Bridged, EndedTurn, Renderer, Said};
+use turnwise_trajectory::{StopReason, TokenKind};
 
-use crate::support::{ids_of_kind, trained};
+use crate::support::{ids_of, ids_of_kind, trained};
 
-/// The tokens of a tool's text, and the text that is left of it.
+/// The tokens of an observation's text, and the text that is left of it.
 fn heard(text: &str, max_observation_tokens: usize) -> (usize, String) {
     let settings = ChatMlSettings { max_observation_tokens, ..ChatMlSettings::default() };
     let renderer = ChatMl::new(trained(), settings).expect("markers");
-    let observation = vec![Message::user(text)].into();
+    let observation = vec![Message::assistant("go"), Message::user(text)].into();
     let delta = renderer.open(&observation, &[]).expect("it renders");
-    let ids = ids_of_kind(&delta.messages[0], TokenKind::Context);
+    let ids = ids_of_kind(&delta.messages[1], TokenKind::Context);
     (ids.len(), renderer.text(&ids))
 }
 
@@ -43,6 +43,36 @@ fn ten_megabytes_are_cut_before_they_are_encoded() {
     let (n_tokens, left) = heard(&"é7\n".repeat(2_500_000), 200);
     assert!(n_tokens <= 200);
     assert!(left.contains("bytes omitted"));
+}
+
+/// A long question is the task: it is not cut, whatever observations are.
+#[test]
+fn the_task_stays_whole() {
+    let question = format!("Read.\n{}What does part 600 cost?", "Part 7 costs 259.\n".repeat(1500));
+    let messages = vec![Message::system(question.clone()), Message::user(question.clone())];
+    let own = ChatMl::new(
+        trained(),
+        ChatMlSettings { max_observation_tokens: 100, ..ChatMlSettings::default() },
+    );
+    let own = own.expect("markers");
+    let settings = TemplateSettings { max_observation_tokens: 100, ..TemplateSettings::default() };
+    let template = TemplateRenderer::new(trained(), &own.template(), &Trust::Any, settings)
+        .expect("a template");
+    for renderer in [&own as &dyn Renderer, &template] {
+        let opened = renderer.open(&messages.clone().into(), &[]).expect("it renders");
+        let text = renderer.text(&ids_of(&opened));
+        assert_eq!(text.matches(&question).count(), 2);
+        let turn = Message::assistant("7");
+        let ids = renderer.write(&Action::text("7"));
+        let history = [Said::new(&messages[1]), Said { message: &turn, drawn: Some(&ids) }];
+        let ended = EndedTurn { ids: &ids, stop: StopReason::EndOfTurn };
+        let new = [Message::user(question.clone())];
+        let Bridged::Append(delta) = renderer.bridge(ended, &history, &new).expect("it renders")
+        else {
+            panic!("it appends")
+        };
+        assert!(renderer.text(&ids_of(&delta)).contains("bytes omitted ...]"));
+    }
 }
 
 proptest! {

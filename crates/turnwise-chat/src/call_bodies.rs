@@ -1,0 +1,249 @@
+//! What stands between the tags of calls, in each of the forms that models write.
+
+use serde_json::{Map, Value};
+use turnwise_environment::{CallAttempt, CallError};
+
+use crate::strict_json;
+use crate::tool_calls::{
+    Mistake, check_length, numbered, read_arguments, read_call, read_value, unclosed,
+};
+
+/// The calls of a turn, numbered as they come.
+#[derive(Default)]
+pub(crate) struct Calls {
+    pub(crate) all: Vec<CallAttempt>,
+}
+
+impl Calls {
+    pub(crate) fn push(&mut self, raw: &str, read: Result<(String, Value), Mistake>) {
+        let id = format!("call_{}", self.all.len());
+        self.all.push(numbered(id, raw, read));
+    }
+}
+
+/// One call: JSON, parameters in XML, keys and values, or a name and fenced JSON.
+pub(crate) fn call(calls: &mut Calls, body: &str) {
+    let text = body.trim();
+    if text.starts_with("<function=") {
+        return functions(calls, text);
+    }
+    let name = text.split(['\n', '<']).next().unwrap_or_default().trim();
+    let rest = text[text.find(name).unwrap_or(0) + name.len()..].trim_start();
+    let is_named =
+        !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c));
+    let read = match () {
+        () if is_named && rest.starts_with("<arg_key>") => {
+            check_length(body).map(|()| (name.to_owned(), keys_and_values(rest)))
+        }
+        () if is_named && rest.starts_with("```") => named(name, unfenced(rest)),
+        // GLM writes the name alone, on its line, where there are no arguments.
+        () if is_named && rest.is_empty() && body.starts_with(name) && body.ends_with('\n') => {
+            Ok((name.to_owned(), Value::Object(Map::new())))
+        }
+        () => read_call(body),
+    };
+    calls.push(body, read);
+}
+
+/// `<function=NAME>` with parameters, one after the other.
+fn functions(calls: &mut Calls, text: &str) {
+    let mut rest = text;
+    while let Some((_, inside)) = rest.split_once("<function=") {
+        let (body, after) = inside.split_once("</function>").unwrap_or((inside, ""));
+        function(calls, body);
+        rest = after;
+    }
+}
+
+/// `NAME>` and its parameters in XML, or its arguments as JSON (Llama 3.1's own form of functions).
+pub(crate) fn function(calls: &mut Calls, body: &str) {
+    let read = || {
+        check_length(body)?;
+        let (name, inside) = body.split_once('>').ok_or_else(unclosed)?;
+        let name = name.trim().trim_matches(['"', '\'']);
+        if inside.trim_start().starts_with('{') {
+            return named(name, inside);
+        }
+        let mut arguments = Map::new();
+        let mut rest = inside;
+        while let Some((_, inside)) = rest.split_once("<parameter=") {
+            let (key, inside) = inside.split_once('>').ok_or_else(unclosed)?;
+            // Some turns leave a parameter open before the next one.
+            let end = inside.find("</parameter>").or_else(|| inside.find("<parameter="));
+            let (value, after) = inside.split_at(end.unwrap_or(inside.len()));
+            set(&mut arguments, key.trim(), value)?;
+            rest = after;
+        }
+        Ok((name.to_owned(), Value::Object(arguments)))
+    };
+    calls.push(body, read());
+}
+
+/// `<arg_key>K</arg_key>` and `<arg_value>V</arg_value>`, as GLM writes them.
+fn keys_and_values(text: &str) -> Value {
+    let mut arguments = Map::new();
+    let mut rest = text;
+    while let Some((_, inside)) = rest.split_once("<arg_key>") {
+        let (key, after) = inside.split_once("</arg_key>").unwrap_or((inside, ""));
+        let value = after.split_once("<arg_value>").map_or("", |(_, value)| value);
+        let (value, after) = value.split_once("</arg_value>").unwrap_or((value, ""));
+        arguments.insert(key.trim().to_owned(), value.into());
+        rest = after;
+    }
+    Value::Object(arguments)
+}
+
+fn set(arguments: &mut Map<String, Value>, key: &str, value: &str) -> Result<(), Mistake> {
+    let value = value.strip_prefix('\n').unwrap_or(value);
+    let value = value.strip_suffix('\n').unwrap_or(value);
+    match arguments.insert(key.to_owned(), value.into()) {
+        None => Ok(()),
+        Some(_) => Err((CallError::Decode, format!("the parameter {key:?} is written twice"))),
+    }
+}
+
+/// A function and its arguments as JSON; nothing is `{}`.
+pub(crate) fn named(name: &str, arguments: &str) -> Result<(String, Value), Mistake> {
+    check_length(arguments)?;
+    let arguments = arguments.trim();
+    let value = if arguments.is_empty() {
+        None
+    } else {
+        let read = strict_json::from_str(arguments);
+        Some(read.map_err(|error| {
+            (CallError::Decode, format!("the arguments cannot be read as JSON: {error}"))
+        })?)
+    };
+    if name.trim().is_empty() {
+        return Err((CallError::Decode, "the call has no name".to_owned()));
+    }
+    Ok((name.trim().to_owned(), read_arguments(value)?))
+}
+
+fn unfenced(text: &str) -> &str {
+    let text = text.trim().trim_start_matches("```").trim_start_matches("json");
+    text.trim_end().trim_end_matches("```")
+}
+
+/// The parts between two tags; the last one may lack its close.
+fn each<'a>(text: &'a str, open: &str, close: &str) -> Vec<(&'a str, bool)> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some((_, inside)) = rest.split_once(open) {
+        let split = inside.split_once(close);
+        parts.push((split.map_or(inside, |(body, _)| body), split.is_some()));
+        rest = split.map_or("", |(_, after)| after);
+    }
+    parts
+}
+
+/// `function<｜tool▁sep｜>NAME` and fenced JSON (V3, R1), or `NAME<｜tool▁sep｜>JSON` (V3.1).
+pub(crate) fn deepseek(calls: &mut Calls, body: &str) {
+    for (part, is_closed) in each(body, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>")
+    {
+        let read = match part.split_once("<｜tool▁sep｜>") {
+            _ if !is_closed => Err(unclosed()),
+            Some((kind, rest)) if kind.trim() == "function" && rest.contains("```") => {
+                let (name, arguments) = rest.split_once("```").unwrap_or((rest, ""));
+                named(name, unfenced(arguments))
+            }
+            Some((name, arguments)) => named(name, unfenced(arguments)),
+            None => Err((CallError::Decode, "the call has no <｜tool▁sep｜>".to_owned())),
+        };
+        calls.push(part, read);
+    }
+}
+
+/// `functions.NAME:NUMBER<|tool_call_argument_begin|>JSON`.
+pub(crate) fn kimi(calls: &mut Calls, body: &str) {
+    for (part, is_closed) in each(body, "<|tool_call_begin|>", "<|tool_call_end|>") {
+        let read = match part.split_once("<|tool_call_argument_begin|>") {
+            _ if !is_closed => Err(unclosed()),
+            Some((id, arguments)) => {
+                let id = id.trim().strip_prefix("functions.").unwrap_or(id.trim());
+                named(id.rsplit_once(':').map_or(id, |(name, _)| name), arguments)
+            }
+            None => Err((CallError::Decode, "the call has no arguments".to_owned())),
+        };
+        calls.push(part, read);
+    }
+}
+
+/// `<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, as `MiniMax` and newer `DeepSeek` models write it.
+pub(crate) fn invokes(calls: &mut Calls, body: &str) {
+    let plain = body.replace("｜DSML｜", "");
+    for (part, is_closed) in each(&plain, "<invoke", "</invoke>") {
+        let read = || {
+            check_length(part)?;
+            let (name, inside) = part.split_once('>').filter(|_| is_closed).ok_or_else(unclosed)?;
+            let mut arguments = Map::new();
+            for (parameter, _) in each(inside, "<parameter", "</parameter>") {
+                let (key, value) = parameter.split_once('>').ok_or_else(unclosed)?;
+                set(&mut arguments, attribute(key), value)?;
+            }
+            Ok((attribute(name).to_owned(), Value::Object(arguments)))
+        };
+        calls.push(part, read());
+    }
+}
+
+/// The value of `name="…"`.
+fn attribute(text: &str) -> &str {
+    let quoted = text.split_once("name=").map_or(text, |(_, value)| value).trim();
+    match quoted.chars().next() {
+        Some(quote @ ('"' | '\'')) => quoted[1..].split(quote).next().unwrap_or_default(),
+        _ => quoted,
+    }
+}
+
+/// A list of calls as JSON, or one call.
+pub(crate) fn list(calls: &mut Calls, body: &str) {
+    if body.trim_start().starts_with("<tool_call>") {
+        for (part, is_closed) in each(body, "<tool_call>", "</tool_call>") {
+            if is_closed { call(calls, part) } else { calls.push(part, Err(unclosed())) }
+        }
+        return;
+    }
+    match check_length(body).and_then(|()| json(body)) {
+        Ok(Value::Array(items)) => items.into_iter().for_each(|item| {
+            let raw = item.to_string();
+            calls.push(&raw, listed(item));
+        }),
+        Ok(one) => calls.push(body, listed(one)),
+        Err(mistake) => calls.push(body, Err(mistake)),
+    }
+}
+
+fn json(body: &str) -> Result<Value, Mistake> {
+    strict_json::from_str(body.trim())
+        .map_err(|error| (CallError::Decode, format!("the call cannot be read as JSON: {error}")))
+}
+
+/// A call of a list, by the names that its keys have in one form or another.
+fn listed(mut item: Value) -> Result<(String, Value), Mistake> {
+    if let Value::Object(entries) = &mut item {
+        for (other, usual) in [("tool_name", "name"), ("parameters", "arguments")] {
+            if !entries.contains_key(usual)
+                && let Some(value) = entries.remove(other)
+            {
+                entries.insert(usual.to_owned(), value);
+            }
+        }
+    }
+    read_value(item, "arguments")
+}
+
+/// A list of calls as JSON, or `NAME[ARGS]JSON`, with an id of the call between or without. Text behind the list is left out.
+pub(crate) fn mistral(calls: &mut Calls, body: &str) {
+    let text = body.trim();
+    if text.starts_with(['[', '{']) {
+        let length = strict_json::first(text).map_or(text.len(), |(_, length)| length);
+        return list(calls, &text[..length]);
+    }
+    let (head, arguments) = match text.split_once("[ARGS]") {
+        Some(split) => split,
+        None => text.split_at(text.find('{').unwrap_or(text.len())),
+    };
+    let name = head.split_once("[CALL_ID]").map_or(head, |(name, _)| name);
+    calls.push(body, named(name, arguments));
+}

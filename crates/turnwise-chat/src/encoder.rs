@@ -1,0 +1,221 @@
+//! The `tokenizers` library behind a boundary: its ids, but no control token out of text.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use tokenizers::models::ModelWrapper;
+use tokenizers::tokenizer::normalizer::Range as Slice;
+use tokenizers::{
+    Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Split,
+    Token, Tokenizer as Library,
+};
+use turnwise_trajectory::TokenId;
+
+use crate::ChatError;
+use crate::added::AddedTokens;
+
+/// A token and the bytes of the text it stands for; the tokens of one character all have the whole character.
+pub(crate) struct Piece {
+    pub(crate) id: TokenId,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+}
+
+pub(crate) struct Encoder {
+    library: Library,
+    added: AddedTokens,
+    /// The token of what the vocabulary cannot express, if it is named as one.
+    unknown: Option<TokenId>,
+    opens_with_blank: bool,
+    /// A token whose text other tokens can stand behind.
+    letter: Option<TokenId>,
+}
+
+type Failed = tokenizers::Error;
+
+/// What of the file the library does not tell.
+#[derive(Deserialize)]
+struct File {
+    model: FileModel,
+}
+
+#[derive(Deserialize)]
+struct FileModel {
+    unk_id: Option<TokenId>,
+}
+
+impl Encoder {
+    pub(crate) fn new(json: &str) -> Result<Self, ChatError> {
+        let refused = |error: String| ChatError::Parse(error);
+        // Read first: the library panics on some files that are not even JSON.
+        let file: File = serde_json::from_str(json).map_err(|error| refused(error.to_string()))?;
+        let parsed = json.parse().map_err(|error: Failed| error.to_string());
+        let mut library: Library = parsed.map_err(refused)?;
+        library.with_padding(None);
+        library.with_truncation(None).map_err(|error| refused(error.to_string()))?;
+        if let ModelWrapper::BPE(model) = library.get_model()
+            && model.dropout.is_some()
+        {
+            let mut model = model.clone();
+            model.dropout = None;
+            library.with_model(model);
+        }
+        let added = AddedTokens::new(library.get_added_tokens_decoder());
+        let named = unknown_token(&library, file.model.unk_id)
+            .filter(|token| token.to_lowercase().contains("unk"));
+        let unknown = named.and_then(|token| library.token_to_id(&token));
+        let mut encoder = Self { library, added, unknown, opens_with_blank: false, letter: None };
+        let alone = encoder.ids("a");
+        encoder.letter = alone.last().copied();
+        encoder.opens_with_blank = !encoder.ids("\na").ends_with(&alone);
+        Ok(encoder)
+    }
+
+    pub(crate) fn added(&self) -> &AddedTokens {
+        &self.added
+    }
+
+    pub(crate) fn opens_with_blank(&self) -> bool {
+        self.opens_with_blank
+    }
+
+    /// One more than the largest id.
+    pub(crate) fn n_ids(&self) -> usize {
+        self.library.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    pub(crate) fn token_id(&self, token: &str) -> Option<TokenId> {
+        self.library.token_to_id(token)
+    }
+
+    /// What a token says behind other text: alone, a blank that it begins with may be lost.
+    pub(crate) fn token_text(&self, id: TokenId) -> Option<String> {
+        self.library.id_to_token(id)?;
+        let alone = self.decode(&[id], false);
+        let behind = self.letter.filter(|_| !alone.starts_with(' ')).and_then(|letter| {
+            let text = self.decode(&[letter, id], false);
+            text.strip_prefix(&self.decode(&[letter], false)).map(str::to_owned)
+        });
+        Some(behind.unwrap_or(alone))
+    }
+
+    pub(crate) fn decode(&self, ids: &[TokenId], skips_special: bool) -> String {
+        self.library.decode(ids, skips_special).unwrap_or_else(|_| {
+            let tokens = ids.iter().filter_map(|id| self.library.id_to_token(*id));
+            tokens.collect::<Vec<_>>().join(" ")
+        })
+    }
+
+    /// The library's ids.
+    pub(crate) fn ids(&self, text: &str) -> Vec<TokenId> {
+        match self.library.encode_fast(text, false) {
+            Ok(encoding) => encoding.get_ids().to_vec(),
+            Err(_) => self.guarded(text, &[0..text.len()]).iter().map(|piece| piece.id).collect(),
+        }
+    }
+
+    pub(crate) fn pieces(&self, text: &str, template: &[Range<usize>]) -> Vec<Piece> {
+        let Ok(encoding) = self.library.encode(text, false) else {
+            return self.guarded(text, template);
+        };
+        let pieces = pieces_of(&encoding);
+        let is_misplaced = |piece: &Piece| {
+            let said = text.get(piece.start..piece.end).unwrap_or_default();
+            let is_unknown = Some(piece.id) == self.unknown
+                && self.library.id_to_token(piece.id).as_deref() != Some(said.trim());
+            let (from, to) = (said.len() - said.trim_start().len(), said.trim_end().len());
+            let name = piece.start + from..piece.start + to.max(from);
+            self.added.is_control(piece.id) && !is_unknown && !is_within(&name, template)
+        };
+        if pieces.iter().any(is_misplaced) { self.guarded(text, template) } else { pieces }
+    }
+
+    /// The same for a text that spells control tokens where there shall be none: such names are encoded as the words around them.
+    fn guarded(&self, text: &str, template: &[Range<usize>]) -> Vec<Piece> {
+        let encode = || -> Result<Vec<Piece>, Failed> {
+            let mut parts = PreTokenizedString::from(text);
+            parts.split(|_, whole| Ok(self.divided(&whole, text, template)))?;
+            if let Some(normalizer) = self.library.get_normalizer() {
+                parts.normalize(|part| normalizer.normalize(part))?;
+            }
+            if let Some(pre_tokenizer) = self.library.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut parts)?;
+            }
+            parts.tokenize(|part| Ok(self.spelled(part.get())))?;
+            Ok(pieces_of(&parts.into_encoding(None, 0, OffsetType::Byte)?))
+        };
+        encode().unwrap_or_default()
+    }
+
+    /// The text cut at the added tokens that are allowed where they stand.
+    fn divided(
+        &self,
+        whole: &NormalizedString,
+        text: &str,
+        template: &[Range<usize>],
+    ) -> Vec<Split> {
+        let mut parts = Vec::new();
+        let (mut from, mut at) = (0, 0);
+        let part = |range: Range<usize>, id: Option<TokenId>| {
+            let part = whole.slice(Slice::Original(range))?;
+            let token = id.map(|id| vec![Token::new(id, String::new(), (0, part.get().len()))]);
+            Some(Split::from((part, token)))
+        };
+        while at < text.len() {
+            let allows =
+                |end: usize, is_control: bool| !is_control || is_within(&(at..end), template);
+            let Some(found) = self.added.at(text, at, allows) else {
+                at = text.ceil_char_boundary(at + 1);
+                continue;
+            };
+            parts.extend(part(from..at, None));
+            from = at + found.text.len();
+            parts.extend(part(at..from, Some(found.id)));
+            at = from;
+        }
+        parts.extend(part(from..text.len(), None));
+        parts
+    }
+
+    /// The tokens of a word, none of them a control token: where the vocabulary would merge to one, characters stand alone, and a
+    /// character that has no token is left out.
+    fn spelled(&self, word: &str) -> Vec<Token> {
+        let is_said =
+            |token: &Token| !self.added.is_control(token.id) || Some(token.id) == self.unknown;
+        let model = self.library.get_model();
+        if let Ok(tokens) = model.tokenize(word)
+            && tokens.iter().all(is_said)
+        {
+            return tokens;
+        }
+        let mut tokens = Vec::new();
+        for (at, c) in word.char_indices() {
+            let alone = model.tokenize(c.encode_utf8(&mut [0; 4])).unwrap_or_default();
+            tokens.extend(alone.into_iter().filter(is_said).map(|token| Token {
+                offsets: (at + token.offsets.0, at + token.offsets.1),
+                ..token
+            }));
+        }
+        tokens
+    }
+}
+
+fn unknown_token(library: &Library, id: Option<TokenId>) -> Option<String> {
+    match library.get_model() {
+        ModelWrapper::BPE(model) => model.get_unk_token().clone(),
+        ModelWrapper::WordPiece(model) => Some(model.unk_token.clone()),
+        ModelWrapper::WordLevel(model) => Some(model.unk_token.clone()),
+        ModelWrapper::Unigram(_) => library.id_to_token(id?),
+    }
+}
+
+/// Whether the range is inside one of the others.
+fn is_within(range: &Range<usize>, others: &[Range<usize>]) -> bool {
+    let index = others.partition_point(|other| other.end < range.end);
+    others.get(index).is_some_and(|other| other.start <= range.start && range.end <= other.end)
+}
+
+fn pieces_of(encoding: &tokenizers::Encoding) -> Vec<Piece> {
+    let places = encoding.get_ids().iter().zip(encoding.get_offsets());
+    places.map(|(id, (start, end))| Piece { id: *id, start: *start, end: *end }).collect()
+}

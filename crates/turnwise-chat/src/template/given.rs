@@ -1,0 +1,127 @@
+//! A conversation as a template gets it.
+
+use serde_json::{Map, Value, json};
+use turnwise_environment::{Message, Role, ToolCall};
+
+use crate::thinking;
+
+/// What is done with each text before the template gets it.
+pub(super) trait Texts {
+    /// Text of a message.
+    fn said(&self, owner: usize, text: &str) -> String;
+    /// Text of a tool, of a call, or a name.
+    fn named(&self, text: &str) -> String;
+    /// The name of the tool in a call.
+    fn called(&self, owner: usize, name: &str) -> String;
+}
+
+/// The ids of calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ids {
+    /// As the messages have them.
+    Own,
+    /// Nine letters and digits, as the templates of Mistral want them; an id that is so already stays.
+    Nine,
+}
+
+/// The messages as values, in the form of chat endpoints.
+pub(super) fn given(messages: &[&Message], ids: Ids, texts: &impl Texts) -> Vec<Value> {
+    let mut calls = Calls { ids, open: Vec::new(), n_calls: 0 };
+    let messages = messages.iter().enumerate();
+    messages.map(|(owner, message)| one(owner, message, &mut calls, texts)).collect()
+}
+
+fn one(owner: usize, message: &Message, calls: &mut Calls, texts: &impl Texts) -> Value {
+    let mut given = Map::new();
+    given.insert("role".to_owned(), json!(message.role));
+    if let Some(reasoning) = &message.reasoning {
+        given.insert("reasoning_content".to_owned(), texts.said(owner, reasoning).into());
+    }
+    let content = if message.role == Role::Assistant {
+        around_tags(&message.content, &|text| texts.said(owner, text))
+    } else {
+        texts.said(owner, &message.content)
+    };
+    given.insert("content".to_owned(), content.into());
+    if !message.tool_calls.is_empty() {
+        let named = |text: &str| texts.named(text);
+        let written = calls.make(&message.tool_calls).into_iter().map(|(id, call)| {
+            let name = texts.called(owner, &call.name);
+            let arguments = crate::marks::each_text(&call.arguments, &named);
+            let function = json!({"name": name, "arguments": arguments});
+            json!({"id": named(&id), "type": "function", "function": function})
+        });
+        given.insert("tool_calls".to_owned(), written.collect());
+    }
+    if message.role == Role::Tool {
+        let (id, name) = calls.answer(message.tool_call_id.as_deref());
+        if let Some(id) = id {
+            given.insert("tool_call_id".to_owned(), texts.named(&id).into());
+        }
+        if let Some(name) = name {
+            given.insert("name".to_owned(), texts.named(&name).into());
+        }
+    }
+    Value::Object(given)
+}
+
+/// The text with what stands between tags of thinking changed, and the tags as they are: a template looks for them.
+fn around_tags(text: &str, change: &impl Fn(&str) -> String) -> String {
+    let tags = [thinking::OPEN, thinking::CLOSE];
+    let mut changed = String::with_capacity(text.len());
+    let mut from = 0;
+    for (at, _) in text.match_indices('<') {
+        let tag = tags.into_iter().find(|tag| text[at..].starts_with(*tag));
+        if let Some(tag) = tag {
+            changed.push_str(&change(&text[from..at]));
+            changed.push_str(tag);
+            from = at + tag.len();
+        }
+    }
+    changed.push_str(&change(&text[from..]));
+    changed
+}
+
+/// The calls that were made, with the ids that the template sees.
+struct Calls {
+    ids: Ids,
+    /// The calls of the newest message that made any, as far as nobody has answered: own id, shown id, tool.
+    open: Vec<(String, String, String)>,
+    n_calls: usize,
+}
+
+impl Calls {
+    fn make<'a>(&mut self, calls: &'a [ToolCall]) -> Vec<(String, &'a ToolCall)> {
+        self.open.clear();
+        let shown = calls.iter().map(|call| {
+            let id = self.shown(&call.id);
+            self.open.push((call.id.clone(), id.clone(), call.name.clone()));
+            (id, call)
+        });
+        shown.collect()
+    }
+
+    /// The id of the call that is answered, and the name of its tool. An answer that does not say which, or an id that nobody
+    /// gave, is the next one's.
+    fn answer(&mut self, id: Option<&str>) -> (Option<String>, Option<String>) {
+        let own = |own: &str| id == Some(own);
+        let at = self.open.iter().position(|(id, ..)| own(id));
+        let at = at.or_else(|| id.is_none_or(str::is_empty).then_some(0));
+        match at.filter(|at| *at < self.open.len()).map(|at| self.open.remove(at)) {
+            Some((_, shown, name)) => {
+                let is_known = id.is_some() || self.ids == Ids::Nine;
+                (is_known.then_some(shown), Some(name))
+            }
+            None => (id.map(|id| self.shown(id)), None),
+        }
+    }
+
+    fn shown(&mut self, id: &str) -> String {
+        let is_nine = id.len() == 9 && id.bytes().all(|c| c.is_ascii_alphanumeric());
+        if self.ids == Ids::Own || is_nine {
+            return id.to_owned();
+        }
+        self.n_calls += 1;
+        format!("call{:05}", (self.n_calls - 1) % 100_000)
+    }
+}

@@ -1,0 +1,167 @@
+//! Which part of what a template wrote belongs to which message.
+
+use std::ops::Range;
+
+use turnwise_environment::{Message, Role};
+
+use crate::marks::Output;
+use crate::thinking;
+
+/// A conversation as a template wrote it.
+pub(super) struct Layout {
+    pub(super) output: Output,
+    /// The part of each message, one after the other from the start; what is behind the last leads in to the next turn.
+    pub(super) messages: Vec<Part>,
+}
+
+/// A message's part.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Part {
+    pub(super) start: usize,
+    /// For an assistant's message: where the lead-in to its turn ends, and where its close begins.
+    pub(super) turn: Option<Range<usize>>,
+    /// With the close, if there is one.
+    pub(super) end: usize,
+}
+
+impl Layout {
+    /// Divides the output among messages. `lead_ins` are what the template writes before each turn, the next one too; a message ends
+    /// with the first of `closes` after its text.
+    pub(super) fn new(
+        output: Output,
+        messages: &[&Message],
+        lead_ins: &[String],
+        closes: &[String],
+        is_control: impl Fn(&str, usize) -> Option<usize>,
+    ) -> Self {
+        let mut divider = Divider { output: &output, lead_ins, closes, at: 0 };
+        let mut parts = Vec::with_capacity(messages.len());
+        for (owner, message) in messages.iter().enumerate() {
+            let next = messages.get(owner + 1).map(|next| next.role);
+            parts.push(if message.role == Role::Assistant {
+                divider.turn(owner, messages.len(), &is_control)
+            } else {
+                divider.message(owner, messages.len(), next)
+            });
+        }
+        Self { messages: parts, output }
+    }
+
+    /// Where what leads in to the next turn begins.
+    pub(super) fn end(&self) -> usize {
+        self.messages.last().map_or(0, |part| part.end)
+    }
+}
+
+struct Divider<'a> {
+    output: &'a Output,
+    lead_ins: &'a [String],
+    closes: &'a [String],
+    /// What is before is dealt out.
+    at: usize,
+}
+
+impl Divider<'_> {
+    fn message(&mut self, owner: usize, n_owners: usize, next: Option<Role>) -> Part {
+        let start = self.at;
+        // Without text of its own a message has its part in that of the next one with text.
+        let Some(said) = self.said(owner) else { return Part { start, turn: None, end: start } };
+        let mut limit = self.next_said(owner, n_owners);
+        if next.is_none_or(|role| role == Role::Assistant)
+            && let Some(lead_in) = self.find_lead_in(owner + 1, said.end, limit)
+        {
+            limit = lead_in.start;
+        }
+        self.at = self.close(said.end, limit).map_or(said.end, |close| close.end);
+        Part { start, turn: None, end: self.at }
+    }
+
+    fn turn(
+        &mut self,
+        owner: usize,
+        n_owners: usize,
+        is_control: &impl Fn(&str, usize) -> Option<usize>,
+    ) -> Part {
+        let start = self.at;
+        let said = self.said(owner);
+        let next = self.next_said(owner, n_owners);
+        let first = self.before_tag(start, said.as_ref().map_or(next, |said| said.start));
+        let from = match self.find_lead_in(owner, start, first) {
+            Some(lead_in) => lead_in.end,
+            None => self
+                .shared_lead_in(owner, start, first)
+                .unwrap_or_else(|| self.after_control(start, first, is_control)),
+        };
+        let said_to = said.map_or(from, |said| said.end.max(from));
+        let close = self.close(said_to, next);
+        let (to, end) = close.map_or((said_to, said_to), |close| (close.start, close.end));
+        self.at = end;
+        Part { start, turn: Some(from..to), end }
+    }
+
+    /// Where an owner's text stands, as far as it is not dealt out, and up to another's.
+    fn said(&self, owner: usize) -> Option<Range<usize>> {
+        let mut later = self.output.said.iter().filter(|(said, _)| said.end > self.at);
+        let (first, _) = later.find(|(_, other)| *other == owner)?;
+        let own = later.take_while(|(_, other)| *other == owner);
+        let end = own.last().map_or(first.end, |(last, _)| last.end);
+        Some(first.start.max(self.at)..end)
+    }
+
+    /// Where the text of a later owner begins.
+    fn next_said(&self, owner: usize, n_owners: usize) -> usize {
+        let later = (owner + 1..n_owners).filter_map(|owner| self.said(owner));
+        later.map(|said| said.start).min().unwrap_or(self.output.text.len())
+    }
+
+    fn find_lead_in(&self, owner: usize, from: usize, to: usize) -> Option<Range<usize>> {
+        let lead_in = self.lead_ins.get(owner).filter(|lead_in| !lead_in.is_empty())?;
+        let at = from + self.output.text.get(from..to)?.find(lead_in.as_str())?;
+        Some(at..at + lead_in.len())
+    }
+
+    /// Where a lead-in ends that a template writes otherwise in history, from some place on: at the last control token that both have.
+    fn shared_lead_in(&self, owner: usize, from: usize, to: usize) -> Option<usize> {
+        let lead_in = self.lead_ins.get(owner)?;
+        let before = self.output.text.get(from..to)?;
+        let skipped = before.len() - before.trim_start().len();
+        let pairs = lead_in.bytes().zip(before.trim_start().bytes());
+        let n_shared = pairs.take_while(|(a, b)| a == b).count();
+        let shared = lead_in.get(..n_shared)?.rfind('>').or_else(|| lead_in[..n_shared].rfind(']'));
+        Some(from + skipped + shared? + 1)
+    }
+
+    /// The place before a tag of thinking that stands just before a text: it is a part of the turn.
+    fn before_tag(&self, from: usize, to: usize) -> usize {
+        let before = self.output.text.get(from..to).unwrap_or_default().trim_end();
+        before.strip_suffix(thinking::OPEN).map_or(to, |before| from + before.len())
+    }
+
+    /// The first close that stands in this part of the template's own text.
+    fn close(&self, from: usize, to: usize) -> Option<Range<usize>> {
+        let part = self.output.text.get(from..to)?;
+        let is_whole = |close: &Range<usize>| {
+            let mut joints = self.output.joints.iter();
+            !joints.any(|joint| close.start < *joint && *joint < close.end)
+        };
+        let places = self.closes.iter().flat_map(|close| {
+            let found = part.match_indices(close.as_str());
+            found.map(|(at, close)| from + at..from + at + close.len())
+        });
+        places.filter(is_whole).min_by_key(|close| (close.start, std::cmp::Reverse(close.end)))
+    }
+
+    /// The end of the last control token before a text, if nothing but blanks is between; otherwise the text's start.
+    fn after_control(
+        &self,
+        from: usize,
+        to: usize,
+        is_control: &impl Fn(&str, usize) -> Option<usize>,
+    ) -> usize {
+        let before = self.output.text.get(from..to).unwrap_or_default();
+        let blanks = from + before.trim_end().len();
+        let ends = |at: &usize| is_control(&self.output.text, *at) == Some(blanks);
+        let places = before.char_indices().map(|(at, _)| from + at);
+        if places.filter(ends).next().is_some() { blanks } else { to }
+    }
+}

@@ -1,0 +1,238 @@
+//! A model's templates as programs, and the conversation as one of them writes it.
+
+use minijinja::Environment;
+use serde_json::{Map, Value};
+use turnwise_environment::{Message, Role, ToolSpec};
+use turnwise_rollout::RenderError;
+
+use super::function;
+use super::given::{Ids, Texts, given};
+use super::layout::Layout;
+use crate::marks::{self, Output};
+use crate::{ChatError, TemplateSettings, Tokenizer, jinja, thinking};
+
+/// Output of more bytes than this for each token of the context cannot fit into it.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// The templates of a model.
+pub(super) struct Program {
+    usual: Environment<'static>,
+    /// The one for conversations with tools, where a model has two.
+    with_tools: Option<Environment<'static>>,
+    arguments: Map<String, Value>,
+    limit: usize,
+}
+
+/// A conversation before it is rendered.
+#[derive(Clone, Copy)]
+pub(super) struct Script<'a> {
+    pub(super) messages: &'a [&'a Message],
+    pub(super) tools: &'a [ToolSpec],
+}
+
+impl Program {
+    pub(super) fn new(
+        usual: &str,
+        with_tools: Option<&str>,
+        settings: &TemplateSettings,
+    ) -> Result<Self, ChatError> {
+        let environment = |template: &str| {
+            jinja::environment(template, settings.times.clone(), settings.time.as_deref())
+                .map_err(|error| ChatError::Template(format!("{error:#}")))
+        };
+        Ok(Self {
+            usual: environment(usual)?,
+            with_tools: with_tools.map(environment).transpose()?,
+            arguments: settings.arguments.clone(),
+            limit: settings.max_context_tokens.saturating_mul(BYTES_PER_TOKEN),
+        })
+    }
+
+    /// What the template writes.
+    fn run(
+        &self,
+        script: Script<'_>,
+        ids: Ids,
+        texts: &impl Texts,
+        leads_in: bool,
+    ) -> Result<String, RenderError> {
+        let named = |text: &str| texts.named(text);
+        let tools: Vec<Value> = script.tools.iter().map(function).collect();
+        let tools = match tools.is_empty() {
+            true => Value::Null,
+            false => marks::each_text(&Value::Array(tools), &named),
+        };
+        let has_tools = !script.tools.is_empty();
+        let environment = self.with_tools.as_ref().filter(|_| has_tools).unwrap_or(&self.usual);
+        let mut context = self.arguments.clone();
+        let messages = given(script.messages, ids, texts);
+        context.insert("messages".to_owned(), Value::Array(messages));
+        context.insert("tools".to_owned(), tools);
+        context.insert("add_generation_prompt".to_owned(), Value::Bool(leads_in));
+        jinja::render(environment, &Value::Object(context), self.limit)
+    }
+
+    /// The conversation as the template writes it, with what leads in to the next turn, divided among its messages.
+    ///
+    /// The text is that of the template for the texts as they are. Where each of them stands, a second rendering shows, in which
+    /// they have marks around them. A template that reads its texts may write something else then: where it does, texts are looked for
+    /// in the first one, and any that spells a control token is guarded there.
+    pub(super) fn layout(
+        &self,
+        tokenizer: &Tokenizer,
+        script: Script<'_>,
+        closes: &[String],
+    ) -> Result<Layout, RenderError> {
+        let (ids, plain) = self.plain(script)?;
+        let lead_in = self.lead_in(script, ids, &plain);
+        let marked =
+            self.run(script, ids, &Marked { tokenizer }, true).ok().map(|text| Output::read(&text));
+        let marked = marked.filter(|output| output.text == plain && !output.is_torn(tokenizer));
+        let output = match marked {
+            Some(output) => output,
+            None => {
+                let guarded = Guarded { tokenizer, names_any: false.into() };
+                let text = self.run(script, ids, &guarded, true)?;
+                let text = if guarded.names_any.get() { text } else { plain };
+                found(Output::read(&text), script.messages)
+            }
+        };
+        let lead_ins = match lead_in {
+            Some(lead_in) => vec![before_thinking(lead_in.trim_start()); script.messages.len() + 1],
+            None => self.lead_ins(script, ids),
+        };
+        let is_control = |text: &str, at: usize| {
+            tokenizer.added().control_at(text, at).map(|found| at + found.text.len())
+        };
+        Ok(Layout::new(output, script.messages, &lead_ins, closes, is_control))
+    }
+
+    /// The template's own output. A template that refuses the ids of calls as they are gets others.
+    pub(super) fn plain(&self, script: Script<'_>) -> Result<(Ids, String), RenderError> {
+        match self.run(script, Ids::Own, &Plain, true) {
+            Ok(text) => Ok((Ids::Own, text)),
+            Err(error) => match self.run(script, Ids::Nine, &Plain, true) {
+                Ok(text) => Ok((Ids::Nine, text)),
+                Err(_) => Err(error),
+            },
+        }
+    }
+
+    /// The output without a lead-in to the next turn.
+    pub(super) fn ended(&self, script: Script<'_>) -> Result<String, RenderError> {
+        self.run(script, Ids::Nine, &Plain, false)
+    }
+
+    /// What the template adds to lead in to a turn; nothing where it adds nothing, or writes all else in another way then too.
+    fn lead_in(&self, script: Script<'_>, ids: Ids, plain: &str) -> Option<String> {
+        let without = self.run(script, ids, &Plain, false).ok()?;
+        let added = plain.strip_prefix(without.as_str()).unwrap_or_default();
+        (!added.is_empty()).then(|| added.to_owned())
+    }
+
+    /// What leads in to each message of the assistant, and to the next turn, where the template adds nothing of its own for that: what it
+    /// writes behind the text before.
+    fn lead_ins(&self, script: Script<'_>, ids: Ids) -> Vec<String> {
+        let lead_in = |n: usize| -> Option<String> {
+            let is_turn = script.messages.get(n).is_none_or(|next| next.role == Role::Assistant);
+            let last = script.messages[..n].last().filter(|_| is_turn)?;
+            let before = Script { messages: &script.messages[..n], ..script };
+            let text = self.run(before, ids, &Plain, true).ok()?;
+            let said = last.content.trim();
+            let at = text.rfind(said)? + said.len();
+            Some(before_thinking(&text[at..]))
+        };
+        (0..=script.messages.len()).map(|n| lead_in(n).unwrap_or_default()).collect()
+    }
+}
+
+/// What stands before the place of thinking in a lead-in.
+fn before_thinking(lead_in: &str) -> String {
+    lead_in.split(thinking::OPEN).next().unwrap_or_default().to_owned()
+}
+
+/// Texts as they are.
+struct Plain;
+
+impl Texts for Plain {
+    fn said(&self, _owner: usize, text: &str) -> String {
+        marks::unmarked(text)
+    }
+
+    fn named(&self, text: &str) -> String {
+        marks::unmarked(text)
+    }
+
+    fn called(&self, _owner: usize, name: &str) -> String {
+        marks::unmarked(name)
+    }
+}
+
+/// Texts with marks around them.
+struct Marked<'a> {
+    tokenizer: &'a Tokenizer,
+}
+
+impl Texts for Marked<'_> {
+    fn said(&self, owner: usize, text: &str) -> String {
+        marks::marked(self.tokenizer, owner, text)
+    }
+
+    fn named(&self, text: &str) -> String {
+        marks::guarded(self.tokenizer, text)
+    }
+
+    fn called(&self, owner: usize, name: &str) -> String {
+        marks::marked(self.tokenizer, owner, name)
+    }
+}
+
+/// Texts that spell no control token.
+struct Guarded<'a> {
+    tokenizer: &'a Tokenizer,
+    /// Whether one of them does without the guard.
+    names_any: std::cell::Cell<bool>,
+}
+
+impl Guarded<'_> {
+    fn guarded(&self, text: &str) -> String {
+        let plain = marks::unmarked(text);
+        let guarded = marks::guarded(self.tokenizer, &plain);
+        if guarded != plain {
+            self.names_any.set(true);
+        }
+        guarded
+    }
+}
+
+impl Texts for Guarded<'_> {
+    fn said(&self, _owner: usize, text: &str) -> String {
+        self.guarded(text)
+    }
+
+    fn named(&self, text: &str) -> String {
+        self.guarded(text)
+    }
+
+    fn called(&self, _owner: usize, name: &str) -> String {
+        self.guarded(name)
+    }
+}
+
+/// The output with the places of the messages' texts, as far as they stand there one after the other.
+fn found(mut output: Output, messages: &[&Message]) -> Output {
+    let mut at = 0;
+    for (owner, message) in messages.iter().enumerate() {
+        let names = message.tool_calls.iter().map(|call| call.name.as_str());
+        let texts = message.reasoning.as_deref().into_iter().chain([message.content.as_str()]);
+        for text in texts.chain(names) {
+            let text = text.trim();
+            let place = output.text[at..].find(text).filter(|_| !text.is_empty());
+            if let Some(place) = place {
+                output.said.push((at + place..at + place + text.len(), owner));
+                at += place + text.len();
+            }
+        }
+    }
+    output
+}
