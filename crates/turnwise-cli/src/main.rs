@@ -7,6 +7,7 @@ mod config;
 mod curve;
 mod engine;
 mod environments;
+mod estimate;
 mod evaluate;
 mod failure;
 mod form;

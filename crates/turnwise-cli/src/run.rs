@@ -9,11 +9,12 @@ use turnwise::candle::CandleLearner;
 use turnwise::environment::{Random, derive_seed};
 use turnwise::rollout::{Meter, RolloutError, StopSignal};
 use turnwise::training::{
-    Checkpoints, Demonstration, Learner, Row, RunDirectory, Schedule, StepReport, SuccessRate,
-    Summary, TrainError, Trainer, Update, evaluate, imitate_step, save_weights,
+    Checkpoints, Demonstration, Evaluation, Learner, Row, RunDirectory, Schedule, StepReport,
+    SuccessRate, Summary, TrainError, Trainer, Update, evaluate, imitate_step, save_weights,
 };
 
 use crate::advice::Advice;
+use crate::estimate;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::screen::{Plan, Screen, Style, clock};
@@ -50,18 +51,14 @@ impl Run {
         started: Instant,
     ) -> Self {
         let config = &session.config;
-        let plan = Plan {
-            header: vec![
-                format!(
-                    "turnwise {}   log {}",
-                    env!("CARGO_PKG_VERSION"),
-                    directory.path().display()
-                ),
-                format!("model   {}", session.model),
-                format!("env     {}: {}", session.suite.name(), session.suite.description()),
-            ],
-            steps: config.run.steps,
-        };
+        let version = env!("CARGO_PKG_VERSION");
+        let mut header = vec![
+            format!("turnwise {version}   log {}", directory.path().display()),
+            format!("model   {}", session.model),
+            format!("env     {}: {}", session.suite.name(), session.suite.description()),
+        ];
+        header.extend(estimate::header(&session, directory.path()));
+        let plan = Plan { header, steps: config.run.steps };
         let checkpoints = directory.checkpoints(config.log.keep_checkpoints);
         let screen = Screen::new(std::io::stdout(), Style::detect(json, false), plan);
         let stop = interrupt::listen();
@@ -122,7 +119,12 @@ impl Run {
     }
 
     /// Measures success on held-out tasks; `None` when a stop came first.
-    pub(crate) async fn evaluate(&mut self, when: &str) -> Result<Option<SuccessRate>, Failure> {
+    async fn evaluate(&mut self, when: &str) -> Result<Option<SuccessRate>, Failure> {
+        let evaluation = self.play_held_out(when).await?;
+        Ok(evaluation.map(|evaluation| evaluation.success))
+    }
+
+    async fn play_held_out(&mut self, when: &str) -> Result<Option<Evaluation>, Failure> {
         let settings = self.session.evaluation_settings();
         let (evaluated, meter) = (self.session.evaluated(), Meter::default());
         let what = format!("evaluating {when} on held-out tasks");
@@ -140,14 +142,25 @@ impl Run {
         }
         self.directory.write(&format!("eval-{when}.jsonl"), &String::from_utf8_lossy(&lines))?;
         self.screen.note(&format!("held-out success {when}: {}", percent(&success)));
-        Ok(Some(success))
+        Ok(Some(evaluation))
     }
 
     /// The evaluation before training, written down because a resumed run cannot measure it again.
-    pub(crate) async fn evaluate_before(&mut self) -> Result<SuccessRate, Failure> {
-        let Some(before) = self.evaluate("before").await? else {
+    /// It also shows how long a step will take.
+    pub(crate) async fn evaluate_before(
+        &mut self,
+        learner: &mut CandleLearner,
+    ) -> Result<SuccessRate, Failure> {
+        let started = Instant::now();
+        let Some(evaluation) = self.play_held_out("before").await? else {
             return Err(self.interrupted("before its first checkpoint"));
         };
+        let seconds = started.elapsed().as_secs_f64();
+        let (config, played) = (&self.session.config, &evaluation.trajectories);
+        if let Some(said) = estimate::step_time(config, learner, played, seconds).await? {
+            self.screen.note(&said);
+        }
+        let before = evaluation.success;
         let json = serde_json::to_string(&before).map_err(|error| Failure::runtime(&error))?;
         self.directory.write(BEFORE, &json)?;
         Ok(before)

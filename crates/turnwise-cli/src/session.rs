@@ -35,6 +35,10 @@ pub(crate) struct Session {
     pub(crate) policy: Arc<dyn Policy>,
     /// What the model is, in a line.
     pub(crate) model: String,
+    /// Its sizes.
+    pub(crate) shape: DecoderConfig,
+    /// Its weights, adapters excepted.
+    pub(crate) n_weights: usize,
 }
 
 // Labels of the seeds that derive from the run's.
@@ -55,6 +59,8 @@ struct Prepared {
     tokenizer: Arc<Tokenizer>,
     belongings: Vec<(&'static str, Vec<u8>)>,
     model: String,
+    shape: DecoderConfig,
+    n_weights: usize,
 }
 
 impl Prepared {
@@ -79,7 +85,10 @@ impl Prepared {
         let model = describe(directory.as_deref(), &decoder);
         let belongings = directory.as_deref().map_or_else(Vec::new, belongings);
         let renderer = form.renderer;
-        Ok((Self { config, suite, renderer, tokenizer, belongings, model }, decoder))
+        let (shape, n_weights) = (decoder.config().clone(), decoder.n_parameters());
+        let prepared =
+            Self { config, suite, renderer, tokenizer, belongings, model, shape, n_weights };
+        Ok((prepared, decoder))
     }
 
     /// Adds new adapters where the settings ask for them. A run that goes on has to find their base again, from wherever.
@@ -102,8 +111,8 @@ impl Prepared {
     }
 
     fn with(self, policy: Arc<dyn Policy>) -> Session {
-        let Self { config, suite, renderer, tokenizer, belongings, model } = self;
-        Session { config, suite, renderer, tokenizer, belongings, policy, model }
+        let Self { config, suite, renderer, tokenizer, belongings, model, shape, n_weights } = self;
+        Session { config, suite, renderer, tokenizer, belongings, policy, model, shape, n_weights }
     }
 }
 

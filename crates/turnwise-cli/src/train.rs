@@ -11,6 +11,7 @@ use turnwise::training::{
 
 use crate::arguments::RunArguments;
 use crate::config::{self, Config, Loaded};
+use crate::estimate;
 use crate::failure::Failure;
 use crate::run::{BEFORE, REFERENCE, Run, begin_again};
 use crate::session::Session;
@@ -42,6 +43,7 @@ async fn start(loaded: Loaded, arguments: &RunArguments, name: &str) -> Result<(
     RunDirectory::check(&path)?;
     let (session, mut learner) = Session::new(loaded.config, None).await?;
     learner.check_gradients().await.map_err(|error| Failure::refused_by(&error))?;
+    estimate::check_disk(&session, &path)?;
     let directory = RunDirectory::create(&path)?;
     directory.write("config.toml", &loaded.text)?;
     directory.write(SETTINGS, &session.resolved().map_err(|error| Failure::runtime(&error))?)?;
@@ -49,7 +51,7 @@ async fn start(loaded: Loaded, arguments: &RunArguments, name: &str) -> Result<(
     run.directory.write_event("start", Map::new())?;
     run.warm_start(&mut learner).await?;
     run.keep_reference(&mut learner).await?;
-    let before = run.evaluate_before().await?;
+    let before = run.evaluate_before(&mut learner).await?;
     let mut trainer = run.session.trainer(learner)?;
     run.checkpoint(&mut trainer).await?;
     run.finish(trainer, before).await

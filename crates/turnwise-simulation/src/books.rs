@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use turnwise_rollout::{Group, Ledger};
-use turnwise_trajectory::{GroupId, Identity, Trajectory};
+use turnwise_trajectory::{GroupId, Identity};
 
 use crate::{Invariant, Violation};
 

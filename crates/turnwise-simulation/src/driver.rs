@@ -316,6 +316,13 @@ impl Run {
         if self.world.is(Mutation::DoublesEpisode) {
             waiting.extend(waiting.first().cloned());
         }
+        let Some(ready) = snapshot["scheduler"]["ready"].as_array_mut() else { return };
+        if self.world.is(Mutation::LosesGroup) {
+            ready.pop();
+        }
+        if self.world.is(Mutation::DoublesGroup) {
+            ready.extend(ready.first().cloned());
+        }
     }
 
     /// Lets everything that was dropped be gone, and sees that it is.

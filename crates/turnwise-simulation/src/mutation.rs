@@ -5,6 +5,10 @@ pub enum Mutation {
     LosesEpisode,
     /// An episode is in a snapshot twice.
     DoublesEpisode,
+    /// A finished group is lost on the way through a snapshot.
+    LosesGroup,
+    /// A finished group is in a snapshot twice.
+    DoublesGroup,
     /// Tokens are stamped with weights that the engine does not have yet.
     StampsTooNew,
     /// Log-probabilities change after the draw.
@@ -25,9 +29,11 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every one.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::LosesEpisode,
         Self::DoublesEpisode,
+        Self::LosesGroup,
+        Self::DoublesGroup,
         Self::StampsTooNew,
         Self::AltersLogprob,
         Self::TrainsTooOld,

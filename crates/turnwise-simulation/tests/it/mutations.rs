@@ -14,8 +14,11 @@ fn broken_by(mutation: Mutation) -> Vec<Invariant> {
 #[test]
 fn a_scheduler_with_one_thing_wrong_is_found_out() {
     let expected = [
-        (Mutation::LosesEpisode, Invariant::Conservation),
-        (Mutation::DoublesEpisode, Invariant::Conservation),
+        // A group that is not whole is refused before it is gone on with.
+        (Mutation::LosesEpisode, Invariant::Restore),
+        (Mutation::DoublesEpisode, Invariant::Restore),
+        (Mutation::LosesGroup, Invariant::Conservation),
+        (Mutation::DoublesGroup, Invariant::Conservation),
         (Mutation::StampsTooNew, Invariant::Versions),
         (Mutation::AltersLogprob, Invariant::Tokens),
         (Mutation::TrainsTooOld, Invariant::Staleness),

@@ -1,0 +1,182 @@
+//! What a run takes, before it takes it: memory, disk, and seconds for each step.
+
+use std::path::Path;
+
+use turnwise::candle::{CandleLearner, TrainingPlan};
+use turnwise::training::{Batch, Learner, RolloutMode, free_bytes};
+use turnwise::trajectory::Trajectory;
+
+use crate::config::Config;
+use crate::failure::{ExitCode, Failure};
+use crate::screen::clock;
+use crate::session::Session;
+
+/// Weights of a model that has learnt something, for which a large learning rate is no matter of taste.
+const TRAINED_MODEL: usize = 10_000_000;
+/// Tokens that a forward pass is timed on.
+const TIMED_TOKENS: usize = 1024;
+/// A training step computes a forward pass and a backward pass of twice its products.
+const PASSES: f64 = 3.0;
+
+/// Lines about memory and disk for the screen's header; a line that begins with `!` is a warning.
+pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
+    let Session { config, shape, .. } = session;
+    let memory = shape.training_memory(&plan(config));
+    let engine = memory.engine.saturating_add(memory.kv);
+    let mut lines = vec![format!(
+        "memory  about {} at most: weights {}, gradients and moments {}, activations {}, engine {}",
+        size(memory.total()),
+        size(memory.weights.saturating_add(memory.reference)),
+        size(memory.gradients.saturating_add(memory.moments)),
+        size(memory.activations),
+        size(engine),
+    )];
+    let checkpoint = shape.checkpoint_bytes(config.model.lora.as_ref());
+    // One is written while those that are kept are still there.
+    let at_once = config.log.keep_checkpoints as u64 + 1;
+    let free = free_bytes(run);
+    let disk = free.map_or_else(String::new, |free| format!("; {} are free", size(free)));
+    lines.push(format!(
+        "disk    {} a checkpoint, up to {at_once} at a time{disk}",
+        size(checkpoint)
+    ));
+    if let Some(available) = available_memory().filter(|available| *available < memory.total()) {
+        lines.push(format!(
+            "! the machine has {} of memory free: lower train.micro_batch_tokens, set train.recompute_layers, or train adapters (model.lora)",
+            size(available)
+        ));
+    }
+    if free.is_some_and(|free| free < checkpoint.saturating_mul(at_once)) {
+        lines.push("! the disk may fill up: make room, or lower log.keep_checkpoints".to_owned());
+    }
+    lines.extend(learning_rate(config, session.n_weights));
+    lines
+}
+
+/// Refuses to begin where not even the first checkpoint fits.
+pub(crate) fn check_disk(session: &Session, run: &Path) -> Result<(), Failure> {
+    let Session { config, shape, .. } = session;
+    let needed = shape.checkpoint_bytes(config.model.lora.as_ref());
+    match free_bytes(run) {
+        Some(free) if free < needed => Err(Failure::new(
+            ExitCode::Runtime,
+            format!(
+                "the disk is too full for {}: a checkpoint needs {}, and {} are free",
+                run.display(),
+                size(needed),
+                size(free)
+            ),
+        )
+        .help("make room, or choose another disk with --run-dir DIR")),
+        _ => Ok(()),
+    }
+}
+
+/// A warning where the learning rate is far above what a trained model bears.
+fn learning_rate(config: &Config, weights: usize) -> Option<String> {
+    let usual = if config.model.lora.is_some() { 1e-4 } else { 1e-5 };
+    let rate = config.train.learning_rate;
+    let is_large =
+        config.model.directory.is_some() && weights > TRAINED_MODEL && rate > 10.0 * usual;
+    is_large.then(|| {
+        format!(
+            "! train.learning_rate = {rate:e} is {:.0} times what a model of {:.0}M weights usually bears ({usual:e}); one step may destroy it",
+            rate / usual,
+            weights as f64 / 1e6
+        )
+    })
+}
+
+fn plan(config: &Config) -> TrainingPlan {
+    let episodes = config.rollout.groups_per_step.saturating_mul(config.rollout.group_size);
+    let length = config.limits.max_context_tokens;
+    let of_batch = episodes.div_ceil(config.train.n_minibatches).saturating_mul(length);
+    TrainingPlan {
+        lora: config.model.lora.clone(),
+        keeps_reference: config.objective.kl.beta > 0.0,
+        micro_batch_tokens: config.train.micro_batch_tokens.min(of_batch),
+        recompute_layers: config.train.recompute_layers,
+        kv_tokens: episodes.min(config.rollout.max_concurrent).saturating_mul(length),
+        max_kv_bytes: config.engine.max_kv_bytes,
+    }
+}
+
+/// How long a step takes, from an evaluation that took `seconds` and a forward pass over some of its episodes; `None` where there
+/// was nothing to time.
+pub(crate) async fn step_time(
+    config: &Config,
+    learner: &mut CandleLearner,
+    played: &[Trajectory],
+    seconds: f64,
+) -> Result<Option<String>, Failure> {
+    let tokens =
+        |episodes: &[Trajectory]| -> usize { episodes.iter().map(Trajectory::n_sampled).sum() };
+    let mut timed = 0;
+    let mut some = Vec::new();
+    for episode in played {
+        timed += length(episode);
+        some.push(episode.clone());
+        if timed >= TIMED_TOKENS {
+            break;
+        }
+    }
+    let Ok(batch) = scored(&mut some, config) else { return Ok(None) };
+    let started = std::time::Instant::now();
+    learner.logprobs(&batch.rows).await.map_err(|error| Failure::runtime(&error))?;
+    let per_token = started.elapsed().as_secs_f64() / timed.max(1) as f64;
+    let episodes = (config.rollout.groups_per_step * config.rollout.group_size) as f64;
+    let share = match config.rollout.tokens_per_step {
+        0 => episodes / played.len().max(1) as f64,
+        budget => budget as f64 / tokens(played).max(1) as f64,
+    };
+    let all: usize = played.iter().map(length).sum();
+    let rollout = seconds * share;
+    let train = PASSES * per_token * all as f64 * share;
+    let step = match config.rollout.mode {
+        RolloutMode::Synchronous => rollout + train,
+        RolloutMode::Pipelined | RolloutMode::Asynchronous => rollout.max(train),
+    };
+    Ok((!played.is_empty()).then(|| {
+        format!(
+            "a step takes about {step:.1} s: rollouts {rollout:.1} s, training {train:.1} s; {} steps about {}",
+            config.run.steps,
+            clock(step * config.run.steps as f64)
+        )
+    }))
+}
+
+/// The tokens of an episode, those it read included.
+fn length(episode: &Trajectory) -> usize {
+    let mut ids = Vec::new();
+    let spans = episode.graph.nodes().iter().flat_map(|node| &node.spans);
+    spans.for_each(|span| span.extend_ids(&mut ids));
+    ids.len()
+}
+
+/// A batch whose credit does not matter: nothing is trained on it.
+fn scored(episodes: &mut [Trajectory], config: &Config) -> Result<Batch, ()> {
+    for episode in episodes.iter_mut() {
+        for id in episode.graph.ids().collect::<Vec<_>>() {
+            for tokens in episode.graph.node_mut(id).sampled_mut() {
+                tokens.set_advantage(Some(0.0));
+            }
+        }
+    }
+    Batch::new(episodes.iter(), config.train.ratio_scope).map_err(drop)
+}
+
+/// The memory that programs may still take, where the system says so.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// `1.6 GB`.
+fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        small if small < 1e6 => format!("{:.0} kB", small / 1e3),
+        some if some < 1e9 => format!("{:.0} MB", some / 1e6),
+        much => format!("{:.1} GB", much / 1e9),
+    }
+}
