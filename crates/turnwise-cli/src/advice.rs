@@ -1,7 +1,7 @@
 //! What the numbers of a run mean, where they mean that something is wrong.
 
-use turnwise::training::StepReport;
-use turnwise::training::metric::{self, Metric};
+use serde_json::Value;
+use turnwise::training::metric::{self, Metric, MetricValues};
 
 use crate::config::Config;
 
@@ -56,8 +56,8 @@ const LEARNT: f64 = 0.9;
 
 impl Advice {
     /// The new things that are wrong, as sentences.
-    pub(crate) fn read(&mut self, report: &StepReport, config: &Config) -> Vec<String> {
-        let get = |metric: Metric| report.metrics.get(metric);
+    pub(crate) fn read(&mut self, step: &Step<'_>, config: &Config) -> Vec<String> {
+        let get = |metric: Metric| step.get(metric);
         self.steps += 1;
         let mixed = get(metric::MIXED_FRAC).unwrap_or(0.0);
         self.without_signal = if mixed > 0.0 { 0 } else { self.without_signal + 1 };
@@ -71,14 +71,14 @@ impl Advice {
                 said.push(text);
             }
         };
-        say(Kind::NoSignal, (self.without_signal >= WINDOW).then(|| no_signal(report, WINDOW)));
-        say(Kind::Clipped, (self.clipped >= WINDOW).then(|| clip(report, clipped)));
+        say(Kind::NoSignal, (self.without_signal >= WINDOW).then(|| no_signal(step, WINDOW)));
+        say(Kind::Clipped, (self.clipped >= WINDOW).then(|| clip(step, clipped)));
         let moved = get(metric::K3).filter(|kl| *kl > FAR);
-        say(Kind::Moved, moved.map(|kl| moved_far(report, kl, config)));
+        say(Kind::Moved, moved.map(|kl| moved_far(step, kl, config)));
         let length = get(metric::TOKENS_MEAN);
         say(Kind::Shorter, self.first_length.fallen(length, SHORT).map(|(was, is)| {
-            let step = report.step + 1;
-            format!("answers became short: {was:.0} tokens an episode at first, {is:.0} in step {step}; if success fell too, the policy collapsed: go back to an earlier checkpoint and divide train.learning_rate by 10")
+            let number = step.number + 1;
+            format!("answers became short: {was:.0} tokens an episode at first, {is:.0} in step {number}; if success fell too, the policy collapsed: go back to an earlier checkpoint and divide train.learning_rate by 10")
         }));
         // A policy that has learnt its task need not vary.
         let entropy = get(metric::ENTROPY).filter(|_| get(metric::SUCCESS_RATE) < Some(LEARNT));
@@ -87,7 +87,7 @@ impl Advice {
         }));
         let skipped = get(metric::SKIPPED_UPDATES).filter(|n| *n > 0.0);
         say(Kind::Skipped, skipped.map(|n| {
-            format!("{n:.0} updates were left out in step {}: their gradient was not finite; divide train.learning_rate by 3", report.step + 1)
+            format!("{n:.0} updates were left out in step {}: their gradient was not finite; divide train.learning_rate by 3", step.number + 1)
         }));
         if self.steps <= WINDOW {
             self.first_length.add(length);
@@ -96,34 +96,57 @@ impl Advice {
         said
     }
 
-    /// What is wrong with a whole run that was too short to be told so on the way.
-    pub(crate) fn at_the_end(&self) -> Option<String> {
-        (self.steps > 0 && self.with_signal == 0).then(|| {
-            format!("nothing could be learnt: in none of {} steps did a group have different rewards; {EASIER}", self.steps)
-        })
+    /// What is wrong with a whole run, from the lines of its log: the same however often it was stopped and resumed.
+    pub(crate) fn of_run(rows: &[Value], config: &Config) -> Vec<String> {
+        let mut advice = Self::default();
+        let mut said: Vec<String> =
+            rows.iter().flat_map(|row| advice.read(&Step::of_row(row), config)).collect();
+        let is_told = advice.said.contains(&Kind::NoSignal);
+        if advice.steps > 0 && advice.with_signal == 0 && !is_told {
+            let steps = advice.steps;
+            said.push(format!("nothing could be learnt: in none of {steps} steps did a group have different rewards; {EASIER}"));
+        }
+        said
+    }
+}
+
+/// The numbers of a step, as they are measured or as they were written down.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step<'a> {
+    number: u64,
+    numbers: Numbers<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Numbers<'a> {
+    Measured(&'a MetricValues),
+    Written(&'a Value),
+}
+
+impl<'a> Step<'a> {
+    pub(crate) fn measured(number: u64, metrics: &'a MetricValues) -> Self {
+        Self { number, numbers: Numbers::Measured(metrics) }
     }
 
-    /// The texts, of those that begin alike only the first: numbers differ where a run was resumed.
-    pub(crate) fn distinct(texts: impl Iterator<Item = String>) -> Vec<String> {
-        let kind = |text: &str| {
-            text.split(|c: char| c.is_ascii_digit() || c == ':').next().map(str::to_owned)
-        };
-        let mut kept: Vec<String> = Vec::new();
-        for text in texts {
-            if !kept.iter().any(|other| kind(other) == kind(&text)) {
-                kept.push(text);
-            }
+    /// A line of `metrics.jsonl`.
+    pub(crate) fn of_row(row: &'a Value) -> Self {
+        Self { number: row["step"].as_u64().unwrap_or(0), numbers: Numbers::Written(row) }
+    }
+
+    fn get(&self, metric: Metric) -> Option<f64> {
+        match self.numbers {
+            Numbers::Measured(metrics) => metrics.get(metric),
+            Numbers::Written(row) => row[metric.name].as_f64(),
         }
-        kept
     }
 }
 
 const EASIER: &str =
     "make tasks easier, give partial rewards, raise rollout.group_size, or begin with a warm start";
 
-fn no_signal(report: &StepReport, steps: u64) -> String {
-    let none = report.metrics.get(metric::NONE_SOLVED_FRAC).unwrap_or(0.0);
-    let all = report.metrics.get(metric::SOLVED_FRAC).unwrap_or(0.0);
+fn no_signal(step: &Step<'_>, steps: u64) -> String {
+    let none = step.get(metric::NONE_SOLVED_FRAC).unwrap_or(0.0);
+    let all = step.get(metric::SOLVED_FRAC).unwrap_or(0.0);
     if all > none {
         return format!(
             "no group had different rewards for {steps} steps, and {:.0} % were solved by every member: nothing more can be learnt from these tasks; make them harder, or stop here",
@@ -136,8 +159,8 @@ fn no_signal(report: &StepReport, steps: u64) -> String {
     )
 }
 
-fn clip(report: &StepReport, share: f64) -> String {
-    let spread = report.metrics.get(metric::LOG_RATIO_STD).unwrap_or(0.0);
+fn clip(step: &Step<'_>, share: f64) -> String {
+    let spread = step.get(metric::LOG_RATIO_STD).unwrap_or(0.0);
     format!(
         "clipping removes the gradient of {:.0} % of the tokens: the clip range is narrow beside the spread of the ratios, {spread:.1e}; try objective.clip_low = {:.1e} and objective.clip_high = {:.1e}",
         100.0 * share,
@@ -147,10 +170,10 @@ fn clip(report: &StepReport, share: f64) -> String {
     )
 }
 
-fn moved_far(report: &StepReport, kl: f64, config: &Config) -> String {
+fn moved_far(step: &Step<'_>, kl: f64, config: &Config) -> String {
     format!(
         "step {} moved the policy by {kl:.2} nats per token, and more than {FAR} often destroys it; go back to an earlier checkpoint with train.learning_rate = {:.0e}",
-        report.step + 1,
+        step.number + 1,
         config.train.learning_rate / 10.0
     )
 }
@@ -168,5 +191,63 @@ impl Mean {
         let value = value?;
         let mean = self.sum / self.n as f64;
         (self.n > 0 && value < to * mean).then_some((mean, value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What is said of a run whose numbers are those of a good one but for some, from the third step on.
+    fn said(wrong: &Value) -> Vec<String> {
+        let rows: Vec<Value> = (0..10)
+            .map(|step| {
+                let mut row = json!({
+                    "step": step, "group/mixed_frac": 0.5, "group/none_solved_frac": 0.4,
+                    "group/all_solved_frac": 0.1, "objective/clip_frac": 0.2, "objective/k3_mean": 1e-3,
+                    "objective/log_ratio_std": 0.01, "length/sampled_mean": 90.0,
+                    "policy/entropy_mean": 1.5, "reward/success_rate": 0.4, "train/skipped_count": 0.0,
+                });
+                if step >= 3 {
+                    let wrong = wrong.as_object().cloned().unwrap_or_default();
+                    row.as_object_mut().expect("an object").extend(wrong);
+                }
+                row
+            })
+            .collect();
+        Advice::of_run(&rows, &Config::default())
+    }
+
+    #[test]
+    fn a_good_run_gets_no_advice() {
+        assert_eq!(said(&json!({})), [""; 0]);
+        // A policy that has learnt its task varies no more, and that is as it should be.
+        assert_eq!(
+            said(&json!({"policy/entropy_mean": 0.01, "reward/success_rate": 0.98})),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn each_thing_that_goes_wrong_is_said_once() {
+        let cases = [
+            (json!({"group/mixed_frac": 0.0}), "40 % were solved by no member"),
+            (
+                json!({"group/mixed_frac": 0.0, "group/all_solved_frac": 0.9}),
+                "90 % were solved by every member",
+            ),
+            (json!({"objective/clip_frac": 0.95}), "objective.clip_low = 2.0e-2"),
+            (json!({"objective/k3_mean": 1.05}), "step 4 moved the policy by 1.05 nats"),
+            (json!({"length/sampled_mean": 7.0}), "90 tokens an episode at first, 7 in step 4"),
+            (json!({"policy/entropy_mean": 0.02}), "entropy 1.50 nats at first, 0.020 now"),
+            (json!({"train/skipped_count": 2.0}), "2 updates were left out in step 4"),
+        ];
+        for (wrong, expected) in cases {
+            let said = said(&wrong);
+            assert_eq!(said.len(), 1, "{wrong}: {said:?}");
+            assert!(said[0].contains(expected), "{wrong}: {said:?}");
+        }
     }
 }

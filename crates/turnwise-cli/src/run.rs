@@ -13,7 +13,7 @@ use turnwise::training::{
     SuccessRate, Summary, TrainError, Trainer, Update, evaluate, imitate_step, save_weights,
 };
 
-use crate::advice::Advice;
+use crate::advice::{Advice, Step};
 use crate::estimate;
 use crate::failure::Failure;
 use crate::interrupt;
@@ -166,9 +166,16 @@ impl Run {
         Ok(before)
     }
 
-    /// Says that the newest checkpoint is what the trainer holds.
-    pub(crate) fn is_saved(&mut self, step: u64) {
+    /// Goes on from a checkpoint: what the processes before this one have logged up to it counts, and the checkpoint is what the
+    /// trainer holds.
+    pub(crate) fn goes_on_at(&mut self, step: u64) -> Result<(), Failure> {
         self.saved = Some(step);
+        for row in self.directory.metrics()? {
+            if row["step"].as_u64().is_some_and(|of_row| of_row < step) {
+                self.advice.read(&Step::of_row(&row), &self.session.config);
+            }
+        }
+        Ok(())
     }
 
     /// The loop, the last checkpoint, the last evaluation, the summary.
@@ -220,7 +227,8 @@ impl Run {
         self.directory.write_metrics(report)?;
         self.directory.write_rollouts(report, self.session.config.log.rollouts_per_step)?;
         self.screen.step(report);
-        for alarm in self.advice.read(report, &self.session.config) {
+        let step = Step::measured(report.step, &report.metrics);
+        for alarm in self.advice.read(&step, &self.session.config) {
             self.screen.note(&format!("! {alarm}"));
             self.event("alarm", &json!({"step": report.step, "text": alarm}))?;
         }
@@ -303,7 +311,7 @@ impl Run {
         after: SuccessRate,
     ) -> Result<(), Failure> {
         let seconds = self.started.elapsed().as_secs_f64();
-        let warnings = self.warnings(step)?;
+        let warnings = Advice::of_run(&self.directory.metrics()?, &self.session.config);
         let summary =
             Summary { eval_before: before, eval_after: after, seconds, warnings: warnings.clone() };
         self.directory.write_summary(&summary)?;
@@ -322,16 +330,6 @@ impl Run {
         lines.push(format!("       turnwise play {}", self.session.suite.name()));
         self.screen.finish(&lines);
         Ok(())
-    }
-
-    /// What the run's alarms said, each kind once, with those of processes before this one.
-    fn warnings(&self, steps: u64) -> Result<Vec<String>, Failure> {
-        let events = self.directory.events()?;
-        let alarms = events.iter().filter(|event| {
-            event["event"] == "alarm" && event["step"].as_u64().is_some_and(|step| step < steps)
-        });
-        let texts = alarms.filter_map(|event| event["text"].as_str()).map(str::to_owned);
-        Ok(Advice::distinct(texts.chain(self.advice.at_the_end())))
     }
 
     fn event(&mut self, name: &str, details: &Value) -> Result<(), Failure> {

@@ -86,7 +86,7 @@ pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Resul
     let mut trainer = session.trainer(learner)?;
     checkpoints.load(&mut trainer).await?;
     let mut run = Run::new(session, directory, json, started);
-    run.is_saved(newest.step);
+    run.goes_on_at(newest.step)?;
     for note in &newest.notes {
         run.screen.note(&format!("! {note}"));
     }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -117,6 +118,18 @@ impl RunDirectory {
     pub fn events(&self) -> Result<Vec<Value>, RunDirectoryError> {
         let text = fs::read_to_string(self.path.join(EVENTS)).at(&self.path)?;
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// The numbers of every step in `metrics.jsonl`, in order. Of a step that was repeated after a resumption, the last line.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn metrics(&self) -> Result<Vec<Value>, RunDirectoryError> {
+        let text = fs::read_to_string(self.path.join(METRICS)).at(&self.path)?;
+        let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let steps: BTreeMap<u64, Value> =
+            rows.filter_map(|row| Some((row["step"].as_u64()?, row))).collect();
+        Ok(steps.into_values().collect())
     }
 
     /// Where it is.

@@ -1,0 +1,436 @@
+//! What a run survives: being stopped, hung up and resumed at any moment, a disk that lies, directories that are not its own.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Ended, turnwise};
+
+/// A run of a few thousand weights, whose episodes are suspended at a token budget.
+const SMALL: &str = r#"
+[run]
+steps = 12
+
+[environment]
+name = "guess"
+options = { span = 6 }
+
+[model]
+vocab_size = 300
+hidden_size = 16
+intermediate_size = 16
+n_layers = 1
+n_heads = 2
+n_kv_heads = 1
+head_dim = 8
+
+[warm_start]
+steps = 20
+batch_size = 16
+learning_rate = 1e-2
+
+[rollout]
+groups_per_step = 6
+group_size = 4
+tokens_per_step = 120
+
+[limits]
+max_turns = 4
+max_turn_tokens = 6
+max_context_tokens = 256
+
+[objective]
+clip_low = 0.2
+clip_high = 0.27
+
+[train]
+n_minibatches = 2
+learning_rate = 1e-2
+
+[log]
+checkpoint_every = 4
+rollouts_per_step = 2
+
+[eval]
+episodes = 8
+"#;
+
+struct Home {
+    folder: TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        let folder = TempDir::new().expect("a folder");
+        fs::write(folder.path().join("small.toml"), SMALL).expect("it is written");
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    fn train(&self, name: &str, more: &[&str]) -> Ended {
+        let (config, run) = (self.path("small.toml"), self.path(name));
+        turnwise(&[&["train", &config, "--run-dir", &run], more].concat(), "")
+    }
+
+    /// Trains to the end and returns the run's directory.
+    fn run(&self, name: &str, more: &[&str]) -> String {
+        let ended = self.train(name, more);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        self.path(name)
+    }
+}
+
+fn resume(run: &str, more: &[&str]) -> Ended {
+    turnwise(&[&["resume", run], more].concat(), "")
+}
+
+fn weights(run: &str, step: u64) -> Vec<u8> {
+    let model = format!("{run}/checkpoints/step-{step:06}/model.safetensors");
+    fs::read(&model).unwrap_or_else(|error| panic!("{model}: {error}"))
+}
+
+fn lines(run: &str, file: &str) -> Vec<Value> {
+    let text = fs::read_to_string(Path::new(run).join(file)).expect("the run wrote it");
+    let read = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    text.lines().map(read).collect()
+}
+
+/// The metrics of each step but the times, of the process that did it last.
+fn metrics(run: &str) -> Vec<(u64, Vec<(String, Value)>)> {
+    let mut steps = std::collections::BTreeMap::new();
+    for line in lines(run, "metrics.jsonl") {
+        let object = line.as_object().expect("an object").clone();
+        let kept = |name: &str| name != "resume" && !name.starts_with("time/");
+        let facts: Vec<_> = object.into_iter().filter(|(name, _)| kept(name)).collect();
+        steps.insert(line["step"].as_u64().expect("a step"), facts);
+    }
+    steps.into_iter().collect()
+}
+
+fn checkpoints(run: &str) -> Vec<String> {
+    let entries = fs::read_dir(format!("{run}/checkpoints")).expect("checkpoints");
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Starts the command, sends a signal so many milliseconds after the run has begun its first step, and returns how it ended.
+fn signalled(arguments: &[&str], run: &str, signal: &str, after: Duration) -> i32 {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_turnwise"))
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command starts");
+    let begun = PathBuf::from(run).join("checkpoints/step-000000");
+    let started = Instant::now();
+    while !begun.exists() {
+        assert!(started.elapsed() < Duration::from_secs(120), "the run does not begin");
+        assert!(child.try_wait().expect("it runs").is_none(), "the run ended at once");
+        sleep(Duration::from_millis(2));
+    }
+    sleep(after);
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
+    assert!(sent.is_ok(), "a signal is sent");
+    child.wait().expect("it ends").code().expect("it ended by itself")
+}
+
+/// In the reproducible modes a polite stop changes nothing, whenever it comes.
+#[test]
+fn a_run_that_is_stopped_and_resumed_has_the_weights_of_one_that_is_not() {
+    let home = Home::new();
+    for mode in ["rollout.mode=synchronous", "rollout.mode=pipelined"] {
+        let name = mode.split('=').next_back().expect("a mode");
+        let whole = home.run(&format!("{name}-whole"), &[mode]);
+        for (number, ms) in [5, 40, 110, 230].into_iter().enumerate() {
+            let run = home.path(&format!("{name}-{number}"));
+            let config = home.path("small.toml");
+            let arguments = ["train", &config, "--run-dir", &run, mode];
+            let code = signalled(&arguments, &run, "-INT", Duration::from_millis(ms));
+            assert!(matches!(code, 0 | 130), "{mode} after {ms} ms: {code}");
+            let ended = resume(&run, &[]);
+            assert_eq!(ended.code, 0, "{mode} after {ms} ms: {}", ended.stderr);
+            assert!(weights(&run, 12) == weights(&whole, 12), "{mode} after {ms} ms");
+            assert_eq!(metrics(&run), metrics(&whole), "{mode} after {ms} ms");
+        }
+    }
+}
+
+#[test]
+fn a_closed_terminal_stops_a_run_with_a_checkpoint_and_nohup_does_not_stop_it() {
+    let home = Home::new();
+    let (run, config) = (home.path("run"), home.path("small.toml"));
+    let more = ["run.steps=100000", "log.checkpoint_every=100000"];
+    let arguments = [&["train", &config, "--run-dir", &run][..], &more].concat();
+    let code = signalled(&arguments, &run, "-HUP", Duration::from_millis(300));
+    assert_eq!(code, 129);
+    assert!(checkpoints(&run).len() > 1, "{:?}", checkpoints(&run));
+    // As `nohup` starts a process: SIGHUP is ignored, and stays so.
+    let run = home.path("nohup");
+    let script = format!(
+        "trap '' HUP; exec {} train {config} --run-dir {run} run.steps=3",
+        env!("CARGO_BIN_EXE_turnwise")
+    );
+    let mut child = Command::new("sh").args(["-c", &script]).stdout(Stdio::null()).spawn().unwrap();
+    while !Path::new(&run).join("checkpoints/step-000000").exists() {
+        sleep(Duration::from_millis(2));
+        assert!(child.try_wait().unwrap().is_none(), "the run ended at once");
+    }
+    Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(metrics(&run).len(), 3);
+}
+
+#[test]
+fn a_run_that_is_over_is_left_as_it_is() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=4"]);
+    let before: Vec<Vec<u8>> = ["summary.json", "events.jsonl", "metrics.jsonl"]
+        .iter()
+        .map(|file| fs::read(Path::new(&run).join(file)).unwrap())
+        .collect();
+    for more in [&[][..], &["--steps", "4"]] {
+        let ended = resume(&run, more);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(ended.stdout.contains("nothing is left to do"), "{}", ended.stdout);
+    }
+    let after: Vec<Vec<u8>> = ["summary.json", "events.jsonl", "metrics.jsonl"]
+        .iter()
+        .map(|file| fs::read(Path::new(&run).join(file)).unwrap())
+        .collect();
+    assert_eq!(before, after);
+    let ended = resume(&run, &["--steps", "3"]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.stderr.contains("the run is at step 4 already"), "{}", ended.stderr);
+}
+
+#[test]
+fn more_steps_are_remembered_and_a_jump_of_the_learning_rate_is_said() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=4", "train.decay=cosine"]);
+    let config = ["resume", run.as_str(), "--steps", "100000"];
+    let begun = Instant::now();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_turnwise"))
+        .args(config)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while metrics(&run).len() < 6 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "it does not go on");
+        sleep(Duration::from_millis(20));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut said).unwrap();
+    assert!(said.contains("the learning rate decays to step 100000 instead of 4"), "{said}");
+    let settings = fs::read_to_string(format!("{run}/run.toml")).unwrap();
+    assert!(settings.contains("steps = 100000"), "{settings}");
+}
+
+#[test]
+fn a_torn_line_swallows_nothing() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=4"]);
+    for file in ["metrics.jsonl", "events.jsonl"] {
+        let path = format!("{run}/{file}");
+        let text = fs::read_to_string(&path).unwrap() + "{\"step\": 4, \"rew";
+        fs::write(&path, text).unwrap();
+    }
+    let ended = resume(&run, &["--steps", "6"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(metrics(&run).iter().map(|(step, _)| *step).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+    assert!(lines(&run, "events.jsonl").iter().all(|event| event["event"].is_string()));
+}
+
+#[test]
+fn the_content_of_a_checkpoint_counts_and_not_its_name() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=4"]);
+    let whole = home.run("whole", &["run.steps=8"]);
+    fs::rename(format!("{run}/checkpoints/step-000004"), format!("{run}/checkpoints/step-000099"))
+        .unwrap();
+    for foreign in ["step-000098", "step-000097"] {
+        fs::create_dir(format!("{run}/checkpoints/{foreign}")).unwrap();
+    }
+    fs::write(format!("{run}/checkpoints/.tmp-x"), "a file, not a directory").unwrap();
+    let ended = resume(&run, &["--steps", "6"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stdout.contains("going on at step 4 of 6"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("holds step 4; its name says another"), "{}", ended.stdout);
+    let ended = resume(&run, &["--steps", "8"]);
+    assert!(ended.stdout.contains("going on at step 6 of 8"), "{}", ended.stdout);
+    assert!(weights(&run, 8) == weights(&whole, 8));
+    let left = checkpoints(&run);
+    assert!(left.contains(&"step-000098".to_owned()), "{left:?}");
+    assert!(left.contains(&"step-000006".to_owned()), "{left:?}");
+    assert!(!left.iter().any(|name| name.starts_with(".tmp")), "{left:?}");
+}
+
+/// A pipe or a link in a checkpoint's place would block or never end.
+#[test]
+fn special_files_are_passed_over_and_said() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=4", "log.checkpoint_every=2"]);
+    let newest = format!("{run}/checkpoints/step-000004");
+    fs::remove_file(format!("{newest}/state.json")).unwrap();
+    let made = Command::new("mkfifo").arg(format!("{newest}/state.json")).status().unwrap();
+    assert!(made.success());
+    let ended = resume(&run, &["--steps", "6"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("state.json: it is a pipe, a socket or a device"),
+        "{}",
+        ended.stdout
+    );
+    assert!(ended.stdout.contains("going on at step 2 of 6"), "{}", ended.stdout);
+    let newest = format!("{run}/checkpoints/step-000006");
+    fs::remove_file(format!("{newest}/model.safetensors")).unwrap();
+    symlink("/dev/zero", format!("{newest}/model.safetensors")).unwrap();
+    let ended = resume(&run, &["--steps", "8"]);
+    assert!(ended.stdout.contains("a link is not followed"), "{}", ended.stdout);
+}
+
+#[test]
+fn the_reference_of_a_penalty_is_covered_by_a_manifest() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=2", "objective.kl.beta=0.1"]);
+    assert!(metrics(&run)[1].1.iter().any(|(name, value)| {
+        name == "policy/kl_reference" && value.as_f64().is_some_and(|kl| kl >= 0.0)
+    }));
+    let model = format!("{run}/reference/model.safetensors");
+    let mut bytes = fs::read(&model).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 2;
+    fs::write(&model, bytes).unwrap();
+    let ended = resume(&run, &["--steps", "4"]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.stderr.contains("reference: model.safetensors: sha256"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_run_without_a_checkpoint_is_begun_again_where_it_was() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=1"]);
+    fs::remove_dir_all(format!("{run}/checkpoints")).unwrap();
+    fs::write(format!("{run}/metrics.jsonl"), "").unwrap();
+    let ended = resume(&run, &[]);
+    assert_eq!(ended.code, 2);
+    let advice = format!("turnwise train {run}/run.toml --run-dir {run}");
+    assert!(ended.stderr.contains(&advice), "{}", ended.stderr);
+    let settings = format!("{run}/run.toml");
+    let ended = turnwise(&["train", &settings, "--run-dir", &run], "");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+}
+
+#[test]
+fn a_group_size_that_suspended_episodes_do_not_have_is_refused() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=4"]);
+    let path = format!("{run}/run.toml");
+    let settings = fs::read_to_string(&path).unwrap();
+    fs::write(&path, settings.replace("\ngroup_size = 4", "\ngroup_size = 3")).unwrap();
+    let ended = resume(&run, &["--steps", "6"]);
+    assert_eq!(ended.code, 2, "{}", ended.stderr);
+    assert!(ended.stderr.contains("their groups have 4 members"), "{}", ended.stderr);
+}
+
+#[test]
+fn directories_that_are_not_a_runs_are_refused_before_anything_is_made() {
+    let home = Home::new();
+    let other = home.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(format!("{other}/thesis.tex"), "kept").unwrap();
+    let ended = home.train("other", &[]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.stderr.contains("it holds `thesis.tex`"), "{}", ended.stderr);
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+    let config = home.path("small.toml");
+    let ended = turnwise(&["train", &config, "--run-dir", "/"], "");
+    assert_eq!(ended.code, 2);
+    assert!(ended.stderr.contains("is no run directory"), "{}", ended.stderr);
+    // A name that no log could repeat.
+    let name = std::ffi::OsStr::from_bytes(b"\xff\xfe");
+    let output = Command::new(env!("CARGO_BIN_EXE_turnwise"))
+        .args(["train", &config, "--run-dir"])
+        .arg(home.folder.path().join(name))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is not UTF-8"));
+    // A lock that is a link would be followed and overwritten.
+    let linked = home.path("linked");
+    fs::create_dir(&linked).unwrap();
+    fs::write(home.path("precious"), "kept").unwrap();
+    symlink(home.path("precious"), format!("{linked}/lock")).unwrap();
+    let ended = home.train("linked", &[]);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("`lock` is a link"), "{}", ended.stderr);
+    assert_eq!(fs::read_to_string(home.path("precious")).unwrap(), "kept");
+}
+
+/// A disk that is full in the middle of a run costs no step that was acknowledged.
+#[test]
+fn a_full_disk_is_said_and_the_run_goes_on_when_there_is_room() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=4"]);
+    // No file may grow beyond this: less than the weights, more than the logs.
+    let size =
+        fs::metadata(format!("{run}/checkpoints/step-000004/model.safetensors")).unwrap().len();
+    let script = format!(
+        "trap '' XFSZ; ulimit -f {}; exec {} resume --steps 6 {run}",
+        size / 512 / 2,
+        env!("CARGO_BIN_EXE_turnwise")
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("File too large") && said.contains("make room"), "{said}");
+    assert_eq!(checkpoints(&run).last().map(String::as_str), Some("step-000004"));
+    let ended = resume(&run, &[]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(metrics(&run).len(), 6);
+}
+
+#[test]
+fn a_run_that_cannot_learn_says_so() {
+    let home = Home::new();
+    // A model that knows nothing, and no warm start: it never answers in the form.
+    let run = home.run("run", &["run.steps=6", "warm_start.steps=0", "rollout.tokens_per_step=0"]);
+    let summary = fs::read_to_string(format!("{run}/summary.json")).unwrap();
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    let warnings = summary["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let said = warnings[0].as_str().unwrap();
+    assert!(said.contains("nothing can be learnt"), "{said}");
+    let alarms: Vec<Value> =
+        lines(&run, "events.jsonl").into_iter().filter(|event| event["event"] == "alarm").collect();
+    assert_eq!(alarms.len(), 1, "{alarms:?}");
+}
+
+#[test]
+fn a_run_is_evaluated_by_its_newest_checkpoint_and_its_conversations_are_kept() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=2"]);
+    let out = home.path("played.jsonl");
+    let of_run = turnwise(&["eval", "--model", &run, "--json", "--out", &out], "");
+    assert_eq!(of_run.code, 0, "{}", of_run.stderr);
+    let checkpoint = format!("{run}/checkpoints/step-000002");
+    let of_checkpoint = turnwise(&["eval", "--model", &checkpoint, "--json"], "");
+    assert_eq!(of_run.stdout, of_checkpoint.stdout);
+    let shown = turnwise(&["render", "--rollout", &out, "--model", &checkpoint], "");
+    assert_eq!(shown.code, 0, "{}", shown.stderr);
+    assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), 8);
+}
