@@ -106,7 +106,7 @@ pub enum ModelError {
     },
     /// The system starts no more threads.
     #[error(
-        "start {count} threads of {purpose}; ask for fewer, or raise the system's limit (`ulimit -u`)"
+        "start the {count} threads of {purpose}; ask for fewer, or raise the system's limit (`ulimit -u`)"
     )]
     Threads {
         /// How many there should be.
@@ -136,6 +136,8 @@ impl ModelError {
         purpose: &'static str,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        let count = if count == 0 { available() } else { count };
         Self::Threads { count, purpose, source: source.into() }
     }
 

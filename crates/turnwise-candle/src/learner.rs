@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use async_trait::async_trait;
-use rayon::ThreadPoolBuilder;
+use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
 use tokio::sync::oneshot;
 use turnwise_training::{GradientFn, Learner, LearnerError, Row, Update, Updated};
 use turnwise_trajectory::PolicyVersion;
@@ -80,7 +80,10 @@ impl CandleLearner {
             .num_threads(settings.threads)
             .stack_size(STACK_BYTES)
             .thread_name(|index| format!("candle-learner-{index}"));
-        let refused = |error| ModelError::threads(settings.threads, "the learner", error);
+        // Its message is that of its cause.
+        let refused = |error: ThreadPoolBuildError| {
+            ModelError::threads(settings.threads, "the learner", error.to_string())
+        };
         let pool = pool.build().map_err(refused)?;
         let (calls, waiting) = mpsc::channel::<Call>();
         let work = move || {
@@ -89,7 +92,9 @@ impl CandleLearner {
             }
         };
         let thread = thread::Builder::new().name("candle-learner".to_owned());
-        thread.spawn(work).map_err(|error| ModelError::threads(1, "the learner", error))?;
+        thread
+            .spawn(work)
+            .map_err(|error| ModelError::threads(settings.threads, "the learner", error))?;
         Ok(Self { calls, published })
     }
 

@@ -97,7 +97,7 @@ impl CandlePolicy {
         let scheduler = Scheduler::new(published.clone(), settings, counters.clone())?;
         let thread = thread::Builder::new().name("candle-policy".to_owned());
         let started = thread.spawn(move || scheduler.run(&received));
-        started.map_err(|error| ModelError::threads(1, "the engine", error))?;
+        started.map_err(|error| ModelError::threads(settings.threads, "the engine", error))?;
         Ok(Self { commands, published, counters })
     }
 

@@ -34,10 +34,7 @@ pub(crate) fn start_shared() -> Result<(), ModelError> {
     });
     match refused {
         None => Ok(()),
-        Some(reason) => {
-            let count = std::thread::available_parallelism().map_or(1, usize::from);
-            Err(ModelError::threads(count, "the model", reason.clone()))
-        }
+        Some(reason) => Err(ModelError::threads(0, "the model", reason.clone())),
     }
 }
 

@@ -13,6 +13,7 @@ use turnwise_trajectory::PolicyVersion;
 use crate::accumulated::Accumulated;
 use crate::adamw::Optimizer;
 use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
+use crate::finite::all_finite;
 use crate::followers::{Follower, Followers};
 use crate::layout::{Network, Role};
 use crate::numbers::host_numbers;
@@ -161,14 +162,16 @@ impl Trainer {
         let pass = self.model.pass_in(batch, self.keep(), rewire).map_err(in_model)?;
         let played = self.model.backward(pass, loss, &mut gradients).map_err(in_model)?;
         self.check_reached(&played)?;
-        let named = || self.model.parameters().iter().map(|p| p.spec.name.as_str()).zip(&gradients);
-        let wrong: Vec<_> = named().filter(|(_, g)| g.iter().any(|x| !x.is_finite())).collect();
-        if let Some((name, _)) = wrong.first() {
-            return Err(failed("check gradients", format!("the gradient of {name} is not finite")));
+        let mut named = self.model.parameters().iter().zip(&gradients);
+        if let Some((parameter, _)) = named.find(|(_, gradient)| !all_finite(gradient)) {
+            return Err(LearnerError::NotFinite {
+                action: "check gradients".to_owned(),
+                reason: format!("the gradient of {} is not finite", parameter.spec.name),
+            });
         }
-        let names = self.unmoved(&gradients).map_err(in_model)?;
-        if let Some(first) = names.first() {
-            let count = names.len();
+        let unmoved = self.unmoved(&gradients).map_err(in_model)?;
+        if let Some(first) = unmoved.first() {
+            let count = unmoved.len();
             tracing::warn!(first, count, "parameters whose gradient is zero everywhere");
         }
         Ok(())

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use turnwise::candle::{
-    CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings, locate,
+    CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
+    ModelError, locate,
 };
 use turnwise::chat::{MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
@@ -297,9 +298,10 @@ fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLe
     decoder
         .with_device(config.model.device)
         .and_then(|decoder| CandleLearner::with_settings(decoder, optimizer, settings))
-        .map_err(|error| {
-            Failure::refused_by(&error)
-                .help("model.device = \"cpu\" with model.compute = \"f32\" works everywhere")
+        .map_err(|error| match error {
+            ModelError::NoDevice { .. } | ModelError::Settings(_) => Failure::refused_by(&error)
+                .help("model.device = \"cpu\" with model.compute = \"f32\" works everywhere"),
+            _ => Failure::refused_by(&error),
         })
 }
 
