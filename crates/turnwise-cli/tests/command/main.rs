@@ -1,6 +1,7 @@
 //! The command as users run it: what it prints, what it refuses, how it exits.
 
 mod bench;
+mod form;
 mod render;
 mod runs;
 mod score;
