@@ -413,9 +413,9 @@ impl Writer<'_> {
             let is_said = output.said.iter().any(|(said, _)| said.start <= at && edge <= said.end);
             let part = &output.text[at..edge];
             if is_said {
-                self.canvas.content(part)
+                self.canvas.content(part);
             } else {
-                self.canvas.template(part)
+                self.canvas.template(part);
             }
             at = edge;
         }
@@ -513,7 +513,8 @@ impl Renderer for TemplateRenderer {
 /// Whether a turn that was read makes the calls of an action. A form without types has texts for numbers.
 fn makes(read: &Action, action: &Action) -> bool {
     let is_same = |read: &Value, meant: &Value| {
-        read == meant || read.as_str().is_some_and(|text| text == meant.to_string())
+        let written = meant.to_string();
+        read == meant || read.as_str() == Some(written.as_str())
     };
     let all_same = |read: &ToolCall, meant: &ToolCall| {
         let (Some(ours), Some(theirs)) = (read.arguments.as_object(), meant.arguments.as_object())

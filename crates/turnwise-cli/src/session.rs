@@ -90,8 +90,17 @@ impl Prepared {
         let belongings = directory.as_deref().map_or_else(Vec::new, belongings);
         let Form { renderer, spoken, .. } = form;
         let (shape, n_weights) = (decoder.config().clone(), decoder.n_parameters());
-        let prepared =
-            Self { config, suite, renderer, tokenizer, belongings, spoken, model, shape, n_weights };
+        let prepared = Self {
+            config,
+            suite,
+            renderer,
+            tokenizer,
+            belongings,
+            spoken,
+            model,
+            shape,
+            n_weights,
+        };
         Ok((prepared, decoder))
     }
 

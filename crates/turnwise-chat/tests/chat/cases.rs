@@ -76,8 +76,8 @@ fn renderer(case: &Value) -> Arc<dyn Renderer> {
 fn conversations_are_rendered_as_transformers_renders_them() {
     for case in cases("render") {
         let renderer = renderer(&case);
-        let rendered = renderer.open(&Observation::new(messages(&case)), &tools(&case));
-        let ids = ids_of(&rendered.unwrap_or_else(|error| panic!("{}: {error}", case["id"])));
+        let opened = renderer.open(&Observation::new(messages(&case)), &tools(&case));
+        let ids = ids_of(&opened.unwrap_or_else(|error| panic!("{}: {error}", case["id"])));
         assert_eq!(renderer.text(&ids), case["expected"]["text"], "{}", case["id"]);
         if case["expected"]["ids"].is_array() {
             assert_eq!(ids, ids_in(&case["expected"]["ids"]), "{}", case["id"]);
