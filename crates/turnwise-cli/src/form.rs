@@ -192,8 +192,15 @@ impl<'a> Source<'a> {
         let is_chatml = self.texts.has("<|im_start|>") && self.texts.has("<|im_end|>");
         let knows_calls =
             self.templates.as_ref().is_some_and(|own| own.usual.contains("<tool_call>"));
+        // A template that this program saved says how it describes tools.
+        let has_signatures = self
+            .templates
+            .as_ref()
+            .is_some_and(|own| own.usual.contains("set tools_are = \"signatures\""));
         match () {
-            () if is_chatml && self.run.is_none() && knows_calls => Ok(TemplateName::Qwen3),
+            () if is_chatml && self.run.is_none() && knows_calls && !has_signatures => {
+                Ok(TemplateName::Qwen3)
+            }
             () if is_chatml => Ok(TemplateName::Chatml),
             () if self.texts.has("<|start_header_id|>") && self.texts.has("<|eot_id|>") => {
                 Ok(TemplateName::Llama3)
