@@ -119,10 +119,9 @@ impl<'a> Canvas<'a> {
     /// The tokens of a run, behind what stands before it.
     fn encode(&self, run: &str, parts: &[Part]) -> Vec<(Range<usize>, TokenId)> {
         let lead = match self.lead {
-            Lead::Start => "",
             Lead::Control(name) => name,
             Lead::Tokens if self.tokenizer.opens_with_blank() => SENTINEL,
-            Lead::Tokens => "",
+            Lead::Start | Lead::Tokens => "",
         };
         let own = parts.iter().filter(|part| !part.is_content);
         let template = |n_lead: usize| -> Vec<Range<usize>> {

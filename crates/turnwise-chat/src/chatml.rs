@@ -93,18 +93,12 @@ impl ChatMl {
     ///
     /// # Errors
     /// When `<|im_start|>`, `<|im_end|>` or a token of `settings.stop` is no control token of the tokenizer.
-    pub fn new(tokenizer: Arc<Tokenizer>, settings: ChatMlSettings) -> Result<Self, ChatError> {
+    pub fn new(tokenizer: Arc<Tokenizer>, mut settings: ChatMlSettings) -> Result<Self, ChatError> {
         let control = |marker: &str| tokenizer.control(marker);
         control("<|im_start|>")?;
         let close = control(CLOSE)?;
-        let mut stop = vec![close];
-        let usual = control("<|endoftext|>").ok().into_iter().map(Ok);
-        for id in usual.chain(settings.stop.iter().map(|marker| control(marker))) {
-            let id = id?;
-            if !stop.contains(&id) {
-                stop.push(id);
-            }
-        }
+        let usual = [Some(close), control("<|endoftext|>").ok()].into_iter().flatten().collect();
+        let stop = with_further_ends(&tokenizer, usual, &mut settings.stop)?;
         let written = serde_json::to_string(&settings).expect("settings are plain data");
         let identity = format!("{}\n{FORMAT}\n{written}", tokenizer.fingerprint());
         let fingerprint = fingerprint(identity.as_bytes());
@@ -432,6 +426,23 @@ fn call_json(call: &ToolCall) -> String {
     };
     let json = format!("{{\"name\": {name}, \"arguments\": {arguments}}}");
     json.replace("</tool_call>", "\\u003c/tool_call>")
+}
+
+/// A form's own end tokens and the further ones, of which those that are new stay, in one order wherever they were found.
+pub(crate) fn with_further_ends(
+    tokenizer: &Tokenizer,
+    mut own: Vec<TokenId>,
+    further: &mut Vec<String>,
+) -> Result<Vec<TokenId>, ChatError> {
+    let ids: Result<Vec<TokenId>, ChatError> =
+        further.iter().map(|marker| tokenizer.control(marker)).collect();
+    let mut new: Vec<(TokenId, String)> = ids?.into_iter().zip(std::mem::take(further)).collect();
+    new.retain(|(id, _)| !own.contains(id));
+    new.sort_unstable();
+    new.dedup();
+    own.extend(new.iter().map(|(id, _)| *id));
+    further.extend(new.into_iter().map(|(_, marker)| marker));
+    Ok(own)
 }
 
 /// How many messages stand before the first turn: the task.

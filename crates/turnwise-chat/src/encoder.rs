@@ -108,10 +108,12 @@ impl Encoder {
 
     /// The library's ids.
     pub(crate) fn ids(&self, text: &str) -> Vec<TokenId> {
-        match self.library.encode_fast(text, false) {
-            Ok(encoding) => encoding.get_ids().to_vec(),
-            Err(_) => self.guarded(text, &[0..text.len()]).iter().map(|piece| piece.id).collect(),
+        if let Ok(encoding) = self.library.encode_fast(text, false) {
+            return encoding.get_ids().to_vec();
         }
+        let whole = 0..text.len();
+        let pieces = self.guarded(text, std::slice::from_ref(&whole));
+        pieces.iter().map(|piece| piece.id).collect()
     }
 
     pub(crate) fn pieces(&self, text: &str, template: &[Range<usize>]) -> Vec<Piece> {

@@ -7,7 +7,7 @@ use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said
 use turnwise_trajectory::TokenId;
 
 use crate::canvas::Canvas;
-use crate::chatml::{ids_of, n_task};
+use crate::chatml::{ids_of, n_task, with_further_ends};
 use crate::fingerprint::fingerprint;
 use crate::llama_calls::parse_llama_turn;
 use crate::python_json::{to_indented_json, to_python_json};
@@ -93,20 +93,15 @@ impl Llama3 {
     ///
     /// # Errors
     /// When `<|begin_of_text|>`, a header token, `<|eot_id|>` or a token of `settings.stop` is no control token of the tokenizer.
-    pub fn new(tokenizer: Arc<Tokenizer>, settings: Llama3Settings) -> Result<Self, ChatError> {
+    pub fn new(tokenizer: Arc<Tokenizer>, mut settings: Llama3Settings) -> Result<Self, ChatError> {
         let control = |marker: &str| tokenizer.control(marker);
         control("<|begin_of_text|>")?;
         control("<|start_header_id|>")?;
         control("<|end_header_id|>")?;
         let close = control(CLOSE)?;
         let others = OTHER_STOPS.into_iter().filter_map(|marker| control(marker).ok());
-        let mut stop: Vec<TokenId> = std::iter::once(close).chain(others).collect();
-        for marker in &settings.stop {
-            let id = control(marker)?;
-            if !stop.contains(&id) {
-                stop.push(id);
-            }
-        }
+        let usual = std::iter::once(close).chain(others).collect();
+        let stop = with_further_ends(&tokenizer, usual, &mut settings.stop)?;
         let written = serde_json::to_string(&settings).expect("settings are plain data");
         let identity = format!("{}\n{FORMAT}\n{written}", tokenizer.fingerprint());
         let fingerprint = fingerprint(identity.as_bytes());

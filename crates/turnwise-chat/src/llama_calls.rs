@@ -59,14 +59,12 @@ fn begins_call(text: &str) -> bool {
     if !first.iter().any(|key| inside.starts_with(key)) {
         return false;
     }
-    match read_first(text) {
-        Ok((value, _)) => is_call(&value) || is_call(&value["function"]),
-        Err(_) => {
-            let rest = inside.strip_prefix("\"type\"").map(str::trim_start);
-            let value = rest.and_then(|rest| rest.strip_prefix(':')).map(str::trim_start);
-            value.is_some_and(|value| value.starts_with("\"function\""))
-        }
+    if let Ok((value, _)) = read_first(text) {
+        return is_call(&value) || is_call(&value["function"]);
     }
+    let rest = inside.strip_prefix("\"type\"").map(str::trim_start);
+    let value = rest.and_then(|rest| rest.strip_prefix(':')).map(str::trim_start);
+    value.is_some_and(|value| value.starts_with("\"function\""))
 }
 
 fn is_call(value: &Value) -> bool {

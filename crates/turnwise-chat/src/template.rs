@@ -24,7 +24,7 @@ use crate::turn::before_stop;
 use crate::{ChatError, Thinking, Tokenizer, marks, parse_llama_turn, parse_turn, thinking};
 use layout::{Layout, Part};
 use program::{Program, Script};
-use reuse::{Kept, kept};
+use reuse::{Kept, kept, squash};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
 const FORMAT: &str = "template 2";
@@ -125,6 +125,8 @@ pub struct TemplateRenderer {
     closes: Vec<String>,
     /// Whether the template knows thoughts that stand apart from the text.
     reads_reasoning: bool,
+    /// Whether the template writes calls in a form that is read, and is not the one of the settings.
+    has_own_calls: bool,
 }
 
 impl TemplateRenderer {
@@ -171,14 +173,41 @@ impl TemplateRenderer {
         let stop = closes.iter().map(|marker| tokenizer.control(marker));
         let stop: Vec<TokenId> = stop.collect::<Result<_, _>>()?;
         if stop.is_empty() {
-            return Err(ChatError::Template("no token ends a turn; name it in `stop`".to_owned()));
+            let message = "no control token ends a turn: the template writes none, and neither eos_token of \
+                tokenizer_config.json nor eos_token_id of generation_config.json names one";
+            return Err(ChatError::Template(message.to_owned()));
         }
+        // In one order, wherever they were found.
+        let mut ends: Vec<(TokenId, String)> = stop.into_iter().zip(closes).collect();
+        ends[1..].sort_unstable();
+        let (stop, closes): (Vec<TokenId>, Vec<String>) = ends.into_iter().unzip();
+        let settings = TemplateSettings { stop: closes.clone(), ..settings };
         let written = serde_json::to_string(&settings).expect("settings are plain data");
         let tool_hash = tool_hash.unwrap_or_default();
         let identity =
             format!("{}\n{FORMAT}\n{hash}{tool_hash}\n{written}", tokenizer.fingerprint());
         let fingerprint = fingerprint(identity.as_bytes());
-        Ok(Self { fingerprint, program, tokenizer, settings, stop, closes, reads_reasoning })
+        let mut renderer = Self {
+            fingerprint,
+            program,
+            tokenizer,
+            settings,
+            stop,
+            closes,
+            reads_reasoning,
+            has_own_calls: false,
+        };
+        renderer.has_own_calls = renderer.finds_own_calls();
+        Ok(renderer)
+    }
+
+    fn finds_own_calls(&self) -> bool {
+        let (action, tool) = one_call();
+        let usual = self.write(&action);
+        let usual = self.tokenizer.decode(before_stop(&usual, &self.stop));
+        let written = self.written(&action, std::slice::from_ref(&tool));
+        let is_usual = |written: String| squash(&written) == squash(&usual);
+        self.reads_its_calls(&tool) == Some(true) && !written.is_some_and(is_usual)
     }
 
     /// The tokenizer.
@@ -188,28 +217,48 @@ impl TemplateRenderer {
     }
 
     /// Whether calls in the form that the template writes them in are read: a policy that follows its template then makes calls.
+    /// `None` where the template writes no calls.
     #[must_use]
-    pub fn reads_its_calls(&self, tool: &ToolSpec) -> bool {
+    pub fn reads_its_calls(&self, tool: &ToolSpec) -> Option<bool> {
         let call = ToolCall {
             id: "call_0".to_owned(),
             name: tool.name.clone(),
             arguments: json!({"argument": ANSWER}),
         };
         let action = Action { calls: vec![CallAttempt::Call(call.clone())], ..Action::text("") };
-        let Some(turn) = self.written(&action, std::slice::from_ref(tool)) else { return false };
+        let turn = self.written(&action, std::slice::from_ref(tool))?;
+        if !turn.contains(&tool.name) {
+            return None;
+        }
         let read = self.parse(&self.tokenizer.encode_with_markers(&turn), &[]);
-        let mut calls = read.tool_calls();
-        calls.next().is_some_and(|read| read.name == call.name && read.arguments == call.arguments)
+        let is_same = |read: &ToolCall| read.name == call.name && read.arguments == call.arguments;
+        Some(read.tool_calls().next().is_some_and(is_same))
+    }
+
+    /// The tokens of what the template writes for an action, with the close.
+    fn write_own(&self, action: &Action) -> Option<Vec<TokenId>> {
+        let layout = self.layout_of(action, &[])?;
+        let turn = layout.messages.get(1)?.turn.clone()?;
+        let canvas = Canvas::new(&self.tokenizer, 1);
+        let mut writer = Writer { renderer: self, output: &layout.output, canvas };
+        writer.text(0, turn);
+        writer.canvas.template(&self.closes[0]);
+        Some(ids_of(&writer.canvas.finish().concat()))
     }
 
     /// What the template writes for an action up to its close.
     fn written(&self, action: &Action, tools: &[ToolSpec]) -> Option<String> {
-        let messages = [Message::user(QUESTION), action.to_message()];
-        let messages: Vec<&Message> = messages.iter().collect();
-        let script = Script { messages: &messages, tools };
-        let layout = self.program.layout(&self.tokenizer, script, &self.closes).ok()?;
+        let layout = self.layout_of(action, tools)?;
         let turn = layout.messages.get(1)?.turn.clone()?;
         layout.output.text.get(turn).map(str::to_owned)
+    }
+
+    /// A conversation of a question and an action.
+    fn layout_of(&self, action: &Action, tools: &[ToolSpec]) -> Option<Layout> {
+        let messages = [Message::user(QUESTION), self.as_text(&action.to_message())];
+        let messages: Vec<&Message> = messages.iter().collect();
+        let script = Script { messages: &messages, tools };
+        self.program.layout(&self.tokenizer, script, &self.closes).ok()
     }
 
     /// The conversation as the template writes it.
@@ -364,9 +413,9 @@ impl Writer<'_> {
             let is_said = output.said.iter().any(|(said, _)| said.start <= at && edge <= said.end);
             let part = &output.text[at..edge];
             if is_said {
-                self.canvas.content(part)
+                self.canvas.content(part);
             } else {
-                self.canvas.template(part)
+                self.canvas.template(part);
             }
             at = edge;
         }
@@ -428,6 +477,12 @@ impl Renderer for TemplateRenderer {
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
+        if self.has_own_calls && !action.calls.is_empty() {
+            let own = self.write_own(action).filter(|ids| makes(&self.parse(ids, &[]), action));
+            if let Some(ids) = own {
+                return ids;
+            }
+        }
         let mut canvas = Canvas::new(&self.tokenizer, 1);
         match self.settings.calls {
             CallForm::Hermes => hermes_turn(&mut canvas, action),
@@ -453,6 +508,38 @@ impl Renderer for TemplateRenderer {
     fn text(&self, ids: &[TokenId]) -> String {
         self.tokenizer.decode(ids)
     }
+}
+
+/// Whether a turn that was read makes the calls of an action. A form without types has texts for numbers.
+fn makes(read: &Action, action: &Action) -> bool {
+    let is_same = |read: &Value, meant: &Value| {
+        let written = meant.to_string();
+        read == meant || read.as_str() == Some(written.as_str())
+    };
+    let all_same = |read: &ToolCall, meant: &ToolCall| {
+        let (Some(ours), Some(theirs)) = (read.arguments.as_object(), meant.arguments.as_object())
+        else {
+            return false;
+        };
+        read.name == meant.name
+            && ours.len() == theirs.len()
+            && theirs
+                .iter()
+                .all(|(key, meant)| ours.get(key).is_some_and(|read| is_same(read, meant)))
+    };
+    let n_calls = action.calls.len();
+    let pairs = read.tool_calls().zip(action.tool_calls());
+    read.calls.len() == n_calls
+        && pairs.filter(|(read, meant)| all_same(read, meant)).count() == n_calls
+}
+
+/// A call of a tool, as a template may be asked to write it.
+fn one_call() -> (Action, ToolSpec) {
+    let parameters = json!({"type": "object", "properties": {"argument": {"type": "string"}}});
+    let (name, id) = ("look".to_owned(), "call_0".to_owned());
+    let tool = ToolSpec { name: name.clone(), description: "Looks.".to_owned(), parameters };
+    let call = ToolCall { id, name, arguments: json!({"argument": ANSWER}) };
+    (Action { calls: vec![CallAttempt::Call(call)], ..Action::text("") }, tool)
 }
 
 /// The control token that the template writes after a turn: the first one behind an answer.

@@ -25,7 +25,7 @@ const MAX_FILE_BYTES: u64 = 256 << 20;
 /// each UTF-8 length, capitals, digits.
 const PROBE: &str = " A\u{0}é日😀 10\n\n\tb ";
 
-/// A tokenizer in the form of the `tokenizers` library, with any of its models: byte-level BPE, SentencePiece BPE and Unigram
+/// A tokenizer in the form of the `tokenizers` library, with any of its models: byte-level BPE, BPE and Unigram of `SentencePiece`
 /// with or without byte fallback, `WordPiece`.
 ///
 /// Text that somebody *said* goes through [`encode_plain`](Self::encode_plain), which never answers with a control token.

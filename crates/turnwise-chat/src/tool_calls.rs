@@ -114,10 +114,9 @@ pub fn parse_turn(text: &str) -> Action {
         let (body, after) = split(inside, tag);
         match tag.holds {
             Holds::Thinking => thought.push(body),
-            Holds::Call if after.is_none() => calls.push(body, Err(unclosed())),
+            Holds::Call | Holds::Function if after.is_none() => calls.push(body, Err(unclosed())),
             Holds::Call => call_bodies::call(&mut calls, body),
             Holds::Calls(read) => read(&mut calls, body),
-            Holds::Function if after.is_none() => calls.push(body, Err(unclosed())),
             Holds::Function => call_bodies::function(&mut calls, body),
             Holds::Channel => {
                 let (recipient, before) = recipient_in(before);

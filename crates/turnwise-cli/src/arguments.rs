@@ -273,6 +273,9 @@ pub(crate) struct RenderArguments {
     /// The hash of the model's own template, once it was read: a template is a program
     #[arg(long, value_name = "HASH", conflicts_with = "rollout")]
     pub(crate) trust: Option<String>,
+    /// The moment that the model's own template sees, such as 2026-01-31 or 2026-01-31T14:30:00
+    #[arg(long, value_name = "TIME", conflicts_with = "rollout")]
+    pub(crate) time: Option<String>,
     /// What becomes of thinking in past turns; without it as the run of a checkpoint has it, or `keep`
     #[arg(long, value_enum, value_name = "MODE", conflicts_with = "rollout")]
     pub(crate) thinking: Option<ThinkingChoice>,

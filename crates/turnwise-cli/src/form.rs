@@ -1,13 +1,16 @@
 //! Which renderer and which tokenizer, from what the command was given.
 
-use std::fs;
+mod files;
+mod spoken;
+mod tools;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use turnwise::chat::{
-    CallForm, ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer, TemplateSettings,
-    Thinking, Tokenizer, ToolPrompt, Trust, template_hash,
+    CallForm, ChatError, ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer,
+    TemplateSettings, Thinking, Tokenizer, ToolPrompt, Trust,
 };
 use turnwise::rollout::Renderer;
 use turnwise::trajectory::TokenId;
@@ -16,6 +19,8 @@ use crate::arguments::TemplateName;
 use crate::config::{self, Model};
 use crate::failure::Failure;
 use crate::session::SETTINGS;
+use files::Templates;
+pub(crate) use spoken::Spoken;
 
 /// The form that a conversation is rendered in.
 pub(crate) struct Form {
@@ -25,6 +30,12 @@ pub(crate) struct Form {
     pub(crate) name: String,
     /// What else a reader should know.
     pub(crate) note: Option<String>,
+    /// What a model that was trained in it says about it.
+    pub(crate) spoken: Spoken,
+    /// The renderer of the model's own template, if it is that.
+    own: Option<Arc<TemplateRenderer>>,
+    /// How tools are described, if this program does it.
+    tools: Option<ToolPrompt>,
 }
 
 /// How ids become text.
@@ -54,8 +65,10 @@ pub(crate) struct Source<'a> {
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// The settings of the run that wrote the directory.
     run: Option<Model>,
-    /// The model's own template.
-    template: Option<String>,
+    /// The model's own templates.
+    templates: Option<Templates>,
+    /// The control tokens at which the model's makers stop.
+    ends: Vec<String>,
 }
 
 /// What is asked of a form; what is left open is as the model has it.
@@ -69,13 +82,26 @@ pub(crate) struct Wanted {
     pub(crate) trust: Option<String>,
     /// Arguments of the template.
     pub(crate) arguments: Map<String, Value>,
+    /// The moment that the model's own template sees.
+    pub(crate) time: Option<String>,
+    /// The most tokens of an observation; `None`: as usual.
+    pub(crate) max_observation_tokens: Option<usize>,
 }
 
 impl Wanted {
     /// What a run's settings ask for.
     pub(crate) fn by(model: &Model) -> Self {
-        let Model { template, thinking, tools, trust, .. } = model.clone();
-        Self { template, thinking, tools, trust, arguments: Map::new() }
+        let Model { template, thinking, tools, trust, time, max_observation_tokens, .. } =
+            model.clone();
+        Self {
+            template,
+            thinking,
+            tools,
+            trust,
+            arguments: Map::new(),
+            time,
+            max_observation_tokens: Some(max_observation_tokens),
+        }
     }
 }
 
@@ -110,14 +136,16 @@ impl<'a> Source<'a> {
         let settings = directory.join(SETTINGS);
         let run =
             if settings.is_file() { Some(config::load(&settings, &[])?.config) } else { None };
-        let template = own_template(directory)?;
+        let templates = Templates::of(directory)?;
+        let ends = files::ends(directory, &tokenizer)?;
         let run = run.map(|config| config.model);
         Ok(Self {
             directory: Some(directory),
             texts: Texts(Some(tokenizer.clone())),
             tokenizer,
             run,
-            template,
+            templates,
+            ends,
         })
     }
 
@@ -130,47 +158,54 @@ impl<'a> Source<'a> {
     pub(crate) fn of_tokenizer(tokenizer: Tokenizer) -> Self {
         let tokenizer = Arc::new(tokenizer);
         let texts = Texts(Some(tokenizer.clone()));
-        Self { directory: None, texts, tokenizer, run: None, template: None }
+        Self { directory: None, texts, tokenizer, run: None, templates: None, ends: Vec::new() }
     }
 
     /// The form that is wanted, or else the one that fits. `trusting` is how a user says that a template is trusted.
     pub(crate) fn form(&self, wanted: &Wanted, trusting: &str) -> Result<Form, Failure> {
         let of_run = self.run.as_ref().and_then(|run| run.template);
         let template = wanted.template.or(of_run).map_or_else(|| self.fitting(), Ok)?;
-        let Wanted { thinking, tools, trust, arguments, .. } = wanted;
-        let by_hand = |usual: ToolPrompt| ChatMlSettings {
-            tools: tools.clone().unwrap_or(usual),
-            thinking: *thinking,
-            ..ChatMlSettings::default()
+        let made = match template {
+            TemplateName::Qwen3 => self.chatml(wanted, ToolPrompt::Hermes)?,
+            TemplateName::Chatml => self.chatml(wanted, ToolPrompt::Signatures)?,
+            TemplateName::Llama3 => self.llama3(wanted)?,
+            TemplateName::Hf => self.own(wanted, trusting)?,
         };
-        let renderer: Arc<dyn Renderer> = match template {
-            TemplateName::Qwen3 => self.chatml(by_hand(ToolPrompt::Hermes), arguments)?,
-            TemplateName::Chatml => self.chatml(by_hand(ToolPrompt::Signatures), arguments)?,
-            TemplateName::Llama3 => self.llama3(arguments)?,
-            TemplateName::Hf => self.own(trust.as_deref(), trusting, *thinking, arguments)?,
-        };
-        let thinks = if *thinking == Thinking::Keep { "kept" } else { "as the template has it" };
+        let thinks =
+            if wanted.thinking == Thinking::Keep { "kept" } else { "as the template has it" };
         let name = match template {
             TemplateName::Qwen3 => format!("qwen3, thinking {thinks}"),
             TemplateName::Chatml => format!("chatml, thinking {thinks}"),
             TemplateName::Llama3 => "llama3".to_owned(),
             TemplateName::Hf => format!("the model's own template, drawn thinking {thinks}"),
         };
+        let Made { renderer, saved, own, tools } = made;
+        let ends = renderer.stop_tokens().iter();
+        let ends = ends.map(|id| (self.texts.text(*id).unwrap_or_default(), *id)).collect();
+        let spoken = Spoken { template: saved, ends };
         let (texts, note) = (self.texts.clone(), self.note(template));
-        Ok(Form { renderer, texts, template, name, note })
+        Ok(Form { renderer, texts, template, name, note, spoken, own, tools })
     }
 
     /// The renderer for these control tokens; the model's own template where there is none.
     fn fitting(&self) -> Result<TemplateName, Failure> {
         let is_chatml = self.texts.has("<|im_start|>") && self.texts.has("<|im_end|>");
-        let knows_calls = self.template.as_ref().is_some_and(|text| text.contains("<tool_call>"));
+        let knows_calls =
+            self.templates.as_ref().is_some_and(|own| own.usual.contains("<tool_call>"));
+        // A template that this program saved says how it describes tools.
+        let has_signatures = self
+            .templates
+            .as_ref()
+            .is_some_and(|own| own.usual.contains("set tools_are = \"signatures\""));
         match () {
-            () if is_chatml && self.run.is_none() && knows_calls => Ok(TemplateName::Qwen3),
+            () if is_chatml && self.run.is_none() && knows_calls && !has_signatures => {
+                Ok(TemplateName::Qwen3)
+            }
             () if is_chatml => Ok(TemplateName::Chatml),
             () if self.texts.has("<|start_header_id|>") && self.texts.has("<|eot_id|>") => {
                 Ok(TemplateName::Llama3)
             }
-            () if self.template.is_some() => Ok(TemplateName::Hf),
+            () if self.templates.is_some() => Ok(TemplateName::Hf),
             () => Err(Failure::refused("the tokenizer has the control tokens of no known form")
                 .help(
                     "name one with --template, or a model directory that has its own with --model",
@@ -178,24 +213,31 @@ impl<'a> Source<'a> {
         }
     }
 
-    fn chatml(
-        &self,
-        mut settings: ChatMlSettings,
-        given: &Map<String, Value>,
-    ) -> Result<Arc<dyn Renderer>, Failure> {
-        for (key, value) in given {
+    fn chatml(&self, wanted: &Wanted, usual: ToolPrompt) -> Result<Made, Failure> {
+        let mut settings = ChatMlSettings {
+            tools: wanted.tools.clone().unwrap_or(usual),
+            thinking: wanted.thinking,
+            stop: self.ends.clone(),
+            ..ChatMlSettings::default()
+        };
+        settings.max_observation_tokens =
+            wanted.max_observation_tokens.unwrap_or(settings.max_observation_tokens);
+        for (key, value) in &wanted.arguments {
             match (key.as_str(), value) {
                 ("enable_thinking", Value::Bool(thinks)) => settings.enable_thinking = *thinks,
                 _ => return Err(unread(key, value, "enable_thinking = true or false")),
             }
         }
-        let chat = ChatMl::new(self.tokenizer.clone(), settings);
-        Ok(Arc::new(chat.map_err(|error| unfit(&error))?))
+        let tools = Some(settings.tools.clone());
+        let chat = ChatMl::new(self.tokenizer.clone(), settings).map_err(|error| unfit(&error))?;
+        Ok(Made { saved: Some(chat.template()), renderer: Arc::new(chat), own: None, tools })
     }
 
-    fn llama3(&self, given: &Map<String, Value>) -> Result<Arc<dyn Renderer>, Failure> {
-        let mut settings = Llama3Settings::default();
-        for (key, value) in given {
+    fn llama3(&self, wanted: &Wanted) -> Result<Made, Failure> {
+        let mut settings = Llama3Settings { stop: self.ends.clone(), ..Llama3Settings::default() };
+        settings.max_observation_tokens =
+            wanted.max_observation_tokens.unwrap_or(settings.max_observation_tokens);
+        for (key, value) in &wanted.arguments {
             match (key.as_str(), value) {
                 ("date_string", Value::String(date)) => settings.date.clone_from(date),
                 ("tools_in_user_message", Value::Bool(inside)) => {
@@ -207,66 +249,83 @@ impl<'a> Source<'a> {
                 }
             }
         }
-        let chat = Llama3::new(self.tokenizer.clone(), settings);
-        Ok(Arc::new(chat.map_err(|error| unfit(&error))?))
+        let chat = Llama3::new(self.tokenizer.clone(), settings).map_err(|error| unfit(&error))?;
+        let saved = Some(chat.template());
+        Ok(Made { saved, renderer: Arc::new(chat), own: None, tools: None })
     }
 
     /// The model's own template, once its hash is trusted.
-    fn own(
-        &self,
-        trust: Option<&str>,
-        trusting: &str,
-        thinking: Thinking,
-        given: &Map<String, Value>,
-    ) -> Result<Arc<dyn Renderer>, Failure> {
-        let (Some(directory), Some(template)) = (self.directory, &self.template) else {
+    fn own(&self, wanted: &Wanted, trusting: &str) -> Result<Made, Failure> {
+        let (Some(directory), Some(templates)) = (self.directory, &self.templates) else {
             return Err(Failure::refused("there is no chat template of the model's own")
                 .help("it stands in chat_template.jinja or in tokenizer_config.json of the directory of --model"));
         };
-        let hash = template_hash(template);
-        if trust != Some(&hash) {
-            let what = match trust {
-                None => format!(
-                    "the template of {} is a program, and nobody has said that it is trusted",
-                    directory.display()
-                ),
-                Some(other) => format!(
-                    "the template of {} is not the one with hash {other}",
-                    directory.display()
-                ),
-            };
-            return Err(Failure::refused(what).help(format!("read it, then  {trusting}{hash}")));
-        }
-        let specials = specials(directory)?;
-        let stop = specials.get("eos_token").and_then(Value::as_str).map(str::to_owned);
-        let Some(stop) = stop else {
-            return Err(Failure::refused("the model does not say which token ends a turn")
-                .help("it stands in tokenizer_config.json as eos_token"));
-        };
+        let trust = trusted(directory, templates, wanted.trust.as_deref(), trusting)?;
+        let specials = files::specials(directory)?;
         let calls = if self.texts.has("<|eot_id|>") { CallForm::Llama3 } else { CallForm::Hermes };
-        let arguments = specials.into_iter().chain(given.clone()).collect();
+        let usual = TemplateSettings::default();
         let settings = TemplateSettings {
-            stop: vec![stop],
+            stop: self.ends.clone(),
             calls,
-            arguments,
-            thinking,
-            ..TemplateSettings::default()
+            arguments: specials.into_iter().chain(wanted.arguments.clone()).collect(),
+            time: wanted.time.clone(),
+            thinking: wanted.thinking,
+            max_observation_tokens: wanted
+                .max_observation_tokens
+                .unwrap_or(usual.max_observation_tokens),
+            ..usual
         };
-        let trust = Trust::Hash(hash);
-        let renderer = TemplateRenderer::new(self.tokenizer.clone(), template, &trust, settings);
-        Ok(Arc::new(renderer.map_err(|error| Failure::refused_by(&error))?))
+        let Templates { usual, tool_use } = templates;
+        let tool_use = tool_use.as_deref();
+        let tokenizer = self.tokenizer.clone();
+        let renderer =
+            TemplateRenderer::with_tool_use(tokenizer, usual, tool_use, &trust, settings);
+        let renderer = Arc::new(renderer.map_err(|error| Failure::refused_by(&error))?);
+        Ok(Made { renderer: renderer.clone(), saved: None, own: Some(renderer), tools: None })
     }
 
+    /// A form of this program's, where the model has a template of its own that may write something else.
     fn note(&self, template: TemplateName) -> Option<String> {
-        let own = self.template.as_ref().filter(|_| template != TemplateName::Hf)?;
+        let own = self.templates.as_ref().filter(|_| template != TemplateName::Hf)?;
         let is_unused = self.run.is_none();
         is_unused.then(|| {
             format!(
-                "the model has a template of its own:  --template hf --trust {}",
-                template_hash(own)
+                "the model has a template of its own, which may write other prompts (a system prompt by default, a date, tools, \
+                 thinking); once you have read it:  --template hf --trust {}",
+                own.hash()
             )
         })
     }
+}
+
+/// A renderer with what is known of it.
+struct Made {
+    renderer: Arc<dyn Renderer>,
+    /// The form as a template, where it is not the model's own.
+    saved: Option<String>,
+    own: Option<Arc<TemplateRenderer>>,
+    tools: Option<ToolPrompt>,
+}
+
+/// The trust in a model's templates; a refusal without it.
+fn trusted(
+    directory: &Path,
+    templates: &Templates,
+    trust: Option<&str>,
+    trusting: &str,
+) -> Result<Trust, Failure> {
+    let what = match trust {
+        Some(hash) if templates.has(hash) => return Ok(Trust::Hash(hash.to_owned())),
+        None => format!(
+            "the template of {} is a program, and nobody has said that it is trusted",
+            directory.display()
+        ),
+        Some(other) => {
+            format!("the template of {} is not the one with hash {other}", directory.display())
+        }
+    };
+    let help = format!("read it, then  {trusting}{}", templates.hash());
+    Err(Failure::refused(what).help(help))
 }
 
 fn unread(key: &str, value: &Value, known: &str) -> Failure {
@@ -274,51 +333,6 @@ fn unread(key: &str, value: &Value, known: &str) -> Failure {
         .help(format!("it reads {known}; the model's own template, --template hf, is given all"))
 }
 
-fn unfit(error: &turnwise::chat::ChatError) -> Failure {
+fn unfit(error: &ChatError) -> Failure {
     Failure::refused_by(error).help("choose the form of this model with --template")
-}
-
-/// The template of a directory: `chat_template.jinja`, or else what `tokenizer_config.json` says.
-fn own_template(directory: &Path) -> Result<Option<String>, Failure> {
-    if let Some(text) = read(&directory.join("chat_template.jinja"))? {
-        return Ok(Some(text));
-    }
-    let config = tokenizer_config(directory)?;
-    Ok(match config.get("chat_template") {
-        Some(Value::String(text)) => Some(text.clone()),
-        // Several by name: the one without a purpose of its own.
-        Some(Value::Array(named)) => {
-            let default = named.iter().find(|one| one["name"] == "default");
-            default.and_then(|one| one["template"].as_str()).map(str::to_owned)
-        }
-        _ => None,
-    })
-}
-
-/// The special tokens that templates are given, by name. A token is a text, or an object that has it as `content`.
-fn specials(directory: &Path) -> Result<Map<String, Value>, Failure> {
-    let names = ["bos_token", "eos_token", "pad_token", "unk_token"];
-    let config = tokenizer_config(directory)?;
-    let text =
-        |value: &Value| value.as_str().or_else(|| value["content"].as_str()).map(Value::from);
-    let specials = names.iter().filter_map(|name| {
-        let text = config.get(*name).and_then(text)?;
-        Some(((*name).to_owned(), text))
-    });
-    Ok(specials.collect())
-}
-
-fn tokenizer_config(directory: &Path) -> Result<Map<String, Value>, Failure> {
-    let path = directory.join("tokenizer_config.json");
-    let Some(text) = read(&path)? else { return Ok(Map::new()) };
-    serde_json::from_str(&text)
-        .map_err(|error| Failure::refused(format!("{} is no JSON object: {error}", path.display())))
-}
-
-fn read(path: &Path) -> Result<Option<String>, Failure> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::refused(format!("cannot read {}: {error}", path.display()))),
-    }
 }

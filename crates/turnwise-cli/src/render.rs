@@ -12,6 +12,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use turnwise::chat::Thinking;
+use turnwise::environment::Role;
 use turnwise::trajectory::MessageGraph;
 
 use crate::arguments::{RenderArguments, TemplateName, ThinkingChoice};
@@ -74,6 +75,10 @@ async fn conversation_page(arguments: &RenderArguments, path: &Path) -> Result<P
         form.name
     )];
     header.extend(form.note.clone());
+    let n_task = conversation.messages.iter().take_while(|one| one.role != Role::Assistant).count();
+    if let Some(note) = form.tools_note(&conversation.messages[..n_task], &conversation.tools) {
+        tracing::warn!("{note}");
+    }
     Ok(Page {
         header,
         graph,
@@ -104,6 +109,7 @@ fn form_of(arguments: &RenderArguments, conversation: &Conversation) -> Result<F
         None => {}
     }
     wanted.trust = arguments.trust.clone().or(wanted.trust);
+    wanted.time = arguments.time.clone().or_else(|| conversation.time.clone()).or(wanted.time);
     wanted.arguments.clone_from(&conversation.arguments);
     source.form(&wanted, "--trust ")
 }

@@ -21,7 +21,7 @@ use crate::config::{Config, credit, objective};
 use crate::engine;
 use crate::environments;
 use crate::failure::Failure;
-use crate::form::{Source, Wanted};
+use crate::form::{Form, Source, Spoken, Wanted};
 use crate::threads::Threads;
 use crate::train::schedule;
 
@@ -33,6 +33,7 @@ pub(crate) struct Session {
     tokenizer: Arc<Tokenizer>,
     /// Files of the model it started from that a checkpoint has to have too, with their content.
     belongings: Vec<(&'static str, Vec<u8>)>,
+    spoken: Spoken,
     pub(crate) policy: Arc<dyn Policy>,
     /// What the model is, in a line.
     pub(crate) model: String,
@@ -48,6 +49,7 @@ const DEMONSTRATIONS: u64 = 2;
 const EVALUATION: u64 = 3;
 const ROLLOUTS: u64 = 4;
 const ADAPTERS: u64 = 6;
+const TOOLS: u64 = 7;
 
 /// Demonstrations that a vocabulary is trained on.
 const N_VOCABULARY_EPISODES: usize = 1024;
@@ -59,6 +61,7 @@ struct Prepared {
     renderer: Arc<dyn Renderer>,
     tokenizer: Arc<Tokenizer>,
     belongings: Vec<(&'static str, Vec<u8>)>,
+    spoken: Spoken,
     model: String,
     shape: DecoderConfig,
     n_weights: usize,
@@ -81,14 +84,24 @@ impl Prepared {
         // A checkpoint is written the same way, whatever would fit its files.
         config.model.template = Some(form.template);
         let tokenizer = source.tokenizer.clone();
+        check_tools(&form, &*suite, config.run.seed).await?;
         check_context(&config, &decoder)?;
         check_vocabulary(&tokenizer, &decoder)?;
         let model = describe(directory.as_deref(), &decoder);
         let belongings = directory.as_deref().map_or_else(Vec::new, belongings);
-        let renderer = form.renderer;
+        let Form { renderer, spoken, .. } = form;
         let (shape, n_weights) = (decoder.config().clone(), decoder.n_parameters());
-        let prepared =
-            Self { config, suite, renderer, tokenizer, belongings, model, shape, n_weights };
+        let prepared = Self {
+            config,
+            suite,
+            renderer,
+            tokenizer,
+            belongings,
+            spoken,
+            model,
+            shape,
+            n_weights,
+        };
         Ok((prepared, decoder))
     }
 
@@ -112,8 +125,18 @@ impl Prepared {
     }
 
     fn with(self, policy: Arc<dyn Policy>) -> Session {
-        let Self { config, suite, renderer, tokenizer, belongings, model, shape, n_weights } = self;
-        Session { config, suite, renderer, tokenizer, belongings, policy, model, shape, n_weights }
+        Session {
+            config: self.config,
+            suite: self.suite,
+            renderer: self.renderer,
+            tokenizer: self.tokenizer,
+            belongings: self.belongings,
+            spoken: self.spoken,
+            policy,
+            model: self.model,
+            shape: self.shape,
+            n_weights: self.n_weights,
+        }
     }
 }
 
@@ -201,6 +224,7 @@ impl Session {
         for (name, content) in &self.belongings {
             std::fs::write(directory.join(name), content)?;
         }
+        self.spoken.complete(directory)?;
         std::fs::write(directory.join(SETTINGS), self.resolved()?)
     }
 
@@ -358,6 +382,27 @@ async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, De
     let decoder = Decoder::random(shape, derive_seed(config.run.seed, MODEL))
         .map_err(|error| Failure::refused_by(&error))?;
     Ok((tokenizer, decoder))
+}
+
+/// Says what a person should know of the form, and refuses tools whose calls it would not read.
+async fn check_tools(form: &Form, suite: &dyn Suite, seed: u64) -> Result<(), Failure> {
+    if let Some(note) = &form.note {
+        tracing::warn!("{note}");
+    }
+    let tasks = suite.tasks(Split::Train);
+    let mut environment = tasks.environment(0);
+    let tools = environment.tools();
+    if tools.is_empty() {
+        return Ok(());
+    }
+    form.check_calls(&tools)?;
+    // An environment that cannot begin says so in the run.
+    if let Ok(opening) = environment.reset(derive_seed(seed, TOOLS)).await
+        && let Some(note) = form.tools_note(&opening.messages, &tools)
+    {
+        tracing::warn!("{note}");
+    }
+    Ok(())
 }
 
 fn check_context(config: &Config, decoder: &Decoder) -> Result<(), Failure> {

@@ -1,7 +1,7 @@
 //! Supervised warm start: demonstrations through the same learner, with the gradient of a log-likelihood.
 
 use turnwise_environment::{
-    Demonstrator, EnvironmentError, Message, Observation, Step, TaskSet, derive_seed,
+    Demonstrator, EnvironmentError, Message, Observation, Step, TaskSet, ToolSpec, derive_seed,
 };
 use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 use turnwise_trajectory::{Span, StopReason, TokenId};
@@ -50,7 +50,8 @@ pub async fn demonstrate(
         match step {
             Step::End { solved, .. } => return Ok(Demonstration { row, reward, solved }),
             Step::Next { observation: next, .. } => {
-                observation = go_on(&mut row, renderer, &history, next)?;
+                let tools = environment.tools();
+                observation = go_on(&mut row, renderer, &history, next, &tools)?;
             }
         }
     }
@@ -62,12 +63,13 @@ fn go_on(
     renderer: &dyn Renderer,
     history: &[(Message, Option<Vec<TokenId>>)],
     next: Observation,
+    tools: &[ToolSpec],
 ) -> Result<Observation, RenderError> {
     let ids = history.last().and_then(|(_, drawn)| drawn.as_deref()).unwrap_or_default();
     let ended = EndedTurn { ids, stop: StopReason::EndOfTurn };
     let said = history.iter().map(|(message, drawn)| Said { message, drawn: drawn.as_deref() });
     let said: Vec<Said<'_>> = said.collect();
-    let Bridged::Append(more) = renderer.bridge(ended, &said, &next.messages)? else {
+    let Bridged::Append(more) = renderer.go_on(ended, &said, &next.messages, tools)? else {
         let message = "its template rewrites history, and a demonstration is one row";
         return Err(RenderError(message.to_owned()));
     };

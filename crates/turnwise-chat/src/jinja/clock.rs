@@ -86,7 +86,8 @@ impl Clock {
     fn field(&self, directive: char) -> String {
         let Self { year, month, day, hour, minute, second } = self;
         let weekday = self.weekday();
-        let (day_name, month_name) = (DAYS[weekday as usize], MONTHS[*month as usize - 1]);
+        let index = |n: i64| usize::try_from(n).unwrap_or_default();
+        let (day_name, month_name) = (DAYS[index(weekday)], MONTHS[index(month - 1)]);
         let (hour12, half) = ((hour + 11) % 12 + 1, if *hour < 12 { "AM" } else { "PM" });
         match directive {
             'Y' => format!("{year:04}"),

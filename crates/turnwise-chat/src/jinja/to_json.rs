@@ -6,6 +6,7 @@ use minijinja::{Error, ErrorKind};
 use crate::python_json::{JsonStyle, to_json};
 
 /// `json.dumps(x, ensure_ascii, indent, separators, sort_keys)`, each by its place or its name.
+#[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
 pub(super) fn filter(value: &Value, places: Rest<Value>, options: Kwargs) -> Result<String, Error> {
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
     let mut given = [const { None }; 4];
@@ -16,11 +17,11 @@ pub(super) fn filter(value: &Value, places: Rest<Value>, options: Kwargs) -> Res
         return Err(Error::from(ErrorKind::TooManyArguments));
     }
     for (slot, name) in given.iter_mut().zip(names) {
-        let named: Option<Value> = options.get(name)?;
-        if named.is_some() && slot.is_some() {
+        let by_name: Option<Value> = options.get(name)?;
+        if by_name.is_some() && slot.is_some() {
             return wrong(format!("tojson has two values for `{name}`"));
         }
-        *slot = named.or(slot.take());
+        *slot = by_name.or(slot.take());
     }
     options.assert_all_used()?;
     if holds_undefined(value) {

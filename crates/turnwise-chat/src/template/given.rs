@@ -26,7 +26,7 @@ pub(super) enum Ids {
 
 /// The messages as values, in the form of chat endpoints.
 pub(super) fn given(messages: &[&Message], ids: Ids, texts: &impl Texts) -> Vec<Value> {
-    let mut calls = Calls { ids, open: Vec::new(), n_calls: 0 };
+    let mut calls = Calls { ids, open: Vec::new(), n_shown: 0 };
     let messages = messages.iter().enumerate();
     messages.map(|(owner, message)| one(owner, message, &mut calls, texts)).collect()
 }
@@ -87,7 +87,7 @@ struct Calls {
     ids: Ids,
     /// The calls of the newest message that made any, as far as nobody has answered: own id, shown id, tool.
     open: Vec<(String, String, String)>,
-    n_calls: usize,
+    n_shown: usize,
 }
 
 impl Calls {
@@ -121,7 +121,7 @@ impl Calls {
         if self.ids == Ids::Own || is_nine {
             return id.to_owned();
         }
-        self.n_calls += 1;
-        format!("call{:05}", (self.n_calls - 1) % 100_000)
+        self.n_shown += 1;
+        format!("call{:05}", (self.n_shown - 1) % 100_000)
     }
 }

@@ -161,7 +161,7 @@ impl Divider<'_> {
         let before = self.output.text.get(from..to).unwrap_or_default();
         let blanks = from + before.trim_end().len();
         let ends = |at: &usize| is_control(&self.output.text, *at) == Some(blanks);
-        let places = before.char_indices().map(|(at, _)| from + at);
-        if places.filter(ends).next().is_some() { blanks } else { to }
+        let mut places = before.char_indices().map(|(at, _)| from + at);
+        if places.any(|at| ends(&at)) { blanks } else { to }
     }
 }

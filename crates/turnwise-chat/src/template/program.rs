@@ -58,9 +58,10 @@ impl Program {
     ) -> Result<String, RenderError> {
         let named = |text: &str| texts.named(text);
         let tools: Vec<Value> = script.tools.iter().map(function).collect();
-        let tools = match tools.is_empty() {
-            true => Value::Null,
-            false => marks::each_text(&Value::Array(tools), &named),
+        let tools = if tools.is_empty() {
+            Value::Null
+        } else {
+            marks::each_text(&Value::Array(tools), &named)
         };
         let has_tools = !script.tools.is_empty();
         let environment = self.with_tools.as_ref().filter(|_| has_tools).unwrap_or(&self.usual);
@@ -88,14 +89,13 @@ impl Program {
         let marked =
             self.run(script, ids, &Marked { tokenizer }, true).ok().map(|text| Output::read(&text));
         let marked = marked.filter(|output| output.text == plain && !output.is_torn(tokenizer));
-        let output = match marked {
-            Some(output) => output,
-            None => {
-                let guarded = Guarded { tokenizer, names_any: false.into() };
-                let text = self.run(script, ids, &guarded, true)?;
-                let text = if guarded.names_any.get() { text } else { plain };
-                found(Output::read(&text), script.messages)
-            }
+        let output = if let Some(output) = marked {
+            output
+        } else {
+            let guarded = Guarded { tokenizer, names_any: false.into() };
+            let text = self.run(script, ids, &guarded, true)?;
+            let text = if guarded.names_any.get() { text } else { plain };
+            found(Output::read(&text), script.messages)
         };
         let lead_ins = match lead_in {
             Some(lead_in) => vec![before_thinking(lead_in.trim_start()); script.messages.len() + 1],

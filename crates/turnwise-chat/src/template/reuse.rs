@@ -59,6 +59,7 @@ fn thinking_of(text: &str) -> (&str, &str) {
     text.split_at(text.len() - rest.len())
 }
 
-fn squash(text: &str) -> String {
+/// The text without blanks.
+pub(super) fn squash(text: &str) -> String {
     text.chars().filter(|c| !c.is_whitespace()).collect()
 }

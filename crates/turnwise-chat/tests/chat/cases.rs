@@ -76,8 +76,8 @@ fn renderer(case: &Value) -> Arc<dyn Renderer> {
 fn conversations_are_rendered_as_transformers_renders_them() {
     for case in cases("render") {
         let renderer = renderer(&case);
-        let rendered = renderer.open(&Observation::new(messages(&case)), &tools(&case));
-        let ids = ids_of(&rendered.unwrap_or_else(|error| panic!("{}: {error}", case["id"])));
+        let opened = renderer.open(&Observation::new(messages(&case)), &tools(&case));
+        let ids = ids_of(&opened.unwrap_or_else(|error| panic!("{}: {error}", case["id"])));
         assert_eq!(renderer.text(&ids), case["expected"]["text"], "{}", case["id"]);
         if case["expected"]["ids"].is_array() {
             assert_eq!(ids, ids_in(&case["expected"]["ids"]), "{}", case["id"]);
@@ -213,5 +213,134 @@ async fn each_prompt_of_an_agent_is_the_templates() {
         if let Some(n_branches) = case["expected"]["branches"].as_u64() {
             assert_eq!(played.n_branches as u64, n_branches, "{}", case["id"]);
         }
+    }
+}
+
+const QWEN3: &str = include_str!("jinja/qwen3.jinja");
+
+/// Blanks that a template trims, and a message of the system behind a tool's: what was drawn stays as it was drawn.
+#[tokio::test]
+async fn what_the_template_keeps_stays_as_it_was_drawn() {
+    let settings = TemplateSettings {
+        thinking: turnwise_chat::Thinking::Follow,
+        ..TemplateSettings::default()
+    };
+    let renderer = Arc::new(
+        TemplateRenderer::new(fixture(), QWEN3, &Trust::Any, settings).expect("a template"),
+    );
+    let turns = [
+        "<think>\n  Look it up. \n\n</think>\n\n\n<tool_call>\n{\"name\":\"stock\",  \"arguments\":{\"part\":7}}\n</tool_call><|im_end|>",
+        "<think>So it is.</think>12<|im_end|>",
+        "Yes.<|im_end|>",
+    ];
+    let turns: Vec<Vec<TokenId>> =
+        turns.iter().map(|turn| fixture().encode_with_markers(turn)).collect();
+    let placeholder = || Message::assistant("");
+    let messages = [
+        Message::user("How many?"),
+        placeholder(),
+        Message::tool("call_0", "12"),
+        Message::system("Be brief."),
+        placeholder(),
+        Message::user("Sure?"),
+        placeholder(),
+    ];
+    let played = play(renderer.clone(), &messages, Vec::new(), &turns).await.expect("it plays");
+    let held = [&played.prompts[0][..], &turns[0]].concat();
+    assert!(played.prompts[1].starts_with(&held), "{}", renderer.text(&played.prompts[1]));
+    // The question drops the thinking of both turns, and what was drawn behind it stays.
+    let last = renderer.text(&played.prompts[2]);
+    assert!(
+        !last.contains("think>") && last.contains("\"name\":\"stock\",  \"arguments\""),
+        "{last}"
+    );
+    assert_eq!(played.n_branches, 2);
+}
+
+/// Mistral: ids have nine letters or digits.
+#[tokio::test]
+async fn a_template_that_refuses_ids_gets_others() {
+    let template = "{%- for m in messages -%}{%- if m.role == 'tool' -%}{%- if m.tool_call_id is not defined or m.tool_call_id | length != 9 -%}\
+        {{ raise_exception('ids of calls have nine letters or digits') }}{%- endif -%}{{- '<|im_start|>tool ' + m.tool_call_id + '\n' + m.content + '<|im_end|>\n' -}}\
+        {%- elif m.tool_calls -%}{{- '<|im_start|>assistant\n' -}}{%- for c in m.tool_calls -%}{%- if c.id | length != 9 -%}{{ raise_exception('nine') }}{%- endif -%}\
+        {{- '<tool_call>' + c.id + '</tool_call>' -}}{%- endfor -%}{{- '<|im_end|>\n' -}}\
+        {%- else -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}\
+        {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}";
+    for thinking in [turnwise_chat::Thinking::Keep, turnwise_chat::Thinking::Follow] {
+        let settings = TemplateSettings { thinking, ..TemplateSettings::default() };
+        let renderer = TemplateRenderer::new(fixture(), template, &Trust::Any, settings);
+        let renderer = Arc::new(renderer.expect("a template"));
+        let turn = "<tool_call>\n{\"name\": \"stock\", \"arguments\": {\"part\": 7}}\n</tool_call><|im_end|>";
+        let turns = vec![fixture().encode_with_markers(turn); 3];
+        let answer = || Message::tool("call_0", "12");
+        let turn = || Message::assistant("");
+        let messages = [Message::user("How many?"), turn(), answer(), turn(), answer(), turn()];
+        let played = play(renderer.clone(), &messages, Vec::new(), &turns).await.expect("it plays");
+        let prompt = renderer.text(&played.prompts[2]);
+        assert!(
+            prompt.contains("tool call00000\n12") && prompt.contains("tool call00001\n12"),
+            "{prompt}"
+        );
+    }
+    // A conversation without ids is rendered too, and ids that fit stay.
+    let renderer =
+        TemplateRenderer::new(fixture(), template, &Trust::Any, TemplateSettings::default());
+    let renderer = renderer.expect("a template");
+    for (id, shown) in [("", "call00000"), ("aB3456789", "aB3456789")] {
+        let call = ToolCall { id: id.to_owned(), name: "stock".to_owned(), arguments: json!({}) };
+        let asked = Message { tool_calls: vec![call], ..Message::assistant("") };
+        let mut answer = Message::tool(id, "12");
+        answer.tool_call_id = answer.tool_call_id.filter(|id| !id.is_empty());
+        let messages = vec![Message::user("How many?"), asked, answer];
+        let text =
+            renderer.text(&ids_of(&renderer.open(&messages.into(), &[]).expect("it renders")));
+        assert_eq!(text.matches(shown).count(), 2, "{text}");
+    }
+}
+
+#[test]
+fn a_template_that_writes_too_much_is_said_to() {
+    let template = "{%- for m in messages -%}{{- m.content + '<|im_end|>' -}}{%- endfor -%}";
+    let settings = TemplateSettings { max_context_tokens: 1000, ..TemplateSettings::default() };
+    let renderer =
+        TemplateRenderer::new(fixture(), template, &Trust::Any, settings).expect("a template");
+    let error =
+        renderer.open(&"word ".repeat(2000).as_str().into(), &[]).expect_err("it is too long");
+    assert!(error.to_string().contains("writes more than 4000 bytes"), "{error}");
+}
+
+/// The form that a template writes calls in is read, and demonstrations are written in it; one that nobody reads is found out.
+#[test]
+fn calls_are_written_as_the_template_writes_them() {
+    let written = |call: &str| {
+        format!(
+            "{{%- for m in messages -%}}{{{{- '<|im_start|>' + m.role + '\\n' + m.content -}}}}{{%- for c in m.tool_calls or [] -%}}{call}{{%- endfor -%}}\
+             {{{{- '<|im_end|>\\n' -}}}}{{%- endfor -%}}{{%- if add_generation_prompt -%}}{{{{- '<|im_start|>assistant\\n' -}}}}{{%- endif -%}}"
+        )
+    };
+    let xml = "{{- '<tool_call>\\n<function=' + c.function.name + '>\\n' -}}{%- for k, v in c.function.arguments.items() -%}\
+        {{- '<parameter=' + k + '>\\n' ~ v ~ '\\n</parameter>\\n' -}}{%- endfor -%}{{- '</function>\\n</tool_call>' -}}";
+    let unknown = "{{- '!!' + c.function.name + '!!' -}}";
+    let json = "{{- '<tool_call>\\n' + {'name': c.function.name, 'arguments': c.function.arguments} | tojson + '\\n</tool_call>' -}}";
+    let tools = tools(&cases("parse")[0]);
+    for (form, reads) in [(xml, Some(true)), (unknown, Some(false)), (json, Some(true)), ("", None)]
+    {
+        let renderer = TemplateRenderer::new(
+            fixture(),
+            &written(form),
+            &Trust::Any,
+            TemplateSettings::default(),
+        );
+        let renderer = renderer.expect("a template");
+        assert_eq!(renderer.reads_its_calls(&tools[0]), reads, "{form}");
+        let call = ToolCall {
+            id: "call_0".to_owned(),
+            name: "stock".to_owned(),
+            arguments: json!({"part": 7}),
+        };
+        let action = Action { calls: vec![CallAttempt::Call(call)], ..Action::text("I look.") };
+        let ids = renderer.write(&action);
+        assert_eq!(renderer.parse(&ids, &tools), action, "{form}");
+        assert_eq!(renderer.text(&ids).contains("<parameter=part>\n7\n"), form == xml, "{form}");
     }
 }

@@ -230,7 +230,7 @@ fn a_file_changed_anywhere_is_refused_or_encodes() {
                 match of_text(&changed.to_string()) {
                     Err(_) => n_refused += 1,
                     Ok(tokenizer) => {
-                        drop(tokenizer.decode(&tokenizer.encode_plain("the cat\u{4}😀 <s>")))
+                        drop(tokenizer.decode(&tokenizer.encode_plain("the cat\u{4}😀 <s>")));
                     }
                 }
             }

@@ -8,13 +8,14 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// What stands for a setting that is left out unless it is wanted.
-const EXAMPLES: [(&str, &str); 21] = [
+const EXAMPLES: [(&str, &str); 22] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("model.directory", r#""path/to/model""#),
     ("model.template", r#""chatml""#),
     ("model.trust", r#""HASH""#),
     ("model.tools", r#""signatures""#),
+    ("model.time", r#""2026-01-31""#),
     ("model.lora", r#"{ rank = 16, alpha = 32.0, targets = ["all-linear"] }"#),
     ("rollout.quantization", r#""q8_0""#),
     ("rollout.dynamic_sampling", "{ max_groups = 32, max_seconds = 600.0 }"),

@@ -48,6 +48,7 @@ const RANGES: &[Range] = &[
     range("model.n_heads", From(1.0), 1024.0),
     range("model.n_kv_heads", From(1.0), 1024.0),
     range("model.head_dim", From(1.0), 1024.0),
+    range("model.max_observation_tokens", From(1.0), LONG),
     range("model.lora.rank", From(0.0), 65_536.0),
     range("model.lora.alpha", Above(0.0), 1e6),
     range("engine.max_batch", From(1.0), 65_536.0),

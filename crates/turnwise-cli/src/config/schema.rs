@@ -118,6 +118,12 @@ pub(crate) struct Model {
     pub(crate) tools: Option<ToolPrompt>,
     /// What becomes of thinking in past turns.
     pub(crate) thinking: Thinking,
+    /// For the template `hf`: the moment that it sees if it asks for the time, such as `2026-01-31` or `2026-01-31T14:30:00`. A prompt
+    /// must not depend on when it is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) time: Option<String>,
+    /// The most tokens of an observation after the first turn; a longer one loses its middle, visibly. The task itself stays whole.
+    pub(crate) max_observation_tokens: usize,
     /// Low-rank adapters that train in the place of the model in `directory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lora: Option<LoraSettings>,
@@ -140,6 +146,8 @@ impl Default for Model {
             trust: None,
             tools: None,
             thinking: Thinking::Keep,
+            time: None,
+            max_observation_tokens: 8192,
             lora: None,
         }
     }

@@ -186,7 +186,13 @@ fn check_compaction(config: &Config) -> Result<(), Impossible> {
 
 /// What only some templates read.
 fn check_template(config: &Config) -> Result<(), Impossible> {
-    let Model { template, trust, tools, .. } = &config.model;
+    let Model { template, trust, tools, time, .. } = &config.model;
+    refuse_if(
+        time.is_some() && *template != Some(TemplateName::Hf),
+        "model.time",
+        || "is used by the template `hf` alone".to_owned(),
+        "leave it out, or set model.template = \"hf\"",
+    )?;
     refuse_if(
         trust.is_some() && *template != Some(TemplateName::Hf),
         "model.trust",

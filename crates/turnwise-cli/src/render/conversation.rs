@@ -12,6 +12,8 @@ pub(super) struct Conversation {
     pub(super) tools: Vec<ToolSpec>,
     /// Whether the lead-in to the model's next turn stands at the end.
     pub(super) leads_in: bool,
+    /// The moment that the template sees.
+    pub(super) time: Option<String>,
     /// What the template is given besides.
     pub(super) arguments: Map<String, Value>,
 }
@@ -56,7 +58,8 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Conversation, Failure> {
             return Err(wrong(name, "has an `add_generation_prompt` that is not true or false"));
         }
     };
-    Ok(Conversation { messages, tools, leads_in, arguments: arguments(name, rest)? })
+    let time = rest.get("time").and_then(Value::as_str).map(str::to_owned);
+    Ok(Conversation { messages, tools, leads_in, time, arguments: arguments(name, rest)? })
 }
 
 fn wrong(name: &str, what: &str) -> Failure {

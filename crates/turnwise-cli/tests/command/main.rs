@@ -2,6 +2,7 @@
 
 mod bench;
 mod reliability;
+mod form;
 mod render;
 mod runs;
 mod score;

@@ -1,0 +1,122 @@
+//! What the files of a model directory say about how it is spoken to.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use turnwise::chat::{Tokenizer, template_hash};
+use turnwise::trajectory::TokenId;
+
+use crate::failure::Failure;
+
+/// The chat templates of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Templates {
+    pub(super) usual: String,
+    /// The one for conversations with tools, where the model has one apart.
+    pub(super) tool_use: Option<String>,
+}
+
+impl Templates {
+    /// `chat_template.jinja` with `additional_chat_templates` beside it, or else what `tokenizer_config.json` says.
+    pub(super) fn of(directory: &Path) -> Result<Option<Self>, Failure> {
+        if let Some(usual) = read(&directory.join("chat_template.jinja"))? {
+            let tool_use = read(&directory.join("additional_chat_templates/tool_use.jinja"))?;
+            return Ok(Some(Self { usual, tool_use }));
+        }
+        let config = object(&directory.join("tokenizer_config.json"))?;
+        Ok(match config.get("chat_template") {
+            Some(Value::String(usual)) => Some(Self { usual: usual.clone(), tool_use: None }),
+            Some(Value::Array(named)) => {
+                let by_name = |name: &str| {
+                    let one = named.iter().find(|one| one["name"] == name);
+                    one.and_then(|one| one["template"].as_str()).map(str::to_owned)
+                };
+                let tool_use = by_name("tool_use");
+                let usual = by_name("default").or_else(|| tool_use.clone());
+                usual.map(|usual| Self { usual, tool_use })
+            }
+            _ => None,
+        })
+    }
+
+    pub(super) fn hash(&self) -> String {
+        template_hash(&self.usual)
+    }
+
+    /// Whether this is the hash of one of them: both come from the same files.
+    pub(super) fn has(&self, hash: &str) -> bool {
+        self.hash() == hash || self.tool_use.as_deref().map(template_hash).as_deref() == Some(hash)
+    }
+}
+
+/// The special tokens that templates are given, by name. A token is a text, or an object that has it as `content`.
+pub(super) fn specials(directory: &Path) -> Result<Map<String, Value>, Failure> {
+    let names = [
+        "bos_token",
+        "eos_token",
+        "pad_token",
+        "unk_token",
+        "sep_token",
+        "cls_token",
+        "mask_token",
+    ];
+    let config = object(&directory.join("tokenizer_config.json"))?;
+    let map = object(&directory.join("special_tokens_map.json"))?;
+    let text =
+        |value: &Value| value.as_str().or_else(|| value["content"].as_str()).map(Value::from);
+    let specials = names.iter().filter_map(|name| {
+        let own = config.get(*name).and_then(text);
+        Some(((*name).to_owned(), own.or_else(|| map.get(*name).and_then(text))?))
+    });
+    Ok(specials.collect())
+}
+
+/// The control tokens at which the model's makers stop: those of `generation_config.json` and `config.json`, and the tokenizer's
+/// `eos_token`.
+pub(super) fn ends(directory: &Path, tokenizer: &Tokenizer) -> Result<Vec<String>, Failure> {
+    let mut ends: Vec<String> = Vec::new();
+    let mut add = |name: Option<String>| {
+        let is_control =
+            |name: &String| tokenizer.token_id(name).is_some_and(|id| tokenizer.is_control(id));
+        if let Some(name) = name.filter(is_control)
+            && !ends.contains(&name)
+        {
+            ends.push(name);
+        }
+    };
+    for file in ["generation_config.json", "config.json"] {
+        for id in eos_ids(&object(&directory.join(file))?) {
+            add(tokenizer.token_text(id));
+        }
+    }
+    let eos = specials(directory)?.remove("eos_token");
+    add(eos.and_then(|eos| eos.as_str().map(str::to_owned)));
+    Ok(ends)
+}
+
+/// The ids under `eos_token_id`: one, or a list.
+pub(crate) fn eos_ids(config: &Map<String, Value>) -> Vec<TokenId> {
+    let own = config.get("eos_token_id").filter(|value| !value.is_null());
+    let ids = match own.or_else(|| config.get("text_config")?.get("eos_token_id")) {
+        Some(Value::Array(ids)) => ids.iter().collect(),
+        Some(id) => vec![id],
+        None => Vec::new(),
+    };
+    ids.into_iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+}
+
+/// A file's JSON object; an empty one where there is no such file.
+pub(crate) fn object(path: &Path) -> Result<Map<String, Value>, Failure> {
+    let Some(text) = read(path)? else { return Ok(Map::new()) };
+    serde_json::from_str(&text)
+        .map_err(|error| Failure::refused(format!("{} is no JSON object: {error}", path.display())))
+}
+
+fn read(path: &Path) -> Result<Option<String>, Failure> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::refused(format!("cannot read {}: {error}", path.display()))),
+    }
+}

@@ -1,0 +1,52 @@
+//! Whether a policy hears of its tools, and whether its calls are read.
+
+use turnwise::chat::ToolPrompt;
+use turnwise::environment::{Message, Observation, ToolSpec};
+use turnwise::rollout::RenderError;
+
+use super::Form;
+use crate::failure::Failure;
+
+impl Form {
+    /// Refuses an environment with tools whose calls nobody could read: the model's template asks for them in a form of its own.
+    pub(crate) fn check_calls(&self, tools: &[ToolSpec]) -> Result<(), Failure> {
+        let (Some(own), Some(tool)) = (&self.own, tools.first()) else { return Ok(()) };
+        if own.reads_its_calls(tool) != Some(false) {
+            return Ok(());
+        }
+        Err(Failure::refused(
+            "the model's own template writes tool calls in a form that is not known here: each call of the policy would be taken for \
+             text, or for a malformed call",
+        )
+        .help("use another form of conversations, such as model.template = \"qwen3\", or an environment without tools"))
+    }
+
+    /// The tools that the first prompt does not mention, unless the settings leave them out: a policy cannot use what it was never told
+    /// of.
+    pub(crate) fn unmentioned(
+        &self,
+        opening: &Observation,
+        tools: &[ToolSpec],
+    ) -> Result<Vec<String>, RenderError> {
+        if tools.is_empty() || self.tools == Some(ToolPrompt::Omit) {
+            return Ok(Vec::new());
+        }
+        let opened = self.renderer.open(opening, tools)?;
+        let mut ids = Vec::new();
+        opened.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
+        ids.extend(opened.generation);
+        let prompt = self.renderer.text(&ids);
+        let names = tools.iter().map(|tool| tool.name.clone());
+        Ok(names.filter(|name| !prompt.contains(name.as_str())).collect())
+    }
+
+    /// What a person should know of the tools of an environment whose episodes begin like this.
+    pub(crate) fn tools_note(&self, opening: &[Message], tools: &[ToolSpec]) -> Option<String> {
+        let observation = Observation::new(opening.to_vec());
+        let names = self.unmentioned(&observation, tools).ok().filter(|names| !names.is_empty())?;
+        Some(format!(
+            "the prompt does not mention {}: the template leaves tools out, and the policy is not told of them",
+            names.join(", ")
+        ))
+    }
+}

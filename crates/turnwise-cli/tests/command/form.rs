@@ -1,0 +1,221 @@
+//! The form of conversations: which template, where turns end, and what a saved model says about both.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use turnwise::chat::template_hash;
+
+use crate::support::{Ended, fixtures, turnwise};
+
+const PLAIN: &str = "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- endfor -%}\
+    {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}";
+
+/// A directory with the fixture's tokenizer, changed, and these files.
+fn model(change: impl Fn(&mut Value), files: &[(&str, Value)]) -> TempDir {
+    let home = TempDir::new().expect("a folder");
+    let text =
+        fs::read_to_string(fixtures().join("tokenizer/tokenizer.json")).expect("the fixture");
+    let mut tokenizer: Value = serde_json::from_str(&text).expect("JSON");
+    change(&mut tokenizer);
+    fs::write(home.path().join("tokenizer.json"), tokenizer.to_string()).expect("written");
+    for (name, content) in files {
+        fs::write(home.path().join(name), content.to_string()).expect("written");
+    }
+    home
+}
+
+fn config(template: &Value) -> (&'static str, Value) {
+    let config =
+        json!({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": template});
+    ("tokenizer_config.json", config)
+}
+
+fn render(home: &TempDir, template: &str, conversation: &Value, more: &[&str]) -> Ended {
+    let (model, hash) = (home.path().display().to_string(), template_hash(template));
+    let usual = ["render", "--model", &model, "--template", "hf", "--trust", &hash, "--json", "-"];
+    turnwise(&[&usual[..], more].concat(), &conversation.to_string())
+}
+
+fn tokens(ended: &Ended) -> Vec<Value> {
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    ended.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn text(ended: &Ended) -> String {
+    tokens(ended).iter().map(|token| token["text"].as_str().expect("a text").to_owned()).collect()
+}
+
+fn talk() -> Value {
+    json!([{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}, {"role": "user", "content": "3 + 3?"}])
+}
+
+fn stock() -> Value {
+    let parameters = json!({"type": "object", "properties": {"part": {"type": "integer"}}});
+    json!([{"type": "function", "function": {"name": "stock", "description": "Counts.", "parameters": parameters}}])
+}
+
+const TALK: &str = "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n<|im_start|>user\n3 + 3?<|im_end|>\n\
+    <|im_start|>assistant\n";
+
+/// Llama 3, base models with a template: the tokenizer's end token is not the one that ends turns.
+#[test]
+fn a_turn_ends_where_the_template_ends_it() {
+    let mut other = config(&PLAIN.into());
+    other.1["eos_token"] = "<|endoftext|>".into();
+    let ends = ("generation_config.json", json!({"eos_token_id": [377, 379]}));
+    for files in [vec![other.clone()], vec![other, ends]] {
+        let home = model(|_| {}, &files);
+        let played = render(&home, PLAIN, &talk(), &["--branches"]);
+        assert!(tokens(&played).iter().all(|token| token["branch"] == 0));
+        assert_eq!(text(&played), TALK);
+    }
+}
+
+#[test]
+fn of_templates_by_name_the_one_for_tools_is_used_with_tools() {
+    let with_tools = format!("{{%- if tools -%}}{{{{- tools | tojson -}}}}{{%- endif -%}}{PLAIN}");
+    let named = json!([{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": with_tools}]);
+    let home = model(|_| {}, &[config(&named)]);
+    let conversation = json!({"messages": talk(), "tools": stock()});
+    for trusted in [PLAIN, &with_tools] {
+        let rendered = render(&home, trusted, &conversation, &[]);
+        assert!(text(&rendered).starts_with("[{\"type\": \"function\""), "{}", text(&rendered));
+        assert_eq!(text(&render(&home, trusted, &talk(), &[])), TALK);
+    }
+    assert_eq!(render(&home, "another", &talk(), &[]).code, 2);
+}
+
+#[test]
+fn the_time_is_a_setting_that_the_refusal_names() {
+    let template = format!("{{{{- strftime_now('%A, %d %B %Y') + '\n' -}}}}{PLAIN}");
+    let home = model(|_| {}, &[config(&template.as_str().into())]);
+    let refused = render(&home, &template, &talk(), &[]);
+    assert_eq!(refused.code, 2);
+    assert!(
+        refused.stderr.contains("model.time") && refused.stderr.contains("--time"),
+        "{}",
+        refused.stderr
+    );
+    let expected = format!("Saturday, 31 January 2026\n{TALK}");
+    assert_eq!(text(&render(&home, &template, &talk(), &["--time", "2026-01-31"])), expected);
+    let conversation = json!({"messages": talk(), "time": "2026-01-31T10:00"});
+    assert_eq!(text(&render(&home, &template, &conversation, &[])), expected);
+    assert_eq!(render(&home, &template, &talk(), &["--time", "tomorrow"]).code, 2);
+}
+
+#[test]
+fn a_long_question_is_whole() {
+    let parts: String = (0..1500).map(|n| format!("Part {n} costs {}.\n", 37 * n % 1009)).collect();
+    let question = format!("Read the list and answer.\n{parts}What does part 600 cost?");
+    let home = model(|_| {}, &[config(&PLAIN.into())]);
+    let conversation = json!([{"role": "user", "content": question}]);
+    let rendered = text(&render(&home, PLAIN, &conversation, &[]));
+    assert_eq!(
+        rendered,
+        format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
+    );
+}
+
+/// Phi 3: a control token takes the blanks behind it, rendered whole and turn by turn.
+#[test]
+fn control_tokens_take_the_blanks_that_they_take_in_the_tokenizer() {
+    let strip = |tokenizer: &mut Value| {
+        for token in tokenizer["added_tokens"].as_array_mut().expect("a list") {
+            token["rstrip"] = true.into();
+        }
+    };
+    let home = model(strip, &[config(&PLAIN.into())]);
+    let expected = [
+        378, 353, 198, 17, 220, 10, 220, 17, 30, 379, 378, 294, 287, 283, 198, 19, 379, 378, 353,
+        198, 18, 220, 10, 220, 18, 30, 379, 378, 294, 287, 283, 198,
+    ];
+    for more in [&[][..], &["--branches"], &["--branches", "--thinking", "follow"]] {
+        let rendered = tokens(&render(&home, PLAIN, &talk(), more));
+        let ids: Vec<u64> =
+            rendered.iter().map(|token| token["id"].as_u64().expect("an id")).collect();
+        assert_eq!(ids, expected, "{more:?}");
+    }
+}
+
+#[test]
+fn tools_that_no_prompt_mentions_are_told() {
+    let home = model(|_| {}, &[config(&PLAIN.into())]);
+    let conversation = json!({"messages": talk(), "tools": stock()});
+    let rendered = render(&home, PLAIN, &conversation, &[]);
+    assert_eq!(text(&rendered), TALK);
+    assert!(rendered.stderr.contains("stock"), "{}", rendered.stderr);
+}
+
+const TINY: &str = "[run]\nsteps = 1\n[environment]\nname = \"guess\"\noptions = { span = 4 }\n[model]\nvocab_size = 300\n\
+    hidden_size = 16\nintermediate_size = 16\nn_layers = 1\nn_heads = 2\nn_kv_heads = 1\nhead_dim = 8\n[rollout]\n\
+    groups_per_step = 2\ngroup_size = 2\n[limits]\nmax_turns = 2\nmax_turn_tokens = 4\nmax_context_tokens = 512\n[eval]\n\
+    episodes = 2\n";
+
+fn train(home: &TempDir, name: &str, overrides: &[&str]) -> Ended {
+    let (config, run) = (home.path().join("tiny.toml"), home.path().join(name));
+    fs::write(&config, TINY).expect("written");
+    let (config, run) = (config.display().to_string(), run.display().to_string());
+    turnwise(&[&["train", &config, "--run-dir", &run], overrides].concat(), "")
+}
+
+fn object(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).expect("it is there")).expect("JSON")
+}
+
+/// A model directory made by a run, without what says that a run made it.
+fn base(home: &TempDir) -> String {
+    let made = train(home, "base", &[]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let (from, to) = (home.path().join("base/checkpoints/step-000001"), home.path().join("model"));
+    fs::create_dir(&to).expect("made");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(from.join(name), to.join(name)).expect("copied");
+    }
+    to.display().to_string()
+}
+
+/// Other programs render a checkpoint's prompts and stop its turns as training did.
+#[test]
+fn a_checkpoint_says_how_its_model_was_spoken_to() {
+    let home = TempDir::new().expect("a folder");
+    let model = base(&home);
+    let checkpoint = home.path().join("base/checkpoints/step-000001");
+    let tokenizer = object(&checkpoint.join("tokenizer_config.json"));
+    let end = turnwise::chat::Tokenizer::from_directory(&checkpoint).expect("a tokenizer");
+    let end = end.token_id("<|im_end|>").expect("a token");
+    let template = fs::read_to_string(checkpoint.join("chat_template.jinja")).expect("a template");
+    assert_eq!(tokenizer["chat_template"], template);
+    assert_eq!(tokenizer["eos_token"], "<|im_end|>");
+    for file in ["config.json", "generation_config.json"] {
+        assert_eq!(object(&checkpoint.join(file))["eos_token_id"][0], end, "{file}");
+    }
+
+    // A model with a default system prompt of its own, trained in another form: the form goes with it, and a person is told.
+    let own = json!({"eos_token": "<|endoftext|>", "chat_template": format!("{{{{- 'You are Quill.' -}}}}{PLAIN}")});
+    fs::write(Path::new(&model).join("tokenizer_config.json"), own.to_string()).expect("written");
+    let directory = format!("model.directory={model}");
+    let trained = train(&home, "other", &[&directory, "model.template=chatml"]);
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    assert!(trained.stderr.contains("template of its own"), "{}", trained.stderr);
+    let other = home.path().join("other/checkpoints/step-000001");
+    let saved = object(&other.join("tokenizer_config.json"));
+    assert_eq!(
+        (&saved["chat_template"], &saved["eos_token"]),
+        (&template.into(), &"<|im_end|>".into())
+    );
+
+    // Trained in its own template, it keeps that, and stops at the token that ended turns there.
+    let own_template = own["chat_template"].as_str().expect("a text");
+    let trust = format!("model.trust={}", template_hash(own_template));
+    let trained = train(&home, "own", &[&directory, "model.template=hf", &trust]);
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    let kept = home.path().join("own/checkpoints/step-000001");
+    assert_eq!(object(&kept.join("tokenizer_config.json")), own);
+    assert!(!kept.join("chat_template.jinja").exists());
+    assert_eq!(object(&kept.join("generation_config.json"))["eos_token_id"][0], end);
+    let again =
+        turnwise(&["resume", home.path().join("own").to_str().expect("UTF-8"), "--steps", "2"], "");
+    assert_eq!(again.code, 0, "{}", again.stderr);
+}
