@@ -75,8 +75,7 @@ pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Resul
     };
     if is_over(&directory, &newest, &config, steps)? {
         return crate::say(&format!(
-            "{} is at step {} of {}: nothing is left to do\nnext   turnwise resume {} --steps N, with a larger N\n",
-            path.display(),
+            "going on at step {} of {}: nothing is left to do\nnext   turnwise resume {} --steps N, with a larger N\n",
             newest.step,
             config.run.steps,
             path.display()

@@ -311,11 +311,17 @@ impl Scheduler {
     }
 
     /// After new weights: what was trained on made room, and what is too old now is given up.
-    pub(crate) fn published(&mut self, version: PolicyVersion, n_trained: u64) {
+    ///
+    /// A group that this completes is graded here and not when somebody looks next, except where rollouts never wait: a
+    /// checkpoint between two steps would otherwise bring it to the trainer a step earlier than it comes without one.
+    pub(crate) async fn published(&mut self, version: PolicyVersion, n_trained: u64) {
         self.state.accepted += n_trained;
         if self.settings.drops_stale {
             let oldest = version.0.saturating_sub(self.settings.max_staleness);
             self.pool.give_up_older_than(PolicyVersion(oldest));
+        }
+        if self.settings.mode != RolloutMode::Asynchronous {
+            self.halt().await;
         }
     }
 

@@ -306,7 +306,8 @@ impl<L: Learner> Trainer<L> {
         let policy = self.scheduler.policy().clone();
         let canary = self.learning.publish(&*policy, trainable, self.settings.canary).await?;
         report.canary = canary;
-        self.scheduler.published(self.learning.learner.version(), trainable.len() as u64);
+        let version = self.learning.learner.version();
+        self.scheduler.published(version, trainable.len() as u64).await;
         Ok(())
     }
 }
