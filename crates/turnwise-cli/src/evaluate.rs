@@ -24,7 +24,7 @@ pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
     let (evaluated, meter) = (session.evaluated(), Meter::default());
     let playing = training::evaluate(&evaluated, &settings, &stop, &meter);
     let what = format!("evaluating on {}", session.suite.name());
-    let watched = Watched { what: &what, meters: &[meter.clone()] };
+    let watched = Watched { what: &what, meters: std::slice::from_ref(&meter) };
     // To standard error: standard output is the result's.
     let mut screen = Screen::new(io::stderr(), Style::of_errors(), Plan::default());
     let Some(evaluation) = watch(&mut screen, watched, &stop, playing)

@@ -54,7 +54,7 @@ async fn request() -> Request {
     };
     // Listening would undo what `nohup` does.
     let mut hang_up = if ignores_hang_up() { None } else { signal(SignalKind::hangup()).ok() };
-    let hung_up = async {
+    let closed = async {
         match &mut hang_up {
             Some(hang_up) => hang_up.recv().await,
             None => std::future::pending().await,
@@ -63,7 +63,7 @@ async fn request() -> Request {
     tokio::select! {
         _ = interrupt.recv() => Request::Interrupt,
         _ = terminate.recv() => Request::Terminate,
-        _ = hung_up => Request::HangUp,
+        _ = closed => Request::HangUp,
     }
 }
 

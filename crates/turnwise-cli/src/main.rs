@@ -56,7 +56,9 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Try(arguments) => train::try_it(&arguments).await,
         Command::Train { config, run } => train::train(&config, &run).await,
-        Command::Resume { run_dir, json, steps } => train::resume(&run_dir, json, steps).await,
+        Command::Resume { run_dir, json, steps } => {
+            Box::pin(train::resume(&run_dir, json, steps)).await
+        }
         Command::Config { settings, model } => print_config(&settings, model.as_deref()),
         Command::Eval(arguments) => evaluate::evaluate(&arguments).await,
         Command::Render(arguments) => render::render(&arguments).await,

@@ -100,7 +100,8 @@ impl Run {
         let wanted = (settings.steps as usize).saturating_mul(settings.batch_size);
         let meter = Meter::default();
         let playing = self.session.demonstrations(wanted.min(MAX_DEMONSTRATIONS), &meter);
-        let watched = Watched { what: "demonstrations of the expert", meters: &[meter.clone()] };
+        let watched =
+            Watched { what: "demonstrations of the expert", meters: std::slice::from_ref(&meter) };
         watch(&mut self.screen, watched, &self.stop, playing).await
     }
 
@@ -128,7 +129,7 @@ impl Run {
         let settings = self.session.evaluation_settings();
         let (evaluated, meter) = (self.session.evaluated(), Meter::default());
         let what = format!("evaluating {when} on held-out tasks");
-        let watched = Watched { what: &what, meters: &[meter.clone()] };
+        let watched = Watched { what: &what, meters: std::slice::from_ref(&meter) };
         let playing = evaluate(&evaluated, &settings, &self.stop, &meter);
         let Some(evaluation) = watch(&mut self.screen, watched, &self.stop, playing).await? else {
             return Ok(None);

@@ -140,7 +140,9 @@ fn remember_steps(run: &mut Run, before: &Config, step: u64) -> Result<(), Failu
         )
     });
     run.directory.write(SETTINGS, &text)?;
-    note.iter().for_each(|note| run.screen.note(note));
+    if let Some(note) = note {
+        run.screen.note(&note);
+    }
     Ok(())
 }
 

@@ -527,12 +527,11 @@ impl RolloutPool {
         }
         *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
         let tripped = self.breaker.count(&trajectory).or_else(|| self.count_stuck());
-        match self.retry(&trajectory, used) {
-            Some(due) => self.due.push_back(due),
-            None => {
-                self.meter.advance(1);
-                self.file(trajectory);
-            }
+        if let Some(due) = self.retry(&trajectory, used) {
+            self.due.push_back(due);
+        } else {
+            self.meter.advance(1);
+            self.file(trajectory);
         }
         tripped.map_or(Ok(()), Err)
     }

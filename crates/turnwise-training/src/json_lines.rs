@@ -73,7 +73,8 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder");
             let path = folder.path().join("lines.jsonl");
             let value = |number: usize| json!({"number": number, "text": text});
-            let mut content = (0..n).map(|number| format!("{}\n", value(number))).collect::<String>();
+            let lines: Vec<String> = (0..n).map(|number| value(number).to_string() + "\n").collect();
+            let mut content = lines.concat();
             let torn = value(n).to_string();
             let cut = cut.min(torn.len());
             content.push_str(&String::from_utf8_lossy(&torn.as_bytes()[..cut]));

@@ -56,7 +56,7 @@ impl<L: Learner> Learning<L> {
                 accumulate_shown(learner, objective, batch, cut, first, &self.meter).await?;
             let updated = self.learner.step(update).await?;
             self.count_skipped(&updated, step, &objective)?;
-            report.record(&objective, updated);
+            report.record(&objective, &updated);
         }
         self.meter.end();
         Ok(report)

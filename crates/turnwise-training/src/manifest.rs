@@ -71,7 +71,7 @@ impl Manifest {
     /// Compares every file with the manifest; says what is wrong with the first that differs.
     pub(crate) fn verify(&self, directory: &Path) -> Result<(), String> {
         for file in &self.files {
-            let path = self.locate(file, directory)?;
+            let path = file.locate(directory)?;
             let found = hash_file(&path).map_err(|error| format!("{}: {error}", file.name))?;
             if found != file.sha256 {
                 let (name, expected) = (&file.name, &file.sha256);
@@ -83,7 +83,7 @@ impl Manifest {
 
     /// Whether every file is there with its length. Reads no content, so it costs nothing beside a save.
     pub(crate) fn looks_whole(&self, directory: &Path) -> bool {
-        self.files.iter().all(|file| self.locate(file, directory).is_ok())
+        self.files.iter().all(|file| file.locate(directory).is_ok())
     }
 
     /// The bytes of all files.
@@ -91,10 +91,32 @@ impl Manifest {
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 
+    /// Refuses files that a loader would read and that were not there when the directory was written.
+    fn refuse_unlisted(&self, directory: &Path, prefix: &str) -> Result<(), String> {
+        let paths = entries(directory).map_err(|error| error.to_string())?;
+        for path in paths {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let name = format!("{prefix}{name}");
+            let is_directory = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+            if is_directory {
+                self.refuse_unlisted(&path, &format!("{name}/"))?;
+            } else if name != MANIFEST && is_read(&path) && !self.lists(&name) {
+                return Err(format!("{name}: it was added after the checkpoint was written"));
+            }
+        }
+        Ok(())
+    }
+
+    fn lists(&self, name: &str) -> bool {
+        self.files.iter().any(|file| file.name == name)
+    }
+}
+
+impl ManifestFile {
     /// The path of a file that is a plain file of the directory and has its length. Nothing is opened: a pipe would block, and
     /// a link to a device would never end.
-    fn locate(&self, file: &ManifestFile, directory: &Path) -> Result<PathBuf, String> {
-        let name = &file.name;
+    fn locate(&self, directory: &Path) -> Result<PathBuf, String> {
+        let name = &self.name;
         let mut path = directory.to_owned();
         let mut parts = Path::new(name).components().peekable();
         if parts.peek().is_none() {
@@ -116,31 +138,11 @@ impl Manifest {
             }
         }
         let found = regular(&path).map_err(|why| format!("{name}: {why}"))?.len();
-        if found != file.bytes {
-            let expected = file.bytes;
+        if found != self.bytes {
+            let expected = self.bytes;
             return Err(format!("{name}: it has {found} bytes, the manifest says {expected}"));
         }
         Ok(path)
-    }
-
-    /// Refuses files that a loader would read and that were not there when the directory was written.
-    fn refuse_unlisted(&self, directory: &Path, prefix: &str) -> Result<(), String> {
-        let paths = entries(directory).map_err(|error| error.to_string())?;
-        for path in paths {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let name = format!("{prefix}{name}");
-            let is_directory = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
-            if is_directory {
-                self.refuse_unlisted(&path, &format!("{name}/"))?;
-            } else if name != MANIFEST && is_read(&path) && !self.lists(&name) {
-                return Err(format!("{name}: it was added after the checkpoint was written"));
-            }
-        }
-        Ok(())
-    }
-
-    fn lists(&self, name: &str) -> bool {
-        self.files.iter().any(|file| file.name == name)
     }
 }
 

@@ -350,7 +350,7 @@ pub(crate) fn compare(
     }
 }
 
-/// KL(π_θ ‖ π_ref) by k3, whose ratio is π_ref / π_θ.
+/// Adds the k3 terms of the KL from the trained to the reference policy; their ratio is `π_ref / π_θ`.
 fn compare_with_reference(
     batch: &Batch,
     rows: &[usize],

@@ -55,7 +55,7 @@ impl UpdateReport {
         Self { learning_rate, trained_version, ..Self::default() }
     }
 
-    pub(crate) fn record(&mut self, objective: &ObjectiveReport, updated: Updated) {
+    pub(crate) fn record(&mut self, objective: &ObjectiveReport, updated: &Updated) {
         self.loss_sum += objective.loss;
         self.n_tokens += objective.n_tokens;
         self.objective.merge(&objective.metrics);

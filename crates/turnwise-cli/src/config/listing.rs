@@ -1,5 +1,7 @@
 //! Settings as a TOML file that explains itself.
 
+use std::fmt::Write as _;
+
 use schemars::schema_for;
 use serde_json::{Map, Value};
 use toml_edit::{DocumentMut, Item, TableLike};
@@ -73,7 +75,7 @@ impl<'a> Printer<'a> {
         if let Some(text) = self.description(schema) {
             self.comment(&text);
         }
-        self.out.push_str(&format!("[{path}]\n"));
+        let _ = writeln!(self.out, "[{path}]");
         let mut inner = Vec::new();
         for (name, schema) in self.properties(schema) {
             let key = format!("{path}.{name}");
@@ -97,11 +99,11 @@ impl<'a> Printer<'a> {
             says = format!("{says} One of {}.", choices.join(", "));
         }
         self.comment(says.trim());
-        match (value, example(key)) {
-            (Some(value), _) => self.out.push_str(&format!("{name} = {value}\n")),
-            (None, Some(example)) => self.out.push_str(&format!("# {name} = {example}\n")),
-            (None, None) => self.out.push_str(&format!("# {name} = …\n")),
-        }
+        let _ = match (value, example(key)) {
+            (Some(value), _) => writeln!(self.out, "{name} = {value}"),
+            (None, Some(example)) => writeln!(self.out, "# {name} = {example}"),
+            (None, None) => writeln!(self.out, "# {name} = …"),
+        };
     }
 
     fn comment(&mut self, text: &str) {

@@ -120,7 +120,7 @@ fn metrics(run: &str) -> Vec<(u64, Vec<(String, Value)>)> {
 fn checkpoints(run: &str) -> Vec<String> {
     let entries = fs::read_dir(format!("{run}/checkpoints")).expect("checkpoints");
     let mut names: Vec<String> =
-        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }
@@ -136,7 +136,7 @@ fn signalled(arguments: &[&str], run: &str, signal: &str, after: Duration) -> i3
     let begun = PathBuf::from(run).join("checkpoints/step-000000");
     let started = Instant::now();
     while !begun.exists() {
-        assert!(started.elapsed() < Duration::from_secs(120), "the run does not begin");
+        assert!(started.elapsed() < Duration::from_mins(2), "the run does not begin");
         assert!(child.try_wait().expect("it runs").is_none(), "the run ended at once");
         sleep(Duration::from_millis(2));
     }
@@ -228,7 +228,7 @@ fn more_steps_are_remembered_and_a_jump_of_the_learning_rate_is_said() {
         .spawn()
         .unwrap();
     while metrics(&run).len() < 6 {
-        assert!(begun.elapsed() < Duration::from_secs(120), "it does not go on");
+        assert!(begun.elapsed() < Duration::from_mins(2), "it does not go on");
         sleep(Duration::from_millis(20));
     }
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
