@@ -51,6 +51,9 @@ pub(crate) struct AddedTokens {
     controls: HashMap<String, TokenId>,
     textual: HashMap<String, TokenId>,
     ids: HashSet<TokenId>,
+    /// Those that take the blanks before them, and those that take the blanks behind them.
+    lstrip: HashSet<TokenId>,
+    rstrip: HashSet<TokenId>,
     /// The lengths in bytes of all texts, longest first.
     lengths: Vec<usize>,
     /// Whether a text begins with this byte.
@@ -76,6 +79,8 @@ impl AddedTokens {
             controls: HashMap::new(),
             textual: HashMap::new(),
             ids: HashSet::new(),
+            lstrip: flagged(&tokens, |token| token.lstrip),
+            rstrip: flagged(&tokens, |token| token.rstrip),
             lengths: tokens.iter().map(|(_, token)| token.content.len()).collect(),
             is_first: [false; 256],
             heads: HashSet::new(),
@@ -101,6 +106,14 @@ impl AddedTokens {
 
     pub(crate) fn is_control(&self, id: TokenId) -> bool {
         self.ids.contains(&id)
+    }
+
+    /// The blanks that a token takes: before it of a text that ends there, and behind it of one that begins there.
+    pub(crate) fn taken(&self, id: TokenId, before: &str, behind: &str) -> (usize, usize) {
+        let left = before.len() - before.trim_end().len();
+        let right = behind.len() - behind.trim_start().len();
+        let taken = |tokens: &HashSet<TokenId>, n: usize| if tokens.contains(&id) { n } else { 0 };
+        (taken(&self.lstrip, left), taken(&self.rstrip, right))
     }
 
     /// The longest added token at this place of the text, as far as `allows` its end and kind.
@@ -144,6 +157,13 @@ impl AddedTokens {
     fn lengths(&self) -> impl Iterator<Item = usize> {
         1..self.lengths.first().copied().unwrap_or(0)
     }
+}
+
+fn flagged(
+    tokens: &[(TokenId, AddedToken)],
+    is_flagged: impl Fn(&AddedToken) -> bool,
+) -> HashSet<TokenId> {
+    tokens.iter().filter(|(_, token)| is_flagged(token)).map(|(id, _)| *id).collect()
 }
 
 fn is_text(token: &AddedToken, has_html: bool) -> bool {

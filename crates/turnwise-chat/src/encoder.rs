@@ -170,9 +170,11 @@ impl Encoder {
                 at = text.ceil_char_boundary(at + 1);
                 continue;
             };
-            parts.extend(part(from..at, None));
-            from = at + found.text.len();
-            parts.extend(part(at..from, Some(found.id)));
+            let end = at + found.text.len();
+            let (left, right) = self.added.taken(found.id, &text[from..at], &text[end..]);
+            parts.extend(part(from..at - left, None));
+            from = end + right;
+            parts.extend(part(at - left..from, Some(found.id)));
             at = from;
         }
         parts.extend(part(from..text.len(), None));

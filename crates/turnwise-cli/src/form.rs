@@ -291,7 +291,7 @@ impl<'a> Source<'a> {
         is_unused.then(|| {
             format!(
                 "the model has a template of its own, which may write other prompts (a system prompt by default, a date, tools, \
-                 thinking); once you have read it:  --template hf --trust {}",
+                 thinking); once you have read it:  --template hf --trust {}  (in settings, model.template = \"hf\" and model.trust)",
                 own.hash()
             )
         })

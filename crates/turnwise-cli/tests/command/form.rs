@@ -107,7 +107,9 @@ fn the_time_is_a_setting_that_the_refusal_names() {
 
 #[test]
 fn a_long_question_is_whole() {
-    let parts: String = (0..1500).map(|n| format!("Part {n} costs {}.\n", 37 * n % 1009)).collect();
+    let parts: Vec<String> =
+        (0..1500).map(|n| format!("Part {n} costs {}.\n", 37 * n % 1009)).collect();
+    let parts = parts.concat();
     let question = format!("Read the list and answer.\n{parts}What does part 600 cost?");
     let home = model(|_| {}, &[config(&PLAIN.into())]);
     let conversation = json!([{"role": "user", "content": question}]);
