@@ -119,8 +119,9 @@ fn metrics(run: &str) -> Vec<(u64, Vec<(String, Value)>)> {
 
 fn checkpoints(run: &str) -> Vec<String> {
     let entries = fs::read_dir(format!("{run}/checkpoints")).expect("checkpoints");
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
