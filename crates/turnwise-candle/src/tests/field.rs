@@ -279,6 +279,9 @@ fn keys_that_change_no_number_are_passed_over() {
         "_name_or_path": "x", "auto_map": {"AutoModelForCausalLM": "modeling.X"},
     });
     assert_eq!(read(&harmless).unwrap(), plain);
+    // What transformers leaves of a model that it has read from a GGUF file.
+    let read_from_gguf = json!({"quantization_config": {"quant_method": "gguf", "gguf_file": "m.Q4_1.gguf", "dequantize": false}});
+    assert_eq!(read(&read_from_gguf).unwrap(), plain);
     assert_eq!((plain.rms_norm_eps, plain.head_dim, plain.n_kv_heads), (1e-6, 8, 2));
 }
 
