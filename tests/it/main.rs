@@ -3,6 +3,7 @@
 
 mod admission;
 mod batches;
+mod checkpoints;
 mod conservation;
 mod conversation;
 mod credit;

@@ -241,6 +241,31 @@ mod tests {
         );
     }
 
+    /// field 17
+    #[test]
+    fn a_model_that_is_loaded_has_defaults_that_do_not_destroy_it() {
+        let of = |text: &str| parse("config.toml", text, &[]).unwrap().config;
+        let made = of("");
+        assert_eq!((made.train.learning_rate, made.eval.episodes), (1e-3, 256));
+        let loaded = of("[model]\ndirectory = \"somewhere\"\n");
+        assert_eq!((loaded.train.learning_rate, loaded.warm_start.learning_rate), (1e-5, 2e-5));
+        assert_eq!((loaded.eval.episodes, loaded.rollout.groups_per_step), (64, 8));
+        let adapted = of("[model]\ndirectory = \"somewhere\"\nlora = {}\n");
+        assert_eq!((adapted.train.learning_rate, adapted.warm_start.learning_rate), (1e-4, 2e-4));
+        // What somebody wrote stays.
+        let given = of("[model]\ndirectory = \"somewhere\"\n[train]\nlearning_rate = 3e-4\n");
+        assert_eq!(given.train.learning_rate, 3e-4);
+    }
+
+    /// field 20
+    #[test]
+    fn an_estimator_without_a_gradient_is_no_penalty() {
+        let said = refusal("[objective.kl]\nbeta = 0.1\nestimator = \"k1\"\n", &[]);
+        assert!(said.contains("`objective.kl.estimator` = \"k1\" pulls nowhere"), "{said}");
+        assert!(said.contains("config.toml:3:"), "{said}");
+    }
+
+    /// field 18
     #[test]
     fn a_missing_key_names_its_table() {
         let said = refusal("[rollout]\ncompaction = {at_tokens = 100}\n", &[]);

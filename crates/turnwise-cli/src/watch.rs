@@ -74,3 +74,55 @@ pub(crate) async fn watch<T, W: Write>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use turnwise::rollout::stop_signal;
+
+    use super::*;
+    use crate::screen::{Plan, Style};
+
+    /// What is printed while something with these times goes on: `n` things of three seconds each, and a stop after so many.
+    async fn printed(n: u64, stop_after: Option<u64>) -> String {
+        let mut out = Vec::new();
+        let mut screen = Screen::new(&mut out, Style::Lines, Plan::default());
+        let (handle, stop) = stop_signal();
+        let meter = Meter::default();
+        let work = async {
+            meter.begin("episodes", n);
+            for done in 0..n {
+                if stop_after == Some(done) {
+                    handle.stop();
+                }
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                meter.advance(1);
+            }
+        };
+        let watched = Watched { what: "evaluating", meters: std::slice::from_ref(&meter) };
+        watch(&mut screen, watched, &stop, work).await;
+        drop(screen);
+        String::from_utf8(out).expect("text")
+    }
+
+    /// field 16
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_long_shows_how_far_it_is_and_what_a_stop_waits_for() {
+        let said = printed(4, None).await;
+        assert!(said.starts_with("evaluating: 0/4 episodes\n"), "{said}");
+        let said = printed(4, Some(2)).await;
+        let stop = "stopping, when this is done: evaluating: 2/4 episodes, 0:06 left. A second Ctrl-C ends at once\n";
+        assert!(said.contains(stop), "{said}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_soon_over_says_nothing() {
+        let mut out = Vec::new();
+        let mut screen = Screen::new(&mut out, Style::Lines, Plan::default());
+        let (_handle, stop) = stop_signal();
+        let watched = Watched { what: "saving", meters: &[] };
+        let work = tokio::time::sleep(Duration::from_millis(1500));
+        watch(&mut screen, watched, &stop, work).await;
+        drop(screen);
+        assert!(out.is_empty());
+    }
+}

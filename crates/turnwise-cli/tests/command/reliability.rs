@@ -435,3 +435,20 @@ fn a_run_is_evaluated_by_its_newest_checkpoint_and_its_conversations_are_kept() 
     assert_eq!(shown.code, 0, "{}", shown.stderr);
     assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), 8);
 }
+
+/// field 21
+#[test]
+fn a_run_says_beforehand_what_it_takes() {
+    let home = Home::new();
+    let ended = home.train("run", &["run.steps=1"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let line = |begin: &str| {
+        let found = ended.stdout.lines().find(|line| line.starts_with(begin));
+        found.unwrap_or_else(|| panic!("no {begin}: {}", ended.stdout)).to_owned()
+    };
+    assert!(line("memory  about").contains("activations"));
+    assert!(line("disk    ").contains("a checkpoint, up to 3 at a time"));
+    assert!(line("a step takes about").contains("1 steps about"));
+    let first = ended.stdout.find("a step takes about").expect("it is there");
+    assert!(first < ended.stdout.find("step 1/1").expect("a step"), "{}", ended.stdout);
+}
