@@ -6,12 +6,13 @@ use std::fs;
 use crate::tidy::root;
 
 /// The statements there are: the document, the number's beginning, and how many there are of it.
-const STATEMENTS: [(&str, &str, u32); 5] = [
+const STATEMENTS: [(&str, &str, u32); 6] = [
     ("Rollouts", "5.", 7),
     ("Rollouts", "11.", 28),
     ("Rollouts", "12.", 4),
     ("Rollouts", "13.", 30),
     ("Objective", "", 26),
+    ("Field", "", 22),
 ];
 
 /// A row of the table: a statement's name, and the tests that hold it, each with its file.
@@ -77,6 +78,7 @@ fn statements_in(comment: &str) -> BTreeSet<String> {
         match (word.trim_end_matches(".md"), document) {
             ("rollouts", _) => document = Some("Rollouts"),
             ("objective", _) => document = Some("Objective"),
+            ("field", _) => document = Some("Field"),
             ("reliability" | "experience", _) => document = None,
             (number, Some("Objective")) => {
                 found.extend(number.strip_prefix("5.").map(|number| format!("Objective {number}")));

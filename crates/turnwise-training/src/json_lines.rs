@@ -68,6 +68,8 @@ mod tests {
 
     proptest! {
         /// Wherever the last line was cut, what follows stands on a line of its own, and no whole line is lost.
+        ///
+        /// field 2
         #[test]
         fn a_torn_line_swallows_nothing(n in 0_usize..4, cut in 0_usize..40, text in "\\PC{0,12}") {
             let folder = tempfile::tempdir().expect("a folder");

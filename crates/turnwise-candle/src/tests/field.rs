@@ -23,6 +23,7 @@ fn scored(name: &str, model: &Decoder) -> f64 {
     each.fold(0.0, |a, b| if b.is_nan() { b } else { f64::max(a, b) })
 }
 
+// field 9
 #[test]
 fn log_probabilities_are_those_of_transformers() {
     for name in ["tied_head_alone", "experts_in_one", "yarn_length_beside"] {

@@ -66,6 +66,7 @@ fn a_checkpoint_from_the_field_with_nan_is_refused_with_tensor_and_place() {
     assert!(said.contains("load the weights in ") && said.contains("is NaN at ["), "{said}");
 }
 
+// field 7
 #[test]
 fn a_number_that_is_not_finite_is_refused_in_every_type_of_every_file() {
     for (model, name, place) in [

@@ -219,6 +219,8 @@ async fn each_prompt_of_an_agent_is_the_templates() {
 const QWEN3: &str = include_str!("jinja/qwen3.jinja");
 
 /// Blanks that a template trims, and a message of the system behind a tool's: what was drawn stays as it was drawn.
+///
+/// field 11
 #[tokio::test]
 async fn what_the_template_keeps_stays_as_it_was_drawn() {
     let settings = TemplateSettings {

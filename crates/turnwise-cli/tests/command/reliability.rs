@@ -216,6 +216,7 @@ fn a_run_that_is_over_is_left_as_it_is() {
     assert!(ended.stderr.contains("the run is at step 4 already"), "{}", ended.stderr);
 }
 
+// field 6
 #[test]
 fn more_steps_are_remembered_and_a_jump_of_the_learning_rate_is_said() {
     let home = Home::new();

@@ -214,6 +214,7 @@ impl Environment for Together {
     }
 }
 
+// field 22
 #[tokio::test]
 async fn state_that_clones_share_is_found_and_named() {
     let shared = Together::default();
