@@ -16,7 +16,7 @@ pub(crate) mod text;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use turnwise::training::StepReport;
 
@@ -31,7 +31,7 @@ pub(crate) use style::Style;
 /// Seconds of the run between two drawings of the block.
 const DRAW_EVERY_S: f64 = 0.1;
 
-/// How long an activity goes on between two lines that say so, where nothing can be rewritten.
+/// The shortest time between two lines about one activity, where nothing can be rewritten.
 const PRINT_EVERY: Duration = Duration::from_secs(10);
 
 /// What is known before a run begins.
@@ -54,8 +54,8 @@ pub(crate) struct Screen<W: Write> {
     history: History,
     /// What is going on, until the next step.
     phase: Option<String>,
-    /// When something that takes long was shown last, where nothing can be rewritten.
-    shown: Option<Instant>,
+    /// How far into something that takes long it was shown last, where nothing can be rewritten.
+    shown: Option<Duration>,
     sparse: Sparse,
     /// Lines of the block that stand on the terminal.
     n_drawn: usize,
@@ -102,8 +102,9 @@ impl<W: Write> Screen<W> {
         }
     }
 
-    /// How far something is that takes long. On a terminal the line is rewritten; elsewhere it is printed again after a while.
-    pub(crate) fn activity(&mut self, text: &str) {
+    /// How far something is that has taken `elapsed`. On a terminal the line is rewritten; elsewhere it is printed again, the less
+    /// often the longer it takes.
+    pub(crate) fn activity(&mut self, text: &str, elapsed: Duration) {
         let text = text::one_line(text);
         match self.style {
             Style::Live { .. } => {
@@ -113,8 +114,11 @@ impl<W: Write> Screen<W> {
                 }
             }
             Style::Lines => {
-                if self.shown.is_none_or(|shown| shown.elapsed() >= PRINT_EVERY) {
-                    self.shown = Some(Instant::now());
+                // Steps that are soon over have lines of their own.
+                let is_quick = self.history.n_done > 0 && elapsed < PRINT_EVERY;
+                let pause = PRINT_EVERY.max(elapsed / 4);
+                if !is_quick && self.shown.is_none_or(|shown| elapsed - shown >= pause) {
+                    self.shown = Some(elapsed);
                     let mut lines = self.sparse.flush();
                     lines.push(text);
                     self.print(&lines);

@@ -68,7 +68,7 @@ pub(crate) async fn watch<T, W: Write>(
             }
             _ = ticks.tick() => {
                 if started.elapsed() >= PATIENCE {
-                    screen.activity(&watched.describe(started));
+                    screen.activity(&watched.describe(started), started.elapsed());
                 }
             }
         }
