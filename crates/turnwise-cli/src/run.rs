@@ -327,7 +327,12 @@ impl Run {
         )];
         lines.extend(warnings.iter().map(|warning| format!("! {warning}")));
         lines.push(format!("log    {path}"));
-        lines.push(format!("next   turnwise eval --model {} --json", newest.display()));
+        // Of a run that could not learn, its conversations say more than another evaluation.
+        lines.push(if warnings.is_empty() {
+            format!("next   turnwise eval --model {} --json", newest.display())
+        } else {
+            format!("next   turnwise render --rollout {path}/eval-after.jsonl")
+        });
         lines.push(format!("       turnwise play {}", self.session.suite.name()));
         self.screen.finish(&lines);
         Ok(())

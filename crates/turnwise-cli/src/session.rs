@@ -24,6 +24,7 @@ use crate::failure::Failure;
 use crate::form::{Form, Source, Spoken, Wanted};
 use crate::threads::Threads;
 use crate::train::schedule;
+use crate::watch::watch_apart;
 
 /// What a run works with.
 pub(crate) struct Session {
@@ -75,7 +76,7 @@ impl Prepared {
             None => None,
         };
         let (source, decoder) = if let Some(directory) = &directory {
-            (Source::from_directory(directory)?, load(directory)?)
+            (Source::from_directory(directory)?, load(directory).await?)
         } else {
             let (tokenizer, decoder) = Box::pin(make_model(&config, &*suite)).await?;
             (Source::of_tokenizer(tokenizer), decoder)
@@ -306,8 +307,13 @@ fn located(model: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-fn load(directory: &Path) -> Result<Decoder, Failure> {
-    Decoder::from_directory(directory).map_err(|error| Failure::refused_by(&error))
+async fn load(directory: &Path) -> Result<Decoder, Failure> {
+    let path = directory.to_owned();
+    let loading = tokio::task::spawn_blocking(move || Decoder::from_directory(&path));
+    match watch_apart(&format!("loading {}", directory.display()), loading).await {
+        Ok(loaded) => loaded.map_err(|error| Failure::refused_by(&error)),
+        Err(error) => Err(Failure::runtime(&error)),
+    }
 }
 
 /// What trains the model, where the settings want it.

@@ -15,6 +15,7 @@ use crate::estimate;
 use crate::failure::Failure;
 use crate::run::{BEFORE, REFERENCE, Run, begin_again};
 use crate::session::Session;
+use crate::watch::watch_apart;
 
 /// The built-in run of `turnwise try`.
 const TRY: &str = include_str!("try.toml");
@@ -42,7 +43,9 @@ async fn start(loaded: Loaded, arguments: &RunArguments, name: &str) -> Result<(
     let path = wanted.unwrap_or_else(|| next_directory(name));
     RunDirectory::check(&path)?;
     let (session, mut learner) = Session::new(loaded.config, None).await?;
-    learner.check_gradients().await.map_err(|error| Failure::refused_by(&error))?;
+    let checked =
+        watch_apart("checking that every weight gets a gradient", learner.check_gradients());
+    checked.await.map_err(|error| Failure::refused_by(&error))?;
     estimate::check_disk(&session, &path)?;
     let directory = RunDirectory::create(&path)?;
     directory.write("config.toml", &loaded.text)?;

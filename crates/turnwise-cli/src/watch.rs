@@ -1,12 +1,12 @@
 //! Waiting for something long: how far it is, how long it still takes, and what a stop waits for.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use turnwise::rollout::{Meter, StopSignal};
 
-use crate::screen::{Screen, clock};
+use crate::screen::{Plan, Screen, Style, clock};
 
 /// How often the screen is brought up to date.
 const TICK: Duration = Duration::from_millis(250);
@@ -75,12 +75,17 @@ pub(crate) async fn watch<T, W: Write>(
     }
 }
 
+/// The same before a command has a screen: on standard error, since standard output is the result's.
+pub(crate) async fn watch_apart<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let mut screen = Screen::new(io::stderr(), Style::of_errors(), Plan::default());
+    watch(&mut screen, Watched { what, meters: &[] }, &StopSignal::never(), work).await
+}
+
 #[cfg(test)]
 mod tests {
     use turnwise::rollout::stop_signal;
 
     use super::*;
-    use crate::screen::{Plan, Style};
 
     /// What is printed while something with these times goes on: `n` things of three seconds each, and a stop after so many.
     async fn printed(n: u64, stop_after: Option<u64>) -> String {

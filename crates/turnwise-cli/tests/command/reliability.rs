@@ -410,7 +410,16 @@ fn a_full_disk_is_said_and_the_run_goes_on_when_there_is_room() {
 fn a_run_that_cannot_learn_says_so() {
     let home = Home::new();
     // A model that knows nothing, and no warm start: it never answers in the form.
-    let run = home.run("run", &["run.steps=6", "warm_start.steps=0", "rollout.tokens_per_step=0"]);
+    let more = ["run.steps=6", "warm_start.steps=0", "rollout.tokens_per_step=0"];
+    let ended = home.train("run", &more);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let run = home.path("run");
+    let last = &ended.stdout[ended.stdout.find("held-out success 0.000 [").expect("a summary")..];
+    assert!(last.contains("nothing can be learnt"), "{last}");
+    assert!(
+        !last.contains("turnwise eval") && last.contains("turnwise render --rollout"),
+        "{last}"
+    );
     let summary = fs::read_to_string(format!("{run}/summary.json")).unwrap();
     let summary: Value = serde_json::from_str(&summary).unwrap();
     let warnings = summary["warnings"].as_array().unwrap();
