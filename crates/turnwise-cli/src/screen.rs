@@ -117,7 +117,7 @@ impl<W: Write> Screen<W> {
                 // Steps that are soon over have lines of their own.
                 let is_quick = self.history.n_done > 0 && elapsed < PRINT_EVERY;
                 let pause = PRINT_EVERY.max(elapsed / 4);
-                if !is_quick && self.shown.is_none_or(|shown| elapsed - shown >= pause) {
+                if !is_quick && self.shown.is_none_or(|shown| elapsed >= shown + pause) {
                     self.shown = Some(elapsed);
                     let mut lines = self.sparse.flush();
                     lines.push(text);
