@@ -1,5 +1,6 @@
 //! From a TOML file and dotted overrides to the settings of a run, with the place of every mistake.
 
+mod changes;
 mod choices;
 mod defaults;
 mod listing;
@@ -8,13 +9,16 @@ mod schema;
 mod validate;
 
 use std::fs;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
+pub(crate) use changes::{Change, changes};
 pub(crate) use choices::{credit, objective};
 pub(crate) use listing::listing;
 pub(crate) use schema::{Config, EngineName, Model};
 use toml_edit::{Document, Item, TableLike, Value, de};
+use turnwise::training::read_plain;
 use validate::{Impossible, validate};
 
 use crate::failure::Failure;
@@ -29,11 +33,36 @@ pub(crate) struct Loaded {
 
 /// Reads a file and applies overrides `a.b=v` after it.
 pub(crate) fn load(path: &Path, overrides: &[String]) -> Result<Loaded, Failure> {
-    let text = fs::read_to_string(path).map_err(|error| {
+    let text = text_of(path).map_err(|error| {
         Failure::refused(format!("cannot read {}: {error}", path.display()))
             .help("turnwise train CONFIG.toml, where CONFIG.toml may be as short as\n\n[environment]\nname = \"guess\"")
     })?;
     parse(&path.display().to_string(), &text, overrides)
+}
+
+/// Settings that a run wrote, which no pipe or device may stand for.
+pub(crate) fn load_own(path: &Path, overrides: &[String]) -> Result<Loaded, Failure> {
+    let text = read_plain(path, MAX_BYTES)
+        .and_then(as_text)
+        .map_err(|error| Failure::refused(format!("cannot read {}: {error}", path.display())))?;
+    parse(&path.display().to_string(), &text, overrides)
+}
+
+/// Settings are short; a device that never ends is none.
+const MAX_BYTES: u64 = 1 << 24;
+
+/// What a user named may be a pipe, as in `turnwise train <(...)`.
+fn text_of(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other(format!("it is longer than {MAX_BYTES} bytes")));
+    }
+    as_text(bytes)
+}
+
+fn as_text(bytes: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))
 }
 
 /// The same from text. `name` stands in messages.
@@ -168,6 +197,11 @@ fn apply(table: &mut dyn TableLike, argument: &str) -> Result<(), Failure> {
             .help("an override is written table.key=value, as in  train.learning_rate=5e-4")
     };
     let (key, value) = argument.split_once('=').ok_or_else(usage)?;
+    if value.parse::<i64>().is_err() && value.parse::<i128>().is_ok() {
+        return Err(Failure::refused(format!("`{key}` is {value}"))
+            .at(format!("    in {argument}"))
+            .help("use a number of at most 9223372036854775807, the largest that TOML has"));
+    }
     let value = value.parse::<Value>().unwrap_or_else(|_| Value::from(value));
     let mut parts: Vec<&str> = key.split('.').map(str::trim).collect();
     let last = parts.pop().filter(|last| !last.is_empty()).ok_or_else(usage)?;

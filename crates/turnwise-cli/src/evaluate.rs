@@ -1,6 +1,7 @@
 //! `eval`: a model's success on held-out tasks.
 
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use turnwise::rollout::Meter;
@@ -16,6 +17,11 @@ use crate::watch::{Watched, watch};
 use crate::{interrupt, say};
 
 pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
+    // Before the episodes are played: they take long, and would be lost with it.
+    let out = match &arguments.out {
+        Some(path) => Some((path, create(path)?)),
+        None => None,
+    };
     let model = newest(&arguments.model)?;
     let Loaded { config, .. } = load(arguments, &model)?;
     let session = Session::drawing(config, &model).await?;
@@ -34,8 +40,8 @@ pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
         return Err(Failure::new(interrupt::exit_code(), "interrupted"));
     };
     let success = evaluation.success;
-    if let Some(path) = &arguments.out {
-        write(path, &evaluation.trajectories)?;
+    if let Some((path, file)) = out {
+        write(path, file, &evaluation.trajectories)?;
     }
     if arguments.json {
         let json = serde_json::to_string(&success).map_err(|error| Failure::runtime(&error))?;
@@ -71,7 +77,7 @@ fn load(arguments: &EvalArguments, model: &Path) -> Result<Loaded, Failure> {
 }
 
 /// The newest checkpoint, where the model is a run.
-fn newest(model: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn newest(model: &Path) -> Result<PathBuf, Failure> {
     let checkpoints = model.join("checkpoints");
     if !checkpoints.is_dir() || model.join("config.json").exists() {
         return Ok(model.to_owned());
@@ -83,13 +89,43 @@ fn newest(model: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Writes the conversations, a trajectory a line.
-fn write(path: &Path, trajectories: &[Trajectory]) -> Result<(), Failure> {
+/// Makes the file for conversations. One that holds something else is left as it is.
+fn create(path: &Path) -> Result<File, Failure> {
+    let unwritable = |error: &io::Error| {
+        let what = format!("cannot write {}: {error}", path.display());
+        Failure::new(ExitCode::Runtime, what)
+            .help("name a file in a directory that exists with --out FILE")
+    };
+    let mut options = OpenOptions::new();
+    let file = options.create(true).append(true).open(path).map_err(|error| unwritable(&error))?;
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) && !is_of_rollouts(path) {
+        return Err(Failure::refused(format!(
+            "{} holds something else than conversations",
+            path.display()
+        ))
+        .help("name a new file with --out FILE"));
+    }
+    Ok(file)
+}
+
+/// Whether a file is empty, or begins as one of trajectories does.
+fn is_of_rollouts(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return true };
+    let mut begin = [0; 9];
+    let n = io::Read::read(&mut &file, &mut begin).unwrap_or(0);
+    n == 0 || begin == *b"{\"format\""
+}
+
+/// Writes the conversations, a trajectory a line, in the place of those that were there.
+fn write(path: &Path, mut file: File, trajectories: &[Trajectory]) -> Result<(), Failure> {
     let mut lines = Vec::new();
     for trajectory in trajectories {
         write_line(&mut lines, trajectory).map_err(|error| Failure::runtime(&error))?;
     }
-    std::fs::write(path, lines).map_err(|error| {
+    // Neither a pipe nor a terminal can be shortened, and neither needs it.
+    let is_plain = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    let cleared = if is_plain { file.set_len(0) } else { Ok(()) };
+    cleared.and_then(|()| file.write_all(&lines)).map_err(|error| {
         Failure::new(ExitCode::Runtime, format!("cannot write {}: {error}", path.display()))
     })
 }

@@ -4,7 +4,7 @@ mod files;
 mod spoken;
 mod tools;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -13,6 +13,7 @@ use turnwise::chat::{
     TemplateSettings, Thinking, Tokenizer, ToolPrompt, Trust,
 };
 use turnwise::rollout::Renderer;
+use turnwise::training::Checkpoints;
 use turnwise::trajectory::TokenId;
 
 use crate::arguments::TemplateName;
@@ -119,6 +120,14 @@ pub(crate) fn of_file(file: &Path) -> Result<Texts, Failure> {
     Ok(Source::from_file(file)?.texts)
 }
 
+/// The newest checkpoint in a run, or in its `checkpoints`.
+fn checkpoint_in(directory: &Path) -> Option<PathBuf> {
+    [directory.join("checkpoints"), directory.to_owned()]
+        .into_iter()
+        .find_map(|directory| Checkpoints::new(directory, 0).newest().ok()?)
+        .map(|newest| newest.directory)
+}
+
 impl<'a> Source<'a> {
     /// What the settings of its run ask for; nothing without one.
     pub(crate) fn wanted(&self) -> Wanted {
@@ -128,8 +137,11 @@ impl<'a> Source<'a> {
     pub(crate) fn from_directory(directory: &'a Path) -> Result<Self, Failure> {
         let shown = directory.display();
         if !directory.join("tokenizer.json").is_file() {
-            return Err(Failure::refused(format!("there is no tokenizer.json in {shown}"))
-                .help("name a model directory, such as a checkpoint of a run"));
+            let failure = Failure::refused(format!("there is no tokenizer.json in {shown}"));
+            return Err(failure.help(match checkpoint_in(directory) {
+                Some(checkpoint) => format!("a checkpoint is a model: {}", checkpoint.display()),
+                None => "name a model directory, such as a checkpoint of a run".to_owned(),
+            }));
         }
         let tokenizer = Tokenizer::from_directory(directory);
         let tokenizer = Arc::new(tokenizer.map_err(|error| Failure::refused_by(&error))?);

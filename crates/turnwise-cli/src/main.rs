@@ -16,6 +16,7 @@ mod lab;
 mod log;
 mod play;
 mod render;
+mod resume;
 mod run;
 mod score;
 mod screen;
@@ -57,7 +58,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Try(arguments) => train::try_it(&arguments).await,
         Command::Train { config, run } => train::train(&config, &run).await,
         Command::Resume { run_dir, json, steps } => {
-            Box::pin(train::resume(&run_dir, json, steps)).await
+            Box::pin(resume::resume(&run_dir, json, steps)).await
         }
         Command::Config { settings, model } => print_config(&settings, model.as_deref()),
         Command::Eval(arguments) => evaluate::evaluate(&arguments).await,

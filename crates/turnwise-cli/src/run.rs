@@ -171,10 +171,17 @@ impl Run {
     /// trainer holds.
     pub(crate) fn goes_on_at(&mut self, step: u64) -> Result<(), Failure> {
         self.saved = Some(step);
+        let mut n_found = 0;
         for row in self.directory.metrics()? {
             if row["step"].as_u64().is_some_and(|of_row| of_row < step) {
+                n_found += 1;
                 self.advice.read(&Step::of_row(&row), &self.session.config);
             }
+        }
+        if n_found < step {
+            let (path, lost) = (self.directory.path().display(), step - n_found);
+            let text = format!("! {path}/metrics.jsonl lacks {lost} of the {step} steps before");
+            self.screen.note(&text);
         }
         Ok(())
     }
@@ -183,7 +190,7 @@ impl Run {
     pub(crate) async fn finish(
         mut self,
         mut trainer: Trainer<CandleLearner>,
-        before: SuccessRate,
+        before: Option<SuccessRate>,
     ) -> Result<(), Failure> {
         self.catch_up(&mut trainer).await?;
         while trainer.next_step() < self.session.config.run.steps {
@@ -308,7 +315,7 @@ impl Run {
     fn summarise(
         mut self,
         step: u64,
-        before: SuccessRate,
+        before: Option<SuccessRate>,
         after: SuccessRate,
     ) -> Result<(), Failure> {
         let seconds = self.started.elapsed().as_secs_f64();
@@ -322,7 +329,7 @@ impl Run {
             self.checkpoints.newest()?.map_or_else(PathBuf::new, |checkpoint| checkpoint.directory);
         let mut lines = vec![format!(
             "held-out success {} -> {}   in {seconds:.0} s",
-            percent(&before),
+            before.as_ref().map_or_else(|| "unknown".to_owned(), percent),
             percent(&after)
         )];
         lines.extend(warnings.iter().map(|warning| format!("! {warning}")));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use turnwise::candle::{
     CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
-    ModelError, locate,
+    ModelError, TrainingPlan, locate,
 };
 use turnwise::chat::{MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
@@ -17,7 +17,7 @@ use turnwise::training::{
 };
 use turnwise::trajectory::Sampling;
 
-use crate::config::{Config, credit, objective};
+use crate::config::{Config, EngineName, credit, objective};
 use crate::engine;
 use crate::environments;
 use crate::failure::Failure;
@@ -414,12 +414,27 @@ async fn check_tools(form: &Form, suite: &dyn Suite, seed: u64) -> Result<(), Fa
 fn check_context(config: &Config, decoder: &Decoder) -> Result<(), Failure> {
     let (wanted, has) = (config.limits.max_context_tokens, decoder.config().max_positions);
     if wanted <= has {
-        return Ok(());
+        return check_cache(config, decoder.config());
     }
     Err(Failure::refused(format!(
         "`limits.max_context_tokens` = {wanted}, but the model has {has} positions"
     ))
     .help(format!("set limits.max_context_tokens = {has}, or pick a model with a longer context")))
+}
+
+/// An episode whose keys and values do not fit would break whenever it is tried.
+fn check_cache(config: &Config, shape: &DecoderConfig) -> Result<(), Failure> {
+    let (limit, length) = (config.engine.max_kv_bytes, config.limits.max_context_tokens);
+    let plan =
+        TrainingPlan { kv_tokens: length, max_kv_bytes: u64::MAX, ..TrainingPlan::default() };
+    let needed = shape.training_memory(&plan).kv;
+    if needed <= limit || config.rollout.engine != EngineName::Candle {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "`engine.max_kv_bytes` = {limit} is too little for one episode: limits.max_context_tokens = {length} takes {needed}"
+    ))
+    .help(format!("set engine.max_kv_bytes to {needed} or more, or lower limits.max_context_tokens")))
 }
 
 fn check_vocabulary(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<(), Failure> {

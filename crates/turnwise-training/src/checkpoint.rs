@@ -136,7 +136,7 @@ impl Checkpoints {
         let state: State =
             serde_json::from_slice(&json).map_err(|error| content(error.to_string()))?;
         trainer.learner().load(directory, state.version).await?;
-        trainer.restore(state.trainer).map_err(|error| content(error.to_string()))?;
+        trainer.restore(state.trainer).map_err(|error| content(with_causes(&error)))?;
         Ok(Some(checkpoint))
     }
 
@@ -277,6 +277,17 @@ pub async fn save_weights<L: Learner>(
 pub fn verify_weights(directory: &Path) -> Result<(), CheckpointError> {
     let verified = Manifest::read(directory).and_then(|manifest| manifest.verify(directory));
     verified.map_err(|reason| CheckpointError::Content { directory: directory.to_owned(), reason })
+}
+
+/// An error and its causes on one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn name_of(step: u64) -> String {

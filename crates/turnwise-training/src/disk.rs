@@ -1,7 +1,7 @@
 //! What the file system is asked beyond `std::fs`.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 /// The bytes that a user may still write where a path is, or will be; `None` where the system does not say.
@@ -59,4 +59,21 @@ pub(crate) fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<F
         options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
     }
     options.open(path)
+}
+
+/// Reads a file of a run directory, of at most `most` bytes. A pipe or a device in its place is refused: reading it would
+/// block or never end.
+///
+/// # Errors
+/// When it is no plain file, is longer, or cannot be read.
+pub fn read_plain(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no plain file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::other(format!("it is longer than {most} bytes")));
+    }
+    Ok(bytes)
 }

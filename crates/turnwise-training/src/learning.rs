@@ -62,17 +62,20 @@ impl<L: Learner> Learning<L> {
         Ok(report)
     }
 
-    /// Makes the new weights the policy's, and has the policy show that it has them.
+    /// Makes the new weights the policy's, and has the policy show that it has them, with at most `longest` tokens in all.
     pub(crate) async fn publish(
         &mut self,
         policy: &dyn Policy,
         trained: &[Trajectory],
         canary: Option<Canary>,
+        longest: usize,
     ) -> Result<Option<f64>, TrainError> {
         self.learner.publish().await?;
         let prompt = trained.iter().find_map(first_prompt);
         match (canary, prompt) {
-            (Some(canary), Some(prompt)) => {
+            (Some(canary), Some(prompt)) if prompt.len() < longest => {
+                let tokens = canary.tokens.min(longest - prompt.len());
+                let canary = Canary { tokens, ..canary };
                 Ok(canary.check(policy, &mut self.learner, &prompt).await?)
             }
             _ => Ok(None),

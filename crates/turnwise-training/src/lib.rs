@@ -52,7 +52,7 @@ pub use credit::{
 };
 pub use curriculum::Curriculum;
 pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};
-pub use disk::free_bytes;
+pub use disk::{free_bytes, read_plain};
 pub use error::TrainError;
 pub use evaluate::{Evaluated, Evaluation, EvaluationSettings, evaluate};
 pub use interval::SuccessRate;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use turnwise_trajectory::write_line;
 
-use crate::disk::open_plain;
+use crate::disk::{open_plain, read_plain};
 use crate::json_lines::JsonLines;
 use crate::manifest::entries;
 use crate::{Checkpoints, StepReport, SuccessRate, credit_records};
@@ -35,8 +35,8 @@ pub struct RunDirectory {
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Held-out success before reinforcement learning, after the warm start.
-    pub eval_before: SuccessRate,
+    /// Held-out success before reinforcement learning, after the warm start; `None` where it was lost.
+    pub eval_before: Option<SuccessRate>,
     /// Held-out success at the end.
     pub eval_after: SuccessRate,
     /// Wall time, in seconds.
@@ -90,7 +90,7 @@ impl RunDirectory {
     /// When there is no run, or another process is at it.
     pub fn resume(path: &Path) -> Result<Self, RunDirectoryError> {
         check_name(path)?;
-        if !path.join(METRICS).exists() {
+        if !OF_A_RUN.iter().any(|name| path.join(name).exists()) {
             return Err(RunDirectoryError::NotARun { path: path.to_owned() });
         }
         let lock = lock(path)?;
@@ -104,29 +104,28 @@ impl RunDirectory {
     fn open_files(path: &Path, lock: File, resumes: u64) -> Result<Self, RunDirectoryError> {
         Ok(Self {
             path: path.to_owned(),
-            metrics: JsonLines::open(&path.join(METRICS)).at(path)?,
-            events: JsonLines::open(&path.join(EVENTS)).at(path)?,
+            metrics: JsonLines::open(&path.join(METRICS)).at(&path.join(METRICS))?,
+            events: JsonLines::open(&path.join(EVENTS)).at(&path.join(EVENTS))?,
             resumes,
             _lock: lock,
         })
     }
 
-    /// Everything that was written to `events.jsonl`.
+    /// Everything that was written to `events.jsonl`; a line that is damaged is left out.
     ///
     /// # Errors
     /// When the file cannot be read.
     pub fn events(&self) -> Result<Vec<Value>, RunDirectoryError> {
-        let text = fs::read_to_string(self.path.join(EVENTS)).at(&self.path)?;
-        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+        read_lines(&self.path.join(EVENTS))
     }
 
-    /// The numbers of every step in `metrics.jsonl`, in order. Of a step that was repeated after a resumption, the last line.
+    /// The numbers of every step in `metrics.jsonl`, in order; a line that is damaged is left out. Of a step that was repeated
+    /// after a resumption, the last line.
     ///
     /// # Errors
     /// When the file cannot be read.
     pub fn metrics(&self) -> Result<Vec<Value>, RunDirectoryError> {
-        let text = fs::read_to_string(self.path.join(METRICS)).at(&self.path)?;
-        let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let rows = read_lines(&self.path.join(METRICS))?.into_iter();
         let steps: BTreeMap<u64, Value> =
             rows.filter_map(|row| Some((row["step"].as_u64()?, row))).collect();
         Ok(steps.into_values().collect())
@@ -149,7 +148,8 @@ impl RunDirectory {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, name: &str, content: &str) -> Result<(), RunDirectoryError> {
-        replace(&self.path.join(name), content.as_bytes()).at(&self.path)
+        let path = self.path.join(name);
+        replace(&path, content.as_bytes()).at(&path)
     }
 
     /// Appends the numbers of a step to `metrics.jsonl`.
@@ -161,7 +161,7 @@ impl RunDirectory {
         line.insert("step".to_owned(), json!(report.step));
         line.insert("resume".to_owned(), json!(self.resumes));
         line.extend(report.metrics.iter().map(|(name, value)| (name.to_owned(), number(value))));
-        self.metrics.append(&Value::Object(line)).at(&self.path)
+        self.metrics.append(&Value::Object(line)).at(&self.path.join(METRICS))
     }
 
     /// Appends to `events.jsonl`: what happened, and what there is to say about it.
@@ -174,7 +174,7 @@ impl RunDirectory {
         mut details: Map<String, Value>,
     ) -> Result<(), RunDirectoryError> {
         details.insert("event".to_owned(), json!(event));
-        self.events.append(&Value::Object(details)).at(&self.path)
+        self.events.append(&Value::Object(details)).at(&self.path.join(EVENTS))
     }
 
     /// Writes what a step trained on, at most `n` episodes: their trajectories to `rollouts/`, and what their credit is made
@@ -195,8 +195,11 @@ impl RunDirectory {
             credit.push(b'\n');
         }
         let name = format!("step-{:06}.jsonl", report.step);
-        replace(&self.path.join(ROLLOUTS).join(&name), &rollouts).at(&self.path)?;
-        replace(&self.path.join(CREDIT).join(&name), &credit).at(&self.path)
+        for (folder, lines) in [(ROLLOUTS, rollouts), (CREDIT, credit)] {
+            let path = self.path.join(folder).join(&name);
+            replace(&path, &lines).at(&path)?;
+        }
+        Ok(())
     }
 
     /// Writes `summary.json`.
@@ -216,6 +219,9 @@ const CREDIT: &str = "credit";
 const CHECKPOINTS: &str = "checkpoints";
 const SUMMARY: &str = "summary.json";
 const LOCK: &str = "lock";
+
+/// A directory with one of these holds a run, also when the others were lost.
+const OF_A_RUN: [&str; 3] = [METRICS, "run.toml", CHECKPOINTS];
 
 /// Every name that a run may have written before its first checkpoint.
 const OWN: [&str; 10] = [
@@ -257,6 +263,13 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&staging, path)
+}
+
+/// The values of a log line by line. A disk that failed, or a hand, may have left lines that are no JSON: the others still count.
+fn read_lines(path: &Path) -> Result<Vec<Value>, RunDirectoryError> {
+    let bytes = read_plain(path, u64::MAX).at(path)?;
+    let lines = bytes.split(|byte| *byte == b'\n');
+    Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
 /// Counts are written as whole numbers.
@@ -334,9 +347,9 @@ pub enum RunDirectoryError {
         holder: String,
     },
     /// The file system.
-    #[error("use the run directory {}", path.display())]
+    #[error("read or write {}", path.display())]
     Io {
-        /// The directory.
+        /// The directory, or the file in it.
         path: PathBuf,
         /// Why.
         #[source]

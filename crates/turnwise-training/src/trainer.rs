@@ -304,7 +304,9 @@ impl<L: Learner> Trainer<L> {
             return Ok(());
         }
         let policy = self.scheduler.policy().clone();
-        let canary = self.learning.publish(&*policy, trainable, self.settings.canary).await?;
+        let longest = self.settings.rollout.limits.max_context_tokens;
+        let canary = self.settings.canary;
+        let canary = self.learning.publish(&*policy, trainable, canary, longest).await?;
         report.canary = canary;
         let version = self.learning.learner.version();
         self.scheduler.published(version, trainable.len() as u64).await;

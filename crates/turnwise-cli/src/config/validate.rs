@@ -51,7 +51,7 @@ fn check_sizes(config: &Config) -> Result<(), Impossible> {
         episodes > MAX_EPISODES,
         "rollout.groups_per_step",
         || format!("times group_size is {episodes} episodes at once"),
-        "use at most 1,000,000 episodes a step",
+        "use at most 131,072 episodes a step",
     )?;
     let model = &config.model;
     let attention = model.head_dim * (2 * model.n_heads + 2 * model.n_kv_heads);
@@ -65,8 +65,8 @@ fn check_sizes(config: &Config) -> Result<(), Impossible> {
     )
 }
 
-/// Episodes of a step.
-const MAX_EPISODES: usize = 1_000_000;
+/// Episodes of a step, which are in memory at the same time: a small one takes 50 kB.
+const MAX_EPISODES: usize = 131_072;
 /// Weights of a model that is made: 16 GB.
 const MAX_WEIGHTS: usize = 4_000_000_000;
 

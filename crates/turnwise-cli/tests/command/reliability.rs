@@ -462,3 +462,166 @@ fn a_run_says_beforehand_what_it_takes() {
     let first = ended.stdout.find("a step takes about").expect("it is there");
     assert!(first < ended.stdout.find("step 1/1").expect("a step"), "{}", ended.stdout);
 }
+
+/// Replaces a line of the settings that a run wrote.
+fn edit(run: &str, from: &str, to: &str) {
+    let path = format!("{run}/run.toml");
+    let settings = fs::read_to_string(&path).unwrap();
+    assert!(settings.contains(from), "{from}: {settings}");
+    fs::write(&path, settings.replace(from, to)).unwrap();
+}
+
+/// What was edited before a resume is either followed and said, or refused; nothing is passed over.
+#[test]
+fn settings_that_were_edited_before_a_resume_are_followed_and_said_or_refused() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=4"]);
+    let saved = fs::read_to_string(format!("{run}/run.toml")).unwrap();
+    let refused = [
+        ("\nhidden_size = 16", "\nhidden_size = 32", "model.hidden_size was 16 and is 32"),
+        ("\nn_layers = 1", "\nn_layers = 2", "model.n_layers was 1 and is 2"),
+        ("\nvocab_size = 300", "\nvocab_size = 310", "model.vocab_size was 300 and is 310"),
+        ("[model]\n", "[model]\ndirectory = \"x\"\n", "model.directory was left out and is"),
+        ("\nbeta = 0.0", "\nbeta = 0.1", "kept no reference policy for objective.kl.beta"),
+        ("\ntemperature = 1.0", "\ntemperature = 0.5", "rollout.temperature was 1.0 and is 0.5"),
+        (
+            "\nmax_observation_tokens = 8192",
+            "\nmax_observation_tokens = 16",
+            "model.max_observation_tokens was 8192 and is 16",
+        ),
+        ("\nspan = 6", "\nspan = 9", "environment.options.span was 6 and is 9"),
+    ];
+    for (from, to, wanted) in refused {
+        edit(&run, from, to);
+        let ended = resume(&run, &["--steps", "6"]);
+        assert_eq!(ended.code, 2, "{to}: {}", ended.stderr);
+        assert!(ended.stderr.contains(wanted), "{to}: {}", ended.stderr);
+        fs::write(format!("{run}/run.toml"), &saved).unwrap();
+    }
+    edit(&run, "\nseed = 1", "\nseed = 2");
+    edit(&run, "\n[warm_start]\nsteps = 20", "\n[warm_start]\nsteps = 30");
+    let ended = resume(&run, &["--steps", "6"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stdout.contains("run.seed was 1 and is 2: from here on"), "{}", ended.stdout);
+    let said = "warm_start.steps was 20 and is 30: a run reads it at its start alone";
+    assert!(ended.stdout.contains(said), "{}", ended.stdout);
+    // The checkpoint has them now.
+    let ended = resume(&run, &["--steps", "8"]);
+    assert!(!ended.stdout.contains(" was "), "{}", ended.stdout);
+}
+
+/// A log that is damaged or lost costs its lines, and not the run.
+#[test]
+fn a_run_goes_on_without_what_was_lost_of_its_logs() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=4"]);
+    for file in ["metrics.jsonl", "events.jsonl"] {
+        let path = format!("{run}/{file}");
+        let mut bytes = fs::read(&path).unwrap();
+        let second = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        bytes[second] = 0xff;
+        fs::write(&path, bytes).unwrap();
+    }
+    let ended = resume(&run, &["--steps", "6"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stdout.contains("metrics.jsonl lacks 1 of the 4 steps"), "{}", ended.stdout);
+    for file in ["metrics.jsonl", "events.jsonl", "eval-before.json"] {
+        fs::remove_file(format!("{run}/{file}")).unwrap();
+    }
+    let ended = resume(&run, &["--steps", "8"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stdout.contains("eval-before.json cannot be read"), "{}", ended.stdout);
+    let summary = fs::read_to_string(format!("{run}/summary.json")).unwrap();
+    assert!(summary.contains("\"eval_before\": null"), "{summary}");
+}
+
+/// A file that cannot be used is named, and nothing waits for a pipe or reads a device to its end.
+#[test]
+fn files_of_a_run_that_cannot_be_used_are_named_with_what_helps() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=2"]);
+    let settings = format!("{run}/run.toml");
+    let copy = format!("cp {run}/checkpoints/step-000002/turnwise.toml {settings}");
+    let saved = fs::read(&settings).unwrap();
+    let damage: [&dyn Fn(); 5] = [
+        &|| (),
+        &|| symlink("/dev/zero", &settings).unwrap(),
+        &|| assert!(Command::new("mkfifo").arg(&settings).status().unwrap().success()),
+        &|| fs::write(&settings, b"seed = \xff").unwrap(),
+        &|| fs::write(&settings, "[run\n").unwrap(),
+    ];
+    for (number, damage) in damage.into_iter().enumerate() {
+        fs::remove_file(&settings).unwrap();
+        damage();
+        let ended = resume(&run, &["--steps", "4"]);
+        assert_eq!(ended.code, 2, "{number}: {}", ended.stderr);
+        assert!(ended.stderr.contains(&settings), "{number}: {}", ended.stderr);
+        assert!(ended.stderr.contains(&copy), "{number}: {}", ended.stderr);
+        let _ = fs::remove_file(&settings);
+        fs::write(&settings, &saved).unwrap();
+    }
+    let before = format!("{run}/eval-before.json");
+    fs::remove_file(&before).unwrap();
+    assert!(Command::new("mkfifo").arg(&before).status().unwrap().success());
+    let after = format!("{run}/eval-after.jsonl");
+    fs::remove_file(&after).unwrap();
+    fs::create_dir(&after).unwrap();
+    let ended = resume(&run, &["--steps", "4"]);
+    assert!(ended.stdout.contains("eval-before.json cannot be read"), "{}", ended.stdout);
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("eval-after.jsonl"), "{}", ended.stderr);
+    let ended = turnwise(&["train", "/dev/zero"], "");
+    assert!(ended.stderr.contains("/dev/zero: it is longer than"), "{}", ended.stderr);
+    let ended = resume(&format!("{run}/checkpoints/step-000002"), &[]);
+    assert!(ended.stderr.contains(&format!("turnwise resume {run}")), "{}", ended.stderr);
+    let ended = turnwise(&["config", "--model", &run], "");
+    assert!(ended.stderr.contains("a checkpoint is a model: "), "{}", ended.stderr);
+}
+
+/// Conversations are not played for nothing, and not written over something else.
+#[test]
+fn a_file_for_conversations_is_made_before_they_are_played() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=1"]);
+    let settings = format!("{run}/run.toml");
+    let saved = fs::read(&settings).unwrap();
+    let ended = turnwise(&["eval", "--model", &run, "--out", &settings], "");
+    assert_eq!(ended.code, 2, "{}", ended.stderr);
+    assert!(ended.stderr.contains("holds something else than conversations"), "{}", ended.stderr);
+    assert_eq!(fs::read(&settings).unwrap(), saved);
+    // Were they played first, this would take minutes.
+    let nowhere = home.path("nowhere/played.jsonl");
+    let much = ["eval", "--model", &run, "--out", &nowhere, "eval.episodes=100000"];
+    let ended = turnwise(&much, "");
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains(&nowhere), "{}", ended.stderr);
+    let out = home.path("played.jsonl");
+    for episodes in ["eval.episodes=6", "eval.episodes=3"] {
+        let ended = turnwise(&["eval", "--model", &run, "--out", &out, episodes], "");
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+    }
+    assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), 3);
+}
+
+/// Settings that could only fail later are refused, or fit themselves to the model.
+#[test]
+fn settings_that_do_not_go_together_are_refused_before_a_run_begins() {
+    let home = Home::new();
+    let ended = home.train("cache", &["engine.max_kv_bytes=1000"]);
+    assert_eq!(ended.code, 2, "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("`engine.max_kv_bytes` = 1000 is too little"),
+        "{}",
+        ended.stderr
+    );
+    assert!(!Path::new(&home.path("cache")).exists());
+    // More than the context leaves room for.
+    home.run("canary", &["run.steps=2", "train.canary.tokens=4096"]);
+    for seed in ["9223372036854775808", "18446744073709551615"] {
+        let ended = home.train("seed", &["--seed", seed]);
+        assert_eq!(ended.code, 2);
+        assert!(ended.stderr.contains(&format!("`run.seed` is {seed}")), "{}", ended.stderr);
+    }
+    let ended = home.train("many", &["rollout.groups_per_step=65536", "rollout.group_size=4"]);
+    assert!(ended.stderr.contains("262144 episodes at once"), "{}", ended.stderr);
+}

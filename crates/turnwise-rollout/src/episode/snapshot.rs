@@ -103,8 +103,13 @@ impl Episode {
             snapshot;
         is_of(&state.identity, tasks)?;
         let now = Factory::of(factory);
+        if now.renderer != before.renderer {
+            let (was, is) = (&before.renderer, &now.renderer);
+            return Err(refused(format!("its prompts were rendered by `{was}`, not by `{is}`")));
+        }
         if now != before {
-            return Err(refused(format!("its tokens are of {before:?}, not of {now:?}")));
+            let (was, is) = (&before.sampling, &now.sampling);
+            return Err(refused(format!("its tokens were sampled with {was:?}, not with {is:?}")));
         }
         state.validate().and_then(|()| limits.validate()).map_err(RestoreError::State)?;
         let environment = caught(|| tasks.environment(state.identity.task_index))

@@ -1,0 +1,235 @@
+//! `resume`: how a run goes on.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+use turnwise::candle::CandleLearner;
+use turnwise::training::{
+    Checkpoint, CheckpointError, Decay, Learner, RunDirectory, SuccessRate, read_plain,
+    verify_weights,
+};
+
+use crate::config::{self, Change, Config, Loaded};
+use crate::failure::Failure;
+use crate::run::{BEFORE, REFERENCE, Run, begin_again};
+use crate::session::{SETTINGS as OF_CHECKPOINT, Session};
+use crate::train::{SETTINGS, schedule};
+
+/// Goes on with a stopped run.
+pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failure> {
+    let started = Instant::now();
+    let directory = RunDirectory::resume(path).map_err(|error| in_its_run(path, error.into()))?;
+    let checkpoints = directory.checkpoints(0);
+    checkpoints.sweep()?;
+    let Some(newest) = checkpoints.newest()? else {
+        let shown = path.display().to_string();
+        return Err(Failure::refused(format!("{shown} stopped before its first checkpoint"))
+            .help(begin_again(&shown)));
+    };
+    let Settings { config, written, of_checkpoint, changes } = settings(path, &newest, steps)?;
+    if is_over(&directory, &newest, &config, steps)? {
+        return crate::say(&format!(
+            "going on at step {} of {}: nothing is left to do\nnext   turnwise resume {} --steps N, with a larger N\n",
+            newest.step,
+            config.run.steps,
+            path.display()
+        ));
+    }
+    let (session, learner) = reopen(config, path, &newest.directory).await?;
+    let mut trainer = session.trainer(learner)?;
+    checkpoints.load(&mut trainer).await.map_err(|error| put_back(error, &changes))?;
+    let mut run = Run::new(session, directory, json, started);
+    run.goes_on_at(newest.step)?;
+    for note in &newest.notes {
+        run.screen.note(&format!("! {note}"));
+    }
+    for note in changes.iter().map(note) {
+        run.screen.note(&note);
+    }
+    say_rate(&mut run, &of_checkpoint, newest.step);
+    if run.session.config.run.steps != written.run.steps {
+        // The next process has to know it too.
+        let text = run.session.resolved().map_err(|error| Failure::runtime(&error))?;
+        run.directory.write(SETTINGS, &text)?;
+    }
+    let snapshot = trainer.snapshot().await;
+    let partial = snapshot.pool();
+    run.screen.note(&format!(
+        "going on at step {} of {}: {} suspended episodes continue, {} start anew",
+        newest.step,
+        run.session.config.run.steps,
+        partial.n_continuing(),
+        partial.n_restarting()
+    ));
+    run.directory
+        .write_event("resume", Map::from_iter([("step".to_owned(), json!(newest.step))]))?;
+    let before = recall(path, &mut run);
+    run.finish(trainer, before).await
+}
+
+/// The settings of a run that goes on.
+struct Settings {
+    config: Config,
+    /// As `run.toml` has them, without what the command line says.
+    written: Config,
+    /// As the checkpoint has them.
+    of_checkpoint: Config,
+    /// What was written differently since, the number of steps left out.
+    changes: Vec<Change>,
+}
+
+fn settings(run: &Path, newest: &Checkpoint, steps: Option<u64>) -> Result<Settings, Failure> {
+    let path = run.join(SETTINGS);
+    let copy = newest.directory.join(OF_CHECKPOINT);
+    let of_checkpoint = config::load_own(&copy, &[]).map(|loaded| loaded.config);
+    let written = config::load_own(&path, &[]).map_err(|failure| match &of_checkpoint {
+        Ok(_) => failure.also(format!(
+            "the newest checkpoint has the settings it was made with:  cp {} {}",
+            copy.display(),
+            path.display()
+        )),
+        Err(_) => failure,
+    })?;
+    let written = written.config;
+    let overrides: Vec<String> =
+        steps.map(|steps| format!("run.steps={steps}")).into_iter().collect();
+    let Loaded { config, .. } = config::load_own(&path, &overrides)?;
+    let of_checkpoint = of_checkpoint.unwrap_or_else(|_| written.clone());
+    let mut changes = config::changes(&of_checkpoint, &written);
+    changes.retain(|change| change.key != "run.steps");
+    let is_moved_base = |change: &Change| change.key == "model.directory";
+    let of_weights = |change: &&Change| {
+        change.is_of_the_weights() && !(is_moved_base(change) && written.model.lora.is_some())
+    };
+    if let Some(change) = changes.iter().find(of_weights) {
+        let weights = newest.directory.display();
+        return Err(Failure::refused(format!(
+            "{}: {}, and the weights of {weights} cannot follow",
+            path.display(),
+            change.describe()
+        ))
+        .help(format!(
+            "put it back, or start a new run from these weights with\nturnwise train CONFIG.toml model.directory={weights}"
+        )));
+    }
+    Ok(Settings { config, written, of_checkpoint, changes })
+}
+
+/// What a change of the settings does.
+fn note(change: &Change) -> String {
+    let what = change.describe();
+    if change.is_of_the_start() {
+        format!("! {what}: a run reads it at its start alone, so that it changes nothing")
+    } else {
+        format!("! {what}: from here on, the run is another than it was begun as")
+    }
+}
+
+/// A checkpoint that does not fit the settings: they may be what has to be put back.
+fn put_back(error: CheckpointError, changes: &[Change]) -> Failure {
+    let is_of_content = matches!(error, CheckpointError::Content { .. });
+    let failure = Failure::from(error);
+    if !is_of_content || changes.is_empty() {
+        return failure;
+    }
+    let changes: Vec<String> = changes.iter().map(Change::describe).collect();
+    failure.also(format!(
+        "the settings are not those of the checkpoint; put back what matters:\n{}",
+        changes.join("\n")
+    ))
+}
+
+/// Leads from a directory inside of a run to the run.
+fn in_its_run(path: &Path, failure: Failure) -> Failure {
+    let is_run = |path: &&Path| path.join(SETTINGS).is_file();
+    match path.ancestors().skip(1).take(2).find(is_run) {
+        Some(run) if run.as_os_str().is_empty() => {
+            failure.help("resume the run  turnwise resume .")
+        }
+        Some(run) => failure.help(format!("resume the run  turnwise resume {}", run.display())),
+        None => failure,
+    }
+}
+
+/// Whether the run has come to its end, its last evaluation included.
+fn is_over(
+    directory: &RunDirectory,
+    newest: &Checkpoint,
+    config: &Config,
+    steps: Option<u64>,
+) -> Result<bool, Failure> {
+    if let Some(steps) = steps.filter(|steps| *steps < newest.step) {
+        let step = newest.step;
+        return Err(Failure::refused(format!(
+            "--steps {steps}: the run is at step {step} already"
+        ))
+        .help("name a later step, or leave --steps out"));
+    }
+    let is_end = |event: &Value| event["event"] == "end" && event["step"] == newest.step;
+    Ok(newest.step >= config.run.steps && directory.events()?.iter().any(is_end))
+}
+
+/// Says what another number of steps does to a learning rate that decays.
+fn say_rate(run: &mut Run, before: &Config, step: u64) {
+    let config = &run.session.config;
+    let rate = |config: &Config| schedule(config).at(step);
+    let (was, is) = (rate(before), rate(config));
+    if config.run.steps != before.run.steps && config.train.decay != Decay::Constant {
+        run.screen.note(&format!(
+            "! the learning rate decays to step {} instead of {}: at step {step} it is {is:.2e} instead of {was:.2e}",
+            run.session.config.run.steps, before.run.steps
+        ));
+    }
+}
+
+/// The parts of a run that goes on. The checkpoint's weights are loaded later; the reference policy has to be there before.
+async fn reopen(
+    config: Config,
+    run: &Path,
+    checkpoint: &Path,
+) -> Result<(Session, CandleLearner), Failure> {
+    let (reference, needs_reference) = (run.join(REFERENCE), config.objective.kl.beta > 0.0);
+    if needs_reference && !reference.exists() {
+        let what = format!("{} kept no reference policy for objective.kl.beta", run.display());
+        return Err(Failure::refused(what).help(
+            "only a run that began with a penalty has one: set objective.kl.beta = 0, or start a new run",
+        ));
+    }
+    if needs_reference {
+        verify_weights(&reference)?;
+    }
+    if config.model.lora.is_some() {
+        // Adapters go on from the model that they were begun on, which the settings name.
+        let (session, mut learner) = Session::new(config, None).await?;
+        if needs_reference {
+            let loaded = learner.load(&reference, learner.version()).await;
+            loaded.map_err(|error| Failure::runtime(&error))?;
+            learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
+        }
+        return Ok((session, learner));
+    }
+    if !needs_reference {
+        return Session::new(config, Some(checkpoint)).await;
+    }
+    let (session, learner) = Session::new(config, Some(&reference)).await?;
+    learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
+    Ok((session, learner))
+}
+
+/// The success before training; a run goes on without it where the file was lost.
+fn recall(path: &Path, run: &mut Run) -> Option<SuccessRate> {
+    let path = path.join(BEFORE);
+    let read = read_plain(&path, 1 << 16)
+        .and_then(|json| serde_json::from_slice(&json).map_err(std::io::Error::from));
+    match read {
+        Ok(before) => Some(before),
+        Err(error) => {
+            run.screen.note(&format!(
+                "! {} cannot be read, so that the summary has no success before training: {error}",
+                path.display()
+            ));
+            None
+        }
+    }
+}
