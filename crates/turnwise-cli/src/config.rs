@@ -123,6 +123,12 @@ fn describe(error: &Misread) -> String {
             table => format!("{what} in `{table}`"),
         };
     }
+    if first == "invalid type: unit variant, expected newtype variant" {
+        return format!(
+            "`{}` needs settings of its own: a table, as in {{name = {{…}}}}",
+            error.path()
+        );
+    }
     match (first.strip_prefix("unknown field "), first.split_once(", expected")) {
         (Some(rest), _) => {
             format!("unknown key {}", rest.split_once(',').map_or(rest, |(key, _)| key))

@@ -2,14 +2,17 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
+use std::path::Path;
 
 use turnwise::candle::ModelError;
 use turnwise::rollout::RolloutError;
 use turnwise::training::{
-    CanaryError, CheckpointError, LearnerError, RunDirectoryError, TrainError,
+    CanaryError, CheckpointError, Checkpoints, LearnerError, RunDirectoryError, TrainError,
 };
 use turnwise::trajectory::InfraReason;
 
+use crate::run::begin_again;
 use crate::screen::text::presentable;
 
 /// The exit codes of every command.
@@ -89,6 +92,23 @@ impl Failure {
         self
     }
 
+    /// Puts the run's directory into the help; a run without a checkpoint begins again instead of going on.
+    pub(crate) fn in_run(mut self, path: &Path) -> Self {
+        let Some(help) = self.help.take_if(|help| help.contains(RESUME)) else { return self };
+        let shown = path.display().to_string();
+        let go_on = if Checkpoints::new(path.join("checkpoints"), 0)
+            .newest()
+            .is_ok_and(|newest| newest.is_some())
+        {
+            help.replace(RESUME, &format!("turnwise resume {shown}"))
+        } else {
+            let begin = begin_again(&shown);
+            help.replace(DISK, &format!("make room, or see to the disk, and\n{begin}"))
+        };
+        self.help = Some(go_on);
+        self
+    }
+
     /// Adds a line to the help.
     pub(crate) fn also(mut self, more: impl Into<String>) -> Self {
         let help = self.help.take().map(|help| help + "\n").unwrap_or_default();
@@ -125,6 +145,14 @@ fn is_caused_by_numbers(error: &(dyn Error + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(ModelError::NotFinite { .. }))
         || matches!(error.downcast_ref(), Some(LearnerError::NotFinite { .. }))
         || error.source().is_some_and(is_caused_by_numbers)
+}
+
+/// Whether the disk is full or fails, so that there is something to do about it.
+fn is_of_the_disk(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    const EIO: i32 = 5;
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | ReadOnlyFilesystem)
+        || error.raw_os_error() == Some(EIO)
 }
 
 /// An error and its causes on one line: library errors are fragments that read after "failed to".
@@ -174,11 +202,16 @@ impl From<RunDirectoryError> for Failure {
                 Self::refused(format!("{} holds no run", path.display()))
                     .help("start one with  turnwise train CONFIG.toml")
             }
+            RunDirectoryError::Io { source, .. } if is_of_the_disk(source) => {
+                Self::runtime(&error).help(DISK)
+            }
             RunDirectoryError::Io { .. } => Self::runtime(&error),
         }
     }
 }
 
+/// How a run goes on whose directory is not known where the failure is made; [`Failure::in_run`] puts it in.
+const RESUME: &str = "turnwise resume RUN";
 /// What to do about a disk that is full or fails.
 const DISK: &str = "the checkpoints that were there are still good; make room, or see to the disk, and go on with\nturnwise resume RUN";
 

@@ -18,6 +18,10 @@ use crate::train::{SETTINGS, schedule};
 
 /// Goes on with a stopped run.
 pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failure> {
+    Box::pin(go_on(path, json, steps)).await.map_err(|failure| failure.in_run(path))
+}
+
+async fn go_on(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failure> {
     let started = Instant::now();
     let directory = RunDirectory::resume(path).map_err(|error| in_its_run(path, error.into()))?;
     let checkpoints = directory.checkpoints(0);
@@ -41,8 +45,12 @@ pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Resul
     checkpoints.load(&mut trainer).await.map_err(|error| put_back(error, &changes))?;
     let mut run = Run::new(session, directory, json, started);
     run.goes_on_at(newest.step)?;
-    for note in &newest.notes {
+    for note in newest.notes.iter().take(NOTES) {
         run.screen.note(&format!("! {note}"));
+    }
+    if newest.notes.len() > NOTES {
+        let more = newest.notes.len() - NOTES;
+        run.screen.note(&format!("! and so were {more} more, all of them no whole checkpoints"));
     }
     for note in changes.iter().map(note) {
         run.screen.note(&note);
@@ -67,6 +75,9 @@ pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Resul
     let before = recall(path, &mut run);
     run.finish(trainer, before).await
 }
+
+/// Checkpoints that were passed over and are named one by one.
+const NOTES: usize = 5;
 
 /// The settings of a run that goes on.
 struct Settings {

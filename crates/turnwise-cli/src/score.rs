@@ -23,8 +23,11 @@ struct Output {
 /// Reads `{"ids": […]}` a line and prints `{"logprobs": […]}`; position t is the log-probability of `ids[t + 1]`.
 pub(crate) fn score(model: &Path, input: &Path, device: Device) -> Result<(), Failure> {
     let lines = read(input)?;
-    let sequences =
-        lines.iter().map(|(number, line)| parse(*number, line)).collect::<Result<Vec<_>, _>>()?;
+    let place = |number: usize| format!("    in line {number} of {}", input.display());
+    let sequences = lines
+        .iter()
+        .map(|(number, line)| parse(*number, line).map_err(|failure| failure.at(place(*number))))
+        .collect::<Result<Vec<_>, _>>()?;
     let decoder = locate(model).and_then(|directory| Decoder::from_directory(&directory));
     let decoder = decoder.and_then(|decoder| decoder.with_device(device));
     let decoder = decoder.map_err(|error| Failure::refused_by(&error))?;
@@ -33,6 +36,7 @@ pub(crate) fn score(model: &Path, input: &Path, device: Device) -> Result<(), Fa
         let scored = decoder.score(std::slice::from_ref(ids)).map_err(|error| match error {
             ModelError::NotFinite { .. } => Failure::refused_by(&error),
             _ => Failure::refused(format!("line {number}: {error}"))
+                .at(place(*number))
                 .help("use ids of this model's own tokenizer"),
         })?;
         for logprobs in scored {

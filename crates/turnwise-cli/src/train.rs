@@ -38,13 +38,22 @@ async fn start(loaded: Loaded, arguments: &RunArguments, name: &str) -> Result<(
     let started = Instant::now();
     let wanted = arguments.run_dir.clone().or_else(|| loaded.config.run.directory.clone());
     let path = wanted.unwrap_or_else(|| next_directory(name));
-    RunDirectory::check(&path)?;
+    begin(loaded, arguments, &path, started).await.map_err(|failure| failure.in_run(&path))
+}
+
+async fn begin(
+    loaded: Loaded,
+    arguments: &RunArguments,
+    path: &Path,
+    started: Instant,
+) -> Result<(), Failure> {
+    RunDirectory::check(path)?;
     let (session, mut learner) = Session::new(loaded.config, None).await?;
     let checked =
         watch_apart("checking that every weight gets a gradient", learner.check_gradients());
     checked.await.map_err(|error| Failure::refused_by(&error))?;
-    estimate::check_disk(&session, &path)?;
-    let directory = RunDirectory::create(&path)?;
+    estimate::check_disk(&session, path)?;
+    let directory = RunDirectory::create(path)?;
     directory.write("config.toml", &loaded.text)?;
     directory.write(SETTINGS, &session.resolved().map_err(|error| Failure::runtime(&error))?)?;
     let mut run = Run::new(session, directory, arguments.json, started);

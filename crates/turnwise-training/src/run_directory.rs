@@ -280,20 +280,19 @@ fn number(value: f64) -> Value {
 fn lock(path: &Path) -> Result<File, RunDirectoryError> {
     let mut options = OpenOptions::new();
     let options = options.create(true).read(true).write(true).truncate(false);
-    let mut file = open_plain(&path.join(LOCK), options).at(path)?;
+    let name = path.join(LOCK);
+    let mut file = open_plain(&name, options).at(&name)?;
     match file.try_lock() {
         Ok(()) => {
-            file.set_len(0).at(path)?;
-            write!(file, "{}", std::process::id()).at(path)?;
+            file.set_len(0).at(&name)?;
+            write!(file, "{}", std::process::id()).at(&name)?;
             Ok(file)
         }
         Err(fs::TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(path.join(LOCK)).unwrap_or_default();
+            let holder = fs::read_to_string(name).unwrap_or_default();
             Err(RunDirectoryError::Locked { path: path.to_owned(), holder })
         }
-        Err(fs::TryLockError::Error(source)) => {
-            Err(RunDirectoryError::Io { path: path.to_owned(), source })
-        }
+        Err(fs::TryLockError::Error(source)) => Err(RunDirectoryError::Io { path: name, source }),
     }
 }
 

@@ -466,9 +466,9 @@ fn a_run_says_beforehand_what_it_takes() {
 /// Replaces a line of the settings that a run wrote.
 fn edit(run: &str, from: &str, to: &str) {
     let path = format!("{run}/run.toml");
-    let settings = fs::read_to_string(&path).unwrap();
+    let settings = fs::read_to_string(&path).expect("the run wrote it");
     assert!(settings.contains(from), "{from}: {settings}");
-    fs::write(&path, settings.replace(from, to)).unwrap();
+    fs::write(&path, settings.replace(from, to)).expect("it is written");
 }
 
 /// What was edited before a resume is either followed and said, or refused; nothing is passed over.
@@ -624,4 +624,41 @@ fn settings_that_do_not_go_together_are_refused_before_a_run_begins() {
     }
     let ended = home.train("many", &["rollout.groups_per_step=65536", "rollout.group_size=4"]);
     assert!(ended.stderr.contains("262144 episodes at once"), "{}", ended.stderr);
+}
+
+/// The help can be typed as it stands.
+#[test]
+fn a_full_disk_is_answered_with_the_command_of_this_run() {
+    let home = Home::new();
+    let limited = |blocks: u32, command: &str| {
+        let turnwise = env!("CARGO_BIN_EXE_turnwise");
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec {turnwise} {command}");
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{script}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let (run, config) = (home.path("run"), home.path("small.toml"));
+    let said = limited(16, &format!("train {config} --run-dir {run}"));
+    assert!(said.contains(&format!("turnwise train {run}/run.toml --run-dir {run}")), "{said}");
+    assert!(!said.contains("still good"), "{said}");
+    let ended = turnwise(&["train", &format!("{run}/run.toml"), "--run-dir", &run], "");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    for blocks in [4, 60] {
+        let said = limited(blocks, &format!("resume {run} --steps 14"));
+        assert!(said.contains("File too large"), "{said}");
+        assert!(said.contains(&format!("turnwise resume {run}\n")), "{said}");
+    }
+}
+
+#[test]
+fn many_directories_that_are_no_checkpoints_take_a_few_lines() {
+    let home = Home::new();
+    let run = home.run("run", &["run.steps=2"]);
+    for step in 100..400 {
+        fs::create_dir(format!("{run}/checkpoints/step-{step:06}")).unwrap();
+    }
+    let ended = resume(&run, &["--steps", "3"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stdout.contains("295 more"), "{}", ended.stdout);
+    assert!(ended.stdout.matches("passed over").count() == 5, "{}", ended.stdout);
 }
