@@ -23,7 +23,7 @@ pub(crate) const SETTINGS: &str = "run.toml";
 pub(crate) async fn try_it(arguments: &RunArguments) -> Result<(), Failure> {
     let loaded =
         config::parse("the built-in settings of `turnwise try`", TRY, &arguments.all_overrides())?;
-    Box::pin(start(loaded, arguments, "try")).await
+    start(loaded, arguments, "try").await
 }
 
 pub(crate) async fn train(path: &Path, arguments: &RunArguments) -> Result<(), Failure> {
@@ -31,14 +31,15 @@ pub(crate) async fn train(path: &Path, arguments: &RunArguments) -> Result<(), F
     let name = path
         .file_stem()
         .map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    Box::pin(start(loaded, arguments, &name)).await
+    start(loaded, arguments, &name).await
 }
 
 async fn start(loaded: Loaded, arguments: &RunArguments, name: &str) -> Result<(), Failure> {
     let started = Instant::now();
     let wanted = arguments.run_dir.clone().or_else(|| loaded.config.run.directory.clone());
     let path = wanted.unwrap_or_else(|| next_directory(name));
-    begin(loaded, arguments, &path, started).await.map_err(|failure| failure.in_run(&path))
+    let run = Box::pin(begin(loaded, arguments, &path, started));
+    run.await.map_err(|failure| failure.in_run(&path))
 }
 
 async fn begin(
