@@ -33,12 +33,14 @@ async fn go_on(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failur
     };
     let Settings { config, written, of_checkpoint, changes } = settings(path, &newest, steps)?;
     if is_over(&directory, &newest, &config, steps)? {
-        return crate::say(&format!(
+        let said = format!(
             "going on at step {} of {}: nothing is left to do\nnext   turnwise resume {} --steps N, with a larger N\n",
             newest.step,
             config.run.steps,
             path.display()
-        ));
+        );
+        // Standard output is for programs then, and there is nothing to tell them.
+        return if json { Ok(()) } else { crate::say(&said) };
     }
     let (session, learner) = reopen(config, path, &newest.directory).await?;
     let mut trainer = session.trainer(learner)?;

@@ -206,6 +206,8 @@ fn a_run_that_is_over_is_left_as_it_is() {
         assert_eq!(ended.code, 0, "{}", ended.stderr);
         assert!(ended.stdout.contains("nothing is left to do"), "{}", ended.stdout);
     }
+    let ended = resume(&run, &["--json"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""));
     let after: Vec<Vec<u8>> = ["summary.json", "events.jsonl", "metrics.jsonl"]
         .iter()
         .map(|file| fs::read(Path::new(&run).join(file)).unwrap())
