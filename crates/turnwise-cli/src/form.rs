@@ -20,6 +20,7 @@ use crate::config::{self, Model};
 use crate::failure::Failure;
 use crate::session::SETTINGS;
 use files::Templates;
+use spoken::Own;
 pub(crate) use spoken::Spoken;
 
 /// The form that a conversation is rendered in.
@@ -128,8 +129,18 @@ impl<'a> Source<'a> {
     pub(crate) fn from_directory(directory: &'a Path) -> Result<Self, Failure> {
         let shown = directory.display();
         if !directory.join("tokenizer.json").is_file() {
-            return Err(Failure::refused(format!("there is no tokenizer.json in {shown}"))
-                .help("name a model directory, such as a checkpoint of a run"));
+            let has_other = ["tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"];
+            let has_other = has_other.iter().find(|name| directory.join(name).is_file());
+            let help = has_other.map_or_else(
+                || "name a model directory, such as a checkpoint of a run".to_owned(),
+                |other| format!(
+                    "{other} is the tokenizer in an older form; python -c \"from transformers import AutoTokenizer as T; \
+                     T.from_pretrained('{shown}').save_pretrained('{shown}')\" writes tokenizer.json beside it"
+                ),
+            );
+            return Err(
+                Failure::refused(format!("there is no tokenizer.json in {shown}")).help(help)
+            );
         }
         let tokenizer = Tokenizer::from_directory(directory);
         let tokenizer = Arc::new(tokenizer.map_err(|error| Failure::refused_by(&error))?);
@@ -182,7 +193,9 @@ impl<'a> Source<'a> {
         let Made { renderer, saved, own, tools } = made;
         let ends = renderer.stop_tokens().iter();
         let ends = ends.map(|id| (self.texts.text(*id).unwrap_or_default(), *id)).collect();
-        let spoken = Spoken { template: saved, ends };
+        let written = self.templates.as_ref().filter(|_| template == TemplateName::Hf);
+        let written = written.map(|templates| Own::new(templates, wanted.time.as_deref()));
+        let spoken = Spoken { template: saved, own: written, ends };
         let (texts, note) = (self.texts.clone(), self.note(template));
         Ok(Form { renderer, texts, template, name, note, spoken, own, tools })
     }
