@@ -424,8 +424,12 @@ mod tests {
     fn a_moment_is_a_text_or_a_date_of_toml() {
         for moment in ["2026-01-31", "2026-01-31T14:30:00"] {
             for written in [moment.to_owned(), format!("\"{moment}\"")] {
-                let overridden = parse("x", "", &[format!("model.time={written}")]).expect("fine");
-                let file = parse("x", &format!("[model]\ntime = {written}\n"), &[]).expect("fine");
+                let overridden =
+                    parse("x", "[model]\ntemplate = \"hf\"\n", &[format!("model.time={written}")])
+                        .expect("fine");
+                let file =
+                    parse("x", &format!("[model]\ntemplate = \"hf\"\ntime = {written}\n"), &[])
+                        .expect("fine");
                 assert_eq!(overridden.config.model.time.as_deref(), Some(moment));
                 assert_eq!(file.config.model.time.as_deref(), Some(moment));
             }
