@@ -1,28 +1,78 @@
 //! Models in forms that are not read here, and what to do with them.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use serde_json::Value;
 
 use crate::checkpoint::{CONFIG, WEIGHTS, has_weights, read_object};
 use crate::error::brief;
 
-/// Explains what a directory without weights holds in their place; `None` when it has weights, or nothing that is known.
+/// Explains what a directory holds in the place of weights, or of any file of a model; `None` when it has weights, or nothing that is
+/// known.
 pub(crate) fn in_directory(directory: &Path) -> Option<String> {
+    let names = match names(directory) {
+        Ok(names) => names,
+        Err(_) if has_weights(directory) => return None,
+        Err(error) => return Some(format!("its files cannot be listed: {error}")),
+    };
+    if let Some(stand_in) = stand_in(directory, &names) {
+        return Some(stand_in);
+    }
     if has_weights(directory) {
         return None;
     }
-    let entries = fs::read_dir(directory).ok()?.filter_map(Result::ok);
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort_unstable();
     let forms = [Form::Adapter, Form::Pickle, Form::Gguf, Form::Other, Form::Weights];
     let has_config = directory.join(CONFIG).exists();
     forms.into_iter().filter(|form| *form != Form::Weights || has_config).find_map(|form| {
         let name = names.iter().find(|name| Form::of(name) == Some(form))?;
         Some(form.explain(name, directory))
     })
+}
+
+fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = fs::read_dir(directory)?.filter_map(Result::ok);
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Explains a file of a model that only stands for it: a link that leads nowhere, as an incomplete download leaves, or what Git has in
+/// the place of a large file.
+fn stand_in(directory: &Path, names: &[String]) -> Option<String> {
+    let is_one_file = directory.join(WEIGHTS).is_file();
+    let is_read = |name: &str| {
+        let is_shard = name.starts_with("model-") && name.ends_with(".safetensors");
+        matches!(
+            name,
+            CONFIG
+                | WEIGHTS
+                | "model.safetensors.index.json"
+                | "tokenizer.json"
+                | "tokenizer_config.json"
+        ) || (is_shard && !is_one_file)
+    };
+    names.iter().filter(|name| is_read(name)).find_map(|name| {
+        let (path, shown) = (directory.join(name), brief(name));
+        match fs::metadata(&path) {
+            Err(error) if path.is_symlink() => {
+                let target = fs::read_link(&path).unwrap_or_default();
+                Some(format!(
+                    "{shown} is a link to {}, which cannot be read ({error}); download the model again",
+                    brief(target.display())
+                ))
+            }
+            Ok(file) if file.is_file() && file.len() < 1024 && is_pointer(&path) => Some(format!(
+                "{shown} is a pointer of Git LFS, and the file that it stands for is not here; `git lfs pull` downloads it"
+            )),
+            _ => None,
+        }
+    })
+}
+
+fn is_pointer(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"version https://git-lfs.github.com/"))
 }
 
 /// Explains a file that was named in the place of a directory.
@@ -169,6 +219,37 @@ mod tests {
         let long = "x".repeat(100_000);
         let adapter = format!(r#"{{"base_model_name_or_path": "{long}"}}"#);
         assert!(with(&[("adapter_config.json", &adapter)]).unwrap().len() < 1000);
+    }
+
+    #[test]
+    fn a_file_that_only_stands_for_another_is_named() {
+        const POINTER: &str =
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+        for name in ["model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"] {
+            let said = with(&[("config.json", "{}"), (name, POINTER)]).unwrap();
+            assert!(said.starts_with(&format!("{name} is a pointer of Git LFS")), "{said}");
+        }
+        // Nothing reads these.
+        let aside: &[(&str, &str)] = &[
+            ("model.safetensors", ""),
+            ("model-00001-of-00002.safetensors", POINTER),
+            ("consolidated.safetensors", POINTER),
+        ];
+        assert_eq!(with(aside), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_that_leads_nowhere_is_named() {
+        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+            for target in ["../../blobs/4d7a", name] {
+                let directory = tempfile::tempdir().unwrap();
+                std::os::unix::fs::symlink(target, directory.path().join(name)).unwrap();
+                let said = in_directory(directory.path()).unwrap();
+                let expected = format!("{name} is a link to {target}, which cannot be read (");
+                assert!(said.starts_with(&expected), "{said}");
+            }
+        }
     }
 
     #[test]

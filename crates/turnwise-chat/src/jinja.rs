@@ -56,6 +56,11 @@ pub(crate) fn environment(
     Ok(environment)
 }
 
+/// A moment in a format of `strftime`; `None` where the text is no moment.
+pub(crate) fn formatted(time: &str, format: &str) -> Option<String> {
+    Some(Clock::parse(time).ok()?.format(format))
+}
+
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }

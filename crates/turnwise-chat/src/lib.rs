@@ -59,7 +59,9 @@ pub use error::ChatError;
 pub use hygiene::clean;
 pub use llama::{Llama3, Llama3Settings};
 pub use llama_calls::parse_llama_turn;
-pub use template::{CallForm, TemplateRenderer, TemplateSettings, Trust, template_hash};
+pub use template::{
+    CallForm, TemplateRenderer, TemplateSettings, Trust, template_hash, with_moment, without_moment,
+};
 pub use thinking::Thinking;
 pub use tokenizer::Tokenizer;
 pub use tool_calls::{MAX_CALL_BYTES, parse_turn};

@@ -1,7 +1,10 @@
 mod given;
 mod layout;
+mod moment;
 mod program;
 mod reuse;
+
+pub use moment::{with_moment, without_moment};
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -461,6 +461,23 @@ mod tests {
     }
 
     #[test]
+    fn a_moment_is_a_text_or_a_date_of_toml() {
+        for moment in ["2026-01-31", "2026-01-31T14:30:00"] {
+            for written in [moment.to_owned(), format!("\"{moment}\"")] {
+                let overridden =
+                    parse("x", "[model]\ntemplate = \"hf\"\n", &[format!("model.time={written}")])
+                        .expect("fine");
+                let file =
+                    parse("x", &format!("[model]\ntemplate = \"hf\"\ntime = {written}\n"), &[])
+                        .expect("fine");
+                assert_eq!(overridden.config.model.time.as_deref(), Some(moment));
+                assert_eq!(file.config.model.time.as_deref(), Some(moment));
+            }
+        }
+        assert!(refusal("[model]\ntime = 7\n", &[]).contains("a moment must be written as"));
+    }
+
+    #[test]
     fn overrides_come_after_the_file() {
         let overrides =
             ["train.learning_rate=5e-4".to_owned(), "environment.name=calculator".to_owned()];

@@ -21,6 +21,7 @@ use crate::config::{self, Model};
 use crate::failure::Failure;
 use crate::session::SETTINGS;
 use files::Templates;
+use spoken::Own;
 pub(crate) use spoken::Spoken;
 
 /// The form that a conversation is rendered in.
@@ -137,11 +138,21 @@ impl<'a> Source<'a> {
     pub(crate) fn from_directory(directory: &'a Path) -> Result<Self, Failure> {
         let shown = directory.display();
         if !directory.join("tokenizer.json").is_file() {
-            let failure = Failure::refused(format!("there is no tokenizer.json in {shown}"));
-            return Err(failure.help(match checkpoint_in(directory) {
-                Some(checkpoint) => format!("a checkpoint is a model: {}", checkpoint.display()),
-                None => "name a model directory, such as a checkpoint of a run".to_owned(),
-            }));
+            let has_other = ["tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"];
+            let has_other = has_other.iter().find(|name| directory.join(name).is_file());
+            let help = match (checkpoint_in(directory), has_other) {
+                (Some(checkpoint), _) => {
+                    format!("a checkpoint is a model: {}", checkpoint.display())
+                }
+                (None, Some(other)) => format!(
+                    "{other} is the tokenizer in an older form; python -c \"from transformers import AutoTokenizer as T; \
+                     T.from_pretrained('{shown}').save_pretrained('{shown}')\" writes tokenizer.json beside it"
+                ),
+                (None, None) => "name a model directory, such as a checkpoint of a run".to_owned(),
+            };
+            return Err(
+                Failure::refused(format!("there is no tokenizer.json in {shown}")).help(help)
+            );
         }
         let tokenizer = Tokenizer::from_directory(directory);
         let tokenizer = Arc::new(tokenizer.map_err(|error| Failure::refused_by(&error))?);
@@ -194,7 +205,9 @@ impl<'a> Source<'a> {
         let Made { renderer, saved, own, tools } = made;
         let ends = renderer.stop_tokens().iter();
         let ends = ends.map(|id| (self.texts.text(*id).unwrap_or_default(), *id)).collect();
-        let spoken = Spoken { template: saved, ends };
+        let written = self.templates.as_ref().filter(|_| template == TemplateName::Hf);
+        let written = written.map(|templates| Own::new(templates, wanted.time.as_deref()));
+        let spoken = Spoken { template: saved, own: written, ends };
         let (texts, note) = (self.texts.clone(), self.note(template));
         Ok(Form { renderer, texts, template, name, note, spoken, own, tools })
     }

@@ -359,3 +359,10 @@ fn experts_in_one_tensor_that_do_not_fit_are_refused_in_a_line() {
         "{said}"
     );
 }
+
+#[test]
+fn a_model_that_sees_what_follows_is_refused() {
+    let said = read(&json!({"is_causal": false})).unwrap_err().to_string();
+    assert!(said.contains("is_causal is false; supported: true"), "{said}");
+    read(&json!({"is_causal": true})).unwrap();
+}

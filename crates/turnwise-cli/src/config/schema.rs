@@ -120,13 +120,31 @@ pub(crate) struct Model {
     pub(crate) thinking: Thinking,
     /// For the template `hf`: the moment that it sees if it asks for the time, such as `2026-01-31` or `2026-01-31T14:30:00`. A prompt
     /// must not depend on when it is made.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "moment")]
+    #[schemars(with = "Option<String>")]
     pub(crate) time: Option<String>,
     /// The most tokens of an observation after the first turn; a longer one loses its middle, visibly. The task itself stays whole.
     pub(crate) max_observation_tokens: usize,
     /// Low-rank adapters that train in the place of the model in `directory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lora: Option<LoraSettings>,
+}
+
+/// Reads a moment as a text, or as TOML's own date and time.
+fn moment<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "a moment must be written as \"2026-01-31\" or \"2026-01-31T14:30:00\""
+    )]
+    enum Moment {
+        Text(String),
+        Toml(toml_edit::Datetime),
+    }
+    Ok(Some(match Moment::deserialize(from)? {
+        Moment::Text(text) => text,
+        Moment::Toml(time) => time.to_string(),
+    }))
 }
 
 impl Default for Model {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use turnwise::chat::{Tokenizer, template_hash};
+use turnwise::chat::{Tokenizer, template_hash, without_moment};
 use turnwise::trajectory::TokenId;
 
 use crate::failure::Failure;
@@ -20,6 +20,15 @@ pub(super) struct Templates {
 impl Templates {
     /// `chat_template.jinja` with `additional_chat_templates` beside it, or else what `tokenizer_config.json` says.
     pub(super) fn of(directory: &Path) -> Result<Option<Self>, Failure> {
+        let own = |template: String| without_moment(&template).to_owned();
+        let written = Self::as_written(directory)?;
+        Ok(written.map(|Self { usual, tool_use }| Self {
+            usual: own(usual),
+            tool_use: tool_use.map(own),
+        }))
+    }
+
+    fn as_written(directory: &Path) -> Result<Option<Self>, Failure> {
         if let Some(usual) = read(&directory.join("chat_template.jinja"))? {
             let tool_use = read(&directory.join("additional_chat_templates/tool_use.jinja"))?;
             return Ok(Some(Self { usual, tool_use }));

@@ -223,3 +223,75 @@ fn a_checkpoint_says_how_its_model_was_spoken_to() {
         turnwise(&["resume", home.path().join("own").to_str().expect("UTF-8"), "--steps", "2"], "");
     assert_eq!(again.code, 0, "{}", again.stderr);
 }
+
+/// The `eos_token_id` of a Llama is 2 by default, whatever the tokenizer calls by that number.
+#[test]
+fn a_checkpoint_stops_at_no_token_that_training_went_on_with() {
+    let home = TempDir::new().expect("a folder");
+    let model = base(&home);
+    let tokenizer = turnwise::chat::Tokenizer::from_directory(Path::new(&model)).expect("one");
+    let text = (0..300).find(|id| !tokenizer.is_control(*id)).expect("a token of text");
+    for file in ["config.json", "generation_config.json"] {
+        let path = Path::new(&model).join(file);
+        let mut config = if path.is_file() { object(&path) } else { json!({}) };
+        config["eos_token_id"] = text.into();
+        fs::write(&path, config.to_string()).expect("written");
+    }
+    let trained = train(&home, "stops", &[&format!("model.directory={model}")]);
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    let saved = home.path().join("stops/checkpoints/step-000001");
+    for file in ["config.json", "generation_config.json"] {
+        let ends = object(&saved.join(file))["eos_token_id"].clone();
+        let ends = ends.as_array().cloned().unwrap_or_else(|| vec![ends]);
+        assert!(!ends.is_empty() && !ends.contains(&text.into()), "{file}: {ends:?}");
+    }
+}
+
+/// transformers 5 saves templates by name in a folder beside `chat_template.jinja`.
+#[test]
+fn a_checkpoint_keeps_the_template_for_tools() {
+    let home = TempDir::new().expect("a folder");
+    let model = base(&home);
+    let with_tools = format!("{{%- if tools -%}}{{{{- tools | tojson -}}}}{{%- endif -%}}{PLAIN}");
+    let folder = Path::new(&model).join("additional_chat_templates");
+    fs::create_dir(&folder).expect("made");
+    fs::write(Path::new(&model).join("chat_template.jinja"), PLAIN).expect("written");
+    fs::write(folder.join("tool_use.jinja"), &with_tools).expect("written");
+    let trust = format!("model.trust={}", template_hash(&with_tools));
+    let directory = format!("model.directory={model}");
+    let trained = train(&home, "tools", &[&directory, "model.template=hf", &trust]);
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    let saved = home.path().join("tools/checkpoints/step-000001");
+    let named = json!([{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": with_tools}]);
+    assert_eq!(object(&saved.join("tokenizer_config.json"))["chat_template"], named);
+    assert!(!saved.join("chat_template.jinja").exists());
+    let run = home.path().join("tools").display().to_string();
+    let again = turnwise(&["resume", &run, "--steps", "2"], "");
+    assert_eq!(again.code, 0, "{}", again.stderr);
+}
+
+/// Llama 3.2 writes the date into its prompts.
+#[test]
+fn a_checkpoint_writes_the_moment_of_training() {
+    let home = TempDir::new().expect("a folder");
+    let model = base(&home);
+    let template = format!("{{{{- strftime_now('%d %b %Y') + '\n' -}}}}{PLAIN}");
+    let config = Path::new(&model).join("tokenizer_config.json");
+    let own = json!({"eos_token": "<|im_end|>", "chat_template": template});
+    fs::write(&config, own.to_string()).expect("written");
+    let trust = format!("model.trust={}", template_hash(&template));
+    let directory = format!("model.directory={model}");
+    let settings = [&*directory, "model.template=hf", &trust, "model.time=2026-01-31"];
+    let trained = train(&home, "dated", &settings);
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    let saved = home.path().join("dated/checkpoints/step-000001");
+    let written = object(&saved.join("tokenizer_config.json"))["chat_template"].clone();
+    let written = written.as_str().expect("a text");
+    assert!(written.contains("31 Jan 2026") && written.ends_with(&template), "{written}");
+    // The same program to whoever trusts it.
+    let run = home.path().join("dated").display().to_string();
+    let again = turnwise(&["resume", &run, "--steps", "2"], "");
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    let evaluated = turnwise(&["eval", "--model", &run, "--episodes", "2"], "");
+    assert_eq!(evaluated.code, 0, "{}", evaluated.stderr);
+}

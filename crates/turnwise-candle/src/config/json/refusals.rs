@@ -9,9 +9,11 @@ use crate::{Architecture, ModelError};
 /// A key, what is supported, and whether a value is that.
 type Check = (&'static str, &'static str, fn(&Value) -> bool);
 
-const CHECKS: [Check; 5] = [
+const CHECKS: [Check; 6] = [
     ("hidden_act", "\"silu\"", |value| value == "silu" || value == "swish"),
     ("use_sliding_window", "false", |value| value == false),
+    // Embedding models: every position sees those after it.
+    ("is_causal", "true", |value| value == true),
     ("layer_types", "full attention in every layer", |value| {
         value.as_array().is_some_and(|types| types.iter().all(|kind| kind == "full_attention"))
     }),
