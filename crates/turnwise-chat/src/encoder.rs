@@ -22,7 +22,7 @@ pub(crate) struct Piece {
 }
 
 pub(crate) struct Encoder {
-    library: Library,
+    inner: Library,
     added: AddedTokens,
     /// The token of what the vocabulary cannot express, if it is named as one.
     unknown: Option<TokenId>,
@@ -50,21 +50,21 @@ impl Encoder {
         // Read first: the library panics on some files that are not even JSON.
         let file: File = serde_json::from_str(json).map_err(|error| refused(error.to_string()))?;
         let parsed = json.parse().map_err(|error: Failed| error.to_string());
-        let mut library: Library = parsed.map_err(refused)?;
-        library.with_padding(None);
-        library.with_truncation(None).map_err(|error| refused(error.to_string()))?;
-        if let ModelWrapper::BPE(model) = library.get_model()
+        let mut inner: Library = parsed.map_err(refused)?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| refused(error.to_string()))?;
+        if let ModelWrapper::BPE(model) = inner.get_model()
             && model.dropout.is_some()
         {
             let mut model = model.clone();
             model.dropout = None;
-            library.with_model(model);
+            inner.with_model(model);
         }
-        let added = AddedTokens::new(library.get_added_tokens_decoder());
-        let named = unknown_token(&library, file.model.unk_id)
+        let added = AddedTokens::new(inner.get_added_tokens_decoder());
+        let named = unknown_token(&inner, file.model.unk_id)
             .filter(|token| token.to_lowercase().contains("unk"));
-        let unknown = named.and_then(|token| library.token_to_id(&token));
-        let mut encoder = Self { library, added, unknown, opens_with_blank: false, letter: None };
+        let unknown = named.and_then(|token| inner.token_to_id(&token));
+        let mut encoder = Self { inner, added, unknown, opens_with_blank: false, letter: None };
         let alone = encoder.ids("a");
         encoder.letter = alone.last().copied();
         encoder.opens_with_blank = !encoder.ids("\na").ends_with(&alone);
@@ -81,16 +81,16 @@ impl Encoder {
 
     /// One more than the largest id.
     pub(crate) fn n_ids(&self) -> usize {
-        self.library.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
 
     pub(crate) fn token_id(&self, token: &str) -> Option<TokenId> {
-        self.library.token_to_id(token)
+        self.inner.token_to_id(token)
     }
 
     /// What a token says behind other text: alone, a blank that it begins with may be lost.
     pub(crate) fn token_text(&self, id: TokenId) -> Option<String> {
-        self.library.id_to_token(id)?;
+        self.inner.id_to_token(id)?;
         let alone = self.decode(&[id], false);
         let behind = self.letter.filter(|_| !alone.starts_with(' ')).and_then(|letter| {
             let text = self.decode(&[letter, id], false);
@@ -100,15 +100,15 @@ impl Encoder {
     }
 
     pub(crate) fn decode(&self, ids: &[TokenId], skips_special: bool) -> String {
-        self.library.decode(ids, skips_special).unwrap_or_else(|_| {
-            let tokens = ids.iter().filter_map(|id| self.library.id_to_token(*id));
+        self.inner.decode(ids, skips_special).unwrap_or_else(|_| {
+            let tokens = ids.iter().filter_map(|id| self.inner.id_to_token(*id));
             tokens.collect::<Vec<_>>().join(" ")
         })
     }
 
     /// The library's ids.
     pub(crate) fn ids(&self, text: &str) -> Vec<TokenId> {
-        if let Ok(encoding) = self.library.encode_fast(text, false) {
+        if let Ok(encoding) = self.inner.encode_fast(text, false) {
             return encoding.get_ids().to_vec();
         }
         let whole = 0..text.len();
@@ -117,14 +117,14 @@ impl Encoder {
     }
 
     pub(crate) fn pieces(&self, text: &str, template: &[Range<usize>]) -> Vec<Piece> {
-        let Ok(encoding) = self.library.encode(text, false) else {
+        let Ok(encoding) = self.inner.encode(text, false) else {
             return self.guarded(text, template);
         };
         let pieces = pieces_of(&encoding);
         let is_misplaced = |piece: &Piece| {
             let said = text.get(piece.start..piece.end).unwrap_or_default();
             let is_unknown = Some(piece.id) == self.unknown
-                && self.library.id_to_token(piece.id).as_deref() != Some(said.trim());
+                && self.inner.id_to_token(piece.id).as_deref() != Some(said.trim());
             let (from, to) = (said.len() - said.trim_start().len(), said.trim_end().len());
             let name = piece.start + from..piece.start + to.max(from);
             self.added.is_control(piece.id) && !is_unknown && !is_within(&name, template)
@@ -137,10 +137,10 @@ impl Encoder {
         let encode = || -> Result<Vec<Piece>, Failed> {
             let mut parts = PreTokenizedString::from(text);
             parts.split(|_, whole| Ok(self.divided(&whole, text, template)))?;
-            if let Some(normalizer) = self.library.get_normalizer() {
+            if let Some(normalizer) = self.inner.get_normalizer() {
                 parts.normalize(|part| normalizer.normalize(part))?;
             }
-            if let Some(pre_tokenizer) = self.library.get_pre_tokenizer() {
+            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
                 pre_tokenizer.pre_tokenize(&mut parts)?;
             }
             parts.tokenize(|part| Ok(self.spelled(part.get())))?;
@@ -186,7 +186,7 @@ impl Encoder {
     fn spelled(&self, word: &str) -> Vec<Token> {
         let is_said =
             |token: &Token| !self.added.is_control(token.id) || Some(token.id) == self.unknown;
-        let model = self.library.get_model();
+        let model = self.inner.get_model();
         if let Ok(tokens) = model.tokenize(word)
             && tokens.iter().all(is_said)
         {
@@ -204,12 +204,12 @@ impl Encoder {
     }
 }
 
-fn unknown_token(library: &Library, id: Option<TokenId>) -> Option<String> {
-    match library.get_model() {
+fn unknown_token(inner: &Library, id: Option<TokenId>) -> Option<String> {
+    match inner.get_model() {
         ModelWrapper::BPE(model) => model.get_unk_token().clone(),
         ModelWrapper::WordPiece(model) => Some(model.unk_token.clone()),
         ModelWrapper::WordLevel(model) => Some(model.unk_token.clone()),
-        ModelWrapper::Unigram(_) => library.id_to_token(id?),
+        ModelWrapper::Unigram(_) => inner.id_to_token(id?),
     }
 }
 

@@ -10,7 +10,7 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// What stands for a setting that is left out unless it is wanted.
-const EXAMPLES: [(&str, &str); 22] = [
+const EXAMPLES: [(&str, &str); 28] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("model.directory", r#""path/to/model""#),
@@ -33,10 +33,6 @@ const EXAMPLES: [(&str, &str); 22] = [
     ("objective.tau_negative", "1.05"),
     ("objective.off_policy_mask", "0.5"),
     ("objective.kl.estimator", r#""k3""#),
-];
-
-/// The same, of the tables that the first list has no room for.
-const MORE_EXAMPLES: [(&str, &str); 6] = [
     ("credit.normalise", r#""mean_std""#),
     ("credit.gamma", "1.0"),
     ("credit.outcome_weight", "1.0"),
@@ -169,8 +165,7 @@ impl<'a> Printer<'a> {
 }
 
 fn example(key: &str) -> Option<&'static str> {
-    let all = EXAMPLES.iter().chain(&MORE_EXAMPLES);
-    all.into_iter().find(|(known, _)| *known == key).map(|(_, example)| *example)
+    EXAMPLES.iter().find(|(known, _)| *known == key).map(|(_, example)| *example)
 }
 
 fn find<'a>(values: &'a DocumentMut, key: &str) -> Option<&'a Item> {
