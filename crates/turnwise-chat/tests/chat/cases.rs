@@ -237,15 +237,15 @@ async fn what_the_template_keeps_stays_as_it_was_drawn() {
     ];
     let turns: Vec<Vec<TokenId>> =
         turns.iter().map(|turn| fixture().encode_with_markers(turn)).collect();
-    let placeholder = || Message::assistant("");
+    let its_turn = || Message::assistant("");
     let messages = [
         Message::user("How many?"),
-        placeholder(),
+        its_turn(),
         Message::tool("call_0", "12"),
         Message::system("Be brief."),
-        placeholder(),
+        its_turn(),
         Message::user("Sure?"),
-        placeholder(),
+        its_turn(),
     ];
     let played = play(renderer.clone(), &messages, Vec::new(), &turns).await.expect("it plays");
     let held = [&played.prompts[0][..], &turns[0]].concat();
