@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub(crate) use tensors::Optimizer;
+use turnwise_rollout::Meter;
 
 use crate::ModelError;
 use crate::checkpoint::{Piece, Precision, Tensors, write_tensors};
@@ -102,8 +103,14 @@ impl AdamWState {
     }
 
     /// Writes the moments as `first.<name>` and `second.<name>`, and the steps as two halves that f32 holds exactly.
-    pub(crate) fn save(&self, path: &Path, specs: &[Spec]) -> Result<(), ModelError> {
-        let names = state_specs(specs);
+    /// Before the first step all moments are zero, and the file holds the steps alone.
+    pub(crate) fn save(
+        &self,
+        path: &Path,
+        specs: &[Spec],
+        meter: &Meter,
+    ) -> Result<(), ModelError> {
+        let names = state_specs(if self.steps == 0 { &[] } else { specs });
         let steps = [(self.steps >> STEP_BITS) as f32, (self.steps & STEP_MASK) as f32];
         let moments = self.moments.iter().flat_map(|moments| [&moments.first[..], &moments.second]);
         let values = std::iter::once(&steps[..]).chain(moments);
@@ -114,17 +121,32 @@ impl AdamWState {
             adapter: None,
             precision: Precision::Single,
         });
-        write_tensors(path, pieces)
+        write_tensors(path, pieces, meter)
     }
 
     /// Reads what [`Self::save`] wrote for parameters of the same names and shapes.
-    pub(crate) fn load(settings: AdamW, path: &Path, specs: &[Spec]) -> Result<Self, ModelError> {
+    pub(crate) fn load(
+        settings: AdamW,
+        path: &Path,
+        specs: &[Spec],
+        meter: &Meter,
+    ) -> Result<Self, ModelError> {
         fs::metadata(path).map_err(|error| ModelError::read(path, error))?;
-        let values = Tensors::in_file(path)?.read(&state_specs(specs))?;
+        let tensors = Tensors::in_file(path)?;
+        let is_new = tensors.shape(STEPS).is_some() && tensors.len() == 1;
+        let written = if is_new { &[] } else { specs };
+        let values = tensors.read(&state_specs(written), meter)?;
         let mut values = values.into_iter().map(|loaded| loaded.values);
         let steps = values.next().unwrap_or_default();
         #[expect(clippy::cast_sign_loss, reason = "the cast saturates at 0")]
         let steps = ((steps[0] as u64) << STEP_BITS) | steps[1] as u64;
+        if is_new && steps > 0 {
+            let reason = format!("it counts {steps} steps and has no moments");
+            return Err(ModelError::malformed(path, reason));
+        }
+        if is_new {
+            return Ok(Self::new(settings, specs));
+        }
         let mut moments = Vec::with_capacity(specs.len());
         while let (Some(first), Some(second)) = (values.next(), values.next()) {
             if second.iter().any(|x| *x < 0.0) {
@@ -157,8 +179,11 @@ fn not_finite(
 const STEP_BITS: u32 = 24;
 const STEP_MASK: u64 = (1 << STEP_BITS) - 1;
 
+/// The name of the tensor that counts steps.
+const STEPS: &str = "steps";
+
 fn state_specs(specs: &[Spec]) -> Vec<Spec> {
-    let steps = Spec { name: "steps".to_owned(), shape: vec![2], role: Role::Norm, stacked: false };
+    let steps = Spec { name: STEPS.to_owned(), shape: vec![2], role: Role::Norm, stacked: false };
     let moments = specs.iter().flat_map(|spec| {
         ["first", "second"].map(|moment| Spec {
             name: format!("{moment}.{}", spec.name),
@@ -324,7 +349,27 @@ mod tests {
         state.steps = (1 << 30) + 12_345;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("optimizer.safetensors");
-        state.save(&path, &specs).unwrap();
-        assert_eq!(AdamWState::load(AdamW::default(), &path, &specs).unwrap(), state);
+        let meter = Meter::default();
+        state.save(&path, &specs, &meter).unwrap();
+        assert_eq!(AdamWState::load(AdamW::default(), &path, &specs, &meter).unwrap(), state);
+    }
+
+    /// field 21
+    #[test]
+    fn before_the_first_step_the_file_holds_no_zeros() {
+        let specs = [Spec { shape: vec![1000], ..parameter(Role::Matrix, 0.5).spec }];
+        let state = AdamWState::new(AdamW::default(), &specs);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("optimizer.safetensors");
+        let meter = Meter::default();
+        state.save(&path, &specs, &meter).unwrap();
+        assert!(fs::metadata(&path).unwrap().len() < 1000);
+        assert_eq!(AdamWState::load(AdamW::default(), &path, &specs, &meter).unwrap(), state);
+
+        // A file that lost its moments is not one of a new state.
+        let lost = AdamWState { steps: 3, moments: Vec::new(), ..state };
+        lost.save(&path, &[], &meter).unwrap();
+        let error = AdamWState::load(AdamW::default(), &path, &specs, &meter).unwrap_err();
+        assert!(error.to_string().contains("it counts 3 steps and has no moments"), "{error}");
     }
 }

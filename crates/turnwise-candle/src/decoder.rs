@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use candle_core::{Device as Place, Tensor, Var};
 use serde_json::{Map, Value};
+use turnwise_rollout::Meter;
 
 use crate::balance::balance_loss;
 use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
@@ -70,6 +71,14 @@ impl Decoder {
     /// When a file is missing or damaged, the model is not one this crate computes, a number is NaN or infinite, or tensors are
     /// missing, unknown or of another shape; all of them are named.
     pub fn from_directory(directory: &Path) -> Result<Self, ModelError> {
+        Self::from_directory_metered(directory, &Meter::default())
+    }
+
+    /// Like [`Self::from_directory`], and tells `meter` how many bytes of the weights have been read.
+    ///
+    /// # Errors
+    /// As [`Self::from_directory`].
+    pub fn from_directory_metered(directory: &Path, meter: &Meter) -> Result<Self, ModelError> {
         if let Some(help) = forms::in_directory(directory) {
             return Err(ModelError::NotFound { model: directory.to_owned(), help });
         }
@@ -77,7 +86,7 @@ impl Decoder {
         let tensors = Tensors::in_directory(directory);
         let head_width = tensors.as_ref().ok().and_then(head_width);
         let config = DecoderConfig::from_json(&original, head_width)?;
-        let loaded = tensors?.read(&specs(&config, None))?;
+        let loaded = tensors?.read(&specs(&config, None), meter)?;
         let model = Self::from_loaded(config, original, loaded)?;
         Ok(Self { directory: Some(directory.to_owned()), ..model })
     }
@@ -108,13 +117,14 @@ impl Decoder {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, directory: &Path) -> Result<(), ModelError> {
-        self.write(directory, &self.original, |parameter| parameter.precision)
+        let meter = Meter::default();
+        self.write(directory, &self.original, |parameter| parameter.precision, &meter)
     }
 
     /// The same in F32, so that training can go on where it was.
-    pub(crate) fn save_exactly(&self, directory: &Path) -> Result<(), ModelError> {
+    pub(crate) fn save_exactly(&self, directory: &Path, meter: &Meter) -> Result<(), ModelError> {
         let config = with_dtype(self.original.clone(), "float32");
-        self.write(directory, &config, |_| Precision::Single)
+        self.write(directory, &config, |_| Precision::Single, meter)
     }
 
     fn write(
@@ -122,6 +132,7 @@ impl Decoder {
         directory: &Path,
         config: &Map<String, Value>,
         precision: impl Fn(&Parameter) -> Precision,
+        meter: &Meter,
     ) -> Result<(), ModelError> {
         self.with_linears(|linears| {
             let own = self.parameters.iter().zip(linears);
@@ -133,7 +144,7 @@ impl Decoder {
                 let tensors = spec.tensor_names().zip(linear.weight.chunks_exact(size));
                 tensors.map(move |(name, values)| Piece { name, shape, values, adapter, precision })
             });
-            checkpoint::write_tensors(&directory.join(WEIGHTS), pieces)
+            checkpoint::write_tensors(&directory.join(WEIGHTS), pieces, meter)
         })??;
         checkpoint::write_json(&directory.join(CONFIG), config)
     }

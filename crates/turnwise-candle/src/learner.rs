@@ -7,6 +7,7 @@ use std::thread;
 use async_trait::async_trait;
 use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
 use tokio::sync::oneshot;
+use turnwise_rollout::Meter;
 use turnwise_training::{GradientFn, Learner, LearnerError, Row, Update, Updated};
 use turnwise_trajectory::PolicyVersion;
 
@@ -50,6 +51,7 @@ pub(crate) const STACK_BYTES: usize = 64 << 20;
 pub struct CandleLearner {
     calls: mpsc::Sender<Call>,
     published: Published,
+    meter: Meter,
 }
 
 type Call = Box<dyn FnOnce(&mut Trainer) + Send>;
@@ -75,7 +77,7 @@ impl CandleLearner {
     ) -> Result<Self, ModelError> {
         threads::check(settings.threads, "the learner")?;
         let mut trainer = Trainer::new(model, optimizer, settings)?;
-        let published = trainer.published();
+        let (published, meter) = (trainer.published(), trainer.meter());
         let pool = ThreadPoolBuilder::new()
             .num_threads(settings.threads)
             .stack_size(STACK_BYTES)
@@ -95,7 +97,13 @@ impl CandleLearner {
         thread
             .spawn(work)
             .map_err(|error| ModelError::threads(settings.threads, "the learner", error))?;
-        Ok(Self { calls, published })
+        Ok(Self { calls, published, meter })
+    }
+
+    /// Shows how far [`Learner::save`] and [`Learner::load`] are while they run, in bytes.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
     }
 
     /// Where the time of all calls so far went.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use turnwise_rollout::uniform_at;
+use turnwise_rollout::{Meter, uniform_at};
 use turnwise_training::{LearnerError, Row, Update, Updated};
 use turnwise_trajectory::PolicyVersion;
 
@@ -61,6 +61,8 @@ pub(crate) struct Trainer {
     /// The weights that a penalty keeps close to, when somebody asked for them to be kept.
     reference: Option<Decoder>,
     shares: Shares,
+    /// How far a save or a load is.
+    meter: Meter,
 }
 
 /// A forward pass that waits for the gradient of its log-probabilities.
@@ -113,7 +115,13 @@ impl Trainer {
             followers: Followers::default(),
             reference: None,
             shares: Shares::default(),
+            meter: Meter::default(),
         })
+    }
+
+    /// How far a save or a load is, in bytes.
+    pub(crate) fn meter(&self) -> Meter {
+        self.meter.clone()
     }
 
     /// Where the time of all calls so far went.
@@ -331,16 +339,23 @@ impl Trainer {
     }
 
     pub(crate) fn save(&self, directory: &Path) -> Result<(), LearnerError> {
+        let bytes = self.model.config().checkpoint_bytes(self.model.lora());
+        let moments = 2 * self.model.n_trainable() as u64 * 4;
+        self.meter
+            .begin(Meter::BYTES, if self.optimizer.is_new() { bytes - moments } else { bytes });
         let save = || {
-            self.model.save_exactly(directory)?;
+            self.model.save_exactly(directory, &self.meter)?;
             if self.model.lora().is_some() {
                 let adapter = directory.join(ADAPTER);
                 fs::create_dir_all(&adapter).map_err(|error| ModelError::write(&adapter, error))?;
                 self.model.save_adapter(&adapter)?;
             }
-            self.optimizer.save(&directory.join(OPTIMIZER), &self.model.trainable_specs())
+            let path = directory.join(OPTIMIZER);
+            self.optimizer.save(&path, &self.model.trainable_specs(), &self.meter)
         };
-        save().map_err(|error| failed_by(format!("save to {}", directory.display()), error))
+        let saved = save();
+        self.meter.end();
+        saved.map_err(|error| failed_by(format!("save to {}", directory.display()), error))
     }
 
     pub(crate) fn load(
@@ -350,7 +365,7 @@ impl Trainer {
     ) -> Result<(), LearnerError> {
         let action = format!("load from {}", directory.display());
         let read = || {
-            let loaded = Decoder::from_directory(directory)?;
+            let loaded = Decoder::from_directory_metered(directory, &self.meter)?;
             let (theirs, ours) = (loaded.config(), self.model.config());
             // Weights say nothing of how long a sequence may be.
             let max_positions = ours.max_positions;
@@ -359,7 +374,8 @@ impl Trainer {
                 return Err(ModelError::BadConfig(reason));
             }
             let path = directory.join(OPTIMIZER);
-            let optimizer = Optimizer::load(self.optimizer_settings, &path, &self.model)?;
+            let (settings, meter) = (self.optimizer_settings, &self.meter);
+            let optimizer = Optimizer::load(settings, &path, &self.model, meter)?;
             let model = match self.model.lora() {
                 Some(_) => self.model.with_adapter_of(&directory.join(ADAPTER), &loaded)?,
                 None => loaded.moved(self.model.place().clone())?,
@@ -367,7 +383,9 @@ impl Trainer {
             Ok((model, optimizer))
         };
         // Everything is read before anything is changed.
-        let (model, optimizer) = read().map_err(|error| failed_by(action, error))?;
+        let read = read();
+        self.meter.end();
+        let (model, optimizer) = read.map_err(|error| failed_by(action, error))?;
         self.model.take_weights(model);
         self.optimizer = optimizer;
         self.clear();

@@ -11,6 +11,7 @@ use turnwise::trajectory::{Trajectory, write_line};
 use crate::arguments::EvalArguments;
 use crate::config::{self, Loaded};
 use crate::failure::{ExitCode, Failure};
+use crate::resume::verified;
 use crate::screen::{Plan, Screen, Style};
 use crate::session::{SETTINGS, Session};
 use crate::watch::{Watched, watch};
@@ -22,7 +23,7 @@ pub(crate) async fn evaluate(arguments: &EvalArguments) -> Result<(), Failure> {
         Some(path) => Some((path, create(path)?)),
         None => None,
     };
-    let model = newest(&arguments.model)?;
+    let model = newest(&arguments.model).await?;
     let Loaded { config, .. } = load(arguments, &model)?;
     let session = Session::drawing(config, &model).await?;
     let stop = interrupt::listen();
@@ -77,12 +78,12 @@ fn load(arguments: &EvalArguments, model: &Path) -> Result<Loaded, Failure> {
 }
 
 /// The newest checkpoint, where the model is a run.
-pub(crate) fn newest(model: &Path) -> Result<PathBuf, Failure> {
+pub(crate) async fn newest(model: &Path) -> Result<PathBuf, Failure> {
     let checkpoints = model.join("checkpoints");
     if !checkpoints.is_dir() || model.join("config.json").exists() {
         return Ok(model.to_owned());
     }
-    let newest = Checkpoints::new(checkpoints, 2).newest()?;
+    let newest = verified(&Checkpoints::new(checkpoints, 2)).await?;
     newest.map(|newest| newest.directory).ok_or_else(|| {
         Failure::refused(format!("the run {} has no checkpoint yet", model.display()))
             .help("name a model directory, or a run that has saved a step")

@@ -63,7 +63,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Config { settings, model } => print_config(&settings, model.as_deref()),
         Command::Eval(arguments) => evaluate::evaluate(&arguments).await,
         Command::Render(arguments) => render::render(&arguments).await,
-        Command::Score { model, input, device } => score::score(&model, &input, device),
+        Command::Score { model, input, device } => score::score(&model, &input, device).await,
         Command::Env { command: EnvCommand::List } => environments::list(&mut io::stdout()).await,
         Command::Env { command: EnvCommand::Check { name, options } } => {
             environments::check(&name, &options, &mut io::stdout()).await

@@ -6,8 +6,8 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 use turnwise::candle::CandleLearner;
 use turnwise::training::{
-    Checkpoint, CheckpointError, Decay, Learner, RunDirectory, SuccessRate, read_plain,
-    verify_weights,
+    Checkpoint, CheckpointError, Checkpoints, Decay, Learner, RunDirectory, SuccessRate,
+    read_plain, verify_weights,
 };
 
 use crate::config::{self, Change, Config, Loaded};
@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::run::{BEFORE, REFERENCE, Run, begin_again};
 use crate::session::{SETTINGS as OF_CHECKPOINT, Session};
 use crate::train::{SETTINGS, schedule};
+use crate::watch::watch_apart;
 
 /// Goes on with a stopped run.
 pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failure> {
@@ -26,7 +27,7 @@ async fn go_on(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failur
     let directory = RunDirectory::resume(path).map_err(|error| in_its_run(path, error.into()))?;
     let checkpoints = directory.checkpoints(0);
     checkpoints.sweep()?;
-    let Some(newest) = checkpoints.newest()? else {
+    let Some(newest) = verified(&checkpoints).await? else {
         let shown = path.display().to_string();
         return Err(Failure::refused(format!("{shown} stopped before its first checkpoint"))
             .help(begin_again(&shown)));
@@ -44,7 +45,11 @@ async fn go_on(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failur
     }
     let (session, learner) = reopen(config, path, &newest.directory).await?;
     let mut trainer = session.trainer(learner)?;
-    checkpoints.load(&mut trainer).await.map_err(|error| put_back(error, &changes))?;
+    let meters = [checkpoints.meter(), trainer.learner().meter()];
+    let loading = checkpoints.load(&mut trainer);
+    watch_apart("loading the checkpoint", &meters, loading)
+        .await
+        .map_err(|error| put_back(error, &changes))?;
     let mut run = Run::new(session, directory, json, started);
     run.goes_on_at(newest.step)?;
     for note in newest.notes.iter().take(NOTES) {
@@ -76,6 +81,16 @@ async fn go_on(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failur
         .write_event("resume", Map::from_iter([("step".to_owned(), json!(newest.step))]))?;
     let before = recall(path, &mut run);
     run.finish(trainer, before).await
+}
+
+/// The newest checkpoint whose files are what they were when they were written.
+pub(crate) async fn verified(checkpoints: &Checkpoints) -> Result<Option<Checkpoint>, Failure> {
+    let (meters, checkpoints) = ([checkpoints.meter()], checkpoints.clone());
+    let verifying = tokio::task::spawn_blocking(move || checkpoints.newest());
+    match watch_apart("verifying the newest checkpoint", &meters, verifying).await {
+        Ok(newest) => Ok(newest?),
+        Err(error) => Err(Failure::runtime(&error)),
+    }
 }
 
 /// Checkpoints that were passed over and are named one by one.

@@ -114,8 +114,11 @@ impl Run {
             return Ok(());
         }
         let (session, directory) = (&self.session, self.directory.path().join(REFERENCE));
-        save_weights(learner, &directory, |directory| session.complete_checkpoint(directory))
-            .await?;
+        let meters = [learner.meter()];
+        let saving =
+            save_weights(learner, &directory, |directory| session.complete_checkpoint(directory));
+        let watched = Watched { what: "keeping the reference policy", meters: &meters };
+        watch(&mut self.screen, watched, &self.stop, saving).await?;
         learner.keep_reference().await.map_err(|error| Failure::runtime(&error))
     }
 
@@ -272,9 +275,10 @@ impl Run {
     ) -> Result<(), Failure> {
         let started = Instant::now();
         let session = &self.session;
+        let meters = [trainer.learner().meter(), self.checkpoints.meter()];
         let saving =
             self.checkpoints.save(trainer, |directory| session.complete_checkpoint(directory));
-        let watched = Watched { what: "writing a checkpoint", meters: &[] };
+        let watched = Watched { what: "writing a checkpoint", meters: &meters };
         let path = watch(&mut self.screen, watched, &self.stop, saving).await?;
         self.saved = Some(trainer.next_step());
         let seconds = started.elapsed().as_secs_f64();

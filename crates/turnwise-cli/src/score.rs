@@ -1,14 +1,19 @@
 //! `score`: log-probabilities of given tokens.
 
-use std::fs;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use turnwise::candle::{Decoder, Device, ModelError, locate};
+use tokio::task::spawn_blocking;
+use turnwise::candle::{Device, ModelError};
+use turnwise::rollout::Meter;
 
 use crate::failure::Failure;
 use crate::say;
+use crate::session::{load, located};
+use crate::watch::watch_apart;
 
 #[derive(Deserialize)]
 struct Input {
@@ -21,45 +26,65 @@ struct Output {
 }
 
 /// Reads `{"ids": […]}` a line and prints `{"logprobs": […]}`; position t is the log-probability of `ids[t + 1]`.
-pub(crate) fn score(model: &Path, input: &Path, device: Device) -> Result<(), Failure> {
+pub(crate) async fn score(model: &Path, input: &Path, device: Device) -> Result<(), Failure> {
     let lines = read(input)?;
     let place = |number: usize| format!("    in line {number} of {}", input.display());
     let sequences = lines
         .iter()
         .map(|(number, line)| parse(*number, line).map_err(|failure| failure.at(place(*number))))
         .collect::<Result<Vec<_>, _>>()?;
-    let decoder = locate(model).and_then(|directory| Decoder::from_directory(&directory));
-    let decoder = decoder.and_then(|decoder| decoder.with_device(device));
-    let decoder = decoder.map_err(|error| Failure::refused_by(&error))?;
-    for ((number, _), ids) in lines.iter().zip(&sequences) {
+    let decoder = load(&located(model)?).await?;
+    let decoder = decoder.with_device(device).map_err(|error| Failure::refused_by(&error))?;
+    let (decoder, meter) = (Arc::new(decoder), Meter::default());
+    let scoring = async {
+        meter.begin("lines", lines.len() as u64);
         // One line at a time: what is printed before a line that is wrong stays right.
-        let scored = decoder.score(std::slice::from_ref(ids)).map_err(|error| match error {
-            ModelError::NotFinite { .. } => Failure::refused_by(&error),
-            _ => Failure::refused(format!("line {number}: {error}"))
-                .at(place(*number))
-                .help("use ids of this model's own tokenizer"),
-        })?;
-        for logprobs in scored {
-            let json = serde_json::to_string(&Output { logprobs })
-                .map_err(|error| Failure::runtime(&error))?;
-            say(&(json + "\n"))?;
+        for ((number, _), ids) in lines.iter().zip(sequences) {
+            let decoder = decoder.clone();
+            let scored = spawn_blocking(move || decoder.score(&[ids])).await;
+            let scored = scored.map_err(|error| Failure::runtime(&error))?;
+            let scored = scored.map_err(|error| match error {
+                ModelError::NotFinite { .. } => Failure::refused_by(&error),
+                _ => Failure::refused(format!("line {number}: {error}"))
+                    .at(place(*number))
+                    .help("use ids of this model's own tokenizer"),
+            })?;
+            for logprobs in scored {
+                let json = serde_json::to_string(&Output { logprobs })
+                    .map_err(|error| Failure::runtime(&error))?;
+                say(&(json + "\n"))?;
+            }
+            meter.advance(1);
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    watch_apart("scoring", std::slice::from_ref(&meter), scoring).await
 }
+
+/// More than this is not read: an endless input would fill the memory.
+const MAX_INPUT_BYTES: u64 = 1 << 30;
 
 /// The lines that are not blank, with their numbers from 1.
 fn read(input: &Path) -> Result<Vec<(usize, String)>, Failure> {
     let text = if input == Path::new("-") {
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text).map(|_| text)
+        bounded(io::stdin())
     } else {
-        fs::read_to_string(input)
+        File::open(input).and_then(bounded)
     };
     let text = text
         .map_err(|error| Failure::refused(format!("cannot read {}: {error}", input.display())))?;
     let numbered = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     Ok(numbered.map(|(index, line)| (index + 1, line.to_owned())).collect())
+}
+
+/// All of an input, unless it is too long.
+fn bounded(input: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    input.take(MAX_INPUT_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_INPUT_BYTES {
+        return Err(io::Error::other("it has more than 1 GiB; split it into several files"));
+    }
+    Ok(text)
 }
 
 fn parse(number: usize, line: &str) -> Result<Vec<u32>, Failure> {

@@ -300,17 +300,19 @@ pub(crate) const SETTINGS: &str = "turnwise.toml";
 const TRUSTING: &str = "model.trust = ";
 
 /// The directory of a model, which is named by it or by its name on the Hugging Face Hub.
-fn located(model: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn located(model: &Path) -> Result<PathBuf, Failure> {
     locate(model).map_err(|error| {
         Failure::refused_by(&error)
             .help("name a directory with config.json, model.safetensors and tokenizer.json")
     })
 }
 
-async fn load(directory: &Path) -> Result<Decoder, Failure> {
-    let path = directory.to_owned();
-    let loading = tokio::task::spawn_blocking(move || Decoder::from_directory(&path));
-    match watch_apart(&format!("loading {}", directory.display()), loading).await {
+pub(crate) async fn load(directory: &Path) -> Result<Decoder, Failure> {
+    let (path, meter) = (directory.to_owned(), Meter::default());
+    let shown = [meter.clone()];
+    let loading =
+        tokio::task::spawn_blocking(move || Decoder::from_directory_metered(&path, &meter));
+    match watch_apart(&format!("loading {}", directory.display()), &shown, loading).await {
         Ok(loaded) => loaded.map_err(|error| Failure::refused_by(&error)),
         Err(error) => Err(Failure::runtime(&error)),
     }

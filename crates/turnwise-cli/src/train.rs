@@ -51,7 +51,7 @@ async fn begin(
     RunDirectory::check(path)?;
     let (session, mut learner) = Session::new(loaded.config, None).await?;
     let checked =
-        watch_apart("checking that every weight gets a gradient", learner.check_gradients());
+        watch_apart("checking that every weight gets a gradient", &[], learner.check_gradients());
     checked.await.map_err(|error| Failure::refused_by(&error))?;
     estimate::check_disk(&session, path)?;
     let directory = RunDirectory::create(path)?;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use turnwise::rollout::{Meter, StopSignal};
+use turnwise::rollout::{Meter, Reading, StopSignal};
 
 use crate::screen::{Plan, Screen, Style, clock};
 
@@ -32,7 +32,11 @@ impl Watched<'_> {
                 let left =
                     reading.left().map(|left| format!(", {} left", clock(left.as_secs_f64())));
                 let left = left.unwrap_or_default();
-                format!("{}/{} {}{left}", reading.done, reading.total, reading.unit)
+                let Reading { done, total, unit, .. } = reading;
+                if unit == Meter::BYTES {
+                    return format!("{}/{} MB{left}", done / 1_000_000, total.div_ceil(1_000_000));
+                }
+                format!("{done}/{total} {unit}{left}")
             })
             .collect();
         if parts.is_empty() {
@@ -76,9 +80,13 @@ pub(crate) async fn watch<T, W: Write>(
 }
 
 /// The same before a command has a screen: on standard error, since standard output is the result's.
-pub(crate) async fn watch_apart<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(crate) async fn watch_apart<T>(
+    what: &str,
+    meters: &[Meter],
+    work: impl Future<Output = T>,
+) -> T {
     let mut screen = Screen::new(io::stderr(), Style::of_errors(), Plan::default());
-    watch(&mut screen, Watched { what, meters: &[] }, &StopSignal::never(), work).await
+    watch(&mut screen, Watched { what, meters }, &StopSignal::never(), work).await
 }
 
 #[cfg(test)]
@@ -117,6 +125,18 @@ mod tests {
         let said = printed(4, Some(2)).await;
         let stop = "stopping, when this is done: evaluating: 2/4 episodes, 0:06 left. A second Ctrl-C ends at once\n";
         assert!(said.contains(stop), "{said}");
+    }
+
+    /// field 16
+    #[tokio::test(start_paused = true)]
+    async fn bytes_are_shown_as_megabytes() {
+        let meter = Meter::default();
+        meter.begin(Meter::BYTES, 543_000_001);
+        let started = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        meter.advance(181_000_000);
+        let watched = Watched { what: "loading", meters: std::slice::from_ref(&meter) };
+        assert_eq!(watched.describe(started), "loading: 181/544 MB, 0:02 left");
     }
 
     #[tokio::test(start_paused = true)]

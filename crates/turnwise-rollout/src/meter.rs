@@ -10,7 +10,7 @@ pub struct Meter(Arc<Mutex<Option<Reading>>>);
 /// What a [`Meter`] shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reading {
-    /// What is done, as a noun in the plural: `episodes`, `micro-batches`.
+    /// What is done, as a noun in the plural: `episodes`, `micro-batches`, [`Meter::BYTES`].
     pub unit: &'static str,
     /// How many are done.
     pub done: u64,
@@ -21,6 +21,9 @@ pub struct Reading {
 }
 
 impl Meter {
+    /// The unit of work that is measured in bytes.
+    pub const BYTES: &'static str = "bytes";
+
     /// Begins work on `total` things.
     pub fn begin(&self, unit: &'static str, total: u64) {
         self.set(Some(Reading { unit, done: 0, total, started: Instant::now() }));

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+use turnwise_rollout::Meter;
 use turnwise_trajectory::PolicyVersion;
 
 use crate::disk::{free_bytes, swap};
@@ -25,6 +27,8 @@ pub struct Checkpoints {
     directory: PathBuf,
     /// How many are kept, at least 2: the newest may turn out to be damaged.
     keep: usize,
+    /// How far a verification is.
+    meter: Meter,
 }
 
 /// A checkpoint whose files are what its manifest says.
@@ -65,7 +69,14 @@ impl Checkpoints {
     /// The checkpoints in a directory, which is made when the first is written.
     #[must_use]
     pub fn new(directory: PathBuf, keep: usize) -> Self {
-        Self { directory, keep: keep.max(2) }
+        Self { directory, keep: keep.max(2), meter: Meter::default() }
+    }
+
+    /// Shows how far the hashes of a checkpoint are while [`Self::save`], [`Self::load`] or [`Self::newest`] compute them, in
+    /// bytes.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        self.meter.clone()
     }
 
     /// Writes a checkpoint of the trainer as it stands between two steps. `extra` adds files of its own to the directory.
@@ -110,7 +121,7 @@ impl Checkpoints {
         let json = serde_json::to_vec(&state).map_err(io::Error::from).at(&staging)?;
         fs::write(staging.join(STATE), json).at(&staging)?;
         extra(&staging).at(&staging)?;
-        Manifest::write(&staging, step).at(&staging)?;
+        write_manifest(&staging, step, &self.meter).await.at(&staging)?;
         let published = self.directory.join(name_of(step));
         self.publish(&staging, &published).at(&published)?;
         if let Err(error) = self.prune(&published) {
@@ -128,7 +139,10 @@ impl Checkpoints {
         &self,
         trainer: &mut Trainer<L>,
     ) -> Result<Option<Checkpoint>, CheckpointError> {
-        let Some(checkpoint) = self.newest()? else { return Ok(None) };
+        let checkpoints = self.clone();
+        let newest = spawn_blocking(move || checkpoints.newest()).await;
+        let newest = newest.map_err(io::Error::other).at(&self.directory)?;
+        let Some(checkpoint) = newest? else { return Ok(None) };
         let directory = &checkpoint.directory;
         let content =
             |reason: String| CheckpointError::Content { directory: directory.clone(), reason };
@@ -140,7 +154,7 @@ impl Checkpoints {
         Ok(Some(checkpoint))
     }
 
-    /// The newest checkpoint that is whole; `None` where there is none at all.
+    /// The newest checkpoint that is whole; `None` where there is none at all. Reads all of it, which can take seconds.
     ///
     /// # Errors
     /// When there are checkpoints and none is whole.
@@ -149,7 +163,9 @@ impl Checkpoints {
         for found in self.found().at(&self.directory)?.into_iter().rev() {
             let Found { step, is_named_right, directory, manifest } = found;
             let shown = directory.display();
-            if let Err(reason) = manifest.and_then(|manifest| manifest.verify(&directory)) {
+            if let Err(reason) =
+                manifest.and_then(|manifest| manifest.verify(&directory, &self.meter))
+            {
                 notes.push(format!("passed over {shown}: {reason}"));
                 continue;
             }
@@ -265,7 +281,7 @@ pub async fn save_weights<L: Learner>(
     fs::create_dir_all(&staging).at(&staging)?;
     learner.save(&staging).await?;
     extra(&staging).at(&staging)?;
-    Manifest::write(&staging, 0).at(&staging)?;
+    write_manifest(&staging, 0, &Meter::default()).await.at(&staging)?;
     fs::rename(&staging, directory).at(directory)?;
     directory.parent().map_or(Ok(()), sync).at(directory)
 }
@@ -275,7 +291,8 @@ pub async fn save_weights<L: Learner>(
 /// # Errors
 /// When there are none, or a file is not what was written.
 pub fn verify_weights(directory: &Path) -> Result<(), CheckpointError> {
-    let verified = Manifest::read(directory).and_then(|manifest| manifest.verify(directory));
+    let verified = Manifest::read(directory)
+        .and_then(|manifest| manifest.verify(directory, &Meter::default()));
     verified.map_err(|reason| CheckpointError::Content { directory: directory.to_owned(), reason })
 }
 
@@ -290,12 +307,20 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Syncs and hashes what a directory holds, beside the async runtime: it can take seconds.
+async fn write_manifest(directory: &Path, step: u64, meter: &Meter) -> io::Result<()> {
+    let (directory, meter) = (directory.to_owned(), meter.clone());
+    let written = spawn_blocking(move || Manifest::write(&directory, step, &meter)).await;
+    written.map_err(io::Error::other)?
+}
+
 fn name_of(step: u64) -> String {
     format!("step-{step:06}")
 }
 
 fn is_whole(directory: &Path) -> bool {
-    Manifest::read(directory).and_then(|manifest| manifest.verify(directory)).is_ok()
+    let meter = Meter::default();
+    Manifest::read(directory).and_then(|manifest| manifest.verify(directory, &meter)).is_ok()
 }
 
 /// Deletes a checkpoint so that no half-deleted directory ever has a published name.

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use turnwise_rollout::Meter;
 
 /// What a directory holds, as it was when it was written.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,10 +36,13 @@ const MANIFEST: &str = "MANIFEST.json";
 const MAX_MANIFEST_BYTES: u64 = 1 << 24;
 
 impl Manifest {
-    /// Syncs everything in a directory and writes its manifest.
-    pub(crate) fn write(directory: &Path, step: u64) -> io::Result<()> {
+    /// Syncs everything in a directory and writes its manifest. `meter` counts the bytes that are hashed.
+    pub(crate) fn write(directory: &Path, step: u64, meter: &Meter) -> io::Result<()> {
         let mut files = Vec::new();
-        list(directory, "", &mut files)?;
+        meter.begin(Meter::BYTES, size(directory)?);
+        let listed = list(directory, "", &mut files, meter);
+        meter.end();
+        listed?;
         let digest = digest(step, &files);
         let manifest = Self { format: FORMAT, step, files, digest };
         let path = directory.join(MANIFEST);
@@ -68,11 +72,19 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Compares every file with the manifest; says what is wrong with the first that differs.
-    pub(crate) fn verify(&self, directory: &Path) -> Result<(), String> {
+    /// Compares every file with the manifest; says what is wrong with the first that differs. `meter` counts the bytes.
+    pub(crate) fn verify(&self, directory: &Path, meter: &Meter) -> Result<(), String> {
+        meter.begin(Meter::BYTES, self.bytes());
+        let verified = self.verify_files(directory, meter);
+        meter.end();
+        verified
+    }
+
+    fn verify_files(&self, directory: &Path, meter: &Meter) -> Result<(), String> {
         for file in &self.files {
             let path = file.locate(directory)?;
-            let found = hash_file(&path).map_err(|error| format!("{}: {error}", file.name))?;
+            let found =
+                hash_file(&path, meter).map_err(|error| format!("{}: {error}", file.name))?;
             if found != file.sha256 {
                 let (name, expected) = (&file.name, &file.sha256);
                 return Err(format!("{name}: sha256 is {found}, the manifest says {expected}"));
@@ -174,16 +186,21 @@ fn kind(metadata: &Metadata) -> &'static str {
 }
 
 /// Lists what is in a directory and in those inside it, whose names begin with `prefix`.
-fn list(directory: &Path, prefix: &str, files: &mut Vec<ManifestFile>) -> io::Result<()> {
+fn list(
+    directory: &Path,
+    prefix: &str,
+    files: &mut Vec<ManifestFile>,
+    meter: &Meter,
+) -> io::Result<()> {
     for path in entries(directory)? {
         sync(&path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = format!("{prefix}{name}");
         if path.is_dir() {
-            list(&path, &format!("{name}/"), files)?;
+            list(&path, &format!("{name}/"), files, meter)?;
             continue;
         }
-        let (bytes, sha256) = (fs::metadata(&path)?.len(), hash_file(&path)?);
+        let (bytes, sha256) = (fs::metadata(&path)?.len(), hash_file(&path, meter)?);
         files.push(ManifestFile { name, bytes, sha256 });
     }
     Ok(())
@@ -198,14 +215,27 @@ fn digest(step: u64, files: &[ManifestFile]) -> String {
     hex(&hasher.finalize())
 }
 
-fn hash_file(path: &Path) -> io::Result<String> {
+/// The bytes of all files in a directory and in those inside it.
+fn size(directory: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for path in entries(directory)? {
+        let metadata = fs::symlink_metadata(&path)?;
+        bytes += if metadata.is_dir() { size(&path)? } else { metadata.len() };
+    }
+    Ok(bytes)
+}
+
+fn hash_file(path: &Path, meter: &Meter) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(hex(&hasher.finalize())),
-            n => hasher.update(&buffer[..n]),
+            n => {
+                hasher.update(&buffer[..n]);
+                meter.advance(n as u64);
+            }
         }
     }
 }

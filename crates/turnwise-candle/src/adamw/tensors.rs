@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
+use turnwise_rollout::Meter;
 
 use super::{AdamW, AdamWState, Moments, Rates, not_finite};
 use crate::accumulated::Accumulated;
@@ -65,10 +66,23 @@ impl Optimizer {
         }
     }
 
-    pub(crate) fn save(&self, path: &Path, specs: &[Spec]) -> std::result::Result<(), ModelError> {
+    /// Whether no step has been taken.
+    pub(crate) fn is_new(&self) -> bool {
         match self {
-            Self::Buffers(state) => state.save(path, specs),
-            Self::Tensors(state) => state.to_host()?.save(path, specs),
+            Self::Buffers(state) => state.steps == 0,
+            Self::Tensors(state) => state.steps == 0,
+        }
+    }
+
+    pub(crate) fn save(
+        &self,
+        path: &Path,
+        specs: &[Spec],
+        meter: &Meter,
+    ) -> std::result::Result<(), ModelError> {
+        match self {
+            Self::Buffers(state) => state.save(path, specs, meter),
+            Self::Tensors(state) => state.to_host()?.save(path, specs, meter),
         }
     }
 
@@ -77,8 +91,9 @@ impl Optimizer {
         settings: AdamW,
         path: &Path,
         model: &Decoder,
+        meter: &Meter,
     ) -> std::result::Result<Self, ModelError> {
-        let state = AdamWState::load(settings, path, &model.trainable_specs())?;
+        let state = AdamWState::load(settings, path, &model.trainable_specs(), meter)?;
         Ok(match model.kernels() {
             Kernels::Fused => Self::Buffers(state),
             Kernels::Plain => Self::Tensors(TensorState::from_host(state, model)?),

@@ -3,6 +3,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorInfo;
+use turnwise_rollout::Meter;
 
 use super::Precision;
 use super::files::{TensorFile, open_all};
@@ -47,6 +48,20 @@ struct Plan {
     spare_head: Option<Place>,
 }
 
+impl Place {
+    fn bytes(&self) -> u64 {
+        let (start, end) = self.info.data_offsets;
+        (end - start) as u64
+    }
+}
+
+impl Plan {
+    /// The bytes of all parameters.
+    fn bytes(&self) -> u64 {
+        self.parameters.iter().flatten().map(Place::bytes).sum()
+    }
+}
+
 impl Tensors {
     /// Those of `model.safetensors`, or of the shards that an index names.
     pub(crate) fn in_directory(directory: &Path) -> Result<Self, ModelError> {
@@ -65,17 +80,25 @@ impl Tensors {
         self.files.iter().find_map(|file| file.tensors.get(name)).map(|info| &info.shape[..])
     }
 
+    /// How many tensors there are.
+    pub(crate) fn len(&self) -> usize {
+        self.files.iter().map(|file| file.tensors.len()).sum()
+    }
+
     /// The parameters in the order of `specs`, each read straight into its place.
     ///
     /// Nothing is read when a tensor is missing, unknown or of another shape. What follows from the configuration may be
     /// there as well: rotary frequencies, which older exporters stored, and the head of a tied model, if it is the same.
-    pub(crate) fn read(mut self, specs: &[Spec]) -> Result<Vec<Loaded>, ModelError> {
+    /// `meter` counts the bytes.
+    pub(crate) fn read(mut self, specs: &[Spec], meter: &Meter) -> Result<Vec<Loaded>, ModelError> {
         let plan = self.plan(specs)?;
+        meter.begin(Meter::BYTES, plan.bytes());
         let mut parameters = Vec::with_capacity(specs.len());
         for (spec, places) in specs.iter().zip(plan.parameters) {
             let mut values = Vec::with_capacity(spec.len());
             for (name, place) in spec.tensor_names().zip(&places) {
                 self.read_finite(&name, place, &mut values)?;
+                meter.advance(place.bytes());
             }
             let precisions = places.iter().map(|place| place.precision);
             let precision = precisions.reduce(|a, b| if a == b { a } else { Precision::Single });
@@ -87,6 +110,7 @@ impl Tensors {
             let embedding = embedding.map_or(&[][..], |index| &parameters[index].values);
             self.compare_head(&head, embedding)?;
         }
+        meter.end();
         Ok(parameters)
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value};
+use turnwise_rollout::Meter;
 
 use super::Precision;
 use crate::ModelError;
@@ -27,6 +28,7 @@ struct Writing<'a> {
     piece: Piece<'a>,
     /// What is wrong with the first piece that cannot be written.
     wrong: &'a RefCell<Option<String>>,
+    meter: &'a Meter,
 }
 
 impl View for Writing<'_> {
@@ -44,6 +46,7 @@ impl View for Writing<'_> {
         if let Some(reason) = self.piece.not_finite(&merged) {
             self.wrong.borrow_mut().get_or_insert(reason);
         }
+        self.meter.advance(self.data_len() as u64);
         precision.encode(&merged).into()
     }
 
@@ -70,14 +73,16 @@ impl Piece<'_> {
     }
 }
 
-/// Writes tensors into one file, which appears whole or not at all: not with a number that is NaN or infinite.
+/// Writes tensors into one file, which appears whole or not at all: not with a number that is NaN or infinite. Their bytes
+/// advance `meter`.
 pub(crate) fn write_tensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = Piece<'a>>,
+    meter: &Meter,
 ) -> Result<(), ModelError> {
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let wrong = RefCell::default();
-    let views = tensors.map(|piece| (piece.name.clone(), Writing { piece, wrong: &wrong }));
+    let views = tensors.map(|piece| (piece.name.clone(), Writing { piece, wrong: &wrong, meter }));
     replace(path, |unfinished| {
         safetensors::serialize_to_file(views, Some(metadata), unfinished)
             .map_err(|error| ModelError::write(path, error))?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use turnwise_rollout::Meter;
 
 use super::{LoraSettings, LoraTarget};
 use crate::checkpoint::{Piece, Precision, Tensors, read_object, write_json, write_tensors};
@@ -70,7 +71,7 @@ impl Peft {
         settings.validate(config)?;
         let specs = specs(config, Some(&settings));
         let specs: Vec<Spec> = specs.into_iter().filter(|spec| spec.role.is_adapter()).collect();
-        let loaded = Tensors::in_file(&directory.join(WEIGHTS))?.read(&specs)?;
+        let loaded = Tensors::in_file(&directory.join(WEIGHTS))?.read(&specs, &Meter::default())?;
         Ok(Self { settings, values: loaded.into_iter().map(|loaded| loaded.values).collect() })
     }
 }
@@ -95,7 +96,7 @@ impl Decoder {
             adapter: None,
             precision: Precision::Single,
         });
-        write_tensors(&directory.join(WEIGHTS), pieces)?;
+        write_tensors(&directory.join(WEIGHTS), pieces, &Meter::default())?;
         write_json(&directory.join(CONFIG), &to_json(settings, self.directory()))
     }
 
