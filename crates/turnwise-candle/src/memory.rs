@@ -171,6 +171,8 @@ fn bytes<'a>(specs: impl Iterator<Item = &'a Spec>) -> u64 {
 mod tests {
     use std::fs;
 
+    use turnwise_training::Update;
+
     use crate::trainer::{LearnerSettings, Trainer};
     use crate::{AdamW, Decoder};
 
@@ -191,7 +193,10 @@ mod tests {
 
             let directory = tempfile::tempdir().unwrap();
             let trainer = Trainer::new(model, AdamW::default(), LearnerSettings::default());
-            trainer.unwrap().save(directory.path()).unwrap();
+            let mut trainer = trainer.unwrap();
+            // Before the first step there are no moments to save.
+            trainer.step(Update { learning_rate: 0.0, max_grad_norm: 1.0 }).unwrap();
+            trainer.save(directory.path()).unwrap();
             let adapter = fs::read_dir(directory.path().join("adapter")).into_iter().flatten();
             let files = fs::read_dir(directory.path()).unwrap().chain(adapter);
             let files = files.map(|entry| entry.unwrap().metadata().unwrap());

@@ -124,7 +124,7 @@ fn weights_of_half_precision_are_saved_in_it_and_trained_in_full() {
         let mut values = model.values().unwrap();
         values.iter_mut().flatten().for_each(|value| *value *= 1.0001);
         model.set_values(values.clone()).unwrap();
-        model.save_exactly(target.path()).unwrap();
+        model.save_exactly(target.path(), &turnwise_rollout::Meter::default()).unwrap();
         let again = Decoder::from_directory(target.path()).unwrap();
         assert_eq!(again.values().unwrap(), values);
         assert_eq!(read_json(&target.path().join("config.json"))["dtype"], "float32");
