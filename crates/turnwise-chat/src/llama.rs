@@ -17,7 +17,7 @@ use crate::turn::before_stop;
 use crate::{ChatError, Tokenizer};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
-const FORMAT: &str = "llama3 1";
+const FORMAT: &str = "llama3 2";
 
 const CLOSE: &str = "<|eot_id|>";
 /// Other tokens that end a turn, where the tokenizer has them.
@@ -73,7 +73,9 @@ impl Default for Llama3Settings {
 /// 8<|eot_id|>…
 /// ```
 ///
-/// - The block of the system stands in every prompt, once, and is part of the first message. Blanks around texts go.
+/// - The block of the system stands in every prompt, once, and is part of the first message.
+/// - Text of users and of the system is trimmed, as in the published template. Text of the assistant is not, which that template
+///   trims: a sampled turn stays as it was sampled, and a template cannot tell it from one that somebody else wrote.
 /// - Answers of tools are JSON strings, as in the template, which takes any text for something to iterate over.
 /// - An assistant message with calls is its one call; its text goes. More than one call in a message of somebody else's
 ///   cannot be rendered. What the policy drew is put down as it was.
@@ -289,7 +291,12 @@ impl Writer<'_> {
 
     fn assistant(&mut self, index: usize, message: &Message) -> Result<(), RenderError> {
         match message.tool_calls.as_slice() {
-            [] => self.block("assistant", index, message),
+            [] => {
+                self.header("assistant");
+                let text = self.heard(index, &message.content);
+                self.canvas.content(&text);
+                self.canvas.template(CLOSE);
+            }
             [call] => {
                 self.header("assistant");
                 let call = self.heard(index, &call_json(call));

@@ -3,13 +3,14 @@
 use proptest::prelude::*;
 use serde_json::json;
 use turnwise_chat::{
-    ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer, TemplateSettings, Thinking,
+    CallForm, ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer, TemplateSettings, Thinking,
     ToolPrompt, Trust,
 };
-use turnwise_environment::{Observation, ToolSpec};
-use turnwise_rollout::Renderer;
+use turnwise_environment::{Message, Observation, ToolCall, ToolSpec};
+use turnwise_rollout::{Renderer, Said};
+use turnwise_trajectory::TokenId;
 
-use crate::support::{ids_of, llama_tokenizer, trained};
+use crate::support::{hostile_text, ids_of, llama_tokenizer, trained};
 use crate::templates::{calc, conversation};
 
 fn tool_prompt() -> impl Strategy<Value = ToolPrompt> {
@@ -28,6 +29,59 @@ fn tools() -> Vec<ToolSpec> {
     let parameters = json!({"type": "object", "required": ["b", "a"], "properties": {"c": {}, "a": {}, "b": {"type": "string"}, "d": {}}});
     let bare = ToolSpec { name: "roll".to_owned(), parameters: json!({}), ..calc() };
     vec![ToolSpec { parameters, ..calc() }, bare]
+}
+
+/// The renderer, and one of the template that is saved with its checkpoints.
+fn llama_and_its_template(tools_in_user_message: bool) -> (Llama3, TemplateRenderer) {
+    let settings = Llama3Settings {
+        tools_in_user_message,
+        date: "1 Jan \"2025\"".to_owned(),
+        ..Llama3Settings::default()
+    };
+    let chat = Llama3::new(llama_tokenizer(), settings).expect("it has the markers");
+    let settings = TemplateSettings {
+        stop: Vec::new(),
+        calls: CallForm::Llama3,
+        ..TemplateSettings::default()
+    };
+    let saved =
+        TemplateRenderer::new(llama_tokenizer(), &chat.template(), &Trust::Any, settings);
+    (chat, saved.expect("a template"))
+}
+
+/// What a policy may sample: blanks at both ends, thoughts, calls, control tokens.
+fn sampled_text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        prop::sample::select(
+            &[
+                " ", "\n", "\n\n", "\t", "\u{a0}", "8", "<think>\nso\n</think>", "</think>", "<think>",
+                "<|python_tag|>", "<|eom", "\\n", "{% raw %}", "{{ x }}",
+                "{\"name\": \"calc\", \"parameters\": {\"a\": 1}}", "; ",
+            ][..]
+        )
+        .prop_map(str::to_owned),
+        "[ -~\n\té]{0,8}",
+    ];
+    prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
+}
+
+/// Hostile text without the noncharacters that a template's renderer leaves out.
+fn said_text() -> impl Strategy<Value = String> {
+    hostile_text().prop_map(|text| text.replace(['\u{fdd0}', '\u{fdd1}', '\u{fdd2}'], ""))
+}
+
+/// A message in a place where a conversation does not begin.
+fn any_message() -> impl Strategy<Value = Message> {
+    ("[ a-z\n]{0,8}", 0..4_u8).prop_map(|(text, role)| match role {
+        0 => Message::user(text),
+        1 => Message::tool("call_0", text),
+        2 => Message::assistant(text),
+        _ => Message { tool_calls: vec![a_call()], ..Message::assistant(text) },
+    })
+}
+
+fn a_call() -> ToolCall {
+    ToolCall { id: "call_0".to_owned(), name: "calc".to_owned(), arguments: json!({"a": "\n"}) }
 }
 
 proptest! {
@@ -58,19 +112,56 @@ proptest! {
     #[test]
     fn the_saved_template_of_llama_3_is_its_renderer(
         messages in conversation(),
+        first in any_message(),
         has_tools in any::<bool>(),
         tools_in_user_message in any::<bool>(),
     ) {
-        let settings = Llama3Settings { tools_in_user_message, date: "1 Jan \"2025\"".to_owned(), ..Llama3Settings::default() };
-        let chat = Llama3::new(llama_tokenizer(), settings).expect("it has the markers");
-        let settings = TemplateSettings { stop: Vec::new(), ..TemplateSettings::default() };
-        let saved = TemplateRenderer::new(llama_tokenizer(), &chat.template(), &Trust::Any, settings).expect("a template");
+        let (chat, saved) = llama_and_its_template(tools_in_user_message);
         prop_assert_eq!(saved.stop_tokens()[0], chat.stop_tokens()[0]);
         let tools = if has_tools { tools() } else { Vec::new() };
-        let observation = Observation::new(messages);
-        let (own, saved) = (chat.open(&observation, &tools), saved.open(&observation, &tools));
-        let (own, saved) = (ids_of(&own.expect("it renders")), ids_of(&saved.expect("it renders")));
-        prop_assert_eq!(chat.text(&own), chat.text(&saved));
-        prop_assert_eq!(own, saved);
+        for messages in [messages.clone(), [vec![first], messages].concat()] {
+            let observation = Observation::new(messages);
+            let (own, saved) = (chat.open(&observation, &tools), saved.open(&observation, &tools));
+            let (own, saved) = (ids_of(&own.expect("it renders")), ids_of(&saved.expect("it renders")));
+            prop_assert_eq!(chat.text(&own), chat.text(&saved));
+            prop_assert_eq!(own, saved);
+        }
+    }
+
+    /// Turns stay as they were sampled. A program that keeps their texts renders what the model was trained on, and so does a
+    /// renderer of the saved template that has their tokens.
+    #[test]
+    fn the_saved_template_of_llama_3_keeps_sampled_turns(
+        question in said_text(),
+        rounds in prop::collection::vec((sampled_text(), any::<bool>(), said_text()), 1..5),
+        has_tools in any::<bool>(),
+        tools_in_user_message in any::<bool>(),
+    ) {
+        let (chat, saved) = llama_and_its_template(tools_in_user_message);
+        let tools = if has_tools { tools() } else { Vec::new() };
+        let mut drawn: Vec<Option<Vec<TokenId>>> = vec![None];
+        let (mut messages, mut texts) = (vec![Message::user(question.clone())], vec![Message::user(question)]);
+        for (text, answers_tool, next) in rounds {
+            let mut ids = llama_tokenizer().encode_with_markers(&text);
+            ids.push(chat.stop_tokens()[0]);
+            messages.push(chat.parse(&ids, &tools).to_message());
+            texts.push(Message::assistant(text));
+            drawn.push(Some(ids));
+            let next = if answers_tool { Message::tool("call_0", next) } else { Message::user(next) };
+            messages.push(next.clone());
+            texts.push(next);
+            drawn.push(None);
+        }
+        let said: Vec<Said<'_>> = messages
+            .iter()
+            .zip(&drawn)
+            .map(|(message, drawn)| Said { message, drawn: drawn.as_deref() })
+            .collect();
+        let own = ids_of(&chat.render(&said, &tools).expect("it renders"));
+        let by_tokens = ids_of(&saved.render(&said, &tools).expect("it renders"));
+        prop_assert_eq!(&own, &by_tokens);
+        let texts: Vec<Said<'_>> = texts.iter().map(Said::new).collect();
+        let by_text = ids_of(&saved.render(&texts, &tools).expect("it renders"));
+        prop_assert_eq!(chat.text(&own), chat.text(&by_text));
     }
 }

@@ -6,7 +6,7 @@ use turnwise_chat::{
     CallForm, ChatError, ChatMl, ChatMlSettings, TemplateRenderer, TemplateSettings, Thinking,
     Trust,
 };
-use turnwise_environment::{Message, Observation, ToolCall, ToolSpec};
+use turnwise_environment::{Message, Observation, Role, ToolCall, ToolSpec};
 use turnwise_rollout::{Bridged, EndedTurn, Renderer, Said};
 use turnwise_trajectory::{StopReason, TokenId, TokenKind};
 
@@ -93,7 +93,12 @@ proptest! {
         in_user in any::<bool>(),
     ) {
         let tools = if has_tools { vec![calc()] } else { Vec::new() };
-        let observation = Observation::new(messages);
+        // The published template trims the assistant's text; ours keeps it, as a sampled turn is kept.
+        let trimmed = messages.into_iter().map(|message| match message.role {
+            Role::Assistant => Message { content: message.content.trim().to_owned(), ..message },
+            _ => message,
+        });
+        let observation = Observation::new(trimmed.collect());
         let renderer = llama31(in_user);
         let published = renderer.open(&observation, &tools).expect("it renders");
         let by_hand = llama(in_user).open(&observation, &tools).expect("it renders");
