@@ -11,7 +11,6 @@ use tokenizers::{
 };
 use turnwise_trajectory::TokenId;
 
-use crate::ChatError;
 use crate::added::AddedTokens;
 
 /// A token and the bytes of the text it stands for; the tokens of one character all have the whole character.
@@ -45,14 +44,13 @@ struct FileModel {
 }
 
 impl Encoder {
-    pub(crate) fn new(json: &str) -> Result<Self, ChatError> {
-        let refused = |error: String| ChatError::Parse(error);
+    /// The encoder of a file's text, or why there is none.
+    pub(crate) fn new(json: &str) -> Result<Self, String> {
         // Read first: the library panics on some files that are not even JSON.
-        let file: File = serde_json::from_str(json).map_err(|error| refused(error.to_string()))?;
-        let parsed = json.parse().map_err(|error: Failed| error.to_string());
-        let mut inner: Library = parsed.map_err(refused)?;
+        let file: File = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let mut inner: Library = json.parse().map_err(|error: Failed| error.to_string())?;
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| refused(error.to_string()))?;
+        inner.with_truncation(None).map_err(|error| error.to_string())?;
         if let ModelWrapper::BPE(model) = inner.get_model()
             && model.dropout.is_some()
         {

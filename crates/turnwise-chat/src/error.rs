@@ -1,3 +1,4 @@
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -29,9 +30,14 @@ pub enum ChatError {
         /// The most bytes that are read.
         limit: u64,
     },
-    /// `tokenizer.json` is not a tokenizer.
-    #[error("parse tokenizer.json: {0}")]
-    Parse(String),
+    /// A file is not a tokenizer.
+    #[error("parse {}: {reason}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why not: one short line.
+        reason: String,
+    },
     /// A tokenizer of a kind that cannot carry every text there and back.
     #[error("use the tokenizer: {0}")]
     Unsupported(String),
@@ -62,4 +68,29 @@ pub enum ChatError {
     /// A chat template that cannot be run.
     #[error("read a chat template: {0}")]
     Template(String),
+}
+
+/// Text of a library or of a file as an error repeats it: one line of at most 200 characters, without control characters.
+pub(crate) fn brief(text: impl fmt::Display) -> String {
+    const LONGEST: usize = 200;
+    let text = text.to_string();
+    let spaced = text.chars().map(|c| if c.is_whitespace() { ' ' } else { c });
+    let clean: String = spaced.filter(|c| !c.is_control()).collect();
+    let words: Vec<&str> = clean.split(' ').filter(|word| !word.is_empty()).collect();
+    let line = words.join(" ");
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}… ({} bytes)", &line[..end], line.len()),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::brief;
+
+    #[test]
+    fn a_text_is_repeated_in_one_short_line() {
+        assert_eq!(brief("a\n\t b\u{1b}[31mc "), "a b[31mc");
+        assert_eq!(brief("é".repeat(300)), format!("{}… (600 bytes)", "é".repeat(200)));
+    }
 }

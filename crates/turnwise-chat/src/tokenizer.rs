@@ -10,6 +10,7 @@ use turnwise_trajectory::TokenId;
 use crate::ChatError;
 use crate::added::AddedTokens;
 use crate::encoder::{Encoder, Piece};
+use crate::error::brief;
 use crate::fingerprint::fingerprint;
 use crate::quiet::quietly;
 
@@ -73,12 +74,12 @@ impl Tokenizer {
         let Some(bytes) = read_capped(&path)? else {
             return Err(ChatError::Read { path, source: ErrorKind::NotFound.into() });
         };
-        let json = String::from_utf8(bytes).map_err(|error| ChatError::Parse(error.to_string()))?;
+        let json = text_of(&path, bytes)?;
         let mut companions = Vec::new();
         for name in COMPANIONS {
             companions.extend(read_capped(&directory.join(name))?.map(|bytes| (name, bytes)));
         }
-        Self::new(json, companions)
+        Self::new(&path, json, companions)
     }
 
     /// Reads one tokenizer file, whatever its name, without what stands beside it.
@@ -93,24 +94,28 @@ impl Tokenizer {
                 source: ErrorKind::NotFound.into(),
             });
         };
-        Self::from_json(
-            String::from_utf8(bytes).map_err(|error| ChatError::Parse(error.to_string()))?,
-        )
+        Self::new(path, text_of(path, bytes)?, Vec::new())
     }
 
     pub(crate) fn from_json(json: String) -> Result<Self, ChatError> {
-        Self::new(json, Vec::new())
+        Self::new(Path::new(TOKENIZER), json, Vec::new())
     }
 
-    fn new(json: String, companions: Vec<(&'static str, Vec<u8>)>) -> Result<Self, ChatError> {
+    fn new(
+        path: &Path,
+        json: String,
+        companions: Vec<(&'static str, Vec<u8>)>,
+    ) -> Result<Self, ChatError> {
+        let refused =
+            |reason: String| ChatError::Parse { path: path.to_owned(), reason: brief(reason) };
         let encoder = quietly(|| {
             let encoder = Encoder::new(&json)?;
             encoder.decode(&encoder.ids(PROBE), false);
             Ok(encoder)
         });
-        let encoder = encoder.unwrap_or_else(|panic| {
-            Err(ChatError::Parse(format!("the tokenizers library panics on it: {panic}")))
-        })?;
+        let encoder = encoder
+            .unwrap_or_else(|panic| Err(format!("the tokenizers library panics on it: {panic}")))
+            .map_err(refused)?;
         let fingerprint = fingerprint(json.as_bytes());
         Ok(Self { n_ids: encoder.n_ids(), encoder, json, companions, fingerprint })
     }
@@ -241,6 +246,11 @@ impl fmt::Debug for Tokenizer {
             .field("n_ids", &self.n_ids)
             .finish_non_exhaustive()
     }
+}
+
+fn text_of(path: &Path, bytes: Vec<u8>) -> Result<String, ChatError> {
+    let path = path.to_owned();
+    String::from_utf8(bytes).map_err(|error| ChatError::Parse { path, reason: brief(error) })
 }
 
 /// The file's bytes; `None` when there is no such file.

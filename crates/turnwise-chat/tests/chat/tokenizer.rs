@@ -23,13 +23,35 @@ fn a_missing_file_is_named() {
     assert!(matches!(error, ChatError::Read { .. }));
 }
 
+/// A refusal is one short line that names the file, whatever stands in it.
 #[test]
 fn a_broken_file_is_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
-    for broken in [&b"{"[..], b"[]", b"\xff\xfe", &b"[".repeat(100_000)] {
-        fs::write(folder.path().join("tokenizer.json"), broken).expect("written");
-        let error = Tokenizer::from_directory(folder.path()).expect_err("it is broken");
-        assert!(matches!(error, ChatError::Parse(_)), "{error}");
+    let path = folder.path().join("tokenizer.json");
+    let odd = "x\\u001b[31m\\n".repeat(2000);
+    let unknown = format!("{{\"model\": {{\"type\": \"BPE\", \"vocab\": {{\"a\": \"{odd}\"}}}}}}");
+    let decoder = format!(
+        "{{\"model\": {{\"type\": \"BPE\", \"vocab\": {{}}, \"merges\": []}}, \"decoder\": {{\"type\": \"{odd}\"}}}}"
+    );
+    for broken in [
+        &b"{"[..],
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        &b"[".repeat(100_000),
+        unknown.as_bytes(),
+        decoder.as_bytes(),
+    ] {
+        fs::write(&path, broken).expect("written");
+        for read in [Tokenizer::from_directory(folder.path()), Tokenizer::from_file(&path)] {
+            let error = read.expect_err("it is broken");
+            assert!(matches!(error, ChatError::Parse { .. }), "{error}");
+            let text = error.to_string();
+            let reason = text.strip_prefix(&format!("parse {}: ", path.display()));
+            let reason = reason.unwrap_or_else(|| panic!("no file: {text}"));
+            assert!(!reason.is_empty() && reason.chars().count() < 230, "{text}");
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+        }
     }
 }
 
