@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 use turnwise_environment::{CallAttempt, CallError};
 
+use crate::schema::shortened;
 use crate::strict_json;
 use crate::tool_calls::{
     Mistake, check_length, numbered, read_arguments, read_call, read_value, unclosed,
@@ -32,9 +33,9 @@ pub(crate) fn call(calls: &mut Calls, body: &str) {
     let is_named =
         !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c));
     let read = match () {
-        () if is_named && rest.starts_with("<arg_key>") => {
-            check_length(body).map(|()| (name.to_owned(), keys_and_values(rest)))
-        }
+        () if is_named && rest.starts_with("<arg_key>") => check_length(body)
+            .and_then(|()| keys_and_values(rest))
+            .map(|arguments| (name.to_owned(), arguments)),
         () if is_named && rest.starts_with("```") => named(name, unfenced(rest)),
         // GLM writes the name alone, on its line, where there are no arguments.
         () if is_named && rest.is_empty() && body.starts_with(name) && body.ends_with('\n') => {
@@ -65,11 +66,14 @@ pub(crate) fn function(calls: &mut Calls, body: &str) {
             return named(name, inside);
         }
         let mut arguments = Map::new();
-        let mut rest = inside;
+        let (mut rest, mut has_close) = (inside, true);
         while let Some((_, inside)) = rest.split_once("<parameter=") {
             let (key, inside) = inside.split_once('>').ok_or_else(unclosed)?;
+            // Looked for once where there is none: each parameter would search the whole rest.
+            let close = if has_close { inside.find("</parameter>") } else { None };
+            has_close = close.is_some();
             // Some turns leave a parameter open before the next one.
-            let end = inside.find("</parameter>").or_else(|| inside.find("<parameter="));
+            let end = close.or_else(|| inside.find("<parameter="));
             let (value, after) = inside.split_at(end.unwrap_or(inside.len()));
             set(&mut arguments, key.trim(), value)?;
             rest = after;
@@ -80,26 +84,31 @@ pub(crate) fn function(calls: &mut Calls, body: &str) {
 }
 
 /// `<arg_key>K</arg_key>` and `<arg_value>V</arg_value>`, as GLM writes them.
-fn keys_and_values(text: &str) -> Value {
+fn keys_and_values(text: &str) -> Result<Value, Mistake> {
     let mut arguments = Map::new();
     let mut rest = text;
     while let Some((_, inside)) = rest.split_once("<arg_key>") {
         let (key, after) = inside.split_once("</arg_key>").unwrap_or((inside, ""));
         let value = after.split_once("<arg_value>").map_or("", |(_, value)| value);
         let (value, after) = value.split_once("</arg_value>").unwrap_or((value, ""));
-        arguments.insert(key.trim().to_owned(), value.into());
+        insert(&mut arguments, key.trim(), value)?;
         rest = after;
     }
-    Value::Object(arguments)
+    Ok(Value::Object(arguments))
 }
 
 fn set(arguments: &mut Map<String, Value>, key: &str, value: &str) -> Result<(), Mistake> {
     let value = value.strip_prefix('\n').unwrap_or(value);
     let value = value.strip_suffix('\n').unwrap_or(value);
-    match arguments.insert(key.to_owned(), value.into()) {
-        None => Ok(()),
-        Some(_) => Err((CallError::Decode, format!("the parameter {key:?} is written twice"))),
+    insert(arguments, key, value)
+}
+
+fn insert(arguments: &mut Map<String, Value>, key: &str, value: &str) -> Result<(), Mistake> {
+    if arguments.insert(key.to_owned(), value.into()).is_none() {
+        return Ok(());
     }
+    let message = format!("the parameter {:?} is written twice", shortened(key));
+    Err((CallError::Decode, message))
 }
 
 /// A function and its arguments as JSON; nothing is `{}`.

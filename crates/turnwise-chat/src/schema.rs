@@ -86,7 +86,8 @@ fn wrong(message: String) -> Result<(), Mistake> {
     Err((CallError::InvalidArgs, message))
 }
 
-fn shortened(name: &str) -> String {
+/// The beginning of a name, as a message repeats it.
+pub(crate) fn shortened(name: &str) -> String {
     let short: String = name.chars().take(MAX_NAME_CHARS).collect();
     if short.len() < name.len() { format!("{short}…") } else { short }
 }

@@ -3,6 +3,8 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::schema::shortened;
+
 /// Reads one JSON value that writes no key twice, nests less than 128 deep, and has no integer beyond 64 bits.
 ///
 /// With a key written twice, the tool and a person reading the call may each see another value; so they would with an integer that
@@ -111,6 +113,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if map.contains_key(&key) {
+                let key = shortened(&key);
                 return Err(de::Error::custom(format_args!("the key {key:?} is written twice")));
             }
             let Strict(value) = entries.next_value()?;

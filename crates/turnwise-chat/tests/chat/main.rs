@@ -4,6 +4,7 @@ mod bridge;
 mod cases;
 mod fixtures;
 mod forks;
+mod forms;
 mod hostile;
 mod kinds;
 mod llama;
