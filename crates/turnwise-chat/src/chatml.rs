@@ -16,7 +16,7 @@ use crate::turn::before_stop;
 use crate::{ChatError, Tokenizer, ToolPrompt, parse_turn};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
-const FORMAT: &str = "chatml 3";
+const FORMAT: &str = "chatml 4";
 
 const CLOSE: &str = "<|im_end|>";
 

@@ -109,14 +109,18 @@ impl Output {
         }
     }
 
+    /// Whether a joint stands between the ends of a range.
+    pub(crate) fn has_joint_inside(&self, range: &Range<usize>) -> bool {
+        // They are in the order of their places.
+        let next = self.joints.partition_point(|joint| *joint <= range.start);
+        self.joints.get(next).is_some_and(|joint| *joint < range.end)
+    }
+
     /// Whether marked text holds the whole name of a control token, which then is the template's: a mark was lost.
     pub(crate) fn is_torn(&self, tokenizer: &Tokenizer) -> bool {
         let is_whole = |range: &Range<usize>, at: usize| {
             let found = tokenizer.added().control_at(&self.text[..range.end], at);
-            found.is_some_and(|found| {
-                let inside = at + 1..at + found.text.len();
-                !self.joints.iter().any(|joint| inside.contains(joint))
-            })
+            found.is_some_and(|found| !self.has_joint_inside(&(at..at + found.text.len())))
         };
         self.said.iter().any(|(range, _)| {
             self.text[range.clone()].char_indices().any(|(at, _)| is_whole(range, range.start + at))

@@ -30,7 +30,7 @@ use program::{Program, Script};
 use reuse::{Kept, kept, squash};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
-const FORMAT: &str = "template 2";
+const FORMAT: &str = "template 3";
 
 /// The dummy conversation by which a template shows how it ends a turn, and how it writes calls.
 const QUESTION: &str = "question";
@@ -112,7 +112,7 @@ pub fn template_hash(template: &str) -> String {
 /// - A turn ends with the control token that the template writes after it, and with those of the settings.
 /// - What the policy drew stands in history as it was drawn. With [`Thinking::Keep`] all of it does, and what comes next is
 ///   appended. With [`Thinking::Follow`] it does where the template keeps what it says, blanks aside; where the template drops the
-///   thinking, what was drawn after it stands there; and where the template writes something else (Llama 3 drops text before a
+///   thinking, or any other beginning, what was drawn after it stands there; and where the template writes something else (Llama 3 drops text before a
 ///   call), that does. What comes next is appended where everything before it stays, and otherwise the conversation is rendered anew.
 /// - The template is given a tool's name with its answer, and ids of calls in nine letters and digits if it refuses others.
 /// - A message without text has its tokens in the list of the next message with text.
@@ -383,9 +383,9 @@ impl Writer<'_> {
         let written = &self.output.text[turn.clone()];
         match kept(&renderer.tokenizer, renderer.settings.thinking, ids, said.message, written) {
             Kept::Whole => self.canvas.verbatim(ids),
-            Kept::Rest { head, tail } => {
+            Kept::Rest { head, tail, from } => {
                 self.text(owner, turn.start..turn.start + head);
-                thinking::strip(&renderer.tokenizer, ids, &mut self.canvas);
+                thinking::keep_from(&renderer.tokenizer, ids, from, &mut self.canvas);
                 self.text(owner, turn.end - tail..turn.end);
             }
             Kept::Nothing => self.text(owner, turn.clone()),

@@ -60,27 +60,51 @@ pub(crate) fn split(message: &Message) -> (Option<&str>, &str) {
     ((!thoughts.is_empty()).then_some(thoughts), rest)
 }
 
-/// Writes a drawn turn without its thinking. What follows the thinking stays as it was drawn, unless its first token holds
-/// newlines of the thinking's end and more.
+/// Writes a sampled turn without its thinking. What follows the thinking stays as it was sampled.
 pub(crate) fn strip(tokenizer: &Tokenizer, turn: &[TokenId], canvas: &mut Canvas<'_>) {
-    let close = tokenizer.token_id(CLOSE).filter(|id| tokenizer.is_control(*id));
-    let after = close.and_then(|close| turn.iter().rposition(|id| *id == close));
-    if let Some(at) = after {
-        let mut rest = &turn[at + 1..];
-        let text_of = |id: &TokenId| tokenizer.decode(&[*id]);
-        while let [first, after @ ..] = rest
-            && text_of(first).chars().all(|c| c == '\n')
-        {
-            rest = after;
-        }
-        if rest.first().is_none_or(|first| !text_of(first).starts_with('\n')) {
-            return canvas.verbatim(rest);
-        }
-        return canvas.content(tokenizer.decode(rest).trim_start_matches('\n'));
-    }
-    let text = tokenizer.decode(turn);
-    match text.rsplit_once(CLOSE) {
-        Some((_, rest)) => canvas.content(rest.trim_start_matches('\n')),
+    match tokenizer.decode(turn).rfind(CLOSE) {
+        Some(at) => keep_from(tokenizer, turn, at + CLOSE.len(), canvas),
         None => canvas.verbatim(turn),
     }
+}
+
+/// Writes the tokens of a sampled turn from this byte of its text on, as they were sampled. Tokens of newlines at the front are left
+/// out, and a newline in one token with other text stays. Only of a token that the place divides, the text is encoded anew.
+pub(crate) fn keep_from(
+    tokenizer: &Tokenizer,
+    turn: &[TokenId],
+    from: usize,
+    canvas: &mut Canvas<'_>,
+) {
+    if from == 0 {
+        return canvas.verbatim(turn);
+    }
+    let text = tokenizer.decode(turn);
+    let counts: Vec<usize> = (0..=turn.len()).collect();
+    let reaches = |n: &usize| tokenizer.decode(&turn[..*n]).get(..from) == text.get(..from);
+    let mut n = counts.partition_point(|n| !reaches(n));
+    let mut head = tokenizer.decode(&turn[..n]);
+    let before = tokenizer.decode(&turn[..n.saturating_sub(1)]).len();
+    let blanks = text.get(before..from).unwrap_or_default();
+    if head.len() > from && !blanks.is_empty() && blanks.trim().is_empty() {
+        // The token is divided behind blanks: it stays.
+        return canvas.verbatim(&turn[n - 1..]);
+    }
+    if head.len() > from {
+        // A character that is not whole yet: it has at most three more tokens.
+        for _ in 0..3 {
+            if n < turn.len() && head.ends_with('\u{fffd}') {
+                n += 1;
+                head = tokenizer.decode(&turn[..n]);
+            }
+        }
+    }
+    let divided = head.get(from..).unwrap_or_default().trim_start_matches('\n');
+    canvas.content(divided);
+    let is_newlines = |id: &TokenId| {
+        let text = tokenizer.token_text(*id).unwrap_or_default();
+        !text.is_empty() && text.chars().all(|c| c == '\n')
+    };
+    let n_newlines = turn[n..].iter().take_while(|id| is_newlines(id)).count();
+    canvas.verbatim(&turn[if divided.is_empty() { n + n_newlines } else { n }..]);
 }

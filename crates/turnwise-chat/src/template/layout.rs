@@ -140,10 +140,7 @@ impl Divider<'_> {
     /// The first close that stands in this part of the template's own text.
     fn close(&self, from: usize, to: usize) -> Option<Range<usize>> {
         let part = self.output.text.get(from..to)?;
-        let is_whole = |close: &Range<usize>| {
-            let mut joints = self.output.joints.iter();
-            !joints.any(|joint| close.start < *joint && *joint < close.end)
-        };
+        let is_whole = |close: &Range<usize>| !self.output.has_joint_inside(close);
         let places = self.closes.iter().flat_map(|close| {
             let found = part.match_indices(close.as_str());
             found.map(|(at, close)| from + at..from + at + close.len())

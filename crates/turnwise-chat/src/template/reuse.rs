@@ -11,8 +11,8 @@ use crate::{Thinking, Tokenizer};
 pub(super) enum Kept {
     /// All of it, as it was drawn.
     Whole,
-    /// What was drawn after the thinking, between texts of the template that begin and end the turn.
-    Rest { head: usize, tail: usize },
+    /// What was sampled from the byte `from` of its text on, between texts of the template that begin and end the turn.
+    Rest { head: usize, tail: usize, from: usize },
     /// The template's own text: it says something else.
     Nothing,
 }
@@ -36,7 +36,10 @@ pub(super) fn kept(
     let says_all = is_there(&message.content, rest)
         && message.tool_calls.iter().all(|call| rest.contains(&call.name));
     if !says_all {
-        return Kept::Nothing;
+        return match end_in(&drawn, written) {
+            Some(from) => rest_of(&drawn, written, 0, from),
+            None => Kept::Nothing,
+        };
     }
     let (thoughts, _) = thinking_of(&drawn);
     let thought = message.reasoning.as_deref().unwrap_or_default();
@@ -44,11 +47,30 @@ pub(super) fn kept(
     if keeps_thoughts || squash(head) == squash(thoughts) {
         return Kept::Whole;
     }
+    match drawn.rfind(thinking::CLOSE) {
+        Some(at) => rest_of(&drawn, written, head.len(), at + thinking::CLOSE.len()),
+        None => rest_of(&drawn, written, head.len(), 0),
+    }
+}
+
+/// What was sampled from a byte on, where the template writes the same behind its first `head` bytes and blanks.
+fn rest_of(drawn: &str, written: &str, head: usize, from: usize) -> Kept {
+    let rest = &written[head..];
     let said = rest.trim_start();
     let blanks = rest.len() - said.len();
-    let is_ended = drawn.ends_with(&said[said.trim_end().len()..]);
-    let tail = if is_ended { 0 } else { said.len() - said.trim_end().len() };
-    Kept::Rest { head: head.len() + blanks, tail }
+    let end = said.len() - said.trim_end().len();
+    let is_ended = drawn.ends_with(&said[said.len() - end..]);
+    Kept::Rest { head: head + blanks, tail: if is_ended { 0 } else { end }, from }
+}
+
+/// Where what is written begins in what was sampled, if that ends with it.
+fn end_in(drawn: &str, written: &str) -> Option<usize> {
+    let end = squash(written);
+    if !squash(drawn).ends_with(&end) {
+        return None;
+    }
+    let mut places = drawn.char_indices().filter(|(_, c)| !c.is_whitespace()).rev();
+    places.nth(end.chars().count().checked_sub(1)?).map(|(at, _)| at)
 }
 
 /// The text up to the end of its thinking, blanks behind it included, and the rest.

@@ -3,6 +3,7 @@
 mod bridge;
 mod cases;
 mod fixtures;
+mod follow;
 mod forks;
 mod forms;
 mod hostile;

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use serde_json::json;
 use turnwise_chat::{
-    CallForm, ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer, TemplateSettings, Thinking,
-    ToolPrompt, Trust,
+    CallForm, ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer, TemplateSettings,
+    Thinking, ToolPrompt, Trust,
 };
 use turnwise_environment::{Message, Observation, ToolCall, ToolSpec};
 use turnwise_rollout::{Renderer, Said};
@@ -44,8 +44,7 @@ fn llama_and_its_template(tools_in_user_message: bool) -> (Llama3, TemplateRende
         calls: CallForm::Llama3,
         ..TemplateSettings::default()
     };
-    let saved =
-        TemplateRenderer::new(llama_tokenizer(), &chat.template(), &Trust::Any, settings);
+    let saved = TemplateRenderer::new(llama_tokenizer(), &chat.template(), &Trust::Any, settings);
     (chat, saved.expect("a template"))
 }
 
@@ -54,9 +53,22 @@ fn sampled_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         prop::sample::select(
             &[
-                " ", "\n", "\n\n", "\t", "\u{a0}", "8", "<think>\nso\n</think>", "</think>", "<think>",
-                "<|python_tag|>", "<|eom", "\\n", "{% raw %}", "{{ x }}",
-                "{\"name\": \"calc\", \"parameters\": {\"a\": 1}}", "; ",
+                " ",
+                "\n",
+                "\n\n",
+                "\t",
+                "\u{a0}",
+                "8",
+                "<think>\nso\n</think>",
+                "</think>",
+                "<think>",
+                "<|python_tag|>",
+                "<|eom",
+                "\\n",
+                "{% raw %}",
+                "{{ x }}",
+                "{\"name\": \"calc\", \"parameters\": {\"a\": 1}}",
+                "; ",
             ][..]
         )
         .prop_map(str::to_owned),
