@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use serde_json::json;
-use turnwise_calculator::{Calculator, CalculatorSettings};
-use turnwise_environment::{Action, Message, Split, Suite, TaskSet, ToolSpec};
-use turnwise_guess::{Guess, GuessSettings};
+use turnwise_calculator::CalculatorSettings;
+use turnwise_environment::{Action, Message, Split, TaskSet, ToolSpec};
+use turnwise_guess::GuessSettings;
 use turnwise_rollout::{
     Allowance, Bridged, ChatAgents, Compaction, EndedTurn, Episode, Group, Limits, Policy,
     PoolSettings, PoolSnapshot, Progress, RenderError, Rendered, Renderer, RolloutPool, Said,
@@ -88,8 +88,9 @@ struct Setting {
 }
 
 fn every_setting() -> Vec<Setting> {
-    let guess = Guess::new(GuessSettings::default()).expect("valid settings");
-    let calculator = Calculator::new(CalculatorSettings::default()).expect("valid settings");
+    let guess = turnwise_guess::suite(GuessSettings::default()).expect("valid settings");
+    let calculator =
+        turnwise_calculator::suite(CalculatorSettings::default()).expect("valid settings");
     let digits = agents_with("0123456789", Sampling::default());
     let replayed: Vec<_> = echoes(6, false).into_iter().map(Replayed).collect();
     let compaction = Some(Compaction { at_tokens: 40, prompt: "Sum up.".to_owned() });

@@ -6,6 +6,7 @@
 //!
 //! Not supported: several agents in one environment, and images in messages.
 
+mod babbler;
 pub mod check;
 mod demonstrator;
 mod environment;
@@ -21,10 +22,13 @@ mod services;
 mod step;
 mod suite;
 mod task;
+mod tasks;
 mod tool;
 mod toolbox;
+mod tools;
 
 pub use async_trait::async_trait;
+pub use babbler::Babbler;
 pub use demonstrator::Demonstrator;
 pub use environment::Environment;
 pub use error::{EnvironmentError, ErrorKind};
@@ -39,5 +43,7 @@ pub use services::Services;
 pub use step::{Ending, Step};
 pub use suite::{Split, Suite};
 pub use task::{TaskKey, TaskSet};
+pub use tasks::Tasks;
 pub use tool::{Tool, ToolReply, ToolSpec};
 pub use toolbox::{ToolRound, Toolbox};
+pub use tools::{AsyncTool, IntoReply, Reply, ToolError, Tools};

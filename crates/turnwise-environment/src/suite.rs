@@ -1,6 +1,7 @@
+use std::fmt;
 use std::sync::Arc;
 
-use crate::{Demonstrator, TaskSet};
+use crate::{Demonstrator, Environment, Rubric, TaskKey, TaskSet};
 
 /// Which tasks: those that may be trained on, or those that never are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,28 +12,263 @@ pub enum Split {
     HeldOut,
 }
 
-/// An environment as a user names it: its tasks in two splits, an expert and a baseline.
+/// An environment as a user names it: a name and its tasks in two splits. Everything else is optional.
+///
+/// ```
+/// use turnwise_environment::{
+///     Action, Environment, EnvironmentError, Observation, Split, Step, Suite, async_trait,
+/// };
+///
+/// #[derive(Clone, Debug)]
+/// struct Sum(u32, u32);
+///
+/// #[async_trait]
+/// impl Environment for Sum {
+///     async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+///         Ok(format!("What is {} + {}?", self.0, self.1).into())
+///     }
+///
+///     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+///         let right = action.text.trim() == (self.0 + self.1).to_string();
+///         Ok(Step::terminated(f64::from(u8::from(right))))
+///     }
+/// }
+///
+/// let sums = (0..20).flat_map(|a| (0..20).map(move |b| Sum(a, b)));
+/// let suite = Suite::divided("sums", sums.collect::<Vec<_>>(), 0.25).description("add two numbers");
+/// assert_eq!(suite.tasks(Split::Train).len() + suite.tasks(Split::HeldOut).len(), 400);
+/// ```
 ///
 /// # Contract
 ///
-/// - The keys of `tasks(Split::Train)` and `tasks(Split::HeldOut)` have none in common, by construction.
-/// - The expert solves tasks of both splits; the random player obeys the form of the environment and nothing else.
-pub trait Suite: Send + Sync {
-    /// The name on the command line and in records.
-    fn name(&self) -> &str;
+/// - The keys of the two splits have none in common. [`Suite::divided`] sees to it.
+/// - An expert solves tasks of both splits; a random player obeys the form of the environment and nothing else.
+#[derive(Clone)]
+pub struct Suite {
+    name: String,
+    description: String,
+    train: Arc<dyn TaskSet>,
+    held_out: Arc<dyn TaskSet>,
+    expert: Option<Arc<Players>>,
+    random: Option<Arc<Players>>,
+    max_turns: Option<usize>,
+    rubrics: Vec<Arc<dyn Rubric>>,
+}
 
-    /// One line for people.
-    fn description(&self) -> &str;
+/// Makes a player from a seed.
+type Players = dyn Fn(u64) -> Box<dyn Demonstrator> + Send + Sync;
+
+impl Suite {
+    /// A suite of two task sets that have no task in common.
+    #[must_use]
+    pub fn new(
+        name: impl Into<String>,
+        train: impl TaskSet + 'static,
+        held_out: impl TaskSet + 'static,
+    ) -> Self {
+        Self::of(name.into(), Arc::new(train), Arc::new(held_out))
+    }
+
+    /// A suite of one task set, of which about the share `held_out` is kept for evaluation. The key of a task decides, so that
+    /// a task stays on its side when others are added.
+    ///
+    /// # Panics
+    /// When `held_out` does not lie between 0 and 1.
+    #[must_use]
+    pub fn divided(name: impl Into<String>, tasks: impl TaskSet + 'static, held_out: f64) -> Self {
+        assert!(
+            held_out > 0.0 && held_out < 1.0,
+            "the share {held_out} does not lie between 0 and 1"
+        );
+        let tasks: Arc<dyn TaskSet> = Arc::new(tasks);
+        let (kept, train): (Vec<_>, Vec<_>) =
+            (0..tasks.len()).partition(|index| share_of(&tasks.key(*index)) < held_out);
+        let subset = |indices| Arc::new(Subset { tasks: tasks.clone(), indices });
+        Self::of(name.into(), subset(train), subset(kept))
+    }
+
+    fn of(name: String, train: Arc<dyn TaskSet>, held_out: Arc<dyn TaskSet>) -> Self {
+        let named = |tasks| Arc::new(Named { name: name.clone(), tasks });
+        Self {
+            train: named(train),
+            held_out: named(held_out),
+            description: name.clone(),
+            name,
+            expert: None,
+            random: None,
+            max_turns: None,
+            rubrics: Vec::new(),
+        }
+    }
+
+    /// The same suite with a line about it for people; the name where nothing is said.
+    #[must_use]
+    pub fn description(mut self, description: impl Into<String>) -> Self {
+        self.description = description.into();
+        self
+    }
+
+    /// The same suite with a player whose episodes are worth imitating, made from a seed. Warm starts need one.
+    #[must_use]
+    pub fn expert<D: Demonstrator + 'static>(
+        mut self,
+        expert: impl Fn(u64) -> D + Send + Sync + 'static,
+    ) -> Self {
+        self.expert = Some(Arc::new(move |seed| Box::new(expert(seed))));
+        self
+    }
+
+    /// The same suite with a player that knows the form and not the skill, made from a seed: a baseline to compare with.
+    #[must_use]
+    pub fn random<D: Demonstrator + 'static>(
+        mut self,
+        random: impl Fn(u64) -> D + Send + Sync + 'static,
+    ) -> Self {
+        self.random = Some(Arc::new(move |seed| Box::new(random(seed))));
+        self
+    }
+
+    /// The same suite with the most turns that an episode can take, for checks and for players; the environment ends it by
+    /// itself then.
+    #[must_use]
+    pub fn max_turns(mut self, max_turns: usize) -> Self {
+        self.max_turns = Some(max_turns);
+        self
+    }
+
+    /// The same suite with a rubric that can be chosen by its name. The first one is used where nothing is chosen.
+    ///
+    /// # Panics
+    /// When another rubric has the same name.
+    #[must_use]
+    pub fn rubric(mut self, rubric: impl Rubric + 'static) -> Self {
+        let is_new = self.rubrics.iter().all(|other| other.name() != rubric.name());
+        assert!(is_new, "two rubrics are called {}", rubric.name());
+        self.rubrics.push(Arc::new(rubric));
+        self
+    }
+
+    /// The name on the command line and in records.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The line for people.
+    #[must_use]
+    pub fn about(&self) -> &str {
+        &self.description
+    }
 
     /// The tasks of a split.
-    fn tasks(&self, split: Split) -> Arc<dyn TaskSet>;
+    #[must_use]
+    pub fn tasks(&self, split: Split) -> Arc<dyn TaskSet> {
+        match split {
+            Split::Train => self.train.clone(),
+            Split::HeldOut => self.held_out.clone(),
+        }
+    }
 
-    /// A player whose episodes are worth imitating at the start.
-    fn expert(&self, seed: u64) -> Box<dyn Demonstrator>;
+    /// Makes the player whose episodes are worth imitating, if there is one.
+    #[must_use]
+    pub fn make_expert(&self, seed: u64) -> Option<Box<dyn Demonstrator>> {
+        self.expert.as_ref().map(|make| make(seed))
+    }
 
-    /// A player that knows the form and not the skill.
-    fn random(&self, seed: u64) -> Box<dyn Demonstrator>;
+    /// Makes the player that knows the form and not the skill, if there is one.
+    #[must_use]
+    pub fn make_random(&self, seed: u64) -> Option<Box<dyn Demonstrator>> {
+        self.random.as_ref().map(|make| make(seed))
+    }
 
-    /// The most turns an episode can take, for budgets.
-    fn max_turns(&self) -> usize;
+    /// The most turns that an episode can take, where it is known.
+    #[must_use]
+    pub fn turn_limit(&self) -> Option<usize> {
+        self.max_turns
+    }
+
+    /// The rubrics that can be chosen.
+    #[must_use]
+    pub fn rubrics(&self) -> &[Arc<dyn Rubric>] {
+        &self.rubrics
+    }
+}
+
+impl fmt::Debug for Suite {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Suite")
+            .field("name", &self.name)
+            .field("train", &self.train.len())
+            .field("held_out", &self.held_out.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A number from 0 to below 1 that is always the same for a task.
+fn share_of(key: &TaskKey) -> f64 {
+    // The last digits of a key are those that a hash mixes best.
+    let digits = &key.as_str()[key.as_str().len() - 8..];
+    let number = u32::from_str_radix(digits, 16).expect("a key is of hexadecimal digits");
+    f64::from(number) / (f64::from(u32::MAX) + 1.0)
+}
+
+/// Some tasks of a task set.
+struct Subset {
+    tasks: Arc<dyn TaskSet>,
+    indices: Vec<usize>,
+}
+
+impl TaskSet for Subset {
+    fn name(&self) -> &str {
+        self.tasks.name()
+    }
+
+    fn version(&self) -> u32 {
+        self.tasks.version()
+    }
+
+    fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    fn key(&self, index: usize) -> TaskKey {
+        self.tasks.key(self.indices[index])
+    }
+
+    fn environment(&self, index: usize) -> Box<dyn Environment> {
+        self.tasks.environment(self.indices[index])
+    }
+}
+
+/// A task set under the name of its suite.
+struct Named {
+    name: String,
+    tasks: Arc<dyn TaskSet>,
+}
+
+impl TaskSet for Named {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn version(&self) -> u32 {
+        self.tasks.version()
+    }
+
+    fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    fn key(&self, index: usize) -> TaskKey {
+        self.tasks.key(index)
+    }
+
+    fn environment(&self, index: usize) -> Box<dyn Environment> {
+        self.tasks.environment(index)
+    }
 }

@@ -8,11 +8,11 @@ use futures_util::future::join_all;
 
 use crate::{
     Action, CallAttempt, CallError, EnvironmentError, Issued, MalformedCall, Message, Services,
-    Tool, ToolCall, ToolLedger, ToolReply, ToolSpec,
+    Step, Tool, ToolCall, ToolLedger, ToolReply, ToolSpec,
 };
 
 /// How long a tool may take over one call where nothing else is said.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The tools of an environment, and the answering of calls in the order they were made.
 ///
@@ -33,12 +33,14 @@ impl Default for Toolbox {
 }
 
 /// The answers to the calls of one action.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ToolRound {
     /// One tool message for each attempted call, in call order.
     pub messages: Vec<Message>,
     /// How many of them are errors.
     pub faults: u32,
+    /// What the calls have earned together; `None` where none of them was scored.
+    pub reward: Option<f64>,
 }
 
 impl Toolbox {
@@ -98,7 +100,7 @@ impl Toolbox {
             CallAttempt::Call(call) => Ok((&call.id, self.call_at(first + nth, call).await?)),
             CallAttempt::Malformed(call) => Ok((&call.id, refuse(call))),
         });
-        let mut round = ToolRound { messages: Vec::with_capacity(action.calls.len()), faults: 0 };
+        let mut round = ToolRound::default();
         if self.is_concurrent {
             // All are awaited, also when one breaks: what the others did must be written down.
             for answer in join_all(answers).await {
@@ -128,8 +130,7 @@ impl Toolbox {
 
     async fn call_at(&self, place: usize, call: &ToolCall) -> Result<ToolReply, EnvironmentError> {
         let Some((_, tool)) = self.tools.iter().find(|(spec, _)| spec.name == call.name) else {
-            let message = format!("no tool is called {}", shortened(&call.name));
-            return Ok(ToolReply::Error(CallError::NotFound, message));
+            return Ok(no_such_tool(&call.name));
         };
         let Some(ledger) = &self.ledger else { return self.in_time(&**tool, call).await };
         if let Issued::Recorded(reply) = ledger.issue(call, place, tool.is_idempotent())? {
@@ -145,22 +146,43 @@ impl Toolbox {
         tool: &dyn Tool,
         call: &ToolCall,
     ) -> Result<ToolReply, EnvironmentError> {
-        let mut answer = pin!(tool.call(&call.arguments));
-        // A tool that never waits needs no clock, and so no runtime that has one.
-        let at_once = std::future::poll_fn(|context| Poll::Ready(answer.as_mut().poll(context)));
-        if let Poll::Ready(reply) = at_once.await {
-            return reply;
-        }
-        let reply = tokio::time::timeout(self.timeout, answer).await;
-        reply.unwrap_or_else(|_| {
-            let message = format!("timed out after {} s", self.timeout.as_secs_f64());
-            Ok(ToolReply::Error(CallError::Timeout, message))
-        })
+        within(self.timeout, tool.call(&call.arguments), |reply| reply).await
+    }
+}
+
+/// Waits for an answer, and replies with an error where it takes too long.
+pub(crate) async fn within<R>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<R, EnvironmentError>>,
+    timed_out: impl FnOnce(ToolReply) -> R,
+) -> Result<R, EnvironmentError> {
+    let mut answer = pin!(answer);
+    // A tool that never waits needs no clock, and so no runtime that has one.
+    let at_once = std::future::poll_fn(|context| Poll::Ready(answer.as_mut().poll(context)));
+    if let Poll::Ready(reply) = at_once.await {
+        return reply;
+    }
+    let reply = tokio::time::timeout(timeout, answer).await;
+    reply.unwrap_or_else(|_| {
+        let message = format!("timed out after {} s", timeout.as_secs_f64());
+        Ok(timed_out(ToolReply::Error(CallError::Timeout, message)))
+    })
+}
+
+/// The reply to a call of a tool that does not exist.
+pub(crate) fn no_such_tool(name: &str) -> ToolReply {
+    ToolReply::Error(CallError::NotFound, format!("no tool is called {}", shortened(name)))
+}
+
+impl From<ToolRound> for Step {
+    /// The episode goes on: the agent sees the answers, and the turn has the reward and the faults of the calls.
+    fn from(ToolRound { messages, faults, reward }: ToolRound) -> Self {
+        Self::Next { observation: messages.into(), reward, faults }
     }
 }
 
 impl ToolRound {
-    fn add(&mut self, id: &str, reply: &ToolReply) {
+    pub(crate) fn add(&mut self, id: &str, reply: &ToolReply) {
         self.messages.push(Message::tool(id, text_of(reply)));
         self.faults += u32::from(matches!(reply, ToolReply::Error(..)));
     }
@@ -173,7 +195,7 @@ fn shortened(name: &str) -> String {
     if short.len() < name.len() { format!("`{short}…`") } else { format!("`{short}`") }
 }
 
-fn refuse(call: &MalformedCall) -> ToolReply {
+pub(crate) fn refuse(call: &MalformedCall) -> ToolReply {
     ToolReply::Error(call.error, call.message.clone())
 }
 

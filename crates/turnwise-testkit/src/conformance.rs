@@ -81,19 +81,20 @@ pub async fn environment(
 ///
 /// # Panics
 /// When a contract is broken, with every check that failed.
-pub async fn suite(suite: &dyn Suite) {
+pub async fn suite(suite: &Suite) {
     assert_passed(suite.name(), &check_suite(suite).await);
 }
 
 /// Checks that the expert solves at least this share, from 0 to 1, of 500 episodes of each split.
 ///
 /// # Panics
-/// When it solves less, or an environment breaks.
-pub async fn expert_solves(suite: &dyn Suite, at_least: f64) {
+/// When it solves less, there is none, or an environment breaks.
+pub async fn expert_solves(suite: &Suite, at_least: f64) {
     for split in [Split::Train, Split::HeldOut] {
         let measured = measure(suite, split, Player::Expert, N_EXPERT)
             .await
-            .unwrap_or_else(|why| panic!("the expert of {} cannot play: {why}", suite.name()));
+            .unwrap_or_else(|why| panic!("the expert of {} cannot play: {why}", suite.name()))
+            .unwrap_or_else(|| panic!("{} offers no expert", suite.name()));
         assert!(
             measured.solved_rate >= at_least,
             "the expert of {} solves {} of {split:?}, less than {at_least}",

@@ -17,12 +17,14 @@ pub struct Demonstration {
     pub reward: f64,
     /// Whether it solved the task.
     pub solved: bool,
+    /// Whether the environment ended the episode; otherwise it was left after the most turns.
+    pub is_over: bool,
 }
 
-/// Plays one task with a demonstrator.
+/// Plays one task with a demonstrator, for at most `max_turns` turns.
 ///
 /// # Errors
-/// When the environment breaks, the conversation cannot be rendered, or the episode takes more than `max_turns`.
+/// When the environment breaks, or the conversation cannot be rendered.
 pub async fn demonstrate(
     tasks: &dyn TaskSet,
     index: usize,
@@ -48,14 +50,16 @@ pub async fn demonstrate(
             &step;
         reward += turn_reward.unwrap_or(0.0);
         match step {
-            Step::End { solved, .. } => return Ok(Demonstration { row, reward, solved }),
+            Step::End { solved, .. } => {
+                return Ok(Demonstration { row, reward, solved, is_over: true });
+            }
             Step::Next { observation: next, .. } => {
                 let tools = environment.tools();
                 observation = go_on(&mut row, renderer, &history, next, &tools)?;
             }
         }
     }
-    Err(DemonstrationError::TooLong { index, max_turns })
+    Ok(Demonstration { row, reward, solved: false, is_over: false })
 }
 
 fn go_on(
@@ -134,12 +138,4 @@ pub enum DemonstrationError {
     /// The conversation cannot be rendered.
     #[error(transparent)]
     Render(#[from] RenderError),
-    /// The demonstrator does not come to an end.
-    #[error("demonstrate task {index} in {max_turns} turns")]
-    TooLong {
-        /// The task.
-        index: usize,
-        /// The bound.
-        max_turns: usize,
-    },
 }

@@ -1,14 +1,14 @@
 //! Multi-step arithmetic through a tool that is called with JSON arguments.
 //!
-//! [`Calculator`] is the suite: tasks in two splits, an expert that calls the tool step by step, a random baseline. The
+//! [`suite`] makes the suite: tasks in two splits, an expert that calls the tool step by step, a random baseline. The
 //! rules, the texts and a transcript are in the crate's README.
 //!
 //! ```
-//! use turnwise_calculator::{Calculator, CalculatorSettings};
-//! use turnwise_environment::{Split, Suite};
+//! use turnwise_calculator::CalculatorSettings;
+//! use turnwise_environment::Split;
 //!
 //! # fn main() -> Result<(), turnwise_environment::EnvironmentError> {
-//! let calculator = Calculator::new(CalculatorSettings::default())?;
+//! let calculator = turnwise_calculator::suite(CalculatorSettings::default())?;
 //! let n_tasks = [Split::Train, Split::HeldOut].map(|split| calculator.tasks(split).len());
 //! assert_eq!(n_tasks.iter().sum::<usize>(), 2000);
 //! # Ok(())
@@ -31,5 +31,5 @@ pub use episode::CalculatorEpisode;
 pub use expression::Expression;
 pub use operation::Operation;
 pub use settings::CalculatorSettings;
-pub use suite::Calculator;
+pub use suite::suite;
 pub use tasks::{CalculatorTask, CalculatorTasks};

@@ -6,7 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use turnwise_calculator::{
-    Calc, Calculator, CalculatorEpisode, CalculatorSettings, CalculatorTask, Expression, Operation,
+    Calc, CalculatorEpisode, CalculatorSettings, CalculatorTask, Expression, Operation, suite,
 };
 use turnwise_environment::check::{Player, measure};
 use turnwise_environment::{
@@ -15,8 +15,8 @@ use turnwise_environment::{
 };
 use turnwise_testkit::conformance;
 
-fn calculator(settings: CalculatorSettings) -> Calculator {
-    Calculator::new(settings).expect("the settings are valid")
+fn calculator(settings: CalculatorSettings) -> Suite {
+    suite(settings).expect("the settings are valid")
 }
 
 /// `7 + 5 - 3` in five turns.
@@ -55,7 +55,8 @@ async fn an_episode_keeps_its_contract() {
 #[tokio::test]
 async fn the_random_player_solves_next_to_nothing() {
     let calculator = calculator(CalculatorSettings::default());
-    let random = measure(&calculator, Split::Train, Player::Random, 1000).await.expect("it plays");
+    let random = measure(&calculator, Split::Train, Player::Random, 1000).await;
+    let random = random.expect("it plays").expect("a player");
     assert!(random.solved_rate < 0.05 && random.reward_mean < 0.05, "{random:?}");
 }
 
@@ -172,7 +173,7 @@ fn settings_are_checked() {
         CalculatorSettings { turns: Some(2), ..good },
         CalculatorSettings { operations: usize::MAX, max_operand: u32::MAX, ..good },
     ] {
-        assert!(Calculator::new(bad).is_err(), "{bad:?}");
+        assert!(suite(bad).is_err(), "{bad:?}");
     }
 }
 
@@ -292,7 +293,7 @@ proptest! {
     fn the_expert_earns_exactly_one(settings in any_settings()) {
         let calculator = calculator(settings);
         for split in [Split::Train, Split::HeldOut] {
-            let expert = block_on(measure(&calculator, split, Player::Expert, 20)).unwrap();
+            let expert = block_on(measure(&calculator, split, Player::Expert, 20)).unwrap().unwrap();
             prop_assert_eq!(expert.solved_rate, 1.0);
             prop_assert!((expert.reward_mean - 1.0).abs() < 1e-12);
         }
@@ -322,7 +323,7 @@ async fn no_number_of_operations_lets_the_rewards_exceed_one() {
     for operations in 1..=6 {
         let calculator = calculator(CalculatorSettings { operations, ..Default::default() });
         // The mean of one episode is its sum, without another rounding.
-        let expert = measure(&calculator, Split::Train, Player::Expert, 1).await.unwrap();
+        let expert = measure(&calculator, Split::Train, Player::Expert, 1).await.unwrap().unwrap();
         assert!((1.0 - 1e-12..=1.0).contains(&expert.reward_mean), "{operations}: {expert:?}");
     }
 }

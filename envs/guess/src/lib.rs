@@ -1,14 +1,14 @@
 //! Find a hidden number from hints in a limited number of turns; bisecting is the skill.
 //!
-//! [`Guess`] is the suite: tasks in two splits, an expert that halves the range, a random baseline. The rules, the texts and a
+//! [`suite`] makes the suite: tasks in two splits, an expert that halves the range, a random baseline. The rules, the texts and a
 //! transcript are in the crate's README.
 //!
 //! ```
-//! use turnwise_environment::{Split, Suite};
-//! use turnwise_guess::{Guess, GuessSettings};
+//! use turnwise_environment::Split;
+//! use turnwise_guess::GuessSettings;
 //!
 //! # fn main() -> Result<(), turnwise_environment::EnvironmentError> {
-//! let guess = Guess::new(GuessSettings::default())?;
+//! let guess = turnwise_guess::suite(GuessSettings::default())?;
 //! assert_eq!(guess.tasks(Split::Train).len() + guess.tasks(Split::HeldOut).len(), 880);
 //! # Ok(())
 //! # }
@@ -22,5 +22,5 @@ mod tasks;
 
 pub use game::GuessGame;
 pub use settings::GuessSettings;
-pub use suite::Guess;
+pub use suite::suite;
 pub use tasks::{GuessTask, GuessTasks};

@@ -9,11 +9,11 @@ use turnwise_environment::check::{Player, measure};
 use turnwise_environment::{
     Action, CallAttempt, CallError, Environment, MalformedCall, Split, Step, Suite, TaskKey,
 };
-use turnwise_guess::{Guess, GuessGame, GuessSettings, GuessTask};
+use turnwise_guess::{GuessGame, GuessSettings, GuessTask, suite};
 use turnwise_testkit::conformance;
 
-fn guess(settings: GuessSettings) -> Guess {
-    Guess::new(settings).expect("the settings are valid")
+fn guess(settings: GuessSettings) -> Suite {
+    suite(settings).expect("the settings are valid")
 }
 
 fn game() -> GuessGame {
@@ -23,7 +23,7 @@ fn game() -> GuessGame {
 /// How many numbers the expert is sure to search in 1 answer, in 2 and so on, however it misses the middle.
 const SURE: [u32; 8] = [1, 3, 7, 13, 23, 39, 64, 104];
 
-fn keys(guess: &Guess, split: Split) -> BTreeSet<TaskKey> {
+fn keys(guess: &Suite, split: Split) -> BTreeSet<TaskKey> {
     let tasks = guess.tasks(split);
     (0..tasks.len()).map(|index| tasks.key(index)).collect()
 }
@@ -36,9 +36,12 @@ fn ranges(settings: GuessSettings) -> Vec<(u32, u32)> {
 }
 
 /// The part of a player's tasks that it solves, when it plays each of them `n_times`.
-fn solved_rate(guess: &Guess, split: Split, player: Player, n_times: usize) -> f64 {
+fn solved_rate(guess: &Suite, split: Split, player: Player, n_times: usize) -> f64 {
     let n_episodes = n_times * guess.tasks(split).len();
-    block_on(measure(guess, split, player, n_episodes)).expect("it plays").solved_rate
+    block_on(measure(guess, split, player, n_episodes))
+        .expect("it plays")
+        .expect("a player")
+        .solved_rate
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -77,7 +80,15 @@ fn the_expert_is_sure_to_find_the_secret_in_time() {
         let left = format!("lower: 1-{n}");
         let guess = guess(GuessSettings::default());
         let said: BTreeSet<u32> = (0..3000)
-            .map(|seed| guess.expert(seed).act(&left.as_str().into()).text.parse().expect("number"))
+            .map(|seed| {
+                guess
+                    .make_expert(seed)
+                    .expect("it offers one")
+                    .act(&left.as_str().into())
+                    .text
+                    .parse()
+                    .expect("number")
+            })
             .collect();
         let worst = said.iter().flat_map(|said| [said - 1, n - said]).map(|n| longest[n as usize]);
         longest.push(1 + worst.max().expect("it said something"));
@@ -181,14 +192,14 @@ fn settings_are_checked() {
         GuessSettings { numbers: 201, ..good },
         GuessSettings { numbers: u32::MAX, ..good },
     ] {
-        assert!(Guess::new(bad).is_err(), "{bad:?}");
+        assert!(suite(bad).is_err(), "{bad:?}");
     }
     for edge in [
         GuessSettings { numbers: 200, span: 200, turns: 1 },
         GuessSettings { numbers: 2, span: 2, turns: 1 },
         GuessSettings { span: 20, ..good },
     ] {
-        assert!(Guess::new(edge).is_ok(), "{edge:?}");
+        assert!(suite(edge).is_ok(), "{edge:?}");
     }
 }
 

@@ -1,13 +1,23 @@
 use super::episode::Subject;
-use crate::{Split, Suite, derive_seed};
+use crate::{Babbler, Demonstrator, Split, Suite, derive_seed};
 
 /// Which of a suite's two players.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Player {
-    /// [`Suite::expert`].
+    /// [`Suite::make_expert`].
     Expert,
-    /// [`Suite::random`].
+    /// [`Suite::make_random`].
     Random,
+}
+
+impl Player {
+    /// The player of a suite, if it offers one.
+    fn of(self, suite: &Suite, seed: u64) -> Option<Box<dyn Demonstrator>> {
+        match self {
+            Self::Expert => suite.make_expert(seed),
+            Self::Random => suite.make_random(seed),
+        }
+    }
 }
 
 /// How well a player does, over some episodes.
@@ -21,7 +31,7 @@ pub struct Measured {
     pub solved_rate: f64,
 }
 
-/// Plays `n_episodes` episodes of a player, spread evenly over the tasks of a split.
+/// Plays `n_episodes` episodes of a player, spread evenly over the tasks of a split. `None` when the suite offers no such player.
 ///
 /// # Errors
 /// What an environment or the player did against its contract, with the task: an error, a panic, no end.
@@ -32,36 +42,39 @@ pub struct Measured {
 /// use turnwise_environment::check::{Player, measure};
 /// use turnwise_environment::{Split, Suite};
 ///
-/// async fn expert_solves_all(suite: &dyn Suite) -> Result<bool, String> {
+/// async fn expert_solves_all(suite: &Suite) -> Result<bool, String> {
 ///     let expert = measure(suite, Split::HeldOut, Player::Expert, 100).await?;
-///     Ok(expert.solved_rate == 1.0)
+///     Ok(expert.is_some_and(|expert| expert.solved_rate == 1.0))
 /// }
 /// ```
 pub async fn measure(
-    suite: &dyn Suite,
+    suite: &Suite,
     split: Split,
     player: Player,
     n_episodes: usize,
-) -> Result<Measured, String> {
+) -> Result<Option<Measured>, String> {
+    if player.of(suite, 0).is_none() {
+        return Ok(None);
+    }
     let mut reward = 0.0;
     let mut n_solved = 0;
     for (label, subject) in subjects(suite, split, n_episodes, player) {
         let seed = derive_seed(1, label);
         let episode =
             subject.played(seed).await.map_err(|why| format!("{}: {why}", subject.label))?;
-        if !episode.ended() {
-            return Err(format!("{}: not over after {} turns", subject.label, suite.max_turns()));
+        if let Some(limit) = suite.turn_limit().filter(|_| !episode.ended()) {
+            return Err(format!("{}: not over after {limit} turns", subject.label));
         }
         reward += episode.rewards().sum::<f64>();
         n_solved += usize::from(episode.solved());
     }
     let n = n_episodes.max(1) as f64;
-    Ok(Measured { n_episodes, reward_mean: reward / n, solved_rate: n_solved as f64 / n })
+    Ok(Some(Measured { n_episodes, reward_mean: reward / n, solved_rate: n_solved as f64 / n }))
 }
 
 /// Each episode's number and what is played in it.
 fn subjects(
-    suite: &dyn Suite,
+    suite: &Suite,
     split: Split,
     n_episodes: usize,
     player: Player,
@@ -78,12 +91,13 @@ fn subjects(
 
 /// One task of a suite, played by whom `player` names for a seed.
 pub(super) fn subject<'a>(
-    suite: &'a dyn Suite,
+    suite: &'a Suite,
     split: Split,
     index: usize,
     player: impl Fn(u64) -> Player + Send + Sync + 'a,
 ) -> Subject<'a> {
     let tasks = suite.tasks(split);
+    let tools_of = suite.tasks(split);
     let name = match split {
         Split::Train => "train",
         Split::HeldOut => "held-out",
@@ -91,10 +105,11 @@ pub(super) fn subject<'a>(
     Subject {
         label: format!("{name} task {index}"),
         make: Box::new(move || tasks.environment(index)),
-        player: Box::new(move |seed| match player(seed) {
-            Player::Expert => suite.expert(seed),
-            Player::Random => suite.random(seed),
+        player: Box::new(move |seed| {
+            let babbler =
+                || Box::new(Babbler::new(seed, tools_of.environment(index).tools())) as Box<_>;
+            player(seed).of(suite, seed).unwrap_or_else(babbler)
         }),
-        max_turns: Some(suite.max_turns()),
+        max_turns: suite.turn_limit(),
     }
 }

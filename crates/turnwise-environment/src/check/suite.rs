@@ -36,12 +36,12 @@ const RANDOM_SOLVES: f64 = 0.5;
 /// use turnwise_environment::Suite;
 /// use turnwise_environment::check::check_suite;
 ///
-/// async fn wrong(suite: &dyn Suite) -> Vec<String> {
+/// async fn wrong(suite: &Suite) -> Vec<String> {
 ///     let checks = check_suite(suite).await;
 ///     checks.into_iter().filter_map(|check| check.result.err()).collect()
 /// }
 /// ```
-pub async fn check_suite(suite: &dyn Suite) -> Vec<Check> {
+pub async fn check_suite(suite: &Suite) -> Vec<Check> {
     let names = caught(|| names(suite)).flatten();
     let keys = caught(|| keys(suite)).flatten();
     let mut checks =
@@ -54,7 +54,7 @@ pub async fn check_suite(suite: &dyn Suite) -> Vec<Check> {
     checks
 }
 
-fn names(suite: &dyn Suite) -> Result<String, String> {
+fn names(suite: &Suite) -> Result<String, String> {
     let (train, held_out) = (suite.tasks(Split::Train), suite.tasks(Split::HeldOut));
     for name in [suite.name(), train.name(), held_out.name()] {
         let allowed =
@@ -66,16 +66,16 @@ fn names(suite: &dyn Suite) -> Result<String, String> {
     if (train.name(), train.version()) != (held_out.name(), held_out.version()) {
         return Err("the splits differ in name or version".to_owned());
     }
-    if suite.description().trim().is_empty() || suite.description().contains('\n') {
+    if suite.about().trim().is_empty() || suite.about().contains('\n') {
         return Err("the description is not one line".to_owned());
     }
-    if suite.max_turns() == 0 {
+    if suite.turn_limit() == Some(0) {
         return Err("an episode has no turns".to_owned());
     }
     Ok(format!("{} version {}", train.name(), train.version()))
 }
 
-fn keys(suite: &dyn Suite) -> Result<String, String> {
+fn keys(suite: &Suite) -> Result<String, String> {
     let train = keys_of(suite, Split::Train)?;
     let held_out = keys_of(suite, Split::HeldOut)?;
     if let Some(key) = train.intersection(&held_out).next() {
@@ -84,7 +84,7 @@ fn keys(suite: &dyn Suite) -> Result<String, String> {
     Ok(format!("{} for training, {} held out", train.len(), held_out.len()))
 }
 
-fn keys_of(suite: &dyn Suite, split: Split) -> Result<BTreeSet<TaskKey>, String> {
+fn keys_of(suite: &Suite, split: Split) -> Result<BTreeSet<TaskKey>, String> {
     let (tasks, again) = (suite.tasks(split), suite.tasks(split));
     if tasks.is_empty() {
         return Err(format!("the split {split:?} has no tasks"));
@@ -108,7 +108,7 @@ fn spread(tasks: &dyn TaskSet, n: usize) -> impl Iterator<Item = usize> + use<> 
     (0..n).map(move |i| i * len / n)
 }
 
-async fn contract(suite: &dyn Suite) -> Vec<Check> {
+async fn contract(suite: &Suite) -> Vec<Check> {
     let mut contract = Contract::default();
     let n_seeds_each = N_SEEDS / (2 * N_TASKS);
     let mut next_seed = 0;
@@ -127,10 +127,11 @@ async fn contract(suite: &dyn Suite) -> Vec<Check> {
     contract.into_checks()
 }
 
-async fn players(suite: &dyn Suite) -> [Check; 2] {
+async fn players(suite: &Suite) -> [Check; 2] {
     let expert = both_splits(suite, Player::Expert).await;
     let random = both_splits(suite, Player::Random).await;
     let solves = expert.clone().and_then(|splits| {
+        let Some(splits) = splits else { return Ok(NONE.to_owned()) };
         let text = told(&splits);
         if splits.iter().all(|split| split.solved_rate >= EXPERT_SOLVES) {
             Ok(text)
@@ -139,6 +140,7 @@ async fn players(suite: &dyn Suite) -> [Check; 2] {
         }
     });
     let little = random.and_then(|splits| {
+        let Some(splits) = splits else { return Ok(NONE.to_owned()) };
         let text = told(&splits);
         if splits.iter().any(|split| split.solved_rate > RANDOM_SOLVES) {
             return Err(format!(
@@ -146,7 +148,7 @@ async fn players(suite: &dyn Suite) -> [Check; 2] {
             ));
         }
         match expert {
-            Ok(expert) if reward(&splits) >= reward(&expert) => {
+            Ok(Some(expert)) if reward(&splits) >= reward(&expert) => {
                 Err(format!("{text}: that is not below the expert"))
             }
             _ => Ok(text),
@@ -155,11 +157,18 @@ async fn players(suite: &dyn Suite) -> [Check; 2] {
     [Check { name: EXPERT, result: solves }, Check { name: RANDOM, result: little }]
 }
 
-async fn both_splits(suite: &dyn Suite, player: Player) -> Result<[Measured; 2], String> {
-    Ok([
+/// What is said of a player that a suite does without.
+const NONE: &str = "the suite offers none";
+
+async fn both_splits(suite: &Suite, player: Player) -> Result<Option<[Measured; 2]>, String> {
+    let both = [
         measure(suite, Split::Train, player, N_MEASURED).await?,
         measure(suite, Split::HeldOut, player, N_MEASURED).await?,
-    ])
+    ];
+    Ok(match both {
+        [Some(train), Some(held_out)] => Some([train, held_out]),
+        _ => None,
+    })
 }
 
 fn reward(splits: &[Measured; 2]) -> f64 {

@@ -20,8 +20,9 @@ const COLUMN: usize = 10;
 /// environment the files are written instead of compared.
 ///
 /// # Panics
-/// When a file differs (with the first line that does), cannot be read or written, or an environment breaks.
-pub async fn playthroughs(suite: &dyn Suite, folder: &Path) {
+/// When a file differs (with the first line that does), cannot be read or written, a player is missing, or an environment
+/// breaks.
+pub async fn playthroughs(suite: &Suite, folder: &Path) {
     for (file, player) in [("expert.txt", true), ("random.txt", false)] {
         let mut text = String::new();
         for task in 0..N_TASKS {
@@ -32,12 +33,13 @@ pub async fn playthroughs(suite: &dyn Suite, folder: &Path) {
 }
 
 /// One episode as text.
-async fn playthrough(suite: &dyn Suite, number: usize, expert: bool) -> String {
+async fn playthrough(suite: &Suite, number: usize, expert: bool) -> String {
     let tasks = suite.tasks(Split::Train);
     // Anywhere but at the beginning, where tasks may be of one kind.
     let index = (11 + 37 * number) % tasks.len();
     let seed = number as u64;
-    let mut player = if expert { suite.expert(seed) } else { suite.random(seed) };
+    let player = if expert { suite.make_expert(seed) } else { suite.make_random(seed) };
+    let mut player = player.expect("the suite offers the player");
     let mut environment = tasks.environment(index);
     let mut text = format!("# {} task {}\n", tasks.name(), tasks.key(index));
     for tool in environment.tools() {

@@ -1,7 +1,5 @@
 //! Each suite below breaks one promise, and its check finds it.
 
-use std::sync::Arc;
-
 use turnwise_environment::check::{Player, check_suite, measure};
 use turnwise_environment::{
     Action, Demonstrator, Environment, EnvironmentError, Observation, Random, Split, Step, Suite,
@@ -19,7 +17,7 @@ enum Broken {
     RepeatsATask,
     ExpertErrs,
     RandomWins,
-    PanicsForTasks,
+    PanicsForKeys,
     GoesOnTooLong,
 }
 
@@ -52,7 +50,7 @@ struct Digits {
 
 impl TaskSet for Digits {
     fn name(&self) -> &'static str {
-        if self.broken == Broken::HasAnUnusableName { "Digits" } else { "digits" }
+        "digits"
     }
 
     fn len(&self) -> usize {
@@ -60,6 +58,7 @@ impl TaskSet for Digits {
     }
 
     fn key(&self, index: usize) -> TaskKey {
+        assert!(self.broken != Broken::PanicsForKeys, "as asked");
         TaskKey::of(&self.digits[index].to_string())
     }
 
@@ -69,43 +68,24 @@ impl TaskSet for Digits {
     }
 }
 
-struct DigitSuite(Broken);
-
-impl Suite for DigitSuite {
-    fn name(&self) -> &'static str {
-        "digits"
+fn digits(broken: Broken) -> Suite {
+    let digits = |split| match (split, broken) {
+        (Split::HeldOut, Broken::HasNoHeldOutTasks) => vec![],
+        (Split::HeldOut, Broken::SharesTasks) => vec![5, 6, 7],
+        (Split::HeldOut, Broken::RepeatsATask) => vec![6, 7, 7],
+        (Split::HeldOut, _) => vec![6, 7],
+        (Split::Train, _) => vec![0, 1, 2, 3, 4, 5],
+    };
+    let tasks = |split| Digits { broken, digits: digits(split) };
+    let name = if broken == Broken::HasAnUnusableName { "Digits" } else { "digits" };
+    let suite = Suite::new(name, tasks(Split::Train), tasks(Split::HeldOut))
+        .description("say what you are told")
+        .expert(move |_seed| Obeys { errs: broken == Broken::ExpertErrs })
+        .max_turns(1);
+    if broken == Broken::RandomWins {
+        return suite.random(|_seed| Obeys { errs: false });
     }
-
-    fn description(&self) -> &'static str {
-        "say what you are told"
-    }
-
-    fn tasks(&self, split: Split) -> Arc<dyn TaskSet> {
-        assert!(self.0 != Broken::PanicsForTasks, "as asked");
-        let digits = match (split, self.0) {
-            (Split::HeldOut, Broken::HasNoHeldOutTasks) => vec![],
-            (Split::HeldOut, Broken::SharesTasks) => vec![5, 6, 7],
-            (Split::HeldOut, Broken::RepeatsATask) => vec![6, 7, 7],
-            (Split::HeldOut, _) => vec![6, 7],
-            (Split::Train, _) => vec![0, 1, 2, 3, 4, 5],
-        };
-        Arc::new(Digits { broken: self.0, digits })
-    }
-
-    fn expert(&self, _seed: u64) -> Box<dyn Demonstrator> {
-        Box::new(Obeys { errs: self.0 == Broken::ExpertErrs })
-    }
-
-    fn random(&self, seed: u64) -> Box<dyn Demonstrator> {
-        if self.0 == Broken::RandomWins {
-            return Box::new(Obeys { errs: false });
-        }
-        Box::new(AnyDigit(Random::new(seed)))
-    }
-
-    fn max_turns(&self) -> usize {
-        1
-    }
+    suite.random(|seed| AnyDigit(Random::new(seed)))
 }
 
 struct Obeys {
@@ -129,8 +109,8 @@ impl Demonstrator for AnyDigit {
 
 #[tokio::test]
 async fn a_suite_that_keeps_its_promises_passes() {
-    conformance::suite(&DigitSuite(Broken::Nothing)).await;
-    conformance::expert_solves(&DigitSuite(Broken::Nothing), 1.0).await;
+    conformance::suite(&digits(Broken::Nothing)).await;
+    conformance::expert_solves(&digits(Broken::Nothing), 1.0).await;
 }
 
 #[tokio::test]
@@ -140,12 +120,12 @@ async fn each_broken_promise_is_found_by_its_check() {
         (Broken::HasNoHeldOutTasks, "task keys stable, unique and disjoint"),
         (Broken::SharesTasks, "task keys stable, unique and disjoint"),
         (Broken::RepeatsATask, "task keys stable, unique and disjoint"),
-        (Broken::PanicsForTasks, "task keys stable, unique and disjoint"),
+        (Broken::PanicsForKeys, "task keys stable, unique and disjoint"),
         (Broken::ExpertErrs, "the expert solves tasks of both splits"),
         (Broken::RandomWins, "the random player earns little"),
         (Broken::GoesOnTooLong, "ends within its turns"),
     ] {
-        let checks = check_suite(&DigitSuite(broken)).await;
+        let checks = check_suite(&digits(broken)).await;
         let failed: Vec<_> = checks.iter().filter(|check| !check.passed()).collect();
         assert!(failed.iter().any(|check| check.name == name), "{broken:?}: {failed:?}");
     }
@@ -153,10 +133,18 @@ async fn each_broken_promise_is_found_by_its_check() {
 
 #[tokio::test]
 async fn players_are_measured() {
-    let suite = DigitSuite(Broken::Nothing);
-    let expert = measure(&suite, Split::Train, Player::Expert, 7).await.unwrap();
+    let suite = digits(Broken::Nothing);
+    let expert = measure(&suite, Split::Train, Player::Expert, 7).await.unwrap().unwrap();
     assert_eq!((expert.n_episodes, expert.reward_mean, expert.solved_rate), (7, 1.0, 1.0));
-    let random = measure(&suite, Split::HeldOut, Player::Random, 1000).await.unwrap();
+    let random = measure(&suite, Split::HeldOut, Player::Random, 1000).await.unwrap().unwrap();
     assert!((0.05..0.15).contains(&random.solved_rate), "{random:?}");
     assert_eq!(random.solved_rate, random.reward_mean);
+}
+
+#[tokio::test]
+async fn a_suite_needs_neither_expert_nor_random_player_nor_a_limit() {
+    let tasks = |digits: &[usize]| Digits { broken: Broken::Nothing, digits: digits.to_vec() };
+    let suite = Suite::new("digits", tasks(&[0, 1, 2]), tasks(&[3, 4]));
+    conformance::suite(&suite).await;
+    assert_eq!(measure(&suite, Split::Train, Player::Expert, 4).await, Ok(None));
 }

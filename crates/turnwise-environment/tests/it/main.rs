@@ -1,0 +1,4 @@
+//! Suites, task sets and typed tools.
+
+mod suites;
+mod typed_tools;
