@@ -1,11 +1,10 @@
-//! What can be typed.
+//! Command-line arguments.
 
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use turnwise::candle::Device;
+use turnwise_candle::Device;
+use turnwise_run::form::TemplateName;
 
 use crate::bench::BenchCommand;
 
@@ -64,7 +63,7 @@ pub(crate) enum Command {
     },
     /// Print what the model sees, token by token: of a conversation, or of a recorded trajectory
     Render(RenderArguments),
-    /// List environments, or check one against its contract
+    /// List environments, check one against its contract, or begin one of your own
     Env {
         #[command(subcommand)]
         command: EnvCommand,
@@ -128,8 +127,16 @@ pub(crate) enum SimulationMode {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum EnvCommand {
-    /// The built-in environments
+    /// The environments that this program knows
     List,
+    /// Write a crate with an environment of your own: a tool, tasks, tests, settings that train it
+    New {
+        /// What it is called: a directory of this name is made here
+        name: String,
+        /// A checkout of turnwise, or its git address; without it the source that this program was built from
+        #[arg(long, value_name = "PATH_OR_URL")]
+        source: Option<String>,
+    },
     /// Check the contract: seeds, hostile actions, snapshots, rewards, expert and random player
     Check {
         /// The environment; `turnwise env list` names them
@@ -250,6 +257,17 @@ pub(crate) struct EvalArguments {
     pub(crate) overrides: Vec<String>,
 }
 
+impl EvalArguments {
+    /// Every setting that is asked for, those in their own words last.
+    pub(crate) fn all_overrides(&self) -> Vec<String> {
+        let mut overrides = vec![format!("run.seed={}", self.seed)];
+        overrides.extend(self.env.as_ref().map(|name| format!("environment.name={name}")));
+        overrides.extend(self.episodes.map(|episodes| format!("eval.episodes={episodes}")));
+        overrides.extend(self.overrides.iter().cloned());
+        overrides
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["conversation", "rollout"])))]
 pub(crate) struct RenderArguments {
@@ -269,7 +287,7 @@ pub(crate) struct RenderArguments {
     pub(crate) tokenizer: Option<PathBuf>,
     /// The form of the conversation; without it the one that the model's control tokens ask for
     #[arg(long, value_enum, value_name = "FORM", conflicts_with = "rollout")]
-    pub(crate) template: Option<TemplateName>,
+    pub(crate) template: Option<TemplateChoice>,
     /// The hash of the model's own template, once it was read: a template is a program
     #[arg(long, value_name = "HASH", conflicts_with = "rollout")]
     pub(crate) trust: Option<String>,
@@ -287,9 +305,8 @@ pub(crate) struct RenderArguments {
     pub(crate) json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum TemplateName {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TemplateChoice {
     /// `ChatML` with tools as JSON schemas
     Qwen3,
     /// `ChatML` with a line for each tool, or as the run of a checkpoint has it
@@ -298,6 +315,17 @@ pub(crate) enum TemplateName {
     Llama3,
     /// The model's own Jinja template
     Hf,
+}
+
+impl From<TemplateChoice> for TemplateName {
+    fn from(choice: TemplateChoice) -> Self {
+        match choice {
+            TemplateChoice::Qwen3 => Self::Qwen3,
+            TemplateChoice::Chatml => Self::Chatml,
+            TemplateChoice::Llama3 => Self::Llama3,
+            TemplateChoice::Hf => Self::Hf,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -14,7 +14,7 @@ mod train;
 
 use clap::Subcommand;
 
-use crate::failure::Failure;
+use turnwise_run::Failure;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use turnwise::rollout::{StopSignal, stop_signal};
+use turnwise_rollout::{StopSignal, stop_signal};
 
-use crate::failure::ExitCode;
+use turnwise_run::ExitCode;
 
 /// Who asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use turnwise::candle::{AdamW, CandleLearner, Decoder, DecoderConfig, EngineSettings};
-use turnwise::rollout::{Policy, StopSignal};
+use turnwise_candle::{AdamW, CandleLearner, Decoder, DecoderConfig, EngineSettings};
 use turnwise_lab::credit::{self, Arm, ExperimentError, Levers, Settings, Vocabulary};
 use turnwise_lab::{LEGEND, LabError, Measurement, Problem, Setup, measure, problems, table};
+use turnwise_rollout::{Policy, StopSignal};
 
 use crate::arguments::{CreditArguments, EstimatorArguments, LabCommand};
-use crate::config::nearest;
-use crate::failure::Failure;
 use crate::interrupt;
+use turnwise_run::Failure;
+use turnwise_run::config::nearest;
 
 /// `turnwise lab …`.
 ///
@@ -30,7 +30,7 @@ fn estimators(arguments: &EstimatorArguments, out: &mut impl Write) -> Result<()
     let EstimatorArguments { group_size, off_policy, json, .. } = *arguments;
     let setup = Setup { group_size, off_policy };
     for problem in chosen(arguments.problem.as_deref())? {
-        let mut measured = measure(&problem, setup)?;
+        let mut measured = measure(&problem, setup).map_err(|error| of_estimators(&error))?;
         measured.retain(|one| is_wanted(arguments, one));
         if json {
             measured.iter().try_for_each(|one| print_json(out, one))?;
@@ -73,7 +73,8 @@ async fn compare_credit(
     for seed in arguments.from..arguments.from + arguments.seeds {
         for arm in ARMS {
             let model = model(&settings, seed)?;
-            let Some(run) = credit::run(&settings, arm, seed, model, stop).await? else {
+            let run = credit::run(&settings, arm, seed, model, stop).await;
+            let Some(run) = run.map_err(of_experiment)? else {
                 return Err(Failure::new(interrupt::exit_code(), "interrupted"));
             };
             if arguments.json {
@@ -144,28 +145,24 @@ fn print(out: &mut impl Write, text: &str) -> Result<(), Failure> {
     }
 }
 
-impl From<LabError> for Failure {
-    fn from(error: LabError) -> Self {
-        match error {
-            LabError::GroupSize { .. } | LabError::OffPolicy { .. } => Self::refused_by(&error),
-            _ => Self::runtime(&error),
-        }
+fn of_estimators(error: &LabError) -> Failure {
+    match error {
+        LabError::GroupSize { .. } | LabError::OffPolicy { .. } => Failure::refused_by(error),
+        _ => Failure::runtime(error),
     }
 }
 
-impl From<ExperimentError> for Failure {
-    fn from(error: ExperimentError) -> Self {
-        match error {
-            ExperimentError::Train(error) => error.into(),
-            _ => Self::runtime(&error),
-        }
+fn of_experiment(error: ExperimentError) -> Failure {
+    match error {
+        ExperimentError::Train(error) => error.into(),
+        _ => Failure::runtime(&error),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::ExitCode;
+    use turnwise_run::ExitCode;
 
     fn arguments(problem: &str) -> EstimatorArguments {
         EstimatorArguments {

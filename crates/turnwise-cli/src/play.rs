@@ -9,13 +9,13 @@ mod show;
 use std::fmt;
 use std::io::{self, BufRead, Write};
 
-use turnwise::environment::{
+use turnwise_environment::{
     Action, Ending, Environment, EnvironmentError, Message, Observation, Split, Step, Suite,
     ToolSpec, Transcript, derive_seed,
 };
 
-use crate::environments;
-use crate::failure::{ExitCode, Failure};
+use turnwise_run::{ExitCode, Failure, Registry, from_arguments};
+
 use input::{Line, read_line};
 use show::Shown;
 
@@ -62,19 +62,20 @@ impl PlayOutcome {
 /// # Errors
 /// When there is no such environment or task, or the episode breaks.
 pub(crate) async fn run(
+    registry: &Registry,
     env: &str,
     options: &[String],
     seed: u64,
     task: Option<usize>,
     held_out: bool,
 ) -> Result<(), Failure> {
-    let suite = environments::suite(env, &environments::from_arguments(options)?)?;
+    let suite = registry.suite(env, &from_arguments(options)?)?;
     let split = if held_out { Split::HeldOut } else { Split::Train };
     let game = Game { seed, task, split };
-    match play(suite.as_ref(), game, io::stdin().lock(), io::stdout().lock()).await {
+    match play(&suite, game, io::stdin().lock(), io::stdout().lock()).await {
         // Somebody who no longer reads has stopped playing.
         Err(PlayError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        played => Ok(played.map(|_| ())?),
+        played => played.map(|_| ()).map_err(|error| of_play(&error)),
     }
 }
 
@@ -85,7 +86,7 @@ pub(crate) async fn run(
 /// # Errors
 /// When there is no such task, the environment breaks, or `input` or `out` fails.
 pub(crate) async fn play(
-    suite: &dyn Suite,
+    suite: &Suite,
     game: Game,
     mut input: impl BufRead,
     mut out: impl Write,
@@ -95,7 +96,7 @@ pub(crate) async fn play(
     show.opening(suite, &game, &table)?;
     let mut ended = None;
     while ended.is_none() {
-        show.prompt(table.n_turns(), suite.max_turns(), table.reward())?;
+        show.prompt(table.n_turns(), suite.turn_limit(), table.reward())?;
         match read_line(&mut input, &table.tools)? {
             Line::End => {
                 // The prompt's line is still open.
@@ -136,7 +137,7 @@ fn ending_of(step: &Step) -> Option<Ended> {
 
 /// The environment and all that was done in it.
 struct Table<'a> {
-    suite: &'a dyn Suite,
+    suite: &'a Suite,
     split: Split,
     task_index: usize,
     environment: Box<dyn Environment>,
@@ -153,7 +154,7 @@ struct Turn {
 }
 
 impl<'a> Table<'a> {
-    async fn set(suite: &'a dyn Suite, game: Game) -> Result<Self, PlayError> {
+    async fn set(suite: &'a Suite, game: Game) -> Result<Self, PlayError> {
         let Game { seed, task, split } = game;
         let tasks = suite.tasks(split);
         let n_tasks = tasks.len();
@@ -276,16 +277,14 @@ impl std::error::Error for PlayError {
     }
 }
 
-impl From<PlayError> for Failure {
-    fn from(error: PlayError) -> Self {
-        match &error {
-            PlayError::NoTask { .. } => Self::refused_by(&error),
-            PlayError::Environment(_) => {
-                Self::new(ExitCode::Infrastructure, format!("failed to {error}"))
-                    .help("see whether it holds its contract:  turnwise env check NAME")
-            }
-            PlayError::Io(_) => Self::runtime(&error),
+fn of_play(error: &PlayError) -> Failure {
+    match error {
+        PlayError::NoTask { .. } => Failure::refused_by(error),
+        PlayError::Environment(_) => {
+            Failure::new(ExitCode::Infrastructure, format!("failed to {error}"))
+                .help("see whether it holds its contract:  turnwise env check NAME")
         }
+        PlayError::Io(_) => Failure::runtime(error),
     }
 }
 

@@ -11,17 +11,17 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use serde::Serialize;
-use turnwise::chat::Thinking;
-use turnwise::environment::Role;
-use turnwise::trajectory::MessageGraph;
+use turnwise_chat::Thinking;
+use turnwise_environment::Role;
+use turnwise_trajectory::MessageGraph;
 
-use crate::arguments::{RenderArguments, TemplateName, ThinkingChoice};
-use crate::failure::Failure;
-use crate::form::{Form, Source, Texts};
+use crate::arguments::{RenderArguments, ThinkingChoice};
 use crate::say;
 use crate::screen::Style;
 use conversation::Conversation;
 use shown::{Branch, Turns, shown};
+use turnwise_run::Failure;
+use turnwise_run::form::{Form, Source, TemplateName, Texts};
 
 /// Something to print: the graph with its tokens, and what is said around it.
 struct Page {
@@ -99,9 +99,10 @@ fn form_of(arguments: &RenderArguments, conversation: &Conversation) -> Result<F
         }
     };
     let mut wanted = source.wanted();
-    if arguments.template.is_some() && arguments.template != wanted.template {
-        wanted.tools = wanted.tools.filter(|_| arguments.template == Some(TemplateName::Chatml));
-        wanted.template = arguments.template;
+    let template = arguments.template.map(TemplateName::from);
+    if template.is_some() && template != wanted.template {
+        wanted.tools = wanted.tools.filter(|_| template == Some(TemplateName::Chatml));
+        wanted.template = template;
     }
     match arguments.thinking {
         Some(ThinkingChoice::Keep) => wanted.thinking = Thinking::Keep,

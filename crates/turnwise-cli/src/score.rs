@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
-use turnwise::candle::{Device, ModelError};
-use turnwise::rollout::Meter;
+use turnwise_candle::{Device, ModelError};
+use turnwise_rollout::{Meter, StopSignal};
 
-use crate::failure::Failure;
 use crate::say;
-use crate::session::{load, located};
-use crate::watch::watch_apart;
+use crate::screen::{Screen, Style};
+use turnwise_run::{Failure, Watched, load_model, locate_model, watch};
 
 #[derive(Deserialize)]
 struct Input {
@@ -33,7 +32,9 @@ pub(crate) async fn score(model: &Path, input: &Path, device: Device) -> Result<
         .iter()
         .map(|(number, line)| parse(*number, line).map_err(|failure| failure.at(place(*number))))
         .collect::<Result<Vec<_>, _>>()?;
-    let decoder = load(&located(model)?).await?;
+    // To standard error: standard output is the result's.
+    let mut screen = Screen::new(io::stderr(), Style::of_errors());
+    let decoder = load_model(&locate_model(model)?, &mut screen).await?;
     let decoder = decoder.with_device(device).map_err(|error| Failure::refused_by(&error))?;
     let (decoder, meter) = (Arc::new(decoder), Meter::default());
     let scoring = async {
@@ -58,7 +59,8 @@ pub(crate) async fn score(model: &Path, input: &Path, device: Device) -> Result<
         }
         Ok(())
     };
-    watch_apart("scoring", std::slice::from_ref(&meter), scoring).await
+    let watched = Watched { what: "scoring", meters: std::slice::from_ref(&meter) };
+    watch(&mut screen, watched, &StopSignal::never(), scoring).await
 }
 
 /// More than this is not read: an endless input would fill the memory.

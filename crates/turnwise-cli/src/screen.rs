@@ -11,21 +11,20 @@ mod paint;
 mod sample;
 mod sparse;
 mod style;
-pub(crate) mod text;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::time::Duration;
 
-use turnwise::training::StepReport;
+use turnwise_run::{Observer, Plan, text};
+use turnwise_training::StepReport;
 
 use block::block;
 use history::History;
 use paint::painted;
 use sparse::Sparse;
 
-pub(crate) use figures::clock;
 pub(crate) use style::Style;
 
 /// Seconds of the run between two drawings of the block.
@@ -33,15 +32,6 @@ const DRAW_EVERY_S: f64 = 0.1;
 
 /// The shortest time between two lines about one activity, where nothing can be rewritten.
 const PRINT_EVERY: Duration = Duration::from_secs(10);
-
-/// What is known before a run begins.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Plan {
-    /// What stands above everything else: the model, the environment, the goal.
-    pub(crate) header: Vec<String>,
-    /// Steps of the whole run, those before a resumption included.
-    pub(crate) steps: u64,
-}
 
 /// Shows what a run does.
 ///
@@ -65,29 +55,40 @@ pub(crate) struct Screen<W: Write> {
 }
 
 impl<W: Write> Screen<W> {
-    /// A screen that begins with the header of `plan`.
-    pub(crate) fn new(out: W, style: Style, plan: Plan) -> Self {
-        let Plan { header, steps } = plan;
-        let mut screen = Self {
+    /// A screen on which nothing stands yet.
+    pub(crate) fn new(out: W, style: Style) -> Self {
+        Self {
             out,
             style,
-            history: History::new(steps),
+            history: History::new(0),
             phase: None,
             shown: None,
             sparse: Sparse::default(),
             n_drawn: 0,
             since_drawn_s: f64::INFINITY,
             is_closed: false,
-        };
-        if matches!(style, Style::Live { .. } | Style::Lines) {
-            screen.print(&header);
         }
-        screen
+    }
+}
+
+impl<W: Write + Send> Observer for Screen<W> {
+    /// The header, on a screen for people.
+    fn begin(&mut self, plan: &Plan) {
+        self.history = History::new(plan.steps);
+        match self.style {
+            Style::Live { .. } => self.draw(&plan.header),
+            Style::Lines => {
+                let mut lines = self.sparse.flush();
+                lines.extend_from_slice(&plan.header);
+                self.print(&lines);
+            }
+            Style::Json | Style::Quiet => {}
+        }
     }
 
     /// What is going on outside of steps (`warm start 20/60  loss 1.23`). On a terminal the line is rewritten; as lines, the
     /// first, every tenth and the last of texts that begin alike are printed.
-    pub(crate) fn phase(&mut self, text: &str) {
+    fn phase(&mut self, text: &str) {
         let text = text::one_line(text);
         match self.style {
             Style::Live { .. } => {
@@ -104,7 +105,7 @@ impl<W: Write> Screen<W> {
 
     /// How far something is that has taken `elapsed`. On a terminal the line is rewritten; elsewhere it is printed again, the less
     /// often the longer it takes.
-    pub(crate) fn activity(&mut self, text: &str, elapsed: Duration) {
+    fn progress(&mut self, text: &str, elapsed: Duration) {
         let text = text::one_line(text);
         match self.style {
             Style::Live { .. } => {
@@ -129,7 +130,7 @@ impl<W: Write> Screen<W> {
     }
 
     /// It is over: nothing of it stays on the screen.
-    pub(crate) fn idle(&mut self) {
+    fn idle(&mut self) {
         self.shown = None;
         if self.phase.take().is_some() {
             self.draw(&[]);
@@ -137,7 +138,7 @@ impl<W: Write> Screen<W> {
     }
 
     /// A step that is done.
-    pub(crate) fn step(&mut self, report: &StepReport) {
+    fn step(&mut self, report: &StepReport) {
         self.history.record(report);
         match self.style {
             Style::Live { .. } => self.draw_if_due(),
@@ -155,7 +156,7 @@ impl<W: Write> Screen<W> {
     }
 
     /// Something that stays to be read: a checkpoint, an alarm. On a terminal it stands above the block.
-    pub(crate) fn note(&mut self, line: &str) {
+    fn note(&mut self, line: &str) {
         match self.style {
             Style::Live { .. } => self.draw(&text::lines(line)),
             Style::Lines => {
@@ -168,7 +169,7 @@ impl<W: Write> Screen<W> {
     }
 
     /// The end of the run. The block stays as it was; `Json` says no more, because its lines are for programs.
-    pub(crate) fn finish(&mut self, lines: &[String]) {
+    fn finish(&mut self, lines: &[String]) {
         let lines: Vec<String> = lines.iter().flat_map(|line| text::lines(line)).collect();
         match self.style {
             Style::Live { .. } => {
@@ -187,7 +188,9 @@ impl<W: Write> Screen<W> {
             Style::Json => {}
         }
     }
+}
 
+impl<W: Write> Screen<W> {
     fn draw_if_due(&mut self) {
         self.phase = None;
         self.since_drawn_s += self.history.step_s();

@@ -6,8 +6,8 @@ use std::time::Duration;
 use turnwise_simulation::{ManySettings, Mode, Plan, Progress, Summary, simulate, simulate_many};
 
 use crate::arguments::{SimulateArguments, SimulationMode};
-use crate::failure::{ExitCode, Failure};
 use crate::say;
+use turnwise_run::{ExitCode, Failure};
 
 /// Runs one seed, or many.
 pub(crate) fn simulate_seeds(arguments: &SimulateArguments) -> Result<(), Failure> {

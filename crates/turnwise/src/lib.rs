@@ -7,11 +7,17 @@
 #[cfg(feature = "candle")]
 pub use turnwise_candle as candle;
 pub use turnwise_chat as chat;
+#[cfg(feature = "cli")]
+pub use turnwise_cli::main;
 pub use turnwise_environment as environment;
 #[cfg(feature = "gguf")]
 pub use turnwise_gguf as gguf;
 pub use turnwise_objective as objective;
 pub use turnwise_rollout as rollout;
+#[cfg(feature = "cli")]
+pub use turnwise_run as run;
+#[cfg(feature = "cli")]
+pub use turnwise_run::Registry;
 pub use turnwise_training as training;
 pub use turnwise_trajectory as trajectory;
 

@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use turnwise::candle::DecoderConfig;
+use turnwise_candle::DecoderConfig;
 
 /// What a forward pass takes over tokens at these positions of their sequences, and for so many rows of logits.
 pub(super) fn forward(

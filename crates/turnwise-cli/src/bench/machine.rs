@@ -5,7 +5,7 @@ use std::{env, fs, thread};
 
 use serde::Serialize;
 
-use crate::failure::{ExitCode, Failure};
+use turnwise_run::{ExitCode, Failure};
 
 /// Where the pools of the libraries below look for their sizes, once, when they start.
 const VARIABLES: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];

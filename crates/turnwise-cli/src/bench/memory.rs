@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::failure::{ExitCode, Failure};
+use turnwise_run::{ExitCode, Failure};
 
 /// What is resident now, in bytes.
 pub(super) fn resident() -> Result<u64, Failure> {

@@ -2,9 +2,9 @@
 
 use clap::Args;
 use serde::Serialize;
-use turnwise::candle::{Decoder, DecoderConfig};
+use turnwise_candle::{Decoder, DecoderConfig};
 
-use crate::failure::Failure;
+use turnwise_run::Failure;
 
 /// The sizes of a Qwen3 with random weights and a tied head.
 #[derive(Clone, Copy, Debug, Args, Serialize)]

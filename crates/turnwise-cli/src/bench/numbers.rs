@@ -1,11 +1,11 @@
 //! A world in which everything has exactly as many tokens as was asked for: a token is a number, and words are numbers.
 
 use async_trait::async_trait;
-use turnwise::environment::{
+use turnwise_environment::{
     Action, Environment, EnvironmentError, Message, Observation, Random, Step, ToolSpec,
 };
-use turnwise::rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
-use turnwise::trajectory::{Span, TokenId};
+use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
+use turnwise_trajectory::{Span, TokenId};
 
 /// Random tokens.
 pub(super) fn ids(random: &mut Random, vocab_size: usize, count: usize) -> Vec<TokenId> {

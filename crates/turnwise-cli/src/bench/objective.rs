@@ -2,12 +2,12 @@
 
 use clap::Args;
 use serde_json::{Map, json};
-use turnwise::training::{ObjectiveSpeedSettings, measure_objective};
+use turnwise_training::{ObjectiveSpeedSettings, measure_objective};
 
 use super::machine::Machine;
 use super::memory;
 use super::report::{Figure, Report, memory_figures};
-use crate::failure::Failure;
+use turnwise_run::Failure;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ObjectiveArguments {

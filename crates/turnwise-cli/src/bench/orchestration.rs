@@ -3,8 +3,8 @@
 use clap::Args;
 use turnwise_simulation::{OrchestrationReport, OrchestrationSettings, measure_orchestration};
 
-use crate::failure::Failure;
 use crate::say;
+use turnwise_run::Failure;
 
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct OrchestrationArguments {

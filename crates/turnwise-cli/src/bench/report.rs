@@ -5,8 +5,8 @@ use std::fmt::Write;
 use serde_json::{Map, Value, json};
 
 use super::machine::Machine;
-use crate::failure::Failure;
 use crate::say;
+use turnwise_run::Failure;
 
 /// What a benchmark found.
 #[derive(Clone, Debug)]

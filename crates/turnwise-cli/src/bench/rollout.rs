@@ -7,19 +7,19 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Map, json};
 use tokio::task::JoinSet;
-use turnwise::candle::{
+use turnwise_candle::{
     CandlePolicy, DecoderConfig, EngineSeconds, EngineSettings, EngineStats, gemm_peak,
     read_bandwidth,
 };
-use turnwise::environment::{Random, derive_seed};
-use turnwise::rollout::{Policy, PolicyError, SampleRequest};
-use turnwise::trajectory::{PolicyVersion, Sampling, TokenId};
+use turnwise_environment::{Random, derive_seed};
+use turnwise_rollout::{Policy, PolicyError, SampleRequest};
+use turnwise_trajectory::{PolicyVersion, Sampling, TokenId};
 
 use super::machine::Machine;
 use super::model::ModelArguments;
 use super::report::{Figure, Part, Report, memory_figures};
 use super::{flops, memory, numbers};
-use crate::failure::Failure;
+use turnwise_run::Failure;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RolloutArguments {

@@ -4,20 +4,20 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Map, json};
-use turnwise::candle::{AdamW, CandleLearner, EngineSettings, Part as TrainPart, Shares};
-use turnwise::objective::{Clip, GroupAdvantage, Gspo, LengthWeight, Std};
-use turnwise::rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
-use turnwise::training::{
+use turnwise_candle::{AdamW, CandleLearner, EngineSettings, Part as TrainPart, Shares};
+use turnwise_objective::{Clip, GroupAdvantage, Gspo, LengthWeight, Std};
+use turnwise_rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
+use turnwise_training::{
     Admission, OutcomeCredit, Parts, Schedule, StepReport, Trainer, TrainerSettings, metric,
 };
-use turnwise::trajectory::Sampling;
+use turnwise_trajectory::Sampling;
 
 use super::machine::Machine;
 use super::memory;
 use super::model::ModelArguments;
 use super::numbers::{Game, Numbers};
 use super::report::{Figure, Part, Report, memory_figures};
-use crate::failure::{ExitCode, Failure};
+use turnwise_run::{ExitCode, Failure};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StepArguments {

@@ -6,17 +6,17 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use turnwise::candle::{
+use turnwise_candle::{
     AdamW, CandleLearner, LearnerSettings, Part as TrainPart, Shares, gemm_peak, matrix_unit_peak,
 };
-use turnwise::environment::Random;
-use turnwise::training::{Learner, LearnerError, Row, Target, Update};
+use turnwise_environment::Random;
+use turnwise_training::{Learner, LearnerError, Row, Target, Update};
 
 use super::machine::Machine;
 use super::model::ModelArguments;
 use super::report::{Figure, Part, Report, median, memory_figures};
 use super::{flops, memory, numbers};
-use crate::failure::Failure;
+use turnwise_run::Failure;
 
 #[derive(Clone, Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "flags of a command")]

@@ -4,10 +4,10 @@ use std::io::{self, Write};
 use std::panic::{PanicHookInfo, set_hook, take_hook};
 use std::time::Duration;
 
-use turnwise::environment::Suite;
-use turnwise::environment::check::{Check, check_suite};
+use turnwise_environment::Suite;
+use turnwise_environment::check::{Check, check_suite};
 
-use crate::screen::text::one_line;
+use turnwise_run::text::one_line;
 
 /// After how long an environment that never answers is given up; where it blocks instead of waiting, nothing helps.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_mins(5);
 ///
 /// # Errors
 /// When `out` fails.
-pub(super) async fn check(suite: &dyn Suite, mut out: impl Write) -> io::Result<usize> {
+pub(super) async fn check(suite: &Suite, mut out: impl Write) -> io::Result<usize> {
     let checks = {
         let _silence = Silence::begin();
         tokio::time::timeout(PATIENCE, check_suite(suite)).await
@@ -72,15 +72,18 @@ impl Drop for Silence {
 
 #[cfg(test)]
 mod tests {
-    use super::super::suites;
+    use turnwise_run::Registry;
+
     use super::*;
 
     #[tokio::test]
     async fn every_environment_holds_its_contract() {
-        for entry in suites() {
-            let suite = entry.suite(&serde_json::Value::Null).expect("the defaults are fit");
+        let registry = Registry::builtin();
+        for name in registry.names() {
+            let suite = registry.suite(name, &serde_json::Value::Null);
+            let suite = suite.expect("the defaults are fit");
             let mut out = Vec::new();
-            let n_failed = check(suite.as_ref(), &mut out).await;
+            let n_failed = check(&suite, &mut out).await;
             let text = String::from_utf8_lossy(&out);
             assert_eq!(n_failed.expect("a vector takes what is written"), 0, "{text}");
             assert!(text.starts_with("✓ names and versions are usable  "), "{text}");

@@ -3,25 +3,27 @@
 use std::io::{self, Write};
 
 use serde_json::Value;
-use turnwise::environment::check::{Player, measure};
-use turnwise::environment::{Split, Suite};
-
-use super::suites;
+use turnwise_environment::check::{Player, measure};
+use turnwise_environment::{Split, Suite};
+use turnwise_run::Registry;
 
 /// How many held-out episodes each player is measured on: few, because a list should appear at once.
 const N_EPISODES: usize = 100;
+
+/// What stands for what a suite does not say.
+const NONE: &str = "-";
 
 /// Writes a table of all environments with their default options.
 ///
 /// # Errors
 /// When `out` fails.
-pub(super) async fn list(mut out: impl Write) -> io::Result<()> {
+pub(super) async fn list(registry: &Registry, mut out: impl Write) -> io::Result<()> {
     let mut rows = vec![
         ["name", "tasks", "held-out", "turns", "expert", "random", "about"].map(str::to_owned),
     ];
-    for entry in suites() {
-        if let Ok(suite) = entry.suite(&Value::Null) {
-            rows.push(row(suite.as_ref()).await);
+    for name in registry.names() {
+        if let Ok(suite) = registry.suite(name, &Value::Null) {
+            rows.push(row(&suite).await);
         }
     }
     for row in &rows {
@@ -30,22 +32,23 @@ pub(super) async fn list(mut out: impl Write) -> io::Result<()> {
     writeln!(out, "\nexpert, random: held-out tasks solved, of {N_EPISODES} episodes")
 }
 
-async fn row(suite: &dyn Suite) -> [String; 7] {
+async fn row(suite: &Suite) -> [String; 7] {
     let n_tasks = |split| suite.tasks(split).len().to_string();
     [
         suite.name().to_owned(),
         n_tasks(Split::Train),
         n_tasks(Split::HeldOut),
-        suite.max_turns().to_string(),
+        suite.turn_limit().map_or_else(|| NONE.to_owned(), |turns| turns.to_string()),
         solved(suite, Player::Expert).await,
         solved(suite, Player::Random).await,
-        suite.description().to_owned(),
+        suite.about().to_owned(),
     ]
 }
 
-async fn solved(suite: &dyn Suite, player: Player) -> String {
+async fn solved(suite: &Suite, player: Player) -> String {
     match measure(suite, Split::HeldOut, player, N_EPISODES).await {
-        Ok(measured) => format!("{:.0}%", 100.0 * measured.solved_rate),
+        Ok(Some(measured)) => format!("{:.0}%", 100.0 * measured.solved_rate),
+        Ok(None) => NONE.to_owned(),
         // What is wrong is for `env check` to tell.
         Err(_) => "broken".to_owned(),
     }
@@ -67,7 +70,7 @@ mod tests {
     #[tokio::test]
     async fn every_environment_has_its_row() {
         let mut out = Vec::new();
-        list(&mut out).await.expect("a vector takes what is written");
+        list(&Registry::builtin(), &mut out).await.expect("a vector takes what is written");
         let text = String::from_utf8_lossy(&out);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "name        tasks  held-out  turns  expert  random  about");

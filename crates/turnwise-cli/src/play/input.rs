@@ -3,8 +3,8 @@
 use std::io::{self, BufRead};
 
 use serde_json::json;
-use turnwise::chat::parse_turn;
-use turnwise::environment::{Action, ToolSpec};
+use turnwise_chat::parse_turn;
+use turnwise_environment::{Action, ToolSpec};
 
 /// One line, understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,7 +74,7 @@ fn call(name: &str, arguments: &str) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use turnwise::environment::{CallAttempt, CallError};
+    use turnwise_environment::{CallAttempt, CallError};
 
     fn calc() -> ToolSpec {
         ToolSpec { name: "calc".to_owned(), description: String::new(), parameters: json!({}) }

@@ -3,10 +3,10 @@
 use std::io::{self, Write};
 
 use serde_json::Value;
-use turnwise::environment::{Ending, Message, Observation, Role, Split, Step, Suite, ToolSpec};
+use turnwise_environment::{Ending, Message, Observation, Role, Split, Step, Suite, ToolSpec};
 
 use super::{Ended, Game, PlayOutcome, Table};
-use crate::screen::text;
+use turnwise_run::text;
 
 /// Columns of the word before what is said.
 const WHO: usize = 8;
@@ -23,7 +23,7 @@ impl<W: Write> Shown<W> {
 
     pub(super) fn opening(
         &mut self,
-        suite: &dyn Suite,
+        suite: &Suite,
         game: &Game,
         table: &Table<'_>,
     ) -> io::Result<()> {
@@ -33,7 +33,7 @@ impl<W: Write> Shown<W> {
         };
         let task = format!("{split} task {}", table.task_index);
         self.line(&format!("{}  {task}  seed {}", suite.name(), game.seed))?;
-        self.line(suite.description())?;
+        self.line(suite.about())?;
         self.tools(&table.tools)?;
         self.line("/help tells what can be typed")?;
         self.line("")?;
@@ -41,8 +41,14 @@ impl<W: Write> Shown<W> {
     }
 
     /// Where the episode is, and the prompt, whose line stays open.
-    pub(super) fn prompt(&mut self, n_turns: usize, max: usize, reward: f64) -> io::Result<()> {
-        self.line(&format!("turn {}/{max}  reward so far {reward:.2}", n_turns + 1))?;
+    pub(super) fn prompt(
+        &mut self,
+        n_turns: usize,
+        max: Option<usize>,
+        reward: f64,
+    ) -> io::Result<()> {
+        let of = max.map_or_else(String::new, |max| format!("/{max}"));
+        self.line(&format!("turn {}{of}  reward so far {reward:.2}", n_turns + 1))?;
         write!(self.out, "> ")?;
         self.out.flush()
     }

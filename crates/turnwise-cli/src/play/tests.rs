@@ -1,16 +1,13 @@
-use std::sync::Arc;
-
-use serde_json::json;
-use turnwise::environment::{Demonstrator, Role, TaskSet, async_trait};
-use turnwise_calculator::{Calculator, CalculatorSettings};
-use turnwise_guess::{Guess, GuessSettings};
+use turnwise_calculator::CalculatorSettings;
+use turnwise_environment::{Role, TaskSet, async_trait};
+use turnwise_guess::GuessSettings;
 
 use super::*;
 
 const GAME: Game = Game { seed: 7, task: Some(0), split: Split::Train };
 
 async fn played(
-    suite: &dyn Suite,
+    suite: &Suite,
     game: Game,
     typed: &str,
 ) -> (Result<PlayOutcome, PlayError>, String) {
@@ -19,8 +16,8 @@ async fn played(
     (outcome, String::from_utf8(out).expect("what is shown is UTF-8"))
 }
 
-fn calculator() -> Calculator {
-    Calculator::new(CalculatorSettings::default()).expect("the defaults are fit")
+fn calculator() -> Suite {
+    turnwise_calculator::suite(CalculatorSettings::default()).expect("the defaults are fit")
 }
 
 #[tokio::test]
@@ -54,7 +51,7 @@ async fn an_episode_is_played_to_its_end() {
 
 #[tokio::test]
 async fn undone_turns_leave_no_trace() {
-    let guess = Guess::new(GuessSettings::default()).expect("the defaults are fit");
+    let guess = turnwise_guess::suite(GuessSettings::default()).expect("the defaults are fit");
     let (outcome, shown) = played(&guess, GAME, "/undo\n20\n/undo\n21\n/quit\n").await;
     let outcome = outcome.expect("it can be played");
     let said: Vec<&str> = outcome
@@ -133,8 +130,8 @@ impl TaskSet for Nasty {
         1
     }
 
-    fn key(&self, _index: usize) -> turnwise::environment::TaskKey {
-        turnwise::environment::TaskKey::of("nasty")
+    fn key(&self, _index: usize) -> turnwise_environment::TaskKey {
+        turnwise_environment::TaskKey::of("nasty")
     }
 
     fn environment(&self, _index: usize) -> Box<dyn Environment> {
@@ -142,54 +139,26 @@ impl TaskSet for Nasty {
     }
 }
 
-impl Demonstrator for Nasty {
-    fn act(&mut self, _observation: &Observation) -> Action {
-        Action::call("no", json!({}))
-    }
-}
-
-impl Suite for Nasty {
-    fn name(&self) -> &'static str {
-        "nasty"
-    }
-
-    fn description(&self) -> &'static str {
-        "breaks"
-    }
-
-    fn tasks(&self, _split: Split) -> Arc<dyn TaskSet> {
-        Arc::new(Nasty)
-    }
-
-    fn expert(&self, _seed: u64) -> Box<dyn Demonstrator> {
-        Box::new(Nasty)
-    }
-
-    fn random(&self, _seed: u64) -> Box<dyn Demonstrator> {
-        Box::new(Nasty)
-    }
-
-    fn max_turns(&self) -> usize {
-        4
-    }
+fn nasty() -> Suite {
+    Suite::new("nasty", Nasty, Nasty)
 }
 
 #[tokio::test]
 async fn without_snapshots_nothing_is_undone() {
-    let (outcome, shown) = played(&Nasty, GAME, "on\n/undo\n").await;
+    let (outcome, shown) = played(&nasty(), GAME, "on\n/undo\n").await;
     assert_eq!(outcome.expect("it can be played").transcript.rewards, [None]);
     assert!(shown.contains("this environment takes no snapshots"));
 }
 
 #[tokio::test]
 async fn what_the_environment_says_cannot_move_the_cursor() {
-    let (_, shown) = played(&Nasty, GAME, "").await;
+    let (_, shown) = played(&nasty(), GAME, "").await;
     assert!(shown.contains("env     [2Jtwo\n        lines\n"), "{shown:?}");
 }
 
 #[tokio::test]
 async fn a_broken_environment_is_an_error() {
-    let (outcome, _) = played(&Nasty, GAME, "break\n").await;
+    let (outcome, _) = played(&nasty(), GAME, "break\n").await;
     let error = outcome.expect_err("it broke");
     assert_eq!(error.to_string(), "play on: the environment broke: open the database");
 }

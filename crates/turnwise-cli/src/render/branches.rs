@@ -1,19 +1,19 @@
 //! A conversation as a message graph: rendered whole, or played turn by turn to see where history is rewritten.
 
 use async_trait::async_trait;
-use turnwise::chat::parse_turn;
-use turnwise::environment::{Action, CallAttempt, Message, Observation, Role, TaskKey};
-use turnwise::rollout::{
+use turnwise_chat::parse_turn;
+use turnwise_environment::{Action, CallAttempt, Message, Observation, Role, TaskKey};
+use turnwise_rollout::{
     AgentFactory, ChatAgents, Policy, PolicyError, Room, Said, Sample, SampleRequest,
 };
-use turnwise::trajectory::{
+use turnwise_trajectory::{
     Author, GroupId, Identity, MessageGraph, Node, PolicyVersion, SampledToken, Sampling, Span,
     StopReason, TokenId,
 };
 
 use super::conversation::Conversation;
-use crate::failure::Failure;
-use crate::form::Form;
+use turnwise_run::Failure;
+use turnwise_run::form::Form;
 
 /// The whole conversation in one rendering: one branch. The assistant's messages are nobody's samples.
 pub(super) fn render(conversation: &Conversation, form: &Form) -> Result<MessageGraph, Failure> {
@@ -76,7 +76,7 @@ pub(super) async fn play(
 }
 
 async fn observe_and_act(
-    agent: &mut dyn turnwise::rollout::Agent,
+    agent: &mut dyn turnwise_rollout::Agent,
     heard: &mut Vec<Message>,
     policy: Demonstrated,
 ) -> Result<(), Failure> {

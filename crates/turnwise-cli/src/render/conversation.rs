@@ -1,9 +1,9 @@
 //! A conversation in the JSON that chat APIs use.
 
 use serde_json::{Map, Value};
-use turnwise::environment::{Message, Role, ToolCall, ToolSpec};
+use turnwise_environment::{Message, Role, ToolCall, ToolSpec};
 
-use crate::failure::Failure;
+use turnwise_run::Failure;
 
 /// What is to be rendered.
 #[derive(Debug)]

@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use turnwise::trajectory::{Trajectory, read_line};
+use turnwise_trajectory::{Trajectory, read_line};
 
 use super::Page;
 use super::shown::Turns;
 use crate::arguments::RenderArguments;
-use crate::failure::Failure;
-use crate::form::{self, Texts};
-use crate::screen::text::one_line;
+use turnwise_run::Failure;
+use turnwise_run::form::{self, Texts};
+use turnwise_run::text::one_line;
 
 /// The page of trajectory `--index` of a file of records.
 pub(super) fn page(arguments: &RenderArguments, path: &Path) -> Result<Page, Failure> {

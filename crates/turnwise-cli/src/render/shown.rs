@@ -1,11 +1,11 @@
 //! The tokens of a message graph as they are shown: branch after branch, each with what is known of it.
 
-use crate::form::Texts;
 use std::collections::HashMap;
+use turnwise_run::form::Texts;
 
 use serde::Serialize;
-use turnwise::environment::Role;
-use turnwise::trajectory::{
+use turnwise_environment::Role;
+use turnwise_trajectory::{
     Author, MaskReason, MessageGraph, NodeId, PolicyVersion, SampledToken, Span, TokenId,
     TokenKind, Turn,
 };

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 use serde_json::Value;
-use turnwise::trajectory::TokenKind;
+use turnwise_trajectory::TokenKind;
 
 use super::shown::{Branch, Shown, ShownMessage};
 

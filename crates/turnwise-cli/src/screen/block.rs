@@ -2,8 +2,8 @@
 
 use super::history::History;
 use super::sample::sample;
-use super::text::fit;
 use crate::curve::{Frame, chart};
+use turnwise_run::text::fit;
 
 /// Left of the curve: a space, `reward 1.0` and the axis.
 const CHART_MARGIN: usize = 12;

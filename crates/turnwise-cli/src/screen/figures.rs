@@ -1,6 +1,7 @@
 //! The numbers of a step in words.
 
-use turnwise::training::metric::{self, Metric};
+use turnwise_run::text::clock;
+use turnwise_training::metric::{self, Metric};
 
 use super::history::{Direction, History};
 
@@ -120,24 +121,11 @@ impl History {
     }
 }
 
-/// `0:29`, or `1:02:03` from an hour on.
-pub(crate) fn clock(seconds: f64) -> String {
-    // Saturates at more years than anything runs.
-    #[expect(clippy::cast_sign_loss, reason = "a remaining time is not negative")]
-    let seconds = seconds.round() as u64;
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours == 0 {
-        format!("{minutes}:{seconds:02}")
-    } else {
-        format!("{hours}:{minutes:02}:{seconds:02}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::fixture::report;
     use super::*;
-    use turnwise::training::StepReport;
+    use turnwise_training::StepReport;
 
     #[test]
     fn a_step_is_one_line() {
@@ -163,12 +151,5 @@ mod tests {
         history.record(&report(22, 0.47));
         let widths = history.figures().map(|line| line.chars().count());
         assert!(widths.iter().all(|width| *width <= 44), "{widths:?}");
-    }
-
-    #[test]
-    fn times_are_written_as_on_a_clock() {
-        assert_eq!(clock(0.4), "0:00");
-        assert_eq!(clock(89.6), "1:30");
-        assert_eq!(clock(3723.0), "1:02:03");
     }
 }

@@ -1,8 +1,8 @@
 //! Reports and an episode for the tests of the screen.
 
-use turnwise::environment::{Message, TaskKey};
-use turnwise::training::{StepReport, metric};
-use turnwise::trajectory::{
+use turnwise_environment::{Message, TaskKey};
+use turnwise_training::{StepReport, metric};
+use turnwise_trajectory::{
     AgentId, Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, StopReason,
     Trajectory, Turn,
 };

@@ -1,8 +1,8 @@
 //! What the reports of a run have said so far, as far as the screen needs it.
 
-use turnwise::training::StepReport;
-use turnwise::training::metric::{self, Metric, MetricValues};
-use turnwise::trajectory::Trajectory;
+use turnwise_training::StepReport;
+use turnwise_training::metric::{self, Metric, MetricValues};
+use turnwise_trajectory::Trajectory;
 
 /// Over how many of the last steps speed and direction are taken.
 const WINDOW: usize = 10;

@@ -1,9 +1,9 @@
 //! One episode in a few lines, for a look at what the policy does.
 
-use turnwise::environment::{Message, Role};
-use turnwise::trajectory::Trajectory;
+use turnwise_environment::{Message, Role};
+use turnwise_trajectory::Trajectory;
 
-use super::text::{fit, one_line};
+use turnwise_run::text::{fit, one_line};
 
 /// The most lines that are shown of an episode.
 const N_LINES: usize = 4;
@@ -97,7 +97,7 @@ mod tests {
     use super::super::fixture::episode;
     use super::*;
     use serde_json::json;
-    use turnwise::environment::{Action, Message};
+    use turnwise_environment::{Action, Message};
 
     fn said(text: &str) -> Message {
         Message::assistant(text)

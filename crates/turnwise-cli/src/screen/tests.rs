@@ -9,7 +9,10 @@ fn plan() -> Plan {
 
 fn shown(style: Style, act: impl FnOnce(&mut Screen<&mut Vec<u8>>)) -> String {
     let mut out = Vec::new();
-    act(&mut Screen::new(&mut out, style, plan()));
+    let mut screen = Screen::new(&mut out, style);
+    screen.begin(&plan());
+    act(&mut screen);
+    drop(screen);
     String::from_utf8(out).expect("a screen writes UTF-8")
 }
 
@@ -119,10 +122,11 @@ fn colors_are_only_added() {
 #[test]
 fn fast_steps_are_not_all_drawn_but_the_last_is() {
     let mut drawn = Vec::new();
-    let mut screen = Screen::new(&mut drawn, Style::Live { width: 80, color: false }, plan());
+    let mut screen = Screen::new(&mut drawn, Style::Live { width: 80, color: false });
+    screen.begin(&plan());
     for step in 0..60 {
         let mut report = report(step, reward_at(step));
-        report.metrics.set(turnwise::training::metric::STEP_S, 0.01);
+        report.metrics.set(turnwise_training::metric::STEP_S, 0.01);
         screen.step(&report);
     }
     let text = String::from_utf8(drawn).expect("a screen writes UTF-8");
@@ -167,7 +171,8 @@ impl Write for Closed {
 #[test]
 fn a_closed_output_is_written_to_once() {
     let mut out = Closed { n_writes: 0 };
-    let mut screen = Screen::new(&mut out, Style::Lines, plan());
+    let mut screen = Screen::new(&mut out, Style::Lines);
+    screen.begin(&plan());
     screen.step(&report(0, 0.25));
     screen.note("ckpt");
     screen.finish(&[]);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use turnwise::chat::template_hash;
+use turnwise_chat::template_hash;
 
 use crate::support::{Ended, fixtures, turnwise};
 
@@ -187,7 +187,7 @@ fn a_checkpoint_says_how_its_model_was_spoken_to() {
     let model = base(&home);
     let checkpoint = home.path().join("base/checkpoints/step-000001");
     let tokenizer = object(&checkpoint.join("tokenizer_config.json"));
-    let end = turnwise::chat::Tokenizer::from_directory(&checkpoint).expect("a tokenizer");
+    let end = turnwise_chat::Tokenizer::from_directory(&checkpoint).expect("a tokenizer");
     let end = end.token_id("<|im_end|>").expect("a token");
     let template = fs::read_to_string(checkpoint.join("chat_template.jinja")).expect("a template");
     assert_eq!(tokenizer["chat_template"], template);
@@ -229,7 +229,7 @@ fn a_checkpoint_says_how_its_model_was_spoken_to() {
 fn a_checkpoint_stops_at_no_token_that_training_went_on_with() {
     let home = TempDir::new().expect("a folder");
     let model = base(&home);
-    let tokenizer = turnwise::chat::Tokenizer::from_directory(Path::new(&model)).expect("one");
+    let tokenizer = turnwise_chat::Tokenizer::from_directory(Path::new(&model)).expect("one");
     let text = (0..300).find(|id| !tokenizer.is_control(*id)).expect("a token of text");
     for file in ["config.json", "generation_config.json"] {
         let path = Path::new(&model).join(file);

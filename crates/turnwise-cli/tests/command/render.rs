@@ -2,9 +2,9 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use turnwise::chat::template_hash;
-use turnwise::environment::{Message, TaskKey};
-use turnwise::trajectory::{
+use turnwise_chat::template_hash;
+use turnwise_environment::{Message, TaskKey};
+use turnwise_trajectory::{
     Author, GroupId, Identity, MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
     SampledToken, SampledTokens, Sampling, Span, StopReason, Trajectory, Turn, write_line,
 };
@@ -339,7 +339,7 @@ fn forked() -> Trajectory {
         turns: vec![turn(1, Some(0.5)), turn(3, None)],
         outcome: Outcome::Done,
         solved: true,
-        agent: turnwise::trajectory::AgentId::default(),
+        agent: turnwise_trajectory::AgentId::default(),
         spawned_by: None,
     }
 }
@@ -443,7 +443,7 @@ fn a_run_shows_its_records_with_its_own_tokenizer() {
     let records = format!("{run}/rollouts/step-000000.jsonl");
     let line =
         fs::read_to_string(&records).expect("records").lines().next().expect("one").to_owned();
-    let record = turnwise::trajectory::read_line(&line).expect("a record");
+    let record = turnwise_trajectory::read_line(&line).expect("a record");
     let tokens = lines(&turnwise(&["render", "--rollout", &records, "--json"], ""));
     let leaf = *record.graph.leaves().last().expect("a message");
     assert_eq!(ids(&tokens), record.graph.ids_to(leaf));

@@ -1,15 +1,18 @@
 //! Whether a policy hears of its tools, and whether its calls are read.
 
-use turnwise::chat::ToolPrompt;
-use turnwise::environment::{Message, Observation, ToolSpec};
-use turnwise::rollout::RenderError;
+use turnwise_chat::ToolPrompt;
+use turnwise_environment::{Message, Observation, ToolSpec};
+use turnwise_rollout::RenderError;
 
 use super::Form;
 use crate::failure::Failure;
 
 impl Form {
     /// Refuses an environment with tools whose calls nobody could read: the model's template asks for them in a form of its own.
-    pub(crate) fn check_calls(&self, tools: &[ToolSpec]) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// When its calls are in a form that is not known.
+    pub fn check_calls(&self, tools: &[ToolSpec]) -> Result<(), Failure> {
         let (Some(own), Some(tool)) = (&self.own, tools.first()) else { return Ok(()) };
         if own.reads_its_calls(tool) != Some(false) {
             return Ok(());
@@ -23,7 +26,10 @@ impl Form {
 
     /// The tools that the first prompt does not mention, unless the settings leave them out: a policy cannot use what it was never told
     /// of.
-    pub(crate) fn unmentioned(
+    ///
+    /// # Errors
+    /// When the prompt cannot be rendered.
+    pub fn unmentioned(
         &self,
         opening: &Observation,
         tools: &[ToolSpec],
@@ -41,7 +47,8 @@ impl Form {
     }
 
     /// What a person should know of the tools of an environment whose episodes begin like this.
-    pub(crate) fn tools_note(&self, opening: &[Message], tools: &[ToolSpec]) -> Option<String> {
+    #[must_use]
+    pub fn tools_note(&self, opening: &[Message], tools: &[ToolSpec]) -> Option<String> {
         let observation = Observation::new(opening.to_vec());
         let names = self.unmentioned(&observation, tools).ok().filter(|names| !names.is_empty())?;
         Some(format!(

@@ -15,37 +15,92 @@ use std::path::Path;
 
 pub(crate) use changes::{Change, changes};
 pub(crate) use choices::{credit, objective};
-pub(crate) use listing::listing;
-pub(crate) use schema::{Config, EngineName, Model};
+pub use listing::listing;
+pub use schema::{
+    Config, CreditChoice, EngineName, EnvironmentChoice, Eval, Log, Model, ObjectiveChoice,
+    Rollout, Run, Train, WarmStart,
+};
 use toml_edit::{Document, Item, TableLike, Value, de};
-use turnwise::training::read_plain;
+use turnwise_training::read_plain;
 use validate::{Impossible, validate};
 
 use crate::failure::Failure;
+use crate::registry::Registry;
 
 /// Settings, and where they were written.
-#[derive(Debug)]
-pub(crate) struct Loaded {
-    pub(crate) config: Config,
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
     /// The file as it was written; empty where there is none.
-    pub(crate) text: String,
+    pub text: String,
 }
 
-/// Reads a file and applies overrides `a.b=v` after it.
-pub(crate) fn load(path: &Path, overrides: &[String]) -> Result<Loaded, Failure> {
+/// Reads the settings in a file and applies overrides such as `train.learning_rate=5e-4` after it.
+///
+/// # Errors
+/// When the file cannot be read, a key is unknown, a value out of range, or the environment not in the registry; the failure
+/// shows the place.
+pub fn load(path: &Path, overrides: &[String], registry: &Registry) -> Result<Loaded, Failure> {
     let text = text_of(path).map_err(|error| {
         Failure::refused(format!("cannot read {}: {error}", path.display()))
             .help("turnwise train CONFIG.toml, where CONFIG.toml may be as short as\n\n[environment]\nname = \"guess\"")
     })?;
-    parse(&path.display().to_string(), &text, overrides)
+    from_text(&path.display().to_string(), &text, overrides, registry)
 }
 
-/// Settings that a run wrote, which no pipe or device may stand for.
-pub(crate) fn load_own(path: &Path, overrides: &[String]) -> Result<Loaded, Failure> {
+/// Reads settings from a text. `name` stands for it in messages.
+///
+/// # Errors
+/// As [`load`].
+pub fn from_text(
+    name: &str,
+    text: &str,
+    overrides: &[String],
+    registry: &Registry,
+) -> Result<Loaded, Failure> {
+    let loaded = parse(name, text, overrides)?;
+    let EnvironmentChoice { name: environment, options } = &loaded.config.environment;
+    match registry.suite(environment, options) {
+        Ok(_) => Ok(loaded),
+        Err(error) => {
+            let key = error.key();
+            let failure = Failure::from(error);
+            Err(failure.at(place_of(&key, &Source { name, text }, overrides)))
+        }
+    }
+}
+
+/// Where a key has its value: in an override, in the file, or nowhere.
+fn place_of(key: &str, source: &Source<'_>, overrides: &[String]) -> String {
+    let of_key = |argument: &&String| {
+        argument.split('=').next().is_some_and(|name| is_related(key, name.trim()))
+    };
+    if let Some(argument) = overrides.iter().rfind(of_key) {
+        return format!("    in {argument}");
+    }
+    let document = Document::parse(source.text.to_owned()).ok();
+    let span = document.and_then(|document| span_of(&document, key));
+    source.place(span)
+}
+
+/// Reads settings that a run wrote, which no pipe or device may stand for.
+pub(crate) fn load_own(
+    path: &Path,
+    overrides: &[String],
+    registry: &Registry,
+) -> Result<Loaded, Failure> {
     let text = read_plain(path, MAX_BYTES)
         .and_then(as_text)
         .map_err(|error| Failure::refused(format!("cannot read {}: {error}", path.display())))?;
-    parse(&path.display().to_string(), &text, overrides)
+    from_text(&path.display().to_string(), &text, overrides, registry)
+}
+
+/// Reads the settings beside a model, whose environment this program need not know.
+pub(crate) fn load_beside_model(path: &Path) -> Result<Loaded, Failure> {
+    let text = text_of(path)
+        .map_err(|error| Failure::refused(format!("cannot read {}: {error}", path.display())))?;
+    parse(&path.display().to_string(), &text, &[])
 }
 
 /// Settings are short; a device that never ends is none.
@@ -65,7 +120,7 @@ fn as_text(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))
 }
 
-/// The same from text. `name` stands in messages.
+/// Reads settings whose environment need not exist.
 pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Loaded, Failure> {
     let source = Source { name, text };
     let document = Document::parse(text.to_owned()).map_err(|error| {
@@ -153,7 +208,8 @@ fn with_suggestion(message: &str, failure: Failure) -> Failure {
 }
 
 /// The known word that a misspelt one most likely stands for.
-pub(crate) fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
     let score =
         |word: &&&str| (strsim::normalized_damerau_levenshtein(found, word) * 1000.0) as i64;
     known.iter().max_by_key(score).filter(|word| score(word) >= 600).copied()

@@ -41,7 +41,7 @@ pub(super) fn of_loaded_model(settings: &mut Table) {
         fill(settings, table, key, value);
     }
     if let Some(positions) = positions(Path::new(&directory)) {
-        let usual = turnwise::rollout::Limits::default().max_context_tokens;
+        let usual = turnwise_rollout::Limits::default().max_context_tokens;
         let usual = i64::try_from(usual).unwrap_or(i64::MAX);
         fill(settings, "limits", "max_context_tokens", Value::from(usual.min(positions)));
     }

@@ -4,63 +4,85 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
-use turnwise::candle::CandleLearner;
-use turnwise::training::{
-    Checkpoint, CheckpointError, Checkpoints, Decay, Learner, RunDirectory, SuccessRate,
+use turnwise_candle::CandleLearner;
+use turnwise_rollout::StopSignal;
+use turnwise_training::{
+    Checkpoint, CheckpointError, Checkpoints, Decay, Learner, RunDirectory, SuccessRate, Summary,
     read_plain, verify_weights,
 };
 
 use crate::config::{self, Change, Config, Loaded};
 use crate::failure::Failure;
+use crate::observer::Observer;
+use crate::registry::Registry;
 use crate::run::{BEFORE, REFERENCE, Run, begin_again};
 use crate::session::{SETTINGS as OF_CHECKPOINT, Session};
 use crate::train::{SETTINGS, schedule};
-use crate::watch::watch_apart;
+use crate::watch::{Watched, watch};
 
-/// Goes on with a stopped run.
-pub(crate) async fn resume(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failure> {
-    Box::pin(go_on(path, json, steps)).await.map_err(|failure| failure.in_run(path))
+/// Goes on with the run in a directory that was stopped or killed, up to its number of steps or to `steps` instead. Returns
+/// `None` where nothing is left to do.
+///
+/// # Errors
+/// When there is no run, it is in use, its settings were changed in a way that its weights cannot follow, something breaks, or a
+/// stop came.
+pub async fn resume(
+    directory: &Path,
+    steps: Option<u64>,
+    registry: &Registry,
+    observer: &mut dyn Observer,
+    stop: &StopSignal,
+) -> Result<Option<Summary>, Failure> {
+    let run = Box::pin(go_on(directory, steps, registry, observer, stop));
+    run.await.map_err(|failure| failure.in_run(directory))
 }
 
-async fn go_on(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failure> {
+async fn go_on(
+    path: &Path,
+    steps: Option<u64>,
+    registry: &Registry,
+    observer: &mut dyn Observer,
+    stop: &StopSignal,
+) -> Result<Option<Summary>, Failure> {
     let started = Instant::now();
     let directory = RunDirectory::resume(path).map_err(|error| in_its_run(path, error.into()))?;
     let checkpoints = directory.checkpoints(0);
     checkpoints.sweep()?;
-    let Some(newest) = verified(&checkpoints).await? else {
+    let Some(newest) = verified(&checkpoints, observer).await? else {
         let shown = path.display().to_string();
         return Err(Failure::refused(format!("{shown} stopped before its first checkpoint"))
             .help(begin_again(&shown)));
     };
-    let Settings { config, written, of_checkpoint, changes } = settings(path, &newest, steps)?;
+    let Settings { config, written, of_checkpoint, changes } =
+        settings(path, &newest, steps, registry)?;
     if is_over(&directory, &newest, &config, steps)? {
-        let said = format!(
-            "going on at step {} of {}: nothing is left to do\nnext   turnwise resume {} --steps N, with a larger N\n",
-            newest.step,
-            config.run.steps,
-            path.display()
-        );
-        // Standard output is for programs then, and there is nothing to tell them.
-        return if json { Ok(()) } else { crate::say(&said) };
+        observer.finish(&[
+            format!(
+                "going on at step {} of {}: nothing is left to do",
+                newest.step, config.run.steps
+            ),
+            format!("next   turnwise resume {} --steps N, with a larger N", path.display()),
+        ]);
+        return Ok(None);
     }
-    let (session, learner) = reopen(config, path, &newest.directory).await?;
+    let (session, learner) = reopen(config, path, &newest.directory, registry, observer).await?;
     let mut trainer = session.trainer(learner)?;
     let meters = [checkpoints.meter(), trainer.learner().meter()];
     let loading = checkpoints.load(&mut trainer);
-    watch_apart("loading the checkpoint", &meters, loading)
-        .await
-        .map_err(|error| put_back(error, &changes))?;
-    let mut run = Run::new(session, directory, json, started);
+    let watched = Watched { what: "loading the checkpoint", meters: &meters };
+    let loaded = watch(observer, watched, stop, loading).await;
+    loaded.map_err(|error| put_back(error, &changes))?;
+    let mut run = Run::new(session, directory, observer, stop.clone(), started);
     run.goes_on_at(newest.step)?;
     for note in newest.notes.iter().take(NOTES) {
-        run.screen.note(&format!("! {note}"));
+        run.observer.note(&format!("! {note}"));
     }
     if newest.notes.len() > NOTES {
         let more = newest.notes.len() - NOTES;
-        run.screen.note(&format!("! and so were {more} more, all of them no whole checkpoints"));
+        run.observer.note(&format!("! and so were {more} more, all of them no whole checkpoints"));
     }
     for note in changes.iter().map(note) {
-        run.screen.note(&note);
+        run.observer.note(&note);
     }
     say_rate(&mut run, &of_checkpoint, newest.step);
     if run.session.config.run.steps != written.run.steps {
@@ -70,7 +92,7 @@ async fn go_on(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failur
     }
     let snapshot = trainer.snapshot().await;
     let partial = snapshot.pool();
-    run.screen.note(&format!(
+    run.observer.note(&format!(
         "going on at step {} of {}: {} suspended episodes continue, {} start anew",
         newest.step,
         run.session.config.run.steps,
@@ -80,14 +102,18 @@ async fn go_on(path: &Path, json: bool, steps: Option<u64>) -> Result<(), Failur
     run.directory
         .write_event("resume", Map::from_iter([("step".to_owned(), json!(newest.step))]))?;
     let before = recall(path, &mut run);
-    run.finish(trainer, before).await
+    run.finish(trainer, before).await.map(Some)
 }
 
 /// The newest checkpoint whose files are what they were when they were written.
-pub(crate) async fn verified(checkpoints: &Checkpoints) -> Result<Option<Checkpoint>, Failure> {
+pub(crate) async fn verified(
+    checkpoints: &Checkpoints,
+    observer: &mut dyn Observer,
+) -> Result<Option<Checkpoint>, Failure> {
     let (meters, checkpoints) = ([checkpoints.meter()], checkpoints.clone());
     let verifying = tokio::task::spawn_blocking(move || checkpoints.newest());
-    match watch_apart("verifying the newest checkpoint", &meters, verifying).await {
+    let watched = Watched { what: "verifying the newest checkpoint", meters: &meters };
+    match watch(observer, watched, &StopSignal::never(), verifying).await {
         Ok(newest) => Ok(newest?),
         Err(error) => Err(Failure::runtime(&error)),
     }
@@ -107,22 +133,28 @@ struct Settings {
     changes: Vec<Change>,
 }
 
-fn settings(run: &Path, newest: &Checkpoint, steps: Option<u64>) -> Result<Settings, Failure> {
+fn settings(
+    run: &Path,
+    newest: &Checkpoint,
+    steps: Option<u64>,
+    registry: &Registry,
+) -> Result<Settings, Failure> {
     let path = run.join(SETTINGS);
     let copy = newest.directory.join(OF_CHECKPOINT);
-    let of_checkpoint = config::load_own(&copy, &[]).map(|loaded| loaded.config);
-    let written = config::load_own(&path, &[]).map_err(|failure| match &of_checkpoint {
-        Ok(_) => failure.also(format!(
-            "the newest checkpoint has the settings it was made with:  cp {} {}",
-            copy.display(),
-            path.display()
-        )),
-        Err(_) => failure,
-    })?;
+    let of_checkpoint = config::load_own(&copy, &[], registry).map(|loaded| loaded.config);
+    let written =
+        config::load_own(&path, &[], registry).map_err(|failure| match &of_checkpoint {
+            Ok(_) => failure.also(format!(
+                "the newest checkpoint has the settings it was made with:  cp {} {}",
+                copy.display(),
+                path.display()
+            )),
+            Err(_) => failure,
+        })?;
     let written = written.config;
     let overrides: Vec<String> =
         steps.map(|steps| format!("run.steps={steps}")).into_iter().collect();
-    let Loaded { config, .. } = config::load_own(&path, &overrides)?;
+    let Loaded { config, .. } = config::load_own(&path, &overrides, registry)?;
     let of_checkpoint = of_checkpoint.unwrap_or_else(|_| written.clone());
     let mut changes = config::changes(&of_checkpoint, &written);
     changes.retain(|change| change.key != "run.steps");
@@ -199,12 +231,12 @@ fn is_over(
 }
 
 /// Says what another number of steps does to a learning rate that decays.
-fn say_rate(run: &mut Run, before: &Config, step: u64) {
+fn say_rate(run: &mut Run<'_>, before: &Config, step: u64) {
     let config = &run.session.config;
     let rate = |config: &Config| schedule(config).at(step);
     let (was, is) = (rate(before), rate(config));
     if config.run.steps != before.run.steps && config.train.decay != Decay::Constant {
-        run.screen.note(&format!(
+        run.observer.note(&format!(
             "! the learning rate decays to step {} instead of {}: at step {step} it is {is:.2e} instead of {was:.2e}",
             run.session.config.run.steps, before.run.steps
         ));
@@ -216,6 +248,8 @@ async fn reopen(
     config: Config,
     run: &Path,
     checkpoint: &Path,
+    registry: &Registry,
+    observer: &mut dyn Observer,
 ) -> Result<(Session, CandleLearner), Failure> {
     let (reference, needs_reference) = (run.join(REFERENCE), config.objective.kl.beta > 0.0);
     if needs_reference && !reference.exists() {
@@ -229,7 +263,7 @@ async fn reopen(
     }
     if config.model.lora.is_some() {
         // Adapters go on from the model that they were begun on, which the settings name.
-        let (session, mut learner) = Session::new(config, None).await?;
+        let (session, mut learner) = Session::new(config, None, registry, observer).await?;
         if needs_reference {
             let loaded = learner.load(&reference, learner.version()).await;
             loaded.map_err(|error| Failure::runtime(&error))?;
@@ -238,22 +272,22 @@ async fn reopen(
         return Ok((session, learner));
     }
     if !needs_reference {
-        return Session::new(config, Some(checkpoint)).await;
+        return Session::new(config, Some(checkpoint), registry, observer).await;
     }
-    let (session, learner) = Session::new(config, Some(&reference)).await?;
+    let (session, learner) = Session::new(config, Some(&reference), registry, observer).await?;
     learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
     Ok((session, learner))
 }
 
 /// The success before training; a run goes on without it where the file was lost.
-fn recall(path: &Path, run: &mut Run) -> Option<SuccessRate> {
+fn recall(path: &Path, run: &mut Run<'_>) -> Option<SuccessRate> {
     let path = path.join(BEFORE);
     let read = read_plain(&path, 1 << 16)
         .and_then(|json| serde_json::from_slice(&json).map_err(std::io::Error::from));
     match read {
         Ok(before) => Some(before),
         Err(error) => {
-            run.screen.note(&format!(
+            run.observer.note(&format!(
                 "! {} cannot be read, so that the summary has no success before training: {error}",
                 path.display()
             ));

@@ -6,13 +6,13 @@ use serde::forward_to_deserialize_any;
 use serde_json::{Map, Value};
 
 use super::SuiteError;
-use crate::failure::Failure;
+use crate::Failure;
 
 /// Options from arguments as in `span=20`, where the value is as in TOML; what is not TOML is a string.
 ///
 /// # Errors
 /// When an argument has no `=`.
-pub(crate) fn from_arguments(arguments: &[String]) -> Result<Value, Failure> {
+pub fn from_arguments(arguments: &[String]) -> Result<Value, Failure> {
     let mut options = Map::new();
     for argument in arguments {
         let (key, value) = argument.split_once('=').ok_or_else(|| {
@@ -32,24 +32,29 @@ pub(crate) fn from_arguments(arguments: &[String]) -> Result<Value, Failure> {
 /// # Errors
 /// When an option is unknown, or its value of the wrong kind.
 pub(super) fn read<T: DeserializeOwned>(
-    environment: &'static str,
+    environment: &str,
     options: &Value,
 ) -> Result<T, SuiteError> {
     let nothing = Map::new();
     let options = match options {
         Value::Object(options) => options,
         Value::Null => &nothing,
-        _ => return Err(SuiteError::NotOptions { environment }),
+        _ => return Err(SuiteError::NotOptions { environment: environment.to_owned() }),
     };
+    let environment = environment.to_owned();
     let known = fields_of::<T>();
     for (option, value) in options {
         let option = option.clone();
         if !known.contains(&option.as_str()) {
+            let known = known.iter().map(|&known| known.to_owned()).collect();
             return Err(SuiteError::UnknownOption { environment, option, known });
         }
         // Alone, because an error does not say which of several options it is about.
         let alone = Value::Object(Map::from_iter([(option.clone(), value.clone())]));
-        if let Err(error) = serde_json::from_value::<T>(alone) {
+        // What it says is missing may be there with the others.
+        if let Err(error) = serde_json::from_value::<T>(alone)
+            && !error.to_string().starts_with("missing field")
+        {
             return Err(SuiteError::WrongValue { environment, option, why: error.to_string() });
         }
     }
@@ -57,6 +62,22 @@ pub(super) fn read<T: DeserializeOwned>(
         let option = options.keys().cloned().collect::<Vec<String>>().join(", ");
         SuiteError::WrongValue { environment, option, why: error.to_string() }
     })
+}
+
+/// Refuses every option.
+pub(super) fn none(environment: &str, options: &Value) -> Result<(), SuiteError> {
+    let environment = environment.to_owned();
+    match options {
+        Value::Null => Ok(()),
+        Value::Object(options) => match options.keys().next() {
+            None => Ok(()),
+            Some(option) => {
+                let (option, known) = (option.clone(), Vec::new());
+                Err(SuiteError::UnknownOption { environment, option, known })
+            }
+        },
+        _ => Err(SuiteError::NotOptions { environment }),
+    }
 }
 
 /// The fields that a struct reads. Its defaults written out would not do: a field that is `None` may be left out there.

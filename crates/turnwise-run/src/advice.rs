@@ -1,7 +1,7 @@
 //! What the numbers of a run mean, where they mean that something is wrong.
 
 use serde_json::Value;
-use turnwise::training::metric::{self, Metric, MetricValues};
+use turnwise_training::metric::{self, Metric, MetricValues};
 
 use crate::config::Config;
 

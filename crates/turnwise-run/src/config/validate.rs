@@ -1,23 +1,23 @@
 //! What cannot be, said before anything is loaded.
 
-use turnwise::candle::{EngineSettings, LoraSettings};
-use turnwise::training::{Behavior, Curriculum, RolloutMode};
+use turnwise_candle::{EngineSettings, LoraSettings};
+use turnwise_training::{Behavior, Curriculum, RolloutMode};
 
 use super::choices;
 use super::ranges;
 use super::schema::{Config, EngineName, Model, QuantizationName};
-use crate::arguments::TemplateName;
+use crate::form::TemplateName;
 
 /// A setting that cannot be: its dotted key, what is wrong, what to do.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Impossible {
-    pub(crate) key: String,
-    pub(crate) wrong: String,
-    pub(crate) help: String,
+pub(super) struct Impossible {
+    pub key: String,
+    pub wrong: String,
+    pub help: String,
 }
 
 /// The first setting that cannot be.
-pub(crate) fn validate(config: &Config) -> Result<(), Impossible> {
+pub(super) fn validate(config: &Config) -> Result<(), Impossible> {
     ranges::check(config)?;
     check_sizes(config)?;
     check_objective(config)?;

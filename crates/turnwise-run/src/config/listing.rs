@@ -45,7 +45,10 @@ const EXAMPLES: [(&str, &str); 28] = [
 const WIDTH: usize = 100;
 
 /// Every setting with the value it has here, and what it means; one that is left out stands in a comment.
-pub(crate) fn listing(config: &Config) -> Result<String, Failure> {
+///
+/// # Errors
+/// When a value has no form in TOML.
+pub fn listing(config: &Config) -> Result<String, Failure> {
     let values = toml_edit::ser::to_document(config).map_err(|error| Failure::runtime(&error))?;
     let mut printer = Printer::new(&values);
     for (name, schema) in printer.properties(&printer.root.clone()) {

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use turnwise::chat::{Tokenizer, template_hash, without_moment};
-use turnwise::trajectory::TokenId;
+use turnwise_chat::{Tokenizer, template_hash, without_moment};
+use turnwise_trajectory::TokenId;
 
 use crate::failure::Failure;
 
@@ -105,7 +105,7 @@ pub(super) fn ends(directory: &Path, tokenizer: &Tokenizer) -> Result<Vec<String
 }
 
 /// The ids under `eos_token_id`: one, or a list.
-pub(crate) fn eos_ids(config: &Map<String, Value>) -> Vec<TokenId> {
+pub(super) fn eos_ids(config: &Map<String, Value>) -> Vec<TokenId> {
     let own = config.get("eos_token_id").filter(|value| !value.is_null());
     let ids = match own.or_else(|| config.get("text_config")?.get("eos_token_id")) {
         Some(Value::Array(ids)) => ids.iter().collect(),
@@ -116,7 +116,7 @@ pub(crate) fn eos_ids(config: &Map<String, Value>) -> Vec<TokenId> {
 }
 
 /// A file's JSON object; an empty one where there is no such file.
-pub(crate) fn object(path: &Path) -> Result<Map<String, Value>, Failure> {
+pub(super) fn object(path: &Path) -> Result<Map<String, Value>, Failure> {
     let Some(text) = read(path)? else { return Ok(Map::new()) };
     serde_json::from_str(&text)
         .map_err(|error| Failure::refused(format!("{} is no JSON object: {error}", path.display())))

@@ -3,15 +3,15 @@
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
-use turnwise::training::RolloutMode;
+use turnwise_training::RolloutMode;
 
 use crate::config::Config;
 
 /// How many threads compute; 0 for as many as there are processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Threads {
-    pub(crate) engine: usize,
-    pub(crate) learner: usize,
+    pub engine: usize,
+    pub learner: usize,
 }
 
 impl Threads {

@@ -5,59 +5,60 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use turnwise::candle::{AdamW, ComputePrecision, Device, EngineSettings, LoraSettings};
-use turnwise::chat::{Thinking, ToolPrompt};
-use turnwise::objective::LengthWeight as ObjectiveLengthWeight;
-use turnwise::rollout::{Compaction, Limits};
-use turnwise::training::{
+use turnwise_candle::{AdamW, ComputePrecision, Device, EngineSettings, LoraSettings};
+use turnwise_chat::{Thinking, ToolPrompt};
+use turnwise_objective::LengthWeight as ObjectiveLengthWeight;
+use turnwise_rollout::{Compaction, Limits};
+use turnwise_training::{
     Behavior, Canary, Curriculum, Decay, DynamicSampling, Overlong, RatioScope, RolloutMode,
     StaleTokens, TruncatedEpisodes,
 };
 
-use crate::arguments::TemplateName;
+use crate::form::TemplateName;
 
 /// Everything a run is made of.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Config {
+pub struct Config {
     /// The run as a whole.
-    pub(crate) run: Run,
+    pub run: Run,
     /// What is trained on.
-    pub(crate) environment: EnvironmentChoice,
+    pub environment: EnvironmentChoice,
     /// The model, and how it is spoken to.
-    pub(crate) model: Model,
+    pub model: Model,
     /// The inference engine.
-    pub(crate) engine: EngineSettings,
+    pub engine: EngineSettings,
     /// Supervised training before reinforcement learning.
-    pub(crate) warm_start: WarmStart,
+    pub warm_start: WarmStart,
     /// How episodes are played.
-    pub(crate) rollout: Rollout,
+    pub rollout: Rollout,
     /// What an episode may use.
-    pub(crate) limits: Limits,
+    pub limits: Limits,
     /// The loss.
-    pub(crate) objective: ObjectiveChoice,
+    pub objective: ObjectiveChoice,
     /// How rewards become advantages.
-    pub(crate) credit: CreditChoice,
+    pub credit: CreditChoice,
     /// How the model is trained on a batch.
-    pub(crate) train: Train,
+    pub train: Train,
     /// AdamW.
-    pub(crate) optimizer: AdamW,
+    pub optimizer: AdamW,
     /// Evaluation on held-out tasks.
-    pub(crate) eval: Eval,
+    pub eval: Eval,
     /// What is written down.
-    pub(crate) log: Log,
+    pub log: Log,
 }
 
+/// The settings of a run as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Run {
+pub struct Run {
     /// All randomness derives from it.
-    pub(crate) seed: u64,
+    pub seed: u64,
     /// Training steps.
-    pub(crate) steps: u64,
+    pub steps: u64,
     /// Where the run's files go; by default `runs/NAME-0001`, counted up.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) directory: Option<PathBuf>,
+    pub directory: Option<PathBuf>,
 }
 
 impl Default for Run {
@@ -66,14 +67,15 @@ impl Default for Run {
     }
 }
 
+/// The choice of an environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct EnvironmentChoice {
+pub struct EnvironmentChoice {
     /// One of `turnwise env list`.
-    pub(crate) name: String,
+    pub name: String,
     /// Its own settings.
     #[serde(skip_serializing_if = "Value::is_null")]
-    pub(crate) options: Value,
+    pub options: Value,
 }
 
 impl Default for EnvironmentChoice {
@@ -82,52 +84,53 @@ impl Default for EnvironmentChoice {
     }
 }
 
+/// The settings of the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Model {
+pub struct Model {
     /// A Hugging Face directory to start from, or the name of a model in the Hugging Face cache; without it a small model is
     /// made.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) directory: Option<PathBuf>,
+    pub directory: Option<PathBuf>,
     /// What trains the model and draws from it: `cpu`, or `cuda` (`cuda:1` and so on) in a build with the feature `cuda`.
-    pub(crate) device: Device,
+    pub device: Device,
     /// What products are computed in when it is trained on another device than the processor: `f32` or `bf16`.
-    pub(crate) compute: ComputePrecision,
+    pub compute: ComputePrecision,
     /// Tokens of the vocabulary of a model that is made here; the vocabulary is trained on demonstrations.
-    pub(crate) vocab_size: usize,
+    pub vocab_size: usize,
     /// Width of a model that is made here.
-    pub(crate) hidden_size: usize,
+    pub hidden_size: usize,
     /// Width of its MLPs.
-    pub(crate) intermediate_size: usize,
+    pub intermediate_size: usize,
     /// Its layers.
-    pub(crate) n_layers: usize,
+    pub n_layers: usize,
     /// Its attention heads.
-    pub(crate) n_heads: usize,
+    pub n_heads: usize,
     /// Its key-value heads; a divisor of `n_heads`.
-    pub(crate) n_kv_heads: usize,
+    pub n_kv_heads: usize,
     /// Width of a head; even.
-    pub(crate) head_dim: usize,
+    pub head_dim: usize,
     /// The form of conversations; where it is left out, the one that fits the model's control tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) template: Option<TemplateName>,
+    pub template: Option<TemplateName>,
     /// For the template `hf`: the hash of the model's own template, once you have read it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) trust: Option<String>,
+    pub trust: Option<String>,
     /// How tools are described in the prompt: `signatures` by default, `hermes` with the template `qwen3`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tools: Option<ToolPrompt>,
+    pub tools: Option<ToolPrompt>,
     /// What becomes of thinking in past turns.
-    pub(crate) thinking: Thinking,
+    pub thinking: Thinking,
     /// For the template `hf`: the moment that it sees if it asks for the time, such as `2026-01-31` or `2026-01-31T14:30:00`. A prompt
     /// must not depend on when it is made.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "moment")]
     #[schemars(with = "Option<String>")]
-    pub(crate) time: Option<String>,
+    pub time: Option<String>,
     /// The most tokens of an observation after the first turn; a longer one loses its middle, visibly. The task itself stays whole.
-    pub(crate) max_observation_tokens: usize,
+    pub max_observation_tokens: usize,
     /// Low-rank adapters that train in the place of the model in `directory`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) lora: Option<LoraSettings>,
+    pub lora: Option<LoraSettings>,
 }
 
 /// Reads a moment as a text, or as TOML's own date and time.
@@ -171,15 +174,16 @@ impl Default for Model {
     }
 }
 
+/// The settings of imitation before reinforcement learning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct WarmStart {
+pub struct WarmStart {
     /// Supervised steps on the expert's demonstrations before reinforcement learning; 0 leaves it out.
-    pub(crate) steps: u64,
+    pub steps: u64,
     /// Demonstrations in a step.
-    pub(crate) batch_size: usize,
+    pub batch_size: usize,
     /// The learning rate of these steps; by default 2e-5 for a model that was loaded, 2e-4 for adapters.
-    pub(crate) learning_rate: f64,
+    pub learning_rate: f64,
 }
 
 impl Default for WarmStart {
@@ -188,50 +192,51 @@ impl Default for WarmStart {
     }
 }
 
+/// The settings of rollouts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Rollout {
+pub struct Rollout {
     /// Whether rollouts and training take turns, overlap reproducibly, or never wait for each other.
-    pub(crate) mode: RolloutMode,
+    pub mode: RolloutMode,
     /// Who draws: `candle` with the trainer's own numbers, or `gguf`, another engine with weights of another precision.
-    pub(crate) engine: EngineName,
+    pub engine: EngineName,
     /// For `gguf`: how its weights are rounded; `q8_0` by default. The more it rounds, the more `train.canary.tolerance` needs.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) quantization: Option<QuantizationName>,
+    pub quantization: Option<QuantizationName>,
     /// Groups that are begun at each step; 8 by default for a model that was loaded.
-    pub(crate) groups_per_step: usize,
+    pub groups_per_step: usize,
     /// Episodes of one task, whose rewards are compared with each other.
-    pub(crate) group_size: usize,
+    pub group_size: usize,
     /// A group with fewer scored members is dropped whole.
-    pub(crate) min_group_size: usize,
+    pub min_group_size: usize,
     /// Episodes that run at the same time.
-    pub(crate) max_concurrent: usize,
+    pub max_concurrent: usize,
     /// Tokens that one iteration of the step may draw over all its episodes; what is cut goes on in the next. 0 lets every episode finish.
-    pub(crate) tokens_per_step: u64,
+    pub tokens_per_step: u64,
     /// Seconds after which the step's episodes are cut; what is cut goes on in the next. 0 lets every episode finish.
-    pub(crate) seconds_per_step: f64,
+    pub seconds_per_step: f64,
     /// Which tasks are played.
-    pub(crate) curriculum: Curriculum,
+    pub curriculum: Curriculum,
     /// Groups that teach nothing are replaced in the same step, up to a bound.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) dynamic_sampling: Option<DynamicSampling>,
+    pub dynamic_sampling: Option<DynamicSampling>,
     /// Conversations that grow long are summed up by the policy, and go on from the summary.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) compaction: Option<Compaction>,
+    pub compaction: Option<Compaction>,
     /// Sampling temperature.
-    pub(crate) temperature: f32,
+    pub temperature: f32,
     /// Only 1: the policy that is trained is the one over the whole vocabulary.
-    pub(crate) top_p: f32,
+    pub top_p: f32,
     /// Only 0, for the same reason.
-    pub(crate) top_k: u32,
+    pub top_k: u32,
     /// New attempts at an episode that broke.
-    pub(crate) max_retries: u32,
+    pub max_retries: u32,
     /// How long the first new attempt waits, in seconds; every further one waits twice as long.
-    pub(crate) retry_delay_s: f64,
+    pub retry_delay_s: f64,
     /// Infrastructure faults in a row that stop the run.
-    pub(crate) max_faults_in_row: u32,
+    pub max_faults_in_row: u32,
     /// Share of bad rewards that stops the run.
-    pub(crate) max_bad_rewards: f64,
+    pub max_bad_rewards: f64,
 }
 
 impl Default for Rollout {
@@ -262,15 +267,20 @@ impl Default for Rollout {
 
 /// The variants of a name, and the word that each has in a file.
 macro_rules! named {
-    ($name:ident { $($variant:ident = $word:literal),* $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),* $(,)? }) => {
+        $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-        pub(crate) enum $name {
-            $(#[serde(rename = $word)] $variant,)*
+        pub enum $name {
+            $(
+                #[doc = concat!("`", $word, "`")]
+                #[serde(rename = $word)]
+                $variant,
+            )*
         }
 
         impl $name {
             /// The word in a file.
-            pub(crate) fn word(self) -> &'static str {
+            pub fn word(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)*
                 }
@@ -279,12 +289,16 @@ macro_rules! named {
     };
 }
 
-named!(EngineName {
+named!(
+    /// An inference engine.
+    EngineName {
     Candle = "candle",
     Gguf = "gguf",
 });
 
-named!(QuantizationName {
+named!(
+    /// A precision of weights.
+    QuantizationName {
     F32 = "f32",
     F16 = "f16",
     Bf16 = "bf16",
@@ -315,7 +329,7 @@ named!(ObjectiveName {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum LengthWeight {
+pub enum LengthWeight {
     Mean,
     Tokens,
     SqrtTokens,
@@ -334,41 +348,41 @@ impl From<LengthWeight> for ObjectiveLengthWeight {
 /// What is left out has the value of the objective's paper; what the objective does not read is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct ObjectiveChoice {
+pub struct ObjectiveChoice {
     /// The objective.
-    pub(crate) name: ObjectiveName,
+    pub name: ObjectiveName,
     /// ε of the lower bound 1 − ε of the ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) clip_low: Option<f64>,
+    pub clip_low: Option<f64>,
     /// ε of the upper bound 1 + ε of the ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) clip_high: Option<f64>,
+    pub clip_high: Option<f64>,
     /// A second upper bound of the ratio, for negative advantages.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) dual_clip: Option<f64>,
+    pub dual_clip: Option<f64>,
     /// How much a sequence weighs: each the same, by its tokens, or by their square root.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) length_weight: Option<LengthWeight>,
+    pub length_weight: Option<LengthWeight>,
     /// For `dr_grpo`: the constant; without it `limits.max_sampled_tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) max_tokens: Option<usize>,
+    pub max_tokens: Option<usize>,
     /// For `gmpo`: the log ratio is bounded below by minus this.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) log_clip_low: Option<f64>,
+    pub log_clip_low: Option<f64>,
     /// For `gmpo`: the upper bound of the log ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) log_clip_high: Option<f64>,
+    pub log_clip_high: Option<f64>,
     /// For `sapo`: the gate of positive advantages.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tau_positive: Option<f64>,
+    pub tau_positive: Option<f64>,
     /// For `sapo`: the gate of negative advantages.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tau_negative: Option<f64>,
+    pub tau_negative: Option<f64>,
     /// Negative advantages of a sequence are masked when its mean `log π_b − log π_θ` is above this.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) off_policy_mask: Option<f64>,
+    pub off_policy_mask: Option<f64>,
     /// The penalty for leaving the reference policy.
-    pub(crate) kl: Kl,
+    pub kl: Kl,
 }
 
 impl Default for ObjectiveChoice {
@@ -392,12 +406,12 @@ impl Default for ObjectiveChoice {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Kl {
+pub struct Kl {
     /// The weight of KL to the weights that reinforcement learning starts from; 0 has none.
-    pub(crate) beta: f64,
+    pub beta: f64,
     /// How the penalty is estimated; `k3` where it is left out. `k1` is no penalty: its gradient is 0 on average.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) estimator: Option<Estimator>,
+    pub estimator: Option<Estimator>,
 }
 
 impl Default for Kl {
@@ -408,7 +422,7 @@ impl Default for Kl {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Estimator {
+pub enum Estimator {
     K1,
     K2,
     K3,
@@ -426,7 +440,7 @@ named!(CreditName {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Normalise {
+pub enum Normalise {
     MeanStd,
     Mean,
     LeaveOneOut,
@@ -435,24 +449,24 @@ pub(crate) enum Normalise {
 /// What is left out has its usual value; what the credit does not read is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct CreditChoice {
+pub struct CreditChoice {
     /// The credit.
-    pub(crate) name: CreditName,
+    pub name: CreditName,
     /// How episodes of a group are compared; `mean_std` by default, `mean` with the objective `dr_grpo`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) normalise: Option<Normalise>,
+    pub normalise: Option<Normalise>,
     /// Discount of later turns' rewards; 1 by default, 0.95 for `gigpo`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) gamma: Option<f64>,
+    pub gamma: Option<f64>,
     /// For `turn`: the weight of the outcome; 1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) outcome_weight: Option<f64>,
+    pub outcome_weight: Option<f64>,
     /// For `turn`: the weight of the turn's own return; 1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) turn_weight: Option<f64>,
+    pub turn_weight: Option<f64>,
     /// For `gigpo`: the weight of the comparison at an anchor state; 1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) step_weight: Option<f64>,
+    pub step_weight: Option<f64>,
 }
 
 impl Default for CreditChoice {
@@ -469,49 +483,50 @@ impl Default for CreditChoice {
 }
 
 #[allow(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
+/// The settings of training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Train {
+pub struct Train {
     /// The learning rate; by default 1e-5 for a model that was loaded, 1e-4 for adapters.
-    pub(crate) learning_rate: f64,
+    pub learning_rate: f64,
     /// Steps in which the learning rate rises from 0.
-    pub(crate) warmup_steps: u64,
+    pub warmup_steps: u64,
     /// How the learning rate falls until `run.steps`.
-    pub(crate) decay: Decay,
+    pub decay: Decay,
     /// Euclidean norm that gradients are scaled down to.
-    pub(crate) max_grad_norm: f64,
+    pub max_grad_norm: f64,
     /// Optimiser steps for each batch of rollouts.
-    pub(crate) n_minibatches: usize,
+    pub n_minibatches: usize,
     /// Tokens that go through the model at once, and so what memory training takes.
-    pub(crate) micro_batch_tokens: usize,
+    pub micro_batch_tokens: usize,
     /// Versions a trained token may be behind.
-    pub(crate) max_staleness: u32,
+    pub max_staleness: u32,
     /// What happens to older ones.
-    pub(crate) stale: StaleTokens,
+    pub stale: StaleTokens,
     /// What happens to episodes that ran into a limit.
-    pub(crate) truncated: TruncatedEpisodes,
+    pub truncated: TruncatedEpisodes,
     /// A penalty for length, on the reward of episodes in groups that differ.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) overlong: Option<Overlong>,
+    pub overlong: Option<Overlong>,
     /// Whether the tokens of episodes that ended by the agent's fault are masked; their rewards stay in the baseline.
-    pub(crate) mask_agent_faults: bool,
+    pub mask_agent_faults: bool,
     /// Whether the tokens of turns with mistakes of form are masked.
-    pub(crate) mask_parse_errors: bool,
+    pub mask_parse_errors: bool,
     /// Whether groups with equal rewards are trained on: their advantages are 0, and they count in the denominator.
-    pub(crate) keep_zero_variance: bool,
+    pub keep_zero_variance: bool,
     /// Which tokens share an importance ratio.
-    pub(crate) ratio_scope: RatioScope,
+    pub ratio_scope: RatioScope,
     /// Which log-probabilities stand in the ratio's denominator.
-    pub(crate) behavior: Behavior,
+    pub behavior: Behavior,
     /// What the engine has to show after new weights.
-    pub(crate) canary: Canary,
+    pub canary: Canary,
     /// The weight of the loss of unevenly used experts; 0 has none.
-    pub(crate) balance: f64,
+    pub balance: f64,
     /// Layers are computed again in the backward pass: a third more time, for the memory of one layer instead of all.
-    pub(crate) recompute_layers: bool,
+    pub recompute_layers: bool,
     /// Processors that training computes on, as `engine.threads` are the engine's. 0 takes all in turns with rollouts, and what
     /// the engine leaves where rollouts overlap with training.
-    pub(crate) threads: usize,
+    pub threads: usize,
 }
 
 impl Default for Train {
@@ -540,15 +555,16 @@ impl Default for Train {
     }
 }
 
+/// The settings of evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Eval {
+pub struct Eval {
     /// Held-out episodes before and after; 64 by default for a model that was loaded.
-    pub(crate) episodes: usize,
+    pub episodes: usize,
     /// Sampling temperature; 0 always takes the likeliest token.
-    pub(crate) temperature: f32,
+    pub temperature: f32,
     /// Steps between evaluations on the way; 0 has none.
-    pub(crate) every: u64,
+    pub every: u64,
 }
 
 impl Default for Eval {
@@ -557,15 +573,16 @@ impl Default for Eval {
     }
 }
 
+/// The settings of what is written down.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Log {
+pub struct Log {
     /// Trajectories written at each step.
-    pub(crate) rollouts_per_step: usize,
+    pub rollouts_per_step: usize,
     /// Steps between checkpoints; one is always written at the end. 10 by default for a model that was loaded.
-    pub(crate) checkpoint_every: u64,
+    pub checkpoint_every: u64,
     /// Checkpoints that are kept, at least 2: the newest may turn out to be damaged.
-    pub(crate) keep_checkpoints: usize,
+    pub keep_checkpoints: usize,
 }
 
 impl Default for Log {

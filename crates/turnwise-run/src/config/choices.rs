@@ -1,10 +1,10 @@
 //! The objective and the credit that the settings name, and the settings that each of them reads.
 
-use turnwise::objective::{
+use turnwise_objective::{
     Cispo, Clip, Dapo, DrGrpo, Gmpo, GroupAdvantage, Grpo, Gspo, GspoToken, GspoTurn, KlEstimator,
     LengthWeight, Objective, ObjectiveError, Reinforce, Sapo, Std, WithKl, WithOffPolicyMask,
 };
-use turnwise::training::{
+use turnwise_training::{
     Behavior, Correction, Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit,
     ReturnCredit, Stretch, TurnBaselineCredit, TurnCredit, TurnIndexBiasedCredit,
 };
@@ -18,6 +18,9 @@ use super::validate::{Impossible, refuse_if};
 const EPSILON: f64 = 0.0;
 
 /// The objective, with the published setting wherever none is given.
+///
+/// # Errors
+/// When a number is out of its range.
 pub(crate) fn objective(config: &Config) -> Result<Box<dyn Objective>, ObjectiveError> {
     let choice = &config.objective;
     let length_weight = choice.length_weight.map_or(LengthWeight::Mean, Into::into);
@@ -72,6 +75,7 @@ fn clip(choice: &ObjectiveChoice, published: Clip) -> Result<Clip, ObjectiveErro
 }
 
 /// The credit, with the published setting wherever none is given.
+#[must_use]
 pub(crate) fn credit(config: &Config) -> Box<dyn Credit> {
     let choice = &config.credit;
     // Dr. GRPO is GRPO without either normalisation (arXiv 2503.20783).
@@ -108,7 +112,7 @@ pub(crate) fn credit(config: &Config) -> Box<dyn Credit> {
 }
 
 /// Refuses what the chosen objective and credit do not read, and what they cannot be together.
-pub(crate) fn check(config: &Config) -> Result<(), Impossible> {
+pub(super) fn check(config: &Config) -> Result<(), Impossible> {
     check_objective_settings(&config.objective)?;
     // Settings that a run wrote out may name the usual one.
     let is_other_estimator =

@@ -4,44 +4,45 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use turnwise::candle::{
+use turnwise_candle::{
     CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
     ModelError, TrainingPlan, locate,
 };
-use turnwise::chat::{MIN_IDS, Tokenizer, train_tokenizer};
-use turnwise::environment::{Random, Split, Suite, TaskSet, derive_seed};
-use turnwise::rollout::{ChatAgents, Meter, Policy, PoolSettings, Renderer};
-use turnwise::training::{
+use turnwise_chat::{MIN_IDS, Tokenizer, train_tokenizer};
+use turnwise_environment::{Babbler, Demonstrator, Random, Split, Suite, TaskSet, derive_seed};
+use turnwise_rollout::{ChatAgents, Meter, Policy, PoolSettings, Renderer, StopSignal};
+use turnwise_training::{
     Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Trainer, TrainerSettings,
     demonstrate,
 };
-use turnwise::trajectory::Sampling;
+use turnwise_trajectory::Sampling;
 
 use crate::config::{Config, EngineName, credit, objective};
 use crate::engine;
-use crate::environments;
 use crate::failure::Failure;
 use crate::form::{Form, Source, Spoken, Wanted};
+use crate::observer::Observer;
+use crate::registry::Registry;
 use crate::threads::Threads;
 use crate::train::schedule;
-use crate::watch::watch_apart;
+use crate::watch::{Watched, watch};
 
 /// What a run works with.
 pub(crate) struct Session {
-    pub(crate) config: Config,
-    pub(crate) suite: Box<dyn Suite>,
+    pub config: Config,
+    pub suite: Suite,
     renderer: Arc<dyn Renderer>,
     tokenizer: Arc<Tokenizer>,
     /// Files of the model it started from that a checkpoint has to have too, with their content.
     belongings: Vec<(&'static str, Vec<u8>)>,
     spoken: Spoken,
-    pub(crate) policy: Arc<dyn Policy>,
+    pub policy: Arc<dyn Policy>,
     /// What the model is, in a line.
-    pub(crate) model: String,
+    pub model: String,
     /// Its sizes.
-    pub(crate) shape: DecoderConfig,
+    pub shape: DecoderConfig,
     /// Its weights, adapters excepted.
-    pub(crate) n_weights: usize,
+    pub n_weights: usize,
 }
 
 // Labels of the seeds that derive from the run's.
@@ -55,10 +56,13 @@ const TOOLS: u64 = 7;
 /// Demonstrations that a vocabulary is trained on.
 const N_VOCABULARY_EPISODES: usize = 1024;
 
+/// Turns of an episode that is played here where the suite does not say how many it can take.
+const MAX_TURNS: usize = 64;
+
 /// All of a session but what draws, and the model to draw with.
 struct Prepared {
     config: Config,
-    suite: Box<dyn Suite>,
+    suite: Suite,
     renderer: Arc<dyn Renderer>,
     tokenizer: Arc<Tokenizer>,
     belongings: Vec<(&'static str, Vec<u8>)>,
@@ -69,23 +73,28 @@ struct Prepared {
 }
 
 impl Prepared {
-    async fn new(mut config: Config, model: Option<&Path>) -> Result<(Self, Decoder), Failure> {
-        let suite = environments::suite(&config.environment.name, &config.environment.options)?;
+    async fn new(
+        mut config: Config,
+        model: Option<&Path>,
+        registry: &Registry,
+        observer: &mut dyn Observer,
+    ) -> Result<(Self, Decoder), Failure> {
+        let suite = registry.suite(&config.environment.name, &config.environment.options)?;
         let directory = match model.or(config.model.directory.as_deref()) {
-            Some(model) => Some(located(model)?),
+            Some(model) => Some(locate_model(model)?),
             None => None,
         };
         let (source, decoder) = if let Some(directory) = &directory {
-            (Source::from_directory(directory)?, load(directory).await?)
+            (Source::from_directory(directory)?, load_model(directory, observer).await?)
         } else {
-            let (tokenizer, decoder) = Box::pin(make_model(&config, &*suite)).await?;
+            let (tokenizer, decoder) = Box::pin(make_model(&config, &suite)).await?;
             (Source::of_tokenizer(tokenizer), decoder)
         };
         let form = source.form(&Wanted::by(&config.model), TRUSTING)?;
         // A checkpoint is written the same way, whatever would fit its files.
         config.model.template = Some(form.template);
         let tokenizer = source.tokenizer.clone();
-        check_tools(&form, &*suite, config.run.seed).await?;
+        check_tools(&form, &suite, config.run.seed).await?;
         check_context(&config, &decoder)?;
         check_vocabulary(&tokenizer, &decoder)?;
         let model = describe(directory.as_deref(), &decoder);
@@ -146,8 +155,11 @@ impl Session {
     pub(crate) async fn new(
         config: Config,
         model: Option<&Path>,
+        registry: &Registry,
+        observer: &mut dyn Observer,
     ) -> Result<(Self, CandleLearner), Failure> {
-        let (mut prepared, decoder) = Box::pin(Prepared::new(config, model)).await?;
+        let (mut prepared, decoder) =
+            Box::pin(Prepared::new(config, model, registry, observer)).await?;
         let decoder = prepared.adapt(decoder)?;
         let threads = Threads::divide(&prepared.config);
         let learner = learner(&prepared.config, decoder, threads.learner)?;
@@ -157,8 +169,14 @@ impl Session {
     }
 
     /// The same without a learner, so that the model is in memory once: in the engine's own form.
-    pub(crate) async fn drawing(config: Config, model: &Path) -> Result<Self, Failure> {
-        let (prepared, decoder) = Box::pin(Prepared::new(config, Some(model))).await?;
+    pub(crate) async fn drawing(
+        config: Config,
+        model: &Path,
+        registry: &Registry,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, Failure> {
+        let (prepared, decoder) =
+            Box::pin(Prepared::new(config, Some(model), registry, observer)).await?;
         let policy = CandlePolicy::from_model(decoder, prepared.config.engine);
         let policy = policy.map_err(|error| Failure::refused_by(&error))?;
         Ok(prepared.with(Arc::new(policy)))
@@ -216,7 +234,7 @@ impl Session {
         n: usize,
         meter: &Meter,
     ) -> Result<Vec<Demonstration>, Failure> {
-        play_expert(&*self.suite, &*self.renderer, n, self.config.run.seed, meter).await
+        play_expert(&self.suite, &*self.renderer, n, self.config.run.seed, meter).await
     }
 
     /// Adds to a checkpoint what makes it a model directory that can be evaluated alone.
@@ -299,20 +317,29 @@ pub(crate) const SETTINGS: &str = "turnwise.toml";
 /// How a user of settings says that a template is trusted.
 const TRUSTING: &str = "model.trust = ";
 
-/// The directory of a model, which is named by it or by its name on the Hugging Face Hub.
-pub(crate) fn located(model: &Path) -> Result<PathBuf, Failure> {
+/// Returns the directory of a model, which is named by it or by its name on the Hugging Face Hub.
+///
+/// # Errors
+/// When there is none.
+pub fn locate_model(model: &Path) -> Result<PathBuf, Failure> {
     locate(model).map_err(|error| {
         Failure::refused_by(&error)
             .help("name a directory with config.json, model.safetensors and tokenizer.json")
     })
 }
 
-pub(crate) async fn load(directory: &Path) -> Result<Decoder, Failure> {
+/// Loads the model in a directory, and tells the observer how far it is.
+///
+/// # Errors
+/// When it cannot be loaded.
+pub async fn load_model(directory: &Path, observer: &mut dyn Observer) -> Result<Decoder, Failure> {
     let (path, meter) = (directory.to_owned(), Meter::default());
     let shown = [meter.clone()];
     let loading =
         tokio::task::spawn_blocking(move || Decoder::from_directory_metered(&path, &meter));
-    match watch_apart(&format!("loading {}", directory.display()), &shown, loading).await {
+    let what = format!("loading {}", directory.display());
+    let watched = Watched { what: &what, meters: &shown };
+    match watch(observer, watched, &StopSignal::never(), loading).await {
         Ok(loaded) => loaded.map_err(|error| Failure::refused_by(&error)),
         Err(error) => Err(Failure::runtime(&error)),
     }
@@ -338,9 +365,12 @@ fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLe
 }
 
 /// Fills in the form of conversations that a model in the settings is spoken to in.
-pub(crate) fn resolve_form(config: &mut Config) -> Result<(), Failure> {
+///
+/// # Errors
+/// When there is no such model, or no form fits.
+pub fn resolve_form(config: &mut Config) -> Result<(), Failure> {
     let Some(directory) = &config.model.directory else { return Ok(()) };
-    let directory = located(directory)?;
+    let directory = locate_model(directory)?;
     let source = Source::from_directory(&directory)?;
     config.model.template = Some(source.form(&Wanted::by(&config.model), TRUSTING)?.template);
     Ok(())
@@ -359,19 +389,13 @@ fn belongings(directory: &Path) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// A vocabulary from demonstrations, and a model of the settings' size with random weights.
-async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, Decoder), Failure> {
+async fn make_model(config: &Config, suite: &Suite) -> Result<(Tokenizer, Decoder), Failure> {
     let bytes =
         train_tokenizer(Vec::new(), MIN_IDS).map_err(|error| Failure::refused_by(&error))?;
     let source = Source::of_tokenizer(bytes);
     let form = source.form(&Wanted::by(&config.model), TRUSTING)?;
-    let episodes = play_expert(
-        suite,
-        &*form.renderer,
-        N_VOCABULARY_EPISODES,
-        config.run.seed,
-        &Meter::default(),
-    )
-    .await?;
+    let (seed, n) = (config.run.seed, N_VOCABULARY_EPISODES);
+    let episodes = play_anyone(suite, &*form.renderer, n, seed).await?;
     let texts =
         episodes.iter().map(|episode| source.tokenizer.decode_without_special(&episode.row.ids));
     let tokenizer = train_tokenizer(texts.collect::<Vec<_>>(), config.model.vocab_size)
@@ -393,7 +417,7 @@ async fn make_model(config: &Config, suite: &dyn Suite) -> Result<(Tokenizer, De
 }
 
 /// Says what a person should know of the form, and refuses tools whose calls it would not read.
-async fn check_tools(form: &Form, suite: &dyn Suite, seed: u64) -> Result<(), Failure> {
+async fn check_tools(form: &Form, suite: &Suite, seed: u64) -> Result<(), Failure> {
     if let Some(note) = &form.note {
         tracing::warn!("{note}");
     }
@@ -465,24 +489,66 @@ fn describe(directory: Option<&Path>, decoder: &Decoder) -> String {
     )
 }
 
+/// Plays `n` episodes of the expert on training tasks.
 async fn play_expert(
-    suite: &dyn Suite,
+    suite: &Suite,
     renderer: &dyn Renderer,
     n: usize,
     seed: u64,
     meter: &Meter,
 ) -> Result<Vec<Demonstration>, Failure> {
+    if suite.make_expert(seed).is_none() {
+        let what = format!("the environment `{}` offers no expert to imitate", suite.name());
+        return Err(Failure::refused(what)
+            .help("set warm_start.steps = 0, or give the suite an expert (Suite::expert)"));
+    }
+    let expert = |_, seed| suite.make_expert(seed).expect("it was asked for above");
+    let played = play(suite, renderer, n, seed, meter, &expert).await?;
+    if played.iter().any(|episode| !episode.is_over) {
+        let (name, limit) = (suite.name(), suite.turn_limit().unwrap_or(MAX_TURNS));
+        let what = format!("the expert of `{name}` does not end an episode in {limit} turns");
+        return Err(Failure::refused(what).help("set warm_start.steps = 0, or mend the expert"));
+    }
+    Ok(played)
+}
+
+/// Plays `n` episodes for their texts: of the expert, or of the random player, or of one that says anything.
+async fn play_anyone(
+    suite: &Suite,
+    renderer: &dyn Renderer,
+    n: usize,
+    seed: u64,
+) -> Result<Vec<Demonstration>, Failure> {
+    let tasks = suite.tasks(Split::Train);
+    let anyone = |index, seed| {
+        let babbler = || Box::new(Babbler::new(seed, tasks.environment(index).tools())) as Box<_>;
+        suite.make_expert(seed).or_else(|| suite.make_random(seed)).unwrap_or_else(babbler)
+    };
+    play(suite, renderer, n, seed, &Meter::default(), &anyone).await
+}
+
+/// Plays `n` episodes on training tasks, drawn without replacement as far as there are enough. `make_player` makes one for
+/// a task from a seed.
+async fn play(
+    suite: &Suite,
+    renderer: &dyn Renderer,
+    n: usize,
+    seed: u64,
+    meter: &Meter,
+    make_player: &(dyn Fn(usize, u64) -> Box<dyn Demonstrator> + Sync),
+) -> Result<Vec<Demonstration>, Failure> {
     meter.begin("episodes", n as u64);
     let tasks: Arc<dyn TaskSet> = suite.tasks(Split::Train);
+    let max_turns = suite.turn_limit().unwrap_or(MAX_TURNS);
     let seed = derive_seed(seed, DEMONSTRATIONS);
     let mut order: Vec<usize> = (0..tasks.len()).collect();
     Random::new(seed).shuffle(&mut order);
     let mut demonstrations = Vec::with_capacity(n);
     for (number, index) in order.into_iter().cycle().take(n).enumerate() {
         let seed = derive_seed(seed, number as u64);
-        let expert = suite.expert(seed);
-        let played = demonstrate(&*tasks, index, expert, renderer, suite.max_turns(), seed).await;
-        demonstrations.push(played.map_err(|error| Failure::runtime(&error))?);
+        let player = make_player(index, seed);
+        let episode = demonstrate(&*tasks, index, player, renderer, max_turns, seed).await;
+        demonstrations.push(episode.map_err(|error| Failure::runtime(&error))?);
         meter.advance(1);
         // So that whoever shows how far this is has a turn.
         tokio::task::yield_now().await;

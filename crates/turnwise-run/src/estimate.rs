@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use turnwise::candle::{CandleLearner, TrainingPlan};
-use turnwise::training::{Batch, Learner, RolloutMode, free_bytes};
-use turnwise::trajectory::Trajectory;
+use turnwise_candle::{CandleLearner, TrainingPlan};
+use turnwise_training::{Batch, Learner, RolloutMode, free_bytes};
+use turnwise_trajectory::Trajectory;
 
 use crate::config::Config;
 use crate::failure::{ExitCode, Failure};
-use crate::screen::clock;
 use crate::session::Session;
+use crate::text::clock;
 
 /// Weights of a model that has learnt something, for which a large learning rate is no matter of taste.
 const TRAINED_MODEL: usize = 10_000_000;

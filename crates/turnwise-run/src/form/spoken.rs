@@ -4,26 +4,29 @@ use std::io;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use turnwise::chat::with_moment;
-use turnwise::trajectory::TokenId;
+use turnwise_chat::with_moment;
+use turnwise_trajectory::TokenId;
 
 use super::files::{Templates, eos_ids, object};
 
 /// How conversations with a model are written, and where its turns end.
 #[derive(Clone, Debug)]
-pub(crate) struct Spoken {
+pub struct Spoken {
     /// The template that makes the prompts of training; `None` where it is the model's own.
-    pub(crate) template: Option<String>,
+    pub template: Option<String>,
     /// The model's own templates, where a checkpoint cannot have them byte for byte.
-    pub(crate) own: Option<Own>,
+    pub own: Option<Own>,
     /// The control tokens that end a turn; the first is the one that the form writes.
-    pub(crate) ends: Vec<(String, TokenId)>,
+    pub ends: Vec<(String, TokenId)>,
 }
 
 impl Spoken {
     /// Writes into a model directory what other programs read of it: the template where a model has another one or none, and the end
     /// tokens where they miss one.
-    pub(crate) fn complete(&self, directory: &Path) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn complete(&self, directory: &Path) -> io::Result<()> {
         if let Some(template) = &self.template {
             std::fs::write(directory.join("chat_template.jinja"), template)?;
             change(&directory.join("tokenizer_config.json"), |config| {
@@ -55,7 +58,7 @@ impl Spoken {
 
 /// The templates of a model, as a checkpoint has them: with the moment of training, and in no folder.
 #[derive(Clone, Debug)]
-pub(crate) struct Own {
+pub struct Own {
     usual: String,
     tool_use: Option<String>,
 }

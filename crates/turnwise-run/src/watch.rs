@@ -1,12 +1,12 @@
 //! Waiting for something long: how far it is, how long it still takes, and what a stop waits for.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use turnwise::rollout::{Meter, Reading, StopSignal};
+use turnwise_rollout::{Meter, Reading, StopSignal};
 
-use crate::screen::{Plan, Screen, Style, clock};
+use crate::Observer;
+use crate::text::clock;
 
 /// How often the screen is brought up to date.
 const TICK: Duration = Duration::from_millis(250);
@@ -14,11 +14,12 @@ const TICK: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is waited for.
-pub(crate) struct Watched<'a> {
+#[derive(Debug)]
+pub struct Watched<'a> {
     /// In a few words, as in `step 12`.
-    pub(crate) what: &'a str,
+    pub what: &'a str,
     /// What counts how far it is; none where nothing does.
-    pub(crate) meters: &'a [Meter],
+    pub meters: &'a [Meter],
 }
 
 impl Watched<'_> {
@@ -46,9 +47,9 @@ impl Watched<'_> {
     }
 }
 
-/// Waits for `work` and meanwhile shows how far it is. A stop is answered at once, with what it waits for.
-pub(crate) async fn watch<T, W: Write>(
-    screen: &mut Screen<W>,
+/// Waits for `work` and meanwhile tells the observer how far it is. A stop is answered at once, with what it waits for.
+pub async fn watch<T>(
+    observer: &mut dyn Observer,
     watched: Watched<'_>,
     stop: &StopSignal,
     work: impl Future<Output = T>,
@@ -62,45 +63,47 @@ pub(crate) async fn watch<T, W: Write>(
         tokio::select! {
             biased;
             result = &mut work => {
-                screen.idle();
+                observer.idle();
                 return result;
             }
             () = stop.wait(), if !is_told => {
                 is_told = true;
                 let now = watched.describe(started);
-                screen.note(&format!("stopping, when this is done: {now}. A second Ctrl-C ends at once"));
+                observer.note(&format!("stopping, when this is done: {now}. A second Ctrl-C ends at once"));
             }
             _ = ticks.tick() => {
                 if started.elapsed() >= PATIENCE {
-                    screen.activity(&watched.describe(started), started.elapsed());
+                    observer.progress(&watched.describe(started), started.elapsed());
                 }
             }
         }
     }
 }
 
-/// The same before a command has a screen: on standard error, since standard output is the result's.
-pub(crate) async fn watch_apart<T>(
-    what: &str,
-    meters: &[Meter],
-    work: impl Future<Output = T>,
-) -> T {
-    let mut screen = Screen::new(io::stderr(), Style::of_errors(), Plan::default());
-    watch(&mut screen, Watched { what, meters }, &StopSignal::never(), work).await
-}
-
 #[cfg(test)]
 mod tests {
-    use turnwise::rollout::stop_signal;
+    use turnwise_rollout::stop_signal;
 
     use super::*;
 
-    /// What is printed while something with these times goes on: `n` things of three seconds each, and a stop after so many.
-    async fn printed(n: u64, stop_after: Option<u64>) -> String {
-        let mut out = Vec::new();
-        let mut screen = Screen::new(&mut out, Style::Lines, Plan::default());
+    /// Writes down what it is told.
+    #[derive(Default)]
+    struct Told(Vec<String>);
+
+    impl Observer for Told {
+        fn progress(&mut self, line: &str, _elapsed: Duration) {
+            self.0.push(line.to_owned());
+        }
+
+        fn note(&mut self, text: &str) {
+            self.0.push(text.to_owned());
+        }
+    }
+
+    /// What is told while something goes on: `n` things of three seconds each, and a stop after so many.
+    async fn told(n: u64, stop_after: Option<u64>) -> Vec<String> {
+        let (mut observer, meter) = (Told::default(), Meter::default());
         let (handle, stop) = stop_signal();
-        let meter = Meter::default();
         let work = async {
             meter.begin("episodes", n);
             for done in 0..n {
@@ -112,19 +115,19 @@ mod tests {
             }
         };
         let watched = Watched { what: "evaluating", meters: std::slice::from_ref(&meter) };
-        watch(&mut screen, watched, &stop, work).await;
-        drop(screen);
-        String::from_utf8(out).expect("text")
+        watch(&mut observer, watched, &stop, work).await;
+        observer.0
     }
 
     /// field 16
     #[tokio::test(start_paused = true)]
     async fn what_takes_long_shows_how_far_it_is_and_what_a_stop_waits_for() {
-        let said = printed(4, None).await;
-        assert!(said.starts_with("evaluating: 0/4 episodes\n"), "{said}");
-        let said = printed(4, Some(2)).await;
-        let stop = "stopping, when this is done: evaluating: 2/4 episodes, 0:06 left. A second Ctrl-C ends at once\n";
-        assert!(said.contains(stop), "{said}");
+        let lines = told(4, None).await;
+        assert_eq!(lines[0], "evaluating: 0/4 episodes");
+        assert!(lines.contains(&"evaluating: 1/4 episodes, 0:09 left".to_owned()), "{lines:?}");
+        let lines = told(4, Some(2)).await;
+        let stop = "stopping, when this is done: evaluating: 2/4 episodes, 0:06 left. A second Ctrl-C ends at once";
+        assert!(lines.contains(&stop.to_owned()), "{lines:?}");
     }
 
     /// field 16
@@ -141,13 +144,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_soon_over_says_nothing() {
-        let mut out = Vec::new();
-        let mut screen = Screen::new(&mut out, Style::Lines, Plan::default());
-        let (_handle, stop) = stop_signal();
+        let mut observer = Told::default();
         let watched = Watched { what: "saving", meters: &[] };
         let work = tokio::time::sleep(Duration::from_millis(1500));
-        watch(&mut screen, watched, &stop, work).await;
-        drop(screen);
-        assert!(out.is_empty());
+        watch(&mut observer, watched, &StopSignal::never(), work).await;
+        assert!(observer.0.is_empty());
     }
 }

@@ -5,19 +5,19 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use turnwise::candle::ModelError;
-use turnwise::rollout::RolloutError;
-use turnwise::training::{
+use turnwise_candle::ModelError;
+use turnwise_rollout::RolloutError;
+use turnwise_training::{
     CanaryError, CheckpointError, Checkpoints, LearnerError, RunDirectoryError, TrainError,
 };
-use turnwise::trajectory::InfraReason;
+use turnwise_trajectory::InfraReason;
 
 use crate::run::begin_again;
-use crate::screen::text::presentable;
+use crate::text::presentable;
 
 /// The exit codes of every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ExitCode {
+pub enum ExitCode {
     /// Disk, memory or another failure at run time.
     Runtime = 1,
     /// Refused before anything started.
@@ -38,8 +38,9 @@ pub(crate) enum ExitCode {
 
 /// A failure, ready to be shown.
 #[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) code: ExitCode,
+pub struct Failure {
+    /// The exit code of a command that fails with it.
+    pub code: ExitCode,
     what: String,
     /// The place in a file, as lines to print.
     place: Option<String>,
@@ -47,20 +48,27 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(code: ExitCode, what: impl Into<String>) -> Self {
+    /// A failure with a sentence that says what failed.
+    #[must_use]
+    pub fn new(code: ExitCode, what: impl Into<String>) -> Self {
         Self { code, what: what.into(), place: None, help: None }
     }
 
-    pub(crate) fn refused(what: impl Into<String>) -> Self {
+    /// A refusal, before anything has begun.
+    #[must_use]
+    pub fn refused(what: impl Into<String>) -> Self {
         Self::new(ExitCode::Refused, what)
     }
 
     /// A refusal caused by an error, whose whole chain is told.
-    pub(crate) fn refused_by(error: &(dyn Error + 'static)) -> Self {
+    #[must_use]
+    pub fn refused_by(error: &(dyn Error + 'static)) -> Self {
         Self::caused_by(ExitCode::Refused, error)
     }
 
-    pub(crate) fn runtime(error: &(dyn Error + 'static)) -> Self {
+    /// A failure at run time caused by an error, whose whole chain is told.
+    #[must_use]
+    pub fn runtime(error: &(dyn Error + 'static)) -> Self {
         Self::caused_by(ExitCode::Runtime, error)
     }
 
@@ -80,12 +88,15 @@ impl Failure {
         )
     }
 
-    pub(crate) fn at(mut self, place: String) -> Self {
+    /// Adds the place in a file, as lines to print.
+    #[must_use]
+    pub fn at(mut self, place: String) -> Self {
         self.place = Some(place);
         self
     }
 
     /// Puts the name of the environment into the help.
+    #[must_use]
     pub(crate) fn in_environment(mut self, name: &str) -> Self {
         self.help =
             self.help.map(|help| help.replace("env check NAME", &format!("env check {name}")));
@@ -110,13 +121,16 @@ impl Failure {
     }
 
     /// Adds a line to the help.
-    pub(crate) fn also(mut self, more: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn also(mut self, more: impl Into<String>) -> Self {
         let help = self.help.take().map(|help| help + "\n").unwrap_or_default();
         self.help = Some(help + &more.into());
         self
     }
 
-    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+    /// Says what to do about it, in place of what was said before.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }

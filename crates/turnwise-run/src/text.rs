@@ -4,19 +4,21 @@
 ///
 /// Line breaks and tabs become spaces. Characters that turn the direction of writing go too, because they would reorder
 /// what is printed after them.
-pub(crate) fn one_line(text: &str) -> String {
+#[must_use]
+pub fn one_line(text: &str) -> String {
     let spaced = text.chars().map(|c| if matches!(c, '\n' | '\r' | '\t') { ' ' } else { c });
     spaced.filter(|c| is_harmless(*c)).collect::<String>().trim().to_owned()
 }
 
 /// The lines of a text, without control characters.
-pub(crate) fn lines(text: &str) -> Vec<String> {
+#[must_use]
+pub fn lines(text: &str) -> Vec<String> {
     text.lines().map(|line| line.chars().filter(|c| is_harmless(*c)).collect()).collect()
 }
 
 /// A message as it may stand on a terminal or in a log, whatever went into it: without control characters, in lines of at most
 /// 600 characters, and at most 40 of them. What is left out is counted.
-pub(crate) fn presentable(text: &str) -> String {
+pub fn presentable(text: &str) -> String {
     const LINES: usize = 40;
     let mut kept: Vec<String> = text.split('\n').take(LINES).map(presentable_line).collect();
     let n = text.split('\n').count();
@@ -42,12 +44,27 @@ fn presentable_line(line: &str) -> String {
 }
 
 /// At most `width` characters; what is missing is shown by `…`.
-pub(crate) fn fit(text: &str, width: usize) -> String {
+#[must_use]
+pub fn fit(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
     let kept: String = text.chars().take(width.saturating_sub(1)).collect();
     if width == 0 { kept } else { kept + "…" }
+}
+
+/// `0:29`, or `1:02:03` from an hour on.
+#[must_use]
+pub fn clock(seconds: f64) -> String {
+    // Saturates at more years than anything runs.
+    #[expect(clippy::cast_sign_loss, reason = "a remaining time is not negative")]
+    let seconds = seconds.round() as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours == 0 {
+        format!("{minutes}:{seconds:02}")
+    } else {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    }
 }
 
 fn is_harmless(c: char) -> bool {
@@ -87,5 +104,12 @@ mod tests {
         assert_eq!(fit("größer", 4), "grö…");
         assert_eq!(fit("higher", 1), "…");
         assert_eq!(fit("higher", 0), "");
+    }
+
+    #[test]
+    fn times_are_written_as_on_a_clock() {
+        assert_eq!(clock(0.4), "0:00");
+        assert_eq!(clock(89.6), "1:30");
+        assert_eq!(clock(3723.0), "1:02:03");
     }
 }

@@ -1,4 +1,4 @@
-//! Which renderer and which tokenizer, from what the command was given.
+//! Chat forms: the renderer and the tokenizer that a model is spoken to with.
 
 mod files;
 mod spoken;
@@ -7,33 +7,53 @@ mod tools;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use turnwise::chat::{
+use turnwise_chat::{
     CallForm, ChatError, ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer,
     TemplateSettings, Thinking, Tokenizer, ToolPrompt, Trust,
 };
-use turnwise::rollout::Renderer;
-use turnwise::training::Checkpoints;
-use turnwise::trajectory::TokenId;
+use turnwise_rollout::Renderer;
+use turnwise_training::Checkpoints;
+use turnwise_trajectory::TokenId;
 
-use crate::arguments::TemplateName;
 use crate::config::{self, Model};
 use crate::failure::Failure;
 use crate::session::SETTINGS;
 use files::Templates;
 use spoken::Own;
-pub(crate) use spoken::Spoken;
+pub use spoken::Spoken;
+
+/// The forms of conversations by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TemplateName {
+    /// `ChatML` with tools as JSON schemas
+    Qwen3,
+    /// `ChatML` with a line for each tool, or as the run of a checkpoint has it
+    Chatml,
+    /// The form of Llama 3.1
+    Llama3,
+    /// The model's own Jinja template
+    Hf,
+}
 
 /// The form that a conversation is rendered in.
-pub(crate) struct Form {
-    pub(crate) renderer: Arc<dyn Renderer>,
-    pub(crate) texts: Texts,
-    pub(crate) template: TemplateName,
-    pub(crate) name: String,
+#[expect(missing_debug_implementations, reason = "a renderer is behind a trait")]
+pub struct Form {
+    /// The renderer.
+    pub renderer: Arc<dyn Renderer>,
+    /// The texts of its tokens.
+    pub texts: Texts,
+    /// Which form it is.
+    pub template: TemplateName,
+    /// A line about it for people.
+    pub name: String,
     /// What else a reader should know.
-    pub(crate) note: Option<String>,
+    pub note: Option<String>,
     /// What a model that was trained in it says about it.
-    pub(crate) spoken: Spoken,
+    pub spoken: Spoken,
     /// The renderer of the model's own template, if it is that.
     own: Option<Arc<TemplateRenderer>>,
     /// How tools are described, if this program does it.
@@ -41,30 +61,37 @@ pub(crate) struct Form {
 }
 
 /// How ids become text.
-#[derive(Clone)]
-pub(crate) struct Texts(pub(crate) Option<Arc<Tokenizer>>);
+#[derive(Clone, Debug)]
+pub struct Texts(pub Option<Arc<Tokenizer>>);
 
 impl Texts {
-    pub(crate) fn text(&self, id: TokenId) -> Option<String> {
+    /// Returns the text of a token; `None` without a tokenizer, or for a token that it does not have.
+    #[must_use]
+    pub fn text(&self, id: TokenId) -> Option<String> {
         self.0.as_ref()?.token_text(id)
     }
 
     /// Whether this is the name of a control token.
-    pub(crate) fn has(&self, marker: &str) -> bool {
+    #[must_use]
+    pub fn has(&self, marker: &str) -> bool {
         let id = self.0.as_ref().and_then(|tokenizer| tokenizer.token_id(marker));
         id.is_some_and(|id| self.is_control(id))
     }
 
-    pub(crate) fn is_control(&self, id: TokenId) -> bool {
+    /// Whether a token is a control token.
+    #[must_use]
+    pub fn is_control(&self, id: TokenId) -> bool {
         self.0.as_ref().is_some_and(|tokenizer| tokenizer.is_control(id))
     }
 }
 
 /// What a model directory says about its form.
-pub(crate) struct Source<'a> {
+#[derive(Debug)]
+pub struct Source<'a> {
     directory: Option<&'a Path>,
     texts: Texts,
-    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// The tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
     /// The settings of the run that wrote the directory.
     run: Option<Model>,
     /// The model's own templates.
@@ -75,24 +102,27 @@ pub(crate) struct Source<'a> {
 
 /// What is asked of a form; what is left open is as the model has it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Wanted {
-    pub(crate) template: Option<TemplateName>,
-    pub(crate) thinking: Thinking,
+pub struct Wanted {
+    /// Which form.
+    pub template: Option<TemplateName>,
+    /// What becomes of thinking in past turns.
+    pub thinking: Thinking,
     /// How tools are described, in the forms of `ChatML`.
-    pub(crate) tools: Option<ToolPrompt>,
+    pub tools: Option<ToolPrompt>,
     /// The hash of the model's own template, from somebody who has read it.
-    pub(crate) trust: Option<String>,
+    pub trust: Option<String>,
     /// Arguments of the template.
-    pub(crate) arguments: Map<String, Value>,
+    pub arguments: Map<String, Value>,
     /// The moment that the model's own template sees.
-    pub(crate) time: Option<String>,
+    pub time: Option<String>,
     /// The most tokens of an observation; `None`: as usual.
-    pub(crate) max_observation_tokens: Option<usize>,
+    pub max_observation_tokens: Option<usize>,
 }
 
 impl Wanted {
     /// What a run's settings ask for.
-    pub(crate) fn by(model: &Model) -> Self {
+    #[must_use]
+    pub fn by(model: &Model) -> Self {
         let Model { template, thinking, tools, trust, time, max_observation_tokens, .. } =
             model.clone();
         Self {
@@ -108,7 +138,10 @@ impl Wanted {
 }
 
 /// The tokenizer of a directory, and the hash of the renderer that a run from there has, if it has settings of a run.
-pub(crate) fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failure> {
+///
+/// # Errors
+/// When there is no tokenizer, or the settings are damaged.
+pub fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failure> {
     let source = Source::from_directory(directory)?;
     let wanted = source.run.as_ref().map(Wanted::by);
     let form = wanted.and_then(|wanted| source.form(&wanted, "--trust ").ok());
@@ -117,7 +150,10 @@ pub(crate) fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failur
 }
 
 /// A tokenizer alone.
-pub(crate) fn of_file(file: &Path) -> Result<Texts, Failure> {
+///
+/// # Errors
+/// When it is no tokenizer.
+pub fn of_file(file: &Path) -> Result<Texts, Failure> {
     Ok(Source::from_file(file)?.texts)
 }
 
@@ -131,11 +167,16 @@ fn checkpoint_in(directory: &Path) -> Option<PathBuf> {
 
 impl<'a> Source<'a> {
     /// What the settings of its run ask for; nothing without one.
-    pub(crate) fn wanted(&self) -> Wanted {
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
         self.run.as_ref().map(Wanted::by).unwrap_or_default()
     }
 
-    pub(crate) fn from_directory(directory: &'a Path) -> Result<Self, Failure> {
+    /// Reads what a model directory says.
+    ///
+    /// # Errors
+    /// When there is no tokenizer, or a file is damaged.
+    pub fn from_directory(directory: &'a Path) -> Result<Self, Failure> {
         let shown = directory.display();
         if !directory.join("tokenizer.json").is_file() {
             let has_other = ["tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"];
@@ -157,8 +198,11 @@ impl<'a> Source<'a> {
         let tokenizer = Tokenizer::from_directory(directory);
         let tokenizer = Arc::new(tokenizer.map_err(|error| Failure::refused_by(&error))?);
         let settings = directory.join(SETTINGS);
-        let run =
-            if settings.is_file() { Some(config::load(&settings, &[])?.config) } else { None };
+        let run = if settings.is_file() {
+            Some(config::load_beside_model(&settings)?.config)
+        } else {
+            None
+        };
         let templates = Templates::of(directory)?;
         let ends = files::ends(directory, &tokenizer)?;
         let run = run.map(|config| config.model);
@@ -172,20 +216,28 @@ impl<'a> Source<'a> {
         })
     }
 
-    pub(crate) fn from_file(file: &Path) -> Result<Self, Failure> {
+    /// Reads a `tokenizer.json` alone.
+    ///
+    /// # Errors
+    /// When it is no tokenizer.
+    pub fn from_file(file: &Path) -> Result<Self, Failure> {
         let tokenizer = Tokenizer::from_file(file).map_err(|error| Failure::refused_by(&error))?;
         Ok(Self::of_tokenizer(tokenizer))
     }
 
     /// A tokenizer and nothing else.
-    pub(crate) fn of_tokenizer(tokenizer: Tokenizer) -> Self {
+    #[must_use]
+    pub fn of_tokenizer(tokenizer: Tokenizer) -> Self {
         let tokenizer = Arc::new(tokenizer);
         let texts = Texts(Some(tokenizer.clone()));
         Self { directory: None, texts, tokenizer, run: None, templates: None, ends: Vec::new() }
     }
 
     /// The form that is wanted, or else the one that fits. `trusting` is how a user says that a template is trusted.
-    pub(crate) fn form(&self, wanted: &Wanted, trusting: &str) -> Result<Form, Failure> {
+    ///
+    /// # Errors
+    /// When none fits, or the template is not trusted.
+    pub fn form(&self, wanted: &Wanted, trusting: &str) -> Result<Form, Failure> {
         let of_run = self.run.as_ref().and_then(|run| run.template);
         let template = wanted.template.or(of_run).map_or_else(|| self.fitting(), Ok)?;
         let made = match template {

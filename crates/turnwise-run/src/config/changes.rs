@@ -10,24 +10,27 @@ use super::schema::Config;
 #[derive(Debug, PartialEq)]
 pub(crate) struct Change {
     /// The dotted key.
-    pub(crate) key: String,
+    pub key: String,
     was: String,
     is: String,
 }
 
 impl Change {
     /// `rollout.group_size was 4 and is 6`.
+    #[must_use]
     pub(crate) fn describe(&self) -> String {
         format!("{} was {} and is {}", self.key, self.was, self.is)
     }
 
     /// Whether a run that has begun cannot follow: the weights of its checkpoint are what they are.
+    #[must_use]
     pub(crate) fn is_of_the_weights(&self) -> bool {
         let is_size = SIZES.iter().any(|size| self.key.strip_prefix("model.") == Some(size));
         is_size || self.key == "model.directory" || self.key.starts_with("model.lora.")
     }
 
     /// Whether nothing reads it any more when a run goes on.
+    #[must_use]
     pub(crate) fn is_of_the_start(&self) -> bool {
         self.key.starts_with("warm_start.") || self.key == "run.directory"
     }
@@ -45,6 +48,7 @@ const SIZES: [&str; 7] = [
 ];
 
 /// Every setting that differs, in the order of its key.
+#[must_use]
 pub(crate) fn changes(before: &Config, now: &Config) -> Vec<Change> {
     let (before, now) = (leaves(before), leaves(now));
     let keys: std::collections::BTreeSet<&String> = before.keys().chain(now.keys()).collect();

@@ -1,32 +1,31 @@
 //! A run in progress: warm start, evaluation, the loop, checkpoints, evaluation again.
 
-use std::io::Stdout;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
-use turnwise::candle::CandleLearner;
-use turnwise::environment::{Random, derive_seed};
-use turnwise::rollout::{Meter, RolloutError, StopSignal};
-use turnwise::training::{
+use turnwise_candle::CandleLearner;
+use turnwise_environment::{Random, derive_seed};
+use turnwise_rollout::{Meter, RolloutError, StopSignal};
+use turnwise_training::{
     Checkpoints, Demonstration, Evaluation, Learner, Row, RunDirectory, Schedule, StepReport,
     SuccessRate, Summary, TrainError, Trainer, Update, evaluate, imitate_step, save_weights,
 };
 
 use crate::advice::{Advice, Step};
 use crate::estimate;
-use crate::failure::Failure;
-use crate::interrupt;
-use crate::screen::{Plan, Screen, Style, clock};
+use crate::failure::{ExitCode, Failure};
+use crate::observer::{Observer, Plan};
 use crate::session::Session;
+use crate::text::clock;
 use crate::watch::{Watched, watch};
 
 /// What a run works with, where it writes, what it shows.
-pub(crate) struct Run {
-    pub(crate) session: Session,
-    pub(crate) directory: RunDirectory,
-    pub(crate) checkpoints: Checkpoints,
-    pub(crate) screen: Screen<Stdout>,
+pub(crate) struct Run<'a> {
+    pub session: Session,
+    pub directory: RunDirectory,
+    pub checkpoints: Checkpoints,
+    pub observer: &'a mut dyn Observer,
     stop: StopSignal,
     started: Instant,
     advice: Advice,
@@ -43,11 +42,12 @@ const MAX_DEMONSTRATIONS: usize = 4096;
 /// Label of the seed that demonstrations are drawn with.
 const BATCHES: u64 = 5;
 
-impl Run {
+impl<'a> Run<'a> {
     pub(crate) fn new(
         session: Session,
         directory: RunDirectory,
-        json: bool,
+        observer: &'a mut dyn Observer,
+        stop: StopSignal,
         started: Instant,
     ) -> Self {
         let config = &session.config;
@@ -55,15 +55,13 @@ impl Run {
         let mut header = vec![
             format!("turnwise {version}   log {}", directory.path().display()),
             format!("model   {}", session.model),
-            format!("env     {}: {}", session.suite.name(), session.suite.description()),
+            format!("env     {}: {}", session.suite.name(), session.suite.about()),
         ];
         header.extend(estimate::header(&session, directory.path()));
-        let plan = Plan { header, steps: config.run.steps };
+        observer.begin(&Plan { header, steps: config.run.steps });
         let checkpoints = directory.checkpoints(config.log.keep_checkpoints);
-        let screen = Screen::new(std::io::stdout(), Style::detect(json, false), plan);
-        let stop = interrupt::listen();
         let advice = Advice::default();
-        Self { session, directory, checkpoints, screen, stop, started, advice, saved: None }
+        Self { session, directory, checkpoints, observer, stop, started, advice, saved: None }
     }
 
     /// Imitates the expert, so that the policy knows the form and something of the skill.
@@ -89,7 +87,7 @@ impl Run {
             let (done, steps) = (step + 1, settings.steps);
             let left = started.elapsed().as_secs_f64() / done as f64 * (steps - done) as f64;
             let text = format!("warm start {done}/{steps}   loss {loss:.3}   {} left", clock(left));
-            self.screen.phase(&text);
+            self.observer.phase(&text);
         }
         learner.publish().await.map_err(|error| Failure::runtime(&error))?;
         Ok(())
@@ -102,7 +100,7 @@ impl Run {
         let playing = self.session.demonstrations(wanted.min(MAX_DEMONSTRATIONS), &meter);
         let watched =
             Watched { what: "demonstrations of the expert", meters: std::slice::from_ref(&meter) };
-        watch(&mut self.screen, watched, &self.stop, playing).await
+        watch(self.observer, watched, &self.stop, playing).await
     }
 
     /// Keeps the starting weights as the reference policy, here and for a process that goes on with the run.
@@ -118,7 +116,7 @@ impl Run {
         let saving =
             save_weights(learner, &directory, |directory| session.complete_checkpoint(directory));
         let watched = Watched { what: "keeping the reference policy", meters: &meters };
-        watch(&mut self.screen, watched, &self.stop, saving).await?;
+        watch(self.observer, watched, &self.stop, saving).await?;
         learner.keep_reference().await.map_err(|error| Failure::runtime(&error))
     }
 
@@ -134,18 +132,18 @@ impl Run {
         let what = format!("evaluating {when} on held-out tasks");
         let watched = Watched { what: &what, meters: std::slice::from_ref(&meter) };
         let playing = evaluate(&evaluated, &settings, &self.stop, &meter);
-        let Some(evaluation) = watch(&mut self.screen, watched, &self.stop, playing).await? else {
+        let Some(evaluation) = watch(self.observer, watched, &self.stop, playing).await? else {
             return Ok(None);
         };
         let success = evaluation.success;
         let n = self.session.config.log.rollouts_per_step;
         let mut lines = Vec::new();
         for trajectory in evaluation.trajectories.iter().take(n) {
-            turnwise::trajectory::write_line(&mut lines, trajectory)
+            turnwise_trajectory::write_line(&mut lines, trajectory)
                 .map_err(|error| Failure::runtime(&error))?;
         }
         self.directory.write(&format!("eval-{when}.jsonl"), &String::from_utf8_lossy(&lines))?;
-        self.screen.note(&format!("held-out success {when}: {}", percent(&success)));
+        self.observer.note(&format!("held-out success {when}: {}", percent(&success)));
         Ok(Some(evaluation))
     }
 
@@ -162,7 +160,7 @@ impl Run {
         let seconds = started.elapsed().as_secs_f64();
         let (config, played) = (&self.session.config, &evaluation.trajectories);
         if let Some(said) = estimate::step_time(config, learner, played, seconds).await? {
-            self.screen.note(&said);
+            self.observer.note(&said);
         }
         let before = evaluation.success;
         let json = serde_json::to_string(&before).map_err(|error| Failure::runtime(&error))?;
@@ -184,7 +182,7 @@ impl Run {
         if n_found < step {
             let (path, lost) = (self.directory.path().display(), step - n_found);
             let text = format!("! {path}/metrics.jsonl lacks {lost} of the {step} steps before");
-            self.screen.note(&text);
+            self.observer.note(&text);
         }
         Ok(())
     }
@@ -194,13 +192,13 @@ impl Run {
         mut self,
         mut trainer: Trainer<CandleLearner>,
         before: Option<SuccessRate>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Summary, Failure> {
         self.catch_up(&mut trainer).await?;
         while trainer.next_step() < self.session.config.run.steps {
             let meters = trainer.meters();
             let what = format!("step {}", trainer.next_step() + 1);
             let watched = Watched { what: &what, meters: &meters };
-            let step = watch(&mut self.screen, watched, &self.stop, trainer.step(&self.stop)).await;
+            let step = watch(self.observer, watched, &self.stop, trainer.step(&self.stop)).await;
             self.saved = None;
             match step {
                 Ok(Some(report)) => self.after_step(&mut trainer, &report).await?,
@@ -237,10 +235,10 @@ impl Run {
     ) -> Result<(), Failure> {
         self.directory.write_metrics(report)?;
         self.directory.write_rollouts(report, self.session.config.log.rollouts_per_step)?;
-        self.screen.step(report);
+        self.observer.step(report);
         let step = Step::measured(report.step, &report.metrics);
         for alarm in self.advice.read(&step, &self.session.config) {
-            self.screen.note(&format!("! {alarm}"));
+            self.observer.note(&format!("! {alarm}"));
             self.event("alarm", &json!({"step": report.step, "text": alarm}))?;
         }
         let done = trainer.next_step();
@@ -279,7 +277,7 @@ impl Run {
         let saving =
             self.checkpoints.save(trainer, |directory| session.complete_checkpoint(directory));
         let watched = Watched { what: "writing a checkpoint", meters: &meters };
-        let path = watch(&mut self.screen, watched, &self.stop, saving).await?;
+        let path = watch(self.observer, watched, &self.stop, saving).await?;
         self.saved = Some(trainer.next_step());
         let seconds = started.elapsed().as_secs_f64();
         let details = json!({"step": trainer.next_step(), "path": path, "seconds": seconds});
@@ -306,9 +304,9 @@ impl Run {
         let is_whole = matches!(&error, TrainError::Rollout(error)
             if !matches!(error, RolloutError::NotFinite { .. }));
         let failure = Failure::from(error).in_environment(self.session.suite.name());
-        self.screen.finish(&[]);
+        self.observer.finish(&[]);
         if is_whole && let Err(unsaved) = self.checkpoint(trainer).await {
-            self.screen.note(&format!("! the step was not saved: {unsaved}"));
+            self.observer.note(&format!("! the step was not saved: {unsaved}"));
         }
         failure.also(format!(
             "continue the run    turnwise resume {}",
@@ -321,7 +319,7 @@ impl Run {
         step: u64,
         before: Option<SuccessRate>,
         after: SuccessRate,
-    ) -> Result<(), Failure> {
+    ) -> Result<Summary, Failure> {
         let seconds = self.started.elapsed().as_secs_f64();
         let warnings = Advice::of_run(&self.directory.metrics()?, &self.session.config);
         let summary =
@@ -345,8 +343,8 @@ impl Run {
             format!("next   turnwise render --rollout {path}/eval-after.jsonl")
         });
         lines.push(format!("       turnwise play {}", self.session.suite.name()));
-        self.screen.finish(&lines);
-        Ok(())
+        self.observer.finish(&lines);
+        Ok(summary)
     }
 
     fn event(&mut self, name: &str, details: &Value) -> Result<(), Failure> {
@@ -355,10 +353,10 @@ impl Run {
     }
 
     fn interrupted(&mut self, how: &str) -> Failure {
-        self.screen.finish(&[]);
+        self.observer.finish(&[]);
         let path = self.directory.path().display();
-        let code = interrupt::exit_code();
-        let failure = Failure::new(code, format!("interrupted: the run in {path} stopped {how}"));
+        let what = format!("interrupted: the run in {path} stopped {how}");
+        let failure = Failure::new(ExitCode::Interrupted, what);
         match self.checkpoints.newest() {
             Ok(Some(_)) => failure.help(format!("continue it    turnwise resume {path}")),
             _ => failure.help(begin_again(&path.to_string())),

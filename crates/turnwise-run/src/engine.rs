@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use turnwise::candle::{CandleLearner, EngineSettings};
-use turnwise::rollout::Policy;
+use turnwise_candle::{CandleLearner, EngineSettings};
+use turnwise_rollout::Policy;
 
 use crate::config::{Config, EngineName};
 use crate::failure::Failure;
@@ -35,7 +35,7 @@ pub(crate) async fn policy(
 /// unless it is told a number; this is the one that rayon would take.
 #[cfg(feature = "gguf")]
 #[allow(unsafe_code)]
-pub(crate) fn keep_products_together() {
+pub fn keep_products_together() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for (variable, value) in [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", cores)] {
         if std::env::var_os(variable).is_none() {
@@ -50,8 +50,8 @@ async fn gguf(
     config: &Config,
     settings: EngineSettings,
     learner: &CandleLearner,
-) -> Result<turnwise::gguf::GgufPolicy, Failure> {
-    use turnwise::gguf::{GgufPolicy, GgufSettings, Quantization};
+) -> Result<turnwise_gguf::GgufPolicy, Failure> {
+    use turnwise_gguf::{GgufPolicy, GgufSettings, Quantization};
 
     let refused = |error| {
         Failure::refused_by(&error)

@@ -1,0 +1,85 @@
+//! A model's success on held-out tasks.
+
+use std::path::{Path, PathBuf};
+
+use turnwise_rollout::{Meter, StopSignal};
+use turnwise_training::{self as training, Checkpoints, Evaluation};
+
+use crate::config::{self, Config, Loaded};
+use crate::failure::{ExitCode, Failure};
+use crate::observer::Observer;
+use crate::registry::Registry;
+use crate::resume::verified;
+use crate::session::{SETTINGS, Session};
+use crate::watch::{Watched, watch};
+
+/// A model that is evaluated, and with which settings.
+#[derive(Clone, Debug)]
+pub struct Evaluating {
+    /// The model directory.
+    pub model: PathBuf,
+    /// The settings.
+    pub config: Config,
+}
+
+impl Evaluating {
+    /// Finds the model: a model directory, a run (its newest checkpoint), a checkpoint, or the name of a model in the Hugging Face
+    /// cache. The settings are those that the model was trained with, where it says, and then the overrides.
+    ///
+    /// # Errors
+    /// When a run has no checkpoint, or an override is no setting.
+    pub async fn new(
+        model: &Path,
+        overrides: &[String],
+        registry: &Registry,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, Failure> {
+        let model = newest(model, observer).await?;
+        let beside = model.join(SETTINGS);
+        let Loaded { config, .. } = if beside.exists() {
+            config::load(&beside, overrides, registry)?
+        } else {
+            let name = toml_edit::Value::from(model.to_string_lossy().into_owned());
+            let mut all = vec![format!("model.directory={name}")];
+            all.extend_from_slice(overrides);
+            config::from_text("the arguments", "", &all, registry)?
+        };
+        Ok(Self { model, config })
+    }
+}
+
+/// Plays held-out tasks with a model and measures its success.
+///
+/// # Errors
+/// When the model cannot be loaded or does not fit the settings, an environment breaks, or a stop came.
+pub async fn evaluate(
+    evaluating: Evaluating,
+    registry: &Registry,
+    observer: &mut dyn Observer,
+    stop: &StopSignal,
+) -> Result<Evaluation, Failure> {
+    let Evaluating { model, config } = evaluating;
+    let session = Session::drawing(config, &model, registry, observer).await?;
+    let settings = session.evaluation_settings();
+    let (evaluated, meter) = (session.evaluated(), Meter::default());
+    let playing = training::evaluate(&evaluated, &settings, stop, &meter);
+    let what = format!("evaluating on {}", session.suite.name());
+    let watched = Watched { what: &what, meters: std::slice::from_ref(&meter) };
+    let evaluation = watch(observer, watched, stop, playing).await;
+    let evaluation =
+        evaluation.map_err(|error| Failure::from(error).in_environment(session.suite.name()))?;
+    evaluation.ok_or_else(|| Failure::new(ExitCode::Interrupted, "interrupted"))
+}
+
+/// The newest checkpoint, where the model is a run.
+async fn newest(model: &Path, observer: &mut dyn Observer) -> Result<PathBuf, Failure> {
+    let checkpoints = model.join("checkpoints");
+    if !checkpoints.is_dir() || model.join("config.json").exists() {
+        return Ok(model.to_owned());
+    }
+    let newest = verified(&Checkpoints::new(checkpoints, 2), observer).await?;
+    newest.map(|newest| newest.directory).ok_or_else(|| {
+        Failure::refused(format!("the run {} has no checkpoint yet", model.display()))
+            .help("name a model directory, or a run that has saved a step")
+    })
+}

@@ -1,0 +1,35 @@
+//! The library behind the `turnwise` command: settings, a registry of environments, training runs.
+//!
+//! A program trains with a few calls: settings from [`load`], environments from a [`Registry`], and [`train`] with an
+//! [`Observer`] that follows the run. The command adds arguments, signals and a terminal to it.
+//!
+//! Not supported: several runs at once in one process share its processors without knowing of each other.
+
+mod advice;
+pub mod config;
+mod engine;
+mod estimate;
+mod evaluate;
+mod failure;
+pub mod form;
+mod observer;
+mod registry;
+mod resume;
+mod run;
+mod session;
+pub mod text;
+mod threads;
+mod train;
+mod watch;
+
+pub use config::{Config, Loaded, load};
+#[cfg(feature = "gguf")]
+pub use engine::keep_products_together;
+pub use evaluate::{Evaluating, evaluate};
+pub use failure::{ExitCode, Failure};
+pub use observer::{Observer, Plan, Unobserved};
+pub use registry::{Registry, SuiteError, from_arguments};
+pub use resume::resume;
+pub use session::{load_model, locate_model, resolve_form};
+pub use train::{train, try_settings};
+pub use watch::{Watched, watch};

@@ -1,0 +1,120 @@
+//! How a run begins.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::Map;
+use turnwise_candle::CandleLearner;
+use turnwise_rollout::StopSignal;
+use turnwise_training::{Learner, RunDirectory, Schedule, Summary};
+
+use crate::config::{self, Config, Loaded};
+use crate::estimate;
+use crate::failure::Failure;
+use crate::observer::Observer;
+use crate::registry::Registry;
+use crate::run::Run;
+use crate::session::Session;
+use crate::watch::{Watched, watch};
+
+/// The settings of `turnwise try`.
+const TRY: &str = include_str!("try.toml");
+
+/// The settings of a run with every default, as the run uses them.
+pub(crate) const SETTINGS: &str = "run.toml";
+
+/// Reads the settings of `turnwise try`: a small model that learns to guess numbers in about a minute. Overrides are written
+/// as in `train.learning_rate=5e-4`.
+///
+/// # Errors
+/// When an override is no setting, or its value is out of range.
+pub fn try_settings(registry: &Registry, overrides: &[String]) -> Result<Loaded, Failure> {
+    config::from_text("the built-in settings of `turnwise try`", TRY, overrides, registry)
+}
+
+/// Trains as the settings say, and returns what came of it. The run's files go to the run directory: `directory`, or the one in
+/// the settings, or `runs/NAME-0001` counted up.
+///
+/// A stop ends the run after what it is doing, with a checkpoint; [`resume`](crate::resume()) goes on with it.
+///
+/// ```no_run
+/// use turnwise_rollout::StopSignal;
+/// use turnwise_run::{Registry, Unobserved, load, train};
+///
+/// # async fn run() -> Result<(), turnwise_run::Failure> {
+/// let registry = Registry::builtin();
+/// let settings = load("train.toml".as_ref(), &["run.steps=20".to_owned()], &registry)?;
+/// let stop = StopSignal::never();
+/// let summary = train(settings, "mine", None, &registry, &mut Unobserved, &stop).await?;
+/// assert!(summary.eval_after.success_rate > 0.5);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// When the settings cannot be used together with the model and the environment, something breaks, or a stop came.
+pub async fn train(
+    settings: Loaded,
+    name: &str,
+    directory: Option<PathBuf>,
+    registry: &Registry,
+    observer: &mut dyn Observer,
+    stop: &StopSignal,
+) -> Result<Summary, Failure> {
+    let started = Instant::now();
+    let wanted = directory.or_else(|| settings.config.run.directory.clone());
+    let path = wanted.unwrap_or_else(|| next_directory(name));
+    let run = Box::pin(begin(settings, &path, registry, observer, stop, started));
+    run.await.map_err(|failure| failure.in_run(&path))
+}
+
+async fn begin(
+    settings: Loaded,
+    path: &Path,
+    registry: &Registry,
+    observer: &mut dyn Observer,
+    stop: &StopSignal,
+    started: Instant,
+) -> Result<Summary, Failure> {
+    RunDirectory::check(path)?;
+    let (session, mut learner) = Session::new(settings.config, None, registry, observer).await?;
+    check_gradients(&mut learner, observer, stop).await?;
+    estimate::check_disk(&session, path)?;
+    let directory = RunDirectory::create(path)?;
+    directory.write("config.toml", &settings.text)?;
+    directory.write(SETTINGS, &session.resolved().map_err(|error| Failure::runtime(&error))?)?;
+    let mut run = Run::new(session, directory, observer, stop.clone(), started);
+    run.directory.write_event("start", Map::new())?;
+    run.warm_start(&mut learner).await?;
+    run.keep_reference(&mut learner).await?;
+    let before = run.evaluate_before(&mut learner).await?;
+    let mut trainer = run.session.trainer(learner)?;
+    run.checkpoint(&mut trainer).await?;
+    run.finish(trainer, Some(before)).await
+}
+
+async fn check_gradients(
+    learner: &mut CandleLearner,
+    observer: &mut dyn Observer,
+    stop: &StopSignal,
+) -> Result<(), Failure> {
+    let watched = Watched { what: "checking that every weight gets a gradient", meters: &[] };
+    let checked = watch(observer, watched, stop, learner.check_gradients()).await;
+    checked.map_err(|error| Failure::refused_by(&error))
+}
+
+/// The learning rate of a run, step by step.
+pub(crate) fn schedule(config: &Config) -> Schedule {
+    Schedule {
+        learning_rate: config.train.learning_rate,
+        warmup_steps: config.train.warmup_steps,
+        decay: config.train.decay,
+        steps: config.run.steps,
+    }
+}
+
+/// `runs/NAME-0001`, or the next number that is free.
+fn next_directory(name: &str) -> PathBuf {
+    let candidate = |number: u16| Path::new("runs").join(format!("{name}-{number:04}"));
+    (1..=u16::MAX).map(candidate).find(|path| !path.exists()).unwrap_or_else(|| candidate(u16::MAX))
+}
