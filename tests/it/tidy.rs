@@ -179,33 +179,35 @@ fn packages_have_the_workspaces_name() {
     assert_eq!(misnamed(&packages()), [""; 0]);
 }
 
-/// The checks themselves: a graph that is right, and the same with one thing wrong.
-#[test]
-fn a_broken_direction_is_found() {
+/// A graph that is right.
+fn right() -> Vec<Package> {
     let package = |place: &str, name: &str, normal: &[&str]| Package {
         name: name.to_owned(),
         place: place.to_owned(),
         normal: normal.iter().map(|name| (*name).to_owned()).collect(),
         optional: vec!["turnwise-gguf".to_owned()],
     };
-    let right = || {
-        vec![
-            package("crates", "turnwise-objective", &[]),
-            package("crates", "turnwise-environment", &["serde"]),
-            package("crates", "turnwise-trajectory", &["turnwise-environment"]),
-            package("crates", "turnwise-rollout", &["turnwise-trajectory"]),
-            package("crates", "turnwise-training", &["turnwise-objective", "turnwise-rollout"]),
-            package("crates", "turnwise-candle", &["turnwise-training", "candle-core"]),
-            package("crates", "turnwise-gguf", &["turnwise-candle", "candle-transformers"]),
-            package("crates", "turnwise-testkit", &["turnwise-training"]),
-            package("crates", "turnwise-lab", &["turnwise-training", "turnwise-objective"]),
-            package("crates", "turnwise", &["turnwise-candle", "turnwise-gguf"]),
-            package("crates", "turnwise-run", &["turnwise-candle", "turnwise-guess"]),
-            package("crates", "turnwise-cli", &["turnwise-run", "turnwise-lab"]),
-            package("envs", "turnwise-guess", &["turnwise-environment"]),
-            package("examples", "turnwise-examples", &["turnwise", "turnwise-testkit"]),
-        ]
-    };
+    vec![
+        package("crates", "turnwise-objective", &[]),
+        package("crates", "turnwise-environment", &["serde"]),
+        package("crates", "turnwise-trajectory", &["turnwise-environment"]),
+        package("crates", "turnwise-rollout", &["turnwise-trajectory"]),
+        package("crates", "turnwise-training", &["turnwise-objective", "turnwise-rollout"]),
+        package("crates", "turnwise-candle", &["turnwise-training", "candle-core"]),
+        package("crates", "turnwise-gguf", &["turnwise-candle", "candle-transformers"]),
+        package("crates", "turnwise-testkit", &["turnwise-training"]),
+        package("crates", "turnwise-lab", &["turnwise-training", "turnwise-objective"]),
+        package("crates", "turnwise", &["turnwise-candle", "turnwise-gguf"]),
+        package("crates", "turnwise-run", &["turnwise-candle", "turnwise-guess"]),
+        package("crates", "turnwise-cli", &["turnwise-run", "turnwise-lab"]),
+        package("envs", "turnwise-guess", &["turnwise-environment"]),
+        package("examples", "turnwise-examples", &["turnwise", "turnwise-testkit"]),
+    ]
+}
+
+/// The checks themselves: the same graph with one thing wrong.
+#[test]
+fn a_broken_direction_is_found() {
     let wrong = |packages: &[Package]| {
         [misdirected(packages), leaking(packages), misnamed(packages)].concat()
     };
@@ -239,8 +241,12 @@ fn a_broken_direction_is_found() {
         assert_eq!(wrong(&packages).len(), 1, "{who} on {whom}");
     }
     let mut stranger = right();
-    stranger.push(package("crates", "turnwise-new", &["turnwise-environment"]));
-    stranger.push(package("crates", "other", &[]));
+    for (name, normal) in
+        [("turnwise-new", vec!["turnwise-environment".to_owned()]), ("other", vec![])]
+    {
+        let (name, place) = (name.to_owned(), "crates".to_owned());
+        stranger.push(Package { name, place, normal, optional: vec![] });
+    }
     assert_eq!(wrong(&stranger).len(), 2);
 }
 

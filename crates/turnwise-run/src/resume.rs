@@ -74,16 +74,7 @@ async fn go_on(
     loaded.map_err(|error| put_back(error, &changes))?;
     let mut run = Run::new(session, directory, observer, stop.clone(), started);
     run.goes_on_at(newest.step)?;
-    for note in newest.notes.iter().take(NOTES) {
-        run.observer.note(&format!("! {note}"));
-    }
-    if newest.notes.len() > NOTES {
-        let more = newest.notes.len() - NOTES;
-        run.observer.note(&format!("! and so were {more} more, all of them no whole checkpoints"));
-    }
-    for note in changes.iter().map(note) {
-        run.observer.note(&note);
-    }
+    say_notes(&mut run, &newest, &changes);
     say_rate(&mut run, &of_checkpoint, newest.step);
     if run.session.config.run.steps != written.run.steps {
         // The next process has to know it too.
@@ -228,6 +219,20 @@ fn is_over(
     }
     let is_end = |event: &Value| event["event"] == "end" && event["step"] == newest.step;
     Ok(newest.step >= config.run.steps && directory.events()?.iter().any(is_end))
+}
+
+/// Says which checkpoints were passed over, and what was changed in the settings.
+fn say_notes(run: &mut Run<'_>, newest: &Checkpoint, changes: &[Change]) {
+    for note in newest.notes.iter().take(NOTES) {
+        run.observer.note(&format!("! {note}"));
+    }
+    if newest.notes.len() > NOTES {
+        let more = newest.notes.len() - NOTES;
+        run.observer.note(&format!("! and so were {more} more, all of them no whole checkpoints"));
+    }
+    for note in changes.iter().map(note) {
+        run.observer.note(&note);
+    }
 }
 
 /// Says what another number of steps does to a learning rate that decays.
