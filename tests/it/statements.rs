@@ -73,18 +73,24 @@ fn mentioned(source: &str, test: &str) -> Option<BTreeSet<String>> {
 fn statements_in(comment: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut document = None;
-    for word in comment.split_whitespace() {
-        let word = word.trim_matches(|letter: char| !letter.is_alphanumeric());
-        match (word.trim_end_matches(".md"), document) {
+    for spelt in comment.split_whitespace() {
+        let word = spelt.trim_matches(|letter: char| !letter.is_alphanumeric());
+        match (word.to_lowercase().trim_end_matches(".md"), document) {
             ("rollouts", _) => document = Some("Rollouts"),
             ("objective", _) => document = Some("Objective"),
             ("field", _) => document = Some("Field"),
             ("reliability" | "experience", _) => document = None,
+            // Comments that were written before the list was numbered from 1 say `objective.md 5.9`.
             (number, Some("Objective")) => {
-                found.extend(number.strip_prefix("5.").map(|number| format!("Objective {number}")));
+                let number = number.strip_prefix("5.").unwrap_or(number);
+                found.insert(format!("Objective {number}"));
             }
             (number, Some(name)) => drop(found.insert(format!("{name} {number}"))),
             (_, None) => {}
+        }
+        // A colon ends the numbers, and the reason begins.
+        if spelt.ends_with(':') {
+            document = None;
         }
     }
     found
@@ -134,12 +140,18 @@ fn rows_and_comments_are_read_as_they_are_written() {
         tests: vec![test("a/b.rs", "one"), test("c.rs", "two")],
     };
     assert_eq!(rows(table), [expected]);
-    let source = "// rollouts.md 13.4 (5.1), and 13.40; objective.md 5.9: why\n#[test]\nfn one() {}\nfn two() {}\n";
-    let names = mentioned(source, "one").expect("it is a test");
-    for name in ["Rollouts 13.4", "Rollouts 5.1", "Rollouts 13.40", "Objective 9"] {
-        assert!(names.contains(name), "{names:?}");
+    let body = "#[test]\nfn one() {}\nfn two() {}\n";
+    let source = format!("// Rollouts 13.4 (5.1), and 13.40; Objective 9: 7 bounds\n{body}");
+    let older = format!("// rollouts.md 13.4 (5.1), and 13.40; objective.md 5.9: 7 bounds\n{body}");
+    for source in [&source, &older] {
+        let names = mentioned(source, "one").expect("it is a test");
+        for name in ["Rollouts 13.4", "Rollouts 5.1", "Rollouts 13.40", "Objective 9"] {
+            assert!(names.contains(name), "{names:?}");
+        }
+        for name in ["Rollouts 5.9", "Rollouts 13.41", "Objective 7"] {
+            assert!(!names.contains(name), "{names:?}");
+        }
     }
-    assert!(!names.contains("Rollouts 5.9") && !names.contains("Rollouts 13.41"));
-    assert_eq!(mentioned(source, "two"), None, "it is none");
-    assert_eq!(mentioned(source, "three"), None);
+    assert_eq!(mentioned(&source, "two"), None, "it is none");
+    assert_eq!(mentioned(&source, "three"), None);
 }

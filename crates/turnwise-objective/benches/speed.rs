@@ -1,6 +1,7 @@
-//! How long a step of 4096 sequences of 1024 tokens takes on one core, in milliseconds: the best of seven runs.
+//! Measures a step of 4096 sequences of 1024 tokens on one core, in milliseconds: the best of seven
+//! runs.
 
-// A benchmark prints; and a failed unwrap is a failed benchmark.
+// Benchmarks print, and a failed unwrap is a failed benchmark.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::hint::black_box;
@@ -11,7 +12,7 @@ use turnwise_objective::{Advantages, Clip, Grpo, GspoToken, LengthWeight, Object
 const N_SEQUENCES: usize = 4096;
 const N_TOKENS: usize = 1024;
 
-/// Numbers in 0..1 that look random.
+/// Returns pseudo-random numbers in 0..1.
 fn uniforms(n: usize, seed: u64) -> Vec<f64> {
     let mut state = seed | 1;
     let mut next = || {

@@ -4,18 +4,18 @@
 //! because they never meet. Two rules hold for all of them: a group whose rewards are all equal
 //! gets exactly 0, and so does a group of one.
 //!
-//! What divides by a standard deviation does not depend on the unit of the rewards when its epsilon
-//! is 0: rewards of 1e-300 and of 1e300 train alike. Published formulas add an epsilon of 1e-6 or
-//! 1e-4, so that equal rewards do not divide 0 by 0; here equality is decided apart, where rewards
-//! that differ by [`ROUNDING`] or less count as equal, and an epsilon is needed only for numbers that
-//! somebody else computed with one.
+//! An advantage that is divided by a standard deviation does not depend on the unit of the rewards
+//! if its epsilon is 0: rewards of 1e-300 and of 1e300 train alike. Published formulas add an
+//! epsilon of 1e-6 or 1e-4, so that equal rewards do not divide 0 by 0. Here rewards that differ by
+//! [`ROUNDING`] or less count as equal, so an epsilon is needed only to reproduce numbers that were
+//! computed with one.
 
 use std::error::Error;
 use std::fmt;
 
 use crate::sum::sum;
 
-/// Which standard deviation.
+/// The convention for the standard deviation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Std {
     /// Divides by n − 1, as `torch.std` does.
@@ -33,7 +33,7 @@ impl Std {
     }
 }
 
-/// A rule that turns the rewards of one group into advantages, as a value for settings.
+/// A rule that maps the rewards of one group to advantages, as a value for settings.
 ///
 /// ```
 /// use turnwise_objective::{GroupAdvantage, mean_only};
@@ -47,7 +47,7 @@ pub enum GroupAdvantage {
     MeanStd {
         /// The convention for the standard deviation.
         std: Std,
-        /// What is added to it; 0 for advantages that do not depend on the unit of the rewards.
+        /// The number added to it; 0 for advantages that do not depend on the unit of the rewards.
         epsilon: f64,
     },
     /// [`mean_only`].
@@ -57,11 +57,11 @@ pub enum GroupAdvantage {
 }
 
 impl GroupAdvantage {
-    /// The advantages of one group.
+    /// Returns the advantages of one group.
     ///
     /// # Errors
     ///
-    /// Those of the function the rule names.
+    /// Those of the named function.
     pub fn of(&self, rewards: &[f64]) -> Result<Vec<f64>, AdvantageError> {
         match *self {
             Self::MeanStd { std, epsilon } => mean_std(rewards, std, epsilon),
@@ -71,7 +71,7 @@ impl GroupAdvantage {
     }
 }
 
-/// Why there are no advantages.
+/// The reason why there are no advantages.
 ///
 /// ```
 /// use turnwise_objective::{AdvantageError, mean_only};
@@ -85,14 +85,14 @@ impl GroupAdvantage {
 pub enum AdvantageError {
     /// A reward or return is NaN or infinite.
     NonFinite {
-        /// Whose: the position in the group.
+        /// The member's position in the group.
         member: usize,
-        /// Of which turn, where there are turns.
+        /// The turn, if rewards are given per turn.
         turn: Option<usize>,
         /// The number.
         value: f64,
     },
-    /// The rewards are further apart than f64 can say.
+    /// The rewards are further apart than f64 can represent.
     Overflow,
     /// An epsilon or a given standard deviation is negative or not finite.
     InvalidScale {
@@ -101,11 +101,11 @@ pub enum AdvantageError {
     },
     /// Two slices do not describe the same members or turns.
     LengthMismatch {
-        /// Which slice.
+        /// The name of the slice.
         slice: &'static str,
-        /// How many entries it should have.
+        /// The expected number of entries.
         expected: usize,
-        /// How many it has.
+        /// The number of entries.
         actual: usize,
     },
 }
@@ -132,7 +132,8 @@ impl fmt::Display for AdvantageError {
 
 impl Error for AdvantageError {}
 
-/// Reward minus group mean, divided by the group's standard deviation; shape: one per reward.
+/// Returns reward minus group mean, divided by the group's standard deviation; shape: one per
+/// reward.
 ///
 /// ```text
 /// A_i = (r_i − mean r) / (std r + epsilon)          arXiv 2507.18071, eq. 6, which has no epsilon
@@ -156,7 +157,7 @@ impl Error for AdvantageError {}
 pub fn mean_std(rewards: &[f64], std: Std, epsilon: f64) -> Result<Vec<f64>, AdvantageError> {
     expect_scale(epsilon)?;
     let mut deviations = match Deviations::of(rewards) {
-        // Halves are as far apart from each other as the whole, in units of their deviation.
+        // Halved rewards have the same deviations, in units of their standard deviation.
         Err(AdvantageError::Overflow) => return mean_std(&halves(rewards), std, epsilon / 2.0),
         deviations => deviations?,
     };
@@ -168,7 +169,7 @@ pub fn mean_std(rewards: &[f64], std: Std, epsilon: f64) -> Result<Vec<f64>, Adv
     Ok(deviations.values)
 }
 
-/// Reward minus group mean; shape: one per reward, in units of reward.
+/// Returns reward minus group mean; shape: one per reward, in units of reward.
 ///
 /// ```text
 /// A_i = r_i − mean r                                Dr.GRPO, arXiv 2503.20783
@@ -191,7 +192,7 @@ pub fn mean_only(rewards: &[f64]) -> Result<Vec<f64>, AdvantageError> {
     Ok(deviations.values)
 }
 
-/// Reward minus the mean of the others' rewards; shape: one per reward, in units of reward.
+/// Returns reward minus the mean of the others' rewards; shape: one per reward, in units of reward.
 ///
 /// ```text
 /// A_i = r_i − 1/(n−1) Σ_{j≠i} r_j                   RLOO, arXiv 2402.14740
@@ -214,8 +215,8 @@ pub fn leave_one_out(rewards: &[f64]) -> Result<Vec<f64>, AdvantageError> {
     Ok(deviations.values)
 }
 
-/// Reward minus group mean, divided by a standard deviation from elsewhere, such as the whole
-/// batch's.
+/// Returns reward minus group mean, divided by a given standard deviation, such as that of the
+/// whole batch.
 ///
 /// ```text
 /// A_i = (r_i − mean r) / (std_batch + epsilon)
@@ -242,17 +243,17 @@ pub fn mean_with_std_of(
     Ok(deviations.values)
 }
 
-/// Reward minus the mean of its group, divided by the standard deviation of *all* those differences
-/// in the batch: REINFORCE++ with baseline. Shape: as the groups.
+/// Returns reward minus the mean of its group, divided by the standard deviation of *all* those
+/// differences in the batch: REINFORCE++ with baseline. Shape: as the groups.
 ///
 /// ```text
 /// d_gi = r_gi − mean_j r_gj
 /// A_gi = d_gi / (std_{gj} d_gj + epsilon)                       arXiv 2501.03262v9, section 3
 /// ```
 ///
-/// The paper also subtracts the mean of d, which is 0. One scale for the batch bends no group's
-/// gradient against another's, as a standard deviation per group does. Groups whose rewards are all
-/// equal up to [`ROUNDING`] get exactly 0, and count in the standard deviation.
+/// The paper also subtracts the mean of d, which is 0. A single scale for the batch preserves the
+/// relative weight of the groups' gradients, unlike a standard deviation per group. Groups whose
+/// rewards are all equal up to [`ROUNDING`] get exactly 0, and count in the standard deviation.
 ///
 /// # Errors
 ///
@@ -293,7 +294,7 @@ pub fn normalised_over_batch(
     Ok(centred)
 }
 
-/// The standard deviation of some numbers, exactly 0 if they are all equal or fewer than two.
+/// Returns the standard deviation of `values`, exactly 0 if they are all equal or fewer than two.
 ///
 /// # Errors
 ///
@@ -311,12 +312,12 @@ pub fn standard_deviation(values: &[f64], std: Std) -> Result<f64, AdvantageErro
     Ok(deviations.standard_deviation(std) * deviations.unit)
 }
 
-/// Numbers that are this close, relative to the largest of them, count as equal: they differ by the
-/// order in which something was added up. A sum of some thousand terms is off by less.
+/// Rewards that differ by at most this fraction of the largest count as equal: they differ by the
+/// order of their additions. The rounding error of a sum of some thousand terms is smaller.
 pub const ROUNDING: f64 = 1e-12;
 
-/// Whether a group teaches nothing: its rewards are all equal up to [`ROUNDING`], or there is at most
-/// one.
+/// Returns whether a group has no gradient: its rewards are all equal up to [`ROUNDING`], or it has
+/// at most one member.
 ///
 /// ```
 /// use turnwise_objective::has_zero_variance;
@@ -330,7 +331,7 @@ pub const ROUNDING: f64 = 1e-12;
 pub fn has_zero_variance(rewards: &[f64]) -> bool {
     let Some(first) = rewards.first() else { return true };
     let largest = rewards.iter().fold(0.0_f64, |largest, reward| largest.max(reward.abs()));
-    // Halves, whose difference does not overflow.
+    // Halves, because their difference does not overflow.
     let close = |reward: &f64| (reward / 2.0 - first / 2.0).abs() < ROUNDING * (largest / 2.0);
     rewards.iter().all(|reward| reward == first || close(reward))
 }
@@ -341,8 +342,8 @@ fn halves(rewards: &[f64]) -> Vec<f64> {
 
 /// r_i − mean r, in units of the largest |r_i − r_0|.
 ///
-/// Differences from the first reward are exactly 0 for equal rewards, whatever they are, and do not
-/// care about a common offset; the unit keeps their squares in range.
+/// Differences from the first reward are exactly 0 for equal rewards and do not depend on a common
+/// offset; the unit keeps their squares in range.
 #[derive(Debug)]
 struct Deviations {
     values: Vec<f64>,
@@ -372,14 +373,14 @@ impl Deviations {
         Ok(Self { values, unit })
     }
 
-    /// In units of `self.unit`.
+    /// Returns the standard deviation in units of `self.unit`.
     fn standard_deviation(&self, std: Std) -> f64 {
         let squares = sum(self.values.iter().map(|value| value * value));
         // A group of one has no squares, and Std::Sample would divide them by 0.
         if squares == 0.0 { 0.0 } else { (squares / std.divisor(self.values.len())).sqrt() }
     }
 
-    /// Divides by a number that may be 0 where all deviations are.
+    /// Divides by a number that may be 0 if all deviations are 0.
     fn divide_by(&mut self, scale: f64) {
         self.values.iter_mut().filter(|value| **value != 0.0).for_each(|value| *value /= scale);
     }

@@ -1,4 +1,4 @@
-//! Credit from turns that acted in the same state.
+//! Credit from turns with the same anchor state.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,7 +6,7 @@ use std::hash::Hash;
 use crate::advantage::{AdvantageError, GroupAdvantage};
 use crate::credit::{expect_finite, expect_length};
 
-/// The return of each turn, compared with the returns of the turns of the group that acted from the
+/// Compares the return of each turn with the returns of the turns of the group that acted from the
 /// same anchor state: GiGPO's step advantage (arXiv 2505.10978, eq. 6 to 8).
 ///
 /// ```text
@@ -14,14 +14,14 @@ use crate::credit::{expect_finite, expect_length};
 /// F      = std G, or 1                    the paper evaluates both
 /// ```
 ///
-/// `anchors` says in which state each turn acted: equal values, equal states. A state that only one
-/// turn met teaches nothing: 0. Give it discounted returns ([`reward_to_go`](crate::reward_to_go);
-/// the paper's γ is 0.95), and mix it with the episode's advantage by [`mix`](crate::mix) with turn
-/// weight ω (the paper's is 1).
+/// `anchors` identifies the state in which each turn acted: equal values mean equal states. A state
+/// that only one turn reached gives 0. Pass discounted returns
+/// ([`reward_to_go`](crate::reward_to_go); the paper's γ is 0.95), and mix the result with the
+/// episode's advantage by [`mix`](crate::mix) with turn weight ω (the paper's is 1).
 ///
-/// A state is reached before it is acted in, so the comparison is fair whenever a trajectory stops.
-/// With F = std every state gets a scale of its own, which bends the gradient's direction; with
-/// [`GroupAdvantage::MeanOnly`] it points the true way in large groups.
+/// A turn's state precedes its action, so the comparison is unbiased even if the policy decides
+/// when to stop. With F = std every state gets its own scale, which changes the gradient's
+/// direction; with [`GroupAdvantage::MeanOnly`] the direction is right in large groups.
 ///
 /// # Errors
 ///
@@ -31,7 +31,7 @@ use crate::credit::{expect_finite, expect_length};
 /// ```
 /// use turnwise_objective::{GroupAdvantage, by_anchor_state};
 ///
-/// // Both began in the lobby; one then went on to the office, where the other never was.
+/// // Both began in the lobby; only the first continued to the office.
 /// let returns = [vec![1.0, 1.0], vec![0.0]];
 /// let anchors = [vec!["lobby", "office"], vec!["lobby"]];
 /// let step = by_anchor_state(&returns, &anchors, GroupAdvantage::MeanOnly)?;
@@ -54,7 +54,7 @@ pub fn by_anchor_state<K: Eq + Hash>(
     }
     let mut advantages: Vec<Vec<f64>> =
         returns.iter().map(|turns| vec![0.0; turns.len()]).collect();
-    // Each state writes its own turns, so their order in the map does not matter.
+    // Each state writes only its own turns, so the order of the map does not matter.
     for places in visits.values() {
         let met: Vec<f64> = places.iter().map(|&(member, turn)| returns[member][turn]).collect();
         for (&(member, turn), advantage) in places.iter().zip(rule.of(&met)?) {

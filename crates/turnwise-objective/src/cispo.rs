@@ -6,19 +6,19 @@ use crate::sum::LANES;
 use crate::token_terms::{Lanes, Term, Terms, sum_terms, weighted_logprob};
 use crate::{Clip, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss};
 
-/// CISPO: REINFORCE whose detached importance weight is cut, so that every token keeps a gradient
-/// (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
+/// CISPO: REINFORCE with a clipped, detached importance weight, so that every token keeps a
+/// gradient (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
 ///
 /// ```text
 /// J  = (1/Σ_i n_i) Σ_i Σ_t sg[ clip(r_t, 1−ε_l, 1+ε_h) ] A_t log π_θ(y_t)
 /// ∇J = (1/Σ_i n_i) Σ_i Σ_t     clip(r_t, 1−ε_l, 1+ε_h)   A_t ∇log π_θ(y_t)
 /// ```
 ///
-/// The value is not what the gradient differentiates: the weight is detached. Nothing is clipped
-/// away; tokens whose weight was cut are counted in
+/// The value is not what the gradient differentiates, because the weight is detached. Clipping
+/// removes no gradient; tokens with a clipped weight are counted in
 /// [`SequenceStats::n_truncated`](crate::SequenceStats::n_truncated). The paper sets no lower bound
-/// and does not state its upper one, so there is no `PAPER` here. log π_θ < −10⁶ is cut there in
-/// the value.
+/// and does not state its upper bound, so there is no `PAPER` constant. The value clamps log π_θ at
+/// −10⁶.
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Cispo, Objective, Sequence};
@@ -38,7 +38,7 @@ pub struct Cispo {
 }
 
 impl Cispo {
-    /// Weights from 1 − `low` (from 0 without it) to 1 + `high`.
+    /// Creates CISPO with weights from 1 − `low` (from 0 without it) to 1 + `high`.
     ///
     /// # Errors
     ///
@@ -47,13 +47,13 @@ impl Cispo {
         Ok(Self { low, clip: Clip::new(low.unwrap_or(0.0), high)? })
     }
 
-    /// ε_l, where there is a lower bound.
+    /// Returns ε_l, if there is a lower bound.
     #[must_use]
     pub fn low(&self) -> Option<f64> {
         self.low
     }
 
-    /// ε_h.
+    /// Returns ε_h.
     #[must_use]
     pub fn high(&self) -> f64 {
         self.clip.high()

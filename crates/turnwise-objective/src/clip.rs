@@ -4,7 +4,7 @@ use crate::ObjectiveError;
 use crate::sum::LANES;
 use crate::vector::lanes;
 
-/// The range 1 − ε_l ..= 1 + ε_h in which a ratio is left alone.
+/// The range 1 − ε_l ..= 1 + ε_h in which a ratio is not clipped.
 ///
 /// A ratio exactly at a bound is inside: it has its full gradient.
 ///
@@ -36,7 +36,7 @@ impl Clip {
     /// ε = 0.2 on both sides: PPO, arXiv 1707.06347, section 6.1.
     pub const PAPER_PPO: Self = Self { low: 0.2, high: 0.2, dual: None };
 
-    /// The range 1 − `low` ..= 1 + `high`.
+    /// Creates the range 1 − `low` ..= 1 + `high`.
     ///
     /// # Errors
     ///
@@ -50,18 +50,18 @@ impl Clip {
         }
     }
 
-    /// The same range with a second upper bound, for negative advantages (dual clip, arXiv
-    /// 1912.09729, eq. 5, with bound 3).
+    /// Adds a second upper bound for negative advantages (dual clip, arXiv 1912.09729, eq. 5, with
+    /// bound 3).
     ///
     /// ```text
     /// A < 0:  max( min(r A, clip(r) A), bound · A )      so that r > bound has no gradient
     /// ```
     ///
-    /// The range alone leaves a ratio unlimited above where the advantage is negative: one token
+    /// The range alone does not bound a ratio from above if the advantage is negative: one token
     /// that has become far more probable can dominate a step. With token ratios that token loses
-    /// its gradient. With a sequence's ratio (GSPO) the bound is on s_i: where it is exceeded, *all*
-    /// of the sequence's tokens with a negative advantage lose theirs, and since log s_i is a mean
-    /// over tokens, no single token gets it there.
+    /// its gradient. With a sequence's ratio (GSPO) the bound is on s_i: if s_i exceeds it, *all*
+    /// of the sequence's tokens with a negative advantage lose their gradient. Since log s_i is a
+    /// mean over tokens, a single token rarely moves it that far.
     ///
     /// # Errors
     ///
@@ -88,25 +88,25 @@ impl Clip {
         }
     }
 
-    /// The second upper bound, for negative advantages, if there is one.
+    /// Returns the second upper bound, for negative advantages, if there is one.
     #[must_use]
     pub fn dual(&self) -> Option<f64> {
         self.dual
     }
 
-    /// ε_l.
+    /// Returns ε_l.
     #[must_use]
     pub fn low(&self) -> f64 {
         self.low
     }
 
-    /// ε_h.
+    /// Returns ε_h.
     #[must_use]
     pub fn high(&self) -> f64 {
         self.high
     }
 
-    /// ln(1 + ε_h) − ln(1 − ε_l), the width of the range in log space.
+    /// Returns ln(1 + ε_h) − ln(1 − ε_l), the width of the range in log space.
     #[must_use]
     pub fn log_width(&self) -> f64 {
         self.high.ln_1p() - (-self.low).ln_1p()
@@ -124,7 +124,7 @@ pub(crate) struct Band {
     /// The dual clip's bound and its logarithm; ∞ without one.
     pub(crate) dual: f64,
     log_dual: f64,
-    /// How near to a bound log space cannot tell the two sides apart.
+    /// The distance from a bound within which log space cannot tell the two sides apart.
     tie: f64,
 }
 
@@ -146,11 +146,11 @@ impl From<Clip> for Band {
 }
 
 impl Band {
-    /// Whether the ratio is strictly below 1 − ε_l.
+    /// Returns whether the ratio is strictly below 1 − ε_l.
     ///
-    /// Decided in log space, where no ratio overflows. Within a few roundings of the bound the
-    /// logarithm of the bound is itself rounded, so there the ratio decides: a ratio that equals
-    /// the bound in f64 is not beyond it, the next one is.
+    /// The decision is made in log space, where no ratio overflows. Within a few roundings of the
+    /// bound, the logarithm of the bound is itself rounded, so there the ratio decides: a ratio
+    /// that equals the bound in f64 is inside, the next one is outside.
     #[inline(always)]
     pub(crate) fn is_below(&self, log_ratio: f64) -> bool {
         if (log_ratio - self.log_low).abs() > self.tie {
@@ -160,7 +160,7 @@ impl Band {
         }
     }
 
-    /// Whether the ratio is strictly above 1 + ε_h; decided like [`Band::is_below`].
+    /// Returns whether the ratio is strictly above 1 + ε_h; decided like [`Band::is_below`].
     #[inline(always)]
     pub(crate) fn is_above(&self, log_ratio: f64) -> bool {
         if (log_ratio - self.log_high).abs() > self.tie {
@@ -170,13 +170,13 @@ impl Band {
         }
     }
 
-    /// Whether the ratio is strictly above the dual clip's bound; never without one.
+    /// Returns whether the ratio is strictly above the dual clip's bound; false without one.
     #[inline(always)]
     pub(crate) fn is_beyond_dual(&self, log_ratio: f64) -> bool {
         log_ratio > self.log_dual
     }
 
-    /// [`Band::is_below`] and [`Band::is_above`] of eight log ratios.
+    /// Applies [`Band::is_below`] and [`Band::is_above`] to eight log ratios.
     #[inline(always)]
     pub(crate) fn sides(&self, log_ratios: &[f64; LANES]) -> ([bool; LANES], [bool; LANES]) {
         let mut is_near = false;

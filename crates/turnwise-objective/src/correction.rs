@@ -1,9 +1,9 @@
-//! Weights for tokens that were drawn by something other than the policy the trainer takes them
-//! for: an inference engine that rounds differently, or weights that are behind.
+//! Importance weights for tokens whose recorded log-probabilities are not those of the trainer's
+//! policy: the inference engine rounds differently, or its weights are older.
 //!
-//! Every function gives one detached weight per token, to be multiplied into the advantages
-//! ([`weighted`]). A weight of 0 takes a token's gradient away and nothing else: the token still
-//! counts in n_i and in s_i.
+//! Every function returns one detached weight per token, to be multiplied into the advantages
+//! ([`weighted`]). A weight of 0 removes only the token's gradient: the token still counts in n_i
+//! and in s_i.
 
 use std::ops::Range;
 
@@ -11,21 +11,21 @@ use crate::sequence::expect_length;
 use crate::sum::sum;
 use crate::{Advantages, ObjectiveError, Sequence};
 
-/// What shares one importance weight.
+/// The scope of one importance weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CorrectionLevel<'a> {
-    /// Each token: r_t. Small variance, and biased, because what came before is not corrected.
+    /// Each token: r_t. Low variance, but biased, because the tokens before it are not corrected.
     Token,
     /// The sequence, by the product: Π_t r_t. Unbiased, with a variance that grows with length.
     Sequence,
     /// The sequence, by the geometric mean: (Π_t r_t)^(1/n_i).
     GeometricMean,
-    /// Each stretch, by its geometric mean; these many tokens each, in order. One stretch per policy
-    /// version is the rule of a partial rollout.
+    /// Each segment, by its geometric mean; the slice holds the number of tokens of each, in order.
+    /// A partial rollout has one segment per policy version.
     Segments(&'a [usize]),
 }
 
-/// What happens to a weight that is too large or too small.
+/// The treatment of a weight that is too large or too small.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CorrectionRule {
     /// min(r, `max`): truncated importance sampling. 2 is usual at token level (Yao et al. 2025,
@@ -37,16 +37,16 @@ pub enum CorrectionRule {
     /// r if `low` ≤ r ≤ `high`, else 0: masked importance sampling. 0.5 and 5 at token level in
     /// IcePop (arXiv 2510.18855).
     Mask {
-        /// The least weight that is kept.
+        /// The smallest weight that is kept.
         low: f64,
-        /// The greatest weight that is kept.
+        /// The largest weight that is kept.
         high: f64,
     },
 }
 
 impl CorrectionRule {
-    /// The weight of a log ratio. The exponential of a product that overflows is ∞, which meets the
-    /// cap like any other number.
+    /// Returns the weight of a log ratio. The exponential of a product that overflows is ∞, which
+    /// is capped like any other number.
     fn weight(self, log_ratio: f64) -> f64 {
         let ratio = log_ratio.exp();
         match self {
@@ -69,19 +69,19 @@ impl CorrectionRule {
     }
 }
 
-/// One weight per token: π_trainer/π_recorded, at a level, under a rule.
+/// Returns one weight per token: π_trainer/π_recorded, at a level, under a rule.
 ///
 /// ```text
 /// r_t = π_trainer(y_t) / π_recorded(y_t),  the trainer's before its first step on the batch
 /// ```
 ///
-/// Where both log-probabilities are equal the weight is exactly 1.
+/// If both log-probabilities are equal, the weight is exactly 1.
 ///
 /// # Errors
 ///
 /// [`ObjectiveError::LengthMismatch`]; [`ObjectiveError::InvalidSetting`] for a bound;
-/// [`ObjectiveError::NonFinite`] for a number that is not finite, except for a trainer's −∞, a ratio
-/// of 0.
+/// [`ObjectiveError::NonFinite`] for a number that is not finite, except for a trainer's −∞, which
+/// is a ratio of 0.
 ///
 /// ```
 /// use turnwise_objective::{CorrectionLevel, CorrectionRule, correction_weights};
@@ -124,14 +124,15 @@ pub fn correction_weights(
     })
 }
 
-/// Off-policy sequence masking: weight 0 for the tokens with a negative advantage in a sequence that
-/// its policy has left behind, 1 for all others (DeepSeek-V3.2, arXiv 2512.02556, eq. 9).
+/// Masks off-policy sequences: weight 0 for the tokens with a negative advantage in a sequence that
+/// has become improbable under the policy, 1 for all others (DeepSeek-V3.2, arXiv 2512.02556, eq.
+/// 9).
 ///
 /// ```text
 /// w_t = 0 if A_t < 0 and (1/n_i) Σ_t [log π_b(y_t) − log π_θ(y_t)] > max_kl, else 1
 /// ```
 ///
-/// A mistake that the policy would no longer make teaches little, and its gradient is not bounded
+/// A mistake that the policy would no longer make is a weak signal, and its gradient is not bounded
 /// from above.
 ///
 /// # Errors
@@ -163,7 +164,7 @@ pub fn off_policy_mask(sequence: &Sequence<'_>, max_kl: f64) -> Result<Vec<f64>,
     })
 }
 
-/// w_t A_t: advantages with their weights in them. Weights of 1 leave every bit alone.
+/// Multiplies advantages by weights: w_t A_t. Weights of 1 change no bit.
 ///
 /// # Errors
 ///
@@ -190,7 +191,7 @@ pub fn weighted(advantages: Advantages<'_>, weights: &[f64]) -> Result<Vec<f64>,
     }
 }
 
-/// log π − log π_recorded of each token; −∞ where the first is.
+/// Returns log π − log π_recorded of each token; −∞ if the first is −∞.
 fn log_ratios_of(logprobs: &[f64], recorded: &[f64]) -> Result<Vec<f64>, ObjectiveError> {
     expect_length("recorded_logprobs", logprobs.len(), recorded.len())?;
     for (token, (&logprob, &recorded)) in logprobs.iter().zip(recorded).enumerate() {
@@ -205,7 +206,7 @@ fn log_ratios_of(logprobs: &[f64], recorded: &[f64]) -> Result<Vec<f64>, Objecti
     Ok(logprobs.iter().zip(recorded).map(|(logprob, recorded)| logprob - recorded).collect())
 }
 
-/// Their sum; −∞ where one of them is.
+/// Returns the sum of log ratios; −∞ if one of them is −∞.
 fn total(log_ratios: &[f64]) -> f64 {
     if log_ratios.contains(&f64::NEG_INFINITY) {
         return f64::NEG_INFINITY;

@@ -1,21 +1,21 @@
 //! Credit for the turns of the trajectories of one group.
 //!
-//! Turns come in as numbers: `rewards[i][k]` is the reward of turn k of trajectory i, and
-//! trajectories may have different numbers of turns. What comes out has the same shape, one
-//! advantage per turn, and [`spread_over_tokens`] gives it to the tokens.
+//! `rewards[i][k]` is the reward of turn k of trajectory i; trajectories may have different numbers
+//! of turns. The result has the same shape, one advantage per turn, and [`spread_over_tokens`]
+//! assigns it to the tokens.
 
 use crate::advantage::{AdvantageError, Std, leave_one_out, mean_only, mean_std};
 use crate::sum::sum;
 
-/// The discounted sum of the rewards from each turn on; shape: one per turn.
+/// Returns the discounted sum of the rewards from each turn on; shape: one per turn.
 ///
 /// ```text
 /// G_k = Σ_{j≥k} gamma^(j−k) r_j
 /// ```
 ///
-/// With gamma 1, G_0 is the return of the trajectory. A reward that is not finite makes the turns
-/// before it not finite too, which the functions that compare trajectories, and every objective,
-/// refuse.
+/// With gamma 1, G_0 is the return of the trajectory. A reward that is not finite makes the returns
+/// of the turns before it not finite too; the functions that compare trajectories, and every
+/// objective, refuse them.
 ///
 /// ```
 /// assert_eq!(turnwise_objective::reward_to_go(&[1.0, 0.0, 4.0], 0.5), [2.0, 2.0, 4.0]);
@@ -29,9 +29,9 @@ pub fn reward_to_go(rewards: &[f64], gamma: f64) -> Vec<f64> {
     to_go
 }
 
-/// [`reward_to_go`] with the reward of the whole trajectory added to that of its last turn.
+/// Adds the reward of the whole trajectory to that of its last turn, then applies [`reward_to_go`].
 ///
-/// A trajectory without turns has nowhere to put it and stays empty.
+/// A trajectory without turns stays empty.
 ///
 /// ```
 /// assert_eq!(turnwise_objective::reward_to_go_with_outcome(&[0.25, 0.0], 1.0, 1.0), [1.25, 1.0]);
@@ -45,7 +45,7 @@ pub fn reward_to_go_with_outcome(rewards: &[f64], outcome: f64, gamma: f64) -> V
     reward_to_go(&rewards, gamma)
 }
 
-/// The advantage of a trajectory, given to each of its turns: GSPO's credit.
+/// Assigns the advantage of a trajectory to each of its turns: GSPO's credit.
 ///
 /// # Errors
 ///
@@ -68,7 +68,7 @@ pub fn broadcast_outcome(
         .collect())
 }
 
-/// The return from each turn on minus the group's mean return.
+/// Returns the return from each turn on minus the group's mean return.
 ///
 /// ```text
 /// A_ik = G_ik − mean_j G_j0
@@ -93,8 +93,8 @@ pub fn minus_mean_return(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, AdvantageE
     shifted_by_first_turn(to_go, mean_only)
 }
 
-/// The return from each turn on minus the mean return of the *other* trajectories; 0 for a
-/// trajectory that is alone.
+/// Returns the return from each turn on minus the mean return of the *other* trajectories; 0 for a
+/// trajectory that is alone in its group.
 ///
 /// ```text
 /// A_ik = G_ik − 1/(n−1) Σ_{j≠i} G_j0
@@ -121,17 +121,17 @@ pub fn minus_mean_return_of_others(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, 
     shifted_by_first_turn(to_go, leave_one_out)
 }
 
-/// The return from each turn on minus the mean return from that turn on of the *other*
-/// trajectories that got as far: a baseline per turn. 0 for a trajectory that is alone.
+/// Returns the return from each turn on minus the mean return from the same turn on of the *other*
+/// trajectories that have it: a baseline per turn. 0 for a trajectory that is alone in its group.
 ///
 /// ```text
 /// A_ik = G_ik − mean_{j≠i, j has a turn k} G_jk          or − mean_{j≠i} G_j0 where no other has one
 /// ```
 ///
-/// What the others earned does not depend on how this trajectory acts, so the expected policy
-/// gradient is the true one, and unlike [`per_turn_index_biased`] that holds when the policy decides
-/// when to stop: what a trajectory's own stopping cost stays in its G_ik. The variance is smaller
-/// than with one baseline for the whole trajectory where rewards come turn by turn.
+/// The others' rewards do not depend on this trajectory's actions, so the expected policy gradient
+/// is the true one. Unlike [`per_turn_index_biased`], this holds if the policy decides when to
+/// stop: the cost of stopping stays in G_ik. If rewards are given turn by turn, the variance is
+/// smaller than with one baseline for the whole trajectory.
 ///
 /// # Errors
 ///
@@ -147,7 +147,7 @@ pub fn minus_mean_return_of_others(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, 
 /// ```
 pub fn minus_mean_return_at_turn(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, AdvantageError> {
     expect_finite(to_go)?;
-    // Differences from the member's own return are exactly 0 where all returns are equal.
+    // Differences from the member's own return are exactly 0 if all returns are equal.
     let excess = |member: usize, turn: usize, at: usize| -> Option<f64> {
         let others = to_go.iter().enumerate().filter(|(other, _)| *other != member);
         let values: Vec<f64> = others
@@ -164,17 +164,17 @@ pub fn minus_mean_return_at_turn(to_go: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Ad
         .collect())
 }
 
-/// All the turns of a group, normalised together: mean 0 and standard deviation 1 over every turn
-/// of every trajectory.
+/// Normalises all turns of a group together: mean 0 and standard deviation 1 over every turn of
+/// every trajectory.
 ///
 /// ```text
 /// A_ik = (v_ik − mean_{jl} v_jl) / (std_{jl} v_jl + epsilon)
 /// ```
 ///
-/// Give it returns ([`reward_to_go`]). The mean counts a trajectory as often as it has turns, so in
+/// Pass returns ([`reward_to_go`]). The mean counts a trajectory once for each of its turns, so in
 /// a small group the baseline depends a little on when a trajectory stopped; the bias vanishes as
-/// 1/n. Of immediate rewards, it is the credit of a policy that does not look ahead, in a group of
-/// any size.
+/// 1/n. With immediate rewards, it is the credit of a policy that does not look ahead, in a group
+/// of any size.
 ///
 /// # Errors
 ///
@@ -199,19 +199,19 @@ pub fn normalised_over_all_turns(
     Ok(values.iter().map(|turns| advantages.by_ref().take(turns.len()).collect()).collect())
 }
 
-/// **Biased**: turn k of a trajectory compared with turn k of the others; for comparison only.
+/// **Biased**: compares turn k of a trajectory with turn k of the others; for comparison only.
 ///
 /// ```text
 /// A_ik = (v_ik − mean_j v_jk) / (std_j v_jk + epsilon), j over the trajectories with a turn k
 /// ```
 ///
-/// Where the policy decides when to stop, reaching a turn is itself an outcome, and comparing only
-/// those that reached it hides what reaching it was worth. Example: every first turn earns 1, and
-/// going on earns c. Applied to rewards, all who went on get the same c, so all advantages are 0
-/// and so is the gradient for going on; the true one is p(1 − p)c. Applied to returns, each index
-/// gets a scale of its own, which bends the gradient's direction. Neither becomes better with
-/// larger groups. This is the normalisation of MT-GRPO (arXiv 2505.11821), which was proposed for
-/// trajectories with equal numbers of turns.
+/// If the policy decides when to stop, reaching a turn is itself an outcome, and comparing only the
+/// trajectories that reached it hides the value of reaching it. Example: every first turn earns 1,
+/// and continuing earns c. Applied to rewards, all trajectories that continued get the same c, so
+/// all advantages are 0 and so is the gradient for continuing; the true one is p(1 − p)c. Applied
+/// to returns, each index gets its own scale, which changes the gradient's direction. Neither
+/// improves with larger groups. This is the normalisation of MT-GRPO (arXiv 2505.11821), which was
+/// proposed for trajectories with equal numbers of turns.
 ///
 /// # Errors
 ///
@@ -247,7 +247,7 @@ pub fn per_turn_index_biased(
     Ok(advantages)
 }
 
-/// The advantage of the outcome and that of the turn, weighted and added.
+/// Returns the weighted sum of the outcome's advantage and the turn's advantage.
 ///
 /// ```text
 /// A_ik = outcome_weight · A_i + turn_weight · A_ik
@@ -276,7 +276,8 @@ pub fn mix(
         .collect())
 }
 
-/// The advantage of each turn of one trajectory, given to each of its sampled tokens, turn by turn.
+/// Assigns the advantage of each turn of one trajectory to each of its sampled tokens, turn by
+/// turn.
 ///
 /// # Errors
 ///
@@ -295,7 +296,7 @@ pub fn spread_over_tokens(
     Ok(turns.flat_map(|(&advantage, &n_tokens)| std::iter::repeat_n(advantage, n_tokens)).collect())
 }
 
-/// G_ik − b_i, where the rule turns the returns G_i0 into G_i0 − b_i.
+/// Returns G_ik − b_i, where the rule maps the returns G_i0 to G_i0 − b_i.
 fn shifted_by_first_turn(
     to_go: &[Vec<f64>],
     rule: fn(&[f64]) -> Result<Vec<f64>, AdvantageError>,

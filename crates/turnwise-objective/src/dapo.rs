@@ -12,9 +12,9 @@ use crate::{Clip, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss
 /// ∇J = (1/Σ_i n_i) Σ_i Σ_t r_t A_t a_t ∇log π_θ(y_t)
 /// ```
 ///
-/// A long sequence weighs more than a short one, each token the same. The paper's other parts are
-/// elsewhere: dynamic sampling drops the groups for which
-/// [`has_zero_variance`](crate::has_zero_variance) holds, and over-long shaping is
+/// A long sequence weighs more than a short one, because all tokens weigh the same. The other parts
+/// of the paper are separate: dynamic sampling drops the groups for which
+/// [`has_zero_variance`](crate::has_zero_variance) returns true, and over-long shaping is
 /// [`SoftOverlong`](crate::SoftOverlong).
 ///
 /// ```

@@ -30,7 +30,7 @@ use crate::{Clip, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss
 pub struct DrGrpo {
     /// The range of r_t.
     pub clip: Clip,
-    /// The constant: the most tokens a sequence may have. 0 counts as 1.
+    /// The constant: the maximal number of tokens of a sequence. 0 counts as 1.
     pub max_tokens: usize,
 }
 

@@ -1,12 +1,12 @@
-//! What can be wrong with the input of an objective.
+//! Errors of objectives.
 
 use std::error::Error;
 use std::fmt;
 
-/// Why an objective has no loss for its input.
+/// The reason why an objective cannot be evaluated.
 ///
 /// A token is named by its position in the [`Sequence`](crate::Sequence);
-/// [`evaluate_step`](crate::evaluate_step) adds which sequence it was.
+/// [`evaluate_step`](crate::evaluate_step) adds the position of the sequence.
 ///
 /// ```
 /// use turnwise_objective::{
@@ -25,35 +25,35 @@ use std::fmt;
 pub enum ObjectiveError {
     /// A clip bound is outside 0 ≤ low < 1, 0 ≤ high < ∞.
     InvalidClip {
-        /// The lower bound asked for.
+        /// The lower bound.
         low: f64,
-        /// The upper bound asked for.
+        /// The upper bound.
         high: f64,
     },
     /// The bound of a dual clip is not a finite number above 1 + ε_h.
     InvalidDualClip {
-        /// The bound asked for.
+        /// The bound.
         bound: f64,
         /// 1 + ε_h, which it must exceed.
         above: f64,
     },
     /// The objective needs a column that the sequence does not have.
     MissingColumn {
-        /// Which: "reference_logprobs" or "turns".
+        /// The column: "reference_logprobs" or "turns".
         column: &'static str,
     },
     /// A setting is outside its range.
     InvalidSetting {
-        /// Which one.
+        /// The name of the setting.
         setting: &'static str,
-        /// What it is.
+        /// Its value.
         value: f64,
-        /// What it may be.
+        /// The allowed range.
         range: &'static str,
     },
     /// A slice does not have one entry per token.
     LengthMismatch {
-        /// Which slice.
+        /// The name of the slice.
         slice: &'static str,
         /// The number of tokens.
         expected: usize,
@@ -62,7 +62,7 @@ pub enum ObjectiveError {
     },
     /// A number of a token, or a sum that ends at this token, is not finite where it must be.
     NonFinite {
-        /// Which number: "logprob", "behavior logprob", "reference logprob", "log ratio" or
+        /// The quantity: "logprob", "behavior logprob", "reference logprob", "log ratio" or
         /// "advantage".
         quantity: &'static str,
         /// The position of the token.
@@ -70,32 +70,33 @@ pub enum ObjectiveError {
         /// The number.
         value: f64,
     },
-    /// The objective needs one advantage for the whole sequence and was given different ones.
+    /// The objective needs one advantage for the whole sequence, and the advantages differ.
     NonUniformAdvantages {
         /// The first token whose advantage differs from that of token 0.
         token: usize,
     },
     /// The loss of a sequence with finite input is beyond the range of f64.
     LossOverflow {
-        /// What came out instead.
+        /// The value of the loss.
         loss: f64,
     },
-    /// An objective divides by something that is not positive and finite.
+    /// The denominator of an objective is not positive and finite.
     InvalidDenominator {
         /// The denominator.
         value: f64,
     },
-    /// One sequence of a step is at fault.
+    /// The error of one sequence of a step.
     InSequence {
         /// Its position in the step.
         index: usize,
-        /// What is wrong with it.
+        /// The error of the sequence.
         source: Box<ObjectiveError>,
     },
 }
 
 impl ObjectiveError {
-    /// The error of a part of a sequence, with its tokens counted from the start of the whole.
+    /// Returns the error of a part of a sequence, with its tokens counted from the start of the
+    /// whole.
     pub(crate) fn shifted(self, by: usize) -> Self {
         match self {
             Self::NonFinite { quantity, token, value } => {
@@ -116,10 +117,13 @@ impl fmt::Display for ObjectiveError {
                 write!(f, "dual clip bound {bound} is not a finite number above {above}")
             }
             Self::MissingColumn { column: "turns" } => {
-                write!(f, "turns of the sequence are not known; add them by with_turns")
+                write!(f, "the turns of the sequence are unknown: add them with `with_turns`")
             }
             Self::MissingColumn { column } => {
-                write!(f, "{column} of the sequence are not known; add them by with_reference")
+                write!(
+                    f,
+                    "the {column} of the sequence are unknown: add them with `with_reference`"
+                )
             }
             Self::InvalidSetting { setting, value, range } => {
                 write!(f, "{setting} {value} is not {range}")
@@ -134,9 +138,9 @@ impl fmt::Display for ObjectiveError {
                 write!(f, "{quantity} of token {token} is {value}")
             }
             Self::NonUniformAdvantages { token } => {
-                write!(f, "advantage of token {token} differs from that of token 0; use gspo_token")
+                write!(f, "advantage of token {token} differs from that of token 0: use gspo_token")
             }
-            Self::LossOverflow { loss } => write!(f, "loss of finite numbers is {loss}"),
+            Self::LossOverflow { loss } => write!(f, "the loss of finite numbers is {loss}"),
             Self::InvalidDenominator { value } => {
                 write!(f, "denominator {value} is not positive and finite")
             }

@@ -15,9 +15,9 @@ use crate::{Denominator, Objective, ObjectiveError, Sequence, SequenceLoss, Sequ
 /// ∇J  = mean_i (g_i/n_i) A_i Σ_t a_t ∇log π_θ(y_t),   a_t = [d_t = log r_t]
 /// ```
 ///
-/// GSPO's mean with GRPO's clipping: a token out of range loses its gradient, and the others keep
-/// theirs. The bounds are of log r_t. One advantage per sequence: advantages that differ are
-/// refused, as by [`Gspo`](crate::Gspo) and for its reason.
+/// GMPO combines GSPO's mean with GRPO's clipping: a token out of range loses its gradient, and the
+/// others keep theirs. The bounds apply to log r_t. There is one advantage per sequence: different
+/// advantages are refused, for the same reason as by [`Gspo`](crate::Gspo).
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Gmpo, Objective, Sequence};
@@ -39,7 +39,7 @@ impl Gmpo {
     /// l = h = 0.4, that is e^−0.4 to e^0.4 (arXiv 2507.20673, section 4.1).
     pub const PAPER: Self = Self { log_low: 0.4, log_high: 0.4 };
 
-    /// Log ratios of tokens from −`log_low` to `log_high`.
+    /// Creates GMPO with token log ratios clipped to −`log_low` to `log_high`.
     ///
     /// # Errors
     ///
@@ -54,19 +54,19 @@ impl Gmpo {
         Ok(Self { log_low, log_high })
     }
 
-    /// l, the size of the lower bound of log r_t.
+    /// Returns l, the size of the lower bound of log r_t.
     #[must_use]
     pub fn log_low(&self) -> f64 {
         self.log_low
     }
 
-    /// h, the upper bound of log r_t.
+    /// Returns h, the upper bound of log r_t.
     #[must_use]
     pub fn log_high(&self) -> f64 {
         self.log_high
     }
 
-    /// log r_t cut on the side that the advantage says.
+    /// Clips log r_t on the side that the advantage's sign selects.
     fn cut(&self, log_ratio: f64, advantage: f64) -> f64 {
         if advantage > 0.0 { log_ratio.min(self.log_high) } else { log_ratio.max(-self.log_low) }
     }
@@ -131,7 +131,8 @@ impl Gmpo {
         Ok(SequenceLoss { loss: -advantage * capped_exp(log_mean), stats })
     }
 
-    /// (1/n_i) Σ_t d_t; −∞ where a token has become impossible and nothing cuts it from below.
+    /// Returns (1/n_i) Σ_t d_t; −∞ if a token has become impossible and no bound limits it from
+    /// below.
     fn log_mean(&self, log_ratios: &[f64], advantage: f64, mean: f64) -> f64 {
         if advantage > 0.0 && mean == f64::NEG_INFINITY {
             return mean;

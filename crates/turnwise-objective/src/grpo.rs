@@ -1,4 +1,4 @@
-//! Group Relative Policy Optimization, the objective GSPO is compared with.
+//! Group Relative Policy Optimization, the baseline of the GSPO paper.
 
 use crate::objective::evaluate_tokens;
 use crate::token_terms::{ClippedRatio, sum_terms};
@@ -17,7 +17,7 @@ use crate::{Clip, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss
 /// use turnwise_objective::{Advantages, Clip, Grpo, Objective, Sequence};
 ///
 /// let grpo = Grpo { clip: Clip::PAPER_GRPO };
-/// // Two tokens drift apart: each ratio is clipped by itself, although their mean log ratio is 0.
+/// // Two tokens drift apart: each ratio is clipped separately, although their mean log ratio is 0.
 /// let sequence = Sequence::new(&[-0.5, -1.5], &[-1.0, -1.0], Advantages::Uniform(1.0))?;
 /// let mut gradient = [0.0; 2];
 /// grpo.evaluate(&sequence, &mut gradient)?;

@@ -14,10 +14,9 @@ use crate::{
 /// ∇J  = mean_i s_i A_i (1/n_i) Σ_t ∇log π_θ(y_t)   where unclipped, else 0      (10)
 /// ```
 ///
-/// The gradient flows through s_i. With advantages that differ inside a sequence that would give
-/// every token the mean of the credit, so such advantages are refused;
-/// [`GspoToken`](crate::GspoToken) is the objective for them. With advantages that do not differ
-/// the two are the same.
+/// The gradient flows through s_i. If advantages differed inside a sequence, every token would get
+/// their mean, so such advantages are refused; use [`GspoToken`](crate::GspoToken) for them. With
+/// uniform advantages the two objectives are the same.
 ///
 /// ```
 /// use turnwise_objective::{
@@ -76,7 +75,7 @@ impl Objective for Gspo {
     }
 }
 
-/// The loss and gradient of a sequence all of whose tokens have one advantage.
+/// Returns the loss and gradient of a sequence with one advantage for all tokens.
 pub(crate) fn evaluate_uniform(
     ratio: &SequenceRatio,
     advantage: f64,
@@ -87,7 +86,7 @@ pub(crate) fn evaluate_uniform(
     ratio.loss(&Credit::uniform(advantage, gradient.len()))
 }
 
-/// The one advantage of a sequence with at least one token.
+/// Returns the one advantage of a sequence with at least one token.
 pub(crate) fn advantage_of(sequence: &Sequence<'_>) -> Result<f64, ObjectiveError> {
     match sequence.advantages() {
         Advantages::Uniform(advantage) => Ok(advantage),

@@ -19,8 +19,8 @@ use crate::{
 /// a_it = [s_i ≤ 1+ε_h] if A_it > 0, [s_i ≥ 1−ε_l] if A_it < 0
 /// ```
 ///
-/// s_i is detached: no token's gradient depends on the advantage of another. The value is therefore
-/// not what the gradient differentiates, and a finite difference of the value disagrees with it
+/// s_i is detached: no token's gradient depends on the advantage of another. Therefore the gradient
+/// is not the derivative of the value, and a finite difference of the value disagrees with it
 /// unless the advantages are uniform.
 ///
 /// A token with A_t = 0 has no gradient but counts in n_i and in s_i.
@@ -30,7 +30,7 @@ use crate::{
 ///
 /// let gspo_token = GspoToken { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean };
 /// let credit = [1.0, 0.0, -1.0];
-/// // The sequence is more probable than the range allows: only what makes it less so can move.
+/// // The sequence's ratio is above the range: only tokens with a negative advantage have a gradient.
 /// let sequence = Sequence::new(&[-0.5; 3], &[-0.75; 3], Advantages::PerToken(&credit))?;
 /// let mut gradient = [0.0; 3];
 /// gspo_token.evaluate(&sequence, &mut gradient)?;
@@ -72,7 +72,7 @@ impl Objective for GspoToken {
     }
 }
 
-/// The loss and gradient of tokens that share a ratio.
+/// Returns the loss and gradient of tokens that share a ratio.
 pub(crate) fn evaluate_ratio(
     ratio: &SequenceRatio,
     advantages: Advantages<'_>,
@@ -87,12 +87,12 @@ pub(crate) fn evaluate_ratio(
     }
 }
 
-/// The pass that writes the gradient and sums advantages up by their sign.
+/// The pass that writes the gradient and sums the advantages by sign.
 struct WriteBySign<'a> {
     advantages: &'a [f64],
     /// ∂loss/∂log π_t per unit of a positive advantage.
     positive: f64,
-    /// The same of a negative one.
+    /// ∂loss/∂log π_t per unit of a negative advantage.
     negative: f64,
     gradient: &'a mut [f64],
 }
@@ -121,7 +121,7 @@ impl Pass for WriteBySign<'_> {
     }
 }
 
-/// [`Credit`] as far as a pass over the tokens has come.
+/// [`Credit`] of the tokens that the pass has read so far.
 struct SignSums<V> {
     positive: LaneSum<V>,
     negative: LaneSum<V>,
@@ -140,7 +140,7 @@ impl<V: Vector> SignSums<V> {
     fn add(&mut self, advantages: V) {
         let positive = advantages.select_positive(advantages, V::zero());
         self.positive.add(positive);
-        // By subtraction, so that what is not finite reaches a sum.
+        // By subtraction, so that a number that is not finite reaches a sum.
         self.negative.add(positive.minus(advantages));
         self.n_positive += u64::from(advantages.count_above(V::zero()));
         self.n_negative += u64::from(V::zero().count_above(advantages));

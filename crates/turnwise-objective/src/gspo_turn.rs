@@ -9,7 +9,7 @@ use crate::{
     SequenceStats,
 };
 
-/// GSPO-token whose ratio is that of the token's turn instead of the trajectory's; ROLL calls it
+/// GSPO-token with the ratio of the token's turn instead of the trajectory's. ROLL calls this ratio
 /// *segment*.
 ///
 /// ```text
@@ -18,16 +18,16 @@ use crate::{
 /// s_k  = exp( (1/n_k) Σ_{t∈k} [log π_θ(y_t) − log π_b(y_t)] )      over the n_k tokens of turn k
 /// ```
 ///
-/// A long trajectory's turns may drift apart while its mean stays put; here each is clipped by
-/// itself. It is [`GspoToken`](crate::GspoToken) iff there is one turn. Every token weighs w_i/n_i
-/// whatever its turn, so a turn weighs by its length; a ratio group per turn, by contrast, gives
-/// every turn the same weight. Needs [`Sequence::with_turns`].
+/// A long trajectory's turns may drift apart while its mean stays constant; here each turn is
+/// clipped separately. It is [`GspoToken`](crate::GspoToken) iff there is one turn. Every token
+/// weighs w_i/n_i in every turn, so a turn weighs by its length; a ratio group per turn, by
+/// contrast, gives every turn the same weight. Needs [`Sequence::with_turns`].
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Clip, GspoTurn, LengthWeight, Objective, Sequence};
 ///
 /// let gspo_turn = GspoTurn { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean };
-/// // The first turn has become more probable, the second less: together nothing has moved.
+/// // The first turn has become more probable, the second less: their mean log ratio is 0.
 /// let sequence = Sequence::new(&[-0.999, -1.001], &[-1.0; 2], Advantages::Uniform(1.0))?;
 /// let mut gradient = [0.0; 2];
 /// gspo_turn.evaluate(&sequence.with_turns(&[1, 1])?, &mut gradient)?;
@@ -104,7 +104,7 @@ impl GspoTurn {
 }
 
 impl SequenceStats {
-    /// Adds the counts of a part, and its k3.
+    /// Adds the counts and the k3 of a part.
     fn add_counts(&mut self, part: &Self) {
         self.n_with_advantage += part.n_with_advantage;
         self.n_clipped_low += part.n_clipped_low;

@@ -5,7 +5,7 @@ use crate::objective::evaluate_tokens;
 use crate::sum::Sum;
 use crate::{Denominator, Objective, ObjectiveError, Sequence, SequenceLoss};
 
-/// An estimate of KL(π_θ ‖ π_ref) from one token that π_θ drew, in nats.
+/// An estimate of KL(π_θ ‖ π_ref) from one token that π_θ sampled, in nats.
 ///
 /// With d = log π_θ − log π_ref (Schulman 2020, *Approximating KL divergence*,
 /// joschu.net/blog/kl-approx.html):
@@ -17,8 +17,8 @@ use crate::{Denominator, Objective, ObjectiveError, Sequence, SequenceLoss};
 /// k3    e^−d − 1 + d      1 − e^−d            unbiased, ≥ 0
 /// ```
 ///
-/// As a *loss* they are ranked differently, because the derivative of an estimate of KL is not an
-/// estimate of its derivative: in expectation over π_θ, that of k1 is 0 (it pulls nowhere), that of
+/// As *losses* the estimators rank differently, because the derivative of an estimate of KL is not
+/// an estimate of its derivative: in expectation over π_θ, that of k1 is 0 (no gradient), that of
 /// k2 is ∇KL(π_θ ‖ π_ref), and that of k3 is ∇KL(π_ref ‖ π_θ), the other direction (arXiv
 /// 2506.09477).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub enum KlEstimator {
 }
 
 impl KlEstimator {
-    /// The estimate and its derivative with respect to log π_θ. d is cut at ±[`MAX_LOG_RATIO`], so
-    /// that both are finite.
+    /// Returns the estimate and its derivative with respect to log π_θ. d is clamped at
+    /// ±[`MAX_LOG_RATIO`], so that both are finite.
     ///
     /// ```
     /// use turnwise_objective::KlEstimator;
@@ -59,9 +59,9 @@ impl KlEstimator {
 /// loss = loss_inner + β · Σ_i Σ_t weight_i k(t)      over the inner objective's denominator
 /// ```
 ///
-/// weight_i is [`Objective::token_weight`], so the term is aggregated as the policy term is. It is
-/// never multiplied by an advantage, a ratio or a clip: a clipped token is still held to the
-/// reference. With β = 0 no reference is needed, and none is read.
+/// weight_i is [`Objective::token_weight`], so the KL term is aggregated as the policy term is. It
+/// is never multiplied by an advantage, a ratio or a clip: a clipped token keeps its KL gradient.
+/// With β = 0 the reference is neither needed nor read.
 ///
 /// ```
 /// use turnwise_objective::{
@@ -88,7 +88,7 @@ pub struct WithKl<O> {
 }
 
 impl<O: Objective> WithKl<O> {
-    /// `inner` plus `beta` times the estimate.
+    /// Creates `inner` plus `beta` times the estimate.
     ///
     /// # Errors
     ///

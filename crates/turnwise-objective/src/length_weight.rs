@@ -1,4 +1,4 @@
-//! How much a sequence weighs by its length.
+//! Weights of sequences by their length.
 
 /// The weight w_i of a sequence of n_i tokens; its token coefficients are (w_i/n_i)·s_i·A_t.
 ///
@@ -14,9 +14,9 @@ pub enum LengthWeight {
     /// w = 1: every sequence weighs the same, its tokens 1/n_i each (arXiv 2507.18071, eq. 5).
     #[default]
     Mean,
-    /// w = n_i: every token weighs the same, whatever the length of its sequence (LUSPO, arXiv
-    /// 2602.05261). The gradient at π_θ = π_b is then the policy gradient of the return, without
-    /// the 1/n_i that favours short successes and long failures.
+    /// w = n_i: every token weighs the same in sequences of any length (LUSPO, arXiv 2602.05261).
+    /// The gradient at π_θ = π_b is then the policy gradient of the return, without the 1/n_i that
+    /// favours short successes and long failures.
     Tokens,
     /// w = √n_i, between the two. (FSPO, arXiv 2509.09177, reaches √n_i by widening the clip range
     /// instead, which is not this.)
@@ -24,7 +24,7 @@ pub enum LengthWeight {
 }
 
 impl LengthWeight {
-    /// w of a sequence of `n_tokens` tokens.
+    /// Returns w of a sequence of `n_tokens` tokens.
     #[must_use]
     pub fn of(self, n_tokens: usize) -> f64 {
         match self {

@@ -1,9 +1,9 @@
-//! GSPO, GSPO-token and their neighbours on log-probabilities, with closed-form gradients, and the
-//! advantages and credit they need.
+//! GSPO, GSPO-token and related objectives on log-probabilities, with closed-form gradients, and
+//! the advantages and credit they need.
 //!
-//! Everything here is a pure function on `f64`: no tensor, no model, no thread, no dependency. A
+//! Every item is a pure function on `f64`: no tensors, no model, no threads, no dependencies. A
 //! sequence is the trainable sampled tokens of one trajectory, over all its turns ([`Sequence`]);
-//! an [`Objective`] gives its loss and ∂loss/∂log π_t; the model side back-propagates Σ_t
+//! an [`Objective`] gives its loss and ∂loss/∂log π_t; the learner back-propagates Σ_t
 //! sg\[∂loss/∂log π_t\]·log π_t.
 //!
 //! ```
@@ -35,13 +35,13 @@
 //!   bound is not clipped.
 //! - log π_θ = −∞ is a ratio of 0. Any other number that is not finite is an [`ObjectiveError`]
 //!   that names its token.
-//! - A ratio that no bound limits (A < 0) is cut at e^512 ([`MAX_LOG_RATIO`]), keeps its
+//! - A ratio without an upper bound (A < 0) is clamped at e^512 ([`MAX_LOG_RATIO`]), keeps its
 //!   gradient, and is counted.
 //! - Loops run in the widest vectors the processor has, with the same operations in the same order, so
 //!   that every processor gives the same bits (as far as its library has the same exponential).
 //! - A sequence without trainable tokens adds 0 and does not count.
 //!
-//! # What there is
+//! # Objectives
 //!
 //! | | ratio | bounded by | mean over |
 //! |---|---|---|---|
@@ -55,13 +55,13 @@
 //! | [`Sapo`] | the token's | a smooth gate | tokens, then sequences |
 //! | [`Reinforce`] | none | nothing | tokens, then sequences |
 //!
-//! [`WithKl`] adds KL to a reference to any of them, [`Clip::with_dual`] a second bound to the
-//! clipped ones, [`correction_weights`] and [`off_policy_mask`] weigh tokens whose drawer was not
-//! the trainer's policy, and [`presets`] lists published settings.
+//! [`WithKl`] adds KL to a reference to any of them, [`Clip::with_dual`] adds a second bound to the
+//! clipped ones, [`correction_weights`] and [`off_policy_mask`] weigh tokens that another policy
+//! than the trainer's sampled, and [`presets`] lists published settings.
 
 // The prose here writes π_θ, A_t and n_i as the paper does.
 #![allow(clippy::doc_markdown)]
-// What is not inlined into a pass is not compiled for the processor that the pass is compiled for.
+// A function that is not inlined into a pass is compiled for the baseline processor.
 #![allow(clippy::inline_always)]
 
 mod advantage;

@@ -4,15 +4,16 @@ use crate::sum::{LANES, LaneSum};
 use crate::vector::{Pass, Vector, lanes, run_widest};
 use crate::{ObjectiveError, Sequence};
 
-/// Above this, log s (or a token's log ratio) is cut before it is exponentiated: e^512 ≈ 2.3e222.
+/// The bound at which log s (or a token's log ratio) is clamped before the exponential: e^512 ≈
+/// 2.3e222.
 ///
-/// Only a negative advantage meets the cut (a positive one is clipped long before). Its loss and
-/// gradient stop growing there instead of becoming infinite or, as with a clamp inside the
-/// differentiated expression, zero. Tokens it touched are counted in
+/// Only a negative advantage reaches it (a positive one is clipped long before). At the bound, loss
+/// and gradient stop growing instead of becoming infinite or, as with a clamp inside the
+/// differentiated expression, zero. Clamped tokens are counted in
 /// [`SequenceStats::n_capped`](crate::SequenceStats::n_capped).
 pub const MAX_LOG_RATIO: f64 = 512.0;
 
-/// The log ratios of one non-empty sequence, summed up.
+/// The sums of the log ratios of one non-empty sequence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogRatios {
     /// Σ_t (log π_θ − log π_b).
@@ -24,7 +25,7 @@ pub(crate) struct LogRatios {
     pub(crate) k3_sum: f64,
 }
 
-/// Sums up the log ratios of a sequence with at least one token.
+/// Sums the log ratios of a sequence with at least one token.
 pub(crate) fn log_ratios(sequence: &Sequence<'_>) -> Result<LogRatios, ObjectiveError> {
     run_widest(SumLogRatios(sequence)).checked(sequence)
 }
@@ -51,7 +52,7 @@ impl Pass for SumLogRatios<'_, '_> {
     }
 }
 
-/// [`LogRatios`] as far as a pass over the tokens has come.
+/// [`LogRatios`] of the tokens that a pass has read so far.
 #[derive(Debug)]
 pub(crate) struct LogRatioSums<V = [f64; LANES]> {
     sum: LaneSum<V>,
@@ -64,7 +65,7 @@ impl<V: Vector> LogRatioSums<V> {
         Self { sum: LaneSum::zero(), k3: V::zero() }
     }
 
-    /// Adds eight log ratios, 0 where there is no token, and returns their k3.
+    /// Adds eight log ratios, 0 for padding, and returns their k3.
     #[inline(always)]
     pub(crate) fn add(&mut self, log_ratios: V) -> V {
         let k3 = k3(log_ratios);
@@ -73,7 +74,7 @@ impl<V: Vector> LogRatioSums<V> {
         k3
     }
 
-    /// The sums over the sequence whose tokens were added, not yet [checked](LogRatios::checked).
+    /// Returns the sums over the added tokens, not yet [checked](LogRatios::checked).
     #[inline(always)]
     pub(crate) fn finish(&self, sequence: &Sequence<'_>) -> LogRatios {
         let sum = self.sum.total();
@@ -83,8 +84,8 @@ impl<V: Vector> LogRatioSums<V> {
 }
 
 impl LogRatios {
-    /// Only finite numbers have a finite sum, so the tokens are looked at one by one only when the
-    /// sum is not finite.
+    /// Checks that the sums are finite. Only finite numbers have a finite sum, so the tokens are
+    /// inspected one by one only if the sum is not finite.
     pub(crate) fn checked(self, sequence: &Sequence<'_>) -> Result<Self, ObjectiveError> {
         if self.sum.is_finite() {
             return Ok(self);
@@ -94,7 +95,7 @@ impl LogRatios {
     }
 }
 
-/// Fewer than eight numbers, followed by zeros.
+/// Returns up to seven numbers, padded with zeros.
 #[inline(always)]
 pub(crate) fn padded(rest: &[f64]) -> [f64; LANES] {
     let mut chunk = [0.0; LANES];
@@ -102,8 +103,8 @@ pub(crate) fn padded(rest: &[f64]) -> [f64; LANES] {
     chunk
 }
 
-/// The sum of log ratios that is not finite: −∞ where the policy has made a token impossible, an
-/// error for anything else.
+/// Explains a sum of log ratios that is not finite: −∞ if the policy has made a token impossible,
+/// else an error.
 #[cold]
 fn explain(sequence: &Sequence<'_>) -> Result<f64, ObjectiveError> {
     let (mut sum, mut impossible) = (0.0, false);
@@ -128,8 +129,8 @@ fn explain(sequence: &Sequence<'_>) -> Result<f64, ObjectiveError> {
             return Err(ObjectiveError::NonFinite { quantity: "log ratio", token, value: sum });
         }
     }
-    // Finite numbers whose lanes overflowed although their sum in order did not are still no
-    // log-probabilities.
+    // Lanes can overflow with finite numbers whose sum in order does not overflow; such numbers are
+    // no log-probabilities either.
     let token = sequence.len() - 1;
     if impossible {
         Ok(f64::NEG_INFINITY)
@@ -138,14 +139,14 @@ fn explain(sequence: &Sequence<'_>) -> Result<f64, ObjectiveError> {
     }
 }
 
-/// The ratio of a log ratio that is cut at [`MAX_LOG_RATIO`].
+/// Returns the ratio of a log ratio that is clamped at [`MAX_LOG_RATIO`].
 #[inline(always)]
 pub(crate) fn capped_exp(log_ratio: f64) -> f64 {
     log_ratio.min(MAX_LOG_RATIO).exp()
 }
 
-/// [`capped_exp`] of eight log ratios, whose k3 is at hand: near 1 it is all that an exponential
-/// takes to compute.
+/// Applies [`capped_exp`] to eight log ratios with known k3: near 1, the ratio follows from k3
+/// without an exponential.
 #[inline(always)]
 pub(crate) fn capped_exps(log_ratios: &[f64; LANES], k3: &[f64; LANES]) -> [f64; LANES] {
     if log_ratios.all_within(1.0) {
@@ -154,10 +155,10 @@ pub(crate) fn capped_exps(log_ratios: &[f64; LANES], k3: &[f64; LANES]) -> [f64;
     capped_exps_one_by_one(log_ratios)
 }
 
-/// k3 = e^d − 1 − d of eight log ratios d, which are cut at ±[`MAX_LOG_RATIO`] so that the sum
-/// stays finite.
+/// Returns k3 = e^d − 1 − d of eight log ratios d, which are clamped at ±[`MAX_LOG_RATIO`] so that
+/// the sum stays finite.
 ///
-/// Near 0 the formula as written cancels to noise of either sign; its series does not.
+/// Near 0 the formula as written suffers cancellation; its series does not.
 #[inline(always)]
 pub(crate) fn k3<V: Vector>(log_ratios: V) -> V {
     if log_ratios.all_within(1.0 / 16.0) {
@@ -169,8 +170,8 @@ pub(crate) fn k3<V: Vector>(log_ratios: V) -> V {
     }
 }
 
-// Calls of the library's exponential do not fill vectors, and inlined they would take the registers
-// of the loop they stand in.
+// The library's exponential is not vectorised, and an inlined call would take the registers of the
+// surrounding loop.
 #[cold]
 #[inline(never)]
 fn capped_exps_one_by_one(log_ratios: &[f64; LANES]) -> [f64; LANES] {
@@ -183,7 +184,7 @@ fn k3_one_by_one(log_ratios: &[f64; LANES]) -> [f64; LANES] {
     log_ratios.map(k3_of_one)
 }
 
-/// k3 of one log ratio, cut like those of [`k3`].
+/// Returns k3 of one log ratio, clamped like those of [`k3`].
 pub(crate) fn k3_of_one(log_ratio: f64) -> f64 {
     let log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
     if log_ratio.abs() < 0.5 {
@@ -193,8 +194,8 @@ pub(crate) fn k3_of_one(log_ratio: f64) -> f64 {
     }
 }
 
-/// d²/2! + d³/3! + … + d^(DEGREE+2)/(DEGREE+2)!: exact to a rounding for DEGREE 7 up to 1/16 and
-/// DEGREE 16 up to 1.
+/// Returns d²/2! + d³/3! + … + d^(DEGREE+2)/(DEGREE+2)!: exact up to one rounding for DEGREE 7 up
+/// to 1/16 and DEGREE 16 up to 1.
 #[inline(always)]
 fn k3_series<const DEGREE: usize, V: Vector>(log_ratios: V) -> V {
     let mut sum = V::splat(INVERSE_FACTORIALS[DEGREE + 2]);
@@ -221,7 +222,7 @@ mod tests {
     #[test]
     fn the_series_and_the_closed_form_agree_at_every_switch() {
         for log_ratio in [-1.0_f64, -0.75, -0.5, -1.0 / 16.0, 1e-3, 1.0 / 16.0, 0.5, 0.75, 1.0] {
-            // Eight tokens of one size take one path; a large neighbour forces the other.
+            // Eight equal tokens take one path; a large neighbour forces the other.
             let alone = [log_ratio; LANES];
             let mut crowded = alone;
             crowded[7] = 3.0;

@@ -1,12 +1,12 @@
-//! What a step has to say about its ratios.
+//! Statistics of the ratios of a step.
 
 use crate::sum::Sum;
 use crate::{Clip, SequenceLoss};
 
 /// Counts and means over the sequences recorded so far.
 ///
-/// Every number is defined when nothing was recorded (0, or `None`). Micro-batches are recorded one
-/// after the other or apart and then [merged](Metrics::merge). "Sequences" are non-empty ones.
+/// Every number is defined for an empty record (0, or `None`). Micro-batches are recorded one after
+/// the other, or separately and then [merged](Metrics::merge). "Sequences" are non-empty ones.
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Clip, Gspo, LengthWeight, Metrics, Objective, Sequence};
@@ -46,8 +46,8 @@ pub struct Metrics {
     weights: Weights,
 }
 
-/// The share of gradients that clipping removed, by the bound that removed them; 0 ≤ each, and
-/// together ≤ 1.
+/// The share of gradients that clipping removed, by bound; each is at least 0, and their sum is at
+/// most 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClipFraction {
     /// Below 1 − ε_l with a negative advantage.
@@ -59,7 +59,7 @@ pub struct ClipFraction {
 }
 
 impl ClipFraction {
-    /// All bounds together.
+    /// Returns the share over all bounds.
     #[must_use]
     pub fn total(&self) -> f64 {
         self.low + self.high + self.dual
@@ -97,7 +97,7 @@ impl Metrics {
         }
     }
 
-    /// Adds what others recorded.
+    /// Adds the records of another value.
     pub fn merge(&mut self, other: &Self) {
         self.n_sequences += other.n_sequences;
         self.n_empty += other.n_empty;
@@ -120,66 +120,67 @@ impl Metrics {
         self.weights.merge(&other.weights);
     }
 
-    /// Sequences with at least one token.
+    /// Returns the number of sequences with at least one token.
     #[must_use]
     pub fn n_sequences(&self) -> usize {
         self.n_sequences
     }
 
-    /// Sequences without a token, which count nowhere else.
+    /// Returns the number of sequences without a token, which no other number counts.
     #[must_use]
     pub fn n_empty(&self) -> usize {
         self.n_empty
     }
 
-    /// The tokens of all sequences.
+    /// Returns the number of tokens of all sequences.
     #[must_use]
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
     }
 
-    /// The mean of n_i.
+    /// Returns the mean of n_i.
     #[must_use]
     pub fn tokens_per_sequence(&self) -> f64 {
         ratio(self.n_tokens as f64, self.n_sequences)
     }
 
-    /// The share of tokens with A_t ≠ 0.
+    /// Returns the share of tokens with A_t ≠ 0.
     #[must_use]
     pub fn advantage_fraction(&self) -> f64 {
         ratio(self.n_with_advantage as f64, self.n_tokens)
     }
 
-    /// The mean of log s_i over the sequences where it is finite.
+    /// Returns the mean of log s_i over the sequences where it is finite.
     #[must_use]
     pub fn log_ratio_mean(&self) -> f64 {
         self.log_ratio.mean
     }
 
-    /// The standard deviation (divisor n) of log s_i over the sequences where it is finite.
+    /// Returns the standard deviation (divisor n) of log s_i over the sequences where it is finite.
     #[must_use]
     pub fn log_ratio_std(&self) -> f64 {
         ratio(self.log_ratio.squares, self.log_ratio.n).sqrt()
     }
 
-    /// Sequences with log s_i = −∞: the policy has made one of their tokens impossible.
+    /// Returns the number of sequences with log s_i = −∞: the policy has made one of their tokens
+    /// impossible.
     #[must_use]
     pub fn n_impossible(&self) -> usize {
         self.n_sequences - self.log_ratio.n
     }
 
-    /// Half the width of the clip range in units of the standard deviation of log s_i; `None` if
-    /// that is 0.
+    /// Returns half the width of the clip range in units of the standard deviation of log s_i;
+    /// `None` if that is 0.
     ///
-    /// Far below 1, noise alone clips most sequences; far above 1, clipping does nothing. ε means
-    /// little without it.
+    /// Far below 1, noise alone clips most sequences; far above 1, clipping has no effect. ε is
+    /// meaningful only relative to this standard deviation.
     #[must_use]
     pub fn window_over_std(&self, clip: Clip) -> Option<f64> {
         let std = self.log_ratio_std();
         (std > 0.0).then(|| clip.log_width() / 2.0 / std)
     }
 
-    /// The share of tokens whose gradient clipping removed.
+    /// Returns the share of tokens whose gradient clipping removed.
     #[must_use]
     pub fn clip_fraction_by_token(&self) -> ClipFraction {
         let share = |n_clipped: usize| ratio(n_clipped as f64, self.n_tokens);
@@ -190,7 +191,8 @@ impl Metrics {
         }
     }
 
-    /// The mean over sequences of the share of their tokens whose gradient clipping removed.
+    /// Returns the mean over sequences of the share of their tokens whose gradient clipping
+    /// removed.
     #[must_use]
     pub fn clip_fraction_by_sequence(&self) -> ClipFraction {
         let share = |shares: Sum| ratio(shares.total(), self.n_sequences);
@@ -201,53 +203,53 @@ impl Metrics {
         }
     }
 
-    /// The share of tokens whose detached weight was cut (CISPO); they keep their gradient.
+    /// Returns the share of tokens whose detached weight was clipped (CISPO); they keep their
+    /// gradient.
     #[must_use]
     pub fn truncated_fraction(&self) -> f64 {
         ratio(self.n_truncated as f64, self.n_tokens)
     }
 
-    /// The mean per token of the estimate of KL(π_θ ‖ π_ref) in nats; 0 without a KL term.
+    /// Returns the mean per token of the estimate of KL(π_θ ‖ π_ref) in nats; 0 without a KL term.
     #[must_use]
     pub fn kl_mean(&self) -> f64 {
         ratio(self.kl.total(), self.n_tokens)
     }
 
-    /// Tokens with a gradient in which the ratio was cut at
+    /// Returns the number of tokens with a gradient in which the ratio was clamped at
     /// e^[`MAX_LOG_RATIO`](crate::MAX_LOG_RATIO).
     #[must_use]
     pub fn n_capped_tokens(&self) -> usize {
         self.n_capped_tokens
     }
 
-    /// Sequences with such a token.
+    /// Returns the number of sequences with a clamped token.
     #[must_use]
     pub fn n_capped_sequences(&self) -> usize {
         self.n_capped_sequences
     }
 
-    /// The share of sequences in which GSPO-token and GSPO with the mean advantage differ in value:
-    /// out of range, with advantages of both signs.
+    /// Returns the share of sequences in which GSPO-token and GSPO with the mean advantage differ
+    /// in value: out of range, with advantages of both signs.
     #[must_use]
     pub fn gap_live_fraction(&self) -> f64 {
         ratio(self.n_gap_live as f64, self.n_sequences)
     }
 
-    /// The mean of that difference over sequences; see
+    /// Returns the mean of that difference over sequences; see
     /// [`SequenceStats::gap`](crate::SequenceStats::gap).
     #[must_use]
     pub fn gap_mean(&self) -> f64 {
         ratio(self.gap.total(), self.n_sequences)
     }
 
-    /// k3 per token, an estimate of KL(π_b ‖ π_θ) in nats, at least 0.
+    /// Returns k3 per token, an estimate of KL(π_b ‖ π_θ) in nats, at least 0.
     #[must_use]
     pub fn k3_mean(&self) -> f64 {
         ratio(self.k3.total(), self.n_tokens)
     }
 
-    /// (Σ s_i)² / Σ s_i², of how many equally weighted sequences the s_i are worth; between 1 and
-    /// the number of sequences.
+    /// Returns the effective sample size (Σ s_i)² / Σ s_i², between 1 and the number of sequences.
     #[must_use]
     pub fn effective_sample_size(&self) -> f64 {
         if self.weights.squares > 0.0 {
@@ -258,7 +260,7 @@ impl Metrics {
     }
 }
 
-/// a/n, or 0 for n = 0.
+/// Returns a/n, or 0 for n = 0.
 fn ratio(a: f64, n: usize) -> f64 {
     if n == 0 { 0.0 } else { a / n as f64 }
 }

@@ -1,4 +1,4 @@
-//! The interface of an objective, and what it says about one sequence.
+//! The interface of an objective, and its result for one sequence.
 
 use std::fmt::Debug;
 
@@ -7,16 +7,16 @@ use crate::{Denominator, ObjectiveError, Sequence};
 
 /// A loss on the log-probabilities of sampled tokens, with its gradient in closed form.
 ///
-/// A caller learns the [`StepSize`](crate::StepSize) of the whole optimiser step first, evaluates
+/// A caller counts the [`StepSize`](crate::StepSize) of the whole optimiser step first, evaluates
 /// sequence by sequence in any order and in micro-batches of any size, divides every loss and every
 /// gradient by [`denominator().value(&step_size)`](Denominator::value), and back-propagates Σ_t
-/// sg\[gradient_t\]·log π_t through the model. [`evaluate_step`](crate::evaluate_step) does the
-/// arithmetic of that for sequences that are all at hand.
+/// sg\[gradient_t\]·log π_t through the model. [`evaluate_step`](crate::evaluate_step) does this
+/// arithmetic for sequences that are all in memory.
 ///
-/// An implementation is a pure function of the sequence: it keeps nothing between calls, reads
-/// nothing else, and gives the same answer from any thread. It may not assume that sequences of one
-/// group come together. A wrong use is to divide by the size of a micro-batch: the loss then
-/// depends on how the step was cut. The repair is to count the step before its first micro-batch.
+/// An implementation is a pure function of the sequence: it keeps no state between calls, reads
+/// nothing else, and gives the same answer on any thread. It must not assume that sequences of one
+/// group come together. Dividing by the size of a micro-batch is a mistake: the loss then depends
+/// on how the step was cut. Count the step before its first micro-batch instead.
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Clip, GspoToken, LengthWeight, Objective, Sequence};
@@ -33,17 +33,17 @@ use crate::{Denominator, ObjectiveError, Sequence};
 /// # Ok::<(), turnwise_objective::ObjectiveError>(())
 /// ```
 pub trait Objective: Send + Sync + Debug {
-    /// The name used in settings and reports, such as `gspo_token`.
+    /// Returns the name used in settings and reports, such as `gspo_token`.
     fn name(&self) -> &'static str;
 
-    /// What the sum over the sequences of a whole optimiser step is divided by.
+    /// Returns the denominator of the sum over the sequences of a whole optimiser step.
     fn denominator(&self) -> Denominator;
 
-    /// What one token of a sequence of `n_tokens` weighs in this objective's sum over tokens, before
-    /// the division by the denominator: w_i/n_i. A term that is added to the objective
-    /// ([`WithKl`](crate::WithKl)) is aggregated by it.
+    /// Returns the weight of one token of a sequence of `n_tokens` in this objective's sum over
+    /// tokens, before the division by the denominator: w_i/n_i. Terms that are added to the
+    /// objective ([`WithKl`](crate::WithKl)) are aggregated with it.
     ///
-    /// By default 1/n_i where the denominator counts sequences, and 1 otherwise.
+    /// The default is 1/n_i if the denominator counts sequences, and 1 otherwise.
     fn token_weight(&self, n_tokens: usize) -> f64 {
         match self.denominator() {
             Denominator::Sequences => 1.0 / n_tokens as f64,
@@ -51,23 +51,23 @@ pub trait Objective: Send + Sync + Debug {
         }
     }
 
-    /// Whether [`Objective::evaluate`] needs [`Sequence::with_reference`].
+    /// Returns whether [`Objective::evaluate`] needs [`Sequence::with_reference`].
     fn needs_reference(&self) -> bool {
         false
     }
 
-    /// Whether [`Objective::evaluate`] needs [`Sequence::with_turns`].
+    /// Returns whether [`Objective::evaluate`] needs [`Sequence::with_turns`].
     fn needs_turns(&self) -> bool {
         false
     }
 
-    /// Whether it refuses advantages that differ inside a sequence.
+    /// Returns whether the objective refuses advantages that differ inside a sequence.
     fn needs_uniform_advantages(&self) -> bool {
         false
     }
 
-    /// The loss of one sequence before the division, and ∂loss/∂log π_t of each of its tokens,
-    /// written over `gradient`.
+    /// Returns the loss of one sequence before the division, and writes ∂loss/∂log π_t of each of
+    /// its tokens to `gradient`.
     ///
     /// An empty sequence has loss 0; none of its numbers is read.
     ///
@@ -75,8 +75,8 @@ pub trait Objective: Send + Sync + Debug {
     ///
     /// [`ObjectiveError::LengthMismatch`] unless `gradient` has one entry per token;
     /// [`ObjectiveError::NonFinite`] for a number that is NaN or infinite, except for log π_θ = −∞,
-    /// a ratio of 0; [`ObjectiveError::MissingColumn`]; [`ObjectiveError::LossOverflow`]. After an error the content of `gradient` is
-    /// unspecified.
+    /// which is a ratio of 0; [`ObjectiveError::MissingColumn`]; [`ObjectiveError::LossOverflow`].
+    /// After an error the content of `gradient` is unspecified.
     fn evaluate(
         &self,
         sequence: &Sequence<'_>,
@@ -118,8 +118,8 @@ impl<O: Objective + ?Sized> Objective for Box<O> {
     }
 }
 
-/// What every objective does around its arithmetic: lengths are checked, an empty sequence is 0,
-/// and a loss that is no number is an error.
+/// Runs the steps that all objectives share: checks lengths, returns 0 for an empty sequence, and
+/// returns an error for a loss that is not finite.
 pub(crate) fn evaluate_tokens(
     sequence: &Sequence<'_>,
     gradient: &mut [f64],
@@ -132,13 +132,12 @@ pub(crate) fn evaluate_tokens(
     arithmetic(gradient)?.checked(sequence)
 }
 
-/// The loss of one sequence before the division by the step's denominator, and what there is to
-/// report about it.
+/// The loss of one sequence before the division by the step's denominator, and its statistics.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SequenceLoss {
     /// The numerator, to be minimised.
     pub loss: f64,
-    /// What [`Metrics`](crate::Metrics) are made of.
+    /// The input of [`Metrics`](crate::Metrics).
     pub stats: SequenceStats,
 }
 
@@ -157,16 +156,17 @@ pub struct SequenceStats {
     pub n_clipped_high: usize,
     /// Tokens whose gradient the dual clip removed (their advantage is negative).
     pub n_clipped_dual: usize,
-    /// Tokens with A_t ≠ 0 whose detached weight was cut at a bound, with the gradient going on
-    /// through log π_θ (CISPO).
+    /// Tokens with A_t ≠ 0 whose detached weight was clipped at a bound, while the gradient still
+    /// flows through log π_θ (CISPO).
     pub n_truncated: usize,
-    /// Tokens with a gradient in which the ratio was cut at
+    /// Tokens with a gradient in which the ratio was clamped at
     /// e^[`MAX_LOG_RATIO`](crate::MAX_LOG_RATIO).
     pub n_capped: usize,
-    /// log s_i, the mean log ratio, before any cut; −∞ if the policy has made a token impossible.
+    /// log s_i, the mean log ratio, before any clipping; −∞ if the policy has made a token
+    /// impossible.
     pub log_ratio: f64,
     /// Σ_t (r_t − 1 − log r_t) with r_t = π_θ/π_b, an estimate of KL(π_b ‖ π_θ) times n_i; log r_t
-    /// cut at ±512.
+    /// clamped at ±512.
     pub k3_sum: f64,
     /// J_seq(mean A) − J_token = (m₋ − m₊)·min(mean A⁺, mean A⁻) ≥ 0, by which GSPO with the mean
     /// advantage would exceed GSPO-token; positive iff the sequence ratio is out of range and the
@@ -177,7 +177,7 @@ pub struct SequenceStats {
 }
 
 impl SequenceLoss {
-    /// The loss, unless it is not a number one can train on.
+    /// Returns the loss, or an error if it is not finite.
     fn checked(self, sequence: &Sequence<'_>) -> Result<Self, ObjectiveError> {
         if self.loss.is_finite() {
             return Ok(self);

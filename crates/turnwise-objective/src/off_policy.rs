@@ -1,4 +1,4 @@
-//! An objective that does not learn from mistakes its policy has left behind.
+//! An objective that masks mistakes which the policy no longer makes.
 
 use crate::objective::evaluate_tokens;
 use crate::{
@@ -9,13 +9,13 @@ use crate::{
 /// An objective whose advantages are first multiplied by [`off_policy_mask`] (DeepSeek-V3.2, arXiv
 /// 2512.02556, eq. 9).
 ///
-/// What is masked gives no gradient and still counts in n_i and s_i, as an advantage of 0 does.
+/// A masked token has no gradient and still counts in n_i and s_i, like an advantage of 0.
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Clip, Grpo, Objective, Sequence, WithOffPolicyMask};
 ///
 /// let masked = WithOffPolicyMask::new(Grpo { clip: Clip::PAPER_GRPO }, 0.5)?;
-/// // The policy gives these tokens e^-2 of the probability they were drawn with.
+/// // The policy gives these tokens e^-2 of the probability at which they were sampled.
 /// let left_behind = Sequence::new(&[-3.0; 2], &[-1.0; 2], Advantages::PerToken(&[1.0, -1.0]))?;
 /// let mut gradient = [0.0; 2];
 /// masked.evaluate(&left_behind, &mut gradient)?;
@@ -30,8 +30,9 @@ pub struct WithOffPolicyMask<O> {
 }
 
 impl<O: Objective> WithOffPolicyMask<O> {
-    /// `inner`, for sequences whose mean log π_b − log π_θ is at most `max_kl` nats per token, and for
-    /// positive advantages of the others.
+    /// Creates an objective that evaluates `inner` on all tokens of sequences whose mean log π_b −
+    /// log π_θ is at most `max_kl` nats per token, and on the tokens with positive advantages of
+    /// the others.
     ///
     /// # Errors
     ///

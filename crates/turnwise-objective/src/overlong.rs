@@ -1,4 +1,4 @@
-//! Shaping the reward of responses that are too long.
+//! Reward shaping for over-long responses.
 
 /// Soft over-long punishment: 0 up to a length, then a penalty that grows to −1 at the limit (DAPO,
 /// arXiv 2503.14476, eq. 13).
@@ -9,8 +9,8 @@
 /// −1                                        beyond
 /// ```
 ///
-/// It is added to the reward of the episode. Without it, a response that was cut off at the limit
-/// gets the reward of a wrong answer however sound it was.
+/// The penalty is added to the reward of the episode. Without it, a correct response that was
+/// truncated at the limit gets the reward of a wrong answer.
 ///
 /// ```
 /// use turnwise_objective::SoftOverlong;
@@ -22,8 +22,8 @@
 pub struct SoftOverlong {
     /// The length beyond which the penalty is −1.
     pub max_tokens: usize,
-    /// Over how many tokens before that it grows. With 0 it jumps; more than `max_tokens` counts as
-    /// `max_tokens`.
+    /// The number of tokens before the limit over which the penalty grows. 0 makes it a jump; more
+    /// than `max_tokens` counts as `max_tokens`.
     pub buffer_tokens: usize,
 }
 
@@ -31,7 +31,7 @@ impl SoftOverlong {
     /// 20480 tokens, the last 4096 of them punished (arXiv 2503.14476, section 4.1).
     pub const PAPER: Self = Self { max_tokens: 20_480, buffer_tokens: 4096 };
 
-    /// What is added to the reward of a response of `n_tokens` tokens, from −1 to 0.
+    /// Returns the number added to the reward of a response of `n_tokens` tokens, from −1 to 0.
     #[must_use]
     pub fn penalty(&self, n_tokens: usize) -> f64 {
         let buffer = self.buffer_tokens.min(self.max_tokens);

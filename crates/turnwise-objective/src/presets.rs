@@ -1,4 +1,4 @@
-//! Every objective with settings that somebody published.
+//! Every objective with published settings.
 
 use crate::{
     Cispo, Clip, Dapo, DrGrpo, Gmpo, Grpo, Gspo, GspoToken, GspoTurn, LengthWeight, Objective,
@@ -8,19 +8,19 @@ use crate::{
 /// An objective with published settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Preset {
-    /// What it is called here; [`Objective::name`], more exact where one objective has several.
+    /// The preset's name: [`Objective::name`], made unique if one objective has several presets.
     pub name: &'static str,
-    /// Where the objective and its settings come from.
+    /// The source of the objective and its settings.
     pub source: &'static str,
     make: fn() -> Result<Box<dyn Objective>, ObjectiveError>,
 }
 
 impl Preset {
-    /// The objective.
+    /// Creates the objective.
     ///
     /// # Errors
     ///
-    /// None of the presets that are listed has one.
+    /// None of the listed presets fails.
     pub fn objective(&self) -> Result<Box<dyn Objective>, ObjectiveError> {
         (self.make)()
     }
@@ -28,7 +28,7 @@ impl Preset {
 
 const GSPO: &str = "arXiv 2507.18071, section 5.1";
 
-/// All presets, to tabulate estimators on the same tokens.
+/// Returns all presets, to tabulate estimators on the same tokens.
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Sequence, evaluate_step, presets};

@@ -13,12 +13,12 @@ use crate::{Denominator, LengthWeight, Objective, ObjectiveError, Sequence, Sequ
 /// ```
 ///
 /// With [`LengthWeight::Tokens`] the sequence is the action, and its log-probability the sum over
-/// its tokens: with advantages from [`leave_one_out`](crate::leave_one_out) that is RLOO
-/// ([`Reinforce::RLOO`], arXiv 2402.14740, eq. 7). There is no ratio, so nothing corrects for a
-/// policy that has moved since it drew the tokens: one step per batch. (REINFORCE++, arXiv
-/// 2501.03262, is not this: its objective is PPO's clipped ratio, and what is its own is the
-/// advantage, [`normalised_over_batch`](crate::normalised_over_batch).) log π_θ < −10⁶ is cut there
-/// in the value.
+/// its tokens: with advantages from [`leave_one_out`](crate::leave_one_out) this is RLOO
+/// ([`Reinforce::RLOO`], arXiv 2402.14740, eq. 7). Without a ratio, nothing corrects for a policy
+/// that has changed since it sampled the tokens: take one step per batch. (REINFORCE++, arXiv
+/// 2501.03262, is a different method: its objective is PPO's clipped ratio, and its contribution is
+/// the advantage, [`normalised_over_batch`](crate::normalised_over_batch).) The value clamps log
+/// π_θ at −10⁶.
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Objective, Reinforce, Sequence};

@@ -37,7 +37,7 @@ impl Sapo {
     /// τ_pos = 1.0, τ_neg = 1.05 (arXiv 2511.20347, section 5).
     pub const PAPER: Self = Self { tau_positive: 1.0, tau_negative: 1.05 };
 
-    /// Gates of these temperatures for positive and for negative advantages.
+    /// Creates SAPO with these temperatures of the gates for positive and for negative advantages.
     ///
     /// # Errors
     ///
@@ -52,13 +52,13 @@ impl Sapo {
         Ok(Self { tau_positive, tau_negative })
     }
 
-    /// τ for a positive advantage.
+    /// Returns τ for a positive advantage.
     #[must_use]
     pub fn tau_positive(&self) -> f64 {
         self.tau_positive
     }
 
-    /// τ for a negative advantage.
+    /// Returns τ for a negative advantage.
     #[must_use]
     pub fn tau_negative(&self) -> f64 {
         self.tau_negative
@@ -73,7 +73,7 @@ impl Term for Sapo {
             let (ratio, advantage) = (tokens.ratios[lane], tokens.advantages[lane]);
             let tau = if advantage > 0.0 { self.tau_positive } else { self.tau_negative };
             let at = tau * (ratio - 1.0);
-            // From the side where the exponential cannot overflow.
+            // The side on which the exponential cannot overflow.
             let tail = (-at.abs()).exp();
             let gate = if at < 0.0 { tail } else { 1.0 } / (1.0 + tail);
             let slope = tail / ((1.0 + tail) * (1.0 + tail));

@@ -1,4 +1,4 @@
-//! What an objective reads of one sequence.
+//! The input of an objective for one sequence.
 
 use std::ops::Range;
 
@@ -6,10 +6,11 @@ use crate::ObjectiveError;
 
 /// The trainable sampled tokens of one ratio group: all its turns, all its rows, in any order.
 ///
-/// Three columns of length n_i, natural logarithms, and two that some objectives need: the
-/// reference's log-probabilities and the lengths of the turns. There is no mask: a token that must not train
-/// (a tool's, a user's, a template's, a stale one) is not here, so nothing it holds can matter. The
-/// behaviour log-probability of a token is the one it was drawn with, whichever weights drew it.
+/// Three columns of length n_i, in natural logarithms, and two that some objectives need: the
+/// reference policy's log-probabilities and the lengths of the turns. There is no mask: a token
+/// that must not train (of a tool, a user or a template, or a stale one) is left out, so its values
+/// cannot matter. The behaviour log-probability of a token is the one recorded when it was sampled,
+/// under the weights that sampled it.
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Sequence};
@@ -32,14 +33,14 @@ pub struct Sequence<'a> {
 /// The advantage A of each token of a sequence, in units of (normalised) reward.
 #[derive(Clone, Copy, Debug)]
 pub enum Advantages<'a> {
-    /// One for the whole sequence.
+    /// One advantage for the whole sequence.
     Uniform(f64),
-    /// One for each token: the credit of its turn, for example.
+    /// One advantage for each token: the credit of its turn, for example.
     PerToken(&'a [f64]),
 }
 
 impl<'a> Sequence<'a> {
-    /// A sequence of `logprobs.len()` tokens: log π_θ(y_t), log π_b(y_t) and A_t.
+    /// Creates a sequence of `logprobs.len()` tokens: log π_θ(y_t), log π_b(y_t) and A_t.
     ///
     /// # Errors
     ///
@@ -57,7 +58,7 @@ impl<'a> Sequence<'a> {
         Ok(Self { logprobs, behavior_logprobs, advantages, reference_logprobs: None, turns: None })
     }
 
-    /// The same sequence with log π_ref(y_t) of each token, for a KL term.
+    /// Adds log π_ref(y_t) of each token, for a KL term.
     ///
     /// # Errors
     ///
@@ -67,8 +68,8 @@ impl<'a> Sequence<'a> {
         Ok(Self { reference_logprobs: Some(reference_logprobs), ..self })
     }
 
-    /// The same sequence with the number of tokens of each of its turns, for a ratio per turn. The
-    /// tokens then stand in the order of the turns. A turn may have no tokens.
+    /// Adds the number of tokens of each turn, for a ratio per turn. The tokens must be in the
+    /// order of the turns. A turn may have no tokens.
     ///
     /// # Errors
     ///
@@ -87,7 +88,7 @@ impl<'a> Sequence<'a> {
         Ok(Self { turns: Some(turns), ..self })
     }
 
-    /// The same sequence with other advantages, such as [`weighted`](crate::weighted) ones.
+    /// Replaces the advantages, for example by [`weighted`](crate::weighted) ones.
     ///
     /// # Errors
     ///
@@ -99,49 +100,49 @@ impl<'a> Sequence<'a> {
         Ok(Self { advantages, ..self })
     }
 
-    /// The number of tokens, n_i.
+    /// Returns the number of tokens, n_i.
     #[must_use]
     pub fn len(&self) -> usize {
         self.logprobs.len()
     }
 
-    /// Whether no token of the sequence trains; it then adds nothing and does not count.
+    /// Returns whether the sequence has no tokens; such a sequence adds 0 and does not count.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.logprobs.is_empty()
     }
 
-    /// log π_θ(y_t) under the policy that is being trained.
+    /// Returns log π_θ(y_t) under the policy that is being trained.
     #[must_use]
     pub fn logprobs(&self) -> &'a [f64] {
         self.logprobs
     }
 
-    /// log π_b(y_t) under the policy that drew the token.
+    /// Returns log π_b(y_t) under the policy that sampled the token.
     #[must_use]
     pub fn behavior_logprobs(&self) -> &'a [f64] {
         self.behavior_logprobs
     }
 
-    /// A_t.
+    /// Returns A_t.
     #[must_use]
     pub fn advantages(&self) -> Advantages<'a> {
         self.advantages
     }
 
-    /// log π_ref(y_t) under a fixed reference policy, where it was given.
+    /// Returns log π_ref(y_t) under a fixed reference policy, if given.
     #[must_use]
     pub fn reference_logprobs(&self) -> Option<&'a [f64]> {
         self.reference_logprobs
     }
 
-    /// The number of tokens of each turn, where it was given.
+    /// Returns the number of tokens of each turn, if given.
     #[must_use]
     pub fn turns(&self) -> Option<&'a [usize]> {
         self.turns
     }
 
-    /// The tokens of a range as a sequence of their own, one turn of this one.
+    /// Returns the tokens of a range, one turn, as a sequence of their own.
     pub(crate) fn slice(&self, range: Range<usize>) -> Self {
         let advantages = match self.advantages {
             Advantages::Uniform(advantage) => Advantages::Uniform(advantage),
@@ -156,7 +157,7 @@ impl<'a> Sequence<'a> {
         }
     }
 
-    /// The first advantage that is not finite, as an error.
+    /// Returns an error for the first advantage that is not finite.
     pub(crate) fn expect_finite_advantages(&self) -> Result<(), ObjectiveError> {
         let (token, value) = match self.advantages {
             Advantages::Uniform(advantage) => (0, advantage),
@@ -175,7 +176,7 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// An error unless a slice has one entry per token.
+/// Returns an error unless a slice has one entry per token.
 pub(crate) fn expect_length(
     slice: &'static str,
     expected: usize,

@@ -1,20 +1,20 @@
-//! One clipped ratio for a whole sequence: what GSPO and GSPO-token share.
+//! One clipped ratio for a whole sequence, shared by GSPO and GSPO-token.
 
 use crate::clip::Band;
 use crate::log_ratio::{LogRatios, MAX_LOG_RATIO, capped_exp, log_ratios};
 use crate::{Clip, ObjectiveError, Sequence, SequenceLoss, SequenceStats};
 
-/// The ratio of a non-empty sequence, each side clipped, and the weight of the sequence.
+/// The ratio of a non-empty sequence, clipped on each side, and the weight of the sequence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SequenceRatio {
     n_tokens: usize,
     weight: f64,
     log_ratios: LogRatios,
-    /// s_i, cut at e^[`MAX_LOG_RATIO`].
+    /// s_i, clamped at e^[`MAX_LOG_RATIO`].
     ratio: f64,
-    /// m₋ = max(s, 1 − ε_l), at most the dual clip's bound: what a negative advantage is multiplied by.
+    /// m₋ = max(s, 1 − ε_l), at most the dual clip's bound: the factor of a negative advantage.
     raised: f64,
-    /// m₊ = min(s, 1 + ε_h), what a positive advantage is multiplied by.
+    /// m₊ = min(s, 1 + ε_h), the factor of a positive advantage.
     lowered: f64,
     is_below: bool,
     is_above: bool,
@@ -33,7 +33,7 @@ pub(crate) struct Credit {
 }
 
 impl Credit {
-    /// The same advantage on each of `n_tokens` tokens.
+    /// Returns the credit of `n_tokens` tokens with the same advantage.
     pub(crate) fn uniform(advantage: f64, n_tokens: usize) -> Self {
         if advantage > 0.0 {
             Self { positive_mean: advantage, n_positive: n_tokens, ..Self::default() }
@@ -46,7 +46,7 @@ impl Credit {
 }
 
 impl SequenceRatio {
-    /// The ratio of a sequence with at least one token, whose mean over tokens weighs w_i.
+    /// Creates the ratio of a sequence with at least one token, whose mean over tokens weighs w_i.
     pub(crate) fn new(
         sequence: &Sequence<'_>,
         clip: Clip,
@@ -70,20 +70,20 @@ impl SequenceRatio {
         })
     }
 
-    /// ∂loss/∂log π_t per unit of a positive and of a negative advantage: −(w_i/n_i)·s_i, or 0
-    /// where clipping removes it.
+    /// Returns ∂loss/∂log π_t per unit of a positive and of a negative advantage: −(w_i/n_i)·s_i,
+    /// or 0 if clipping removes it.
     pub(crate) fn gradient_per_advantage(&self) -> (f64, f64) {
         let unclipped = -self.weight / self.n_tokens as f64 * self.ratio;
         let (positive, negative) = (self.is_above, self.is_below | self.is_beyond_dual);
         (if positive { 0.0 } else { unclipped }, if negative { 0.0 } else { unclipped })
     }
 
-    /// Σ_t (log π_θ − log π_b).
+    /// Returns Σ_t (log π_θ − log π_b).
     pub(crate) fn log_ratio_sum(&self) -> f64 {
         self.log_ratios.sum
     }
 
-    /// −w_i·(m₊·mean A⁺ − m₋·mean A⁻), with everything there is to report.
+    /// Returns −w_i·(m₊·mean A⁺ − m₋·mean A⁻), with its statistics.
     pub(crate) fn loss(&self, credit: &Credit) -> SequenceLoss {
         let value = self.lowered * credit.positive_mean - self.raised * credit.negative_mean;
         let is_capped = self.log_ratios.mean > MAX_LOG_RATIO && !self.is_beyond_dual;

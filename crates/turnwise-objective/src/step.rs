@@ -1,4 +1,4 @@
-//! From sequences to the loss of a whole optimiser step.
+//! The loss of a whole optimiser step.
 
 use crate::sum::Sum;
 use crate::{Metrics, Objective, ObjectiveError, Sequence};
@@ -15,14 +15,14 @@ use crate::{Metrics, Objective, ObjectiveError, Sequence};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepSize {
-    /// Sequences with at least one token; the others add nothing and do not count.
+    /// Sequences with at least one token; empty sequences add 0 and do not count.
     pub sequences: usize,
-    /// The tokens of all of them.
+    /// The tokens of all sequences.
     pub tokens: usize,
 }
 
 impl StepSize {
-    /// The size of a step whose sequences have these numbers of tokens.
+    /// Counts a step whose sequences have these numbers of tokens.
     #[must_use]
     pub fn from_lengths(lengths: impl IntoIterator<Item = usize>) -> Self {
         lengths.into_iter().filter(|&length| length > 0).fold(Self::default(), |step, length| {
@@ -31,8 +31,7 @@ impl StepSize {
     }
 }
 
-/// What the sum over the sequences of a whole optimiser step is divided by, never that of a
-/// micro-batch.
+/// The divisor of the sum over the sequences of a whole optimiser step, never of a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Denominator {
     /// The number of non-empty sequences.
@@ -44,8 +43,8 @@ pub enum Denominator {
 }
 
 impl Denominator {
-    /// The divisor for a step of this size; 1 for a step without tokens, whose loss is then 0 and
-    /// not 0/0.
+    /// Returns the divisor for a step of this size; 1 for a step without tokens, so that its loss
+    /// is 0 and not 0/0.
     #[must_use]
     pub fn value(&self, step: &StepSize) -> f64 {
         match *self {
@@ -63,7 +62,7 @@ pub struct StepLoss {
     pub loss: f64,
     /// ∂loss/∂log π_t: one row per sequence, one entry per token.
     pub gradients: Vec<Vec<f64>>,
-    /// What there is to report.
+    /// The statistics of the step.
     pub metrics: Metrics,
 }
 

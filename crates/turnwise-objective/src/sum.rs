@@ -2,12 +2,12 @@
 
 use crate::vector::Vector;
 
-/// How many sums run side by side; a multiple of every common vector width.
+/// The number of sums that run side by side; a multiple of every common vector width.
 pub(crate) const LANES: usize = 8;
 
 /// Eight running sums and the rounding error each has made so far.
 ///
-/// Every addition is Knuth's two-sum: six operations, no branch, the error exact. A sum over 10⁶
+/// Every addition is Knuth's two-sum: six operations, no branch, an exact error. A sum over 10⁶
 /// tokens is therefore off by about one rounding, and a clip decision does not depend on the order
 /// of the tokens.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ impl<V: Vector> LaneSum<V> {
         self.error = self.error.plus(error);
     }
 
-    /// The sum of all that was added; not finite if anything that was added is not.
+    /// Returns the sum of all added numbers; not finite if any of them is not.
     #[inline(always)]
     pub(crate) fn total(&self) -> f64 {
         total(&self.sum.stored(), &self.error.stored())
@@ -47,7 +47,7 @@ fn total(sums: &[f64; LANES], errors: &[f64; LANES]) -> f64 {
     total.total()
 }
 
-/// One compensated sum, for the few numbers of a group or of a step.
+/// A compensated sum, for the few numbers of a group or of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Sum {
     sum: f64,
@@ -71,14 +71,14 @@ impl Sum {
     }
 }
 
-/// The compensated sum of `values`.
+/// Returns the compensated sum of `values`.
 pub(crate) fn sum(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut total = Sum::default();
     values.into_iter().for_each(|value| total.add(value));
     total.total()
 }
 
-/// a + b as the rounded sum and what rounding left out.
+/// Returns a + b as the rounded sum and its rounding error.
 #[inline(always)]
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;

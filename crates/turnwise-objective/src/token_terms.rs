@@ -1,5 +1,4 @@
-//! Objectives that are a sum over tokens: the pass over a sequence, and the terms they have in
-//! common.
+//! Objectives that are a sum over tokens: the pass over a sequence, and their shared terms.
 
 use crate::clip::Band;
 use crate::log_ratio::{LogRatioSums, MAX_LOG_RATIO, capped_exps, padded};
@@ -7,42 +6,42 @@ use crate::sum::{LANES, LaneSum};
 use crate::vector::{Pass, Vector, lanes, run_widest};
 use crate::{Advantages, Clip, ObjectiveError, Sequence, SequenceLoss, SequenceStats};
 
-/// Eight tokens, as a term sees them.
+/// Eight tokens, the input of a term.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lanes {
     /// log π_θ.
     pub(crate) logprobs: [f64; LANES],
     /// log π_θ − log π_b.
     pub(crate) log_ratios: [f64; LANES],
-    /// The ratio, cut at e^[`MAX_LOG_RATIO`].
+    /// The ratio, clamped at e^[`MAX_LOG_RATIO`].
     pub(crate) ratios: [f64; LANES],
-    /// A_t; 0 where there is no token.
+    /// A_t; 0 for padding.
     pub(crate) advantages: [f64; LANES],
 }
 
-/// What a term says of eight tokens.
+/// The terms of eight tokens.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Terms {
-    /// Each token's part of J.
+    /// Each token's term of J.
     pub(crate) values: [f64; LANES],
-    /// Its derivative with respect to log π_θ.
+    /// The derivative of the term with respect to log π_θ.
     pub(crate) gradient: [f64; LANES],
-    /// Whether clipping removed the gradient, and by which bound.
+    /// Whether clipping removed the gradient, by bound.
     pub(crate) clipped_low: [bool; LANES],
     pub(crate) clipped_high: [bool; LANES],
     pub(crate) clipped_dual: [bool; LANES],
-    /// Whether a detached weight was cut.
+    /// Whether a detached weight was clipped.
     pub(crate) truncated: [bool; LANES],
-    /// Whether the ratio in the gradient was cut at e^[`MAX_LOG_RATIO`].
+    /// Whether the ratio in the gradient was clamped at e^[`MAX_LOG_RATIO`].
     pub(crate) capped: [bool; LANES],
 }
 
-/// A token's part of J and its derivative. 0 for advantage 0.
+/// A token's term of J and its derivative. 0 for advantage 0.
 pub(crate) trait Term {
     fn of(&self, tokens: &Lanes) -> Terms;
 }
 
-/// −weight · Σ_t term_t of a sequence with at least one token, and its gradient.
+/// Returns −weight · Σ_t term_t of a sequence with at least one token, and writes its gradient.
 pub(crate) fn sum_terms(
     term: &impl Term,
     weight: f64,
@@ -52,7 +51,7 @@ pub(crate) fn sum_terms(
     run_widest(SumTerms { term, scale: -weight, sequence, gradient }).finish(sequence)
 }
 
-/// The pass over a sequence's terms. Terms are arrays, which the compiler lays out in registers.
+/// The pass over a sequence's terms. Terms are arrays, which the compiler keeps in registers.
 struct SumTerms<'s, 'a, T> {
     term: &'s T,
     scale: f64,
@@ -71,7 +70,7 @@ impl<T: Term> Pass for SumTerms<'_, '_, T> {
     }
 }
 
-/// The sums of one sequence, as far as the pass over its tokens has come.
+/// The sums over the tokens that the pass has read so far.
 #[derive(Debug)]
 struct TermSums {
     /// ∂loss/∂(one term).
@@ -103,7 +102,7 @@ impl TermSums {
         }
     }
 
-    /// Passes over all the tokens of a sequence, eight at a time.
+    /// Passes over all tokens of a sequence, eight at a time.
     #[inline(always)]
     fn add_all(&mut self, term: &impl Term, sequence: &Sequence<'_>, gradient: &mut [f64]) {
         let (logprobs, logprob_rest) = sequence.logprobs().as_chunks::<LANES>();
@@ -116,7 +115,7 @@ impl TermSums {
             };
             *slots = self.add(term, &logprobs[chunk], &behavior_logprobs[chunk], advantages);
         }
-        // The padding has advantage 0, which adds nothing to any sum.
+        // The padding has advantage 0, which adds 0 to every sum.
         let mut advantages = [0.0; LANES];
         match sequence.advantages() {
             Advantages::Uniform(advantage) => advantages[..slot_rest.len()].fill(advantage),
@@ -170,7 +169,7 @@ impl TermSums {
     }
 }
 
-/// min(r A, clip(r) A): what GRPO, DAPO and Dr.GRPO have in common.
+/// min(r A, clip(r) A): the term of GRPO, DAPO and Dr.GRPO.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ClippedRatio(Band);
 
@@ -189,7 +188,7 @@ impl Term for ClippedRatio {
         for lane in 0..LANES {
             let (ratio, advantage) = (tokens.ratios[lane], tokens.advantages[lane]);
             let log_ratio = tokens.log_ratios[lane];
-            // Without branches: the signs of advantages are as good as random.
+            // Without branches: the signs of advantages are unpredictable.
             let low = (advantage < 0.0) & below[lane];
             let high = (advantage > 0.0) & above[lane];
             let beyond_dual = band.is_beyond_dual(log_ratio);
@@ -209,11 +208,11 @@ impl Term for ClippedRatio {
     }
 }
 
-/// log π_θ below this is cut in a *value* that contains log π_θ itself, so that a token that has
-/// become impossible leaves the loss finite. No gradient contains it.
+/// The bound at which log π_θ is clamped in a *value* that contains log π_θ itself, so that the
+/// loss stays finite for a token that has become impossible. No gradient contains it.
 const LOWEST_LOGPROB: f64 = -1e6;
 
-/// weight · A · log π_θ with a detached weight: what REINFORCE and CISPO have in common.
+/// Returns weight · A · log π_θ with a detached weight: the term of REINFORCE and CISPO.
 #[inline(always)]
 pub(crate) fn weighted_logprob(weight: f64, advantage: f64, logprob: f64) -> (f64, f64) {
     let gradient = weight * advantage;

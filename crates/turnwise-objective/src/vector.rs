@@ -1,13 +1,15 @@
-//! Eight numbers side by side, in the widest registers that the processor has.
+//! Vectors of eight numbers, in the widest registers of the processor.
 
 use crate::sum::LANES;
 
-/// How far ahead of a pass memory is asked for, in numbers: what is computed meanwhile takes about as long as memory does.
+/// The prefetch distance of a pass, in numbers: computing this many takes about as long as a memory
+/// access.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 512;
 
-/// Eight `f64`. Every implementation has the same arithmetic, rounded after each operation, so that a result has the same
-/// bits on every processor. Methods are inlined wherever they are called: a call would cost more than they do.
+/// Eight `f64`. Every implementation does the same arithmetic, rounded after each operation, so
+/// that a result has the same bits on every processor. Methods are always inlined: a call would
+/// cost more than the method itself.
 pub(crate) trait Vector: Copy {
     fn splat(value: f64) -> Self;
     fn load(values: &[f64; LANES]) -> Self;
@@ -15,15 +17,15 @@ pub(crate) trait Vector: Copy {
     fn plus(self, other: Self) -> Self;
     fn minus(self, other: Self) -> Self;
     fn times(self, other: Self) -> Self;
-    /// `positive` where this is above 0, `other` where it is not.
+    /// Returns `positive` in the lanes where this is above 0, else `other`.
     fn select_positive(self, positive: Self, other: Self) -> Self;
-    /// How many are below this one's.
+    /// Counts the lanes in which `other` is below this.
     fn count_above(self, other: Self) -> u32;
-    /// Whether all are at most `bound` in size; NaN is not.
+    /// Returns whether all lanes are at most `bound` in size; false for NaN.
     fn all_within(self, bound: f64) -> bool;
 
-    /// Asks for what stands [`AHEAD`] numbers behind these, which a pass will soon read or write. It may lie outside of
-    /// the slice: sequences often stand one behind another.
+    /// Prefetches the cache line [`AHEAD`] numbers after these, which a pass will soon read or
+    /// write. It may lie outside of the slice: sequences are often adjacent in memory.
     #[inline(always)]
     fn ask_ahead(_values: &[f64; LANES]) {}
 
@@ -32,7 +34,7 @@ pub(crate) trait Vector: Copy {
         Self::splat(0.0)
     }
 
-    /// The eight as an array.
+    /// Returns the eight numbers as an array.
     #[inline(always)]
     fn stored(self) -> [f64; LANES] {
         let mut values = [0.0; LANES];
@@ -43,15 +45,15 @@ pub(crate) trait Vector: Copy {
 
 /// A loop over tokens.
 pub(crate) trait Pass {
-    /// What the loop leaves behind.
+    /// The result of the loop.
     type Output;
 
-    /// Runs it. To be `#[inline(always)]`, like all that it calls for each token: what is not inlined is compiled for the
-    /// narrowest processor.
+    /// Runs the loop. Implementations must be `#[inline(always)]`, like every function that they
+    /// call for each token: a function that is not inlined is compiled for the baseline processor.
     fn run<V: Vector>(self) -> Self::Output;
 }
 
-/// Runs a pass in the widest registers at hand.
+/// Runs a pass in the widest registers available.
 #[inline]
 pub(crate) fn run_widest<P: Pass>(pass: P) -> P::Output {
     #[cfg(target_arch = "x86_64")]
@@ -66,7 +68,7 @@ pub(crate) fn run_widest<P: Pass>(pass: P) -> P::Output {
     pass.run::<[f64; LANES]>()
 }
 
-/// The value of each lane. Unlike the array's own `map` it is inlined everywhere.
+/// Evaluates `value` for each lane. Unlike the array's own `map`, it is always inlined.
 #[inline(always)]
 pub(crate) fn lanes<T: Copy + Default>(value: impl Fn(usize) -> T) -> [T; LANES] {
     let mut values = [T::default(); LANES];
@@ -76,7 +78,7 @@ pub(crate) fn lanes<T: Copy + Default>(value: impl Fn(usize) -> T) -> [T; LANES]
     values
 }
 
-/// On any processor.
+/// The portable implementation.
 impl Vector for [f64; LANES] {
     #[inline(always)]
     fn splat(value: f64) -> Self {
@@ -132,7 +134,7 @@ impl Vector for [f64; LANES] {
     }
 }
 
-/// Registers of x86-64. A value of one of these types exists only where the processor was found to have them.
+/// Registers of x86-64. A value of one of these types exists only if the processor supports them.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86 {
@@ -157,25 +159,25 @@ mod x86 {
         is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")
     }
 
-    /// Runs a pass where [`has_512_bits`].
+    /// Runs a pass on a processor that [`has_512_bits`].
     pub(super) fn in_512_bits<P: Pass>(pass: P) -> P::Output {
         #[target_feature(enable = "avx512f,avx512dq,avx512vl,popcnt")]
         fn compiled<P: Pass>(pass: P) -> P::Output {
             pass.run::<Wide>()
         }
         assert!(has_512_bits(), "the processor must have AVX-512");
-        // SAFETY: it has, as was asserted, all that the function is compiled for.
+        // SAFETY: the assertion ensures every feature that the function is compiled for.
         unsafe { compiled(pass) }
     }
 
-    /// Runs a pass where [`has_256_bits`].
+    /// Runs a pass on a processor that [`has_256_bits`].
     pub(super) fn in_256_bits<P: Pass>(pass: P) -> P::Output {
         #[target_feature(enable = "avx2,popcnt")]
         fn compiled<P: Pass>(pass: P) -> P::Output {
             pass.run::<Pair>()
         }
         assert!(has_256_bits(), "the processor must have AVX2");
-        // SAFETY: it has, as was asserted, all that the function is compiled for.
+        // SAFETY: the assertion ensures every feature that the function is compiled for.
         unsafe { compiled(pass) }
     }
 
@@ -183,12 +185,12 @@ mod x86 {
     #[derive(Clone, Copy)]
     struct Wide(__m512d);
 
-    // SAFETY of all that follows: only `in_512_bits` uses the type, and it runs where the processor has AVX-512; what is
-    // loaded and stored are arrays of eight, at any alignment.
+    // SAFETY of all that follows: only `in_512_bits` uses the type, and it asserts that the
+    // processor has AVX-512; loads and stores access arrays of eight, at any alignment.
     impl Vector for Wide {
         #[inline(always)]
         fn ask_ahead(values: &[f64; LANES]) {
-            // Nothing is read: an address that is nobody's is ignored.
+            // A prefetch reads nothing, and an invalid address is ignored.
             let ahead = values.as_ptr().wrapping_add(AHEAD);
             unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
         }
@@ -255,7 +257,7 @@ mod x86 {
             Self(of(self.0, other.0), of(self.1, other.1))
         }
 
-        /// One bit for each lane of a comparison.
+        /// Returns one bit for each lane of a comparison.
         #[inline(always)]
         fn mask(self) -> u32 {
             unsafe {
@@ -264,12 +266,12 @@ mod x86 {
         }
     }
 
-    // SAFETY of all that follows: only `in_256_bits` uses the type, and it runs where the processor has AVX2; what is
-    // loaded and stored are the halves of arrays of eight, at any alignment.
+    // SAFETY of all that follows: only `in_256_bits` uses the type, and it asserts that the
+    // processor has AVX2; loads and stores access the halves of arrays of eight, at any alignment.
     impl Vector for Pair {
         #[inline(always)]
         fn ask_ahead(values: &[f64; LANES]) {
-            // Nothing is read: an address that is nobody's is ignored.
+            // A prefetch reads nothing, and an invalid address is ignored.
             let ahead = values.as_ptr().wrapping_add(AHEAD);
             unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
         }
@@ -341,7 +343,7 @@ mod tests {
     use super::*;
     use crate::sum::LaneSum;
 
-    /// Every operation, over numbers of every kind.
+    /// Every operation, over a broad set of numbers.
     #[derive(Clone, Copy)]
     struct All<'a>(&'a [[f64; LANES]]);
 
@@ -378,7 +380,7 @@ mod tests {
         if x86::has_256_bits() {
             assert_eq!(x86::in_256_bits(All(&numbers)), plain);
         }
-        // What is no number is on no side of any other, and not within a bound.
+        // NaN is neither above nor below any number, and not within a bound.
         numbers[50] = [f64::NAN; LANES];
         let (_, _, decisions) = run_widest(All(&numbers));
         assert_eq!(decisions[50], (0, false));

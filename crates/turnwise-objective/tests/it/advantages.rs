@@ -28,7 +28,7 @@ fn rewards() -> impl Strategy<Value = Vec<f64>> {
 }
 
 proptest! {
-    // objective.md 5.11
+    // Objective 11
     #[test]
     fn p11_a_group_of_equal_rewards_gets_exactly_zero(
         reward in prop_oneof![
@@ -49,7 +49,7 @@ proptest! {
         prop_assert!(has_zero_variance(&group));
     }
 
-    // objective.md 5.11
+    // Objective 11
     #[test]
     fn p11_a_group_of_one_gets_zero_and_never_its_reward(reward in -1e6..1e6) {
         for rule in RULES {
@@ -58,7 +58,7 @@ proptest! {
         prop_assert_eq!(minus_mean_return_of_others(&[vec![reward, reward]]).unwrap(), [[0.0, 0.0]]);
     }
 
-    // objective.md 5.11
+    // Objective 11
     #[test]
     fn p11_a_reward_that_is_not_finite_is_an_error_that_names_it(
         mut group in rewards(),
@@ -80,7 +80,7 @@ proptest! {
         prop_assert!(named(&per_turn_index_biased(&turns, Std::Sample, 0.0).unwrap_err(), Some(1)));
     }
 
-    // objective.md 5.12
+    // Objective 12
     #[test]
     fn p12_advantages_sum_to_zero(group in rewards()) {
         for rule in RULES {
@@ -90,7 +90,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.12
+    // Objective 12
     #[test]
     fn p12_normalised_advantages_have_standard_deviation_one(group in rewards()) {
         for std in [Std::Sample, Std::Population] {
@@ -99,7 +99,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.12
+    // Objective 12
     #[test]
     fn p12_a_common_offset_changes_nothing(group in rewards(), offset in -100.0..100.0) {
         let shifted: Vec<f64> = group.iter().map(|reward| reward + offset).collect();
@@ -109,7 +109,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.12
+    // Objective 12
     #[test]
     fn p12_a_common_positive_factor_changes_nothing_that_is_normalised(group in rewards(), exponent in -300i32..=300) {
         let scaled: Vec<f64> = group.iter().map(|reward| reward * 10f64.powi(exponent)).collect();
@@ -141,7 +141,7 @@ proptest! {
         exponent in -290i32..290,
         size in 2usize..9,
     ) {
-        // One sum, added up in as many orders as there are members.
+        // One sum, with its terms added in as many orders as there are members.
         let scale = 10f64.powi(exponent);
         let group: Vec<f64> = (0..size)
             .map(|member| {
@@ -170,7 +170,7 @@ proptest! {
         prop_assert!(all_close(&batch.unwrap().concat(), &[-root, root, 0.0, 0.0], 1e-12));
     }
 
-    // objective.md 5.12
+    // Objective 12
     #[test]
     fn p12_advantages_follow_a_permutation_of_the_rewards(group in rewards(), by in 0usize..20, reversed in any::<bool>()) {
         let mut positions: Vec<usize> = (0..group.len()).collect();
@@ -186,7 +186,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.12
+    // Objective 12
     #[test]
     fn p12_leave_one_out_compares_with_the_others(group in rewards()) {
         let advantages = leave_one_out(&group).unwrap();
@@ -198,7 +198,7 @@ proptest! {
 }
 
 proptest! {
-    // objective.md 5.11 and 5.12
+    // Objective 11 and 12
     #[test]
     fn p12_a_batch_wide_scale_centres_every_group_and_leaves_flat_ones_at_zero(
         groups in prop::collection::vec(rewards(), 1..5),
@@ -219,7 +219,7 @@ proptest! {
         prop_assert!(close(standard_deviation(&all, Std::Population).unwrap(), 1.0, 1e-12));
     }
 
-    // objective.md 5.11 and 5.12
+    // Objective 11 and 12
     #[test]
     fn p12_anchor_states_never_mix_and_what_one_turn_alone_met_gets_zero(
         turns in prop::collection::vec(prop::collection::vec((-2.0..2.0, 0u8..5), 0..6), 1..6),
@@ -238,7 +238,7 @@ proptest! {
         prop_assert!(turns.len() == 1 || by_anchor_state(&returns, &anchors[1..], RULES[0]).is_err());
     }
 
-    // objective.md 5.11
+    // Objective 11
     #[test]
     fn p11_a_baseline_per_turn_gives_equal_members_and_a_member_alone_exactly_zero(rewards in prop::collection::vec(-2.0..2.0, 1..5), n in 1usize..6) {
         let group = vec![rewards; n];

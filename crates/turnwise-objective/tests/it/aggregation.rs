@@ -1,4 +1,4 @@
-//! What a sequence, a row, a micro-batch and a step are must not matter to the numbers.
+//! Sequences, rows, micro-batches and steps: how tokens are grouped does not change the numbers.
 
 use proptest::prelude::*;
 use turnwise_objective::{
@@ -8,7 +8,7 @@ use turnwise_objective::{
 
 use crate::support::*;
 
-/// Objectives to which the order of a sequence's tokens is nothing.
+/// Returns the objectives that do not depend on the order of a sequence's tokens.
 fn token_objectives(clip: Clip) -> [Box<dyn Objective>; 6] {
     [
         Box::new(gspo_token(clip)),
@@ -20,7 +20,7 @@ fn token_objectives(clip: Clip) -> [Box<dyn Objective>; 6] {
     ]
 }
 
-/// A permutation of 0..n made of arbitrary keys.
+/// Returns a permutation of 0..n made of arbitrary keys.
 fn order(n: usize, keys: &[u32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by_key(|&position| (keys[position % keys.len()], position));
@@ -28,7 +28,7 @@ fn order(n: usize, keys: &[u32]) -> Vec<usize> {
 }
 
 proptest! {
-    // objective.md 5.13
+    // Objective 13
     #[test]
     fn p13_what_surrounds_the_trainable_tokens_is_never_read(
         clip in clips(),
@@ -62,14 +62,14 @@ proptest! {
         }
     }
 
-    // objective.md 5.13
+    // Objective 13
     #[test]
     fn p13_inserted_environment_tokens_leave_every_bit_alone(
         clip in clips(),
         row in prop::collection::vec((any::<bool>(), -8.0f64..0.0, -0.3f64..0.3, -2.0f64..2.0), 0..60),
     ) {
-        // A row as a renderer makes it, with environment tokens in between; what is selected from
-        // it does not know them.
+        // A row as a renderer makes it, with environment tokens in between; the selected columns do
+        // not contain them.
         let select = |tokens: &[(bool, f64, f64, f64)]| {
             let sampled: Vec<_> = tokens.iter().filter(|token| token.0).collect();
             Tokens {
@@ -89,7 +89,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.14
+    // Objective 14
     #[test]
     fn p14_the_order_of_tokens_does_not_matter(clip in clips(), tokens in f32_tokens(0), keys in prop::array::uniform20(any::<u32>())) {
         let order = order(tokens.len(), &keys);
@@ -105,7 +105,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.14
+    // Objective 14
     #[test]
     fn p14_the_order_of_sequences_does_not_matter(
         clip in clips(),
@@ -126,7 +126,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.14
+    // Objective 14
     #[test]
     fn p14_micro_batches_change_nothing(
         clip in clips(),
@@ -164,7 +164,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.15
+    // Objective 15
     #[test]
     fn p15_empty_sequences_add_nothing_and_do_not_count(
         clip in clips(),
@@ -186,7 +186,7 @@ proptest! {
     }
 }
 
-// objective.md 5.15
+// Objective 15
 #[test]
 fn p15_a_step_without_tokens_has_loss_zero_and_defined_metrics() {
     for objective in every_objective(Clip::PAPER_GSPO) {

@@ -6,7 +6,7 @@ use turnwise_objective::{Clip, Grpo, Objective, ObjectiveError};
 use crate::support::*;
 
 proptest! {
-    // objective.md 5.7
+    // Objective 7
     #[test]
     fn p07_clip_sides_only_a_gain_above_and_a_loss_below_lose_their_gradient(
         (clip, side, tokens) in placed_tokens(),
@@ -24,7 +24,7 @@ proptest! {
         prop_assert_eq!(evaluated.stats.n_clipped_low, if clipped_low { n } else { 0 });
     }
 
-    // objective.md 5.8
+    // Objective 8
     #[test]
     fn p08_a_ratio_at_the_upper_bound_is_unclipped_and_one_ulp_beyond_is_clipped(
         log_ratio in prop_oneof![1e-6..1e-3, 1e-3..0.69],
@@ -44,7 +44,7 @@ proptest! {
         prop_assert_eq!(clipped(ratio.next_down()), [true; 3]);
     }
 
-    // objective.md 5.8
+    // Objective 8
     #[test]
     fn p08_a_ratio_at_the_lower_bound_is_unclipped_and_one_ulp_beyond_is_clipped(
         log_ratio in prop_oneof![-1e-3..-1e-6, -0.69..-1e-3],
@@ -62,7 +62,7 @@ proptest! {
         prop_assert_eq!(clipped(ratio.next_up()), [true; 3]);
     }
 
-    // objective.md 5.8
+    // Objective 8
     #[test]
     fn p08_the_decision_is_that_of_the_ratio_in_f64(
         clip in clips(),
@@ -85,7 +85,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.9
+    // Objective 9
     #[test]
     fn p09_out_of_range_only_the_sign_that_leads_back_moves((clip, side, tokens) in placed_tokens()) {
         let (evaluated, gradient) = evaluate(&gspo_token(clip), &tokens.per_token());
@@ -129,7 +129,7 @@ fn clip_bounds_outside_their_range_are_refused() {
     assert!(Clip::new(0.0, 0.0).is_ok());
 }
 
-// objective.md 5.19
+// Objective 19
 #[test]
 fn p19_tokens_that_cancel_in_the_mean_are_clipped_one_by_one_in_grpo_only() {
     let clip = Clip::PAPER_GRPO;

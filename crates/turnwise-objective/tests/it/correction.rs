@@ -1,4 +1,4 @@
-//! Weights for tokens whose drawer was not the trainer's policy, and over-long shaping.
+//! Importance weights for tokens of another policy than the trainer's, and over-long shaping.
 
 use proptest::prelude::*;
 use turnwise_objective::{
@@ -21,7 +21,7 @@ fn levels(n: usize) -> [CorrectionLevel<'static>; 4] {
 }
 
 proptest! {
-    // objective.md 5.22
+    // Objective 22
     #[test]
     fn p22_equal_log_probabilities_weigh_exactly_one_and_change_no_bit((clip, _, tokens) in placed_tokens()) {
         for level in levels(tokens.len()) {
@@ -37,7 +37,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.22
+    // Objective 22
     #[test]
     fn p22_bounds_keep_a_weight_that_is_exactly_at_them(log_ratio in -2.0..2.0) {
         let ratio: f64 = f64::exp(log_ratio);
@@ -49,7 +49,7 @@ proptest! {
         prop_assert_eq!(weight(CorrectionRule::Truncate { max: ratio.next_down() }), ratio.next_down());
     }
 
-    // objective.md 5.22
+    // Objective 22
     #[test]
     fn p22_a_masked_token_loses_its_gradient_and_still_counts_in_n_and_s(
         (clip, _, tokens) in placed_tokens(),
@@ -71,7 +71,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.22: the weight is a constant factor of each token's gradient, so nothing flows through it.
+    // Objective 22: the weight is a constant factor of each token's gradient, so nothing flows through it.
     #[test]
     fn p22_weights_are_detached((clip, _, tokens) in placed_tokens(), drift in -0.5..0.5) {
         let recorded: Vec<f64> = tokens.logprobs.iter().enumerate().map(|(t, l)| l - drift * (t % 3) as f64).collect();
@@ -83,7 +83,7 @@ proptest! {
         prop_assert!(all_close(&gradient, &expected, 1e-14));
     }
 
-    // objective.md 5.22
+    // Objective 22
     #[test]
     fn p22_levels_are_their_definitions(log_ratios in prop::collection::vec(-0.5..0.5, 2..20)) {
         let n = log_ratios.len();
@@ -98,7 +98,7 @@ proptest! {
         prop_assert!(all_close(&segments[1..], &vec![mean(&log_ratios[1..]).exp(); n - 1], 1e-14));
     }
 
-    // objective.md 5.22
+    // Objective 22
     #[test]
     fn p22_an_objective_behind_the_off_policy_mask_has_the_gradient_of_the_masked_advantages(
         (clip, _, tokens) in placed_tokens(), max_kl in 0.0..0.3,
@@ -112,7 +112,7 @@ proptest! {
         prop_assert_eq!(evaluate(&never, &tokens.per_token()), evaluate(&gspo_token(clip), &tokens.per_token()));
     }
 
-    // objective.md 5.22
+    // Objective 22
     #[test]
     fn p22_off_policy_sequences_lose_their_negative_tokens_and_nothing_else((_, _, tokens) in placed_tokens(), max_kl in 0.01..0.3) {
         let weights = off_policy_mask(&tokens.per_token(), max_kl).unwrap();
@@ -138,7 +138,7 @@ proptest! {
     }
 }
 
-// objective.md 5.22: an overflow of the product meets the cap, and is not zeroed.
+// Objective 22: an overflow of the product is capped, not zeroed.
 #[test]
 fn p22_a_product_that_overflows_meets_the_cap() {
     let (trainer, recorded) = (vec![-1.0; 1000], vec![-3.0; 1000]);
@@ -152,7 +152,7 @@ fn p22_a_product_that_overflows_meets_the_cap() {
     assert_eq!(back(CorrectionRule::Truncate { max: 2.0 }), 0.0);
 }
 
-// objective.md 5.22
+// Objective 22
 #[test]
 fn p22_an_impossible_token_weighs_zero_and_what_is_not_finite_is_an_error() {
     let truncate = CorrectionRule::Truncate { max: 2.0 };

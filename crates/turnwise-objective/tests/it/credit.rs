@@ -1,4 +1,4 @@
-//! Turns: what they earn, and how it reaches their tokens.
+//! Credit of turns and of their tokens.
 
 use proptest::prelude::*;
 use turnwise_objective::{
@@ -13,7 +13,7 @@ fn turns() -> impl Strategy<Value = Vec<f64>> {
 }
 
 proptest! {
-    // objective.md 5.19
+    // Objective 19
     #[test]
     fn p19_a_reward_to_go_is_its_definition(rewards in turns(), gamma in 0.0..1.0) {
         let to_go = reward_to_go(&rewards, gamma);
@@ -23,7 +23,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.19
+    // Objective 19
     #[test]
     fn p19_credit_is_conserved_without_discount(rewards in turns(), outcome in -2.0..2.0) {
         let to_go = reward_to_go_with_outcome(&rewards, outcome, 1.0);
@@ -31,7 +31,7 @@ proptest! {
         prop_assert!(to_go.windows(2).zip(&rewards).all(|(pair, reward)| close(pair[0] - pair[1], *reward, 1e-13)));
     }
 
-    // objective.md 5.19
+    // Objective 19
     #[test]
     fn p19_a_terminal_reward_to_go_is_the_outcome_on_every_turn(
         outcomes in prop::collection::vec((-2.0..2.0, 1usize..6), 2..8),
@@ -45,7 +45,7 @@ proptest! {
         prop_assert_eq!(minus_mean_return(&to_go).unwrap(), broadcast);
     }
 
-    // objective.md 5.19
+    // Objective 19
     #[test]
     fn p19_a_broadcast_outcome_makes_gspo_token_gspo(
         (clip, _, mut tokens) in placed_tokens(),
@@ -61,7 +61,7 @@ proptest! {
         prop_assert!(all_close(&token_gradient, &sequence_gradient, 1e-14));
     }
 
-    // objective.md 5.19
+    // Objective 19
     #[test]
     fn p19_where_turns_and_rows_begin_changes_nothing(
         clip in clips(),
@@ -79,7 +79,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.20
+    // Objective 20
     #[test]
     fn p20_credit_is_not_averaged(
         (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
@@ -98,7 +98,7 @@ proptest! {
     }
 }
 
-// objective.md 5.19
+// Objective 19
 #[test]
 fn p19_two_turns_that_drift_apart_are_clipped_apart_but_not_together() {
     let clip = Clip::PAPER_GSPO;
@@ -112,7 +112,7 @@ fn p19_two_turns_that_drift_apart_are_clipped_apart_but_not_together() {
     assert_eq!(clipped(&tokens.pick(&[2, 3]), -1.0), 2);
 }
 
-// objective.md 5.20
+// Objective 20
 #[test]
 fn p20_gspo_does_not_take_credit_it_would_have_to_average() {
     let tokens = Tokens::drifted(&[0.0; 2], &[1.0, -1.0]);

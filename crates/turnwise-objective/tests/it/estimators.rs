@@ -1,9 +1,8 @@
-//! What the estimators estimate, on a problem small enough to enumerate.
+//! Expected gradients of the estimators, on a problem small enough to enumerate.
 //!
-//! An episode has up to three turns. At each of the first two the policy goes on with probability
-//! σ(θ_k) or stops; the third is the last. Rewards are arbitrary. All groups of a size are
-//! enumerated with their probabilities, so an expected gradient is exact, and there is nothing to
-//! average.
+//! An episode has up to three turns. After each of the first two the policy continues with
+//! probability σ(θ_k) or stops; the third is the last. Rewards are arbitrary. All groups of a size
+//! are enumerated with their probabilities, so expected gradients are exact, without sampling.
 
 use proptest::prelude::*;
 use turnwise_objective::{
@@ -29,18 +28,18 @@ impl Stopping {
         1.0 / (1.0 + (-self.theta[turn]).exp())
     }
 
-    /// The probability of stopping after turn 0, turn 1, or at the end.
+    /// Returns the probability of stopping after turn 0, turn 1, or at the end.
     fn probabilities(&self) -> [f64; 3] {
         let (first, second) = (self.go_on(0), self.go_on(1));
         [1.0 - first, first * (1.0 - second), first * second]
     }
 
-    /// ∂log π/∂θ_k of the decision at turn k of an episode; the last turn decides nothing.
+    /// Returns ∂log π/∂θ_k of the decision at turn k of an episode; the last turn has no decision.
     fn score(&self, episode: usize, turn: usize) -> f64 {
         if episode > turn { 1.0 - self.go_on(turn) } else { -self.go_on(turn) }
     }
 
-    /// log π of the decisions of an episode.
+    /// Returns log π of the decisions of an episode.
     fn logprobs(&self, episode: usize) -> Vec<f64> {
         let decide = |turn: usize| {
             if episode > turn { self.go_on(turn).ln() } else { (1.0 - self.go_on(turn)).ln() }
@@ -48,7 +47,7 @@ impl Stopping {
         (0..=episode).map(|turn| if turn < 2 { decide(turn) } else { 0.0 }).collect()
     }
 
-    /// ∇ E[return], by summing over the episodes.
+    /// Returns ∇ E[return], by summing over the episodes.
     fn true_gradient(&self) -> [f64; 2] {
         let mut gradient = [0.0; 2];
         for (episode, probability) in self.probabilities().into_iter().enumerate() {
@@ -60,7 +59,7 @@ impl Stopping {
         gradient
     }
 
-    /// The expectation over all groups of a size of the gradient that GSPO-token takes with this
+    /// Returns the expectation, over all groups of a size, of GSPO-token's gradient with this
     /// credit, on policy.
     fn expected_gradient(
         &self,
@@ -82,7 +81,7 @@ impl Stopping {
         expected
     }
 
-    /// The multinomial probability of a group with these counts.
+    /// Returns the multinomial probability of a group with these counts.
     fn probability_of(&self, counts: &[usize; 3]) -> f64 {
         let log_factorial = |n: usize| (1..=n).map(|i| (i as f64).ln()).sum::<f64>();
         let size = counts.iter().sum();
@@ -92,7 +91,7 @@ impl Stopping {
         .exp()
     }
 
-    /// The ascent direction in θ that one group gives, through the objective.
+    /// Returns the ascent direction in θ of one group, through the objective.
     fn group_gradient(
         &self,
         episodes: &[usize],
@@ -131,8 +130,8 @@ fn stopping() -> impl Strategy<Value = Stopping> {
     })
 }
 
-/// A problem whose two decisions pull in different directions, for estimators that are right only
-/// in the limit.
+/// Returns a problem whose two decisions have gradients in different directions, for estimators
+/// that are right only in the limit.
 fn example() -> Stopping {
     Stopping { rewards: [vec![0.0], vec![-0.5, 1.5], vec![-0.5, -0.25, 0.5]], theta: [0.4, -0.3] }
 }
@@ -154,7 +153,7 @@ fn broadcast(advantages: &[f64], rewards: &[Vec<f64>]) -> Vec<Vec<f64>> {
     broadcast_outcome(advantages, &rewards.iter().map(Vec::len).collect::<Vec<_>>()).unwrap()
 }
 
-/// |sin| of the angle between two gradients: how far the direction is off.
+/// Returns |sin| of the angle between two gradients: how far the direction is off.
 fn misdirection(a: [f64; 2], b: [f64; 2]) -> f64 {
     (a[0] * b[1] - a[1] * b[0]).abs() / (a[0].hypot(a[1]) * b[0].hypot(b[1]))
 }
@@ -162,7 +161,7 @@ fn misdirection(a: [f64; 2], b: [f64; 2]) -> f64 {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    // objective.md 5.21
+    // Objective 21
     #[test]
     fn p21_unbiased_estimators_have_the_true_gradient(problem in stopping(), size in 2usize..6) {
         let truth = problem.true_gradient();
@@ -175,7 +174,7 @@ proptest! {
                 let turns = minus_mean_return_of_others(&to_go(rewards)).unwrap();
                 mix(&leave_one_out(&returns(rewards)).unwrap(), &turns, 0.5, 0.5).unwrap()
             }),
-            // A reward in its own baseline costs one part in n, in every direction alike.
+            // A reward in its own baseline scales the gradient by 1 − 1/n, in every direction.
             ("minus mean return", 1.0 - 1.0 / size as f64, &|rewards| minus_mean_return(&to_go(rewards)).unwrap()),
             ("mean only", 1.0 - 1.0 / size as f64, &|rewards| broadcast(&mean_only(&returns(rewards)).unwrap(), rewards)),
         ];
@@ -185,14 +184,14 @@ proptest! {
         }
     }
 
-    // objective.md 5.21
+    // Objective 21
     #[test]
     fn p21_comparing_by_turn_index_cannot_see_what_going_on_is_worth(
         worth in 0.1..5.0,
         theta in -1.5..1.5,
         size in 2usize..6,
     ) {
-        // Every first turn earns 1; going on earns `worth` and then ends.
+        // Every first turn earns 1; continuing earns `worth` and then ends.
         let problem = Stopping { rewards: [vec![1.0], vec![1.0, worth], vec![1.0, worth, 0.0]], theta: [theta, 0.0] };
         let p = problem.go_on(0);
         prop_assert!(close(problem.true_gradient()[0], p * (1.0 - p) * worth, 1e-13));
@@ -201,7 +200,7 @@ proptest! {
     }
 }
 
-// objective.md 5.21
+// Objective 21
 #[test]
 fn p21_normalised_estimators_point_the_true_way_in_the_limit() {
     let problem = example();
@@ -233,13 +232,13 @@ fn p21_normalised_estimators_point_the_true_way_in_the_limit() {
     }
 }
 
-// objective.md 5.21
+// Objective 21
 #[test]
 fn p21_biased_estimators_stay_wrong_in_the_limit() {
     let problem = example();
     let truth = problem.true_gradient();
     let estimators: [(&str, &Credit); 4] = [
-        // Every state gets a scale of its own.
+        // Every state gets its own scale.
         ("anchor states over their own std", &|rewards| {
             by_anchor(rewards, GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 1e-6 })
         }),
@@ -249,8 +248,8 @@ fn p21_biased_estimators_stay_wrong_in_the_limit() {
         ("rewards by turn index", &|rewards| {
             per_turn_index_biased(rewards, Std::Sample, 1e-6).unwrap()
         }),
-        // Not the normalisation's fault: an immediate reward is the credit of a policy that does
-        // not look ahead.
+        // The normalisation is not the cause: an immediate reward is the credit of a policy that
+        // does not look ahead.
         ("immediate rewards", &|rewards| {
             normalised_over_all_turns(rewards, Std::Sample, 1e-6).unwrap()
         }),
@@ -263,7 +262,7 @@ fn p21_biased_estimators_stay_wrong_in_the_limit() {
     }
 }
 
-// objective.md 5.21
+// Objective 21
 #[test]
 fn p21_the_mean_over_tokens_bends_the_gradient_where_lengths_differ() {
     let problem = example();

@@ -1,4 +1,4 @@
-//! Numbers at the edge, and over it.
+//! Numbers at the edge of f64 and beyond.
 
 use std::error::Error;
 
@@ -15,7 +15,7 @@ fn refusal(objective: &dyn Objective, tokens: &Tokens) -> ObjectiveError {
     objective.evaluate(&tokens.per_token(), &mut vec![0.0; tokens.len()]).unwrap_err()
 }
 
-// objective.md 5.16
+// Objective 16
 #[test]
 fn p16_a_ratio_that_overflows_is_clipped_where_the_advantage_is_positive() {
     for log_ratio in [50.0, 800.0, 1e300] {
@@ -29,7 +29,7 @@ fn p16_a_ratio_that_overflows_is_clipped_where_the_advantage_is_positive() {
     }
 }
 
-// objective.md 5.16
+// Objective 16
 #[test]
 fn p16_a_ratio_that_overflows_is_cut_but_keeps_its_gradient_where_the_advantage_is_negative() {
     let at = |log_ratio: f64, objective: &dyn Objective| {
@@ -48,7 +48,7 @@ fn p16_a_ratio_that_overflows_is_cut_but_keeps_its_gradient_where_the_advantage_
     }
 }
 
-// objective.md 5.16
+// Objective 16
 #[test]
 fn p16_a_ratio_of_zero_is_a_number() {
     for log_ratio in [-800.0, f64::NEG_INFINITY] {
@@ -70,7 +70,7 @@ fn p16_a_ratio_of_zero_is_a_number() {
     }
 }
 
-// objective.md 5.16
+// Objective 16
 #[test]
 fn p16_one_impossible_token_makes_the_sequence_impossible_and_no_other() {
     let impossible = Tokens::drifted(&[0.0, f64::NEG_INFINITY, 0.0], &[1.0, 1.0, -1.0]);
@@ -88,7 +88,7 @@ fn p16_one_impossible_token_makes_the_sequence_impossible_and_no_other() {
     assert_eq!(gradient, [-1.0 / 3.0, 0.0, 1.0 / 3.0]);
 }
 
-// objective.md 5.16
+// Objective 16
 #[test]
 fn p16_large_ratios_do_not_overflow_the_effective_sample_size() {
     let tokens = [Tokens::drifted(&[900.0], &[-1.0]), Tokens::drifted(&[900.0], &[-1.0])];
@@ -98,7 +98,7 @@ fn p16_large_ratios_do_not_overflow_the_effective_sample_size() {
     assert_eq!((step.metrics.n_capped_sequences(), step.metrics.n_capped_tokens()), (2, 2));
 }
 
-// objective.md 5.16
+// Objective 16
 #[test]
 fn p16_a_loss_beyond_f64_is_an_error() {
     let tokens = Tokens::drifted(&[900.0], &[-1e200]);
@@ -110,7 +110,7 @@ fn p16_a_loss_beyond_f64_is_an_error() {
     }
 }
 
-// objective.md 5.16
+// Objective 16
 #[test]
 fn p16_finite_numbers_that_are_no_log_probabilities_are_an_error() {
     let tokens = Tokens {
@@ -128,7 +128,7 @@ fn p16_finite_numbers_that_are_no_log_probabilities_are_an_error() {
 }
 
 proptest! {
-    // objective.md 5.16
+    // Objective 16
     #[test]
     fn p16_what_is_not_finite_is_an_error_that_names_its_token_and_sequence(
         n in 1usize..40,
@@ -164,7 +164,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.16
+    // Objective 16
     #[test]
     fn p16_a_uniform_advantage_that_is_not_finite_is_an_error(
         n in 1usize..20,
@@ -181,7 +181,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.16
+    // Objective 16
     #[test]
     fn p16_every_finite_log_ratio_has_a_finite_loss_and_gradient(
         log_ratios in prop::collection::vec(prop_oneof![-1e6..1e6, Just(f64::NEG_INFINITY), -1.0..1.0], 1..24),

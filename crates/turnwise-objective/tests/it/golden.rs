@@ -38,7 +38,7 @@ fn flags(value: &Value) -> Vec<bool> {
     value.as_array().unwrap().iter().map(|flag| flag.as_u64().unwrap() == 1).collect()
 }
 
-/// One case of objective/*.json, reduced to what an objective reads: the policy's tokens.
+/// One case of objective/*.json, reduced to the input of an objective: the policy's tokens.
 struct Case {
     name: String,
     json: Value,
@@ -76,13 +76,14 @@ impl Case {
         self.sequences.iter().filter(|tokens| tokens.len() > 0).count()
     }
 
-    /// Whether a mean over tokens, to which a row without tokens is nothing.
+    /// Returns whether the objective is a mean over tokens, which a row without tokens does not
+    /// change.
     fn is_token_mean(objective: &str) -> bool {
         matches!(objective, "dapo" | "cispo" | "cispo_upper")
     }
 
-    /// The expectation under our rule for empty rows: given as `*_nonempty_rows`, or rescaled from
-    /// a mean over all rows.
+    /// Returns the expectation under our rule for empty rows: given as `*_nonempty_rows`, or
+    /// rescaled from a mean over all rows.
     fn expected(&self, objective: &str) -> Option<Expected> {
         let all = &self.json["expected"];
         let own_rule = &all[format!("{objective}_nonempty_rows")];
@@ -155,8 +156,8 @@ impl Expected {
             let n_clipped = self.clipped[row].iter().filter(|clipped| **clipped).count();
             let stats = evaluate(objective, &sequences[row]).0.stats;
             if objective.name() == "cispo" {
-                // What the fixture calls clipped is a weight that was cut, whatever its advantage; it
-                // keeps its gradient.
+                // The fixture counts a weight as clipped if it was cut, with an advantage of either
+                // sign; the token keeps its gradient.
                 let Advantages::PerToken(advantages) = sequences[row].advantages() else {
                     panic!("{label} row {row}: an advantage per token")
                 };
@@ -175,7 +176,7 @@ impl Expected {
     }
 }
 
-/// Every case that has an expectation under `name`; returns how many.
+/// Checks every case that has an expectation under `name`, and returns their number.
 fn check_all(
     name: &str,
     objective: impl Fn(&Expected) -> Box<dyn Objective>,
@@ -206,7 +207,7 @@ fn mean_advantage(tokens: &Tokens) -> Advantages<'_> {
     Advantages::Uniform(if tokens.len() == 0 { 0.0 } else { tokens.mean_advantage() })
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_gspo_reproduces_every_golden_case() {
     assert_eq!(
@@ -219,7 +220,7 @@ fn p25_gspo_reproduces_every_golden_case() {
     );
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_gspo_with_the_mean_advantage_reproduces_every_golden_case() {
     assert_eq!(
@@ -228,31 +229,31 @@ fn p25_gspo_with_the_mean_advantage_reproduces_every_golden_case() {
     );
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_gspo_token_reproduces_every_golden_case() {
     assert_eq!(check_all("gspo_token", |case| Box::new(gspo_token(case.clip())), per_token), 46);
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_gspo_token_with_one_advantage_reproduces_the_golden_cases_of_gspo() {
     assert_eq!(check_all("gspo", |case| Box::new(gspo_token(case.clip())), mean_advantage), 38);
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_grpo_reproduces_every_golden_case() {
     assert_eq!(check_all("grpo", |case| Box::new(Grpo { clip: case.clip() }), per_token), 45);
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_dapo_reproduces_every_golden_case() {
     assert_eq!(check_all("dapo", |case| Box::new(Dapo { clip: case.clip() }), per_token), 44);
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_dr_grpo_reproduces_every_golden_case() {
     let dr_grpo = |case: &Expected| -> Box<dyn Objective> {
@@ -262,7 +263,7 @@ fn p25_dr_grpo_reproduces_every_golden_case() {
     assert_eq!(check_all("dr_grpo", dr_grpo, per_token), 38);
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_cispo_reproduces_every_golden_case_with_and_without_a_lower_bound() {
     let cispo = |case: &Expected| -> Box<dyn Objective> {
@@ -274,7 +275,7 @@ fn p25_cispo_reproduces_every_golden_case_with_and_without_a_lower_bound() {
     assert_eq!(check_all("cispo_upper", cispo, per_token), 36);
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_gmpo_reproduces_every_golden_case() {
     let gmpo = |case: &Expected| -> Box<dyn Objective> {
@@ -284,7 +285,7 @@ fn p25_gmpo_reproduces_every_golden_case() {
     assert_eq!(check_all("gmpo", gmpo, mean_advantage), 29);
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_sapo_reproduces_every_golden_case() {
     let sapo = |case: &Expected| -> Box<dyn Objective> {
@@ -294,7 +295,7 @@ fn p25_sapo_reproduces_every_golden_case() {
     assert_eq!(check_all("sapo", sapo, per_token), 36);
 }
 
-// objective.md 5.23 and 5.25
+// Objective 23 and 25
 #[test]
 fn p25_kl_estimators_and_their_derivatives_reproduce_every_golden_row() {
     let fixture = fixture("objective/kl.json");
@@ -316,7 +317,7 @@ fn p25_kl_estimators_and_their_derivatives_reproduce_every_golden_row() {
     assert!(rows.len() >= 20, "{}", rows.len());
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_the_plain_ratio_with_token_advantages_has_the_value_of_gspo_token_and_another_gradient() {
     let mut n_checked = 0;
@@ -326,7 +327,7 @@ fn p25_the_plain_ratio_with_token_advantages_has_the_value_of_gspo_token_and_ano
         let sequences: Vec<Sequence> = case.sequences.iter().map(Tokens::per_token).collect();
         let step = evaluate_step(&objective, &sequences).unwrap();
         assert!(close(step.loss, expected.loss, TOLERANCE), "{}", case.name);
-        // Averaging our coefficients over the tokens makes the impostor of them.
+        // Averaging our coefficients over the tokens gives the impostor's.
         for (gradient, impostor) in step.gradients.iter().zip(&expected.gradients) {
             assert!(
                 all_close(&vec![mean(gradient); gradient.len()], impostor, TOLERANCE),
@@ -343,7 +344,7 @@ fn p25_the_plain_ratio_with_token_advantages_has_the_value_of_gspo_token_and_ano
     assert_eq!(n_checked, 7);
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_sequence_statistics_are_the_golden_ones() {
     for case in Case::all() {
@@ -362,7 +363,7 @@ fn p25_sequence_statistics_are_the_golden_ones() {
     }
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_turn_credit_of_mean_zero_moves_in_gspo_token() {
     let case = Case::load("turn_credit_zero_mean");
@@ -385,10 +386,10 @@ fn by_group(rewards: &[f64], groups: &[Value], rule: impl Fn(&[f64]) -> Vec<f64>
     advantages
 }
 
-/// Rewards of one group to advantages.
+/// A rule from the rewards of one group to advantages.
 type Rule = Box<dyn Fn(&[f64]) -> Vec<f64>>;
 
-/// The rule a name of group_relative.json stands for.
+/// Returns the rule that a name of group_relative.json stands for.
 fn group_rule(name: &str, batch_std: f64) -> Rule {
     let normalised = |std: Std, epsilon: &str| -> Rule {
         let epsilon = epsilon.parse().unwrap();
@@ -409,7 +410,7 @@ fn group_rule(name: &str, batch_std: f64) -> Rule {
     }
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_group_advantages_reproduce_every_golden_case() {
     let fixture = fixture("advantages/group_relative.json");
@@ -426,7 +427,7 @@ fn p25_group_advantages_reproduce_every_golden_case() {
                 "{} {name}: {actual:?} instead of {expected:?}",
                 case["id"]
             );
-            // Where the rule says exactly 0, it is exactly 0.
+            // If the rule says exactly 0, the advantage is exactly 0.
             assert!(
                 actual.iter().zip(&expected).all(|(a, e)| *e != 0.0 || a.abs() < 1e-16),
                 "{} {name}",
@@ -445,7 +446,7 @@ fn assert_rows(actual: &[Vec<f64>], expected: &Value, label: &str) {
     assert!(same, "{label}: {actual:?} instead of {expected:?}");
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_returns_reproduce_every_golden_case() {
     let fixture = fixture("advantages/turn_returns.json");
@@ -481,7 +482,7 @@ fn p25_returns_reproduce_every_golden_case() {
     }
 }
 
-// objective.md 5.25
+// Objective 25
 #[test]
 fn p25_outcome_and_mixed_credit_reproduce_every_golden_case() {
     let fixture = fixture("advantages/turn_returns.json");
@@ -510,7 +511,7 @@ fn p25_outcome_and_mixed_credit_reproduce_every_golden_case() {
     }
 }
 
-/// The credit of the sampled tokens; the fixture has environment tokens between them.
+/// Checks the credit of the sampled tokens; the fixture has environment tokens between them.
 fn check_tokens(mixed: &[Vec<f64>], case: &Value, label: &str) {
     let tokens = &case["tokens_of_first_mix"];
     let lengths = case["tokens_per_turn"].as_array().unwrap();

@@ -1,5 +1,4 @@
-//! GSPO and GSPO-token: how their values and gradients relate, and whether the gradients are the
-//! gradients.
+//! The values and gradients of GSPO and GSPO-token: how they relate, and finite differences.
 
 use proptest::prelude::*;
 use turnwise_objective::{
@@ -8,7 +7,7 @@ use turnwise_objective::{
 
 use crate::support::*;
 
-/// A_t·a_t: the advantage if its token has a gradient.
+/// Returns A_t·a_t: the advantage if its token has a gradient.
 fn active(advantage: f64, side: Side) -> f64 {
     match side {
         Side::Above if advantage > 0.0 => 0.0,
@@ -17,8 +16,8 @@ fn active(advantage: f64, side: Side) -> f64 {
     }
 }
 
-/// (1/n) Σ_t min(s_t A_t, clip(s_t) A_t) with s_t = s·π_θ/π_θ0 and s, π_θ0 frozen: eq. 13 and 14 as
-/// written.
+/// Returns (1/n) Σ_t min(s_t A_t, clip(s_t) A_t) with s_t = s·π_θ/π_θ0 and s, π_θ0 frozen: eq. 13
+/// and 14 as written.
 fn surrogate(clip: Clip, frozen: &Tokens, logprobs: &[f64]) -> f64 {
     let ratio = frozen.log_ratio().exp();
     let terms = logprobs.iter().zip(&frozen.logprobs).zip(&frozen.advantages).map(
@@ -30,7 +29,7 @@ fn surrogate(clip: Clip, frozen: &Tokens, logprobs: &[f64]) -> f64 {
     terms.sum::<f64>() / frozen.len() as f64
 }
 
-/// Central difference of `f` in each log-probability.
+/// Returns the central difference of `f` in each log-probability.
 fn finite_differences(logprobs: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     let step = 1e-5;
     let at = |t: usize, by: f64| {
@@ -41,7 +40,7 @@ fn finite_differences(logprobs: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     (0..logprobs.len()).map(|t| (at(t, step) - at(t, -step)) / (2.0 * step)).collect()
 }
 
-/// The loss of `tokens` with other log-probabilities.
+/// Returns the loss of `tokens` with other log-probabilities.
 fn loss_at(
     objective: &dyn Objective,
     tokens: &Tokens,
@@ -54,7 +53,7 @@ fn loss_at(
 }
 
 proptest! {
-    // objective.md 5.1
+    // Objective 1
     #[test]
     fn p01_uniform_advantages_make_gspo_and_gspo_token_one(
         (clip, _, mut tokens) in placed_tokens(),
@@ -77,7 +76,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.2
+    // Objective 2
     #[test]
     fn p02_the_gap_between_the_values_is_the_formula_and_never_negative((clip, side, tokens) in placed_tokens()) {
         let (token, _) = evaluate(&gspo_token(clip), &tokens.per_token());
@@ -95,7 +94,7 @@ proptest! {
         prop_assert_eq!(sequence.stats.gap, 0.0);
     }
 
-    // objective.md 5.3
+    // Objective 3
     #[test]
     fn p03_the_gradients_are_equal_exactly_when_the_predicate_says(
         (clip, side, mut tokens) in placed_tokens(),
@@ -118,7 +117,7 @@ proptest! {
         prop_assert_eq!(all_close(&token, &sequence, 1e-12), predicate);
     }
 
-    // objective.md 5.4
+    // Objective 4
     #[test]
     fn p04_the_gradient_of_gspo_is_the_finite_difference_of_its_value(
         (clip, _, tokens) in placed_tokens(),
@@ -131,7 +130,7 @@ proptest! {
         prop_assert!(all_close(&gradient, &finite_differences(&tokens.logprobs, value), 1e-8));
     }
 
-    // objective.md 5.4
+    // Objective 4
     #[test]
     fn p04_the_gradient_of_gspo_token_is_the_finite_difference_of_the_surrogate_with_s_frozen(
         (clip, _, tokens) in placed_tokens(),
@@ -143,7 +142,7 @@ proptest! {
         prop_assert!(all_close(&gradient, &finite_differences(&tokens.logprobs, loss), 1e-8));
     }
 
-    // objective.md 5.4
+    // Objective 4
     #[test]
     fn p04_the_gradient_of_gspo_token_is_not_the_finite_difference_of_its_value_unless_advantages_are_uniform(
         (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
@@ -154,12 +153,12 @@ proptest! {
         let differences = finite_differences(&tokens.logprobs, value);
         let uniform = tokens.advantages.iter().all(|&a| (a - tokens.advantages[0]).abs() < 1e-4);
         prop_assert_eq!(all_close(&gradient, &differences, 1e-8), uniform);
-        // What the value's difference does give is the impostor: the mean credit on every token.
+        // The finite difference of the value gives the impostor: the mean credit on every token.
         let spread = -tokens.log_ratio().exp() * tokens.mean_advantage() / tokens.len() as f64;
         prop_assert!(differences.iter().all(|&difference| close(difference, spread, 1e-8)));
     }
 
-    // objective.md 5.4
+    // Objective 4
     #[test]
     fn p04_the_gradient_of_grpo_is_the_finite_difference_of_its_value(
         clip in clips(),
@@ -179,7 +178,7 @@ proptest! {
         prop_assert!(all_close(&gradient, &finite_differences(&tokens.logprobs, value), 1e-8));
     }
 
-    // objective.md 5.5
+    // Objective 5
     #[test]
     fn p05_on_policy_every_objective_is_reinforce_over_n(clip in clips(), mut tokens in f32_tokens(1)) {
         tokens.logprobs.clone_from(&tokens.behavior_logprobs);
@@ -196,7 +195,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.6
+    // Objective 6
     #[test]
     fn p06_one_token_makes_every_objective_ppo((clip, _, tokens) in placed_tokens(), advantage in advantage()) {
         let tokens = Tokens { advantages: vec![advantage], ..tokens.pick(&[0]) };
@@ -213,7 +212,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.10
+    // Objective 10
     #[test]
     fn p10_a_token_without_advantage_has_no_gradient_but_counts(
         (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
@@ -231,7 +230,7 @@ proptest! {
         prop_assert_eq!(evaluate(&Grpo { clip }, &tokens.per_token()).1[silent], 0.0);
     }
 
-    // objective.md 5.12
+    // Objective 12
     #[test]
     fn p12_scaling_advantages_scales_the_loss((clip, _, tokens) in placed_tokens(), scale in 0.0..8.0) {
         let mut scaled = tokens.clone();
@@ -244,7 +243,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.26
+    // Objective 26
     #[test]
     fn p26_an_advantage_in_range_always_has_a_gradient(
         (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),

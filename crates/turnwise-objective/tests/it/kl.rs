@@ -10,10 +10,10 @@ use crate::support::*;
 
 const ESTIMATORS: [KlEstimator; 3] = [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3];
 
-/// An objective of a range and a length weight.
+/// A constructor of an objective from a range and a length weight.
 type Make = fn(Clip, LengthWeight) -> Box<dyn Objective>;
 
-/// Two distributions over the same four outcomes.
+/// Generates two distributions over the same four outcomes.
 fn distributions() -> impl Strategy<Value = ([f64; 4], [f64; 4])> {
     let logits = || prop::array::uniform4(-2.0..2.0);
     (logits(), logits()).prop_map(|(a, b)| (softmax(a), softmax(b)))
@@ -28,7 +28,7 @@ fn kl(p: &[f64; 4], q: &[f64; 4]) -> f64 {
     p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum()
 }
 
-/// E_p[∂k/∂log p_y · ∂log p_y/∂logit_j], by enumeration.
+/// Returns E_p[∂k/∂log p_y · ∂log p_y/∂logit_j], by enumeration.
 fn expected_gradient(estimator: KlEstimator, p: &[f64; 4], q: &[f64; 4]) -> [f64; 4] {
     std::array::from_fn(|logit| {
         let part = |y: usize| {
@@ -40,7 +40,7 @@ fn expected_gradient(estimator: KlEstimator, p: &[f64; 4], q: &[f64; 4]) -> [f64
 }
 
 proptest! {
-    // objective.md 5.23
+    // Objective 23
     #[test]
     fn p23_k3_is_never_negative_and_zero_only_where_the_policies_agree(
         logprob in -20.0..0.0,
@@ -54,7 +54,7 @@ proptest! {
         prop_assert!(KlEstimator::K2.value_and_derivative(logprob, reference).0 >= 0.0);
     }
 
-    // objective.md 5.23
+    // Objective 23
     #[test]
     fn p23_the_expectation_of_k1_and_of_k3_is_the_kl((p, q) in distributions()) {
         for estimator in [KlEstimator::K1, KlEstimator::K3] {
@@ -64,7 +64,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.23
+    // Objective 23
     #[test]
     fn p23_as_a_loss_k1_pulls_nowhere_k2_to_the_reference_and_k3_by_the_other_kl((p, q) in distributions()) {
         let reverse: [f64; 4] = std::array::from_fn(|j| p[j] * ((p[j] / q[j]).ln() - kl(&p, &q)));
@@ -74,7 +74,7 @@ proptest! {
         prop_assert!(all_close(&expected_gradient(KlEstimator::K3, &p, &q), &forward, 1e-13));
     }
 
-    // objective.md 5.23
+    // Objective 23
     #[test]
     fn p23_the_derivative_is_the_finite_difference_of_the_value(logprob in -5.0..0.0, difference in -3.0..3.0) {
         for estimator in ESTIMATORS {
@@ -85,7 +85,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.23
+    // Objective 23
     #[test]
     fn p23_without_weight_a_reference_changes_no_bit((clip, _, tokens) in placed_tokens(), reference in -8.0..0.0) {
         let reference = vec![reference; tokens.len()];
@@ -98,7 +98,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.23: same aggregation as the policy term, never scaled by A or s.
+    // Objective 23: same aggregation as the policy term, never scaled by A or s.
     #[test]
     fn p23_the_term_is_aggregated_as_the_policy_term_and_sees_no_advantage_and_no_ratio(
         (clip, _, tokens) in placed_tokens(),
@@ -137,12 +137,12 @@ proptest! {
     }
 }
 
-/// A reference that does not move with the policy.
+/// Returns the log-probability of a reference that does not change with the policy.
 fn logprob_of_reference(difference: f64) -> f64 {
     -2.0 - difference
 }
 
-// objective.md 5.23
+// Objective 23
 #[test]
 fn p23_a_missing_reference_and_numbers_that_are_not_finite_are_errors() {
     let tokens = Tokens::drifted(&[0.1, 0.2], &[1.0, 1.0]);
@@ -161,7 +161,7 @@ fn p23_a_missing_reference_and_numbers_that_are_not_finite_are_errors() {
     assert!(tokens.per_token().with_reference(&[-1.0]).is_err());
 }
 
-// objective.md 5.14 and 5.23
+// Objective 14 and 23
 #[test]
 fn p23_the_term_is_divided_by_the_denominator_of_the_whole_step() {
     let held = WithKl::new(Dapo::PAPER, KlEstimator::K1, 0.5).unwrap();

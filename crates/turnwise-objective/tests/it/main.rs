@@ -1,6 +1,6 @@
-//! What the objectives, advantages and credit promise, as properties and against golden values.
+//! Tests of objectives, advantages and credit, as properties and against golden values.
 //!
-//! The number in a test's name is that of the property it holds in the list below.
+//! The number in a test's name is that of the property that it holds, in the list below.
 //!
 //! ```text
 //!  1 uniform advantages: GSPO = GSPO-token        13 excluded tokens, wherever they are, change nothing

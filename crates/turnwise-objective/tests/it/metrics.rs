@@ -1,11 +1,11 @@
-//! What is reported.
+//! Metrics of a step.
 
 use proptest::prelude::*;
 use turnwise_objective::{Clip, Dapo, DrGrpo, Grpo, Metrics, Objective, Sequence, evaluate_step};
 
 use crate::support::*;
 
-/// A clip range and a step around it.
+/// Generates a clip range and a step around it.
 fn steps() -> impl Strategy<Value = (Clip, Vec<Tokens>)> {
     clips().prop_flat_map(|clip| {
         let tokens = sides().prop_flat_map(move |side| tokens_at(clip, side));
@@ -18,7 +18,7 @@ fn metrics_of(objective: &dyn Objective, step: &[Sequence<'_>]) -> Metrics {
 }
 
 proptest! {
-    // objective.md 5.24
+    // Objective 24
     #[test]
     fn p24_clip_fractions_count_the_gradients_that_clipping_removed((clip, step) in steps()) {
         let sequences: Vec<Sequence> = step.iter().map(Tokens::per_token).collect();
@@ -40,14 +40,14 @@ proptest! {
         }
     }
 
-    // objective.md 5.24
+    // Objective 24
     #[test]
     fn p24_both_forms_report_the_same_with_uniform_advantages((clip, step) in steps(), advantage in nonzero_advantage()) {
         let sequences: Vec<Sequence> = step.iter().map(|tokens| tokens.uniform(advantage)).collect();
         prop_assert_eq!(metrics_of(&gspo(clip), &sequences), metrics_of(&gspo_token(clip), &sequences));
     }
 
-    // objective.md 5.24
+    // Objective 24
     #[test]
     fn p24_the_two_bounds_are_told_apart((clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Above)))) {
         let fraction = metrics_of(&gspo(clip), &[tokens.uniform(1.0)]).clip_fraction_by_token();
@@ -56,7 +56,7 @@ proptest! {
         prop_assert_eq!((fraction.low, fraction.high), (0.0, 0.0));
     }
 
-    // objective.md 5.24
+    // Objective 24
     #[test]
     fn p24_every_objective_counts_the_gradients_that_its_clipping_removed((clip, step) in steps()) {
         for objective in every_policy_objective(clip) {

@@ -1,4 +1,4 @@
-//! The neighbours of GSPO: their gradients against their definitions, and what they have in common.
+//! The neighbours of GSPO: their gradients against their definitions, and their shared properties.
 
 use proptest::prelude::*;
 use turnwise_objective::{
@@ -8,10 +8,10 @@ use turnwise_objective::{
 
 use crate::support::*;
 
-/// A sequence at which derivatives are taken: the frozen parts of every definition.
+/// The sequence at which derivatives are taken: the frozen parts of every definition.
 type Frozen<'a> = &'a Tokens;
 
-/// J of one sequence before the denominator, at other log-probabilities, as its paper writes it.
+/// J of one sequence before the denominator, at other log-probabilities, as its paper defines it.
 type Surrogate = Box<dyn Fn(Frozen<'_>, &[f64]) -> f64>;
 
 fn ratios(frozen: Frozen<'_>, logprobs: &[f64]) -> Vec<f64> {
@@ -27,7 +27,7 @@ fn clipped(ratio: f64, advantage: f64, clip: Clip) -> f64 {
     }
 }
 
-/// Σ_t f(r_t, A_t, log π_t at the point, log π_t), times a weight.
+/// Returns Σ_t f(r_t, A_t, log π_t at the point, log π_t), times a weight.
 fn token_sum(
     weight: impl Fn(usize) -> f64 + 'static,
     term: impl Fn(f64, f64, f64, f64) -> f64 + 'static,
@@ -72,7 +72,7 @@ fn cases(clip: Clip) -> Vec<(Box<dyn Objective>, Surrogate)> {
     ]
 }
 
-/// Central difference of `f` in each log-probability.
+/// Returns the central difference of `f` in each log-probability.
 fn finite_differences(logprobs: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     let step = 1e-5;
     let at = |t: usize, by: f64| {
@@ -83,13 +83,13 @@ fn finite_differences(logprobs: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     (0..logprobs.len()).map(|t| (at(t, step) - at(t, -step)) / (2.0 * step)).collect()
 }
 
-/// Whether a log ratio is so near a bound that a difference across it says nothing.
+/// Returns whether a log ratio is so near a bound that a finite difference may cross it.
 fn is_near_a_bound(tokens: &Tokens, clip: Clip) -> bool {
     let bounds = [(-clip.low()).ln_1p(), clip.high().ln_1p(), (1.3 + clip.high()).ln(), -0.4, 0.4];
     tokens.log_ratios().iter().any(|d| bounds.iter().any(|bound| (d - bound).abs() < 2e-5))
 }
 
-/// Tokens each of which is anywhere around a clip range.
+/// Generates tokens, each anywhere around a clip range.
 fn scattered() -> impl Strategy<Value = (Clip, Tokens)> {
     let token = (-1.0..1.2, advantage());
     (clips(), prop::collection::vec(token, 1..24)).prop_map(|(clip, tokens)| {
@@ -99,7 +99,7 @@ fn scattered() -> impl Strategy<Value = (Clip, Tokens)> {
 }
 
 proptest! {
-    // objective.md 5.4 and 5.7
+    // Objective 4 and 7
     #[test]
     fn p04_every_token_objective_is_its_definition_and_its_gradient_the_finite_difference((clip, tokens) in scattered()) {
         prop_assume!(!is_near_a_bound(&tokens, clip));
@@ -112,7 +112,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.4 and 5.7
+    // Objective 4 and 7
     #[test]
     fn p04_gmpo_is_its_definition_and_its_gradient_the_finite_difference((clip, tokens) in scattered(), advantage in nonzero_advantage()) {
         prop_assume!(!is_near_a_bound(&tokens, clip));
@@ -129,7 +129,7 @@ proptest! {
         prop_assert_eq!(evaluated.stats.n_clipped_low, if advantage < 0.0 { n_out } else { 0 });
     }
 
-    // objective.md 5.5: at the behaviour policy every gradient is REINFORCE's, with the objective's own weight.
+    // Objective 5: at the behaviour policy every gradient is REINFORCE's, with the objective's own weight.
     #[test]
     fn p05_on_policy_every_objective_has_the_gradient_of_reinforce(clip in clips(), mut tokens in f32_tokens(1), advantage in nonzero_advantage()) {
         tokens.logprobs.clone_from(&tokens.behavior_logprobs);
@@ -143,7 +143,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.12
+    // Objective 12
     #[test]
     fn p12_scaling_advantages_scales_every_loss((clip, tokens) in scattered(), scale in 0.0..8.0) {
         let mut scaled = tokens.clone();
@@ -156,7 +156,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.26: inside every range, a good token becomes more probable and a bad one less.
+    // Objective 26: inside every range, a good token becomes more probable and a bad one less.
     #[test]
     fn p26_an_advantage_in_range_always_has_a_gradient_of_its_sign(
         drift in prop::collection::vec(-0.01..0.01, 1..20),
@@ -174,7 +174,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.19: a ratio per turn is the trajectory's iff there is one turn.
+    // Objective 19: a ratio per turn is the trajectory's iff there is one turn.
     #[test]
     fn p19_a_ratio_per_turn_with_one_turn_is_gspo_token((clip, _, tokens) in placed_tokens(), n_empty in 0usize..3) {
         let gspo_turn = GspoTurn { clip, length_weight: LengthWeight::Mean };
@@ -186,7 +186,7 @@ proptest! {
         }
     }
 
-    // objective.md 5.19 and 5.20: each turn is the GSPO-token of its own tokens, weighed by its length.
+    // Objective 19 and 20: each turn is the GSPO-token of its own tokens, weighed by its length.
     #[test]
     fn p19_each_turn_is_the_gspo_token_of_its_tokens(
         (clip, tokens) in scattered(),
@@ -212,7 +212,7 @@ proptest! {
         prop_assert!(close(whole.stats.log_ratio, tokens.log_ratio(), 1e-13));
     }
 
-    // objective.md 5.7: the dual clip takes what a negative advantage has above its bound, and nothing else.
+    // Objective 7: the dual clip removes the gradient of a negative advantage above its bound, and no other.
     #[test]
     fn p07_a_dual_clip_only_takes_negative_advantages_above_its_bound((clip, tokens) in scattered()) {
         let bound = 1.2 + clip.high();
@@ -228,7 +228,8 @@ proptest! {
         prop_assert_eq!(evaluated.stats.n_clipped_dual, n_taken);
         prop_assert!(evaluated.loss <= plain.loss);
         prop_assert_eq!(evaluated.loss == plain.loss, n_taken == 0);
-        // With a sequence's ratio all its negative tokens go at once.
+        // With a sequence's ratio, all its tokens with a negative advantage lose their gradient at
+        // once.
         let (sequence, gradient) = evaluate(&gspo_token(dual), &tokens.per_token());
         let is_beyond = tokens.log_ratio().exp() > bound;
         let n_negative = tokens.advantages.iter().filter(|a| **a < 0.0).count();
@@ -237,7 +238,7 @@ proptest! {
         prop_assert!(sequence.stats.gap >= 0.0);
     }
 
-    // objective.md 5.8
+    // Objective 8
     #[test]
     fn p08_a_cut_weight_is_whole_at_its_bound_and_cut_one_ulp_beyond(log_ratio in 1e-6..0.69) {
         let ratio: f64 = f64::exp(log_ratio);
@@ -249,7 +250,7 @@ proptest! {
     }
 }
 
-// objective.md 5.19
+// Objective 19
 #[test]
 fn p19_two_turns_that_drift_apart_are_both_clipped_by_a_ratio_per_turn_and_not_by_the_trajectory_s()
 {
@@ -281,7 +282,7 @@ fn a_ratio_per_turn_refuses_a_sequence_whose_turns_it_does_not_know() {
     assert_eq!(refused.to_string(), "logprob of token 2 is NaN");
 }
 
-// objective.md 5.16: an impossible token, and ratios that overflow, for the objectives without GRPO's clip.
+// Objective 16: an impossible token, and ratios that overflow, for the objectives without GRPO's clip.
 #[test]
 fn p16_the_neighbours_are_finite_where_ratios_are_not() {
     for log_ratio in [f64::NEG_INFINITY, -800.0, 800.0, 1e300] {
@@ -299,7 +300,7 @@ fn p16_the_neighbours_are_finite_where_ratios_are_not() {
     assert_eq!((evaluated.stats.n_capped, gradient[0] > 0.0), (2, true));
 }
 
-// objective.md 5.12: bounds that cannot be are refused by every constructor.
+// Objective 12: every constructor refuses invalid bounds.
 #[test]
 fn settings_outside_their_range_are_refused() {
     for value in [-0.1, f64::NAN, f64::INFINITY] {
@@ -339,7 +340,7 @@ fn every_preset_can_be_made_and_has_a_name_of_its_own_and_a_source() {
     }
 }
 
-// objective.md 5.25: two sequences of the tabulated losses by hand.
+// Objective 25: two sequences of the tabulated losses, computed by hand.
 #[test]
 fn p25_reinforce_is_the_weighted_sum_of_log_probabilities() {
     let tokens = Tokens {

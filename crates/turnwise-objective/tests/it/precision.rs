@@ -1,4 +1,4 @@
-//! A million tokens, and numbers that come from narrower types.
+//! A million tokens, and numbers that were widened from narrower types.
 
 use proptest::prelude::*;
 use turnwise_objective::{Advantages, Clip, Grpo, Objective, Sequence};
@@ -7,7 +7,7 @@ use crate::support::*;
 
 const MILLION: usize = 1_000_000;
 
-/// Integers in units of 2⁻⁴⁰ that look random, so that sums can be checked exactly.
+/// Returns pseudo-random integers in units of 2⁻⁴⁰, so that sums can be checked exactly.
 fn steps(n: usize, seed: u64) -> impl Iterator<Item = i64> {
     let mut state = seed | 1;
     (0..n).map(move |_| {
@@ -17,7 +17,7 @@ fn steps(n: usize, seed: u64) -> impl Iterator<Item = i64> {
     })
 }
 
-// objective.md 5.17
+// Objective 17
 #[test]
 fn p17_a_million_tokens_sum_to_the_rounded_exact_sum() {
     let unit = 2f64.powi(-40);
@@ -26,7 +26,7 @@ fn p17_a_million_tokens_sum_to_the_rounded_exact_sum() {
     let behavior_logprobs = vec![0.0; MILLION];
     let logprobs: Vec<f64> = log_ratios.iter().map(|&step| step as f64 * unit).collect();
     let expected = exact as f64 * unit / MILLION as f64;
-    // Bounds a hair on either side of the mean decide as the exact sum does.
+    // Bounds just above and just below the mean decide as the exact sum does.
     for (hair, clipped) in [(1e-15, false), (-1e-15, true)] {
         let (clip, advantage) = if expected > 0.0 {
             (Clip::new(0.5, (expected + hair).exp_m1()).unwrap(), 1.0)
@@ -41,7 +41,7 @@ fn p17_a_million_tokens_sum_to_the_rounded_exact_sum() {
     }
 }
 
-// objective.md 5.17
+// Objective 17
 #[test]
 fn p17_a_constant_drift_gives_the_same_ratio_at_every_length() {
     for drift in [0.125, 3e-4, -1e-3] {
@@ -59,7 +59,7 @@ fn p17_a_constant_drift_gives_the_same_ratio_at_every_length() {
     }
 }
 
-// objective.md 5.17
+// Objective 17
 #[test]
 fn p17_a_constant_drift_gives_every_objective_the_same_loss_per_unit_of_weight_at_every_length() {
     for objective in every_objective(Clip::PAPER_GRPO) {
@@ -85,7 +85,7 @@ fn p17_a_constant_drift_gives_every_objective_the_same_loss_per_unit_of_weight_a
     }
 }
 
-// objective.md 5.17
+// Objective 17
 #[test]
 fn p17_a_large_token_does_not_swallow_the_small_ones() {
     let mut log_ratios = vec![1e-3; 1001];
@@ -100,7 +100,7 @@ fn p17_a_large_token_does_not_swallow_the_small_ones() {
     assert!(close(evaluated.stats.log_ratio, 999.0 * 1e-3 / 1001.0, 1e-15));
 }
 
-// objective.md 5.17
+// Objective 17
 #[test]
 fn p17_the_advantages_of_a_million_tokens_are_summed_as_exactly() {
     let credit: Vec<f64> = steps(MILLION, 11).map(|step| step as f64 * 2f64.powi(-30)).collect();
@@ -120,14 +120,14 @@ fn p17_the_advantages_of_a_million_tokens_are_summed_as_exactly() {
     }
 }
 
-/// x rounded to bf16: the upper half of an f32, ties to even.
+/// Returns x rounded to bf16: the upper half of an f32, ties to even.
 fn bf16(x: f64) -> f64 {
     let bits = (x as f32).to_bits();
     f64::from(f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000))
 }
 
 proptest! {
-    // objective.md 5.18
+    // Objective 18
     #[test]
     fn p18_numbers_widened_before_the_subtraction_decide_exactly(
         tokens in prop::collection::vec((-8.0f32..0.0, -2e-3f32..2e-3), 1..64),
@@ -152,12 +152,12 @@ proptest! {
     }
 }
 
-// objective.md 5.18
+// Objective 18
 #[test]
 fn p18_bf16_cannot_see_the_paper_s_range() {
     let clip = Clip::PAPER_GSPO;
     assert_eq!((bf16(1.0 + clip.high()), bf16(1.0 - clip.low())), (1.0, 1.0));
-    // Seven times the bound in f64; a difference of bf16 numbers says on policy.
+    // Seven times the bound in f64; the difference of bf16 numbers is 0.
     let (logprob, behavior_logprob) = (-1.5 + 3e-3, -1.5);
     let wide = Tokens {
         logprobs: vec![logprob],

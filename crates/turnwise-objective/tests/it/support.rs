@@ -1,4 +1,4 @@
-//! Sequences to test with, and how to compare numbers.
+//! Sequences for tests, and comparisons of numbers.
 
 use proptest::prelude::*;
 use turnwise_objective::{
@@ -16,7 +16,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// Tokens with these log ratios; −1 is the behaviour's log-probability of each.
+    /// Creates tokens with these log ratios; −1 is the behaviour log-probability of each.
     pub(crate) fn drifted(log_ratios: &[f64], advantages: &[f64]) -> Self {
         Self {
             logprobs: log_ratios.iter().map(|log_ratio| log_ratio - 1.0).collect(),
@@ -47,7 +47,7 @@ impl Tokens {
         self.logprobs.iter().zip(&self.behavior_logprobs).map(|(a, b)| a - b).collect()
     }
 
-    /// log s_i the obvious way.
+    /// Returns log s_i, computed naively.
     pub(crate) fn log_ratio(&self) -> f64 {
         mean(&self.log_ratios())
     }
@@ -56,7 +56,7 @@ impl Tokens {
         mean(&self.advantages)
     }
 
-    /// The tokens at these positions, in this order.
+    /// Returns the tokens at these positions, in this order.
     pub(crate) fn pick(&self, positions: &[usize]) -> Self {
         let of = |column: &[f64]| positions.iter().map(|&position| column[position]).collect();
         Self {
@@ -82,13 +82,14 @@ pub(crate) fn gspo_token(clip: Clip) -> GspoToken {
     GspoToken { clip, length_weight: LengthWeight::Mean }
 }
 
-/// Each objective there is.
+/// Returns GSPO, GSPO-token and GRPO.
 pub(crate) fn objectives(clip: Clip) -> [Box<dyn Objective>; 3] {
     [Box::new(gspo(clip)), Box::new(gspo_token(clip)), Box::new(Grpo { clip })]
 }
 
-/// Gives an objective what it needs of any sequence: GSPO and GMPO the mean of the advantages, a
-/// ratio per turn two turns of equal length, and a KL term the behaviour policy as its reference.
+/// An objective that accepts any sequence: GSPO and GMPO get the mean of the advantages, a ratio
+/// per turn gets two turns of equal length, and a KL term gets the behaviour policy as its
+/// reference.
 #[derive(Debug)]
 pub(crate) struct Fitted(pub(crate) Box<dyn Objective>);
 
@@ -113,7 +114,7 @@ impl Objective for Fitted {
         let (logprobs, behavior_logprobs) = (sequence.logprobs(), sequence.behavior_logprobs());
         let n = sequence.len();
         let advantages = match sequence.advantages() {
-            // What is not finite is left in its place, to be named.
+            // A number that is not finite keeps its place, so that the error can name it.
             Advantages::PerToken(all)
                 if self.0.needs_uniform_advantages() && all.iter().all(|a| a.is_finite()) =>
             {
@@ -129,7 +130,7 @@ impl Objective for Fitted {
     }
 }
 
-/// Every objective there is, each able to take any sequence.
+/// Returns every objective, each able to take any sequence.
 pub(crate) fn every_objective(clip: Clip) -> Vec<Box<dyn Objective>> {
     let mut all = every_policy_objective(clip);
     for estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3] {
@@ -139,7 +140,7 @@ pub(crate) fn every_objective(clip: Clip) -> Vec<Box<dyn Objective>> {
     all
 }
 
-/// Every objective there is without a KL term, whose gradient no clip removes.
+/// Returns every objective without a KL term, whose gradient no clip removes.
 pub(crate) fn every_policy_objective(clip: Clip) -> Vec<Box<dyn Objective>> {
     let length_weight = LengthWeight::SqrtTokens;
     let dual = clip.with_dual(2.0 + clip.high()).unwrap();
@@ -162,8 +163,7 @@ pub(crate) fn every_policy_objective(clip: Clip) -> Vec<Box<dyn Objective>> {
     all.into_iter().map(|objective| Box::new(Fitted(objective)) as Box<dyn Objective>).collect()
 }
 
-/// The loss and gradient of one sequence. The gradient starts as NaN, so that an entry nobody wrote
-/// shows.
+/// Evaluates one sequence. The gradient starts as NaN, so that an entry that was not written shows.
 pub(crate) fn evaluate(
     objective: &dyn Objective,
     sequence: &Sequence<'_>,
@@ -173,7 +173,7 @@ pub(crate) fn evaluate(
     (evaluated, gradient)
 }
 
-/// Whether two numbers are equal up to `tolerance`, relative above 1 and absolute below.
+/// Returns whether two numbers are equal up to `tolerance`, relative above 1 and absolute below.
 pub(crate) fn close(a: f64, b: f64, tolerance: f64) -> bool {
     (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0)
 }
@@ -182,7 +182,7 @@ pub(crate) fn all_close(a: &[f64], b: &[f64], tolerance: f64) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(&a, &b)| close(a, b, tolerance))
 }
 
-/// Where a sequence's log ratio is relative to a clip range, kept clear of the bounds themselves.
+/// The side of a clip range on which a sequence's log ratio is, clear of the bounds themselves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Side {
     Below,
@@ -202,7 +202,7 @@ pub(crate) fn clips() -> impl Strategy<Value = Clip> {
     ]
 }
 
-/// Advantages of all kinds; round ones are frequent, so that equal ones and zeros occur.
+/// Generates advantages of all kinds; round ones are frequent, so that equal ones and zeros occur.
 pub(crate) fn advantage() -> impl Strategy<Value = f64> {
     prop_oneof![Just(0.0), Just(1.0), Just(-1.0), Just(0.5), Just(-2.0), -3.0..3.0]
 }
@@ -212,7 +212,8 @@ pub(crate) fn nonzero_advantage() -> impl Strategy<Value = f64> {
         .prop_map(|(size, negative): (f64, bool)| if negative { -size } else { size })
 }
 
-/// Sequences of 1 to 40 tokens whose log ratio is on a given side of a clip range, clearly.
+/// Generates sequences of 1 to 40 tokens whose log ratio is clearly on a given side of a clip
+/// range.
 pub(crate) fn tokens_at(clip: Clip, side: Side) -> impl Strategy<Value = Tokens> {
     let (low, high) = ((-clip.low()).ln_1p(), clip.high().ln_1p());
     let target = match side {
@@ -237,15 +238,15 @@ pub(crate) fn tokens_at(clip: Clip, side: Side) -> impl Strategy<Value = Tokens>
         })
 }
 
-/// A clip range, a side of it and a sequence there.
+/// Generates a clip range, a side of it and a sequence there.
 pub(crate) fn placed_tokens() -> impl Strategy<Value = (Clip, Side, Tokens)> {
     (clips(), sides()).prop_flat_map(|(clip, side)| {
         tokens_at(clip, side).prop_map(move |tokens| (clip, side, tokens))
     })
 }
 
-/// Sequences of `min` to 19 tokens whose numbers are exact in f32, so that every order of addition
-/// gives the same sum.
+/// Generates sequences of `min` to 19 tokens whose numbers are exact in f32, so that every order of
+/// addition gives the same sum.
 pub(crate) fn f32_tokens(min: usize) -> impl Strategy<Value = Tokens> {
     let token = (-8.0f32..0.0, -0.3f32..0.3, -3.0f32..3.0);
     prop::collection::vec(token, min..20).prop_map(|tokens| Tokens {
