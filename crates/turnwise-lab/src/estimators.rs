@@ -12,21 +12,21 @@ use crate::PlainRatioImpostor;
 pub struct NamedObjective {
     /// The name in the table.
     pub name: &'static str,
-    /// What it is.
+    /// The objective.
     pub objective: Box<dyn Objective>,
 }
 
-/// Every preset, GSPO with the other weights of length, and what only looks like GSPO-token.
+/// Returns every preset, GSPO with the other length weights, and the plain-ratio impostor.
 ///
 /// # Panics
-/// When a preset's own numbers are refused.
+/// Panics if a preset is invalid.
 #[must_use]
 pub fn objectives() -> Vec<NamedObjective> {
     let clip = Clip::PAPER_GSPO;
     let (mean, tokens, sqrt) = (LengthWeight::Mean, LengthWeight::Tokens, LengthWeight::SqrtTokens);
     let presets = presets().into_iter().map(|preset| NamedObjective {
         name: preset.name,
-        objective: preset.objective().expect("a preset is made of numbers that can be"),
+        objective: preset.objective().expect("every preset is valid"),
     });
     let others = [
         named("gspo, w=n", Gspo { clip, length_weight: tokens }),
@@ -42,10 +42,10 @@ fn named(name: &'static str, objective: impl Objective + 'static) -> NamedObject
     NamedObjective { name, objective: Box::new(objective) }
 }
 
-/// An advantage for each turn of each member of a group, or why there is none.
+/// An advantage for each turn of each member of a group, or an error.
 pub type TurnAdvantages = Result<Vec<Vec<f64>>, AdvantageError>;
 
-/// A rule that turns the rewards of a group, `[members][turns]`, into advantages of the same shape.
+/// A rule from the rewards of a group, `[members][turns]`, to advantages of the same shape.
 #[derive(Clone, Copy, Debug)]
 pub struct CreditRule {
     /// The name in the table.
@@ -54,10 +54,10 @@ pub struct CreditRule {
     pub assign: fn(&[Vec<f64>]) -> TurnAdvantages,
 }
 
-/// What stands beside a standard deviation.
+/// The epsilon added to a standard deviation.
 const EPSILON: f64 = 1e-6;
 
-/// Every credit. A new one is one more line.
+/// Returns every credit rule. To add a rule, add a line.
 #[must_use]
 pub fn credits() -> Vec<CreditRule> {
     let rule = |name, assign| CreditRule { name, assign };

@@ -5,17 +5,17 @@ use turnwise_objective::{
 
 use crate::{CreditRule, NamedObjective, Policy, Problem, Trajectory, credits, objectives};
 
-/// What is measured.
+/// The settings of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Setup {
-    /// G, the trajectories of a group.
+    /// G, the number of trajectories of a group.
     pub group_size: usize,
-    /// How far the behaviour policy's logits are from θ, as a Euclidean distance; 0 is on policy.
+    /// The Euclidean distance of the behaviour policy's logits from θ; 0 is on policy.
     pub off_policy: f64,
 }
 
 impl Default for Setup {
-    /// Groups of three, on policy.
+    /// Returns groups of three, on policy.
     fn default() -> Self {
         Self { group_size: 3, off_policy: 0.0 }
     }
@@ -43,45 +43,45 @@ pub struct Measurement {
     pub objective: &'static str,
     /// The credit's name.
     pub credit: &'static str,
-    /// α = ⟨E g, ∇J⟩ / |∇J|², the multiple of the true gradient that is nearest to the expected one.
+    /// α = ⟨E g, ∇J⟩ / |∇J|², the multiple of the true gradient that is closest to the expected gradient.
     pub scale: f64,
-    /// |E g − ∇J| / |∇J|: the bias as it is.
+    /// |E g − ∇J| / |∇J|: the bias.
     pub relative_bias: f64,
-    /// |E g − α∇J| / |E g|: the bias that no learning rate mends, from 0 to 1. It is 1 where nothing of the true direction is
-    /// left: where α is not positive.
+    /// |E g − α∇J| / |E g|: the bias that no learning rate corrects, from 0 to 1. It is 1 if α is not positive, because
+    /// then the expected gradient has no component in the true direction.
     pub bend: f64,
-    /// The cosine of the angle between E g and ∇J; `None` where E g is 0.
+    /// The cosine of the angle between E g and ∇J; `None` if E g is 0.
     pub cosine: Option<f64>,
-    /// tr Cov\[g\] / |E g|², for one group; `None` where E g is 0.
+    /// tr Cov\[g\] / |E g|², for one group; `None` if E g is 0.
     pub relative_variance: Option<f64>,
 }
 
-/// Why nothing can be measured.
+/// An error of a measurement.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LabError {
-    /// Nobody to compare with, or too many groups to enumerate.
+    /// The group size is outside the range that can be enumerated.
     #[error("enumerate groups of {group_size}: the size must lie from 1 to {MAX_GROUP_SIZE}")]
     GroupSize {
-        /// The size asked for.
+        /// The requested size.
         group_size: usize,
     },
-    /// A distance that is none.
+    /// The distance of the behaviour policy is negative or not finite.
     #[error(
         "move the behaviour policy by {off_policy}: the distance must be finite and not negative"
     )]
     OffPolicy {
-        /// The distance asked for.
+        /// The requested distance.
         off_policy: f64,
     },
-    /// A credit refused the rewards.
+    /// A credit rule refused the rewards.
     #[error("assign {credit} on {problem}")]
     Credit {
         /// The problem.
         problem: &'static str,
         /// The credit.
         credit: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: AdvantageError,
     },
@@ -92,20 +92,20 @@ pub enum LabError {
         problem: &'static str,
         /// The objective.
         objective: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: ObjectiveError,
     },
 }
 
-/// The largest group that is enumerated.
+/// The largest group size that is enumerated.
 pub const MAX_GROUP_SIZE: usize = 6;
 
-/// Numbers this small, relative to the true gradient, are rounding.
+/// Numbers below this, relative to the true gradient, are rounding errors.
 pub(crate) const ZERO: f64 = 1e-12;
 
-/// Measures every objective with every credit on one problem. A pair that the objective refuses (GSPO, credit that differs
-/// between turns) is left out.
+/// Measures every objective with every credit on one problem. Omits a pair that the objective refuses (GSPO, credit
+/// that differs between turns).
 ///
 /// # Errors
 /// [`LabError`].
@@ -115,9 +115,10 @@ pub fn measure(problem: &Problem, setup: Setup) -> Result<Vec<Measurement>, LabE
     Ok(estimates.iter().map(|estimate| compare(problem.name, estimate, &truth)).collect())
 }
 
-/// The moments of the gradient over all groups, for each objective with each credit that it takes.
+/// Returns the moments of the gradient over all groups, for each objective with each credit that it accepts.
 ///
-/// Groups are enumerated as multisets with their multiplicities: neither a credit nor an objective knows an order.
+/// Groups are enumerated as multisets with their multiplicities, because credits and objectives do not depend on the
+/// order of members.
 ///
 /// # Errors
 /// [`LabError`].
@@ -140,7 +141,7 @@ pub fn expected_gradients(
             let advantages = token_advantages(problem.name, credit, &members)?;
             for (objective, sum) in objectives.iter().zip(sums) {
                 let gradient = gradient(problem.name, objective, &members, &advantages, n)?;
-                // An objective that refuses a credit once has no expectation under it.
+                // An objective that refuses a credit for one group has no expectation under it.
                 match gradient {
                     Some(gradient) => {
                         if let Some(sum) = sum {
@@ -172,13 +173,13 @@ fn check(setup: Setup) -> Result<(), LabError> {
     Ok(())
 }
 
-/// A trajectory with everything an estimator reads of it.
+/// A trajectory with the input of an estimator.
 #[derive(Debug)]
 struct Episode {
-    /// Under the behaviour policy.
+    /// The probability under the behaviour policy.
     probability: f64,
     rewards: Vec<f64>,
-    /// Tokens of each turn.
+    /// The number of tokens of each turn.
     lengths: Vec<usize>,
     logprobs: Vec<f64>,
     behavior_logprobs: Vec<f64>,
@@ -205,7 +206,7 @@ impl Episode {
 }
 
 fn episodes(problem: &Problem, off_policy: f64) -> Vec<Episode> {
-    // Any direction would do; this one has no symmetry with a problem's, and is the same on every machine.
+    // The direction is arbitrary, without a symmetry of a problem, and the same on every machine.
     let direction: Vec<f64> =
         (1..=problem.policy.len()).map(|place| ((7 * place) % 11) as f64 - 5.0).collect();
     let norm = direction.iter().map(|part| part * part).sum::<f64>().sqrt();
@@ -215,7 +216,7 @@ fn episodes(problem: &Problem, off_policy: f64) -> Vec<Episode> {
     trajectories.iter().map(|one| Episode::new(one, &problem.policy, &behavior)).collect()
 }
 
-/// The advantage of every token. `[members][tokens]`
+/// Returns the advantage of every token. `[members][tokens]`
 fn token_advantages(
     problem: &'static str,
     credit: &CreditRule,
@@ -230,7 +231,7 @@ fn token_advantages(
     members.iter().zip(&turns).map(spread).collect()
 }
 
-/// The direction of ascent one group gives in θ, or nothing where the objective takes no such credit.
+/// Returns the ascent direction in θ of one group, or `None` if the objective refuses the credit.
 fn gradient(
     problem: &'static str,
     objective: &NamedObjective,
@@ -282,7 +283,7 @@ impl Moments {
     }
 
     fn finish(self, objective: &'static str, credit: &'static str) -> Estimate {
-        // Rounding may take it below zero where nothing scatters.
+        // Rounding may make the difference negative if the variance is 0.
         let variance = (self.second - dot(&self.first, &self.first)).max(0.0);
         Estimate { objective, credit, mean: self.first, variance }
     }
@@ -313,7 +314,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Every multiset of `size` of the numbers below `n`, each in ascending order.
+/// Returns every multiset of `size` of the numbers below `n`, each in ascending order.
 fn multisets(n: usize, size: usize) -> Vec<Vec<usize>> {
     let mut all = vec![Vec::new()];
     for _ in 0..size {
@@ -327,7 +328,7 @@ fn multisets(n: usize, size: usize) -> Vec<Vec<usize>> {
     all
 }
 
-/// In how many orders an ascending multiset can come.
+/// Returns the number of distinct orders of an ascending multiset.
 fn arrangements(group: &[usize]) -> f64 {
     let factorial = |n: usize| (1..=n).map(|factor| factor as f64).product::<f64>();
     let same = group.chunk_by(|a, b| a == b).map(|equal| factorial(equal.len()));

@@ -3,16 +3,18 @@ use turnwise_objective::{
     SequenceLoss,
 };
 
-/// **Wrong**, and here to be measured: the sequence ratio with its gradient flowing through s_i, and an advantage per token.
+/// **Wrong** on purpose, to be measured: the sequence ratio with its gradient flowing through s_i, and an advantage per
+/// token.
 ///
 /// ```text
 /// J  = mean_i (1/n_i) Σ_t min( s_i A_it, clip(s_i, 1−ε_l, 1+ε_h) A_it )
 /// ∇J = mean_i (s_i/n_i) · [ (1/n_i) Σ_t A_it a_it ] · Σ_t ∇log π_θ(y_t)
 /// ```
 ///
-/// Its value is GSPO-token's. Its gradient is not: s_i is the same number for every token, so each token gets the *mean* of
-/// the sequence's credit, and credit by turn is averaged away. With credit that is equal on all tokens it is GSPO. Several
-/// training systems do this when their sequence-level ratio meets per-token advantages, and no loss curve shows it.
+/// Its value is GSPO-token's. Its gradient is not: s_i is the same number for every token, so each token gets the
+/// *mean* of the sequence's credit, and credit by turn is averaged away. With equal credit on all tokens it is GSPO.
+/// Several training systems make this mistake when their sequence-level ratio meets per-token advantages, and no loss
+/// curve shows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PlainRatioImpostor {
     /// The range of s_i.

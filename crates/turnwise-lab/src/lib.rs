@@ -1,27 +1,28 @@
-//! A laboratory for the policy gradient: what is known about an estimator is measured here, not assumed.
+//! A laboratory for the policy gradient, where properties of estimators are measured instead of assumed.
 //!
-//! - [`measure`] enumerates small multi-turn problems ([`problems`]) and says, for every objective with every credit, what
-//!   gradient it gives in expectation, how far that is from the true one, and how much it scatters. Nothing is sampled.
-//! - [`credit`] is an experiment with the training loop itself: a task of two turns in which the first alone decides.
+//! - [`measure`] enumerates small multi-turn problems ([`problems`]) and computes, for every objective with every
+//!   credit, the expected gradient, its distance from the true one, and its variance. Nothing is sampled.
+//! - [`credit`] is an experiment with the training loop: a task of two turns in which only the first matters.
 //!
-//! # What holds exactly
+//! # Exact results
 //!
-//! With θ equal to the behaviour policy, and a sequence's weight equal to its tokens (`LengthWeight::Tokens`), the expected
-//! gradient of GSPO-token is the true one for every credit of the form *return from the turn on, less something that does
-//! not depend on the turn's tokens*: `reward_to_go`, `minus_mean_return_of_others`, `minus_mean_return_at_turn`,
-//! `leave_one_out`, and mixtures of them. `mean_only` and `minus_mean_return`, which have a member in its own baseline, give
-//! (1 − 1/G) of it. The same holds for GSPO with the credits that are equal on all tokens.
+//! With θ equal to the behaviour policy, and a sequence's weight equal to its number of tokens
+//! (`LengthWeight::Tokens`), the expected gradient of GSPO-token is the true one for every credit of the form *return
+//! from the turn on, minus a baseline that does not depend on the turn's tokens*: `reward_to_go`,
+//! `minus_mean_return_of_others`, `minus_mean_return_at_turn`, `leave_one_out`, and mixtures of them. `mean_only` and
+//! `minus_mean_return`, which include a member in its own baseline, give (1 − 1/G) of it. The same holds for GSPO with
+//! the credits that are equal on all tokens.
 //!
-//! It does not hold for:
+//! These combinations do not have the true gradient:
 //!
-//! - the paper's weight 1/n_i where trajectories differ in length (with n tokens each it is 1/n of the gradient, exactly);
+//! - the paper's weight 1/n_i if trajectories differ in length (with n tokens each it is exactly 1/n of the gradient);
 //! - division by the group's standard deviation, which depends on the tokens: its direction is right only in large groups;
 //! - `normalised_over_all_turns`, whose mean counts long trajectories more often; right only in large groups;
-//! - `per_turn_index_biased`, in groups of any size, where the policy decides when to stop;
-//! - a discount below 1, and any credit of immediate rewards, where an earlier turn earns a later reward;
+//! - `per_turn_index_biased`, in groups of any size, if the policy decides when to stop;
+//! - a discount below 1, and any credit of immediate rewards, if an earlier turn earns a later reward;
 //! - the plain-ratio impostor ([`PlainRatioImpostor`]) with any credit that differs between turns.
 //!
-//! Off policy no ratio of GSPO's kind is an importance weight, so nothing is exact; the table says how much that matters.
+//! Off policy, GSPO's ratio is not an importance weight, so no result is exact; the table shows the size of the error.
 
 // The prose here writes π_θ, A_t and n_i as the papers do.
 #![allow(clippy::doc_markdown)]

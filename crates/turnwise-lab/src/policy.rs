@@ -7,34 +7,34 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The policy with these logits, `[decisions][choices]`.
+    /// Creates a policy with these logits, `[decisions][choices]`.
     #[must_use]
     pub fn new(logits: Vec<Vec<f64>>) -> Self {
         Self { logits }
     }
 
-    /// How many logits there are.
+    /// Returns the number of logits.
     #[must_use]
     pub fn len(&self) -> usize {
         self.logits.iter().map(Vec::len).sum()
     }
 
-    /// Whether there is nothing to decide.
+    /// Returns whether there are no decisions.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The logits, decision after decision: the order of every gradient.
+    /// Returns the logits, decision after decision: the order of every gradient.
     #[must_use]
     pub fn flat(&self) -> Vec<f64> {
         self.logits.concat()
     }
 
-    /// The policy whose logits are these plus `change`, `[logits]`.
+    /// Returns the policy whose logits are these plus `change`, `[logits]`.
     ///
     /// # Panics
-    /// When `change` is shorter than the logits.
+    /// Panics if `change` is shorter than the logits.
     #[must_use]
     pub fn moved(&self, change: &[f64]) -> Self {
         let mut change = change.iter();
@@ -43,7 +43,7 @@ impl Policy {
         Self { logits: self.logits.iter().map(moved).collect() }
     }
 
-    /// The log-probability of a token, in nats.
+    /// Returns the log-probability of a token, in nats.
     #[must_use]
     pub fn logprob(&self, token: Token) -> f64 {
         let row = &self.logits[token.decision];
@@ -52,7 +52,7 @@ impl Policy {
         row[token.choice] - highest - sum.ln()
     }
 
-    /// Adds `weight` · ∇log π(token) to a gradient; its part for a logit of the same decision is \[chosen\] − π.
+    /// Adds `weight` · ∇log π(token) to a gradient; the component for a logit of the same decision is \[chosen\] − π.
     pub fn add_score(&self, token: Token, weight: f64, gradient: &mut [f64]) {
         let first: usize = self.logits[..token.decision].iter().map(Vec::len).sum();
         for choice in 0..self.logits[token.decision].len() {

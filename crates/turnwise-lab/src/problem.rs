@@ -1,48 +1,48 @@
 use crate::Policy;
 
-/// Where an episode stands: what happens next in a small decision problem, as a tree.
+/// A state of a small decision problem, as a tree of what follows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Situation {
-    /// The policy draws a token.
+    /// The policy samples a token.
     Token {
-        /// Whose logits it is drawn from; situations with one number share them, and have as many choices.
+        /// The decision whose logits apply; situations with the same number share logits and have equally many choices.
         decision: usize,
-        /// What each choice leads to.
+        /// The situation after each choice.
         choices: Vec<Situation>,
     },
-    /// The turn is over.
+    /// The turn ends.
     TurnEnd {
-        /// Its reward.
+        /// The turn's reward.
         reward: f64,
-        /// What comes then.
+        /// The situation after the turn.
         next: Box<Situation>,
     },
-    /// The environment decides, with these probabilities.
+    /// The environment chooses, with these probabilities.
     Chance(Vec<(f64, Situation)>),
-    /// The episode is over.
+    /// The episode ends.
     Over,
 }
 
 impl Situation {
-    /// The end of a turn, after which the episode goes on.
+    /// Creates the end of a turn after which the episode continues.
     #[must_use]
     pub fn turn(reward: f64, next: Self) -> Self {
         Self::TurnEnd { reward, next: Box::new(next) }
     }
 
-    /// The end of the last turn.
+    /// Creates the end of the last turn.
     #[must_use]
     pub fn last_turn(reward: f64) -> Self {
         Self::turn(reward, Self::Over)
     }
 
-    /// A token drawn from the logits of `decision`.
+    /// Creates a token sampled from the logits of `decision`.
     #[must_use]
     pub fn token(decision: usize, choices: Vec<Self>) -> Self {
         Self::Token { decision, choices }
     }
 
-    /// Tokens whose choice changes nothing.
+    /// Creates tokens whose choice has no effect.
     #[must_use]
     pub fn idle(decisions: &[usize], n_choices: usize, next: Self) -> Self {
         let before = |next: Self, &decision: &usize| Self::token(decision, vec![next; n_choices]);
@@ -50,7 +50,7 @@ impl Situation {
     }
 }
 
-/// A token: which decision, and what was chosen.
+/// A token: a decision and a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
     /// The decision, an index into the policy's logits.
@@ -62,55 +62,55 @@ pub struct Token {
 /// One turn of a trajectory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Turn {
-    /// What the policy drew.
+    /// The tokens that the policy sampled.
     pub tokens: Vec<Token>,
-    /// What it brought.
+    /// The reward of the turn.
     pub reward: f64,
 }
 
-/// One of the ways an episode can go.
+/// One possible course of an episode.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trajectory {
-    /// The probability of what the environment did, 0 to 1; the policy's part depends on the policy.
+    /// The probability of the environment's choices, 0 to 1; the policy's part depends on the policy.
     pub chance: f64,
     /// The turns.
     pub turns: Vec<Turn>,
 }
 
 impl Trajectory {
-    /// Every token, turn by turn.
+    /// Iterates over every token, turn by turn.
     pub fn tokens(&self) -> impl Iterator<Item = Token> + '_ {
         self.turns.iter().flat_map(|turn| turn.tokens.iter().copied())
     }
 
-    /// The sum of the rewards.
+    /// Returns the sum of the rewards.
     #[must_use]
     pub fn value(&self) -> f64 {
         self.turns.iter().map(|turn| turn.reward).sum()
     }
 
-    /// How probable it is, by the policy and the environment together.
+    /// Returns the probability of the trajectory, of the policy's and the environment's choices together.
     #[must_use]
     pub fn probability(&self, policy: &Policy) -> f64 {
         self.chance * self.tokens().map(|token| policy.logprob(token)).sum::<f64>().exp()
     }
 }
 
-/// A decision problem whose trajectories can be counted, with the policy it is looked at under.
+/// A decision problem whose trajectories can be enumerated, with a policy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
     /// The name.
     pub name: &'static str,
-    /// What it shows, in a line.
+    /// A one-line description.
     pub about: &'static str,
-    /// Where an episode begins.
+    /// The first situation of an episode.
     pub start: Situation,
-    /// θ.
+    /// The policy, θ.
     pub policy: Policy,
 }
 
 impl Problem {
-    /// Every trajectory, in the order of the choices.
+    /// Returns every trajectory, in the order of the choices.
     #[must_use]
     pub fn trajectories(&self) -> Vec<Trajectory> {
         let mut found = Vec::new();
@@ -123,14 +123,14 @@ impl Problem {
         found
     }
 
-    /// J(θ) = E\[reward\], by summing over the trajectories.
+    /// Returns J(θ) = E\[reward\], by summing over the trajectories.
     #[must_use]
     pub fn value(&self, policy: &Policy) -> f64 {
         let worth = |one: &Trajectory| one.probability(policy) * one.value();
         self.trajectories().iter().map(worth).sum()
     }
 
-    /// ∇J(θ) with respect to every logit, in the order of [`Policy::flat`].
+    /// Returns ∇J(θ) with respect to every logit, in the order of [`Policy::flat`].
     #[must_use]
     pub fn true_gradient(&self, policy: &Policy) -> Vec<f64> {
         let mut gradient = vec![0.0; policy.len()];

@@ -1,17 +1,17 @@
-//! The problems: small enough to enumerate, each with something that an estimator can get wrong.
+//! The problems: small enough to enumerate, each with a difficulty for estimators.
 
 use crate::{Policy, Problem, Situation};
 
-/// Every problem. A new one is one more line.
+/// Returns every problem. To add a problem, add a line.
 #[must_use]
 pub fn all() -> Vec<Problem> {
     vec![stopping(1.0), early_or_late(), two_turns(), equal_lengths(), lengths(), tool_answer()]
 }
 
-/// Every first turn earns 1; going on earns `worth`, in a second turn without a choice.
+/// Returns a problem in which every first turn earns 1; continuing earns `worth`, in a second turn without a choice.
 ///
-/// With p the probability of going on, the true gradient of its logit is p(1 − p)·`worth`. Compared by turn index all who go
-/// on look alike, and the estimated gradient is 0 (verl, RFC 7244).
+/// With p the probability of continuing, the true gradient of its logit is p(1 − p)·`worth`. Compared by turn index,
+/// all members that continue get the same reward, and the estimated gradient is 0 (verl, RFC 7244).
 #[must_use]
 pub fn stopping(worth: f64) -> Problem {
     let go_on = Situation::turn(1.0, Situation::token(1, vec![Situation::last_turn(worth)]));
@@ -23,7 +23,7 @@ pub fn stopping(worth: f64) -> Problem {
     }
 }
 
-/// One to three turns; the policy stops after any, and what going on is worth depends on when.
+/// Returns a problem of one to three turns; the policy stops after any, and the value of continuing depends on when.
 #[must_use]
 pub fn early_or_late() -> Problem {
     let third = Situation::idle(&[2], 1, Situation::last_turn(0.5));
@@ -37,7 +37,7 @@ pub fn early_or_late() -> Problem {
     }
 }
 
-/// The first turn's one token decides; two tokens of a second turn change nothing.
+/// Returns a problem in which the first turn's one token decides; two tokens of a second turn have no effect.
 #[must_use]
 pub fn two_turns() -> Problem {
     let after =
@@ -50,7 +50,7 @@ pub fn two_turns() -> Problem {
     }
 }
 
-/// Every trajectory has three tokens in two turns, and both turns matter: a weight of 1/n_i is only a scale here.
+/// Returns a problem with three tokens in two turns, both of which matter: a weight of 1/n_i is only a scale here.
 #[must_use]
 pub fn equal_lengths() -> Problem {
     let second = |decision, rewards: [f64; 2]| {
@@ -76,7 +76,8 @@ pub fn equal_lengths() -> Problem {
     }
 }
 
-/// A first turn of one or of three tokens, then a second of one or two: short is easy, long is good.
+/// Returns a problem with a first turn of one or three tokens, then a second of one or two: short is easy, long is
+/// good.
 #[must_use]
 pub fn lengths() -> Problem {
     let second = |decision, bonus: f64| {
@@ -99,8 +100,8 @@ pub fn lengths() -> Problem {
     }
 }
 
-/// A tool is called in one of two ways and answers at random; the better call is rewarded whatever it answers, and the
-/// final answer has to fit what it said.
+/// Returns a problem in which a tool is called in one of two ways and answers at random; the better call is rewarded
+/// for any answer, and the final answer has to match the tool's answer.
 #[must_use]
 pub fn tool_answer() -> Problem {
     let read = |decision, right: usize| {

@@ -3,7 +3,7 @@ use std::fmt::Write;
 use crate::exact::ZERO;
 use crate::{Measurement, Problem, Setup};
 
-/// The measurements of one problem as a table of at most 100 columns, the least bent first.
+/// Formats the measurements of one problem as a table of at most 100 columns, smallest bend first.
 #[must_use]
 pub fn table(problem: &Problem, setup: Setup, measurements: &[Measurement]) -> String {
     let mut rows: Vec<&Measurement> = measurements.iter().collect();
@@ -52,7 +52,7 @@ pub fn table(problem: &Problem, setup: Setup, measurements: &[Measurement]) -> S
     text
 }
 
-/// What the columns of the table are.
+/// The legend of the table's columns.
 pub const LEGEND: &str = "\
 bend      |E g - a grad J| / |E g|: the bias that is left without the best scale a; 0 is exact
 bias      |E g - grad J| / |grad J|: the bias as it is
@@ -62,12 +62,12 @@ variance  trace of the covariance over |E g|^2, for one group
 w         weight of a sequence of n tokens: 1 (the paper's, 1/n for each token) unless it is named
 ";
 
-/// To six digits, so that rounding decides no order.
+/// Rounds to six digits, so that rounding errors do not decide the order.
 fn rounded(value: f64) -> f64 {
     (value * 1e6).round() / 1e6
 }
 
-/// In at most seven characters; 0 is what enumeration cannot tell from 0.
+/// Formats a number in at most seven characters; 0 is what enumeration cannot tell from 0.
 fn number(value: f64) -> String {
     let size = value.abs();
     if size <= ZERO {

@@ -13,23 +13,25 @@ use turnwise_trajectory::Sampling;
 
 use super::{LeverPuller, LeverTasks, Levers, Vocabulary};
 
-/// Who gets credit.
+/// The credit assignment of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Arm {
-    /// `Gspo` with `OutcomeCredit`: the whole episode gets the advantage of its reward.
+    /// `Gspo` with `OutcomeCredit`: every token of the episode gets the advantage of the episode's reward.
     Outcome,
-    /// `GspoToken` with `TurnIndexBiasedCredit`: every turn gets its own reward, compared with the others' same turn in units
-    /// of that turn's scatter. The name warns of tasks in which the policy decides when to stop; here it does not.
+    /// `GspoToken` with `TurnIndexBiasedCredit`: every turn gets its own reward, compared with the same turn of the
+    /// other episodes in units of that turn's standard deviation. The credit is biased if the policy decides when to
+    /// stop; here it does not.
     TurnIndex,
-    /// `GspoToken` with `TurnBaselineCredit`: every turn gets its own reward, compared with the others' same turn.
+    /// `GspoToken` with `TurnBaselineCredit`: every turn gets its own reward, compared with the same turn of the other
+    /// episodes.
     TurnBaseline,
     /// `GspoToken` with `TurnCredit`: every turn gets its own reward, normalised over all turns of the group.
     Turn,
 }
 
 impl Arm {
-    /// The name in the output.
+    /// Returns the name used in the output.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -66,7 +68,7 @@ impl Arm {
     }
 }
 
-/// How the experiment is run; the same for every arm.
+/// The settings of the experiment; the same for every arm.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// The task.
@@ -77,20 +79,20 @@ pub struct Settings {
     pub group_size: usize,
     /// The learning rate of imitation and training.
     pub learning_rate: f64,
-    /// Where the sequence ratio is clipped.
+    /// The clip range of the sequence ratio.
     pub clip: Clip,
     /// Imitation steps before training, of 64 episodes each.
     pub imitation_steps: usize,
-    /// The success that counts as solved, 0 to 1.
+    /// The success rate that counts as solved, 0 to 1.
     pub threshold: f64,
-    /// Over how many of the last episodes it is measured.
+    /// The number of last episodes over which the success rate is measured.
     pub window: usize,
-    /// Where a run is given up.
+    /// The number of episodes after which a run is given up.
     pub max_episodes: usize,
 }
 
 impl Default for Settings {
-    /// Solved is 0.9 over the last 256 episodes.
+    /// Returns settings that count 0.9 over the last 256 episodes as solved.
     fn default() -> Self {
         Self {
             levers: Levers::default(),
@@ -106,43 +108,43 @@ impl Default for Settings {
     }
 }
 
-/// What one run came to.
+/// The result of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// Who got credit.
+    /// The credit assignment.
     pub arm: Arm,
     /// The seed.
     pub seed: u64,
     /// Training episodes until the task was solved, or until the run was given up.
     pub episodes: usize,
-    /// Whether it was solved.
+    /// Whether the task was solved.
     pub solved: bool,
-    /// The success over the first episodes, as many as are measured at a time.
+    /// The success rate over the first window of episodes.
     pub success_at_start: f64,
-    /// The success over the last episodes.
+    /// The success rate over the last window of episodes.
     pub success_at_end: f64,
 }
 
-/// Why the experiment cannot go on.
+/// An error of the experiment.
 #[derive(Debug, thiserror::Error)]
 pub enum ExperimentError {
-    /// The imitated player.
+    /// The imitated player failed.
     #[error(transparent)]
     Demonstration(#[from] DemonstrationError),
-    /// The learner, while it imitates.
+    /// The learner failed during imitation.
     #[error(transparent)]
     Learner(#[from] LearnerError),
-    /// The training loop.
+    /// The training loop failed.
     #[error(transparent)]
     Train(#[from] TrainError),
 }
 
-/// Trains a fresh model until the task is solved. `None` when `stop` came first.
+/// Trains a fresh model until the task is solved. Returns `None` if `stop` was requested first.
 ///
-/// Nothing but `arm` differs between two runs with the same seed and models that start equal.
+/// Two runs with the same seed and equal initial models differ only in `arm`.
 ///
 /// # Errors
-/// When imitation or training fails.
+/// If imitation or training fails.
 pub async fn run<L: Learner>(
     settings: &Settings,
     arm: Arm,
@@ -176,14 +178,14 @@ pub async fn run<L: Learner>(
     }
 }
 
-// Labels of the seeds that derive from a run's.
+// Labels of the seeds that are derived from a run's seed.
 const IMITATION: u64 = 1;
 const TRAINING: u64 = 2;
 
-/// Episodes of one imitation step.
+/// The number of episodes of one imitation step.
 const IMITATED: usize = 64;
 
-/// Teaches the form: one lever, then a report of the right length. Which lever is drawn at random.
+/// Teaches the form: one random lever, then a report of the right length.
 async fn imitate(
     settings: &Settings,
     seed: u64,

@@ -8,37 +8,39 @@ use turnwise_environment::{
 /// The sizes of the lever task.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Levers {
-    /// Doors, each a task of its own.
+    /// The number of doors, each a task of its own.
     pub doors: usize,
-    /// Levers, one of which opens each door.
+    /// The number of levers; one of them opens each door.
     pub levers: usize,
-    /// Words of a report.
+    /// The number of words of a report.
     pub report_words: usize,
-    /// What a report earns or costs, as the judge pleases; 0 is a silent judge.
+    /// The amount that a report earns or costs at the judge's whim; 0 silences the judge.
     pub judge: f64,
 }
 
 impl Default for Levers {
-    /// One door, sixteen levers, a report of 24 words, and a judge who adds or takes as much as the door brings.
+    /// Returns one door, sixteen levers, a report of 24 words, and a judge whose score is as large as the door's
+    /// reward.
     fn default() -> Self {
         Self { doors: 1, levers: 16, report_words: 24, judge: 1.0 }
     }
 }
 
 impl Levers {
-    /// What a door is called.
+    /// Returns the name of a door.
     #[must_use]
     pub fn door(door: usize) -> String {
         format!("door{door}")
     }
 
-    /// What a lever is called, and a word of a report.
+    /// Returns the name of a lever, which is also a word of a report.
     #[must_use]
     pub fn lever(lever: usize) -> String {
         format!("lever{lever}")
     }
 
-    /// The lever that opens a door: neighbours have different ones, and no door's number is its lever's.
+    /// Returns the lever that opens a door: adjacent doors have different ones, and no door's lever has the door's
+    /// number.
     #[must_use]
     pub fn right(&self, door: usize) -> usize {
         (3 * door + 1) % self.levers
@@ -79,8 +81,8 @@ impl TaskSet for LeverTasks {
 
 /// One episode: a lever, then a report.
 ///
-/// The first word of the first turn is the lever. Its reward, 1 if the door opens, comes in that turn; the report's is the
-/// judge's, up or down with equal odds over the seeds whatever the report says.
+/// The first word of the first turn is the lever. Its reward, 1 if the door opens, is given in that turn. The report's
+/// reward is the judge's score, positive or negative with equal odds over the seeds for every report.
 #[derive(Clone, Debug)]
 pub struct LeverTask {
     door: String,
@@ -88,12 +90,12 @@ pub struct LeverTask {
     /// Whether the lever of the first turn opened the door.
     opened: Option<bool>,
     judge: f64,
-    /// The judge's mood.
+    /// The seed of the judge's scores.
     seed: u64,
 }
 
 impl LeverTask {
-    /// The judge's score of a report: another wording or another seed, another score.
+    /// Returns the judge's score of a report; it depends on the wording and the seed.
     fn score(&self, report: &str) -> f64 {
         let mood = report.bytes().fold(self.seed, |mood, byte| derive_seed(mood, u64::from(byte)));
         if Random::new(mood).uniform() < 0.5 { self.judge } else { -self.judge }
@@ -121,7 +123,7 @@ impl Environment for LeverTask {
     }
 }
 
-/// Pulls a lever at random and reports random words: it knows the form and nothing else.
+/// A player that pulls random levers and reports random words: it knows the form only.
 #[derive(Clone, Debug)]
 pub struct LeverPuller {
     levers: Levers,
@@ -129,7 +131,7 @@ pub struct LeverPuller {
 }
 
 impl LeverPuller {
-    /// A player of its own for each seed.
+    /// Creates a player for a seed.
     #[must_use]
     pub fn new(levers: Levers, seed: u64) -> Self {
         Self { levers, random: Random::new(seed) }

@@ -4,29 +4,29 @@ use serde::{Deserialize, Serialize};
 
 use super::{Arm, Run, Settings};
 
-/// How many of one arm's episodes the other needs.
+/// The ratio of one arm's episodes to another's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// The arm that is compared.
+    /// The compared arm.
     pub arm: Arm,
-    /// With what.
+    /// The arm that it is compared with.
     pub baseline: Arm,
-    /// Seeds on which both were run.
+    /// The number of seeds on which both were run.
     pub seeds: usize,
     /// The geometric mean over the seeds of episodes over the baseline's episodes.
     pub ratio: f64,
-    /// The lower end of its 95 % confidence interval.
+    /// The lower end of the ratio's 95 % confidence interval.
     pub ci_low: f64,
-    /// The upper end.
+    /// The upper end of the interval.
     pub ci_high: f64,
-    /// Runs that were given up; each stands with the episodes it had.
+    /// The number of runs that were given up; each counts with the episodes it had.
     pub unsolved: usize,
 }
 
 /// Compares two arms seed by seed.
 ///
-/// Student's t interval (1908) for the mean of the paired log ratios, taken back by the exponential. `None` with fewer than
-/// two seeds that both arms have.
+/// The interval is Student's t interval (1908) for the mean of the paired log ratios, exponentiated. Returns `None`
+/// with fewer than two seeds that both arms have.
 #[must_use]
 pub fn compare(runs: &[Run], arm: Arm, baseline: Arm) -> Option<Comparison> {
     let pairs: Vec<(&Run, &Run)> = runs
@@ -61,18 +61,18 @@ pub fn compare(runs: &[Run], arm: Arm, baseline: Arm) -> Option<Comparison> {
     })
 }
 
-/// 97.5 % of Student's t distribution with this many degrees of freedom lie below this; `None` for 0.
+/// Returns the 97.5 % quantile of Student's t distribution with this many degrees of freedom; `None` for 0.
 fn t_975(degrees: usize) -> Option<f64> {
     const TABLE: [f64; 30] = [
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
         2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
         2.052, 2.048, 2.045, 2.042,
     ];
-    // Between 30 and infinity it falls from 2.042 to 1.960; the larger one is the safe one.
+    // Between 30 and infinity the quantile falls from 2.042 to 1.960; the larger value is the safe one.
     Some(TABLE[degrees.checked_sub(1)?.min(TABLE.len() - 1)])
 }
 
-/// What was run, in a few lines.
+/// Formats the runs and comparisons in a few lines.
 #[must_use]
 pub fn lines(settings: &Settings, runs: &[Run], comparisons: &[Comparison]) -> String {
     let mut text = String::new();

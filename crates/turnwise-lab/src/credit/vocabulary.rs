@@ -4,28 +4,28 @@ use turnwise_trajectory::{Span, StopReason, TokenId};
 
 use super::Levers;
 
-/// Ends a turn.
+/// The end of a turn.
 const END: TokenId = 0;
-/// The lead-in to what the environment says.
+/// The lead-in to a message of the environment.
 const ENVIRONMENT: TokenId = 1;
-/// The lead-in to what the policy says.
+/// The lead-in to a message of the policy.
 const POLICY: TokenId = 2;
 /// The first word.
 const WORDS: TokenId = 3;
 
-/// A token for each word of the lever task: the vocabulary is so small that a network of a few thousand weights learns it.
+/// A word-level vocabulary of the lever task, so small that a network of a few thousand weights learns it.
 ///
-/// The policy may draw any token; control tokens and the words of the environment are not part of what it says.
+/// The policy may sample any token; control tokens and the words of the environment are not part of its text.
 #[derive(Clone, Debug)]
 pub struct Vocabulary {
-    /// The levers first, then what only the environment says.
+    /// The levers first, then the words of the environment.
     words: Vec<String>,
     n_levers: usize,
     fingerprint: String,
 }
 
 impl Vocabulary {
-    /// The words of a task.
+    /// Creates the vocabulary of a task.
     #[must_use]
     pub fn new(levers: &Levers) -> Self {
         let mut words: Vec<String> = (0..levers.levers).map(Levers::lever).collect();
@@ -34,7 +34,7 @@ impl Vocabulary {
         Self { fingerprint: format!("words {}", words.join(" ")), n_levers: levers.levers, words }
     }
 
-    /// How many tokens there are.
+    /// Returns the number of tokens.
     #[must_use]
     pub fn n_ids(&self) -> usize {
         WORDS as usize + self.words.len()
@@ -85,7 +85,7 @@ impl Renderer for Vocabulary {
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
-        // What has no token cannot be sampled either.
+        // A word without a token cannot be sampled either.
         let known = action.text.split_whitespace().filter_map(|word| self.ids(word).ok());
         known.flatten().chain([END]).collect()
     }

@@ -12,7 +12,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.expect("a runtime").block_on(future)
 }
 
-/// Pulls a lever and writes a report.
+/// Plays an episode: pulls a lever and writes a report.
 fn play(tasks: &LeverTasks, door: usize, seed: u64, lever: usize, report: &str) -> (Step, Step) {
     block_on(async {
         let mut environment = tasks.environment(door);
@@ -45,7 +45,7 @@ fn the_lever_alone_decides() {
     }
 }
 
-/// What a report earns is noise: whatever it says, and whichever lever was pulled, the mean over the seeds is 0.
+/// The report's reward is noise: for every report and every lever, the mean over the seeds is 0.
 #[test]
 fn the_judge_is_as_often_pleased_as_not() {
     let tasks = LeverTasks(Levers::default());
@@ -103,7 +103,7 @@ fn result(arm: Arm, seed: u64, episodes: usize) -> Run {
 
 #[test]
 fn ratios_are_compared_seed_by_seed() {
-    // One quarter on every seed, however different the seeds are.
+    // One quarter on every seed, although the seeds differ.
     let runs: Vec<Run> = (1..=5)
         .flat_map(|seed| {
             let n = 1000 * seed as usize;

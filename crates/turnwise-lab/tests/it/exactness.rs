@@ -17,7 +17,8 @@ fn problem(name: &str) -> Problem {
     problems::all().into_iter().find(|problem| problem.name == name).unwrap()
 }
 
-/// Credits whose expected gradient is the true one, with the multiple of it that they give in groups of `n`.
+/// Returns the credits whose expected gradient is the true one, with the multiple of it that they give in groups of
+/// `n`.
 fn unbiased(n: usize) -> [(&'static str, f64); 8] {
     let with_itself = 1.0 - 1.0 / n as f64;
     [
@@ -32,7 +33,7 @@ fn unbiased(n: usize) -> [(&'static str, f64); 8] {
     ]
 }
 
-// objective.md 5.21
+// Objective 21
 #[test]
 fn gspo_token_with_unbiased_credit_has_the_true_gradient_on_every_problem() {
     for problem in problems::all() {
@@ -49,7 +50,7 @@ fn gspo_token_with_unbiased_credit_has_the_true_gradient_on_every_problem() {
     }
 }
 
-// objective.md 5.1 and 5.21
+// Objective 1 and 21
 #[test]
 fn gspo_is_gspo_token_where_it_takes_the_credit() {
     for problem in problems::all() {
@@ -65,7 +66,7 @@ fn gspo_is_gspo_token_where_it_takes_the_credit() {
     }
 }
 
-// objective.md 5.21: 1/n_i is a scale where lengths are equal, and a bias where they are not
+// Objective 21: 1/n_i is a scale if lengths are equal, and a bias if they are not
 #[test]
 fn the_weight_by_length_bends_the_gradient_only_where_lengths_differ() {
     for objective in ["gspo_token", "gspo", "grpo"] {
@@ -81,7 +82,7 @@ fn the_weight_by_length_bends_the_gradient_only_where_lengths_differ() {
     }
 }
 
-// objective.md 4 and 5.21
+// Objective 21
 #[test]
 fn comparing_by_turn_index_sees_nothing_of_what_going_on_is_worth() {
     for n in 2..=4 {
@@ -100,7 +101,7 @@ fn comparing_by_turn_index_sees_nothing_of_what_going_on_is_worth() {
     }
 }
 
-// objective.md 2 and 5.20
+// Objective 20
 #[test]
 fn the_plain_ratio_impostor_averages_credit_away() {
     for name in ["equal_lengths", "early_or_late", "lengths", "tool_answer"] {
@@ -115,13 +116,13 @@ fn the_plain_ratio_impostor_averages_credit_away() {
         let harmless = of(&rows, "plain_ratio_impostor, w=n", "leave_one_out");
         assert!(harmless.relative_bias <= 1e-12, "{harmless:?}");
     }
-    // Where the first of three tokens alone matters, a third of its credit is left to it.
+    // If only the first of three tokens matters, a third of its credit remains on it.
     let rows = measured(&problem("two_turns"), 3);
     let row = of(&rows, "plain_ratio_impostor, w=n", "reward_to_go");
     assert!((row.scale - 1.0 / 3.0).abs() < 1e-12 && row.bend < 1e-12, "{row:?}");
 }
 
-// objective.md 5.21: what looks at a discounted return estimates another gradient
+// Objective 21: a credit of discounted returns estimates another gradient
 #[test]
 fn a_discount_is_a_bias() {
     let rows = measured(&problem("lengths"), 2);
@@ -129,7 +130,7 @@ fn a_discount_is_a_bias() {
     assert!(row.bend > 0.02, "{row:?}");
 }
 
-// objective.md 5.21: the direction of the normalised estimators becomes right with the group
+// Objective 21: the direction of the normalised estimators becomes right as the group grows
 #[test]
 fn division_by_the_groups_deviation_bends_small_groups() {
     for credit in ["mean_std", "normalised_over_all_turns"] {
@@ -163,7 +164,7 @@ fn off_policy_nothing_stays_exact_and_little_changes_near_by() {
     }
 }
 
-/// The same expectation the long way: every ordered group.
+/// Computes the same expectation over every ordered group.
 #[test]
 fn multisets_count_every_group() {
     let problem = problem("early_or_late");

@@ -1,4 +1,4 @@
-//! What the laboratory says, and that it can be believed.
+//! Tests of the laboratory.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on stops
 

@@ -5,7 +5,7 @@ fn total(problem: &Problem, policy: &Policy) -> f64 {
     problem.trajectories().iter().map(|one| one.probability(policy)).sum()
 }
 
-/// A problem, and a policy around its own.
+/// Generates a problem, and a policy around its own.
 fn places() -> impl Strategy<Value = (Problem, Policy)> {
     prop::sample::select(problems::all()).prop_flat_map(|problem| {
         let change = prop::collection::vec(-1.5..1.5, problem.policy.len());
@@ -14,13 +14,13 @@ fn places() -> impl Strategy<Value = (Problem, Policy)> {
 }
 
 proptest! {
-    // objective.md 5.21
+    // Objective 21
     #[test]
     fn trajectories_are_all_there_are((problem, policy) in places()) {
         prop_assert!((total(&problem, &policy) - 1.0).abs() < 1e-14, "{}", problem.name);
     }
 
-    // objective.md 5.21
+    // Objective 21
     #[test]
     fn the_true_gradient_is_that_of_the_value((problem, policy) in places()) {
         let gradient = problem.true_gradient(&policy);
@@ -37,7 +37,7 @@ proptest! {
     }
 }
 
-// objective.md 4: the true gradient of going on is p(1 − p)c
+// The true gradient of continuing is p(1 − p)c.
 #[test]
 fn stopping_has_the_gradient_that_is_known() {
     let problem = problems::stopping(2.5);
