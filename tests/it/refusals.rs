@@ -222,7 +222,7 @@ fn a_reference_is_kept_when_asked_for_and_does_not_move() {
 
 // rollouts.md 11.20: a set that does not hold its token is a programmer's mistake.
 #[test]
-#[should_panic(expected = "a token is drawn from the ids that were kept")]
+#[should_panic(expected = "the token must be among the ids that the truncation kept")]
 fn a_token_outside_its_kept_set_panics() {
     let (id, _) = Sampler::default().draw(&[0.0; 4], &Sampling::default(), uniform_at(0, 0));
     SampledTokens::default().push_kept(token(id, -0.5, 1.0), &[id + 1]);

@@ -3,12 +3,13 @@ use turnwise_environment::Message;
 
 use crate::{SampledToken, SampledTokens, TokenId, TokenKind};
 
-/// A node of a message graph; nodes are numbered in the order they were added, so a parent's number is smaller.
+/// Identifies a node of a message graph. Nodes are numbered in the order they are added, so a parent's number is
+/// smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(pub u32);
 
-/// Who made a node. Kept apart from the message's role: assistant text that the policy did not write never trains.
+/// The author of a node, separate from the message's role: assistant text that the policy did not sample never trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Author {
@@ -20,26 +21,26 @@ pub enum Author {
     Tool,
     /// The system prompt.
     System,
-    /// Somebody else in the policy's place: a few-shot example, a person, another model.
+    /// A stand-in for the policy: a few-shot example, a person, another model.
     Fabricated,
 }
 
-/// A stretch of tokens of one kind.
+/// Consecutive tokens of one kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Span {
-    /// What was said to the policy.
+    /// Text addressed to the policy.
     Context(Vec<TokenId>),
-    /// What the template adds.
+    /// Tokens that the template adds.
     Scaffold(Vec<TokenId>),
-    /// What was put into the policy's mouth.
+    /// Assistant tokens that the policy did not sample, such as a prefill.
     Forced(Vec<TokenId>),
-    /// What the policy drew.
+    /// Tokens that the policy sampled.
     Sampled(SampledTokens),
 }
 
 impl Span {
-    /// The kind all its tokens have.
+    /// Returns the kind of the span's tokens.
     #[must_use]
     pub fn kind(&self) -> TokenKind {
         match self {
@@ -50,7 +51,7 @@ impl Span {
         }
     }
 
-    /// How many tokens it has.
+    /// Returns the number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -59,13 +60,13 @@ impl Span {
         }
     }
 
-    /// Whether it has none.
+    /// Returns whether the span has no tokens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Appends its ids.
+    /// Appends the span's token ids to `ids`.
     pub fn extend_ids(&self, ids: &mut Vec<TokenId>) {
         match self {
             Self::Context(own) | Self::Scaffold(own) | Self::Forced(own) => {
@@ -78,27 +79,27 @@ impl Span {
 
 /// A message and the tokens it added.
 ///
-/// The tokens are a *delta*: concatenated from the root to a leaf they are what an engine saw plus what it drew. The
-/// template's lead-in to a message belongs to that message's node.
+/// The tokens are a *delta*: concatenated from the root to a leaf, they are the prompt that the engine read plus the
+/// tokens that it sampled. The template's lead-in to a message belongs to that message's node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Node {
-    /// The node before it; `None` for a root.
+    /// The preceding node; `None` for a root.
     pub parent: Option<NodeId>,
-    /// Who made it.
+    /// The author of the message.
     pub author: Author,
-    /// What it says, as text.
+    /// The message as text.
     pub message: Message,
-    /// The tokens it adds, in order.
+    /// The tokens that the message adds, in order.
     pub spans: Vec<Span>,
 }
 
 impl Node {
-    /// The tokens of the node that the policy drew, in order and by value.
+    /// Iterates over the node's sampled tokens in order, by value.
     pub fn sampled(&self) -> impl Iterator<Item = SampledToken> + '_ {
         self.sampled_spans().flat_map(SampledTokens::iter)
     }
 
-    /// The stretches of tokens that the policy drew, in order.
+    /// Iterates over the node's sampled spans in order.
     pub fn sampled_spans(&self) -> impl Iterator<Item = &SampledTokens> {
         self.spans.iter().filter_map(|span| match span {
             Span::Sampled(tokens) => Some(tokens),
@@ -106,7 +107,7 @@ impl Node {
         })
     }
 
-    /// The same, to score or mask them.
+    /// Iterates over the node's sampled spans mutably, to score or mask them.
     pub fn sampled_mut(&mut self) -> impl Iterator<Item = &mut SampledTokens> {
         self.spans.iter_mut().filter_map(|span| match span {
             Span::Sampled(tokens) => Some(tokens),
@@ -115,28 +116,28 @@ impl Node {
     }
 }
 
-/// A relation between nodes that is not parenthood. Credit may flow along it; tokens do not.
+/// A relation between nodes other than parent and child. Credit may flow along an edge; tokens do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EdgeKind {
-    /// `from` begins a branch whose history was compacted into it out of `to`.
+    /// `from` begins a branch whose context is a compaction of the history up to `to`.
     CompactedFrom,
     /// `from` begins the work of a subagent that `to` started.
     SpawnedBy,
     /// `from` is a summary of `to`.
     Summarises,
-    /// `from` tries again what `to` tried.
+    /// `from` retries `to`.
     RetryOf,
 }
 
-/// One typed edge.
+/// A typed edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edge {
     /// The later node.
     pub from: NodeId,
     /// The earlier node.
     pub to: NodeId,
-    /// How they are related.
+    /// The relation between the two nodes.
     pub kind: EdgeKind,
 }
 
@@ -164,10 +165,10 @@ pub struct MessageGraph {
 }
 
 impl MessageGraph {
-    /// Appends a node.
+    /// Appends a node and returns its id.
     ///
     /// # Panics
-    /// When its parent is not in the graph.
+    /// Panics if the node's parent is not in the graph.
     pub fn push(&mut self, node: Node) -> NodeId {
         assert!(
             node.parent.is_none_or(|parent| (parent.0 as usize) < self.nodes.len()),
@@ -180,7 +181,7 @@ impl MessageGraph {
     /// Adds a typed edge.
     ///
     /// # Panics
-    /// When an end is not in the graph.
+    /// Panics if an end of the edge is not in the graph.
     pub fn link(&mut self, edge: Edge) {
         assert!(
             self.contains(edge.from) && self.contains(edge.to),
@@ -189,35 +190,35 @@ impl MessageGraph {
         self.edges.push(edge);
     }
 
-    /// All nodes, oldest first.
+    /// Returns all nodes, oldest first.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// The typed edges.
+    /// Returns the typed edges.
     #[must_use]
     pub fn edges(&self) -> &[Edge] {
         &self.edges
     }
 
-    /// One node.
+    /// Returns a node.
     #[must_use]
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.0 as usize]
     }
 
-    /// One node, to append spans to it or to score its tokens.
+    /// Returns a node mutably, to append spans or to score its tokens.
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
         &mut self.nodes[id.0 as usize]
     }
 
-    /// Every node's id, oldest first.
+    /// Iterates over the ids of all nodes, oldest first.
     pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
         (0..self.nodes.len() as u32).map(NodeId)
     }
 
-    /// The path from the root to a node, both included.
+    /// Returns the path from the root to a node, both included.
     #[must_use]
     pub fn path_to(&self, leaf: NodeId) -> Vec<NodeId> {
         let mut path: Vec<NodeId> =
@@ -226,7 +227,7 @@ impl MessageGraph {
         path
     }
 
-    /// The token ids from the root to the end of a node.
+    /// Returns the token ids from the root to the end of a node.
     #[must_use]
     pub fn ids_to(&self, leaf: NodeId) -> Vec<TokenId> {
         let mut ids = Vec::new();
@@ -236,7 +237,7 @@ impl MessageGraph {
         ids
     }
 
-    /// The nodes without children: each is the end of one branch. Oldest first.
+    /// Returns the nodes without children, oldest first. Each is the end of one branch.
     #[must_use]
     pub fn leaves(&self) -> Vec<NodeId> {
         let mut is_leaf = vec![true; self.nodes.len()];
@@ -246,11 +247,11 @@ impl MessageGraph {
         self.ids().filter(|id| is_leaf[id.0 as usize]).collect()
     }
 
-    /// Checks what a file may have got wrong.
+    /// Checks the invariants that deserialisation cannot enforce.
     ///
     /// # Errors
-    /// When a parent or an edge points outside or forwards, or a node that the policy did not make has sampled tokens, or a
-    /// sampled token's log-probability is not a finite number of at most 0.
+    /// If a parent or an edge does not point to an earlier node, a node by another author than the policy has sampled
+    /// tokens, or a sampled token's log-probability is not a finite number of at most 0.
     pub fn validate(&self) -> Result<(), GraphError> {
         for id in self.ids() {
             let node = self.node(id);
@@ -278,7 +279,7 @@ impl MessageGraph {
     }
 }
 
-/// A message graph that cannot be.
+/// A violated invariant of a message graph.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum GraphError {
     /// A parent that is not an earlier node.
@@ -287,20 +288,20 @@ pub enum GraphError {
         /// The child.
         node: NodeId,
     },
-    /// Sampled tokens where only the policy may have them.
-    #[error("node {} has sampled tokens but was not made by the policy", node.0)]
+    /// Sampled tokens in a node that the policy did not write.
+    #[error("node {} has sampled tokens, but its author is not the policy", node.0)]
     SampledByOther {
         /// The node.
         node: NodeId,
     },
-    /// A log-probability that is not one.
+    /// A log-probability that is not a finite number of at most 0.
     #[error("node {} has a log-probability that is not a finite number of at most 0", node.0)]
     Logprob {
         /// The node.
         node: NodeId,
     },
-    /// An edge to nowhere, or to a node that is not earlier.
-    #[error("an edge from node {} to node {} does not lead back", edge.from.0, edge.to.0)]
+    /// An edge whose target is not an earlier node.
+    #[error("the edge from node {} to node {} does not point to an earlier node", edge.from.0, edge.to.0)]
     Edge {
         /// The edge.
         edge: Edge,

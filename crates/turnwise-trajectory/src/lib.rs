@@ -1,8 +1,9 @@
-//! What happened in an episode, token by token, and its JSONL form.
+//! Trajectories of episodes, token by token, and their JSONL form.
 //!
-//! A [`Trajectory`] holds a [`MessageGraph`] whose nodes carry the tokens each message added, by kind. Only
-//! [`SampledToken`]s have a log-probability and a policy version; for every other kind there is no field that could hold
-//! one. [`SampledTokens`] keeps them as columns. [`write_line`] and [`read_line`] are the versioned JSONL form.
+//! A [`Trajectory`] holds a [`MessageGraph`] whose nodes carry the tokens that each message added, by kind. Only
+//! [`SampledToken`]s have a log-probability and a policy version; the other kinds have no such fields.
+//! [`SampledTokens`] stores sampled tokens as columns. [`write_line`] and [`read_line`] write and read the versioned
+//! JSONL form.
 
 mod graph;
 mod outcome;

@@ -2,32 +2,32 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How a finished attempt ended: exactly five ways, and each says what it means for reward, baseline and loss.
+/// How a finished attempt ended. Each of the five outcomes determines reward, baseline and loss.
 ///
-/// *Suspended* is not among them: it is a value that goes on later.
+/// A suspended episode has no outcome: it continues later.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The environment said so. Scored and trained.
+    /// The environment ended the episode. Scored and trained.
     Done,
-    /// The policy ran into a limit. What it was rewarded so far stays.
+    /// The policy reached a limit. The rewards received so far count.
     Truncated(Limit),
-    /// The agent's own output made going on impossible. A real reward, and trained.
+    /// The agent's own output made it impossible to continue. Scored and trained.
     AgentFault(AgentFault),
-    /// Environment, tool, engine or grader broke. No reward ever, outside baseline and loss.
+    /// The environment, a tool, the engine or a grader broke. Never scored, and outside baseline and loss.
     InfraFault(InfraFault),
-    /// The scheduler stopped it. No reward, outside baseline and loss.
+    /// The scheduler stopped the episode. Never scored, and outside baseline and loss.
     Cancelled(CancelReason),
 }
 
 impl Outcome {
-    /// Whether the episode's rewards count: false for infrastructure faults and cancellations.
+    /// Returns whether the episode's rewards count: false for infrastructure faults and cancellations.
     #[must_use]
     pub fn is_scored(&self) -> bool {
         !matches!(self, Self::InfraFault(_) | Self::Cancelled(_))
     }
 
-    /// A word for counters: `done`, `truncated_turns`, `infra_env_panic`, …
+    /// Returns a word for counters: `done`, `truncated_turns`, `infra_env_panic`, …
     #[must_use]
     pub fn label(&self) -> String {
         match self {
@@ -40,7 +40,7 @@ impl Outcome {
     }
 }
 
-/// The `snake_case` word of a unit variant, as it stands in the records.
+/// Returns the `snake_case` word of a unit variant, as records spell it.
 fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
@@ -48,40 +48,40 @@ fn word(value: &impl Serialize) -> String {
     }
 }
 
-/// A limit the policy ran into.
+/// A limit that the policy reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
-    /// Turns of the episode.
+    /// The number of turns of the episode.
     Turns,
-    /// Sampled tokens of the episode.
+    /// The number of sampled tokens of the episode.
     SampledTokens,
-    /// Tokens the model can attend to.
+    /// The context length of the model.
     Context,
-    /// Calls of tools.
+    /// The number of tool calls.
     ToolCalls,
-    /// It kept repeating itself.
+    /// The policy kept repeating itself.
     Loop,
-    /// A clock or limit of the environment's own.
+    /// A clock or limit of the environment.
     Environment,
 }
 
-/// What the agent did that ended its episode.
+/// A fault of the agent that ended its episode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentFault {
-    /// Too many calls and answers of the wrong form.
+    /// Too many malformed calls and answers.
     FaultBudget,
-    /// It said nothing.
+    /// An empty answer.
     Empty,
 }
 
-/// What broke, where.
+/// A breakage outside of the agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InfraFault {
-    /// The kind.
+    /// The kind of breakage.
     pub reason: InfraReason,
-    /// What happened, with the values that matter.
+    /// The cause, with the values that matter.
     pub message: String,
 }
 
@@ -95,19 +95,19 @@ impl fmt::Display for InfraFault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InfraReason {
-    /// The environment returned an error or said that it failed.
+    /// The environment returned an error or reported a failure.
     EnvError,
     /// The environment panicked.
     EnvPanic,
-    /// The environment outlived its deadline.
+    /// The environment exceeded its deadline.
     EnvTimeout,
     /// A reward that is missing, not finite, or outside the declared range.
     BadReward,
     /// The engine returned an error.
     EngineError,
-    /// The engine outlived its deadline.
+    /// The engine exceeded its deadline.
     EngineTimeout,
-    /// The engine answered something impossible.
+    /// The engine returned an impossible answer.
     BadEngine,
     /// The model's logits are NaN or infinite.
     NotFinite,
@@ -115,15 +115,15 @@ pub enum InfraReason {
     RubricError,
     /// A snapshot could not be restored.
     Snapshot,
-    /// A caller broke the order of calls.
+    /// A caller called methods in a wrong order.
     Protocol,
-    /// The renderer's tokens do not continue what the engine saw.
+    /// The renderer's tokens do not continue the tokens that the engine read.
     Render,
     /// The agent or its renderer panicked.
     AgentPanic,
     /// A tool call was in doubt after a crash.
     ToolInDoubt,
-    /// The episode outlived its deadline.
+    /// The episode exceeded its deadline.
     EpisodeTimeout,
 }
 
@@ -131,14 +131,14 @@ pub enum InfraReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelReason {
-    /// It would have been too old to train on.
+    /// The episode would have been too old to train on.
     Stale,
-    /// There was too much work.
+    /// The run had too much work.
     Overload,
-    /// Too few of its group were left.
+    /// Too few members of the group were left.
     GroupDropped,
     /// The run stopped.
     Shutdown,
-    /// Somebody asked for it.
+    /// The user requested it.
     User,
 }

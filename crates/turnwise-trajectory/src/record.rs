@@ -28,10 +28,10 @@ pub fn write_line(mut writer: impl Write, trajectory: &Trajectory) -> io::Result
     writer.write_all(b"\n")
 }
 
-/// Reads a trajectory from one line of JSON, and checks what a type cannot.
+/// Reads a trajectory from one line of JSON, and checks the invariants that types cannot enforce.
 ///
 /// # Errors
-/// When the line is not a record, is of a newer format, or holds a trajectory that cannot be.
+/// If the line is not a record, has a newer format, or holds a trajectory that violates an invariant.
 pub fn read_line(line: &str) -> Result<Trajectory, RecordError> {
     let Header { format } = serde_json::from_str(line).map_err(RecordError::Json)?;
     if format != FORMAT {
@@ -49,28 +49,28 @@ pub fn read_line(line: &str) -> Result<Trajectory, RecordError> {
     Ok(trajectory)
 }
 
-/// Why a line is not a trajectory.
+/// The reason why a line cannot be read as a trajectory.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// It is not JSON, or not of this shape.
-    #[error("read a trajectory record")]
+    /// The line is not JSON, or has another shape.
+    #[error("read the trajectory record")]
     Json(#[source] serde_json::Error),
-    /// It was written by another version.
-    #[error("read a trajectory record of format {found}; this version reads format {FORMAT}")]
+    /// The record has another format.
+    #[error("read a trajectory record of format {found}: this version reads format {FORMAT}")]
     Format {
         /// The line's format.
         found: u32,
     },
-    /// Its message graph cannot be.
-    #[error("read a trajectory record with an impossible message graph")]
+    /// The message graph violates an invariant.
+    #[error("read a trajectory record with an invalid message graph")]
     Graph(#[source] GraphError),
-    /// A turn points to no node.
-    #[error("read a trajectory record whose turn {turn} has no node")]
+    /// A turn refers to a node that the graph lacks.
+    #[error("read a trajectory record whose turn {turn} refers to a node that is not in its graph")]
     Turn {
-        /// The turn.
+        /// The index of the turn.
         turn: usize,
     },
-    /// A token points to no sampling settings.
-    #[error("read a trajectory record with a token whose sampling settings are missing")]
+    /// A token refers to sampling settings that the record lacks.
+    #[error("read a trajectory record with a token whose sampling settings are not in it")]
     Sampling,
 }

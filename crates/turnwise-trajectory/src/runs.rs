@@ -1,13 +1,13 @@
-//! A column of values that repeat.
+//! A run-length encoded column.
 
 use std::ops::Range;
 
-/// Values of tokens in order, stored once for each stretch of equal neighbours.
+/// Values of tokens in order, stored once for each run of equal neighbours.
 ///
 /// Neighbouring runs always differ, so two columns are equal exactly if their values are.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Runs<T> {
-    /// A value, and where its run ends.
+    /// The runs: each value with the index at which its run ends.
     runs: Vec<(T, u32)>,
 }
 
@@ -18,7 +18,7 @@ impl<T> Default for Runs<T> {
 }
 
 impl<T: Copy + PartialEq> Runs<T> {
-    /// From what a file says. Nothing is expanded, so that a length that is not to be trusted costs nothing.
+    /// Builds a column from a file's runs. The runs stay compressed, so that an untrusted length allocates nothing.
     pub(crate) fn of(name: &str, lengths: Vec<(T, usize)>, n: usize) -> Result<Self, String> {
         let mut total = lengths.iter().map(|(_, length)| *length);
         if total.try_fold(0_usize, usize::checked_add) != Some(n) {
@@ -52,18 +52,18 @@ impl<T: Copy + PartialEq> Runs<T> {
     }
 
     /// # Panics
-    /// When there is no such token.
+    /// Panics if `index` is out of range.
     pub(crate) fn get(&self, index: usize) -> T {
         let run = self.runs.partition_point(|(_, end)| *end as usize <= index);
         self.runs[run].0
     }
 
-    /// Every token's value, in order.
+    /// Iterates over every token's value, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = T> + '_ {
         self.lengths().flat_map(|(value, n)| std::iter::repeat_n(value, n))
     }
 
-    /// Every run's value and length, in order.
+    /// Iterates over every run's value and length, in order.
     pub(crate) fn lengths(&self) -> impl Iterator<Item = (T, usize)> + '_ {
         let mut start = 0;
         self.runs.iter().map(move |(value, end)| {
@@ -73,7 +73,7 @@ impl<T: Copy + PartialEq> Runs<T> {
         })
     }
 
-    /// Gives the tokens of a range one value.
+    /// Sets the tokens of a range to one value.
     pub(crate) fn set(&mut self, range: &Range<usize>, value: T) {
         let mut changed = Self::default();
         let mut start = 0;
@@ -98,7 +98,7 @@ impl<T: Copy + PartialEq> Runs<T> {
 }
 
 impl<T: Copy + PartialEq> Runs<Option<T>> {
-    /// The same for a column that a file leaves out where no token has a value.
+    /// Like [`Runs::of`], for a column that a file omits if no token has a value.
     pub(crate) fn of_optional(
         name: &str,
         lengths: Vec<(Option<T>, usize)>,

@@ -6,11 +6,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::runs::Runs;
 use crate::{MaskReason, PolicyVersion, SampledToken, SamplingId, TokenId};
 
-/// A stretch of tokens that the policy drew, a column for each field.
+/// Consecutive sampled tokens, stored as one column for each field.
 ///
-/// The columns are private and every way to append writes all of them, so their lengths cannot disagree. Ids and
-/// log-probabilities are stored for each token; what repeats (versions, sampling settings, masks, advantages) is stored as
-/// runs. A token costs 8 bytes and its share of the runs.
+/// The columns are private and every append writes all of them, so their lengths cannot disagree. Ids and
+/// log-probabilities are stored for each token; fields that repeat (versions, sampling settings, masks, advantages) are
+/// stored as runs. A token costs 8 bytes plus its share of the runs.
 ///
 /// ```
 /// use turnwise_trajectory::{MaskReason, PolicyVersion, SampledToken, SampledTokens};
@@ -34,11 +34,11 @@ pub struct SampledTokens {
     sampling: Runs<SamplingId>,
     masks: Runs<Option<MaskReason>>,
     advantages: Runs<Option<Exact>>,
-    /// Columns that few runs need: absent they cost a null pointer.
+    /// Columns that few spans need. Absent, they cost a null pointer.
     optional: Option<Box<Optional>>,
 }
 
-/// A number that equals another only where all its bits do, so that -0 survives beside 0.
+/// A float that compares by bits, so that -0 survives beside 0.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 struct Exact(f32);
@@ -56,7 +56,7 @@ struct Optional {
     kept: Option<KeptSets>,
 }
 
-/// For each token the ids it was drawn from; an empty set stands for the whole vocabulary.
+/// For each token, the ids it was sampled from; an empty set stands for the whole vocabulary.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct KeptSets {
     ids: Vec<TokenId>,
@@ -76,17 +76,20 @@ impl KeptSets {
 }
 
 impl SampledTokens {
-    /// Appends a token. Reference and proximal log-probabilities, which are computed for a whole stretch, are dropped.
+    /// Appends a token. Drops the reference and proximal log-probabilities, which are computed for a whole span.
     pub fn push(&mut self, token: SampledToken) {
         self.append(token, &[]);
     }
 
-    /// Appends a token drawn from a truncated distribution, and the ids that truncation kept.
+    /// Appends a token sampled from a truncated distribution, with the ids that the truncation kept.
     ///
     /// # Panics
-    /// When the token is not among them: then it could not have been drawn.
+    /// Panics if the token is not among the kept ids.
     pub fn push_kept(&mut self, token: SampledToken, kept: &[TokenId]) {
-        assert!(kept.contains(&token.id), "a token is drawn from the ids that were kept");
+        assert!(
+            kept.contains(&token.id),
+            "the token must be among the ids that the truncation kept"
+        );
         self.append(token, kept);
     }
 
@@ -109,31 +112,31 @@ impl SampledTokens {
         }
     }
 
-    /// How many there are.
+    /// Returns the number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no tokens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Exactly what was drawn. `[N]`
+    /// Returns the ids exactly as they were sampled. `[N]`
     #[must_use]
     pub fn ids(&self) -> &[TokenId] {
         &self.ids
     }
 
-    /// The log-probabilities they were drawn with, in nats. `[N]`
+    /// Returns the log-probabilities at sampling time, in nats. `[N]`
     #[must_use]
     pub fn logprobs(&self) -> &[f32] {
         &self.logprobs
     }
 
-    /// The tokens in order, by value.
+    /// Iterates over the tokens in order, by value.
     pub fn iter(&self) -> impl Iterator<Item = SampledToken> + '_ {
         let drawn = self.versions.iter().zip(self.kv_versions.iter()).zip(self.sampling.iter());
         let credit = self.masks.iter().zip(self.advantages.iter());
@@ -145,10 +148,10 @@ impl SampledTokens {
         })
     }
 
-    /// One token.
+    /// Returns a token.
     ///
     /// # Panics
-    /// When there is none of this number.
+    /// Panics if `index` is out of range.
     #[must_use]
     pub fn get(&self, index: usize) -> SampledToken {
         SampledToken {
@@ -162,26 +165,26 @@ impl SampledTokens {
         }
     }
 
-    /// The versions in order, and how many tokens in a row each drew.
+    /// Iterates over the policy versions in order, each with the length of its run of tokens.
     pub fn versions(&self) -> impl Iterator<Item = (PolicyVersion, usize)> + '_ {
         self.versions.lengths()
     }
 
-    /// Scores all tokens alike; `None` makes them not scored.
+    /// Sets the advantage of every token; `None` means not scored.
     pub fn set_advantage(&mut self, advantage: Option<f32>) {
         self.set_advantage_in(0..self.len(), advantage);
     }
 
-    /// Scores the tokens of a range alike.
+    /// Sets the advantage of the tokens of a range.
     ///
     /// # Panics
-    /// When the range reaches beyond the last token.
+    /// Panics if the range exceeds the tokens.
     pub fn set_advantage_in(&mut self, range: Range<usize>, advantage: Option<f32>) {
         assert!(range.end <= self.len(), "the range must lie within the tokens");
         self.advantages.set(&range, advantage.map(Exact));
     }
 
-    /// Masks every token of which `is_masked` holds, asked in order. A token that is masked keeps its first reason.
+    /// Masks every token for which `is_masked` returns true. A token that is already masked keeps its first reason.
     pub fn mask_where(
         &mut self,
         reason: MaskReason,
@@ -194,7 +197,7 @@ impl SampledTokens {
         self.masks = self.iter().map(mask).collect();
     }
 
-    /// The log-probabilities under the policy that a penalty keeps close to, in nats. `[N]`
+    /// Returns the reference policy's log-probabilities, in nats. `[N]`
     #[must_use]
     pub fn reference_logprobs(&self) -> Option<&[f32]> {
         self.optional.as_ref()?.reference_logprobs.as_deref()
@@ -203,13 +206,13 @@ impl SampledTokens {
     /// Records the reference policy's log-probabilities.
     ///
     /// # Panics
-    /// Unless there is one for each token.
+    /// Panics unless there is one for each token.
     pub fn set_reference_logprobs(&mut self, logprobs: Vec<f32>) {
         assert_eq!(logprobs.len(), self.len(), "there is one log-probability for each token");
         self.optional.get_or_insert_default().reference_logprobs = Some(logprobs);
     }
 
-    /// The log-probabilities under the weights at the start of an optimiser step, in nats. `[N]`
+    /// Returns the log-probabilities under the weights at the start of an optimiser step, in nats. `[N]`
     #[must_use]
     pub fn proximal_logprobs(&self) -> Option<&[f32]> {
         self.optional.as_ref()?.proximal_logprobs.as_deref()
@@ -218,20 +221,20 @@ impl SampledTokens {
     /// Records the proximal policy's log-probabilities.
     ///
     /// # Panics
-    /// Unless there is one for each token.
+    /// Panics unless there is one for each token.
     pub fn set_proximal_logprobs(&mut self, logprobs: Vec<f32>) {
         assert_eq!(logprobs.len(), self.len(), "there is one log-probability for each token");
         self.optional.get_or_insert_default().proximal_logprobs = Some(logprobs);
     }
 
-    /// The ids that truncation kept when a token was drawn, where that was recorded.
+    /// Returns the ids that truncation kept when the token was sampled, if they were recorded.
     #[must_use]
     pub fn kept(&self, index: usize) -> Option<&[TokenId]> {
         let kept = self.optional.as_ref()?.kept.as_ref()?.get(index);
         (!kept.is_empty()).then_some(kept)
     }
 
-    /// Gives back memory that was reserved for tokens to come.
+    /// Frees the memory that was reserved for further tokens.
     pub fn shrink_to_fit(&mut self) {
         self.ids.shrink_to_fit();
         self.logprobs.shrink_to_fit();
@@ -242,7 +245,7 @@ impl SampledTokens {
         self.advantages.shrink_to_fit();
     }
 
-    /// What they take in memory, in bytes: this value and what it reserved on the heap, the allocator's own share apart.
+    /// Returns the memory used, in bytes: this value and its heap capacity, without the allocator's overhead.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let floats =
@@ -313,7 +316,7 @@ impl<'de> Deserialize<'de> for SampledTokens {
     }
 }
 
-/// The form on disk: one column a field, and runs of value and length where a value repeats.
+/// The form on disk: one column for each field, and runs of value and length where a value repeats.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Columns<'a> {

@@ -1,44 +1,44 @@
 use serde::{Deserialize, Serialize};
 
-/// How a token is drawn from the logits: temperature first, then top-k, top-p and min-p, then a draw.
+/// How a token is sampled from the logits: temperature, then top-k, top-p and min-p, then one random choice.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
-    /// What the logits are divided by; 0 takes the likeliest token, with log-probability 0.
+    /// The divisor of the logits; 0 takes the most likely token, with log-probability 0.
     pub temperature: f32,
-    /// Keep the likeliest tokens whose probabilities reach this sum; 1 keeps all.
+    /// Keeps the most likely tokens whose probabilities reach this sum; 1 keeps all.
     pub top_p: f32,
-    /// Keep this many of the likeliest tokens; 0 keeps all.
+    /// Keeps this many of the most likely tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
+    /// Keeps tokens at least this fraction as likely as the most likely token; 0 keeps all.
     pub min_p: f32,
 }
 
 impl Default for Sampling {
-    /// The model's own distribution.
+    /// Returns the settings of the model's own distribution.
     fn default() -> Self {
         Self { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0 }
     }
 }
 
 impl Sampling {
-    /// Always the likeliest token.
+    /// Returns the settings that always take the most likely token.
     #[must_use]
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
 
-    /// Whether every token of the vocabulary can be drawn, so that a trainer's softmax at the same temperature is the
-    /// distribution the token was drawn from.
+    /// Returns whether every token of the vocabulary can be sampled, so that a trainer's softmax at the same
+    /// temperature is the distribution that the token was sampled from.
     #[must_use]
     pub fn covers_vocabulary(&self) -> bool {
         self.temperature > 0.0 && self.top_p >= 1.0 && self.top_k == 0 && self.min_p <= 0.0
     }
 
-    /// What is wrong with these numbers, if anything.
+    /// Checks that every setting is in its range.
     ///
     /// # Errors
-    /// A sentence that names the field and what it must be.
+    /// A sentence that names the field and its range.
     pub fn validate(&self) -> Result<(), String> {
         let checks = [
             (

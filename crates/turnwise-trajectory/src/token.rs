@@ -2,76 +2,78 @@ use serde::{Deserialize, Serialize};
 
 use crate::PolicyVersion;
 
-/// An entry of the vocabulary.
+/// An index into the vocabulary.
 pub type TokenId = u32;
 
-/// An entry of a trajectory's table of sampling settings.
+/// An index into a trajectory's table of sampling settings.
 pub type SamplingId = u16;
 
-/// Where a token comes from. Only sampled tokens can train.
+/// The origin of a token. Only sampled tokens can train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenKind {
-    /// Drawn by the policy.
+    /// Sampled by the policy.
     Sampled,
-    /// What the system, the environment or a tool said.
+    /// Text of the system prompt, the environment or a tool.
     Context,
-    /// What the template adds: role markers, separators, the generation prompt.
+    /// Tokens that the template adds: role markers, separators, the generation prompt.
     Scaffold,
-    /// Put into the model's mouth: a close it did not write, a prefill.
+    /// Assistant tokens that the policy did not sample: a forced end of turn, a prefill.
     Forced,
 }
 
-/// Why a sampled token is left out of training. It is then in neither the sum nor the count of its ratio group.
+/// The reason why a sampled token does not train. A masked token is in neither the sum nor the count of its ratio
+/// group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MaskReason {
-    /// Another row trains it.
+    /// Another row trains the token.
     SharedPrefix,
-    /// Drawn by a policy too old.
+    /// The policy version that sampled the token is too old.
     Stale,
-    /// Its episode ran into a limit, and the run masks those.
+    /// The episode reached a limit, and the run masks such episodes.
     Truncated,
-    /// Its episode ended by the agent's fault, and the run masks those.
+    /// The episode ended by the agent's fault, and the run masks such episodes.
     AgentFault,
-    /// It belongs to a turn that could not be parsed, and the run masks those.
+    /// The turn could not be parsed, and the run masks such turns.
     ParseError,
-    /// The engine's prompt and the held tokens drifted apart in scaffold.
+    /// The engine's prompt and the stored tokens differ in scaffold tokens.
     Realigned,
-    /// Its episode broke.
+    /// The episode ended in an infrastructure fault.
     Infra,
-    /// The user's own choice.
+    /// The user chose to mask the token.
     User,
 }
 
-/// A token that the policy drew.
+/// A token that the policy sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampledToken {
-    /// Exactly what was drawn; it is never encoded again.
+    /// The id exactly as it was sampled; it is never decoded and encoded again.
     pub id: TokenId,
-    /// Log-probability under the distribution it was drawn from, after temperature and truncation. Nats, finite, at most 0.
+    /// Log-probability under the distribution that the token was sampled from, after temperature and truncation. In
+    /// nats, finite, at most 0.
     pub logprob: f32,
-    /// The weights that drew it, stamped by the policy.
+    /// The version of the weights that sampled the token, recorded by the policy.
     pub version: PolicyVersion,
-    /// The oldest weights that wrote the keys and values it was drawn over; equal to `version` when those were fresh.
+    /// The oldest version of the keys and values that the token attended to; equal to `version` if all were fresh.
     pub kv_version: PolicyVersion,
-    /// Which of the trajectory's sampling settings it was drawn with.
+    /// The entry of the trajectory's sampling settings that the token was sampled with.
     pub sampling: SamplingId,
-    /// Why it does not train; `None` for a token that does.
+    /// The reason why the token does not train; `None` for a token that does.
     pub mask: Option<MaskReason>,
-    /// Credit for it. `None` is *not scored* and must not reach a loss; 0 is scored, without signal, and counts in the
-    /// length of its ratio group.
+    /// The token's advantage. `None` is *not scored* and must not reach a loss; 0 is scored, has no gradient, and
+    /// counts in the length of its ratio group.
     pub advantage: Option<f32>,
 }
 
 impl SampledToken {
-    /// A token fresh from a policy: drawn with the first sampling entry over fresh keys and values, not yet scored.
+    /// Creates a token that was sampled with the first sampling entry over a fresh KV cache, and is not scored.
     #[must_use]
     pub fn new(id: TokenId, logprob: f32, version: PolicyVersion) -> Self {
         Self { id, logprob, version, kv_version: version, sampling: 0, mask: None, advantage: None }
     }
 
-    /// Whether it counts in its ratio group.
+    /// Returns whether the token counts in its ratio group.
     #[must_use]
     pub fn trains(&self) -> bool {
         self.mask.is_none()

@@ -6,12 +6,12 @@ use crate::{
     Sampling,
 };
 
-/// The rollouts of one task that are compared with each other; unique within a run.
+/// Identifies a group: rollouts of one task that are compared with each other. Unique within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GroupId(pub u64);
 
-/// Which agent of an episode; 0 is the one that the episode was started with.
+/// Identifies an agent of an episode; 0 is the agent that the episode starts with.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -25,92 +25,94 @@ impl AgentId {
     }
 }
 
-/// What started a subagent: a turn of another agent of the same episode.
+/// The origin of a subagent: a turn of another agent of the same episode.
 ///
-/// The two have trajectories of their own and never share a ratio group. Whether they share a reward is for credit to say.
+/// The two agents have trajectories of their own and never share a ratio group. Credit decides whether they share a
+/// reward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SpawnedBy {
-    /// The agent that started it.
+    /// The agent that started the subagent.
     pub agent: AgentId,
-    /// The node of that agent's trajectory in which it did.
+    /// The node of that agent's trajectory that started the subagent.
     pub node: NodeId,
 }
 
-/// Which episode this is: enough to run it again.
+/// The identity of an episode: enough to run it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
     /// The environment's name.
     pub environment: String,
     /// The version of its rules and texts.
     pub environment_version: u32,
-    /// The task, by content.
+    /// The task's content key.
     pub task: TaskKey,
-    /// The task, by its place in the task set.
+    /// The task's index in the task set.
     pub task_index: usize,
-    /// The group.
+    /// The episode's group.
     pub group: GroupId,
-    /// Its place in the group.
+    /// The episode's index in the group.
     pub member: u32,
-    /// 0 for the first try, one more after each infrastructure fault. It enters names, never seeds.
+    /// The attempt, starting at 0; each infrastructure fault adds one. It enters names, never seeds.
     pub attempt: u32,
-    /// What the environment is reset with; equal for all members of a group.
+    /// The seed of the environment's reset; equal for all members of a group.
     pub environment_seed: u64,
-    /// What the sampler is keyed by; different for each member.
+    /// The seed of the sampler; different for each member.
     pub sampling_seed: u64,
 }
 
-/// Why a policy stopped drawing.
+/// The reason why a policy stopped sampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
-    /// It drew a stop token, which is the last of the tokens: it is among the ids exactly for this reason to stop.
+    /// It sampled a stop token. The stop token is the last of the tokens, and is among them only for this reason.
     EndOfTurn,
-    /// It drew as many tokens as it was allowed to.
+    /// It reached the number of tokens that it was allowed.
     MaxTokens,
-    /// It was asked to stop; the turn is not over.
+    /// A stop was requested; the turn is incomplete.
     Interrupted,
 }
 
-/// One turn: a policy node, and what came of it.
+/// One turn: a node of the policy, and its consequences.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Turn {
-    /// The node with the tokens.
+    /// The node with the turn's tokens.
     pub node: NodeId,
-    /// Why it ended; never `Interrupted` in a finished turn.
+    /// The reason why sampling stopped; never `Interrupted` in a finished turn.
     pub stop: StopReason,
-    /// The environment's reward for this turn, and a rubric's on the last. `None` is not scored.
+    /// The environment's reward for this turn, plus the rubric's on the last turn. `None` is not scored.
     pub reward: Option<f64>,
-    /// What a rubric made of the reward; only ever on the last turn of an episode that a rubric has seen.
+    /// The rubric's score; only on the last turn of an episode that a rubric has graded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<Score>,
-    /// Mistakes of form.
+    /// The number of malformed calls and answers.
     pub faults: u32,
     /// Wall time from the first request to the environment's answer, in seconds.
     pub seconds: f64,
-    /// Which engine drew the tokens.
+    /// The engine that sampled the tokens.
     pub engine: String,
-    /// A digest of the weights that drew the last of them, where the engine tells.
+    /// A digest of the weights that sampled the last token, if the engine reports one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
 }
 
-/// A rubric's verdict on an episode, or a trainer's penalty, kept apart so that stored episodes can be scored again.
+/// A rubric's verdict on an episode, or a trainer's penalty, stored separately so that stored episodes can be scored
+/// again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Score {
-    /// The rubric's name; "admission" where no rubric scored and a penalty was added.
+    /// The rubric's name; "admission" if only a trainer added a penalty.
     pub rubric: String,
-    /// What it added to the reward of the last turn. `None` is not scored.
+    /// The value added to the reward of the last turn. `None` is not scored.
     pub value: Option<f64>,
-    /// The reward of that turn before.
+    /// The reward of the last turn before the score was added.
     pub before: Option<f64>,
 }
 
 /// Everything one agent sampled in one episode, with rewards, outcome and provenance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trajectory {
-    /// Which episode this is.
+    /// The identity of the episode.
     pub identity: Identity,
-    /// Hash of tokenizer, template and template settings. Trajectories of two hashes are never mixed.
+    /// Hash of tokenizer, template and template settings. Trajectories with different hashes are never mixed.
     pub renderer: String,
     /// The sampling settings that tokens refer to.
     pub sampling: Vec<Sampling>,
@@ -118,23 +120,23 @@ pub struct Trajectory {
     pub graph: MessageGraph,
     /// The turns, oldest first.
     pub turns: Vec<Turn>,
-    /// How it ended.
+    /// How the episode ended.
     pub outcome: Outcome,
     /// Whether the task was solved.
     pub solved: bool,
-    /// Which agent of the episode sampled it.
+    /// The agent that sampled the trajectory.
     #[serde(default, skip_serializing_if = "AgentId::is_first")]
     pub agent: AgentId,
-    /// What started that agent; `None` for the agent that the episode was started with.
+    /// The origin of the agent; `None` for the agent that the episode starts with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spawned_by: Option<SpawnedBy>,
 }
 
 impl Trajectory {
-    /// The sum of the rewards; `None` when nothing was scored, or when the outcome says that no reward counts.
+    /// Returns the sum of the rewards; `None` if no turn was scored or the outcome discards rewards.
     ///
-    /// A policy that runs into a limit keeps what it has received. Where rewards come at the end, that is nothing, and
-    /// nothing is 0: without it whoever never comes to an end would be compared with nobody.
+    /// A truncated episode keeps the rewards it has received. Without any it counts as 0, so that it stays in its
+    /// group's baseline.
     #[must_use]
     pub fn reward(&self) -> Option<f64> {
         if !self.outcome.is_scored() {
@@ -146,34 +148,35 @@ impl Trajectory {
         received.or_else(|| (ran_into_a_limit && self.n_sampled() > 0).then_some(0.0))
     }
 
-    /// The reward of each turn, 0 where a turn was not scored.
+    /// Returns the reward of each turn, 0 for a turn that was not scored.
     #[must_use]
     pub fn turn_rewards(&self) -> Vec<f64> {
         self.turns.iter().map(|turn| turn.reward.unwrap_or(0.0)).collect()
     }
 
-    /// The node of each turn.
+    /// Iterates over the node of each turn.
     pub fn turn_nodes(&self) -> impl Iterator<Item = &Node> {
         self.turns.iter().map(|turn| self.graph.node(turn.node))
     }
 
-    /// Every token the policy drew, by value, in the order of the graph's nodes.
+    /// Iterates over all sampled tokens by value, in the order of the graph's nodes.
     pub fn sampled(&self) -> impl Iterator<Item = SampledToken> + '_ {
         self.graph.nodes().iter().flat_map(Node::sampled)
     }
 
-    /// How many tokens the policy drew.
+    /// Returns the number of sampled tokens.
     #[must_use]
     pub fn n_sampled(&self) -> usize {
         self.sampled_spans().map(SampledTokens::len).sum()
     }
 
-    /// The stretches of tokens that the policy drew, in the order of the graph's nodes.
+    /// Iterates over the sampled spans, in the order of the graph's nodes.
     pub fn sampled_spans(&self) -> impl Iterator<Item = &SampledTokens> {
         self.graph.nodes().iter().flat_map(Node::sampled_spans)
     }
 
-    /// Masks the tokens of every turn of which `is_masked` holds. A token that is masked keeps its first reason.
+    /// Masks the tokens of every turn for which `is_masked` returns true. A token that is already masked keeps its
+    /// first reason.
     pub fn mask_turns(&mut self, reason: MaskReason, is_masked: impl Fn(&Turn) -> bool) {
         for turn in self.turns.iter().filter(|turn| is_masked(turn)) {
             for tokens in self.graph.node_mut(turn.node).sampled_mut() {
@@ -182,7 +185,7 @@ impl Trajectory {
         }
     }
 
-    /// How far its oldest trainable token is behind `newest`; 0 without one.
+    /// Returns how many versions the oldest trainable token is behind `newest`; 0 without trainable tokens.
     #[must_use]
     pub fn staleness(&self, newest: PolicyVersion) -> u32 {
         self.sampled()
@@ -192,14 +195,14 @@ impl Trajectory {
             .unwrap_or(0)
     }
 
-    /// The conversation as text, along the newest branch.
+    /// Returns the conversation as text, along the newest branch.
     #[must_use]
     pub fn messages(&self) -> Vec<Message> {
         let Some(leaf) = self.graph.ids().last() else { return Vec::new() };
         self.graph.path_to(leaf).into_iter().map(|id| self.graph.node(id).message.clone()).collect()
     }
 
-    /// What a rubric sees of it: rewards are the environment's, without what a rubric has added.
+    /// Returns the transcript for a rubric: with the environment's rewards, without what a rubric has added.
     #[must_use]
     pub fn transcript(&self) -> Transcript {
         let of_environment =

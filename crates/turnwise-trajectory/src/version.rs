@@ -2,9 +2,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A counter of *weights*: one more for each optimiser step that was published, starting at 0.
+/// A counter of *weights*, starting at 0: each published optimiser step adds one.
 ///
-/// It never counts calls, requests or synchronisations. A token's version is written by the policy that drew it.
+/// It never counts calls, requests or synchronisations. The policy that samples a token records its own version on it.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 pub struct PolicyVersion(pub u32);
 
 impl PolicyVersion {
-    /// The version that the next published step has.
+    /// Returns the version of the next published step.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
-    /// How many versions `self` is behind `newest`; 0 when it is not behind.
+    /// Returns how many versions `self` is behind `newest`; 0 if it is not behind.
     #[must_use]
     pub fn staleness(self, newest: Self) -> u32 {
         newest.0.saturating_sub(self.0)
