@@ -186,7 +186,7 @@ fn a_replay_that_comes_out_otherwise_is_an_error() {
     first.spans.push(turnwise_trajectory::Span::Context(vec![300]));
     let broken = block_on(replay(&elsewhere, &tasks, &agents(), limits())).expect_err("not said");
     let ReplayError::Broke(fault) = broken else { panic!("{broken}") };
-    assert!(fault.message.contains("the prompt of token 0 is another"), "{fault}");
+    assert!(fault.message.contains("the prompt of token 0 differs"), "{fault}");
     let faulty = FaultyTasks::new(echoes(5, true), Fault::Error, 1);
     let broken = block_on(replay(&recorded, &faulty, &agents(), limits())).expect_err("it breaks");
     assert!(matches!(broken, ReplayError::Broke(_)), "{broken}");

@@ -5,112 +5,113 @@ use turnwise_trajectory::{Identity, MessageGraph, NodeId, Sampling, StopReason};
 
 use crate::{Policy, PolicyError, RenderError};
 
-/// How many tokens an agent may draw.
+/// The number of tokens that an agent may sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Before the turn is over, from its first token on; what was drawn before an interruption counts.
+    /// In the whole turn, counted from its first token; tokens sampled before an interruption count.
     pub turn: usize,
-    /// Before it must answer [`Act::Interrupted`].
+    /// Before the agent must return [`Act::Interrupted`].
     pub now: usize,
 }
 
-/// What an agent answers when asked to act.
+/// The result of a call to [`Agent::act`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Act {
-    /// It has decided, and its turn is in the graph.
+    /// The agent has decided, and its turn is in the graph.
     Decided(Decision),
-    /// It has decided something between itself and its memory, such as a summary: a turn in the graph that no environment
-    /// answers. It goes on when asked again.
+    /// The agent has sampled a turn for itself, such as a summary: a turn in the graph that no environment answers. The
+    /// agent continues at the next call.
     Aside(Decision),
-    /// It was interrupted, keeps what was drawn, and goes on when asked again.
+    /// The agent was interrupted. It keeps the sampled tokens and continues at the next call.
     Interrupted,
 }
 
 /// One finished turn of the agent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
-    /// What it does.
+    /// The action.
     pub action: Action,
     /// The node that holds the tokens.
     pub node: NodeId,
-    /// Why drawing ended.
+    /// The reason why sampling stopped.
     pub stop: StopReason,
-    /// Which engine drew the tokens.
+    /// The engine that sampled the tokens.
     pub engine: String,
 }
 
-/// What stands between an environment and a policy: it turns observations into prompts and samples into actions.
+/// The layer between an environment and a policy: maps observations to prompts and samples to actions.
 ///
 /// # Contract
 ///
 /// - The caller calls `observe`, then `act` until it has decided for the environment, then `observe` again.
-/// - `act` may be called again after [`Act::Interrupted`], also under newer weights; what was drawn before stays.
-/// - The graph holds exactly what the engine saw and what it drew, and is only appended to: each path from a root is what was
-///   in one context.
+/// - `act` may be called again after [`Act::Interrupted`], also under newer weights; the tokens sampled before are
+///   kept.
+/// - The graph holds exactly the tokens that the engine read and those that it sampled, and is append-only: each path
+///   from a root is the content of one context.
 #[async_trait]
 pub trait Agent: Send {
-    /// Takes in what the environment said.
+    /// Appends an observation of the environment.
     ///
     /// # Errors
-    /// When it cannot be put into tokens.
+    /// If the observation cannot be rendered.
     fn observe(&mut self, observation: &Observation) -> Result<(), AgentError>;
 
-    /// Draws the next turn.
+    /// Samples the next turn.
     ///
     /// # Errors
-    /// When the policy fails or answers something impossible.
+    /// If the policy fails or its answer breaks its contract.
     async fn act(&mut self, policy: &dyn Policy, room: Room) -> Result<Act, AgentError>;
 
-    /// The tokens of the next request's prompt.
+    /// Returns the number of tokens of the next request's prompt.
     fn n_context(&self) -> usize;
 
-    /// The tokens drawn in the episode so far, those of an interrupted turn included.
+    /// Returns the number of tokens sampled in the episode so far, including those of an interrupted turn.
     fn n_drawn(&self) -> usize;
 
-    /// The tokens drawn in the interrupted turn; 0 between turns.
+    /// Returns the number of tokens sampled in the interrupted turn; 0 between turns.
     fn n_pending(&self) -> usize;
 
-    /// Everything said and drawn so far, an interrupted turn excepted.
+    /// Returns all messages and tokens so far, without an interrupted turn.
     fn graph(&self) -> &MessageGraph;
 
-    /// Gives the graph up at the end; tokens of an interrupted turn come with it as a last node.
+    /// Consumes the agent and returns its graph, with the tokens of an interrupted turn as a last node.
     fn into_graph(self: Box<Self>) -> MessageGraph;
 
-    /// The state, for [`AgentFactory::restore`].
+    /// Returns the state, for [`AgentFactory::restore`].
     fn snapshot(&self) -> Value;
 }
 
-/// Makes the agents of a run.
+/// Creates the agents of a run.
 pub trait AgentFactory: Send + Sync {
-    /// The hash that trajectories carry: [`Renderer::fingerprint`](crate::Renderer::fingerprint).
+    /// Returns the hash that trajectories carry: [`Renderer::fingerprint`](crate::Renderer::fingerprint).
     fn renderer(&self) -> &str;
 
-    /// The sampling settings that tokens refer to.
+    /// Returns the sampling settings that tokens refer to.
     fn sampling(&self) -> Vec<Sampling>;
 
-    /// A fresh agent for an episode.
+    /// Creates an agent for an episode.
     fn agent(&self, identity: &Identity, tools: Vec<ToolSpec>) -> Box<dyn Agent>;
 
-    /// An agent that goes on from a snapshot.
+    /// Restores an agent from a snapshot.
     ///
     /// # Errors
-    /// When the value is not a snapshot of such an agent.
+    /// If the value is not a snapshot of such an agent.
     fn restore(&self, snapshot: Value) -> Result<Box<dyn Agent>, AgentError>;
 }
 
-/// Why an agent cannot go on. Never the model's doing.
+/// A fault of the engine, the renderer or a snapshot, never of the model.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum AgentError {
-    /// The engine did not answer.
+    /// The engine failed.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// The engine answered something impossible.
+    /// The engine's answer breaks its contract.
     #[error("accept the engine's answer: {0}")]
     BadEngine(String),
-    /// The conversation cannot be put into tokens.
+    /// The conversation cannot be rendered.
     #[error(transparent)]
     Render(#[from] RenderError),
-    /// A snapshot that is none.
-    #[error("restore an agent: {0}")]
+    /// The snapshot is invalid.
+    #[error("restore the agent: {0}")]
     Snapshot(String),
 }

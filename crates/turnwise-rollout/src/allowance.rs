@@ -1,62 +1,63 @@
 use tokio_util::sync::CancellationToken;
 
-/// How far an episode may go before it suspends.
+/// The bounds at which an episode suspends.
 #[derive(Clone, Debug)]
 pub struct Allowance {
-    /// How many tokens it may draw.
+    /// The number of tokens that the episode may sample.
     pub tokens: u64,
-    /// Asks it to suspend at the next opportunity.
+    /// Requests that the episode suspends at the next opportunity.
     pub stop: StopSignal,
 }
 
 impl Allowance {
-    /// No bound but the episode's own limits.
+    /// Returns an allowance without bounds other than the episode's limits.
     #[must_use]
     pub fn unlimited() -> Self {
         Self::tokens(u64::MAX)
     }
 
-    /// This many tokens, and nobody who could ask it to stop.
+    /// Returns an allowance of this many tokens, without a stop signal.
     #[must_use]
     pub fn tokens(tokens: u64) -> Self {
         Self { tokens, stop: StopSignal::never() }
     }
 }
 
-/// Asks everything that holds its [`StopSignal`], or a child of it, to come to a halt; dropping it does not.
+/// Requests a stop from every holder of its [`StopSignal`] or of a child of that signal. Dropping the handle requests
+/// nothing.
 #[derive(Clone, Debug)]
 pub struct StopHandle(CancellationToken);
 
 impl StopHandle {
-    /// Asks.
+    /// Requests a stop; every holder of the signal sees it at its next check.
     pub fn stop(&self) {
         self.0.cancel();
     }
 }
 
-/// Whether somebody asked for a halt.
+/// A signal that tells its holders whether a stop was requested.
 #[derive(Clone, Debug)]
 pub struct StopSignal(CancellationToken);
 
 impl StopSignal {
-    /// A signal that never comes.
+    /// Returns a signal that is never sent.
     #[must_use]
     pub fn never() -> Self {
         Self(CancellationToken::new())
     }
 
-    /// Whether it has come.
+    /// Returns whether a stop was requested.
     #[must_use]
     pub fn requested(&self) -> bool {
         self.0.is_cancelled()
     }
 
-    /// Waits until it comes; for ever, where nobody can send it any more.
+    /// Waits for a stop request; forever if every handle is dropped.
     pub async fn wait(&self) {
         self.0.cancelled().await;
     }
 
-    /// A signal that comes with this one, or alone when its own handle asks.
+    /// Creates a child signal, which is sent with this signal or by its own handle.
     #[must_use]
     pub fn child(&self) -> (StopHandle, Self) {
         let token = self.0.child_token();
@@ -64,7 +65,7 @@ impl StopSignal {
     }
 }
 
-/// A handle that asks for a halt, and the signal to pass on.
+/// Creates a stop handle and its signal.
 #[must_use]
 pub fn stop_signal() -> (StopHandle, StopSignal) {
     StopSignal::never().child()

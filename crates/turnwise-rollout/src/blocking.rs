@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, spawn_blocking};
 
-/// Threads for environments that compute or block: so many run at the same time, and no more.
+/// A bounded pool of threads for environments that compute or block.
 ///
-/// A call that ignores its deadline cannot be stopped. Its thread counts as stuck until it comes back, its place is given to
-/// the next call, and whatever it comes back with is dropped. A handle: clones share the threads.
+/// A call that ignores its deadline cannot be stopped. Its thread counts as stuck until the call returns, its place is
+/// given to the next call, and its result is dropped. Clones share the threads.
 #[derive(Clone, Debug)]
 pub struct BlockingThreads {
     shared: Arc<Shared>,
@@ -21,21 +21,21 @@ struct Shared {
 }
 
 impl BlockingThreads {
-    /// With more stuck threads than these a run should stop and name the environment.
+    /// The number of stuck threads above which a run should stop and name the environment.
     pub const MAX_STUCK: usize = 8;
 
-    /// At most this many calls at a time.
+    /// Creates a pool that runs at most this many calls at a time.
     ///
     /// # Panics
-    /// When it is 0.
+    /// Panics if `n_threads` is 0.
     #[must_use]
     pub fn new(n_threads: usize) -> Self {
-        assert!(n_threads > 0, "nothing runs on no threads");
+        assert!(n_threads > 0, "a pool has at least one thread");
         let permits = Arc::new(Semaphore::new(n_threads));
         Self { shared: Arc::new(Shared { permits, n_stuck: AtomicUsize::new(0) }) }
     }
 
-    /// The threads of this process, as many as the machine can run at a time.
+    /// Returns the threads of this process, as many as the machine can run in parallel.
     #[must_use]
     pub fn of_process() -> Self {
         static SHARED: OnceLock<BlockingThreads> = OnceLock::new();
@@ -43,7 +43,7 @@ impl BlockingThreads {
         SHARED.get_or_init(make).clone()
     }
 
-    /// How many threads were given up and have not come back: the gauge `stuck_threads`.
+    /// Returns the number of abandoned threads that have not returned: the gauge `stuck_threads`.
     #[must_use]
     pub fn stuck_threads(&self) -> usize {
         self.shared.n_stuck.load(Ordering::Acquire)
@@ -55,7 +55,7 @@ impl BlockingThreads {
         permits.acquire_owned().await.expect("the semaphore is never closed")
     }
 
-    /// Runs a function on a thread; dropping the future gives the thread up. `None` when the runtime shuts down.
+    /// Runs a function on a thread; dropping the future abandons the thread. Returns `None` if the runtime shuts down.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         permit: OwnedSemaphorePermit,
@@ -76,14 +76,14 @@ const RUNNING: u8 = 0;
 const RETURNED: u8 = 1;
 const LOST: u8 = 2;
 
-/// What the thread and whoever waits for it know of each other.
+/// The state shared by a thread and its caller.
 #[derive(Clone, Debug)]
 struct Lease {
     phase: Arc<AtomicU8>,
     shared: Arc<Shared>,
 }
 
-/// Held by the thread: dropped when the work is over, or will never begin.
+/// The thread's half: dropped when the work is over, or will never begin.
 struct OfThread(Lease);
 
 impl Drop for OfThread {
@@ -94,23 +94,23 @@ impl Drop for OfThread {
     }
 }
 
-/// Held by who waits.
+/// The caller's half.
 struct Waiting {
     lease: Lease,
     task: AbortHandle,
-    /// Given back with this, so that a lost thread takes nobody's place.
+    /// Released with this value, so that an abandoned thread takes no place.
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // Counted first: the thread subtracts only what it finds lost.
+        // Counted first, because the thread subtracts only if it finds itself abandoned.
         self.lease.shared.n_stuck.fetch_add(1, Ordering::AcqRel);
         let phase = &self.lease.phase;
         if phase.compare_exchange(RUNNING, LOST, Ordering::AcqRel, Ordering::Acquire).is_err() {
             self.lease.shared.n_stuck.fetch_sub(1, Ordering::AcqRel);
         }
-        // Without effect on a thread that runs; work that has not begun never will.
+        // Does not affect a running thread; work that has not begun never begins.
         self.task.abort();
     }
 }

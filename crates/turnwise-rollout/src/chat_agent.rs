@@ -16,29 +16,29 @@ use crate::{
     Rendered, Renderer, Room, Said, SampleRequest, check_sample,
 };
 
-/// Makes [`ChatAgent`]s.
+/// A factory of [`ChatAgent`]s.
 #[derive(Clone)]
 pub struct ChatAgents {
-    /// The conversation's form.
+    /// The renderer of the conversation.
     pub renderer: Arc<dyn Renderer>,
-    /// How tokens are drawn.
+    /// The sampling settings.
     pub sampling: Sampling,
-    /// When and how a long conversation is replaced by a summary of it; `None`: never.
+    /// When and how a long conversation is replaced by its summary; `None` for never.
     pub compaction: Option<Compaction>,
 }
 
-/// How an agent makes room in its context.
+/// Compaction of an agent's context.
 ///
-/// When the next prompt would have more than `at_tokens` tokens, the agent asks the policy for a summary first: a turn like
-/// any other, sampled and trained, that no environment answers. A new branch then starts from what was said before the
-/// policy's first turn, the summary as a user message, and what the environment said last. A branch without a turn of its
-/// own is not summarised, so that there is always progress.
+/// If the next prompt would have more than `at_tokens` tokens, the agent asks the policy for a summary first: a turn
+/// that is sampled and trained like any other, and that no environment answers. A new branch then starts from the
+/// messages before the policy's first turn, the summary as a user message, and the environment's last message. A branch
+/// without a turn of its own is not summarised, so that there is always progress.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Compaction {
-    /// The longest prompt that needs none, in tokens.
+    /// The longest prompt that is not compacted, in tokens.
     pub at_tokens: usize,
-    /// What the policy is asked, as a user message.
+    /// The request for a summary, as a user message.
     pub prompt: String,
 }
 
@@ -84,7 +84,7 @@ impl AgentFactory for ChatAgents {
             .map_err(|error| AgentError::Snapshot(error.to_string()))?;
         state.graph.validate().map_err(|error| AgentError::Snapshot(error.to_string()))?;
         if state.leaf.is_some_and(|leaf| leaf.0 as usize >= state.graph.nodes().len()) {
-            return Err(AgentError::Snapshot("its newest message is not in its graph".to_owned()));
+            return Err(AgentError::Snapshot("the newest message is not in the graph".to_owned()));
         }
         Ok(Box::new(ChatAgent::new(self.clone(), state)))
     }
@@ -92,17 +92,18 @@ impl AgentFactory for ChatAgents {
 
 /// An agent that holds one conversation and appends to it.
 ///
-/// Only what the environment said is ever encoded; the prompt of a turn is the prompt of the turn before, what was drawn,
-/// and the bridge between. Where the renderer says that its template writes history anew, the conversation is rendered whole
-/// and forks: the new branch leaves the old one at the last message up to which both have the same tokens. It holds what the
-/// policy said before as context, and only the old branch has the tokens as they were drawn.
+/// Only the environment's messages are encoded; the prompt of a turn is the prompt of the previous turn, its sampled
+/// tokens, and the bridge between them. If the renderer reports that its template rewrites history, the whole
+/// conversation is rendered and forks: the new branch leaves the old one at the last message up to which both have the
+/// same tokens. The new branch holds the policy's earlier turns as context; only the old branch has them as sampled
+/// tokens.
 pub struct ChatAgent {
     settings: ChatAgents,
     state: State,
-    /// The ids of the branch and the lead-in: the prompt of the next request without what is pending. Derived from the
-    /// state, kept so that a turn costs its own tokens and not the whole history.
+    /// The ids of the branch and the lead-in: the prompt of the next request without pending tokens. Derived from the
+    /// state, and kept so that a turn costs its own tokens and not the whole history.
     held: Vec<TokenId>,
-    /// The newest version on the branch. Derived too.
+    /// The newest version on the branch, also derived from the state.
     newest: PolicyVersion,
 }
 
@@ -113,14 +114,14 @@ struct State {
     tools: Vec<ToolSpec>,
     graph: MessageGraph,
     leaf: Option<NodeId>,
-    /// How the last turn ended.
+    /// The reason why the last turn stopped.
     stop: StopReason,
-    /// The lead-in to the turn that is due.
+    /// The lead-in to the next turn.
     generation: Vec<TokenId>,
-    /// What that turn begins with whether the policy likes it or not.
+    /// The forced tokens at the beginning of the next turn.
     #[serde(default)]
     prefill: Vec<TokenId>,
-    /// What the environment said while a summary is drawn.
+    /// The environment's messages that wait while a summary is sampled.
     #[serde(default)]
     waiting: Option<Vec<Message>>,
     pending: Pending,
@@ -128,7 +129,7 @@ struct State {
     engine: String,
 }
 
-/// What was drawn in a turn that is not over.
+/// The tokens sampled in an unfinished turn.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Pending {
     span: Option<Span>,
@@ -182,12 +183,12 @@ impl ChatAgent {
         }
     }
 
-    /// The nodes of the branch.
+    /// Returns the nodes of the branch.
     fn path(&self) -> Vec<NodeId> {
         self.state.leaf.map_or_else(Vec::new, |leaf| self.state.graph.path_to(leaf))
     }
 
-    /// How the conversation on `path` goes on with `new`.
+    /// Plans how the conversation on `path` continues with `new`.
     fn plan(&self, path: &[NodeId], new: &[Message]) -> Result<Plan, AgentError> {
         let drawn: Vec<_> = path.iter().map(|id| drawn_in(self.state.graph.node(*id))).collect();
         let said = path.iter().zip(&drawn).map(|(id, drawn)| Said {
@@ -238,14 +239,14 @@ impl ChatAgent {
         self.hold();
     }
 
-    /// Derives what is held from the state.
+    /// Derives `held` and `newest` from the state.
     fn hold(&mut self) {
         self.held = self.state.leaf.map_or_else(Vec::new, |leaf| self.state.graph.ids_to(leaf));
         self.held.extend_from_slice(&self.state.generation);
         self.held.extend_from_slice(&self.state.prefill);
     }
 
-    /// Whether a prompt of `n_tokens` is due for compaction: the branch needs something to summarise.
+    /// Returns whether a prompt of `n_tokens` is due for compaction and the branch has a turn to summarise.
     fn is_too_long(&self, n_tokens: usize) -> bool {
         let limit = self.settings.compaction.as_ref().map(|compaction| compaction.at_tokens);
         let has_turn = || {
@@ -255,7 +256,7 @@ impl ChatAgent {
         limit.is_some_and(|limit| n_tokens > limit) && has_turn()
     }
 
-    /// Starts the branch that goes on from the summary in `turn`.
+    /// Starts the branch that continues from the summary in `turn`.
     fn go_on_from(
         &mut self,
         turn: NodeId,
@@ -265,7 +266,7 @@ impl ChatAgent {
         let path = self.path();
         let is_policys = |id: &NodeId| self.state.graph.node(*id).author == Author::Policy;
         let n_head = path.iter().position(is_policys).unwrap_or(path.len());
-        // Before the summary stand its prompt and what it summarises.
+        // Two nodes precede the summary: its prompt, and before that the end of the summarised history.
         let summarised = path[path.len() - 3];
         let mut new = vec![Message::user(summary)];
         new.extend(waiting);
@@ -281,7 +282,7 @@ impl ChatAgent {
         Ok(())
     }
 
-    /// Ends the turn with what is pending.
+    /// Ends the turn with the pending tokens.
     fn commit(&mut self, stop: StopReason) -> Decision {
         let mut pending = std::mem::take(&mut self.state.pending);
         if let Some(Span::Sampled(tokens)) = &mut pending.span {
@@ -306,7 +307,7 @@ impl ChatAgent {
         Decision { action, node, stop, engine: self.state.engine.clone() }
     }
 
-    /// Ends the turn; one that made a summary is an aside.
+    /// Ends the turn. A turn that sampled a summary is an aside.
     fn end_turn(&mut self, stop: StopReason) -> Result<Act, AgentError> {
         let decision = self.commit(stop);
         let Some(waiting) = self.state.waiting.take() else { return Ok(Act::Decided(decision)) };
@@ -315,13 +316,13 @@ impl ChatAgent {
     }
 }
 
-/// How a branch goes on.
+/// How a branch continues.
 struct Plan {
-    /// How many nodes of the branch it shares.
+    /// The number of shared nodes.
     kept: usize,
-    /// What is forced onto the last of them.
+    /// The tokens that are forced onto the last shared node.
     close: Vec<TokenId>,
-    /// The spans of the others, then of the new messages.
+    /// The spans of the nodes that are not shared, then of the new messages.
     messages: Vec<Vec<Span>>,
     generation: Vec<TokenId>,
     prefill: Vec<TokenId>,
@@ -334,14 +335,14 @@ impl Plan {
         Ok(Self { kept: n_held, close, messages, generation, prefill })
     }
 
-    /// `held` has the ids of each node of the branch.
+    /// Plans a fork. `held` has the ids of each node of the branch.
     fn fork(held: &[Vec<TokenId>], n_new: usize, rendered: Rendered) -> Result<Self, AgentError> {
         let Rendered { mut messages, generation, prefill, .. } = rendered;
         count(messages.len(), held.len() + n_new)?;
         let ids: Vec<Vec<TokenId>> = messages.iter().map(|spans| ids_of(spans)).collect();
         let mut kept = held.iter().zip(&ids).take_while(|(held, new)| held == new).count();
         let mut close = Vec::new();
-        // The same turn, but for the close that the policy did not write.
+        // The same turn, except for the close that the policy did not sample.
         if kept + 1 == held.len()
             && let Some(rest) = ids[kept].strip_prefix(held[kept].as_slice())
         {
@@ -352,7 +353,7 @@ impl Plan {
         Ok(Self { kept, close, messages, generation, prefill })
     }
 
-    /// The tokens it adds to those of the shared nodes.
+    /// Returns the number of tokens that the plan adds to those of the shared nodes.
     fn n_new(&self) -> usize {
         let said: usize = self.messages.iter().flatten().map(Span::len).sum();
         said + self.close.len() + self.generation.len() + self.prefill.len()
@@ -363,7 +364,7 @@ fn count(n_rendered: usize, n_messages: usize) -> Result<(), AgentError> {
     if n_rendered == n_messages {
         return Ok(());
     }
-    let message = format!("the renderer answered with {n_rendered} messages for {n_messages}");
+    let message = format!("the renderer returned {n_rendered} messages for {n_messages}");
     Err(RenderError(message).into())
 }
 
@@ -375,8 +376,8 @@ fn ids_of(spans: &[Span]) -> Vec<TokenId> {
     ids
 }
 
-/// What the policy drew to say a message: in the branch where it did, what was forced and sampled; in a fork, what stands
-/// for it.
+/// Returns the tokens of a message of the policy: forced and sampled tokens in the branch that sampled it, the tokens
+/// that stand for them in a fork.
 fn drawn_in(node: &Node) -> Option<Vec<TokenId>> {
     if node.author != Author::Policy || node.message.role != Role::Assistant {
         return None;
@@ -424,7 +425,7 @@ impl Agent for ChatAgent {
         self.state.n_drawn += sample.tokens.len() as u64;
         self.state.engine = sample.engine;
         self.state.pending.extend(sample.tokens);
-        // An engine may be interrupted by the very token that fills the turn.
+        // The token at which an engine is interrupted may be the one that fills the turn.
         let is_full = self.n_pending() >= room.turn;
         Ok(match sample.stop {
             StopReason::EndOfTurn => self.end_turn(StopReason::EndOfTurn)?,

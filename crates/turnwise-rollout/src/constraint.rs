@@ -6,15 +6,15 @@ use turnwise_trajectory::TokenId;
 
 use crate::Sample;
 
-/// What may be drawn: a grammar, a schema, a list of answers.
+/// A constraint on the next token: a grammar, a schema, a list of answers.
 ///
 /// # Contract
 ///
-/// - [`allowed`](Self::allowed) is a function of its argument alone: an engine may ask again, from any thread, and in another
-///   order than it draws.
-/// - It is quick: an engine asks between two tokens, and everybody waits.
-/// - What it forbids has probability 0. The log-probability of a token is that of the distribution that is left, which is not
-///   the model's: such tokens train with the set they were drawn from on record
+/// - [`allowed`](Self::allowed) is a pure function: an engine may call it again, from any thread, and in another order
+///   than it samples.
+/// - It is fast: an engine calls it between two tokens, and every request of the batch waits.
+/// - A forbidden token has probability 0. The log-probability of a token is that of the remaining distribution, which
+///   is not the model's: such tokens train with the recorded set of kept ids
 ///   ([`SampledTokens::push_kept`](turnwise_trajectory::SampledTokens::push_kept)), or not at all.
 ///
 /// ```
@@ -27,19 +27,20 @@ use crate::Sample;
 /// assert_eq!(answers.allowed(&[7]), Some(vec![]));
 /// ```
 pub trait TokenConstraint: fmt::Debug + Send + Sync {
-    /// The ids of which the next token must be one, in rising order, when these have been drawn of the turn; `None` when it may
-    /// be any. A request fails where none are allowed.
+    /// Returns the allowed ids of the next token in ascending order, given the tokens sampled in the turn; `None`
+    /// allows any token. A request fails if no id is allowed.
     fn allowed(&self, drawn: &[TokenId]) -> Option<Vec<TokenId>>;
 }
 
-/// A token must go on with one of some answers.
+/// A constraint that allows only a list of answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
     next: BTreeMap<TokenId, Answers>,
 }
 
 impl Answers {
-    /// Answers token by token, each with what ends it: behind an answer nothing is allowed but a longer one.
+    /// Creates a constraint from answers as token ids, each with the token that ends it. After a complete answer, only
+    /// the continuation of a longer one is allowed.
     #[must_use]
     pub fn new(answers: impl IntoIterator<Item = Vec<TokenId>>) -> Self {
         let mut root = Self::default();
@@ -60,12 +61,12 @@ impl TokenConstraint for Answers {
     }
 }
 
-/// A constraint on a turn of which some tokens were drawn by earlier requests, before it was interrupted.
+/// A constraint on a turn whose first tokens were sampled by earlier, interrupted requests.
 #[derive(Clone, Debug)]
 pub struct Continued {
     /// The constraint on the whole turn.
     pub constraint: Arc<dyn TokenConstraint>,
-    /// What was drawn of it.
+    /// The tokens that were sampled before.
     pub before: Vec<TokenId>,
 }
 
@@ -75,12 +76,12 @@ impl TokenConstraint for Continued {
     }
 }
 
-/// What an engine drew under a constraint.
+/// The result of sampling under a constraint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConstrainedSample {
-    /// The tokens, with the log-probabilities of what the constraint left.
+    /// The tokens, with log-probabilities under the constrained distribution.
     pub sample: Sample,
-    /// For each token the ids it was drawn from, the only ones with a probability; an empty set stands for the whole
-    /// vocabulary.
+    /// For each token, the ids that it was sampled from, the only ones with a probability; an empty set stands for the
+    /// whole vocabulary.
     pub kept: Vec<Vec<TokenId>>,
 }

@@ -2,30 +2,30 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-/// When something must be over, on the monotonic clock.
+/// A deadline on the monotonic clock.
 ///
-/// Deadlines form a tree: what is done on behalf of something has the smaller of its own limit and what the other has left,
-/// so that no part outlives the whole.
+/// Deadlines form a tree: a part has the smaller of its own limit and the time that its parent has left, so that no
+/// part outlives the whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
-    /// `None` is never.
+    /// `None` for never.
     at: Option<Instant>,
 }
 
 impl Deadline {
-    /// No deadline at all.
+    /// Returns a deadline that never passes.
     #[must_use]
     pub fn never() -> Self {
         Self { at: None }
     }
 
-    /// So much time from now; never, where no clock reaches that far.
+    /// Returns a deadline `limit` from now; never, if the clock does not reach that far.
     #[must_use]
     pub fn after(limit: Duration) -> Self {
         Self { at: Instant::now().checked_add(limit) }
     }
 
-    /// The deadline of a part with a limit of its own: the earlier of that limit, from now, and this deadline.
+    /// Returns the deadline of a part with its own limit: the earlier of that limit, from now, and this deadline.
     #[must_use]
     pub fn child(self, limit: Duration) -> Self {
         let own = Self::after(limit);
@@ -36,19 +36,19 @@ impl Deadline {
         }
     }
 
-    /// How much time is left: 0 when it is over, and [`Duration::MAX`] when it never will be.
+    /// Returns the time left: 0 if the deadline has passed, and [`Duration::MAX`] if it never passes.
     #[must_use]
     pub fn remaining(self) -> Duration {
         self.at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether it has passed.
+    /// Returns whether the deadline has passed.
     #[must_use]
     pub fn is_over(self) -> bool {
         self.remaining().is_zero()
     }
 
-    /// What the future comes to, or `None`, and the future dropped, when the deadline passes first.
+    /// Returns the future's output, or `None` if the deadline passes first, in which case the future is dropped.
     pub async fn bound<T>(self, future: impl Future<Output = T>) -> Option<T> {
         match self.at {
             Some(at) => timeout_at(at, future).await.ok(),

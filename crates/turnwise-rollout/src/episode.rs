@@ -31,8 +31,8 @@ pub use snapshot::{EpisodeSnapshot, RestoreError, SnapshotError};
 
 /// One environment and one agent, from the first observation to an outcome.
 ///
-/// An episode is a value: [`advance`](Self::advance) consumes it and gives it back when it suspends, so that nobody can
-/// use one that is finished, and nobody has to drop a future to stop one.
+/// An episode is a value: [`advance`](Self::advance) consumes it and returns it when it suspends, so a finished episode
+/// cannot be used again, and stopping an episode drops no future.
 pub struct Episode {
     world: World,
     /// `None` only in an episode that broke before it began.
@@ -40,27 +40,27 @@ pub struct Episode {
     factory: Factory,
     limits: Limits,
     state: State,
-    /// What broke while the episode was made; its outcome, once it is advanced.
+    /// A fault in the constructor, which becomes the outcome at the first advance.
     broken: Option<Outcome>,
-    /// Whether the environment must be brought to where the episode stands before it goes on.
+    /// Whether the environment must be replayed to the episode's current turn before it continues.
     is_behind: bool,
 }
 
-/// Where an episode stands after an advance.
+/// The state of an episode after an advance.
 #[derive(Debug)]
 #[must_use = "a suspended episode is lost when it is dropped"]
 #[expect(clippy::large_enum_variant, reason = "one is made for each advance, and moved at once")]
 pub enum Progress {
-    /// It has an outcome.
+    /// The episode has an outcome.
     Finished(Trajectory),
-    /// It goes on when advanced again.
+    /// The episode continues at the next advance.
     Suspended(Episode),
 }
 
 impl Episode {
-    /// An episode that has not begun. `environment` is fresh and `factory` makes its agent.
+    /// Creates an episode from a fresh `environment` and an agent of `factory`.
     ///
-    /// Never fails: what breaks in here is the episode's outcome when it is advanced.
+    /// Never fails: a fault in here becomes the episode's outcome when it is advanced.
     #[must_use]
     pub fn new(
         identity: Identity,
@@ -70,8 +70,9 @@ impl Episode {
     ) -> Self {
         let world = World::new(environment, &identity);
         let agent = world.tools().and_then(|tools| {
-            caught(|| factory.agent(&identity, tools))
-                .map_err(|panic| infra(InfraReason::AgentPanic, format!("make an agent: {panic}")))
+            caught(|| factory.agent(&identity, tools)).map_err(|panic| {
+                infra(InfraReason::AgentPanic, format!("cannot make an agent: {panic}"))
+            })
         });
         let (agent, broken) = match agent {
             Ok(agent) => (Some(agent), None),
@@ -82,41 +83,40 @@ impl Episode {
         Self { world, agent, factory, limits, state, broken, is_behind: false }
     }
 
-    /// The same episode, its tool calls kept in `store` too, where they outlive the process.
+    /// Also records the episode's tool calls in `store`, which outlives the process.
     #[must_use]
     pub fn with_ledger(self, store: Arc<dyn LedgerStore>) -> Self {
         self.world.keep_ledger_in(store);
         self
     }
 
-    /// The same episode, running a [blocking](Environment::is_blocking) environment on these threads instead of those of
-    /// the process.
+    /// Runs a [blocking](Environment::is_blocking) environment on these threads instead of those of the process.
     #[must_use]
     pub fn with_threads(mut self, threads: BlockingThreads) -> Self {
         self.world.use_threads(threads);
         self
     }
 
-    /// Which episode this is.
+    /// Returns the identity of the episode.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.state.identity
     }
 
-    /// How often it has been suspended; 0 for one that was never advanced.
+    /// Returns how often the episode was suspended; 0 if it was never advanced.
     #[must_use]
     pub fn suspensions(&self) -> u32 {
         self.state.suspensions
     }
 
-    /// The tokens drawn so far.
+    /// Returns the number of tokens sampled so far.
     #[must_use]
     pub fn n_drawn(&self) -> usize {
         let n_drawn = |agent: &dyn Agent| caught(|| agent.n_drawn()).unwrap_or(0);
         self.agent.as_deref().map_or(0, n_drawn)
     }
 
-    /// The oldest weights that drew one of its tokens; `None` before the first.
+    /// Returns the oldest version of the sampled tokens; `None` before the first token.
     #[must_use]
     pub fn oldest_version(&self) -> Option<PolicyVersion> {
         let agent = self.agent.as_deref()?;
@@ -128,15 +128,15 @@ impl Episode {
         oldest.ok().flatten()
     }
 
-    /// Goes on until the episode has an outcome or the allowance is used up.
+    /// Advances the episode until it has an outcome or the allowance is used up.
     ///
-    /// Never fails: whatever goes wrong is the outcome of this episode and touches no other. Dropping the future gives the
-    /// episode up: the request, the engine's session and the environment go with it.
+    /// Never fails: every fault becomes the outcome of this episode and affects no other. Dropping the future abandons
+    /// the episode, with its request, its engine session and its environment.
     pub async fn advance(self, policy: &dyn Policy, allowance: &Allowance) -> Progress {
         self.advance_within(policy, allowance, Deadline::never()).await
     }
 
-    /// The same on behalf of something that has a deadline of its own, which ends the episode as an infrastructure fault.
+    /// Like [`advance`](Self::advance), with a parent deadline that ends the episode as an infrastructure fault.
     pub async fn advance_within(
         mut self,
         policy: &dyn Policy,
@@ -164,20 +164,20 @@ impl Episode {
         }
     }
 
-    /// Ends the episode without an outcome of its own, and gives its session at the engine back.
+    /// Cancels the episode and releases its engine session.
     #[must_use]
     pub fn cancel(self, reason: CancelReason, policy: &dyn Policy) -> Trajectory {
         drop(Session::new(policy, self.state.identity.sampling_seed));
         self.give_up(reason)
     }
 
-    /// The same, for callers that give sessions back themselves.
+    /// Like `cancel`, for callers that release sessions themselves.
     pub(crate) fn give_up(self, reason: CancelReason) -> Trajectory {
         self.finish(Outcome::Cancelled(reason))
     }
 
     fn finish(mut self, outcome: Outcome) -> Trajectory {
-        // What a tool still answers is no part of any attempt.
+        // A tool's late answer belongs to no attempt.
         self.world.ledger().close();
         let (graph, outcome) = self.give_graph_up(outcome);
         Trajectory {
@@ -193,8 +193,8 @@ impl Episode {
         }
     }
 
-    /// The graph with its shared prefix masked. An agent that has panicked is only read; where not even that is possible the
-    /// turns go with the graph they point into.
+    /// Takes the graph, with its shared prefix masked. The graph of a panicked agent is only read; if that fails too,
+    /// the turns are dropped with the graph that they refer to.
     fn give_graph_up(&mut self, outcome: Outcome) -> (MessageGraph, Outcome) {
         let is_broken = matches!(&outcome, Outcome::InfraFault(fault)
             if fault.reason == InfraReason::AgentPanic);
@@ -210,14 +210,14 @@ impl Episode {
             }
             Err(panic) => {
                 self.state.turns.clear();
-                let message = format!("give the tokens up: {panic}");
+                let message = format!("cannot take the graph from the agent: {panic}");
                 (MessageGraph::default(), infra(InfraReason::AgentPanic, message))
             }
         }
     }
 }
 
-/// Masks the first `n` sampled tokens: another episode trains them.
+/// Masks the first `n` sampled tokens, which another episode trains.
 fn mask_prefix(graph: &mut MessageGraph, n: usize) {
     let mut left = n;
     for id in graph.ids() {

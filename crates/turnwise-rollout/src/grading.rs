@@ -1,4 +1,4 @@
-//! A group's last station: the rubric, and what it may not do.
+//! Grading of a finished group by its rubric.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use turnwise_trajectory::{InfraFault, InfraReason, Outcome, Score, Trajectory};
 use crate::Group;
 use crate::panic_text::panic_text;
 
-/// A group, and what became of its members' verdicts.
+/// A graded group, and the members whose verdict changed.
 pub(crate) struct Graded {
     pub(crate) group: Group,
-    /// Members that ended well and turned out to be broken.
+    /// Members that finished well and that grading broke.
     pub(crate) taken_back: Vec<usize>,
 }
 
-/// Adds the rubric's scores, and makes a member that nobody scored an infrastructure fault.
+/// Adds the rubric's scores, and makes a member without a reward an infrastructure fault.
 pub(crate) async fn grade(
     rubric: Option<Arc<dyn Rubric>>,
     limit: Duration,
@@ -45,19 +45,23 @@ pub(crate) async fn grade(
     Graded { group, taken_back }
 }
 
-/// Whether a rubric is shown the episode.
+/// Returns whether the episode is shown to a rubric.
 pub(crate) fn is_scorable(member: &Trajectory) -> bool {
     member.outcome.is_scored() && !member.turns.is_empty()
 }
 
-/// A member that neither environment nor rubric scored broke.
+/// Marks a member that neither the environment nor the rubric scored as broken.
 pub(crate) fn expect_reward(member: &mut Trajectory) {
     if member.outcome.is_scored() && member.reward().is_none() {
-        break_off(member, InfraReason::BadReward, "nobody scored the episode".to_owned());
+        break_off(
+            member,
+            InfraReason::BadReward,
+            "neither environment nor rubric scored the episode".to_owned(),
+        );
     }
 }
 
-/// Asks the rubric, and puts its scores down; changes nothing where the rubric itself is broken.
+/// Asks the rubric, and writes its scores; changes nothing if the rubric itself fails.
 pub(crate) async fn score(
     rubric: &dyn Rubric,
     limit: Duration,
@@ -71,7 +75,7 @@ pub(crate) async fn score(
     Ok(())
 }
 
-/// One score for each transcript; whatever else the rubric does is a fault of its.
+/// Returns one score for each transcript; anything else is a fault of the rubric.
 async fn scores(
     rubric: &dyn Rubric,
     limit: Duration,
@@ -104,7 +108,7 @@ fn add_score(rubric: &str, member: &mut Trajectory, score: Option<f64>) {
     }
 }
 
-/// Writes a verdict into the last turn, in the place of one that stood there.
+/// Writes a verdict into the last turn, and replaces an earlier one.
 fn put_down(rubric: &str, member: &mut Trajectory, value: Option<f64>) {
     let turn = member.turns.last_mut().expect("only episodes with turns are scored");
     let before = turn.score.take().map_or(turn.reward, |score| score.before);
@@ -112,7 +116,7 @@ fn put_down(rubric: &str, member: &mut Trajectory, value: Option<f64>) {
     turn.score = Some(Score { rubric: rubric.to_owned(), value, before });
 }
 
-/// Takes the verdict on a finished episode back.
+/// Replaces the outcome of a finished episode by a fault.
 fn break_off(member: &mut Trajectory, reason: InfraReason, message: String) {
     member.outcome = Outcome::InfraFault(InfraFault { reason, message });
     member.solved = false;

@@ -4,26 +4,26 @@ use turnwise_trajectory::{GroupId, Trajectory};
 /// The finished rollouts of one task that are compared with each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Group {
-    /// Unique within the run.
+    /// The id, unique within the run.
     pub id: GroupId,
-    /// All members in member order, those without a reward included.
+    /// All members in member order, including those without a reward.
     pub members: Vec<Trajectory>,
 }
 
 impl Group {
-    /// The members whose rewards count, in member order.
+    /// Iterates over the members whose rewards count, in member order.
     pub fn scored(&self) -> impl Iterator<Item = &Trajectory> {
         self.members.iter().filter(|member| member.reward().is_some())
     }
 
-    /// Their rewards, in the same order.
+    /// Returns the rewards of the scored members, in the same order.
     #[must_use]
     pub fn rewards(&self) -> Vec<f64> {
         self.members.iter().filter_map(Trajectory::reward).collect()
     }
 
-    /// Whether all rewards are equal, so that nothing distinguishes the members. Those that differ by the rounding of their
-    /// sums alone count as equal: 0.1 + 0.2 and 0.3.
+    /// Returns whether all rewards are equal, so that no member has an advantage. Rewards that differ only by the
+    /// rounding of their sums count as equal: 0.1 + 0.2 and 0.3.
     #[must_use]
     pub fn has_zero_variance(&self) -> bool {
         let rewards = self.rewards();
@@ -37,5 +37,5 @@ impl Group {
     }
 }
 
-/// What sums of rewards may differ by, relative to the sum of the rewards without their signs.
+/// The largest rounding difference between equal sums of rewards, relative to the sum of their absolute values.
 const ROUNDING: f64 = 1e-12;

@@ -1,9 +1,9 @@
-//! How episodes run, suspend and resume.
+//! Episodes: how they run, suspend and resume.
 //!
-//! An [`Episode`] drives an [`Agent`] against an environment over many turns. [`Episode::advance`] takes it as far as its
-//! [`Allowance`] reaches and answers [`Progress::Finished`] or [`Progress::Suspended`]: a suspended episode is a value
-//! that can be kept, written to disk ([`EpisodeSnapshot`]) and continued under newer weights. [`RolloutPool`] runs groups
-//! of them side by side. [`Policy`] is the inference engine, [`Renderer`] the only maker of tokens from text.
+//! An [`Episode`] runs an [`Agent`] against an environment over many turns. [`Episode::advance`] runs it within an
+//! [`Allowance`] and returns [`Progress::Finished`] or [`Progress::Suspended`]: a suspended episode is a value that can
+//! be kept, written to disk ([`EpisodeSnapshot`]) and continued under newer weights. [`RolloutPool`] runs groups of
+//! episodes side by side. [`Policy`] is the inference engine, and only a [`Renderer`] makes tokens from text.
 //! [`replay`] plays a recorded episode again without an engine, and [`rescore`] runs a rubric over stored trajectories.
 
 mod agent;

@@ -3,36 +3,36 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What an episode may use: budgets of several kinds, none of which is spent from another. The policy runs into those of
-/// turns, tokens, calls, repeats and faults; the deadlines are for what is not its doing.
+/// The limits of an episode. Budgets of different kinds are independent. Reaching a limit of turns, tokens, calls,
+/// repeats or faults is the policy's doing; missing a deadline is not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Turns of an episode.
+    /// Maximal number of turns of an episode.
     pub max_turns: usize,
-    /// Tokens the policy may draw in one turn; a turn cut by it is closed with a forced token and answered as it is.
+    /// Tokens the policy may sample in one turn; a turn cut by it is closed with a forced token and answered as it is.
     pub max_turn_tokens: usize,
-    /// Tokens the policy may draw in one episode. Text of environment and tools does not count.
+    /// Tokens the policy may sample in one episode. Text of environment and tools does not count.
     pub max_sampled_tokens: usize,
-    /// Tokens the model can attend to, prompt and answers together.
+    /// Maximal context length in tokens, prompt and answers together.
     pub max_context_tokens: usize,
-    /// Calls of tools the agent may make, those that cannot be read included.
+    /// Tool calls the agent may make, including malformed ones.
     pub max_tool_calls: usize,
-    /// Bytes of one observation; of a longer one the middle is cut out. A bound on memory: how many of its tokens the model
-    /// sees is for the renderer to say.
+    /// Bytes of one observation; the middle of a longer one is cut out. This bounds memory: the renderer decides how
+    /// many of its tokens the model sees.
     pub max_observation_bytes: usize,
-    /// This many times in a row the same action and the same answer to it end the episode as a loop; 0 lets it go on. Off
-    /// by default, since in many environments waiting is a fair move.
+    /// The number of times in a row that the same action with the same answer ends the episode as a loop; 0 allows any.
+    /// Off by default, since waiting is a valid action in many environments.
     pub max_repeats: u32,
-    /// Mistakes of form the agent may make; one more ends the episode as the agent's fault.
+    /// Malformed answers and calls that the agent may make; one more ends the episode as the agent's fault.
     pub max_faults: u32,
-    /// The reward of an agent fault where the environment declares none.
+    /// The reward of an agent fault if the environment declares none.
     pub fault_reward: f64,
-    /// How long one call of the environment may take, in seconds.
+    /// Deadline of one call of the environment, in seconds.
     pub environment_timeout_s: f64,
-    /// How long one request to the engine may take, in seconds.
+    /// Deadline of one request to the engine, in seconds.
     pub engine_timeout_s: f64,
-    /// How long an episode may take while it is not suspended, in seconds.
+    /// Deadline of an episode in seconds, counted while it is not suspended.
     pub episode_timeout_s: f64,
 }
 
@@ -56,10 +56,10 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// What is wrong with these numbers, if anything.
+    /// Checks that every number is in its range.
     ///
     /// # Errors
-    /// A sentence that names the field and what it must be.
+    /// A sentence that names the field and its range.
     pub fn validate(&self) -> Result<(), String> {
         let counts = [
             ("max_turns", self.max_turns),
@@ -97,7 +97,7 @@ impl Limits {
     }
 }
 
-/// Settings are validated where they are read; whatever arrives here becomes a duration without a panic.
+/// Converts seconds to a duration without a panic; the settings were validated where they were read.
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }

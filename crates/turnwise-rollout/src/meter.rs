@@ -3,33 +3,33 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How far a long piece of work has come, for whoever shows it while the work goes on. Clones share one reading.
+/// The progress of a long piece of work, readable while the work runs. Clones share one reading.
 #[derive(Clone, Debug, Default)]
 pub struct Meter(Arc<Mutex<Option<Reading>>>);
 
 /// What a [`Meter`] shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reading {
-    /// What is done, as a noun in the plural: `episodes`, `micro-batches`, [`Meter::BYTES`].
+    /// The unit, as a plural noun: `episodes`, `micro-batches`, [`Meter::BYTES`].
     pub unit: &'static str,
-    /// How many are done.
+    /// The number of units done.
     pub done: u64,
-    /// How many there are.
+    /// The number of units in total.
     pub total: u64,
-    /// When the first was begun.
+    /// The time at which the work began.
     pub started: Instant,
 }
 
 impl Meter {
-    /// The unit of work that is measured in bytes.
+    /// The unit of work measured in bytes.
     pub const BYTES: &'static str = "bytes";
 
-    /// Begins work on `total` things.
+    /// Begins work on `total` units.
     pub fn begin(&self, unit: &'static str, total: u64) {
         self.set(Some(Reading { unit, done: 0, total, started: Instant::now() }));
     }
 
-    /// Says that `n` more of them are done.
+    /// Records that `n` more units are done.
     pub fn advance(&self, n: u64) {
         if let Some(reading) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             reading.done = reading.done.saturating_add(n).min(reading.total);
@@ -41,7 +41,7 @@ impl Meter {
         self.set(None);
     }
 
-    /// How far the work is; `None` when there is none.
+    /// Returns the progress; `None` if no work runs.
     #[must_use]
     pub fn read(&self) -> Option<Reading> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -53,7 +53,7 @@ impl Meter {
 }
 
 impl Reading {
-    /// How long the rest takes if it goes on as before; `None` before the first is done.
+    /// Estimates the remaining time at the average speed so far; `None` before the first unit is done.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
         let share = (self.total - self.done) as f64 / self.done as f64;

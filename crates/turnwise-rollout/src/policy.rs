@@ -6,130 +6,135 @@ use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason, Tok
 
 use crate::{ConstrainedSample, Divergence, TokenConstraint};
 
-/// What an engine is asked for: plain data, so that it can travel.
+/// A request to an engine, as plain data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleRequest {
-    /// Everything before the first token to draw, tokens of an interrupted turn included.
+    /// All tokens before the first token to sample, including those of an interrupted turn.
     pub prompt: Vec<TokenId>,
-    /// Drawing ends after one of these, which is returned.
+    /// Sampling stops after one of these tokens, which is returned.
     pub stop: Vec<TokenId>,
-    /// How many tokens may be drawn; at least 1.
+    /// The maximal number of tokens to sample; at least 1.
     pub max_tokens: usize,
-    /// How they are drawn.
+    /// The sampling settings.
     pub sampling: Sampling,
     /// The episode's sampling seed.
     pub seed: u64,
-    /// How many tokens this episode has drawn before: the first token is drawn with the random number at `(seed,
-    /// first_index)`, the second with the next. Where a turn was cut can then not matter.
+    /// The number of tokens that this episode has sampled before: the first token uses the random number at `(seed,
+    /// first_index)`, the second uses the next. Therefore the tokens do not depend on where a turn was cut.
     pub first_index: u64,
-    /// An engine with older weights than these must not serve the request.
+    /// The oldest version that may serve the request.
     pub min_version: PolicyVersion,
-    /// The same for all requests of one episode, so that an engine can keep its keys and values between turns.
+    /// Equal for all requests of one episode, so that an engine can keep its KV cache between turns.
     pub session: u64,
 }
 
-/// What an engine drew.
+/// An engine's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// The tokens in order, a stop token included.
     pub tokens: Vec<SampledToken>,
-    /// Why there are no more.
+    /// The reason why sampling stopped.
     pub stop: StopReason,
-    /// Which engine drew them, for records.
+    /// The engine that sampled the tokens, for records.
     pub engine: String,
 }
 
-/// The inference side: something that draws tokens.
+/// The inference side: samples tokens from the model.
 ///
 /// # Contract
 ///
-/// - Each token carries the log-probability of the distribution it was *drawn from* (after temperature and truncation), and
-///   the version of the weights that drew it, stamped where the draw happens. The caller never adds either.
-/// - Under fixed weights the tokens are a function of `(prompt, sampling, seed, first_index)`: not of what else is being
-///   served, nor of how a turn was cut into requests. Use [`Sampler`](crate::Sampler) and
+/// - Each token carries the log-probability of the distribution it was *sampled from* (after temperature and
+///   truncation), and the version of the weights that sampled it, recorded at sampling time. The caller never adds
+///   either.
+/// - Under fixed weights the tokens are a function of `(prompt, sampling, seed, first_index)`, independent of other
+///   requests and of how a turn was cut into requests. Use [`Sampler`](crate::Sampler) and
 ///   [`uniform_at`](crate::uniform_at).
-/// - At least one token comes back unless the answer is `Interrupted`, at most `max_tokens`, and after a stop token none.
-/// - Weights may change between two tokens of one request; the tokens then say so.
-/// - Dropping the future gives the request up and leaks nothing.
+/// - An answer has at least one token unless it is `Interrupted`, at most `max_tokens`, and none after a stop token.
+/// - Weights may change between two tokens of one request; the tokens' versions then change too.
+/// - Dropping the future cancels the request and leaks nothing.
 ///
-/// The trait is implemented by an engine in this process and can be by a client of a server: requests and answers are
-/// plain data.
+/// An engine in this process implements the trait, and a client of a server can: requests and answers are plain data.
 #[async_trait]
 pub trait Policy: Send + Sync {
-    /// The newest weights the engine serves.
+    /// Returns the newest version that the engine serves.
     fn version(&self) -> PolicyVersion;
 
-    /// Draws the next tokens.
+    /// Samples the next tokens.
     ///
     /// # Errors
-    /// When the engine cannot be reached, is broken, or refuses the request.
+    /// If the engine cannot be reached, is broken, or refuses the request.
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError>;
 
-    /// Draws the next tokens from what a constraint leaves. A request itself stays data that can travel: an engine that
-    /// cannot ask a constraint between two tokens refuses.
+    /// Samples the next tokens under a constraint. The constraint is not part of the request, which stays plain data:
+    /// an engine that cannot call a constraint between two tokens refuses.
     ///
     /// # Errors
-    /// As [`sample`](Self::sample), and when the constraint allows nothing.
+    /// Those of [`sample`](Self::sample), and if the constraint allows no token.
     async fn sample_constrained(
         &self,
         request: SampleRequest,
         constraint: Arc<dyn TokenConstraint>,
     ) -> Result<ConstrainedSample, PolicyError> {
         let _ = (request, constraint);
-        Err(PolicyError::Refused("this engine draws without constraints".to_owned()))
+        Err(PolicyError::Refused("this engine does not support constraints".to_owned()))
     }
 
-    /// Asks that what a session's open request has drawn be handed over at the next token, with
-    /// [`StopReason::Interrupted`]. False where the engine cannot do that; the request is then given up, and drawn again.
+    /// Requests that a session's open request returns its sampled tokens at the next token, with
+    /// [`StopReason::Interrupted`]. Returns false if the engine does not support that; the request is then dropped, and
+    /// sampled again.
     fn interrupt(&self, session: u64) -> bool {
         let _ = session;
         false
     }
 
-    /// Says that a session will ask for nothing more.
+    /// Ends a session: no further request will use it.
     fn release(&self, session: u64) {
         let _ = session;
     }
 }
 
-/// Why an engine did not answer.
+/// The reason why an engine did not answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PolicyError {
-    /// It cannot be reached or has stopped.
+    /// The engine cannot be reached or has stopped.
     #[error("reach the engine: {0}")]
     Unavailable(String),
-    /// It refuses the request: a token beyond its vocabulary, a prompt beyond its context, weights too old.
+    /// The engine refused the request: a token beyond its vocabulary, a prompt beyond its context, weights too old.
     #[error("have the request served: {0}")]
     Refused(String),
-    /// It broke while serving the request.
-    #[error("draw tokens: {0}")]
+    /// The engine broke while serving the request.
+    #[error("sample tokens: {0}")]
     Failed(String),
-    /// The model's logits are NaN or infinite, so that no token has a probability. Says which weight they come from.
-    #[error("draw tokens from logits that are not finite: {0}")]
+    /// The model's logits are NaN or infinite, so that no token has a probability. The text names the weight that
+    /// causes it.
+    #[error("sample tokens from logits that are not finite: {0}")]
     NotFinite(String),
-    /// It answers from a record, and was asked for something else.
-    #[error("answer from a record: {0}")]
+    /// The engine answers from a record, and the request differs from the recorded one.
+    #[error("answer from the record: {0}")]
     Diverged(Divergence),
 }
 
-/// Checks what an engine promised where its answer comes in: [`Policy`]'s contract, as far as one answer shows it.
+/// Checks the parts of [`Policy`]'s contract that one answer shows.
 ///
-/// Agents call it on every answer and pass the error on as [`AgentError::BadEngine`](crate::AgentError::BadEngine).
+/// Agents check every answer and return the error as [`AgentError::BadEngine`](crate::AgentError::BadEngine).
 ///
 /// # Errors
-/// A sentence with what is wrong: more tokens than were asked for or none at all, a log-probability that is not a finite
-/// number of at most 0, weights older than the request or the token before allows, keys newer than the weights, a stop token
-/// before the end, or an end without one.
+/// A sentence that says what is wrong: more tokens than requested or none at all, a log-probability that is not a
+/// finite number of at most 0, weights older than the request or the previous token allows, keys newer than the
+/// weights, a stop token before the end, or an end without one.
 pub fn check_sample(sample: &Sample, request: &SampleRequest) -> Result<(), String> {
     let n = sample.tokens.len();
     if n > request.max_tokens {
-        return Err(format!("{n} tokens where {} were asked for", request.max_tokens));
+        return Err(format!("{n} tokens instead of at most {}", request.max_tokens));
     }
     if n == 0 && sample.stop != StopReason::Interrupted {
-        return Err("no tokens, and no interruption".to_owned());
+        return Err("no tokens without an interruption".to_owned());
     }
     if sample.stop == StopReason::MaxTokens && n < request.max_tokens {
-        return Err(format!("{n} of {} tokens, said to be all", request.max_tokens));
+        return Err(format!(
+            "{n} of {} tokens with the stop reason max_tokens",
+            request.max_tokens
+        ));
     }
     let mut newest = request.min_version;
     for (index, token) in sample.tokens.iter().enumerate() {
@@ -143,7 +148,7 @@ pub fn check_sample(sample: &Sample, request: &SampleRequest) -> Result<(), Stri
             return Err(format!("{} over keys of {}", token.version, token.kv_version));
         }
         if token.sampling != 0 || token.mask.is_some() || token.advantage.is_some() {
-            return Err(format!("token {index} is not as it was drawn"));
+            return Err(format!("token {index} has a mask or credit"));
         }
         newest = token.version;
         let is_last = index + 1 == n;

@@ -31,12 +31,12 @@ pub use ledger::{Census, Ledger};
 use running::{Due, Returned, Running, Seat};
 pub use settings::PoolSettings;
 
-/// Runs groups of episodes side by side and keeps what is suspended.
+/// Runs groups of episodes side by side and keeps suspended episodes.
 ///
-/// There are two ways to drive it. [`iterate`](Self::iterate) advances every episode once and comes back when all of them
-/// have finished or are suspended: which token meets which weights is then a matter of settings alone.
-/// [`launch`](Self::launch) and [`settle`](Self::settle) keep episodes running in the background, under whatever weights
-/// the policy has at the time.
+/// There are two ways to drive it. [`iterate`](Self::iterate) advances every episode once and returns when all of them
+/// have finished or are suspended: the settings alone determine which weights sample which token.
+/// [`launch`](Self::launch) and [`settle`](Self::settle) run episodes in the background, under the policy's current
+/// weights.
 pub struct RolloutPool {
     tasks: Arc<dyn TaskSet>,
     agents: Arc<dyn AgentFactory>,
@@ -44,48 +44,48 @@ pub struct RolloutPool {
     settings: PoolSettings,
     seed: u64,
     open: BTreeMap<GroupId, OpenGroup>,
-    /// Episodes that nobody advances: suspended, or fresh.
+    /// Episodes that are not being advanced: suspended, or fresh.
     waiting: Vec<Episode>,
-    /// Episodes that are advanced as soon as there is room.
+    /// Episodes to advance as soon as there is room.
     due: VecDeque<Due>,
     running: Running,
-    /// Groups that are complete, with their rubric.
+    /// Complete groups that are being graded.
     grading: FuturesUnordered<BoxFuture<'static, Graded>>,
-    /// What has happened since somebody asked.
+    /// Results since the last call of `take_news`.
     news: Iteration,
     ledger: Ledger,
     breaker: Breaker,
-    /// The tokens that suspended episodes have drawn in the iteration that runs.
+    /// The tokens that suspended episodes have sampled in the current iteration.
     used: BTreeMap<Seat, u64>,
-    /// The iteration that a stop cut short; the next one goes on with it.
+    /// The iteration that a stop cut short, and that the next call continues.
     unfinished: Option<Unfinished>,
-    /// Iterations in a row in which no token was drawn and no episode ended.
+    /// The number of iterations in a row without a sampled token or a finished episode.
     fruitless: u32,
-    /// Episodes with older tokens than these cannot be trained on any more.
+    /// Episodes with tokens older than this cannot be trained on.
     oldest: PolicyVersion,
-    /// Groups that are not worth going on with.
+    /// Groups that are no longer worth continuing.
     doomed: BTreeSet<GroupId>,
-    /// Groups that were dropped whole.
+    /// The number of groups that were dropped whole.
     n_lost: u64,
-    /// How many episodes of the iteration have come back.
+    /// The number of episodes of the iteration that have returned.
     meter: Meter,
-    /// The engine that was drawn with last; it may hold sessions of what is suspended.
+    /// The last engine used; it may hold sessions of suspended episodes.
     engine: Option<Arc<dyn Policy>>,
 }
 
-/// A group some of whose members are not finished.
+/// A group with unfinished members.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct OpenGroup {
     finished: Vec<Trajectory>,
 }
 
-/// A pool on its way to disk.
+/// A pool as data.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PoolSnapshot {
     finished: BTreeMap<GroupId, Vec<Trajectory>>,
     waiting: Vec<EpisodeSnapshot>,
-    /// Episodes that cannot go on where they are: they start anew.
+    /// Episodes that cannot continue and restart.
     restart: Vec<Identity>,
     ledger: Ledger,
     breaker: BreakerCounts,
@@ -97,19 +97,19 @@ pub struct PoolSnapshot {
 }
 
 impl PoolSnapshot {
-    /// How many suspended episodes can go on where they are.
+    /// Returns the number of suspended episodes that can continue.
     #[must_use]
     pub fn n_continuing(&self) -> usize {
         self.waiting.len()
     }
 
-    /// How many must start anew.
+    /// Returns the number of episodes that must restart.
     #[must_use]
     pub fn n_restarting(&self) -> usize {
         self.restart.len()
     }
 
-    /// Refuses open groups that do not have `size` members: they can neither be finished nor be compared with others.
+    /// Refuses open groups that do not have `size` members: they can be neither finished nor compared with others.
     fn check_size(&self, size: usize) -> Result<(), RestoreError> {
         let mut members: BTreeMap<GroupId, usize> = BTreeMap::new();
         for (group, finished) in &self.finished {
@@ -131,10 +131,10 @@ impl PoolSnapshot {
 }
 
 impl RolloutPool {
-    /// An empty pool. All seeds of its episodes derive from `seed`.
+    /// Creates an empty pool. All seeds of its episodes derive from `seed`.
     ///
     /// # Panics
-    /// When a setting that counts something is 0, or the minimum group exceeds the group.
+    /// Panics if a setting that counts something is 0, or the minimum group size exceeds the group size.
     #[must_use]
     pub fn new(
         tasks: Arc<dyn TaskSet>,
@@ -147,7 +147,10 @@ impl RolloutPool {
             settings.group_size > 0 && settings.max_concurrent > 0,
             "a pool runs at least one episode"
         );
-        assert!(settings.min_group_size <= settings.group_size, "no group reaches the minimum");
+        assert!(
+            settings.min_group_size <= settings.group_size,
+            "min_group_size exceeds group_size"
+        );
         let breaker = Breaker::new(&settings);
         Self {
             tasks,
@@ -174,56 +177,56 @@ impl RolloutPool {
         }
     }
 
-    /// The same pool, which says on `meter` how many episodes of an iteration have come back.
+    /// Reports on `meter` how many episodes of an iteration have returned.
     #[must_use]
     pub fn with_meter(mut self, meter: Meter) -> Self {
         self.meter = meter;
         self
     }
 
-    /// The tasks the pool plays.
+    /// Returns the tasks of the pool.
     #[must_use]
     pub fn tasks(&self) -> &dyn TaskSet {
         &*self.tasks
     }
 
-    /// How its groups are run.
+    /// Returns the settings of the pool.
     #[must_use]
     pub fn settings(&self) -> &PoolSettings {
         &self.settings
     }
 
-    /// Groups that are not finished.
+    /// Returns the number of unfinished groups.
     #[must_use]
     pub fn n_open(&self) -> usize {
         self.open.len()
     }
 
-    /// Episodes that will go on when they are advanced, fresh ones included.
+    /// Returns the number of episodes that wait to be advanced, including fresh ones.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
         self.waiting.len() + self.due.len()
     }
 
-    /// Groups that were dropped whole since the pool was made.
+    /// Returns the number of groups that were dropped whole since the pool was made.
     #[must_use]
     pub fn n_lost(&self) -> u64 {
         self.n_lost
     }
 
-    /// Episodes that are advanced or wait for it.
+    /// Returns the number of episodes that are being advanced or are due.
     #[must_use]
     pub fn n_active(&self) -> usize {
         self.n_waiting() + self.running.len()
     }
 
-    /// The books.
+    /// Returns the ledger of all episodes.
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// Where the open episodes are.
+    /// Counts where the open episodes are.
     #[must_use]
     pub fn census(&self) -> Census {
         let idle = || self.waiting.iter().chain(self.due.iter().map(|due| &due.episode));
@@ -240,7 +243,7 @@ impl RolloutPool {
     /// Starts a group on a task; its episodes wait to be advanced.
     ///
     /// # Panics
-    /// When the group is open already.
+    /// Panics if the group is already open.
     pub fn start(&mut self, id: GroupId, task_index: usize) {
         let fresh = self.open.insert(id, OpenGroup::default()).is_none();
         assert!(fresh, "group {} is open already", id.0);
@@ -251,13 +254,14 @@ impl RolloutPool {
         self.ledger.dispatched += self.settings.group_size as u64;
     }
 
-    /// Advances every waiting episode once, retries those that broke, and hands over the groups that are finished.
+    /// Advances every waiting episode once, retries those that broke, and returns the finished groups.
     ///
-    /// When `stop` comes first, the iteration stays unfinished: the next call goes on with it and gives each episode what is
-    /// left of its share of the tokens. Stopping therefore changes no token, also when the pool is written down in between.
+    /// If `stop` comes first, the iteration stays unfinished: the next call continues it and gives each episode the
+    /// rest of its share of the tokens. Stopping therefore changes no token, also if the pool is saved and restored in
+    /// between.
     ///
     /// # Errors
-    /// When too many episodes break. Nothing is lost: what runs is suspended first.
+    /// If too many episodes break. No episode is lost: running ones are suspended first.
     pub async fn iterate(
         &mut self,
         policy: &Arc<dyn Policy>,
@@ -267,8 +271,8 @@ impl RolloutPool {
         let share = self.begin_iteration();
         self.meter.begin("episodes", self.due.len() as u64);
         let result = {
-            // Twice the time after each iteration that came to nothing: an engine that gives up what it has not finished
-            // would otherwise begin the same turn for ever.
+            // Doubles the time after each iteration without progress: an engine that discards unfinished requests would
+            // otherwise restart the same turn forever.
             let patience = 1 << self.fruitless.min(20);
             let timer = sleep(self.settings.iteration_timeout().saturating_mul(patience));
             tokio::pin!(timer);
@@ -298,17 +302,17 @@ impl RolloutPool {
         result.map(|()| self.take_news())
     }
 
-    /// Lets waiting episodes run in the background, as many as may at the same time.
+    /// Runs waiting episodes in the background, up to the limit on concurrency.
     pub fn launch(&mut self, policy: &Arc<dyn Policy>, stop: &StopSignal) {
         self.queue();
         self.fill(policy, u64::MAX, stop);
     }
 
-    /// Waits until a running episode comes back or a group has been graded; false when there is neither. Nothing is lost
-    /// when the future is dropped.
+    /// Waits until a running episode returns or a group has been graded; returns false if there is neither. Dropping
+    /// the future loses nothing.
     ///
     /// # Errors
-    /// When too many episodes break.
+    /// If too many episodes break.
     pub async fn settle(&mut self) -> Result<bool, RolloutError> {
         tokio::select! {
             biased;
@@ -322,19 +326,19 @@ impl RolloutPool {
         }
     }
 
-    /// Brings everything that runs to a halt: afterwards it is suspended or finished.
+    /// Stops all running episodes: afterwards each is suspended or finished.
     pub async fn halt(&mut self) {
         self.running.stop_all();
         // A breaker that trips now has nothing left to stop.
         while !matches!(self.settle().await, Ok(false)) {}
     }
 
-    /// The groups that have been finished since this was asked last.
+    /// Returns the groups that were finished since the last call.
     pub fn take_groups(&mut self) -> Vec<Group> {
         std::mem::take(&mut self.news.groups)
     }
 
-    /// What has happened since this was asked last; only for those who [`launch`](Self::launch).
+    /// Returns the results since the last call; only for use with [`launch`](Self::launch).
     pub fn take_news(&mut self) -> Iteration {
         let mut news = std::mem::take(&mut self.news);
         news.groups.sort_by_key(|group| group.id);
@@ -342,25 +346,22 @@ impl RolloutPool {
         news
     }
 
-    /// Gives up what cannot be trained on any more: episodes with tokens older than `oldest`, and the rest of a group too
-    /// few of whose members are left. Those that run are stopped, and given up when they come back.
+    /// Cancels episodes that cannot be trained on: those with tokens older than `oldest`, and the rest of a group that
+    /// has too few members left. Running episodes are stopped, and cancelled when they return.
     pub fn give_up_older_than(&mut self, oldest: PolicyVersion) {
         self.oldest = self.oldest.max(oldest);
         self.running.stop_launched_before(self.oldest);
-        // Giving one up can doom its group, and with it others.
+        // Cancelling an episode can doom its group, and with it other episodes.
         while self.sweep() {}
     }
 
-    /// The pool as data.
+    /// Returns the pool as data.
     ///
     /// # Panics
-    /// When episodes are running; [`halt`](Self::halt) comes first.
+    /// Panics if episodes are running; call [`halt`](Self::halt) first.
     #[must_use]
     pub fn snapshot(&self) -> PoolSnapshot {
-        assert!(
-            self.running.len() + self.grading.len() == 0,
-            "a pool is halted before its snapshot"
-        );
+        assert!(self.running.len() + self.grading.len() == 0, "halt the pool before its snapshot");
         let mut snapshot = PoolSnapshot {
             finished: self.open.iter().map(|(id, group)| (*id, group.finished.clone())).collect(),
             ledger: self.ledger.clone(),
@@ -381,15 +382,15 @@ impl RolloutPool {
         snapshot
     }
 
-    /// Goes on where a snapshot was taken; the pool must be empty.
+    /// Restores a snapshot into an empty pool.
     ///
     /// # Errors
-    /// When an episode cannot be restored, or groups of another size were open.
+    /// If an episode cannot be restored, or the open groups have another size.
     ///
     /// # Panics
-    /// When groups are open.
+    /// Panics if the pool has open groups.
     pub fn restore(&mut self, snapshot: PoolSnapshot) -> Result<(), RestoreError> {
-        assert!(self.open.is_empty(), "a pool is restored before it is used");
+        assert!(self.open.is_empty(), "restore a pool before using it");
         snapshot.check_size(self.settings.group_size)?;
         self.open = snapshot
             .finished
@@ -408,9 +409,9 @@ impl RolloutPool {
             let identity = episode.identity().clone();
             match Episode::restore(episode, &*self.tasks, &*self.agents) {
                 Ok(episode) => self.waiting.push(episode),
-                // One environment that refuses its snapshot costs one attempt, not the run.
+                // An environment that refuses its snapshot costs one attempt, not the run.
                 Err(RestoreError::Environment(error)) => {
-                    tracing::warn!(group = identity.group.0, member = identity.member, %error, "an episode starts anew");
+                    tracing::warn!(group = identity.group.0, member = identity.member, %error, "an episode restarts");
                     restart.push(identity);
                 }
                 Err(error) => return Err(error),
@@ -443,7 +444,7 @@ impl RolloutPool {
         Episode::new(identity, environment, &*self.agents, self.settings.limits.clone())
     }
 
-    /// Makes due what the iteration advances, and returns the tokens that each episode may draw in it.
+    /// Makes the episodes of the iteration due, and returns the number of tokens that each may sample in it.
     fn begin_iteration(&mut self) -> u64 {
         self.used.clear();
         let Some(unfinished) = self.unfinished.take() else {
@@ -458,7 +459,7 @@ impl RolloutPool {
             if used < share {
                 self.due.push_back(Due { episode, delay: Duration::ZERO, used });
             } else {
-                // It has had its share, and is suspended until the next iteration.
+                // The episode has used its share, and stays suspended until the next iteration.
                 self.used.insert(seat(episode.identity()), used);
                 self.waiting.push(episode);
             }
@@ -466,7 +467,8 @@ impl RolloutPool {
         share
     }
 
-    /// Lets what is still due wait, and returns the tokens that each waiting episode has drawn in the iteration.
+    /// Moves the remaining due episodes to the waiting ones, and returns the tokens that each waiting episode has
+    /// sampled in the iteration.
     fn end_iteration(&mut self) -> BTreeMap<Seat, u64> {
         let mut used = std::mem::take(&mut self.used);
         for Due { episode, used: of_attempts, .. } in self.due.drain(..) {
@@ -476,7 +478,7 @@ impl RolloutPool {
         used
     }
 
-    /// Makes what waits due: what has begun before what has not, oldest version first.
+    /// Makes waiting episodes due: suspended ones before fresh ones, oldest version first.
     fn queue(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.sort_by_cached_key(|episode| {
@@ -489,7 +491,7 @@ impl RolloutPool {
         self.due.extend(waiting.into_iter().map(at_once));
     }
 
-    /// Launches what is due, as far as there is room.
+    /// Launches due episodes, as far as there is room.
     fn fill(&mut self, policy: &Arc<dyn Policy>, tokens: u64, stop: &StopSignal) {
         self.engine = Some(policy.clone());
         while self.running.len() < self.settings.max_concurrent && !stop.requested() {
@@ -519,7 +521,8 @@ impl RolloutPool {
         }
     }
 
-    /// `used` is what this attempt and those before it have drawn of the iteration's tokens.
+    /// Takes a finished attempt. `used` is the number of the iteration's tokens that this attempt and earlier ones have
+    /// sampled.
     fn take_finished(&mut self, trajectory: Trajectory, used: u64) -> Result<(), RolloutError> {
         if let Outcome::InfraFault(fault) = &trajectory.outcome {
             let Identity { group, member, attempt, .. } = trajectory.identity;
@@ -536,7 +539,7 @@ impl RolloutPool {
         tripped.map_or(Ok(()), Err)
     }
 
-    /// Books the verdicts that grading took back, beside what they were.
+    /// Counts the verdicts that grading changed, beside the earlier ones.
     fn count_taken_back(&mut self, graded: &Graded) -> Option<RolloutError> {
         let mut tripped = None;
         for place in &graded.taken_back {
@@ -550,7 +553,7 @@ impl RolloutPool {
         tripped
     }
 
-    /// Threads that never come back are not to be had again.
+    /// Returns an error if too many threads are stuck.
     fn count_stuck(&self) -> Option<RolloutError> {
         let n = BlockingThreads::of_process().stuck_threads();
         let environment = || self.tasks.name().to_owned();
@@ -558,7 +561,7 @@ impl RolloutPool {
             .then(|| RolloutError::StuckThreads { n, environment: environment() })
     }
 
-    /// A fresh attempt at an episode that broke, while there are attempts left and anybody waits for it.
+    /// Creates a new attempt at a broken episode, while attempts are left and its group is open.
     fn retry(&self, trajectory: &Trajectory, used: u64) -> Option<Due> {
         let identity = &trajectory.identity;
         let is_broken = matches!(trajectory.outcome, Outcome::InfraFault(_));
@@ -574,7 +577,7 @@ impl RolloutPool {
         })
     }
 
-    /// Gives up what waits in vain; false when there was nothing.
+    /// Cancels episodes that wait in vain; returns false if there were none.
     fn sweep(&mut self) -> bool {
         let (waiting, due) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.due));
         let mut given_up = Vec::new();
@@ -597,7 +600,7 @@ impl RolloutPool {
         any
     }
 
-    /// Lets a suspended episode wait, unless there is nothing to wait for.
+    /// Keeps a suspended episode, unless it waits in vain.
     fn keep(&mut self, episode: Episode) {
         match self.reason_to_give_up(&episode) {
             Some(reason) => self.cancel(episode, reason),
@@ -622,7 +625,7 @@ impl RolloutPool {
         self.file(trajectory);
     }
 
-    /// Puts a final attempt with its group, and grades the group when it is complete.
+    /// Adds a final attempt to its group, and grades the group when it is complete.
     fn file(&mut self, trajectory: Trajectory) {
         let id = trajectory.identity.group;
         let group = self.open.get_mut(&id).expect("an episode runs while its group is open");
@@ -638,7 +641,8 @@ impl RolloutPool {
         self.grading.push(Box::pin(grading::grade(rubric, limit, Group { id, members })));
     }
 
-    /// Gives the rest of a group up when staleness has left too few of it. Faults never do: each member has its own.
+    /// Cancels the rest of a group if staleness has left too few members. Faults never do, because each member is
+    /// retried on its own.
     fn doom(&mut self, id: GroupId) {
         let finished = &self.open[&id].finished;
         let is_lost = |member: &&Trajectory| {
@@ -651,7 +655,7 @@ impl RolloutPool {
         }
     }
 
-    /// Books a graded group, and hands it over if enough of it counts.
+    /// Counts a graded group, and delivers it if enough members are scored.
     fn deliver(&mut self, group: Group) {
         let viable = group.scored().count() >= self.settings.min_group_size;
         for member in &group.members {
@@ -679,7 +683,7 @@ fn seat(identity: &Identity) -> Seat {
 }
 
 impl Drop for RolloutPool {
-    /// What is suspended or runs goes with the pool, and its sessions at the engine go too.
+    /// Drops suspended and running episodes with the pool, and releases their engine sessions.
     fn drop(&mut self) {
         let Some(engine) = self.engine.take() else { return };
         let idle = self.waiting.iter().chain(self.due.iter().map(|due| &due.episode));

@@ -5,23 +5,24 @@ use turnwise_trajectory::{
 
 use crate::{Policy, PolicyError, Sample, SampleRequest};
 
-/// A policy that answers from a recorded trajectory: its ids, log-probabilities and versions, without weights or an engine.
+/// A policy that answers from a recorded trajectory: its ids, log-probabilities and versions, without weights or an
+/// engine.
 ///
-/// A request is answered when it is one that was answered then, however it is cut now: the token with its index was drawn
-/// after the same prompt, with the same seed and settings. Any other is refused with a [`Divergence`], so that an episode
-/// which plays on with such a policy is the recorded one, or stops at the first token before which something is different.
+/// A request is answered if it is a recorded one, also if it is cut differently: the token with its index was sampled
+/// after the same prompt, with the same seed and settings. Any other request is refused with a [`Divergence`], so an
+/// episode that runs on such a policy is the recorded one, or stops at the first token whose request differs.
 ///
-/// Masks and credit are not part of the answer: they were given to the tokens later.
+/// Masks and credit are not part of the answer, because they were added to the tokens later.
 #[derive(Clone, Debug)]
 pub struct RecordedPolicy {
     trajectory: Trajectory,
-    /// The nodes that hold drawn tokens, oldest first, each with the index of its first.
+    /// The nodes with sampled tokens, oldest first, each with the index of its first token.
     drawn: Vec<(u64, NodeId)>,
     n_drawn: u64,
 }
 
 impl RecordedPolicy {
-    /// A policy that draws what was drawn in this trajectory.
+    /// Creates a policy that samples the tokens of this trajectory.
     #[must_use]
     pub fn new(trajectory: Trajectory) -> Self {
         let mut drawn = Vec::new();
@@ -58,7 +59,7 @@ impl RecordedPolicy {
         Ok(Sample { tokens, stop, engine })
     }
 
-    /// Whether the token after the first `before` of a node was asked for in this way then.
+    /// Checks that the token after the first `before` of a node was requested in this way.
     fn compare(
         &self,
         request: &SampleRequest,
@@ -82,7 +83,7 @@ impl RecordedPolicy {
         Err(Divergence::Prompt { index, position: same })
     }
 
-    /// What stood before a node's tokens, and the first `n` of them.
+    /// Returns the prompt of a node's tokens, and the first `n` of them.
     fn prompt(&self, node: &Node, n: usize) -> Vec<TokenId> {
         let graph = &self.trajectory.graph;
         let mut prompt = node.parent.map_or_else(Vec::new, |parent| graph.ids_to(parent));
@@ -92,7 +93,8 @@ impl RecordedPolicy {
         prompt
     }
 
-    /// Why drawing ended at a node, and which engine drew; a node without a turn was given up in the middle.
+    /// Returns the reason why sampling stopped at a node, and the engine; a node without a turn was abandoned in the
+    /// middle.
     fn end(&self, id: NodeId) -> (StopReason, String) {
         let turn = self.trajectory.turns.iter().find(|turn| turn.node == id);
         turn.map_or((StopReason::Interrupted, String::new()), |turn| {
@@ -101,14 +103,14 @@ impl RecordedPolicy {
     }
 }
 
-/// A token without what was decided about it later.
+/// Returns a token without its mask and credit.
 fn as_drawn(token: SampledToken) -> SampledToken {
     SampledToken { sampling: 0, mask: None, advantage: None, ..token }
 }
 
 #[async_trait]
 impl Policy for RecordedPolicy {
-    /// The newest version of the record.
+    /// Returns the newest version of the record.
     fn version(&self) -> PolicyVersion {
         self.trajectory.sampled().map(|token| token.version).max().unwrap_or_default()
     }
@@ -118,49 +120,49 @@ impl Policy for RecordedPolicy {
     }
 }
 
-/// Where a request is not the one that was recorded. Tokens are counted over the whole episode, from 0.
+/// The first difference between a request and the record. Tokens are counted over the whole episode, from 0.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Divergence {
     /// The record ends before the token.
-    #[error("token {index} is asked for, and {n_drawn} were drawn")]
+    #[error("token {index} is requested, and the record has {n_drawn} tokens")]
     Over {
-        /// The token.
+        /// The index of the token.
         index: u64,
-        /// How many the record has.
+        /// The number of tokens of the record.
         n_drawn: u64,
     },
-    /// Something else stands before the token.
-    #[error("the prompt of token {index} is another from its position {position} on")]
+    /// The prompt of the token differs.
+    #[error("the prompt of token {index} differs from position {position} on")]
     Prompt {
-        /// The token.
+        /// The index of the token.
         index: u64,
-        /// The first position in the prompt at which the two differ.
+        /// The first position at which the prompts differ.
         position: usize,
     },
-    /// It is another episode's request.
-    #[error("a token is drawn with seed {asked}, and was with {recorded}")]
+    /// The request belongs to another episode.
+    #[error("the seed of the request is {asked}, and the record's is {recorded}")]
     Seed {
         /// The request's seed.
         asked: u64,
         /// The record's.
         recorded: u64,
     },
-    /// It would be drawn from another distribution.
-    #[error("token {index} is drawn with other sampling settings")]
+    /// The token would be sampled from another distribution.
+    #[error("the sampling settings of token {index} differ")]
     Sampling {
-        /// The token.
+        /// The index of the token.
         index: u64,
     },
-    /// The turn was closed by a limit, and now there is room for more.
+    /// A limit closed the recorded turn, and the request has room for more.
     #[error(
-        "{n_asked} tokens are asked for from token {index} on, and the turn was closed after {n_left}"
+        "{n_asked} tokens are requested from token {index} on, and the recorded turn was closed after {n_left}"
     )]
     Room {
-        /// The first token asked for.
+        /// The index of the first requested token.
         index: u64,
-        /// How many the turn has from there on.
+        /// The number of tokens that the turn has from there on.
         n_left: usize,
-        /// How many were asked for.
+        /// The number of requested tokens.
         n_asked: usize,
     },
 }

@@ -4,91 +4,91 @@ use turnwise_trajectory::{Span, StopReason, TokenId};
 /// New tokens for a conversation, message by message.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rendered {
-    /// What closes a turn that the model did not close; forced, and part of the turn before.
+    /// The tokens that close a turn which the model did not close; forced, and part of the previous turn.
     pub close: Vec<TokenId>,
-    /// For each message its lead-in, content and end.
+    /// For each message, its lead-in, content and end.
     pub messages: Vec<Vec<Span>>,
     /// The lead-in to the model's next turn.
     pub generation: Vec<TokenId>,
-    /// What the template puts into the model's mouth after the lead-in, such as an empty block of thinking; forced.
+    /// The forced tokens that the template adds after the lead-in, such as an empty block of thinking.
     pub prefill: Vec<TokenId>,
 }
 
-/// A message of a conversation, with its tokens where the policy drew them.
+/// A message of a conversation, with its sampled tokens if the policy sampled it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Said<'a> {
-    /// What was said, as text.
+    /// The message as text.
     pub message: &'a Message,
-    /// What the policy drew to say it, prefill and stop token included; `None` for what it did not say itself. A renderer
-    /// puts these ids down, less what its template drops, and never encodes the text again.
+    /// The policy's tokens of the message, prefill and stop token included; `None` for other authors. A renderer writes
+    /// these ids, without those that its template drops, and never encodes the text again.
     pub drawn: Option<&'a [TokenId]>,
 }
 
 impl<'a> Said<'a> {
-    /// A message that the policy did not draw.
+    /// Creates a message that the policy did not sample.
     #[must_use]
     pub fn new(message: &'a Message) -> Self {
         Self { message, drawn: None }
     }
 }
 
-/// A turn of the policy that is over.
+/// A finished turn of the policy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EndedTurn<'a> {
-    /// What it drew, the stop token included if it drew one.
+    /// The sampled ids, including a stop token.
     pub ids: &'a [TokenId],
-    /// Why drawing ended.
+    /// The reason why sampling stopped.
     pub stop: StopReason,
 }
 
-/// How a conversation goes on after a turn of the policy.
+/// How a conversation continues after a turn of the policy.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Bridged {
-    /// By appending these tokens to what is held.
+    /// Appends these tokens to the branch.
     Append(Rendered),
-    /// Not by appending: the template writes history in another way now. The whole conversation is to be
-    /// [rendered](Renderer::render), and what is held stays behind as a branch of its own.
+    /// Starts a new branch, because the template now renders the history differently. The caller
+    /// [renders](Renderer::render) the whole conversation, and the old branch stays.
     Rewrite,
 }
 
-/// The only maker of tokens from text.
+/// Makes tokens from text; no other type does.
 ///
 /// # Contract
 ///
-/// - Deterministic. [`bridge`](Self::bridge) encodes what is new and nothing else; what the model sampled stays as it was
-///   drawn, in [`render`](Self::render) too.
-/// - No text of a message becomes a control token, whatever it contains.
-/// - [`parse`](Self::parse) never fails: what is not a call is text, and a call that cannot be read says why.
-/// - Two renderers with one fingerprint make the same tokens.
+/// - Deterministic. [`bridge`](Self::bridge) encodes only new messages; sampled tokens are kept as they are, in
+///   [`render`](Self::render) too.
+/// - No text of a message becomes a control token.
+/// - [`parse`](Self::parse) never fails: text that is not a call stays text, and a malformed call says why.
+/// - Two renderers with the same fingerprint make the same tokens.
 pub trait Renderer: Send + Sync {
-    /// Hash of tokenizer, template and template settings.
+    /// Returns the hash of tokenizer, template and template settings.
     fn fingerprint(&self) -> &str;
 
-    /// The prompt of a whole conversation: one list of spans for each message, which one after the other are the template's
-    /// tokens, and the lead-in to the model's turn.
+    /// Renders a whole conversation: one list of spans for each message, whose concatenation has the template's tokens,
+    /// and the lead-in to the model's turn.
     ///
     /// # Errors
-    /// When the conversation cannot be rendered.
+    /// If the conversation cannot be rendered.
     fn render(
         &self,
         conversation: &[Said<'_>],
         tools: &[ToolSpec],
     ) -> Result<Rendered, RenderError>;
 
-    /// The first prompt: tools, first observation, and the lead-in to the model's first turn.
+    /// Renders the first prompt: tools, first observation, and the lead-in to the model's first turn.
     ///
     /// # Errors
-    /// When the conversation cannot be rendered.
+    /// If the conversation cannot be rendered.
     fn open(&self, observation: &Observation, tools: &[ToolSpec]) -> Result<Rendered, RenderError> {
         let conversation: Vec<Said<'_>> = observation.messages.iter().map(Said::new).collect();
         self.render(&conversation, tools)
     }
 
-    /// How the conversation goes on with `new` after a turn of the model. `history` is everything before `new`; the turn that
-    /// ended is its last.
+    /// Continues the conversation with `new` after a turn of the model. `history` is everything before `new`; its last
+    /// message is the turn that ended.
     ///
     /// # Errors
-    /// When the conversation cannot be rendered.
+    /// If the conversation cannot be rendered.
     fn bridge(
         &self,
         ended: EndedTurn<'_>,
@@ -96,10 +96,11 @@ pub trait Renderer: Send + Sync {
         new: &[Message],
     ) -> Result<Bridged, RenderError>;
 
-    /// The same for an episode with these tools: a template may write them behind the history. An agent asks this way.
+    /// Like [`bridge`](Self::bridge), for an episode with these tools, because a template may write them after the
+    /// history. Agents call this method.
     ///
     /// # Errors
-    /// When the conversation cannot be rendered.
+    /// If the conversation cannot be rendered.
     fn go_on(
         &self,
         ended: EndedTurn<'_>,
@@ -110,22 +111,22 @@ pub trait Renderer: Send + Sync {
         self.bridge(ended, history, new)
     }
 
-    /// The tokens a model would sample to take this action, the stop token included: what demonstrations are imitated with.
-    /// Parsing them gives the action back.
+    /// Returns the tokens that a model would sample to take this action, including the stop token, for imitating
+    /// demonstrations. Parsing them returns the action.
     fn write(&self, action: &Action) -> Vec<TokenId>;
 
-    /// Reads one turn: what was forced at its beginning and what the model sampled. Calls are held to the schemas of
-    /// `tools`; with no tools any call is a call.
+    /// Parses one turn: its forced tokens and its sampled tokens. Calls are checked against the schemas of `tools`;
+    /// without tools every call is accepted.
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action;
 
-    /// The tokens that end a turn.
+    /// Returns the tokens that end a turn.
     fn stop_tokens(&self) -> &[TokenId];
 
-    /// The tokens as text, for people.
+    /// Returns the tokens as text, for people.
     fn text(&self, ids: &[TokenId]) -> String;
 }
 
-/// A conversation that cannot be rendered.
+/// The reason why a conversation cannot be rendered.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("render a conversation: {0}")]
+#[error("render the conversation: {0}")]
 pub struct RenderError(pub String);

@@ -3,15 +3,14 @@ use turnwise_trajectory::{CancelReason, InfraFault, Outcome, SampledToken, Traje
 
 use crate::{AgentFactory, Allowance, Episode, Limits, Progress, RecordedPolicy};
 
-/// Plays a recorded episode again in a fresh environment of its task, without an engine, and answers with what came of it.
+/// Plays a recorded episode again in a fresh environment of its task, without an engine, and returns the result.
 ///
-/// What comes back has the record's tokens, with their log-probabilities and versions, its messages, its rewards before any
-/// rubric, and its outcome. Of an episode that broke or was cancelled it is the part before that, and cancelled. `agents` and
-/// `limits` are to be those it was played with.
+/// The result has the record's tokens, with their log-probabilities and versions, its messages, its rewards before any
+/// rubric, and its outcome. For an episode that broke or was cancelled, the result is the part before that, and
+/// cancelled. `agents` and `limits` must be those of the recorded episode.
 ///
 /// # Errors
-/// When the task or the renderer is another, something breaks on the way, or anything comes out otherwise than it was
-/// recorded.
+/// If the task or the renderer is another, a fault occurs, or the result differs from the record.
 pub async fn replay(
     recorded: &Trajectory,
     tasks: &dyn TaskSet,
@@ -43,14 +42,14 @@ pub async fn replay(
     }
 }
 
-/// The first thing in which an episode is not what was recorded.
+/// Returns the first part of the result that differs from the record.
 fn difference(recorded: &Trajectory, played: &Trajectory) -> Option<&'static str> {
-    // Neither breaking nor being cancelled is the episode's own doing.
+    // The episode itself causes neither a fault nor a cancellation.
     let ended = recorded.outcome.is_scored();
     let is_outcome = !ended || recorded.outcome == played.outcome;
     let is_solved = !ended || recorded.solved == played.solved;
     let (before, now) = (recorded.transcript(), played.transcript());
-    // In the last turn of one that broke, the environment may have answered now and not then.
+    // In the last turn of a broken episode, the environment may have answered in one of the two and not in the other.
     let n_turns = if ended {
         before.rewards.len()
     } else {
@@ -67,39 +66,39 @@ fn difference(recorded: &Trajectory, played: &Trajectory) -> Option<&'static str
     checks.into_iter().find(|(is_same, _)| !is_same).map(|(_, what)| what)
 }
 
-/// What the policy said of a token.
+/// Returns the policy's fields of a token.
 fn drawn(token: SampledToken) -> (u32, u32, u32, u32) {
     (token.id, token.logprob.to_bits(), token.version.0, token.kv_version.0)
 }
 
-/// An episode that cannot be played again as it was recorded.
+/// The reason why an episode cannot be replayed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ReplayError {
-    /// In the task's place there is another, or none.
-    #[error("replay an episode of task {recorded:?}; in its place is {found:?}")]
+    /// The task set has no task, or another one, at the record's index.
+    #[error("replay the episode of task {recorded:?}: the task set has {found:?} in its place")]
     Task {
-        /// The record's.
+        /// The record's task.
         recorded: TaskKey,
-        /// The task set's.
+        /// The task set's task.
         found: Option<TaskKey>,
     },
     /// The agents have another tokenizer or template.
-    #[error("replay an episode that was rendered by {recorded}, and not by {found}")]
+    #[error("replay the episode: it was rendered by {recorded}, and the agents render by {found}")]
     Renderer {
         /// The record's hash.
         recorded: String,
-        /// The agents'.
+        /// The agents' hash.
         found: String,
     },
-    /// Something broke on the way; where a prompt is another, the message says so.
-    #[error("replay an episode: {0}")]
+    /// A fault occurred; if a prompt differs, the message says so.
+    #[error("replay the episode: {0}")]
     Broke(InfraFault),
-    /// It came out otherwise.
-    #[error("replay an episode: its {what} came out otherwise, and it ended as {}", outcome.label())]
+    /// The result differs from the record.
+    #[error("replay the episode: its {what} differs from the record, and it ended as {}", outcome.label())]
     Different {
-        /// What is different first, of tokens, messages, rewards and outcome.
+        /// The first difference: tokens, messages, rewards or outcome.
         what: &'static str,
-        /// How it ended now.
+        /// The outcome of the replay.
         outcome: Outcome,
     },
 }

@@ -6,16 +6,16 @@ use turnwise_trajectory::{AgentId, GroupId, Trajectory};
 
 use crate::grading::{expect_reward, is_scorable, score};
 
-/// Scores stored trajectories with a rubric, in the place of the one that scored them before, if any did.
+/// Scores stored trajectories with a rubric, and replaces earlier scores.
 ///
-/// The trajectories may be of any number of groups and agents, in any order: those of one agent of one group are shown
-/// together, in member order, and never with others. The rubric sees what it would have seen when the episodes finished: the
-/// environment's rewards without an earlier score, and the episodes that were shown then. The same rubric so gives the same
-/// rewards, to the bit. An episode that was taken out when it was first scored stays out. What a trainer's admission has added
-/// to a reward is not part of what is scored, and is gone afterwards.
+/// The trajectories may belong to any number of groups and agents, in any order: the rubric sees those of one agent of
+/// one group together, in member order, and never with others. It sees what it would have seen when the episodes
+/// finished: the environment's rewards without an earlier score, and the episodes that were shown then. Therefore the
+/// same rubric gives the same rewards, to the bit. An episode that was taken out when it was first scored stays out.
+/// What a trainer's admission added to a reward is not scored, and is removed.
 ///
 /// # Errors
-/// When the rubric breaks or takes longer than `limit` over a group; that group and those after it are as they were.
+/// If the rubric breaks or takes longer than `limit` over a group; that group and later ones stay unchanged.
 pub async fn rescore(
     rubric: &dyn Rubric,
     limit: Duration,
@@ -39,22 +39,22 @@ pub async fn rescore(
     Ok(())
 }
 
-/// Whether a rubric saw the episode, or would have.
+/// Returns whether the episode was shown to a rubric, or would have been.
 fn was_shown(trajectory: &Trajectory) -> bool {
     let has_score = trajectory.turns.last().is_some_and(|turn| turn.score.is_some());
     has_score || is_scorable(trajectory)
 }
 
-/// A rubric that did not score.
+/// The error of a rubric that did not score.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("score agent {agent} of group {group} with rubric `{rubric}`: {message}")]
 pub struct RescoreError {
     /// The rubric's name.
     pub rubric: String,
-    /// The group.
+    /// The group's id.
     pub group: u64,
-    /// The agent.
+    /// The agent's id.
     pub agent: u32,
-    /// What it did instead.
+    /// The cause.
     pub message: String,
 }

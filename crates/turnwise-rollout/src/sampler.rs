@@ -1,7 +1,7 @@
 use turnwise_environment::derive_seed;
 use turnwise_trajectory::{Sampling, TokenId};
 
-/// The random number in `[0, 1)` that draws token `index` of the episode with this sampling seed.
+/// Returns the random number in `[0, 1)` for token `index` of the episode with this sampling seed.
 ///
 /// ```
 /// use turnwise_rollout::uniform_at;
@@ -14,31 +14,32 @@ pub fn uniform_at(seed: u64, index: u64) -> f64 {
     (derive_seed(seed, index) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Draws tokens from logits; keeps its scratch memory between draws.
+/// Samples tokens from logits, and reuses its scratch memory.
 #[derive(Clone, Debug, Default)]
 pub struct Sampler {
-    /// Candidates with their weight relative to the likeliest, likeliest first.
+    /// Candidates with their weight relative to the most likely token, most likely first.
     kept: Vec<(TokenId, f64)>,
     /// Sums of the weights of blocks of the vocabulary.
     sums: Vec<f64>,
-    /// Logits of what is allowed.
+    /// Logits of the allowed ids.
     allowed: Vec<f32>,
-    /// The vocabulary, partly in order of likelihood.
+    /// The vocabulary, partly sorted by likelihood.
     ids: Vec<TokenId>,
 }
 
-/// Logits whose weights are added up together.
+/// The number of logits whose weights are summed together.
 const BLOCK: usize = 64;
 
-/// Partial sums that are kept side by side.
+/// The number of partial sums that are kept side by side.
 const LANES: usize = 16;
 
 impl Sampler {
-    /// Draws one token by inversion and returns it with the log-probability it was drawn with, in nats. Logits must be finite:
-    /// an engine checks that before it draws, and answers [`PolicyError::NotFinite`](crate::PolicyError::NotFinite) otherwise.
+    /// Samples one token by inversion and returns it with its log-probability, in nats. Logits must be finite: an
+    /// engine checks that before sampling, and otherwise returns
+    /// [`PolicyError::NotFinite`](crate::PolicyError::NotFinite).
     ///
     /// # Panics
-    /// When there are no logits.
+    /// Panics if there are no logits.
     ///
     /// ```
     /// use turnwise_rollout::Sampler;
@@ -49,7 +50,7 @@ impl Sampler {
     /// assert!((logprob - 0.75_f32.ln()).abs() < 1e-6);
     /// ```
     pub fn draw(&mut self, logits: &[f32], sampling: &Sampling, uniform: f64) -> (TokenId, f32) {
-        assert!(!logits.is_empty(), "there must be a token to draw");
+        assert!(!logits.is_empty(), "there must be a token to sample");
         let highest = maximum(logits);
         if sampling.temperature == 0.0 {
             let likeliest = logits.iter().position(|logit| *logit == highest).unwrap_or(0);
@@ -62,11 +63,11 @@ impl Sampler {
         draw_kept(&self.kept, uniform)
     }
 
-    /// The same from the ids that are allowed, which are reduced to those that truncation keeps of them; `None` when there are
+    /// Samples from the allowed ids, which are reduced to those that truncation keeps; returns `None` if there are
     /// none.
     ///
     /// # Panics
-    /// When an id has no logit.
+    /// Panics if an id has no logit.
     ///
     /// ```
     /// use turnwise_rollout::Sampler;
@@ -103,7 +104,7 @@ impl Sampler {
         Some((id, logprob))
     }
 
-    /// Two passes over the logits, and a third over one block.
+    /// Makes two passes over the logits, and a third over one block.
     fn draw_all(
         &mut self,
         logits: &[f32],
@@ -120,7 +121,7 @@ impl Sampler {
         let mut drawn = None;
         for (offset, logit) in logits[block * BLOCK..].iter().take(BLOCK).enumerate() {
             let weight = f64::from(weight(*logit));
-            // A token without probability is never drawn, whatever rounding does at the end of the scan.
+            // A token without probability is never sampled, even if rounding exceeds the sum at the end of the scan.
             if weight > 0.0 {
                 sum += weight;
                 drawn = Some(block * BLOCK + offset);
@@ -130,7 +131,7 @@ impl Sampler {
             }
         }
         let id = drawn.expect("the sum of a block that is drawn from is not 0");
-        // Not from the rounded weight: what is far below the likeliest keeps its precision.
+        // Computed from the logit and not from the rounded weight, so that an unlikely token keeps its precision.
         let distance = f64::from(logits[id] - highest) / f64::from(temperature);
         (id as TokenId, at_most_zero((distance - total.ln()) as f32))
     }
@@ -143,7 +144,7 @@ impl Sampler {
         self.sums.iter().sum()
     }
 
-    /// Fills `kept` with what top-k, top-p and min-p leave, in that order.
+    /// Fills `kept` with the ids that top-k, top-p and min-p keep, applied in that order.
     fn keep(&mut self, logits: &[f32], highest: f32, sampling: &Sampling) {
         let Sampling { temperature, top_k, top_p, min_p, .. } = *sampling;
         let inverse_temperature = 1.0 / f64::from(temperature);
@@ -164,7 +165,7 @@ impl Sampler {
         for place in 0..count {
             let id = likeliest.get(place);
             let weight = weight(id);
-            // The likeliest weighs 1.
+            // The most likely token weighs 1.
             if sum >= enough || weight < f64::from(min_p) {
                 break;
             }
@@ -174,16 +175,16 @@ impl Sampler {
     }
 }
 
-/// The vocabulary from the likeliest token on, of which no more is sorted than is asked for, or a few times that.
+/// The vocabulary from the most likely token on, sorted lazily: only as far as requested, or a few times that.
 struct Likeliest<'a> {
     ids: &'a mut Vec<TokenId>,
     logits: &'a [f32],
-    /// How many are in order.
+    /// The number of sorted ids.
     sorted: usize,
 }
 
 impl<'a> Likeliest<'a> {
-    /// `ids` is memory.
+    /// `ids` is scratch memory.
     fn new(ids: &'a mut Vec<TokenId>, logits: &'a [f32]) -> Self {
         ids.clear();
         ids.extend(0..logits.len() as TokenId);
@@ -224,7 +225,7 @@ fn maximum(logits: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b))
 }
 
-/// Sums of the weights of blocks, in the widest vectors that the processor has: the numbers are the same in any.
+/// Sums the weights of blocks, in the widest vectors of the processor; the result is the same for every width.
 fn add_blocks(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut [f64]) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -239,7 +240,7 @@ fn add_blocks(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut
         }
 
         if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has what the function is compiled for.
+            // SAFETY: the processor supports the features that the function is compiled for.
             #[allow(unsafe_code)]
             return unsafe { wide(logits, highest, inverse_temperature, sums) };
         }
@@ -270,8 +271,8 @@ fn add_blocks_here(logits: &[f32], highest: f32, inverse_temperature: f32, sums:
     }
 }
 
-/// The block in which the running sum passes `target`, and the sum of those before it. The last that has a sum where rounding
-/// leaves none.
+/// Returns the block in which the running sum passes `target`, and the sum of the blocks before it. If rounding leaves
+/// none, returns the last block with a positive sum.
 fn block_of(sums: &[f64], target: f64) -> (usize, f64) {
     let (mut found, mut running) = ((0, 0.0), 0.0);
     for (block, sum) in sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
@@ -284,9 +285,9 @@ fn block_of(sums: &[f64], target: f64) -> (usize, f64) {
     found
 }
 
-/// The exponential of what is at most 0, to about two units in the last place; 0 of what is too small for a number, and of NaN.
-/// Without a branch, so that it becomes vector instructions, and without fused operations, so that every machine draws the
-/// same (after Cephes' `expf`, S. Moshier).
+/// Returns the exponential of a number of at most 0, to about two units in the last place; 0 for NaN and on underflow.
+/// Branchless, so that it is vectorised, and without fused operations, so that every machine samples the same token
+/// (after Cephes' `expf`, S. Moshier).
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
 #[inline(always)]
 fn exponential(x: f32) -> f32 {
@@ -325,7 +326,8 @@ fn logprob(weight: f64, total: f64) -> f32 {
     at_most_zero((weight / total).ln() as f32)
 }
 
-/// At most 0 whatever rounding does. NaN stays NaN, which `min` would make 0: the probability of a certain token.
+/// Clamps a log-probability to at most 0, against rounding. NaN stays NaN, which `min` would turn into 0, the
+/// log-probability of a certain token.
 fn at_most_zero(logprob: f32) -> f32 {
     if logprob > 0.0 { 0.0 } else { logprob }
 }
@@ -338,7 +340,7 @@ mod tests {
         (0..length as u64).map(|i| uniform_at(seed, i) as f32 * 30.0 - 15.0).collect()
     }
 
-    /// Inversion in double precision, in the order of ids.
+    /// Samples by inversion in double precision, in the order of ids.
     fn plain(logits: &[f32], temperature: f32, uniform: f64) -> (TokenId, f64) {
         let weights = logits.iter().map(|logit| (f64::from(*logit) / f64::from(temperature)).exp());
         let total: f64 = weights.clone().sum();
@@ -368,7 +370,7 @@ mod tests {
         }
     }
 
-    /// Every weight worked out and everything sorted.
+    /// Computes every weight and sorts everything.
     fn plainly_kept(logits: &[f32], sampling: &Sampling) -> Vec<TokenId> {
         let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let temperature = f64::from(sampling.temperature);

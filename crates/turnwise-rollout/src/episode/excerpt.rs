@@ -1,8 +1,8 @@
 use turnwise_environment::Observation;
 
-/// Cuts the middle out of messages that are too long, so that the observation has about `limit` bytes and not many more.
+/// Cuts the middle out of long messages, so that the observation has about `limit` bytes.
 ///
-/// Short messages stay whole; the long ones share what is left equally. How much is missing stands where it is missing.
+/// Short messages stay whole; the long ones share the rest equally. A mark in the text says how many bytes are omitted.
 pub(super) fn cut(observation: &mut Observation, limit: usize) {
     let mut lengths: Vec<usize> =
         observation.messages.iter().map(|one| one.content.len()).collect();
@@ -18,7 +18,7 @@ pub(super) fn cut(observation: &mut Observation, limit: usize) {
     }
 }
 
-/// The length at which these, shortest first, are cut so that together they have at most `limit`.
+/// Returns the length to which these lengths, shortest first, are cut so that their sum is at most `limit`.
 fn level(lengths: &[usize], limit: usize) -> usize {
     let mut left = limit;
     for (place, length) in lengths.iter().enumerate() {
@@ -31,7 +31,7 @@ fn level(lengths: &[usize], limit: usize) -> usize {
     limit
 }
 
-/// The first and last `most / 2` bytes of a text, at whole characters, and between them how much is missing.
+/// Returns the first and last `most / 2` bytes of a text, at character boundaries, with a mark between them.
 fn excerpt(text: &str, most: usize) -> String {
     let mut head = most / 2;
     while !text.is_char_boundary(head) {
@@ -52,7 +52,7 @@ mod tests {
     use super::cut;
 
     proptest! {
-        // reliability.md F07
+        // A huge observation is cut to a bounded prompt, and the prompt says so.
         #[test]
         fn a_cut_observation_fits_and_says_what_is_missing(
             texts in prop::collection::vec(".{0,300}", 0..6),

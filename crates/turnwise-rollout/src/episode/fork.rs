@@ -3,23 +3,23 @@ use turnwise_environment::TaskSet;
 use super::{Episode, EpisodeSnapshot, RestoreError};
 use crate::AgentFactory;
 
-/// What a fork of an episode has for itself.
+/// The identity of a fork of an episode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fork {
-    /// Its place in the group.
+    /// The fork's index in the group.
     pub member: u32,
-    /// What its tokens are drawn with from here on.
+    /// The seed of the tokens sampled after the fork.
     pub sampling_seed: u64,
 }
 
 impl Episode {
-    /// Episodes that all go on from here, each with its own sampling seed; this one is as it was.
+    /// Forks the episode: each fork continues from here with its own sampling seed. The episode itself is unchanged.
     ///
-    /// The tokens drawn so far are in all of them, and train in the first only: in the others they are masked as a shared
-    /// prefix. Results of tools are shared too; no call is made again.
+    /// The tokens sampled so far are in all forks, and train in the first only: in the others they are masked as a
+    /// shared prefix. Tool results are shared too; no call is made again.
     ///
     /// # Errors
-    /// When the environment cannot be brought to this state twice.
+    /// If the environment cannot be brought to this state twice.
     pub fn fork(
         &self,
         forks: &[Fork],
@@ -46,18 +46,18 @@ fn forked(mut snapshot: EpisodeSnapshot, fork: Fork, n_shared: usize) -> Episode
     state.forked_from = Some(state.seed_of_agent());
     state.identity.member = fork.member;
     state.identity.sampling_seed = fork.sampling_seed;
-    // A fork of a fork: what was another's to train stays so.
+    // In a fork of a fork, tokens that another episode trains stay masked.
     state.n_shared = state.n_shared.max(n_shared);
     snapshot
 }
 
-/// An episode that cannot be forked.
+/// The reason why an episode cannot be forked.
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {
-    /// Its environment starts anew rather than going on.
-    #[error("fork an episode whose environment takes no snapshots and is not replayed")]
+    /// The environment restarts instead of continuing.
+    #[error("fork the episode: its environment takes no snapshots and is not replayed")]
     NoSnapshot,
-    /// Its own snapshot is refused.
+    /// The episode's own snapshot was refused.
     #[error(transparent)]
     Restore(#[from] RestoreError),
 }

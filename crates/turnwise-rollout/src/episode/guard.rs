@@ -13,20 +13,20 @@ pub(super) fn infra(reason: InfraReason, message: impl Into<String>) -> Outcome 
     Outcome::InfraFault(InfraFault { reason, message: message.into() })
 }
 
-/// What a call of somebody else's code returned; its panic as text. Nobody may use again what panicked.
+/// Calls foreign code and returns its panic as text. A value that panicked must not be used again.
 pub(super) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| panic_text(&*panic).to_owned())
 }
 
-/// The same for a future.
+/// Like [`caught`], for a future.
 pub(super) async fn caught_async<T>(call: impl Future<Output = T>) -> Result<T, String> {
     AssertUnwindSafe(call).catch_unwind().await.map_err(|panic| panic_text(&*panic).to_owned())
 }
 
-/// The policy as one episode sees it: a panic is an error, and a forked episode draws with its own seed.
+/// One episode's view of the policy: a panic is an error, and a forked episode samples with its own seed.
 pub(super) struct Engine<'a> {
     policy: &'a dyn Policy,
-    /// The seed that the agent was made with, and the one that is drawn with.
+    /// The seed that the agent was made with, and the seed that tokens are sampled with.
     seeds: (u64, u64),
 }
 
@@ -35,7 +35,8 @@ impl<'a> Engine<'a> {
         Self { policy, seeds: (of_agent, of_episode) }
     }
 
-    /// Only a fork differs from its agent; what an agent derived from the old seed becomes something of its own too.
+    /// Maps the agent's seed to the fork's. Only a fork differs from its agent; a seed that the agent derived from the
+    /// old seed is mapped too.
     fn seed(&self, asked: u64) -> u64 {
         let (old, new) = self.seeds;
         if old == new {
@@ -57,7 +58,7 @@ impl Policy for Engine<'_> {
     async fn sample(&self, mut request: SampleRequest) -> Result<Sample, PolicyError> {
         request.seed = self.seed(request.seed);
         request.session = self.seed(request.session);
-        // In a block of its own: a policy may panic before it returns a future.
+        // In a block of its own, because a policy may panic before it returns a future.
         let sample = caught_async(async { self.policy.sample(request).await }).await;
         sample.unwrap_or_else(|panic| Err(PolicyError::Failed(format!("panicked: {panic}"))))
     }
@@ -83,7 +84,7 @@ impl Policy for Engine<'_> {
     }
 }
 
-/// Gives an engine's session back when it is dropped: with the episode, or with a future nobody awaits any more.
+/// Releases an engine session when it is dropped: with the episode, or with an abandoned future.
 pub(super) struct Session<'a> {
     policy: &'a dyn Policy,
     id: u64,
@@ -95,7 +96,7 @@ impl<'a> Session<'a> {
         Self { policy, id: session, is_kept: false }
     }
 
-    /// Leaves it with the engine: the episode goes on later.
+    /// Keeps the session at the engine, because the episode continues later.
     pub(super) fn keep(mut self) {
         self.is_kept = true;
     }
@@ -109,9 +110,9 @@ impl Drop for Session<'_> {
     }
 }
 
-/// Gives a session back; whatever the engine does about it.
+/// Releases a session, and ignores a panic of the engine.
 pub(crate) fn release(policy: &dyn Policy, session: u64) {
     if let Err(panic) = caught(|| policy.release(session)) {
-        tracing::warn!(session, panic, "an engine panicked over a release");
+        tracing::warn!(session, panic, "an engine panicked in `release`");
     }
 }

@@ -3,7 +3,7 @@ use turnwise_environment::{Action, CallAttempt, Observation};
 
 use super::digest::digest;
 
-/// How often in a row the agent did the same and was answered the same.
+/// Counts how often in a row the agent repeated an action and got the same answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Repetition {
@@ -12,7 +12,7 @@ pub(super) struct Repetition {
 }
 
 impl Repetition {
-    /// Sees one more exchange and answers how often it has now come in a row.
+    /// Records one exchange and returns how often in a row it has now occurred.
     pub(super) fn see(&mut self, said: &str, answered: &Observation) -> u32 {
         let contents: Vec<&str> =
             answered.messages.iter().map(|message| message.content.as_str()).collect();
@@ -23,7 +23,8 @@ impl Repetition {
     }
 }
 
-/// What an action says and calls. Thinking and the ids of calls may differ from turn to turn without it being another.
+/// Returns the text and calls of an action. Thinking and call ids are left out, because they may differ between
+/// repetitions.
 pub(super) fn said(action: &Action) -> String {
     let calls: Vec<(&str, String)> = action
         .calls

@@ -7,9 +7,9 @@ use super::{Episode, excerpt};
 use crate::Deadline;
 
 impl Episode {
-    /// Brings a fresh environment to where the episode stands: resets it with the same seed and does everything again.
+    /// Brings a fresh environment to the episode's current turn: resets it with the same seed and repeats every action.
     ///
-    /// What it answers must be what it answered before; calls of tools are answered from the ledger.
+    /// The environment's answers must be the same as before; tool calls are answered from the ledger.
     pub(super) async fn replay(&mut self, deadline: Deadline) -> Result<(), Outcome> {
         let seed = self.state.identity.environment_seed;
         let limit = self.limits.environment_timeout();
@@ -31,6 +31,6 @@ fn same(before: &str, now: &str, what: &str) -> Result<(), Outcome> {
     if before == now {
         return Ok(());
     }
-    let message = format!("{what} is not what it was when the episode was first played");
+    let message = format!("{what} differs from the one in the first run of the episode");
     Err(infra(InfraReason::Snapshot, message))
 }

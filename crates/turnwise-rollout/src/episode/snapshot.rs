@@ -9,11 +9,11 @@ use super::state::{Factory, State};
 use super::{Episode, World};
 use crate::{AgentError, AgentFactory, Limits};
 
-/// A suspended episode on its way to disk or another process: everything it takes to go on.
+/// A suspended episode as data, for disk or another process.
 ///
-/// Tokens and graph, the request that was interrupted and the place of its next random number are the agent's; budgets,
-/// rewards and the attempt are the episode's; environment and ledger of tool calls follow. The stop set is the renderer's,
-/// whose hash is in here.
+/// The agent's part has the tokens, the graph, the interrupted request and the index of its next random number; the
+/// episode's part has budgets, rewards and the attempt; the environment and the ledger of tool calls follow. The stop
+/// tokens are the renderer's, whose hash is part of the snapshot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EpisodeSnapshot {
@@ -25,17 +25,17 @@ pub struct EpisodeSnapshot {
     ledger: Vec<CallRecord>,
 }
 
-/// What the byte form begins with: name and version of the format.
+/// The beginning of the byte form: name and version of the format.
 const MAGIC: &str = "turnwise-episode 1 ";
 
 impl EpisodeSnapshot {
-    /// Which episode it is of.
+    /// Returns the identity of the episode.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.state.identity
     }
 
-    /// The byte form: one line with format, version and the SHA-256 of the rest, then JSON.
+    /// Returns the byte form: one line with format, version and the SHA-256 of the rest, then JSON.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let body = serde_json::to_vec(self).expect("a snapshot is plain data");
@@ -47,7 +47,7 @@ impl EpisodeSnapshot {
     /// Reads the byte form.
     ///
     /// # Errors
-    /// When the bytes are of another format or version, are not those that were written, or are no snapshot.
+    /// If the bytes have another format or version, do not match their hash, or are not a snapshot.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, SnapshotError> {
         let rest = bytes.strip_prefix(MAGIC.as_bytes()).ok_or_else(|| format_of(bytes))?;
         let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
@@ -67,11 +67,11 @@ fn format_of(bytes: &[u8]) -> SnapshotError {
 }
 
 impl Episode {
-    /// The episode as data, or `None` where its environment starts anew instead of going on.
+    /// Returns the episode as data, or `None` if its environment restarts instead of continuing.
     #[must_use]
     pub fn snapshot(&self) -> Option<EpisodeSnapshot> {
         let environment = match self.state.recovery {
-            // An environment that was never reset has no state worth keeping, and needs no snapshot to start.
+            // An environment that was never reset has no state, and needs no snapshot to start.
             None | Some(Recovery::Replay) => Vec::new(),
             Some(Recovery::Snapshot) => self.world.snapshot().ok()??,
             Some(Recovery::Restart) => return None,
@@ -87,13 +87,13 @@ impl Episode {
         })
     }
 
-    /// An episode that goes on where a snapshot was taken.
+    /// Restores an episode from a snapshot.
     ///
-    /// An environment that is replayed catches up in the next advance.
+    /// A replayed environment catches up in the next advance.
     ///
     /// # Errors
-    /// When the task, the renderer or the sampling settings are not those the snapshot was taken with, agent or environment
-    /// refuse it, or it says what cannot be.
+    /// If the task, the renderer or the sampling settings differ from those of the snapshot, the agent or the
+    /// environment refuses its part, or the snapshot violates an invariant.
     pub fn restore(
         snapshot: EpisodeSnapshot,
         tasks: &dyn TaskSet,
@@ -149,12 +149,12 @@ fn is_of(identity: &Identity, tasks: &dyn TaskSet) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// Whether the turns are nodes of the policy.
+/// Checks that every turn refers to a node of the policy.
 fn points_into(state: &State, graph: &MessageGraph) -> Result<(), String> {
     for turn in &state.turns {
         match graph.nodes().get(turn.node.0 as usize) {
             Some(node) if node.author == Author::Policy => {}
-            _ => return Err(format!("node {} is no turn of the policy", turn.node.0)),
+            _ => return Err(format!("node {} is not a turn of the policy", turn.node.0)),
         }
     }
     Ok(())
@@ -164,59 +164,59 @@ fn refused(why: String) -> RestoreError {
     RestoreError::Agent(AgentError::Snapshot(why))
 }
 
-/// Bytes that are no snapshot, or not the one that was written.
+/// The reason why bytes cannot be read as a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
-    /// Another format, or another version of it.
+    /// The bytes have another format, or another version of it.
     #[error(
-        "read a snapshot of an episode: it begins with {found:?}, not with {:?}; read it with the version that wrote it",
+        "read the snapshot of an episode: it begins with {found:?}, not with {:?}; read it with the version that wrote it",
         MAGIC
     )]
     Format {
-        /// How it begins.
+        /// The beginning of the bytes.
         found: String,
     },
-    /// The content is not what was written.
+    /// The content differs from the content that was written.
     #[error(
-        "read a snapshot of an episode: its SHA-256 should be {expected} and is {actual}; take an older copy"
+        "read the snapshot of an episode: its SHA-256 is {actual} instead of {expected}; take an older copy"
     )]
     Digest {
-        /// What stands in its first line.
+        /// The hash in the first line.
         expected: String,
-        /// What its content has.
+        /// The hash of the content.
         actual: String,
     },
-    /// The content is whole, and no snapshot.
-    #[error("read a snapshot of an episode: {0}")]
+    /// The content matches its hash, but is not a snapshot.
+    #[error("read the snapshot of an episode: {0}")]
     Content(String),
 }
 
-/// A snapshot that cannot go on here.
+/// The reason why a snapshot cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The task set has another task, or none, at the snapshot's index.
-    #[error("restore an episode: task {index} is not the task it was suspended in")]
+    /// The task set has no task, or another one, at the snapshot's index.
+    #[error("restore the episode: task {index} is not the task that it was suspended in")]
     Task {
         /// The snapshot's task.
         index: usize,
     },
-    /// The snapshot says what cannot be.
-    #[error("restore an episode: {0}")]
+    /// The snapshot violates an invariant.
+    #[error("restore the episode: {0}")]
     State(String),
-    /// Groups of another size are open.
+    /// The open groups have another size.
     #[error(
-        "restore suspended episodes: their groups have {was} members, and the group size is {is} now; finish them with a group size of {was}"
+        "restore the suspended episodes: their groups have {was} members, and the group size is {is} now; finish them with a group size of {was}"
     )]
     GroupSize {
-        /// Members of a group that is open.
+        /// The number of members of an open group.
         was: usize,
-        /// Members of a new group.
+        /// The number of members of a new group.
         is: usize,
     },
-    /// The environment refuses it.
-    #[error("restore an episode's environment")]
+    /// The environment refused its snapshot.
+    #[error("restore the episode's environment")]
     Environment(#[source] EnvironmentError),
-    /// The agent refuses it.
-    #[error("restore an episode's agent")]
+    /// The agent refused its snapshot.
+    #[error("restore the episode's agent")]
     Agent(#[source] AgentError),
 }

@@ -5,7 +5,7 @@ use turnwise_trajectory::{Identity, Sampling, Turn};
 use super::repetition::Repetition;
 use crate::AgentFactory;
 
-/// What the agent's factory says about every trajectory.
+/// The agent factory's part of every trajectory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Factory {
@@ -29,19 +29,19 @@ pub(super) struct State {
     pub(super) n_tool_calls: usize,
     pub(super) repetition: Repetition,
     pub(super) solved: bool,
-    /// How the environment goes on elsewhere; `None` until it has been reset and the agent has seen what it said.
+    /// How the environment is recovered; `None` until it has been reset and the agent has its first observation.
     pub(super) recovery: Option<Recovery>,
-    /// What was done and seen, where the environment goes on by doing it again.
+    /// The actions and answers so far, if the environment is recovered by replay.
     pub(super) script: Script,
-    /// How often it was suspended.
+    /// The number of suspensions.
     pub(super) suspensions: u32,
-    /// Seconds it has run, over all its advances.
+    /// The run time in seconds, over all advances.
     pub(super) seconds: f64,
-    /// Seconds of the turn that is not over.
+    /// The seconds of the unfinished turn.
     pub(super) turn_seconds: f64,
-    /// The sampling seed of the episode it was forked from, which its agent still asks with.
+    /// The sampling seed of the forked episode, which its agent still sends.
     pub(super) forked_from: Option<u64>,
-    /// The tokens, from the first on, that another episode trains.
+    /// The number of tokens, from the first on, that another episode trains.
     pub(super) n_shared: usize,
 }
 
@@ -52,15 +52,15 @@ pub(super) struct Script {
     /// SHA-256 of the first observation.
     pub(super) opening: String,
     pub(super) exchanges: Vec<Exchange>,
-    /// Turns that no environment answered.
+    /// The number of turns that no environment answered.
     pub(super) n_asides: usize,
 }
 
-/// One action and what it led to.
+/// One action and its answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Exchange {
-    /// The turn, counted with those that no environment answered.
+    /// The index of the turn, including turns that no environment answered.
     pub(super) turn: usize,
     pub(super) action: Action,
     /// SHA-256 of the step: observation, reward and faults.
@@ -90,12 +90,12 @@ impl State {
         self.recovery.is_some()
     }
 
-    /// The sampling seed that the agent was made with.
+    /// Returns the sampling seed that the agent was made with.
     pub(super) fn seed_of_agent(&self) -> u64 {
         self.forked_from.unwrap_or(self.identity.sampling_seed)
     }
 
-    /// What a snapshot that was tampered with may have got wrong and arithmetic would stumble over.
+    /// Checks the numbers of an untrusted snapshot that arithmetic relies on.
     pub(super) fn validate(&self) -> Result<(), String> {
         let is_time = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
         let times = self.turns.iter().map(|turn| turn.seconds);

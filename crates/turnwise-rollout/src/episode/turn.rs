@@ -14,14 +14,14 @@ use super::{Episode, excerpt};
 use crate::{Act, Agent, AgentError, Allowance, Deadline, Decision, Policy, PolicyError, Room};
 
 impl Episode {
-    /// What is left of the episode's own time.
+    /// Returns the time left to the episode.
     pub(super) fn time_left(&self) -> Duration {
-        // Anything that is no length of time was refused before; nothing here may panic over it all the same.
+        // Invalid durations were refused before; this line must not panic even so.
         let used = Duration::try_from_secs_f64(self.state.seconds).unwrap_or(Duration::MAX);
         self.limits.episode_timeout().saturating_sub(used)
     }
 
-    /// `None` when the episode suspends.
+    /// Runs turns until the episode ends; `None` if it suspends.
     pub(super) async fn run(
         &mut self,
         engine: &Engine<'_>,
@@ -74,7 +74,8 @@ impl Episode {
         Ok(())
     }
 
-    /// How much the next turn may draw: `None` to suspend, an error when the policy has run into a limit.
+    /// Returns the number of tokens that the next turn may sample: `None` to suspend, an error if the policy has
+    /// reached a limit.
     fn room(&self, allowance: &Allowance, drawn_before: usize) -> Result<Option<Room>, Outcome> {
         let (pending, drawn, context) =
             self.ask_agent(|agent| (agent.n_pending(), agent.n_drawn(), agent.n_context()))?;
@@ -102,14 +103,15 @@ impl Episode {
         if now == 0 || allowance.stop.requested() {
             return Ok(None);
         }
-        // A turn that was closed by a smaller limit than its own is still a turn: the environment answers it, and the
-        // limit shows when the next one is due.
+        // A turn that a smaller limit closed is still a turn: the environment answers it, and the limit applies before
+        // the next turn.
         let turn =
             limits.max_turn_tokens.min(pending + of_episode.min(of_context)).max(pending + 1);
         Ok(Some(Room { turn, now: usize::try_from(now).unwrap_or(usize::MAX) }))
     }
 
-    /// What was rewarded so far stays, and is held to the same range as the rewards of an episode that ended.
+    /// Ends a truncated episode. The rewards received so far count, and must be in the same range as those of a
+    /// complete episode.
     fn truncated(&self, limit: Limit) -> Outcome {
         self.check_range().err().unwrap_or(Outcome::Truncated(limit))
     }
@@ -131,8 +133,9 @@ impl Episode {
             tokio::select! {
                 biased;
                 act = &mut acting => act,
-                // An engine that hands over what it has drawn does so at its next token. Of another the request is given
-                // up, and drawn again when the episode goes on: each draw is keyed by its place.
+                // An engine that supports interruption returns the tokens that it has sampled at the next token. The
+                // request of another engine is dropped, and sampled again when the episode continues: each token's
+                // random number depends only on its place.
                 () = allowance.stop.wait() => {
                     if !engine.interrupt(session) {
                         return Ok(Act::Interrupted);
@@ -162,7 +165,7 @@ impl Episode {
         infra(InfraReason::EpisodeTimeout, message)
     }
 
-    /// A turn that the environment does not hear of: no reward, and it trains like any other.
+    /// Records a turn that the environment does not see: it has no reward, and trains like any other.
     fn book_aside(&mut self, decision: Decision) {
         let Decision { node, stop, engine, .. } = decision;
         let seconds = std::mem::take(&mut self.state.turn_seconds);
@@ -184,7 +187,7 @@ impl Episode {
         self.state.turns.push(turn);
     }
 
-    /// Lets the environment answer a decision and books the turn; an error is the episode's outcome.
+    /// Lets the environment answer a decision and records the turn; an error is the episode's outcome.
     async fn answer(&mut self, decision: Decision, deadline: Deadline) -> Result<(), Outcome> {
         let Decision { action, node, stop, engine } = decision;
         let is_empty = is_empty(&action);
@@ -221,14 +224,14 @@ impl Episode {
                     Ending::Terminated => Outcome::Done,
                     Ending::Truncated => Outcome::Truncated(Limit::Environment),
                     Ending::Failed => {
-                        infra(InfraReason::EnvError, "the environment said that it failed")
+                        infra(InfraReason::EnvError, "the environment reported a failure")
                     }
                 })
             }
         }
     }
 
-    /// One step of the environment, its observation within the limit on bytes.
+    /// Makes one step of the environment, with its observation cut to the limit on bytes.
     async fn step(&mut self, action: Action, deadline: Deadline) -> Result<Step, Outcome> {
         self.state.n_tool_calls += action.calls.len();
         if self.state.n_tool_calls > self.limits.max_tool_calls {
@@ -262,8 +265,9 @@ impl Episode {
 
     fn ask_agent<T>(&self, question: impl FnOnce(&dyn Agent) -> T) -> Result<T, Outcome> {
         let Some(agent) = self.agent.as_deref() else { return Err(no_agent()) };
-        caught(|| question(agent))
-            .map_err(|panic| infra(InfraReason::AgentPanic, format!("count tokens: {panic}")))
+        caught(|| question(agent)).map_err(|panic| {
+            infra(InfraReason::AgentPanic, format!("cannot count the agent's tokens: {panic}"))
+        })
     }
 
     /// Writes reward and faults into the newest turn.
@@ -291,7 +295,7 @@ impl Episode {
     fn check_range(&self) -> Result<(), Outcome> {
         let total: f64 = self.state.turns.iter().filter_map(|turn| turn.reward).sum();
         let range = self.world.reward_range()?;
-        // Rewards that add up to a bound may miss it by rounding.
+        // A sum of rewards may exceed a bound by rounding.
         let slack = 1e-9 * (1.0 + range.start().abs().min(range.end().abs()));
         if total.is_finite() && total >= range.start() - slack && total <= range.end() + slack {
             Ok(())

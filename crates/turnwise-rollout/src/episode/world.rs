@@ -12,16 +12,16 @@ use turnwise_trajectory::{Identity, InfraReason, Outcome};
 use super::guard::{caught, caught_async, infra};
 use crate::{BlockingThreads, Deadline};
 
-/// The environment of one episode behind guards: whatever it does is an answer or the episode's outcome.
+/// One episode's environment behind guards: every call returns an answer or the episode's outcome.
 ///
-/// After an error, a panic or a missed deadline it is dropped, and never used again.
+/// After an error, a panic or a missed deadline the environment is dropped, and never used again.
 pub(super) struct World {
     kept: Option<Kept>,
     services: Services,
     threads: BlockingThreads,
 }
 
-/// An environment whose end cannot harm anybody either.
+/// An environment whose destructor cannot panic through.
 struct Kept(Option<Box<dyn Environment>>);
 
 impl Kept {
@@ -43,7 +43,7 @@ impl Drop for Kept {
     }
 }
 
-/// What can be asked of an environment and may take time.
+/// The calls of an environment that may take time.
 enum Call {
     Reset(u64),
     Step(Box<Action>),
@@ -70,7 +70,7 @@ enum Answer {
     Step(Step),
 }
 
-/// What came of a call that came back: the answer, an error, or a panic.
+/// The result of a call that returned: the answer, an error, or a panic.
 type Returned = Result<Result<Answer, EnvironmentError>, String>;
 
 impl World {
@@ -97,7 +97,7 @@ impl World {
         self.threads = threads;
     }
 
-    /// Begins the episode; `limit` is for the call, `deadline` for everything.
+    /// Begins the episode; `limit` bounds the call, `deadline` everything.
     pub(super) async fn reset(
         &mut self,
         seed: u64,
@@ -143,7 +143,7 @@ impl World {
         self.ask("snapshot", |environment| environment.snapshot())
     }
 
-    /// Restores the environment; the outer error is a panic.
+    /// Restores the environment.
     pub(super) fn restore(&mut self, bytes: &[u8]) -> Result<(), EnvironmentError> {
         let refused = |why: String| EnvironmentError::new("restore an environment").caused_by(why);
         let services = self.services.clone();
@@ -202,7 +202,7 @@ impl World {
     }
 }
 
-/// Waiting for a thread is nobody's fault and has only the episode's deadline; the call has its own.
+/// Runs the call on a thread. Waiting for a thread has only the episode's deadline; the call has its own.
 async fn call_on_thread(
     threads: BlockingThreads,
     mut kept: Kept,
@@ -220,10 +220,10 @@ async fn call_on_thread(
 }
 
 fn gone() -> Outcome {
-    infra(InfraReason::Protocol, "the environment broke before, and is asked again")
+    infra(InfraReason::Protocol, "the environment was called again after it broke")
 }
 
-/// The outcome of a call that did not come back; which deadline it was is what counts.
+/// Returns the outcome of a call that did not return, by the deadline that passed.
 fn late(name: &str, deadline: Deadline, limit: Duration) -> Outcome {
     if deadline.is_over() {
         infra(InfraReason::EpisodeTimeout, format!("the time of the episode was up in {name}"))
@@ -241,7 +241,7 @@ fn reason_of(error: &EnvironmentError) -> InfraReason {
     }
 }
 
-/// An error with its causes.
+/// Formats an error with its causes.
 fn explained(error: &EnvironmentError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);

@@ -5,7 +5,7 @@ use turnwise_trajectory::{InfraFault, InfraReason, Outcome, Trajectory};
 
 use super::PoolSettings;
 
-/// Notices that something is broken for all episodes, which no retry repairs.
+/// Detects faults that affect all episodes, which no retry repairs.
 #[derive(Debug)]
 pub(super) struct Breaker {
     max_in_row: u32,
@@ -13,15 +13,15 @@ pub(super) struct Breaker {
     counts: BreakerCounts,
 }
 
-/// What a breaker has counted.
+/// The counters of a breaker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BreakerCounts {
     in_row: u32,
-    /// For each of the last attempts whether its reward was bad.
+    /// For each of the last attempts, whether its reward was bad.
     recent: VecDeque<bool>,
 }
 
-/// Attempts that bad rewards are counted over: 1 % of fewer says nothing.
+/// The number of attempts over which bad rewards are counted: 1 % of fewer is not significant.
 const WINDOW: usize = 256;
 
 impl Breaker {
@@ -41,7 +41,8 @@ impl Breaker {
         self.counts = counts;
     }
 
-    /// An error when grading took back one verdict too many. Its attempt has been counted as a good one.
+    /// Counts a verdict that grading changed; returns an error if it is one too many. Its attempt has been counted as a
+    /// good one.
     pub(super) fn take_back(&mut self, fault: &InfraFault) -> Option<RolloutError> {
         if fault.reason != InfraReason::BadReward {
             return None;
@@ -52,7 +53,7 @@ impl Breaker {
         self.bad_rewards(fault)
     }
 
-    /// An error when this attempt was one fault too many.
+    /// Counts an attempt; returns an error if it is one fault too many.
     pub(super) fn count(&mut self, trajectory: &Trajectory) -> Option<RolloutError> {
         if self.counts.recent.len() == WINDOW {
             self.counts.recent.pop_front();
@@ -64,7 +65,7 @@ impl Breaker {
         };
         self.counts.recent.push_back(fault.reason == InfraReason::BadReward);
         self.counts.in_row += 1;
-        // The model is the same for all episodes.
+        // All episodes share one model.
         if fault.reason == InfraReason::NotFinite {
             return Some(RolloutError::NotFinite { last: fault.clone() });
         }
@@ -85,39 +86,39 @@ impl Breaker {
     }
 }
 
-/// Why rollouts cannot go on.
+/// The reason why rollouts cannot continue.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum RolloutError {
-    /// The breaker: something is broken for all episodes.
+    /// The breaker tripped: too many episodes broke in a row.
     #[error("run episodes: {n} in a row broke, the last with {last}")]
     TooManyFaults {
-        /// How many.
+        /// The number of faults.
         n: u32,
-        /// The last one.
+        /// The last fault.
         last: InfraFault,
     },
-    /// The model's logits are NaN or infinite, for every episode that follows too.
+    /// The model's logits are NaN or infinite, for every further episode too.
     #[error("run episodes: {last}")]
     NotFinite {
-        /// The episode that met them.
+        /// The fault of the episode.
         last: InfraFault,
     },
-    /// The environment blocks threads beyond its deadline, and there are no more to lose.
+    /// The environment blocks threads beyond its deadline, and too many are stuck.
     #[error("run episodes: `{environment}` has blocked {n} threads beyond their deadline")]
     StuckThreads {
-        /// How many.
+        /// The number of stuck threads.
         n: usize,
-        /// The environment.
+        /// The environment's name.
         environment: String,
     },
-    /// The breaker: the environment or the rubric rewards what it must not.
+    /// The breaker tripped: the environment or the rubric returned too many invalid rewards.
     #[error("run episodes: {n} of the last {of} attempts had a bad reward, the last {last}")]
     BadRewards {
-        /// How many.
+        /// The number of bad rewards.
         n: usize,
-        /// Among how many.
+        /// The number of attempts.
         of: usize,
-        /// The last one.
+        /// The last fault.
         last: InfraFault,
     },
 }

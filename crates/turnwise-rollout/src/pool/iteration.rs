@@ -5,25 +5,25 @@ use serde::{Deserialize, Serialize};
 use super::running::Seat;
 use crate::Group;
 
-/// What came of advancing episodes.
+/// The results of advancing episodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Iteration {
-    /// The groups that are finished, oldest first.
+    /// The finished groups, oldest first.
     pub groups: Vec<Group>,
-    /// Episodes that had been suspended before and went on.
+    /// The number of suspended episodes that continued.
     pub resumed: usize,
-    /// Episodes that are suspended at the end.
+    /// The number of episodes that are suspended at the end.
     pub suspended: usize,
-    /// Tokens drawn.
+    /// The number of sampled tokens.
     pub n_sampled: u64,
-    /// Outcomes of the attempts that ended, by label. One whose verdict grading took back stands under both.
+    /// Outcomes of the finished attempts, by label. An attempt whose verdict grading changed counts under both labels.
     pub outcomes: BTreeMap<String, u64>,
     /// Members of finished groups that were dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
 }
 
 impl Iteration {
-    /// Adds what a later iteration brought.
+    /// Adds the results of a later iteration.
     pub fn absorb(&mut self, later: Self) {
         self.groups.extend(later.groups);
         self.resumed += later.resumed;
@@ -40,13 +40,13 @@ impl Iteration {
 
 /// An iteration that was cut short by a stop.
 ///
-/// It goes on later with the same share for each episode, less what each has drawn already, so that a run that was stopped and
-/// resumed draws exactly the tokens of one that was not.
+/// It continues later with the same share for each episode, minus the tokens that the episode has already sampled, so
+/// that a run that is stopped and resumed samples exactly the tokens of one that is not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Unfinished {
-    /// The tokens that each episode may draw in the iteration.
+    /// The number of tokens that each episode may sample in the iteration.
     pub(super) share: u64,
-    /// The tokens that each episode has drawn in it; 0 for one that is missing.
+    /// The number of tokens that each episode has sampled in it; 0 for a missing one.
     used: Vec<(Seat, u64)>,
 }
 
@@ -55,7 +55,7 @@ impl Unfinished {
         Self { share, used: used.into_iter().collect() }
     }
 
-    /// The tokens drawn in the iteration, by seat.
+    /// Returns the number of tokens sampled in the iteration, by seat.
     pub(super) fn used(&self) -> BTreeMap<Seat, u64> {
         self.used.iter().copied().collect()
     }

@@ -8,30 +8,30 @@ use turnwise_trajectory::{GroupId, PolicyVersion};
 
 use crate::{Allowance, Episode, Policy, Progress, StopHandle, StopSignal};
 
-/// A member's place in its group: the same for all its attempts.
+/// A member's place in its group, the same for all its attempts.
 pub(super) type Seat = (GroupId, u32);
 
-/// An episode that is to be advanced.
+/// An episode that is due to be advanced.
 #[derive(Debug)]
 pub(super) struct Due {
     pub(super) episode: Episode,
-    /// How long to wait first.
+    /// The delay before it starts.
     pub(super) delay: Duration,
-    /// What attempts before it have drawn of the iteration's tokens.
+    /// The number of the iteration's tokens that earlier attempts have sampled.
     pub(super) used: u64,
 }
 
-/// What came back of an episode.
+/// The result of a running episode.
 #[derive(Debug)]
 pub(super) struct Returned {
     pub(super) seat: Seat,
     pub(super) n_drawn_before: usize,
-    /// What attempts before it had drawn of the iteration's tokens.
+    /// The number of the iteration's tokens that earlier attempts had sampled.
     pub(super) used_before: u64,
     pub(super) progress: Progress,
 }
 
-/// Episodes that are being advanced, each in a task of its own. Dropping this drops them all.
+/// The episodes that are being advanced, each in a task of its own. Dropping this value drops them all.
 #[derive(Debug, Default)]
 pub(super) struct Running {
     tasks: JoinSet<Returned>,
@@ -41,9 +41,9 @@ pub(super) struct Running {
 #[derive(Debug)]
 struct Taken {
     stop: StopHandle,
-    /// No token that it has or draws now is older.
+    /// A lower bound of the versions of its tokens.
     launched_at: PolicyVersion,
-    /// At the engine.
+    /// The session at the engine.
     session: u64,
 }
 
@@ -75,12 +75,12 @@ impl Running {
         self.tasks.spawn(async move { Returned { used_before: used, ..advancing.await } });
     }
 
-    /// The engine's sessions of those that run.
+    /// Iterates over the engine sessions of the running episodes.
     pub(super) fn sessions(&self) -> impl Iterator<Item = u64> + '_ {
         self.seats.values().map(|taken| taken.session)
     }
 
-    /// The next to come back; `None` when nothing runs. Nothing is lost when the future is dropped.
+    /// Returns the next result; `None` if no episode runs. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Option<Returned> {
         let returned = match self.tasks.join_next().await? {
             Ok(returned) => returned,
@@ -94,7 +94,7 @@ impl Running {
         self.seats.values().for_each(|taken| taken.stop.stop());
     }
 
-    /// Stops those that may have drawn tokens older than `oldest`.
+    /// Stops the episodes that may have sampled tokens older than `oldest`.
     pub(super) fn stop_launched_before(&self, oldest: PolicyVersion) {
         let launched_before = self.seats.values().filter(|taken| taken.launched_at < oldest);
         launched_before.for_each(|taken| taken.stop.stop());
@@ -122,7 +122,7 @@ async fn advance(
             () = sleep(delay) => {}
         }
     }
-    // What has been asked to stop before it began has not begun.
+    // An episode that is stopped before it begins has not begun.
     let progress = if allowance.stop.requested() {
         Progress::Suspended(episode)
     } else {
