@@ -363,7 +363,7 @@ fn a_canary_finds_an_engine_that_kept_its_weights() {
     let learner = Slow::new(1, 1);
     let kept = TabularModel::new(4);
     let error = run(Arc::new(kept), &learner).expect_err("an engine without them does not");
-    assert!(error.to_string().contains("draw with the new weights"), "{error}");
+    assert!(error.to_string().contains("sample with the new weights"), "{error}");
     // The same, but the engine claims to have them.
     let learner = Slow::new(1, 1);
     let error = run(Arc::new(Pretends(learner.clone(), TabularModel::new(4))), &learner);

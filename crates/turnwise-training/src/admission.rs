@@ -1,4 +1,4 @@
-//! The one place that decides what does not train, and says why.
+//! Admission: decides which episodes and tokens train, and records why the others do not.
 
 use std::collections::BTreeMap;
 
@@ -8,27 +8,27 @@ use turnwise_objective::SoftOverlong;
 use turnwise_rollout::Group;
 use turnwise_trajectory::{MaskReason, NodeId, Outcome, PolicyVersion, Score, Trajectory};
 
-/// What happens to tokens whose policy is more than `max_staleness` versions old.
+/// The treatment of tokens whose policy is more than `max_staleness` versions old.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StaleTokens {
-    /// Their whole trajectory is dropped.
+    /// Drops the whole trajectory.
     #[default]
     Drop,
-    /// They alone are masked: out of the sum and the count of their ratio group.
+    /// Masks only these tokens: they leave the sum and the count of their ratio group.
     Mask,
 }
 
-/// What happens to an episode that ran into a limit.
+/// The treatment of an episode that reached a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TruncatedEpisodes {
-    /// It is scored with the rewards it has received.
+    /// Scores the episode with the rewards that it has received.
     #[default]
     Keep,
-    /// This is added to its reward.
+    /// Adds this number to the episode's reward.
     Penalise(f64),
-    /// It is neither in the baseline nor in the loss.
+    /// Leaves the episode out of both the baseline and the loss.
     Mask,
 }
 
@@ -43,45 +43,45 @@ pub enum TruncatedEpisodes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Overlong {
-    /// The sampled tokens of an episode at which the penalty is whole.
+    /// The number of sampled tokens of an episode at which the penalty reaches -1.
     pub max_tokens: usize,
-    /// How many tokens before that it begins; with 0 it is whole just above `max_tokens`.
+    /// The number of tokens before `max_tokens` at which the penalty begins; 0 makes it a step just above `max_tokens`.
     pub buffer: usize,
 }
 
 impl Overlong {
-    /// What is added to the reward of an episode of so many sampled tokens: 0 up to `max_tokens - buffer`, then falling
-    /// evenly to -1 at `max_tokens`, and -1 beyond.
+    /// Returns the number added to the reward of an episode of `n_sampled` tokens: 0 up to `max_tokens - buffer`, then
+    /// falling linearly to -1 at `max_tokens`, and -1 beyond.
     #[must_use]
     pub fn penalty(&self, n_sampled: usize) -> f64 {
         SoftOverlong { max_tokens: self.max_tokens, buffer_tokens: self.buffer }.penalty(n_sampled)
     }
 }
 
-/// What may train.
+/// The rules of admission.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Admission {
-    /// The oldest version that trains, counted back from the weights being trained.
+    /// The largest number of versions that a trained token may be behind the weights being trained.
     pub max_staleness: u32,
-    /// What happens to older tokens.
+    /// The treatment of older tokens.
     pub stale: StaleTokens,
-    /// What happens to episodes that ran into a limit.
+    /// The treatment of episodes that reached a limit.
     pub truncated: TruncatedEpisodes,
-    /// A group that is left with fewer members is dropped whole.
+    /// The minimal number of remaining members; a group with fewer is dropped whole.
     pub min_group_size: usize,
-    /// Whether groups whose members all have the same reward train all the same, with advantages of 0.
+    /// Whether a group whose members all have the same reward trains, with advantages of 0.
     pub keep_zero_variance: bool,
-    /// The penalty for length, if there is one.
+    /// The penalty for length, if any.
     pub overlong: Option<Overlong>,
-    /// Whether the tokens of episodes that ended by the agent's fault are masked. Their rewards stay in the baseline.
+    /// Whether to mask the tokens of episodes that ended by the agent's fault. Their rewards stay in the baseline.
     pub mask_agent_faults: bool,
-    /// Whether the tokens of turns with mistakes of form are masked.
+    /// Whether to mask the tokens of turns with malformed answers or calls.
     pub mask_parse_errors: bool,
 }
 
 impl Default for Admission {
-    /// Up to 4 versions old; older trajectories are dropped whole, truncated ones kept, groups of less than two or without
-    /// variance left out; no penalty for length, and mistakes train.
+    /// Returns rules that admit up to 4 versions of staleness, drop older trajectories whole, keep truncated ones,
+    /// leave out groups with fewer than two members or without variance, penalise no length, and train on mistakes.
     fn default() -> Self {
         Self {
             max_staleness: 4,
@@ -96,25 +96,25 @@ impl Default for Admission {
     }
 }
 
-/// Why a scored member does not train.
+/// The reason why a scored member does not train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DropReason {
-    /// It holds tokens of a policy too old.
+    /// The member has tokens of a policy that is too old.
     Stale,
-    /// It ran into a limit.
+    /// The episode reached a limit.
     Truncated,
-    /// Too few of its group were left.
+    /// Too few members of the group were left.
     GroupDropped,
-    /// All members had the same reward, and solved the task.
+    /// All members had the same reward and solved the task.
     AllSolved,
-    /// All members had the same reward, and none solved the task.
+    /// All members had the same reward and none solved the task.
     NoneSolved,
-    /// All members had the same reward, though some solved the task and some did not.
+    /// All members had the same reward, although only some solved the task.
     SameReward,
 }
 
 impl DropReason {
-    /// Every reason there is.
+    /// Every reason.
     pub const ALL: [Self; 6] = [
         Self::Stale,
         Self::Truncated,
@@ -124,7 +124,7 @@ impl DropReason {
         Self::SameReward,
     ];
 
-    /// The word in books and records.
+    /// Returns the word used in books and records.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -138,23 +138,23 @@ impl DropReason {
     }
 }
 
-/// How many episodes there were, and of what length.
+/// The number of episodes and their total length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lengths {
-    /// The episodes.
+    /// The number of episodes.
     pub episodes: u64,
-    /// Their sampled tokens.
+    /// The number of their sampled tokens.
     pub tokens: u64,
 }
 
 impl Lengths {
-    /// Sampled tokens of an episode; `None` without one.
+    /// Returns the mean number of sampled tokens per episode; `None` without episodes.
     #[must_use]
     pub fn mean(&self) -> Option<f64> {
         (self.episodes > 0).then(|| self.tokens as f64 / self.episodes as f64)
     }
 
-    /// Adds others.
+    /// Adds the counts of another value.
     pub fn merge(&mut self, other: Self) {
         self.episodes += other.episodes;
         self.tokens += other.tokens;
@@ -165,17 +165,17 @@ impl Lengths {
     }
 }
 
-/// The members of a group that are compared with each other, and why the others are not.
+/// The members of a group that are compared with each other, and the reasons why others are not.
 #[derive(Debug, Default)]
 pub struct Admitted {
-    /// They may train.
+    /// The members that may train.
     pub members: Vec<Trajectory>,
-    /// Those that do not, by reason, with their lengths: dropping what is old or long drops the long more often.
+    /// The lengths of the other members, by reason: dropping stale or long episodes favours short ones.
     pub dropped: BTreeMap<DropReason, Lengths>,
 }
 
 impl Admitted {
-    /// The lengths of the members that may train.
+    /// Returns the lengths of the members that may train.
     #[must_use]
     pub fn kept(&self) -> Lengths {
         let mut kept = Lengths::default();
@@ -197,14 +197,14 @@ impl Admitted {
 impl Admission {
     /// Applies the rules to a group. `newest` is the version that is being trained.
     ///
-    /// Whether the rewards of a group differ is decided on what the environment gave: a penalty for truncation or length
-    /// shapes the rewards of a group that differs, and never makes one that does.
+    /// Whether the rewards of a group differ is decided on the environment's rewards: a penalty for truncation or
+    /// length shapes the rewards of a group that differs, and never makes an equal group differ.
     #[must_use]
     pub fn admit(&self, group: Group, newest: PolicyVersion) -> Admitted {
         let mut admitted = Admitted::default();
         for mut member in group.members {
             if member.reward().is_none() {
-                // Without a reward it is in the pool's books already.
+                // The pool has already counted a member without a reward.
                 continue;
             }
             self.mask(&mut member);
@@ -224,7 +224,7 @@ impl Admission {
         admitted
     }
 
-    /// Masks what does not train whatever its age.
+    /// Masks the tokens that do not train at any age.
     fn mask(&self, member: &mut Trajectory) {
         mask_unfinished_turn(member);
         if self.mask_agent_faults && matches!(member.outcome, Outcome::AgentFault(_)) {
@@ -235,7 +235,7 @@ impl Admission {
         }
     }
 
-    /// Why the whole member does not train; otherwise masks what of it is too old.
+    /// Returns the reason why the whole member does not train, or masks its tokens that are too old.
     fn refuse(&self, member: &mut Trajectory, newest: PolicyVersion) -> Option<DropReason> {
         if self.truncated == TruncatedEpisodes::Mask
             && matches!(member.outcome, Outcome::Truncated(_))
@@ -267,14 +267,15 @@ impl Admission {
         {
             let before = turn.reward;
             turn.reward = Some(before.unwrap_or(0.0) + penalty);
-            // What the environment gave stays to be read: a stored episode is replayed and scored again without penalties.
+            // The environment's reward stays readable: a stored episode is replayed and scored again without penalties.
             let rubric = "admission".to_owned();
             turn.score.get_or_insert(Score { rubric, value: Some(penalty), before });
         }
     }
 }
 
-/// Which kind of equal the rewards are. Decided on rewards, not on a standard deviation that rounding may have made.
+/// Returns how the rewards are equal, if they are. Decided on rewards, because rounding may make a standard deviation
+/// positive.
 fn zero_variance(members: &[Trajectory]) -> Option<DropReason> {
     if members.windows(2).any(|pair| pair[0].reward() != pair[1].reward()) {
         return None;
@@ -298,7 +299,7 @@ fn mask_where(
     }
 }
 
-/// Tokens of a turn that no environment answered have no credit.
+/// Masks the tokens of a turn that no environment answered, because they have no credit.
 fn mask_unfinished_turn(member: &mut Trajectory) {
     let answered: Vec<NodeId> = member.turns.iter().map(|turn| turn.node).collect();
     for id in node_ids(member) {

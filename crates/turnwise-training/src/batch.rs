@@ -10,60 +10,61 @@ use turnwise_trajectory::{
 use crate::credit::assign_batch_credit;
 use crate::{Credit, Learner, LearnerError, Row, Target};
 
-/// Which tokens share one importance ratio.
+/// The tokens that share one importance ratio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RatioScope {
-    /// All of an agent's trajectory, whatever rows hold it.
+    /// All tokens of an agent's trajectory, across its rows.
     #[default]
     Trajectory,
-    /// Each branch on its own.
+    /// The tokens of each branch.
     Branch,
-    /// Each turn on its own.
+    /// The tokens of each turn.
     Turn,
-    /// Each stretch drawn by one policy version on its own.
+    /// The consecutive tokens of each policy version.
     VersionSegment,
 }
 
-/// What the trainer knows of a target, beside what the learner needs.
+/// The trainer's data of a target; the learner does not need it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainToken {
-    /// The log-probability it was drawn with; replaced by the proximal policy's where that is used.
+    /// The log-probability at sampling time, or the proximal policy's in its place.
     pub behavior_logprob: f32,
-    /// The version that drew it.
+    /// The version that sampled the token.
     pub version: PolicyVersion,
-    /// Its credit.
+    /// The token's advantage.
     pub advantage: f32,
-    /// Its ratio group, an index into the batch's sequences.
+    /// The ratio group, an index into the batch's sequences.
     pub sequence: usize,
-    /// Its log-probability under the reference policy, for objectives that keep close to one.
+    /// The log-probability under the reference policy, for objectives with a KL penalty.
     pub reference_logprob: Option<f32>,
-    /// The node of the turn it was drawn in; the tokens of a turn stand together.
+    /// The node of the token's turn; the tokens of a turn are adjacent.
     pub turn: NodeId,
 }
 
-/// Rows for a learner, and what the objective needs about each of their targets.
+/// Rows for a learner, and the objective's data of each of their targets.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// The rows, in the order of the trajectories.
     pub rows: Vec<Row>,
-    /// For each row what is known of each of its targets.
+    /// For each row, the data of each of its targets.
     pub tokens: Vec<Vec<TrainToken>>,
-    /// For each ratio group its share of its trajectory, 1/n of n groups: a mean over sequences weighs each group by it, so
-    /// that a trajectory weighs 1 in every scope. A mean over tokens weighs each group 1, and so each token once.
+    /// For each ratio group, its share of its trajectory: 1/n for n groups. A mean over sequences weighs each group by
+    /// its share, so that a trajectory weighs 1 in every scope. A mean over tokens weighs each group 1, and so each
+    /// token once.
     pub weights: Vec<f64>,
-    /// For each row the trajectory it belongs to, an index into the batch's trajectories.
+    /// For each row, its trajectory, an index into the batch's trajectories.
     pub trajectory_of: Vec<usize>,
 }
 
 impl Batch {
     /// Lays trajectories out in rows. Each sampled node trains in the first row that contains it.
     ///
-    /// Every agent has ratio groups of its own: a trajectory shares none with another, and a branch that a subagent began
-    /// shares none with the branches of whoever started it.
+    /// Every agent has its own ratio groups: a trajectory shares none with another, and a branch of a subagent shares
+    /// none with the branches of the agent that started it.
     ///
     /// # Errors
-    /// When a token that would train has no advantage, or for what [`check_trajectories`] refuses.
+    /// If a token that would train has no advantage, or [`check_trajectories`] refuses the trajectories.
     pub fn new<'a>(
         trajectories: impl IntoIterator<Item = &'a Trajectory>,
         scope: RatioScope,
@@ -77,7 +78,7 @@ impl Batch {
         Ok(batch)
     }
 
-    /// How many tokens train.
+    /// Returns the number of tokens that train.
     #[must_use]
     pub fn n_targets(&self) -> usize {
         self.tokens.iter().map(Vec::len).sum()
@@ -100,7 +101,7 @@ impl Batch {
         let mut trained = vec![false; trajectory.graph.nodes().len()];
         for (branch, leaf) in trajectory.graph.leaves().into_iter().enumerate() {
             let (row, tokens) = lay_out(trajectory, leaf, branch, &mut trained, &mut sequences)?;
-            // A branch that trains nothing of its own costs a forward pass and brings nothing.
+            // A branch without targets of its own costs a forward pass and trains nothing.
             if !tokens.is_empty() {
                 self.rows.push(row);
                 self.tokens.push(tokens);
@@ -113,11 +114,11 @@ impl Batch {
     }
 }
 
-/// Numbers the ratio groups of one trajectory.
+/// The numbering of the ratio groups of one trajectory.
 struct Sequences {
     scope: RatioScope,
     first: usize,
-    /// For each node whose work it belongs to.
+    /// For each node, the agent that it belongs to.
     agents: Vec<Option<NodeId>>,
     ids: HashMap<(Option<NodeId>, u64), usize>,
     segment: u64,
@@ -141,7 +142,7 @@ impl Sequences {
     }
 }
 
-/// For each node the node that began the work of the subagent it belongs to; `None` for the trajectory's own agent.
+/// Returns for each node the node that began its subagent; `None` for the trajectory's own agent.
 fn agents(trajectory: &Trajectory) -> Vec<Option<NodeId>> {
     let graph = &trajectory.graph;
     let spawned = graph.edges().iter().filter(|edge| edge.kind == EdgeKind::SpawnedBy);
@@ -188,7 +189,7 @@ fn lay_out(
             span.extend_ids(&mut row.ids);
         }
     }
-    // What stands behind the last target changes no log-probability; an observation there may even be beyond the context.
+    // Tokens after the last target change no log-probability; an observation there may even exceed the context.
     row.ids.truncate(row.targets.last().map_or(0, |target| target.position + 1));
     Ok((row, tokens))
 }
@@ -197,12 +198,12 @@ fn trained_tokens(tokens: &SampledTokens) -> impl Iterator<Item = (usize, Sample
     tokens.iter().enumerate().filter(|(_, token)| token.trains())
 }
 
-/// Refuses what cannot be trained on together, or not at all. [`Batch::new`] does it for its own trajectories; a step that
-/// makes several batches does it for all of them first, so that nothing is refused when some weights have moved.
+/// Refuses trajectories that cannot be trained on, or not together. [`Batch::new`] checks its own trajectories; a step
+/// with several batches checks all of them first, so that nothing is refused after some weights have changed.
 ///
 /// # Errors
-/// When two trajectories were rendered by different tokenizers or templates, or a token that would train was drawn from a
-/// distribution that a trainer's softmax cannot be: truncated without a record of what was kept, or at temperature 0.
+/// If two trajectories were rendered by different tokenizers or templates, or a token that would train was sampled from
+/// a distribution that a trainer's softmax cannot compute: truncated without recorded kept ids, or at temperature 0.
 pub fn check_trajectories<'a>(
     trajectories: impl IntoIterator<Item = &'a Trajectory>,
 ) -> Result<(), BatchError> {
@@ -225,10 +226,10 @@ pub fn check_trajectories<'a>(
     Ok(())
 }
 
-/// Asks the learner for the reference policy's log-probabilities of tokens whose record has none.
+/// Computes the missing reference log-probabilities of tokens.
 ///
 /// # Errors
-/// When the learner keeps no reference, or cannot compute a row.
+/// If the learner keeps no reference, or cannot compute a row.
 pub async fn fill_references(
     batch: &mut Batch,
     learner: &mut dyn Learner,
@@ -243,10 +244,10 @@ pub async fn fill_references(
     Ok(())
 }
 
-/// Writes the credit of a group that is a batch of its own into the tokens of its members, turn by turn.
+/// Assigns the credit of a group that is a batch of its own to the tokens of its members, turn by turn.
 ///
 /// # Errors
-/// When a reward is not finite.
+/// If a reward is not finite.
 pub fn assign_credit(
     credit: &dyn Credit,
     members: &mut [Trajectory],
@@ -254,46 +255,46 @@ pub fn assign_credit(
     assign_batch_credit(credit, &mut [members]).map(drop)
 }
 
-/// Trajectories that cannot be trained on.
+/// The reason why trajectories cannot be trained on.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BatchError {
-    /// A token that was not scored; not scored is not 0.
-    #[error("lay out group {group} member {member}: a token of node {node} has no advantage")]
+    /// A token without an advantage, which is not the same as an advantage of 0.
+    #[error("train on group {group} member {member}: a token of node {node} has no advantage")]
     NoAdvantage {
-        /// The group.
+        /// The group's id.
         group: u64,
-        /// The member.
+        /// The member's index.
         member: u32,
-        /// The node.
+        /// The node's id.
         node: u32,
     },
-    /// Two tokenizers, templates or template settings.
+    /// Trajectories of different tokenizers, templates or template settings.
     #[error(
-        "lay out group {group} member {member}: its renderer is {other}, and that of others in the batch {first}; train on \
+        "train on group {group} member {member}: its renderer is {other}, and that of others in the batch {first}; train on \
          one of them"
     )]
     MixedRenderers {
-        /// The hash of the trajectory that came first.
+        /// The hash of the first trajectory.
         first: String,
         /// The hash that differs.
         other: String,
-        /// The group.
+        /// The group's id.
         group: u64,
-        /// The member.
+        /// The member's index.
         member: u32,
     },
-    /// Tokens drawn from a distribution that the trainer cannot compute.
+    /// Tokens that were sampled from a distribution which the trainer cannot compute.
     #[error(
-        "lay out group {group} member {member}: tokens were drawn with temperature {}, top_p {}, top_k {}, min_p {} and no \
+        "train on group {group} member {member}: tokens were sampled with temperature {}, top_p {}, top_k {}, min_p {} and no \
          record of the ids that were kept; sample with a temperature above 0, top_p 1, top_k 0, min_p 0, or record kept sets",
         sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p
     )]
     Truncated {
-        /// How they were drawn.
+        /// The sampling settings.
         sampling: Sampling,
-        /// The group.
+        /// The group's id.
         group: u64,
-        /// The member.
+        /// The member's index.
         member: u32,
     },
 }

@@ -2,29 +2,29 @@ use std::collections::BTreeMap;
 
 use turnwise_rollout::Census;
 
-/// Every episode of a run, counted where it is.
+/// The books of a run: every episode, counted where it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Books {
-    /// Episodes that were started; a retry is not a new one.
+    /// Episodes that were started; a retry does not count.
     pub dispatched: u64,
     /// Episodes that were trained on.
     pub trained: u64,
     /// Episodes that were dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// Episodes that rollouts have open.
+    /// Open episodes of the rollout pool.
     pub open: Census,
-    /// Episodes in finished groups that wait for the trainer.
+    /// Episodes of finished groups that wait for the trainer.
     pub ready: u64,
 }
 
 impl Books {
-    /// Episodes that are neither trained nor dropped nor suspended.
+    /// Returns the number of episodes that are neither trained nor dropped nor suspended.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.open.total() - self.open.suspended + self.ready
     }
 
-    /// `dispatched − trained − dropped − in flight − suspended`: 0, or episodes got lost.
+    /// Returns `dispatched − trained − dropped − in flight − suspended`: 0, unless episodes got lost.
     #[must_use]
     pub fn unaccounted(&self) -> i64 {
         let known = self.trained

@@ -5,14 +5,14 @@ use turnwise_trajectory::{PolicyVersion, Sampling, TokenId};
 
 use crate::{Learner, LearnerError, Row, Target};
 
-/// A few tokens that are drawn after every publication and computed again by the trainer: an engine that never received the
-/// weights looks like staleness otherwise (verl#7495 lost two months to one).
+/// A canary: a few tokens that are sampled after every publication and recomputed by the trainer. Without it, an engine
+/// that never received the weights looks like staleness (verl#7495 lost two months to one).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Canary {
-    /// How many tokens.
+    /// The number of tokens.
     pub tokens: usize,
-    /// How far the two may be apart, in nats. Rounding of f32 stays below 1e-3; engines of other precision need more.
+    /// The largest accepted difference in nats. Rounding of f32 stays below 1e-3; engines of other precision need more.
     pub tolerance: f64,
 }
 
@@ -23,10 +23,10 @@ impl Default for Canary {
 }
 
 impl Canary {
-    /// The largest difference, in nats; `None` when the engine did not answer, which its requests will show anyway.
+    /// Returns the largest difference in nats; `None` if the engine did not answer, which later requests will show.
     ///
     /// # Errors
-    /// When the engine draws with other weights than those that were published, or the learner fails.
+    /// If the engine samples with other weights than the published ones, or the learner fails.
     pub(crate) async fn check(
         &self,
         policy: &dyn Policy,
@@ -72,52 +72,54 @@ impl Canary {
         let gap = differences
             .map(|(token, logprob)| (f64::from(token.logprob) - f64::from(*logprob)).abs())
             .fold(0.0, |largest: f64, gap| if gap.is_nan() { gap } else { largest.max(gap) });
-        // NaN is no agreement either.
+        // NaN does not agree either.
         if gap <= self.tolerance { Ok(Some(gap)) } else { Err(CanaryError::Gap { version, gap }) }
     }
 }
 
-/// A session no episode has but by a chance of 2^-64.
+/// The session of the canary. An episode has the same id with a probability of 2^-64.
 const SESSION: u64 = 0x6361_6e61_7279;
 
-/// The engine does not serve what was published.
+/// The engine does not serve the published weights.
 #[derive(Debug, thiserror::Error)]
 pub enum CanaryError {
-    /// Its tokens carry another version.
-    #[error("draw with the new weights: the engine serves {drawn} after {published} was published")]
+    /// The engine's tokens carry another version.
+    #[error(
+        "sample with the new weights: the engine serves {drawn} after {published} was published"
+    )]
     Version {
-        /// The engine's.
+        /// The version that the engine serves.
         drawn: PolicyVersion,
-        /// The learner's.
+        /// The version that the learner published.
         published: PolicyVersion,
     },
-    /// It says itself that it cannot.
-    #[error("draw with the new weights {version}: the engine refuses: {reason}")]
+    /// The engine refuses to serve the new version.
+    #[error("sample with the new weights {version}: the engine refuses: {reason}")]
     Refused {
-        /// The learner's.
+        /// The version that the learner published.
         version: PolicyVersion,
-        /// The engine's words.
+        /// The engine's reason.
         reason: String,
     },
-    /// The new weights give logits that are NaN or infinite.
-    #[error("draw with the new weights {version}: {reason}")]
+    /// The logits of the new weights are NaN or infinite.
+    #[error("sample with the new weights {version}: {reason}")]
     NotFinite {
-        /// The learner's.
+        /// The version that the learner published.
         version: PolicyVersion,
-        /// Which weight they come from.
+        /// The weight that causes it.
         reason: String,
     },
-    /// Its numbers are of other weights.
+    /// The engine's log-probabilities are those of other weights.
     #[error(
-        "draw with the new weights {version}: engine and trainer differ by {gap} nats on the same tokens"
+        "sample with the new weights {version}: engine and trainer differ by {gap} nats on the same tokens"
     )]
     Gap {
-        /// The learner's.
+        /// The version that the learner published.
         version: PolicyVersion,
-        /// The largest difference.
+        /// The largest difference in nats.
         gap: f64,
     },
-    /// The learner.
+    /// The learner failed.
     #[error(transparent)]
     Learner(#[from] LearnerError),
 }

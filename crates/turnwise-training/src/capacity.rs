@@ -1,27 +1,29 @@
-//! How many rollouts staleness admits.
+//! The number of rollouts that staleness admits.
 
-/// Where the rollouts of a run are, in rollouts.
+/// The rollouts of a run by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Occupancy {
-    /// Optimiser steps that were published since the run began.
+    /// Optimiser steps published since the run began.
     pub version: u64,
     /// Rollouts that were trained on.
     pub accepted: u64,
     /// Rollouts that are running, suspended, waiting to begin, or finished and waiting for the trainer.
     pub outstanding: u64,
-    /// Rollouts of the batch that is being trained on, and not yet published: what is started now comes after it.
+    /// Rollouts of the batch that is being trained on; rollouts that start now come after it.
     pub in_training: u64,
 }
 
-/// Rollouts that may be started so that none of them is more than `max_staleness` versions old when its turn comes.
+/// Returns the number of rollouts that may be started so that none is more than `max_staleness` versions old when it is
+/// trained on.
 ///
 /// ```text
 /// capacity = (η + version + 1) · batch − (accepted + in training + outstanding)      AReaL, arXiv 2505.24298, section 5.1
 /// ```
 ///
-/// The formula supposes that every version has consumed a batch. A step here may train fewer (groups without variance,
-/// faults), so no more than η + 1 batches are ever in training and outstanding either: what is started while a batch trains
-/// is trained on one version later at the least, and with η batches before it η + 1 versions later.
+/// The formula assumes that every version has consumed a batch. A step here may train on fewer rollouts (groups without
+/// variance, faults), so the rollouts in training and outstanding never exceed η + 1 batches either: a rollout that
+/// starts while a batch trains is trained on at least one version later, and with η batches before it η + 1 versions
+/// later.
 #[must_use]
 pub fn capacity(occupancy: &Occupancy, batch: u64, max_staleness: u32) -> u64 {
     let Occupancy { version, accepted, outstanding, in_training } = *occupancy;
@@ -38,7 +40,7 @@ mod tests {
     use super::{Occupancy, capacity};
 
     proptest! {
-        /// rollouts.md 13.22: never more than the formula, and always something when nothing is outstanding.
+        /// Rollouts 13.22: never more than the formula, and always more than 0 when nothing is outstanding.
         #[test]
         fn admission_is_bounded_by_the_formula_and_makes_progress(
             batch in 1_u64..64,
@@ -52,7 +54,8 @@ mod tests {
                 prop_assert!(total <= (u64::from(max_staleness) + occupancy.version + 1) * batch);
                 prop_assert!(occupancy.outstanding > 0 || room >= batch);
                 occupancy.outstanding += started.min(room);
-                // Any part of what is outstanding is trained; a step that trained something is a version.
+                // Any part of the outstanding rollouts is trained on; only a step that trained on some publishes a
+                // version.
                 let trained = finished.min(occupancy.outstanding);
                 occupancy.outstanding -= trained;
                 occupancy.accepted += trained;
@@ -77,8 +80,8 @@ mod tests {
     }
 
     proptest! {
-        /// rollouts.md 13.21: whoever is trained on in the order of starting is never too old, however little each step
-        /// trains of its batch.
+        /// Rollouts 13.21: a rollout that is trained on in the order of starting is never too old, even if each step
+        /// trains on little of its batch.
         #[test]
         fn what_is_trained_in_order_is_never_too_old(
             batch in 1_u64..16,
@@ -86,7 +89,7 @@ mod tests {
             percents in prop::collection::vec(10_u64..100, 1..60),
         ) {
             let mut occupancy = Occupancy::default();
-            // The versions that batches were started with, oldest first, one entry for each rollout.
+            // The versions at which batches were started, oldest first, one entry for each rollout.
             let mut queue = std::collections::VecDeque::new();
             let start = |occupancy: &mut Occupancy, queue: &mut std::collections::VecDeque<u64>| {
                 let room = capacity(occupancy, batch, max_staleness);

@@ -1,10 +1,10 @@
-//! Checkpoints that are either whole or not there.
+//! Atomic checkpoints: each is either whole or absent.
 //!
 //! A checkpoint is written to a staging directory, every file and the directory are synced, a manifest with lengths and
-//! hashes is added, and only then is the directory renamed to its final name. One that is there already changes places with the
-//! new one in a single step, so that at no moment none is there. Loading verifies every hash before it uses a byte. (The
-//! recipe avoids the failures of verl#4873, Lightning#688 and speculators#739: none overwritten in place, none trusted by its
-//! name, never only one kept.)
+//! hashes is added, and then the directory is renamed to its final name. An existing checkpoint of that name is
+//! exchanged with the new one in a single step, so that one of them is there at every moment. Loading verifies every
+//! hash before it uses a byte. (This avoids the failures of verl#4873, Lightning#688 and speculators#739: no checkpoint
+//! is overwritten in place, none is trusted by its name, and more than one is kept.)
 
 use std::error::Error;
 use std::fs;
@@ -25,20 +25,20 @@ use crate::{Learner, LearnerError, Trainer, TrainerSnapshot};
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     directory: PathBuf,
-    /// How many are kept, at least 2: the newest may turn out to be damaged.
+    /// The number of checkpoints to keep, at least 2, because the newest may turn out to be damaged.
     keep: usize,
-    /// How far a verification is.
+    /// The progress of a verification.
     meter: Meter,
 }
 
-/// A checkpoint whose files are what its manifest says.
+/// A verified checkpoint: its files match its manifest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
-    /// Its directory: a model directory, with the optimiser's and the trainer's state beside.
+    /// The directory: a model directory, with the optimiser's and the trainer's state in it.
     pub directory: PathBuf,
-    /// The step that comes next. The manifest says it, whatever the directory is called.
+    /// The next step, according to the manifest and not to the directory's name.
     pub step: u64,
-    /// What a reader should know about the other directories: newer ones that were passed over, and why; names that lie.
+    /// Notes about other directories: newer ones that were passed over, and why; names that contradict their manifest.
     pub notes: Vec<String>,
 }
 
@@ -48,43 +48,42 @@ struct State {
     trainer: TrainerSnapshot,
 }
 
-/// A directory called `step-NNNNNN`.
+/// A directory named `step-NNNNNN`.
 struct Found {
-    /// Of the manifest, or of the name where there is no manifest to trust.
+    /// The step of the manifest, or of the name if there is no valid manifest.
     step: u64,
-    /// Whether the name says the same step.
+    /// Whether the name agrees with the step.
     is_named_right: bool,
     directory: PathBuf,
     manifest: Result<Manifest, String>,
 }
 
 const STATE: &str = "state.json";
-/// What the directories of unfinished work begin with.
+/// The prefix of the directories of unfinished work.
 const STAGING: &str = ".tmp-";
-/// How long a save waits before it is tried again, after each failure of the disk.
+/// The pauses before a save is retried after a disk failure.
 const PAUSES: [Duration; 3] =
     [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 
 impl Checkpoints {
-    /// The checkpoints in a directory, which is made when the first is written.
+    /// Returns the checkpoints of a directory, which is created at the first save.
     #[must_use]
     pub fn new(directory: PathBuf, keep: usize) -> Self {
         Self { directory, keep: keep.max(2), meter: Meter::default() }
     }
 
-    /// Shows how far the hashes of a checkpoint are while [`Self::save`], [`Self::load`] or [`Self::newest`] compute them, in
-    /// bytes.
+    /// Returns the progress, in bytes, of the hashes that [`Self::save`], [`Self::load`] or [`Self::newest`] compute.
     #[must_use]
     pub fn meter(&self) -> Meter {
         self.meter.clone()
     }
 
-    /// Writes a checkpoint of the trainer as it stands between two steps. `extra` adds files of its own to the directory.
+    /// Writes a checkpoint of the trainer between two steps. `extra` adds further files to the directory.
     ///
-    /// A disk that fails or is full is tried three times more, with pauses.
+    /// If the disk fails or is full, the save is retried three times, with pauses.
     ///
     /// # Errors
-    /// When something cannot be written; the checkpoints that were there are as they were.
+    /// If a file cannot be written; existing checkpoints are unchanged.
     pub async fn save<L: Learner>(
         &self,
         trainer: &mut Trainer<L>,
@@ -100,7 +99,7 @@ impl Checkpoints {
                 return Err(error);
             };
             let cause = root(&error);
-            tracing::warn!(%cause, pause_s = pause.as_secs_f64(), "a checkpoint was not written, and is tried again");
+            tracing::warn!(%cause, pause_s = pause.as_secs_f64(), "a checkpoint was not written; retrying");
             tokio::time::sleep(pause).await;
         }
     }
@@ -125,16 +124,16 @@ impl Checkpoints {
         let published = self.directory.join(name_of(step));
         self.publish(&staging, &published).at(&published)?;
         if let Err(error) = self.prune(&published) {
-            // The new checkpoint is safe; the next save tries again.
+            // The new checkpoint is safe; the next save tries to delete again.
             tracing::warn!(%error, "an old checkpoint was not deleted");
         }
         Ok(published)
     }
 
-    /// Restores the newest whole checkpoint into a fresh trainer; `None` where there is none at all.
+    /// Restores the newest whole checkpoint into a fresh trainer; returns `None` if there are no checkpoints.
     ///
     /// # Errors
-    /// When there are checkpoints and none is whole, or the trainer refuses its content.
+    /// If there are checkpoints but none is whole, or the trainer refuses its content.
     pub async fn load<L: Learner>(
         &self,
         trainer: &mut Trainer<L>,
@@ -154,10 +153,11 @@ impl Checkpoints {
         Ok(Some(checkpoint))
     }
 
-    /// The newest checkpoint that is whole; `None` where there is none at all. Reads all of it, which can take seconds.
+    /// Returns the newest whole checkpoint; `None` if there are no checkpoints. Reads all of it, which can take
+    /// seconds.
     ///
     /// # Errors
-    /// When there are checkpoints and none is whole.
+    /// If there are checkpoints but none is whole.
     pub fn newest(&self) -> Result<Option<Checkpoint>, CheckpointError> {
         let mut notes = Vec::new();
         for found in self.found().at(&self.directory)?.into_iter().rev() {
@@ -177,10 +177,10 @@ impl Checkpoints {
         if notes.is_empty() { Ok(None) } else { Err(CheckpointError::NoneWhole { notes }) }
     }
 
-    /// Removes what a process that was killed left half written or half deleted.
+    /// Removes the unfinished directories of a killed process.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// If one cannot be removed.
     pub fn sweep(&self) -> Result<(), CheckpointError> {
         for path in entries(&self.directory).at(&self.directory)? {
             let is_ours =
@@ -192,7 +192,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Every directory called `step-NNNNNN`, oldest first, and of one step the rightly named last.
+    /// Returns every directory named `step-NNNNNN`, oldest first; of one step, the one whose name agrees comes last.
     fn found(&self) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
         for directory in entries(&self.directory)? {
@@ -205,7 +205,7 @@ impl Checkpoints {
             let manifest = if is_directory {
                 Manifest::read(&directory)
             } else {
-                Err("it is no directory".to_owned())
+                Err("it is not a directory".to_owned())
             };
             let step = manifest.as_ref().map_or(number, |manifest| manifest.step);
             let is_named_right = step == number;
@@ -215,7 +215,7 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// Refuses to begin what the disk has no room for: as much as the newest checkpoint takes.
+    /// Returns an error if the disk has less room than the newest checkpoint takes.
     fn check_space(&self) -> Result<(), CheckpointError> {
         let found = self.found().at(&self.directory)?;
         let newest = found.iter().rev().find_map(|found| found.manifest.as_ref().ok());
@@ -228,7 +228,8 @@ impl Checkpoints {
         }
     }
 
-    /// Gives the staging directory its name. What has the name already is there until the new one takes its place.
+    /// Gives the staging directory its final name. An existing directory of that name stays until the new one takes its
+    /// place.
     fn publish(&self, staging: &Path, published: &Path) -> io::Result<()> {
         if fs::symlink_metadata(published).is_err() {
             fs::rename(staging, published)?;
@@ -238,8 +239,8 @@ impl Checkpoints {
             sync(&self.directory)?;
             return set_aside(staging, published);
         }
-        // A file system that cannot let two names change places. A whole checkpoint of this step is as good as the new one:
-        // all it lacks are rollouts of the step that was not finished, which are drawn again.
+        // The file system cannot exchange two names. An existing whole checkpoint of this step is as good as the new
+        // one: it lacks only rollouts of the unfinished step, which are sampled again.
         if is_whole(published) {
             return fs::remove_dir_all(staging);
         }
@@ -248,7 +249,7 @@ impl Checkpoints {
         sync(&self.directory)
     }
 
-    /// Deletes the oldest checkpoints beyond those that are kept. Directories that are no whole checkpoints are neither
+    /// Deletes the oldest checkpoints beyond those to keep. Directories that are not whole checkpoints are neither
     /// counted nor touched.
     fn prune(&self, newest: &Path) -> io::Result<()> {
         let mut others: Vec<Found> = self.found()?;
@@ -264,10 +265,10 @@ impl Checkpoints {
     }
 }
 
-/// Saves the weights of a learner as they are, with a manifest: what a run that goes on compares with.
+/// Saves the weights of a learner, with a manifest, for a resumed run to compare with.
 ///
 /// # Errors
-/// When they cannot be written; then there is nothing at `directory`.
+/// If they cannot be written; then `directory` does not exist.
 pub async fn save_weights<L: Learner>(
     learner: &mut L,
     directory: &Path,
@@ -286,17 +287,17 @@ pub async fn save_weights<L: Learner>(
     directory.parent().map_or(Ok(()), sync).at(directory)
 }
 
-/// Compares saved weights with their manifest.
+/// Verifies saved weights against their manifest.
 ///
 /// # Errors
-/// When there are none, or a file is not what was written.
+/// If there are none, or a file differs from what was written.
 pub fn verify_weights(directory: &Path) -> Result<(), CheckpointError> {
     let verified = Manifest::read(directory)
         .and_then(|manifest| manifest.verify(directory, &Meter::default()));
     verified.map_err(|reason| CheckpointError::Content { directory: directory.to_owned(), reason })
 }
 
-/// An error and its causes on one line.
+/// Formats an error and its causes on one line.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -307,7 +308,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Syncs and hashes what a directory holds, beside the async runtime: it can take seconds.
+/// Syncs and hashes the content of a directory, outside of the async runtime, because it can take seconds.
 async fn write_manifest(directory: &Path, step: u64, meter: &Meter) -> io::Result<()> {
     let (directory, meter) = (directory.to_owned(), meter.clone());
     let written = spawn_blocking(move || Manifest::write(&directory, step, &meter)).await;
@@ -323,7 +324,7 @@ fn is_whole(directory: &Path) -> bool {
     Manifest::read(directory).and_then(|manifest| manifest.verify(directory, &meter)).is_ok()
 }
 
-/// Deletes a checkpoint so that no half-deleted directory ever has a published name.
+/// Deletes a checkpoint so that a half-deleted directory never has a published name.
 fn discard(directory: &Path) -> io::Result<()> {
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     let hidden = directory.with_file_name(format!("{STAGING}old-{name}"));
@@ -331,8 +332,8 @@ fn discard(directory: &Path) -> io::Result<()> {
     remove(&hidden)
 }
 
-/// Removes what stood at the name of a checkpoint and is now at `path`. Only a checkpoint or something empty is deleted; what
-/// somebody else put there gets a name of its own beside it.
+/// Removes the former content of a checkpoint's name, which is now at `path`. Only a checkpoint or an empty directory
+/// is deleted; other content is renamed and stays beside it.
 fn set_aside(path: &Path, published: &Path) -> io::Result<()> {
     if Manifest::read(path).is_ok() {
         return discard(path);
@@ -346,7 +347,7 @@ fn set_aside(path: &Path, published: &Path) -> io::Result<()> {
     fs::rename(path, aside.expect("some number is free"))
 }
 
-/// Removes a file, a link or a directory with what is in it; nothing where there is nothing.
+/// Removes a file, a link or a directory with its content; does nothing if there is none.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -356,12 +357,12 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The last cause of an error.
+/// Returns the last cause of an error.
 fn root<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     error.source().map_or(error, root)
 }
 
-/// Attaches a path to an error of the file system.
+/// Attaches a path to a file-system error.
 trait At<T> {
     fn at(self, path: &Path) -> Result<T, CheckpointError>;
 }
@@ -372,52 +373,52 @@ impl<T> At<T> for io::Result<T> {
     }
 }
 
-/// Why there is no checkpoint.
+/// An error of a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file system.
+    /// A file-system error.
     #[error("write or read a checkpoint in {}", path.display())]
     Io {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The disk is full, or will be.
+    /// The disk is full, or would be.
     #[error(
         "write a checkpoint in {}: it needs {} MB, and {} MB are free",
         directory.display(), needed.div_ceil(1_000_000), free / 1_000_000
     )]
     NoSpace {
-        /// Where the checkpoints are.
+        /// The directory of the checkpoints.
         directory: PathBuf,
-        /// The bytes that the newest checkpoint takes.
+        /// The number of bytes that the newest checkpoint takes.
         needed: u64,
-        /// The bytes that are free.
+        /// The number of free bytes.
         free: u64,
     },
-    /// The learner.
+    /// The learner failed.
     #[error(transparent)]
     Learner(#[from] LearnerError),
-    /// It is not what was written, or not of this run.
-    #[error("go on from {}: {reason}", directory.display())]
+    /// The content is damaged, or belongs to another run.
+    #[error("continue from {}: {reason}", directory.display())]
     Content {
         /// The checkpoint.
         directory: PathBuf,
-        /// What does not fit.
+        /// The reason.
         reason: String,
     },
-    /// All are damaged.
+    /// Every checkpoint is damaged.
     #[error("find a whole checkpoint: {}", notes.join("; "))]
     NoneWhole {
-        /// Each of them, and what is wrong.
+        /// Each checkpoint, and what is wrong with it.
         notes: Vec<String>,
     },
 }
 
 impl CheckpointError {
-    /// Whether the disk failed or is full, so that another try may succeed.
+    /// Returns whether the disk failed or is full, so that a retry may succeed.
     #[must_use]
     pub fn is_of_the_disk(&self) -> bool {
         let mut error: Option<&(dyn Error + 'static)> = Some(self);

@@ -1,4 +1,4 @@
-//! A mini-batch as objectives read it: columns of numbers, in which the tokens of a ratio group stand together.
+//! The columns of a mini-batch, in which the tokens of a ratio group are adjacent.
 
 use std::ops::Range;
 
@@ -7,27 +7,27 @@ use turnwise_trajectory::NodeId;
 
 use crate::{Batch, TrainToken};
 
-/// The columns of a mini-batch. Within a ratio group tokens stand in the order of rows and targets, whatever the
-/// micro-batches are, so that sums over a group do not depend on them.
+/// The columns of a mini-batch. Within a ratio group the tokens are in the order of rows and targets for every choice
+/// of micro-batches, so that sums over a group do not depend on that choice.
 #[derive(Debug)]
 pub(crate) struct Columns {
-    /// Where each ratio group begins, and behind them all where the last one ends. `[groups + 1]`
+    /// The index at which each ratio group begins, and a last entry with the end of all. `[groups + 1]`
     starts: Vec<usize>,
-    /// Where each target stands. `[rows][targets]`
+    /// The index of each target. `[rows][targets]`
     places: Vec<Vec<usize>>,
     /// Written by [`Columns::set`]. `[tokens]`, like all that follow.
     logprobs: Vec<f64>,
     behavior_logprobs: Vec<f64>,
     advantages: Vec<f64>,
-    /// NaN where none is known; empty where none is asked for.
+    /// NaN for an unknown value; empty if the objective needs none.
     references: Vec<f64>,
-    /// For each ratio group how many tokens each of its turns has. `[groups][turns]`
+    /// For each ratio group, the number of tokens of each of its turns. `[groups][turns]`
     turns: Vec<Vec<usize>>,
     gradient: Vec<f64>,
 }
 
 impl Columns {
-    /// The columns of a batch; with those of the reference policy where an objective asks for them.
+    /// Creates the columns of a batch, with those of the reference policy if the objective needs them.
     pub(crate) fn new(batch: &Batch, with_references: bool) -> Self {
         let (starts, places) = layout(batch);
         let n = batch.n_targets();
@@ -59,12 +59,12 @@ impl Columns {
         }
     }
 
-    /// The gradient of a row's targets.
+    /// Returns the gradient of a row's targets.
     pub(crate) fn gradient(&self, row: usize) -> impl Iterator<Item = f64> + '_ {
         self.places[row].iter().map(|place| self.gradient[*place])
     }
 
-    /// The ratio groups that are wanted, in their order.
+    /// Returns the wanted ratio groups, in order.
     pub(crate) fn groups(&mut self, is_wanted: impl Fn(usize) -> bool) -> Vec<Group<'_>> {
         let mut wanted = Vec::new();
         let mut rest = self.gradient.as_mut_slice();
@@ -95,15 +95,15 @@ pub(crate) struct Group<'a> {
     logprobs: &'a [f64],
     behavior_logprobs: &'a [f64],
     advantages: &'a [f64],
-    /// Where all are known.
+    /// `None` unless all values are known.
     references: Option<&'a [f64]>,
     turns: &'a [usize],
-    /// Where its gradient goes.
+    /// The destination of the gradient.
     pub(crate) gradient: &'a mut [f64],
 }
 
 impl<'a> Group<'a> {
-    /// What an objective reads of it.
+    /// Returns the objective's view of the group.
     pub(crate) fn sequence(&self) -> Result<Sequence<'a>, ObjectiveError> {
         let credit = Advantages::PerToken(self.advantages);
         let sequence =
@@ -115,12 +115,12 @@ impl<'a> Group<'a> {
     }
 }
 
-/// A stretch of the reference policy's column, if that is there and all of it is known.
+/// Returns a range of the reference policy's column, if the column exists and the range is fully known.
 fn of_range(column: &[f64], range: Range<usize>) -> Option<&[f64]> {
     column.get(range).filter(|column| !column.iter().any(|logprob| logprob.is_nan()))
 }
 
-/// Where ratio groups begin, and where the targets of each row stand.
+/// Returns the beginnings of the ratio groups, and the index of each row's targets.
 fn layout(batch: &Batch) -> (Vec<usize>, Vec<Vec<usize>>) {
     let mut starts = vec![0; batch.weights.len() + 1];
     for token in batch.tokens.iter().flatten() {
@@ -138,7 +138,7 @@ fn layout(batch: &Batch) -> (Vec<usize>, Vec<Vec<usize>>) {
     (starts, places)
 }
 
-/// For each ratio group how many tokens each of its turns has.
+/// Returns for each ratio group the number of tokens of each of its turns.
 fn turns(batch: &Batch, starts: &[usize], places: &[Vec<usize>]) -> Vec<Vec<usize>> {
     let mut turn_of = vec![NodeId(0); batch.n_targets()];
     for (place, token) in places.iter().flatten().zip(batch.tokens.iter().flatten()) {

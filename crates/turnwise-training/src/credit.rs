@@ -1,4 +1,4 @@
-//! Who gets credit for a reward.
+//! Credit assignment: from rewards to advantages.
 
 mod biased;
 mod gigpo;
@@ -24,38 +24,38 @@ pub use turn_baseline::TurnBaselineCredit;
 use turnwise_objective::{AdvantageError, ROUNDING, reward_to_go};
 use turnwise_trajectory::Trajectory;
 
-/// How the rewards of a group become an advantage for each turn of each member.
+/// A rule from the rewards of a group to an advantage for each turn of each member.
 ///
 /// # Contract
 ///
-/// - `group` holds the scored members of one group and of no other; every stream has one entry for each of them, with one
+/// - `group` holds the scored members of exactly one group; every stream has one entry for each of them, with one
 ///   number for each of its turns.
-/// - The advantages are finite, and exactly 0 where nothing distinguishes the members. A group of one gets 0.
-/// - Pure, and equivariant: permuting the members permutes the answer.
-/// - [`Credit::streams`] comes first, group by group; then [`Credit::finish`], once, over all groups of the batch.
+/// - The advantages are finite, and exactly 0 if the rewards of the members are equal. A group of one gets 0.
+/// - Pure, and equivariant: permuting the members permutes the result.
+/// - [`Credit::streams`] is called first, group by group; then [`Credit::finish`], once, over all groups of the batch.
 pub trait Credit: Send + Sync + Debug {
-    /// The name in settings and records.
+    /// Returns the name used in settings and records.
     fn name(&self) -> &'static str;
 
-    /// What each turn is worth, with the numbers it is made of.
+    /// Returns the advantage of each turn, with the numbers that it is made of.
     ///
     /// # Errors
-    /// When a reward is not finite.
+    /// If a reward is not finite.
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError>;
 
-    /// Changes the advantages by what only the whole batch knows, such as a standard deviation over all groups. By
-    /// default nothing.
+    /// Adjusts the advantages by statistics of the whole batch, such as a standard deviation over all groups. The
+    /// default does nothing.
     ///
     /// # Errors
-    /// When a number is not finite.
+    /// If a number is not finite.
     fn finish(&self, _batch: &mut [CreditStreams]) -> Result<(), AdvantageError> {
         Ok(())
     }
 
-    /// The advantages of a group that is a batch of its own. `[members][turns]`
+    /// Returns the advantages of a group that is a batch of its own. `[members][turns]`
     ///
     /// # Errors
-    /// When a reward is not finite.
+    /// If a reward is not finite.
     fn assign(&self, group: &[&Trajectory]) -> Result<Vec<Vec<f64>>, AdvantageError> {
         let mut batch = [self.streams(group)?];
         self.finish(&mut batch)?;
@@ -64,11 +64,11 @@ pub trait Credit: Send + Sync + Debug {
     }
 }
 
-/// Writes the credit of all groups of a batch into the tokens of their members, turn by turn. Answers with what each
-/// group's credit is made of, to be logged.
+/// Assigns the credit of all groups of a batch to the tokens of their members, turn by turn. Returns the streams of
+/// each group's credit, for logging.
 ///
 /// # Errors
-/// When a reward is not finite.
+/// If a reward is not finite.
 pub fn assign_batch_credit(
     credit: &dyn Credit,
     groups: &mut [&mut [Trajectory]],
@@ -92,14 +92,14 @@ fn write(member: &mut Trajectory, advantages: &[f64]) {
     }
 }
 
-/// The reward of each member. Those that differ by rounding alone are equal.
+/// Returns the reward of each member. Rewards that differ only by rounding become equal.
 fn totals(group: &[&Trajectory]) -> Vec<f64> {
     let totals = group.iter().map(|member| vec![member.reward().unwrap_or(f64::NAN)]).collect();
     settled(totals, group).concat()
 }
 
-/// Sums of rewards in which those that differ by rounding alone are equal: 0.1 + 0.2 - 0.3 is not 0, and without an epsilon a
-/// standard deviation makes as much of that as of any other difference. What rounding can be is known from the terms, not
+/// Makes sums of rewards that differ only by rounding equal: 0.1 + 0.2 - 0.3 is not 0, and without an epsilon a
+/// standard deviation would scale that up like any other difference. The bound on rounding comes from the terms, not
 /// from their sum.
 fn settled(mut sums: Vec<Vec<f64>>, group: &[&Trajectory]) -> Vec<Vec<f64>> {
     let rounding = ROUNDING * magnitude(group);
@@ -111,7 +111,7 @@ fn settled(mut sums: Vec<Vec<f64>>, group: &[&Trajectory]) -> Vec<Vec<f64>> {
     for (member, turn) in places {
         let value = sums[member][turn];
         before = Some(match before {
-            // A chain of close values has that of its first.
+            // A chain of close values gets its first value.
             Some((last, first)) if value - last <= rounding => (value, first),
             _ => (value, value),
         });
@@ -120,7 +120,7 @@ fn settled(mut sums: Vec<Vec<f64>>, group: &[&Trajectory]) -> Vec<Vec<f64>> {
     sums
 }
 
-/// The largest sum of a member's rewards without their signs; 0 where that is not finite.
+/// Returns the largest sum of a member's absolute rewards; 0 if it is not finite.
 fn magnitude(group: &[&Trajectory]) -> f64 {
     let of = |member: &&Trajectory| member.turn_rewards().iter().map(|r| r.abs()).sum::<f64>();
     let largest = group.iter().map(of).fold(0.0, f64::max);
@@ -135,7 +135,7 @@ fn returns(group: &[&Trajectory], gamma: f64) -> Vec<Vec<f64>> {
     group.iter().map(|member| reward_to_go(&member.turn_rewards(), gamma)).collect()
 }
 
-/// 0 for every turn of a group.
+/// Returns 0 for every turn of a group.
 fn zeros(group: &[&Trajectory]) -> Vec<Vec<f64>> {
     group.iter().map(|member| vec![0.0; member.turns.len()]).collect()
 }

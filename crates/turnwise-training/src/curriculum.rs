@@ -4,41 +4,41 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{Random, derive_seed};
 
-/// Which task the next group plays.
+/// The rule that chooses the task of the next group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Curriculum {
-    /// Every epoch goes through all tasks once, in an order of its own.
+    /// Plays all tasks once in every epoch, in a different order each time.
     #[default]
     Epochs,
-    /// The same, but a task whose last group solved it less often than `low` or more often than `high` is passed over,
-    /// except with probability `keep`: such groups mostly have no variance and teach nothing.
+    /// Like `Epochs`, but skips a task whose last group solved it less often than `low` or more often than `high`,
+    /// except with probability `keep`: such groups mostly have no variance and no gradient.
     SuccessRate {
-        /// From 0 to 1.
+        /// The lower bound, from 0 to 1.
         low: f64,
-        /// From `low` to 1.
+        /// The upper bound, from `low` to 1.
         high: f64,
-        /// Above 0, so that tasks come back when the policy has changed.
+        /// Above 0, so that tasks return after the policy has changed.
         keep: f64,
     },
 }
 
-/// Where a run is in its tasks, and how they went.
+/// The position of a run in its tasks, and the tasks' success rates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TaskQueue {
-    /// The next place in the sequence of epochs.
+    /// The next index in the sequence of epochs.
     next: u64,
-    /// Share of the last group's scored members that solved the task.
+    /// The share of the last group's scored members that solved the task.
     success: BTreeMap<usize, f64>,
-    /// The order of the epoch that was asked for last; made again when it is missing.
+    /// The order of the last requested epoch; recomputed if it is missing.
     #[serde(skip)]
     order: Option<(u64, Vec<usize>)>,
 }
 
 impl TaskQueue {
-    /// The task of the next group. `seed` must be the run's at every call.
+    /// Returns the task of the next group. `seed` must be the run's at every call.
     pub(crate) fn next(&mut self, curriculum: Curriculum, n_tasks: usize, seed: u64) -> usize {
-        // One epoch at most: where everything is passed over, something must be played all the same.
+        // At most one epoch: if every task would be skipped, one is played anyway.
         for _ in 1..n_tasks {
             let place = self.next;
             let task = self.take(n_tasks, seed);
@@ -49,7 +49,7 @@ impl TaskQueue {
         self.take(n_tasks, seed)
     }
 
-    /// Notes how a group went.
+    /// Records the success rate of a group.
     pub(crate) fn record(&mut self, task: usize, success: f64) {
         self.success.insert(task, success);
     }
@@ -74,7 +74,7 @@ impl TaskQueue {
     }
 }
 
-// Labels for seeds that derive from the run's; the pool uses group numbers, which never reach these.
+// Labels of seeds that are derived from the run's; the pool uses group numbers, which never reach these.
 const ORDER: u64 = u64::MAX;
 const KEEP: u64 = u64::MAX - 2;
 
@@ -82,7 +82,7 @@ const KEEP: u64 = u64::MAX - 2;
 mod tests {
     use super::{Curriculum, TaskQueue};
 
-    /// rollouts.md 10: an epoch plays every task once, and every epoch in an order of its own.
+    /// An epoch plays every task once, and every epoch has its own order.
     #[test]
     fn an_epoch_goes_through_all_tasks_once() {
         let mut queue = TaskQueue::default();

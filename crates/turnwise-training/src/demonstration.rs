@@ -1,4 +1,4 @@
-//! Supervised warm start: demonstrations through the same learner, with the gradient of a log-likelihood.
+//! Supervised warm start: the learner imitates demonstrations, with the gradient of a log-likelihood.
 
 use turnwise_environment::{
     Demonstrator, EnvironmentError, Message, Observation, Step, TaskSet, ToolSpec, derive_seed,
@@ -8,7 +8,7 @@ use turnwise_trajectory::{Span, StopReason, TokenId};
 
 use crate::{Learner, LearnerError, Row, Target, Update, Updated};
 
-/// One episode of a demonstrator, laid out for a learner: its actions are the targets.
+/// One episode of a demonstrator, laid out for a learner. The demonstrator's actions are the targets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Demonstration {
     /// The conversation.
@@ -24,7 +24,7 @@ pub struct Demonstration {
 /// Plays one task with a demonstrator, for at most `max_turns` turns.
 ///
 /// # Errors
-/// When the environment breaks, or the conversation cannot be rendered.
+/// If the environment breaks, or the conversation cannot be rendered.
 pub async fn demonstrate(
     tasks: &dyn TaskSet,
     index: usize,
@@ -95,12 +95,12 @@ fn imitate(row: &mut Row, ids: Vec<TokenId>) {
     row.ids.extend(ids);
 }
 
-/// One supervised step: the mean over rows of the mean negative log-likelihood of each row's targets.
+/// Takes one supervised step on the mean over rows of the mean negative log-likelihood of each row's targets.
 ///
-/// Returns that loss, in nats, and what the optimiser did. Nothing is published.
+/// Returns that loss, in nats, and the optimiser's report. Publishes nothing.
 ///
 /// # Errors
-/// When the learner fails, and [`LearnerError::NotFinite`] when the gradient is NaN or infinite.
+/// If the learner fails, and [`LearnerError::NotFinite`] if the gradient is NaN or infinite.
 pub async fn imitate_step(
     learner: &mut dyn Learner,
     rows: &[Row],
@@ -129,7 +129,7 @@ pub async fn imitate_step(
     Ok((loss, updated))
 }
 
-/// Why there is no demonstration.
+/// The reason why there is no demonstration.
 #[derive(Debug, thiserror::Error)]
 pub enum DemonstrationError {
     /// The environment broke.

@@ -1,10 +1,11 @@
-//! What the file system is asked beyond `std::fs`.
+//! File-system calls beyond `std::fs`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// The bytes that a user may still write where a path is, or will be; `None` where the system does not say.
+/// Returns the number of bytes that a user may still write at an existing or future path; `None` if the system does not
+/// report it.
 #[must_use]
 pub fn free_bytes(path: &Path) -> Option<u64> {
     let there = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("."));
@@ -15,7 +16,7 @@ pub fn free_bytes(path: &Path) -> Option<u64> {
 #[cfg(unix)]
 fn statistics(path: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(path).ok()?;
-    // Some network file systems know no sizes.
+    // Some network file systems report no sizes.
     (disk.f_blocks > 0).then(|| disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
@@ -24,8 +25,8 @@ fn statistics(_: &Path) -> Option<u64> {
     None
 }
 
-/// Lets two directories change names in one step, so that each name has a directory at every moment. False where the file
-/// system cannot.
+/// Exchanges the names of two directories in one step, so that each name has a directory at every moment. Returns false
+/// if the file system cannot.
 #[cfg(any(target_os = "linux", target_os = "macos"))]
 pub(crate) fn swap(one: &Path, other: &Path) -> io::Result<bool> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -43,32 +44,33 @@ pub(crate) fn swap(_: &Path, _: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Opens a file of a run directory. A link, a pipe or a device in its place is refused: what is written would go elsewhere.
+/// Opens a file of a run directory. Refuses a link, a pipe or a device in its place, because the content would go
+/// elsewhere.
 pub(crate) fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     if let Ok(metadata) = path.symlink_metadata()
         && !metadata.is_file()
     {
-        let kind = if metadata.is_symlink() { "a link" } else { "no plain file" };
+        let kind = if metadata.is_symlink() { "a link" } else { "not a regular file" };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         return Err(io::Error::other(format!("`{name}` is {kind}")));
     }
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // Also a link that was put there since.
+        // Also refuses a link that was created since the check.
         options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
     }
     options.open(path)
 }
 
-/// Reads a file of a run directory, of at most `most` bytes. A pipe or a device in its place is refused: reading it would
-/// block or never end.
+/// Reads a file of a run directory, of at most `most` bytes. Refuses a pipe or a device in its place, because reading
+/// it would block or never end.
 ///
 /// # Errors
-/// When it is no plain file, is longer, or cannot be read.
+/// If it is not a regular file, is longer, or cannot be read.
 pub fn read_plain(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is no plain file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     let mut bytes = Vec::new();
     File::open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;

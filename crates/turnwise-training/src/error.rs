@@ -4,39 +4,39 @@ use turnwise_rollout::RolloutError;
 use crate::learning::MAX_SKIPPED_IN_ROW;
 use crate::{BatchError, Books, CanaryError, LearnerError};
 
-/// Why training cannot go on.
+/// An error that stops training.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// Rollouts.
+    /// Rollouts failed.
     #[error(transparent)]
     Rollout(#[from] RolloutError),
-    /// The learner, or the objective inside it.
+    /// The learner failed, or the objective in it.
     #[error(transparent)]
     Learner(#[from] LearnerError),
-    /// Credit.
+    /// Credit assignment failed.
     #[error("assign credit")]
     Credit(#[from] AdvantageError),
-    /// A token without credit.
+    /// A batch could not be laid out.
     #[error(transparent)]
     Batch(#[from] BatchError),
-    /// The engine does not serve the weights that were published.
+    /// The engine does not serve the published weights.
     #[error(transparent)]
     Canary(#[from] CanaryError),
     /// The gradient was not finite several times in a row.
     #[error(
-        "train: the gradient was not finite in {MAX_SKIPPED_IN_ROW} updates in a row, the last at step {step}{}",
+        "train further: the gradient was not finite in {MAX_SKIPPED_IN_ROW} updates in a row, the last at step {step}{}",
         of_parameter(parameter.as_deref())
     )]
     NotFinite {
-        /// The step.
+        /// The last step.
         step: u64,
-        /// The first parameter with such a gradient in the last of them, where the learner knows it.
+        /// The first parameter with such a gradient in the last update, if the learner knows it.
         parameter: Option<String>,
     },
-    /// Episodes got lost: a bug.
-    #[error("account for every episode: {} of {} are nowhere", books.unaccounted(), books.dispatched)]
+    /// Episodes got lost, which is a bug.
+    #[error("account for every episode: {} of {} are lost", books.unaccounted(), books.dispatched)]
     Unaccounted {
-        /// Where the others are.
+        /// The books, with all other episodes.
         books: Box<Books>,
     },
 }

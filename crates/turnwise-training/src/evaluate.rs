@@ -9,27 +9,27 @@ use turnwise_trajectory::{GroupId, Trajectory};
 
 use crate::SuccessRate;
 
-/// How a policy is evaluated.
+/// The settings of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvaluationSettings {
-    /// Episodes, each of another task; tasks come again only when there are fewer.
+    /// The number of episodes, each of another task; tasks repeat only if there are fewer.
     pub episodes: usize,
-    /// All randomness derives from it.
+    /// The seed of all randomness.
     pub seed: u64,
-    /// Episodes that run at the same time.
+    /// Maximal number of episodes that run at the same time.
     pub max_concurrent: usize,
-    /// What an episode may use.
+    /// The limits of an episode.
     pub limits: Limits,
-    /// How often an episode that broke is tried again.
+    /// Maximal number of new attempts at a broken episode.
     pub max_retries: u32,
-    /// Faults in a row that end the evaluation.
+    /// The number of faults in a row that ends the evaluation.
     pub max_faults_in_row: u32,
-    /// Share of bad rewards that ends it.
+    /// The share of bad rewards that ends the evaluation.
     pub max_bad_rewards: f64,
 }
 
 impl Default for EvaluationSettings {
-    /// 256 episodes; what may break is what may break in training.
+    /// Returns 256 episodes, with the same tolerance for faults as training.
     fn default() -> Self {
         let PoolSettings {
             max_concurrent,
@@ -51,16 +51,16 @@ impl Default for EvaluationSettings {
     }
 }
 
-/// What is being evaluated, on what.
+/// The subject of an evaluation: a policy and its tasks.
 #[derive(Clone)]
 pub struct Evaluated {
-    /// The engine that draws.
+    /// The engine that samples.
     pub policy: Arc<dyn Policy>,
     /// The tasks, usually held out.
     pub tasks: Arc<dyn TaskSet>,
-    /// How conversations become tokens, and how tokens are drawn.
+    /// The factory of agents, with renderer and sampling settings.
     pub agents: Arc<dyn AgentFactory>,
-    /// Scores episodes beside their environment.
+    /// A rubric that scores episodes in addition to their environment.
     pub rubric: Option<Arc<dyn Rubric>>,
 }
 
@@ -73,23 +73,24 @@ impl std::fmt::Debug for Evaluated {
     }
 }
 
-/// What came of an evaluation.
+/// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     /// The share of solved episodes.
     pub success: SuccessRate,
-    /// Mean reward of the scored episodes.
+    /// The mean reward of the scored episodes.
     pub reward_mean: f64,
-    /// Episodes that broke in spite of retries; they are not among the scored.
+    /// The number of episodes that broke in spite of retries; they are not scored.
     pub n_broken: usize,
     /// The scored episodes in order.
     pub trajectories: Vec<Trajectory>,
 }
 
-/// Plays episodes and counts the solved ones. `None` when `stop` came first. `meter` shows how many are played.
+/// Plays episodes and counts the solved ones. Returns `None` if `stop` was requested first. `meter` shows the number of
+/// played episodes.
 ///
 /// # Errors
-/// When too many episodes in a row break.
+/// If too many episodes in a row break.
 pub async fn evaluate(
     evaluated: &Evaluated,
     settings: &EvaluationSettings,
@@ -120,7 +121,7 @@ pub async fn evaluate(
     Ok(Some(summarise(trajectories, settings.episodes)))
 }
 
-/// Tasks in a random order, over and over: the first of them stand for all.
+/// Iterates over tasks in a random order, repeatedly, so that the first of them represent all.
 fn order(n: usize, seed: u64) -> impl Iterator<Item = usize> {
     let mut order: Vec<usize> = (0..n).collect();
     Random::new(derive_seed(seed, u64::MAX)).shuffle(&mut order);

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// A share of successes with its 95 % confidence interval.
+/// A success rate with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SuccessRate {
     /// Solved episodes over scored episodes.
@@ -13,15 +13,16 @@ pub struct SuccessRate {
     pub episodes: usize,
 }
 
-/// 97.5 % of a normal distribution lie below this.
+/// The 97.5 % quantile of the standard normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
 impl SuccessRate {
-    /// The rate over tasks; each entry says which of a task's episodes were solved.
+    /// Computes the rate over tasks; each entry has the results of a task's episodes.
     ///
-    /// Wilson's score interval (1927), which stays inside 0 to 1 and is honest at both ends. Episodes of one task are not
-    /// independent, so its sample size is divided by the design effect: the variance of the rate estimated between tasks
-    /// over the variance that independent episodes would have (Kish 1965), at least 1 and at most the episodes per task.
+    /// The interval is Wilson's score interval (1927), which stays inside 0 to 1 and is accurate at both ends. Episodes
+    /// of one task are not independent, so its sample size is divided by the design effect: the variance of the rate
+    /// estimated between tasks over the variance that independent episodes would have (Kish 1965), at least 1 and at
+    /// most the episodes per task.
     ///
     /// ```
     /// use turnwise_training::SuccessRate;
@@ -46,7 +47,7 @@ impl SuccessRate {
 fn wilson(rate: f64, n: f64) -> (f64, f64) {
     let centre = (rate + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
     let half = Z / (1.0 + Z * Z / n) * (rate * (1.0 - rate) / n + Z * Z / (4.0 * n * n)).sqrt();
-    // At the ends the exact value is the rate itself; rounding must not exclude it.
+    // At the ends the exact bound is the rate itself; rounding must not exclude it.
     ((centre - half).max(0.0).min(rate), (centre + half).min(1.0).max(rate))
 }
 

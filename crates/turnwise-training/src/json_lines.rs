@@ -1,4 +1,4 @@
-//! A file of JSON lines that only grows.
+//! An append-only file of JSON lines.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -8,18 +8,18 @@ use serde_json::Value;
 
 use crate::disk::open_plain;
 
-/// JSON values, one on each line. Every line is whole, whatever happened to the process that wrote it.
+/// JSON values, one on each line. Every line is whole, even if the writing process was killed.
 #[derive(Debug)]
 pub(crate) struct JsonLines {
     file: File,
 }
 
-/// No line is longer; what is looked through for the end of the last one.
+/// The maximal length of a line, and of the search for the end of the last one.
 const WINDOW: u64 = 1 << 26;
 
 impl JsonLines {
-    /// Opens or makes a file. A last line that a kill or a full disk cut short is removed; one that lacks its line break alone
-    /// gets it.
+    /// Opens or creates a file. Removes a last line that a kill or a full disk cut short; completes one that lacks only
+    /// its line break.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let mut file = open_plain(path, options.create(true).read(true).append(true))?;
@@ -27,10 +27,10 @@ impl JsonLines {
         Ok(Self { file })
     }
 
-    /// Adds a line. When that fails, nothing of it is left.
+    /// Appends a line. On failure, removes what was written of it.
     pub(crate) fn append(&mut self, value: &Value) -> io::Result<()> {
         let before = self.file.metadata()?.len();
-        // One write for a line, so that a killed process leaves no half of one in the middle of a file.
+        // One write for a line, so that a killed process leaves no half line in the middle of a file.
         let written = self.file.write_all(format!("{value}\n").as_bytes());
         if written.is_err() {
             // If this fails too, the next process repairs the file.
@@ -67,9 +67,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Wherever the last line was cut, what follows stands on a line of its own, and no whole line is lost.
-        ///
-        /// field 2
+        /// Field 2: wherever the last line was cut, the next one stands on a line of its own, and no whole line is
+        /// lost.
         #[test]
         fn a_torn_line_swallows_nothing(n in 0_usize..4, cut in 0_usize..40, text in "\\PC{0,12}") {
             let folder = tempfile::tempdir().expect("a folder");

@@ -2,22 +2,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many groups asynchronous rollouts keep open or ready for the trainer: as few as it takes to keep it busy.
+/// The number of groups that asynchronous rollouts keep open or ready for the trainer: as few as keep it busy.
 ///
-/// Staleness admits η + 1 batches, but a batch that waits in a queue only ages. So there is one batch ahead at first; a
-/// trainer that has to wait gets more, and one that finds groups left over gets fewer.
+/// Staleness admits η + 1 batches, but a batch that waits in a queue only ages. The lead starts with one batch; it
+/// grows if the trainer has to wait, and shrinks if groups are left over.
 #[derive(Debug)]
 pub(crate) struct Lead {
     batch: usize,
-    /// Groups beyond one batch.
+    /// The number of groups beyond one batch.
     ahead: usize,
     max_ahead: usize,
-    /// When the trainer had its last batch.
+    /// The time at which the trainer took its last batch.
     last: Option<Instant>,
     has_waited: bool,
 }
 
-/// The share of a step that counts as waiting; less is the time it takes to look.
+/// The share of a step that counts as waiting; a smaller share is polling time.
 const IDLE_SHARE: f64 = 0.1;
 
 impl Lead {
@@ -26,12 +26,12 @@ impl Lead {
         Self { batch, ahead: 0, max_ahead, last: None, has_waited: false }
     }
 
-    /// Groups that are worth having open or ready.
+    /// Returns the number of groups to keep open or ready.
     pub(crate) fn groups(&self) -> usize {
         self.batch + self.ahead
     }
 
-    /// The trainer has its batch now, and waited so long for it.
+    /// Records that the trainer took its batch after waiting for `idle`.
     pub(crate) fn waited(&mut self, idle: Duration, now: Instant) {
         if let Some(last) = self.last.replace(now) {
             let step = now.duration_since(last).as_secs_f64();
@@ -42,7 +42,7 @@ impl Lead {
         }
     }
 
-    /// The trainer took its batch, and so many groups were ready beside.
+    /// Records that `n` further groups were ready when the trainer took its batch.
     pub(crate) fn left_over(&mut self, n: usize) {
         if !std::mem::take(&mut self.has_waited) {
             self.ahead = self.ahead.saturating_sub(n);
@@ -54,7 +54,7 @@ impl Lead {
 mod tests {
     use super::*;
 
-    /// A trainer whose steps take a second, and who waits so much of each.
+    /// Simulates a trainer whose steps take a second, of which it waits the share `idle`.
     fn after(lead: &mut Lead, steps: usize, idle: f64, left_over: usize) {
         for _ in 0..steps {
             let now = lead.last.unwrap_or_else(Instant::now) + Duration::from_secs(1);

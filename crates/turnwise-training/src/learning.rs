@@ -15,24 +15,25 @@ use crate::{
     fill_references,
 };
 
-/// The learning half of a trainer: what a batch of rollouts does to the weights.
+/// The learning half of a trainer: updates the weights by a batch of rollouts.
 pub(crate) struct Learning<L> {
     pub(crate) learner: L,
     pub(crate) objective: Box<dyn Objective>,
     pub(crate) credit: Box<dyn Credit>,
     pub(crate) skipped_in_row: u32,
-    /// How many micro-batches of the update are done.
+    /// The number of completed micro-batches of the update.
     pub(crate) meter: Meter,
 }
 
-/// Skipped updates in a row that stop a run.
+/// The number of skipped updates in a row that stops a run.
 pub(crate) const MAX_SKIPPED_IN_ROW: u32 = 3;
 
-/// Label of a seed that derives from the run's; the pool uses group numbers, which never reach it.
+/// The label of a seed that is derived from the run's; the pool uses group numbers, which never reach it.
 const MINIBATCHES: u64 = u64::MAX - 1;
 
 impl<L: Learner> Learning<L> {
-    /// The optimiser steps of one batch of rollouts; the policy draws with the weights of before until they are published.
+    /// Takes the optimiser steps of one batch of rollouts; the policy keeps the old weights until the new ones are
+    /// published.
     pub(crate) async fn optimise(
         &mut self,
         trajectories: &[Trajectory],
@@ -62,7 +63,7 @@ impl<L: Learner> Learning<L> {
         Ok(report)
     }
 
-    /// Makes the new weights the policy's, and has the policy show that it has them, with at most `longest` tokens in all.
+    /// Publishes the new weights, and runs the canary with at most `longest` tokens in all.
     pub(crate) async fn publish(
         &mut self,
         policy: &dyn Policy,
@@ -82,15 +83,15 @@ impl<L: Learner> Learning<L> {
         }
     }
 
-    /// The batch in mini-batches of whole trajectories, shuffled, because neighbours come from one group; and how far engine
-    /// and trainer are apart, where that is seen on the way.
+    /// Returns the batch in mini-batches of whole trajectories, shuffled because neighbours come from one group, and
+    /// the mismatch between engine and trainer, if it was computed on the way.
     async fn minibatches(
         &mut self,
         trajectories: &[Trajectory],
         step: u64,
         settings: &TrainerSettings,
     ) -> Result<(Vec<Batch>, Mismatch), TrainError> {
-        // All of them first, so that nothing is refused when some weights have moved.
+        // Checks all of them first, so that nothing is refused after some weights have changed.
         check_trajectories(trajectories)?;
         let mut order: Vec<&Trajectory> = trajectories.iter().collect();
         Random::new(derive_seed(derive_seed(settings.seed, MINIBATCHES), step)).shuffle(&mut order);
@@ -135,14 +136,14 @@ impl<L: Learner> Learning<L> {
     }
 }
 
-/// As many ranges as wanted, or as there are things, with lengths that differ by one at most: each mini-batch divides by its
-/// own size, and a small one would weigh its trajectories more than the others theirs.
+/// Returns `wanted` ranges, or `n` if that is less, whose lengths differ by at most one: each mini-batch divides by its
+/// own size, and a small one would weigh its trajectories more.
 fn even_parts(n: usize, wanted: usize) -> impl Iterator<Item = Range<usize>> {
     let parts = wanted.min(n);
     (0..parts).map(move |part| part * n / parts..(part + 1) * n / parts)
 }
 
-/// What stood before the first token that a trajectory's policy drew.
+/// Returns the tokens before the first sampled token of a trajectory.
 fn first_prompt(trajectory: &Trajectory) -> Option<Vec<TokenId>> {
     let node = trajectory.graph.node(trajectory.turns.first()?.node);
     let mut prompt = node.parent.map_or_else(Vec::new, |parent| trajectory.graph.ids_to(parent));
@@ -169,7 +170,7 @@ mod tests {
     use super::even_parts;
 
     proptest! {
-        /// rollouts.md 5.5
+        /// Rollouts 5.5
         #[test]
         fn mini_batches_are_as_many_as_wanted_and_of_one_size(n in 0_usize..200, wanted in 1_usize..20) {
             let parts: Vec<_> = even_parts(n, wanted).collect();

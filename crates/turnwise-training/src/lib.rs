@@ -1,8 +1,8 @@
-//! From finished groups to better weights: credit, batches, the training loop, evaluation and run directories.
+//! Training: credit, batches, the training loop, evaluation and run directories.
 //!
-//! [`Trainer::step`] is the loop. What it is made of can be used alone: [`Credit`] turns rewards into advantages turn by
-//! turn, [`Admission`] decides what trains, [`Batch`] lays trajectories out in rows, and a [`Learner`] is anything that
-//! has log-probabilities and takes their gradients.
+//! [`Trainer::step`] is the loop. Its parts can be used alone: [`Credit`] turns rewards into advantages turn by turn,
+//! [`Admission`] decides what trains, [`Batch`] lays trajectories out in rows, and a [`Learner`] computes
+//! log-probabilities and takes their gradients.
 
 mod admission;
 mod batch;

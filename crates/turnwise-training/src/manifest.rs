@@ -1,7 +1,7 @@
-//! Directories whose files are known by length and hash.
+//! Manifests: directories whose files are verified by length and hash.
 //!
-//! A manifest is written last, when everything else is synced. Whoever reads such a directory compares every file with it before
-//! using a byte. The manifest tells the step, too: the name of a directory is never trusted.
+//! A manifest is written last, when everything else is synced. A reader compares every file with it before using a
+//! byte. The manifest also has the step, because the name of a directory is never trusted.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use turnwise_rollout::Meter;
 
-/// What a directory holds, as it was when it was written.
+/// The content of a directory at the time of writing.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Manifest {
     format: u32,
     pub(crate) step: u64,
     files: Vec<ManifestFile>,
-    /// Hash of the lines above, against accidents with the manifest itself.
+    /// Hash of the fields above, against damage of the manifest itself.
     digest: String,
 }
 
@@ -32,11 +32,11 @@ struct ManifestFile {
 
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "MANIFEST.json";
-/// No manifest is longer: one of 10,000 files has 1.5 MB.
+/// The maximal size of a manifest: one of 10,000 files has 1.5 MB.
 const MAX_MANIFEST_BYTES: u64 = 1 << 24;
 
 impl Manifest {
-    /// Syncs everything in a directory and writes its manifest. `meter` counts the bytes that are hashed.
+    /// Syncs everything in a directory and writes its manifest. `meter` counts the hashed bytes.
     pub(crate) fn write(directory: &Path, step: u64, meter: &Meter) -> io::Result<()> {
         let mut files = Vec::new();
         meter.begin(Meter::BYTES, size(directory)?);
@@ -51,13 +51,13 @@ impl Manifest {
         sync(directory)
     }
 
-    /// Reads the manifest of a directory, or says why there is none to trust.
+    /// Reads the manifest of a directory, or says why it is missing or invalid.
     pub(crate) fn read(directory: &Path) -> Result<Self, String> {
         let wrong = |what: String| format!("{MANIFEST}: {what}");
         let path = directory.join(MANIFEST);
         let bytes = regular(&path).map_err(wrong)?.len();
         if bytes > MAX_MANIFEST_BYTES {
-            return Err(wrong(format!("it has {bytes} bytes, which no manifest has")));
+            return Err(wrong(format!("it has {bytes} bytes, more than any manifest")));
         }
         let json = fs::read(&path).map_err(|error| wrong(error.to_string()))?;
         let manifest: Self =
@@ -93,17 +93,17 @@ impl Manifest {
         self.refuse_unlisted(directory, "")
     }
 
-    /// Whether every file is there with its length. Reads no content, so it costs nothing beside a save.
+    /// Returns whether every file exists with its length. Reads no content, so it costs little compared with a save.
     pub(crate) fn looks_whole(&self, directory: &Path) -> bool {
         self.files.iter().all(|file| file.locate(directory).is_ok())
     }
 
-    /// The bytes of all files.
+    /// Returns the number of bytes of all files.
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 
-    /// Refuses files that a loader would read and that were not there when the directory was written.
+    /// Refuses files that a loader would read and that did not exist when the directory was written.
     fn refuse_unlisted(&self, directory: &Path, prefix: &str) -> Result<(), String> {
         let paths = entries(directory).map_err(|error| error.to_string())?;
         for path in paths {
@@ -125,8 +125,8 @@ impl Manifest {
 }
 
 impl ManifestFile {
-    /// The path of a file that is a plain file of the directory and has its length. Nothing is opened: a pipe would block, and
-    /// a link to a device would never end.
+    /// Returns the path of a file that is a regular file of the directory and has its length. Opens nothing: a pipe
+    /// would block, and a link to a device would never end.
     fn locate(&self, directory: &Path) -> Result<PathBuf, String> {
         let name = &self.name;
         let mut path = directory.to_owned();
@@ -158,7 +158,7 @@ impl ManifestFile {
     }
 }
 
-/// Whether a file with this name may change how a model directory is read. A note or a model card does not.
+/// Returns whether a file of this name may change how a model directory is read. A note or a model card does not.
 fn is_read(path: &Path) -> bool {
     let readable = ["json", "jsonl", "safetensors", "toml", "jinja", "txt", "model"];
     path.extension().and_then(|extension| extension.to_str()).is_some_and(|extension| {
@@ -166,7 +166,7 @@ fn is_read(path: &Path) -> bool {
     })
 }
 
-/// The metadata of a plain file; otherwise what stands in its place.
+/// Returns the metadata of a regular file; otherwise says what is in its place.
 fn regular(path: &Path) -> Result<Metadata, String> {
     let metadata = fs::symlink_metadata(path).map_err(|error| error.to_string())?;
     if metadata.is_file() { Ok(metadata) } else { Err(format!("it is {}", kind(&metadata))) }
@@ -185,7 +185,7 @@ fn kind(metadata: &Metadata) -> &'static str {
     }
 }
 
-/// Lists what is in a directory and in those inside it, whose names begin with `prefix`.
+/// Lists the content of a directory and its subdirectories, with names that begin with `prefix`.
 fn list(
     directory: &Path,
     prefix: &str,
@@ -215,7 +215,7 @@ fn digest(step: u64, files: &[ManifestFile]) -> String {
     hex(&hasher.finalize())
 }
 
-/// The bytes of all files in a directory and in those inside it.
+/// Returns the number of bytes of all files in a directory and its subdirectories.
 fn size(directory: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for path in entries(directory)? {
@@ -246,7 +246,7 @@ fn hex(bytes: &[u8]) -> String {
         .fold(String::with_capacity(2 * bytes.len()), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// The entries of a directory in the order of their names; none where there is no directory.
+/// Returns the entries of a directory in the order of their names; none if there is no directory.
 pub(crate) fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let listing = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,26 +1,26 @@
-//! The one list of metrics: a metric without a help text does not compile.
+//! The list of metrics; a metric without a help text does not compile.
 
 use std::collections::BTreeMap;
 
-/// Which way a metric should go.
+/// The direction in which a metric should move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
     /// Up.
     Higher,
     /// Down.
     Lower,
-    /// Neither: it has a normal range.
+    /// Neither: the metric has a normal range.
     Neither,
 }
 
-/// A metric: a flat name that is never reused for another meaning.
+/// A metric: a flat name whose meaning never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metric {
     /// `area/quantity[_statistic][_unit]`.
     pub name: &'static str,
-    /// Which way it should go.
+    /// The direction in which it should move.
     pub better: Better,
-    /// What it is, what is normal, what to try when it is not.
+    /// What it is, what is normal, and what to try otherwise.
     pub help: &'static str,
 }
 
@@ -31,20 +31,20 @@ pub struct MetricValues {
 }
 
 impl MetricValues {
-    /// Records a value; one that is not finite is not recorded, because JSON has no word for it.
+    /// Records a value; ignores one that is not finite, because JSON cannot express it.
     pub fn set(&mut self, metric: Metric, value: f64) {
         if value.is_finite() {
             self.values.insert(metric.name, value);
         }
     }
 
-    /// A value that was recorded.
+    /// Returns a recorded value.
     #[must_use]
     pub fn get(&self, metric: Metric) -> Option<f64> {
         self.values.get(metric.name).copied()
     }
 
-    /// Names and values in alphabetical order.
+    /// Iterates over names and values in alphabetical order.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> + '_ {
         self.values.iter().map(|(name, value)| (*name, *value))
     }

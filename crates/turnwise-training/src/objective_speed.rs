@@ -1,4 +1,4 @@
-//! How long an evaluation of the objective takes, beside the memory that it has to read and write.
+//! Measures an evaluation of the objective, compared with the time to read and write its memory.
 
 use std::time::Instant;
 
@@ -9,55 +9,56 @@ use turnwise_rollout::uniform_at;
 use crate::SequenceError;
 use crate::parallel::{Evaluation, evaluate_all, for_each};
 
-/// How much is measured.
+/// The settings of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectiveSpeedSettings {
-    /// Sequences of the step.
+    /// The number of sequences of the step.
     pub sequences: usize,
-    /// Tokens of each.
+    /// The number of tokens of each sequence.
     pub tokens: usize,
-    /// Threads that evaluate them.
+    /// The number of threads.
     pub threads: usize,
-    /// How often everything is measured.
+    /// The number of repetitions.
     pub repetitions: usize,
 }
 
 impl Default for ObjectiveSpeedSettings {
-    /// 4,096 sequences of 1,024 tokens on two threads, seven times.
+    /// Returns 4,096 sequences of 1,024 tokens on two threads, seven times.
     fn default() -> Self {
         Self { sequences: 4096, tokens: 1024, threads: 2, repetitions: 7 }
     }
 }
 
-/// How fast GSPO-token is evaluated: its value, the gradient of every token and what there is to report.
+/// The speed of evaluating GSPO-token: its value, the gradient of every token and its statistics.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ObjectiveSpeed {
-    /// Sequences of the step.
+    /// The number of sequences of the step.
     pub sequences: usize,
-    /// Tokens of each.
+    /// The number of tokens of each sequence.
     pub tokens: usize,
-    /// Threads that evaluated them.
+    /// The number of threads.
     pub threads: usize,
-    /// Wall time of an evaluation, in seconds, for each repetition.
+    /// The wall time of an evaluation, in seconds, for each repetition.
     pub seconds: Vec<f64>,
-    /// Tokens evaluated in a second, by the median of the times.
+    /// Tokens per second, by the median of the times.
     pub tokens_per_second: f64,
-    /// What an evaluation has to read (three columns) and to write (one), in bytes; all are `f64`.
+    /// The bytes that an evaluation has to read (three columns) and to write (one); all are `f64`.
     pub bytes: usize,
-    /// Wall time in which the same threads read and write the same memory with two additions a token, for each repetition.
+    /// The wall time in which the same threads read and write the same memory with two additions per token, for each
+    /// repetition.
     pub memory_seconds: Vec<f64>,
-    /// What those move in a second, in bytes, by the median of the times.
+    /// Bytes per second of `memory_seconds`, by the median of the times.
     pub memory_bytes_per_second: f64,
-    /// The loss that came out, for comparisons with another implementation.
+    /// The loss, for comparisons with another implementation.
     pub loss: f64,
-    /// `Σ |∂loss/∂log π_t|`, for the same.
+    /// `Σ |∂loss/∂log π_t|`, also for comparisons.
     pub gradient_size: f64,
 }
 
-/// Why nothing was measured.
+/// The reason why a measurement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectiveSpeedError {
-    /// The settings.
+    /// A setting is 0.
     #[error("measure with these settings: each of them is at least 1")]
     Settings,
     /// The objective refused its input.
@@ -65,12 +66,13 @@ pub enum ObjectiveSpeedError {
     Sequence(#[from] SequenceError),
 }
 
-/// Measures an evaluation of GSPO-token with the paper's range as a training step makes it, on columns that are in memory.
-/// Numbers come from [`uniform_at`]: with u₁, u₂, u₃ in 0..1 of seeds 1, 2 and 3 at the token's place in the step, its
-/// behaviour log-probability is −4u₁, its log-probability that plus 0.02(u₂ − ½), its advantage 2u₃ − 1.
+/// Measures GSPO-token with the paper's range as a training step evaluates it, on columns that are in memory.
+///
+/// The numbers come from [`uniform_at`]: with u₁, u₂, u₃ in 0..1 of seeds 1, 2 and 3 at the token's place in the step,
+/// the behaviour log-probability is −4u₁, the log-probability is that plus 0.02(u₂ − ½), and the advantage is 2u₃ − 1.
 ///
 /// # Errors
-/// When a setting is 0.
+/// If a setting is 0.
 pub fn measure_objective(
     settings: ObjectiveSpeedSettings,
 ) -> Result<ObjectiveSpeed, ObjectiveSpeedError> {
@@ -97,7 +99,7 @@ pub fn measure_objective(
     Ok(speed)
 }
 
-/// The numbers that are evaluated.
+/// The numbers to evaluate.
 struct Columns {
     logprobs: Vec<f64>,
     behavior_logprobs: Vec<f64>,
@@ -116,7 +118,7 @@ impl Columns {
         }
     }
 
-    /// The loss; and in `gradient` its derivative by each log-probability.
+    /// Returns the loss, and writes its derivative with respect to each log-probability to `gradient`.
     fn evaluate(
         &self,
         tokens: usize,

@@ -1,28 +1,29 @@
-//! Work on many independent items, on several threads.
+//! Parallel work on independent items.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use turnwise_objective::{Objective, ObjectiveError, Sequence, SequenceLoss};
 
-/// How many tokens a thread must have to do to be worth its start, which takes some tens of microseconds.
+/// The number of tokens that makes a thread worth its start, which takes some tens of microseconds.
 const TOKENS_PER_THREAD: usize = 1 << 16;
 
-/// How many items a thread takes at a time: few enough that all end together, enough that taking them costs nothing.
+/// The number of items that a thread takes at a time: small enough that all threads end together, large enough that
+/// taking them is cheap.
 const STRETCH: usize = 16;
 
-/// One ratio group that is to be evaluated.
+/// A ratio group to evaluate.
 #[derive(Debug)]
 pub(crate) struct Evaluation<'a> {
-    /// Which one it is.
+    /// The index of the group.
     pub(crate) sequence: usize,
-    /// What the objective reads of it.
+    /// The input of the objective.
     pub(crate) columns: Sequence<'a>,
-    /// What its gradient is multiplied by.
+    /// The factor of the gradient.
     pub(crate) scale: f64,
-    /// Where its gradient goes, scaled.
+    /// The destination of the scaled gradient.
     pub(crate) gradient: &'a mut [f64],
-    /// What the objective says, not scaled; the default until it was asked.
+    /// The objective's result, not scaled; the default until the group is evaluated.
     pub(crate) outcome: Result<SequenceLoss, ObjectiveError>,
 }
 
@@ -44,7 +45,8 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-/// Evaluates ratio groups on so many threads. Each is evaluated alone, so that the number of threads changes no bit.
+/// Evaluates ratio groups on `n_threads` threads. Each group is evaluated on one thread, so the number of threads
+/// changes no bit.
 pub(crate) fn evaluate_all(
     objective: &dyn Objective,
     evaluations: &mut [Evaluation<'_>],
@@ -53,13 +55,13 @@ pub(crate) fn evaluate_all(
     for_each(evaluations, n_threads, |evaluation| evaluation.run(objective));
 }
 
-/// How many threads an evaluation of so many tokens is worth: no more than there are processors.
+/// Returns the number of threads that an evaluation of `n_tokens` is worth: at most the number of processors.
 pub(crate) fn threads_for(n_tokens: usize) -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     (n_tokens / TOKENS_PER_THREAD).clamp(1, processors)
 }
 
-/// Does something with each item, on this thread and as many others as `n_threads` asks for beside it.
+/// Applies `work` to each item, on this thread and up to `n_threads` - 1 others.
 pub(crate) fn for_each<T: Send>(items: &mut [T], n_threads: usize, work: impl Fn(&mut T) + Sync) {
     let stretches = Mutex::new(items.chunks_mut(STRETCH));
     let next = || stretches.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -70,7 +72,7 @@ pub(crate) fn for_each<T: Send>(items: &mut [T], n_threads: usize, work: impl Fn
     };
     thread::scope(|scope| {
         for _ in 1..n_threads {
-            // With fewer threads than asked for it takes longer and is the same.
+            // With fewer threads than requested the result is the same, only later.
             if thread::Builder::new().spawn_scoped(scope, work_through).is_err() {
                 break;
             }
@@ -90,7 +92,7 @@ mod tests {
     const OBJECTIVE: GspoToken =
         GspoToken { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean };
 
-    /// Gradients, and losses or what was refused, of sequences of these lengths.
+    /// Returns gradients, and losses or errors, of sequences of these lengths.
     fn evaluated(
         lengths: &[usize],
         n_threads: usize,

@@ -1,4 +1,4 @@
-//! One mini-batch: log-probabilities to the objective, coefficients back to the learner.
+//! The policy gradient of one mini-batch: log-probabilities to the objective, coefficients back to the learner.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -12,29 +12,29 @@ use crate::columns::Columns;
 use crate::parallel::{Evaluation, evaluate_all, threads_for};
 use crate::{Batch, Learner, LearnerError, Row};
 
-/// What the objective said about one mini-batch.
+/// The objective's report about one mini-batch.
 #[derive(Clone, Debug, Default)]
 pub struct ObjectiveReport {
     /// The loss, with the denominator of the whole mini-batch.
     pub loss: f64,
-    /// Ratios, clipping, credit.
+    /// Statistics of ratios, clipping and credit.
     pub metrics: Metrics,
-    /// Tokens that trained.
+    /// The number of tokens that trained.
     pub n_tokens: usize,
-    /// Σ k3 of trainer against engine over tokens whose version is the one being trained, before any step on it.
+    /// Σ k3 of trainer against engine over tokens of the version being trained, before any step on it.
     pub mismatch: Mismatch,
-    /// Σ k3 of the trained policy against the reference policy, over the tokens that have a reference log-probability.
+    /// Σ k3 of the trained policy against the reference policy, over the tokens with a reference log-probability.
     pub reference: Mismatch,
 }
 
-/// How far the trainer's log-probabilities are from the engine's under the same weights.
+/// The distance of the trainer's log-probabilities from the engine's under the same weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Mismatch {
     /// Σ (r − 1 − log r) with r = exp(trainer − engine).
     pub k3_sum: f64,
     /// The largest |trainer − engine| in nats.
     pub max: f64,
-    /// Tokens compared.
+    /// The number of compared tokens.
     pub n: usize,
 }
 
@@ -53,11 +53,11 @@ impl Mismatch {
     }
 }
 
-/// Adds the gradient of a mini-batch to the learner, in micro-batches of at most `micro_batch_tokens` distinct tokens (or one
-/// row, if that alone is longer); [`accumulate_in`] says how.
+/// Adds the gradient of a mini-batch to the learner, in micro-batches of at most `micro_batch_tokens` distinct tokens
+/// (or one row, if that alone is longer); see [`accumulate_in`].
 ///
 /// # Errors
-/// When the learner fails or the objective refuses a number.
+/// If the learner fails or the objective refuses a number.
 pub async fn accumulate(
     learner: &mut dyn Learner,
     objective: &dyn Objective,
@@ -69,18 +69,19 @@ pub async fn accumulate(
     accumulate_in(learner, objective, batch, &cut, first).await
 }
 
-/// Adds the gradient of a mini-batch to the learner, in these micro-batches: lists of rows that hold each row once.
+/// Adds the gradient of a mini-batch to the learner, in these micro-batches: lists of rows, in which each row occurs
+/// once.
 ///
-/// A ratio group inside one micro-batch costs one pass. For groups that several micro-batches share there is a pass before:
-/// log-probabilities without a gradient, and from all of a group's its coefficients; the second pass then needs no other
-/// row. Denominators are those of the whole mini-batch. How it is cut into rows and micro-batches therefore changes nothing
-/// but rounding.
+/// A ratio group inside one micro-batch costs one pass. Groups that several micro-batches share need an additional
+/// pass: it computes log-probabilities without a gradient, and from all of a group's log-probabilities its
+/// coefficients, so that the second pass needs no other row. Denominators are those of the whole mini-batch. Therefore
+/// the cut into rows and micro-batches changes nothing but rounding.
 ///
-/// `first` says that no step has been taken since the weights were published: then, and only then, engine and trainer can be
+/// `first` says that no step has been taken since the weights were published: only then can engine and trainer be
 /// compared.
 ///
 /// # Errors
-/// When the learner fails or the objective refuses a number.
+/// If the learner fails or the objective refuses a number.
 pub async fn accumulate_in(
     learner: &mut dyn Learner,
     objective: &dyn Objective,
@@ -91,7 +92,7 @@ pub async fn accumulate_in(
     accumulate_shown(learner, objective, batch, micro_batches, first, &Meter::default()).await
 }
 
-/// The same, saying on `meter` how many micro-batches are done.
+/// Like [`accumulate_in`], and reports on `meter` the number of completed micro-batches.
 pub(crate) async fn accumulate_shown(
     learner: &mut dyn Learner,
     objective: &dyn Objective,
@@ -122,22 +123,22 @@ pub(crate) async fn accumulate_shown(
     Ok(ObjectiveReport { loss, metrics, n_tokens: batch.n_targets(), mismatch, reference })
 }
 
-/// The loss of a mini-batch, and what there is to do about it.
+/// The loss of a mini-batch, with its gradient.
 #[derive(Clone, Debug, Default)]
 pub struct BatchLoss {
     /// The loss, with the denominator of the whole mini-batch.
     pub loss: f64,
-    /// Its derivative by the log-probability of each target. `[rows][targets]`
+    /// The derivative with respect to the log-probability of each target. `[rows][targets]`
     pub gradient: Vec<Vec<f64>>,
-    /// Ratios, clipping, credit.
+    /// Statistics of ratios, clipping and credit.
     pub metrics: Metrics,
 }
 
-/// The loss of a mini-batch whose log-probabilities are all at hand, in nats, `[rows][targets]`: what [`accumulate`] computes
-/// piece by piece, without the rounding to f32 that a learner's numbers bring.
+/// Computes the loss of a mini-batch from all its log-probabilities in nats, `[rows][targets]`: the same as
+/// [`accumulate`], without the rounding of a learner's numbers to f32.
 ///
 /// # Errors
-/// When the objective refuses a number, with the ratio group.
+/// If the objective refuses a number, with the ratio group.
 pub fn batch_loss(
     objective: &dyn Objective,
     batch: &Batch,
@@ -150,10 +151,10 @@ pub fn batch_loss(
     Ok(step.finish())
 }
 
-/// Lists of rows of at most so many distinct tokens, longer rows alone: what a row has in common with the start of another in
-/// its list counts once, because a learner computes it once. Trajectories that begin alike therefore stand together, whatever
-/// order they come in, and rows of one trajectory where they fit, because a ratio group that is apart costs a second forward
-/// pass.
+/// Packs rows into lists of at most `tokens` distinct tokens; a longer row is alone. The prefix that a row shares with
+/// the previous row of its list counts once, because a learner computes it once. Therefore trajectories with a common
+/// prefix are adjacent, whatever their order in the batch, and rows of one trajectory share a list if they fit, because
+/// a ratio group that is split costs a second forward pass.
 #[must_use]
 pub fn micro_batches(batch: &Batch, tokens: usize) -> Vec<Vec<usize>> {
     let mut cut: Vec<Vec<usize>> = Vec::new();
@@ -181,7 +182,7 @@ pub fn micro_batches(batch: &Batch, tokens: usize) -> Vec<Vec<usize>> {
     cut
 }
 
-/// How many distinct tokens rows add to others.
+/// Returns the number of distinct tokens that rows add to others.
 fn added(batch: &Batch, others: &[usize], rows: Range<usize>) -> usize {
     let ids = |row: usize| &batch.rows[row].ids[..];
     let common = |a: &[_], b: &[_]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
@@ -193,7 +194,7 @@ fn added(batch: &Batch, others: &[usize], rows: Range<usize>) -> usize {
     rows.clone().map(new).sum()
 }
 
-/// The rows of each trajectory, as far as they stand together.
+/// Iterates over the rows of each trajectory, as far as they are adjacent.
 fn trajectories(batch: &Batch) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
     batch.trajectory_of.chunk_by(|a, b| a == b).map(move |rows| {
@@ -211,10 +212,10 @@ fn rows_of(batch: &Batch, places: &[usize]) -> Vec<Row> {
     places.iter().map(|row| batch.rows[*row].clone()).collect()
 }
 
-/// For each ratio group the micro-batch that holds all of it, if one does.
+/// Returns for each ratio group the micro-batch that holds all of it, if any.
 ///
 /// # Panics
-/// When the micro-batches do not hold each row once: a gradient would be missing, or counted twice.
+/// Panics if the micro-batches do not hold each row exactly once: a gradient would be missing, or counted twice.
 fn homes(batch: &Batch, micro_batches: &[Vec<usize>]) -> Vec<Option<usize>> {
     let mut of_row = vec![None; batch.rows.len()];
     for (number, rows) in micro_batches.iter().enumerate() {
@@ -224,7 +225,7 @@ fn homes(batch: &Batch, micro_batches: &[Vec<usize>]) -> Vec<Option<usize>> {
         }
     }
     assert!(of_row.iter().all(Option::is_some), "every row must be in a micro-batch");
-    // For each ratio group the micro-batch of its first token, and whether another has a token of it too.
+    // For each ratio group, the micro-batch of its first token, and whether another micro-batch has a token of it.
     let mut homes = vec![(None, false); batch.weights.len()];
     for (home, tokens) in of_row.into_iter().zip(&batch.tokens) {
         for token in tokens {
@@ -238,13 +239,13 @@ fn homes(batch: &Batch, micro_batches: &[Vec<usize>]) -> Vec<Option<usize>> {
     homes.into_iter().map(alone).collect()
 }
 
-/// A mini-batch while its ratio groups are evaluated, in whatever order they become known.
+/// A mini-batch whose ratio groups are being evaluated, in the order in which they become known.
 struct Step<'a> {
     objective: &'a dyn Objective,
     batch: &'a Batch,
-    /// What each ratio group's loss and gradient are multiplied by.
+    /// The factor of each ratio group's loss and gradient.
     scales: Vec<f64>,
-    /// What the objective reads, and the scaled gradient.
+    /// The objective's input, and the scaled gradient.
     columns: Columns,
     evaluated: Vec<SequenceLoss>,
 }
@@ -258,7 +259,7 @@ impl<'a> Step<'a> {
             let source = ObjectiveError::InvalidDenominator { value };
             return Err(SequenceError { sequence: 0, source });
         }
-        // Where a token weighs the same however long its sequence is, each token counts once, however they are grouped.
+        // If a token weighs the same in sequences of any length, each token counts once under every grouping.
         let counts_tokens = objective.token_weight(1) == objective.token_weight(2);
         let share = |weight: &f64| if counts_tokens { 1.0 } else { *weight };
         Ok(Self {
@@ -270,7 +271,7 @@ impl<'a> Step<'a> {
         })
     }
 
-    /// Evaluates the ratio groups that no micro-batch holds alone, from log-probabilities without a gradient.
+    /// Evaluates the ratio groups that several micro-batches share, from log-probabilities without a gradient.
     async fn evaluate_shared(
         &mut self,
         learner: &mut dyn Learner,
@@ -290,14 +291,14 @@ impl<'a> Step<'a> {
         self.evaluate(|sequence| homes[sequence].is_none()).map_err(in_gradient)
     }
 
-    /// Takes the log-probabilities of some rows. `[rows][targets]`
+    /// Stores the log-probabilities of some rows. `[rows][targets]`
     fn set<T: Copy + Into<f64>>(&mut self, rows: &[usize], logprobs: &[Vec<T>]) {
         for (row, logprobs) in rows.iter().zip(logprobs) {
             self.columns.set(*row, logprobs);
         }
     }
 
-    /// Evaluates ratio groups whose log-probabilities are all there.
+    /// Evaluates the wanted ratio groups, whose log-probabilities are complete.
     fn evaluate(&mut self, is_wanted: impl Fn(usize) -> bool) -> Result<(), SequenceError> {
         let (mut evaluations, mut n_tokens) = (Vec::new(), 0);
         for group in self.columns.groups(is_wanted) {
@@ -315,12 +316,12 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
-    /// What a learner takes of a row.
+    /// Returns a row's gradient in the learner's precision.
     fn rounded(&self, row: usize) -> Vec<f32> {
         self.columns.gradient(row).map(|gradient| gradient as f32).collect()
     }
 
-    /// The sums, in the order of the ratio groups.
+    /// Returns the sums, in the order of the ratio groups.
     fn finish(self) -> BatchLoss {
         let rows = 0..self.batch.rows.len();
         let gradient = rows.map(|row| self.columns.gradient(row).collect()).collect();
@@ -366,13 +367,13 @@ fn compare_with_reference(
     }
 }
 
-/// A number the objective refuses, and where.
+/// A number that the objective refused, and its ratio group.
 #[derive(Debug, thiserror::Error)]
 #[error("evaluate ratio group {sequence} of the mini-batch")]
 pub struct SequenceError {
     /// The ratio group, an index into the batch's weights.
     pub sequence: usize,
-    /// What it refuses.
+    /// The objective's error.
     #[source]
     pub source: ObjectiveError,
 }

@@ -7,19 +7,20 @@ use turnwise_objective::{CorrectionLevel, CorrectionRule, ObjectiveError, correc
 use crate::policy_gradient::{Mismatch, compare};
 use crate::{Batch, Learner, LearnerError};
 
-/// Which log-probabilities stand in the denominator of the ratio.
+/// The log-probabilities in the denominator of the ratio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Behavior {
-    /// Those the engine recorded when it drew the tokens, whichever weights drew them.
+    /// Those that the engine recorded at sampling time, under the weights that sampled the tokens.
     #[default]
     Recorded,
-    /// Those of the weights at the start of the step, recomputed by the trainer. What lies between them and the recorded
-    /// ones becomes a detached weight on the advantages.
+    /// Those of the weights at the start of the step, recomputed by the trainer. Their ratio to the recorded ones
+    /// becomes a detached weight on the advantages.
     Recomputed(Correction),
 }
 
-/// The weight of a token, for what lies between the trainer before its first step and the engine that drew it.
+/// The importance weight of a token, which corrects for the difference between the trainer before its first step and
+/// the engine.
 ///
 /// ```text
 /// r_t = π_trainer(y_t) / π_recorded(y_t)
@@ -27,36 +28,36 @@ pub enum Behavior {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Correction {
-    /// Which tokens share a weight.
+    /// The tokens that share a weight.
     #[serde(default)]
     pub over: Stretch,
-    /// What becomes of a weight that is too large or too small.
+    /// The bound of the weights.
     pub bound: Bound,
 }
 
-/// Which tokens of a ratio group share a weight.
+/// The tokens of a ratio group that share a weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stretch {
-    /// Each its own, `r_t`.
+    /// Each token has its own weight, `r_t`.
     Token,
-    /// Those that one version drew, by the geometric mean of `r_t`.
+    /// The tokens of one version share the geometric mean of `r_t`.
     #[default]
     Version,
-    /// All, by the geometric mean of `r_t`.
+    /// All tokens share the geometric mean of `r_t`.
     Sequence,
-    /// All, by the product of `r_t`: unbiased, with a variance that grows with length.
+    /// All tokens share the product of `r_t`: unbiased, with a variance that grows with length.
     SequenceProduct,
 }
 
-/// What becomes of a weight that is too large or too small.
+/// The treatment of a weight that is too large or too small.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// At most this: truncated importance sampling (Yao et al. 2025). 2 is usual.
+    /// Caps the weight: truncated importance sampling (Yao et al. 2025). 2 is usual.
     Truncate(f64),
-    /// Outside of these two the token keeps its place in n and s and loses its gradient: masked importance sampling
-    /// (arXiv 2510.18855, where they are 0.5 and 5).
+    /// Masks a token whose weight is outside of these two bounds: it counts in n and s and loses its gradient. Masked
+    /// importance sampling (arXiv 2510.18855, where the bounds are 0.5 and 5).
     Mask(f64, f64),
 }
 
@@ -70,16 +71,16 @@ impl Bound {
 }
 
 impl Correction {
-    /// One weight for each stretch that a version drew, at most `max`.
+    /// Returns a correction with one weight for the tokens of each version, at most `max`.
     #[must_use]
     pub fn truncated(max: f64) -> Self {
         Self { over: Stretch::default(), bound: Bound::Truncate(max) }
     }
 
-    /// Whether weights can be bounded like this.
+    /// Checks the bounds.
     ///
     /// # Errors
-    /// When a bound is not finite, is below 0, or two of them are not in order.
+    /// If a bound is not finite or is below 0, or the two bounds are not in order.
     pub fn check(&self) -> Result<(), ObjectiveError> {
         correction_weights(&[], &[], CorrectionLevel::Token, self.bound.rule()).map(drop)
     }
@@ -94,11 +95,11 @@ impl Correction {
     }
 }
 
-/// Replaces the recorded log-probabilities by the learner's own and weights the advantages. Returns how far the two were apart,
-/// on tokens that the learner's weights have drawn.
+/// Replaces the recorded log-probabilities by the learner's and weights the advantages. Returns the mismatch of the two
+/// on tokens that the learner's current weights sampled.
 ///
 /// # Errors
-/// When the learner fails, or a log-probability is not finite.
+/// If the learner fails, or a log-probability is not finite.
 pub async fn recompute(
     batch: &mut Batch,
     learner: &mut dyn Learner,

@@ -8,34 +8,34 @@ use crate::metric::{self, Metric, MetricValues};
 use crate::policy_gradient::{Mismatch, ObjectiveReport};
 use crate::{Admitted, Books, CreditStreams, DropReason, Lengths, Updated};
 
-/// What one step did: numbers for the log, episodes for people.
+/// The report of one step: numbers for the log, episodes for people.
 #[derive(Clone, Debug, Default)]
 pub struct StepReport {
-    /// The step, from 0.
+    /// The index of the step, from 0.
     pub step: u64,
     /// The numbers.
     pub metrics: MetricValues,
     /// The trained episodes.
     pub trained: Vec<Trajectory>,
-    /// Some scored episode of the step, for a look at what the policy does: the last that was solved, else the last.
+    /// A scored episode of the step as a sample of the policy: the last solved one, or else the last.
     pub sample: Option<Trajectory>,
-    /// What the credit of each trained group is made of, group by group in the order of `trained`.
+    /// The credit streams of each trained group, in the order of `trained`.
     pub credit: Vec<CreditStreams>,
-    /// Where every episode of the run was when the step ended.
+    /// The books of the run at the end of the step.
     pub books: Books,
     pub(crate) canary: Option<f64>,
     dropped: BTreeMap<DropReason, Lengths>,
     kept: Lengths,
 }
 
-/// How long things took, in seconds.
+/// Durations in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timing {
     pub(crate) step_s: f64,
     pub(crate) rollout_s: f64,
 }
 
-/// What the optimiser steps of one training step did.
+/// The report of the optimiser steps of one training step.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UpdateReport {
     pub(crate) learning_rate: f64,
@@ -69,7 +69,7 @@ impl UpdateReport {
         }
     }
 
-    /// How far engine and trainer are apart, if anything was compared.
+    /// Records the mismatch of engine and trainer, if any tokens were compared.
     pub(crate) fn compare(&mut self, mismatch: Mismatch) {
         if mismatch.n > 0 {
             self.mismatch = mismatch;
@@ -245,13 +245,13 @@ fn metric_of(reason: DropReason) -> Metric {
     }
 }
 
-/// NaN of nothing, which is then not recorded.
+/// Returns the mean; NaN for no values, which is then not recorded.
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, n) = values.fold((0.0, 0_usize), |(sum, n), value| (sum + value, n + 1));
     sum / n as f64
 }
 
-/// For means over the trained tokens, of a step that had none.
+/// Replaces NaN by 0, for means over the trained tokens of a step without any.
 fn or_zero(value: f64) -> f64 {
     if value.is_nan() { 0.0 } else { value }
 }

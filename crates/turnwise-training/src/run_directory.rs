@@ -12,7 +12,7 @@ use crate::json_lines::JsonLines;
 use crate::manifest::entries;
 use crate::{Checkpoints, StepReport, SuccessRate, credit_records};
 
-/// The files a run leaves. The log format is the interface: whatever shows a run only reads these.
+/// The files of a run. The log format is the interface: a viewer of runs only reads these files.
 ///
 /// ```text
 /// config.toml     what the user wrote           run.toml      the resolved settings
@@ -26,30 +26,31 @@ pub struct RunDirectory {
     path: PathBuf,
     metrics: JsonLines,
     events: JsonLines,
-    /// How often the run was resumed; readers keep the line with the highest where a step stands twice.
+    /// The number of resumptions; if a step has two lines, readers keep the one with the highest number.
     resumes: u64,
     /// Locked for the life of the process; the system releases it however the process ends.
     _lock: File,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Held-out success before reinforcement learning, after the warm start; `None` where it was lost.
+    /// Held-out success before reinforcement learning, after the warm start; `None` if it was lost.
     pub eval_before: Option<SuccessRate>,
     /// Held-out success at the end.
     pub eval_after: SuccessRate,
     /// Wall time, in seconds.
     pub seconds: f64,
-    /// What went wrong or looks wrong, in sentences; empty when nothing does.
+    /// Warnings as sentences; empty if there are none.
     pub warnings: Vec<String>,
 }
 
 impl RunDirectory {
-    /// Makes the directory of a new run. One that stopped before its first checkpoint is begun again: nothing of it was kept.
+    /// Creates the directory of a new run. A run that stopped before its first checkpoint is restarted, because nothing
+    /// of it was kept.
     ///
     /// # Errors
-    /// When there is a run already, the directory holds something else, or it cannot be made.
+    /// If it already holds a run or other files, or cannot be created.
     pub fn create(path: &Path) -> Result<Self, RunDirectoryError> {
         Self::check(path)?;
         for folder in [ROLLOUTS, CREDIT] {
@@ -64,10 +65,10 @@ impl RunDirectory {
         Self::open_files(path, lock, 0)
     }
 
-    /// Refuses a directory that no new run can begin in, without making anything.
+    /// Refuses a directory in which no new run can begin, without creating anything.
     ///
     /// # Errors
-    /// When there is a run already, the directory holds something else, or its name is no text.
+    /// If it already holds a run or other files, or its name is not UTF-8.
     pub fn check(path: &Path) -> Result<(), RunDirectoryError> {
         check_name(path)?;
         if let Some(name) = foreign_entry(path).at(path)? {
@@ -84,10 +85,10 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// Opens the directory of a run that stopped. A line that was cut short by a kill or a full disk is removed.
+    /// Opens the directory of a stopped run. Removes a line that was cut short by a kill or a full disk.
     ///
     /// # Errors
-    /// When there is no run, or another process is at it.
+    /// If it holds no run, or another process uses it.
     pub fn resume(path: &Path) -> Result<Self, RunDirectoryError> {
         check_name(path)?;
         if !OF_A_RUN.iter().any(|name| path.join(name).exists()) {
@@ -111,19 +112,19 @@ impl RunDirectory {
         })
     }
 
-    /// Everything that was written to `events.jsonl`; a line that is damaged is left out.
+    /// Returns every event of `events.jsonl`, without damaged lines.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// If the file cannot be read.
     pub fn events(&self) -> Result<Vec<Value>, RunDirectoryError> {
         read_lines(&self.path.join(EVENTS))
     }
 
-    /// The numbers of every step in `metrics.jsonl`, in order; a line that is damaged is left out. Of a step that was repeated
-    /// after a resumption, the last line.
+    /// Returns the metrics of every step in `metrics.jsonl`, in order and without damaged lines. If a step was repeated
+    /// after a resumption, its last line counts.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// If the file cannot be read.
     pub fn metrics(&self) -> Result<Vec<Value>, RunDirectoryError> {
         let rows = read_lines(&self.path.join(METRICS))?.into_iter();
         let steps: BTreeMap<u64, Value> =
@@ -131,31 +132,31 @@ impl RunDirectory {
         Ok(steps.into_values().collect())
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its checkpoints.
+    /// Returns the checkpoints of the run.
     #[must_use]
     pub fn checkpoints(&self, keep: usize) -> Checkpoints {
         Checkpoints::new(self.path.join(CHECKPOINTS), keep)
     }
 
-    /// Writes a whole file, which is there with all its content or as it was before.
+    /// Replaces a file atomically: it has its whole new content, or its old one.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn write(&self, name: &str, content: &str) -> Result<(), RunDirectoryError> {
         let path = self.path.join(name);
         replace(&path, content.as_bytes()).at(&path)
     }
 
-    /// Appends the numbers of a step to `metrics.jsonl`.
+    /// Appends the metrics of a step to `metrics.jsonl`.
     ///
     /// # Errors
-    /// When they cannot be written.
+    /// If they cannot be written.
     pub fn write_metrics(&mut self, report: &StepReport) -> Result<(), RunDirectoryError> {
         let mut line = Map::new();
         line.insert("step".to_owned(), json!(report.step));
@@ -164,10 +165,10 @@ impl RunDirectory {
         self.metrics.append(&Value::Object(line)).at(&self.path.join(METRICS))
     }
 
-    /// Appends to `events.jsonl`: what happened, and what there is to say about it.
+    /// Appends an event and its details to `events.jsonl`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn write_event(
         &mut self,
         event: &str,
@@ -177,11 +178,11 @@ impl RunDirectory {
         self.events.append(&Value::Object(details)).at(&self.path.join(EVENTS))
     }
 
-    /// Writes what a step trained on, at most `n` episodes: their trajectories to `rollouts/`, and what their credit is made
-    /// of to `credit/`, line for line.
+    /// Writes at most `n` trained episodes of a step: their trajectories to `rollouts/`, and their credit records to
+    /// `credit/`, line for line.
     ///
     /// # Errors
-    /// When they cannot be written.
+    /// If they cannot be written.
     pub fn write_rollouts(&self, report: &StepReport, n: usize) -> Result<(), RunDirectoryError> {
         if n == 0 || report.trained.is_empty() {
             return Ok(());
@@ -205,7 +206,7 @@ impl RunDirectory {
     /// Writes `summary.json`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn write_summary(&self, summary: &Summary) -> Result<(), RunDirectoryError> {
         let json = serde_json::to_string_pretty(summary).map_err(io::Error::from).at(&self.path)?;
         self.write(SUMMARY, &(json + "\n"))
@@ -220,7 +221,7 @@ const CHECKPOINTS: &str = "checkpoints";
 const SUMMARY: &str = "summary.json";
 const LOCK: &str = "lock";
 
-/// A directory with one of these holds a run, also when the others were lost.
+/// A directory with one of these names holds a run, even if the others were lost.
 const OF_A_RUN: [&str; 3] = [METRICS, "run.toml", CHECKPOINTS];
 
 /// Every name that a run may have written before its first checkpoint.
@@ -237,7 +238,7 @@ const OWN: [&str; 10] = [
     "reference",
 ];
 
-/// Refuses names that the files of a run could not repeat: they are JSON and TOML.
+/// Refuses names that JSON and TOML, the formats of a run's files, cannot express.
 fn check_name(path: &Path) -> Result<(), RunDirectoryError> {
     match path.to_str() {
         Some(_) => Ok(()),
@@ -245,7 +246,7 @@ fn check_name(path: &Path) -> Result<(), RunDirectoryError> {
     }
 }
 
-/// Something in a directory that no run has written; hidden files are nobody's business.
+/// Returns an entry that no run has written; ignores hidden files.
 fn foreign_entry(path: &Path) -> io::Result<Option<String>> {
     let is_own =
         |name: &str| name.starts_with('.') || name.starts_with("eval-") || OWN.contains(&name);
@@ -254,7 +255,7 @@ fn foreign_entry(path: &Path) -> io::Result<Option<String>> {
     Ok(names.find(|name| !is_own(name)).map(String::from))
 }
 
-/// Writes a file beside the one it replaces, and gives it the name when it is whole.
+/// Writes a temporary file, and renames it to the final name when it is whole.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let staging = path.with_file_name(format!(".tmp-{name}"));
@@ -265,14 +266,15 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&staging, path)
 }
 
-/// The values of a log line by line. A disk that failed, or a hand, may have left lines that are no JSON: the others still count.
+/// Returns the values of a log line by line. Skips lines that are not JSON, which a failed disk or an edit may have
+/// left.
 fn read_lines(path: &Path) -> Result<Vec<Value>, RunDirectoryError> {
     let bytes = read_plain(path, u64::MAX).at(path)?;
     let lines = bytes.split(|byte| *byte == b'\n');
     Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
-/// Counts are written as whole numbers.
+/// Writes counts as whole numbers.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }
@@ -306,51 +308,51 @@ impl<T> At<T> for io::Result<T> {
     }
 }
 
-/// Why a run directory cannot be used.
+/// The reason why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirectoryError {
-    /// There is a run in it.
+    /// The directory holds a run.
     #[error("start a run in {}: there is one already", path.display())]
     Exists {
         /// The directory.
         path: PathBuf,
-        /// Whether that run can go on.
+        /// Whether that run can continue.
         has_checkpoints: bool,
     },
-    /// There is something else in it.
-    #[error("start a run in {}: it holds `{name}`, which is no file of a run", path.display())]
+    /// The directory holds other files.
+    #[error("start a run in {}: it holds `{name}`, which is not a file of a run", path.display())]
     NotEmpty {
         /// The directory.
         path: PathBuf,
-        /// What is in it.
+        /// The name of such a file.
         name: String,
     },
-    /// Its name is no text.
+    /// The name of the directory is not UTF-8.
     #[error("use the run directory {}: its name is not UTF-8", path.display())]
     NotText {
         /// The directory.
         path: PathBuf,
     },
-    /// There is none in it.
-    #[error("go on with the run in {}: there is none", path.display())]
+    /// The directory holds no run.
+    #[error("continue the run in {}: there is none", path.display())]
     NotARun {
         /// The directory.
         path: PathBuf,
     },
-    /// Another process is at it.
-    #[error("use {}: process {holder} is at it", path.display())]
+    /// Another process uses the directory.
+    #[error("use {}: process {holder} is using it", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
-        /// The process.
+        /// The process id.
         holder: String,
     },
-    /// The file system.
+    /// A file-system error.
     #[error("read or write {}", path.display())]
     Io {
         /// The directory, or the file in it.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },

@@ -1,39 +1,39 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate goes on after its warm-up.
+/// The learning-rate decay after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
-    /// It stays.
+    /// Constant.
     #[default]
     Constant,
-    /// It falls to 0 along half a cosine (SGDR, arXiv 1608.03983, without restarts).
+    /// Falls to 0 along half a cosine (SGDR, arXiv 1608.03983, without restarts).
     Cosine,
 }
 
-/// The learning rate over a run.
+/// The learning-rate schedule of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// The highest.
+    /// The peak learning rate.
     pub learning_rate: f64,
-    /// Steps over which it rises to that, linearly.
+    /// The number of steps of the linear warm-up.
     pub warmup_steps: u64,
-    /// What it does then.
+    /// The decay after the warm-up.
     pub decay: Decay,
-    /// Steps of the whole run.
+    /// The number of steps of the whole run.
     pub steps: u64,
 }
 
 impl Default for Schedule {
-    /// 1e-3 from the first step on: right for models of a million weights, far too much for a billion.
+    /// Returns 1e-3 from the first step on: right for models of a million weights, far too much for a billion.
     fn default() -> Self {
         Self { learning_rate: 1e-3, warmup_steps: 0, decay: Decay::Constant, steps: u64::MAX }
     }
 }
 
 impl Schedule {
-    /// The learning rate of a step, counted from 0.
+    /// Returns the learning rate of a step, counted from 0.
     ///
     /// ```
     /// use turnwise_training::{Decay, Schedule};

@@ -1,4 +1,4 @@
-//! What is rolled out when: how many groups are open, which tasks they play, and when there is enough to train on.
+//! The rollout scheduler: how many groups are open, which tasks they play, and when there is enough to train on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,28 +15,28 @@ use crate::capacity::{Occupancy, capacity};
 use crate::curriculum::{Curriculum, TaskQueue};
 use crate::lead::Lead;
 
-/// How rollouts and training share the time.
+/// How rollouts and training alternate or overlap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutMode {
     /// One after the other. Reproducible.
     #[default]
     Synchronous,
-    /// While one batch is trained on, the next is rolled out under the weights of before; new weights are published when
-    /// both are done. Reproducible, and one version stale. Best where the two take about as long.
+    /// While one batch is trained on, the next is rolled out under the old weights; the new weights are published when
+    /// both are done. Reproducible, and one version stale. Best if the two take about equally long.
     Pipelined,
-    /// Rollouts never wait: weights change under them, in the middle of a turn, and the trainer takes what is finished.
-    /// Which token meets which weights depends on the machine, so that no two runs are alike.
+    /// Rollouts never wait: weights change in the middle of a turn, and the trainer takes finished groups. Which
+    /// weights sample which token depends on the machine, so no two runs are equal.
     Asynchronous,
 }
 
-/// More groups for those that taught nothing (DAPO, arXiv 2503.14476, section 3.2), with an end to it.
+/// Replaces groups without variance by further groups (DAPO, arXiv 2503.14476, section 3.2), up to a bound.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DynamicSampling {
-    /// Groups of one step that may be replaced; then the step goes on with what there is.
+    /// Maximal number of groups of one step that are replaced; then the step continues with the groups that it has.
     pub max_groups: u64,
-    /// How long a step may take to replace them, in seconds.
+    /// Maximal time for replacements in one step, in seconds.
     pub max_seconds: f64,
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct SchedulerSettings {
     pub(crate) mode: RolloutMode,
     pub(crate) groups_per_step: usize,
     pub(crate) max_staleness: u32,
-    /// Whether what is too old is dropped whole; otherwise nothing is given up for its age.
+    /// Whether stale trajectories are dropped whole; otherwise no episode is cancelled for its age.
     pub(crate) drops_stale: bool,
     pub(crate) dynamic_sampling: Option<DynamicSampling>,
     pub(crate) curriculum: Curriculum,
@@ -67,56 +67,56 @@ pub(crate) struct Scheduler {
     state: State,
     /// Finished groups that wait for the trainer.
     ready: Vec<Group>,
-    /// Those among them that dynamic sampling replaces; they are handed over with the next step, for the books.
+    /// The finished groups that dynamic sampling replaces; they are handed over with the next step, for the books.
     flat: Vec<Group>,
     news: Iteration,
-    /// How far ahead of the trainer asynchronous rollouts are started.
+    /// The lead of asynchronous rollouts over the trainer.
     lead: Lead,
-    /// Whether a batch has been handed over and what came of it is not published yet.
+    /// Whether a batch has been handed over whose update is not published yet.
     is_training: bool,
-    /// What broke while a batch was trained on; the batch came first.
+    /// An error while a batch was trained on; the batch is finished first.
     broken: Option<RolloutError>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct State {
-    /// Rounds of groups that have been started: one for each step, and in pipelined mode one ahead.
+    /// The number of rounds that were started: one for each step, and one ahead in pipelined mode.
     rounds: u64,
     groups_started: u64,
-    /// Rollouts that were trained on in steps that were published.
+    /// The number of rollouts that were trained on in published steps.
     accepted: u64,
-    /// The version the run began with.
+    /// The version at which the run began.
     first_version: Option<PolicyVersion>,
     queue: TaskQueue,
-    /// The round that has begun and not ended, when a stop came in between.
+    /// The round that a stop has interrupted.
     #[serde(default)]
     open_round: Option<OpenRound>,
 }
 
-/// What a round needs to go on after a stop as if there had been none.
+/// The state of an interrupted round, from which it continues as if there had been no stop.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct OpenRound {
-    /// Groups that may still be replaced because they taught nothing.
+    /// The number of groups without variance that may still be replaced.
     n_replaceable: u64,
 }
 
-/// A scheduler on its way to disk.
+/// A scheduler as data.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct SchedulerSnapshot {
     state: State,
     pub(crate) pool: PoolSnapshot,
     ready: Vec<Group>,
     flat: Vec<Group>,
-    /// What has been counted since the last step was reported.
+    /// The counts since the last reported step.
     news: Iteration,
 }
 
-/// What a step trains on, and how it came about.
+/// The groups of a step, and their counts.
 #[derive(Debug, Default)]
 pub(crate) struct Gathered {
     pub(crate) groups: Vec<Group>,
     pub(crate) news: Iteration,
-    /// Groups that were replaced because they taught nothing.
+    /// The number of groups that were replaced because they had no variance.
     pub(crate) n_replaced: usize,
 }
 
@@ -148,13 +148,14 @@ impl Scheduler {
         &self.policy
     }
 
-    /// Episodes in finished groups that wait for the trainer, those without a reward excepted: they are in the pool's books.
+    /// Returns the number of scored episodes in finished groups that wait for the trainer; the pool counts those
+    /// without a reward.
     pub(crate) fn n_ready(&self) -> u64 {
         let groups = self.ready.iter().chain(&self.flat);
         groups.map(|group| group.scored().count() as u64).sum()
     }
 
-    /// Rolls out until there is something to train on; false when `stop` came first.
+    /// Rolls out until there is something to train on; returns false if `stop` was requested first.
     pub(crate) async fn gather(
         &mut self,
         round: u64,
@@ -177,7 +178,7 @@ impl Scheduler {
         }
     }
 
-    /// The groups of a step and the news since the last.
+    /// Takes the groups of a step and the counts since the last one.
     pub(crate) fn take(&mut self) -> Gathered {
         self.ready.sort_by_key(|group| group.id);
         let n = match self.settings.mode {
@@ -201,10 +202,11 @@ impl Scheduler {
         Gathered { groups, news, n_replaced }
     }
 
-    /// One round: its groups, and iterations until one of them is finished. With a small budget that can take several: one of
-    /// tokens brings every episode at least one further, and one of time gets longer while nothing comes of it.
+    /// Runs one round: starts its groups, and iterates until one of them is finished. With a small budget that can take
+    /// several iterations: a token budget advances every episode by at least one token, and a time budget grows while
+    /// nothing finishes.
     ///
-    /// Returns false when `stop` came first; the next call goes on with the round.
+    /// Returns false if `stop` was requested first; the next call continues the round.
     async fn round(
         &mut self,
         round: u64,
@@ -221,7 +223,7 @@ impl Scheduler {
         let mut n_left = open.map_or_else(n_replaceable, |open| open.n_replaceable);
         loop {
             let iterated = self.pool.iterate(&self.policy, stop).await;
-            // What was finished before something broke is kept too.
+            // Groups that finished before the error are kept too.
             let (mut iteration, broken) = match iterated {
                 Ok(iteration) => (iteration, None),
                 Err(broken) => (self.pool.take_news(), Some(broken)),
@@ -240,8 +242,8 @@ impl Scheduler {
         }
     }
 
-    /// Rolls out in the background until there is a batch, or as many groups as a batch has were dropped whole: the step then
-    /// goes on with the rest, as one that takes turns with its rollouts does.
+    /// Rolls out in the background until there is a batch, or until as many groups as a batch has were dropped whole:
+    /// the step then continues with the rest, like a synchronous step.
     async fn gather_running(
         &mut self,
         version: PolicyVersion,
@@ -276,15 +278,15 @@ impl Scheduler {
         }
     }
 
-    /// The next round, beside an update. What breaks is said when the update is done.
+    /// Runs the next round beside an update. An error is returned after the update.
     ///
-    /// No stop ends it early: its episodes are drawn with the weights of before the update, which nobody has afterwards, and
-    /// the run would go on with other tokens than one that was not stopped.
+    /// A stop does not end the round early: its episodes are sampled with the weights before the update, which are gone
+    /// afterwards, and the run would continue with other tokens than one that was not stopped.
     pub(crate) async fn round_beside(&mut self, round: u64, version: PolicyVersion) {
         self.broken = self.round(round, version, &StopSignal::never()).await.err();
     }
 
-    /// Keeps rollouts going beside an update; never comes back by itself. What breaks is said when the update is done.
+    /// Keeps rollouts running beside an update, and never returns by itself. An error is returned after the update.
     pub(crate) async fn keep_going(&mut self, version: PolicyVersion, stop: &StopSignal) {
         loop {
             self.keep_running(version, stop);
@@ -292,7 +294,7 @@ impl Scheduler {
                 Ok(true) => {}
                 Ok(false) => std::future::pending::<()>().await,
                 Err(broken) => {
-                    // What trips the breaker may be the group that has just been graded.
+                    // The group that has just been graded may trip the breaker.
                     let groups = self.pool.take_groups();
                     self.take_in(groups);
                     self.broken = Some(broken);
@@ -302,7 +304,7 @@ impl Scheduler {
         }
     }
 
-    /// Suspends whatever runs.
+    /// Suspends all running episodes.
     pub(crate) async fn halt(&mut self) {
         self.pool.halt().await;
         let mut news = self.pool.take_news();
@@ -310,10 +312,10 @@ impl Scheduler {
         self.news.absorb(news);
     }
 
-    /// After new weights: what was trained on made room, and what is too old now is given up.
+    /// Updates the scheduler after new weights: trained groups make room, and stale episodes are cancelled.
     ///
-    /// A group that this completes is graded here and not when somebody looks next, except where rollouts never wait: a
-    /// checkpoint between two steps would otherwise bring it to the trainer a step earlier than it comes without one.
+    /// A group that this completes is graded here and not at the next iteration, except in asynchronous mode: a
+    /// checkpoint between two steps would otherwise bring it to the trainer a step earlier.
     pub(crate) async fn published(&mut self, version: PolicyVersion, n_trained: u64) {
         self.state.accepted += n_trained;
         if self.settings.drops_stale {
@@ -347,7 +349,8 @@ impl Scheduler {
         let groups = self.pool.take_groups();
         self.take_in(groups);
         if !stop.requested() {
-            // As far as episodes can run at once and the trainer will soon take them: more would only wait, and age.
+            // Limited by the concurrency and by what the trainer will soon take: further groups would only wait, and
+            // age.
             let room = self.pool.settings().max_concurrent.saturating_sub(self.pool.n_active());
             let groups = room.div_ceil(self.pool.settings().group_size);
             let wanted = self.lead.groups().saturating_sub(self.ready.len() + self.pool.n_open());
@@ -356,7 +359,7 @@ impl Scheduler {
         self.pool.launch(&self.policy, stop);
     }
 
-    /// Starts up to `n` groups, as far as staleness admits them, and says how many.
+    /// Starts up to `n` groups, as far as staleness admits them, and returns their number.
     fn start_groups(&mut self, n: u64, version: PolicyVersion) -> u64 {
         let group_size = self.pool.settings().group_size as u64;
         let n = n.min(self.capacity(version) / group_size);
@@ -384,7 +387,7 @@ impl Scheduler {
         capacity(&occupancy, batch, self.settings.max_staleness)
     }
 
-    /// Puts finished groups where they belong.
+    /// Sorts finished groups into those to train on and those without variance.
     fn take_in(&mut self, groups: Vec<Group>) {
         for group in groups {
             if self.settings.dynamic_sampling.is_some() && group.has_zero_variance() {
@@ -395,7 +398,7 @@ impl Scheduler {
         }
     }
 
-    /// Starts groups in place of those that taught nothing; `n_left` is how many more may be.
+    /// Starts groups in place of those without variance; `n_left` is the number of further replacements.
     fn replace(&mut self, n_left: &mut u64, started: Instant, version: PolicyVersion) {
         if self.is_late(started) {
             *n_left = 0;
@@ -405,13 +408,13 @@ impl Scheduler {
         *n_left -= self.start_groups(wanted.min(*n_left), version);
     }
 
-    /// How many more groups without variance this step waits for replacements of; `None` where it does not.
+    /// Returns the number of groups without variance that this step may still replace; `None` without dynamic sampling.
     fn n_replaceable(&self) -> Option<u64> {
         let sampling = self.settings.dynamic_sampling?;
         Some(sampling.max_groups.saturating_sub(self.flat.len() as u64))
     }
 
-    /// Whether a step need not wait for more groups with variance.
+    /// Returns whether a step need not wait for more groups with variance.
     fn is_enough(&self, n_left: u64) -> bool {
         n_left == 0 || self.ready.len() >= self.settings.groups_per_step
     }
@@ -423,7 +426,7 @@ impl Scheduler {
         })
     }
 
-    /// Tells the curriculum how a group went.
+    /// Reports the success rate of a group to the curriculum.
     fn record(&mut self, group: &Group) {
         let n = group.scored().count();
         let solved = group.scored().filter(|member| member.solved).count();

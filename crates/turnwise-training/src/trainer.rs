@@ -20,59 +20,59 @@ use crate::{
     RolloutMode, Schedule, StaleTokens, StepReport, TrainError, assign_batch_credit,
 };
 
-/// The parts of a training run that can be chosen freely.
+/// The replaceable parts of a training run.
 pub struct Parts<L> {
-    /// What is trained on.
+    /// The tasks to train on.
     pub tasks: Arc<dyn TaskSet>,
-    /// How conversations become tokens.
+    /// The factory of agents, with renderer and sampling settings.
     pub agents: Arc<dyn AgentFactory>,
-    /// Scores episodes beside their environment.
+    /// A rubric that scores episodes in addition to their environment.
     pub rubric: Option<Arc<dyn Rubric>>,
-    /// The engine that draws.
+    /// The engine that samples.
     pub policy: Arc<dyn Policy>,
     /// The model that learns.
     pub learner: L,
     /// The loss.
     pub objective: Box<dyn Objective>,
-    /// Who gets credit for a reward.
+    /// The credit assignment.
     pub credit: Box<dyn Credit>,
 }
 
-/// How it is trained.
+/// The settings of training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainerSettings {
-    /// Groups started at each step. Where episodes are suspended, groups of earlier steps are open beside them.
+    /// The number of groups started at each step. Suspended groups of earlier steps stay open beside them.
     pub groups_per_step: usize,
-    /// How they are run.
+    /// The settings of the rollout pool.
     pub rollout: PoolSettings,
-    /// How rollouts and training share the time.
+    /// How rollouts and training alternate or overlap.
     pub mode: RolloutMode,
-    /// Whether groups that teach nothing are replaced by others in the same step.
+    /// Whether groups without variance are replaced by others in the same step.
     pub dynamic_sampling: Option<DynamicSampling>,
-    /// Which tasks are played.
+    /// The rule that chooses tasks.
     pub curriculum: Curriculum,
-    /// What may train.
+    /// The rules of admission.
     pub admission: Admission,
-    /// Which tokens share a ratio.
+    /// The tokens that share a ratio.
     pub ratio_scope: RatioScope,
-    /// Which log-probabilities stand in the ratio's denominator.
+    /// The log-probabilities in the ratio's denominator.
     pub behavior: Behavior,
-    /// Optimiser steps for each batch of rollouts; 4 in the paper (section 5.1).
+    /// The number of optimiser steps for each batch of rollouts; 4 in the paper (section 5.1).
     pub n_minibatches: usize,
-    /// Distinct tokens that go through the model at once: what rows have in common counts once.
+    /// The number of distinct tokens in one forward pass: a prefix that rows share counts once.
     pub micro_batch_tokens: usize,
-    /// Whether the policy has to show after each publication that it has the new weights.
+    /// The canary that checks each publication, if any.
     pub canary: Option<Canary>,
-    /// The learning rate.
+    /// The learning-rate schedule.
     pub schedule: Schedule,
-    /// Where gradients are clipped.
+    /// The norm at which gradients are clipped.
     pub max_grad_norm: f64,
-    /// All randomness of the run derives from it.
+    /// The seed of all randomness of the run.
     pub seed: u64,
 }
 
 impl Default for TrainerSettings {
-    /// 16 groups at a time and 4 mini-batches, as in the paper; recorded log-probabilities in the ratio.
+    /// Returns 16 groups at a time and 4 mini-batches, as in the paper, with recorded log-probabilities in the ratio.
     fn default() -> Self {
         Self {
             groups_per_step: 16,
@@ -93,7 +93,7 @@ impl Default for TrainerSettings {
     }
 }
 
-/// The loop: groups, credit, objective, optimiser, new weights.
+/// The training loop: groups, credit, objective, optimiser, new weights.
 pub struct Trainer<L> {
     learning: Learning<L>,
     scheduler: Scheduler,
@@ -102,7 +102,7 @@ pub struct Trainer<L> {
     rollouts: Meter,
 }
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Progress {
     step: u64,
@@ -111,7 +111,7 @@ struct Progress {
     skipped_in_row: u32,
 }
 
-/// Everything of a trainer but its weights, on its way to disk.
+/// The state of a trainer without its weights, as data.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TrainerSnapshot {
     progress: Progress,
@@ -119,7 +119,7 @@ pub struct TrainerSnapshot {
 }
 
 impl TrainerSnapshot {
-    /// Suspended episodes and groups that wait for them.
+    /// Returns the suspended episodes and the groups that wait for them.
     #[must_use]
     pub fn pool(&self) -> &PoolSnapshot {
         &self.scheduler.pool
@@ -127,15 +127,16 @@ impl TrainerSnapshot {
 }
 
 impl<L: Learner> Trainer<L> {
-    /// A trainer at step 0.
+    /// Creates a trainer at step 0.
     ///
     /// # Panics
-    /// When a setting that counts something is 0, or rollouts overlap with training although nothing stale may train.
+    /// Panics if a setting that counts something is 0, or if rollouts overlap with training although nothing stale may
+    /// train.
     #[must_use]
     pub fn new(parts: Parts<L>, settings: TrainerSettings) -> Self {
         assert!(
             settings.groups_per_step > 0 && settings.n_minibatches > 0,
-            "a step has groups and mini-batches"
+            "groups_per_step and n_minibatches must be at least 1"
         );
         assert!(
             settings.mode != RolloutMode::Pipelined || settings.admission.max_staleness > 0,
@@ -151,31 +152,31 @@ impl<L: Learner> Trainer<L> {
         Self { learning, scheduler, settings, progress: Progress::default(), rollouts }
     }
 
-    /// How far the rollouts of the step that runs are, and its update. Asynchronous rollouts know no iterations, and show
-    /// nothing.
+    /// Returns the progress of the current step's rollouts, and of its update. Asynchronous rollouts have no
+    /// iterations, and show no progress.
     #[must_use]
     pub fn meters(&self) -> [Meter; 2] {
         [self.rollouts.clone(), self.learning.meter.clone()]
     }
 
-    /// The step that comes next; 0 before the first.
+    /// Returns the next step; 0 before the first.
     #[must_use]
     pub fn next_step(&self) -> u64 {
         self.progress.step
     }
 
-    /// The model that learns.
+    /// Returns the learner.
     pub fn learner(&mut self) -> &mut L {
         &mut self.learning.learner
     }
 
-    /// The engine that draws.
+    /// Returns the engine that samples.
     #[must_use]
     pub fn policy(&self) -> &Arc<dyn Policy> {
         self.scheduler.policy()
     }
 
-    /// Where every episode of the run is.
+    /// Returns the books of the run.
     #[must_use]
     pub fn books(&self) -> Books {
         let ledger = self.scheduler.pool().ledger();
@@ -192,15 +193,15 @@ impl<L: Learner> Trainer<L> {
         }
     }
 
-    /// Gathers finished groups, trains on them, and publishes what came of it.
+    /// Gathers finished groups, trains on them, and publishes the new weights.
     ///
-    /// `None` when `stop` came first: what was finished is kept, what was not is suspended, and nothing was trained. A stop
-    /// that comes later is seen by the next step: an update is never cut short, and neither is the round of a pipelined run
-    /// beside it. In the reproducible modes a run that is stopped, written down and resumed ends with the weights of one
-    /// that was not.
+    /// Returns `None` if `stop` was requested first: finished groups are kept, unfinished ones are suspended, and
+    /// nothing is trained. A later stop takes effect in the next step: an update is never cut short, and neither is the
+    /// round of a pipelined run beside it. In the reproducible modes a run that is stopped, saved and resumed ends with
+    /// the weights of one that was not.
     ///
     /// # Errors
-    /// When rollouts, credit or the learner cannot go on.
+    /// If rollouts, credit or the learner fail.
     pub async fn step(&mut self, stop: &StopSignal) -> Result<Option<StepReport>, TrainError> {
         if stop.requested() {
             return Ok(None);
@@ -228,23 +229,23 @@ impl<L: Learner> Trainer<L> {
         Ok(Some(report))
     }
 
-    /// Everything but the weights. What runs is suspended first.
+    /// Returns the state without the weights. Suspends running episodes first.
     pub async fn snapshot(&mut self) -> TrainerSnapshot {
         self.scheduler.halt().await;
         TrainerSnapshot { progress: self.progress.clone(), scheduler: self.scheduler.snapshot() }
     }
 
-    /// Goes on where a snapshot was taken; the weights are restored by [`Learner::load`].
+    /// Restores a snapshot; [`Learner::load`] restores the weights.
     ///
     /// # Errors
-    /// When a suspended episode cannot be restored.
+    /// If a suspended episode cannot be restored.
     pub fn restore(&mut self, snapshot: TrainerSnapshot) -> Result<(), RestoreError> {
         self.learning.skipped_in_row = snapshot.progress.skipped_in_row;
         self.progress = snapshot.progress;
         self.scheduler.restore(snapshot.scheduler)
     }
 
-    /// The members that train, with their credit.
+    /// Returns the members that train, with their credit.
     fn admit(
         &mut self,
         groups: Vec<Group>,
@@ -267,7 +268,7 @@ impl<L: Learner> Trainer<L> {
         Ok(trainable.into_iter().flatten().collect())
     }
 
-    /// The optimiser steps, and beside them whatever rollouts the mode allows.
+    /// Takes the optimiser steps, with the rollouts that the mode allows beside them.
     async fn optimise(
         &mut self,
         trainable: &[Trajectory],

@@ -5,12 +5,12 @@ use super::returns::discounted_returns;
 use super::turn::compared;
 use super::{Conservation, Credit, CreditStreams, settled};
 
-/// **Biased, for comparison only**: turn k of a member compared with turn k of the members that got as far (MT-GRPO, arXiv
-/// 2505.11821).
+/// **Biased, for comparison only**: compares turn k of a member with turn k of the members that reached it (MT-GRPO,
+/// arXiv 2505.11821).
 ///
-/// Where the policy decides when to stop, reaching a turn is itself an outcome, and this hides what it was worth: with
-/// γ = 0 and "going on" paying everyone who went on the same, its gradient for going on is 0. With γ > 0 every turn index
-/// gets a scale of its own, which bends the gradient. Neither becomes better with larger groups. Use
+/// If the policy decides when to stop, reaching a turn is itself an outcome, and this credit hides its value: with γ =
+/// 0 and the same reward for every member that continues, its gradient for continuing is 0. With γ > 0 every turn index
+/// gets its own scale, which changes the gradient's direction. Neither improves with larger groups. Use
 /// [`ReturnCredit`](crate::ReturnCredit) or [`GigpoCredit`](crate::GigpoCredit).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TurnIndexBiasedCredit {

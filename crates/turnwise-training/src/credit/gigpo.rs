@@ -7,20 +7,20 @@ use super::returns::discounted_returns;
 use super::turn::{compared, mixed};
 use super::{Conservation, Credit, CreditStream, CreditStreams, settled};
 
-/// GiGPO (arXiv 2505.10978): the advantage of the episode, plus that of the turn among the turns of the group that acted
-/// from the same anchor state.
+/// GiGPO (arXiv 2505.10978): the advantage of the episode, plus that of the turn among the turns of the group with the
+/// same anchor state.
 ///
 /// ```text
 /// A_ik = A_i + step_weight · (G_ik − mean G) / F     over the turns with the same anchor; F = std G or 1
 /// ```
 ///
-/// The anchor state of a turn is what the environment said in the observation that the turn answered: role and text of
-/// the messages between the policy's previous turn and this one. Where an observation does not say everything about a
-/// state, different states share an anchor. A group whose episodes earned the same gets 0, like everywhere here; the paper
-/// would still compare its discounted steps.
+/// The anchor state of a turn is the observation that the turn answered: role and text of the messages between the
+/// policy's previous turn and this one. If an observation does not determine the state, different states share an
+/// anchor. A group whose episodes have equal rewards gets 0, as in every credit here; the paper would still compare its
+/// discounted steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GigpoCredit {
-    /// How rewards of episodes, and returns from one anchor, are compared.
+    /// The comparison of the episodes' rewards, and of the returns from one anchor.
     pub advantage: GroupAdvantage,
     /// γ, from 0 to 1; the paper's is 0.95.
     pub gamma: f64,
@@ -47,7 +47,7 @@ impl Credit for GigpoCredit {
     }
 }
 
-/// Role and text of the messages of one observation, the last first.
+/// Role and text of the messages of one observation, last first.
 type Anchor<'a> = Vec<(Role, &'a str)>;
 
 fn anchors(member: &Trajectory) -> Vec<Anchor<'_>> {

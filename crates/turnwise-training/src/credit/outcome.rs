@@ -3,10 +3,10 @@ use turnwise_trajectory::Trajectory;
 
 use super::{Conservation, Credit, CreditStream, CreditStreams, n_turns, totals};
 
-/// Every turn gets the advantage of the whole episode's reward: GSPO as in the paper (eq. 6).
+/// Assigns the advantage of the whole episode's reward to every turn: GSPO as in the paper (eq. 6).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OutcomeCredit {
-    /// How rewards are compared.
+    /// The comparison of rewards.
     pub advantage: GroupAdvantage,
 }
 
@@ -23,9 +23,9 @@ impl Credit for OutcomeCredit {
     }
 }
 
-/// The advantage of each member's reward, on each of its turns.
+/// Returns the advantage of each member's reward, on each of its turns.
 ///
-/// A member without turns has nowhere to put its share, which is then missing from the sum.
+/// A member without turns loses its share, which is then missing from the sum.
 pub(super) fn outcome(
     advantage: GroupAdvantage,
     group: &[&Trajectory],

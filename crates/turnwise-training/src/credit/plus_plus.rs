@@ -6,16 +6,16 @@ use turnwise_trajectory::Trajectory;
 use super::outcome::outcome;
 use super::{Conservation, Credit, CreditStreams, totals, zeros};
 
-/// REINFORCE++ with baseline (arXiv 2501.03262v9): the reward less the group's mean, in units of the standard deviation of
-/// those differences over the whole batch.
+/// REINFORCE++ with baseline (arXiv 2501.03262v9): the reward minus the group's mean, in units of the standard
+/// deviation of those differences over the whole batch.
 ///
-/// One scale for all groups: a group with rare successes is not blown up to the size of one with many. In a batch of one
-/// group it is the outcome's mean and standard deviation.
+/// All groups share one scale, so a group with rare successes is not scaled up to the size of one with many. In a batch
+/// of one group this is the outcome's mean and standard deviation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ReinforcePlusPlusCredit {
     /// The convention for the standard deviation.
     pub std: Std,
-    /// What is added to it; 0 for advantages that do not depend on the unit of the rewards.
+    /// The number added to it; 0 for advantages that do not depend on the unit of the rewards.
     pub epsilon: f64,
 }
 
@@ -38,7 +38,7 @@ impl Credit for ReinforcePlusPlusCredit {
         let all: Vec<f64> = members.filter_map(|turns| turns.first()).copied().collect();
         let scale = standard_deviation(&all, self.std)? + self.epsilon;
         let values = batch.iter_mut().flat_map(|streams| &mut streams.advantage.values).flatten();
-        // What is 0 stays exactly 0, also where the scale is 0.
+        // A 0 stays exactly 0, also if the scale is 0.
         for value in values.filter(|value| **value != 0.0) {
             *value /= scale;
         }

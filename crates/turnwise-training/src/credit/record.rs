@@ -5,28 +5,28 @@ use turnwise_trajectory::{SampledToken, Trajectory, Turn};
 
 use super::CreditStreams;
 
-/// The credit of one trained episode as it is written to a run's files: every named stream, turn by turn.
+/// The credit record of one trained episode, as in a run's files: every named stream, turn by turn.
 ///
-/// All trained tokens of a turn have the turn's number in each stream; `tokens` says how many there are.
+/// All trained tokens of a turn share the turn's number in each stream; `tokens` has the number of tokens.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct CreditRecord<'a> {
-    /// The group.
+    /// The group's id.
     pub group: u64,
-    /// The member.
+    /// The member's index.
     pub member: u32,
     /// The attempt.
     pub attempt: u32,
-    /// For each turn how many of its tokens train.
+    /// For each turn, the number of its tokens that train.
     pub tokens: Vec<usize>,
-    /// For each turn what the environment gave; `None` is not scored.
+    /// For each turn, the environment's reward; `None` is not scored.
     pub rewards: Vec<Option<f64>>,
-    /// For each stream one number for each turn; "advantage" is what the tokens train with.
+    /// For each stream, one number for each turn; the tokens train with "advantage".
     pub streams: BTreeMap<&'static str, &'a [f64]>,
-    /// For each stream by how much the whole group misses what the stream conserves; 0 up to rounding.
+    /// For each stream, the deviation of the whole group from what the stream conserves; 0 up to rounding.
     pub imbalance: BTreeMap<&'static str, f64>,
 }
 
-/// The records of trained episodes. `credit` has the streams of each group, in the order of `trained`.
+/// Returns the records of trained episodes. `credit` has the streams of each group, in the order of `trained`.
 pub fn credit_records<'a>(
     credit: &'a [CreditStreams],
     trained: &'a [Trajectory],

@@ -6,8 +6,8 @@ use turnwise_trajectory::Trajectory;
 
 use super::{Conservation, Credit, CreditStream, CreditStreams, magnitude, returns, totals, zeros};
 
-/// Every turn gets the discounted reward from it on, less the mean return of the *other* members, in units of the group's
-/// standard deviation of returns.
+/// Assigns the discounted reward-to-go minus the mean return of the *other* members, in units of the group's standard
+/// deviation of returns, to every turn.
 ///
 /// ```text
 /// A_ik = ( Σ_{j≥k} γ^(j−k) r_ij − mean_{l≠i} G_l0 ) / std_l G_l0
@@ -28,7 +28,7 @@ impl Credit for ReturnCredit {
         let firsts: Vec<f64> =
             to_go.values.iter().filter_map(|turns| turns.first()).copied().collect();
         let scale = if firsts.len() < 2 { 0.0 } else { standard_deviation(&firsts, Std::Sample)? };
-        // Equal rewards say nothing about the members, even where their turns were rewarded differently.
+        // Equal rewards give no advantage, even if different turns earned them.
         if scale <= ROUNDING * magnitude(group) || has_zero_variance(&totals(group)) {
             let nothing = zeros(group);
             return Ok(CreditStreams::new(vec![to_go], nothing, Conservation::MembersSumToZero));
@@ -39,7 +39,7 @@ impl Credit for ReturnCredit {
     }
 }
 
-/// The discounted reward from each turn on.
+/// Returns the discounted reward-to-go of each turn.
 pub(super) fn discounted_returns(group: &[&Trajectory], gamma: f64) -> CreditStream {
     CreditStream {
         name: "return",

@@ -1,17 +1,17 @@
 use turnwise_trajectory::Trajectory;
 
-/// One number for each turn of each member of a group, with a name and what must hold of the numbers.
+/// A named number for each turn of each member of a group, with an invariant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreditStream {
     /// The name in logs.
     pub name: &'static str,
     /// `[members][turns]`, in units of reward unless normalised.
     pub values: Vec<Vec<f64>>,
-    /// What is neither made nor lost.
+    /// The invariant of the values.
     pub conserves: Conservation,
 }
 
-/// What must hold of a stream, up to rounding.
+/// An invariant of a stream, up to rounding.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Conservation {
     /// The first turn of each member has the discounted sum of the member's rewards, `Σ_k gamma^k r_k`.
@@ -19,27 +19,27 @@ pub enum Conservation {
         /// γ.
         gamma: f64,
     },
-    /// The first turns of the members sum to 0: what one member gained the others lost.
+    /// The first turns of the members sum to 0: one member's gain is the others' loss.
     MembersSumToZero,
     /// All turns of all members sum to 0.
     TurnsSumToZero,
     /// Each turn is the weighted sum of other streams.
     SumOf(Vec<(&'static str, f64)>),
-    /// Nothing.
+    /// No invariant.
     Nothing,
 }
 
 /// The credit of one group: the advantages that train, and the streams they are made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreditStreams {
-    /// What the advantages are made of, in the order it was computed.
+    /// The parts of the advantages, in the order of their computation.
     pub parts: Vec<CreditStream>,
-    /// What reaches the tokens; its name is "advantage".
+    /// The advantages that the tokens train with; the name is "advantage".
     pub advantage: CreditStream,
 }
 
 impl CreditStreams {
-    /// Parts, and the advantages made of them.
+    /// Creates streams from the parts and the advantages made of them.
     #[must_use]
     pub fn new(
         parts: Vec<CreditStream>,
@@ -50,18 +50,18 @@ impl CreditStreams {
         Self { parts, advantage }
     }
 
-    /// All streams, the advantages last.
+    /// Iterates over all streams, the advantages last.
     pub fn all(&self) -> impl Iterator<Item = &CreditStream> {
         self.parts.iter().chain([&self.advantage])
     }
 
-    /// The stream of a name.
+    /// Returns the stream of a name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&CreditStream> {
         self.all().find(|stream| stream.name == name)
     }
 
-    /// By how much a stream misses what it conserves; 0 up to rounding for every shipped credit.
+    /// Returns how far a stream deviates from its invariant; 0 up to rounding for every shipped credit.
     #[must_use]
     pub fn imbalance(&self, stream: &CreditStream, group: &[&Trajectory]) -> f64 {
         let firsts = || stream.values.iter().filter_map(|turns| turns.first());
@@ -97,7 +97,7 @@ impl CreditStreams {
     }
 }
 
-/// Term by term from the front, unlike the recursion that makes returns.
+/// Sums term by term from the front, unlike the recursion that computes returns.
 fn discounted(rewards: &[f64], gamma: f64) -> f64 {
     let mut weight = 1.0;
     let mut sum = 0.0;

@@ -13,10 +13,10 @@ use super::{Conservation, Credit, CreditStream, CreditStreams, settled, totals, 
 /// A_ik = outcome_weight · A_i + turn_weight · (G_ik − mean G) / std G
 /// ```
 ///
-/// With γ = 0 the second part is the turn's immediate reward: what this turn earned, apart from how the episode ended.
+/// With γ = 0 the second part is the turn's immediate reward, independent of how the episode ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TurnCredit {
-    /// How the episodes' rewards are compared.
+    /// The comparison of the episodes' rewards.
     pub advantage: GroupAdvantage,
     /// γ, from 0 to 1.
     pub gamma: f64,
@@ -45,9 +45,9 @@ impl Credit for TurnCredit {
     }
 }
 
-/// What the turns of a group are worth, or 0 where its episodes are worth the same.
+/// Compares the turns of a group; 0 if the rewards of its episodes are equal.
 ///
-/// Decided on the episodes' rewards: where those are equal, which turn earned them tells no member from another.
+/// Decided on the episodes' rewards: if they are equal, different turns that earned them distinguish no members.
 pub(super) fn compared(
     group: &[&Trajectory],
     turns: impl FnOnce() -> Result<Vec<Vec<f64>>, AdvantageError>,
@@ -55,7 +55,7 @@ pub(super) fn compared(
     if has_zero_variance(&totals(group)) { Ok(zeros(group)) } else { turns() }
 }
 
-/// The weighted sum of the last two streams.
+/// Returns the weighted sum of the last two streams.
 pub(super) fn mixed(parts: Vec<CreditStream>, weights: [f64; 2]) -> CreditStreams {
     let last = &parts[parts.len() - 2..];
     let pairs = last[0].values.iter().zip(&last[1].values);
