@@ -1,4 +1,4 @@
-//! Simulates some seeds and measures the orchestration, without the command line around it: `measure SEEDS EPISODES`.
+//! Simulates some seeds and measures the orchestration, without the command line: `measure SEEDS EPISODES`.
 
 #![expect(clippy::print_stdout, reason = "an example that prints what it measured")]
 

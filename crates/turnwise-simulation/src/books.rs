@@ -6,8 +6,8 @@ use turnwise_trajectory::{GroupId, Identity};
 
 use crate::{Invariant, Violation};
 
-/// What a trainer's snapshot says about every episode, read from its serialised form: the one thing a run can be gone on
-/// from is also the one thing its books are checked by.
+/// The books of a trainer's snapshot, read from its serialised form: the form that a run is restored from is the form
+/// that is checked.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Books {
     pub(crate) progress: ProgressBook,
@@ -61,18 +61,18 @@ impl Books {
         &self.scheduler.pool.ledger
     }
 
-    /// Episodes that will go on.
+    /// Iterates over the episodes that will continue.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &Identity> {
         let waiting = self.scheduler.pool.waiting.iter().map(|waiting| &waiting.state.identity);
         waiting.chain(&self.scheduler.pool.restart)
     }
 
-    /// Episodes that are finished in a group that is not.
+    /// Iterates over the finished episodes of unfinished groups.
     pub(crate) fn finished(&self) -> impl Iterator<Item = &Identity> {
         self.scheduler.pool.finished.values().flatten().map(|finished| &finished.identity)
     }
 
-    /// Episodes that were delivered and neither trained nor dropped.
+    /// Returns the number of episodes that were delivered and neither trained nor dropped.
     pub(crate) fn delivered_open(&self) -> u64 {
         let groups = self.scheduler.ready.iter().chain(&self.scheduler.flat);
         let ready = groups.flat_map(|group| &group.members);

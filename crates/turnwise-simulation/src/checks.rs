@@ -1,4 +1,4 @@
-//! What is checked at every step.
+//! The checks of every step.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::witness::member_of;
 use crate::world::World;
 use crate::{Invariant, Violation};
 
-/// An environment's rewards, a rubric's score and a penalty together stay inside plus and minus this.
+/// The bound on an environment's rewards, a rubric's score and a penalty together.
 const LARGEST_REWARD: f64 = 2.0 * REWARD_BOUND;
 
-/// The real credit, which sees every group that is compared.
+/// The real credit, which sees every compared group.
 pub(crate) struct WatchedCredit {
     pub(crate) world: Arc<World>,
 }
@@ -67,7 +67,7 @@ impl WatchedCredit {
     }
 }
 
-/// Checks the batch of a step. `trained_version` is the version it was trained at.
+/// Checks the batch of a step, which was trained at `trained_version`.
 pub(crate) fn check_report(
     world: &World,
     report: &StepReport,
@@ -202,7 +202,7 @@ fn check_leaks(world: &World, books: &Books) -> Result<(), Violation> {
     Err(Violation::new(Invariant::Leaks, found))
 }
 
-/// Checks that nothing is left when the run is gone.
+/// Checks that nothing is left after the end of the run.
 pub(crate) fn check_empty(world: &World) -> Result<(), Violation> {
     let state = world.state();
     if state.environments == 0 && state.running == 0 {

@@ -23,43 +23,43 @@ use crate::witness::Witness;
 use crate::world::World;
 use crate::{FaultKind, Invariant, Mode, Mutation, Plan, Violation};
 
-/// What a simulation went through.
+/// The report of a simulation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimulationReport {
-    /// The hash of everything that happened, in order.
+    /// The hash of all events, in order.
     pub trace: TraceHash,
-    /// How many events that was.
+    /// The number of events.
     pub n_events: u64,
-    /// Optimiser steps that were finished, those repeated after a crash counted once.
+    /// The number of finished optimiser steps; a step that was repeated after a crash counts once.
     pub steps: u64,
-    /// Rollouts that were started, in the history that survived.
+    /// The number of started rollouts in the surviving history.
     pub rollouts: u64,
-    /// Rollouts that were trained.
+    /// The number of trained rollouts.
     pub trained: u64,
-    /// Rollouts that were dropped.
+    /// The number of dropped rollouts.
     pub dropped: u64,
-    /// Faults that happened, by kind.
+    /// The number of faults, by kind.
     pub faults: BTreeMap<FaultKind, u64>,
-    /// Halts that came before a step was over.
+    /// The number of halts before the end of a step.
     pub halts: u64,
-    /// Times the process was killed in the middle of a step.
+    /// The number of kills in the middle of a step.
     pub kills: u64,
-    /// Times it went on from a snapshot.
+    /// The number of restores from a snapshot.
     pub restores: u64,
-    /// Errors that ended a step, each explained by a fault.
+    /// The number of errors that ended a step, each explained by a fault.
     pub errors: u64,
-    /// The longest time a call went on after its deadline.
+    /// The longest time that a call exceeded its deadline.
     pub max_stall: Duration,
-    /// How long the run took on its own clock.
+    /// The duration of the run on its own clock.
     pub virtual_time: Duration,
-    /// Whether the run came to its last step; in safety mode faults may stop it before.
+    /// Whether the run reached its last step; in safety mode faults may stop it before.
     pub is_complete: bool,
 }
 
-/// A simulation in which something did not hold, and how to see it again.
+/// A violation found by a simulation, and the command that replays it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
-    /// What did not hold.
+    /// The violated invariant.
     pub violation: Violation,
     /// The plan of the run.
     pub plan: Plan,
@@ -76,13 +76,13 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Runs a plan from its first step to its last, with a mutation in the scheduler where one is given.
+/// Runs a plan from its first step to its last, with a mutation in the scheduler if one is given.
 ///
 /// # Errors
-/// With the first thing that did not hold.
+/// The first violation.
 ///
 /// # Panics
-/// When the runtime cannot be made.
+/// Panics if the runtime cannot be created.
 pub fn simulate(plan: Plan, mutation: Option<Mutation>) -> Result<SimulationReport, Box<Failure>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -90,7 +90,7 @@ pub fn simulate(plan: Plan, mutation: Option<Mutation>) -> Result<SimulationRepo
         .build()
         .expect("a runtime on one thread needs nothing that can be missing");
     let kept = plan.clone();
-    // What is logged is what was injected: the report counts it.
+    // Log messages only report injected faults, which the report counts.
     let silent = tracing::subscriber::NoSubscriber::default();
     let run = || runtime.block_on(async { Run::new(plan, mutation).run().await });
     let caught = || catch_unwind(AssertUnwindSafe(run));
@@ -106,7 +106,7 @@ struct Checkpoint {
     witness: Witness,
 }
 
-/// How a step ended.
+/// The end of a step.
 enum Ended {
     Stepped(Box<StepReport>),
     Halted,
@@ -120,13 +120,13 @@ struct Run {
     kills: u64,
     restores: u64,
     errors: u64,
-    /// When faults stopped, and how many steps were left.
+    /// The time at which faults stopped, and the number of steps left.
     quiet: Option<(Duration, u64)>,
 }
 
-/// Errors after which a safety run is given up: it is broken throughout, and says so.
+/// The number of errors after which a safety run is given up: it is broken throughout, and its errors say so.
 const MAX_ERRORS: u64 = 6;
-/// Halts and kills of one run.
+/// The maximal number of halts and kills of one run.
 const MAX_INCIDENTS: u64 = 8;
 
 impl Run {
@@ -154,7 +154,7 @@ impl Run {
             if goes_on {
                 self.check_running(&trainer)?;
             }
-            // A snapshot brings what runs to a halt; between most steps it goes on.
+            // A snapshot halts what runs; between most steps the run continues.
             if goes_on && self.world.below(2) == 0 {
                 checkpoint = self.checkpoint(&mut trainer).await?;
             }
@@ -174,7 +174,7 @@ impl Run {
         self.errors >= MAX_ERRORS && self.quiet.is_none()
     }
 
-    /// In liveness mode faults stop half way, or when they have stopped too many steps.
+    /// In liveness mode, stops faults halfway, or when they have stopped too many steps.
     fn quieten(&mut self, step: u64) {
         let plan = &self.world.plan;
         let is_time = step >= plan.quiet_step || self.errors + 1 >= MAX_ERRORS;
@@ -220,7 +220,7 @@ impl Run {
         })
     }
 
-    /// When something interrupts the step; far beyond its end where nothing does.
+    /// Returns the time of the next incident in the step; far beyond the end of the step if there is none.
     fn incident(&self, may: bool, thousandths: u64) -> Duration {
         if may && self.world.happens(thousandths) {
             self.world.latency(40_000)
@@ -229,7 +229,8 @@ impl Run {
         }
     }
 
-    /// The virtual time after which a step hangs: every attempt of every episode one after the other, all at their deadlines.
+    /// Returns the virtual time after which a step counts as hung: every attempt of every episode one after the other,
+    /// all at their deadlines.
     fn bound(&self) -> Duration {
         let plan = &self.world.plan;
         let limits = plan.limits();
@@ -240,14 +241,14 @@ impl Run {
         Duration::from_secs_f64(1000.0 + attempts as f64 * attempt)
     }
 
-    /// Whether the run can go on with the same trainer after an error, if a fault explains it.
+    /// Returns whether the run can continue with the same trainer after an error, if a fault explains it.
     fn explain(&mut self, error: TrainError) -> Result<bool, Violation> {
         self.errors += 1;
         let injected = |kind| self.world.state().faults.contains_key(&kind);
         let has_faults = !self.world.state().faults.is_empty();
         self.world.event("error", &[self.errors]);
         match error {
-            // The breaker keeps everything: the same trainer can go on.
+            // The breaker loses nothing, so the same trainer can continue.
             TrainError::Rollout(_) if has_faults => Ok(self.world.below(2) == 0),
             TrainError::Learner(_) if injected(FaultKind::LearnerError) => Ok(false),
             TrainError::NotFinite { .. } if injected(FaultKind::GradientNotFinite) => Ok(false),
@@ -289,7 +290,7 @@ impl Run {
         Ok(Checkpoint { snapshot, witness: self.world.state().witness.clone() })
     }
 
-    /// What a new process does: nothing of the old one is left but the checkpoint.
+    /// Starts a new process, which has only the checkpoint of the old one.
     async fn restore(&mut self, checkpoint: &Checkpoint) -> Result<Trainer<Scripted>, Violation> {
         self.restores += 1;
         self.settle().await?;
@@ -325,9 +326,9 @@ impl Run {
         }
     }
 
-    /// Lets everything that was dropped be gone, and sees that it is.
+    /// Waits until everything that was dropped is gone, and checks that it is.
     async fn settle(&self) -> Result<(), Violation> {
-        // Tasks that were given up are dropped when the runtime next looks at them.
+        // The runtime drops cancelled tasks when it next polls.
         for _ in 0..3 {
             tokio::task::yield_now().await;
         }
@@ -394,7 +395,8 @@ impl Run {
         })
     }
 
-    /// Once faults have stopped, the rest of the run takes no longer than its episodes one after the other.
+    /// Checks that, once faults have stopped, the rest of the run takes no longer than its episodes one after the
+    /// other.
     fn check_liveness(&self, is_complete: bool) -> Result<(), Violation> {
         let Some((since, steps)) = self.quiet else { return Ok(()) };
         let took = self.world.now().saturating_sub(since);
@@ -413,7 +415,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("a panic without a message")
 }
 
-/// An error and its causes.
+/// Formats an error and its causes.
 fn error_text(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))

@@ -11,7 +11,8 @@ use crate::witness::{extend, hash_ids};
 use crate::world::World;
 use crate::{FaultKind, Invariant, Mutation, Violation};
 
-/// An engine whose logits are a hash of context and weights, which writes down every draw, and fails as the plan says.
+/// An engine whose logits are a hash of context and weights. It records every sampled token, and fails according to the
+/// plan.
 pub(crate) struct Engine {
     pub(crate) world: Arc<World>,
 }
@@ -35,7 +36,7 @@ const LIES: [FaultKind; 8] = [
     FaultKind::KeysAhead,
 ];
 
-/// The logits of a context under some weights.
+/// Returns the logits of a context under some weights.
 pub(crate) fn logits(weights: u64, context: u64) -> Vec<f32> {
     let seed = weights ^ context;
     (0..N_IDS as u64).map(|id| 3.0 * uniform_at(seed, id) as f32).collect()
@@ -55,7 +56,7 @@ impl Policy for Engine {
             Some(FaultKind::EngineError) => {
                 return Err(PolicyError::Failed("simulated".to_owned()));
             }
-            // Without the panic hook: the panic is caught, and thousands of them would only fill a screen.
+            // Without the panic hook: the panic is caught, and thousands of messages would fill the screen.
             Some(FaultKind::EnginePanic) => std::panic::resume_unwind(Box::new("simulated")),
             Some(FaultKind::EngineDead) => std::future::pending().await,
             Some(FaultKind::EngineSlow) => sleep(Duration::from_secs_f64(limit * 0.5)).await,
@@ -82,7 +83,7 @@ impl Policy for Engine {
 }
 
 impl Engine {
-    /// Opens the session, and holds the request to the limits it must respect.
+    /// Opens the session, and checks the request against its limits.
     fn accept(&self, request: &SampleRequest) {
         let SampleRequest { session, first_index, .. } = *request;
         let prompt = hash_ids(0, &request.prompt);
@@ -163,7 +164,7 @@ impl Engine {
     }
 }
 
-/// Turns an honest answer into one that the contract forbids.
+/// Turns an honest answer into one that violates the contract.
 fn tell(lie: FaultKind, request: &SampleRequest, sample: &mut Sample) {
     let Some(mut last) = sample.tokens.last().copied() else { return };
     match lie {
@@ -171,7 +172,7 @@ fn tell(lie: FaultKind, request: &SampleRequest, sample: &mut Sample) {
         FaultKind::LogprobPositive => last.logprob = 0.5,
         FaultKind::KeysAhead => last.kv_version = last.version.next(),
         FaultKind::VersionBack => {
-            // Only a lie where there is something older to go back from.
+            // Lies only if an older version exists.
             match request.min_version.0.checked_sub(1) {
                 Some(older) => {
                     last = SampledToken::new(last.id, last.logprob, PolicyVersion(older));

@@ -16,7 +16,7 @@ use crate::witness::member_of;
 use crate::world::World;
 use crate::{FaultKind, Mutation};
 
-/// Rewards of an episode stay inside plus and minus this.
+/// The bound on the absolute rewards of an episode.
 pub(crate) const REWARD_BOUND: f64 = 5.0;
 
 /// The tasks of a simulation.
@@ -45,7 +45,7 @@ impl TaskSet for Tasks {
     }
 }
 
-/// Counts an environment as long as it exists.
+/// Counts an environment while it exists.
 struct Alive {
     world: Arc<World>,
 }
@@ -65,7 +65,7 @@ impl Drop for Alive {
     }
 }
 
-/// An environment whose answers are a hash of everything said, and which fails as the plan says.
+/// An environment whose answers are a hash of the conversation, and which fails according to the plan.
 struct Simulated {
     alive: Alive,
     recovery: Recovery,
@@ -82,7 +82,7 @@ struct State {
     turns: u64,
 }
 
-/// What a snapshot holds.
+/// The content of a snapshot.
 #[derive(Serialize, Deserialize)]
 enum Saved {
     State(State),
@@ -143,7 +143,7 @@ impl Simulated {
         Duration::from_secs_f64(self.world().plan.limits().environment_timeout_s)
     }
 
-    /// Takes its time, and answers with the fault that changes what is said, if there is one.
+    /// Waits, and returns the fault that changes the answer, if any.
     async fn wait(&self) -> Result<Option<FaultKind>, EnvironmentError> {
         let fault = self.world().fault(&BREAKS);
         match fault {
@@ -157,7 +157,7 @@ impl Simulated {
         Ok(fault)
     }
 
-    /// A call that goes on behind the scheduler's back.
+    /// A call that continues behind the scheduler's back.
     fn outlive(&self) {
         if self.world().is(Mutation::OutlivesDeadline) {
             let (call, limit) = (self.world().call("step", self.limit()), self.limit());
@@ -243,7 +243,7 @@ impl Environment for Simulated {
     }
 }
 
-/// The real agents; each that is made is an episode that was started.
+/// The real agents; each created agent is a started episode.
 pub(crate) struct Agents {
     pub(crate) world: Arc<World>,
     pub(crate) inner: ChatAgents,

@@ -1,6 +1,6 @@
 use serde::Serialize;
 
-/// What can go wrong in a simulation.
+/// A kind of fault in a simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
@@ -14,7 +14,7 @@ pub enum FaultKind {
     EnvironmentSlow,
     /// The environment would answer after its deadline.
     EnvironmentLate,
-    /// The environment says that it failed.
+    /// The environment reports a failure.
     EnvironmentFailed,
     /// A reward that is not a number.
     RewardNotANumber,
@@ -28,9 +28,9 @@ pub enum FaultKind {
     HugeObservation,
     /// An observation without a message.
     EmptyObservation,
-    /// An environment that takes snapshots refuses one.
+    /// An environment that supports snapshots refuses one.
     SnapshotMissing,
-    /// A snapshot with a byte that is wrong.
+    /// A snapshot with a wrong byte.
     SnapshotCorrupt,
     /// An environment refuses its own snapshot.
     RestoreRefused,
@@ -50,9 +50,9 @@ pub enum FaultKind {
     LogprobPositive,
     /// Fewer tokens than the stop reason says.
     TooFewTokens,
-    /// No token at all.
+    /// No tokens.
     NoTokens,
-    /// More tokens than were asked for.
+    /// More tokens than requested.
     TooManyTokens,
     /// A token after the stop token.
     TokensAfterStop,
@@ -66,11 +66,11 @@ pub enum FaultKind {
     RubricPanic,
     /// The rubric never answers.
     RubricDead,
-    /// A score too few.
+    /// One score too few.
     RubricCount,
     /// A score that is not a number.
     RubricNotANumber,
-    /// No score for anybody.
+    /// No scores.
     RubricSilent,
     /// A gradient that is not finite.
     GradientNotFinite,
@@ -119,7 +119,7 @@ impl FaultKind {
         Self::LearnerError,
     ];
 
-    /// Its name in figures: the words of the variant, in lower case.
+    /// Returns the name in reports: the words of the variant, in lower case.
     #[must_use]
     pub fn label(self) -> String {
         let mut label = String::new();

@@ -1,41 +1,42 @@
 use std::fmt;
 
-/// What must hold at every step of a simulation.
+/// An invariant of every step of a simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Invariant {
-    /// `dispatched = trained + dropped + in flight + suspended`, by the scheduler's books and by the world's.
+    /// `dispatched = trained + dropped + in flight + suspended`, by the scheduler's books and by the witness's.
     Conservation,
-    /// An episode trains at most once, and not while it is still open.
+    /// An episode trains at most once, and not while it is open.
     TrainedOnce,
-    /// No trained token is older than the run allows.
+    /// No trained token is staler than the run allows.
     Staleness,
-    /// Versions along a branch never decrease, and each is one the engine had.
+    /// Versions along a branch never decrease, and the engine had each of them.
     Versions,
-    /// A trained token is what the engine drew, where it drew it: id, log-probability, version, and all that stood before.
+    /// A trained token is the token that the engine sampled, in its place: id, log-probability, version, and the whole
+    /// context.
     Tokens,
     /// A trained token has a finite log-probability of at most 0 and an advantage.
     Scored,
-    /// Only a real reward inside the declared range is compared with others.
+    /// Only a valid reward inside the declared range is compared with others.
     Rewards,
-    /// A group is compared once, whole, and with nobody else.
+    /// A group is compared once, whole, and with no other group.
     Groups,
     /// A request stays inside the limits of its turn and its context.
     Requests,
-    /// No call outlives its deadline by more than a second.
+    /// No call exceeds its deadline by more than a second.
     Deadlines,
     /// No more episodes call environments and engines at once than the settings allow.
     Concurrency,
-    /// What is open is no more than can be trained before it is too old.
+    /// Open episodes are no more than can be trained before they are too old.
     Admission,
-    /// No environment, session or call is left behind.
+    /// No environment, session or call leaks.
     Leaks,
-    /// A snapshot of the run can be taken and gone on from.
+    /// A snapshot of the run can be taken and restored.
     Restore,
-    /// A step ends within the virtual time its deadlines add up to; once faults have stopped, a run ends.
+    /// A step ends within the virtual time that its deadlines add up to; once faults have stopped, a run ends.
     Liveness,
-    /// The run ends with no error but those that a fault explains.
+    /// Every error of the run is explained by a fault.
     Errors,
-    /// No panic leaves the part it happened in.
+    /// No panic leaves the part in which it happened.
     Panics,
     /// One seed run twice gives one trace.
     Determinism,
@@ -43,12 +44,12 @@ pub enum Invariant {
     Agreement,
 }
 
-/// An invariant that did not hold.
+/// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Violation {
-    /// Which one.
+    /// The invariant.
     pub invariant: Invariant,
-    /// What was found.
+    /// The observation that violates it.
     pub found: String,
 }
 

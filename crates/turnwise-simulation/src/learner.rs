@@ -11,7 +11,7 @@ use crate::engine::logits;
 use crate::witness::extend;
 use crate::world::World;
 
-/// A learner whose weights are a number: every gradient changes it, and with it every logit.
+/// A learner whose only weight is a number: every gradient changes it, and with it every logit.
 pub(crate) struct Scripted {
     pub(crate) world: Arc<World>,
 }

@@ -4,15 +4,15 @@ use turnwise_trajectory::{Span, StopReason, TokenId};
 
 /// The token that ends a turn.
 pub(crate) const END: TokenId = 0;
-/// How many tokens the policy can draw: the end and three letters.
+/// The number of tokens that the policy can sample: the end and three letters.
 pub(crate) const N_IDS: usize = 4;
 const ENVIRONMENT: TokenId = 1000;
 const POLICY: TokenId = 1001;
-/// The first of 256 tokens for the bytes of what is said to the policy.
+/// The first of 256 tokens for the bytes of messages to the policy.
 const BYTES: TokenId = 256;
 const ALPHABET: [char; 3] = ['a', 'b', 'c'];
 
-/// A renderer without a tokenizer: the policy speaks three letters, and is spoken to byte by byte.
+/// A renderer without a tokenizer: the policy writes three letters, and reads bytes.
 #[derive(Debug)]
 pub(crate) struct Letters;
 

@@ -1,14 +1,14 @@
-//! The scheduler under a scripted world: seeded faults, a paused clock, and books that must balance.
+//! Simulation of the scheduler in a scripted world, with seeded faults, a paused clock, and books that must balance.
 //!
 //! [`simulate`] runs a whole training run on one thread whose clock jumps from event to event: the real
-//! [`Trainer`](turnwise_training::Trainer) and its pool, with an engine, environments, a rubric and a learner that are
-//! scripted. Everything comes from one seed: the settings ([`Plan`]), what is slow, dead, lying or broken ([`FaultKind`]),
-//! when somebody asks for a halt, and when the process is killed and goes on from its last snapshot. At every step the
-//! world compares what was trained with what it handed out itself; the first difference is a [`Violation`] that names its
-//! [`Invariant`] and the command that replays it. [`simulate_many`] does that for many seeds on several threads.
+//! [`Trainer`](turnwise_training::Trainer) and its pool, with a scripted engine, environments, rubric and learner. One
+//! seed determines everything: the settings ([`Plan`]), the slow, dead, lying or broken parts ([`FaultKind`]), the
+//! halts, and the kills after which the process restores its last snapshot. At every step a witness compares the
+//! trained tokens with the tokens that the engine sampled; the first difference is a [`Violation`] that names its
+//! [`Invariant`] and the command that replays it. [`simulate_many`] runs many seeds on several threads.
 //!
-//! [`measure_orchestration`] is the other driver of the same scheduler: an engine that answers at once, to see what a turn
-//! costs when the engine costs nothing.
+//! [`measure_orchestration`] drives the same scheduler with an engine that answers at once, to measure the cost of a
+//! turn without the engine.
 
 mod books;
 mod checks;

@@ -6,23 +6,23 @@ use std::time::{Duration, Instant};
 
 use crate::{Failure, FaultKind, Invariant, Mode, Plan, SimulationReport, Violation, simulate};
 
-/// Which simulations are run.
+/// The settings of a series of simulations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManySettings {
     /// The seeds.
     pub seeds: Range<u64>,
-    /// Each seed runs once in each of these modes.
+    /// The modes; each seed runs once in each.
     pub modes: Vec<Mode>,
-    /// Threads.
+    /// The number of threads.
     pub jobs: usize,
-    /// Every so many-th seed runs twice, and both traces must be equal; 0 runs none twice.
+    /// Every n-th seed runs twice, and both traces must be equal; 0 repeats none.
     pub repeat_every: u64,
-    /// A run that takes longer than this on a real clock counts as a hang.
+    /// The real time after which a run counts as hung.
     pub watchdog: Duration,
 }
 
 impl ManySettings {
-    /// Both modes on two threads; each 20th seed runs twice, and a run hangs after a minute.
+    /// Returns both modes on two threads; each 20th seed runs twice, and a run hangs after a minute.
     #[must_use]
     pub fn new(seeds: Range<u64>) -> Self {
         Self {
@@ -35,66 +35,66 @@ impl ManySettings {
     }
 }
 
-/// How far many simulations have come.
+/// The progress of a series of simulations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Seeds that are done.
+    /// The number of finished seeds.
     pub done: u64,
-    /// Seeds of all.
+    /// The total number of seeds.
     pub of: u64,
-    /// Runs in which something did not hold.
+    /// The number of runs with a violation.
     pub failures: u64,
 }
 
-/// What many simulations found.
+/// The results of a series of simulations.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// Seeds that were run.
+    /// The number of seeds.
     pub seeds: u64,
-    /// Runs; a seed runs once in each mode.
+    /// The number of runs; a seed runs once in each mode.
     pub runs: u64,
-    /// Runs that were repeated to compare their traces.
+    /// The number of runs that were repeated to compare their traces.
     pub repeated: u64,
-    /// Optimiser steps.
+    /// The number of optimiser steps.
     pub steps: u64,
-    /// Rollouts that were started.
+    /// The number of started rollouts.
     pub rollouts: u64,
-    /// Rollouts that were trained.
+    /// The number of trained rollouts.
     pub trained: u64,
-    /// Rollouts that were dropped.
+    /// The number of dropped rollouts.
     pub dropped: u64,
-    /// Faults that happened, by kind.
+    /// The number of faults, by kind.
     pub faults: BTreeMap<FaultKind, u64>,
-    /// Halts in the middle of a step.
+    /// The number of halts in the middle of a step.
     pub halts: u64,
-    /// Kills in the middle of a step.
+    /// The number of kills in the middle of a step.
     pub kills: u64,
-    /// Times a run went on from a snapshot.
+    /// The number of restores from a snapshot.
     pub restores: u64,
-    /// The longest time a call went on after its deadline.
+    /// The longest time that a call exceeded its deadline.
     pub max_stall: Duration,
-    /// Virtual time of all runs.
+    /// The virtual time of all runs.
     pub virtual_time: Duration,
-    /// Real time.
+    /// The real time.
     pub wall_time: Duration,
-    /// Runs in which something did not hold, the first 100 of them.
+    /// The first 100 runs with a violation.
     pub failures: Vec<Failure>,
 }
 
 impl Summary {
-    /// Faults of all kinds.
+    /// Returns the number of faults of all kinds.
     #[must_use]
     pub fn n_faults(&self) -> u64 {
         self.faults.values().sum()
     }
 
-    /// Runs that hung: on their own clock or on a real one.
+    /// Returns the number of runs that hung, on their own clock or on a real one.
     #[must_use]
     pub fn n_hangs(&self) -> usize {
         self.n_violating(Invariant::Liveness)
     }
 
-    /// Runs whose books did not balance.
+    /// Returns the number of runs whose books did not balance.
     #[must_use]
     pub fn n_unaccounted(&self) -> usize {
         self.n_violating(Invariant::Conservation)
@@ -130,17 +130,17 @@ impl Summary {
 
 const MAX_FAILURES: usize = 100;
 
-/// What the threads share.
+/// The state shared by the threads.
 struct Shared {
     next: AtomicU64,
     summary: Mutex<Summary>,
-    /// What each thread is at, and since when.
+    /// The current run of each thread, and its start.
     current: Vec<Mutex<Option<(Plan, Instant)>>>,
 }
 
-/// Runs many simulations, each on one thread with a runtime of its own, and shows how far they are about once a second.
+/// Runs many simulations, each on one thread with its own runtime, and reports the progress about once a second.
 ///
-/// A run that hangs on a real clock cannot be stopped: it is reported, and the others of its thread are given up.
+/// A run that hangs on a real clock cannot be stopped: it is reported, and its thread's other runs are given up.
 pub fn simulate_many(settings: &ManySettings, show: impl Fn(Progress)) -> Summary {
     let started = Instant::now();
     let shared: &'static Shared = Box::leak(Box::new(Shared {
@@ -152,7 +152,7 @@ pub fn simulate_many(settings: &ManySettings, show: impl Fn(Progress)) -> Summar
         let settings = settings.clone();
         std::thread::Builder::new().spawn(move || work(&settings, shared, job))
     };
-    // Where the system starts fewer threads it takes longer.
+    // If the system starts fewer threads, the series takes longer.
     let threads: Vec<_> = (0..shared.current.len()).map_while(|job| start(job).ok()).collect();
     if threads.is_empty() {
         work(settings, shared, 0);
@@ -183,7 +183,7 @@ fn progress(settings: &ManySettings, shared: &Shared) -> Progress {
     Progress { done: summary.seeds, of, failures: summary.failures.len() as u64 }
 }
 
-/// Reports what takes too long on a real clock.
+/// Reports runs that exceed the limit on a real clock.
 fn watch(settings: &ManySettings, shared: &Shared, lost: &mut [bool]) {
     for (current, lost) in shared.current.iter().zip(lost) {
         let current = current.lock().expect("no run panics with it").clone();

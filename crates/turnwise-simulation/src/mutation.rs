@@ -1,17 +1,17 @@
-/// A scheduler with one thing wrong, to see that a simulation would notice.
+/// A defect in the scheduler, to check that a simulation detects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
-    /// An episode is lost on the way through a snapshot.
+    /// A snapshot loses an episode.
     LosesEpisode,
-    /// An episode is in a snapshot twice.
+    /// A snapshot has an episode twice.
     DoublesEpisode,
-    /// A finished group is lost on the way through a snapshot.
+    /// A snapshot loses a finished group.
     LosesGroup,
-    /// A finished group is in a snapshot twice.
+    /// A snapshot has a finished group twice.
     DoublesGroup,
-    /// Tokens are stamped with weights that the engine does not have yet.
+    /// Tokens carry a version that the engine does not have yet.
     StampsTooNew,
-    /// Log-probabilities change after the draw.
+    /// Log-probabilities change after sampling.
     AltersLogprob,
     /// The bound on staleness is one higher than the settings say.
     TrainsTooOld,
@@ -19,16 +19,16 @@ pub enum Mutation {
     KeepsSessions,
     /// Environments stay alive after their episode.
     KeepsEnvironments,
-    /// A call of the environment goes on after its deadline.
+    /// A call of the environment continues after its deadline.
     OutlivesDeadline,
-    /// More episodes run at once than the settings say.
+    /// More episodes run at once than the settings allow.
     RunsTooMany,
-    /// Something depends on a real clock.
+    /// A result depends on a real clock.
     ReadsTheClock,
 }
 
 impl Mutation {
-    /// Every one.
+    /// Every mutation.
     pub const ALL: [Self; 12] = [
         Self::LosesEpisode,
         Self::DoublesEpisode,

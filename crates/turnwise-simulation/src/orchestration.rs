@@ -13,78 +13,78 @@ use turnwise_trajectory::{GroupId, PolicyVersion, SampledToken, Sampling, StopRe
 use crate::letters::{END, Letters};
 use crate::usage::{Usage, usage};
 
-/// How much is measured.
+/// The settings of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrchestrationSettings {
-    /// Episodes that run side by side.
+    /// The number of episodes that run side by side.
     pub episodes: usize,
-    /// Turns of each; at least 2.
+    /// The number of turns of each episode; at least 2.
     pub turns: usize,
-    /// How often everything is measured.
+    /// The number of repetitions.
     pub repetitions: usize,
 }
 
 impl Default for OrchestrationSettings {
-    /// 10,000 episodes of 8 turns, five times.
+    /// Returns 10,000 episodes of 8 turns, five times.
     fn default() -> Self {
         Self { episodes: 10_000, turns: 8, repetitions: 5 }
     }
 }
 
-/// What a turn costs when the engine costs nothing. Each figure has one value for each repetition.
+/// The cost of a turn without the engine. Each figure has one value for each repetition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct OrchestrationReport {
-    /// Episodes that ran side by side.
+    /// The number of episodes that ran side by side.
     pub episodes: usize,
-    /// Turns of each.
+    /// The number of turns of each episode.
     pub turns: usize,
     /// Processor time of a turn, in microseconds.
     pub cpu_us_per_turn: Vec<f64>,
     /// Wall time of a turn, in microseconds.
     pub wall_us_per_turn: Vec<f64>,
-    /// Processor time of a turn where every episode is suspended half way and goes on, in microseconds.
+    /// Processor time of a turn if every episode is suspended halfway and continues, in microseconds.
     pub suspended_cpu_us_per_turn: Vec<f64>,
     /// Resident memory of a suspended episode, in bytes.
     pub resident_bytes_per_suspended: Vec<f64>,
-    /// A suspended episode's snapshot as JSON, in bytes.
+    /// The size of a suspended episode's snapshot as JSON, in bytes.
     pub serialised_bytes_per_suspended: f64,
 }
 
-/// Why nothing was measured.
+/// The reason why a measurement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OrchestrationError {
-    /// The settings.
+    /// A setting is too small.
     #[error(
         "measure with these settings: episodes and repetitions are at least 1, turns at least 2"
     )]
     Settings,
-    /// The system does not count processor time where it is read.
+    /// The system does not report processor time in /proc.
     #[error("read processor time and memory from /proc")]
     Usage,
-    /// The pool.
+    /// The pool failed.
     #[error("run episodes")]
     Rollout(#[from] RolloutError),
-    /// Some episodes did not run to their end.
+    /// Some episodes did not finish.
     #[error("run episodes: {finished} of {started} finished")]
     Unfinished {
-        /// That ran to their end.
+        /// The number of finished episodes.
         finished: usize,
-        /// That were started.
+        /// The number of started episodes.
         started: usize,
     },
-    /// The snapshot.
+    /// The snapshot cannot be serialised.
     #[error("serialise suspended episodes")]
     Snapshot(#[from] serde_json::Error),
 }
 
-/// Measures what the real pool and the real chat agent spend on a turn: an engine that answers at once with the same three
-/// tokens, and an environment that answers at once with the same text. Everything runs on the calling thread.
+/// Measures the cost of a turn in the real pool and the real chat agent: the engine answers at once with the same three
+/// tokens, and the environment answers at once with the same text. Everything runs on the calling thread.
 ///
 /// # Errors
-/// When a figure cannot be had.
+/// If a figure cannot be measured.
 ///
 /// # Panics
-/// When the runtime cannot be made.
+/// Panics if the runtime cannot be created.
 pub fn measure_orchestration(
     settings: OrchestrationSettings,
 ) -> Result<OrchestrationReport, OrchestrationError> {
@@ -113,7 +113,7 @@ pub fn measure_orchestration(
     Ok(report)
 }
 
-/// All turns in one go.
+/// Runs all turns without a suspension.
 async fn through(
     settings: OrchestrationSettings,
     report: &mut OrchestrationReport,
@@ -128,7 +128,7 @@ async fn through(
     Ok(())
 }
 
-/// Suspends every episode half way and keeps it: memory that was given back would hide what the next ones take.
+/// Suspends every episode halfway and keeps it, because freed memory would hide the memory of the next ones.
 async fn park(
     settings: OrchestrationSettings,
     report: &mut OrchestrationReport,
@@ -143,7 +143,7 @@ async fn park(
     Ok(pool)
 }
 
-/// The same, with every episode suspended half way.
+/// Runs all turns, with every episode suspended halfway.
 async fn suspended(
     settings: OrchestrationSettings,
     report: &mut OrchestrationReport,
@@ -221,7 +221,7 @@ fn pool(settings: OrchestrationSettings, tokens_per_iteration: Option<u64>) -> R
     RolloutPool::new(Arc::new(tasks), Arc::new(agents), None, pool, 1)
 }
 
-/// What the engine says each turn.
+/// The engine's answer in each turn.
 const ANSWER: [u32; 3] = [1, 2, END];
 
 /// An engine that answers at once.
@@ -242,7 +242,7 @@ impl Policy for Instantly {
     }
 }
 
-/// An environment that says the same for a number of turns.
+/// An environment that gives the same answer for a number of turns.
 #[derive(Clone, Debug)]
 struct Plain {
     turns: usize,

@@ -9,12 +9,12 @@ use turnwise_training::{
 
 use crate::FaultKind;
 
-/// What a simulation is to show.
+/// The mode of a simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Faults throughout: nothing wrong may ever happen.
+    /// Faults throughout: no invariant may ever be violated.
     Safety,
-    /// Faults stop after a while: from then on the run must come to its end.
+    /// Faults stop after a while: from then on the run must finish.
     Liveness,
 }
 
@@ -27,48 +27,48 @@ impl fmt::Display for Mode {
     }
 }
 
-/// How an environment comes back from a snapshot.
+/// How an environment is restored from a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Recovery {
     /// From its state.
     State,
-    /// By playing its actions again.
+    /// By replaying its actions.
     Replay,
-    /// Not at all.
+    /// Never.
     Never,
 }
 
-/// Everything a simulation draws from its seed before it begins.
+/// Everything that a simulation derives from its seed before it begins.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// The seed.
     pub seed: u64,
     /// Whether faults stop.
     pub mode: Mode,
-    /// Optimiser steps of the run.
+    /// The number of optimiser steps of the run.
     pub steps: u64,
-    /// In liveness mode the step from which on nothing goes wrong.
+    /// In liveness mode, the step from which on there are no faults.
     pub quiet_step: u64,
     /// The trainer's settings.
     pub trainer: TrainerSettings,
-    /// How each task's environment comes back.
+    /// How each task's environment is restored.
     pub(crate) recoveries: Vec<Recovery>,
-    /// Whether a rubric scores beside the environments.
+    /// Whether a rubric scores in addition to the environments.
     pub has_rubric: bool,
-    /// How often each kind of fault happens where it can, in thousandths; kinds that are not listed never happen.
+    /// The frequency of each kind of fault where it can happen, in thousandths; kinds that are not listed never happen.
     pub faults: Vec<(FaultKind, u64)>,
-    /// How often new weights arrive in the middle of a request, in thousandths of tokens.
+    /// The frequency of new weights in the middle of a request, in thousandths of tokens.
     pub drift: u64,
-    /// How often a step is asked to halt, in thousandths.
+    /// The frequency of halts during a step, in thousandths.
     pub halts: u64,
-    /// How often the process is killed in the middle of a step, in thousandths.
+    /// The frequency of kills in the middle of a step, in thousandths.
     pub kills: u64,
-    /// How often it goes down between two steps, in thousandths.
+    /// The frequency of restarts between two steps, in thousandths.
     pub restarts: u64,
 }
 
 impl Plan {
-    /// The plan of a seed.
+    /// Creates the plan of a seed.
     #[must_use]
     pub fn new(seed: u64, mode: Mode) -> Self {
         let mut random = Random::new(derive_seed(seed, mode as u64));
@@ -94,19 +94,19 @@ impl Plan {
         }
     }
 
-    /// The same with nothing that goes wrong and nothing that interrupts.
+    /// Returns the plan without faults and interruptions.
     #[must_use]
     pub fn undisturbed(self) -> Self {
         Self { faults: Vec::new(), drift: 0, halts: 0, kills: 0, restarts: 0, ..self }
     }
 
-    /// Episodes that can be open at once.
+    /// Returns the number of episodes that can be open at once.
     pub(crate) fn max_open(&self) -> u64 {
         let groups = self.trainer.groups_per_step as u64 * (u64::from(self.staleness()) + 1);
         groups * self.trainer.rollout.group_size as u64
     }
 
-    /// Whether the run can go down, after which an episode may be at an attempt that no retry made.
+    /// Returns whether the process can restart, after which an episode may be at an attempt that no retry made.
     pub(crate) fn restarts(&self) -> bool {
         self.kills > 0 || self.restarts > 0 || !self.faults.is_empty()
     }
@@ -121,7 +121,7 @@ impl Plan {
 }
 
 impl fmt::Display for Plan {
-    /// One line that says what the seed drew.
+    /// Formats the plan on one line.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{self:?}")
     }
@@ -201,7 +201,7 @@ fn limits(random: &mut Random) -> Limits {
     }
 }
 
-/// Each seed has a few kinds of fault, so that each kind also meets a world that is otherwise whole.
+/// Chooses a few kinds of fault for each seed, so that each kind also occurs in an otherwise healthy world.
 fn faults(random: &mut Random) -> Vec<(FaultKind, u64)> {
     let share = random.one_of(&[0, 1, 2, 5, 10]);
     let mut faults = Vec::new();
@@ -213,12 +213,12 @@ fn faults(random: &mut Random) -> Vec<(FaultKind, u64)> {
     faults
 }
 
-/// Draws of plans.
+/// Random choices of plans.
 pub(crate) trait Draws {
-    /// From `low` to `high`, both included.
+    /// Returns a number from `low` to `high`, both included.
     fn between(&mut self, low: u64, high: u64) -> u64;
 
-    /// One of some things.
+    /// Returns one of some things.
     fn one_of<T: Clone>(&mut self, things: &[T]) -> T;
 }
 

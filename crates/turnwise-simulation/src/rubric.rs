@@ -7,7 +7,7 @@ use turnwise_environment::{EnvironmentError, Rubric, Transcript};
 use crate::FaultKind;
 use crate::world::World;
 
-/// A rubric that scores by the length of what was said, and fails as the plan says.
+/// A rubric that scores by the length of the transcript, and fails according to the plan.
 pub(crate) struct Scores {
     pub(crate) world: Arc<World>,
 }

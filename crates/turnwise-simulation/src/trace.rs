@@ -2,7 +2,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// The hash of everything that happened in a simulation, in order.
+/// The hash of all events of a simulation, in order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceHash(pub [u8; 32]);
 
@@ -26,7 +26,8 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// An event is a word and numbers; how many numbers it has is part of it, so that no two streams of events look alike.
+    /// Hashes an event: a word and numbers. The count of numbers is hashed too, so that different streams of events
+    /// differ.
     pub(crate) fn event(&mut self, word: &str, numbers: &[u64]) {
         self.n_events += 1;
         self.hasher.update(word.as_bytes());

@@ -3,16 +3,16 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// What has been used, as the system counts it.
+/// Resource usage, as the system counts it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
-    /// Processor time of the calling thread: what is measured runs on one.
+    /// Processor time of the calling thread, on which the measurement runs.
     pub(crate) cpu: Duration,
     /// Resident memory of the process, in bytes.
     pub(crate) resident: u64,
 }
 
-/// Reads the usage; `None` where there is no `/proc`.
+/// Reads the usage; `None` without `/proc`.
 pub(crate) fn usage() -> Option<Usage> {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     let cpu = Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?);

@@ -5,29 +5,30 @@ use turnwise_trajectory::{GroupId, Identity, PolicyVersion, SampledToken, TokenI
 
 use crate::{Invariant, Violation};
 
-/// An episode whatever its attempt.
+/// An episode, for all its attempts.
 pub(crate) type Member = (GroupId, u32);
 
 pub(crate) fn member_of(identity: &Identity) -> Member {
     (identity.group, identity.member)
 }
 
-/// A token as the engine drew it.
+/// A sampled token, as recorded by the engine.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Drawn {
     token: SampledToken,
-    /// The hash of everything before it.
+    /// The hash of its context.
     context: u64,
 }
 
-/// What the world saw with its own eyes: the other side of the scheduler's books. A snapshot of the run includes it.
+/// The witness's independent record of the run, to compare with the scheduler's books. A snapshot of the run includes
+/// it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Witness {
-    /// The weights of each version, as a number, and those that are not published yet.
+    /// The weights of each version, as a number, including those that are not published yet.
     versions: Vec<u64>,
     current: u64,
     gradient: u64,
-    /// By session what was drawn last at each place.
+    /// By session, the last token sampled at each place.
     drawn: BTreeMap<u64, Vec<Drawn>>,
     pub(crate) dispatched: BTreeSet<Member>,
     pub(crate) trained: BTreeSet<Member>,
@@ -43,7 +44,7 @@ impl Witness {
         PolicyVersion(self.versions.len() as u32 - 1)
     }
 
-    /// The published weights.
+    /// Returns the published weights.
     pub(crate) fn published(&self) -> u64 {
         self.versions[self.versions.len() - 1]
     }
@@ -68,7 +69,7 @@ impl Witness {
         self.version()
     }
 
-    /// Writes a draw down. What stood at its place or after was given up.
+    /// Records a sampled token, and discards the tokens at its place and after.
     pub(crate) fn draw(
         &mut self,
         session: u64,
@@ -86,7 +87,7 @@ impl Witness {
         Ok(())
     }
 
-    /// Compares a trained trajectory with what was drawn, and forgets the draws.
+    /// Compares a trained trajectory with the sampled tokens, and forgets them.
     pub(crate) fn settle(&mut self, trajectory: &Trajectory) -> Result<(), Violation> {
         let drawn = self.drawn.remove(&trajectory.identity.sampling_seed).unwrap_or_default();
         let mut drawn = drawn.into_iter();
@@ -131,7 +132,7 @@ fn compare(
     Err(Violation::new(Invariant::Tokens, found))
 }
 
-/// The hash of a context after one more token.
+/// Returns the hash of a context after one more token.
 pub(crate) fn extend(context: u64, id: TokenId) -> u64 {
     derive_seed(context, u64::from(id))
 }

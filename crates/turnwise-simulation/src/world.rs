@@ -10,10 +10,10 @@ use crate::trace::Trace;
 use crate::witness::Witness;
 use crate::{FaultKind, Invariant, Mutation, Plan, Violation};
 
-/// A call may outlive its deadline by this much: the timer's granularity.
+/// The granularity of the timer, by which a call may exceed its deadline.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What all scripted parts share: the dice, the trace, and what was seen.
+/// The state shared by all scripted parts: the random numbers, the trace, and the witness.
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) mutation: Option<Mutation>,
@@ -21,7 +21,7 @@ pub(crate) struct World {
     state: Mutex<State>,
 }
 
-/// The part that changes.
+/// The mutable part.
 pub(crate) struct State {
     random: Random,
     pub(crate) trace: Trace,
@@ -32,7 +32,7 @@ pub(crate) struct State {
     pub(crate) running: usize,
     pub(crate) max_stall: Duration,
     pub(crate) violation: Option<Violation>,
-    /// The version that the newest batch was trained at.
+    /// The version at which the newest batch was trained.
     pub(crate) trained_at: PolicyVersion,
     is_quiet: bool,
 }
@@ -56,7 +56,7 @@ impl World {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        // A simulated panic may unwind through a holder; what it guards are counters that stay whole.
+        // A simulated panic may unwind through a holder of the lock; the guarded counters stay valid.
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -64,7 +64,7 @@ impl World {
         self.mutation == Some(mutation)
     }
 
-    /// Virtual time since the run began.
+    /// Returns the virtual time since the run began.
     pub(crate) fn now(&self) -> Duration {
         self.started.elapsed()
     }
@@ -76,18 +76,18 @@ impl World {
         state.trace.event(word, numbers);
     }
 
-    /// Draws a number below `n`.
+    /// Returns a random number below `n`.
     pub(crate) fn below(&self, n: u64) -> u64 {
         self.state().random.below(n)
     }
 
-    /// Whether something happens that has this chance in thousandths; never once the world is quiet.
+    /// Returns whether an event with this chance in thousandths happens; never once the world is quiet.
     pub(crate) fn happens(&self, thousandths: u64) -> bool {
         let mut state = self.state();
         thousandths > 0 && !state.is_quiet && state.random.below(1000) < thousandths
     }
 
-    /// Which of these faults happens here, if any.
+    /// Returns the one of these faults that happens here, if any.
     pub(crate) fn fault(&self, kinds: &[FaultKind]) -> Option<FaultKind> {
         for (kind, rate) in &self.plan.faults {
             if kinds.contains(kind) && self.happens(*rate) {
@@ -99,7 +99,7 @@ impl World {
         None
     }
 
-    /// How long something that is well takes.
+    /// Returns the latency of a healthy call.
     pub(crate) fn latency(&self, most_ms: u64) -> Duration {
         let jitter = if self.is(Mutation::ReadsTheClock) {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -111,22 +111,22 @@ impl World {
         Duration::from_millis(self.below(most_ms + 1) + jitter)
     }
 
-    /// From here on nothing goes wrong any more.
+    /// Stops all faults from here on.
     pub(crate) fn quiet(&self) {
         self.state().is_quiet = true;
     }
 
-    /// Keeps the first violation: those that follow may be its consequences.
+    /// Keeps the first violation, because later ones may be its consequences.
     pub(crate) fn violate(&self, violation: Violation) {
         self.state().violation.get_or_insert(violation);
     }
 
-    /// The violation that was seen first, or this one.
+    /// Returns the first violation so far, or this one.
     pub(crate) fn first_of(&self, violation: Violation) -> Violation {
         self.state().violation.take().unwrap_or(violation)
     }
 
-    /// Says that a call has begun; it ends when the guard is dropped.
+    /// Records the begin of a call; the call ends when the guard is dropped.
     pub(crate) fn call(self: &Arc<Self>, what: &'static str, limit: Duration) -> Call {
         let running = {
             let mut state = self.state();
@@ -142,7 +142,7 @@ impl World {
     }
 }
 
-/// A call of an environment or an engine, as long as its future lives.
+/// A call of an environment or an engine, alive as long as its future.
 pub(crate) struct Call {
     world: Arc<World>,
     what: &'static str,

@@ -1,4 +1,4 @@
-//! The simulated scheduler, and that the simulation can fail.
+//! Tests of the simulated scheduler, and of the simulation's ability to fail.
 
 mod mutations;
 mod orchestration;

@@ -1,6 +1,6 @@
 use turnwise_simulation::{Invariant, Mode, Mutation, Plan, simulate};
 
-/// The invariants that a mutation breaks, over some seeds.
+/// Returns the invariants that a mutation violates, over some seeds.
 fn broken_by(mutation: Mutation) -> Vec<Invariant> {
     let run = |seed| simulate(Plan::new(seed, Mode::Safety), Some(mutation));
     let failures = (0..120).filter_map(|seed| run(seed).err());
@@ -10,11 +10,11 @@ fn broken_by(mutation: Mutation) -> Vec<Invariant> {
     broken
 }
 
-// reliability.md 11: a simulation that cannot fail shows nothing
+// A simulation that cannot fail shows nothing.
 #[test]
 fn a_scheduler_with_one_thing_wrong_is_found_out() {
     let expected = [
-        // A group that is not whole is refused before it is gone on with.
+        // An incomplete group is refused before the run continues.
         (Mutation::LosesEpisode, Invariant::Restore),
         (Mutation::DoublesEpisode, Invariant::Restore),
         (Mutation::LosesGroup, Invariant::Conservation),
@@ -33,7 +33,7 @@ fn a_scheduler_with_one_thing_wrong_is_found_out() {
     }
 }
 
-// rollouts.md 13.26
+// Rollouts 13.26
 #[test]
 fn a_scheduler_that_reads_a_real_clock_has_another_trace_each_time() {
     let run = |mutation| {
@@ -44,7 +44,7 @@ fn a_scheduler_that_reads_a_real_clock_has_another_trace_each_time() {
     assert_ne!(run(Some(Mutation::ReadsTheClock)), run(Some(Mutation::ReadsTheClock)));
 }
 
-// reliability.md 11: a failure prints its replay
+// A failure prints the command that replays it.
 #[test]
 fn a_failure_says_what_was_found_and_how_to_see_it_again() {
     let run =

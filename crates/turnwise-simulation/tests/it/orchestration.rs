@@ -1,6 +1,6 @@
 use turnwise_simulation::{OrchestrationError, OrchestrationSettings, measure_orchestration};
 
-// experience.md: a figure is what it says it is
+// Each figure is measured, once in each repetition.
 #[test]
 fn every_figure_of_the_orchestration_is_measured_once_per_repetition() {
     let settings = OrchestrationSettings { episodes: 200, turns: 4, repetitions: 3 };
@@ -11,7 +11,7 @@ fn every_figure_of_the_orchestration_is_measured_once_per_repetition() {
     assert!(report.serialised_bytes_per_suspended > 500.0);
 }
 
-// objective.md and experience.md: bad input is a typed error
+// Invalid settings are a typed error.
 #[test]
 fn nothing_is_measured_with_settings_that_mean_nothing() {
     let settings = OrchestrationSettings { episodes: 0, ..OrchestrationSettings::default() };

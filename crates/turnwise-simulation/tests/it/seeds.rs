@@ -1,27 +1,27 @@
 use turnwise_simulation::{FaultKind, ManySettings, Mode, Plan, simulate, simulate_many};
 
-/// Seeds that once showed a bug, with what it was.
+/// Seeds that once showed a bug, each with the bug.
 const REGRESSIONS: [(u64, Mode); 10] = [
-    // A graded group that tripped the breaker beside an update was in no book when the step ended.
+    // A graded group that tripped the breaker beside an update was in no book at the end of the step.
     (171, Mode::Liveness),
     // A step without pauses waited for a whole batch while almost every group was dropped whole.
     (5672, Mode::Safety),
     (11190, Mode::Liveness),
-    // An episode that was given up for its age kept its session at the engine.
+    // An episode that was cancelled for its age kept its session at the engine.
     (13, Mode::Liveness),
     (1015, Mode::Safety),
-    // What was finished in the round in which the breaker tripped was in no book.
+    // A group that finished in the round in which the breaker tripped was in no book.
     (93, Mode::Safety),
-    // An engine that panicked took the run with it.
+    // An engine panic stopped the run.
     (4, Mode::Liveness),
-    // An environment that refused its snapshot kept the whole run from going on.
+    // An environment that refused its snapshot stopped the whole run.
     (17, Mode::Liveness),
     // A rubric that never answered hung the run.
     (19, Mode::Liveness),
     (19, Mode::Safety),
 ];
 
-// rollouts.md 13.3, 13.6, 13.7, 13.8, 13.9, 13.10, 13.21, 13.22, 13.24, reliability.md F01 to F13, F23, F24, F31
+// Rollouts 13.3, 13.6, 13.7, 13.8, 13.9, 13.10, 13.21, 13.22, 13.24: under every kind of fault.
 #[test]
 fn whatever_goes_wrong_the_books_balance_and_the_run_goes_on() {
     let summary = simulate_many(&ManySettings::new(0..300), |_| {});
@@ -34,7 +34,7 @@ fn whatever_goes_wrong_the_books_balance_and_the_run_goes_on() {
     assert_eq!(missing, [], "every kind of fault happened");
 }
 
-// rollouts.md 13.10
+// Rollouts 13.10
 #[test]
 fn seeds_that_showed_a_bug_show_none() {
     for (seed, mode) in REGRESSIONS {
@@ -43,7 +43,7 @@ fn seeds_that_showed_a_bug_show_none() {
     }
 }
 
-// rollouts.md 13.26
+// Rollouts 13.26
 #[test]
 fn one_seed_run_twice_gives_one_trace_and_two_seeds_give_two() {
     for seed in 1000..1020 {
@@ -54,7 +54,7 @@ fn one_seed_run_twice_gives_one_trace_and_two_seeds_give_two() {
     }
 }
 
-// rollouts.md 13.22
+// Rollouts 13.22
 #[test]
 fn a_run_whose_faults_stop_comes_to_its_end() {
     for seed in 2000..2050 {
@@ -66,7 +66,7 @@ fn a_run_whose_faults_stop_comes_to_its_end() {
     }
 }
 
-// rollouts.md 13.24
+// Rollouts 13.24
 #[test]
 fn no_call_goes_on_after_its_deadline() {
     let summary = simulate_many(&ManySettings::new(3000..3050), |_| {});
@@ -74,7 +74,7 @@ fn no_call_goes_on_after_its_deadline() {
     assert!(summary.faults.contains_key(&FaultKind::EnvironmentDead));
 }
 
-// rollouts.md 13.10
+// Rollouts 13.10
 #[test]
 fn a_world_without_faults_has_none() {
     for seed in 0..50 {
