@@ -4,17 +4,17 @@ use turnwise_trajectory::{Span, StopReason, TokenId};
 
 /// The token that ends a turn.
 pub const END: TokenId = 0;
-/// The lead-in to what the environment says.
+/// The lead-in to a message of the environment.
 pub const ENVIRONMENT: TokenId = 1000;
-/// The lead-in to what the policy says.
+/// The lead-in to a message of the policy.
 pub const POLICY: TokenId = 1001;
-/// The first of 256 tokens for the bytes of what is said to the policy.
+/// The first of 256 tokens for the bytes of messages to the policy.
 const BYTES: TokenId = 256;
 
-/// A renderer without a tokenizer: the policy speaks the letters of a small alphabet, one token each.
+/// A renderer without a tokenizer: the policy writes the letters of a small alphabet, one token each.
 ///
-/// The policy's vocabulary is [`END`] and then the letters from 1 on. What is said to it is encoded byte by byte, beyond
-/// that vocabulary.
+/// The policy's vocabulary is [`END`] and then the letters from 1 on. Messages to the policy are encoded byte by byte,
+/// beyond that vocabulary.
 #[derive(Clone, Debug)]
 pub struct AlphabetRenderer {
     letters: Vec<char>,
@@ -22,10 +22,10 @@ pub struct AlphabetRenderer {
 }
 
 impl AlphabetRenderer {
-    /// A renderer for these letters, at most 255.
+    /// Creates a renderer for these letters, at most 255.
     ///
     /// # Panics
-    /// When there are more.
+    /// Panics if there are more.
     #[must_use]
     pub fn new(letters: &str) -> Self {
         let fingerprint = format!("alphabet-{letters}");
@@ -34,7 +34,7 @@ impl AlphabetRenderer {
         Self { letters, fingerprint }
     }
 
-    /// The policy's vocabulary: the letters and the end.
+    /// Returns the size of the policy's vocabulary: the letters and the end.
     #[must_use]
     pub fn n_ids(&self) -> usize {
         self.letters.len() + 1
@@ -45,7 +45,7 @@ impl AlphabetRenderer {
         vec![Span::Scaffold(vec![ENVIRONMENT]), Span::Context(bytes)]
     }
 
-    /// A turn of the policy's: what it drew before, and its end.
+    /// Returns the spans of a turn of the policy: its sampled tokens as context, and its end.
     fn drawn(ids: &[TokenId]) -> Vec<Span> {
         let turn = ids.split(|id| *id == END).next().unwrap_or_default().to_vec();
         vec![Span::Scaffold(vec![POLICY]), Span::Context(turn), Span::Scaffold(vec![END])]

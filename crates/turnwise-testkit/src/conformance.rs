@@ -1,8 +1,8 @@
-//! The contracts of `turnwise-environment` and of `turnwise_rollout::Policy` as assertions, for the tests of an environment
-//! or an engine.
+//! Conformance suites: the contracts of `turnwise-environment` and of `turnwise_rollout::Policy` as assertions, for the
+//! tests of an environment or an engine.
 //!
-//! [`check`] is one line for one environment, [`suite`] one line for a suite; both panic with everything that is wrong.
-//! [`policy()`] checks an engine. [`playthroughs`] keeps readable episodes beside the code. The checks of environments
+//! [`check`] tests an environment in one line, [`suite`] a suite; both panic with the list of failed checks.
+//! [`policy()`] tests an engine. [`playthroughs`] keeps readable episodes beside the code. The checks of environments
 //! themselves, without the panic, are in [`turnwise_environment::check`].
 
 mod playthrough;
@@ -16,15 +16,15 @@ pub use playthrough::playthroughs;
 pub use policy::{policy, policy_refusals};
 pub use script::Script;
 
-/// How many episodes of each split [`expert_solves`] plays.
+/// The number of episodes of each split that [`expert_solves`] plays.
 const N_EXPERT: usize = 500;
 
-/// Plays a script of texts and checks the contract of the environment with it.
+/// Plays a script of texts and checks the environment's contract with it.
 ///
-/// The script may leave the episode unfinished (its last text is then repeated), but no text may come after the end.
+/// The script may leave the episode unfinished (its last text is then repeated), but no text may follow the end.
 ///
 /// # Panics
-/// When the contract is broken, with every check that failed; when the script goes on after the end.
+/// Panics if the contract is broken, with every check that failed, or if the script continues after the end.
 ///
 /// # Example
 ///
@@ -63,12 +63,12 @@ pub async fn check<E: Environment + 'static>(make: impl Fn() -> E + Send + Sync,
     environment(|| Box::new(make()), player, None).await;
 }
 
-/// Checks the contract of the environments `make` returns, with a player for each seed.
+/// Checks the contract of the environments that `make` returns, with a player for each seed.
 ///
-/// `max_turns` is when every episode must be over; `None` for an environment that sets itself no limit.
+/// Every episode must be over after `max_turns`; `None` for an environment without a limit.
 ///
 /// # Panics
-/// When the contract is broken, with every check that failed.
+/// Panics if the contract is broken, with every check that failed.
 pub async fn environment(
     make: impl Fn() -> Box<dyn Environment> + Send + Sync,
     player: impl Fn(u64) -> Box<dyn Demonstrator> + Send + Sync,
@@ -80,7 +80,7 @@ pub async fn environment(
 /// Checks the contract of a suite, and of its environments over tasks of both splits.
 ///
 /// # Panics
-/// When a contract is broken, with every check that failed.
+/// Panics if a contract is broken, with every check that failed.
 pub async fn suite(suite: &Suite) {
     assert_passed(suite.name(), &check_suite(suite).await);
 }
@@ -88,7 +88,7 @@ pub async fn suite(suite: &Suite) {
 /// Checks that the expert solves at least this share, from 0 to 1, of 500 episodes of each split.
 ///
 /// # Panics
-/// When it solves less, there is none, or an environment breaks.
+/// Panics if the expert solves less, the suite offers none, or an environment breaks.
 pub async fn expert_solves(suite: &Suite, at_least: f64) {
     for split in [Split::Train, Split::HeldOut] {
         let measured = measure(suite, split, Player::Expert, N_EXPERT)

@@ -1,4 +1,4 @@
-//! Environments for tests of what runs them.
+//! Environments for tests of rollouts.
 
 mod blocking;
 mod panicking;
@@ -19,21 +19,22 @@ pub use panicking::{Method, Panicking};
 pub use recovering::Replayed;
 pub use shop::{Crash, Shop, Till};
 
-/// Answers each action with a reward and a text that depend on everything said so far, for a number of turns.
+/// An environment that answers each action with a reward and a text that depend on the whole history, for a number of
+/// turns.
 ///
-/// Any two histories are told apart, so that a difference in tokens anywhere shows in rewards and observations.
+/// Any two histories give different answers, so that a difference in any token shows in rewards and observations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Echo {
-    /// Turns of an episode.
+    /// The number of turns of an episode.
     pub turns: usize,
-    /// Whether it offers snapshots.
+    /// Whether the environment supports snapshots.
     pub has_snapshots: bool,
     history: u64,
     turn: usize,
 }
 
 impl Echo {
-    /// An episode of `turns` turns.
+    /// Creates an episode of `turns` turns.
     #[must_use]
     pub fn new(turns: usize, has_snapshots: bool) -> Self {
         Self { turns, has_snapshots, history: 0, turn: 0 }
@@ -72,7 +73,7 @@ impl Environment for Echo {
     }
 }
 
-/// What a faulty environment does.
+/// The fault of a faulty environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Returns an error.
@@ -85,9 +86,9 @@ pub enum Fault {
     NanReward,
     /// Returns a reward outside its range.
     WildReward,
-    /// Says that it failed.
+    /// Reports a failure.
     Failed,
-    /// Ends without ever having scored anything.
+    /// Ends without a reward.
     NoReward,
 }
 
@@ -104,20 +105,20 @@ impl Fault {
     ];
 }
 
-/// A task set some of whose environments break at their second step: every `every`-th that is made.
+/// A task set in which every `every`-th environment breaks at its second step.
 #[derive(Debug)]
 pub struct FaultyTasks<T> {
-    /// The tasks.
+    /// The task set.
     pub inner: T,
-    /// What goes wrong.
+    /// The fault.
     pub fault: Fault,
-    /// At least 1; 1 breaks all of them.
+    /// At least 1; with 1 every environment breaks.
     pub every: u64,
     made: AtomicU64,
 }
 
 impl<T> FaultyTasks<T> {
-    /// Tasks whose environment number `every`, twice `every`, and so on, breaks.
+    /// Creates tasks whose environments number `every`, twice `every`, and so on, break.
     pub fn new(inner: T, fault: Fault, every: u64) -> Self {
         Self { inner, fault, every, made: AtomicU64::new(0) }
     }

@@ -1,9 +1,9 @@
 //! Scripted fakes, conformance suites and fault injection.
 //!
-//! [`TabularModel`] is a policy and a learner that is exact and needs no network, so that the whole loop runs in
-//! milliseconds; [`AlphabetRenderer`] is its tokenizer. [`Hashed`] draws from a distribution of its own in every context.
-//! [`Interrupting`], [`Faulty`], [`Lying`] and [`Sessions`] wrap any policy, [`FaultyTasks`] any task set, [`Panicking`] and
-//! [`Replayed`] any environment. [`conformance`] is run on every implementation of a trait.
+//! [`TabularModel`] is an exact policy and learner without a network, so that the whole training loop runs in
+//! milliseconds; [`AlphabetRenderer`] is its tokenizer. [`Hashed`] samples from a different distribution in every
+//! context. [`Interrupting`], [`Faulty`], [`Lying`] and [`Sessions`] wrap any policy, [`FaultyTasks`] any task set,
+//! [`Panicking`] and [`Replayed`] any environment. Tests run [`conformance`] on every implementation of a trait.
 
 mod alphabet;
 pub mod conformance;

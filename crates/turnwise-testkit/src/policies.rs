@@ -1,4 +1,4 @@
-//! Policies that wrap a policy: each changes one thing.
+//! Policies for tests; most wrap another policy and change one thing.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ use turnwise_environment::derive_seed;
 use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, Sampler, uniform_at};
 use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
 
-/// Draws from logits that are a hash of the context, so that a difference anywhere before shows in what is drawn.
+/// A policy whose logits are a hash of the context, so that any difference in the context shows in the sampled tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Hashed {
     /// The size of the vocabulary.
@@ -39,31 +39,31 @@ impl Policy for Hashed {
                 sample.stop = StopReason::EndOfTurn;
                 break;
             }
-            // A place to be dropped at, between any two tokens.
+            // Yields between any two tokens, so that the future can be dropped there.
             tokio::task::yield_now().await;
         }
         Ok(sample)
     }
 }
 
-/// Keeps count of the sessions that were begun and not released.
+/// A policy that counts the sessions that were begun and not released.
 #[derive(Debug)]
 pub struct Sessions<P> {
-    /// The policy that draws.
+    /// The policy that samples.
     pub inner: P,
     open: Mutex<BTreeSet<u64>>,
 }
 
 impl<P> Sessions<P> {
-    /// A policy without sessions.
+    /// Creates a policy without open sessions.
     pub fn new(inner: P) -> Self {
         Self { inner, open: Mutex::default() }
     }
 
-    /// The sessions that are open.
+    /// Returns the open sessions.
     ///
     /// # Panics
-    /// When a holder of the lock panicked, which none does.
+    /// Panics if a holder of the lock panicked.
     #[must_use]
     pub fn open(&self) -> Vec<u64> {
         self.open.lock().expect("no holder panics").iter().copied().collect()
@@ -87,12 +87,12 @@ impl<P: Policy> Policy for Sessions<P> {
     }
 }
 
-/// Interrupts every request after at most this many tokens.
+/// A policy that interrupts every request after a number of tokens.
 #[derive(Clone, Debug)]
 pub struct Interrupting<P> {
-    /// The policy that draws.
+    /// The policy that samples.
     pub inner: P,
-    /// At least 1.
+    /// The maximal number of tokens of a request; at least 1.
     pub after: usize,
 }
 
@@ -117,10 +117,10 @@ impl<P: Policy> Policy for Interrupting<P> {
     }
 }
 
-/// Breaks on every `every`-th request.
+/// A policy that fails on every `every`-th request.
 #[derive(Debug)]
 pub struct Faulty<P> {
-    /// The policy that draws.
+    /// The policy that samples.
     pub inner: P,
     /// At least 1.
     pub every: u64,
@@ -128,7 +128,7 @@ pub struct Faulty<P> {
 }
 
 impl<P> Faulty<P> {
-    /// A policy that breaks on request `every`, twice `every`, and so on.
+    /// Creates a policy that fails on request `every`, twice `every`, and so on.
     pub fn new(inner: P, every: u64) -> Self {
         Self { inner, every, requests: AtomicU64::new(0) }
     }
@@ -153,11 +153,11 @@ impl<P: Policy> Policy for Faulty<P> {
     }
 }
 
-/// Passes each answer through a function: an engine that lies.
+/// A policy that passes each answer through a function, to simulate an engine that lies.
 pub struct Lying<P, F> {
-    /// The policy that draws.
+    /// The policy that samples.
     pub inner: P,
-    /// What is done to its answers.
+    /// The function applied to its answers.
     pub lie: F,
 }
 

@@ -8,10 +8,10 @@ use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, Sampler, unif
 use turnwise_training::{GradientFn, Learner, LearnerError, Row, Target, Update, Updated};
 use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
 
-/// A model without a network: one row of logits for each context it has seen, all zero at first.
+/// A model without a network: one row of logits for each context, all zero at first.
 ///
-/// It is policy and learner in one, exact to rounding, and learns by plain gradient descent, so that the whole loop can be
-/// tested in milliseconds. Clones share the model.
+/// It is policy and learner in one, exact up to rounding, and learns by plain gradient descent, so that the whole
+/// training loop can be tested in milliseconds. Clones share the model.
 #[derive(Clone, Debug)]
 pub struct TabularModel {
     n_ids: usize,
@@ -31,13 +31,13 @@ struct Shared {
 type Table = BTreeMap<Vec<TokenId>, Vec<f64>>;
 
 impl TabularModel {
-    /// A model that draws each of `n_ids` tokens equally likely.
+    /// Creates a model that samples each of `n_ids` tokens with equal probability.
     #[must_use]
     pub fn new(n_ids: usize) -> Self {
         Self { n_ids, shared: Arc::default() }
     }
 
-    /// Keeps the weights as they are now for [`Learner::reference_logprobs`].
+    /// Keeps the current weights as the reference policy of [`Learner::reference_logprobs`].
     pub fn keep_reference(&self) {
         let mut shared = self.write();
         shared.reference = Some(shared.current.clone());
@@ -77,7 +77,7 @@ impl TabularModel {
         Ok(self.probabilities(table, row, target)[id].ln() as f32)
     }
 
-    /// The distribution that a target was drawn from: over the ids that truncation kept, where the row holds them.
+    /// Returns the distribution that a target was sampled from: over the ids that truncation kept, if the row has them.
     fn probabilities(&self, table: &Table, row: &Row, target: usize) -> Vec<f64> {
         let Target { position, temperature } = row.targets[target];
         let mut logits = self.logits(table, &row.ids[..position]);

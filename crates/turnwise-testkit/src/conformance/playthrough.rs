@@ -8,20 +8,19 @@ use turnwise_environment::{
     Action, CallAttempt, Demonstrator, Message, Observation, Role, Split, Step, Suite,
 };
 
-/// How many tasks a playthrough shows.
+/// The number of tasks of a playthrough.
 const N_TASKS: usize = 3;
 
-/// Width of the column that says who speaks.
+/// The width of the column with the speaker.
 const COLUMN: usize = 10;
 
-/// Compares `expert.txt` and `random.txt` in `folder` with what the suite's players do now.
+/// Compares `expert.txt` and `random.txt` in `folder` with the current episodes of the suite's players.
 ///
-/// Each file shows a few episodes as a person would read them: messages, rewards, ending. With `TURNWISE_BLESS=1` in the
+/// Each file shows a few episodes for human readers: messages, rewards, ending. With `TURNWISE_BLESS=1` in the process
 /// environment the files are written instead of compared.
 ///
 /// # Panics
-/// When a file differs (with the first line that does), cannot be read or written, a player is missing, or an environment
-/// breaks.
+/// Panics if a file differs (with the first such line), cannot be read or written, or an environment breaks.
 pub async fn playthroughs(suite: &Suite, folder: &Path) {
     for (file, player) in [("expert.txt", true), ("random.txt", false)] {
         let mut text = String::new();
@@ -32,10 +31,10 @@ pub async fn playthroughs(suite: &Suite, folder: &Path) {
     }
 }
 
-/// One episode as text.
+/// Formats one episode as text.
 async fn playthrough(suite: &Suite, number: usize, expert: bool) -> String {
     let tasks = suite.tasks(Split::Train);
-    // Anywhere but at the beginning, where tasks may be of one kind.
+    // Skips the beginning, where tasks may be of one kind.
     let index = (11 + 37 * number) % tasks.len();
     let seed = number as u64;
     let player = if expert { suite.make_expert(seed) } else { suite.make_random(seed) };
@@ -85,7 +84,7 @@ fn act(player: &mut dyn Demonstrator, text: &mut String, shown: &Observation) ->
     action
 }
 
-/// Arguments in alphabetical order, whatever order the JSON library keeps.
+/// Formats arguments in alphabetical order, independently of the JSON library's order.
 fn arguments(arguments: &Value) -> String {
     let Value::Object(object) = arguments else { return arguments.to_string() };
     let sorted: BTreeMap<_, _> = object.iter().collect();
@@ -103,7 +102,7 @@ fn role(message: &Message) -> &'static str {
     }
 }
 
-/// What a turn brought, where it brought something.
+/// Writes the reward and the note of a turn, if there are any.
 fn score(text: &mut String, reward: Option<f64>, note: Option<String>) {
     let reward = reward.map(|reward| format!("reward {reward}"));
     let parts: Vec<String> = reward.into_iter().chain(note).collect();
@@ -117,7 +116,7 @@ fn line(text: &mut String, who: &str, what: &str) {
     writeln!(text, "{who:COLUMN$} {mark}{what}").expect("a string takes what is written");
 }
 
-/// Compares a file with what it should hold, or writes it when asked to.
+/// Compares a file with its expected content, or writes it if requested.
 fn compare(path: &Path, now: &str) {
     if env::var_os("TURNWISE_BLESS").is_some_and(|value| value == "1") {
         let folder = path.parent().expect("a file is in a folder");
@@ -127,7 +126,7 @@ fn compare(path: &Path, now: &str) {
     }
     let kept = fs::read_to_string(path)
         .unwrap_or_else(|error| panic!("{}: {error}; {BLESS}", path.display()));
-    // A checkout may have turned the line ends over.
+    // A checkout may have converted the line ends.
     let (kept, now) = (kept.lines(), now.lines());
     if let Some((number, kept, now)) = difference(kept, now) {
         panic!("{}:{number} differs; {BLESS}\n- {kept}\n+ {now}", path.display());
@@ -136,7 +135,7 @@ fn compare(path: &Path, now: &str) {
 
 const BLESS: &str = "TURNWISE_BLESS=1 writes it anew";
 
-/// The number of the first line that differs, counted from 1, and the line on both sides.
+/// Returns the number of the first line that differs, counted from 1, and the line on both sides.
 fn difference<'a>(
     mut kept: impl Iterator<Item = &'a str>,
     mut now: impl Iterator<Item = &'a str>,

@@ -1,4 +1,4 @@
-//! The contract of [`Policy`], as far as weights that do not change show it.
+//! The contract of [`Policy`], as far as it shows with constant weights.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -12,16 +12,16 @@ use turnwise_trajectory::{SampledToken, Sampling, StopReason, TokenId};
 
 use super::assert_passed;
 
-/// How many tokens a request of the suite asks for.
+/// The number of tokens that a request of the suite asks for.
 const N_DRAWN: usize = 12;
 
-/// Checks that an engine's answers are a function of `(prompt, sampling, seed, first_index)` and nothing else, that stops,
-/// interruptions and dropped requests do what [`Policy`] says, and that each answer passes [`check_sample`].
+/// Checks that an engine's answers are a function of `(prompt, sampling, seed, first_index)` only, that stops,
+/// interruptions and dropped requests work as [`Policy`] says, and that each answer passes [`check_sample`].
 ///
-/// The engine has the tokens from 0 to below `vocab_size` and at least 64 positions, and its weights do not change meanwhile.
+/// The engine must have the tokens from 0 to below `vocab_size` and at least 64 positions, and constant weights.
 ///
 /// # Panics
-/// When the contract is broken, with every check that failed.
+/// Panics if the contract is broken, with every check that failed.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -49,10 +49,11 @@ pub async fn policy(policy: Arc<dyn Policy>, vocab_size: TokenId) {
     assert_passed("policy", &checks);
 }
 
-/// Checks that an engine with so many positions refuses what it cannot serve, with [`PolicyError::Refused`], and goes on.
+/// Checks that an engine with `max_positions` positions refuses invalid requests with [`PolicyError::Refused`], and
+/// serves others afterwards.
 ///
 /// # Panics
-/// When the contract is broken, with every check that failed.
+/// Panics if the contract is broken, with every check that failed.
 pub async fn policy_refusals(policy: Arc<dyn Policy>, vocab_size: TokenId, max_positions: usize) {
     let engine = Engine { policy, vocab_size };
     let ask = engine.request(1, 4);
@@ -110,7 +111,7 @@ impl Engine {
         }
     }
 
-    /// Requests with short and longer prompts, some of which begin alike.
+    /// Returns requests with short and longer prompts, some of which share a prefix.
     fn requests(&self) -> Vec<SampleRequest> {
         let mut requests: Vec<_> =
             [1, 2, 7, 20].into_iter().zip(1..).map(|(n, seed)| self.request(seed, n)).collect();
@@ -122,7 +123,7 @@ impl Engine {
         requests
     }
 
-    /// A whole answer that passes [`check_sample`].
+    /// Samples a whole answer that passes [`check_sample`].
     async fn draw(&self, request: &SampleRequest) -> Result<Sample, String> {
         let answered = self.policy.sample(request.clone()).await;
         let sample = answered.map_err(|error| format!("it failed to {error}"))?;
@@ -197,7 +198,7 @@ impl Engine {
                 let mut tokens = Vec::new();
                 while tokens.len() < N_DRAWN {
                     let left = rest(&request, &tokens, length);
-                    // Some pieces find what the last one left, and some do not.
+                    // Some pieces find the KV cache of the last one, and some do not.
                     if session == 1 {
                         self.policy.release(left.session);
                     }
@@ -210,7 +211,7 @@ impl Engine {
         Ok("pieces make the whole".to_owned())
     }
 
-    /// Turns with something said in between, then a conversation that forks, all in one session.
+    /// Runs turns with messages in between, then a conversation that forks, all in one session.
     async fn conversations(&self) -> Outcome {
         let mut request = SampleRequest { max_tokens: 6, ..self.request(50, 9) };
         let mut forks = vec![self.prompt(50, 4), self.prompt(51, 9)];
@@ -257,7 +258,7 @@ impl Engine {
         for request in self.requests() {
             let whole = self.draw(&request).await?;
             let mut asked = pin!(self.policy.sample(request.clone()));
-            // It is on its way once it was polled.
+            // The request is in flight once it was polled.
             let early = poll_once(asked.as_mut()).await;
             let can = self.policy.interrupt(request.session);
             let answered = match early {
@@ -296,7 +297,7 @@ impl Engine {
     }
 }
 
-/// What is left of a request of which so much was drawn, at most `length` tokens of it.
+/// Returns the rest of a request after these sampled tokens, at most `length` tokens of it.
 fn rest(request: &SampleRequest, drawn: &[SampledToken], length: usize) -> SampleRequest {
     let drawn_ids: Vec<TokenId> = drawn.iter().map(|token| token.id).collect();
     SampleRequest {
@@ -307,7 +308,7 @@ fn rest(request: &SampleRequest, drawn: &[SampledToken], length: usize) -> Sampl
     }
 }
 
-/// The answer, if it is there at the first look.
+/// Returns the answer, if it is ready at the first poll.
 async fn poll_once<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(|context| match future.as_mut().poll(context) {
         Poll::Ready(answer) => Poll::Ready(Some(answer)),
@@ -320,7 +321,7 @@ fn said(sample: &Sample) -> String {
     format!("{} tokens of {}", sample.tokens.len(), sample.engine)
 }
 
-/// Equal to the last bit, log-probabilities included.
+/// Checks equality to the last bit, log-probabilities included.
 fn same(found: &Sample, expected: &Sample, what: &str) -> Result<(), String> {
     if (&found.tokens, found.stop) == (&expected.tokens, expected.stop) {
         return Ok(());

@@ -1,6 +1,6 @@
 use turnwise_environment::{Action, Demonstrator, Environment, Observation, Step};
 
-/// A player that says fixed texts, one in each turn, and repeats the last one.
+/// A player of fixed texts, one in each turn, that repeats the last one.
 ///
 /// ```
 /// use turnwise_environment::Demonstrator;
@@ -13,12 +13,12 @@ use turnwise_environment::{Action, Demonstrator, Environment, Observation, Step}
 /// ```
 #[derive(Clone, Debug)]
 pub struct Script {
-    /// Last text first.
+    /// The remaining texts, last first.
     rest: Vec<String>,
 }
 
 impl Script {
-    /// A player of these texts; without any it says nothing, in as many turns as it is asked.
+    /// Creates a player of these texts; without any, it answers with empty texts.
     #[must_use]
     pub fn new(texts: &[&str]) -> Self {
         Self { rest: texts.iter().rev().map(|text| (*text).to_owned()).collect() }
@@ -34,7 +34,7 @@ impl Demonstrator for Script {
     }
 }
 
-/// Plays a script once, so that a text after the end is found.
+/// Plays a script once, to find a text after the end.
 pub(super) async fn plays<E: Environment>(make: &(impl Fn() -> E + Sync), texts: &[&str]) {
     let mut environment = make();
     environment.reset(0).await.unwrap_or_else(|error| panic!("reset failed to {error}"));

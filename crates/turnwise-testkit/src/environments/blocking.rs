@@ -3,18 +3,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use turnwise_environment::{Action, Environment, EnvironmentError, Observation, Step};
 
-/// Sleeps on its thread in every step, without an await, and ends after two.
+/// An environment that blocks its thread in every step, without an await, and ends after two steps.
 #[derive(Clone, Debug)]
 pub struct Blocking {
-    /// How long a step holds its thread.
+    /// The time for which a step blocks its thread.
     pub pause: Duration,
-    /// What it says about that.
+    /// The value of [`Environment::is_blocking`].
     pub says_so: bool,
     steps: u8,
 }
 
 impl Blocking {
-    /// One that says so.
+    /// Creates an environment that declares that it blocks.
     #[must_use]
     pub fn new(pause: Duration) -> Self {
         Self { pause, says_so: true, steps: 0 }

@@ -54,7 +54,7 @@ impl Method {
 pub struct Panicking<E> {
     /// The environment.
     pub inner: E,
-    /// Where it panics.
+    /// The method that panics.
     pub method: Method,
 }
 
@@ -119,7 +119,7 @@ impl<E: Environment + Sync> Environment for Panicking<E> {
 
 impl<E> Drop for Panicking<E> {
     fn drop(&mut self) {
-        // A test that is failing already must not die of this one.
+        // A test that is already failing must not abort because of this panic.
         if !std::thread::panicking() {
             self.may(Method::Drop);
         }

@@ -5,7 +5,7 @@ use turnwise_environment::{
     Action, Environment, EnvironmentError, Observation, Recovery, Services, Step, ToolSpec,
 };
 
-/// An environment that goes on by replay, whatever else it could do.
+/// An environment that recovers by replay, even if it supports snapshots.
 #[derive(Clone, Debug)]
 pub struct Replayed<E>(pub E);
 

@@ -11,30 +11,30 @@ use turnwise_environment::{
     ToolCall, ToolReply, ToolSpec, Toolbox,
 };
 
-/// What a [`Till`] does at a call.
+/// The crash of a [`Till`] during a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
     /// The process dies before the sale.
     Before,
-    /// It dies after the sale, before anybody heard of it.
+    /// The process dies after the sale, before the result is delivered.
     After,
 }
 
-/// A tool that acts on the world: every sale is in a book that outlives whoever sold.
+/// A tool with side effects: every sale is in a book that outlives the seller.
 pub struct Till {
-    /// Whether it says that selling twice does no harm.
+    /// Whether the tool declares that selling twice is harmless.
     pub is_idempotent: bool,
-    /// How long the sale of each item takes, by the item's first letter: `b` twice as long as `a`, and so on, backwards.
+    /// The unit of a sale's duration, multiplied by the distance of the item's first letter from `z`.
     pub pause: Duration,
-    /// The sale that breaks, counted from 0 over all sales that are asked for, and how.
+    /// The sale that crashes, counted from 0 over all requested sales, and how.
     pub crash: Option<(u64, Crash)>,
-    /// How many sales were asked for.
+    /// The number of requested sales.
     n_asked: AtomicU64,
     sold: Mutex<Vec<String>>,
 }
 
 impl Till {
-    /// A till that sells at once.
+    /// Creates a till that sells at once.
     #[must_use]
     pub fn new(is_idempotent: bool) -> Self {
         Self {
@@ -46,22 +46,22 @@ impl Till {
         }
     }
 
-    /// A till that breaks at one sale.
+    /// Creates a till that crashes at one sale.
     #[must_use]
     pub fn crashing(is_idempotent: bool, at: u64, crash: Crash) -> Self {
         Self { crash: Some((at, crash)), ..Self::new(is_idempotent) }
     }
 
-    /// A till that takes its time.
+    /// Creates a slow till.
     #[must_use]
     pub fn slow(pause: Duration) -> Self {
         Self { pause, ..Self::new(false) }
     }
 
-    /// What was sold, in the order it was sold in.
+    /// Returns the sold items, in the order of the sales.
     ///
     /// # Panics
-    /// When a sale panicked.
+    /// Panics if a sale panicked.
     #[must_use]
     pub fn sold(&self) -> Vec<String> {
         self.sold.lock().expect("no sale panics").clone()
@@ -105,7 +105,7 @@ impl Tool for Till {
 
 impl fmt::Debug for Till {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the book: it would be part of a task's name.
+        // Without the book, which would become part of a task's name.
         formatter
             .debug_struct("Till")
             .field("is_idempotent", &self.is_idempotent)
@@ -113,7 +113,7 @@ impl fmt::Debug for Till {
     }
 }
 
-/// Sells every letter that is said, one call of its [`Till`] each.
+/// An environment that sells every letter of an action, with one call of its [`Till`] each.
 #[derive(Clone)]
 pub struct Shop {
     tools: Toolbox,
@@ -128,19 +128,19 @@ struct ShopState {
 }
 
 impl Shop {
-    /// An episode of `turns` turns.
+    /// Creates an episode of `turns` turns.
     #[must_use]
     pub fn new(till: &Arc<Till>, turns: usize) -> Self {
         Self::with_tools(Toolbox::new(vec![Arc::clone(till) as Arc<dyn Tool>]), turns)
     }
 
-    /// The same with a toolbox that was made elsewhere.
+    /// Creates an episode with an existing toolbox.
     #[must_use]
     pub fn with_tools(tools: Toolbox, turns: usize) -> Self {
         Self { tools, state: ShopState { turns, turn: 0, n_words: 0 } }
     }
 
-    /// The calls a text asks for.
+    /// Returns the calls that a text requests.
     #[must_use]
     pub fn calls(text: &str) -> Action {
         let call = |(place, letter): (usize, char)| {

@@ -1,4 +1,4 @@
-//! Each environment below breaks one promise, and its check finds it.
+//! Each environment below breaks one promise, and its check finds the breach.
 
 use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
@@ -13,7 +13,7 @@ use turnwise_environment::{
 };
 use turnwise_testkit::conformance::{self, Script};
 
-/// The promise an environment breaks.
+/// The promise that an environment breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Broken {
     Nothing,
@@ -39,16 +39,16 @@ enum Broken {
     DeclaresAReplay,
 }
 
-/// Counts to three, whatever is said.
+/// An environment that counts to three, whatever the action says.
 struct Counter {
     broken: Broken,
     count: u8,
     snapshots: std::sync::atomic::AtomicU8,
-    /// Said in every observation; no broken promise as long as it is nothing.
+    /// Appended to every observation; empty unless the promise about observations is broken.
     noise: String,
 }
 
-/// Stands for anything that is not of the episode.
+/// State outside of the episode, such as a clock.
 static CLOCK: AtomicU64 = AtomicU64::new(0);
 
 impl Counter {
@@ -154,7 +154,7 @@ async fn checks(broken: Broken) -> Vec<Check> {
     check_environment(move || Box::new(Counter::new(broken)), player, Some(3)).await
 }
 
-/// The names of the checks that failed.
+/// Returns the names of the checks that failed.
 async fn failed(broken: Broken) -> Vec<&'static str> {
     let checks = checks(broken).await;
     checks.iter().filter(|check| !check.passed()).map(|check| check.name).collect()
@@ -165,7 +165,7 @@ async fn an_environment_that_keeps_its_promises_passes() {
     assert_eq!(failed(Broken::Nothing).await, [""; 0]);
 }
 
-// rollouts.md 13.30
+// Rollouts 13.30
 #[tokio::test]
 async fn each_broken_promise_is_found_by_its_check() {
     let cases = [
@@ -196,7 +196,8 @@ async fn each_broken_promise_is_found_by_its_check() {
     }
 }
 
-/// A cloned environment whose clones count together. One episode after the other works, because `reset` begins anew.
+/// A cloned environment whose clones share a count. Episodes one after the other work, because `reset` restarts the
+/// count.
 #[derive(Clone, Debug, Default)]
 struct Together(Arc<Mutex<u8>>);
 
@@ -214,7 +215,7 @@ impl Environment for Together {
     }
 }
 
-// field 22
+// Field 22
 #[tokio::test]
 async fn state_that_clones_share_is_found_and_named() {
     let shared = Together::default();

@@ -1,4 +1,4 @@
-//! The conformance suite finds what it is there to find.
+//! Tests that the conformance suites find broken contracts.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on stops
 

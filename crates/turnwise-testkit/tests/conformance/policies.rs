@@ -1,4 +1,4 @@
-//! Engines that do not keep their contract.
+//! Engines that break their contract.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use turnwise_trajectory::{PolicyVersion, StopReason};
 
 const VOCAB: u32 = 30;
 
-/// What the suite finds wrong; empty if it passes.
+/// Returns the panic message of the suite; empty if it passes.
 fn found(policy: impl Policy + 'static) -> String {
     let runtime = Builder::new_current_thread().build().expect("a runtime");
     let check = || runtime.block_on(conformance::policy(Arc::new(policy), VOCAB));
@@ -73,7 +73,7 @@ fn an_answer_that_breaks_its_promises_is_found() {
     assert!(cut.contains("nobody asked for that"), "{cut}");
 }
 
-/// Keeps what it was asked for by others.
+/// A policy that remembers the requests of others.
 struct Remembering(std::sync::Mutex<u64>);
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! Each suite below breaks one promise, and its check finds it.
+//! Each suite below breaks one promise, and its check finds the breach.
 
 use turnwise_environment::check::{Player, check_suite, measure};
 use turnwise_environment::{
@@ -7,7 +7,7 @@ use turnwise_environment::{
 };
 use turnwise_testkit::conformance;
 
-/// The promise a suite breaks.
+/// The promise that a suite breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Broken {
     Nothing,
@@ -21,7 +21,7 @@ enum Broken {
     GoesOnTooLong,
 }
 
-/// Ask for a digit; reward 1 for the right one.
+/// Asks for a digit, with reward 1 for the right one.
 #[derive(Clone)]
 struct Digit {
     digit: usize,

@@ -6,7 +6,7 @@ use turnwise_testkit::{Echo, Replayed};
 
 use crate::support::{ENGINE, Made, agents, block_on, episode, suspended};
 
-/// Every place in a value that holds no other values.
+/// Collects every place in a value that holds no other values.
 fn leaves(value: &Value, path: &str, found: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
@@ -41,7 +41,7 @@ fn hostile() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
-    // rollouts.md 13.5: a snapshot that was crafted is refused or goes on; it never panics
+    // Rollouts 13.5: a crafted snapshot is refused or continues; it never panics.
     #[test]
     fn a_crafted_snapshot_never_panics(
         is_replayed in any::<bool>(),
@@ -61,13 +61,13 @@ proptest! {
         if let Ok(crafted) = serde_json::from_value::<EpisodeSnapshot>(json)
             && let Ok(episode) = Episode::restore(crafted, &tasks, &agents())
         {
-            // Whatever it comes to is an outcome.
+            // Every result is an outcome.
             let _progress = block_on(episode.advance(&ENGINE, &Allowance::tokens(40)));
         }
     }
 }
 
-// reliability.md 1, P2: times that are none
+// Invalid durations are refused.
 #[test]
 fn times_that_cannot_be_are_refused() {
     let tasks = vec![Echo::new(6, true)];

@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 proptest! {
-    // rollouts.md 13.25: whatever limits stand in a row
+    // Rollouts 13.25: for every chain of limits.
     #[test]
     fn a_childs_deadline_never_exceeds_what_its_parent_has_left(
         limits in prop::collection::vec(
@@ -48,7 +48,7 @@ proptest! {
         })?;
     }
 
-    // rollouts.md 13.24: an episode ends when what it is part of must, not later
+    // Rollouts 13.24: an episode ends with the deadline of its parent.
     #[test]
     fn an_advance_does_not_outlive_its_parent(limit in 1_u64..40, own in 1_u64..40) {
         let tasks = Made(|| -> Box<dyn Environment> { Box::new(Slow(Duration::from_secs(7))) });
@@ -72,7 +72,7 @@ proptest! {
     }
 }
 
-/// Takes its time for each step, and never ends.
+/// An environment that waits in each step, and never ends.
 struct Slow(Duration);
 
 #[async_trait]
@@ -87,7 +87,7 @@ impl Environment for Slow {
     }
 }
 
-/// Waits once in every call, and counts how many there are of it.
+/// An environment that waits once in every call, and counts its instances.
 struct Counted {
     inner: Echo,
     alive: Arc<AtomicUsize>,
@@ -119,14 +119,14 @@ impl Environment for Counted {
     }
 }
 
-/// Polls so many times, then drops; whether it was over before.
+/// Polls a future `n_polls` times, then drops it; returns whether it was ready before.
 fn dropped_after(n_polls: usize, future: impl Future) -> bool {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
     (0..n_polls).any(|_| matches!(future.as_mut().poll(&mut context), Poll::Ready(_)))
 }
 
-// rollouts.md 13.24: at every await there is
+// Rollouts 13.24: dropped at every await.
 #[test]
 fn an_advance_that_is_dropped_anywhere_leaves_nothing_behind() {
     let alive = Arc::new(AtomicUsize::new(0));
@@ -152,7 +152,7 @@ fn an_advance_that_is_dropped_anywhere_leaves_nothing_behind() {
     assert!(n_awaits > 10, "{n_awaits} awaits are too few to have seen them all");
 }
 
-/// The pool of two groups whose environments and sessions are counted.
+/// Returns a pool of two groups whose environments and sessions are counted.
 fn pool_of_counted(alive: &Arc<AtomicUsize>) -> RolloutPool {
     let tasks = Made({
         let alive = alive.clone();
@@ -170,7 +170,7 @@ fn pool_of_counted(alive: &Arc<AtomicUsize>) -> RolloutPool {
     pool
 }
 
-/// Polls so many times, letting what was spawned go on between; whether it was over before.
+/// Polls a future `n_polls` times, with spawned tasks running in between; returns whether it was ready before.
 async fn dropped_among_tasks(n_polls: usize, future: impl Future) -> bool {
     let mut future = pin!(future);
     for _ in 0..n_polls {
@@ -186,7 +186,7 @@ fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
-// rollouts.md 13.24: a whole iteration, dropped at every await of it, with the pool and without; no task goes on.
+// Rollouts 13.24: a whole iteration, dropped at every await, with the pool and without; no task keeps running.
 #[test]
 fn an_iteration_that_is_dropped_anywhere_leaves_nothing_behind() {
     let alive = Arc::new(AtomicUsize::new(0));
@@ -198,7 +198,7 @@ fn an_iteration_that_is_dropped_anywhere_leaves_nothing_behind() {
             let mut pool = pool_of_counted(&alive);
             let never = StopSignal::never();
             let is_over = dropped_among_tasks(n_polls, pool.iterate(&policy, &never)).await;
-            // Nothing is lost with the future: what ran goes on or is stopped, and is in the books.
+            // Dropping the future loses nothing: running episodes continue or are stopped, and are in the books.
             pool.halt().await;
             let census = pool.census();
             assert_eq!(census.running, 0, "after {n_polls} polls");
@@ -208,7 +208,7 @@ fn an_iteration_that_is_dropped_anywhere_leaves_nothing_behind() {
             assert_eq!(alive.load(Ordering::SeqCst) as u64, census.suspended + census.fresh);
             assert!(engine.open().len() as u64 <= census.suspended, "after {n_polls} polls");
 
-            // And with the pool itself nothing at all is left, in the middle of anything.
+            // Dropping the pool too leaves nothing at all.
             let mut pool = pool_of_counted(&alive);
             dropped_among_tasks(n_polls, pool.iterate(&policy, &never)).await;
             drop(pool);
@@ -217,7 +217,7 @@ fn an_iteration_that_is_dropped_anywhere_leaves_nothing_behind() {
         });
         assert_eq!(alive.load(Ordering::SeqCst), 0, "an environment after {n_polls} polls");
         assert_eq!(engine.open(), [0; 0], "a session after {n_polls} polls");
-        // What was asked for and never answered: no task holds the engine any more.
+        // No task holds the engine any more, even for requests that were never answered.
         drop(policy);
         assert_eq!(Arc::strong_count(&engine), 1, "a task after {n_polls} polls");
         if is_over {
@@ -228,7 +228,7 @@ fn an_iteration_that_is_dropped_anywhere_leaves_nothing_behind() {
     assert!(n_awaits > 10, "{n_awaits} awaits are too few to have seen them all");
 }
 
-// rollouts.md 13.24: an episode that is suspended keeps its session, one that is cancelled does not
+// Rollouts 13.24: a suspended episode keeps its session, a cancelled one does not.
 #[test]
 fn cancelling_a_suspended_episode_gives_its_session_back() {
     let tasks = vec![Echo::new(9, true)];
@@ -245,12 +245,12 @@ fn cancelling_a_suspended_episode_gives_its_session_back() {
     });
 }
 
-/// A runtime whose clock runs.
+/// Runs a future on a runtime with a running clock.
 fn on_threads<T>(future: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_time().build().expect("a runtime");
     let result = runtime.block_on(future);
-    // A stuck thread is what some of these tests are about; nobody waits for it.
+    // Some of these tests leave a stuck thread behind, which the runtime must not wait for.
     runtime.shutdown_background();
     result
 }
@@ -263,7 +263,7 @@ fn blocking(pause: Duration, threads: &BlockingThreads, timeout: f64) -> Episode
     episode.with_threads(threads.clone())
 }
 
-// rollouts.md 9: who says that it blocks holds up nobody
+// A declared blocking environment delays no other.
 #[test]
 fn a_blocking_environment_does_not_hold_up_the_others() {
     let threads = BlockingThreads::new(2);
@@ -285,8 +285,8 @@ fn a_blocking_environment_does_not_hold_up_the_others() {
     });
 }
 
-// rollouts.md 13.24: wherever a call on a thread is dropped, waiting for one, on one or coming back, the only place there is can
-// be had again, and no thread stays lost.
+// Rollouts 13.24: if a call on a thread is dropped while it waits for a thread, runs on one or returns, the only place
+// becomes free again, and no thread stays lost.
 #[test]
 fn a_call_that_is_dropped_anywhere_gives_its_thread_back() {
     let threads = BlockingThreads::new(1);
@@ -322,7 +322,7 @@ fn a_call_that_is_dropped_anywhere_gives_its_thread_back() {
     });
 }
 
-// reliability.md F04
+// A thread that ignores its deadline is counted as stuck until it returns.
 #[test]
 fn a_thread_that_ignores_its_deadline_is_lost_counted_and_found_again() {
     let threads = BlockingThreads::new(1);
@@ -333,19 +333,19 @@ fn a_thread_that_ignores_its_deadline_is_lost_counted_and_found_again() {
         assert!(started.elapsed() < Duration::from_millis(500), "nobody waits for it");
         assert_eq!(reason(&ended), Some(InfraReason::EnvTimeout), "{}", message(&ended));
         assert_eq!(threads.stuck_threads(), 1);
-        // The only place there is has been given to the next one.
+        // The only place has been given to the next call.
         let next = finished(blocking(Duration::ZERO, &threads, 60.0), &ENGINE).await;
         assert_eq!(next.outcome, Outcome::Done);
         while threads.stuck_threads() > 0 {
             assert!(started.elapsed() < Duration::from_secs(20), "it comes back some time");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // What it came back with is nobody's: its episode ended before.
+        // The late result is dropped, because its episode ended before.
         assert_eq!(ended.turns.len(), 1);
     });
 }
 
-// reliability.md F04: more calls than threads wait for a thread, not against their own deadline
+// More calls than threads wait for a thread, without spending their own deadline.
 #[test]
 fn waiting_for_a_thread_costs_nobody_its_deadline() {
     let threads = BlockingThreads::new(1);
@@ -358,7 +358,7 @@ fn waiting_for_a_thread_costs_nobody_its_deadline() {
     });
 }
 
-// rollouts.md 9: the time of an episode runs only while it runs
+// The time of an episode runs only while the episode runs.
 #[test]
 fn time_spent_suspended_is_nobodys() {
     let tasks = Made(|| -> Box<dyn Environment> { Box::new(Slow(Duration::from_secs(1))) });

@@ -14,7 +14,7 @@ fn forks(n: u32) -> Vec<Fork> {
 }
 
 proptest! {
-    // rollouts.md 13.13 (5.1): a shared prefix trains once
+    // Rollouts 13.13 (5.1): a shared prefix trains once.
     #[test]
     fn forks_share_what_was_drawn_and_train_it_once(
         seed in any::<u64>(),
@@ -48,7 +48,7 @@ proptest! {
         prop_assert!(tails[0].len() < 6 || tails.windows(2).any(|pair| pair[0] != pair[1]));
     }
 
-    // rollouts.md 13.4: a fork that keeps its seed is the episode itself
+    // Rollouts 13.4: a fork that keeps its seed equals the episode itself.
     #[test]
     fn a_fork_with_the_same_seed_is_the_same_episode(seed in any::<u64>(), tokens in 0_u64..12) {
         let tasks = vec![Echo::new(6, true)];
@@ -59,7 +59,7 @@ proptest! {
     }
 }
 
-// rollouts.md 13.13: forks of forks
+// Rollouts 13.13: forks of forks.
 #[test]
 fn a_fork_of_a_fork_leaves_the_first_prefix_masked() {
     let tasks = vec![Echo::new(9, true)];
@@ -77,7 +77,7 @@ fn a_fork_of_a_fork_leaves_the_first_prefix_masked() {
     });
 }
 
-// rollouts.md 13.20: what a tool did before the fork is not done again for any of them
+// Rollouts 13.20: a tool call before the fork is not made again for any fork.
 #[test]
 fn forks_do_not_call_tools_again() {
     for is_replayed in [false, true] {
@@ -98,13 +98,13 @@ fn forks_do_not_call_tools_again() {
                 n_after += later.count();
                 assert!(ended.n_sampled() > n_drawn);
             }
-            // Each branch's text is all it asked for, of which the trunk's part was sold once, before.
+            // Each branch's text is all it asked for; the trunk's part of it was sold once, before the fork.
             assert_eq!(till.sold().len(), n_before + n_after - 3 * n_before);
         });
     }
 }
 
-// rollouts.md 6: a fork is a session of its own at the engine
+// A fork has its own session at the engine.
 #[test]
 fn forks_do_not_share_a_session() {
     let tasks = vec![Echo::new(9, true)];
@@ -123,7 +123,7 @@ fn forks_do_not_share_a_session() {
     });
 }
 
-// rollouts.md 6: forking needs a state that can be had twice
+// Forking needs a state that can be restored twice.
 #[test]
 fn what_starts_anew_cannot_be_forked() {
     let tasks = vec![Echo::new(9, false)];

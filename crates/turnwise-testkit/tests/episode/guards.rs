@@ -14,12 +14,12 @@ use crate::support::{
     ENGINE, agents, block_on, episode, finished, identity, limits, message, reason, suspended,
 };
 
-/// Plays an environment that panics in one method; it is suspended once, and snapshotted then.
+/// Plays an environment that panics in one method; the episode is suspended once, and snapshotted then.
 fn played(method: Method) -> Trajectory {
     let tasks = vec![Panicking { inner: Echo::new(5, true), method }];
-    // What is no fault of the episode's own must not come from the tasks that the test keeps.
+    // The panic must come from the episode's environment and not from the tasks that the test keeps.
     let identity = identity(&tasks, 3);
-    // No fault is allowed, and every answer of one token is one: `fault_reward` is asked for.
+    // No fault is allowed, and every answer of one token is a fault, so that `fault_reward` is called.
     let limits = Limits { max_faults: 0, ..limits() };
     let empty = Lying {
         inner: ENGINE,
@@ -49,18 +49,18 @@ fn played(method: Method) -> Trajectory {
             }
         }
     });
-    // The tasks of the test would panic with it when they are dropped.
+    // Dropping the tasks would panic too.
     std::mem::forget(tasks);
     ended
 }
 
-// reliability.md F01, P2: every method of an environment
+// Every method of an environment.
 #[test]
 fn a_panic_anywhere_in_an_environment_ends_its_episode_and_nothing_else() {
     for method in Method::ALL {
         let ended = played(method);
         match method {
-            // Nobody needs these for an episode that stays in its process; it is then not disturbed.
+            // An episode that stays in its process does not call these methods, and is not disturbed.
             Method::Snapshot | Method::Restore | Method::Drop => {
                 assert!(ended.outcome.is_scored(), "{method:?}: {:?}", ended.outcome);
             }
@@ -164,7 +164,7 @@ impl Agent for FragileAgent {
     }
 }
 
-// reliability.md P2: every method of an agent, which includes its renderer
+// Every method of an agent, which includes its renderer.
 #[test]
 fn a_panic_anywhere_in_an_agent_ends_its_episode_and_nothing_else() {
     let tasks = vec![Echo::new(5, true)];
@@ -189,7 +189,7 @@ fn a_panic_anywhere_in_an_agent_ends_its_episode_and_nothing_else() {
     }
 }
 
-/// Panics instead of drawing, and again when it is told that nobody needs it.
+/// A policy that panics instead of sampling, and again on release.
 struct PanickingPolicy;
 
 #[async_trait]
@@ -207,7 +207,7 @@ impl Policy for PanickingPolicy {
     }
 }
 
-// reliability.md P2: the engine's client
+// The engine's client.
 #[test]
 fn a_panic_in_the_policy_ends_its_episode_and_nothing_else() {
     let tasks = vec![Echo::new(5, true)];

@@ -14,7 +14,7 @@ use turnwise_trajectory::{Identity, InfraReason, Outcome, Trajectory};
 
 use crate::support::{ENGINE, Made, agents, block_on, episode, finished, identity, limits, reason};
 
-/// How often each key was issued in a ledger file.
+/// Counts how often each key was issued in a ledger file.
 fn issued(path: &Path) -> BTreeMap<String, usize> {
     let text = std::fs::read_to_string(path).expect("the ledger is text");
     let mut issued = BTreeMap::new();
@@ -31,7 +31,8 @@ fn open(path: &Path) -> Arc<dyn LedgerStore> {
     Arc::new(LedgerFile::open(path).expect("the ledger can be read"))
 }
 
-/// Plays until the end, or until the process "dies": the tool never answers, and all but disk and till is dropped.
+/// Plays until the end, or until the process "dies": the tool never answers, and everything but disk and till is
+/// dropped.
 async fn until_death(
     tasks: &Made<impl Fn() -> Box<dyn Environment> + Send + Sync>,
     path: &Path,
@@ -61,7 +62,7 @@ async fn until_death(
 }
 
 proptest! {
-    // rollouts.md 13.20: a crash at every call, before it and after it, then resume, then retry
+    // Rollouts 13.20: a crash at every call, before it and after it, then resume, then retry.
     #[test]
     fn a_call_is_made_at_most_once_across_crash_resume_and_retry(
         at in 0_u64..10,
@@ -100,18 +101,18 @@ proptest! {
             prop_assert!(issued.values().all(|n| *n == 1), "{issued:?}");
             prop_assert!(till.sold().len() <= issued.len());
         }
-        // A retry is another attempt, with entries of its own.
+        // A retry is another attempt, with its own ledger entries.
         let again = Identity { attempt: 1, ..identity(&tasks, 3) };
         let retry = Episode::new(again, tasks.0(), &agents(), limits()).with_ledger(open(&path));
         let n_before = till.sold().len();
         let retry = block_on(finished(retry, &ENGINE));
         prop_assert_eq!(&retry.outcome, &Outcome::Done);
         let of_retry = self::issued(&path).into_iter().filter(|(key, _)| key.contains(".a1."));
-        // Where the till breaks only now, a call that was given up sold nothing.
+        // If the till breaks only now, a cancelled call sold nothing.
         prop_assert!(till.sold().len() - n_before <= of_retry.map(|(_, n)| n).sum::<usize>());
     }
 
-    // rollouts.md 13.20: the last line may be torn anywhere
+    // Rollouts 13.20: the last line may be torn anywhere.
     #[test]
     fn a_torn_last_line_is_cut_off_and_nothing_else(at in any::<prop::sample::Index>()) {
         let folder = tempfile::tempdir().expect("a folder");
@@ -132,7 +133,7 @@ proptest! {
                 (n, other) => prop_assert!(false, "{n} lines left for {place}: {other:?}"),
             }
         }
-        // And what is written now can be read again.
+        // New entries can be read again.
         drop(ledger);
         prop_assert!(LedgerFile::open(&path).is_ok());
     }
@@ -154,7 +155,7 @@ fn sell_three(path: &Path) {
     }
 }
 
-// rollouts.md 13.20: a file that is damaged in the middle is no ledger
+// Rollouts 13.20: a file that is damaged in the middle is refused.
 #[test]
 fn a_ledger_with_a_wrong_line_is_refused_with_its_number() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -166,7 +167,7 @@ fn a_ledger_with_a_wrong_line_is_refused_with_its_number() {
     assert!(refused.to_string().contains("line 2"), "{refused}");
 }
 
-// rollouts.md 13.20: in the place of a call that was made another is not simply made
+// Rollouts 13.20: a different call in the place of an issued one is not simply made.
 #[test]
 fn another_call_in_the_place_of_one_that_was_made_is_in_doubt() {
     let ledger = ToolLedger::new(5, 0, 0);
@@ -178,7 +179,7 @@ fn another_call_in_the_place_of_one_that_was_made_is_in_doubt() {
     assert!(matches!(ledger.issue(&sale(1), 0, true), Ok(Issued::Call(_))));
 }
 
-// rollouts.md 13.19, reliability.md F23: what comes back after the attempt is over
+// Rollouts 13.19: a result after the end of the attempt is dropped.
 #[test]
 fn a_late_result_reaches_nobody() {
     let (old, new) = (ToolLedger::new(5, 0, 0), ToolLedger::new(5, 0, 1));

@@ -25,7 +25,7 @@ fn played(
     block_on(finished(episode, &ENGINE))
 }
 
-/// Says the same, whatever is said to it, and rewards it.
+/// An environment that gives the same answer to every action, and rewards it.
 #[derive(Clone, Debug)]
 struct Wall {
     says: String,
@@ -42,7 +42,7 @@ impl Environment for Wall {
     }
 }
 
-/// An engine that always says the same word.
+/// Returns an engine that always says the same word.
 fn parrot() -> Lying<turnwise_testkit::Hashed, impl Fn(&SampleRequest, Sample) -> Sample> {
     let lie = |request: &SampleRequest, mut sample: Sample| {
         let version = PolicyVersion(0);
@@ -55,7 +55,7 @@ fn parrot() -> Lying<turnwise_testkit::Hashed, impl Fn(&SampleRequest, Sample) -
     Lying { inner: ENGINE, lie }
 }
 
-// rollouts.md 2: a loop is a limit the policy ran into; what it was rewarded stays
+// A loop is a limit that the policy reached; the rewards received so far count.
 #[test]
 fn the_same_again_and_again_is_truncated_as_a_loop_where_that_is_asked_for() {
     let wall = || Box::new(Wall { says: "No.".to_owned() }) as Box<dyn Environment>;
@@ -74,7 +74,7 @@ fn the_same_again_and_again_is_truncated_as_a_loop_where_that_is_asked_for() {
     assert_eq!(play(0).outcome, Outcome::Truncated(Limit::Turns), "off by default");
 }
 
-// rollouts.md 2: other answers to the same, or other words, are no loop
+// Different answers to the same action, or different actions, are not a loop.
 #[test]
 fn going_on_is_no_loop() {
     let tasks = vec![Echo::new(9, true)];
@@ -83,7 +83,7 @@ fn going_on_is_no_loop() {
     assert_eq!(block_on(finished(episode, &parrot())).outcome, Outcome::Done);
 }
 
-/// Reads every letter as a call.
+/// A renderer that parses every letter as a call.
 struct Calling(AlphabetRenderer);
 
 impl Renderer for Calling {
@@ -122,7 +122,7 @@ impl Renderer for Calling {
 }
 
 proptest! {
-    // rollouts.md 9: calls of tools are a budget of their own, and no step is made beyond it
+    // Tool calls have their own budget, and no step is made beyond it.
     #[test]
     fn a_tool_budget_that_is_used_up_truncates(max_tool_calls in 0_usize..12, seed in any::<u64>()) {
         let wall = Wall { says: "No.".to_owned() };
@@ -142,7 +142,7 @@ proptest! {
     }
 }
 
-// rollouts.md 13.25, 11.23: what environment and tools say costs no sampled token
+// Rollouts 13.25, 11.23: text of environment and tools costs no sampled token.
 #[test]
 fn observations_do_not_reduce_the_sampled_budget() {
     let budget = Limits {
@@ -160,7 +160,7 @@ fn observations_do_not_reduce_the_sampled_budget() {
     assert_eq!((drawn(String::new()), drawn("long ".repeat(5000))), (12, 12));
 }
 
-// reliability.md F07: 100 MB in, a bounded prompt out
+// An observation of 100 MB gives a bounded prompt.
 #[test]
 fn an_observation_of_a_hundred_megabytes_is_cut_before_it_is_rendered() {
     let tasks = Made(|| Box::new(Wall { says: "x".repeat(100 << 20) }) as Box<dyn Environment>);
@@ -178,7 +178,7 @@ fn an_observation_of_a_hundred_megabytes_is_cut_before_it_is_rendered() {
     assert!(ended.messages().iter().any(|message| message.content.contains(&mark)));
 }
 
-/// Was over before it began.
+/// An environment whose episode is over before it begins.
 struct Over;
 #[async_trait]
 impl Environment for Over {
@@ -191,7 +191,7 @@ impl Environment for Over {
     }
 }
 
-// reliability.md F10: no turns, a step after the end
+// No turns, and a step after the end.
 #[test]
 fn an_order_of_calls_that_cannot_be_is_a_protocol_fault() {
     let tasks = vec![Echo::new(3, true)];
@@ -204,7 +204,7 @@ fn an_order_of_calls_that_cannot_be_is_a_protocol_fault() {
     assert_eq!(reason(&ended), Some(InfraReason::Protocol));
 }
 
-/// A request, and an answer to it as it should be.
+/// Returns a request, and a valid answer to it.
 fn exchange() -> (SampleRequest, Sample) {
     let request = SampleRequest {
         prompt: vec![7, 8],
@@ -221,10 +221,10 @@ fn exchange() -> (SampleRequest, Sample) {
     (request, Sample { tokens, stop: StopReason::EndOfTurn, engine: "good".to_owned() })
 }
 
-/// One thing that is wrong with an answer.
+/// A change that makes an answer invalid.
 type Lie = fn(&mut Sample);
 
-// rollouts.md 13.3, 11.7; reliability.md F26, F28
+// Rollouts 13.3, 11.7
 #[test]
 fn every_impossible_answer_is_found() {
     let (request, good) = exchange();
@@ -283,7 +283,7 @@ fn every_impossible_answer_is_found() {
 }
 
 proptest! {
-    // rollouts.md 13.3: what passes has, for every token, a log-probability and versions that can be
+    // Rollouts 13.3: every token of an answer that passes has a valid log-probability and valid versions.
     #[test]
     fn what_passes_the_check_keeps_every_promise(
         tokens in prop::collection::vec(

@@ -1,4 +1,4 @@
-//! One episode: what survives, what is refused, what breaks and what that does to anybody else.
+//! Tests of one episode: suspension, refusals, and faults that affect no other episode.
 
 mod crafted;
 mod deadlines;

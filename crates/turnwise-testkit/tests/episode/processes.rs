@@ -12,13 +12,13 @@ use turnwise_trajectory::{InfraReason, Trajectory, read_line, write_line};
 
 use crate::support::{ENGINE, Made, agents, block_on, episode, finished, reason, suspended};
 
-/// Names the folder in which a process of these tests plays its part.
+/// The variable with the folder in which a process of these tests runs its part.
 const FOLDER: &str = "TURNWISE_TEST_FOLDER";
 
-/// Sells by appending to a file; dies with its process at one of the sales.
+/// A tool that sells by appending to a file, and dies with its process at one of the sales.
 struct Book {
     folder: PathBuf,
-    /// How many sales are in the book when the process dies, before anybody hears of the last.
+    /// The number of sales in the book when the process dies, before the last result is delivered.
     dies_after: Option<usize>,
 }
 
@@ -59,7 +59,7 @@ fn with_ledger(episode: Episode, folder: &Path) -> Episode {
     episode.with_ledger(Arc::new(ledger))
 }
 
-/// The first half of an episode, written to disk.
+/// Runs the first half of an episode and writes it to disk.
 fn begin(folder: &Path) {
     let tasks = tasks(folder, None);
     let half = block_on(suspended(with_ledger(episode(&tasks, 3), folder), 8)).expect("five turns");
@@ -67,7 +67,7 @@ fn begin(folder: &Path) {
     fs::write(folder.join("snapshot"), bytes).expect("a folder");
 }
 
-/// The rest of it, from the disk.
+/// Runs the rest of the episode from disk.
 fn go_on(folder: &Path, dies_after: Option<usize>) -> Trajectory {
     let tasks = tasks(folder, dies_after);
     let bytes = fs::read(folder.join("snapshot")).expect("it was written");
@@ -76,14 +76,14 @@ fn go_on(folder: &Path, dies_after: Option<usize>) -> Trajectory {
     block_on(finished(with_ledger(episode, folder), &ENGINE))
 }
 
-/// Runs one test of this binary in a process of its own; whether it passed.
+/// Runs one test of this binary in a process of its own; returns whether it passed.
 fn in_another_process(test: &str, folder: &Path) -> bool {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.args(["--exact", &format!("processes::{test}")]).env(FOLDER, folder);
     command.output().expect("it runs").status.success()
 }
 
-// One process's part in the tests below; nothing where nobody asks for it.
+// One process's part in the tests below; does nothing unless it is asked to.
 #[test]
 fn part_begin() {
     if let Some(folder) = env::var_os(FOLDER) {
@@ -109,7 +109,7 @@ fn part_die() {
     }
 }
 
-// rollouts.md 13.5: token for token, with everything between two processes on disk
+// Rollouts 13.5: token for token, with everything between two processes on disk.
 #[test]
 fn a_snapshot_of_one_process_goes_on_in_another() {
     let (there, here) = (tempfile::tempdir().expect("one"), tempfile::tempdir().expect("two"));
@@ -125,7 +125,7 @@ fn a_snapshot_of_one_process_goes_on_in_another() {
     assert_eq!(sold(there.path()), sold(here.path()), "each item once");
 }
 
-// rollouts.md 13.20: the process dies in a call that is not idempotent
+// Rollouts 13.20: the process dies in a call that is not idempotent.
 #[test]
 fn a_call_in_which_the_process_died_is_not_made_again() {
     let folder = tempfile::tempdir().expect("a folder");

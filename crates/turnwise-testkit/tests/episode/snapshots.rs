@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 proptest! {
-    // rollouts.md 13.4, 13.5: from a snapshot of the environment, and by doing everything again
+    // Rollouts 13.4, 13.5: from a snapshot of the environment, and by replay.
     #[test]
     fn an_episode_in_pieces_through_bytes_is_the_whole_episode(
         seed in any::<u64>(),
@@ -29,7 +29,7 @@ proptest! {
         prop_assert_eq!(&block_on(played_in_pieces(&again, seed, &allowances)), &whole);
     }
 
-    // rollouts.md 13.5, 13.20: with tools; what was sold is sold once, though everything is done again
+    // Rollouts 13.5, 13.20: with tools; every item is sold once, also in a replay.
     #[test]
     fn tools_are_part_of_what_goes_on(
         seed in any::<u64>(),
@@ -53,7 +53,7 @@ proptest! {
         prop_assert_eq!(play(Some(&allowances)), play(None));
     }
 
-    // rollouts.md 13.5
+    // Rollouts 13.5
     #[test]
     fn a_flipped_bit_is_refused_with_both_digests(
         seed in any::<u64>(),
@@ -68,13 +68,13 @@ proptest! {
         bytes[place] ^= 1 << bit;
         match EpisodeSnapshot::from_bytes(&bytes) {
             Err(SnapshotError::Digest { expected, actual }) => prop_assert_ne!(expected, actual),
-            // Name and version of the format come before the digest.
+            // Name and version of the format precede the digest.
             Err(SnapshotError::Format { .. }) => prop_assert!(place < 20),
             other => prop_assert!(false, "byte {place}: {other:?}"),
         }
     }
 
-    // rollouts.md 13.5: torn rather than flipped
+    // Rollouts 13.5: torn rather than flipped.
     #[test]
     fn a_torn_snapshot_is_refused(at in any::<prop::sample::Index>()) {
         let tasks = vec![Echo::new(9, true)];
@@ -84,7 +84,7 @@ proptest! {
     }
 }
 
-// rollouts.md 13.5: what was restored and not advanced is still a snapshot, and the same one
+// Rollouts 13.5: the snapshot of a restored episode is the same snapshot.
 #[test]
 fn a_snapshot_of_what_was_restored_is_the_snapshot() {
     let tasks = vec![Replayed(Echo::new(9, false))];
@@ -94,10 +94,10 @@ fn a_snapshot_of_what_was_restored_is_the_snapshot() {
     assert_eq!(reborn(first, &tasks).snapshot(), snapshot);
 }
 
-/// Says something else each time it is made.
+/// An environment that answers differently each time it is made.
 #[derive(Clone, Debug)]
 struct Fickle {
-    /// From this turn on; 0 is the first observation.
+    /// The first turn that differs; 0 is the first observation.
     from: u64,
     turn: u64,
     number: u64,
@@ -123,14 +123,14 @@ impl Environment for Fickle {
     }
 }
 
-// rollouts.md 6: a replay that goes elsewhere is found, also when only a reward differs
+// A replay that differs is found, also if only a reward differs.
 #[test]
 fn a_replay_that_differs_is_an_infrastructure_fault_with_its_turn() {
     for from in 0..3 {
         let tasks = vec![Fickle { from, turn: 0, number: 0 }];
         let trajectory = block_on(async {
             let mut episode = episode(&tasks, 3);
-            // Past the third turn, whose tokens are four at most.
+            // Past the third turn, whose tokens are at most four.
             episode = suspended(episode, 16).await.expect("it has no end");
             finished(reborn(episode, &tasks), &ENGINE).await
         });
@@ -140,7 +140,7 @@ fn a_replay_that_differs_is_an_infrastructure_fault_with_its_turn() {
     }
 }
 
-// rollouts.md 6: without snapshot and replay an episode has no data form once it has begun
+// Without snapshot and replay, an episode has no data form once it has begun.
 #[test]
 fn an_environment_that_starts_anew_has_no_snapshot() {
     let tasks = vec![Echo::new(9, false)];
@@ -150,7 +150,7 @@ fn an_environment_that_starts_anew_has_no_snapshot() {
     assert!(begun.snapshot().is_none());
 }
 
-// rollouts.md 13.4: an allowance of nothing begins the episode and no more, also through bytes
+// Rollouts 13.4: an empty allowance only begins the episode, also through bytes.
 #[test]
 fn an_episode_that_drew_nothing_goes_on_like_any_other() {
     let tasks = vec![Replayed(Echo::new(3, false))];

@@ -7,7 +7,7 @@ use turnwise_trajectory::{GroupId, Identity, InfraReason, Outcome, Sampling, Tra
 
 pub(crate) const ENGINE: Hashed = Hashed { n_ids: 4 };
 
-/// Runs a future to its end on one thread, with a clock that stands still while anything can go on.
+/// Runs a future to its end on one thread, with a clock that only advances when no task can run.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -44,7 +44,7 @@ pub(crate) fn episode(tasks: &dyn TaskSet, seed: u64) -> Episode {
     Episode::new(identity(tasks, seed), tasks.environment(0), &agents(), limits())
 }
 
-/// Advances once and expects the end.
+/// Advances an episode once and expects its end.
 pub(crate) async fn finished(episode: Episode, policy: &dyn Policy) -> Trajectory {
     match episode.advance(policy, &Allowance::unlimited()).await {
         Progress::Finished(trajectory) => timeless(trajectory),
@@ -52,7 +52,7 @@ pub(crate) async fn finished(episode: Episode, policy: &dyn Policy) -> Trajector
     }
 }
 
-/// Advances by so many tokens; `Err` with the trajectory where that ends it.
+/// Advances an episode by `tokens` tokens; returns `Err` with the trajectory if it ends.
 pub(crate) async fn suspended(episode: Episode, tokens: u64) -> Result<Episode, Trajectory> {
     match episode.advance(&ENGINE, &Allowance::tokens(tokens)).await {
         Progress::Suspended(episode) => Ok(episode),
@@ -60,7 +60,7 @@ pub(crate) async fn suspended(episode: Episode, tokens: u64) -> Result<Episode, 
     }
 }
 
-/// The same episode from its bytes, with nothing of the old one left.
+/// Restores an episode from its bytes, with nothing of the old one left.
 pub(crate) fn reborn(episode: Episode, tasks: &dyn TaskSet) -> Episode {
     let bytes = episode.snapshot().expect("it goes on elsewhere").to_bytes();
     drop(episode);
@@ -68,7 +68,7 @@ pub(crate) fn reborn(episode: Episode, tasks: &dyn TaskSet) -> Episode {
     Episode::restore(snapshot, tasks, &agents()).expect("what was suspended goes on")
 }
 
-/// Plays to the end through bytes at every suspension.
+/// Plays an episode to its end, through bytes at every suspension.
 pub(crate) async fn played_in_pieces(
     tasks: &dyn TaskSet,
     seed: u64,
@@ -84,7 +84,7 @@ pub(crate) async fn played_in_pieces(
     unreachable!("an episode ends")
 }
 
-/// Wall time is no part of what must be equal.
+/// Removes wall times, which may differ between equal episodes.
 pub(crate) fn timeless(mut trajectory: Trajectory) -> Trajectory {
     trajectory.turns.iter_mut().for_each(|turn| turn.seconds = 0.0);
     trajectory
@@ -104,7 +104,7 @@ pub(crate) fn message(trajectory: &Trajectory) -> &str {
     }
 }
 
-/// Tasks that are made by a function: for environments that share something outside.
+/// Tasks made by a function, for environments with shared outside state.
 pub(crate) struct Made<F>(pub(crate) F);
 
 impl<F: Fn() -> Box<dyn Environment> + Send + Sync> TaskSet for Made<F> {

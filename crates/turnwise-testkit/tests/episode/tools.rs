@@ -23,7 +23,7 @@ fn ids(messages: &[Message]) -> Vec<&str> {
 }
 
 proptest! {
-    // rollouts.md 13.19, 11.24: z answers before a, whatever stands first; with and without a ledger
+    // Rollouts 13.19, 11.24: `z` answers before `a` in every order of calls, with and without a ledger.
     #[test]
     fn results_are_in_call_order_under_any_completion_order(
         items in "[s-y]{1,6}",
@@ -51,14 +51,14 @@ proptest! {
         let mut asked = items.into_bytes();
         asked.sort_unstable();
         prop_assert_eq!(&sold, &asked);
-        // Side by side: as long as the slowest, not as long as all.
+        // In parallel: as long as the slowest call, not as long as all.
         prop_assert_eq!(took.as_secs(), u64::from(b'z' - asked[0]));
         prop_assert_eq!(ledger.records().len(), if has_ledger { asked.len() } else { 0 });
         prop_assert!(ledger.records().iter().all(|record| record.reply.is_some()));
     }
 }
 
-// rollouts.md 13.19: side by side only where it is declared
+// Rollouts 13.19: in parallel only if the tool declares it.
 #[test]
 fn calls_run_one_after_the_other_unless_declared_otherwise() {
     let till = Arc::new(Till::slow(SECOND));
@@ -72,7 +72,7 @@ fn calls_run_one_after_the_other_unless_declared_otherwise() {
     assert_eq!(till.sold(), ["w", "x", "y"]);
 }
 
-// reliability.md F15, rollouts.md 2: asking for too much is the agent's mistake, and the tool goes on
+// A call that takes too long is the agent's mistake, and the tool stays usable.
 #[test]
 fn a_tool_that_times_out_is_an_observation_and_stays_usable() {
     let till = Arc::new(Till::slow(SECOND));
@@ -86,7 +86,7 @@ fn a_tool_that_times_out_is_an_observation_and_stays_usable() {
     assert_eq!(till.sold(), ["y"], "what was given up does not act later");
 }
 
-// reliability.md F15 in an episode, whose reward does not suffer from it either
+// The same in an episode, whose reward is not affected.
 #[test]
 fn an_episode_goes_on_after_a_tool_timed_out() {
     let till = Arc::new(Till::slow(SECOND));
@@ -99,7 +99,7 @@ fn an_episode_goes_on_after_a_tool_timed_out() {
     assert!(ended.reward().is_some());
 }
 
-/// Its server is dead.
+/// A tool whose server is dead.
 struct Dead;
 
 #[async_trait]
@@ -114,7 +114,7 @@ impl Tool for Dead {
     }
 }
 
-// rollouts.md 2: a dead tool is nobody's mistake
+// A dead tool is an infrastructure fault.
 #[test]
 fn a_dead_tool_is_an_infrastructure_fault() {
     let tasks = Made(|| -> Box<dyn Environment> {
@@ -125,7 +125,7 @@ fn a_dead_tool_is_an_infrastructure_fault() {
     assert_eq!(ended.reward(), None);
 }
 
-// reliability.md F14: unknown tools and unreadable calls are answered in their place
+// Unknown tools and unreadable calls are answered in their place.
 #[test]
 fn wrong_calls_are_answered_where_they_stand() {
     let till = Arc::new(Till::new(false));
