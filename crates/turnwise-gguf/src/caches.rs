@@ -1,28 +1,29 @@
-//! The models that one thread keeps, each with the keys and values of a sequence.
+//! The models that one thread keeps, each with the KV cache of a sequence.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::{GgufError, GgufModel};
 
-/// How many beginnings are kept that new sessions can start from.
+/// The maximal number of cached prefixes that new sessions can start from.
 const MAX_TRUNKS: usize = 8;
 
-/// Models by what they hold, all of the same weights.
+/// Models by the content of their KV caches, all of the same weights.
 ///
-/// Keys and values cannot be shortened in `candle-transformers`, so a model is of use for a sequence only if all that it holds
-/// is a beginning of it.
+/// `candle-transformers` cannot truncate a KV cache, so a model is useful for a sequence only if its whole cache is a
+/// prefix of the sequence.
 #[derive(Debug)]
 pub(crate) struct Caches {
-    /// What sessions wait with for their next request, and when they were used last.
+    /// The models of sessions that wait for their next request, with the time of the last use.
     sessions: HashMap<u64, (u64, GgufModel)>,
-    /// Sessions by when they were used last.
+    /// Sessions by the time of their last use.
     order: BTreeMap<u64, u64>,
     clock: u64,
-    /// Prompts of sessions that started from nothing, the one used last at the end. Members of a group share theirs.
+    /// Prompts of sessions that started from an empty cache, the most recently used last. Members of a group share
+    /// theirs.
     trunks: VecDeque<GgufModel>,
-    /// Models that hold nothing.
+    /// Models with an empty cache.
     free: Vec<GgufModel>,
-    /// How many models there may be, the one that draws included; at least 1.
+    /// The maximal number of models, including the one that samples; at least 1.
     capacity: usize,
 }
 
@@ -38,13 +39,12 @@ impl Caches {
         }
     }
 
-    /// Forgets all models: the weights are others now.
+    /// Forgets all models, because the weights have changed.
     pub(crate) fn clear(&mut self) {
         *self = Self::new(self.capacity);
     }
 
-    /// A model that holds a beginning of `ids`, and not all of them: what the session left, a beginning that was kept, or
-    /// nothing.
+    /// Returns a model whose cache is a proper prefix of `ids`: the session's, a cached prefix, or an empty one.
     pub(crate) fn take(
         &mut self,
         session: u64,
@@ -68,7 +68,7 @@ impl Caches {
         prototype.fresh()
     }
 
-    /// Keeps what a session may go on from.
+    /// Keeps a model that a session may continue from.
     pub(crate) fn put(&mut self, session: u64, model: GgufModel) {
         if let Some(before) = self.remove(session) {
             self.recycle(before);
@@ -85,22 +85,22 @@ impl Caches {
         }
     }
 
-    /// Keeps the memory of a model and forgets what it holds.
+    /// Keeps the memory of a model and clears its cache.
     pub(crate) fn recycle(&mut self, mut model: GgufModel) {
         model.clear();
         self.free.push(model);
     }
 
-    /// Keeps a copy of what a model holds for sessions that begin the same way.
+    /// Keeps a copy of a model's cache for sessions with the same prefix.
     pub(crate) fn remember(&mut self, model: &GgufModel) {
-        // Room for the model that draws, this one, and a session or two.
+        // Needs room for the model that samples, this one, and a session or two.
         if self.capacity < 4 || self.trunks.iter().any(|trunk| trunk.ids() == model.ids()) {
             return;
         }
         if self.trunks.len() >= MAX_TRUNKS.min(self.capacity / 4) {
             self.trunks.pop_front();
         }
-        // The model itself is out of here, and counts too.
+        // The model itself is not in here, and counts too.
         self.make_room(2);
         self.trunks.extend(model.fork());
     }
@@ -126,8 +126,8 @@ impl Caches {
         self.sessions.len() + self.trunks.len() + self.free.len()
     }
 
-    /// Gives models up until there may be so many more: those that hold nothing, then the session that was used longest ago,
-    /// then beginnings.
+    /// Evicts models until `n_more` fit: those with an empty cache, then the least recently used session, then
+    /// prefixes.
     fn make_room(&mut self, n_more: usize) {
         while self.len() + n_more > self.capacity {
             if self.free.pop().is_some() {

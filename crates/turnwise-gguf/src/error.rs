@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use turnwise_candle::ModelError;
 use turnwise_training::LearnerError;
 
-/// Why a model cannot be written as GGUF, or run from it.
+/// The reason why a model cannot be written as GGUF, or run from it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GgufError {
-    /// A model that the format or the engine does not have. Says what, and why.
+    /// A model that the format or the engine does not support. The text says what, and why.
     #[error("support the model: {0}")]
     Unsupported(String),
-    /// A file that is no GGUF, or lacks something.
+    /// A file that is not GGUF, or lacks something.
     #[error("parse the model: {0}")]
     Malformed(String),
     /// A file cannot be read.
@@ -20,7 +20,7 @@ pub enum GgufError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -29,14 +29,14 @@ pub enum GgufError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Tokens that the model cannot compute: none, too many, one beyond the vocabulary.
+    /// Tokens that the model cannot compute: none, too many, or one beyond the vocabulary.
     #[error("compute tokens: {0}")]
     BadTokens(String),
-    /// A weight, or what is computed from the weights, is NaN or infinite.
+    /// A weight, or a number computed from the weights, is NaN or infinite.
     #[error("compute with the model: {0}")]
     NotFinite(String),
     /// The system starts no more threads.
@@ -44,19 +44,19 @@ pub enum GgufError {
         "start {count} threads of the engine; ask for fewer, or raise the system's limit (`ulimit -u`)"
     )]
     Threads {
-        /// How many there should be.
+        /// The number of requested threads.
         count: usize,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The weights to export.
+    /// The exported weights are invalid.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The learner to follow.
+    /// The followed learner failed.
     #[error(transparent)]
     Learner(#[from] LearnerError),
-    /// The tensor library.
+    /// The tensor library failed.
     #[error("compute with the model")]
     Compute(#[source] Box<dyn Error + Send + Sync>),
 }

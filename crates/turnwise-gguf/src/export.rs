@@ -1,4 +1,4 @@
-//! From a trained model to a GGUF file.
+//! Export of a trained model to a GGUF file.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Cursor, Seek, Write};
@@ -13,13 +13,14 @@ use crate::metadata::{metadata, rope_factors};
 use crate::names::{Place, place};
 use crate::{GgufError, Quantization};
 
-/// Writes a model as a GGUF file, under the names and keys of `llama.cpp`. A file that was there is replaced when the new one is
-/// complete.
+/// Writes a model as a GGUF file, under the names and keys of `llama.cpp`. Replaces an existing file when the new one
+/// is complete.
 ///
-/// Matrices are stored as [`Quantization`] says, everything else in F32. There is no tokenizer in the file.
+/// Matrices are stored as [`Quantization`] says, everything else in F32. The file has no tokenizer.
 ///
 /// # Errors
-/// [`GgufError::Unsupported`] for a model that the format does not have, [`GgufError::Write`] when the file cannot be written.
+/// [`GgufError::Unsupported`] for a model that the format does not support, [`GgufError::Write`] if the file cannot be
+/// written.
 ///
 /// ```
 /// use turnwise_candle::{Decoder, DecoderConfig};
@@ -48,17 +49,17 @@ pub fn save_gguf(
     fs::rename(&staged, path).map_err(failed)
 }
 
-/// The bytes of the file that [`save_gguf`] writes.
+/// Returns the bytes of the file that [`save_gguf`] writes.
 ///
 /// # Errors
-/// [`GgufError::Unsupported`] for a model that the format does not have.
+/// [`GgufError::Unsupported`] for a model that the format does not support.
 pub fn gguf_bytes(model: &Decoder, quantization: Quantization) -> Result<Vec<u8>, GgufError> {
     let mut bytes = Cursor::new(Vec::new());
     Contents::of(model, quantization)?.write(&mut bytes)?;
     Ok(bytes.into_inner())
 }
 
-/// What a file consists of.
+/// The content of a file.
 struct Contents {
     metadata: Vec<(String, Value)>,
     tensors: Vec<(String, QTensor)>,
@@ -79,7 +80,7 @@ impl Contents {
                 tensors.push((name, tensor));
                 return Ok(());
             };
-            // Experts follow each other, and the last one completes their tensor.
+            // Experts are adjacent, and the last one completes their tensor.
             stack.extend_from_slice(values);
             let n_experts = n_experts(config);
             if expert + 1 == n_experts {
@@ -121,7 +122,7 @@ fn stored(
     values: &[f32],
     quantization: Quantization,
 ) -> Result<QTensor, GgufError> {
-    // A router decides between experts by small differences, and is small itself.
+    // A router distinguishes experts by small differences, and is small itself.
     let is_exact = shape.len() == 1 || name.ends_with("ffn_gate_inp.weight");
     let quantization = if is_exact { Quantization::F32 } else { quantization };
     if matches!(config.architecture, Architecture::Llama { .. })
@@ -134,8 +135,8 @@ fn stored(
     quantized(name, values, shape, quantization)
 }
 
-/// The rows of a Llama's queries or keys in GGUF's order, in which the two elements of a head that turn together stand side
-/// by side; Hugging Face has them half a head apart.
+/// Returns the rows of a Llama's queries or keys in GGUF's order, in which the two elements of a RoPE pair are
+/// adjacent; Hugging Face stores them half a head apart.
 fn interleaved(values: &[f32], head_dim: usize, width: usize) -> Vec<f32> {
     let mut rows = Vec::with_capacity(values.len());
     for head in values.chunks_exact(head_dim * width) {
@@ -158,7 +159,7 @@ fn quantized(
     let width = shape.last().copied().unwrap_or(1);
     let kind: GgmlDType = quantization.fitting(width).ggml();
     let stored = QTensor::quantize(&tensor, kind)?;
-    // A type of 16 bits ends at 65,504, and so do the scales of blocks.
+    // A 16-bit type ends at 65,504, and so do the scales of blocks.
     let values: Vec<f32> = stored.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?;
     if let Some(value) = values.iter().find(|x| !x.is_finite()) {
         let reason = format!("{name} becomes {value} as {kind:?}; export it as f32");

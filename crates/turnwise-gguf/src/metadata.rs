@@ -1,15 +1,15 @@
-//! What a file says of its model: the keys of the GGUF specification, with the values that `convert_hf_to_gguf.py` of
-//! `llama.cpp` gives them.
+//! The metadata of a file: the keys of the GGUF specification, with the values of `llama.cpp`'s
+//! `convert_hf_to_gguf.py`.
 
 use candle_core::quantized::gguf_file::Value;
 use turnwise_candle::{Architecture, DecoderConfig, Experts, RopeScaling};
 
 use crate::{GgufError, Quantization};
 
-/// What decides, in `candle-transformers`, in which precision positions are turned: 0 is F32. Without it, they are in F16.
+/// The key by which `candle-transformers` chooses the precision of RoPE: 0 is F32. Without it, RoPE is computed in F16.
 pub(crate) const DTYPE: &str = "general.dtype";
 
-/// The family's name in GGUF.
+/// Returns the family's name in GGUF.
 pub(crate) fn architecture(config: &DecoderConfig) -> Result<&'static str, GgufError> {
     Ok(match &config.architecture {
         Architecture::Llama { .. } => "llama",
@@ -20,7 +20,7 @@ pub(crate) fn architecture(config: &DecoderConfig) -> Result<&'static str, GgufE
     })
 }
 
-/// Keys and values, in the order of a file.
+/// Returns keys and values, in the order of a file.
 pub(crate) fn metadata(
     config: &DecoderConfig,
     quantization: Quantization,
@@ -34,7 +34,7 @@ pub(crate) fn metadata(
         ("general.file_type".to_owned(), Value::U32(quantization.file_type())),
         ("general.quantization_version".to_owned(), Value::U32(2)),
         (DTYPE.to_owned(), Value::U32(0)),
-        // Readers of texts need a tokenizer; this says that there is none, and that tokens are numbers.
+        // Readers of texts need a tokenizer; `none` says that tokens are numbers.
         ("tokenizer.ggml.model".to_owned(), text("none")),
     ];
     let own = sizes(config).into_iter().chain(rope(config)?).chain(experts(config)?);
@@ -60,7 +60,7 @@ fn sizes(config: &DecoderConfig) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// Scaling of positions, as far as the format can say it. That of Llama 3 is a tensor ([`rope_factors`]).
+/// Returns the keys of RoPE scaling that the format has. Llama 3's scaling is a tensor ([`rope_factors`]).
 fn rope(config: &DecoderConfig) -> Result<Vec<(&'static str, Value)>, GgufError> {
     let scaled = |kind: &str, factor: f64| {
         vec![
@@ -94,7 +94,7 @@ fn rope(config: &DecoderConfig) -> Result<Vec<(&'static str, Value)>, GgufError>
     }
 }
 
-/// What the wave of each pair of a head is longer by, for Llama 3's scaling of positions. `[head_dim / 2]`
+/// Returns the wavelength factor of each pair of a head, for Llama 3's RoPE scaling. `[head_dim / 2]`
 pub(crate) fn rope_factors(config: &DecoderConfig) -> Option<Vec<f32>> {
     let RopeScaling::Llama3 { .. } = config.rope_scaling else { return None };
     let frequencies =

@@ -6,10 +6,10 @@ use crate::export::gguf_bytes;
 use crate::network::{Network, check_finite};
 use crate::{GgufError, Quantization};
 
-/// A model that was read from GGUF, with the keys and values of one sequence.
+/// A model read from GGUF, with the KV cache of one sequence.
 ///
-/// Tokens are computed one at a time, so that logits are a function of the tokens before them and of the weights, to the last
-/// bit: not of which of them were computed before.
+/// Tokens are computed one at a time, so that logits are a function of the preceding tokens and of the weights, to the
+/// last bit, and do not depend on the cache.
 ///
 /// ```
 /// use turnwise_candle::{Decoder, DecoderConfig};
@@ -26,25 +26,26 @@ use crate::{GgufError, Quantization};
 #[derive(Debug)]
 pub struct GgufModel {
     network: Network,
-    /// What keys and values are there of.
+    /// The tokens in the KV cache.
     ids: Vec<u32>,
 }
 
 impl GgufModel {
-    /// The weights of a trained model, rounded as asked.
+    /// Creates a model from the weights of a trained model, rounded to `quantization`.
     ///
     /// # Errors
-    /// [`GgufError::Unsupported`] for a model that the format or the engine does not have.
+    /// [`GgufError::Unsupported`] for a model that the format or the engine does not support.
     pub fn new(model: &Decoder, quantization: Quantization) -> Result<Self, GgufError> {
-        // Their numbers are checked as they are written.
+        // `gguf_bytes` checks the numbers as it writes them.
         let bytes = gguf_bytes(model, quantization)?;
         Ok(Self { network: Network::read(bytes.into())?, ids: Vec::new() })
     }
 
-    /// Reads a file, whoever wrote it.
+    /// Reads a file of any program.
     ///
     /// # Errors
-    /// [`GgufError::Read`], [`GgufError::Malformed`], or [`GgufError::Unsupported`] for a model that the engine does not have.
+    /// [`GgufError::Read`], [`GgufError::Malformed`], or [`GgufError::Unsupported`] for a model that the engine does
+    /// not support.
     pub fn from_file(path: &Path) -> Result<Self, GgufError> {
         Self::from_bytes(std::fs::read(path).map_err(|error| GgufError::read(path, error))?)
     }
@@ -52,27 +53,27 @@ impl GgufModel {
     /// Reads the bytes of a file.
     ///
     /// # Errors
-    /// As [`Self::from_file`].
+    /// Those of [`Self::from_file`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GgufError> {
         let bytes = bytes.into();
         check_finite(&bytes)?;
         Ok(Self { network: Network::read(bytes)?, ids: Vec::new() })
     }
 
-    /// How many tokens it knows.
+    /// Returns the size of the vocabulary.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.network.sizes().vocab_size
     }
 
-    /// The longest sequence.
+    /// Returns the maximal length of a sequence.
     #[must_use]
     pub fn max_positions(&self) -> usize {
         self.network.sizes().max_positions
     }
 
-    /// Logits of the token after `ids`. What is kept of the last call is used again if all of it is a beginning of `ids`.
-    /// `[V]`
+    /// Returns the logits of the token after `ids`. Reuses the KV cache of the last call if all of it is a prefix of
+    /// `ids`. `[V]`
     ///
     /// # Errors
     /// [`GgufError::BadTokens`] for no tokens, too many, or one beyond the vocabulary.
@@ -85,10 +86,11 @@ impl GgufModel {
         finite(self.push(*last)?)
     }
 
-    /// The same, with all tokens in one pass. It is faster for long prompts, differs by rounding, and keeps nothing.
+    /// Like [`Self::logits`], with all tokens in one pass. This is faster for long prompts, differs by rounding, and
+    /// keeps no cache.
     ///
     /// # Errors
-    /// As [`Self::logits`].
+    /// Those of [`Self::logits`].
     pub fn logits_together(&mut self, ids: &[u32]) -> Result<Vec<f32>, GgufError> {
         self.check(ids)?;
         self.clear();
@@ -97,11 +99,11 @@ impl GgufModel {
         logits.and_then(finite)
     }
 
-    /// Log-probabilities at temperature 1: entry `t` is that of `ids[t + 1]` given `ids[..=t]`, in nats. As
+    /// Returns log-probabilities at temperature 1: entry `t` is that of `ids[t + 1]` given `ids[..=t]`, in nats. Like
     /// [`Decoder::score`].
     ///
     /// # Errors
-    /// [`GgufError::BadTokens`] for too many, or one beyond the vocabulary.
+    /// [`GgufError::BadTokens`] for too many tokens, or one beyond the vocabulary.
     pub fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>, GgufError> {
         if ids.is_empty() {
             return Ok(Vec::new());
@@ -120,17 +122,17 @@ impl GgufModel {
         &self.network
     }
 
-    /// The same weights for another sequence.
+    /// Returns the same weights with an empty cache, for another sequence.
     pub(crate) fn fresh(&self) -> Result<Self, GgufError> {
         Ok(Self { network: self.network.fresh()?, ids: Vec::new() })
     }
 
-    /// The same weights with the same sequence, where that can be copied.
+    /// Returns the same weights with a copy of the cache, if it can be copied.
     pub(crate) fn fork(&self) -> Option<Self> {
         Some(Self { network: self.network.fork()?, ids: self.ids.clone() })
     }
 
-    /// What keys and values are there of.
+    /// Returns the tokens in the KV cache.
     pub(crate) fn ids(&self) -> &[u32] {
         &self.ids
     }
@@ -145,13 +147,13 @@ impl GgufModel {
         let logits = self.network.step(id, self.ids.len());
         match &logits {
             Ok(_) => self.ids.push(id),
-            // Some layers may have the token's keys by now, and others not.
+            // Some layers may already have the token in their cache, and others not.
             Err(_) => self.clear(),
         }
         logits
     }
 
-    /// Computes what is missing of a beginning.
+    /// Computes the missing tokens of a prefix.
     fn go_to(&mut self, ids: &[u32]) -> Result<(), GgufError> {
         if !ids.starts_with(&self.ids) {
             self.clear();
@@ -164,7 +166,7 @@ impl GgufModel {
     }
 }
 
-/// Whether a model of this size can compute these tokens.
+/// Checks that a model of this size can compute these tokens.
 pub(crate) fn check_ids(
     ids: &[u32],
     vocab_size: usize,
@@ -192,16 +194,16 @@ fn finite(logits: Vec<f32>) -> Result<Vec<f32>, GgufError> {
     if logits.iter().all(|logit| logit.is_finite()) { Ok(logits) } else { Err(not_finite()) }
 }
 
-/// The error for finite weights whose logits overflow.
+/// Returns the error for finite weights whose logits overflow.
 fn not_finite() -> GgufError {
     GgufError::NotFinite("every weight is finite, but the logits are not".to_owned())
 }
 
-/// In double precision, at most 0.
+/// Returns the log-probability of a token, computed in double precision, at most 0.
 fn log_probability(logits: &[f32], id: u32) -> f32 {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - highest).exp()).sum();
     let logprob = f64::from(logits[id as usize] - highest) - sum.ln();
-    // NaN stays NaN, which `min` would make 0.
+    // NaN stays NaN, which `min` would turn into 0.
     if logprob > 0.0 { 0.0 } else { logprob as f32 }
 }

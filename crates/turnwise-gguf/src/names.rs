@@ -1,15 +1,15 @@
-//! What a tensor of Hugging Face's files is called in GGUF: `tensor_mapping.py` of `llama.cpp`.
+//! The GGUF names of Hugging Face's tensors, as in `llama.cpp`'s `tensor_mapping.py`.
 
-/// Where a tensor of a checkpoint goes.
+/// The destination of a checkpoint's tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Its name in GGUF.
+    /// The name in GGUF.
     pub(crate) name: String,
-    /// Its index in a tensor that stacks those of all experts.
+    /// The index in a tensor that stacks those of all experts.
     pub(crate) expert: Option<usize>,
 }
 
-/// The place of a tensor; `None` for one the format does not have.
+/// Returns the place of a tensor; `None` if the format does not have it.
 pub(crate) fn place(name: &str) -> Option<Place> {
     let whole = |name: &str| Some(Place { name: name.to_owned(), expert: None });
     let Some(inside) = name.strip_prefix("model.layers.") else {

@@ -1,4 +1,4 @@
-//! The models of `candle-transformers`, behind one face that cannot be used wrongly.
+//! The models of `candle-transformers`, behind one interface that prevents wrong use.
 
 use std::fmt;
 use std::io::Cursor;
@@ -12,10 +12,10 @@ use crate::GgufError;
 use crate::metadata::DTYPE;
 use crate::refusals::{Family, Sizes, check};
 
-/// The positions that `quantized_qwen3` keeps room for from the start; it doubles them as needed.
+/// The number of positions for which `quantized_qwen3` allocates its cache; it doubles them as needed.
 const QWEN3_ROOM: usize = 4096;
 
-/// A model with the keys and values of one sequence.
+/// A model with the KV cache of one sequence.
 pub(crate) struct Network {
     sizes: Sizes,
     weights: Weights,
@@ -25,7 +25,7 @@ enum Weights {
     Llama(quantized_llama::ModelWeights),
     Qwen2 {
         weights: quantized_qwen2::ModelWeights,
-        /// The file: this type cannot be cloned, so another sequence reads its weights anew.
+        /// The file: this type cannot be cloned, so another sequence reads its weights again.
         bytes: Arc<[u8]>,
     },
     Qwen3(quantized_qwen3::ModelWeights),
@@ -64,7 +64,7 @@ impl Network {
         self.sizes
     }
 
-    /// Bytes that a sequence of the greatest length takes, beside weights that all sequences share.
+    /// Returns the bytes of a sequence of maximal length, without the weights that all sequences share.
     pub(crate) fn bytes_per_sequence(&self) -> u64 {
         let Sizes { max_positions, kv_bytes_per_token, .. } = self.sizes;
         let (positions, weights) = match &self.weights {
@@ -75,18 +75,18 @@ impl Network {
         positions as u64 * kv_bytes_per_token + weights as u64
     }
 
-    /// Computes a token at the next position, and returns the logits of the one after it. `[V]`
+    /// Computes a token at the next position, and returns the logits of the following token. `[V]`
     pub(crate) fn step(&mut self, id: u32, position: usize) -> Result<Vec<f32>, GgufError> {
         self.run(&[id], position)
     }
 
-    /// Forgets what was computed, and computes all of these in one pass. Only [`clear`](Self::clear) may follow.
+    /// Clears the cache, and computes all of these in one pass. Only [`clear`](Self::clear) may follow.
     pub(crate) fn together(&mut self, ids: &[u32]) -> Result<Vec<f32>, GgufError> {
         self.clear();
         self.run(ids, 0)
     }
 
-    /// Forgets what was computed.
+    /// Clears the cache.
     pub(crate) fn clear(&mut self) {
         match &mut self.weights {
             Weights::Llama(weights) => weights.clear_kv_cache(),
@@ -95,7 +95,7 @@ impl Network {
         }
     }
 
-    /// The same model with what was computed; `None` where the type cannot be copied.
+    /// Returns a copy of the model with its cache; `None` if the type cannot be copied.
     pub(crate) fn fork(&self) -> Option<Self> {
         let weights = match &self.weights {
             Weights::Llama(weights) => Weights::Llama(weights.clone()),
@@ -105,7 +105,7 @@ impl Network {
         Some(Self { sizes: self.sizes, weights })
     }
 
-    /// The same model for another sequence.
+    /// Returns the same model for another sequence.
     pub(crate) fn fresh(&self) -> Result<Self, GgufError> {
         if let Weights::Qwen2 { bytes, .. } = &self.weights {
             return Self::read(bytes.clone());
@@ -128,7 +128,7 @@ impl Network {
     }
 }
 
-/// Looks through the tensors of a GGUF file for numbers that are NaN or infinite: quantisation rounds a scale to F16, in which
+/// Checks the tensors of a GGUF file for numbers that are NaN or infinite: quantisation rounds a scale to F16, in which
 /// large weights become infinite.
 pub(crate) fn check_finite(bytes: &Arc<[u8]>) -> Result<(), GgufError> {
     let mut reader = Cursor::new(bytes.clone());

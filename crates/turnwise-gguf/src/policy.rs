@@ -19,32 +19,33 @@ use crate::{GgufError, GgufModel, Quantization};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GgufSettings {
-    /// How many threads draw, each one request at a time; at least 1. A session always meets the same one.
+    /// The number of threads that sample, each one request at a time; at least 1. All requests of a session go to the
+    /// same thread.
     ///
-    /// `candle` spreads products of quantised weights over threads of its own, which spin while they wait and serve one
-    /// product at a time. For small models, and wherever training or another of these threads needs the core, start the
-    /// process with `CANDLE_NUM_THREADS=1`. Set `RAYON_NUM_THREADS` too, to the number of cores: without it `candle` counts
-    /// them anew, in `/proc/cpuinfo`, for each product of weights that are not quantised.
+    /// `candle` distributes products of quantised weights over its own threads, which spin while they wait and serve
+    /// one product at a time. For small models, and if training or another of these threads needs the core, start the
+    /// process with `CANDLE_NUM_THREADS=1`. Set `RAYON_NUM_THREADS` too, to the number of cores: without it `candle`
+    /// counts them again, in `/proc/cpuinfo`, for each product of weights that are not quantised.
     pub threads: usize,
-    /// How much memory keys and values may take, over all threads; each thread may always have one sequence. Those of
-    /// sessions that ask for nothing are given up when others need the room, least recently used first.
+    /// The maximal memory of KV caches, over all threads; each thread may always have one sequence. Caches of idle
+    /// sessions are evicted if others need the room, least recently used first.
     pub max_kv_bytes: u64,
 }
 
 impl Default for GgufSettings {
-    /// One thread and 1 GiB.
+    /// Returns one thread and 1 GiB.
     fn default() -> Self {
         Self { threads: 1, max_kv_bytes: 1 << 30 }
     }
 }
 
-/// The inference side of a model in GGUF: a handle to threads that draw one token at a time.
+/// The inference side of a GGUF model: a handle to threads that sample one token at a time.
 ///
-/// Under fixed weights an answer depends on nothing but its request, to the last bit. Keys and values of a session are kept
-/// between its turns, and those of a prompt are shared with sessions that begin with it. New weights are taken between two
-/// tokens, and what older ones computed is computed again.
+/// Under fixed weights an answer depends only on its request, to the last bit. The KV cache of a session is kept
+/// between its turns, and that of a prompt is shared with sessions that begin with it. New weights take effect between
+/// two tokens, and caches of older ones are recomputed.
 ///
-/// Clones share the threads, which end with the last of them.
+/// Clones share the threads, which end with the last clone.
 ///
 /// ```
 /// use turnwise_candle::{AdamW, CandleLearner, Decoder, DecoderConfig};
@@ -78,19 +79,19 @@ impl Default for GgufSettings {
 /// ```
 #[derive(Clone)]
 pub struct GgufPolicy {
-    /// One for each thread.
+    /// One channel for each thread.
     workers: Vec<mpsc::Sender<Command>>,
     published: Arc<Published>,
 }
 
-/// The most threads that an engine starts.
+/// The maximal number of threads that an engine starts.
 const MAX_THREADS: usize = 1024;
 
 impl GgufPolicy {
-    /// An engine for weights that do not change, as version 0.
+    /// Creates an engine for constant weights, as version 0.
     ///
     /// # Errors
-    /// [`GgufError::Unsupported`] for a model that the format or the engine does not have.
+    /// [`GgufError::Unsupported`] for a model that the format or the engine does not support.
     pub fn new(
         model: &Decoder,
         quantization: Quantization,
@@ -101,22 +102,22 @@ impl GgufPolicy {
         Self::start(&format!("gguf-{quantization}"), &published, settings)
     }
 
-    /// An engine for a file, as version 0.
+    /// Creates an engine for a file, as version 0.
     ///
     /// # Errors
-    /// As [`GgufModel::from_file`].
+    /// Those of [`GgufModel::from_file`].
     pub fn from_file(path: &Path, settings: GgufSettings) -> Result<Self, GgufError> {
         let model = GgufModel::from_file(path)?;
         let published = Arc::new(Published::new(PolicyVersion(0), model));
         Self::start("gguf", &published, settings)
     }
 
-    /// An engine that draws with the weights a learner publishes, under their versions. They are rounded at each publication,
-    /// on the learner's thread, so that a published version is a version that is served.
+    /// Creates an engine that samples with the weights that a learner publishes, under their versions. They are rounded
+    /// at each publication, on the learner's thread, so that every published version is served.
     ///
     /// # Errors
-    /// [`GgufError::Unsupported`] for a model that the format or the engine does not have, [`GgufError::Learner`] when the
-    /// learner has stopped.
+    /// [`GgufError::Unsupported`] for a model that the format or the engine does not support, [`GgufError::Learner`] if
+    /// the learner has stopped.
     pub async fn following(
         learner: &CandleLearner,
         quantization: Quantization,
@@ -129,11 +130,11 @@ impl GgufPolicy {
             let slot = slot.clone();
             move |version, model: &Decoder| {
                 if let Some(first) = first.take() {
-                    // What is wrong with the first weights is the error of this call, with its type.
+                    // An error of the first weights becomes the error of this call, with its type.
                     let _ = first.send((version, GgufModel::new(model, quantization)));
                     return Ok(());
                 }
-                // Nobody draws any more when the engine is gone.
+                // Nothing samples any more when the engine is gone.
                 if let Some(published) = slot.get().and_then(Weak::upgrade) {
                     published.publish(version, GgufModel::new(model, quantization)?);
                 }
@@ -144,7 +145,7 @@ impl GgufPolicy {
         let stopped = || LearnerError::failed("reach the learner", "its thread has stopped");
         let (version, model) = received.await.map_err(|_| stopped())?;
         let published = Arc::new(Published::new(version, model?));
-        // Nothing can be published before: that takes the learner, which is borrowed here.
+        // Nothing can be published before this: publishing takes the learner, which is borrowed here.
         let _ = slot.set(Arc::downgrade(&published));
         Self::start(&format!("gguf-{quantization}"), &published, settings)
     }
@@ -164,7 +165,7 @@ impl GgufPolicy {
             let max_kv_bytes = settings.max_kv_bytes / count as u64;
             let worker = Worker::new(name.to_owned(), published.clone(), max_kv_bytes);
             let thread = thread::Builder::new().name(format!("gguf-{index}"));
-            // Those that were started end with their channels.
+            // The threads that were started end with their channels.
             thread
                 .spawn(move || worker.run(&received))
                 .map_err(|source| GgufError::Threads { count, source })?;
@@ -174,7 +175,7 @@ impl GgufPolicy {
         Ok(Self { workers, published: published.clone() })
     }
 
-    /// Who serves a session.
+    /// Returns the thread of a session.
     fn worker(&self, session: u64) -> &mpsc::Sender<Command> {
         &self.workers[(session % self.workers.len() as u64) as usize]
     }
@@ -199,7 +200,7 @@ impl Policy for GgufPolicy {
     }
 
     fn release(&self, session: u64) {
-        // An engine that has stopped holds nothing.
+        // A stopped engine holds no sessions.
         let _ = self.worker(session).send(Command::Release(session));
     }
 }

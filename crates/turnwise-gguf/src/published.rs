@@ -1,4 +1,4 @@
-//! The weights that an engine draws with.
+//! The weights that an engine samples with.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -6,17 +6,17 @@ use turnwise_trajectory::PolicyVersion;
 
 use crate::GgufModel;
 
-/// Weights under their version.
+/// Weights with their version.
 #[derive(Clone, Debug)]
 pub(crate) struct Publication {
     pub(crate) version: PolicyVersion,
-    /// Counts publications: unlike a version it never comes back, not even when older weights are loaded.
+    /// The number of the publication: unlike a version it never repeats, not even when older weights are loaded.
     pub(crate) serial: u64,
-    /// What the models of sequences are copies of.
+    /// The model that sequences copy.
     pub(crate) prototype: Arc<GgufModel>,
 }
 
-/// The newest publication, shared between who publishes and who draws.
+/// The newest publication, shared between the publisher and the sampling threads.
 #[derive(Debug)]
 pub(crate) struct Published(RwLock<Publication>);
 
@@ -27,7 +27,7 @@ impl Published {
     }
 
     pub(crate) fn newest(&self) -> Publication {
-        // Nothing that holds the lock can panic half-way.
+        // No holder of the lock can panic halfway.
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::GgufError;
 
-/// How matrices are stored. Norms, biases and a router stay F32, which is the custom of the format.
+/// The storage type of matrices. Norms, biases and a router stay F32, as is usual in the format.
 ///
-/// A block shares its scale, and has to lie in one row. A matrix whose width no block of its type fits is stored in what
-/// [`Quantization::fitting`] says: a type of about the same size or a larger one, and F16 where there is none.
+/// A block shares its scale, and has to lie in one row. A matrix whose width does not fit the blocks of its type is
+/// stored in [`Quantization::fitting`]: a type of about the same size or a larger one, and F16 if there is none.
 ///
 /// ```
 /// use turnwise_gguf::Quantization;
@@ -38,7 +38,7 @@ pub enum Quantization {
     /// 6.6 bits, in blocks of 256.
     #[serde(rename = "q6_k")]
     Q6K,
-    /// 6 bits, in blocks of 32, with a smallest value.
+    /// 6 bits, in blocks of 32, with a minimum.
     #[serde(rename = "q5_1")]
     Q5_1,
     /// 5.5 bits, in blocks of 32.
@@ -47,7 +47,7 @@ pub enum Quantization {
     /// 5.5 bits, in blocks of 256.
     #[serde(rename = "q5_k")]
     Q5K,
-    /// 5 bits, in blocks of 32, with a smallest value.
+    /// 5 bits, in blocks of 32, with a minimum.
     #[serde(rename = "q4_1")]
     Q4_1,
     /// 4.5 bits, in blocks of 32.
@@ -65,7 +65,7 @@ pub enum Quantization {
 }
 
 impl Quantization {
-    /// All of them, from the most bits to the fewest.
+    /// All types, from the most bits to the fewest.
     pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
@@ -82,7 +82,7 @@ impl Quantization {
         Self::Q2K,
     ];
 
-    /// Its name in settings and in an engine's name.
+    /// Returns the name in settings and in an engine's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -102,9 +102,9 @@ impl Quantization {
         }
     }
 
-    /// What a matrix with rows of this width is stored in: as `llama.cpp` falls back, from a type with blocks of 256 to one
-    /// with blocks of 32, and from there to F16; and where `candle` wants an even number of blocks, to a type that may have an
-    /// odd one.
+    /// Returns the storage type of a matrix with rows of this width: like `llama.cpp`, falls back from a type with
+    /// blocks of 256 to one with blocks of 32, and then to F16; and if `candle` needs an even number of blocks, to a
+    /// type that allows an odd one.
     #[must_use]
     pub fn fitting(self, width: usize) -> Self {
         if width.is_multiple_of(self.unit()) {
@@ -120,10 +120,10 @@ impl Quantization {
         smaller.fitting(width)
     }
 
-    /// What a width must be a multiple of.
+    /// Returns the number of which a width must be a multiple.
     pub(crate) fn unit(self) -> usize {
         let block = self.ggml().block_size();
-        // An assertion in candle's kernels, in builds that have assertions.
+        // An assertion in candle's kernels, in builds with assertions.
         if matches!(self, Self::Q4_1 | Self::Q5_0 | Self::Q5_1) { 2 * block } else { block }
     }
 
@@ -145,8 +145,8 @@ impl Quantization {
         }
     }
 
-    /// The number that says so in `general.file_type`: `llama_ftype` of `llama.cpp`, in the variants without exceptions
-    /// where there are several.
+    /// Returns the type's number in `general.file_type`: `llama_ftype` of `llama.cpp`, in the variant without
+    /// exceptions if there are several.
     pub(crate) fn file_type(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -175,7 +175,7 @@ impl fmt::Display for Quantization {
 impl FromStr for Quantization {
     type Err = GgufError;
 
-    /// Reads a [`name`](Self::name).
+    /// Parses a [`name`](Self::name).
     fn from_str(name: &str) -> Result<Self, GgufError> {
         Self::ALL.into_iter().find(|one| one.name() == name).ok_or_else(|| {
             let known: Vec<&str> = Self::ALL.iter().map(|one| one.name()).collect();

@@ -1,13 +1,13 @@
-//! What the engine cannot run, said before it runs. The models of `candle-transformers` read past what they do not know.
+//! Refusal of models that the engine cannot run. The models of `candle-transformers` ignore what they do not know.
 
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 
 use crate::{GgufError, Quantization};
 
-/// The longest sequence for which `quantized_llama` has positions.
+/// The maximal length of a sequence for which `quantized_llama` has positions.
 const LLAMA_POSITIONS: usize = 4096;
 
-/// A family with a model in `candle-transformers` that computes it rightly on a processor.
+/// A family that `candle-transformers` computes correctly on a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     Llama,
@@ -15,17 +15,17 @@ pub(crate) enum Family {
     Qwen3,
 }
 
-/// What the engine has to know of a model.
+/// The sizes of a model that the engine needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
     pub(crate) family: Family,
     pub(crate) vocab_size: usize,
     pub(crate) max_positions: usize,
-    /// Bytes of keys and values of a token, over all layers.
+    /// The bytes of the KV cache per token, over all layers.
     pub(crate) kv_bytes_per_token: u64,
 }
 
-/// Reads the sizes of a model that can be run, and refuses all others.
+/// Returns the sizes of a supported model, and refuses all others.
 pub(crate) fn check(content: &Content) -> Result<Sizes, GgufError> {
     let name = match content.metadata.get("general.architecture") {
         Some(Value::String(name)) => name.as_str(),
@@ -87,11 +87,11 @@ fn check_scaling(content: &Content, name: &str) -> Result<(), GgufError> {
     Ok(())
 }
 
-/// Tensors that say of a model what its architecture does not.
+/// Checks tensors that tell what the architecture's name does not.
 fn check_tensors(content: &Content, family: Family) -> Result<(), GgufError> {
     let is_bias = |name: &str| name.rsplit('.').next() == Some("bias");
     let read_past = |name: &&String| match family {
-        // Biases on queries, keys and values are what sets a Qwen2 apart.
+        // Biases on queries, keys and values distinguish a Qwen2.
         Family::Qwen2 => {
             is_bias(name)
                 && !["attn_q", "attn_k", "attn_v"].iter().any(|module| name.contains(module))
@@ -102,7 +102,7 @@ fn check_tensors(content: &Content, family: Family) -> Result<(), GgufError> {
     if let Some(name) = content.tensor_infos.keys().filter(unknown).min() {
         return unsupported(format!("candle-transformers would read past {name}"));
     }
-    // A kernel that fails takes candle's threads with it.
+    // A failing kernel takes candle's threads with it.
     let fits = |tensor: &TensorInfo| {
         let width = tensor.shape.dims().last().copied().unwrap_or(1);
         let known = Quantization::ALL.into_iter().find(|one| one.ggml() == tensor.ggml_dtype);

@@ -1,4 +1,4 @@
-//! What a thread of the engine owns and does.
+//! A thread of the engine: its state and its loop.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use crate::caches::Caches;
 use crate::model::check_ids;
 use crate::published::{Publication, Published};
 
-/// What a thread is asked for.
+/// A command to a thread.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Answer a request.
+    /// Answers a request.
     Sample(Job),
-    /// Answer a session's requests with what is drawn of them.
+    /// Answers a session's requests with the tokens sampled so far.
     Interrupt(u64),
-    /// Forget a session.
+    /// Forgets a session.
     Release(u64),
 }
 
-/// A request and where its answer goes.
+/// A request and the channel of its answer.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) request: SampleRequest,
@@ -35,18 +35,18 @@ pub(crate) struct Job {
 #[derive(Debug)]
 struct Active {
     job: Job,
-    /// The prompt and what was drawn.
+    /// The prompt and the sampled tokens.
     ids: Vec<u32>,
     drawn: Vec<SampledToken>,
-    /// Holds a beginning of `ids`; never all of them between two steps.
+    /// A model whose cache is a prefix of `ids`, and never all of it between two steps.
     model: GgufModel,
-    /// Whether it started from nothing.
+    /// Whether the request started from an empty cache.
     is_cold: bool,
-    /// Whether the session may ask again.
+    /// Whether the session may send more requests.
     keep: bool,
 }
 
-/// Serves one request after the other, in the order in which they came.
+/// Serves requests one after the other, in the order of arrival.
 #[derive(Debug)]
 pub(crate) struct Worker {
     name: String,
@@ -59,7 +59,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// A worker that keeps at most so many bytes of keys and values, but at least one sequence.
+    /// Creates a worker that keeps at most `max_kv_bytes` of KV caches, but at least one sequence.
     pub(crate) fn new(name: String, published: Arc<Published>, max_kv_bytes: u64) -> Self {
         let current = published.newest();
         let each = current.prototype.network().bytes_per_sequence().max(1);
@@ -75,7 +75,7 @@ impl Worker {
         }
     }
 
-    /// Serves until every handle is gone.
+    /// Serves until every handle is dropped.
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
         loop {
             if self.active.is_none() && self.waiting.is_empty() {
@@ -86,7 +86,7 @@ impl Worker {
                 match commands.try_recv() {
                     Ok(command) => self.take(command),
                     Err(TryRecvError::Empty) => break,
-                    // A request's future borrows its handle, so nobody waits any more.
+                    // A request's future borrows its handle, so no caller waits any more.
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
@@ -122,7 +122,7 @@ impl Worker {
         }
     }
 
-    /// Everything that happens between two looks at the commands: at most one token is computed.
+    /// Runs one iteration between two looks at the commands: computes at most one token.
     fn advance(&mut self) {
         self.drop_abandoned();
         self.refresh();
@@ -147,8 +147,8 @@ impl Worker {
         }
     }
 
-    /// Takes the newest weights. Keys and values of older ones are computed again, so that each token is drawn from a
-    /// distribution of one version.
+    /// Takes the newest weights. Recomputes caches of older ones, so that each token is sampled from a distribution of
+    /// one version.
     fn refresh(&mut self) {
         if self.published.serial() == self.current.serial {
             return;
@@ -172,7 +172,7 @@ impl Worker {
         }
     }
 
-    /// Starts the request that waited longest, unless one is being served.
+    /// Starts the oldest waiting request, unless one is being served.
     fn start(&mut self) {
         while self.active.is_none()
             && let Some(job) = self.waiting.pop_front()
@@ -220,7 +220,7 @@ impl Worker {
         request.sampling.validate().or_else(refuse)
     }
 
-    /// Computes one token, and draws after the last. Says why the request is done, if it is.
+    /// Computes one token, and samples after the last. Returns the reason if the request is done.
     fn step(&mut self, active: &mut Active) -> Result<Option<StopReason>, PolicyError> {
         let Active { job: Job { request, .. }, ids, drawn, model, is_cold, .. } = active;
         if *is_cold && drawn.is_empty() && model.ids().len() + 1 == request.prompt.len() {
@@ -248,7 +248,7 @@ impl Worker {
         })
     }
 
-    /// Keeps what was computed for the session's next request.
+    /// Keeps the cache for the session's next request.
     fn put_back(&mut self, active: Active) -> (Job, Vec<SampledToken>) {
         let Active { job, drawn, model, keep, .. } = active;
         if keep {

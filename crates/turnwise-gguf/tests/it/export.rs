@@ -102,7 +102,7 @@ fn a_matrix_whose_width_no_block_fits_has_a_type_that_does() {
     assert_eq!(kind(Quantization::Q4K, "blk.0.ffn_down.weight"), GgmlDType::F16);
     assert_eq!(kind(Quantization::Q5_1, "blk.0.ffn_down.weight"), GgmlDType::F16);
     assert_eq!(kind(Quantization::Q8_0, "blk.0.attn_norm.weight"), GgmlDType::F32);
-    // An odd number of blocks, which not every kernel takes.
+    // An odd number of blocks, which not every kernel accepts.
     let odd = DecoderConfig { hidden_size: 96, ..small(Architecture::default()) };
     for model in [model, Decoder::random(odd, 1).unwrap()] {
         for quantization in Quantization::ALL {
@@ -267,7 +267,7 @@ fn tokens_that_cannot_be_computed_are_refused() {
     assert!(model.score(&vec![1; 160]).is_ok());
 }
 
-/// Writes a weight over one of a model's checkpoint.
+/// Overwrites a weight of a model's checkpoint.
 fn with_weight(name: &str, value: f32) -> Decoder {
     let (directory, _) = temporary();
     let model = Decoder::random(small(Architecture::Qwen2), 1).unwrap();

@@ -1,4 +1,4 @@
-//! Weights on their way from a learner to the engine.
+//! Publication of weights from a learner to the engine.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ fn learner() -> CandleLearner {
     CandleLearner::new(trained(), AdamW::default()).unwrap()
 }
 
-/// A row in which everything after the prompt is a target.
+/// Returns a row in which everything after the prompt is a target.
 fn row(prompt: &[u32], drawn: &[SampledToken]) -> Row {
     let ids: Vec<u32> = prompt.iter().copied().chain(drawn.iter().map(|token| token.id)).collect();
     let target = |position| Target { position, temperature: 1.0 };
@@ -26,7 +26,7 @@ fn row(prompt: &[u32], drawn: &[SampledToken]) -> Row {
     Row { ids, targets, ..Row::default() }
 }
 
-/// A step that is large enough to be seen.
+/// Takes a step that is large enough to be visible.
 async fn train(learner: &mut CandleLearner) {
     let ids = tokens(8, 40, 97);
     let target = |position| Target { position, temperature: 1.0 };
@@ -75,7 +75,7 @@ fn the_engine_draws_with_the_weights_that_were_published_last() {
     });
 }
 
-/// Each token belongs to one version, also where they change in the middle of an answer.
+/// Each token belongs to one version, also if versions change in the middle of an answer.
 #[test]
 fn weights_that_change_in_mid_answer_are_stamped_on_the_tokens_they_drew() {
     block_on(async {
@@ -96,7 +96,8 @@ fn weights_that_change_in_mid_answer_are_stamped_on_the_tokens_they_drew() {
         let sample = drawing.await.unwrap();
         check_sample(&sample, &asked).unwrap();
         assert!(sample.tokens.iter().all(|token| token.kv_version == token.version));
-        // Those of the last version are what its weights say of them, whatever drew the tokens before.
+        // The log-probabilities of the last version are those of its weights, whichever weights sampled the earlier
+        // tokens.
         let newest = policy.version();
         let logprobs = learner.logprobs(&[row(&prompt, &sample.tokens)]).await.unwrap().remove(0);
         for (token, logprob) in sample.tokens.iter().zip(logprobs) {

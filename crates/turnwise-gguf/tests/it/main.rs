@@ -1,4 +1,4 @@
-//! The second engine against the first, against its contract, and against the traps it works around.
+//! Tests of the second engine against the first, against its contract, and of its workarounds.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on stops
 

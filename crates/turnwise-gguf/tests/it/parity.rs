@@ -6,7 +6,7 @@ use turnwise_gguf::{GgufModel, Quantization};
 
 use crate::support::{ROUNDING, apart, families, fixture, peaked, small, tokens};
 
-/// The reference models that `candle-transformers` has the architecture of.
+/// The reference models whose architecture `candle-transformers` has.
 const FIXTURES: [&str; 4] = ["qwen3_tied", "qwen3_untied", "qwen2", "llama"];
 
 fn assert_close(ours: &[f32], theirs: &[f32], what: &str) {
@@ -14,7 +14,7 @@ fn assert_close(ours: &[f32], theirs: &[f32], what: &str) {
     assert!(largest < ROUNDING, "{what}: {largest} nats apart");
 }
 
-/// Log-probabilities of a row of logits.
+/// Returns the log-probabilities of a row of logits.
 fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - highest).exp()).sum();
@@ -54,7 +54,7 @@ fn prompts_in_one_pass_have_the_distribution_of_the_trainer() {
     }
 }
 
-/// What breaks the models of `candle-transformers` where it is done with their own means: a prompt, an answer, a second
+/// The sequence that breaks the models of `candle-transformers` without the workarounds: a prompt, an answer, a second
 /// prompt, an answer.
 #[test]
 fn later_turns_have_the_distribution_of_the_trainer() {
@@ -81,7 +81,7 @@ fn any_config() -> impl Strategy<Value = DecoderConfig> {
         |((kv, groups, half, tied, family), vocab_size, intermediate_size, n_layers, extra)| {
             let architecture = families()[family].clone();
             let (n_heads, head_dim) = (kv * groups, 2 * half);
-            // The width of a Qwen3 is free; that of the others is what its heads make.
+            // The width of a Qwen3 is free; that of the others follows from its heads.
             let free = matches!(architecture, Architecture::Qwen3 { .. });
             DecoderConfig {
                 architecture,
@@ -119,7 +119,7 @@ proptest! {
     }
 }
 
-/// A model that is wide enough for blocks of 256.
+/// Returns a model that is wide enough for blocks of 256.
 fn wide() -> Decoder {
     let config = DecoderConfig {
         hidden_size: 256,
@@ -132,7 +132,7 @@ fn wide() -> Decoder {
     peaked(config, 3, 8.0)
 }
 
-/// Fewer bits, further apart, in the order of magnitude that the types are known for.
+/// Fewer bits give larger differences, of the order of magnitude that the types are known for.
 #[test]
 fn rounded_weights_move_log_probabilities_as_far_as_their_bits_let_expect() {
     let trained = wide();
@@ -169,7 +169,7 @@ fn rounded_weights_move_log_probabilities_as_far_as_their_bits_let_expect() {
     assert!(mean(Quantization::Q4K) < mean(Quantization::Q2K));
 }
 
-/// However the model got to a sequence.
+/// With every content of the cache.
 #[test]
 fn logits_are_a_function_of_the_tokens_to_the_last_bit() {
     for (architecture, quantization) in families()

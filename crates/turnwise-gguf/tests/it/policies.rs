@@ -9,7 +9,7 @@ use turnwise_trajectory::{Sampling, StopReason};
 
 use crate::support::{block_on, families, peaked, request, small, temporary, tokens};
 
-/// Settings that differ in what is kept, and so in what is computed again.
+/// Returns settings that differ in how much is cached, and so in what is recomputed.
 fn settings() -> [GgufSettings; 3] {
     let one = GgufSettings::default();
     [one, GgufSettings { threads: 3, ..one }, GgufSettings { max_kv_bytes: 0, ..one }]
@@ -29,7 +29,7 @@ fn every_family_keeps_the_contract_of_an_engine() {
     }
 }
 
-/// The suite is not made for one engine.
+/// The suite is not specific to one engine.
 #[test]
 fn the_trainers_own_engine_keeps_the_same_contract() {
     let model = peaked(small(families()[0].clone()), 1, 20.0);
@@ -76,7 +76,7 @@ fn an_engine_for_a_file_draws_what_one_for_its_model_draws() {
     );
 }
 
-/// The request that is being served, and one that waits behind it.
+/// Interrupts the request that is being served, and one that waits behind it.
 #[test]
 fn an_interruption_reaches_a_request_that_waits_and_one_that_draws() {
     let trained = peaked(small(families()[0].clone()), 1, 20.0);
@@ -93,7 +93,7 @@ fn an_interruption_reaches_a_request_that_waits_and_one_that_draws() {
         let (first, second) = (drawing.await.unwrap(), waiting.await.unwrap());
         assert_eq!(second.stop, StopReason::Interrupted);
         assert!(second.tokens.is_empty());
-        // It may have been fast.
+        // The first request may have finished before.
         assert_eq!(first.stop == StopReason::MaxTokens, first.tokens.len() == 140);
     });
 }

@@ -7,7 +7,7 @@ use turnwise_candle::{Architecture, Decoder, DecoderConfig};
 use turnwise_rollout::SampleRequest;
 use turnwise_trajectory::{PolicyVersion, Sampling};
 
-/// How far two implementations in single precision may be apart, in nats.
+/// The largest accepted difference of two implementations in single precision, in nats.
 pub(crate) const ROUNDING: f32 = 5e-5;
 
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -19,7 +19,7 @@ pub(crate) fn fixture(name: &str) -> Decoder {
     Decoder::from_directory(&models.join(name)).unwrap()
 }
 
-/// A model of each family that the engine has, with different sizes.
+/// Returns a model of each family that the engine supports, with different sizes.
 pub(crate) fn small(architecture: Architecture) -> DecoderConfig {
     DecoderConfig {
         architecture,
@@ -34,8 +34,8 @@ pub(crate) fn families() -> [Architecture; 3] {
     [Architecture::default(), Architecture::Qwen2, llama]
 }
 
-/// A random model with a distribution that is far from uniform, as a trained one has: its embedding and its head are
-/// `scale` times as large.
+/// Returns a random model with a distribution that is far from uniform, like a trained one: its embedding and its head
+/// are scaled by `scale`.
 pub(crate) fn peaked(config: DecoderConfig, seed: u64, scale: f32) -> Decoder {
     let directory = tempfile::tempdir().unwrap();
     Decoder::random(config, seed).unwrap().save(directory.path()).unwrap();
@@ -56,7 +56,7 @@ pub(crate) fn peaked(config: DecoderConfig, seed: u64, scale: f32) -> Decoder {
     Decoder::from_directory(directory.path()).unwrap()
 }
 
-/// Tokens without a pattern.
+/// Returns tokens without a pattern.
 pub(crate) fn tokens(seed: u32, length: u32, vocab_size: usize) -> Vec<u32> {
     let token = |i: u32| (seed * 31 + i * i * 7 + i * 3 + i / 5) % vocab_size as u32;
     (0..length).map(token).collect()
@@ -75,7 +75,7 @@ pub(crate) fn request(session: u64, prompt: Vec<u32>, max_tokens: usize) -> Samp
     }
 }
 
-/// The mean and the largest difference.
+/// Returns the mean and the largest difference.
 pub(crate) fn apart(ours: &[f32], theirs: &[f32]) -> (f32, f32) {
     assert_eq!(ours.len(), theirs.len());
     let differences: Vec<f32> = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).collect();

@@ -1,4 +1,4 @@
-//! What is wrong in `candle-transformers` 0.11 and worked around here. A test that fails says that a workaround can go.
+//! Defects of `candle-transformers` 0.11 that this crate works around. If a test fails, its workaround can be removed.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,7 +42,7 @@ fn several_tokens_in_one_pass_after_a_single_one_are_wrong_without_an_error() {
     assert!(apart(&right, &after_a_single_one).1 > 0.1);
 }
 
-/// Wrong, because on a processor there is no cache for more than one sequence.
+/// Wrong, because on a processor the cache has room for one sequence only.
 #[test]
 fn a_batch_of_two_panics() {
     let mut model = theirs();
@@ -51,7 +51,7 @@ fn a_batch_of_two_panics() {
     assert!(catch_unwind(forward).is_err());
 }
 
-/// Wrong, because weights in F32 do not ask for positions in F16.
+/// Wrong, because weights in F32 do not select RoPE in F32.
 #[test]
 fn without_a_key_of_its_own_positions_are_turned_in_half_precision() {
     let mut reader = Cursor::new(bytes());
