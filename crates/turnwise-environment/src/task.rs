@@ -52,7 +52,8 @@ fn fnv1a_128(bytes: &[u8]) -> u128 {
 /// - `key` and `environment` depend on the index alone, and are defined for every index below `len`.
 /// - Each call of `environment` returns a fresh one that has not been reset.
 pub trait TaskSet: Send + Sync {
-    /// The environment's name in records: `[A-Za-z0-9._-]`, at most 64.
+    /// The environment's name in records: `[a-z0-9._-]`, at most 64. Inside a [`Suite`](crate::Suite) the suite's name stands in its
+    /// place.
     fn name(&self) -> &str;
 
     /// The version of rules and texts; a trajectory is compared only with others of the same version.

@@ -29,6 +29,10 @@ pub mod architecture {}
 #[doc = include_str!("../docs/statements.md")]
 pub mod statements {}
 
+/// One word for each thing.
+#[doc = include_str!("../docs/glossary.md")]
+pub mod glossary {}
+
 /// How to build for NVIDIA graphics processors, and what runs there.
 #[doc = include_str!("../docs/cuda.md")]
 pub mod cuda {}
