@@ -58,6 +58,8 @@ fn package(package: &Value) -> Package {
 fn allowed(package: &Package) -> Option<&'static [&'static str]> {
     const TRAINING: &[&str] = &["objective", "rollout", "trajectory", "environment"];
     const TRAINED: &[&str] = &["training", "objective", "rollout", "trajectory", "environment"];
+    const MODEL: &[&str] =
+        &["kernels", "training", "objective", "rollout", "trajectory", "environment"];
     const FACADE: &[&str] = &[
         "cli",
         "run",
@@ -83,15 +85,14 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
         "environment",
     ];
     Some(match (package.place.as_str(), package.name.as_str()) {
-        ("crates", "turnwise-objective" | "turnwise-environment") => &[],
+        ("crates", "turnwise-kernels" | "turnwise-environment") => &[],
+        ("crates", "turnwise-objective") => &["kernels"],
         ("envs", _) | ("crates", "turnwise-trajectory") => &["environment"],
-        ("crates", "turnwise-rollout") => &["trajectory", "environment"],
+        ("crates", "turnwise-rollout") => &["trajectory", "environment", "kernels"],
         ("crates", "turnwise-chat") => &["rollout", "trajectory", "environment"],
         ("crates", "turnwise-training") => TRAINING,
-        (
-            "crates",
-            "turnwise-candle" | "turnwise-lab" | "turnwise-simulation" | "turnwise-testkit",
-        ) => TRAINED,
+        ("crates", "turnwise-candle") => MODEL,
+        ("crates", "turnwise-lab" | "turnwise-simulation" | "turnwise-testkit") => TRAINED,
         ("crates", "turnwise-gguf") => &["candle", "training", "rollout", "trajectory"],
         ("crates", "turnwise-run") => &FACADE[2..],
         ("crates", "turnwise-cli") => COMMAND,
@@ -137,7 +138,8 @@ fn leaking(packages: &[Package]) -> Vec<String> {
             let owners: &[&str] = match dependency.as_str() {
                 "candle-core" => &["turnwise-candle", "turnwise-gguf"],
                 "candle-transformers" => &["turnwise-gguf"],
-                name if name == "gemm" || name.starts_with("candle-") => &["turnwise-candle"],
+                "gemm" | "libc" => &["turnwise-kernels"],
+                name if name.starts_with("candle-") => &["turnwise-candle"],
                 "tokenizers" => &["turnwise-chat"],
                 _ => continue,
             };
@@ -150,8 +152,14 @@ fn leaking(packages: &[Package]) -> Vec<String> {
         if needs_second_engine {
             wrong.push(format!("{}: turnwise-gguf is for those who ask for it", package.name));
         }
-        if package.name == "turnwise-objective" && !package.normal.is_empty() {
-            wrong.push(format!("turnwise-objective must be pure: {:?}", package.normal));
+        let is_pure = |name: &&String| match package.name.as_str() {
+            "turnwise-objective" => *name == "turnwise-kernels",
+            "turnwise-kernels" => package.optional.contains(name),
+            _ => true,
+        };
+        let impure: Vec<&String> = package.normal.iter().filter(|name| !is_pure(name)).collect();
+        if !impure.is_empty() {
+            wrong.push(format!("{} must be pure: {impure:?}", package.name));
         }
     }
     wrong
@@ -185,10 +193,11 @@ fn right() -> Vec<Package> {
         name: name.to_owned(),
         place: place.to_owned(),
         normal: normal.iter().map(|name| (*name).to_owned()).collect(),
-        optional: vec!["turnwise-gguf".to_owned()],
+        optional: ["turnwise-gguf", "gemm"].map(str::to_owned).to_vec(),
     };
     vec![
-        package("crates", "turnwise-objective", &[]),
+        package("crates", "turnwise-kernels", &["gemm"]),
+        package("crates", "turnwise-objective", &["turnwise-kernels"]),
         package("crates", "turnwise-environment", &["serde"]),
         package("crates", "turnwise-trajectory", &["turnwise-environment"]),
         package("crates", "turnwise-rollout", &["turnwise-trajectory"]),
@@ -228,9 +237,12 @@ fn a_broken_direction_is_found() {
         ("turnwise-run", "turnwise-lab"),
         ("turnwise", "turnwise-guess"),
         ("turnwise-objective", "rayon"),
+        ("turnwise-kernels", "rayon"),
+        ("turnwise-environment", "turnwise-kernels"),
         ("turnwise-candle", "turnwise-gguf"),
         ("turnwise-gguf", "turnwise-lab"),
         ("turnwise-training", "candle-core"),
+        ("turnwise-candle", "gemm"),
         ("turnwise-candle", "candle-transformers"),
         ("turnwise-rollout", "tokenizers"),
     ];
@@ -240,14 +252,14 @@ fn a_broken_direction_is_found() {
         package.normal.push(whom.to_owned());
         assert_eq!(wrong(&packages).len(), 1, "{who} on {whom}");
     }
-    let mut stranger = right();
-    for (name, normal) in
-        [("turnwise-new", vec!["turnwise-environment".to_owned()]), ("other", vec![])]
-    {
-        let (name, place) = (name.to_owned(), "crates".to_owned());
-        stranger.push(Package { name, place, normal, optional: vec![] });
-    }
-    assert_eq!(wrong(&stranger).len(), 2);
+    let stranger = |name: &str, normal: &[&str]| Package {
+        name: name.to_owned(),
+        place: "crates".to_owned(),
+        normal: normal.iter().map(|name| (*name).to_owned()).collect(),
+        optional: Vec::new(),
+    };
+    let strangers = [stranger("turnwise-new", &["turnwise-environment"]), stranger("other", &[])];
+    assert_eq!(wrong(&[right(), strangers.to_vec()].concat()).len(), 2);
 }
 
 #[test]
@@ -317,6 +329,42 @@ fn libraries_do_not_print() {
     let wrong: Vec<String> =
         sources().iter().filter(is_library).flat_map(|source| found(source, &words)).collect();
     assert_eq!(wrong, [""; 0]);
+}
+
+/// Lints forbid it to the crates themselves; this covers macros that they bring into others.
+#[test]
+fn only_kernels_are_unsafe() {
+    let may = ["crates/turnwise-kernels/", "crates/turnwise-gguf/", "tests/it/tidy.rs"];
+    let must_not = |source: &&Source| !may.iter().any(|place| source.path.starts_with(place));
+    let wrong: Vec<String> =
+        sources().iter().filter(must_not).flat_map(|source| found(source, &["unsafe"])).collect();
+    assert_eq!(wrong, [""; 0]);
+}
+
+/// The lines of a manifest's tables whose names begin so, without comments; tables are told apart by the rest of their names.
+fn table_lines(manifest: &str, prefix: &str) -> BTreeSet<String> {
+    let (mut lines, mut table) = (BTreeSet::new(), None);
+    for line in manifest.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            table = name.strip_prefix(prefix).map(str::to_owned);
+        } else if let (Some(table), false) = (&table, line.is_empty() || line.starts_with('#')) {
+            let setting = line.split(" #").next().unwrap_or_default().trim_end();
+            lines.insert(format!("{table} {setting}"));
+        }
+    }
+    lines
+}
+
+/// A package has the workspace's lints or a table of its own, not both.
+#[test]
+fn kernels_have_the_lints_of_all_but_the_one_on_unsafe_code() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).expect("a manifest");
+    let all = table_lines(&read("Cargo.toml"), "workspace.lints.");
+    let own = table_lines(&read("crates/turnwise-kernels/Cargo.toml"), "lints.");
+    let differ: Vec<&String> = all.symmetric_difference(&own).collect();
+    let expected =
+        ["clippy] undocumented_unsafe_blocks = \"warn\"", "rust] unsafe_code = \"forbid\""];
+    assert_eq!(differ, expected);
 }
 
 #[test]

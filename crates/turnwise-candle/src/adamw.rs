@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 pub(crate) use tensors::Optimizer;
 use turnwise_rollout::Meter;
 
+use turnwise_kernels::vectorized;
+
 use crate::ModelError;
 use crate::checkpoint::{Piece, Precision, Tensors, write_tensors};
 use crate::decoder::Parameter;
 use crate::finite::{describe, first_not_finite};
 use crate::layout::{Role, Spec};
 use crate::numbers::numbers;
-use crate::simd::vectorized;
 
 /// Settings of AdamW (Loshchilov and Hutter, *Decoupled weight decay regularization*, 2019, algorithm 2).
 ///

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use candle_core::{Device as Place, Tensor, Var};
 use serde_json::{Map, Value};
+use turnwise_kernels::buffer::BufferPool;
 use turnwise_rollout::Meter;
 
 use crate::balance::balance_loss;
@@ -16,7 +17,7 @@ use crate::numbers::host_numbers;
 use crate::pass::Pass;
 use crate::rope::Rope;
 use crate::snapshot::{Snapshot, TensorWeights};
-use crate::tape::{Keep, Pool};
+use crate::tape::Keep;
 use crate::weights::Weights;
 use crate::{
     ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, forms, initial, threads,
@@ -47,7 +48,7 @@ pub struct Decoder {
     precision: ComputePrecision,
     place: Place,
     rope: Arc<Rope>,
-    pool: Arc<Pool>,
+    pool: Arc<BufferPool>,
 }
 
 /// A trainable tensor.
@@ -460,7 +461,7 @@ impl Decoder {
         &self.place
     }
 
-    pub(crate) fn pool(&self) -> &Arc<Pool> {
+    pub(crate) fn pool(&self) -> &Arc<BufferPool> {
         &self.pool
     }
 

@@ -4,7 +4,7 @@
 //!
 //! A token's logits depend on the tokens before it and on the weights, to the last bit: not on who else is in the batch, on how
 //! a prompt was cut into steps, on how many threads there are, or on whether keys and values were computed for this request,
-//! for an earlier turn or for somebody else. Every element of a product is one sum in one order ([`tile`](crate::tile)), pages
+//! for an earlier turn or for somebody else. Every element of a product is one sum in one order ([`tile`](turnwise_kernels::tile)), pages
 //! of keys and values begin at fixed positions, and norms and rotations belong to one token each.
 //!
 //! # Who does what
@@ -20,7 +20,6 @@ mod pages;
 mod parts;
 mod scheduler;
 mod slot;
-mod team;
 mod tensors;
 mod tree;
 
@@ -34,7 +33,6 @@ pub(crate) use scheduler::{Command, Scheduler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub(crate) use slot::Job;
-pub(crate) use team::Team;
 
 use crate::DecoderConfig;
 

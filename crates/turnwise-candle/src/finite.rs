@@ -1,9 +1,10 @@
 //! Numbers that are NaN or infinite, and the weights that they come from.
 
+use turnwise_kernels::math;
+use turnwise_kernels::vectorized;
+
 use crate::layout::Spec;
-use crate::math;
 use crate::numbers::host_numbers;
-use crate::simd::vectorized;
 use crate::{Decoder, ModelError};
 
 vectorized! {

@@ -4,7 +4,6 @@
 //! finite differences. Work is cut in pieces of a fixed size, so that a sum does not depend on the number of threads.
 
 pub(crate) mod attention;
-pub(crate) mod dense;
 pub(crate) mod experts;
 pub(crate) mod heads;
 pub(crate) mod linear;

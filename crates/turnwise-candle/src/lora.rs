@@ -9,12 +9,12 @@ use candle_core::{Tensor, Var};
 use peft::Peft;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply};
 
 use crate::checkpoint::Precision;
 use crate::decoder::Parameter;
 use crate::finite::{describe, first_not_finite};
 use crate::layout::{Adapter, Linear, Spec, specs};
-use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
 use crate::{Decoder, DecoderConfig, ModelError, initial};
 
 /// The largest rank that is believed to be meant.
@@ -274,7 +274,7 @@ impl<'a> Linear<&'a [f32]> {
         let mut merged = self.weight.to_vec();
         let mut target = MatrixMut::rows(&mut merged, width);
         let sides = [Matrix::rows(up, rank), Matrix::rows(down, width)];
-        multiply(&mut target, Write::Add, scale, sides, Accuracy::Full, Threads::Pool);
+        multiply(&mut target, Write::Add, scale, sides, Accuracy::Full, Parallelism::Pool);
         Cow::Owned(merged)
     }
 }

@@ -5,13 +5,13 @@
 //! activations are freed as soon as the backward pass is behind them.
 
 mod backward;
-mod pool;
 mod recorder;
 
 use std::sync::Arc;
 
+use turnwise_kernels::buffer::{Buffer, BufferPool};
+
 pub(crate) use backward::{Loss, play_backward};
-pub(crate) use pool::{Buffer, Pool};
 pub(crate) use recorder::Recorder;
 
 use crate::balance::LayerUse;
@@ -74,7 +74,7 @@ pub(crate) struct Tape {
     pub(crate) uses: Vec<LayerUse>,
     /// Where its time went.
     pub(crate) shares: Shares,
-    pool: Arc<Pool>,
+    pool: Arc<BufferPool>,
     keep: Keep,
     nodes: Vec<Node>,
     n_values: usize,
@@ -125,7 +125,7 @@ struct MixtureSlots {
 }
 
 impl Tape {
-    pub(crate) fn new(batch: Arc<Batch>, pool: Arc<Pool>, keep: Keep) -> Self {
+    pub(crate) fn new(batch: Arc<Batch>, pool: Arc<BufferPool>, keep: Keep) -> Self {
         Self {
             batch,
             predicted: Predicted::default(),

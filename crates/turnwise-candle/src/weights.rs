@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
+use turnwise_kernels::panels::{Panels, StoredMatrix};
+use turnwise_kernels::tile::LANES;
 
 use crate::DecoderConfig;
 use crate::layout::{Choice, FeedForward, Layer, Linear, Mixture, Mlp, Network};
 use crate::numbers::host_numbers;
-use crate::panels::{Panels, Stored};
 use crate::rope::Rope;
-use crate::tile::LANES;
 
 /// Weights laid out for inference: matrices as panels, so that products read memory in one direction, and matrices with the
 /// same input in one.
@@ -189,7 +189,7 @@ impl MlpWeights {
         let inner = mlp.gate.weight.len() / d;
         let [gate, up, down] = [&mlp.gate, &mlp.up, &mlp.down].map(Whole::of);
         Self {
-            gate_up: Panels::in_turns(gate.stored(), up.stored(), d),
+            gate_up: Panels::interleaved(gate.stored(), up.stored(), d),
             down: Panels::side_by_side(&[down.stored()], inner),
         }
     }
@@ -234,11 +234,11 @@ impl<'a> Whole<'a> {
         Self { matrix: linear.merged(), bias: linear.bias }
     }
 
-    fn stored(&self) -> Stored<'_> {
-        Stored { matrix: &self.matrix, bias: self.bias }
+    fn stored(&self) -> StoredMatrix<'_> {
+        StoredMatrix { matrix: &self.matrix, bias: self.bias }
     }
 }
 
-fn bare(matrix: &[f32]) -> Stored<'_> {
-    Stored { matrix, bias: None }
+fn bare(matrix: &[f32]) -> StoredMatrix<'_> {
+    StoredMatrix { matrix, bias: None }
 }

@@ -1,8 +1,9 @@
 //! Clipped Importance Sampling-weight Policy Optimization.
 
+use turnwise_kernels::lanes::LANES;
+
 use crate::clip::Band;
 use crate::objective::evaluate_tokens;
-use crate::sum::LANES;
 use crate::token_terms::{Lanes, Term, Terms, sum_terms, weighted_logprob};
 use crate::{Clip, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss};
 

@@ -1,8 +1,9 @@
 //! The clip range and which side of it a ratio is on.
 
+use turnwise_kernels::lanes::LANES;
+use turnwise_kernels::lanes::lanes;
+
 use crate::ObjectiveError;
-use crate::sum::LANES;
-use crate::vector::lanes;
 
 /// The range 1 − ε_l ..= 1 + ε_h in which a ratio is not clipped.
 ///

@@ -1,11 +1,13 @@
 //! GSPO-token.
 
+use turnwise_kernels::lanes::LANES;
+use turnwise_kernels::lanes::{F64x8, Vectorized, run_widest};
+
 use crate::gspo::evaluate_uniform;
 use crate::log_ratio::padded;
 use crate::objective::evaluate_tokens;
 use crate::sequence_ratio::{Credit, SequenceRatio};
-use crate::sum::{LANES, LaneSum};
-use crate::vector::{Pass, Vector, run_widest};
+use crate::sum::LaneSum;
 use crate::{
     Advantages, Clip, Denominator, LengthWeight, Objective, ObjectiveError, Sequence, SequenceLoss,
 };
@@ -97,11 +99,11 @@ struct WriteBySign<'a> {
     gradient: &'a mut [f64],
 }
 
-impl Pass for WriteBySign<'_> {
+impl Vectorized for WriteBySign<'_> {
     type Output = Credit;
 
     #[inline(always)]
-    fn run<V: Vector>(self) -> Credit {
+    fn run<V: F64x8>(self) -> Credit {
         let (positive, negative) = (V::splat(self.positive), V::splat(self.negative));
         let mut sums = SignSums::<V>::zero();
         let (chunks, rest) = self.advantages.as_chunks::<LANES>();
@@ -129,7 +131,7 @@ struct SignSums<V> {
     n_negative: u64,
 }
 
-impl<V: Vector> SignSums<V> {
+impl<V: F64x8> SignSums<V> {
     #[inline(always)]
     fn zero() -> Self {
         let zero = LaneSum::zero();

@@ -1,7 +1,7 @@
 //! GSPO, GSPO-token and related objectives on log-probabilities, with closed-form gradients, and
 //! the advantages and credit they need.
 //!
-//! Every item is a pure function on `f64`: no tensors, no model, no threads, no dependencies. A
+//! Every item is a pure function on `f64`: no tensors, no model, no threads. A
 //! sequence is the trainable sampled tokens of one trajectory, over all its turns ([`Sequence`]);
 //! an [`Objective`] gives its loss and ∂loss/∂log π_t; the learner back-propagates Σ_t
 //! sg\[∂loss/∂log π_t\]·log π_t.
@@ -93,7 +93,6 @@ mod sequence_ratio;
 mod step;
 mod sum;
 mod token_terms;
-mod vector;
 
 pub use advantage::{
     AdvantageError, GroupAdvantage, ROUNDING, Std, has_zero_variance, leave_one_out, mean_only,

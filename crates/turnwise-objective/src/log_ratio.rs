@@ -1,7 +1,9 @@
 //! log π_θ − log π_b: its sum over a sequence, its exponential, and k3.
 
-use crate::sum::{LANES, LaneSum};
-use crate::vector::{Pass, Vector, lanes, run_widest};
+use turnwise_kernels::lanes::LANES;
+use turnwise_kernels::lanes::{F64x8, Vectorized, lanes, run_widest};
+
+use crate::sum::LaneSum;
 use crate::{ObjectiveError, Sequence};
 
 /// The bound at which log s (or a token's log ratio) is clamped before the exponential: e^512 ≈
@@ -33,11 +35,11 @@ pub(crate) fn log_ratios(sequence: &Sequence<'_>) -> Result<LogRatios, Objective
 /// The pass over a sequence's log ratios.
 struct SumLogRatios<'s, 'a>(&'s Sequence<'a>);
 
-impl Pass for SumLogRatios<'_, '_> {
+impl Vectorized for SumLogRatios<'_, '_> {
     type Output = LogRatios;
 
     #[inline(always)]
-    fn run<V: Vector>(self) -> LogRatios {
+    fn run<V: F64x8>(self) -> LogRatios {
         let mut sums = LogRatioSums::<V>::zero();
         let (logprobs, logprob_rest) = self.0.logprobs().as_chunks::<LANES>();
         let (behavior_logprobs, behavior_rest) = self.0.behavior_logprobs().as_chunks::<LANES>();
@@ -59,7 +61,7 @@ pub(crate) struct LogRatioSums<V = [f64; LANES]> {
     k3: V,
 }
 
-impl<V: Vector> LogRatioSums<V> {
+impl<V: F64x8> LogRatioSums<V> {
     #[inline(always)]
     pub(crate) fn zero() -> Self {
         Self { sum: LaneSum::zero(), k3: V::zero() }
@@ -160,7 +162,7 @@ pub(crate) fn capped_exps(log_ratios: &[f64; LANES], k3: &[f64; LANES]) -> [f64;
 ///
 /// Near 0 the formula as written suffers cancellation; its series does not.
 #[inline(always)]
-pub(crate) fn k3<V: Vector>(log_ratios: V) -> V {
+pub(crate) fn k3<V: F64x8>(log_ratios: V) -> V {
     if log_ratios.all_within(1.0 / 16.0) {
         k3_series::<7, V>(log_ratios)
     } else if log_ratios.all_within(1.0) {
@@ -197,7 +199,7 @@ pub(crate) fn k3_of_one(log_ratio: f64) -> f64 {
 /// Returns d²/2! + d³/3! + … + d^(DEGREE+2)/(DEGREE+2)!: exact up to one rounding for DEGREE 7 up
 /// to 1/16 and DEGREE 16 up to 1.
 #[inline(always)]
-fn k3_series<const DEGREE: usize, V: Vector>(log_ratios: V) -> V {
+fn k3_series<const DEGREE: usize, V: F64x8>(log_ratios: V) -> V {
     let mut sum = V::splat(INVERSE_FACTORIALS[DEGREE + 2]);
     for degree in (0..DEGREE).rev() {
         sum = sum.times(log_ratios).plus(V::splat(INVERSE_FACTORIALS[degree + 2]));

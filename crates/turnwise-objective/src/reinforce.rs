@@ -1,7 +1,8 @@
 //! REINFORCE, the policy gradient without a ratio.
 
+use turnwise_kernels::lanes::LANES;
+
 use crate::objective::evaluate_tokens;
-use crate::sum::LANES;
 use crate::token_terms::{Lanes, Term, Terms, sum_terms, weighted_logprob};
 use crate::{Denominator, LengthWeight, Objective, ObjectiveError, Sequence, SequenceLoss};
 

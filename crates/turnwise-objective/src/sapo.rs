@@ -1,7 +1,8 @@
 //! Soft Adaptive Policy Optimization.
 
+use turnwise_kernels::lanes::LANES;
+
 use crate::objective::evaluate_tokens;
-use crate::sum::LANES;
 use crate::token_terms::{Lanes, Term, Terms, sum_terms};
 use crate::{Denominator, Objective, ObjectiveError, Sequence, SequenceLoss};
 

@@ -1,9 +1,6 @@
 //! Compensated sums in eight lanes.
 
-use crate::vector::Vector;
-
-/// The number of sums that run side by side; a multiple of every common vector width.
-pub(crate) const LANES: usize = 8;
+use turnwise_kernels::lanes::{F64x8, LANES};
 
 /// Eight running sums and the rounding error each has made so far.
 ///
@@ -16,7 +13,7 @@ pub(crate) struct LaneSum<V = [f64; LANES]> {
     error: V,
 }
 
-impl<V: Vector> LaneSum<V> {
+impl<V: F64x8> LaneSum<V> {
     #[inline(always)]
     pub(crate) fn zero() -> Self {
         Self { sum: V::zero(), error: V::zero() }

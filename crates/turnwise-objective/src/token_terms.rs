@@ -1,9 +1,11 @@
 //! Objectives that are a sum over tokens: the pass over a sequence, and their shared terms.
 
+use turnwise_kernels::lanes::LANES;
+use turnwise_kernels::lanes::{F64x8, Vectorized, lanes, run_widest};
+
 use crate::clip::Band;
 use crate::log_ratio::{LogRatioSums, MAX_LOG_RATIO, capped_exps, padded};
-use crate::sum::{LANES, LaneSum};
-use crate::vector::{Pass, Vector, lanes, run_widest};
+use crate::sum::LaneSum;
 use crate::{Advantages, Clip, ObjectiveError, Sequence, SequenceLoss, SequenceStats};
 
 /// Eight tokens, the input of a term.
@@ -59,11 +61,11 @@ struct SumTerms<'s, 'a, T> {
     gradient: &'s mut [f64],
 }
 
-impl<T: Term> Pass for SumTerms<'_, '_, T> {
+impl<T: Term> Vectorized for SumTerms<'_, '_, T> {
     type Output = TermSums;
 
     #[inline(always)]
-    fn run<V: Vector>(self) -> TermSums {
+    fn run<V: F64x8>(self) -> TermSums {
         let mut sums = TermSums::new(self.scale);
         sums.add_all(self.term, self.sequence, self.gradient);
         sums

@@ -1,4 +1,6 @@
 use turnwise_environment::derive_seed;
+use turnwise_kernels::math;
+use turnwise_kernels::reduce::{self, BLOCK};
 use turnwise_trajectory::{Sampling, TokenId};
 
 /// Returns the random number in `[0, 1)` for token `index` of the episode with this sampling seed.
@@ -27,12 +29,6 @@ pub struct Sampler {
     ids: Vec<TokenId>,
 }
 
-/// The number of logits whose weights are summed together.
-const BLOCK: usize = 64;
-
-/// The number of partial sums that are kept side by side.
-const LANES: usize = 16;
-
 impl Sampler {
     /// Samples one token by inversion and returns it with its log-probability, in nats. Logits must be finite: an
     /// engine checks that before sampling, and otherwise returns
@@ -51,7 +47,7 @@ impl Sampler {
     /// ```
     pub fn draw(&mut self, logits: &[f32], sampling: &Sampling, uniform: f64) -> (TokenId, f32) {
         assert!(!logits.is_empty(), "there must be a token to sample");
-        let highest = maximum(logits);
+        let highest = reduce::maximum(logits);
         if sampling.temperature == 0.0 {
             let likeliest = logits.iter().position(|logit| *logit == highest).unwrap_or(0);
             return (likeliest as TokenId, 0.0);
@@ -113,7 +109,7 @@ impl Sampler {
         uniform: f64,
     ) -> (TokenId, f32) {
         let inverse_temperature = 1.0 / temperature;
-        let weight = |logit: f32| exponential((logit - highest) * inverse_temperature);
+        let weight = |logit: f32| math::exp_flushed((logit - highest) * inverse_temperature);
         let total = self.sum(logits, highest, inverse_temperature);
         let target = uniform * total;
         let (block, before) = block_of(&self.sums, target);
@@ -140,7 +136,7 @@ impl Sampler {
     fn sum(&mut self, logits: &[f32], highest: f32, inverse_temperature: f32) -> f64 {
         self.sums.clear();
         self.sums.resize(logits.len().div_ceil(BLOCK), 0.0);
-        add_blocks(logits, highest, inverse_temperature, &mut self.sums);
+        reduce::exponential_block_sums(logits, highest, inverse_temperature, &mut self.sums);
         self.sums.iter().sum()
     }
 
@@ -213,64 +209,6 @@ impl<'a> Likeliest<'a> {
     }
 }
 
-fn maximum(logits: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (whole, rest) = logits.as_chunks::<LANES>();
-    for logits in whole {
-        for i in 0..LANES {
-            lanes[i] = larger(lanes[i], logits[i]);
-        }
-    }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b))
-}
-
-/// Sums the weights of blocks, in the widest vectors of the processor; the result is the same for every width.
-fn add_blocks(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut [f64]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f")]
-        fn wide(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut [f64]) {
-            add_blocks_here(logits, highest, inverse_temperature, sums);
-        }
-
-        #[target_feature(enable = "avx2")]
-        fn narrow(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut [f64]) {
-            add_blocks_here(logits, highest, inverse_temperature, sums);
-        }
-
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor supports the features that the function is compiled for.
-            #[allow(unsafe_code)]
-            return unsafe { wide(logits, highest, inverse_temperature, sums) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: as above.
-            #[allow(unsafe_code)]
-            return unsafe { narrow(logits, highest, inverse_temperature, sums) };
-        }
-    }
-    add_blocks_here(logits, highest, inverse_temperature, sums);
-}
-
-#[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
-#[inline(always)]
-fn add_blocks_here(logits: &[f32], highest: f32, inverse_temperature: f32, sums: &mut [f64]) {
-    for (sum, block) in sums.iter_mut().zip(logits.chunks(BLOCK)) {
-        let mut lanes = [0.0_f32; LANES];
-        let (whole, rest) = block.as_chunks::<LANES>();
-        for logits in whole {
-            for i in 0..LANES {
-                lanes[i] += exponential((logits[i] - highest) * inverse_temperature);
-            }
-        }
-        for (lane, logit) in lanes.iter_mut().zip(rest) {
-            *lane += exponential((logit - highest) * inverse_temperature);
-        }
-        *sum = lanes.iter().map(|lane| f64::from(*lane)).sum();
-    }
-}
-
 /// Returns the block in which the running sum passes `target`, and the sum of the blocks before it. If rounding leaves
 /// none, returns the last block with a positive sum.
 fn block_of(sums: &[f64], target: f64) -> (usize, f64) {
@@ -283,31 +221,6 @@ fn block_of(sums: &[f64], target: f64) -> (usize, f64) {
         }
     }
     found
-}
-
-/// Returns the exponential of a number of at most 0, to about two units in the last place; 0 for NaN and on underflow.
-/// Branchless, so that it is vectorised, and without fused operations, so that every machine samples the same token
-/// (after Cephes' `expf`, S. Moshier).
-#[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
-#[inline(always)]
-fn exponential(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves a whole number in the low bits
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let is_enough = x > -87.0; // never of NaN
-    let x = if is_enough { x } else { -87.0 };
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let whole = shifted - ROUND;
-    let r = x - whole * LN_2_HIGH - whole * LN_2_LOW;
-    let p = 1.987_569_1e-4_f32;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5e-1;
-    let p = p * r * r + r + 1.0;
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
-    if is_enough { p * power } else { 0.0 }
 }
 
 fn draw_kept(kept: &[(TokenId, f64)], uniform: f64) -> (TokenId, f32) {
@@ -405,7 +318,7 @@ mod tests {
                 for top_k in [0, 1, 20, 500, 5000] {
                     for (top_p, min_p) in [(1.0, 0.0), (0.9, 0.0), (1.0, 0.05), (0.5, 0.6)] {
                         let sampling = Sampling { top_k, top_p, min_p, temperature: 0.7 };
-                        let highest = maximum(&logits);
+                        let highest = reduce::maximum(&logits);
                         sampler.keep(&logits, highest, &sampling);
                         let kept: Vec<TokenId> = sampler.kept.iter().map(|(id, _)| *id).collect();
                         assert_eq!(kept, plainly_kept(&logits, &sampling), "{sampling:?}");

@@ -27,21 +27,36 @@ pub(crate) async fn policy(
     }
 }
 
-/// Has candle compute each product on the thread that asks for it, unless the user wants it otherwise. To be called while the
-/// process has one thread.
+/// Has candle compute each product on the thread that asks for it, unless the user wants it otherwise: replaces this process
+/// by the same program with the variables that candle reads. Does nothing where they are set, and where a process cannot be
+/// replaced.
 ///
-/// The threads that it would spread products of quantised weights over wait by spinning, which costs far more than it gives
+/// The threads that candle would spread products of quantised weights over wait by spinning, which costs far more than it gives
 /// where training or another request needs the core. And for each product of others it reads `/proc/cpuinfo` to count cores,
 /// unless it is told a number; this is the one that rayon would take.
 #[cfg(feature = "gguf")]
-#[allow(unsafe_code)]
 pub fn keep_products_together() {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    for (variable, value) in [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", cores)] {
-        if std::env::var_os(variable).is_none() {
-            // SAFETY: the first thing that `main` does, on a runtime of one thread: nobody reads the environment meanwhile.
-            unsafe { std::env::set_var(variable, value.to_string()) };
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::CommandExt;
+
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", cores)];
+        let is_missing = |variable: &str| std::env::var_os(variable).is_none();
+        let missing = wanted.into_iter().filter(|(variable, _)| is_missing(variable));
+        let missing: Vec<(&str, String)> =
+            missing.map(|(variable, value)| (variable, value.to_string())).collect();
+        let Ok(program) = std::env::current_exe() else { return };
+        if missing.is_empty() {
+            return;
         }
+        let mut arguments = std::env::args_os();
+        let mut command = std::process::Command::new(program);
+        if let Some(name) = arguments.next() {
+            command.arg0(name);
+        }
+        // It returns only when the system refuses; what candle does by itself is slower and not wrong.
+        let _ = command.args(arguments).envs(missing).exec();
     }
 }
 

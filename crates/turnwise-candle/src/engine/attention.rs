@@ -6,15 +6,18 @@
 use std::iter::repeat_n;
 use std::ops::Range;
 
+use turnwise_kernels::math;
+use turnwise_kernels::matrix::Write;
+use turnwise_kernels::panels::padded;
+use turnwise_kernels::tile::{
+    self, ColumnVectors, LANES, MAX_VECTORS, TileFactors, TileTarget, shape,
+};
+use turnwise_kernels::vectorized;
+
 use super::compute::{Step, Token};
 use super::pages::{PAGE, Pages};
 use super::tree::PageId;
 use crate::forward::Heads;
-use crate::math;
-use crate::matrix::Write;
-use crate::panels::padded;
-use crate::simd::vectorized;
-use crate::tile::{self, Columns, Factors, LANES, MAX_VECTORS, Target, shape};
 
 /// Query rows that are computed together.
 const ROWS: usize = 12;
@@ -194,7 +197,7 @@ impl Work<'_> {
                 vectors /= 2;
             }
             let columns = |first: usize| {
-                let mut b: Columns<'_> = [&[]; MAX_VECTORS];
+                let mut b: ColumnVectors<'_> = [&[]; MAX_VECTORS];
                 for (vector, b) in b[..vectors].iter_mut().enumerate() {
                     let place = (first + vector * LANES / PAGE).min(span.pages.end - 1);
                     let keys = pages.get(table[place]).keys(pages.layout(), layer, self.head);
@@ -205,7 +208,7 @@ impl Work<'_> {
             let b = columns(page);
             let next = columns(page + vectors * LANES / PAGE);
             for (row, rows) in tiles.clone() {
-                let factors = Factors {
+                let factors = TileFactors {
                     a: &scratch.queries[row * heads.head_dim..],
                     a_stride: heads.head_dim,
                     a_step: 1,
@@ -219,7 +222,7 @@ impl Work<'_> {
                 };
                 let data = &mut scratch.scores[row * self.length + page * PAGE..];
                 let write = Write::Replace;
-                tile::multiply(&mut Target { data, stride: self.length, write }, &factors);
+                tile::multiply(&mut TileTarget { data, stride: self.length, write }, &factors);
             }
             page += vectors * LANES / PAGE;
         }
@@ -234,7 +237,7 @@ impl Work<'_> {
         let values = |page: &PageId| pages.get(*page).values(pages.layout(), layer, self.head);
         let width = padded(heads.head_dim);
         let (most_vectors, tiles) = self.tiles(span);
-        let mut b: Vec<Columns<'_>> = vec![[&[]; MAX_VECTORS]; table.len()];
+        let mut b: Vec<ColumnVectors<'_>> = vec![[&[]; MAX_VECTORS]; table.len()];
         let mut column = 0;
         while column < width {
             let mut vectors = most_vectors;
@@ -248,7 +251,7 @@ impl Work<'_> {
                 }
             }
             for (row, rows) in tiles.clone() {
-                let factors = Factors {
+                let factors = TileFactors {
                     a: &scratch.scores[row * self.length + span.pages.start * PAGE..],
                     a_stride: self.length,
                     a_step: 1,
@@ -261,7 +264,10 @@ impl Work<'_> {
                     next: &[],
                 };
                 let data = &mut scratch.mixed[row * width + column..];
-                tile::multiply(&mut Target { data, stride: width, write: Write::Add }, &factors);
+                tile::multiply(
+                    &mut TileTarget { data, stride: width, write: Write::Add },
+                    &factors,
+                );
             }
             column += vectors * LANES;
         }

@@ -2,17 +2,18 @@
 
 use std::sync::Mutex;
 
+use turnwise_kernels::math;
+use turnwise_kernels::panels::{Epilogue, Panels, StridedRows, padded};
+use turnwise_kernels::team::{Team, WriteOnceRows};
+use turnwise_kernels::vectorized;
+
 use super::attention::{Layer, Plan, Scratch};
 use super::mixture::MixtureMemory;
 use super::pages::{PAGE, Page, PageLayout, Pages};
 use super::parts::{Clock, Part, Parts};
-use super::team::{Places, Team};
 use super::tree::PageId;
 use crate::forward::Heads;
-use crate::math;
-use crate::panels::{Panels, Rows, Then, padded};
 use crate::rope::Rope;
-use crate::simd::vectorized;
 use crate::snapshot::Snapshot;
 use crate::weights::{FeedForwardWeights, LayerWeights, MlpWeights, Weights};
 
@@ -157,10 +158,10 @@ impl CpuCompute {
         let width = padded(weights.config.hidden_size);
         norm_rows(team, &mut self.normed, &self.x, &layer.attention_norm, eps);
         clock.lap(Part::Other);
-        product(team, &layer.qkv, &self.normed, width, &mut self.qkv, Then::Replace);
+        product(team, &layer.qkv, &self.normed, width, &mut self.qkv, Epilogue::Replace);
         clock.lap(Part::Linear);
         self.keep(team, weights, layer, step, index);
-        self.attend(team, step, heads, layer.qkv.columns(Then::Replace), index);
+        self.attend(team, step, heads, layer.qkv.columns(Epilogue::Replace), index);
         clock.lap(Part::Attention);
         product(
             team,
@@ -168,7 +169,7 @@ impl CpuCompute {
             &self.mixed,
             heads.n_heads * heads.head_dim,
             &mut self.x,
-            Then::Add,
+            Epilogue::Add,
         );
         clock.lap(Part::Linear);
     }
@@ -189,7 +190,7 @@ impl CpuCompute {
         }
         let heads = Heads::of(&weights.config);
         let (q, kv) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
-        let stride = layer.qkv.columns(Then::Replace);
+        let stride = layer.qkv.columns(Epilogue::Replace);
         let layout = self.pages.layout();
         let mut pages = self.pages.all_mut();
         let mut rest = &mut self.qkv[..];
@@ -219,7 +220,7 @@ impl CpuCompute {
         self.mixed.resize(step.tokens.len() * width, 0.0);
         let Self { pages, plan, scratch, qkv, mixed, .. } = self;
         let layer = Layer { step, pages, heads, index, qkv, stride };
-        let target = Places::new(mixed, heads.head_dim);
+        let target = WriteOnceRows::new(mixed, heads.head_dim);
         // Key heads first, so that threads tend to stay with one.
         team.each(plan.len() * heads.n_kv_heads, |member, piece| {
             let (head, group) = (piece / plan.len(), piece % plan.len());
@@ -244,14 +245,14 @@ impl CpuCompute {
         clock.lap(Part::Other);
         match &layer.feed_forward {
             FeedForwardWeights::Dense(MlpWeights { gate_up, down }) => {
-                product(team, gate_up, &self.normed, width, &mut self.inner, Then::Gate);
+                product(team, gate_up, &self.normed, width, &mut self.inner, Epilogue::SwiGlu);
                 product(
                     team,
                     down,
                     &self.inner,
-                    gate_up.columns(Then::Gate),
+                    gate_up.columns(Epilogue::SwiGlu),
                     &mut self.x,
-                    Then::Add,
+                    Epilogue::Add,
                 );
             }
             FeedForwardWeights::Mixture(mixture) => {
@@ -264,7 +265,7 @@ impl CpuCompute {
 
     fn head(&mut self, team: &mut Team, weights: &Weights, step: &Step) -> Logits<'_> {
         let (stride, width) =
-            (weights.head.columns(Then::Replace), padded(weights.config.hidden_size));
+            (weights.head.columns(Epilogue::Replace), padded(weights.config.hidden_size));
         // The rows that are wanted move to the front, over rows that nobody needs any more.
         let mut wanted = 0;
         for (index, _) in step.tokens.iter().enumerate().filter(|(_, token)| token.wants_logits) {
@@ -275,7 +276,7 @@ impl CpuCompute {
         if wanted > 0 {
             let eps = weights.config.rms_norm_eps as f32;
             norm_rows(team, &mut self.normed, &self.x, &weights.norm, eps);
-            product(team, &weights.head, &self.normed, width, &mut self.logits, Then::Replace);
+            product(team, &weights.head, &self.normed, width, &mut self.logits, Epilogue::Replace);
         }
         Logits { data: &self.logits[..wanted * stride], stride }
     }
@@ -293,9 +294,9 @@ pub(super) fn product(
     rows: &[f32],
     stride: usize,
     target: &mut Vec<f32>,
-    then: Then,
+    then: Epilogue,
 ) {
-    let rows = Rows { data: rows, stride, count: rows.len() / stride };
+    let rows = StridedRows { data: rows, stride, count: rows.len() / stride };
     target.resize(rows.count * by.columns(then), 0.0);
     by.multiply(team, rows, target, then);
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Mutex;
 
+use turnwise_kernels::team::Team;
 use turnwise_rollout::Sampler;
 
 use super::compute::Logits;
 use super::slot::{Drawn, Slot, Undrawn};
-use super::team::Team;
 use crate::finite::all_finite;
 
 /// Rows that one thread draws from at a time.

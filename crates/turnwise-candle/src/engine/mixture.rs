@@ -1,12 +1,13 @@
 //! Layers of experts.
 
+use turnwise_kernels::math;
+use turnwise_kernels::panels::{Epilogue, StridedRows, padded};
+use turnwise_kernels::team::Team;
+use turnwise_kernels::vectorized;
+
 use super::compute::{MIN_TOKENS_PER_THREAD, product};
-use super::team::Team;
 use crate::layout::Choice;
-use crate::math;
-use crate::panels::{Rows, Then, padded};
 use crate::routing::Routing;
-use crate::simd::vectorized;
 use crate::weights::{MixtureWeights, MlpWeights};
 
 /// Memory for experts, kept between steps. Rows are padded to whole vectors.
@@ -39,7 +40,7 @@ impl MixtureMemory {
         mixture: &MixtureWeights,
     ) {
         let (choice, width) = (mixture.choice, padded(d));
-        product(team, &mixture.router, normed, width, &mut self.scores, Then::Replace);
+        product(team, &mixture.router, normed, width, &mut self.scores, Epilogue::Replace);
         self.probabilities.clear();
         for scores in self.scores.chunks_exact(padded(choice.n_experts)) {
             self.probabilities.extend_from_slice(&scores[..choice.n_experts]);
@@ -81,10 +82,14 @@ impl Work<'_> {
             tokens.flat_map(|token| &normed[token * width..][..width]).copied().collect();
         let count = self.origins.len();
         let MlpWeights { gate_up, down } = self.expert;
-        let mut inner = vec![0.0; count * gate_up.columns(Then::Gate)];
-        gate_up.multiply_alone(Rows { data: &rows, stride: width, count }, &mut inner, Then::Gate);
-        let inner = Rows { data: &inner, stride: gate_up.columns(Then::Gate), count };
-        down.multiply_alone(inner, self.target, Then::Replace);
+        let mut inner = vec![0.0; count * gate_up.columns(Epilogue::SwiGlu)];
+        gate_up.multiply_alone(
+            StridedRows { data: &rows, stride: width, count },
+            &mut inner,
+            Epilogue::SwiGlu,
+        );
+        let inner = StridedRows { data: &inner, stride: gate_up.columns(Epilogue::SwiGlu), count };
+        down.multiply_alone(inner, self.target, Epilogue::Replace);
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use turnwise_kernels::panels::padded;
+use turnwise_kernels::tile::{CacheLine, LANES, numbers, numbers_mut};
+
 use super::tree::PageId;
 use crate::DecoderConfig;
-use crate::panels::padded;
-use crate::tile::{Block, LANES, numbers, numbers_mut};
 
 /// Tokens of a page. A page holds the same positions of a sequence whoever shares it, so that sums over a sequence are cut
 /// in the same places.
@@ -28,7 +29,7 @@ pub(super) struct Pages {
 
 /// For each layer and head: keys `[head_dim, PAGE]`, then values `[PAGE, head_dim padded to whole vectors]`.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Page(Vec<Block>);
+pub(super) struct Page(Vec<CacheLine>);
 
 impl PageLayout {
     pub(super) fn new(config: &DecoderConfig) -> Self {
@@ -50,7 +51,7 @@ impl PageLayout {
 
     /// Memory that a page takes.
     pub(super) fn bytes(self) -> u64 {
-        (self.blocks() * size_of::<Block>()) as u64
+        (self.blocks() * size_of::<CacheLine>()) as u64
     }
 
     fn keys(self, layer: usize, head: usize) -> Range<usize> {
@@ -80,7 +81,7 @@ impl Pages {
         }
         let Page(blocks) = &mut self.pages[page.0];
         if blocks.is_empty() {
-            *blocks = vec![Block::ZERO; self.layout.blocks()];
+            *blocks = vec![CacheLine::ZERO; self.layout.blocks()];
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
+use turnwise_kernels::team::Team;
 use turnwise_rollout::{PolicyError, SampleRequest};
 use turnwise_trajectory::StopReason;
 
@@ -12,12 +13,11 @@ use super::drawing::draw_all;
 use super::pages::{PAGE, PageLayout};
 use super::parts::{Part, Parts};
 use super::slot::{Job, Slot, Undrawn, Waiting};
-use super::team::Team;
 use super::tensors::{compute_for, suited};
 use super::tree::{NodeId, Tree};
 use super::{Counters, EngineSettings, KvOnUpdate, add};
 use crate::published::{Publication, Published};
-use crate::{DecoderConfig, ModelError};
+use crate::{DecoderConfig, ModelError, threads};
 
 /// What a policy's handles ask of its thread.
 #[derive(Debug)]
@@ -47,6 +47,17 @@ pub(crate) struct Scheduler {
     /// Counts steps.
     step: u64,
     counters: Arc<Counters>,
+}
+
+/// Starts the engine's threads; 0 means one for each processor.
+///
+/// # Errors
+/// [`ModelError::Settings`] for more threads than can be meant, and [`ModelError::Threads`] when the system refuses one.
+fn team(n_threads: usize) -> Result<Team, ModelError> {
+    const PURPOSE: &str = "the engine";
+    threads::check(n_threads, PURPOSE)?;
+    let refused = |error| ModelError::threads(n_threads, PURPOSE, error);
+    Team::new(n_threads, "candle-policy").map_err(refused)
 }
 
 /// Tokens of a step, and where what they leave behind goes.
@@ -80,7 +91,7 @@ impl Scheduler {
             tree: Tree::new(max_pages.unwrap_or(usize::MAX)),
             compute: compute_for(&current.weights),
             current,
-            team: Team::new(settings.threads)?,
+            team: team(settings.threads)?,
             page_bytes: layout.bytes(),
             step: 0,
             counters,

@@ -5,12 +5,12 @@
 //! together, padded to the longest; each longer piece attends alone.
 
 use candle_core::{DType, Device, Result, Tensor};
+use turnwise_kernels::team::Team;
 
 use super::EngineSettings;
 use super::compute::{Compute, CpuCompute, Logits, Step, Token};
 use super::pages::{PAGE, PageLayout};
 use super::parts::{Part, Parts};
-use super::team::Team;
 use super::tree::PageId;
 use crate::forward::Forward;
 use crate::layout::{HeadNorms, Layer, Linear, Mixture};

@@ -11,15 +11,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use turnwise_kernels::buffer::{Buffer, BufferPool};
+use turnwise_kernels::math;
+use turnwise_kernels::matrix::{
+    self, Accuracy, Matrix, MatrixMut, PackedSides, Parallelism, Write,
+};
+use turnwise_kernels::small::{self, LeftFactor, RightFactor};
+use turnwise_kernels::tile::LANES;
+use turnwise_kernels::vectorized;
 
-use super::dense::{self, Left, Right};
 use crate::batch::{Batch, Span};
 use crate::forward::Heads;
-use crate::math;
-use crate::matrix::{self, Accuracy, Matrix, MatrixMut, Packed, Threads, Write};
-use crate::simd::vectorized;
-use crate::tape::{Buffer, Pool};
-use crate::tile::LANES;
 
 /// Tokens whose queries are computed at once.
 const BLOCK: usize = 64;
@@ -71,7 +73,7 @@ pub(crate) fn forward(
     qkv: &[f32],
     batch: &Batch,
     heads: Heads,
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
 ) {
     let parts = parts(batch, heads);
     let mixers: Vec<Mixer> =
@@ -118,7 +120,7 @@ pub(crate) fn backward(
     above: &Above<'_>,
     batch: &Batch,
     heads: Heads,
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
 ) {
     let parts = parts(batch, heads);
     let pullers: Vec<Puller<'_>> =
@@ -316,7 +318,7 @@ enum Numbers {
     /// For vector units: rows that are so many numbers apart, whole vectors.
     Rows(Buffer, usize),
     /// For the matrix unit, span by span.
-    Packed(Packed),
+    Packed(PackedSides),
 }
 
 impl Laid {
@@ -327,7 +329,7 @@ impl Laid {
         heads: Heads,
         head: usize,
         (lie, accuracy): (Lie, Accuracy),
-        pool: &Arc<Pool>,
+        pool: &Arc<BufferPool>,
     ) -> Self {
         let (stride, head_dim) = (heads.width(), heads.head_dim);
         let numbers = if part.on_unit {
@@ -337,7 +339,7 @@ impl Laid {
                 if lie == Lie::Across { rows.transposed() } else { rows }
             };
             let sides: Vec<Matrix<'_>> = part.spans.iter().map(side).collect();
-            Numbers::Packed(Packed::new(&sides, accuracy, Threads::One))
+            Numbers::Packed(PackedSides::new(&sides, accuracy, Parallelism::Serial))
         } else {
             let copy = Copied { rows: qkv, stride, tokens: part.tokens.clone() };
             match lie {
@@ -355,7 +357,7 @@ impl Laid {
         target: &mut [f32],
         stride: usize,
         write: Write,
-        left: Left<'_>,
+        left: LeftFactor<'_>,
         stretch: &Stretch,
     ) {
         let columns = match self.lie {
@@ -366,7 +368,7 @@ impl Laid {
             Numbers::Packed(packed) => {
                 let mut target = MatrixMut::strided(target, left.rows, columns, stride);
                 let (left, span) = (left.matrix(), stretch.span);
-                packed.multiply_first(&mut target, write, left, span, Threads::One);
+                packed.multiply_first(&mut target, write, left, span, Parallelism::Serial);
             }
             Numbers::Rows(rows, apart) => {
                 let first = stretch.keys.start - self.start;
@@ -374,8 +376,8 @@ impl Laid {
                     Lie::Across => &rows[first..],
                     Lie::Along => &rows[first * apart..],
                 };
-                let right = Right { data, stride: *apart, columns };
-                dense::multiply(target, stride, write, left, right, self.accuracy);
+                let right = RightFactor { data, stride: *apart, columns };
+                small::multiply(target, stride, write, left, right, self.accuracy);
             }
         }
     }
@@ -383,7 +385,7 @@ impl Laid {
 
 /// The products of rows with all that a block sees. `[rows, head_dim]` times `[head_dim, n]`
 fn score(laid: &Laid, block: &Block, rows: &[f32], heads: Heads, scores: &mut [f32]) {
-    let left = Left {
+    let left = LeftFactor {
         data: rows,
         stride: heads.head_dim.next_multiple_of(LANES),
         step: 1,
@@ -405,7 +407,7 @@ struct Mixer {
 }
 
 impl Mixer {
-    fn of(qkv: &[f32], part: &Part<'_>, heads: Heads, pool: &Arc<Pool>) -> Self {
+    fn of(qkv: &[f32], part: &Part<'_>, heads: Heads, pool: &Arc<BufferPool>) -> Self {
         let Heads { n_heads, n_kv_heads, .. } = heads;
         let laid = |head, lie| Laid::new(qkv, part, heads, head, (lie, Accuracy::Full), pool);
         Self {
@@ -441,7 +443,7 @@ impl Mixer {
             let mut write = Write::Replace;
             for stretch in &block.seen {
                 let (data, terms) = (&scores[stretch.column..], stretch.keys.len());
-                let left = Left { data, stride, step: 1, rows: n, terms };
+                let left = LeftFactor { data, stride, step: 1, rows: n, terms };
                 let target = &mut mixed[own * head_dim..];
                 self.values.multiply(target, n_heads * head_dim, write, left, stretch);
                 write = Write::Add;
@@ -495,7 +497,7 @@ impl Copied<'_> {
     }
 
     /// The same in memory of its own.
-    fn kept(&self, head: usize, head_dim: usize, pool: &Arc<Pool>) -> Numbers {
+    fn kept(&self, head: usize, head_dim: usize, pool: &Arc<BufferPool>) -> Numbers {
         let width = head_dim.next_multiple_of(LANES);
         let length = self.tokens.len() * width;
         let mut copy = pool.take(length + BEYOND);
@@ -504,7 +506,7 @@ impl Copied<'_> {
     }
 
     /// A head, column by column. `[head_dim, n]`, padded to whole vectors
-    fn across(&self, head: usize, head_dim: usize, pool: &Arc<Pool>) -> Numbers {
+    fn across(&self, head: usize, head_dim: usize, pool: &Arc<BufferPool>) -> Numbers {
         let (n, length) = (self.tokens.len(), self.tokens.len().next_multiple_of(LANES));
         let mut copy = pool.take(head_dim * length + BEYOND);
         let rows = &self.rows[self.tokens.start * self.stride + head * head_dim..];
@@ -542,7 +544,7 @@ struct Puller<'a> {
 }
 
 impl<'a> Puller<'a> {
-    fn of(part: &Part<'_>, above: &'a Above<'a>, heads: Heads, pool: &Arc<Pool>) -> Self {
+    fn of(part: &Part<'_>, above: &'a Above<'a>, heads: Heads, pool: &Arc<BufferPool>) -> Self {
         let (keys, values) =
             (heads.n_heads + part.kv_head, heads.n_heads + heads.n_kv_heads + part.kv_head);
         let laid = |head, lie| Laid::new(above.qkv, part, heads, head, (lie, GRADIENT), pool);
@@ -557,7 +559,7 @@ impl<'a> Puller<'a> {
         }
     }
 
-    fn pull_strip(&self, blocks: &[Block], pool: &Arc<Pool>) -> Pulled {
+    fn pull_strip(&self, blocks: &[Block], pool: &Arc<BufferPool>) -> Pulled {
         let width = self.heads.head_dim.next_multiple_of(LANES);
         let start = blocks.first().map_or(0, |block| block.queries.start);
         let end = blocks.last().map_or(0, |block| block.queries.end);
@@ -618,19 +620,20 @@ impl<'a> Puller<'a> {
         let (rows, start) = (group * n, self.start);
         let width = self.heads.head_dim.next_multiple_of(LANES);
         let dqueries = room(dqueries, rows * width);
-        let side = |data| Right { data, stride: width, columns: width };
+        let side = |data| RightFactor { data, stride: width, columns: width };
         let mut write = Write::Replace;
         for stretch in &block.seen {
             let (column, terms) = (stretch.column, stretch.keys.len());
-            let across = |data| Left { data, stride: 1, step: stride, rows: terms, terms: rows };
+            let across =
+                |data| LeftFactor { data, stride: 1, step: stride, rows: terms, terms: rows };
             let place = (stretch.keys.start - start) * width;
             let (weights, dscores) = (&weights[column..], &dscores[column..]);
             let dvalues = &mut pulled.dvalues[place..];
-            dense::multiply(dvalues, width, Write::Add, across(weights), side(dmixed), GRADIENT);
+            small::multiply(dvalues, width, Write::Add, across(weights), side(dmixed), GRADIENT);
             // The queries are scaled, as the keys' gradient is.
             let dkeys = &mut pulled.dkeys[place..];
-            dense::multiply(dkeys, width, Write::Add, across(dscores), side(queries), GRADIENT);
-            let left = Left { data: dscores, stride, step: 1, rows, terms };
+            small::multiply(dkeys, width, Write::Add, across(dscores), side(queries), GRADIENT);
+            let left = LeftFactor { data: dscores, stride, step: 1, rows, terms };
             self.keys_along.multiply(dqueries, width, write, left, stretch);
             write = Write::Add;
         }

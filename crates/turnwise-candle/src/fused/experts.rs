@@ -4,15 +4,15 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use turnwise_kernels::buffer::{Buffer, BufferPool};
+use turnwise_kernels::math;
+use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply};
+use turnwise_kernels::vectorized;
 
 use super::linear::{self, Columns};
 use super::swiglu;
 use crate::layout::Choice;
-use crate::math;
-use crate::matrix::{Accuracy, Matrix, MatrixMut, Threads, Write, multiply};
 use crate::routing::Routing;
-use crate::simd::vectorized;
-use crate::tape::{Buffer, Pool};
 
 /// The parameters of a layer's experts.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,12 @@ pub(crate) struct Routed {
 }
 
 /// Adds to each row of `y` what its experts make of the same row of `x`. `[N, D]` both
-pub(crate) fn forward(y: &mut [f32], x: &[f32], weights: Weights<'_>, pool: &Arc<Pool>) -> Routed {
+pub(crate) fn forward(
+    y: &mut [f32],
+    x: &[f32],
+    weights: Weights<'_>,
+    pool: &Arc<BufferPool>,
+) -> Routed {
     let (d, inner, choice) = (weights.d(), weights.inner(), weights.choice);
     let mut probabilities = pool.take(x.len() / d * choice.n_experts);
     let columns = Columns { start: 0, count: choice.n_experts, stride: choice.n_experts };
@@ -121,7 +126,7 @@ pub(crate) fn backward(
     routed: &Routed,
     weights: Weights<'_>,
     uneven: Option<Uneven<'_>>,
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
 ) -> Buffer {
     let (d, inner, choice) = (weights.d(), weights.inner(), weights.choice);
     let routing = &*routed.routing;
@@ -163,7 +168,7 @@ pub(crate) fn backward(
 }
 
 /// The rows of tokens in the order of experts. `[M, D]`
-fn gather(x: &[f32], d: usize, routing: &Routing, pool: &Arc<Pool>) -> Buffer {
+fn gather(x: &[f32], d: usize, routing: &Routing, pool: &Arc<BufferPool>) -> Buffer {
     let mut rows = pool.take(routing.origins.len() * d);
     for (row, token) in rows.chunks_exact_mut(d).zip(routing.tokens()) {
         row.copy_from_slice(&x[token as usize * d..][..d]);
@@ -196,7 +201,12 @@ fn combine(y: &mut [f32], outputs: &[f32], d: usize, weights: &[f32], routing: &
 }
 
 /// The gradients of outputs, `[M, D]`, and of what they are multiplied by, `[N, n_chosen]`.
-fn pull_combine(dy: &[f32], d: usize, routed: &Routed, pool: &Arc<Pool>) -> (Buffer, Vec<f32>) {
+fn pull_combine(
+    dy: &[f32],
+    d: usize,
+    routed: &Routed,
+    pool: &Arc<BufferPool>,
+) -> (Buffer, Vec<f32>) {
     let routing = &*routed.routing;
     let mut doutputs = pool.zeros(routed.outputs.len());
     let rows = doutputs.par_chunks_exact_mut(d).zip(&routing.origins);
@@ -218,7 +228,7 @@ fn pull_router(
     dweights: &[f32],
     choice: Choice,
     uneven: Option<Uneven<'_>>,
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
 ) -> Buffer {
     let Choice { n_experts, n_chosen, renormalize } = choice;
     let mut dlogits = pool.zeros(routed.probabilities.len());
@@ -299,7 +309,7 @@ fn add_side_products(
             let rows = Matrix::strided(&rows[above.1..], n, above.2, stride).transposed();
             let mut matrix = MatrixMut::rows(matrix, read.1);
             let sides = [rows, Matrix::rows(read_rows, read.1)];
-            multiply(&mut matrix, Write::Add, 1.0, sides, Accuracy::Gradient, Threads::One);
+            multiply(&mut matrix, Write::Add, 1.0, sides, Accuracy::Gradient, Parallelism::Serial);
         },
     );
 }
@@ -319,7 +329,7 @@ fn product(rows: &mut [f32], start: usize, x: &[f32], width: usize, weight: &[f3
     let stride = rows.len() / n;
     let mut target = MatrixMut::strided(&mut rows[start..], n, out, stride);
     let sides = [Matrix::rows(x, width), Matrix::rows(weight, width).transposed()];
-    multiply(&mut target, Write::Replace, 1.0, sides, Accuracy::Full, Threads::One);
+    multiply(&mut target, Write::Replace, 1.0, sides, Accuracy::Full, Parallelism::Serial);
 }
 
 /// What comes from above times `weight`.
@@ -327,7 +337,7 @@ fn pull_x(dx: &mut [f32], write: Write, above: Matrix<'_>, weight: &[f32], width
     if !dx.is_empty() {
         let mut dx = MatrixMut::rows(dx, width);
         let sides = [above, Matrix::rows(weight, width)];
-        multiply(&mut dx, write, 1.0, sides, Accuracy::Gradient, Threads::One);
+        multiply(&mut dx, write, 1.0, sides, Accuracy::Gradient, Parallelism::Serial);
     }
 }
 

@@ -3,13 +3,13 @@
 //! `[N, (n_heads + 2 n_kv_heads) * head_dim]`
 
 use rayon::prelude::*;
+use turnwise_kernels::math;
+use turnwise_kernels::vectorized;
 
 use super::{PIECE_ROWS, rms_norm};
 use crate::forward::Heads;
 use crate::layout::HeadNorms;
-use crate::math;
 use crate::rope::Rope;
-use crate::simd::vectorized;
 
 /// What is done to heads.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,8 @@
 //! Products with weights: `[N, in]` times the transpose of `[out, in]`.
 
-use crate::math;
-use crate::matrix::{
-    Accuracy, Along, Matrix, MatrixMut, Threads, Write, add_to_each, multiply, multiply_joined,
+use turnwise_kernels::math;
+use turnwise_kernels::matrix::{
+    Accuracy, Along, Matrix, MatrixMut, Parallelism, Write, add_to_each, multiply, multiply_joined,
 };
 
 /// Some columns of rows that are `stride` wide.
@@ -38,7 +38,7 @@ pub(crate) fn forward(
     let (x, weight) = (Matrix::rows(x, width), Matrix::rows(weight, width));
     let mut y = columns.of_mut(y);
     let sides = [x, weight.transposed()];
-    multiply(&mut y, write, scale, sides, Accuracy::Full, Threads::Pool);
+    multiply(&mut y, write, scale, sides, Accuracy::Full, Parallelism::Pool);
 }
 
 /// The gradient by `x`.
@@ -53,7 +53,7 @@ pub(crate) fn backward_x(
     let width = weight.len() / columns.count;
     let mut dx = MatrixMut::rows(dx, width);
     let sides = [columns.of(dy), Matrix::rows(weight, width)];
-    multiply(&mut dx, write, scale, sides, Accuracy::Gradient, Threads::Pool);
+    multiply(&mut dx, write, scale, sides, Accuracy::Gradient, Parallelism::Pool);
 }
 
 /// Adds the gradient by `weight`.
@@ -67,7 +67,7 @@ pub(crate) fn backward_weight(
     let width = dweight.len() / columns.count;
     let mut dweight = MatrixMut::rows(dweight, width);
     let sides = [columns.of(dy).transposed(), Matrix::rows(x, width)];
-    multiply(&mut dweight, Write::Add, scale, sides, Accuracy::Gradient, Threads::Pool);
+    multiply(&mut dweight, Write::Add, scale, sides, Accuracy::Gradient, Parallelism::Pool);
 }
 
 /// `y = x weights'` or that added, side by side from the first column on. Rows are `stride` wide.

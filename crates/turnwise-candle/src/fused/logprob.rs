@@ -6,12 +6,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use turnwise_kernels::buffer::{Buffer, BufferPool};
+use turnwise_kernels::math;
+use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Prepacked, Write};
+use turnwise_kernels::vectorized;
 
 use crate::batch::Predictions;
-use crate::math;
-use crate::matrix::{Accuracy, Matrix, MatrixMut, Shared, Threads, Write};
-use crate::simd::vectorized;
-use crate::tape::{Buffer, Pool};
 
 /// Rows whose logits are held at once.
 const ROWS: usize = 512;
@@ -50,7 +50,7 @@ pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Prediction
             let mut found = Lane::new(wanted.n_rows());
             for columns in columns(lane, head.len() / width) {
                 let matrix = some_rows(head, width, &columns).transposed();
-                let shared = Shared::new(matrix, Accuracy::Full, Threads::One);
+                let shared = Prepacked::new(matrix, Accuracy::Full, Parallelism::Serial);
                 for rows in pieces(wanted.n_rows(), ROWS) {
                     let part = Part { rows, columns: columns.clone() };
                     found.read(&part, some_rows(x, width, &part.rows), &shared, wanted);
@@ -108,7 +108,7 @@ pub(crate) fn backward(
     read: Read<'_>,
     predicted: &Predicted,
     above: Above<'_>,
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
 ) {
     let Read { x, head, width, wanted } = read;
     let Below { dx, dhead } = below;
@@ -116,7 +116,7 @@ pub(crate) fn backward(
         let parts = pieces(wanted.n_rows(), ROWS).collect::<Vec<_>>().into_par_iter();
         let share = |rows| {
             let x = some_rows(x, width, &rows);
-            Shared::new(x, Accuracy::Gradient, Threads::One)
+            Prepacked::new(x, Accuracy::Gradient, Parallelism::Serial)
         };
         parts.map(share).collect::<Vec<_>>()
     });
@@ -148,8 +148,8 @@ struct Puller<'a> {
     predicted: &'a Predicted,
     above: Above<'a>,
     /// The rows in their parts, where the head trains.
-    shared_x: Option<&'a [Shared<'a>]>,
-    pool: &'a Arc<Pool>,
+    shared_x: Option<&'a [Prepacked<'a>]>,
+    pool: &'a Arc<BufferPool>,
 }
 
 impl Puller<'_> {
@@ -162,7 +162,7 @@ impl Puller<'_> {
         for (index, columns) in columns(lane, head.len() / width).enumerate() {
             let write = if index == 0 { Write::Replace } else { Write::Add };
             let own_head = some_rows(head, width, &columns);
-            let share = |matrix| Shared::new(matrix, Accuracy::Gradient, Threads::One);
+            let share = |matrix| Prepacked::new(matrix, Accuracy::Gradient, Parallelism::Serial);
             let (for_logits, for_dx) = (share(own_head.transposed()), share(own_head));
             let mut dhead = dhead.next();
             for (index, rows) in pieces(wanted.n_rows(), ROWS).enumerate() {
@@ -172,11 +172,11 @@ impl Puller<'_> {
                 let dlogits = Matrix::rows(&logits, columns.len());
                 let dx = &mut dx[part.rows.start * width..part.rows.end * width];
                 let mut dx = MatrixMut::rows(dx, width);
-                for_dx.multiply(&mut dx, write, dlogits, Threads::One);
+                for_dx.multiply(&mut dx, write, dlogits, Parallelism::Serial);
                 if let (Some(dhead), Some(x)) = (&mut dhead, self.shared_x) {
                     let mut dhead = MatrixMut::rows(dhead, width);
                     let dlogits = dlogits.transposed();
-                    x[index].multiply(&mut dhead, Write::Add, dlogits, Threads::One);
+                    x[index].multiply(&mut dhead, Write::Add, dlogits, Parallelism::Serial);
                 }
             }
         }
@@ -253,7 +253,7 @@ impl Lane {
     }
 
     /// From rows of `x` and the head's part.
-    fn read(&mut self, part: &Part, x: Matrix<'_>, head: &Shared<'_>, wanted: &Predictions) {
+    fn read(&mut self, part: &Part, x: Matrix<'_>, head: &Prepacked<'_>, wanted: &Predictions) {
         part.logits(x, head, &mut self.logits);
         let rows = self.logits.chunks_exact_mut(part.columns.len()).zip(part.rows.clone());
         for (logits, row) in rows {
@@ -270,10 +270,10 @@ impl Lane {
 
 impl Part {
     /// Not yet scaled. `[rows, columns]`
-    fn logits(&self, x: Matrix<'_>, head: &Shared<'_>, logits: &mut Vec<f32>) {
+    fn logits(&self, x: Matrix<'_>, head: &Prepacked<'_>, logits: &mut Vec<f32>) {
         logits.resize(self.rows.len() * self.columns.len(), 0.0);
         let mut logits = MatrixMut::rows(logits, self.columns.len());
-        head.multiply(&mut logits, Write::Replace, x, Threads::One);
+        head.multiply(&mut logits, Write::Replace, x, Parallelism::Serial);
     }
 
     /// Replaces logits by the loss's derivatives by them.

@@ -2,11 +2,11 @@
 //! every row of `x`. `[N, D]`
 
 use rayon::prelude::*;
+use turnwise_kernels::math;
+use turnwise_kernels::matrix::Write;
+use turnwise_kernels::vectorized;
 
 use super::PIECE_ROWS;
-use crate::math;
-use crate::matrix::Write;
-use crate::simd::vectorized;
 
 pub(crate) fn forward(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
     let piece = PIECE_ROWS * gain.len();

@@ -1,9 +1,8 @@
 //! Sums over many numbers.
 
 use rayon::prelude::*;
-
-use crate::math;
-use crate::simd::vectorized;
+use turnwise_kernels::math;
+use turnwise_kernels::vectorized;
 
 /// Numbers that one thread takes at a time.
 const PIECE: usize = 1 << 15;

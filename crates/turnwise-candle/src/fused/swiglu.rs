@@ -2,10 +2,10 @@
 //! `[N, 2 I]` to `[N, I]`.
 
 use rayon::prelude::*;
+use turnwise_kernels::math;
+use turnwise_kernels::vectorized;
 
 use super::PIECE_ROWS;
-use crate::math;
-use crate::simd::vectorized;
 
 pub(crate) fn forward(y: &mut [f32], gate_up: &[f32], width: usize) {
     let piece = PIECE_ROWS * width;

@@ -3,9 +3,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Result;
+use turnwise_kernels::math;
+use turnwise_kernels::matrix::Write;
 
 use super::{
-    Buffer, Handle, Keep, Map, MixtureSlots, Node, Pool, Recorder, Slot, Tape, Thin, Value,
+    Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Node, Recorder, Slot, Tape, Thin, Value,
 };
 use crate::balance::balance_slopes;
 use crate::batch::Batch;
@@ -14,8 +16,6 @@ use crate::fused::experts::{self, Routed, Uneven};
 use crate::fused::linear::Columns;
 use crate::fused::{attention, heads, linear, logprob, rms_norm, sum, swiglu};
 use crate::layout::{HeadNorms, Network};
-use crate::math;
-use crate::matrix::Write;
 use crate::pass::Played;
 use crate::shares::{Part, Shares};
 
@@ -75,7 +75,7 @@ struct Player<'a> {
     gradients: &'a mut [Vec<f32>],
     /// Which parameters were come by.
     reached: Vec<bool>,
-    pool: Arc<Pool>,
+    pool: Arc<BufferPool>,
     batch: Arc<Batch>,
     /// The gradient by each value that was computed and is not yet pulled back.
     adjoints: Vec<Option<Buffer>>,

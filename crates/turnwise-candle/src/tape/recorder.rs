@@ -2,14 +2,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Result;
+use turnwise_kernels::matrix::Write;
 
-use super::{Buffer, Keep, Map, MixtureSlots, Node, Pool, Slot, Tape, Thin, Value};
+use super::{Buffer, BufferPool, Keep, Map, MixtureSlots, Node, Slot, Tape, Thin, Value};
 use crate::balance::LayerUse;
 use crate::forward::Forward;
 use crate::fused::linear::Columns;
 use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
 use crate::layout::{Adapter, HeadNorms, Layer, Linear, Mixture};
-use crate::matrix::Write;
 use crate::ops::Ops;
 use crate::shares::Part;
 
@@ -70,7 +70,7 @@ impl<'a> Recorder<'a> {
 
     /// Products side by side into rows of `stride` numbers.
     fn products(
-        pool: &Arc<Pool>,
+        pool: &Arc<BufferPool>,
         y: &mut [f32],
         write: Write,
         x: &Value,
@@ -97,7 +97,7 @@ impl<'a> Recorder<'a> {
 
 /// Adds the product through an adapter, to which memory is as wide as its rank.
 fn thin(
-    pool: &Arc<Pool>,
+    pool: &Arc<BufferPool>,
     y: &mut [f32],
     columns: Columns,
     x: &Value,

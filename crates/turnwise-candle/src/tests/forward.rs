@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
+use turnwise_kernels::matrix::unit_suits;
+
 use super::fixture::{Fixture, distance, norm};
 use super::variants::{perturbed, variants};
 use crate::batch::{Batch, Sequence};
-use crate::matrix::unit_suits;
 use crate::tape::{Keep, Loss};
 use crate::{Decoder, DecoderConfig, Kernels};
 

@@ -4,15 +4,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use turnwise_kernels::buffer::BufferPool;
+use turnwise_kernels::matrix::Write;
+
 use super::fixture::norm;
 use crate::DecoderConfig;
 use crate::batch::{Batch, Sequence, Span};
 use crate::forward::Heads;
 use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
 use crate::layout::{Choice, HeadNorms};
-use crate::matrix::Write;
 use crate::rope::Rope;
-use crate::tape::Pool;
 
 const EPS: f32 = 1e-6;
 
@@ -164,7 +165,7 @@ fn attention_over_a_tree() {
     forked[160..].iter_mut().for_each(|id| *id += 1);
     let rows = [row(3), row(5), row(3)[..130].to_vec(), forked];
     let sequences: Vec<Sequence<'_>> = rows.iter().map(|ids| Sequence::whole(ids)).collect();
-    let (batch, pool) = (Batch::new(&sequences), Arc::new(Pool::default()));
+    let (batch, pool) = (Batch::new(&sequences), Arc::new(BufferPool::default()));
     let n_seen = |span: &Span| span.before.iter().map(Range::len).collect::<Vec<_>>();
     assert!(batch.spans.iter().any(|span| n_seen(span) == [160]), "over the end of a span");
     let n = batch.n_inputs();
@@ -192,7 +193,7 @@ fn attention_over_a_tree() {
 #[test]
 fn experts_of_each_token() {
     let (n, width, inner, n_experts) = (150, 20, 24, 5);
-    let pool = Arc::new(Pool::default());
+    let pool = Arc::new(BufferPool::default());
     let mut router: Vec<f32> = uneven(n_experts * width, 2).iter().map(|x| 0.1 * x).collect();
     (0..n_experts).for_each(|expert| router[expert * width + expert] = 2.0);
     let mut rows = uneven(n * width, 1);
@@ -237,7 +238,7 @@ fn predictions_over_the_vocabulary() {
     let ids: Vec<u32> = (0..60).map(|i| i * 11 % 700).collect();
     let targets = (1..ids.len()).map(|at| (at, if at % 2 == 0 { 1.0 } else { 0.7 })).collect();
     let batch = Batch::new(&[Sequence { ids: &ids, targets }]);
-    let (wanted, pool) = (&batch.predictions, Arc::new(Pool::default()));
+    let (wanted, pool) = (&batch.predictions, Arc::new(BufferPool::default()));
     let forward = |inputs: &[Vec<f32>]| {
         let predicted = logprob::forward(&inputs[0], &inputs[1], width, wanted);
         [predicted.logprobs, predicted.entropies].concat()

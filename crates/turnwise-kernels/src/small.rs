@@ -1,51 +1,71 @@
-//! Products of small matrices that lie in caches, by one thread: no copies, unless there is a matrix unit to copy them for.
+//! Products of small matrices that lie in caches, on one thread: nothing is packed, unless there is a matrix unit.
 
-use crate::matrix::{self, Accuracy, Matrix, MatrixMut, Threads, Write};
-use crate::tile::{self, Factors, LANES, MAX_TILE, MAX_VECTORS, Target, shape};
+use crate::matrix::{self, Accuracy, Matrix, MatrixMut, Parallelism, Write};
+use crate::tile::{self, LANES, MAX_TILE, MAX_VECTORS, TileFactors, TileTarget, shape};
 
-/// The left side: term `k` of row `r` is at `r * stride + k * step`.
+/// A left factor: term `k` of row `r` is at `r * stride + k * step`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Left<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) stride: usize,
-    pub(crate) step: usize,
-    pub(crate) rows: usize,
-    pub(crate) terms: usize,
+pub struct LeftFactor<'a> {
+    /// Numbers that the factor lies in.
+    pub data: &'a [f32],
+    /// Distance from row to row.
+    pub stride: usize,
+    /// Distance from term to term.
+    pub step: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Terms of each sum.
+    pub terms: usize,
 }
 
-impl<'a> Left<'a> {
-    pub(crate) fn matrix(&self) -> Matrix<'a> {
+impl<'a> LeftFactor<'a> {
+    /// Returns the factor as a matrix.
+    #[must_use]
+    pub fn matrix(&self) -> Matrix<'a> {
         Matrix::stepped(self.data, [self.rows, self.terms], [self.stride, self.step])
     }
 }
 
-/// The right side: rows of `columns` numbers, `stride` apart. Whole vectors can be read of each.
+/// A right factor: rows of `columns` numbers, `stride` apart. Whole vectors of each row are read, so that the slice holds up to
+/// eight vectors more than the last row needs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Right<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) stride: usize,
-    pub(crate) columns: usize,
+pub struct RightFactor<'a> {
+    /// Numbers that the factor lies in.
+    pub data: &'a [f32],
+    /// Distance from row to row.
+    pub stride: usize,
+    /// Columns.
+    pub columns: usize,
 }
 
-/// `target = left right`, or `target += left right`; rows of the target are `stride` apart.
-pub(crate) fn multiply(
+/// Computes `target = left right`, or `target += left right`; rows of the target are `stride` apart.
+///
+/// # Panics
+/// When a factor or the target reaches beyond its slice.
+pub fn multiply(
     target: &mut [f32],
     stride: usize,
     write: Write,
-    left: Left<'_>,
-    right: Right<'_>,
+    left: LeftFactor<'_>,
+    right: RightFactor<'_>,
     accuracy: Accuracy,
 ) {
     if matrix::unit_suits(left.rows, left.terms, right.columns) {
         let mut target = MatrixMut::strided(target, left.rows, right.columns, stride);
         let right = Matrix::strided(right.data, left.terms, right.columns, right.stride);
         let sides = [left.matrix(), right];
-        return matrix::multiply(&mut target, write, 1.0, sides, accuracy, Threads::One);
+        return matrix::multiply(&mut target, write, 1.0, sides, accuracy, Parallelism::Serial);
     }
     by_tiles(target, stride, write, left, right);
 }
 
-fn by_tiles(target: &mut [f32], stride: usize, write: Write, left: Left<'_>, right: Right<'_>) {
+fn by_tiles(
+    target: &mut [f32],
+    stride: usize,
+    write: Write,
+    left: LeftFactor<'_>,
+    right: RightFactor<'_>,
+) {
     let (most, vectors) = shape(left.rows);
     for column in (0..right.columns).step_by(vectors * LANES) {
         let width = (right.columns - column).min(vectors * LANES);
@@ -60,7 +80,7 @@ fn by_tiles(target: &mut [f32], stride: usize, write: Write, left: Left<'_>, rig
         }
         for row in (0..left.rows).step_by(most) {
             let rows = most.min(left.rows - row);
-            let factors = Factors {
+            let factors = TileFactors {
                 a: &left.data[row * left.stride..],
                 a_stride: left.stride,
                 a_step: left.step,
@@ -75,7 +95,7 @@ fn by_tiles(target: &mut [f32], stride: usize, write: Write, left: Left<'_>, rig
             let target = &mut target[row * stride + column..];
             let tile = vectors * LANES;
             if width == tile {
-                tile::multiply(&mut Target { data: target, stride, write }, &factors);
+                tile::multiply(&mut TileTarget { data: target, stride, write }, &factors);
                 continue;
             }
             let mut sums = [0.0; MAX_TILE];
@@ -83,7 +103,7 @@ fn by_tiles(target: &mut [f32], stride: usize, write: Write, left: Left<'_>, rig
                 let rows = target.chunks(stride).zip(sums[..rows * tile].chunks_mut(tile));
                 rows.for_each(|(target, sums)| sums[..width].copy_from_slice(&target[..width]));
             }
-            tile::multiply(&mut Target { data: &mut sums, stride: tile, write }, &factors);
+            tile::multiply(&mut TileTarget { data: &mut sums, stride: tile, write }, &factors);
             let rows = target.chunks_mut(stride).zip(sums.chunks(tile)).take(factors.rows);
             rows.for_each(|(target, sums)| target[..width].copy_from_slice(&sums[..width]));
         }
@@ -114,8 +134,8 @@ mod tests {
             // A last vector may reach beyond the last row's columns.
             let (a, b) = (uneven(rows * terms, 1), uneven(terms * padded + 8 * LANES, 2));
             let (stride, step) = if transposed { (1, rows) } else { (terms, 1) };
-            let left = Left { data: &a, stride, step, rows, terms };
-            let right = Right { data: &b, stride: padded, columns };
+            let left = LeftFactor { data: &a, stride, step, rows, terms };
+            let right = RightFactor { data: &b, stride: padded, columns };
             let mut target = vec![0.5; rows * (columns + 1)];
             let write = if adds { Write::Add } else { Write::Replace };
             by_tiles(&mut target, columns + 1, write, left, right);

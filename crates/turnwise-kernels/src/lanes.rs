@@ -1,40 +1,61 @@
-//! Vectors of eight numbers, in the widest registers of the processor.
+//! Vectors of eight `f64`, in the widest registers of the processor.
+//!
+//! A loop is written once over [`F64x8`] and run by [`run_widest`].
 
-use crate::sum::LANES;
+#![allow(
+    clippy::inline_always,
+    reason = "what is not inlined is compiled for the narrowest processor"
+)]
+
+/// Numbers in a [`F64x8`].
+pub const LANES: usize = 8;
 
 /// The prefetch distance of a pass, in numbers: computing this many takes about as long as a memory
 /// access.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 512;
 
-/// Eight `f64`. Every implementation does the same arithmetic, rounded after each operation, so
-/// that a result has the same bits on every processor. Methods are always inlined: a call would
-/// cost more than the method itself.
-pub(crate) trait Vector: Copy {
+/// A vector of eight `f64`. Every implementation has the same arithmetic, rounded after each operation, so that a result has
+/// the same bits on every processor. Methods are inlined wherever they are called: a call would cost more than they do.
+pub trait F64x8: Copy {
+    /// Returns a vector of equal numbers.
+    #[must_use]
     fn splat(value: f64) -> Self;
+    /// Reads a vector.
+    #[must_use]
     fn load(values: &[f64; LANES]) -> Self;
+    /// Writes the vector.
     fn store(self, to: &mut [f64; LANES]);
+    /// Adds lane by lane.
+    #[must_use]
     fn plus(self, other: Self) -> Self;
+    /// Subtracts lane by lane.
+    #[must_use]
     fn minus(self, other: Self) -> Self;
+    /// Multiplies lane by lane.
+    #[must_use]
     fn times(self, other: Self) -> Self;
-    /// Returns `positive` in the lanes where this is above 0, else `other`.
+    /// Selects `positive` where this is above 0, `other` where it is not.
+    #[must_use]
     fn select_positive(self, positive: Self, other: Self) -> Self;
-    /// Counts the lanes in which `other` is below this.
+    /// Counts the lanes in which this is above `other`.
     fn count_above(self, other: Self) -> u32;
-    /// Returns whether all lanes are at most `bound` in size; false for NaN.
+    /// Returns whether the absolute value of every lane is at most `bound`; that of NaN is not.
     fn all_within(self, bound: f64) -> bool;
 
-    /// Prefetches the cache line [`AHEAD`] numbers after these, which a pass will soon read or
-    /// write. It may lie outside of the slice: sequences are often adjacent in memory.
+    /// Prefetches the numbers that a loop over a slice will soon read or write. They may lie outside of the slice: sequences
+    /// often stand one behind another.
     #[inline(always)]
     fn ask_ahead(_values: &[f64; LANES]) {}
 
+    /// Returns a vector of zeros.
     #[inline(always)]
+    #[must_use]
     fn zero() -> Self {
         Self::splat(0.0)
     }
 
-    /// Returns the eight numbers as an array.
+    /// Returns the lanes as an array.
     #[inline(always)]
     fn stored(self) -> [f64; LANES] {
         let mut values = [0.0; LANES];
@@ -43,19 +64,37 @@ pub(crate) trait Vector: Copy {
     }
 }
 
-/// A loop over tokens.
-pub(crate) trait Pass {
+/// A loop that is compiled for each width of vectors.
+///
+/// ```
+/// use turnwise_kernels::lanes::{F64x8, LANES, Vectorized, run_widest};
+///
+/// /// Adds up blocks of eight.
+/// struct Sum<'a>(&'a [[f64; LANES]]);
+///
+/// impl Vectorized for Sum<'_> {
+///     type Output = [f64; LANES];
+///
+///     #[inline(always)]
+///     fn run<V: F64x8>(self) -> [f64; LANES] {
+///         self.0.iter().fold(V::zero(), |sum, block| sum.plus(V::load(block))).stored()
+///     }
+/// }
+///
+/// assert_eq!(run_widest(Sum(&[[1.0; LANES], [2.0; LANES]])), [3.0; LANES]);
+/// ```
+pub trait Vectorized {
     /// The result of the loop.
     type Output;
 
-    /// Runs the loop. Implementations must be `#[inline(always)]`, like every function that they
-    /// call for each token: a function that is not inlined is compiled for the baseline processor.
-    fn run<V: Vector>(self) -> Self::Output;
+    /// Runs the loop. It must be `#[inline(always)]`, like all that it calls in the loop: what is not inlined is compiled for
+    /// the narrowest processor.
+    fn run<V: F64x8>(self) -> Self::Output;
 }
 
-/// Runs a pass in the widest registers available.
+/// Runs a loop in the widest registers of the processor.
 #[inline]
-pub(crate) fn run_widest<P: Pass>(pass: P) -> P::Output {
+pub fn run_widest<P: Vectorized>(pass: P) -> P::Output {
     #[cfg(target_arch = "x86_64")]
     {
         if x86::has_512_bits() {
@@ -68,9 +107,9 @@ pub(crate) fn run_widest<P: Pass>(pass: P) -> P::Output {
     pass.run::<[f64; LANES]>()
 }
 
-/// Evaluates `value` for each lane. Unlike the array's own `map`, it is always inlined.
+/// Returns the value of each lane. Unlike the array's own `map` it is always inlined.
 #[inline(always)]
-pub(crate) fn lanes<T: Copy + Default>(value: impl Fn(usize) -> T) -> [T; LANES] {
+pub fn lanes<T: Copy + Default>(value: impl Fn(usize) -> T) -> [T; LANES] {
     let mut values = [T::default(); LANES];
     for (lane, slot) in values.iter_mut().enumerate() {
         *slot = value(lane);
@@ -78,8 +117,8 @@ pub(crate) fn lanes<T: Copy + Default>(value: impl Fn(usize) -> T) -> [T; LANES]
     values
 }
 
-/// The portable implementation.
-impl Vector for [f64; LANES] {
+/// On any processor.
+impl F64x8 for [f64; LANES] {
     #[inline(always)]
     fn splat(value: f64) -> Self {
         [value; LANES]
@@ -136,7 +175,7 @@ impl Vector for [f64; LANES] {
 
 /// Registers of x86-64. A value of one of these types exists only if the processor supports them.
 #[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one comment for each implementation says it")]
 mod x86 {
     use std::arch::x86_64::{
         __m256d, __m512d, _CMP_GT_OQ, _CMP_LE_OQ, _MM_HINT_T0, _mm_prefetch, _mm256_add_pd,
@@ -146,7 +185,7 @@ mod x86 {
         _mm512_set1_pd, _mm512_setzero_pd, _mm512_storeu_pd, _mm512_sub_pd,
     };
 
-    use super::{AHEAD, LANES, Pass, Vector};
+    use super::{AHEAD, F64x8, LANES, Vectorized};
 
     pub(super) fn has_512_bits() -> bool {
         is_x86_feature_detected!("avx512f")
@@ -159,10 +198,10 @@ mod x86 {
         is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")
     }
 
-    /// Runs a pass on a processor that [`has_512_bits`].
-    pub(super) fn in_512_bits<P: Pass>(pass: P) -> P::Output {
+    /// Runs a pass where [`has_512_bits`].
+    pub(super) fn in_512_bits<P: Vectorized>(pass: P) -> P::Output {
         #[target_feature(enable = "avx512f,avx512dq,avx512vl,popcnt")]
-        fn compiled<P: Pass>(pass: P) -> P::Output {
+        fn compiled<P: Vectorized>(pass: P) -> P::Output {
             pass.run::<Wide>()
         }
         assert!(has_512_bits(), "the processor must have AVX-512");
@@ -170,10 +209,10 @@ mod x86 {
         unsafe { compiled(pass) }
     }
 
-    /// Runs a pass on a processor that [`has_256_bits`].
-    pub(super) fn in_256_bits<P: Pass>(pass: P) -> P::Output {
+    /// Runs a pass where [`has_256_bits`].
+    pub(super) fn in_256_bits<P: Vectorized>(pass: P) -> P::Output {
         #[target_feature(enable = "avx2,popcnt")]
-        fn compiled<P: Pass>(pass: P) -> P::Output {
+        fn compiled<P: Vectorized>(pass: P) -> P::Output {
             pass.run::<Pair>()
         }
         assert!(has_256_bits(), "the processor must have AVX2");
@@ -185,9 +224,9 @@ mod x86 {
     #[derive(Clone, Copy)]
     struct Wide(__m512d);
 
-    // SAFETY of all that follows: only `in_512_bits` uses the type, and it asserts that the
-    // processor has AVX-512; loads and stores access arrays of eight, at any alignment.
-    impl Vector for Wide {
+    // SAFETY of all that follows: only `in_512_bits` uses the type, and it runs where the processor has AVX-512; what is
+    // loaded and stored are arrays of eight, at any alignment.
+    impl F64x8 for Wide {
         #[inline(always)]
         fn ask_ahead(values: &[f64; LANES]) {
             // A prefetch reads nothing, and an invalid address is ignored.
@@ -266,9 +305,9 @@ mod x86 {
         }
     }
 
-    // SAFETY of all that follows: only `in_256_bits` uses the type, and it asserts that the
-    // processor has AVX2; loads and stores access the halves of arrays of eight, at any alignment.
-    impl Vector for Pair {
+    // SAFETY of all that follows: only `in_256_bits` uses the type, and it runs where the processor has AVX2; what is
+    // loaded and stored are the halves of arrays of eight, at any alignment.
+    impl F64x8 for Pair {
         #[inline(always)]
         fn ask_ahead(values: &[f64; LANES]) {
             // A prefetch reads nothing, and an invalid address is ignored.
@@ -341,27 +380,26 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sum::LaneSum;
 
     /// Every operation, over a broad set of numbers.
     #[derive(Clone, Copy)]
     struct All<'a>(&'a [[f64; LANES]]);
 
-    impl Pass for All<'_> {
-        type Output = (Vec<[u64; LANES]>, u64, Vec<(u32, bool)>);
+    impl Vectorized for All<'_> {
+        type Output = (Vec<[u64; LANES]>, [u64; LANES], Vec<(u32, bool)>);
 
         #[inline(always)]
-        fn run<V: Vector>(self) -> Self::Output {
-            let (mut values, mut decisions, mut sum) = (Vec::new(), Vec::new(), LaneSum::zero());
+        fn run<V: F64x8>(self) -> Self::Output {
+            let (mut values, mut decisions, mut sum) = (Vec::new(), Vec::new(), V::zero());
             for pair in self.0.windows(2) {
                 V::ask_ahead(&pair[0]);
                 let (a, b) = (V::load(&pair[0]), V::load(&pair[1]));
                 let product = a.times(b).plus(a).minus(V::splat(0.1));
-                sum.add(product);
+                sum = sum.plus(product);
                 values.push(a.select_positive(product, b).stored().map(f64::to_bits));
                 decisions.push((a.count_above(b), a.all_within(1.0)));
             }
-            (values, sum.total().to_bits(), decisions)
+            (values, sum.stored().map(f64::to_bits), decisions)
         }
     }
 

@@ -1,25 +1,32 @@
-//! Functions at the width of the processor: compiled for several instruction sets, chosen when they are called.
+//! SIMD dispatch: functions compiled for several instruction sets, of which a call runs the best.
 //!
-//! The build's own target is any x86-64, whose vectors hold four numbers. [`vectorized`] makes of one function three: for
-//! AVX-512, for AVX2 and for whatever the build is for. They compute the same numbers, because Rust neither reorders nor
+//! The build's own target is any x86-64, whose vectors hold four numbers. [`vectorized!`](crate::vectorized) compiles one function three
+//! times: for AVX-512, for AVX2 and for the target of the build. They compute the same numbers, because Rust neither reorders nor
 //! fuses operations.
 
-/// Instruction sets that functions are compiled for, best first.
+/// An instruction set that functions are compiled for, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Level {
+pub enum Level {
     /// Vectors of 16 numbers, with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
     Avx512,
     /// Vectors of 8 numbers, with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// What the build is for.
+    /// The target of the build.
     Portable,
 }
 
-/// The best that this processor has. Asked once of the processor, then a load of memory.
+/// Returns the best instruction set of this processor. The first call asks the processor, later ones load a number.
+///
+/// ```
+/// use turnwise_kernels::simd::level;
+///
+/// assert_eq!(level(), level());
+/// ```
 #[inline]
-pub(crate) fn level() -> Level {
+#[must_use]
+pub fn level() -> Level {
     #[cfg(target_arch = "x86_64")]
     {
         let has_fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -37,10 +44,26 @@ pub(crate) fn level() -> Level {
     Level::Portable
 }
 
-/// Compiles functions for every [`Level`]; a call runs the best. What they call must be `#[inline(always)]`, or it stays
-/// at the width of the build, and a call costs a branch: put whole loops inside, not their bodies.
+/// Compiles functions for every [`Level`](crate::simd::Level); a call runs the best.
 ///
-/// Arguments are plain names with types; there are no generics.
+/// Functions that they call must be `#[inline(always)]`, or those stay at the width of the build. A call costs a branch: put
+/// whole loops inside, not their bodies. Arguments are plain names with types; there are no generics.
+///
+/// ```
+/// use turnwise_kernels::{math, vectorized};
+///
+/// vectorized! {
+///     /// Normalises each row.
+///     fn softmax_rows(rows: &mut [f32], width: usize) {
+///         rows.chunks_exact_mut(width).for_each(math::softmax);
+///     }
+/// }
+///
+/// let mut rows = [0.0, 0.0, 1.0, 1.0];
+/// softmax_rows(&mut rows, 2);
+/// assert_eq!(rows, [0.5; 4]);
+/// ```
+#[macro_export]
 macro_rules! vectorized {
     ($(
         $(#[$attribute:meta])*
@@ -70,19 +93,15 @@ macro_rules! vectorized {
             match $crate::simd::level() {
                 // SAFETY: `level` found every feature that the function is compiled for.
                 #[cfg(target_arch = "x86_64")]
-                #[allow(unsafe_code)]
                 $crate::simd::Level::Avx512 => unsafe { avx512($($argument),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                #[allow(unsafe_code)]
                 $crate::simd::Level::Avx2 => unsafe { avx2($($argument),*) },
                 $crate::simd::Level::Portable => portable($($argument),*),
             }
         }
     )*};
 }
-
-pub(crate) use vectorized;
 
 #[cfg(test)]
 mod tests {

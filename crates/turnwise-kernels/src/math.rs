@@ -1,6 +1,6 @@
-//! Arithmetic on slices in a fixed order, so that a result depends on the numbers alone.
+//! Vector maths: arithmetic on slices in a fixed order, so that a result depends on the numbers alone.
 //!
-//! Functions take on the instruction set of their caller: call them inside [`vectorized`](crate::simd::vectorized).
+//! Functions take on the instruction set of their caller: call them inside [`vectorized`](crate::vectorized).
 
 #![allow(
     clippy::inline_always,
@@ -10,15 +10,22 @@
 /// Partial sums that are kept side by side: wide enough for the processor's registers.
 const LANES: usize = 16;
 
-/// The exponential to about two units in the last place; 0 for what is too small to matter. In a form that the compiler
-/// turns into vector instructions (after Cephes' `expf`, S. Moshier).
+/// Returns the exponential to about two units in the last place, of arguments cut to −87 and 88. It has no branch, so that it
+/// becomes vector instructions (after Cephes' `expf`, S. Moshier).
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+#[must_use]
+pub fn exp(x: f32) -> f32 {
+    let x = if x > 88.0 { 88.0 } else { x };
+    let x = if x < -87.0 { -87.0 } else { x };
+    exp_within(x)
+}
+
+/// Returns the exponential of a number between −87 and 88.
+#[inline(always)]
+fn exp_within(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves a whole number in the low bits
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x > 88.0 { 88.0 } else { x };
-    let x = if x < -87.0 { -87.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let whole = shifted - ROUND;
     let r = x - whole * LN_2_HIGH - whole * LN_2_LOW;
@@ -33,9 +40,21 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * f32::from_bits(power)
 }
 
-/// `x / (1 + exp(-x))`.
+/// Returns the exponential of a number that is at most 0, to about two units in the last place; 0 where the result would be below
+/// `exp(-87)`, and of NaN. Without a branch, so that it becomes vector instructions, and without fused operations, so that
+/// every processor computes the same bits.
 #[inline(always)]
-pub(crate) fn silu(x: f32) -> f32 {
+#[must_use]
+pub fn exp_flushed(x: f32) -> f32 {
+    let is_enough = x > -87.0; // never of NaN
+    let exponential = exp_within(if is_enough { x } else { -87.0 });
+    if is_enough { exponential } else { 0.0 }
+}
+
+/// Returns `x / (1 + exp(-x))`.
+#[inline(always)]
+#[must_use]
+pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
@@ -52,9 +71,10 @@ fn gather(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Sum of products.
+/// Returns the sum of products.
 #[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+#[must_use]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (whole_a, rest_a) = a.as_chunks::<LANES>();
     let (whole_b, rest_b) = b.as_chunks::<LANES>();
@@ -69,9 +89,10 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     gather(lanes)
 }
 
-/// Sum of products of three.
+/// Returns the sum of products of three.
 #[inline(always)]
-pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+#[must_use]
+pub fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (whole_a, rest_a) = a.as_chunks::<LANES>();
     let (whole_b, rest_b) = b.as_chunks::<LANES>();
@@ -87,9 +108,10 @@ pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     gather(lanes)
 }
 
-/// Sum of a function of each.
+/// Returns the sum of a function of each number.
 #[inline(always)]
-pub(crate) fn sum_of(x: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+#[must_use]
+pub fn sum_of(x: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for x in whole {
@@ -103,17 +125,18 @@ pub(crate) fn sum_of(x: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     gather(lanes)
 }
 
-/// `target += factor * x`.
+/// Adds `factor * x` to `target`.
 #[inline(always)]
-pub(crate) fn add_scaled(target: &mut [f32], factor: f32, x: &[f32]) {
+pub fn add_scaled(target: &mut [f32], factor: f32, x: &[f32]) {
     for (target, x) in target.iter_mut().zip(x) {
         *target += factor * x;
     }
 }
 
-/// The largest value; minus infinity of none, and NaN is passed over.
+/// Returns the largest number; minus infinity of an empty slice. NaN is passed over.
 #[inline(always)]
-pub(crate) fn maximum(x: &[f32]) -> f32 {
+#[must_use]
+pub fn maximum(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (whole, rest) = x.as_chunks::<LANES>();
@@ -127,7 +150,7 @@ pub(crate) fn maximum(x: &[f32]) -> f32 {
 
 /// Replaces each value by `exp(x - highest)` and returns their sum.
 #[inline(always)]
-pub(crate) fn exponentials(x: &mut [f32], highest: f32) -> f32 {
+pub fn exponentials(x: &mut [f32], highest: f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (whole, rest) = x.as_chunks_mut::<LANES>();
     for x in whole {
@@ -143,9 +166,10 @@ pub(crate) fn exponentials(x: &mut [f32], highest: f32) -> f32 {
     gather(lanes)
 }
 
-/// The sums of `exp(x - highest)` and of `exp(x - highest) x`.
+/// Returns the sums of `exp(x - highest)` and of `exp(x - highest) x`.
 #[inline(always)]
-pub(crate) fn exponential_sums(x: &[f32], highest: f32) -> (f32, f32) {
+#[must_use]
+pub fn exponential_sums(x: &[f32], highest: f32) -> (f32, f32) {
     let (mut sums, mut weighted) = ([0.0; LANES], [0.0; LANES]);
     let (whole, rest) = x.as_chunks::<LANES>();
     for x in whole {
@@ -163,9 +187,9 @@ pub(crate) fn exponential_sums(x: &[f32], highest: f32) -> (f32, f32) {
     (gather(sums), gather(weighted))
 }
 
-/// Softmax in place.
+/// Replaces numbers by their softmax.
 #[inline(always)]
-pub(crate) fn softmax(x: &mut [f32]) {
+pub fn softmax(x: &mut [f32]) {
     let highest = maximum(x);
     let factor = 1.0 / exponentials(x, highest);
     for x in x {
@@ -173,15 +197,16 @@ pub(crate) fn softmax(x: &mut [f32]) {
     }
 }
 
-/// One over the root of the mean square, with `eps` added to the mean.
+/// Returns one over the root of the mean square, with `eps` added to the mean.
 #[inline(always)]
-pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+#[must_use]
+pub fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
 }
 
-/// `target = x * inverse_rms(x) * gain`.
+/// Writes `x * inverse_rms(x) * gain` to `target`.
 #[inline(always)]
-pub(crate) fn rms_norm(target: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
+pub fn rms_norm(target: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
     let factor = inverse_rms(x, eps);
     for ((target, x), gain) in target.iter_mut().zip(x).zip(gain) {
         *target = x * factor * gain;

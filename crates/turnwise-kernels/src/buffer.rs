@@ -1,26 +1,35 @@
-//! Memory that is used again.
+//! Buffers that are reused.
 
 use std::fmt;
 use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers that nobody uses now, by their length. A training step asks for the same lengths as the one before, so that after
-/// the first no memory is taken from the system, which would have to clear it.
+/// A pool of free buffers. A training step asks for the same lengths as the step before, so that after the first step no memory
+/// is taken from the system, which would have to clear it.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use turnwise_kernels::buffer::BufferPool;
+///
+/// let pool = Arc::new(BufferPool::default());
+/// assert_eq!(pool.zeros(3)[..], [0.0; 3]);
+/// ```
 #[derive(Debug, Default)]
-pub(crate) struct Pool {
+pub struct BufferPool {
     free: Mutex<Vec<Vec<f32>>>,
 }
 
-/// Numbers in a buffer that goes back to its pool.
-pub(crate) struct Buffer {
+/// A buffer of numbers that returns to its pool when it is dropped.
+pub struct Buffer {
     numbers: Vec<f32>,
-    pool: Arc<Pool>,
+    pool: Arc<BufferPool>,
 }
 
-impl Pool {
-    /// So many numbers, which may be anything.
-    pub(crate) fn take(self: &Arc<Self>, length: usize) -> Buffer {
+impl BufferPool {
+    /// Takes a buffer of `length` numbers, which may be anything.
+    pub fn take(self: &Arc<Self>, length: usize) -> Buffer {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let size = size(length);
         // The smallest that is large enough, and not much larger.
@@ -35,15 +44,15 @@ impl Pool {
         Buffer { numbers, pool: self.clone() }
     }
 
-    /// A copy.
-    pub(crate) fn copy(self: &Arc<Self>, numbers: &[f32]) -> Buffer {
+    /// Takes a buffer with a copy of `numbers`.
+    pub fn copy(self: &Arc<Self>, numbers: &[f32]) -> Buffer {
         let mut buffer = self.take(numbers.len());
         buffer.copy_from_slice(numbers);
         buffer
     }
 
-    /// Zeros.
-    pub(crate) fn zeros(self: &Arc<Self>, length: usize) -> Buffer {
+    /// Takes a buffer of zeros.
+    pub fn zeros(self: &Arc<Self>, length: usize) -> Buffer {
         let mut buffer = self.take(length);
         buffer.fill(0.0);
         buffer
@@ -89,7 +98,7 @@ mod tests {
 
     #[test]
     fn memory_is_used_again() {
-        let pool = Arc::new(Pool::default());
+        let pool = Arc::new(BufferPool::default());
         let first = pool.zeros(1000);
         let place = first.as_ptr();
         drop(first);

@@ -1,59 +1,69 @@
-//! Weights in the order in which products read them.
+//! Panels: weight matrices in the order in which products of few rows read them.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::engine::Team;
 use crate::math;
 use crate::matrix::Write;
-use crate::simd::vectorized;
-use crate::tile::{self, Block, Columns, Factors, LANES, MAX_TILE, MAX_VECTORS, numbers, shape};
+use crate::team::Team;
+use crate::tile::{
+    self, CacheLine, ColumnVectors, LANES, MAX_TILE, MAX_VECTORS, TileFactors, TileTarget, numbers,
+    shape,
+};
+use crate::vectorized;
 
-/// A matrix `[in, out]` cut into panels of 16 columns, one after another; columns that are missing in the last are 0.
+/// A matrix `[in, out]` packed into panels of 16 columns, one after another; columns that are missing in the last are 0.
 /// `[panels, in, LANES]`
 #[derive(Debug)]
-pub(crate) struct Panels {
-    blocks: Vec<Block>,
+pub struct Panels {
+    blocks: Vec<CacheLine>,
     width: usize,
-    /// What is added to each row of a product. `[16 panels]`
+    /// Added to each row of a product. `[16 panels]`
     bias: Option<Vec<f32>>,
 }
 
-/// A matrix as it is stored, with its bias: `[out, in]` and `[out]`.
+/// A weight matrix as a checkpoint stores it, with its bias.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Stored<'a> {
-    pub(crate) matrix: &'a [f32],
-    pub(crate) bias: Option<&'a [f32]>,
+pub struct StoredMatrix<'a> {
+    /// `[out, in]`
+    pub matrix: &'a [f32],
+    /// `[out]`
+    pub bias: Option<&'a [f32]>,
 }
 
-/// What becomes of a product.
+/// Epilogue of a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
-    /// It overwrites the target.
+pub enum Epilogue {
+    /// Overwrites the target.
     Replace,
-    /// It is added to the target.
+    /// Adds to the target.
     Add,
-    /// Of each two panels, the first holds gates and the second what they let through: `silu(gate) * up` overwrites the
-    /// target, which is half as wide.
-    Gate,
+    /// Overwrites the target, which is half as wide, with `silu(gate) * up`: panels hold gates and ups in turns
+    /// ([`Panels::interleaved`]).
+    SwiGlu,
 }
 
 /// Rows of numbers: row `i` starts at `i * stride`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rows<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) stride: usize,
-    pub(crate) count: usize,
+pub struct StridedRows<'a> {
+    /// Numbers that the rows lie in.
+    pub data: &'a [f32],
+    /// Distance from row to row.
+    pub stride: usize,
+    /// Rows.
+    pub count: usize,
 }
 
-/// So many numbers as whole vectors have.
-pub(crate) fn padded(width: usize) -> usize {
+/// Rounds a width up to whole vectors.
+#[must_use]
+pub fn padded(width: usize) -> usize {
     width.next_multiple_of(LANES)
 }
 
 impl Panels {
-    /// Matrices that read the same `width` numbers, side by side.
-    pub(crate) fn side_by_side(matrices: &[Stored<'_>], width: usize) -> Self {
+    /// Packs matrices that read the same `width` numbers, side by side.
+    #[must_use]
+    pub fn side_by_side(matrices: &[StoredMatrix<'_>], width: usize) -> Self {
         let rows = matrices.iter().flat_map(|stored| stored.matrix.chunks_exact(width));
         let rows: Vec<&[f32]> = rows.collect();
         let biases: Option<Vec<&[f32]>> = matrices.iter().map(|stored| stored.bias).collect();
@@ -67,10 +77,12 @@ impl Panels {
         Self { blocks, width, bias }
     }
 
-    /// Gates and what they let through, panel by panel in turns, for [`Then::Gate`].
-    pub(crate) fn in_turns<'a>(gate: Stored<'a>, up: Stored<'a>, width: usize) -> Self {
-        let rows =
-            |stored: Stored<'a>| -> Vec<&'a [f32]> { stored.matrix.chunks_exact(width).collect() };
+    /// Packs the gate and up matrices of a SwiGLU layer, panel by panel in turns, for [`Epilogue::SwiGlu`].
+    #[must_use]
+    pub fn interleaved<'a>(gate: StoredMatrix<'a>, up: StoredMatrix<'a>, width: usize) -> Self {
+        let rows = |stored: StoredMatrix<'a>| -> Vec<&'a [f32]> {
+            stored.matrix.chunks_exact(width).collect()
+        };
         let (gates, ups) = (rows(gate), rows(up));
         let mut blocks = Vec::with_capacity(2 * gates.len().div_ceil(LANES) * width);
         for (gates, ups) in gates.chunks(LANES).zip(ups.chunks(LANES)) {
@@ -89,24 +101,28 @@ impl Panels {
         Self { blocks, width, bias }
     }
 
-    /// How many panels there are.
-    pub(crate) fn count(&self) -> usize {
+    /// Returns the number of panels.
+    #[must_use]
+    pub fn count(&self) -> usize {
         self.blocks.len() / self.width
     }
 
-    /// How many numbers a row of a product has, with those that fill the last vector.
-    pub(crate) fn columns(&self, then: Then) -> usize {
+    /// Returns the width of a product, rounded up to whole vectors.
+    #[must_use]
+    pub fn columns(&self, then: Epilogue) -> usize {
         let columns = self.count() * LANES;
-        if then == Then::Gate { columns / 2 } else { columns }
+        if then == Epilogue::SwiGlu { columns / 2 } else { columns }
     }
 
-    /// A column: a row of a matrix as it was stored.
-    pub(crate) fn column(&self, column: usize) -> impl Iterator<Item = f32> {
+    /// Returns a column: a row of a matrix as it was stored.
+    pub fn column(&self, column: usize) -> impl Iterator<Item = f32> {
         let panel = column / LANES * self.width;
         self.blocks[panel..panel + self.width].iter().map(move |block| block.0[column % LANES])
     }
 
-    pub(crate) fn bias(&self) -> Option<&[f32]> {
+    /// Returns the bias, padded to whole panels.
+    #[must_use]
+    pub fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
     }
 
@@ -114,27 +130,42 @@ impl Panels {
         numbers(&self.blocks[index * self.width..(index + 1) * self.width])
     }
 
-    /// `rows` times the matrix, into the same rows of `target`. `[count, columns]`
+    /// Multiplies `rows` by the matrix, into the same rows of `target`. `[count, columns]`
     ///
     /// # Panics
     /// When rows or target are too small.
-    pub(crate) fn multiply(&self, team: &mut Team, rows: Rows<'_>, target: &mut [f32], then: Then) {
+    pub fn multiply(
+        &self,
+        team: &mut Team,
+        rows: StridedRows<'_>,
+        target: &mut [f32],
+        then: Epilogue,
+    ) {
         let piece = piece(self.count(), team.size());
-        let target = Target::new(target, self.columns(then), rows.count);
+        let target = ColumnTarget::new(target, self.columns(then), rows.count);
         team.each(self.count().div_ceil(piece), |_, index| {
             let end = ((index + 1) * piece).min(self.count());
             self.columns_of(rows, &target, then, index * piece..end);
         });
     }
 
-    /// The same by the caller alone.
-    pub(crate) fn multiply_alone(&self, rows: Rows<'_>, target: &mut [f32], then: Then) {
-        let target = Target::new(target, self.columns(then), rows.count);
+    /// Like [`multiply`](Self::multiply), on the calling thread alone.
+    ///
+    /// # Panics
+    /// When rows or target are too small.
+    pub fn multiply_alone(&self, rows: StridedRows<'_>, target: &mut [f32], then: Epilogue) {
+        let target = ColumnTarget::new(target, self.columns(then), rows.count);
         self.columns_of(rows, &target, then, 0..self.count());
     }
 
     /// Some panels of a product.
-    fn columns_of(&self, rows: Rows<'_>, target: &Target<'_>, then: Then, panels: Range<usize>) {
+    fn columns_of(
+        &self,
+        rows: StridedRows<'_>,
+        target: &ColumnTarget<'_>,
+        then: Epilogue,
+        panels: Range<usize>,
+    ) {
         let (most, most_vectors) = shape(rows.count);
         let cuts = rows.count.div_ceil(most);
         let mut start = panels.start;
@@ -144,7 +175,7 @@ impl Panels {
             while vectors > panels.end - start {
                 vectors /= 2;
             }
-            let mut b: Columns<'_> = [&[]; MAX_VECTORS];
+            let mut b: ColumnVectors<'_> = [&[]; MAX_VECTORS];
             let columns = b.iter_mut().zip(start..start + vectors);
             columns.for_each(|(b, panel)| *b = self.panel(panel));
             let mut next = b;
@@ -152,7 +183,7 @@ impl Panels {
             columns.for_each(|(next, panel)| *next = self.panel(panel));
             for cut in 0..cuts {
                 let (first, end) = (rows.count * cut / cuts, rows.count * (cut + 1) / cuts);
-                let factors = Factors {
+                let factors = TileFactors {
                     a: &rows.data[first * rows.stride..],
                     a_stride: rows.stride,
                     a_step: 1,
@@ -169,15 +200,12 @@ impl Panels {
                         _ => next[..vectors].get(cut..=cut).unwrap_or_default(),
                     },
                 };
-                let mut product = tile::Target {
-                    data: &mut sums,
-                    stride: vectors * LANES,
-                    write: Write::Replace,
-                };
+                let mut product =
+                    TileTarget { data: &mut sums, stride: vectors * LANES, write: Write::Replace };
                 tile::multiply(&mut product, &factors);
                 let bias = self.bias.as_deref().map_or(&[][..], |bias| &bias[start * LANES..]);
                 target.check(end, start + vectors, then);
-                write(target, &Tile { sums: &sums, first, end, start, vectors, bias, then });
+                write(target, &TileSums { sums: &sums, first, end, start, vectors, bias, then });
             }
             start += vectors;
         }
@@ -190,8 +218,8 @@ fn piece(panels: usize, members: usize) -> usize {
 }
 
 /// Rows of an `[out, in]` matrix as a panel.
-fn panel(rows: &[&[f32]], width: usize) -> Vec<Block> {
-    let mut blocks = vec![Block::ZERO; width];
+fn panel(rows: &[&[f32]], width: usize) -> Vec<CacheLine> {
+    let mut blocks = vec![CacheLine::ZERO; width];
     for (lane, row) in rows.iter().enumerate() {
         for (block, value) in blocks.iter_mut().zip(*row) {
             block.0[lane] = *value;
@@ -201,7 +229,7 @@ fn panel(rows: &[&[f32]], width: usize) -> Vec<Block> {
 }
 
 /// A matrix whose columns are written by several threads.
-struct Target<'a> {
+struct ColumnTarget<'a> {
     data: *mut f32,
     stride: usize,
     rows: usize,
@@ -209,12 +237,11 @@ struct Target<'a> {
 }
 
 // SAFETY: whoever shares it writes columns of their own: `columns_of` is called once for each piece, and pieces are disjoint.
-#[allow(unsafe_code)]
-unsafe impl Sync for Target<'_> {}
+unsafe impl Sync for ColumnTarget<'_> {}
 
 /// Sums of some rows and panels, and what becomes of them.
 #[derive(Clone, Copy)]
-struct Tile<'a> {
+struct TileSums<'a> {
     /// `[end - first, vectors, LANES]`
     sums: &'a [f32; MAX_TILE],
     first: usize,
@@ -224,10 +251,10 @@ struct Tile<'a> {
     vectors: usize,
     /// Of these columns; empty where there is none.
     bias: &'a [f32],
-    then: Then,
+    then: Epilogue,
 }
 
-impl<'a> Target<'a> {
+impl<'a> ColumnTarget<'a> {
     fn new(data: &'a mut [f32], stride: usize, rows: usize) -> Self {
         assert!(data.len() >= stride * rows, "a product needs room for its rows");
         Self { data: data.as_mut_ptr(), stride, rows, lifetime: PhantomData }
@@ -235,8 +262,8 @@ impl<'a> Target<'a> {
 
     /// # Panics
     /// When rows up to `row` or columns of panels up to `panel` are not all inside.
-    fn check(&self, row: usize, panel: usize, then: Then) {
-        let columns = if then == Then::Gate { panel * LANES / 2 } else { panel * LANES };
+    fn check(&self, row: usize, panel: usize, then: Epilogue) {
+        let columns = if then == Epilogue::SwiGlu { panel * LANES / 2 } else { panel * LANES };
         assert!(row <= self.rows && columns <= self.stride, "a tile lies inside its target");
     }
 
@@ -247,17 +274,14 @@ impl<'a> Target<'a> {
     fn vector(&self, row: usize, vector: usize) -> &mut [f32; LANES] {
         // SAFETY: `check` has made sure that it lies inside the slice, which is borrowed for as long as this is. No other
         // thread has these columns, and this one holds one vector at a time.
-        #[allow(unsafe_code)]
-        unsafe {
-            &mut *self.data.add(row * self.stride + vector * LANES).cast()
-        }
+        unsafe { &mut *self.data.add(row * self.stride + vector * LANES).cast() }
     }
 }
 
 vectorized! {
     /// Puts a tile where it belongs, which has been checked.
-    fn write(target: &Target<'_>, tile: &Tile<'_>) {
-        let Tile { sums, first, end, start, vectors, bias, then } = *tile;
+    fn write(target: &ColumnTarget<'_>, tile: &TileSums<'_>) {
+        let TileSums { sums, first, end, start, vectors, bias, then } = *tile;
         let (sums, _) = sums.as_chunks::<LANES>();
         let (bias, _) = bias.as_chunks::<LANES>();
         for (row, sums) in (first..end).zip(sums.chunks_exact(vectors)) {
@@ -269,17 +293,17 @@ vectorized! {
                 sums
             };
             match then {
-                Then::Replace => {
+                Epilogue::Replace => {
                     for vector in 0..vectors {
                         *target.vector(row, start + vector) = with_bias(vector);
                     }
                 }
-                Then::Add => {
+                Epilogue::Add => {
                     for vector in 0..vectors {
                         math::add_scaled(target.vector(row, start + vector), 1.0, &with_bias(vector));
                     }
                 }
-                Then::Gate => {
+                Epilogue::SwiGlu => {
                     for pair in 0..vectors / 2 {
                         let (gate, up) = (with_bias(2 * pair), with_bias(2 * pair + 1));
                         let target = target.vector(row, start / 2 + pair);
@@ -304,7 +328,7 @@ mod tests {
     }
 
     /// `rows` times the transpose of an `[out, in]` matrix, in double precision.
-    fn plain(rows: &[f32], stored: Stored<'_>, width: usize) -> Vec<Vec<f64>> {
+    fn plain(rows: &[f32], stored: StoredMatrix<'_>, width: usize) -> Vec<Vec<f64>> {
         let dot = |a: &[f32], b: &[f32]| -> f64 {
             a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
         };
@@ -328,18 +352,18 @@ mod tests {
             with_bias: bool,
             threads in 1_usize..4,
         ) {
-            let mut team = Team::new(threads).unwrap();
+            let mut team = Team::new(threads, "test").unwrap();
             let (a, matrix, bias) =
                 (uneven(count * width, 1), uneven(columns * width, 2), uneven(columns, 3));
-            let stored = Stored { matrix: &matrix, bias: with_bias.then_some(&bias[..]) };
+            let stored = StoredMatrix { matrix: &matrix, bias: with_bias.then_some(&bias[..]) };
             let right = plain(&a, stored, width);
             let (panels, turns) = (
                 Panels::side_by_side(&[stored], width),
-                Panels::in_turns(stored, stored, width),
+                Panels::interleaved(stored, stored, width),
             );
-            let rows = Rows { data: &a, stride: width, count };
-            for then in [Then::Replace, Then::Add, Then::Gate] {
-                let panels = if then == Then::Gate { &turns } else { &panels };
+            let rows = StridedRows { data: &a, stride: width, count };
+            for then in [Epilogue::Replace, Epilogue::Add, Epilogue::SwiGlu] {
+                let panels = if then == Epilogue::SwiGlu { &turns } else { &panels };
                 let stride = panels.columns(then);
                 let mut target = vec![0.5; count * stride];
                 panels.multiply(&mut team, rows, &mut target, then);
@@ -347,14 +371,14 @@ mod tests {
                     let ours = &target[row * stride..][..columns];
                     for (ours, x) in ours.iter().zip(&right[row]) {
                         let expected = match then {
-                            Then::Replace => *x,
-                            Then::Add => x + 0.5,
-                            Then::Gate => x / (1.0 + (-x).exp()) * x,
+                            Epilogue::Replace => *x,
+                            Epilogue::Add => x + 0.5,
+                            Epilogue::SwiGlu => x / (1.0 + (-x).exp()) * x,
                         };
                         prop_assert!((f64::from(*ours) - expected).abs() < 1e-3, "{ours} {expected}");
                     }
                     let mut alone = vec![0.5; stride];
-                    let lone = Rows { data: &a[row * width..], stride: width, count: 1 };
+                    let lone = StridedRows { data: &a[row * width..], stride: width, count: 1 };
                     panels.multiply_alone(lone, &mut alone, then);
                     prop_assert_eq!(&alone[..], &target[row * stride..][..stride]);
                 }

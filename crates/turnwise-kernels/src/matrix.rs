@@ -1,4 +1,4 @@
-//! Matrix products on slices: by the processor's matrix unit where it has one, otherwise by `gemm`.
+//! Matrix products (GEMM) on slices: on the processor's matrix unit (AMX) where it has one, otherwise by the crate `gemm`.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -10,18 +10,16 @@ mod split;
 #[cfg(target_arch = "x86_64")]
 use std::slice;
 
-use gemm::Parallelism;
-
-/// A matrix in a slice: element `(i, j)` is at `i * row_stride + j * column_stride`.
+/// A view of a matrix in a slice: element `(i, j)` is at `i * row_stride + j * column_stride`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Matrix<'a> {
+pub struct Matrix<'a> {
     data: &'a [f32],
     shape: Shape,
 }
 
-/// A matrix that can be written.
+/// A mutable view of a matrix.
 #[derive(Debug)]
-pub(crate) struct MatrixMut<'a> {
+pub struct MatrixMut<'a> {
     data: &'a mut [f32],
     shape: Shape,
 }
@@ -47,19 +45,31 @@ impl Shape {
 }
 
 impl<'a> Matrix<'a> {
-    /// Rows one after another, `columns` wide.
-    pub(crate) fn rows(data: &'a [f32], columns: usize) -> Self {
+    /// Views rows that lie one after another, `columns` wide.
+    ///
+    /// # Panics
+    /// When `columns` is 0.
+    #[must_use]
+    pub fn rows(data: &'a [f32], columns: usize) -> Self {
         Self::strided(data, data.len() / columns, columns, columns)
     }
 
-    /// Rows that start `stride` apart.
-    pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+    /// Views rows that start `stride` apart.
+    ///
+    /// # Panics
+    /// When an element would lie outside the slice.
+    #[must_use]
+    pub fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         let shape = Shape { rows, columns, row_stride: stride, column_stride: 1 };
         Self { data, shape: shape.checked(data.len()) }
     }
 
-    /// Elements that are `steps` apart, from row to row and from column to column.
-    pub(crate) fn stepped(
+    /// Views elements that are `row_stride` and `column_stride` apart.
+    ///
+    /// # Panics
+    /// When an element would lie outside the slice.
+    #[must_use]
+    pub fn stepped(
         data: &'a [f32],
         [rows, columns]: [usize; 2],
         [row_stride, column_stride]: [usize; 2],
@@ -68,14 +78,20 @@ impl<'a> Matrix<'a> {
         Self { data, shape: shape.checked(data.len()) }
     }
 
-    /// Some columns.
-    pub(crate) fn columns(self, start: usize, count: usize) -> Self {
+    /// Returns some of the columns.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn columns(self, start: usize, count: usize) -> Self {
         assert!(start + count <= self.shape.columns, "columns must be there");
         let data = &self.data[start * self.shape.column_stride..];
         Self { data, shape: Shape { columns: count, ..self.shape } }
     }
 
-    pub(crate) fn transposed(self) -> Self {
+    /// Returns the transpose.
+    #[must_use]
+    pub fn transposed(self) -> Self {
         let Shape { rows, columns, row_stride, column_stride } = self.shape;
         let shape = Shape {
             rows: columns,
@@ -88,17 +104,22 @@ impl<'a> Matrix<'a> {
 }
 
 impl<'a> MatrixMut<'a> {
-    /// Rows one after another, `columns` wide.
-    pub(crate) fn rows(data: &'a mut [f32], columns: usize) -> Self {
+    /// Views rows that lie one after another, `columns` wide.
+    ///
+    /// # Panics
+    /// When `columns` is 0.
+    #[must_use]
+    pub fn rows(data: &'a mut [f32], columns: usize) -> Self {
         let rows = data.len() / columns;
         Self::strided(data, rows, columns, columns)
     }
 
-    /// Rows that start `stride` apart.
+    /// Views rows that start `stride` apart.
     ///
     /// # Panics
-    /// When rows overlap.
-    pub(crate) fn strided(data: &'a mut [f32], rows: usize, columns: usize, stride: usize) -> Self {
+    /// When rows overlap, or an element would lie outside the slice.
+    #[must_use]
+    pub fn strided(data: &'a mut [f32], rows: usize, columns: usize, stride: usize) -> Self {
         assert!(stride >= columns, "rows that are written must not overlap");
         let shape =
             Shape { rows, columns, row_stride: stride, column_stride: 1 }.checked(data.len());
@@ -107,43 +128,47 @@ impl<'a> MatrixMut<'a> {
 }
 
 impl MatrixMut<'_> {
-    /// Some columns.
-    pub(crate) fn columns(&mut self, start: usize, count: usize) -> MatrixMut<'_> {
+    /// Returns some of the columns.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn columns(&mut self, start: usize, count: usize) -> MatrixMut<'_> {
         assert!(start + count <= self.shape.columns, "columns must be there");
         let data = &mut self.data[start * self.shape.column_stride..];
         MatrixMut { data, shape: Shape { columns: count, ..self.shape } }
     }
 }
 
-/// What becomes of the numbers that are already there.
+/// What a product does with the numbers in its target (beta of BLAS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Write {
-    /// They are overwritten, and may be anything.
+pub enum Write {
+    /// Overwrites them (beta = 0); they may be anything.
     Replace,
-    /// The product is added to them.
+    /// Adds the product to them (beta = 1).
     Add,
 }
 
-/// Who computes a product.
+/// The threads of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Threads {
-    /// The caller alone.
-    One,
-    /// The caller's rayon pool, for products large enough to gain from it.
+pub enum Parallelism {
+    /// The calling thread alone.
+    Serial,
+    /// The caller's rayon pool, for products that are large enough to gain from it.
     Pool,
 }
 
-/// How right a product is.
+/// The accuracy of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Accuracy {
-    /// As f32 has it.
+pub enum Accuracy {
+    /// That of f32.
     Full,
     /// Each term to three parts in 2^16 or better: enough for a gradient, which is noise in far larger parts.
     Gradient,
 }
 
-/// Whether the processor has a matrix unit, and a product of this shape shall be computed there by one thread.
-pub(crate) fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
+/// Returns whether the processor has a matrix unit on which one thread should compute a product of this shape.
+#[must_use]
+pub fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
     rows * terms * columns >= UNIT_FROM && unit_takes(rows, terms, columns)
 }
 
@@ -161,30 +186,41 @@ fn unit_takes(rows: usize, terms: usize, columns: usize) -> bool {
     }
 }
 
-/// How matrices are joined to one.
+/// How several matrices are joined to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Along {
-    /// Side by side: their products stand side by side too.
+pub enum Along {
+    /// Side by side: so are their products.
     Columns,
     /// One below the other: their products are added.
     Terms,
 }
 
-/// `target = scale * a b`, or `target += scale * a b`.
+/// Computes `target = scale * a b`, or `target += scale * a b`.
+///
+/// ```
+/// use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply};
+///
+/// let (a, b) = ([1.0, 2.0], [3.0, 4.0]);
+/// let mut product = [0.0];
+/// let mut target = MatrixMut::rows(&mut product, 1);
+/// let factors = [Matrix::rows(&a, 2), Matrix::rows(&b, 1)];
+/// multiply(&mut target, Write::Replace, 1.0, factors, Accuracy::Full, Parallelism::Serial);
+/// assert_eq!(product, [11.0]);
+/// ```
 ///
 /// # Panics
 /// When the shapes do not fit.
-pub(crate) fn multiply(
+pub fn multiply(
     target: &mut MatrixMut<'_>,
     write: Write,
     scale: f32,
     [a, b]: [Matrix<'_>; 2],
     accuracy: Accuracy,
-    threads: Threads,
+    threads: Parallelism,
 ) {
     check(target.shape, a.shape, b.shape);
     #[cfg(target_arch = "x86_64")]
-    if let Some(right) = blocks::Right::new(&[b], Along::Columns)
+    if let Some(right) = blocks::JoinedRight::new(&[b], Along::Columns)
         && right.suits(a.shape.rows)
     {
         let left = blocks::Scaled { side: split::Side::left(a), by: scale };
@@ -194,11 +230,11 @@ pub(crate) fn multiply(
     multiply_on_vector_units(target, write, scale, [a, b], threads);
 }
 
-/// The same for several matrices joined to one, by the caller's rayon pool.
+/// Computes `target = a B`, or `target += a B`, where `B` is several matrices joined to one, on the caller's rayon pool.
 ///
 /// # Panics
 /// When the shapes do not fit.
-pub(crate) fn multiply_joined(
+pub fn multiply_joined(
     target: &mut MatrixMut<'_>,
     write: Write,
     a: Matrix<'_>,
@@ -207,13 +243,13 @@ pub(crate) fn multiply_joined(
     accuracy: Accuracy,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(right) = blocks::Right::new(joined, along)
+    if let Some(right) = blocks::JoinedRight::new(joined, along)
         && right.suits(a.shape.rows)
     {
         check(target.shape, a.shape, right.shape());
         let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
         let right = blocks::Source::Loose(&right, accuracy);
-        return blocks::multiply(slice::from_mut(target), write, left, right, Threads::Pool);
+        return blocks::multiply(slice::from_mut(target), write, left, right, Parallelism::Pool);
     }
     let mut start = 0;
     for (index, b) in joined.iter().enumerate() {
@@ -221,30 +257,26 @@ pub(crate) fn multiply_joined(
         match along {
             Along::Columns => {
                 let mut target = target.columns(start, columns);
-                multiply(&mut target, write, 1.0, [a, *b], accuracy, Threads::Pool);
+                multiply(&mut target, write, 1.0, [a, *b], accuracy, Parallelism::Pool);
                 start += columns;
             }
             Along::Terms => {
                 let write = if index == 0 { write } else { Write::Add };
                 let a = a.columns(start, rows);
-                multiply(target, write, 1.0, [a, *b], accuracy, Threads::Pool);
+                multiply(target, write, 1.0, [a, *b], accuracy, Parallelism::Pool);
                 start += rows;
             }
         }
     }
 }
 
-/// Adds the product of `a` and `b` to targets that have its rows one after another, by the caller's rayon pool.
+/// Adds the product of `a` and `b` to targets that hold its rows one after another, on the caller's rayon pool.
 ///
 /// # Panics
 /// When the shapes do not fit.
-pub(crate) fn add_to_each(
-    targets: &mut [MatrixMut<'_>],
-    [a, b]: [Matrix<'_>; 2],
-    accuracy: Accuracy,
-) {
+pub fn add_to_each(targets: &mut [MatrixMut<'_>], [a, b]: [Matrix<'_>; 2], accuracy: Accuracy) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(right) = blocks::Right::new(&[b], Along::Columns)
+    if let Some(right) = blocks::JoinedRight::new(&[b], Along::Columns)
         && right.suits(a.shape.rows)
     {
         let rows = targets.iter().map(|target| target.shape.rows).sum::<usize>();
@@ -253,41 +285,42 @@ pub(crate) fn add_to_each(
         }
         let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
         let right = blocks::Source::Loose(&right, accuracy);
-        return blocks::multiply(targets, Write::Add, left, right, Threads::Pool);
+        return blocks::multiply(targets, Write::Add, left, right, Parallelism::Pool);
     }
     let mut start = 0;
     for target in targets {
         let rows = target.shape.rows;
         let sides = [a.transposed().columns(start, rows).transposed(), b];
-        multiply(target, Write::Add, 1.0, sides, accuracy, Threads::Pool);
+        multiply(target, Write::Add, 1.0, sides, accuracy, Parallelism::Pool);
         start += rows;
     }
 }
 
-/// A right side that many products share: it is packed once.
+/// A right factor that many products share, packed once for the matrix unit where there is one.
 #[derive(Debug)]
-pub(crate) struct Shared<'a> {
+pub struct Prepacked<'a> {
     b: Matrix<'a>,
-    packed: Option<Packed>,
+    packed: Option<PackedSides>,
 }
 
-impl<'a> Shared<'a> {
-    /// Packs it, where products with it will be computed on a matrix unit.
-    pub(crate) fn new(b: Matrix<'a>, accuracy: Accuracy, threads: Threads) -> Self {
+impl<'a> Prepacked<'a> {
+    /// Packs the factor, if products with it will be computed on a matrix unit.
+    #[must_use]
+    pub fn new(b: Matrix<'a>, accuracy: Accuracy, threads: Parallelism) -> Self {
         let suits = unit_takes(usize::MAX, b.shape.rows, b.shape.columns);
-        Self { b, packed: suits.then(|| Packed::new(&[b], accuracy, threads)) }
+        Self { b, packed: suits.then(|| PackedSides::new(&[b], accuracy, threads)) }
     }
 
-    /// `target = a b`, or `target += a b`.
+    /// Computes `target = a b`, or `target += a b`.
     ///
     /// # Panics
     /// When the shapes do not fit.
-    pub(crate) fn multiply(
+    pub fn multiply(
         &self,
         target: &mut MatrixMut<'_>,
         write: Write,
         a: Matrix<'_>,
-        threads: Threads,
+        threads: Parallelism,
     ) {
         check(target.shape, a.shape, self.b.shape);
         let suits = unit_takes(a.shape.rows, self.b.shape.rows, self.b.shape.columns);
@@ -298,25 +331,28 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// Right sides as the matrix unit reads them.
+/// Right factors, packed for the matrix unit.
 #[derive(Debug)]
-pub(crate) struct Packed {
+pub struct PackedSides {
     /// Rows and columns of each.
     shapes: Vec<[usize; 2]>,
     #[cfg(target_arch = "x86_64")]
     kept: blocks::Kept,
 }
 
-impl Packed {
+impl PackedSides {
+    /// Packs the factors.
+    ///
     /// # Panics
     /// When the processor has no matrix unit.
-    pub(crate) fn new(sides: &[Matrix<'_>], accuracy: Accuracy, threads: Threads) -> Self {
+    #[must_use]
+    pub fn new(sides: &[Matrix<'_>], accuracy: Accuracy, threads: Parallelism) -> Self {
         let shapes: Vec<_> = sides.iter().map(|b| [b.shape.rows, b.shape.columns]).collect();
         #[cfg(target_arch = "x86_64")]
         {
             let sides = sides.iter().map(slice::from_ref);
             let rights: Option<Vec<_>> =
-                sides.map(|side| blocks::Right::new(side, Along::Columns)).collect();
+                sides.map(|side| blocks::JoinedRight::new(side, Along::Columns)).collect();
             let rights = rights.expect("one matrix has no seam");
             Self { shapes, kept: blocks::Kept::new(&rights, accuracy, threads) }
         }
@@ -324,18 +360,18 @@ impl Packed {
         panic!("no matrix unit for {shapes:?}, {accuracy:?}, {threads:?}")
     }
 
-    /// `target = a b`, or `target += a b`, with as many of a side's first rows as `a` has columns, and as many of its first
-    /// columns as the target has. Rows up to the next multiple of 32 must be finite: they are multiplied by 0.
+    /// Computes `target = a b`, or `target += a b`, with as many of a factor's first rows as `a` has columns, and as many of
+    /// its first columns as the target has. Rows up to the next multiple of 32 must be finite: they are multiplied by 0.
     ///
     /// # Panics
     /// When the shapes do not fit, or there are no rows.
-    pub(crate) fn multiply_first(
+    pub fn multiply_first(
         &self,
         target: &mut MatrixMut<'_>,
         write: Write,
         a: Matrix<'_>,
         side: usize,
-        threads: Threads,
+        threads: Parallelism,
     ) {
         let (terms, columns) = (a.shape.columns, target.shape.columns);
         let [rows, most] = self.shapes[side];
@@ -360,22 +396,24 @@ fn check(target: Shape, a: Shape, b: Shape) {
     );
 }
 
-/// [`multiply`] by `gemm`, whatever the processor has.
-pub(crate) fn multiply_on_vector_units(
+/// Computes [`multiply`] on the vector units (crate `gemm`), also where there is a matrix unit.
+///
+/// # Panics
+/// When the shapes do not fit.
+pub fn multiply_on_vector_units(
     target: &mut MatrixMut<'_>,
     write: Write,
     scale: f32,
     [a, b]: [Matrix<'_>; 2],
-    threads: Threads,
+    threads: Parallelism,
 ) {
     let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::Pool => Parallelism::Rayon(0),
+        Parallelism::Serial => gemm::Parallelism::None,
+        Parallelism::Pool => gemm::Parallelism::Rayon(0),
     };
     let stride = usize::cast_signed;
     // SAFETY: `Shape::checked` made sure that every element of the three matrices lies inside its slice. The target is
     // borrowed mutably, so that it overlaps neither `a` nor `b`, and its rows do not overlap each other.
-    #[allow(unsafe_code)]
     unsafe {
         gemm::gemm(
             target.shape.rows,
@@ -458,13 +496,13 @@ mod tests {
         let write = if adds { Write::Add } else { Write::Replace };
         let stride = columns + between;
         let mut matrix = MatrixMut::strided(&mut target, rows, columns, stride);
-        multiply(&mut matrix, write, scale, [a, b], accuracy, Threads::Pool);
+        multiply(&mut matrix, write, scale, [a, b], accuracy, Parallelism::Pool);
         if scale == 1.0 {
             // A side that is packed before gives the same to the bit.
             let mut same = before.clone();
             let mut matrix = MatrixMut::strided(&mut same, rows, columns, stride);
-            let shared = Shared::new(b, accuracy, Threads::One);
-            shared.multiply(&mut matrix, write, a, Threads::One);
+            let shared = Prepacked::new(b, accuracy, Parallelism::Serial);
+            shared.multiply(&mut matrix, write, a, Parallelism::Serial);
             assert_eq!(same, target);
             if unit_takes(usize::MAX, usize::MAX, usize::MAX) {
                 first_are_those_of_more(a, b, accuracy);
@@ -494,9 +532,9 @@ mod tests {
         let few = b.columns(0, columns).transposed().columns(0, terms).transposed();
         let of = |sides: &[Matrix<'_>]| {
             let mut target = vec![0.5; a.shape.rows * columns];
-            let packed = Packed::new(sides, accuracy, Threads::One);
+            let packed = PackedSides::new(sides, accuracy, Parallelism::Serial);
             let mut matrix = MatrixMut::rows(&mut target, columns);
-            packed.multiply_first(&mut matrix, Write::Add, a, sides.len() - 1, Threads::One);
+            packed.multiply_first(&mut matrix, Write::Add, a, sides.len() - 1, Parallelism::Serial);
             target
         };
         assert_eq!(of(&[a.transposed(), b]), of(&[few]));
@@ -544,7 +582,13 @@ mod tests {
             let one = |size: usize, a: Matrix<'_>, b: Matrix<'_>| {
                 let mut target = vec![0.0; size];
                 let mut matrix = MatrixMut::rows(&mut target, b.shape.columns);
-                multiply_on_vector_units(&mut matrix, Write::Replace, 1.0, [a, b], Threads::One);
+                multiply_on_vector_units(
+                    &mut matrix,
+                    Write::Replace,
+                    1.0,
+                    [a, b],
+                    Parallelism::Serial,
+                );
                 target
             };
             let whole = Matrix::rows(&weight, width);

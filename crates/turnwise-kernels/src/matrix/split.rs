@@ -142,7 +142,6 @@ impl<'a> Side<'a> {
                 let (first, term) = (first + half * LANES, start + step * STEP);
                 let tiles = &mut tiles[half..];
                 // SAFETY: the assertion above.
-                #[allow(unsafe_code)]
                 unsafe {
                     match parts {
                         Parts::Two => self.pack_tiles::<2>(tiles, first, term, scale),
@@ -240,7 +239,6 @@ impl<'a> Patch<'a> {
         let mask = if at < self.lines { self.mask } else { 0 };
         // SAFETY: the numbers that are read lie inside the slice, as `new` has found; asking for an address that is none does
         // nothing.
-        #[allow(unsafe_code)]
         unsafe {
             let address = self.data.as_ptr().wrapping_add(at * self.across);
             _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(self.ahead).cast());
@@ -297,7 +295,6 @@ fn cut<const PARTS: usize>([x, y]: [__m512; 2], scale: __m512) -> [__m512i; PART
 #[target_feature(enable = "avx512f")]
 fn store(line: &mut [u32; LANES], numbers: __m512i) {
     // SAFETY: a line is a vector.
-    #[allow(unsafe_code)]
     unsafe {
         _mm512_storeu_si512(line.as_mut_ptr().cast(), numbers);
     }

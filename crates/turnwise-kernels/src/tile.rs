@@ -1,4 +1,4 @@
-//! Products whose elements are sums in one order, whatever is computed beside them.
+//! Register tiles: small products whose elements are sums in one order, whatever is computed beside them.
 //!
 //! Each element is one chain of multiply-adds over the inner index, from the first term to the last, in a lane of a register
 //! of its own. How many rows or columns share the registers changes nothing in it, so that one row and a thousand give the
@@ -9,45 +9,45 @@ use std::array;
 use crate::matrix::Write;
 use crate::simd::{Level, level};
 
-/// Numbers in a vector.
-pub(crate) const LANES: usize = 16;
+/// Numbers of a vector, on every processor.
+pub const LANES: usize = 16;
 
-/// The most vectors of columns that a tile has.
-pub(crate) const MAX_VECTORS: usize = 8;
+/// The most vectors of columns in a tile.
+pub const MAX_VECTORS: usize = 8;
 
-/// The most numbers that a tile has.
-pub(crate) const MAX_TILE: usize = 24 * LANES;
+/// The most numbers in a tile.
+pub const MAX_TILE: usize = 24 * LANES;
 
-/// Sixteen numbers at an address that loads of a whole vector like.
+/// Sixteen numbers in a cache line of their own, so that a vector is loaded with one access.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C, align(64))]
-pub(crate) struct Block(pub(crate) [f32; LANES]);
+pub struct CacheLine(pub [f32; LANES]);
 
-impl Block {
-    pub(crate) const ZERO: Self = Self([0.0; LANES]);
+impl CacheLine {
+    /// Zeros.
+    pub const ZERO: Self = Self([0.0; LANES]);
 }
 
-/// The numbers of blocks in a row.
-pub(crate) fn numbers(blocks: &[Block]) -> &[f32] {
-    // SAFETY: a block is 16 numbers without padding, by its representation.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::slice::from_raw_parts(blocks.as_ptr().cast(), blocks.len() * LANES)
-    }
+/// Returns the numbers of consecutive cache lines.
+#[inline]
+#[must_use]
+pub fn numbers(lines: &[CacheLine]) -> &[f32] {
+    // SAFETY: a cache line is 16 numbers without padding, by its representation.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES) }
 }
 
-/// The numbers of blocks in a row, to be written.
-pub(crate) fn numbers_mut(blocks: &mut [Block]) -> &mut [f32] {
+/// Returns the numbers of consecutive cache lines, to be written.
+#[inline]
+#[must_use]
+pub fn numbers_mut(lines: &mut [CacheLine]) -> &mut [f32] {
     // SAFETY: as above, and every bit pattern is a number.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast(), blocks.len() * LANES)
-    }
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
 
-/// Rows and vectors of columns that a tile can have on this processor, for so many rows of work: enough sums side by side to
-/// keep its units busy, and few enough for its registers.
-pub(crate) fn shape(rows: usize) -> (usize, usize) {
+/// Returns the most rows and vectors of columns in a tile on this processor, for a product of `rows` rows: enough sums side by
+/// side to keep its units busy, and few enough for its registers.
+#[must_use]
+pub fn shape(rows: usize) -> (usize, usize) {
     match level() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => match rows.div_ceil(rows.div_ceil(12).max(1)) {
@@ -60,43 +60,51 @@ pub(crate) fn shape(rows: usize) -> (usize, usize) {
     }
 }
 
-/// Vectors of columns: for each, its numbers for the first term; those for term `k` follow at `k * b_stride`.
-pub(crate) type Columns<'a> = [&'a [f32]; MAX_VECTORS];
+/// Vectors of columns: each begins with its numbers for the first term; those for term `k` follow at `k * b_stride`.
+pub type ColumnVectors<'a> = [&'a [f32]; MAX_VECTORS];
 
-/// A tile of a product: rows of `a` times columns of `b`.
+/// The factors of a tile: rows of `a` times columns of `b`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Factors<'a> {
+pub struct TileFactors<'a> {
     /// Term `k` of row `r` is at `r * a_stride + k * a_step`.
-    pub(crate) a: &'a [f32],
-    pub(crate) a_stride: usize,
-    pub(crate) a_step: usize,
-    pub(crate) rows: usize,
-    /// Where the terms lie, so many of them in each; the last may hold fewer.
-    pub(crate) b: &'a [Columns<'a>],
-    pub(crate) terms_each: usize,
-    pub(crate) b_stride: usize,
-    /// How many columns there are.
-    pub(crate) vectors: usize,
-    pub(crate) terms: usize,
-    /// Columns that will be wanted next, with the same stride: all vectors or one, whose memory is asked for while this is
-    /// computed.
-    pub(crate) next: &'a [&'a [f32]],
+    pub a: &'a [f32],
+    /// Distance from row to row of `a`.
+    pub a_stride: usize,
+    /// Distance from term to term of `a`.
+    pub a_step: usize,
+    /// Rows of `a`.
+    pub rows: usize,
+    /// The columns of each `terms_each` terms; the last may hold fewer.
+    pub b: &'a [ColumnVectors<'a>],
+    /// Terms in each entry of `b`.
+    pub terms_each: usize,
+    /// Distance from term to term of a column vector.
+    pub b_stride: usize,
+    /// Vectors of columns.
+    pub vectors: usize,
+    /// Terms of each sum.
+    pub terms: usize,
+    /// Columns of the next tile, with the same stride: all vectors or one. They are prefetched while this tile is computed.
+    pub next: &'a [&'a [f32]],
 }
 
-/// Where a tile is written: row `r` starts at `r * stride`.
+/// The target of a tile: row `r` starts at `r * stride`.
 #[derive(Debug)]
-pub(crate) struct Target<'a> {
-    pub(crate) data: &'a mut [f32],
-    pub(crate) stride: usize,
-    pub(crate) write: Write,
+pub struct TileTarget<'a> {
+    /// Numbers that the tile lies in.
+    pub data: &'a mut [f32],
+    /// Distance from row to row.
+    pub stride: usize,
+    /// Whether sums start from 0 or from the target's numbers.
+    pub write: Write,
 }
 
-/// Computes the product, term by term: from 0, or on from what the target holds. `[rows, vectors, LANES]`
+/// Computes a tile, term by term: from 0, or from the numbers of the target. `[rows, vectors, LANES]`
 ///
 /// # Panics
 /// When the tile has no rows or terms, is larger than [`shape`] allows, or reaches beyond a slice, or when its rows overlap.
-pub(crate) fn multiply(target: &mut Target<'_>, factors: &Factors<'_>) {
-    let Factors { a, a_stride, a_step, rows, b, terms_each, b_stride, vectors, terms, .. } =
+pub fn multiply(target: &mut TileTarget<'_>, factors: &TileFactors<'_>) {
+    let TileFactors { a, a_stride, a_step, rows, b, terms_each, b_stride, vectors, terms, .. } =
         *factors;
     assert!(rows > 0 && terms > 0, "a tile has rows and terms");
     let last = (rows - 1) * a_stride + (terms - 1) * a_step;
@@ -114,7 +122,6 @@ pub(crate) fn multiply(target: &mut Target<'_>, factors: &Factors<'_>) {
     assert!(end <= target.data.len(), "sums reach beyond their slice");
     // SAFETY: the assertions above cover every number that a tile of this shape touches, and `level` has found the
     // instructions.
-    #[allow(unsafe_code)]
     unsafe {
         match level() {
             #[cfg(target_arch = "x86_64")]
@@ -127,24 +134,20 @@ pub(crate) fn multiply(target: &mut Target<'_>, factors: &Factors<'_>) {
 }
 
 /// Sixteen sums in registers.
-trait Vector: Copy {
+trait Register: Copy {
     /// # Safety
     /// The processor has the instructions.
-    #[allow(unsafe_code)]
     unsafe fn zero() -> Self;
     /// # Safety
     /// The processor has the instructions, and 16 numbers can be read.
-    #[allow(unsafe_code)]
     unsafe fn load(from: *const f32) -> Self;
     /// # Safety
     /// The processor has the instructions, and 16 numbers can be written.
-    #[allow(unsafe_code)]
     unsafe fn store(self, to: *mut f32);
     /// `self + x * by`, rounded once where the processor can.
     ///
     /// # Safety
     /// The processor has the instructions.
-    #[allow(unsafe_code)]
     unsafe fn plus(self, x: f32, by: Self) -> Self;
     /// Asks for the memory at an address, which may be any.
     fn ask(address: *const f32);
@@ -166,10 +169,9 @@ impl<const C: usize> Walk<C> {
     ///
     /// # Safety
     /// The terms can be read, and the processor has the instructions.
-    #[allow(unsafe_code)]
     #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
     #[inline(always)]
-    unsafe fn run<V: Vector, const R: usize, const N: usize>(
+    unsafe fn run<V: Register, const R: usize, const N: usize>(
         self,
         sums: &mut [[V; C]; R],
         next: [*const f32; N],
@@ -198,21 +200,22 @@ impl<const C: usize> Walk<C> {
 
 /// # Safety
 /// Everything that a tile of this shape touches can be, and the processor has the instructions.
-#[allow(unsafe_code)]
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize, const C: usize>(
-    target: &mut Target<'_>,
-    factors: &Factors<'_>,
+unsafe fn tile<V: Register, const R: usize, const C: usize>(
+    target: &mut TileTarget<'_>,
+    factors: &TileFactors<'_>,
 ) {
     let (start, stride) = (target.data.as_mut_ptr(), target.stride);
-    // SAFETY: promised by the caller, here and below.
+    // SAFETY: promised by the caller.
     let at = |r: usize, c: usize| unsafe { start.add(r * stride + c * LANES) };
     let mut sums: [[V; C]; R] = match target.write {
+        // SAFETY: promised by the caller.
         Write::Replace => [[unsafe { V::zero() }; C]; R],
+        // SAFETY: promised by the caller.
         Write::Add => array::from_fn(|r| array::from_fn(|c| unsafe { V::load(at(r, c)) })),
     };
-    let Factors { a, a_stride, a_step, b, terms_each, b_stride, terms, .. } = *factors;
+    let TileFactors { a, a_stride, a_step, b, terms_each, b_stride, terms, .. } = *factors;
     let (mut a, mut left) = (a.as_ptr(), terms);
     for (index, columns) in b.iter().enumerate() {
         let count = terms_each.min(left);
@@ -220,6 +223,7 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(
         let walk = Walk { a, a_stride, a_step, b: columns, b_stride, count };
         let next = b.get(index + 1).map_or(factors.next, |next| &next[..C]);
         // Loops of their own, because a question in the loop costs more than the answer is worth.
+        // SAFETY: promised by the caller.
         unsafe {
             match next.len() {
                 0 => walk.run::<V, R, 0>(&mut sums, []),
@@ -232,6 +236,7 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(
     }
     for (r, sums) in sums.iter().enumerate() {
         for (c, sum) in sums.iter().enumerate() {
+            // SAFETY: promised by the caller.
             unsafe { sum.store(at(r, c)) };
         }
     }
@@ -242,11 +247,10 @@ macro_rules! tiles {
     ($vector:ty, [$($feature:literal)?], $($vectors:literal: [$($rows:literal)*]),*) => {
         /// # Safety
         /// As [`super::tile`].
-        #[allow(unsafe_code)]
         $(#[target_feature(enable = $feature)])?
         unsafe fn shaped<const R: usize, const C: usize>(
-            target: &mut Target<'_>,
-            factors: &Factors<'_>,
+            target: &mut TileTarget<'_>,
+            factors: &TileFactors<'_>,
         ) {
             // SAFETY: promised by the caller.
             unsafe { tile::<$vector, R, C>(target, factors) }
@@ -257,9 +261,8 @@ macro_rules! tiles {
         ///
         /// # Panics
         /// When there is no tile of this shape.
-        #[allow(unsafe_code)]
-        pub(super) unsafe fn run(target: &mut Target<'_>, factors: &Factors<'_>) {
-            let Factors { rows, vectors, .. } = *factors;
+        pub(super) unsafe fn run(target: &mut TileTarget<'_>, factors: &TileFactors<'_>) {
+            let TileFactors { rows, vectors, .. } = *factors;
             // SAFETY: promised by the caller.
             unsafe {
                 match (vectors, rows) {
@@ -279,11 +282,9 @@ mod wide {
         _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
-    use super::{Factors, Target, Vector, tile};
-
-    #[allow(unsafe_code)]
+    use super::{Register, TileFactors, TileTarget, tile};
     #[allow(clippy::inline_always, reason = "they are single instructions")]
-    impl Vector for __m512 {
+    impl Register for __m512 {
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: promised by the caller.
@@ -327,11 +328,9 @@ mod narrow {
         _mm256_setzero_ps, _mm256_storeu_ps,
     };
 
-    use super::{Factors, Target, Vector, tile};
-
-    #[allow(unsafe_code)]
+    use super::{Register, TileFactors, TileTarget, tile};
     #[allow(clippy::inline_always, reason = "they are single instructions")]
-    impl Vector for [__m256; 2] {
+    impl Register for [__m256; 2] {
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: promised by the caller.
@@ -374,11 +373,9 @@ mod narrow {
 
 /// What the compiler makes of arrays.
 mod portable {
-    use super::{Factors, LANES, Target, Vector, tile};
-
-    #[allow(unsafe_code)]
+    use super::{LANES, Register, TileFactors, TileTarget, tile};
     #[allow(clippy::inline_always, reason = "they are the body of a loop")]
-    impl Vector for [f32; LANES] {
+    impl Register for [f32; LANES] {
         #[inline(always)]
         unsafe fn zero() -> Self {
             [0.0; LANES]
@@ -429,11 +426,11 @@ mod tests {
     #[test]
     fn every_instruction_set_computes_the_same_tile() {
         let (a, b) = (uneven(12 * 80), uneven(8 * 100 * LANES));
-        let pieces: Vec<Columns<'_>> =
+        let pieces: Vec<ColumnVectors<'_>> =
             (0..3).map(|piece| array::from_fn(|c| &b[(c * 100 + piece * 33) * LANES..])).collect();
         let shapes = [(1, 4), (1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 2)];
         for (rows, vectors) in shapes {
-            let whole = Factors {
+            let whole = TileFactors {
                 a: &a,
                 a_stride: 80,
                 a_step: 1,
@@ -445,25 +442,23 @@ mod tests {
                 terms: 70,
                 next: &[],
             };
-            let cut = Factors { b: &pieces, terms_each: 33, next: &pieces[0][..1], ..whole };
-            let of = |run: &dyn Fn(&mut Target<'_>)| {
+            let cut = TileFactors { b: &pieces, terms_each: 33, next: &pieces[0][..1], ..whole };
+            let of = |run: &dyn Fn(&mut TileTarget<'_>)| {
                 [Write::Add, Write::Replace].map(|write| {
                     let mut sums = [0.25; MAX_TILE];
-                    run(&mut Target { data: &mut sums, stride: vectors * LANES, write });
+                    run(&mut TileTarget { data: &mut sums, stride: vectors * LANES, write });
                     sums
                 })
             };
             let best = of(&|target| multiply(target, &whole));
             assert_eq!(best, of(&|target| multiply(target, &cut)));
             // SAFETY: the slices hold all of the tile, and the processor is asked for its instructions.
-            #[allow(unsafe_code)]
             let plain = of(&|target| unsafe { portable::run(target, &cut) });
             let (numbers, plain) = (best.as_flattened(), plain.as_flattened());
             assert!(numbers.iter().zip(plain).all(|(a, b)| (a - b).abs() < 1e-3));
             #[cfg(target_arch = "x86_64")]
             if level() != Level::Portable {
                 // SAFETY: as above.
-                #[allow(unsafe_code)]
                 let narrow = of(&|target| unsafe { narrow::run(target, &cut) });
                 assert_eq!(best, narrow);
             }

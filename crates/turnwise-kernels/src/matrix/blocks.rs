@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::amx::{self, SIDE, Unit};
 use super::split::{Parts, STEP, Side, Tile};
-use super::{Accuracy, Along, Matrix, MatrixMut, Shape, Threads, Write};
+use super::{Accuracy, Along, Matrix, MatrixMut, Parallelism, Shape, Write};
 
 /// Terms that are packed at once.
 const TERMS: usize = 1024;
@@ -29,7 +29,7 @@ thread_local! {
 
 /// The right sides of a product that lie side by side, or one below the other.
 #[derive(Clone, Debug)]
-pub(super) struct Right<'a> {
+pub(super) struct JoinedRight<'a> {
     /// Each with the column or the term that it begins at.
     pieces: Vec<(usize, Side<'a>)>,
     along: Along,
@@ -37,7 +37,7 @@ pub(super) struct Right<'a> {
     terms: usize,
 }
 
-impl<'a> Right<'a> {
+impl<'a> JoinedRight<'a> {
     /// `None` where a tile would reach over two matrices.
     pub(super) fn new(matrices: &[Matrix<'a>], along: Along) -> Option<Self> {
         let (mut pieces, mut length) = (Vec::with_capacity(matrices.len()), 0_usize);
@@ -91,15 +91,25 @@ impl<'a> Right<'a> {
     }
 
     /// All columns and some terms, by panels of 32 columns.
-    fn pack_all(&self, memory: &mut [Tile], parts: Parts, terms: Range<usize>, threads: Threads) {
+    fn pack_all(
+        &self,
+        memory: &mut [Tile],
+        parts: Parts,
+        terms: Range<usize>,
+        threads: Parallelism,
+    ) {
         let panel = parts.tiles(SIDE, terms.len());
         let tiles = &mut memory[..parts.tiles(self.columns, terms.len())];
         let pack = |index: usize, tiles: &mut [Tile]| {
             self.pack(tiles, parts, index * SIDE, terms.start);
         };
         match threads {
-            Threads::One => tiles.chunks_mut(panel).enumerate().for_each(|(i, t)| pack(i, t)),
-            Threads::Pool => tiles.par_chunks_mut(panel).enumerate().for_each(|(i, t)| pack(i, t)),
+            Parallelism::Serial => {
+                tiles.chunks_mut(panel).enumerate().for_each(|(i, t)| pack(i, t));
+            }
+            Parallelism::Pool => {
+                tiles.par_chunks_mut(panel).enumerate().for_each(|(i, t)| pack(i, t));
+            }
         }
     }
 }
@@ -110,7 +120,7 @@ pub(super) fn suit(rows: usize, terms: usize, columns: usize) -> bool {
     rows >= LEAST && terms >= LEAST && columns >= LEAST && amx::is_available()
 }
 
-/// Right sides that were packed, each to be multiplied with more than once.
+/// Right factors that were packed, each to be multiplied with more than once.
 #[derive(Debug)]
 pub(super) struct Kept {
     memory: Vec<Tile>,
@@ -130,9 +140,13 @@ struct Place {
 static FREE: Mutex<Vec<Vec<Tile>>> = Mutex::new(Vec::new());
 
 impl Kept {
-    pub(super) fn new(rights: &[Right<'_>], accuracy: Accuracy, threads: Threads) -> Self {
+    pub(super) fn new(
+        rights: &[JoinedRight<'_>],
+        accuracy: Accuracy,
+        threads: Parallelism,
+    ) -> Self {
         let (parts, mut count) = (Parts::of(accuracy), 0);
-        let place = |right: &Right<'_>| {
+        let place = |right: &JoinedRight<'_>| {
             let first = count;
             count += parts.tiles(right.columns, right.terms);
             Place { first, panel: parts.tiles(SIDE, right.terms) }
@@ -167,7 +181,7 @@ impl Drop for Kept {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Source<'a> {
     /// It is packed for this product.
-    Loose(&'a Right<'a>, Accuracy),
+    Loose(&'a JoinedRight<'a>, Accuracy),
     /// The first so many terms and columns of a side that is packed already.
     Kept { kept: &'a Kept, side: usize, terms: usize, columns: usize },
 }
@@ -178,14 +192,14 @@ pub(super) fn multiply(
     write: Write,
     left: Scaled<'_>,
     right: Source<'_>,
-    threads: Threads,
+    threads: Parallelism,
 ) {
     let (terms, columns, at_once, parts) = match right {
         Source::Loose(right, accuracy) => (right.terms, right.columns, TERMS, Parts::of(accuracy)),
         Source::Kept { kept, terms, columns, .. } => (terms, columns, terms, kept.parts),
     };
     let size = left.side.count() * terms * columns;
-    let threads = if size < SHARED { Threads::One } else { threads };
+    let threads = if size < SHARED { Parallelism::Serial } else { threads };
     let rows = rows_at_once(left.side.count(), threads);
     let mut memory = RIGHT.take();
     for term in (0..terms).step_by(at_once) {
@@ -203,12 +217,12 @@ pub(super) fn multiply(
             }
         };
         let tiles = &tiles[..columns.div_ceil(SIDE) * panel];
-        let right = Packed { tiles, parts, panel, used };
+        let right = PackedPanels { tiles, parts, panel, used };
         let work = Work { left, right, terms, columns, adds: write == Write::Add || term > 0 };
         let pieces = pieces(targets, rows);
         match threads {
-            Threads::One => pieces.into_iter().for_each(|piece| work.put(piece)),
-            Threads::Pool => pieces.into_par_iter().for_each(|piece| work.put(piece)),
+            Parallelism::Serial => pieces.into_iter().for_each(|piece| work.put(piece)),
+            Parallelism::Pool => pieces.into_par_iter().for_each(|piece| work.put(piece)),
         }
     }
     RIGHT.set(memory);
@@ -249,7 +263,7 @@ fn pieces<'a>(targets: &'a mut [MatrixMut<'_>], rows: usize) -> Vec<Piece<'a>> {
 #[derive(Clone, Debug)]
 struct Work<'a> {
     left: Scaled<'a>,
-    right: Packed<'a>,
+    right: PackedPanels<'a>,
     terms: Range<usize>,
     columns: usize,
     adds: bool,
@@ -257,7 +271,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn put(&self, piece: Piece<'_>) {
-        let Packed { parts, used, .. } = self.right;
+        let PackedPanels { parts, used, .. } = self.right;
         let Piece { rows, target, stride } = piece;
         LEFT.with_borrow_mut(|tiles| {
             let tiles = room(tiles, parts.tiles(rows.len(), self.terms.len()));
@@ -265,18 +279,18 @@ impl Work<'_> {
                 let first = rows.start + index * SIDE;
                 self.left.side.pack(tiles, parts, first, self.terms.start, self.left.by);
             }
-            let left = Packed { tiles, parts, panel: used, used };
-            let mut block = Block { target, stride, rows: rows.len(), columns: self.columns };
+            let left = PackedPanels { tiles, parts, panel: used, used };
+            let mut block = TargetBlock { target, stride, rows: rows.len(), columns: self.columns };
             block.put(self.adds, left, self.right);
         });
     }
 }
 
 /// Few enough that every thread of the pool has several pieces.
-fn rows_at_once(rows: usize, threads: Threads) -> usize {
+fn rows_at_once(rows: usize, threads: Parallelism) -> usize {
     match threads {
-        Threads::One => ROWS,
-        Threads::Pool => {
+        Parallelism::Serial => ROWS,
+        Parallelism::Pool => {
             (rows / (4 * rayon::current_num_threads())).next_multiple_of(SIDE).clamp(SIDE, ROWS)
         }
     }
@@ -292,7 +306,7 @@ fn room(tiles: &mut Vec<Tile>, count: usize) -> &mut [Tile] {
 
 /// A side, packed: panels of 32 rows or columns.
 #[derive(Clone, Copy, Debug)]
-struct Packed<'a> {
+struct PackedPanels<'a> {
     tiles: &'a [Tile],
     parts: Parts,
     /// Tiles of a panel.
@@ -301,7 +315,7 @@ struct Packed<'a> {
     used: usize,
 }
 
-impl<'a> Packed<'a> {
+impl<'a> PackedPanels<'a> {
     fn count(&self) -> usize {
         self.tiles.len() / self.panel
     }
@@ -314,15 +328,15 @@ impl<'a> Packed<'a> {
 
 /// Some rows of the target.
 #[derive(Debug)]
-struct Block<'a> {
+struct TargetBlock<'a> {
     target: &'a mut [f32],
     stride: usize,
     rows: usize,
     columns: usize,
 }
 
-impl Block<'_> {
-    fn put(&mut self, adds: bool, left: Packed<'_>, right: Packed<'_>) {
+impl TargetBlock<'_> {
+    fn put(&mut self, adds: bool, left: PackedPanels<'_>, right: PackedPanels<'_>) {
         let mut unit = Unit::new();
         for j in 0..right.count() {
             for i in 0..left.count() {

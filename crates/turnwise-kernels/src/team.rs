@@ -1,11 +1,12 @@
-//! Threads that share many small pieces of work.
+//! Thread team: threads that share parallel regions of a few tens of microseconds.
 //!
-//! A step of a small model is some sixty parallel regions of a few tens of microseconds. Members wait for the next region
+//! A decoding step of a small model is some sixty such regions. Members wait for the next region
 //! awake, for as long as regions usually follow each other, and sleep after that: an engine without requests costs nothing.
 
 use std::any::Any;
 use std::fmt;
 use std::hint::spin_loop;
+use std::io;
 use std::iter;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -16,17 +17,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::ModelError;
-use crate::threads::check;
-
 /// How long a member waits awake.
 const AWAKE: Duration = Duration::from_micros(300);
 
 /// Looks at a flag before the processor is offered to somebody else, who may be the one that is waited for.
 const LOOKS: u32 = 20_000;
 
-/// The caller and its helpers.
-pub(crate) struct Team {
+/// The calling thread and its helpers.
+///
+/// ```
+/// use std::sync::atomic::{AtomicUsize, Ordering};
+///
+/// use turnwise_kernels::team::Team;
+///
+/// let mut team = Team::new(2, "example")?;
+/// let sum = AtomicUsize::new(0);
+/// team.each(100, |_member, piece| {
+///     sum.fetch_add(piece, Ordering::Relaxed);
+/// });
+/// assert_eq!(sum.into_inner(), 4950);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
     /// One for each member.
@@ -90,14 +102,14 @@ struct Shared {
 }
 
 impl Team {
-    /// A team of so many threads, the caller among them; 0 means one for each processor.
+    /// Starts a team of this many threads, the caller included; 0 means one for each processor. Helpers are called `NAME-1`
+    /// and so on.
     ///
     /// # Errors
-    /// [`ModelError::Settings`] for more threads than can be meant, and [`ModelError::Threads`] when the system refuses one.
-    pub(crate) fn new(threads: usize) -> Result<Self, ModelError> {
+    /// When the system refuses a thread.
+    pub fn new(threads: usize, name: &str) -> io::Result<Self> {
         let available = || thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { available() } else { threads };
-        check(threads, "the engine")?;
         let shared = Arc::new(Shared {
             region: AtomicPtr::default(),
             epoch: AtomicU64::new(0),
@@ -113,25 +125,25 @@ impl Team {
         };
         for member in 1..threads {
             let shared = team.shared.clone();
-            let thread = thread::Builder::new().name(format!("candle-policy-{member}"));
+            let thread = thread::Builder::new().name(format!("{name}-{member}"));
             let helper = thread.spawn(move || shared.help(member));
-            let refused = |error| ModelError::threads(threads, "the engine", error);
-            team.helpers.push(helper.map_err(refused)?);
+            team.helpers.push(helper?);
         }
         Ok(team)
     }
 
-    /// How many threads there are.
-    pub(crate) fn size(&self) -> usize {
+    /// Returns the number of threads.
+    #[must_use]
+    pub fn size(&self) -> usize {
         self.helpers.len() + 1
     }
 
-    /// Calls `work` with (member, piece) once for each piece, and returns when all calls have. Which member gets which
+    /// Calls `work` with (member, piece) once for each piece, and returns when all calls have returned. Which member gets which
     /// piece is left to chance, though each begins with neighbours; a member does one piece at a time.
     ///
     /// # Panics
     /// When `work` does.
-    pub(crate) fn each(&mut self, pieces: usize, work: impl Fn(usize, usize) + Sync) {
+    pub fn each(&mut self, pieces: usize, work: impl Fn(usize, usize) + Sync) {
         if self.helpers.is_empty() || pieces <= 1 {
             return (0..pieces).for_each(|piece| work(0, piece));
         }
@@ -149,11 +161,11 @@ impl Team {
         }
     }
 
-    /// Calls `work` with (member, index of a chunk, chunk) once for each so many of `items`.
+    /// Calls `work` with (member, index of a chunk, chunk) once for each chunk of `length` items.
     ///
     /// # Panics
-    /// When `work` does, and for chunks of nothing.
-    pub(crate) fn chunks<T: Send>(
+    /// When `work` does, and when `length` is 0.
+    pub fn chunks<T: Send>(
         &mut self,
         items: &mut [T],
         length: usize,
@@ -162,7 +174,6 @@ impl Team {
         let chunks = Chunks { start: items.as_mut_ptr(), count: items.len(), length };
         self.each(items.len().div_ceil(length), |member, index| {
             // SAFETY: each index is given out once.
-            #[allow(unsafe_code)]
             let chunk = unsafe { chunks.get(index) };
             work(member, index, chunk);
         });
@@ -206,13 +217,11 @@ struct Chunks<T> {
 }
 
 // SAFETY: threads that share it get chunks of their own, of items that may go to other threads.
-#[allow(unsafe_code)]
 unsafe impl<T: Send> Sync for Chunks<T> {}
 
 impl<T> Chunks<T> {
     /// # Safety
     /// Nobody else has the chunk, and the slice is borrowed for as long as this is.
-    #[allow(unsafe_code)]
     #[allow(clippy::mut_from_ref, reason = "each chunk has one owner")]
     unsafe fn get(&self, index: usize) -> &mut [T] {
         let start = index * self.length;
@@ -223,27 +232,34 @@ impl<T> Chunks<T> {
     }
 }
 
-/// A slice of places of one length, each of which is written once by some thread.
-pub(crate) struct Places<'a> {
+/// Rows of a slice, each of which one thread writes once.
+pub struct WriteOnceRows<'a> {
     chunks: Chunks<f32>,
     taken: Vec<AtomicBool>,
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-impl<'a> Places<'a> {
-    pub(crate) fn new(data: &'a mut [f32], length: usize) -> Self {
+impl<'a> WriteOnceRows<'a> {
+    /// Splits a slice into rows of `length` numbers.
+    ///
+    /// # Panics
+    /// When `length` is 0.
+    #[must_use]
+    pub fn new(data: &'a mut [f32], length: usize) -> Self {
         let taken = (0..data.len() / length).map(|_| AtomicBool::new(false)).collect();
         let chunks = Chunks { start: data.as_mut_ptr(), count: data.len(), length };
         Self { chunks, taken, lifetime: PhantomData }
     }
 
+    /// Writes a row.
+    ///
     /// # Panics
-    /// When there is no such place, it was written before, or the lengths differ.
-    pub(crate) fn write(&self, place: usize, numbers: &[f32]) {
-        assert!(!self.taken[place].swap(true, Relaxed), "a place is written once");
-        // SAFETY: the line above lets one caller through for each place.
-        #[allow(unsafe_code)]
-        let target = unsafe { self.chunks.get(place) };
+    /// When there is no such row, it was written before, or the lengths differ.
+    #[inline]
+    pub fn write(&self, row: usize, numbers: &[f32]) {
+        assert!(!self.taken[row].swap(true, Relaxed), "a row is written once");
+        // SAFETY: the line above lets one caller through for each row.
+        let target = unsafe { self.chunks.get(row) };
         target.copy_from_slice(numbers);
     }
 }
@@ -276,7 +292,6 @@ impl Shared {
             // SAFETY: the pointer was put there by `open` and is taken away by `close`, which then waits until `inside` is
             // 0. All three are sequentially consistent: a pointer that is read after `inside` was raised is valid until
             // it is lowered, because `close` either took the pointer away before, or sees the raised count.
-            #[allow(unsafe_code)]
             if let Some(region) = unsafe { region.as_ref() } {
                 region.join(member);
             }
@@ -325,6 +340,13 @@ impl Drop for Team {
     }
 }
 
+impl fmt::Debug for WriteOnceRows<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let n_rows = self.taken.len();
+        formatter.debug_struct("WriteOnceRows").field("n_rows", &n_rows).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for Team {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Team").field("size", &self.size()).finish_non_exhaustive()
@@ -338,7 +360,7 @@ mod tests {
     #[test]
     fn every_piece_is_done_once_awake_and_asleep() {
         for threads in [1, 2, 5] {
-            let mut team = Team::new(threads).unwrap();
+            let mut team = Team::new(threads, "test").unwrap();
             for round in 0..300 {
                 if round % 100 == 99 {
                     thread::sleep(2 * AWAKE);
@@ -356,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_team_goes_on() {
-        let mut team = Team::new(3).unwrap();
+        let mut team = Team::new(3, "test").unwrap();
         for _ in 0..20 {
             let call = || team.each(50, |_, piece| assert_ne!(piece, 31, "on purpose"));
             assert!(catch_unwind(AssertUnwindSafe(call)).is_err());

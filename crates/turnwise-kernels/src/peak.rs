@@ -1,4 +1,4 @@
-//! What the machine can do at best: what a measured speed is compared with.
+//! Peaks of the machine, which measured speeds are compared with.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::matrix::{
-    Accuracy, Matrix, MatrixMut, Threads, Write, multiply, multiply_on_vector_units, unit_suits,
+    Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply, multiply_on_vector_units, unit_suits,
 };
 
 /// Rows, terms of each sum, columns: products that are large enough for the library to do its best, in shapes of training.
@@ -16,12 +16,12 @@ const SHAPES: [[usize; 3]; 3] = [[2048, 1024, 1024], [4096, 256, 768], [1024, 10
 /// How long each shape is tried.
 const TRIAL: Duration = Duration::from_millis(200);
 
-/// Floating-point operations per second of the fastest of several large f32 matrix products on this many threads, computed by
+/// Measures the floating-point operations per second of the fastest of several large f32 matrix products on this many threads, computed by
 /// the processor's vector units (crate `gemm`); a multiply-add counts as two. Each shape is tried with the second matrix as it
 /// is and transposed, and counts at its fastest.
 ///
 /// ```
-/// assert!(turnwise_candle::gemm_peak(1) > 1e8);
+/// assert!(turnwise_kernels::gemm_peak(1) > 1e8);
 /// ```
 ///
 /// # Panics
@@ -29,15 +29,15 @@ const TRIAL: Duration = Duration::from_millis(200);
 #[must_use]
 pub fn gemm_peak(threads: usize) -> f64 {
     fastest_of(threads, |target, sides| {
-        multiply_on_vector_units(target, Write::Replace, 1.0, sides, Threads::Pool);
+        multiply_on_vector_units(target, Write::Replace, 1.0, sides, Parallelism::Pool);
     })
 }
 
-/// The same on the processor's matrix unit, as training's forward pass computes f32 there, by several operations of the unit
+/// Like [`gemm_peak`], but on the processor's matrix unit, as training's forward pass computes f32 there, by several operations of the unit
 /// for one; `None` where there is no such unit.
 ///
 /// ```
-/// assert!(turnwise_candle::matrix_unit_peak(1).is_none_or(|peak| peak > 1e8));
+/// assert!(turnwise_kernels::matrix_unit_peak(1).is_none_or(|peak| peak > 1e8));
 /// ```
 ///
 /// # Panics
@@ -47,7 +47,7 @@ pub fn matrix_unit_peak(threads: usize) -> Option<f64> {
     let [rows, terms, columns] = SHAPES[0];
     unit_suits(rows, terms, columns).then(|| {
         fastest_of(threads, |target, sides| {
-            multiply(target, Write::Replace, 1.0, sides, Accuracy::Full, Threads::Pool);
+            multiply(target, Write::Replace, 1.0, sides, Accuracy::Full, Parallelism::Pool);
         })
     })
 }
@@ -78,11 +78,11 @@ fn speed([rows, terms, columns]: [usize; 3], transposed: bool, multiply: Multipl
     2.0 * (rows * terms * columns) as f64 / seconds
 }
 
-/// Bytes per second at which this many threads read `bytes` of memory over and over, at their fastest. What fits into a
+/// Measures the bytes per second at which this many threads read `bytes` of memory over and over, at their fastest. What fits into a
 /// cache is read from there, so that `bytes` should be what a step reads.
 ///
 /// ```
-/// assert!(turnwise_candle::read_bandwidth(1, 1 << 20) > 1e8);
+/// assert!(turnwise_kernels::read_bandwidth(1, 1 << 20) > 1e8);
 /// ```
 ///
 /// # Panics

@@ -37,7 +37,6 @@ fn is_on_processor() -> bool {
     }
     let kept: u32;
     // SAFETY: the instruction exists where OSXSAVE is set, and reads a register.
-    #[allow(unsafe_code)]
     unsafe {
         asm!("xgetbv", in("ecx") 0, out("eax") kept, out("edx") _, options(nomem, nostack));
     }
@@ -50,7 +49,6 @@ fn is_permitted() -> bool {
     const REQUEST: libc::c_int = 0x1023;
     const TILE_DATA: libc::c_ulong = 18;
     // SAFETY: the call reads two numbers and touches no memory.
-    #[allow(unsafe_code)]
     let result = unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) };
     result == 0
 }
@@ -172,7 +170,6 @@ impl Unit {
     pub(super) fn new() -> Self {
         assert!(is_available(), "somebody asked whether there is a matrix unit");
         // SAFETY: the instruction is there, and reads 64 bytes.
-        #[allow(unsafe_code)]
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly));
         }
@@ -204,7 +201,6 @@ impl Unit {
         }
         for line in 0..SIDE {
             // SAFETY: asking for an address does nothing else.
-            #[allow(unsafe_code)]
             unsafe {
                 let line = target.as_ptr().wrapping_add(line * stride).cast();
                 _mm_prefetch::<_MM_HINT_ET0>(line);
@@ -214,7 +210,6 @@ impl Unit {
         // SAFETY: `self` shows that the unit is set up for this thread. The loops read `steps` times four or six tiles of each
         // side, and two by two tiles of the target are read and written, which the assertions have found inside their slices.
         // The compiler does not use the unit's registers.
-        #[allow(unsafe_code)]
         unsafe {
             let target = target.as_mut_ptr();
             match parts {
@@ -241,7 +236,6 @@ impl Unit {
 impl Drop for Unit {
     fn drop(&mut self) {
         // SAFETY: the unit is set up.
-        #[allow(unsafe_code)]
         unsafe {
             asm!("tilerelease", options(nomem, nostack));
         }

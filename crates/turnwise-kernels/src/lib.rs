@@ -1,0 +1,24 @@
+//! Kernels of turnwise on processors.
+#![doc = include_str!("../README.md")]
+
+#[cfg(feature = "products")]
+pub mod buffer;
+pub mod lanes;
+pub mod math;
+#[cfg(feature = "products")]
+pub mod matrix;
+#[cfg(feature = "products")]
+pub mod panels;
+#[cfg(feature = "products")]
+mod peak;
+pub mod reduce;
+pub mod simd;
+#[cfg(feature = "products")]
+pub mod small;
+#[cfg(feature = "products")]
+pub mod team;
+#[cfg(feature = "products")]
+pub mod tile;
+
+#[cfg(feature = "products")]
+pub use peak::{gemm_peak, matrix_unit_peak, read_bandwidth};
