@@ -1,6 +1,6 @@
 //! The layout of the workspace is what its documents say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
@@ -394,6 +394,153 @@ fn every_file_says_what_it_is_for() {
         .map(|source| source.path.clone())
         .collect();
     assert_eq!(wrong, [""; 0]);
+}
+
+/// A file's code without the modules of its tests and without comments.
+fn code_without_tests(text: &str) -> String {
+    let (mut code, mut lines) = (String::new(), text.lines());
+    while let Some(line) = lines.next() {
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        if line.trim_start() != "#[cfg(test)]" {
+            code.push_str(line);
+            code.push('\n');
+            continue;
+        }
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let ends = |line: &&str| line.strip_prefix(indent).is_some_and(|rest| rest == "}");
+        let opens = |line: &str| line.ends_with('{');
+        let item = lines.find(|line| !line.trim_start().starts_with("#["));
+        if item.is_some_and(opens) {
+            lines.find(ends);
+        } else if item.is_some_and(|item| !item.ends_with(';')) {
+            // A head of several lines.
+            if lines.find(|line| line.ends_with(['{', ';'])).is_some_and(opens) {
+                lines.find(ends);
+            }
+        }
+    }
+    code
+}
+
+/// The first names of the paths in a group of imports, without its outer braces: `a, b::{c, d}` has a and b.
+fn first_names(group: &str) -> BTreeSet<&str> {
+    let (mut names, mut depth, mut start) = (BTreeSet::new(), 0, 0);
+    for (place, letter) in group.char_indices().chain([(group.len(), ',')]) {
+        match letter {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                names.insert(first_name(&group[start..place]));
+                start = place + 1;
+            }
+            _ => {}
+        }
+        if depth < 0 {
+            break;
+        }
+    }
+    names
+}
+
+/// The name that a path begins with.
+fn first_name(path: &str) -> &str {
+    let path = path.trim_start();
+    let end = path.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
+    &path[..end.unwrap_or(path.len())]
+}
+
+/// The names behind every `crate::`.
+fn names_in_crate(code: &str) -> BTreeSet<&str> {
+    let mut names = BTreeSet::new();
+    for (place, path) in code.match_indices("crate::") {
+        let rest = &code[place + path.len()..];
+        // `$crate::` belongs to whoever expands a macro.
+        if code[..place].ends_with('$') {
+            continue;
+        }
+        match rest.strip_prefix('{') {
+            Some(group) => {
+                let end = group.find(';').unwrap_or(group.len());
+                names.extend(first_names(&group[..end]));
+            }
+            None => drop(names.insert(first_name(rest))),
+        }
+    }
+    names
+}
+
+/// The modules below a crate's root, by the modules that they import from: `a/b.rs` is a part of module `a`.
+fn module_graph(root: &str, files: &[(&str, &str)]) -> BTreeMap<String, BTreeSet<String>> {
+    let module = |path: &str| path.split(['/', '.']).next().unwrap_or_default().to_owned();
+    let modules: BTreeSet<String> = files.iter().map(|(path, _)| module(path)).collect();
+    let root = code_without_tests(root);
+    let mut homes: BTreeMap<&str, &str> = BTreeMap::new();
+    for line in root.split(';') {
+        let Some((_, path)) = line.split_once("use ") else { continue };
+        let Some((home, names)) = path.split_once("::") else { continue };
+        for name in first_names(names.trim_matches(['{', '}'])) {
+            homes.insert(name, home);
+        }
+    }
+    let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in files {
+        let (own, code) = (module(path), code_without_tests(text));
+        let homes = names_in_crate(&code)
+            .into_iter()
+            .map(|name| homes.get(name).copied().unwrap_or(name).to_owned());
+        let others = homes.filter(|other| *other != own && modules.contains(other));
+        graph.entry(own.clone()).or_default().extend(others);
+    }
+    graph
+}
+
+/// What is left when modules that import from none of the rest are taken away, again and again: those on circles and above.
+fn circles(mut graph: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
+    loop {
+        let done: BTreeSet<String> =
+            graph.iter().filter(|(_, to)| to.is_empty()).map(|(from, _)| from.clone()).collect();
+        if done.is_empty() {
+            return graph;
+        }
+        graph.retain(|from, _| !done.contains(from));
+        graph.values_mut().for_each(|to| to.retain(|to| !done.contains(to)));
+    }
+}
+
+#[test]
+fn imports_within_a_crate_make_no_circle() {
+    let sources = sources();
+    for name in ["turnwise-candle", "turnwise-kernels"] {
+        let folder = format!("crates/{name}/src/");
+        let inside = sources
+            .iter()
+            .filter_map(|source| Some((source.path.strip_prefix(&folder)?, source.text.as_str())));
+        let is_root = |(path, _): &(&str, &str)| *path == "lib.rs";
+        let (root, files): (Vec<_>, Vec<_>) = inside.partition(is_root);
+        let files: Vec<_> =
+            files.into_iter().filter(|(path, _)| !path.starts_with("tests")).collect();
+        let graph = module_graph(root[0].1, &files);
+        assert!(graph.len() > 5 && graph.values().any(|to| !to.is_empty()), "{name} has imports");
+        assert_eq!(circles(graph), BTreeMap::new(), "{name}: imports go round");
+    }
+}
+
+/// The check itself.
+#[test]
+fn an_import_that_goes_round_is_found() {
+    let root = "mod a;\nmod b;\nmod c;\npub use c::{Deep, Thing};\n";
+    let a = "use crate::{\n    Thing,\n    b::{self, c},\n};\n";
+    let b = "#[cfg(test)]\nmod tests {\n    use crate::a;\n}\n// crate::a\n";
+    let c_part = "use super::Deep;\n";
+    let of = |c: &str| {
+        let files = [("a.rs", a), ("b.rs", b), ("c.rs", c), ("c/part.rs", c_part)];
+        circles(module_graph(root, &files)).into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(of("use std::fmt;\n"), [""; 0]);
+    assert_eq!(of("fn f() { crate::b::g() }\n"), [""; 0]);
+    assert_eq!(of("fn f() { crate::a::g() }\n"), ["a", "c"]);
 }
 
 /// Name, first line and number of lines of each function. For text as rustfmt leaves it.

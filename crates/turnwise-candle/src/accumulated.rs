@@ -6,8 +6,8 @@ use candle_core::{Result, Tensor};
 use crate::finite::all_finite;
 use crate::fused::sum;
 use crate::numbers::host_numbers;
-use crate::pass::{Pass, Played};
-use crate::tape::Loss;
+use crate::pass::Pass;
+use crate::tape::{Loss, Played};
 use crate::{Decoder, Kernels};
 
 /// Sums of gradients, in the order of the parameters.

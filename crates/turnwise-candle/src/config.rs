@@ -1,8 +1,10 @@
 //! What a model is, in numbers.
 
 mod json;
+mod lora;
 
 pub(crate) use json::with_dtype;
+pub use lora::{LoraSettings, LoraTarget};
 use serde::{Deserialize, Serialize};
 
 use crate::{Architecture, Experts, ModelError, RopeScaling};

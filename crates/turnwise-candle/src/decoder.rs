@@ -1,3 +1,8 @@
+//! A language model with its weights.
+
+mod culprit;
+mod passes;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,8 +15,9 @@ use crate::balance::balance_loss;
 use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
 use crate::checkpoint::{self, CONFIG, Loaded, Piece, Precision, Tensors, WEIGHTS};
 use crate::config::with_dtype;
+use crate::dimensions::Dimensions;
 use crate::finite::{describe, first_not_finite};
-use crate::forward::{Forward, Kernels};
+use crate::forward::Kernels;
 use crate::layout::{Linear, Network, Spec, specs};
 use crate::numbers::host_numbers;
 use crate::pass::Pass;
@@ -171,7 +177,8 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::NoDevice`] when there is no such device, or this program was built without the feature for it.
     pub fn with_device(self, device: Device) -> Result<Self, ModelError> {
-        self.moved(device.open()?)
+        let place = device.open().map_err(|reason| ModelError::NoDevice { device, reason })?;
+        self.moved(place)
     }
 
     /// The same with its weights there. What is there already stays as it is.
@@ -373,7 +380,12 @@ impl Decoder {
             Ok(Parameter { spec, var, precision, trainable: true })
         });
         let parameters = parameters.collect::<Result<_, ModelError>>()?;
-        let rope = Arc::new(Rope::new(&config));
+        let rope = Arc::new(Rope::new(
+            &config.rope_scaling,
+            config.rope_theta,
+            config.head_dim,
+            config.max_positions,
+        ));
         Ok(Self {
             config,
             parameters,
@@ -444,8 +456,8 @@ impl Decoder {
         }
     }
 
-    pub(crate) fn forward(&self) -> Forward {
-        Forward::new(&self.config, self.rope.clone())
+    pub(crate) fn dimensions(&self) -> Dimensions {
+        Dimensions::new(&self.config, self.rope.clone())
     }
 
     pub(crate) fn kernels(&self) -> Kernels {

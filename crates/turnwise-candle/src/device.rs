@@ -7,8 +7,6 @@ use candle_core::DeviceLocation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ModelError;
-
 /// What computes a model. In settings `cpu`, `cuda` for the first graphics processor, or `cuda:1` for the second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -23,18 +21,21 @@ pub enum Device {
 }
 
 impl Device {
-    /// The tensor library's name of it. Each call makes another, whose tensors do not mix with those of earlier ones.
-    pub(crate) fn open(self) -> Result<candle_core::Device, ModelError> {
+    /// Opens the device in the tensor library. Each call makes another, whose tensors do not mix with those of earlier ones.
+    ///
+    /// # Errors
+    /// Why there is no such device.
+    pub(crate) fn open(self) -> Result<candle_core::Device, String> {
         match self {
             Self::Cpu => Ok(candle_core::Device::Cpu),
-            Self::Cuda(_) if !cfg!(feature = "cuda") => Err(ModelError::NoDevice {
-                device: self,
-                reason: "this program was built without it; build it with `--features cuda`, as docs/cuda.md of the \
-                         crate turnwise describes"
-                    .to_owned(),
-            }),
-            Self::Cuda(index) => candle_core::Device::new_cuda(index)
-                .map_err(|error| ModelError::NoDevice { device: self, reason: error.to_string() }),
+            Self::Cuda(_) if !cfg!(feature = "cuda") => {
+                Err("this program was built without it; build it with `--features cuda`, as docs/cuda.md of the crate turnwise \
+                     describes"
+                    .to_owned())
+            }
+            Self::Cuda(index) => {
+                candle_core::Device::new_cuda(index).map_err(|error| error.to_string())
+            }
         }
     }
 

@@ -4,8 +4,6 @@ use turnwise_kernels::math;
 use turnwise_kernels::vectorized;
 
 use crate::layout::Spec;
-use crate::numbers::host_numbers;
-use crate::{Decoder, ModelError};
 
 vectorized! {
     /// Returns whether every number is finite.
@@ -72,29 +70,6 @@ impl Culprit {
                 "every weight is finite, but what is computed from them is not; the largest weight is {largest:e}, in {name}"
             )
         })
-    }
-}
-
-impl Decoder {
-    /// Passes on numbers that this model computed, if all of them are finite.
-    ///
-    /// # Errors
-    /// [`ModelError::NotFinite`] that names the tensor that they come from.
-    pub(crate) fn finite(&self, what: &str, numbers: Vec<f32>) -> Result<Vec<f32>, ModelError> {
-        if all_finite(&numbers) {
-            return Ok(numbers);
-        }
-        let action = format!("compute {what}");
-        Err(ModelError::NotFinite { action, reason: self.culprit()?.reason() })
-    }
-
-    /// Looks through all parameters.
-    pub(crate) fn culprit(&self) -> Result<Culprit, ModelError> {
-        let mut culprit = Culprit::default();
-        for parameter in self.parameters() {
-            culprit.look(&parameter.spec, &host_numbers(&parameter.var)?);
-        }
-        Ok(culprit)
     }
 }
 

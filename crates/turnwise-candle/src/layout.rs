@@ -4,6 +4,10 @@ mod specs;
 
 pub(crate) use specs::{Role, Spec, specs};
 
+use std::borrow::Cow;
+
+use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply};
+
 use crate::{DecoderConfig, LoraSettings};
 
 /// One value per parameter, by its place in the model.
@@ -152,6 +156,21 @@ impl<T> Network<T> {
     /// What turns the last hidden state into logits.
     pub(crate) fn output_head(&self) -> &T {
         self.head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+impl<'a> Linear<&'a [f32]> {
+    /// The matrix with its adapter in it.
+    pub(crate) fn merged(&self) -> Cow<'a, [f32]> {
+        let Some(Adapter { down, up, rank, scale }) = self.adapter else {
+            return Cow::Borrowed(self.weight);
+        };
+        let width = down.len() / rank;
+        let mut merged = self.weight.to_vec();
+        let mut target = MatrixMut::rows(&mut merged, width);
+        let sides = [Matrix::rows(up, rank), Matrix::rows(down, width)];
+        multiply(&mut target, Write::Add, scale, sides, Accuracy::Full, Parallelism::Pool);
+        Cow::Owned(merged)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use candle_core::Result;
 
-use crate::forward::Forward;
 use crate::layout::{HeadNorms, Layer, Linear, Mixture};
 
 /// Operations on the rows of one batch, and on weights. There are two sets: the tensor library's
@@ -62,7 +61,6 @@ pub(crate) trait Ops {
     /// One layer; where activations are not kept, its input is all that is remembered of it.
     fn layer(
         &mut self,
-        forward: &Forward,
         index: usize,
         layer: &Layer<Self::Weight>,
         x: &Self::Value,

@@ -1,19 +1,14 @@
-//! A forward pass of a decoder by its operations, and the backward pass behind it.
+//! A forward pass of a decoder over a batch, by either set of operations.
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use crate::balance::LayerUse;
 use crate::batch::Batch;
-use crate::decoder::Decoder;
-use crate::forward::Kernels;
-use crate::layout::{Linear, Network};
-use crate::numbers::{host_numbers, numbers};
-use crate::ops::Ops;
 use crate::plain::Plain;
 use crate::shares::Shares;
-use crate::tape::{Keep, Loss, Recorder, Slot, Tape, play_backward};
+use crate::tape::Tape;
 
 /// What a decoder has computed of a batch.
 #[derive(Debug)]
@@ -60,180 +55,5 @@ impl Pass {
             Self::Fused(tape) => tape.shares,
             Self::Plain(_) => Shares::default(),
         }
-    }
-}
-
-/// What a backward pass did.
-#[derive(Clone, Debug)]
-pub(crate) struct Played {
-    /// Where its time went.
-    pub(crate) shares: Shares,
-    /// Which parameters it came by, in their order.
-    pub(crate) reached: Vec<bool>,
-}
-
-impl Decoder {
-    /// A forward pass, with predictions where the batch wants any.
-    pub(crate) fn pass(&self, batch: Arc<Batch>, keep: Keep) -> Result<Pass> {
-        self.pass_in(batch, keep, |_| {})
-    }
-
-    /// The same over a network that somebody has changed: what a wrong one does can be shown.
-    pub(crate) fn pass_in(
-        &self,
-        batch: Arc<Batch>,
-        keep: Keep,
-        rewire: impl FnOnce(&mut Network<Slot<'_>>),
-    ) -> Result<Pass> {
-        let forward = self.forward();
-        let wants_predictions = batch.n_targets() > 0;
-        if self.kernels() == Kernels::Plain {
-            let mut plain = Plain::new(self, batch, keep)?;
-            let network = if keep == Keep::Nothing { self.detached() } else { self.tracked() };
-            let hidden = forward.hidden(&mut plain, &network)?;
-            if wants_predictions {
-                forward.predict(&mut plain, &network, &hidden)?;
-            }
-            return Ok(Pass::Plain(plain));
-        }
-        let mut tape = Tape::new(batch, self.pool().clone(), keep);
-        self.with_slots(|_, network| {
-            let mut network = network.clone();
-            rewire(&mut network);
-            let mut recorder = Recorder::new(&forward, &mut tape);
-            let hidden = forward.hidden(&mut recorder, &network)?;
-            if wants_predictions {
-                forward.predict(&mut recorder, &network, &hidden)?;
-            }
-            Ok(())
-        })?;
-        Ok(Pass::Fused(tape))
-    }
-
-    /// Adds the gradient of `loss` to `gradients`, in the order of the parameters; those of frozen parameters are empty.
-    pub(crate) fn backward(
-        &self,
-        pass: Pass,
-        loss: Loss<'_>,
-        gradients: &mut [Vec<f32>],
-    ) -> Result<Played> {
-        let forward = self.forward();
-        if let Pass::Fused(tape) = pass {
-            return self.with_slots(|slots, network| {
-                play_backward(tape, &forward, slots, network, loss, gradients)
-            });
-        }
-        let (found, played) = self.tensor_gradients(pass, loss)?;
-        for (sum, gradient) in gradients.iter_mut().zip(&found) {
-            if let Some(gradient) = gradient {
-                crate::fused::sum::add(sum, &host_numbers(gradient)?);
-            }
-        }
-        Ok(played)
-    }
-
-    /// The gradient of `loss` by each parameter that trains and that it reaches, where the model is. Only for a pass of the
-    /// tensor library's operations.
-    pub(crate) fn tensor_gradients(
-        &self,
-        pass: Pass,
-        loss: Loss<'_>,
-    ) -> Result<(Vec<Option<Tensor>>, Played)> {
-        let Pass::Plain(plain) = pass else {
-            candle_core::bail!("a tape adds its gradients to buffers");
-        };
-        let stores = plain.backward(&self.tracked(), loss)?;
-        let mut gradients = Vec::with_capacity(self.parameters().len());
-        let mut reached = Vec::with_capacity(self.parameters().len());
-        for parameter in self.parameters() {
-            let mut found = stores.iter().filter_map(|store| store.get(&parameter.var)).peekable();
-            reached.push(found.peek().is_some());
-            let mut sum = None;
-            for gradient in found.filter(|_| parameter.trainable) {
-                sum = Some(match sum {
-                    Some(sum) => (sum + gradient)?,
-                    None => gradient.contiguous()?,
-                });
-            }
-            gradients.push(sum);
-        }
-        Ok((gradients, Played { shares: Shares::default(), reached }))
-    }
-
-    /// Zeros for the gradient of every parameter that trains.
-    pub(crate) fn zero_gradients(&self) -> Vec<Vec<f32>> {
-        let length = |p: &crate::decoder::Parameter| if p.trainable { p.spec.len() } else { 0 };
-        self.parameters().iter().map(|parameter| vec![0.0; length(parameter)]).collect()
-    }
-
-    /// The logits behind every token. `[N, V]`
-    pub(crate) fn all_logits(&self, batch: Arc<Batch>) -> Result<Vec<f32>> {
-        let forward = self.forward();
-        if self.kernels() == Kernels::Plain {
-            let mut plain = Plain::new(self, batch, Keep::Nothing)?;
-            let network = self.detached();
-            let hidden = forward.hidden(&mut plain, &network)?;
-            let normed = plain.norm(&hidden, &network.norm)?;
-            let head = Linear { weight: network.output_head().clone(), bias: None, adapter: None };
-            return plain.linear(&normed, &[&head])?.flatten_all()?.to_vec1();
-        }
-        let mut tape = Tape::new(batch, self.pool().clone(), Keep::Nothing);
-        self.with_slots(|_, network| {
-            let mut recorder = Recorder::new(&forward, &mut tape);
-            let hidden = forward.hidden(&mut recorder, network)?;
-            let normed = recorder.norm(&hidden, &network.norm)?;
-            let head = Linear { weight: *network.output_head(), bias: None, adapter: None };
-            Ok(recorder.linear(&normed, &[&head])?.numbers.to_vec())
-        })
-    }
-
-    /// Shows the weights as a tape sees them, one by one and in their places.
-    pub(crate) fn with_slots<R>(
-        &self,
-        see: impl FnOnce(&[Slot<'_>], &Network<Slot<'_>>) -> Result<R>,
-    ) -> Result<R> {
-        let held = self.parameters().iter().map(|parameter| numbers(&parameter.var));
-        let held = held.collect::<Result<Vec<_>>>()?;
-        let slots: Vec<Slot<'_>> = held
-            .iter()
-            .zip(self.parameters())
-            .enumerate()
-            .map(|(index, (values, parameter))| Slot {
-                index,
-                values,
-                trainable: parameter.trainable,
-            })
-            .collect();
-        let network = self.arrange(slots.iter().copied());
-        see(&slots, &network)
-    }
-}
-
-#[cfg(test)]
-impl Decoder {
-    /// The residual stream behind the last layer, before its norm. `[N, D]`
-    pub(crate) fn hidden(&self, batch: Batch) -> Vec<f32> {
-        let (forward, batch) = (self.forward(), Arc::new(batch));
-        if self.kernels() == Kernels::Plain {
-            let mut plain = Plain::new(self, batch, Keep::Nothing).unwrap();
-            let hidden = forward.hidden(&mut plain, &self.detached()).unwrap();
-            return hidden.flatten_all().unwrap().to_vec1().unwrap();
-        }
-        let mut tape = Tape::new(batch, self.pool().clone(), Keep::Nothing);
-        let hidden = self.with_slots(|_, network| {
-            forward.hidden(&mut Recorder::new(&forward, &mut tape), network)
-        });
-        hidden.unwrap().numbers.to_vec()
-    }
-
-    /// What each layer with experts decided, by our own operations.
-    pub(crate) fn routed(&self, batch: Batch) -> Vec<crate::fused::experts::Routed> {
-        let forward = self.forward();
-        let mut tape = Tape::new(Arc::new(batch), self.pool().clone(), Keep::Activations);
-        let hidden = self.with_slots(|_, network| {
-            forward.hidden(&mut Recorder::new(&forward, &mut tape), network)
-        });
-        drop(hidden.unwrap());
-        tape.into_routed()
     }
 }

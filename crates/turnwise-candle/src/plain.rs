@@ -17,10 +17,11 @@ use attention::Padding;
 pub(crate) use attention::{Rotation, attend};
 pub(crate) use experts::{Routed, mix};
 
+use crate::ComputePrecision;
 use crate::balance::{LayerUse, balance_slopes};
 use crate::batch::Batch;
-use crate::decoder::Decoder;
-use crate::forward::Forward;
+use crate::dimensions::Dimensions;
+use crate::forward;
 use crate::layout::{HeadNorms, Layer, Linear, Mixture, Network};
 use crate::ops::Ops;
 use crate::tape::{Keep, Loss};
@@ -28,7 +29,6 @@ use crate::tape::{Keep, Loss};
 /// A forward pass over a batch.
 #[derive(Debug)]
 pub(crate) struct Plain {
-    forward: Forward,
     arithmetic: Arithmetic,
     batch: Arc<Batch>,
     device: Device,
@@ -57,13 +57,17 @@ struct Distributions {
 }
 
 impl Plain {
-    pub(crate) fn new(decoder: &Decoder, batch: Arc<Batch>, keep: Keep) -> Result<Self> {
-        let (forward, device) = (decoder.forward(), decoder.place().clone());
+    pub(crate) fn new(
+        dimensions: &Dimensions,
+        precision: ComputePrecision,
+        device: Device,
+        batch: Arc<Batch>,
+        keep: Keep,
+    ) -> Result<Self> {
         Ok(Self {
-            arithmetic: Arithmetic::new(&forward, decoder.precision()),
-            rotation: Rotation::new(&forward.rope, &batch.positions, &device)?,
+            arithmetic: Arithmetic::new(dimensions, precision),
+            rotation: Rotation::new(&dimensions.rope, &batch.positions, &device)?,
             padding: Padding::new(&batch, &device)?,
-            forward,
             batch,
             device,
             keep,
@@ -110,11 +114,10 @@ impl Plain {
         // The last input is that of nothing: what the layers made together.
         let inputs = std::mem::take(&mut self.inputs);
         self.again = true;
-        let forward = self.forward.clone();
         for (layer, input) in network.layers.iter().zip(&inputs).rev() {
             let Some(above) = next.and_then(|y| stores.last_mut()?.remove(&y)) else { break };
             self.routed.clear();
-            let y = forward.layer(&mut self, layer, input)?;
+            let y = forward::layer(&mut self, layer, input)?;
             let total = self.add_uneven((y * above)?.sum_all()?, uneven.as_ref())?;
             stores.push(total.backward()?);
             next = Some(input.clone());
@@ -209,21 +212,15 @@ impl Ops for Plain {
         Ok(())
     }
 
-    fn layer(
-        &mut self,
-        forward: &Forward,
-        _: usize,
-        layer: &Layer<Tensor>,
-        x: &Tensor,
-    ) -> Result<Tensor> {
+    fn layer(&mut self, _: usize, layer: &Layer<Tensor>, x: &Tensor) -> Result<Tensor> {
         if self.keep != Keep::Layers {
-            return forward.layer(self, layer, x);
+            return forward::layer(self, layer, x);
         }
         if self.inputs.is_empty() {
             self.inputs.push(x.clone());
         }
         // The graph of the layer goes with its output, of which only the numbers stay.
-        let y = forward.layer(self, layer, x)?.detach();
+        let y = forward::layer(self, layer, x)?.detach();
         self.routed.clear();
         let y = Var::from_tensor(&y)?.as_tensor().clone();
         self.inputs.push(y.clone());

@@ -6,8 +6,6 @@ use std::sync::OnceLock;
 
 pub use scaling::RopeScaling;
 
-use crate::DecoderConfig;
-
 /// Positions that are worked out together, when one of them is first needed.
 const BLOCK: usize = 1024;
 
@@ -24,11 +22,16 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
-    pub(crate) fn new(config: &DecoderConfig) -> Self {
-        let blocks = config.max_positions.div_ceil(BLOCK);
+    pub(crate) fn new(
+        scaling: &RopeScaling,
+        theta: f64,
+        head_dim: usize,
+        max_positions: usize,
+    ) -> Self {
+        let blocks = max_positions.div_ceil(BLOCK);
         Self {
-            frequencies: config.rope_scaling.frequencies(config.rope_theta, config.head_dim),
-            amplitude: config.rope_scaling.amplitude(),
+            frequencies: scaling.frequencies(theta, head_dim),
+            amplitude: scaling.amplitude(),
             blocks: (0..blocks).map(|_| OnceLock::new()).collect(),
         }
     }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use crate::dimensions::Dimensions;
 use crate::finite::Culprit;
-use crate::forward::Forward;
 use crate::layout::{Adapter, FeedForward, Network, specs};
 use crate::numbers::host_numbers;
 use crate::rope::Rope;
 use crate::weights::Weights;
-use crate::{ComputePrecision, DecoderConfig, EngineCompute};
+use crate::{ComputePrecision, DecoderConfig};
 
 /// Weights of one version.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) enum Snapshot {
 #[derive(Debug)]
 pub(crate) struct TensorWeights {
     pub(crate) config: DecoderConfig,
-    pub(crate) forward: Forward,
+    pub(crate) dimensions: Dimensions,
     /// Matrices that are multiplied are of the precision's type; gains, biases and routers are f32.
     pub(crate) network: Network<Tensor>,
     pub(crate) precision: ComputePrecision,
@@ -60,8 +60,8 @@ impl TensorWeights {
                 }
             }
         }
-        let forward = Forward::new(config, rope);
-        Ok(Self { config: config.clone(), forward, network, precision })
+        let dimensions = Dimensions::new(config, rope);
+        Ok(Self { config: config.clone(), dimensions, network, precision })
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -72,7 +72,7 @@ impl TensorWeights {
     fn panels(&self) -> Result<Weights> {
         let single = &mut |tensor: Tensor| tensor.to_dtype(DType::F32);
         let network = self.network.clone().try_map(single)?;
-        Weights::new(&self.config, self.forward.rope.clone(), network)
+        Weights::new(&self.config, self.dimensions.rope.clone(), network)
     }
 }
 
@@ -113,24 +113,25 @@ impl Snapshot {
         culprit.reason()
     }
 
-    /// The same weights in the form that an engine was told to compute with.
-    pub(crate) fn for_engine(self: Arc<Self>, compute: EngineCompute) -> Result<Arc<Self>> {
-        match (&*self, compute) {
-            (Self::Panels(weights), EngineCompute::Tensors) => {
-                let values = specs(&weights.config, None).into_iter().zip(weights.stored());
-                let tensors = values
-                    .map(|(spec, values)| Tensor::from_vec(values, spec.shape, &Device::Cpu))
-                    .collect::<Result<Vec<_>>>()?;
-                let network = Network::arrange(&weights.config, None, tensors);
-                let (rope, precision) = (weights.rope.clone(), ComputePrecision::F32);
-                let weights = TensorWeights::new(&weights.config, rope, network, precision)?;
-                Ok(Arc::new(Self::Tensors(weights)))
-            }
-            (Self::Tensors(weights), EngineCompute::Buffers) => {
-                Ok(Arc::new(Self::Panels(weights.panels()?)))
-            }
-            _ => Ok(self),
+    /// Converts the weights to panels for the processor; panels stay as they are.
+    pub(crate) fn into_panels(self: Arc<Self>) -> Result<Arc<Self>> {
+        match &*self {
+            Self::Panels(_) => Ok(self),
+            Self::Tensors(weights) => Ok(Arc::new(Self::Panels(weights.panels()?))),
         }
+    }
+
+    /// Converts the weights to tensors; tensors stay as they are.
+    pub(crate) fn into_tensors(self: Arc<Self>) -> Result<Arc<Self>> {
+        let Self::Panels(weights) = &*self else { return Ok(self) };
+        let values = specs(&weights.config, None).into_iter().zip(weights.stored());
+        let tensors = values
+            .map(|(spec, values)| Tensor::from_vec(values, spec.shape, &Device::Cpu))
+            .collect::<Result<Vec<_>>>()?;
+        let network = Network::arrange(&weights.config, None, tensors);
+        let (rope, precision) = (weights.rope.clone(), ComputePrecision::F32);
+        let weights = TensorWeights::new(&weights.config, rope, network, precision)?;
+        Ok(Arc::new(Self::Tensors(weights)))
     }
 }
 

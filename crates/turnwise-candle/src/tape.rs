@@ -65,6 +65,15 @@ pub(crate) enum Keep {
     Layers,
 }
 
+/// What a backward pass did.
+#[derive(Clone, Debug)]
+pub(crate) struct Played {
+    /// Where its time went.
+    pub(crate) shares: Shares,
+    /// Which parameters it came by, in their order.
+    pub(crate) reached: Vec<bool>,
+}
+
 /// A forward pass over a batch.
 #[derive(Debug)]
 pub(crate) struct Tape {

@@ -17,10 +17,10 @@ use crate::finite::all_finite;
 use crate::followers::{Follower, Followers};
 use crate::layout::{Network, Role};
 use crate::numbers::host_numbers;
-use crate::pass::{Pass, Played};
+use crate::pass::Pass;
 use crate::published::Published;
 use crate::shares::{Part, Shares};
-use crate::tape::{Keep, Loss, Slot};
+use crate::tape::{Keep, Loss, Played, Slot};
 use crate::{AdamW, ComputePrecision, Decoder, DecoderConfig, ModelError};
 
 /// The name of the optimiser's file.

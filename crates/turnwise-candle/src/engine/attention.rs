@@ -17,7 +17,7 @@ use turnwise_kernels::vectorized;
 use super::compute::{Step, Token};
 use super::pages::{PAGE, Pages};
 use super::tree::PageId;
-use crate::forward::Heads;
+use crate::dimensions::Heads;
 
 /// Query rows that are computed together.
 const ROWS: usize = 12;

@@ -12,7 +12,7 @@ use super::mixture::MixtureMemory;
 use super::pages::{PAGE, Page, PageLayout, Pages};
 use super::parts::{Clock, Part, Parts};
 use super::tree::PageId;
-use crate::forward::Heads;
+use crate::dimensions::Heads;
 use crate::rope::Rope;
 use crate::snapshot::Snapshot;
 use crate::weights::{FeedForwardWeights, LayerWeights, MlpWeights, Weights};

@@ -7,12 +7,12 @@
 use candle_core::{DType, Device, Result, Tensor};
 use turnwise_kernels::team::Team;
 
-use super::EngineSettings;
 use super::compute::{Compute, CpuCompute, Logits, Step, Token};
 use super::pages::{PAGE, PageLayout};
 use super::parts::{Part, Parts};
 use super::tree::PageId;
-use crate::forward::Forward;
+use super::{EngineCompute, EngineSettings};
+use crate::forward;
 use crate::layout::{HeadNorms, Layer, Linear, Mixture};
 use crate::ops::Ops;
 use crate::plain::{Arithmetic, Rotation, attend, mix, swiglu};
@@ -29,7 +29,13 @@ pub(super) fn compute_for(weights: &Snapshot) -> Box<dyn Compute> {
 
 /// A publication in the form that the engine was told to compute with; as it is, when that fails.
 pub(super) fn suited(publication: Publication, settings: EngineSettings) -> Publication {
-    match publication.weights.clone().for_engine(settings.compute) {
+    let weights = publication.weights.clone();
+    let weights = match settings.compute {
+        EngineCompute::Auto => return publication,
+        EngineCompute::Buffers => weights.into_panels(),
+        EngineCompute::Tensors => weights.into_tensors(),
+    };
+    match weights {
         Ok(weights) => Publication { weights, ..publication },
         Err(error) => {
             tracing::error!(%error, "the published weights cannot be brought into the engine's form");
@@ -82,18 +88,18 @@ impl TensorCompute {
         let last = step.tables.iter().flatten().map(|page| page.0).max();
         self.provide(weights, last.map_or(0, |page| page + 1))?;
         let mut serving = Serving::new(weights, step, &self.pools)?;
-        let hidden = weights.forward.hidden(&mut serving, &weights.network)?;
+        let hidden = forward::hidden(&mut serving, &weights.network)?;
         if !step.tokens.iter().any(|token| token.wants_logits) {
             return Ok(Vec::new());
         }
-        weights.forward.predict(&mut serving, &weights.network, &hidden)?;
+        forward::predict(&mut serving, &weights.network, &hidden)?;
         serving.logits.map_or(Ok(Vec::new()), |logits| logits.flatten_all()?.to_vec1())
     }
 
     /// Makes sure that so many pages have memory.
     fn provide(&mut self, weights: &TensorWeights, n_pages: usize) -> Result<()> {
         if self.pools.is_empty() {
-            let heads = weights.forward.heads;
+            let heads = weights.dimensions.heads;
             let shape = (0, heads.n_kv_heads * heads.head_dim);
             let none = || Tensor::zeros(shape, weights.precision.dtype(), weights.device());
             let layers = (0..weights.config.n_layers).map(|_| Ok([none()?, none()?]));
@@ -196,7 +202,7 @@ struct Serving<'a> {
 impl<'a> Serving<'a> {
     fn new(weights: &TensorWeights, step: &Step, pools: &'a [[Tensor; 2]]) -> Result<Self> {
         let (device, tokens) = (weights.device(), &step.tokens);
-        let heads = weights.forward.heads;
+        let heads = weights.dimensions.heads;
         let mut pieces = Vec::new();
         for piece in tokens.chunk_by(|a, b| a.table == b.table) {
             let first =
@@ -222,11 +228,11 @@ impl<'a> Serving<'a> {
         let wanted: Vec<u32> = wanted.map(|(index, _)| index as u32).collect();
         let shape = (rows.len(), heads.n_kv_heads * heads.head_dim);
         Ok(Self {
-            arithmetic: Arithmetic::new(&weights.forward, weights.precision),
+            arithmetic: Arithmetic::new(&weights.dimensions, weights.precision),
             pools,
             layer: 0,
             ids: indices(&ids, device)?,
-            rotation: Rotation::new(&weights.forward.rope, &positions, device)?,
+            rotation: Rotation::new(&weights.dimensions.rope, &positions, device)?,
             rows: indices(&rows, device)?.unsqueeze(1)?.broadcast_as(shape)?.contiguous()?,
             groups: made,
             back: indices(&back, device)?,
@@ -297,14 +303,8 @@ impl Ops for Serving<'_> {
         Ok(())
     }
 
-    fn layer(
-        &mut self,
-        forward: &Forward,
-        index: usize,
-        layer: &Layer<Tensor>,
-        x: &Tensor,
-    ) -> Result<Tensor> {
+    fn layer(&mut self, index: usize, layer: &Layer<Tensor>, x: &Tensor) -> Result<Tensor> {
         self.layer = index;
-        forward.layer(self, layer, x)
+        forward::layer(self, layer, x)
     }
 }

@@ -21,7 +21,7 @@ use turnwise_kernels::tile::LANES;
 use turnwise_kernels::vectorized;
 
 use crate::batch::{Batch, Span};
-use crate::forward::Heads;
+use crate::dimensions::Heads;
 
 /// Tokens whose queries are computed at once.
 const BLOCK: usize = 64;

@@ -7,7 +7,7 @@ use turnwise_kernels::math;
 use turnwise_kernels::vectorized;
 
 use super::{PIECE_ROWS, rms_norm};
-use crate::forward::Heads;
+use crate::dimensions::Heads;
 use crate::layout::HeadNorms;
 use crate::rope::Rope;
 

@@ -5,12 +5,11 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use turnwise_rollout::Meter;
 
-use super::{LoraSettings, LoraTarget};
 use crate::checkpoint::{Piece, Precision, Tensors, read_object, write_json, write_tensors};
 use crate::error::brief;
 use crate::layout::{Spec, specs};
 use crate::numbers::host_numbers;
-use crate::{Decoder, DecoderConfig, ModelError};
+use crate::{Decoder, DecoderConfig, LoraSettings, LoraTarget, ModelError};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";

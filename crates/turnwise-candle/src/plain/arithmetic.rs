@@ -4,7 +4,7 @@ use candle_core::{D, Result, Tensor};
 
 use super::attention::Rotation;
 use crate::ComputePrecision;
-use crate::forward::{Forward, Heads};
+use crate::dimensions::{Dimensions, Heads};
 use crate::layout::{Adapter, HeadNorms, Linear};
 
 /// Operations of a model of one size. All take and give f32.
@@ -16,8 +16,8 @@ pub(crate) struct Arithmetic {
 }
 
 impl Arithmetic {
-    pub(crate) fn new(forward: &Forward, precision: ComputePrecision) -> Self {
-        Self { heads: forward.heads, precision, eps: forward.eps }
+    pub(crate) fn new(dimensions: &Dimensions, precision: ComputePrecision) -> Self {
+        Self { heads: dimensions.heads, precision, eps: dimensions.eps }
     }
 
     /// Each piece as wide as the gain over its root mean square, times the gain.

@@ -3,7 +3,7 @@ use candle_nn::ops::softmax;
 
 use super::Arithmetic;
 use crate::batch::Batch;
-use crate::forward::Heads;
+use crate::dimensions::Heads;
 use crate::rope::Rope;
 
 /// Cosines and sines of tokens' positions. `[N, 1, half]` each

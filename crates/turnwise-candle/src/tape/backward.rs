@@ -7,16 +7,17 @@ use turnwise_kernels::math;
 use turnwise_kernels::matrix::Write;
 
 use super::{
-    Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Node, Recorder, Slot, Tape, Thin, Value,
+    Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Node, Played, Recorder, Slot, Tape, Thin,
+    Value,
 };
 use crate::balance::balance_slopes;
 use crate::batch::Batch;
-use crate::forward::Forward;
+use crate::dimensions::Dimensions;
+use crate::forward;
 use crate::fused::experts::{self, Routed, Uneven};
 use crate::fused::linear::Columns;
 use crate::fused::{attention, heads, linear, logprob, rms_norm, sum, swiglu};
 use crate::layout::{HeadNorms, Network};
-use crate::pass::Played;
 use crate::shares::{Part, Shares};
 
 /// What a backward pass begins with: derivatives of a loss.
@@ -37,7 +38,7 @@ pub(crate) struct Loss<'a> {
 /// When a layer cannot be computed again.
 pub(crate) fn play_backward(
     tape: Tape,
-    forward: &Forward,
+    dimensions: &Dimensions,
     slots: &[Slot<'_>],
     network: &Network<Slot<'_>>,
     loss: Loss<'_>,
@@ -47,7 +48,7 @@ pub(crate) fn play_backward(
     let slopes = if balance == 0.0 { None } else { balance_slopes(&tape.uses) };
     let slopes = slopes.map(|slopes| slopes.iter().map(|s| *s as f32 * balance).collect());
     let mut player = Player {
-        forward,
+        dimensions,
         slots,
         network,
         loss,
@@ -66,7 +67,7 @@ pub(crate) fn play_backward(
 /// A backward pass under way.
 #[derive(Debug)]
 struct Player<'a> {
-    forward: &'a Forward,
+    dimensions: &'a Dimensions,
     slots: &'a [Slot<'a>],
     network: &'a Network<Slot<'a>>,
     loss: Loss<'a>,
@@ -168,7 +169,7 @@ impl Player<'_> {
 
     fn norm(&mut self, y: usize, x: &Value, gain: usize) -> Part {
         if let Some(dy) = self.above(y) {
-            let (values, eps) = (self.slots[gain].values, self.forward.eps as f32);
+            let (values, eps) = (self.slots[gain].values, self.dimensions.eps as f32);
             let mut dgain = Vec::new();
             let pull = |dx: &mut [f32], write| {
                 dgain = rms_norm::backward(dx, write, &x.numbers, values, &dy, eps);
@@ -264,10 +265,10 @@ impl Player<'_> {
                 norms.map(|[query, key]| HeadNorms { query: values(query), key: values(key) });
             let batch = self.batch.clone();
             let turn = heads::Turn {
-                heads: self.forward.heads,
+                heads: self.dimensions.heads,
                 norms: gains.as_ref(),
-                eps: self.forward.eps as f32,
-                rope: &self.forward.rope,
+                eps: self.dimensions.eps as f32,
+                rope: &self.dimensions.rope,
                 positions: &batch.positions,
             };
             let dgains = heads::backward(&mut dy, &x.numbers, turn);
@@ -282,7 +283,7 @@ impl Player<'_> {
 
     fn attention(&mut self, mixed: &Value, qkv: &Value, log_sums: &[f32]) -> Part {
         if let Some(dmixed) = self.above(mixed.handle.id) {
-            let (batch, heads) = (self.batch.clone(), self.forward.heads);
+            let (batch, heads) = (self.batch.clone(), self.dimensions.heads);
             let above = attention::Above {
                 qkv: &qkv.numbers,
                 mixed: &mixed.numbers,
@@ -380,9 +381,9 @@ impl Player<'_> {
         let Some(dy) = self.above(y) else { return Ok(()) };
         let mut again = Tape::new(self.batch.clone(), self.pool.clone(), Keep::Activations);
         again.n_values = tape.n_values;
-        let (forward, layer) = (self.forward, &self.network.layers[index]);
-        let mut recorder = Recorder { forward, tape: &mut again, again: true };
-        let computed = forward.layer(&mut recorder, layer, x)?;
+        let (dimensions, layer) = (self.dimensions, &self.network.layers[index]);
+        let mut recorder = Recorder { dimensions, tape: &mut again, again: true };
+        let computed = forward::layer(&mut recorder, layer, x)?;
         tape.n_values = again.n_values;
         self.adjoints.resize_with(again.n_values, || None);
         self.adjoints[computed.handle.id] = Some(dy);

@@ -6,7 +6,8 @@ use turnwise_kernels::matrix::Write;
 
 use super::{Buffer, BufferPool, Keep, Map, MixtureSlots, Node, Slot, Tape, Thin, Value};
 use crate::balance::LayerUse;
-use crate::forward::Forward;
+use crate::dimensions::Dimensions;
+use crate::forward;
 use crate::fused::linear::Columns;
 use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
 use crate::layout::{Adapter, HeadNorms, Layer, Linear, Mixture};
@@ -25,15 +26,15 @@ struct Made {
 /// Computes on a tape, and writes down what it does where that is kept.
 #[derive(Debug)]
 pub(crate) struct Recorder<'a> {
-    pub(crate) forward: &'a Forward,
+    pub(crate) dimensions: &'a Dimensions,
     pub(crate) tape: &'a mut Tape,
     /// Whether a layer is computed again for its backward pass.
     pub(crate) again: bool,
 }
 
 impl<'a> Recorder<'a> {
-    pub(crate) fn new(forward: &'a Forward, tape: &'a mut Tape) -> Self {
-        Self { forward, tape, again: false }
+    pub(crate) fn new(dimensions: &'a Dimensions, tape: &'a mut Tape) -> Self {
+        Self { dimensions, tape, again: false }
     }
 
     /// A value that something was computed into, and the time it took.
@@ -55,15 +56,15 @@ impl<'a> Recorder<'a> {
     }
 
     fn turn<'t>(
-        forward: &'t Forward,
+        dimensions: &'t Dimensions,
         tape: &'t Tape,
         norms: Option<&'t HeadNorms<&'t [f32]>>,
     ) -> heads::Turn<'t> {
         heads::Turn {
-            heads: forward.heads,
+            heads: dimensions.heads,
             norms,
-            eps: forward.eps as f32,
-            rope: &forward.rope,
+            eps: dimensions.eps as f32,
+            rope: &dimensions.rope,
             positions: &tape.batch.positions,
         }
     }
@@ -125,7 +126,7 @@ impl<'a> Ops for Recorder<'a> {
     fn embed(&mut self, table: &Slot<'a>) -> Result<Value> {
         let start = Instant::now();
         let batch = self.tape.batch.clone();
-        let d = self.forward.hidden_size;
+        let d = self.dimensions.hidden_size;
         let mut y = self.tape.pool.take(self.n_tokens() * d);
         for (row, id) in y.chunks_exact_mut(d).zip(&batch.inputs) {
             row.copy_from_slice(&table.values[*id as usize * d..][..d]);
@@ -139,7 +140,7 @@ impl<'a> Ops for Recorder<'a> {
     fn norm(&mut self, x: &Value, gain: &Slot<'a>) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.take(x.numbers.len());
-        rms_norm::forward(&mut y, &x.numbers, gain.values, self.forward.eps as f32);
+        rms_norm::forward(&mut y, &x.numbers, gain.values, self.dimensions.eps as f32);
         let tracked = x.handle.tracked || gain.trainable;
         let y = self.made(Part::Norms, start, Made { numbers: y, width: x.width, tracked });
         self.record(&y, |y| Node::Norm { y, x: x.clone(), gain: gain.index });
@@ -174,7 +175,7 @@ impl<'a> Ops for Recorder<'a> {
         let start = Instant::now();
         let mut y = self.tape.pool.take(qkv.numbers.len());
         let gains = norms.map(|n| HeadNorms { query: n.query.values, key: n.key.values });
-        let turn = Self::turn(self.forward, self.tape, gains.as_ref());
+        let turn = Self::turn(self.dimensions, self.tape, gains.as_ref());
         heads::forward(&mut y, &qkv.numbers, turn);
         let trains = norms.is_some_and(|norms| norms.query.trainable || norms.key.trainable);
         let tracked = qkv.handle.tracked || trains;
@@ -187,7 +188,7 @@ impl<'a> Ops for Recorder<'a> {
 
     fn attention(&mut self, qkv: &Value) -> Result<Value> {
         let start = Instant::now();
-        let heads = self.forward.heads;
+        let heads = self.dimensions.heads;
         let n = self.n_tokens();
         let width = heads.n_heads * heads.head_dim;
         let mut mixed = self.tape.pool.take(n * width);
@@ -274,18 +275,12 @@ impl<'a> Ops for Recorder<'a> {
         Ok(())
     }
 
-    fn layer(
-        &mut self,
-        forward: &Forward,
-        index: usize,
-        layer: &Layer<Slot<'a>>,
-        x: &Value,
-    ) -> Result<Value> {
+    fn layer(&mut self, index: usize, layer: &Layer<Slot<'a>>, x: &Value) -> Result<Value> {
         if self.tape.keep != Keep::Layers {
-            return forward.layer(self, layer, x);
+            return forward::layer(self, layer, x);
         }
         self.tape.keep = Keep::Nothing;
-        let y = forward.layer(self, layer, x);
+        let y = forward::layer(self, layer, x);
         self.tape.keep = Keep::Layers;
         let mut y = y?;
         y.handle.tracked = x.handle.tracked || layer.any(|slot| slot.trainable);

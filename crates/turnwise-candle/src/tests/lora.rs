@@ -22,8 +22,8 @@ use crate::snapshot::Snapshot;
 use crate::tape::Keep;
 use crate::trainer::Trainer;
 use crate::{
-    AdamW, CandleLearner, CandlePolicy, ComputePrecision, Decoder, DecoderConfig, EngineCompute,
-    EngineSettings, Kernels, LearnerSettings, LoraSettings, LoraTarget,
+    AdamW, CandleLearner, CandlePolicy, ComputePrecision, Decoder, DecoderConfig, EngineSettings,
+    Kernels, LearnerSettings, LoraSettings, LoraTarget,
 };
 
 const ATTENTION: [LoraTarget; 4] =
@@ -546,7 +546,7 @@ fn published_tensors_have_adapters_in_their_matrices() {
                 [policy, panels].map(|policy| block_on(policy.sample(asked())).unwrap());
             assert_same(&[ours], &[theirs]);
             let weights = published.newest().weights;
-            let panels = Arc::clone(&weights).for_engine(EngineCompute::Buffers).unwrap();
+            let panels = Arc::clone(&weights).into_panels().unwrap();
             let Snapshot::Panels(panels) = &*panels else { panic!() };
             assert!(distance(&panels.stored().concat(), &doubles(&merged)) < 1e-5);
         }

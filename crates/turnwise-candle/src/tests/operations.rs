@@ -10,7 +10,7 @@ use turnwise_kernels::matrix::Write;
 use super::fixture::norm;
 use crate::DecoderConfig;
 use crate::batch::{Batch, Sequence, Span};
-use crate::forward::Heads;
+use crate::dimensions::Heads;
 use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
 use crate::layout::{Choice, HeadNorms};
 use crate::rope::Rope;
@@ -132,7 +132,9 @@ fn config() -> DecoderConfig {
 #[test]
 fn turn_of_heads() {
     let config = config();
-    let (of, rope) = (Heads::of(&config), Rope::new(&config));
+    let DecoderConfig { rope_theta, head_dim, max_positions, .. } = config;
+    let rope = Rope::new(&config.rope_scaling, rope_theta, head_dim, max_positions);
+    let of = Heads::of(&config);
     let positions: Vec<u32> = (0..70).map(|i| i * 3 % 50).collect();
     let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
         let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };

@@ -83,9 +83,10 @@ fn steps_in_tensors_are_those_in_buffers() {
 /// Elementwise, from the same gradients: a gradient near zero has a sign that rounding decides, and its step the full length.
 #[test]
 fn the_formula_of_the_optimiser_is_the_same_in_both_forms() {
+    use candle_core::Tensor;
+
     use crate::accumulated::Accumulated;
     use crate::adamw::Optimizer;
-    use candle_core::Tensor;
 
     let make = |kernels| perturbed(variants()[3].clone(), 3).with_kernels(kernels);
     let (fused, plain) = (make(Kernels::Fused), make(Kernels::Plain));
@@ -240,7 +241,7 @@ fn weights_come_back_from_the_forms_of_both_engines() {
         let model = perturbed(config, 6);
         assert_eq!(model.weights().unwrap().stored(), model.values().unwrap());
         let tensors = Arc::new(Snapshot::from(model.tensor_weights().unwrap()));
-        let panels = tensors.for_engine(EngineCompute::Buffers).unwrap();
+        let panels = tensors.into_panels().unwrap();
         let Snapshot::Panels(panels) = &*panels else { panic!() };
         assert_eq!(panels.stored(), model.values().unwrap());
     }

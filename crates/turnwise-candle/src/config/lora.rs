@@ -1,0 +1,140 @@
+//! Settings of low-rank adapters.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::DecoderConfig;
+use crate::ModelError;
+
+/// The largest rank that is believed to be meant.
+const LARGEST_RANK: usize = 1 << 16;
+
+/// Low-rank adapters of a model (Hu et al., *Low-rank adaptation of large language models*, 2021, section 4.1).
+///
+/// ```text
+/// y = x W' + (alpha / rank) (x A') B'        W [out, in], A [rank, in], B [out, rank]
+/// ```
+///
+/// The model's own parameters are frozen: they have no gradient and no optimiser state. A begins random and B at zero, so that
+/// an adapted model begins as its base. No dropout, no biases, one rank and one alpha for all matrices. The experts of a
+/// mixture cannot have adapters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraSettings {
+    /// How many rows A has, and columns B.
+    pub rank: usize,
+    /// What the product is multiplied by, times the rank.
+    pub alpha: f64,
+    /// Which matrices have an adapter.
+    pub targets: Vec<LoraTarget>,
+}
+
+impl Default for LoraSettings {
+    /// Rank 16 with alpha 32, on all matrices.
+    fn default() -> Self {
+        Self { rank: 16, alpha: 32.0, targets: vec![LoraTarget::AllLinear] }
+    }
+}
+
+/// A matrix of every layer, by the name that PEFT knows it under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub enum LoraTarget {
+    /// All of the others.
+    #[serde(rename = "all-linear")]
+    AllLinear,
+    /// Makes queries.
+    #[serde(rename = "q_proj")]
+    Query,
+    /// Makes keys.
+    #[serde(rename = "k_proj")]
+    Key,
+    /// Makes values.
+    #[serde(rename = "v_proj")]
+    Value,
+    /// Mixes the heads' results.
+    #[serde(rename = "o_proj")]
+    Output,
+    /// The gate of a feed-forward half.
+    #[serde(rename = "gate_proj")]
+    Gate,
+    /// What the gate lets through.
+    #[serde(rename = "up_proj")]
+    Up,
+    /// What leads back to the residual stream.
+    #[serde(rename = "down_proj")]
+    Down,
+}
+
+impl LoraTarget {
+    /// The single matrices.
+    const EACH: [Self; 7] =
+        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// As PEFT writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AllLinear => "all-linear",
+            Self::Query => "q_proj",
+            Self::Key => "k_proj",
+            Self::Value => "v_proj",
+            Self::Output => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+
+    fn is_in_feed_forward(self) -> bool {
+        matches!(self, Self::AllLinear | Self::Gate | Self::Up | Self::Down)
+    }
+}
+
+impl LoraSettings {
+    /// Whether these adapters can be those of such a model.
+    ///
+    /// # Errors
+    /// [`ModelError::BadAdapter`] for a rank or an alpha that cannot be, for no targets, and for targets that are experts.
+    pub fn validate(&self, config: &DecoderConfig) -> Result<(), ModelError> {
+        let Self { rank, alpha, targets } = self;
+        let refuse = |reason: String| Err(ModelError::BadAdapter(reason));
+        if !(1..=LARGEST_RANK).contains(rank) {
+            return refuse(format!("the rank is {rank} and must lie from 1 to {LARGEST_RANK}"));
+        }
+        if !(alpha.is_finite() && *alpha > 0.0) {
+            return refuse(format!("alpha is {alpha} and must be a positive number"));
+        }
+        if targets.is_empty() {
+            return refuse("there are no targets, so that nothing would train".to_owned());
+        }
+        let has_experts =
+            (0..config.n_layers).any(|layer| config.architecture.experts_in(layer).is_some());
+        let reaching = targets.iter().find(|target| target.is_in_feed_forward());
+        match reaching.filter(|_| has_experts) {
+            Some(target) => refuse(format!(
+                "the target {} reaches experts, which cannot have adapters; the targets q_proj, k_proj, v_proj and o_proj can",
+                target.name()
+            )),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn reaches(&self, target: LoraTarget) -> bool {
+        self.targets.contains(&target) || self.targets.contains(&LoraTarget::AllLinear)
+    }
+
+    /// The single matrices that have an adapter.
+    pub(crate) fn reached(&self) -> impl Iterator<Item = LoraTarget> {
+        LoraTarget::EACH.into_iter().filter(|target| self.reaches(*target))
+    }
+
+    /// Whether they mean the same, however it is written.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        (self.rank, self.alpha) == (other.rank, other.alpha) && self.reached().eq(other.reached())
+    }
+
+    pub(crate) fn scale(&self) -> f32 {
+        (self.alpha / self.rank as f64) as f32
+    }
+}

@@ -1,0 +1,29 @@
+//! Which weight made a result NaN or infinite.
+
+use super::Decoder;
+use crate::ModelError;
+use crate::finite::{Culprit, all_finite};
+use crate::numbers::host_numbers;
+
+impl Decoder {
+    /// Passes on numbers that this model computed, if all of them are finite.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`] that names the tensor that they come from.
+    pub(crate) fn finite(&self, what: &str, numbers: Vec<f32>) -> Result<Vec<f32>, ModelError> {
+        if all_finite(&numbers) {
+            return Ok(numbers);
+        }
+        let action = format!("compute {what}");
+        Err(ModelError::NotFinite { action, reason: self.culprit()?.reason() })
+    }
+
+    /// Looks through all parameters.
+    pub(crate) fn culprit(&self) -> Result<Culprit, ModelError> {
+        let mut culprit = Culprit::default();
+        for parameter in self.parameters() {
+            culprit.look(&parameter.spec, &host_numbers(&parameter.var)?);
+        }
+        Ok(culprit)
+    }
+}
