@@ -284,11 +284,11 @@ impl Player<'_> {
     fn attention(&mut self, mixed: &Value, qkv: &Value, log_sums: &[f32]) -> Part {
         if let Some(dmixed) = self.above(mixed.handle.id) {
             let (batch, heads) = (self.batch.clone(), self.dimensions.heads);
-            let above = attention::Above {
+            let above = attention::Saved {
                 qkv: &qkv.numbers,
-                mixed: &mixed.numbers,
-                log_sums,
-                dmixed: &dmixed,
+                output: &mixed.numbers,
+                log_sum_exp: log_sums,
+                doutput: &dmixed,
             };
             let mut dqkv = self.pool.take(qkv.numbers.len());
             attention::backward(&mut dqkv, &above, &batch, heads, &self.pool);

@@ -182,9 +182,14 @@ fn attention_over_a_tree() {
         let mut log_sums = vec![0.0; n * of.n_heads];
         attention::forward(&mut mixed, &mut log_sums, &inputs[0], &batch, of, &pool);
         let (mixed, log_sums) = (&mixed[..], &log_sums[..]);
-        let above = attention::Above { qkv: &inputs[0], mixed, log_sums, dmixed };
+        let saved = attention::Saved {
+            qkv: &inputs[0],
+            output: mixed,
+            log_sum_exp: log_sums,
+            doutput: dmixed,
+        };
         let mut dqkv = vec![0.0; inputs[0].len()];
-        attention::backward(&mut dqkv, &above, &batch, of, &pool);
+        attention::backward(&mut dqkv, &saved, &batch, of, &pool);
         vec![dqkv]
     };
     let inputs = vec![uneven(n * of.width(), 1)];
