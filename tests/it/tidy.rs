@@ -505,7 +505,9 @@ fn circles(mut graph: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BT
             return graph;
         }
         graph.retain(|from, _| !done.contains(from));
-        graph.values_mut().for_each(|to| to.retain(|to| !done.contains(to)));
+        for to in graph.values_mut() {
+            to.retain(|to| !done.contains(to));
+        }
     }
 }
 
