@@ -67,7 +67,7 @@ fn a_region_ends_before_what_it_borrows() {
 /// Helpers fall asleep after some 300 microseconds: here many fall asleep just as a region opens or the team ends.
 #[test]
 fn helpers_that_fall_asleep_miss_no_region_and_no_end() {
-    for round in 0..ROUNDS / 30 + 1 {
+    for round in 0..=ROUNDS / 30 {
         let mut team = Team::new(4, "stress").unwrap();
         for pause in 0..5 {
             std::thread::sleep(Duration::from_micros(250 + 25 * ((round + pause) % 5) as u64));
