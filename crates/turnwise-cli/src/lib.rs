@@ -1,6 +1,6 @@
 //! The `turnwise` command as a library: arguments and terminal screens over `turnwise-run`.
 //!
-//! A program that offers environments of its own is [`main`] with a [`Registry`](turnwise_run::Registry) that has them; every command
+//! A program that offers environments of its own is [`main`] with a [`Registry`] that has them; every command
 //! of `turnwise` then works with them.
 
 mod arguments;
