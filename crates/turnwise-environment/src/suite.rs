@@ -136,7 +136,7 @@ impl Suite {
         self
     }
 
-    /// The same suite with a rubric that can be chosen by its name. The first one is used where nothing is chosen.
+    /// The same suite with one more rubric. A run scores its episodes with the first one.
     ///
     /// # Panics
     /// When another rubric has the same name.
@@ -187,7 +187,7 @@ impl Suite {
         self.max_turns
     }
 
-    /// The rubrics that can be chosen.
+    /// The rubrics, in the order in which they were added.
     #[must_use]
     pub fn rubrics(&self) -> &[Arc<dyn Rubric>] {
         &self.rubrics

@@ -190,7 +190,7 @@ impl Session {
         let parts = Parts {
             tasks: self.suite.tasks(Split::Train),
             agents: Arc::new(self.agents(self.sampling())),
-            rubric: None,
+            rubric: self.suite.rubrics().first().cloned(),
             policy: self.policy.clone(),
             learner,
             objective: objective(&self.config).map_err(|error| Failure::refused_by(&error))?,
@@ -212,7 +212,7 @@ impl Session {
             policy: self.policy.clone(),
             tasks: self.suite.tasks(Split::HeldOut),
             agents: Arc::new(self.agents(sampling)),
-            rubric: None,
+            rubric: self.suite.rubrics().first().cloned(),
         }
     }
 
