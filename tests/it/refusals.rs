@@ -40,15 +40,12 @@ fn with_tokens(mut trajectory: Trajectory, tokens: SampledTokens) -> Trajectory 
     trajectory
 }
 
-/// A token drawn from these logits, with what truncation kept: the ids that can come out for some random number.
-fn draw_kept(logits: &[f32], sampling: &Sampling, uniform: f64) -> (TokenId, f32, Vec<TokenId>) {
-    let mut sampler = Sampler::default();
-    let (id, logprob) = sampler.draw(logits, sampling, uniform);
-    let mut kept: Vec<TokenId> =
-        (0..4000).map(|step| sampler.draw(logits, sampling, f64::from(step) / 4000.0).0).collect();
-    kept.push(id);
-    kept.sort_unstable();
-    kept.dedup();
+/// Samples a token from these logits and returns it with the ids that truncation kept.
+fn sample_kept(logits: &[f32], sampling: &Sampling, uniform: f64) -> (TokenId, f32, Vec<TokenId>) {
+    let mut kept: Vec<TokenId> = (0..logits.len() as TokenId).collect();
+    let (id, logprob) = Sampler::default()
+        .draw_from(logits, &mut kept, sampling, uniform)
+        .expect("the vocabulary is not empty");
     (id, logprob, kept)
 }
 
@@ -77,7 +74,7 @@ proptest! {
         logits in prop::collection::vec(-2.0_f32..2.0, 5),
         uniform in 0.0_f64..1.0,
     ) {
-        let (id, logprob, kept) = draw_kept(&logits, &sampling, uniform);
+        let (id, logprob, kept) = sample_kept(&logits, &sampling, uniform);
         let mut tokens = SampledTokens::default();
         let drawn = SampledToken::new(id, logprob, PolicyVersion(0));
         tokens.push_kept(SampledToken { advantage: Some(1.0), ..drawn }, &kept);

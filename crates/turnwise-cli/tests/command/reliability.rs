@@ -128,7 +128,9 @@ fn checkpoints(run: &str) -> Vec<String> {
 
 /// Starts the command, sends a signal so many milliseconds after the run has begun its first step, and returns how it ended.
 fn signalled(arguments: &[&str], run: &str, signal: &str, after: Duration) -> i32 {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_turnwise"))
+    // A test run that was started under `nohup` ignores SIGHUP, and so would the command.
+    let mut child = Command::new("env")
+        .args(["--default-signal=HUP", env!("CARGO_BIN_EXE_turnwise")])
         .args(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
