@@ -24,6 +24,34 @@ pub struct Transcript {
 ///   infrastructure fault.
 /// - Scores are finite and are added to the reward of the last turn.
 /// - Pure: the same transcripts give the same scores, so that stored episodes can be scored again.
+///
+/// # Example
+///
+/// ```
+/// use turnwise_environment::{EnvironmentError, Role, Rubric, Transcript, async_trait};
+///
+/// /// Gives the shortest final answer of a group 0.1, and the others nothing.
+/// struct Brevity;
+///
+/// #[async_trait]
+/// impl Rubric for Brevity {
+///     fn name(&self) -> &str {
+///         "brevity"
+///     }
+///
+///     async fn score(&self, group: &[Transcript]) -> Result<Vec<Option<f64>>, EnvironmentError> {
+///         let length = |one: &Transcript| {
+///             let answer = one.messages.iter().rfind(|said| said.role == Role::Assistant);
+///             answer.map(|said| said.content.len())
+///         };
+///         let shortest = group.iter().filter_map(length).min();
+///         let score = |one| Some(if length(one) == shortest { 0.1 } else { 0.0 });
+///         Ok(group.iter().map(score).collect())
+///     }
+/// }
+/// ```
+///
+/// [`Suite::rubric`](crate::Suite::rubric) adds a rubric to an environment.
 #[async_trait]
 pub trait Rubric: Send + Sync {
     /// Its name in records.

@@ -51,6 +51,57 @@ fn fnv1a_128(bytes: &[u8]) -> u128 {
 ///
 /// - `key` and `environment` depend on the index alone, and are defined for every index below `len`.
 /// - Each call of `environment` returns a fresh one that has not been reset.
+///
+/// # Example
+///
+/// Most task sets are a `Vec` of environments or [`Tasks`](crate::Tasks). One that makes its tasks when they are asked for
+/// implements the trait:
+///
+/// ```
+/// use turnwise_environment::{Environment, TaskKey, TaskSet};
+/// # use turnwise_environment::{Action, EnvironmentError, Observation, Step, async_trait};
+/// #
+/// # struct Sum(usize, usize);
+/// #
+/// # #[async_trait]
+/// # impl Environment for Sum {
+/// #     async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+/// #         Ok(format!("What is {} + {}?", self.0, self.1).into())
+/// #     }
+/// #
+/// #     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+/// #         let right = action.text.trim() == (self.0 + self.1).to_string();
+/// #         Ok(Step::terminated(f64::from(u8::from(right))))
+/// #     }
+/// # }
+///
+/// /// The sums of all pairs of numbers below `n`.
+/// struct Sums {
+///     n: usize,
+/// }
+///
+/// impl TaskSet for Sums {
+///     fn name(&self) -> &str {
+///         "sums"
+///     }
+///
+///     fn len(&self) -> usize {
+///         self.n * self.n
+///     }
+///
+///     fn key(&self, index: usize) -> TaskKey {
+///         TaskKey::of(&format!("{} + {}", index / self.n, index % self.n))
+///     }
+///
+///     fn environment(&self, index: usize) -> Box<dyn Environment> {
+///         Box::new(Sum(index / self.n, index % self.n))
+///     }
+/// }
+///
+/// let sums = Sums { n: 1000 };
+/// assert_eq!(sums.len(), 1_000_000);
+/// assert_ne!(sums.key(1), sums.key(1000)); // 0 + 1 and 1 + 0
+/// ```
 pub trait TaskSet: Send + Sync {
     /// The environment's name in records: `[a-z0-9._-]`, at most 64. Inside a [`Suite`](crate::Suite) the suite's name stands in its
     /// place.

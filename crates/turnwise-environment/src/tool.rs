@@ -43,6 +43,52 @@ pub enum ToolReply {
 ///   only if it is [idempotent](Self::is_idempotent).
 /// - `call` waits at await points, where a [`Toolbox`](crate::Toolbox) whose time limit has passed drops it. Whatever it
 ///   holds is then given back, and the tool answers the next call.
+///
+/// # Example
+///
+/// ```
+/// use serde_json::{Value, json};
+/// use turnwise_environment::{
+///     CallError, EnvironmentError, Tool, ToolReply, ToolSpec, async_trait,
+/// };
+///
+/// /// Looks a word up in a dictionary.
+/// struct Lookup;
+///
+/// #[async_trait]
+/// impl Tool for Lookup {
+///     fn spec(&self) -> ToolSpec {
+///         ToolSpec {
+///             name: "lookup".to_owned(),
+///             description: "Explains a word.".to_owned(),
+///             parameters: json!({
+///                 "type": "object",
+///                 "properties": {"word": {"type": "string"}},
+///                 "required": ["word"],
+///             }),
+///         }
+///     }
+///
+///     fn is_idempotent(&self) -> bool {
+///         true // looking a word up twice changes nothing
+///     }
+///
+///     async fn call(&self, arguments: &Value) -> Result<ToolReply, EnvironmentError> {
+///         Ok(match arguments["word"].as_str() {
+///             Some("turn") => ToolReply::Result("one action and the answer to it".to_owned()),
+///             Some(word) => ToolReply::Error(CallError::NotFound, format!("no word is {word}")),
+///             None => ToolReply::Error(CallError::InvalidArgs, "word is not a text".to_owned()),
+///         })
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), EnvironmentError> {
+/// let reply = Lookup.call(&json!({"word": "turn"})).await?;
+/// assert_eq!(reply, ToolReply::Result("one action and the answer to it".to_owned()));
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Tool: Send + Sync {
     /// What the agent is told about it.

@@ -18,6 +18,66 @@ pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// [Connected](Self::connect) to an episode's services, each call is written down before it is made and its result after,
 /// so that it is made at most once, whatever is suspended, restored or replayed.
+///
+/// # Example
+///
+/// An environment keeps a toolbox, tells the agent about it, passes it the episode's ledger, and answers an action's calls:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use turnwise_environment::{
+///     Action, Environment, EnvironmentError, Observation, Services, Step, ToolSpec, Toolbox,
+///     async_trait,
+/// };
+/// # use serde_json::{Value, json};
+/// # use turnwise_environment::{Tool, ToolReply};
+/// #
+/// # struct SendMail;
+/// #
+/// # #[async_trait]
+/// # impl Tool for SendMail {
+/// #     fn spec(&self) -> ToolSpec {
+/// #         let parameters = json!({"type": "object", "properties": {}});
+/// #         ToolSpec { name: "send_mail".to_owned(), description: String::new(), parameters }
+/// #     }
+/// #
+/// #     async fn call(&self, _arguments: &Value) -> Result<ToolReply, EnvironmentError> {
+/// #         Ok(ToolReply::Result("sent".to_owned()))
+/// #     }
+/// # }
+///
+/// struct Office {
+///     tools: Toolbox,
+/// }
+///
+/// #[async_trait]
+/// impl Environment for Office {
+///     async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+///         Ok("Send the mail.".into())
+///     }
+///
+///     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+///         Ok(self.tools.answer(&action).await?.into())
+///     }
+///
+///     fn tools(&self) -> Vec<ToolSpec> {
+///         self.tools.specs()
+///     }
+///
+///     fn connect(&mut self, services: &Services) {
+///         self.tools.connect(services);
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), EnvironmentError> {
+/// let mut office = Office { tools: Toolbox::new(vec![Arc::new(SendMail)]) };
+/// let step = office.step(Action::call("send_mail", json!({}))).await?;
+/// assert!(matches!(step, Step::Next { observation, .. } if observation.messages[0].content == "sent"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Toolbox {
     tools: Vec<(ToolSpec, Arc<dyn Tool>)>,

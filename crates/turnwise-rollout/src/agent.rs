@@ -48,6 +48,92 @@ pub struct Decision {
 ///   kept.
 /// - The graph holds exactly the tokens that the engine read and those that it sampled, and is append-only: each path
 ///   from a root is the content of one context.
+///
+/// # Example
+///
+/// [`ChatAgent`](crate::ChatAgent) is the usual agent. Another one wraps it and changes what the policy reads; here, every
+/// observation ends with a reminder:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use turnwise_environment::{Message, Observation, async_trait};
+/// use turnwise_rollout::{Act, Agent, AgentError, AgentFactory, ChatAgents, Policy, Room};
+/// use turnwise_trajectory::{MessageGraph, Sampling};
+/// # use serde_json::Value;
+/// # use turnwise_testkit::{AlphabetRenderer, TabularModel};
+/// # use turnwise_environment::TaskKey;
+/// # use turnwise_trajectory::{GroupId, Identity};
+/// #
+/// # fn identity() -> Identity {
+/// #     Identity {
+/// #         environment: "letters".to_owned(),
+/// #         environment_version: 1,
+/// #         task: TaskKey::of("one"),
+/// #         task_index: 0,
+/// #         group: GroupId(0),
+/// #         member: 0,
+/// #         attempt: 0,
+/// #         environment_seed: 1,
+/// #         sampling_seed: 2,
+/// #     }
+/// # }
+///
+/// struct Reminding {
+///     inner: Box<dyn Agent>,
+/// }
+///
+/// #[async_trait]
+/// impl Agent for Reminding {
+///     fn observe(&mut self, observation: &Observation) -> Result<(), AgentError> {
+///         let mut observation = observation.clone();
+///         observation.messages.push(Message::user("Answer with one letter."));
+///         self.inner.observe(&observation)
+///     }
+///
+///     async fn act(&mut self, policy: &dyn Policy, room: Room) -> Result<Act, AgentError> {
+///         self.inner.act(policy, room).await
+///     }
+///
+///     // The other methods go to `inner` too.
+/// #     fn n_context(&self) -> usize {
+/// #         self.inner.n_context()
+/// #     }
+/// #
+/// #     fn n_drawn(&self) -> usize {
+/// #         self.inner.n_drawn()
+/// #     }
+/// #
+/// #     fn n_pending(&self) -> usize {
+/// #         self.inner.n_pending()
+/// #     }
+/// #
+/// #     fn graph(&self) -> &MessageGraph {
+/// #         self.inner.graph()
+/// #     }
+/// #
+/// #     fn into_graph(self: Box<Self>) -> MessageGraph {
+/// #         self.inner.into_graph()
+/// #     }
+/// #
+/// #     fn snapshot(&self) -> Value {
+/// #         self.inner.snapshot()
+/// #     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), AgentError> {
+/// let renderer = Arc::new(AlphabetRenderer::new("ab"));
+/// let model = TabularModel::new(renderer.n_ids());
+/// let chat = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+/// let mut agent = Reminding { inner: chat.agent(&identity(), Vec::new()) };
+/// agent.observe(&"Which letter comes first?".into())?;
+/// let act = agent.act(&model, Room { turn: 4, now: 4 }).await?;
+/// assert!(matches!(act, Act::Decided(_)));
+/// assert_eq!(agent.graph().nodes()[1].message.content, "Answer with one letter.");
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Agent: Send {
     /// Appends an observation of the environment.

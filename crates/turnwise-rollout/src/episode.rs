@@ -33,6 +33,58 @@ pub use snapshot::{EpisodeSnapshot, RestoreError, SnapshotError};
 ///
 /// An episode is a value: [`advance`](Self::advance) consumes it and returns it when it suspends, so a finished episode
 /// cannot be used again, and stopping an episode drops no future.
+///
+/// # Example
+///
+/// An episode that may sample two tokens at a time:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use turnwise_environment::TaskSet;
+/// use turnwise_rollout::{Allowance, ChatAgents, Episode, Limits, Progress};
+/// use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
+/// use turnwise_trajectory::Sampling;
+/// # use turnwise_environment::TaskKey;
+/// # use turnwise_trajectory::{GroupId, Identity};
+/// #
+/// # fn identity() -> Identity {
+/// #     Identity {
+/// #         environment: "letters".to_owned(),
+/// #         environment_version: 1,
+/// #         task: TaskKey::of("one"),
+/// #         task_index: 0,
+/// #         group: GroupId(0),
+/// #         member: 0,
+/// #         attempt: 0,
+/// #         environment_seed: 1,
+/// #         sampling_seed: 2,
+/// #     }
+/// # }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let renderer = Arc::new(AlphabetRenderer::new("abc"));
+/// let model = TabularModel::new(renderer.n_ids());
+/// let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+/// let tasks = vec![Echo::new(3, true)];
+/// let limits = Limits { max_turn_tokens: 4, ..Limits::default() };
+/// let mut episode = Episode::new(identity(), tasks.environment(0), &agents, limits);
+///
+/// let mut n_suspensions = 0;
+/// let trajectory = loop {
+///     match episode.advance(&model, &Allowance::tokens(2)).await {
+///         Progress::Finished(trajectory) => break trajectory,
+///         Progress::Suspended(suspended) => episode = suspended,
+///     }
+///     n_suspensions += 1;
+/// };
+/// assert!(n_suspensions > 0);
+/// assert_eq!(trajectory.turns.len(), 3);
+/// # }
+/// ```
+///
+/// [`snapshot`](Self::snapshot) and [`restore`](Self::restore) take a suspended episode to another process.
 pub struct Episode {
     world: World,
     /// `None` only in an episode that broke before it began.

@@ -37,6 +37,43 @@ pub use settings::PoolSettings;
 /// have finished or are suspended: the settings alone determine which weights sample which token.
 /// [`launch`](Self::launch) and [`settle`](Self::settle) run episodes in the background, under the policy's current
 /// weights.
+///
+/// # Example
+///
+/// Two groups of four episodes, in iterations that may sample 16 tokens each:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use turnwise_rollout::{ChatAgents, Limits, Policy, PoolSettings, RolloutPool, StopSignal};
+/// use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
+/// use turnwise_trajectory::{GroupId, Sampling};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), turnwise_rollout::RolloutError> {
+/// let renderer = Arc::new(AlphabetRenderer::new("abc"));
+/// let policy: Arc<dyn Policy> = Arc::new(TabularModel::new(renderer.n_ids()));
+/// let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+/// let settings = PoolSettings {
+///     group_size: 4,
+///     tokens_per_iteration: Some(16),
+///     limits: Limits { max_turn_tokens: 4, ..Limits::default() },
+///     ..PoolSettings::default()
+/// };
+/// let tasks = Arc::new(vec![Echo::new(2, true), Echo::new(3, true)]);
+/// let mut pool = RolloutPool::new(tasks, Arc::new(agents), None, settings, 7);
+/// pool.start(GroupId(0), 0);
+/// pool.start(GroupId(1), 1);
+///
+/// let mut groups = Vec::new();
+/// while pool.n_open() > 0 {
+///     groups.extend(pool.iterate(&policy, &StopSignal::never()).await?.groups);
+/// }
+/// assert_eq!(groups.len(), 2);
+/// assert!(groups.iter().all(|group| group.rewards().len() == 4));
+/// # Ok(())
+/// # }
+/// ```
 pub struct RolloutPool {
     tasks: Arc<dyn TaskSet>,
     agents: Arc<dyn AgentFactory>,

@@ -60,6 +60,29 @@ pub enum Bridged {
 /// - No text of a message becomes a control token.
 /// - [`parse`](Self::parse) never fails: text that is not a call stays text, and a malformed call says why.
 /// - Two renderers with the same fingerprint make the same tokens.
+///
+/// # Example
+///
+/// The renderer of the test kit writes one token for each letter of a small alphabet. Those for real models are in
+/// `turnwise-chat`.
+///
+/// ```
+/// use turnwise_environment::Action;
+/// use turnwise_rollout::Renderer;
+/// use turnwise_testkit::AlphabetRenderer;
+///
+/// let renderer = AlphabetRenderer::new("ab");
+/// let opening = renderer.open(&"Say ab.".into(), &[])?;
+/// let mut prompt = Vec::new();
+/// opening.messages[0].iter().for_each(|span| span.extend_ids(&mut prompt));
+/// prompt.extend(opening.generation);
+/// assert_eq!(renderer.text(&prompt), "<Say ab.>");
+///
+/// let turn = renderer.write(&Action::text("ab"));
+/// assert_eq!(turn.last(), renderer.stop_tokens().first());
+/// assert_eq!(renderer.parse(&turn, &[]), Action::text("ab"));
+/// # Ok::<(), turnwise_rollout::RenderError>(())
+/// ```
 pub trait Renderer: Send + Sync {
     /// Returns the hash of tokenizer, template and template settings.
     fn fingerprint(&self) -> &str;

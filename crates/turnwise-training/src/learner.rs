@@ -44,6 +44,45 @@ pub struct Updated {
 ///   do that refuses the row.
 /// - `accumulate` adds to the gradient; only `step` changes the weights or clears the gradient.
 /// - `publish` hands the current weights to the matching policies, and is the only method that raises the version.
+///
+/// # Who publishes
+///
+/// Policies sample with published weights alone, so weights that were trained are unknown to them until `publish`.
+/// [`Trainer::step`](crate::Trainer::step) publishes after its optimiser steps. A program that trains outside of it, such as a
+/// warm start with [`imitate_step`](crate::imitate_step), calls `publish` afterwards; without that, rollouts and evaluations go on
+/// with the weights of before. The policy of a learner (`CandleLearner::policy`) is taken from it before the learner moves into
+/// [`Parts`](crate::Parts).
+///
+/// # Example
+///
+/// One step that makes a token more probable, and its publication:
+///
+/// ```
+/// use turnwise_rollout::Policy;
+/// use turnwise_testkit::TabularModel;
+/// use turnwise_training::{Learner, Row, Target, Update};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), turnwise_training::LearnerError> {
+/// let mut learner = TabularModel::new(3);
+/// let policy = learner.clone(); // shares the published weights
+/// // The token 2 after the prompt [7].
+/// let target = Target { position: 1, temperature: 1.0 };
+/// let row = Row { ids: vec![7, 2], targets: vec![target], ..Row::default() };
+/// let rows = [row];
+///
+/// let before = learner.logprobs(&rows).await?[0][0];
+/// // The loss is -log p, and its gradient with respect to log p is -1.
+/// learner.accumulate(&rows, &mut |logprobs| Ok(vec![vec![-1.0]; logprobs.len()])).await?;
+/// learner.step(Update { learning_rate: 1.0, max_grad_norm: f64::INFINITY }).await?;
+/// assert!(learner.logprobs(&rows).await?[0][0] > before);
+///
+/// assert_eq!(Policy::version(&policy).0, 0); // the policy does not know yet
+/// learner.publish().await?;
+/// assert_eq!(Policy::version(&policy).0, 1);
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Learner: Send {
     /// Returns the last published version.

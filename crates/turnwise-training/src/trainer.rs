@@ -94,6 +94,47 @@ impl Default for TrainerSettings {
 }
 
 /// The training loop: groups, credit, objective, optimiser, new weights.
+///
+/// [`step`](Self::step) is called until the run is over. The policy is made from the learner before the learner moves into
+/// [`Parts`], and a learner that was trained before, in a warm start for example, is published first
+/// ([who publishes](Learner#who-publishes)).
+///
+/// # Example
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use turnwise_objective::{Clip, GroupAdvantage, GspoToken, LengthWeight};
+/// use turnwise_rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
+/// use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
+/// use turnwise_training::{OutcomeCredit, Parts, Trainer, TrainerSettings, metric};
+/// use turnwise_trajectory::Sampling;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let renderer = Arc::new(AlphabetRenderer::new("ab"));
+/// let model = TabularModel::new(renderer.n_ids());
+/// let parts = Parts {
+///     tasks: Arc::new(vec![Echo::new(2, true)]),
+///     agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default(), compaction: None }),
+///     rubric: None,
+///     policy: Arc::new(model.clone()),
+///     learner: model,
+///     objective: Box::new(GspoToken { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean }),
+///     credit: Box::new(OutcomeCredit { advantage: GroupAdvantage::MeanOnly }),
+/// };
+/// let limits = Limits { max_turn_tokens: 2, ..Limits::default() };
+/// let rollout = PoolSettings { group_size: 4, limits, ..PoolSettings::default() };
+/// let settings = TrainerSettings { groups_per_step: 2, rollout, ..TrainerSettings::default() };
+/// let mut trainer = Trainer::new(parts, settings);
+/// while trainer.next_step() < 3 {
+///     let Some(report) = trainer.step(&StopSignal::never()).await? else { break };
+///     assert!(report.metrics.get(metric::REWARD_MEAN).is_some());
+/// }
+/// assert_eq!(trainer.books().unaccounted(), 0);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Trainer<L> {
     learning: Learning<L>,
     scheduler: Scheduler,
