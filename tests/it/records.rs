@@ -405,7 +405,6 @@ proptest! {
 fn impossible_optional_columns_are_refused() {
     let impossible = [
         ("reference_logprobs", json!([-0.5])),
-        ("proximal_logprobs", json!([-0.5, -0.5, -0.5])),
         ("kept", json!([[1]])),
         ("kept", json!([[1], [1]])),
         ("unheard_of", json!([])),

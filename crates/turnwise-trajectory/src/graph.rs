@@ -126,8 +126,6 @@ pub enum EdgeKind {
     SpawnedBy,
     /// `from` is a summary of `to`.
     Summarises,
-    /// `from` retries `to`.
-    RetryOf,
 }
 
 /// A typed edge.

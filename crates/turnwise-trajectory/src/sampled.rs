@@ -52,7 +52,6 @@ impl PartialEq for Exact {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Optional {
     reference_logprobs: Option<Vec<f32>>,
-    proximal_logprobs: Option<Vec<f32>>,
     kept: Option<KeptSets>,
 }
 
@@ -76,7 +75,7 @@ impl KeptSets {
 }
 
 impl SampledTokens {
-    /// Appends a token. Drops the reference and proximal log-probabilities, which are computed for a whole span.
+    /// Appends a token. Drops the reference log-probabilities, which are computed for a whole span.
     pub fn push(&mut self, token: SampledToken) {
         self.append(token, &[]);
     }
@@ -104,7 +103,7 @@ impl SampledTokens {
         self.advantages.push(token.advantage.map(Exact), 1);
         if !kept.is_empty() || self.optional.is_some() {
             let optional = self.optional.get_or_insert_default();
-            (optional.reference_logprobs, optional.proximal_logprobs) = (None, None);
+            optional.reference_logprobs = None;
             if !kept.is_empty() || optional.kept.is_some() {
                 let all = || KeptSets { ids: Vec::new(), ends: vec![0; n_before] };
                 optional.kept.get_or_insert_with(all).push(kept);
@@ -212,21 +211,6 @@ impl SampledTokens {
         self.optional.get_or_insert_default().reference_logprobs = Some(logprobs);
     }
 
-    /// Returns the log-probabilities under the weights at the start of an optimiser step, in nats. `[N]`
-    #[must_use]
-    pub fn proximal_logprobs(&self) -> Option<&[f32]> {
-        self.optional.as_ref()?.proximal_logprobs.as_deref()
-    }
-
-    /// Records the proximal policy's log-probabilities.
-    ///
-    /// # Panics
-    /// Panics unless there is one for each token.
-    pub fn set_proximal_logprobs(&mut self, logprobs: Vec<f32>) {
-        assert_eq!(logprobs.len(), self.len(), "there is one log-probability for each token");
-        self.optional.get_or_insert_default().proximal_logprobs = Some(logprobs);
-    }
-
     /// Returns the ids that truncation kept when the token was sampled, if they were recorded.
     #[must_use]
     pub fn kept(&self, index: usize) -> Option<&[TokenId]> {
@@ -254,7 +238,6 @@ impl SampledTokens {
             let kept = optional.kept.as_ref();
             size_of::<Optional>()
                 + floats(&optional.reference_logprobs)
-                + floats(&optional.proximal_logprobs)
                 + kept.map_or(0, |kept| 4 * (kept.ids.capacity() + kept.ends.capacity()))
         });
         size_of::<Self>()
@@ -303,7 +286,6 @@ impl Serialize for SampledTokens {
             masks: self.masks.lengths().collect(),
             advantages: self.advantages.lengths().collect(),
             reference_logprobs: optional.and_then(|optional| optional.reference_logprobs.clone()),
-            proximal_logprobs: optional.and_then(|optional| optional.proximal_logprobs.clone()),
             kept: kept.map(|kept| (0..self.len()).map(|index| kept.get(index).to_vec()).collect()),
         }
         .serialize(serializer)
@@ -332,8 +314,6 @@ struct Columns<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reference_logprobs: Option<Vec<f32>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    proximal_logprobs: Option<Vec<f32>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     kept: Option<Vec<Vec<TokenId>>>,
 }
 
@@ -347,7 +327,6 @@ impl Columns<'_> {
         let lengths = [
             ("log-probabilities", Some(self.logprobs.len())),
             ("reference log-probabilities", self.reference_logprobs.as_ref().map(Vec::len)),
-            ("proximal log-probabilities", self.proximal_logprobs.as_ref().map(Vec::len)),
             ("kept sets", self.kept.as_ref().map(Vec::len)),
         ];
         for (name, length) in lengths {
@@ -356,9 +335,7 @@ impl Columns<'_> {
             }
         }
         let kept = self.kept.map(|sets| kept_sets(&self.ids, &sets)).transpose()?;
-        let (reference_logprobs, proximal_logprobs) =
-            (self.reference_logprobs, self.proximal_logprobs);
-        let optional = Optional { reference_logprobs, proximal_logprobs, kept };
+        let optional = Optional { reference_logprobs: self.reference_logprobs, kept };
         Ok(SampledTokens {
             versions: Runs::of("versions", self.versions, n)?,
             kv_versions: Runs::of("kv_versions", self.kv_versions, n)?,
