@@ -90,7 +90,9 @@ pub enum LedgerError {
 /// The calls of tools of one attempt at an episode: each is written down before it is made, and its result after.
 ///
 /// A call that has a result is never made again, whatever was suspended, restored or replayed in between. A call without
-/// one is in doubt: it is made again only where that does no harm. The ledger is a handle; its clones are one ledger.
+/// one is in doubt: it is made again only if its tool is idempotent. Calls of idempotent tools are not written to the
+/// [store](Self::keep_in), because making them again after a crash does no harm. The ledger is a handle; its clones are
+/// one ledger.
 ///
 /// ```
 /// use serde_json::json;
@@ -124,6 +126,8 @@ struct Shared {
 struct Entry {
     request: String,
     reply: Option<ToolReply>,
+    /// Whether the store has no line of it.
+    is_idempotent: bool,
 }
 
 impl ToolLedger {
@@ -190,7 +194,7 @@ impl ToolLedger {
         let request = request_of(call);
         match shared.known(place, &key) {
             Some((before, Some(reply))) if before == request => {
-                shared.enter(place, request, Some(reply.clone()));
+                shared.enter(place, request, Some(reply.clone()), is_idempotent);
                 return Ok(Issued::Recorded(reply));
             }
             Some((before, reply)) if !is_idempotent => {
@@ -198,10 +202,10 @@ impl ToolLedger {
             }
             Some(_) | None => {}
         }
-        if let Some(store) = &shared.store {
+        if let Some(store) = shared.store.as_ref().filter(|_| !is_idempotent) {
             store.issued(&key, &request).map_err(broken)?;
         }
-        shared.enter(place, request, None);
+        shared.enter(place, request, None, is_idempotent);
         Ok(Issued::Call(key))
     }
 
@@ -214,13 +218,13 @@ impl ToolLedger {
         if shared.is_closed {
             return Ok(());
         }
-        if let Some(store) = &shared.store {
-            store.settled(&shared.key(place), reply).map_err(broken)?;
+        let (turn, key) = (shared.turn, shared.key(place));
+        let store = shared.store.clone();
+        let Some(entry) = shared.entries.get_mut(&(turn, place)) else { return Ok(()) };
+        if let Some(store) = store.filter(|_| !entry.is_idempotent) {
+            store.settled(&key, reply).map_err(broken)?;
         }
-        let turn = shared.turn;
-        if let Some(entry) = shared.entries.get_mut(&(turn, place)) {
-            entry.reply = Some(reply.clone());
-        }
+        entry.reply = Some(reply.clone());
         Ok(())
     }
 
@@ -245,7 +249,7 @@ impl ToolLedger {
     pub fn restore(&self, records: Vec<CallRecord>) {
         let entry = |record: CallRecord| {
             let CallRecord { turn, call, request, reply } = record;
-            ((turn, call), Entry { request, reply })
+            ((turn, call), Entry { request, reply, is_idempotent: false })
         };
         self.shared().entries = records.into_iter().map(entry).collect();
     }
@@ -267,8 +271,15 @@ impl Shared {
         own.map(|entry| (entry.request.clone(), entry.reply.clone())).or_else(stored)
     }
 
-    fn enter(&mut self, place: usize, request: String, reply: Option<ToolReply>) {
-        self.entries.insert((self.turn, place), Entry { request, reply });
+    fn enter(
+        &mut self,
+        place: usize,
+        request: String,
+        reply: Option<ToolReply>,
+        is_idempotent: bool,
+    ) {
+        let entry = Entry { request, reply, is_idempotent };
+        self.entries.insert((self.turn, place), entry);
     }
 }
 

@@ -9,17 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CallKey, LedgerError, LedgerStore, ToolReply};
 
-/// Ledgers of any number of episodes in one append-only file, one JSON object a line; an entry is on the disk before a
-/// method returns.
+/// The ledgers of any number of episodes in one append-only file, one JSON object a line. An entry is on the disk before
+/// a method returns; the file is created with the first entry.
 ///
-/// A crash can tear the last line, which is then cut off: what it would have said had not been promised to anyone.
+/// A crash can tear the last line. It is cut off when the file is opened, because its method had not returned.
 pub struct LedgerFile {
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     path: PathBuf,
-    file: File,
+    /// `None` until there is an entry.
+    file: Option<File>,
     /// Where the next line begins.
     end: u64,
     known: BTreeMap<CallKey, (String, Option<ToolReply>)>,
@@ -34,20 +35,20 @@ enum Line {
 }
 
 impl LedgerFile {
-    /// Opens the ledger at `path`, or begins one.
+    /// Opens the ledger at `path`; if there is no file, the first entry creates it.
     ///
     /// # Errors
     /// When the file cannot be read or written, or a line other than the last is none of a ledger.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .write(true)
-            .truncate(false)
-            .open(path)
-            .map_err(at(path))?;
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(at(path))?;
+        let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(at(path)(error).into()),
+        };
+        if let Some(file) = &mut file {
+            file.read_to_end(&mut bytes).map_err(at(path))?;
+        }
         // A line is whole once its end is there; what comes after the last end was torn.
         let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let mut known = BTreeMap::new();
@@ -59,10 +60,8 @@ impl LedgerFile {
                 apply(&mut known, line).map_err(wrong)?;
             }
         }
-        file.set_len(end as u64).and_then(|()| file.sync_all()).map_err(at(path))?;
-        // The name of a file that was just made is on the disk once its folder is.
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))?;
+        if let Some(file) = &file {
+            file.set_len(end as u64).and_then(|()| file.sync_all()).map_err(at(path))?;
         }
         Ok(Self {
             inner: Mutex::new(Inner { path: path.to_owned(), file, end: end as u64, known }),
@@ -88,11 +87,24 @@ impl Inner {
 impl Inner {
     /// Begins where the last whole line ended, over what a failed write may have left there.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(self.end))?;
-        self.file.write_all(bytes)?;
-        self.file.set_len(self.end + bytes.len() as u64)?;
-        self.file.sync_data()
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(create(&self.path)?),
+        };
+        file.seek(SeekFrom::Start(self.end))?;
+        file.write_all(bytes)?;
+        file.set_len(self.end + bytes.len() as u64)?;
+        file.sync_data()
     }
+}
+
+/// Creates the file. Its name is on the disk once its folder is.
+fn create(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path)?;
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(file)
 }
 
 /// An error that names its file.

@@ -136,7 +136,7 @@ impl Suite {
         self
     }
 
-    /// The same suite with one more rubric. A run scores its episodes with the first one.
+    /// Adds a rubric. A run scores its episodes with the one that `environment.rubric` names, by default the first one.
     ///
     /// # Panics
     /// When another rubric has the same name.

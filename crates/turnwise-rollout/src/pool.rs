@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
-use turnwise_environment::{Rubric, TaskSet, derive_seed};
+use turnwise_environment::{LedgerStore, Rubric, TaskSet, derive_seed};
 use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersion, Trajectory};
 
 use crate::episode::release;
@@ -53,7 +53,7 @@ pub use settings::PoolSettings;
 /// # async fn main() -> Result<(), turnwise_rollout::RolloutError> {
 /// let renderer = Arc::new(AlphabetRenderer::new("abc"));
 /// let policy: Arc<dyn Policy> = Arc::new(TabularModel::new(renderer.n_ids()));
-/// let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+/// let agents = ChatAgents::new(renderer);
 /// let settings = PoolSettings {
 ///     group_size: 4,
 ///     tokens_per_iteration: Some(16),
@@ -106,6 +106,8 @@ pub struct RolloutPool {
     n_lost: u64,
     /// The number of episodes of the iteration that have returned.
     meter: Meter,
+    /// Where the tool calls of all episodes are recorded.
+    calls: Option<Arc<dyn LedgerStore>>,
     /// The last engine used; it may hold sessions of suspended episodes.
     engine: Option<Arc<dyn Policy>>,
 }
@@ -210,6 +212,7 @@ impl RolloutPool {
             doomed: BTreeSet::new(),
             n_lost: 0,
             meter: Meter::default(),
+            calls: None,
             engine: None,
         }
     }
@@ -218,6 +221,15 @@ impl RolloutPool {
     #[must_use]
     pub fn with_meter(mut self, meter: Meter) -> Self {
         self.meter = meter;
+        self
+    }
+
+    /// Records the tool calls of all episodes in `store`, which outlives the process: a call to a tool that is not
+    /// idempotent is made at most once, also if the pool is restored from a snapshot that is older than the call. Set it
+    /// before episodes are started or restored.
+    #[must_use]
+    pub fn with_ledger(mut self, store: Arc<dyn LedgerStore>) -> Self {
+        self.calls = Some(store);
         self
     }
 
@@ -445,7 +457,7 @@ impl RolloutPool {
         for episode in snapshot.waiting {
             let identity = episode.identity().clone();
             match Episode::restore(episode, &*self.tasks, &*self.agents) {
-                Ok(episode) => self.waiting.push(episode),
+                Ok(episode) => self.waiting.push(self.recorded(episode)),
                 // An environment that refuses its snapshot costs one attempt, not the run.
                 Err(RestoreError::Environment(error)) => {
                     tracing::warn!(group = identity.group.0, member = identity.member, %error, "an episode restarts");
@@ -478,7 +490,16 @@ impl RolloutPool {
 
     fn episode(&self, identity: Identity) -> Episode {
         let environment = self.tasks.environment(identity.task_index);
-        Episode::new(identity, environment, &*self.agents, self.settings.limits.clone())
+        let limits = self.settings.limits.clone();
+        self.recorded(Episode::new(identity, environment, &*self.agents, limits))
+    }
+
+    /// Records the tool calls of an episode, if the pool has a ledger of them.
+    fn recorded(&self, episode: Episode) -> Episode {
+        match &self.calls {
+            Some(calls) => episode.with_ledger(calls.clone()),
+            None => episode,
+        }
     }
 
     /// Makes the episodes of the iteration due, and returns the number of tokens that each may sample in it.

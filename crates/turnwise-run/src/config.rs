@@ -25,7 +25,7 @@ use turnwise_training::read_plain;
 use validate::{Impossible, validate};
 
 use crate::failure::Failure;
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 
 /// Settings, and where they were written.
 #[derive(Clone, Debug)]
@@ -60,8 +60,9 @@ pub fn from_text(
     registry: &Registry,
 ) -> Result<Loaded, Failure> {
     let loaded = parse(name, text, overrides)?;
-    let EnvironmentChoice { name: environment, options } = &loaded.config.environment;
-    match registry.suite(environment, options) {
+    let EnvironmentChoice { name: environment, options, rubric } = &loaded.config.environment;
+    let suite = registry.suite(environment, options);
+    match suite.and_then(|suite| registry::rubric(&suite, rubric.as_deref())) {
         Ok(_) => Ok(loaded),
         Err(error) => {
             let key = error.key();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use turnwise_environment::{EnvironmentError, Suite};
+use turnwise_environment::{EnvironmentError, Rubric, Suite};
 
 use crate::Failure;
 use crate::config::nearest;
@@ -176,8 +176,43 @@ pub enum SuiteError {
         /// What is wrong, and what is expected.
         why: String,
     },
+    /// It has no rubric of that name.
+    UnknownRubric {
+        /// The environment.
+        environment: String,
+        /// The name.
+        rubric: String,
+        /// The names of its rubrics.
+        known: Vec<String>,
+    },
     /// The options do not fit together, or a value is out of range.
     Refused(EnvironmentError),
+}
+
+/// The name that stands for no rubric.
+const NO_RUBRIC: &str = "none";
+
+/// Returns the rubric that `environment.rubric` names: the environment's first one if nothing is named.
+///
+/// # Errors
+/// If the environment has no rubric of that name.
+pub(crate) fn rubric(
+    suite: &Suite,
+    name: Option<&str>,
+) -> Result<Option<Arc<dyn Rubric>>, SuiteError> {
+    let rubrics = suite.rubrics();
+    match name {
+        None => Ok(rubrics.first().cloned()),
+        Some(NO_RUBRIC) => Ok(None),
+        Some(name) => match rubrics.iter().find(|rubric| rubric.name() == name) {
+            Some(rubric) => Ok(Some(rubric.clone())),
+            None => Err(SuiteError::UnknownRubric {
+                environment: suite.name().to_owned(),
+                rubric: name.to_owned(),
+                known: rubrics.iter().map(|rubric| rubric.name().to_owned()).collect(),
+            }),
+        },
+    }
 }
 
 /// How a program of one's own offers an environment of one's own.
@@ -196,6 +231,14 @@ impl SuiteError {
                 Some(format!("`{environment}` has no options"))
             }
             Self::UnknownOption { option, known, .. } => Some(suggestion(option, known, "options")),
+            Self::UnknownRubric { environment, known, .. } if known.is_empty() => {
+                Some(format!("`{environment}` has no rubrics; Suite::rubric adds one"))
+            }
+            Self::UnknownRubric { rubric, known, .. } => {
+                let known: Vec<String> =
+                    known.iter().cloned().chain([NO_RUBRIC.to_owned()]).collect();
+                Some(suggestion(rubric, &known, "rubrics"))
+            }
             Self::NotOptions { .. } | Self::WrongValue { .. } | Self::Refused(_) => None,
         }
     }
@@ -207,6 +250,7 @@ impl SuiteError {
             Self::UnknownOption { option, .. } | Self::WrongValue { option, .. } => {
                 format!("environment.options.{option}")
             }
+            Self::UnknownRubric { .. } => "environment.rubric".to_owned(),
             Self::NotOptions { .. } | Self::Refused(_) => "environment.options".to_owned(),
         }
     }
@@ -236,6 +280,9 @@ impl fmt::Display for SuiteError {
             }
             Self::WrongValue { environment, option, why } => {
                 write!(formatter, "option `{option}` of environment `{environment}`: {why}")
+            }
+            Self::UnknownRubric { environment, rubric, .. } => {
+                write!(formatter, "environment `{environment}` has no rubric `{rubric}`")
             }
             Self::Refused(error) => write!(formatter, "{error}"),
         }
@@ -284,6 +331,41 @@ mod tests {
             let suite = registry.suite(name, &Value::Null).expect("the defaults are fit");
             assert_eq!(suite.name(), name);
         }
+    }
+
+    struct Always(&'static str);
+
+    #[turnwise_environment::async_trait]
+    impl Rubric for Always {
+        fn name(&self) -> &str {
+            self.0
+        }
+
+        async fn score(
+            &self,
+            group: &[turnwise_environment::Transcript],
+        ) -> Result<Vec<Option<f64>>, EnvironmentError> {
+            Ok(vec![Some(1.0); group.len()])
+        }
+    }
+
+    #[test]
+    fn a_rubric_is_found_by_its_name() {
+        let plain = Registry::builtin().suite("guess", &Value::Null).expect("the defaults are fit");
+        let found = |suite: &Suite, name: Option<&str>| {
+            rubric(suite, name).map(|rubric| rubric.map(|rubric| rubric.name().to_owned()))
+        };
+        assert_eq!(found(&plain, None).expect("none is needed"), None);
+        let none = found(&plain, Some("brevity")).expect_err("it has none");
+        assert!(none.help().is_some_and(|help| help.contains("has no rubrics")));
+        let suite = plain.rubric(Always("brevity")).rubric(Always("manners"));
+        assert_eq!(found(&suite, None).expect("the first"), Some("brevity".to_owned()));
+        assert_eq!(found(&suite, Some("manners")).expect("named"), Some("manners".to_owned()));
+        assert_eq!(found(&suite, Some("none")).expect("none"), None);
+        let unknown = found(&suite, Some("manner")).expect_err("there is none");
+        assert_eq!(unknown.to_string(), "environment `guess` has no rubric `manner`");
+        assert_eq!(unknown.key(), "environment.rubric");
+        assert!(unknown.help().is_some_and(|help| help.contains("did you mean `manners`?")));
     }
 
     #[test]

@@ -9,7 +9,9 @@ use turnwise_candle::{
     ModelError, TrainingPlan, locate,
 };
 use turnwise_chat::{MIN_IDS, Tokenizer, train_tokenizer};
-use turnwise_environment::{Babbler, Demonstrator, Random, Split, Suite, TaskSet, derive_seed};
+use turnwise_environment::{
+    Babbler, Demonstrator, LedgerFile, Random, Rubric, Split, Suite, TaskSet, derive_seed,
+};
 use turnwise_rollout::{ChatAgents, Meter, Policy, PoolSettings, Renderer, StopSignal};
 use turnwise_training::{
     Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Trainer, TrainerSettings,
@@ -17,12 +19,12 @@ use turnwise_training::{
 };
 use turnwise_trajectory::Sampling;
 
-use crate::config::{Config, EngineName, credit, objective};
+use crate::config::{Config, EngineName, EnvironmentChoice, credit, objective};
 use crate::engine;
 use crate::failure::Failure;
 use crate::form::{Form, Source, Spoken, Wanted};
 use crate::observer::Observer;
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 use crate::threads::Threads;
 use crate::train::schedule;
 use crate::watch::{Watched, watch};
@@ -31,6 +33,7 @@ use crate::watch::{Watched, watch};
 pub(crate) struct Session {
     pub config: Config,
     pub suite: Suite,
+    rubric: Option<Arc<dyn Rubric>>,
     renderer: Arc<dyn Renderer>,
     tokenizer: Arc<Tokenizer>,
     /// Files of the model it started from that a checkpoint has to have too, with their content.
@@ -63,6 +66,7 @@ const MAX_TURNS: usize = 64;
 struct Prepared {
     config: Config,
     suite: Suite,
+    rubric: Option<Arc<dyn Rubric>>,
     renderer: Arc<dyn Renderer>,
     tokenizer: Arc<Tokenizer>,
     belongings: Vec<(&'static str, Vec<u8>)>,
@@ -79,7 +83,9 @@ impl Prepared {
         registry: &Registry,
         observer: &mut dyn Observer,
     ) -> Result<(Self, Decoder), Failure> {
-        let suite = registry.suite(&config.environment.name, &config.environment.options)?;
+        let EnvironmentChoice { name, options, rubric } = &config.environment;
+        let suite = registry.suite(name, options)?;
+        let rubric = registry::rubric(&suite, rubric.as_deref())?;
         let directory = match model.or(config.model.directory.as_deref()) {
             Some(model) => Some(locate_model(model)?),
             None => None,
@@ -104,6 +110,7 @@ impl Prepared {
         let prepared = Self {
             config,
             suite,
+            rubric,
             renderer,
             tokenizer,
             belongings,
@@ -138,6 +145,7 @@ impl Prepared {
         Session {
             config: self.config,
             suite: self.suite,
+            rubric: self.rubric,
             renderer: self.renderer,
             tokenizer: self.tokenizer,
             belongings: self.belongings,
@@ -182,21 +190,24 @@ impl Session {
         Ok(prepared.with(Arc::new(policy)))
     }
 
-    /// The trainer of the run, at step 0.
+    /// Returns the trainer of the run, at step 0. Calls of tools that are not idempotent are recorded in the directory.
     pub(crate) fn trainer(
         &self,
         learner: CandleLearner,
+        directory: &Path,
     ) -> Result<Trainer<CandleLearner>, Failure> {
+        let calls = LedgerFile::open(&directory.join(TOOL_CALLS));
+        let calls = calls.map_err(|error| Failure::runtime(&error))?;
         let parts = Parts {
             tasks: self.suite.tasks(Split::Train),
             agents: Arc::new(self.agents(self.sampling())),
-            rubric: self.suite.rubrics().first().cloned(),
+            rubric: self.rubric.clone(),
             policy: self.policy.clone(),
             learner,
             objective: objective(&self.config).map_err(|error| Failure::refused_by(&error))?,
             credit: credit(&self.config),
         };
-        Ok(Trainer::new(parts, self.trainer_settings()))
+        Ok(Trainer::new(parts, self.trainer_settings()).with_ledger(Arc::new(calls)))
     }
 
     /// Whether the loss keeps close to the weights that the run starts from.
@@ -212,7 +223,7 @@ impl Session {
             policy: self.policy.clone(),
             tasks: self.suite.tasks(Split::HeldOut),
             agents: Arc::new(self.agents(sampling)),
-            rubric: self.suite.rubrics().first().cloned(),
+            rubric: self.rubric.clone(),
         }
     }
 
@@ -254,7 +265,7 @@ impl Session {
 
     fn agents(&self, sampling: Sampling) -> ChatAgents {
         let compaction = self.config.rollout.compaction.clone();
-        ChatAgents { renderer: self.renderer.clone(), sampling, compaction }
+        ChatAgents { sampling, compaction, ..ChatAgents::new(self.renderer.clone()) }
     }
 
     fn sampling(&self) -> Sampling {
@@ -263,7 +274,7 @@ impl Session {
             temperature: rollout.temperature,
             top_p: rollout.top_p,
             top_k: rollout.top_k,
-            min_p: 0.0,
+            min_p: rollout.min_p,
         }
     }
 
@@ -313,6 +324,9 @@ impl Session {
 
 /// The settings a checkpoint was made with, beside the model.
 pub(crate) const SETTINGS: &str = "turnwise.toml";
+
+/// The calls of tools that are not idempotent, beside the settings.
+const TOOL_CALLS: &str = "tool_calls.jsonl";
 
 /// How a user of settings says that a template is trusted.
 const TRUSTING: &str = "model.trust = ";

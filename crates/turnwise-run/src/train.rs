@@ -88,7 +88,7 @@ async fn begin(
     run.warm_start(&mut learner).await?;
     run.keep_reference(&mut learner).await?;
     let before = run.evaluate_before(&mut learner).await?;
-    let mut trainer = run.session.trainer(learner)?;
+    let mut trainer = run.session.trainer(learner, path)?;
     run.checkpoint(&mut trainer).await?;
     run.finish(trainer, Some(before)).await
 }

@@ -20,6 +20,7 @@ use crate::{Checkpoints, StepReport, SuccessRate, credit_records};
 /// rollouts/       trajectories, a file a step   credit/       what their advantages are made of, line for line
 /// checkpoints/    model directories with optimiser and trainer state
 /// summary.json    before and after              lock          held while a process runs
+/// tool_calls.jsonl  calls of tools that are not idempotent, so that a resumed run makes none twice
 /// ```
 #[derive(Debug)]
 pub struct RunDirectory {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use turnwise_environment::LedgerStore;
 use turnwise_rollout::{
     Group, Iteration, Policy, PoolSnapshot, RestoreError, RolloutError, RolloutPool, StopSignal,
 };
@@ -138,6 +139,10 @@ impl Scheduler {
             is_training: false,
             broken: None,
         }
+    }
+
+    pub(crate) fn with_ledger(self, store: Arc<dyn LedgerStore>) -> Self {
+        Self { pool: self.pool.with_ledger(store), ..self }
     }
 
     pub(crate) fn pool(&self) -> &RolloutPool {

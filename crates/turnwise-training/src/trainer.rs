@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use turnwise_environment::{Rubric, TaskSet};
+use turnwise_environment::{LedgerStore, Rubric, TaskSet};
 use turnwise_objective::Objective;
 use turnwise_rollout::{
     AgentFactory, Group, Meter, Policy, PoolSettings, PoolSnapshot, RestoreError, RolloutPool,
@@ -116,7 +116,7 @@ impl Default for TrainerSettings {
 /// let model = TabularModel::new(renderer.n_ids());
 /// let parts = Parts {
 ///     tasks: Arc::new(vec![Echo::new(2, true)]),
-///     agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default(), compaction: None }),
+///     agents: Arc::new(ChatAgents::new(renderer)),
 ///     rubric: None,
 ///     policy: Arc::new(model.clone()),
 ///     learner: model,
@@ -191,6 +191,12 @@ impl<L: Learner> Trainer<L> {
         let meter = Meter::default();
         let learning = Learning { learner, objective, credit, skipped_in_row: 0, meter };
         Self { learning, scheduler, settings, progress: Progress::default(), rollouts }
+    }
+
+    /// Records the tool calls of all episodes in `store` ([`RolloutPool::with_ledger`]).
+    #[must_use]
+    pub fn with_ledger(self, store: Arc<dyn LedgerStore>) -> Self {
+        Self { scheduler: self.scheduler.with_ledger(store), ..self }
     }
 
     /// Returns the progress of the current step's rollouts, and of its update. Asynchronous rollouts have no

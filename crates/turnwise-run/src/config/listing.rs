@@ -10,9 +10,10 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// What stands for a setting that is left out unless it is wanted.
-const EXAMPLES: [(&str, &str); 28] = [
+const EXAMPLES: [(&str, &str); 29] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
+    ("environment.rubric", r#""none""#),
     ("model.directory", r#""path/to/model""#),
     ("model.template", r#""chatml""#),
     ("model.trust", r#""HASH""#),

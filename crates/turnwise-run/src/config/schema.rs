@@ -76,11 +76,15 @@ pub struct EnvironmentChoice {
     /// Its own settings.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub options: Value,
+    /// The rubric that scores finished episodes, on top of the environment's rewards: one of the environment's, or `none`. Its
+    /// first one if this is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rubric: Option<String>,
 }
 
 impl Default for EnvironmentChoice {
     fn default() -> Self {
-        Self { name: "guess".to_owned(), options: Value::Null }
+        Self { name: "guess".to_owned(), options: Value::Null, rubric: None }
     }
 }
 
@@ -225,10 +229,13 @@ pub struct Rollout {
     pub compaction: Option<Compaction>,
     /// Sampling temperature.
     pub temperature: f32,
-    /// Only 1: the policy that is trained is the one over the whole vocabulary.
+    /// Samples from the most likely tokens whose probabilities reach this sum; 1 for all tokens. Below 1 every token keeps
+    /// the ids that it was sampled from, and training computes its softmax over them.
     pub top_p: f32,
-    /// Only 0, for the same reason.
+    /// Samples from so many of the most likely tokens; 0 for all.
     pub top_k: u32,
+    /// Samples from the tokens that are at least this fraction as likely as the most likely one; 0 for all.
+    pub min_p: f32,
     /// New attempts at an episode that broke.
     pub max_retries: u32,
     /// How long the first new attempt waits, in seconds; every further one waits twice as long.
@@ -257,6 +264,7 @@ impl Default for Rollout {
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
             max_retries: 2,
             retry_delay_s: 0.1,
             max_faults_in_row: 20,
