@@ -1,5 +1,7 @@
 //! Text that others wrote, made fit for a terminal.
 
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
 /// One line without control characters: an escape sequence in a sample must not reach the terminal.
 ///
 /// Line breaks and tabs become spaces. Characters that turn the direction of writing go too, because they would reorder
@@ -43,13 +45,27 @@ fn presentable_line(line: &str) -> String {
     format!("{} [… {} characters …] {}", text(head), n - HEAD - TAIL, text(tail))
 }
 
-/// At most `width` characters; what is missing is shown by `…`.
+/// Returns the number of columns that a text takes on a terminal: two for a wide character, none for a combining one.
+#[must_use]
+pub fn columns(text: &str) -> usize {
+    text.width()
+}
+
+/// Cuts a text to at most `width` columns of a terminal; `…` stands for the rest.
 #[must_use]
 pub fn fit(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
+    if columns(text) <= width {
         return text.to_owned();
     }
-    let kept: String = text.chars().take(width.saturating_sub(1)).collect();
+    let mut kept = String::new();
+    let mut taken = 0;
+    for character in text.chars() {
+        taken += character.width().unwrap_or(0);
+        if taken >= width {
+            break;
+        }
+        kept.push(character);
+    }
     if width == 0 { kept } else { kept + "…" }
 }
 
@@ -104,6 +120,10 @@ mod tests {
         assert_eq!(fit("größer", 4), "grö…");
         assert_eq!(fit("higher", 1), "…");
         assert_eq!(fit("higher", 0), "");
+        assert_eq!(fit("数字は", 6), "数字は");
+        assert_eq!(fit("数字は", 5), "数字…");
+        assert_eq!(fit("数字は", 4), "数…");
+        assert_eq!(columns("e\u{301}🎲"), 3);
     }
 
     #[test]

@@ -34,8 +34,22 @@ pub(super) fn read_line(input: &mut impl BufRead, tools: &[ToolSpec]) -> io::Res
     if input.read_until(b'\n', &mut bytes)? == 0 {
         return Ok(Line::End);
     }
+    // A call in the form that a model writes may have several lines.
+    let (open, close) = CALL;
+    while contains(&bytes, open) && !contains(&bytes, close) {
+        if input.read_until(b'\n', &mut bytes)? == 0 {
+            break;
+        }
+    }
     // A terminal may be set to anything; what is not UTF-8 becomes replacement characters.
     Ok(understood(&String::from_utf8_lossy(&bytes), tools))
+}
+
+/// The marks around a call in the form that a model is shown.
+const CALL: (&str, &str) = ("<tool_call>", "</tool_call>");
+
+fn contains(bytes: &[u8], mark: &str) -> bool {
+    bytes.windows(mark.len()).any(|window| window == mark.as_bytes())
 }
 
 fn understood(line: &str, tools: &[ToolSpec]) -> Line {
@@ -45,6 +59,9 @@ fn understood(line: &str, tools: &[ToolSpec]) -> Line {
         "/undo" => Line::Undo,
         "/help" => Line::Help,
         "/quit" => Line::Quit,
+        // A person who asks for help should not lose a turn; `/say help` sends the word.
+        "help" | "?" if rest.is_empty() => Line::Help,
+        "quit" | "exit" if rest.is_empty() => Line::Quit,
         "/say" => Line::Act(Action::text(rest)),
         "/call" if rest.is_empty() => Line::Unknown("/call without a name".to_owned()),
         "/call" => {
@@ -121,9 +138,28 @@ mod tests {
     fn commands_are_not_sent() {
         check("/undo", &Line::Undo);
         check("/help me", &Line::Help);
+        check("help", &Line::Help);
+        check("?\n", &Line::Help);
+        check("exit", &Line::Quit);
+        check("/say help", &Line::Act(Action::text("help")));
+        check("help me", &Line::Act(Action::text("help me")));
         check("/quit", &Line::Quit);
         check("/exit", &Line::Unknown("/exit".to_owned()));
         check("  \n", &Line::Empty);
+    }
+
+    #[test]
+    fn a_call_in_the_form_of_a_model_may_have_several_lines() {
+        let typed =
+            "<tool_call>\n{\"name\": \"calc\", \"arguments\": {\"a\": 1}}\n</tool_call>\n16\n";
+        let mut input = typed.as_bytes();
+        let called = Line::Act(Action::call("calc", json!({"a": 1})));
+        assert_eq!(read_line(&mut input, &[calc()]).expect("bytes can be read"), called);
+        let next = read_line(&mut input, &[calc()]).expect("bytes can be read");
+        assert_eq!(next, Line::Act(Action::text("16")));
+        // Without its end it is what a model would have written: malformed.
+        let open = read_line(&mut &b"<tool_call>{\n"[..], &[calc()]).expect("bytes can be read");
+        assert!(matches!(open, Line::Act(action) if !action.calls.is_empty()));
     }
 
     #[test]

@@ -75,6 +75,9 @@ impl<W: Write> Shown<W> {
     pub(super) fn help(&mut self, tools: &[ToolSpec]) -> io::Result<()> {
         self.line("TEXT             say it, as the model would")?;
         self.line("TOOL JSON        call a tool; without JSON, with no arguments")?;
+        self.line(
+            "<tool_call>…     call a tool in the form that a model writes, on one line or several",
+        )?;
         self.line("/call NAME JSON  call a tool of any name")?;
         self.line("/say TEXT        say what begins like a command or a tool")?;
         self.line("/undo            take the last action back")?;

@@ -3,7 +3,7 @@
 use super::history::History;
 use super::sample::sample;
 use crate::curve::{Frame, chart};
-use turnwise_run::text::fit;
+use turnwise_run::text::{columns, fit};
 
 /// Left of the curve: a space, `reward 1.0` and the axis.
 const CHART_MARGIN: usize = 12;
@@ -38,7 +38,7 @@ fn progress(history: &History, width: usize) -> String {
     let left = format!(" {} ", history.progress());
     let right = format!("  {}  {}", history.reward(), history.pace());
     let right = format!("{:GLANCE_WIDTH$}", right.trim_end());
-    let taken = left.chars().count() + right.chars().count() + 1;
+    let taken = columns(&left) + columns(&right) + 1;
     let share = history.n_done as f64 / history.n_steps.max(1) as f64;
     format!("{left}{}{right}", bar(share, width.saturating_sub(taken)))
 }

@@ -3,7 +3,7 @@
 use turnwise_environment::{Message, Role};
 use turnwise_trajectory::Trajectory;
 
-use turnwise_run::text::{fit, one_line};
+use turnwise_run::text::{columns, fit, one_line};
 
 /// The most lines that are shown of an episode.
 const N_LINES: usize = 4;
@@ -35,7 +35,7 @@ fn caption(step: u64, episode: &Trajectory) -> String {
 
 fn rule(caption: &str, width: usize) -> String {
     let text = format!(" ── {caption} ");
-    let rest = width.saturating_sub(text.chars().count());
+    let rest = width.saturating_sub(columns(&text));
     fit(&format!("{text}{}", "─".repeat(rest)), width)
 }
 
@@ -74,16 +74,16 @@ fn spoken(message: &Message) -> String {
 fn packed(turns: &[String], width: usize, n_lines: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for (i, turn) in turns.iter().enumerate() {
-        let length = turn.chars().count() + GAP.len();
+        let length = columns(turn) + GAP.len();
         let is_full = lines.len() == n_lines;
         match lines.last_mut() {
-            Some(line) if line.chars().count() + length <= width => {
+            Some(line) if columns(line) + length <= width => {
                 line.push_str(GAP);
                 line.push_str(turn);
             }
             Some(line) if is_full => {
                 let more = format!(" … {} more", turns.len() - i);
-                *line = fit(line, width.saturating_sub(more.chars().count())) + &more;
+                *line = fit(line, width.saturating_sub(columns(&more))) + &more;
                 break;
             }
             _ => lines.push(format!("  {turn}")),

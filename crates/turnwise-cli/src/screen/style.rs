@@ -27,37 +27,44 @@ pub(crate) enum Style {
 impl Style {
     /// The style that standard output and the user's wishes ask for; `json` wins over `quiet`.
     ///
-    /// The environment variables it reads: `NO_COLOR`, `TERM` and `COLUMNS`.
+    /// The width is `COLUMNS` if that is set, otherwise the terminal's. Colours depend on `NO_COLOR` and `TERM`.
     pub(crate) fn detect(json: bool, quiet: bool) -> Self {
-        let is_terminal = stdout().is_terminal();
-        Self::choose(json, quiet, is_terminal, |name| std::env::var_os(name))
+        let terminal = stdout().is_terminal().then(|| width_of(stdout()));
+        Self::choose(json, quiet, terminal, |name| std::env::var_os(name))
     }
 
-    /// The same for standard error.
+    /// Returns the style for standard error.
     pub(crate) fn of_errors() -> Self {
-        Self::choose(false, false, stderr().is_terminal(), |name| std::env::var_os(name))
+        let terminal = stderr().is_terminal().then(|| width_of(stderr()));
+        Self::choose(false, false, terminal, |name| std::env::var_os(name))
     }
 
     fn choose(
         json: bool,
         quiet: bool,
-        is_terminal: bool,
+        terminal: Option<usize>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Self {
         let is_dumb = variable("TERM").is_some_and(|term| term == "dumb");
-        match (json, quiet) {
-            (true, _) => Self::Json,
-            (false, true) => Self::Quiet,
-            (false, false) if is_terminal && !is_dumb => {
+        match (json, quiet, terminal) {
+            (true, ..) => Self::Json,
+            (false, true, _) => Self::Quiet,
+            (false, false, Some(width)) if !is_dumb => {
                 let columns = variable("COLUMNS").and_then(|text| text.to_str()?.parse().ok());
-                let width = columns.filter(|columns| *columns > 0).unwrap_or(DEFAULT_WIDTH);
+                let width = columns.filter(|columns| *columns > 0).unwrap_or(width);
                 // <https://no-color.org>: present and not empty.
                 let color = variable("NO_COLOR").is_none_or(|value| value.is_empty());
                 Self::Live { width, color }
             }
-            (false, false) => Self::Lines,
+            (false, false, _) => Self::Lines,
         }
     }
+}
+
+/// Returns the number of columns of a terminal.
+fn width_of(stream: impl std::os::fd::AsFd) -> usize {
+    let size = terminal_size::terminal_size_of(stream);
+    size.map(|(width, _)| usize::from(width.0)).filter(|n| *n > 0).unwrap_or(DEFAULT_WIDTH)
 }
 
 #[cfg(test)]
@@ -69,7 +76,7 @@ mod tests {
             let (_, value) = variables.iter().find(|(known, _)| *known == name)?;
             Some(OsString::from(value))
         };
-        Style::choose(json, quiet, is_terminal, variable)
+        Style::choose(json, quiet, is_terminal.then_some(DEFAULT_WIDTH), variable)
     }
 
     #[test]
@@ -84,6 +91,12 @@ mod tests {
         assert_eq!(chosen(true, false, true, &[]), Style::Json);
         assert_eq!(chosen(false, true, true, &[]), Style::Quiet);
         assert_eq!(chosen(true, true, false, &[]), Style::Json);
+    }
+
+    #[test]
+    fn the_width_is_that_of_the_terminal() {
+        let shown = Style::choose(false, false, Some(132), |_| None);
+        assert_eq!(shown, Style::Live { width: 132, color: true });
     }
 
     #[test]
