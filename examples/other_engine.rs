@@ -52,7 +52,7 @@ async fn train(
     let clip = Clip::new(0.2, 0.2)?;
     let parts = Parts {
         tasks: Arc::new(vec![Thermostat::new(6)]),
-        agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default(), compaction: None }),
+        agents: Arc::new(ChatAgents::new(renderer)),
         rubric: None,
         policy: Arc::new(policy),
         learner,

@@ -7,7 +7,7 @@ use std::{error::Error, sync::Arc};
 use turnwise::environment::{TaskSet, derive_seed};
 use turnwise::rollout::{Allowance, ChatAgents, Episode, Limits, Progress};
 use turnwise::training::Learner;
-use turnwise::trajectory::{GroupId, Identity, Sampling, Trajectory};
+use turnwise::trajectory::{GroupId, Identity, Trajectory};
 use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
 
 #[tokio::main(flavor = "current_thread")]
@@ -15,7 +15,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let tasks = vec![Echo::new(3, true)];
     let renderer = Arc::new(AlphabetRenderer::new("abc"));
     let mut model = TabularModel::new(renderer.n_ids());
-    let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+    let agents = ChatAgents::new(renderer);
     let limits = Limits { max_turn_tokens: 4, ..Limits::default() };
     let mut episode = Episode::new(identity(&tasks), tasks.environment(0), &agents, limits);
 

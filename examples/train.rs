@@ -7,7 +7,6 @@ use std::{error::Error, sync::Arc};
 use turnwise::objective::{Clip, GroupAdvantage, GspoToken, LengthWeight};
 use turnwise::rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
 use turnwise::training::{OutcomeCredit, Parts, Schedule, Trainer, TrainerSettings, metric};
-use turnwise::trajectory::Sampling;
 use turnwise_examples::Thermostat;
 use turnwise_testkit::{AlphabetRenderer, TabularModel};
 
@@ -18,7 +17,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let clip = Clip::new(0.2, 0.2)?;
     let parts = Parts {
         tasks: Arc::new(vec![Thermostat::new(6)]),
-        agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default(), compaction: None }),
+        agents: Arc::new(ChatAgents::new(renderer)),
         rubric: None,
         policy: Arc::new(model.clone()),
         learner: model,

@@ -256,7 +256,7 @@ fn empty_answers_use_up_the_fault_budget() {
         async fn sample(&self, _request: SampleRequest) -> Result<Sample, PolicyError> {
             let token = turnwise_trajectory::SampledToken::new(0, -0.1, PolicyVersion(0));
             let stop = turnwise_trajectory::StopReason::EndOfTurn;
-            Ok(Sample { tokens: vec![token], stop, engine: "silent".to_owned() })
+            Ok(Sample { tokens: vec![token], stop, ..Sample::new("silent") })
         }
     }
 

@@ -13,8 +13,7 @@ use turnwise_rollout::{
 };
 use turnwise_testkit::{AlphabetRenderer, Lying};
 use turnwise_trajectory::{
-    Author, MessageGraph, Node, NodeId, PolicyVersion, SampledToken, Sampling, Span, StopReason,
-    TokenId,
+    Author, MessageGraph, Node, NodeId, PolicyVersion, SampledToken, Span, StopReason, TokenId,
 };
 
 use crate::support::{Engine, agents, block_on, echoes, identity};
@@ -30,7 +29,7 @@ fn chat(settings: ChatMlSettings) -> ChatAgents {
 }
 
 pub(crate) fn speaking(renderer: Arc<dyn Renderer>) -> ChatAgents {
-    ChatAgents { renderer, sampling: Sampling::default(), compaction: None }
+    ChatAgents::new(renderer)
 }
 
 /// Draws the ids it was given, turn after turn, in whatever pieces it is asked for.
@@ -67,7 +66,7 @@ impl Policy for Script {
         let tokens = ids.iter().map(token).collect();
         let seen = request.prompt.into_iter().chain(ids).collect();
         self.seen.lock().expect("nobody panics with it").push(seen);
-        Ok(Sample { tokens, stop, engine: "script".to_owned() })
+        Ok(Sample { tokens, stop, ..Sample::new("script") })
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn agents() -> ChatAgents {
 }
 
 pub(crate) fn agents_with(letters: &str, sampling: Sampling) -> ChatAgents {
-    ChatAgents { renderer: Arc::new(AlphabetRenderer::new(letters)), sampling, compaction: None }
+    ChatAgents { sampling, ..ChatAgents::new(Arc::new(AlphabetRenderer::new(letters))) }
 }
 
 pub(crate) fn limits() -> Limits {
@@ -145,11 +145,10 @@ impl Policy for Engine {
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
         let mut sampler = Sampler::default();
         let mut context = request.prompt.clone();
-        let mut sample =
-            Sample { tokens: Vec::new(), stop: StopReason::MaxTokens, engine: "hashed".to_owned() };
+        let mut sample = Sample::new("hashed");
         while sample.tokens.len() < request.max_tokens && sample.stop == StopReason::MaxTokens {
             let token = self.draw(&mut sampler, &request, sample.tokens.len(), &context);
-            sample.tokens.push(token);
+            sample.push(token, sampler.support());
             context.push(token.id);
             if request.stop.contains(&token.id) {
                 sample.stop = StopReason::EndOfTurn;

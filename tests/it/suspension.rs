@@ -29,7 +29,7 @@ impl CallingRenderer {
 
     fn agents() -> ChatAgents {
         let renderer = Arc::new(Self { inner: AlphabetRenderer::new(Self::LETTERS) });
-        ChatAgents { renderer, sampling: Sampling::default(), compaction: None }
+        ChatAgents::new(renderer)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rows laid out for one forward pass: a forest in which no token is computed twice.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 /// How many distinct tokens a forward pass computes at once: enough rows for the products to run at full speed, and few
@@ -13,12 +13,14 @@ pub(crate) struct Sequence<'a> {
     pub(crate) ids: &'a [u32],
     /// Position, from 1, and what its logits are divided by.
     pub(crate) targets: Vec<(usize, f32)>,
+    /// The ids that the softmax of a target runs over, by the target's index; all ids where there is no entry.
+    pub(crate) kept: Option<&'a BTreeMap<usize, Vec<u32>>>,
 }
 
 impl<'a> Sequence<'a> {
     /// Every token that has one before it, at temperature 1.
     pub(crate) fn whole(ids: &'a [u32]) -> Self {
-        Self { ids, targets: (1..ids.len()).map(|position| (position, 1.0)).collect() }
+        Self { ids, targets: (1..ids.len()).map(|position| (position, 1.0)).collect(), kept: None }
     }
 
     /// What has to be computed: nothing behind the token before the last target matters.
@@ -71,6 +73,9 @@ pub(crate) struct Predictions {
     pub(crate) starts: Vec<usize>,
     /// The targets. `[M]`
     pub(crate) tokens: Vec<u32>,
+    /// The ids that the softmax of a distribution runs over, in ascending order, by its row; the whole vocabulary where
+    /// there is no entry.
+    pub(crate) kept: BTreeMap<usize, Vec<u32>>,
 }
 
 impl Predictions {
@@ -98,10 +103,12 @@ impl Batch {
             wanted[index] = sequence
                 .targets
                 .iter()
-                .map(|(position, temperature)| Wanted {
+                .enumerate()
+                .map(|(target, (position, temperature))| Wanted {
                     source: path[position - 1] as u32,
                     scale: 1.0 / temperature,
                     token: sequence.ids[*position],
+                    kept: sequence.kept.and_then(|kept| kept.get(&target)).map(Vec::as_slice),
                 })
                 .collect();
         }
@@ -115,7 +122,7 @@ impl Batch {
         let longer: Vec<Vec<u32>> = sequences.iter().map(|ids| [ids, &[0][..]].concat()).collect();
         let sequences: Vec<Sequence<'_>> = longer
             .iter()
-            .map(|ids| Sequence { ids, targets: vec![(ids.len() - 1, 1.0)] })
+            .map(|ids| Sequence { ids, targets: vec![(ids.len() - 1, 1.0)], kept: None })
             .filter(|sequence| sequence.ids.len() > 1)
             .collect();
         Self { predictions: Predictions::default(), targets: Vec::new(), ..Self::new(&sequences) }
@@ -244,21 +251,23 @@ fn ranges(path: &[usize]) -> Vec<Range<usize>> {
 
 /// A target.
 #[derive(Clone, Copy, Debug)]
-struct Wanted {
+struct Wanted<'a> {
     source: u32,
     scale: f32,
     token: u32,
+    kept: Option<&'a [u32]>,
 }
 
 /// Gathers targets of the same distribution, and equal ones. Returns for each sequence the places of its targets.
-fn arrange(wanted: &[Vec<Wanted>]) -> (Predictions, Vec<Vec<u32>>) {
-    let mut rows: HashMap<(u32, u32), usize> = HashMap::new();
-    let mut gathered: Vec<(Wanted, Vec<u32>)> = Vec::new();
+fn arrange(wanted: &[Vec<Wanted<'_>>]) -> (Predictions, Vec<Vec<u32>>) {
+    let mut rows: HashMap<(u32, u32, Option<&[u32]>), usize> = HashMap::new();
+    let mut gathered: Vec<(Wanted<'_>, Vec<u32>)> = Vec::new();
     let mut found = Vec::with_capacity(wanted.len());
     for sequence in wanted {
         let places = sequence.iter().map(|wanted| {
             let next = gathered.len();
-            let row = *rows.entry((wanted.source, wanted.scale.to_bits())).or_insert(next);
+            let row =
+                *rows.entry((wanted.source, wanted.scale.to_bits(), wanted.kept)).or_insert(next);
             if row == next {
                 gathered.push((*wanted, Vec::new()));
             }
@@ -273,7 +282,12 @@ fn arrange(wanted: &[Vec<Wanted>]) -> (Predictions, Vec<Vec<u32>>) {
         found.push(places.collect::<Vec<_>>());
     }
     let mut predictions = Predictions { starts: vec![0], ..Predictions::default() };
-    for (wanted, tokens) in &gathered {
+    for (row, (wanted, tokens)) in gathered.iter().enumerate() {
+        if let Some(kept) = wanted.kept {
+            let mut kept = kept.to_vec();
+            kept.sort_unstable();
+            predictions.kept.insert(row, kept);
+        }
         predictions.sources.push(wanted.source);
         predictions.scales.push(wanted.scale);
         predictions.tokens.extend_from_slice(tokens);

@@ -19,9 +19,10 @@ pub(crate) use experts::{Routed, mix};
 
 use crate::ComputePrecision;
 use crate::balance::{LayerUse, balance_slopes};
-use crate::batch::Batch;
+use crate::batch::{Batch, Predictions};
 use crate::dimensions::Dimensions;
 use crate::forward;
+use crate::fused::logprob::REMOVED;
 use crate::layout::{HeadNorms, Layer, Linear, Mixture, Network};
 use crate::ops::Ops;
 use crate::tape::{Keep, Loss};
@@ -202,8 +203,13 @@ impl Ops for Plain {
         let wanted = &self.batch.predictions;
         let (rows, m) = (wanted.n_rows(), wanted.tokens.len());
         let scales = Tensor::from_slice(&wanted.scales, (rows, 1), &self.device)?;
-        let logprobs =
-            log_softmax(&self.arithmetic.by_rows(x, head)?.broadcast_mul(&scales)?, D::Minus1)?;
+        let mut logits = self.arithmetic.by_rows(x, head)?.broadcast_mul(&scales)?;
+        if !wanted.kept.is_empty() {
+            let removed =
+                Tensor::from_vec(removed(wanted, logits.dim(1)?), logits.shape(), &self.device)?;
+            logits = (logits + removed)?;
+        }
+        let logprobs = log_softmax(&logits, D::Minus1)?;
         let entropies = (logprobs.exp()? * &logprobs)?.sum(D::Minus1)?.neg()?;
         let tokens = Tensor::from_slice(&wanted.tokens, (m, 1), &self.device)?;
         let of_targets = logprobs.index_select(&self.ids(&wanted.rows())?, 0)?;
@@ -226,4 +232,15 @@ impl Ops for Plain {
         self.inputs.push(y.clone());
         Ok(y)
     }
+}
+
+/// Returns what is added to logits so that ids that truncation removed have no probability. `[R, V]`
+fn removed(wanted: &Predictions, vocab_size: usize) -> Vec<f32> {
+    let mut added = vec![0.0; wanted.n_rows() * vocab_size];
+    for (row, kept) in &wanted.kept {
+        let row = &mut added[row * vocab_size..][..vocab_size];
+        row.fill(REMOVED);
+        kept.iter().for_each(|id| row[*id as usize] = 0.0);
+    }
+    added
 }

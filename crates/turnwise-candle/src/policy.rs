@@ -5,9 +5,7 @@ use std::thread;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
-use turnwise_rollout::{
-    ConstrainedSample, Policy, PolicyError, Sample, SampleRequest, TokenConstraint,
-};
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, TokenConstraint};
 use turnwise_trajectory::PolicyVersion;
 
 use crate::engine::{Command, Counters, EngineSettings, EngineStats, Job, Scheduler};
@@ -105,7 +103,7 @@ impl CandlePolicy {
         &self,
         request: SampleRequest,
         constraint: Option<Arc<dyn TokenConstraint>>,
-    ) -> Result<ConstrainedSample, PolicyError> {
+    ) -> Result<Sample, PolicyError> {
         let (reply, answer) = oneshot::channel();
         let stopped = || PolicyError::Unavailable("the engine's thread has stopped".to_owned());
         let command = Command::Sample(Job { request, constraint, reply });
@@ -121,14 +119,14 @@ impl Policy for CandlePolicy {
     }
 
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
-        self.ask(request, None).await.map(|answer| answer.sample)
+        self.ask(request, None).await
     }
 
     async fn sample_constrained(
         &self,
         request: SampleRequest,
         constraint: Arc<dyn TokenConstraint>,
-    ) -> Result<ConstrainedSample, PolicyError> {
+    ) -> Result<Sample, PolicyError> {
         self.ask(request, Some(constraint)).await
     }
 

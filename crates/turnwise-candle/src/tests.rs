@@ -13,6 +13,7 @@ mod parity;
 mod refusals;
 mod sharing;
 mod tensors;
+mod truncation;
 mod variants;
 
 fn block_on<R>(future: impl Future<Output = R>) -> R {

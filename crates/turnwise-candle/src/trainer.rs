@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use turnwise_rollout::{Meter, uniform_at};
-use turnwise_training::{LearnerError, Row, Update, Updated};
+use turnwise_training::{LearnerError, Row, Target, Update, Updated};
 use turnwise_trajectory::PolicyVersion;
 
 use crate::accumulated::Accumulated;
@@ -442,7 +442,8 @@ impl Trainer {
             check_row(self.model.config(), content)
                 .map_err(|reason| LearnerError::BadRow { row, reason })?;
             let targets = content.targets.iter().map(|t| (t.position, t.temperature)).collect();
-            Ok(Sequence { ids: &content.ids, targets })
+            let kept = Some(&content.kept).filter(|kept| !kept.is_empty());
+            Ok(Sequence { ids: &content.ids, targets, kept })
         });
         checked.collect()
     }
@@ -463,13 +464,6 @@ fn check_row(config: &DecoderConfig, row: &Row) -> Result<(), String> {
             "token {id} at position {at} is beyond the vocabulary of {vocab_size}"
         ));
     }
-    if let Some(target) = row.kept.keys().next() {
-        let position = row.targets.get(*target).map_or(0, |target| target.position);
-        return Err(format!(
-            "the token at position {position} was drawn from a truncated distribution, over which this model cannot run \
-             its softmax; sample with top_p 1, top_k 0 and min_p 0"
-        ));
-    }
     for target in &row.targets {
         let (position, temperature) = (target.position, target.temperature);
         if position == 0 || position >= length {
@@ -480,6 +474,23 @@ fn check_row(config: &DecoderConfig, row: &Row) -> Result<(), String> {
                 "temperature {temperature} at position {position} is not positive"
             ));
         }
+    }
+    row.kept.iter().try_for_each(|(target, kept)| check_kept(row, *target, kept, vocab_size))
+}
+
+/// Checks that the softmax of a target can run over its kept ids.
+fn check_kept(row: &Row, target: usize, kept: &[u32], vocab_size: usize) -> Result<(), String> {
+    let n_targets = row.targets.len();
+    let Some(Target { position, .. }) = row.targets.get(target) else {
+        return Err(format!("it has kept ids for target {target} and {n_targets} targets"));
+    };
+    if let Some(id) = kept.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(format!(
+            "kept id {id} at position {position} is beyond the vocabulary of {vocab_size}"
+        ));
+    }
+    if !kept.contains(&row.ids[*position]) {
+        return Err(format!("the kept ids at position {position} lack the token itself"));
     }
     Ok(())
 }

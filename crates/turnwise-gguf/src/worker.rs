@@ -37,7 +37,7 @@ struct Active {
     job: Job,
     /// The prompt and the sampled tokens.
     ids: Vec<u32>,
-    drawn: Vec<SampledToken>,
+    sample: Sample,
     /// A model whose cache is a prefix of `ids`, and never all of it between two steps.
     model: GgufModel,
     /// Whether the request started from an empty cache.
@@ -114,11 +114,11 @@ impl Worker {
         let (interrupted, others) = self.waiting.drain(..).partition(|job| asked(job));
         self.waiting = others;
         for job in VecDeque::<Job>::into_iter(interrupted) {
-            self.answer(job, Vec::new(), StopReason::Interrupted);
+            let sample = Sample { stop: StopReason::Interrupted, ..Sample::new(&self.name) };
+            let _ = job.reply.send(Ok(sample));
         }
         if let Some(active) = self.active.take_if(|active| asked(&active.job)) {
-            let (job, drawn) = self.put_back(active);
-            self.answer(job, drawn, StopReason::Interrupted);
+            self.answer(active, StopReason::Interrupted);
         }
     }
 
@@ -131,8 +131,7 @@ impl Worker {
         match self.step(&mut active) {
             Ok(None) => self.active = Some(active),
             Ok(Some(stop)) => {
-                let (job, drawn) = self.put_back(active);
-                self.answer(job, drawn, stop);
+                self.answer(active, stop);
             }
             Err(error) => {
                 let _ = active.job.reply.send(Err(error));
@@ -186,8 +185,8 @@ impl Worker {
             match model {
                 Ok(model) => {
                     let (ids, is_cold) = (request.prompt.clone(), model.ids().is_empty());
-                    let drawn = Vec::new();
-                    self.active = Some(Active { job, ids, drawn, model, is_cold, keep: true });
+                    let sample = Sample::new(&self.name);
+                    self.active = Some(Active { job, ids, sample, model, is_cold, keep: true });
                 }
                 Err(error) => {
                     let _ = job.reply.send(Err(error));
@@ -222,8 +221,8 @@ impl Worker {
 
     /// Computes one token, and samples after the last. Returns the reason if the request is done.
     fn step(&mut self, active: &mut Active) -> Result<Option<StopReason>, PolicyError> {
-        let Active { job: Job { request, .. }, ids, drawn, model, is_cold, .. } = active;
-        if *is_cold && drawn.is_empty() && model.ids().len() + 1 == request.prompt.len() {
+        let Active { job: Job { request, .. }, ids, sample, model, is_cold, .. } = active;
+        if *is_cold && sample.tokens.is_empty() && model.ids().len() + 1 == request.prompt.len() {
             self.caches.remember(model);
         }
         let logits = model.push(ids[model.ids().len()]);
@@ -235,12 +234,13 @@ impl Worker {
             let reason = "every weight is finite, but the logits are not".to_owned();
             return Err(PolicyError::NotFinite(reason));
         }
-        let index = request.first_index.wrapping_add(drawn.len() as u64);
+        let index = request.first_index.wrapping_add(sample.tokens.len() as u64);
         let uniform = uniform_at(request.seed, index);
         let (id, logprob) = self.sampler.draw(&logits, &request.sampling, uniform);
         ids.push(id);
-        drawn.push(SampledToken::new(id, logprob, self.current.version));
-        let is_full = drawn.len() == request.max_tokens;
+        let token = SampledToken::new(id, logprob, self.current.version);
+        sample.push(token, self.sampler.support());
+        let is_full = sample.tokens.len() == request.max_tokens;
         Ok(if request.stop.contains(&id) {
             Some(StopReason::EndOfTurn)
         } else {
@@ -249,17 +249,18 @@ impl Worker {
     }
 
     /// Keeps the cache for the session's next request.
-    fn put_back(&mut self, active: Active) -> (Job, Vec<SampledToken>) {
-        let Active { job, drawn, model, keep, .. } = active;
+    fn put_back(&mut self, active: Active) -> (Job, Sample) {
+        let Active { job, sample, model, keep, .. } = active;
         if keep {
             self.caches.put(job.request.session, model);
         } else {
             self.caches.recycle(model);
         }
-        (job, drawn)
+        (job, sample)
     }
 
-    fn answer(&self, job: Job, tokens: Vec<SampledToken>, stop: StopReason) {
-        let _ = job.reply.send(Ok(Sample { tokens, stop, engine: self.name.clone() }));
+    fn answer(&mut self, active: Active, stop: StopReason) {
+        let (job, sample) = self.put_back(active);
+        let _ = job.reply.send(Ok(Sample { stop, ..sample }));
     }
 }

@@ -125,7 +125,7 @@ pub struct Decision {
 /// # async fn main() -> Result<(), AgentError> {
 /// let renderer = Arc::new(AlphabetRenderer::new("ab"));
 /// let model = TabularModel::new(renderer.n_ids());
-/// let chat = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+/// let chat = ChatAgents::new(renderer);
 /// let mut agent = Reminding { inner: chat.agent(&identity(), Vec::new()) };
 /// agent.observe(&"Which letter comes first?".into())?;
 /// let act = agent.act(&model, Room { turn: 4, now: 4 }).await?;

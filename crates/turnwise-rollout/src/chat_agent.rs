@@ -12,8 +12,9 @@ use turnwise_trajectory::{
 };
 
 use crate::{
-    Act, Agent, AgentError, AgentFactory, Bridged, Decision, EndedTurn, Policy, RenderError,
-    Rendered, Renderer, Room, Said, SampleRequest, check_sample,
+    Act, Agent, AgentError, AgentFactory, Bridged, Continued, Decision, EndedTurn, Policy,
+    RenderError, Rendered, Renderer, Room, Said, Sample, SampleRequest, TokenConstraint,
+    check_sample,
 };
 
 /// A factory of [`ChatAgent`]s.
@@ -25,6 +26,9 @@ pub struct ChatAgents {
     pub sampling: Sampling,
     /// When and how a long conversation is replaced by its summary; `None` for never.
     pub compaction: Option<Compaction>,
+    /// A constraint on the sampled tokens of every turn, such as a grammar; `None` allows every token. The engine must
+    /// support [`Policy::sample_constrained`].
+    pub constraint: Option<Arc<dyn TokenConstraint>>,
 }
 
 /// Compaction of an agent's context.
@@ -42,6 +46,14 @@ pub struct Compaction {
     pub prompt: String,
 }
 
+impl ChatAgents {
+    /// Returns a factory that samples from the model's own distribution, without compaction or a constraint.
+    #[must_use]
+    pub fn new(renderer: Arc<dyn Renderer>) -> Self {
+        Self { renderer, sampling: Sampling::default(), compaction: None, constraint: None }
+    }
+}
+
 impl fmt::Debug for ChatAgents {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -49,6 +61,7 @@ impl fmt::Debug for ChatAgents {
             .field("renderer", &self.renderer.fingerprint())
             .field("sampling", &self.sampling)
             .field("compaction", &self.compaction)
+            .field("constraint", &self.constraint)
             .finish()
     }
 }
@@ -132,6 +145,7 @@ struct State {
 /// The tokens sampled in an unfinished turn.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Pending {
+    /// `Span::Sampled`.
     span: Option<Span>,
 }
 
@@ -147,10 +161,15 @@ impl Pending {
         self.tokens().map_or(&[], SampledTokens::ids)
     }
 
-    fn extend(&mut self, new: Vec<SampledToken>) {
-        match &mut self.span {
-            Some(Span::Sampled(tokens)) => tokens.extend(new),
-            _ => self.span = Some(Span::Sampled(new.into())),
+    /// Appends tokens, each with the ids that it was sampled from (`kept` is empty if all had the whole vocabulary).
+    fn extend(&mut self, new: Vec<SampledToken>, kept: &[Vec<TokenId>]) {
+        let span = self.span.get_or_insert_with(|| Span::Sampled(SampledTokens::default()));
+        let Span::Sampled(tokens) = span else { unreachable!("pending tokens are sampled") };
+        for (index, token) in new.into_iter().enumerate() {
+            match kept.get(index).filter(|kept| !kept.is_empty()) {
+                Some(kept) => tokens.push_kept(token, kept),
+                None => tokens.push(token),
+            }
         }
     }
 }
@@ -181,6 +200,23 @@ impl ChatAgent {
             min_version: self.newest,
             session: self.state.seed,
         }
+    }
+
+    /// Samples under the constraint, if there is one. It holds for the turns that the environment reads, not for a
+    /// summary.
+    async fn sample(
+        &self,
+        policy: &dyn Policy,
+        request: SampleRequest,
+    ) -> Result<Sample, AgentError> {
+        let is_summary = self.state.waiting.is_some();
+        let constraint = self.settings.constraint.as_ref().filter(|_| !is_summary);
+        let Some(constraint) = constraint else { return Ok(policy.sample(request).await?) };
+        let constraint = constraint.clone();
+        let before = self.state.pending.ids().to_vec();
+        let constraint: Arc<dyn TokenConstraint> =
+            if before.is_empty() { constraint } else { Arc::new(Continued { constraint, before }) };
+        Ok(policy.sample_constrained(request, constraint).await?)
     }
 
     /// Returns the nodes of the branch.
@@ -417,14 +453,14 @@ impl Agent for ChatAgent {
 
     async fn act(&mut self, policy: &dyn Policy, room: Room) -> Result<Act, AgentError> {
         let request = self.request(room);
-        let sample = policy.sample(request.clone()).await?;
+        let sample = self.sample(policy, request.clone()).await?;
         check_sample(&sample, &request).map_err(AgentError::BadEngine)?;
         if let Some(last) = sample.tokens.last() {
             self.newest = last.version;
         }
         self.state.n_drawn += sample.tokens.len() as u64;
         self.state.engine = sample.engine;
-        self.state.pending.extend(sample.tokens);
+        self.state.pending.extend(sample.tokens, &sample.kept);
         // The token at which an engine is interrupted may be the one that fills the turn.
         let is_full = self.n_pending() >= room.turn;
         Ok(match sample.stop {

@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use turnwise_trajectory::TokenId;
 
-use crate::Sample;
-
 /// A constraint on the next token: a grammar, a schema, a list of answers.
 ///
 /// # Contract
@@ -13,9 +11,9 @@ use crate::Sample;
 /// - [`allowed`](Self::allowed) is a pure function: an engine may call it again, from any thread, and in another order
 ///   than it samples.
 /// - It is fast: an engine calls it between two tokens, and every request of the batch waits.
-/// - A forbidden token has probability 0. The log-probability of a token is that of the remaining distribution, which
-///   is not the model's: such tokens train with the recorded set of kept ids
-///   ([`SampledTokens::push_kept`](turnwise_trajectory::SampledTokens::push_kept)), or not at all.
+/// - A forbidden token has probability 0. The log-probability of a token is that of the remaining distribution: the
+///   engine returns the allowed ids with each token ([`Sample::kept`](crate::Sample::kept)), and the trainer computes
+///   its softmax over them.
 ///
 /// ```
 /// use turnwise_rollout::{Answers, TokenConstraint};
@@ -29,7 +27,7 @@ use crate::Sample;
 pub trait TokenConstraint: fmt::Debug + Send + Sync {
     /// Returns the allowed ids of the next token in ascending order, given the tokens sampled in the turn; `None`
     /// allows any token. A request fails if no id is allowed.
-    fn allowed(&self, drawn: &[TokenId]) -> Option<Vec<TokenId>>;
+    fn allowed(&self, sampled: &[TokenId]) -> Option<Vec<TokenId>>;
 }
 
 /// A constraint that allows only a list of answers.
@@ -55,8 +53,8 @@ impl Answers {
 }
 
 impl TokenConstraint for Answers {
-    fn allowed(&self, drawn: &[TokenId]) -> Option<Vec<TokenId>> {
-        let node = drawn.iter().try_fold(self, |node, id| node.next.get(id));
+    fn allowed(&self, sampled: &[TokenId]) -> Option<Vec<TokenId>> {
+        let node = sampled.iter().try_fold(self, |node, id| node.next.get(id));
         Some(node.map_or_else(Vec::new, |node| node.next.keys().copied().collect()))
     }
 }
@@ -71,17 +69,7 @@ pub struct Continued {
 }
 
 impl TokenConstraint for Continued {
-    fn allowed(&self, drawn: &[TokenId]) -> Option<Vec<TokenId>> {
-        self.constraint.allowed(&[&self.before, drawn].concat())
+    fn allowed(&self, sampled: &[TokenId]) -> Option<Vec<TokenId>> {
+        self.constraint.allowed(&[&self.before, sampled].concat())
     }
-}
-
-/// The result of sampling under a constraint.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ConstrainedSample {
-    /// The tokens, with log-probabilities under the constrained distribution.
-    pub sample: Sample,
-    /// For each token, the ids that it was sampled from, the only ones with a probability; an empty set stands for the
-    /// whole vocabulary.
-    pub kept: Vec<Vec<TokenId>>,
 }

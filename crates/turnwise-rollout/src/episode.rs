@@ -66,7 +66,7 @@ pub use snapshot::{EpisodeSnapshot, RestoreError, SnapshotError};
 /// # async fn main() {
 /// let renderer = Arc::new(AlphabetRenderer::new("abc"));
 /// let model = TabularModel::new(renderer.n_ids());
-/// let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+/// let agents = ChatAgents::new(renderer);
 /// let tasks = vec![Echo::new(3, true)];
 /// let limits = Limits { max_turn_tokens: 4, ..Limits::default() };
 /// let mut episode = Episode::new(identity(), tasks.environment(0), &agents, limits);

@@ -30,7 +30,7 @@ pub use agent::{Act, Agent, AgentError, AgentFactory, Decision, Room};
 pub use allowance::{Allowance, StopHandle, StopSignal, stop_signal};
 pub use blocking::BlockingThreads;
 pub use chat_agent::{ChatAgent, ChatAgents, Compaction};
-pub use constraint::{Answers, ConstrainedSample, Continued, TokenConstraint};
+pub use constraint::{Answers, Continued, TokenConstraint};
 pub use deadline::Deadline;
 pub use episode::{
     Episode, EpisodeSnapshot, Fork, ForkError, Progress, RestoreError, SnapshotError,

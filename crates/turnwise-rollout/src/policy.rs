@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason, TokenId};
 
-use crate::{ConstrainedSample, Divergence, TokenConstraint};
+use crate::{Divergence, TokenConstraint};
 
 /// A request to an engine, as plain data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,10 +33,46 @@ pub struct SampleRequest {
 pub struct Sample {
     /// The tokens in order, a stop token included.
     pub tokens: Vec<SampledToken>,
+    /// For each token, the ids that truncation or a constraint kept, the target among them
+    /// ([`Sampler::support`](crate::Sampler::support)); an empty set stands for the whole vocabulary. No sets at all if
+    /// every token was sampled from the whole vocabulary.
+    pub kept: Vec<Vec<TokenId>>,
     /// The reason why sampling stopped.
     pub stop: StopReason,
     /// The engine that sampled the tokens, for records.
     pub engine: String,
+}
+
+impl Sample {
+    /// Returns an answer without tokens yet, which stops at the maximal number of tokens unless `stop` is changed.
+    #[must_use]
+    pub fn new(engine: impl Into<String>) -> Self {
+        let engine = engine.into();
+        Self { tokens: Vec::new(), kept: Vec::new(), stop: StopReason::MaxTokens, engine }
+    }
+
+    /// Appends a token with the ids that it was sampled from; none stand for the whole vocabulary.
+    ///
+    /// ```
+    /// use turnwise_rollout::{Sample, Sampler};
+    /// use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling};
+    ///
+    /// let (mut sampler, mut sample) = (Sampler::default(), Sample::new("example"));
+    /// for sampling in [Sampling::default(), Sampling { top_k: 2, ..Sampling::default() }] {
+    ///     let (id, logprob) = sampler.draw(&[0.0, 9.0, 8.0], &sampling, 0.5);
+    ///     sample.push(SampledToken::new(id, logprob, PolicyVersion(0)), sampler.support());
+    /// }
+    /// assert_eq!(sample.kept, [vec![], vec![1, 2]]);
+    /// ```
+    pub fn push(&mut self, token: SampledToken, support: &[TokenId]) {
+        if !support.is_empty() {
+            self.kept.resize(self.tokens.len(), Vec::new());
+        }
+        if !(self.kept.is_empty() && support.is_empty()) {
+            self.kept.push(support.to_vec());
+        }
+        self.tokens.push(token);
+    }
 }
 
 /// The inference side: samples tokens from the model.
@@ -45,7 +81,7 @@ pub struct Sample {
 ///
 /// - Each token carries the log-probability of the distribution it was *sampled from* (after temperature and
 ///   truncation), and the version of the weights that sampled it, recorded at sampling time. The caller never adds
-///   either.
+///   either. If truncation or a constraint removed tokens from the distribution, the answer has the kept ids.
 /// - Under fixed weights the tokens are a function of `(prompt, sampling, seed, first_index)`, independent of other
 ///   requests and of how a turn was cut into requests. Use [`Sampler`](crate::Sampler) and
 ///   [`uniform_at`](crate::uniform_at).
@@ -65,7 +101,8 @@ pub trait Policy: Send + Sync {
     /// If the engine cannot be reached, is broken, or refuses the request.
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError>;
 
-    /// Samples the next tokens under a constraint. The constraint is not part of the request, which stays plain data:
+    /// Samples the next tokens under a constraint, and returns the ids that each token was sampled from
+    /// ([`Sample::kept`]). The constraint is not part of the request, which stays plain data:
     /// an engine that cannot call a constraint between two tokens refuses.
     ///
     /// # Errors
@@ -74,7 +111,7 @@ pub trait Policy: Send + Sync {
         &self,
         request: SampleRequest,
         constraint: Arc<dyn TokenConstraint>,
-    ) -> Result<ConstrainedSample, PolicyError> {
+    ) -> Result<Sample, PolicyError> {
         let _ = (request, constraint);
         Err(PolicyError::Refused("this engine does not support constraints".to_owned()))
     }
@@ -120,7 +157,7 @@ pub enum PolicyError {
 ///
 /// # Errors
 /// A sentence that says what is wrong: more tokens than requested or none at all, a log-probability that is not a
-/// finite number of at most 0, weights older than the request or the previous token allows, keys newer than the
+/// finite number of at most 0, kept sets that are not those of the tokens, weights older than the request or the previous token allows, keys newer than the
 /// weights, a stop token before the end, or an end without one.
 pub fn check_sample(sample: &Sample, request: &SampleRequest) -> Result<(), String> {
     let n = sample.tokens.len();
@@ -135,6 +172,14 @@ pub fn check_sample(sample: &Sample, request: &SampleRequest) -> Result<(), Stri
             "{n} of {} tokens with the stop reason max_tokens",
             request.max_tokens
         ));
+    }
+    if !(sample.kept.is_empty() || sample.kept.len() == n) {
+        return Err(format!("{} kept sets for {n} tokens", sample.kept.len()));
+    }
+    for (index, (token, kept)) in sample.tokens.iter().zip(&sample.kept).enumerate() {
+        if !(kept.is_empty() || kept.contains(&token.id)) {
+            return Err(format!("the kept set of token {index} lacks its id {}", token.id));
+        }
     }
     let mut newest = request.min_version;
     for (index, token) in sample.tokens.iter().enumerate() {

@@ -47,6 +47,7 @@ impl RecordedPolicy {
         let node = self.trajectory.graph.node(id);
         let before = (index - first) as usize;
         self.compare(request, id, before)?;
+        let kept = kept_of(node, before, request.max_tokens);
         let rest = node.sampled().skip(before);
         let tokens: Vec<SampledToken> = rest.take(request.max_tokens).map(as_drawn).collect();
         let n_left = node.sampled().count() - before;
@@ -56,7 +57,7 @@ impl RecordedPolicy {
             let n_asked = request.max_tokens;
             return Err(Divergence::Room { index, n_left, n_asked });
         }
-        Ok(Sample { tokens, stop, engine })
+        Ok(Sample { tokens, kept, stop, engine })
     }
 
     /// Checks that the token after the first `before` of a node was requested in this way.
@@ -101,6 +102,20 @@ impl RecordedPolicy {
             (turn.stop, turn.engine.clone())
         })
     }
+}
+
+/// Returns the kept ids of the sampled tokens of a node, from `start` on and at most `n`; no sets if all are empty.
+fn kept_of(node: &Node, start: usize, n: usize) -> Vec<Vec<TokenId>> {
+    let all: Vec<Option<&[TokenId]>> = node
+        .sampled_spans()
+        .flat_map(|tokens| (0..tokens.len()).map(move |index| tokens.kept(index)))
+        .skip(start)
+        .take(n)
+        .collect();
+    if all.iter().all(Option::is_none) {
+        return Vec::new();
+    }
+    all.into_iter().map(|kept| kept.unwrap_or_default().to_vec()).collect()
 }
 
 /// Returns a token without its mask and credit.

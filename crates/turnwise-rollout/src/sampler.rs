@@ -25,6 +25,8 @@ pub struct Sampler {
     sums: Vec<f64>,
     /// Logits of the allowed ids.
     allowed: Vec<f32>,
+    /// The ids that the last token was sampled from; empty for the whole vocabulary.
+    support: Vec<TokenId>,
     /// The vocabulary, partly sorted by likelihood.
     ids: Vec<TokenId>,
 }
@@ -47,6 +49,7 @@ impl Sampler {
     /// ```
     pub fn draw(&mut self, logits: &[f32], sampling: &Sampling, uniform: f64) -> (TokenId, f32) {
         assert!(!logits.is_empty(), "there must be a token to sample");
+        self.support.clear();
         let highest = reduce::maximum(logits);
         if sampling.temperature == 0.0 {
             let likeliest = logits.iter().position(|logit| *logit == highest).unwrap_or(0);
@@ -56,11 +59,32 @@ impl Sampler {
             return self.draw_all(logits, highest, sampling.temperature, uniform);
         }
         self.keep(logits, highest, sampling);
+        self.support.extend(self.kept.iter().map(|(id, _)| *id));
+        self.support.sort_unstable();
         draw_kept(&self.kept, uniform)
     }
 
-    /// Samples from the allowed ids, which are reduced to those that truncation keeps; returns `None` if there are
-    /// none.
+    /// Returns the ids that the last token was sampled from, in ascending order: those that truncation or a constraint
+    /// kept. Empty if every token of the vocabulary could be sampled.
+    ///
+    /// A trainer computes the softmax over these ids ([`Sample::kept`](crate::Sample::kept)).
+    ///
+    /// ```
+    /// use turnwise_rollout::Sampler;
+    /// use turnwise_trajectory::Sampling;
+    ///
+    /// let mut sampler = Sampler::default();
+    /// sampler.draw(&[0.0, 9.0, 8.0], &Sampling { top_k: 2, ..Sampling::default() }, 0.5);
+    /// assert_eq!(sampler.support(), [1, 2]);
+    /// sampler.draw(&[0.0, 9.0, 8.0], &Sampling::default(), 0.5);
+    /// assert!(sampler.support().is_empty());
+    /// ```
+    #[must_use]
+    pub fn support(&self) -> &[TokenId] {
+        &self.support
+    }
+
+    /// Samples from the allowed ids, which are in ascending order; returns `None` if there are none.
     ///
     /// # Panics
     /// Panics if an id has no logit.
@@ -70,7 +94,7 @@ impl Sampler {
     /// use turnwise_trajectory::Sampling;
     ///
     /// let logits = [9.0, 0.0, 8.0, 3.0_f32.ln()];
-    /// let drawn = Sampler::default().draw_from(&logits, &mut vec![1, 3], &Sampling::default(), 0.5);
+    /// let drawn = Sampler::default().draw_from(&logits, &[1, 3], &Sampling::default(), 0.5);
     /// let (token, logprob) = drawn.expect("something is allowed");
     /// assert_eq!(token, 3);
     /// assert!((logprob - 0.75_f32.ln()).abs() < 1e-6);
@@ -78,7 +102,7 @@ impl Sampler {
     pub fn draw_from(
         &mut self,
         logits: &[f32],
-        allowed: &mut Vec<TokenId>,
+        allowed: &[TokenId],
         sampling: &Sampling,
         uniform: f64,
     ) -> Option<(TokenId, f32)> {
@@ -92,10 +116,11 @@ impl Sampler {
         self.allowed = few;
         let id = allowed[place as usize];
         if sampling.temperature == 0.0 {
-            *allowed = vec![id];
-        } else if !sampling.covers_vocabulary() {
-            *allowed = self.kept.iter().map(|(place, _)| allowed[*place as usize]).collect();
-            allowed.sort_unstable();
+            self.support.push(id);
+        } else if sampling.covers_vocabulary() {
+            self.support.extend_from_slice(allowed);
+        } else {
+            self.support.iter_mut().for_each(|place| *place = allowed[*place as usize]);
         }
         Some((id, logprob))
     }
@@ -352,9 +377,9 @@ mod tests {
         ] {
             for index in 0..50 {
                 let uniform = uniform_at(5, index);
-                let mut kept = allowed.clone();
                 let (id, logprob) =
-                    sampler.draw_from(&logits, &mut kept, &sampling, uniform).unwrap();
+                    sampler.draw_from(&logits, &allowed, &sampling, uniform).unwrap();
+                let kept = sampler.support().to_vec();
                 let (place, expected) = sampler.draw(&few, &sampling, uniform);
                 assert_eq!((id, logprob), (allowed[place as usize], expected));
                 assert!(kept.contains(&id) && kept.is_sorted());
@@ -366,6 +391,6 @@ mod tests {
                 assert_eq!(kept.len(), n_kept);
             }
         }
-        assert_eq!(sampler.draw_from(&logits, &mut vec![], &Sampling::default(), 0.5), None);
+        assert_eq!(sampler.draw_from(&logits, &[], &Sampling::default(), 0.5), None);
     }
 }

@@ -9,7 +9,6 @@ use tokio::time::{sleep, timeout};
 use turnwise_objective::{Clip, GspoToken, LengthWeight};
 use turnwise_rollout::{ChatAgents, stop_signal};
 use turnwise_training::{Parts, StepReport, TrainError, Trainer, TrainerSettings};
-use turnwise_trajectory::Sampling;
 
 use crate::books::Books;
 use crate::checks::{WatchedCredit, check_books, check_empty, check_report};
@@ -338,11 +337,7 @@ impl Run {
 
     fn trainer(&self) -> Trainer<Scripted> {
         let world = &self.world;
-        let inner = ChatAgents {
-            renderer: Arc::new(Letters),
-            sampling: Sampling::default(),
-            compaction: None,
-        };
+        let inner = ChatAgents::new(Arc::new(Letters));
         let rubric = Scores { world: world.clone() };
         let parts = Parts {
             tasks: Arc::new(Tasks { world: world.clone() }),

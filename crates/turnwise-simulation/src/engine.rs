@@ -108,8 +108,7 @@ impl Engine {
     async fn draw(&self, request: &SampleRequest) -> Result<Sample, PolicyError> {
         let mut sampler = Sampler::default();
         let mut context = hash_ids(0, &request.prompt);
-        let mut sample =
-            Sample { tokens: Vec::new(), stop: StopReason::MaxTokens, engine: "scripted".into() };
+        let mut sample = Sample::new("scripted");
         while sample.tokens.len() < request.max_tokens {
             if self.world.below(4) == 0 {
                 sleep(self.world.latency(250)).await;
@@ -120,7 +119,7 @@ impl Engine {
             }
             let place = request.first_index + sample.tokens.len() as u64;
             let token = self.draw_one(&mut sampler, request, place, context)?;
-            sample.tokens.push(token);
+            sample.push(token, sampler.support());
             context = extend(context, token.id);
             if token.id == END {
                 sample.stop = StopReason::EndOfTurn;

@@ -8,7 +8,7 @@ use turnwise_rollout::{
     ChatAgents, Limits, Policy, PolicyError, PoolSettings, RolloutError, RolloutPool, Sample,
     SampleRequest, StopSignal,
 };
-use turnwise_trajectory::{GroupId, PolicyVersion, SampledToken, Sampling, StopReason};
+use turnwise_trajectory::{GroupId, PolicyVersion, SampledToken, StopReason};
 
 use crate::letters::{END, Letters};
 use crate::usage::{Usage, usage};
@@ -207,8 +207,7 @@ async fn finish(
 
 fn pool(settings: OrchestrationSettings, tokens_per_iteration: Option<u64>) -> RolloutPool {
     let tasks = vec![Plain { turns: settings.turns, turn: 0 }];
-    let agents =
-        ChatAgents { renderer: Arc::new(Letters), sampling: Sampling::default(), compaction: None };
+    let agents = ChatAgents::new(Arc::new(Letters));
     let limits = Limits { max_turns: settings.turns + 1, ..Limits::default() };
     let pool = PoolSettings {
         group_size: settings.episodes,
@@ -238,7 +237,7 @@ impl Policy for Instantly {
         let tokens: Vec<SampledToken> = ANSWER.iter().take(request.max_tokens).map(token).collect();
         let is_whole = tokens.len() == ANSWER.len();
         let stop = if is_whole { StopReason::EndOfTurn } else { StopReason::MaxTokens };
-        Ok(Sample { tokens, stop, engine: "instant".to_owned() })
+        Ok(Sample { tokens, stop, ..Sample::new("instant") })
     }
 }
 

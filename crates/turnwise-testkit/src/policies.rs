@@ -25,15 +25,14 @@ impl Policy for Hashed {
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
         let mut sampler = Sampler::default();
         let mut hash = request.prompt.iter().fold(0, |hash, id| derive_seed(hash, u64::from(*id)));
-        let mut sample =
-            Sample { tokens: Vec::new(), stop: StopReason::MaxTokens, engine: "hashed".to_owned() };
+        let mut sample = Sample::new("hashed");
         while sample.tokens.len() < request.max_tokens {
             let logit = |id: TokenId| 3.0 * uniform_at(hash, u64::from(id)) as f32;
             let logits: Vec<f32> = (0..self.n_ids as TokenId).map(logit).collect();
             let index = request.first_index + sample.tokens.len() as u64;
             let uniform = uniform_at(request.seed, index);
             let (id, logprob) = sampler.draw(&logits, &request.sampling, uniform);
-            sample.tokens.push(SampledToken::new(id, logprob, self.version()));
+            sample.push(SampledToken::new(id, logprob, self.version()), sampler.support());
             hash = derive_seed(hash, u64::from(id));
             if request.stop.contains(&id) {
                 sample.stop = StopReason::EndOfTurn;

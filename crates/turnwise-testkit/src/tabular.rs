@@ -101,8 +101,8 @@ impl Policy for TabularModel {
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
         let mut sampler = Sampler::default();
         let mut context = request.prompt.clone();
-        let mut tokens = Vec::new();
-        while tokens.len() < request.max_tokens {
+        let mut sample = Sample::new("tabular");
+        while sample.tokens.len() < request.max_tokens {
             let shared = self.read();
             if shared.version < request.min_version {
                 return Err(PolicyError::Refused(format!(
@@ -115,23 +115,19 @@ impl Policy for TabularModel {
                 .iter()
                 .map(|logit| *logit as f32)
                 .collect();
-            let uniform = uniform_at(request.seed, request.first_index + tokens.len() as u64);
+            let uniform =
+                uniform_at(request.seed, request.first_index + sample.tokens.len() as u64);
             let (id, logprob) = sampler.draw(&logits, &request.sampling, uniform);
-            tokens.push(SampledToken::new(id, logprob, shared.version));
+            sample.push(SampledToken::new(id, logprob, shared.version), sampler.support());
             context.push(id);
             if request.stop.contains(&id) {
-                return Ok(Sample {
-                    tokens,
-                    stop: StopReason::EndOfTurn,
-                    engine: ENGINE.to_owned(),
-                });
+                sample.stop = StopReason::EndOfTurn;
+                break;
             }
         }
-        Ok(Sample { tokens, stop: StopReason::MaxTokens, engine: ENGINE.to_owned() })
+        Ok(sample)
     }
 }
-
-const ENGINE: &str = "tabular";
 
 #[async_trait]
 impl Learner for TabularModel {

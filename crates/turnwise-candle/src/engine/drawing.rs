@@ -39,11 +39,10 @@ fn draw(sampler: &mut Sampler, logits: &[f32], slot: &Slot) -> Result<Drawn, Und
         return Err(Undrawn::NotFinite);
     }
     let (sampling, uniform) = (&slot.request().sampling, slot.uniform());
-    let Some(mut kept) = slot.allowed() else {
-        let (id, logprob) = sampler.draw(logits, sampling, uniform);
-        return Ok(Drawn { id, logprob, kept: Vec::new() });
+    let drawn = match slot.allowed() {
+        None => Some(sampler.draw(logits, sampling, uniform)),
+        Some(allowed) => sampler.draw_from(logits, &allowed, sampling, uniform),
     };
-    let drawn = sampler.draw_from(logits, &mut kept, sampling, uniform);
     let (id, logprob) = drawn.ok_or(Undrawn::NothingAllowed)?;
-    Ok(Drawn { id, logprob, kept })
+    Ok(Drawn { id, logprob, kept: sampler.support().to_vec() })
 }

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
-use turnwise_rollout::{
-    ConstrainedSample, PolicyError, Sample, SampleRequest, TokenConstraint, uniform_at,
-};
+use turnwise_rollout::{PolicyError, Sample, SampleRequest, TokenConstraint, uniform_at};
 use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
 
 use super::compute::Compute;
@@ -20,7 +18,7 @@ const ENGINE: &str = "candle";
 pub(crate) struct Job {
     pub(crate) request: SampleRequest,
     pub(crate) constraint: Option<Arc<dyn TokenConstraint>>,
-    pub(crate) reply: oneshot::Sender<Result<ConstrainedSample, PolicyError>>,
+    pub(crate) reply: oneshot::Sender<Result<Sample, PolicyError>>,
 }
 
 /// A token and how it was drawn.
@@ -28,7 +26,7 @@ pub(crate) struct Job {
 pub(super) struct Drawn {
     pub(super) id: TokenId,
     pub(super) logprob: f32,
-    /// What a constraint allowed; empty without one.
+    /// The ids it was sampled from; empty for the whole vocabulary.
     pub(super) kept: Vec<TokenId>,
 }
 
@@ -45,8 +43,7 @@ pub(super) enum Undrawn {
 #[derive(Debug)]
 pub(super) struct Waiting {
     job: Job,
-    drawn: Vec<SampledToken>,
-    kept: Vec<Vec<TokenId>>,
+    sample: Sample,
     /// Whether the session may ask again.
     pub(super) keep: bool,
 }
@@ -57,8 +54,7 @@ pub(super) struct Slot {
     job: Job,
     /// The prompt and what was drawn.
     pub(super) ids: Vec<TokenId>,
-    drawn: Vec<SampledToken>,
-    kept: Vec<Vec<TokenId>>,
+    sample: Sample,
     /// The pages of `ids`, the last of them this request's own. All but the last hold or will hold the tokens in their place.
     pub(super) path: Vec<NodeId>,
     /// Pages at the start that are filled.
@@ -78,7 +74,7 @@ pub(super) struct Slot {
 
 impl Waiting {
     pub(super) fn new(job: Job) -> Self {
-        Self { job, drawn: Vec::new(), kept: Vec::new(), keep: true }
+        Self { job, sample: Sample::new(ENGINE), keep: true }
     }
 
     pub(super) fn request(&self) -> &SampleRequest {
@@ -94,16 +90,14 @@ impl Waiting {
     }
 
     pub(super) fn answer(self, outcome: Result<StopReason, PolicyError>) {
-        let Self { job, drawn, kept, .. } = self;
-        let sample = |stop| Sample { tokens: drawn, stop, engine: ENGINE.to_owned() };
+        let Self { job, sample, .. } = self;
         // Nobody waits for the answer when the caller's future was dropped.
-        let _ =
-            job.reply.send(outcome.map(|stop| ConstrainedSample { sample: sample(stop), kept }));
+        let _ = job.reply.send(outcome.map(|stop| Sample { stop, ..sample }));
     }
 
     /// The prompt and what was drawn.
     fn ids(&self) -> Vec<TokenId> {
-        let drawn = self.drawn.iter().map(|token| token.id);
+        let drawn = self.sample.tokens.iter().map(|token| token.id);
         self.job.request.prompt.iter().copied().chain(drawn).collect()
     }
 }
@@ -143,13 +137,12 @@ impl Slot {
             };
             path.push(node);
         }
-        let Waiting { job, drawn, kept, keep } = waiting;
+        let Waiting { job, sample, keep } = waiting;
         let n_started = ids.len();
         let mut slot = Self {
             job,
             ids,
-            drawn,
-            kept,
+            sample,
             path,
             settled: 0,
             source: source.map(|source| (found, source)),
@@ -229,7 +222,7 @@ impl Slot {
     /// The random number of the next draw.
     pub(super) fn uniform(&self) -> f64 {
         let request = &self.job.request;
-        uniform_at(request.seed, request.first_index.wrapping_add(self.drawn.len() as u64))
+        uniform_at(request.seed, request.first_index.wrapping_add(self.sample.tokens.len() as u64))
     }
 
     pub(super) fn request(&self) -> &SampleRequest {
@@ -238,7 +231,7 @@ impl Slot {
 
     /// What may be drawn next, where that is not everything.
     pub(super) fn allowed(&self) -> Option<Vec<TokenId>> {
-        let drawn: Vec<TokenId> = self.drawn.iter().map(|token| token.id).collect();
+        let drawn: Vec<TokenId> = self.sample.tokens.iter().map(|token| token.id).collect();
         self.job.constraint.as_ref()?.allowed(&drawn)
     }
 
@@ -258,10 +251,8 @@ impl Slot {
         let oldest = self.path.iter().map(|node| tree.node(*node).oldest).min();
         let kv_version = oldest.unwrap_or(version);
         self.ids.push(id);
-        self.drawn.push(SampledToken { kv_version, ..SampledToken::new(id, logprob, version) });
-        if self.job.constraint.is_some() {
-            self.kept.push(kept);
-        }
+        let token = SampledToken { kv_version, ..SampledToken::new(id, logprob, version) };
+        self.sample.push(token, &kept);
     }
 
     /// Ends with an error at the next [`Self::outcome`].
@@ -275,11 +266,11 @@ impl Slot {
             return Some(Err(error));
         }
         let request = &self.job.request;
-        let last = self.drawn.last()?;
+        let last = self.sample.tokens.last()?;
         if request.stop.contains(&last.id) {
             return Some(Ok(StopReason::EndOfTurn));
         }
-        (self.drawn.len() == request.max_tokens).then_some(Ok(StopReason::MaxTokens))
+        (self.sample.tokens.len() == request.max_tokens).then_some(Ok(StopReason::MaxTokens))
     }
 
     /// Gives its pages back, to its session's next request if there may be one.
@@ -308,7 +299,7 @@ impl Slot {
     }
 
     fn into_waiting(self) -> Waiting {
-        let Self { job, drawn, kept, keep, .. } = self;
-        Waiting { job, drawn, kept, keep }
+        let Self { job, sample, keep, .. } = self;
+        Waiting { job, sample, keep }
     }
 }

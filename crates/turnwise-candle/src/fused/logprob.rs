@@ -22,6 +22,9 @@ const COLUMNS: usize = 512;
 /// Parts of the vocabulary that are computed side by side. Fixed, so that sums do not depend on the number of threads.
 const LANES: usize = 16;
 
+/// The logit of an id without probability. Finite, because minus infinity times a probability of 0 is not a number.
+pub(crate) const REMOVED: f32 = -1e30;
+
 /// What is known of distributions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Predicted {
@@ -167,7 +170,7 @@ impl Puller<'_> {
             let mut dhead = dhead.next();
             for (index, rows) in pieces(wanted.n_rows(), ROWS).enumerate() {
                 let part = Part { rows, columns: columns.clone() };
-                part.logits(some_rows(x, width, &part.rows), &for_logits, &mut logits);
+                part.logits(some_rows(x, width, &part.rows), &for_logits, wanted, &mut logits);
                 part.pull(&mut logits, wanted, self.predicted, self.above);
                 let dlogits = Matrix::rows(&logits, columns.len());
                 let dx = &mut dx[part.rows.start * width..part.rows.end * width];
@@ -254,7 +257,7 @@ impl Lane {
 
     /// From rows of `x` and the head's part.
     fn read(&mut self, part: &Part, x: Matrix<'_>, head: &Prepacked<'_>, wanted: &Predictions) {
-        part.logits(x, head, &mut self.logits);
+        part.logits(x, head, wanted, &mut self.logits);
         let rows = self.logits.chunks_exact_mut(part.columns.len()).zip(part.rows.clone());
         for (logits, row) in rows {
             for target in wanted.starts[row]..wanted.starts[row + 1] {
@@ -269,11 +272,32 @@ impl Lane {
 }
 
 impl Part {
-    /// Not yet scaled. `[rows, columns]`
-    fn logits(&self, x: Matrix<'_>, head: &Prepacked<'_>, logits: &mut Vec<f32>) {
+    /// Computes the logits, not yet scaled; those of ids that truncation removed have no probability. `[rows, columns]`
+    fn logits(
+        &self,
+        x: Matrix<'_>,
+        head: &Prepacked<'_>,
+        wanted: &Predictions,
+        logits: &mut Vec<f32>,
+    ) {
         logits.resize(self.rows.len() * self.columns.len(), 0.0);
-        let mut logits = MatrixMut::rows(logits, self.columns.len());
-        head.multiply(&mut logits, Write::Replace, x, Parallelism::Serial);
+        let mut into = MatrixMut::rows(logits, self.columns.len());
+        head.multiply(&mut into, Write::Replace, x, Parallelism::Serial);
+        for (row, kept) in wanted.kept.range(self.rows.clone()) {
+            let start = (row - self.rows.start) * self.columns.len();
+            self.keep(kept, &mut logits[start..start + self.columns.len()]);
+        }
+    }
+
+    /// Removes every id from a row of logits that is not among the kept ones, which are in ascending order.
+    fn keep(&self, kept: &[u32], logits: &mut [f32]) {
+        let start = kept.partition_point(|id| (*id as usize) < self.columns.start);
+        let mut kept = kept[start..].iter().map(|id| *id as usize).peekable();
+        for (id, logit) in self.columns.clone().zip(logits) {
+            if kept.next_if_eq(&id).is_none() {
+                *logit = REMOVED;
+            }
+        }
     }
 
     /// Replaces logits by the loss's derivatives by them.

@@ -72,7 +72,7 @@ fn an_interrupted_request_hands_over_what_it_has_drawn() {
         scheduler.take(Command::Sample(Job { request: request.clone(), constraint: None, reply }));
         (0..steps).for_each(|_| scheduler.advance());
         scheduler.take(Command::Interrupt(request.session));
-        answer.try_recv().expect("it is answered at once").unwrap().sample
+        answer.try_recv().expect("it is answered at once").unwrap()
     };
     let asked = request(7, prompt(3, 20), 30);
     let whole = drawn(&asked, 40);
@@ -234,7 +234,7 @@ fn new_weights_are_taken_in_mid_request() {
             loop {
                 scheduler.advance();
                 if let Ok(answer) = answer.try_recv() {
-                    return answer.unwrap().sample.tokens;
+                    return answer.unwrap().tokens;
                 }
             }
         };

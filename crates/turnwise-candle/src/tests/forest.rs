@@ -72,7 +72,7 @@ fn check(model: &Decoder, rows: &[Vec<u32>]) -> Result<(), TestCaseError> {
     let sequences: Vec<Sequence<'_>> = rows
         .iter()
         .enumerate()
-        .map(|(seed, ids)| Sequence { ids, targets: targets(ids, seed) })
+        .map(|(seed, ids)| Sequence { ids, targets: targets(ids, seed), kept: None })
         .collect();
     let (together, gradients) = run(model, &sequences, 0);
     let (alone, expected) = apart(model, &sequences);

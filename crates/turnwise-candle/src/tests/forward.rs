@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use turnwise_kernels::matrix::unit_suits;
@@ -159,11 +160,22 @@ pub(super) fn run(model: &Decoder, keep: Keep) -> Vec<Vec<f32>> {
     let rows: Vec<Vec<u32>> = [1, 2, 70, 131, 33]
         .map(|length| (0..length).map(|i| (i * i + length) % vocab_size).collect())
         .to_vec();
+    // Some were sampled from three ids alone.
+    let kept: Vec<BTreeMap<usize, Vec<u32>>> = rows
+        .iter()
+        .map(|ids| {
+            let few = |id: u32| [id, (id + 3) % vocab_size, (id + 8) % vocab_size].to_vec();
+            let targets = ids.iter().skip(1).step_by(2).enumerate().step_by(4);
+            targets.map(|(target, id)| (target, few(*id))).collect()
+        })
+        .collect();
     let sequences: Vec<Sequence> = rows
         .iter()
-        .map(|ids| Sequence {
+        .zip(&kept)
+        .map(|(ids, kept)| Sequence {
             ids,
             targets: (1..ids.len()).step_by(2).map(|i| (i, 0.5 + i as f32 * 0.01)).collect(),
+            kept: Some(kept),
         })
         .collect();
     let batch = Arc::new(Batch::new(&sequences));

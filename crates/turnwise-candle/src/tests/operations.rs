@@ -238,13 +238,19 @@ fn weights(inputs: &[Vec<f32>], choice: Choice) -> experts::Weights<'_> {
     experts::Weights { router, gate, up, down, choice }
 }
 
-/// Log-probabilities and entropies, at two temperatures.
+/// Log-probabilities and entropies, at two temperatures, of the whole vocabulary and of what truncation kept.
 #[test]
 fn predictions_over_the_vocabulary() {
     let (width, vocab_size) = (24, 700);
     let ids: Vec<u32> = (0..60).map(|i| i * 11 % 700).collect();
     let targets = (1..ids.len()).map(|at| (at, if at % 2 == 0 { 1.0 } else { 0.7 })).collect();
-    let batch = Batch::new(&[Sequence { ids: &ids, targets }]);
+    // Whole stretches of the vocabulary have no kept id, as the sets differ in size.
+    let kept = (0..ids.len() - 1).step_by(3).map(|target| {
+        let others = (0..target as u32).map(|id| (id * 37 + 5) % 700);
+        (target, others.chain([ids[target + 1]]).collect())
+    });
+    let kept = kept.collect();
+    let batch = Batch::new(&[Sequence { ids: &ids, targets, kept: Some(&kept) }]);
     let (wanted, pool) = (&batch.predictions, Arc::new(BufferPool::default()));
     let forward = |inputs: &[Vec<f32>]| {
         let predicted = logprob::forward(&inputs[0], &inputs[1], width, wanted);

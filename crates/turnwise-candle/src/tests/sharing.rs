@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use turnwise_rollout::{
-    Answers, ConstrainedSample, Continued, Policy, PolicyError, SampleRequest, TokenConstraint,
+    Answers, Continued, Policy, PolicyError, Sample, SampleRequest, TokenConstraint,
 };
 use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason};
 
@@ -14,7 +14,7 @@ use crate::engine::{Command, Counters, Job, Scheduler};
 use crate::published::Published;
 use crate::{EngineSettings, KvOnUpdate};
 
-type Answer = oneshot::Receiver<Result<ConstrainedSample, PolicyError>>;
+type Answer = oneshot::Receiver<Result<Sample, PolicyError>>;
 
 /// A scheduler that is driven by hand, without its thread.
 struct Driven {
@@ -40,7 +40,7 @@ impl Driven {
     fn wait(&mut self, answer: &mut Answer) -> Vec<SampledToken> {
         for _ in 0..10_000 {
             if let Ok(answer) = answer.try_recv() {
-                return answer.unwrap().sample.tokens;
+                return answer.unwrap().tokens;
             }
             self.scheduler.advance();
         }
@@ -119,7 +119,7 @@ fn tell(driven: &mut Driven, stories: &[Story]) -> Vec<Vec<SampledToken>> {
                 one.open = Some(open);
                 continue;
             };
-            one.take(answer.unwrap().sample.tokens);
+            one.take(answer.unwrap().tokens);
             if one.is_over() && one.story.is_released {
                 driven.scheduler.take(Command::Release(one.session));
             }
@@ -262,10 +262,13 @@ fn answers_of_a_list_are_drawn_with_their_probabilities_among_what_is_allowed() 
                 ..request(session, prompt(4, 30 + session as u32), 10)
             };
             let answer = policy.sample_constrained(asked.clone(), constraint.clone()).await;
-            let ConstrainedSample { sample, kept } = answer.unwrap();
-            assert_eq!((sample.stop, kept.len()), (StopReason::EndOfTurn, sample.tokens.len()));
+            let sample = answer.unwrap();
+            assert_eq!(
+                (sample.stop, sample.kept.len()),
+                (StopReason::EndOfTurn, sample.tokens.len())
+            );
             let mut before = Vec::new();
-            for (token, kept) in sample.tokens.iter().zip(&kept) {
+            for (token, kept) in sample.tokens.iter().zip(&sample.kept) {
                 assert_eq!(answers.allowed(&before).as_ref(), Some(kept));
                 assert!(kept.contains(&token.id));
                 let with = |id: u32| score([&asked.prompt[..], &before, &[id]].concat());
@@ -277,7 +280,7 @@ fn answers_of_a_list_are_drawn_with_their_probabilities_among_what_is_allowed() 
             // Cut after its first token, the turn goes on as it would have.
             let first = SampleRequest { max_tokens: 1, ..asked.clone() };
             let first = policy.sample_constrained(first, constraint.clone()).await.unwrap();
-            let before = ids(&first.sample.tokens);
+            let before = ids(&first.tokens);
             let rest = SampleRequest {
                 prompt: [asked.prompt.clone(), before.clone()].concat(),
                 first_index: 1,
@@ -285,7 +288,7 @@ fn answers_of_a_list_are_drawn_with_their_probabilities_among_what_is_allowed() 
             };
             let rest_of_it = Arc::new(Continued { constraint: constraint.clone(), before });
             let rest = policy.sample_constrained(rest, rest_of_it).await.unwrap();
-            let joined = [first.sample.tokens, rest.sample.tokens].concat();
+            let joined = [first.tokens, rest.tokens].concat();
             assert_eq!(joined, sample.tokens);
         }
         // Where nothing is allowed, the request fails and says so.

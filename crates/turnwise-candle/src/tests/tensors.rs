@@ -354,7 +354,7 @@ fn across_an_update(weights: [Snapshot; 2], settings: EngineSettings) -> Sample 
     loop {
         scheduler.advance();
         if let Ok(answer) = answer.try_recv() {
-            return answer.unwrap().sample;
+            return answer.unwrap();
         }
     }
 }
@@ -418,7 +418,7 @@ fn a_device_that_fails_fails_its_requests_and_no_later_ones() {
         loop {
             scheduler.advance();
             if let Ok(answer) = answer.try_recv() {
-                return answer.map(|answer| answer.sample);
+                return answer;
             }
         }
     };

@@ -14,9 +14,7 @@ use turnwise_environment::{
 use turnwise_rollout::{
     Act, AgentFactory, ChatAgents, Policy, PolicyError, Renderer, Room, Sample, SampleRequest,
 };
-use turnwise_trajectory::{
-    GroupId, Identity, PolicyVersion, SampledToken, Sampling, StopReason, TokenId,
-};
+use turnwise_trajectory::{GroupId, Identity, PolicyVersion, SampledToken, StopReason, TokenId};
 
 use crate::support::{fixture, ids_in, ids_of, llama_tokenizer};
 
@@ -137,7 +135,7 @@ impl Policy for Scripted {
         self.1.lock().expect("a lock").clone_from(&request.prompt);
         let tokens = self.0.iter().map(|id| SampledToken::new(*id, 0.0, PolicyVersion::default()));
         let tokens = tokens.collect();
-        Ok(Sample { tokens, stop: StopReason::EndOfTurn, engine: String::new() })
+        Ok(Sample { tokens, stop: StopReason::EndOfTurn, ..Sample::new("") })
     }
 }
 
@@ -169,7 +167,7 @@ pub(crate) async fn play(
     tools: Vec<ToolSpec>,
     turns: &[Vec<TokenId>],
 ) -> Result<Played, String> {
-    let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+    let agents = ChatAgents::new(renderer);
     let mut agent = agents.agent(&identity(), tools);
     let (mut heard, mut turns) = (Vec::new(), turns.iter());
     let (mut prompts, mut actions) = (Vec::new(), Vec::new());

@@ -11,8 +11,8 @@ use turnwise_rollout::{
     PolicyError, RenderError, Rendered, Renderer, Room, Said, Sample, SampleRequest,
 };
 use turnwise_trajectory::{
-    Author, EdgeKind, GroupId, Identity, MessageGraph, NodeId, PolicyVersion, SampledToken,
-    Sampling, Span, StopReason, TokenId, TokenKind,
+    Author, EdgeKind, GroupId, Identity, MessageGraph, NodeId, PolicyVersion, SampledToken, Span,
+    StopReason, TokenId, TokenKind,
 };
 
 use crate::support::trained;
@@ -44,14 +44,14 @@ impl Policy for Scripted {
         let seen = request.prompt.iter().chain(&ids).copied().collect();
         self.exchanges.lock().expect("a lock").push(seen);
         let stop = if is_closed { StopReason::EndOfTurn } else { StopReason::MaxTokens };
-        Ok(Sample { tokens: tokens.collect(), stop, engine: "script".to_owned() })
+        Ok(Sample { tokens: tokens.collect(), stop, ..Sample::new("script") })
     }
 }
 
 fn agents(thinking: Thinking, compaction: Option<Compaction>) -> ChatAgents {
     let settings = ChatMlSettings { thinking, ..ChatMlSettings::default() };
     let renderer = Arc::new(ChatMl::new(trained(), settings).expect("it has the markers"));
-    ChatAgents { renderer, sampling: Sampling::default(), compaction }
+    ChatAgents { compaction, ..ChatAgents::new(renderer) }
 }
 
 fn identity() -> Identity {
@@ -278,7 +278,7 @@ impl Renderer for Forgetful {
 fn a_renderer_that_loses_a_message_is_an_error() {
     let chat = ChatMl::new(trained(), ChatMlSettings::default()).expect("it has the markers");
     let renderer = Arc::new(Forgetful(chat));
-    let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+    let agents = ChatAgents::new(renderer);
     let mut agent = agents.agent(&identity(), Vec::new());
     let error = agent.observe(&"Hi".into()).expect_err("a message is missing");
     assert!(matches!(error, AgentError::Render(_)), "{error}");

@@ -10,7 +10,6 @@ use turnwise_rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
 use turnwise_training::{
     Admission, OutcomeCredit, Parts, Schedule, StepReport, Trainer, TrainerSettings, metric,
 };
-use turnwise_trajectory::Sampling;
 
 use super::machine::Machine;
 use super::memory;
@@ -182,7 +181,7 @@ fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure>
     let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 0.0 };
     let parts = Parts {
         tasks: Arc::new(games(arguments)),
-        agents: Arc::new(ChatAgents { renderer, sampling: Sampling::default(), compaction: None }),
+        agents: Arc::new(ChatAgents::new(renderer)),
         rubric: None,
         policy: Arc::new(policy),
         learner,

@@ -7,8 +7,8 @@ use turnwise_rollout::{
     AgentFactory, ChatAgents, Policy, PolicyError, Room, Said, Sample, SampleRequest,
 };
 use turnwise_trajectory::{
-    Author, GroupId, Identity, MessageGraph, Node, PolicyVersion, SampledToken, Sampling, Span,
-    StopReason, TokenId,
+    Author, GroupId, Identity, MessageGraph, Node, PolicyVersion, SampledToken, Span, StopReason,
+    TokenId,
 };
 
 use super::conversation::Conversation;
@@ -43,7 +43,7 @@ pub(super) async fn play(
     form: &Form,
 ) -> Result<MessageGraph, Failure> {
     let renderer = form.renderer.clone();
-    let agents = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+    let agents = ChatAgents::new(renderer);
     let mut agent = agents.agent(&identity(), conversation.tools.clone());
     let mut heard = Vec::new();
     let mut n_turns = 0;
@@ -100,7 +100,7 @@ impl Policy for Demonstrated {
     async fn sample(&self, _request: SampleRequest) -> Result<Sample, PolicyError> {
         let tokens = self.0.iter().map(|id| SampledToken::new(*id, 0.0, PolicyVersion::default()));
         let (tokens, engine) = (tokens.collect(), String::new());
-        Ok(Sample { tokens, stop: StopReason::EndOfTurn, engine })
+        Ok(Sample { tokens, stop: StopReason::EndOfTurn, ..Sample::new(engine) })
     }
 }
 

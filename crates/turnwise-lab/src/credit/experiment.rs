@@ -9,7 +9,6 @@ use turnwise_training::{
     TrainError, Trainer, TrainerSettings, TurnBaselineCredit, TurnCredit, TurnIndexBiasedCredit,
     Update, demonstrate, imitate_step, metric,
 };
-use turnwise_trajectory::Sampling;
 
 use super::{LeverPuller, LeverTasks, Levers, Vocabulary};
 
@@ -218,11 +217,7 @@ fn trainer<L: Learner>(
     let vocabulary = Vocabulary::new(&settings.levers);
     let parts = Parts {
         tasks: Arc::new(LeverTasks(settings.levers)),
-        agents: Arc::new(ChatAgents {
-            renderer: Arc::new(vocabulary),
-            sampling: Sampling::default(),
-            compaction: None,
-        }),
+        agents: Arc::new(ChatAgents::new(Arc::new(vocabulary))),
         rubric: None,
         policy,
         learner,

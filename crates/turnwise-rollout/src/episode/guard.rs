@@ -7,7 +7,7 @@ use turnwise_environment::derive_seed;
 use turnwise_trajectory::{InfraFault, InfraReason, Outcome, PolicyVersion};
 
 use crate::panic_text::panic_text;
-use crate::{ConstrainedSample, Policy, PolicyError, Sample, SampleRequest, TokenConstraint};
+use crate::{Policy, PolicyError, Sample, SampleRequest, TokenConstraint};
 
 pub(super) fn infra(reason: InfraReason, message: impl Into<String>) -> Outcome {
     Outcome::InfraFault(InfraFault { reason, message: message.into() })
@@ -67,7 +67,7 @@ impl Policy for Engine<'_> {
         &self,
         mut request: SampleRequest,
         constraint: Arc<dyn TokenConstraint>,
-    ) -> Result<ConstrainedSample, PolicyError> {
+    ) -> Result<Sample, PolicyError> {
         request.seed = self.seed(request.seed);
         request.session = self.seed(request.session);
         let call = async { self.policy.sample_constrained(request, constraint).await };

@@ -73,6 +73,7 @@ const RANGES: &[Range] = &[
     range("rollout.temperature", Above(0.0), 100.0),
     range("rollout.top_p", Above(0.0), 1.0),
     range("rollout.top_k", From(0.0), MANY),
+    range("rollout.min_p", From(0.0), 0.999_999),
     range("rollout.max_retries", From(0.0), 1000.0),
     range("rollout.retry_delay_s", From(0.0), 86_400.0),
     range("rollout.max_faults_in_row", From(1.0), MANY),

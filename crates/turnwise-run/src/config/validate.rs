@@ -22,7 +22,6 @@ pub(super) fn validate(config: &Config) -> Result<(), Impossible> {
     check_sizes(config)?;
     check_objective(config)?;
     check_group(config)?;
-    check_sampling(config)?;
     check_behavior(config)?;
     check_compaction(config)?;
     check_rollout(config)?;
@@ -85,19 +84,6 @@ fn check_group(config: &Config) -> Result<(), Impossible> {
         || format!("= {least} is more than group_size = {size}, so that every group is dropped"),
         "use at most the group size",
     )
-}
-
-fn check_sampling(config: &Config) -> Result<(), Impossible> {
-    let help = "the trainer's softmax is then not the distribution the tokens were drawn from; leave it out";
-    let top_p = config.rollout.top_p;
-    refuse_if(
-        top_p != 1.0,
-        "rollout.top_p",
-        || format!("= {top_p} is not the whole vocabulary"),
-        help,
-    )?;
-    let top_k = config.rollout.top_k;
-    refuse_if(top_k > 0, "rollout.top_k", || format!("= {top_k} cuts the vocabulary short"), help)
 }
 
 /// Settings that are given and could not be meant.

@@ -128,7 +128,7 @@ proptest! {
         let wall = Wall { says: "No.".to_owned() };
         let tasks = vec![wall.clone()];
         let renderer = Arc::new(Calling(AlphabetRenderer::new("abc")));
-        let callers = ChatAgents { renderer, sampling: Sampling::default(), compaction: None };
+        let callers = ChatAgents::new(renderer);
         let limits = Limits { max_tool_calls, max_turns: 50, max_faults: 99, ..limits() };
         let episode = Episode::new(identity(&tasks, seed), Box::new(wall), &callers, limits);
         let ended = block_on(finished(episode, &ENGINE));
@@ -218,7 +218,7 @@ fn exchange() -> (SampleRequest, Sample) {
     };
     let token = |id, version| SampledToken::new(id, -0.5, PolicyVersion(version));
     let tokens = vec![token(1, 2), token(2, 3), token(0, 3)];
-    (request, Sample { tokens, stop: StopReason::EndOfTurn, engine: "good".to_owned() })
+    (request, Sample { tokens, stop: StopReason::EndOfTurn, ..Sample::new("good") })
 }
 
 /// A change that makes an answer invalid.

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use turnwise_environment::{Environment, TaskKey, TaskSet, derive_seed};
 use turnwise_rollout::{Allowance, ChatAgents, Episode, EpisodeSnapshot, Limits, Policy, Progress};
 use turnwise_testkit::{AlphabetRenderer, Hashed};
-use turnwise_trajectory::{GroupId, Identity, InfraReason, Outcome, Sampling, Trajectory};
+use turnwise_trajectory::{GroupId, Identity, InfraReason, Outcome, Trajectory};
 
 pub(crate) const ENGINE: Hashed = Hashed { n_ids: 4 };
 
@@ -19,7 +19,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 pub(crate) fn agents() -> ChatAgents {
     let renderer = Arc::new(AlphabetRenderer::new("abc"));
-    ChatAgents { renderer, sampling: Sampling::default(), compaction: None }
+    ChatAgents::new(renderer)
 }
 
 pub(crate) fn limits() -> Limits {
