@@ -24,7 +24,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { largest: 20, turns: 5 }
+        Self { largest: 8, turns: 3 }
     }
 }
 
