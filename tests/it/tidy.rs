@@ -545,6 +545,72 @@ fn an_import_that_goes_round_is_found() {
     assert_eq!(of("fn f() { crate::a::g() }\n"), ["a", "c"]);
 }
 
+/// Name of the type that a line of code defines, and whether it is public. For text as rustfmt leaves it; the associated
+/// types of traits are no types of their own.
+fn type_name(line: &str) -> Option<(&str, bool)> {
+    let item = line.trim_start();
+    let is_public = item.starts_with("pub ");
+    let (before, after) = item.split_once(' ')?;
+    let item = if before.starts_with("pub") { after } else { item };
+    let (kind, rest) = item.strip_prefix("unsafe ").unwrap_or(item).split_once(' ')?;
+    let is_type = match kind {
+        "struct" | "enum" | "trait" | "union" => true,
+        "type" => !line.starts_with(' '),
+        _ => false,
+    };
+    let name = first_name(rest);
+    (is_type && !name.is_empty()).then_some((name, is_public))
+}
+
+/// The names of types that more than one definition has, one of them public, each with the places of all definitions.
+fn reused_names(sources: &[(&str, &str)]) -> Vec<String> {
+    let mut definitions: BTreeMap<String, (bool, Vec<&str>)> = BTreeMap::new();
+    for (path, text) in sources {
+        let code = code_without_tests(text);
+        for (name, is_public) in code.lines().filter_map(type_name) {
+            let (any_is_public, places) = definitions.entry(name.to_owned()).or_default();
+            *any_is_public |= is_public;
+            places.push(path);
+        }
+    }
+    definitions
+        .into_iter()
+        .filter(|(_, (any_is_public, places))| *any_is_public && places.len() > 1)
+        .map(|(name, (_, places))| format!("{name}: {}", places.join(", ")))
+        .collect()
+}
+
+#[test]
+fn a_public_type_name_has_one_definition() {
+    let is_shipped = |source: &&Source| {
+        let (place, is_source) = (&source.path, source.path.contains("/src/"));
+        is_source
+            && (place.starts_with("crates/") || place.starts_with("envs/"))
+            && !place.contains("/src/tests/")
+            && !place.ends_with("/tests.rs")
+    };
+    let sources = sources();
+    let shipped: Vec<(&str, &str)> = sources
+        .iter()
+        .filter(is_shipped)
+        .map(|source| (source.path.as_str(), source.text.as_str()))
+        .collect();
+    assert!(shipped.len() > 100, "the sources are found");
+    assert_eq!(reused_names(&shipped), [""; 0]);
+}
+
+/// The check itself.
+#[test]
+fn a_type_name_that_is_used_again_is_found() {
+    let a = "pub struct One<T>(T);\npub(crate) enum Two {}\nstruct Three;\n#[cfg(test)]\nmod tests {\n    struct One;\n}\n";
+    let of = |b: &str| reused_names(&[("a.rs", a), ("b.rs", b)]);
+    assert_eq!(of("struct Three;\nenum Two {}\nimpl T for U {\n    type One = u8;\n}\n"), [""; 0]);
+    assert_eq!(of("pub trait One: Send {}\n"), ["One: a.rs, b.rs"]);
+    assert_eq!(of("fn f() {\n    struct One;\n}\n"), ["One: a.rs, b.rs"]);
+    assert_eq!(of("pub type Two = u8;\n"), ["Two: a.rs, b.rs"]);
+    assert_eq!(of("pub(super) type One<T> = Vec<T>;\n"), ["One: a.rs, b.rs"]);
+}
+
 /// Name, first line and number of lines of each function. For text as rustfmt leaves it.
 fn functions(text: &str) -> Vec<(String, usize, usize)> {
     let lines: Vec<&str> = text.lines().collect();

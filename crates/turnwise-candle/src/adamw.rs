@@ -17,7 +17,7 @@ use crate::ModelError;
 use crate::checkpoint::{Piece, Precision, Tensors, write_tensors};
 use crate::decoder::Parameter;
 use crate::finite::{describe, first_not_finite};
-use crate::layout::{Role, Spec};
+use crate::layout::{ParameterRole, Spec};
 use crate::numbers::numbers;
 
 /// Settings of AdamW (Loshchilov and Hutter, *Decoupled weight decay regularization*, 2019, algorithm 2).
@@ -89,7 +89,7 @@ impl AdamWState {
             let rates = Rates::of(self.settings, parameter, self.steps, scale, learning_rate);
             let is_finite = Cell::new(true);
             let moved = RefCell::new(&mut *moments);
-            let step = Step { gradient, moments: moved, rates, is_finite: &is_finite };
+            let step = AdamWUpdate { gradient, moments: moved, rates, is_finite: &is_finite };
             parameter.var.inplace_op1(&step)?;
             if is_finite.get() {
                 continue;
@@ -184,7 +184,8 @@ const STEP_MASK: u64 = (1 << STEP_BITS) - 1;
 const STEPS: &str = "steps";
 
 fn state_specs(specs: &[Spec]) -> Vec<Spec> {
-    let steps = Spec { name: STEPS.to_owned(), shape: vec![2], role: Role::Norm, stacked: false };
+    let steps =
+        Spec { name: STEPS.to_owned(), shape: vec![2], role: ParameterRole::Norm, stacked: false };
     let moments = specs.iter().flat_map(|spec| {
         ["first", "second"].map(|moment| Spec {
             name: format!("{moment}.{}", spec.name),
@@ -196,7 +197,7 @@ fn state_specs(specs: &[Spec]) -> Vec<Spec> {
 }
 
 /// Updates a parameter and its moments in place.
-struct Step<'a> {
+struct AdamWUpdate<'a> {
     gradient: &'a [f32],
     moments: RefCell<&'a mut Moments>,
     rates: Rates,
@@ -204,7 +205,7 @@ struct Step<'a> {
     is_finite: &'a Cell<bool>,
 }
 
-impl InplaceOp1 for Step<'_> {
+impl InplaceOp1 for AdamWUpdate<'_> {
     fn name(&self) -> &'static str {
         "adamw"
     }
@@ -259,7 +260,10 @@ impl Rates {
     ) -> Self {
         let AdamW { beta1, beta2, epsilon, weight_decay } = settings;
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-        let decays = !matches!(parameter.spec.role, Role::Embedding | Role::Bias | Role::Norm);
+        let decays = !matches!(
+            parameter.spec.role,
+            ParameterRole::Embedding | ParameterRole::Bias | ParameterRole::Norm
+        );
         Self {
             scale: scale as f32,
             beta1: beta1 as f32,
@@ -310,7 +314,7 @@ mod tests {
 
     use super::*;
 
-    fn parameter(role: Role, value: f32) -> Parameter {
+    fn parameter(role: ParameterRole, value: f32) -> Parameter {
         let spec = Spec { name: format!("{role:?}"), shape: vec![1], role, stacked: false };
         let var = Var::from_vec(vec![value], 1, &Device::Cpu).unwrap();
         Parameter { spec, var, precision: Precision::Single, trainable: true }
@@ -322,7 +326,8 @@ mod tests {
 
     #[test]
     fn two_steps_are_those_of_the_formula() {
-        let parameters = [parameter(Role::Matrix, 0.5), parameter(Role::Norm, 0.5)];
+        let parameters =
+            [parameter(ParameterRole::Matrix, 0.5), parameter(ParameterRole::Norm, 0.5)];
         let specs: Vec<Spec> = parameters.iter().map(|p| p.spec.clone()).collect();
         let settings = AdamW { beta1: 0.8, beta2: 0.9, epsilon: 1e-3, weight_decay: 0.1 };
         let mut state = AdamWState::new(settings, &specs);
@@ -343,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_state_survives_its_file() {
-        let parameters = [parameter(Role::Matrix, 0.5)];
+        let parameters = [parameter(ParameterRole::Matrix, 0.5)];
         let specs = [parameters[0].spec.clone()];
         let mut state = AdamWState::new(AdamW::default(), &specs);
         state.step(&parameters, &[vec![0.3]], 1.0, 0.01).unwrap();
@@ -358,7 +363,7 @@ mod tests {
     /// field 21
     #[test]
     fn before_the_first_step_the_file_holds_no_zeros() {
-        let specs = [Spec { shape: vec![1000], ..parameter(Role::Matrix, 0.5).spec }];
+        let specs = [Spec { shape: vec![1000], ..parameter(ParameterRole::Matrix, 0.5).spec }];
         let state = AdamWState::new(AdamW::default(), &specs);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("optimizer.safetensors");

@@ -9,7 +9,7 @@ pub(crate) const CHUNK_TOKENS: usize = 4096;
 
 /// A sequence and the tokens of it whose log-probability is wanted.
 #[derive(Clone, Debug)]
-pub(crate) struct Sequence<'a> {
+pub(crate) struct ScoredSequence<'a> {
     pub(crate) ids: &'a [u32],
     /// Position, from 1, and what its logits are divided by.
     pub(crate) targets: Vec<(usize, f32)>,
@@ -17,7 +17,7 @@ pub(crate) struct Sequence<'a> {
     pub(crate) kept: Option<&'a BTreeMap<usize, Vec<u32>>>,
 }
 
-impl<'a> Sequence<'a> {
+impl<'a> ScoredSequence<'a> {
     /// Every token that has one before it, at temperature 1.
     pub(crate) fn whole(ids: &'a [u32]) -> Self {
         Self { ids, targets: (1..ids.len()).map(|position| (position, 1.0)).collect(), kept: None }
@@ -32,7 +32,7 @@ impl<'a> Sequence<'a> {
 /// Tokens one after another, each of them once: what sequences have in common at their start is computed for all of them
 /// together. Everything but attention works on tokens alone.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Batch {
+pub(crate) struct PackedBatch {
     /// The tokens to compute. `[N]`
     pub(crate) inputs: Vec<u32>,
     /// The position of each in its sequences. `[N]`
@@ -40,7 +40,7 @@ pub(crate) struct Batch {
     /// How many sequences each belongs to. `[N]`
     pub(crate) multiplicities: Vec<u32>,
     /// Stretches of tokens with the same past, together all tokens in order.
-    pub(crate) spans: Vec<Span>,
+    pub(crate) spans: Vec<AttentionSpan>,
     pub(crate) predictions: Predictions,
     /// For each sequence the predictions that are its targets, in its order.
     targets: Vec<Vec<u32>>,
@@ -48,13 +48,13 @@ pub(crate) struct Batch {
 
 /// Tokens of which each attends to those before the span and to the span's own up to itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct AttentionSpan {
     /// Tokens before it in its sequences, in order of position.
     pub(crate) before: Vec<Range<usize>>,
     pub(crate) own: Range<usize>,
 }
 
-impl Span {
+impl AttentionSpan {
     /// How many tokens lie before it.
     pub(crate) fn n_before(&self) -> usize {
         self.before.iter().map(Range::len).sum()
@@ -90,10 +90,10 @@ impl Predictions {
     }
 }
 
-impl Batch {
+impl PackedBatch {
     /// # Panics
     /// When a target's position is not inside its sequence, or 0.
-    pub(crate) fn new(sequences: &[Sequence<'_>]) -> Self {
+    pub(crate) fn new(sequences: &[ScoredSequence<'_>]) -> Self {
         let mut forest = Forest::default();
         let mut wanted = Vec::with_capacity(sequences.len());
         wanted.resize(sequences.len(), Vec::new());
@@ -104,7 +104,7 @@ impl Batch {
                 .targets
                 .iter()
                 .enumerate()
-                .map(|(target, (position, temperature))| Wanted {
+                .map(|(target, (position, temperature))| WantedToken {
                     source: path[position - 1] as u32,
                     scale: 1.0 / temperature,
                     token: sequence.ids[*position],
@@ -120,9 +120,9 @@ impl Batch {
     pub(crate) fn inputs_only(sequences: &[&[u32]]) -> Self {
         // A token behind the last makes that one an input.
         let longer: Vec<Vec<u32>> = sequences.iter().map(|ids| [ids, &[0][..]].concat()).collect();
-        let sequences: Vec<Sequence<'_>> = longer
+        let sequences: Vec<ScoredSequence<'_>> = longer
             .iter()
-            .map(|ids| Sequence { ids, targets: vec![(ids.len() - 1, 1.0)], kept: None })
+            .map(|ids| ScoredSequence { ids, targets: vec![(ids.len() - 1, 1.0)], kept: None })
             .filter(|sequence| sequence.ids.len() > 1)
             .collect();
         Self { predictions: Predictions::default(), targets: Vec::new(), ..Self::new(&sequences) }
@@ -138,7 +138,7 @@ impl Batch {
     }
 
     /// Trees: spans that look at each other's tokens, and at no others.
-    pub(crate) fn trees(&self) -> impl Iterator<Item = &[Span]> {
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &[AttentionSpan]> {
         self.spans.chunk_by(|_, next| !next.before.is_empty())
     }
 
@@ -162,7 +162,7 @@ impl Batch {
     /// Parts of a list of sequences, as their indices, of at most so many distinct tokens each; a longer sequence is a part
     /// of its own. Sequences with a common start stand together.
     pub(crate) fn chunks(
-        sequences: &[Sequence<'_>],
+        sequences: &[ScoredSequence<'_>],
         max_tokens: usize,
         cut: Cut,
     ) -> Vec<Vec<usize>> {
@@ -199,7 +199,7 @@ pub(crate) enum Cut {
 }
 
 /// Sequences in an order in which each shares its longest common start with its neighbours.
-fn sorted(sequences: &[Sequence<'_>]) -> Vec<usize> {
+fn sorted(sequences: &[ScoredSequence<'_>]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     // Stable: equal sequences stay in the order they came in.
     order.sort_by(|a, b| sequences[*a].inputs().cmp(sequences[*b].inputs()));
@@ -213,7 +213,7 @@ fn common(a: &[u32], b: &[u32]) -> usize {
 /// A batch while sequences are added in sorted order.
 #[derive(Debug, Default)]
 struct Forest {
-    batch: Batch,
+    batch: PackedBatch,
     last: Vec<u32>,
     /// Where each token of the last sequence is.
     path: Vec<usize>,
@@ -230,7 +230,7 @@ impl Forest {
         }
         if shared < inputs.len() {
             let own = start..start + inputs.len() - shared;
-            self.batch.spans.push(Span { before: ranges(&self.path), own: own.clone() });
+            self.batch.spans.push(AttentionSpan { before: ranges(&self.path), own: own.clone() });
             self.path.extend(own);
             self.batch.inputs.extend_from_slice(&inputs[shared..]);
             self.batch.positions.extend(shared as u32..inputs.len() as u32);
@@ -251,7 +251,7 @@ fn ranges(path: &[usize]) -> Vec<Range<usize>> {
 
 /// A target.
 #[derive(Clone, Copy, Debug)]
-struct Wanted<'a> {
+struct WantedToken<'a> {
     source: u32,
     scale: f32,
     token: u32,
@@ -259,9 +259,9 @@ struct Wanted<'a> {
 }
 
 /// Gathers targets of the same distribution, and equal ones. Returns for each sequence the places of its targets.
-fn arrange(wanted: &[Vec<Wanted<'_>>]) -> (Predictions, Vec<Vec<u32>>) {
+fn arrange(wanted: &[Vec<WantedToken<'_>>]) -> (Predictions, Vec<Vec<u32>>) {
     let mut rows: HashMap<(u32, u32, Option<&[u32]>), usize> = HashMap::new();
-    let mut gathered: Vec<(Wanted<'_>, Vec<u32>)> = Vec::new();
+    let mut gathered: Vec<(WantedToken<'_>, Vec<u32>)> = Vec::new();
     let mut found = Vec::with_capacity(wanted.len());
     for sequence in wanted {
         let places = sequence.iter().map(|wanted| {

@@ -12,8 +12,8 @@ use turnwise_kernels::buffer::BufferPool;
 use turnwise_rollout::Meter;
 
 use crate::balance::balance_loss;
-use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
-use crate::checkpoint::{self, CONFIG, Loaded, Piece, Precision, Tensors, WEIGHTS};
+use crate::batch::{CHUNK_TOKENS, Cut, PackedBatch, ScoredSequence};
+use crate::checkpoint::{self, CONFIG, ParameterValues, Piece, Precision, Tensors, WEIGHTS};
 use crate::config::with_dtype;
 use crate::dimensions::Dimensions;
 use crate::finite::{describe, first_not_finite};
@@ -109,7 +109,7 @@ impl Decoder {
     pub fn random(config: DecoderConfig, seed: u64) -> Result<Self, ModelError> {
         config.validate()?;
         let values = initial::values(&config, seed).into_iter();
-        let loaded = values.map(|values| Loaded { values, precision: Precision::Single });
+        let loaded = values.map(|values| ParameterValues { values, precision: Precision::Single });
         let original = config.to_json();
         Self::from_loaded(config, original, loaded.collect())
     }
@@ -306,11 +306,13 @@ impl Decoder {
         ids: &[Vec<u32>],
         read: impl Fn(&Pass) -> Result<Vec<Vec<f32>>, ModelError>,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
-        let sequences: Vec<Sequence<'_>> = ids.iter().map(|ids| Sequence::whole(ids)).collect();
+        let sequences: Vec<ScoredSequence<'_>> =
+            ids.iter().map(|ids| ScoredSequence::whole(ids)).collect();
         let mut lists = vec![Vec::new(); ids.len()];
-        for chunk in Batch::chunks(&sequences, CHUNK_TOKENS, Cut::Anywhere) {
-            let some: Vec<Sequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
-            let batch = Batch::new(&some);
+        for chunk in PackedBatch::chunks(&sequences, CHUNK_TOKENS, Cut::Anywhere) {
+            let some: Vec<ScoredSequence<'_>> =
+                chunk.iter().map(|i| sequences[*i].clone()).collect();
+            let batch = PackedBatch::new(&some);
             if batch.n_targets() > 0 {
                 let pass = self.pass(Arc::new(batch), Keep::Nothing)?;
                 for (index, list) in chunk.iter().zip(read(&pass)?) {
@@ -330,7 +332,7 @@ impl Decoder {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let logits = self.all_logits(Arc::new(Batch::inputs_only(&[ids])))?;
+        let logits = self.all_logits(Arc::new(PackedBatch::inputs_only(&[ids])))?;
         let logits = self.finite("logits", logits)?;
         Ok(logits.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
@@ -350,7 +352,7 @@ impl Decoder {
         if ids.is_empty() {
             return Ok(None);
         }
-        let pass = self.pass(Arc::new(Batch::inputs_only(&ids)), Keep::Nothing)?;
+        let pass = self.pass(Arc::new(PackedBatch::inputs_only(&ids)), Keep::Nothing)?;
         let loss = balance_loss(pass.uses()).map(|loss| loss as f32);
         loss.map(|loss| Ok(self.finite("the balance of experts", vec![loss])?[0])).transpose()
     }
@@ -371,11 +373,11 @@ impl Decoder {
     fn from_loaded(
         config: DecoderConfig,
         original: Map<String, Value>,
-        loaded: Vec<Loaded>,
+        loaded: Vec<ParameterValues>,
     ) -> Result<Self, ModelError> {
         threads::start_shared()?;
         let parameters = specs(&config, None).into_iter().zip(loaded).map(|(spec, loaded)| {
-            let Loaded { values, precision } = loaded;
+            let ParameterValues { values, precision } = loaded;
             let var = Var::from_vec(values, spec.shape.clone(), &Place::Cpu)?;
             Ok(Parameter { spec, var, precision, trainable: true })
         });

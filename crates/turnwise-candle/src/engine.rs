@@ -9,7 +9,7 @@
 //!
 //! # Who does what
 //!
-//! [`Scheduler`] decides which tokens a step computes; [`tree::Tree`] knows which page holds what; a [`compute::Compute`] owns
+//! [`EngineScheduler`] decides which tokens a step computes; [`tree::Tree`] knows which page holds what; a [`compute::Compute`] owns
 //! the pages and does the arithmetic. The first two know no device.
 
 mod attention;
@@ -29,7 +29,7 @@ pub(crate) use pages::PAGE;
 use pages::PageLayout;
 pub use parts::EngineSeconds;
 use parts::PartCounters;
-pub(crate) use scheduler::{Command, Scheduler};
+pub(crate) use scheduler::{Command, EngineScheduler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub(crate) use slot::Job;

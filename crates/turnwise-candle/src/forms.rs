@@ -22,10 +22,11 @@ pub(crate) fn in_directory(directory: &Path) -> Option<String> {
     if has_weights(directory) {
         return None;
     }
-    let forms = [Form::Adapter, Form::Pickle, Form::Gguf, Form::Other, Form::Weights];
+    let forms =
+        [FileKind::Adapter, FileKind::Pickle, FileKind::Gguf, FileKind::Other, FileKind::Weights];
     let has_config = directory.join(CONFIG).exists();
-    forms.into_iter().filter(|form| *form != Form::Weights || has_config).find_map(|form| {
-        let name = names.iter().find(|name| Form::of(name) == Some(form))?;
+    forms.into_iter().filter(|form| *form != FileKind::Weights || has_config).find_map(|form| {
+        let name = names.iter().find(|name| FileKind::of(name) == Some(form))?;
         Some(form.explain(name, directory))
     })
 }
@@ -80,8 +81,8 @@ pub(crate) fn of_file(path: &Path) -> String {
     let name =
         path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let directory = path.parent().unwrap_or(Path::new("."));
-    match Form::of(&name) {
-        Some(form @ (Form::Adapter | Form::Pickle | Form::Gguf | Form::Other)) => {
+    match FileKind::of(&name) {
+        Some(form @ (FileKind::Adapter | FileKind::Pickle | FileKind::Gguf | FileKind::Other)) => {
             form.explain(&name, directory)
         }
         _ => "it is a file; name the directory with config.json and model.safetensors".to_owned(),
@@ -90,7 +91,7 @@ pub(crate) fn of_file(path: &Path) -> String {
 
 /// What a file is by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum FileKind {
     /// Of PEFT.
     Adapter,
     /// Of `PyTorch`.
@@ -103,7 +104,7 @@ enum Form {
     Weights,
 }
 
-impl Form {
+impl FileKind {
     fn of(name: &str) -> Option<Self> {
         let lower = name.to_lowercase();
         let ends = |endings: &[&str]| endings.iter().any(|ending| lower.ends_with(ending));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 
-use crate::batch::{Batch, Sequence};
+use crate::batch::{PackedBatch, ScoredSequence};
 use crate::learner::STACK_BYTES;
 use crate::tape::{Keep, Loss};
 use crate::{Decoder, ModelError};
@@ -42,7 +42,7 @@ impl Decoder {
     }
 
     fn mean_gradient(&self, ids: &[u32]) -> Result<LikelihoodGradient, ModelError> {
-        let batch = Arc::new(Batch::new(&[Sequence::whole(ids)]));
+        let batch = Arc::new(PackedBatch::new(&[ScoredSequence::whole(ids)]));
         let pass = self.pass(batch.clone(), Keep::Activations)?;
         let logprobs = self.finite("log-probabilities", pass.logprobs()?)?;
         let logprobs = batch.split(&logprobs).concat();

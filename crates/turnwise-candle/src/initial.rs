@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 use turnwise_rollout::uniform_at;
 
 use crate::DecoderConfig;
-use crate::layout::{Role, Spec, specs};
+use crate::layout::{ParameterRole, Spec, specs};
 
 /// In the order of [`specs`].
 pub(crate) fn values(config: &DecoderConfig, seed: u64) -> Vec<Vec<f32>> {
@@ -27,12 +27,14 @@ pub(crate) fn first(spec: &Spec, config: &DecoderConfig, seed: u64, drawn: &mut 
     };
     let by_inputs = || 1.0 / (spec.tensor_shape()[1] as f64).sqrt();
     match spec.role {
-        Role::Norm => vec![1.0; spec.len()],
-        Role::Bias | Role::AdapterUp => vec![0.0; spec.len()],
-        Role::Embedding | Role::Head => draw(normal, 0.02),
-        Role::Matrix => draw(normal, by_inputs()),
-        Role::Residual => draw(normal, by_inputs() / (2.0 * config.n_layers as f64).sqrt()),
-        Role::AdapterDown => draw(even, by_inputs()),
+        ParameterRole::Norm => vec![1.0; spec.len()],
+        ParameterRole::Bias | ParameterRole::AdapterUp => vec![0.0; spec.len()],
+        ParameterRole::Embedding | ParameterRole::Head => draw(normal, 0.02),
+        ParameterRole::Matrix => draw(normal, by_inputs()),
+        ParameterRole::Residual => {
+            draw(normal, by_inputs() / (2.0 * config.n_layers as f64).sqrt())
+        }
+        ParameterRole::AdapterDown => draw(even, by_inputs()),
     }
 }
 

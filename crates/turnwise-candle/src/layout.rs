@@ -2,7 +2,7 @@
 
 mod specs;
 
-pub(crate) use specs::{Role, Spec, specs};
+pub(crate) use specs::{ParameterRole, Spec, specs};
 
 use std::borrow::Cow;
 

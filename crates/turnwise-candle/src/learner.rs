@@ -13,7 +13,7 @@ use turnwise_trajectory::PolicyVersion;
 
 use crate::published::Published;
 use crate::shares::Shares;
-use crate::trainer::{LearnerSettings, Trainer};
+use crate::trainer::{LearnerSettings, LearnerState};
 use crate::{AdamW, CandlePolicy, Decoder, EngineSettings, ModelError, threads};
 
 /// A backward pass recurses through the graph; untouched stack costs only address space.
@@ -54,7 +54,7 @@ pub struct CandleLearner {
     meter: Meter,
 }
 
-type Call = Box<dyn FnOnce(&mut Trainer) + Send>;
+type Call = Box<dyn FnOnce(&mut LearnerState) + Send>;
 
 impl CandleLearner {
     /// Starts the thread and publishes the model's weights as version 0.
@@ -76,7 +76,7 @@ impl CandleLearner {
         settings: LearnerSettings,
     ) -> Result<Self, ModelError> {
         threads::check(settings.threads, "the learner")?;
-        let mut trainer = Trainer::new(model, optimizer, settings)?;
+        let mut trainer = LearnerState::new(model, optimizer, settings)?;
         let (published, meter) = (trainer.published(), trainer.meter());
         let pool = ThreadPoolBuilder::new()
             .num_threads(settings.threads)
@@ -128,7 +128,7 @@ impl CandleLearner {
     /// # Errors
     /// When the weights cannot be copied.
     pub async fn keep_reference(&self) -> Result<(), LearnerError> {
-        self.ask(Trainer::keep_reference).await
+        self.ask(LearnerState::keep_reference).await
     }
 
     /// Calls `follower` with a version and its weights: now, and again at each [`Learner::publish`] and [`Learner::load`]
@@ -167,7 +167,7 @@ impl CandleLearner {
 
     async fn ask<R: Send + 'static>(
         &self,
-        call: impl FnOnce(&mut Trainer) -> Result<R, LearnerError> + Send + 'static,
+        call: impl FnOnce(&mut LearnerState) -> Result<R, LearnerError> + Send + 'static,
     ) -> Result<R, LearnerError> {
         let (reply, answer) = oneshot::channel();
         self.send(move |trainer| {
@@ -177,7 +177,10 @@ impl CandleLearner {
         answer.await.map_err(|_| stopped())?
     }
 
-    fn send(&self, call: impl FnOnce(&mut Trainer) + Send + 'static) -> Result<(), LearnerError> {
+    fn send(
+        &self,
+        call: impl FnOnce(&mut LearnerState) + Send + 'static,
+    ) -> Result<(), LearnerError> {
         self.calls.send(Box::new(call)).map_err(|_| stopped())
     }
 }
@@ -236,7 +239,7 @@ impl Learner for CandleLearner {
     }
 
     async fn publish(&mut self) -> Result<PolicyVersion, LearnerError> {
-        self.ask(Trainer::publish).await
+        self.ask(LearnerState::publish).await
     }
 
     async fn save(&mut self, directory: &Path) -> Result<(), LearnerError> {

@@ -61,6 +61,6 @@ pub use memory::{TrainingMemory, TrainingPlan};
 pub use policy::CandlePolicy;
 pub use precision::ComputePrecision;
 pub use rope::RopeScaling;
-pub use shares::{Part, Shares};
+pub use shares::{PassPart, Shares};
 pub use trainer::LearnerSettings;
 pub use turnwise_kernels::{gemm_peak, matrix_unit_peak, read_bandwidth};

@@ -173,7 +173,7 @@ mod tests {
 
     use turnwise_training::Update;
 
-    use crate::trainer::{LearnerSettings, Trainer};
+    use crate::trainer::{LearnerSettings, LearnerState};
     use crate::{AdamW, Decoder};
 
     use super::*;
@@ -192,7 +192,7 @@ mod tests {
             assert_eq!(memory.gradients, 4 * model.n_trainable() as u64);
 
             let directory = tempfile::tempdir().unwrap();
-            let trainer = Trainer::new(model, AdamW::default(), LearnerSettings::default());
+            let trainer = LearnerState::new(model, AdamW::default(), LearnerSettings::default());
             let mut trainer = trainer.unwrap();
             // Before the first step there are no moments to save.
             trainer.step(Update { learning_rate: 0.0, max_grad_norm: 1.0 }).unwrap();

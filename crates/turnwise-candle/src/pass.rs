@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Result;
 
 use crate::balance::LayerUse;
-use crate::batch::Batch;
+use crate::batch::PackedBatch;
 use crate::plain::Plain;
 use crate::shares::Shares;
 use crate::tape::Tape;
@@ -18,7 +18,7 @@ pub(crate) enum Pass {
 }
 
 impl Pass {
-    pub(crate) fn batch(&self) -> &Arc<Batch> {
+    pub(crate) fn batch(&self) -> &Arc<PackedBatch> {
         match self {
             Self::Fused(tape) => &tape.batch,
             Self::Plain(plain) => plain.batch(),

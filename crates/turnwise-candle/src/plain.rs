@@ -19,7 +19,7 @@ pub(crate) use experts::{Routed, mix};
 
 use crate::ComputePrecision;
 use crate::balance::{LayerUse, balance_slopes};
-use crate::batch::{Batch, Predictions};
+use crate::batch::{PackedBatch, Predictions};
 use crate::dimensions::Dimensions;
 use crate::forward;
 use crate::fused::logprob::REMOVED;
@@ -31,7 +31,7 @@ use crate::tape::{Keep, Loss};
 #[derive(Debug)]
 pub(crate) struct Plain {
     arithmetic: Arithmetic,
-    batch: Arc<Batch>,
+    batch: Arc<PackedBatch>,
     device: Device,
     keep: Keep,
     /// Of the batch's positions.
@@ -62,7 +62,7 @@ impl Plain {
         dimensions: &Dimensions,
         precision: ComputePrecision,
         device: Device,
-        batch: Arc<Batch>,
+        batch: Arc<PackedBatch>,
         keep: Keep,
     ) -> Result<Self> {
         Ok(Self {
@@ -80,7 +80,7 @@ impl Plain {
         })
     }
 
-    pub(crate) fn batch(&self) -> &Arc<Batch> {
+    pub(crate) fn batch(&self) -> &Arc<PackedBatch> {
         &self.batch
     }
 

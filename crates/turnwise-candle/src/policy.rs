@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, TokenConstraint};
 use turnwise_trajectory::PolicyVersion;
 
-use crate::engine::{Command, Counters, EngineSettings, EngineStats, Job, Scheduler};
+use crate::engine::{Command, Counters, EngineScheduler, EngineSettings, EngineStats, Job};
 use crate::published::Published;
 use crate::{Decoder, ModelError};
 
@@ -92,7 +92,7 @@ impl CandlePolicy {
     ) -> Result<Self, ModelError> {
         let (commands, received) = mpsc::channel();
         let counters = Arc::new(Counters::default());
-        let scheduler = Scheduler::new(published.clone(), settings, counters.clone())?;
+        let scheduler = EngineScheduler::new(published.clone(), settings, counters.clone())?;
         let thread = thread::Builder::new().name("candle-policy".to_owned());
         let started = thread.spawn(move || scheduler.run(&received));
         started.map_err(|error| ModelError::threads(settings.threads, "the engine", error))?;

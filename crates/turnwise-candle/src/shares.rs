@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// What a forward or backward pass is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum PassPart {
     /// Rows of tokens, and those that predictions stand behind.
     Embedding,
     /// Root-mean-square norms.
@@ -23,7 +23,7 @@ pub enum Part {
     Optimizer,
 }
 
-impl Part {
+impl PassPart {
     /// All of them.
     pub const ALL: [Self; 8] = [
         Self::Embedding,
@@ -52,16 +52,16 @@ impl Part {
     }
 }
 
-/// Wall time spent in each [`Part`].
+/// Wall time spent in each [`PassPart`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shares {
-    spent: [Duration; Part::ALL.len()],
+    spent: [Duration; PassPart::ALL.len()],
 }
 
 impl Shares {
     /// What a part took.
     #[must_use]
-    pub fn of(&self, part: Part) -> Duration {
+    pub fn of(&self, part: PassPart) -> Duration {
         self.spent[part as usize]
     }
 
@@ -82,7 +82,7 @@ impl Shares {
     }
 
     /// Adds what has passed since `start`.
-    pub(crate) fn add_since(&mut self, part: Part, start: Instant) {
+    pub(crate) fn add_since(&mut self, part: PassPart, start: Instant) {
         self.spent[part as usize] += start.elapsed();
     }
 

@@ -15,9 +15,9 @@ pub(crate) use backward::{Loss, play_backward};
 pub(crate) use recorder::Recorder;
 
 use crate::balance::LayerUse;
-use crate::batch::Batch;
+use crate::batch::PackedBatch;
 use crate::fused::experts::Routed;
-use crate::fused::linear::Columns;
+use crate::fused::linear::ColumnRange;
 use crate::fused::logprob::Predicted;
 use crate::shares::Shares;
 
@@ -77,7 +77,7 @@ pub(crate) struct Played {
 /// A forward pass over a batch.
 #[derive(Debug)]
 pub(crate) struct Tape {
-    pub(crate) batch: Arc<Batch>,
+    pub(crate) batch: Arc<PackedBatch>,
     pub(crate) predicted: Predicted,
     /// How each layer with experts used them.
     pub(crate) uses: Vec<LayerUse>,
@@ -85,13 +85,13 @@ pub(crate) struct Tape {
     pub(crate) shares: Shares,
     pool: Arc<BufferPool>,
     keep: Keep,
-    nodes: Vec<Node>,
+    nodes: Vec<TapeNode>,
     n_values: usize,
 }
 
 /// An operation, with what its backward pass needs. `y` is the value it made.
 #[derive(Debug)]
-enum Node {
+enum TapeNode {
     Embed { y: usize, table: usize },
     Norm { y: usize, x: Value, gain: usize },
     Linear { y: usize, x: Value, maps: Vec<Map>, onto: Option<Handle> },
@@ -110,7 +110,7 @@ struct Map {
     weight: usize,
     bias: Option<usize>,
     adapter: Option<Thin>,
-    columns: Columns,
+    columns: ColumnRange,
 }
 
 /// The product through an adapter that is added to it.
@@ -121,7 +121,7 @@ struct Thin {
     scale: f32,
     /// What the first matrix made. `[N, rank]`
     inner: Buffer,
-    columns: Columns,
+    columns: ColumnRange,
 }
 
 /// The parameters of experts.
@@ -134,7 +134,7 @@ struct MixtureSlots {
 }
 
 impl Tape {
-    pub(crate) fn new(batch: Arc<Batch>, pool: Arc<BufferPool>, keep: Keep) -> Self {
+    pub(crate) fn new(batch: Arc<PackedBatch>, pool: Arc<BufferPool>, keep: Keep) -> Self {
         Self {
             batch,
             predicted: Predicted::default(),
@@ -153,7 +153,7 @@ impl Tape {
         Value { handle, width, numbers: Arc::new(numbers) }
     }
 
-    fn record(&mut self, node: Node) {
+    fn record(&mut self, node: TapeNode) {
         self.nodes.push(node);
     }
 
@@ -161,7 +161,7 @@ impl Tape {
     #[cfg(test)]
     pub(crate) fn into_routed(self) -> Vec<Routed> {
         let routed = self.nodes.into_iter().filter_map(|node| match node {
-            Node::Mixture { routed, .. } => Some(*routed),
+            TapeNode::Mixture { routed, .. } => Some(*routed),
             _ => None,
         });
         routed.collect()

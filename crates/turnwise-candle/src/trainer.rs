@@ -12,14 +12,14 @@ use turnwise_trajectory::PolicyVersion;
 
 use crate::accumulated::Accumulated;
 use crate::adamw::Optimizer;
-use crate::batch::{Batch, CHUNK_TOKENS, Cut, Sequence};
+use crate::batch::{CHUNK_TOKENS, Cut, PackedBatch, ScoredSequence};
 use crate::finite::all_finite;
 use crate::followers::{Follower, Followers};
-use crate::layout::{Network, Role};
+use crate::layout::{Network, ParameterRole};
 use crate::numbers::host_numbers;
 use crate::pass::Pass;
 use crate::published::Published;
-use crate::shares::{Part, Shares};
+use crate::shares::{PassPart, Shares};
 use crate::tape::{Keep, Loss, Played, Slot};
 use crate::{AdamW, ComputePrecision, Decoder, DecoderConfig, ModelError};
 
@@ -49,7 +49,7 @@ pub struct LearnerSettings {
 /// A model, its gradient and its optimiser. Not to be moved between threads in mid-call: the backward pass of
 /// [`Kernels::Plain`] recurses deeply.
 #[derive(Debug)]
-pub(crate) struct Trainer {
+pub(crate) struct LearnerState {
     model: Decoder,
     optimizer_settings: AdamW,
     settings: LearnerSettings,
@@ -97,7 +97,7 @@ impl Waiting {
     }
 }
 
-impl Trainer {
+impl LearnerState {
     pub(crate) fn new(
         model: Decoder,
         optimizer_settings: AdamW,
@@ -161,8 +161,9 @@ impl Trainer {
         if max_positions < 2 {
             return Err(failed("check gradients", "a model of one position predicts nothing"));
         }
-        let sequences: Vec<Sequence<'_>> = rows.iter().map(|ids| Sequence::whole(ids)).collect();
-        let batch = Arc::new(Batch::new(&sequences));
+        let sequences: Vec<ScoredSequence<'_>> =
+            rows.iter().map(|ids| ScoredSequence::whole(ids)).collect();
+        let batch = Arc::new(PackedBatch::new(&sequences));
         // Uneven derivatives: with equal ones a gradient can be zero by symmetry.
         let dlogprobs: Vec<f32> = (0..batch.n_targets()).map(|i| 1.0 + i as f32 * 0.1).collect();
         let loss = Loss { dlogprobs: &dlogprobs, ..Loss::default() };
@@ -192,7 +193,7 @@ impl Trainer {
         let parameters = self.model.parameters();
         let mut names = Vec::new();
         for (index, parameter) in parameters.iter().enumerate() {
-            let is_new = parameter.spec.role == Role::AdapterDown
+            let is_new = parameter.spec.role == ParameterRole::AdapterDown
                 && !is_zero(&gradients[index + 1])
                 && is_zero(&host_numbers(&parameters[index + 1].var)?);
             if is_zero(&gradients[index]) && !is_new {
@@ -320,7 +321,7 @@ impl Trainer {
             );
         }
         self.clear();
-        self.shares.add_since(Part::Optimizer, start);
+        self.shares.add_since(PassPart::Optimizer, start);
         Ok(Updated { grad_norm, applied, not_finite })
     }
 
@@ -418,9 +419,10 @@ impl Trainer {
         let (mut parts, mut logprobs) = (Vec::new(), vec![Vec::new(); rows.len()]);
         // Activations of all parts are kept until the backward pass: nothing is gained by computing a token in two of them.
         let cut = if keep == Keep::Nothing { Cut::Anywhere } else { Cut::BetweenTrees };
-        for chunk in Batch::chunks(&sequences, CHUNK_TOKENS, cut) {
-            let some: Vec<Sequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
-            let batch = Arc::new(Batch::new(&some));
+        for chunk in PackedBatch::chunks(&sequences, CHUNK_TOKENS, cut) {
+            let some: Vec<ScoredSequence<'_>> =
+                chunk.iter().map(|i| sequences[*i].clone()).collect();
+            let batch = Arc::new(PackedBatch::new(&some));
             if batch.n_targets() == 0 {
                 continue;
             }
@@ -437,13 +439,13 @@ impl Trainer {
         Ok((parts, logprobs))
     }
 
-    fn sequences<'a>(&self, rows: &'a [Row]) -> Result<Vec<Sequence<'a>>, LearnerError> {
+    fn sequences<'a>(&self, rows: &'a [Row]) -> Result<Vec<ScoredSequence<'a>>, LearnerError> {
         let checked = rows.iter().enumerate().map(|(row, content)| {
             check_row(self.model.config(), content)
                 .map_err(|reason| LearnerError::BadRow { row, reason })?;
             let targets = content.targets.iter().map(|t| (t.position, t.temperature)).collect();
             let kept = Some(&content.kept).filter(|kept| !kept.is_empty());
-            Ok(Sequence { ids: &content.ids, targets, kept })
+            Ok(ScoredSequence { ids: &content.ids, targets, kept })
         });
         checked.collect()
     }
@@ -523,14 +525,15 @@ mod tests {
     fn a_new_adapter_is_no_reason_to_warn_and_a_dead_one_is() {
         let model = Decoder::random(DecoderConfig::small(29), 4).unwrap();
         let model = model.with_lora(&LoraSettings::default(), 1).unwrap();
-        let trainer = Trainer::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
+        let trainer =
+            LearnerState::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
         trainer.check_gradients().unwrap();
         let parameters = trainer.model.parameters();
         // As a new adapter has it: nothing for A, and something for B.
         let gradients = |of_up: f32| -> Vec<Vec<f32>> {
             let of = |parameter: &crate::decoder::Parameter| match parameter.spec.role {
-                Role::AdapterDown => vec![0.0; 2],
-                Role::AdapterUp => vec![of_up; 2],
+                ParameterRole::AdapterDown => vec![0.0; 2],
+                ParameterRole::AdapterUp => vec![of_up; 2],
                 _ => Vec::new(),
             };
             parameters.iter().map(of).collect()

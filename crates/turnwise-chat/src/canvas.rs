@@ -14,7 +14,7 @@ pub(crate) struct Canvas<'a> {
     tokenizer: &'a Tokenizer,
     lead: Lead<'a>,
     run: String,
-    parts: Vec<Part>,
+    parts: Vec<OwnedSpan>,
     owner: usize,
     spans: Vec<Vec<Span>>,
 }
@@ -31,7 +31,7 @@ enum Lead<'a> {
 }
 
 /// A stretch of the run.
-struct Part {
+struct OwnedSpan {
     start: usize,
     end: usize,
     owner: usize,
@@ -93,7 +93,7 @@ impl<'a> Canvas<'a> {
         }
         let start = self.run.len();
         self.run.push_str(text);
-        self.parts.push(Part { start, end: self.run.len(), owner: self.owner, is_content });
+        self.parts.push(OwnedSpan { start, end: self.run.len(), owner: self.owner, is_content });
     }
 
     fn flush(&mut self) {
@@ -117,7 +117,7 @@ impl<'a> Canvas<'a> {
     }
 
     /// The tokens of a run, behind what stands before it.
-    fn encode(&self, run: &str, parts: &[Part]) -> Vec<(Range<usize>, TokenId)> {
+    fn encode(&self, run: &str, parts: &[OwnedSpan]) -> Vec<(Range<usize>, TokenId)> {
         let lead = match self.lead {
             Lead::Control(name) => name,
             Lead::Tokens if self.tokenizer.opens_with_blank() => SENTINEL,

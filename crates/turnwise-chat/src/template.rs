@@ -25,8 +25,8 @@ use crate::tool_calls::check_calls;
 use crate::truncate::heard;
 use crate::turn::before_stop;
 use crate::{ChatError, Thinking, Tokenizer, marks, parse_llama_turn, parse_turn, thinking};
-use layout::{Layout, Part};
-use program::{Program, Script};
+use layout::{Layout, MessageSpan};
+use program::{Program, TemplateInput};
 use reuse::{Kept, kept, squash};
 
 /// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
@@ -260,7 +260,7 @@ impl TemplateRenderer {
     fn layout_of(&self, action: &Action, tools: &[ToolSpec]) -> Option<Layout> {
         let messages = [Message::user(QUESTION), self.as_text(&action.to_message())];
         let messages: Vec<&Message> = messages.iter().collect();
-        let script = Script { messages: &messages, tools };
+        let script = TemplateInput { messages: &messages, tools };
         self.program.layout(&self.tokenizer, script, &self.closes).ok()
     }
 
@@ -274,7 +274,7 @@ impl TemplateRenderer {
         let heard: Vec<Message> =
             said.iter().enumerate().map(|(at, said)| self.heard(said, at < n_task)).collect();
         let messages: Vec<&Message> = heard.iter().collect();
-        let script = Script { messages: &messages, tools };
+        let script = TemplateInput { messages: &messages, tools };
         self.program.layout(&self.tokenizer, script, &self.closes)
     }
 
@@ -350,7 +350,7 @@ impl TemplateRenderer {
         let Some((last, before)) = history.split_last() else { return Ok(false) };
         let held = self.layout(before, tools)?;
         let owner = before.len();
-        let Part { start, turn, .. } = &layout.messages[owner];
+        let MessageSpan { start, turn, .. } = &layout.messages[owner];
         let Some(turn) = turn else { return Ok(false) };
         let prefill = held.output.text[held.end()..].find(thinking::OPEN);
         let lead_in = prefill.map_or(held.output.text.len(), |at| held.end() + at);
@@ -372,7 +372,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn message(&mut self, owner: usize, part: &Part, said: &Said<'_>, from: usize) {
+    fn message(&mut self, owner: usize, part: &MessageSpan, said: &Said<'_>, from: usize) {
         let start = part.start.max(from);
         let (Some(turn), Some(drawn)) = (&part.turn, said.drawn) else {
             return self.text(owner, start..part.end.max(start));
@@ -549,7 +549,7 @@ fn one_call() -> (Action, ToolSpec) {
 fn written_close(program: &Program, tokenizer: &Tokenizer) -> Option<String> {
     let messages = [Message::user(QUESTION), Message::assistant(ANSWER)];
     let messages: Vec<&Message> = messages.iter().collect();
-    let text = program.ended(Script { messages: &messages, tools: &[] }).ok()?;
+    let text = program.ended(TemplateInput { messages: &messages, tools: &[] }).ok()?;
     let behind = &text[text.rfind(ANSWER)? + ANSWER.len()..];
     let mut places = behind.char_indices();
     let close = places.find_map(|(at, _)| tokenizer.added().control_at(behind, at))?;

@@ -53,7 +53,7 @@ pub fn train_tokenizer(
     let n_merges =
         n_ids.checked_sub(MIN_IDS).ok_or(ChatError::TooFewIds { n_ids, least: MIN_IDS })?;
     let split = pre_tokenizer();
-    let mut vocabulary = Vocabulary::of_bytes();
+    let mut vocabulary = BpeVocabulary::of_bytes();
     let mut words = count_words(texts, &split, &vocabulary);
     let merges = learn_merges(&mut words, &mut vocabulary, n_merges);
     Tokenizer::from_json(to_json(&split, &vocabulary, &merges))
@@ -65,12 +65,12 @@ fn pre_tokenizer() -> PreTokenizerWrapper {
 }
 
 /// The tokens' byte-level spellings; the index is the id.
-struct Vocabulary {
+struct BpeVocabulary {
     tokens: Vec<String>,
     ids: HashMap<String, TokenId>,
 }
 
-impl Vocabulary {
+impl BpeVocabulary {
     fn of_bytes() -> Self {
         let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
         alphabet.sort_unstable();
@@ -100,7 +100,7 @@ struct Word {
 fn count_words(
     texts: impl IntoIterator<Item = String>,
     split: &PreTokenizerWrapper,
-    vocabulary: &Vocabulary,
+    vocabulary: &BpeVocabulary,
 ) -> Vec<Word> {
     // Sorted: nothing that follows depends on the order of the texts, nor on a hash's.
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
@@ -129,7 +129,7 @@ type Pair = (TokenId, TokenId);
 /// early where no pair stands twice: a merge seen once is the text learnt by heart.
 fn learn_merges(
     words: &mut [Word],
-    vocabulary: &mut Vocabulary,
+    vocabulary: &mut BpeVocabulary,
     n_merges: usize,
 ) -> Vec<(String, String)> {
     let mut counts: HashMap<Pair, u64> = HashMap::new();
@@ -183,7 +183,7 @@ fn merge(ids: &mut Vec<TokenId>, pair: Pair, merged: TokenId) {
 
 fn to_json(
     split: &PreTokenizerWrapper,
-    vocabulary: &Vocabulary,
+    vocabulary: &BpeVocabulary,
     merges: &[(String, String)],
 ) -> String {
     let n_plain = vocabulary.tokens.len();

@@ -143,11 +143,11 @@ struct Table<'a> {
     environment: Box<dyn Environment>,
     tools: Vec<ToolSpec>,
     first: Observation,
-    turns: Vec<Turn>,
+    turns: Vec<PlayedTurn>,
 }
 
 /// One turn, and how to get back before it.
-struct Turn {
+struct PlayedTurn {
     before: Option<Vec<u8>>,
     action: Action,
     step: Step,
@@ -173,7 +173,7 @@ impl<'a> Table<'a> {
     async fn act(&mut self, action: Action) -> Result<Step, PlayError> {
         let before = self.environment.snapshot();
         let step = self.environment.step(action.clone()).await?;
-        self.turns.push(Turn { before, action, step: step.clone() });
+        self.turns.push(PlayedTurn { before, action, step: step.clone() });
         Ok(step)
     }
 

@@ -3,7 +3,9 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use turnwise_simulation::{ManySettings, Mode, Plan, Progress, Summary, simulate, simulate_many};
+use turnwise_simulation::{
+    ManySettings, Mode, SeriesProgress, SeriesSummary, SimulationPlan, simulate, simulate_many,
+};
 
 use crate::arguments::{SimulateArguments, SimulationMode};
 use crate::say;
@@ -31,19 +33,19 @@ pub(crate) fn simulate_seeds(arguments: &SimulateArguments) -> Result<(), Failur
 }
 
 fn one(seed: u64, mode: Mode) -> Result<(), Failure> {
-    let plan = Plan::new(seed, mode);
+    let plan = SimulationPlan::new(seed, mode);
     match simulate(plan, None) {
         Ok(report) => say(&format!("{report:#?}\n")),
         Err(failure) => Err(Failure::new(ExitCode::Runtime, failure.to_string())),
     }
 }
 
-fn show(progress: Progress) {
-    let Progress { done, of, failures } = progress;
+fn show(progress: SeriesProgress) {
+    let SeriesProgress { done, of, failures } = progress;
     let _ = write!(io::stderr(), "\r{done} of {of} seeds, {failures} failures");
 }
 
-fn describe(summary: &Summary) -> String {
+fn describe(summary: &SeriesSummary) -> String {
     let failures = summary.failures.iter().map(|failure| format!("{failure}\n\n"));
     let faults = summary.faults.iter().map(|(kind, n)| format!("  {:<24}{n:>10}\n", kind.label()));
     let text: String = failures.chain(faults).collect();

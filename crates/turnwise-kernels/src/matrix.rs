@@ -224,7 +224,7 @@ pub fn multiply(
         && right.suits(a.shape.rows)
     {
         let left = blocks::Scaled { side: split::Side::left(a), by: scale };
-        let right = blocks::Source::Loose(&right, accuracy);
+        let right = blocks::RightOperand::Loose(&right, accuracy);
         return blocks::multiply(slice::from_mut(target), write, left, right, threads);
     }
     multiply_on_vector_units(target, write, scale, [a, b], threads);
@@ -248,7 +248,7 @@ pub fn multiply_joined(
     {
         check(target.shape, a.shape, right.shape());
         let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
-        let right = blocks::Source::Loose(&right, accuracy);
+        let right = blocks::RightOperand::Loose(&right, accuracy);
         return blocks::multiply(slice::from_mut(target), write, left, right, Parallelism::Pool);
     }
     let mut start = 0;
@@ -284,7 +284,7 @@ pub fn add_to_each(targets: &mut [MatrixMut<'_>], [a, b]: [Matrix<'_>; 2], accur
             check(Shape { rows, ..target.shape }, a.shape, b.shape);
         }
         let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
-        let right = blocks::Source::Loose(&right, accuracy);
+        let right = blocks::RightOperand::Loose(&right, accuracy);
         return blocks::multiply(targets, Write::Add, left, right, Parallelism::Pool);
     }
     let mut start = 0;
@@ -380,7 +380,7 @@ impl PackedSides {
         #[cfg(target_arch = "x86_64")]
         {
             let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
-            let right = blocks::Source::Kept { kept: &self.kept, side, terms, columns };
+            let right = blocks::RightOperand::Kept { kept: &self.kept, side, terms, columns };
             blocks::multiply(slice::from_mut(target), write, left, right, threads);
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -3,7 +3,9 @@ use turnwise_objective::{
     AdvantageError, Advantages, ObjectiveError, Sequence, evaluate_step, spread_over_tokens,
 };
 
-use crate::{CreditRule, NamedObjective, Policy, Problem, Trajectory, credits, objectives};
+use crate::{
+    CreditRule, NamedObjective, Problem, ProblemTrajectory, SoftmaxPolicy, credits, objectives,
+};
 
 /// The settings of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,7 +30,7 @@ pub struct Estimate {
     pub objective: &'static str,
     /// The credit's name.
     pub credit: &'static str,
-    /// E\[g\], in the order of [`Policy::flat`].
+    /// E\[g\], in the order of [`SoftmaxPolicy::flat`].
     pub mean: Vec<f64>,
     /// tr Cov\[g\] = E|g|² − |E g|².
     pub variance: f64,
@@ -134,7 +136,7 @@ pub fn expected_gradients(
     let mut sums: Vec<Vec<Option<Moments>>> =
         vec![vec![Some(Moments::new(n)); objectives.len()]; credits.len()];
     for group in multisets(episodes.len(), setup.group_size) {
-        let members: Vec<&Episode> = group.iter().map(|&index| &episodes[index]).collect();
+        let members: Vec<&EstimatorInput> = group.iter().map(|&index| &episodes[index]).collect();
         let probability =
             arrangements(&group) * members.iter().map(|member| member.probability).product::<f64>();
         for (credit, sums) in credits.iter().zip(&mut sums) {
@@ -175,7 +177,7 @@ fn check(setup: Setup) -> Result<(), LabError> {
 
 /// A trajectory with the input of an estimator.
 #[derive(Debug)]
-struct Episode {
+struct EstimatorInput {
     /// The probability under the behaviour policy.
     probability: f64,
     rewards: Vec<f64>,
@@ -187,8 +189,12 @@ struct Episode {
     scores: Vec<Vec<f64>>,
 }
 
-impl Episode {
-    fn new(trajectory: &Trajectory, policy: &Policy, behavior: &Policy) -> Self {
+impl EstimatorInput {
+    fn new(
+        trajectory: &ProblemTrajectory,
+        policy: &SoftmaxPolicy,
+        behavior: &SoftmaxPolicy,
+    ) -> Self {
         let score = |token| {
             let mut score = vec![0.0; policy.len()];
             policy.add_score(token, 1.0, &mut score);
@@ -205,7 +211,7 @@ impl Episode {
     }
 }
 
-fn episodes(problem: &Problem, off_policy: f64) -> Vec<Episode> {
+fn episodes(problem: &Problem, off_policy: f64) -> Vec<EstimatorInput> {
     // The direction is arbitrary, without a symmetry of a problem, and the same on every machine.
     let direction: Vec<f64> =
         (1..=problem.policy.len()).map(|place| ((7 * place) % 11) as f64 - 5.0).collect();
@@ -213,19 +219,19 @@ fn episodes(problem: &Problem, off_policy: f64) -> Vec<Episode> {
     let change: Vec<f64> = direction.iter().map(|part| off_policy * part / norm).collect();
     let behavior = problem.policy.moved(&change);
     let trajectories = problem.trajectories();
-    trajectories.iter().map(|one| Episode::new(one, &problem.policy, &behavior)).collect()
+    trajectories.iter().map(|one| EstimatorInput::new(one, &problem.policy, &behavior)).collect()
 }
 
 /// Returns the advantage of every token. `[members][tokens]`
 fn token_advantages(
     problem: &'static str,
     credit: &CreditRule,
-    members: &[&Episode],
+    members: &[&EstimatorInput],
 ) -> Result<Vec<Vec<f64>>, LabError> {
     let refused = |source| LabError::Credit { problem, credit: credit.name, source };
     let rewards: Vec<Vec<f64>> = members.iter().map(|member| member.rewards.clone()).collect();
     let turns = (credit.assign)(&rewards).map_err(refused)?;
-    let spread = |(member, turns): (&&Episode, &Vec<f64>)| {
+    let spread = |(member, turns): (&&EstimatorInput, &Vec<f64>)| {
         spread_over_tokens(turns, &member.lengths).map_err(refused)
     };
     members.iter().zip(&turns).map(spread).collect()
@@ -235,7 +241,7 @@ fn token_advantages(
 fn gradient(
     problem: &'static str,
     objective: &NamedObjective,
-    members: &[&Episode],
+    members: &[&EstimatorInput],
     advantages: &[Vec<f64>],
     n: usize,
 ) -> Result<Option<Vec<f64>>, LabError> {

@@ -41,6 +41,6 @@ pub use exact::{
     Estimate, LabError, MAX_GROUP_SIZE, Measurement, Setup, expected_gradients, measure,
 };
 pub use impostor::PlainRatioImpostor;
-pub use policy::Policy;
-pub use problem::{Problem, Situation, Token, Trajectory, Turn};
+pub use policy::SoftmaxPolicy;
+pub use problem::{Problem, ProblemTrajectory, ProblemTurn, Situation, Token};
 pub use table::{LEGEND, table};

@@ -2,11 +2,11 @@ use crate::Token;
 
 /// A table of logits: a softmax for each decision.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
+pub struct SoftmaxPolicy {
     logits: Vec<Vec<f64>>,
 }
 
-impl Policy {
+impl SoftmaxPolicy {
     /// Creates a policy with these logits, `[decisions][choices]`.
     #[must_use]
     pub fn new(logits: Vec<Vec<f64>>) -> Self {

@@ -1,4 +1,4 @@
-use crate::Policy;
+use crate::SoftmaxPolicy;
 
 /// A state of a small decision problem, as a tree of what follows.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,7 +61,7 @@ pub struct Token {
 
 /// One turn of a trajectory.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Turn {
+pub struct ProblemTurn {
     /// The tokens that the policy sampled.
     pub tokens: Vec<Token>,
     /// The reward of the turn.
@@ -70,14 +70,14 @@ pub struct Turn {
 
 /// One possible course of an episode.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Trajectory {
+pub struct ProblemTrajectory {
     /// The probability of the environment's choices, 0 to 1; the policy's part depends on the policy.
     pub chance: f64,
     /// The turns.
-    pub turns: Vec<Turn>,
+    pub turns: Vec<ProblemTurn>,
 }
 
-impl Trajectory {
+impl ProblemTrajectory {
     /// Iterates over every token, turn by turn.
     pub fn tokens(&self) -> impl Iterator<Item = Token> + '_ {
         self.turns.iter().flat_map(|turn| turn.tokens.iter().copied())
@@ -91,7 +91,7 @@ impl Trajectory {
 
     /// Returns the probability of the trajectory, of the policy's and the environment's choices together.
     #[must_use]
-    pub fn probability(&self, policy: &Policy) -> f64 {
+    pub fn probability(&self, policy: &SoftmaxPolicy) -> f64 {
         self.chance * self.tokens().map(|token| policy.logprob(token)).sum::<f64>().exp()
     }
 }
@@ -106,18 +106,18 @@ pub struct Problem {
     /// The first situation of an episode.
     pub start: Situation,
     /// The policy, θ.
-    pub policy: Policy,
+    pub policy: SoftmaxPolicy,
 }
 
 impl Problem {
     /// Returns every trajectory, in the order of the choices.
     #[must_use]
-    pub fn trajectories(&self) -> Vec<Trajectory> {
+    pub fn trajectories(&self) -> Vec<ProblemTrajectory> {
         let mut found = Vec::new();
         walk(
             &self.start,
-            &mut Trajectory { chance: 1.0, turns: vec![] },
-            Turn::default(),
+            &mut ProblemTrajectory { chance: 1.0, turns: vec![] },
+            ProblemTurn::default(),
             &mut found,
         );
         found
@@ -125,14 +125,14 @@ impl Problem {
 
     /// Returns J(θ) = E\[reward\], by summing over the trajectories.
     #[must_use]
-    pub fn value(&self, policy: &Policy) -> f64 {
-        let worth = |one: &Trajectory| one.probability(policy) * one.value();
+    pub fn value(&self, policy: &SoftmaxPolicy) -> f64 {
+        let worth = |one: &ProblemTrajectory| one.probability(policy) * one.value();
         self.trajectories().iter().map(worth).sum()
     }
 
-    /// Returns ∇J(θ) with respect to every logit, in the order of [`Policy::flat`].
+    /// Returns ∇J(θ) with respect to every logit, in the order of [`SoftmaxPolicy::flat`].
     #[must_use]
-    pub fn true_gradient(&self, policy: &Policy) -> Vec<f64> {
+    pub fn true_gradient(&self, policy: &SoftmaxPolicy) -> Vec<f64> {
         let mut gradient = vec![0.0; policy.len()];
         for trajectory in self.trajectories() {
             let weight = trajectory.probability(policy) * trajectory.value();
@@ -142,7 +142,12 @@ impl Problem {
     }
 }
 
-fn walk(at: &Situation, past: &mut Trajectory, turn: Turn, found: &mut Vec<Trajectory>) {
+fn walk(
+    at: &Situation,
+    past: &mut ProblemTrajectory,
+    turn: ProblemTurn,
+    found: &mut Vec<ProblemTrajectory>,
+) {
     match at {
         Situation::Token { decision, choices } => {
             for (choice, next) in choices.iter().enumerate() {
@@ -152,8 +157,8 @@ fn walk(at: &Situation, past: &mut Trajectory, turn: Turn, found: &mut Vec<Traje
             }
         }
         Situation::TurnEnd { reward, next } => {
-            past.turns.push(Turn { reward: *reward, ..turn });
-            walk(next, past, Turn::default(), found);
+            past.turns.push(ProblemTurn { reward: *reward, ..turn });
+            walk(next, past, ProblemTurn::default(), found);
             past.turns.pop();
         }
         Situation::Chance(outcomes) => {

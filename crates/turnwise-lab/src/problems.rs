@@ -1,6 +1,6 @@
 //! The problems: small enough to enumerate, each with a difficulty for estimators.
 
-use crate::{Policy, Problem, Situation};
+use crate::{Problem, Situation, SoftmaxPolicy};
 
 /// Returns every problem. To add a problem, add a line.
 #[must_use]
@@ -19,7 +19,7 @@ pub fn stopping(worth: f64) -> Problem {
         name: "stopping",
         about: "the first turn earns 1; going on earns something, and the policy decides",
         start: Situation::token(0, vec![Situation::last_turn(1.0), go_on]),
-        policy: Policy::new(vec![vec![0.0, 0.4], vec![0.0]]),
+        policy: SoftmaxPolicy::new(vec![vec![0.0, 0.4], vec![0.0]]),
     }
 }
 
@@ -33,7 +33,7 @@ pub fn early_or_late() -> Problem {
         name: "early_or_late",
         about: "one to three turns; the second is the best to stop in",
         start: Situation::token(0, vec![Situation::last_turn(0.0), Situation::turn(-0.5, second)]),
-        policy: Policy::new(vec![vec![0.0, 0.4], vec![0.3, 0.0], vec![0.0]]),
+        policy: SoftmaxPolicy::new(vec![vec![0.0, 0.4], vec![0.3, 0.0], vec![0.0]]),
     }
 }
 
@@ -46,7 +46,7 @@ pub fn two_turns() -> Problem {
         name: "two_turns",
         about: "the first turn's action alone decides; the second turn has more tokens",
         start: Situation::token(0, vec![after(1.0), after(0.25), after(0.0)]),
-        policy: Policy::new(vec![vec![-0.4, 0.1, 0.3], vec![0.2, -0.1], vec![-0.3, 0.3]]),
+        policy: SoftmaxPolicy::new(vec![vec![-0.4, 0.1, 0.3], vec![0.2, -0.1], vec![-0.3, 0.3]]),
     }
 }
 
@@ -67,7 +67,7 @@ pub fn equal_lengths() -> Problem {
                 Situation::turn(0.5, second(2, [0.25, -0.25])),
             ],
         ),
-        policy: Policy::new(vec![
+        policy: SoftmaxPolicy::new(vec![
             vec![0.2, -0.2],
             vec![0.3, -0.3],
             vec![-0.1, 0.4],
@@ -90,7 +90,7 @@ pub fn lengths() -> Problem {
         name: "lengths",
         about: "turns of one to three tokens; the longer way is the better one",
         start: Situation::token(0, vec![short, long]),
-        policy: Policy::new(vec![
+        policy: SoftmaxPolicy::new(vec![
             vec![0.3, -0.2],
             vec![0.1, 0.2],
             vec![0.4, -0.1],
@@ -117,6 +117,6 @@ pub fn tool_answer() -> Problem {
         name: "tool_answer",
         about: "a tool answers at random, and the second turn has to fit the answer",
         start: Situation::token(0, vec![call(0.0, 0.5), call(0.25, 0.3)]),
-        policy: Policy::new(vec![vec![0.3, -0.1], vec![-0.4, 0.2], vec![0.5, -0.1]]),
+        policy: SoftmaxPolicy::new(vec![vec![0.3, -0.1], vec![-0.4, 0.2], vec![0.5, -0.1]]),
     }
 }

@@ -1,7 +1,7 @@
 //! Group Sequence Policy Optimization.
 
 use crate::objective::evaluate_tokens;
-use crate::sequence_ratio::{Credit, SequenceRatio};
+use crate::sequence_ratio::{SequenceRatio, SignedAdvantages};
 use crate::{
     Advantages, Clip, Denominator, LengthWeight, Objective, ObjectiveError, Sequence, SequenceLoss,
 };
@@ -83,7 +83,7 @@ pub(crate) fn evaluate_uniform(
 ) -> SequenceLoss {
     let (positive, negative) = ratio.gradient_per_advantage();
     gradient.fill(advantage * if advantage > 0.0 { positive } else { negative });
-    ratio.loss(&Credit::uniform(advantage, gradient.len()))
+    ratio.loss(&SignedAdvantages::uniform(advantage, gradient.len()))
 }
 
 /// Returns the one advantage of a sequence with at least one token.

@@ -6,7 +6,7 @@ use turnwise_kernels::lanes::{F64x8, Vectorized, run_widest};
 use crate::gspo::evaluate_uniform;
 use crate::log_ratio::padded;
 use crate::objective::evaluate_tokens;
-use crate::sequence_ratio::{Credit, SequenceRatio};
+use crate::sequence_ratio::{SequenceRatio, SignedAdvantages};
 use crate::sum::LaneSum;
 use crate::{
     Advantages, Clip, Denominator, LengthWeight, Objective, ObjectiveError, Sequence, SequenceLoss,
@@ -100,10 +100,10 @@ struct WriteBySign<'a> {
 }
 
 impl Vectorized for WriteBySign<'_> {
-    type Output = Credit;
+    type Output = SignedAdvantages;
 
     #[inline(always)]
-    fn run<V: F64x8>(self) -> Credit {
+    fn run<V: F64x8>(self) -> SignedAdvantages {
         let (positive, negative) = (V::splat(self.positive), V::splat(self.negative));
         let mut sums = SignSums::<V>::zero();
         let (chunks, rest) = self.advantages.as_chunks::<LANES>();
@@ -123,7 +123,7 @@ impl Vectorized for WriteBySign<'_> {
     }
 }
 
-/// [`Credit`] of the tokens that the pass has read so far.
+/// [`SignedAdvantages`] of the tokens that the pass has read so far.
 struct SignSums<V> {
     positive: LaneSum<V>,
     negative: LaneSum<V>,
@@ -149,9 +149,9 @@ impl<V: F64x8> SignSums<V> {
     }
 
     #[inline(always)]
-    fn credit(&self, n_tokens: usize) -> Credit {
+    fn credit(&self, n_tokens: usize) -> SignedAdvantages {
         let n = n_tokens as f64;
-        Credit {
+        SignedAdvantages {
             positive_mean: self.positive.total() / n,
             negative_mean: self.negative.total() / n,
             n_positive: self.n_positive as usize,

@@ -23,7 +23,7 @@ pub(crate) struct SequenceRatio {
 
 /// The advantages of a sequence, split by sign.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Credit {
+pub(crate) struct SignedAdvantages {
     /// (1/n_i) Σ_t max(A_t, 0).
     pub(crate) positive_mean: f64,
     /// (1/n_i) Σ_t max(−A_t, 0).
@@ -32,7 +32,7 @@ pub(crate) struct Credit {
     pub(crate) n_negative: usize,
 }
 
-impl Credit {
+impl SignedAdvantages {
     /// Returns the credit of `n_tokens` tokens with the same advantage.
     pub(crate) fn uniform(advantage: f64, n_tokens: usize) -> Self {
         if advantage > 0.0 {
@@ -84,7 +84,7 @@ impl SequenceRatio {
     }
 
     /// Returns −w_i·(m₊·mean A⁺ − m₋·mean A⁻), with its statistics.
-    pub(crate) fn loss(&self, credit: &Credit) -> SequenceLoss {
+    pub(crate) fn loss(&self, credit: &SignedAdvantages) -> SequenceLoss {
         let value = self.lowered * credit.positive_mean - self.raised * credit.negative_mean;
         let is_capped = self.log_ratios.mean > MAX_LOG_RATIO && !self.is_beyond_dual;
         let stats = SequenceStats {

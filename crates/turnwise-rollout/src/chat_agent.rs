@@ -225,7 +225,7 @@ impl ChatAgent {
     }
 
     /// Plans how the conversation on `path` continues with `new`.
-    fn plan(&self, path: &[NodeId], new: &[Message]) -> Result<Plan, AgentError> {
+    fn plan(&self, path: &[NodeId], new: &[Message]) -> Result<BranchPlan, AgentError> {
         let drawn: Vec<_> = path.iter().map(|id| drawn_in(self.state.graph.node(*id))).collect();
         let said = path.iter().zip(&drawn).map(|(id, drawn)| Said {
             message: &self.state.graph.node(*id).message,
@@ -242,19 +242,19 @@ impl ChatAgent {
             if let Bridged::Append(rendered) =
                 renderer.go_on(ended, &conversation, new, &self.state.tools)?
             {
-                return Plan::append(path.len(), new.len(), rendered);
+                return BranchPlan::append(path.len(), new.len(), rendered);
             }
         }
         conversation.extend(new.iter().map(Said::new));
         let rendered = self.settings.renderer.render(&conversation, &self.state.tools)?;
         let held: Vec<_> =
             path.iter().map(|id| ids_of(&self.state.graph.node(*id).spans)).collect();
-        Plan::fork(&held, new.len(), rendered)
+        BranchPlan::fork(&held, new.len(), rendered)
     }
 
     /// Adds the nodes of a plan: those of `path` that the new branch does not share, then the new ones.
-    fn carry_out(&mut self, path: &[NodeId], new: Vec<(Author, Message)>, plan: Plan) {
-        let Plan { kept, close, messages, generation, prefill } = plan;
+    fn carry_out(&mut self, path: &[NodeId], new: Vec<(Author, Message)>, plan: BranchPlan) {
+        let BranchPlan { kept, close, messages, generation, prefill } = plan;
         self.state.leaf = kept.checked_sub(1).map(|last| path[last]);
         if let Some(leaf) = self.state.leaf
             && !close.is_empty()
@@ -353,7 +353,7 @@ impl ChatAgent {
 }
 
 /// How a branch continues.
-struct Plan {
+struct BranchPlan {
     /// The number of shared nodes.
     kept: usize,
     /// The tokens that are forced onto the last shared node.
@@ -364,7 +364,7 @@ struct Plan {
     prefill: Vec<TokenId>,
 }
 
-impl Plan {
+impl BranchPlan {
     fn append(n_held: usize, n_new: usize, rendered: Rendered) -> Result<Self, AgentError> {
         let Rendered { close, messages, generation, prefill } = rendered;
         count(messages.len(), n_new)?;

@@ -56,7 +56,7 @@ const LEARNT: f64 = 0.9;
 
 impl Advice {
     /// The new things that are wrong, as sentences.
-    pub(crate) fn read(&mut self, step: &Step<'_>, config: &Config) -> Vec<String> {
+    pub(crate) fn read(&mut self, step: &StepMetrics<'_>, config: &Config) -> Vec<String> {
         let get = |metric: Metric| step.get(metric);
         self.steps += 1;
         let mixed = get(metric::MIXED_FRAC).unwrap_or(0.0);
@@ -100,7 +100,7 @@ impl Advice {
     pub(crate) fn of_run(rows: &[Value], config: &Config) -> Vec<String> {
         let mut advice = Self::default();
         let mut said: Vec<String> =
-            rows.iter().flat_map(|row| advice.read(&Step::of_row(row), config)).collect();
+            rows.iter().flat_map(|row| advice.read(&StepMetrics::of_row(row), config)).collect();
         let is_told = advice.said.contains(&Kind::NoSignal);
         if advice.steps > 0 && advice.with_signal == 0 && !is_told {
             let steps = advice.steps;
@@ -112,7 +112,7 @@ impl Advice {
 
 /// The numbers of a step, as they are measured or as they were written down.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Step<'a> {
+pub(crate) struct StepMetrics<'a> {
     number: u64,
     numbers: Numbers<'a>,
 }
@@ -123,7 +123,7 @@ enum Numbers<'a> {
     Written(&'a Value),
 }
 
-impl<'a> Step<'a> {
+impl<'a> StepMetrics<'a> {
     pub(crate) fn measured(number: u64, metrics: &'a MetricValues) -> Self {
         Self { number, numbers: Numbers::Measured(metrics) }
     }
@@ -144,7 +144,7 @@ impl<'a> Step<'a> {
 const EASIER: &str =
     "make tasks easier, give partial rewards, raise rollout.group_size, or begin with a warm start";
 
-fn no_signal(step: &Step<'_>, steps: u64) -> String {
+fn no_signal(step: &StepMetrics<'_>, steps: u64) -> String {
     let none = step.get(metric::NONE_SOLVED_FRAC).unwrap_or(0.0);
     let all = step.get(metric::SOLVED_FRAC).unwrap_or(0.0);
     if all > none {
@@ -159,7 +159,7 @@ fn no_signal(step: &Step<'_>, steps: u64) -> String {
     )
 }
 
-fn clip(step: &Step<'_>, share: f64) -> String {
+fn clip(step: &StepMetrics<'_>, share: f64) -> String {
     let spread = step.get(metric::LOG_RATIO_STD).unwrap_or(0.0);
     format!(
         "clipping removes the gradient of {:.0} % of the tokens: the clip range is narrow beside the spread of the ratios, {spread:.1e}; try objective.clip_low = {:.1e} and objective.clip_high = {:.1e}",
@@ -170,7 +170,7 @@ fn clip(step: &Step<'_>, share: f64) -> String {
     )
 }
 
-fn moved_far(step: &Step<'_>, kl: f64, config: &Config) -> String {
+fn moved_far(step: &StepMetrics<'_>, kl: f64, config: &Config) -> String {
     format!(
         "step {} moved the policy by {kl:.2} nats per token, and more than {FAR} often destroys it; go back to an earlier checkpoint with train.learning_rate = {:.0e}",
         step.number + 1,

@@ -67,13 +67,13 @@ pub fn from_text(
         Err(error) => {
             let key = error.key();
             let failure = Failure::from(error);
-            Err(failure.at(place_of(&key, &Source { name, text }, overrides)))
+            Err(failure.at(place_of(&key, &SourceText { name, text }, overrides)))
         }
     }
 }
 
 /// Where a key has its value: in an override, in the file, or nowhere.
-fn place_of(key: &str, source: &Source<'_>, overrides: &[String]) -> String {
+fn place_of(key: &str, source: &SourceText<'_>, overrides: &[String]) -> String {
     let of_key = |argument: &&String| {
         argument.split('=').next().is_some_and(|name| is_related(key, name.trim()))
     };
@@ -123,7 +123,7 @@ fn as_text(bytes: Vec<u8>) -> io::Result<String> {
 
 /// Reads settings whose environment need not exist.
 pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Loaded, Failure> {
-    let source = Source { name, text };
+    let source = SourceText { name, text };
     let document = Document::parse(text.to_owned()).map_err(|error| {
         Failure::refused(format!("not TOML: {}", error.message())).at(source.place(error.span()))
     })?;
@@ -163,7 +163,7 @@ fn read_merged(text: &str, overrides: &[String]) -> Result<Config, Failure> {
     })
 }
 
-fn unreadable(error: &Misread, source: &Source<'_>) -> Failure {
+fn unreadable(error: &Misread, source: &SourceText<'_>) -> Failure {
     let place = source.place(error.inner().span());
     with_suggestion(error.inner().message(), Failure::refused(describe(error)).at(place))
 }
@@ -219,7 +219,7 @@ pub fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
 fn explain(
     impossible: &Impossible,
     document: &Document<String>,
-    source: &Source<'_>,
+    source: &SourceText<'_>,
     overrides: &[String],
 ) -> Failure {
     let Impossible { key, wrong, help } = impossible;
@@ -281,12 +281,12 @@ fn apply(table: &mut dyn TableLike, argument: &str) -> Result<(), Failure> {
 }
 
 /// A text that mistakes have a place in.
-struct Source<'a> {
+struct SourceText<'a> {
     name: &'a str,
     text: &'a str,
 }
 
-impl Source<'_> {
+impl SourceText<'_> {
     /// File, line and column, the line itself, and a mark under what is meant.
     fn place(&self, span: Option<Range<usize>>) -> String {
         let Some(span) = span else { return format!("    in {}", self.name) };

@@ -15,7 +15,7 @@ use crate::config::{self, Change, Config, Loaded};
 use crate::failure::Failure;
 use crate::observer::Observer;
 use crate::registry::Registry;
-use crate::run::{BEFORE, REFERENCE, Run, begin_again};
+use crate::run::{BEFORE, REFERENCE, RunLoop, begin_again};
 use crate::session::{SETTINGS as OF_CHECKPOINT, Session};
 use crate::train::{SETTINGS, schedule};
 use crate::watch::{Watched, watch};
@@ -53,7 +53,7 @@ async fn go_on(
         return Err(Failure::refused(format!("{shown} stopped before its first checkpoint"))
             .help(begin_again(&shown)));
     };
-    let Settings { config, written, of_checkpoint, changes } =
+    let ResumedSettings { config, written, of_checkpoint, changes } =
         settings(path, &newest, steps, registry)?;
     if is_over(&directory, &newest, &config, steps)? {
         observer.finish(&[
@@ -72,7 +72,7 @@ async fn go_on(
     let watched = Watched { what: "loading the checkpoint", meters: &meters };
     let loaded = watch(observer, watched, stop, loading).await;
     loaded.map_err(|error| put_back(error, &changes))?;
-    let mut run = Run::new(session, directory, observer, stop.clone(), started);
+    let mut run = RunLoop::new(session, directory, observer, stop.clone(), started);
     run.goes_on_at(newest.step)?;
     say_notes(&mut run, &newest, &changes);
     say_rate(&mut run, &of_checkpoint, newest.step);
@@ -114,7 +114,7 @@ pub(crate) async fn verified(
 const NOTES: usize = 5;
 
 /// The settings of a run that goes on.
-struct Settings {
+struct ResumedSettings {
     config: Config,
     /// As `run.toml` has them, without what the command line says.
     written: Config,
@@ -129,7 +129,7 @@ fn settings(
     newest: &Checkpoint,
     steps: Option<u64>,
     registry: &Registry,
-) -> Result<Settings, Failure> {
+) -> Result<ResumedSettings, Failure> {
     let path = run.join(SETTINGS);
     let copy = newest.directory.join(OF_CHECKPOINT);
     let of_checkpoint = config::load_own(&copy, &[], registry).map(|loaded| loaded.config);
@@ -164,7 +164,7 @@ fn settings(
             "put it back, or start a new run from these weights with\nturnwise train CONFIG.toml model.directory={weights}"
         )));
     }
-    Ok(Settings { config, written, of_checkpoint, changes })
+    Ok(ResumedSettings { config, written, of_checkpoint, changes })
 }
 
 /// What a change of the settings does.
@@ -222,7 +222,7 @@ fn is_over(
 }
 
 /// Says which checkpoints were passed over, and what was changed in the settings.
-fn say_notes(run: &mut Run<'_>, newest: &Checkpoint, changes: &[Change]) {
+fn say_notes(run: &mut RunLoop<'_>, newest: &Checkpoint, changes: &[Change]) {
     for note in newest.notes.iter().take(NOTES) {
         run.observer.note(&format!("! {note}"));
     }
@@ -236,7 +236,7 @@ fn say_notes(run: &mut Run<'_>, newest: &Checkpoint, changes: &[Change]) {
 }
 
 /// Says what another number of steps does to a learning rate that decays.
-fn say_rate(run: &mut Run<'_>, before: &Config, step: u64) {
+fn say_rate(run: &mut RunLoop<'_>, before: &Config, step: u64) {
     let config = &run.session.config;
     let rate = |config: &Config| schedule(config).at(step);
     let (was, is) = (rate(before), rate(config));
@@ -285,7 +285,7 @@ async fn reopen(
 }
 
 /// The success before training; a run goes on without it where the file was lost.
-fn recall(path: &Path, run: &mut Run<'_>) -> Option<SuccessRate> {
+fn recall(path: &Path, run: &mut RunLoop<'_>) -> Option<SuccessRate> {
     let path = path.join(BEFORE);
     let read = read_plain(&path, 1 << 16)
         .and_then(|json| serde_json::from_slice(&json).map_err(std::io::Error::from));

@@ -12,7 +12,7 @@ use turnwise_training::{
     SuccessRate, Summary, TrainError, Trainer, Update, evaluate, imitate_step, save_weights,
 };
 
-use crate::advice::{Advice, Step};
+use crate::advice::{Advice, StepMetrics};
 use crate::estimate;
 use crate::failure::{ExitCode, Failure};
 use crate::observer::{Observer, Plan};
@@ -21,7 +21,7 @@ use crate::text::clock;
 use crate::watch::{Watched, watch};
 
 /// What a run works with, where it writes, what it shows.
-pub(crate) struct Run<'a> {
+pub(crate) struct RunLoop<'a> {
     pub session: Session,
     pub directory: RunDirectory,
     pub checkpoints: Checkpoints,
@@ -42,7 +42,7 @@ const MAX_DEMONSTRATIONS: usize = 4096;
 /// Label of the seed that demonstrations are drawn with.
 const BATCHES: u64 = 5;
 
-impl<'a> Run<'a> {
+impl<'a> RunLoop<'a> {
     pub(crate) fn new(
         session: Session,
         directory: RunDirectory,
@@ -176,7 +176,7 @@ impl<'a> Run<'a> {
         for row in self.directory.metrics()? {
             if row["step"].as_u64().is_some_and(|of_row| of_row < step) {
                 n_found += 1;
-                self.advice.read(&Step::of_row(&row), &self.session.config);
+                self.advice.read(&StepMetrics::of_row(&row), &self.session.config);
             }
         }
         if n_found < step {
@@ -236,7 +236,7 @@ impl<'a> Run<'a> {
         self.directory.write_metrics(report)?;
         self.directory.write_rollouts(report, self.session.config.log.rollouts_per_step)?;
         self.observer.step(report);
-        let step = Step::measured(report.step, &report.metrics);
+        let step = StepMetrics::measured(report.step, &report.metrics);
         for alarm in self.advice.read(&step, &self.session.config) {
             self.observer.note(&format!("! {alarm}"));
             self.event("alarm", &json!({"step": report.step, "text": alarm}))?;

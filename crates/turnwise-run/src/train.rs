@@ -13,7 +13,7 @@ use crate::estimate;
 use crate::failure::Failure;
 use crate::observer::Observer;
 use crate::registry::Registry;
-use crate::run::Run;
+use crate::run::RunLoop;
 use crate::session::Session;
 use crate::watch::{Watched, watch};
 
@@ -83,7 +83,7 @@ async fn begin(
     let directory = RunDirectory::create(path)?;
     directory.write("config.toml", &settings.text)?;
     directory.write(SETTINGS, &session.resolved().map_err(|error| Failure::runtime(&error))?)?;
-    let mut run = Run::new(session, directory, observer, stop.clone(), started);
+    let mut run = RunLoop::new(session, directory, observer, stop.clone(), started);
     run.directory.write_event("start", Map::new())?;
     run.warm_start(&mut learner).await?;
     run.keep_reference(&mut learner).await?;

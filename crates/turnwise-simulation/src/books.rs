@@ -9,7 +9,7 @@ use crate::{Invariant, Violation};
 /// The books of a trainer's snapshot, read from its serialised form: the form that a run is restored from is the form
 /// that is checked.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Books {
+pub(crate) struct SnapshotBooks {
     pub(crate) progress: ProgressBook,
     scheduler: SchedulerBook,
 }
@@ -50,7 +50,7 @@ struct WaitingState {
     identity: Identity,
 }
 
-impl Books {
+impl SnapshotBooks {
     pub(crate) fn read(snapshot: &str) -> Result<Self, Violation> {
         serde_json::from_str(snapshot).map_err(|error| {
             Violation::new(Invariant::Restore, format!("a snapshot that cannot be read: {error}"))

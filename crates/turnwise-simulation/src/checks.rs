@@ -7,7 +7,7 @@ use turnwise_objective::{AdvantageError, GroupAdvantage};
 use turnwise_training::{Credit, CreditStreams, OutcomeCredit, StepReport, metric};
 use turnwise_trajectory::{PolicyVersion, Trajectory};
 
-use crate::books::Books;
+use crate::books::SnapshotBooks;
 use crate::environment::REWARD_BOUND;
 use crate::witness::member_of;
 use crate::world::World;
@@ -131,13 +131,13 @@ fn trace_trained(world: &World, trajectory: &Trajectory) {
 }
 
 /// Checks the books between two steps, when nothing runs.
-pub(crate) fn check_books(world: &World, books: &Books) -> Result<(), Violation> {
+pub(crate) fn check_books(world: &World, books: &SnapshotBooks) -> Result<(), Violation> {
     check_conservation(world, books)?;
     check_open(world, books)?;
     check_leaks(world, books)
 }
 
-fn check_conservation(world: &World, books: &Books) -> Result<(), Violation> {
+fn check_conservation(world: &World, books: &SnapshotBooks) -> Result<(), Violation> {
     let open = (books.waiting().count() + books.finished().count()) as u64;
     let ledger = books.ledger();
     let accounted = books.progress.trained + books.dropped() + open + books.delivered_open();
@@ -162,7 +162,7 @@ fn check_conservation(world: &World, books: &Books) -> Result<(), Violation> {
     Err(Violation::new(Invariant::Conservation, found))
 }
 
-fn check_open(world: &World, books: &Books) -> Result<(), Violation> {
+fn check_open(world: &World, books: &SnapshotBooks) -> Result<(), Violation> {
     let witness = &world.state().witness;
     let mut open = BTreeSet::new();
     for identity in books.waiting().chain(books.finished()) {
@@ -187,7 +187,7 @@ fn check_open(world: &World, books: &Books) -> Result<(), Violation> {
     Ok(())
 }
 
-fn check_leaks(world: &World, books: &Books) -> Result<(), Violation> {
+fn check_leaks(world: &World, books: &SnapshotBooks) -> Result<(), Violation> {
     let sessions: BTreeSet<u64> = books.waiting().map(|identity| identity.sampling_seed).collect();
     let alive = books.waiting().count();
     let state = world.state();

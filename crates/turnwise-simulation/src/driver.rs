@@ -10,17 +10,17 @@ use turnwise_objective::{Clip, GspoToken, LengthWeight};
 use turnwise_rollout::{ChatAgents, stop_signal};
 use turnwise_training::{Parts, StepReport, TrainError, Trainer, TrainerSettings};
 
-use crate::books::Books;
+use crate::books::SnapshotBooks;
 use crate::checks::{WatchedCredit, check_books, check_empty, check_report};
 use crate::engine::Engine;
-use crate::environment::{Agents, Tasks};
+use crate::environment::{Agents, SimulatedTasks};
 use crate::learner::Scripted;
 use crate::letters::Letters;
 use crate::rubric::Scores;
 use crate::trace::TraceHash;
 use crate::witness::Witness;
 use crate::world::World;
-use crate::{FaultKind, Invariant, Mode, Mutation, Plan, Violation};
+use crate::{FaultKind, Invariant, Mode, Mutation, SimulationPlan, Violation};
 
 /// The report of a simulation.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,23 +57,23 @@ pub struct SimulationReport {
 
 /// A violation found by a simulation, and the command that replays it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Failure {
+pub struct Counterexample {
     /// The violated invariant.
     pub violation: Violation,
     /// The plan of the run.
-    pub plan: Plan,
+    pub plan: SimulationPlan,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for Counterexample {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { seed, mode, .. } = &self.plan;
+        let SimulationPlan { seed, mode, .. } = &self.plan;
         writeln!(formatter, "violated {}", self.violation)?;
         writeln!(formatter, "replay   turnwise simulate --seed {seed} --mode {mode}")?;
         write!(formatter, "settings {}", self.plan)
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for Counterexample {}
 
 /// Runs a plan from its first step to its last, with a mutation in the scheduler if one is given.
 ///
@@ -82,7 +82,10 @@ impl std::error::Error for Failure {}
 ///
 /// # Panics
 /// Panics if the runtime cannot be created.
-pub fn simulate(plan: Plan, mutation: Option<Mutation>) -> Result<SimulationReport, Box<Failure>> {
+pub fn simulate(
+    plan: SimulationPlan,
+    mutation: Option<Mutation>,
+) -> Result<SimulationReport, Box<Counterexample>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -91,16 +94,16 @@ pub fn simulate(plan: Plan, mutation: Option<Mutation>) -> Result<SimulationRepo
     let kept = plan.clone();
     // Log messages only report injected faults, which the report counts.
     let silent = tracing::subscriber::NoSubscriber::default();
-    let run = || runtime.block_on(async { Run::new(plan, mutation).run().await });
+    let run = || runtime.block_on(async { SimulatedRun::new(plan, mutation).run().await });
     let caught = || catch_unwind(AssertUnwindSafe(run));
     tracing::subscriber::with_default(silent, caught)
         .unwrap_or_else(|panic| Err(Violation::new(Invariant::Panics, panic_text(&*panic))))
-        .map_err(|violation| Box::new(Failure { violation, plan: kept }))
+        .map_err(|violation| Box::new(Counterexample { violation, plan: kept }))
 }
 
 /// The state of a run at a step boundary.
 #[derive(Clone)]
-struct Checkpoint {
+struct SavedRun {
     snapshot: String,
     witness: Witness,
 }
@@ -113,7 +116,7 @@ enum Ended {
     Failed(TrainError),
 }
 
-struct Run {
+struct SimulatedRun {
     world: Arc<World>,
     halts: u64,
     kills: u64,
@@ -128,8 +131,8 @@ const MAX_ERRORS: u64 = 6;
 /// The maximal number of halts and kills of one run.
 const MAX_INCIDENTS: u64 = 8;
 
-impl Run {
-    fn new(plan: Plan, mutation: Option<Mutation>) -> Self {
+impl SimulatedRun {
+    fn new(plan: SimulationPlan, mutation: Option<Mutation>) -> Self {
         let world = World::new(plan, mutation);
         Self { world, halts: 0, kills: 0, restores: 0, errors: 0, quiet: None }
     }
@@ -273,10 +276,7 @@ impl Run {
     }
 
     /// Takes the run's snapshot and checks the books in it.
-    async fn checkpoint(
-        &mut self,
-        trainer: &mut Trainer<Scripted>,
-    ) -> Result<Checkpoint, Violation> {
+    async fn checkpoint(&mut self, trainer: &mut Trainer<Scripted>) -> Result<SavedRun, Violation> {
         let bound = self.bound();
         let Ok(snapshot) = timeout(bound, trainer.snapshot()).await else {
             let found = format!("a halt was not over after {bound:?}");
@@ -285,12 +285,12 @@ impl Run {
         self.check_world()?;
         let snapshot = serde_json::to_string(&snapshot)
             .map_err(|error| Violation::new(Invariant::Restore, error.to_string()))?;
-        check_books(&self.world, &Books::read(&snapshot)?)?;
-        Ok(Checkpoint { snapshot, witness: self.world.state().witness.clone() })
+        check_books(&self.world, &SnapshotBooks::read(&snapshot)?)?;
+        Ok(SavedRun { snapshot, witness: self.world.state().witness.clone() })
     }
 
     /// Starts a new process, which has only the checkpoint of the old one.
-    async fn restore(&mut self, checkpoint: &Checkpoint) -> Result<Trainer<Scripted>, Violation> {
+    async fn restore(&mut self, checkpoint: &SavedRun) -> Result<Trainer<Scripted>, Violation> {
         self.restores += 1;
         self.settle().await?;
         self.world.state().witness = checkpoint.witness.clone();
@@ -340,7 +340,7 @@ impl Run {
         let inner = ChatAgents::new(Arc::new(Letters));
         let rubric = Scores { world: world.clone() };
         let parts = Parts {
-            tasks: Arc::new(Tasks { world: world.clone() }),
+            tasks: Arc::new(SimulatedTasks { world: world.clone() }),
             agents: Arc::new(Agents { world: world.clone(), inner }),
             rubric: if world.plan.has_rubric { Some(Arc::new(rubric)) } else { None },
             policy: Arc::new(Engine { world: world.clone() }),
@@ -365,9 +365,9 @@ impl Run {
         settings
     }
 
-    async fn report(self, last: &Checkpoint, steps: u64) -> Result<SimulationReport, Violation> {
+    async fn report(self, last: &SavedRun, steps: u64) -> Result<SimulationReport, Violation> {
         self.settle().await?;
-        let books = Books::read(&last.snapshot)?;
+        let books = SnapshotBooks::read(&last.snapshot)?;
         let is_complete = steps == self.world.plan.steps;
         self.check_liveness(is_complete)?;
         let virtual_time = self.world.now();

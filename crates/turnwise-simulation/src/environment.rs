@@ -11,7 +11,7 @@ use turnwise_environment::{
 use turnwise_rollout::{Agent, AgentError, AgentFactory, ChatAgents};
 use turnwise_trajectory::{Identity, Sampling};
 
-use crate::plan::Recovery;
+use crate::plan::RestoreMethod;
 use crate::witness::member_of;
 use crate::world::World;
 use crate::{FaultKind, Mutation};
@@ -20,11 +20,11 @@ use crate::{FaultKind, Mutation};
 pub(crate) const REWARD_BOUND: f64 = 5.0;
 
 /// The tasks of a simulation.
-pub(crate) struct Tasks {
+pub(crate) struct SimulatedTasks {
     pub(crate) world: Arc<World>,
 }
 
-impl TaskSet for Tasks {
+impl TaskSet for SimulatedTasks {
     fn name(&self) -> &'static str {
         "simulated"
     }
@@ -68,7 +68,7 @@ impl Drop for Alive {
 /// An environment whose answers are a hash of the conversation, and which fails according to the plan.
 struct Simulated {
     alive: Alive,
-    recovery: Recovery,
+    recovery: RestoreMethod,
     state: State,
     actions: Vec<String>,
 }
@@ -208,9 +208,9 @@ impl Environment for Simulated {
 
     fn snapshot(&self) -> Option<Vec<u8>> {
         let saved = match self.recovery {
-            Recovery::Never => return None,
-            Recovery::State => Saved::State(self.state.clone()),
-            Recovery::Replay => {
+            RestoreMethod::Never => return None,
+            RestoreMethod::State => Saved::State(self.state.clone()),
+            RestoreMethod::Replay => {
                 Saved::Replay { seed: self.state.seed, actions: self.actions.clone() }
             }
         };

@@ -2,7 +2,7 @@
 //!
 //! [`simulate`] runs a whole training run on one thread whose clock jumps from event to event: the real
 //! [`Trainer`](turnwise_training::Trainer) and its pool, with a scripted engine, environments, rubric and learner. One
-//! seed determines everything: the settings ([`Plan`]), the slow, dead, lying or broken parts ([`FaultKind`]), the
+//! seed determines everything: the settings ([`SimulationPlan`]), the slow, dead, lying or broken parts ([`FaultKind`]), the
 //! halts, and the kills after which the process restores its last snapshot. At every step a witness compares the
 //! trained tokens with the tokens that the engine sampled; the first difference is a [`Violation`] that names its
 //! [`Invariant`] and the command that replays it. [`simulate_many`] runs many seeds on several threads.
@@ -29,13 +29,13 @@ mod usage;
 mod witness;
 mod world;
 
-pub use driver::{Failure, SimulationReport, simulate};
+pub use driver::{Counterexample, SimulationReport, simulate};
 pub use fault::FaultKind;
 pub use invariant::{Invariant, Violation};
-pub use many::{ManySettings, Progress, Summary, simulate_many};
+pub use many::{ManySettings, SeriesProgress, SeriesSummary, simulate_many};
 pub use mutation::Mutation;
 pub use orchestration::{
     OrchestrationError, OrchestrationReport, OrchestrationSettings, measure_orchestration,
 };
-pub use plan::{Mode, Plan};
+pub use plan::{Mode, SimulationPlan};
 pub use trace::TraceHash;

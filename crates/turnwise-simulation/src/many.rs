@@ -4,7 +4,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::{Failure, FaultKind, Invariant, Mode, Plan, SimulationReport, Violation, simulate};
+use crate::{
+    Counterexample, FaultKind, Invariant, Mode, SimulationPlan, SimulationReport, Violation,
+    simulate,
+};
 
 /// The settings of a series of simulations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +40,7 @@ impl ManySettings {
 
 /// The progress of a series of simulations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct SeriesProgress {
     /// The number of finished seeds.
     pub done: u64,
     /// The total number of seeds.
@@ -48,7 +51,7 @@ pub struct Progress {
 
 /// The results of a series of simulations.
 #[derive(Clone, Debug, Default)]
-pub struct Summary {
+pub struct SeriesSummary {
     /// The number of seeds.
     pub seeds: u64,
     /// The number of runs; a seed runs once in each mode.
@@ -78,10 +81,10 @@ pub struct Summary {
     /// The real time.
     pub wall_time: Duration,
     /// The first 100 runs with a violation.
-    pub failures: Vec<Failure>,
+    pub failures: Vec<Counterexample>,
 }
 
-impl Summary {
+impl SeriesSummary {
     /// Returns the number of faults of all kinds.
     #[must_use]
     pub fn n_faults(&self) -> u64 {
@@ -120,7 +123,7 @@ impl Summary {
         self.virtual_time += report.virtual_time;
     }
 
-    fn fail(&mut self, failure: Failure) {
+    fn fail(&mut self, failure: Counterexample) {
         self.runs += 1;
         if self.failures.len() < MAX_FAILURES {
             self.failures.push(failure);
@@ -133,15 +136,15 @@ const MAX_FAILURES: usize = 100;
 /// The state shared by the threads.
 struct Shared {
     next: AtomicU64,
-    summary: Mutex<Summary>,
+    summary: Mutex<SeriesSummary>,
     /// The current run of each thread, and its start.
-    current: Vec<Mutex<Option<(Plan, Instant)>>>,
+    current: Vec<Mutex<Option<(SimulationPlan, Instant)>>>,
 }
 
 /// Runs many simulations, each on one thread with its own runtime, and reports the progress about once a second.
 ///
 /// A run that hangs on a real clock cannot be stopped: it is reported, and its thread's other runs are given up.
-pub fn simulate_many(settings: &ManySettings, show: impl Fn(Progress)) -> Summary {
+pub fn simulate_many(settings: &ManySettings, show: impl Fn(SeriesProgress)) -> SeriesSummary {
     let started = Instant::now();
     let shared: &'static Shared = Box::leak(Box::new(Shared {
         next: AtomicU64::new(settings.seeds.start),
@@ -177,10 +180,10 @@ pub fn simulate_many(settings: &ManySettings, show: impl Fn(Progress)) -> Summar
     summary
 }
 
-fn progress(settings: &ManySettings, shared: &Shared) -> Progress {
+fn progress(settings: &ManySettings, shared: &Shared) -> SeriesProgress {
     let summary = shared.summary.lock().expect("no run panics with it");
     let of = settings.seeds.end - settings.seeds.start;
-    Progress { done: summary.seeds, of, failures: summary.failures.len() as u64 }
+    SeriesProgress { done: summary.seeds, of, failures: summary.failures.len() as u64 }
 }
 
 /// Reports runs that exceed the limit on a real clock.
@@ -195,7 +198,7 @@ fn watch(settings: &ManySettings, shared: &Shared, lost: &mut [bool]) {
             let found = format!("no end after {:?} of real time", settings.watchdog);
             let violation = Violation { invariant: Invariant::Liveness, found };
             let mut summary = shared.summary.lock().expect("no run panics with it");
-            summary.fail(Failure { violation, plan });
+            summary.fail(Counterexample { violation, plan });
         }
     }
 }
@@ -207,7 +210,7 @@ fn work(settings: &ManySettings, shared: &Shared, job: usize) {
             return;
         }
         for mode in &settings.modes {
-            let plan = Plan::new(seed, *mode);
+            let plan = SimulationPlan::new(seed, *mode);
             let now = Some((plan.clone(), Instant::now()));
             *shared.current[job].lock().expect("no run panics with it") = now;
             let twice = settings.repeat_every > 0 && seed.is_multiple_of(settings.repeat_every);
@@ -225,7 +228,7 @@ fn work(settings: &ManySettings, shared: &Shared, job: usize) {
 }
 
 /// Runs a plan twice and compares the traces.
-fn run_twice(plan: Plan) -> Result<SimulationReport, Box<Failure>> {
+fn run_twice(plan: SimulationPlan) -> Result<SimulationReport, Box<Counterexample>> {
     let first = simulate(plan.clone(), None)?;
     let second = simulate(plan.clone(), None)?;
     if first == second {
@@ -233,5 +236,5 @@ fn run_twice(plan: Plan) -> Result<SimulationReport, Box<Failure>> {
     }
     let found = format!("traces {} and {}", first.trace, second.trace);
     let violation = Violation { invariant: Invariant::Determinism, found };
-    Err(Box::new(Failure { violation, plan }))
+    Err(Box::new(Counterexample { violation, plan }))
 }

@@ -29,7 +29,7 @@ impl fmt::Display for Mode {
 
 /// How an environment is restored from a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Recovery {
+pub(crate) enum RestoreMethod {
     /// From its state.
     State,
     /// By replaying its actions.
@@ -40,7 +40,7 @@ pub(crate) enum Recovery {
 
 /// Everything that a simulation derives from its seed before it begins.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct SimulationPlan {
     /// The seed.
     pub seed: u64,
     /// Whether faults stop.
@@ -52,7 +52,7 @@ pub struct Plan {
     /// The trainer's settings.
     pub trainer: TrainerSettings,
     /// How each task's environment is restored.
-    pub(crate) recoveries: Vec<Recovery>,
+    pub(crate) recoveries: Vec<RestoreMethod>,
     /// Whether a rubric scores in addition to the environments.
     pub has_rubric: bool,
     /// The frequency of each kind of fault where it can happen, in thousandths; kinds that are not listed never happen.
@@ -67,7 +67,7 @@ pub struct Plan {
     pub restarts: u64,
 }
 
-impl Plan {
+impl SimulationPlan {
     /// Creates the plan of a seed.
     #[must_use]
     pub fn new(seed: u64, mode: Mode) -> Self {
@@ -76,7 +76,12 @@ impl Plan {
         let trainer = trainer(&mut random);
         let n_tasks = random.between(1, 5);
         let recovery = |random: &mut Random| {
-            random.one_of(&[Recovery::State, Recovery::State, Recovery::Replay, Recovery::Never])
+            random.one_of(&[
+                RestoreMethod::State,
+                RestoreMethod::State,
+                RestoreMethod::Replay,
+                RestoreMethod::Never,
+            ])
         };
         Self {
             seed,
@@ -120,7 +125,7 @@ impl Plan {
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for SimulationPlan {
     /// Formats the plan on one line.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{self:?}")

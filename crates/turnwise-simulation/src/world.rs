@@ -8,14 +8,14 @@ use turnwise_trajectory::PolicyVersion;
 
 use crate::trace::Trace;
 use crate::witness::Witness;
-use crate::{FaultKind, Invariant, Mutation, Plan, Violation};
+use crate::{FaultKind, Invariant, Mutation, SimulationPlan, Violation};
 
 /// The granularity of the timer, by which a call may exceed its deadline.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The state shared by all scripted parts: the random numbers, the trace, and the witness.
 pub(crate) struct World {
-    pub(crate) plan: Plan,
+    pub(crate) plan: SimulationPlan,
     pub(crate) mutation: Option<Mutation>,
     started: Instant,
     state: Mutex<State>,
@@ -38,7 +38,7 @@ pub(crate) struct State {
 }
 
 impl World {
-    pub(crate) fn new(plan: Plan, mutation: Option<Mutation>) -> Arc<Self> {
+    pub(crate) fn new(plan: SimulationPlan, mutation: Option<Mutation>) -> Arc<Self> {
         let state = State {
             random: Random::new(derive_seed(plan.seed, 7)),
             trace: Trace::default(),

@@ -65,7 +65,10 @@ impl Columns {
     }
 
     /// Returns the wanted ratio groups, in order.
-    pub(crate) fn groups(&mut self, is_wanted: impl Fn(usize) -> bool) -> Vec<Group<'_>> {
+    pub(crate) fn groups(
+        &mut self,
+        is_wanted: impl Fn(usize) -> bool,
+    ) -> Vec<RatioGroupColumns<'_>> {
         let mut wanted = Vec::new();
         let mut rest = self.gradient.as_mut_slice();
         for (number, range) in self.starts.windows(2).map(|ends| ends[0]..ends[1]).enumerate() {
@@ -73,7 +76,7 @@ impl Columns {
             rest = behind;
             if is_wanted(number) {
                 let of = |column| of_range(column, range.clone());
-                wanted.push(Group {
+                wanted.push(RatioGroupColumns {
                     number,
                     logprobs: &self.logprobs[range.clone()],
                     behavior_logprobs: &self.behavior_logprobs[range.clone()],
@@ -90,7 +93,7 @@ impl Columns {
 
 /// One ratio group.
 #[derive(Debug)]
-pub(crate) struct Group<'a> {
+pub(crate) struct RatioGroupColumns<'a> {
     pub(crate) number: usize,
     logprobs: &'a [f64],
     behavior_logprobs: &'a [f64],
@@ -102,7 +105,7 @@ pub(crate) struct Group<'a> {
     pub(crate) gradient: &'a mut [f64],
 }
 
-impl<'a> Group<'a> {
+impl<'a> RatioGroupColumns<'a> {
     /// Returns the objective's view of the group.
     pub(crate) fn sequence(&self) -> Result<Sequence<'a>, ObjectiveError> {
         let credit = Advantages::PerToken(self.advantages);

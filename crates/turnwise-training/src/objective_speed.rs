@@ -7,7 +7,7 @@ use turnwise_objective::{Advantages, Clip, GspoToken, LengthWeight, Metrics, Seq
 use turnwise_rollout::uniform_at;
 
 use crate::SequenceError;
-use crate::parallel::{Evaluation, evaluate_all, for_each};
+use crate::parallel::{EvaluationJob, evaluate_all, for_each};
 
 /// The settings of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub fn measure_objective(
     if [sequences, tokens, threads, repetitions].contains(&0) {
         return Err(ObjectiveSpeedError::Settings);
     }
-    let columns = Columns::new(sequences * tokens);
+    let columns = SpeedInputs::new(sequences * tokens);
     let mut gradient = vec![0.0; sequences * tokens];
     let bytes = 4 * size_of_val(gradient.as_slice());
     let mut speed =
@@ -100,13 +100,13 @@ pub fn measure_objective(
 }
 
 /// The numbers to evaluate.
-struct Columns {
+struct SpeedInputs {
     logprobs: Vec<f64>,
     behavior_logprobs: Vec<f64>,
     advantages: Vec<f64>,
 }
 
-impl Columns {
+impl SpeedInputs {
     fn new(n: usize) -> Self {
         let uniform = |seed: u64, place: usize| uniform_at(seed, place as u64);
         let behavior_logprobs: Vec<f64> = (0..n).map(|place| -4.0 * uniform(1, place)).collect();
@@ -134,11 +134,11 @@ impl Columns {
             let columns =
                 Sequence::new(&self.logprobs[here.clone()], &self.behavior_logprobs[here], credit)
                     .map_err(|source| SequenceError { sequence, source })?;
-            evaluations.push(Evaluation::new(sequence, columns, scale, slots));
+            evaluations.push(EvaluationJob::new(sequence, columns, scale, slots));
         }
         evaluate_all(&objective, &mut evaluations, threads);
         let (mut loss, mut metrics) = (0.0, Metrics::default());
-        for Evaluation { sequence, outcome, .. } in evaluations {
+        for EvaluationJob { sequence, outcome, .. } in evaluations {
             let evaluated = outcome.map_err(|source| SequenceError { sequence, source })?;
             loss += evaluated.loss * scale;
             metrics.record(&evaluated);

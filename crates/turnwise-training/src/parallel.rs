@@ -14,7 +14,7 @@ const STRETCH: usize = 16;
 
 /// A ratio group to evaluate.
 #[derive(Debug)]
-pub(crate) struct Evaluation<'a> {
+pub(crate) struct EvaluationJob<'a> {
     /// The index of the group.
     pub(crate) sequence: usize,
     /// The input of the objective.
@@ -27,7 +27,7 @@ pub(crate) struct Evaluation<'a> {
     pub(crate) outcome: Result<SequenceLoss, ObjectiveError>,
 }
 
-impl<'a> Evaluation<'a> {
+impl<'a> EvaluationJob<'a> {
     pub(crate) fn new(
         sequence: usize,
         columns: Sequence<'a>,
@@ -49,7 +49,7 @@ impl<'a> Evaluation<'a> {
 /// changes no bit.
 pub(crate) fn evaluate_all(
     objective: &dyn Objective,
-    evaluations: &mut [Evaluation<'_>],
+    evaluations: &mut [EvaluationJob<'_>],
     n_threads: usize,
 ) {
     for_each(evaluations, n_threads, |evaluation| evaluation.run(objective));
@@ -111,7 +111,7 @@ mod tests {
             let credit = Advantages::PerToken(&advantages[range.clone()]);
             let columns = Sequence::new(&logprobs[range.clone()], &behavior[range], credit)
                 .expect("equal lengths");
-            evaluations.push(Evaluation::new(sequence, columns, 0.25, here));
+            evaluations.push(EvaluationJob::new(sequence, columns, 0.25, here));
             (rest, start) = (behind, start + length);
         }
         evaluate_all(&OBJECTIVE, &mut evaluations, n_threads);

@@ -9,7 +9,7 @@ use turnwise_rollout::Meter;
 use turnwise_trajectory::PolicyVersion;
 
 use crate::columns::Columns;
-use crate::parallel::{Evaluation, evaluate_all, threads_for};
+use crate::parallel::{EvaluationJob, evaluate_all, threads_for};
 use crate::{Batch, Learner, LearnerError, Row};
 
 /// The objective's report about one mini-batch.
@@ -101,7 +101,7 @@ pub(crate) async fn accumulate_shown(
     first: bool,
     meter: &Meter,
 ) -> Result<ObjectiveReport, LearnerError> {
-    let mut step = Step::new(objective, batch).map_err(in_gradient)?;
+    let mut step = MiniBatchEvaluation::new(objective, batch).map_err(in_gradient)?;
     let homes = homes(batch, micro_batches);
     step.evaluate_shared(learner, &homes, micro_batches).await?;
     let (mut mismatch, mut reference) = (Mismatch::default(), Mismatch::default());
@@ -144,7 +144,7 @@ pub fn batch_loss(
     batch: &Batch,
     logprobs: &[Vec<f64>],
 ) -> Result<BatchLoss, SequenceError> {
-    let mut step = Step::new(objective, batch)?;
+    let mut step = MiniBatchEvaluation::new(objective, batch)?;
     let rows: Vec<usize> = (0..batch.rows.len()).collect();
     step.set(&rows, logprobs);
     step.evaluate(|_| true)?;
@@ -240,7 +240,7 @@ fn homes(batch: &Batch, micro_batches: &[Vec<usize>]) -> Vec<Option<usize>> {
 }
 
 /// A mini-batch whose ratio groups are being evaluated, in the order in which they become known.
-struct Step<'a> {
+struct MiniBatchEvaluation<'a> {
     objective: &'a dyn Objective,
     batch: &'a Batch,
     /// The factor of each ratio group's loss and gradient.
@@ -250,7 +250,7 @@ struct Step<'a> {
     evaluated: Vec<SequenceLoss>,
 }
 
-impl<'a> Step<'a> {
+impl<'a> MiniBatchEvaluation<'a> {
     fn new(objective: &'a dyn Objective, batch: &'a Batch) -> Result<Self, SequenceError> {
         let size = StepSize { sequences: n_trajectories(batch), tokens: batch.n_targets() };
         let denominator = objective.denominator();
@@ -306,10 +306,10 @@ impl<'a> Step<'a> {
             let columns = group.sequence().map_err(|source| SequenceError { sequence, source })?;
             n_tokens += columns.len();
             let scale = self.scales[sequence];
-            evaluations.push(Evaluation::new(sequence, columns, scale, group.gradient));
+            evaluations.push(EvaluationJob::new(sequence, columns, scale, group.gradient));
         }
         evaluate_all(self.objective, &mut evaluations, threads_for(n_tokens));
-        for Evaluation { sequence, outcome, .. } in evaluations {
+        for EvaluationJob { sequence, outcome, .. } in evaluations {
             self.evaluated[sequence] =
                 outcome.map_err(|source| SequenceError { sequence, source })?;
         }

@@ -139,13 +139,13 @@ pub struct Trainer<L> {
     learning: Learning<L>,
     scheduler: Scheduler,
     settings: TrainerSettings,
-    progress: Progress,
+    progress: TrainingProgress,
     rollouts: Meter,
 }
 
 /// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Progress {
+struct TrainingProgress {
     step: u64,
     trained: u64,
     dropped: BTreeMap<String, u64>,
@@ -155,7 +155,7 @@ struct Progress {
 /// The state of a trainer without its weights, as data.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TrainerSnapshot {
-    progress: Progress,
+    progress: TrainingProgress,
     scheduler: SchedulerSnapshot,
 }
 
@@ -190,7 +190,7 @@ impl<L: Learner> Trainer<L> {
         let scheduler = Scheduler::new(pool, policy, scheduler_settings(&settings));
         let meter = Meter::default();
         let learning = Learning { learner, objective, credit, skipped_in_row: 0, meter };
-        Self { learning, scheduler, settings, progress: Progress::default(), rollouts }
+        Self { learning, scheduler, settings, progress: TrainingProgress::default(), rollouts }
     }
 
     /// Records the tool calls of all episodes in `store` ([`RolloutPool::with_ledger`]).

@@ -277,7 +277,7 @@ impl Serialize for SampledTokens {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let optional = self.optional.as_deref();
         let kept = optional.and_then(|optional| optional.kept.as_ref());
-        Columns {
+        SampledColumns {
             ids: Cow::Borrowed(&self.ids),
             logprobs: Cow::Borrowed(&self.logprobs),
             versions: self.versions.lengths().collect(),
@@ -294,14 +294,14 @@ impl Serialize for SampledTokens {
 
 impl<'de> Deserialize<'de> for SampledTokens {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Columns::deserialize(deserializer)?.checked().map_err(de::Error::custom)
+        SampledColumns::deserialize(deserializer)?.checked().map_err(de::Error::custom)
     }
 }
 
 /// The form on disk: one column for each field, and runs of value and length where a value repeats.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Columns<'a> {
+struct SampledColumns<'a> {
     ids: Cow<'a, [TokenId]>,
     logprobs: Cow<'a, [f32]>,
     versions: Vec<(PolicyVersion, usize)>,
@@ -321,7 +321,7 @@ fn all_none<T>(runs: &[(Option<T>, usize)]) -> bool {
     runs.iter().all(|(value, _)| value.is_none())
 }
 
-impl Columns<'_> {
+impl SampledColumns<'_> {
     fn checked(self) -> Result<SampledTokens, String> {
         let n = self.ids.len();
         let lengths = [

@@ -26,7 +26,7 @@ pub(crate) struct Tensors {
 
 /// A parameter's numbers, and how they were written.
 #[derive(Clone, Debug)]
-pub(crate) struct Loaded {
+pub(crate) struct ParameterValues {
     pub(crate) values: Vec<f32>,
     pub(crate) precision: Precision,
 }
@@ -41,7 +41,7 @@ struct Place {
 
 /// Where the tensors of the parameters are.
 #[derive(Debug)]
-struct Plan {
+struct TensorLocations {
     /// The tensors of each parameter, in order.
     parameters: Vec<Vec<Place>>,
     /// A head that the file holds although it is the embedding.
@@ -55,7 +55,7 @@ impl Place {
     }
 }
 
-impl Plan {
+impl TensorLocations {
     /// The bytes of all parameters.
     fn bytes(&self) -> u64 {
         self.parameters.iter().flatten().map(Place::bytes).sum()
@@ -90,7 +90,11 @@ impl Tensors {
     /// Nothing is read when a tensor is missing, unknown or of another shape. What follows from the configuration may be
     /// there as well: rotary frequencies, which older exporters stored, and the head of a tied model, if it is the same.
     /// `meter` counts the bytes.
-    pub(crate) fn read(mut self, specs: &[Spec], meter: &Meter) -> Result<Vec<Loaded>, ModelError> {
+    pub(crate) fn read(
+        mut self,
+        specs: &[Spec],
+        meter: &Meter,
+    ) -> Result<Vec<ParameterValues>, ModelError> {
         let plan = self.plan(specs)?;
         meter.begin(Meter::BYTES, plan.bytes());
         let mut parameters = Vec::with_capacity(specs.len());
@@ -103,7 +107,7 @@ impl Tensors {
             let precisions = places.iter().map(|place| place.precision);
             let precision = precisions.reduce(|a, b| if a == b { a } else { Precision::Single });
             let precision = precision.unwrap_or(Precision::Single);
-            parameters.push(Loaded { values, precision });
+            parameters.push(ParameterValues { values, precision });
         }
         if let Some(head) = plan.spare_head {
             let embedding = specs.iter().position(|spec| spec.name == EMBEDDING);
@@ -115,8 +119,8 @@ impl Tensors {
     }
 
     /// Where everything is, or everything that does not fit.
-    fn plan(&mut self, specs: &[Spec]) -> Result<Plan, ModelError> {
-        let wanted = Wanted::of(specs);
+    fn plan(&mut self, specs: &[Spec]) -> Result<TensorLocations, ModelError> {
+        let wanted = WantedTensors::of(specs);
         let parameters = specs.iter().map(|spec| vec![None; spec.n_tensors()]).collect();
         let mut found = Found { parameters, spare_head: None };
         let mut seen = HashSet::new();
@@ -151,7 +155,7 @@ impl Tensors {
         }
         let parameters = found.parameters.into_iter();
         let parameters = parameters.map(|places| places.into_iter().flatten().collect());
-        Ok(Plan { parameters: parameters.collect(), spare_head: found.spare_head })
+        Ok(TensorLocations { parameters: parameters.collect(), spare_head: found.spare_head })
     }
 
     /// Appends the numbers of a tensor, and refuses the first that is NaN or infinite.
@@ -192,7 +196,7 @@ impl Tensors {
 }
 
 /// The tensors that parameters consist of, by name.
-struct Wanted<'a> {
+struct WantedTensors<'a> {
     /// The shape, the parameter and the tensor's number in it.
     tensors: HashMap<String, (&'a [usize], usize, usize)>,
 }
@@ -218,7 +222,7 @@ impl Found {
     }
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> WantedTensors<'a> {
     fn of(specs: &'a [Spec]) -> Self {
         let tensors = specs.iter().enumerate().flat_map(|(index, spec)| {
             let names = spec.tensor_names().enumerate();

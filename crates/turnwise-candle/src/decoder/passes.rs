@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::{Decoder, Parameter};
-use crate::batch::Batch;
+use crate::batch::PackedBatch;
 use crate::forward::{self, Kernels};
 use crate::fused::sum;
 use crate::layout::{Linear, Network};
@@ -18,14 +18,14 @@ use crate::tape::{Keep, Loss, Played, Recorder, Slot, Tape, play_backward};
 
 impl Decoder {
     /// A forward pass, with predictions where the batch wants any.
-    pub(crate) fn pass(&self, batch: Arc<Batch>, keep: Keep) -> Result<Pass> {
+    pub(crate) fn pass(&self, batch: Arc<PackedBatch>, keep: Keep) -> Result<Pass> {
         self.pass_in(batch, keep, |_| {})
     }
 
     /// The same over a network that somebody has changed: what a wrong one does can be shown.
     pub(crate) fn pass_in(
         &self,
-        batch: Arc<Batch>,
+        batch: Arc<PackedBatch>,
         keep: Keep,
         rewire: impl FnOnce(&mut Network<Slot<'_>>),
     ) -> Result<Pass> {
@@ -104,7 +104,7 @@ impl Decoder {
         Ok((gradients, Played { shares: Shares::default(), reached }))
     }
 
-    fn plain(&self, batch: Arc<Batch>, keep: Keep) -> Result<Plain> {
+    fn plain(&self, batch: Arc<PackedBatch>, keep: Keep) -> Result<Plain> {
         Plain::new(&self.dimensions(), self.precision(), self.place().clone(), batch, keep)
     }
 
@@ -115,7 +115,7 @@ impl Decoder {
     }
 
     /// The logits behind every token. `[N, V]`
-    pub(crate) fn all_logits(&self, batch: Arc<Batch>) -> Result<Vec<f32>> {
+    pub(crate) fn all_logits(&self, batch: Arc<PackedBatch>) -> Result<Vec<f32>> {
         let dimensions = self.dimensions();
         if self.kernels() == Kernels::Plain {
             let mut plain = self.plain(batch, Keep::Nothing)?;
@@ -160,7 +160,7 @@ impl Decoder {
 #[cfg(test)]
 impl Decoder {
     /// The residual stream behind the last layer, before its norm. `[N, D]`
-    pub(crate) fn hidden(&self, batch: Batch) -> Vec<f32> {
+    pub(crate) fn hidden(&self, batch: PackedBatch) -> Vec<f32> {
         let (dimensions, batch) = (self.dimensions(), Arc::new(batch));
         if self.kernels() == Kernels::Plain {
             let mut plain = self.plain(batch, Keep::Nothing).unwrap();
@@ -175,7 +175,7 @@ impl Decoder {
     }
 
     /// What each layer with experts decided, by our own operations.
-    pub(crate) fn routed(&self, batch: Batch) -> Vec<crate::fused::experts::Routed> {
+    pub(crate) fn routed(&self, batch: PackedBatch) -> Vec<crate::fused::experts::Routed> {
         let dimensions = self.dimensions();
         let mut tape = Tape::new(Arc::new(batch), self.pool().clone(), Keep::Activations);
         let hidden = self.with_slots(|_, network| {

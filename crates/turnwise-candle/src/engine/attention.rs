@@ -14,7 +14,7 @@ use turnwise_kernels::tile::{
 };
 use turnwise_kernels::vectorized;
 
-use super::compute::{Step, Token};
+use super::compute::{EngineBatch, EngineToken};
 use super::pages::{PAGE, Pages};
 use super::tree::PageId;
 use crate::dimensions::Heads;
@@ -24,21 +24,21 @@ const ROWS: usize = 12;
 
 /// Who reads which pages together, worked out once for a step.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
-    groups: Vec<Group>,
-    spans: Vec<Span>,
+pub(super) struct AttentionPlan {
+    groups: Vec<QueryGroup>,
+    spans: Vec<PageSpan>,
 }
 
 /// Tokens that are computed together.
 #[derive(Clone, Debug)]
-struct Group {
+struct QueryGroup {
     tokens: Range<usize>,
     spans: Range<usize>,
 }
 
 /// Some tokens of a group, and pages that all of them read: of each token's own table, which agree there.
 #[derive(Clone, Debug)]
-struct Span {
+struct PageSpan {
     /// Counted from the group's first.
     tokens: Range<usize>,
     pages: Range<usize>,
@@ -57,9 +57,9 @@ pub(super) struct Scratch {
     mixed: Vec<f32>,
 }
 
-impl Plan {
+impl AttentionPlan {
     /// Forgets the step before.
-    pub(super) fn make(&mut self, step: &Step, heads: Heads) {
+    pub(super) fn make(&mut self, step: &EngineBatch, heads: Heads) {
         self.groups.clear();
         self.spans.clear();
         let count = (ROWS / heads.group()).max(1);
@@ -67,7 +67,8 @@ impl Plan {
             let end = step.tokens.len().min(start + count);
             let first_span = self.spans.len();
             self.cut(step, &step.tokens[start..end], 0..end - start, 0);
-            self.groups.push(Group { tokens: start..end, spans: first_span..self.spans.len() });
+            self.groups
+                .push(QueryGroup { tokens: start..end, spans: first_span..self.spans.len() });
         }
     }
 
@@ -77,7 +78,13 @@ impl Plan {
     }
 
     /// Cuts the pages that some tokens read, from the given one on, where not all read the same.
-    fn cut(&mut self, step: &Step, tokens: &[Token], range: Range<usize>, first: usize) {
+    fn cut(
+        &mut self,
+        step: &EngineBatch,
+        tokens: &[EngineToken],
+        range: Range<usize>,
+        first: usize,
+    ) {
         let read = |index: usize, page: usize| {
             let token = &tokens[index];
             (page <= token.position / PAGE).then(|| step.tables[token.table][page])
@@ -98,7 +105,7 @@ impl Plan {
             end += 1;
         }
         if end > first {
-            self.spans.push(Span { tokens: range, pages: first..end });
+            self.spans.push(PageSpan { tokens: range, pages: first..end });
         }
         for run in runs.into_iter().filter(|run| read(run.start, end).is_some()) {
             self.cut(step, tokens, run, end);
@@ -109,7 +116,7 @@ impl Plan {
 /// What all groups of a layer have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layer<'a> {
-    pub(super) step: &'a Step,
+    pub(super) step: &'a EngineBatch,
     pub(super) pages: &'a Pages,
     pub(super) heads: Heads,
     pub(super) index: usize,
@@ -123,7 +130,7 @@ pub(super) struct Layer<'a> {
 struct Work<'a> {
     layer: Layer<'a>,
     head: usize,
-    tokens: &'a [Token],
+    tokens: &'a [EngineToken],
     /// Numbers of a row of scores.
     length: usize,
 }
@@ -132,13 +139,13 @@ impl Layer<'_> {
     /// Attention of a group with one key head. Calls `write` with each token, query head and `[head_dim]`.
     pub(super) fn attend(
         &self,
-        plan: &Plan,
+        plan: &AttentionPlan,
         group: usize,
         head: usize,
         scratch: &mut Scratch,
         mut write: impl FnMut(usize, usize, &[f32]),
     ) {
-        let Group { tokens, spans } = &plan.groups[group];
+        let QueryGroup { tokens, spans } = &plan.groups[group];
         let spans = &plan.spans[spans.clone()];
         let of_group = &self.step.tokens[tokens.clone()];
         let pages = of_group.iter().map(|token| token.position / PAGE + 1).max().unwrap_or(0);
@@ -176,7 +183,10 @@ impl Layer<'_> {
 
 impl Work<'_> {
     /// Tiles of rows of a span: the first row and how many.
-    fn tiles(&self, span: &Span) -> (usize, impl Iterator<Item = (usize, usize)> + Clone + use<>) {
+    fn tiles(
+        &self,
+        span: &PageSpan,
+    ) -> (usize, impl Iterator<Item = (usize, usize)> + Clone + use<>) {
         let group = self.layer.heads.group();
         let (start, end) = (span.tokens.start * group, span.tokens.end * group);
         let (most, vectors) = shape(end - start);
@@ -186,7 +196,7 @@ impl Work<'_> {
     }
 
     /// Products of queries and keys.
-    fn score(&self, span: &Span, scratch: &mut Scratch) {
+    fn score(&self, span: &PageSpan, scratch: &mut Scratch) {
         let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let table = &step.tables[self.tokens[span.tokens.start].table];
         let (most_vectors, tiles) = self.tiles(span);
@@ -229,7 +239,7 @@ impl Work<'_> {
     }
 
     /// Sums of values, in order of position.
-    fn mix(&self, span: &Span, scratch: &mut Scratch) {
+    fn mix(&self, span: &PageSpan, scratch: &mut Scratch) {
         let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let of_span = &self.tokens[span.tokens.clone()];
         let longest = of_span.iter().map(|token| token.position + 1).max().unwrap_or(0);

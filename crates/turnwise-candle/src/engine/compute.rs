@@ -7,10 +7,10 @@ use turnwise_kernels::panels::{Epilogue, Panels, StridedRows, padded};
 use turnwise_kernels::team::{Team, WriteOnceRows};
 use turnwise_kernels::vectorized;
 
-use super::attention::{Layer, Plan, Scratch};
+use super::attention::{AttentionPlan, Layer, Scratch};
 use super::mixture::MixtureMemory;
 use super::pages::{PAGE, Page, PageLayout, Pages};
-use super::parts::{Clock, Part, Parts};
+use super::parts::{Clock, PartTimes, StepPart};
 use super::tree::PageId;
 use crate::dimensions::Heads;
 use crate::rope::Rope;
@@ -22,7 +22,7 @@ pub(super) const MIN_TOKENS_PER_THREAD: usize = 32;
 
 /// A token to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Token {
+pub(super) struct EngineToken {
     /// An index into the tables.
     pub(super) table: usize,
     pub(super) id: u32,
@@ -33,9 +33,9 @@ pub(super) struct Token {
 
 /// What is computed together.
 #[derive(Debug, Default)]
-pub(super) struct Step {
+pub(super) struct EngineBatch {
     /// Those of one table are neighbours, in order of position; all that comes before them is in the pages already.
-    pub(super) tokens: Vec<Token>,
+    pub(super) tokens: Vec<EngineToken>,
     /// The pages of each sequence, in order.
     pub(super) tables: Vec<Vec<PageId>>,
 }
@@ -61,8 +61,8 @@ pub(super) trait Compute: std::fmt::Debug + Send {
         &mut self,
         team: &mut Team,
         weights: &Snapshot,
-        step: &Step,
-        parts: &mut Parts,
+        step: &EngineBatch,
+        parts: &mut PartTimes,
     ) -> Result<Logits<'_>, String>;
 }
 
@@ -70,7 +70,7 @@ pub(super) trait Compute: std::fmt::Debug + Send {
 #[derive(Debug)]
 pub(super) struct CpuCompute {
     pages: Pages,
-    plan: Plan,
+    plan: AttentionPlan,
     /// One for each thread.
     scratch: Vec<Mutex<Scratch>>,
     /// The residual stream. `[N, D]`, rows padded to whole vectors, as all below
@@ -97,8 +97,8 @@ impl Compute for CpuCompute {
         &mut self,
         team: &mut Team,
         weights: &Snapshot,
-        step: &Step,
-        parts: &mut Parts,
+        step: &EngineBatch,
+        parts: &mut PartTimes,
     ) -> Result<Logits<'_>, String> {
         let Snapshot::Panels(weights) = weights else {
             return Err("the weights are not laid out for the processor".to_owned());
@@ -108,13 +108,13 @@ impl Compute for CpuCompute {
         let mut clock = parts.start();
         self.plan.make(step, Heads::of(&weights.config));
         self.embed(weights, step);
-        clock.lap(Part::Embedding);
+        clock.lap(StepPart::Embedding);
         for (index, layer) in weights.layers.iter().enumerate() {
             self.attention(team, weights, layer, step, index, &mut clock);
             self.feed_forward(team, weights, layer, &mut clock);
         }
         let logits = self.head(team, weights, step);
-        clock.lap(Part::Head);
+        clock.lap(StepPart::Head);
         Ok(logits)
     }
 }
@@ -123,7 +123,7 @@ impl CpuCompute {
     pub(super) fn new(layout: PageLayout) -> Self {
         Self {
             pages: Pages::new(layout),
-            plan: Plan::default(),
+            plan: AttentionPlan::default(),
             scratch: Vec::new(),
             x: Vec::new(),
             normed: Vec::new(),
@@ -135,7 +135,7 @@ impl CpuCompute {
         }
     }
 
-    fn embed(&mut self, weights: &Weights, step: &Step) {
+    fn embed(&mut self, weights: &Weights, step: &EngineBatch) {
         let d = weights.config.hidden_size;
         self.x.clear();
         for token in &step.tokens {
@@ -149,7 +149,7 @@ impl CpuCompute {
         team: &mut Team,
         weights: &Weights,
         layer: &LayerWeights,
-        step: &Step,
+        step: &EngineBatch,
         index: usize,
         clock: &mut Clock<'_>,
     ) {
@@ -157,12 +157,12 @@ impl CpuCompute {
         let eps = weights.config.rms_norm_eps as f32;
         let width = padded(weights.config.hidden_size);
         norm_rows(team, &mut self.normed, &self.x, &layer.attention_norm, eps);
-        clock.lap(Part::Other);
+        clock.lap(StepPart::Other);
         product(team, &layer.qkv, &self.normed, width, &mut self.qkv, Epilogue::Replace);
-        clock.lap(Part::Linear);
+        clock.lap(StepPart::Linear);
         self.keep(team, weights, layer, step, index);
         self.attend(team, step, heads, layer.qkv.columns(Epilogue::Replace), index);
-        clock.lap(Part::Attention);
+        clock.lap(StepPart::Attention);
         product(
             team,
             &layer.output,
@@ -171,7 +171,7 @@ impl CpuCompute {
             &mut self.x,
             Epilogue::Add,
         );
-        clock.lap(Part::Linear);
+        clock.lap(StepPart::Linear);
     }
 
     /// Norms and turns queries and keys where they lie, and writes keys and values into pages.
@@ -180,11 +180,11 @@ impl CpuCompute {
         team: &mut Team,
         weights: &Weights,
         layer: &LayerWeights,
-        step: &Step,
+        step: &EngineBatch,
         index: usize,
     ) {
-        struct Run<'a> {
-            tokens: &'a [Token],
+        struct PageRun<'a> {
+            tokens: &'a [EngineToken],
             rows: &'a mut [f32],
             page: &'a mut Page,
         }
@@ -200,12 +200,12 @@ impl CpuCompute {
             let Some(rows) = rest.split_off_mut(..tokens.len() * stride) else { break };
             let page = pages[step.tables[table][page].0].take();
             let page = page.expect("a page is written by one sequence");
-            runs.push(Run { tokens, rows, page });
+            runs.push(PageRun { tokens, rows, page });
         }
         let eps = weights.config.rms_norm_eps as f32;
         let length = if step.tokens.len() < MIN_TOKENS_PER_THREAD { runs.len() } else { 1 };
         team.chunks(&mut runs, length.max(1), |_, _, runs| {
-            for Run { tokens, rows, page } in runs {
+            for PageRun { tokens, rows, page } in runs {
                 for (token, row) in tokens.iter().zip(rows.chunks_exact_mut(stride)) {
                     turn(&mut row[..q + kv], q, layer, &weights.rope, token.position, eps);
                     let (keys, values) = row[q..q + 2 * kv].split_at(kv);
@@ -215,7 +215,14 @@ impl CpuCompute {
         });
     }
 
-    fn attend(&mut self, team: &mut Team, step: &Step, heads: Heads, stride: usize, index: usize) {
+    fn attend(
+        &mut self,
+        team: &mut Team,
+        step: &EngineBatch,
+        heads: Heads,
+        stride: usize,
+        index: usize,
+    ) {
         let width = heads.n_heads * heads.head_dim;
         self.mixed.resize(step.tokens.len() * width, 0.0);
         let Self { pages, plan, scratch, qkv, mixed, .. } = self;
@@ -242,7 +249,7 @@ impl CpuCompute {
         let eps = weights.config.rms_norm_eps as f32;
         let width = padded(weights.config.hidden_size);
         norm_rows(team, &mut self.normed, &self.x, &layer.mlp_norm, eps);
-        clock.lap(Part::Other);
+        clock.lap(StepPart::Other);
         match &layer.feed_forward {
             FeedForwardWeights::Dense(MlpWeights { gate_up, down }) => {
                 product(team, gate_up, &self.normed, width, &mut self.inner, Epilogue::SwiGlu);
@@ -260,10 +267,10 @@ impl CpuCompute {
                 self.experts.add(team, &mut self.x, &self.normed, d, mixture);
             }
         }
-        clock.lap(Part::Linear);
+        clock.lap(StepPart::Linear);
     }
 
-    fn head(&mut self, team: &mut Team, weights: &Weights, step: &Step) -> Logits<'_> {
+    fn head(&mut self, team: &mut Team, weights: &Weights, step: &EngineBatch) -> Logits<'_> {
         let (stride, width) =
             (weights.head.columns(Epilogue::Replace), padded(weights.config.hidden_size));
         // The rows that are wanted move to the front, over rows that nobody needs any more.
@@ -283,7 +290,7 @@ impl CpuCompute {
 }
 
 /// Table and page of a token.
-fn page_of(token: &Token) -> (usize, usize) {
+fn page_of(token: &EngineToken) -> (usize, usize) {
     (token.table, token.position / PAGE)
 }
 

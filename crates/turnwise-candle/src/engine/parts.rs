@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a step consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum StepPart {
     Embedding,
     Linear,
     Attention,
@@ -65,16 +65,16 @@ pub(super) struct PartCounters {
 
 /// Nanoseconds of one step.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Parts([u64; 6]);
+pub(super) struct PartTimes([u64; 6]);
 
 /// Runs while a step does.
 #[derive(Debug)]
 pub(super) struct Clock<'a> {
-    parts: &'a mut Parts,
+    parts: &'a mut PartTimes,
     last: Instant,
 }
 
-impl Parts {
+impl PartTimes {
     pub(super) fn start(&mut self) -> Clock<'_> {
         Clock { parts: self, last: Instant::now() }
     }
@@ -82,7 +82,7 @@ impl Parts {
 
 impl Clock<'_> {
     /// The time since the last call was spent on this.
-    pub(super) fn lap(&mut self, part: Part) {
+    pub(super) fn lap(&mut self, part: StepPart) {
         let now = Instant::now();
         self.parts.0[part as usize] += (now - self.last).as_nanos() as u64;
         self.last = now;
@@ -90,7 +90,7 @@ impl Clock<'_> {
 }
 
 impl PartCounters {
-    pub(super) fn add(&self, parts: Parts, has_prompts: bool) {
+    pub(super) fn add(&self, parts: PartTimes, has_prompts: bool) {
         for (counter, nanoseconds) in self.parts.iter().zip(parts.0) {
             counter.fetch_add(nanoseconds, Ordering::Relaxed);
         }

@@ -8,13 +8,13 @@ use turnwise_kernels::team::Team;
 use turnwise_rollout::{PolicyError, SampleRequest};
 use turnwise_trajectory::StopReason;
 
-use super::compute::{Compute, Step, Token};
+use super::compute::{Compute, EngineBatch, EngineToken};
 use super::drawing::draw_all;
 use super::pages::{PAGE, PageLayout};
-use super::parts::{Part, Parts};
+use super::parts::{PartTimes, StepPart};
 use super::slot::{Job, Slot, Undrawn, Waiting};
 use super::tensors::{compute_for, suited};
-use super::tree::{NodeId, Tree};
+use super::tree::{PageNodeId, Tree};
 use super::{Counters, EngineSettings, KvOnUpdate, add};
 use crate::published::{Publication, Published};
 use crate::{DecoderConfig, ModelError, threads};
@@ -32,7 +32,7 @@ pub(crate) enum Command {
 
 /// Owns all pages, and draws for all requests together.
 #[derive(Debug)]
-pub(crate) struct Scheduler {
+pub(crate) struct EngineScheduler {
     settings: EngineSettings,
     config: DecoderConfig,
     published: Published,
@@ -63,14 +63,14 @@ fn team(n_threads: usize) -> Result<Team, ModelError> {
 /// Tokens of a step, and where what they leave behind goes.
 #[derive(Debug, Default)]
 struct Planned {
-    step: Step,
+    step: EngineBatch,
     /// For each table, the request it is of.
     slots: Vec<usize>,
     /// Nodes that will hold so many tokens.
-    fills: Vec<(NodeId, usize)>,
+    fills: Vec<(PageNodeId, usize)>,
 }
 
-impl Scheduler {
+impl EngineScheduler {
     /// # Errors
     /// When the engine's threads cannot be started.
     pub(crate) fn new(
@@ -243,12 +243,12 @@ impl Scheduler {
 
     /// Computes some tokens of every request and draws for those whose last token was among them.
     fn step(&mut self) {
-        let mut parts = Parts::default();
+        let mut parts = PartTimes::default();
         let mut clock = parts.start();
         self.step += 1;
         self.make_room();
         let planned = self.plan();
-        clock.lap(Part::Other);
+        clock.lap(StepPart::Other);
         let Planned { step, slots, fills } = planned;
         if step.tokens.is_empty() {
             return;
@@ -293,7 +293,7 @@ impl Scheduler {
             }
         }
         self.finish();
-        clock.lap(Part::Sampling);
+        clock.lap(StepPart::Sampling);
         self.counters.parts.add(parts, ready.len() < step.tokens.len());
     }
 
@@ -370,7 +370,7 @@ impl Scheduler {
             if let Some((_, filled)) = planned.fills.last_mut() {
                 *filled = row + 1;
             }
-            planned.step.tokens.push(Token {
+            planned.step.tokens.push(EngineToken {
                 table,
                 id: slot.ids[position],
                 position,

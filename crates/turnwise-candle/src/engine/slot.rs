@@ -8,7 +8,7 @@ use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
 
 use super::compute::Compute;
 use super::pages::PAGE;
-use super::tree::{NodeId, Source, Tree};
+use super::tree::{CopySource, PageNodeId, Tree};
 
 /// What every sample says of who drew it.
 const ENGINE: &str = "candle";
@@ -56,11 +56,11 @@ pub(super) struct Slot {
     pub(super) ids: Vec<TokenId>,
     sample: Sample,
     /// The pages of `ids`, the last of them this request's own. All but the last hold or will hold the tokens in their place.
-    pub(super) path: Vec<NodeId>,
+    pub(super) path: Vec<PageNodeId>,
     /// Pages at the start that are filled.
     settled: usize,
     /// What a page of the path can begin with as soon as another request has computed it.
-    source: Option<(usize, Source)>,
+    source: Option<(usize, CopySource)>,
     /// Whether the session may ask again.
     pub(super) keep: bool,
     /// Tokens computed since it started.
@@ -186,7 +186,7 @@ impl Slot {
 
     /// Copies what another request has computed, as soon as it has.
     pub(super) fn copy_source(&mut self, tree: &mut Tree, compute: &mut dyn Compute) {
-        let Some((page, Source { node, tokens })) = self.source else { return };
+        let Some((page, CopySource { node, tokens })) = self.source else { return };
         let filled = tree.filled(node);
         if filled < tokens && tree.is_read(node) {
             return;

@@ -7,9 +7,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 use turnwise_kernels::team::Team;
 
-use super::compute::{Compute, CpuCompute, Logits, Step, Token};
+use super::compute::{Compute, CpuCompute, EngineBatch, EngineToken, Logits};
 use super::pages::{PAGE, PageLayout};
-use super::parts::{Part, Parts};
+use super::parts::{PartTimes, StepPart};
 use super::tree::PageId;
 use super::{EngineCompute, EngineSettings};
 use crate::forward;
@@ -66,8 +66,8 @@ impl Compute for TensorCompute {
         &mut self,
         _: &mut Team,
         weights: &Snapshot,
-        step: &Step,
-        parts: &mut Parts,
+        step: &EngineBatch,
+        parts: &mut PartTimes,
     ) -> std::result::Result<Logits<'_>, String> {
         let Snapshot::Tensors(weights) = weights else {
             return Err("the weights are not tensors".to_owned());
@@ -78,13 +78,13 @@ impl Compute for TensorCompute {
         let mut clock = parts.start();
         self.logits = self.compute(weights, step).map_err(|error| error.to_string())?;
         // What the device did when is not known here.
-        clock.lap(Part::Linear);
+        clock.lap(StepPart::Linear);
         Ok(Logits { data: &self.logits, stride: weights.config.vocab_size })
     }
 }
 
 impl TensorCompute {
-    fn compute(&mut self, weights: &TensorWeights, step: &Step) -> Result<Vec<f32>> {
+    fn compute(&mut self, weights: &TensorWeights, step: &EngineBatch) -> Result<Vec<f32>> {
         let last = step.tables.iter().flatten().map(|page| page.0).max();
         self.provide(weights, last.map_or(0, |page| page + 1))?;
         let mut serving = Serving::new(weights, step, &self.pools)?;
@@ -133,13 +133,13 @@ impl TensorCompute {
 }
 
 /// Where a token's keys and values are.
-fn row_of(step: &Step, table: usize, position: usize) -> u32 {
+fn row_of(step: &EngineBatch, table: usize, position: usize) -> u32 {
     (step.tables[table][position / PAGE].0 * PAGE + position % PAGE) as u32
 }
 
 /// Pieces of sequences that attend together.
 #[derive(Debug)]
-struct Group {
+struct AttentionGroup {
     /// Which of the step's tokens ask. `[lists * Q]`
     queries: Tensor,
     /// Rows of pages. `[lists * K]`
@@ -148,11 +148,15 @@ struct Group {
     mask: Tensor,
 }
 
-impl Group {
+impl AttentionGroup {
     /// Pieces of equal length, each with the place of its first token in the step.
-    fn new(step: &Step, pieces: &[(usize, &[Token])], device: &Device) -> Result<Self> {
+    fn new(
+        step: &EngineBatch,
+        pieces: &[(usize, &[EngineToken])],
+        device: &Device,
+    ) -> Result<Self> {
         let n_queries = pieces.first().map_or(0, |(_, tokens)| tokens.len());
-        let length = |tokens: &[Token]| tokens.last().map_or(0, |token| token.position + 1);
+        let length = |tokens: &[EngineToken]| tokens.last().map_or(0, |token| token.position + 1);
         let n_keys = pieces.iter().map(|(_, tokens)| length(tokens)).max().unwrap_or(0);
         let (mut queries, mut keys) = (Vec::new(), Vec::new());
         let mut mask = Vec::with_capacity(pieces.len() * n_queries * n_keys);
@@ -190,7 +194,7 @@ struct Serving<'a> {
     rotation: Rotation,
     /// The row of pages that each token's keys, and its values, are written to. `[N, n_kv_heads * head_dim]`
     rows: Tensor,
-    groups: Vec<Group>,
+    groups: Vec<AttentionGroup>,
     /// Where each token is in the groups. `[N]`
     back: Tensor,
     /// Tokens whose logits are wanted.
@@ -200,13 +204,14 @@ struct Serving<'a> {
 }
 
 impl<'a> Serving<'a> {
-    fn new(weights: &TensorWeights, step: &Step, pools: &'a [[Tensor; 2]]) -> Result<Self> {
+    fn new(weights: &TensorWeights, step: &EngineBatch, pools: &'a [[Tensor; 2]]) -> Result<Self> {
         let (device, tokens) = (weights.device(), &step.tokens);
         let heads = weights.dimensions.heads;
         let mut pieces = Vec::new();
         for piece in tokens.chunk_by(|a, b| a.table == b.table) {
-            let first =
-                pieces.last().map_or(0, |(first, piece): &(usize, &[Token])| first + piece.len());
+            let first = pieces
+                .last()
+                .map_or(0, |(first, piece): &(usize, &[EngineToken])| first + piece.len());
             pieces.push((first, piece));
         }
         let (single, longer): (Vec<_>, Vec<_>) =
@@ -214,7 +219,7 @@ impl<'a> Serving<'a> {
         let groups = single.chunks(single.len().max(1)).chain(longer.chunks(1));
         let (mut made, mut back, mut place) = (Vec::new(), vec![0; tokens.len()], 0);
         for pieces in groups {
-            made.push(Group::new(step, pieces, device)?);
+            made.push(AttentionGroup::new(step, pieces, device)?);
             for token in pieces.iter().flat_map(|(first, piece)| *first..first + piece.len()) {
                 back[token] = place;
                 place += 1;

@@ -20,16 +20,16 @@ pub(super) struct PageId(pub(super) usize);
 
 /// A node, by its place and how often the place was used before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct NodeId {
+pub(super) struct PageNodeId {
     index: usize,
     generation: u64,
 }
 
 /// A page and what it holds.
 #[derive(Debug)]
-pub(super) struct Node {
-    parent: Option<NodeId>,
-    children: Vec<NodeId>,
+pub(super) struct PageNode {
+    parent: Option<PageNodeId>,
+    children: Vec<PageNodeId>,
     /// At most [`PAGE`]; those beyond `filled` are still to be computed.
     pub(super) ids: Vec<u32>,
     /// How many tokens are computed.
@@ -52,13 +52,13 @@ pub(super) struct Node {
 #[derive(Debug, Default)]
 struct Place {
     generation: u64,
-    node: Option<Node>,
+    node: Option<PageNode>,
 }
 
 /// A part of a page that can be copied instead of computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Source {
-    pub(super) node: NodeId,
+pub(super) struct CopySource {
+    pub(super) node: PageNodeId,
     /// How many of its tokens are wanted.
     pub(super) tokens: usize,
 }
@@ -69,11 +69,11 @@ pub(super) struct Tree {
     places: Vec<Place>,
     vacant: Vec<usize>,
     /// Nodes without a parent under the weights that are served.
-    roots: Vec<NodeId>,
+    roots: Vec<PageNodeId>,
     /// Nodes that may be given up, by when they were used.
-    spare: BTreeSet<(u64, NodeId)>,
+    spare: BTreeSet<(u64, PageNodeId)>,
     /// What each session came to last.
-    sessions: HashMap<u64, Vec<NodeId>>,
+    sessions: HashMap<u64, Vec<PageNodeId>>,
     free: Vec<PageId>,
     max_pages: usize,
     /// Pages that exist, free or not.
@@ -103,16 +103,16 @@ impl Tree {
 
     /// # Panics
     /// When the node is gone: those that a request reads are not.
-    pub(super) fn node(&self, id: NodeId) -> &Node {
+    pub(super) fn node(&self, id: PageNodeId) -> &PageNode {
         self.get(id).expect("a node that is read is there")
     }
 
-    fn get(&self, id: NodeId) -> Option<&Node> {
+    fn get(&self, id: PageNodeId) -> Option<&PageNode> {
         let place = self.places.get(id.index).filter(|place| place.generation == id.generation)?;
         place.node.as_ref()
     }
 
-    fn node_mut(&mut self, id: NodeId) -> &mut Node {
+    fn node_mut(&mut self, id: PageNodeId) -> &mut PageNode {
         let place = &mut self.places[id.index];
         assert_eq!(place.generation, id.generation, "a node that is read is there");
         place.node.as_mut().expect("a node that is read is there")
@@ -147,13 +147,13 @@ impl Tree {
         std::mem::take(&mut self.given_up)
     }
 
-    fn children(&self, parent: Option<NodeId>) -> &[NodeId] {
+    fn children(&self, parent: Option<PageNodeId>) -> &[PageNodeId] {
         parent.map_or(&self.roots, |parent| &self.node(parent).children)
     }
 
     /// The whole pages of a sequence that are there or being made, from its start.
-    pub(super) fn path(&self, ids: &[u32]) -> Vec<NodeId> {
-        let mut path: Vec<NodeId> = Vec::new();
+    pub(super) fn path(&self, ids: &[u32]) -> Vec<PageNodeId> {
+        let mut path: Vec<PageNodeId> = Vec::new();
         for ids in ids.as_chunks::<PAGE>().0 {
             let children = self.children(path.last().copied());
             let Some(child) = children.iter().find(|child| self.node(**child).ids == ids) else {
@@ -165,32 +165,32 @@ impl Tree {
     }
 
     /// The page behind `parent` that begins with most of these tokens.
-    pub(super) fn source(&self, parent: Option<NodeId>, ids: &[u32]) -> Option<Source> {
-        let common = |id: &NodeId| {
+    pub(super) fn source(&self, parent: Option<PageNodeId>, ids: &[u32]) -> Option<CopySource> {
+        let common = |id: &PageNodeId| {
             let node = self.node(*id);
             let tokens = node.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
             // One that nobody computes any more is worth what it holds.
             let tokens = if node.readers == 0 { tokens.min(node.filled) } else { tokens };
-            Source { node: *id, tokens }
+            CopySource { node: *id, tokens }
         };
         // Of equals the one that is furthest, so that nobody waits without need.
-        let best = |source: &Source| (source.tokens, self.node(source.node).filled);
+        let best = |source: &CopySource| (source.tokens, self.node(source.node).filled);
         let sources = self.children(parent).iter().map(common);
         sources.filter(|source| source.tokens > 0).max_by_key(best)
     }
 
     /// Whether anybody still computes it.
-    pub(super) fn is_read(&self, id: NodeId) -> bool {
+    pub(super) fn is_read(&self, id: PageNodeId) -> bool {
         self.get(id).is_some_and(|node| node.readers > 0)
     }
 
     /// What is filled of a node, or 0 when it is gone.
-    pub(super) fn filled(&self, id: NodeId) -> usize {
+    pub(super) fn filled(&self, id: PageNodeId) -> usize {
         self.get(id).map_or(0, |node| node.filled)
     }
 
     /// Adds a reader to each.
-    pub(super) fn read(&mut self, path: &[NodeId]) {
+    pub(super) fn read(&mut self, path: &[PageNodeId]) {
         for id in path {
             self.node_mut(*id).readers += 1;
             self.sort(*id);
@@ -198,10 +198,10 @@ impl Tree {
     }
 
     /// A page for tokens behind `parent`, with one reader. `None` when there is no room.
-    pub(super) fn add(&mut self, parent: Option<NodeId>, ids: Vec<u32>) -> Option<NodeId> {
+    pub(super) fn add(&mut self, parent: Option<PageNodeId>, ids: Vec<u32>) -> Option<PageNodeId> {
         let page = self.take_page()?;
         let is_stale = parent.is_some_and(|parent| self.node(parent).is_stale);
-        let node = Node {
+        let node = PageNode {
             parent,
             children: Vec::new(),
             ids,
@@ -220,7 +220,7 @@ impl Tree {
         }
         let place = &mut self.places[index];
         place.node = Some(node);
-        let id = NodeId { index, generation: place.generation };
+        let id = PageNodeId { index, generation: place.generation };
         match parent {
             Some(parent) => {
                 self.node_mut(parent).children.push(id);
@@ -245,18 +245,18 @@ impl Tree {
     }
 
     /// Takes the right to compute a node in a step, counted from 1; each step gives it once.
-    pub(super) fn claim(&mut self, id: NodeId, step: u64) -> bool {
+    pub(super) fn claim(&mut self, id: PageNodeId, step: u64) -> bool {
         let node = self.node_mut(id);
         std::mem::replace(&mut node.claimed, step) != step
     }
 
     /// Notes a token that is about to be computed.
-    pub(super) fn extend(&mut self, id: NodeId, token: u32) {
+    pub(super) fn extend(&mut self, id: PageNodeId, token: u32) {
         self.node_mut(id).ids.push(token);
     }
 
     /// Notes that a node now holds so many tokens, the last of them written by these weights.
-    pub(super) fn fill(&mut self, id: NodeId, filled: usize, version: PolicyVersion) {
+    pub(super) fn fill(&mut self, id: PageNodeId, filled: usize, version: PolicyVersion) {
         let node = self.node_mut(id);
         node.oldest = if node.filled == 0 { version } else { node.oldest.min(version) };
         let before = std::mem::replace(&mut node.filled, filled);
@@ -264,12 +264,12 @@ impl Tree {
     }
 
     /// A node with the same tokens, all computed, in another's place.
-    pub(super) fn twin(&self, id: NodeId) -> Option<NodeId> {
+    pub(super) fn twin(&self, id: PageNodeId) -> Option<PageNodeId> {
         let node = self.node(id);
         if node.is_stale && node.parent.is_none() {
             return None;
         }
-        let is_twin = |other: &&NodeId| {
+        let is_twin = |other: &&PageNodeId| {
             let twin = self.node(**other);
             **other != id && twin.filled == PAGE && twin.ids == node.ids
         };
@@ -277,7 +277,7 @@ impl Tree {
     }
 
     /// Takes a reader from each.
-    pub(super) fn leave(&mut self, path: &[NodeId]) {
+    pub(super) fn leave(&mut self, path: &[PageNodeId]) {
         self.clock += 1;
         for id in path.iter().rev() {
             let clock = self.clock;
@@ -289,9 +289,9 @@ impl Tree {
     }
 
     /// Notes what a session came to, in place of what it came to before.
-    pub(super) fn keep(&mut self, session: u64, path: &[NodeId]) {
+    pub(super) fn keep(&mut self, session: u64, path: &[PageNodeId]) {
         let fresh = path.iter().copied().take_while(|id| !self.node(*id).is_stale);
-        let fresh: Vec<NodeId> = fresh.collect();
+        let fresh: Vec<PageNodeId> = fresh.collect();
         for id in &fresh {
             self.node_mut(*id).sessions += 1;
         }
@@ -315,7 +315,7 @@ impl Tree {
         self.let_go(&path);
     }
 
-    fn let_go(&mut self, path: &[NodeId]) {
+    fn let_go(&mut self, path: &[PageNodeId]) {
         for id in path.iter().rev() {
             if self.get(*id).is_some() {
                 self.node_mut(*id).sessions -= 1;
@@ -328,7 +328,8 @@ impl Tree {
     pub(super) fn renew(&mut self) {
         self.roots.clear();
         self.sessions.clear();
-        let ids: Vec<NodeId> = (0..self.places.len()).filter_map(|index| self.at(index)).collect();
+        let ids: Vec<PageNodeId> =
+            (0..self.places.len()).filter_map(|index| self.at(index)).collect();
         for id in &ids {
             let node = self.node_mut(*id);
             (node.is_stale, node.sessions) = (true, 0);
@@ -340,13 +341,13 @@ impl Tree {
         }
     }
 
-    fn at(&self, index: usize) -> Option<NodeId> {
+    fn at(&self, index: usize) -> Option<PageNodeId> {
         let Place { generation, node } = &self.places[index];
-        node.as_ref().map(|_| NodeId { index, generation: *generation })
+        node.as_ref().map(|_| PageNodeId { index, generation: *generation })
     }
 
     /// Frees a node that nobody reads or may come back to, and those before it that were there for it alone.
-    fn free_unused(&mut self, id: NodeId) {
+    fn free_unused(&mut self, id: PageNodeId) {
         let mut next = Some(id);
         while let Some(id) = next {
             let node = self.node(id);
@@ -359,7 +360,7 @@ impl Tree {
         }
     }
 
-    fn remove(&mut self, id: NodeId) {
+    fn remove(&mut self, id: PageNodeId) {
         let place = &mut self.places[id.index];
         place.generation += 1;
         let node = place.node.take().expect("a node that is removed is there");
@@ -376,7 +377,7 @@ impl Tree {
         }
     }
 
-    fn touch(&mut self, id: NodeId, clock: u64) {
+    fn touch(&mut self, id: PageNodeId, clock: u64) {
         let node = self.node_mut(id);
         let before = std::mem::replace(&mut node.used, clock);
         self.spare.remove(&(before, id));
@@ -384,7 +385,7 @@ impl Tree {
     }
 
     /// Puts a node among the spare ones, or takes it out.
-    fn sort(&mut self, id: NodeId) {
+    fn sort(&mut self, id: PageNodeId) {
         let node = self.node(id);
         let entry = (node.used, id);
         if node.readers == 0 && node.children.is_empty() {

@@ -9,7 +9,7 @@ use turnwise_kernels::math;
 use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply};
 use turnwise_kernels::vectorized;
 
-use super::linear::{self, Columns};
+use super::linear::{self, ColumnRange};
 use super::swiglu;
 use crate::layout::Choice;
 use crate::routing::Routing;
@@ -66,7 +66,7 @@ pub(crate) fn forward(
 ) -> Routed {
     let (d, inner, choice) = (weights.d(), weights.inner(), weights.choice);
     let mut probabilities = pool.take(x.len() / d * choice.n_experts);
-    let columns = Columns { start: 0, count: choice.n_experts, stride: choice.n_experts };
+    let columns = ColumnRange { start: 0, count: choice.n_experts, stride: choice.n_experts };
     linear::forward(&mut probabilities, columns, Write::Replace, x, weights.router, 1.0);
     softmax_rows(&mut probabilities, choice.n_experts);
     let routing = Arc::new(Routing::new(&probabilities, choice));
@@ -152,7 +152,7 @@ pub(crate) fn backward(
         add_side_products(target, routing, (&dgate_up, start, inner), (&rows, d));
     }
     let dlogits = pull_router(routed, &dweights, choice, uneven, pool);
-    let columns = Columns { start: 0, count: choice.n_experts, stride: choice.n_experts };
+    let columns = ColumnRange { start: 0, count: choice.n_experts, stride: choice.n_experts };
     if let Some(drouter) = below.router {
         linear::backward_weight(drouter, &dlogits, columns, x, 1.0);
     }

@@ -13,7 +13,7 @@ use crate::rope::Rope;
 
 /// What is done to heads.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Turn<'a> {
+pub(crate) struct HeadRotation<'a> {
     pub(crate) heads: Heads,
     /// Gains. `[head_dim]` each
     pub(crate) norms: Option<&'a HeadNorms<&'a [f32]>>,
@@ -23,7 +23,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) positions: &'a [u32],
 }
 
-pub(crate) fn forward(y: &mut [f32], x: &[f32], turn: Turn<'_>) {
+pub(crate) fn forward(y: &mut [f32], x: &[f32], turn: HeadRotation<'_>) {
     let width = turn.heads.width();
     let pieces = y.par_chunks_mut(PIECE_ROWS * width).zip(x.par_chunks(PIECE_ROWS * width));
     pieces
@@ -33,7 +33,11 @@ pub(crate) fn forward(y: &mut [f32], x: &[f32], turn: Turn<'_>) {
 
 /// Replaces the gradient above by that below, in place. Returns the gradients of the gains of queries and keys, where there
 /// are any.
-pub(crate) fn backward(dy: &mut [f32], x: &[f32], turn: Turn<'_>) -> Option<HeadNorms<Vec<f32>>> {
+pub(crate) fn backward(
+    dy: &mut [f32],
+    x: &[f32],
+    turn: HeadRotation<'_>,
+) -> Option<HeadNorms<Vec<f32>>> {
     let Heads { head_dim, .. } = turn.heads;
     let piece = PIECE_ROWS * turn.heads.width();
     let pieces = dy.par_chunks_mut(piece).zip(x.par_chunks(piece));
@@ -55,8 +59,8 @@ pub(crate) fn backward(dy: &mut [f32], x: &[f32], turn: Turn<'_>) -> Option<Head
 }
 
 vectorized! {
-    fn turn_rows(y: &mut [f32], x: &[f32], positions: &[u32], turn: &Turn<'_>) {
-        let Turn { heads, norms, eps, rope, .. } = turn;
+    fn turn_rows(y: &mut [f32], x: &[f32], positions: &[u32], turn: &HeadRotation<'_>) {
+        let HeadRotation { heads, norms, eps, rope, .. } = turn;
         let Heads { n_heads, n_kv_heads, head_dim } = *heads;
         let rows = y.chunks_exact_mut(heads.width()).zip(x.chunks_exact(heads.width()));
         for ((y, x), position) in rows.zip(positions) {
@@ -82,9 +86,9 @@ vectorized! {
         dgains: &mut [f32],
         x: &[f32],
         positions: &[u32],
-        turn: &Turn<'_>,
+        turn: &HeadRotation<'_>,
     ) {
-        let Turn { heads, norms, eps, rope, .. } = turn;
+        let HeadRotation { heads, norms, eps, rope, .. } = turn;
         let Heads { n_heads, n_kv_heads, head_dim } = *heads;
         let mut above = vec![0.0; head_dim];
         let rows = dy.chunks_exact_mut(heads.width()).zip(x.chunks_exact(heads.width()));

@@ -7,13 +7,13 @@ use turnwise_kernels::matrix::{
 
 /// Some columns of rows that are `stride` wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Columns {
+pub(crate) struct ColumnRange {
     pub(crate) start: usize,
     pub(crate) count: usize,
     pub(crate) stride: usize,
 }
 
-impl Columns {
+impl ColumnRange {
     fn of<'a>(&self, rows: &'a [f32]) -> Matrix<'a> {
         let n = rows.len() / self.stride;
         Matrix::strided(&rows[self.start..], n, self.count, self.stride)
@@ -28,7 +28,7 @@ impl Columns {
 /// `y = scale * x weight'` or that added, in some columns of `y`.
 pub(crate) fn forward(
     y: &mut [f32],
-    columns: Columns,
+    columns: ColumnRange,
     write: Write,
     x: &[f32],
     weight: &[f32],
@@ -46,7 +46,7 @@ pub(crate) fn backward_x(
     dx: &mut [f32],
     write: Write,
     dy: &[f32],
-    columns: Columns,
+    columns: ColumnRange,
     weight: &[f32],
     scale: f32,
 ) {
@@ -60,7 +60,7 @@ pub(crate) fn backward_x(
 pub(crate) fn backward_weight(
     dweight: &mut [f32],
     dy: &[f32],
-    columns: Columns,
+    columns: ColumnRange,
     x: &[f32],
     scale: f32,
 ) {
@@ -108,26 +108,26 @@ pub(crate) fn backward_x_joined(
 pub(crate) fn backward_weights(
     dweights: &mut [&mut [f32]],
     dy: &[f32],
-    first: Columns,
+    first: ColumnRange,
     x: &[f32],
     width: usize,
 ) {
     let count = dweights.iter().map(|dweight| dweight.len() / width).sum();
-    let dy = Columns { count, ..first }.of(dy).transposed();
+    let dy = ColumnRange { count, ..first }.of(dy).transposed();
     let mut targets: Vec<MatrixMut<'_>> =
         dweights.iter_mut().map(|dweight| MatrixMut::rows(dweight, width)).collect();
     add_to_each(&mut targets, [dy, Matrix::rows(x, width)], Accuracy::Gradient);
 }
 
 /// Adds a bias to every row.
-pub(crate) fn add_bias(y: &mut [f32], columns: Columns, bias: &[f32]) {
+pub(crate) fn add_bias(y: &mut [f32], columns: ColumnRange, bias: &[f32]) {
     for row in y.chunks_exact_mut(columns.stride) {
         math::add_scaled(&mut row[columns.start..][..columns.count], 1.0, bias);
     }
 }
 
 /// Adds the gradient by a bias.
-pub(crate) fn backward_bias(dbias: &mut [f32], dy: &[f32], columns: Columns) {
+pub(crate) fn backward_bias(dbias: &mut [f32], dy: &[f32], columns: ColumnRange) {
     for row in dy.chunks_exact(columns.stride) {
         math::add_scaled(dbias, 1.0, &row[columns.start..][..columns.count]);
     }

@@ -55,7 +55,7 @@ pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Prediction
                 let matrix = some_rows(head, width, &columns).transposed();
                 let shared = Prepacked::new(matrix, Accuracy::Full, Parallelism::Serial);
                 for rows in pieces(wanted.n_rows(), ROWS) {
-                    let part = Part { rows, columns: columns.clone() };
+                    let part = LogitBlock { rows, columns: columns.clone() };
                     found.read(&part, some_rows(x, width, &part.rows), &shared, wanted);
                 }
             }
@@ -169,7 +169,7 @@ impl Puller<'_> {
             let (for_logits, for_dx) = (share(own_head.transposed()), share(own_head));
             let mut dhead = dhead.next();
             for (index, rows) in pieces(wanted.n_rows(), ROWS).enumerate() {
-                let part = Part { rows, columns: columns.clone() };
+                let part = LogitBlock { rows, columns: columns.clone() };
                 part.logits(some_rows(x, width, &part.rows), &for_logits, wanted, &mut logits);
                 part.pull(&mut logits, wanted, self.predicted, self.above);
                 let dlogits = Matrix::rows(&logits, columns.len());
@@ -204,7 +204,7 @@ fn pieces(n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// Some rows, and some of the vocabulary.
 #[derive(Clone, Debug)]
-struct Part {
+struct LogitBlock {
     rows: Range<usize>,
     columns: Range<usize>,
 }
@@ -256,7 +256,13 @@ impl Lane {
     }
 
     /// From rows of `x` and the head's part.
-    fn read(&mut self, part: &Part, x: Matrix<'_>, head: &Prepacked<'_>, wanted: &Predictions) {
+    fn read(
+        &mut self,
+        part: &LogitBlock,
+        x: Matrix<'_>,
+        head: &Prepacked<'_>,
+        wanted: &Predictions,
+    ) {
         part.logits(x, head, wanted, &mut self.logits);
         let rows = self.logits.chunks_exact_mut(part.columns.len()).zip(part.rows.clone());
         for (logits, row) in rows {
@@ -271,7 +277,7 @@ impl Lane {
     }
 }
 
-impl Part {
+impl LogitBlock {
     /// Computes the logits, not yet scaled; those of ids that truncation removed have no probability. `[rows, columns]`
     fn logits(
         &self,

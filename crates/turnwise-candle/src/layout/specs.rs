@@ -5,7 +5,7 @@ use crate::{DecoderConfig, Experts, LoraSettings, LoraTarget};
 
 /// What a parameter is for: decides its first values and whether it decays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub(crate) enum ParameterRole {
     /// A row per token. `[V, D]`
     Embedding,
     /// A matrix inside a layer. `[out, in]`, or one for each expert: `[E, out, in]`
@@ -24,7 +24,7 @@ pub(crate) enum Role {
     AdapterUp,
 }
 
-impl Role {
+impl ParameterRole {
     /// Whether it belongs to an adapter and not to a checkpoint.
     pub(crate) fn is_adapter(self) -> bool {
         matches!(self, Self::AdapterDown | Self::AdapterUp)
@@ -37,7 +37,7 @@ pub(crate) struct Spec {
     /// With a `*` in the place of the expert's number where the parameter is a stack of tensors.
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
-    pub(crate) role: Role,
+    pub(crate) role: ParameterRole,
     /// Whether files hold a tensor for each index of the first dimension.
     pub(crate) stacked: bool,
 }
@@ -91,10 +91,14 @@ impl Network<Spec> {
             }
         });
         Self {
-            embedding: weight("model.embed_tokens", &[config.vocab_size, d], Role::Embedding),
+            embedding: weight(
+                "model.embed_tokens",
+                &[config.vocab_size, d],
+                ParameterRole::Embedding,
+            ),
             layers: layers.collect(),
-            norm: weight("model.norm", &[d], Role::Norm),
-            head: (!tied).then(|| weight("lm_head", &[config.vocab_size, d], Role::Head)),
+            norm: weight("model.norm", &[d], ParameterRole::Norm),
+            head: (!tied).then(|| weight("lm_head", &[config.vocab_size, d], ParameterRole::Head)),
         }
     }
 }
@@ -106,9 +110,10 @@ impl Layer<Spec> {
         let keys = config.n_kv_heads * config.head_dim;
         let biases = config.architecture.biases();
         let name = |module: &str| format!("model.layers.{layer}.{module}");
-        let norm = |module: &str, width| weight(&name(module), &[width], Role::Norm);
-        let input =
-            |module: &str, out| Linear::of(&name(module), [out, d], Role::Matrix, biases.inputs);
+        let norm = |module: &str, width| weight(&name(module), &[width], ParameterRole::Norm);
+        let input = |module: &str, out| {
+            Linear::of(&name(module), [out, d], ParameterRole::Matrix, biases.inputs)
+        };
         Self {
             attention_norm: norm("input_layernorm", d),
             query: input("self_attn.q_proj", queries),
@@ -121,7 +126,7 @@ impl Layer<Spec> {
             output: Linear::of(
                 &name("self_attn.o_proj"),
                 [d, queries],
-                Role::Residual,
+                ParameterRole::Residual,
                 biases.output,
             ),
             mlp_norm: norm("post_attention_layernorm", d),
@@ -169,8 +174,8 @@ impl Adapter<Spec> {
         };
         let (out, width) = (matrix.shape[0], matrix.shape[1]);
         Self {
-            down: spec("lora_A", vec![lora.rank, width], Role::AdapterDown),
-            up: spec("lora_B", vec![out, lora.rank], Role::AdapterUp),
+            down: spec("lora_A", vec![lora.rank, width], ParameterRole::AdapterDown),
+            up: spec("lora_B", vec![out, lora.rank], ParameterRole::AdapterUp),
             rank: lora.rank,
             scale: lora.scale(),
         }
@@ -183,9 +188,9 @@ impl Mlp<Spec> {
         let linear =
             |name: &str, shape, role| Linear::of(&format!("{module}.{name}"), shape, role, bias);
         Self {
-            gate: linear("gate_proj", [inner, d], Role::Matrix),
-            up: linear("up_proj", [inner, d], Role::Matrix),
-            down: linear("down_proj", [d, inner], Role::Residual),
+            gate: linear("gate_proj", [inner, d], ParameterRole::Matrix),
+            up: linear("up_proj", [inner, d], ParameterRole::Matrix),
+            down: linear("down_proj", [d, inner], ParameterRole::Residual),
         }
     }
 }
@@ -199,26 +204,26 @@ impl Mixture<Spec> {
         };
         Self {
             choice: Choice { n_experts, n_chosen, renormalize },
-            router: weight(&format!("{module}.gate"), &[n_experts, d], Role::Matrix),
-            gate: stack("gate_proj", inner, d, Role::Matrix),
-            up: stack("up_proj", inner, d, Role::Matrix),
-            down: stack("down_proj", d, inner, Role::Residual),
+            router: weight(&format!("{module}.gate"), &[n_experts, d], ParameterRole::Matrix),
+            gate: stack("gate_proj", inner, d, ParameterRole::Matrix),
+            up: stack("up_proj", inner, d, ParameterRole::Matrix),
+            down: stack("down_proj", d, inner, ParameterRole::Residual),
         }
     }
 }
 
 impl Linear<Spec> {
-    fn of(module: &str, shape: [usize; 2], role: Role, bias: bool) -> Self {
+    fn of(module: &str, shape: [usize; 2], role: ParameterRole, bias: bool) -> Self {
         let bias = bias.then(|| Spec {
             name: format!("{module}.bias"),
             shape: vec![shape[0]],
-            role: Role::Bias,
+            role: ParameterRole::Bias,
             stacked: false,
         });
         Self { weight: weight(module, &shape, role), bias, adapter: None }
     }
 }
 
-fn weight(module: &str, shape: &[usize], role: Role) -> Spec {
+fn weight(module: &str, shape: &[usize], role: ParameterRole) -> Spec {
     Spec { name: format!("{module}.weight"), shape: shape.to_vec(), role, stacked: false }
 }

@@ -2,7 +2,7 @@ use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::softmax;
 
 use super::Arithmetic;
-use crate::batch::Batch;
+use crate::batch::PackedBatch;
 use crate::dimensions::Heads;
 use crate::rope::Rope;
 
@@ -93,7 +93,7 @@ pub(super) struct Padding {
 }
 
 impl Padding {
-    pub(super) fn new(batch: &Batch, device: &Device) -> Result<Self> {
+    pub(super) fn new(batch: &PackedBatch, device: &Device) -> Result<Self> {
         let spans = batch.spans.len();
         let n_queries = batch.spans.iter().map(|span| span.own.len()).max().unwrap_or(0);
         let lengths = batch.spans.iter().map(|span| span.n_before() + span.own.len());

@@ -7,18 +7,18 @@ use turnwise_kernels::math;
 use turnwise_kernels::matrix::Write;
 
 use super::{
-    Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Node, Played, Recorder, Slot, Tape, Thin,
-    Value,
+    Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Played, Recorder, Slot, Tape, TapeNode,
+    Thin, Value,
 };
 use crate::balance::balance_slopes;
-use crate::batch::Batch;
+use crate::batch::PackedBatch;
 use crate::dimensions::Dimensions;
 use crate::forward;
 use crate::fused::experts::{self, Routed, Uneven};
-use crate::fused::linear::Columns;
+use crate::fused::linear::ColumnRange;
 use crate::fused::{attention, heads, linear, logprob, rms_norm, sum, swiglu};
 use crate::layout::{HeadNorms, Network};
-use crate::shares::{Part, Shares};
+use crate::shares::{PassPart, Shares};
 
 /// What a backward pass begins with: derivatives of a loss.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,7 +47,7 @@ pub(crate) fn play_backward(
     let balance = loss.balance as f32;
     let slopes = if balance == 0.0 { None } else { balance_slopes(&tape.uses) };
     let slopes = slopes.map(|slopes| slopes.iter().map(|s| *s as f32 * balance).collect());
-    let mut player = Player {
+    let mut player = BackwardPass {
         dimensions,
         slots,
         network,
@@ -66,7 +66,7 @@ pub(crate) fn play_backward(
 
 /// A backward pass under way.
 #[derive(Debug)]
-struct Player<'a> {
+struct BackwardPass<'a> {
     dimensions: &'a Dimensions,
     slots: &'a [Slot<'a>],
     network: &'a Network<Slot<'a>>,
@@ -77,20 +77,20 @@ struct Player<'a> {
     /// Which parameters were come by.
     reached: Vec<bool>,
     pool: Arc<BufferPool>,
-    batch: Arc<Batch>,
+    batch: Arc<PackedBatch>,
     /// The gradient by each value that was computed and is not yet pulled back.
     adjoints: Vec<Option<Buffer>>,
     shares: Shares,
 }
 
-impl Player<'_> {
+impl BackwardPass<'_> {
     fn play(&mut self, mut tape: Tape) -> Result<()> {
         self.adjoints.resize_with(tape.n_values, || None);
         // Nodes are dropped one by one, and with each the activations that only it needed.
         while let Some(node) = tape.nodes.pop() {
             let start = Instant::now();
             let part = match node {
-                Node::Layer { y, x, index } => {
+                TapeNode::Layer { y, x, index } => {
                     self.layer(&mut tape, y, &x, index)?;
                     continue;
                 }
@@ -101,20 +101,20 @@ impl Player<'_> {
         Ok(())
     }
 
-    fn pull(&mut self, node: Node, tape: &Tape) -> Part {
+    fn pull(&mut self, node: TapeNode, tape: &Tape) -> PassPart {
         match node {
-            Node::Embed { y, table } => self.embed(y, table),
-            Node::Norm { y, x, gain } => self.norm(y, &x, gain),
-            Node::Linear { y, x, maps, onto } => self.linear(y, &x, &maps, onto),
-            Node::Turn { y, x, norms } => self.turn(y, &x, norms),
-            Node::Attention { mixed, qkv, log_sums } => self.attention(&mixed, &qkv, &log_sums),
-            Node::SwiGlu { y, x } => self.swiglu(y, &x),
-            Node::Mixture { y, x, onto, weights, routed } => {
+            TapeNode::Embed { y, table } => self.embed(y, table),
+            TapeNode::Norm { y, x, gain } => self.norm(y, &x, gain),
+            TapeNode::Linear { y, x, maps, onto } => self.linear(y, &x, &maps, onto),
+            TapeNode::Turn { y, x, norms } => self.turn(y, &x, norms),
+            TapeNode::Attention { mixed, qkv, log_sums } => self.attention(&mixed, &qkv, &log_sums),
+            TapeNode::SwiGlu { y, x } => self.swiglu(y, &x),
+            TapeNode::Mixture { y, x, onto, weights, routed } => {
                 self.mixture(y, &x, onto, weights, &routed)
             }
-            Node::Select { y, x } => self.select(y, x),
-            Node::Predict { x, head } => self.predict(&x, head, &tape.predicted),
-            Node::Layer { .. } => unreachable!("a layer is played on its own"),
+            TapeNode::Select { y, x } => self.select(y, x),
+            TapeNode::Predict { x, head } => self.predict(&x, head, &tape.predicted),
+            TapeNode::Layer { .. } => unreachable!("a layer is played on its own"),
         }
     }
 
@@ -154,7 +154,7 @@ impl Player<'_> {
         (!gradient.is_empty()).then_some(gradient)
     }
 
-    fn embed(&mut self, y: usize, table: usize) -> Part {
+    fn embed(&mut self, y: usize, table: usize) -> PassPart {
         if let Some(dy) = self.above(y) {
             let batch = self.batch.clone();
             let d = dy.len() / batch.n_inputs();
@@ -164,10 +164,10 @@ impl Player<'_> {
                 }
             }
         }
-        Part::Embedding
+        PassPart::Embedding
     }
 
-    fn norm(&mut self, y: usize, x: &Value, gain: usize) -> Part {
+    fn norm(&mut self, y: usize, x: &Value, gain: usize) -> PassPart {
         if let Some(dy) = self.above(y) {
             let (values, eps) = (self.slots[gain].values, self.dimensions.eps as f32);
             let mut dgain = Vec::new();
@@ -183,7 +183,7 @@ impl Player<'_> {
             }
             self.add_gradient(gain, &dgain);
         }
-        Part::Norms
+        PassPart::Norms
     }
 
     fn add_gradient(&mut self, index: usize, gradient: &[f32]) {
@@ -192,7 +192,7 @@ impl Player<'_> {
         }
     }
 
-    fn linear(&mut self, y: usize, x: &Value, maps: &[Map], onto: Option<Handle>) -> Part {
+    fn linear(&mut self, y: usize, x: &Value, maps: &[Map], onto: Option<Handle>) -> PassPart {
         if let Some(dy) = self.above(y) {
             let stride = maps.first().map_or(1, |map| map.columns.stride);
             self.weights(&dy, x, maps);
@@ -213,7 +213,7 @@ impl Player<'_> {
                 self.hand_down(onto, dy);
             }
         }
-        Part::Linear
+        PassPart::Linear
     }
 
     /// Adds the gradients by the matrices of products: of those that train and lie side by side at once.
@@ -241,7 +241,7 @@ impl Player<'_> {
     }
 
     /// Pulls the columns of a product back through an adapter.
-    fn thin(&mut self, dy: &[f32], columns: Columns, x: &Value, adapter: &Thin) {
+    fn thin(&mut self, dy: &[f32], columns: ColumnRange, x: &Value, adapter: &Thin) {
         let Thin { down, up, scale, inner, columns: within } = adapter;
         if let Some(dup) = self.gradient(*up) {
             linear::backward_weight(dup, dy, columns, inner, *scale);
@@ -258,13 +258,13 @@ impl Player<'_> {
         });
     }
 
-    fn turn(&mut self, y: usize, x: &Value, norms: Option<[usize; 2]>) -> Part {
+    fn turn(&mut self, y: usize, x: &Value, norms: Option<[usize; 2]>) -> PassPart {
         if let Some(mut dy) = self.above(y) {
             let values = |index: usize| self.slots[index].values;
             let gains =
                 norms.map(|[query, key]| HeadNorms { query: values(query), key: values(key) });
             let batch = self.batch.clone();
-            let turn = heads::Turn {
+            let turn = heads::HeadRotation {
                 heads: self.dimensions.heads,
                 norms: gains.as_ref(),
                 eps: self.dimensions.eps as f32,
@@ -278,10 +278,10 @@ impl Player<'_> {
             }
             self.hand_down(x.handle, dy);
         }
-        Part::Attention
+        PassPart::Attention
     }
 
-    fn attention(&mut self, mixed: &Value, qkv: &Value, log_sums: &[f32]) -> Part {
+    fn attention(&mut self, mixed: &Value, qkv: &Value, log_sums: &[f32]) -> PassPart {
         if let Some(dmixed) = self.above(mixed.handle.id) {
             let (batch, heads) = (self.batch.clone(), self.dimensions.heads);
             let above = attention::Saved {
@@ -294,17 +294,17 @@ impl Player<'_> {
             attention::backward(&mut dqkv, &above, &batch, heads, &self.pool);
             self.hand_down(qkv.handle, dqkv);
         }
-        Part::Attention
+        PassPart::Attention
     }
 
-    fn swiglu(&mut self, y: usize, x: &Value) -> Part {
+    fn swiglu(&mut self, y: usize, x: &Value) -> PassPart {
         if let Some(dy) = self.above(y) {
             let width = x.width / 2;
             let mut dx = self.pool.take(x.numbers.len());
             swiglu::backward(&mut dx, &x.numbers, &dy, width);
             self.hand_down(x.handle, dx);
         }
-        Part::FeedForward
+        PassPart::FeedForward
     }
 
     fn mixture(
@@ -314,7 +314,7 @@ impl Player<'_> {
         onto: Handle,
         slots: MixtureSlots,
         routed: &Routed,
-    ) -> Part {
+    ) -> PassPart {
         if let Some(dy) = self.above(y) {
             let MixtureSlots { router, gate, up, down } = slots;
             let values = |index: usize| self.slots[index].values;
@@ -342,10 +342,10 @@ impl Player<'_> {
             self.hand_down(x.handle, dx);
             self.hand_down(onto, dy);
         }
-        Part::Experts
+        PassPart::Experts
     }
 
-    fn select(&mut self, y: usize, x: Handle) -> Part {
+    fn select(&mut self, y: usize, x: Handle) -> PassPart {
         if let Some(dy) = self.above(y) {
             let batch = self.batch.clone();
             let d = dy.len() / batch.predictions.n_rows();
@@ -358,10 +358,10 @@ impl Player<'_> {
                 }
             });
         }
-        Part::Embedding
+        PassPart::Embedding
     }
 
-    fn predict(&mut self, x: &Value, head: usize, predicted: &logprob::Predicted) -> Part {
+    fn predict(&mut self, x: &Value, head: usize, predicted: &logprob::Predicted) -> PassPart {
         let batch = self.batch.clone();
         let wanted = &batch.predictions;
         let values = self.slots[head].values;
@@ -373,7 +373,7 @@ impl Player<'_> {
         let read = logprob::Read { x: &x.numbers, head: values, width: x.width, wanted };
         logprob::backward(below, read, predicted, above, &pool);
         self.hand_down(x.handle, dx);
-        Part::Head
+        PassPart::Head
     }
 
     /// Computes a layer again, this time with what its backward pass needs, and pulls it back.

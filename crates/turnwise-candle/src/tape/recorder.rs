@@ -4,15 +4,15 @@ use std::time::Instant;
 use candle_core::Result;
 use turnwise_kernels::matrix::Write;
 
-use super::{Buffer, BufferPool, Keep, Map, MixtureSlots, Node, Slot, Tape, Thin, Value};
+use super::{Buffer, BufferPool, Keep, Map, MixtureSlots, Slot, Tape, TapeNode, Thin, Value};
 use crate::balance::LayerUse;
 use crate::dimensions::Dimensions;
 use crate::forward;
-use crate::fused::linear::Columns;
+use crate::fused::linear::ColumnRange;
 use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
 use crate::layout::{Adapter, HeadNorms, Layer, Linear, Mixture};
 use crate::ops::Ops;
-use crate::shares::Part;
+use crate::shares::PassPart;
 
 /// What an operation has computed.
 #[derive(Debug)]
@@ -38,14 +38,14 @@ impl<'a> Recorder<'a> {
     }
 
     /// A value that something was computed into, and the time it took.
-    fn made(&mut self, part: Part, start: Instant, made: Made) -> Value {
+    fn made(&mut self, part: PassPart, start: Instant, made: Made) -> Value {
         self.tape.shares.add_since(part, start);
         let Made { numbers, width, tracked } = made;
         self.tape.value(numbers, width, tracked && self.tape.keep != Keep::Nothing)
     }
 
     /// Writes an operation down, unless nothing before it trains.
-    fn record(&mut self, y: &Value, node: impl FnOnce(usize) -> Node) {
+    fn record(&mut self, y: &Value, node: impl FnOnce(usize) -> TapeNode) {
         if y.handle.tracked {
             self.tape.record(node(y.handle.id));
         }
@@ -59,8 +59,8 @@ impl<'a> Recorder<'a> {
         dimensions: &'t Dimensions,
         tape: &'t Tape,
         norms: Option<&'t HeadNorms<&'t [f32]>>,
-    ) -> heads::Turn<'t> {
-        heads::Turn {
+    ) -> heads::HeadRotation<'t> {
+        heads::HeadRotation {
             heads: dimensions.heads,
             norms,
             eps: dimensions.eps as f32,
@@ -83,7 +83,7 @@ impl<'a> Recorder<'a> {
         let mut start = 0;
         let each = linears.iter().map(|linear| {
             let count = linear.weight.values.len() / x.width;
-            let columns = Columns { start, count, stride };
+            let columns = ColumnRange { start, count, stride };
             start += count;
             if let Some(bias) = &linear.bias {
                 linear::add_bias(y, columns, bias.values);
@@ -100,13 +100,13 @@ impl<'a> Recorder<'a> {
 fn thin(
     pool: &Arc<BufferPool>,
     y: &mut [f32],
-    columns: Columns,
+    columns: ColumnRange,
     x: &Value,
     adapter: Adapter<Slot<'_>>,
 ) -> Thin {
     let Adapter { down, up, rank, scale } = adapter;
     let mut inner = pool.take(x.n_rows() * rank);
-    let within = Columns { start: 0, count: rank, stride: rank };
+    let within = ColumnRange { start: 0, count: rank, stride: rank };
     linear::forward(&mut inner, within, Write::Replace, &x.numbers, down.values, 1.0);
     linear::forward(y, columns, Write::Add, &inner, up.values, scale);
     Thin { down: down.index, up: up.index, scale, inner, columns: within }
@@ -132,8 +132,8 @@ impl<'a> Ops for Recorder<'a> {
             row.copy_from_slice(&table.values[*id as usize * d..][..d]);
         }
         let made = Made { numbers: y, width: d, tracked: table.trainable };
-        let y = self.made(Part::Embedding, start, made);
-        self.record(&y, |y| Node::Embed { y, table: table.index });
+        let y = self.made(PassPart::Embedding, start, made);
+        self.record(&y, |y| TapeNode::Embed { y, table: table.index });
         Ok(y)
     }
 
@@ -142,8 +142,8 @@ impl<'a> Ops for Recorder<'a> {
         let mut y = self.tape.pool.take(x.numbers.len());
         rms_norm::forward(&mut y, &x.numbers, gain.values, self.dimensions.eps as f32);
         let tracked = x.handle.tracked || gain.trainable;
-        let y = self.made(Part::Norms, start, Made { numbers: y, width: x.width, tracked });
-        self.record(&y, |y| Node::Norm { y, x: x.clone(), gain: gain.index });
+        let y = self.made(PassPart::Norms, start, Made { numbers: y, width: x.width, tracked });
+        self.record(&y, |y| TapeNode::Norm { y, x: x.clone(), gain: gain.index });
         Ok(y)
     }
 
@@ -154,8 +154,8 @@ impl<'a> Ops for Recorder<'a> {
         let mut y = self.tape.pool.take(x.n_rows() * width);
         let maps = Self::products(&self.tape.pool, &mut y, Write::Replace, x, linears);
         let tracked = x.handle.tracked || linears.iter().any(|linear| trains(linear));
-        let y = self.made(Part::Linear, start, Made { numbers: y, width, tracked });
-        self.record(&y, |y| Node::Linear { y, x: x.clone(), maps, onto: None });
+        let y = self.made(PassPart::Linear, start, Made { numbers: y, width, tracked });
+        self.record(&y, |y| TapeNode::Linear { y, x: x.clone(), maps, onto: None });
         Ok(y)
     }
 
@@ -165,9 +165,9 @@ impl<'a> Ops for Recorder<'a> {
         let maps = Self::products(&self.tape.pool, &mut y, Write::Add, x, &[linear]);
         let tracked = onto.handle.tracked || x.handle.tracked || trains(linear);
         let made = Made { numbers: y, width: onto.width, tracked };
-        let y = self.made(Part::Linear, start, made);
+        let y = self.made(PassPart::Linear, start, made);
         let onto = onto.handle;
-        self.record(&y, |y| Node::Linear { y, x: x.clone(), maps, onto: Some(onto) });
+        self.record(&y, |y| TapeNode::Linear { y, x: x.clone(), maps, onto: Some(onto) });
         Ok(y)
     }
 
@@ -180,9 +180,9 @@ impl<'a> Ops for Recorder<'a> {
         let trains = norms.is_some_and(|norms| norms.query.trainable || norms.key.trainable);
         let tracked = qkv.handle.tracked || trains;
         let made = Made { numbers: y, width: qkv.width, tracked };
-        let y = self.made(Part::Attention, start, made);
+        let y = self.made(PassPart::Attention, start, made);
         let norms = norms.map(|norms| [norms.query.index, norms.key.index]);
-        self.record(&y, |y| Node::Turn { y, x: qkv.clone(), norms });
+        self.record(&y, |y| TapeNode::Turn { y, x: qkv.clone(), norms });
         Ok(y)
     }
 
@@ -197,9 +197,9 @@ impl<'a> Ops for Recorder<'a> {
         let pool = &self.tape.pool;
         attention::forward(&mut mixed, &mut log_sums, &qkv.numbers, &batch, heads, pool);
         let made = Made { numbers: mixed, width, tracked: qkv.handle.tracked };
-        let mixed = self.made(Part::Attention, start, made);
+        let mixed = self.made(PassPart::Attention, start, made);
         let y = mixed.clone();
-        self.record(&mixed, |_| Node::Attention { mixed: y, qkv: qkv.clone(), log_sums });
+        self.record(&mixed, |_| TapeNode::Attention { mixed: y, qkv: qkv.clone(), log_sums });
         Ok(mixed)
     }
 
@@ -209,8 +209,8 @@ impl<'a> Ops for Recorder<'a> {
         let width = gate_up.width / 2;
         swiglu::forward(&mut y, &gate_up.numbers, width);
         let made = Made { numbers: y, width, tracked: gate_up.handle.tracked };
-        let y = self.made(Part::FeedForward, start, made);
-        self.record(&y, |y| Node::SwiGlu { y, x: gate_up.clone() });
+        let y = self.made(PassPart::FeedForward, start, made);
+        self.record(&y, |y| TapeNode::SwiGlu { y, x: gate_up.clone() });
         Ok(y)
     }
 
@@ -241,11 +241,11 @@ impl<'a> Ops for Recorder<'a> {
         let trains = [router, gate, up, down].iter().any(|slot| slot.trainable);
         let tracked = onto.handle.tracked || x.handle.tracked || trains;
         let made = Made { numbers: y, width: onto.width, tracked };
-        let y = self.made(Part::Experts, start, made);
+        let y = self.made(PassPart::Experts, start, made);
         let weights =
             MixtureSlots { router: router.index, gate: gate.index, up: up.index, down: down.index };
         let (x, onto, routed) = (x.clone(), onto.handle, Box::new(routed));
-        self.record(&y, |y| Node::Mixture { y, x, onto, weights, routed });
+        self.record(&y, |y| TapeNode::Mixture { y, x, onto, weights, routed });
         Ok(y)
     }
 
@@ -258,8 +258,8 @@ impl<'a> Ops for Recorder<'a> {
             row.copy_from_slice(&x.numbers[*source as usize * d..][..d]);
         }
         let made = Made { numbers: y, width: d, tracked: x.handle.tracked };
-        let y = self.made(Part::Embedding, start, made);
-        self.record(&y, |y| Node::Select { y, x: x.handle });
+        let y = self.made(PassPart::Embedding, start, made);
+        self.record(&y, |y| TapeNode::Select { y, x: x.handle });
         Ok(y)
     }
 
@@ -268,9 +268,9 @@ impl<'a> Ops for Recorder<'a> {
         let batch = self.tape.batch.clone();
         self.tape.predicted =
             logprob::forward(&x.numbers, head.values, x.width, &batch.predictions);
-        self.tape.shares.add_since(Part::Head, start);
+        self.tape.shares.add_since(PassPart::Head, start);
         if self.tape.keep != Keep::Nothing && (x.handle.tracked || head.trainable) {
-            self.tape.record(Node::Predict { x: x.clone(), head: head.index });
+            self.tape.record(TapeNode::Predict { x: x.clone(), head: head.index });
         }
         Ok(())
     }
@@ -284,7 +284,7 @@ impl<'a> Ops for Recorder<'a> {
         self.tape.keep = Keep::Layers;
         let mut y = y?;
         y.handle.tracked = x.handle.tracked || layer.any(|slot| slot.trainable);
-        self.record(&y, |y| Node::Layer { y, x: x.clone(), index });
+        self.record(&y, |y| TapeNode::Layer { y, x: x.clone(), index });
         Ok(y)
     }
 }

@@ -11,8 +11,8 @@ use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason};
 use super::block_on;
 use super::fixture::{Fixture, integers};
 use super::variants::{perturbed, variants};
-use crate::batch::Batch;
-use crate::engine::{Command, Job, Scheduler};
+use crate::batch::PackedBatch;
+use crate::engine::{Command, EngineScheduler, Job};
 use crate::published::Published;
 use crate::{Architecture, CandlePolicy, Decoder, DecoderConfig, EngineSettings, KvOnUpdate};
 
@@ -66,7 +66,7 @@ fn refusal(error: Result<Sample, PolicyError>) -> String {
 fn an_interrupted_request_hands_over_what_it_has_drawn() {
     let published = Published::new(PolicyVersion(0), model(1).weights().unwrap());
     let mut scheduler =
-        Scheduler::new(published, EngineSettings::default(), Arc::default()).unwrap();
+        EngineScheduler::new(published, EngineSettings::default(), Arc::default()).unwrap();
     let mut drawn = |request: &SampleRequest, steps: usize| {
         let (reply, mut answer) = oneshot::channel();
         scheduler.take(Command::Sample(Job { request: request.clone(), constraint: None, reply }));
@@ -223,7 +223,8 @@ fn new_weights_are_taken_in_mid_request() {
     for kv_on_update in [KvOnUpdate::Recompute, KvOnUpdate::Keep] {
         let published = Published::new(PolicyVersion(4), model(1).weights().unwrap());
         let settings = EngineSettings { kv_on_update, ..EngineSettings::default() };
-        let mut scheduler = Scheduler::new(published.clone(), settings, Arc::default()).unwrap();
+        let mut scheduler =
+            EngineScheduler::new(published.clone(), settings, Arc::default()).unwrap();
         let mut draw = |request: SampleRequest, steps: usize, publish: bool| {
             let (reply, mut answer) = oneshot::channel();
             scheduler.take(Command::Sample(Job { request, constraint: None, reply }));
@@ -411,7 +412,7 @@ fn margins(model: &Decoder, ids: &[u32]) -> Vec<f32> {
     let Architecture::Qwen3Moe { experts, .. } = &model.config().architecture else {
         return margins;
     };
-    for routed in &model.routed(Batch::inputs_only(&[ids])) {
+    for routed in &model.routed(PackedBatch::inputs_only(&[ids])) {
         let tokens = routed.probabilities.chunks(experts.n_experts);
         for (margin, token) in margins.iter_mut().zip(tokens) {
             let mut sorted = token.to_vec();

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::fixture::norm;
 use super::variants::{perturbed, variants};
-use crate::batch::{Batch, Cut, Sequence};
+use crate::batch::{Cut, PackedBatch, ScoredSequence};
 use crate::tape::{Keep, Loss};
 use crate::{Decoder, Kernels};
 
@@ -35,8 +35,12 @@ fn targets(row: &[u32], seed: usize) -> Vec<(usize, f32)> {
 }
 
 /// Log-probabilities of each row, the loss of uneven experts, and the gradient of an uneven sum.
-fn run(model: &Decoder, sequences: &[Sequence<'_>], seed: usize) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
-    let batch = Arc::new(Batch::new(sequences));
+fn run(
+    model: &Decoder,
+    sequences: &[ScoredSequence<'_>],
+    seed: usize,
+) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
+    let batch = Arc::new(PackedBatch::new(sequences));
     if batch.n_targets() == 0 {
         return (vec![Vec::new(); sequences.len()], model.zero_gradients());
     }
@@ -56,7 +60,7 @@ fn run(model: &Decoder, sequences: &[Sequence<'_>], seed: usize) -> (Vec<Vec<f32
 }
 
 /// Rows one by one: nothing to share.
-fn apart(model: &Decoder, sequences: &[Sequence<'_>]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
+fn apart(model: &Decoder, sequences: &[ScoredSequence<'_>]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
     let (mut logprobs, mut sums) = (Vec::new(), model.zero_gradients());
     for (row, sequence) in sequences.iter().enumerate() {
         let (list, gradients) = run(model, std::slice::from_ref(sequence), row);
@@ -69,10 +73,10 @@ fn apart(model: &Decoder, sequences: &[Sequence<'_>]) -> (Vec<Vec<f32>>, Vec<Vec
 }
 
 fn check(model: &Decoder, rows: &[Vec<u32>]) -> Result<(), TestCaseError> {
-    let sequences: Vec<Sequence<'_>> = rows
+    let sequences: Vec<ScoredSequence<'_>> = rows
         .iter()
         .enumerate()
-        .map(|(seed, ids)| Sequence { ids, targets: targets(ids, seed), kept: None })
+        .map(|(seed, ids)| ScoredSequence { ids, targets: targets(ids, seed), kept: None })
         .collect();
     let (together, gradients) = run(model, &sequences, 0);
     let (alone, expected) = apart(model, &sequences);
@@ -104,8 +108,8 @@ proptest! {
     /// Every token stands once under its past, and the parts of a list together hold each sequence once.
     #[test]
     fn no_token_is_computed_twice(rows in rows(), most in 1_usize..200) {
-        let sequences: Vec<Sequence<'_>> = rows.iter().map(|ids| Sequence::whole(ids)).collect();
-        let batch = Batch::new(&sequences);
+        let sequences: Vec<ScoredSequence<'_>> = rows.iter().map(|ids| ScoredSequence::whole(ids)).collect();
+        let batch = PackedBatch::new(&sequences);
         let mut distinct = std::collections::HashSet::new();
         for row in &rows {
             let n_inputs = row.len().saturating_sub(1);
@@ -118,10 +122,10 @@ proptest! {
         prop_assert_eq!(tokens, (0..batch.n_inputs()).collect::<Vec<_>>());
 
         for cut in [Cut::Anywhere, Cut::BetweenTrees] {
-            let chunks = Batch::chunks(&sequences, most, cut);
+            let chunks = PackedBatch::chunks(&sequences, most, cut);
             let n_inputs = |chunk: &Vec<usize>| {
-                let some: Vec<Sequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
-                Batch::new(&some).n_inputs()
+                let some: Vec<ScoredSequence<'_>> = chunk.iter().map(|i| sequences[*i].clone()).collect();
+                PackedBatch::new(&some).n_inputs()
             };
             let sizes: Vec<usize> = chunks.iter().map(n_inputs).collect();
             if cut == Cut::BetweenTrees {
@@ -142,8 +146,9 @@ proptest! {
 #[test]
 fn a_distribution_is_worked_out_once() {
     let rows = [vec![1, 2, 3], vec![1, 2, 3], vec![1, 2, 0]];
-    let sequences: Vec<Sequence<'_>> = rows.iter().map(|ids| Sequence::whole(ids)).collect();
-    let batch = Batch::new(&sequences);
+    let sequences: Vec<ScoredSequence<'_>> =
+        rows.iter().map(|ids| ScoredSequence::whole(ids)).collect();
+    let batch = PackedBatch::new(&sequences);
     assert_eq!(batch.inputs, [1, 2]);
     assert_eq!(batch.multiplicities, [3, 3]);
     assert_eq!(batch.predictions.sources.len(), 2);

@@ -5,7 +5,7 @@ use turnwise_kernels::matrix::unit_suits;
 
 use super::fixture::{Fixture, distance, norm};
 use super::variants::{perturbed, variants};
-use crate::batch::{Batch, Sequence};
+use crate::batch::{PackedBatch, ScoredSequence};
 use crate::tape::{Keep, Loss};
 use crate::{Decoder, DecoderConfig, Kernels};
 
@@ -13,7 +13,7 @@ pub(super) const BOTH: [Kernels; 2] = [Kernels::Plain, Kernels::Fused];
 
 /// A mean negative log-likelihood and its gradient, by parameter.
 pub(super) fn gradients(model: &Decoder, ids: &[u32]) -> (f64, Vec<Vec<f32>>) {
-    let batch = Arc::new(Batch::new(&[Sequence::whole(ids)]));
+    let batch = Arc::new(PackedBatch::new(&[ScoredSequence::whole(ids)]));
     let pass = model.pass(batch.clone(), Keep::Activations).unwrap();
     let logprobs = batch.split(&pass.logprobs().unwrap()).concat();
     let loss = -logprobs.iter().map(|x| f64::from(*x)).sum::<f64>() / logprobs.len() as f64;
@@ -131,10 +131,11 @@ fn both_kernels_agree_on_long_rows() {
         (0..300).map(|i| if i < 170 { i % 600 } else { (i * seed) % 600 }).collect()
     };
     let rows = [row(7), row(11), row(13)];
-    let sequences: Vec<Sequence<'_>> = rows.iter().map(|ids| Sequence::whole(ids)).collect();
+    let sequences: Vec<ScoredSequence<'_>> =
+        rows.iter().map(|ids| ScoredSequence::whole(ids)).collect();
     let run = |kernels| {
         let model = perturbed(config.clone(), 3).with_kernels(kernels);
-        let batch = Arc::new(Batch::new(&sequences));
+        let batch = Arc::new(PackedBatch::new(&sequences));
         let pass = model.pass(batch.clone(), Keep::Activations).unwrap();
         let dlogprobs: Vec<f32> = (0..batch.n_targets()).map(|i| (i as f32).sin()).collect();
         let mut all = vec![pass.logprobs().unwrap()];
@@ -169,16 +170,16 @@ pub(super) fn run(model: &Decoder, keep: Keep) -> Vec<Vec<f32>> {
             targets.map(|(target, id)| (target, few(*id))).collect()
         })
         .collect();
-    let sequences: Vec<Sequence> = rows
+    let sequences: Vec<ScoredSequence> = rows
         .iter()
         .zip(&kept)
-        .map(|(ids, kept)| Sequence {
+        .map(|(ids, kept)| ScoredSequence {
             ids,
             targets: (1..ids.len()).step_by(2).map(|i| (i, 0.5 + i as f32 * 0.01)).collect(),
             kept: Some(kept),
         })
         .collect();
-    let batch = Arc::new(Batch::new(&sequences));
+    let batch = Arc::new(PackedBatch::new(&sequences));
     let pass = model.pass(batch.clone(), keep).unwrap();
     let dlogprobs: Vec<f32> = (0..batch.n_targets()).map(|i| (i as f32).sin()).collect();
     let dentropies: Vec<f32> =

@@ -7,7 +7,7 @@ use turnwise_trajectory::PolicyVersion;
 use super::block_on;
 use super::fixture::Fixture;
 use crate::layout::FeedForward;
-use crate::trainer::Trainer;
+use crate::trainer::LearnerState;
 use crate::{
     AdamW, CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
 };
@@ -329,7 +329,7 @@ fn a_gradient_that_is_not_finite_is_not_applied() {
 /// objective.md 5.26. What the check is for: a parameter that the loss does not reach, which no other check shows.
 #[test]
 fn a_parameter_without_a_gradient_is_named() {
-    let trainer = Trainer::new(model(), AdamW::default(), LearnerSettings::default()).unwrap();
+    let trainer = LearnerState::new(model(), AdamW::default(), LearnerSettings::default()).unwrap();
     trainer.check_gradients().unwrap();
     let miswired = trainer.check_gradients_in(|network| {
         let norms = network.layers[1].head_norms.as_mut().unwrap();

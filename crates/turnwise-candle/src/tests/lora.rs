@@ -16,11 +16,11 @@ use super::fixture::{directory, distance, doubles as all_doubles, integers, norm
 use super::forward::{BOTH, check_differences, run, tolerance};
 use super::tensors::{advance, assert_close, assert_same, request, rows, trainer};
 use super::variants::{perturbed, variants};
-use crate::layout::Role;
+use crate::layout::ParameterRole;
 use crate::published::Published;
 use crate::snapshot::Snapshot;
 use crate::tape::Keep;
-use crate::trainer::Trainer;
+use crate::trainer::LearnerState;
 use crate::{
     AdamW, CandleLearner, CandlePolicy, ComputePrecision, Decoder, DecoderConfig, EngineSettings,
     Kernels, LearnerSettings, LoraSettings, LoraTarget,
@@ -46,7 +46,7 @@ fn learnt(model: Decoder, seed: u64) -> Decoder {
     let mut values = model.values().unwrap();
     let mut drawn = 0;
     for (parameter, values) in model.parameters().iter().zip(&mut values) {
-        for value in values.iter_mut().filter(|_| parameter.spec.role == Role::AdapterUp) {
+        for value in values.iter_mut().filter(|_| parameter.spec.role == ParameterRole::AdapterUp) {
             drawn += 1;
             *value = 0.3 * (uniform_at(seed + 2, drawn) as f32 - 0.5);
         }
@@ -284,7 +284,7 @@ fn frozen_weights_do_not_move_and_take_no_memory_in_training() {
         let model = small().with_lora(&lora(), 1).unwrap().with_kernels(kernels);
         let before = model.values().unwrap();
         let mut trainer =
-            Trainer::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
+            LearnerState::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
         let rows = [row(&ids())];
         for _ in 0..3 {
             let (logprobs, pending) = trainer.forward(&rows).unwrap();
@@ -316,7 +316,7 @@ fn frozen_weights_do_not_move_and_take_no_memory_in_training() {
 #[test]
 fn a_zero_gradient_of_new_adapters_is_no_error() {
     let model = small().with_lora(&lora(), 1).unwrap();
-    let trainer = Trainer::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
+    let trainer = LearnerState::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
     trainer.check_gradients().unwrap();
     let miswired = trainer.check_gradients_in(|network| {
         let other = network.layers[0].query.adapter.unwrap();
@@ -583,7 +583,7 @@ fn adapters_learn_in_bf16_and_are_drawn_with() {
         let mut trainer = trainer(model, settings);
         let rows = rows(53);
         let likelihood =
-            |trainer: &Trainer| trainer.logprobs(&rows).unwrap().concat().iter().sum::<f32>();
+            |trainer: &LearnerState| trainer.logprobs(&rows).unwrap().concat().iter().sum::<f32>();
         let start = likelihood(&trainer);
         for _ in 0..20 {
             let (logprobs, pending) = trainer.forward(&rows).unwrap();

@@ -3,9 +3,9 @@ use turnwise_training::{Row, Target, Update};
 use super::fixture::{Fixture, norm};
 use super::forward::{gradients, tensors};
 use super::variants::{experts, perturbed, variants};
-use crate::batch::Batch;
+use crate::batch::PackedBatch;
 use crate::layout::FeedForward;
-use crate::trainer::Trainer;
+use crate::trainer::LearnerState;
 use crate::{AdamW, Architecture, Decoder, DecoderConfig, Experts, LearnerSettings};
 
 /// A model with many more experts than a short sequence uses.
@@ -20,7 +20,7 @@ fn an_expert_that_is_not_used_has_no_gradient_and_the_router_has_one() {
     for renormalize in [false, true] {
         let model = wide(renormalize);
         let ids = [1, 2, 3, 4];
-        let batch = Batch::new(&[crate::batch::Sequence::whole(&ids)]);
+        let batch = PackedBatch::new(&[crate::batch::ScoredSequence::whole(&ids)]);
         let routed = model.routed(batch);
         let mut used = routed.iter().map(|routed| routed.routing.chosen.clone());
         let used = [used.next().unwrap(), vec![], used.next().unwrap()];
@@ -44,7 +44,7 @@ fn an_expert_that_is_not_used_has_no_gradient_and_the_router_has_one() {
 /// `E sum_e f_e P_e`, worked out in double precision from the routers' probabilities.
 fn formula(model: &Decoder, ids: &[Vec<u32>]) -> f64 {
     let slices: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-    let batch = Batch::inputs_only(&slices);
+    let batch = PackedBatch::inputs_only(&slices);
     let multiplicities = batch.multiplicities.clone();
     let Architecture::Qwen3Moe { experts, .. } = &model.config().architecture else { panic!() };
     let (mut used, mut mean) = (vec![0.0; experts.n_experts], vec![0.0; experts.n_experts]);
@@ -90,9 +90,9 @@ fn row(ids: &[u32]) -> Row {
     Row { ids: ids.to_vec(), targets: targets.collect(), ..Row::default() }
 }
 
-fn trainer(model: Decoder, balance: f64) -> Trainer {
+fn trainer(model: Decoder, balance: f64) -> LearnerState {
     let settings = LearnerSettings { balance, ..LearnerSettings::default() };
-    Trainer::new(model, AdamW::default(), settings).unwrap()
+    LearnerState::new(model, AdamW::default(), settings).unwrap()
 }
 
 /// What a learner accumulates when nothing but the balance has a gradient.

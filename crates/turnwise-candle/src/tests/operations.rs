@@ -9,7 +9,7 @@ use turnwise_kernels::matrix::Write;
 
 use super::fixture::norm;
 use crate::DecoderConfig;
-use crate::batch::{Batch, Sequence, Span};
+use crate::batch::{AttentionSpan, PackedBatch, ScoredSequence};
 use crate::dimensions::Heads;
 use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
 use crate::layout::{Choice, HeadNorms};
@@ -114,7 +114,7 @@ fn products_with_matrices() {
         let mut dx = vec![0.0; n * width];
         linear::backward_x_joined(&mut dx, Write::Replace, dy, stride, width, &weights);
         let mut dweights = counts.map(|count| vec![0.0; count * width]);
-        let first = linear::Columns { start: 0, count: counts[0], stride };
+        let first = linear::ColumnRange { start: 0, count: counts[0], stride };
         let mut each: Vec<&mut [f32]> = dweights.iter_mut().map(Vec::as_mut_slice).collect();
         linear::backward_weights(&mut each, dy, first, &inputs[0], width);
         [vec![dx], dweights.to_vec()].concat()
@@ -139,7 +139,8 @@ fn turn_of_heads() {
     let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
         let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
         let (rope, positions) = (&rope, &positions);
-        let turn = heads::Turn { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
+        let turn =
+            heads::HeadRotation { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
         let mut dx = dy.to_vec();
         let dgains = heads::backward(&mut dx, &inputs[0], turn).unwrap();
         vec![dx, dgains.query, dgains.key]
@@ -147,7 +148,8 @@ fn turn_of_heads() {
     let forward = |inputs: &[Vec<f32>]| {
         let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
         let (rope, positions) = (&rope, &positions);
-        let turn = heads::Turn { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
+        let turn =
+            heads::HeadRotation { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
         let mut y = vec![0.0; inputs[0].len()];
         heads::forward(&mut y, &inputs[0], turn);
         y
@@ -166,9 +168,10 @@ fn attention_over_a_tree() {
     let mut forked = row(3);
     forked[160..].iter_mut().for_each(|id| *id += 1);
     let rows = [row(3), row(5), row(3)[..130].to_vec(), forked];
-    let sequences: Vec<Sequence<'_>> = rows.iter().map(|ids| Sequence::whole(ids)).collect();
-    let (batch, pool) = (Batch::new(&sequences), Arc::new(BufferPool::default()));
-    let n_seen = |span: &Span| span.before.iter().map(Range::len).collect::<Vec<_>>();
+    let sequences: Vec<ScoredSequence<'_>> =
+        rows.iter().map(|ids| ScoredSequence::whole(ids)).collect();
+    let (batch, pool) = (PackedBatch::new(&sequences), Arc::new(BufferPool::default()));
+    let n_seen = |span: &AttentionSpan| span.before.iter().map(Range::len).collect::<Vec<_>>();
     assert!(batch.spans.iter().any(|span| n_seen(span) == [160]), "over the end of a span");
     let n = batch.n_inputs();
     let forward = |inputs: &[Vec<f32>]| {
@@ -250,7 +253,7 @@ fn predictions_over_the_vocabulary() {
         (target, others.chain([ids[target + 1]]).collect())
     });
     let kept = kept.collect();
-    let batch = Batch::new(&[Sequence { ids: &ids, targets, kept: Some(&kept) }]);
+    let batch = PackedBatch::new(&[ScoredSequence { ids: &ids, targets, kept: Some(&kept) }]);
     let (wanted, pool) = (&batch.predictions, Arc::new(BufferPool::default()));
     let forward = |inputs: &[Vec<f32>]| {
         let predicted = logprob::forward(&inputs[0], &inputs[1], width, wanted);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::fixture::{
     Fixture, NAMES, directory, distance, doubles, integers, norm, on_devices, relative,
 };
-use crate::batch::{Batch, Sequence};
+use crate::batch::{PackedBatch, ScoredSequence};
 use crate::{Decoder, Kernels, LikelihoodGradient};
 
 /// Runs a comparison for every model, with both kernels and on every device.
@@ -60,7 +60,7 @@ fn hidden_states_are_those_of_the_reference() {
     compare("hidden states, relative", 1e-5, |fixture| {
         let ids = fixture.ids("len7");
         let layers = fixture.model.config().n_layers;
-        let ours = fixture.model.hidden(Batch::new(&[Sequence::whole(&ids)]));
+        let ours = fixture.model.hidden(PackedBatch::new(&[ScoredSequence::whole(&ids)]));
         let theirs = fixture.tensor(&format!("hidden_f64.len7.{layers}"));
         relative(&ours, &theirs[..ours.len()])
     });
@@ -106,7 +106,7 @@ fn experts_are_chosen_and_weighted_as_in_the_reference() {
         let mut n_compared = 0;
         for (key, sequence) in routed {
             let ids = fixture.ids(key);
-            let layers = fixture.model.routed(Batch::inputs_only(&[&ids]));
+            let layers = fixture.model.routed(PackedBatch::inputs_only(&[&ids]));
             let expected = sequence["router"].as_array().unwrap();
             assert_eq!(layers.len(), expected.len());
             for (layer, expected) in layers.iter().zip(expected) {

@@ -10,7 +10,7 @@ use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason};
 
 use super::block_on;
 use super::engine::{PAGE_BYTES, ids, model, policy, prompt, request};
-use crate::engine::{Command, Counters, Job, Scheduler};
+use crate::engine::{Command, Counters, EngineScheduler, Job};
 use crate::published::Published;
 use crate::{EngineSettings, KvOnUpdate};
 
@@ -18,7 +18,7 @@ type Answer = oneshot::Receiver<Result<Sample, PolicyError>>;
 
 /// A scheduler that is driven by hand, without its thread.
 struct Driven {
-    scheduler: Scheduler,
+    scheduler: EngineScheduler,
     published: Published,
     counters: Arc<Counters>,
 }
@@ -27,7 +27,8 @@ impl Driven {
     fn new(settings: EngineSettings) -> Self {
         let published = Published::new(PolicyVersion(4), model(1).weights().unwrap());
         let counters = Arc::<Counters>::default();
-        let scheduler = Scheduler::new(published.clone(), settings, counters.clone()).unwrap();
+        let scheduler =
+            EngineScheduler::new(published.clone(), settings, counters.clone()).unwrap();
         Self { scheduler, published, counters }
     }
 

@@ -12,10 +12,10 @@ use turnwise_trajectory::{PolicyVersion, Sampling};
 use super::block_on;
 use super::fixture::{Fixture, NAMES, integers, norm, on_devices};
 use super::variants::{perturbed, variants};
-use crate::engine::{Command, Job, Scheduler};
+use crate::engine::{Command, EngineScheduler, Job};
 use crate::published::Published;
 use crate::snapshot::Snapshot;
-use crate::trainer::Trainer;
+use crate::trainer::LearnerState;
 use crate::{
     AdamW, CandleLearner, CandlePolicy, ComputePrecision, Decoder, DecoderConfig, Device,
     EngineCompute, EngineSettings, Kernels, KvOnUpdate, LearnerSettings, ModelError,
@@ -33,14 +33,14 @@ pub(super) fn rows(vocab_size: u32) -> Vec<Row> {
     [2, 17, 40, 33].map(row).to_vec()
 }
 
-pub(super) fn trainer(model: Decoder, settings: LearnerSettings) -> Trainer {
+pub(super) fn trainer(model: Decoder, settings: LearnerSettings) -> LearnerState {
     // Moments of unequal memory, and a decay that shows.
     let optimizer = AdamW { beta1: 0.8, beta2: 0.95, weight_decay: 0.1, ..AdamW::default() };
-    Trainer::new(model, optimizer, settings).unwrap()
+    LearnerState::new(model, optimizer, settings).unwrap()
 }
 
 /// Adds an uneven gradient and takes a step, clipped.
-pub(super) fn advance(trainer: &mut Trainer, rows: &[Row]) -> f64 {
+pub(super) fn advance(trainer: &mut LearnerState, rows: &[Row]) -> f64 {
     for rows in rows.chunks(3) {
         let (logprobs, pending) = trainer.forward(rows).unwrap();
         let uneven: Vec<f32> =
@@ -52,7 +52,7 @@ pub(super) fn advance(trainer: &mut Trainer, rows: &[Row]) -> f64 {
     updated.grad_norm
 }
 
-pub(super) fn assert_close(ours: &Trainer, theirs: &Trainer, limit: f64) {
+pub(super) fn assert_close(ours: &LearnerState, theirs: &LearnerState, limit: f64) {
     let values = [ours, theirs].map(|trainer| trainer.model().values().unwrap());
     let parameters = ours.model().parameters().iter().zip(values[0].iter().zip(&values[1]));
     for (parameter, (ours, theirs)) in parameters {
@@ -207,7 +207,7 @@ fn bf16_learns_and_keeps_its_weights_in_f32() {
     trainer.check_gradients().unwrap();
     let rows = rows(53);
     let likelihood =
-        |trainer: &Trainer| trainer.logprobs(&rows).unwrap().concat().iter().sum::<f32>();
+        |trainer: &LearnerState| trainer.logprobs(&rows).unwrap().concat().iter().sum::<f32>();
     let before = likelihood(&trainer);
     for _ in 0..20 {
         let (logprobs, pending) = trainer.forward(&rows).unwrap();
@@ -345,7 +345,7 @@ async fn episodes(policy: &CandlePolicy, shared: &[u32], prompts: &[Vec<u32>]) -
 fn across_an_update(weights: [Snapshot; 2], settings: EngineSettings) -> Sample {
     let [first, second] = weights;
     let published = Published::new(PolicyVersion(4), first);
-    let mut scheduler = Scheduler::new(published.clone(), settings, Arc::default()).unwrap();
+    let mut scheduler = EngineScheduler::new(published.clone(), settings, Arc::default()).unwrap();
     let (reply, mut answer) = oneshot::channel();
     let request = request(1, (0..40).collect(), 30);
     scheduler.take(Command::Sample(Job { request, constraint: None, reply }));
@@ -410,7 +410,7 @@ fn a_device_that_fails_fails_its_requests_and_no_later_ones() {
     broken.network.norm = broken.network.norm.narrow(0, 0, 5).unwrap();
     let published = Published::new(PolicyVersion(0), broken);
     let mut scheduler =
-        Scheduler::new(published.clone(), EngineSettings::default(), Arc::default()).unwrap();
+        EngineScheduler::new(published.clone(), EngineSettings::default(), Arc::default()).unwrap();
     let mut ask = || {
         let (reply, mut answer) = oneshot::channel();
         let request = request(1, vec![1, 2, 3], 2);

@@ -2,7 +2,7 @@
 
 use turnwise_rollout::uniform_at;
 
-use crate::layout::Role;
+use crate::layout::ParameterRole;
 use crate::{Architecture, Decoder, DecoderConfig, Experts, RopeScaling};
 
 pub(super) fn experts() -> Experts {
@@ -72,9 +72,12 @@ pub(super) fn perturbed(config: DecoderConfig, seed: u64) -> Decoder {
     let mut drawn = 0;
     for (parameter, values) in model.parameters().iter().zip(&mut values) {
         let (keep, add) = match parameter.spec.role {
-            Role::Norm | Role::Bias => (1.0, 0.8),
-            Role::Embedding | Role::Head => (20.0, 0.0),
-            Role::Matrix | Role::Residual | Role::AdapterDown | Role::AdapterUp => (1.0, 0.0),
+            ParameterRole::Norm | ParameterRole::Bias => (1.0, 0.8),
+            ParameterRole::Embedding | ParameterRole::Head => (20.0, 0.0),
+            ParameterRole::Matrix
+            | ParameterRole::Residual
+            | ParameterRole::AdapterDown
+            | ParameterRole::AdapterUp => (1.0, 0.0),
         };
         for value in values {
             drawn += 1;

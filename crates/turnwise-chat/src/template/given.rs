@@ -6,7 +6,7 @@ use turnwise_environment::{Message, Role, ToolCall};
 use crate::thinking;
 
 /// What is done with each text before the template gets it.
-pub(super) trait Texts {
+pub(super) trait TextTransform {
     /// Text of a message.
     fn said(&self, owner: usize, text: &str) -> String;
     /// Text of a tool, of a call, or a name.
@@ -25,13 +25,13 @@ pub(super) enum Ids {
 }
 
 /// The messages as values, in the form of chat endpoints.
-pub(super) fn given(messages: &[&Message], ids: Ids, texts: &impl Texts) -> Vec<Value> {
+pub(super) fn given(messages: &[&Message], ids: Ids, texts: &impl TextTransform) -> Vec<Value> {
     let mut calls = Calls { ids, open: Vec::new(), n_shown: 0 };
     let messages = messages.iter().enumerate();
     messages.map(|(owner, message)| one(owner, message, &mut calls, texts)).collect()
 }
 
-fn one(owner: usize, message: &Message, calls: &mut Calls, texts: &impl Texts) -> Value {
+fn one(owner: usize, message: &Message, calls: &mut Calls, texts: &impl TextTransform) -> Value {
     let mut given = Map::new();
     given.insert("role".to_owned(), json!(message.role));
     if let Some(reasoning) = &message.reasoning {

@@ -11,12 +11,12 @@ use crate::thinking;
 pub(super) struct Layout {
     pub(super) output: Output,
     /// The part of each message, one after the other from the start; what is behind the last leads in to the next turn.
-    pub(super) messages: Vec<Part>,
+    pub(super) messages: Vec<MessageSpan>,
 }
 
 /// A message's part.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Part {
+pub(super) struct MessageSpan {
     pub(super) start: usize,
     /// For an assistant's message: where the lead-in to its turn ends, and where its close begins.
     pub(super) turn: Option<Range<usize>>,
@@ -62,10 +62,12 @@ struct Divider<'a> {
 }
 
 impl Divider<'_> {
-    fn message(&mut self, owner: usize, n_owners: usize, next: Option<Role>) -> Part {
+    fn message(&mut self, owner: usize, n_owners: usize, next: Option<Role>) -> MessageSpan {
         let start = self.at;
         // Without text of its own a message has its part in that of the next one with text.
-        let Some(said) = self.said(owner) else { return Part { start, turn: None, end: start } };
+        let Some(said) = self.said(owner) else {
+            return MessageSpan { start, turn: None, end: start };
+        };
         let mut limit = self.next_said(owner, n_owners);
         if next.is_none_or(|role| role == Role::Assistant)
             && let Some(lead_in) = self.find_lead_in(owner + 1, said.end, limit)
@@ -73,7 +75,7 @@ impl Divider<'_> {
             limit = lead_in.start;
         }
         self.at = self.close(said.end, limit).map_or(said.end, |close| close.end);
-        Part { start, turn: None, end: self.at }
+        MessageSpan { start, turn: None, end: self.at }
     }
 
     fn turn(
@@ -81,7 +83,7 @@ impl Divider<'_> {
         owner: usize,
         n_owners: usize,
         is_control: &impl Fn(&str, usize) -> Option<usize>,
-    ) -> Part {
+    ) -> MessageSpan {
         let start = self.at;
         let said = self.said(owner);
         let next = self.next_said(owner, n_owners);
@@ -96,7 +98,7 @@ impl Divider<'_> {
         let close = self.close(said_to, next);
         let (to, end) = close.map_or((said_to, said_to), |close| (close.start, close.end));
         self.at = end;
-        Part { start, turn: Some(from..to), end }
+        MessageSpan { start, turn: Some(from..to), end }
     }
 
     /// Where an owner's text stands, as far as it is not dealt out, and up to another's.

@@ -6,7 +6,7 @@ use turnwise_environment::{Message, Role, ToolSpec};
 use turnwise_rollout::RenderError;
 
 use super::function;
-use super::given::{Ids, Texts, given};
+use super::given::{Ids, TextTransform, given};
 use super::layout::Layout;
 use crate::marks::{self, Output};
 use crate::{ChatError, TemplateSettings, Tokenizer, jinja, thinking};
@@ -25,7 +25,7 @@ pub(super) struct Program {
 
 /// A conversation before it is rendered.
 #[derive(Clone, Copy)]
-pub(super) struct Script<'a> {
+pub(super) struct TemplateInput<'a> {
     pub(super) messages: &'a [&'a Message],
     pub(super) tools: &'a [ToolSpec],
 }
@@ -51,9 +51,9 @@ impl Program {
     /// What the template writes.
     fn run(
         &self,
-        script: Script<'_>,
+        script: TemplateInput<'_>,
         ids: Ids,
-        texts: &impl Texts,
+        texts: &impl TextTransform,
         leads_in: bool,
     ) -> Result<String, RenderError> {
         let named = |text: &str| texts.named(text);
@@ -81,7 +81,7 @@ impl Program {
     pub(super) fn layout(
         &self,
         tokenizer: &Tokenizer,
-        script: Script<'_>,
+        script: TemplateInput<'_>,
         closes: &[String],
     ) -> Result<Layout, RenderError> {
         let (ids, plain) = self.plain(script)?;
@@ -108,7 +108,7 @@ impl Program {
     }
 
     /// The template's own output. A template that refuses the ids of calls as they are gets others.
-    pub(super) fn plain(&self, script: Script<'_>) -> Result<(Ids, String), RenderError> {
+    pub(super) fn plain(&self, script: TemplateInput<'_>) -> Result<(Ids, String), RenderError> {
         match self.run(script, Ids::Own, &Plain, true) {
             Ok(text) => Ok((Ids::Own, text)),
             Err(error) => match self.run(script, Ids::Nine, &Plain, true) {
@@ -119,12 +119,12 @@ impl Program {
     }
 
     /// The output without a lead-in to the next turn.
-    pub(super) fn ended(&self, script: Script<'_>) -> Result<String, RenderError> {
+    pub(super) fn ended(&self, script: TemplateInput<'_>) -> Result<String, RenderError> {
         self.run(script, Ids::Nine, &Plain, false)
     }
 
     /// What the template adds to lead in to a turn; nothing where it adds nothing, or writes all else in another way then too.
-    fn lead_in(&self, script: Script<'_>, ids: Ids, plain: &str) -> Option<String> {
+    fn lead_in(&self, script: TemplateInput<'_>, ids: Ids, plain: &str) -> Option<String> {
         let without = self.run(script, ids, &Plain, false).ok()?;
         let added = plain.strip_prefix(without.as_str()).unwrap_or_default();
         (!added.is_empty()).then(|| added.to_owned())
@@ -132,11 +132,11 @@ impl Program {
 
     /// What leads in to each message of the assistant, and to the next turn, where the template adds nothing of its own for that: what it
     /// writes behind the text before.
-    fn lead_ins(&self, script: Script<'_>, ids: Ids) -> Vec<String> {
+    fn lead_ins(&self, script: TemplateInput<'_>, ids: Ids) -> Vec<String> {
         let lead_in = |n: usize| -> Option<String> {
             let is_turn = script.messages.get(n).is_none_or(|next| next.role == Role::Assistant);
             let last = script.messages[..n].last().filter(|_| is_turn)?;
-            let before = Script { messages: &script.messages[..n], ..script };
+            let before = TemplateInput { messages: &script.messages[..n], ..script };
             let text = self.run(before, ids, &Plain, true).ok()?;
             let said = last.content.trim();
             let at = text.rfind(said)? + said.len();
@@ -154,7 +154,7 @@ fn before_thinking(lead_in: &str) -> String {
 /// Texts as they are.
 struct Plain;
 
-impl Texts for Plain {
+impl TextTransform for Plain {
     fn said(&self, _owner: usize, text: &str) -> String {
         marks::unmarked(text)
     }
@@ -173,7 +173,7 @@ struct Marked<'a> {
     tokenizer: &'a Tokenizer,
 }
 
-impl Texts for Marked<'_> {
+impl TextTransform for Marked<'_> {
     fn said(&self, owner: usize, text: &str) -> String {
         marks::marked(self.tokenizer, owner, text)
     }
@@ -205,7 +205,7 @@ impl Guarded<'_> {
     }
 }
 
-impl Texts for Guarded<'_> {
+impl TextTransform for Guarded<'_> {
     fn said(&self, _owner: usize, text: &str) -> String {
         self.guarded(text)
     }

@@ -20,7 +20,7 @@ pub(super) struct Report {
     pub(super) sizes: Value,
     pub(super) figures: Vec<Figure>,
     /// Where the time went: for each part its seconds in each repetition.
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<TimedPart>,
     /// What is said beside the figures, in JSON only.
     pub(super) more: Map<String, Value>,
 }
@@ -47,7 +47,7 @@ pub(super) enum Values {
 
 /// A part of the work.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Part {
+pub(super) struct TimedPart {
     pub(super) name: String,
     pub(super) seconds: Vec<f64>,
 }
@@ -132,10 +132,10 @@ impl Report {
 }
 
 /// Each part's median and its share of all parts.
-fn shares(parts: &[Part]) -> String {
+fn shares(parts: &[TimedPart]) -> String {
     let medians: Vec<f64> = parts.iter().map(|part| median(&part.seconds)).collect();
     let all: f64 = medians.iter().sum();
-    let line = |(part, median): (&Part, &f64)| {
+    let line = |(part, median): (&TimedPart, &f64)| {
         let share = if all > 0.0 { 100.0 * median / all } else { 0.0 };
         format!("    {:<38}{:>10} s {share:>10.1} %\n", part.name, shown(*median))
     };
@@ -186,7 +186,9 @@ mod tests {
                 Figure::each("tokens_per_s", "tokens", "tokens/s", 1.0, vec![4.0, 1.0, 2.0]),
                 Figure::once("peak_bytes", "memory", "MB", 1e6, 2.5e8),
             ],
-            parts: parts.map(|(name, s)| Part { name: name.to_owned(), seconds: vec![s] }).to_vec(),
+            parts: parts
+                .map(|(name, s)| TimedPart { name: name.to_owned(), seconds: vec![s] })
+                .to_vec(),
             more: Map::new(),
         }
     }

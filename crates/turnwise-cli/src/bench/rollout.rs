@@ -17,7 +17,7 @@ use turnwise_trajectory::{PolicyVersion, Sampling, TokenId};
 
 use super::machine::Machine;
 use super::model::ModelArguments;
-use super::report::{Figure, Part, Report, memory_figures};
+use super::report::{Figure, Report, TimedPart, memory_figures};
 use super::{flops, memory, numbers};
 use turnwise_run::Failure;
 
@@ -86,7 +86,7 @@ impl RolloutArguments {
 }
 
 /// What was measured.
-struct Measured {
+struct RolloutMeasurement {
     seconds: Vec<f64>,
     /// What the engine did in all repetitions.
     done: EngineStats,
@@ -106,7 +106,7 @@ pub(super) fn bench(arguments: &RolloutArguments) -> Result<(), Failure> {
     report(arguments, &measured).print(arguments.json)
 }
 
-fn report(arguments: &RolloutArguments, measured: &Measured) -> Report {
+fn report(arguments: &RolloutArguments, measured: &RolloutMeasurement) -> Report {
     let config = arguments.model.config(arguments.length());
     let (flops, bytes) = (arguments.flops(&config), arguments.bytes(&config));
     let peak = gemm_peak(arguments.threads);
@@ -135,7 +135,7 @@ fn report(arguments: &RolloutArguments, measured: &Measured) -> Report {
 }
 
 /// Where the engine's time went, for one repetition; what is missing is waiting for requests.
-fn parts(seconds: &EngineSeconds, repetitions: usize) -> Vec<Part> {
+fn parts(seconds: &EngineSeconds, repetitions: usize) -> Vec<TimedPart> {
     let EngineSeconds { embedding, linear, attention, head, sampling, other, .. } = *seconds;
     let parts = [
         ("embedding", embedding),
@@ -145,7 +145,7 @@ fn parts(seconds: &EngineSeconds, repetitions: usize) -> Vec<Part> {
         ("sampling", sampling),
         ("other", other),
     ];
-    let part = |(name, seconds): (&str, f64)| Part {
+    let part = |(name, seconds): (&str, f64)| TimedPart {
         name: name.to_owned(),
         seconds: vec![seconds / repetitions as f64],
     };
@@ -190,7 +190,7 @@ fn empty(arguments: &RolloutArguments, flops: f64, bytes: f64) -> Report {
     }
 }
 
-fn measure(arguments: &RolloutArguments) -> Result<Measured, Failure> {
+fn measure(arguments: &RolloutArguments) -> Result<RolloutMeasurement, Failure> {
     let start_bytes = memory::resident()?;
     let model = arguments.model.make(arguments.length())?;
     let settings = EngineSettings {
@@ -214,7 +214,7 @@ fn measure(arguments: &RolloutArguments) -> Result<Measured, Failure> {
     let rounds = 1..=arguments.repetitions as u64;
     let seconds = rounds.map(play).collect::<Result<_, Failure>>()?;
     let done = policy.stats().since(&before);
-    Ok(Measured { seconds, done, start_bytes, peak_bytes: memory::peak()? })
+    Ok(RolloutMeasurement { seconds, done, start_bytes, peak_bytes: memory::peak()? })
 }
 
 /// Plays all episodes of a round, which has a prompt of its own: nothing is left of the round before.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Map, json};
-use turnwise_candle::{AdamW, CandleLearner, EngineSettings, Part as TrainPart, Shares};
+use turnwise_candle::{AdamW, CandleLearner, EngineSettings, PassPart, Shares};
 use turnwise_objective::{Clip, GroupAdvantage, Gspo, LengthWeight, Std};
 use turnwise_rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
 use turnwise_training::{
@@ -15,7 +15,7 @@ use super::machine::Machine;
 use super::memory;
 use super::model::ModelArguments;
 use super::numbers::{Game, Numbers};
-use super::report::{Figure, Part, Report, memory_figures};
+use super::report::{Figure, Report, TimedPart, memory_figures};
 use turnwise_run::{ExitCode, Failure};
 
 #[derive(Clone, Debug, Args)]
@@ -100,13 +100,13 @@ fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) 
         Figure::each("tokens_per_s", "tokens of padded rows in training", "tokens/s", 1.0, trained),
     ];
     figures.extend(memory_figures(start, peak));
-    let part = |name: &str, seconds| Part { name: name.to_owned(), seconds };
-    let of_part = |of: TrainPart| measured.iter().map(move |step| step.shares.of(of).as_secs_f64());
+    let part = |name: &str, seconds| TimedPart { name: name.to_owned(), seconds };
+    let of_part = |of: PassPart| measured.iter().map(move |step| step.shares.of(of).as_secs_f64());
     let rest = measured
         .iter()
         .map(|step| step.step_s - step.rollout_s - step.shares.total().as_secs_f64());
     let mut parts = vec![part("rollouts", rollout_s)];
-    parts.extend(TrainPart::ALL.map(|of| part(of.label(), of_part(of).collect())));
+    parts.extend(PassPart::ALL.map(|of| part(of.label(), of_part(of).collect())));
     parts.push(part("other", rest.map(|seconds| seconds.max(0.0)).collect()));
     let StepArguments { model, groups, group, turns, prompt, turn_tokens, observation, .. } =
         arguments;

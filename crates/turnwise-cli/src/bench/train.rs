@@ -7,14 +7,14 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use turnwise_candle::{
-    AdamW, CandleLearner, LearnerSettings, Part as TrainPart, Shares, gemm_peak, matrix_unit_peak,
+    AdamW, CandleLearner, LearnerSettings, PassPart, Shares, gemm_peak, matrix_unit_peak,
 };
 use turnwise_environment::Random;
 use turnwise_training::{Learner, LearnerError, Row, Target, Update};
 
 use super::machine::Machine;
 use super::model::ModelArguments;
-use super::report::{Figure, Part, Report, median, memory_figures};
+use super::report::{Figure, Report, TimedPart, median, memory_figures};
 use super::{flops, memory, numbers};
 use turnwise_run::Failure;
 
@@ -101,44 +101,44 @@ impl Work {
 }
 
 /// What a step took.
-struct Step {
+struct StepTimes {
     forward_s: f64,
     backward_s: f64,
     optimizer_s: f64,
     shares: Shares,
 }
 
-impl Step {
+impl StepTimes {
     fn seconds(&self) -> f64 {
         self.forward_s + self.backward_s + self.optimizer_s
     }
 }
 
 /// What was measured of some work.
-struct Measured {
-    steps: Vec<Step>,
+struct TrainMeasurement {
+    steps: Vec<StepTimes>,
     start_bytes: u64,
     peak_bytes: u64,
 }
 
-impl Measured {
+impl TrainMeasurement {
     fn seconds(&self) -> Vec<f64> {
-        self.each(Step::seconds)
+        self.each(StepTimes::seconds)
     }
 
-    fn each(&self, of: impl Fn(&Step) -> f64) -> Vec<f64> {
+    fn each(&self, of: impl Fn(&StepTimes) -> f64) -> Vec<f64> {
         self.steps.iter().map(of).collect()
     }
 
     /// What passes do, and what is left: laying rows out, and waiting for threads.
-    fn parts(&self) -> Vec<Part> {
+    fn parts(&self) -> Vec<TimedPart> {
         let seconds = |part| self.each(|step| step.shares.of(part).as_secs_f64());
         let other = self.each(|step| (step.seconds() - step.shares.total().as_secs_f64()).max(0.0));
-        let known = TrainPart::ALL.iter().map(|part| (part.label(), seconds(*part)));
+        let known = PassPart::ALL.iter().map(|part| (part.label(), seconds(*part)));
         known
             .chain([("other", other)])
             .filter(|(_, seconds)| seconds.iter().any(|s| *s > 0.0))
-            .map(|(name, seconds)| Part { name: name.to_owned(), seconds })
+            .map(|(name, seconds)| TimedPart { name: name.to_owned(), seconds })
             .collect()
     }
 }
@@ -264,7 +264,7 @@ fn empty(arguments: &TrainArguments, work: Work) -> Report {
     }
 }
 
-fn measure(arguments: &TrainArguments, work: Work) -> Result<Measured, Failure> {
+fn measure(arguments: &TrainArguments, work: Work) -> Result<TrainMeasurement, Failure> {
     let rows = work.make(arguments.model.vocab_size);
     let start_bytes = memory::resident()?;
     let TrainArguments { threads, recompute_layers, .. } = *arguments;
@@ -281,11 +281,11 @@ fn measure(arguments: &TrainArguments, work: Work) -> Result<Measured, Failure> 
     step()?;
     memory::reset_peak()?;
     let steps = (0..arguments.repetitions).map(|_| step()).collect::<Result<_, _>>()?;
-    Ok(Measured { steps, start_bytes, peak_bytes: memory::peak()? })
+    Ok(TrainMeasurement { steps, start_bytes, peak_bytes: memory::peak()? })
 }
 
 /// One step on the mean negative log-likelihood of the targets.
-async fn step(learner: &mut CandleLearner, rows: &[Row]) -> Result<Step, LearnerError> {
+async fn step(learner: &mut CandleLearner, rows: &[Row]) -> Result<StepTimes, LearnerError> {
     let n_targets: usize = rows.iter().map(|row| row.targets.len()).sum();
     let slope = -1.0 / n_targets as f32;
     let before = learner.shares().await?;
@@ -300,7 +300,7 @@ async fn step(learner: &mut CandleLearner, rows: &[Row]) -> Result<Step, Learner
     learner.step(Update { learning_rate: 1e-4, max_grad_norm: 1.0 }).await?;
     let all_s = started.elapsed().as_secs_f64();
     let shares = learner.shares().await?.since(&before);
-    Ok(Step { forward_s, backward_s: both_s - forward_s, optimizer_s: all_s - both_s, shares })
+    Ok(StepTimes { forward_s, backward_s: both_s - forward_s, optimizer_s: all_s - both_s, shares })
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ const TAKEN: [&str; 42] = [
 ];
 
 /// Where a new crate finds turnwise.
-enum Source {
+enum CrateSource {
     /// A checkout.
     Path(PathBuf),
     /// The address of a git repository.
@@ -122,19 +122,19 @@ fn check_name(registry: &Registry, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn find(source: Option<&str>) -> Result<Source, Failure> {
+fn find(source: Option<&str>) -> Result<CrateSource, Failure> {
     let is_checkout = |path: &Path| path.join("crates/turnwise/Cargo.toml").is_file();
     let Some(source) = source else {
         let built_from = fs::canonicalize(BUILT_FROM).ok().filter(|path| is_checkout(path));
-        return built_from.map(Source::Path).ok_or_else(|| {
+        return built_from.map(CrateSource::Path).ok_or_else(|| {
             let what = "the source that this program was built from is not on this machine";
             Failure::refused(what).help("name a checkout or a git address:  --source PATH_OR_URL")
         });
     };
     match fs::canonicalize(source) {
-        Ok(path) if is_checkout(&path) => Ok(Source::Path(path)),
+        Ok(path) if is_checkout(&path) => Ok(CrateSource::Path(path)),
         _ if source.contains("://") || source.starts_with("git@") => {
-            Ok(Source::Git(source.to_owned()))
+            Ok(CrateSource::Git(source.to_owned()))
         }
         _ => Err(Failure::refused(format!("{source} is no checkout of turnwise")).help(
             "name a directory with crates/turnwise in it, or a git address such as https://…",
@@ -142,7 +142,7 @@ fn find(source: Option<&str>) -> Result<Source, Failure> {
     }
 }
 
-fn write(directory: &Path, name: &str, source: &Source) -> io::Result<()> {
+fn write(directory: &Path, name: &str, source: &CrateSource) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let put = |file: &str, content: &str| {
         let path = directory.join(file);
@@ -156,7 +156,7 @@ fn write(directory: &Path, name: &str, source: &Source) -> io::Result<()> {
     }
     put("Cargo.toml", &manifest(name, source))?;
     put(".gitignore", "/target\n/runs\n")?;
-    if let Source::Path(path) = source {
+    if let CrateSource::Path(path) = source {
         put(".cargo/config.toml", &cargo_settings(path))?;
         // The same versions as there, so that what was built there need not be built again.
         if let Ok(lock) = fs::read_to_string(path.join("Cargo.lock")) {
@@ -166,13 +166,13 @@ fn write(directory: &Path, name: &str, source: &Source) -> io::Result<()> {
     Ok(())
 }
 
-fn manifest(name: &str, source: &Source) -> String {
+fn manifest(name: &str, source: &CrateSource) -> String {
     let of = |package: &str| match source {
-        Source::Path(path) => {
+        CrateSource::Path(path) => {
             let path = path.join("crates").join(package);
             format!("{{ path = {} }}", quoted(&path.to_string_lossy()))
         }
-        Source::Git(url) => format!("{{ git = {} }}", quoted(url)),
+        CrateSource::Git(url) => format!("{{ git = {} }}", quoted(url)),
     };
     let profiles = WORKSPACE.find("[profile").map_or("", |start| &WORKSPACE[start..]);
     format!(
@@ -217,15 +217,15 @@ fn quoted(text: &str) -> String {
     toml_edit::Value::from(text).to_string()
 }
 
-fn told(name: &str, source: &Source) -> String {
+fn told(name: &str, source: &CrateSource) -> String {
     let from = match source {
-        Source::Path(path) => {
+        CrateSource::Path(path) => {
             format!(
                 "turnwise comes from {}, and it builds into the target directory there",
                 path.display()
             )
         }
-        Source::Git(url) => format!("turnwise comes from {url}"),
+        CrateSource::Git(url) => format!("turnwise comes from {url}"),
     };
     format!(
         "\

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::Check;
-use super::episode::{Episode, Subject, Turn};
+use super::episode::{ObservedEpisode, ObservedTurn, Subject};
 use super::hostile::hostile_actions;
 use super::isolation::{SHARED, isolated};
 use super::recovery::recovers;
@@ -131,7 +131,7 @@ impl Contract {
     }
 
     /// What can be read off an episode that was played.
-    fn inspect(&mut self, subject: &Subject<'_>, episode: &Episode) {
+    fn inspect(&mut self, subject: &Subject<'_>, episode: &ObservedEpisode) {
         self.report(subject, REWARDS, sum_of_rewards(episode));
         self.report(subject, SPEAKS, episode.observations().try_for_each(speaks));
         self.report(subject, ENDS, ends(subject, episode));
@@ -142,7 +142,7 @@ impl Contract {
     }
 
     /// What the details tell of the episodes of the subject's own player.
-    fn count(&mut self, episode: &Episode) {
+    fn count(&mut self, episode: &ObservedEpisode) {
         self.n_episodes += 1;
         self.n_calls += episode.actions().map(|action| action.calls.len()).sum::<usize>();
         self.turns_max = self.turns_max.max(episode.turns.len());
@@ -155,7 +155,7 @@ impl Contract {
         }
     }
 
-    async fn snapshots(&mut self, subject: &Subject<'_>, seed: u64, episode: &Episode) {
+    async fn snapshots(&mut self, subject: &Subject<'_>, seed: u64, episode: &ObservedEpisode) {
         let snapshots = continues(subject, seed, episode).await.unwrap_or_else(|why| {
             self.report(subject, CONTINUES, Err(format!("seed {seed}: {why}")));
             Vec::new()
@@ -169,7 +169,7 @@ impl Contract {
     }
 
     /// Plays hostile actions from the first turn on, and from the middle of a good episode on.
-    async fn disturb(&mut self, subject: &Subject<'_>, seed: u64, good: &Episode) {
+    async fn disturb(&mut self, subject: &Subject<'_>, seed: u64, good: &ObservedEpisode) {
         for (what, hostile) in hostile_actions(&good.tools) {
             for n_good in [0, good.turns.len() / 2] {
                 let played = disturbed(subject, seed, good, n_good, &hostile).await;
@@ -189,10 +189,10 @@ impl Contract {
 async fn disturbed(
     subject: &Subject<'_>,
     seed: u64,
-    good: &Episode,
+    good: &ObservedEpisode,
     n_good: usize,
     hostile: &Action,
-) -> Result<Episode, String> {
+) -> Result<ObservedEpisode, String> {
     let mut act = |turn: usize, _shown: &Observation| match good.turns.get(turn) {
         Some(turn_of_good) if turn < n_good => turn_of_good.action.clone(),
         _ => hostile.clone(),
@@ -201,7 +201,7 @@ async fn disturbed(
 }
 
 /// Whether the same seed plays the same episode once more.
-async fn repeats(subject: &Subject<'_>, seed: u64, before: &Episode) -> Result<(), String> {
+async fn repeats(subject: &Subject<'_>, seed: u64, before: &ObservedEpisode) -> Result<(), String> {
     let again = subject.played(seed).await?;
     if again.tools != before.tools {
         return Err(format!("seed {seed}: the tools differ"));
@@ -217,7 +217,7 @@ async fn repeats(subject: &Subject<'_>, seed: u64, before: &Episode) -> Result<(
 }
 
 /// Whether each reward is a number and their sum lies where the environment says.
-fn sum_of_rewards(episode: &Episode) -> Result<(), String> {
+fn sum_of_rewards(episode: &ObservedEpisode) -> Result<(), String> {
     if let Some(reward) = episode.rewards().find(|reward| !reward.is_finite()) {
         return Err(format!("a turn has the reward {reward}"));
     }
@@ -230,7 +230,7 @@ fn sum_of_rewards(episode: &Episode) -> Result<(), String> {
     }
 }
 
-fn same_tools(episode: &Episode) -> Result<(), String> {
+fn same_tools(episode: &ObservedEpisode) -> Result<(), String> {
     if episode.tools == episode.tools_at_end {
         Ok(())
     } else {
@@ -249,7 +249,7 @@ fn speaks(observation: &Observation) -> Result<(), String> {
 }
 
 /// Whether each call of an action that did not end the episode has its answer, in call order.
-fn answers(turn: &Turn) -> Result<(), String> {
+fn answers(turn: &ObservedTurn) -> Result<(), String> {
     let Step::Next { observation, .. } = &turn.step else { return Ok(()) };
     let called = turn.action.calls.iter().map(|attempt| match attempt {
         CallAttempt::Call(call) => call.id.as_str(),
@@ -264,7 +264,7 @@ fn answers(turn: &Turn) -> Result<(), String> {
     }
 }
 
-fn ends(subject: &Subject<'_>, episode: &Episode) -> Result<(), String> {
+fn ends(subject: &Subject<'_>, episode: &ObservedEpisode) -> Result<(), String> {
     match subject.max_turns {
         Some(limit) if !episode.ended() => Err(format!("not over after {limit} turns")),
         _ => Ok(()),

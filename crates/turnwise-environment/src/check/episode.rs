@@ -19,9 +19,9 @@ pub(super) struct Subject<'a> {
 }
 
 /// Everything that could be seen of one episode.
-pub(super) struct Episode {
+pub(super) struct ObservedEpisode {
     pub(super) first: Observation,
-    pub(super) turns: Vec<Turn>,
+    pub(super) turns: Vec<ObservedTurn>,
     pub(super) reward_range: RangeInclusive<f64>,
     /// Before the reset.
     pub(super) tools: Vec<ToolSpec>,
@@ -31,7 +31,7 @@ pub(super) struct Episode {
 
 /// One action and what it led to.
 #[derive(Clone, PartialEq)]
-pub(super) struct Turn {
+pub(super) struct ObservedTurn {
     pub(super) action: Action,
     pub(super) step: Step,
 }
@@ -43,7 +43,7 @@ impl Subject<'_> {
     }
 
     /// Plays the player of a seed.
-    pub(super) async fn played(&self, seed: u64) -> Result<Episode, String> {
+    pub(super) async fn played(&self, seed: u64) -> Result<ObservedEpisode, String> {
         let mut player = caught(|| (self.player)(seed))?;
         self.play(seed, &mut |_turn, shown| player.act(shown)).await
     }
@@ -53,11 +53,11 @@ impl Subject<'_> {
         &self,
         seed: u64,
         act: &mut (dyn FnMut(usize, &Observation) -> Action + Send),
-    ) -> Result<Episode, String> {
+    ) -> Result<ObservedEpisode, String> {
         let mut environment = self.environment()?;
         let tools = caught(|| environment.tools())?;
         let first = guarded(environment.reset(seed)).await.map_err(|why| format!("reset {why}"))?;
-        let mut turns: Vec<Turn> = Vec::new();
+        let mut turns: Vec<ObservedTurn> = Vec::new();
         while turns.len() < self.max_turns.unwrap_or(UNLIMITED_TURNS) {
             let Some(shown) = last_shown(&first, &turns) else { break };
             let action =
@@ -65,11 +65,11 @@ impl Subject<'_> {
             let step = step(environment.as_mut(), action.clone())
                 .await
                 .map_err(|why| format!("turn {}: {why}", turns.len() + 1))?;
-            turns.push(Turn { action, step });
+            turns.push(ObservedTurn { action, step });
         }
         let tools_at_end = caught(|| environment.tools())?;
         let reward_range = caught(|| environment.reward_range())?;
-        Ok(Episode { first, turns, reward_range, tools, tools_at_end })
+        Ok(ObservedEpisode { first, turns, reward_range, tools, tools_at_end })
     }
 }
 
@@ -85,7 +85,7 @@ pub(super) async fn step(
 }
 
 /// What the agent sees now; `None` after the end.
-fn last_shown<'a>(first: &'a Observation, turns: &'a [Turn]) -> Option<&'a Observation> {
+fn last_shown<'a>(first: &'a Observation, turns: &'a [ObservedTurn]) -> Option<&'a Observation> {
     match turns.last().map(|turn| &turn.step) {
         None => Some(first),
         Some(Step::Next { observation, .. }) => Some(observation),
@@ -93,15 +93,15 @@ fn last_shown<'a>(first: &'a Observation, turns: &'a [Turn]) -> Option<&'a Obser
     }
 }
 
-impl Episode {
+impl ObservedEpisode {
     /// Whether the environment ended it.
     pub(super) fn ended(&self) -> bool {
-        matches!(self.turns.last(), Some(Turn { step: Step::End { .. }, .. }))
+        matches!(self.turns.last(), Some(ObservedTurn { step: Step::End { .. }, .. }))
     }
 
     /// Whether it ended with the task solved.
     pub(super) fn solved(&self) -> bool {
-        matches!(self.turns.last(), Some(Turn { step: Step::End { solved: true, .. }, .. }))
+        matches!(self.turns.last(), Some(ObservedTurn { step: Step::End { solved: true, .. }, .. }))
     }
 
     /// The rewards of the turns that were scored.

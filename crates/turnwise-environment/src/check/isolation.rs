@@ -1,4 +1,4 @@
-use super::episode::{Episode, Subject, Turn, step};
+use super::episode::{ObservedEpisode, ObservedTurn, Subject, step};
 use super::guard::guarded;
 use crate::Environment;
 
@@ -11,7 +11,7 @@ pub(super) const SHARED: &str = "Do its episodes share state? An `Arc<Mutex<…>
 pub(super) async fn isolated(
     subject: &Subject<'_>,
     seed: u64,
-    episode: &Episode,
+    episode: &ObservedEpisode,
 ) -> Result<(), String> {
     let (before, after) = episode.turns.split_at(episode.turns.len() / 2);
     let mut outer = begun(subject, seed, episode).await?;
@@ -24,7 +24,7 @@ pub(super) async fn isolated(
 async fn begun(
     subject: &Subject<'_>,
     seed: u64,
-    episode: &Episode,
+    episode: &ObservedEpisode,
 ) -> Result<Box<dyn Environment>, String> {
     let mut environment = subject.environment()?;
     let first = guarded(environment.reset(seed)).await.map_err(|why| format!("reset {why}"))?;
@@ -35,8 +35,8 @@ async fn begun(
 }
 
 /// Whether the recorded actions lead to the recorded steps.
-async fn same(environment: &mut dyn Environment, turns: &[Turn]) -> Result<(), String> {
-    for Turn { action, step: expected } in turns {
+async fn same(environment: &mut dyn Environment, turns: &[ObservedTurn]) -> Result<(), String> {
+    for ObservedTurn { action, step: expected } in turns {
         if step(environment, action.clone()).await? != *expected {
             return Err(format!("an episode goes on otherwise when another was played. {SHARED}"));
         }

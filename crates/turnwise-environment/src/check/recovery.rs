@@ -1,4 +1,4 @@
-use super::episode::{Episode, Subject, step};
+use super::episode::{ObservedEpisode, Subject, step};
 use super::guard::{caught, guarded};
 use crate::{Environment, Recovery, Services, ToolLedger};
 
@@ -6,7 +6,7 @@ use crate::{Environment, Recovery, Services, ToolLedger};
 pub(super) async fn recovers(
     subject: &Subject<'_>,
     seed: u64,
-    episode: &Episode,
+    episode: &ObservedEpisode,
 ) -> Result<Recovery, String> {
     let ledger = ToolLedger::new(0, 0, 0);
     let declared = declares(subject, seed, episode, &ledger).await?;
@@ -22,7 +22,7 @@ pub(super) async fn recovers(
 async fn declares(
     subject: &Subject<'_>,
     seed: u64,
-    episode: &Episode,
+    episode: &ObservedEpisode,
     ledger: &ToolLedger,
 ) -> Result<Recovery, String> {
     let mut environment = begun(subject, seed, episode, ledger).await?;
@@ -55,7 +55,7 @@ async fn declares(
 async fn replays(
     subject: &Subject<'_>,
     seed: u64,
-    episode: &Episode,
+    episode: &ObservedEpisode,
     ledger: &ToolLedger,
 ) -> Result<(), String> {
     let mut environment = begun(subject, seed, episode, ledger).await?;
@@ -71,7 +71,7 @@ async fn replays(
 async fn begun(
     subject: &Subject<'_>,
     seed: u64,
-    episode: &Episode,
+    episode: &ObservedEpisode,
     ledger: &ToolLedger,
 ) -> Result<Box<dyn Environment>, String> {
     let mut environment = subject.environment()?;

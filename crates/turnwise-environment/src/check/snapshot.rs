@@ -1,4 +1,4 @@
-use super::episode::{Episode, Subject, Turn, step};
+use super::episode::{ObservedEpisode, ObservedTurn, Subject, step};
 use super::guard::{caught, guarded};
 use crate::{Action, Environment, Step};
 
@@ -6,7 +6,7 @@ use crate::{Action, Environment, Step};
 pub(super) async fn continues(
     subject: &Subject<'_>,
     seed: u64,
-    episode: &Episode,
+    episode: &ObservedEpisode,
 ) -> Result<Vec<Vec<u8>>, String> {
     let snapshots = take(subject, seed, episode).await?;
     for (turn, snapshot) in snapshots.iter().enumerate() {
@@ -22,7 +22,7 @@ pub(super) async fn continues(
 async fn take(
     subject: &Subject<'_>,
     seed: u64,
-    episode: &Episode,
+    episode: &ObservedEpisode,
 ) -> Result<Vec<Option<Vec<u8>>>, String> {
     let mut environment = subject.environment()?;
     guarded(environment.reset(seed)).await.map_err(|why| format!("reset {why}"))?;
@@ -36,7 +36,11 @@ async fn take(
     Ok(snapshots)
 }
 
-async fn resume(subject: &Subject<'_>, snapshot: &[u8], rest: &[Turn]) -> Result<(), String> {
+async fn resume(
+    subject: &Subject<'_>,
+    snapshot: &[u8],
+    rest: &[ObservedTurn],
+) -> Result<(), String> {
     let mut environment = subject.environment()?;
     restore(environment.as_mut(), snapshot)??;
     for (n_played, turn) in rest.iter().enumerate() {

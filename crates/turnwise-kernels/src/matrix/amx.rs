@@ -8,7 +8,7 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _MM_HINT_ET0, _mm_prefetch};
 use std::marker::PhantomData;
 use std::sync::LazyLock;
 
-use super::split::{Parts, Tile};
+use super::split::{SplitCount, Tile};
 use crate::simd::{Level, level};
 
 /// Rows, and columns, of the target that are computed at once: two tiles each way.
@@ -189,7 +189,7 @@ impl Unit {
         target: &mut [f32],
         stride: usize,
         adds: bool,
-        parts: Parts,
+        parts: SplitCount,
         [a, b]: [&[Tile]; 2],
     ) {
         let step = parts.step_tiles();
@@ -213,13 +213,13 @@ impl Unit {
         unsafe {
             let target = target.as_mut_ptr();
             match parts {
-                Parts::Two => sums!(
+                SplitCount::Two => sums!(
                     [target, stride, adds, a, b, steps, "4096"]
                     left!("0"), right!("2048"), products!(), // first, second
                     right!("0"), products!(), // first, first
                     left!("2048"), products!(), // second, first
                 ),
-                Parts::Three => sums!(
+                SplitCount::Three => sums!(
                     [target, stride, adds, a, b, steps, "6144"]
                     left!("4096"), right!("0"), products!(), // third, first
                     left!("2048"), products!(), // second, first

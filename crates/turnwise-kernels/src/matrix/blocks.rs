@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::amx::{self, SIDE, Unit};
-use super::split::{Parts, STEP, Side, Tile};
+use super::split::{STEP, Side, SplitCount, Tile};
 use super::{Accuracy, Along, Matrix, MatrixMut, Parallelism, Shape, Write};
 
 /// Terms that are packed at once.
@@ -70,7 +70,7 @@ impl<'a> JoinedRight<'a> {
     }
 
     /// Packs the 32 columns from `column` on, and terms from `term` on as far as there is room.
-    fn pack(&self, tiles: &mut [Tile], parts: Parts, column: usize, term: usize) {
+    fn pack(&self, tiles: &mut [Tile], parts: SplitCount, column: usize, term: usize) {
         if self.along == Along::Columns {
             let piece = self.pieces.iter().rev().find(|(start, _)| *start <= column);
             if let Some((start, side)) = piece {
@@ -94,7 +94,7 @@ impl<'a> JoinedRight<'a> {
     fn pack_all(
         &self,
         memory: &mut [Tile],
-        parts: Parts,
+        parts: SplitCount,
         terms: Range<usize>,
         threads: Parallelism,
     ) {
@@ -124,7 +124,7 @@ pub(super) fn suit(rows: usize, terms: usize, columns: usize) -> bool {
 #[derive(Debug)]
 pub(super) struct Kept {
     memory: Vec<Tile>,
-    parts: Parts,
+    parts: SplitCount,
     sides: Vec<Place>,
 }
 
@@ -145,7 +145,7 @@ impl Kept {
         accuracy: Accuracy,
         threads: Parallelism,
     ) -> Self {
-        let (parts, mut count) = (Parts::of(accuracy), 0);
+        let (parts, mut count) = (SplitCount::of(accuracy), 0);
         let place = |right: &JoinedRight<'_>| {
             let first = count;
             count += parts.tiles(right.columns, right.terms);
@@ -179,7 +179,7 @@ impl Drop for Kept {
 
 /// Where the right side of a product comes from.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Source<'a> {
+pub(super) enum RightOperand<'a> {
     /// It is packed for this product.
     Loose(&'a JoinedRight<'a>, Accuracy),
     /// The first so many terms and columns of a side that is packed already.
@@ -191,12 +191,14 @@ pub(super) fn multiply(
     targets: &mut [MatrixMut<'_>],
     write: Write,
     left: Scaled<'_>,
-    right: Source<'_>,
+    right: RightOperand<'_>,
     threads: Parallelism,
 ) {
     let (terms, columns, at_once, parts) = match right {
-        Source::Loose(right, accuracy) => (right.terms, right.columns, TERMS, Parts::of(accuracy)),
-        Source::Kept { kept, terms, columns, .. } => (terms, columns, terms, kept.parts),
+        RightOperand::Loose(right, accuracy) => {
+            (right.terms, right.columns, TERMS, SplitCount::of(accuracy))
+        }
+        RightOperand::Kept { kept, terms, columns, .. } => (terms, columns, terms, kept.parts),
     };
     let size = left.side.count() * terms * columns;
     let threads = if size < SHARED { Parallelism::Serial } else { threads };
@@ -206,12 +208,12 @@ pub(super) fn multiply(
         let terms = term..(term + at_once).min(terms);
         let used = parts.tiles(SIDE, terms.len());
         let (tiles, panel) = match right {
-            Source::Loose(right, _) => {
+            RightOperand::Loose(right, _) => {
                 let tiles = room(&mut memory, parts.tiles(columns, terms.len()));
                 right.pack_all(tiles, parts, terms.clone(), threads);
                 (&*tiles, used)
             }
-            Source::Kept { kept, side, .. } => {
+            RightOperand::Kept { kept, side, .. } => {
                 let Place { first, panel } = kept.sides[side];
                 (&kept.memory[first..], panel)
             }
@@ -308,7 +310,7 @@ fn room(tiles: &mut Vec<Tile>, count: usize) -> &mut [Tile] {
 #[derive(Clone, Copy, Debug)]
 struct PackedPanels<'a> {
     tiles: &'a [Tile],
-    parts: Parts,
+    parts: SplitCount,
     /// Tiles of a panel.
     panel: usize,
     /// How many of them are of this product's terms.
@@ -351,7 +353,7 @@ impl TargetBlock<'_> {
         &mut self,
         unit: &mut Unit,
         adds: bool,
-        parts: Parts,
+        parts: SplitCount,
         [row, column]: [usize; 2],
         sides: [&[Tile]; 2],
     ) {

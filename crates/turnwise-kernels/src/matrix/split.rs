@@ -17,14 +17,14 @@ use super::{Accuracy, Matrix};
 
 /// How many parts a number is cut in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Parts {
+pub(super) enum SplitCount {
     /// Terms of products are right to three parts in 2^16.
     Two,
     /// Products are as right as those of f32.
     Three,
 }
 
-impl Parts {
+impl SplitCount {
     pub(super) fn of(accuracy: Accuracy) -> Self {
         match accuracy {
             Accuracy::Full => Self::Three,
@@ -131,7 +131,7 @@ impl<'a> Side<'a> {
     pub(super) fn pack(
         &self,
         tiles: &mut [Tile],
-        parts: Parts,
+        parts: SplitCount,
         first: usize,
         start: usize,
         scale: f32,
@@ -144,8 +144,8 @@ impl<'a> Side<'a> {
                 // SAFETY: the assertion above.
                 unsafe {
                     match parts {
-                        Parts::Two => self.pack_tiles::<2>(tiles, first, term, scale),
-                        Parts::Three => self.pack_tiles::<3>(tiles, first, term, scale),
+                        SplitCount::Two => self.pack_tiles::<2>(tiles, first, term, scale),
+                        SplitCount::Three => self.pack_tiles::<3>(tiles, first, term, scale),
                     }
                 }
             }

@@ -109,7 +109,7 @@ impl Default for Settings {
 
 /// The result of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Run {
+pub struct RunResult {
     /// The credit assignment.
     pub arm: Arm,
     /// The seed.
@@ -150,7 +150,7 @@ pub async fn run<L: Learner>(
     seed: u64,
     (policy, mut learner): (Arc<dyn Policy>, L),
     stop: &StopSignal,
-) -> Result<Option<Run>, ExperimentError> {
+) -> Result<Option<RunResult>, ExperimentError> {
     imitate(settings, seed, &mut learner).await?;
     let mut trainer = trainer(settings, arm, seed, policy, learner);
     let per_step = settings.groups_per_step * settings.group_size;
@@ -165,7 +165,7 @@ pub async fn run<L: Learner>(
         let solved = success.len() >= n_steps && last >= settings.threshold;
         if solved || episodes >= settings.max_episodes {
             let success_at_start = mean(&success[..n_steps.min(success.len())]);
-            return Ok(Some(Run {
+            return Ok(Some(RunResult {
                 arm,
                 seed,
                 episodes,

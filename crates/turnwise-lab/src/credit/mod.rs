@@ -30,7 +30,7 @@ mod levers;
 mod report;
 mod vocabulary;
 
-pub use experiment::{Arm, ExperimentError, Run, Settings, run};
+pub use experiment::{Arm, ExperimentError, RunResult, Settings, run};
 pub use levers::{LeverPuller, LeverTask, LeverTasks, Levers};
 pub use report::{Comparison, compare, lines};
 pub use vocabulary::Vocabulary;

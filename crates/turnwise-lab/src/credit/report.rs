@@ -2,7 +2,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Arm, Run, Settings};
+use super::{Arm, RunResult, Settings};
 
 /// The ratio of one arm's episodes to another's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,12 +28,12 @@ pub struct Comparison {
 /// The interval is Student's t interval (1908) for the mean of the paired log ratios, exponentiated. Returns `None`
 /// with fewer than two seeds that both arms have.
 #[must_use]
-pub fn compare(runs: &[Run], arm: Arm, baseline: Arm) -> Option<Comparison> {
-    let pairs: Vec<(&Run, &Run)> = runs
+pub fn compare(runs: &[RunResult], arm: Arm, baseline: Arm) -> Option<Comparison> {
+    let pairs: Vec<(&RunResult, &RunResult)> = runs
         .iter()
         .filter(|run| run.arm == arm)
         .filter_map(|run| {
-            let other = |other: &&Run| other.arm == baseline && other.seed == run.seed;
+            let other = |other: &&RunResult| other.arm == baseline && other.seed == run.seed;
             runs.iter().find(other).map(|other| (run, other))
         })
         .collect();
@@ -74,7 +74,7 @@ fn t_975(degrees: usize) -> Option<f64> {
 
 /// Formats the runs and comparisons in a few lines.
 #[must_use]
-pub fn lines(settings: &Settings, runs: &[Run], comparisons: &[Comparison]) -> String {
+pub fn lines(settings: &Settings, runs: &[RunResult], comparisons: &[Comparison]) -> String {
     let mut text = String::new();
     let mut seeds: Vec<u64> = runs.iter().map(|run| run.seed).collect();
     seeds.sort_unstable();

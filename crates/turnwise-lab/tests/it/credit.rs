@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use turnwise_environment::{Action, Demonstrator, Ending, Observation, Step, TaskSet};
 use turnwise_lab::credit::{
-    Arm, LeverPuller, LeverTasks, Levers, Run, Settings, Vocabulary, compare, run,
+    Arm, LeverPuller, LeverTasks, Levers, RunResult, Settings, Vocabulary, compare, run,
 };
 use turnwise_rollout::{Renderer, StopSignal};
 use turnwise_testkit::TabularModel;
@@ -97,14 +97,14 @@ fn every_arm_learns_the_levers() {
     }
 }
 
-fn result(arm: Arm, seed: u64, episodes: usize) -> Run {
-    Run { arm, seed, episodes, solved: true, success_at_start: 0.1, success_at_end: 0.9 }
+fn result(arm: Arm, seed: u64, episodes: usize) -> RunResult {
+    RunResult { arm, seed, episodes, solved: true, success_at_start: 0.1, success_at_end: 0.9 }
 }
 
 #[test]
 fn ratios_are_compared_seed_by_seed() {
     // One quarter on every seed, although the seeds differ.
-    let runs: Vec<Run> = (1..=5)
+    let runs: Vec<RunResult> = (1..=5)
         .flat_map(|seed| {
             let n = 1000 * seed as usize;
             [result(Arm::Outcome, seed, 4 * n), result(Arm::Turn, seed, n)]

@@ -1,12 +1,12 @@
 use proptest::prelude::*;
-use turnwise_lab::{Policy, Problem, problems};
+use turnwise_lab::{Problem, SoftmaxPolicy, problems};
 
-fn total(problem: &Problem, policy: &Policy) -> f64 {
+fn total(problem: &Problem, policy: &SoftmaxPolicy) -> f64 {
     problem.trajectories().iter().map(|one| one.probability(policy)).sum()
 }
 
 /// Generates a problem, and a policy around its own.
-fn places() -> impl Strategy<Value = (Problem, Policy)> {
+fn places() -> impl Strategy<Value = (Problem, SoftmaxPolicy)> {
     prop::sample::select(problems::all()).prop_flat_map(|problem| {
         let change = prop::collection::vec(-1.5..1.5, problem.policy.len());
         change.prop_map(move |change| (problem.clone(), problem.policy.moved(&change)))

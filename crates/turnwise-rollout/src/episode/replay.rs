@@ -2,7 +2,7 @@ use turnwise_trajectory::{InfraReason, Outcome};
 
 use super::digest::digest;
 use super::guard::infra;
-use super::state::{Exchange, Script};
+use super::state::{Exchange, ReplayScript};
 use super::{Episode, excerpt};
 use crate::Deadline;
 
@@ -15,7 +15,7 @@ impl Episode {
         let limit = self.limits.environment_timeout();
         let mut observation = self.world.reset(seed, deadline, limit).await?;
         excerpt::cut(&mut observation, self.limits.max_observation_bytes);
-        let Script { opening, exchanges, .. } = self.state.script.clone();
+        let ReplayScript { opening, exchanges, .. } = self.state.script.clone();
         same(&opening, &digest(&observation), "the first observation")?;
         for Exchange { turn, action, step: before } in exchanges {
             self.world.ledger().begin_turn(turn);

@@ -32,7 +32,7 @@ pub(super) struct State {
     /// How the environment is recovered; `None` until it has been reset and the agent has its first observation.
     pub(super) recovery: Option<Recovery>,
     /// The actions and answers so far, if the environment is recovered by replay.
-    pub(super) script: Script,
+    pub(super) script: ReplayScript,
     /// The number of suspensions.
     pub(super) suspensions: u32,
     /// The run time in seconds, over all advances.
@@ -48,7 +48,7 @@ pub(super) struct State {
 /// An episode's exchanges with its environment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Script {
+pub(super) struct ReplayScript {
     /// SHA-256 of the first observation.
     pub(super) opening: String,
     pub(super) exchanges: Vec<Exchange>,
@@ -77,7 +77,7 @@ impl State {
             repetition: Repetition::default(),
             solved: false,
             recovery: None,
-            script: Script::default(),
+            script: ReplayScript::default(),
             suspensions: 0,
             seconds: 0.0,
             turn_seconds: 0.0,

@@ -337,18 +337,18 @@ named!(ObjectiveName {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum LengthWeight {
+pub enum LengthWeightChoice {
     Mean,
     Tokens,
     SqrtTokens,
 }
 
-impl From<LengthWeight> for ObjectiveLengthWeight {
-    fn from(weight: LengthWeight) -> Self {
+impl From<LengthWeightChoice> for ObjectiveLengthWeight {
+    fn from(weight: LengthWeightChoice) -> Self {
         match weight {
-            LengthWeight::Mean => Self::Mean,
-            LengthWeight::Tokens => Self::Tokens,
-            LengthWeight::SqrtTokens => Self::SqrtTokens,
+            LengthWeightChoice::Mean => Self::Mean,
+            LengthWeightChoice::Tokens => Self::Tokens,
+            LengthWeightChoice::SqrtTokens => Self::SqrtTokens,
         }
     }
 }
@@ -370,7 +370,7 @@ pub struct ObjectiveChoice {
     pub dual_clip: Option<f64>,
     /// How much a sequence weighs: each the same, by its tokens, or by their square root.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub length_weight: Option<LengthWeight>,
+    pub length_weight: Option<LengthWeightChoice>,
     /// For `dr_grpo`: the constant; without it `limits.max_sampled_tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,

@@ -1,4 +1,4 @@
-use turnwise_simulation::{FaultKind, ManySettings, Mode, Plan, simulate, simulate_many};
+use turnwise_simulation::{FaultKind, ManySettings, Mode, SimulationPlan, simulate, simulate_many};
 
 /// Seeds that once showed a bug, each with the bug.
 const REGRESSIONS: [(u64, Mode); 10] = [
@@ -38,7 +38,7 @@ fn whatever_goes_wrong_the_books_balance_and_the_run_goes_on() {
 #[test]
 fn seeds_that_showed_a_bug_show_none() {
     for (seed, mode) in REGRESSIONS {
-        let result = simulate(Plan::new(seed, mode), None);
+        let result = simulate(SimulationPlan::new(seed, mode), None);
         assert_eq!(result.err().map(|failure| failure.to_string()), None);
     }
 }
@@ -47,7 +47,7 @@ fn seeds_that_showed_a_bug_show_none() {
 #[test]
 fn one_seed_run_twice_gives_one_trace_and_two_seeds_give_two() {
     for seed in 1000..1020 {
-        let run = |seed| simulate(Plan::new(seed, Mode::Safety), None).expect("it holds");
+        let run = |seed| simulate(SimulationPlan::new(seed, Mode::Safety), None).expect("it holds");
         let (first, second) = (run(seed), run(seed));
         assert_eq!(first, second);
         assert_ne!(first.trace, run(seed + 1).trace);
@@ -58,7 +58,7 @@ fn one_seed_run_twice_gives_one_trace_and_two_seeds_give_two() {
 #[test]
 fn a_run_whose_faults_stop_comes_to_its_end() {
     for seed in 2000..2050 {
-        let plan = Plan::new(seed, Mode::Liveness);
+        let plan = SimulationPlan::new(seed, Mode::Liveness);
         let steps = plan.steps;
         let report = simulate(plan, None).expect("it holds");
         assert!(report.is_complete);
@@ -78,7 +78,8 @@ fn no_call_goes_on_after_its_deadline() {
 #[test]
 fn a_world_without_faults_has_none() {
     for seed in 0..50 {
-        let report = simulate(Plan::new(seed, Mode::Safety).undisturbed(), None).expect("it holds");
+        let report = simulate(SimulationPlan::new(seed, Mode::Safety).undisturbed(), None)
+            .expect("it holds");
         assert!(report.faults.is_empty() && report.is_complete);
         assert_eq!((report.errors, report.kills, report.halts), (0, 0, 0));
     }

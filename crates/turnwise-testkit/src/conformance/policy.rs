@@ -85,7 +85,7 @@ pub async fn policy_refusals(policy: Arc<dyn Policy>, vocab_size: TokenId, max_p
     assert_passed("policy", &checks);
 }
 
-type Outcome = Result<String, String>;
+type CheckResult = Result<String, String>;
 
 struct Engine {
     policy: Arc<dyn Policy>,
@@ -134,7 +134,7 @@ impl Engine {
         Ok(sample)
     }
 
-    async fn answers(&self) -> Outcome {
+    async fn answers(&self) -> CheckResult {
         let samplings = [
             Sampling::default(),
             Sampling::greedy(),
@@ -156,7 +156,7 @@ impl Engine {
         Ok(said(&self.draw(&one).await?))
     }
 
-    async fn sessions(&self) -> Outcome {
+    async fn sessions(&self) -> CheckResult {
         for request in self.requests() {
             let other = SampleRequest { session: request.session ^ 1, ..request.clone() };
             let sample = self.draw(&request).await?;
@@ -172,7 +172,7 @@ impl Engine {
         Ok("sessions are for keeping alone".to_owned())
     }
 
-    async fn company(&self) -> Outcome {
+    async fn company(&self) -> CheckResult {
         let requests = self.requests();
         let mut alone = Vec::new();
         for request in &requests {
@@ -191,7 +191,7 @@ impl Engine {
         Ok(format!("{} at once", requests.len()))
     }
 
-    async fn cuts(&self) -> Outcome {
+    async fn cuts(&self) -> CheckResult {
         for request in self.requests() {
             let whole = self.draw(&request).await?;
             for (length, session) in [(1, 0), (5, 1), (N_DRAWN - 1, 2)] {
@@ -212,7 +212,7 @@ impl Engine {
     }
 
     /// Runs turns with messages in between, then a conversation that forks, all in one session.
-    async fn conversations(&self) -> Outcome {
+    async fn conversations(&self) -> CheckResult {
         let mut request = SampleRequest { max_tokens: 6, ..self.request(50, 9) };
         let mut forks = vec![self.prompt(50, 4), self.prompt(51, 9)];
         for turn in 0..4_u64 {
@@ -234,7 +234,7 @@ impl Engine {
         Ok("four turns and six forks".to_owned())
     }
 
-    async fn stops(&self) -> Outcome {
+    async fn stops(&self) -> CheckResult {
         for request in self.requests() {
             let whole = self.draw(&request).await?;
             for (at, token) in whole.tokens.iter().enumerate() {
@@ -253,7 +253,7 @@ impl Engine {
         Ok("the stop token is the last".to_owned())
     }
 
-    async fn interruptions(&self) -> Outcome {
+    async fn interruptions(&self) -> CheckResult {
         let mut handed_over = 0;
         for request in self.requests() {
             let whole = self.draw(&request).await?;
@@ -283,7 +283,7 @@ impl Engine {
         Ok(format!("{handed_over} were in time"))
     }
 
-    async fn drops(&self) -> Outcome {
+    async fn drops(&self) -> CheckResult {
         for request in self.requests() {
             let whole = self.draw(&request).await?;
             for _ in 0..3 {

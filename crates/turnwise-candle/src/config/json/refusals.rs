@@ -7,9 +7,9 @@ use crate::error::brief;
 use crate::{Architecture, ModelError};
 
 /// A key, what is supported, and whether a value is that.
-type Check = (&'static str, &'static str, fn(&Value) -> bool);
+type KeyCheck = (&'static str, &'static str, fn(&Value) -> bool);
 
-const CHECKS: [Check; 6] = [
+const CHECKS: [KeyCheck; 6] = [
     ("hidden_act", "\"silu\"", |value| value == "silu" || value == "swish"),
     ("use_sliding_window", "false", |value| value == false),
     // Embedding models: every position sees those after it.

@@ -13,7 +13,7 @@ use turnwise_kernels::vectorized;
 use super::blocks::{BLOCK, KeyHead, QueryBlock, key_heads};
 use super::operand::{HeadColumns, Operand, Orientation, heads_of, queries, score};
 use super::scratch::{SCRATCH, Scratch, room};
-use crate::batch::Batch;
+use crate::batch::PackedBatch;
 use crate::dimensions::Heads;
 
 /// The most pieces that the queries of a tree are cut in for the backward pass, each with sums of its own. Fixed, so that sums
@@ -44,7 +44,7 @@ pub(crate) struct Saved<'a> {
 pub(crate) fn backward(
     dqkv: &mut [f32],
     saved: &Saved<'_>,
-    batch: &Batch,
+    batch: &PackedBatch,
     heads: Heads,
     pool: &Arc<BufferPool>,
 ) {

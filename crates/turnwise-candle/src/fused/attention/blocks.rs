@@ -6,14 +6,14 @@ use std::ops::Range;
 use turnwise_kernels::matrix;
 use turnwise_kernels::tile::LANES;
 
-use crate::batch::{Batch, Span};
+use crate::batch::{AttentionSpan, PackedBatch};
 use crate::dimensions::Heads;
 
 /// Tokens of a block of queries.
 pub(super) const BLOCK: usize = 64;
 
 /// Returns the key heads of each tree, one tree after another.
-pub(super) fn key_heads(batch: &Batch, heads: Heads) -> Vec<KeyHead<'_>> {
+pub(super) fn key_heads(batch: &PackedBatch, heads: Heads) -> Vec<KeyHead<'_>> {
     let trees = batch
         .trees()
         .filter_map(|spans| Some((spans, spans.first()?.own.start..spans.last()?.own.end)));
@@ -28,7 +28,7 @@ pub(super) fn key_heads(batch: &Batch, heads: Heads) -> Vec<KeyHead<'_>> {
 /// A key head in a tree.
 #[derive(Clone, Debug)]
 pub(super) struct KeyHead<'a> {
-    pub(super) spans: &'a [Span],
+    pub(super) spans: &'a [AttentionSpan],
     pub(super) tokens: Range<usize>,
     pub(super) kv_head: usize,
     /// Whether products with its keys and values are computed by the matrix unit.
@@ -47,7 +47,7 @@ impl KeyHead<'_> {
     }
 
     /// Returns the keys before `end` that tokens of a span see.
-    fn key_blocks(&self, span: &Span, end: usize) -> Vec<KeyBlock> {
+    fn key_blocks(&self, span: &AttentionSpan, end: usize) -> Vec<KeyBlock> {
         let (mut key_blocks, mut column) = (Vec::new(), 0);
         let own = span.own.start..end;
         for range in span.before.iter().chain(iter::once(&own)) {
@@ -78,7 +78,7 @@ impl KeyHead<'_> {
 }
 
 /// Whether products with a tree's keys and values fill the matrix unit, going by its middling block and span.
-fn suits_unit(spans: &[Span], n_tokens: usize, heads: Heads) -> bool {
+fn suits_unit(spans: &[AttentionSpan], n_tokens: usize, heads: Heads) -> bool {
     const LEAST: usize = 16;
     let n_blocks: usize = spans.iter().map(|span| span.own.len().div_ceil(BLOCK)).sum();
     let rows = n_tokens / n_blocks.max(1);

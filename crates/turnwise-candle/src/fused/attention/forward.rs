@@ -13,7 +13,7 @@ use turnwise_kernels::vectorized;
 use super::blocks::{KeyHead, QueryBlock, key_heads};
 use super::operand::{Operand, Orientation, queries, score};
 use super::scratch::{SCRATCH, Scratch, room};
-use crate::batch::Batch;
+use crate::batch::PackedBatch;
 use crate::dimensions::Heads;
 
 /// Fills `output`, and the log-sum-exp of each query's scores for the backward pass. `[N, n_heads]`
@@ -21,7 +21,7 @@ pub(crate) fn forward(
     mut output: &mut [f32],
     mut log_sum_exp: &mut [f32],
     qkv: &[f32],
-    batch: &Batch,
+    batch: &PackedBatch,
     heads: Heads,
     pool: &Arc<BufferPool>,
 ) {

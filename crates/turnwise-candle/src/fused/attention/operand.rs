@@ -11,7 +11,7 @@ use turnwise_kernels::vectorized;
 
 use super::blocks::{KeyBlock, KeyHead, QueryBlock};
 use super::scratch::room;
-use crate::batch::Span;
+use crate::batch::AttentionSpan;
 use crate::dimensions::Heads;
 
 /// Numbers behind a copy that a tile may read and nobody uses.
@@ -57,7 +57,7 @@ impl Operand {
     ) -> Self {
         let (stride, head_dim) = (heads.width(), heads.head_dim);
         let numbers = if key_head.on_unit {
-            let side = |span: &Span| {
+            let side = |span: &AttentionSpan| {
                 let rows = &qkv[span.own.start * stride + head * head_dim..];
                 let rows = Matrix::strided(rows, span.own.len(), head_dim, stride);
                 if orientation == Orientation::Transposed { rows.transposed() } else { rows }
