@@ -1,4 +1,4 @@
-//! Buffers that are reused.
+//! Reusable buffers.
 
 use std::fmt;
 use std::mem;
@@ -28,11 +28,11 @@ pub struct Buffer {
 }
 
 impl BufferPool {
-    /// Takes a buffer of `length` numbers, which may be anything.
+    /// Takes a buffer of `length` numbers with arbitrary contents.
     pub fn take(self: &Arc<Self>, length: usize) -> Buffer {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let size = size(length);
-        // The smallest that is large enough, and not much larger.
+        // The smallest buffer that fits without wasting more than a quarter.
         let fits = |buffer: &Vec<f32>| (length..=size + size / 4).contains(&buffer.capacity());
         let found = (0..free.len())
             .filter(|index| fits(&free[*index]))
@@ -59,8 +59,8 @@ impl BufferPool {
     }
 }
 
-/// What is taken for a length: a quarter of a power of two more at most, so that lengths that differ a little from step to step
-/// find the same memory.
+/// Returns the capacity for a length: at most a quarter of a power of two more, so that lengths that differ a little
+/// from step to step reuse the same memory.
 fn size(length: usize) -> usize {
     length.next_multiple_of(1 << length.checked_ilog2().unwrap_or(0).saturating_sub(2))
 }

@@ -43,8 +43,8 @@ pub trait F64x8: Copy {
     /// Returns whether the absolute value of every lane is at most `bound`; that of NaN is not.
     fn all_within(self, bound: f64) -> bool;
 
-    /// Prefetches the numbers that a loop over a slice will soon read or write. They may lie outside of the slice: sequences
-    /// often stand one behind another.
+    /// Prefetches the numbers that a loop over a slice will soon read or write. The address may lie outside the slice,
+    /// where the next sequence often begins.
     #[inline(always)]
     fn ask_ahead(_values: &[f64; LANES]) {}
 
@@ -87,8 +87,8 @@ pub trait Vectorized {
     /// The result of the loop.
     type Output;
 
-    /// Runs the loop. It must be `#[inline(always)]`, like all that it calls in the loop: what is not inlined is compiled for
-    /// the narrowest processor.
+    /// Runs the loop. It must be `#[inline(always)]`, like every function that it calls in the loop: a function that is
+    /// not inlined is compiled for the narrowest processor.
     fn run<V: F64x8>(self) -> Self::Output;
 }
 
@@ -117,7 +117,7 @@ pub fn lanes<T: Copy + Default>(value: impl Fn(usize) -> T) -> [T; LANES] {
     values
 }
 
-/// On any processor.
+/// The portable vector.
 impl F64x8 for [f64; LANES] {
     #[inline(always)]
     fn splat(value: f64) -> Self {
@@ -198,7 +198,7 @@ mod x86 {
         is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")
     }
 
-    /// Runs a pass where [`has_512_bits`].
+    /// Runs a pass on a processor for which [`has_512_bits`] is true.
     pub(super) fn in_512_bits<P: Vectorized>(pass: P) -> P::Output {
         #[target_feature(enable = "avx512f,avx512dq,avx512vl,popcnt")]
         fn compiled<P: Vectorized>(pass: P) -> P::Output {
@@ -209,7 +209,7 @@ mod x86 {
         unsafe { compiled(pass) }
     }
 
-    /// Runs a pass where [`has_256_bits`].
+    /// Runs a pass on a processor for which [`has_256_bits`] is true.
     pub(super) fn in_256_bits<P: Vectorized>(pass: P) -> P::Output {
         #[target_feature(enable = "avx2,popcnt")]
         fn compiled<P: Vectorized>(pass: P) -> P::Output {
@@ -220,12 +220,12 @@ mod x86 {
         unsafe { compiled(pass) }
     }
 
-    /// One register of 512 bits.
+    /// A 512-bit register.
     #[derive(Clone, Copy)]
     struct Wide(__m512d);
 
-    // SAFETY of all that follows: only `in_512_bits` uses the type, and it runs where the processor has AVX-512; what is
-    // loaded and stored are arrays of eight, at any alignment.
+    // SAFETY of the whole implementation: only `in_512_bits` uses the type, on processors with AVX-512; loads and
+    // stores are arrays of eight numbers, at any alignment.
     impl F64x8 for Wide {
         #[inline(always)]
         fn ask_ahead(values: &[f64; LANES]) {
@@ -286,7 +286,7 @@ mod x86 {
         }
     }
 
-    /// Two registers of 256 bits.
+    /// Two 256-bit registers.
     #[derive(Clone, Copy)]
     struct Pair(__m256d, __m256d);
 
@@ -305,8 +305,8 @@ mod x86 {
         }
     }
 
-    // SAFETY of all that follows: only `in_256_bits` uses the type, and it runs where the processor has AVX2; what is
-    // loaded and stored are the halves of arrays of eight, at any alignment.
+    // SAFETY of the whole implementation: only `in_256_bits` uses the type, on processors with AVX2; loads and stores
+    // are halves of arrays of eight numbers, at any alignment.
     impl F64x8 for Pair {
         #[inline(always)]
         fn ask_ahead(values: &[f64; LANES]) {

@@ -1,4 +1,4 @@
-//! Kernels of turnwise on processors.
+//! CPU kernels of turnwise.
 #![doc = include_str!("../README.md")]
 
 #[cfg(feature = "products")]

@@ -7,11 +7,11 @@
     reason = "they are the bodies of functions compiled for several instruction sets"
 )]
 
-/// Partial sums that are kept side by side: wide enough for the processor's registers.
+/// The number of parallel partial sums, enough to fill the processor's registers.
 const LANES: usize = 16;
 
-/// Returns the exponential to about two units in the last place, of arguments cut to −87 and 88. It has no branch, so that it
-/// becomes vector instructions (after Cephes' `expf`, S. Moshier).
+/// Returns the exponential to about two units in the last place, with arguments clamped to −87 and 88. It has no
+/// branch, so that it vectorises (after Cephes' `expf`, S. Moshier).
 #[inline(always)]
 #[must_use]
 pub fn exp(x: f32) -> f32 {
@@ -40,8 +40,8 @@ fn exp_within(x: f32) -> f32 {
     p * f32::from_bits(power)
 }
 
-/// Returns the exponential of a number that is at most 0, to about two units in the last place; 0 where the result would be below
-/// `exp(-87)`, and of NaN. Without a branch, so that it becomes vector instructions, and without fused operations, so that
+/// Returns the exponential of a number that is at most 0, to about two units in the last place; 0 where the result
+/// would be below `exp(-87)`, and for NaN. It has no branch, so that it vectorises, and no fused operations, so that
 /// every processor computes the same bits.
 #[inline(always)]
 #[must_use]
@@ -58,7 +58,7 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-/// Adds up lanes in a fixed tree.
+/// Adds up lanes as a fixed tree.
 #[inline(always)]
 fn gather(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
@@ -133,7 +133,7 @@ pub fn add_scaled(target: &mut [f32], factor: f32, x: &[f32]) {
     }
 }
 
-/// Returns the largest number; minus infinity of an empty slice. NaN is passed over.
+/// Returns the largest number, or minus infinity for an empty slice. NaN is skipped.
 #[inline(always)]
 #[must_use]
 pub fn maximum(x: &[f32]) -> f32 {

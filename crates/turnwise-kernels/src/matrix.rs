@@ -34,7 +34,7 @@ struct Shape {
 
 impl Shape {
     /// # Panics
-    /// When an element would lie outside a slice of `length`.
+    /// If an element lies outside a slice of `length`.
     fn checked(self, length: usize) -> Self {
         if self.rows > 0 && self.columns > 0 {
             let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;
@@ -45,10 +45,10 @@ impl Shape {
 }
 
 impl<'a> Matrix<'a> {
-    /// Views rows that lie one after another, `columns` wide.
+    /// Views contiguous rows, `columns` wide.
     ///
     /// # Panics
-    /// When `columns` is 0.
+    /// If `columns` is 0.
     #[must_use]
     pub fn rows(data: &'a [f32], columns: usize) -> Self {
         Self::strided(data, data.len() / columns, columns, columns)
@@ -57,7 +57,7 @@ impl<'a> Matrix<'a> {
     /// Views rows that start `stride` apart.
     ///
     /// # Panics
-    /// When an element would lie outside the slice.
+    /// If an element lies outside the slice.
     #[must_use]
     pub fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         let shape = Shape { rows, columns, row_stride: stride, column_stride: 1 };
@@ -67,7 +67,7 @@ impl<'a> Matrix<'a> {
     /// Views elements that are `row_stride` and `column_stride` apart.
     ///
     /// # Panics
-    /// When an element would lie outside the slice.
+    /// If an element lies outside the slice.
     #[must_use]
     pub fn stepped(
         data: &'a [f32],
@@ -78,10 +78,10 @@ impl<'a> Matrix<'a> {
         Self { data, shape: shape.checked(data.len()) }
     }
 
-    /// Returns some of the columns.
+    /// Returns `count` columns from `start` on.
     ///
     /// # Panics
-    /// When there are fewer.
+    /// If the matrix has fewer columns.
     #[must_use]
     pub fn columns(self, start: usize, count: usize) -> Self {
         assert!(start + count <= self.shape.columns, "columns must be there");
@@ -104,10 +104,10 @@ impl<'a> Matrix<'a> {
 }
 
 impl<'a> MatrixMut<'a> {
-    /// Views rows that lie one after another, `columns` wide.
+    /// Views contiguous rows, `columns` wide.
     ///
     /// # Panics
-    /// When `columns` is 0.
+    /// If `columns` is 0.
     #[must_use]
     pub fn rows(data: &'a mut [f32], columns: usize) -> Self {
         let rows = data.len() / columns;
@@ -117,7 +117,7 @@ impl<'a> MatrixMut<'a> {
     /// Views rows that start `stride` apart.
     ///
     /// # Panics
-    /// When rows overlap, or an element would lie outside the slice.
+    /// If rows overlap, or if an element lies outside the slice.
     #[must_use]
     pub fn strided(data: &'a mut [f32], rows: usize, columns: usize, stride: usize) -> Self {
         assert!(stride >= columns, "rows that are written must not overlap");
@@ -128,10 +128,10 @@ impl<'a> MatrixMut<'a> {
 }
 
 impl MatrixMut<'_> {
-    /// Returns some of the columns.
+    /// Returns `count` columns from `start` on.
     ///
     /// # Panics
-    /// When there are fewer.
+    /// If the matrix has fewer columns.
     pub fn columns(&mut self, start: usize, count: usize) -> MatrixMut<'_> {
         assert!(start + count <= self.shape.columns, "columns must be there");
         let data = &mut self.data[start * self.shape.column_stride..];
@@ -142,7 +142,7 @@ impl MatrixMut<'_> {
 /// What a product does with the numbers in its target (beta of BLAS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Overwrites them (beta = 0); they may be anything.
+    /// Overwrites them (beta = 0); their values are ignored.
     Replace,
     /// Adds the product to them (beta = 1).
     Add,
@@ -160,9 +160,9 @@ pub enum Parallelism {
 /// The accuracy of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accuracy {
-    /// That of f32.
+    /// The accuracy of f32.
     Full,
-    /// Each term to three parts in 2^16 or better: enough for a gradient, which is noise in far larger parts.
+    /// Each term to three parts in 2^16 or better: enough for a gradient, whose sampling noise is far larger.
     Gradient,
 }
 
@@ -172,10 +172,10 @@ pub fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
     rows * terms * columns >= UNIT_FROM && unit_takes(rows, terms, columns)
 }
 
-/// Multiply-adds of the smallest such product: below it, packing is most of the work.
+/// Multiply-adds of the smallest product for the matrix unit: packing dominates smaller ones.
 const UNIT_FROM: usize = 1 << 17;
 
-/// Whether the processor has a matrix unit, and a product of this shape fills it.
+/// Returns whether the processor has a matrix unit and a product of this shape fills it.
 fn unit_takes(rows: usize, terms: usize, columns: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     return blocks::suit(rows, terms, columns);
@@ -186,12 +186,12 @@ fn unit_takes(rows: usize, terms: usize, columns: usize) -> bool {
     }
 }
 
-/// How several matrices are joined to one.
+/// How several matrices are joined to one matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Along {
-    /// Side by side: so are their products.
+    /// Side by side; their products are side by side too.
     Columns,
-    /// One below the other: their products are added.
+    /// One below the other; their products are added.
     Terms,
 }
 
@@ -230,7 +230,7 @@ pub fn multiply(
     multiply_on_vector_units(target, write, scale, [a, b], threads);
 }
 
-/// Computes `target = a B`, or `target += a B`, where `B` is several matrices joined to one, on the caller's rayon pool.
+/// Computes `target = a B`, or `target += a B`, where `B` joins several matrices, on the caller's rayon pool.
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -270,7 +270,7 @@ pub fn multiply_joined(
     }
 }
 
-/// Adds the product of `a` and `b` to targets that hold its rows one after another, on the caller's rayon pool.
+/// Adds `a b` to several targets that hold consecutive rows of it, on the caller's rayon pool.
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -296,7 +296,7 @@ pub fn add_to_each(targets: &mut [MatrixMut<'_>], [a, b]: [Matrix<'_>; 2], accur
     }
 }
 
-/// A right factor that many products share, packed once for the matrix unit where there is one.
+/// A right factor of many products, packed once for the matrix unit if the processor has one.
 #[derive(Debug)]
 pub struct Prepacked<'a> {
     b: Matrix<'a>,
@@ -334,7 +334,7 @@ impl<'a> Prepacked<'a> {
 /// Right factors, packed for the matrix unit.
 #[derive(Debug)]
 pub struct PackedSides {
-    /// Rows and columns of each.
+    /// Rows and columns of each factor.
     shapes: Vec<[usize; 2]>,
     #[cfg(target_arch = "x86_64")]
     kept: blocks::Kept,
@@ -360,8 +360,9 @@ impl PackedSides {
         panic!("no matrix unit for {shapes:?}, {accuracy:?}, {threads:?}")
     }
 
-    /// Computes `target = a b`, or `target += a b`, with as many of a factor's first rows as `a` has columns, and as many of
-    /// its first columns as the target has. Rows up to the next multiple of 32 must be finite: they are multiplied by 0.
+    /// Computes `target = a b`, or `target += a b`, with the first rows and columns of a packed factor: as many rows as
+    /// `a` has columns, and as many columns as the target has. Rows up to the next multiple of 32 must be finite: they
+    /// are multiplied by 0.
     ///
     /// # Panics
     /// When the shapes do not fit, or there are no rows.
@@ -376,7 +377,10 @@ impl PackedSides {
         let (terms, columns) = (a.shape.columns, target.shape.columns);
         let [rows, most] = self.shapes[side];
         assert!(target.shape.rows == a.shape.rows, "matrix shapes must fit");
-        assert!((1..=rows).contains(&terms) && columns <= most, "the first of what there is");
+        assert!(
+            (1..=rows).contains(&terms) && columns <= most,
+            "terms and columns must lie inside the packed side"
+        );
         #[cfg(target_arch = "x86_64")]
         {
             let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
@@ -396,7 +400,7 @@ fn check(target: Shape, a: Shape, b: Shape) {
     );
 }
 
-/// Computes [`multiply`] on the vector units (crate `gemm`), also where there is a matrix unit.
+/// Computes [`multiply`] on the vector units (crate `gemm`), even if there is a matrix unit.
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -412,7 +416,7 @@ pub fn multiply_on_vector_units(
         Parallelism::Pool => gemm::Parallelism::Rayon(0),
     };
     let stride = usize::cast_signed;
-    // SAFETY: `Shape::checked` made sure that every element of the three matrices lies inside its slice. The target is
+    // SAFETY: `Shape::checked` ensures that every element of the three matrices lies inside its slice. The target is
     // borrowed mutably, so that it overlaps neither `a` nor `b`, and its rows do not overlap each other.
     unsafe {
         gemm::gemm(
@@ -445,7 +449,7 @@ mod tests {
 
     use super::*;
 
-    /// Numbers of many sizes, none of them whole.
+    /// Returns non-integer numbers of many magnitudes.
     fn uneven(length: usize, seed: usize) -> Vec<f32> {
         let mut state = seed as u32 * 2 + 1;
         let mut next = || {
@@ -465,7 +469,7 @@ mod tests {
         accuracy: Accuracy,
     }
 
-    /// A matrix with other numbers between its rows, as it is or transposed, and its elements.
+    /// Returns a matrix with unrelated numbers between its rows, plain or transposed, and its elements.
     fn matrix(
         data: &[f32],
         [rows, columns]: [usize; 2],
@@ -498,7 +502,7 @@ mod tests {
         let mut matrix = MatrixMut::strided(&mut target, rows, columns, stride);
         multiply(&mut matrix, write, scale, [a, b], accuracy, Parallelism::Pool);
         if scale == 1.0 {
-            // A side that is packed before gives the same to the bit.
+            // A prepacked side gives the same bits.
             let mut same = before.clone();
             let mut matrix = MatrixMut::strided(&mut same, rows, columns, stride);
             let shared = Prepacked::new(b, accuracy, Parallelism::Serial);
@@ -525,7 +529,7 @@ mod tests {
         worst
     }
 
-    /// The first columns and terms of a packed side multiply as a side of these alone.
+    /// Checks that the first columns and terms of a packed side multiply like a side of these columns and terms alone.
     fn first_are_those_of_more(a: Matrix<'_>, b: Matrix<'_>, accuracy: Accuracy) {
         let (terms, columns) = (b.shape.rows.div_ceil(2), b.shape.columns.div_ceil(3));
         let a = a.columns(0, terms);
@@ -559,7 +563,7 @@ mod tests {
         }
     }
 
-    /// Joined matrices are one matrix, whether or not tiles reach over where they meet.
+    /// Joined matrices multiply like one matrix, even if a tile crosses their boundary.
     #[test]
     fn joined_matrices_are_one() {
         for counts in [[64, 32, 70], [40, 20, 33]] {
@@ -611,7 +615,7 @@ mod tests {
         }
     }
 
-    /// Larger than what is packed at once, by several threads.
+    /// The product is larger than one packed block and runs on several threads.
     #[test]
     fn a_large_product_is_right() {
         for transposed in [[false, true], [true, false]] {

@@ -12,13 +12,13 @@ use crate::tile::{
 };
 use crate::vectorized;
 
-/// A matrix `[in, out]` packed into panels of 16 columns, one after another; columns that are missing in the last are 0.
-/// `[panels, in, LANES]`
+/// A matrix `[in, out]` packed into consecutive panels of 16 columns; the last panel is padded with zeros. `[panels,
+/// in, LANES]`
 #[derive(Debug)]
 pub struct Panels {
     blocks: Vec<CacheLine>,
     width: usize,
-    /// Added to each row of a product. `[16 panels]`
+    /// The bias of each row of a product. `[16 panels]`
     bias: Option<Vec<f32>>,
 }
 
@@ -38,7 +38,7 @@ pub enum Epilogue {
     Replace,
     /// Adds to the target.
     Add,
-    /// Overwrites the target, which is half as wide, with `silu(gate) * up`: panels hold gates and ups in turns
+    /// Overwrites the target, which is half as wide, with `silu(gate) * up`; gate and up panels alternate
     /// ([`Panels::interleaved`]).
     SwiGlu,
 }
@@ -46,11 +46,11 @@ pub enum Epilogue {
 /// Rows of numbers: row `i` starts at `i * stride`.
 #[derive(Clone, Copy, Debug)]
 pub struct StridedRows<'a> {
-    /// Numbers that the rows lie in.
+    /// The numbers.
     pub data: &'a [f32],
-    /// Distance from row to row.
+    /// Distance between rows.
     pub stride: usize,
-    /// Rows.
+    /// The number of rows.
     pub count: usize,
 }
 
@@ -61,7 +61,7 @@ pub fn padded(width: usize) -> usize {
 }
 
 impl Panels {
-    /// Packs matrices that read the same `width` numbers, side by side.
+    /// Packs matrices with a common input of `width` numbers, side by side.
     #[must_use]
     pub fn side_by_side(matrices: &[StoredMatrix<'_>], width: usize) -> Self {
         let rows = matrices.iter().flat_map(|stored| stored.matrix.chunks_exact(width));
@@ -77,7 +77,7 @@ impl Panels {
         Self { blocks, width, bias }
     }
 
-    /// Packs the gate and up matrices of a SwiGLU layer, panel by panel in turns, for [`Epilogue::SwiGlu`].
+    /// Packs the gate and up matrices of a SwiGLU layer as alternating panels, for [`Epilogue::SwiGlu`].
     #[must_use]
     pub fn interleaved<'a>(gate: StoredMatrix<'a>, up: StoredMatrix<'a>, width: usize) -> Self {
         let rows = |stored: StoredMatrix<'a>| -> Vec<&'a [f32]> {
@@ -114,7 +114,7 @@ impl Panels {
         if then == Epilogue::SwiGlu { columns / 2 } else { columns }
     }
 
-    /// Returns a column: a row of a matrix as it was stored.
+    /// Iterates over a column, which is a row of the stored matrix.
     pub fn column(&self, column: usize) -> impl Iterator<Item = f32> {
         let panel = column / LANES * self.width;
         self.blocks[panel..panel + self.width].iter().map(move |block| block.0[column % LANES])
@@ -158,7 +158,7 @@ impl Panels {
         self.columns_of(rows, &target, then, 0..self.count());
     }
 
-    /// Some panels of a product.
+    /// Computes some panels of a product.
     fn columns_of(
         &self,
         rows: StridedRows<'_>,
@@ -193,8 +193,8 @@ impl Panels {
                     b_stride: LANES,
                     vectors,
                     terms: self.width,
-                    // Of several tiles, which are two vectors wide, each fetches a part of the next columns: memory gives evenly,
-                    // or slowly.
+                    // With several tiles, each two vectors wide, every tile prefetches a part of the next columns: even
+                    // requests keep memory fast.
                     next: match cuts {
                         1 => &next[..vectors],
                         _ => next[..vectors].get(cut..=cut).unwrap_or_default(),
@@ -212,12 +212,12 @@ impl Panels {
     }
 }
 
-/// How many panels are done at a time: an even number, and several pieces for each member.
+/// Returns the panels of a piece: an even number, and small enough for several pieces per member.
 fn piece(panels: usize, members: usize) -> usize {
     (panels / (4 * members)).clamp(1, 16).next_multiple_of(2)
 }
 
-/// Rows of an `[out, in]` matrix as a panel.
+/// Packs rows of an `[out, in]` matrix as a panel.
 fn panel(rows: &[&[f32]], width: usize) -> Vec<CacheLine> {
     let mut blocks = vec![CacheLine::ZERO; width];
     for (lane, row) in rows.iter().enumerate() {
@@ -236,10 +236,10 @@ struct ColumnTarget<'a> {
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: whoever shares it writes columns of their own: `columns_of` is called once for each piece, and pieces are disjoint.
+// SAFETY: threads write disjoint columns: `columns_of` is called once for each piece, and pieces are disjoint.
 unsafe impl Sync for ColumnTarget<'_> {}
 
-/// Sums of some rows and panels, and what becomes of them.
+/// The sums of some rows and panels, and their epilogue.
 #[derive(Clone, Copy)]
 struct TileSums<'a> {
     /// `[end - first, vectors, LANES]`
@@ -249,7 +249,7 @@ struct TileSums<'a> {
     /// The first panel.
     start: usize,
     vectors: usize,
-    /// Of these columns; empty where there is none.
+    /// The bias of these columns; empty without a bias.
     bias: &'a [f32],
     then: Epilogue,
 }
@@ -261,25 +261,25 @@ impl<'a> ColumnTarget<'a> {
     }
 
     /// # Panics
-    /// When rows up to `row` or columns of panels up to `panel` are not all inside.
+    /// If rows up to `row` or columns of panels up to `panel` are not all inside the target.
     fn check(&self, row: usize, panel: usize, then: Epilogue) {
         let columns = if then == Epilogue::SwiGlu { panel * LANES / 2 } else { panel * LANES };
         assert!(row <= self.rows && columns <= self.stride, "a tile lies inside its target");
     }
 
-    /// Sixteen numbers of a row.
+    /// Returns sixteen numbers of a row.
     #[allow(clippy::mut_from_ref, reason = "threads have columns of their own")]
     #[allow(clippy::inline_always, reason = "it is called in compiled loops")]
     #[inline(always)]
     fn vector(&self, row: usize, vector: usize) -> &mut [f32; LANES] {
-        // SAFETY: `check` has made sure that it lies inside the slice, which is borrowed for as long as this is. No other
-        // thread has these columns, and this one holds one vector at a time.
+        // SAFETY: `check` ensures that the vector lies inside the slice, which stays borrowed as long as `self`. No
+        // other thread has these columns, and this thread holds one vector at a time.
         unsafe { &mut *self.data.add(row * self.stride + vector * LANES).cast() }
     }
 }
 
 vectorized! {
-    /// Puts a tile where it belongs, which has been checked.
+    /// Applies the epilogue to a tile and writes it to its checked place.
     fn write(target: &ColumnTarget<'_>, tile: &TileSums<'_>) {
         let TileSums { sums, first, end, start, vectors, bias, then } = *tile;
         let (sums, _) = sums.as_chunks::<LANES>();
@@ -327,7 +327,7 @@ mod tests {
         (0..length).map(|i| ((i * 37 + seed * 11) % 23) as f32 * 0.125 - 1.0).collect()
     }
 
-    /// `rows` times the transpose of an `[out, in]` matrix, in double precision.
+    /// Returns `rows` times the transpose of an `[out, in]` matrix, in double precision.
     fn plain(rows: &[f32], stored: StoredMatrix<'_>, width: usize) -> Vec<Vec<f64>> {
         let dot = |a: &[f32], b: &[f32]| -> f64 {
             a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -343,7 +343,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
 
-        /// The product is right, and a row of it is the same to the bit alone and among others, by one thread or several.
+        /// The product is right, and a row has the same bits alone and among others, with one thread or several.
         #[test]
         fn a_product_is_right_and_its_rows_do_not_know_of_each_other(
             count in 1_usize..40,

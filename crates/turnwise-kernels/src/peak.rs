@@ -10,15 +10,15 @@ use crate::matrix::{
     Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply, multiply_on_vector_units, unit_suits,
 };
 
-/// Rows, terms of each sum, columns: products that are large enough for the library to do its best, in shapes of training.
+/// Rows, terms and columns of products that are large enough for the library's best speed, in shapes of training.
 const SHAPES: [[usize; 3]; 3] = [[2048, 1024, 1024], [4096, 256, 768], [1024, 1024, 4096]];
 
-/// How long each shape is tried.
+/// The time for which each shape is tried.
 const TRIAL: Duration = Duration::from_millis(200);
 
-/// Measures the floating-point operations per second of the fastest of several large f32 matrix products on this many threads, computed by
-/// the processor's vector units (crate `gemm`); a multiply-add counts as two. Each shape is tried with the second matrix as it
-/// is and transposed, and counts at its fastest.
+/// Measures the floating-point operations per second of large f32 matrix products on this many threads, computed by the
+/// processor's vector units (crate `gemm`); a multiply-add counts as two. Each shape is tried with the second matrix
+/// plain and transposed; the fastest counts.
 ///
 /// ```
 /// assert!(turnwise_kernels::gemm_peak(1) > 1e8);
@@ -33,8 +33,8 @@ pub fn gemm_peak(threads: usize) -> f64 {
     })
 }
 
-/// Like [`gemm_peak`], but on the processor's matrix unit, as training's forward pass computes f32 there, by several operations of the unit
-/// for one; `None` where there is no such unit.
+/// Like [`gemm_peak`], but on the processor's matrix unit, which needs several operations for one f32 operation of
+/// training's forward pass; `None` without a matrix unit.
 ///
 /// ```
 /// assert!(turnwise_kernels::matrix_unit_peak(1).is_none_or(|peak| peak > 1e8));
@@ -78,8 +78,8 @@ fn speed([rows, terms, columns]: [usize; 3], transposed: bool, multiply: Multipl
     2.0 * (rows * terms * columns) as f64 / seconds
 }
 
-/// Measures the bytes per second at which this many threads read `bytes` of memory over and over, at their fastest. What fits into a
-/// cache is read from there, so that `bytes` should be what a step reads.
+/// Measures the highest bytes per second at which this many threads repeatedly read `bytes` of memory. Data that fits
+/// into a cache is read from the cache, so `bytes` should be what a step reads.
 ///
 /// ```
 /// assert!(turnwise_kernels::read_bandwidth(1, 1 << 20) > 1e8);
@@ -101,12 +101,12 @@ pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
 }
 
 fn pool(threads: usize) -> ThreadPool {
-    assert!(threads > 0, "somebody has to compute");
+    assert!(threads > 0, "there must be at least one thread");
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
     pool.expect("the system can start threads")
 }
 
-/// The least time that the work took, in seconds; its first time does not count.
+/// Returns the shortest time of the work in seconds, without its first run.
 fn fastest(mut work: impl FnMut()) -> f64 {
     work();
     let (started, mut least) = (Instant::now(), f64::INFINITY);

@@ -1,15 +1,15 @@
-//! Reductions over a vocabulary, in the widest vectors of the processor.
+//! Reductions over a vocabulary, with the widest vectors of the processor.
 
 use crate::{math, vectorized};
 
-/// Numbers that [`exponential_block_sums`] adds up together.
+/// The block size of [`exponential_block_sums`], in numbers.
 pub const BLOCK: usize = 64;
 
-/// Partial sums that are kept side by side.
+/// The number of parallel partial sums.
 const LANES: usize = 16;
 
 vectorized! {
-    /// Returns the largest number; minus infinity of an empty slice. NaN is passed over.
+    /// Returns the largest number, or minus infinity for an empty slice. NaN is skipped.
     ///
     /// ```
     /// assert_eq!(turnwise_kernels::reduce::maximum(&[1.0, 3.0, f32::NAN, 2.0]), 3.0);
@@ -19,7 +19,7 @@ vectorized! {
         math::maximum(x)
     }
 
-    /// Sums `exp((x - highest) * factor)` over each [`BLOCK`] of numbers. `x` has at most `highest`.
+    /// Sums `exp((x - highest) * factor)` over each [`BLOCK`] of numbers. No number in `x` is above `highest`.
     ///
     /// ```
     /// use turnwise_kernels::reduce::exponential_block_sums;

@@ -1,10 +1,10 @@
-//! SIMD dispatch: functions compiled for several instruction sets, of which a call runs the best.
+//! SIMD dispatch: functions are compiled for several instruction sets, and a call runs the best version.
 //!
-//! The build's own target is any x86-64, whose vectors hold four numbers. [`vectorized!`](crate::vectorized) compiles one function three
-//! times: for AVX-512, for AVX2 and for the target of the build. They compute the same numbers, because Rust neither reorders nor
-//! fuses operations.
+//! The build's own target is any x86-64, whose vectors hold four numbers. [`vectorized!`](crate::vectorized) compiles a
+//! function three times: for AVX-512, for AVX2 and for the target of the build. All versions compute the same numbers,
+//! because Rust neither reorders nor fuses operations.
 
-/// An instruction set that functions are compiled for, best first.
+/// An instruction set, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// Vectors of 16 numbers, with fused multiply-add.

@@ -1,4 +1,4 @@
-//! Products of small matrices that lie in caches, on one thread: nothing is packed, unless there is a matrix unit.
+//! Products of small matrices that fit in caches, on one thread; only the matrix unit needs packing.
 
 use crate::matrix::{self, Accuracy, Matrix, MatrixMut, Parallelism, Write};
 use crate::tile::{self, LANES, MAX_TILE, MAX_VECTORS, TileFactors, TileTarget, shape};
@@ -6,15 +6,15 @@ use crate::tile::{self, LANES, MAX_TILE, MAX_VECTORS, TileFactors, TileTarget, s
 /// A left factor: term `k` of row `r` is at `r * stride + k * step`.
 #[derive(Clone, Copy, Debug)]
 pub struct LeftFactor<'a> {
-    /// Numbers that the factor lies in.
+    /// The numbers of the factor.
     pub data: &'a [f32],
-    /// Distance from row to row.
+    /// Distance between rows.
     pub stride: usize,
-    /// Distance from term to term.
+    /// Distance between terms.
     pub step: usize,
-    /// Rows.
+    /// The number of rows.
     pub rows: usize,
-    /// Terms of each sum.
+    /// The terms of each sum.
     pub terms: usize,
 }
 
@@ -26,15 +26,15 @@ impl<'a> LeftFactor<'a> {
     }
 }
 
-/// A right factor: rows of `columns` numbers, `stride` apart. Whole vectors of each row are read, so that the slice holds up to
-/// eight vectors more than the last row needs.
+/// A right factor: rows of `columns` numbers, `stride` apart. Products read whole vectors of each row, so the slice may
+/// need up to eight vectors after the last row.
 #[derive(Clone, Copy, Debug)]
 pub struct RightFactor<'a> {
-    /// Numbers that the factor lies in.
+    /// The numbers of the factor.
     pub data: &'a [f32],
-    /// Distance from row to row.
+    /// Distance between rows.
     pub stride: usize,
-    /// Columns.
+    /// The number of columns.
     pub columns: usize,
 }
 

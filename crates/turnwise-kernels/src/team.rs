@@ -1,7 +1,7 @@
 //! Thread team: threads that share parallel regions of a few tens of microseconds.
 //!
-//! A decoding step of a small model is some sixty such regions. Members wait for the next region
-//! awake, for as long as regions usually follow each other, and sleep after that: an engine without requests costs nothing.
+//! A decoding step of a small model has about sixty such regions. Members wait for the next region actively while
+//! regions usually follow each other, and sleep after that, so that an idle engine costs nothing.
 
 use std::any::Any;
 use std::fmt;
@@ -17,10 +17,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long a member waits awake.
+/// The time that a member waits actively.
 const AWAKE: Duration = Duration::from_micros(300);
 
-/// Looks at a flag before the processor is offered to somebody else, who may be the one that is waited for.
+/// Polls of a flag before a yield to another thread, which may be the awaited one.
 const LOOKS: u32 = 20_000;
 
 /// The calling thread and its helpers.
@@ -41,21 +41,21 @@ const LOOKS: u32 = 20_000;
 pub struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
-    /// One for each member.
+    /// One share for each member.
     shares: Vec<Share>,
 }
 
-/// A region of work: calls `work` with (member, piece).
+/// A parallel region: calls `work` with (member, piece).
 struct Region<'a> {
     work: &'a (dyn Fn(usize, usize) + Sync),
-    /// Of each member.
+    /// One share for each member.
     shares: &'a [Share],
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-/// The pieces that are left of what a member begins with: the next from the front in the upper half, the end in the lower.
-/// Its owner takes from the front, so that a piece is followed by its neighbour, whose memory may have been fetched ahead;
-/// who has none left helps others from the end. On a cache line of its own.
+/// The remaining pieces of a member: the next from the front in the upper half, the end in the lower. The owner takes
+/// from the front, so that a piece is followed by its neighbour, whose memory may be prefetched; members without pieces
+/// steal from the end. A share has a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Share(AtomicU64);
@@ -92,17 +92,17 @@ impl Share {
 struct Shared {
     /// The open region, or null.
     region: AtomicPtr<Region<'static>>,
-    /// Counts regions, so that a helper sees a new one.
+    /// Counts regions, so that a helper notices a new one.
     epoch: AtomicU64,
-    /// Helpers that may be looking at the open region.
+    /// The number of helpers that may be looking at the open region.
     inside: AtomicUsize,
-    /// Helpers that sleep or are about to.
+    /// The number of helpers that sleep or are about to.
     asleep: AtomicUsize,
     is_over: AtomicBool,
 }
 
 impl Team {
-    /// Starts a team of this many threads, the caller included; 0 means one for each processor. Helpers are called `NAME-1`
+    /// Starts a team of this many threads, the caller included; 0 means one per processor. Helpers are named `NAME-1`
     /// and so on.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Team {
             asleep: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
         });
-        // Those that were started end with the team when the next one is refused.
+        // If a thread is refused, dropping the team ends the threads that were started.
         let mut team = Self {
             shared,
             helpers: Vec::new(),
@@ -138,8 +138,9 @@ impl Team {
         self.helpers.len() + 1
     }
 
-    /// Calls `work` with (member, piece) once for each piece, and returns when all calls have returned. Which member gets which
-    /// piece is left to chance, though each begins with neighbours; a member does one piece at a time.
+    /// Calls `work` with (member, piece) once for each piece, and returns when all calls have returned. The assignment
+    /// of pieces to members is not deterministic, though each member begins with neighbouring pieces; a member does one
+    /// piece at a time.
     ///
     /// # Panics
     /// When `work` does.
@@ -189,7 +190,7 @@ impl Team {
         }
     }
 
-    /// Returns when no helper looks at the region any more.
+    /// Waits until no helper looks at the region.
     fn close(&self) {
         self.shared.region.store(std::ptr::null_mut(), SeqCst);
         let mut looks = 0;
@@ -209,30 +210,30 @@ fn wait(looks: &mut u32) {
     }
 }
 
-/// A slice that is given out in pieces.
+/// A slice that is handed out in pieces.
 struct Chunks<T> {
     start: *mut T,
     count: usize,
     length: usize,
 }
 
-// SAFETY: threads that share it get chunks of their own, of items that may go to other threads.
+// SAFETY: threads that share it get disjoint chunks, of items that are `Send`.
 unsafe impl<T: Send> Sync for Chunks<T> {}
 
 impl<T> Chunks<T> {
     /// # Safety
-    /// Nobody else has the chunk, and the slice is borrowed for as long as this is.
+    /// Nobody else has the chunk, and the slice stays borrowed as long as the result.
     #[allow(clippy::mut_from_ref, reason = "each chunk has one owner")]
     unsafe fn get(&self, index: usize) -> &mut [T] {
         let start = index * self.length;
         assert!(start < self.count, "there is such a chunk");
         let length = self.length.min(self.count - start);
-        // SAFETY: inside the slice by the lines above, and nobody else's by the caller's promise.
+        // SAFETY: the lines above keep the chunk inside the slice, and the caller guarantees exclusive access.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) }
     }
 }
 
-/// Rows of a slice, each of which one thread writes once.
+/// Rows of a slice, each written once by one thread.
 pub struct WriteOnceRows<'a> {
     chunks: Chunks<f32>,
     taken: Vec<AtomicBool>,
@@ -265,7 +266,7 @@ impl<'a> WriteOnceRows<'a> {
 }
 
 impl Region<'_> {
-    /// Does pieces until there are none.
+    /// Does pieces until none are left.
     fn join(&self, member: usize) {
         let next = || {
             let mut others = self.shares[member + 1..].iter().chain(&self.shares[..member]);
@@ -289,9 +290,9 @@ impl Shared {
         while self.wait_for_region(&mut seen) {
             self.inside.fetch_add(1, SeqCst);
             let region = self.region.load(SeqCst);
-            // SAFETY: the pointer was put there by `open` and is taken away by `close`, which then waits until `inside` is
-            // 0. All three are sequentially consistent: a pointer that is read after `inside` was raised is valid until
-            // it is lowered, because `close` either took the pointer away before, or sees the raised count.
+            // SAFETY: `open` stores the pointer and `close` removes it, then waits until `inside` is 0. All three
+            // accesses are sequentially consistent: a pointer read after `inside` was raised is valid until `inside` is
+            // lowered, because `close` either removed the pointer before, or sees the raised count.
             if let Some(region) = unsafe { region.as_ref() } {
                 region.join(member);
             }
@@ -299,7 +300,7 @@ impl Shared {
         }
     }
 
-    /// False when the team is given up.
+    /// Returns false when the team ends.
     fn wait_for_region(&self, seen: &mut u64) -> bool {
         let start = Instant::now();
         let mut looks = 0_u32;
@@ -314,7 +315,7 @@ impl Shared {
             }
         }
         self.asleep.fetch_add(1, SeqCst);
-        // `open` counts up before it looks for sleepers, and a sleeper is counted before it looks again.
+        // `open` counts up before it looks for sleepers, and a sleeper registers before it looks again.
         while !self.is_new(seen) {
             thread::park();
         }
@@ -334,7 +335,7 @@ impl Drop for Team {
         self.shared.epoch.fetch_add(1, SeqCst);
         for helper in self.helpers.drain(..) {
             helper.thread().unpark();
-            // A helper catches what its work throws, so there is no panic to pass on.
+            // A helper catches panics of its work, so there is no panic to propagate.
             let _ = helper.join();
         }
     }

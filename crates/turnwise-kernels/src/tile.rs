@@ -1,18 +1,18 @@
-//! Register tiles: small products whose elements are sums in one order, whatever is computed beside them.
+//! Register tiles: small products whose elements are summed in a fixed order, regardless of the tile's size.
 //!
-//! Each element is one chain of multiply-adds over the inner index, from the first term to the last, in a lane of a register
-//! of its own. How many rows or columns share the registers changes nothing in it, so that one row and a thousand give the
-//! same bits.
+//! Each element is one chain of multiply-adds over the inner index, from the first term to the last, in a lane of a
+//! register. The number of rows or columns that share the registers does not change it, so that one row and a thousand
+//! give the same bits.
 
 use std::array;
 
 use crate::matrix::Write;
 use crate::simd::{Level, level};
 
-/// Numbers of a vector, on every processor.
+/// The numbers of a vector, on every processor.
 pub const LANES: usize = 16;
 
-/// The most vectors of columns in a tile.
+/// The most column vectors in a tile.
 pub const MAX_VECTORS: usize = 8;
 
 /// The most numbers in a tile.
@@ -36,7 +36,7 @@ pub fn numbers(lines: &[CacheLine]) -> &[f32] {
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES) }
 }
 
-/// Returns the numbers of consecutive cache lines, to be written.
+/// Returns the numbers of consecutive cache lines, mutably.
 #[inline]
 #[must_use]
 pub fn numbers_mut(lines: &mut [CacheLine]) -> &mut [f32] {
@@ -44,8 +44,8 @@ pub fn numbers_mut(lines: &mut [CacheLine]) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
 
-/// Returns the most rows and vectors of columns in a tile on this processor, for a product of `rows` rows: enough sums side by
-/// side to keep its units busy, and few enough for its registers.
+/// Returns the most rows and column vectors of a tile on this processor, for a product of `rows` rows: enough parallel
+/// sums to keep its units busy, and few enough for its registers.
 #[must_use]
 pub fn shape(rows: usize) -> (usize, usize) {
     match level() {
@@ -60,7 +60,7 @@ pub fn shape(rows: usize) -> (usize, usize) {
     }
 }
 
-/// Vectors of columns: each begins with its numbers for the first term; those for term `k` follow at `k * b_stride`.
+/// Vectors of columns: each starts at its first term; term `k` is at `k * b_stride`.
 pub type ColumnVectors<'a> = [&'a [f32]; MAX_VECTORS];
 
 /// The factors of a tile: rows of `a` times columns of `b`.
@@ -68,32 +68,33 @@ pub type ColumnVectors<'a> = [&'a [f32]; MAX_VECTORS];
 pub struct TileFactors<'a> {
     /// Term `k` of row `r` is at `r * a_stride + k * a_step`.
     pub a: &'a [f32],
-    /// Distance from row to row of `a`.
+    /// Distance between rows of `a`.
     pub a_stride: usize,
-    /// Distance from term to term of `a`.
+    /// Distance between terms of `a`.
     pub a_step: usize,
-    /// Rows of `a`.
+    /// The number of rows of `a`.
     pub rows: usize,
-    /// The columns of each `terms_each` terms; the last may hold fewer.
+    /// The columns of each `terms_each` terms; the last entry may hold fewer.
     pub b: &'a [ColumnVectors<'a>],
     /// Terms in each entry of `b`.
     pub terms_each: usize,
-    /// Distance from term to term of a column vector.
+    /// Distance between terms of a column vector.
     pub b_stride: usize,
-    /// Vectors of columns.
+    /// The number of column vectors.
     pub vectors: usize,
-    /// Terms of each sum.
+    /// The terms of each sum.
     pub terms: usize,
-    /// Columns of the next tile, with the same stride: all vectors or one. They are prefetched while this tile is computed.
+    /// Columns of the next tile, with the same stride: all vectors or one. They are prefetched while this tile is
+    /// computed.
     pub next: &'a [&'a [f32]],
 }
 
 /// The target of a tile: row `r` starts at `r * stride`.
 #[derive(Debug)]
 pub struct TileTarget<'a> {
-    /// Numbers that the tile lies in.
+    /// The numbers that contain the tile.
     pub data: &'a mut [f32],
-    /// Distance from row to row.
+    /// Distance between rows.
     pub stride: usize,
     /// Whether sums start from 0 or from the target's numbers.
     pub write: Write,
@@ -144,12 +145,12 @@ trait Register: Copy {
     /// # Safety
     /// The processor has the instructions, and 16 numbers can be written.
     unsafe fn store(self, to: *mut f32);
-    /// `self + x * by`, rounded once where the processor can.
+    /// Returns `self + x * by`, rounded once if the processor has fused multiply-add.
     ///
     /// # Safety
     /// The processor has the instructions.
     unsafe fn plus(self, x: f32, by: Self) -> Self;
-    /// Asks for the memory at an address, which may be any.
+    /// Prefetches an address, which may be invalid.
     fn ask(address: *const f32);
 }
 
@@ -165,7 +166,7 @@ struct Walk<const C: usize> {
 }
 
 impl<const C: usize> Walk<C> {
-    /// Adds the terms to the sums; meanwhile has memory fetched from `next` on, a line of each for each term.
+    /// Adds the terms to the sums and prefetches from `next` on, one line per vector and term.
     ///
     /// # Safety
     /// The terms can be read, and the processor has the instructions.
@@ -179,7 +180,7 @@ impl<const C: usize> Walk<C> {
         let Self { mut a, a_stride, a_step, b, b_stride, count } = self;
         let mut offset = 0;
         for _ in 0..count {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             let columns: [V; C] = array::from_fn(|c| unsafe { V::load(b[c].add(offset)) });
             for next in next {
                 V::ask(next.wrapping_add(offset));
@@ -199,7 +200,7 @@ impl<const C: usize> Walk<C> {
 }
 
 /// # Safety
-/// Everything that a tile of this shape touches can be, and the processor has the instructions.
+/// Every number that a tile of this shape touches can be read or written, and the processor has the instructions.
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
 #[inline(always)]
 unsafe fn tile<V: Register, const R: usize, const C: usize>(
@@ -207,12 +208,12 @@ unsafe fn tile<V: Register, const R: usize, const C: usize>(
     factors: &TileFactors<'_>,
 ) {
     let (start, stride) = (target.data.as_mut_ptr(), target.stride);
-    // SAFETY: promised by the caller.
+    // SAFETY: guaranteed by the caller.
     let at = |r: usize, c: usize| unsafe { start.add(r * stride + c * LANES) };
     let mut sums: [[V; C]; R] = match target.write {
-        // SAFETY: promised by the caller.
+        // SAFETY: guaranteed by the caller.
         Write::Replace => [[unsafe { V::zero() }; C]; R],
-        // SAFETY: promised by the caller.
+        // SAFETY: guaranteed by the caller.
         Write::Add => array::from_fn(|r| array::from_fn(|c| unsafe { V::load(at(r, c)) })),
     };
     let TileFactors { a, a_stride, a_step, b, terms_each, b_stride, terms, .. } = *factors;
@@ -222,8 +223,8 @@ unsafe fn tile<V: Register, const R: usize, const C: usize>(
         let columns = array::from_fn(|c| columns[c].as_ptr());
         let walk = Walk { a, a_stride, a_step, b: columns, b_stride, count };
         let next = b.get(index + 1).map_or(factors.next, |next| &next[..C]);
-        // Loops of their own, because a question in the loop costs more than the answer is worth.
-        // SAFETY: promised by the caller.
+        // Two separate loops, because a branch inside the loop costs more than it saves.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match next.len() {
                 0 => walk.run::<V, R, 0>(&mut sums, []),
@@ -236,13 +237,13 @@ unsafe fn tile<V: Register, const R: usize, const C: usize>(
     }
     for (r, sums) in sums.iter().enumerate() {
         for (c, sum) in sums.iter().enumerate() {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { sum.store(at(r, c)) };
         }
     }
 }
 
-/// The tiles of an instruction set: those of each number of vectors, up to so many rows.
+/// Defines the tiles of an instruction set: for each number of vectors, up to a number of rows.
 macro_rules! tiles {
     ($vector:ty, [$($feature:literal)?], $($vectors:literal: [$($rows:literal)*]),*) => {
         /// # Safety
@@ -252,7 +253,7 @@ macro_rules! tiles {
             target: &mut TileTarget<'_>,
             factors: &TileFactors<'_>,
         ) {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { tile::<$vector, R, C>(target, factors) }
         }
 
@@ -263,7 +264,7 @@ macro_rules! tiles {
         /// When there is no tile of this shape.
         pub(super) unsafe fn run(target: &mut TileTarget<'_>, factors: &TileFactors<'_>) {
             let TileFactors { rows, vectors, .. } = *factors;
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 match (vectors, rows) {
                     $($(($vectors, $rows) => shaped::<$rows, $vectors>(target, factors),)*)*
@@ -287,31 +288,31 @@ mod wide {
     impl Register for __m512 {
         #[inline(always)]
         unsafe fn zero() -> Self {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { _mm512_setzero_ps() }
         }
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { _mm512_loadu_ps(from) }
         }
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { _mm512_storeu_ps(to, self) }
         }
 
         #[inline(always)]
         unsafe fn plus(self, x: f32, by: Self) -> Self {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { _mm512_fmadd_ps(_mm512_set1_ps(x), by, self) }
         }
 
         #[inline(always)]
         fn ask(address: *const f32) {
-            // SAFETY: asking for an address that is none does nothing.
+            // SAFETY: a prefetch of an invalid address does nothing.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
     }
@@ -333,19 +334,19 @@ mod narrow {
     impl Register for [__m256; 2] {
         #[inline(always)]
         unsafe fn zero() -> Self {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { [_mm256_setzero_ps(); 2] }
         }
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
         }
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 _mm256_storeu_ps(to, self[0]);
                 _mm256_storeu_ps(to.add(8), self[1]);
@@ -354,7 +355,7 @@ mod narrow {
 
         #[inline(always)]
         unsafe fn plus(self, x: f32, by: Self) -> Self {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let x = _mm256_set1_ps(x);
                 [_mm256_fmadd_ps(x, by[0], self[0]), _mm256_fmadd_ps(x, by[1], self[1])]
@@ -363,7 +364,7 @@ mod narrow {
 
         #[inline(always)]
         fn ask(address: *const f32) {
-            // SAFETY: asking for an address that is none does nothing.
+            // SAFETY: a prefetch of an invalid address does nothing.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
     }
@@ -371,7 +372,7 @@ mod narrow {
     tiles!([__m256; 2], ["avx2,fma"], 1: [1 2 3], 2: [1 2 3], 4: [1]);
 }
 
-/// What the compiler makes of arrays.
+/// Plain arrays, vectorised by the compiler.
 mod portable {
     use super::{LANES, Register, TileFactors, TileTarget, tile};
     #[allow(clippy::inline_always, reason = "they are the body of a loop")]
@@ -383,20 +384,20 @@ mod portable {
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { from.cast::<Self>().read() }
         }
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
-            // SAFETY: promised by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { to.cast::<Self>().write(self) }
         }
 
         #[inline(always)]
         unsafe fn plus(mut self, x: f32, by: Self) -> Self {
             for (sum, by) in self.iter_mut().zip(by) {
-                // Without the instruction a fused operation is a call of a function.
+                // Without the instruction, a fused operation is a function call.
                 *sum = if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
                     x.mul_add(by, *sum)
                 } else {
@@ -421,8 +422,8 @@ mod tests {
         (0..length).map(|i| ((i * 37) % 41) as f32 * 0.1 - 2.0).collect()
     }
 
-    /// Whatever the instructions, and however the terms are cut, an element is the same chain; without fused operations it is
-    /// close to it.
+    /// With every instruction set, and however the terms are cut, an element is the same chain; without fused
+    /// operations it is close to it.
     #[test]
     fn every_instruction_set_computes_the_same_tile() {
         let (a, b) = (uneven(12 * 80), uneven(8 * 100 * LANES));
@@ -452,7 +453,7 @@ mod tests {
             };
             let best = of(&|target| multiply(target, &whole));
             assert_eq!(best, of(&|target| multiply(target, &cut)));
-            // SAFETY: the slices hold all of the tile, and the processor is asked for its instructions.
+            // SAFETY: the slices hold the whole tile, and the instructions are checked for.
             let plain = of(&|target| unsafe { portable::run(target, &cut) });
             let (numbers, plain) = (best.as_flattened(), plain.as_flattened());
             assert!(numbers.iter().zip(plain).all(|(a, b)| (a - b).abs() < 1e-3));

@@ -11,10 +11,10 @@ use std::sync::LazyLock;
 use super::split::{SplitCount, Tile};
 use crate::simd::{Level, level};
 
-/// Rows, and columns, of the target that are computed at once: two tiles each way.
+/// The number of rows, and of columns, of the target that are computed at once: two tiles each way.
 pub(super) const SIDE: usize = 32;
 
-/// Whether the processor has the unit and the system lets this process use it. Asked once.
+/// Returns whether the processor has the unit and the system lets this process use it. The first call asks the system.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
         is_wanted() && level() == Level::Avx512 && is_on_processor() && is_permitted()
@@ -22,12 +22,12 @@ pub(super) fn is_available() -> bool {
     *AVAILABLE
 }
 
-/// `TURNWISE_AMX=off` leaves the unit alone: for comparison, and where somebody else shall have it.
+/// `TURNWISE_AMX=off` disables the unit, for comparison or because another process needs it.
 fn is_wanted() -> bool {
     std::env::var_os("TURNWISE_AMX").is_none_or(|value| value != "off")
 }
 
-/// The bits of AMX-BF16 and AMX-TILE, and those by which the system says that it keeps the unit's state.
+/// Returns whether the processor has AMX-BF16 and AMX-TILE and the system saves their state.
 fn is_on_processor() -> bool {
     const FEATURES: u32 = 1 << 22 | 1 << 24;
     const OSXSAVE: u32 = 1 << 27;
@@ -43,7 +43,8 @@ fn is_on_processor() -> bool {
     __cpuid_count(7, 0).edx & FEATURES == FEATURES && kept & TILE_STATE == TILE_STATE
 }
 
-/// Linux keeps the large registers only for processes that have asked (`arch_prctl(2)`, `ARCH_REQ_XCOMP_PERM`).
+/// Requests permission from Linux, which keeps the large registers only for processes that ask (`arch_prctl(2)`,
+/// `ARCH_REQ_XCOMP_PERM`).
 #[cfg(target_os = "linux")]
 fn is_permitted() -> bool {
     const REQUEST: libc::c_int = 0x1023;
@@ -58,7 +59,7 @@ fn is_permitted() -> bool {
     false
 }
 
-/// Reads a part of 32 rows: where it begins in a step's tiles, in bytes.
+/// Loads one part of 32 rows, at a byte offset in the tiles of a step.
 macro_rules! left {
     ($at:literal) => {
         concat!(
@@ -72,7 +73,7 @@ macro_rules! left {
     };
 }
 
-/// Reads a part of 32 columns.
+/// Loads one part of 32 columns.
 macro_rules! right {
     ($at:literal) => {
         concat!(
@@ -86,7 +87,7 @@ macro_rules! right {
     };
 }
 
-/// Adds the products of the parts that were read last.
+/// Adds the products of the parts that were loaded last.
 macro_rules! products {
     () => {
         concat!(
@@ -98,7 +99,7 @@ macro_rules! products {
     };
 }
 
-/// Sums in four registers over all steps, each of so many bytes: the lines are what a step does.
+/// Accumulates in four registers over all steps of the given size in bytes; the body is one step.
 macro_rules! sums {
     (
         [$target:ident, $stride:ident, $adds:ident, $a:ident, $b:ident, $steps:ident, $bytes:literal]
@@ -140,18 +141,18 @@ macro_rules! sums {
     };
 }
 
-/// The unit, set up for this thread until this is dropped.
+/// The unit, configured for this thread until the value is dropped.
 #[derive(Debug)]
 pub(super) struct Unit {
-    /// Registers belong to a thread.
+    /// Tile registers belong to a thread, so that the type is not `Send`.
     thread: PhantomData<*const ()>,
 }
 
-/// How registers are laid out (`LDTILECFG`): palette 1, and of each register its bytes in a row and its rows.
+/// The tile configuration (`LDTILECFG`): palette 1, then bytes per row and rows of each register.
 #[repr(C, align(64))]
 struct Layout([u8; 64]);
 
-/// All eight registers whole.
+/// All eight registers at full size.
 static WHOLE: Layout = {
     let mut bytes = [0; 64];
     bytes[0] = 1;
@@ -168,7 +169,7 @@ impl Unit {
     /// # Panics
     /// When the unit is not available.
     pub(super) fn new() -> Self {
-        assert!(is_available(), "somebody asked whether there is a matrix unit");
+        assert!(is_available(), "the matrix unit must be available");
         // SAFETY: the instruction is there, and reads 64 bytes.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly));
@@ -176,13 +177,14 @@ impl Unit {
         Self { thread: PhantomData }
     }
 
-    /// `target = a b`, or that added where `adds`, for 32 rows and columns; rows of the target are `stride` numbers apart.
+    /// Computes `target = a b`, or adds it if `adds`, for 32 rows and columns; rows of the target are `stride` numbers
+    /// apart.
     ///
-    /// Products of two parts are summed where at least one of them is a number's first, and of three parts also that of the
-    /// second ones: the rest is below the precision that the parts have together.
+    /// A product of parts is summed if one of them is a number's first part, and with three parts also if both are
+    /// second parts: the others are below the combined precision of the parts.
     ///
     /// # Panics
-    /// When the packed sides are not of one length, or the target reaches beyond its slice.
+    /// When the packed sides differ in length, or the target reaches beyond its slice.
     #[expect(clippy::unused_self, reason = "whoever has it has set up the unit")]
     pub(super) fn multiply(
         &mut self,
@@ -200,16 +202,16 @@ impl Unit {
             return;
         }
         for line in 0..SIDE {
-            // SAFETY: asking for an address does nothing else.
+            // SAFETY: a prefetch has no other effect.
             unsafe {
                 let line = target.as_ptr().wrapping_add(line * stride).cast();
                 _mm_prefetch::<_MM_HINT_ET0>(line);
                 _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_add(64));
             }
         }
-        // SAFETY: `self` shows that the unit is set up for this thread. The loops read `steps` times four or six tiles of each
-        // side, and two by two tiles of the target are read and written, which the assertions have found inside their slices.
-        // The compiler does not use the unit's registers.
+        // SAFETY: `self` proves that the unit is configured for this thread. The loops read `steps` times four or six
+        // tiles of each side and read and write two by two tiles of the target; the assertions ensure that all of them
+        // lie inside their slices. The compiler does not use the unit's registers.
         unsafe {
             let target = target.as_mut_ptr();
             match parts {
@@ -235,7 +237,7 @@ impl Unit {
 
 impl Drop for Unit {
     fn drop(&mut self) {
-        // SAFETY: the unit is set up.
+        // SAFETY: the unit is configured.
         unsafe {
             asm!("tilerelease", options(nomem, nostack));
         }

@@ -1,6 +1,6 @@
-//! Products by the matrix unit: sides are packed, and multiplied block by block.
+//! Products on the matrix unit: sides are packed, then multiplied block by block.
 //!
-//! An element is one chain of sums over its terms, whatever the number of threads.
+//! Each element is one chain of sums over its terms, whatever the number of threads.
 
 use std::cell::{Cell, RefCell};
 use std::mem;
@@ -13,13 +13,13 @@ use super::amx::{self, SIDE, Unit};
 use super::split::{STEP, Side, SplitCount, Tile};
 use super::{Accuracy, Along, Matrix, MatrixMut, Parallelism, Shape, Write};
 
-/// Terms that are packed at once.
+/// The number of terms that are packed at once.
 const TERMS: usize = 1024;
 
-/// The most rows that a thread takes at once: what is packed of them lies in the second cache.
+/// The most rows that a thread takes at once: their packed form fits in the L2 cache.
 const ROWS: usize = 128;
 
-/// Multiply-adds from which several threads gain.
+/// The number of multiply-adds from which several threads are faster than one.
 const SHARED: usize = 1 << 21;
 
 thread_local! {
@@ -30,7 +30,7 @@ thread_local! {
 /// The right sides of a product that lie side by side, or one below the other.
 #[derive(Clone, Debug)]
 pub(super) struct JoinedRight<'a> {
-    /// Each with the column or the term that it begins at.
+    /// Each matrix with its first column or term in the joined matrix.
     pieces: Vec<(usize, Side<'a>)>,
     along: Along,
     columns: usize,
@@ -38,7 +38,7 @@ pub(super) struct JoinedRight<'a> {
 }
 
 impl<'a> JoinedRight<'a> {
-    /// `None` where a tile would reach over two matrices.
+    /// Joins the matrices; `None` if a tile would cross two of them.
     pub(super) fn new(matrices: &[Matrix<'a>], along: Along) -> Option<Self> {
         let (mut pieces, mut length) = (Vec::with_capacity(matrices.len()), 0_usize);
         for matrix in matrices {
@@ -59,17 +59,17 @@ impl<'a> JoinedRight<'a> {
         Some(Self { pieces, along, columns, terms })
     }
 
-    /// Whether the matrix unit shall multiply it with so many rows.
+    /// Returns whether a product with this many rows should run on the matrix unit.
     pub(super) fn suits(&self, rows: usize) -> bool {
         suit(rows, self.terms, self.columns)
     }
 
-    /// As one matrix.
+    /// Returns the shape of the joined matrix.
     pub(super) fn shape(&self) -> Shape {
         Shape { rows: self.terms, columns: self.columns, row_stride: 0, column_stride: 0 }
     }
 
-    /// Packs the 32 columns from `column` on, and terms from `term` on as far as there is room.
+    /// Packs 32 columns from `column` on, and as many terms from `term` on as fit.
     fn pack(&self, tiles: &mut [Tile], parts: SplitCount, column: usize, term: usize) {
         if self.along == Along::Columns {
             let piece = self.pieces.iter().rev().find(|(start, _)| *start <= column);
@@ -90,7 +90,7 @@ impl<'a> JoinedRight<'a> {
         }
     }
 
-    /// All columns and some terms, by panels of 32 columns.
+    /// Packs all columns and some terms, in panels of 32 columns.
     fn pack_all(
         &self,
         memory: &mut [Tile],
@@ -114,13 +114,13 @@ impl<'a> JoinedRight<'a> {
     }
 }
 
-/// Whether there is a matrix unit, and a product of this shape large enough to fill it.
+/// Returns whether there is a matrix unit and a product of this shape fills it.
 pub(super) fn suit(rows: usize, terms: usize, columns: usize) -> bool {
     const LEAST: usize = SIDE / 2;
     rows >= LEAST && terms >= LEAST && columns >= LEAST && amx::is_available()
 }
 
-/// Right factors that were packed, each to be multiplied with more than once.
+/// Packed right factors, for several products each.
 #[derive(Debug)]
 pub(super) struct Kept {
     memory: Vec<Tile>,
@@ -128,15 +128,15 @@ pub(super) struct Kept {
     sides: Vec<Place>,
 }
 
-/// Where a side lies.
+/// The place of a packed side.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     first: usize,
-    /// Tiles of 32 columns.
+    /// Tiles per 32 columns.
     panel: usize,
 }
 
-/// Memory of sides that are kept no longer.
+/// Memory of packed sides that were dropped.
 static FREE: Mutex<Vec<Vec<Tile>>> = Mutex::new(Vec::new());
 
 impl Kept {
@@ -160,7 +160,7 @@ impl Kept {
     }
 }
 
-/// So many tiles, which may be anything: the smallest free memory that is large enough, and not much larger.
+/// Returns `count` tiles with arbitrary contents, in the smallest free memory that fits without much waste.
 fn free(count: usize) -> Vec<Tile> {
     let most = count + count / 4;
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,16 +177,17 @@ impl Drop for Kept {
     }
 }
 
-/// Where the right side of a product comes from.
+/// The right operand of a product.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum RightOperand<'a> {
-    /// It is packed for this product.
+    /// Packed for this product.
     Loose(&'a JoinedRight<'a>, Accuracy),
-    /// The first so many terms and columns of a side that is packed already.
+    /// The first terms and columns of a side that is already packed.
     Kept { kept: &'a Kept, side: usize, terms: usize, columns: usize },
 }
 
-/// The rows of the left side one below the other in several targets. The rest is as in [`multiply`](super::multiply).
+/// Multiplies into several targets, which hold consecutive rows of the left side's product. Otherwise like
+/// [`multiply`](super::multiply).
 pub(super) fn multiply(
     targets: &mut [MatrixMut<'_>],
     write: Write,
@@ -230,7 +231,7 @@ pub(super) fn multiply(
     RIGHT.set(memory);
 }
 
-/// A left side that is multiplied by a number.
+/// A left side with a scalar factor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scaled<'a> {
     pub(super) side: Side<'a>,
@@ -239,13 +240,13 @@ pub(super) struct Scaled<'a> {
 
 /// Some rows of a target.
 struct Piece<'a> {
-    /// Which rows of the left side.
+    /// The rows of the left side.
     rows: Range<usize>,
     target: &'a mut [f32],
     stride: usize,
 }
 
-/// At most so many rows in each.
+/// Splits targets into pieces of at most `rows` rows.
 fn pieces<'a>(targets: &'a mut [MatrixMut<'_>], rows: usize) -> Vec<Piece<'a>> {
     let (mut pieces, mut first) = (Vec::new(), 0);
     for target in targets {
@@ -261,7 +262,7 @@ fn pieces<'a>(targets: &'a mut [MatrixMut<'_>], rows: usize) -> Vec<Piece<'a>> {
     pieces
 }
 
-/// A product for some of its terms, whose right side is packed.
+/// A product over some of its terms, with a packed right side.
 #[derive(Clone, Debug)]
 struct Work<'a> {
     left: Scaled<'a>,
@@ -288,7 +289,7 @@ impl Work<'_> {
     }
 }
 
-/// Few enough that every thread of the pool has several pieces.
+/// Returns the rows of a piece, so that every thread of the pool gets several pieces.
 fn rows_at_once(rows: usize, threads: Parallelism) -> usize {
     match threads {
         Parallelism::Serial => ROWS,
@@ -298,7 +299,7 @@ fn rows_at_once(rows: usize, threads: Parallelism) -> usize {
     }
 }
 
-/// The first so many tiles, whose contents may be anything.
+/// Returns the first `count` tiles, with arbitrary contents.
 fn room(tiles: &mut Vec<Tile>, count: usize) -> &mut [Tile] {
     if tiles.len() < count {
         tiles.resize(count, Tile::ZERO);
@@ -306,14 +307,14 @@ fn room(tiles: &mut Vec<Tile>, count: usize) -> &mut [Tile] {
     &mut tiles[..count]
 }
 
-/// A side, packed: panels of 32 rows or columns.
+/// A packed side: panels of 32 rows or columns.
 #[derive(Clone, Copy, Debug)]
 struct PackedPanels<'a> {
     tiles: &'a [Tile],
     parts: SplitCount,
-    /// Tiles of a panel.
+    /// Tiles per panel.
     panel: usize,
-    /// How many of them are of this product's terms.
+    /// The tiles of a panel that belong to this product's terms.
     used: usize,
 }
 
@@ -322,7 +323,7 @@ impl<'a> PackedPanels<'a> {
         self.tiles.len() / self.panel
     }
 
-    /// The tiles of a panel that are of this product's terms.
+    /// Returns the tiles of a panel that belong to this product's terms.
     fn panel(&self, index: usize) -> &'a [Tile] {
         &self.tiles[index * self.panel..][..self.used]
     }
@@ -348,7 +349,7 @@ impl TargetBlock<'_> {
         }
     }
 
-    /// A square of 32 rows and columns, or what of it lies inside the target.
+    /// Writes the part of a square of 32 rows and columns that lies inside the target.
     fn put_square(
         &mut self,
         unit: &mut Unit,

@@ -1,8 +1,8 @@
-//! Numbers cut in parts that a unit for bf16 can multiply, in the order in which it reads them (Henry, Tang and Heinecke,
+//! Splits f32 numbers into bf16 parts, in the order in which the matrix unit reads them (Henry, Tang and Heinecke,
 //! *Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations*, 2019).
 //!
-//! An f32 has 24 bits of precision and a bf16 has 8. The nearest bf16, that of the rest and that of what is left then add up
-//! to the number exactly; the first two leave at most a part in 2^16 of it.
+//! An f32 has 24 bits of precision and a bf16 has 8. Three parts (the nearest bf16, the nearest bf16 of the rest, and
+//! what is left) add up to the number exactly; the first two leave an error of at most one part in 2^16.
 
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_and_epi32,
@@ -15,12 +15,12 @@ use std::arch::x86_64::{
 use super::amx::SIDE;
 use super::{Accuracy, Matrix};
 
-/// How many parts a number is cut in.
+/// The number of bf16 parts that an f32 is split into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SplitCount {
-    /// Terms of products are right to three parts in 2^16.
+    /// Terms of products are accurate to three parts in 2^16.
     Two,
-    /// Products are as right as those of f32.
+    /// Products are as accurate as those of f32.
     Three,
 }
 
@@ -39,27 +39,27 @@ impl SplitCount {
         }
     }
 
-    /// Tiles of 32 rows or columns and [`STEP`] terms: two of each part, first parts first.
+    /// Returns the tiles of 32 rows or columns and [`STEP`] terms: two for each part, in order of parts.
     pub(super) fn step_tiles(self) -> usize {
         2 * self.count()
     }
 
-    /// Tiles of so many rows or columns and terms.
+    /// Returns the tiles of `count` rows or columns and `terms` terms.
     pub(super) fn tiles(self, count: usize, terms: usize) -> usize {
         count.div_ceil(SIDE) * terms.div_ceil(STEP) * self.step_tiles()
     }
 }
 
-/// Terms of a sum that a tile holds, in two halves.
+/// The terms of a sum that a tile holds, in two halves.
 pub(super) const STEP: usize = 32;
 
-/// How many terms ahead memory is asked for while tiles are packed: the processor does not foresee lines that lie apart.
+/// The prefetch distance during packing, in terms: the hardware does not prefetch lines that lie apart.
 const AHEAD: usize = STEP;
 
 /// Numbers in a vector.
 const LANES: usize = 16;
 
-/// A register of the unit: 16 rows of 16 pairs of bf16. A pair is a term of the first half of a step and one of the second.
+/// A tile register: 16 rows of 16 pairs of bf16. A pair is one term of the first half of a step and one of the second.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Tile([[u32; LANES]; LANES]);
@@ -74,25 +74,25 @@ pub(super) struct Side<'a> {
     data: &'a [f32],
     count: usize,
     terms: usize,
-    /// From one row or column to the next.
+    /// Distance between rows or columns.
     stride: usize,
-    /// From a term to the next.
+    /// Distance between terms.
     step: usize,
-    /// What a tile has for rows.
+    /// What the rows of a tile hold.
     lines: Lines,
 }
 
-/// What a tile has for rows.
+/// What the rows of a tile hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lines {
-    /// Rows of the left matrix: the unit reads it so.
+    /// Rows of the left matrix.
     Rows,
-    /// Pairs of terms: so it reads the right one.
+    /// Pairs of terms, for the right matrix.
     Terms,
 }
 
 impl Lines {
-    /// What a tile of the other side of a product has for rows.
+    /// Returns the layout of the product's other side.
     fn other(self) -> Self {
         match self {
             Self::Rows => Self::Terms,
@@ -126,8 +126,8 @@ impl<'a> Side<'a> {
         self.terms
     }
 
-    /// Packs 32 rows or columns from `first` and all steps of terms from term `start` that have room in `tiles`, each number
-    /// multiplied by `scale`. What lies outside of the matrix is 0.
+    /// Packs 32 rows or columns from `first` on, and as many steps of terms from `start` on as fit into `tiles`, each
+    /// number multiplied by `scale`. Numbers outside the matrix are 0.
     pub(super) fn pack(
         &self,
         tiles: &mut [Tile],
@@ -141,7 +141,7 @@ impl<'a> Side<'a> {
             for half in 0..2 {
                 let (first, term) = (first + half * LANES, start + step * STEP);
                 let tiles = &mut tiles[half..];
-                // SAFETY: the assertion above.
+                // SAFETY: the assertion above ensures AVX-512.
                 unsafe {
                     match parts {
                         SplitCount::Two => self.pack_tiles::<2>(tiles, first, term, scale),
@@ -152,7 +152,7 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// Sixteen rows or columns: a part into every other tile.
+    /// Packs sixteen rows or columns: each part into every other tile.
     #[target_feature(enable = "avx512f")]
     fn pack_tiles<const PARTS: usize>(
         &self,
@@ -177,7 +177,7 @@ impl<'a> Side<'a> {
         }
     }
 
-    /// What there is of 16 rows or columns and 16 terms, its `lines` so many numbers apart.
+    /// Returns the patch of 16 rows or columns and 16 terms, with its lines `across` numbers apart.
     fn patch(&self, first: usize, term: usize, across: usize, lines: Lines) -> Patch<'a> {
         let (count, terms) = (self.count.saturating_sub(first), self.terms.saturating_sub(term));
         let size = if lines == Lines::Rows { [count, terms] } else { [terms, count] };
@@ -185,7 +185,7 @@ impl<'a> Side<'a> {
         Patch::new(data, size, across, AHEAD * self.step)
     }
 
-    /// A patch whose numbers lie apart.
+    /// Gathers a patch whose numbers are not contiguous.
     #[cold]
     fn gathered(&self, first: usize, term: usize) -> [[f32; LANES]; LANES] {
         let mut numbers = [[0.0; LANES]; LANES];
@@ -204,17 +204,17 @@ impl<'a> Side<'a> {
     }
 }
 
-/// Sixteen lines of 16 numbers, of which some may be missing and are 0.
+/// Sixteen lines of 16 numbers; missing numbers read as 0.
 #[derive(Clone, Copy, Debug)]
 struct Patch<'a> {
     data: &'a [f32],
-    /// How many lines there are.
+    /// The number of lines.
     lines: usize,
-    /// Which numbers of a line.
+    /// The numbers that each line has.
     mask: u16,
-    /// From a line to the next.
+    /// Distance between lines.
     across: usize,
-    /// How many numbers further on memory is asked for.
+    /// The prefetch distance, in numbers.
     ahead: usize,
 }
 
@@ -237,8 +237,7 @@ impl<'a> Patch<'a> {
     #[target_feature(enable = "avx512f")]
     fn line(&self, at: usize) -> __m512 {
         let mask = if at < self.lines { self.mask } else { 0 };
-        // SAFETY: the numbers that are read lie inside the slice, as `new` has found; asking for an address that is none does
-        // nothing.
+        // SAFETY: `new` ensures that the numbers lie inside the slice; a prefetch of an invalid address does nothing.
         unsafe {
             let address = self.data.as_ptr().wrapping_add(at * self.across);
             _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(self.ahead).cast());
@@ -247,7 +246,7 @@ impl<'a> Patch<'a> {
     }
 }
 
-/// The lines of two patches, as lines of a tile of each part.
+/// Writes the lines of two patches as lines of one tile per part.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn put_lines<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Patch<'_>; 2], scale: __m512) {
@@ -259,7 +258,7 @@ fn put_lines<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Patch<'_>; 2], sca
     }
 }
 
-/// The lines of two patches, as columns of a tile of each part.
+/// Writes the lines of two patches as columns of one tile per part.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn put_columns<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Patch<'_>; 2], scale: __m512) {
@@ -277,7 +276,7 @@ fn put_columns<const PARTS: usize>(tiles: &mut [Tile], [x, y]: [Patch<'_>; 2], s
     }
 }
 
-/// The parts of 16 pairs of numbers.
+/// Splits 16 pairs of numbers into parts.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn cut<const PARTS: usize>([x, y]: [__m512; 2], scale: __m512) -> [__m512i; PARTS] {
@@ -294,13 +293,13 @@ fn cut<const PARTS: usize>([x, y]: [__m512; 2], scale: __m512) -> [__m512i; PART
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn store(line: &mut [u32; LANES], numbers: __m512i) {
-    // SAFETY: a line is a vector.
+    // SAFETY: a line is one vector.
     unsafe {
         _mm512_storeu_si512(line.as_mut_ptr().cast(), numbers);
     }
 }
 
-/// The nearest bf16, still as an f32; of two as near, the larger in size.
+/// Rounds to the nearest bf16, as an f32; ties round away from 0.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn nearest(x: __m512) -> __m512 {
@@ -310,7 +309,7 @@ fn nearest(x: __m512) -> __m512 {
     _mm512_castsi512_ps(_mm512_and_epi32(bits, kept))
 }
 
-/// Two bf16 numbers in one lane: the first as its low half, the second as its high half.
+/// Packs two bf16 numbers into each lane: the first in the low half, the second in the high half.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn pair(low: __m512, high: __m512) -> __m512i {
@@ -318,11 +317,12 @@ fn pair(low: __m512, high: __m512) -> __m512i {
     _mm512_or_epi32(low, _mm512_castps_si512(high))
 }
 
-/// Columns as lines.
+/// Transposes 16 by 16 numbers.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transposed(lines: &[__m512i; LANES]) -> [__m512i; LANES] {
-    // Within each four lines, pairs of numbers and then fours; then the quarters of a vector, by four lines and by sixteen.
+    // Within each four lines, interleaves pairs of numbers, then fours; then quarters of vectors, across four lines and
+    // across sixteen.
     let mut fours = [_mm512_setzero_si512(); LANES];
     for at in (0..LANES).step_by(4) {
         let [a, b, c, d] = [lines[at], lines[at + 1], lines[at + 2], lines[at + 3]];
