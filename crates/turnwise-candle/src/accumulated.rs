@@ -1,5 +1,5 @@
-//! Gradients that wait for a step: in buffers where our own operations add to them, in tensors on the model's device where
-//! the tensor library made them.
+//! Gradients accumulated for a step: buffers for the fused kernels, tensors on the model's device for the tensor
+//! library.
 
 use candle_core::{Result, Tensor};
 
@@ -13,14 +13,14 @@ use crate::{Decoder, Kernels};
 /// Sums of gradients, in the order of the parameters.
 #[derive(Debug)]
 pub(crate) enum Accumulated {
-    /// Those of frozen parameters are empty.
+    /// One buffer for each parameter; those of frozen parameters are empty.
     Buffers(Vec<Vec<f32>>),
-    /// `None` where nothing was added.
+    /// One tensor for each parameter; `None` until something is added.
     Tensors(Vec<Option<Tensor>>),
 }
 
 impl Accumulated {
-    /// Nothing yet, for a model as it is computed now.
+    /// Returns zero gradients for a model in its current form.
     pub(crate) fn of(model: &Decoder) -> Self {
         match model.kernels() {
             Kernels::Fused => Self::Buffers(model.zero_gradients()),
@@ -28,7 +28,8 @@ impl Accumulated {
         }
     }
 
-    /// What there is now, where adding can fail half-way. Tensors are never written to, so this copies none of them.
+    /// Returns a copy of tensor gradients, for additions that can fail half-way. Tensors are immutable, so the copy
+    /// shares them.
     pub(crate) fn kept(&self) -> Option<Self> {
         match self {
             Self::Buffers(_) => None,
@@ -52,7 +53,7 @@ impl Accumulated {
         Ok(played)
     }
 
-    /// The length of all together.
+    /// Returns the norm of all gradients together.
     pub(crate) fn norm(&self) -> Result<f64> {
         let squares = match self {
             Self::Buffers(sums) => sums.iter().map(|sum| sum::squares(sum)).sum::<f64>(),
@@ -65,7 +66,7 @@ impl Accumulated {
         Ok(squares.sqrt())
     }
 
-    /// The name of the first parameter whose gradient is NaN or infinite.
+    /// Returns the name of the first parameter whose gradient is NaN or infinite.
     pub(crate) fn first_not_finite(&self, model: &Decoder) -> Result<Option<String>> {
         for (index, parameter) in model.parameters().iter().enumerate() {
             let is_finite = match self {
@@ -89,7 +90,7 @@ impl Accumulated {
         }
     }
 
-    /// Copies on the processor.
+    /// Copies the gradients to the CPU.
     #[cfg(test)]
     pub(crate) fn to_host(&self, model: &Decoder) -> Result<Vec<Vec<f32>>> {
         let sums = match self {

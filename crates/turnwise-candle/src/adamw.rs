@@ -27,33 +27,33 @@ use crate::numbers::numbers;
 /// w <- w - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + weight_decay w)
 /// ```
 ///
-/// Matrices decay, those of adapters among them. Gains of norms do not, because zero is nothing to pull them to; nor does the embedding, whose rows for
-/// tokens that a batch lacks would shrink without any gradient to answer.
+/// Weight decay applies to matrices, adapters included. It does not apply to gains of norms, whose neutral value is not
+/// zero, nor to the embedding, whose rows for tokens outside the batch would shrink without a gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamW {
-    /// How much of the mean gradient is kept.
+    /// Decay rate of the first moment.
     pub beta1: f64,
-    /// How much of the mean squared gradient is kept.
+    /// Decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the root of the mean squared gradient.
+    /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// How fast matrices decay, times the learning rate.
+    /// Weight decay of matrices, multiplied by the learning rate.
     pub weight_decay: f64,
 }
 
 impl Default for AdamW {
-    /// The values of `torch.optim.AdamW`, so that a learning rate from elsewhere means the same here.
+    /// Returns the defaults of `torch.optim.AdamW`, so that a learning rate from elsewhere means the same here.
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 }
     }
 }
 
-/// The optimiser's memory: two moments per parameter that trains, in the order of the parameters.
+/// The optimiser state: two moments for each trainable parameter, in the order of the parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AdamWState {
     settings: AdamW,
-    /// Steps taken.
+    /// The number of steps taken.
     steps: u64,
     moments: Vec<Moments>,
 }
@@ -72,10 +72,10 @@ impl AdamWState {
         Self { settings, steps: 0, moments }
     }
 
-    /// One step along `gradients * scale`.
+    /// Takes one step along `gradients * scale`.
     ///
     /// # Errors
-    /// [`ModelError::NotFinite`] when a weight or a moment has become NaN or infinite. Some have moved by then.
+    /// [`ModelError::NotFinite`] when a weight or a moment becomes NaN or infinite. Some weights have changed by then.
     pub(crate) fn step(
         &mut self,
         parameters: &[Parameter],
@@ -103,8 +103,8 @@ impl AdamWState {
         Ok(())
     }
 
-    /// Writes the moments as `first.<name>` and `second.<name>`, and the steps as two halves that f32 holds exactly.
-    /// Before the first step all moments are zero, and the file holds the steps alone.
+    /// Writes the moments as `first.<name>` and `second.<name>`, and the number of steps as two halves that f32 holds
+    /// exactly. Before the first step all moments are zero, and the file holds the number of steps only.
     pub(crate) fn save(
         &self,
         path: &Path,
@@ -161,7 +161,7 @@ impl AdamWState {
     }
 }
 
-/// The error for a parameter of which a step has made weights, first moments or second moments NaN or infinite.
+/// Returns the error for a parameter whose weights, first moments or second moments became NaN or infinite in a step.
 fn not_finite(
     parameter: &Parameter,
     [weights, first, second]: [&[f32]; 3],
@@ -180,7 +180,7 @@ fn not_finite(
 const STEP_BITS: u32 = 24;
 const STEP_MASK: u64 = (1 << STEP_BITS) - 1;
 
-/// The name of the tensor that counts steps.
+/// The name of the tensor with the number of steps.
 const STEPS: &str = "steps";
 
 fn state_specs(specs: &[Spec]) -> Vec<Spec> {
@@ -201,7 +201,7 @@ struct AdamWUpdate<'a> {
     gradient: &'a [f32],
     moments: RefCell<&'a mut Moments>,
     rates: Rates,
-    /// Whether all that was computed is.
+    /// Whether all results so far are finite.
     is_finite: &'a Cell<bool>,
 }
 
@@ -225,32 +225,32 @@ impl InplaceOp1 for AdamWUpdate<'_> {
                 move_piece(weights, first, second, gradient, rates)
             },
         );
-        // Every piece is moved, also behind one that is not finite.
+        // Every piece is updated, even after one that is not finite.
         self.is_finite.set(moved.reduce(|| true, |a, b| a & b));
         Ok(())
     }
 }
 
-/// Numbers that one thread takes at a time.
+/// The numbers that one thread takes at a time.
 const PIECE: usize = 1 << 15;
 
-/// What all numbers of a parameter are moved by.
+/// The factors of an update, the same for all numbers of a parameter.
 #[derive(Clone, Copy, Debug)]
 struct Rates {
     scale: f32,
     beta1: f32,
     beta2: f32,
     epsilon: f32,
-    /// The learning rate over the first moment's bias.
+    /// The learning rate divided by the bias correction of the first moment.
     rate: f32,
-    /// One over the second moment's bias.
+    /// The reciprocal of the bias correction of the second moment.
     second_correction: f32,
-    /// What decay leaves of a weight.
+    /// The factor that weight decay leaves of a weight.
     kept: f32,
 }
 
 impl Rates {
-    /// At the step of this number, from 1.
+    /// Returns the factors of a step, counted from 1.
     fn of(
         settings: AdamW,
         parameter: &Parameter,
@@ -276,10 +276,10 @@ impl Rates {
     }
 }
 
-/// What the bits of a finite number are below when its sign is cleared.
+/// The bits of infinity: a finite number without its sign is below.
 const INFINITY: u32 = f32::INFINITY.to_bits();
 
-/// The bit of a number's sign.
+/// The sign bit.
 const SIGN: u32 = 1 << 31;
 
 vectorized! {
@@ -299,7 +299,8 @@ vectorized! {
             *second += (1.0 - rates.beta2) * (gradient * gradient - *second);
             let root = (*second * rates.second_correction).sqrt() + rates.epsilon;
             *weight = *weight * rates.kept - rates.rate * *first / root;
-            // As whole numbers, bits without a sign are in the order of the numbers, with NaN above infinity.
+            // Compared as integers, the bits of numbers without their sign have the order of the numbers, with NaN
+            // above infinity.
             for number in [*weight, *first, *second] {
                 largest = largest.max(number.to_bits() & !SIGN);
             }
@@ -331,7 +332,7 @@ mod tests {
         let specs: Vec<Spec> = parameters.iter().map(|p| p.spec.clone()).collect();
         let settings = AdamW { beta1: 0.8, beta2: 0.9, epsilon: 1e-3, weight_decay: 0.1 };
         let mut state = AdamWState::new(settings, &specs);
-        // Worked out by hand from algorithm 2: gradients 2 and -1, clipped to 1 and -0.5.
+        // Computed by hand from algorithm 2: gradients 2 and -1, clipped to 1 and -0.5.
         state.step(&parameters, &[vec![2.0], vec![2.0]], 0.5, 0.01).unwrap();
         let first = 0.01 * 1.0 / (1.0 + 1e-3);
         let decayed = 0.5 * (1.0 - 0.01 * 0.1) - first;
@@ -360,7 +361,7 @@ mod tests {
         assert_eq!(AdamWState::load(AdamW::default(), &path, &specs, &meter).unwrap(), state);
     }
 
-    /// field 21
+    /// Field 21: before the first step, the optimiser's file holds no moments.
     #[test]
     fn before_the_first_step_the_file_holds_no_zeros() {
         let specs = [Spec { shape: vec![1000], ..parameter(ParameterRole::Matrix, 0.5).spec }];
@@ -372,7 +373,7 @@ mod tests {
         assert!(fs::metadata(&path).unwrap().len() < 1000);
         assert_eq!(AdamWState::load(AdamW::default(), &path, &specs, &meter).unwrap(), state);
 
-        // A file that lost its moments is not one of a new state.
+        // A file that lost its moments is rejected, unlike the file of a new state.
         let lost = AdamWState { steps: 3, moments: Vec::new(), ..state };
         lost.save(&path, &[], &meter).unwrap();
         let error = AdamWState::load(AdamW::default(), &path, &specs, &meter).unwrap_err();

@@ -1,8 +1,8 @@
 use serde::{Deserialize, Serialize};
 
-/// Which family of decoders a model belongs to, with what its members differ in.
+/// A family of decoders, with the options in which its members differ.
 ///
-/// Common to all: `RMSNorm` before each half layer, rotary positions, grouped-query attention over the whole past, SwiGLU.
+/// All have `RMSNorm` before each half layer, rotary position embedding, causal grouped-query attention and SwiGLU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -17,7 +17,7 @@ pub enum Architecture {
     /// Qwen2 and Qwen2.5: biases on queries, keys and values, and nowhere else. Source: *Qwen2 Technical Report*, section
     /// 2.2.1; `modeling_qwen2.py` of transformers.
     Qwen2,
-    /// Each query and key head is normed before it is turned. Source: *Qwen3 Technical Report*, section 2;
+    /// Qwen3: applies QK-norm before rotary position embedding. Source: *Qwen3 Technical Report*, section 2;
     /// `modeling_qwen3.py` of transformers.
     Qwen3 {
         /// Whether queries, keys, values and the attention's output have biases.
@@ -27,7 +27,7 @@ pub enum Architecture {
     Qwen3Moe {
         /// Whether queries, keys, values and the attention's output have biases.
         attention_bias: bool,
-        /// The experts, and in which layers they are.
+        /// The experts, and the layers that have them.
         experts: Experts,
     },
 }
@@ -38,40 +38,41 @@ impl Default for Architecture {
     }
 }
 
-/// Feed-forward halves of which each token uses a few (Shazeer et al., *Outrageously large neural networks*, 2017).
+/// Mixture-of-experts layers, in which each token uses a few experts (Shazeer et al., *Outrageously large neural
+/// networks*, 2017).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experts {
-    /// How many experts a layer has.
+    /// Experts per layer.
     pub n_experts: usize,
-    /// How many of them a token uses.
+    /// Experts per token.
     pub n_chosen: usize,
-    /// Width inside an expert.
+    /// Width of an expert.
     pub intermediate_size: usize,
     /// Whether the weights of the chosen experts are divided by their sum.
     pub renormalize: bool,
-    /// Every so many layers, the last of them has experts: with 1 every layer, with 2 layers 1, 3, and so on from 0.
+    /// The distance between layers with experts: 1 for every layer, 2 for layers 1, 3 and so on, counted from 0.
     pub sparse_step: usize,
-    /// Layers that have none nevertheless, from 0.
+    /// Layers without experts in spite of `sparse_step`, counted from 0.
     pub dense_layers: Vec<usize>,
 }
 
-/// Where an architecture adds a constant vector.
+/// The linear maps of an architecture that have a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Biases {
-    /// To queries, keys and values.
+    /// Queries, keys and values.
     pub(crate) inputs: bool,
-    /// To the attention's output.
+    /// The output of attention.
     pub(crate) output: bool,
-    /// To gate, up and down.
+    /// Gate, up and down.
     pub(crate) mlp: bool,
 }
 
 impl Architecture {
-    /// The families' names in `config.json`.
+    /// The names of the families in `config.json`.
     pub(crate) const MODEL_TYPES: &[&str] = &["llama", "qwen2", "qwen3", "qwen3_moe"];
 
-    /// Its name in `config.json`.
+    /// Returns the family's name in `config.json`.
     pub(crate) fn model_type(&self) -> &'static str {
         match self {
             Self::Llama { .. } => "llama",
@@ -81,7 +82,7 @@ impl Architecture {
         }
     }
 
-    /// Its class in transformers.
+    /// Returns the family's class in transformers.
     pub(crate) fn class(&self) -> &'static str {
         match self {
             Self::Llama { .. } => "LlamaForCausalLM",
@@ -91,7 +92,7 @@ impl Architecture {
         }
     }
 
-    /// Whether query and key heads are normed.
+    /// Returns whether the family has QK-norm.
     pub(crate) fn norms_heads(&self) -> bool {
         matches!(self, Self::Qwen3 { .. } | Self::Qwen3Moe { .. })
     }
@@ -108,7 +109,7 @@ impl Architecture {
         }
     }
 
-    /// The experts, if the family has them.
+    /// Returns the experts, if the family has them.
     pub(crate) fn experts(&self) -> Option<&Experts> {
         match self {
             Self::Qwen3Moe { experts, .. } => Some(experts),
@@ -116,7 +117,7 @@ impl Architecture {
         }
     }
 
-    /// The experts of a layer; `None` when its feed-forward half is one for all tokens.
+    /// Returns the experts of a layer; `None` for a dense layer.
     pub(crate) fn experts_in(&self, layer: usize) -> Option<&Experts> {
         self.experts().filter(|experts| {
             (layer + 1).is_multiple_of(experts.sparse_step)

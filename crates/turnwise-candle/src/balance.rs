@@ -1,4 +1,4 @@
-//! Whether experts are used evenly.
+//! Load balance of experts.
 
 use crate::layout::Choice;
 use crate::routing::Routing;
@@ -7,14 +7,15 @@ use crate::routing::Routing;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LayerUse {
     pub(crate) n_tokens: f64,
-    /// How many tokens use each expert. `[E]`
+    /// The number of tokens that use each expert. `[E]`
     pub(crate) counts: Vec<f64>,
     /// The sum of each expert's probability over tokens. `[E]`
     pub(crate) probabilities: Vec<f64>,
 }
 
 impl LayerUse {
-    /// `probabilities` are those of the router, `[N, E]`, and `multiplicities` how often each token counts, `[N]`.
+    /// Counts the use of experts. `probabilities` are those of the router, `[N, E]`; `multiplicities` says how often
+    /// each token counts, `[N]`.
     pub(crate) fn new(
         probabilities: &[f32],
         routing: &Routing,
@@ -38,17 +39,18 @@ impl LayerUse {
     }
 }
 
-/// The auxiliary loss that evens out how often experts are used:
+/// Returns the load-balancing loss:
 ///
 /// ```text
 /// E sum_e f_e P_e
 /// ```
 ///
-/// with `f_e` the share of tokens that use expert `e` and `P_e` the mean of its probability, both over the tokens of all
-/// layers together. `n_chosen` when all are used alike, more when not. The gradient goes through `P_e` alone. Source: Fedus
-/// et al., *Switch transformers*, 2021, equations 4 to 6; in this form `load_balancing_loss_func` of transformers.
+/// `f_e` is the share of tokens that use expert `e`, and `P_e` the mean of its probability, both over the tokens of all
+/// layers together. The loss is `n_chosen` for a uniform use and larger otherwise. The gradient goes through `P_e`
+/// only. Source: Fedus et al., *Switch transformers*, 2021, equations 4 to 6; in this form `load_balancing_loss_func`
+/// of transformers.
 ///
-/// `None` for a model without experts.
+/// Returns `None` for a model without experts.
 pub(crate) fn balance_loss(layers: &[LayerUse]) -> Option<f64> {
     let slopes = balance_slopes(layers)?;
     let sums = layers.iter().map(|layer| {
@@ -58,7 +60,8 @@ pub(crate) fn balance_loss(layers: &[LayerUse]) -> Option<f64> {
     Some(sums.sum())
 }
 
-/// The derivative of the loss by the probability of each expert for a token, once for each sequence it belongs to. `[E]`
+/// Returns the derivative of the loss by the probability of each expert for a token, for each sequence of the token.
+/// `[E]`
 pub(crate) fn balance_slopes(layers: &[LayerUse]) -> Option<Vec<f64>> {
     let n_experts = layers.first()?.counts.len();
     let n_tokens: f64 = layers.iter().map(|layer| layer.n_tokens).sum();

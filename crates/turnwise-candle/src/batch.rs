@@ -1,75 +1,73 @@
-//! Rows laid out for one forward pass: a forest in which no token is computed twice.
+//! Rows packed for one forward pass, as a forest in which every token is computed once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-/// How many distinct tokens a forward pass computes at once: enough rows for the products to run at full speed, and few
-/// enough for what a layer reads and writes to stay near the processor.
+/// The number of distinct tokens in one forward pass: enough rows for products at full speed, and few enough for the
+/// data of a layer to stay in caches.
 pub(crate) const CHUNK_TOKENS: usize = 4096;
 
-/// A sequence and the tokens of it whose log-probability is wanted.
+/// A sequence and the tokens whose log-probability is computed.
 #[derive(Clone, Debug)]
 pub(crate) struct ScoredSequence<'a> {
     pub(crate) ids: &'a [u32],
-    /// Position, from 1, and what its logits are divided by.
+    /// Position, from 1, and temperature.
     pub(crate) targets: Vec<(usize, f32)>,
     /// The ids that the softmax of a target runs over, by the target's index; all ids where there is no entry.
     pub(crate) kept: Option<&'a BTreeMap<usize, Vec<u32>>>,
 }
 
 impl<'a> ScoredSequence<'a> {
-    /// Every token that has one before it, at temperature 1.
+    /// Scores every token after the first, at temperature 1.
     pub(crate) fn whole(ids: &'a [u32]) -> Self {
         Self { ids, targets: (1..ids.len()).map(|position| (position, 1.0)).collect(), kept: None }
     }
 
-    /// What has to be computed: nothing behind the token before the last target matters.
+    /// Returns the tokens to compute: those before the last target.
     fn inputs(&self) -> &'a [u32] {
         &self.ids[..self.targets.iter().map(|target| target.0).max().unwrap_or(0)]
     }
 }
 
-/// Tokens one after another, each of them once: what sequences have in common at their start is computed for all of them
-/// together. Everything but attention works on tokens alone.
+/// Packed tokens: a prefix that several sequences share is computed once. Only attention depends on the sequences.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PackedBatch {
     /// The tokens to compute. `[N]`
     pub(crate) inputs: Vec<u32>,
     /// The position of each in its sequences. `[N]`
     pub(crate) positions: Vec<u32>,
-    /// How many sequences each belongs to. `[N]`
+    /// The number of sequences that each token belongs to. `[N]`
     pub(crate) multiplicities: Vec<u32>,
-    /// Stretches of tokens with the same past, together all tokens in order.
+    /// Runs of tokens with the same prefix; together they are all tokens in order.
     pub(crate) spans: Vec<AttentionSpan>,
     pub(crate) predictions: Predictions,
-    /// For each sequence the predictions that are its targets, in its order.
+    /// The predictions that are targets of each sequence, in its order.
     targets: Vec<Vec<u32>>,
 }
 
-/// Tokens of which each attends to those before the span and to the span's own up to itself.
+/// Tokens that attend to the tokens before the span and causally to each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AttentionSpan {
-    /// Tokens before it in its sequences, in order of position.
+    /// The tokens before the span, in order of position.
     pub(crate) before: Vec<Range<usize>>,
     pub(crate) own: Range<usize>,
 }
 
 impl AttentionSpan {
-    /// How many tokens lie before it.
+    /// Returns the number of tokens before the span.
     pub(crate) fn n_before(&self) -> usize {
         self.before.iter().map(Range::len).sum()
     }
 }
 
-/// Which distributions are wanted, and of which tokens in them. A distribution that several targets are drawn from is worked
-/// out once.
+/// The predicted distributions and their target tokens. A distribution with several targets is computed once.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Predictions {
-    /// The input behind which each distribution stands. `[R]`
+    /// The input that each distribution follows. `[R]`
     pub(crate) sources: Vec<u32>,
-    /// What its logits are multiplied by: one over the temperature. `[R]`
+    /// The factor of the logits: one over the temperature. `[R]`
     pub(crate) scales: Vec<f32>,
-    /// Where the targets of each distribution start, and where the last end. `[R + 1]`
+    /// The start of each distribution's targets, and the end of the last. `[R + 1]`
     pub(crate) starts: Vec<usize>,
     /// The targets. `[M]`
     pub(crate) tokens: Vec<u32>,
@@ -83,7 +81,7 @@ impl Predictions {
         self.sources.len()
     }
 
-    /// Which distribution each target is drawn from. `[M]`
+    /// Returns the distribution of each target. `[M]`
     pub(crate) fn rows(&self) -> Vec<u32> {
         let counts = self.starts.windows(2).enumerate();
         counts.flat_map(|(row, pair)| std::iter::repeat_n(row as u32, pair[1] - pair[0])).collect()
@@ -92,7 +90,7 @@ impl Predictions {
 
 impl PackedBatch {
     /// # Panics
-    /// When a target's position is not inside its sequence, or 0.
+    /// When a target's position is 0 or outside its sequence.
     pub(crate) fn new(sequences: &[ScoredSequence<'_>]) -> Self {
         let mut forest = Forest::default();
         let mut wanted = Vec::with_capacity(sequences.len());
@@ -116,9 +114,9 @@ impl PackedBatch {
         Self { predictions, targets, ..forest.batch }
     }
 
-    /// All tokens of sequences of which no token is a target.
+    /// Packs all tokens of sequences without targets.
     pub(crate) fn inputs_only(sequences: &[&[u32]]) -> Self {
-        // A token behind the last makes that one an input.
+        // A token after the last makes the last one an input.
         let longer: Vec<Vec<u32>> = sequences.iter().map(|ids| [ids, &[0][..]].concat()).collect();
         let sequences: Vec<ScoredSequence<'_>> = longer
             .iter()
@@ -128,7 +126,7 @@ impl PackedBatch {
         Self { predictions: Predictions::default(), targets: Vec::new(), ..Self::new(&sequences) }
     }
 
-    /// How many tokens are computed.
+    /// Returns the number of tokens to compute.
     pub(crate) fn n_inputs(&self) -> usize {
         self.inputs.len()
     }
@@ -137,18 +135,18 @@ impl PackedBatch {
         self.predictions.tokens.len()
     }
 
-    /// Trees: spans that look at each other's tokens, and at no others.
+    /// Iterates over trees: spans that share tokens with each other only.
     pub(crate) fn trees(&self) -> impl Iterator<Item = &[AttentionSpan]> {
         self.spans.chunk_by(|_, next| !next.before.is_empty())
     }
 
-    /// A value per prediction, `[M]`, as one list per sequence.
+    /// Splits a value per prediction, `[M]`, into a list per sequence.
     pub(crate) fn split(&self, values: &[f32]) -> Vec<Vec<f32>> {
         let of = |targets: &Vec<u32>| targets.iter().map(|t| values[*t as usize]).collect();
         self.targets.iter().map(of).collect()
     }
 
-    /// Sums a value per target, one list per sequence, for each prediction. `[M]`
+    /// Sums a value per target, given as one list per sequence, for each prediction. `[M]`
     pub(crate) fn join(&self, values: &[&[f32]]) -> Vec<f32> {
         let mut joined = vec![0.0; self.n_targets()];
         for (targets, values) in self.targets.iter().zip(values) {
@@ -159,8 +157,8 @@ impl PackedBatch {
         joined
     }
 
-    /// Parts of a list of sequences, as their indices, of at most so many distinct tokens each; a longer sequence is a part
-    /// of its own. Sequences with a common start stand together.
+    /// Divides sequences into parts with a limited number of distinct tokens and returns their indices; a longer
+    /// sequence is a part of its own. Sequences with a common prefix are neighbours.
     pub(crate) fn chunks(
         sequences: &[ScoredSequence<'_>],
         max_tokens: usize,
@@ -189,19 +187,19 @@ impl PackedBatch {
     }
 }
 
-/// Where a list of sequences may be cut into parts.
+/// The places at which a list of sequences may be divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// Anywhere: a common start is computed again in every part.
+    /// Anywhere: every part computes a common prefix again.
     Anywhere,
-    /// Between sequences that have nothing in common; a part may be larger than asked for.
+    /// Between sequences without a common prefix; a part may exceed the limit.
     BetweenTrees,
 }
 
-/// Sequences in an order in which each shares its longest common start with its neighbours.
+/// Sorts sequences so that each has its longest common prefix with a neighbour.
 fn sorted(sequences: &[ScoredSequence<'_>]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
-    // Stable: equal sequences stay in the order they came in.
+    // The sort is stable: equal sequences keep their order.
     order.sort_by(|a, b| sequences[*a].inputs().cmp(sequences[*b].inputs()));
     order
 }
@@ -210,17 +208,17 @@ fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// A batch while sequences are added in sorted order.
+/// A batch to which sequences are added in sorted order.
 #[derive(Debug, Default)]
 struct Forest {
     batch: PackedBatch,
     last: Vec<u32>,
-    /// Where each token of the last sequence is.
+    /// The index of each token of the last sequence.
     path: Vec<usize>,
 }
 
 impl Forest {
-    /// Returns where each of the inputs is.
+    /// Adds a sequence and returns the index of each input.
     fn insert(&mut self, inputs: &[u32]) -> &[usize] {
         let shared = common(&self.last, inputs);
         let start = self.batch.inputs.len();
@@ -242,14 +240,14 @@ impl Forest {
     }
 }
 
-/// Numbers as stretches in which each is one more than the one before.
+/// Groups consecutive numbers into ranges.
 fn ranges(path: &[usize]) -> Vec<Range<usize>> {
     path.chunk_by(|a, b| a + 1 == *b)
         .filter_map(|run| Some(*run.first()?..run.last()? + 1))
         .collect()
 }
 
-/// A target.
+/// A target token of a distribution.
 #[derive(Clone, Copy, Debug)]
 struct WantedToken<'a> {
     source: u32,

@@ -1,4 +1,4 @@
-//! Checkpoints in Hugging Face's form.
+//! Checkpoints in the format of Hugging Face.
 
 mod files;
 mod precision;
@@ -21,7 +21,7 @@ pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The JSON object in `config.json`.
+/// Reads the JSON object in `config.json`.
 pub(crate) fn read_config(directory: &Path) -> Result<Map<String, Value>, ModelError> {
     fs::read_dir(directory).map_err(|error| ModelError::read(directory, error))?;
     read_object(&directory.join(CONFIG))

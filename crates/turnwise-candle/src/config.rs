@@ -1,4 +1,4 @@
-//! What a model is, in numbers.
+//! Configuration of a model.
 
 mod json;
 mod lora;
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Architecture, Experts, ModelError, RopeScaling};
 
-/// The most feed-forward halves that are believed to be meant: a list of all tensors is made before a file is compared to it.
+/// The most feed-forward modules of a plausible model: a list of all tensors is built before it is compared to a file.
 const MOST_MODULES: usize = 1 << 20;
 
-/// The family and the sizes of a decoder.
+/// The family and sizes of a decoder.
 ///
 /// ```
 /// use turnwise_candle::DecoderConfig;
@@ -26,27 +26,27 @@ pub struct DecoderConfig {
     /// The family.
     #[serde(default)]
     pub architecture: Architecture,
-    /// How many tokens it knows.
+    /// Size of the vocabulary.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width inside the feed-forward half; experts have their own.
+    /// Width of the feed-forward half; experts have their own.
     pub intermediate_size: usize,
-    /// How many layers.
+    /// Number of layers.
     pub n_layers: usize,
-    /// How many query heads; a multiple of `n_kv_heads`.
+    /// Number of query heads; a multiple of `n_kv_heads`.
     pub n_heads: usize,
-    /// How many key and value heads.
+    /// Number of key and value heads.
     pub n_kv_heads: usize,
     /// Width of one head; even. Independent of `hidden_size / n_heads`.
     pub head_dim: usize,
     /// The longest sequence.
     pub max_positions: usize,
-    /// Added to the mean square before its root.
+    /// Added to the mean square in RMSNorm.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// How the rotary frequencies are changed.
+    /// Scaling of the rotary frequencies.
     #[serde(default)]
     pub rope_scaling: RopeScaling,
     /// Whether the output head is the embedding.
@@ -54,7 +54,7 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
-    /// A model that trains on two processor cores in seconds: 2 layers of width 64, 256 positions.
+    /// Returns the sizes of a model that trains on two processor cores in seconds: 2 layers of width 64, 256 positions.
     #[must_use]
     pub fn small(vocab_size: usize) -> Self {
         Self {
@@ -74,10 +74,10 @@ impl DecoderConfig {
         }
     }
 
-    /// Whether these sizes can be a model.
+    /// Checks that the sizes describe a model.
     ///
     /// # Errors
-    /// [`ModelError::BadConfig`] that names every field that cannot be and what it must be.
+    /// [`ModelError::BadConfig`] with every invalid field and its allowed values.
     pub fn validate(&self) -> Result<(), ModelError> {
         let mut problems = Vec::new();
         let sizes = self.sizes();

@@ -29,7 +29,7 @@ use crate::{
     ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, forms, initial, threads,
 };
 
-/// A language model with its weights: f32, on the processor unless they are put [elsewhere](Self::with_device).
+/// A language model with its weights: f32, on the CPU unless they are [moved](Self::with_device).
 ///
 /// ```
 /// use turnwise_candle::{Decoder, DecoderConfig};
@@ -44,11 +44,11 @@ pub struct Decoder {
     config: DecoderConfig,
     /// In the order of [`specs`].
     parameters: Vec<Parameter>,
-    /// Its adapters, if it has any.
+    /// The adapters, if the model has any.
     lora: Option<LoraSettings>,
-    /// Where it was read from.
+    /// The directory that it was read from.
     directory: Option<PathBuf>,
-    /// `config.json` as it was read, or as it is for a model made here.
+    /// `config.json` as it was read, or as it would be written for a model created here.
     original: Map<String, Value>,
     kernels: Kernels,
     precision: ComputePrecision,
@@ -63,25 +63,25 @@ pub(crate) struct Parameter {
     pub(crate) spec: Spec,
     /// Always f32.
     pub(crate) var: Var,
-    /// How it was written in the file it was read from.
+    /// Its format in the file that it was read from.
     pub(crate) precision: Precision,
-    /// Whether training moves it.
+    /// Whether training changes it.
     pub(crate) trainable: bool,
 }
 
 impl Decoder {
-    /// Reads a Hugging Face checkpoint: `config.json` with `model.safetensors` or shards and their index. F32, BF16 and F16
-    /// weights become f32, each tensor read straight into its place. The experts of a layer may lie one by one or in the two
-    /// tensors of transformers 5, and the matrix of a tied model may be stored under the name of the head.
+    /// Reads a Hugging Face checkpoint: `config.json` with `model.safetensors` or shards and their index. F32, BF16 and
+    /// F16 weights become f32; each tensor is read directly into its place. Experts may be stored one by one or stacked
+    /// as in transformers 5, and the embedding of a tied model may be stored under the name of the head.
     ///
     /// # Errors
-    /// When a file is missing or damaged, the model is not one this crate computes, a number is NaN or infinite, or tensors are
-    /// missing, unknown or of another shape; all of them are named.
+    /// When a file is missing or damaged, the model is not supported, a number is NaN or infinite, or tensors are
+    /// missing, unknown or of another shape; the error names all of them.
     pub fn from_directory(directory: &Path) -> Result<Self, ModelError> {
         Self::from_directory_metered(directory, &Meter::default())
     }
 
-    /// Like [`Self::from_directory`], and tells `meter` how many bytes of the weights have been read.
+    /// Like [`Self::from_directory`], and reports the bytes of the weights that were read to `meter`.
     ///
     /// # Errors
     /// As [`Self::from_directory`].
@@ -98,14 +98,14 @@ impl Decoder {
         Ok(Self { directory: Some(directory.to_owned()), ..model })
     }
 
-    /// A model with random weights, the same for the same seed on every machine.
+    /// Creates a model with random weights, the same for the same seed on every machine.
     ///
-    /// Embedding and head are drawn with deviation 0.02, so that its first distribution is nearly uniform; matrices with
-    /// one over the root of their inputs, and those that add to the residual stream with that over the root of twice the
-    /// layers; gains are 1.
+    /// Embedding and head have a standard deviation of 0.02, so that the first distribution is nearly uniform. Matrices
+    /// have one over the root of their inputs, divided by the root of twice the number of layers if they add to the
+    /// residual stream. Gains are 1.
     ///
     /// # Errors
-    /// [`ModelError::BadConfig`] when `config` cannot be a model.
+    /// [`ModelError::BadConfig`] when `config` is invalid.
     pub fn random(config: DecoderConfig, seed: u64) -> Result<Self, ModelError> {
         config.validate()?;
         let values = initial::values(&config, seed).into_iter();
@@ -114,12 +114,12 @@ impl Decoder {
         Self::from_loaded(config, original, loaded.collect())
     }
 
-    /// Writes `config.json` and `model.safetensors` into an existing directory, as transformers reads them: under the names
-    /// of the checkpoint it was read from, in the precision of each tensor there, with the same configuration.
+    /// Writes `config.json` and `model.safetensors` for transformers into an existing directory, with the tensor names,
+    /// the precision of each tensor and the configuration of the checkpoint that the model was read from.
     ///
-    /// Weights that were read as BF16 or F16 are rounded to it again; what training added below that is lost. The
-    /// checkpoints of [`CandleLearner`](crate::CandleLearner) keep F32. Adapters are written as a part of the matrices that they
-    /// are added to; [`Self::save_adapter`] writes them alone.
+    /// Weights that were read as BF16 or F16 are rounded to it again, which loses smaller changes of training. The
+    /// checkpoints of [`CandleLearner`](crate::CandleLearner) keep F32. Adapters are merged into their matrices;
+    /// [`Self::save_adapter`] writes them alone.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -128,7 +128,7 @@ impl Decoder {
         self.write(directory, &self.original, |parameter| parameter.precision, &meter)
     }
 
-    /// The same in F32, so that training can go on where it was.
+    /// Like [`Self::save`], but in F32, so that training can continue exactly.
     pub(crate) fn save_exactly(&self, directory: &Path, meter: &Meter) -> Result<(), ModelError> {
         let config = with_dtype(self.original.clone(), "float32");
         self.write(directory, &config, |_| Precision::Single, meter)
@@ -156,15 +156,15 @@ impl Decoder {
         checkpoint::write_json(&directory.join(CONFIG), config)
     }
 
-    /// The same model computed by other operations. Away from the processor there are only those of [`Kernels::Plain`], and
-    /// asking for others there changes nothing.
+    /// Selects the operations that compute the model. On other devices than the CPU there is only [`Kernels::Plain`],
+    /// and the selection has no effect.
     #[must_use]
     pub fn with_kernels(self, kernels: Kernels) -> Self {
         Self { kernels: kernels_on(&self.place, kernels), ..self }
     }
 
-    /// The same model with its weights on a device, which computes what is asked of it from then on: scores, training, and the
-    /// draws of its policies. Away from the processor it is computed by [`Kernels::Plain`], whatever it was before.
+    /// Moves the weights to a device, which from then on computes scores, training, and sampling of the model's
+    /// policies. On other devices than the CPU, [`Kernels::Plain`] computes the model, whatever was selected before.
     ///
     /// ```
     /// use turnwise_candle::{Decoder, DecoderConfig, Device};
@@ -175,13 +175,13 @@ impl Decoder {
     /// ```
     ///
     /// # Errors
-    /// [`ModelError::NoDevice`] when there is no such device, or this program was built without the feature for it.
+    /// [`ModelError::NoDevice`] when the device does not exist, or this program was built without the feature for it.
     pub fn with_device(self, device: Device) -> Result<Self, ModelError> {
         let place = device.open().map_err(|reason| ModelError::NoDevice { device, reason })?;
         self.moved(place)
     }
 
-    /// The same with its weights there. What is there already stays as it is.
+    /// Moves the weights to a place. Weights that are already there are not copied.
     pub(crate) fn moved(mut self, place: Place) -> Result<Self, ModelError> {
         if place.same_device(&self.place) {
             return Ok(self);
@@ -193,10 +193,10 @@ impl Decoder {
         Ok(Self { kernels: kernels_on(&place, self.kernels), place, ..self })
     }
 
-    /// The same model multiplied in another precision.
+    /// Selects the precision of products.
     ///
     /// # Errors
-    /// When its operations have only f32.
+    /// When the model's operations support only f32.
     pub(crate) fn with_precision(self, precision: ComputePrecision) -> Result<Self, ModelError> {
         if precision != ComputePrecision::F32 && self.kernels != Kernels::Plain {
             let reason = "a compute precision of bf16 needs the tensor library's operations (Kernels::Plain); those for \
@@ -206,30 +206,31 @@ impl Decoder {
         Ok(Self { precision, ..self })
     }
 
-    /// Where the weights are.
+    /// Returns the device of the weights.
     #[must_use]
     pub fn device(&self) -> Device {
         Device::of(&self.place)
     }
 
-    /// The sizes.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &DecoderConfig {
         &self.config
     }
 
-    /// How many numbers it has; a tied embedding counts once.
+    /// Returns the number of parameters; a tied embedding counts once.
     #[must_use]
     pub fn n_parameters(&self) -> usize {
         self.parameters.iter().map(|parameter| parameter.spec.len()).sum()
     }
 
-    /// Shows each tensor of the checkpoint in turn: its name in Hugging Face's files, its shape, and its numbers row by row.
-    /// Experts come one by one, as they lie in files; a tied head does not come again, and adapters are in the matrices they
-    /// are added to.
+    /// Calls `visit` with each tensor of the checkpoint: its name in Hugging Face's files, its shape, and its numbers
+    /// in row-major order. Experts come one by one, as in files; a tied head is left out, and adapters are merged into
+    /// their matrices.
     ///
     /// # Errors
-    /// The first one of `visit`, [`ModelError::NotFinite`] for a number that is NaN or infinite, or that weights cannot be read.
+    /// The first error of `visit`, [`ModelError::NotFinite`] for a number that is NaN or infinite, or an error of
+    /// reading the weights.
     pub fn for_each_tensor<E: From<ModelError>>(
         &self,
         mut visit: impl FnMut(&str, &[usize], &[f32]) -> Result<(), E>,
@@ -251,25 +252,25 @@ impl Decoder {
         })?
     }
 
-    /// How many of them train: all, or those of its adapters.
+    /// Returns the number of trainable parameters: all, or those of the adapters.
     #[must_use]
     pub fn n_trainable(&self) -> usize {
         self.trainable().map(|parameter| parameter.spec.len()).sum()
     }
 
-    /// Its adapters, if it has any.
+    /// Returns the settings of the adapters, if the model has any.
     #[must_use]
     pub fn lora(&self) -> Option<&LoraSettings> {
         self.lora.as_ref()
     }
 
-    /// Where it was read from; `None` for a model made here.
+    /// Returns the directory that the model was read from; `None` for a model created here.
     pub(crate) fn directory(&self) -> Option<&Path> {
         self.directory.as_deref()
     }
 
-    /// Log-probabilities at temperature 1: entry `t` of a sequence is that of `ids[t + 1]` given `ids[..=t]`, in nats.
-    /// A sequence of one token or none has none.
+    /// Returns log-probabilities at temperature 1: entry `t` of a sequence is that of `ids[t + 1]` given `ids[..=t]`,
+    /// in nats. The result of a sequence with fewer than two tokens is empty.
     ///
     /// # Errors
     /// [`ModelError::BadToken`] for a token beyond the vocabulary, [`ModelError::TooLong`] for a sequence beyond the
@@ -284,7 +285,7 @@ impl Decoder {
         })
     }
 
-    /// Entropies of the distributions at temperature 1 that [`Self::score`] is about, in nats.
+    /// Returns the entropies, in nats, of the distributions that [`Self::score`] reads from.
     ///
     /// # Errors
     /// As [`Self::score`].
@@ -300,7 +301,7 @@ impl Decoder {
         })
     }
 
-    /// A list for each sequence, from forward passes over some of them at a time.
+    /// Returns a list for each sequence, from forward passes over limited batches.
     fn in_batches(
         &self,
         ids: &[Vec<u32>],
@@ -323,7 +324,7 @@ impl Decoder {
         Ok(lists)
     }
 
-    /// Logits at temperature 1: row `t` is about the token after `ids[..=t]`. A row per token, as wide as the vocabulary.
+    /// Returns logits at temperature 1: row `t` predicts the token after `ids[..=t]`. `[tokens, vocabulary]`
     ///
     /// # Errors
     /// As [`Self::score`].
@@ -337,9 +338,9 @@ impl Decoder {
         Ok(logits.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
 
-    /// How unevenly the experts are used by the tokens of these sequences: `E sum_e f_e P_e`, with `f_e` the share of
-    /// tokens that use expert `e` and `P_e` its mean probability, over all layers with experts. It is the number of experts
-    /// for each token when all are used alike. `None` for a model without experts.
+    /// Returns the load-balancing loss of the experts on these sequences: `E sum_e f_e P_e`, with `f_e` the share of
+    /// tokens that use expert `e` and `P_e` its mean probability, over all layers with experts. For a uniform use it is
+    /// the number of experts per token. Returns `None` for a model without experts.
     ///
     /// # Errors
     /// As [`Self::score`].
@@ -402,7 +403,7 @@ impl Decoder {
         })
     }
 
-    /// The same model with other parameters, made of its own.
+    /// Rebuilds the model with other parameters, derived from its own.
     pub(crate) fn rearranged(
         self,
         lora: Option<LoraSettings>,
@@ -412,15 +413,15 @@ impl Decoder {
         Ok(Self { parameters, lora, ..self })
     }
 
-    /// The same model with weights of its own, which no optimiser moves. What does not train is shared.
+    /// Copies the model with trainable weights of its own, which no optimiser changes. Frozen weights are shared.
     pub(crate) fn frozen_copy(&self) -> Result<Self, ModelError> {
         let copies =
             self.trainable().map(|parameter| Var::from_tensor(&parameter.var.as_detached_tensor()));
         Ok(self.sharing(copies.collect::<candle_core::Result<_>>()?))
     }
 
-    /// A model that shares with this one what does not train, and has these values in the place of what does, in the order of
-    /// the parameters.
+    /// Returns a model that shares frozen weights with this one and has these values for the trainable ones, in the
+    /// order of the parameters.
     pub(crate) fn beside(&self, trained: Vec<Vec<f32>>) -> Result<Self, ModelError> {
         let vars = trained.into_iter().zip(self.trainable()).map(|(values, parameter)| {
             Var::from_vec(values, parameter.spec.shape.clone(), &self.place)
@@ -428,7 +429,7 @@ impl Decoder {
         Ok(self.sharing(vars.collect::<candle_core::Result<_>>()?))
     }
 
-    /// The same with variables for what trains.
+    /// Returns a model that shares frozen weights and has these variables for the trainable ones.
     fn sharing(&self, trained: Vec<Var>) -> Self {
         let mut trained = trained.into_iter();
         let parameters = self.parameters.iter().map(|parameter| {
@@ -451,7 +452,7 @@ impl Decoder {
         }
     }
 
-    /// Takes the weights of another model of the same parameters, which are where this one's are.
+    /// Takes the weights of another model with the same parameters on the same device.
     pub(crate) fn take_weights(&mut self, other: Self) {
         for (own, other) in self.parameters.iter_mut().zip(other.parameters) {
             own.var = other.var;
@@ -470,7 +471,7 @@ impl Decoder {
         self.precision
     }
 
-    /// Where the weights are, as the tensor library knows it.
+    /// Returns the place of the weights, as a device of the tensor library.
     pub(crate) fn place(&self) -> &Place {
         &self.place
     }
@@ -479,8 +480,8 @@ impl Decoder {
         &self.pool
     }
 
-    /// A copy for inference where the weights are, with adapters in the matrices they are added to: laid out for the processor
-    /// there, and as tensors elsewhere.
+    /// Copies the weights for inference on their device, with merged adapters: packed into panels on the CPU, as
+    /// tensors elsewhere.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, ModelError> {
         if self.place.is_cpu() {
             return Ok(Snapshot::Panels(self.weights()?));
@@ -488,7 +489,7 @@ impl Decoder {
         Ok(Snapshot::Tensors(self.tensor_weights()?))
     }
 
-    /// The same without a second copy: on the processor each part of the model goes when it has been laid out.
+    /// Like [`Self::snapshot`], but consumes the model; on the CPU, each layer is freed after it is packed.
     pub(crate) fn into_snapshot(self) -> Result<Snapshot, ModelError> {
         let Self { config, parameters, lora, rope, place, precision, .. } = self;
         let tensors = parameters.into_iter().map(|parameter| parameter.var.into_inner().detach());
@@ -500,23 +501,23 @@ impl Decoder {
         })
     }
 
-    /// A copy as tensors where the weights are, in the precision that products have.
+    /// Copies the weights as tensors on their device, in the precision of products.
     pub(crate) fn tensor_weights(&self) -> Result<TensorWeights, ModelError> {
         let network = self.detached().try_map(&mut |tensor| tensor.force_contiguous())?;
         Ok(TensorWeights::new(&self.config, self.rope.clone(), network, self.precision)?)
     }
 
-    /// A copy laid out for inference on the processor.
+    /// Copies the weights into panels for inference on the CPU.
     pub(crate) fn weights(&self) -> Result<Weights, ModelError> {
         Ok(Weights::new(&self.config, self.rope.clone(), self.detached())?)
     }
 
-    /// Puts values in the order of the parameters in their places.
+    /// Arranges values in the order of the parameters into the network.
     pub(crate) fn arrange<T>(&self, values: impl IntoIterator<Item = T>) -> Network<T> {
         Network::arrange(&self.config, self.lora.as_ref(), values)
     }
 
-    /// Shows the numbers of every parameter in its order, each with the adapter that is added to it.
+    /// Calls a function with the numbers of every parameter in order, each with its adapter.
     pub(crate) fn with_linears<R>(
         &self,
         see: impl FnOnce(&[Linear<&[f32]>]) -> R,
@@ -537,7 +538,7 @@ impl Decoder {
         &self.parameters
     }
 
-    /// Those that training moves, in their order.
+    /// Iterates over the trainable parameters in order.
     pub(crate) fn trainable(&self) -> impl Iterator<Item = &Parameter> {
         self.parameters.iter().filter(|parameter| parameter.trainable)
     }
@@ -546,19 +547,19 @@ impl Decoder {
         self.trainable().map(|parameter| parameter.spec.clone()).collect()
     }
 
-    /// The weights with a graph: what is computed from those that train can be differentiated.
+    /// Returns the weights with a graph, so that results of trainable weights can be differentiated.
     pub(crate) fn tracked(&self) -> Network<Tensor> {
         self.arrange(self.parameters.iter().map(|Parameter { var, trainable, .. }| {
             if *trainable { var.as_tensor().clone() } else { var.as_detached_tensor() }
         }))
     }
 
-    /// The same weights without a graph.
+    /// Returns the weights without a graph.
     pub(crate) fn detached(&self) -> Network<Tensor> {
         self.arrange(self.parameters.iter().map(|parameter| parameter.var.as_detached_tensor()))
     }
 
-    /// Copies of the weights, in the order of [`specs`].
+    /// Copies the weights, in the order of [`specs`].
     #[cfg(test)]
     pub(crate) fn values(&self) -> Result<Vec<Vec<f32>>, ModelError> {
         let copies =
@@ -577,7 +578,7 @@ impl Decoder {
     }
 }
 
-/// The operations that a model is computed by at a place, when it was asked for some.
+/// Returns the operations that compute a model at a place, given a selection.
 fn kernels_on(place: &Place, kernels: Kernels) -> Kernels {
     if !place.is_cpu() && kernels != Kernels::Plain {
         tracing::info!(device = %Device::of(place), "computed by the tensor library's operations (Kernels::Plain)");
@@ -586,7 +587,7 @@ fn kernels_on(place: &Place, kernels: Kernels) -> Kernels {
     kernels
 }
 
-/// What the weights say of the width of a head.
+/// Derives the width of a head from the weights.
 fn head_width(tensors: &Tensors) -> Option<usize> {
     tensors.shape("model.layers.0.self_attn.k_norm.weight")?.first().copied()
 }

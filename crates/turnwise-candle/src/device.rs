@@ -1,4 +1,4 @@
-//! Where a model's numbers are.
+//! The device of a model.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,24 +7,25 @@ use candle_core::DeviceLocation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What computes a model. In settings `cpu`, `cuda` for the first graphics processor, or `cuda:1` for the second.
+/// The device that computes a model: in settings `cpu`, `cuda` for the first GPU, or `cuda:1` for the second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 #[non_exhaustive]
 pub enum Device {
-    /// The processor.
+    /// The CPU.
     #[default]
     Cpu,
-    /// The NVIDIA graphics processor of this number, from 0. Needs a build with the feature `cuda`.
+    /// The NVIDIA GPU of this index, from 0. Needs the feature `cuda`.
     Cuda(usize),
 }
 
 impl Device {
-    /// Opens the device in the tensor library. Each call makes another, whose tensors do not mix with those of earlier ones.
+    /// Opens the device in the tensor library. Each call creates a new one, whose tensors do not mix with those of
+    /// earlier ones.
     ///
     /// # Errors
-    /// Why there is no such device.
+    /// The reason when the device does not exist.
     pub(crate) fn open(self) -> Result<candle_core::Device, String> {
         match self {
             Self::Cpu => Ok(candle_core::Device::Cpu),
@@ -42,7 +43,7 @@ impl Device {
     pub(crate) fn of(device: &candle_core::Device) -> Self {
         match device.location() {
             DeviceLocation::Cuda { gpu_id } => Self::Cuda(gpu_id),
-            // No other can be asked for.
+            // No other place can be created.
             _ => Self::Cpu,
         }
     }

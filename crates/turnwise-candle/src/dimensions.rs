@@ -20,23 +20,23 @@ impl Heads {
         Self { n_heads, n_kv_heads, head_dim }
     }
 
-    /// Query heads that share a key head.
+    /// Returns the number of query heads that share a key head.
     pub(crate) fn group(self) -> usize {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Numbers of a token's queries, keys and values together.
+    /// Returns the width of a token's queries, keys and values together.
     pub(crate) fn width(self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
 
-    /// What scores are multiplied by: one over the root of the head's width.
+    /// Returns the factor of attention scores: one over the root of the head's width.
     pub(crate) fn scale(self) -> f32 {
         (1.0 / (self.head_dim as f64).sqrt()) as f32
     }
 }
 
-/// Sizes and rotary positions of a model.
+/// Sizes and rotary position embedding of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Dimensions {
     pub(crate) hidden_size: usize,

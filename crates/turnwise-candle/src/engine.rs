@@ -1,16 +1,17 @@
-//! The inference engine: no tensors, no graph, threads of its own.
+//! The inference engine: it has no graph and runs on threads of its own.
 //!
 //! # What a result depends on
 //!
-//! A token's logits depend on the tokens before it and on the weights, to the last bit: not on who else is in the batch, on how
-//! a prompt was cut into steps, on how many threads there are, or on whether keys and values were computed for this request,
-//! for an earlier turn or for somebody else. Every element of a product is one sum in one order ([`tile`](turnwise_kernels::tile)), pages
-//! of keys and values begin at fixed positions, and norms and rotations belong to one token each.
+//! A token's logits depend on the tokens before it and on the weights, to the last bit. They do not depend on other
+//! requests in the batch, on how a prompt was divided into steps, on the number of threads, or on whether keys and
+//! values were computed for this request, for an earlier turn or for another session. Every element of a product is one
+//! sum in one order ([`tile`](turnwise_kernels::tile)), pages of keys and values begin at fixed positions, and norms
+//! and rotations concern single tokens.
 //!
-//! # Who does what
+//! # Modules
 //!
-//! [`EngineScheduler`] decides which tokens a step computes; [`tree::Tree`] knows which page holds what; a [`compute::Compute`] owns
-//! the pages and does the arithmetic. The first two know no device.
+//! [`EngineScheduler`] decides which tokens a step computes; [`tree::Tree`] knows the content of each page; a
+//! [`compute::Compute`] owns the pages and does the arithmetic. The first two are independent of the device.
 
 mod attention;
 mod compute;
@@ -36,29 +37,29 @@ pub(crate) use slot::Job;
 
 use crate::DecoderConfig;
 
-/// What happens to the keys and values of a request when weights change in the middle of it.
+/// What happens to the KV cache of a running request when the weights change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KvOnUpdate {
-    /// They are computed again, so that each token is drawn from a distribution of one version.
+    /// It is recomputed, so that each token is sampled from a distribution of one version.
     #[default]
     Recompute,
-    /// They stay until the request is answered. Faster, but the log-probabilities then belong to no single version;
-    /// `kv_version` of the tokens says so.
+    /// It stays until the request is answered. This is faster, but log-probabilities then belong to no single version;
+    /// `kv_version` of the tokens records it.
     Keep,
 }
 
-/// What an engine computes with.
+/// The implementation that an engine computes with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineCompute {
-    /// Buffers for a model on the processor, and tensors for one elsewhere.
+    /// Buffers for a model on the CPU, tensors for one elsewhere.
     #[default]
     Auto,
-    /// Raw buffers and the processor's vectors, wherever the model is trained.
+    /// Raw buffers and the CPU's vector units, wherever the model is trained.
     Buffers,
-    /// The tensor library, where the model is. The same up to rounding, many times slower on the processor, and without the
-    /// promise of equal bits whatever runs beside a request. Products are in the precision that the model is trained in.
+    /// The tensor library, on the model's device. Results agree up to rounding; it is many times slower on the CPU, and
+    /// bits may depend on the other requests. Products have the precision that the model is trained in.
     Tensors,
 }
 
@@ -66,25 +67,25 @@ pub enum EngineCompute {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
-    /// How many requests are served side by side; more wait.
+    /// The most requests that are served at the same time; others wait.
     pub max_batch: usize,
-    /// How many tokens are computed in one step, prompts included; at least one for each request that is drawing.
+    /// The most tokens of one step, prompts included; every decoding request gets at least one.
     pub max_step_tokens: usize,
-    /// How much memory keys and values may take, what is shared counted once. Those that no request reads are given up when
-    /// others need the room, least recently used first; when that is not enough, requests that came last wait and are computed
-    /// again.
+    /// The most memory of the KV cache, with shared pages counted once. When room is needed, pages that no request
+    /// reads are evicted, least recently used first; if that is not enough, the latest requests wait and are
+    /// recomputed.
     pub max_kv_bytes: u64,
-    /// What happens to keys and values in mid-request.
+    /// What happens to the KV cache of running requests when weights change.
     pub kv_on_update: KvOnUpdate,
-    /// What computes.
+    /// The implementation.
     pub compute: EngineCompute,
-    /// How many threads compute, the engine's own among them; 0 means one for each processor. They wait awake for a few tenths
-    /// of a millisecond and sleep when there is nothing to do.
+    /// The number of compute threads, the engine's own included; 0 means one per processor. They wait actively for a
+    /// few tenths of a millisecond and sleep when idle.
     pub threads: usize,
 }
 
 impl Default for EngineSettings {
-    /// For models of up to a billion parameters on one machine.
+    /// Returns settings for models of up to a billion parameters on one machine.
     fn default() -> Self {
         Self {
             max_batch: 256,
@@ -97,35 +98,34 @@ impl Default for EngineSettings {
     }
 }
 
-/// What an engine has done since it started.
+/// Statistics of an engine since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineStats {
-    /// Steps computed: each reads all weights once.
+    /// Steps computed; each reads all weights once.
     pub steps: u64,
-    /// Tokens drawn.
+    /// Tokens sampled.
     pub drawn: u64,
-    /// Tokens whose keys and values were computed, in prompts and in answers.
+    /// Tokens whose keys and values were computed, in prompts and answers.
     pub computed: u64,
-    /// Tokens of prompts whose keys and values did not have to be: they were there from an earlier turn, or another request
-    /// computed them.
+    /// Prompt tokens whose keys and values were reused from an earlier turn or another request.
     pub reused: u64,
-    /// Tokens whose keys and values were given up to make room.
+    /// Tokens whose keys and values were evicted.
     pub evicted: u64,
-    /// How often a request had to give up its keys and values and wait.
+    /// How often a request lost its pages and had to wait.
     pub paused: u64,
-    /// Tokens whose keys and values are held now.
+    /// Tokens whose keys and values are in memory now.
     pub kv_tokens: u64,
-    /// Memory of the pages that hold them, in bytes.
+    /// Memory of their pages, in bytes.
     pub kv_bytes: u64,
-    /// The most that there ever was.
+    /// The largest value of `kv_bytes` so far.
     pub kv_bytes_peak: u64,
-    /// Where the time went.
+    /// Time by kind of work.
     pub seconds: EngineSeconds,
 }
 
 impl EngineStats {
-    /// What was done since an earlier look. What is held, and its peak, is what it is now.
+    /// Returns the difference to earlier statistics. Memory and its peak keep their current values.
     #[must_use]
     pub fn since(self, earlier: &Self) -> Self {
         Self {
@@ -141,7 +141,7 @@ impl EngineStats {
     }
 }
 
-/// [`EngineStats`] as they are counted.
+/// Counters of [`EngineStats`].
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     steps: AtomicU64,
@@ -180,7 +180,7 @@ impl Counters {
     }
 }
 
-/// Memory of a page of keys and values.
+/// Returns the memory of a page of keys and values.
 pub(crate) fn page_bytes(config: &DecoderConfig) -> u64 {
     PageLayout::new(config).bytes()
 }

@@ -4,65 +4,65 @@ use std::{fmt, io};
 
 use crate::Device;
 
-/// Why a model cannot be loaded, stored or run.
+/// An error of loading, storing or running a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// A model is not where it was looked for.
+    /// The model was not found.
     #[error("find the model {}: {help}", model.display())]
     NotFound {
         /// A directory, or a name on the Hugging Face Hub.
         model: PathBuf,
-        /// Where it was looked for, and what to do.
+        /// Where it was searched for, and what to do.
         help: String,
     },
-    /// A device that is not there, or that this program was not built for.
+    /// The device does not exist, or this program was built without support for it.
     #[error("use the device {device}: {reason}")]
     NoDevice {
-        /// What was asked for.
+        /// The requested device.
         device: Device,
-        /// Why it cannot be used, and what to do.
+        /// The reason, and what to do.
         reason: String,
     },
-    /// Settings that do not go together.
+    /// Settings that contradict each other.
     #[error("compute as asked: {0}")]
     Settings(String),
-    /// A file or directory cannot be read.
+    /// A file or directory that cannot be read.
     #[error("read {}", path.display())]
     Read {
         /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A file cannot be written.
+    /// A file that cannot be written.
     #[error("write {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A file is not what its name says: cut short, not JSON, a name that leaves its directory.
+    /// A malformed file: cut short, not JSON, or with a name outside its directory.
     #[error("parse {}: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// A model that this crate does not compute. Says what it does.
+    /// A model that this crate does not support; the text says what it supports.
     #[error("support the model: {0}")]
     Unsupported(String),
-    /// Sizes that cannot be a model.
+    /// Invalid sizes.
     #[error("use the model's configuration: {0}")]
     BadConfig(String),
-    /// Adapters that a model cannot have.
+    /// Adapters that the model cannot have.
     #[error("adapt the model: {0}")]
     BadAdapter(String),
-    /// The tensors of a checkpoint are not those of its configuration.
+    /// Tensors of a checkpoint that do not match its configuration.
     #[error("fit the checkpoint {} to its configuration:{}", directory.display(), describe(problems))]
     Mismatch {
         /// The checkpoint.
@@ -70,12 +70,12 @@ pub enum ModelError {
         /// One entry per tensor, with its name and shapes.
         problems: Vec<String>,
     },
-    /// A number that is NaN or infinite, in weights or in what is computed from them.
+    /// A number that is NaN or infinite, in weights or in results.
     #[error("{action}: {reason}")]
     NotFinite {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
-        /// The tensor with the first such number and its place.
+        /// The tensor with the first such number, and its index.
         reason: String,
     },
     /// A token that is not in the vocabulary.
@@ -83,41 +83,41 @@ pub enum ModelError {
         "score sequence {sequence}: token {id} at position {position} is beyond the vocabulary of {vocab_size}"
     )]
     BadToken {
-        /// Which sequence, from 0.
+        /// The index of the sequence.
         sequence: usize,
-        /// Where in it, from 0.
+        /// The position in the sequence, from 0.
         position: usize,
         /// The token.
         id: u32,
-        /// How many tokens the model knows.
+        /// The size of the vocabulary.
         vocab_size: usize,
     },
-    /// More tokens than the model has positions.
+    /// A sequence with more tokens than the model has positions.
     #[error(
         "score sequence {sequence}: {length} tokens are more than the model's {max_positions} positions"
     )]
     TooLong {
-        /// Which sequence, from 0.
+        /// The index of the sequence.
         sequence: usize,
-        /// How many tokens it has.
+        /// The number of its tokens.
         length: usize,
-        /// How many the model takes.
+        /// The number of the model's positions.
         max_positions: usize,
     },
-    /// The system starts no more threads.
+    /// Threads that the system does not start.
     #[error(
         "start the {count} threads of {purpose}; ask for fewer, or raise the system's limit (`ulimit -u`)"
     )]
     Threads {
-        /// How many there should be.
+        /// The requested number of threads.
         count: usize,
-        /// What they are for.
+        /// Their purpose.
         purpose: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The tensor library.
+    /// An error of the tensor library.
     #[error("compute with the model")]
     Compute(#[source] Box<dyn Error + Send + Sync>),
 }
@@ -152,7 +152,7 @@ impl From<candle_core::Error> for ModelError {
     }
 }
 
-/// Text from a file as an error repeats it: not more than a hundred characters of it.
+/// Shortens text from a file to at most a hundred characters.
 pub(crate) fn brief(text: impl fmt::Display) -> String {
     const LONGEST: usize = 100;
     let text = text.to_string();
@@ -162,7 +162,7 @@ pub(crate) fn brief(text: impl fmt::Display) -> String {
     }
 }
 
-/// All of them: one after the colon, several on lines of their own.
+/// Lists problems: a single one after the colon, several on lines of their own.
 fn describe(problems: &[String]) -> String {
     match problems {
         [one] => format!(" {one}"),

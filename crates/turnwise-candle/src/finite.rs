@@ -1,4 +1,4 @@
-//! Numbers that are NaN or infinite, and the weights that they come from.
+//! Detection of numbers that are NaN or infinite, and of the weights that cause them.
 
 use turnwise_kernels::math;
 use turnwise_kernels::vectorized;
@@ -8,7 +8,7 @@ use crate::layout::Spec;
 vectorized! {
     /// Returns whether every number is finite.
     pub(crate) fn all_finite(x: &[f32]) -> bool {
-        // A number that is not finite is not 0 when it is multiplied by 0.
+        // NaN and infinity times 0 are NaN.
         math::sum_of(x, |x| x * 0.0) == 0.0
     }
 }
@@ -34,7 +34,7 @@ pub(crate) fn describe(tensor: &str, shape: &[usize], index: usize, value: f32) 
     format!("{tensor} is {value} at {place:?} and must be finite")
 }
 
-/// Looks through weights for the one that makes results NaN or infinite.
+/// A search for the weight that makes results NaN or infinite.
 #[derive(Debug, Default)]
 pub(crate) struct Culprit {
     /// The first weight that is not finite.
@@ -44,7 +44,7 @@ pub(crate) struct Culprit {
 }
 
 impl Culprit {
-    /// Looks at a parameter.
+    /// Examines a parameter.
     pub(crate) fn look(&mut self, spec: &Spec, values: &[f32]) {
         if self.found.is_some() {
             return;

@@ -1,4 +1,4 @@
-//! Who is told of new weights besides the engines of this crate.
+//! Followers of a learner: functions that receive published weights.
 
 use std::error::Error;
 use std::fmt;
@@ -7,11 +7,11 @@ use turnwise_trajectory::PolicyVersion;
 
 use crate::Decoder;
 
-/// What is called with the weights of each publication.
+/// A function that is called with the weights of each publication.
 pub(crate) type Follower =
     Box<dyn FnMut(PolicyVersion, &Decoder) -> Result<(), Box<dyn Error + Send + Sync>> + Send>;
 
-/// The followers of a learner, in the order in which they came.
+/// The followers of a learner, in order of registration.
 #[derive(Default)]
 pub(crate) struct Followers(Vec<Follower>);
 
@@ -20,7 +20,7 @@ impl Followers {
         self.0.push(follower);
     }
 
-    /// Tells all of them, until one refuses.
+    /// Calls all followers, until one returns an error.
     pub(crate) fn tell(
         &mut self,
         version: PolicyVersion,

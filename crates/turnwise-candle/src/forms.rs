@@ -1,4 +1,4 @@
-//! Models in forms that are not read here, and what to do with them.
+//! Models in unsupported formats, with advice.
 
 use std::path::Path;
 use std::{fs, io};
@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::checkpoint::{CONFIG, WEIGHTS, has_weights, read_object};
 use crate::error::brief;
 
-/// Explains what a directory holds in the place of weights, or of any file of a model; `None` when it has weights, or nothing that is
-/// known.
+/// Explains what a directory contains instead of weights or other files of a model; `None` if it has weights, or
+/// nothing known.
 pub(crate) fn in_directory(directory: &Path) -> Option<String> {
     let names = match names(directory) {
         Ok(names) => names,
@@ -39,8 +39,7 @@ fn names(directory: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Explains a file of a model that only stands for it: a link that leads nowhere, as an incomplete download leaves, or what Git has in
-/// the place of a large file.
+/// Explains a placeholder of a model file: a dangling link, as an incomplete download leaves, or a pointer of Git LFS.
 fn stand_in(directory: &Path, names: &[String]) -> Option<String> {
     let is_one_file = directory.join(WEIGHTS).is_file();
     let is_read = |name: &str| {
@@ -76,7 +75,7 @@ fn is_pointer(path: &Path) -> bool {
     fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"version https://git-lfs.github.com/"))
 }
 
-/// Explains a file that was named in the place of a directory.
+/// Explains a path to a file where a directory is expected.
 pub(crate) fn of_file(path: &Path) -> String {
     let name =
         path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -89,18 +88,18 @@ pub(crate) fn of_file(path: &Path) -> String {
     }
 }
 
-/// What a file is by its name.
+/// The format of a file, according to its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FileKind {
-    /// Of PEFT.
+    /// A PEFT adapter.
     Adapter,
-    /// Of `PyTorch`.
+    /// A `PyTorch` pickle.
     Pickle,
-    /// Of `llama.cpp`.
+    /// A `llama.cpp` file.
     Gguf,
-    /// Of TensorFlow, Flax or ONNX.
+    /// A TensorFlow, Flax or ONNX file.
     Other,
-    /// Safetensors under a name that says nothing.
+    /// Safetensors with an unknown name.
     Weights,
 }
 
@@ -159,7 +158,7 @@ impl FileKind {
     }
 }
 
-/// The model that an adapter belongs to, as far as it says.
+/// Describes the base model of an adapter, as far as the adapter says.
 fn base_of(directory: &Path) -> String {
     let json = read_object(&directory.join("adapter_config.json")).unwrap_or_default();
     match json.get("base_model_name_or_path").and_then(Value::as_str) {
@@ -172,7 +171,7 @@ fn base_of(directory: &Path) -> String {
 mod tests {
     use super::*;
 
-    /// Names and contents.
+    /// Names and contents of files.
     type Files = &'static [(&'static str, &'static str)];
 
     const ADAPTER: &str =
@@ -213,7 +212,7 @@ mod tests {
             let said = with(files).unwrap();
             assert!(said.contains(expected) && said.contains(advice), "{said}");
         }
-        // Weights that can be read are what counts.
+        // Readable weights have precedence.
         let whole: &[(&str, &str)] = &[("model.safetensors", ""), ("pytorch_model.bin", "")];
         assert_eq!(with(whole), None);
         assert_eq!(with(&[("notes.txt", ""), ("training_args.bin", "")]), None);
@@ -230,7 +229,7 @@ mod tests {
             let said = with(&[("config.json", "{}"), (name, POINTER)]).unwrap();
             assert!(said.starts_with(&format!("{name} is a pointer of Git LFS")), "{said}");
         }
-        // Nothing reads these.
+        // Files that nothing reads.
         let aside: &[(&str, &str)] = &[
             ("model.safetensors", ""),
             ("model-00001-of-00002.safetensors", POINTER),

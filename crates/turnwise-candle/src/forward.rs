@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 use crate::layout::{FeedForward, Layer, Network};
 use crate::ops::Ops;
 
-/// Which operations a model is trained and scored with. Both can be differentiated, and give the same to rounding.
+/// The operations that a model is trained and scored with. Both sets are differentiable and agree up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kernels {
-    /// The tensor library's own: the reference, several times slower.
+    /// The tensor library's operations: the reference, several times slower.
     Plain,
-    /// Ours: fewer passes over memory, no padding, no logits held, memory used again.
+    /// Fused operations of this crate: fewer passes over memory, no padding, no full logits, reused buffers.
     #[default]
     Fused,
 }
 
-/// The residual stream behind the last layer, before its norm. `[N, D]`
+/// Computes the residual stream after the last layer, before its norm. `[N, D]`
 pub(crate) fn hidden<O: Ops>(ops: &mut O, network: &Network<O::Weight>) -> Result<O::Value> {
     let mut x = ops.embed(&network.embedding)?;
     for (index, layer) in network.layers.iter().enumerate() {
@@ -26,7 +26,7 @@ pub(crate) fn hidden<O: Ops>(ops: &mut O, network: &Network<O::Weight>) -> Resul
     Ok(x)
 }
 
-/// The batch's predictions. Most tokens of a conversation are context: only those that predict a target need logits.
+/// Computes the batch's predictions. Most tokens of a conversation are context: only those before a target need logits.
 pub(crate) fn predict<O: Ops>(
     ops: &mut O,
     network: &Network<O::Weight>,
@@ -37,7 +37,7 @@ pub(crate) fn predict<O: Ops>(
     ops.predict(&normed, network.output_head())
 }
 
-/// One layer: attention and a feed-forward half, each added to the residual stream.
+/// Computes one layer: attention and a feed-forward half, each added to the residual stream.
 pub(crate) fn layer<O: Ops>(
     ops: &mut O,
     layer: &Layer<O::Weight>,

@@ -1,7 +1,7 @@
-//! The model's operations on plain numbers, forward and backward, each in as few passes over memory as it takes.
+//! Fused operations on plain buffers, forward and backward, each with as few passes over memory as possible.
 //!
-//! What they compute is that of [`plain`](crate::plain); results and gradients are compared in the tests, and gradients with
-//! finite differences. Work is cut in pieces of a fixed size, so that a sum does not depend on the number of threads.
+//! They compute the same as [`plain`](crate::plain); tests compare results and gradients, and gradients with finite
+//! differences. Work is divided into pieces of a fixed size, so that sums do not depend on the number of threads.
 
 pub(crate) mod attention;
 pub(crate) mod experts;
@@ -12,5 +12,5 @@ pub(crate) mod rms_norm;
 pub(crate) mod sum;
 pub(crate) mod swiglu;
 
-/// Rows that one thread takes at a time.
+/// The rows that one thread takes at a time.
 pub(crate) const PIECE_ROWS: usize = 64;

@@ -1,4 +1,4 @@
-//! Gradients by the names of a checkpoint's tensors, to compare with other implementations.
+//! Gradients by tensor names of a checkpoint, for comparison with other implementations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::learner::STACK_BYTES;
 use crate::tape::{Keep, Loss};
 use crate::{Decoder, ModelError};
 
-/// A loss and where it leads.
+/// A loss and its gradient.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LikelihoodGradient {
     /// The mean negative log-likelihood, in nats.
@@ -19,8 +19,8 @@ pub struct LikelihoodGradient {
 }
 
 impl Decoder {
-    /// The mean negative log-likelihood of a sequence's tokens after the first, and its gradient. `None` for a sequence of
-    /// one token or none.
+    /// Computes the mean negative log-likelihood of a sequence's tokens after the first, and its gradient. Returns
+    /// `None` for a sequence with fewer than two tokens.
     ///
     /// # Errors
     /// As [`Self::score`].
@@ -32,7 +32,7 @@ impl Decoder {
         if ids.len() < 2 {
             return Ok(None);
         }
-        // A backward pass recurses deeply.
+        // A backward pass recurses deeply and needs a large stack.
         thread::scope(|scope| {
             let work = thread::Builder::new().stack_size(STACK_BYTES);
             let work = work.spawn_scoped(scope, || self.mean_gradient(ids));

@@ -1,4 +1,4 @@
-//! Models by name.
+//! Models by name, from the Hugging Face cache.
 
 #[cfg(feature = "hub")]
 mod download;
@@ -10,14 +10,14 @@ use std::path::{Component, Path, PathBuf};
 use crate::checkpoint::{CONFIG, is_whole};
 use crate::{ModelError, forms};
 
-/// Where a model is on this machine: a directory, or the name of a repository on the Hugging Face Hub (`owner/name`, or
-/// `owner/name@revision`) that was fetched before. With the feature `hub` it is fetched now if it was not.
+/// Finds a model on this machine: a directory, or the name of a repository on the Hugging Face Hub (`owner/name`, or
+/// `owner/name@revision`) in the cache. With the feature `hub`, a model that is not in the cache is downloaded.
 ///
 /// The cache is that of Hugging Face's own tools: `HF_HUB_CACHE`, `HF_HOME/hub` or `~/.cache/huggingface/hub`.
-/// `HF_HUB_OFFLINE=1` forbids fetching.
+/// `HF_HUB_OFFLINE=1` forbids downloads.
 ///
 /// # Errors
-/// [`ModelError::NotFound`] that says what to do, also for a directory or a file that holds a model in another form: a pickle,
+/// [`ModelError::NotFound`] with advice, also for a directory or a file that holds a model in another format: a pickle,
 /// GGUF, an adapter without its base.
 pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
     let not_found = |help: String| ModelError::NotFound { model: model.to_owned(), help };
@@ -61,7 +61,7 @@ fn fetch(_: &Repository) -> Result<PathBuf, String> {
     Err(", or build with the feature `hub`".to_owned())
 }
 
-/// A repository of the hub at one revision.
+/// A repository of the Hub at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Repository {
     owner: String,
@@ -73,7 +73,7 @@ impl Repository {
     fn parse(model: &Path) -> Option<Self> {
         let (owner, rest) = model.to_str()?.split_once('/')?;
         let (name, revision) = rest.split_once('@').unwrap_or((rest, "main"));
-        // None of them may lead out of the cache.
+        // A name must not lead out of the cache.
         let is_name = |part: &str| {
             let mut components = Path::new(part).components();
             matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
@@ -87,7 +87,7 @@ impl Repository {
         })
     }
 
-    /// Its directory in a cache, if all of the model is there.
+    /// Returns its directory in a cache, if the model is complete.
     fn snapshot(&self, cache: &Path) -> Option<PathBuf> {
         let folder = cache.join(format!("models--{}--{}", self.owner, self.name));
         let commit = fs::read_to_string(folder.join("refs").join(&self.revision));
@@ -116,7 +116,7 @@ fn cache() -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    /// A cache as `hf download` leaves it, with links into a store of files.
+    /// Fills a cache as `hf download` does, with links into a store of files.
     fn fill(cache: &Path, files: &[&str]) -> PathBuf {
         let folder = cache.join("models--small--model");
         let snapshot = folder.join("snapshots/0123abcd");
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn a_model_that_is_nowhere_says_what_to_do() {
         let failure = locate(Path::new("nobody-we-know/no-such-model@v2"));
-        // With the feature, what cannot be fetched says so too.
+        // With the feature, the message also says that the download failed.
         let failure = failure.unwrap_err().to_string();
         let help = "Fetch it with `hf download nobody-we-know/no-such-model --revision v2`";
         assert!(failure.contains(help), "{failure}");

@@ -1,4 +1,4 @@
-//! First values of a model that is made here, and of adapters.
+//! Initial values of new models and adapters.
 
 use std::f64::consts::TAU;
 
@@ -7,16 +7,16 @@ use turnwise_rollout::uniform_at;
 use crate::DecoderConfig;
 use crate::layout::{ParameterRole, Spec, specs};
 
-/// In the order of [`specs`].
+/// Returns the initial values in the order of [`specs`].
 pub(crate) fn values(config: &DecoderConfig, seed: u64) -> Vec<Vec<f32>> {
     let mut drawn = 0;
     specs(config, None).iter().map(|spec| first(spec, config, seed, &mut drawn)).collect()
 }
 
-/// Of one parameter; `drawn` counts the numbers that were drawn for those before.
+/// Returns the initial values of one parameter; `drawn` counts the random numbers of the parameters before it.
 ///
-/// The adapter's are those of PEFT: Kaiming's uniform distribution with a slope of the root of 5 ends at one over the root of
-/// the inputs (He et al., *Delving deep into rectifiers*, 2015, section 2.2).
+/// Adapters are initialised as in PEFT: Kaiming's uniform distribution with a slope of the root of 5 ends at one over
+/// the root of the inputs (He et al., *Delving deep into rectifiers*, 2015, section 2.2).
 pub(crate) fn first(spec: &Spec, config: &DecoderConfig, seed: u64, drawn: &mut u64) -> Vec<f32> {
     let mut draw = |distribution: fn(u64, u64) -> f64, width: f64| {
         let each = (0..spec.len()).map(|_| {
@@ -38,14 +38,14 @@ pub(crate) fn first(spec: &Spec, config: &DecoderConfig, seed: u64, drawn: &mut 
     }
 }
 
-/// Box and Muller, *A note on the generation of random normal deviates*, 1958.
+/// Returns a normally distributed number (Box and Muller, *A note on the generation of random normal deviates*, 1958).
 fn normal(seed: u64, index: u64) -> f64 {
     // 1 - u lies in (0, 1], where the logarithm is finite.
     let radius = (-2.0 * (1.0 - uniform_at(seed, 2 * index)).ln()).sqrt();
     radius * (TAU * uniform_at(seed, 2 * index + 1)).cos()
 }
 
-/// From -1 to 1.
+/// Returns a uniformly distributed number from -1 to 1.
 fn even(seed: u64, index: u64) -> f64 {
     2.0 * uniform_at(seed, index) - 1.0
 }

@@ -1,4 +1,4 @@
-//! Where each parameter of a model is.
+//! The structure of a model's parameters.
 
 mod specs;
 
@@ -10,7 +10,7 @@ use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Write, 
 
 use crate::{DecoderConfig, LoraSettings};
 
-/// One value per parameter, by its place in the model.
+/// One value per parameter of a model, by its role.
 #[derive(Clone, Debug)]
 pub(crate) struct Network<T> {
     pub(crate) embedding: T,
@@ -33,7 +33,7 @@ pub(crate) struct Layer<T> {
     pub(crate) feed_forward: FeedForward<T>,
 }
 
-/// A matrix, and what is added to its product.
+/// A matrix with its bias and adapter.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear<T> {
     pub(crate) weight: T,
@@ -41,7 +41,8 @@ pub(crate) struct Linear<T> {
     pub(crate) adapter: Option<Adapter<T>>,
 }
 
-/// Two thin matrices whose product is added to a matrix: `scale * up down` (Hu et al., *Low-rank adaptation*, 2021, section 4.1).
+/// Two low-rank matrices whose product is added to a matrix: `scale * up down` (Hu et al., *Low-rank adaptation*, 2021,
+/// section 4.1).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Adapter<T> {
     /// Called A in the paper. `[rank, in]`
@@ -53,19 +54,19 @@ pub(crate) struct Adapter<T> {
     pub(crate) scale: f32,
 }
 
-/// Gains of the norms of single heads.
+/// Gains of QK-norm.
 #[derive(Clone, Debug)]
 pub(crate) struct HeadNorms<T> {
     pub(crate) query: T,
     pub(crate) key: T,
 }
 
-/// The second half of a layer.
+/// The feed-forward half of a layer.
 #[derive(Clone, Debug)]
 pub(crate) enum FeedForward<T> {
-    /// The same for all tokens.
+    /// Dense: the same for all tokens.
     Dense(Mlp<T>),
-    /// A few experts for each token.
+    /// Mixture of experts: a few experts for each token.
     Mixture(Mixture<T>),
 }
 
@@ -77,7 +78,7 @@ pub(crate) struct Mlp<T> {
     pub(crate) down: Linear<T>,
 }
 
-/// Experts, and what chooses between them.
+/// Experts and their router.
 #[derive(Clone, Debug)]
 pub(crate) struct Mixture<T> {
     pub(crate) choice: Choice,
@@ -100,10 +101,10 @@ pub(crate) struct Choice {
 }
 
 impl<T> Network<T> {
-    /// Puts values that come in the order of [`specs`] in their places.
+    /// Arranges values that come in the order of [`specs`].
     ///
     /// # Panics
-    /// When there are too few.
+    /// When there are too few values.
     pub(crate) fn arrange(
         config: &DecoderConfig,
         lora: Option<&LoraSettings>,
@@ -114,7 +115,7 @@ impl<T> Network<T> {
             .map(&mut |_| values.next().expect("there is a value for every parameter"))
     }
 
-    /// Another value for each, in their fixed order: fields are evaluated as they are written.
+    /// Maps each value, in the fixed order: fields are evaluated in the order in which they are written.
     fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Network<U> {
         Network {
             embedding: f(self.embedding),
@@ -124,17 +125,17 @@ impl<T> Network<T> {
         }
     }
 
-    /// The matrices that may have an adapter: those of attention and of feed-forward halves without experts.
+    /// Iterates over the matrices that may have an adapter: those of attention and of dense feed-forward halves.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<T>> {
         self.layers.iter().flat_map(Layer::linears)
     }
 
-    /// The same to be changed.
+    /// Like [`Self::linears`], mutably.
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<T>> {
         self.layers.iter_mut().flat_map(Layer::linears_mut)
     }
 
-    /// Another value for each, unless one of them fails.
+    /// Maps each value, until one fails.
     pub(crate) fn try_map<U, E>(
         self,
         f: &mut impl FnMut(T) -> Result<U, E>,
@@ -153,14 +154,14 @@ impl<T> Network<T> {
         }
     }
 
-    /// What turns the last hidden state into logits.
+    /// Returns the output head.
     pub(crate) fn output_head(&self) -> &T {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 }
 
 impl<'a> Linear<&'a [f32]> {
-    /// The matrix with its adapter in it.
+    /// Returns the matrix with its adapter merged.
     pub(crate) fn merged(&self) -> Cow<'a, [f32]> {
         let Some(Adapter { down, up, rank, scale }) = self.adapter else {
             return Cow::Borrowed(self.weight);
@@ -195,7 +196,7 @@ impl<T> Layer<T> {
 }
 
 impl<T: Copy> Layer<T> {
-    /// Whether this is so of any of its parameters.
+    /// Returns whether any of its parameters satisfies a predicate.
     pub(crate) fn any(&self, is_so: impl Fn(T) -> bool) -> bool {
         let mut any = false;
         self.clone().map(&mut |value| any |= is_so(value));

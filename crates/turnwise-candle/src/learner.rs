@@ -16,16 +16,16 @@ use crate::shares::Shares;
 use crate::trainer::{LearnerSettings, LearnerState};
 use crate::{AdamW, CandlePolicy, Decoder, EngineSettings, ModelError, threads};
 
-/// A backward pass recurses through the graph; untouched stack costs only address space.
+/// A backward pass recurses through the graph; unused stack costs only address space.
 pub(crate) const STACK_BYTES: usize = 64 << 20;
 
-/// The training side of a model: a handle to one thread that owns weights, graph and optimiser.
+/// A handle to the learner's thread, which owns weights, graph and optimiser.
 ///
-/// No kernel runs on the async runtime. The thread ends when the handle is dropped. A call whose future is dropped is
-/// finished and its answer discarded, except that [`accumulate`](Learner::accumulate) then adds no gradient.
+/// No kernel runs on the async runtime. The thread ends when the handle is dropped. A call whose future is dropped runs
+/// to its end and its answer is discarded, except that [`accumulate`](Learner::accumulate) then adds no gradient.
 ///
-/// `save` writes `config.json`, `model.safetensors` (both as transformers reads them) and `optimizer.safetensors`; `load`
-/// reads them and forgets a gradient that was accumulated before. Gradients that wait for a step are not saved.
+/// `save` writes `config.json`, `model.safetensors` (both for transformers) and `optimizer.safetensors`; `load` reads
+/// them and discards an accumulated gradient. Accumulated gradients are not saved.
 ///
 /// ```
 /// use turnwise_candle::{AdamW, CandleLearner, Decoder, DecoderConfig};
@@ -65,11 +65,11 @@ impl CandleLearner {
         Self::with_settings(model, optimizer, LearnerSettings::default())
     }
 
-    /// A learner that computes in another way than the usual.
+    /// Starts the thread with explicit settings and publishes the model's weights as version 0.
     ///
     /// # Errors
-    /// [`ModelError::Settings`] when the model's operations cannot do what the settings ask for, [`ModelError::Compute`] when
-    /// a device has no room for gradients and moments, and [`ModelError::Threads`] when the system starts no thread.
+    /// [`ModelError::Settings`] when the model's operations do not support the settings, [`ModelError::Compute`] when a
+    /// device has no room for gradients and moments, and [`ModelError::Threads`] when the system starts no thread.
     pub fn with_settings(
         model: Decoder,
         optimizer: AdamW,
@@ -82,7 +82,7 @@ impl CandleLearner {
             .num_threads(settings.threads)
             .stack_size(STACK_BYTES)
             .thread_name(|index| format!("candle-learner-{index}"));
-        // Its message is that of its cause.
+        // Its message repeats its cause.
         let refused = |error: ThreadPoolBuildError| {
             ModelError::threads(settings.threads, "the learner", error.to_string())
         };
@@ -100,13 +100,13 @@ impl CandleLearner {
         Ok(Self { calls, published, meter })
     }
 
-    /// Shows how far [`Learner::save`] and [`Learner::load`] are while they run, in bytes.
+    /// Returns the progress of a running [`Learner::save`] or [`Learner::load`], in bytes.
     #[must_use]
     pub fn meter(&self) -> Meter {
         self.meter.clone()
     }
 
-    /// Where the time of all calls so far went.
+    /// Returns the time of all calls so far, by kind of work.
     ///
     /// # Errors
     /// When the learner's thread has stopped.
@@ -114,7 +114,7 @@ impl CandleLearner {
         self.ask(|trainer| Ok(trainer.shares())).await
     }
 
-    /// An engine that draws with the weights this learner published last.
+    /// Creates an engine that samples with the weights that this learner published last.
     ///
     /// # Errors
     /// [`ModelError::Threads`] when the system starts no thread.
@@ -122,8 +122,9 @@ impl CandleLearner {
         CandlePolicy::start(self.published.clone(), settings)
     }
 
-    /// Keeps a copy of the weights as they are now for [`Learner::reference_logprobs`], at the cost of their memory. Asked
-    /// for before the first step (and before [`Learner::load`] when a run goes on), these are the starting weights.
+    /// Keeps a copy of the current weights as the reference policy of [`Learner::reference_logprobs`], at the cost of
+    /// their memory. Call it before the first step (and before [`Learner::load`] when a run continues) to keep the
+    /// initial weights.
     ///
     /// # Errors
     /// When the weights cannot be copied.
@@ -131,14 +132,14 @@ impl CandleLearner {
         self.ask(LearnerState::keep_reference).await
     }
 
-    /// Calls `follower` with a version and its weights: now, and again at each [`Learner::publish`] and [`Learner::load`]
-    /// before they return. This is how weights reach an engine of another kind. Asked for between a step and its
-    /// publication, the weights of now are already the stepped ones.
+    /// Calls `follower` with a version and its weights: now, and again in each [`Learner::publish`] and
+    /// [`Learner::load`] before they return. This is how weights reach other engines. Between a step and its
+    /// publication, the current weights already include the step.
     ///
-    /// It runs on the learner's thread, which waits for it. Weights that it refuses are not published.
+    /// The follower runs on the learner's thread, which waits for it. Weights that it refuses are not published.
     ///
     /// # Errors
-    /// When the follower refuses the weights of now; it is not called again then.
+    /// When the follower refuses the current weights; it is not called again then.
     ///
     /// ```
     /// use turnwise_candle::{AdamW, CandleLearner, Decoder, DecoderConfig};
@@ -171,7 +172,7 @@ impl CandleLearner {
     ) -> Result<R, LearnerError> {
         let (reply, answer) = oneshot::channel();
         self.send(move |trainer| {
-            // Nobody waits for the answer when the caller's future was dropped.
+            // The caller may have dropped its future.
             let _ = reply.send(call(trainer));
         })?;
         answer.await.map_err(|_| stopped())?
@@ -222,7 +223,8 @@ impl Learner for CandleLearner {
                 }
                 Err(error) => return drop(logprobs_reply.send(Err(error))),
             };
-            // The objective runs on the caller's side. It hangs up when it fails or is given up; nothing is added then.
+            // The objective runs on the caller's side. If it fails or is dropped, the channel closes and nothing is
+            // added.
             if let Ok(coefficients) = awaited.blocking_recv() {
                 let _ = done_reply.send(trainer.backward(pending, &coefficients));
             }

@@ -1,4 +1,4 @@
-//! Low-rank adapters: a model that is frozen, and a small part beside it that trains.
+//! Low-rank adapters: trainable low-rank matrices next to the frozen weights of a model.
 
 mod peft;
 
@@ -14,8 +14,8 @@ use crate::layout::{Spec, specs};
 use crate::{Decoder, LoraSettings, ModelError, initial};
 
 impl Decoder {
-    /// The same model with new adapters, which train in the place of its own parameters. It computes what it computed before
-    /// until they do. `seed` decides A, drawn evenly from -1 to 1 over the root of its width, as PEFT does.
+    /// Attaches new adapters, which train instead of the model's own parameters. The results do not change until they
+    /// are trained. `seed` determines A, sampled uniformly from -1 to 1 over the root of its width, as in PEFT.
     ///
     /// ```
     /// use turnwise_candle::{Decoder, DecoderConfig, LoraSettings};
@@ -36,7 +36,7 @@ impl Decoder {
         self.adapted(settings, |spec| initial::first(spec, &config, seed, &mut drawn))
     }
 
-    /// The same model with adapters of which every parameter has a value.
+    /// Attaches adapters with the given parameter values.
     fn adapted(
         self,
         settings: &LoraSettings,
@@ -60,10 +60,10 @@ impl Decoder {
         })
     }
 
-    /// The same model with its adapters in its own parameters, which then train. A model without adapters is as it was.
+    /// Merges the adapters into the model's own parameters, which then train. A model without adapters does not change.
     ///
     /// # Errors
-    /// [`ModelError::NotFinite`] when a sum overflows, and when the weights cannot be read.
+    /// [`ModelError::NotFinite`] when a sum overflows; an error of reading the weights.
     pub fn merged(self) -> Result<Self, ModelError> {
         for (index, merged) in self.merged_matrices()? {
             let Spec { name, shape, .. } = self.parameters()[index].spec.clone();
@@ -81,7 +81,8 @@ impl Decoder {
         })
     }
 
-    /// This model's base with other adapters of the same settings, which must together be the model `whole`.
+    /// Returns the model's base with other adapters of the same settings, whose merged weights must equal the model
+    /// `whole`.
     pub(crate) fn with_adapter_of(
         &self,
         directory: &Path,
@@ -110,7 +111,7 @@ impl Decoder {
         }
     }
 
-    /// The matrices that have adapters, with these in them, by the place of the parameter.
+    /// Returns the matrices with adapters, merged, with the index of their parameter.
     fn merged_matrices(&self) -> Result<Vec<(usize, Vec<f32>)>, ModelError> {
         self.with_linears(|linears| {
             let adapted = linears.iter().enumerate().filter(|(_, linear)| linear.adapter.is_some());
@@ -119,7 +120,7 @@ impl Decoder {
     }
 }
 
-/// Whether numbers differ by more than the rounding of other machines.
+/// Returns whether numbers differ by more than the rounding of other machines.
 fn differ(ours: &[f32], theirs: &[f32]) -> bool {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let size: f64 = ours.iter().map(|x| square(*x)).sum();

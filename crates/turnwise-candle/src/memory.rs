@@ -1,48 +1,48 @@
-//! How much memory and disk training takes, before it starts.
+//! Estimates of the memory and disk space of training.
 
 use crate::batch::CHUNK_TOKENS;
 use crate::engine::{PAGE, page_bytes};
 use crate::layout::{FeedForward, Network, Spec, specs};
 use crate::{DecoderConfig, LoraSettings};
 
-/// What a training run does, as far as memory depends on it.
+/// The properties of a training run that its memory depends on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainingPlan {
-    /// The adapters that train, if not the whole model does.
+    /// The settings of adapters; `None` when the whole model trains.
     pub lora: Option<LoraSettings>,
-    /// Whether the weights of the start are kept for a KL penalty.
+    /// Whether a reference policy is kept for a KL penalty.
     pub keeps_reference: bool,
-    /// Distinct tokens that are carried through the model at a time, of which the backward pass needs the activations.
+    /// Distinct tokens of one forward and backward pass.
     pub micro_batch_tokens: usize,
-    /// Whether layers are computed again in the backward pass.
+    /// Whether the backward pass recomputes layers.
     pub recompute_layers: bool,
-    /// Tokens whose keys and values the engine holds at the same time: episodes side by side, times the length of each.
+    /// Tokens in the engine's KV cache at the same time: concurrent episodes times the length of each.
     pub kv_tokens: usize,
-    /// The most that these may take, as in [`EngineSettings`](crate::EngineSettings).
+    /// The limit of the KV cache, as in [`EngineSettings`](crate::EngineSettings).
     pub max_kv_bytes: u64,
 }
 
-/// Peak memory of training on the processor, in bytes, by what takes it.
+/// Peak memory of training on the CPU, in bytes, by use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrainingMemory {
     /// The weights of the learner.
     pub weights: u64,
     /// The reference policy.
     pub reference: u64,
-    /// A gradient for each number that trains.
+    /// A gradient for each trainable number.
     pub gradients: u64,
-    /// Two moments for each number that trains.
+    /// Two moments for each trainable number.
     pub moments: u64,
-    /// What the forward pass leaves for the backward pass, and what that works with.
+    /// The activations of the forward pass, and the work space of the backward pass.
     pub activations: u64,
-    /// The engine's own form of the weights; two of them while a new version is published.
+    /// The engine's packed weights, twice while a new version is published.
     pub engine: u64,
-    /// Keys and values of the engine.
+    /// The engine's KV cache.
     pub kv: u64,
 }
 
 impl TrainingMemory {
-    /// All of it.
+    /// Returns the total.
     #[must_use]
     pub fn total(&self) -> u64 {
         let Self { weights, reference, gradients, moments, activations, engine, kv } = *self;
@@ -78,13 +78,14 @@ impl DecoderConfig {
             gradients: trained,
             moments: trained.saturating_mul(2),
             activations: self.activation_bytes(plan, all.iter().filter(trains).count()),
-            // A tied head is laid out apart from the embedding.
+            // A tied head is packed separately from the embedding.
             engine: bytes(all.iter().filter(own)).saturating_add(head).saturating_mul(2),
             kv: pages.saturating_mul(page_bytes(self)).min(plan.max_kv_bytes),
         }
     }
 
-    /// The size of a checkpoint of such a model on disk, in bytes: weights, adapters and the optimiser's moments, in F32.
+    /// Returns the size of a checkpoint of such a model on disk, in bytes: weights, adapters and the optimiser's
+    /// moments, in F32.
     ///
     /// ```
     /// use turnwise_candle::{DecoderConfig, LoraSettings};
@@ -107,7 +108,7 @@ impl DecoderConfig {
         4 * self.vocab_size as u64 * self.hidden_size as u64
     }
 
-    /// Activations of a micro-batch. `[N, width]` each, in f32.
+    /// Returns the bytes of a micro-batch's activations. `[N, width]` each, in f32.
     fn activation_bytes(&self, plan: &TrainingPlan, n_trained: usize) -> u64 {
         let n = plan.micro_batch_tokens as u64;
         let d = self.hidden_size as u64;
@@ -121,9 +122,9 @@ impl DecoderConfig {
         } else {
             layers.iter().sum::<u64>() + ranks
         };
-        // The backward pass of a layer holds a gradient for most of what it reads.
+        // The backward pass of a layer holds a gradient for most of its inputs.
         let below = largest * u64::from(n_trained > 0);
-        // Parts of the vocabulary are pulled back side by side, each into a sum of its own.
+        // Parts of the vocabulary run backward in parallel, each into a sum of its own.
         let lanes = (self.vocab_size.div_ceil(512)).min(16) as u64;
         let head = d * (lanes + 4);
         let mixture =
@@ -133,8 +134,8 @@ impl DecoderConfig {
         n.saturating_mul(kept).saturating_add(step).saturating_mul(4)
     }
 
-    /// What a layer leaves for each token: its input and the norms, queries, keys and values before and after they are
-    /// rotated, what attention mixes, gate, up and their product.
+    /// Returns the numbers that a layer saves per token: its input and the norms, queries, keys and values before and
+    /// after rotary position embedding, the output of attention, gate, up and their product.
     fn layer_width(&self, layer: usize) -> u64 {
         let Self { hidden_size, n_heads, n_kv_heads, head_dim, intermediate_size, .. } = *self;
         let attention = 2 * (n_heads + 2 * n_kv_heads) * head_dim + n_heads * head_dim + n_heads;
@@ -149,7 +150,8 @@ impl DecoderConfig {
 }
 
 impl Default for TrainingPlan {
-    /// The whole model, 4,096 tokens at a time, with an engine for 16 episodes of 1,024 tokens.
+    /// Returns a plan that trains the whole model, 4,096 tokens at a time, with an engine for 16 episodes of 1,024
+    /// tokens.
     fn default() -> Self {
         Self {
             lora: None,
@@ -162,7 +164,7 @@ impl Default for TrainingPlan {
     }
 }
 
-/// What some parameters take in F32.
+/// Returns the bytes of some parameters in F32.
 fn bytes<'a>(specs: impl Iterator<Item = &'a Spec>) -> u64 {
     specs.fold(0, |all, spec| all.saturating_add(4 * spec.len() as u64))
 }
@@ -202,7 +204,7 @@ mod tests {
             let files = files.map(|entry| entry.unwrap().metadata().unwrap());
             let size: u64 = files.filter(fs::Metadata::is_file).map(|file| file.len()).sum();
             let estimate = config.checkpoint_bytes(lora.as_ref());
-            // Names and shapes are a part of files, too.
+            // Names and shapes take space in files, too.
             assert!((estimate..estimate + 32_768).contains(&size), "{size} {estimate}");
         }
     }

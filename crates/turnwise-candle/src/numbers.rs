@@ -1,15 +1,15 @@
-//! Slices out of tensors.
+//! Access to the numbers of tensors.
 
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Result, Storage, Tensor};
 
-/// The numbers of a contiguous f32 tensor on the processor.
+/// Returns the numbers of a contiguous f32 tensor on the CPU.
 pub(crate) fn numbers(tensor: &Tensor) -> Result<impl Deref<Target = [f32]>> {
     lent(tensor)
 }
 
-/// The numbers of a contiguous f32 tensor, copied to the processor where they are elsewhere.
+/// Returns the numbers of a contiguous f32 tensor, copied to the CPU if needed.
 pub(crate) fn host_numbers(tensor: &Tensor) -> Result<impl Deref<Target = [f32]>> {
     Ok(if tensor.device().is_cpu() {
         HostNumbers::Lent(lent(tensor)?)
@@ -30,7 +30,7 @@ fn lent(tensor: &Tensor) -> Result<Numbers<impl Deref<Target = Storage>>> {
     }
 }
 
-/// Keeps the storage locked while its numbers are read.
+/// Numbers of a tensor, whose storage stays locked as long as the value exists.
 struct Numbers<S> {
     storage: S,
     range: Range<usize>,
@@ -47,7 +47,7 @@ impl<S: Deref<Target = Storage>> Deref for Numbers<S> {
     }
 }
 
-/// Numbers on the processor, wherever they come from.
+/// Numbers on the CPU, borrowed or copied.
 enum HostNumbers<S> {
     Lent(Numbers<S>),
     Copied(Vec<f32>),

@@ -10,7 +10,7 @@ use crate::plain::Plain;
 use crate::shares::Shares;
 use crate::tape::Tape;
 
-/// What a decoder has computed of a batch.
+/// The results of a forward pass.
 #[derive(Debug)]
 pub(crate) enum Pass {
     Fused(Tape),
@@ -25,7 +25,7 @@ impl Pass {
         }
     }
 
-    /// The log-probability of each prediction's targets, in nats. `[M]`
+    /// Returns the log-probability of each prediction's targets, in nats. `[M]`
     pub(crate) fn logprobs(&self) -> Result<Vec<f32>> {
         match self {
             Self::Fused(tape) => Ok(tape.predicted.logprobs.clone()),
@@ -33,7 +33,7 @@ impl Pass {
         }
     }
 
-    /// The entropy of each distribution, in nats. `[R]`
+    /// Returns the entropy of each distribution, in nats. `[R]`
     pub(crate) fn entropies(&self) -> Result<Vec<f32>> {
         match self {
             Self::Fused(tape) => Ok(tape.predicted.entropies.clone()),
@@ -41,7 +41,7 @@ impl Pass {
         }
     }
 
-    /// How each layer with experts used them.
+    /// Returns the expert use of each layer with experts.
     pub(crate) fn uses(&self) -> &[LayerUse] {
         match self {
             Self::Fused(tape) => &tape.uses,
@@ -49,7 +49,7 @@ impl Pass {
         }
     }
 
-    /// Where the time of the forward pass went; unknown of the tensor library's operations.
+    /// Returns the time of the forward pass by kind of work; unknown for the tensor library's operations.
     pub(crate) fn shares(&self) -> Shares {
         match self {
             Self::Fused(tape) => tape.shares,

@@ -1,6 +1,6 @@
-//! The model's operations out of the tensor library's differentiable ones, on any device.
+//! The model's operations, composed of the tensor library's differentiable ones, on any device.
 //!
-//! The library's fused norms, softmax and rotary embedding have no gradient, silently: none of them may appear here.
+//! The library's fused norms, softmax and rotary embedding silently have no gradient: none of them may be used here.
 
 mod arithmetic;
 mod attention;
@@ -34,26 +34,26 @@ pub(crate) struct Plain {
     batch: Arc<PackedBatch>,
     device: Device,
     keep: Keep,
-    /// Of the batch's positions.
+    /// The rotation of the batch's positions.
     rotation: Rotation,
-    /// Of the batch's spans.
+    /// The padding of the batch's spans.
     padding: Padding,
-    /// The input of each layer, where that is what is kept.
+    /// The input of each layer, if layers are recomputed.
     inputs: Vec<Tensor>,
     predicted: Option<Distributions>,
-    /// What each layer with experts decided.
+    /// The routing of each layer with experts.
     pub(crate) routed: Vec<Routed>,
     pub(crate) uses: Vec<LayerUse>,
-    /// Whether a layer is computed again for its backward pass.
+    /// Whether a layer is being recomputed for its backward pass.
     again: bool,
 }
 
-/// What is known of distributions, with the graph behind it.
+/// The results for predicted distributions, with their graph.
 #[derive(Clone, Debug)]
 struct Distributions {
-    /// Of each target, in nats. `[M]`
+    /// The log-probability of each target, in nats. `[M]`
     logprobs: Tensor,
-    /// In nats. `[R]`
+    /// The entropy of each distribution, in nats. `[R]`
     entropies: Tensor,
 }
 
@@ -84,17 +84,17 @@ impl Plain {
         &self.batch
     }
 
-    /// Of each target, in nats. `[M]`
+    /// Returns the log-probability of each target, in nats. `[M]`
     pub(crate) fn logprobs(&self) -> Result<Vec<f32>> {
         self.predicted.as_ref().map_or(Ok(Vec::new()), |predicted| predicted.logprobs.to_vec1())
     }
 
-    /// Of each distribution, in nats. `[R]`
+    /// Returns the entropy of each distribution, in nats. `[R]`
     pub(crate) fn entropies(&self) -> Result<Vec<f32>> {
         self.predicted.as_ref().map_or(Ok(Vec::new()), |predicted| predicted.entropies.to_vec1())
     }
 
-    /// The gradient of `loss` by every variable it reaches, some part in each store.
+    /// Returns the gradients of `loss` by every variable that it reaches, distributed over the stores.
     pub(crate) fn backward(
         mut self,
         network: &Network<Tensor>,
@@ -112,7 +112,7 @@ impl Plain {
         total = self.add_uneven(total, uneven.as_ref())?;
         let mut stores = vec![total.backward()?];
         let mut next = self.inputs.pop();
-        // The last input is that of nothing: what the layers made together.
+        // The last input is the output of the last layer.
         let inputs = std::mem::take(&mut self.inputs);
         self.again = true;
         for (layer, input) in network.layers.iter().zip(&inputs).rev() {
@@ -126,7 +126,7 @@ impl Plain {
         Ok(stores)
     }
 
-    /// What each expert's probability for each token is multiplied by in the loss. `[N, E]`
+    /// Returns the factor of each expert's probability for each token in the loss. `[N, E]`
     fn uneven(&self, balance: f64) -> Result<Option<Tensor>> {
         let slopes = if balance == 0.0 { None } else { balance_slopes(&self.uses) };
         let Some(slopes) = slopes else { return Ok(None) };
@@ -225,7 +225,7 @@ impl Ops for Plain {
         if self.inputs.is_empty() {
             self.inputs.push(x.clone());
         }
-        // The graph of the layer goes with its output, of which only the numbers stay.
+        // The layer's graph is freed; only the numbers of its output remain.
         let y = forward::layer(self, layer, x)?.detach();
         self.routed.clear();
         let y = Var::from_tensor(&y)?.as_tensor().clone();

@@ -12,13 +12,13 @@ use crate::engine::{Command, Counters, EngineScheduler, EngineSettings, EngineSt
 use crate::published::Published;
 use crate::{Decoder, ModelError};
 
-/// The inference side of a model: a handle to an engine of a few threads that draws for all requests together.
+/// A handle to an inference engine, which samples for all requests together on a few threads.
 ///
-/// Requests join and leave between two tokens. Keys and values of a prefix are computed once and shared by all requests that
-/// begin with it, of one session or of several, under the same weights; they are kept until the last session that used them
-/// is released. New weights are taken between two tokens.
+/// Requests join and leave between two tokens. Keys and values of a prefix are computed once and shared by all requests
+/// that begin with it, of one session or of several, under the same weights; they are kept until the last session that
+/// used them is released. New weights are adopted between two tokens.
 ///
-/// Clones share the threads, which end with the last of them.
+/// Clones share the threads, which end when the last clone is dropped.
 ///
 /// ```
 /// use turnwise_candle::{CandlePolicy, Decoder, DecoderConfig, EngineSettings};
@@ -54,7 +54,7 @@ pub struct CandlePolicy {
 }
 
 impl CandlePolicy {
-    /// An engine for weights that do not change, as version 0.
+    /// Creates an engine with fixed weights, as version 0.
     ///
     /// # Errors
     /// When the weights cannot be read, and [`ModelError::Threads`] when the system starts no thread.
@@ -63,7 +63,7 @@ impl CandlePolicy {
         Self::start(published, settings)
     }
 
-    /// The same in the model's place: its memory goes part by part as the engine's own form of it is made.
+    /// Like [`Self::new`], but consumes the model and frees its weights layer by layer while converting them.
     ///
     /// # Errors
     /// When the weights cannot be read, and [`ModelError::Threads`] when the system starts no thread.
@@ -72,7 +72,7 @@ impl CandlePolicy {
         Self::start(published, settings)
     }
 
-    /// An engine for a Hugging Face checkpoint, as version 0.
+    /// Creates an engine with the weights of a Hugging Face checkpoint, as version 0.
     ///
     /// # Errors
     /// As [`Decoder::from_directory`].
@@ -80,7 +80,7 @@ impl CandlePolicy {
         Self::from_model(Decoder::from_directory(directory)?, settings)
     }
 
-    /// What the engine has done so far.
+    /// Returns the engine's statistics.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         self.counters.read()
@@ -135,7 +135,7 @@ impl Policy for CandlePolicy {
     }
 
     fn release(&self, session: u64) {
-        // An engine that has stopped holds nothing.
+        // A stopped engine has no sessions.
         let _ = self.commands.send(Command::Release(session));
     }
 }

@@ -1,4 +1,4 @@
-//! The weights that policies draw with.
+//! The weights that policies sample with.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -12,11 +12,11 @@ pub(crate) struct Published {
     newest: Arc<RwLock<Publication>>,
 }
 
-/// Weights under their version.
+/// Weights and their version.
 #[derive(Clone, Debug)]
 pub(crate) struct Publication {
     pub(crate) version: PolicyVersion,
-    /// Counts publications: unlike a version it never comes back, not even when older weights are loaded.
+    /// Counts publications. Unlike a version, it never repeats, even when older weights are loaded.
     pub(crate) serial: u64,
     pub(crate) weights: Arc<Snapshot>,
 }
@@ -28,7 +28,7 @@ impl Published {
     }
 
     pub(crate) fn newest(&self) -> Publication {
-        // Nothing that holds the lock can panic half-way.
+        // No code panics while it holds the lock.
         self.newest.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

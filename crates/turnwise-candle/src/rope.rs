@@ -1,4 +1,4 @@
-//! Rotary positions.
+//! Rotary position embedding.
 
 mod scaling;
 
@@ -6,18 +6,18 @@ use std::sync::OnceLock;
 
 pub use scaling::RopeScaling;
 
-/// Positions that are worked out together, when one of them is first needed.
+/// The number of positions whose values are computed together, when one of them is first needed.
 const BLOCK: usize = 1024;
 
-/// Cosines and sines of rotary positions (Su et al., *`RoFormer`*, 2021, section 3.4.2), for the pairing of Hugging Face's
-/// checkpoints: element `i` of a head turns with element `i + head_dim / 2`.
+/// Cosines and sines of rotary position embedding (Su et al., *`RoFormer`*, 2021, section 3.4.2), for the pairing of
+/// Hugging Face's checkpoints: element `i` of a head rotates with element `i + head_dim / 2`.
 #[derive(Debug)]
 pub(crate) struct Rope {
     /// Radians per position. `[half]`
     frequencies: Vec<f64>,
     amplitude: f64,
-    /// Cosines, then sines, of each position: a model of a million positions is rarely asked for more than the first.
-    /// `[BLOCK, 2 * half]` each
+    /// Cosines, then sines, of each position, computed block by block: models of a million positions are rarely used
+    /// beyond the first few thousand. `[BLOCK, 2 * half]` each
     blocks: Vec<OnceLock<Vec<f32>>>,
 }
 
@@ -40,7 +40,7 @@ impl Rope {
         self.frequencies.len()
     }
 
-    /// Cosines and sines of a position. `[half]` each
+    /// Returns the cosines and sines of a position. `[half]` each
     pub(crate) fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let (block, row) = (position / BLOCK, position % BLOCK);
         let table = self.blocks[block].get_or_init(|| self.block(block));

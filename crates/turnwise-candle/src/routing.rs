@@ -1,22 +1,22 @@
 use crate::layout::Choice;
 
-/// Which experts each token uses, and the order in which experts read tokens: an expert's tokens lie together, so that it
-/// multiplies one matrix.
+/// The experts of each token, and an order of rows by expert: an expert's tokens are consecutive, so that it multiplies
+/// one matrix.
 #[derive(Clone, Debug)]
 pub(crate) struct Routing {
     pub(crate) n_chosen: usize,
     /// The experts of each token, the most probable first. `[N, n_chosen]`
     pub(crate) chosen: Vec<u32>,
-    /// Where the rows of each expert start, and where the last ends. `[E + 1]`
+    /// The start of each expert's rows, and the end of the last. `[E + 1]`
     pub(crate) starts: Vec<usize>,
-    /// Which entry of `chosen` each row belongs to. `[M]`, where M is N times `n_chosen`
+    /// The entry of `chosen` that each row belongs to. `[M]`, where M is N times `n_chosen`
     pub(crate) origins: Vec<u32>,
     /// The row of each entry of `chosen`. `[M]`
     pub(crate) places: Vec<u32>,
 }
 
 impl Routing {
-    /// `probabilities` are those of the router. `[N, E]`
+    /// Chooses experts by the router's `probabilities`. `[N, E]`
     pub(crate) fn new(probabilities: &[f32], choice: Choice) -> Self {
         let Choice { n_experts, n_chosen, .. } = choice;
         let mut chosen = Vec::with_capacity(probabilities.len() / n_experts * n_chosen);
@@ -41,18 +41,18 @@ impl Routing {
         Self { n_chosen, chosen, starts, origins, places }
     }
 
-    /// The token that each row is computed for. `[M]`
+    /// Iterates over the token of each row. `[M]`
     pub(crate) fn tokens(&self) -> impl Iterator<Item = u32> {
         self.origins.iter().map(|origin| origin / self.n_chosen as u32)
     }
 
-    /// How many tokens use each expert. `[E]`
+    /// Iterates over the number of tokens of each expert. `[E]`
     pub(crate) fn counts(&self) -> impl Iterator<Item = usize> {
         self.starts.windows(2).map(|pair| pair[1] - pair[0])
     }
 }
 
-/// Appends the most probable experts; of equals the first.
+/// Appends the most probable experts; ties go to the first.
 fn choose(probabilities: &[f32], n_chosen: usize, chosen: &mut Vec<u32>) {
     let start = chosen.len();
     for _ in 0..n_chosen {

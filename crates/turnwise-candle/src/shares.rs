@@ -1,30 +1,30 @@
-//! Where time goes.
+//! Time of training by kind of work.
 
 use std::time::{Duration, Instant};
 
-/// What a forward or backward pass is made of.
+/// A kind of work in a forward or backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PassPart {
-    /// Rows of tokens, and those that predictions stand behind.
+    /// Embedding lookup, and the selection of rows with predictions.
     Embedding,
-    /// Root-mean-square norms.
+    /// RMSNorm.
     Norms,
     /// Products with the matrices of layers.
     Linear,
-    /// Norms and turns of heads, and attention.
+    /// QK-norm, rotary position embedding and attention.
     Attention,
-    /// What stands between the matrices of a feed-forward half.
+    /// The activation of the feed-forward half.
     FeedForward,
-    /// Everything about experts.
+    /// Everything in mixture-of-experts layers.
     Experts,
-    /// The output head and the distributions behind it.
+    /// The output head and its distributions.
     Head,
     /// The optimiser.
     Optimizer,
 }
 
 impl PassPart {
-    /// All of them.
+    /// All kinds of work.
     pub const ALL: [Self; 8] = [
         Self::Embedding,
         Self::Norms,
@@ -36,7 +36,7 @@ impl PassPart {
         Self::Optimizer,
     ];
 
-    /// Its name in reports.
+    /// Returns its name in reports.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -59,19 +59,19 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// What a part took.
+    /// Returns the time of a kind of work.
     #[must_use]
     pub fn of(&self, part: PassPart) -> Duration {
         self.spent[part as usize]
     }
 
-    /// What all parts took together.
+    /// Returns the total time.
     #[must_use]
     pub fn total(&self) -> Duration {
         self.spent.iter().sum()
     }
 
-    /// What was spent after `earlier`.
+    /// Returns the difference to an earlier measurement.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut spent = self.spent;
@@ -81,7 +81,7 @@ impl Shares {
         Self { spent }
     }
 
-    /// Adds what has passed since `start`.
+    /// Adds the time since `start`.
     pub(crate) fn add_since(&mut self, part: PassPart, start: Instant) {
         self.spent[part as usize] += start.elapsed();
     }

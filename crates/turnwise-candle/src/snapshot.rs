@@ -15,25 +15,24 @@ use crate::{ComputePrecision, DecoderConfig};
 /// Weights of one version.
 #[derive(Debug)]
 pub(crate) enum Snapshot {
-    /// Laid out for the processor's vectors.
+    /// Panels for the CPU's vector units.
     Panels(Weights),
-    /// Wherever they are.
+    /// Tensors on any device.
     Tensors(TensorWeights),
 }
 
-/// Weights as tensors without a graph, which nobody changes.
+/// Immutable weights as tensors without a graph.
 #[derive(Debug)]
 pub(crate) struct TensorWeights {
     pub(crate) config: DecoderConfig,
     pub(crate) dimensions: Dimensions,
-    /// Matrices that are multiplied are of the precision's type; gains, biases and routers are f32.
+    /// Matrices have the type of the precision; gains, biases and routers are f32.
     pub(crate) network: Network<Tensor>,
     pub(crate) precision: ComputePrecision,
 }
 
 impl TensorWeights {
-    /// Takes weights in f32 that are nobody else's. Adapters become a part of the matrices that they are added to, before these
-    /// are rounded.
+    /// Converts unshared f32 weights. Adapters are merged into their matrices before rounding.
     pub(crate) fn new(
         config: &DecoderConfig,
         rope: Arc<Rope>,
@@ -68,7 +67,7 @@ impl TensorWeights {
         self.network.embedding.device()
     }
 
-    /// The same weights laid out for the processor.
+    /// Packs the weights into panels for the CPU.
     fn panels(&self) -> Result<Weights> {
         let single = &mut |tensor: Tensor| tensor.to_dtype(DType::F32);
         let network = self.network.clone().try_map(single)?;
@@ -84,7 +83,7 @@ impl Snapshot {
         }
     }
 
-    /// Says which weight makes logits NaN or infinite.
+    /// Returns which weight makes logits NaN or infinite.
     pub(crate) fn culprit(&self) -> String {
         let mut culprit = Culprit::default();
         match self {
@@ -113,7 +112,7 @@ impl Snapshot {
         culprit.reason()
     }
 
-    /// Converts the weights to panels for the processor; panels stay as they are.
+    /// Converts the weights to panels for the CPU; panels are returned unchanged.
     pub(crate) fn into_panels(self: Arc<Self>) -> Result<Arc<Self>> {
         match &*self {
             Self::Panels(_) => Ok(self),
@@ -121,7 +120,7 @@ impl Snapshot {
         }
     }
 
-    /// Converts the weights to tensors; tensors stay as they are.
+    /// Converts the weights to tensors; tensors are returned unchanged.
     pub(crate) fn into_tensors(self: Arc<Self>) -> Result<Arc<Self>> {
         let Self::Panels(weights) = &*self else { return Ok(self) };
         let values = specs(&weights.config, None).into_iter().zip(weights.stored());

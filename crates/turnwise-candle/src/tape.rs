@@ -1,8 +1,8 @@
-//! Our own reverse-mode differentiation: a forward pass leaves a tape, and the tape is played backward.
+//! Reverse-mode automatic differentiation: a forward pass records a tape, and the backward pass replays it in reverse.
 //!
-//! It does for the operations of a decoder what the tensor library does for any, and no more. In return gradients of
-//! parameters are added where they are collected, frozen parameters cost nothing, memory is used again from step to step, and
-//! activations are freed as soon as the backward pass is behind them.
+//! It supports only the operations of a decoder. In return, gradients of parameters are added in place, frozen
+//! parameters cost nothing, memory is reused from step to step, and activations are freed as soon as the backward pass
+//! no longer needs them.
 
 mod backward;
 mod recorder;
@@ -24,7 +24,7 @@ use crate::shares::Shares;
 /// A parameter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot<'a> {
-    /// Its place in the order of parameters.
+    /// Its index in the order of parameters.
     pub(crate) index: usize,
     pub(crate) values: &'a [f32],
     pub(crate) trainable: bool,
@@ -38,12 +38,12 @@ pub(crate) struct Value {
     pub(crate) numbers: Arc<Buffer>,
 }
 
-/// A value without its numbers, for operations that do not read them in their backward pass.
+/// A value without its numbers, for operations that do not need them in their backward pass.
 #[derive(Clone, Copy, Debug)]
 struct Handle {
     id: usize,
     length: usize,
-    /// Whether anything that trains has a part in it.
+    /// Whether it depends on a trainable parameter.
     tracked: bool,
 }
 
@@ -53,24 +53,24 @@ impl Value {
     }
 }
 
-/// What is kept of a forward pass.
+/// What a forward pass saves for a backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// Nothing: there will be no backward pass.
+    /// Nothing, without a backward pass.
     Nothing,
-    /// What each operation needs to be pulled back through.
+    /// The inputs of each operation's backward pass.
     Activations,
-    /// The input of each layer, which is computed again from it: one layer's activations at a time for a forward pass more
-    /// (Chen et al., *Training deep nets with sublinear memory cost*, 2016).
+    /// The input of each layer, from which the layer is recomputed: activations of one layer at a time, for one more
+    /// forward pass (Chen et al., *Training deep nets with sublinear memory cost*, 2016).
     Layers,
 }
 
-/// What a backward pass did.
+/// The result of a backward pass.
 #[derive(Clone, Debug)]
 pub(crate) struct Played {
-    /// Where its time went.
+    /// Time by kind of work.
     pub(crate) shares: Shares,
-    /// Which parameters it came by, in their order.
+    /// Whether each parameter was reached, in order.
     pub(crate) reached: Vec<bool>,
 }
 
@@ -79,9 +79,9 @@ pub(crate) struct Played {
 pub(crate) struct Tape {
     pub(crate) batch: Arc<PackedBatch>,
     pub(crate) predicted: Predicted,
-    /// How each layer with experts used them.
+    /// The expert use of each layer with experts.
     pub(crate) uses: Vec<LayerUse>,
-    /// Where its time went.
+    /// Time by kind of work.
     pub(crate) shares: Shares,
     pool: Arc<BufferPool>,
     keep: Keep,
@@ -89,7 +89,7 @@ pub(crate) struct Tape {
     n_values: usize,
 }
 
-/// An operation, with what its backward pass needs. `y` is the value it made.
+/// An operation with the inputs of its backward pass. `y` is its result.
 #[derive(Debug)]
 enum TapeNode {
     Embed { y: usize, table: usize },
@@ -104,7 +104,7 @@ enum TapeNode {
     Layer { y: usize, x: Value, index: usize },
 }
 
-/// A product inside a linear operation.
+/// One product of a linear operation.
 #[derive(Debug)]
 struct Map {
     weight: usize,
@@ -113,13 +113,13 @@ struct Map {
     columns: ColumnRange,
 }
 
-/// The product through an adapter that is added to it.
+/// An adapter's product.
 #[derive(Debug)]
 struct Thin {
     down: usize,
     up: usize,
     scale: f32,
-    /// What the first matrix made. `[N, rank]`
+    /// The result of the first matrix. `[N, rank]`
     inner: Buffer,
     columns: ColumnRange,
 }
@@ -157,7 +157,7 @@ impl Tape {
         self.nodes.push(node);
     }
 
-    /// What each layer with experts decided.
+    /// Returns the routing of each layer with experts.
     #[cfg(test)]
     pub(crate) fn into_routed(self) -> Vec<Routed> {
         let routed = self.nodes.into_iter().filter_map(|node| match node {

@@ -1,4 +1,4 @@
-//! How many threads there may be, and those that this process shares.
+//! Limits on threads, and the threads that this process shares.
 
 use std::error::Error;
 use std::sync::OnceLock;
@@ -7,11 +7,11 @@ use rayon::ThreadPoolBuilder;
 
 use crate::ModelError;
 
-/// The most threads that an engine or a learner starts: beyond that the number is a mistake, which costs address space before
-/// the system refuses it.
+/// The most threads of an engine or a learner: a larger number is a mistake, which would cost address space before the
+/// system refuses it.
 pub(crate) const MAX_THREADS: usize = 1024;
 
-/// Refuses a number of threads that cannot be meant.
+/// Rejects an implausible number of threads.
 pub(crate) fn check(count: usize, purpose: &str) -> Result<(), ModelError> {
     if count <= MAX_THREADS {
         return Ok(());
@@ -20,16 +20,16 @@ pub(crate) fn check(count: usize, purpose: &str) -> Result<(), ModelError> {
     Err(ModelError::Settings(reason))
 }
 
-/// Starts the threads that models outside a learner compute on, unless they run already. Without this the first computation
-/// starts them, and panics when the system refuses.
+/// Starts the shared threads, which compute models outside a learner, unless they run already. Otherwise the first
+/// computation starts them, and panics when the system refuses.
 ///
 /// # Errors
-/// When the system refuses; it is not asked again.
+/// When the system refuses; later calls return the same error.
 pub(crate) fn start_shared() -> Result<(), ModelError> {
     static REFUSED: OnceLock<Option<String>> = OnceLock::new();
     let refused = REFUSED.get_or_init(|| {
         let error = ThreadPoolBuilder::new().build_global().err()?;
-        // An error without a cause says that somebody has started them.
+        // An error without a cause means that the threads already run.
         error.source().map(ToString::to_string)
     });
     match refused {

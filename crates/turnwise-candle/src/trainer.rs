@@ -1,4 +1,4 @@
-//! What the learner's thread owns and does.
+//! The state and the work of the learner's thread.
 
 use std::fs;
 use std::path::Path;
@@ -26,27 +26,28 @@ use crate::{AdamW, ComputePrecision, Decoder, DecoderConfig, ModelError};
 /// The name of the optimiser's file.
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// The directory of adapters inside a checkpoint: beside the weights, transformers would take them for the whole of it.
+/// The directory of adapters inside a checkpoint: next to the weights, transformers would load the adapters only.
 const ADAPTER: &str = "adapter";
 
-/// How a learner computes.
+/// Settings of a learner's computation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LearnerSettings {
-    /// What the loss of uneven experts is multiplied by: each call of [`accumulate`](turnwise_training::Learner::accumulate)
-    /// adds the gradient of this times [`Decoder::balance`] over the tokens of its rows. A thousandth is usual
-    /// (`router_aux_loss_coef` of published configurations). A model without experts is not changed by it.
+    /// The weight of the load-balancing loss: each call of [`accumulate`](turnwise_training::Learner::accumulate) adds
+    /// the gradient of this times [`Decoder::balance`] over the tokens of its rows. A thousandth is usual
+    /// (`router_aux_loss_coef` of published configurations). It has no effect on a model without experts.
     pub balance: f64,
-    /// Keeps only the input of each layer between the forward and the backward pass, and computes each layer again: a third
-    /// more time for the memory of one layer instead of all.
+    /// Whether only the input of each layer is kept for the backward pass, which recomputes each layer: a third more
+    /// time for the activations of one layer instead of all.
     pub recompute_layers: bool,
-    /// What products are computed in: bf16 for a model of [`Kernels::Plain`](crate::Kernels), on a device that is good at it.
+    /// The precision of products: bf16 is for a model of [`Kernels::Plain`](crate::Kernels), on a device with fast
+    /// bf16.
     pub compute: ComputePrecision,
-    /// How many threads compute; 0 for as many as there are processors.
+    /// The number of compute threads; 0 means one per processor.
     pub threads: usize,
 }
 
-/// A model, its gradient and its optimiser. Not to be moved between threads in mid-call: the backward pass of
+/// A model, its gradient and its optimiser. It must stay on its thread during a call: the backward pass of
 /// [`Kernels::Plain`] recurses deeply.
 #[derive(Debug)]
 pub(crate) struct LearnerState {
@@ -54,14 +55,14 @@ pub(crate) struct LearnerState {
     optimizer_settings: AdamW,
     settings: LearnerSettings,
     optimizer: Optimizer,
-    /// What was accumulated since the last step.
+    /// Gradients accumulated since the last step.
     gradients: Accumulated,
     published: Published,
     followers: Followers,
-    /// The weights that a penalty keeps close to, when somebody asked for them to be kept.
+    /// Frozen reference weights for the KL penalty, if `keep_reference` was called.
     reference: Option<Decoder>,
     shares: Shares,
-    /// How far a save or a load is.
+    /// Progress of a save or a load.
     meter: Meter,
 }
 
@@ -69,29 +70,29 @@ pub(crate) struct LearnerState {
 #[derive(Debug)]
 pub(crate) struct Pending {
     parts: Vec<Waiting>,
-    /// How many targets each row has.
+    /// The number of targets of each row.
     counts: Vec<usize>,
 }
 
 #[cfg(test)]
 impl Pending {
-    /// How often each expert of each layer is used.
+    /// Returns how often each expert of each layer is used.
     pub(crate) fn uses(&self) -> Vec<Vec<f64>> {
         let uses = self.parts.iter().flat_map(|part| part.pass.uses());
         uses.map(|layer| layer.counts.clone()).collect()
     }
 }
 
-/// Some of the rows.
+/// A forward pass over some of the rows.
 #[derive(Debug)]
 struct Waiting {
     pass: Pass,
-    /// Which rows it is about.
+    /// The indices of the rows.
     rows: Vec<usize>,
 }
 
 impl Waiting {
-    /// How many tokens its rows have together.
+    /// Returns the number of tokens of its rows.
     fn n_tokens(&self) -> f64 {
         self.pass.batch().multiplicities.iter().map(|times| f64::from(*times)).sum()
     }
@@ -119,12 +120,12 @@ impl LearnerState {
         })
     }
 
-    /// How far a save or a load is, in bytes.
+    /// Returns the progress of a save or a load, in bytes.
     pub(crate) fn meter(&self) -> Meter {
         self.meter.clone()
     }
 
-    /// Where the time of all calls so far went.
+    /// Returns the time of all calls so far, by kind of work.
     pub(crate) fn shares(&self) -> Shares {
         self.shares
     }
@@ -147,7 +148,7 @@ impl LearnerState {
         self.check_gradients_in(|_| {})
     }
 
-    /// The check over a network that somebody has changed.
+    /// Checks the gradients of a modified network.
     pub(crate) fn check_gradients_in(
         &self,
         rewire: impl FnOnce(&mut Network<Slot<'_>>),
@@ -164,7 +165,7 @@ impl LearnerState {
         let sequences: Vec<ScoredSequence<'_>> =
             rows.iter().map(|ids| ScoredSequence::whole(ids)).collect();
         let batch = Arc::new(PackedBatch::new(&sequences));
-        // Uneven derivatives: with equal ones a gradient can be zero by symmetry.
+        // Non-uniform derivatives: with equal ones a gradient can be zero by symmetry.
         let dlogprobs: Vec<f32> = (0..batch.n_targets()).map(|i| 1.0 + i as f32 * 0.1).collect();
         let loss = Loss { dlogprobs: &dlogprobs, ..Loss::default() };
         let mut gradients = self.model.zero_gradients();
@@ -186,8 +187,8 @@ impl LearnerState {
         Ok(())
     }
 
-    /// Returns the parameters that would not move. The first matrix of a new adapter is none of them: it has no gradient as
-    /// long as the second is zero, and then gets one.
+    /// Returns the parameters that would not change. The first matrix of a new adapter is not among them: its gradient
+    /// is zero only as long as the second matrix is zero.
     fn unmoved(&self, gradients: &[Vec<f32>]) -> candle_core::Result<Vec<&str>> {
         let is_zero = |x: &[f32]| !x.is_empty() && x.iter().all(|x| *x == 0.0);
         let parameters = self.model.parameters();
@@ -219,7 +220,7 @@ impl LearnerState {
         self.logprobs_of("log-probabilities", &self.model, rows)
     }
 
-    /// Keeps a copy of the weights as they are now.
+    /// Keeps a copy of the current weights.
     pub(crate) fn keep_reference(&mut self) -> Result<(), LearnerError> {
         let copy = self.model.frozen_copy();
         self.reference = Some(copy.map_err(|error| failed("keep reference weights", error))?);
@@ -241,7 +242,7 @@ impl LearnerState {
         Ok(parts?.1)
     }
 
-    /// The first half of accumulating: log-probabilities, and what their gradient is carried back through.
+    /// Computes the first half of accumulation: log-probabilities, and the passes for their gradient.
     pub(crate) fn forward(
         &mut self,
         rows: &[Row],
@@ -255,8 +256,8 @@ impl LearnerState {
         Ok((logprobs, Pending { parts, counts }))
     }
 
-    /// The second half: adds the gradient of `sum(coefficient * logprob)` and of the loss of uneven experts. The loss of a
-    /// part weighs as much as it has of the tokens, and what a part kept is freed behind it.
+    /// Computes the second half: adds the gradient of `sum(coefficient * logprob)` and of the load-balancing loss, in
+    /// which each part is weighted by its tokens. The activations of a part are freed after its backward pass.
     pub(crate) fn backward(
         &mut self,
         pending: Pending,
@@ -274,7 +275,7 @@ impl LearnerState {
             .collect();
         let before = self.gradients.kept();
         let added = self.add_parts(pending.parts, &by_row).map_err(in_model);
-        // Half a gradient must not stay.
+        // A partial gradient must not stay.
         if let (Err(_), Some(before)) = (&added, before) {
             self.gradients = before;
         }
@@ -331,7 +332,7 @@ impl LearnerState {
         Ok(version)
     }
 
-    /// Tells a follower of the weights now, and of all that are published later.
+    /// Calls a follower with the current weights, and with all that are published later.
     pub(crate) fn follow(&mut self, mut follower: Follower) -> Result<(), LearnerError> {
         let told = follower(self.published.version(), &self.model);
         told.map_err(|error| failed("hand over weights", error))?;
@@ -368,7 +369,7 @@ impl LearnerState {
         let read = || {
             let loaded = Decoder::from_directory_metered(directory, &self.meter)?;
             let (theirs, ours) = (loaded.config(), self.model.config());
-            // Weights say nothing of how long a sequence may be.
+            // Weights do not determine the longest sequence.
             let max_positions = ours.max_positions;
             if (DecoderConfig { max_positions, ..theirs.clone() }) != *ours {
                 let reason = format!("the model there is {theirs:?}, and this one {ours:?}");
@@ -405,8 +406,8 @@ impl LearnerState {
         self.gradients.clear();
     }
 
-    /// Passes over some rows at a time, what `part` makes of each, and the log-probabilities of all rows. `what` names these
-    /// in errors.
+    /// Runs passes over some rows at a time and returns the result of `part` for each pass, and the log-probabilities
+    /// of all rows. `what` names the rows in errors.
     fn run<P>(
         &self,
         what: &str,
@@ -417,7 +418,8 @@ impl LearnerState {
     ) -> Result<(Vec<P>, Vec<Vec<f32>>), LearnerError> {
         let sequences = self.sequences(rows)?;
         let (mut parts, mut logprobs) = (Vec::new(), vec![Vec::new(); rows.len()]);
-        // Activations of all parts are kept until the backward pass: nothing is gained by computing a token in two of them.
+        // Activations of all parts are kept until the backward pass, so that computing a token in two of them saves
+        // nothing.
         let cut = if keep == Keep::Nothing { Cut::Anywhere } else { Cut::BetweenTrees };
         for chunk in PackedBatch::chunks(&sequences, CHUNK_TOKENS, cut) {
             let some: Vec<ScoredSequence<'_>> =
@@ -497,7 +499,7 @@ fn check_kept(row: &Row, target: usize, kept: &[u32], vocab_size: usize) -> Resu
     Ok(())
 }
 
-/// A failure of the model: numbers that are not finite are told apart.
+/// Converts an error of the model; numbers that are not finite have an error of their own.
 fn failed_by(action: impl Into<String>, error: ModelError) -> LearnerError {
     match error {
         ModelError::NotFinite { action, reason } => LearnerError::NotFinite { action, reason },
@@ -529,7 +531,7 @@ mod tests {
             LearnerState::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
         trainer.check_gradients().unwrap();
         let parameters = trainer.model.parameters();
-        // As a new adapter has it: nothing for A, and something for B.
+        // Gradients of a new adapter: zero for A, nonzero for B.
         let gradients = |of_up: f32| -> Vec<Vec<f32>> {
             let of = |parameter: &crate::decoder::Parameter| match parameter.spec.role {
                 ParameterRole::AdapterDown => vec![0.0; 2],

@@ -1,4 +1,4 @@
-//! Weights in the form that the inference engine reads.
+//! Weights packed for the inference engine.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::layout::{Choice, FeedForward, Layer, Linear, Mixture, Mlp, Network};
 use crate::numbers::host_numbers;
 use crate::rope::Rope;
 
-/// Weights laid out for inference: matrices as panels, so that products read memory in one direction, and matrices with the
-/// same input in one.
+/// Weights packed for inference: matrices are panels, which products read sequentially, and matrices with the same
+/// input are joined.
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(crate) config: DecoderConfig,
@@ -27,14 +27,14 @@ pub(crate) struct Weights {
     pub(crate) head: Panels,
 }
 
-/// Weights of a layer.
+/// Packed weights of a layer.
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
     /// `[D]`
     pub(crate) attention_norm: Vec<f32>,
     /// Queries, keys and values. `[D, (n_heads + 2 n_kv_heads) * head_dim]`
     pub(crate) qkv: Panels,
-    /// Of queries and of keys. `[head_dim]` each
+    /// Gains of queries and of keys. `[head_dim]` each
     pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
     /// `[n_heads * head_dim, D]`
     pub(crate) output: Panels,
@@ -43,23 +43,23 @@ pub(crate) struct LayerWeights {
     pub(crate) feed_forward: FeedForwardWeights,
 }
 
-/// Weights of the second half of a layer.
+/// Packed weights of the feed-forward half of a layer.
 #[derive(Debug)]
 pub(crate) enum FeedForwardWeights {
     Dense(MlpWeights),
     Mixture(MixtureWeights),
 }
 
-/// Weights of a SwiGLU of width I.
+/// Packed weights of a SwiGLU of width I.
 #[derive(Debug)]
 pub(crate) struct MlpWeights {
-    /// Gate and up, panel by panel in turns. `[D, 2 I]`
+    /// Gate and up, as alternating panels. `[D, 2 I]`
     pub(crate) gate_up: Panels,
     /// `[I, D]`
     pub(crate) down: Panels,
 }
 
-/// Weights of experts.
+/// Packed weights of experts.
 #[derive(Debug)]
 pub(crate) struct MixtureWeights {
     pub(crate) choice: Choice,
@@ -70,8 +70,8 @@ pub(crate) struct MixtureWeights {
 }
 
 impl Weights {
-    /// Copies a network whose matrices are `[out, in]`, and lets each part go when it has been copied. Adapters become a part of
-    /// the matrices that they are added to.
+    /// Packs a network whose matrices are `[out, in]`, and frees each part after it is packed. Adapters are merged into
+    /// their matrices.
     pub(crate) fn new(
         config: &DecoderConfig,
         rope: Arc<Rope>,
@@ -92,14 +92,14 @@ impl Weights {
 }
 
 impl Weights {
-    /// The parameters as they are stored, in their fixed order.
+    /// Returns the parameters in the form of checkpoints, in their fixed order.
     pub(crate) fn stored(&self) -> Vec<Vec<f32>> {
         let mut all = Vec::new();
         self.each_stored(|values| all.push(values));
         all
     }
 
-    /// Shows the parameters as they are stored, in their fixed order, a layer at a time.
+    /// Calls `see` with the parameters in the form of checkpoints, in their fixed order, a layer at a time.
     pub(crate) fn each_stored(&self, mut see: impl FnMut(Vec<f32>)) {
         see(self.embedding.clone());
         for layer in &self.layers {
@@ -116,7 +116,7 @@ impl Weights {
     }
 }
 
-/// Appends some columns as the rows of a stored matrix, and their biases where there are any.
+/// Appends some columns as the rows of a stored matrix, and their biases if there are any.
 fn push_columns(
     panels: &Panels,
     columns: impl Iterator<Item = usize> + Clone,
@@ -126,7 +126,7 @@ fn push_columns(
     stored.extend(panels.bias().map(|bias| columns.map(|column| bias[column]).collect()));
 }
 
-/// Copies a layer and lets it go.
+/// Packs a layer and frees it.
 fn read(config: &DecoderConfig, layer: Layer<Tensor>) -> Result<LayerWeights> {
     let mut tensors = Vec::new();
     let places = layer.map(&mut |tensor| tensors.push(tensor));
@@ -177,7 +177,7 @@ impl LayerWeights {
 }
 
 impl MlpWeights {
-    /// Gate, up and down, the first two of `inner` rows.
+    /// Appends gate, up and down; the first two have `inner` rows.
     fn push_stored(&self, hidden_size: usize, inner: usize, stored: &mut Vec<Vec<f32>>) {
         let column = |row: usize| row / LANES * 2 * LANES + row % LANES;
         push_columns(&self.gate_up, (0..inner).map(column), stored);
@@ -223,7 +223,7 @@ impl MixtureWeights {
     }
 }
 
-/// A matrix with its adapter in it.
+/// A matrix with its adapter merged.
 struct Whole<'a> {
     matrix: Cow<'a, [f32]>,
     bias: Option<&'a [f32]>,

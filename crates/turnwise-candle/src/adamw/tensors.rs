@@ -1,4 +1,4 @@
-//! `AdamW` in the tensor library's operations: moments and weights stay on their device.
+//! `AdamW` as operations of the tensor library: moments and weights stay on their device.
 
 use std::path::Path;
 
@@ -12,24 +12,24 @@ use crate::layout::Spec;
 use crate::numbers::host_numbers;
 use crate::{Decoder, Kernels, ModelError};
 
-/// The optimiser's memory, where gradients and weights are. Files of both forms are the same.
+/// The optimiser state, where gradients and weights are. Both forms write the same files.
 #[derive(Debug)]
 pub(crate) enum Optimizer {
     Buffers(AdamWState),
     Tensors(TensorState),
 }
 
-/// Moments as tensors, of the parameters that train.
+/// Moments of the trainable parameters, as tensors.
 #[derive(Debug)]
 pub(crate) struct TensorState {
     settings: AdamW,
-    /// Steps taken.
+    /// The number of steps taken.
     steps: u64,
     moments: Vec<[Tensor; 2]>,
 }
 
 impl Optimizer {
-    /// For a model as it is computed now.
+    /// Creates the state for a model in its current form.
     pub(crate) fn new(settings: AdamW, model: &Decoder) -> Result<Self> {
         if model.kernels() == Kernels::Fused {
             return Ok(Self::Buffers(AdamWState::new(settings, &model.trainable_specs())));
@@ -42,7 +42,7 @@ impl Optimizer {
         Ok(Self::Tensors(TensorState { settings, steps: 0, moments }))
     }
 
-    /// One step along `gradients * scale`.
+    /// Takes one step along `gradients * scale`.
     ///
     /// # Errors
     /// As [`AdamWState::step`].
@@ -66,7 +66,7 @@ impl Optimizer {
         }
     }
 
-    /// Whether no step has been taken.
+    /// Returns whether no step has been taken.
     pub(crate) fn is_new(&self) -> bool {
         match self {
             Self::Buffers(state) => state.steps == 0,
@@ -86,7 +86,7 @@ impl Optimizer {
         }
     }
 
-    /// Reads what either form wrote for a model of the same parameters.
+    /// Reads a file of either form for a model with the same parameters.
     pub(crate) fn load(
         settings: AdamW,
         path: &Path,
@@ -112,7 +112,7 @@ impl TensorState {
         self.steps += 1;
         let trained =
             || parameters.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable);
-        // The device is asked once, when all parameters have moved.
+        // The device is synchronised once, after all parameters.
         let mut zero = None;
         for ((parameter, gradient), moments) in trained().zip(&mut self.moments) {
             let rates = Rates::of(self.settings, parameter, self.steps, scale, learning_rate);
@@ -166,7 +166,7 @@ impl TensorState {
     }
 }
 
-/// The formula of [`AdamW`] for a parameter. Without a gradient it is zero.
+/// Applies the formula of [`AdamW`] to a parameter. A missing gradient counts as zero.
 fn advance(
     parameter: &Parameter,
     gradient: Option<&Tensor>,

@@ -1,4 +1,4 @@
-//! Weight files: which there are, and what is in them.
+//! The weight files of a checkpoint.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,18 +11,18 @@ use serde_json::Value;
 use super::{INDEX, Precision, WEIGHTS, read_object};
 use crate::ModelError;
 
-/// Bytes that are read at once: a file is never in memory beside the numbers that are made of it.
+/// The bytes of one read: a file is never in memory next to its decoded numbers.
 const PIECE: usize = 1 << 20;
 
-/// The longest description of its tensors that a file may begin with, as the format limits it.
+/// The longest header of a safetensors file, by the format's limit.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// A safetensors file whose description has been read.
+/// A safetensors file with a parsed header.
 #[derive(Debug)]
 pub(super) struct TensorFile {
     path: PathBuf,
     file: File,
-    /// Where the numbers begin.
+    /// The offset of the numbers.
     start: u64,
     pub(super) tensors: BTreeMap<String, TensorInfo>,
 }
@@ -55,7 +55,7 @@ impl TensorFile {
         Ok(Self { path: path.to_owned(), file, start: 8 + size, tensors: tensors.collect() })
     }
 
-    /// Hands over the numbers of a tensor in order, some at a time.
+    /// Passes the numbers of a tensor to `each` in order, some at a time.
     pub(super) fn read(
         &mut self,
         info: &TensorInfo,
@@ -81,8 +81,8 @@ impl TensorFile {
     }
 }
 
-/// The weight files of a checkpoint, and what is wrong with their index. As transformers does, one whole file is
-/// preferred to shards.
+/// Opens the weight files of a checkpoint and returns them with the problems of their index. Like transformers, it
+/// prefers a single file to shards.
 pub(super) fn open_all(directory: &Path) -> Result<(Vec<TensorFile>, Vec<String>), ModelError> {
     let (whole, index) = (directory.join(WEIGHTS), directory.join(INDEX));
     if whole.exists() || !index.exists() {
@@ -104,19 +104,19 @@ pub(super) fn open_all(directory: &Path) -> Result<(Vec<TensorFile>, Vec<String>
     Ok((files, problems))
 }
 
-/// Whether there are weights, or an index that says where.
+/// Returns whether there are weights, or an index of shards.
 pub(crate) fn has_weights(directory: &Path) -> bool {
     directory.join(WEIGHTS).exists() || directory.join(INDEX).exists()
 }
 
-/// Whether there are weights, with every shard that an index names.
+/// Returns whether there are weights, with every shard that an index names.
 pub(crate) fn is_whole(directory: &Path) -> bool {
     directory.join(WEIGHTS).exists()
         || read_index(&directory.join(INDEX))
             .is_ok_and(|shards| shards.keys().all(|shard| directory.join(shard).exists()))
 }
 
-/// The tensors of each shard.
+/// Reads the tensors of each shard.
 fn read_index(index: &Path) -> Result<BTreeMap<String, Vec<String>>, ModelError> {
     let json = read_object(index)?;
     let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
@@ -128,7 +128,7 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, Vec<String>>, ModelError>
             return Err(ModelError::malformed(index, "a file name is not text"));
         };
         let mut parts = Path::new(shard).components();
-        // A checkpoint is data: it may not say which files elsewhere to read.
+        // A checkpoint is data: it may not name files outside its directory.
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
             let reason = format!("{shard:?} is not a name in the directory");
             return Err(ModelError::malformed(index, reason));

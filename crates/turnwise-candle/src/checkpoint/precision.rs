@@ -1,7 +1,7 @@
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
 
-/// How a file writes the numbers of a tensor; in memory all are f32.
+/// The number format of a tensor in a file; in memory all are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Precision {
     Single,
@@ -27,7 +27,7 @@ impl Precision {
         }
     }
 
-    /// Bytes of a number.
+    /// Returns the bytes of a number.
     pub(crate) fn width(self) -> usize {
         match self {
             Self::Single => 4,
@@ -35,7 +35,7 @@ impl Precision {
         }
     }
 
-    /// Appends the numbers in `bytes`: exactly, because f32 holds all of the others.
+    /// Decodes `bytes` and appends the numbers, exactly: f32 holds every value of the other formats.
     pub(crate) fn decode(self, bytes: &[u8], numbers: &mut Vec<f32>) {
         match self {
             Self::Single => {
@@ -52,7 +52,7 @@ impl Precision {
         }
     }
 
-    /// A number as a file holds it: rounded to the nearest.
+    /// Rounds a number to the nearest one of the format.
     pub(crate) fn rounded(self, number: f32) -> f32 {
         match self {
             Self::Single => number,
@@ -61,7 +61,7 @@ impl Precision {
         }
     }
 
-    /// The numbers as bytes, rounded to the nearest.
+    /// Encodes numbers as bytes, rounded to the nearest.
     pub(crate) fn encode(self, numbers: &[f32]) -> Vec<u8> {
         let numbers = numbers.iter();
         match self {

@@ -15,23 +15,23 @@ use crate::layout::Spec;
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// The tensors of a checkpoint, of which only names and shapes have been read.
+/// The tensors of a checkpoint, by name and shape.
 #[derive(Debug)]
 pub(crate) struct Tensors {
     path: PathBuf,
     files: Vec<TensorFile>,
-    /// Everything that does not fit so far.
+    /// The mismatches found so far.
     problems: Vec<String>,
 }
 
-/// A parameter's numbers, and how they were written.
+/// The values of a parameter, and their format in the file.
 #[derive(Clone, Debug)]
 pub(crate) struct ParameterValues {
     pub(crate) values: Vec<f32>,
     pub(crate) precision: Precision,
 }
 
-/// Where a tensor is.
+/// The place of a tensor.
 #[derive(Clone, Debug)]
 struct Place {
     file: usize,
@@ -39,12 +39,12 @@ struct Place {
     precision: Precision,
 }
 
-/// Where the tensors of the parameters are.
+/// The places of all parameters' tensors.
 #[derive(Debug)]
 struct TensorLocations {
     /// The tensors of each parameter, in order.
     parameters: Vec<Vec<Place>>,
-    /// A head that the file holds although it is the embedding.
+    /// A stored head of a model whose head is the embedding.
     spare_head: Option<Place>,
 }
 
@@ -56,40 +56,40 @@ impl Place {
 }
 
 impl TensorLocations {
-    /// The bytes of all parameters.
+    /// Returns the bytes of all parameters.
     fn bytes(&self) -> u64 {
         self.parameters.iter().flatten().map(Place::bytes).sum()
     }
 }
 
 impl Tensors {
-    /// Those of `model.safetensors`, or of the shards that an index names.
+    /// Opens `model.safetensors`, or the shards that an index names.
     pub(crate) fn in_directory(directory: &Path) -> Result<Self, ModelError> {
         let (files, problems) = open_all(directory)?;
         Ok(Self { path: directory.to_owned(), files, problems })
     }
 
-    /// Those of one file.
+    /// Opens one file.
     pub(crate) fn in_file(path: &Path) -> Result<Self, ModelError> {
         let files = vec![TensorFile::open(path)?];
         Ok(Self { path: path.to_owned(), files, problems: Vec::new() })
     }
 
-    /// The shape of a tensor, if there is one of that name.
+    /// Returns the shape of the tensor with this name, if it exists.
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.files.iter().find_map(|file| file.tensors.get(name)).map(|info| &info.shape[..])
     }
 
-    /// How many tensors there are.
+    /// Returns the number of tensors.
     pub(crate) fn len(&self) -> usize {
         self.files.iter().map(|file| file.tensors.len()).sum()
     }
 
-    /// The parameters in the order of `specs`, each read straight into its place.
+    /// Reads the parameters in the order of `specs`, each directly into its place.
     ///
-    /// Nothing is read when a tensor is missing, unknown or of another shape. What follows from the configuration may be
-    /// there as well: rotary frequencies, which older exporters stored, and the head of a tied model, if it is the same.
-    /// `meter` counts the bytes.
+    /// Reads nothing if a tensor is missing, unknown or of another shape. Redundant tensors are accepted: rotary
+    /// frequencies, which older exporters stored, and the head of a tied model if it equals the embedding. `meter`
+    /// counts the bytes.
     pub(crate) fn read(
         mut self,
         specs: &[Spec],
@@ -118,13 +118,13 @@ impl Tensors {
         Ok(parameters)
     }
 
-    /// Where everything is, or everything that does not fit.
+    /// Returns the place of every tensor, or all mismatches.
     fn plan(&mut self, specs: &[Spec]) -> Result<TensorLocations, ModelError> {
         let wanted = WantedTensors::of(specs);
         let parameters = specs.iter().map(|spec| vec![None; spec.n_tensors()]).collect();
         let mut found = Found { parameters, spare_head: None };
         let mut seen = HashSet::new();
-        // A tensor that is there but wrong is not missing too.
+        // A tensor with a problem is not reported as missing too.
         let mut wrong = HashSet::new();
         for (file, contents) in self.files.iter().enumerate() {
             for (name, info) in &contents.tensors {
@@ -158,7 +158,7 @@ impl Tensors {
         Ok(TensorLocations { parameters: parameters.collect(), spare_head: found.spare_head })
     }
 
-    /// Appends the numbers of a tensor, and refuses the first that is NaN or infinite.
+    /// Appends the numbers of a tensor, and rejects the first that is NaN or infinite.
     fn read_finite(
         &mut self,
         name: &str,
@@ -195,24 +195,25 @@ impl Tensors {
     }
 }
 
-/// The tensors that parameters consist of, by name.
+/// The tensors that make up the parameters, by name.
 struct WantedTensors<'a> {
-    /// The shape, the parameter and the tensor's number in it.
+    /// The shape, the parameter, and the index of the tensor in it.
     tensors: HashMap<String, (&'a [usize], usize, usize)>,
 }
 
-/// Where tensors are, as far as they were found.
+/// The places of tensors, as far as they were found.
 struct Found {
     parameters: Vec<Vec<Option<Place>>>,
     spare_head: Option<Place>,
 }
 
-/// The tensors in which transformers 5 holds all experts of a layer, and what is in each: gate and up lie behind each other.
+/// The stacked tensors in which transformers 5 holds all experts of a layer, with the matrices in each: up follows
+/// gate.
 const FUSED: [(&str, &[&str]); 2] =
     [("gate_up_proj", &["gate_proj", "up_proj"]), ("down_proj", &["down_proj"])];
 
 impl Found {
-    /// Takes the head of a tied model for its embedding, where the file holds it under that name alone.
+    /// Uses the head of a tied model as its embedding, if the file stores the matrix under the head's name only.
     fn take_lone_head(&mut self, specs: &[Spec]) {
         let embedding = specs.iter().position(|spec| spec.name == EMBEDDING);
         let Some(embedding) = embedding.map(|index| &mut self.parameters[index]) else { return };
@@ -231,7 +232,7 @@ impl<'a> WantedTensors<'a> {
         Self { tensors: tensors.collect() }
     }
 
-    /// The names of the tensors that a tensor of this name holds.
+    /// Returns the names of the tensors that a tensor contains.
     fn parts_of(&self, name: &str) -> Vec<String> {
         match self.fused(name) {
             Some(fused) => fused.experts.into_iter().flatten().collect(),
@@ -239,7 +240,7 @@ impl<'a> WantedTensors<'a> {
         }
     }
 
-    /// What a tensor with all experts of a layer holds, if one of this name is wanted.
+    /// Returns the contents of a tensor with all experts of a layer, if one of this name is wanted.
     fn fused(&self, name: &str) -> Option<Fused<'a>> {
         let (module, tensor) = name.rsplit_once('.')?;
         let (_, parts) = FUSED.into_iter().find(|(fused, _)| *fused == tensor)?;
@@ -253,7 +254,7 @@ impl<'a> WantedTensors<'a> {
         Some(Fused { shape, experts })
     }
 
-    /// Notes where the experts of a layer are that lie in one tensor.
+    /// Records the places of a layer's experts inside one tensor.
     fn put_fused(
         &self,
         name: &str,
@@ -283,7 +284,7 @@ impl<'a> WantedTensors<'a> {
         Ok(())
     }
 
-    /// Notes where a tensor is, or says why it does not fit.
+    /// Records the place of a tensor, or why it does not fit.
     fn put(
         &self,
         name: &str,
@@ -318,13 +319,13 @@ impl<'a> WantedTensors<'a> {
 
 /// All experts of a layer in one tensor.
 struct Fused<'a> {
-    /// Of one matrix of one expert.
+    /// The shape of one matrix of one expert.
     shape: &'a [usize],
     /// The names of the matrices of each expert.
     experts: Vec<Vec<String>>,
 }
 
-/// One problem for all tensors that differ in numbers of layers and experts alone, and not more than a screen of them.
+/// Merges the problems of tensors that differ only in the numbers of layers and experts, and limits them to a screen.
 fn grouped(problems: Vec<String>) -> Vec<String> {
     const MOST: usize = 16;
     let mut groups: Vec<(String, usize)> = Vec::new();
@@ -360,7 +361,7 @@ fn grouped(problems: Vec<String>) -> Vec<String> {
     shown
 }
 
-/// Where a tensor of this shape is, or why it cannot be used.
+/// Returns the place of a tensor with this shape, or why it cannot be used.
 fn place(name: &str, info: &TensorInfo, shape: &[usize], file: usize) -> Result<Place, String> {
     if info.shape != shape {
         let is = brief(format!("{:?}", info.shape));

@@ -18,15 +18,15 @@ pub(crate) struct Piece<'a> {
     pub(crate) name: String,
     pub(crate) shape: &'a [usize],
     pub(crate) values: &'a [f32],
-    /// What is added to them.
+    /// The adapter that is added to the numbers.
     pub(crate) adapter: Option<Adapter<&'a [f32]>>,
     pub(crate) precision: Precision,
 }
 
-/// A piece on its way into a file. Encoded only when its turn comes, so that no file is in memory as a whole.
+/// A tensor that is encoded only when it is written, so that a file is never in memory as a whole.
 struct Writing<'a> {
     piece: Piece<'a>,
-    /// What is wrong with the first piece that cannot be written.
+    /// The problem of the first tensor that cannot be written.
     wrong: &'a RefCell<Option<String>>,
     meter: &'a Meter,
 }
@@ -56,7 +56,7 @@ impl View for Writing<'_> {
 }
 
 impl Piece<'_> {
-    /// Says which of its numbers is NaN or infinite, or becomes so when it is rounded.
+    /// Returns which number is NaN or infinite, or becomes so when it is rounded.
     fn not_finite(&self, merged: &[f32]) -> Option<String> {
         let Self { name, shape, precision, .. } = self;
         if let Some(index) = first_not_finite(merged) {
@@ -73,8 +73,7 @@ impl Piece<'_> {
     }
 }
 
-/// Writes tensors into one file, which appears whole or not at all: not with a number that is NaN or infinite. Their bytes
-/// advance `meter`.
+/// Writes tensors into one file, atomically, and refuses numbers that are NaN or infinite. The bytes advance `meter`.
 pub(crate) fn write_tensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = Piece<'a>>,
@@ -91,7 +90,7 @@ pub(crate) fn write_tensors<'a>(
     })
 }
 
-/// Writes a JSON object, which appears whole or not at all.
+/// Writes a JSON object, atomically.
 pub(crate) fn write_json(path: &Path, json: &Map<String, Value>) -> Result<(), ModelError> {
     let text = serde_json::to_string_pretty(json).expect("a JSON object can be written");
     replace(path, |unfinished| {
@@ -99,7 +98,7 @@ pub(crate) fn write_json(path: &Path, json: &Map<String, Value>) -> Result<(), M
     })
 }
 
-/// Writes beside the old file and renames, so that a crash leaves one or the other.
+/// Writes a file next to the old one and renames it, so that a crash leaves one or the other.
 fn replace(
     path: &Path,
     write: impl FnOnce(&Path) -> Result<(), ModelError>,
@@ -112,7 +111,7 @@ fn replace(
     let written =
         write(&unfinished).and_then(|()| publish().map_err(|error| ModelError::write(path, error)));
     if written.is_err() {
-        // The error that is told is why it could not be written.
+        // The write error is reported, not the error of the clean-up.
         let _ = fs::remove_file(&unfinished);
     }
     written

@@ -1,4 +1,4 @@
-//! `config.json`, in the forms that transformers 4 and 5 write.
+//! `config.json`, in the forms of transformers 4 and 5.
 
 mod refusals;
 mod rope;
@@ -9,10 +9,10 @@ use crate::error::brief;
 use crate::{Architecture, DecoderConfig, Experts, ModelError};
 
 impl DecoderConfig {
-    /// Reads what transformers writes, and the older form of published checkpoints. What a file may leave out gets the value
-    /// that transformers gives it.
+    /// Reads the form of transformers and the older form of published checkpoints. Missing keys get the defaults of
+    /// transformers.
     ///
-    /// `head_width` is what the weights say of the width of a head, for files that say nothing.
+    /// `head_width` is the width of a head according to the weights, for files without `head_dim`.
     pub(crate) fn from_json(
         json: &Map<String, Value>,
         head_width: Option<usize>,
@@ -43,7 +43,7 @@ impl DecoderConfig {
         Ok(config)
     }
 
-    /// What transformers reads, for a model that was made here.
+    /// Writes the form of transformers, for a model that was created here.
     pub(crate) fn to_json(&self) -> Map<String, Value> {
         let mut json = object(json!({
             "architectures": [self.architecture.class()],
@@ -68,7 +68,7 @@ impl DecoderConfig {
     }
 }
 
-/// `json` with another type of weights, under the keys that it uses.
+/// Replaces the type of the weights in `json`, under the keys that it uses.
 pub(crate) fn with_dtype(mut json: Map<String, Value>, dtype: &str) -> Map<String, Value> {
     if !json.contains_key("dtype") && !json.contains_key("torch_dtype") {
         json.insert("dtype".to_owned(), dtype.into());
@@ -95,7 +95,7 @@ fn architecture(json: &Map<String, Value>) -> Result<Architecture, ModelError> {
 }
 
 fn experts(json: &Map<String, Value>) -> Result<Experts, ModelError> {
-    // The first is what published checkpoints say, the second what transformers 5 writes.
+    // Published checkpoints have the first key, transformers 5 writes the second.
     let published = optional_size(json, "num_experts")?;
     let n_experts = match (published, optional_size(json, "num_local_experts")?) {
         (Some(one), Some(other)) if one != other => {
@@ -140,7 +140,7 @@ fn write_architecture(architecture: &Architecture) -> Map<String, Value> {
     })
 }
 
-/// What transformers takes when a file does not say.
+/// Returns the default of transformers for the number of positions.
 fn default_positions(json: &Map<String, Value>) -> usize {
     if json.get("model_type").is_some_and(|kind| kind == "llama") { 2048 } else { 32_768 }
 }
@@ -156,7 +156,7 @@ fn bad(reason: impl Into<String>) -> ModelError {
     ModelError::BadConfig(reason.into())
 }
 
-/// A key's value. Keys that are null are as good as absent.
+/// Returns the value of a key; null counts as absent.
 fn present<'a>(json: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     json.get(key).filter(|value| !value.is_null())
 }

@@ -6,26 +6,26 @@ use serde::{Deserialize, Serialize};
 use super::DecoderConfig;
 use crate::ModelError;
 
-/// The largest rank that is believed to be meant.
+/// The largest plausible rank.
 const LARGEST_RANK: usize = 1 << 16;
 
-/// Low-rank adapters of a model (Hu et al., *Low-rank adaptation of large language models*, 2021, section 4.1).
+/// Settings of low-rank adapters (Hu et al., *Low-rank adaptation of large language models*, 2021, section 4.1).
 ///
 /// ```text
 /// y = x W' + (alpha / rank) (x A') B'        W [out, in], A [rank, in], B [out, rank]
 /// ```
 ///
-/// The model's own parameters are frozen: they have no gradient and no optimiser state. A begins random and B at zero, so that
-/// an adapted model begins as its base. No dropout, no biases, one rank and one alpha for all matrices. The experts of a
-/// mixture cannot have adapters.
+/// The model's own parameters are frozen: they have no gradient and no optimiser state. A starts random and B at zero,
+/// so that an adapted model starts equal to its base. There is no dropout and no bias; all matrices have the same rank
+/// and alpha. Experts cannot have adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraSettings {
-    /// How many rows A has, and columns B.
+    /// The rank: rows of A and columns of B.
     pub rank: usize,
-    /// What the product is multiplied by, times the rank.
+    /// The scale of the product, times the rank.
     pub alpha: f64,
-    /// Which matrices have an adapter.
+    /// The matrices with an adapter.
     pub targets: Vec<LoraTarget>,
 }
 
@@ -36,42 +36,42 @@ impl Default for LoraSettings {
     }
 }
 
-/// A matrix of every layer, by the name that PEFT knows it under.
+/// A matrix of every layer, under its name in PEFT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub enum LoraTarget {
-    /// All of the others.
+    /// All of the matrices.
     #[serde(rename = "all-linear")]
     AllLinear,
-    /// Makes queries.
+    /// The query projection.
     #[serde(rename = "q_proj")]
     Query,
-    /// Makes keys.
+    /// The key projection.
     #[serde(rename = "k_proj")]
     Key,
-    /// Makes values.
+    /// The value projection.
     #[serde(rename = "v_proj")]
     Value,
-    /// Mixes the heads' results.
+    /// The output projection of attention.
     #[serde(rename = "o_proj")]
     Output,
-    /// The gate of a feed-forward half.
+    /// The gate projection of the feed-forward half.
     #[serde(rename = "gate_proj")]
     Gate,
-    /// What the gate lets through.
+    /// The up projection of the feed-forward half.
     #[serde(rename = "up_proj")]
     Up,
-    /// What leads back to the residual stream.
+    /// The down projection of the feed-forward half.
     #[serde(rename = "down_proj")]
     Down,
 }
 
 impl LoraTarget {
-    /// The single matrices.
+    /// All single matrices.
     const EACH: [Self; 7] =
         [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
 
-    /// As PEFT writes it.
+    /// Returns the name in PEFT.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -92,10 +92,10 @@ impl LoraTarget {
 }
 
 impl LoraSettings {
-    /// Whether these adapters can be those of such a model.
+    /// Checks that a model of this configuration can have these adapters.
     ///
     /// # Errors
-    /// [`ModelError::BadAdapter`] for a rank or an alpha that cannot be, for no targets, and for targets that are experts.
+    /// [`ModelError::BadAdapter`] for an invalid rank or alpha, for no targets, and for targets that are experts.
     pub fn validate(&self, config: &DecoderConfig) -> Result<(), ModelError> {
         let Self { rank, alpha, targets } = self;
         let refuse = |reason: String| Err(ModelError::BadAdapter(reason));
@@ -124,12 +124,12 @@ impl LoraSettings {
         self.targets.contains(&target) || self.targets.contains(&LoraTarget::AllLinear)
     }
 
-    /// The single matrices that have an adapter.
+    /// Iterates over the single matrices with an adapter.
     pub(crate) fn reached(&self) -> impl Iterator<Item = LoraTarget> {
         LoraTarget::EACH.into_iter().filter(|target| self.reaches(*target))
     }
 
-    /// Whether they mean the same, however it is written.
+    /// Returns whether two settings mean the same.
     pub(crate) fn same(&self, other: &Self) -> bool {
         (self.rank, self.alpha) == (other.rank, other.alpha) && self.reached().eq(other.reached())
     }

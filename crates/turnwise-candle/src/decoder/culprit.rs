@@ -1,4 +1,4 @@
-//! Which weight made a result NaN or infinite.
+//! Finds the weight that made a result NaN or infinite.
 
 use super::Decoder;
 use crate::ModelError;
@@ -6,10 +6,10 @@ use crate::finite::{Culprit, all_finite};
 use crate::numbers::host_numbers;
 
 impl Decoder {
-    /// Passes on numbers that this model computed, if all of them are finite.
+    /// Returns the numbers that this model computed if all of them are finite.
     ///
     /// # Errors
-    /// [`ModelError::NotFinite`] that names the tensor that they come from.
+    /// [`ModelError::NotFinite`] with the name of the tensor that caused it.
     pub(crate) fn finite(&self, what: &str, numbers: Vec<f32>) -> Result<Vec<f32>, ModelError> {
         if all_finite(&numbers) {
             return Ok(numbers);
@@ -18,7 +18,7 @@ impl Decoder {
         Err(ModelError::NotFinite { action, reason: self.culprit()?.reason() })
     }
 
-    /// Looks through all parameters.
+    /// Searches all parameters.
     pub(crate) fn culprit(&self) -> Result<Culprit, ModelError> {
         let mut culprit = Culprit::default();
         for parameter in self.parameters() {

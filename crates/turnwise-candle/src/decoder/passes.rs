@@ -17,12 +17,12 @@ use crate::shares::Shares;
 use crate::tape::{Keep, Loss, Played, Recorder, Slot, Tape, play_backward};
 
 impl Decoder {
-    /// A forward pass, with predictions where the batch wants any.
+    /// Runs a forward pass, with predictions if the batch has targets.
     pub(crate) fn pass(&self, batch: Arc<PackedBatch>, keep: Keep) -> Result<Pass> {
         self.pass_in(batch, keep, |_| {})
     }
 
-    /// The same over a network that somebody has changed: what a wrong one does can be shown.
+    /// Runs a forward pass over a modified network, which shows the effect of a wrong one.
     pub(crate) fn pass_in(
         &self,
         batch: Arc<PackedBatch>,
@@ -54,7 +54,8 @@ impl Decoder {
         Ok(Pass::Fused(tape))
     }
 
-    /// Adds the gradient of `loss` to `gradients`, in the order of the parameters; those of frozen parameters are empty.
+    /// Adds the gradient of `loss` to `gradients`, in the order of the parameters; those of frozen parameters are
+    /// empty.
     pub(crate) fn backward(
         &self,
         pass: Pass,
@@ -76,8 +77,8 @@ impl Decoder {
         Ok(played)
     }
 
-    /// The gradient of `loss` by each parameter that trains and that it reaches, where the model is. Only for a pass of the
-    /// tensor library's operations.
+    /// Returns the gradient of `loss` for each trainable parameter that it reaches, on the model's device. Only for a
+    /// pass of the tensor library's operations.
     pub(crate) fn tensor_gradients(
         &self,
         pass: Pass,
@@ -108,13 +109,13 @@ impl Decoder {
         Plain::new(&self.dimensions(), self.precision(), self.place().clone(), batch, keep)
     }
 
-    /// Zeros for the gradient of every parameter that trains.
+    /// Returns zero gradients for all trainable parameters.
     pub(crate) fn zero_gradients(&self) -> Vec<Vec<f32>> {
         let length = |p: &Parameter| if p.trainable { p.spec.len() } else { 0 };
         self.parameters().iter().map(|parameter| vec![0.0; length(parameter)]).collect()
     }
 
-    /// The logits behind every token. `[N, V]`
+    /// Computes the logits after every token. `[N, V]`
     pub(crate) fn all_logits(&self, batch: Arc<PackedBatch>) -> Result<Vec<f32>> {
         let dimensions = self.dimensions();
         if self.kernels() == Kernels::Plain {
@@ -135,7 +136,7 @@ impl Decoder {
         })
     }
 
-    /// Shows the weights as a tape sees them, one by one and in their places.
+    /// Calls a function with the weights in the form of a tape, one by one and in their places.
     pub(crate) fn with_slots<R>(
         &self,
         see: impl FnOnce(&[Slot<'_>], &Network<Slot<'_>>) -> Result<R>,
@@ -159,7 +160,7 @@ impl Decoder {
 
 #[cfg(test)]
 impl Decoder {
-    /// The residual stream behind the last layer, before its norm. `[N, D]`
+    /// Computes the residual stream after the last layer, before its norm. `[N, D]`
     pub(crate) fn hidden(&self, batch: PackedBatch) -> Vec<f32> {
         let (dimensions, batch) = (self.dimensions(), Arc::new(batch));
         if self.kernels() == Kernels::Plain {
@@ -174,7 +175,7 @@ impl Decoder {
         hidden.unwrap().numbers.to_vec()
     }
 
-    /// What each layer with experts decided, by our own operations.
+    /// Returns the routing of each layer with experts, by the fused kernels.
     pub(crate) fn routed(&self, batch: PackedBatch) -> Vec<crate::fused::experts::Routed> {
         let dimensions = self.dimensions();
         let mut tape = Tape::new(Arc::new(batch), self.pool().clone(), Keep::Activations);

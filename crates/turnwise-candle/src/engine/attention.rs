@@ -1,7 +1,7 @@
-//! Attention of the tokens of a step over the pages of their sequences.
+//! Attention of a step's tokens over the pages of their sequences.
 //!
-//! Tokens that stand next to each other in a step and share pages are computed together: a page that 32 sequences begin
-//! with is multiplied by the queries of a dozen at a time instead of being read by each.
+//! Neighbouring tokens of a step that share pages are computed together: a page that 32 sequences begin with is
+//! multiplied by a dozen queries at a time, instead of being read for each.
 
 use std::iter::repeat_n;
 use std::ops::Range;
@@ -19,10 +19,10 @@ use super::pages::{PAGE, Pages};
 use super::tree::PageId;
 use crate::dimensions::Heads;
 
-/// Query rows that are computed together.
+/// The number of query rows that are computed together.
 const ROWS: usize = 12;
 
-/// Who reads which pages together, worked out once for a step.
+/// The tokens that read pages together, computed once for each step.
 #[derive(Debug, Default)]
 pub(super) struct AttentionPlan {
     groups: Vec<QueryGroup>,
@@ -36,29 +36,29 @@ struct QueryGroup {
     spans: Range<usize>,
 }
 
-/// Some tokens of a group, and pages that all of them read: of each token's own table, which agree there.
+/// Some tokens of a group, and pages that all of them read, as ranges of their page tables, which agree there.
 #[derive(Clone, Debug)]
 struct PageSpan {
-    /// Counted from the group's first.
+    /// Relative to the group's first token.
     tokens: Range<usize>,
     pages: Range<usize>,
 }
 
-/// Memory of one thread.
+/// Scratch memory of one thread.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     /// `[rows, head_dim]`
     queries: Vec<f32>,
     /// `[rows, length in whole pages]`
     scores: Vec<f32>,
-    /// One over the sum of each row's exponentials. `[rows]`
+    /// The reciprocal of each row's sum of exponentials. `[rows]`
     factors: Vec<f32>,
     /// `[rows, padded head_dim]`
     mixed: Vec<f32>,
 }
 
 impl AttentionPlan {
-    /// Forgets the step before.
+    /// Plans a step, replacing the plan of the previous one.
     pub(super) fn make(&mut self, step: &EngineBatch, heads: Heads) {
         self.groups.clear();
         self.spans.clear();
@@ -72,12 +72,12 @@ impl AttentionPlan {
         }
     }
 
-    /// How many groups there are.
+    /// Returns the number of groups.
     pub(super) fn len(&self) -> usize {
         self.groups.len()
     }
 
-    /// Cuts the pages that some tokens read, from the given one on, where not all read the same.
+    /// Splits the pages that some tokens read, from the given page on, at the places where their page tables differ.
     fn cut(
         &mut self,
         step: &EngineBatch,
@@ -113,14 +113,14 @@ impl AttentionPlan {
     }
 }
 
-/// What all groups of a layer have in common.
+/// The inputs of a layer, common to all groups.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layer<'a> {
     pub(super) step: &'a EngineBatch,
     pub(super) pages: &'a Pages,
     pub(super) heads: Heads,
     pub(super) index: usize,
-    /// Queries come first in each row. `[N, stride]`
+    /// Queries are first in each row. `[N, stride]`
     pub(super) qkv: &'a [f32],
     pub(super) stride: usize,
 }
@@ -131,12 +131,13 @@ struct Work<'a> {
     layer: Layer<'a>,
     head: usize,
     tokens: &'a [EngineToken],
-    /// Numbers of a row of scores.
+    /// Width of a row of scores.
     length: usize,
 }
 
 impl Layer<'_> {
-    /// Attention of a group with one key head. Calls `write` with each token, query head and `[head_dim]`.
+    /// Computes attention of a group with one key head. Calls `write` with each token, query head and output.
+    /// `[head_dim]`
     pub(super) fn attend(
         &self,
         plan: &AttentionPlan,
@@ -182,7 +183,7 @@ impl Layer<'_> {
 }
 
 impl Work<'_> {
-    /// Tiles of rows of a span: the first row and how many.
+    /// Iterates over the tiles of a span's rows: the first row and the number of rows.
     fn tiles(
         &self,
         span: &PageSpan,
@@ -195,7 +196,7 @@ impl Work<'_> {
         (vectors, (0..cuts).map(move |cut| (at(cut), at(cut + 1) - at(cut))))
     }
 
-    /// Products of queries and keys.
+    /// Computes scores: products of queries and keys.
     fn score(&self, span: &PageSpan, scratch: &mut Scratch) {
         let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let table = &step.tables[self.tokens[span.tokens.start].table];
@@ -238,7 +239,7 @@ impl Work<'_> {
         }
     }
 
-    /// Sums of values, in order of position.
+    /// Adds the weighted values, in order of position.
     fn mix(&self, span: &PageSpan, scratch: &mut Scratch) {
         let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let of_span = &self.tokens[span.tokens.clone()];
@@ -291,7 +292,8 @@ vectorized! {
         }
     }
 
-    /// Replaces the first scores of a row by their exponentials and the others by 0; returns one over the sum.
+    /// Replaces the first `length` scores of a row by their exponentials and the others by 0; returns the reciprocal of
+    /// the sum.
     fn weigh(scores: &mut [f32], length: usize) -> f32 {
         let (scores, beyond) = scores.split_at_mut(length);
         beyond.fill(0.0);

@@ -1,4 +1,4 @@
-//! One pass of the model over the tokens of a step, on the processor.
+//! One forward pass over the tokens of a step, on the CPU.
 
 use std::sync::Mutex;
 
@@ -23,40 +23,40 @@ pub(super) const MIN_TOKENS_PER_THREAD: usize = 32;
 /// A token to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct EngineToken {
-    /// An index into the tables.
+    /// An index into the page tables.
     pub(super) table: usize,
     pub(super) id: u32,
     pub(super) position: usize,
-    /// Whether its logits are wanted.
+    /// Whether its logits are needed.
     pub(super) wants_logits: bool,
 }
 
-/// What is computed together.
+/// The tokens of a step.
 #[derive(Debug, Default)]
 pub(super) struct EngineBatch {
-    /// Those of one table are neighbours, in order of position; all that comes before them is in the pages already.
+    /// Tokens of one table are neighbours, in order of position; all earlier tokens of the sequence are in pages
+    /// already.
     pub(super) tokens: Vec<EngineToken>,
     /// The pages of each sequence, in order.
     pub(super) tables: Vec<Vec<PageId>>,
 }
 
-/// Logits of the tokens that wanted them, in order: row `i` starts at `i * stride`.
+/// Logits of the tokens that need them, in order: row `i` starts at `i * stride`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Logits<'a> {
     pub(super) data: &'a [f32],
     pub(super) stride: usize,
 }
 
-/// Who holds pages and computes steps. What is computed when, and what is kept, is the scheduler's; another device is
-/// another one of these.
+/// Holds pages and computes steps. The scheduler decides what is computed and kept; each device has an implementation.
 pub(super) trait Compute: std::fmt::Debug + Send {
-    /// Makes one page a copy of another.
+    /// Copies a page.
     fn copy(&mut self, from: PageId, to: PageId);
 
-    /// Writes the keys and values of the tokens into their pages and returns the logits of those that want them.
+    /// Writes the keys and values of the tokens into their pages and returns the logits of the tokens that need them.
     ///
     /// # Errors
-    /// What the device says, when it cannot; pages are then not to be relied on.
+    /// When the device fails; the content of pages is then undefined.
     fn run(
         &mut self,
         team: &mut Team,
@@ -66,16 +66,16 @@ pub(super) trait Compute: std::fmt::Debug + Send {
     ) -> Result<Logits<'_>, String>;
 }
 
-/// Raw buffers and this processor's vectors.
+/// Raw buffers and the CPU's vector units.
 #[derive(Debug)]
 pub(super) struct CpuCompute {
     pages: Pages,
     plan: AttentionPlan,
-    /// One for each thread.
+    /// One scratch memory for each thread.
     scratch: Vec<Mutex<Scratch>>,
-    /// The residual stream. `[N, D]`, rows padded to whole vectors, as all below
+    /// The residual stream. `[N, D]`, rows padded to whole vectors, as all below.
     x: Vec<f32>,
-    /// What a half layer reads. `[N, D]`
+    /// The input of a half layer. `[N, D]`
     normed: Vec<f32>,
     /// `[N, (n_heads + 2 n_kv_heads) * head_dim]`
     qkv: Vec<f32>,
@@ -174,7 +174,7 @@ impl CpuCompute {
         clock.lap(StepPart::Linear);
     }
 
-    /// Norms and turns queries and keys where they lie, and writes keys and values into pages.
+    /// Applies QK-norm and rotary position embedding in place, and writes keys and values into pages.
     fn keep(
         &mut self,
         team: &mut Team,
@@ -228,7 +228,7 @@ impl CpuCompute {
         let Self { pages, plan, scratch, qkv, mixed, .. } = self;
         let layer = Layer { step, pages, heads, index, qkv, stride };
         let target = WriteOnceRows::new(mixed, heads.head_dim);
-        // Key heads first, so that threads tend to stay with one.
+        // Key heads vary slowest, so that a thread tends to stay with one.
         team.each(plan.len() * heads.n_kv_heads, |member, piece| {
             let (head, group) = (piece / plan.len(), piece % plan.len());
             let mut scratch =
@@ -273,7 +273,7 @@ impl CpuCompute {
     fn head(&mut self, team: &mut Team, weights: &Weights, step: &EngineBatch) -> Logits<'_> {
         let (stride, width) =
             (weights.head.columns(Epilogue::Replace), padded(weights.config.hidden_size));
-        // The rows that are wanted move to the front, over rows that nobody needs any more.
+        // The rows of tokens with logits move to the front, over rows that are no longer needed.
         let mut wanted = 0;
         for (index, _) in step.tokens.iter().enumerate().filter(|(_, token)| token.wants_logits) {
             self.x.copy_within(index * width..(index + 1) * width, wanted * width);
@@ -289,12 +289,12 @@ impl CpuCompute {
     }
 }
 
-/// Table and page of a token.
+/// Returns the page table entry of a token: table and index.
 fn page_of(token: &EngineToken) -> (usize, usize) {
     (token.table, token.position / PAGE)
 }
 
-/// Rows that start `stride` apart times a matrix.
+/// Multiplies rows that start `stride` apart by a matrix.
 pub(super) fn product(
     team: &mut Team,
     by: &Panels,
@@ -317,15 +317,14 @@ fn norm_rows(team: &mut Team, target: &mut Vec<f32>, x: &[f32], gain: &[f32], ep
 }
 
 vectorized! {
-    /// Norms rows that start `width` apart.
+    /// Applies RMSNorm to rows that start `width` apart.
     fn norm_some(target: &mut [f32], x: &[f32], gain: &[f32], eps: f32, width: usize) {
         for (target, x) in target.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
             math::rms_norm(&mut target[..gain.len()], &x[..gain.len()], gain, eps);
         }
     }
 
-    /// Norms the heads of queries and keys where the model has that, and turns them to their position. `q` numbers are
-    /// queries.
+    /// Applies QK-norm (if the model has it) and rotary position embedding. The first `q` numbers are queries.
     fn turn(heads: &mut [f32], q: usize, layer: &LayerWeights, rope: &Rope, position: usize, eps: f32) {
         let (cos, sin) = rope.at(position);
         let half = cos.len();

@@ -1,4 +1,4 @@
-//! Drawing from the logits of a step.
+//! Sampling from the logits of a step.
 
 use std::sync::Mutex;
 
@@ -9,10 +9,10 @@ use super::compute::Logits;
 use super::slot::{Drawn, Slot, Undrawn};
 use crate::finite::all_finite;
 
-/// Rows that one thread draws from at a time.
+/// The rows that one thread samples from at a time.
 const ROWS: usize = 4;
 
-/// Samples for the requests that are ready, in their order.
+/// Samples tokens for the requests that are ready, in order.
 pub(super) fn draw_all(
     team: &mut Team,
     logits: Logits<'_>,

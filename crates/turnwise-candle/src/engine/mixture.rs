@@ -1,4 +1,4 @@
-//! Layers of experts.
+//! Mixture-of-experts layers of the engine.
 
 use turnwise_kernels::math;
 use turnwise_kernels::panels::{Epilogue, StridedRows, padded};
@@ -10,18 +10,18 @@ use crate::layout::Choice;
 use crate::routing::Routing;
 use crate::weights::{MixtureWeights, MlpWeights};
 
-/// Memory for experts, kept between steps. Rows are padded to whole vectors.
+/// Memory for experts, reused across steps. Rows are padded to whole vectors.
 #[derive(Debug, Default)]
 pub(super) struct MixtureMemory {
-    /// `[N, E]`, the padding too
+    /// `[N, E]`, padded
     scores: Vec<f32>,
-    /// `[N, E]`, without padding
+    /// `[N, E]`, not padded
     probabilities: Vec<f32>,
-    /// What each expert makes of its rows, grouped by expert. `[M, D]`
+    /// The output of experts, grouped by expert. `[M, D]`
     outputs: Vec<f32>,
 }
 
-/// Rows that an expert computes.
+/// Rows that one expert computes.
 struct Work<'a> {
     /// `[n, D]`
     target: &'a mut [f32],
@@ -30,7 +30,7 @@ struct Work<'a> {
 }
 
 impl MixtureMemory {
-    /// Adds to each row of `x` the weighted sum of what its experts make of the same row of `normed`. `[N, d]` both
+    /// Adds to each row of `x` the weighted sum of its experts' outputs for the same row of `normed`. `[N, d]` both
     pub(super) fn add(
         &mut self,
         team: &mut Team,
@@ -100,7 +100,7 @@ vectorized! {
         }
     }
 
-    /// Adds what the experts of rows from `first` on made of them.
+    /// Adds the outputs of experts for the rows from `first` on.
     fn gather(
         x: &mut [f32],
         width: usize,

@@ -1,4 +1,4 @@
-//! Keys and values of all layers in pages of a fixed number of tokens.
+//! KV cache: keys and values of all layers, in pages of a fixed number of tokens.
 
 use std::ops::Range;
 
@@ -8,11 +8,11 @@ use turnwise_kernels::tile::{CacheLine, LANES, numbers, numbers_mut};
 use super::tree::PageId;
 use crate::DecoderConfig;
 
-/// Tokens of a page. A page holds the same positions of a sequence whoever shares it, so that sums over a sequence are cut
-/// in the same places.
+/// Tokens per page. A page holds the same positions in every sequence that shares it, so that sums over a sequence are
+/// divided at the same places.
 pub(crate) const PAGE: usize = 2 * LANES;
 
-/// Where what lies in a page.
+/// Offsets inside a page.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PageLayout {
     n_layers: usize,
@@ -20,7 +20,7 @@ pub(super) struct PageLayout {
     head_dim: usize,
 }
 
-/// The memory of pages, which is kept when they are free.
+/// The memory of pages, which free pages keep.
 #[derive(Debug)]
 pub(super) struct Pages {
     layout: PageLayout,
@@ -49,7 +49,7 @@ impl PageLayout {
         self.n_layers * self.n_kv_heads * (self.key_blocks() + self.value_blocks())
     }
 
-    /// Memory that a page takes.
+    /// Returns the bytes of a page.
     pub(super) fn bytes(self) -> u64 {
         (self.blocks() * size_of::<CacheLine>()) as u64
     }
@@ -74,7 +74,7 @@ impl Pages {
         self.layout
     }
 
-    /// Makes sure that a page has memory.
+    /// Allocates the memory of a page if it has none.
     pub(super) fn provide(&mut self, page: PageId) {
         if page.0 >= self.pages.len() {
             self.pages.resize_with(page.0 + 1, Page::default);
@@ -96,7 +96,7 @@ impl Pages {
         &self.pages[page.0]
     }
 
-    /// All of them, each to be taken once.
+    /// Returns mutable references to all pages, each to be taken once.
     pub(super) fn all_mut(&mut self) -> Vec<Option<&mut Page>> {
         self.pages.iter_mut().map(Some).collect()
     }

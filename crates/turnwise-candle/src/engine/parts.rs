@@ -1,11 +1,11 @@
-//! Where the time of steps goes.
+//! Time of steps by kind of work.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-/// What a step consists of.
+/// A kind of work in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StepPart {
     Embedding,
@@ -16,30 +16,30 @@ pub(super) enum StepPart {
     Other,
 }
 
-/// Seconds of the steps of an engine, by what they were spent on.
+/// Seconds of an engine's steps, by kind of work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineSeconds {
-    /// Looking up tokens.
+    /// Embedding lookup.
     pub embedding: f64,
-    /// Products with weights, the head's apart.
+    /// Products with weights, except the output head.
     pub linear: f64,
-    /// Attention, with keys and values put where they are kept.
+    /// Attention, including writes of keys and values.
     pub attention: f64,
-    /// Logits.
+    /// The output head.
     pub head: f64,
-    /// Drawing.
+    /// Sampling.
     pub sampling: f64,
-    /// Norms, and deciding what is computed.
+    /// Norms and scheduling.
     pub other: f64,
-    /// All of these, in steps that computed tokens of prompts (and may have drawn too).
+    /// Total of the steps with prompt tokens; these steps may decode too.
     pub prefill: f64,
-    /// All of these, in steps that only drew.
+    /// Total of the steps that only decoded.
     pub decode: f64,
 }
 
 impl EngineSeconds {
-    /// What was spent since an earlier look.
+    /// Returns the difference to earlier seconds.
     #[must_use]
     pub fn since(self, earlier: &Self) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl EngineSeconds {
     }
 }
 
-/// Nanoseconds as they are counted.
+/// Counters, in nanoseconds.
 #[derive(Debug, Default)]
 pub(super) struct PartCounters {
     parts: [AtomicU64; 6],
@@ -67,7 +67,7 @@ pub(super) struct PartCounters {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PartTimes([u64; 6]);
 
-/// Runs while a step does.
+/// Measures a running step.
 #[derive(Debug)]
 pub(super) struct Clock<'a> {
     parts: &'a mut PartTimes,
@@ -81,7 +81,7 @@ impl PartTimes {
 }
 
 impl Clock<'_> {
-    /// The time since the last call was spent on this.
+    /// Assigns the time since the last call to a kind of work.
     pub(super) fn lap(&mut self, part: StepPart) {
         let now = Instant::now();
         self.parts.0[part as usize] += (now - self.last).as_nanos() as u64;

@@ -1,4 +1,4 @@
-//! Which tokens are computed when.
+//! Scheduling: which tokens are computed in which step.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,18 +19,18 @@ use super::{Counters, EngineSettings, KvOnUpdate, add};
 use crate::published::{Publication, Published};
 use crate::{DecoderConfig, ModelError, threads};
 
-/// What a policy's handles ask of its thread.
+/// A message from the policy's handles to the engine's thread.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Answer a request.
     Sample(Job),
-    /// Answer a session's request with what is drawn of it.
+    /// Answer a session's request with the tokens sampled so far.
     Interrupt(u64),
     /// Forget a session.
     Release(u64),
 }
 
-/// Owns all pages, and draws for all requests together.
+/// Owns all pages, and samples for all requests together.
 #[derive(Debug)]
 pub(crate) struct EngineScheduler {
     settings: EngineSettings,
@@ -44,15 +44,16 @@ pub(crate) struct EngineScheduler {
     compute: Box<dyn Compute>,
     team: Team,
     page_bytes: u64,
-    /// Counts steps.
+    /// The number of steps.
     step: u64,
     counters: Arc<Counters>,
 }
 
-/// Starts the engine's threads; 0 means one for each processor.
+/// Starts the engine's threads; 0 means one per processor.
 ///
 /// # Errors
-/// [`ModelError::Settings`] for more threads than can be meant, and [`ModelError::Threads`] when the system refuses one.
+/// [`ModelError::Settings`] for an implausible number of threads, and [`ModelError::Threads`] when the system refuses
+/// one.
 fn team(n_threads: usize) -> Result<Team, ModelError> {
     const PURPOSE: &str = "the engine";
     threads::check(n_threads, PURPOSE)?;
@@ -60,13 +61,13 @@ fn team(n_threads: usize) -> Result<Team, ModelError> {
     Team::new(n_threads, "candle-policy").map_err(refused)
 }
 
-/// Tokens of a step, and where what they leave behind goes.
+/// The tokens of a step, and the destinations of their results.
 #[derive(Debug, Default)]
 struct Planned {
     step: EngineBatch,
-    /// For each table, the request it is of.
+    /// The request of each page table.
     slots: Vec<usize>,
-    /// Nodes that will hold so many tokens.
+    /// Nodes and the number of tokens that each will hold.
     fills: Vec<(PageNodeId, usize)>,
 }
 
@@ -98,7 +99,7 @@ impl EngineScheduler {
         })
     }
 
-    /// Serves until every handle is gone.
+    /// Serves until every handle is dropped.
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
         loop {
             if self.active.is_empty() && self.waiting.is_empty() {
@@ -109,7 +110,7 @@ impl EngineScheduler {
                 match commands.try_recv() {
                     Ok(command) => self.take(command),
                     Err(TryRecvError::Empty) => break,
-                    // A request's future borrows its handle, so nobody waits any more.
+                    // A request's future borrows its handle, so no request is left.
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
@@ -117,7 +118,7 @@ impl EngineScheduler {
         }
     }
 
-    /// Everything that happens between two looks at the commands.
+    /// Does one round: admission, a step, and answers.
     pub(crate) fn advance(&mut self) {
         self.drop_abandoned();
         self.refresh();
@@ -143,7 +144,7 @@ impl EngineScheduler {
         }
     }
 
-    /// Hands over what is drawn; keys and values wait for the session's next request.
+    /// Answers with the tokens sampled so far; keys and values stay for the session's next request.
     fn interrupt(&mut self, session: u64) {
         let Self { waiting, active, tree, .. } = self;
         let (asked, others) =
@@ -165,7 +166,7 @@ impl EngineScheduler {
         }
     }
 
-    /// Takes the newest weights. What older ones computed is of no use to requests that start.
+    /// Switches to the newest weights. Requests that start later do not reuse keys and values of older weights.
     fn refresh(&mut self) {
         if self.published.serial() == self.current.serial {
             return;
@@ -180,7 +181,7 @@ impl EngineScheduler {
         anew.into_iter().rev().for_each(|waiting| self.waiting.push_front(waiting));
     }
 
-    /// Starts waiting requests, first come first served, while there is room.
+    /// Starts waiting requests in order of arrival while there is room.
     fn admit(&mut self) {
         while self.active.len() < self.settings.max_batch.max(1)
             && let Some(waiting) = self.waiting.pop_front()
@@ -241,7 +242,7 @@ impl EngineScheduler {
         request.sampling.validate().or_else(refuse)
     }
 
-    /// Computes some tokens of every request and draws for those whose last token was among them.
+    /// Computes some tokens of every request and samples for the requests whose last token was among them.
     fn step(&mut self) {
         let mut parts = PartTimes::default();
         let mut clock = parts.start();
@@ -297,15 +298,15 @@ impl EngineScheduler {
         self.counters.parts.add(parts, ready.len() < step.tokens.len());
     }
 
-    /// Answers all requests: what a step was to compute is missing.
+    /// Answers all requests with an error, because a step is missing.
     fn fail(&mut self, reason: &str) {
         for slot in self.active.drain(..) {
             slot.end(&mut self.tree, Err(PolicyError::Failed(reason.to_owned())));
         }
     }
 
-    /// Gives every request that has filled its pages another. When there is none, the request that came last gives up what it
-    /// holds and waits; the one that came first always gets on.
+    /// Gives another page to every request whose pages are full. Without a free page, the latest request loses its
+    /// pages and waits; the earliest one always makes progress.
     fn make_room(&mut self) {
         let mut index = 0;
         while index < self.active.len() {
@@ -323,7 +324,7 @@ impl EngineScheduler {
         add(&self.counters.evicted, evicted);
     }
 
-    /// Requests that are drawing come first, one token each, those with the same pages side by side; prompts share the rest of
+    /// Plans a step: decoding requests first, one token each, with shared pages side by side; prompts get the rest of
     /// the step in order of arrival.
     fn plan(&mut self) -> Planned {
         let Self { active, tree, compute, .. } = self;
@@ -338,14 +339,14 @@ impl EngineScheduler {
         let mut planned = Planned::default();
         for index in drawing.into_iter().chain(prompts) {
             let room = self.settings.max_step_tokens.saturating_sub(planned.step.tokens.len());
-            // At least one for each that draws, and at least one in all: every step must get somewhere.
+            // At least one token for each decoding request, and at least one in total: every step must make progress.
             let least = usize::from(pending[index] == 1 || planned.step.tokens.is_empty());
             self.plan_slot(index, pending[index].min(room.max(least)), &mut planned);
         }
         planned
     }
 
-    /// Plans up to `count` tokens of a request: fewer where another computes the same page in this step.
+    /// Plans up to `count` tokens of a request, or fewer if another request computes the same page in this step.
     fn plan_slot(&mut self, index: usize, count: usize, planned: &mut Planned) {
         let Self { active, tree, step, .. } = self;
         let slot = &mut active[index];
@@ -385,7 +386,7 @@ impl EngineScheduler {
         }
     }
 
-    /// Answers the requests that are done.
+    /// Answers the finished requests.
     fn finish(&mut self) {
         let Self { active, tree, .. } = self;
         let mut index = 0;

@@ -10,10 +10,10 @@ use super::compute::Compute;
 use super::pages::PAGE;
 use super::tree::{CopySource, PageNodeId, Tree};
 
-/// What every sample says of who drew it.
+/// The engine's name on every sample.
 const ENGINE: &str = "candle";
 
-/// A request and where its answer goes.
+/// A request and the channel of its answer.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) request: SampleRequest,
@@ -21,7 +21,7 @@ pub(crate) struct Job {
     pub(crate) reply: oneshot::Sender<Result<Sample, PolicyError>>,
 }
 
-/// A token and how it was drawn.
+/// A token with its sampling information.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Drawn {
     pub(super) id: TokenId,
@@ -30,7 +30,7 @@ pub(super) struct Drawn {
     pub(super) kept: Vec<TokenId>,
 }
 
-/// Why no token can be sampled.
+/// The reason that no token can be sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Undrawn {
     /// A logit is NaN or infinite.
@@ -39,7 +39,7 @@ pub(super) enum Undrawn {
     NothingAllowed,
 }
 
-/// A request that holds no pages: it has not started, or was paused.
+/// A request without pages: it has not started, or was paused.
 #[derive(Debug)]
 pub(super) struct Waiting {
     job: Job,
@@ -52,23 +52,23 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 pub(super) struct Slot {
     job: Job,
-    /// The prompt and what was drawn.
+    /// The prompt and the sampled tokens.
     pub(super) ids: Vec<TokenId>,
     sample: Sample,
     /// The pages of `ids`, the last of them this request's own. All but the last hold or will hold the tokens in their place.
     pub(super) path: Vec<PageNodeId>,
-    /// Pages at the start that are filled.
+    /// The number of filled pages at the start.
     settled: usize,
-    /// What a page of the path can begin with as soon as another request has computed it.
+    /// The source of a page's prefix, to be copied once another request has computed it.
     source: Option<(usize, CopySource)>,
-    /// Whether the session may ask again.
+    /// Whether the session may send another request.
     pub(super) keep: bool,
-    /// Tokens computed since it started.
+    /// Tokens computed since the request started.
     pub(super) n_computed: usize,
-    /// Tokens there were when it started.
+    /// The number of tokens when the request started.
     n_started: usize,
     has_drawn: bool,
-    /// Why nothing can be sampled for it.
+    /// The reason that sampling failed.
     error: Option<PolicyError>,
 }
 
@@ -95,30 +95,30 @@ impl Waiting {
         let _ = job.reply.send(outcome.map(|stop| Sample { stop, ..sample }));
     }
 
-    /// The prompt and what was drawn.
+    /// Returns the prompt and the sampled tokens.
     fn ids(&self) -> Vec<TokenId> {
         let drawn = self.sample.tokens.iter().map(|token| token.id);
         self.job.request.prompt.iter().copied().chain(drawn).collect()
     }
 }
 
-/// Tokens in whole pages that are shared. The last token is not among them: its logits are needed, and come with computing it.
+/// Returns the tokens in whole shared pages. The last token is left out: computing it gives its logits.
 fn shared(ids: &[TokenId]) -> &[TokenId] {
     &ids[..(ids.len() - 1) / PAGE * PAGE]
 }
 
 impl Slot {
-    /// How many pages nobody reads now it would take to start a request, and one to go on.
+    /// Returns the number of unread pages that a request needs to start, plus one to continue.
     pub(super) fn pages_to_start(waiting: &Waiting, tree: &Tree) -> usize {
         let ids = waiting.ids();
         let read = tree.path(shared(&ids)).into_iter().filter(|id| tree.is_read(*id));
         ids.len().div_ceil(PAGE) + 1 - read.count()
     }
 
-    /// Gives a request its pages: those that are there, and others for the rest of it.
+    /// Starts a request with existing pages for its prefix and new ones for the rest.
     ///
     /// # Errors
-    /// The request, when there is no room.
+    /// Returns the request when there is no room.
     pub(super) fn start(
         waiting: Waiting,
         tree: &mut Tree,
@@ -164,7 +164,7 @@ impl Slot {
         self.job.reply.is_closed()
     }
 
-    /// How many tokens from the start have their keys and values.
+    /// Returns the number of tokens from the start whose keys and values are computed.
     pub(super) fn computed(&mut self, tree: &Tree) -> usize {
         while let Some(node) = self.path.get(self.settled) {
             let filled = tree.node(*node).filled;
@@ -184,7 +184,7 @@ impl Slot {
         self.source.is_some()
     }
 
-    /// Copies what another request has computed, as soon as it has.
+    /// Copies a prefix that another request has computed, once it is complete.
     pub(super) fn copy_source(&mut self, tree: &mut Tree, compute: &mut dyn Compute) {
         let Some((page, CopySource { node, tokens })) = self.source else { return };
         let filled = tree.filled(node);
@@ -200,13 +200,13 @@ impl Slot {
         }
     }
 
-    /// Makes sure that there is a page for the next token. False when there is no room.
+    /// Ensures that there is a page for the next token. Returns false when there is no room.
     pub(super) fn grow(&mut self, tree: &mut Tree) -> bool {
         let computed = self.computed(tree);
         if computed < self.path.len() * PAGE {
             return true;
         }
-        // What another has drawn just the same is held once.
+        // An identical page of another request is shared.
         if let Some(last) = self.path.last_mut()
             && let Some(twin) = tree.twin(*last)
         {
@@ -219,7 +219,7 @@ impl Slot {
         node.is_some()
     }
 
-    /// The random number of the next draw.
+    /// Returns the random number of the next token.
     pub(super) fn uniform(&self) -> f64 {
         let request = &self.job.request;
         uniform_at(request.seed, request.first_index.wrapping_add(self.sample.tokens.len() as u64))
@@ -229,7 +229,7 @@ impl Slot {
         &self.job.request
     }
 
-    /// What may be drawn next, where that is not everything.
+    /// Returns the tokens that a constraint allows next; `None` without a constraint.
     pub(super) fn allowed(&self) -> Option<Vec<TokenId>> {
         let drawn: Vec<TokenId> = self.sample.tokens.iter().map(|token| token.id).collect();
         self.job.constraint.as_ref()?.allowed(&drawn)
@@ -239,12 +239,12 @@ impl Slot {
         !self.has_drawn
     }
 
-    /// Tokens it did not have to compute before its first draw.
+    /// Returns the number of tokens that were reused before the first sampled token.
     pub(super) fn reused(&self) -> usize {
         self.n_started.saturating_sub(self.n_computed)
     }
 
-    /// Appends what was drawn.
+    /// Appends a sampled token.
     pub(super) fn take(&mut self, drawn: Drawn, version: PolicyVersion, tree: &Tree) {
         let Drawn { id, logprob, kept } = drawn;
         self.has_drawn = true;
@@ -255,12 +255,12 @@ impl Slot {
         self.sample.push(token, &kept);
     }
 
-    /// Ends with an error at the next [`Self::outcome`].
+    /// Makes the next [`Self::outcome`] this error.
     pub(super) fn refuse(&mut self, error: PolicyError) {
         self.error = Some(error);
     }
 
-    /// Why it is done, if it is.
+    /// Returns why the request is finished, if it is.
     pub(super) fn outcome(&mut self) -> Option<Result<StopReason, PolicyError>> {
         if let Some(error) = self.error.take() {
             return Some(Err(error));
@@ -273,7 +273,7 @@ impl Slot {
         (self.sample.tokens.len() == request.max_tokens).then_some(Ok(StopReason::MaxTokens))
     }
 
-    /// Gives its pages back, to its session's next request if there may be one.
+    /// Releases its pages, and keeps them for the session's next request if `keep`.
     fn put_back(&self, tree: &mut Tree, keep: bool) {
         if keep {
             tree.keep(self.session(), &self.path);
@@ -286,13 +286,13 @@ impl Slot {
         self.put_back(tree, self.keep);
     }
 
-    /// Answers.
+    /// Answers the request and ends it.
     pub(super) fn end(self, tree: &mut Tree, outcome: Result<StopReason, PolicyError>) {
         self.put_back(tree, self.keep && outcome.is_ok());
         self.into_waiting().answer(outcome);
     }
 
-    /// Gives its pages up and waits to start again.
+    /// Releases its pages and returns the waiting request.
     pub(super) fn give_up(self, tree: &mut Tree) -> Waiting {
         self.put_back(tree, self.keep);
         self.into_waiting()

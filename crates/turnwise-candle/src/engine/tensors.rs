@@ -1,8 +1,8 @@
-//! One pass of the model over the tokens of a step in the tensor library's operations, on the device where the weights are.
+//! One forward pass over the tokens of a step in the tensor library's operations, on the device of the weights.
 //!
-//! It keeps the same pages as the processor's: rows of one tensor per layer. Pages are written in place and gathered by
-//! their numbers, sequence by sequence, so prompts are shared here too. Sequences of which one token is computed attend
-//! together, padded to the longest; each longer piece attends alone.
+//! It has the same pages as the CPU's implementation, as rows of one tensor per layer. Pages are written in place and
+//! gathered by index for each sequence, so that prompts are shared here too. Sequences with one new token attend
+//! together, padded to the longest; longer pieces attend alone.
 
 use candle_core::{DType, Device, Result, Tensor};
 use turnwise_kernels::team::Team;
@@ -19,7 +19,7 @@ use crate::plain::{Arithmetic, Rotation, attend, mix, swiglu};
 use crate::published::Publication;
 use crate::snapshot::{Snapshot, TensorWeights};
 
-/// Who computes steps with weights in their form.
+/// Returns an implementation for weights in this form.
 pub(super) fn compute_for(weights: &Snapshot) -> Box<dyn Compute> {
     match weights {
         Snapshot::Panels(weights) => Box::new(CpuCompute::new(PageLayout::new(&weights.config))),
@@ -27,7 +27,7 @@ pub(super) fn compute_for(weights: &Snapshot) -> Box<dyn Compute> {
     }
 }
 
-/// A publication in the form that the engine was told to compute with; as it is, when that fails.
+/// Converts a publication to the form of the engine's implementation; returns it unchanged if that fails.
 pub(super) fn suited(publication: Publication, settings: EngineSettings) -> Publication {
     let weights = publication.weights.clone();
     let weights = match settings.compute {
@@ -51,7 +51,7 @@ pub(super) struct TensorCompute {
     pools: Vec<[Tensor; 2]>,
     n_pages: usize,
     logits: Vec<f32>,
-    /// Why pages do not hold what they should.
+    /// The reason that pages are invalid.
     broken: Option<String>,
 }
 
@@ -77,7 +77,7 @@ impl Compute for TensorCompute {
         }
         let mut clock = parts.start();
         self.logits = self.compute(weights, step).map_err(|error| error.to_string())?;
-        // What the device did when is not known here.
+        // A device runs asynchronously, so its time is not divided further.
         clock.lap(StepPart::Linear);
         Ok(Logits { data: &self.logits, stride: weights.config.vocab_size })
     }
@@ -96,7 +96,7 @@ impl TensorCompute {
         serving.logits.map_or(Ok(Vec::new()), |logits| logits.flatten_all()?.to_vec1())
     }
 
-    /// Makes sure that so many pages have memory.
+    /// Ensures that `n_pages` pages have memory.
     fn provide(&mut self, weights: &TensorWeights, n_pages: usize) -> Result<()> {
         if self.pools.is_empty() {
             let heads = weights.dimensions.heads;
@@ -112,7 +112,7 @@ impl TensorCompute {
         if n_pages <= self.n_pages {
             return Ok(());
         }
-        // By half at least, so that what is there is rarely copied.
+        // Grows by at least half, so that pages are rarely copied.
         let n_pages = n_pages.max(self.n_pages + self.n_pages / 2);
         for pool in self.pools.iter_mut().flatten() {
             let more = ((n_pages - self.n_pages) * PAGE, pool.dim(1)?);
@@ -132,7 +132,7 @@ impl TensorCompute {
     }
 }
 
-/// Where a token's keys and values are.
+/// Returns the row of a token's keys and values.
 fn row_of(step: &EngineBatch, table: usize, position: usize) -> u32 {
     (step.tables[table][position / PAGE].0 * PAGE + position % PAGE) as u32
 }
@@ -140,7 +140,7 @@ fn row_of(step: &EngineBatch, table: usize, position: usize) -> u32 {
 /// Pieces of sequences that attend together.
 #[derive(Debug)]
 struct AttentionGroup {
-    /// Which of the step's tokens ask. `[lists * Q]`
+    /// The indices of the step's query tokens. `[lists * Q]`
     queries: Tensor,
     /// Rows of pages. `[lists * K]`
     keys: Tensor,
@@ -149,7 +149,7 @@ struct AttentionGroup {
 }
 
 impl AttentionGroup {
-    /// Pieces of equal length, each with the place of its first token in the step.
+    /// Groups pieces of equal length, each with the index of its first token in the step.
     fn new(
         step: &EngineBatch,
         pieces: &[(usize, &[EngineToken])],
@@ -164,7 +164,7 @@ impl AttentionGroup {
             let table = tokens[0].table;
             queries.extend((*first..first + tokens.len()).map(|token| token as u32));
             keys.extend((0..length(tokens)).map(|position| row_of(step, table, position)));
-            // Behind the end it reads what it has read already, and nobody looks.
+            // Padding repeats a row, and the mask hides it.
             keys.resize((index + 1) * n_keys, row_of(step, table, 0));
             for token in *tokens {
                 let look = |key| if key <= token.position { 0.0 } else { f32::NEG_INFINITY };
@@ -183,21 +183,21 @@ fn indices(values: &[u32], device: &Device) -> Result<Tensor> {
     Tensor::from_slice(values, values.len(), device)
 }
 
-/// A step on its way through the layers.
+/// A step during its pass through the layers.
 #[derive(Debug)]
 struct Serving<'a> {
     arithmetic: Arithmetic,
     pools: &'a [[Tensor; 2]],
-    /// Of the layer that is being computed.
+    /// The index of the current layer.
     layer: usize,
     ids: Tensor,
     rotation: Rotation,
-    /// The row of pages that each token's keys, and its values, are written to. `[N, n_kv_heads * head_dim]`
+    /// The row that each token's keys and values are written to. `[N, n_kv_heads * head_dim]`
     rows: Tensor,
     groups: Vec<AttentionGroup>,
-    /// Where each token is in the groups. `[N]`
+    /// The place of each token in the groups. `[N]`
     back: Tensor,
-    /// Tokens whose logits are wanted.
+    /// The tokens whose logits are needed.
     wanted: Tensor,
     /// `[R, V]`
     logits: Option<Tensor>,

@@ -1,12 +1,11 @@
-//! Which pages hold what: a tree of token sequences.
+//! A radix tree of cached token sequences, one node per page.
 //!
-//! A node is a page. The tokens on the way from the root to it are those that its keys and values depend on, so that all
-//! requests that begin with them can read it. Everything reachable from the root belongs to the weights that are served now;
-//! what older weights wrote is cut off when new ones come ([`Tree::renew`]), and freed when the last request that still
-//! reads it ends.
+//! The tokens on the path from the root to a node are those that its keys and values depend on, so that all requests
+//! that begin with them can read the page. Every node reachable from the root belongs to the current weights. New
+//! weights cut off all nodes ([`Tree::renew`]), which are freed when the last request that reads them ends.
 //!
-//! A page is kept while a request reads it or a session that has used it may ask again. When pages run out, those that no
-//! request reads are given up, the least recently used first and never before what continues them.
+//! A page is kept while a request reads it or a session that used it may return. When pages run out, those that no
+//! request reads are evicted, least recently used first and never before their continuations.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,36 +13,36 @@ use turnwise_trajectory::PolicyVersion;
 
 use super::pages::PAGE;
 
-/// A page, by its place in memory.
+/// The index of a page in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PageId(pub(super) usize);
 
-/// A node, by its place and how often the place was used before.
+/// A node: its index, and how often the index was used before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PageNodeId {
     index: usize,
     generation: u64,
 }
 
-/// A page and what it holds.
+/// A page and its tokens.
 #[derive(Debug)]
 pub(super) struct PageNode {
     parent: Option<PageNodeId>,
     children: Vec<PageNodeId>,
-    /// At most [`PAGE`]; those beyond `filled` are still to be computed.
+    /// At most [`PAGE`] tokens; those after `filled` are not computed yet.
     pub(super) ids: Vec<u32>,
-    /// How many tokens are computed.
+    /// The number of computed tokens.
     pub(super) filled: usize,
     pub(super) page: PageId,
-    /// The oldest weights that wrote any of it; meaningless when nothing is filled.
+    /// The oldest version of weights that wrote to the page; meaningless if `filled` is 0.
     pub(super) oldest: PolicyVersion,
-    /// Whether newer weights have come since it was made.
+    /// Whether newer weights have arrived since the page was created.
     is_stale: bool,
-    /// Requests that have it on their path.
+    /// The number of requests with the page on their path.
     readers: usize,
-    /// Sessions that may come back to it.
+    /// The number of sessions that may return to it.
     sessions: usize,
-    /// When it was used last.
+    /// The time of its last use.
     used: u64,
     /// The last step that computed some of it.
     claimed: u64,
@@ -55,32 +54,32 @@ struct Place {
     node: Option<PageNode>,
 }
 
-/// A part of a page that can be copied instead of computed.
+/// A prefix of a page that can be copied instead of computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CopySource {
     pub(super) node: PageNodeId,
-    /// How many of its tokens are wanted.
+    /// The number of tokens to copy.
     pub(super) tokens: usize,
 }
 
-/// All pages.
+/// The tree of all pages.
 #[derive(Debug)]
 pub(super) struct Tree {
     places: Vec<Place>,
     vacant: Vec<usize>,
-    /// Nodes without a parent under the weights that are served.
+    /// The first pages of sequences under the current weights.
     roots: Vec<PageNodeId>,
-    /// Nodes that may be given up, by when they were used.
+    /// Evictable nodes, by time of last use.
     spare: BTreeSet<(u64, PageNodeId)>,
-    /// What each session came to last.
+    /// The last path of each session.
     sessions: HashMap<u64, Vec<PageNodeId>>,
     free: Vec<PageId>,
     max_pages: usize,
-    /// Pages that exist, free or not.
+    /// The number of allocated pages, free or not.
     made: usize,
     clock: u64,
     filled: usize,
-    /// Tokens given up since this was asked last.
+    /// Tokens evicted since the last query.
     given_up: usize,
 }
 
@@ -102,7 +101,7 @@ impl Tree {
     }
 
     /// # Panics
-    /// When the node is gone: those that a request reads are not.
+    /// When the node was freed; nodes that a request reads are not.
     pub(super) fn node(&self, id: PageNodeId) -> &PageNode {
         self.get(id).expect("a node that is read is there")
     }
@@ -118,31 +117,31 @@ impl Tree {
         place.node.as_mut().expect("a node that is read is there")
     }
 
-    /// Tokens whose keys and values are held.
+    /// Returns the number of tokens whose keys and values are cached.
     pub(super) fn tokens(&self) -> usize {
         self.filled
     }
 
-    /// Pages that hold something.
+    /// Returns the number of pages in use.
     pub(super) fn pages(&self) -> usize {
         self.made - self.free.len()
     }
 
-    /// How many pages there can be.
+    /// Returns the largest number of pages.
     pub(super) fn max_pages(&self) -> usize {
         self.max_pages
     }
 
-    /// Pages that can be had without taking any from a request.
+    /// Returns the number of pages that are free or evictable.
     ///
-    /// Every page that no request reads counts: those that nobody reads have no readers below them either.
+    /// Every page without readers counts: the pages below it have no readers either.
     pub(super) fn available(&self) -> usize {
         let unread = self.places.iter().filter_map(|place| place.node.as_ref());
         let unread = unread.filter(|node| node.readers == 0).count();
         self.max_pages - self.made + self.free.len() + unread
     }
 
-    /// Tokens given up since this was asked last.
+    /// Returns the tokens evicted since the last call.
     pub(super) fn take_given_up(&mut self) -> usize {
         std::mem::take(&mut self.given_up)
     }
@@ -151,7 +150,7 @@ impl Tree {
         parent.map_or(&self.roots, |parent| &self.node(parent).children)
     }
 
-    /// The whole pages of a sequence that are there or being made, from its start.
+    /// Returns the longest path of whole pages, computed or planned, for the start of a sequence.
     pub(super) fn path(&self, ids: &[u32]) -> Vec<PageNodeId> {
         let mut path: Vec<PageNodeId> = Vec::new();
         for ids in ids.as_chunks::<PAGE>().0 {
@@ -164,32 +163,32 @@ impl Tree {
         path
     }
 
-    /// The page behind `parent` that begins with most of these tokens.
+    /// Returns the page after `parent` with the longest common prefix with these tokens.
     pub(super) fn source(&self, parent: Option<PageNodeId>, ids: &[u32]) -> Option<CopySource> {
         let common = |id: &PageNodeId| {
             let node = self.node(*id);
             let tokens = node.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
-            // One that nobody computes any more is worth what it holds.
+            // A page that is no longer computed offers only its filled tokens.
             let tokens = if node.readers == 0 { tokens.min(node.filled) } else { tokens };
             CopySource { node: *id, tokens }
         };
-        // Of equals the one that is furthest, so that nobody waits without need.
+        // Among equals, the most complete one means the shortest wait.
         let best = |source: &CopySource| (source.tokens, self.node(source.node).filled);
         let sources = self.children(parent).iter().map(common);
         sources.filter(|source| source.tokens > 0).max_by_key(best)
     }
 
-    /// Whether anybody still computes it.
+    /// Returns whether a request still computes it.
     pub(super) fn is_read(&self, id: PageNodeId) -> bool {
         self.get(id).is_some_and(|node| node.readers > 0)
     }
 
-    /// What is filled of a node, or 0 when it is gone.
+    /// Returns the number of filled tokens of a node, or 0 if it was freed.
     pub(super) fn filled(&self, id: PageNodeId) -> usize {
         self.get(id).map_or(0, |node| node.filled)
     }
 
-    /// Adds a reader to each.
+    /// Adds a reader to each node.
     pub(super) fn read(&mut self, path: &[PageNodeId]) {
         for id in path {
             self.node_mut(*id).readers += 1;
@@ -197,7 +196,7 @@ impl Tree {
         }
     }
 
-    /// A page for tokens behind `parent`, with one reader. `None` when there is no room.
+    /// Adds a page for tokens after `parent`, with one reader. Returns `None` when there is no room.
     pub(super) fn add(&mut self, parent: Option<PageNodeId>, ids: Vec<u32>) -> Option<PageNodeId> {
         let page = self.take_page()?;
         let is_stale = parent.is_some_and(|parent| self.node(parent).is_stale);
@@ -244,18 +243,18 @@ impl Tree {
         self.free.pop()
     }
 
-    /// Takes the right to compute a node in a step, counted from 1; each step gives it once.
+    /// Claims a node for a step, counted from 1; returns true once for each step.
     pub(super) fn claim(&mut self, id: PageNodeId, step: u64) -> bool {
         let node = self.node_mut(id);
         std::mem::replace(&mut node.claimed, step) != step
     }
 
-    /// Notes a token that is about to be computed.
+    /// Records a token that is about to be computed.
     pub(super) fn extend(&mut self, id: PageNodeId, token: u32) {
         self.node_mut(id).ids.push(token);
     }
 
-    /// Notes that a node now holds so many tokens, the last of them written by these weights.
+    /// Records that a node now holds `filled` tokens, the last written by weights of this version.
     pub(super) fn fill(&mut self, id: PageNodeId, filled: usize, version: PolicyVersion) {
         let node = self.node_mut(id);
         node.oldest = if node.filled == 0 { version } else { node.oldest.min(version) };
@@ -263,7 +262,7 @@ impl Tree {
         self.filled = self.filled + filled - before;
     }
 
-    /// A node with the same tokens, all computed, in another's place.
+    /// Returns a fully computed sibling with the same tokens.
     pub(super) fn twin(&self, id: PageNodeId) -> Option<PageNodeId> {
         let node = self.node(id);
         if node.is_stale && node.parent.is_none() {
@@ -276,7 +275,7 @@ impl Tree {
         self.children(node.parent).iter().find(is_twin).copied()
     }
 
-    /// Takes a reader from each.
+    /// Removes a reader from each node.
     pub(super) fn leave(&mut self, path: &[PageNodeId]) {
         self.clock += 1;
         for id in path.iter().rev() {
@@ -288,7 +287,7 @@ impl Tree {
         }
     }
 
-    /// Notes what a session came to, in place of what it came to before.
+    /// Records the path of a session, replacing its earlier one.
     pub(super) fn keep(&mut self, session: u64, path: &[PageNodeId]) {
         let fresh = path.iter().copied().take_while(|id| !self.node(*id).is_stale);
         let fresh: Vec<PageNodeId> = fresh.collect();
@@ -300,7 +299,7 @@ impl Tree {
         self.forget_sessions();
     }
 
-    /// Forgets sessions of which nothing is left, when there are too many to be all of use.
+    /// Forgets sessions without remaining pages when there are too many.
     fn forget_sessions(&mut self) {
         if self.sessions.len() > 2 * self.places.len() + 64 {
             let mut sessions = std::mem::take(&mut self.sessions);
@@ -309,7 +308,7 @@ impl Tree {
         }
     }
 
-    /// Says that a session asks for nothing more.
+    /// Forgets a session.
     pub(super) fn release(&mut self, session: u64) {
         let path = self.sessions.remove(&session).unwrap_or_default();
         self.let_go(&path);
@@ -324,7 +323,7 @@ impl Tree {
         }
     }
 
-    /// Cuts off everything that is there: new weights have come.
+    /// Cuts off all nodes, because the weights changed.
     pub(super) fn renew(&mut self) {
         self.roots.clear();
         self.sessions.clear();
@@ -346,7 +345,7 @@ impl Tree {
         node.as_ref().map(|_| PageNodeId { index, generation: *generation })
     }
 
-    /// Frees a node that nobody reads or may come back to, and those before it that were there for it alone.
+    /// Frees a node without readers or sessions, and ancestors that only it needed.
     fn free_unused(&mut self, id: PageNodeId) {
         let mut next = Some(id);
         while let Some(id) = next {
@@ -384,7 +383,7 @@ impl Tree {
         self.sort(id);
     }
 
-    /// Puts a node among the spare ones, or takes it out.
+    /// Adds a node to the evictable ones, or removes it.
     fn sort(&mut self, id: PageNodeId) {
         let node = self.node(id);
         let entry = (node.used, id);

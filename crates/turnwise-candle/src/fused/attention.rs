@@ -1,9 +1,9 @@
-//! Causal attention over a forest: each token looks at its ancestors and at itself.
+//! Causal attention over a forest: each token attends to its ancestors and to itself.
 //!
-//! Queries, keys and values of a token lie side by side: `[N, (n_heads + 2 n_kv_heads) * head_dim]`, the output is
-//! `[N, n_heads * head_dim]`. A key head of a tree is laid out for products once, together or span by span; its query heads are
-//! computed with it, one block of queries at a time (Dao et al., *`FlashAttention`*, 2022). Unlike there, the scores of a block
-//! against all keys that it sees are held: a block has few queries, and the processor's cache has room for its rows.
+//! Queries, keys and values of a token are side by side: `[N, (n_heads + 2 n_kv_heads) * head_dim]`; the output is `[N,
+//! n_heads * head_dim]`. A key head of a tree is packed for products once, as a whole or span by span; its query heads
+//! are computed with it, one block of queries at a time (Dao et al., *`FlashAttention`*, 2022). Unlike the paper, the
+//! scores of a block against all visible keys are held at once: a block has few queries, and its rows fit in the cache.
 //!
 //! | symbol | here | |
 //! |---|---|---|

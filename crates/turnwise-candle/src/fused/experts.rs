@@ -1,5 +1,5 @@
-//! Feed-forward halves of which each token uses a few (Fedus et al., *Switch transformers*, 2021, equations 1 and 2, for more
-//! than one expert). The choice has no gradient; the weights of the chosen have.
+//! Mixture-of-experts layers (Fedus et al., *Switch transformers*, 2021, equations 1 and 2, for more than one expert).
+//! The choice has no gradient; the weights of the chosen experts have one.
 
 use std::sync::Arc;
 
@@ -29,27 +29,27 @@ pub(crate) struct Weights<'a> {
 }
 
 impl Weights<'_> {
-    /// Width of the rows.
+    /// Returns the width of the rows.
     fn d(&self) -> usize {
         self.router.len() / self.choice.n_experts
     }
 
-    /// Width inside an expert.
+    /// Returns the width of an expert.
     fn inner(&self) -> usize {
         self.gate.len() / self.router.len()
     }
 }
 
-/// What a forward pass leaves.
+/// What a forward pass saves for the backward pass.
 #[derive(Debug)]
 pub(crate) struct Routed {
     pub(crate) choice: Choice,
     /// `[N, E]`
     pub(crate) probabilities: Buffer,
     pub(crate) routing: Arc<Routing>,
-    /// What the outputs of the chosen experts are multiplied by. `[N, n_chosen]`
+    /// The factors of the chosen experts' outputs. `[N, n_chosen]`
     pub(crate) weights: Vec<f32>,
-    /// Gates and ups, grouped by expert. `[M, 2 I]`
+    /// Gate and up, grouped by expert. `[M, 2 I]`
     gate_up: Buffer,
     /// `[M, I]`
     inner: Buffer,
@@ -57,7 +57,7 @@ pub(crate) struct Routed {
     outputs: Buffer,
 }
 
-/// Adds to each row of `y` what its experts make of the same row of `x`. `[N, D]` both
+/// Adds to each row of `y` the output of its experts for the same row of `x`. `[N, D]` both
 pub(crate) fn forward(
     y: &mut [f32],
     x: &[f32],
@@ -101,7 +101,7 @@ pub(crate) fn forward(
     }
 }
 
-/// Where gradients go: each is added to, and `None` where nobody wants it.
+/// Targets of gradients, which are added to; `None` for a gradient that is not needed.
 #[derive(Debug)]
 pub(crate) struct Below<'a> {
     pub(crate) router: Option<&'a mut [f32]>,
@@ -110,15 +110,14 @@ pub(crate) struct Below<'a> {
     pub(crate) down: Option<&'a mut [f32]>,
 }
 
-/// What a loss of uneven experts adds: the derivative by each expert's probability, `[E]`, and how often each token counts,
-/// `[N]`.
+/// The load-balancing loss: its derivative by each expert's probability, `[E]`, and how often each token counts, `[N]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Uneven<'a> {
     pub(crate) slopes: &'a [f32],
     pub(crate) multiplicities: &'a [u32],
 }
 
-/// Returns the gradient by `x`. `[N, D]`
+/// Returns the gradient of `x`. `[N, D]`
 pub(crate) fn backward(
     below: Below<'_>,
     dy: &[f32],
@@ -167,7 +166,7 @@ pub(crate) fn backward(
     dx
 }
 
-/// The rows of tokens in the order of experts. `[M, D]`
+/// Gathers the rows of tokens in the order of experts. `[M, D]`
 fn gather(x: &[f32], d: usize, routing: &Routing, pool: &Arc<BufferPool>) -> Buffer {
     let mut rows = pool.take(routing.origins.len() * d);
     for (row, token) in rows.chunks_exact_mut(d).zip(routing.tokens()) {
@@ -176,7 +175,7 @@ fn gather(x: &[f32], d: usize, routing: &Routing, pool: &Arc<BufferPool>) -> Buf
     rows
 }
 
-/// The probabilities of the chosen, divided by their sum where the model does that. `[N, n_chosen]`
+/// Returns the probabilities of the chosen experts, divided by their sum if the model does so. `[N, n_chosen]`
 fn mixing_weights(probabilities: &[f32], routing: &Routing, choice: Choice) -> Vec<f32> {
     let tokens =
         probabilities.chunks_exact(choice.n_experts).zip(routing.chosen.chunks(choice.n_chosen));
@@ -200,7 +199,7 @@ fn combine(y: &mut [f32], outputs: &[f32], d: usize, weights: &[f32], routing: &
     });
 }
 
-/// The gradients of outputs, `[M, D]`, and of what they are multiplied by, `[N, n_chosen]`.
+/// Returns the gradients of the experts' outputs, `[M, D]`, and of their factors, `[N, n_chosen]`.
 fn pull_combine(
     dy: &[f32],
     d: usize,
@@ -222,7 +221,7 @@ fn pull_combine(
     (doutputs, dweights.collect())
 }
 
-/// The gradient of the router's logits. `[N, E]`
+/// Returns the gradient of the router's logits. `[N, E]`
 fn pull_router(
     routed: &Routed,
     dweights: &[f32],
@@ -251,7 +250,7 @@ fn pull_router(
         if let Some(Uneven { slopes, multiplicities }) = uneven {
             math::add_scaled(dprobabilities, multiplicities[token] as f32, slopes);
         }
-        // From probabilities to logits.
+        // Softmax backward: from probabilities to logits.
         let mean = math::dot(dprobabilities, probabilities);
         for (dlogit, probability) in dprobabilities.iter_mut().zip(probabilities) {
             *dlogit = probability * (*dlogit - mean);
@@ -260,7 +259,7 @@ fn pull_router(
     dlogits
 }
 
-/// The rows of each expert.
+/// Splits rows by expert.
 fn cut<'a>(
     x: &'a [f32],
     routing: &'a Routing,
@@ -281,7 +280,7 @@ fn cut_mut<'a>(
     cut.into_par_iter()
 }
 
-/// Adds to each expert's matrix the product of what comes from above with what it read.
+/// Adds to each expert's gradient the product of the output gradient and the input.
 fn add_products(
     target: Option<&mut [f32]>,
     routing: &Routing,
@@ -291,8 +290,8 @@ fn add_products(
     add_side_products(target, routing, (above.0, 0, above.1), read);
 }
 
-/// The same for some columns of what comes from above: numbers, where they start and how many they are. Rows are as wide as
-/// the numbers and the routing say.
+/// Like `add_products`, for some columns of the output gradient: the numbers, the first column and the number of
+/// columns. The routing gives the number of rows, and so their width.
 fn add_side_products(
     target: Option<&mut [f32]>,
     routing: &Routing,
@@ -314,13 +313,13 @@ fn add_side_products(
     );
 }
 
-/// Half of the columns of rows of gates and ups.
+/// Views the gate or up columns of rows that hold both.
 fn side(rows: &[f32], start: usize, inner: usize) -> Matrix<'_> {
     let n = rows.len() / (2 * inner);
     Matrix::strided(rows.get(start..).unwrap_or_default(), n, inner, 2 * inner)
 }
 
-/// `x` times the transpose of `weight`, `[out, width]`, into the columns of `rows` from `start` on.
+/// Writes `x` times the transpose of `weight`, `[out, width]`, into the columns of `rows` from `start` on.
 fn product(rows: &mut [f32], start: usize, x: &[f32], width: usize, weight: &[f32]) {
     if x.is_empty() {
         return;
@@ -332,7 +331,7 @@ fn product(rows: &mut [f32], start: usize, x: &[f32], width: usize, weight: &[f3
     multiply(&mut target, Write::Replace, 1.0, sides, Accuracy::Full, Parallelism::Serial);
 }
 
-/// What comes from above times `weight`.
+/// Multiplies the output gradient by `weight`.
 fn pull_x(dx: &mut [f32], write: Write, above: Matrix<'_>, weight: &[f32], width: usize) {
     if !dx.is_empty() {
         let mut dx = MatrixMut::rows(dx, width);

@@ -1,6 +1,5 @@
-//! Query and key heads on their way to attention: each is normed, in families that do that, and turned to its token's
-//! position. Queries, keys and values of a token lie side by side; values pass through.
-//! `[N, (n_heads + 2 n_kv_heads) * head_dim]`
+//! QK-norm (in families that have it) and rotary position embedding, in place. Queries, keys and values of a token are
+//! side by side; values do not change. `[N, (n_heads + 2 n_kv_heads) * head_dim]`
 
 use rayon::prelude::*;
 use turnwise_kernels::math;
@@ -11,11 +10,11 @@ use crate::dimensions::Heads;
 use crate::layout::HeadNorms;
 use crate::rope::Rope;
 
-/// What is done to heads.
+/// QK-norm and rotary position embedding of a batch's heads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadRotation<'a> {
     pub(crate) heads: Heads,
-    /// Gains. `[head_dim]` each
+    /// Gains of QK-norm. `[head_dim]` each
     pub(crate) norms: Option<&'a HeadNorms<&'a [f32]>>,
     pub(crate) eps: f32,
     pub(crate) rope: &'a Rope,
@@ -31,8 +30,8 @@ pub(crate) fn forward(y: &mut [f32], x: &[f32], turn: HeadRotation<'_>) {
         .for_each(|((y, x), positions)| turn_rows(y, x, positions, &turn));
 }
 
-/// Replaces the gradient above by that below, in place. Returns the gradients of the gains of queries and keys, where there
-/// are any.
+/// Replaces the output gradient by the input gradient, in place. Returns the gradients of the gains of queries and
+/// keys, if there are any.
 pub(crate) fn backward(
     dy: &mut [f32],
     x: &[f32],
@@ -97,7 +96,7 @@ vectorized! {
             let turned = (n_heads + n_kv_heads) * head_dim;
             let each = dy[..turned].chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim));
             for (head, (dy, x)) in each.enumerate() {
-                // The transpose of a turn is the turn back.
+                // The transpose of a rotation is the inverse rotation.
                 rotate(dy, cos, sin, -1.0);
                 let Some(norms) = norms else { continue };
                 let (dquery, dkey) = dgains.split_at_mut(head_dim);
@@ -110,7 +109,7 @@ vectorized! {
     }
 }
 
-/// Turns a head: element `i` with element `i + head_dim / 2`.
+/// Rotates a head: element `i` with element `i + head_dim / 2`.
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "it takes on the width of its caller")]
 fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {

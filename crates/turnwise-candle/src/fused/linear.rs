@@ -25,7 +25,7 @@ impl ColumnRange {
     }
 }
 
-/// `y = scale * x weight'` or that added, in some columns of `y`.
+/// Computes `y = scale * x weight'`, or adds it, in some columns of `y`.
 pub(crate) fn forward(
     y: &mut [f32],
     columns: ColumnRange,
@@ -41,7 +41,7 @@ pub(crate) fn forward(
     multiply(&mut y, write, scale, sides, Accuracy::Full, Parallelism::Pool);
 }
 
-/// The gradient by `x`.
+/// Computes the gradient of `x`.
 pub(crate) fn backward_x(
     dx: &mut [f32],
     write: Write,
@@ -56,7 +56,7 @@ pub(crate) fn backward_x(
     multiply(&mut dx, write, scale, sides, Accuracy::Gradient, Parallelism::Pool);
 }
 
-/// Adds the gradient by `weight`.
+/// Adds the gradient of `weight`.
 pub(crate) fn backward_weight(
     dweight: &mut [f32],
     dy: &[f32],
@@ -70,7 +70,7 @@ pub(crate) fn backward_weight(
     multiply(&mut dweight, Write::Add, scale, sides, Accuracy::Gradient, Parallelism::Pool);
 }
 
-/// `y = x weights'` or that added, side by side from the first column on. Rows are `stride` wide.
+/// Computes `y = x weights'`, or adds it, side by side from the first column on. Rows are `stride` wide.
 pub(crate) fn forward_joined(
     y: &mut [f32],
     stride: usize,
@@ -87,7 +87,7 @@ pub(crate) fn forward_joined(
     multiply_joined(&mut y, write, x, &matrices, Along::Columns, Accuracy::Full);
 }
 
-/// The gradient by `x` through all of them.
+/// Computes the gradient of `x` through all weights.
 pub(crate) fn backward_x_joined(
     dx: &mut [f32],
     write: Write,
@@ -104,7 +104,7 @@ pub(crate) fn backward_x_joined(
     multiply_joined(&mut dx, write, dy, &matrices, Along::Terms, Accuracy::Gradient);
 }
 
-/// Adds the gradients by weights that lie side by side, from the first one's columns on.
+/// Adds the gradients of adjacent weights, from the first one's columns on.
 pub(crate) fn backward_weights(
     dweights: &mut [&mut [f32]],
     dy: &[f32],
@@ -126,7 +126,7 @@ pub(crate) fn add_bias(y: &mut [f32], columns: ColumnRange, bias: &[f32]) {
     }
 }
 
-/// Adds the gradient by a bias.
+/// Adds the gradient of a bias.
 pub(crate) fn backward_bias(dbias: &mut [f32], dy: &[f32], columns: ColumnRange) {
     for row in dy.chunks_exact(columns.stride) {
         math::add_scaled(dbias, 1.0, &row[columns.start..][..columns.count]);

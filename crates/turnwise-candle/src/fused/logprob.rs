@@ -1,6 +1,6 @@
-//! Log-probabilities and entropies of distributions over the vocabulary, without ever holding `[N, V]` logits.
+//! Log-probabilities and entropies over the vocabulary, without storing `[N, V]` logits.
 //!
-//! Logits are computed for some rows and some of the vocabulary at a time, twice: once for the sums, once for the gradient.
+//! Logits are computed in blocks of rows and vocabulary, twice: once for the sums, once for the gradient.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,13 +13,14 @@ use turnwise_kernels::vectorized;
 
 use crate::batch::Predictions;
 
-/// Rows whose logits are held at once.
+/// Rows per block of logits.
 const ROWS: usize = 512;
 
-/// Tokens of the vocabulary whose logits are held at once.
+/// Vocabulary entries per block of logits.
 const COLUMNS: usize = 512;
 
-/// Parts of the vocabulary that are computed side by side. Fixed, so that sums do not depend on the number of threads.
+/// The number of parts of the vocabulary that are computed in parallel. It is fixed, so that sums do not depend on the
+/// number of threads.
 const LANES: usize = 16;
 
 /// The logit of an id without probability. Finite, because minus infinity times a probability of 0 is not a number.
@@ -28,24 +29,24 @@ pub(crate) const REMOVED: f32 = -1e30;
 /// What is known of distributions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Predicted {
-    /// Of each target, in nats. `[M]`
+    /// The log-probability of each target, in nats. `[M]`
     pub(crate) logprobs: Vec<f32>,
-    /// The logarithm of each distribution's sum of exponentials. `[R]`
+    /// The log-sum-exp of each distribution. `[R]`
     pub(crate) log_sums: Vec<f32>,
-    /// In nats. `[R]`
+    /// The entropy of each distribution, in nats. `[R]`
     pub(crate) entropies: Vec<f32>,
 }
 
-/// The derivative of a loss.
+/// The output gradient.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Above<'a> {
-    /// By the log-probability of each target. `[M]`
+    /// The derivative by the log-probability of each target. `[M]`
     pub(crate) dlogprobs: &'a [f32],
-    /// By each entropy; `None` where none is in the loss. `[R]`
+    /// The derivative by each entropy; `None` if entropies are not in the loss. `[R]`
     pub(crate) dentropies: Option<&'a [f32]>,
 }
 
-/// `softmax(x head' * scale)` for each row of `x`. `[R, D]` and `[V, D]`
+/// Computes `softmax(x head' * scale)` for each row of `x`. `[R, D]` and `[V, D]`
 pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Predictions) -> Predicted {
     let lanes: Vec<Lane> = (0..LANES)
         .into_par_iter()
@@ -77,23 +78,23 @@ pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Prediction
         predicted.entropies.push((log_sum - sums.weighted / sums.sum) as f32);
         for logit in &own[wanted.starts[row]..wanted.starts[row + 1]] {
             let logprob = (f64::from(*logit * wanted.scales[row]) - log_sum) as f32;
-            // At most 0 whatever rounding does, and NaN stays NaN, which `min` would make 0.
+            // Rounding must not make it positive, and NaN stays NaN, which `min` would make 0.
             predicted.logprobs.push(if logprob > 0.0 { 0.0 } else { logprob });
         }
     }
     predicted
 }
 
-/// Where gradients go.
+/// The targets of gradients.
 #[derive(Debug)]
 pub(crate) struct Below<'a> {
-    /// By `x`, overwritten. `[R, D]`
+    /// The gradient of `x`, overwritten. `[R, D]`
     pub(crate) dx: &'a mut [f32],
-    /// By the head, added to; `None` when it is frozen. `[V, D]`
+    /// The gradient of the head, added to; `None` if the head is frozen. `[V, D]`
     pub(crate) dhead: Option<&'a mut [f32]>,
 }
 
-/// What both passes read.
+/// The inputs of both passes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Read<'a> {
     /// `[R, D]`
@@ -104,8 +105,8 @@ pub(crate) struct Read<'a> {
     pub(crate) wanted: &'a Predictions,
 }
 
-/// With `p` the probabilities: d logprob / d logit is `(1 at the target, 0 elsewhere) - p`, and d entropy / d logit is
-/// `-p (log p + entropy)`.
+/// Computes the gradients. With `p` the probabilities: d logprob / d logit is `(1 at the target, 0 elsewhere) - p`, and
+/// d entropy / d logit is `-p (log p + entropy)`.
 pub(crate) fn backward(
     below: Below<'_>,
     read: Read<'_>,
@@ -123,7 +124,7 @@ pub(crate) fn backward(
         };
         parts.map(share).collect::<Vec<_>>()
     });
-    // Each lane has its own part of the head's gradient, and its own sum of the other.
+    // Each lane has its own rows of the head's gradient, and its own sum of the gradient of `x`.
     let mut by_lane: Vec<Vec<&mut [f32]>> = (0..LANES).map(|_| Vec::new()).collect();
     for (index, block) in dhead.into_iter().flat_map(|d| d.chunks_mut(COLUMNS * width)).enumerate()
     {
@@ -150,13 +151,13 @@ struct Puller<'a> {
     read: Read<'a>,
     predicted: &'a Predicted,
     above: Above<'a>,
-    /// The rows in their parts, where the head trains.
+    /// The packed rows, if the head trains.
     shared_x: Option<&'a [Prepacked<'a>]>,
     pool: &'a Arc<BufferPool>,
 }
 
 impl Puller<'_> {
-    /// Adds to the lane's parts of the head's gradient, and returns its part of that by `x`.
+    /// Adds to the lane's rows of the head's gradient, and returns its share of the gradient of `x`.
     fn pull(&self, lane: usize, dhead: Vec<&mut [f32]>) -> Buffer {
         let Read { x, head, width, wanted } = self.read;
         let mut dhead = dhead.into_iter();
@@ -187,22 +188,22 @@ impl Puller<'_> {
     }
 }
 
-/// The stretches of the vocabulary that a lane has.
+/// Iterates over the parts of the vocabulary that belong to a lane.
 fn columns(lane: usize, vocab_size: usize) -> impl Iterator<Item = Range<usize>> {
     pieces(vocab_size, COLUMNS).skip(lane).step_by(LANES)
 }
 
-/// Some rows of a matrix.
+/// Views some rows of a matrix.
 fn some_rows<'a>(rows: &'a [f32], width: usize, some: &Range<usize>) -> Matrix<'a> {
     Matrix::rows(&rows[some.start * width..some.end * width], width)
 }
 
-/// Stretches of at most `size`.
+/// Iterates over ranges of at most `size`.
 fn pieces(n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).step_by(size).map(move |start| start..(start + size).min(n))
 }
 
-/// Some rows, and some of the vocabulary.
+/// Some rows and some entries of the vocabulary.
 #[derive(Clone, Debug)]
 struct LogitBlock {
     rows: Range<usize>,
@@ -213,9 +214,9 @@ struct LogitBlock {
 #[derive(Clone, Copy, Debug)]
 struct Sums {
     highest: f32,
-    /// Of exponentials.
+    /// The sum of exponentials.
     sum: f64,
-    /// Of exponentials times logits.
+    /// The sum of exponentials times logits.
     weighted: f64,
 }
 
@@ -226,7 +227,7 @@ impl Default for Sums {
 }
 
 impl Sums {
-    /// The same relative to another logit, which is at least as high.
+    /// Converts the sums to another logit, which is at least as high.
     fn relative_to(self, highest: f32) -> Self {
         let factor = if self.sum > 0.0 { f64::from(self.highest - highest).exp() } else { 0.0 };
         Self { highest, sum: self.sum * factor, weighted: self.weighted * factor }
@@ -240,12 +241,12 @@ impl Sums {
     }
 }
 
-/// What is found in some of the vocabulary.
+/// The results for a part of the vocabulary.
 #[derive(Debug)]
 struct Lane {
     /// `[R]`
     sums: Vec<Sums>,
-    /// Targets and their logits, not yet scaled.
+    /// Targets and their unscaled logits.
     own: Vec<(usize, f32)>,
     logits: Vec<f32>,
 }
@@ -306,7 +307,7 @@ impl LogitBlock {
         }
     }
 
-    /// Replaces logits by the loss's derivatives by them.
+    /// Replaces logits by the derivatives of the loss.
     fn pull(
         &self,
         logits: &mut [f32],
@@ -334,7 +335,7 @@ impl LogitBlock {
     }
 }
 
-/// What a row of logits is pulled with.
+/// The factors of a row's gradient.
 #[derive(Clone, Copy, Debug)]
 struct Pull {
     scale: f32,

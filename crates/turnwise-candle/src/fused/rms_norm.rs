@@ -1,5 +1,5 @@
-//! `y = x / sqrt(mean(x^2) + eps) * gain` (Zhang and Sennrich, *Root mean square layer normalization*, 2019, equation 4), for
-//! every row of `x`. `[N, D]`
+//! RMSNorm: `y = x / sqrt(mean(x^2) + eps) * gain` (Zhang and Sennrich, *Root mean square layer normalization*, 2019,
+//! equation 4), for every row of `x`. `[N, D]`
 
 use rayon::prelude::*;
 use turnwise_kernels::math;
@@ -14,7 +14,7 @@ pub(crate) fn forward(y: &mut [f32], x: &[f32], gain: &[f32], eps: f32) {
     pieces.for_each(|(y, x)| norm_rows(y, x, gain, eps));
 }
 
-/// The gradient by `x` goes to `dx`; that by the gain is returned.
+/// Writes the gradient of `x` to `dx` and returns the gradient of the gain.
 pub(crate) fn backward(
     dx: &mut [f32],
     write: Write,
@@ -65,7 +65,7 @@ vectorized! {
     }
 }
 
-/// The backward pass of one row. `dgain` is added to, and `dx` too where `add` says so.
+/// Computes the backward pass of one row. Adds to `dgain`, and also to `dx` if `add`.
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "it takes on the width of its caller")]
 pub(super) fn pull_row(
@@ -78,7 +78,7 @@ pub(super) fn pull_row(
     eps: f32,
 ) {
     let factor = math::inverse_rms(x, eps);
-    // d/dx of x r(x): r moves against x by r^3 / width.
+    // With r the reciprocal root mean square: dr/dx is -r^3 x / width.
     let along = math::dot3(dy, gain, x) * factor * factor * factor / x.len() as f32;
     let columns = dx.iter_mut().zip(dgain).zip(x.iter().zip(gain).zip(dy));
     for ((dx, dgain), ((x, gain), dy)) in columns {

@@ -4,15 +4,15 @@ use rayon::prelude::*;
 use turnwise_kernels::math;
 use turnwise_kernels::vectorized;
 
-/// Numbers that one thread takes at a time.
+/// The numbers that one thread takes at a time.
 const PIECE: usize = 1 << 15;
 
-/// `target += x`.
+/// Computes `target += x`.
 pub(crate) fn add(target: &mut [f32], x: &[f32]) {
     target.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(target, x)| piece(target, x));
 }
 
-/// The sum of squares. Pieces are added in order, so that it does not depend on the number of threads.
+/// Returns the sum of squares. Pieces are added in order, so that it does not depend on the number of threads.
 pub(crate) fn squares(x: &[f32]) -> f64 {
     let pieces: Vec<f64> = x.par_chunks(PIECE).map(piece_squares).collect();
     pieces.iter().sum()

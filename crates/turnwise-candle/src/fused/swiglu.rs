@@ -1,5 +1,5 @@
-//! `silu(gate) * up` (Shazeer, *GLU variants improve transformer*, 2020, equation 5). Gate and up lie side by side:
-//! `[N, 2 I]` to `[N, I]`.
+//! SwiGLU: `silu(gate) * up` (Shazeer, *GLU variants improve transformer*, 2020, equation 5). Gate and up are side by
+//! side: `[N, 2 I]` to `[N, I]`.
 
 use rayon::prelude::*;
 use turnwise_kernels::math;
@@ -13,7 +13,7 @@ pub(crate) fn forward(y: &mut [f32], gate_up: &[f32], width: usize) {
     pieces.for_each(|(y, gate_up)| gate_rows(y, gate_up, width));
 }
 
-/// The gradient by gate and up. `[N, 2 I]`
+/// Computes the gradient of gate and up. `[N, 2 I]`
 pub(crate) fn backward(dgate_up: &mut [f32], gate_up: &[f32], dy: &[f32], width: usize) {
     let piece = PIECE_ROWS * width;
     let pieces = dgate_up.par_chunks_mut(2 * piece).zip(gate_up.par_chunks(2 * piece));

@@ -1,4 +1,4 @@
-//! Fetching from the Hugging Face Hub.
+//! Downloads from the Hugging Face Hub.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use hf_hub::{HFClientSync, HFResult};
 
 use super::Repository;
 
-/// What a model is read from, and no other formats of the same weights.
+/// The files of a model, without other formats of the same weights.
 const FILES: [&str; 4] = ["*.safetensors", "*.json", "*.txt", "*.jinja"];
 
-/// Puts a model into the cache, with the token that Hugging Face's own tools use, and returns its directory.
+/// Downloads a model into the cache, with the token of Hugging Face's own tools, and returns its directory.
 pub(super) fn fetch(repository: &Repository) -> HFResult<PathBuf> {
     let Repository { owner, name, revision } = repository;
     tracing::info!(owner, name, revision, "a model is fetched");

@@ -1,9 +1,9 @@
-//! Which parameters a model has, under which names, in which order.
+//! The parameters of a model: names, shapes and order.
 
 use super::{Adapter, Choice, FeedForward, HeadNorms, Layer, Linear, Mixture, Mlp, Network};
 use crate::{DecoderConfig, Experts, LoraSettings, LoraTarget};
 
-/// What a parameter is for: decides its first values and whether it decays.
+/// The role of a parameter, which decides its initial values and whether it decays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ParameterRole {
     /// A row per token. `[V, D]`
@@ -12,20 +12,20 @@ pub(crate) enum ParameterRole {
     Matrix,
     /// A matrix whose product is added to the residual stream. `[out, in]` or `[E, out, in]`
     Residual,
-    /// What is added to a product. `[out]`
+    /// A bias of a product. `[out]`
     Bias,
     /// The gain of a norm. `[width]`
     Norm,
-    /// The output head, when it is not the embedding. `[V, D]`
+    /// The output head, unless it is the embedding. `[V, D]`
     Head,
-    /// What an adapter multiplies its input by. `[rank, in]`
+    /// The first matrix of an adapter. `[rank, in]`
     AdapterDown,
-    /// What an adapter multiplies that by. `[out, rank]`
+    /// The second matrix of an adapter. `[out, rank]`
     AdapterUp,
 }
 
 impl ParameterRole {
-    /// Whether it belongs to an adapter and not to a checkpoint.
+    /// Returns whether it belongs to an adapter and not to a checkpoint.
     pub(crate) fn is_adapter(self) -> bool {
         matches!(self, Self::AdapterDown | Self::AdapterUp)
     }
@@ -34,11 +34,11 @@ impl ParameterRole {
 /// A parameter's name in Hugging Face's files, its shape and its role.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
-    /// With a `*` in the place of the expert's number where the parameter is a stack of tensors.
+    /// Has a `*` in place of the expert's number if the parameter is a stack of tensors.
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     pub(crate) role: ParameterRole,
-    /// Whether files hold a tensor for each index of the first dimension.
+    /// Whether files have one tensor for each index of the first dimension.
     pub(crate) stacked: bool,
 }
 
@@ -47,17 +47,17 @@ impl Spec {
         self.shape.iter().product()
     }
 
-    /// How many tensors it is in a file.
+    /// Returns the number of its tensors in a file.
     pub(crate) fn n_tensors(&self) -> usize {
         if self.stacked { self.shape[0] } else { 1 }
     }
 
-    /// The shape of each of them.
+    /// Returns the shape of each tensor in a file.
     pub(crate) fn tensor_shape(&self) -> &[usize] {
         &self.shape[usize::from(self.stacked)..]
     }
 
-    /// The names of those tensors, which lie one after another in the parameter.
+    /// Iterates over the names of its tensors, which are consecutive in the parameter.
     pub(crate) fn tensor_names(&self) -> impl Iterator<Item = String> {
         let name = |index: usize| {
             if self.stacked {
@@ -70,8 +70,8 @@ impl Spec {
     }
 }
 
-/// All parameters in their fixed order: that of [`Network::map`], of checkpoints and of optimiser states. Those of an adapter
-/// come after what they are added to.
+/// Returns all parameters in their fixed order: that of [`Network::map`], of checkpoints and of optimiser states. An
+/// adapter's parameters come after the matrix that they are added to.
 pub(crate) fn specs(config: &DecoderConfig, lora: Option<&LoraSettings>) -> Vec<Spec> {
     let mut specs = Vec::new();
     Network::of(config, lora).map(&mut |spec| specs.push(spec));
@@ -79,7 +79,7 @@ pub(crate) fn specs(config: &DecoderConfig, lora: Option<&LoraSettings>) -> Vec<
 }
 
 impl Network<Spec> {
-    /// What a model of this configuration consists of.
+    /// Returns the parameters of a model with this configuration.
     pub(crate) fn of(config: &DecoderConfig, lora: Option<&LoraSettings>) -> Self {
         let d = config.hidden_size;
         let tied = config.tie_word_embeddings;
@@ -139,7 +139,7 @@ impl Layer<Spec> {
 }
 
 impl Layer<Spec> {
-    /// With an adapter on every matrix that is a target.
+    /// Adds an adapter to every targeted matrix.
     fn with_adapters(mut self, lora: &LoraSettings) -> Self {
         let Self { query, key, value, output, feed_forward, .. } = &mut self;
         let mut linears = vec![
@@ -163,7 +163,7 @@ impl Layer<Spec> {
 }
 
 impl Adapter<Spec> {
-    /// Under the names that PEFT writes.
+    /// Returns the adapter's parameters, under the names of PEFT.
     fn of(matrix: &Spec, lora: &LoraSettings) -> Self {
         let module = matrix.name.trim_end_matches(".weight");
         let spec = |name: &str, shape, role| Spec {

@@ -1,4 +1,4 @@
-//! Adapters in the form of Hugging Face's PEFT.
+//! Adapters in the format of Hugging Face's PEFT.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::{Decoder, DecoderConfig, LoraSettings, LoraTarget, ModelError};
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// Options of PEFT that change what is computed, and what they are where they change nothing.
+/// Options of PEFT that change the computation, with their neutral values.
 const PLAIN: [(&str, &[&str]); 20] = [
     ("alora_invocation_tokens", &["null"]),
     ("alpha_pattern", &["null", "{}"]),
@@ -38,7 +38,7 @@ const PLAIN: [(&str, &[&str]); 20] = [
     ("velora_config", &["null"]),
 ];
 
-/// Settings of how an adapter is begun or where it runs, which a trained one has behind it.
+/// Settings of an adapter's initialisation or placement, which do not matter for a trained one.
 const HARMLESS: [&str; 6] = [
     "corda_config",
     "eva_config",
@@ -48,20 +48,20 @@ const HARMLESS: [&str; 6] = [
     "runtime_config",
 ];
 
-/// Ways to begin an adapter that leave the base model as it is. The others put a part of it into the adapter and take it away
-/// from the base: what was trained does not belong to the base that a file names.
+/// Initialisations that leave the base model unchanged. The others move a part of the base into the adapter: the
+/// trained adapter does not fit the base that the file names.
 const KEEPING: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
-/// What an adapter's directory says.
+/// The content of an adapter's directory.
 #[derive(Debug)]
 pub(crate) struct Peft {
     pub(crate) settings: LoraSettings,
-    /// In the order of the parameters.
+    /// Values in the order of the parameters.
     pub(crate) values: Vec<Vec<f32>>,
 }
 
 impl Peft {
-    /// Reads an adapter of a model of this configuration.
+    /// Reads an adapter for a model with this configuration.
     pub(crate) fn read(directory: &Path, config: &DecoderConfig) -> Result<Self, ModelError> {
         let path = directory.join(CONFIG);
         let json = read_object(&path)?;
@@ -76,11 +76,11 @@ impl Peft {
 }
 
 impl Decoder {
-    /// Writes the adapters into an existing directory in the form of PEFT: `adapter_config.json` and
+    /// Writes the adapters into an existing directory in the format of PEFT: `adapter_config.json` and
     /// `adapter_model.safetensors`, F32. `PeftModel.from_pretrained(base, directory)` reads it.
     ///
     /// # Errors
-    /// [`ModelError::BadAdapter`] for a model without adapters, and when a file cannot be written.
+    /// [`ModelError::BadAdapter`] for a model without adapters; an error when a file cannot be written.
     pub fn save_adapter(&self, directory: &Path) -> Result<(), ModelError> {
         let Some(settings) = self.lora() else {
             return Err(ModelError::BadAdapter("it has no adapters to save".to_owned()));
@@ -99,11 +99,11 @@ impl Decoder {
         write_json(&directory.join(CONFIG), &to_json(settings, self.directory()))
     }
 
-    /// The same model with adapters that [`Self::save_adapter`] or PEFT wrote for it.
+    /// Attaches adapters that [`Self::save_adapter`] or PEFT wrote for this model.
     ///
     /// # Errors
-    /// When a file is missing or damaged, adapters are of a kind that is not supported here, or tensors are missing, unknown or
-    /// of another shape; all of them are named.
+    /// When a file is missing or damaged, the kind of adapter is not supported, or tensors are missing, unknown or of
+    /// another shape; the error names all of them.
     pub fn with_adapter(self, directory: &Path) -> Result<Self, ModelError> {
         let Peft { settings, values } = Peft::read(directory, self.config())?;
         let mut values = values.into_iter();
@@ -111,11 +111,11 @@ impl Decoder {
     }
 }
 
-/// As PEFT writes it, with its defaults for all that is not said here.
+/// Writes the settings as PEFT does, with its defaults for the rest.
 fn to_json(settings: &LoraSettings, base: Option<&Path>) -> Map<String, Value> {
     let LoraSettings { rank, alpha, .. } = settings;
     let targets: Vec<&str> = settings.reached().map(LoraTarget::name).collect();
-    // A whole number in Python's eyes.
+    // An integer in Python.
     let alpha = if alpha.fract() == 0.0 { json!(*alpha as i64) } else { json!(alpha) };
     let json = json!({
         "alpha_pattern": {},
@@ -142,7 +142,7 @@ fn to_json(settings: &LoraSettings, base: Option<&Path>) -> Map<String, Value> {
     json.as_object().cloned().unwrap_or_default()
 }
 
-/// What PEFT wrote, or why it cannot be computed here.
+/// Reads the settings of PEFT, or returns why they are not supported.
 fn settings(json: &Map<String, Value>) -> Result<LoraSettings, String> {
     let kind = json.get("peft_type").and_then(Value::as_str).unwrap_or_default();
     if kind != "LORA" {
@@ -159,12 +159,12 @@ fn settings(json: &Map<String, Value>) -> Result<LoraSettings, String> {
     Ok(LoraSettings { rank: rank as usize, alpha, targets })
 }
 
-/// Refuses what changes what is computed.
+/// Rejects options that change the computation.
 fn check_options(json: &Map<String, Value>) -> Result<(), String> {
     for (key, value) in json {
         let is_plain = match PLAIN.iter().find(|(known, _)| known == key) {
             Some((_, plain)) => plain.contains(&value.to_string().as_str()),
-            // PEFT grows by such keys, and what an unknown one does is unknown.
+            // PEFT adds new options under such keys, and the effect of an unknown one is unknown.
             None if key.starts_with("use_") => value == false,
             None if key.ends_with("_config") && !HARMLESS.contains(&key.as_str()) => {
                 value.as_object().is_some_and(Map::is_empty)

@@ -1,4 +1,4 @@
-//! What is computed of rows of tokens alone, whoever attends to whom.
+//! Operations on single tokens, independent of attention.
 
 use candle_core::{D, Result, Tensor};
 
@@ -7,7 +7,7 @@ use crate::ComputePrecision;
 use crate::dimensions::{Dimensions, Heads};
 use crate::layout::{Adapter, HeadNorms, Linear};
 
-/// Operations of a model of one size. All take and give f32.
+/// Operations of a model of one size, on f32 values.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arithmetic {
     pub(crate) heads: Heads,
@@ -20,19 +20,19 @@ impl Arithmetic {
         Self { heads: dimensions.heads, precision, eps: dimensions.eps }
     }
 
-    /// Each piece as wide as the gain over its root mean square, times the gain.
+    /// Applies RMSNorm to each piece of the gain's width.
     pub(crate) fn norm(self, x: &Tensor, gain: &Tensor) -> Result<Tensor> {
         let pieces = x.reshape(((), gain.dim(0)?))?;
         let root = (pieces.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
         pieces.broadcast_div(&root)?.broadcast_mul(gain)?.reshape(x.shape())
     }
 
-    /// `[N, in]` times the transpose of `[out, in]`.
+    /// Multiplies `[N, in]` by the transpose of `[out, in]`.
     pub(crate) fn by_rows(self, x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
         self.precision.matmul(x, &matrix.t()?)
     }
 
-    /// A matrix's product with what is added to it: a bias, and that of an adapter.
+    /// Multiplies by a matrix and adds its bias and its adapter's product.
     pub(crate) fn product(self, x: &Tensor, linear: &Linear<Tensor>) -> Result<Tensor> {
         let mut y = self.by_rows(x, &linear.weight)?;
         if let Some(bias) = &linear.bias {
@@ -42,13 +42,13 @@ impl Arithmetic {
         y + (self.by_rows(&self.by_rows(x, down)?, up)? * f64::from(*scale))?
     }
 
-    /// Products side by side.
+    /// Multiplies by several matrices, side by side.
     pub(crate) fn linear(self, x: &Tensor, linears: &[&Linear<Tensor>]) -> Result<Tensor> {
         let products = linears.iter().map(|linear| self.product(x, linear));
         Tensor::cat(&products.collect::<Result<Vec<_>>>()?, D::Minus1)
     }
 
-    /// Queries, keys and values out of where they lie side by side.
+    /// Splits rows into queries, keys and values.
     pub(crate) fn split(self, qkv: &Tensor) -> Result<[Tensor; 3]> {
         let Heads { n_heads, n_kv_heads, head_dim } = self.heads;
         let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);
@@ -71,7 +71,7 @@ impl Arithmetic {
     }
 }
 
-/// `silu(gate) * up` of what lies side by side.
+/// Applies `silu(gate) * up` to rows with gate and up side by side.
 pub(crate) fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     let halves = gate_up.chunk(2, D::Minus1)?;
     halves[0].silu()? * &halves[1]

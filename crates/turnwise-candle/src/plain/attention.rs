@@ -26,7 +26,7 @@ impl Rotation {
         Ok(Self { cos: table(cos)?, sin: table(sin)? })
     }
 
-    /// Turns every head of every token to its position. `[N, heads * head_dim]`
+    /// Rotates every head of every token by its position. `[N, heads * head_dim]`
     pub(super) fn turn(&self, x: &Tensor) -> Result<Tensor> {
         let (n, _, half) = self.cos.dims3()?;
         let heads = x.reshape((n, (), 2 * half))?;
@@ -37,7 +37,8 @@ impl Rotation {
     }
 }
 
-/// Attention of spans padded to the longest over their pasts padded to the longest. Queries, keys and values side by side.
+/// Computes attention with spans padded to the longest, and their prefixes padded to the longest. Queries, keys and
+/// values are side by side.
 pub(super) fn attention(qkv: &Tensor, padding: &Padding, arithmetic: Arithmetic) -> Result<Tensor> {
     let [query, key, value] = arithmetic.split(qkv)?;
     let query = query.contiguous()?.index_select(&padding.queries, 0)?;
@@ -46,9 +47,9 @@ pub(super) fn attention(qkv: &Tensor, padding: &Padding, arithmetic: Arithmetic)
     mixed.index_select(&padding.back, 0)
 }
 
-/// Attention of several lists of queries, each over a list of keys and values of its own. Queries
-/// `[lists * Q, n_heads * head_dim]`, keys and values `[lists * K, n_kv_heads * head_dim]`, and a mask that is 0 where a
-/// query may look and minus infinity elsewhere, `[lists, 1, Q, K]`.
+/// Computes attention of several lists of queries, each over its own keys and values. Queries are `[lists * Q, n_heads
+/// * head_dim]`, keys and values `[lists * K, n_kv_heads * head_dim]`. The mask is 0 where a query attends and minus
+/// infinity elsewhere, `[lists, 1, Q, K]`.
 pub(crate) fn attend(
     query: &Tensor,
     key: &Tensor,
@@ -60,7 +61,7 @@ pub(crate) fn attend(
     let Heads { n_heads, n_kv_heads, head_dim } = heads;
     let (lists, _, n_queries, n_keys) = mask.dims4()?;
     let group = heads.group();
-    // [lists, Q, KV, G, hd] -> [lists * KV, G * Q, hd]: the query heads of a key head lie one after another.
+    // [lists, Q, KV, G, hd] -> [lists * KV, G * Q, hd]: the query heads of a key head are consecutive.
     let query = query.reshape((lists, n_queries, n_kv_heads, group, head_dim))?;
     let query = query.permute((0, 2, 3, 1, 4))?;
     let query = query.reshape((lists * n_kv_heads, group * n_queries, head_dim))?;
@@ -79,16 +80,16 @@ pub(crate) fn attend(
     mixed.reshape((lists * n_queries, n_heads * head_dim))
 }
 
-/// Where tokens are in padded spans. Padding repeats some token: nobody reads what becomes of it.
+/// The indices of tokens in padded spans. Padding repeats a token, and its results are dropped.
 #[derive(Debug)]
 pub(super) struct Padding {
     /// `[spans * Q]`
     queries: Tensor,
     /// `[spans * K]`
     keys: Tensor,
-    /// Where each token lies in the padded spans. `[N]`
+    /// The index of each token in the padded spans. `[N]`
     back: Tensor,
-    /// 0 where a query may look and minus infinity where it may not. `[spans, 1, Q, K]`
+    /// 0 where a query attends and minus infinity elsewhere. `[spans, 1, Q, K]`
     mask: Tensor,
 }
 
@@ -108,7 +109,7 @@ impl Padding {
             keys.extend(span.before.iter().cloned().flatten().chain(own.clone()).map(|t| t as u32));
             keys.resize((index + 1) * n_keys, own.start as u32);
             for i in 0..n_queries {
-                // A padded query looks where the last one does, so that its softmax is one.
+                // A padded query has the mask of the last one, so that its softmax is finite.
                 let seen = n_before + i.min(own.len() - 1) + 1;
                 mask.extend((0..n_keys).map(|j| if j < seen { 0.0 } else { f32::NEG_INFINITY }));
             }

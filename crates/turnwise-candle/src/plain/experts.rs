@@ -8,10 +8,10 @@ use crate::balance::LayerUse;
 use crate::layout::{Choice, Mixture};
 use crate::routing::Routing;
 
-/// What a layer's router decided.
+/// The decisions of a layer's router.
 #[derive(Clone, Debug)]
 pub(crate) struct Routed {
-    /// Of every expert for every token. `[N, E]`
+    /// The probability of every expert for every token. `[N, E]`
     pub(crate) probabilities: Tensor,
     pub(crate) routing: Arc<Routing>,
 }
@@ -23,14 +23,14 @@ impl Routed {
     }
 }
 
-/// The weighted sum of each token's experts (Fedus et al., *Switch transformers*, 2021, equations 1 and 2, for more than one
-/// expert). The choice has no gradient; the weights of the chosen have.
+/// Computes the weighted sum of each token's experts (Fedus et al., *Switch transformers*, 2021, equations 1 and 2, for
+/// more than one expert). The choice has no gradient; the weights of the chosen experts have one.
 pub(crate) fn mix(
     x: &Tensor,
     mixture: &Mixture<Tensor>,
     precision: ComputePrecision,
 ) -> Result<(Tensor, Routed)> {
-    // Not in the lower precision: whom a token goes to must not depend on it more than it has to.
+    // The router stays in f32, so that the choice of experts depends as little as possible on the precision.
     let probabilities = softmax(&x.matmul(&mixture.router.t()?)?, D::Minus1)?;
     let routing = Routing::new(&probabilities.flatten_all()?.to_vec1()?, mixture.choice);
     let tokens: Vec<u32> = routing.tokens().collect();
@@ -43,7 +43,7 @@ pub(crate) fn mix(
     Ok((mixed, Routed { probabilities, routing: Arc::new(routing) }))
 }
 
-/// What the outputs of the chosen experts are multiplied by. `[N, n_chosen]`
+/// Returns the factors of the chosen experts' outputs. `[N, n_chosen]`
 fn weights(probabilities: &Tensor, routing: &Routing, choice: Choice) -> Result<Tensor> {
     let n = routing.chosen.len() / choice.n_chosen;
     let chosen = Tensor::from_slice(&routing.chosen, (n, choice.n_chosen), probabilities.device())?;
@@ -54,7 +54,7 @@ fn weights(probabilities: &Tensor, routing: &Routing, choice: Choice) -> Result<
     weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
 }
 
-/// Each row times the transpose of its expert's matrix: `[M, in]` and `[E, out, in]` to `[M, out]`.
+/// Multiplies each row by the transpose of its expert's matrix: `[M, in]` and `[E, out, in]` to `[M, out]`.
 fn grouped(
     x: &Tensor,
     weight: &Tensor,
@@ -68,7 +68,8 @@ fn grouped(
     Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 0)
 }
 
-/// `[M, D]` in the order of the routing and `[N, n_chosen]` to `[N, D]`.
+/// Adds the weighted outputs of each token's experts: `[M, D]` in the order of the routing and `[N, n_chosen]` to `[N,
+/// D]`.
 fn combine(outputs: &Tensor, weights: &Tensor, routing: &Routing) -> Result<Tensor> {
     let (m, width) = outputs.dims2()?;
     let places = Tensor::from_slice(&routing.places, m, outputs.device())?;

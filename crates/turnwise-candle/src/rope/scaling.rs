@@ -2,13 +2,13 @@ use std::f64::consts::TAU;
 
 use serde::{Deserialize, Serialize};
 
-/// How rotary frequencies are changed so that a model reads further than it was first trained to. After
-/// `modeling_rope_utils.py` of transformers 5.
+/// Scaling of rotary frequencies for sequences beyond the original training length, as in `modeling_rope_utils.py` of
+/// transformers 5.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RopeScaling {
-    /// Not at all.
+    /// No scaling.
     #[default]
     None,
     /// All frequencies divided by a factor (Chen et al., *Extending context window of large language models via positional
@@ -17,38 +17,38 @@ pub enum RopeScaling {
         /// The factor.
         factor: f64,
     },
-    /// Long waves divided by a factor, short ones kept, and a passage between them (*The Llama 3 Herd of Models*, section
-    /// 3.2).
+    /// Low frequencies are divided by a factor, high ones are kept, with interpolation between them (*The Llama 3 Herd
+    /// of Models*, section 3.2).
     Llama3 {
-        /// What long waves are divided by.
+        /// The factor of low frequencies.
         factor: f64,
-        /// Waves that turn less often than this in the original length are long.
+        /// Frequencies with fewer periods than this in the original length are low.
         low_freq_factor: f64,
-        /// Waves that turn more often than this in the original length are short.
+        /// Frequencies with more periods than this in the original length are high.
         high_freq_factor: f64,
-        /// The length it was first trained on, in tokens.
+        /// The original training length, in tokens.
         original_max_positions: usize,
     },
-    /// A passage over the pairs of a head, and a constant on cosines and sines (Peng et al., *`YaRN`*, 2023, sections 3.2
-    /// to 3.4).
+    /// Interpolation over the pairs of a head, and a factor of cosines and sines (Peng et al., *`YaRN`*, 2023, sections
+    /// 3.2 to 3.4).
     Yarn {
-        /// What long waves are divided by.
+        /// The factor of low frequencies.
         factor: f64,
-        /// Turns in the original length from which on a pair is kept.
+        /// The number of periods in the original length above which a pair is kept.
         beta_fast: f64,
-        /// Turns in the original length up to which a pair is divided.
+        /// The number of periods in the original length below which a pair is divided by the factor.
         beta_slow: f64,
-        /// What cosines and sines are multiplied by.
+        /// The factor of cosines and sines.
         attention_factor: f64,
-        /// Whether the ends of the passage are rounded outwards to whole pairs.
+        /// Whether the ends of the interpolation are rounded outwards to whole pairs.
         truncate: bool,
-        /// The length it was first trained on, in tokens.
+        /// The original training length, in tokens.
         original_max_positions: usize,
     },
 }
 
 impl RopeScaling {
-    /// What cosines and sines are multiplied by.
+    /// Returns the factor of cosines and sines.
     pub(crate) fn amplitude(self) -> f64 {
         match self {
             Self::Yarn { attention_factor, .. } => attention_factor,
@@ -56,7 +56,7 @@ impl RopeScaling {
         }
     }
 
-    /// The radians each pair of a head turns per position, for a base of `theta`. `[head_dim / 2]`
+    /// Returns the rotation of each pair of a head per position, in radians, for a base of `theta`. `[head_dim / 2]`
     #[must_use]
     pub fn frequencies(self, theta: f64, head_dim: usize) -> Vec<f64> {
         let plain: Vec<f64> =
@@ -75,7 +75,7 @@ impl RopeScaling {
             Self::Yarn {
                 factor, beta_fast, beta_slow, truncate, original_max_positions, ..
             } => {
-                // The pair, as a real number, that turns so often in the original length.
+                // The pair, as a real number, with this number of periods in the original length.
                 let pair = |turns: f64| {
                     let length = original_max_positions as f64 / (turns * TAU);
                     head_dim as f64 * length.ln() / (2.0 * theta.ln())
@@ -93,7 +93,7 @@ impl RopeScaling {
     }
 }
 
-/// From `a` to `b` as `share` goes from 0 to 1, and no further.
+/// Interpolates from `a` to `b`, with `share` clamped to 0 to 1.
 fn between(a: f64, b: f64, share: f64) -> f64 {
     let share = share.clamp(0.0, 1.0);
     a + (b - a) * share
@@ -103,7 +103,7 @@ fn between(a: f64, b: f64, share: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// What transformers 5.19 computes, in single precision.
+    /// The expected values are those of transformers 5.19, in single precision.
     #[test]
     fn frequencies_are_those_of_transformers() {
         let llama3 = RopeScaling::Llama3 {

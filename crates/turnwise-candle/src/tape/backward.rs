@@ -20,22 +20,22 @@ use crate::fused::{attention, heads, linear, logprob, rms_norm, sum, swiglu};
 use crate::layout::{HeadNorms, Network};
 use crate::shares::{PassPart, Shares};
 
-/// What a backward pass begins with: derivatives of a loss.
+/// The derivatives of a loss, from which a backward pass starts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Loss<'a> {
     /// By each log-probability. `[M]`
     pub(crate) dlogprobs: &'a [f32],
-    /// By each distribution's entropy, where it is in the loss. `[R]`
+    /// By each distribution's entropy, if it is in the loss. `[R]`
     pub(crate) dentropies: Option<&'a [f32]>,
-    /// What the loss of uneven experts is multiplied by.
+    /// The weight of the load-balancing loss.
     pub(crate) balance: f64,
 }
 
-/// Plays a tape backward: adds the gradient of `loss` to `gradients`, which are in the order of the parameters; those of
-/// frozen parameters are empty.
+/// Replays a tape in reverse: adds the gradient of `loss` to `gradients`, which are in the order of the parameters;
+/// those of frozen parameters are empty.
 ///
 /// # Errors
-/// When a layer cannot be computed again.
+/// When a layer cannot be recomputed.
 pub(crate) fn play_backward(
     tape: Tape,
     dimensions: &Dimensions,
@@ -64,21 +64,21 @@ pub(crate) fn play_backward(
     Ok(Played { shares: player.shares, reached: player.reached })
 }
 
-/// A backward pass under way.
+/// A running backward pass.
 #[derive(Debug)]
 struct BackwardPass<'a> {
     dimensions: &'a Dimensions,
     slots: &'a [Slot<'a>],
     network: &'a Network<Slot<'a>>,
     loss: Loss<'a>,
-    /// The derivative of the loss of uneven experts by an expert's probability for a token. `[E]`
+    /// The derivative of the load-balancing loss by an expert's probability for a token. `[E]`
     slopes: Option<Vec<f32>>,
     gradients: &'a mut [Vec<f32>],
-    /// Which parameters were come by.
+    /// Whether each parameter was reached.
     reached: Vec<bool>,
     pool: Arc<BufferPool>,
     batch: Arc<PackedBatch>,
-    /// The gradient by each value that was computed and is not yet pulled back.
+    /// The gradient of each value whose operation is not yet replayed.
     adjoints: Vec<Option<Buffer>>,
     shares: Shares,
 }
@@ -86,7 +86,7 @@ struct BackwardPass<'a> {
 impl BackwardPass<'_> {
     fn play(&mut self, mut tape: Tape) -> Result<()> {
         self.adjoints.resize_with(tape.n_values, || None);
-        // Nodes are dropped one by one, and with each the activations that only it needed.
+        // Nodes are dropped one by one, each with the activations that only it needed.
         while let Some(node) = tape.nodes.pop() {
             let start = Instant::now();
             let part = match node {
@@ -118,12 +118,12 @@ impl BackwardPass<'_> {
         }
     }
 
-    /// The gradient by a value, which nothing needs any more. `None` where the loss does not depend on it.
+    /// Takes the complete gradient of a value. Returns `None` if the loss does not depend on it.
     fn above(&mut self, y: usize) -> Option<Buffer> {
         self.adjoints[y].take()
     }
 
-    /// Adds to the gradient by a value, if anything before it trains.
+    /// Adds to the gradient of a value, if it depends on a trainable parameter.
     fn below(&mut self, x: Handle, pull: impl FnOnce(&mut [f32], Write)) {
         if !x.tracked {
             return;
@@ -136,7 +136,7 @@ impl BackwardPass<'_> {
         self.adjoints[x.id] = Some(buffer);
     }
 
-    /// The same for a gradient that is there already.
+    /// Like `below`, for a gradient that is already computed.
     fn hand_down(&mut self, x: Handle, gradient: Buffer) {
         if !x.tracked {
             return;
@@ -147,7 +147,7 @@ impl BackwardPass<'_> {
         }
     }
 
-    /// Where the gradient by a parameter is collected; `None` for a frozen one.
+    /// Returns the gradient buffer of a parameter; `None` for a frozen one.
     fn gradient(&mut self, index: usize) -> Option<&mut [f32]> {
         self.reached[index] = true;
         let gradient = &mut self.gradients[index];
@@ -216,7 +216,7 @@ impl BackwardPass<'_> {
         PassPart::Linear
     }
 
-    /// Adds the gradients by the matrices of products: of those that train and lie side by side at once.
+    /// Adds the gradients of products' matrices; adjacent trainable ones are computed together.
     fn weights(&mut self, dy: &[f32], x: &Value, maps: &[Map]) {
         for map in maps {
             self.reached[map.weight] = true;
@@ -240,7 +240,7 @@ impl BackwardPass<'_> {
         }
     }
 
-    /// Pulls the columns of a product back through an adapter.
+    /// Runs the backward pass of an adapter's product for its columns.
     fn thin(&mut self, dy: &[f32], columns: ColumnRange, x: &Value, adapter: &Thin) {
         let Thin { down, up, scale, inner, columns: within } = adapter;
         if let Some(dup) = self.gradient(*up) {
@@ -376,7 +376,7 @@ impl BackwardPass<'_> {
         PassPart::Head
     }
 
-    /// Computes a layer again, this time with what its backward pass needs, and pulls it back.
+    /// Recomputes a layer with the inputs of its backward pass, and replays it.
     fn layer(&mut self, tape: &mut Tape, y: usize, x: &Value, index: usize) -> Result<()> {
         let Some(dy) = self.above(y) else { return Ok(()) };
         let mut again = Tape::new(self.batch.clone(), self.pool.clone(), Keep::Activations);

@@ -14,21 +14,21 @@ use crate::layout::{Adapter, HeadNorms, Layer, Linear, Mixture};
 use crate::ops::Ops;
 use crate::shares::PassPart;
 
-/// What an operation has computed.
+/// The result of an operation.
 #[derive(Debug)]
 struct Made {
     numbers: Buffer,
     width: usize,
-    /// Whether anything that trains has a part in it.
+    /// Whether it depends on a trainable parameter.
     tracked: bool,
 }
 
-/// Computes on a tape, and writes down what it does where that is kept.
+/// Computes on a tape, and records the operations if the tape is kept.
 #[derive(Debug)]
 pub(crate) struct Recorder<'a> {
     pub(crate) dimensions: &'a Dimensions,
     pub(crate) tape: &'a mut Tape,
-    /// Whether a layer is computed again for its backward pass.
+    /// Whether a layer is being recomputed for its backward pass.
     pub(crate) again: bool,
 }
 
@@ -37,14 +37,14 @@ impl<'a> Recorder<'a> {
         Self { dimensions, tape, again: false }
     }
 
-    /// A value that something was computed into, and the time it took.
+    /// Wraps a result as a value, and adds the time of its operation.
     fn made(&mut self, part: PassPart, start: Instant, made: Made) -> Value {
         self.tape.shares.add_since(part, start);
         let Made { numbers, width, tracked } = made;
         self.tape.value(numbers, width, tracked && self.tape.keep != Keep::Nothing)
     }
 
-    /// Writes an operation down, unless nothing before it trains.
+    /// Records an operation, if it depends on a trainable parameter.
     fn record(&mut self, y: &Value, node: impl FnOnce(usize) -> TapeNode) {
         if y.handle.tracked {
             self.tape.record(node(y.handle.id));
@@ -69,7 +69,7 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Products side by side into rows of `stride` numbers.
+    /// Computes products side by side, into rows of `stride` numbers.
     fn products(
         pool: &Arc<BufferPool>,
         y: &mut [f32],
@@ -96,7 +96,7 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// Adds the product through an adapter, to which memory is as wide as its rank.
+/// Adds an adapter's product, which needs memory as wide as its rank.
 fn thin(
     pool: &Arc<BufferPool>,
     y: &mut [f32],

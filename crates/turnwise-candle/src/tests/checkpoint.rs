@@ -13,7 +13,7 @@ use super::variants::{perturbed, variants};
 use crate::layout::Spec;
 use crate::{Decoder, DecoderConfig, ModelError};
 
-/// A copy of a reference model that a test may damage.
+/// Copies a reference model, for a test to damage.
 pub(super) fn copy(name: &str) -> TempDir {
     let target = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(directory(name)).unwrap() {
@@ -120,7 +120,7 @@ fn weights_of_half_precision_are_saved_in_it_and_trained_in_full() {
         assert_eq!(tensors(target.path()), halves);
         assert_eq!(read_json(&target.path().join("config.json"))["dtype"], name);
 
-        // What training adds may be too small for half precision: to go on, a learner needs all of it.
+        // Changes of training may be too small for half precision: to continue, a learner needs all of them.
         let mut values = model.values().unwrap();
         values.iter_mut().flatten().for_each(|value| *value *= 1.0001);
         model.set_values(values.clone()).unwrap();
@@ -147,7 +147,7 @@ fn what_follows_from_the_configuration_may_be_stored_too() {
     model.save(source.path()).unwrap();
     assert_eq!(tensors(source.path()), tensors(&directory("qwen3_tied")));
 
-    // A head that is another one would be lost.
+    // A different head must not be lost.
     let (shape, dtype, mut bytes) = embedding;
     bytes[3] ^= 1;
     bytes[400] ^= 1;
@@ -167,14 +167,14 @@ fn a_configuration_may_leave_out_what_has_a_default() {
         let model = Decoder::from_directory(source.path()).unwrap();
         edit_json(&source.path().join("config.json"), |json| {
             let json = json.as_object_mut().unwrap();
-            // The weights say how wide a head is where it is not what the other widths give.
+            // The weights give the width of a head that the other widths do not.
             for key in ["head_dim", "architectures", "hidden_act", "layer_types", "dtype"] {
                 json.remove(key);
             }
         });
         assert_eq!(Decoder::from_directory(source.path()).unwrap().config(), model.config());
     }
-    // Without a number of their own there are as many key heads as query heads.
+    // By default there are as many key heads as query heads.
     let target = tempfile::tempdir().unwrap();
     let config = DecoderConfig { n_kv_heads: 6, ..variants()[1].clone() };
     Decoder::random(config.clone(), 1).unwrap().save(target.path()).unwrap();
@@ -190,7 +190,7 @@ fn a_configuration_may_leave_out_what_has_a_default() {
 fn half_precision_is_widened_exactly() {
     let source = Decoder::random(DecoderConfig::small(11), 1).unwrap();
     let specs = source.trainable_specs();
-    // Values that both formats hold exactly, with their bits.
+    // Values that both formats represent exactly, with their bits.
     let table: [(f32, u16, u16); 6] = [
         (0.0, 0x0000, 0x0000),
         (-1.0, 0xbf80, 0xbc00),

@@ -21,7 +21,7 @@ pub(super) fn config() -> DecoderConfig {
 }
 
 pub(super) fn model(seed: u64) -> Decoder {
-    // Larger weights than a fresh model's, so that a wrong context changes what is drawn.
+    // Larger weights than a new model's, so that a wrong context changes the samples.
     let model = Decoder::random(config(), seed).unwrap();
     let mut values = model.values().unwrap();
     values[0].iter_mut().for_each(|x| *x *= 25.0);
@@ -61,7 +61,7 @@ fn refusal(error: Result<Sample, PolicyError>) -> String {
     }
 }
 
-/// rollouts.md 6: what was drawn is handed over, and what is drawn after it is what would have been drawn without the stop.
+/// Tokens sampled before an interruption are returned, and later tokens are the same as without it.
 #[test]
 fn an_interrupted_request_hands_over_what_it_has_drawn() {
     let published = Published::new(PolicyVersion(0), model(1).weights().unwrap());
@@ -110,7 +110,7 @@ fn greedy_continuations_are_those_of_the_reference() {
     });
 }
 
-// rollouts.md 11.19: engine and trainer on the same tokens, at a temperature of 1 and at another.
+// Engine and learner agree on the same tokens, at a temperature of 1 and at another.
 #[test]
 fn sampled_log_probabilities_are_those_of_the_training_forward() {
     block_on(async {
@@ -143,7 +143,7 @@ fn a_request_is_answered_the_same_alone_and_among_others() {
     block_on(async {
         let alone = policy(EngineSettings::default()).sample(request(7, prompt(7, 33), 40)).await;
         let alone = alone.unwrap();
-        // Small steps cut the prompts into pieces, too.
+        // Small steps divide the prompts, too.
         for max_step_tokens in [1024, 48, 5] {
             let policy = policy(EngineSettings { max_step_tokens, ..EngineSettings::default() });
             let mut others = JoinSet::new();
@@ -177,7 +177,7 @@ fn kept_keys_and_values_change_nothing() {
         }
         assert!(keeping.stats().reused > 3 * 12);
         assert_eq!(forgetting.stats().reused, 0);
-        // A session whose history was changed shares only what is the same.
+        // A session with a changed history shares only the common prefix.
         let asked = request(1, [&history[..10], &prompt(9, 10)].concat(), 6);
         forgetting.release(1);
         assert_eq!(
@@ -216,7 +216,7 @@ fn drawing_ends_with_a_stop_token() {
     });
 }
 
-/// Weights that change between the tokens of one request. The scheduler is driven by hand, without its thread.
+/// Weights change between the tokens of one request. The test drives the scheduler by hand, without its thread.
 #[test]
 fn new_weights_are_taken_in_mid_request() {
     const DRAWN: usize = 20;
@@ -247,7 +247,7 @@ fn new_weights_are_taken_in_mid_request() {
             tokens.iter().all(|token| (token.version, token.kv_version) == (version, kv_version))
         };
         assert!(stamps(before, 4, 4));
-        // What older weights computed is not used for the next request, whatever became of it in this one.
+        // Keys and values of older weights are not reused for the next request.
         let rest = SampleRequest {
             first_index: DRAWN as u64,
             ..request(1, [asked.prompt, ids(before)].concat(), 60 - DRAWN)
@@ -264,7 +264,7 @@ fn new_weights_are_taken_in_mid_request() {
     }
 }
 
-/// A page of the model of these tests.
+/// The bytes of a page of these tests' model.
 pub(super) const PAGE_BYTES: u64 = 32 * 2 * 2 * 2 * 16 * 4;
 
 #[test]
@@ -286,7 +286,7 @@ fn memory_is_bounded_and_the_least_recently_used_goes() {
             refusal(policy.sample(request(1, prompt(1, 88), 41)).await).contains("max_kv_bytes")
         );
 
-        // More than fit wait for each other.
+        // Requests beyond the capacity wait.
         let mut waiting = JoinSet::new();
         for session in 20..40 {
             let policy = policy.clone();
@@ -356,7 +356,7 @@ fn numbers_that_are_none_are_an_error() {
     });
 }
 
-/// Models of every family: the reference models, and those of sizes that do not divide each other.
+/// Returns models of every family: the reference models, and models whose sizes do not divide each other.
 fn families() -> Vec<Decoder> {
     let fixtures = Fixture::all().map(|fixture| fixture.model);
     fixtures.chain(variants().into_iter().map(|config| perturbed(config, 2))).collect()
@@ -377,8 +377,8 @@ fn asked() -> impl Strategy<Value = Asked> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() })]
 
-    /// rollouts.md 11.21: what the engine says of the tokens it draws in ragged company is what the trainer says of them, and
-    /// what the engine says when it has nothing else to do; mixtures of experts included.
+    /// The engine's log-probabilities, in mixed batches, equal those of the learner and those of the engine without
+    /// other requests; also for mixtures of experts.
     #[test]
     fn engine_log_probabilities_are_those_of_the_training_forward(
         requests in proptest::collection::vec(asked(), 1..9),
@@ -396,7 +396,7 @@ proptest! {
                 let both = sample.tokens.iter().zip(&theirs[own.clone()]);
                 for ((token, theirs), margin) in both.zip(&margins(&model, &whole)[own]) {
                     let error = (token.logprob - theirs).abs();
-                    // Where two experts are as probable to the last bits, rounding chooses.
+                    // Where two experts are equally probable up to the last bits, rounding decides.
                     prop_assert!(error < 5e-5 || *margin < 1e-6, "{:?}: {error}", model.config());
                 }
             }
@@ -406,7 +406,7 @@ proptest! {
     }
 }
 
-/// Up to each token, the least by which a router's last chosen expert is more probable than the next.
+/// Returns, up to each token, the smallest lead of a router's last chosen expert over the next.
 fn margins(model: &Decoder, ids: &[u32]) -> Vec<f32> {
     let mut margins = vec![f32::INFINITY; ids.len()];
     let Architecture::Qwen3Moe { experts, .. } = &model.config().architecture else {
@@ -428,7 +428,7 @@ fn margins(model: &Decoder, ids: &[u32]) -> Vec<f32> {
     margins
 }
 
-/// All requests at once.
+/// Sends all requests at once.
 async fn answer(model: &Decoder, settings: EngineSettings, requests: &[Asked]) -> Vec<Sample> {
     let policy = CandlePolicy::new(model, settings).unwrap();
     let asked = requests

@@ -1,4 +1,4 @@
-//! Checkpoints and adapters from the field, against what transformers and PEFT compute with them.
+//! Checkpoints and adapters from the field, compared with transformers and PEFT.
 
 use std::fs;
 
@@ -23,7 +23,7 @@ fn scored(name: &str, model: &Decoder) -> f64 {
     each.fold(0.0, |a, b| if b.is_nan() { b } else { f64::max(a, b) })
 }
 
-// field 9
+// Field 9: log-probabilities equal those of transformers.
 #[test]
 fn log_probabilities_are_those_of_transformers() {
     for name in ["tied_head_alone", "experts_in_one", "yarn_length_beside"] {
@@ -61,7 +61,7 @@ fn an_adapter_that_changes_its_base_is_refused() {
     }
 }
 
-/// A model with an adapter of which one setting is another.
+/// Loads a model with an adapter in which one setting is changed.
 fn adapter_with(key: &str, value: Value) -> Result<Decoder, ModelError> {
     let base = || Decoder::random(DecoderConfig::small(29), 4).unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -121,7 +121,7 @@ fn settings_of_an_adapter_are_computed_or_refused_by_name() {
     assert!(said.len() < 500, "{} bytes", said.len());
 }
 
-/// What a configuration with these keys is read as, over a small Llama of 64 positions.
+/// Reads a small Llama configuration of 64 positions with these keys added.
 fn read(keys: &Value) -> Result<DecoderConfig, ModelError> {
     let mut json = json!({
         "model_type": "llama",
@@ -149,7 +149,7 @@ fn yarn(factor: f64, original_max_positions: usize) -> RopeScaling {
     }
 }
 
-/// Checks what keys are read as.
+/// Checks how rotary settings are read.
 fn check_rope(cases: &[(Value, f64, RopeScaling, usize)]) {
     for (keys, theta, scaling, max_positions) in cases {
         let config = read(keys).unwrap_or_else(|error| panic!("{keys}: {error}"));
@@ -163,7 +163,7 @@ fn check_rope(cases: &[(Value, f64, RopeScaling, usize)]) {
 #[test]
 fn bases_and_types_of_rotary_positions_are_read_as_transformers_reads_them() {
     let inside = json!({"rope_scaling": null, "rope_parameters": {"rope_theta": 2e4}});
-    // An empty object is as good as none.
+    // An empty object counts as absent.
     let empty =
         json!({"rope_scaling": {}, "rope_parameters": {"rope_type": "linear", "factor": 2.0}});
     let both = json!({
@@ -182,7 +182,7 @@ fn bases_and_types_of_rotary_positions_are_read_as_transformers_reads_them() {
     ]);
 }
 
-/// By the same rules: the original length goes by what stands beside, then by what stands inside, then by the length.
+/// By the same rules: an outer original length has precedence over an inner one, which has precedence over the length.
 #[test]
 fn original_lengths_are_read_as_transformers_reads_them() {
     let length = "original_max_position_embeddings";
@@ -190,7 +190,7 @@ fn original_lengths_are_read_as_transformers_reads_them() {
     let beside = json!({"rope_scaling": {"type": "yarn", "factor": 4.0}, length: 16});
     let both =
         json!({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, length: 32}, length: 16});
-    // A factor of None is the ratio of the lengths.
+    // Without a factor, it is the ratio of the lengths.
     let ratio = json!({"rope_scaling": {"type": "yarn", "factor": null, length: 16}});
     check_rope(&[
         (json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}), 1e4, yarn(4.0, 64), 256),
@@ -211,12 +211,12 @@ fn constants_of_yarn_are_read_as_transformers_reads_them() {
     assert!(matches!(untruncated, RopeScaling::Yarn { truncate: false, .. }));
     let even = json!({"type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707});
     assert!(matches!(scaling(even), RopeScaling::Yarn { attention_factor: 1.0, .. }));
-    // One of the two alone is not read.
+    // One of the two keys alone is ignored.
     let one = scaling(json!({"type": "yarn", "factor": 4.0, "mscale": 0.707}));
     assert_eq!(one, yarn(4.0, 64));
 }
 
-/// As the cards of Qwen2.5 and Qwen3 say to turn `YaRN` on, with the length left as it is.
+/// The model cards of Qwen2.5 and Qwen3 describe `YaRN` like this, with the length unchanged.
 #[test]
 fn yarn_of_the_model_cards_has_its_length() {
     for length in [32_768, 40_960] {
@@ -228,7 +228,7 @@ fn yarn_of_the_model_cards_has_its_length() {
         }));
         assert_eq!(config.unwrap().max_positions, 131_072);
     }
-    // A length that has been raised already is not raised again.
+    // A length that is already extended is not extended again.
     let config = read(&json!({
         "max_position_embeddings": 131_072,
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768},
@@ -280,7 +280,7 @@ fn keys_that_change_no_number_are_passed_over() {
         "_name_or_path": "x", "auto_map": {"AutoModelForCausalLM": "modeling.X"},
     });
     assert_eq!(read(&harmless).unwrap(), plain);
-    // What transformers leaves of a model that it has read from a GGUF file.
+    // transformers leaves this in models that it has read from a GGUF file.
     let read_from_gguf = json!({"quantization_config": {"quant_method": "gguf", "gguf_file": "m.Q4_1.gguf", "dequantize": false}});
     assert_eq!(read(&read_from_gguf).unwrap(), plain);
     assert_eq!((plain.rms_norm_eps, plain.head_dim, plain.n_kv_heads), (1e-6, 8, 2));
@@ -315,7 +315,7 @@ fn texts_of_a_file_do_not_fill_an_error() {
 
 #[test]
 fn many_tensors_that_do_not_fit_take_a_few_lines() {
-    // All experts under another name, as other programs write them.
+    // All experts under the names of another program.
     let directory = copy("qwen3_moe_norm");
     let renamed = tensors(directory.path()).into_iter().map(|(name, tensor)| {
         (name.replace(".mlp.experts.", ".block_sparse_moe.experts."), tensor)

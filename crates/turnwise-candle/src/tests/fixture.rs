@@ -1,4 +1,4 @@
-//! The reference models and what was computed with them elsewhere.
+//! Reference models, and results that other implementations computed with them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ pub(crate) fn directory(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models").join(name)
 }
 
-/// A case from the field: a checkpoint that was read wrongly once, with what its makers compute.
+/// Returns a case from the field: a checkpoint that was once misread, with reference results.
 pub(crate) fn case(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field").join(name)
 }
@@ -54,7 +54,7 @@ impl Fixture {
         Self { model: self.model.with_kernels(kernels), ..self }
     }
 
-    /// Names of all sequences.
+    /// Returns the names of all sequences.
     pub(crate) fn keys(&self) -> Vec<String> {
         self.expected["sequences"].as_object().unwrap().keys().cloned().collect()
     }
@@ -63,7 +63,7 @@ impl Fixture {
         integers(&self.expected["sequences"][key]["input_ids"])
     }
 
-    /// A tensor of doubles.
+    /// Returns a tensor of doubles.
     pub(crate) fn tensor(&self, name: &str) -> Vec<f64> {
         let tensors = SafeTensors::deserialize(&self.tensors).unwrap();
         let view = tensors.tensor(name).unwrap();
@@ -72,8 +72,8 @@ impl Fixture {
     }
 }
 
-/// A model of the tensor library's operations on every device that this build is for: the processor, and with the feature
-/// `cuda` the first graphics processor.
+/// Returns a model of the tensor library's operations on every device of this build: the CPU, and with the feature
+/// `cuda` the first GPU.
 pub(crate) fn on_devices(make: impl Fn() -> Decoder) -> Vec<Decoder> {
     let devices = [Device::Cpu, Device::Cuda(0)];
     let built_for = |device: &Device| *device == Device::Cpu || cfg!(feature = "cuda");
@@ -89,7 +89,7 @@ pub(crate) fn doubles(json: &Value) -> Vec<f64> {
     json.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
 }
 
-/// The largest difference, with the lengths checked.
+/// Returns the largest difference, after checking the lengths.
 pub(crate) fn distance(ours: &[f32], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let differences = ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - b).abs());
@@ -100,7 +100,7 @@ pub(crate) fn norm(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().map(|value| value * value).sum::<f64>().sqrt()
 }
 
-/// The length of the difference over the length of what is right.
+/// Returns the relative error: the norm of the difference over the norm of the reference.
 pub(crate) fn relative(ours: &[f32], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let differences = ours.iter().zip(theirs).map(|(a, b)| f64::from(*a) - b);

@@ -1,4 +1,4 @@
-//! A batch that computes no token twice gives what its rows give one by one.
+//! A packed batch gives the same results as its rows one by one.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::batch::{Cut, PackedBatch, ScoredSequence};
 use crate::tape::{Keep, Loss};
 use crate::{Decoder, Kernels};
 
-/// Rows of a small alphabet, many of which start alike: some begin with a stretch of another, and some are equal.
+/// Rows of a small alphabet with many common prefixes; some are equal.
 fn rows() -> impl Strategy<Value = Vec<Vec<u32>>> {
     let own = proptest::collection::vec(0_u32..4, 0..70);
     let row = (any::<prop::sample::Index>(), 0_usize..100, own);
@@ -28,13 +28,13 @@ fn rows() -> impl Strategy<Value = Vec<Vec<u32>>> {
     })
 }
 
-/// Some tokens of each row, at two temperatures.
+/// Selects some tokens of each row, at two temperatures.
 fn targets(row: &[u32], seed: usize) -> Vec<(usize, f32)> {
     let wanted = (1..row.len()).filter(|position| !(position * 7 + seed).is_multiple_of(3));
     wanted.map(|position| (position, if position % 5 == 0 { 0.7 } else { 1.0 })).collect()
 }
 
-/// Log-probabilities of each row, the loss of uneven experts, and the gradient of an uneven sum.
+/// Returns the log-probabilities of each row, the load-balancing loss, and the gradient of a weighted sum.
 fn run(
     model: &Decoder,
     sequences: &[ScoredSequence<'_>],
@@ -59,7 +59,7 @@ fn run(
     (logprobs, gradients)
 }
 
-/// Rows one by one: nothing to share.
+/// Computes rows one by one, without sharing.
 fn apart(model: &Decoder, sequences: &[ScoredSequence<'_>]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
     let (mut logprobs, mut sums) = (Vec::new(), model.zero_gradients());
     for (row, sequence) in sequences.iter().enumerate() {
@@ -105,7 +105,7 @@ proptest! {
         }
     }
 
-    /// Every token stands once under its past, and the parts of a list together hold each sequence once.
+    /// Every token is packed once, with its own prefix, and the parts of a list together hold each sequence once.
     #[test]
     fn no_token_is_computed_twice(rows in rows(), most in 1_usize..200) {
         let sequences: Vec<ScoredSequence<'_>> = rows.iter().map(|ids| ScoredSequence::whole(ids)).collect();
@@ -141,8 +141,7 @@ proptest! {
     }
 }
 
-/// A token that two rows drew from the same distribution is worked out once, and so is a distribution that several tokens
-/// were drawn from.
+/// Equal tokens of the same distribution are computed once, and so is a distribution with several tokens.
 #[test]
 fn a_distribution_is_worked_out_once() {
     let rows = [vec![1, 2, 3], vec![1, 2, 3], vec![1, 2, 0]];

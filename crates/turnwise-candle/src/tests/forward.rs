@@ -11,7 +11,7 @@ use crate::{Decoder, DecoderConfig, Kernels};
 
 pub(super) const BOTH: [Kernels; 2] = [Kernels::Plain, Kernels::Fused];
 
-/// A mean negative log-likelihood and its gradient, by parameter.
+/// Returns a mean negative log-likelihood and its gradient, by parameter.
 pub(super) fn gradients(model: &Decoder, ids: &[u32]) -> (f64, Vec<Vec<f32>>) {
     let batch = Arc::new(PackedBatch::new(&[ScoredSequence::whole(ids)]));
     let pass = model.pass(batch.clone(), Keep::Activations).unwrap();
@@ -25,7 +25,7 @@ pub(super) fn gradients(model: &Decoder, ids: &[u32]) -> (f64, Vec<Vec<f32>>) {
     (loss, gradients)
 }
 
-/// Values of the parameters as those of the tensors in a file.
+/// Converts values of the parameters to those of a file's tensors.
 pub(super) fn tensors(model: &Decoder, values: &[Vec<f32>]) -> Vec<(String, Vec<f32>)> {
     let parameters = model.parameters().iter().zip(values);
     let tensors = parameters.flat_map(|(parameter, values)| {
@@ -54,7 +54,7 @@ fn a_ragged_batch_is_its_sequences_alone() {
     }
 }
 
-/// The last bits of a forward pass hide a missing term; differences of a loss do not.
+/// Rounding of a forward pass can hide a missing term; finite differences of a loss cannot.
 #[test]
 fn gradients_are_finite_differences() {
     for config in variants() {
@@ -65,7 +65,7 @@ fn gradients_are_finite_differences() {
     }
 }
 
-/// Compares the gradient of every parameter that trains with a difference along it, where that is largest.
+/// Compares the gradient of every trainable parameter with a finite difference, at its largest entry.
 pub(super) fn check_differences(model: &Decoder, ids: &[u32]) {
     let (_, gradients) = gradients(model, ids);
     let loss = || {
@@ -116,13 +116,13 @@ fn both_kernels_agree_on_odd_sizes_whatever_is_kept() {
     }
 }
 
-/// How far the numbers of [`run`] may be apart: a matrix unit computes gradients to three parts in 2^16, and
-/// log-probabilities and entropies, which come first, like any other.
+/// Returns the tolerance for the results of [`run`]: a matrix unit computes gradients to three parts in 2^16;
+/// log-probabilities and entropies, which come first, have the precision of f32.
 pub(super) fn tolerance(index: usize) -> f64 {
     if index >= 2 && unit_suits(64, 64, 64) { 5e-5 } else { 1e-5 }
 }
 
-/// Rows that are long enough for every product to be one of a matrix unit, where there is one; they share their start.
+/// Rows are long enough for every product to use the matrix unit, if there is one; they share a prefix.
 #[test]
 fn both_kernels_agree_on_long_rows() {
     let small = DecoderConfig::small(600);
@@ -149,13 +149,14 @@ fn both_kernels_agree_on_long_rows() {
     for (index, (ours, reference)) in ours.iter().zip(&reference).enumerate() {
         let error = norm(ours.iter().zip(reference).map(|(a, b)| f64::from(a - b)));
         let scale = norm(reference.iter().map(|x| f64::from(*x)));
-        // The first are log-probabilities, which have the precision of f32.
+        // The first results are log-probabilities, which have the precision of f32.
         let most = if index == 0 { 2e-6 } else { tolerance(2) };
         assert!(error < most * scale, "{index}: {error} of {scale}");
     }
 }
 
-/// Log-probabilities of ragged rows at several temperatures, entropies, and all gradients of an uneven sum of them.
+/// Returns log-probabilities of rows of different lengths at several temperatures, entropies, and all gradients of a
+/// weighted sum of them.
 pub(super) fn run(model: &Decoder, keep: Keep) -> Vec<Vec<f32>> {
     let vocab_size = model.config().vocab_size as u32;
     let rows: Vec<Vec<u32>> = [1, 2, 70, 131, 33]

@@ -19,7 +19,7 @@ fn row(ids: &[u32]) -> Row {
     Row { ids: ids.to_vec(), targets, ..Row::default() }
 }
 
-/// The gradient of the mean negative log-likelihood.
+/// Returns the gradient of the mean negative log-likelihood.
 #[expect(clippy::unnecessary_wraps, reason = "what a learner calls")]
 fn likelihood(logprobs: &[Vec<f32>]) -> Answer {
     let count: usize = logprobs.iter().map(Vec::len).sum();
@@ -72,7 +72,7 @@ fn a_plain_step_along_the_gradient_lowers_the_loss_as_the_reference_says() {
 #[test]
 fn micro_batches_add_up() {
     block_on(async {
-        // Enough that one call computes them in several parts.
+        // Enough rows for one call to compute them in several parts.
         let rows: Vec<Row> = (0..60)
             .map(|i| row(&(0..2 + i % 30).map(|t| (t * t + i) % 29).collect::<Vec<_>>()))
             .collect();
@@ -134,7 +134,7 @@ fn a_short_sequence_is_learnt_by_heart() {
         let logprobs = learner.logprobs(&rows).await.unwrap().concat();
         assert!(logprobs.iter().all(|logprob| *logprob > -0.1), "{logprobs:?}");
 
-        // The policy draws with it once it is published, and not before.
+        // The policy samples with the new weights after publication, and not before.
         let asked = turnwise_rollout::SampleRequest {
             prompt: rows[0].ids[..4].to_vec(),
             stop: vec![],
@@ -255,7 +255,7 @@ fn threads_that_cannot_be_meant_are_refused() {
     }
 }
 
-// rollouts.md 11.20: a softmax over the whole vocabulary is not what the token was drawn from.
+// A softmax over the whole vocabulary is not the distribution that the token was sampled from.
 #[test]
 fn a_row_with_kept_sets_is_refused() {
     block_on(async {
@@ -272,7 +272,7 @@ fn a_row_with_kept_sets_is_refused() {
     });
 }
 
-// objective.md section 4: the reference is kept only when asked for, and stays where it was while the weights move.
+// The reference is kept on request, and does not change when the weights do.
 #[test]
 fn a_reference_is_kept_when_asked_for_and_does_not_move() {
     block_on(async {
@@ -326,7 +326,7 @@ fn a_gradient_that_is_not_finite_is_not_applied() {
     });
 }
 
-/// objective.md 5.26. What the check is for: a parameter that the loss does not reach, which no other check shows.
+/// Objective 26: the check finds a parameter that the loss does not reach, which no other check does.
 #[test]
 fn a_parameter_without_a_gradient_is_named() {
     let trainer = LearnerState::new(model(), AdamW::default(), LearnerSettings::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Adapters: what they compute, what trains, and what is written.
+//! Adapters: results, training and files.
 
 use std::fs;
 use std::path::Path;
@@ -29,19 +29,19 @@ use crate::{
 const ATTENTION: [LoraTarget; 4] =
     [LoraTarget::Query, LoraTarget::Key, LoraTarget::Value, LoraTarget::Output];
 
-/// Adapters on all that can have one.
+/// Returns settings with adapters on all supported matrices.
 fn settings(config: &DecoderConfig) -> LoraSettings {
     let has_experts = config.architecture.experts().is_some();
     let targets = if has_experts { ATTENTION.to_vec() } else { vec![LoraTarget::AllLinear] };
     LoraSettings { rank: 3, alpha: 4.5, targets }
 }
 
-/// A model whose adapters have learnt something.
+/// Returns a model with trained adapters.
 fn adapted(config: &DecoderConfig, seed: u64) -> Decoder {
     learnt(perturbed(config.clone(), seed).with_lora(&settings(config), seed).unwrap(), seed)
 }
 
-/// Another value for what begins at zero, which would hide much.
+/// Changes the values that start at zero, which would hide errors.
 fn learnt(model: Decoder, seed: u64) -> Decoder {
     let mut values = model.values().unwrap();
     let mut drawn = 0;
@@ -116,7 +116,7 @@ fn both_kernels_agree_on_adapters_whatever_is_kept() {
     }
 }
 
-/// How far apart two models score the same tokens, in nats.
+/// Returns the largest difference between two models' scores of the same tokens, in nats.
 fn apart(a: &Decoder, b: &Decoder) -> f64 {
     let score = |model: &Decoder| model.score(&[ids()]).unwrap().concat();
     distance(&score(a), &doubles(&score(b)))
@@ -144,7 +144,7 @@ fn merged_and_saved_adapters_are_the_same_model() {
     }
 }
 
-/// An adapter and numbers that PEFT made; `make.py` beside them says how.
+/// An adapter and results that PEFT computed; `make.py` next to them says how.
 #[test]
 fn an_adapter_of_peft_computes_what_it_computes_there() {
     let adapter = directory("../adapters/qwen3_tied");
@@ -158,7 +158,7 @@ fn an_adapter_of_peft_computes_what_it_computes_there() {
         assert!(distance(&score(&base), &theirs) < 1e-5);
         let model = base.with_adapter(&adapter).unwrap();
         let theirs = all_doubles(&expected["logprobs"]);
-        // Theirs are computed in doubles.
+        // PEFT's results are in double precision.
         let error = distance(&score(&model), &theirs);
         assert!(error < 5e-5, "{error}");
         let again = tempfile::tempdir().unwrap();
@@ -175,7 +175,7 @@ fn an_adapter_of_peft_computes_what_it_computes_there() {
     }
 }
 
-/// All that may be asked for.
+/// Any valid settings.
 fn any_settings() -> impl Strategy<Value = LoraSettings> {
     let targets = proptest::sample::subsequence(
         vec![
@@ -239,7 +239,7 @@ fn a_short_sequence_is_learnt_by_heart_and_drawn_with_merged_weights() {
     block_on(async {
         for recompute_layers in [false, true] {
             let settings = LearnerSettings { recompute_layers, ..LearnerSettings::default() };
-            // Not a random model: the logits of its head, which is frozen, would be too small for any certainty.
+            // Not a random model: its frozen head would give logits too small for a confident prediction.
             let base = perturbed(DecoderConfig::small(29), 4);
             let model = base.with_lora(&lora(), 1).unwrap();
             let mut learner =
@@ -312,7 +312,7 @@ fn frozen_weights_do_not_move_and_take_no_memory_in_training() {
     }
 }
 
-/// While B is zero, so is the gradient of A: that is no fault. A parameter that is not reached is one.
+/// While B is zero, the gradient of A is zero too, which is no error. A parameter that is not reached is one.
 #[test]
 fn a_zero_gradient_of_new_adapters_is_no_error() {
     let model = small().with_lora(&lora(), 1).unwrap();
@@ -359,7 +359,7 @@ async fn save_and_go_on(kernels: Kernels) {
     assert_eq!(second.logprobs(&rows).await.unwrap(), later);
     assert_eq!(second.reference_logprobs(&rows).await.unwrap(), now);
 
-    // The checkpoint is a model by itself, and its adapters are one of PEFT's.
+    // The checkpoint is a complete model, and its adapters are in the format of PEFT.
     let whole = Decoder::from_directory(directory.path()).unwrap().with_kernels(kernels);
     let mut whole = CandleLearner::new(whole, AdamW::default()).unwrap();
     let whole = whole.logprobs(&rows).await.unwrap().concat();
@@ -459,7 +459,7 @@ fn adapters_that_compute_something_else_are_refused() {
     }
 }
 
-/// What other engines are given of a model with adapters is an ordinary checkpoint.
+/// Other engines get a model with adapters as an ordinary checkpoint.
 #[test]
 fn the_tensors_of_a_model_with_adapters_are_those_of_the_merged_one() {
     let tensors = |model: &Decoder| {
@@ -477,7 +477,7 @@ fn the_tensors_of_a_model_with_adapters_are_those_of_the_merged_one() {
     assert_ne!(shown, tensors(&perturbed(config.clone(), 6)));
 }
 
-/// Adapters made where the model is, or brought there with it.
+/// Returns models whose adapters were created on the device, or moved there with the model.
 fn adapted_on_devices(config: &DecoderConfig) -> Vec<Decoder> {
     let made_there = on_devices(|| perturbed(config.clone(), 3)).into_iter();
     let made_there =
@@ -609,7 +609,7 @@ fn adapters_learn_in_bf16_and_are_drawn_with() {
         let theirs = trainer.logprobs(&[row(&all)]).unwrap().concat();
         let errors = sample.tokens.iter().zip(&theirs[ids().len() - 1..]);
         let mean = errors.map(|(a, b)| (a.logprob - b).abs()).sum::<f32>() / 30.0;
-        // The sum of a matrix and its adapter is rounded once there, and its parts here.
+        // There, the sum of a matrix and its adapter is rounded once; here, each part is rounded.
         assert!(mean < 0.06, "{mean}");
     }
 }

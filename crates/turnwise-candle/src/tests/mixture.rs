@@ -95,7 +95,7 @@ fn trainer(model: Decoder, balance: f64) -> LearnerState {
     LearnerState::new(model, AdamW::default(), settings).unwrap()
 }
 
-/// What a learner accumulates when nothing but the balance has a gradient.
+/// Returns what a learner accumulates when only the load-balancing loss has a gradient.
 fn balance_gradient(model: Decoder, rows: &[Row], coefficient: f64) -> Vec<Vec<f32>> {
     let mut trainer = trainer(model, coefficient);
     let (logprobs, pending) = trainer.forward(rows).unwrap();
@@ -107,7 +107,7 @@ fn balance_gradient(model: Decoder, rows: &[Row], coefficient: f64) -> Vec<Vec<f
 fn the_gradient_of_uneven_experts_is_a_finite_difference() {
     let ids: Vec<u32> = (0..40).map(|i| (i * i + 3) % 53).collect();
     let rows = [row(&ids)];
-    // The last token predicts nothing, and a learner does not compute it.
+    // The last token predicts nothing, so a learner does not compute it.
     let measured = vec![ids[..39].to_vec()];
     let gradients = balance_gradient(wide(true), &rows, 2.0);
     let model = wide(true);
@@ -130,7 +130,7 @@ fn the_gradient_of_uneven_experts_is_a_finite_difference() {
         assert!((slope / length - 1.0).abs() < 2e-2, "{slope} {length}");
         model.set_values(values.clone()).unwrap();
     }
-    // Without experts there is nothing to even out.
+    // Without experts there is no load-balancing loss.
     let dense = balance_gradient(Fixture::load("llama").model, &rows, 2.0);
     assert!(dense.iter().flatten().all(|x| *x == 0.0));
 }
@@ -151,7 +151,7 @@ fn training_on_balance_alone_evens_experts_out() {
     assert!(after < before - 0.1 && after > 1.9, "{before} {after}");
 }
 
-/// Which layers have experts, as `modeling_qwen3_moe.py` decides it.
+/// The layers with experts are those that `modeling_qwen3_moe.py` chooses.
 #[test]
 fn layers_with_experts_follow_the_configuration() {
     let with = |sparse_step, dense_layers: &[usize]| {

@@ -1,4 +1,4 @@
-//! Numbers that are NaN or infinite: refused where they arise, with the tensor that they come from.
+//! Numbers that are NaN or infinite are refused where they arise, with the tensor that caused them.
 
 use std::error::Error;
 use std::fs;
@@ -27,7 +27,7 @@ fn small() -> Decoder {
     Decoder::random(DecoderConfig::small(29), 4).unwrap()
 }
 
-/// A model in which one number of a parameter has another value.
+/// Returns a model with one changed number in a parameter.
 fn with(name: &str, place: usize, value: f32) -> Decoder {
     changed(small(), name, |values| values[place] = value)
 }
@@ -66,7 +66,7 @@ fn a_checkpoint_from_the_field_with_nan_is_refused_with_tensor_and_place() {
     assert!(said.contains("load the weights in ") && said.contains("is NaN at ["), "{said}");
 }
 
-// field 7
+// Field 7: NaN and infinite numbers are refused in every type of every file.
 #[test]
 fn a_number_that_is_not_finite_is_refused_in_every_type_of_every_file() {
     for (model, name, place) in [
@@ -87,7 +87,7 @@ fn a_number_that_is_not_finite_is_refused_in_every_type_of_every_file() {
                 values[index] = value;
                 *stored = dtype;
                 *bytes = Precision::of(dtype).unwrap().encode(&values);
-                // The index of shards is in the way of one file.
+                // An index of shards may be left from before.
                 let _ = fs::remove_file(directory.path().join("model.safetensors.index.json"));
                 write(directory.path(), &all);
                 let said = failure(directory.path());
@@ -144,7 +144,7 @@ fn a_learner_trains_on_no_number_that_is_not_finite() {
 fn an_engine_samples_nothing_from_logits_that_are_not_finite() {
     block_on(async {
         let broken = with("model.layers.0.self_attn.v_proj.weight", 64, f32::NAN);
-        // Finite weights, and logits beyond f32.
+        // Finite weights can give logits beyond f32.
         let huge = changed(small(), "model.embed_tokens.weight", |rows| {
             for x in rows {
                 *x *= 1e6;
@@ -180,7 +180,7 @@ fn a_step_that_breaks_a_weight_is_an_error_and_never_a_checkpoint() {
         for model in on_devices(small).into_iter().chain([small(), adapted()]) {
             let mut learner = CandleLearner::new(model, AdamW::default()).unwrap();
             learner.accumulate(&rows(), &mut likelihood).await.unwrap();
-            // Larger than every number of f32 that a weight could lie below.
+            // The learning rate overflows every weight.
             let update = Update { learning_rate: 3e38, max_grad_norm: 1.0 };
             let mut said = None;
             for _ in 0..3 {
@@ -212,7 +212,7 @@ fn the_step_in_which_a_weight_becomes_infinite_says_so() {
             let model =
                 changed(model, "model.layers.0.mlp.up_proj.weight", |values| values[3] = 3e38);
             let mut learner = CandleLearner::new(model, AdamW::default()).unwrap();
-            // Decay with a negative result beyond f32: 3e38 - 1000 * 0.01 * 3e38.
+            // The decayed weight overflows f32: 3e38 - 1000 * 0.01 * 3e38.
             let update = Update { learning_rate: 1000.0, max_grad_norm: 1.0 };
             let said = learner_reason(learner.step(update).await.unwrap_err());
             let expected = "take a step with the learning rate 1e3: model.layers.0.mlp.up_proj.weight is -inf at [0, 3]";

@@ -1,5 +1,5 @@
-//! The gradient of each operation by itself, against finite differences. What operations compute is compared with the tensor
-//! library's in `forward.rs`.
+//! The gradient of each operation alone, compared with finite differences. `forward.rs` compares the results of
+//! operations with the tensor library's.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ fn uneven(length: usize, seed: usize) -> Vec<f32> {
 /// Lists of numbers.
 type Lists = Vec<Vec<f32>>;
 
-/// From inputs and the derivative by each output to that by each input.
+/// Computes input gradients from inputs and output gradients.
 type Backward<'a> = dyn Fn(&[Vec<f32>], &[f32]) -> Lists + 'a;
 
 /// An operation on lists of numbers.
@@ -35,7 +35,7 @@ struct Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// Along the gradient by each input, an uneven sum of the outputs must grow as fast as the gradient is long.
+    /// A weighted sum of the outputs must grow along the gradient of each input at the rate of the gradient's norm.
     fn check(&self) {
         let weights = uneven((self.forward)(&self.inputs).len(), 99);
         let loss = |inputs: &[Vec<f32>]| -> f64 {
@@ -95,7 +95,7 @@ fn gate_of_a_feed_forward_half() {
     Operation { inputs, forward: &forward, backward: &backward }.check();
 }
 
-/// Three matrices that read the same rows, as queries, keys and values do.
+/// Three matrices with the same input, like queries, keys and values.
 #[test]
 fn products_with_matrices() {
     let (n, width, counts) = (50, 40, [64, 32, 32]);
@@ -128,7 +128,7 @@ fn config() -> DecoderConfig {
     DecoderConfig { n_heads: 4, n_kv_heads: 2, head_dim: 20, ..DecoderConfig::small(50) }
 }
 
-/// Norms of heads, and their turn to a position.
+/// QK-norm and rotary position embedding.
 #[test]
 fn turn_of_heads() {
     let config = config();
@@ -158,7 +158,7 @@ fn turn_of_heads() {
     Operation { inputs, forward: &forward, backward: &backward }.check();
 }
 
-/// Of a tree whose rows have their start in common, one in another one's middle and one over two spans, long enough for several
+/// A tree whose rows share a prefix, branch inside other rows, and continue over two spans; long enough for several
 /// blocks and a matrix unit.
 #[test]
 fn attention_over_a_tree() {
@@ -199,7 +199,7 @@ fn attention_over_a_tree() {
     Operation { inputs, forward: &forward, backward: &backward }.check();
 }
 
-/// Two experts of five for each token, chosen by so much that no small step changes the choice.
+/// Two of five experts for each token, chosen with a margin that no small step crosses.
 #[test]
 fn experts_of_each_token() {
     let (n, width, inner, n_experts) = (150, 20, 24, 5);

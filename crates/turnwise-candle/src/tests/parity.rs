@@ -1,4 +1,4 @@
-//! The reference models, against what transformers and a plain double-precision forward pass computed with them.
+//! Reference models, compared with transformers and with a plain forward pass in double precision.
 
 use candle_core::{D, Tensor};
 use candle_nn::ops::softmax;
@@ -87,7 +87,7 @@ fn gradients_are_those_of_the_reference() {
                 doubles(&expected["values_f64"])
             };
             let offset = expected["offset"].as_u64().unwrap_or(0) as usize;
-            // A part is compared with the whole, of which its numbers may be the smallest.
+            // A part is compared relative to the whole, because its own numbers may be tiny.
             let length = expected["l2_norm_f64"].as_f64().unwrap();
             let share = (theirs.len() as f64 / ours.len() as f64).sqrt();
             let part = &ours[offset..offset + theirs.len()];
@@ -128,7 +128,7 @@ fn experts_are_chosen_and_weighted_as_in_the_reference() {
     }
 }
 
-/// `load_balancing_loss_func` of transformers 5.19 on the same tokens.
+/// The expected values are those of `load_balancing_loss_func` of transformers 5.19 on the same tokens.
 #[test]
 fn the_loss_of_uneven_experts_is_that_of_transformers() {
     let expected = [

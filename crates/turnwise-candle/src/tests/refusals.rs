@@ -1,4 +1,4 @@
-//! Checkpoints and configurations that are refused, and what is said of them.
+//! Refused checkpoints and configurations, and their error messages.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::checkpoint::{copy, edit_json, tensors, write};
 use crate::Decoder;
 
-/// What the error and its sources say.
+/// Returns the messages of the error and its sources.
 pub(super) fn failure(directory: &Path) -> String {
     let error = Decoder::from_directory(directory).unwrap_err();
     let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
@@ -74,7 +74,7 @@ fn every_tensor_that_does_not_fit_is_named_with_its_shapes() {
 
 #[test]
 fn a_model_of_another_family_names_what_is_missing_and_what_is_too_much() {
-    // Qwen3 without norms on heads, with biases: that is Qwen2.
+    // Qwen3 without QK-norm and with biases is Qwen2.
     let directory = copy("qwen2");
     edit_json(&directory.path().join("config.json"), |json| json["model_type"] = "qwen3".into());
     let failure = failure(directory.path());
@@ -140,7 +140,7 @@ fn what_is_not_computed_is_refused() {
     }
     assert!(failure_with(|json| *json = json!([1])).contains("config.json"));
     assert!(failure_with(|json| json["vocab_size"] = Value::Null).contains("vocab_size"));
-    // Everything is said at once.
+    // All problems are reported together.
     let failure = failure_with(|json| {
         json["hidden_act"] = "gelu".into();
         json["use_sliding_window"] = true.into();

@@ -16,7 +16,7 @@ use crate::{EngineSettings, KvOnUpdate};
 
 type Answer = oneshot::Receiver<Result<Sample, PolicyError>>;
 
-/// A scheduler that is driven by hand, without its thread.
+/// A scheduler that the test drives by hand, without its thread.
 struct Driven {
     scheduler: EngineScheduler,
     published: Published,
@@ -54,14 +54,14 @@ impl Driven {
     }
 }
 
-/// Where a session's first prompt comes from: so much of one common text, then its own.
+/// A session whose first prompt is a prefix of a common text, then text of its own.
 #[derive(Clone, Debug)]
 struct Story {
     common: u32,
     own: u32,
     turns: Vec<(u32, usize)>,
     is_released: bool,
-    /// Steps before it begins.
+    /// Steps before it starts.
     delay: usize,
 }
 
@@ -72,7 +72,7 @@ fn story() -> impl Strategy<Value = Story> {
     )
 }
 
-/// A story on its way.
+/// A running story.
 struct Told {
     story: Story,
     session: u64,
@@ -110,7 +110,7 @@ impl Told {
     }
 }
 
-/// All stories side by side.
+/// Runs all stories together.
 fn tell(driven: &mut Driven, stories: &[Story]) -> Vec<Vec<SampledToken>> {
     let mut told: Vec<Told> = stories.iter().enumerate().map(|(i, s)| Told::new(i, s)).collect();
     for step in 0..20_000 {
@@ -136,8 +136,8 @@ fn tell(driven: &mut Driven, stories: &[Story]) -> Vec<Vec<SampledToken>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
 
-    /// An engine that shares, copies, gives up and pauses answers like one that serves a single request and keeps nothing; its
-    /// memory stays within its bound, and nothing is left when every session is released.
+    /// An engine that shares, copies, evicts and pauses gives the same answers as one that serves single requests and
+    /// keeps nothing; its memory stays within the bound, and all pages are free after every session is released.
     #[test]
     fn sharing_and_giving_up_change_no_answer(
         stories in proptest::collection::vec(story(), 1..9),
@@ -170,8 +170,9 @@ proptest! {
         prop_assert_eq!(driven.counters.read().kv_bytes, 0);
     }
 
-    /// New weights in the middle of requests that share pages: each token says what drew it and what it read, and where keys and
-    /// values are recomputed the rest is what the new weights alone would have drawn.
+    /// New weights arrive in the middle of requests that share pages: each token records the versions that sampled it
+    /// and that wrote its keys and values, and with recomputation the remaining tokens are those of the new weights
+    /// alone.
     #[test]
     fn new_weights_reach_requests_that_share_pages(
         stories in proptest::collection::vec(story(), 2..7),
@@ -221,13 +222,13 @@ fn a_common_prompt_is_computed_once_however_many_ask() {
         for answer in asked.join_all().await {
             answer.unwrap();
         }
-        // 84 tokens of the prompt once, its last for each, and three drawn tokens of each.
+        // 84 prompt tokens once, the last prompt token of each request, and three sampled tokens of each.
         assert_eq!(policy.stats().computed, 84 + 16 * 4);
         assert_eq!(policy.stats().reused, 15 * 84);
     });
 }
 
-/// Each fits alone, and all together do not: the last to come are paused, and nobody is forgotten.
+/// Each request fits alone, all together do not: the latest are paused, and all are answered.
 #[test]
 fn requests_that_outgrow_the_bound_are_paused_and_answered_all_the_same() {
     let settings = |pages| EngineSettings {
@@ -246,7 +247,7 @@ fn requests_that_outgrow_the_bound_are_paused_and_answered_all_the_same() {
     assert!(stats.paused > 0 && stats.kv_bytes_peak == 6 * PAGE_BYTES, "{stats:?}");
 }
 
-/// The log-probability of what the constraint left, token by token, from the trainer's own.
+/// The expected log-probability is that of the constrained distribution, token by token, from the learner's logits.
 #[test]
 fn answers_of_a_list_are_drawn_with_their_probabilities_among_what_is_allowed() {
     block_on(async {
@@ -278,7 +279,7 @@ fn answers_of_a_list_are_drawn_with_their_probabilities_among_what_is_allowed() 
                 assert!((f64::from(token.logprob) - right).abs() < 1e-5, "{token:?} {right}");
                 before.push(token.id);
             }
-            // Cut after its first token, the turn goes on as it would have.
+            // A turn that is cut after its first token continues as it would have.
             let first = SampleRequest { max_tokens: 1, ..asked.clone() };
             let first = policy.sample_constrained(first, constraint.clone()).await.unwrap();
             let before = ids(&first.tokens);
@@ -292,7 +293,7 @@ fn answers_of_a_list_are_drawn_with_their_probabilities_among_what_is_allowed() 
             let joined = [first.tokens, rest.tokens].concat();
             assert_eq!(joined, sample.tokens);
         }
-        // Where nothing is allowed, the request fails and says so.
+        // A request whose constraint allows nothing fails with this reason.
         let nothing = Arc::new(Answers::new([vec![5]]));
         let failed = policy.sample_constrained(request(1, prompt(4, 9), 2), nothing).await;
         assert!(matches!(failed, Err(PolicyError::Failed(_))), "{failed:?}");

@@ -1,4 +1,4 @@
-//! Training and serving in tensors, as on a graphics processor, against the processor's own ways.
+//! Training and serving in tensors, as on a GPU, compared with the CPU's implementations.
 
 use std::sync::Arc;
 
@@ -34,12 +34,12 @@ pub(super) fn rows(vocab_size: u32) -> Vec<Row> {
 }
 
 pub(super) fn trainer(model: Decoder, settings: LearnerSettings) -> LearnerState {
-    // Moments of unequal memory, and a decay that shows.
+    // Different moment decay rates, and a visible weight decay.
     let optimizer = AdamW { beta1: 0.8, beta2: 0.95, weight_decay: 0.1, ..AdamW::default() };
     LearnerState::new(model, optimizer, settings).unwrap()
 }
 
-/// Adds an uneven gradient and takes a step, clipped.
+/// Adds a non-uniform gradient and takes a clipped step.
 pub(super) fn advance(trainer: &mut LearnerState, rows: &[Row]) -> f64 {
     for rows in rows.chunks(3) {
         let (logprobs, pending) = trainer.forward(rows).unwrap();
@@ -80,7 +80,8 @@ fn steps_in_tensors_are_those_in_buffers() {
     }
 }
 
-/// Elementwise, from the same gradients: a gradient near zero has a sign that rounding decides, and its step the full length.
+/// The comparison starts from the same gradients: for a gradient near zero, rounding decides the sign, and the step has
+/// full length.
 #[test]
 fn the_formula_of_the_optimiser_is_the_same_in_both_forms() {
     use candle_core::Tensor;
@@ -183,7 +184,7 @@ fn bf16_computes_nearly_what_f32_does() {
         let errors = || exact.iter().zip(&rounded).map(|(a, b)| f64::from((a - b).abs()));
         let (mean, worst) =
             (errors().sum::<f64>() / exact.len() as f64, errors().fold(0.0, f64::max));
-        // Logits are rounded to bf16 themselves.
+        // Logits are rounded to bf16, too.
         let largest = exact.iter().fold(0.0, |largest: f64, x| largest.max(f64::from(x.abs())));
         assert!(
             mean > 0.0 && mean < largest / 256.0 && worst < largest / 32.0,
@@ -194,7 +195,7 @@ fn bf16_computes_nearly_what_f32_does() {
         };
         let lengths = dot(&by_exact, &by_exact) * dot(&by_rounded, &by_rounded);
         let cosine = dot(&by_exact, &by_rounded) / lengths.sqrt();
-        // A token on the border between two experts may go to the other.
+        // A token between two experts may change its expert.
         let limit = if uses == rounded_uses { 0.99 } else { 0.97 };
         assert!(cosine > limit, "{cosine} of {limit}");
     }
@@ -212,7 +213,7 @@ fn bf16_learns_and_keeps_its_weights_in_f32() {
     for _ in 0..20 {
         let (logprobs, pending) = trainer.forward(&rows).unwrap();
         trainer.backward(pending, &vec![-0.01; logprobs.concat().len()]).unwrap();
-        // So small that most weights would not move in bf16.
+        // The step is so small that most weights would not change in bf16.
         trainer.step(Update { learning_rate: 1e-3, max_grad_norm: 1.0 }).unwrap();
     }
     let after = likelihood(&trainer);
@@ -300,7 +301,7 @@ fn greedy_continuations_in_tensors_are_those_of_the_reference() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..Default::default() })]
 
-    /// Two turns of several episodes with a common start side by side, some of their pages given up in between.
+    /// Two turns of several episodes with a common prefix; some of their pages are evicted between the turns.
     #[test]
     fn an_engine_in_tensors_draws_what_one_in_buffers_draws(
         shared in proptest::collection::vec(0_u32..53, 0..40),
@@ -341,7 +342,7 @@ async fn episodes(policy: &CandlePolicy, shared: &[u32], prompts: &[Vec<u32>]) -
     answers.into_iter().flat_map(|(_, samples)| samples).collect()
 }
 
-/// Draws under weights that change in the middle. The scheduler is driven by hand, without its thread.
+/// Samples while the weights change. The test drives the scheduler by hand, without its thread.
 fn across_an_update(weights: [Snapshot; 2], settings: EngineSettings) -> Sample {
     let [first, second] = weights;
     let published = Published::new(PolicyVersion(4), first);
@@ -397,7 +398,7 @@ fn a_learner_and_its_engine_agree_in_tensors_and_in_bf16() {
             let theirs = trainer.logprobs(&[row]).unwrap().concat();
             let errors = sample.tokens.iter().zip(&theirs).map(|(a, b)| (a.logprob - b).abs());
             let mean = errors.sum::<f32>() / 60.0;
-            // Sums in another order round to another neighbour now and then.
+            // Sums in another order sometimes round to another neighbour.
             assert!(mean < 0.03, "{mean}");
         }
     });

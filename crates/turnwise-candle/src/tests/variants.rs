@@ -65,7 +65,7 @@ pub(super) fn variants() -> Vec<DecoderConfig> {
     ]
 }
 
-/// A random model whose norms, biases and embedding are uneven too, so that leaving one out shows.
+/// Returns a random model with random norms, biases and embedding too, so that omitting one of them shows.
 pub(super) fn perturbed(config: DecoderConfig, seed: u64) -> Decoder {
     let model = Decoder::random(config, seed).unwrap();
     let mut values = model.values().unwrap();

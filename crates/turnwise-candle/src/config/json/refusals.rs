@@ -1,4 +1,4 @@
-//! What a `config.json` may ask for that is not computed here.
+//! Options of a `config.json` that this crate does not support.
 
 use serde_json::{Map, Value};
 
@@ -6,13 +6,13 @@ use super::{bad, present};
 use crate::error::brief;
 use crate::{Architecture, ModelError};
 
-/// A key, what is supported, and whether a value is that.
+/// A key, its supported value, and a test for that value.
 type KeyCheck = (&'static str, &'static str, fn(&Value) -> bool);
 
 const CHECKS: [KeyCheck; 6] = [
     ("hidden_act", "\"silu\"", |value| value == "silu" || value == "swish"),
     ("use_sliding_window", "false", |value| value == false),
-    // Embedding models: every position sees those after it.
+    // Embedding models have attention in both directions.
     ("is_causal", "true", |value| value == true),
     ("layer_types", "full attention in every layer", |value| {
         value.as_array().is_some_and(|types| types.iter().all(|kind| kind == "full_attention"))
@@ -21,13 +21,14 @@ const CHECKS: [KeyCheck; 6] = [
     (
         "quantization_config",
         "weights that are not quantised: float32, bfloat16 and float16",
-        // transformers writes this beside weights that it has read from a GGUF file: in safetensors they are numbers again.
+        // transformers writes this next to weights that it has read from a GGUF file; in safetensors they are plain
+        // numbers.
         |value| value["quant_method"] == "gguf",
     ),
 ];
 
 /// # Errors
-/// [`ModelError::Unsupported`] that names everything that is not computed.
+/// [`ModelError::Unsupported`] with every unsupported option.
 pub(super) fn check(json: &Map<String, Value>) -> Result<(), ModelError> {
     let mut reasons = Vec::new();
     let supported = quoted(Architecture::MODEL_TYPES);
@@ -61,7 +62,7 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), ModelError> {
     Err(ModelError::Unsupported(reasons.join("; ")))
 }
 
-/// A model of a family that is known, made for something else than the next token.
+/// Explains a model of a known family that does not predict the next token.
 fn other_class(json: &Map<String, Value>, kind: &str) -> Option<String> {
     let classes = present(json, "architectures")?.as_array()?;
     let is_ours =
@@ -89,7 +90,7 @@ fn other_rope(key: &str, parameters: &Map<String, Value>) -> Vec<String> {
         reasons.push(format!("{key} has the partial_rotary_factor {factor}; supported: 1"));
     }
     let nested = parameters.iter().filter(|(_, value)| value.is_object());
-    // One of them says that there are several.
+    // One reason is enough for several nested models.
     reasons.extend(nested.take(1).map(|(layers, _)| {
         let layers = brief(layers);
         format!("{key} is different for {layers}; supported: the same for all layers")

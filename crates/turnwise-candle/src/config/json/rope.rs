@@ -1,4 +1,5 @@
-//! Rotary positions in `config.json`: `rope_parameters` since transformers 5, before that `rope_scaling` and `rope_theta`.
+//! Rotary position embedding in `config.json`: `rope_parameters` since transformers 5, `rope_scaling` and `rope_theta`
+//! before.
 
 use serde_json::{Map, Value, json};
 
@@ -6,22 +7,22 @@ use super::{bad, object, optional, optional_size, present};
 use crate::error::brief;
 use crate::{ModelError, RopeScaling};
 
-/// What a file says of rotary positions.
+/// The rotary settings of a file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rope {
     pub(super) theta: f64,
     pub(super) scaling: RopeScaling,
-    /// The longest sequence, which `YaRN` extends where a file leaves `max_position_embeddings` at the original length, as
-    /// Qwen's model cards say to do.
+    /// The longest sequence. With `YaRN` it is extended if a file keeps the original length in
+    /// `max_position_embeddings`, as Qwen's model cards recommend.
     pub(super) max_positions: usize,
 }
 
-/// Reads as transformers 5 does: `rope_scaling` first, then `rope_parameters`. What contradicts itself is refused, because
-/// other programs read the other half.
+/// Reads like transformers 5: `rope_scaling` first, then `rope_parameters`. Rejects contradictions between the two,
+/// because other programs read the other one.
 pub(super) fn read(json: &Map<String, Value>, max_positions: usize) -> Result<Rope, ModelError> {
     let named = |key: &'static str| {
         let parameters = present(json, key).and_then(Value::as_object);
-        // Transformers takes an empty object for none.
+        // transformers treats an empty object as absent.
         parameters.filter(|parameters| !parameters.is_empty()).map(|parameters| (key, parameters))
     };
     let places = [named("rope_scaling"), named("rope_parameters")];
@@ -48,7 +49,7 @@ pub(super) fn read(json: &Map<String, Value>, max_positions: usize) -> Result<Ro
     Ok(Rope { theta: theta(json, places.into_iter().flatten())?, scaling, max_positions })
 }
 
-/// The base of the frequencies, from wherever it stands.
+/// Returns the base of the frequencies from whichever place has it.
 fn theta<'a>(
     json: &'a Map<String, Value>,
     places: impl Iterator<Item = (&'static str, &'a Map<String, Value>)>,
@@ -71,7 +72,7 @@ fn theta<'a>(
     Ok(found.map_or(10_000.0, |(_, theta)| theta))
 }
 
-/// The keys that each type reads.
+/// Returns the keys that each type reads.
 fn keys(kind: &str) -> &'static [&'static str] {
     match kind {
         "linear" => &["factor"],
@@ -123,7 +124,7 @@ fn scaling(
         Some(value) => Ok(value),
         None => Err(bad(format!("rotary positions of the type \"{kind}\" need a number {key}"))),
     };
-    // As in transformers, what stands beside goes before what stands inside.
+    // As in transformers, an outer key has precedence over an inner one.
     let length = "original_max_position_embeddings";
     let original = match optional_size(json, length)? {
         Some(original) => original,
@@ -148,7 +149,7 @@ fn scaling(
                 beta_slow: optional(parameters, "beta_slow", 1.0, Value::as_f64)?,
                 attention_factor: attention_factor(parameters, factor)?,
                 truncate: match parameters.get("truncate") {
-                    // Python's None is as good as False.
+                    // In Python, None counts as False.
                     Some(Value::Null) => false,
                     _ => optional(parameters, "truncate", true, Value::as_bool)?,
                 },
@@ -159,7 +160,7 @@ fn scaling(
     })
 }
 
-/// `YaRN`'s constant, unless the file gives it or the two numbers that it is the ratio of.
+/// Returns the constant of `YaRN`, unless the file has it or the two numbers whose ratio it is.
 fn attention_factor(parameters: &Map<String, Value>, factor: f64) -> Result<f64, ModelError> {
     let scaled = |share: f64| if factor <= 1.0 { 1.0 } else { 0.1 * share * factor.ln() + 1.0 };
     let number = |key| optional(parameters, key, 0.0, Value::as_f64);
@@ -169,7 +170,7 @@ fn attention_factor(parameters: &Map<String, Value>, factor: f64) -> Result<f64,
     optional(parameters, "attention_factor", default, Value::as_f64)
 }
 
-/// Both forms: the first is for transformers 5, the others for its predecessors and for inference servers.
+/// Writes both forms: the first for transformers 5, the others for older versions and for inference servers.
 pub(super) fn write(theta: f64, scaling: RopeScaling) -> Map<String, Value> {
     let old = match scaling {
         RopeScaling::None => Value::Null,

@@ -1,4 +1,4 @@
-//! Backward pass: probabilities are recomputed from scores and log-sum-exp, block of queries by block of queries.
+//! Backward pass: recomputes probabilities from scores and log-sum-exp, one block of queries at a time.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use super::scratch::{SCRATCH, Scratch, room};
 use crate::batch::PackedBatch;
 use crate::dimensions::Heads;
 
-/// The most pieces that the queries of a tree are cut in for the backward pass, each with sums of its own. Fixed, so that sums
-/// do not depend on the number of threads.
+/// The most strips that the queries of a tree are divided into for the backward pass, each with sums of its own. The
+/// number is fixed, so that sums do not depend on the number of threads.
 const STRIPS: usize = 8;
 
-/// The fewest blocks of queries in such a piece.
+/// The fewest blocks of queries in a strip.
 const STRIP_BLOCKS: usize = 4;
 
-/// What products of the backward pass are computed with.
+/// The accuracy of products in the backward pass.
 const GRADIENT: Accuracy = Accuracy::Gradient;
 
 /// What the forward pass saved for the backward pass, and the gradient of its output.
@@ -38,9 +38,9 @@ pub(crate) struct Saved<'a> {
 
 /// Computes the gradient of queries, keys and values.
 ///
-/// With `P` the probabilities and `O = P V`: `dV = P' dO`, and the gradient of the scores is `dS = P * (dO V' - delta)` with
-/// `delta = rowsum(dO * O)` (Dao et al., *`FlashAttention`*, 2022, appendix B.2). Tokens share their ancestors' keys, so each strip of a tree's queries sums the
-/// gradients of keys and values by itself, and the strips' sums are added.
+/// With `P` the probabilities and `O = P V`: `dV = P' dO`, and the gradient of the scores is `dS = P * (dO V' - delta)`
+/// with `delta = rowsum(dO * O)` (Dao et al., *`FlashAttention`*, 2022, appendix B.2). Tokens share their ancestors'
+/// keys, so each strip of a tree's queries has its own sums of the gradients of keys and values, which are then added.
 pub(crate) fn backward(
     dqkv: &mut [f32],
     saved: &Saved<'_>,
@@ -53,7 +53,7 @@ pub(crate) fn backward(
         .par_iter()
         .map(|key_head| BackwardHead::of(key_head, saved, heads, pool))
         .collect();
-    // All key heads of a tree have its blocks.
+    // All key heads of a tree have the same blocks.
     let blocks: Vec<Vec<QueryBlock>> =
         key_heads.chunks(heads.n_kv_heads).map(|of_tree| of_tree[0].blocks().collect()).collect();
     let strips: Vec<(usize, &[QueryBlock])> = (0..key_heads.len())
@@ -112,28 +112,28 @@ fn write_token(
     ] {
         let sum = &mut dqkv[place(head)];
         sum.fill(0.0);
-        // A strip knows nothing of keys behind its last query.
+        // A strip has no gradient for keys after its last query.
         for strip in strips.iter().filter(|strip| (row + 1) * width <= of(strip).len()) {
             math::add_scaled(sum, 1.0, &of(strip)[row * width..][..head_dim]);
         }
     }
 }
 
-/// Cuts a tree's blocks of queries into strips.
+/// Divides a tree's blocks of queries into strips.
 fn strips(blocks: &[QueryBlock]) -> impl Iterator<Item = &[QueryBlock]> {
     blocks.chunks(blocks.len().div_ceil(STRIPS).max(STRIP_BLOCKS))
 }
 
-/// Gradients of a key head and its query heads, by some of the queries; rows are padded to whole vectors.
+/// Gradients of a key head and its query heads from one strip of queries; rows are padded to whole vectors.
 #[derive(Debug)]
 struct StripGradient {
-    /// The first query's row in the tree.
+    /// The row of the first query in the tree.
     start: usize,
-    /// How many queries there are.
+    /// The number of queries.
     count: usize,
     /// `[group, count, head_dim]`
     dqueries: Buffer,
-    /// Of all rows of the tree up to the last query. `[n, head_dim]`
+    /// Gradients of all rows of the tree up to the last query. `[n, head_dim]`
     dkeys: Buffer,
     /// `[n, head_dim]`
     dvalues: Buffer,
@@ -226,7 +226,7 @@ impl<'a> BackwardHead<'a> {
         self.multiply(block, products, &mut scratch.dqueries, gradient);
     }
 
-    /// Multiplies probabilities and the gradient of the scores into those of queries, keys and values.
+    /// Multiplies probabilities and the gradient of the scores into the gradients of queries, keys and values.
     fn multiply(
         &self,
         block: &QueryBlock,
@@ -256,7 +256,7 @@ impl<'a> BackwardHead<'a> {
                 side(doutput),
                 GRADIENT,
             );
-            // The queries are scaled, as the keys' gradient is.
+            // The queries are scaled, and so is the keys' gradient.
             let dkeys = &mut gradient.dkeys[place..];
             small::multiply(dkeys, width, Write::Add, across(dscores), side(queries), GRADIENT);
             let left = LeftFactor { data: dscores, stride, step: 1, rows, terms };
@@ -273,7 +273,7 @@ impl<'a> BackwardHead<'a> {
     }
 }
 
-/// What the last products of a block's backward pass read.
+/// The inputs of the last products of a block's backward pass.
 #[derive(Clone, Copy, Debug)]
 struct Products<'a> {
     queries: &'a [f32],
@@ -282,7 +282,7 @@ struct Products<'a> {
     dscores: &'a [f32],
 }
 
-/// What scores of a block are recomputed with. `[rows, width]` and `[rows]`
+/// The inputs for recomputing a block's rows. `[rows, width]` and `[rows]`
 #[derive(Clone, Copy, Debug)]
 struct RowInputs<'a> {
     output: &'a [f32],

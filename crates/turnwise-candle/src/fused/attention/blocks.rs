@@ -1,4 +1,4 @@
-//! Blocks of queries and the blocks of keys that they see.
+//! Blocks of queries and the blocks of keys that they attend to.
 
 use std::iter;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use turnwise_kernels::tile::LANES;
 use crate::batch::{AttentionSpan, PackedBatch};
 use crate::dimensions::Heads;
 
-/// Tokens of a block of queries.
+/// Queries per block.
 pub(super) const BLOCK: usize = 64;
 
 /// Returns the key heads of each tree, one tree after another.
@@ -31,7 +31,7 @@ pub(super) struct KeyHead<'a> {
     pub(super) spans: &'a [AttentionSpan],
     pub(super) tokens: Range<usize>,
     pub(super) kv_head: usize,
-    /// Whether products with its keys and values are computed by the matrix unit.
+    /// Whether products with its keys and values run on the matrix unit.
     pub(super) on_unit: bool,
 }
 
@@ -46,7 +46,7 @@ impl KeyHead<'_> {
         })
     }
 
-    /// Returns the keys before `end` that tokens of a span see.
+    /// Returns the keys before `end` that tokens of a span attend to.
     fn key_blocks(&self, span: &AttentionSpan, end: usize) -> Vec<KeyBlock> {
         let (mut key_blocks, mut column) = (Vec::new(), 0);
         let own = span.own.start..end;
@@ -62,7 +62,8 @@ impl KeyHead<'_> {
         key_blocks
     }
 
-    /// The span that a range begins in, and where to cut the range: where that span ends, if spans are packed one by one.
+    /// Returns the span in which a range begins, and where to split the range: at the end of that span if spans are
+    /// packed one by one.
     fn cut(&self, range: Range<usize>) -> (usize, usize) {
         if !self.on_unit {
             return (0, range.end);
@@ -77,7 +78,7 @@ impl KeyHead<'_> {
     }
 }
 
-/// Whether products with a tree's keys and values fill the matrix unit, going by its middling block and span.
+/// Returns whether products with a tree's keys and values fill the matrix unit, judged by its median block and span.
 fn suits_unit(spans: &[AttentionSpan], n_tokens: usize, heads: Heads) -> bool {
     const LEAST: usize = 16;
     let n_blocks: usize = spans.iter().map(|span| span.own.len().div_ceil(BLOCK)).sum();
@@ -89,17 +90,17 @@ fn suits_unit(spans: &[AttentionSpan], n_tokens: usize, heads: Heads) -> bool {
 /// A block of consecutive keys.
 #[derive(Clone, Debug)]
 pub(super) struct KeyBlock {
-    /// Its span in the tree, where spans are packed one by one.
+    /// Its span in the tree, if spans are packed one by one.
     pub(super) span: usize,
-    /// Column of the first key's scores.
+    /// The column of the first key's scores.
     pub(super) column: usize,
     pub(super) keys: Range<usize>,
 }
 
-/// A block of queries of a span, and the keys that they see.
+/// A block of queries of a span, and the keys that they attend to.
 #[derive(Clone, Debug)]
 pub(super) struct QueryBlock {
-    /// Keys in order of position, the queries' own tokens last.
+    /// Keys in order of position; the queries' own tokens are last.
     pub(super) visible: Vec<KeyBlock>,
     pub(super) queries: Range<usize>,
 }
@@ -109,13 +110,13 @@ impl QueryBlock {
         self.visible.last().map_or(0, |key_block| key_block.column + key_block.keys.len())
     }
 
-    /// Returns the distance between rows of scores: an odd number of vectors, because the cache keeps rows apart by their
-    /// addresses' middle bits.
+    /// Returns the distance between rows of scores: an odd number of vectors, because caches map addresses by their
+    /// middle bits.
     pub(super) fn stride(&self) -> usize {
         (self.n_keys().div_ceil(LANES) | 1) * LANES
     }
 
-    /// Returns how many keys the first query sees; each later query sees one more.
+    /// Returns the number of keys that the first query attends to; each later query has one more.
     pub(super) fn n_seen_by_first(&self) -> usize {
         self.n_keys() - self.queries.len() + 1
     }

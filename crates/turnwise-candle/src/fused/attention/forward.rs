@@ -1,4 +1,4 @@
-//! Forward pass: scores of a block of queries against all keys that it sees, softmax with log-sum-exp, output.
+//! Forward pass: scores of a block of queries against all visible keys, softmax with log-sum-exp, output.
 
 use std::mem;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(crate) fn forward(
     let key_heads = key_heads(batch, heads);
     let forward_heads: Vec<ForwardHead> =
         key_heads.par_iter().map(|key_head| ForwardHead::of(qkv, key_head, heads, pool)).collect();
-    // Blocks follow each other as the tokens do, so that each can have its own rows.
+    // Blocks have the order of tokens, so that each gets its own rows.
     let mut work = Vec::new();
     let trees = key_heads.chunks(heads.n_kv_heads).zip(forward_heads.chunks(heads.n_kv_heads));
     for (key_heads, forward_heads) in trees {
@@ -107,7 +107,8 @@ impl ForwardHead {
 }
 
 vectorized! {
-    /// Softmax of each row over the keys it sees, 0 elsewhere. Of every `n` rows the first sees `n_visible`, each later one more.
+    /// Computes the softmax of each row over its visible keys, and 0 elsewhere. Of every `n` rows the first has
+    /// `n_visible` keys, each later one more.
     fn softmax_rows(
         scores: &mut [f32],
         stride: usize,

@@ -14,7 +14,7 @@ use super::scratch::room;
 use crate::batch::AttentionSpan;
 use crate::dimensions::Heads;
 
-/// Numbers behind a copy that a tile may read and nobody uses.
+/// Padding after a copy that a tile may read without using it.
 const BEYOND: usize = 8 * LANES;
 
 /// The orientation of keys or values as the right factor of products.
@@ -39,7 +39,7 @@ pub(super) struct Operand {
 
 #[derive(Debug)]
 enum Storage {
-    /// For vector units: rows that are so many numbers apart, whole vectors.
+    /// For vector units: rows of whole vectors, at this distance.
     Rows(Buffer, usize),
     /// For the matrix unit, span by span.
     Packed(PackedSides),
@@ -74,8 +74,8 @@ impl Operand {
         Self { orientation, start: key_head.tokens.start, head_dim, accuracy, numbers }
     }
 
-    /// Multiplies rows by a block of keys or values; rows of the target are `stride` apart. NaN in a key or value may spread to
-    /// queries that see others of its span.
+    /// Multiplies rows by a block of keys or values; rows of the target are `stride` apart. NaN in a key or value may
+    /// spread to queries that attend to others of its span.
     pub(super) fn multiply(
         &self,
         target: &mut [f32],
@@ -107,7 +107,7 @@ impl Operand {
     }
 }
 
-/// Multiplies rows by all keys or values that a block sees. `[rows, head_dim]` times `[head_dim, n]`
+/// Multiplies rows by all keys or values that a block attends to. `[rows, head_dim]` times `[head_dim, n]`
 pub(super) fn score(
     operand: &Operand,
     block: &QueryBlock,
@@ -128,7 +128,8 @@ pub(super) fn score(
     }
 }
 
-/// Copies the query heads of a key head, one after another, scaled. `[group * queries, head_dim]`, padded to whole vectors
+/// Copies the query heads of a key head, one after another, scaled. `[group * queries, head_dim]`, padded to whole
+/// vectors
 pub(super) fn queries<'a>(
     memory: &'a mut Vec<f32>,
     qkv: &[f32],
@@ -157,7 +158,7 @@ pub(super) fn heads_of<'a>(
     joined
 }
 
-/// Heads of some tokens, to be copied out of rows.
+/// Heads of some tokens, as columns of their rows.
 #[derive(Clone, Debug)]
 pub(super) struct HeadColumns<'a> {
     pub(super) rows: &'a [f32],
@@ -172,7 +173,7 @@ impl HeadColumns<'_> {
         copy_rows(rows, self.stride, head_dim, scale, copy);
     }
 
-    /// Copies a head, token by token, to a buffer of its own.
+    /// Copies a head, token by token, into a new buffer.
     fn row_major(&self, head: usize, head_dim: usize, pool: &Arc<BufferPool>) -> Storage {
         let width = head_dim.next_multiple_of(LANES);
         let length = self.tokens.len() * width;
@@ -207,7 +208,7 @@ vectorized! {
         let length = n.next_multiple_of(LANES);
         for row in (0..n).step_by(LANES) {
             for column in (0..count).step_by(LANES) {
-                // Squares, so that lines of the cache are read and written whole.
+                // In squares, so that cache lines are read and written whole.
                 let mut square = [[0.0; LANES]; LANES];
                 let width = LANES.min(count - column);
                 for (i, row) in (row..n.min(row + LANES)).enumerate() {

@@ -21,7 +21,7 @@ pub(super) struct Scratch {
     pub(super) log_sum_exp: Vec<f32>,
 }
 
-/// Returns the first `count` numbers, which may be anything.
+/// Returns the first `count` numbers, with arbitrary contents.
 pub(super) fn room(numbers: &mut Vec<f32>, count: usize) -> &mut [f32] {
     if numbers.len() < count {
         numbers.resize(count, 0.0);
