@@ -1,11 +1,12 @@
-//! Added tokens of a tokenizer: which of them control the conversation, and which are text like any other.
+//! Added tokens of a tokenizer: control tokens, and tokens of plain text.
 
 use std::collections::{HashMap, HashSet};
 
 use tokenizers::AddedToken;
 use turnwise_trajectory::TokenId;
 
-/// HTML elements that vocabularies have as added tokens of text (Gemma). `s` is apart: `</s>` ends texts elsewhere.
+/// HTML elements that vocabularies have as added tokens of text (Gemma). `s` is missing here, because `</s>` ends texts
+/// in other vocabularies.
 const HTML: [&str; 34] = [
     "a",
     "b",
@@ -43,27 +44,27 @@ const HTML: [&str; 34] = [
     "u",
 ];
 
-/// The added tokens, looked up by their texts.
+/// The added tokens, by their texts.
 ///
-/// A *control token* is an added token that text alone never becomes. All are, but for those that only abbreviate text: a
-/// token of one character, and, unless it is special, one of blanks or an HTML tag.
+/// A *control token* is an added token that plain text never becomes. All added tokens are control tokens, except those
+/// that only abbreviate text: a token of one character, and, unless it is special, one of blanks or an HTML tag.
 pub(crate) struct AddedTokens {
     controls: HashMap<String, TokenId>,
     textual: HashMap<String, TokenId>,
     ids: HashSet<TokenId>,
-    /// Those that take the blanks before them, and those that take the blanks behind them.
+    /// Tokens that absorb the blanks before them, and tokens that absorb the blanks after them.
     lstrip: HashSet<TokenId>,
     rstrip: HashSet<TokenId>,
     /// The lengths in bytes of all texts, longest first.
     lengths: Vec<usize>,
-    /// Whether a text begins with this byte.
+    /// Whether a token starts with this byte.
     is_first: [bool; 256],
-    /// Beginnings and ends of the control tokens' texts, whole texts excepted.
+    /// Proper prefixes and suffixes of the control tokens' texts.
     heads: HashSet<String>,
     tails: HashSet<String>,
 }
 
-/// An added token that stands in a text.
+/// An added token found in a text.
 #[derive(Clone, Copy)]
 pub(crate) struct Found<'a> {
     pub(crate) text: &'a str,
@@ -108,7 +109,7 @@ impl AddedTokens {
         self.ids.contains(&id)
     }
 
-    /// The blanks that a token takes: before it of a text that ends there, and behind it of one that begins there.
+    /// Returns the blanks that a token absorbs: at the end of `before` and at the start of `behind`.
     pub(crate) fn taken(&self, id: TokenId, before: &str, behind: &str) -> (usize, usize) {
         let left = before.len() - before.trim_end().len();
         let right = behind.len() - behind.trim_start().len();
@@ -116,7 +117,7 @@ impl AddedTokens {
         (taken(&self.lstrip, left), taken(&self.rstrip, right))
     }
 
-    /// The longest added token at this place of the text, as far as `allows` its end and kind.
+    /// Returns the longest added token at this place of the text whose end and kind `allows` accepts.
     pub(crate) fn at<'a>(
         &'a self,
         text: &'a str,
@@ -135,18 +136,18 @@ impl AddedTokens {
         })
     }
 
-    /// The control token at this place of the text.
+    /// Returns the control token at this place of the text.
     pub(crate) fn control_at<'a>(&'a self, text: &'a str, at: usize) -> Option<Found<'a>> {
         self.at(text, at, |_, is_control| is_control)
     }
 
-    /// Whether the text begins with the later part of a control token's name.
+    /// Returns whether the text starts with the end of a control token's name.
     pub(crate) fn begins_inside(&self, text: &str) -> bool {
         self.lengths()
             .any(|length| text.get(..length).is_some_and(|part| self.tails.contains(part)))
     }
 
-    /// Whether the text ends with the first part of a control token's name.
+    /// Returns whether the text ends with the start of a control token's name.
     pub(crate) fn ends_inside(&self, text: &str) -> bool {
         self.lengths().any(|length| {
             let from = text.len().checked_sub(length);

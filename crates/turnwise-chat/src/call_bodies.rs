@@ -1,4 +1,4 @@
-//! What stands between the tags of calls, in each of the forms that models write.
+//! Bodies of tool calls, in each of the formats that models write.
 
 use serde_json::{Map, Value};
 use turnwise_environment::{CallAttempt, CallError};
@@ -9,7 +9,7 @@ use crate::tool_calls::{
     Mistake, check_length, numbered, read_arguments, read_call, read_value, unclosed,
 };
 
-/// The calls of a turn, numbered as they come.
+/// The calls of a turn, numbered in order.
 #[derive(Default)]
 pub(crate) struct Calls {
     pub(crate) all: Vec<CallAttempt>,
@@ -22,7 +22,7 @@ impl Calls {
     }
 }
 
-/// One call: JSON, parameters in XML, keys and values, or a name and fenced JSON.
+/// Parses one call: JSON, parameters in XML, keys and values, or a name and fenced JSON.
 pub(crate) fn call(calls: &mut Calls, body: &str) {
     let text = body.trim();
     if text.starts_with("<function=") {
@@ -37,7 +37,7 @@ pub(crate) fn call(calls: &mut Calls, body: &str) {
             .and_then(|()| keys_and_values(rest))
             .map(|arguments| (name.to_owned(), arguments)),
         () if is_named && rest.starts_with("```") => named(name, unfenced(rest)),
-        // GLM writes the name alone, on its line, where there are no arguments.
+        // GLM writes the name alone, on its own line, for a call without arguments.
         () if is_named && rest.is_empty() && body.starts_with(name) && body.ends_with('\n') => {
             Ok((name.to_owned(), Value::Object(Map::new())))
         }
@@ -46,7 +46,7 @@ pub(crate) fn call(calls: &mut Calls, body: &str) {
     calls.push(body, read);
 }
 
-/// `<function=NAME>` with parameters, one after the other.
+/// Parses `<function=NAME>` with parameters, any number of times.
 fn functions(calls: &mut Calls, text: &str) {
     let mut rest = text;
     while let Some((_, inside)) = rest.split_once("<function=") {
@@ -56,7 +56,7 @@ fn functions(calls: &mut Calls, text: &str) {
     }
 }
 
-/// `NAME>` and its parameters in XML, or its arguments as JSON (Llama 3.1's own form of functions).
+/// Parses `NAME>` and its parameters in XML, or its arguments as JSON (Llama 3.1's format of functions).
 pub(crate) fn function(calls: &mut Calls, body: &str) {
     let read = || {
         check_length(body)?;
@@ -69,10 +69,10 @@ pub(crate) fn function(calls: &mut Calls, body: &str) {
         let (mut rest, mut has_close) = (inside, true);
         while let Some((_, inside)) = rest.split_once("<parameter=") {
             let (key, inside) = inside.split_once('>').ok_or_else(unclosed)?;
-            // Looked for once where there is none: each parameter would search the whole rest.
+            // A missing close is searched for once: otherwise each parameter would search the whole rest.
             let close = if has_close { inside.find("</parameter>") } else { None };
             has_close = close.is_some();
-            // Some turns leave a parameter open before the next one.
+            // Some turns do not close a parameter before the next one.
             let end = close.or_else(|| inside.find("<parameter="));
             let (value, after) = inside.split_at(end.unwrap_or(inside.len()));
             set(&mut arguments, key.trim(), value)?;
@@ -83,7 +83,7 @@ pub(crate) fn function(calls: &mut Calls, body: &str) {
     calls.push(body, read());
 }
 
-/// `<arg_key>K</arg_key>` and `<arg_value>V</arg_value>`, as GLM writes them.
+/// Parses `<arg_key>K</arg_key>` and `<arg_value>V</arg_value>`, the format of GLM.
 fn keys_and_values(text: &str) -> Result<Value, Mistake> {
     let mut arguments = Map::new();
     let mut rest = text;
@@ -111,7 +111,7 @@ fn insert(arguments: &mut Map<String, Value>, key: &str, value: &str) -> Result<
     Err((CallError::Decode, message))
 }
 
-/// A function and its arguments as JSON; nothing is `{}`.
+/// Parses a function's arguments as JSON; an empty text is `{}`.
 pub(crate) fn named(name: &str, arguments: &str) -> Result<(String, Value), Mistake> {
     check_length(arguments)?;
     let arguments = arguments.trim();
@@ -134,7 +134,7 @@ fn unfenced(text: &str) -> &str {
     text.trim_end().trim_end_matches("```")
 }
 
-/// The parts between two tags; the last one may lack its close.
+/// Returns the texts between two tags; the last one may lack its close.
 fn each<'a>(text: &'a str, open: &str, close: &str) -> Vec<(&'a str, bool)> {
     let mut parts = Vec::new();
     let mut rest = text;
@@ -146,7 +146,7 @@ fn each<'a>(text: &'a str, open: &str, close: &str) -> Vec<(&'a str, bool)> {
     parts
 }
 
-/// `function<｜tool▁sep｜>NAME` and fenced JSON (V3, R1), or `NAME<｜tool▁sep｜>JSON` (V3.1).
+/// Parses `function<｜tool▁sep｜>NAME` and fenced JSON (V3, R1), or `NAME<｜tool▁sep｜>JSON` (V3.1).
 pub(crate) fn deepseek(calls: &mut Calls, body: &str) {
     for (part, is_closed) in each(body, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>")
     {
@@ -163,7 +163,7 @@ pub(crate) fn deepseek(calls: &mut Calls, body: &str) {
     }
 }
 
-/// `functions.NAME:NUMBER<|tool_call_argument_begin|>JSON`.
+/// Parses `functions.NAME:NUMBER<|tool_call_argument_begin|>JSON`.
 pub(crate) fn kimi(calls: &mut Calls, body: &str) {
     for (part, is_closed) in each(body, "<|tool_call_begin|>", "<|tool_call_end|>") {
         let read = match part.split_once("<|tool_call_argument_begin|>") {
@@ -178,7 +178,8 @@ pub(crate) fn kimi(calls: &mut Calls, body: &str) {
     }
 }
 
-/// `<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, as `MiniMax` and newer `DeepSeek` models write it.
+/// Parses `<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, the format of `MiniMax` and newer
+/// `DeepSeek` models.
 pub(crate) fn invokes(calls: &mut Calls, body: &str) {
     let plain = body.replace("｜DSML｜", "");
     for (part, is_closed) in each(&plain, "<invoke", "</invoke>") {
@@ -196,7 +197,7 @@ pub(crate) fn invokes(calls: &mut Calls, body: &str) {
     }
 }
 
-/// The value of `name="…"`.
+/// Returns the value of `name="…"`.
 fn attribute(text: &str) -> &str {
     let quoted = text.split_once("name=").map_or(text, |(_, value)| value).trim();
     match quoted.chars().next() {
@@ -205,7 +206,7 @@ fn attribute(text: &str) -> &str {
     }
 }
 
-/// A list of calls as JSON, or one call.
+/// Parses a JSON list of calls, or one call.
 pub(crate) fn list(calls: &mut Calls, body: &str) {
     if body.trim_start().starts_with("<tool_call>") {
         for (part, is_closed) in each(body, "<tool_call>", "</tool_call>") {
@@ -228,7 +229,7 @@ fn json(body: &str) -> Result<Value, Mistake> {
         .map_err(|error| (CallError::Decode, format!("the call cannot be read as JSON: {error}")))
 }
 
-/// A call of a list, by the names that its keys have in one form or another.
+/// Parses one call of a list, with the keys of any known format.
 fn listed(mut item: Value) -> Result<(String, Value), Mistake> {
     if let Value::Object(entries) = &mut item {
         for (other, usual) in [("tool_name", "name"), ("parameters", "arguments")] {
@@ -242,7 +243,8 @@ fn listed(mut item: Value) -> Result<(String, Value), Mistake> {
     read_value(item, "arguments")
 }
 
-/// A list of calls as JSON, or `NAME[ARGS]JSON`, with an id of the call between or without. Text behind the list is left out.
+/// Parses a JSON list of calls, or `NAME[ARGS]JSON`, with or without an id between them. Text after the list is
+/// dropped.
 pub(crate) fn mistral(calls: &mut Calls, body: &str) {
     let text = body.trim();
     if text.starts_with(['[', '{']) {

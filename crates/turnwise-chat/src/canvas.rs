@@ -4,12 +4,12 @@ use turnwise_trajectory::{Span, TokenId, TokenKind};
 
 use crate::Tokenizer;
 
-/// Text on its way to spans: written piece by piece, encoded run by run.
+/// Conversion of text to spans: it is written piece by piece and encoded run by run.
 ///
-/// A *run* is what stands between two stretches of drawn tokens. It is encoded in one piece, template and content together,
-/// because that is how a model saw its template in training: in Qwen's vocabulary the `}` that ends a tool's answer and the newline
-/// that the template adds are one token, and a control token may take the blanks around it. The tokens are dealt out afterwards.
-/// One that spans both is content.
+/// A *run* is the text between two stretches of sampled tokens. It is encoded in one piece, template and content
+/// together, because a model saw its template like this in training: in Qwen's vocabulary the `}` that ends a tool's
+/// answer and the newline of the template are one token, and a control token may absorb the blanks around it. The
+/// tokens are then assigned to the template and the content. A token that spans both is content.
 pub(crate) struct Canvas<'a> {
     tokenizer: &'a Tokenizer,
     lead: Lead<'a>,
@@ -19,18 +19,18 @@ pub(crate) struct Canvas<'a> {
     spans: Vec<Vec<Span>>,
 }
 
-/// What stands before a run.
+/// What precedes a run.
 #[derive(Clone, Copy)]
 enum Lead<'a> {
-    /// Nothing: the text begins with it.
+    /// Nothing: the run is the start of the text.
     Start,
-    /// This control token, which was encoded before.
+    /// A control token that is already encoded.
     Control(&'a str),
-    /// Other text, whose tokens are there already.
+    /// Other text that is already encoded.
     Tokens,
 }
 
-/// A stretch of the run.
+/// A stretch of the run with one owner.
 struct OwnedSpan {
     start: usize,
     end: usize,
@@ -38,38 +38,38 @@ struct OwnedSpan {
     is_content: bool,
 }
 
-/// Stands for text before a run, where the tokenizer would put a blank before a text that stands alone.
+/// Stands for the text before a run, for tokenizers that add a blank before a text.
 const SENTINEL: &str = "\n";
 
 impl<'a> Canvas<'a> {
-    /// An empty canvas for `n_owners` lists of spans; what is written goes to the first.
+    /// Creates an empty canvas with a list of spans for each of `n_owners`; text goes to the first at the start.
     pub(crate) fn new(tokenizer: &'a Tokenizer, n_owners: usize) -> Self {
         let spans = vec![Vec::new(); n_owners];
         let (run, parts) = (String::new(), Vec::new());
         Self { tokenizer, lead: Lead::Start, run, parts, owner: 0, spans }
     }
 
-    /// The same behind a control token that is there already.
+    /// Creates an empty canvas after a control token that is already encoded.
     pub(crate) fn after(tokenizer: &'a Tokenizer, control: &'a str, n_owners: usize) -> Self {
         Self { lead: Lead::Control(control), ..Self::new(tokenizer, n_owners) }
     }
 
-    /// Whose list takes what is written next.
+    /// Selects the owner of the text that is written next.
     pub(crate) fn set_owner(&mut self, owner: usize) {
         self.owner = owner;
     }
 
-    /// Writes the template's own text; the names of control tokens in it are those tokens, if they are whole.
+    /// Writes the template's own text, in which names of control tokens become those tokens, if they are complete.
     pub(crate) fn template(&mut self, text: &str) {
         self.write(text, false);
     }
 
-    /// Writes what somebody said; no control token comes of it.
+    /// Writes content, which never becomes a control token.
     pub(crate) fn content(&mut self, text: &str) {
         self.write(text, true);
     }
 
-    /// Puts down what the policy drew, as it was drawn.
+    /// Writes sampled tokens unchanged.
     pub(crate) fn verbatim(&mut self, ids: &[TokenId]) {
         if ids.is_empty() {
             return;
@@ -81,7 +81,7 @@ impl<'a> Canvas<'a> {
         }
     }
 
-    /// Each owner's spans, without two neighbours of one kind.
+    /// Returns each owner's spans, with neighbours of one kind merged.
     pub(crate) fn finish(mut self) -> Vec<Vec<Span>> {
         self.flush();
         self.spans
@@ -116,7 +116,7 @@ impl<'a> Canvas<'a> {
         }
     }
 
-    /// The tokens of a run, behind what stands before it.
+    /// Encodes a run after its lead.
     fn encode(&self, run: &str, parts: &[OwnedSpan]) -> Vec<(Range<usize>, TokenId)> {
         let lead = match self.lead {
             Lead::Control(name) => name,

@@ -15,26 +15,26 @@ use crate::truncate::heard;
 use crate::turn::before_stop;
 use crate::{ChatError, Tokenizer, ToolPrompt, parse_turn};
 
-/// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
+/// Part of every fingerprint. It is incremented when the same settings give other tokens.
 const FORMAT: &str = "chatml 4";
 
 const CLOSE: &str = "<|im_end|>";
 
-/// The choices of [`ChatMl`].
+/// Settings of [`ChatMl`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ChatMlSettings {
-    /// How the system block tells the model about its tools.
+    /// How the system block describes the tools.
     pub tools: ToolPrompt,
-    /// The most tokens of one message's text after the first turn. A longer one loses its middle, with `[... N bytes omitted ...]` in
-    /// its place. The messages before the first turn are the task, and stay whole.
+    /// The most tokens of one message's text after the first turn. The middle of a longer text is replaced by `[... N
+    /// bytes omitted ...]`. Messages before the first turn are the task, and are not truncated.
     pub max_observation_tokens: usize,
-    /// Further control tokens that end a turn, such as those of the model's `generation_config.json`.
+    /// Additional control tokens that end a turn, such as those of the model's `generation_config.json`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// What becomes of thinking in past turns.
+    /// The treatment of thinking in past turns.
     pub thinking: Thinking,
-    /// Whether the model may think; if not, each of its turns begins with an empty block of thinking.
+    /// Whether the model may think; otherwise each of its turns starts with an empty thinking block.
     pub enable_thinking: bool,
 }
 
@@ -50,7 +50,7 @@ impl Default for ChatMlSettings {
     }
 }
 
-/// The plain `ChatML` form, as the Qwen models write it:
+/// The plain `ChatML` format of the Qwen models:
 ///
 /// ```text
 /// <|im_start|>system
@@ -63,22 +63,22 @@ impl Default for ChatMlSettings {
 /// …
 /// ```
 ///
-/// - The newline after a close belongs to the *next* message: a model stops at its close and never writes it. So a bridge
-///   begins with it, and a turn that is over ends in `<|im_end|>`.
-/// - Text of messages is context and the rest scaffold. A token that holds both is context; see the crate's canvas.
-/// - Tool messages become user blocks, each text between `<tool_response>` tags; neighbours share a block.
-/// - Tools stand in the first system block, after the observation's own system message. Without a message to carry it,
+/// - The newline after a close belongs to the *next* message: a model stops at its close and never writes it. So a
+///   bridge starts with it, and a finished turn ends in `<|im_end|>`.
+/// - Text of messages is context and the rest scaffold. A token that contains both is context.
+/// - Tool messages become user blocks, each text between `<tool_response>` tags; consecutive ones share a block.
+/// - Tools are described in the first system block, after the observation's own system message. Without such a message,
 ///   the block is part of the lead-in to the model's turn.
-/// - Text is [cleaned](crate::clean) and cut in the middle before it is encoded, without any control token.
+/// - Text is [cleaned](crate::clean) and truncated in the middle before it is encoded, without any control token.
 /// - An assistant message of an observation (an example, another model) is context like any other.
-/// - What the model drew is never encoded again: where the conversation is rendered whole its turns are put down as they
-///   were drawn, up to their close.
-/// - [`Thinking::Follow`] is Qwen 3's published template: thinking stays only after the last user message that is no answer
-///   of a tool; there an assistant message always has a block of it when it is the last, and otherwise when it has thoughts.
-///   With [`Thinking::Keep`] whatever was thought stays.
+/// - Sampled tokens are never encoded again: when the whole conversation is rendered, sampled turns are copied
+///   unchanged, up to their close.
+/// - [`Thinking::Follow`] is Qwen 3's published template: it keeps thinking only after the last user message that is
+///   not a tool's answer. After it, the last assistant message always has a thinking block, and others have one if they
+///   have thoughts. [`Thinking::Keep`] keeps all thinking.
 ///
-/// Rendering never fails. An action that is written reads back as it was, up to the ids of its calls and blanks at the ends
-/// of its text, unless its text or thinking spells a tag, or a call is malformed.
+/// Rendering never fails. Parsing a written action gives the same action, up to the ids of its calls and blanks at the
+/// ends of its text, unless its text or thinking contains a tag, or a call is malformed.
 #[derive(Clone, Debug)]
 pub struct ChatMl {
     tokenizer: Arc<Tokenizer>,
@@ -89,10 +89,11 @@ pub struct ChatMl {
 }
 
 impl ChatMl {
-    /// The form with this tokenizer. A turn ends at `<|im_end|>`, or at `<|endoftext|>` where the tokenizer has one.
+    /// Creates the renderer with this tokenizer. A turn ends at `<|im_end|>`, or at `<|endoftext|>` if the tokenizer
+    /// has it.
     ///
     /// # Errors
-    /// When `<|im_start|>`, `<|im_end|>` or a token of `settings.stop` is no control token of the tokenizer.
+    /// When `<|im_start|>`, `<|im_end|>` or a token of `settings.stop` is not a control token of the tokenizer.
     pub fn new(tokenizer: Arc<Tokenizer>, mut settings: ChatMlSettings) -> Result<Self, ChatError> {
         let control = |marker: &str| tokenizer.control(marker);
         control("<|im_start|>")?;
@@ -105,20 +106,20 @@ impl ChatMl {
         Ok(Self { tokenizer, settings, fingerprint, close, stop })
     }
 
-    /// The tokenizer.
+    /// Returns the tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
     }
 
-    /// The settings.
+    /// Returns the settings.
     #[must_use]
     pub fn settings(&self) -> &ChatMlSettings {
         &self.settings
     }
 
-    /// The form as a Jinja template, for programs that render with one: `transformers` then makes the prompts that this renderer
-    /// makes. Text that spells control tokens and long observations are not treated there.
+    /// Returns the format as a Jinja template: `transformers` then makes the same prompts as this renderer. The
+    /// template does not handle text that contains names of control tokens, nor long observations.
     #[must_use]
     pub fn template(&self) -> String {
         let text = |text: &str| serde_json::to_string(text).expect("a text can be written");
@@ -136,7 +137,7 @@ impl ChatMl {
     }
 
     fn writer(&self, n_messages: usize, separator: &'static str) -> Writer<'_> {
-        // Two more owners: the lead-in to the model's turn, and what is put into its mouth.
+        // Two more owners: the lead-in to the model's turn, and the text that is forced at its start.
         let canvas = if separator.is_empty() {
             Canvas::new(&self.tokenizer, n_messages + 2)
         } else {
@@ -145,7 +146,7 @@ impl ChatMl {
         Writer { chat: self, canvas, separator, last_query: None, n_messages, n_task: 0 }
     }
 
-    /// Whether the template writes the turns before `new` as they stand.
+    /// Returns whether the template keeps the turns before `new` unchanged.
     fn is_appended(&self, ended: EndedTurn<'_>, history: &[Said<'_>], new: &[Message]) -> bool {
         let close = ended.ids.iter().position(|id| self.stop.contains(id));
         if close.is_some_and(|at| at + 1 < ended.ids.len()) {
@@ -159,11 +160,11 @@ impl ChatMl {
         let mut turns = history[since..].iter().filter(|said| said.message.role == Role::Assistant);
         let is_stripped =
             new.iter().any(thinking::is_query) && turns.any(|turn| self.has_thoughts(turn));
-        // An example just before the turn was the last message, and is not any more.
+        // An example just before the turn was the last message, and now is not.
         let was_last = history.iter().rev().nth(1);
         let is_example = was_last
             .is_some_and(|said| said.drawn.is_none() && said.message.role == Role::Assistant);
-        // So was the turn itself, and its empty block of thinking goes now.
+        // So was the turn itself, whose empty thinking block is now dropped.
         let turn = history.last().and_then(|said| said.drawn).unwrap_or(ended.ids);
         let loses_block = thinking::is_empty_block(&self.tokenizer.decode(turn));
         is_closed && !is_stripped && !is_example && !loses_block
@@ -238,17 +239,18 @@ impl Renderer for ChatMl {
 struct Writer<'a> {
     chat: &'a ChatMl,
     canvas: Canvas<'a>,
-    /// What stands before the next block.
+    /// Written before the next block.
     separator: &'static str,
-    /// Thinking stays after it.
+    /// Thinking is kept after this message.
     last_query: Option<usize>,
     n_messages: usize,
-    /// The messages of the task, which stand before the first turn.
+    /// The number of messages before the first turn, which are the task.
     n_task: usize,
 }
 
 impl Writer<'_> {
-    /// The system block with the tools. Answers how many messages are in it: one if the first is a system message.
+    /// Writes the system block with the tools and returns the number of messages in it: one if the first is a system
+    /// message.
     fn tools(&mut self, tools: &[ToolSpec], first: Option<&Message>) -> usize {
         if tools.is_empty() || self.chat.settings.tools == ToolPrompt::Omit {
             return 0;
@@ -304,7 +306,7 @@ impl Writer<'_> {
         }
     }
 
-    /// What the policy drew, up to its close.
+    /// Writes a sampled turn, up to its close.
     fn turn(&mut self, index: usize, drawn: &[TokenId]) {
         let chat = self.chat;
         let turn = before_stop(drawn, &chat.stop);
@@ -364,7 +366,7 @@ impl Writer<'_> {
         self.canvas.content(&text);
     }
 
-    /// What of a message's text reaches the model.
+    /// Returns the part of a message's text that the model sees.
     fn heard(&self, index: usize, text: &str) -> String {
         let is_task = index < self.n_task;
         let limit = if is_task { usize::MAX } else { self.chat.settings.max_observation_tokens };
@@ -384,7 +386,7 @@ impl Writer<'_> {
     }
 }
 
-/// Writes an action up to its close.
+/// Writes an action, up to its close.
 pub(crate) fn hermes_turn(canvas: &mut Canvas<'_>, action: &Action) {
     let calls = action.calls.iter().map(|attempt| match attempt {
         CallAttempt::Call(call) => format!("\n{}\n", call_json(call)),
@@ -394,8 +396,8 @@ pub(crate) fn hermes_turn(canvas: &mut Canvas<'_>, action: &Action) {
     write_turn(canvas, action.reasoning.as_deref(), (&action.text, has_text), calls);
 }
 
-/// Writes an assistant's turn up to its close. A call is what stands between the tags; the template sets the first apart from
-/// text, also from text whose line breaks it has trimmed away.
+/// Writes an assistant's turn, up to its close. A call is the text between the tags; the template separates the first
+/// call from text, even from text whose line breaks it has trimmed.
 fn write_turn(
     canvas: &mut Canvas<'_>,
     reasoning: Option<&str>,
@@ -416,11 +418,11 @@ fn write_turn(
     }
 }
 
-/// A closing tag inside a string of the call is written so that it does not end the call.
+/// Escapes a closing tag inside a string of the call, so that it does not end the call.
 fn call_json(call: &ToolCall) -> String {
     let name = to_python_json(&Value::from(call.name.as_str()));
     let arguments = match &call.arguments {
-        // The Qwen templates take a string for JSON that is already written.
+        // The Qwen templates treat a string as JSON text.
         Value::String(written) => written.clone(),
         arguments => to_python_json(arguments),
     };
@@ -428,7 +430,7 @@ fn call_json(call: &ToolCall) -> String {
     json.replace("</tool_call>", "\\u003c/tool_call>")
 }
 
-/// A form's own end tokens and the further ones, of which those that are new stay, in one order wherever they were found.
+/// Merges a format's own end tokens with additional ones, without repetitions and in a fixed order.
 pub(crate) fn with_further_ends(
     tokenizer: &Tokenizer,
     mut own: Vec<TokenId>,
@@ -445,7 +447,7 @@ pub(crate) fn with_further_ends(
     Ok(own)
 }
 
-/// How many messages stand before the first turn: the task.
+/// Returns the number of messages before the first turn: the task.
 pub(crate) fn n_task(conversation: &[Said<'_>]) -> usize {
     conversation.iter().take_while(|said| said.message.role != Role::Assistant).count()
 }

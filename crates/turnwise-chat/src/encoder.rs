@@ -1,4 +1,4 @@
-//! The `tokenizers` library behind a boundary: its ids, but no control token out of text.
+//! The `tokenizers` library behind a boundary: the same ids, but no control token out of plain text.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use turnwise_trajectory::TokenId;
 
 use crate::added::AddedTokens;
 
-/// A token and the bytes of the text it stands for; the tokens of one character all have the whole character.
+/// A token and its range of bytes in the text; the tokens of one character all have the range of the character.
 pub(crate) struct Piece {
     pub(crate) id: TokenId,
     pub(crate) start: usize,
@@ -23,16 +23,16 @@ pub(crate) struct Piece {
 pub(crate) struct Encoder {
     inner: Library,
     added: AddedTokens,
-    /// The token of what the vocabulary cannot express, if it is named as one.
+    /// The token for inexpressible text, if it is declared as one.
     unknown: Option<TokenId>,
     opens_with_blank: bool,
-    /// A token whose text other tokens can stand behind.
+    /// A token of plain text, to decode other tokens after it.
     letter: Option<TokenId>,
 }
 
 type Failed = tokenizers::Error;
 
-/// What of the file the library does not tell.
+/// Parts of the file that the library does not expose.
 #[derive(Deserialize)]
 struct File {
     model: FileModel,
@@ -44,9 +44,9 @@ struct FileModel {
 }
 
 impl Encoder {
-    /// The encoder of a file's text, or why there is none.
+    /// Creates the encoder of a file's text, or returns why it is not supported.
     pub(crate) fn new(json: &str) -> Result<Self, String> {
-        // Read first: the library panics on some files that are not even JSON.
+        // Parsed first, because the library panics on some files that are not JSON.
         let file: File = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let mut inner: Library = json.parse().map_err(|error: Failed| error.to_string())?;
         inner.with_padding(None);
@@ -77,7 +77,7 @@ impl Encoder {
         self.opens_with_blank
     }
 
-    /// One more than the largest id.
+    /// Returns the largest id plus one.
     pub(crate) fn n_ids(&self) -> usize {
         self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
@@ -86,7 +86,7 @@ impl Encoder {
         self.inner.token_to_id(token)
     }
 
-    /// What a token says behind other text: alone, a blank that it begins with may be lost.
+    /// Returns the text of a token after other text: alone, a leading blank may be lost.
     pub(crate) fn token_text(&self, id: TokenId) -> Option<String> {
         self.inner.id_to_token(id)?;
         let alone = self.decode(&[id], false);
@@ -104,7 +104,7 @@ impl Encoder {
         })
     }
 
-    /// The library's ids.
+    /// Returns the library's ids.
     pub(crate) fn ids(&self, text: &str) -> Vec<TokenId> {
         if let Ok(encoding) = self.inner.encode_fast(text, false) {
             return encoding.get_ids().to_vec();
@@ -130,7 +130,8 @@ impl Encoder {
         if pieces.iter().any(is_misplaced) { self.guarded(text, template) } else { pieces }
     }
 
-    /// The same for a text that spells control tokens where there shall be none: such names are encoded as the words around them.
+    /// Returns the ids of a text with names of control tokens that must not become control tokens: such names are
+    /// encoded like the words around them.
     fn guarded(&self, text: &str, template: &[Range<usize>]) -> Vec<Piece> {
         let encode = || -> Result<Vec<Piece>, Failed> {
             let mut parts = PreTokenizedString::from(text);
@@ -147,7 +148,7 @@ impl Encoder {
         encode().unwrap_or_default()
     }
 
-    /// The text cut at the added tokens that are allowed where they stand.
+    /// Splits the text at the added tokens that are allowed at their places.
     fn divided(
         &self,
         whole: &NormalizedString,
@@ -179,8 +180,8 @@ impl Encoder {
         parts
     }
 
-    /// The tokens of a word, none of them a control token: where the vocabulary would merge to one, characters stand alone, and a
-    /// character that has no token is left out.
+    /// Returns the tokens of a word without control tokens: where the vocabulary would merge to one, characters are
+    /// encoded alone, and a character without a token is dropped.
     fn spelled(&self, word: &str) -> Vec<Token> {
         let is_said =
             |token: &Token| !self.added.is_control(token.id) || Some(token.id) == self.unknown;
@@ -211,7 +212,7 @@ fn unknown_token(inner: &Library, id: Option<TokenId>) -> Option<String> {
     }
 }
 
-/// Whether the range is inside one of the others.
+/// Returns whether the range is inside one of the others.
 fn is_within(range: &Range<usize>, others: &[Range<usize>]) -> bool {
     let index = others.partition_point(|other| other.end < range.end);
     others.get(index).is_some_and(|other| other.start <= range.start && range.end <= other.end)

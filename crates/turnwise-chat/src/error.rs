@@ -2,67 +2,67 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// What can go wrong with a tokenizer or a chat format. Rendering and parsing themselves do not fail.
+/// An error of a tokenizer or a chat format. Rendering and parsing themselves do not fail.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChatError {
-    /// A file could not be read.
+    /// A file that cannot be read.
     #[error("read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A file could not be written.
+    /// A file that cannot be written.
     #[error("write {}", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A file is larger than is read.
+    /// A file that is too large.
     #[error("read {}: it has more than {limit} bytes", path.display())]
     TooBig {
         /// The file.
         path: PathBuf,
-        /// The most bytes that are read.
+        /// The largest supported size, in bytes.
         limit: u64,
     },
-    /// A file is not a tokenizer.
+    /// A file that is not a tokenizer.
     #[error("parse {}: {reason}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Why not: one short line.
+        /// The problem, in one short line.
         reason: String,
     },
-    /// A tokenizer of a kind that cannot carry every text there and back.
+    /// A tokenizer that cannot encode and decode every text.
     #[error("use the tokenizer: {0}")]
     Unsupported(String),
-    /// A chat format needs a control token that the tokenizer does not have.
+    /// A control token that a chat format needs and the tokenizer does not have.
     #[error("find the token {marker:?} among the tokenizer's added tokens")]
     MissingMarker {
         /// The token's text.
         marker: String,
     },
-    /// A vocabulary too small for the bytes and the control tokens.
+    /// A vocabulary that is too small for the bytes and the control tokens.
     #[error("train a tokenizer with {n_ids} ids: it needs at least {least}")]
     TooFewIds {
-        /// How many were asked for.
+        /// The requested number of ids.
         n_ids: usize,
-        /// How many there must be.
+        /// The smallest number of ids.
         least: usize,
     },
-    /// A chat template that the caller has not said to trust.
+    /// A chat template that the caller does not trust.
     #[error(
         "run a chat template: its hash is {hash}, and {trusted:?} is trusted; read it, then trust that hash"
     )]
     Untrusted {
         /// The template's hash.
         hash: String,
-        /// The one that is trusted.
+        /// The trusted hash.
         trusted: String,
     },
     /// A chat template that cannot be run.
@@ -70,7 +70,7 @@ pub enum ChatError {
     Template(String),
 }
 
-/// Text of a library or of a file as an error repeats it: one line of at most 200 characters, without control characters.
+/// Shortens text of a library or of a file to one line of at most 200 characters, without control characters.
 pub(crate) fn brief(text: impl fmt::Display) -> String {
     const LONGEST: usize = 200;
     let text = text.to_string();

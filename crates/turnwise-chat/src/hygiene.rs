@@ -1,13 +1,13 @@
 use std::borrow::Cow;
 
-/// How far the end of a terminal string (a window title, a link) is looked for. A bound, so that a text full of openings
-/// does not cost the square of its length.
+/// The most bytes to search for the end of a terminal string (a window title, a link). Without a bound, a text full of
+/// openings would take quadratic time.
 const MAX_TERMINAL_STRING_BYTES: usize = 4096;
 
-/// The text without terminal escapes and control characters; newlines and tabs stay.
+/// Removes terminal escapes and control characters; newlines and tabs stay.
 ///
-/// What a tool prints is meant for a terminal. A model gains nothing from colours, and a carriage return shows a person
-/// other text than the model reads. The raw text stays in the message that is recorded.
+/// Tools often print for a terminal. Colours do not help a model, and with a carriage return a person sees other text
+/// than the model reads. The recorded message keeps the raw text.
 ///
 /// ```
 /// assert_eq!(turnwise_chat::clean("\u{1b}[31mred\u{1b}[0m\r\n"), "red\n");
@@ -45,7 +45,7 @@ fn after_escape(text: &str) -> &str {
     }
 }
 
-/// Parameters, intermediates, one final character.
+/// Skips parameters, intermediates and one final character.
 fn after_control_sequence(text: &str) -> &str {
     let text = text.trim_start_matches(|c| ('0'..='?').contains(&c));
     after_final(text.trim_start_matches(is_intermediate), '@'..='~')
@@ -62,7 +62,7 @@ fn after_final(text: &str, finals: std::ops::RangeInclusive<char>) -> &str {
     }
 }
 
-/// A string ends on its own line or was none: an opening must not swallow what follows.
+/// Skips a terminal string. It must end on its own line, so that an opening does not swallow what follows.
 fn after_terminal_string(text: &str) -> &str {
     let window = &text[..text.floor_char_boundary(MAX_TERMINAL_STRING_BYTES)];
     let Some(at) = window.find(['\u{7}', '\u{9c}', '\u{1b}', '\n']) else { return text };

@@ -1,4 +1,4 @@
-//! A chat template as a program of somebody else's: bounded, and as close to Python's Jinja as templates need.
+//! Chat templates as untrusted programs: bounded, and as close to Python's Jinja as templates need.
 
 mod clock;
 mod methods;
@@ -15,17 +15,17 @@ use turnwise_rollout::RenderError;
 
 use clock::Clock;
 
-/// Steps of one rendering, and how many more for each message; published templates take some hundred for one.
+/// Steps of one rendering, and additional steps for each message; published templates take some hundred for each.
 const FUEL: u64 = 200_000;
 const FUEL_PER_MESSAGE: u64 = 5_000;
-/// With no more than these, the steps suffice.
+/// Up to this number of messages, the base steps suffice.
 const MANY_MESSAGES: u64 = 40;
 const MAX_DEPTH: usize = 100;
 const NAME: &str = "chat template";
 
-/// The environment with the template in it, as `transformers` sets it up.
+/// Creates the environment with the template, configured as in `transformers`.
 ///
-/// `times` and `clock` answer `strftime_now`: what a prompt says must not depend on when it is rendered.
+/// `times` and `clock` determine `strftime_now`: a prompt must not depend on when it is rendered.
 pub(crate) fn environment(
     template: &str,
     times: BTreeMap<String, String>,
@@ -56,7 +56,7 @@ pub(crate) fn environment(
     Ok(environment)
 }
 
-/// A moment in a format of `strftime`; `None` where the text is no moment.
+/// Formats a moment as `strftime` does; returns `None` if the text is not a moment.
 pub(crate) fn formatted(time: &str, format: &str) -> Option<String> {
     Some(Clock::parse(time).ok()?.format(format))
 }
@@ -65,8 +65,8 @@ fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
-/// The template with `{% generation %}` as a scope: it only says which text training is on, which tokens say here. The line break
-/// after `{% raw %}` stays, as in Jinja2.
+/// Turns `{% generation %}` into a scope: it marks the text for training, which tokens mark here. The line break after
+/// `{% raw %}` stays, as in Jinja2.
 fn adapted(template: &str) -> String {
     let mut written = String::with_capacity(template.len());
     let mut rest = template;
@@ -98,7 +98,7 @@ fn adapted(template: &str) -> String {
     written
 }
 
-/// What the template writes, at most `limit` bytes.
+/// Renders a template, up to `limit` bytes.
 pub(crate) fn render(
     environment: &Environment<'_>,
     context: &serde_json::Value,
@@ -122,7 +122,7 @@ pub(crate) fn render(
     String::from_utf8(output.bytes).map_err(|error| RenderError(error.to_string()))
 }
 
-/// JSON as the template engine holds it, keys in their order.
+/// Converts JSON to a value of the template engine, with keys in order.
 fn given(value: &serde_json::Value) -> Value {
     match value {
         serde_json::Value::Null => Value::from(()),
@@ -143,7 +143,7 @@ fn given(value: &serde_json::Value) -> Value {
 struct Capped {
     bytes: Vec<u8>,
     limit: usize,
-    /// Whether there was more to write.
+    /// Whether the output was cut.
     is_full: bool,
 }
 

@@ -1,8 +1,8 @@
 //! Chat formats and tokenizers: text in, token ids out.
 //!
-//! A [`Tokenizer`] turns text into ids in two ways that never mix: what somebody *said* is encoded without any control
-//! token, whatever it contains; what a *template* writes may be control tokens. [`ChatMl`] is the renderer on top of it,
-//! [`parse_turn`] reads what a model wrote, and [`train_tokenizer`] makes a small tokenizer for a model made from scratch.
+//! A [`Tokenizer`] encodes text in two ways that never mix: content is encoded without any control token, whatever it
+//! contains; the text of a *template* may contain control tokens. [`ChatMl`] is a renderer on top of it, [`parse_turn`]
+//! parses what a model wrote, and [`train_tokenizer`] trains a small tokenizer for a new model.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -24,10 +24,10 @@
 //! # Ok::<(), turnwise_chat::ChatError>(())
 //! ```
 //!
-//! [`Llama3`] is the form of Llama 3, and [`TemplateRenderer`] runs a model's own Jinja template within bounds. What becomes
-//! of thinking in past turns is a choice, [`Thinking`].
+//! [`Llama3`] is the format of Llama 3, and [`TemplateRenderer`] runs a model's own Jinja template within bounds.
+//! [`Thinking`] selects the treatment of thinking in past turns.
 //!
-//! Not supported: tokenizers that are no `tokenizer.json`; templates that put images into messages.
+//! Not supported: tokenizers without a `tokenizer.json`; templates that put images into messages.
 
 mod added;
 mod call_bodies;

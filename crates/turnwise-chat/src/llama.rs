@@ -16,14 +16,14 @@ use crate::truncate::heard;
 use crate::turn::before_stop;
 use crate::{ChatError, Tokenizer};
 
-/// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
+/// Part of every fingerprint. It is incremented when the same settings give other tokens.
 const FORMAT: &str = "llama3 2";
 
 const CLOSE: &str = "<|eot_id|>";
-/// Other tokens that end a turn, where the tokenizer has them.
+/// Other tokens that end a turn, if the tokenizer has them.
 const OTHER_STOPS: [&str; 2] = ["<|eom_id|>", "<|end_of_text|>"];
 
-/// Verbatim from the Llama 3.1 template, as are the texts below.
+/// Verbatim from the Llama 3.1 template, like the texts below.
 const CALL_FORM: &str = "Respond in the format {\"name\": function name, \"parameters\": dictionary of argument name \
     and its value}.Do not use variables.\n\n";
 const TOOLS_FOR_USER: &str = "Given the following functions, please respond with a JSON for a function call with its \
@@ -31,18 +31,18 @@ const TOOLS_FOR_USER: &str = "Given the following functions, please respond with
 const TOOLS_FOR_SYSTEM: &str = "You have access to the following functions. To call a function, please respond with JSON \
     for a function call.";
 
-/// The choices of [`Llama3`].
+/// Settings of [`Llama3`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Llama3Settings {
-    /// The day that the system block names. Frozen: a prompt must not depend on when it is rendered.
+    /// The date in the system block. It is fixed: a prompt must not depend on when it is rendered.
     pub date: String,
-    /// Whether the tools stand in the first user message; otherwise in the system block.
+    /// Whether the tools are described in the first user message; otherwise in the system block.
     pub tools_in_user_message: bool,
-    /// The most tokens of one message's text after the first turn. A longer one loses its middle, with `[... N bytes omitted ...]` in
-    /// its place. The messages before the first turn are the task, and stay whole.
+    /// The most tokens of one message's text after the first turn. The middle of a longer text is replaced by `[... N
+    /// bytes omitted ...]`. Messages before the first turn are the task, and are not truncated.
     pub max_observation_tokens: usize,
-    /// Further control tokens that end a turn, such as those of the model's `generation_config.json`.
+    /// Additional control tokens that end a turn, such as those of the model's `generation_config.json`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
 }
@@ -58,7 +58,7 @@ impl Default for Llama3Settings {
     }
 }
 
-/// The form of Llama 3.1 and its successors, as their published template writes it:
+/// The format of Llama 3.1 and its successors, as in their published template:
 ///
 /// ```text
 /// <|begin_of_text|><|start_header_id|>system<|end_header_id|>
@@ -73,14 +73,14 @@ impl Default for Llama3Settings {
 /// 8<|eot_id|>…
 /// ```
 ///
-/// - The block of the system stands in every prompt, once, and is part of the first message.
-/// - Text of users and of the system is trimmed, as in the published template. Text of the assistant is not, which that template
-///   trims: a sampled turn stays as it was sampled, and a template cannot tell it from one that somebody else wrote.
-/// - Answers of tools are JSON strings, as in the template, which takes any text for something to iterate over.
-/// - An assistant message with calls is its one call; its text goes. More than one call in a message of somebody else's
-///   cannot be rendered. What the policy drew is put down as it was.
-/// - There is no thinking and nothing is ever rewritten, but for a turn that ended in another way than with `<|eot_id|>`: the
-///   template does not write `<|eom_id|>` or `<|end_of_text|>` there, so the conversation forks.
+/// - Every prompt has one system block, which is part of the first message.
+/// - Text of users and of the system is trimmed, as in the published template. Text of the assistant is not, unlike in
+///   that template: a sampled turn stays unchanged, and a template cannot tell it from other assistant text.
+/// - Tools' answers are JSON strings, as in the template, which treats any text as iterable.
+/// - An assistant message with calls consists of its one call; its text is dropped. More than one call in a message
+///   that the policy did not sample cannot be rendered. Sampled turns are copied unchanged.
+/// - There is no thinking, and nothing is rewritten, except a turn that did not end with `<|eot_id|>`: the template
+///   does not write `<|eom_id|>` or `<|end_of_text|>` there, so the conversation forks.
 #[derive(Clone, Debug)]
 pub struct Llama3 {
     tokenizer: Arc<Tokenizer>,
@@ -91,10 +91,11 @@ pub struct Llama3 {
 }
 
 impl Llama3 {
-    /// The form with this tokenizer.
+    /// Creates the renderer with this tokenizer.
     ///
     /// # Errors
-    /// When `<|begin_of_text|>`, a header token, `<|eot_id|>` or a token of `settings.stop` is no control token of the tokenizer.
+    /// When `<|begin_of_text|>`, a header token, `<|eot_id|>` or a token of `settings.stop` is not a control token of
+    /// the tokenizer.
     pub fn new(tokenizer: Arc<Tokenizer>, mut settings: Llama3Settings) -> Result<Self, ChatError> {
         let control = |marker: &str| tokenizer.control(marker);
         control("<|begin_of_text|>")?;
@@ -110,14 +111,14 @@ impl Llama3 {
         Ok(Self { tokenizer, settings, fingerprint, close, stop })
     }
 
-    /// The tokenizer.
+    /// Returns the tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
     }
 
-    /// The form as a Jinja template, for programs that render with one: `transformers` then makes the prompts that this renderer
-    /// makes. Text that spells control tokens and long observations are not treated there.
+    /// Returns the format as a Jinja template: `transformers` then makes the same prompts as this renderer. The
+    /// template does not handle text that contains names of control tokens, nor long observations.
     #[must_use]
     pub fn template(&self) -> String {
         let text = |text: &str| serde_json::to_string(text).expect("a text can be written");
@@ -202,12 +203,13 @@ struct Writer<'a> {
     chat: &'a Llama3,
     canvas: Canvas<'a>,
     n_messages: usize,
-    /// The messages of the task, which stand before the first turn.
+    /// The number of messages before the first turn, which are the task.
     n_task: usize,
 }
 
 impl Writer<'_> {
-    /// The system block, and the first user message where it carries the tools. Answers how many messages that were.
+    /// Writes the system block, and the first user message if it describes the tools. Returns the number of messages
+    /// written.
     fn head(
         &mut self,
         conversation: &[Said<'_>],
@@ -323,7 +325,7 @@ impl Writer<'_> {
         self.canvas.content(text.trim());
     }
 
-    /// What of a message's text reaches the model.
+    /// Returns the part of a message's text that the model sees.
     fn heard(&self, index: usize, text: &str) -> String {
         let is_task = index < self.n_task;
         let limit = if is_task { usize::MAX } else { self.chat.settings.max_observation_tokens };
@@ -338,7 +340,7 @@ impl Writer<'_> {
     }
 }
 
-/// Writes an action up to its close. Text comes after calls: before them it would make text of them.
+/// Writes an action, up to its close. Text follows the calls, because calls after text would be parsed as text.
 pub(crate) fn llama_turn(canvas: &mut Canvas<'_>, action: &Action) {
     let calls = action.calls.iter().map(|attempt| match attempt {
         CallAttempt::Call(call) => call_json(call),

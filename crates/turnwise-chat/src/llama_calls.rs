@@ -6,21 +6,21 @@ use crate::tool_calls::{MAX_CALL_BYTES, Mistake, numbered, read_value};
 
 pub(crate) const PYTHON_TAG: &str = "<|python_tag|>";
 
-/// Reads the text of one turn in the form of Llama 3: the whole turn is tool calls, or none of it is.
+/// Parses the text of one turn in the format of Llama 3: the whole turn is tool calls, or none of it is.
 ///
 /// ```text
 /// {"name": "calc", "parameters": {"a": 3, "op": "+", "b": 5}}
 /// ```
 ///
-/// Never fails, in time linear in the text and with at most [`MAX_CALL_BYTES`] of it read as JSON at a time:
+/// Never fails, takes time linear in the text, and parses at most [`MAX_CALL_BYTES`] of it as JSON at a time:
 ///
-/// - A turn is calls when it begins with `<|python_tag|>`, with an object whose first key is `"name"`, or with one that has a name and
-///   arguments in another order (`{"type": "function", "name": …`), also as its `function`. Anything else is text: this form has
-///   no thinking and no tags, and a code fence means nothing.
-/// - Several calls follow one another, with blanks, `;` or `,` between. Text after the last is text.
-/// - Arguments stand under `parameters`, or under `arguments`.
-/// - What cannot be read as JSON, has a key twice, nests 128 deep or has no name: `decode`, up to the end of the turn. A call
-///   of more than [`MAX_CALL_BYTES`]: `too_large`. Arguments that are no object: `invalid_args`.
+/// - A turn is calls when it starts with `<|python_tag|>`, with an object whose first key is `"name"`, or with one that
+///   has a name and arguments in another order (`{"type": "function", "name": …`), also as its `function`. Anything
+///   else is text: this format has no thinking and no tags, and a code fence has no meaning.
+/// - Several calls follow each other, separated by blanks, `;` or `,`. Text after the last call is text.
+/// - Arguments are under `parameters`, or under `arguments`.
+/// - Invalid JSON, a duplicate key, a depth of 128 or a missing name: `decode`, up to the end of the turn. A call of
+///   more than [`MAX_CALL_BYTES`]: `too_large`. Arguments that are not an object: `invalid_args`.
 ///
 /// ```
 /// let action = turnwise_chat::parse_llama_turn(r#"{"name": "roll", "parameters": {}}"#);
@@ -49,7 +49,8 @@ pub fn parse_llama_turn(text: &str) -> Action {
     Action { calls, ..Action::text(rest) }
 }
 
-/// Whether a call begins here: an object whose first key is its name, or one that names a function in another order.
+/// Returns whether a call starts here: an object whose first key is its name, or one that names a function in another
+/// order.
 fn begins_call(text: &str) -> bool {
     let Some(inside) = text.strip_prefix('{').map(str::trim_start) else { return false };
     if inside.starts_with("\"name\"") {

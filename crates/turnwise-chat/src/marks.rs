@@ -1,6 +1,7 @@
-//! Invisible marks in what a template is given, by which its output shows what came from whom.
+//! Invisible marks in the input of a template, by which its output shows the owner of each text.
 //!
-//! The marks are noncharacters, which Unicode keeps for use inside of programs; text that holds them loses them.
+//! The marks are noncharacters, which Unicode reserves for use inside programs; they are removed from text that
+//! contains them.
 
 use std::ops::Range;
 
@@ -10,18 +11,18 @@ use crate::Tokenizer;
 
 const START: char = '\u{fdd0}';
 const END: char = '\u{fdd1}';
-/// Stands inside the names of control tokens that somebody spelled, so that they are no longer those names.
+/// Splits the names of control tokens in content, so that they are no longer those names.
 const JOINT: char = '\u{fdd2}';
-/// After a start comes a character that says whose text it is; this one and the 65,533 after it are for private use.
+/// A start is followed by a character for the text's owner; this one and the 65,533 after it are for private use.
 const FIRST_INDEX: u32 = 0xf_0000;
 pub(crate) const MAX_OWNERS: usize = 0xfffe;
 
-/// The text without marks, which it must not bring along.
+/// Removes marks from a text.
 pub(crate) fn unmarked(text: &str) -> String {
     text.chars().filter(|c| ![START, END, JOINT].contains(c)).collect()
 }
 
-/// A text with marks around it, blanks at its ends excepted: those the template may trim. A text of blanks stays as it is.
+/// Puts marks around a text, except blanks at its ends, which the template may trim. A text of blanks does not change.
 pub(crate) fn marked(tokenizer: &Tokenizer, owner: usize, text: &str) -> String {
     let text = guarded(tokenizer, text);
     let core = text.trim();
@@ -34,7 +35,7 @@ pub(crate) fn marked(tokenizer: &Tokenizer, owner: usize, text: &str) -> String 
     format!("{before}{START}{index}{core}{END}{after}")
 }
 
-/// The text with a joint in each name of a control token, and at an end that could be part of one.
+/// Inserts a joint into each name of a control token, and at an end that could be part of one.
 pub(crate) fn guarded(tokenizer: &Tokenizer, text: &str) -> String {
     let text = unmarked(text);
     let added = tokenizer.added();
@@ -54,7 +55,7 @@ pub(crate) fn guarded(tokenizer: &Tokenizer, text: &str) -> String {
     guarded
 }
 
-/// Every string in a value, keys too, as `change` makes it.
+/// Applies `change` to every string in a value, keys included.
 pub(crate) fn each_text(value: &Value, change: &impl Fn(&str) -> String) -> Value {
     match value {
         Value::String(text) => Value::String(change(text)),
@@ -68,19 +69,19 @@ pub(crate) fn each_text(value: &Value, change: &impl Fn(&str) -> String) -> Valu
     }
 }
 
-/// What a template wrote, with what the marks say of it.
+/// A template's output, with the content of its marks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Output {
-    /// Without marks.
+    /// The output without marks.
     pub(crate) text: String,
-    /// Where texts stand that were marked, and whose they are; in the order of their places.
+    /// The ranges of marked texts, with their owners, in order.
     pub(crate) said: Vec<(Range<usize>, usize)>,
-    /// Places that no name of a control token reaches over.
+    /// Places that no name of a control token may cross.
     pub(crate) joints: Vec<usize>,
 }
 
 impl Output {
-    /// Reads what a template wrote.
+    /// Parses the output of a template.
     pub(crate) fn read(written: &str) -> Self {
         let mut output = Self { text: String::with_capacity(written.len()), ..Self::default() };
         let mut open: Option<(usize, usize)> = None;
@@ -109,14 +110,15 @@ impl Output {
         }
     }
 
-    /// Whether a joint stands between the ends of a range.
+    /// Returns whether a joint is inside a range.
     pub(crate) fn has_joint_inside(&self, range: &Range<usize>) -> bool {
-        // They are in the order of their places.
+        // The joints are sorted.
         let next = self.joints.partition_point(|joint| *joint <= range.start);
         self.joints.get(next).is_some_and(|joint| *joint < range.end)
     }
 
-    /// Whether marked text holds the whole name of a control token, which then is the template's: a mark was lost.
+    /// Returns whether marked text contains the whole name of a control token, which then is the template's: a mark was
+    /// lost.
     pub(crate) fn is_torn(&self, tokenizer: &Tokenizer) -> bool {
         let is_whole = |range: &Range<usize>, at: usize| {
             let found = tokenizer.added().control_at(&self.text[..range.end], at);

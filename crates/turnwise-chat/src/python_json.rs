@@ -3,23 +3,23 @@ use std::fmt::Write;
 use serde::Serialize;
 use serde_json::Value;
 
-/// How JSON is written: the options of Python's `json.dumps`.
+/// Style of JSON: the options of Python's `json.dumps`.
 pub(crate) struct JsonStyle {
-    /// What stands between two items.
+    /// The separator of items.
     pub(crate) item: String,
-    /// What stands between a key and its value.
+    /// The separator of a key and its value.
     pub(crate) key: String,
-    /// What each level of depth puts before an item, which is then on a line of its own.
+    /// The indentation of each level; each item is then on a line of its own.
     pub(crate) indent: Option<String>,
-    /// Whether everything but ASCII is escaped.
+    /// Whether other characters than ASCII are escaped.
     pub(crate) is_ascii: bool,
     /// Whether keys are sorted.
     pub(crate) is_sorted: bool,
 }
 
-/// JSON as chat templates write it: Python's `json.dumps(…, ensure_ascii=False)`, with `", "` and `": "`.
+/// Writes JSON as chat templates do: Python's `json.dumps(…, ensure_ascii=False)`, with `", "` and `": "`.
 ///
-/// Models were trained on this spacing. Object keys come in the order of the value's map.
+/// Models were trained on this spacing. Object keys have the order of the value's map.
 pub(crate) fn to_python_json(value: &impl Serialize) -> String {
     let style = JsonStyle {
         item: ", ".to_owned(),
@@ -31,7 +31,7 @@ pub(crate) fn to_python_json(value: &impl Serialize) -> String {
     to_json(value, &style)
 }
 
-/// The same with line breaks: Python's `json.dumps(…, ensure_ascii=False, indent=…)`.
+/// Writes JSON with line breaks: Python's `json.dumps(…, ensure_ascii=False, indent=…)`.
 pub(crate) fn to_indented_json(value: &impl Serialize, indent: usize) -> String {
     let style = JsonStyle {
         item: ",".to_owned(),
@@ -126,7 +126,7 @@ fn write_text(out: &mut String, text: &str, is_ascii: bool) {
     out.push('"');
 }
 
-/// Integers as they are, floats as Python's `repr` writes them: the shortest digits that read back, with an exponent below
+/// Writes integers unchanged, and floats as Python's `repr`: the shortest digits that read back, with an exponent below
 /// 1e-4 and from 1e16 on.
 fn write_number(out: &mut String, number: &serde_json::Number) {
     match number.as_f64().filter(|_| number.is_f64()) {

@@ -1,4 +1,4 @@
-//! Panics of a library as errors, without their message on the terminal.
+//! Conversion of a library's panics to errors, without messages on the terminal.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -8,9 +8,9 @@ thread_local! {
     static IS_QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work`; a panic in it is an error with the panic's message, and nothing is printed of it.
+/// Runs `work` and converts a panic to an error with its message, without printing it.
 ///
-/// The process has one panic hook. It is wrapped once, so that panics elsewhere are reported as before.
+/// The process has one panic hook. It is wrapped once, so that other panics are reported as before.
 pub(crate) fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static WRAP: Once = Once::new();
     WRAP.call_once(|| {

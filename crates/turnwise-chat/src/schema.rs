@@ -4,13 +4,13 @@ use turnwise_environment::{CallError, ToolCall, ToolSpec};
 use crate::strict_json;
 use crate::tool_calls::Mistake;
 
-/// The most characters of a name that a message repeats: the agent chose it.
+/// The most characters of a name in a message, because the agent chose the name.
 const MAX_NAME_CHARS: usize = 64;
 
-/// Holds a call to its tool's schema, one level deep: the tool exists, what is required is there, nothing else is where the
-/// schema forbids it, and each argument has a type that the schema allows. Deeper rules are the tool's to check.
+/// Checks a call against its tool's schema, one level deep: the tool exists, required arguments are there, forbidden
+/// ones are not, and each argument has an allowed type. Deeper rules are left to the tool.
 ///
-/// An argument written as a string where the schema wants no string is read as JSON, as the calls of small models need it.
+/// A string argument is parsed as JSON if the schema does not allow a string, which small models' calls need.
 pub(crate) fn fit(call: &mut ToolCall, tools: &[ToolSpec]) -> Result<(), Mistake> {
     let Some(tool) = tools.iter().find(|tool| tool.name == call.name) else {
         let message = format!("no tool is called `{}`", shortened(&call.name));
@@ -49,7 +49,7 @@ fn fit_type(name: &str, value: &mut Value, allowed: &Value) -> Result<(), Mistak
         return Ok(());
     }
     let read = value.as_str().and_then(|text| match text.trim() {
-        // As Python writes them.
+        // Python's spelling.
         "True" => Some(Value::Bool(true)),
         "False" => Some(Value::Bool(false)),
         "None" => Some(Value::Null),
@@ -68,7 +68,7 @@ fn fit_type(name: &str, value: &mut Value, allowed: &Value) -> Result<(), Mistak
     }
 }
 
-/// A type that no one knows fits everything.
+/// Returns whether a value has a type; an unknown type allows everything.
 fn is_of(value: &Value, allowed: &str) -> bool {
     match allowed {
         "string" => value.is_string(),
@@ -86,7 +86,7 @@ fn wrong(message: String) -> Result<(), Mistake> {
     Err((CallError::InvalidArgs, message))
 }
 
-/// The beginning of a name, as a message repeats it.
+/// Shortens a name for a message.
 pub(crate) fn shortened(name: &str) -> String {
     let short: String = name.chars().take(MAX_NAME_CHARS).collect();
     if short.len() < name.len() { format!("{short}…") } else { short }

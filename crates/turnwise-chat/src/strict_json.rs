@@ -5,17 +5,17 @@ use serde_json::{Map, Number, Value};
 
 use crate::schema::shortened;
 
-/// Reads one JSON value that writes no key twice, nests less than 128 deep, and has no integer beyond 64 bits.
+/// Parses one JSON value without duplicate keys, of a depth below 128, and with integers of at most 64 bits.
 ///
-/// With a key written twice, the tool and a person reading the call may each see another value; so they would with an integer that
-/// becomes the nearest float.
+/// With a duplicate key, the tool and a person who reads the call may see different values; likewise with an integer
+/// that is rounded to a float.
 pub(crate) fn from_str(text: &str) -> serde_json::Result<Value> {
     let Strict(value) = serde_json::from_str(text)?;
     check_integers(text)?;
     Ok(value)
 }
 
-/// The JSON value at the beginning of the text, and how many bytes it has.
+/// Parses the JSON value at the start of the text, and returns it with its length in bytes.
 pub(crate) fn first(text: &str) -> serde_json::Result<(Value, usize)> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Strict>();
     let Some(value) = values.next() else { return Err(de::Error::custom("there is no value")) };
@@ -24,7 +24,7 @@ pub(crate) fn first(text: &str) -> serde_json::Result<(Value, usize)> {
     Ok((value, values.byte_offset()))
 }
 
-/// Refuses integers that 64 bits do not hold. The text is JSON.
+/// Rejects integers of more than 64 bits. The text is valid JSON.
 fn check_integers(text: &str) -> serde_json::Result<()> {
     let mut rest = text;
     while let Some(at) = rest.find(|c: char| c == '"' || c == '-' || c.is_ascii_digit()) {
@@ -48,7 +48,7 @@ fn is_of_number(c: char) -> bool {
     c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E')
 }
 
-/// The bytes of the string that the text begins with, quotes included.
+/// Returns the length in bytes of the string at the start of the text, quotes included.
 fn string_length(text: &str) -> usize {
     let mut is_escaped = false;
     let end = text.bytes().enumerate().skip(1).find(|(_, c)| {

@@ -29,20 +29,20 @@ use layout::{Layout, MessageSpan};
 use program::{Program, TemplateInput};
 use reuse::{Kept, kept, squash};
 
-/// Part of every fingerprint. Counts up when the same settings come to mean other tokens.
+/// Part of every fingerprint. It is incremented when the same settings give other tokens.
 const FORMAT: &str = "template 3";
 
-/// The dummy conversation by which a template shows how it ends a turn, and how it writes calls.
+/// The question of the dummy conversation, which shows how a template ends a turn and writes calls.
 const QUESTION: &str = "question";
 const ANSWER: &str = "answer";
 
-/// Whose template it may be. A template is a program: rendering is bounded in steps, depth and output, but not in the memory
-/// of every filter.
+/// Which templates are trusted. A template is a program: rendering is bounded in steps, depth and output, but not in
+/// the memory of every filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// The one with this [`template_hash`].
+    /// The template with this [`template_hash`].
     Hash(String),
-    /// Anybody's: the caller has looked at it, or its author is trusted.
+    /// Any template: the caller has read it, or trusts its author.
     Any,
 }
 
@@ -50,34 +50,34 @@ pub enum Trust {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CallForm {
-    /// JSON between `<tool_call>` tags: [`parse_turn`].
+    /// JSON between `<tool_call>` tags, parsed by [`parse_turn`].
     #[default]
     Hermes,
-    /// Bare JSON: [`parse_llama_turn`].
+    /// Bare JSON, parsed by [`parse_llama_turn`].
     Llama3,
 }
 
-/// The choices of [`TemplateRenderer`].
+/// Settings of [`TemplateRenderer`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TemplateSettings {
-    /// The control tokens that end a turn. The one that the template writes after a turn is found out, and need not be here.
+    /// Control tokens that end a turn, in addition to the one that the template writes after a turn, which is detected.
     pub stop: Vec<String>,
     /// How the model writes tool calls.
     pub calls: CallForm,
-    /// What else the template is given, such as `bos_token`, `enable_thinking` and `date_string`.
+    /// Other variables of the template, such as `bos_token`, `enable_thinking` and `date_string`.
     pub arguments: Map<String, Value>,
-    /// What `strftime_now` answers for a format.
+    /// The results of `strftime_now` by format.
     pub times: BTreeMap<String, String>,
-    /// The moment that `strftime_now` sees for every other format, such as `2026-01-31` or `2026-01-31T14:30:00`. Without one, a
-    /// template that asks for the time cannot be rendered.
+    /// The moment of `strftime_now` for every other format, such as `2026-01-31` or `2026-01-31T14:30:00`. Without it,
+    /// a template that asks for the time cannot be rendered.
     pub time: Option<String>,
-    /// What becomes of thinking in past turns.
+    /// The treatment of thinking in past turns.
     pub thinking: Thinking,
-    /// The most tokens of one message's text after the first turn. A longer one loses its middle, with `[... N bytes omitted ...]` in
-    /// its place. The messages before the first turn are the task, and stay whole.
+    /// The most tokens of one message's text after the first turn. The middle of a longer text is replaced by `[... N
+    /// bytes omitted ...]`. Messages before the first turn are the task, and are not truncated.
     pub max_observation_tokens: usize,
-    /// The longest context; the template may write four bytes for each of its tokens.
+    /// The longest context, in tokens; the template may write four bytes for each.
     pub max_context_tokens: usize,
 }
 
@@ -96,7 +96,7 @@ impl Default for TemplateSettings {
     }
 }
 
-/// The SHA-256 of a template's text, 64 hexadecimal digits.
+/// Returns the SHA-256 of a template's text, as 64 hexadecimal digits.
 #[must_use]
 pub fn template_hash(template: &str) -> String {
     let hex = |nibble: u8| char::from_digit(u32::from(nibble), 16).expect("a nibble is a digit");
@@ -106,37 +106,39 @@ pub fn template_hash(template: &str) -> String {
 
 /// A model's own chat template, in Jinja as `transformers` runs it.
 ///
-/// - The text is that of the template for the messages as they are. What the template writes of its own may be control tokens;
-///   what somebody said, tools included, is none, whatever it spells; the tags of thinking in an assistant's message are the
-///   template's own. For text that spells no control token the tokens are those of the template's output.
+/// - The text equals the template's output for the unchanged messages. The template's own text may become control
+///   tokens; content, tools included, never does, whatever it spells; the thinking tags in an assistant's message are
+///   the template's own. If no content contains the name of a control token, the tokens are those of the template's
+///   output.
 /// - A turn ends with the control token that the template writes after it, and with those of the settings.
-/// - What the policy drew stands in history as it was drawn. With [`Thinking::Keep`] all of it does, and what comes next is
-///   appended. With [`Thinking::Follow`] it does where the template keeps what it says, blanks aside; where the template drops the
-///   thinking, or any other beginning, what was drawn after it stands there; and where the template writes something else (Llama 3 drops text before a
-///   call), that does. What comes next is appended where everything before it stays, and otherwise the conversation is rendered anew.
-/// - The template is given a tool's name with its answer, and ids of calls in nine letters and digits if it refuses others.
+/// - Sampled turns are kept in history as follows. With [`Thinking::Keep`] all tokens stay, and new text is appended.
+///   With [`Thinking::Follow`] they stay where the template keeps their text, apart from blanks; where the template
+///   drops the thinking, or another prefix, the tokens after it stay; and where the template writes other text (Llama 3
+///   drops text before a call), that text replaces them. New text is appended if everything before it stays; otherwise
+///   the whole conversation is rendered again.
+/// - The template gets a tool's name with its answer, and ids of calls in nine letters and digits if it rejects others.
 /// - A message without text has its tokens in the list of the next message with text.
 ///
-/// Rendering fails where the template does: its own exceptions, its bounds, a time that is not frozen.
+/// Rendering fails when the template does: its own exceptions, its bounds, an unknown time.
 pub struct TemplateRenderer {
     tokenizer: Arc<Tokenizer>,
     settings: TemplateSettings,
     program: Program,
     fingerprint: String,
     stop: Vec<TokenId>,
-    /// Their names; the first is what the template writes after a turn.
+    /// The names of the end tokens; the first is the one that the template writes after a turn.
     closes: Vec<String>,
-    /// Whether the template knows thoughts that stand apart from the text.
+    /// Whether the template supports thinking as a separate field.
     reads_reasoning: bool,
-    /// Whether the template writes calls in a form that is read, and is not the one of the settings.
+    /// Whether the template writes calls in a supported format other than the one of the settings.
     has_own_calls: bool,
 }
 
 impl TemplateRenderer {
-    /// The renderer of a template.
+    /// Creates the renderer of a template.
     ///
     /// # Errors
-    /// When the template is not the trusted one, is no template, or a stop token is no control token of the tokenizer.
+    /// When the template is not trusted, is invalid, or a stop token is not a control token of the tokenizer.
     pub fn new(
         tokenizer: Arc<Tokenizer>,
         template: &str,
@@ -146,8 +148,8 @@ impl TemplateRenderer {
         Self::with_tool_use(tokenizer, template, None, trust, settings)
     }
 
-    /// The renderer of a template and of another one for conversations with tools, which some models have by the name `tool_use`.
-    /// Whoever trusts one of them trusts both.
+    /// Creates the renderer of a template and of another one for conversations with tools, which some models have under
+    /// the name `tool_use`. Trust in either covers both.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -180,7 +182,7 @@ impl TemplateRenderer {
                 tokenizer_config.json nor eos_token_id of generation_config.json names one";
             return Err(ChatError::Template(message.to_owned()));
         }
-        // In one order, wherever they were found.
+        // In a fixed order, wherever they were found.
         let mut ends: Vec<(TokenId, String)> = stop.into_iter().zip(closes).collect();
         ends[1..].sort_unstable();
         let (stop, closes): (Vec<TokenId>, Vec<String>) = ends.into_iter().unzip();
@@ -213,14 +215,14 @@ impl TemplateRenderer {
         self.reads_its_calls(&tool) == Some(true) && !written.is_some_and(is_usual)
     }
 
-    /// The tokenizer.
+    /// Returns the tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
     }
 
-    /// Whether calls in the form that the template writes them in are read: a policy that follows its template then makes calls.
-    /// `None` where the template writes no calls.
+    /// Returns whether calls in the template's own format can be parsed, so that a policy that follows its template
+    /// makes calls. Returns `None` if the template writes no calls.
     #[must_use]
     pub fn reads_its_calls(&self, tool: &ToolSpec) -> Option<bool> {
         let call = ToolCall {
@@ -238,7 +240,7 @@ impl TemplateRenderer {
         Some(read.tool_calls().next().is_some_and(is_same))
     }
 
-    /// The tokens of what the template writes for an action, with the close.
+    /// Encodes the template's output for an action, with the close.
     fn write_own(&self, action: &Action) -> Option<Vec<TokenId>> {
         let layout = self.layout_of(action, &[])?;
         let turn = layout.messages.get(1)?.turn.clone()?;
@@ -249,14 +251,14 @@ impl TemplateRenderer {
         Some(ids_of(&writer.canvas.finish().concat()))
     }
 
-    /// What the template writes for an action up to its close.
+    /// Returns the template's output for an action, up to its close.
     fn written(&self, action: &Action, tools: &[ToolSpec]) -> Option<String> {
         let layout = self.layout_of(action, tools)?;
         let turn = layout.messages.get(1)?.turn.clone()?;
         layout.output.text.get(turn).map(str::to_owned)
     }
 
-    /// A conversation of a question and an action.
+    /// Renders a conversation of a question and an action.
     fn layout_of(&self, action: &Action, tools: &[ToolSpec]) -> Option<Layout> {
         let messages = [Message::user(QUESTION), self.as_text(&action.to_message())];
         let messages: Vec<&Message> = messages.iter().collect();
@@ -264,7 +266,7 @@ impl TemplateRenderer {
         self.program.layout(&self.tokenizer, script, &self.closes).ok()
     }
 
-    /// The conversation as the template writes it.
+    /// Renders a conversation.
     fn layout(&self, said: &[Said<'_>], tools: &[ToolSpec]) -> Result<Layout, RenderError> {
         if said.len() > marks::MAX_OWNERS {
             let most = marks::MAX_OWNERS;
@@ -278,7 +280,7 @@ impl TemplateRenderer {
         self.program.layout(&self.tokenizer, script, &self.closes)
     }
 
-    /// What of a message reaches the model.
+    /// Returns the part of a message that the model sees.
     fn heard(&self, said: &Said<'_>, is_task: bool) -> Message {
         let message = said.message;
         if said.drawn.is_some() {
@@ -293,7 +295,8 @@ impl TemplateRenderer {
         }
     }
 
-    /// A turn as its template gets it: a template that does not read thoughts apart finds them in the text, as it was drawn.
+    /// Returns a turn in the form that the template gets: if the template does not support separate thinking, it is
+    /// part of the text, as it was sampled.
     fn as_text(&self, message: &Message) -> Message {
         let thoughts = message.reasoning.as_deref().filter(|_| !self.reads_reasoning);
         let Some(thoughts) = thoughts else { return message.clone() };
@@ -301,7 +304,8 @@ impl TemplateRenderer {
         Message { content, reasoning: None, ..message.clone() }
     }
 
-    /// The spans of each message from the place on, of the lead-in, and of what is put into the model's mouth.
+    /// Returns the spans of each message from the index on, of the lead-in, and of the text that is forced at the start
+    /// of the turn.
     fn rendered(
         &self,
         layout: &Layout,
@@ -332,7 +336,7 @@ impl TemplateRenderer {
         Rendered { close, messages, generation, prefill }
     }
 
-    /// What stands in history for a turn that was drawn.
+    /// Returns what history contains for a sampled turn.
     fn kept(&self, layout: &Layout, owner: usize, said: &Said<'_>) -> Option<Kept> {
         let turn = before_stop(said.drawn?, &self.stop);
         let part = layout.messages[owner].turn.clone()?;
@@ -340,7 +344,7 @@ impl TemplateRenderer {
         Some(kept(&self.tokenizer, self.settings.thinking, turn, said.message, written))
     }
 
-    /// Whether everything up to the end of the turn that ended is what is held already.
+    /// Returns whether everything up to the end of the last turn equals the existing tokens.
     fn is_held(
         &self,
         layout: &Layout,
@@ -364,7 +368,7 @@ impl TemplateRenderer {
     }
 }
 
-/// Writes messages as the template does, and what was drawn as it was drawn.
+/// Writes messages as the template does, and sampled turns unchanged.
 struct Writer<'a> {
     renderer: &'a TemplateRenderer,
     output: &'a marks::Output,
@@ -395,12 +399,12 @@ impl Writer<'_> {
             && drawn.len() > ids.len()
             && renderer.settings.thinking == Thinking::Keep
         {
-            // The template writes no close, and the policy drew one.
+            // The template writes no close, and the policy sampled one.
             self.canvas.verbatim(&drawn[ids.len()..=ids.len()]);
         }
     }
 
-    /// A stretch of the output.
+    /// Writes a range of the output.
     fn text(&mut self, owner: usize, range: std::ops::Range<usize>) {
         self.canvas.set_owner(owner);
         let mut at = range.start;
@@ -513,7 +517,7 @@ impl Renderer for TemplateRenderer {
     }
 }
 
-/// Whether a turn that was read makes the calls of an action. A form without types has texts for numbers.
+/// Returns whether a parsed turn makes the calls of an action. A format without types has strings for numbers.
 fn makes(read: &Action, action: &Action) -> bool {
     let is_same = |read: &Value, meant: &Value| {
         let written = meant.to_string();
@@ -536,7 +540,7 @@ fn makes(read: &Action, action: &Action) -> bool {
         && pairs.filter(|(read, meant)| all_same(read, meant)).count() == n_calls
 }
 
-/// A call of a tool, as a template may be asked to write it.
+/// Returns a tool and a call of it, to probe a template.
 fn one_call() -> (Action, ToolSpec) {
     let parameters = json!({"type": "object", "properties": {"argument": {"type": "string"}}});
     let (name, id) = ("look".to_owned(), "call_0".to_owned());
@@ -545,7 +549,7 @@ fn one_call() -> (Action, ToolSpec) {
     (Action { calls: vec![CallAttempt::Call(call)], ..Action::text("") }, tool)
 }
 
-/// The control token that the template writes after a turn: the first one behind an answer.
+/// Returns the control token that the template writes after a turn: the first one after an answer.
 fn written_close(program: &Program, tokenizer: &Tokenizer) -> Option<String> {
     let messages = [Message::user(QUESTION), Message::assistant(ANSWER)];
     let messages: Vec<&Message> = messages.iter().collect();
@@ -557,7 +561,7 @@ fn written_close(program: &Program, tokenizer: &Tokenizer) -> Option<String> {
         .then(|| close.text.to_owned())
 }
 
-/// The keys in the order of the template's other users.
+/// Writes the keys in the order that other users of the template have.
 fn function(tool: &ToolSpec) -> Value {
     let ToolSpec { name, description, parameters } = tool;
     json!({

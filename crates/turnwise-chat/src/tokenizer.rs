@@ -16,34 +16,35 @@ use crate::quiet::quietly;
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
-/// What other programs read beside `tokenizer.json`. Kept byte for byte: it may hold the model's own chat template.
+/// Files that other programs read next to `tokenizer.json`. They are kept byte for byte, because they may hold the
+/// model's own chat template.
 const COMPANIONS: [&str; 3] = [CONFIG, "chat_template.jinja", "special_tokens_map.json"];
 
 /// The largest tokenizers in use have about 35 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// A text that is encoded and decoded once before a tokenizer is used: blanks at both ends, a control character, a character of
+/// A text that tests a new tokenizer by encoding and decoding: blanks at both ends, a control character, a character of
 /// each UTF-8 length, capitals, digits.
 const PROBE: &str = " A\u{0}é日😀 10\n\n\tb ";
 
-/// A tokenizer in the form of the `tokenizers` library, with any of its models: byte-level BPE, BPE and Unigram of `SentencePiece`
-/// with or without byte fallback, `WordPiece`.
+/// A tokenizer in the format of the `tokenizers` library, with any of its models: byte-level BPE, BPE and Unigram of
+/// `SentencePiece` with or without byte fallback, `WordPiece`.
 ///
-/// Text that somebody *said* goes through [`encode_plain`](Self::encode_plain), which never answers with a control token.
-/// Text that *we* write goes through [`encode_with_markers`](Self::encode_with_markers). Both are deterministic and may be
-/// called from many threads.
+/// Content goes through [`encode_plain`](Self::encode_plain), which never returns a control token. Text of a template
+/// goes through [`encode_with_markers`](Self::encode_with_markers). Both are deterministic and may be called from many
+/// threads.
 ///
-/// The ids are those of the `tokenizers` library, with what it does to text:
+/// The ids are those of the `tokenizers` library, with its changes of text:
 ///
 /// - A normalizer applies (Qwen: NFC; Llama 2: a blank before the text), and decoding does not undo it.
-/// - A character that the vocabulary cannot express becomes its bytes (byte fallback), or the model's unknown token. With neither,
-///   the character, or each byte of it that has no token, is left out: `SmolLM2` has no token for 21 bytes, among them the control
-///   characters 4 and 6. An unknown token that is not named as one (`<|endoftext|>`) is left out too: text never becomes a
-///   control token.
-/// - An added token that only abbreviates text is text: one of a single character, and, unless it is special, one of blanks or an HTML
-///   tag. All others are control tokens.
+/// - A character that the vocabulary cannot express becomes its bytes (byte fallback), or the model's unknown token.
+///   Without either, the character, or each byte of it without a token, is dropped: `SmolLM2` has no token for 21
+///   bytes, among them the control characters 4 and 6. An unknown token that is not declared as one (`<|endoftext|>`)
+///   is dropped too: text never becomes a control token.
+/// - An added token that only abbreviates text is text: one of a single character, and, unless it is special, one of
+///   blanks or an HTML tag. All others are control tokens.
 ///
-/// Truncation, padding and dropout that `tokenizer.json` asks for are ignored: ids must not go missing, or change from call to call.
+/// Truncation, padding and dropout in `tokenizer.json` are ignored: ids must not be lost, or change from call to call.
 ///
 /// ```
 /// let tokenizer = turnwise_chat::train_tokenizer(["The guess is 7.".to_owned()], 300)?;
@@ -64,10 +65,10 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and keeps the files beside it that [`save`](Self::save) writes again.
+    /// Reads `tokenizer.json`, and the files next to it that [`save`](Self::save) writes again.
     ///
     /// # Errors
-    /// When the file is missing, is larger than 256 MiB, or is no tokenizer.
+    /// When the file is missing, larger than 256 MiB, or not a tokenizer.
     pub fn from_directory(directory: impl AsRef<Path>) -> Result<Self, ChatError> {
         let directory = directory.as_ref();
         let path = directory.join(TOKENIZER);
@@ -82,7 +83,7 @@ impl Tokenizer {
         Self::new(&path, json, companions)
     }
 
-    /// Reads one tokenizer file, whatever its name, without what stands beside it.
+    /// Reads one tokenizer file of any name, without the files next to it.
     ///
     /// # Errors
     /// As [`from_directory`](Self::from_directory).
@@ -120,8 +121,9 @@ impl Tokenizer {
         Ok(Self { n_ids: encoder.n_ids(), encoder, json, companions, fingerprint })
     }
 
-    /// Writes `tokenizer.json` as it was read, and what `AutoTokenizer` of transformers wants beside it: the files it was
-    /// read with, or else a `tokenizer_config.json` with the end token, the padding token and the plain `ChatML` template.
+    /// Writes `tokenizer.json` unchanged, and the files that `AutoTokenizer` of transformers needs: those that it was
+    /// read with, or else a `tokenizer_config.json` with the end token, the padding token and the plain `ChatML`
+    /// template.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -146,7 +148,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The added tokens themselves are in `tokenizer.json`, where transformers finds them.
+    /// Returns the configuration. The added tokens are in `tokenizer.json`, where transformers finds them.
     fn config(&self) -> String {
         let named = |marker: &str| self.token_id(marker).map(|_| marker.to_owned());
         let config = json!({
@@ -161,78 +163,80 @@ impl Tokenizer {
         format!("{config:#}\n")
     }
 
-    /// A hash of `tokenizer.json`, 32 hexadecimal digits.
+    /// Returns a hash of `tokenizer.json`, 32 hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// One more than the largest id: how many rows an embedding needs at least.
+    /// Returns the largest id plus one: the fewest rows of an embedding.
     #[must_use]
     pub fn n_ids(&self) -> usize {
         self.n_ids
     }
 
-    /// The id of a token by its name: an added token's text, or a vocabulary entry in its own spelling.
+    /// Returns the id of a token by its name: an added token's text, or a vocabulary entry in its own spelling.
     #[must_use]
     pub fn token_id(&self, token: &str) -> Option<TokenId> {
         self.encoder.token_id(token)
     }
 
-    /// What one token decodes to in the middle of a text, with U+FFFD for a part of a character; `None` for an id that is no token.
+    /// Returns the text of a token in the middle of a text, with U+FFFD for a part of a character; `None` for an unused
+    /// id.
     #[must_use]
     pub fn token_text(&self, id: TokenId) -> Option<String> {
         self.encoder.token_text(id)
     }
 
-    /// Whether the id is a control token: an added token that is more than an abbreviation of text.
+    /// Returns whether the id is a control token: an added token that does more than abbreviate text.
     #[must_use]
     pub fn is_control(&self, id: TokenId) -> bool {
         self.added().is_control(id)
     }
 
-    /// The id of a control token that a chat format needs.
+    /// Returns the id of a control token that a chat format needs.
     pub(crate) fn control(&self, marker: &str) -> Result<TokenId, ChatError> {
         let id = self.token_id(marker).filter(|id| self.is_control(*id));
         id.ok_or_else(|| ChatError::MissingMarker { marker: marker.to_owned() })
     }
 
-    /// The added tokens, by their texts.
+    /// Returns the added tokens, by their texts.
     pub(crate) fn added(&self) -> &AddedTokens {
         self.encoder.added()
     }
 
-    /// The ids of what somebody said: never a control token, whatever the text contains.
+    /// Encodes content: never to a control token, whatever the text contains.
     #[must_use]
     pub fn encode_plain(&self, text: &str) -> Vec<TokenId> {
         self.pieces(text, &[]).into_iter().map(|piece| piece.id).collect()
     }
 
-    /// The ids of text of our own, in which the names of control tokens are those tokens. No token is put before or after.
+    /// Encodes a template's text, in which the names of control tokens become those tokens. No token is added before or
+    /// after it.
     #[must_use]
     pub fn encode_with_markers(&self, text: &str) -> Vec<TokenId> {
         self.encoder.ids(text)
     }
 
-    /// The text of ids, control tokens included. What is not UTF-8 becomes U+FFFD; ids that are no tokens are left out.
+    /// Decodes ids, control tokens included. Invalid UTF-8 becomes U+FFFD; unused ids are dropped.
     #[must_use]
     pub fn decode(&self, ids: &[TokenId]) -> String {
         self.encoder.decode(ids, false)
     }
 
-    /// The same without special tokens, such as `<|im_end|>`; other added tokens, such as `<think>`, stay.
+    /// Decodes ids without special tokens, such as `<|im_end|>`; other added tokens, such as `<think>`, stay.
     #[must_use]
     pub fn decode_without_special(&self, ids: &[TokenId]) -> String {
         self.encoder.decode(ids, true)
     }
 
-    /// The tokens of a text with the place of each. Control tokens stand only where their whole name is inside one of the ranges
-    /// of `template`, which are in order and do not overlap.
+    /// Encodes a text and returns each token with its place. Control tokens occur only where their whole name is inside
+    /// one of the ranges of `template`, which are sorted and disjoint.
     pub(crate) fn pieces(&self, text: &str, template: &[Range<usize>]) -> Vec<Piece> {
         self.encoder.pieces(text, template)
     }
 
-    /// Whether a text is encoded otherwise behind other text than alone (a blank is put before it).
+    /// Returns whether a text alone is encoded differently than after other text (a blank is added before it).
     pub(crate) fn opens_with_blank(&self) -> bool {
         self.encoder.opens_with_blank()
     }
@@ -253,7 +257,7 @@ fn text_of(path: &Path, bytes: Vec<u8>) -> Result<String, ChatError> {
     String::from_utf8(bytes).map_err(|error| ChatError::Parse { path, reason: brief(error) })
 }
 
-/// The file's bytes; `None` when there is no such file.
+/// Reads a file; returns `None` if it does not exist.
 fn read_capped(path: &Path) -> Result<Option<Vec<u8>>, ChatError> {
     let at = |source| ChatError::Read { path: path.to_owned(), source };
     let file = match File::open(path) {
@@ -262,7 +266,7 @@ fn read_capped(path: &Path) -> Result<Option<Vec<u8>>, ChatError> {
         Err(error) => return Err(at(error)),
     };
     let mut bytes = Vec::new();
-    // One byte more than is allowed shows that there are more, even in a file that grows or has no length.
+    // One byte more than allowed shows that the file is too large, even if it grows or has no length.
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(at)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(ChatError::TooBig { path: path.to_owned(), limit: MAX_FILE_BYTES });

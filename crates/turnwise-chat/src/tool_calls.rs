@@ -4,7 +4,7 @@ use turnwise_environment::{Action, CallAttempt, CallError, MalformedCall, ToolCa
 use crate::call_bodies::{self, Calls};
 use crate::{schema, strict_json};
 
-/// The most bytes of a call that are read.
+/// The most bytes of a call that are parsed.
 pub const MAX_CALL_BYTES: usize = 64 * 1024;
 
 #[derive(Clone, Copy)]
@@ -18,13 +18,13 @@ struct Tag {
 #[derive(Clone, Copy)]
 enum Holds {
     Thinking,
-    /// One call, which has to be closed.
+    /// One call, which must be closed.
     Call,
-    /// Calls in the form that this function reads.
+    /// Calls in the format that this function parses.
     Calls(fn(&mut Calls, &str)),
-    /// A function's name and what follows up to the close.
+    /// A function's name, and its arguments up to the close.
     Function,
-    /// A message of several: a channel, then what is said there.
+    /// A message with a channel.
     Channel,
 }
 
@@ -60,7 +60,7 @@ const TAGS: [Tag; 17] = [
     tag("<|channel|>", "", Holds::Channel),
 ];
 
-/// Reads the text of one turn: thinking, tool calls in the Hermes form, and what is said besides.
+/// Parses the text of one turn: thinking, tool calls in the Hermes format, and other text.
 ///
 /// ```text
 /// <think>
@@ -72,26 +72,26 @@ const TAGS: [Tag; 17] = [
 /// </tool_call>
 /// ```
 ///
-/// Other forms of calls are read too, each by its own tags: parameters in XML (`<function=stock><parameter=part>`, Qwen3-Coder,
-/// Nemotron), keys and values (GLM), the forms of `DeepSeek`, Kimi, `MiniMax`, Mistral, Command, Phi-4-mini and Jamba, and the channels of
-/// gpt-oss. A value that is written as bare text is a string here; a tool's schema says what it becomes
-/// ([`Renderer::parse`](turnwise_rollout::Renderer::parse)).
+/// Other formats of calls are supported too, each by its own tags: parameters in XML
+/// (`<function=stock><parameter=part>`, Qwen3-Coder, Nemotron), keys and values (GLM), the formats of `DeepSeek`, Kimi,
+/// `MiniMax`, Mistral, Command, Phi-4-mini and Jamba, and the channels of gpt-oss. A value in plain text is a string
+/// here; the tool's schema decides its final type ([`Renderer::parse`](turnwise_rollout::Renderer::parse)).
 ///
-/// Never fails, in time linear in the text. Every form has its answer:
+/// Never fails, and takes time linear in the text. Every case is defined:
 ///
-/// - Only the text matters, not whether a tag was drawn as one token or letter by letter; serving stacks do the same.
+/// - Only the text matters, not whether a tag was sampled as one token or letter by letter, as in serving stacks.
 /// - The first closing tag ends a call, even inside a JSON string. A closing tag without an opening is text.
-/// - A call in thinking is thinking. Thinking that is not closed reaches to the end. A code fence means nothing.
-/// - A call that is not closed, is in no known form, has a key twice, an integer of more than 64 bits, nests 128 deep or has no name:
-///   `decode`.
-/// - A call of more than [`MAX_CALL_BYTES`]: `too_large`. Arguments that are no object: `invalid_args`.
-/// - Arguments left out are `{}`. Arguments as a string that holds an object are that object: the wire form of chat
-///   endpoints, which models have seen. Other keys of the call are ignored. Names and schemas are
-///   for [`Renderer::parse`](turnwise_rollout::Renderer::parse), which knows the tools.
+/// - A call in thinking is thinking. Thinking that is not closed extends to the end. A code fence has no meaning.
+/// - A call that is not closed, has an unknown format, a duplicate key, an integer of more than 64 bits, a depth of 128
+///   or no name: `decode`.
+/// - A call of more than [`MAX_CALL_BYTES`]: `too_large`. Arguments that are not an object: `invalid_args`.
+/// - Missing arguments are `{}`. Arguments as a string that contains an object are that object: the wire format of chat
+///   endpoints, which models have seen. Other keys of the call are ignored. Names and schemas are checked by
+///   [`Renderer::parse`](turnwise_rollout::Renderer::parse), which knows the tools.
 ///
-/// Text and thinking are trimmed, and joined by a newline where tags divide them. Calls are numbered `call_0`, `call_1`, …
-/// within the turn, the malformed ones too: a turn does not know how many came before it, and answers come before the
-/// next turn's calls.
+/// Text and thinking are trimmed, and joined by a newline where tags divide them. Calls are numbered `call_0`,
+/// `call_1`, … within the turn, malformed ones included: a turn does not know the number of earlier calls, and answers
+/// come before the next turn's calls.
 ///
 /// ```
 /// let action = turnwise_chat::parse_turn("<tool_call>{\"name\": \"roll\"}</tool_call> Good luck!");
@@ -135,7 +135,7 @@ fn first_opening(text: &str) -> Option<(usize, Tag)> {
     text.match_indices(['<', '[']).find_map(|(at, _)| Some((at, tag_at(at)?)))
 }
 
-/// What a tag holds, and what comes after its close; `None` where it has no close.
+/// Splits the text after a tag into its content and the text after its close; the latter is `None` without a close.
 fn split(inside: &str, tag: Tag) -> (&str, Option<&str>) {
     if matches!(tag.holds, Holds::Channel) {
         let ends = ["<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>"];
@@ -156,7 +156,7 @@ fn split(inside: &str, tag: Tag) -> (&str, Option<&str>) {
     inside.split_once(tag.close).map_or((inside, None), |(body, after)| (body, Some(after)))
 }
 
-/// The recipient that stands in a message's header before its channel, and what stands before the header.
+/// Returns the recipient in a message's header before its channel, and the text before the header.
 fn recipient_in(before: &str) -> (&str, &str) {
     let (said, header) = before.rsplit_once("<|start|>").unwrap_or_else(|| {
         let is_header = before.trim_start().starts_with("to=");
@@ -165,7 +165,7 @@ fn recipient_in(before: &str) -> (&str, &str) {
     (header.split_once("to=").map_or("", |(_, recipient)| recipient), said)
 }
 
-/// A message in the form of gpt-oss: its channel, perhaps a recipient, and what it says.
+/// Parses a message in the format of gpt-oss: its channel, an optional recipient, and its text.
 fn channel<'a>(
     recipient: &'a str,
     message: &'a str,
@@ -191,7 +191,7 @@ fn join(pieces: &[&str]) -> String {
     pieces.join("\n")
 }
 
-/// A call with its id, or what was written and why it is none.
+/// Returns a call with its id, or the malformed text with the reason.
 pub(crate) fn numbered(
     id: String,
     raw: &str,
@@ -206,8 +206,8 @@ pub(crate) fn numbered(
     }
 }
 
-/// Holds the calls of a turn to the tools' schemas: a call that does not fit says so in place of being made. With no tools
-/// nothing is known of them, and every call stays.
+/// Checks the calls of a turn against the tools' schemas: a call that does not fit is replaced by its mistake. Without
+/// tools, every call stays.
 pub(crate) fn check_calls(mut action: Action, tools: &[ToolSpec]) -> Action {
     if tools.is_empty() {
         return action;
@@ -228,7 +228,7 @@ pub(crate) fn unclosed() -> Mistake {
     (CallError::Decode, "the call has no closing tag".to_owned())
 }
 
-/// Refuses what is too long to be read.
+/// Rejects a body that is too long.
 pub(crate) fn check_length(body: &str) -> Result<(), Mistake> {
     if body.len() <= MAX_CALL_BYTES {
         return Ok(());
@@ -246,7 +246,7 @@ pub(crate) fn read_call(body: &str) -> Result<(String, Value), Mistake> {
     }
 }
 
-/// A call whose arguments stand under this key.
+/// Parses a call whose arguments are under this key.
 pub(crate) fn read_value(value: Value, key: &str) -> Result<(String, Value), Mistake> {
     let decode = |message: &str| (CallError::Decode, message.to_owned());
     let Value::Object(mut call) = value else {

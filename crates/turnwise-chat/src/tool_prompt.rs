@@ -6,28 +6,28 @@ use turnwise_environment::ToolSpec;
 use crate::canvas::Canvas;
 use crate::python_json::to_python_json;
 
-/// How the system block tells the model about its tools.
+/// How the system block describes the tools.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolPrompt {
-    /// The prompt that Qwen and Hermes models were trained on: a JSON schema for each tool, and how to call one.
+    /// The prompt of Qwen and Hermes models: a JSON schema for each tool, and the format of calls.
     #[default]
     Hermes,
-    /// One line for each tool, such as `calc(a, op, b)`; a `?` follows what may be left out. For models made from
-    /// scratch, which learn the rest.
+    /// One line for each tool, such as `calc(a, op, b)`; a `?` follows optional arguments. For new models, which learn
+    /// the rest.
     Signatures,
-    /// Nothing: the task's own text says it.
+    /// No description: the task's text has it.
     Omit,
-    /// A JSON schema for each tool on a line of its own between texts of one's own, for models trained on others.
+    /// A JSON schema for each tool, on a line of its own, between custom texts, for models trained on other prompts.
     Between {
-        /// What stands before the first schema, without the line break.
+        /// The text before the first schema, without the line break.
         open: String,
-        /// What stands after the last, from its line break on.
+        /// The text after the last schema, from its line break on.
         close: String,
     },
 }
 
-/// Verbatim from the Qwen templates, as is [`HERMES_CLOSE`].
+/// Verbatim from the Qwen templates, like [`HERMES_CLOSE`].
 const HERMES_OPEN: &str = "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n\
     You are provided with function signatures within <tools></tools> XML tags:\n<tools>";
 const HERMES_CLOSE: &str = "\n</tools>\n\nFor each function call, return a json object with function name and arguments \
@@ -35,7 +35,7 @@ const HERMES_CLOSE: &str = "\n</tools>\n\nFor each function call, return a json 
     {\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>";
 
 impl ToolPrompt {
-    /// How tools are described, in a word, and what stands before and after them.
+    /// Returns the format of descriptions as a word, and the texts before and after them.
     pub(crate) fn parts(&self) -> (&'static str, &str, &str) {
         match self {
             Self::Hermes => ("lines", HERMES_OPEN, HERMES_CLOSE),
@@ -45,7 +45,7 @@ impl ToolPrompt {
         }
     }
 
-    /// Writes what stands in the system block. The tools' own words are content: they may come from a stranger's server.
+    /// Writes the description. The tools' own texts are content: they may come from an untrusted server.
     pub(crate) fn write(&self, tools: &[ToolSpec], canvas: &mut Canvas<'_>) {
         match self {
             Self::Hermes => write_lines(HERMES_OPEN, tools, HERMES_CLOSE, canvas),
@@ -70,13 +70,13 @@ fn write_lines(open: &str, tools: &[ToolSpec], close: &str, canvas: &mut Canvas<
     canvas.template(close);
 }
 
-/// `{"type": "function", "function": {"name": …, "description": …, "parameters": …}}` with the keys in that order, which
-/// a map that sorts its keys would lose.
+/// Returns `{"type": "function", "function": {"name": …, "description": …, "parameters": …}}` with the keys in this
+/// order, which a map with sorted keys would lose.
 fn function_json(tool: &ToolSpec) -> String {
     format!("{{\"type\": \"function\", \"function\": {}}}", to_python_json(tool))
 }
 
-/// The required arguments come first, in the order in which the schema requires them.
+/// Returns a signature: required arguments first, in the order of the schema.
 fn signature(tool: &ToolSpec) -> String {
     let required: Vec<&str> = tool.parameters["required"]
         .as_array()

@@ -10,7 +10,7 @@ use turnwise_trajectory::TokenId;
 
 use crate::{ChatError, Tokenizer};
 
-/// The control tokens of a trained tokenizer, and whether each is special: hidden from text for people.
+/// The control tokens of a trained tokenizer, and whether each is special (hidden from people).
 const MARKERS: [(&str, bool); 9] = [
     ("<|endoftext|>", true),
     ("<|im_start|>", true),
@@ -26,13 +26,12 @@ const MARKERS: [(&str, bool); 9] = [
 /// The fewest ids a trained tokenizer has: 256 bytes and 9 control tokens.
 pub const MIN_IDS: usize = 256 + MARKERS.len();
 
-/// Trains a byte-level BPE tokenizer of at most `n_ids` ids; fewer when the texts have no more to merge.
+/// Trains a byte-level BPE tokenizer with at most `n_ids` ids; fewer if the texts have no more pairs to merge.
 ///
-/// For models made from scratch. The ids are the 256 bytes, then the merges, then the control tokens of `ChatML`, tool
-/// calls and thinking. A run of digits is a word of its own: a number that is seen often becomes one token, which a small model
-/// can copy, and is spelt the same wherever it stands. Any text comes back as it was.
-/// The same texts give the same bytes of `tokenizer.json` in whatever order they come, on every machine. Names of control
-/// tokens in the texts are skipped.
+/// For new models. The ids are the 256 bytes, then the merges, then the control tokens of `ChatML`, tool calls and
+/// thinking. A run of digits is a word of its own: a frequent number often becomes one token, which a small model can
+/// copy, and has the same tokens everywhere. Decoding restores any text. The same texts in any order give the same
+/// bytes of `tokenizer.json`, on every machine. Names of control tokens in the texts are skipped.
 ///
 /// Time is linear in the text, and in `n_ids` times the distinct words.
 ///
@@ -81,7 +80,7 @@ impl BpeVocabulary {
         vocabulary
     }
 
-    /// The token's id, a new one if need be: two merges may spell one token.
+    /// Returns the token's id, creating it if needed: two merges may spell the same token.
     fn id_of(&mut self, token: String) -> TokenId {
         let next = self.tokens.len() as TokenId;
         *self.ids.entry(token).or_insert_with_key(|token| {
@@ -91,7 +90,7 @@ impl BpeVocabulary {
     }
 }
 
-/// A distinct word as token ids, and how often it stands in the texts.
+/// A distinct word as token ids, and its number of occurrences.
 struct Word {
     ids: Vec<TokenId>,
     count: u64,
@@ -102,7 +101,7 @@ fn count_words(
     split: &PreTokenizerWrapper,
     vocabulary: &BpeVocabulary,
 ) -> Vec<Word> {
-    // Sorted: nothing that follows depends on the order of the texts, nor on a hash's.
+    // Sorted, so that the result does not depend on the order of the texts or on hashes.
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for text in texts {
         for part in without_markers(&text) {
@@ -125,8 +124,8 @@ fn without_markers(text: &str) -> Vec<&str> {
 
 type Pair = (TokenId, TokenId);
 
-/// Merges the most frequent pair again and again, the one with the smaller ids where two are equally frequent. Stops
-/// early where no pair stands twice: a merge seen once is the text learnt by heart.
+/// Merges the most frequent pair repeatedly; of equally frequent pairs, the one with the smaller ids. Stops when no
+/// pair occurs twice: a merge seen once would memorise the text.
 fn learn_merges(
     words: &mut [Word],
     vocabulary: &mut BpeVocabulary,

@@ -2,12 +2,12 @@ use std::borrow::Cow;
 
 use crate::{Tokenizer, clean};
 
-/// Text with more bytes than this for each token it may have is cut before it is encoded, so that ten megabytes from a
-/// tool cost no more than what is kept of them. English has four bytes to a token, long runs of blanks up to 128.
+/// Text with more bytes than this per allowed token is truncated before it is encoded, so that a long text costs no
+/// more than what is kept of it. English has four bytes per token, long runs of blanks up to 128.
 const MAX_BYTES_PER_TOKEN: usize = 32;
 
-/// What of a message's text reaches the model: cleaned, and at most `max_tokens` tokens of it; all of it for
-/// `usize::MAX`.
+/// Returns the part of a message's text that the model sees: cleaned, and at most `max_tokens` tokens; the whole text
+/// for `usize::MAX`.
 pub(crate) fn heard(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> String {
     let cleaned = clean(text);
     if max_tokens == usize::MAX {
@@ -16,7 +16,8 @@ pub(crate) fn heard(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> Str
     middle_truncate(tokenizer, &cleaned, max_tokens).into_owned()
 }
 
-/// The text, or its beginning and end with `[... N bytes omitted ...]` between, so that it has at most `max_tokens` tokens.
+/// Truncates the middle of a text: returns the text, or its start and end with `[... N bytes omitted ...]` between, so
+/// that it has at most `max_tokens` tokens.
 ///
 /// A limit too small for the mark gives the mark alone.
 pub(crate) fn middle_truncate<'a>(
@@ -35,7 +36,7 @@ pub(crate) fn middle_truncate<'a>(
     let mut keep = max_tokens.saturating_sub(mark_tokens);
     loop {
         let start = head.cut(keep - keep / 2);
-        // Both ends may want the whole of a character whose tokens they share.
+        // Both ends may include the same character, whose tokens they share.
         let end = tail.cut(keep / 2).max(start);
         let short = format!("{}{}{}", &text[..start], mark(end - start), &text[end..]);
         let n_tokens = tokenizer.encode_plain(&short).len();
@@ -50,7 +51,7 @@ fn mark(n_bytes: usize) -> String {
     format!("[... {n_bytes} bytes omitted ...]")
 }
 
-/// Where the tokens of one end of the text begin or end, in bytes of the whole text.
+/// The token boundaries at one end of the text, in bytes of the whole text.
 struct Side {
     cuts: Vec<usize>,
     outermost: usize,
@@ -70,7 +71,7 @@ impl Side {
         Self { cuts, outermost: text.len() }
     }
 
-    /// The boundary inside of the outermost `n_tokens` tokens.
+    /// Returns the boundary after the outermost `n_tokens` tokens.
     fn cut(&self, n_tokens: usize) -> usize {
         let last = n_tokens.min(self.cuts.len()).checked_sub(1);
         last.map_or(self.outermost, |last| self.cuts[last])

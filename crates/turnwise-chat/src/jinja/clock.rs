@@ -1,4 +1,4 @@
-//! A moment that does not pass, written as Python's `strftime` writes it.
+//! A fixed moment, formatted as by Python's `strftime`.
 
 /// A moment without a time zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Clock {
         if is_real { Ok(clock) } else { Err(wrong()) }
     }
 
-    /// The moment in a format of `strftime`, in English.
+    /// Formats the moment as `strftime` does, in English.
     pub(super) fn format(&self, format: &str) -> String {
         let mut written = String::with_capacity(format.len());
         let mut chars = format.chars();
@@ -122,7 +122,7 @@ impl Clock {
             'c' => self.format("%a %b %e %H:%M:%S %Y"),
             'n' => "\n".to_owned(),
             't' => "\t".to_owned(),
-            // The zone of a time without one.
+            // The time zone is empty.
             'z' | 'Z' => String::new(),
             '%' => "%".to_owned(),
             other => format!("%{other}"),
@@ -146,7 +146,7 @@ impl Clock {
         before.sum::<i64>() + self.day
     }
 
-    /// Days since Monday.
+    /// Returns the days since Monday.
     fn weekday(&self) -> i64 {
         let before = self.year - 1;
         let days = before * 365 + before / 4 - before / 100 + before / 400 + self.day_of_year();
@@ -158,7 +158,7 @@ impl Clock {
 mod tests {
     use super::Clock;
 
-    // Python: datetime(2024, 7, 26, 9, 5, 7).strftime(format), and the others alike.
+    // Python: datetime(2024, 7, 26, 9, 5, 7).strftime(format), and likewise.
     #[test]
     fn formats_are_pythons() {
         let cases = [

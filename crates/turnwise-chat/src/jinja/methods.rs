@@ -1,10 +1,10 @@
-//! Python's methods of text, as far as templates call them and the template engine lacks them.
+//! String methods of Python that templates call and the template engine lacks.
 
 use minijinja::value::{ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-/// Calls a method that a value has in Python.
+/// Calls a Python method of a value.
 pub(super) fn call(
     state: &mut State,
     value: &Value,
@@ -68,7 +68,7 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
     }))
 }
 
-/// Python's `rsplit`: at most so many splits, from the end; without a separator at runs of blanks.
+/// Implements Python's `rsplit`: a limited number of splits, from the end; without a separator at runs of blanks.
 fn rsplit(text: &str, by: Option<&str>, most: Option<i64>) -> Vec<String> {
     let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
     let mut parts: Vec<String> = Vec::new();

@@ -1,4 +1,4 @@
-//! The tests of Jinja2 (`x is iterable`) that answer otherwise here by themselves.
+//! Tests of Jinja2 (`x is iterable`) that behave differently in the template engine.
 
 use minijinja::Environment;
 use minijinja::value::{Value, ValueKind};
@@ -11,13 +11,13 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_test("callable", is_callable);
 }
 
-/// What Python can iterate over: an undefined value too, which has nothing in it, but not `none`.
+/// Returns whether Python can iterate over a value: true for undefined, which is empty, but not for `none`.
 fn is_iterable(value: &Value) -> bool {
     use ValueKind::{Bytes, Iterable, Map, Seq, String, Undefined};
     matches!(value.kind(), Undefined | String | Bytes | Seq | Map | Iterable)
 }
 
-/// What has a length and items: text and mappings too.
+/// Returns whether a value has a length and items; text and mappings have.
 fn is_sequence(value: &Value) -> bool {
     use ValueKind::{Bytes, Map, Seq, String, Undefined};
     matches!(value.kind(), Undefined | String | Bytes | Seq | Map)

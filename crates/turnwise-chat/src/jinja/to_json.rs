@@ -1,11 +1,11 @@
-//! The filter `tojson` as `transformers` has it.
+//! The filter `tojson` of `transformers`.
 
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
 use crate::python_json::{JsonStyle, to_json};
 
-/// `json.dumps(x, ensure_ascii, indent, separators, sort_keys)`, each by its place or its name.
+/// Implements `json.dumps(x, ensure_ascii, indent, separators, sort_keys)`, with positional or named arguments.
 #[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
 pub(super) fn filter(value: &Value, places: Rest<Value>, options: Kwargs) -> Result<String, Error> {
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
@@ -45,7 +45,7 @@ pub(super) fn filter(value: &Value, places: Rest<Value>, options: Kwargs) -> Res
     Ok(to_json(value, &style))
 }
 
-/// What stands before each item for each level: Python takes a number of blanks, or a text.
+/// Returns the indentation of each level: Python takes a number of blanks, or a text.
 fn indent_of(indent: Option<Value>) -> Result<Option<String>, Error> {
     let Some(indent) = indent.filter(|indent| !indent.is_none()) else { return Ok(None) };
     if let Some(text) = indent.as_str() {
@@ -61,7 +61,7 @@ fn indent_of(indent: Option<Value>) -> Result<Option<String>, Error> {
     }
 }
 
-/// More is no indentation but an attack.
+/// A larger indentation is an attack.
 const MAX_INDENT: i64 = 64;
 
 fn pair_of(pair: &Value) -> Result<(String, String), Error> {

@@ -1,30 +1,30 @@
-//! A conversation as a template gets it.
+//! The conversion of a conversation to the input of a template.
 
 use serde_json::{Map, Value, json};
 use turnwise_environment::{Message, Role, ToolCall};
 
 use crate::thinking;
 
-/// What is done with each text before the template gets it.
+/// A transformation of each text before the template gets it.
 pub(super) trait TextTransform {
-    /// Text of a message.
+    /// Transforms the text of a message.
     fn said(&self, owner: usize, text: &str) -> String;
-    /// Text of a tool, of a call, or a name.
+    /// Transforms the text of a tool or a call, or a name.
     fn named(&self, text: &str) -> String;
-    /// The name of the tool in a call.
+    /// Transforms the name of the tool in a call.
     fn called(&self, owner: usize, name: &str) -> String;
 }
 
-/// The ids of calls.
+/// The ids of calls in the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ids {
-    /// As the messages have them.
+    /// The ids of the messages.
     Own,
-    /// Nine letters and digits, as the templates of Mistral want them; an id that is so already stays.
+    /// Nine letters and digits, as the templates of Mistral require; an id of this form stays.
     Nine,
 }
 
-/// The messages as values, in the form of chat endpoints.
+/// Returns the messages as values, in the format of chat endpoints.
 pub(super) fn given(messages: &[&Message], ids: Ids, texts: &impl TextTransform) -> Vec<Value> {
     let mut calls = Calls { ids, open: Vec::new(), n_shown: 0 };
     let messages = messages.iter().enumerate();
@@ -65,7 +65,7 @@ fn one(owner: usize, message: &Message, calls: &mut Calls, texts: &impl TextTran
     Value::Object(given)
 }
 
-/// The text with what stands between tags of thinking changed, and the tags as they are: a template looks for them.
+/// Changes the text between thinking tags, but not the tags, which a template searches for.
 fn around_tags(text: &str, change: &impl Fn(&str) -> String) -> String {
     let tags = [thinking::OPEN, thinking::CLOSE];
     let mut changed = String::with_capacity(text.len());
@@ -82,10 +82,10 @@ fn around_tags(text: &str, change: &impl Fn(&str) -> String) -> String {
     changed
 }
 
-/// The calls that were made, with the ids that the template sees.
+/// Calls so far, with the ids in the template's input.
 struct Calls {
     ids: Ids,
-    /// The calls of the newest message that made any, as far as nobody has answered: own id, shown id, tool.
+    /// The unanswered calls of the newest message with calls: own id, shown id, tool.
     open: Vec<(String, String, String)>,
     n_shown: usize,
 }
@@ -101,8 +101,8 @@ impl Calls {
         shown.collect()
     }
 
-    /// The id of the call that is answered, and the name of its tool. An answer that does not say which, or an id that nobody
-    /// gave, is the next one's.
+    /// Returns the id of the answered call, and the name of its tool. An answer without an id, or with an unknown one,
+    /// belongs to the next call.
     fn answer(&mut self, id: Option<&str>) -> (Option<String>, Option<String>) {
         let own = |own: &str| id == Some(own);
         let at = self.open.iter().position(|(id, ..)| own(id));

@@ -1,4 +1,4 @@
-//! Which part of what a template wrote belongs to which message.
+//! Assignment of a template's output to messages.
 
 use std::ops::Range;
 
@@ -7,26 +7,26 @@ use turnwise_environment::{Message, Role};
 use crate::marks::Output;
 use crate::thinking;
 
-/// A conversation as a template wrote it.
+/// A conversation as written by a template.
 pub(super) struct Layout {
     pub(super) output: Output,
-    /// The part of each message, one after the other from the start; what is behind the last leads in to the next turn.
+    /// The ranges of the messages, consecutive from the start; the rest is the lead-in to the next turn.
     pub(super) messages: Vec<MessageSpan>,
 }
 
-/// A message's part.
+/// The range of a message.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct MessageSpan {
     pub(super) start: usize,
-    /// For an assistant's message: where the lead-in to its turn ends, and where its close begins.
+    /// For an assistant's message: the end of the turn's lead-in, and the start of its close.
     pub(super) turn: Option<Range<usize>>,
-    /// With the close, if there is one.
+    /// Includes the close, if there is one.
     pub(super) end: usize,
 }
 
 impl Layout {
-    /// Divides the output among messages. `lead_ins` are what the template writes before each turn, the next one too; a message ends
-    /// with the first of `closes` after its text.
+    /// Divides the output among messages. `lead_ins` are the texts before each turn, the next one included; a message
+    /// ends with the first of `closes` after its text.
     pub(super) fn new(
         output: Output,
         messages: &[&Message],
@@ -47,7 +47,7 @@ impl Layout {
         Self { messages: parts, output }
     }
 
-    /// Where what leads in to the next turn begins.
+    /// Returns the start of the lead-in to the next turn.
     pub(super) fn end(&self) -> usize {
         self.messages.last().map_or(0, |part| part.end)
     }
@@ -57,14 +57,14 @@ struct Divider<'a> {
     output: &'a Output,
     lead_ins: &'a [String],
     closes: &'a [String],
-    /// What is before is dealt out.
+    /// Everything before is assigned.
     at: usize,
 }
 
 impl Divider<'_> {
     fn message(&mut self, owner: usize, n_owners: usize, next: Option<Role>) -> MessageSpan {
         let start = self.at;
-        // Without text of its own a message has its part in that of the next one with text.
+        // A message without text has its range in that of the next message with text.
         let Some(said) = self.said(owner) else {
             return MessageSpan { start, turn: None, end: start };
         };
@@ -101,7 +101,7 @@ impl Divider<'_> {
         MessageSpan { start, turn: Some(from..to), end }
     }
 
-    /// Where an owner's text stands, as far as it is not dealt out, and up to another's.
+    /// Returns the unassigned range of an owner's text, up to another owner's.
     fn said(&self, owner: usize) -> Option<Range<usize>> {
         let mut later = self.output.said.iter().filter(|(said, _)| said.end > self.at);
         let (first, _) = later.find(|(_, other)| *other == owner)?;
@@ -110,7 +110,7 @@ impl Divider<'_> {
         Some(first.start.max(self.at)..end)
     }
 
-    /// Where the text of a later owner begins.
+    /// Returns the start of the next text of a later owner.
     fn next_said(&self, owner: usize, n_owners: usize) -> usize {
         let later = (owner + 1..n_owners).filter_map(|owner| self.said(owner));
         later.map(|said| said.start).min().unwrap_or(self.output.text.len())
@@ -122,7 +122,8 @@ impl Divider<'_> {
         Some(at..at + lead_in.len())
     }
 
-    /// Where a lead-in ends that a template writes otherwise in history, from some place on: at the last control token that both have.
+    /// Returns the end of a lead-in that the template writes differently in history: at the last control token that
+    /// both versions share.
     fn shared_lead_in(&self, owner: usize, from: usize, to: usize) -> Option<usize> {
         let lead_in = self.lead_ins.get(owner)?;
         let before = self.output.text.get(from..to)?;
@@ -133,13 +134,13 @@ impl Divider<'_> {
         Some(from + skipped + shared? + 1)
     }
 
-    /// The place before a tag of thinking that stands just before a text: it is a part of the turn.
+    /// Returns the place before a thinking tag just before a text: the tag is part of the turn.
     fn before_tag(&self, from: usize, to: usize) -> usize {
         let before = self.output.text.get(from..to).unwrap_or_default().trim_end();
         before.strip_suffix(thinking::OPEN).map_or(to, |before| from + before.len())
     }
 
-    /// The first close that stands in this part of the template's own text.
+    /// Returns the first close in this range of the template's own text.
     fn close(&self, from: usize, to: usize) -> Option<Range<usize>> {
         let part = self.output.text.get(from..to)?;
         let is_whole = |close: &Range<usize>| !self.output.has_joint_inside(close);
@@ -150,7 +151,7 @@ impl Divider<'_> {
         places.filter(is_whole).min_by_key(|close| (close.start, std::cmp::Reverse(close.end)))
     }
 
-    /// The end of the last control token before a text, if nothing but blanks is between; otherwise the text's start.
+    /// Returns the end of the last control token before a text, if only blanks are between; otherwise the text's start.
     fn after_control(
         &self,
         from: usize,

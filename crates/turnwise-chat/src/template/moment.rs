@@ -1,4 +1,4 @@
-//! A template with the moment of training in it.
+//! Templates with the moment of training.
 
 use crate::jinja::formatted;
 
@@ -7,10 +7,10 @@ const START: &str = "{#- Trained at the moment ";
 const AFTER_TIME: &str = ", which this answers in the place of today. -#}\n";
 const END: &str = "{%- endmacro %}\n";
 
-/// Returns a template that writes a moment wherever `template` asks for the time: a model that was trained at one moment is spoken to at
-/// the same one by programs whose `strftime_now` is today.
+/// Returns a template that writes a fixed moment wherever `template` asks for the time, so that a model trained with
+/// one date gets the same date from programs whose `strftime_now` is today's.
 ///
-/// `None` for a template that does not ask, that asks in a format that it works out, or for a `time` that is none.
+/// Returns `None` for a template that does not ask for the time or that computes the format, and for an invalid `time`.
 ///
 /// ```
 /// use turnwise_chat::{with_moment, without_moment};
@@ -43,13 +43,13 @@ pub fn with_moment(template: &str, time: &str) -> Option<String> {
     ))
 }
 
-/// Returns the template that [`with_moment`] was given, and any other text as it is.
+/// Returns the original template of [`with_moment`], and any other text unchanged.
 #[must_use]
 pub fn without_moment(template: &str) -> &str {
     let original = || {
         let (time, rest) = template.strip_prefix(START)?.split_once(AFTER_TIME)?;
         let (_, original) = rest.split_once(END)?;
-        // Nothing but what is written above may go unread.
+        // The text must be exactly what `with_moment` writes.
         (with_moment(original, time)? == template).then_some(original)
     };
     original().unwrap_or(template)

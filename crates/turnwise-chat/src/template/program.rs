@@ -1,4 +1,4 @@
-//! A model's templates as programs, and the conversation as one of them writes it.
+//! A model's templates as programs, and the rendering of conversations.
 
 use minijinja::Environment;
 use serde_json::{Map, Value};
@@ -11,19 +11,19 @@ use super::layout::Layout;
 use crate::marks::{self, Output};
 use crate::{ChatError, TemplateSettings, Tokenizer, jinja, thinking};
 
-/// Output of more bytes than this for each token of the context cannot fit into it.
+/// An output with more bytes than this per token of the context cannot fit into it.
 const BYTES_PER_TOKEN: usize = 4;
 
 /// The templates of a model.
 pub(super) struct Program {
     usual: Environment<'static>,
-    /// The one for conversations with tools, where a model has two.
+    /// The template for conversations with tools, if a model has two.
     with_tools: Option<Environment<'static>>,
     arguments: Map<String, Value>,
     limit: usize,
 }
 
-/// A conversation before it is rendered.
+/// A conversation to render.
 #[derive(Clone, Copy)]
 pub(super) struct TemplateInput<'a> {
     pub(super) messages: &'a [&'a Message],
@@ -48,7 +48,7 @@ impl Program {
         })
     }
 
-    /// What the template writes.
+    /// Renders a conversation.
     fn run(
         &self,
         script: TemplateInput<'_>,
@@ -73,11 +73,11 @@ impl Program {
         jinja::render(environment, &Value::Object(context), self.limit)
     }
 
-    /// The conversation as the template writes it, with what leads in to the next turn, divided among its messages.
+    /// Renders a conversation and the lead-in to the next turn, and divides the text among the messages.
     ///
-    /// The text is that of the template for the texts as they are. Where each of them stands, a second rendering shows, in which
-    /// they have marks around them. A template that reads its texts may write something else then: where it does, texts are looked for
-    /// in the first one, and any that spells a control token is guarded there.
+    /// The text is the template's output for the unchanged texts. A second rendering, with marks around the texts,
+    /// shows their places. A template that inspects its texts may then write something else: in that case, texts are
+    /// searched for in the first rendering, and any text that contains the name of a control token is guarded there.
     pub(super) fn layout(
         &self,
         tokenizer: &Tokenizer,
@@ -107,7 +107,7 @@ impl Program {
         Ok(Layout::new(output, script.messages, &lead_ins, closes, is_control))
     }
 
-    /// The template's own output. A template that refuses the ids of calls as they are gets others.
+    /// Returns the template's own output. A template that rejects the ids of calls gets other ids.
     pub(super) fn plain(&self, script: TemplateInput<'_>) -> Result<(Ids, String), RenderError> {
         match self.run(script, Ids::Own, &Plain, true) {
             Ok(text) => Ok((Ids::Own, text)),
@@ -118,20 +118,20 @@ impl Program {
         }
     }
 
-    /// The output without a lead-in to the next turn.
+    /// Returns the output without a lead-in to the next turn.
     pub(super) fn ended(&self, script: TemplateInput<'_>) -> Result<String, RenderError> {
         self.run(script, Ids::Nine, &Plain, false)
     }
 
-    /// What the template adds to lead in to a turn; nothing where it adds nothing, or writes all else in another way then too.
+    /// Returns the lead-in that the template adds; empty if it adds nothing, or changes other text too.
     fn lead_in(&self, script: TemplateInput<'_>, ids: Ids, plain: &str) -> Option<String> {
         let without = self.run(script, ids, &Plain, false).ok()?;
         let added = plain.strip_prefix(without.as_str()).unwrap_or_default();
         (!added.is_empty()).then(|| added.to_owned())
     }
 
-    /// What leads in to each message of the assistant, and to the next turn, where the template adds nothing of its own for that: what it
-    /// writes behind the text before.
+    /// Returns the lead-in of each assistant message, and of the next turn. If the template adds none, it is the
+    /// template's text after the text before.
     fn lead_ins(&self, script: TemplateInput<'_>, ids: Ids) -> Vec<String> {
         let lead_in = |n: usize| -> Option<String> {
             let is_turn = script.messages.get(n).is_none_or(|next| next.role == Role::Assistant);
@@ -146,12 +146,12 @@ impl Program {
     }
 }
 
-/// What stands before the place of thinking in a lead-in.
+/// Returns the text before the place of thinking in a lead-in.
 fn before_thinking(lead_in: &str) -> String {
     lead_in.split(thinking::OPEN).next().unwrap_or_default().to_owned()
 }
 
-/// Texts as they are.
+/// Unchanged texts.
 struct Plain;
 
 impl TextTransform for Plain {
@@ -187,10 +187,10 @@ impl TextTransform for Marked<'_> {
     }
 }
 
-/// Texts that spell no control token.
+/// Texts with guarded names of control tokens.
 struct Guarded<'a> {
     tokenizer: &'a Tokenizer,
-    /// Whether one of them does without the guard.
+    /// Whether an unguarded text contains such a name.
     names_any: std::cell::Cell<bool>,
 }
 
@@ -219,7 +219,7 @@ impl TextTransform for Guarded<'_> {
     }
 }
 
-/// The output with the places of the messages' texts, as far as they stand there one after the other.
+/// Returns the output with the places of the messages' texts, as far as they are found in order.
 fn found(mut output: Output, messages: &[&Message]) -> Output {
     let mut at = 0;
     for (owner, message) in messages.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What a turn becomes in history: the tokens that were drawn, as far as the template keeps what they say.
+//! Sampled turns in history: the tokens that stay, as far as the template keeps their text.
 
 use turnwise_environment::Message;
 use turnwise_trajectory::TokenId;
@@ -6,20 +6,21 @@ use turnwise_trajectory::TokenId;
 use crate::thinking;
 use crate::{Thinking, Tokenizer};
 
-/// What stands in history for a turn that was drawn.
+/// What history contains for a sampled turn.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Kept {
-    /// All of it, as it was drawn.
+    /// All sampled tokens.
     Whole,
-    /// What was sampled from the byte `from` of its text on, between texts of the template that begin and end the turn.
+    /// The sampled tokens from the byte `from` of their text on, between texts of the template at the start and the end
+    /// of the turn.
     Rest { head: usize, tail: usize, from: usize },
-    /// The template's own text: it says something else.
+    /// The template's own text, because it differs.
     Nothing,
 }
 
-/// What becomes of a turn that a template writes as `written`.
+/// Decides what history contains for a turn that the template writes as `written`.
 ///
-/// Blanks do not matter: a template trims texts, and what was drawn stays as it was.
+/// Blanks are ignored: a template trims texts, and sampled tokens stay unchanged.
 pub(super) fn kept(
     tokenizer: &Tokenizer,
     mode: Thinking,
@@ -53,7 +54,7 @@ pub(super) fn kept(
     }
 }
 
-/// What was sampled from a byte on, where the template writes the same behind its first `head` bytes and blanks.
+/// Keeps the tokens from a byte on, if the template writes the same text after its first `head` bytes and blanks.
 fn rest_of(drawn: &str, written: &str, head: usize, from: usize) -> Kept {
     let rest = &written[head..];
     let said = rest.trim_start();
@@ -63,7 +64,7 @@ fn rest_of(drawn: &str, written: &str, head: usize, from: usize) -> Kept {
     Kept::Rest { head: head + blanks, tail: if is_ended { 0 } else { end }, from }
 }
 
-/// Where what is written begins in what was sampled, if that ends with it.
+/// Returns the start of the written text in the sampled text, if that ends with it.
 fn end_in(drawn: &str, written: &str) -> Option<usize> {
     let end = squash(written);
     if !squash(drawn).ends_with(&end) {
@@ -73,7 +74,7 @@ fn end_in(drawn: &str, written: &str) -> Option<usize> {
     places.nth(end.chars().count().checked_sub(1)?).map(|(at, _)| at)
 }
 
-/// The text up to the end of its thinking, blanks behind it included, and the rest.
+/// Splits a text after its thinking and the blanks that follow.
 fn thinking_of(text: &str) -> (&str, &str) {
     let Some(at) = text.rfind(thinking::CLOSE) else { return ("", text) };
     let end = at + thinking::CLOSE.len();
@@ -81,7 +82,7 @@ fn thinking_of(text: &str) -> (&str, &str) {
     text.split_at(text.len() - rest.len())
 }
 
-/// The text without blanks.
+/// Removes blanks.
 pub(super) fn squash(text: &str) -> String {
     text.chars().filter(|c| !c.is_whitespace()).collect()
 }
