@@ -18,16 +18,16 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a small model and watch it learn a game: the whole loop in two minutes, offline
+    /// Train a small model on a game: the whole loop in two minutes, offline
     Try(RunArguments),
-    /// Train with a TOML file's settings
+    /// Train with the settings of a TOML file
     Train {
         /// The settings; `turnwise config` prints all of them with their defaults
         config: PathBuf,
         #[command(flatten)]
         run: RunArguments,
     },
-    /// Go on with a run that was stopped
+    /// Continue a run that was stopped
     Resume {
         /// The run directory
         run_dir: PathBuf,
@@ -38,12 +38,12 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N")]
         steps: Option<u64>,
     },
-    /// Print every setting with its value and what it means, as TOML
+    /// Print every setting with its value and its meaning, as TOML
     Config {
-        /// A settings file, whose values are printed in place of the defaults, and settings that come after it
+        /// A settings file whose values replace the defaults, followed by single settings
         #[arg(value_name = "CONFIG.toml | TABLE.KEY=VALUE")]
         settings: Vec<String>,
-        /// Print what would be used with this model
+        /// Print the settings that would be used with this model
         #[arg(long, value_name = "DIR")]
         model: Option<PathBuf>,
     },
@@ -57,18 +57,18 @@ pub(crate) enum Command {
         /// JSON lines; `-` reads standard input
         #[arg(long, value_name = "FILE")]
         input: PathBuf,
-        /// What computes them: `cpu`, or `cuda` (`cuda:1` and so on) in a build with the feature `cuda`
+        /// The device: `cpu`, or `cuda` (`cuda:1` and so on) in a build with the feature `cuda`
         #[arg(long, value_name = "DEVICE", default_value_t)]
         device: Device,
     },
-    /// Print what the model sees, token by token: of a conversation, or of a recorded trajectory
+    /// Print the tokens of a conversation or of a recorded trajectory, as the model sees them
     Render(RenderArguments),
-    /// List environments, check one against its contract, or begin one of your own
+    /// List environments, check one against its contract, or create a new one
     Env {
         #[command(subcommand)]
         command: EnvCommand,
     },
-    /// Measure estimators of the policy gradient: their exact bias, and what credit by turn is worth
+    /// Measure estimators of the policy gradient: their exact bias, and the value of turn credit
     Lab {
         #[command(subcommand)]
         command: LabCommand,
@@ -84,16 +84,16 @@ pub(crate) enum Command {
     Play {
         /// The environment; `turnwise env list` names them
         env: String,
-        /// Which task; without it the seed chooses
+        /// The task; by default the seed chooses one
         #[arg(long, value_name = "N")]
         task: Option<usize>,
-        /// The number that the task and its randomness derive from
+        /// The seed of the task and its randomness
         #[arg(long, value_name = "N", default_value_t = 1)]
         seed: u64,
-        /// Play a task that training never sees
+        /// Play a held-out task, which training never uses
         #[arg(long)]
         held_out: bool,
-        /// Settings of the environment, as in `span=20`
+        /// Settings of the environment, such as `span=20`
         #[arg(value_name = "KEY=VALUE")]
         options: Vec<String>,
     },
@@ -101,19 +101,19 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct SimulateArguments {
-    /// Run this one and print what happened
+    /// Run this seed alone and print its events
     #[arg(long, value_name = "N", conflicts_with_all = ["seeds", "from"])]
     pub(crate) seed: Option<u64>,
-    /// How many seeds
+    /// The number of seeds
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub(crate) seeds: u64,
-    /// The first
+    /// The first seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) from: u64,
-    /// Faults throughout, faults that stop after a while, or each seed once in both
+    /// Faults throughout, faults that stop after a while, or each seed once in both modes
     #[arg(long, value_enum, default_value_t = SimulationMode::Both)]
     pub(crate) mode: SimulationMode,
-    /// Threads
+    /// The number of threads
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) jobs: usize,
 }
@@ -127,13 +127,13 @@ pub(crate) enum SimulationMode {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum EnvCommand {
-    /// The environments that this program knows
+    /// List the environments of this program
     List,
-    /// Write a crate with an environment of your own: a tool, tasks, tests, settings that train it
+    /// Create a crate with a new environment: a tool, tasks, tests, settings that train it
     New {
-        /// What it is called: a directory of this name is made here
+        /// The name of the crate and its directory
         name: String,
-        /// A checkout of turnwise, or its git address; without it the source that this program was built from
+        /// A checkout of turnwise, or its git address; by default the source that this program was built from
         #[arg(long, value_name = "PATH_OR_URL")]
         source: Option<String>,
     },
@@ -141,7 +141,7 @@ pub(crate) enum EnvCommand {
     Check {
         /// The environment; `turnwise env list` names them
         name: String,
-        /// Settings of the environment, as in `span=20`
+        /// Settings of the environment, such as `span=20`
         #[arg(value_name = "KEY=VALUE")]
         options: Vec<String>,
     },
@@ -149,15 +149,15 @@ pub(crate) enum EnvCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LabCommand {
-    /// Bias and variance of every objective with every credit, by enumerating small problems
+    /// Compute bias and variance of every objective with every credit, by enumerating small problems
     Estimators(EstimatorArguments),
-    /// Episodes that turn credit and outcome credit need where the first of two turns alone decides
+    /// Count the episodes that turn credit and outcome credit need if the first of two turns alone decides
     Credit(CreditArguments),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct EstimatorArguments {
-    /// One problem; without it all
+    /// One problem; by default all
     #[arg(long, value_name = "NAME")]
     pub(crate) problem: Option<String>,
     /// Objectives whose name contains this
@@ -166,10 +166,10 @@ pub(crate) struct EstimatorArguments {
     /// Credits whose name contains this
     #[arg(long, value_name = "TEXT")]
     pub(crate) credit: Option<String>,
-    /// Episodes that are compared with each other
+    /// The number of episodes in a group
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) group_size: usize,
-    /// How far the behaviour policy's logits are from the trained policy's; 0 is on policy
+    /// The distance of the behaviour policy's logits from the trained policy's; 0 is on-policy
     #[arg(long, value_name = "DISTANCE", default_value_t = 0.0)]
     pub(crate) off_policy: f64,
     /// Print a JSON object for each estimator
@@ -179,22 +179,22 @@ pub(crate) struct EstimatorArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct CreditArguments {
-    /// How many seeds, each with every credit
+    /// The number of seeds, each with every credit
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) seeds: u64,
     /// The first seed
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) from: u64,
-    /// Where a run is given up
+    /// The number of episodes after which a run is given up
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pub(crate) max_episodes: usize,
     /// The learning rate
     #[arg(long, value_name = "RATE", default_value_t = 3e-3)]
     pub(crate) learning_rate: f64,
-    /// Words of the report, none of which changes anything
+    /// The number of words in the report, which have no effect on the outcome
     #[arg(long, value_name = "N", default_value_t = 24)]
     pub(crate) report_words: usize,
-    /// What a report earns or costs, as a fickle judge pleases; 0 is a silent one
+    /// The size of the random rewards that a noisy judge gives to reports; 0 disables it
     #[arg(long, value_name = "REWARD", default_value_t = 1.0)]
     pub(crate) judge: f64,
     /// Print a JSON object for each run and each comparison
@@ -204,16 +204,16 @@ pub(crate) struct CreditArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArguments {
-    /// Settings that come after the file's, as in `train.learning_rate=5e-4`
+    /// Settings with precedence over the file's, such as `train.learning_rate=5e-4`
     #[arg(value_name = "TABLE.KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
-    /// Where the run's files go
+    /// The directory of the run's files
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
-    /// The number that all randomness of the run derives from: `run.seed`
+    /// The seed of the run: `run.seed`
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
-    /// Training steps: `run.steps`
+    /// The number of training steps: `run.steps`
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<u64>,
     /// Print the metrics of each step as JSON
@@ -222,7 +222,7 @@ pub(crate) struct RunArguments {
 }
 
 impl RunArguments {
-    /// Every override, the flags last: the most specific wins.
+    /// Returns every override, flags last: the most specific has precedence.
     pub(crate) fn all_overrides(&self) -> Vec<String> {
         let mut overrides = self.overrides.clone();
         overrides.extend(self.seed.map(|seed| format!("run.seed={seed}")));
@@ -240,25 +240,25 @@ pub(crate) struct EvalArguments {
     /// The environment; `turnwise env list` names them
     #[arg(long, value_name = "NAME")]
     pub(crate) env: Option<String>,
-    /// Held-out episodes to play: `eval.episodes`
+    /// The number of held-out episodes: `eval.episodes`
     #[arg(long, value_name = "N")]
     pub(crate) episodes: Option<usize>,
-    /// The number that tasks and sampling derive from
+    /// The seed of tasks and sampling
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Write the conversations to this file, a trajectory a line, which `turnwise render --rollout` shows
+    /// Write the conversations to this file, one trajectory per line, for `turnwise render --rollout`
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Settings, as in `eval.temperature=0` or `environment.options.span=20`
+    /// Settings, such as `eval.temperature=0` or `environment.options.span=20`
     #[arg(value_name = "TABLE.KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
 }
 
 impl EvalArguments {
-    /// Every setting that is asked for, those in their own words last.
+    /// Returns every requested setting, those with flags of their own last.
     pub(crate) fn all_overrides(&self) -> Vec<String> {
         let mut overrides = vec![format!("run.seed={}", self.seed)];
         overrides.extend(self.env.as_ref().map(|name| format!("environment.name={name}")));
@@ -276,31 +276,31 @@ pub(crate) struct RenderArguments {
     /// A run's file of trajectories, such as RUN/rollouts/step-000000.jsonl
     #[arg(long, value_name = "FILE")]
     pub(crate) rollout: Option<PathBuf>,
-    /// Which trajectory of the file, from 0
+    /// The index of the trajectory in the file, from 0
     #[arg(long, value_name = "N", default_value_t = 0, requires = "rollout")]
     pub(crate) index: usize,
-    /// A model directory; for a trajectory of a run that run's own, unless another is named
+    /// A model directory; for a trajectory of a run, the run's own by default
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// A tokenizer.json instead
+    /// A tokenizer.json instead of a model
     #[arg(long, value_name = "FILE", conflicts_with = "model")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// The form of the conversation; without it the one that the model's control tokens ask for
+    /// The format of the conversation; by default the one that matches the model's control tokens
     #[arg(long, value_enum, value_name = "FORM", conflicts_with = "rollout")]
     pub(crate) template: Option<TemplateChoice>,
-    /// The hash of the model's own template, once it was read: a template is a program
+    /// The hash of the model's own template, once you have read it: a template is a program
     #[arg(long, value_name = "HASH", conflicts_with = "rollout")]
     pub(crate) trust: Option<String>,
-    /// The moment that the model's own template sees, such as 2026-01-31 or 2026-01-31T14:30:00
+    /// The time that the model's own template sees, such as 2026-01-31 or 2026-01-31T14:30:00
     #[arg(long, value_name = "TIME", conflicts_with = "rollout")]
     pub(crate) time: Option<String>,
-    /// What becomes of thinking in past turns; without it as the run of a checkpoint has it, or `keep`
+    /// The treatment of thinking in past turns; by default that of the checkpoint's run, or `keep`
     #[arg(long, value_enum, value_name = "MODE", conflicts_with = "rollout")]
     pub(crate) thinking: Option<ThinkingChoice>,
     /// Play the conversation turn by turn, and show each branch where the template rewrites history
     #[arg(long, conflicts_with = "rollout")]
     pub(crate) branches: bool,
-    /// Print a JSON object for each token and nothing else
+    /// Print only a JSON object for each token
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -309,9 +309,9 @@ pub(crate) struct RenderArguments {
 pub(crate) enum TemplateChoice {
     /// `ChatML` with tools as JSON schemas
     Qwen3,
-    /// `ChatML` with a line for each tool, or as the run of a checkpoint has it
+    /// `ChatML` with a line for each tool, or with the settings of the checkpoint's run
     Chatml,
-    /// The form of Llama 3.1
+    /// The format of Llama 3.1
     Llama3,
     /// The model's own Jinja template
     Hf,
@@ -330,8 +330,8 @@ impl From<TemplateChoice> for TemplateName {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ThinkingChoice {
-    /// It stays
+    /// Keep thinking
     Keep,
-    /// What the template does
+    /// Do what the template does
     Follow,
 }

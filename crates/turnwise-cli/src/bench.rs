@@ -1,4 +1,4 @@
-//! `turnwise bench`: what this machine does in a second, beside what it could do at best.
+//! `turnwise bench`: the speed of this machine, compared with its peaks.
 
 mod flops;
 mod machine;
@@ -18,19 +18,19 @@ use turnwise_run::Failure;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// A step of full fine-tuning: forward, loss gradient, backward, AdamW
+    /// Measure a step of full fine-tuning: forward, loss gradient, backward, AdamW
     Train(train::TrainArguments),
-    /// Episodes of several turns drawn side by side
+    /// Measure concurrent sampling of episodes with several turns
     Rollout(rollout::RolloutArguments),
-    /// A whole training step: rollouts, GSPO, optimiser, publication
+    /// Measure a whole training step: rollouts, GSPO, optimiser, publication
     Step(step::StepArguments),
-    /// GSPO-token alone: its value and gradient from log-probabilities
+    /// Measure GSPO-token alone: its value and gradient from log-probabilities
     Objective(objective::ObjectiveArguments),
-    /// What a turn costs when the engine costs nothing: processor time, wall time, memory
+    /// Measure the cost of a turn without the engine: processor time, wall time, memory
     Orchestration(orchestration::OrchestrationArguments),
 }
 
-/// Measures, and prints.
+/// Runs a benchmark and prints its results.
 pub(crate) fn bench(command: &BenchCommand) -> Result<(), Failure> {
     match command {
         BenchCommand::Train(arguments) => {

@@ -1,33 +1,33 @@
 //! A line curve in braille characters, each of which holds two by four dots.
 
-/// Dots of a cell beside each other.
+/// Dots per cell, horizontally.
 const DOTS_WIDE: usize = 2;
 
-/// Dots of a cell above each other.
+/// Dots per cell, vertically.
 const DOTS_HIGH: usize = 4;
 
 /// The bits of a braille character, `[column][row]` from the top left (Unicode 16, section 21.1).
 const BITS: [[u32; DOTS_HIGH]; DOTS_WIDE] = [[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]];
 
-/// Where a curve is drawn.
+/// The frame of a curve.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Frame {
-    /// Character cells beside each other.
+    /// Width in character cells.
     pub(crate) width: usize,
-    /// Character cells above each other.
+    /// Height in character cells.
     pub(crate) height: usize,
     /// The value at the bottom.
     pub(crate) low: f64,
-    /// The value at the top; what lies outside is drawn at the edge.
+    /// The value at the top; values outside are drawn at the edge.
     pub(crate) high: f64,
-    /// How many places the whole width stands for; a series may still be shorter. At least its length.
+    /// The number of values across the whole width, at least the length of the series.
     pub(crate) n: usize,
 }
 
 /// Draws a series, its first value at the left edge: one string for each row of cells, top row first.
 ///
-/// Values that share a column of dots are averaged, and neighbouring columns joined. Values that are not finite are left
-/// out; the line goes straight over them.
+/// Values in the same column of dots are averaged, and neighbouring columns joined. Values that are not finite are
+/// skipped; the line connects their neighbours.
 ///
 /// ```text
 ///        ⣀⡠⠔⠊
@@ -44,7 +44,7 @@ pub(crate) fn plot(frame: &Frame, series: &[f64]) -> Vec<String> {
     dots.into_rows()
 }
 
-/// Draws a series with its axes; the name stands before the highest label.
+/// Draws a series with its axes; the name precedes the highest label.
 ///
 /// ```text
 /// reward 1.0┤
@@ -63,7 +63,7 @@ pub(crate) fn chart(frame: &Frame, name: &str, series: &[f64]) -> Vec<String> {
     let mut lines: Vec<String> = plotted
         .map(|(row, cells)| match row {
             0 => format!("{top:>margin$}┤{cells}"),
-            // With an odd number of rows no row begins at the middle.
+            // With an odd number of rows, no row starts at the middle.
             _ if 2 * row == frame.height => format!("{middle:>margin$}┤{cells}"),
             _ => format!("{:margin$}│{cells}", ""),
         })
@@ -74,18 +74,18 @@ pub(crate) fn chart(frame: &Frame, name: &str, series: &[f64]) -> Vec<String> {
     lines
 }
 
-/// A value of the axis, in few characters.
+/// Formats a value of the axis, in few characters.
 fn label(value: f64) -> String {
     if value.abs() < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
 
-/// The columns of dots that have a value, from left to right, each with its mean.
+/// Returns the columns of dots with a value, from left to right, each with its mean.
 fn columns(frame: &Frame, series: &[f64]) -> Vec<(usize, f64)> {
     let last_column = (frame.width * DOTS_WIDE).saturating_sub(1);
     let last_place = frame.n.max(series.len()).saturating_sub(1).max(1);
     let mut columns: Vec<(usize, f64, usize)> = Vec::new();
     for (place, value) in series.iter().enumerate().filter(|(_, value)| value.is_finite()) {
-        // To the nearest column, so that the last place is the last column.
+        // Rounds to the nearest column, so that the last place is the last column.
         let column = (2 * place * last_column + last_place) / (2 * last_place);
         match columns.last_mut() {
             Some((same, sum, n)) if *same == column => {
@@ -98,7 +98,7 @@ fn columns(frame: &Frame, series: &[f64]) -> Vec<(usize, f64)> {
     columns.into_iter().map(|(column, sum, n)| (column, sum / n as f64)).collect()
 }
 
-/// The row of dots of a value, counted from the top.
+/// Returns the row of dots of a value, counted from the top.
 fn row_of(frame: &Frame, value: f64) -> usize {
     let last_row = (frame.height * DOTS_HIGH).saturating_sub(1);
     let range = frame.high - frame.low;
@@ -106,10 +106,10 @@ fn row_of(frame: &Frame, value: f64) -> usize {
     interpolate((0, last_row), (1.0 - share) as f32)
 }
 
-/// The whole number nearest to a point between two.
+/// Interpolates between two integers and rounds.
 fn interpolate((from, to): (usize, usize), share: f32) -> usize {
     let value = from as f32 + (to as f32 - from as f32) * share;
-    // Between two row or column numbers, so it is neither negative nor large.
+    // The result is between two row or column numbers: neither negative nor large.
     #[expect(clippy::cast_sign_loss, reason = "neither end is negative")]
     let nearest = value.round() as usize;
     nearest
@@ -133,13 +133,13 @@ impl Dots {
         }
     }
 
-    /// A line without gaps between two `(column, row)`, the first of which is not to the right of the second.
+    /// Draws a connected line between two `(column, row)`; the first is not to the right of the second.
     fn join(&mut self, from: (usize, usize), to: (usize, usize)) {
         let n = (to.0 - from.0).max(1) as f32;
         let mut above = from.1;
         for column in from.0..=to.0 {
             let row = interpolate((from.1, to.1), (column - from.0) as f32 / n);
-            // The rows passed on the way belong to the new column, but for the one where the old column ended.
+            // The rows in between belong to the new column, except the one where the old column ended.
             let passed = if above < row { above + 1..row } else { row + 1..above };
             passed.for_each(|row| self.set((column, row)));
             self.set((column, row));
@@ -149,7 +149,7 @@ impl Dots {
 
     fn into_rows(self) -> Vec<String> {
         let braille = |bits: &u32| char::from_u32(0x2800 + bits).unwrap_or(' ');
-        // An empty cell is a space: not every font draws the empty braille character as nothing.
+        // An empty cell is a space: some fonts draw the empty braille character.
         let cell = |bits: &u32| if *bits == 0 { ' ' } else { braille(bits) };
         self.cells.chunks(self.width.max(1)).map(|row| row.iter().map(cell).collect()).collect()
     }

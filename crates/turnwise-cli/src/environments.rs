@@ -1,4 +1,4 @@
-//! `turnwise env`: environments listed, checked and begun.
+//! `turnwise env`: lists, checks and creates environments.
 
 mod check;
 mod list;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use turnwise_run::{ExitCode, Failure, Registry, from_arguments};
 
-/// `turnwise env list`.
+/// Implements `turnwise env list`.
 ///
 /// # Errors
 /// When `out` fails.
@@ -17,10 +17,10 @@ pub(crate) async fn list(registry: &Registry, out: impl Write) -> Result<(), Fai
     unless_closed(list::list(registry, out).await)
 }
 
-/// `turnwise env check`: options as in `span=20`.
+/// Implements `turnwise env check`; options are like `span=20`.
 ///
 /// # Errors
-/// When there is no such environment, it breaks its contract, or `out` fails.
+/// When the environment does not exist or breaks its contract, or `out` fails.
 pub(crate) async fn check(
     registry: &Registry,
     name: &str,
@@ -37,15 +37,15 @@ pub(crate) async fn check(
     }
 }
 
-/// `turnwise env new`: writes a crate into the current directory.
+/// Implements `turnwise env new`: writes a crate into the current directory.
 ///
 /// # Errors
-/// When the name is taken or unfit, there is no source to depend on, or a file cannot be written.
+/// When the name is taken or invalid, there is no source to depend on, or a file cannot be written.
 pub(crate) fn new(registry: &Registry, name: &str, source: Option<&str>) -> Result<(), Failure> {
     crate::say(&new::create(registry, Path::new(""), name, source)?)
 }
 
-/// A reader that went away is no failure.
+/// Treats a closed output as success.
 fn unless_closed(written: io::Result<()>) -> Result<(), Failure> {
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -62,7 +62,7 @@ mod tests {
     #[tokio::test]
     async fn a_check_takes_options_as_arguments() {
         let mut out = Vec::new();
-        // So many turns that guessing at random finds most secrets.
+        // With this number of turns, random guesses find most secrets.
         let options = ["numbers=8".to_owned(), "span=8".to_owned(), "turns=7".to_owned()];
         let checked = check(&Registry::builtin(), "guess", &options, &mut out).await;
         let failure = checked.expect_err("a check fails");

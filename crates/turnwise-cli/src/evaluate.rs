@@ -15,12 +15,12 @@ pub(crate) async fn evaluate(
     arguments: &EvalArguments,
     registry: &Registry,
 ) -> Result<(), Failure> {
-    // Before the episodes are played: they take long, and would be lost with it.
+    // Opened before the episodes are played, which takes long: an error later would lose them.
     let out = match &arguments.out {
         Some(path) => Some((path, create(path)?)),
         None => None,
     };
-    // To standard error: standard output is the result's.
+    // To standard error: standard output has the result.
     let mut screen = Screen::new(io::stderr(), Style::of_errors());
     let stop = interrupt::listen();
     let overrides = arguments.all_overrides();
@@ -49,7 +49,7 @@ pub(crate) async fn evaluate(
     ))
 }
 
-/// Makes the file for conversations. One that holds something else is left as it is.
+/// Creates the file for conversations, and refuses to replace a file with other content.
 fn create(path: &Path) -> Result<File, Failure> {
     let unwritable = |error: &io::Error| {
         let what = format!("cannot write {}: {error}", path.display());
@@ -68,7 +68,7 @@ fn create(path: &Path) -> Result<File, Failure> {
     Ok(file)
 }
 
-/// Whether a file is empty, or begins as one of trajectories does.
+/// Returns whether a file is empty, or starts like a file of trajectories.
 fn is_of_rollouts(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return true };
     let mut begin = [0; 9];
@@ -76,13 +76,13 @@ fn is_of_rollouts(path: &Path) -> bool {
     n == 0 || begin == *b"{\"format\""
 }
 
-/// Writes the conversations, a trajectory a line, in the place of those that were there.
+/// Writes the conversations, one trajectory per line, replacing earlier ones.
 fn write(path: &Path, mut file: File, trajectories: &[Trajectory]) -> Result<(), Failure> {
     let mut lines = Vec::new();
     for trajectory in trajectories {
         write_line(&mut lines, trajectory).map_err(|error| Failure::runtime(&error))?;
     }
-    // Neither a pipe nor a terminal can be shortened, and neither needs it.
+    // A pipe or a terminal cannot be truncated, and need not be.
     let is_plain = file.metadata().is_ok_and(|metadata| metadata.is_file());
     let cleared = if is_plain { file.set_len(0) } else { Ok(()) };
     cleared.and_then(|()| file.write_all(&lines)).map_err(|error| {

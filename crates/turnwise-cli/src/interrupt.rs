@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP: once asks for a stop, twice ends the process.
+//! Ctrl-C, SIGTERM and SIGHUP: the first requests a stop, the second ends the process.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -6,7 +6,7 @@ use turnwise_rollout::{StopSignal, stop_signal};
 
 use turnwise_run::ExitCode;
 
-/// Who asked.
+/// The source of a stop request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Request {
@@ -20,8 +20,9 @@ enum Request {
 
 static FIRST: AtomicU8 = AtomicU8::new(Request::Interrupt as u8);
 
-/// A signal that comes when the process is asked to stop. The second request exits at once: the last checkpoint is whole
-/// whenever that happens. A terminal that is closed may say so more than once, so only the first time counts.
+/// Returns a stop signal that is set when the process is asked to stop. The second request exits at once, which is
+/// safe: the last checkpoint is always complete. A closed terminal may send SIGHUP several times, so only the first
+/// counts.
 pub(crate) fn listen() -> StopSignal {
     let (handle, signal) = stop_signal();
     tokio::spawn(async move {
@@ -33,7 +34,7 @@ pub(crate) fn listen() -> StopSignal {
     signal
 }
 
-/// The exit code of a run that was asked to stop.
+/// Returns the exit code of a run that was asked to stop.
 pub(crate) fn exit_code() -> ExitCode {
     match FIRST.load(Ordering::Relaxed) {
         code if code == Request::Terminate as u8 => ExitCode::Terminated,
@@ -42,7 +43,7 @@ pub(crate) fn exit_code() -> ExitCode {
     }
 }
 
-/// Waits for a request.
+/// Waits for a stop request.
 #[cfg(unix)]
 async fn request() -> Request {
     use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +53,7 @@ async fn request() -> Request {
     else {
         return std::future::pending().await;
     };
-    // Listening would undo what `nohup` does.
+    // Listening would undo the effect of `nohup`.
     let mut hang_up = if ignores_hang_up() { None } else { signal(SignalKind::hangup()).ok() };
     let closed = async {
         match &mut hang_up {
@@ -67,7 +68,8 @@ async fn request() -> Request {
     }
 }
 
-/// Whether the process was started to outlive its terminal. The system says so in hexadecimal, with SIGHUP in the lowest bit.
+/// Returns whether the process ignores SIGHUP, to outlive its terminal. The system reports the mask in hexadecimal,
+/// with SIGHUP in the lowest bit.
 #[cfg(unix)]
 fn ignores_hang_up() -> bool {
     use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! `lab`: what is known about estimators of the policy gradient, measured.
+//! `turnwise lab`: measures estimators of the policy gradient.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::interrupt;
 use turnwise_run::Failure;
 use turnwise_run::config::nearest;
 
-/// `turnwise lab …`.
+/// Implements `turnwise lab`.
 ///
 /// # Errors
-/// When what is asked for does not exist, a run breaks or is interrupted, or `out` fails.
+/// When a problem or an estimator does not exist, a run fails or is interrupted, or `out` fails.
 pub(crate) async fn run(command: &LabCommand, out: &mut impl Write) -> Result<(), Failure> {
     match command {
         LabCommand::Estimators(arguments) => estimators(arguments, out),
@@ -112,7 +112,7 @@ fn settings(arguments: &CreditArguments) -> Result<Settings, Failure> {
     Ok(Settings { levers, max_episodes, learning_rate, ..Settings::default() })
 }
 
-/// A decoder with random weights, the same for the same seed.
+/// Creates a decoder with random weights, the same for the same seed.
 fn model(settings: &Settings, seed: u64) -> Result<(Arc<dyn Policy>, CandleLearner), Failure> {
     let config = DecoderConfig {
         hidden_size: 32,
@@ -125,7 +125,8 @@ fn model(settings: &Settings, seed: u64) -> Result<(Arc<dyn Policy>, CandleLearn
         ..DecoderConfig::small(Vocabulary::new(&settings.levers).n_ids())
     };
     let decoder = Decoder::random(config, seed).map_err(|error| Failure::refused_by(&error))?;
-    // A short memory of squares: that of imitation, whose gradients are far larger, would hold training back for long.
+    // A short memory of squared gradients: otherwise the far larger gradients of imitation would slow down training for
+    // long.
     let learner = CandleLearner::new(decoder, AdamW { beta2: 0.95, ..AdamW::default() })
         .map_err(|error| Failure::refused_by(&error))?;
     let policy = learner.policy(EngineSettings::default());
@@ -137,7 +138,7 @@ fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<(), Failur
     print(out, &(line + "\n"))
 }
 
-/// Prints; a reader that went away is no failure.
+/// Prints a text; a closed output counts as success.
 fn print(out: &mut impl Write, text: &str) -> Result<(), Failure> {
     match out.write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::runtime(&error)),
@@ -227,7 +228,7 @@ mod tests {
         assert_eq!(failure.code, ExitCode::Refused);
     }
 
-    /// One short run through the whole loop, with the model that the command trains.
+    /// One short run through the whole loop, with the command's model.
     #[tokio::test]
     async fn a_run_that_is_given_up_says_so() {
         let arguments = CreditArguments {

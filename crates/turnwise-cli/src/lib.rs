@@ -1,7 +1,7 @@
 //! The `turnwise` command as a library: arguments and terminal screens over `turnwise-run`.
 //!
-//! A program that offers environments of its own is [`main`] with a [`Registry`] that has them; every command
-//! of `turnwise` then works with them.
+//! A program with its own environments calls [`main`] with a [`Registry`] that contains them; every command of
+//! `turnwise` then works with them.
 
 mod arguments;
 mod bench;
@@ -28,12 +28,12 @@ use turnwise_run::{ExitCode, Failure, Registry, resolve_form};
 use arguments::{Arguments, Command, EnvCommand, RunArguments};
 use screen::{Screen, Style};
 
-/// It asks the system for large pages: with the system's own allocator a training step took 1.3 to 1.5 times as long and
-/// drawing 1.2 to 1.4 times.
+/// It requests large pages: with the system's allocator, a training step took 1.3 to 1.5 times as long and sampling 1.2
+/// to 1.4 times.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Runs the command that the program's arguments ask for, with the environments of a registry, and returns its exit code.
+/// Runs the command of the program's arguments, with the environments of a registry, and returns its exit code.
 ///
 /// ```no_run
 /// use std::process::ExitCode;
@@ -57,7 +57,7 @@ pub fn main(registry: Registry) -> process::ExitCode {
         Err(error) => Err(Failure::runtime(&error)),
     };
     let Err(failure) = result else { return process::ExitCode::SUCCESS };
-    // Where nobody reads, there is nobody to tell.
+    // A closed standard error cannot show the failure.
     let _ = write!(io::stderr(), "{failure}");
     let code = match failure.code {
         ExitCode::Interrupted => interrupt::exit_code(),
@@ -66,7 +66,7 @@ pub fn main(registry: Registry) -> process::ExitCode {
     process::ExitCode::from(code as u8)
 }
 
-/// Reads the arguments; the help calls the program by the name that it was started with.
+/// Parses the arguments; the help uses the name that the program was started with.
 fn parse() -> Arguments {
     let name = std::env::args_os().next().map(std::path::PathBuf::from);
     let name = name.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
@@ -128,7 +128,7 @@ async fn train(
     Box::pin(run).await.map(|_| ())
 }
 
-/// Runs what makes runtimes of its own, which it may not inside this one.
+/// Runs work that creates runtimes of its own, which is not possible inside this one.
 async fn apart(work: impl FnOnce() -> Result<(), Failure> + Send + 'static) -> Result<(), Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
@@ -136,7 +136,7 @@ async fn apart(work: impl FnOnce() -> Result<(), Failure> + Send + 'static) -> R
     }
 }
 
-/// Settings as they would be used: the defaults, or those of a file, of a model, of arguments.
+/// Prints settings: the defaults, or those of a file, a model or arguments.
 fn print_config(
     settings: &[String],
     model: Option<&Path>,
@@ -161,7 +161,7 @@ fn print_config(
     say(&listing(&config)?)
 }
 
-/// Prints; a reader that went away is no failure.
+/// Prints a text; a closed output counts as success.
 fn say(text: &str) -> Result<(), Failure> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::runtime(&error)),

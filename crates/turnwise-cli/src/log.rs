@@ -1,8 +1,8 @@
-//! What libraries trace, for those who look for it.
+//! Trace output of libraries.
 
 use tracing_subscriber::filter::LevelFilter;
 
-/// Warnings go to standard error; `TURNWISE_LOG=debug` shows more, `TURNWISE_LOG=off` nothing.
+/// Writes warnings to standard error; `TURNWISE_LOG=debug` shows more, `TURNWISE_LOG=off` nothing.
 pub(crate) fn to_stderr() {
     let level = std::env::var("TURNWISE_LOG")
         .ok()

@@ -1,7 +1,7 @@
-//! `turnwise play`: a person in the agent's place.
+//! `turnwise play`: a person instead of the agent.
 //!
-//! What is typed goes through the parser that reads a model's turns, so an environment answers a person as it answers a
-//! model, mistakes of form included.
+//! The input is parsed like a model's turns, so that an environment answers a person as it answers a model, mistakes of
+//! form included.
 
 mod input;
 mod show;
@@ -19,48 +19,48 @@ use turnwise_run::{ExitCode, Failure, Registry, from_arguments};
 use input::{Line, read_line};
 use show::Shown;
 
-/// Which episode is played.
+/// The episode to play.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Game {
-    /// What the environment is reset with, and the task is drawn by.
+    /// The seed of the environment and of the choice of a task.
     pub(crate) seed: u64,
-    /// The task; `None` draws one.
+    /// The index of the task; `None` chooses one by the seed.
     pub(crate) task: Option<usize>,
-    /// Which tasks.
+    /// The split of the task.
     pub(crate) split: Split,
 }
 
-/// What was played.
+/// A played episode.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PlayOutcome {
-    /// The place of the task in its split.
+    /// The index of the task in its split.
     pub(crate) task_index: usize,
-    /// What was said, and the reward of each turn. Turns that were undone are not in it.
+    /// The conversation, and the reward of each turn, without undone turns.
     pub(crate) transcript: Transcript,
-    /// How it ended; `None` when the person stopped.
+    /// The end of the episode; `None` if the person stopped.
     pub(crate) ended: Option<Ended>,
 }
 
-/// How an episode ended.
+/// The end of an episode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ended {
-    /// What ended it.
+    /// The reason of the end.
     pub(crate) ending: Ending,
     /// Whether the task was solved.
     pub(crate) solved: bool,
 }
 
 impl PlayOutcome {
-    /// The sum of the rewards.
+    /// Returns the sum of the rewards.
     pub(crate) fn reward(&self) -> f64 {
         sum(self.transcript.rewards.iter().copied())
     }
 }
 
-/// `turnwise play` at the terminal: options as in `span=20`.
+/// Implements `turnwise play` on the terminal; options are like `span=20`.
 ///
 /// # Errors
-/// When there is no such environment or task, or the episode breaks.
+/// When the environment or the task does not exist, or the episode fails.
 pub(crate) async fn run(
     registry: &Registry,
     env: &str,
@@ -73,7 +73,7 @@ pub(crate) async fn run(
     let split = if held_out { Split::HeldOut } else { Split::Train };
     let game = Game { seed, task, split };
     match play(&suite, game, io::stdin().lock(), io::stdout().lock()).await {
-        // Somebody who no longer reads has stopped playing.
+        // A closed output ends the game.
         Err(PlayError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         played => played.map(|_| ()).map_err(|error| of_play(&error)),
     }
@@ -81,10 +81,10 @@ pub(crate) async fn run(
 
 /// Lets a person play one episode, until it ends, they quit or the input ends.
 ///
-/// `input` is read line by line and blocks; nothing else should run on this thread meanwhile.
+/// `input` is read line by line and blocks the thread.
 ///
 /// # Errors
-/// When there is no such task, the environment breaks, or `input` or `out` fails.
+/// When the task does not exist, the environment fails, or `input` or `out` fails.
 pub(crate) async fn play(
     suite: &Suite,
     game: Game,
@@ -99,7 +99,7 @@ pub(crate) async fn play(
         show.prompt(table.n_turns(), suite.turn_limit(), table.reward())?;
         match read_line(&mut input, &table.tools)? {
             Line::End => {
-                // The prompt's line is still open.
+                // The line of the prompt is still open.
                 show.line("")?;
                 break;
             }
@@ -123,7 +123,7 @@ pub(crate) async fn play(
     Ok(outcome)
 }
 
-/// The sum of what was scored; from 0, because the sum of nothing would be shown as -0.
+/// Adds rewards, from 0: the sum of nothing would be shown as -0.
 fn sum(rewards: impl Iterator<Item = Option<f64>>) -> f64 {
     rewards.flatten().fold(0.0, |sum, reward| sum + reward)
 }
@@ -135,7 +135,7 @@ fn ending_of(step: &Step) -> Option<Ended> {
     }
 }
 
-/// The environment and all that was done in it.
+/// An environment and the episode so far.
 struct Table<'a> {
     suite: &'a Suite,
     split: Split,
@@ -146,7 +146,7 @@ struct Table<'a> {
     turns: Vec<PlayedTurn>,
 }
 
-/// One turn, and how to get back before it.
+/// One turn, with the snapshot before it.
 struct PlayedTurn {
     before: Option<Vec<u8>>,
     action: Action,
@@ -159,7 +159,7 @@ impl<'a> Table<'a> {
         let tasks = suite.tasks(split);
         let n_tasks = tasks.len();
         let drawn = derive_seed(seed, 0).checked_rem(n_tasks as u64).unwrap_or(0);
-        // Below the number of tasks, which is a `usize`.
+        // It is below the number of tasks, which is a `usize`.
         let task_index = task.unwrap_or(drawn as usize);
         if task_index >= n_tasks {
             return Err(PlayError::NoTask { task: task_index, n_tasks });
@@ -177,14 +177,14 @@ impl<'a> Table<'a> {
         Ok(step)
     }
 
-    /// Goes back before the last action, or says why that is not possible.
+    /// Undoes the last action, or returns why that is not possible.
     fn undo(&mut self) -> Result<(), String> {
         let last = self.turns.last().ok_or("there is nothing to undo")?;
         let before = last
             .before
             .as_ref()
             .ok_or("this environment takes no snapshots, so nothing can be undone")?;
-        // A snapshot is restored into a fresh environment; the present one stays where that fails.
+        // A snapshot is restored into a new environment; if that fails, the present one stays.
         let mut fresh = self.suite.tasks(self.split).environment(self.task_index);
         fresh.restore(before).map_err(|error| format!("the snapshot was refused: {error}"))?;
         self.environment = fresh;
@@ -192,7 +192,7 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    /// What the agent sees now.
+    /// Returns the current observation.
     fn observation(&self) -> &Observation {
         match self.turns.last().map(|turn| &turn.step) {
             Some(Step::Next { observation, .. }) => observation,
@@ -233,19 +233,19 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Why an episode could not be played to its end.
+/// An error of playing an episode.
 #[derive(Debug)]
 pub(crate) enum PlayError {
-    /// The split has fewer tasks.
+    /// A task index beyond the split.
     NoTask {
-        /// The task that was asked for.
+        /// The requested index.
         task: usize,
-        /// How many there are.
+        /// The number of tasks.
         n_tasks: usize,
     },
-    /// The environment broke.
+    /// An error of the environment.
     Environment(EnvironmentError),
-    /// Input or output failed.
+    /// An error of input or output.
     Io(io::Error),
 }
 
@@ -270,7 +270,7 @@ impl std::error::Error for PlayError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::NoTask { .. } => None,
-            // The message is the environment's own, so the cause is its cause.
+            // The message repeats the environment's, so the source is its source.
             Self::Environment(error) => error.source(),
             Self::Io(error) => Some(error),
         }

@@ -1,4 +1,4 @@
-//! `render`: what the model sees, token by token, with kind and mask.
+//! `turnwise render`: the tokens that the model sees, with kind and mask.
 
 mod branches;
 mod conversation;
@@ -23,15 +23,15 @@ use shown::{Branch, Turns, shown};
 use turnwise_run::Failure;
 use turnwise_run::form::{Form, Source, TemplateName, Texts};
 
-/// Something to print: the graph with its tokens, and what is said around it.
+/// The content of a page: the graph with its tokens, and the text around it.
 struct Page {
     /// Lines above the tokens.
     header: Vec<String>,
     graph: MessageGraph,
     turns: Turns,
-    /// How ids become text.
+    /// The texts of ids.
     texts: Texts,
-    /// Which renderer made the tokens: its hash, and what else is known of it.
+    /// The renderer of the tokens: its hash and description.
     renderer: String,
 }
 
@@ -88,7 +88,7 @@ async fn conversation_page(arguments: &RenderArguments, path: &Path) -> Result<P
     })
 }
 
-/// The form that the arguments ask for, or else the one that fits the model.
+/// Returns the format of the arguments, or else the one that fits the model.
 fn form_of(arguments: &RenderArguments, conversation: &Conversation) -> Result<Form, Failure> {
     let source = match (&arguments.model, &arguments.tokenizer) {
         (Some(directory), _) => Source::from_directory(directory)?,
@@ -115,7 +115,7 @@ fn form_of(arguments: &RenderArguments, conversation: &Conversation) -> Result<F
     source.form(&wanted, "--trust ")
 }
 
-/// A file's text, or that of standard input for `-`.
+/// Reads a file, or standard input for `-`.
 fn read(path: &Path) -> Result<String, Failure> {
     let text = if path == Path::new("-") {
         let mut text = String::new();

@@ -1,4 +1,4 @@
-//! `score`: log-probabilities of given tokens.
+//! `turnwise score`: log-probabilities of given tokens.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -24,7 +24,7 @@ struct Output {
     logprobs: Vec<f32>,
 }
 
-/// Reads `{"ids": […]}` a line and prints `{"logprobs": […]}`; position t is the log-probability of `ids[t + 1]`.
+/// Reads one `{"ids": […]}` per line and prints `{"logprobs": […]}`; position t is the log-probability of `ids[t + 1]`.
 pub(crate) async fn score(model: &Path, input: &Path, device: Device) -> Result<(), Failure> {
     let lines = read(input)?;
     let place = |number: usize| format!("    in line {number} of {}", input.display());
@@ -32,14 +32,14 @@ pub(crate) async fn score(model: &Path, input: &Path, device: Device) -> Result<
         .iter()
         .map(|(number, line)| parse(*number, line).map_err(|failure| failure.at(place(*number))))
         .collect::<Result<Vec<_>, _>>()?;
-    // To standard error: standard output is the result's.
+    // To standard error: standard output has the result.
     let mut screen = Screen::new(io::stderr(), Style::of_errors());
     let decoder = load_model(&locate_model(model)?, &mut screen).await?;
     let decoder = decoder.with_device(device).map_err(|error| Failure::refused_by(&error))?;
     let (decoder, meter) = (Arc::new(decoder), Meter::default());
     let scoring = async {
         meter.begin("lines", lines.len() as u64);
-        // One line at a time: what is printed before a line that is wrong stays right.
+        // One line at a time: results before an invalid line stay valid.
         for ((number, _), ids) in lines.iter().zip(sequences) {
             let decoder = decoder.clone();
             let scored = spawn_blocking(move || decoder.score(&[ids])).await;
@@ -63,10 +63,10 @@ pub(crate) async fn score(model: &Path, input: &Path, device: Device) -> Result<
     watch(&mut screen, watched, &StopSignal::never(), scoring).await
 }
 
-/// More than this is not read: an endless input would fill the memory.
+/// The largest input: an endless one would fill the memory.
 const MAX_INPUT_BYTES: u64 = 1 << 30;
 
-/// The lines that are not blank, with their numbers from 1.
+/// Returns the lines that are not blank, with their numbers from 1.
 fn read(input: &Path) -> Result<Vec<(usize, String)>, Failure> {
     let text = if input == Path::new("-") {
         bounded(io::stdin())
@@ -79,7 +79,7 @@ fn read(input: &Path) -> Result<Vec<(usize, String)>, Failure> {
     Ok(numbered.map(|(index, line)| (index + 1, line.to_owned())).collect())
 }
 
-/// All of an input, unless it is too long.
+/// Reads all of an input, unless it is too long.
 fn bounded(input: impl Read) -> io::Result<String> {
     let mut text = String::new();
     input.take(MAX_INPUT_BYTES + 1).read_to_string(&mut text)?;

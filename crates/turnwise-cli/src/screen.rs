@@ -30,24 +30,24 @@ pub(crate) use style::Style;
 /// Seconds of the run between two drawings of the block.
 const DRAW_EVERY_S: f64 = 0.1;
 
-/// The shortest time between two lines about one activity, where nothing can be rewritten.
+/// The shortest time between two lines about one activity, when output is not a terminal.
 const PRINT_EVERY: Duration = Duration::from_secs(10);
 
-/// Shows what a run does.
+/// The screen of a run.
 ///
-/// Nothing here fails: once the output is closed, nothing more is written and the run goes on. Text is freed of control
-/// characters, so colours come from [`Style`] alone.
+/// Its methods do not fail: after the output is closed, nothing more is written and the run continues. Control
+/// characters are removed from texts, so that colours come only from [`Style`].
 #[derive(Debug)]
 pub(crate) struct Screen<W: Write> {
     out: W,
     style: Style,
     history: History,
-    /// What is going on, until the next step.
+    /// The current activity outside steps.
     phase: Option<String>,
-    /// How far into something that takes long it was shown last, where nothing can be rewritten.
+    /// The elapsed time at the last line about a long activity, when output is not a terminal.
     shown: Option<Duration>,
     sparse: Sparse,
-    /// Lines of the block that stand on the terminal.
+    /// The lines of the block on the terminal.
     n_drawn: usize,
     /// Seconds of the run since the block was drawn.
     since_drawn_s: f64,
@@ -55,7 +55,7 @@ pub(crate) struct Screen<W: Write> {
 }
 
 impl<W: Write> Screen<W> {
-    /// A screen on which nothing stands yet.
+    /// Creates an empty screen.
     pub(crate) fn new(out: W, style: Style) -> Self {
         Self {
             out,
@@ -72,7 +72,7 @@ impl<W: Write> Screen<W> {
 }
 
 impl<W: Write + Send> Observer for Screen<W> {
-    /// The header, on a screen for people.
+    /// Prints the header, unless lines are for programs.
     fn begin(&mut self, plan: &Plan) {
         self.history = History::new(plan.steps);
         match self.style {
@@ -86,8 +86,8 @@ impl<W: Write + Send> Observer for Screen<W> {
         }
     }
 
-    /// What is going on outside of steps (`warm start 20/60  loss 1.23`). On a terminal the line is rewritten; as lines, the
-    /// first, every tenth and the last of texts that begin alike are printed.
+    /// Shows the current activity outside steps (`warm start 20/60  loss 1.23`). On a terminal the line is rewritten;
+    /// elsewhere the first, every tenth and the last of similar texts are printed.
     fn phase(&mut self, text: &str) {
         let text = text::one_line(text);
         match self.style {
@@ -103,8 +103,8 @@ impl<W: Write + Send> Observer for Screen<W> {
         }
     }
 
-    /// How far something is that has taken `elapsed`. On a terminal the line is rewritten; elsewhere it is printed again, the less
-    /// often the longer it takes.
+    /// Shows the progress of an activity that has taken `elapsed`. On a terminal the line is rewritten; elsewhere it is
+    /// printed again, less often the longer it takes.
     fn progress(&mut self, text: &str, elapsed: Duration) {
         let text = text::one_line(text);
         match self.style {
@@ -115,7 +115,7 @@ impl<W: Write + Send> Observer for Screen<W> {
                 }
             }
             Style::Lines => {
-                // Steps that are soon over have lines of their own.
+                // Short steps have lines of their own.
                 let is_quick = self.history.n_done > 0 && elapsed < PRINT_EVERY;
                 let pause = PRINT_EVERY.max(elapsed / 4);
                 if !is_quick && self.shown.is_none_or(|shown| elapsed >= shown + pause) {
@@ -129,7 +129,7 @@ impl<W: Write + Send> Observer for Screen<W> {
         }
     }
 
-    /// It is over: nothing of it stays on the screen.
+    /// Removes the line of an activity that has ended.
     fn idle(&mut self) {
         self.shown = None;
         if self.phase.take().is_some() {
@@ -137,7 +137,7 @@ impl<W: Write + Send> Observer for Screen<W> {
         }
     }
 
-    /// A step that is done.
+    /// Shows a finished step.
     fn step(&mut self, report: &StepReport) {
         self.history.record(report);
         match self.style {
@@ -155,7 +155,7 @@ impl<W: Write + Send> Observer for Screen<W> {
         }
     }
 
-    /// Something that stays to be read: a checkpoint, an alarm. On a terminal it stands above the block.
+    /// Prints a line that stays: a checkpoint, a warning. On a terminal it is above the block.
     fn note(&mut self, line: &str) {
         match self.style {
             Style::Live { .. } => self.draw(&text::lines(line)),
@@ -168,14 +168,14 @@ impl<W: Write + Send> Observer for Screen<W> {
         }
     }
 
-    /// The end of the run. The block stays as it was; `Json` says no more, because its lines are for programs.
+    /// Ends the screen. The block stays; `Json` prints nothing more, because its lines are for programs.
     fn finish(&mut self, lines: &[String]) {
         let lines: Vec<String> = lines.iter().flat_map(|line| text::lines(line)).collect();
         match self.style {
             Style::Live { .. } => {
                 self.phase = None;
                 self.draw(&[]);
-                // What is printed from now on stands below the block.
+                // Later lines are below the block.
                 self.n_drawn = 0;
                 self.print(&lines);
             }
@@ -200,7 +200,7 @@ impl<W: Write> Screen<W> {
         }
     }
 
-    /// Draws the block in the place of the one before, below lines that stay.
+    /// Redraws the block, below lines that stay.
     fn draw(&mut self, above: &[String]) {
         let Style::Live { width, color } = self.style else { return };
         let mut lines =
@@ -217,8 +217,8 @@ impl<W: Write> Screen<W> {
         for line in above {
             let _ = writeln!(frame, "{}", painted(line, color));
         }
-        // Each line is cleared before it is written: after a full line, clearing would take its last character away.
-        // Without wrapping a line takes one row, however wide its characters or narrow the terminal has become.
+        // Each line is cleared before it is written: after a full line, clearing would remove its last character.
+        // Without wrapping, a line takes one row, however wide its characters or narrow the terminal.
         frame.push_str("\x1b[?7l");
         for line in &lines {
             let _ = writeln!(frame, "\r\x1b[K{}", painted(line, color));
@@ -239,7 +239,7 @@ impl<W: Write> Screen<W> {
         self.emit(&text);
     }
 
-    /// The one place that writes. A reader that went away must not end a run that works.
+    /// Writes a text: the only place that writes. A closed output must not end a run.
     fn emit(&mut self, text: &str) {
         if self.is_closed || text.is_empty() {
             return;
@@ -249,7 +249,7 @@ impl<W: Write> Screen<W> {
     }
 }
 
-/// The numbers of a step as one object, by their flat names.
+/// Formats the metrics of a step as one object, by their flat names.
 fn json(report: &StepReport) -> String {
     let mut object: BTreeMap<&str, serde_json::Value> =
         report.metrics.iter().map(|(name, value)| (name, value.into())).collect();

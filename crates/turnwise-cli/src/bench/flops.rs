@@ -1,22 +1,23 @@
-//! How much a model has to compute, counted from its sizes.
+//! The floating-point operations of a model, computed from its sizes.
 //!
-//! Counted are the products of matrices, two operations for each multiply-add, and nothing else: no norms, no softmax, no
-//! optimiser. Per layer and token, with `q = n_heads * head_dim` and `kv = n_kv_heads * head_dim`,
+//! Counts only matrix products, with two operations for each multiply-add: no norms, no softmax, no optimiser. Per
+//! layer and token, with `q = n_heads * head_dim` and `kv = n_kv_heads * head_dim`,
 //!
 //! ```text
 //! 2 (D (q + 2 kv) + q D + 3 D I)       projections and feed-forward
 //! 4 q (position + 1)                   scores and mixing, over the tokens before and itself alone
 //! ```
 //!
-//! and `2 D V` for each row of logits. A backward pass is two such products for each of the forward pass: a training step
-//! counts three times its forward pass. Where several rows begin with the same tokens, those are counted once, because once
-//! is enough: a figure above the machine's peak cannot come out, whatever an implementation saves.
+//! and `2 D V` for each row of logits. A backward pass has two such products for each of the forward pass: a training
+//! step counts three times its forward pass. A common prefix of several rows is counted once, because computing it once
+//! is enough: no implementation can exceed the machine's peak by this count.
 
 use std::ops::Range;
 
 use turnwise_candle::DecoderConfig;
 
-/// What a forward pass takes over tokens at these positions of their sequences, and for so many rows of logits.
+/// Returns the operations of a forward pass over tokens at these positions of their sequences, with this number of rows
+/// of logits.
 pub(super) fn forward(
     config: &DecoderConfig,
     spans: impl IntoIterator<Item = Range<usize>>,
@@ -33,25 +34,25 @@ pub(super) fn forward(
     layer * config.n_layers as f64 + 2.0 * (head_weights(config) * n_logits) as f64
 }
 
-/// Numbers in the matrices of a layer: multiply-adds of a token.
+/// Returns the numbers in the matrices of a layer: multiply-adds per token.
 fn layer_weights(config: &DecoderConfig) -> usize {
     let DecoderConfig { hidden_size, intermediate_size, n_heads, n_kv_heads, head_dim, .. } =
         *config;
     hidden_size * (2 * (n_heads + n_kv_heads) * head_dim + 3 * intermediate_size)
 }
 
-/// Numbers in the output head.
+/// Returns the numbers in the output head.
 fn head_weights(config: &DecoderConfig) -> usize {
     config.hidden_size * config.vocab_size
 }
 
-/// Bytes of the matrices that a decoding step reads, in f32.
+/// Returns the bytes of the matrices that a decoding step reads, in f32.
 pub(super) fn weight_bytes(config: &DecoderConfig) -> f64 {
     let numbers = config.n_layers * layer_weights(config) + head_weights(config);
     (numbers * size_of::<f32>()) as f64
 }
 
-/// Bytes of the keys and values of a token, in f32.
+/// Returns the bytes of the keys and values of a token, in f32.
 pub(super) fn kv_bytes(config: &DecoderConfig) -> f64 {
     (2 * config.n_layers * config.n_kv_heads * config.head_dim * size_of::<f32>()) as f64
 }
@@ -64,7 +65,7 @@ mod tests {
         DecoderConfig { n_layers: 3, ..DecoderConfig::small(100) }
     }
 
-    /// One span.
+    /// Returns the operations of one span.
     fn of(span: Range<usize>, n_logits: usize) -> f64 {
         forward(&config(), std::iter::once(span), n_logits)
     }

@@ -1,4 +1,4 @@
-//! What is measured on, and with how many threads.
+//! The measured machine, and the number of threads.
 
 use std::process::Command;
 use std::{env, fs, thread};
@@ -7,15 +7,15 @@ use serde::Serialize;
 
 use turnwise_run::{ExitCode, Failure};
 
-/// Where the pools of the libraries below look for their sizes, once, when they start.
+/// The variables that the libraries' thread pools read once, when they start.
 const VARIABLES: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
 
-/// A machine, for the reader of its figures.
+/// A description of the machine.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Machine {
     pub(super) processor: String,
     pub(super) cores: usize,
-    /// With how many threads was measured.
+    /// The number of threads.
     pub(super) threads: usize,
 }
 
@@ -36,8 +36,8 @@ fn processor() -> Option<String> {
     Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
 }
 
-/// Does the work in a process whose pools have this many threads: this one if it was started so, else a child that runs the
-/// same command. A process of its own also has a peak of memory of its own.
+/// Runs the work in a process whose pools have this many threads: this one if it was started so, else a child that runs
+/// the same command. A process of its own also has its own memory peak.
 pub(super) fn with_threads(
     threads: usize,
     work: impl FnOnce() -> Result<(), Failure>,
@@ -55,7 +55,7 @@ pub(super) fn with_threads(
     let status = child.status().map_err(|error| failed(&error))?;
     match status.code() {
         Some(0) => Ok(()),
-        // It has said why.
+        // The child has printed the reason.
         Some(code) => std::process::exit(code),
         None => Err(Failure::new(
             ExitCode::Runtime,

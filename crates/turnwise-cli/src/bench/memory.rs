@@ -4,17 +4,17 @@ use std::fs;
 
 use turnwise_run::{ExitCode, Failure};
 
-/// What is resident now, in bytes.
+/// Returns the resident memory, in bytes.
 pub(super) fn resident() -> Result<u64, Failure> {
     status("VmRSS:")
 }
 
-/// The most that was resident since the process began or [`reset_peak`] was called, in bytes.
+/// Returns the peak of resident memory since the process started or [`reset_peak`] was called, in bytes.
 pub(super) fn peak() -> Result<u64, Failure> {
     status("VmHWM:")
 }
 
-/// Lets the peak begin again from what is resident now (`proc(5)`, `clear_refs`).
+/// Resets the peak to the current memory (`proc(5)`, `clear_refs`).
 pub(super) fn reset_peak() -> Result<(), Failure> {
     fs::write("/proc/self/clear_refs", "5").map_err(|error| unreadable(&error.to_string()))
 }

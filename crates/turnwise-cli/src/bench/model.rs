@@ -1,4 +1,4 @@
-//! The model that is measured.
+//! The model of a benchmark.
 
 use clap::Args;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use turnwise_run::Failure;
 /// The sizes of a Qwen3 with random weights and a tied head.
 #[derive(Clone, Copy, Debug, Args, Serialize)]
 pub(super) struct ModelArguments {
-    /// How many tokens the model knows
+    /// Size of the vocabulary
     #[arg(long, value_name = "N", default_value_t = 8192)]
     pub(super) vocab_size: usize,
     /// Width of the residual stream
@@ -45,7 +45,7 @@ impl ModelArguments {
         }
     }
 
-    /// The model for sequences of at most so many tokens, always with the same weights.
+    /// Creates the model for sequences of at most `max_positions` tokens, always with the same weights.
     pub(super) fn make(&self, max_positions: usize) -> Result<Decoder, Failure> {
         Decoder::random(self.config(max_positions), 1).map_err(|error| Failure::refused_by(&error))
     }

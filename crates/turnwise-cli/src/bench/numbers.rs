@@ -1,4 +1,4 @@
-//! A world in which everything has exactly as many tokens as was asked for: a token is a number, and words are numbers.
+//! An environment with exact token counts: a token is a number, and words are numbers.
 
 use async_trait::async_trait;
 use turnwise_environment::{
@@ -7,22 +7,22 @@ use turnwise_environment::{
 use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 use turnwise_trajectory::{Span, TokenId};
 
-/// Random tokens.
+/// Returns random tokens.
 pub(super) fn ids(random: &mut Random, vocab_size: usize, count: usize) -> Vec<TokenId> {
     (0..count).map(|_| random.below(vocab_size as u64) as TokenId).collect()
 }
 
-/// A game of so many turns in which any answer is as good as chance has it.
+/// A game with a fixed number of turns and a random reward.
 #[derive(Clone, Debug)]
 pub(super) struct Game {
-    /// Which task it is: tasks begin with different prompts.
+    /// The task: tasks have different prompts.
     pub(super) task: u64,
     pub(super) vocab_size: usize,
-    /// Tokens of the prompt.
+    /// The tokens of the prompt.
     pub(super) prompt: usize,
-    /// Tokens of what is said between turns.
+    /// The tokens of an observation between turns.
     pub(super) observation: usize,
-    /// Turns that are left.
+    /// The remaining turns.
     pub(super) turns: usize,
 }
 
@@ -40,7 +40,7 @@ impl Environment for Game {
 
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
         self.turns = self.turns.saturating_sub(1);
-        // Members of a group must not all earn the same, or nothing would train.
+        // Members of a group need different rewards: otherwise nothing trains.
         let sum: u64 = read(&action.text).map(u64::from).sum();
         Ok(match self.turns {
             0 => Step::terminated((sum % 7) as f64),

@@ -16,17 +16,17 @@ pub(crate) struct ObjectiveArguments {
     json: bool,
     #[arg(long, value_name = "N", default_value_t = 4096)]
     sequences: usize,
-    /// Tokens of each
+    /// The number of tokens of each sequence
     #[arg(long, value_name = "N", default_value_t = 1024)]
     tokens: usize,
-    /// How often all are evaluated
+    /// The number of repetitions
     #[arg(long, value_name = "N", default_value_t = 11)]
     repetitions: usize,
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(super) threads: usize,
 }
 
-/// Measures and prints.
+/// Runs the benchmark and prints its results.
 pub(super) fn bench(arguments: &ObjectiveArguments) -> Result<(), Failure> {
     let ObjectiveArguments { sequences, tokens, repetitions, threads, .. } = *arguments;
     let start = memory::resident()?;

@@ -1,4 +1,4 @@
-//! `turnwise bench orchestration`: what a turn costs beside the model.
+//! `turnwise bench orchestration`: the cost of a turn without the model.
 
 use clap::Args;
 use turnwise_simulation::{OrchestrationReport, OrchestrationSettings, measure_orchestration};
@@ -11,18 +11,18 @@ pub(crate) struct OrchestrationArguments {
     /// Print every repetition as JSON
     #[arg(long)]
     json: bool,
-    /// Episodes that run side by side
+    /// The number of concurrent episodes
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     episodes: usize,
-    /// Turns of each
+    /// The number of turns of each episode
     #[arg(long, value_name = "N", default_value_t = 8)]
     turns: usize,
-    /// How often everything is measured
+    /// The number of repetitions
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
 }
 
-/// Measures what a turn costs when the engine costs nothing.
+/// Measures the cost of a turn with a free engine.
 pub(super) fn bench(arguments: &OrchestrationArguments) -> Result<(), Failure> {
     let OrchestrationArguments { json, episodes, turns, repetitions } = *arguments;
     let settings = OrchestrationSettings { episodes, turns, repetitions };

@@ -1,4 +1,4 @@
-//! Figures, for people as a table and for programs as one line of JSON.
+//! Results: a table for people, one line of JSON for programs.
 
 use std::fmt::Write;
 
@@ -8,32 +8,32 @@ use super::machine::Machine;
 use crate::say;
 use turnwise_run::Failure;
 
-/// What a benchmark found.
+/// The results of a benchmark.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     /// The subcommand.
     pub(super) name: &'static str,
-    /// What was measured, in a sentence for each line.
+    /// What was measured, one sentence per line.
     pub(super) what: Vec<String>,
     pub(super) machine: Machine,
-    /// The settings, as JSON shows them.
+    /// The settings, in JSON.
     pub(super) sizes: Value,
     pub(super) figures: Vec<Figure>,
-    /// Where the time went: for each part its seconds in each repetition.
+    /// Time by kind of work, in seconds for each repetition.
     pub(super) parts: Vec<TimedPart>,
-    /// What is said beside the figures, in JSON only.
+    /// Additional results, in JSON only.
     pub(super) more: Map<String, Value>,
 }
 
-/// Something that was measured.
+/// A measured quantity.
 #[derive(Clone, Debug)]
 pub(super) struct Figure {
-    /// Its key in JSON, with its unit last.
+    /// Its key in JSON, with the unit last.
     pub(super) key: &'static str,
-    /// What it is, for people.
+    /// Its label in the table.
     pub(super) label: &'static str,
     pub(super) unit: &'static str,
-    /// What people see it divided by.
+    /// The divisor of its value in the table.
     pub(super) scale: f64,
     pub(super) values: Values,
 }
@@ -45,7 +45,7 @@ pub(super) enum Values {
     Each(Vec<f64>),
 }
 
-/// A part of the work.
+/// A kind of work and its time.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct TimedPart {
     pub(super) name: String,
@@ -53,7 +53,7 @@ pub(super) struct TimedPart {
 }
 
 impl Figure {
-    /// A figure with one value for each repetition.
+    /// Creates a figure with one value for each repetition.
     pub(super) fn each(
         key: &'static str,
         label: &'static str,
@@ -64,7 +64,7 @@ impl Figure {
         Self { key, label, unit, scale, values: Values::Each(values) }
     }
 
-    /// A figure of the whole measurement.
+    /// Creates a figure with one value for the whole benchmark.
     pub(super) fn once(
         key: &'static str,
         label: &'static str,
@@ -88,7 +88,7 @@ impl Figure {
     }
 }
 
-/// Memory, as every benchmark reports it.
+/// Returns the memory figures that every benchmark has.
 pub(super) fn memory_figures(start: u64, peak: u64) -> [Figure; 2] {
     let megabytes = |key, label, bytes: u64| Figure::once(key, label, "MB", 1e6, bytes as f64);
     [
@@ -98,7 +98,7 @@ pub(super) fn memory_figures(start: u64, peak: u64) -> [Figure; 2] {
 }
 
 impl Report {
-    /// Prints it.
+    /// Prints the results.
     pub(super) fn print(&self, as_json: bool) -> Result<(), Failure> {
         say(&if as_json { format!("{}\n", self.json()?) } else { self.table() })
     }
@@ -131,7 +131,7 @@ impl Report {
     }
 }
 
-/// Each part's median and its share of all parts.
+/// Returns the median of each kind of work and its share of the total.
 fn shares(parts: &[TimedPart]) -> String {
     let medians: Vec<f64> = parts.iter().map(|part| median(&part.seconds)).collect();
     let all: f64 = medians.iter().sum();
@@ -142,7 +142,7 @@ fn shares(parts: &[TimedPart]) -> String {
     parts.iter().zip(&medians).map(line).collect()
 }
 
-/// Least, median and most.
+/// Returns minimum, median and maximum.
 fn spread(values: &[f64]) -> [f64; 3] {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
@@ -155,12 +155,12 @@ fn spread(values: &[f64]) -> [f64; 3] {
     }
 }
 
-/// The middle of what was measured.
+/// Returns the median.
 pub(super) fn median(values: &[f64]) -> f64 {
     spread(values)[1]
 }
 
-/// Three digits that matter, and no more behind the point than those need.
+/// Formats a value with three significant digits.
 fn shown(value: f64) -> String {
     match value.abs() {
         100.0.. => format!("{value:.0}"),

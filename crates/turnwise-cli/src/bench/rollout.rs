@@ -1,4 +1,4 @@
-//! `turnwise bench rollout`: episodes of several turns, drawn side by side by the engine alone.
+//! `turnwise bench rollout`: concurrent episodes of several turns, sampled by the engine.
 
 use std::iter;
 use std::sync::Arc;
@@ -28,25 +28,25 @@ pub(crate) struct RolloutArguments {
     json: bool,
     #[command(flatten)]
     model: ModelArguments,
-    /// Episodes that run side by side
+    /// The number of concurrent episodes
     #[arg(long, value_name = "N", default_value_t = 32)]
     episodes: usize,
-    /// Turns of each
+    /// The number of turns of each episode
     #[arg(long, value_name = "N", default_value_t = 4)]
     turns: usize,
-    /// Tokens of the prompt that all episodes begin with
+    /// The tokens of the prompt that all episodes share
     #[arg(long, value_name = "N", default_value_t = 512)]
     prompt: usize,
-    /// Tokens drawn in a turn
+    /// The tokens sampled in a turn
     #[arg(long, value_name = "N", default_value_t = 48)]
     turn_tokens: usize,
-    /// Tokens that the environment adds between turns
+    /// The tokens that the environment adds between turns
     #[arg(long, value_name = "N", default_value_t = 16)]
     observation: usize,
-    /// How often all episodes are played, each time after another prompt and once before to warm up
+    /// The number of repetitions, each with a new prompt, after one warm-up
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
-    /// Memory of keys and values: what does not fit is given up and computed again
+    /// The memory of the KV cache: what does not fit is evicted and recomputed
     #[arg(long, value_name = "MB", default_value_t = 2048)]
     kv_memory: u64,
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -54,7 +54,7 @@ pub(crate) struct RolloutArguments {
 }
 
 impl RolloutArguments {
-    /// Tokens of an episode when it is over.
+    /// Returns the tokens of a finished episode.
     fn length(&self) -> usize {
         self.prompt + self.turns * self.turn_tokens + (self.turns - 1) * self.observation
     }
@@ -63,15 +63,15 @@ impl RolloutArguments {
         self.episodes * self.turns * self.turn_tokens
     }
 
-    /// What playing all episodes takes at least: the prompt once, every other token but the last of an episode once, and
-    /// logits for each token drawn.
+    /// Returns the fewest operations of all episodes: the prompt once, every other token except the last of an episode
+    /// once, and logits for each sampled token.
     fn flops(&self, config: &DecoderConfig) -> f64 {
         let own = iter::repeat_n(self.prompt..self.length() - 1, self.episodes);
         flops::forward(config, own.chain(iter::once(0..self.prompt)), self.n_sampled())
     }
 
-    /// Bytes that have to be read, when each step of decoding reads the weights once, the keys and values of the prompt once,
-    /// and those of each episode's own tokens once.
+    /// Returns the fewest bytes read: each decoding step reads the weights once, the keys and values of the prompt
+    /// once, and those of each episode's own tokens once.
     fn bytes(&self, config: &DecoderConfig) -> f64 {
         let tokens = |turn: usize, drawn: usize| {
             self.prompt + self.episodes * (turn * (self.turn_tokens + self.observation) + drawn)
@@ -85,16 +85,16 @@ impl RolloutArguments {
     }
 }
 
-/// What was measured.
+/// The measurements of a benchmark.
 struct RolloutMeasurement {
     seconds: Vec<f64>,
-    /// What the engine did in all repetitions.
+    /// The engine's statistics over all repetitions.
     done: EngineStats,
     start_bytes: u64,
     peak_bytes: u64,
 }
 
-/// Measures and prints.
+/// Runs the benchmark and prints its results.
 pub(super) fn bench(arguments: &RolloutArguments) -> Result<(), Failure> {
     let RolloutArguments { episodes, turns, prompt, turn_tokens, repetitions, .. } = *arguments;
     if [episodes, turns, prompt, turn_tokens, repetitions].contains(&0) {
@@ -113,7 +113,7 @@ fn report(arguments: &RolloutArguments, measured: &RolloutMeasurement) -> Report
     let step_bytes = bytes / (arguments.turns * arguments.turn_tokens) as f64;
     #[expect(clippy::cast_sign_loss, reason = "a number of bytes is not negative")]
     let bandwidth = read_bandwidth(arguments.threads, step_bytes as usize);
-    // One after the other: nobody has shown a kernel that computes at its peak while it reads at its peak.
+    // The times are added: no kernel is known to compute at its peak while it reads at its peak.
     let bound = arguments.n_sampled() as f64 / (flops / peak + bytes / bandwidth);
     let per_second = |count: f64| measured.seconds.iter().map(|s| count / s).collect::<Vec<_>>();
     let sampled = per_second(arguments.n_sampled() as f64);
@@ -134,7 +134,7 @@ fn report(arguments: &RolloutArguments, measured: &RolloutMeasurement) -> Report
     Report { figures, parts, ..empty(arguments, flops, bytes) }
 }
 
-/// Where the engine's time went, for one repetition; what is missing is waiting for requests.
+/// Returns the engine's time per repetition by kind of work; the rest is waiting for requests.
 fn parts(seconds: &EngineSeconds, repetitions: usize) -> Vec<TimedPart> {
     let EngineSeconds { embedding, linear, attention, head, sampling, other, .. } = *seconds;
     let parts = [
@@ -152,7 +152,7 @@ fn parts(seconds: &EngineSeconds, repetitions: usize) -> Vec<TimedPart> {
     parts.map(part).to_vec()
 }
 
-/// What the engine counted, for one repetition.
+/// Returns the engine's statistics per repetition.
 fn engine_figures(done: EngineStats, repetitions: usize) -> [Figure; 5] {
     let each = |count: u64| count as f64 / repetitions as f64;
     [
@@ -217,7 +217,7 @@ fn measure(arguments: &RolloutArguments) -> Result<RolloutMeasurement, Failure> 
     Ok(RolloutMeasurement { seconds, done, start_bytes, peak_bytes: memory::peak()? })
 }
 
-/// Plays all episodes of a round, which has a prompt of its own: nothing is left of the round before.
+/// Plays all episodes of a round, with a prompt of its own, so that nothing is reused from earlier rounds.
 async fn play(
     arguments: &RolloutArguments,
     policy: &CandlePolicy,
@@ -236,7 +236,7 @@ async fn play(
     Ok(())
 }
 
-/// One episode.
+/// Plays one episode.
 async fn run(
     arguments: Arc<RolloutArguments>,
     policy: CandlePolicy,

@@ -1,4 +1,4 @@
-//! `turnwise bench step`: one step of GSPO as a run makes it, from episodes to published weights.
+//! `turnwise bench step`: one step of GSPO as in a run, from episodes to published weights.
 
 use std::sync::Arc;
 
@@ -25,25 +25,25 @@ pub(crate) struct StepArguments {
     json: bool,
     #[command(flatten)]
     model: ModelArguments,
-    /// Groups of a step, each of a task of its own
+    /// The number of groups in a step, each with its own task
     #[arg(long, value_name = "N", default_value_t = 32)]
     groups: usize,
-    /// Episodes of a group
+    /// The number of episodes in a group
     #[arg(long, value_name = "N", default_value_t = 8)]
     group: usize,
-    /// Turns of an episode
+    /// The number of turns of an episode
     #[arg(long, value_name = "N", default_value_t = 2)]
     turns: usize,
-    /// Tokens of a task's prompt
+    /// The tokens of a task's prompt
     #[arg(long, value_name = "N", default_value_t = 256)]
     prompt: usize,
-    /// Tokens drawn in a turn
+    /// The tokens sampled in a turn
     #[arg(long, value_name = "N", default_value_t = 64)]
     turn_tokens: usize,
-    /// Tokens that the environment adds between turns
+    /// The tokens that the environment adds between turns
     #[arg(long, value_name = "N", default_value_t = 16)]
     observation: usize,
-    /// How many steps are measured, after one that warms up
+    /// The number of measured steps, after one warm-up
     #[arg(long, value_name = "N", default_value_t = 3)]
     repetitions: usize,
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -51,7 +51,7 @@ pub(crate) struct StepArguments {
 }
 
 impl StepArguments {
-    /// Tokens of an episode when it is over.
+    /// Returns the tokens of a finished episode.
     fn length(&self) -> usize {
         self.prompt + self.turns * self.turn_tokens + (self.turns - 1) * self.observation
     }
@@ -65,11 +65,11 @@ impl StepArguments {
 struct Timed {
     step_s: f64,
     rollout_s: f64,
-    /// What the learner did with its time.
+    /// The learner's time by kind of work.
     shares: Shares,
 }
 
-/// Measures and prints.
+/// Runs the benchmark and prints its results.
 pub(super) fn bench(arguments: &StepArguments) -> Result<(), Failure> {
     let StepArguments { groups, group: members, turns, prompt, turn_tokens, repetitions, .. } =
         *arguments;
@@ -157,7 +157,7 @@ async fn measure(arguments: &StepArguments) -> Result<Vec<Timed>, Failure> {
     Ok(measured)
 }
 
-/// What was not drawn and trained as asked for is no measurement.
+/// Checks that a step sampled and trained the requested number of tokens.
 fn check(arguments: &StepArguments, report: &StepReport) -> Result<(), Failure> {
     let trained = report.metrics.get(metric::TRAINED_TOKENS).unwrap_or(0.0);
     if trained == arguments.n_sampled() as f64 {
@@ -191,7 +191,7 @@ fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure>
     Ok(Trainer::new(parts, settings(arguments)))
 }
 
-/// A task for each group.
+/// Returns a task for each group.
 fn games(arguments: &StepArguments) -> Vec<Game> {
     let game = |task| Game {
         task,
@@ -220,7 +220,7 @@ fn settings(arguments: &StepArguments) -> TrainerSettings {
     TrainerSettings {
         groups_per_step: arguments.groups,
         rollout,
-        // All that was drawn trains, whatever chance made of the rewards.
+        // All sampled tokens train, whatever their rewards are.
         admission: Admission { keep_zero_variance: true, ..Admission::default() },
         n_minibatches: 1,
         schedule: Schedule { learning_rate: 1e-6, ..Schedule::default() },

@@ -26,50 +26,50 @@ pub(crate) struct TrainArguments {
     json: bool,
     #[command(flatten)]
     model: ModelArguments,
-    /// Rows of a step; every token but a row's first is a target
+    /// The number of rows in a step; every token except a row's first is a target
     #[arg(long, value_name = "N", default_value_t = 16, conflicts_with = "shared_prompt")]
     batch: usize,
-    /// Tokens of a row
+    /// The tokens of a row
     #[arg(long, value_name = "N", default_value_t = 256, conflicts_with = "shared_prompt")]
     length: usize,
-    /// A group of rows that begin with the same prompt instead; their responses alone are targets
+    /// Measure a group of rows with a common prompt instead; only their responses are targets
     #[arg(long)]
     shared_prompt: bool,
-    /// Rows of the group
+    /// The number of rows in the group
     #[arg(long, value_name = "N", default_value_t = 8)]
     group: usize,
-    /// Tokens of the prompt
+    /// The tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 768)]
     prompt: usize,
-    /// Tokens of a response
+    /// The tokens of a response
     #[arg(long, value_name = "N", default_value_t = 96)]
     response: usize,
-    /// The group's rows with none, a quarter, half, three quarters and all of the prompt shared: what distinct tokens cost
+    /// Measure the group with none, a quarter, half, three quarters and all of the prompt shared
     #[arg(long, conflicts_with = "shared_prompt")]
     curve: bool,
-    /// Keep only the inputs of layers, and compute each layer again in the backward pass
+    /// Keep only the inputs of layers, and recompute each layer in the backward pass
     #[arg(long)]
     recompute_layers: bool,
-    /// How often a step is measured, after one that warms up
+    /// The number of measured steps, after one warm-up
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(super) threads: usize,
 }
 
-/// Rows of one length that begin with the same tokens.
+/// Rows of one length with a common prefix.
 #[derive(Clone, Copy, Debug)]
 struct Work {
     rows: usize,
     length: usize,
-    /// How many tokens the rows have in common.
+    /// The number of tokens in the common prefix.
     shared: usize,
-    /// How many tokens at the end of each row are targets.
+    /// The number of targets at the end of each row.
     targets: usize,
 }
 
 impl Work {
-    /// Tokens as they would be laid out in a padded batch.
+    /// Returns the number of tokens in a padded batch.
     fn padded_tokens(self) -> usize {
         self.rows * self.length
     }
@@ -78,7 +78,8 @@ impl Work {
         self.shared + self.rows * (self.length - self.shared)
     }
 
-    /// What a step takes at least: each distinct token but the last of a row once, forward and backward.
+    /// Returns the fewest operations of a step: each distinct token except the last of a row once, forward and
+    /// backward.
     fn flops(self, model: &ModelArguments) -> f64 {
         let own = iter::repeat_n(self.shared..self.length - 1, self.rows);
         let spans = own.chain(iter::once(0..self.shared));
@@ -100,7 +101,7 @@ impl Work {
     }
 }
 
-/// What a step took.
+/// The times of a step.
 struct StepTimes {
     forward_s: f64,
     backward_s: f64,
@@ -114,7 +115,7 @@ impl StepTimes {
     }
 }
 
-/// What was measured of some work.
+/// The measurements of some work.
 struct TrainMeasurement {
     steps: Vec<StepTimes>,
     start_bytes: u64,
@@ -130,7 +131,7 @@ impl TrainMeasurement {
         self.steps.iter().map(of).collect()
     }
 
-    /// What passes do, and what is left: laying rows out, and waiting for threads.
+    /// Returns the time of passes by kind of work, and the rest: packing, and waiting for threads.
     fn parts(&self) -> Vec<TimedPart> {
         let seconds = |part| self.each(|step| step.shares.of(part).as_secs_f64());
         let other = self.each(|step| (step.seconds() - step.shares.total().as_secs_f64()).max(0.0));
@@ -143,7 +144,7 @@ impl TrainMeasurement {
     }
 }
 
-/// Measures and prints.
+/// Runs the benchmark and prints its results.
 pub(super) fn bench(arguments: &TrainArguments) -> Result<(), Failure> {
     check(arguments)?;
     let report = if arguments.curve { curve(arguments)? } else { one(arguments)? };
@@ -208,7 +209,7 @@ fn one(arguments: &TrainArguments) -> Result<Report, Failure> {
     Ok(report)
 }
 
-/// Rows of the same size with more and more of the prompt shared.
+/// Measures rows of the same size with growing shares of the prompt in common.
 fn curve(arguments: &TrainArguments) -> Result<Report, Failure> {
     let TrainArguments { group, prompt, response, .. } = *arguments;
     let of = |shared| Work { rows: group, length: prompt + response, shared, targets: response };
@@ -284,7 +285,7 @@ fn measure(arguments: &TrainArguments, work: Work) -> Result<TrainMeasurement, F
     Ok(TrainMeasurement { steps, start_bytes, peak_bytes: memory::peak()? })
 }
 
-/// One step on the mean negative log-likelihood of the targets.
+/// Runs one step on the mean negative log-likelihood of the targets.
 async fn step(learner: &mut CandleLearner, rows: &[Row]) -> Result<StepTimes, LearnerError> {
     let n_targets: usize = rows.iter().map(|row| row.targets.len()).sum();
     let slope = -1.0 / n_targets as f32;

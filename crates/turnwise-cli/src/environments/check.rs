@@ -9,12 +9,12 @@ use turnwise_environment::check::{Check, check_suite};
 
 use turnwise_run::text::one_line;
 
-/// After how long an environment that never answers is given up; where it blocks instead of waiting, nothing helps.
+/// The time limit for an environment that does not answer; an environment that blocks the thread cannot be stopped.
 const PATIENCE: Duration = Duration::from_mins(5);
 
-/// Checks an environment, writes what was found, and tells how many checks failed.
+/// Checks an environment, writes the results, and returns the number of failed checks.
 ///
-/// Needs a runtime with time. Panics are findings here, so the panic hook is silent meanwhile, in the whole process.
+/// Needs a runtime with time. Panics are results here, so the panic hook of the whole process is silent meanwhile.
 ///
 /// # Errors
 /// When `out` fails.
@@ -38,7 +38,7 @@ fn unanswered() -> Check {
     Check { name: "answers in time", result: Err(why) }
 }
 
-/// `✓ name  what was seen`; what is wrong has a line of its own.
+/// Formats a check as `✓ name  detail`; a problem has a line of its own.
 fn told(check: &Check, width: usize) -> String {
     match &check.result {
         Ok(seen) => format!("✓ {:width$}  {}", check.name, one_line(seen)),
@@ -48,7 +48,7 @@ fn told(check: &Check, width: usize) -> String {
 
 type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Sync + Send>;
 
-/// Keeps panics quiet until it is dropped.
+/// Silences panics until it is dropped.
 struct Silence {
     hook: Option<Hook>,
 }
@@ -63,7 +63,7 @@ impl Silence {
 
 impl Drop for Silence {
     fn drop(&mut self) {
-        // A thread that panics may not set the hook, and would abort the process.
+        // A panicking thread must not set the hook, which would abort the process.
         if let Some(hook) = self.hook.take().filter(|_| !std::thread::panicking()) {
             set_hook(hook);
         }

@@ -7,10 +7,10 @@ use turnwise_environment::check::{Player, measure};
 use turnwise_environment::{Split, Suite};
 use turnwise_run::Registry;
 
-/// How many held-out episodes each player is measured on: few, because a list should appear at once.
+/// The number of held-out episodes for each player: few, because a list should appear at once.
 const N_EPISODES: usize = 100;
 
-/// What stands for what a suite does not say.
+/// The placeholder for a missing value.
 const NONE: &str = "-";
 
 /// Writes a table of all environments with their default options.
@@ -49,12 +49,12 @@ async fn solved(suite: &Suite, player: Player) -> String {
     match measure(suite, Split::HeldOut, player, N_EPISODES).await {
         Ok(Some(measured)) => format!("{:.0}%", 100.0 * measured.solved_rate),
         Ok(None) => NONE.to_owned(),
-        // What is wrong is for `env check` to tell.
+        // `env check` reports the problem.
         Err(_) => "broken".to_owned(),
     }
 }
 
-/// A row in columns as wide as the widest cell: texts to the left, numbers to the right.
+/// Aligns a row to the widest cells: texts to the left, numbers to the right.
 fn aligned<const N: usize>(row: &[String; N], rows: &[[String; N]]) -> String {
     let cells = row.iter().enumerate().map(|(i, cell)| {
         let width = rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! `turnwise env new`: a crate with an environment of one's own.
+//! `turnwise env new`: creates a crate with a new environment.
 
 use std::fs;
 use std::io;
@@ -18,13 +18,13 @@ const FILES: [(&str, &str); 5] = [
     ("README.md", include_str!("../../../../examples/environment/README.md")),
 ];
 
-/// What the template is called, as a package and in code.
+/// The name of the template, as a package and in code.
 const TEMPLATE: [&str; 2] = ["my-environment", "my_environment"];
 
-/// The settings of this workspace, for the profiles in them.
+/// The manifest of this workspace, for its profiles.
 const WORKSPACE: &str = include_str!("../../../../Cargo.toml");
 
-/// Words that cannot be the name of a crate.
+/// Words that cannot be names of crates.
 const TAKEN: [&str; 42] = [
     "abstract",
     "alloc",
@@ -70,19 +70,19 @@ const TAKEN: [&str; 42] = [
     "turnwise",
 ];
 
-/// Where a new crate finds turnwise.
+/// The source of turnwise for a new crate.
 enum CrateSource {
     /// A checkout.
     Path(PathBuf),
-    /// The address of a git repository.
+    /// A git repository.
     Git(String),
 }
 
-/// Writes the crate `name` into a directory of that name inside `parent`, and returns what to do next, in lines to print.
+/// Writes the crate `name` into a directory of that name in `parent`, and returns the next steps, as lines to print.
 ///
 /// # Errors
-/// When the name cannot be that of a crate or an environment, the directory exists, there is no source, or a file cannot be
-/// written.
+/// When the name is invalid for a crate or an environment, the directory exists, there is no source, or a file cannot
+/// be written.
 pub(super) fn create(
     registry: &Registry,
     parent: &Path,
@@ -158,7 +158,7 @@ fn write(directory: &Path, name: &str, source: &CrateSource) -> io::Result<()> {
     put(".gitignore", "/target\n/runs\n")?;
     if let CrateSource::Path(path) = source {
         put(".cargo/config.toml", &cargo_settings(path))?;
-        // The same versions as there, so that what was built there need not be built again.
+        // The same versions as in the checkout, so that its build can be reused.
         if let Ok(lock) = fs::read_to_string(path.join("Cargo.lock")) {
             put("Cargo.lock", &lock)?;
         }

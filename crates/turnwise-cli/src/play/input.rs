@@ -1,4 +1,4 @@
-//! What a person types.
+//! Parsing of a person's input.
 
 use std::io::{self, BufRead};
 
@@ -6,22 +6,22 @@ use serde_json::json;
 use turnwise_chat::parse_turn;
 use turnwise_environment::{Action, ToolSpec};
 
-/// One line, understood.
+/// A parsed line.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Line {
-    /// Something for the environment.
+    /// An action for the environment.
     Act(Action),
-    /// Back before the last action.
+    /// Undo the last action.
     Undo,
-    /// What can be typed.
+    /// Show the commands.
     Help,
-    /// No more.
+    /// Stop playing.
     Quit,
-    /// A command that there is not.
+    /// An unknown command.
     Unknown(String),
-    /// Nothing, which is more often a slip than an answer.
+    /// An empty line, which is more often a slip than an answer.
     Empty,
-    /// The input is over.
+    /// The end of the input.
     End,
 }
 
@@ -74,14 +74,14 @@ fn understood(line: &str, tools: &[ToolSpec]) -> Line {
     }
 }
 
-/// The first word, and what follows it without the space around.
+/// Splits off the first word, without the blanks around the rest.
 fn first_word(text: &str) -> (&str, &str) {
     let text = text.trim();
     let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     (word, rest.trim())
 }
 
-/// The call in the form a model writes it, read as a model's is. Arguments that are left out are none.
+/// Writes a call as a model does, and parses it like a model's. Missing arguments are empty.
 fn call(name: &str, arguments: &str) -> Action {
     let name = json!(name);
     let arguments = if arguments.is_empty() { "{}" } else { arguments };

@@ -1,4 +1,4 @@
-//! What a person sees.
+//! Output for a person.
 
 use std::io::{self, Write};
 
@@ -8,10 +8,10 @@ use turnwise_environment::{Ending, Message, Observation, Role, Split, Step, Suit
 use super::{Ended, Game, PlayOutcome, Table};
 use turnwise_run::text;
 
-/// Columns of the word before what is said.
+/// The width of the speaker's column.
 const WHO: usize = 8;
 
-/// Writes for the player.
+/// Writes to the player.
 pub(super) struct Shown<W> {
     out: W,
 }
@@ -40,7 +40,7 @@ impl<W: Write> Shown<W> {
         self.observation(table.observation())
     }
 
-    /// Where the episode is, and the prompt, whose line stays open.
+    /// Writes the state of the episode and the prompt, whose line stays open.
     pub(super) fn prompt(
         &mut self,
         n_turns: usize,
@@ -135,7 +135,7 @@ fn how_it_ended(ended: Option<Ended>) -> &'static str {
     }
 }
 
-/// A tool and its arguments, required ones first: `calc {"a": integer, "op": "+" or "-", "b": integer}`.
+/// Formats a tool and its arguments, required ones first: `calc {"a": integer, "op": "+" or "-", "b": integer}`.
 fn signature(tool: &ToolSpec) -> String {
     let required: Vec<&str> = match tool.parameters.get("required") {
         Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
@@ -154,7 +154,7 @@ fn signature(tool: &ToolSpec) -> String {
     format!("{} {{{}}}", tool.name, arguments.collect::<Vec<String>>().join(", "))
 }
 
-/// What a JSON Schema allows, in a word.
+/// Returns a word for the values that a JSON Schema allows.
 fn kind(schema: &Value) -> String {
     match (schema.get("enum").and_then(Value::as_array), schema.get("type")) {
         (Some(values), _) => {

@@ -104,7 +104,7 @@ async fn a_task_that_does_not_exist_is_refused() {
     assert_eq!(error.to_string(), "play task 5000: the split has tasks 0 to 1468");
 }
 
-/// An environment without snapshots that says something nasty and then breaks.
+/// An environment without snapshots that prints terminal escapes and then fails.
 struct Nasty;
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! A conversation as a message graph: rendered whole, or played turn by turn to see where history is rewritten.
+//! A conversation as a message graph: rendered as a whole, or played turn by turn to show where history is rewritten.
 
 use async_trait::async_trait;
 use turnwise_chat::parse_turn;
@@ -15,7 +15,7 @@ use super::conversation::Conversation;
 use turnwise_run::Failure;
 use turnwise_run::form::Form;
 
-/// The whole conversation in one rendering: one branch. The assistant's messages are nobody's samples.
+/// Renders the whole conversation at once, as one branch. The assistant's messages are not samples.
 pub(super) fn render(conversation: &Conversation, form: &Form) -> Result<MessageGraph, Failure> {
     let said: Vec<Said<'_>> = conversation.messages.iter().map(Said::new).collect();
     let rendered = form
@@ -36,8 +36,8 @@ pub(super) fn render(conversation: &Conversation, form: &Form) -> Result<Message
     Ok(graph)
 }
 
-/// The conversation as the agent of a run holds it: after each message of the assistant it goes on with what follows, and
-/// forks where the template writes history anew. The assistant's messages are written as demonstrations are.
+/// Plays the conversation as the agent of a run does: after each message of the assistant it continues with the next
+/// one, and forks where the template rewrites history. The assistant's messages are written like demonstrations.
 pub(super) async fn play(
     conversation: &Conversation,
     form: &Form,
@@ -68,7 +68,7 @@ pub(super) async fn play(
     }
     let leads_in = conversation.leads_in && !heard.is_empty();
     if !heard.is_empty() {
-        // A turn of nothing but its end, which shows the lead-in to it.
+        // A turn that consists of its end token shows its lead-in.
         let end = form.renderer.stop_tokens()[..1].to_vec();
         observe_and_act(&mut *agent, &mut heard, Demonstrated(end)).await?;
     }
@@ -88,7 +88,7 @@ async fn observe_and_act(
     Ok(())
 }
 
-/// A policy that draws these tokens.
+/// A policy that returns these tokens.
 struct Demonstrated(Vec<TokenId>);
 
 #[async_trait]
@@ -104,7 +104,8 @@ impl Policy for Demonstrated {
     }
 }
 
-/// The graph with the first `n_turns` turns as somebody else's words, and of a further one its lead-in alone, if that.
+/// Returns the graph with the first `n_turns` turns as another speaker's text, and, if `leads_in`, the lead-in of the
+/// next turn.
 fn without_samples(played: &MessageGraph, n_turns: usize, leads_in: bool) -> MessageGraph {
     let mut graph = MessageGraph::default();
     let mut turn = 0;
@@ -133,7 +134,7 @@ fn undrawn(span: Span, is_last: bool) -> Option<Span> {
     }
 }
 
-/// What the policy would have done to say this. Thinking may stand in the text; a model that has tags for it draws those.
+/// Returns the action that says a message. Thinking may be in the text; a model with tags for thinking writes those.
 fn action(message: &Message, form: &Form) -> Action {
     if message.reasoning.is_none() && message.tool_calls.is_empty() && form.texts.has("<think>") {
         let read = parse_turn(&message.content);
@@ -157,7 +158,7 @@ fn author_of(message: &Message) -> Author {
     }
 }
 
-/// Nothing is drawn and nothing is recorded, so it does not matter who it is.
+/// An arbitrary identity, because nothing is sampled or recorded.
 fn identity() -> Identity {
     Identity {
         environment: String::new(),

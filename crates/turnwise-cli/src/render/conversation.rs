@@ -1,28 +1,28 @@
-//! A conversation in the JSON that chat APIs use.
+//! Conversations in the JSON of chat APIs.
 
 use serde_json::{Map, Value};
 use turnwise_environment::{Message, Role, ToolCall, ToolSpec};
 
 use turnwise_run::Failure;
 
-/// What is to be rendered.
+/// A conversation to render.
 #[derive(Debug)]
 pub(super) struct Conversation {
     pub(super) messages: Vec<Message>,
     pub(super) tools: Vec<ToolSpec>,
-    /// Whether the lead-in to the model's next turn stands at the end.
+    /// Whether the lead-in to the model's next turn is at the end.
     pub(super) leads_in: bool,
-    /// The moment that the template sees.
+    /// The time that the template sees.
     pub(super) time: Option<String>,
-    /// What the template is given besides.
+    /// Other variables of the template.
     pub(super) arguments: Map<String, Value>,
 }
 
 const FORM: &str =
     "[{\"role\": \"user\", \"content\": \"…\"}, …], or {\"messages\": […], \"tools\": […]}";
 
-/// Reads a conversation: a list of messages, or an object that has one with tools and template arguments beside it. Other
-/// keys of the object, and the names of speakers, are passed over: no renderer knows them.
+/// Parses a conversation: a list of messages, or an object with one, and optional tools and template variables. Other
+/// keys of the object, and the names of speakers, are ignored: no renderer uses them.
 pub(super) fn parse(name: &str, text: &str) -> Result<Conversation, Failure> {
     let value: Value = serde_json::from_str(text).map_err(|error| {
         Failure::refused(format!("{name} is not JSON: {error}"))
@@ -123,7 +123,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// A text, or parts that are all text.
+/// Returns the content as text: a string, or parts that are all text.
 fn content(value: &Value) -> Result<Option<String>, String> {
     match value {
         Value::Null => Ok(None),

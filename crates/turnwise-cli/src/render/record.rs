@@ -1,4 +1,4 @@
-//! One recorded trajectory of a run.
+//! Recorded trajectories of a run.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -13,7 +13,7 @@ use turnwise_run::Failure;
 use turnwise_run::form::{self, Texts};
 use turnwise_run::text::one_line;
 
-/// The page of trajectory `--index` of a file of records.
+/// Returns the page of trajectory `--index` in a file of records.
 pub(super) fn page(arguments: &RenderArguments, path: &Path) -> Result<Page, Failure> {
     let trajectory = nth(path, arguments.index)?;
     let (texts, of_source) = texts(arguments, path)?;
@@ -66,7 +66,7 @@ fn nth(path: &Path, index: usize) -> Result<Trajectory, Failure> {
     .help(help))
 }
 
-/// The tokenizer that was named, or else that of the run whose file it is.
+/// Returns the given tokenizer, or else that of the file's run.
 fn texts(arguments: &RenderArguments, path: &Path) -> Result<(Texts, Option<String>), Failure> {
     if let Some(file) = &arguments.tokenizer {
         return Ok((form::of_file(file)?, None));
@@ -77,7 +77,7 @@ fn texts(arguments: &RenderArguments, path: &Path) -> Result<(Texts, Option<Stri
     }
 }
 
-/// The newest checkpoint of the run that a file belongs to. All of a run's have one tokenizer.
+/// Returns the newest checkpoint of a file's run. All checkpoints of a run have the same tokenizer.
 fn checkpoint_near(path: &Path) -> Option<PathBuf> {
     let path = path.canonicalize().ok()?;
     let folder =

@@ -1,4 +1,4 @@
-//! The tokens of a message graph as they are shown: branch after branch, each with what is known of it.
+//! The tokens of a message graph, branch after branch, with their properties.
 
 use std::collections::HashMap;
 use turnwise_run::form::Texts;
@@ -10,21 +10,21 @@ use turnwise_trajectory::{
     TokenKind, Turn,
 };
 
-/// A token with everything that is known of it. What a token cannot have is absent, and never 0.
+/// A token with its properties. A property that a token cannot have is absent, never 0.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Shown {
     pub(super) branch: usize,
-    /// The branch that has the tokens before this branch's first.
+    /// The branch with the tokens before this branch's first.
     pub(super) parent_branch: Option<usize>,
-    /// Its place in its branch, shared tokens counted.
+    /// The position in the branch, shared tokens included.
     pub(super) position: usize,
     pub(super) id: TokenId,
-    /// What it decodes to alone, with U+FFFD for a part of a character; `None` for an id that is no token.
+    /// The text of the token alone, with U+FFFD for a part of a character; `None` for an unused id.
     pub(super) text: Option<String>,
-    /// Whether the tokenizer has it as an added token: a role marker, a tag.
+    /// Whether it is an added token: a role marker, a tag.
     pub(super) control: bool,
     pub(super) kind: TokenKind,
-    /// The message it belongs to.
+    /// The index of its message.
     pub(super) message: usize,
     pub(super) role: Role,
     pub(super) author: Author,
@@ -33,30 +33,30 @@ pub(super) struct Shown {
     pub(super) version: Option<PolicyVersion>,
     pub(super) kv_version: Option<PolicyVersion>,
     pub(super) trains: bool,
-    /// Why it does not train.
+    /// The reason that it does not train.
     pub(super) mask: Option<Mask>,
     pub(super) advantage: Option<f32>,
 }
 
-/// Why a token does not train.
+/// A reason that a token does not train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Mask {
-    /// The policy did not draw it.
+    /// The policy did not sample it.
     NotSampled,
-    /// Somebody else said it in the policy's place.
+    /// Another speaker wrote it instead of the policy.
     Fabricated,
-    /// It was drawn, and is left out.
+    /// It was sampled and masked.
     #[serde(untagged)]
     Drawn(MaskReason),
 }
 
-/// The messages that a branch does not share with an older one, and where it begins.
+/// The messages that a branch does not share with an older one, and its start.
 #[derive(Debug)]
 pub(super) struct Branch {
     pub(super) number: usize,
     pub(super) parent: Option<usize>,
-    /// How many tokens it shares with its parent.
+    /// The number of tokens that it shares with its parent.
     pub(super) n_shared: usize,
     pub(super) messages: Vec<ShownMessage>,
 }
@@ -67,7 +67,7 @@ pub(super) struct ShownMessage {
     pub(super) number: usize,
     pub(super) role: Role,
     pub(super) author: Author,
-    /// What there is to say about its turn.
+    /// A description of its turn.
     pub(super) turn: Option<String>,
     pub(super) tokens: Vec<Shown>,
 }
@@ -94,7 +94,7 @@ impl Turns {
     }
 }
 
-/// Every branch, oldest first. A message that two share stands in the older.
+/// Returns every branch, oldest first. A message that two branches share is in the older one.
 pub(super) fn shown(graph: &MessageGraph, turns: &Turns, texts: &Texts) -> Vec<Branch> {
     let mut branch_of: HashMap<NodeId, usize> = HashMap::new();
     let mut branches = Vec::new();

@@ -1,4 +1,4 @@
-//! Tokens for people: a line each under the message they belong to, and what they come to.
+//! Tokens as a table: one line each under their message, and totals.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,10 +12,10 @@ use super::shown::{Branch, Shown, ShownMessage};
 const KINDS: [TokenKind; 4] =
     [TokenKind::Sampled, TokenKind::Context, TokenKind::Scaffold, TokenKind::Forced];
 
-/// What stands for a value that a token does not have.
+/// The placeholder for a missing value.
 const ABSENT: &str = "-";
 
-/// The whole page. Columns that only drawn tokens have are left out where nothing was drawn.
+/// Formats the whole page. Without sampled tokens, their columns are omitted.
 pub(super) fn table(header: &[String], branches: &[Branch], renderer: &str, color: bool) -> String {
     let all: Vec<&Shown> = branches.iter().flat_map(Branch::tokens).collect();
     let has_drawn = all.iter().any(|token| token.kind == TokenKind::Sampled);
@@ -84,9 +84,9 @@ fn row(token: &Shown, has_drawn: bool) -> String {
         &number(token.advantage),
         has_drawn,
     );
-    // Trained tokens are what is looked for: the others say why not.
+    // A trained token needs no reason; the others show theirs.
     let mask = token.mask.as_ref().map_or_else(|| "trains".to_owned(), word);
-    // Quoted, with every blank and every control character visible, and no way out of its line.
+    // Quoted, so that blanks and control characters are visible and the text stays on its line.
     let text = token.text.as_ref().map_or_else(|| ABSENT.to_owned(), |text| format!("{text:?}"));
     format!(
         "{:>6} {:>7}  {:<8}  {drawn}{mask:<12}  {text}",
@@ -96,7 +96,7 @@ fn row(token: &Shown, has_drawn: bool) -> String {
     )
 }
 
-/// The weights that drew a token and, where they are others, those that wrote the keys it was drawn over.
+/// Formats the version that sampled a token and, if different, the one that wrote the keys that it attended to.
 fn versions(token: &Shown) -> String {
     match (token.version, token.kv_version) {
         (Some(version), Some(keys)) if keys != version => format!("{version} kv {keys}"),
@@ -131,7 +131,7 @@ fn footer(page: &mut String, branches: &[Branch], all: &[&Shown]) {
     push(page, &format!("branches  {}", branches.len()));
 }
 
-/// The `snake_case` word of a unit variant, as it stands in the records.
+/// Returns the `snake_case` name of a unit variant, as in the records.
 fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(word)) => word,
@@ -139,7 +139,7 @@ fn word(value: &impl Serialize) -> String {
     }
 }
 
-/// A line in the colour of its kind, if colours are wanted: context has the terminal's own.
+/// Colours a line by the kind of its token; context has the terminal's own colour.
 fn painted(kind: TokenKind, line: String, color: bool) -> String {
     let code = match kind {
         TokenKind::Sampled => "\x1b[32m",

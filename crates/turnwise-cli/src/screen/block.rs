@@ -5,25 +5,25 @@ use super::sample::sample;
 use crate::curve::{Frame, chart};
 use turnwise_run::text::{columns, fit};
 
-/// Left of the curve: a space, `reward 1.0` and the axis.
+/// Columns to the left of the curve: a space, `reward 1.0` and the axis.
 const CHART_MARGIN: usize = 12;
 
-/// Columns kept for what stands right of the bar, so that the bar seldom changes its length.
+/// Columns to the right of the bar, reserved so that the bar seldom changes its length.
 const GLANCE_WIDTH: usize = 36;
 
-/// Columns of the numbers beside the curve, the gap before them included.
+/// Columns of the metrics beside the curve, the gap before them included.
 const FIGURES_WIDTH: usize = 46;
 
-/// A curve narrower than this is not worth its place.
+/// The narrowest useful curve.
 const CURVE_MIN: usize = 16;
 
-/// A curve wider than this says no more.
+/// The widest useful curve.
 const CURVE_MAX: usize = 60;
 
 /// Rows of the curve.
 const CURVE_HEIGHT: usize = 4;
 
-/// The whole block, no line longer than `width`.
+/// Formats the whole block; no line is longer than `width`.
 pub(super) fn block(history: &History, width: usize) -> Vec<String> {
     let mut lines = vec![progress(history, width)];
     lines.extend(curve_and_figures(history, width));
@@ -33,7 +33,7 @@ pub(super) fn block(history: &History, width: usize) -> Vec<String> {
     lines.iter().map(|line| fit(line.trim_end(), width)).collect()
 }
 
-/// The bar, between the step and what there is to say at a glance; the bar gives way first.
+/// Formats the progress line: the step, a bar and a summary; the bar shrinks first.
 fn progress(history: &History, width: usize) -> String {
     let left = format!(" {} ", history.progress());
     let right = format!("  {}  {}", history.reward(), history.pace());
@@ -43,7 +43,7 @@ fn progress(history: &History, width: usize) -> String {
     format!("{left}{}{right}", bar(share, width.saturating_sub(taken)))
 }
 
-/// A bar of `width` cells, filled in eighths of a cell.
+/// Formats a bar of `width` cells, filled in eighths of a cell.
 fn bar(share: f64, width: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     #[expect(clippy::cast_sign_loss, reason = "a share is not negative")]
@@ -53,7 +53,7 @@ fn bar(share: f64, width: usize) -> String {
     bar + &"·".repeat(rest)
 }
 
-/// Curve and numbers beside each other, or below each other where the terminal is narrow.
+/// Formats curve and metrics side by side, or one below the other on a narrow terminal.
 fn curve_and_figures(history: &History, width: usize) -> Vec<String> {
     let beside = width.saturating_sub(CHART_MARGIN + FIGURES_WIDTH);
     let figures = history.figures();

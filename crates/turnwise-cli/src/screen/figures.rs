@@ -1,4 +1,4 @@
-//! The numbers of a step in words.
+//! The metrics of a step as text.
 
 use turnwise_run::text::clock;
 use turnwise_training::metric::{self, Metric};
@@ -6,7 +6,7 @@ use turnwise_training::metric::{self, Metric};
 use super::history::{Direction, History};
 
 impl History {
-    /// A line of numbers, for output that is not a terminal.
+    /// Formats a line of metrics, for output that is not a terminal.
     pub(super) fn line(&self) -> String {
         [
             self.progress(),
@@ -45,7 +45,7 @@ impl History {
         format!("reward {} {arrow}", self.fixed(metric::REWARD_MEAN, 2))
     }
 
-    /// `38 roll/s  eta 0:29`, as far as it is known.
+    /// `38 roll/s  eta 0:29`, as far as known.
     pub(super) fn pace(&self) -> String {
         let speed = self.speed().map(|speed| match speed {
             slow if slow < 10.0 => format!("{slow:.1} roll/s"),
@@ -55,7 +55,7 @@ impl History {
         speed.into_iter().chain(eta).collect::<Vec<String>>().join("  ")
     }
 
-    /// What stands beside the curve, each line at most 44 characters as long as numbers are of the usual size.
+    /// Formats the metrics beside the curve; each line has at most 44 characters for values of the usual size.
     pub(super) fn figures(&self) -> [String; 6] {
         let percent = |metric| self.percent(metric);
         let fixed = |metric, decimals| self.fixed(metric, decimals);
@@ -90,7 +90,7 @@ impl History {
                 fixed(metric::FAULTS, 0),
                 fixed(metric::AGENT_FAULTS, 0),
                 fixed(metric::ENTROPY, 2),
-                // To the reference where there is one, else what the step moved the policy by.
+                // The KL to the reference policy if there is one, else the KL of the step.
                 self.shown(self.kl(), |kl| format!("{kl:.1e}"))
             ),
             format!(
@@ -101,7 +101,7 @@ impl History {
         ]
     }
 
-    /// The sequence ratio. `log s` is near 0, where `s` is `1 + log s`.
+    /// Formats the sequence ratio `s`. For small `log s`, `s` is `1 + log s`.
     fn ratio(&self) -> String {
         let mean = self.shown(metric::LOG_RATIO_MEAN, |log| format!("{:.4}", 1.0 + log));
         format!("{mean} ± {}", self.fixed(metric::LOG_RATIO_STD, 4))
@@ -115,7 +115,7 @@ impl History {
         self.shown(metric, |value| format!("{value:.decimals$}"))
     }
 
-    /// A value, or a dash where the step had none.
+    /// Formats a metric, or a dash if the step has none.
     fn shown(&self, metric: Metric, format: impl Fn(f64) -> String) -> String {
         self.get(metric).map_or("–".to_owned(), format)
     }

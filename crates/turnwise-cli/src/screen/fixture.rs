@@ -9,7 +9,7 @@ use turnwise_trajectory::{
 
 use super::history::History;
 
-/// A step of half a second with plausible numbers.
+/// Returns a step of half a second with plausible metrics.
 pub(super) fn report(step: u64, reward: f64) -> StepReport {
     let mut report = StepReport::default();
     report.step = step;
@@ -47,7 +47,7 @@ pub(super) fn report(step: u64, reward: f64) -> StepReport {
     report
 }
 
-/// The first `n` of 60 steps with a reward that rises to 0.9.
+/// Returns the first `n` of 60 steps with a reward that rises to 0.9.
 pub(super) fn run(n: u64) -> History {
     let mut history = History::new(60);
     for step in 0..n {
@@ -60,7 +60,7 @@ pub(super) fn reward_at(step: u64) -> f64 {
     0.1 + 0.8 * step as f64 / (step as f64 + 16.0)
 }
 
-/// A number found in three turns.
+/// Returns an episode that finds a number in three turns.
 pub(super) fn episode() -> Trajectory {
     let mut graph = MessageGraph::default();
     let said = ["Guess 1-40 in 6.", "20", "lower", "10", "higher", "15"];

@@ -1,16 +1,16 @@
-//! What the reports of a run have said so far, as far as the screen needs it.
+//! The history of a run's reports, as far as the screen needs it.
 
 use turnwise_training::StepReport;
 use turnwise_training::metric::{self, Metric, MetricValues};
 use turnwise_trajectory::Trajectory;
 
-/// Over how many of the last steps speed and direction are taken.
+/// The number of recent steps from which speed and direction are computed.
 const WINDOW: usize = 10;
 
-/// How many steps there must be before a remaining time is guessed.
+/// The fewest steps before a remaining time is estimated.
 const N_BEFORE_ETA: usize = 3;
 
-/// Which way the reward goes.
+/// The direction of the reward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     Up,
@@ -18,20 +18,20 @@ pub(super) enum Direction {
     Level,
 }
 
-/// The reports so far. All times are the reports' own, so that the same reports draw the same screen.
+/// The reports so far. All times come from the reports, so that the same reports draw the same screen.
 #[derive(Debug, Default)]
 pub(super) struct History {
     /// Steps of the whole run.
     pub(super) n_steps: u64,
-    /// The mean reward of each step, NaN where there was none.
+    /// The mean reward of each step, NaN for a step without one.
     pub(super) rewards: Vec<f64>,
-    /// The last step's numbers.
+    /// The metrics of the last step.
     pub(super) metrics: MetricValues,
     /// The last sample, and its step counted from 1.
     pub(super) sample: Option<(u64, Trajectory)>,
-    /// Steps that are done, those before a resumption included.
+    /// The number of finished steps, those before a resumption included.
     pub(super) n_done: u64,
-    /// The last steps' seconds and episodes, newest last.
+    /// Seconds and episodes of recent steps, newest last.
     recent: Vec<(f64, f64)>,
 }
 
@@ -43,14 +43,14 @@ impl History {
     pub(super) fn record(&mut self, report: &StepReport) {
         self.metrics = report.metrics.clone();
         self.n_done = report.step + 1;
-        // A resumed run begins in the middle, and one step of it may come again.
+        // A resumed run starts in the middle, and may repeat one step.
         self.rewards.resize(usize::try_from(report.step).unwrap_or(0), f64::NAN);
         self.rewards.push(self.get(metric::REWARD_MEAN).unwrap_or(f64::NAN));
         if let Some(sample) = &report.sample {
             self.sample = Some((self.n_done, sample.clone()));
         }
         let zero = |metric| self.get(metric).unwrap_or(0.0);
-        // An episode that does not train was played all the same.
+        // An episode that does not train was also played.
         let episodes = zero(metric::EPISODES) + zero(metric::DROPPED);
         self.recent.push((self.step_s(), episodes));
         if self.recent.len() > WINDOW {
@@ -62,30 +62,30 @@ impl History {
         self.metrics.get(metric)
     }
 
-    /// How long the last step took, in seconds.
+    /// Returns the seconds of the last step.
     pub(super) fn step_s(&self) -> f64 {
         self.get(metric::STEP_S).unwrap_or(0.0)
     }
 
-    /// Episodes in a second.
+    /// Returns the episodes per second.
     pub(super) fn speed(&self) -> Option<f64> {
         let (seconds, episodes) = self.recent_sums();
         (seconds > 0.0).then(|| episodes / seconds)
     }
 
-    /// How long the run still takes, in seconds.
+    /// Returns the estimated remaining seconds of the run.
     pub(super) fn remaining_s(&self) -> Option<f64> {
         let n = self.recent.len();
         let left = self.n_steps.saturating_sub(self.n_done) as f64;
         (n >= N_BEFORE_ETA && left > 0.0).then(|| left * self.recent_sums().0 / n as f64)
     }
 
-    /// The last reward against the mean of those before it.
+    /// Compares the last reward with the mean of those before it.
     pub(super) fn direction(&self) -> Direction {
         let Some((last, earlier)) = self.rewards.split_last() else { return Direction::Level };
         let window = earlier.iter().rev().take(WINDOW).filter(|reward| reward.is_finite());
         let (sum, n) = window.fold((0.0, 0), |(sum, n), reward| (sum + reward, n + 1));
-        // Without earlier steps, or a reward of this one, this is NaN and neither up nor down.
+        // Without earlier steps, or without a reward of this one, the difference is NaN, which is neither up nor down.
         match last - sum / f64::from(n) {
             up if up > 0.0 => Direction::Up,
             down if down < 0.0 => Direction::Down,
@@ -93,7 +93,7 @@ impl History {
         }
     }
 
-    /// The ends of a reward axis: 0 to 1, or whole numbers around rewards that lie outside.
+    /// Returns the ends of the reward axis: 0 to 1, or integers around rewards outside it.
     pub(super) fn reward_range(&self) -> (f64, f64) {
         let finite = self.rewards.iter().copied().filter(|reward| reward.is_finite());
         finite.fold((0.0, 1.0), |(low, high): (f64, f64), reward| {

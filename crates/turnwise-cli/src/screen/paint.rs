@@ -1,6 +1,6 @@
-//! Colours, by the characters they stand for: what is said without them is the same.
+//! Colours of characters. Text has the same meaning without colours.
 
-/// A line with colours, if they are wanted.
+/// Colours a line, if colours are enabled.
 pub(super) fn painted(line: &str, color: bool) -> String {
     if !color {
         return line.to_owned();
@@ -8,7 +8,7 @@ pub(super) fn painted(line: &str, color: bool) -> String {
     let mut text = String::with_capacity(2 * line.len());
     let mut current = "";
     for c in line.chars() {
-        // A space looks the same in all colours, and does not interrupt one.
+        // A space looks the same in all colours, and does not change the current one.
         let next = if c == ' ' { current } else { code(c) };
         if next != current {
             text.push_str(if next.is_empty() { "\x1b[0m" } else { next });
@@ -22,7 +22,8 @@ pub(super) fn painted(line: &str, color: bool) -> String {
     text
 }
 
-/// The escape sequence of a character's colour, empty for the terminal's own. Each begins by ending the one before.
+/// Returns the escape sequence of a character's colour, empty for the terminal's own. Each sequence first resets the
+/// one before.
 fn code(c: char) -> &'static str {
     match c {
         '▲' | '✓' => "\x1b[0;32m",

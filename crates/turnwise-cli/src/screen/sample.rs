@@ -1,17 +1,17 @@
-//! One episode in a few lines, for a look at what the policy does.
+//! A sample episode in a few lines.
 
 use turnwise_environment::{Message, Role};
 use turnwise_trajectory::Trajectory;
 
 use turnwise_run::text::{columns, fit, one_line};
 
-/// The most lines that are shown of an episode.
+/// The most lines of an episode.
 const N_LINES: usize = 4;
 
-/// Between two turns on one line.
+/// The separator of turns on one line.
 const GAP: &str = "   ";
 
-/// The sample below a rule that says which episode it is. `step` is counted from 1.
+/// Formats the sample below a heading that identifies the episode. `step` is counted from 1.
 ///
 /// ```text
 /// ── sample (step 23, task 118, reward 1.00, 2 turns) ──────
@@ -40,13 +40,13 @@ fn rule(caption: &str, width: usize) -> String {
 }
 
 fn conversation(messages: &[Message], width: usize) -> Vec<String> {
-    // The instructions above a conversation are the same for all.
+    // The instructions at the start are the same for all episodes.
     let mut messages = messages.iter().filter(|message| message.role != Role::System).peekable();
     let mut lines = Vec::new();
     while let Some(asked) = messages.next_if(|message| message.role != Role::Assistant) {
         lines.push(fit(&format!("  env   {}", one_line(&asked.content)), width));
     }
-    // At least one line is left for what the agent did.
+    // At least one line is left for the agent's turns.
     lines.truncate(N_LINES - 1);
     let mut turns = Vec::new();
     while let Some(said) = messages.next() {
@@ -62,7 +62,7 @@ fn conversation(messages: &[Message], width: usize) -> Vec<String> {
     lines
 }
 
-/// What a message says and calls.
+/// Formats the text and the calls of a message.
 fn spoken(message: &Message) -> String {
     let calls = message.tool_calls.iter().map(|call| format!("{}({})", call.name, call.arguments));
     let text = Some(message.content.clone()).filter(|text| !text.trim().is_empty());
@@ -70,7 +70,7 @@ fn spoken(message: &Message) -> String {
     if parts.is_empty() { "(nothing)".to_owned() } else { parts.join(" ") }
 }
 
-/// As many turns on each line as fit, on at most `n_lines` lines; the last says how many are missing.
+/// Packs turns into lines, on at most `n_lines` lines; the last says how many are missing.
 fn packed(turns: &[String], width: usize, n_lines: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for (i, turn) in turns.iter().enumerate() {

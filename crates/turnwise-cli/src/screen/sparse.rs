@@ -1,9 +1,9 @@
-//! Which of many alike lines are printed where nothing can be rewritten.
+//! Rate-limits repeated progress lines when output is not a terminal.
 
-/// How many alike texts there are to one that is printed.
+/// One of this many similar texts is printed.
 const EVERY: u64 = 10;
 
-/// Lets the first, every tenth and the last of texts through that are alike up to their first digit.
+/// A filter that passes the first, every tenth and the last of texts that are equal up to their first digit.
 #[derive(Debug, Default)]
 pub(super) struct Sparse {
     kind: String,
@@ -13,7 +13,7 @@ pub(super) struct Sparse {
 }
 
 impl Sparse {
-    /// What is to be printed now that there is this text.
+    /// Returns the texts to print after a new text.
     pub(super) fn offer(&mut self, text: &str) -> Vec<String> {
         let kind = text.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default();
         let mut due = Vec::new();
@@ -31,7 +31,7 @@ impl Sparse {
         due
     }
 
-    /// The last text if it was held back, now that something else follows.
+    /// Returns the last text if it was held back, because another kind of line follows.
     pub(super) fn flush(&mut self) -> Vec<String> {
         self.n = 0;
         self.held.take().into_iter().collect()

@@ -1,9 +1,9 @@
-//! What a screen is drawn on, and with how much.
+//! The style of the screen.
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, stderr, stdout};
 
-/// Columns of a terminal that does not say how many it has.
+/// The width of a terminal whose width is unknown.
 const DEFAULT_WIDTH: usize = 80;
 
 /// How progress is shown.
@@ -13,19 +13,19 @@ pub(crate) enum Style {
     Live {
         /// Columns of the terminal.
         width: usize,
-        /// Whether colours may be used. Nothing is said by colour alone.
+        /// Whether colours are enabled. No meaning depends on colour alone.
         color: bool,
     },
     /// One line for each step.
     Lines,
-    /// One JSON object for each step and nothing else.
+    /// One JSON object per step, and nothing else.
     Json,
-    /// Only what [`Screen::finish`](super::Screen::finish) is given.
+    /// Only the lines of [`Screen::finish`](super::Screen::finish).
     Quiet,
 }
 
 impl Style {
-    /// The style that standard output and the user's wishes ask for; `json` wins over `quiet`.
+    /// Chooses the style for standard output and the user's flags; `json` has precedence over `quiet`.
     ///
     /// The width is `COLUMNS` if that is set, otherwise the terminal's. Colours depend on `NO_COLOR` and `TERM`.
     pub(crate) fn detect(json: bool, quiet: bool) -> Self {

@@ -16,7 +16,7 @@ fn shown(style: Style, act: impl FnOnce(&mut Screen<&mut Vec<u8>>)) -> String {
     String::from_utf8(out).expect("a screen writes UTF-8")
 }
 
-/// A short run with everything in it.
+/// Simulates a short run that uses everything.
 fn act(screen: &mut Screen<&mut Vec<u8>>) {
     screen.phase("warm start 1/2  loss 1.23");
     screen.phase("warm start 2/2  loss 0.98");
@@ -26,7 +26,7 @@ fn act(screen: &mut Screen<&mut Vec<u8>>) {
     screen.finish(&["✓ 2 steps".to_owned()]);
 }
 
-/// What a terminal shows after these bytes: just the sequences that a screen writes.
+/// Returns what a terminal shows after these bytes, for the sequences that a screen writes.
 fn on_terminal(bytes: &str) -> Vec<String> {
     let (mut rows, mut row) = (vec![String::new()], 0);
     let mut rest = bytes;
@@ -37,7 +37,7 @@ fn on_terminal(bytes: &str) -> Vec<String> {
                 row += 1;
                 rows.resize(rows.len().max(row + 1), String::new());
             }
-            // Each line is rewritten from its beginning and cleared to its end.
+            // Each line is rewritten from its start and cleared to its end.
             '\r' => rows[row].clear(),
             '\x1b' => {
                 let end = rest.find(|c: char| c.is_ascii_alphabetic()).expect("a sequence ends");
@@ -152,7 +152,7 @@ fn a_phase_follows_the_block_until_the_next_step() {
     assert!(!on_terminal(&shown(style, after)).concat().contains("evaluating"));
 }
 
-/// An output whose reader has gone.
+/// An output whose reader has closed.
 struct Closed {
     n_writes: usize,
 }
