@@ -36,7 +36,7 @@ fn n_dropped(admitted: &Admitted, reason: DropReason) -> u64 {
 }
 
 proptest! {
-    // rollouts.md 13.8: what broke leaves the others' advantages as if it had never been started.
+    // Rollouts 13.8: what broke leaves the others' advantages as if it had never been started.
     #[test]
     fn members_that_broke_change_nobodys_advantage(
         scored in prop::collection::vec(0_u8..4, 2..6),
@@ -62,7 +62,7 @@ proptest! {
         prop_assert_eq!(credited(alone), credited(with));
     }
 
-    // rollouts.md section 2: below its minimum a group is dropped whole, whatever took its members.
+    // Below its minimum a group is dropped whole, whatever took its members.
     #[test]
     fn the_minimum_of_a_group_is_applied_after_what_was_dropped(
         members in prop::collection::vec((0_u32..4, 0_u8..3, any::<bool>()), 0..7),
@@ -95,7 +95,7 @@ proptest! {
         prop_assert_eq!(all as usize + kept, n);
     }
 
-    // rollouts.md 13.23: equal outcomes are equal, whatever a penalty would make of them, and their credit is exactly 0.
+    // Rollouts 13.23: equal outcomes are equal, whatever a penalty would make of them, and their credit is exactly 0.
     #[test]
     fn a_penalty_never_makes_a_difference_where_outcomes_are_equal(
         reward in -5.0_f64..5.0,
@@ -135,7 +135,7 @@ proptest! {
         }
     }
 
-    // objective.md section 4 (DAPO): 0 while short, then evenly down to −1, never beyond and never up.
+    // Overlong shaping (DAPO): 0 while short, then evenly down to −1, never beyond and never up.
     #[test]
     fn the_penalty_for_length_falls_evenly(
         max_tokens in 1_usize..200,
@@ -155,7 +155,7 @@ proptest! {
         }
     }
 
-    // reliability.md F31, rollouts.md 13.21: dropped or masked as set, counted, with lengths that show what dropping favours.
+    // Rollouts 13.21: dropped or masked as set, counted, with lengths that show what dropping favours.
     #[test]
     fn what_is_too_old_is_dropped_or_masked_and_counted(
         members in prop::collection::vec(prop::collection::vec(0_u32..6, 1..9), 1..6),
@@ -188,7 +188,7 @@ proptest! {
     }
 }
 
-// rollouts.md 13.8: every way in which so many of a group can break is as likely as any other, and over all of them the mean
+// Rollouts 13.8: every way in which so many of a group can break is as likely as any other, and over all of them the mean
 // of those that are left is the mean of the group. Zeros in their place would move it.
 #[test]
 fn breakage_that_does_not_look_at_rewards_does_not_move_their_mean() {
@@ -216,7 +216,7 @@ fn breakage_that_does_not_look_at_rewards_does_not_move_their_mean() {
     }
 }
 
-// rollouts.md section 2: a group of one viable member gets advantage 0, and never its raw reward.
+// A group of one viable member gets advantage 0, and never its raw reward.
 #[test]
 fn the_only_viable_member_gets_no_advantage() {
     let group = vec![drawn_by(0, &[5], 3.0), drawn_by(1, &[0], 1.0)];
@@ -229,7 +229,7 @@ fn the_only_viable_member_gets_no_advantage() {
     assert_eq!(OUTCOME.name(), "outcome");
 }
 
-// rollouts.md section 2: shaping moves rewards where outcomes differ, and each penalty comes once.
+// Shaping moves rewards where outcomes differ, and each penalty comes once.
 #[test]
 fn penalties_shape_a_group_that_differs() {
     let truncated = Outcome::Truncated(Limit::SampledTokens);
@@ -246,7 +246,7 @@ fn penalties_shape_a_group_that_differs() {
     assert_eq!(rewards(&admit(admission, group, 0)), [1.0, 1.0 - 0.5 - 0.25, -1.0]);
 }
 
-// rollouts.md section 3 (mask reasons), reliability.md F33: mistakes are masked as set; their rewards stay in the baseline.
+// Mistakes are masked as set; their rewards stay in the baseline.
 #[test]
 fn mistakes_are_masked_by_setting_and_count_in_the_baseline() {
     let clean = drawn_by(0, &[0, 0], 1.0);
@@ -278,7 +278,7 @@ fn mistakes_are_masked_by_setting_and_count_in_the_baseline() {
     );
 }
 
-// rollouts.md section 2 (conservation): reasons have words of their own in the books.
+// Reasons have words of their own in the books.
 #[test]
 fn every_reason_has_a_label_of_its_own() {
     let labels: std::collections::BTreeSet<_> =

@@ -234,7 +234,7 @@ fn groups_by_definition(trajectory: &Trajectory, scope: RatioScope) -> Vec<Vec<S
 }
 
 proptest! {
-    /// rollouts 13.12 and 5.3: the four scopes are what they say.
+    /// Rollouts 13.12 and 5.3: the four scopes are what they say.
     #[test]
     fn a_batch_has_the_loss_and_gradient_of_the_definition(members in members()) {
         let linear = build_all(&members, false);
@@ -246,7 +246,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.12 and objective 5.19: one row or many.
+    /// Rollouts 13.12 and Objective 19: one row or many.
     #[test]
     fn cutting_a_trajectory_into_rows_changes_nothing(members in members()) {
         let (linear, forked) = (build_all(&members, false), build_all(&members, true));
@@ -259,7 +259,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.12 and objective 5.14: micro-batches of any size, rows of one trajectory together or apart.
+    /// Rollouts 13.12 and Objective 14: micro-batches of any size, rows of one trajectory together or apart.
     #[test]
     fn the_size_of_a_micro_batch_changes_nothing(members in members(), tokens in 1_usize..200) {
         let forked = build_all(&members, true);
@@ -272,7 +272,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.12: the order of trajectories.
+    /// Rollouts 13.12: the order of trajectories.
     #[test]
     fn the_order_of_trajectories_changes_nothing(
         (members, order) in members().prop_flat_map(|members| {
@@ -290,7 +290,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.13: each sampled token is the target of one row, however many rows hold it.
+    /// Rollouts 13.13: each sampled token is the target of one row, however many rows hold it.
     #[test]
     fn a_shared_prefix_trains_once(members in members()) {
         let forked = build_all(&members, true);
@@ -314,7 +314,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.13, 5.5 and 11.17: on-policy with advantage A the coefficients of a trajectory add up to −A/N in every scope, whatever its
+    /// Rollouts 13.13, 5.5 and 11.17: on-policy with advantage A the coefficients of a trajectory add up to −A/N in every scope, whatever its
     /// turns, rows and forks.
     #[test]
     fn every_trajectory_weighs_the_same(mut members in members(), advantage in -2.0_f32..2.0) {
@@ -332,7 +332,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.14: a masked token is in neither sum nor count, as if it had been said to the policy instead.
+    /// Rollouts 13.14: a masked token is in neither sum nor count, as if it had been said to the policy instead.
     #[test]
     fn masking_a_segment_equals_deleting_it(
         members in members(),
@@ -367,7 +367,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.11: in |y|, and without a gradient.
+    /// Rollouts 13.11: in |y|, and without a gradient.
     #[test]
     fn an_advantage_of_zero_counts_and_pulls_nothing(
         mut turns in turns(),
@@ -419,7 +419,7 @@ proptest! {
         }
     }
 
-    /// objective.md 5.22: masking takes gradients away, and leaves every token in its ratio group.
+    /// Objective 22: masking takes gradients away, and leaves every token in its ratio group.
     #[test]
     fn weights_outside_their_bounds_take_the_gradient_and_nothing_else(members in members(), low in 0.5_f64..1.0) {
         for over in [Stretch::Token, Stretch::Version, Stretch::Sequence, Stretch::SequenceProduct] {
@@ -438,7 +438,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.12 with a model that has weights: a step is the same step.
+    /// Rollouts 13.12 with a model that has weights: a step is the same step.
     #[test]
     fn a_model_learns_the_same_from_micro_batches_of_any_size(
         members in members(),
@@ -500,7 +500,7 @@ fn small_ids(mut trajectory: Trajectory) -> Trajectory {
     trajectory
 }
 
-/// rollouts 13.11
+/// Rollouts 13.11
 #[test]
 fn a_token_without_an_advantage_is_a_typed_error() {
     let unscored = SampledToken::new(3, -0.5, PolicyVersion(0));
@@ -513,7 +513,7 @@ fn a_token_without_an_advantage_is_a_typed_error() {
     assert_eq!((batch.n_targets(), batch.rows.len(), batch.weights.len()), (0, 0, 0));
 }
 
-/// rollouts 13.11: nor does an advantage that is no number reach the weights.
+/// Rollouts 13.11: nor does an advantage that is no number reach the weights.
 #[test]
 fn an_advantage_that_is_no_number_is_an_error() {
     for bad in [f32::NAN, f32::INFINITY] {
@@ -528,7 +528,7 @@ fn an_advantage_that_is_no_number_is_an_error() {
     }
 }
 
-/// rollouts 5.3: it is logged by the word it is set with.
+/// Rollouts 5.3: it is logged by the word it is set with.
 #[test]
 fn the_scope_of_a_ratio_is_a_setting_and_by_default_the_whole_trajectory() {
     assert_eq!(RatioScope::default(), RatioScope::Trajectory);
@@ -541,7 +541,7 @@ fn the_scope_of_a_ratio_is_a_setting_and_by_default_the_whole_trajectory() {
     }
 }
 
-/// rollouts 13.12: an empty batch is a batch.
+/// Rollouts 13.12: an empty batch is a batch.
 #[test]
 fn a_batch_of_nothing_has_no_loss() {
     let (report, gradient) = measured(&[], RatioScope::Trajectory, WHOLE, 0.3);

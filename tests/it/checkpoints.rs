@@ -32,7 +32,7 @@ fn is_whole(checkpoints: &Checkpoints) -> bool {
     newest.notes.is_empty()
 }
 
-/// field 1: while a published step is written again it is there and whole, and a save that fails leaves it as it was.
+/// Field 1: while a published step is written again it is there and whole, and a save that fails leaves it as it was.
 #[test]
 fn a_published_step_is_there_until_the_new_one_takes_its_place() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -60,7 +60,7 @@ fn a_published_step_is_there_until_the_new_one_takes_its_place() {
     });
 }
 
-/// field 15: a disk that fails for a while costs a pause.
+/// Field 15: a disk that fails for a while costs a pause.
 #[test]
 fn a_disk_that_fails_for_a_while_is_tried_again() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -78,7 +78,7 @@ fn a_disk_that_fails_for_a_while_is_tried_again() {
     });
 }
 
-/// field 4: weights that a run depends on are compared with what was written.
+/// Field 4: weights that a run depends on are compared with what was written.
 #[test]
 fn saved_weights_are_verified() {
     let folder = tempfile::tempdir().expect("a folder");

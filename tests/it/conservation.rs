@@ -91,7 +91,7 @@ fn books_hold(pool: &RolloutPool, group_size: usize) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
-    /// rollouts 13.10 for the pool: nothing is lost, retries are bounded, attempts differ and their seeds do not.
+    /// Rollouts 13.10 for the pool: nothing is lost, retries are bounded, attempts differ and their seeds do not.
     #[test]
     fn the_books_of_a_pool_hold_after_every_iteration(schedule in schedules()) {
         let model = TabularModel::new(4);
@@ -136,7 +136,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.10 for the trainer, which checks its books itself at every step and fails when they are wrong.
+    /// Rollouts 13.10 for the trainer, which checks its books itself at every step and fails when they are wrong.
     #[test]
     fn the_books_of_a_trainer_hold_after_every_step(schedule in schedules()) {
         let model = TabularModel::new(4);
@@ -297,7 +297,7 @@ fn a_model_whose_logits_are_not_finite_stops_the_run_at_once() {
     assert!(books_hold(&pool, 4), "{pool:?}");
 }
 
-/// rollouts 13.10: the breaker loses no episode either.
+/// Rollouts 13.10: the breaker loses no episode either.
 #[test]
 fn what_ran_when_the_breaker_opened_is_still_in_the_books() {
     for tokens_per_iteration in [None, Some(40)] {
@@ -316,7 +316,7 @@ fn what_ran_when_the_breaker_opened_is_still_in_the_books() {
     }
 }
 
-/// rollouts 13.10: the trainer passes the breaker on.
+/// Rollouts 13.10: the trainer passes the breaker on.
 #[test]
 fn a_run_in_which_everything_breaks_ends_with_an_error() {
     let schedule = Schedule {
@@ -369,7 +369,7 @@ fn unscored() -> impl Strategy<Value = Outcome> {
 }
 
 proptest! {
-    /// rollouts 13.8
+    /// Rollouts 13.8
     #[test]
     fn members_without_a_reward_are_as_if_they_had_never_existed(
         rewards in prop::collection::vec(-2.0_f64..2.0, 2..7),

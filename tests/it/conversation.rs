@@ -13,7 +13,7 @@ fn played(seed: u64, allowances: Vec<u64>, engine: &Engine) -> Trajectory {
 }
 
 proptest! {
-    /// rollouts 13.1
+    /// Rollouts 13.1
     #[test]
     fn every_exchange_is_a_prefix_of_the_branch(
         seed in any::<u64>(),
@@ -31,7 +31,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.1: in order and without a gap, the sampled tokens are those the engine returned.
+    /// Rollouts 13.1: in order and without a gap, the sampled tokens are those the engine returned.
     #[test]
     fn the_sampled_tokens_are_those_the_engine_returned(
         seed in any::<u64>(),
@@ -45,7 +45,7 @@ proptest! {
         prop_assert_eq!(sampled, returned);
     }
 
-    /// rollouts 13.2: on disk too, only sampled tokens have a log-probability or a version.
+    /// Rollouts 13.2: on disk too, only sampled tokens have a log-probability or a version.
     #[test]
     fn only_sampled_tokens_have_what_trains(seed in any::<u64>()) {
         let trajectory = played(seed, vec![3], &Engine::new(4));
@@ -60,7 +60,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.3
+    /// Rollouts 13.3
     #[test]
     fn every_sampled_token_is_complete(seed in any::<u64>()) {
         let trajectory = played(seed, vec![2], &Engine::swapping(4, vec![3, 9]));
@@ -73,7 +73,7 @@ proptest! {
     }
 }
 
-/// rollouts 13.2: a close the model did not write is forced, and the turn before it stays as it was drawn.
+/// Rollouts 13.2: a close the model did not write is forced, and the turn before it stays as it was drawn.
 #[test]
 fn a_turn_that_was_cut_is_closed_by_a_forced_token() {
     let tasks = echoes(5, true);

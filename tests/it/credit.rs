@@ -100,7 +100,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.23 and objective 5.11: decided on the episodes' rewards, whatever their turns.
+    /// Rollouts 13.23 and Objective 11: decided on the episodes' rewards, whatever their turns.
     #[test]
     fn equal_rewards_give_exactly_nothing(
         rewards in groups(),
@@ -138,7 +138,7 @@ proptest! {
         }
     }
 
-    /// objective 5.12: what another group of the batch earned, and how large it is, changes nobody's advantage but by a scale.
+    /// Objective 12: what another group of the batch earned, and how large it is, changes nobody's advantage but by a scale.
     #[test]
     fn groups_of_any_size_never_mix(first in groups(), second in groups(), offset in -8_i8..9) {
         for credit in all_credits() {
@@ -187,7 +187,7 @@ proptest! {
         }
     }
 
-    /// objective 5.12
+    /// Objective 12
     #[test]
     fn a_constant_added_to_every_episode_changes_nothing(
         rewards in groups(),
@@ -243,7 +243,7 @@ fn equal_rewards_give_nothing_without_a_discount_either() {
     }
 }
 
-/// rollouts 13.9: whatever slipped through is an error here and no number.
+/// Rollouts 13.9: whatever slipped through is an error here and no number.
 #[test]
 fn a_reward_that_is_no_number_is_an_error() {
     for bad in [f64::NAN, f64::INFINITY] {
@@ -254,7 +254,7 @@ fn a_reward_that_is_no_number_is_an_error() {
     }
 }
 
-/// objective 5.20: credit that a turn earned alone stays with it.
+/// Objective 20: credit that a turn earned alone stays with it.
 #[test]
 fn turn_credit_tells_the_turns_of_an_episode_apart() {
     let credit = TurnCredit {
@@ -267,7 +267,7 @@ fn turn_credit_tells_the_turns_of_an_episode_apart() {
     assert!(advantages[0][0] > 0.0 && advantages[0][1] < 0.0);
 }
 
-/// objective.md 5.11: what rewards differ by when they are added in another order is no signal.
+/// Objective 11: what rewards differ by when they are added in another order is no signal.
 #[test]
 fn rewards_that_differ_by_rounding_have_no_advantages() {
     let groups = [
@@ -294,7 +294,7 @@ fn scaled(rewards: &[Vec<f64>], scale: f64) -> Vec<Vec<f64>> {
 }
 
 proptest! {
-    /// objective 5.12, down to the smallest normal numbers: rewards of 1e-7 taught nothing once.
+    /// Objective 12, down to the smallest normal numbers: rewards of 1e-7 taught nothing once.
     #[test]
     fn the_unit_of_the_rewards_changes_nothing(rewards in groups(), exponent in -300_i32..=300) {
         let (small, plain) = (rewarded(&scaled(&rewards, 10f64.powi(exponent))), rewarded(&rewards));

@@ -61,7 +61,7 @@ fn forget_time(trajectory: &mut Trajectory) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// rollouts 13.26: different concurrency, order of completion, interruptions and budgets; equal trajectories.
+    /// Rollouts 13.26: different concurrency, order of completion, interruptions and budgets; equal trajectories.
     #[test]
     fn what_runs_beside_an_episode_does_not_matter(
         seed in any::<u64>(),
@@ -114,7 +114,7 @@ fn weights(model: &TabularModel) -> String {
     std::fs::read_to_string(folder.path().join("table.json")).expect("it is read")
 }
 
-/// rollouts 13.26: trajectories, and weights bit for bit; another seed is another run.
+/// Rollouts 13.26: trajectories, and weights bit for bit; another seed is another run.
 #[test]
 fn one_seed_run_twice_is_one_run() {
     let once = |seed| {

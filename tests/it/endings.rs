@@ -92,7 +92,7 @@ fn is_bad_reward(trajectory: &Trajectory) -> bool {
         && !trajectory.solved
 }
 
-/// rollouts 13.9
+/// Rollouts 13.9
 #[test]
 fn a_reward_that_is_no_number_is_never_a_reward() {
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -104,7 +104,7 @@ fn a_reward_that_is_no_number_is_never_a_reward() {
     }
 }
 
-/// rollouts 13.9: however the episode ends.
+/// Rollouts 13.9: however the episode ends.
 #[test]
 fn a_sum_outside_the_declared_range_is_never_a_reward() {
     let go_on = || Step::next("Go on.").reward(0.75);
@@ -125,7 +125,7 @@ fn a_sum_outside_the_declared_range_is_never_a_reward() {
     }
 }
 
-/// rollouts 13.9: the message names environment, task and value.
+/// Rollouts 13.9: the message names environment, task and value.
 #[test]
 fn a_bad_reward_says_where_it_came_from() {
     let trajectory = played(Scripted::new(vec![Step::terminated(f64::NAN)]));
@@ -136,7 +136,7 @@ fn a_bad_reward_says_where_it_came_from() {
 }
 
 proptest! {
-    /// rollouts 13.28
+    /// Rollouts 13.28
     #[test]
     fn a_finished_episode_keeps_its_reward_whatever_limit_it_reached(
         turns in 1_usize..5,
@@ -293,7 +293,7 @@ fn an_environment_that_breaks_ends_its_episode_and_nothing_else() {
     }
 }
 
-/// rollouts 13.24: each wait has a deadline, and which one passed can be read.
+/// Rollouts 13.24: each wait has a deadline, and which one passed can be read.
 #[test]
 fn nothing_outlives_its_deadline() {
     let limits = Limits {

@@ -26,7 +26,7 @@ fn reason(trajectory: &Trajectory) -> Option<InfraReason> {
     }
 }
 
-/// rollouts 13.3
+/// Rollouts 13.3
 #[test]
 fn an_engine_that_lies_is_a_fault_of_the_engine() {
     type Lie = fn(&SampleRequest, Sample) -> Sample;
@@ -89,7 +89,7 @@ fn with_logprob(mut sample: Sample, logprob: f32) -> Sample {
     sample
 }
 
-/// rollouts 13.3, 13.7: an engine that is older than the newest token of the branch does not serve it.
+/// Rollouts 13.3, 13.7: an engine that is older than the newest token of the branch does not serve it.
 #[test]
 fn weights_older_than_the_branch_are_refused() {
     let lie = |request: &SampleRequest, mut sample: Sample| {
@@ -104,7 +104,7 @@ fn weights_older_than_the_branch_are_refused() {
     assert!(trajectory.sampled().all(|token| token.version == PolicyVersion(3)));
 }
 
-/// rollouts 13.3
+/// Rollouts 13.3
 #[test]
 fn an_engine_that_breaks_is_an_engine_error() {
     let trajectory = played_by(&Faulty::new(Engine::new(4), 2));
@@ -112,7 +112,7 @@ fn an_engine_that_breaks_is_an_engine_error() {
     assert!(trajectory.n_sampled() > 0, "what was drawn before stays in the record");
 }
 
-/// rollouts 13.4: an interruption is no lie, also where the turn was full with it.
+/// Rollouts 13.4: an interruption is no lie, also where the turn was full with it.
 #[test]
 fn an_interruption_after_the_last_token_of_a_turn_ends_the_turn() {
     let late = |_: &SampleRequest, mut sample: Sample| {

@@ -210,7 +210,7 @@ fn recomputed_behaviour_changes_nothing_on_policy() {
     }
 }
 
-/// rollouts 11.19 and 11.21: engine and trainer agree under the same weights: the first comparison of the step says so.
+/// Rollouts 11.19 and 11.21: engine and trainer agree under the same weights: the first comparison of the step says so.
 #[test]
 fn engine_and_trainer_agree_under_the_same_weights() {
     let model = TabularModel::new(4);

@@ -184,7 +184,7 @@ fn overlapping_takes_less_time_than_taking_turns() {
     }
 }
 
-/// rollouts.md 13.21: a bound on staleness is for the slow. Rollouts that are faster than training wait for it, instead of
+/// Rollouts 13.21: a bound on staleness is for the slow. Rollouts that are faster than training wait for it, instead of
 /// filling a queue in which everything becomes as old as the bound allows.
 #[test]
 fn rollouts_that_are_faster_than_training_stay_fresh() {
@@ -205,7 +205,7 @@ fn rollouts_that_are_faster_than_training_stay_fresh() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// rollouts.md 13.10 and 13.21, in every mode, with a fault in every tenth environment.
+    /// Rollouts 13.10 and 13.21, in every mode, with a fault in every tenth environment.
     #[test]
     fn the_books_hold_and_nothing_is_too_old_in_every_mode(
         mode in prop::sample::select(vec![
@@ -255,7 +255,7 @@ proptest! {
     }
 }
 
-/// rollouts.md 6: a run without pauses is stopped, written down, and goes on with every episode it had.
+/// A run without pauses is stopped, written down, and goes on with every episode it had.
 #[test]
 fn an_asynchronous_run_is_halted_and_goes_on() {
     let slow = Slow::new(5, 10);
@@ -281,7 +281,7 @@ fn an_asynchronous_run_is_halted_and_goes_on() {
     });
 }
 
-/// rollouts.md 7: what can no longer make it is given up as soon as new weights are published, by name.
+/// What can no longer make it is given up as soon as new weights are published, by name.
 #[test]
 fn episodes_that_grew_too_old_are_cancelled() {
     let dropped = block_on(async {
@@ -297,7 +297,7 @@ fn episodes_that_grew_too_old_are_cancelled() {
     assert!(dropped.get("cancelled_stale").is_some_and(|n| *n > 0), "{dropped:?}");
 }
 
-/// rollouts.md 13.23: where no group ever has variance, resampling ends at its bound and the step goes on.
+/// Rollouts 13.23: where no group ever has variance, resampling ends at its bound and the step goes on.
 #[test]
 fn dynamic_sampling_ends_at_its_bound() {
     for mode in [RolloutMode::Synchronous, RolloutMode::Pipelined, RolloutMode::Asynchronous] {
@@ -332,7 +332,7 @@ fn flat(slow: &Slow, settings: TrainerSettings) -> Trainer<Slow> {
     Trainer::new(parts, settings)
 }
 
-/// F29: an engine that never got the weights is found at the first publication, and said so.
+/// An engine that never received the weights is reported at the first publication.
 #[test]
 fn a_canary_finds_an_engine_that_kept_its_weights() {
     let run = |policy: Arc<dyn Policy>, slow: &Slow| {

@@ -119,7 +119,7 @@ fn message() -> impl Strategy<Value = Message> {
 }
 
 proptest! {
-    // rollouts.md 11.1, 11.2, 13.18: ids in any spelling, hostile to any reader, come back in every later prompt as they
+    // Rollouts 11.1, 11.2, 13.18: ids in any spelling, hostile to any reader, come back in every later prompt as they
     // were drawn, and in the record.
     #[test]
     fn what_was_drawn_is_never_encoded_again(
@@ -138,7 +138,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 11.27: a request may end between two bytes of a letter, and bytes may be no letter at all.
+    // Rollouts 11.27: a request may end between two bytes of a letter, and bytes may be no letter at all.
     #[test]
     fn a_letter_cut_in_two_is_whole_in_its_turn(
         text in "[a-zé🦀\u{301}]{1,8}",
@@ -165,7 +165,7 @@ proptest! {
     }
 }
 
-// rollouts.md 11.9, 13.18: a call stands in later prompts with its own blanks and order of keys, or as the nonsense it was.
+// Rollouts 11.9, 13.18: a call stands in later prompts with its own blanks and order of keys, or as the nonsense it was.
 #[test]
 fn a_call_is_never_written_anew_from_what_was_read() {
     let calls = [
@@ -203,7 +203,7 @@ fn talkative(inner: Engine) -> impl Policy {
     Lying { inner, lie }
 }
 
-// rollouts.md 11.8: an engine that draws beyond the close has its answer refused whole, so no such token is in a row, a
+// Rollouts 11.8: an engine that draws beyond the close has its answer refused whole, so no such token is in a row, a
 // prompt or a count.
 #[test]
 fn nothing_beyond_the_close_of_a_turn_gets_into_a_row() {
@@ -220,7 +220,7 @@ fn nothing_beyond_the_close_of_a_turn_gets_into_a_row() {
     }
 }
 
-// rollouts.md 11.8: what a renderer is handed with a tail is trimmed for the next prompt all the same, by a fork.
+// Rollouts 11.8: what a renderer is handed with a tail is trimmed for the next prompt all the same, by a fork.
 #[test]
 fn a_renderer_never_appends_to_a_turn_with_a_tail() {
     let agents = chat(ChatMlSettings { thinking: Thinking::Keep, ..ChatMlSettings::default() });
@@ -238,7 +238,7 @@ fn a_renderer_never_appends_to_a_turn_with_a_tail() {
     assert!(TOKENIZER.decode(&next).ends_with("assistant\n8<|im_end|>"));
 }
 
-// rollouts.md 11.11, 13.2: the lead-in is scaffold and what is put into the model's mouth is forced; neither is drawn.
+// Rollouts 11.11, 13.2: the lead-in is scaffold and what is put into the model's mouth is forced; neither is drawn.
 #[test]
 fn the_lead_in_is_scaffold_and_a_prefill_is_forced() {
     let agents = chat(ChatMlSettings { enable_thinking: false, ..ChatMlSettings::default() });
@@ -255,7 +255,7 @@ fn the_lead_in_is_scaffold_and_a_prefill_is_forced() {
     assert_eq!(tokens.ids(), turn);
 }
 
-// rollouts.md 11.26: what ends a turn is an id; letters that spell its name are letters, drawn, kept and read.
+// Rollouts 11.26: what ends a turn is an id; letters that spell its name are letters, drawn, kept and read.
 #[test]
 fn a_turn_ends_at_an_id_and_never_inside_a_token() {
     let agents = chat(ChatMlSettings::default());
@@ -270,7 +270,7 @@ fn a_turn_ends_at_an_id_and_never_inside_a_token() {
     assert_eq!(actions[0].text, "8<|im_end|>9");
 }
 
-// rollouts.md 11.10: whatever spells a control token in what a user or a tool says is letters, and reads back.
+// Rollouts 11.10: whatever spells a control token in what a user or a tool says is letters, and reads back.
 #[test]
 fn text_that_spells_a_control_token_is_letters() {
     let controls: Vec<TokenId> = (0..320).filter(|id| TOKENIZER.is_control(*id)).collect();
@@ -296,7 +296,7 @@ fn text_that_spells_a_control_token_is_letters() {
     }
 }
 
-// rollouts.md 5.6: a run of one mode cannot be mixed with one of the other.
+// Rollouts 5.6: a run of one mode cannot be mixed with one of the other.
 #[test]
 fn what_becomes_of_thinking_is_part_of_the_fingerprint() {
     let of = |thinking| {
@@ -307,7 +307,7 @@ fn what_becomes_of_thinking_is_part_of_the_fingerprint() {
     assert_ne!(of(Thinking::Keep), of(Thinking::Follow));
 }
 
-// rollouts.md 11.22: there is no place for an image in a message, and one that comes from elsewhere is refused, not dropped.
+// Rollouts 11.22: there is no place for an image in a message, and one that comes from elsewhere is refused, not dropped.
 #[test]
 fn what_is_no_text_cannot_be_said() {
     let text = json!({"role": "user", "content": "What is this?"});
@@ -377,7 +377,7 @@ impl Renderer for Respelling {
     }
 }
 
-// rollouts.md 11.14, 11.15: one text in other ids is another prompt, whatever it reads as. The conversation forks, the old
+// Rollouts 11.14, 11.15: one text in other ids is another prompt, whatever it reads as. The conversation forks, the old
 // branch keeps every token as it was drawn, and none is relabelled or masked.
 #[test]
 fn the_same_text_in_other_ids_forks_and_masks_nothing() {

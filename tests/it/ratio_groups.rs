@@ -126,7 +126,7 @@ fn model_gradient(batch: &Batch, coefficients: &[Vec<f64>], rows: &[usize]) -> V
 }
 
 proptest! {
-    // rollouts.md 13.12, 5.2; objective.md 5.14, 5.19
+    // Rollouts 13.12, 5.2; Objective 14, 19
     #[test]
     fn any_cut_of_the_rows_into_micro_batches_changes_nothing(
         members in members(),
@@ -148,7 +148,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 13.12: in f64 to 1e-12, one row or many, in any order.
+    // Rollouts 13.12: in f64 to 1e-12, one row or many, in any order.
     #[test]
     fn cutting_and_permuting_rows_changes_no_coefficient(
         members in members(),
@@ -167,7 +167,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 13.12: shards that each carry back their own rows, summed, in f64 to 1e-12 and through a softmax.
+    // Rollouts 13.12: shards that each carry back their own rows, summed, in f64 to 1e-12 and through a softmax.
     #[test]
     fn shards_add_up_to_the_whole_gradient(
         members in members(),
@@ -190,7 +190,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 13.12: what is made has every row once, and is no larger than it may be.
+    // Rollouts 13.12: what is made has every row once, and is no larger than it may be.
     #[test]
     fn micro_batches_hold_each_row_once_and_keep_to_their_size(
         members in members(),
@@ -210,7 +210,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 5.5, 11.17: a mean over tokens counts each trained token once whatever the scope.
+    // Rollouts 5.5, 11.17: a mean over tokens counts each trained token once whatever the scope.
     #[test]
     fn a_mean_over_tokens_does_not_depend_on_the_scope(members in members()) {
         let forked = build_all(&members, true);
@@ -237,7 +237,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 5.5: nor does a sum over tokens that is divided by the number of sequences.
+    // Rollouts 5.5: nor does a sum over tokens that is divided by the number of sequences.
     #[test]
     fn a_sum_over_tokens_does_not_depend_on_the_scope(members in members()) {
         let forked = build_all(&members, true);
@@ -252,7 +252,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 13.14, 5.4: the work of a subagent in the same graph has ratio groups of its own in every scope.
+    // Rollouts 13.14, 5.4: the work of a subagent in the same graph has ratio groups of its own in every scope.
     #[test]
     fn a_subagents_tokens_are_in_no_group_of_its_parent(members in members()) {
         for trajectory in build_all(&members, false) {
@@ -274,7 +274,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 13.2: what others said moves nothing, whatever it is and however much of it there is.
+    // Rollouts 13.2: what others said moves nothing, whatever it is and however much of it there is.
     #[test]
     fn context_scaffold_and_forced_tokens_have_no_share(
         members in members(),
@@ -317,7 +317,7 @@ fn with_subagent(mut trajectory: Trajectory) -> (Trajectory, NodeId) {
     (trajectory, start)
 }
 
-// rollouts.md 13.14, 5.4: a subagent with a trajectory of its own shares no group with its parent, and weighs as one.
+// Rollouts 13.14, 5.4: a subagent with a trajectory of its own shares no group with its parent, and weighs as one.
 #[test]
 fn a_subagents_trajectory_has_its_own_group_and_weight() {
     let parent = Built::new(0).turn(vec![token(1, -0.5, 1.0), token(2, -0.5, 1.0)], 1.0).trajectory;
@@ -333,7 +333,7 @@ fn a_subagents_trajectory_has_its_own_group_and_weight() {
     }
 }
 
-// rollouts.md 5.1, 11.16, 13.13: with three branches behind one turn, that turn's gradient comes once.
+// Rollouts 5.1, 11.16, 13.13: with three branches behind one turn, that turn's gradient comes once.
 #[test]
 fn a_prefix_of_many_branches_contributes_its_gradient_once() {
     let mut built = Built::new(0).turn(vec![token(1, -0.5, 1.0)], 0.0);
@@ -376,7 +376,7 @@ fn scored(mut trajectory: Trajectory) -> Trajectory {
     trajectory
 }
 
-// rollouts.md 13.12, 13.13, 5.1: what several episodes have from the one they were forked from trains in the first, and in the
+// Rollouts 13.12, 13.13, 5.1: what several episodes have from the one they were forked from trains in the first, and in the
 // others is no part of a ratio or a length; each still weighs as one.
 #[test]
 fn the_prefix_of_forked_episodes_is_laid_out_to_train_once() {
@@ -408,7 +408,7 @@ fn the_prefix_of_forked_episodes_is_laid_out_to_train_once() {
     }
 }
 
-// rollouts.md 11.25, 5.7: the branch that ends in a summary and the one that goes on from it both train, each token once.
+// Rollouts 11.25, 5.7: the branch that ends in a summary and the one that goes on from it both train, each token once.
 #[test]
 fn a_summary_and_what_goes_on_from_it_both_train() {
     let compaction = Some(Compaction { at_tokens: 40, prompt: "Sum up.".to_owned() });
@@ -436,7 +436,7 @@ fn a_summary_and_what_goes_on_from_it_both_train() {
     }
 }
 
-// rollouts.md 11.18: at the weights that drew them the trained log-probabilities are the recorded ones, token by token.
+// Rollouts 11.18: at the weights that drew them the trained log-probabilities are the recorded ones, token by token.
 #[test]
 fn trained_log_probabilities_are_the_recorded_ones_on_policy() {
     let mut model = TabularModel::new(AlphabetRenderer::new(LETTERS).n_ids());
@@ -477,7 +477,7 @@ fn trained_log_probabilities_are_the_recorded_ones_on_policy() {
     assert!(nowhere_uniform, "the model has learnt to tell contexts apart");
 }
 
-// reliability.md F33: a stop token alone, one token over and over, all masked: a loss by the rule, and no NaN.
+// A stop token alone, one token over and over, all masked: a loss by the rule, and no NaN.
 #[test]
 fn degenerate_answers_have_a_defined_loss() {
     let stop_only = Built::new(0).turn(vec![token(1, -0.5, 1.0)], 1.0).trajectory;

@@ -285,7 +285,7 @@ fn columns(line: &mut Value) -> &mut Value {
     &mut line["graph"]["nodes"][1]["spans"][1]["sampled"]
 }
 
-/// rollouts 13.3 and 11.7 on disk: columns that disagree, runs that do not fit, lengths nobody could allocate.
+/// Rollouts 13.3 and 11.7 on disk: columns that disagree, runs that do not fit, lengths nobody could allocate.
 #[test]
 fn columns_of_different_lengths_are_refused() {
     let runs = [
@@ -328,7 +328,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
 }
 
 proptest! {
-    // rollouts.md section 3, 13.3, 13.7: columns are what an array of tokens would be; only mask and advantage ever change.
+    // Rollouts 13.3, 13.7: columns are what an array of tokens would be; only mask and advantage ever change.
     #[test]
     fn columns_are_an_array_of_tokens(changes in changes()) {
         let (mut columns, mut array) = (SampledTokens::default(), Vec::<SampledToken>::new());
@@ -367,7 +367,7 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<SampledTokens>(&json).expect("just written"), columns);
     }
 
-    // rollouts.md section 3: optional columns come back, cost nothing where they are absent, and never disagree in length.
+    // Optional columns come back, cost nothing where they are absent, and never disagree in length.
     #[test]
     fn optional_columns_are_kept(
         tokens in prop::collection::vec((sampled(), any::<bool>()), 1..8),
@@ -400,7 +400,7 @@ proptest! {
     }
 }
 
-// rollouts.md 13.3: optional columns that disagree, or a kept set that cannot have drawn its token.
+// Rollouts 13.3: optional columns that disagree, or a kept set that cannot have drawn its token.
 #[test]
 fn impossible_optional_columns_are_refused() {
     let impossible = [
@@ -431,7 +431,7 @@ const OLD_LINE: &str = concat!(
     "\n"
 );
 
-// rollouts.md section 3: records of format 1 are read as before, and written byte for byte.
+// Records of format 1 are read as before, and written byte for byte.
 #[test]
 fn records_written_before_columns_are_read_and_written_alike() {
     let task = serde_json::to_string(&TaskKey::of("built")).expect("plain data");
@@ -460,7 +460,7 @@ fn typical() -> Trajectory {
     trajectory
 }
 
-// rollouts.md section 3: a token costs its id, its log-probability, and little else.
+// A token costs its id, its log-probability, and little else.
 #[test]
 fn a_sampled_token_is_small_in_memory_and_on_disk() {
     let trajectory = typical();

@@ -50,7 +50,7 @@ fn sample_kept(logits: &[f32], sampling: &Sampling, uniform: f64) -> (TokenId, f
 }
 
 proptest! {
-    // rollouts.md 13.29, 11.20: refused with its values exactly where a plain softmax is not the sampler's.
+    // Rollouts 13.29, 11.20: refused with its values exactly where a plain softmax is not the sampler's.
     #[test]
     fn truncated_sampling_without_kept_sets_is_refused(sampling in sampling()) {
         let trajectory = drawn_with(sampling);
@@ -67,7 +67,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 11.20: with its kept set a token is replayed exactly; at temperature 0 nothing can be.
+    // Rollouts 11.20: with its kept set a token is replayed exactly; at temperature 0 nothing can be.
     #[test]
     fn kept_sets_replay_the_distribution_that_was_sampled(
         sampling in sampling(),
@@ -95,7 +95,7 @@ proptest! {
         prop_assert!(moved(&mut model, &row).iter().all(|id| kept.contains(id)));
     }
 
-    // rollouts.md 13.29, 11.28: two hashes, wherever the second comes.
+    // Rollouts 13.29, 11.28: two hashes, wherever the second comes.
     #[test]
     fn mixed_renderers_are_refused(n in 1_usize..6, odd in 1_usize..6) {
         let mut trajectories = vec![drawn_with(Sampling::default()); n + 1];
@@ -156,7 +156,7 @@ fn moved(model: &mut TabularModel, row: &Row) -> Vec<TokenId> {
     (0..before.len()).filter(|id| before[*id] != after[*id]).map(|id| id as TokenId).collect()
 }
 
-// rollouts.md 13.29: a whole run is refused before its first step, and the weights are as they were.
+// Rollouts 13.29: a whole run is refused before its first step, and the weights are as they were.
 #[test]
 fn a_run_with_truncated_sampling_is_refused_before_its_first_step() {
     let model = TabularModel::new(4);
@@ -185,7 +185,7 @@ fn a_run_with_truncated_sampling_is_refused_before_its_first_step() {
     assert_eq!(Learner::version(&model), PolicyVersion(0));
 }
 
-// objective.md 5.23: the reference stays where it was kept while the weights move, and a record of it comes first.
+// Objective 23: the reference stays where it was kept while the weights move, and a record of it comes first.
 #[test]
 fn a_reference_is_kept_when_asked_for_and_does_not_move() {
     let trajectory =
@@ -217,7 +217,7 @@ fn a_reference_is_kept_when_asked_for_and_does_not_move() {
     assert_eq!(filled, [Some(-3.0), Some(-4.0)]);
 }
 
-// rollouts.md 11.20: a set that does not hold its token is a programmer's mistake.
+// Rollouts 11.20: a set that does not hold its token is a programmer's mistake.
 #[test]
 #[should_panic(expected = "the token must be among the ids that the truncation kept")]
 fn a_token_outside_its_kept_set_panics() {

@@ -59,7 +59,7 @@ fn as_played(mut trajectory: Trajectory) -> Trajectory {
 }
 
 proptest! {
-    // rollouts.md 13.27: tokens, log-probabilities, versions, messages, rewards and outcome, under any limit.
+    // Rollouts 13.27: tokens, log-probabilities, versions, messages, rewards and outcome, under any limit.
     #[test]
     fn a_replay_without_an_engine_is_the_recorded_episode(
         seed in any::<u64>(),
@@ -74,7 +74,7 @@ proptest! {
         prop_assert_eq!(as_played(again), as_played(recorded));
     }
 
-    // rollouts.md 13.27: the policy alone, asked in other pieces than it was recorded in.
+    // Rollouts 13.27: the policy alone, asked in other pieces than it was recorded in.
     #[test]
     fn a_recorded_policy_answers_in_any_pieces(
         seed in any::<u64>(),
@@ -89,7 +89,7 @@ proptest! {
         prop_assert_eq!(as_played(again), as_played(recorded));
     }
 
-    // rollouts.md 13.27: up to where it broke or was cancelled, be that in the middle of a turn.
+    // Rollouts 13.27: up to where it broke or was cancelled, be that in the middle of a turn.
     #[test]
     fn an_episode_that_did_not_end_replays_as_far_as_it_came(seed in any::<u64>(), tokens in 1_u64..20) {
         let tasks = vec![Echo::new(9, true)];
@@ -105,7 +105,7 @@ proptest! {
     }
 }
 
-// rollouts.md 13.27: also where the conversation forks, and where a summary takes the place of what was said.
+// Rollouts 13.27: also where the conversation forks, and where a summary takes the place of what was said.
 #[test]
 fn a_replay_follows_forks_and_summaries() {
     let tasks = vec![Echo::new(7, true)];
@@ -127,7 +127,7 @@ fn a_replay_follows_forks_and_summaries() {
     }
 }
 
-// rollouts.md 13.27: what is asked for otherwise than it was recorded is refused by a typed error that says where.
+// Rollouts 13.27: what is asked for otherwise than it was recorded is refused by a typed error that says where.
 #[test]
 fn a_request_that_was_not_recorded_is_refused() {
     let tasks = vec![Echo::new(4, true)];
@@ -159,7 +159,7 @@ fn a_request_that_was_not_recorded_is_refused() {
     assert_eq!(asked(&|request| request.first_index = n_drawn), refused(over));
 }
 
-// rollouts.md 13.27: another environment, task, renderer or limit is found, and not replayed into something else.
+// Rollouts 13.27: another environment, task, renderer or limit is found, and not replayed into something else.
 #[test]
 fn a_replay_that_comes_out_otherwise_is_an_error() {
     let tasks = echoes(5, true);
@@ -249,7 +249,7 @@ fn rescored(rubric: &dyn Rubric, mut trajectories: Vec<Trajectory>) -> Vec<Traje
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    // rollouts.md 13.27: by the same rubric the same rewards to the bit, in any order, twice as well as once.
+    // Rollouts 13.27: by the same rubric the same rewards to the bit, in any order, twice as well as once.
     #[test]
     fn rescoring_with_the_same_rubric_reproduces_the_rewards(
         seed in any::<u64>(),
@@ -264,7 +264,7 @@ proptest! {
         prop_assert_eq!(&rescored(&judge, rescored(&judge, stored.clone())), &stored);
     }
 
-    // rollouts.md 13.27: another rubric takes the place of the first, and leaves nothing of it.
+    // Rollouts 13.27: another rubric takes the place of the first, and leaves nothing of it.
     #[test]
     fn another_rubric_takes_the_place_of_the_first(seed in any::<u64>()) {
         let plain = played(seed, None, false, true);
@@ -275,7 +275,7 @@ proptest! {
     }
 }
 
-// rollouts.md 13.27: agents are compared with their like of other members, never with one another.
+// Rollouts 13.27: agents are compared with their like of other members, never with one another.
 #[test]
 fn several_agents_are_rescored_apart() {
     let parents: Vec<Trajectory> =
@@ -294,7 +294,7 @@ fn several_agents_are_rescored_apart() {
     assert_eq!(rewards(children), rewards(&alone));
 }
 
-// rollouts.md 13.27: a rubric that breaks while scoring again says where, and takes nothing away.
+// Rollouts 13.27: a rubric that breaks while scoring again says where, and takes nothing away.
 #[test]
 fn a_rubric_that_breaks_leaves_what_is_stored() {
     struct Broken;

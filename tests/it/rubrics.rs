@@ -67,7 +67,7 @@ fn a_score_is_added_to_what_the_environment_gave() {
     }
 }
 
-/// rollouts 13.9: not scored is not 0.
+/// Rollouts 13.9: not scored is not 0.
 #[test]
 fn what_nobody_scored_has_no_reward() {
     let first_only: Score =
@@ -91,7 +91,7 @@ fn episodes_that_nobody_scores_stop_the_run() {
     assert!(said.contains("had a bad reward"), "{said}");
 }
 
-/// rollouts 13.9: a rubric is held to the same rule as an environment.
+/// Rollouts 13.9: a rubric is held to the same rule as an environment.
 #[test]
 fn a_score_that_is_no_number_is_an_infrastructure_fault() {
     let scores: [Score; 3] = [

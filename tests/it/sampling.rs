@@ -74,7 +74,7 @@ proptest! {
         }
     }
 
-    /// rollouts 11.19: of the distribution actually sampled from, after temperature and truncation.
+    /// Rollouts 11.19: of the distribution actually sampled from, after temperature and truncation.
     #[test]
     fn the_log_probability_is_that_of_the_draw(
         logits in logits(),

@@ -68,7 +68,7 @@ fn admission() -> impl Strategy<Value = Admission> {
 }
 
 proptest! {
-    /// rollouts 13.21: nothing older than η trains, and whoever does not train is in the books.
+    /// Rollouts 13.21: nothing older than η trains, and whoever does not train is in the books.
     #[test]
     fn nothing_admitted_is_too_old_and_nobody_is_lost(
         members in prop::collection::vec(member(), 0..7),
@@ -94,7 +94,7 @@ proptest! {
         prop_assert!(!is_flat || rewards.is_empty() || admission.keep_zero_variance);
     }
 
-    /// rollouts 13.23: exactly 0, for any constant reward and any size, a group of one included.
+    /// Rollouts 13.23: exactly 0, for any constant reward and any size, a group of one included.
     #[test]
     fn a_group_without_variance_gets_exactly_nothing(
         reward in -1e6_f64..1e6,
@@ -167,7 +167,7 @@ fn step(trainer: &mut Trainer<TabularModel>) -> StepReport {
     report.expect("nobody stops it")
 }
 
-/// rollouts 13.23: no optimiser step, no NaN, no publication.
+/// Rollouts 13.23: no optimiser step, no NaN, no publication.
 #[test]
 fn a_batch_without_variance_makes_no_step() {
     for reward in [0.0, 0.1, 1.0 / 3.0, 100.3, -1e30] {
@@ -191,7 +191,7 @@ fn a_batch_without_variance_makes_no_step() {
     }
 }
 
-/// rollouts 13.23: kept by setting, such groups still pull at nothing.
+/// Rollouts 13.23: kept by setting, such groups still pull at nothing.
 #[test]
 fn a_batch_without_variance_that_is_kept_moves_no_weight() {
     let model = TabularModel::new(4);
@@ -240,7 +240,7 @@ fn ages(steps: &[(PolicyVersion, StepReport)]) -> Vec<u32> {
     steps.iter().flat_map(of_step).collect()
 }
 
-/// rollouts 13.21: with η = 0 every trained token has the training version; suspended episodes still train, in part.
+/// Rollouts 13.21: with η = 0 every trained token has the training version; suspended episodes still train, in part.
 #[test]
 fn without_staleness_only_the_newest_weights_tokens_train() {
     for seed in 0..4 {
@@ -258,7 +258,7 @@ fn without_staleness_only_the_newest_weights_tokens_train() {
     }
 }
 
-/// rollouts 13.21: the bound holds at every step, is reached, and the report tells it.
+/// Rollouts 13.21: the bound holds at every step, is reached, and the report tells it.
 #[test]
 fn no_trained_token_is_older_than_the_bound() {
     for max_staleness in 1..3 {

@@ -75,16 +75,8 @@ fn statements_in(comment: &str) -> BTreeSet<String> {
     let mut document = None;
     for spelt in comment.split_whitespace() {
         let word = spelt.trim_matches(|letter: char| !letter.is_alphanumeric());
-        match (word.to_lowercase().trim_end_matches(".md"), document) {
-            ("rollouts", _) => document = Some("Rollouts"),
-            ("objective", _) => document = Some("Objective"),
-            ("field", _) => document = Some("Field"),
-            ("reliability" | "experience", _) => document = None,
-            // Comments that were written before the list was numbered from 1 say `objective.md 5.9`.
-            (number, Some("Objective")) => {
-                let number = number.strip_prefix("5.").unwrap_or(number);
-                found.insert(format!("Objective {number}"));
-            }
+        match (word, document) {
+            ("Rollouts" | "Objective" | "Field", _) => document = Some(word),
             (number, Some(name)) => drop(found.insert(format!("{name} {number}"))),
             (_, None) => {}
         }
@@ -142,15 +134,12 @@ fn rows_and_comments_are_read_as_they_are_written() {
     assert_eq!(rows(table), [expected]);
     let body = "#[test]\nfn one() {}\nfn two() {}\n";
     let source = format!("// Rollouts 13.4 (5.1), and 13.40; Objective 9: 7 bounds\n{body}");
-    let older = format!("// rollouts.md 13.4 (5.1), and 13.40; objective.md 5.9: 7 bounds\n{body}");
-    for source in [&source, &older] {
-        let names = mentioned(source, "one").expect("it is a test");
-        for name in ["Rollouts 13.4", "Rollouts 5.1", "Rollouts 13.40", "Objective 9"] {
-            assert!(names.contains(name), "{names:?}");
-        }
-        for name in ["Rollouts 5.9", "Rollouts 13.41", "Objective 7"] {
-            assert!(!names.contains(name), "{names:?}");
-        }
+    let names = mentioned(&source, "one").expect("it is a test");
+    for name in ["Rollouts 13.4", "Rollouts 5.1", "Rollouts 13.40", "Objective 9"] {
+        assert!(names.contains(name), "{names:?}");
+    }
+    for name in ["Rollouts 9", "Rollouts 13.41", "Objective 7"] {
+        assert!(!names.contains(name), "{names:?}");
     }
     assert_eq!(mentioned(&source, "two"), None, "it is none");
     assert_eq!(mentioned(&source, "three"), None);

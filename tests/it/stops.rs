@@ -122,7 +122,7 @@ proptest! {
 
     /// A polite stop at any moment changes no token, no metric but the times, and no weight, like a kill.
     ///
-    /// field 5
+    /// Field 5
     #[test]
     fn a_run_that_is_stopped_and_resumed_equals_one_that_is_not(
         mode in prop::sample::select(vec![RolloutMode::Synchronous, RolloutMode::Pipelined]),
@@ -167,7 +167,7 @@ impl Policy for Counting {
 /// What was drawn beside an update belongs to the next step, also when a new process takes it: the steps' numbers add up to
 /// the tokens that the engines drew.
 ///
-/// field 3
+/// Field 3
 #[test]
 fn the_tokens_of_all_steps_are_those_the_engines_drew() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -115,7 +115,7 @@ fn played(setting: &Setting, seed: u64, policy: &dyn Policy, cuts: &Cuts) -> (Tr
 }
 
 proptest! {
-    /// rollouts 13.4 and 13.5: tokens, log-probabilities, rewards, outcome, everything.
+    /// Rollouts 13.4 and 13.5: tokens, log-probabilities, rewards, outcome, everything.
     #[test]
     fn an_interrupted_rollout_equals_an_uninterrupted_one(
         seed in any::<u64>(),
@@ -138,7 +138,7 @@ proptest! {
         }
     }
 
-    /// rollouts 13.4 under every limit the policy can run into.
+    /// Rollouts 13.4 under every limit the policy can run into.
     #[test]
     fn limits_do_not_depend_on_where_an_episode_was_cut(
         seed in any::<u64>(),
@@ -171,7 +171,7 @@ proptest! {
     }
 }
 
-/// rollouts 13.4: one token at a time is the worst there is.
+/// Rollouts 13.4: one token at a time is the worst there is.
 #[test]
 fn an_episode_can_be_suspended_after_every_token() {
     for setting in every_setting() {
@@ -183,7 +183,7 @@ fn an_episode_can_be_suspended_after_every_token() {
     }
 }
 
-/// rollouts 13.4: an allowance of nothing draws nothing and loses nothing.
+/// Rollouts 13.4: an allowance of nothing draws nothing and loses nothing.
 #[test]
 fn an_allowance_of_nothing_changes_nothing() {
     let tasks = echoes(3, true);
@@ -210,7 +210,7 @@ fn an_allowance_of_nothing_changes_nothing() {
     });
 }
 
-/// rollouts 13.5, 13.29 and 11.28: a snapshot goes on only where its tokens mean the same.
+/// Rollouts 13.5, 13.29 and 11.28: a snapshot goes on only where its tokens mean the same.
 #[test]
 fn a_snapshot_is_refused_by_another_renderer_task_or_sampling() {
     let tasks = echoes(3, true);
@@ -272,7 +272,7 @@ fn pool_reborn(old: &RolloutPool, settings: &PoolSettings, has_snapshots: bool) 
     new
 }
 
-/// rollouts 13.5 for a whole pool, after every iteration.
+/// Rollouts 13.5 for a whole pool, after every iteration.
 #[test]
 fn a_pool_goes_on_from_its_snapshot() {
     let settings = PoolSettings { tokens_per_iteration: Some(24), ..pool_settings() };

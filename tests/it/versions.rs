@@ -19,7 +19,7 @@ fn versions(trajectory: &Trajectory) -> Vec<PolicyVersion> {
 }
 
 proptest! {
-    /// rollouts 13.6 and 13.7: between turns, in mid-turn and in mid-request.
+    /// Rollouts 13.6 and 13.7: between turns, in mid-turn and in mid-request.
     #[test]
     fn versions_change_exactly_where_the_weights_did(
         seed in any::<u64>(),
@@ -35,7 +35,7 @@ proptest! {
         prop_assert!(versions.is_sorted());
     }
 
-    /// rollouts 13.7: new weights change what comes after them and nothing before.
+    /// Rollouts 13.7: new weights change what comes after them and nothing before.
     #[test]
     fn what_was_drawn_is_never_rewritten(seed in any::<u64>(), swap in 0_u64..12) {
         let old = played(seed, &Engine::new(4), &[]);
@@ -44,7 +44,7 @@ proptest! {
         prop_assert!(old.sampled().take(n).eq(swapped.sampled().take(n)));
     }
 
-    /// rollouts 13.7: a request says what it must not be older than.
+    /// Rollouts 13.7: a request says what it must not be older than.
     #[test]
     fn a_request_carries_the_newest_version_of_its_branch(
         seed in any::<u64>(),
@@ -60,7 +60,7 @@ proptest! {
     }
 }
 
-/// rollouts 13.6 with a model that publishes: the tokens before a publication keep the old version.
+/// Rollouts 13.6 with a model that publishes: the tokens before a publication keep the old version.
 #[test]
 fn publishing_shows_in_the_next_token_and_no_earlier() {
     let mut model = TabularModel::new(AlphabetRenderer::new(LETTERS).n_ids());

@@ -338,7 +338,7 @@ mod tests {
         );
     }
 
-    /// field 17
+    /// Field 17
     #[test]
     fn a_model_that_is_loaded_has_defaults_that_do_not_destroy_it() {
         let of = |text: &str| parse("config.toml", text, &[]).unwrap().config;
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(given.train.learning_rate, 3e-4);
     }
 
-    /// field 20
+    /// Field 20
     #[test]
     fn an_estimator_without_a_gradient_is_no_penalty() {
         let said = refusal("[objective.kl]\nbeta = 0.1\nestimator = \"k1\"\n", &[]);
@@ -362,7 +362,7 @@ mod tests {
         assert!(said.contains("config.toml:3:"), "{said}");
     }
 
-    /// field 18
+    /// Field 18
     #[test]
     fn a_missing_key_names_its_table() {
         let said = refusal("[rollout]\ncompaction = {at_tokens = 100}\n", &[]);

@@ -119,7 +119,7 @@ mod tests {
         observer.0
     }
 
-    /// field 16
+    /// Field 16
     #[tokio::test(start_paused = true)]
     async fn what_takes_long_shows_how_far_it_is_and_what_a_stop_waits_for() {
         let lines = told(4, None).await;
@@ -130,7 +130,7 @@ mod tests {
         assert!(lines.contains(&stop.to_owned()), "{lines:?}");
     }
 
-    /// field 16
+    /// Field 16
     #[tokio::test(start_paused = true)]
     async fn bytes_are_shown_as_megabytes() {
         let meter = Meter::default();

@@ -46,7 +46,7 @@ async fn the_suite_keeps_its_contract() {
     conformance::expert_solves(&calculator, 1.0).await;
 }
 
-// rollouts.md 13.30
+// Rollouts 13.30
 #[tokio::test]
 async fn an_episode_keeps_its_contract() {
     conformance::check(episode, &["what?", "", "9"]).await;

@@ -55,7 +55,7 @@ async fn the_suite_keeps_its_contract() {
     conformance::expert_solves(&guess, 1.0).await;
 }
 
-// rollouts.md 13.30
+// Rollouts 13.30
 #[tokio::test]
 async fn a_game_keeps_its_contract() {
     conformance::check(game, &["20", "ten", "10", "-5", "7"]).await;

@@ -110,7 +110,7 @@ fn greedy_continuations_are_those_of_the_reference() {
     });
 }
 
-// Engine and learner agree on the same tokens, at a temperature of 1 and at another.
+// Rollouts 11.19: engine and learner agree on the same tokens, at a temperature of 1 and at another.
 #[test]
 fn sampled_log_probabilities_are_those_of_the_training_forward() {
     block_on(async {
@@ -377,7 +377,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() })]
 
-    /// The engine's log-probabilities, in mixed batches, equal those of the learner and those of the engine without
+    /// Rollouts 11.21: the engine's log-probabilities, in mixed batches, equal those of the learner and those of the engine without
     /// other requests; also for mixtures of experts.
     #[test]
     fn engine_log_probabilities_are_those_of_the_training_forward(

@@ -255,7 +255,7 @@ fn threads_that_cannot_be_meant_are_refused() {
     }
 }
 
-// A softmax over the whole vocabulary is not the distribution that the token was sampled from.
+// Rollouts 11.20: a softmax over the whole vocabulary is not the distribution that the token was sampled from.
 #[test]
 fn a_row_with_kept_sets_is_refused() {
     block_on(async {

@@ -218,7 +218,7 @@ const QWEN3: &str = include_str!("jinja/qwen3.jinja");
 
 /// Blanks that a template trims, and a message of the system behind a tool's: what was drawn stays as it was drawn.
 ///
-/// field 11
+/// Field 11
 #[tokio::test]
 async fn what_the_template_keeps_stays_as_it_was_drawn() {
     let settings = TemplateSettings {

@@ -70,7 +70,7 @@ fn renderers(may_think: bool) -> [Box<dyn Renderer>; 2] {
     ]
 }
 
-// rollouts.md 12.2
+// Rollouts 12.2
 #[test]
 fn conversations_match_the_reference_id_for_id() {
     let mut n_matched = 0;

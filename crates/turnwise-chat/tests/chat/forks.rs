@@ -102,7 +102,7 @@ fn text(graph: &MessageGraph, leaf: NodeId) -> String {
     trained().decode(&graph.ids_to(leaf))
 }
 
-// rollouts.md 13.1
+// Rollouts 13.1
 fn assert_every_exchange_is_in_a_branch(graph: &MessageGraph, policy: &Scripted) {
     let branches: Vec<Vec<TokenId>> =
         graph.leaves().iter().map(|leaf| graph.ids_to(*leaf)).collect();
@@ -121,7 +121,7 @@ const THINKING: [&str; 3] = [
     "<think>\nEnd.\n</think>\n\n12<|im_end|>",
 ];
 
-// rollouts.md 5.6, 11.3, 11.16, 13.1, 13.15; reliability.md F32
+// Rollouts 5.6, 11.3, 11.16, 13.1, 13.15
 #[test]
 fn a_template_that_strips_thinking_forks_and_loses_nothing() {
     let policy = Scripted::new(&THINKING);
@@ -150,7 +150,7 @@ fn a_template_that_strips_thinking_forks_and_loses_nothing() {
     assert!(again.spans.iter().any(|span| span.kind() == TokenKind::Context));
 }
 
-// rollouts.md 5.6, 13.15
+// Rollouts 5.6, 13.15
 #[test]
 fn a_conversation_that_keeps_thinking_has_one_branch() {
     let policy = Scripted::new(&THINKING);
@@ -160,7 +160,7 @@ fn a_conversation_that_keeps_thinking_has_one_branch() {
     assert_every_exchange_is_in_a_branch(&graph, &policy);
 }
 
-// rollouts.md 11.4: answers of tools go on in the branch, thoughts and all.
+// Rollouts 11.4: answers of tools go on in the branch, thoughts and all.
 #[test]
 fn a_cycle_of_tools_does_not_fork() {
     let policy = Scripted::new(&THINKING);
@@ -171,7 +171,7 @@ fn a_cycle_of_tools_does_not_fork() {
     assert_every_exchange_is_in_a_branch(&graph, &policy);
 }
 
-// rollouts.md 11.6
+// Rollouts 11.6
 #[test]
 fn a_turn_without_a_close_is_closed_by_force_in_both_modes() {
     for thinking in [Thinking::Keep, Thinking::Follow] {
@@ -185,7 +185,7 @@ fn a_turn_without_a_close_is_closed_by_force_in_both_modes() {
     }
 }
 
-// rollouts.md 11.8: a turn that ended otherwise than the template writes it is trimmed for the next prompt, in a branch of its
+// Rollouts 11.8: a turn that ended otherwise than the template writes it is trimmed for the next prompt, in a branch of its
 // own; the row keeps what was drawn.
 #[test]
 fn another_stop_token_is_not_in_the_next_prompt_of_a_followed_template() {
@@ -199,7 +199,7 @@ fn another_stop_token_is_not_in_the_next_prompt_of_a_followed_template() {
     assert_every_exchange_is_in_a_branch(&graph, &policy);
 }
 
-// rollouts.md 5.7, 11.25
+// Rollouts 5.7, 11.25
 #[test]
 fn a_long_conversation_goes_on_from_a_summary_that_trains() {
     let compaction = Compaction { at_tokens: 90, prompt: "Sum up.".to_owned() };
@@ -273,7 +273,7 @@ impl Renderer for Forgetful {
     }
 }
 
-// rollouts.md 13.15: never a panic.
+// Rollouts 13.15: never a panic.
 #[test]
 fn a_renderer_that_loses_a_message_is_an_error() {
     let chat = ChatMl::new(trained(), ChatMlSettings::default()).expect("it has the markers");

@@ -1,4 +1,4 @@
-//! F09: whatever a message contains, it stays text.
+//! Text of messages is never encoded as control tokens.
 
 use proptest::prelude::*;
 use turnwise_chat::{ToolPrompt, clean};

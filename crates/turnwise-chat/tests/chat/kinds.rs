@@ -34,7 +34,7 @@ fn tokenizer(kind: &Value) -> Tokenizer {
 }
 
 // The expected ids are those of Python's tokenizers 0.23.3.
-// field 12
+// Field 12
 #[test]
 fn every_kind_of_tokenizer_has_the_librarys_ids() {
     for kind in kinds() {
@@ -189,7 +189,7 @@ fn fixture_text() -> String {
 
 /// A file that is cut anywhere is refused.
 ///
-/// field 14
+/// Field 14
 #[test]
 fn a_file_cut_anywhere_is_refused() {
     let texts: Vec<String> =

@@ -11,7 +11,7 @@ fn error_of(text: &str) -> Option<CallError> {
     }
 }
 
-// rollouts.md 12.4
+// Rollouts 12.4
 #[test]
 fn each_form_of_a_llama_call_has_its_answer() {
     let name = |text: &str| {

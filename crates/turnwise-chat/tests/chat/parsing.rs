@@ -1,4 +1,4 @@
-//! F14: whatever a model writes has its answer.
+//! Every text of a model is parsed, malformed calls included.
 
 use std::time::{Duration, Instant};
 

@@ -73,7 +73,7 @@ pub(crate) fn conversation() -> impl Strategy<Value = Vec<Message>> {
 }
 
 proptest! {
-    // rollouts.md 12.2
+    // Rollouts 12.2
     #[test]
     fn qwen3_by_hand_is_the_published_template(messages in conversation(), has_tools in any::<bool>()) {
         let tools = if has_tools { vec![calc()] } else { Vec::new() };
@@ -85,7 +85,7 @@ proptest! {
         prop_assert_eq!(ids_of(&by_hand), ids_of(&published));
     }
 
-    // rollouts.md 12.2
+    // Rollouts 12.2
     #[test]
     fn llama3_by_hand_is_the_published_template(
         messages in conversation(),
@@ -106,7 +106,7 @@ proptest! {
         prop_assert_eq!(ids_of(&by_hand), ids_of(&published));
     }
 
-    // rollouts.md 13.15, 12.1: what is proved to append is what the whole rendering has after the turn.
+    // Rollouts 13.15, 12.1: what is proved to append is what the whole rendering has after the turn.
     #[test]
     fn a_bridge_is_the_whole_rendering_or_a_rewrite(
         first in tame_text(),
@@ -143,7 +143,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 13.17, 12.3
+    // Rollouts 13.17, 12.3
     #[test]
     fn hostile_text_makes_no_control_token_in_a_template(text in hostile_text(), role in 0..3_u8) {
         let renderer = qwen3(Thinking::Follow);
@@ -179,7 +179,7 @@ fn drawn(renderer: &dyn Renderer, text: &str) -> Vec<TokenId> {
     ids
 }
 
-// rollouts.md 11.3, 11.4
+// Rollouts 11.3, 11.4
 #[test]
 fn thinking_goes_at_a_question_and_stays_in_a_cycle_of_tools() {
     for renderer in [&qwen3(Thinking::Follow) as &dyn Renderer, &qwen3_by_hand(Thinking::Follow)] {
@@ -206,7 +206,7 @@ fn thinking_goes_at_a_question_and_stays_in_a_cycle_of_tools() {
     }
 }
 
-// rollouts.md 11.11: an empty block of thinking in the lead-in is forced, not scaffold.
+// Rollouts 11.11: an empty block of thinking in the lead-in is forced, not scaffold.
 #[test]
 fn a_prefilled_block_of_thinking_is_apart_from_the_lead_in() {
     let mut settings = TemplateSettings::default();
@@ -222,7 +222,7 @@ fn a_prefilled_block_of_thinking_is_apart_from_the_lead_in() {
     }
 }
 
-// rollouts.md 13.16, 11.5, 11.12
+// Rollouts 13.16, 11.5, 11.12
 #[test]
 fn separator_and_first_token_stand_once_over_many_turns() {
     for renderer in [&llama31(true) as &dyn Renderer, &llama(true)] {
@@ -252,7 +252,6 @@ fn separator_and_first_token_stand_once_over_many_turns() {
     }
 }
 
-// reliability.md F46
 #[test]
 fn an_unknown_template_is_refused_with_its_hash() {
     let trust = Trust::Hash("0".repeat(64));
@@ -262,7 +261,6 @@ fn an_unknown_template_is_refused_with_its_hash() {
     assert!(error.to_string().contains(&turnwise_chat::template_hash(QWEN3)), "{error}");
 }
 
-// reliability.md F46
 #[test]
 fn a_template_that_would_not_end_is_an_error() {
     let bombs = [
@@ -280,7 +278,7 @@ fn a_template_that_would_not_end_is_an_error() {
     }
 }
 
-// rollouts.md 11.13: the day is a setting, and part of the fingerprint.
+// Rollouts 11.13: the day is a setting, and part of the fingerprint.
 #[test]
 fn the_time_is_frozen_by_the_settings() {
     let renderer = |day: &str| {

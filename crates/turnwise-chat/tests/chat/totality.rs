@@ -135,7 +135,7 @@ fn check(action: &Action, tools: &[ToolSpec]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    // rollouts.md 13.18
+    // Rollouts 13.18
     #[test]
     fn any_ids_are_read_under_any_schema(
         turn in any_turn(),
@@ -157,7 +157,7 @@ proptest! {
         }
     }
 
-    // rollouts.md 13.17
+    // Rollouts 13.17
     #[test]
     fn hostile_text_makes_no_control_token_in_the_llama_form(
         text in hostile_text(),
@@ -194,7 +194,7 @@ proptest! {
 }
 
 /// Turns and schemas on which a careless reader takes the square of their length, or its stack.
-// rollouts.md 13.18
+// Rollouts 13.18
 #[test]
 fn adversarial_turns_and_schemas_take_little_time() {
     let repeated = |piece: &str, n_bytes: usize| piece.repeat(n_bytes / piece.len());

@@ -180,7 +180,7 @@ fn base(home: &TempDir) -> String {
 
 /// Other programs render a checkpoint's prompts and stop its turns as training did.
 ///
-/// field 8
+/// Field 8
 #[test]
 fn a_checkpoint_says_how_its_model_was_spoken_to() {
     let home = TempDir::new().expect("a folder");

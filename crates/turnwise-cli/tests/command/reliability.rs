@@ -220,7 +220,7 @@ fn a_run_that_is_over_is_left_as_it_is() {
     assert!(ended.stderr.contains("the run is at step 4 already"), "{}", ended.stderr);
 }
 
-// field 6
+// Field 6
 #[test]
 fn more_steps_are_remembered_and_a_jump_of_the_learning_rate_is_said() {
     let home = Home::new();
@@ -450,7 +450,7 @@ fn a_run_is_evaluated_by_its_newest_checkpoint_and_its_conversations_are_kept() 
     assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), 8);
 }
 
-/// field 21
+/// Field 21
 #[test]
 fn a_run_says_beforehand_what_it_takes() {
     let home = Home::new();

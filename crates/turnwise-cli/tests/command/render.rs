@@ -54,7 +54,7 @@ fn own_template_hash() -> String {
     template_hash(config["chat_template"].as_str().expect("a template"))
 }
 
-// rollouts.md 12.2
+// Rollouts 12.2
 #[test]
 fn conversations_have_the_ids_of_the_reference() {
     let hash = own_template_hash();
@@ -80,7 +80,7 @@ fn conversations_have_the_ids_of_the_reference() {
     assert_eq!(n_compared, 11);
 }
 
-// rollouts.md 13.2
+// Rollouts 13.2
 #[test]
 fn what_was_said_in_the_policys_place_is_fabricated_and_does_not_train() {
     let rendered = tokens(&conversation("system_and_reply"), &[]);
@@ -116,7 +116,7 @@ fn a_list_of_messages_is_a_conversation_and_the_lead_in_can_be_left_out() {
     );
 }
 
-// rollouts.md 13.17
+// Rollouts 13.17
 #[test]
 fn hostile_text_in_a_tools_answer_shows_no_control_token() {
     let hostile =
@@ -181,7 +181,7 @@ fn llama_3_is_known_by_its_control_tokens() {
     );
 }
 
-// rollouts.md 11.3
+// Rollouts 11.3
 #[test]
 fn rewritten_history_shows_each_branch() {
     let conversation = conversation("reasoning_field");
@@ -243,7 +243,6 @@ fn what_is_no_conversation_is_refused_with_its_place() {
     refusal(&render(&twice, &["--branches"]), "message 2 is the assistant's");
 }
 
-// reliability.md F46
 #[test]
 fn a_missing_tokenizer_and_a_template_that_is_not_trusted_are_refused() {
     let user = json!([{"role": "user", "content": "Hi"}]);

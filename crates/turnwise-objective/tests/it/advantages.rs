@@ -134,7 +134,7 @@ proptest! {
         prop_assert!(all_close(&turns(&group), &turns(&scaled), 1e-12));
     }
 
-    // field 10
+    // Field 10
     #[test]
     fn rounding_is_no_difference_at_any_scale(
         terms in prop::collection::vec(0.001_f64..5.0, 2..60),

@@ -208,7 +208,7 @@ mod tests {
 
     /// Every key of the schema is printed, those that are left out with an example that is read.
     ///
-    /// field 19
+    /// Field 19
     #[test]
     fn every_setting_is_printed_and_explained() {
         let printed = listing(&Config::default()).unwrap();

@@ -252,7 +252,7 @@ truncated = {penalise = -0.5}
         parse("config.toml", text, &[]).unwrap_or_else(|error| panic!("{error}\n{text}")).config
     }
 
-    // field 13
+    // Field 13
     #[test]
     fn every_number_has_a_range_and_every_range_a_number() {
         let mut keys: Vec<String> =
