@@ -45,7 +45,7 @@ pub(crate) fn layer<O: Ops>(
 ) -> Result<O::Value> {
     let normed = ops.norm(x, &layer.attention_norm)?;
     let qkv = ops.linear(&normed, &[&layer.query, &layer.key, &layer.value])?;
-    let qkv = ops.turn(&qkv, layer.head_norms.as_ref())?;
+    let qkv = ops.rotate_heads(&qkv, layer.head_norms.as_ref())?;
     let mixed = ops.attention(&qkv)?;
     let x = ops.add_linear(x, &mixed, &layer.output)?;
     let normed = ops.norm(&x, &layer.mlp_norm)?;

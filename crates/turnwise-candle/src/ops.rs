@@ -32,7 +32,7 @@ pub(crate) trait Ops {
     ) -> Result<Self::Value>;
 
     /// Applies QK-norm (if the model has it) and rotary position embedding. `[N, (n_heads + 2 n_kv_heads) * head_dim]`
-    fn turn(
+    fn rotate_heads(
         &mut self,
         qkv: &Self::Value,
         norms: Option<&HeadNorms<Self::Weight>>,

@@ -95,7 +95,7 @@ enum TapeNode {
     Embed { y: usize, table: usize },
     Norm { y: usize, x: Value, gain: usize },
     Linear { y: usize, x: Value, maps: Vec<Map>, onto: Option<Handle> },
-    Turn { y: usize, x: Value, norms: Option<[usize; 2]> },
+    Rotate { y: usize, x: Value, norms: Option<[usize; 2]> },
     Attention { mixed: Value, qkv: Value, log_sums: Buffer },
     SwiGlu { y: usize, x: Value },
     Mixture { y: usize, x: Value, onto: Handle, weights: MixtureSlots, routed: Box<Routed> },

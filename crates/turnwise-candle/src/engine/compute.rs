@@ -207,7 +207,7 @@ impl CpuCompute {
         team.chunks(&mut runs, length.max(1), |_, _, runs| {
             for PageRun { tokens, rows, page } in runs {
                 for (token, row) in tokens.iter().zip(rows.chunks_exact_mut(stride)) {
-                    turn(&mut row[..q + kv], q, layer, &weights.rope, token.position, eps);
+                    rotate_heads(&mut row[..q + kv], q, layer, &weights.rope, token.position, eps);
                     let (keys, values) = row[q..q + 2 * kv].split_at(kv);
                     page.write(layout, index, token.position, keys, values);
                 }
@@ -325,7 +325,7 @@ vectorized! {
     }
 
     /// Applies QK-norm (if the model has it) and rotary position embedding. The first `q` numbers are queries.
-    fn turn(heads: &mut [f32], q: usize, layer: &LayerWeights, rope: &Rope, position: usize, eps: f32) {
+    fn rotate_heads(heads: &mut [f32], q: usize, layer: &LayerWeights, rope: &Rope, position: usize, eps: f32) {
         let (cos, sin) = rope.at(position);
         let half = cos.len();
         if let Some((query_norm, key_norm)) = &layer.head_norms {

@@ -267,8 +267,8 @@ impl Ops for Serving<'_> {
         onto + self.arithmetic.product(x, linear)?
     }
 
-    fn turn(&mut self, qkv: &Tensor, norms: Option<&HeadNorms<Tensor>>) -> Result<Tensor> {
-        self.arithmetic.turn(qkv, norms, &self.rotation)
+    fn rotate_heads(&mut self, qkv: &Tensor, norms: Option<&HeadNorms<Tensor>>) -> Result<Tensor> {
+        self.arithmetic.rotate_heads(qkv, norms, &self.rotation)
     }
 
     fn attention(&mut self, qkv: &Tensor) -> Result<Tensor> {

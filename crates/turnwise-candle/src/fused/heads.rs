@@ -22,12 +22,12 @@ pub(crate) struct HeadRotation<'a> {
     pub(crate) positions: &'a [u32],
 }
 
-pub(crate) fn forward(y: &mut [f32], x: &[f32], turn: HeadRotation<'_>) {
-    let width = turn.heads.width();
+pub(crate) fn forward(y: &mut [f32], x: &[f32], rotation: HeadRotation<'_>) {
+    let width = rotation.heads.width();
     let pieces = y.par_chunks_mut(PIECE_ROWS * width).zip(x.par_chunks(PIECE_ROWS * width));
     pieces
-        .zip(turn.positions.par_chunks(PIECE_ROWS))
-        .for_each(|((y, x), positions)| turn_rows(y, x, positions, &turn));
+        .zip(rotation.positions.par_chunks(PIECE_ROWS))
+        .for_each(|((y, x), positions)| rotate_rows(y, x, positions, &rotation));
 }
 
 /// Replaces the output gradient by the input gradient, in place. Returns the gradients of the gains of queries and
@@ -35,20 +35,20 @@ pub(crate) fn forward(y: &mut [f32], x: &[f32], turn: HeadRotation<'_>) {
 pub(crate) fn backward(
     dy: &mut [f32],
     x: &[f32],
-    turn: HeadRotation<'_>,
+    rotation: HeadRotation<'_>,
 ) -> Option<HeadNorms<Vec<f32>>> {
-    let Heads { head_dim, .. } = turn.heads;
-    let piece = PIECE_ROWS * turn.heads.width();
+    let Heads { head_dim, .. } = rotation.heads;
+    let piece = PIECE_ROWS * rotation.heads.width();
     let pieces = dy.par_chunks_mut(piece).zip(x.par_chunks(piece));
     let parts: Vec<Vec<f32>> = pieces
-        .zip(turn.positions.par_chunks(PIECE_ROWS))
+        .zip(rotation.positions.par_chunks(PIECE_ROWS))
         .map(|((dy, x), positions)| {
             let mut dgains = vec![0.0; 2 * head_dim];
-            pull_rows(dy, &mut dgains, x, positions, &turn);
+            pull_rows(dy, &mut dgains, x, positions, &rotation);
             dgains
         })
         .collect();
-    turn.norms?;
+    rotation.norms?;
     let mut dgains = vec![0.0; 2 * head_dim];
     for part in parts {
         math::add_scaled(&mut dgains, 1.0, &part);
@@ -58,8 +58,8 @@ pub(crate) fn backward(
 }
 
 vectorized! {
-    fn turn_rows(y: &mut [f32], x: &[f32], positions: &[u32], turn: &HeadRotation<'_>) {
-        let HeadRotation { heads, norms, eps, rope, .. } = turn;
+    fn rotate_rows(y: &mut [f32], x: &[f32], positions: &[u32], rotation: &HeadRotation<'_>) {
+        let HeadRotation { heads, norms, eps, rope, .. } = rotation;
         let Heads { n_heads, n_kv_heads, head_dim } = *heads;
         let rows = y.chunks_exact_mut(heads.width()).zip(x.chunks_exact(heads.width()));
         for ((y, x), position) in rows.zip(positions) {
@@ -85,9 +85,9 @@ vectorized! {
         dgains: &mut [f32],
         x: &[f32],
         positions: &[u32],
-        turn: &HeadRotation<'_>,
+        rotation: &HeadRotation<'_>,
     ) {
-        let HeadRotation { heads, norms, eps, rope, .. } = turn;
+        let HeadRotation { heads, norms, eps, rope, .. } = rotation;
         let Heads { n_heads, n_kv_heads, head_dim } = *heads;
         let mut above = vec![0.0; head_dim];
         let rows = dy.chunks_exact_mut(heads.width()).zip(x.chunks_exact(heads.width()));

@@ -56,7 +56,7 @@ impl Arithmetic {
         Ok([part(0, queries)?, part(queries, keys)?, part(queries + keys, keys)?])
     }
 
-    pub(crate) fn turn(
+    pub(crate) fn rotate_heads(
         self,
         qkv: &Tensor,
         norms: Option<&HeadNorms<Tensor>>,
@@ -67,7 +67,7 @@ impl Arithmetic {
             query = self.norm(&query, &norms.query)?;
             key = self.norm(&key, &norms.key)?;
         }
-        Tensor::cat(&[rotation.turn(&query)?, rotation.turn(&key)?, value], 1)
+        Tensor::cat(&[rotation.rotate_heads(&query)?, rotation.rotate_heads(&key)?, value], 1)
     }
 }
 

@@ -27,7 +27,7 @@ impl Rotation {
     }
 
     /// Rotates every head of every token by its position. `[N, heads * head_dim]`
-    pub(super) fn turn(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn rotate_heads(&self, x: &Tensor) -> Result<Tensor> {
         let (n, _, half) = self.cos.dims3()?;
         let heads = x.reshape((n, (), 2 * half))?;
         let (a, b) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);

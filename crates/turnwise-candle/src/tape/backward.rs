@@ -106,7 +106,7 @@ impl BackwardPass<'_> {
             TapeNode::Embed { y, table } => self.embed(y, table),
             TapeNode::Norm { y, x, gain } => self.norm(y, &x, gain),
             TapeNode::Linear { y, x, maps, onto } => self.linear(y, &x, &maps, onto),
-            TapeNode::Turn { y, x, norms } => self.turn(y, &x, norms),
+            TapeNode::Rotate { y, x, norms } => self.rotate_heads(y, &x, norms),
             TapeNode::Attention { mixed, qkv, log_sums } => self.attention(&mixed, &qkv, &log_sums),
             TapeNode::SwiGlu { y, x } => self.swiglu(y, &x),
             TapeNode::Mixture { y, x, onto, weights, routed } => {
@@ -258,20 +258,20 @@ impl BackwardPass<'_> {
         });
     }
 
-    fn turn(&mut self, y: usize, x: &Value, norms: Option<[usize; 2]>) -> PassPart {
+    fn rotate_heads(&mut self, y: usize, x: &Value, norms: Option<[usize; 2]>) -> PassPart {
         if let Some(mut dy) = self.above(y) {
             let values = |index: usize| self.slots[index].values;
             let gains =
                 norms.map(|[query, key]| HeadNorms { query: values(query), key: values(key) });
             let batch = self.batch.clone();
-            let turn = heads::HeadRotation {
+            let rotation = heads::HeadRotation {
                 heads: self.dimensions.heads,
                 norms: gains.as_ref(),
                 eps: self.dimensions.eps as f32,
                 rope: &self.dimensions.rope,
                 positions: &batch.positions,
             };
-            let dgains = heads::backward(&mut dy, &x.numbers, turn);
+            let dgains = heads::backward(&mut dy, &x.numbers, rotation);
             if let (Some([query, key]), Some(dgains)) = (norms, dgains) {
                 self.add_gradient(query, &dgains.query);
                 self.add_gradient(key, &dgains.key);

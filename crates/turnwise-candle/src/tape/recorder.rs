@@ -55,7 +55,7 @@ impl<'a> Recorder<'a> {
         self.tape.batch.n_inputs()
     }
 
-    fn turn<'t>(
+    fn rotation<'t>(
         dimensions: &'t Dimensions,
         tape: &'t Tape,
         norms: Option<&'t HeadNorms<&'t [f32]>>,
@@ -171,18 +171,18 @@ impl<'a> Ops for Recorder<'a> {
         Ok(y)
     }
 
-    fn turn(&mut self, qkv: &Value, norms: Option<&HeadNorms<Slot<'a>>>) -> Result<Value> {
+    fn rotate_heads(&mut self, qkv: &Value, norms: Option<&HeadNorms<Slot<'a>>>) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.take(qkv.numbers.len());
         let gains = norms.map(|n| HeadNorms { query: n.query.values, key: n.key.values });
-        let turn = Self::turn(self.dimensions, self.tape, gains.as_ref());
-        heads::forward(&mut y, &qkv.numbers, turn);
+        let rotation = Self::rotation(self.dimensions, self.tape, gains.as_ref());
+        heads::forward(&mut y, &qkv.numbers, rotation);
         let trains = norms.is_some_and(|norms| norms.query.trainable || norms.key.trainable);
         let tracked = qkv.handle.tracked || trains;
         let made = Made { numbers: y, width: qkv.width, tracked };
         let y = self.made(PassPart::Attention, start, made);
         let norms = norms.map(|norms| [norms.query.index, norms.key.index]);
-        self.record(&y, |y| TapeNode::Turn { y, x: qkv.clone(), norms });
+        self.record(&y, |y| TapeNode::Rotate { y, x: qkv.clone(), norms });
         Ok(y)
     }
 

@@ -130,7 +130,7 @@ fn config() -> DecoderConfig {
 
 /// QK-norm and rotary position embedding.
 #[test]
-fn turn_of_heads() {
+fn rotation_of_heads() {
     let config = config();
     let DecoderConfig { rope_theta, head_dim, max_positions, .. } = config;
     let rope = Rope::new(&config.rope_scaling, rope_theta, head_dim, max_positions);
@@ -139,19 +139,19 @@ fn turn_of_heads() {
     let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
         let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
         let (rope, positions) = (&rope, &positions);
-        let turn =
+        let rotation =
             heads::HeadRotation { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
         let mut dx = dy.to_vec();
-        let dgains = heads::backward(&mut dx, &inputs[0], turn).unwrap();
+        let dgains = heads::backward(&mut dx, &inputs[0], rotation).unwrap();
         vec![dx, dgains.query, dgains.key]
     };
     let forward = |inputs: &[Vec<f32>]| {
         let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
         let (rope, positions) = (&rope, &positions);
-        let turn =
+        let rotation =
             heads::HeadRotation { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
         let mut y = vec![0.0; inputs[0].len()];
-        heads::forward(&mut y, &inputs[0], turn);
+        heads::forward(&mut y, &inputs[0], rotation);
         y
     };
     let inputs = vec![uneven(positions.len() * of.width(), 1), uneven(20, 2), uneven(20, 3)];
