@@ -1,7 +1,7 @@
 //! Peak memory of loading a checkpoint of a billion numbers: `cargo bench -p turnwise-candle --bench loading`.
 //!
-//! A sharded F32 checkpoint of random numbers is written below the system's temporary directory (4.1 GB), and read by
-//! processes of their own: into a model, and into an engine in the model's place.
+//! Writes a sharded F32 checkpoint of random numbers below the system's temporary directory (4.1 GB). Child processes
+//! load it: into a model, and into an engine that replaces the model.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -20,7 +20,7 @@ const HIDDEN: usize = 2048;
 const INNER: usize = 6144;
 const LAYERS: usize = 18;
 const VOCABULARY: usize = 64_000;
-/// Says in a child process what it is to do, and with which directory.
+/// Tells a child process what to load, and from which directory.
 const LOAD: &str = "TURNWISE_LOAD";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -60,7 +60,7 @@ fn gigabytes(bytes: usize) -> f64 {
     bytes as f64 / 1e9
 }
 
-/// The most memory this process has held, in bytes.
+/// Returns the peak memory of this process, in bytes.
 fn peak() -> Result<usize, Box<dyn Error>> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -68,7 +68,7 @@ fn peak() -> Result<usize, Box<dyn Error>> {
     Ok(kilobytes.ok_or("the system tells no peak")?.parse::<usize>()? * 1024)
 }
 
-/// Writes a checkpoint, a shard for each layer and one for the rest, and tells its size.
+/// Writes a checkpoint, a shard for each layer and one for the rest, and returns its size.
 fn generate(directory: &Path) -> Result<usize, Box<dyn Error>> {
     let config = json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": VOCABULARY,
@@ -91,7 +91,7 @@ fn generate(directory: &Path) -> Result<usize, Box<dyn Error>> {
     Ok(all)
 }
 
-/// Names and shapes.
+/// Returns names and shapes.
 fn tensors(shard: usize) -> Vec<(String, Vec<usize>)> {
     if shard == LAYERS {
         return vec![

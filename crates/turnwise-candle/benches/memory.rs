@@ -1,7 +1,7 @@
-//! Peak memory of training beside its estimate: `cargo bench -p turnwise-candle --bench memory`.
+//! Peak memory of training, compared with its estimate: `cargo bench -p turnwise-candle --bench memory`.
 //!
-//! Each case runs in a process of its own: two steps on random rows, a publication after each, and an engine that draws. The
-//! largest has the sizes of SmolLM2-135M.
+//! Each case runs in a process of its own: two steps on random rows, a publication after each, and an engine that
+//! samples. The largest has the sizes of SmolLM2-135M.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -17,7 +17,7 @@ use turnwise_rollout::{Policy, SampleRequest};
 use turnwise_training::{Learner, Row, Target, Update};
 use turnwise_trajectory::{PolicyVersion, Sampling};
 
-/// Says in a child process which case it is to run.
+/// Tells a child process which case to run.
 const CASE: &str = "TURNWISE_MEMORY_CASE";
 const LENGTH: usize = 256;
 
@@ -112,7 +112,7 @@ fn run(name: &str, config: DecoderConfig, plan: &TrainingPlan) -> Result<(), Box
     Ok(())
 }
 
-/// One after another, which is enough for keys and values to be held together until their sessions are released.
+/// Awaits futures in sequence, which is enough to keep all keys and values until their sessions are released.
 async fn one_by_one<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let mut answers = Vec::new();
     for future in futures {
@@ -134,7 +134,7 @@ fn request(session: u64) -> SampleRequest {
     }
 }
 
-/// Rows without a token in common.
+/// Returns rows without common tokens.
 fn rows(n_tokens: usize, vocabulary: u32, step: u32) -> Vec<Row> {
     let row = |row: u32| {
         let ids = (0..LENGTH as u32).map(|i| (i * 31 + row * 97 + step * 13 + 1) % vocabulary);
@@ -144,7 +144,7 @@ fn rows(n_tokens: usize, vocabulary: u32, step: u32) -> Vec<Row> {
     (0..(n_tokens / LENGTH) as u32).map(row).collect()
 }
 
-/// The most memory this process has held, in bytes.
+/// Returns the peak memory of this process, in bytes.
 fn peak() -> Result<u64, Box<dyn Error>> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

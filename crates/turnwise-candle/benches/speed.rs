@@ -1,4 +1,4 @@
-//! Tokens per second of a small model, drawing and training: `cargo bench -p turnwise-candle`.
+//! Tokens per second of a small model, sampling and training: `cargo bench -p turnwise-candle`.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -15,7 +15,7 @@ use turnwise_trajectory::{PolicyVersion, Sampling};
 
 const EPISODES: usize = 128;
 const TURNS: usize = 5;
-/// Tokens drawn in a turn.
+/// Tokens sampled in a turn.
 const DRAWN: usize = 3;
 /// Tokens that the environment adds between turns, and before the first.
 const CONTEXT: usize = 10;

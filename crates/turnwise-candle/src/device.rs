@@ -69,7 +69,7 @@ impl FromStr for Device {
         };
         index
             .map(Self::Cuda)
-            .ok_or_else(|| format!("{text:?} is no device: cpu, cuda or cuda:0 is"))
+            .ok_or_else(|| format!("{text:?} is not a device; use cpu, cuda or cuda:0"))
     }
 }
 
@@ -98,7 +98,7 @@ mod tests {
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
         for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
-            assert!(text.parse::<Device>().unwrap_err().contains("is no device"));
+            assert!(text.parse::<Device>().unwrap_err().contains("is not a device"));
         }
     }
 }

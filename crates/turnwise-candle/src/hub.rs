@@ -31,7 +31,7 @@ pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
         return Err(not_found(forms::of_file(model)));
     }
     let Some(repository) = Repository::parse(model) else {
-        return Err(not_found("there is no such directory".to_owned()));
+        return Err(not_found("the directory does not exist".to_owned()));
     };
     let Some(cache) = cache() else {
         return Err(not_found(format!("set HF_HOME to a directory. {}", repository.help())));
@@ -40,7 +40,7 @@ pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
         return Ok(snapshot);
     }
     let missing = format!(
-        "there is no such directory, and no whole copy in {}. {}",
+        "the directory does not exist, and {} has no complete copy. {}",
         cache.display(),
         repository.help()
     );

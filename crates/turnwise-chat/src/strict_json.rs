@@ -18,7 +18,7 @@ pub(crate) fn from_str(text: &str) -> serde_json::Result<Value> {
 /// Parses the JSON value at the start of the text, and returns it with its length in bytes.
 pub(crate) fn first(text: &str) -> serde_json::Result<(Value, usize)> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Strict>();
-    let Some(value) = values.next() else { return Err(de::Error::custom("there is no value")) };
+    let Some(value) = values.next() else { return Err(de::Error::custom("the text has no value")) };
     let Strict(value) = value?;
     check_integers(&text[..values.byte_offset()])?;
     Ok((value, values.byte_offset()))

@@ -32,7 +32,7 @@ impl Clock {
     /// Reads `2026-01-31`, `2026-01-31 14:30` or `2026-01-31T14:30:59`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let wrong =
-            || format!("{text:?} is no time; write it as 2026-01-31 or 2026-01-31T14:30:00");
+            || format!("{text:?} is not a time; write it as 2026-01-31 or 2026-01-31T14:30:00");
         let (date, time) = text.split_once(['T', ' ']).unwrap_or((text, "00:00:00"));
         let numbers = |text: &str, by: char, lengths: &[usize]| -> Option<Vec<i64>> {
             let parts: Vec<&str> = text.split(by).collect();

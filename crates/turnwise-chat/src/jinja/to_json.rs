@@ -57,7 +57,9 @@ fn indent_of(indent: Option<Value>) -> Result<Option<String>, Error> {
     match i64::try_from(indent.clone()) {
         Ok(n) if n <= MAX_INDENT => Ok(Some(" ".repeat(usize::try_from(n).unwrap_or(0)))),
         Ok(n) => wrong(format!("tojson has an indent of {n}; at most {MAX_INDENT} are written")),
-        Err(_) => wrong(format!("tojson has the indent {indent}, which is no number and no text")),
+        Err(_) => {
+            wrong(format!("tojson has the indent {indent}, which is neither a number nor a text"))
+        }
     }
 }
 

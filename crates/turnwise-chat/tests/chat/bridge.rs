@@ -1,4 +1,4 @@
-//! A conversation appended turn by turn is the conversation rendered at once.
+//! A conversation appended turn by turn equals the conversation rendered at once.
 
 use proptest::prelude::*;
 use turnwise_chat::{ToolPrompt, clean};
@@ -24,8 +24,8 @@ fn message() -> impl Strategy<Value = Message> {
     })
 }
 
-/// What is new before each turn of the model, and what it then says: no blank at the front, which the template's newline
-/// before it could join, and nothing that would be cleaned from a message.
+/// The new messages before each turn of the model, and the turn's text: it has no leading blank, which the template's
+/// newline could absorb, and nothing that cleaning would remove.
 fn rounds() -> impl Strategy<Value = Vec<(Vec<Message>, String)>> {
     let answer = hostile_text().prop_map(|text| clean(&format!("So {text}")).into_owned());
     prop::collection::vec((prop::collection::vec(message(), 0..4), answer), 1..5)

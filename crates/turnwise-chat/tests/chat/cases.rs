@@ -1,5 +1,5 @@
-//! Cases from the field: what other projects got wrong, on templates of the same shapes. The expected values are those of transformers
-//! 5.24 (its Jinja environment) and tokenizers 0.23.3.
+//! Cases from the field that other projects handled wrongly, on templates of the same shapes. The expected values are
+//! those of transformers 5.24 (its Jinja environment) and tokenizers 0.23.3.
 
 use std::sync::Arc;
 
@@ -122,7 +122,7 @@ fn call(attempt: &CallAttempt) -> Value {
     }
 }
 
-/// Draws these tokens, and keeps its prompt.
+/// A policy that returns these tokens, and records its prompt.
 struct Scripted(Vec<TokenId>, std::sync::Mutex<Vec<TokenId>>);
 
 #[async_trait]
@@ -153,14 +153,14 @@ pub(crate) fn identity() -> Identity {
     }
 }
 
-/// What an agent saw before each of its turns, and did; and how many branches it has in the end.
+/// The prompts and actions of an agent, and its number of branches at the end.
 pub(crate) struct Played {
     pub(crate) prompts: Vec<Vec<TokenId>>,
     pub(crate) actions: Vec<Action>,
     pub(crate) n_branches: usize,
 }
 
-/// Plays a conversation: in the place of each message of the assistant the policy draws the next of `turns`.
+/// Plays a conversation: instead of each message of the assistant, the policy samples the next of `turns`.
 pub(crate) async fn play(
     renderer: Arc<dyn Renderer>,
     messages: &[Message],
@@ -216,7 +216,7 @@ async fn each_prompt_of_an_agent_is_the_templates() {
 
 const QWEN3: &str = include_str!("jinja/qwen3.jinja");
 
-/// Blanks that a template trims, and a message of the system behind a tool's: what was drawn stays as it was drawn.
+/// A template trims blanks, and a system message follows a tool's: sampled tokens stay unchanged.
 ///
 /// Field 11
 #[tokio::test]
@@ -248,7 +248,7 @@ async fn what_the_template_keeps_stays_as_it_was_drawn() {
     let played = play(renderer.clone(), &messages, Vec::new(), &turns).await.expect("it plays");
     let held = [&played.prompts[0][..], &turns[0]].concat();
     assert!(played.prompts[1].starts_with(&held), "{}", renderer.text(&played.prompts[1]));
-    // The question drops the thinking of both turns, and what was drawn behind it stays.
+    // The question drops the thinking of both turns, and the tokens sampled after it stay.
     let last = renderer.text(&played.prompts[2]);
     assert!(
         !last.contains("think>") && last.contains("\"name\":\"stock\",  \"arguments\""),
@@ -282,7 +282,7 @@ async fn a_template_that_refuses_ids_gets_others() {
             "{prompt}"
         );
     }
-    // A conversation without ids is rendered too, and ids that fit stay.
+    // A conversation without ids is rendered too, and valid ids stay.
     let renderer =
         TemplateRenderer::new(fixture(), template, &Trust::Any, TemplateSettings::default());
     let renderer = renderer.expect("a template");
@@ -309,7 +309,8 @@ fn a_template_that_writes_too_much_is_said_to() {
     assert!(error.to_string().contains("writes more than 4000 bytes"), "{error}");
 }
 
-/// The form that a template writes calls in is read, and demonstrations are written in it; one that nobody reads is found out.
+/// The format in which a template writes calls is parsed and used for demonstrations; an unsupported format is
+/// detected.
 #[test]
 fn calls_are_written_as_the_template_writes_them() {
     let written = |call: &str| {

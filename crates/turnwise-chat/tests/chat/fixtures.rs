@@ -39,7 +39,7 @@ fn every_prefix_decodes_as_the_reference_does() {
     }
 }
 
-/// The reference template's own words about tools, between which the schemas stand.
+/// Returns the reference template's texts before and after the schemas of tools.
 fn reference_tools() -> ToolPrompt {
     ToolPrompt::Between {
         open: "# Tools\n\nYou may call these functions. Each line between the tags is one JSON signature.\n<tools>".to_owned(),
@@ -82,7 +82,7 @@ fn conversations_match_the_reference_id_for_id() {
             conversation["messages"].as_array().expect("messages").iter().map(message).collect();
         let tools: Vec<ToolSpec> =
             conversation["tools"].as_array().into_iter().flatten().map(tool).collect();
-        // What spells control tokens stays text here; a carriage return is cleaned away before anything is encoded.
+        // Names of control tokens stay text here; a carriage return is removed before anything is encoded.
         let is_comparable = conversation["special_text_in_content"] == false && id != "unicode";
         let may_think = conversation["template_kwargs"]["enable_thinking"] != false;
         for (index, renderer) in renderers(may_think).iter().enumerate() {
@@ -91,7 +91,7 @@ fn conversations_match_the_reference_id_for_id() {
             let ids = ids_of(&delta);
             let with = &conversation["rendered"]["with_generation_prompt"];
             if !is_comparable && index == 1 {
-                // Texts reach the template with marks around them: it cannot take one for a tool's answer.
+                // Texts reach the template with marks around them: it cannot mistake one for a tool's answer.
                 continue;
             }
             if !is_comparable {
@@ -102,7 +102,7 @@ fn conversations_match_the_reference_id_for_id() {
             }
             assert_eq!(renderer.text(&ids), with["text"], "{id} {index}");
             assert_eq!(ids, ids_in(&with["ids"]), "{id} {index}");
-            // Without the lead-in the reference ends in the newline that begins it here.
+            // Without a lead-in, the reference ends in the newline that starts the lead-in here.
             let without = &conversation["rendered"]["without_generation_prompt"];
             let said = Rendered { generation: Vec::new(), prefill: Vec::new(), ..delta.clone() };
             let end = if index == 0 { fixture().encode_with_markers("\n") } else { Vec::new() };
@@ -122,7 +122,7 @@ fn conversations_match_the_reference_id_for_id() {
     assert_eq!(n_matched, 11);
 }
 
-/// 1 on what stands in an assistant's list after its lead-in.
+/// Returns 1 for the tokens of assistant messages after their lead-in.
 fn assistant_mask(delta: &Rendered, messages: &[Message]) -> Vec<u32> {
     let lead_in = fixture().encode_with_markers("<|im_start|>assistant\n");
     let mut mask = Vec::new();

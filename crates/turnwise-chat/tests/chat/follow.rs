@@ -1,4 +1,4 @@
-//! Where a template writes history anew, what it keeps of a sampled turn stands there as it was sampled.
+//! Where a template rewrites history, the kept parts of a sampled turn have their sampled tokens.
 
 use std::sync::{Arc, LazyLock};
 
@@ -32,7 +32,7 @@ fn template(
     Bundled { name: name.to_owned(), tokenizer, renderer }
 }
 
-/// Every template that is here, as it follows it.
+/// Every bundled template, with its thinking followed.
 static BUNDLED: LazyLock<Vec<Bundled>> = LazyLock::new(|| {
     let settings = ChatMlSettings { thinking: Thinking::Follow, ..ChatMlSettings::default() };
     let by_hand = ChatMl::new(trained(), settings).expect("it has the markers");
@@ -79,7 +79,7 @@ static BUNDLED: LazyLock<Vec<Bundled>> = LazyLock::new(|| {
     all
 });
 
-/// What a policy may sample: thoughts of every shape, blanks, calls, names of control tokens.
+/// Texts that a policy may sample: thoughts of every shape, blanks, calls, names of control tokens.
 fn sampled_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         4 => prop::sample::select(
@@ -96,7 +96,7 @@ fn sampled_text() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..7).prop_map(|pieces| pieces.concat())
 }
 
-/// A text as a policy may spell it: pieces in one token each, others letter by letter.
+/// Returns the tokens of a text as a policy may sample it: some pieces as one token each, others letter by letter.
 fn spelled(tokenizer: &Tokenizer, text: &str, cuts: &[prop::sample::Index]) -> Vec<TokenId> {
     let mut places: Vec<usize> =
         cuts.iter().map(|cut| text.floor_char_boundary(cut.index(text.len() + 1))).collect();
@@ -110,7 +110,7 @@ fn spelled(tokenizer: &Tokenizer, text: &str, cuts: &[prop::sample::Index]) -> V
     ids.collect()
 }
 
-/// The tokens of a message in the whole conversation.
+/// Returns the tokens of a message in the whole conversation.
 fn tokens_of(
     bundled: &Bundled,
     turn: &Message,
@@ -125,7 +125,7 @@ fn tokens_of(
     Some((message, ids_of(&rendered)))
 }
 
-/// What the template writes around a turn.
+/// Returns the template's text around a turn.
 fn frame(bundled: &Bundled, close: TokenId, new: &Message) -> Option<(String, String)> {
     let mut ids = bundled.tokenizer.encode_plain("QQQ");
     ids.push(close);
@@ -144,7 +144,7 @@ fn holds(ids: &[TokenId], part: &[TokenId]) -> bool {
     part.is_empty() || ids.windows(part.len()).any(|window| window == part)
 }
 
-/// The tokens of the end of a turn that says this, blanks aside; a token that the place divides, and blanks, are not among them.
+/// Returns the tokens at the end of a turn with this text, without blanks and without a token that crosses the start.
 fn end_of<'a>(tokenizer: &Tokenizer, turn: &'a [TokenId], text: &str) -> Option<&'a [TokenId]> {
     let wanted = squash(text);
     let end = |n: usize| squash(&tokenizer.decode(&turn[n..]));
@@ -170,7 +170,7 @@ proptest! {
             let close = renderer.stop_tokens()[0];
             let opened = renderer.open(&"3 + 5?".into(), &[]);
             let Ok(opened) = opened else { continue };
-            // What the template puts into the model's mouth is a part of the turn.
+            // The text that the template forces at the start of a turn is part of it.
             let turn = [opened.prefill.clone(), spelled(tokenizer, &text, &cuts)].concat();
             let turn = turn.split(|id| renderer.stop_tokens().contains(id)).next().unwrap_or_default();
             let mut drawn = turn.to_vec();
@@ -178,7 +178,7 @@ proptest! {
             let message = renderer.parse(&drawn, &[]).to_message();
             let Some((written, whole)) = tokens_of(bundled, &message, &drawn, &new) else { continue };
 
-            // What is held stays, or the conversation is rendered whole.
+            // Either the existing tokens stay, or the whole conversation is rendered.
             let question = Message::user("3 + 5?");
             let history = [Said::new(&question), Said { message: &message, drawn: Some(&drawn) }];
             let stop = if is_closed { StopReason::EndOfTurn } else { StopReason::MaxTokens };
@@ -191,12 +191,12 @@ proptest! {
                 prop_assert!(holds(&whole, turn), "{}", bundled.name);
             }
 
-            // Whatever end of the turn the template writes has the tokens that were sampled.
+            // Every suffix of the turn that the template writes has its sampled tokens.
             let Some((before, after)) = frame(bundled, close, &new) else { continue };
             let said = renderer.text(&written);
             let said = said.trim_start().strip_prefix(before.trim_start()).and_then(|said| said.trim_end().strip_suffix(after.trim_end()));
             let Some(said) = said else { continue };
-            // A text that begins like the lead-in to a turn is taken for one, and its place is not known.
+            // A text that starts like the lead-in to a turn is mistaken for one, and its place is unknown.
             let is_led_in = ["<|im_start|>", "<|start_header_id|>"].iter().any(|tag| said.trim().starts_with(tag));
             if is_led_in || said.trim().is_empty() || !squash(&tokenizer.decode(turn)).ends_with(&squash(said)) {
                 continue;

@@ -1,4 +1,4 @@
-//! What becomes of a conversation whose history is written anew.
+//! Conversations with rewritten history.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use turnwise_trajectory::{
 
 use crate::support::trained;
 
-/// Says what it was told to say, and keeps what it saw.
+/// A policy with prescribed answers, which records its prompts.
 #[derive(Default)]
 struct Scripted {
     turns: Mutex<VecDeque<&'static str>>,
@@ -73,7 +73,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.block_on(future)
 }
 
-/// Plays a conversation, through a snapshot before every turn, and answers the graph and the kinds of the turns.
+/// Plays a conversation, through a snapshot before every turn, and returns the graph and the kinds of the turns.
 fn play(agents: &ChatAgents, policy: &Scripted, said: &[Message]) -> (MessageGraph, Vec<bool>) {
     let mut agent: Box<dyn Agent> = agents.agent(&identity(), Vec::new());
     let mut asides = Vec::new();
@@ -139,12 +139,12 @@ fn a_template_that_strips_thinking_forks_and_loses_nothing() {
         "{second}11<|im_end|>\n<|im_start|>user\nAnd 1?<|im_end|>\n<|im_start|>assistant\n"
     );
     assert_eq!(text(&graph, leaves[2]), format!("{third}{}", THINKING[2]));
-    // Each drawn token stands once in the graph, and the first question is shared.
+    // Each sampled token is in the graph once, and the first question is shared.
     let n_drawn: usize =
         THINKING.iter().map(|turn| trained().encode_with_markers(turn).len()).sum();
     assert_eq!(graph.nodes().iter().flat_map(turnwise_trajectory::Node::sampled).count(), n_drawn);
     assert_eq!(graph.path_to(leaves[2])[0], graph.path_to(leaves[0])[0]);
-    // What stands for a turn in a later branch is the policy's, and context.
+    // In a later branch, the turn's author is the policy and its tokens are context.
     let again = graph.node(graph.path_to(leaves[2])[1]);
     assert_eq!((again.author, again.sampled().count()), (Author::Policy, 0));
     assert!(again.spans.iter().any(|span| span.kind() == TokenKind::Context));
@@ -160,7 +160,7 @@ fn a_conversation_that_keeps_thinking_has_one_branch() {
     assert_every_exchange_is_in_a_branch(&graph, &policy);
 }
 
-// Rollouts 11.4: answers of tools go on in the branch, thoughts and all.
+// Rollouts 11.4: tools' answers continue the branch, and thoughts stay.
 #[test]
 fn a_cycle_of_tools_does_not_fork() {
     let policy = Scripted::new(&THINKING);
@@ -185,8 +185,8 @@ fn a_turn_without_a_close_is_closed_by_force_in_both_modes() {
     }
 }
 
-// Rollouts 11.8: a turn that ended otherwise than the template writes it is trimmed for the next prompt, in a branch of its
-// own; the row keeps what was drawn.
+// Rollouts 11.8: a turn that did not end as the template writes it is trimmed for the next prompt, in a new branch; the
+// row keeps the sampled tokens.
 #[test]
 fn another_stop_token_is_not_in_the_next_prompt_of_a_followed_template() {
     let policy = Scripted::new(&["8<|endoftext|>", "9<|im_end|>"]);
@@ -229,7 +229,7 @@ fn a_long_conversation_goes_on_from_a_summary_that_trains() {
     graph.validate().expect("a graph that can be");
 }
 
-/// Forgets the last message.
+/// A renderer that forgets the last message.
 struct Forgetful(ChatMl);
 
 impl Renderer for Forgetful {
@@ -273,7 +273,7 @@ impl Renderer for Forgetful {
     }
 }
 
-// Rollouts 13.15: never a panic.
+// Rollouts 13.15: an error instead of a panic.
 #[test]
 fn a_renderer_that_loses_a_message_is_an_error() {
     let chat = ChatMl::new(trained(), ChatMlSettings::default()).expect("it has the markers");

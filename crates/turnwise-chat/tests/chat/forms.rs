@@ -1,4 +1,4 @@
-//! Every form of tool calls: what is written in it reads back, and whatever else is written is read.
+//! Every format of tool calls: written calls are parsed unchanged, and any other text is parsed without failure.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,7 @@ use turnwise_rollout::Renderer;
 
 use crate::support::{hostile_text, llama, trained};
 
-/// A form: the tag by which it is known, and how a template writes the calls `m.tool_calls` in it.
+/// A format: its tag, and how a template writes the calls `m.tool_calls` in it.
 struct Form {
     tag: &'static str,
     calls: &'static str,
@@ -95,7 +95,7 @@ const FORMS: [Form; 19] = [
     },
 ];
 
-/// What a text may hold to mislead a reader of any form.
+/// Texts that may mislead a parser of any format.
 const MARKERS: [&str; 44] = [
     "<tool_call>",
     "</tool_call>",
@@ -143,7 +143,7 @@ const MARKERS: [&str; 44] = [
     "</think>",
 ];
 
-/// The renderers of a template for each form.
+/// The renderers of a template for each format.
 static RENDERERS: LazyLock<Vec<TemplateRenderer>> = LazyLock::new(|| {
     let invokes = INVOKES.replace("NAMED", NAMED_PARAMETERS);
     let renderer = |form: &Form| {
@@ -209,7 +209,7 @@ fn any_calls() -> impl Strategy<Value = Vec<ToolCall>> {
     prop::collection::vec(call, 1..4).prop_map(numbered)
 }
 
-/// The calls with their ids; of calls with one name the first, whose schema is the tool's.
+/// Returns the calls with their ids; of calls with the same name the first, whose schema is the tool's.
 fn numbered(calls: Vec<ToolCall>) -> Vec<ToolCall> {
     let mut kept: Vec<ToolCall> = Vec::new();
     for call in calls {
@@ -224,7 +224,7 @@ fn action(calls: &[ToolCall]) -> Action {
     Action { calls: calls.iter().cloned().map(CallAttempt::Call).collect(), ..Action::text("") }
 }
 
-/// The tool that a call is of: its arguments have the types that they have.
+/// Returns the tool of a call, with the types of its arguments.
 fn tool(call: &ToolCall) -> ToolSpec {
     let kind = |value: &Value| match value {
         Value::Null => "null",
@@ -245,7 +245,7 @@ fn tool(call: &ToolCall) -> ToolSpec {
     }
 }
 
-/// What holds of whatever is read.
+/// Checks what holds for every parsed turn.
 fn check(action: &Action) -> Result<(), TestCaseError> {
     for (index, attempt) in action.calls.iter().enumerate() {
         let id = format!("call_{index}");
@@ -268,7 +268,7 @@ fn check(action: &Action) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// A call whose arguments every form can say.
+/// Calls whose arguments every format can express.
 fn plain_call() -> ToolCall {
     let arguments =
         json!({"part": 9_007_199_254_740_993_i64, "text": "a b\nc é", "deep": [1, {"b": null}]});
@@ -289,7 +289,7 @@ fn every_form_is_written_as_itself_and_reads_back() {
     }
 }
 
-/// The text of a call in each form, as its template writes it.
+/// Returns the text of a call in each format, as its template writes it.
 fn written() -> Vec<String> {
     let call = plain_call();
     let calls =
@@ -301,7 +301,7 @@ fn written() -> Vec<String> {
 
 static WRITTEN: LazyLock<Vec<String>> = LazyLock::new(written);
 
-/// A change of a text: what stands between two places becomes something else.
+/// A change of a text: a range is replaced.
 fn changes() -> impl Strategy<Value = Vec<(Index, Index, String)>> {
     let other = prop_oneof![
         Just(String::new()),
@@ -361,7 +361,7 @@ proptest! {
     }
 }
 
-/// A reader that took the square of the text's length would take minutes for these.
+/// A parser that is quadratic in the text's length would take minutes for these.
 #[test]
 fn a_megabyte_of_any_marker_is_read() {
     let megabyte = |piece: &str| piece.repeat((1 << 20) / piece.len());

@@ -31,7 +31,7 @@ proptest! {
             };
             prop_assert_eq!(controls(&ids_of(&delta)), controls(&ids_of(&render(&empty))));
         }
-        // Without a normalizer the text comes back to the letter, in one piece and in its place.
+        // Without a normalizer, the text comes back exactly, in one piece and in its place.
         let renderer = chatml(trained(), ToolPrompt::Omit);
         let delta = renderer.open(&vec![message].into(), &[]).expect("it renders");
         let around = renderer.open(&vec![empty].into(), &[]).expect("it renders");

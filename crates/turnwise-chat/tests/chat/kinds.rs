@@ -1,4 +1,4 @@
-//! Tokenizers of every kind that the `tokenizers` library loads, and files that are no tokenizer.
+//! Tokenizers of every kind that the `tokenizers` library loads, and files that are not tokenizers.
 
 use std::fs;
 
@@ -52,7 +52,7 @@ fn every_kind_of_tokenizer_has_the_librarys_ids() {
     }
 }
 
-/// Texts with control tokens in them are encoded as the library does it where nobody spells one, also message by message.
+/// Texts with control tokens are encoded as by the library if no content contains their names, also message by message.
 #[test]
 fn a_conversation_has_the_ids_of_its_text() {
     for name in ["without some bytes", "a blank before the text"] {
@@ -71,7 +71,8 @@ fn a_conversation_has_the_ids_of_its_text() {
     }
 }
 
-/// A text that spells control tokens changes nothing of what stands around it: the template's take their blanks.
+/// Content with names of control tokens changes no neighbouring tokens: the template's control tokens absorb their
+/// blanks.
 #[test]
 fn a_hostile_text_leaves_the_templates_tokens_alone() {
     let kind = kind("blanks behind them");
@@ -95,7 +96,7 @@ fn a_hostile_text_leaves_the_templates_tokens_alone() {
     assert_eq!(tokenizer.decode(&ids), "<|user|> the <|user|>\ncat<|end|>");
 }
 
-/// Without byte fallback and unknown token, what has no token is left out, as the library does it; the rest stays.
+/// Without byte fallback and unknown token, text without tokens is dropped, as in the library; the rest stays.
 #[test]
 fn what_the_vocabulary_cannot_express_is_left_out_always_alike() {
     let kind = kind("without some bytes");
@@ -104,7 +105,7 @@ fn what_the_vocabulary_cannot_express_is_left_out_always_alike() {
         let ids = tokenizer.encode_plain("the\u{4} cat\u{6}é");
         assert_eq!(tokenizer.decode(&ids), "the cat\u{fffd}");
     }
-    // A token that ends texts does not stand for what is unknown, whatever the file says.
+    // A token that ends texts never represents unknown text, whatever the file says.
     let mut file = kind["tokenizer"].clone();
     file["model"]["unk_token"] = "<|endoftext|>".into();
     file["model"]["vocab"]["<|endoftext|>"] = 9999.into();
@@ -141,7 +142,7 @@ fn a_token_says_its_blank() {
     assert_eq!(tokenizer.token_text(id).as_deref(), Some(" cat"));
 }
 
-/// Each of these names is a control token; each text that spells it stays text.
+/// Each of these names is a control token; text with the name stays text.
 #[test]
 fn no_kind_makes_control_tokens_of_text() {
     for kind in kinds() {
@@ -154,7 +155,7 @@ fn no_kind_makes_control_tokens_of_text() {
             for text in [name.to_owned(), format!("a {name} b"), format!("{name}{name}\n")] {
                 let ids = tokenizer.encode_plain(&text);
                 let n_controls = ids.iter().filter(|id| tokenizer.is_control(**id)).count();
-                // What stands for unknown text may: the name has letters that the vocabulary lacks.
+                // The token for unknown text may occur: the name has letters that the vocabulary lacks.
                 assert!(
                     n_controls == 0 || kind["tokenizer"]["model"]["type"] != "BPE",
                     "{}: {text}",
@@ -187,7 +188,7 @@ fn fixture_text() -> String {
     fs::read_to_string(fixture_path().join("tokenizer/tokenizer.json")).expect("fixture")
 }
 
-/// A file that is cut anywhere is refused.
+/// A truncated file is refused.
 ///
 /// Field 14
 #[test]
@@ -205,7 +206,7 @@ fn a_file_cut_anywhere_is_refused() {
     }
 }
 
-/// Values that a file may have in any place.
+/// Values that a damaged file may have in any place.
 const ODD: [&str; 16] = [
     "null",
     "0",
@@ -225,7 +226,7 @@ const ODD: [&str; 16] = [
     "true",
 ];
 
-/// Every place of a value, as a path of keys.
+/// Collects the paths of all values.
 fn places(value: &Value, path: &str, places: &mut Vec<String>) {
     places.push(path.to_owned());
     let deeper: Vec<(String, &Value)> = match value {
@@ -243,7 +244,7 @@ fn places(value: &Value, path: &str, places: &mut Vec<String>) {
     }
 }
 
-/// A changed file is a tokenizer that encodes, or is refused; it never panics.
+/// A changed file is either a working tokenizer or refused; it never panics.
 #[test]
 fn a_file_changed_anywhere_is_refused_or_encodes() {
     let mut n_refused = 0;

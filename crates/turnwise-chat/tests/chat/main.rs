@@ -1,4 +1,4 @@
-//! What the chat formats and tokenizers promise.
+//! Tests of chat formats and tokenizers.
 
 mod bridge;
 mod cases;

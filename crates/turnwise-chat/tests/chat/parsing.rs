@@ -152,7 +152,7 @@ fn a_turn_ends_at_its_stop_token() {
     );
 }
 
-/// Texts on which a careless parser takes the square of their length, its stack, or both.
+/// Texts on which a careless parser needs quadratic time or deep recursion.
 #[test]
 fn adversarial_texts_take_little_time() {
     let megabyte = |piece: &str| piece.repeat((1 << 20) / piece.len());

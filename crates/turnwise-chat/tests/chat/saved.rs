@@ -1,4 +1,4 @@
-//! The templates that are saved with a model make the prompts that it was trained on.
+//! The templates saved with a model make the prompts that it was trained on.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -31,7 +31,7 @@ fn tools() -> Vec<ToolSpec> {
     vec![ToolSpec { parameters, ..calc() }, bare]
 }
 
-/// The renderer, and one of the template that is saved with its checkpoints.
+/// Returns the renderer, and one of the template that is saved with its checkpoints.
 fn llama_and_its_template(tools_in_user_message: bool) -> (Llama3, TemplateRenderer) {
     let settings = Llama3Settings {
         tools_in_user_message,
@@ -48,7 +48,7 @@ fn llama_and_its_template(tools_in_user_message: bool) -> (Llama3, TemplateRende
     (chat, saved.expect("a template"))
 }
 
-/// What a policy may sample: blanks at both ends, thoughts, calls, control tokens.
+/// Texts that a policy may sample: blanks at both ends, thoughts, calls, control tokens.
 fn sampled_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         prop::sample::select(
@@ -77,12 +77,12 @@ fn sampled_text() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
 }
 
-/// Hostile text without the noncharacters that a template's renderer leaves out.
+/// Hostile text without the noncharacters that a template's renderer removes.
 fn said_text() -> impl Strategy<Value = String> {
     hostile_text().prop_map(|text| text.replace(['\u{fdd0}', '\u{fdd1}', '\u{fdd2}'], ""))
 }
 
-/// A message in a place where a conversation does not begin.
+/// A message that is not the first of a conversation.
 fn any_message() -> impl Strategy<Value = Message> {
     ("[ a-z\n]{0,8}", 0..4_u8).prop_map(|(text, role)| match role {
         0 => Message::user(text),
@@ -97,7 +97,7 @@ fn a_call() -> ToolCall {
 }
 
 proptest! {
-    // Each case makes renderers and compares whole conversations.
+    // Each case creates renderers and compares whole conversations.
     #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 4, ..ProptestConfig::default() })]
 
     #[test]
@@ -140,8 +140,8 @@ proptest! {
         }
     }
 
-    /// Turns stay as they were sampled. A program that keeps their texts renders what the model was trained on, and so does a
-    /// renderer of the saved template that has their tokens.
+    /// Turns stay as they were sampled. A program that keeps their texts renders the prompts of training, and so does a
+    /// renderer of the saved template with their tokens.
     #[test]
     fn the_saved_template_of_llama_3_keeps_sampled_turns(
         question in said_text(),

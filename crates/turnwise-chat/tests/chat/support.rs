@@ -32,12 +32,12 @@ static FIXTURE: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
     Arc::new(Tokenizer::from_directory(directory).expect("the fixture is a tokenizer"))
 });
 
-/// A trained tokenizer without a normalizer: text comes back exactly.
+/// Returns a trained tokenizer without a normalizer: decoding restores text exactly.
 pub(crate) fn trained() -> Arc<Tokenizer> {
     TRAINED.clone()
 }
 
-/// The reference tokenizer: NFC, and no token for `<tool_response>`.
+/// Returns the reference tokenizer: NFC, and no token for `<tool_response>`.
 pub(crate) fn fixture() -> Arc<Tokenizer> {
     FIXTURE.clone()
 }
@@ -73,7 +73,7 @@ static LLAMA: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
     Arc::new(Tokenizer::from_directory(folder.path()).expect("a tokenizer"))
 });
 
-/// The control tokens of Llama 3, in the places of those a trained tokenizer has.
+/// The control tokens of Llama 3, instead of those of a trained tokenizer.
 const LLAMA_MARKERS: [&str; 9] = [
     "<|end_of_text|>",
     "<|begin_of_text|>",
@@ -95,7 +95,7 @@ pub(crate) fn llama(tools_in_user_message: bool) -> Llama3 {
     Llama3::new(llama_tokenizer(), settings).expect("it has the markers")
 }
 
-/// What is appended after a turn without thoughts.
+/// Returns the tokens appended after a turn without thoughts.
 pub(crate) fn appended(
     renderer: &dyn Renderer,
     stop: StopReason,
@@ -114,7 +114,7 @@ pub(crate) fn appended(
     }
 }
 
-/// Everything that was rendered, in order.
+/// Returns all rendered tokens, in order.
 pub(crate) fn ids_of(delta: &Rendered) -> Vec<TokenId> {
     let mut ids = delta.close.clone();
     delta.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
@@ -123,7 +123,7 @@ pub(crate) fn ids_of(delta: &Rendered) -> Vec<TokenId> {
     ids
 }
 
-/// The ids of the spans of one kind.
+/// Returns the ids of the spans of one kind.
 pub(crate) fn ids_of_kind(spans: &[Span], kind: TokenKind) -> Vec<TokenId> {
     let mut ids = Vec::new();
     spans.iter().filter(|span| span.kind() == kind).for_each(|span| span.extend_ids(&mut ids));

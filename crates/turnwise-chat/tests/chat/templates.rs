@@ -1,4 +1,4 @@
-//! A model's own template, run as it is and written by hand.
+//! A model's own template, run as a program and implemented by hand.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -93,7 +93,7 @@ proptest! {
         in_user in any::<bool>(),
     ) {
         let tools = if has_tools { vec![calc()] } else { Vec::new() };
-        // The published template trims the assistant's text; ours keeps it, as a sampled turn is kept.
+        // The published template trims the assistant's text; ours keeps it, like a sampled turn.
         let trimmed = messages.into_iter().map(|message| match message.role {
             Role::Assistant => Message { content: message.content.trim().to_owned(), ..message },
             _ => message,
@@ -106,7 +106,7 @@ proptest! {
         prop_assert_eq!(ids_of(&by_hand), ids_of(&published));
     }
 
-    // Rollouts 13.15, 12.1: what is proved to append is what the whole rendering has after the turn.
+    // Rollouts 13.15, 12.1: an appended text equals the end of the whole rendering.
     #[test]
     fn a_bridge_is_the_whole_rendering_or_a_rewrite(
         first in tame_text(),
@@ -206,7 +206,7 @@ fn thinking_goes_at_a_question_and_stays_in_a_cycle_of_tools() {
     }
 }
 
-// Rollouts 11.11: an empty block of thinking in the lead-in is forced, not scaffold.
+// Rollouts 11.11: an empty thinking block in the lead-in is forced, not scaffold.
 #[test]
 fn a_prefilled_block_of_thinking_is_apart_from_the_lead_in() {
     let mut settings = TemplateSettings::default();
@@ -278,7 +278,7 @@ fn a_template_that_would_not_end_is_an_error() {
     }
 }
 
-// Rollouts 11.13: the day is a setting, and part of the fingerprint.
+// Rollouts 11.13: the date is a setting, and part of the fingerprint.
 #[test]
 fn the_time_is_frozen_by_the_settings() {
     let renderer = |day: &str| {

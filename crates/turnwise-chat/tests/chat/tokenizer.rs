@@ -23,7 +23,7 @@ fn a_missing_file_is_named() {
     assert!(matches!(error, ChatError::Read { .. }));
 }
 
-/// A refusal is one short line that names the file, whatever stands in it.
+/// An error is one short line that names the file, whatever the file contains.
 #[test]
 fn a_broken_file_is_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -76,7 +76,7 @@ fn truncation_and_padding_of_the_file_are_ignored() {
     assert_eq!(tokenizer.decode(&tokenizer.encode_plain(text)), text);
 }
 
-/// Merges that lead to an added token are the one way in which text alone could make it.
+/// Merges that lead to an added token are the only way in which plain text could become it.
 #[test]
 fn an_added_token_that_merges_can_spell_is_spelled_out() {
     let tokenizer = edited(|json| {

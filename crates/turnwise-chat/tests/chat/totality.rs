@@ -1,4 +1,4 @@
-//! Whatever a model draws and whatever a schema says, a turn is read; whatever is said, it stays text.
+//! Every sampled turn is parsed under any schema, and content never becomes a control token.
 
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ fn qwen3() -> TemplateRenderer {
         .expect("a template")
 }
 
-/// Every renderer, and how to spell what its model draws.
+/// Returns every renderer, and the tokenizer of its model.
 fn renderers() -> Vec<(Box<dyn Renderer>, std::sync::Arc<Tokenizer>)> {
     vec![
         (Box::new(chatml(trained(), ToolPrompt::Hermes)), trained()),
@@ -67,7 +67,7 @@ fn any_name() -> impl Strategy<Value = String> {
     prop_oneof![prop::sample::select(&NAMES[..]).prop_map(str::to_owned), hostile_text()]
 }
 
-/// Schemas as they should be, and anything else in the place of one or of its parts.
+/// Valid schemas, and arbitrary values instead of one or of its parts.
 fn any_schema() -> impl Strategy<Value = Value> {
     let part = || prop_oneof![any_json(), Just(json!({"type": ["integer", "null"]}))];
     let properties = prop::collection::vec((any_name(), part()), 0..4)
@@ -88,7 +88,7 @@ fn any_tools() -> impl Strategy<Value = Vec<ToolSpec>> {
     prop::collection::vec(tool, 0..3)
 }
 
-/// Text that is close to calls of either form.
+/// Text that resembles calls of either format.
 fn any_turn() -> impl Strategy<Value = String> {
     let call = (any_name(), any_json(), any::<bool>()).prop_map(|(name, arguments, is_hermes)| {
         if is_hermes {
@@ -107,8 +107,8 @@ fn any_turn() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..5).prop_map(|pieces| pieces.concat())
 }
 
-/// What holds of every reading: calls are numbered, no mistake repeats more than is read, and a call that stays is one of a
-/// tool that is there, with everything that it requires.
+/// Checks what holds for every parsed turn: calls are numbered, a mistake repeats no more than was read, and every
+/// remaining call has an existing tool and all required arguments.
 fn check(action: &Action, tools: &[ToolSpec]) -> Result<(), TestCaseError> {
     for (index, attempt) in action.calls.iter().enumerate() {
         let id = format!("call_{index}");
@@ -151,7 +151,7 @@ proptest! {
             let action = renderer.parse(&ids, &tools);
             check(&action, &tools)?;
             prop_assert_eq!(renderer.parse(&ids, &tools), action);
-            // A schema decides what becomes of a call, and never whether there is one.
+            // A schema decides what a call becomes, but not whether there is one.
             let free = renderer.parse(&ids, &[]);
             prop_assert_eq!(free.calls.len(), renderer.parse(&ids, &tools).calls.len());
         }
@@ -193,7 +193,7 @@ proptest! {
     }
 }
 
-/// Turns and schemas on which a careless reader takes the square of their length, or its stack.
+/// Turns and schemas on which a careless parser needs quadratic time or deep recursion.
 // Rollouts 13.18
 #[test]
 fn adversarial_turns_and_schemas_take_little_time() {

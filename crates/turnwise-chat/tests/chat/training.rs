@@ -14,7 +14,7 @@ fn the_order_of_the_texts_does_not_matter() {
     assert_eq!(forwards.fingerprint(), backwards.fingerprint());
 }
 
-/// Seeded hashes, another version of a dependency or another machine must not change what a checkpoint was made with.
+/// The result does not depend on seeded hashes, versions of dependencies or the machine.
 #[test]
 fn training_is_the_same_everywhere() {
     let tokenizer = train_tokenizer(texts(), 320).expect("trained");

@@ -6,7 +6,7 @@ use turnwise_trajectory::{StopReason, TokenKind};
 
 use crate::support::{ids_of, ids_of_kind, trained};
 
-/// The tokens of an observation's text, and the text that is left of it.
+/// Returns the number of tokens of an observation's text, and the text after truncation.
 fn heard(text: &str, max_observation_tokens: usize) -> (usize, String) {
     let settings = ChatMlSettings { max_observation_tokens, ..ChatMlSettings::default() };
     let renderer = ChatMl::new(trained(), settings).expect("markers");
@@ -45,7 +45,7 @@ fn ten_megabytes_are_cut_before_they_are_encoded() {
     assert!(left.contains("bytes omitted"));
 }
 
-/// A long question is the task: it is not cut, whatever observations are.
+/// A long question is the task: it is not truncated, whatever the limit of observations is.
 #[test]
 fn the_task_stays_whole() {
     let question = format!("Read.\n{}What does part 600 cost?", "Part 7 costs 259.\n".repeat(1500));

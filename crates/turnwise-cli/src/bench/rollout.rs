@@ -120,7 +120,7 @@ fn report(arguments: &RolloutArguments, measured: &RolloutMeasurement) -> Report
     let of_bound = sampled.iter().map(|rate| rate / bound).collect();
     let mut figures = vec![
         Figure::each("rollout_s", "all episodes", "s", 1.0, measured.seconds.clone()),
-        Figure::each("sampled_tokens_per_s", "tokens drawn", "tokens/s", 1.0, sampled),
+        Figure::each("sampled_tokens_per_s", "tokens sampled", "tokens/s", 1.0, sampled),
         Figure::once("bound_tokens_per_s", "bound of products and memory", "tokens/s", 1.0, bound),
         Figure::each("of_bound", "achieved of it", "", 1.0, of_bound),
         Figure::each("flops_per_s", "matrix products", "GFLOP/s", 1e9, per_second(flops)),

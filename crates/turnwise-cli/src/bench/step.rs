@@ -96,7 +96,13 @@ fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) 
         Figure::each("step_s", "a step", "s", 1.0, step_s),
         Figure::each("rollout_s", "of it rollouts", "s", 1.0, rollout_s.clone()),
         Figure::each("training_s", "of it training", "s", 1.0, training_s),
-        Figure::each("sampled_tokens_per_s", "tokens drawn in rollouts", "tokens/s", 1.0, sampled),
+        Figure::each(
+            "sampled_tokens_per_s",
+            "tokens sampled in rollouts",
+            "tokens/s",
+            1.0,
+            sampled,
+        ),
         Figure::each("tokens_per_s", "tokens of padded rows in training", "tokens/s", 1.0, trained),
     ];
     figures.extend(memory_figures(start, peak));

@@ -112,7 +112,7 @@ fn check_name(registry: &Registry, name: &str) -> Result<(), Failure> {
         && name.bytes().all(allowed);
     if !is_fit || TAKEN.contains(&name.replace('-', "_").as_str()) {
         return Err(Failure::refused(format!("`{name}` cannot be the name of a crate")).help(
-            "use a name of a-z, 0-9, '-' and '_' that begins with a letter and is no word of Rust, such as  turnwise env new maze",
+            "use a name of a-z, 0-9, '-' and '_' that starts with a letter and is not a keyword of Rust, such as  turnwise env new maze",
         ));
     }
     if registry.names().any(|known| known == name) {
@@ -136,7 +136,7 @@ fn find(source: Option<&str>) -> Result<CrateSource, Failure> {
         _ if source.contains("://") || source.starts_with("git@") => {
             Ok(CrateSource::Git(source.to_owned()))
         }
-        _ => Err(Failure::refused(format!("{source} is no checkout of turnwise")).help(
+        _ => Err(Failure::refused(format!("{source} is not a checkout of turnwise")).help(
             "name a directory with crates/turnwise in it, or a git address such as https://…",
         )),
     }

@@ -69,7 +69,7 @@ impl<W: Write> Shown<W> {
     }
 
     pub(super) fn unknown(&mut self, command: &str) -> io::Result<()> {
-        self.line(&format!("there is no command {}; see /help", text::one_line(command)))
+        self.line(&format!("unknown command {}; see /help", text::one_line(command)))
     }
 
     pub(super) fn help(&mut self, tools: &[ToolSpec]) -> io::Result<()> {

@@ -135,7 +135,7 @@ fn content(value: &Value) -> Result<Option<String>, String> {
             });
             texts.collect::<Result<String, _>>().map(Some)
         }
-        _ => Err("has a content that is no text".to_owned()),
+        _ => Err("has a content that is not text".to_owned()),
     }
 }
 

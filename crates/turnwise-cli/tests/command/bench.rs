@@ -2,7 +2,7 @@ use serde_json::Value;
 
 use crate::support::turnwise;
 
-/// The smallest model that can be measured, once.
+/// The smallest measurable model, once.
 const TINY: [&str; 17] = [
     "--json",
     "--vocab-size",

@@ -1,4 +1,4 @@
-//! The form of conversations: which template, where turns end, and what a saved model says about both.
+//! The format of conversations: templates, ends of turns, and what a saved model says about both.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::support::{Ended, fixtures, turnwise};
 const PLAIN: &str = "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- endfor -%}\
     {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}";
 
-/// A directory with the fixture's tokenizer, changed, and these files.
+/// Creates a directory with the fixture's tokenizer, changed, and these files.
 fn model(change: impl Fn(&mut Value), files: &[(&str, Value)]) -> TempDir {
     let home = TempDir::new().expect("a folder");
     let text =
@@ -59,7 +59,7 @@ fn stock() -> Value {
 const TALK: &str = "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n<|im_start|>user\n3 + 3?<|im_end|>\n\
     <|im_start|>assistant\n";
 
-/// Llama 3, base models with a template: the tokenizer's end token is not the one that ends turns.
+/// Llama 3, and base models with a template: the tokenizer's end token is not the one that ends turns.
 #[test]
 fn a_turn_ends_where_the_template_ends_it() {
     let mut other = config(&PLAIN.into());
@@ -120,7 +120,7 @@ fn a_long_question_is_whole() {
     );
 }
 
-/// Phi 3: a control token takes the blanks behind it, rendered whole and turn by turn.
+/// Phi 3: a control token absorbs the blanks after it, rendered at once and turn by turn.
 #[test]
 fn control_tokens_take_the_blanks_that_they_take_in_the_tokenizer() {
     let strip = |tokenizer: &mut Value| {
@@ -166,7 +166,7 @@ fn object(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).expect("it is there")).expect("JSON")
 }
 
-/// A model directory made by a run, without what says that a run made it.
+/// Creates a model directory as by a run, but without the run's settings.
 fn base(home: &TempDir) -> String {
     let made = train(home, "base", &[]);
     assert_eq!(made.code, 0, "{}", made.stderr);
@@ -178,7 +178,7 @@ fn base(home: &TempDir) -> String {
     to.display().to_string()
 }
 
-/// Other programs render a checkpoint's prompts and stop its turns as training did.
+/// Other programs render a checkpoint's prompts and end its turns as in training.
 ///
 /// Field 8
 #[test]
@@ -196,7 +196,8 @@ fn a_checkpoint_says_how_its_model_was_spoken_to() {
         assert_eq!(object(&checkpoint.join(file))["eos_token_id"][0], end, "{file}");
     }
 
-    // A model with a default system prompt of its own, trained in another form: the form goes with it, and a person is told.
+    // A model with a default system prompt, trained in another format: the checkpoint has that format, and a person is
+    // told.
     let own = json!({"eos_token": "<|endoftext|>", "chat_template": format!("{{{{- 'You are Quill.' -}}}}{PLAIN}")});
     fs::write(Path::new(&model).join("tokenizer_config.json"), own.to_string()).expect("written");
     let directory = format!("model.directory={model}");
@@ -210,7 +211,7 @@ fn a_checkpoint_says_how_its_model_was_spoken_to() {
         (&template.into(), &"<|im_end|>".into())
     );
 
-    // Trained in its own template, it keeps that, and stops at the token that ended turns there.
+    // A model trained in its own template keeps it, and stops at the token that ended turns there.
     let own_template = own["chat_template"].as_str().expect("a text");
     let trust = format!("model.trust={}", template_hash(own_template));
     let trained = train(&home, "own", &[&directory, "model.template=hf", &trust]);
@@ -224,7 +225,7 @@ fn a_checkpoint_says_how_its_model_was_spoken_to() {
     assert_eq!(again.code, 0, "{}", again.stderr);
 }
 
-/// The `eos_token_id` of a Llama is 2 by default, whatever the tokenizer calls by that number.
+/// The `eos_token_id` of a Llama is 2 by default, whatever token has this id.
 #[test]
 fn a_checkpoint_stops_at_no_token_that_training_went_on_with() {
     let home = TempDir::new().expect("a folder");
@@ -247,7 +248,7 @@ fn a_checkpoint_stops_at_no_token_that_training_went_on_with() {
     }
 }
 
-/// transformers 5 saves templates by name in a folder beside `chat_template.jinja`.
+/// transformers 5 saves named templates in a folder next to `chat_template.jinja`.
 #[test]
 fn a_checkpoint_keeps_the_template_for_tools() {
     let home = TempDir::new().expect("a folder");
@@ -288,7 +289,7 @@ fn a_checkpoint_writes_the_moment_of_training() {
     let written = object(&saved.join("tokenizer_config.json"))["chat_template"].clone();
     let written = written.as_str().expect("a text");
     assert!(written.contains("31 Jan 2026") && written.ends_with(&template), "{written}");
-    // The same program to whoever trusts it.
+    // The same program, once its template is trusted.
     let run = home.path().join("dated").display().to_string();
     let again = turnwise(&["resume", &run, "--steps", "2"], "");
     assert_eq!(again.code, 0, "{}", again.stderr);

@@ -1,4 +1,4 @@
-//! The command as users run it: what it prints, what it refuses, how it exits.
+//! The command as users run it: output, refusals, exit codes.
 
 mod bench;
 mod form;

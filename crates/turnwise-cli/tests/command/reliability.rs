@@ -1,4 +1,4 @@
-//! What a run survives: being stopped, hung up and resumed at any moment, a disk that lies, directories that are not its own.
+//! Failures that a run survives: stops, hang-ups and resumptions at any moment, a full disk, directories of others.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -105,7 +105,7 @@ fn lines(run: &str, file: &str) -> Vec<Value> {
     text.lines().map(read).collect()
 }
 
-/// The metrics of each step but the times, of the process that did it last.
+/// Returns the metrics of each step without times, from the last process that did it.
 fn metrics(run: &str) -> Vec<(u64, Vec<(String, Value)>)> {
     let mut steps = std::collections::BTreeMap::new();
     for line in lines(run, "metrics.jsonl") {
@@ -126,9 +126,10 @@ fn checkpoints(run: &str) -> Vec<String> {
     names
 }
 
-/// Starts the command, sends a signal so many milliseconds after the run has begun its first step, and returns how it ended.
+/// Starts the command, sends a signal some milliseconds after the run has started its first step, and returns how it
+/// ended.
 fn signalled(arguments: &[&str], run: &str, signal: &str, after: Duration) -> i32 {
-    // A test run that was started under `nohup` ignores SIGHUP, and so would the command.
+    // A test run started under `nohup` ignores SIGHUP, and so would the command.
     let mut child = Command::new("env")
         .args(["--default-signal=HUP", env!("CARGO_BIN_EXE_turnwise")])
         .args(arguments)
@@ -149,7 +150,7 @@ fn signalled(arguments: &[&str], run: &str, signal: &str, after: Duration) -> i3
     child.wait().expect("it ends").code().expect("it ended by itself")
 }
 
-/// In the reproducible modes a polite stop changes nothing, whenever it comes.
+/// In the reproducible modes, a requested stop changes nothing, at any moment.
 #[test]
 fn a_run_that_is_stopped_and_resumed_has_the_weights_of_one_that_is_not() {
     let home = Home::new();
@@ -179,7 +180,7 @@ fn a_closed_terminal_stops_a_run_with_a_checkpoint_and_nohup_does_not_stop_it() 
     let code = signalled(&arguments, &run, "-HUP", Duration::from_millis(300));
     assert_eq!(code, 129);
     assert!(checkpoints(&run).len() > 1, "{:?}", checkpoints(&run));
-    // As `nohup` starts a process: SIGHUP is ignored, and stays so.
+    // `nohup` starts a process like this: SIGHUP stays ignored.
     let run = home.path("nohup");
     let script = format!(
         "trap '' HUP; exec {} train {config} --run-dir {run} run.steps=3",
@@ -285,7 +286,7 @@ fn the_content_of_a_checkpoint_counts_and_not_its_name() {
     assert!(!left.iter().any(|name| name.starts_with(".tmp")), "{left:?}");
 }
 
-/// A pipe or a link in a checkpoint's place would block or never end.
+/// A pipe or a link instead of a checkpoint would block or never end.
 #[test]
 fn special_files_are_passed_over_and_said() {
     let home = Home::new();
@@ -367,7 +368,7 @@ fn directories_that_are_not_a_runs_are_refused_before_anything_is_made() {
     let ended = turnwise(&["train", &config, "--run-dir", "/"], "");
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("is no run directory"), "{}", ended.stderr);
-    // A name that no log could repeat.
+    // A name that logs cannot repeat.
     let name = std::ffi::OsStr::from_bytes(b"\xff\xfe");
     let output = Command::new(env!("CARGO_BIN_EXE_turnwise"))
         .args(["train", &config, "--run-dir"])
@@ -387,12 +388,12 @@ fn directories_that_are_not_a_runs_are_refused_before_anything_is_made() {
     assert_eq!(fs::read_to_string(home.path("precious")).unwrap(), "kept");
 }
 
-/// A disk that is full in the middle of a run costs no step that was acknowledged.
+/// A disk that fills up in the middle of a run costs no acknowledged step.
 #[test]
 fn a_full_disk_is_said_and_the_run_goes_on_when_there_is_room() {
     let home = Home::new();
     let run = home.run("run", &["run.steps=4"]);
-    // No file may grow beyond this: less than the weights, more than the logs.
+    // The limit of a file's size: below the weights, above the logs.
     let size =
         fs::metadata(format!("{run}/checkpoints/step-000004/model.safetensors")).unwrap().len();
     let script = format!(
@@ -413,7 +414,7 @@ fn a_full_disk_is_said_and_the_run_goes_on_when_there_is_room() {
 #[test]
 fn a_run_that_cannot_learn_says_so() {
     let home = Home::new();
-    // A model that knows nothing, and no warm start: it never answers in the form.
+    // An untrained model without warm start never answers in the required form.
     let more = ["run.steps=6", "warm_start.steps=0", "rollout.tokens_per_step=0"];
     let ended = home.train("run", &more);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -467,7 +468,7 @@ fn a_run_says_beforehand_what_it_takes() {
     assert!(first < ended.stdout.find("step 1/1").expect("a step"), "{}", ended.stdout);
 }
 
-/// Replaces a line of the settings that a run wrote.
+/// Replaces a line of a run's settings.
 fn edit(run: &str, from: &str, to: &str) {
     let path = format!("{run}/run.toml");
     let settings = fs::read_to_string(&path).expect("the run wrote it");
@@ -475,7 +476,7 @@ fn edit(run: &str, from: &str, to: &str) {
     fs::write(&path, settings.replace(from, to)).expect("it is written");
 }
 
-/// What was edited before a resume is either followed and said, or refused; nothing is passed over.
+/// Settings edited before a resumption are either applied and reported, or refused; none is ignored.
 #[test]
 fn settings_that_were_edited_before_a_resume_are_followed_and_said_or_refused() {
     let home = Home::new();
@@ -509,12 +510,12 @@ fn settings_that_were_edited_before_a_resume_are_followed_and_said_or_refused() 
     assert!(ended.stdout.contains("run.seed was 1 and is 2: from here on"), "{}", ended.stdout);
     let said = "warm_start.steps was 20 and is 30: a run reads it at its start alone";
     assert!(ended.stdout.contains(said), "{}", ended.stdout);
-    // The checkpoint has them now.
+    // The checkpoint now has them.
     let ended = resume(&run, &["--steps", "8"]);
     assert!(!ended.stdout.contains(" was "), "{}", ended.stdout);
 }
 
-/// A log that is damaged or lost costs its lines, and not the run.
+/// A damaged or lost log costs its lines, not the run.
 #[test]
 fn a_run_goes_on_without_what_was_lost_of_its_logs() {
     let home = Home::new();
@@ -539,7 +540,7 @@ fn a_run_goes_on_without_what_was_lost_of_its_logs() {
     assert!(summary.contains("\"eval_before\": null"), "{summary}");
 }
 
-/// A file that cannot be used is named, and nothing waits for a pipe or reads a device to its end.
+/// An unusable file is named, and the command neither waits for a pipe nor reads a device to its end.
 #[test]
 fn files_of_a_run_that_cannot_be_used_are_named_with_what_helps() {
     let home = Home::new();
@@ -582,7 +583,7 @@ fn files_of_a_run_that_cannot_be_used_are_named_with_what_helps() {
     assert!(ended.stderr.contains("a checkpoint is a model: "), "{}", ended.stderr);
 }
 
-/// Conversations are not played for nothing, and not written over something else.
+/// Conversations are not played in vain, and do not replace other files.
 #[test]
 fn a_file_for_conversations_is_made_before_they_are_played() {
     let home = Home::new();
@@ -593,7 +594,7 @@ fn a_file_for_conversations_is_made_before_they_are_played() {
     assert_eq!(ended.code, 2, "{}", ended.stderr);
     assert!(ended.stderr.contains("holds something else than conversations"), "{}", ended.stderr);
     assert_eq!(fs::read(&settings).unwrap(), saved);
-    // Were they played first, this would take minutes.
+    // If the episodes were played first, this would take minutes.
     let nowhere = home.path("nowhere/played.jsonl");
     let much = ["eval", "--model", &run, "--out", &nowhere, "eval.episodes=100000"];
     let ended = turnwise(&much, "");
@@ -607,7 +608,7 @@ fn a_file_for_conversations_is_made_before_they_are_played() {
     assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), 3);
 }
 
-/// Settings that could only fail later are refused, or fit themselves to the model.
+/// Settings that would fail later are refused, or adapted to the model.
 #[test]
 fn settings_that_do_not_go_together_are_refused_before_a_run_begins() {
     let home = Home::new();
@@ -619,7 +620,7 @@ fn settings_that_do_not_go_together_are_refused_before_a_run_begins() {
         ended.stderr
     );
     assert!(!Path::new(&home.path("cache")).exists());
-    // More than the context leaves room for.
+    // More than the context has room for.
     home.run("canary", &["run.steps=2", "train.canary.tokens=4096"]);
     for seed in ["9223372036854775808", "18446744073709551615"] {
         let ended = home.train("seed", &["--seed", seed]);
@@ -630,7 +631,7 @@ fn settings_that_do_not_go_together_are_refused_before_a_run_begins() {
     assert!(ended.stderr.contains("262144 episodes at once"), "{}", ended.stderr);
 }
 
-/// The help can be typed as it stands.
+/// The help is a command that can be typed.
 #[test]
 fn a_full_disk_is_answered_with_the_command_of_this_run() {
     let home = Home::new();

@@ -41,7 +41,7 @@ fn ids(tokens: &[Value]) -> Vec<Value> {
     tokens.iter().map(|token| token["id"].clone()).collect()
 }
 
-/// The text of the tokens that satisfy something.
+/// Returns the text of the tokens that satisfy a predicate.
 fn text_where(tokens: &[Value], is_meant: impl Fn(&Value) -> bool) -> String {
     let meant = tokens.iter().filter(|token| is_meant(token));
     meant.map(|token| token["text"].as_str().expect("a token of the tokenizer")).collect()
@@ -62,7 +62,7 @@ fn conversations_have_the_ids_of_the_reference() {
     let mut n_compared = 0;
     for conversation in conversations() {
         let with = &conversation["rendered"]["with_generation_prompt"];
-        // What spells control tokens stays text here, and a carriage return is cleaned away.
+        // Names of control tokens stay text here, and a carriage return is removed.
         if conversation["special_text_in_content"] == true || conversation["id"] == "unicode" {
             continue;
         }
@@ -71,7 +71,7 @@ fn conversations_have_the_ids_of_the_reference() {
         let positions = rendered.iter().map(|token| token["position"].clone());
         assert!(positions.eq((0..rendered.len()).map(Value::from)));
         n_compared += 1;
-        // By hand the form is the same, but for the words about tools.
+        // The renderer's format differs only in the description of tools.
         if conversation["tools"].is_null() {
             let by_hand = tokens(&conversation, &["--template", "qwen3", "--thinking", "follow"]);
             assert_eq!(ids(&by_hand), ids(&rendered), "{}", conversation["id"]);
@@ -192,7 +192,7 @@ fn rewritten_history_shows_each_branch() {
         played.into_iter().partition(|token| token["branch"] == 0);
     assert!(text_where(&first, |_| true).contains("9 = 3 * 3"));
     assert!(!text_where(&second, |_| true).contains("9 = 3 * 3"));
-    // The new branch goes on from what both have, and is what the template writes without the thoughts.
+    // The new branch continues the common prefix, and is the template's text without the thoughts.
     assert!(second.iter().all(|token| token["parent_branch"] == 0));
     let n_shared = second[0]["position"].as_u64().expect("a number") as usize;
     let held = [&ids(&first)[..n_shared], &ids(&second)].concat();
@@ -268,7 +268,7 @@ fn a_missing_tokenizer_and_a_template_that_is_not_trusted_are_refused() {
     }
 }
 
-/// Two turns of which the second forks the first away, with every kind of token.
+/// Returns a graph of two turns, the second of which forks, with every kind of token.
 fn forked_graph() -> MessageGraph {
     let node = |parent: Option<u32>, author, message, spans| Node {
         parent: parent.map(NodeId),
@@ -396,7 +396,7 @@ fn a_record_is_shown_branch_after_branch() {
     assert_eq!(field("position"), [0, 1, 2, 3, 4, 2, 3, 4, 5]);
     assert_eq!(field("branch"), [0, 0, 0, 0, 0, 1, 1, 1, 1]);
     assert_eq!(field("trains"), [false, false, false, false, true, false, false, false, true]);
-    // Not scored is absent; scored without signal is 0.
+    // A missing score is absent; a score without signal is 0.
     let credit = [&none, &none, &none, &json!(0.0), &json!(0.0), &none, &none, &none, &none];
     assert!(field("advantage").iter().eq(credit));
     assert_eq!(tokens[3]["mask"], "stale");
@@ -419,7 +419,7 @@ fn a_record_that_cannot_be_read_is_refused() {
     refusal(&turnwise(&["render"], ""), "required arguments");
 }
 
-/// A run with weights of chance, which takes seconds.
+/// A run with random weights, which takes seconds.
 const SETTINGS: [&str; 9] = [
     "warm_start.steps=0",
     "model.hidden_size=16",

@@ -1,4 +1,4 @@
-//! Whole runs of the command, small enough for a test: what they leave on disk, and how they go on.
+//! Whole runs of the command, small enough for a test: their files and their resumption.
 
 use std::fs;
 use std::path::Path;
@@ -48,7 +48,7 @@ keep_zero_variance = true
 episodes = 8
 "#;
 
-/// Trains with [`TINY`] and these overrides, and answers with the run's directory.
+/// Trains with [`TINY`] and these overrides, and returns the run's directory.
 fn train(home: &TempDir, name: &str, overrides: &[&str]) -> String {
     let (config, run) = (home.path().join("tiny.toml"), home.path().join(name));
     fs::write(&config, TINY).expect("a directory of its own");
@@ -99,7 +99,7 @@ fn a_penalty_holds_on_to_the_weights_of_the_start_in_a_process_that_goes_on_too(
     assert_eq!(resumed.code, 0, "{}", resumed.stderr);
     let last = "checkpoints/step-000003";
     assert!(weights(&whole, last) == weights(&cut, last), "the reference is another one");
-    // The penalty does something: without it the same run ends elsewhere.
+    // The penalty has an effect: without it, the same run ends elsewhere.
     let free = train(&home, "free", &["train.learning_rate=1e-2", "run.steps=3"]);
     assert!(weights(&whole, last) != weights(&free, last));
 }
@@ -130,7 +130,7 @@ fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() 
     assert_eq!((&said["r"], &said["lora_alpha"]), (&3.into(), &6.into()));
     let evaluated = turnwise(&["eval", "--model", &model, "--json"], "");
     assert_eq!(evaluated.code, 0, "{}", evaluated.stderr);
-    // An adapter that was changed is a damaged checkpoint.
+    // A changed adapter makes the checkpoint damaged.
     fs::write(format!("{model}/adapter/adapter_model.safetensors"), "changed").unwrap();
     let resumed = turnwise(&["resume", &whole, "--steps", "4"], "");
     assert!(resumed.stdout.contains("adapter/adapter_model.safetensors"), "{}", resumed.stdout);
@@ -161,7 +161,7 @@ fn every_objective_and_every_credit_trains() {
     }
 }
 
-/// The model of a run as somebody else's: a directory without a run's settings, with a template of its own.
+/// Returns a run's model without its settings, and with a template of its own.
 fn strangers_model(home: &TempDir, run: &str) -> String {
     let model = home.path().join("model");
     fs::create_dir(&model).expect("a directory of its own");
@@ -188,7 +188,7 @@ fn a_run_speaks_the_form_that_its_settings_name_and_goes_on_with_it() {
     let rollouts = format!("{run}/rollouts/step-000001.jsonl");
     let shown = turnwise(&["render", "--rollout", &rollouts], "");
     assert!(shown.stdout.contains("as the run's settings have it"), "{}", shown.stdout);
-    // A form whose control tokens the tokenizer has not.
+    // A format whose control tokens the tokenizer does not have.
     let config = home.path().join("tiny.toml");
     let elsewhere = home.path().join("llama");
     let arguments = ["train", config.to_str().unwrap(), "--run-dir", elsewhere.to_str().unwrap()];
@@ -219,7 +219,7 @@ fn a_models_own_template_trains_once_it_is_trusted_and_goes_with_its_checkpoints
     assert_eq!(resumed.code, 0, "{}", resumed.stderr);
 }
 
-/// The largest value of a metric. A step that trains nothing has none.
+/// Returns the largest value of a metric. A step that trains nothing has none.
 #[cfg(feature = "gguf")]
 fn largest(run: &str, name: &str) -> f64 {
     let values: Vec<f64> =
@@ -243,7 +243,7 @@ fn a_run_with_a_rounded_engine_says_how_far_it_is_from_the_trainer() {
         let further = largest(&rounded, name).min(largest(&recomputed, name));
         assert!(rounding * 10.0 < further, "{name}: {rounding} {further}");
     }
-    // The same, whoever was faster.
+    // The same result, whichever was faster.
     let again = run("again", &[]);
     assert_eq!(
         weights(&rounded, "checkpoints/step-000002"),

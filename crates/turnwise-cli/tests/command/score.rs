@@ -15,7 +15,7 @@ fn score(name: &str, input: &str, more: &[&str]) -> Ended {
     turnwise(&[&["score", "--model", directory, "--input", "-"], more].concat(), input)
 }
 
-/// transformers computed them, in double precision.
+/// The expected values were computed by transformers, in double precision.
 #[test]
 fn scores_are_those_of_the_reference_implementation() {
     let names = [
@@ -64,7 +64,7 @@ fn what_cannot_be_scored_is_refused_with_its_line() {
     let ended = score("llama", "[1, 2]\n", &[]);
     assert!(ended.code == 2 && ended.stderr.contains("line 1 is not"), "{}", ended.stderr);
     let ended = score("llama", "", &["--device", "gpu"]);
-    assert!(ended.code == 2 && ended.stderr.contains("is no device"), "{}", ended.stderr);
+    assert!(ended.code == 2 && ended.stderr.contains("is not a device"), "{}", ended.stderr);
     if !cfg!(feature = "cuda") {
         let ended = score("llama", "", &["--device", "cuda"]);
         assert!(ended.code == 2 && ended.stderr.contains("--features cuda"), "{}", ended.stderr);
@@ -75,7 +75,7 @@ fn field(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field").join(name)
 }
 
-/// A weight of it is NaN, and `f32::min` made 0 of that: every token was certain.
+/// One of its weights is NaN, which `f32::min` turned into 0: every token was certain.
 #[test]
 fn a_model_with_nan_is_refused_and_the_environment_is_not_blamed() {
     let (case, input) = (field("not_a_number"), field("not_a_number").join("input.jsonl"));

@@ -1,4 +1,4 @@
-//! The public interface under load. Also run by miri, with less of everything.
+//! Tests of the public interface under load, also run by miri with smaller sizes.
 
 mod portable;
 mod team;

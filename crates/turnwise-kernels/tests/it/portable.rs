@@ -1,4 +1,4 @@
-//! Kernels whose portable paths miri can run.
+//! Kernels with portable paths that miri can run.
 
 use turnwise_kernels::matrix::{Accuracy, Write};
 use turnwise_kernels::panels::{Epilogue, Panels, StoredMatrix, StridedRows};
@@ -18,7 +18,7 @@ fn cache_lines_are_their_numbers() {
 }
 
 vectorized! {
-    /// The log-sum-exp of numbers.
+    /// Returns the log-sum-exp of numbers.
     fn log_sum_exp(x: &[f32]) -> f32 {
         let highest = math::maximum(x);
         highest + math::exponential_sums(x, highest).0.ln()
@@ -36,7 +36,7 @@ fn sums_of_blocks_are_the_sum() {
     }
 }
 
-/// A last tile that is narrower than a vector, and rows that fill no tile.
+/// A last tile that is narrower than a vector, and rows that do not fill a tile.
 #[test]
 fn tiles_at_the_edge_stay_inside_their_slices() {
     let (rows, terms, columns) = (5, 7, 19_usize);

@@ -1,4 +1,4 @@
-//! A thread team under load: everything that is shared is written once and seen by the caller.
+//! A thread team under load: all shared data is written once and visible to the caller.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ fn chunks_are_written_by_one_member_and_seen_by_the_caller() {
             let length = round % 13 + 1;
             team.chunks(&mut items, length, |_, index, chunk| {
                 for (offset, item) in chunk.iter_mut().enumerate() {
-                    // Not atomic: two writers would be lost updates here, and a data race for miri.
+                    // Not atomic: two writers would lose updates here, and cause a data race under miri.
                     *item += index * length + offset;
                 }
             });
@@ -43,7 +43,7 @@ fn rows_are_written_once() {
     }
 }
 
-/// Regions that borrow from the caller's stack end before it does, whether they are short, long, empty or panic.
+/// Regions that borrow from the caller's stack end before it returns, whether they are short, long, empty or panic.
 #[test]
 fn a_region_ends_before_what_it_borrows() {
     let mut team = Team::new(4, "stress").unwrap();
@@ -64,7 +64,7 @@ fn a_region_ends_before_what_it_borrows() {
     }
 }
 
-/// Helpers fall asleep after some 300 microseconds: here many fall asleep just as a region opens or the team ends.
+/// Helpers fall asleep after some 300 microseconds: here many do so just when a region opens or the team ends.
 #[test]
 fn helpers_that_fall_asleep_miss_no_region_and_no_end() {
     for round in 0..=ROUNDS / 30 {
