@@ -93,7 +93,7 @@ impl DecoderConfig {
         }
         if !self.head_dim.is_multiple_of(2) {
             problems.push(format!(
-                "head_dim is {} and must be even, because positions turn pairs",
+                "head_dim is {} and must be even, because rotary positions rotate pairs",
                 self.head_dim
             ));
         }

@@ -67,7 +67,7 @@ impl Culprit {
         let (largest, name) = self.largest;
         self.found.unwrap_or_else(|| {
             format!(
-                "every weight is finite, but what is computed from them is not; the largest weight is {largest:e}, in {name}"
+                "every weight is finite, but results are not; the largest weight is {largest:e}, in {name}"
             )
         })
     }

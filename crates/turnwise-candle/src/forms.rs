@@ -64,7 +64,7 @@ fn stand_in(directory: &Path, names: &[String]) -> Option<String> {
                 ))
             }
             Ok(file) if file.is_file() && file.len() < 1024 && is_pointer(&path) => Some(format!(
-                "{shown} is a pointer of Git LFS, and the file that it stands for is not here; `git lfs pull` downloads it"
+                "{shown} is a pointer of Git LFS, and the file itself is missing; `git lfs pull` downloads it"
             )),
             _ => None,
         }
@@ -128,7 +128,7 @@ impl FileKind {
         let (name, from) = (brief(name), directory.display());
         let convert = |load: &str| {
             format!(
-                "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{from}'{load}).save_pretrained('NEW')\" writes what is read here"
+                "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{from}'{load}).save_pretrained('NEW')\" writes the supported format"
             )
         };
         match self {
@@ -141,7 +141,7 @@ impl FileKind {
                 )
             }
             Self::Pickle => format!(
-                "{name} is a pickle, which can run any program when it is loaded, and is never loaded here; {}",
+                "{name} is a pickle, which can run any program when it is loaded, and is therefore never loaded; {}",
                 convert("")
             ),
             Self::Gguf => format!(
@@ -149,10 +149,10 @@ impl FileKind {
                 convert(&format!(", gguf_file='{name}'"))
             ),
             Self::Other => format!(
-                "{name} is of another library; safetensors are read here, which the model's page or transformers may have"
+                "{name} is in the format of another library; only safetensors are supported, which the model's page or transformers may have"
             ),
             Self::Weights => format!(
-                "there is {name}, but neither {WEIGHTS} nor model.safetensors.index.json, which says what is in several files"
+                "there is {name}, but neither {WEIGHTS} nor model.safetensors.index.json, the index of several files"
             ),
         }
     }

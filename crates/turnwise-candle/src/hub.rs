@@ -51,9 +51,9 @@ pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
 fn fetch(repository: &Repository) -> Result<PathBuf, String> {
     let is_offline = env::var("HF_HUB_OFFLINE").is_ok_and(|value| !matches!(&*value, "" | "0"));
     if is_offline {
-        return Err(", or take HF_HUB_OFFLINE away".to_owned());
+        return Err(", or unset HF_HUB_OFFLINE".to_owned());
     }
-    download::fetch(repository).map_err(|error| format!(". Fetching it failed: {error}"))
+    download::fetch(repository).map_err(|error| format!(". The download failed: {error}"))
 }
 
 #[cfg(not(feature = "hub"))]
@@ -100,7 +100,7 @@ impl Repository {
         let Self { owner, name, revision } = self;
         let revision =
             if revision == "main" { String::new() } else { format!(" --revision {revision}") };
-        format!("Fetch it with `hf download {owner}/{name}{revision}` where there is a network")
+        format!("Fetch it with `hf download {owner}/{name}{revision}` on a machine with a network")
     }
 }
 

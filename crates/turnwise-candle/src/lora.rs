@@ -105,7 +105,7 @@ impl Decoder {
         })??;
         match differs {
             Some(name) => Err(ModelError::BadAdapter(format!(
-                "{name} with its adapter is not what the checkpoint holds, so its base was another one"
+                "{name} with its adapter differs from the checkpoint, so it was trained on another base"
             ))),
             None => Ok(model),
         }

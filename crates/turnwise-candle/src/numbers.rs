@@ -25,7 +25,7 @@ fn lent(tensor: &Tensor) -> Result<Numbers<impl Deref<Target = Storage>>> {
             Ok(Numbers { storage, range: start..end })
         }
         _ => {
-            candle_core::bail!("a contiguous f32 tensor on the processor is needed, not {layout:?}")
+            candle_core::bail!("a contiguous f32 tensor on the CPU is needed, not {layout:?}")
         }
     }
 }

@@ -115,7 +115,7 @@ pub(crate) fn render(
     let rendered = template.render_captured_to(given(context), &mut output);
     if output.is_full {
         return Err(RenderError(format!(
-            "the template writes more than {limit} bytes, which no context holds; the conversation is too long"
+            "the template writes more than {limit} bytes, which does not fit into the context; the conversation is too long"
         )));
     }
     rendered.map_err(failed)?;
@@ -151,7 +151,7 @@ impl Write for Capped {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > self.limit {
             self.is_full = true;
-            return Err(io::Error::other("there is no more room"));
+            return Err(io::Error::other("the output is full"));
         }
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())

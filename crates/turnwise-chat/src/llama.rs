@@ -235,7 +235,7 @@ impl Writer<'_> {
             return Ok(n_system);
         }
         let Some(first) = conversation.get(n_system) else {
-            let message = "its tools stand in the first user message, and there is none";
+            let message = "the tools belong in the first user message, and the conversation has no user message";
             return Err(RenderError(message.to_owned()));
         };
         self.canvas.set_owner(n_system);
@@ -306,8 +306,10 @@ impl Writer<'_> {
                 self.canvas.template(CLOSE);
             }
             calls => {
-                let message =
-                    format!("Llama 3 makes one call at a time, and a message has {}", calls.len());
+                let message = format!(
+                    "Llama 3 makes one call at a time, but a message has {} calls",
+                    calls.len()
+                );
                 return Err(RenderError(message));
             }
         }

@@ -30,7 +30,7 @@ pub(crate) fn fit(call: &mut ToolCall, tools: &[ToolSpec]) -> Result<(), Mistake
         match properties.get(name) {
             Some(property) => fit_type(name, value, &property["type"])?,
             None if schema["additionalProperties"] == false => {
-                return wrong(format!("there is no argument `{}`", shortened(name)));
+                return wrong(format!("the tool has no argument `{}`", shortened(name)));
             }
             None => {}
         }

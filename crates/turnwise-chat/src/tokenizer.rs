@@ -115,7 +115,7 @@ impl Tokenizer {
             Ok(encoder)
         });
         let encoder = encoder
-            .unwrap_or_else(|panic| Err(format!("the tokenizers library panics on it: {panic}")))
+            .unwrap_or_else(|panic| Err(format!("the tokenizers library panics: {panic}")))
             .map_err(refused)?;
         let fingerprint = fingerprint(json.as_bytes());
         Ok(Self { n_ids: encoder.n_ids(), encoder, json, companions, fingerprint })

@@ -60,7 +60,7 @@ fn create(path: &Path) -> Result<File, Failure> {
     let file = options.create(true).append(true).open(path).map_err(|error| unwritable(&error))?;
     if std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) && !is_of_rollouts(path) {
         return Err(Failure::refused(format!(
-            "{} holds something else than conversations",
+            "{} exists and does not contain conversations",
             path.display()
         ))
         .help("name a new file with --out FILE"));

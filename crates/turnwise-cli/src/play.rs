@@ -110,7 +110,7 @@ pub(crate) async fn play(
                 Err(why) => show.line(&why)?,
             },
             Line::Unknown(command) => show.unknown(&command)?,
-            Line::Empty => show.line("an empty line is not sent; /help tells what can be typed")?,
+            Line::Empty => show.line("an empty line is not sent; /help shows the commands")?,
             Line::Act(action) => {
                 let step = table.act(action).await?;
                 show.step(&step)?;
@@ -282,7 +282,7 @@ fn of_play(error: &PlayError) -> Failure {
         PlayError::NoTask { .. } => Failure::refused_by(error),
         PlayError::Environment(_) => {
             Failure::new(ExitCode::Infrastructure, format!("failed to {error}"))
-                .help("see whether it holds its contract:  turnwise env check NAME")
+                .help("check its contract:  turnwise env check NAME")
         }
         PlayError::Io(_) => Failure::runtime(error),
     }

@@ -28,7 +28,10 @@ pub(crate) fn simulate_seeds(arguments: &SimulateArguments) -> Result<(), Failur
     say(&describe(&summary))?;
     match summary.failures.len() {
         0 => Ok(()),
-        n => Err(Failure::new(ExitCode::Runtime, format!("{n} simulated runs violated something"))),
+        n => Err(Failure::new(
+            ExitCode::Runtime,
+            format!("{n} simulated runs violated an invariant"),
+        )),
     }
 }
 

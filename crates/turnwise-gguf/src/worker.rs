@@ -212,7 +212,7 @@ impl Worker {
         }
         if request.min_version > self.current.version {
             return refuse(format!(
-                "{} is asked for and {} is served",
+                "{} is requested, but {} is served",
                 request.min_version, self.current.version
             ));
         }

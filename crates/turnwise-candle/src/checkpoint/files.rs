@@ -41,7 +41,7 @@ impl TensorFile {
         file.read_exact(&mut size).map_err(failed)?;
         let size = u64::from_le_bytes(size);
         if size > LONGEST_HEADER || size > length - 8 {
-            return Err(malformed(format!("its description of {size} bytes does not fit")));
+            return Err(malformed(format!("its header of {size} bytes does not fit")));
         }
         let mut header = vec![0; size as usize];
         file.read_exact(&mut header).map_err(failed)?;
@@ -98,7 +98,9 @@ pub(super) fn open_all(directory: &Path) -> Result<(Vec<TensorFile>, Vec<String>
         }
         let file = TensorFile::open(&path)?;
         let lost = tensors.iter().filter(|tensor| !file.tensors.contains_key(*tensor));
-        problems.extend(lost.map(|tensor| format!("{tensor} is not in {name}, as the index says")));
+        problems.extend(
+            lost.map(|tensor| format!("{tensor} is not in {name}, although the index says so")),
+        );
         files.push(file);
     }
     Ok((files, problems))

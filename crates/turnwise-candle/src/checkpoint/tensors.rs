@@ -188,7 +188,7 @@ impl Tensors {
             return Ok(());
         }
         let problem = format!(
-            "{HEAD} {:?} differs from {EMBEDDING} in {n_different} numbers, and tie_word_embeddings says that they are the same",
+            "{HEAD} {:?} differs from {EMBEDDING} in {n_different} numbers, but tie_word_embeddings says that they are equal",
             head.info.shape
         );
         Err(ModelError::Mismatch { directory: self.path.clone(), problems: vec![problem] })
@@ -278,7 +278,7 @@ impl<'a> WantedTensors<'a> {
             };
             let part = Place { file, info, precision: whole.precision };
             if found.parameters[index][place].replace(part).is_some() {
-                return Err(format!("{name} is there, and its experts are there one by one too"));
+                return Err(format!("{name} is stored twice: stacked, and expert by expert"));
             }
         }
         Ok(())
@@ -295,7 +295,9 @@ impl<'a> WantedTensors<'a> {
         if let Some((shape, index, part)) = self.tensors.get(name) {
             let place = place(name, info, shape, file)?;
             if found.parameters[*index][*part].replace(place).is_some() {
-                return Err(format!("{name} is there, and in a tensor of all experts too"));
+                return Err(format!(
+                    "{name} is stored twice: alone, and in a tensor of all experts"
+                ));
             }
             return Ok(());
         }

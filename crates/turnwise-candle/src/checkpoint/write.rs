@@ -67,9 +67,7 @@ impl Piece<'_> {
         }
         let index = merged.iter().position(|x| !precision.rounded(*x).is_finite())?;
         let (value, dtype) = (merged[index], precision.dtype());
-        Some(format!(
-            "{name} has {value:e}, which is more than a number of the type {dtype:?} can be"
-        ))
+        Some(format!("{name} has {value:e}, which is beyond the range of {dtype:?}"))
     }
 }
 

@@ -101,7 +101,7 @@ impl Compute for CpuCompute {
         parts: &mut PartTimes,
     ) -> Result<Logits<'_>, String> {
         let Snapshot::Panels(weights) = weights else {
-            return Err("the weights are not laid out for the processor".to_owned());
+            return Err("the weights are not packed for the CPU".to_owned());
         };
         step.tables.iter().flatten().for_each(|page| self.pages.provide(*page));
         self.scratch.resize_with(team.size(), Mutex::default);

@@ -235,7 +235,7 @@ impl EngineScheduler {
         }
         if request.min_version > self.current.version {
             return refuse(format!(
-                "{} is asked for and {} is served",
+                "{} is requested, but {} is served",
                 request.min_version, self.current.version
             ));
         }

@@ -38,7 +38,7 @@ pub(super) fn suited(publication: Publication, settings: EngineSettings) -> Publ
     match weights {
         Ok(weights) => Publication { weights, ..publication },
         Err(error) => {
-            tracing::error!(%error, "the published weights cannot be brought into the engine's form");
+            tracing::error!(%error, "the published weights cannot be converted to the engine's form");
             publication
         }
     }

@@ -114,7 +114,7 @@ impl BackwardPass<'_> {
             }
             TapeNode::Select { y, x } => self.select(y, x),
             TapeNode::Predict { x, head } => self.predict(&x, head, &tape.predicted),
-            TapeNode::Layer { .. } => unreachable!("a layer is played on its own"),
+            TapeNode::Layer { .. } => unreachable!("a layer is replayed separately"),
         }
     }
 

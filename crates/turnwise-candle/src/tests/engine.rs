@@ -337,7 +337,7 @@ fn what_cannot_be_served_is_refused() {
         assert!(bad(|r| r.max_tokens = 0).await.contains("at least 1"));
         assert!(bad(|r| r.max_tokens = 156).await.contains("160 positions"));
         assert!(bad(|r| r.max_tokens = usize::MAX).await.contains("160 positions"));
-        assert_eq!(bad(|r| r.min_version.0 = 1).await, "v1 is asked for and v0 is served");
+        assert_eq!(bad(|r| r.min_version.0 = 1).await, "v1 is requested, but v0 is served");
         assert!(bad(|r| r.sampling.top_p = 0.0).await.contains("top_p"));
         assert!(policy.sample(request(1, prompt(1, 5), 155)).await.is_ok());
     });

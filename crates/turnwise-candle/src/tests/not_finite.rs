@@ -155,7 +155,7 @@ fn an_engine_samples_nothing_from_logits_that_are_not_finite() {
             (broken, "model.layers.0.self_attn.v_proj.weight is NaN at [1, 0]"),
             (
                 huge,
-                "every weight is finite, but what is computed from them is not; the largest weight is 1e38, in model.norm.weight",
+                "every weight is finite, but results are not; the largest weight is 1e38, in model.norm.weight",
             ),
         ] {
             for compute in [EngineCompute::Buffers, EngineCompute::Tensors] {

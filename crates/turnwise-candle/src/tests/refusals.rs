@@ -205,7 +205,7 @@ fn an_index_that_disagrees_with_its_shards_is_refused() {
         };
         json["weight_map"]["model.norm.weight"] = other.clone().into();
     });
-    let expected = format!("model.norm.weight is not in {other}, as the index says");
+    let expected = format!("model.norm.weight is not in {other}, although the index says so");
     assert!(failure(directory.path()).contains(&expected));
 
     let directory = copy("qwen3_untied");

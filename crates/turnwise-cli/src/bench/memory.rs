@@ -31,7 +31,7 @@ fn kilobytes(status: &str, key: &str) -> Option<u64> {
 
 fn unreadable(what: &str) -> Failure {
     Failure::new(ExitCode::Runtime, format!("failed to read memory from /proc: {what}"))
-        .help("memory is counted by Linux; measure there")
+        .help("memory is measured on Linux only")
 }
 
 #[cfg(test)]

@@ -92,8 +92,8 @@ impl Figure {
 pub(super) fn memory_figures(start: u64, peak: u64) -> [Figure; 2] {
     let megabytes = |key, label, bytes: u64| Figure::once(key, label, "MB", 1e6, bytes as f64);
     [
-        megabytes("peak_bytes", "resident memory at its peak", peak),
-        megabytes("start_bytes", "of it before there was a model", start),
+        megabytes("peak_bytes", "peak of resident memory", peak),
+        megabytes("start_bytes", "resident memory before the model", start),
     ]
 }
 

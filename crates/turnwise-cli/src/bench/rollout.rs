@@ -125,8 +125,8 @@ fn report(arguments: &RolloutArguments, measured: &RolloutMeasurement) -> Report
         Figure::each("of_bound", "achieved of it", "", 1.0, of_bound),
         Figure::each("flops_per_s", "matrix products", "GFLOP/s", 1e9, per_second(flops)),
         Figure::once("gemm_peak_flops_per_s", "best matrix product", "GFLOP/s", 1e9, peak),
-        Figure::each("mfu", "achieved of it (MFU)", "", 1.0, per_second(flops / peak)),
-        Figure::once("read_bytes_per_s", "best reading of memory", "GB/s", 1e9, bandwidth),
+        Figure::each("mfu", "share of the peak (MFU)", "", 1.0, per_second(flops / peak)),
+        Figure::once("read_bytes_per_s", "peak of memory reads", "GB/s", 1e9, bandwidth),
     ];
     figures.extend(engine_figures(measured.done, arguments.repetitions));
     figures.extend(memory_figures(measured.start_bytes, measured.peak_bytes));
@@ -157,9 +157,9 @@ fn engine_figures(done: EngineStats, repetitions: usize) -> [Figure; 5] {
     let each = |count: u64| count as f64 / repetitions as f64;
     [
         Figure::once("computed_tokens", "tokens computed", "", 1.0, each(done.computed)),
-        Figure::once("reused_tokens", "tokens of prompts kept", "", 1.0, each(done.reused)),
-        Figure::once("evicted_tokens", "tokens given up for room", "", 1.0, each(done.evicted)),
-        Figure::once("pauses", "requests that waited for room", "", 1.0, each(done.paused)),
+        Figure::once("reused_tokens", "tokens of prompts reused", "", 1.0, each(done.reused)),
+        Figure::once("evicted_tokens", "tokens evicted", "", 1.0, each(done.evicted)),
+        Figure::once("pauses", "requests paused", "", 1.0, each(done.paused)),
         Figure::once("kv_bytes_peak", "keys and values", "MB", 1e6, done.kv_bytes_peak as f64),
     ]
 }

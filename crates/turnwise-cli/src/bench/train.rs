@@ -191,10 +191,10 @@ fn one(arguments: &TrainArguments) -> Result<Report, Failure> {
         ),
         Figure::each("flops_per_s", "matrix products", "GFLOP/s", 1e9, per_second(flops)),
         Figure::once("gemm_peak_flops_per_s", "best matrix product", "GFLOP/s", 1e9, peak),
-        Figure::each("mfu", "achieved of it (MFU)", "", 1.0, per_second(flops / peak)),
+        Figure::each("mfu", "share of the peak (MFU)", "", 1.0, per_second(flops / peak)),
     ];
     if let Some(peak) = matrix_unit_peak(arguments.threads) {
-        let (name, what) = ("matrix_unit_peak_flops_per_s", "best on the matrix unit");
+        let (name, what) = ("matrix_unit_peak_flops_per_s", "peak of the matrix unit");
         figures.push(Figure::once(name, what, "GFLOP/s", 1e9, peak));
         figures.push(Figure::each(
             "of_matrix_unit",

@@ -116,7 +116,7 @@ fn check_name(registry: &Registry, name: &str) -> Result<(), Failure> {
         ));
     }
     if registry.names().any(|known| known == name) {
-        let what = format!("there is an environment called `{name}` already");
+        let what = format!("an environment called `{name}` exists already");
         return Err(Failure::refused(what).help("choose another name"));
     }
     Ok(())

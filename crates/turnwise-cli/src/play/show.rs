@@ -35,7 +35,7 @@ impl<W: Write> Shown<W> {
         self.line(&format!("{}  {task}  seed {}", suite.name(), game.seed))?;
         self.line(suite.about())?;
         self.tools(&table.tools)?;
-        self.line("/help tells what can be typed")?;
+        self.line("/help shows the commands")?;
         self.line("")?;
         self.observation(table.observation())
     }
@@ -79,8 +79,8 @@ impl<W: Write> Shown<W> {
             "<tool_call>…     call a tool in the form that a model writes, on one line or several",
         )?;
         self.line("/call NAME JSON  call a tool of any name")?;
-        self.line("/say TEXT        say what begins like a command or a tool")?;
-        self.line("/undo            take the last action back")?;
+        self.line("/say TEXT        say text that starts like a command or a tool")?;
+        self.line("/undo            undo the last action")?;
         self.line("/quit            stop (or end the input)")?;
         self.tools(tools)
     }

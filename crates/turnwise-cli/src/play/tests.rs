@@ -29,7 +29,7 @@ async fn an_episode_is_played_to_its_end() {
         "calculator  train task 0  seed 7",
         "compute an expression step by step with a tool",
         r#"tools   calc {"a": integer, "op": "+" or "-" or "*", "b": integer}  Computes a op b."#,
-        "/help tells what can be typed",
+        "/help shows the commands",
         "",
         "env     Compute 9 * 6 - 6, left to right.",
         "turn 1/5  reward so far 0.00",

@@ -54,9 +54,9 @@ pub(super) async fn play(
         }
         if heard.is_empty() {
             return Err(Failure::refused(format!(
-                "message {index} is the assistant's, and nothing was said to it before"
+                "message {index} is the assistant's, and no message precedes it"
             ))
-            .help("without --branches the conversation is rendered in one piece"));
+            .help("without --branches the conversation is rendered as a whole"));
         }
         observe_and_act(
             &mut *agent,

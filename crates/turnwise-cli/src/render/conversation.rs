@@ -49,7 +49,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Conversation, Failure> {
             .enumerate()
             .map(|(index, value)| tool(index, value))
             .collect::<Result<_, _>>()?,
-        Some(_) => return Err(wrong(name, "has `tools` that are no list")),
+        Some(_) => return Err(wrong(name, "has `tools` that are not a list")),
     };
     let leads_in = match rest.get("add_generation_prompt") {
         None | Some(Value::Null) => true,
@@ -72,7 +72,7 @@ fn arguments(name: &str, rest: &Map<String, Value>) -> Result<Map<String, Value>
         match rest.get(key) {
             None | Some(Value::Null) => {}
             Some(Value::Object(given)) => arguments.extend(given.clone()),
-            Some(_) => return Err(wrong(name, &format!("has `{key}` that are no object"))),
+            Some(_) => return Err(wrong(name, &format!("has `{key}` that are not an object"))),
         }
     }
     if let Some(thinks) = rest.get("enable_thinking") {
@@ -96,14 +96,13 @@ fn message(index: usize, value: &Value) -> Result<Message, Failure> {
             .help("a call is  {\"type\": \"function\", \"function\": {\"name\": \"…\", \"arguments\": {…}}}")
     })?;
     if !tool_calls.is_empty() && role != Role::Assistant {
-        return Err(refused("calls a tool, and is not the assistant's"));
+        return Err(refused("calls a tool, but is not the assistant's"));
     }
     let content = match content(&value["content"]) {
         Ok(Some(content)) => content,
         Ok(None) if !tool_calls.is_empty() => String::new(),
         Ok(None) => {
-            let help =
-                "an assistant message may leave `content` out only where it has `tool_calls`";
+            let help = "an assistant message may omit `content` only if it has `tool_calls`";
             return Err(refused("has no content").help(help));
         }
         Err(what) => return Err(refused(&what).help("only text can be rendered")),

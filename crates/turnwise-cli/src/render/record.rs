@@ -19,8 +19,10 @@ pub(super) fn page(arguments: &RenderArguments, path: &Path) -> Result<Page, Fai
     let (texts, of_source) = texts(arguments, path)?;
     let mut header = described(&trajectory);
     if texts.0.is_none() {
-        header
-            .push("texts are missing: no tokenizer is near; name one with --model DIR".to_owned());
+        header.push(
+            "the texts are missing, because no tokenizer was found; name one with --model DIR"
+                .to_owned(),
+        );
     }
     let hash = one_line(&trajectory.renderer);
     let renderer = match of_source {
@@ -28,7 +30,7 @@ pub(super) fn page(arguments: &RenderArguments, path: &Path) -> Result<Page, Fai
             format!("{hash}, as the run's settings have it")
         }
         Some(_) => format!(
-            "{hash}, not that of the model's own settings: texts may be others than were seen"
+            "{hash}, not that of the model's own settings: the texts may differ from those that the model saw"
         ),
         None => hash,
     };
@@ -59,11 +61,8 @@ fn nth(path: &Path, index: usize) -> Result<Trajectory, Failure> {
         0 => "a run writes its trajectories to rollouts/step-….jsonl and eval-….jsonl".to_owned(),
         _ => format!("--index 0 to --index {}", n - 1),
     };
-    Err(Failure::refused(format!(
-        "{} has {n} trajectories, and none of index {index}",
-        path.display()
-    ))
-    .help(help))
+    Err(Failure::refused(format!("{} has {n} trajectories, and no index {index}", path.display()))
+        .help(help))
 }
 
 /// Returns the given tokenizer, or else that of the file's run.

@@ -592,7 +592,7 @@ fn a_file_for_conversations_is_made_before_they_are_played() {
     let saved = fs::read(&settings).unwrap();
     let ended = turnwise(&["eval", "--model", &run, "--out", &settings], "");
     assert_eq!(ended.code, 2, "{}", ended.stderr);
-    assert!(ended.stderr.contains("holds something else than conversations"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("exists and does not contain conversations"), "{}", ended.stderr);
     assert_eq!(fs::read(&settings).unwrap(), saved);
     // If the episodes were played first, this would take minutes.
     let nowhere = home.path("nowhere/played.jsonl");

@@ -402,7 +402,7 @@ fn a_record_is_shown_branch_after_branch() {
     assert_eq!(tokens[3]["mask"], "stale");
     assert_eq!((&tokens[8]["version"], &tokens[8]["kv_version"]), (&json!(2), &json!(1)));
     assert_eq!((&tokens[6]["id"], &tokens[6]["text"]), (&json!(9999), &none));
-    refusal(&show(&["--index", "2"]), "has 2 trajectories, and none of index 2");
+    refusal(&show(&["--index", "2"]), "has 2 trajectories, and no index 2");
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub(super) fn read(json: &Map<String, Value>, max_positions: usize) -> Result<Ro
         && one != other
     {
         return Err(bad(format!(
-            "{first} and {second} contradict each other ({one:?} and {other:?}); leave one of them out"
+            "{first} and {second} contradict each other ({one:?} and {other:?}); remove one of them"
         )));
     }
     let scaling = found.first().map_or(RopeScaling::None, |(_, scaling)| *scaling);
@@ -63,7 +63,7 @@ fn theta<'a>(
         match found {
             Some((other, first)) if first != theta => {
                 return Err(bad(format!(
-                    "rope_theta is {first} in {other} and {theta} in {place}; leave one of them out"
+                    "rope_theta is {first} in {other} and {theta} in {place}; remove one of them"
                 )));
             }
             _ => found = found.or(Some((place, theta))),
@@ -97,7 +97,7 @@ fn kind<'a>(place: &str, parameters: &'a Map<String, Value>) -> Result<&'a str, 
     let named = |key| present(parameters, key).and_then(Value::as_str);
     match (named("rope_type"), named("type")) {
         (Some(one), Some(other)) if one != other => Err(bad(format!(
-            "{place} is of the rope_type \"{one}\" and of the type \"{other}\"; leave one of them out"
+            "{place} is of the rope_type \"{one}\" and of the type \"{other}\"; remove one of them"
         ))),
         (one, other) => Ok(one.or(other).unwrap_or("default")),
     }

@@ -72,7 +72,7 @@ impl KeyHead<'_> {
         let own = &self.spans[span].own;
         debug_assert_eq!(
             own.start, range.start,
-            "what is seen of a span begins with its first token"
+            "the visible part of a span starts with its first token"
         );
         (span, range.end.min(own.end))
     }
