@@ -256,7 +256,7 @@ struct WantedToken<'a> {
     kept: Option<&'a [u32]>,
 }
 
-/// Gathers targets of the same distribution, and equal ones. Returns for each sequence the places of its targets.
+/// Merges targets of the same distribution, and equal targets. Returns the indices of each sequence's targets.
 fn arrange(wanted: &[Vec<WantedToken<'_>>]) -> (Predictions, Vec<Vec<u32>>) {
     let mut rows: HashMap<(u32, u32, Option<&[u32]>), usize> = HashMap::new();
     let mut gathered: Vec<(WantedToken<'_>, Vec<u32>)> = Vec::new();

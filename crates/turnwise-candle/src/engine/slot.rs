@@ -44,7 +44,7 @@ pub(super) enum Undrawn {
 pub(super) struct Waiting {
     job: Job,
     sample: Sample,
-    /// Whether the session may ask again.
+    /// Whether the session may send another request.
     pub(super) keep: bool,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Slot {
     /// The prompt and the sampled tokens.
     pub(super) ids: Vec<TokenId>,
     sample: Sample,
-    /// The pages of `ids`, the last of them this request's own. All but the last hold or will hold the tokens in their place.
+    /// The pages of `ids`; the last is this request's own. The others hold, or will hold, the tokens of their positions.
     pub(super) path: Vec<PageNodeId>,
     /// The number of filled pages at the start.
     settled: usize,
@@ -91,7 +91,7 @@ impl Waiting {
 
     pub(super) fn answer(self, outcome: Result<StopReason, PolicyError>) {
         let Self { job, sample, .. } = self;
-        // Nobody waits for the answer when the caller's future was dropped.
+        // The caller may have dropped its future.
         let _ = job.reply.send(outcome.map(|stop| Sample { stop, ..sample }));
     }
 

@@ -26,7 +26,7 @@ const LANES: usize = 16;
 /// The logit of an id without probability. Finite, because minus infinity times a probability of 0 is not a number.
 pub(crate) const REMOVED: f32 = -1e30;
 
-/// What is known of distributions.
+/// The results for predicted distributions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Predicted {
     /// The log-probability of each target, in nats. `[M]`
@@ -256,7 +256,7 @@ impl Lane {
         Self { sums: vec![Sums::default(); n_rows], own: Vec::new(), logits: Vec::new() }
     }
 
-    /// From rows of `x` and the head's part.
+    /// Adds the results of rows of `x` and a part of the head.
     fn read(
         &mut self,
         part: &LogitBlock,

@@ -241,7 +241,7 @@ fn weights(inputs: &[Vec<f32>], choice: Choice) -> experts::Weights<'_> {
     experts::Weights { router, gate, up, down, choice }
 }
 
-/// Log-probabilities and entropies, at two temperatures, of the whole vocabulary and of what truncation kept.
+/// Log-probabilities and entropies, at two temperatures, over the whole vocabulary and over kept sets.
 #[test]
 fn predictions_over_the_vocabulary() {
     let (width, vocab_size) = (24, 700);

@@ -41,7 +41,7 @@ pub(super) fn read_line(input: &mut impl BufRead, tools: &[ToolSpec]) -> io::Res
             break;
         }
     }
-    // A terminal may be set to anything; what is not UTF-8 becomes replacement characters.
+    // A terminal may have any encoding; invalid UTF-8 becomes replacement characters.
     Ok(understood(&String::from_utf8_lossy(&bytes), tools))
 }
 
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(read_line(&mut input, &[calc()]).expect("bytes can be read"), called);
         let next = read_line(&mut input, &[calc()]).expect("bytes can be read");
         assert_eq!(next, Line::Act(Action::text("16")));
-        // Without its end it is what a model would have written: malformed.
+        // Without its end it is malformed, as if a model had written it.
         let open = read_line(&mut &b"<tool_call>{\n"[..], &[calc()]).expect("bytes can be read");
         assert!(matches!(open, Line::Act(action) if !action.calls.is_empty()));
     }
