@@ -1,5 +1,7 @@
 //! A language model in this process: policy and learner on candle.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! On CPUs with Intel's matrix unit (AMX), training computes on it: log-probabilities have the precision of f32, and
 //! the terms of gradients are accurate to three parts in 2^16 or better. With `TURNWISE_AMX=off` in the environment,
 //! everything is f32 on vector units.

@@ -1,28 +1,10 @@
 //! Chat formats and tokenizers: text in, token ids out.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! A [`Tokenizer`] encodes text in two ways that never mix: content is encoded without any control token, whatever it
 //! contains; the text of a *template* may contain control tokens. [`ChatMl`] is a renderer on top of it, [`parse_turn`]
 //! parses what a model wrote, and [`train_tokenizer`] trains a small tokenizer for a new model.
-//!
-//! ```
-//! use std::sync::Arc;
-//! use turnwise_chat::{ChatMl, ChatMlSettings, train_tokenizer};
-//! use turnwise_rollout::Renderer;
-//!
-//! let texts = ["What is 3 + 5?".to_owned(), "What is 8 + 1?".to_owned()];
-//! let tokenizer = Arc::new(train_tokenizer(texts, 300)?);
-//! let renderer = ChatMl::new(tokenizer, ChatMlSettings::default())?;
-//!
-//! let opening = renderer.open(&"What is 2 + 2?".into(), &[]).expect("one message can be rendered");
-//! let mut ids = Vec::new();
-//! opening.messages[0].iter().for_each(|span| span.extend_ids(&mut ids));
-//! ids.extend(opening.generation);
-//! assert_eq!(
-//!     renderer.text(&ids),
-//!     "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
-//! );
-//! # Ok::<(), turnwise_chat::ChatError>(())
-//! ```
 //!
 //! [`Llama3`] is the format of Llama 3, and [`TemplateRenderer`] runs a model's own Jinja template within bounds.
 //! [`Thinking`] selects the treatment of thinking in past turns.

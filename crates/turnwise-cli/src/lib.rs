@@ -1,5 +1,7 @@
 //! The `turnwise` command as a library: arguments and terminal screens over `turnwise-run`.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! A program with its own environments calls [`main`] with a [`Registry`] that contains them; every command of
 //! `turnwise` then works with them.
 

@@ -33,6 +33,10 @@ const DRAW_EVERY_S: f64 = 0.1;
 /// The shortest time between two lines about one activity, when output is not a terminal.
 const PRINT_EVERY: Duration = Duration::from_secs(10);
 
+/// Explains two of the shares of groups, which are not parts of one whole.
+const GROUPS: &str =
+    "groups  mixed: rewards differ; none: no member solved the task; a group can be both";
+
 /// The screen of a run.
 ///
 /// Its methods do not fail: after the output is closed, nothing more is written and the run continues. Control
@@ -75,11 +79,12 @@ impl<W: Write + Send> Observer for Screen<W> {
     /// Prints the header, unless lines are for programs.
     fn begin(&mut self, plan: &Plan) {
         self.history = History::new(plan.steps);
+        let header = plan.header.iter().cloned().chain([GROUPS.to_owned()]);
         match self.style {
-            Style::Live { .. } => self.draw(&plan.header),
+            Style::Live { .. } => self.draw(&header.collect::<Vec<_>>()),
             Style::Lines => {
                 let mut lines = self.sparse.flush();
-                lines.extend_from_slice(&plan.header);
+                lines.extend(header);
                 self.print(&lines);
             }
             Style::Json | Style::Quiet => {}

@@ -1,8 +1,9 @@
 //! What a language-model agent acts in: messages, tools, rewards and task sets.
 //!
-//! An [`Environment`] speaks messages. It never sees a token, a policy or a trainer, so that one environment serves every
-//! model, every renderer and a person at a keyboard alike. Start with the trait's contract, then hand tasks to a trainer as
-//! a [`TaskSet`]; a [`Suite`] adds what a command line needs to offer them by name.
+#![doc = include_str!("../README.md")]
+//!
+//! Start with the contract of [`Environment`], then hand tasks to a trainer as a [`TaskSet`]; a [`Suite`] adds what a command
+//! line needs to offer them by name.
 //!
 //! Not supported: several agents in one environment, and images in messages.
 

@@ -1,5 +1,7 @@
 //! A second inference engine, with other code and other precision than the trainer.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! The engine is `candle-transformers` on GGUF files: other code for every operation than `turnwise-candle`, and
 //! weights in 32, 16 or about 8, 6, 5, 4, 3 or 2 bits. It has three uses:
 //!

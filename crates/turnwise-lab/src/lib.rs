@@ -1,5 +1,7 @@
 //! A laboratory for the policy gradient, where properties of estimators are measured instead of assumed.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! - [`measure`] enumerates small multi-turn problems ([`problems`]) and computes, for every objective with every
 //!   credit, the expected gradient, its distance from the true one, and its variance. Nothing is sampled.
 //! - [`credit`] is an experiment with the training loop: a task of two turns in which only the first matters.

@@ -1,31 +1,10 @@
 //! GSPO, GSPO-token and related objectives on log-probabilities, with closed-form gradients, and
 //! the advantages and credit they need.
 //!
-//! Every item is a pure function on `f64`: no tensors, no model, no threads. A
-//! sequence is the trainable sampled tokens of one trajectory, over all its turns ([`Sequence`]);
-//! an [`Objective`] gives its loss and ∂loss/∂log π_t; the learner back-propagates Σ_t
+#![doc = include_str!("../README.md")]
+//!
+//! A [`Sequence`] holds the columns, an [`Objective`] gives the loss and ∂loss/∂log π_t; the learner back-propagates Σ_t
 //! sg\[∂loss/∂log π_t\]·log π_t.
-//!
-//! ```
-//! use turnwise_objective::{
-//!     Advantages, Clip, Gspo, LengthWeight, Sequence, Std, evaluate_step, mean_std,
-//! };
-//!
-//! // One prompt, four answers, the first of which was right.
-//! let advantages = mean_std(&[1.0, 0.0, 0.0, 0.0], Std::Sample, 1e-6)?;
-//! let behavior_logprobs = [[-0.7, -1.2], [-0.4, -2.0], [-1.0, -0.1], [-0.3, -0.9]];
-//! let logprobs = behavior_logprobs; // the first step after sampling
-//! let sequence = |i: usize| {
-//!     Sequence::new(&logprobs[i], &behavior_logprobs[i], Advantages::Uniform(advantages[i]))
-//! };
-//! let sequences: Vec<Sequence> = (0..4).map(sequence).collect::<Result<_, _>>()?;
-//!
-//! let gspo = Gspo { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean };
-//! let step = evaluate_step(&gspo, &sequences)?;
-//! assert!(step.loss.abs() < 1e-15); // advantages of a group sum to 0
-//! assert!(step.gradients[0][0] < 0.0); // and the right answer becomes more probable
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
 //!
 //! # Numbers
 //!

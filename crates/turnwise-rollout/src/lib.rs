@@ -1,5 +1,7 @@
 //! Episodes: how they run, suspend and resume.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! An [`Episode`] runs an [`Agent`] against an environment over many turns. [`Episode::advance`] runs it within an
 //! [`Allowance`] and returns [`Progress::Finished`] or [`Progress::Suspended`]: a suspended episode is a value that can
 //! be kept, written to disk ([`EpisodeSnapshot`]) and continued under newer weights. [`RolloutPool`] runs groups of

@@ -90,6 +90,58 @@ impl Sample {
 /// - Dropping the future cancels the request and leaks nothing.
 ///
 /// An engine in this process implements the trait, and a client of a server can: requests and answers are plain data.
+///
+/// # Example
+///
+/// An engine that knows one answer, and the check that an agent makes of each:
+///
+/// ```
+/// use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, check_sample};
+/// use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason};
+/// # use turnwise_environment::async_trait;
+/// # use turnwise_trajectory::Sampling;
+///
+/// /// Ends every turn with its first token, which it samples with probability 1.
+/// struct Silent;
+///
+/// #[async_trait]
+/// impl Policy for Silent {
+///     fn version(&self) -> PolicyVersion {
+///         PolicyVersion(0)
+///     }
+///
+///     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
+///         if request.min_version > self.version() {
+///             return Err(PolicyError::Refused("these weights never change".to_owned()));
+///         }
+///         let Some(end) = request.stop.first() else {
+///             return Err(PolicyError::Refused("a turn without an end".to_owned()));
+///         };
+///         let mut sample = Sample { stop: StopReason::EndOfTurn, ..Sample::new("silent") };
+///         sample.push(SampledToken::new(*end, 0.0, self.version()), &[]);
+///         Ok(sample)
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let request = SampleRequest {
+///     prompt: vec![5, 6],
+///     stop: vec![0],
+///     max_tokens: 8,
+///     sampling: Sampling::default(),
+///     seed: 1,
+///     first_index: 0,
+///     min_version: PolicyVersion(0),
+///     session: 1,
+/// };
+/// let sample = Silent.sample(request.clone()).await?;
+/// check_sample(&sample, &request)?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// `turnwise_testkit::conformance::policy` tests the whole contract.
 #[async_trait]
 pub trait Policy: Send + Sync {
     /// Returns the newest version that the engine serves.

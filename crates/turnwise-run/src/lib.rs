@@ -1,9 +1,9 @@
 //! The library behind the `turnwise` command: settings, a registry of environments, training runs.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! A program trains with a few calls: settings from [`load`], environments from a [`Registry`], and [`train`] with an
 //! [`Observer`] that follows the run. The command adds arguments, signals and a terminal to it.
-//!
-//! Not supported: several runs at once in one process share its processors without knowing of each other.
 
 mod advice;
 pub mod config;

@@ -1,5 +1,7 @@
 //! Simulation of the scheduler in a scripted world, with seeded faults, a paused clock, and books that must balance.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! [`simulate`] runs a whole training run on one thread whose clock jumps from event to event: the real
 //! [`Trainer`](turnwise_training::Trainer) and its pool, with a scripted engine, environments, rubric and learner. One
 //! seed determines everything: the settings ([`SimulationPlan`]), the slow, dead, lying or broken parts ([`FaultKind`]), the

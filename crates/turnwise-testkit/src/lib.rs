@@ -1,5 +1,7 @@
 //! Scripted fakes, conformance suites and fault injection.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! [`TabularModel`] is an exact policy and learner without a network, so that the whole training loop runs in
 //! milliseconds; [`AlphabetRenderer`] is its tokenizer. [`Hashed`] samples from a different distribution in every
 //! context. [`Interrupting`], [`Faulty`], [`Lying`] and [`Sessions`] wrap any policy, [`FaultyTasks`] any task set,

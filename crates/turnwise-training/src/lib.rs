@@ -1,5 +1,7 @@
 //! Training: credit, batches, the training loop, evaluation and run directories.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! [`Trainer::step`] is the loop. Its parts can be used alone: [`Credit`] turns rewards into advantages turn by turn,
 //! [`Admission`] decides what trains, [`Batch`] lays trajectories out in rows, and a [`Learner`] computes
 //! log-probabilities and takes their gradients.

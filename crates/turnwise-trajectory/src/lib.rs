@@ -1,5 +1,7 @@
 //! Trajectories of episodes, token by token, and their JSONL form.
 //!
+#![doc = include_str!("../README.md")]
+//!
 //! A [`Trajectory`] holds a [`MessageGraph`] whose nodes carry the tokens that each message added, by kind. Only
 //! [`SampledToken`]s have a log-probability and a policy version; the other kinds have no such fields.
 //! [`SampledTokens`] stores sampled tokens as columns. [`write_line`] and [`read_line`] write and read the versioned

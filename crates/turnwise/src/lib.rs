@@ -1,8 +1,6 @@
 //! Multi-turn reinforcement learning for language-model agents.
 //!
-//! Implement [`environment::Environment`], hand its tasks to a [`training::Trainer`], and a policy gets better at them by
-//! GSPO-token: each turn has its own advantage, while the importance ratio and the clip stay at the level of the whole
-//! sequence.
+#![doc = include_str!("../README.md")]
 
 #[cfg(feature = "candle")]
 pub use turnwise_candle as candle;
@@ -20,6 +18,9 @@ pub use turnwise_run as run;
 pub use turnwise_run::Registry;
 pub use turnwise_training as training;
 pub use turnwise_trajectory as trajectory;
+
+#[cfg(feature = "cli")]
+pub mod guide;
 
 /// How the crates fit together, and the promises that hold between them.
 #[doc = include_str!("../docs/architecture.md")]

@@ -63,6 +63,7 @@ fn a_terminal_shows_one_block() {
     let expected = [
         " model   tiny",
         " env     guess",
+        "groups  mixed: rewards differ; none: no member solved the task; a group can be both",
         "ckpt step 1 (0.03 s)",
         " step  2/60 █······························  reward 0.50 ▲  32 roll/s",
         " reward 1.0┤                        groups  mixed 71%  all solved 12%  none 17%",
@@ -87,6 +88,7 @@ fn without_a_terminal_each_step_is_a_line() {
     let expected = [
         " model   tiny",
         " env     guess",
+        "groups  mixed: rewards differ; none: no member solved the task; a group can be both",
         "warm start 1/2  loss 1.23",
         "warm start 2/2  loss 0.98",
         &format!("step  1/60  reward 0.25 ·  {figures}"),

@@ -1,0 +1,40 @@
+//! The guide: from an environment of your own to a trained model.
+//!
+//! | page | for |
+//! |---|---|
+//! | [Write an environment](environment) | the first hour: an environment, its tools and rewards, a small model trained on it |
+//! | [Train a real model](real_model) | a model from Hugging Face: settings, memory, adapters, checkpoints |
+//! | [Credit and objectives](credit) | which of them to choose |
+//! | [Partial and asynchronous rollouts](rollouts) | episodes of different length |
+//! | [Your own objective](own_objective) | a loss of your own |
+//! | [Your own engine or trainer](own_engine) | inference or training of your own |
+//!
+//! The same pages are a book for mdBook, in `crates/turnwise/docs/guide`.
+
+/// A page. Links between pages are defined at its end, as mdBook needs them; the definitions here come first, and so they are the ones
+/// that count in this documentation.
+macro_rules! page {
+    ($name:ident, $summary:literal) => {
+        #[doc = $summary]
+        ///
+        /// [environment]: crate::guide::environment
+        /// [real_model]: crate::guide::real_model
+        /// [credit]: crate::guide::credit
+        /// [rollouts]: crate::guide::rollouts
+        /// [own_objective]: crate::guide::own_objective
+        /// [own_engine]: crate::guide::own_engine
+        #[doc = ""]
+        #[doc = include_str!(concat!("../docs/guide/src/", stringify!($name), ".md"))]
+        pub mod $name {}
+    };
+}
+
+page!(
+    environment,
+    "From thirty lines to tools, rewards, snapshots and a model that was trained on them."
+);
+page!(real_model, "A model from Hugging Face: settings, memory, adapters, checkpoints.");
+page!(credit, "How rewards become advantages, and how far a step may go.");
+page!(rollouts, "Episodes that are cut and go on, and rollouts beside training.");
+page!(own_objective, "A loss of your own, and a program that trains with it.");
+page!(own_engine, "Inference or training of your own.");
