@@ -8,8 +8,6 @@
 //!
 //! [`Llama3`] is the format of Llama 3, and [`TemplateRenderer`] runs a model's own Jinja template within bounds.
 //! [`Thinking`] selects the treatment of thinking in past turns.
-//!
-//! Not supported: tokenizers without a `tokenizer.json`; templates that put images into messages.
 
 mod added;
 mod call_bodies;
