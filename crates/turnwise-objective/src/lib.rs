@@ -100,7 +100,7 @@ pub use kl::{KlEstimator, WithKl};
 pub use length_weight::LengthWeight;
 pub use log_ratio::MAX_LOG_RATIO;
 pub use metrics::{ClipFraction, Metrics};
-pub use objective::{Objective, SequenceLoss, SequenceStats};
+pub use objective::{Objective, SequenceLoss, SequenceStats, evaluate_tokens};
 pub use off_policy::WithOffPolicyMask;
 pub use overlong::SoftOverlong;
 pub use presets::{Preset, presets};

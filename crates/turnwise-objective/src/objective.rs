@@ -32,6 +32,45 @@ use crate::{Denominator, ObjectiveError, Sequence};
 /// assert_eq!(gradient, [-0.25, -0.25, 0.25, 0.25]);
 /// # Ok::<(), turnwise_objective::ObjectiveError>(())
 /// ```
+///
+/// An objective of your own, the ratio times the advantage without any clip;
+/// `turnwise_testkit::objectives` tests it as the ones here are tested:
+///
+/// ```
+/// use turnwise_objective::{
+///     Denominator, MAX_LOG_RATIO, Objective, ObjectiveError, Sequence, SequenceLoss,
+///     evaluate_tokens,
+/// };
+///
+/// #[derive(Debug)]
+/// struct Unclipped;
+///
+/// impl Objective for Unclipped {
+///     fn name(&self) -> &'static str {
+///         "unclipped"
+///     }
+///
+///     fn denominator(&self) -> Denominator {
+///         Denominator::Tokens
+///     }
+///
+///     fn evaluate(
+///         &self,
+///         sequence: &Sequence<'_>,
+///         gradient: &mut [f64],
+///     ) -> Result<SequenceLoss, ObjectiveError> {
+///         evaluate_tokens(sequence, gradient, |gradient| {
+///             let mut evaluated = SequenceLoss::default();
+///             for (token, slot) in gradient.iter_mut().enumerate() {
+///                 let ratio = sequence.log_ratio(token)?.min(MAX_LOG_RATIO).exp();
+///                 *slot = -ratio * sequence.advantage(token)?;
+///                 evaluated.loss += *slot; // ∂(r A)/∂log π_t is r A too
+///             }
+///             Ok(evaluated)
+///         })
+///     }
+/// }
+/// ```
 pub trait Objective: Send + Sync + Debug {
     /// Returns the name used in settings and reports, such as `gspo_token`.
     fn name(&self) -> &'static str;
@@ -118,9 +157,17 @@ impl<O: Objective + ?Sized> Objective for Box<O> {
     }
 }
 
-/// Runs the steps that all objectives share: checks lengths, returns 0 for an empty sequence, and
-/// returns an error for a loss that is not finite.
-pub(crate) fn evaluate_tokens(
+/// Runs the steps that all objectives share around the arithmetic of one: checks the length of the
+/// gradient, returns 0 for an empty sequence, and returns an error for a loss that is not finite.
+///
+/// `arithmetic` gets the gradient of at least one token, and writes every entry. [`Objective`] has
+/// an example.
+///
+/// # Errors
+///
+/// [`ObjectiveError::LengthMismatch`] unless `gradient` has one entry per token; the errors of
+/// `arithmetic`; [`ObjectiveError::NonFinite`] or [`ObjectiveError::LossOverflow`] for its loss.
+pub fn evaluate_tokens(
     sequence: &Sequence<'_>,
     gradient: &mut [f64],
     arithmetic: impl FnOnce(&mut [f64]) -> Result<SequenceLoss, ObjectiveError>,

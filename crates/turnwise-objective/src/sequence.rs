@@ -142,6 +142,61 @@ impl<'a> Sequence<'a> {
         self.turns
     }
 
+    /// Returns log π_θ(y_t) − log π_b(y_t) of one token; −∞ if the policy has made it impossible.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectiveError::NonFinite`] if a log-probability or their difference is NaN or infinite,
+    /// except for log π_θ = −∞.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the sequence has no such token.
+    ///
+    /// ```
+    /// use turnwise_objective::{Advantages, Sequence};
+    ///
+    /// let sequence = Sequence::new(&[-0.5, f64::NAN], &[-0.75; 2], Advantages::Uniform(1.0))?;
+    /// assert_eq!(sequence.log_ratio(0)?, 0.25);
+    /// assert_eq!(sequence.log_ratio(1).unwrap_err().to_string(), "logprob of token 1 is NaN");
+    /// # Ok::<(), turnwise_objective::ObjectiveError>(())
+    /// ```
+    pub fn log_ratio(&self, token: usize) -> Result<f64, ObjectiveError> {
+        let (logprob, behavior_logprob) = (self.logprobs[token], self.behavior_logprobs[token]);
+        if logprob.is_nan() || logprob == f64::INFINITY {
+            return Err(ObjectiveError::NonFinite { quantity: "logprob", token, value: logprob });
+        }
+        let log_ratio = logprob - finite("behavior logprob", token, behavior_logprob)?;
+        if logprob == f64::NEG_INFINITY {
+            return Ok(log_ratio);
+        }
+        finite("log ratio", token, log_ratio)
+    }
+
+    /// Returns A_t of one token.
+    ///
+    /// # Errors
+    ///
+    /// [`ObjectiveError::NonFinite`] if it is NaN or infinite.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the sequence has no such token.
+    ///
+    /// ```
+    /// use turnwise_objective::{Advantages, Sequence};
+    ///
+    /// let sequence = Sequence::new(&[-0.5; 2], &[-0.5; 2], Advantages::PerToken(&[1.0, -2.0]))?;
+    /// assert_eq!(sequence.advantage(1)?, -2.0);
+    /// # Ok::<(), turnwise_objective::ObjectiveError>(())
+    /// ```
+    pub fn advantage(&self, token: usize) -> Result<f64, ObjectiveError> {
+        match self.advantages {
+            Advantages::Uniform(advantage) => finite("advantage", token, advantage),
+            Advantages::PerToken(advantages) => finite("advantage", token, advantages[token]),
+        }
+    }
+
     /// Returns the tokens of a range, one turn, as a sequence of their own.
     pub(crate) fn slice(&self, range: Range<usize>) -> Self {
         let advantages = match self.advantages {
@@ -168,11 +223,16 @@ impl<'a> Sequence<'a> {
                 }
             }
         };
-        if value.is_finite() {
-            Ok(())
-        } else {
-            Err(ObjectiveError::NonFinite { quantity: "advantage", token, value })
-        }
+        finite("advantage", token, value).map(|_| ())
+    }
+}
+
+/// Returns a number of a token, or an error if it is not finite.
+fn finite(quantity: &'static str, token: usize, value: f64) -> Result<f64, ObjectiveError> {
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(ObjectiveError::NonFinite { quantity, token, value })
     }
 }
 
