@@ -4,17 +4,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use turnwise_environment::{Message, TaskKey, TaskSet, derive_seed};
+use turnwise_environment::{TaskSet, derive_seed};
 use turnwise_objective::{Clip, GroupAdvantage, GspoToken, LengthWeight, Std};
 use turnwise_rollout::{
     AgentFactory, Allowance, ChatAgents, Episode, Limits, Policy, PolicyError, PoolSettings,
     Progress, Sample, SampleRequest, Sampler, uniform_at,
 };
 use turnwise_testkit::{AlphabetRenderer, Echo};
+pub(crate) use turnwise_testkit::{Built, scored_token as token};
 use turnwise_training::OutcomeCredit;
 use turnwise_trajectory::{
-    AgentId, Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
-    SampledToken, Sampling, Span, StopReason, TokenId, Trajectory, Turn,
+    GroupId, Identity, Outcome, PolicyVersion, SampledToken, Sampling, StopReason, TokenId,
+    Trajectory,
 };
 
 /// Compares whole episodes.
@@ -202,104 +203,6 @@ fn reborn(episode: Episode, tasks: &dyn TaskSet, agents: &dyn AgentFactory) -> E
     drop((episode, snapshot));
     let snapshot = serde_json::from_str(&json).expect("what was written can be read");
     Episode::restore(snapshot, tasks, agents).expect("what was suspended goes on")
-}
-
-/// A trajectory by hand: turns are added to the newest node or to any other, and carry their tokens.
-#[derive(Clone, Debug)]
-pub(crate) struct Built {
-    pub(crate) trajectory: Trajectory,
-}
-
-impl Built {
-    /// Begins with what the environment says.
-    pub(crate) fn new(member: u32) -> Self {
-        let mut graph = MessageGraph::default();
-        graph.push(context(None, &[7, 8]));
-        let identity = Identity {
-            environment: "built".to_owned(),
-            environment_version: 1,
-            task: TaskKey::of("built"),
-            task_index: 0,
-            group: GroupId(0),
-            member,
-            attempt: 0,
-            environment_seed: 0,
-            sampling_seed: u64::from(member),
-        };
-        let trajectory = Trajectory {
-            identity,
-            renderer: "built".to_owned(),
-            sampling: vec![Sampling::default()],
-            graph,
-            turns: Vec::new(),
-            outcome: Outcome::Done,
-            solved: false,
-            agent: AgentId::default(),
-            spawned_by: None,
-        };
-        Self { trajectory }
-    }
-
-    /// A turn after the newest node.
-    pub(crate) fn turn(self, tokens: Vec<SampledToken>, reward: f64) -> Self {
-        let last = NodeId(self.trajectory.graph.nodes().len() as u32 - 1);
-        self.turn_after(last, tokens, reward)
-    }
-
-    /// A turn after any node, and what the environment answers.
-    pub(crate) fn turn_after(
-        mut self,
-        parent: NodeId,
-        tokens: Vec<SampledToken>,
-        reward: f64,
-    ) -> Self {
-        let graph = &mut self.trajectory.graph;
-        let node = graph.push(Node {
-            parent: Some(parent),
-            author: Author::Policy,
-            message: Message::assistant(""),
-            spans: vec![Span::Scaffold(vec![5]), Span::Sampled(tokens.into())],
-        });
-        graph.push(context(Some(node), &[9]));
-        self.trajectory.turns.push(Turn {
-            node,
-            stop: StopReason::EndOfTurn,
-            reward: Some(reward),
-            score: None,
-            faults: 0,
-            seconds: 0.0,
-            engine: "built".to_owned(),
-            weights: None,
-        });
-        self
-    }
-}
-
-fn context(parent: Option<NodeId>, ids: &[TokenId]) -> Node {
-    Node {
-        parent,
-        author: Author::Environment,
-        message: Message::user(""),
-        spans: vec![Span::Context(ids.to_vec())],
-    }
-}
-
-/// A scored token of the built trajectories.
-pub(crate) fn token(id: TokenId, logprob: f32, advantage: f32) -> SampledToken {
-    SampledToken { advantage: Some(advantage), ..SampledToken::new(id, logprob, PolicyVersion(0)) }
-}
-
-/// Trajectories whose turns have these rewards.
-pub(crate) fn rewarded(rewards: &[Vec<f64>]) -> Vec<Trajectory> {
-    rewards
-        .iter()
-        .enumerate()
-        .map(|(member, rewards)| {
-            let start = Built::new(member as u32);
-            let turn = |built: Built, reward: &f64| built.turn(vec![token(1, -0.5, 0.0)], *reward);
-            rewards.iter().fold(start, turn).trajectory
-        })
-        .collect()
 }
 
 /// A trajectory of one turn with this reward and outcome.

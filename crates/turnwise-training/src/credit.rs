@@ -33,6 +33,45 @@ use turnwise_trajectory::Trajectory;
 /// - The advantages are finite, and exactly 0 if the rewards of the members are equal. A group of one gets 0.
 /// - Pure, and equivariant: permuting the members permutes the result.
 /// - [`Credit::streams`] is called first, group by group; then [`Credit::finish`], once, over all groups of the batch.
+///
+/// # Example
+///
+/// A credit that compares the whole reward of an episode with that of the group's best, and gives the difference to
+/// every turn. `turnwise_testkit::credits` tests it as the ones here are tested.
+///
+/// ```
+/// use turnwise_objective::{AdvantageError, broadcast_outcome};
+/// use turnwise_training::{Conservation, Credit, CreditStreams};
+/// use turnwise_trajectory::Trajectory;
+///
+/// #[derive(Debug)]
+/// struct MinusBest;
+///
+/// impl Credit for MinusBest {
+///     fn name(&self) -> &'static str {
+///         "minus_best"
+///     }
+///
+///     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
+///         let mut rewards = Vec::new();
+///         for (member, trajectory) in group.iter().enumerate() {
+///             let value = trajectory.reward().unwrap_or(f64::NAN);
+///             if !value.is_finite() {
+///                 return Err(AdvantageError::NonFinite { member, turn: None, value });
+///             }
+///             rewards.push(value);
+///         }
+///         let best = rewards.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+///         let advantages: Vec<f64> = rewards.iter().map(|reward| reward - best).collect();
+///         let n_turns: Vec<usize> = group.iter().map(|member| member.turns.len()).collect();
+///         let advantages = broadcast_outcome(&advantages, &n_turns)?;
+///         Ok(CreditStreams::new(Vec::new(), advantages, Conservation::Nothing))
+///     }
+/// }
+///
+/// assert!(MinusBest.assign(&[])?.is_empty());
+/// # Ok::<(), AdvantageError>(())
+/// ```
 pub trait Credit: Send + Sync + Debug {
     /// Returns the name used in settings and records.
     fn name(&self) -> &'static str;

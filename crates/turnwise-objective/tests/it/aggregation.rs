@@ -2,63 +2,22 @@
 
 use proptest::prelude::*;
 use turnwise_objective::{
-    Advantages, Cispo, Clip, Dapo, Denominator, DrGrpo, Grpo, LengthWeight, Metrics, Objective,
-    ObjectiveError, Reinforce, Sequence, SequenceLoss, StepSize, evaluate_step,
+    Advantages, Clip, Denominator, Metrics, Objective, ObjectiveError, Sequence, SequenceLoss,
+    evaluate_step,
+};
+use turnwise_testkit::objectives::{
+    check_buffer_length, check_empty_sequences, check_micro_batches, check_padding,
+    check_sequence_order, check_token_order,
 };
 
 use crate::support::*;
 
-/// Returns the objectives that do not depend on the order of a sequence's tokens.
-fn token_objectives(clip: Clip) -> [Box<dyn Objective>; 6] {
-    [
-        Box::new(gspo_token(clip)),
-        Box::new(Grpo { clip }),
-        Box::new(Dapo { clip }),
-        Box::new(DrGrpo { clip, max_tokens: 32 }),
-        Box::new(Cispo::new(None, clip.high()).unwrap()),
-        Box::new(Reinforce { length_weight: LengthWeight::Mean }),
-    ]
-}
-
-/// Returns a permutation of 0..n made of arbitrary keys.
-fn order(n: usize, keys: &[u32]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by_key(|&position| (keys[position % keys.len()], position));
-    order
-}
-
 proptest! {
     // Objective 13
     #[test]
-    fn p13_what_surrounds_the_trainable_tokens_is_never_read(
-        clip in clips(),
-        tokens in f32_tokens(0),
-        before in 0usize..9,
-        after in 0usize..9,
-        garbage in prop::sample::select(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e30]),
-    ) {
-        let within = |column: &[f64]| {
-            let mut padded = vec![garbage; before];
-            padded.extend(column);
-            padded.extend(vec![garbage; after]);
-            padded
-        };
-        let (logprobs, behavior_logprobs) = (within(&tokens.logprobs), within(&tokens.behavior_logprobs));
-        let (advantages, here) = (within(&tokens.advantages), before..before + tokens.len());
-        let embedded = Sequence::new(
-            &logprobs[here.clone()],
-            &behavior_logprobs[here.clone()],
-            Advantages::PerToken(&advantages[here.clone()]),
-        )
-        .unwrap();
+    fn p13_what_surrounds_the_trainable_tokens_is_never_read(clip in clips(), tokens in f32_tokens(0)) {
         for objective in every_objective(clip) {
-            let (alone, gradient) = evaluate(objective.as_ref(), &tokens.per_token());
-            let mut surrounded = vec![garbage; before + tokens.len() + after];
-            prop_assert_eq!(objective.evaluate(&embedded, &mut surrounded[here.clone()]).unwrap(), alone);
-            prop_assert_eq!(&surrounded[here.clone()], &gradient[..]);
-            let outside = |position: &usize| !here.contains(position);
-            let untouched = |position: usize| surrounded[position].to_bits() == garbage.to_bits();
-            prop_assert!((0..surrounded.len()).filter(outside).all(untouched));
+            check_padding(&*objective, &tokens)?;
         }
     }
 
@@ -84,24 +43,24 @@ proptest! {
             .collect();
         let (with, other) = (select(&row), select(&rewritten));
         for objective in every_objective(clip) {
-            let step = evaluate_step(objective.as_ref(), &[with.per_token()]).unwrap();
-            prop_assert_eq!(step, evaluate_step(objective.as_ref(), &[other.per_token()]).unwrap());
+            let step = |tokens: &Tokens| evaluate_step(&Fitted(&*objective), &[tokens.per_token()]).unwrap();
+            prop_assert_eq!(step(&with), step(&other));
         }
     }
 
     // Objective 14
     #[test]
-    fn p14_the_order_of_tokens_does_not_matter(clip in clips(), tokens in f32_tokens(0), keys in prop::array::uniform20(any::<u32>())) {
-        let order = order(tokens.len(), &keys);
-        for objective in token_objectives(clip) {
-            let (evaluated, gradient) = evaluate(objective.as_ref(), &tokens.per_token());
-            let (shuffled, shuffled_gradient) = evaluate(objective.as_ref(), &tokens.pick(&order).per_token());
-            prop_assert_eq!(evaluated.stats.log_ratio, shuffled.stats.log_ratio);
-            prop_assert!(close(evaluated.loss, shuffled.loss, 2e-15));
-            let back: Vec<f64> = order.iter().map(|&position| gradient[position]).collect();
-            // Which tokens share a chunk decides how GRPO's exponential is computed, to one
-            // rounding.
-            prop_assert!(all_close(&back, &shuffled_gradient, 1e-15));
+    fn p14_the_order_of_tokens_does_not_matter(
+        clip in clips(),
+        (tokens, order) in f32_tokens(0).prop_flat_map(|tokens| {
+            let order = orders(tokens.len());
+            (Just(tokens), order)
+        }),
+    ) {
+        for objective in every_objective(clip).iter().filter(|objective| !objective.needs_turns()) {
+            check_token_order(&**objective, &tokens, &order)?;
+            let log_ratio = |tokens: &Tokens| evaluate(&**objective, &tokens.per_token()).0.stats.log_ratio;
+            prop_assert_eq!(log_ratio(&tokens), log_ratio(&tokens.pick(&order)));
         }
     }
 
@@ -109,20 +68,13 @@ proptest! {
     #[test]
     fn p14_the_order_of_sequences_does_not_matter(
         clip in clips(),
-        step in prop::collection::vec(f32_tokens(0), 1..12),
-        keys in prop::array::uniform20(any::<u32>()),
+        (step, order) in steps().prop_flat_map(|step| {
+            let order = orders(step.len());
+            (Just(step), order)
+        }),
     ) {
-        let order = order(step.len(), &keys);
-        let sequences: Vec<Sequence> = step.iter().map(Tokens::per_token).collect();
-        let shuffled: Vec<Sequence> = order.iter().map(|&position| sequences[position]).collect();
         for objective in every_objective(clip) {
-            let straight = evaluate_step(objective.as_ref(), &sequences).unwrap();
-            let other = evaluate_step(objective.as_ref(), &shuffled).unwrap();
-            let size: f64 = sequences.iter().map(|s| evaluate(objective.as_ref(), s).0.loss.abs()).sum();
-            prop_assert!((straight.loss - other.loss).abs() <= 2.0 * f64::EPSILON * size);
-            for (position, gradient) in order.iter().zip(&other.gradients) {
-                prop_assert_eq!(&straight.gradients[*position], gradient);
-            }
+            check_sequence_order(&*objective, &step, &order)?;
         }
     }
 
@@ -130,37 +82,28 @@ proptest! {
     #[test]
     fn p14_micro_batches_change_nothing(
         clip in clips(),
-        step in prop::collection::vec(f32_tokens(0), 1..12),
+        step in steps(),
         cuts in prop::collection::vec(1usize..4, 12),
     ) {
         for objective in every_objective(clip) {
+            check_micro_batches(&*objective, &step, &cuts)?;
+        }
+    }
+
+    // Objective 14
+    #[test]
+    fn p14_metrics_of_micro_batches_are_those_of_the_step(clip in clips(), step in steps(), cut in 1usize..4) {
+        for objective in every_objective(clip) {
             let sequences: Vec<Sequence> = step.iter().map(Tokens::per_token).collect();
-            let whole = evaluate_step(objective.as_ref(), &sequences).unwrap();
-            let size = StepSize::from_lengths(step.iter().map(Tokens::len));
-            let denominator = objective.denominator().value(&size);
-            let (mut rest, mut loss, mut gradients, mut metrics) = (&sequences[..], 0.0, Vec::new(), Metrics::default());
-            for cut in cuts.iter().cycle() {
-                let (micro_batch, remaining) = rest.split_at((*cut).min(rest.len()));
-                rest = remaining;
-                let mut own = Metrics::default();
-                for sequence in micro_batch {
-                    let (evaluated, gradient) = evaluate(objective.as_ref(), sequence);
-                    loss += evaluated.loss / denominator;
-                    gradients.push(gradient.iter().map(|c| c / denominator).collect::<Vec<_>>());
-                    own.record(&evaluated);
-                }
-                metrics.merge(&own);
-                if rest.is_empty() {
-                    break;
-                }
-            }
-            prop_assert!(close(loss, whole.loss, 1e-14));
-            prop_assert_eq!(gradients, whole.gradients);
-            prop_assert_eq!(metrics.clip_fraction_by_token(), whole.metrics.clip_fraction_by_token());
-            prop_assert!(close(metrics.log_ratio_mean(), whole.metrics.log_ratio_mean(), 1e-14));
-            prop_assert!(close(metrics.log_ratio_std(), whole.metrics.log_ratio_std(), 1e-13));
-            prop_assert!(close(metrics.k3_mean(), whole.metrics.k3_mean(), 1e-14));
-            prop_assert!(close(metrics.effective_sample_size(), whole.metrics.effective_sample_size(), 1e-13));
+            let metrics_of = |part: &[Sequence<'_>]| evaluate_step(&Fitted(&*objective), part).unwrap().metrics;
+            let whole = metrics_of(&sequences);
+            let mut merged = Metrics::default();
+            sequences.chunks(cut).for_each(|part| merged.merge(&metrics_of(part)));
+            prop_assert_eq!(merged.clip_fraction_by_token(), whole.clip_fraction_by_token());
+            prop_assert!(close(merged.log_ratio_mean(), whole.log_ratio_mean(), 1e-14));
+            prop_assert!(close(merged.log_ratio_std(), whole.log_ratio_std(), 1e-13));
+            prop_assert!(close(merged.k3_mean(), whole.k3_mean(), 1e-14));
+            prop_assert!(close(merged.effective_sample_size(), whole.effective_sample_size(), 1e-13));
         }
     }
 
@@ -168,20 +111,16 @@ proptest! {
     #[test]
     fn p15_empty_sequences_add_nothing_and_do_not_count(
         clip in clips(),
-        step in prop::collection::vec(f32_tokens(0), 0..8),
+        step in prop::collection::vec(f32_tokens(1), 0..8),
         n_empty in 0usize..4,
     ) {
         let empty = Tokens::default();
-        let filled: Vec<Sequence> = step.iter().filter(|tokens| tokens.len() > 0).map(Tokens::per_token).collect();
-        let mut padded = filled.clone();
-        padded.extend(vec![empty.uniform(f64::NAN); n_empty]);
         for objective in every_objective(clip) {
-            let without = evaluate_step(objective.as_ref(), &filled).unwrap();
-            let with = evaluate_step(objective.as_ref(), &padded).unwrap();
-            prop_assert_eq!(without.loss, with.loss);
-            prop_assert_eq!(&without.gradients[..], &with.gradients[..filled.len()]);
-            prop_assert_eq!(with.metrics.n_sequences(), filled.len());
-            prop_assert_eq!(with.metrics.n_empty(), n_empty);
+            check_empty_sequences(&*objective, &step, n_empty)?;
+            let mut sequences: Vec<Sequence> = step.iter().map(Tokens::per_token).collect();
+            sequences.extend(vec![empty.uniform(f64::NAN); n_empty]);
+            let metrics = evaluate_step(&Fitted(&*objective), &sequences).unwrap().metrics;
+            prop_assert_eq!((metrics.n_sequences(), metrics.n_empty()), (step.len(), n_empty));
         }
     }
 }
@@ -192,7 +131,8 @@ fn p15_a_step_without_tokens_has_loss_zero_and_defined_metrics() {
     for objective in every_objective(Clip::PAPER_GSPO) {
         for n in [0, 3] {
             let empty = Tokens::default();
-            let step = evaluate_step(objective.as_ref(), &vec![empty.per_token(); n]).unwrap();
+            let empties = vec![empty.per_token(); n];
+            let step = evaluate_step(&Fitted(&*objective), &empties).unwrap();
             assert_eq!((step.loss, step.gradients), (0.0, vec![Vec::new(); n]));
             let metrics = step.metrics;
             let zeros = [
@@ -261,11 +201,7 @@ fn columns_of_different_lengths_are_refused() {
     assert_eq!(refused, mismatch("behavior_logprobs", 3));
     let refused = Sequence::new(&two, &two, Advantages::PerToken(&[])).unwrap_err();
     assert_eq!(refused, mismatch("advantages", 0));
-    let sequence = Sequence::new(&two, &two, Advantages::Uniform(1.0)).unwrap();
-    for objective in objectives(Clip::PAPER_GSPO) {
-        assert_eq!(
-            objective.evaluate(&sequence, &mut [0.0; 3]).unwrap_err(),
-            mismatch("gradient", 3)
-        );
+    for objective in every_objective(Clip::PAPER_GSPO) {
+        check_buffer_length(&*objective).unwrap();
     }
 }

@@ -73,7 +73,7 @@ impl Case {
     }
 
     fn n_nonempty(&self) -> usize {
-        self.sequences.iter().filter(|tokens| tokens.len() > 0).count()
+        self.sequences.iter().filter(|tokens| !tokens.is_empty()).count()
     }
 
     /// Returns whether the objective is a mean over tokens, which a row without tokens does not
@@ -204,7 +204,7 @@ fn per_token(tokens: &Tokens) -> Advantages<'_> {
 }
 
 fn mean_advantage(tokens: &Tokens) -> Advantages<'_> {
-    Advantages::Uniform(if tokens.len() == 0 { 0.0 } else { tokens.mean_advantage() })
+    Advantages::Uniform(if tokens.is_empty() { 0.0 } else { tokens.mean_advantage() })
 }
 
 // Objective 25
@@ -350,7 +350,7 @@ fn p25_sequence_statistics_are_the_golden_ones() {
     for case in Case::all() {
         let stats = case.json["sequence_stats"].as_array().unwrap();
         for (tokens, expected) in
-            case.sequences.iter().zip(stats).filter(|(tokens, _)| tokens.len() > 0)
+            case.sequences.iter().zip(stats).filter(|(tokens, _)| !tokens.is_empty())
         {
             let stats = evaluate(&gspo_token(Clip::PAPER_GSPO), &tokens.per_token()).0.stats;
             assert_eq!(stats.n_tokens as u64, expected["policy_tokens"].as_u64().unwrap());

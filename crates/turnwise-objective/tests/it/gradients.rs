@@ -2,7 +2,12 @@
 
 use proptest::prelude::*;
 use turnwise_objective::{
-    Advantages, Clip, Grpo, Gspo, GspoToken, LengthWeight, Objective, ObjectiveError, Sequence,
+    Clip, Denominator, Grpo, Gspo, GspoToken, LengthWeight, Objective, ObjectiveError, Sequence,
+    SequenceLoss,
+};
+use turnwise_testkit::objectives::{
+    check_equals_gspo, check_gradient, check_gradient_of, check_on_policy, check_one_token,
+    check_scaling, check_signs, check_uniform_advantages, check_zero_advantage,
 };
 
 use crate::support::*;
@@ -29,27 +34,30 @@ fn surrogate(clip: Clip, frozen: &Tokens, logprobs: &[f64]) -> f64 {
     terms.sum::<f64>() / frozen.len() as f64
 }
 
-/// Returns the central difference of `f` in each log-probability.
-fn finite_differences(logprobs: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
-    let step = 1e-5;
-    let at = |t: usize, by: f64| {
-        let mut moved = logprobs.to_vec();
-        moved[t] += by;
-        f(&moved)
-    };
-    (0..logprobs.len()).map(|t| (at(t, step) - at(t, -step)) / (2.0 * step)).collect()
+/// GSPO-token's value with its derivative as the gradient: the ratio is not detached, so the advantages are averaged.
+#[derive(Debug)]
+struct Averaged {
+    clip: Clip,
 }
 
-/// Returns the loss of `tokens` with other log-probabilities.
-fn loss_at(
-    objective: &dyn Objective,
-    tokens: &Tokens,
-    logprobs: &[f64],
-    advantages: Advantages<'_>,
-) -> f64 {
-    evaluate(objective, &Sequence::new(logprobs, &tokens.behavior_logprobs, advantages).unwrap())
-        .0
-        .loss
+impl Objective for Averaged {
+    fn name(&self) -> &'static str {
+        "averaged"
+    }
+
+    fn denominator(&self) -> Denominator {
+        Denominator::Sequences
+    }
+
+    fn evaluate(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+    ) -> Result<SequenceLoss, ObjectiveError> {
+        let evaluated = gspo_token(self.clip).evaluate(sequence, gradient)?;
+        gradient.fill(mean(gradient));
+        Ok(evaluated)
+    }
 }
 
 proptest! {
@@ -60,19 +68,13 @@ proptest! {
         advantage in advantage(),
         weight in prop::sample::select(WEIGHTS.to_vec()),
     ) {
+        let gspo = Gspo { clip, length_weight: weight };
+        let gspo_token = GspoToken { clip, length_weight: weight };
+        check_equals_gspo(&gspo_token, &gspo, &tokens, advantage)?;
+        let (expected, _) = evaluate(&gspo, &tokens.uniform(advantage));
         tokens.advantages.fill(advantage);
-        let (gspo, gspo_token) = (Gspo { clip, length_weight: weight }, GspoToken { clip, length_weight: weight });
-        let (expected, expected_gradient) = evaluate(&gspo, &tokens.uniform(advantage));
-        for (evaluated, gradient) in [
-            evaluate(&gspo, &tokens.per_token()),
-            evaluate(&gspo_token, &tokens.uniform(advantage)),
-            evaluate(&gspo_token, &tokens.per_token()),
-        ] {
-            prop_assert!(close(evaluated.loss, expected.loss, 1e-14));
-            prop_assert!(all_close(&gradient, &expected_gradient, 1e-14));
-            let is_active = |gradient: &[f64]| gradient.iter().map(|c| *c != 0.0).collect::<Vec<_>>();
-            prop_assert_eq!(is_active(&gradient), is_active(&expected_gradient));
-            prop_assert_eq!(evaluated.stats, expected.stats);
+        for sequence in [tokens.uniform(advantage), tokens.per_token()] {
+            prop_assert_eq!(evaluate(&gspo_token, &sequence).0.stats, expected.stats);
         }
     }
 
@@ -120,14 +122,12 @@ proptest! {
     // Objective 4
     #[test]
     fn p04_the_gradient_of_gspo_is_the_finite_difference_of_its_value(
-        (clip, _, tokens) in placed_tokens(),
+        (clip, _, mut tokens) in placed_tokens(),
         advantage in advantage(),
         weight in prop::sample::select(WEIGHTS.to_vec()),
     ) {
-        let gspo = Gspo { clip, length_weight: weight };
-        let (_, gradient) = evaluate(&gspo, &tokens.uniform(advantage));
-        let value = |logprobs: &[f64]| loss_at(&gspo, &tokens, logprobs, Advantages::Uniform(advantage));
-        prop_assert!(all_close(&gradient, &finite_differences(&tokens.logprobs, value), 1e-8));
+        tokens.advantages.fill(advantage);
+        check_gradient(&Gspo { clip, length_weight: weight }, &tokens)?;
     }
 
     // Objective 4
@@ -136,10 +136,10 @@ proptest! {
         (clip, _, tokens) in placed_tokens(),
         weight in prop::sample::select(WEIGHTS.to_vec()),
     ) {
-        let (evaluated, gradient) = evaluate(&GspoToken { clip, length_weight: weight }, &tokens.per_token());
-        let loss = |logprobs: &[f64]| -weight.of(tokens.len()) * surrogate(clip, &tokens, logprobs);
-        prop_assert!(close(evaluated.loss, loss(&tokens.logprobs), 1e-12));
-        prop_assert!(all_close(&gradient, &finite_differences(&tokens.logprobs, loss), 1e-8));
+        let gspo_token = GspoToken { clip, length_weight: weight };
+        check_gradient_of(&gspo_token, &tokens, |frozen, logprobs| {
+            -weight.of(frozen.len()) * surrogate(clip, frozen, logprobs)
+        })?;
     }
 
     // Objective 4
@@ -147,15 +147,10 @@ proptest! {
     fn p04_the_gradient_of_gspo_token_is_not_the_finite_difference_of_its_value_unless_advantages_are_uniform(
         (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
     ) {
-        let gspo_token = gspo_token(clip);
-        let (_, gradient) = evaluate(&gspo_token, &tokens.per_token());
-        let value = |logprobs: &[f64]| loss_at(&gspo_token, &tokens, logprobs, Advantages::PerToken(&tokens.advantages));
-        let differences = finite_differences(&tokens.logprobs, value);
-        let uniform = tokens.advantages.iter().all(|&a| (a - tokens.advantages[0]).abs() < 1e-4);
-        prop_assert_eq!(all_close(&gradient, &differences, 1e-8), uniform);
-        // The finite difference of the value gives the impostor: the mean credit on every token.
-        let spread = -tokens.log_ratio().exp() * tokens.mean_advantage() / tokens.len() as f64;
-        prop_assert!(differences.iter().all(|&difference| close(difference, spread, 1e-8)));
+        let is_uniform = tokens.advantages.iter().all(|&a| (a - tokens.advantages[0]).abs() < 1e-4);
+        prop_assert_eq!(check_gradient(&gspo_token(clip), &tokens).is_ok(), is_uniform);
+        // The derivative of the value is the impostor: the mean advantage on every token.
+        check_gradient(&Averaged { clip }, &tokens)?;
     }
 
     // Objective 4
@@ -172,25 +167,17 @@ proptest! {
         };
         let log_ratios: Vec<f64> = tokens.iter().map(log_ratio).collect();
         let tokens = Tokens::drifted(&log_ratios, &tokens.iter().map(|token| token.2).collect::<Vec<_>>());
-        let grpo = Grpo { clip };
-        let (_, gradient) = evaluate(&grpo, &tokens.per_token());
-        let value = |logprobs: &[f64]| loss_at(&grpo, &tokens, logprobs, Advantages::PerToken(&tokens.advantages));
-        prop_assert!(all_close(&gradient, &finite_differences(&tokens.logprobs, value), 1e-8));
+        check_gradient(&Grpo { clip }, &tokens)?;
     }
 
     // Objective 5
     #[test]
     fn p05_on_policy_every_objective_is_reinforce_over_n(clip in clips(), mut tokens in f32_tokens(1)) {
         tokens.logprobs.clone_from(&tokens.behavior_logprobs);
-        let n = tokens.len() as f64;
-        for (objective, per_token) in [(&gspo_token(clip) as &dyn Objective, true), (&Grpo { clip }, true), (&gspo(clip), false)] {
-            let advantage = tokens.advantages[0];
-            let sequence = if per_token { tokens.per_token() } else { tokens.uniform(advantage) };
-            let credit = if per_token { tokens.advantages.clone() } else { vec![advantage; tokens.len()] };
-            let (evaluated, gradient) = evaluate(objective, &sequence);
-            prop_assert!(close(evaluated.loss, -mean(&credit), 1e-14));
-            prop_assert!(all_close(&gradient, &credit.iter().map(|a| -a / n).collect::<Vec<_>>(), 1e-15));
-            prop_assert_eq!(evaluated.stats.n_clipped_low + evaluated.stats.n_clipped_high, 0);
+        for objective in objectives(clip) {
+            check_on_policy(&*objective, &tokens)?;
+            let (evaluated, _) = evaluate(&*objective, &tokens.per_token());
+            prop_assert!(close(evaluated.loss, -tokens.mean_advantage(), 1e-14));
             prop_assert_eq!(evaluated.stats.k3_sum, 0.0);
         }
     }
@@ -198,17 +185,11 @@ proptest! {
     // Objective 6
     #[test]
     fn p06_one_token_makes_every_objective_ppo((clip, _, tokens) in placed_tokens(), advantage in advantage()) {
-        let tokens = Tokens { advantages: vec![advantage], ..tokens.pick(&[0]) };
         let log_ratio = tokens.log_ratios()[0];
-        prop_assume!((log_ratio - clip.high().ln_1p()).abs() > 1e-12 && (log_ratio - (-clip.low()).ln_1p()).abs() > 1e-12);
-        let ratio = log_ratio.exp();
-        let clipped = ratio.clamp(1.0 - clip.low(), 1.0 + clip.high());
-        let value = (ratio * advantage).min(clipped * advantage);
-        let gradient = if ratio * advantage <= clipped * advantage { -ratio * advantage } else { 0.0 };
+        let bounds = [clip.high().ln_1p(), (-clip.low()).ln_1p()];
+        prop_assume!(bounds.iter().all(|bound| (log_ratio - bound).abs() > 1e-12));
         for objective in objectives(clip) {
-            let (evaluated, actual) = evaluate(objective.as_ref(), &tokens.per_token());
-            prop_assert!(close(evaluated.loss, -value, 1e-14), "{objective:?}");
-            prop_assert!(close(actual[0], gradient, 1e-14), "{objective:?}");
+            check_one_token(&*objective, clip, log_ratio, advantage)?;
         }
     }
 
@@ -227,19 +208,16 @@ proptest! {
         prop_assert_eq!(evaluated.stats.n_tokens, tokens.len());
         let expected: Vec<f64> = tokens.advantages.iter().map(|a| -ratio * a / n).collect();
         prop_assert!(all_close(&gradient, &expected, 1e-13));
-        prop_assert_eq!(evaluate(&Grpo { clip }, &tokens.per_token()).1[silent], 0.0);
+        for objective in every_policy_objective(clip) {
+            check_zero_advantage(&*objective, &tokens, silent)?;
+        }
     }
 
     // Objective 12
     #[test]
     fn p12_scaling_advantages_scales_the_loss((clip, _, tokens) in placed_tokens(), scale in 0.0..8.0) {
-        let mut scaled = tokens.clone();
-        scaled.advantages.iter_mut().for_each(|a| *a *= scale);
-        for objective in [&gspo_token(clip) as &dyn Objective, &Grpo { clip }] {
-            let (loss, gradient) = evaluate(objective, &tokens.per_token());
-            let (scaled_loss, scaled_gradient) = evaluate(objective, &scaled.per_token());
-            prop_assert!(close(scaled_loss.loss, scale * loss.loss, 1e-13));
-            prop_assert!(all_close(&scaled_gradient, &gradient.iter().map(|c| scale * c).collect::<Vec<_>>(), 1e-13));
+        for objective in every_policy_objective(clip) {
+            check_scaling(&*objective, &tokens, scale)?;
         }
     }
 
@@ -248,11 +226,7 @@ proptest! {
     fn p26_an_advantage_in_range_always_has_a_gradient(
         (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
     ) {
-        let (_, gradient) = evaluate(&gspo_token(clip), &tokens.per_token());
-        for (coefficient, advantage) in gradient.iter().zip(&tokens.advantages) {
-            // Minimising the loss makes a token with a positive advantage more probable.
-            prop_assert_eq!(coefficient.signum(), -advantage.signum());
-        }
+        check_signs(&gspo_token(clip), &tokens)?;
     }
 
     #[test]
@@ -260,12 +234,11 @@ proptest! {
         (clip, _, mut tokens) in placed_tokens(),
         advantage in advantage(),
     ) {
-        tokens.advantages.fill(advantage);
-        for objective in objectives(clip) {
-            let (uniform, uniform_gradient) = evaluate(objective.as_ref(), &tokens.uniform(advantage));
-            let (per_token, gradient) = evaluate(objective.as_ref(), &tokens.per_token());
-            prop_assert!(close(uniform.loss, per_token.loss, 1e-14), "{objective:?}");
-            prop_assert!(all_close(&uniform_gradient, &gradient, 1e-15), "{objective:?}");
+        for objective in every_objective(clip) {
+            check_uniform_advantages(&*objective, &tokens, advantage)?;
+            tokens.advantages.fill(advantage);
+            let (uniform, _) = evaluate(&*objective, &tokens.uniform(advantage));
+            let (per_token, _) = evaluate(&*objective, &tokens.per_token());
             prop_assert_eq!(uniform.stats, per_token.stats, "{:?}", objective);
         }
     }

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use turnwise_objective::{Advantages, Clip, Grpo, Objective, Sequence};
+use turnwise_testkit::objectives::check_length;
 
 use crate::support::*;
 
@@ -64,22 +65,8 @@ fn p17_a_constant_drift_gives_the_same_ratio_at_every_length() {
 fn p17_a_constant_drift_gives_every_objective_the_same_loss_per_unit_of_weight_at_every_length() {
     for objective in every_objective(Clip::PAPER_GRPO) {
         for (drift, advantage) in [(0.125, 1.0), (0.125, -1.0), (-0.5, 1.0), (-0.5, -1.0)] {
-            let per_weight = |length: usize| {
-                let (logprobs, behavior_logprobs) = (vec![drift - 1.0; length], vec![-1.0; length]);
-                let sequence =
-                    Sequence::new(&logprobs, &behavior_logprobs, Advantages::Uniform(advantage));
-                let (evaluated, gradient) = evaluate(objective.as_ref(), &sequence.unwrap());
-                let weight = objective.token_weight(length);
-                (evaluated.loss / (weight * length as f64), gradient[length / 3] / weight)
-            };
-            let (loss, gradient) = per_weight(1);
             for length in [2, 9, 1001, MILLION] {
-                let (long_loss, long_gradient) = per_weight(length);
-                assert!(
-                    close(long_loss, loss, 2e-15),
-                    "{objective:?} {length}: {long_loss} {loss}"
-                );
-                assert!(close(long_gradient, gradient, 2e-15), "{objective:?} {length}");
+                check_length(&*objective, drift, advantage, length, 2e-15).unwrap();
             }
         }
     }
