@@ -27,7 +27,7 @@ impl Credit for ReturnCredit {
         let to_go = discounted_returns(group, self.gamma);
         let firsts: Vec<f64> =
             to_go.values.iter().filter_map(|turns| turns.first()).copied().collect();
-        let scale = if firsts.len() < 2 { 0.0 } else { standard_deviation(&firsts, Std::Sample)? };
+        let scale = standard_deviation(&firsts, Std::Sample)?;
         // Equal rewards give no advantage, even if different turns earned them.
         if scale <= ROUNDING * magnitude(group) || has_zero_variance(&totals(group)) {
             let nothing = zeros(group);
