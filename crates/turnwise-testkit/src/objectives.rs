@@ -98,7 +98,7 @@ pub use contract::{
 };
 pub use fitted::{Fitted, evaluate};
 pub use strategies::{
-    Side, advantage, clips, f32_tokens, nonzero_advantage, orders, placed_tokens, sides, steps,
+    ClipSide, advantage, clips, f32_tokens, nonzero_advantage, orders, placed_tokens, sides, steps,
     tokens, tokens_at, tokens_near_policy,
 };
 pub use tokens::Tokens;

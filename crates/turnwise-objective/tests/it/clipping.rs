@@ -18,8 +18,8 @@ proptest! {
         check_clip_sides(&gspo(clip), clip, &flat, &log_ratios)?;
         let (evaluated, gradient) = evaluate(&gspo(clip), &tokens.uniform(advantage));
         let (n, ratio) = (tokens.len(), tokens.log_ratio().exp());
-        let clipped_high = side == Side::Above && advantage > 0.0;
-        let clipped_low = side == Side::Below && advantage < 0.0;
+        let clipped_high = side == ClipSide::Above && advantage > 0.0;
+        let clipped_low = side == ClipSide::Below && advantage < 0.0;
         let coefficient = if clipped_high || clipped_low { 0.0 } else { -ratio * advantage / n as f64 };
         let bounded = if clipped_high { 1.0 + clip.high() } else if clipped_low { 1.0 - clip.low() } else { ratio };
         prop_assert!(gradient.iter().all(|&c| close(c, coefficient, 1e-13)));
@@ -97,8 +97,8 @@ proptest! {
         check_clip_sides(&Grpo { clip }, clip, &tokens, &tokens.log_ratios())?;
         let (evaluated, _) = evaluate(&gspo_token(clip), &tokens.per_token());
         let count = |keep: fn(f64) -> bool| tokens.advantages.iter().filter(|a| keep(**a)).count();
-        let high = if side == Side::Above { count(|a| a > 0.0) } else { 0 };
-        let low = if side == Side::Below { count(|a| a < 0.0) } else { 0 };
+        let high = if side == ClipSide::Above { count(|a| a > 0.0) } else { 0 };
+        let low = if side == ClipSide::Below { count(|a| a < 0.0) } else { 0 };
         prop_assert_eq!((evaluated.stats.n_clipped_low, evaluated.stats.n_clipped_high), (low, high));
         prop_assert_eq!(evaluated.stats.n_with_advantage, count(|a| a != 0.0));
     }

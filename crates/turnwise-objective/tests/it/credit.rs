@@ -82,7 +82,7 @@ proptest! {
     // Objective 20
     #[test]
     fn p20_credit_is_not_averaged(
-        (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
+        (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, ClipSide::Inside))),
         credit in 0.1..3.0,
     ) {
         let (n, half) = (tokens.len(), tokens.len().div_ceil(2));

@@ -13,10 +13,10 @@ use turnwise_testkit::objectives::{
 use crate::support::*;
 
 /// Returns A_t·a_t: the advantage if its token has a gradient.
-fn active(advantage: f64, side: Side) -> f64 {
+fn active(advantage: f64, side: ClipSide) -> f64 {
     match side {
-        Side::Above if advantage > 0.0 => 0.0,
-        Side::Below if advantage < 0.0 => 0.0,
+        ClipSide::Above if advantage > 0.0 => 0.0,
+        ClipSide::Below if advantage < 0.0 => 0.0,
         _ => advantage,
     }
 }
@@ -92,7 +92,7 @@ proptest! {
         prop_assert!(close(token.loss - sequence.loss, gap, 1e-13));
         prop_assert!(close(token.stats.gap, gap, 1e-13));
         prop_assert!(token.stats.gap >= 0.0);
-        prop_assert_eq!(token.stats.gap == 0.0, side == Side::Inside || positive == 0.0 || negative == 0.0);
+        prop_assert_eq!(token.stats.gap == 0.0, side == ClipSide::Inside || positive == 0.0 || negative == 0.0);
         prop_assert_eq!(sequence.stats.gap, 0.0);
     }
 
@@ -145,7 +145,7 @@ proptest! {
     // Objective 4
     #[test]
     fn p04_the_gradient_of_gspo_token_is_not_the_finite_difference_of_its_value_unless_advantages_are_uniform(
-        (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
+        (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, ClipSide::Inside))),
     ) {
         let is_uniform = tokens.advantages.iter().all(|&a| (a - tokens.advantages[0]).abs() < 1e-4);
         prop_assert_eq!(check_gradient(&gspo_token(clip), &tokens).is_ok(), is_uniform);
@@ -160,10 +160,10 @@ proptest! {
         tokens in prop::collection::vec((sides(), 0.0..1.0, advantage()), 1..30),
     ) {
         let (low, high) = ((-clip.low()).ln_1p(), clip.high().ln_1p());
-        let log_ratio = |&(side, at, _): &(Side, f64, f64)| match side {
-            Side::Below => low * 1.05 - 1e-4 - 1.5 * at,
-            Side::Inside => 0.95 * (low + (high - low) * at),
-            Side::Above => high * 1.05 + 1e-4 + 1.5 * at,
+        let log_ratio = |&(side, at, _): &(ClipSide, f64, f64)| match side {
+            ClipSide::Below => low * 1.05 - 1e-4 - 1.5 * at,
+            ClipSide::Inside => 0.95 * (low + (high - low) * at),
+            ClipSide::Above => high * 1.05 + 1e-4 + 1.5 * at,
         };
         let log_ratios: Vec<f64> = tokens.iter().map(log_ratio).collect();
         let tokens = Tokens::drifted(&log_ratios, &tokens.iter().map(|token| token.2).collect::<Vec<_>>());
@@ -196,7 +196,7 @@ proptest! {
     // Objective 10
     #[test]
     fn p10_a_token_without_advantage_has_no_gradient_but_counts(
-        (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
+        (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, ClipSide::Inside))),
         silent in any::<prop::sample::Index>(),
     ) {
         let mut tokens = tokens;
@@ -224,7 +224,7 @@ proptest! {
     // Objective 26
     #[test]
     fn p26_an_advantage_in_range_always_has_a_gradient(
-        (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Inside))),
+        (clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, ClipSide::Inside))),
     ) {
         check_signs(&gspo_token(clip), &tokens)?;
     }

@@ -50,7 +50,7 @@ proptest! {
 
     // Objective 24
     #[test]
-    fn p24_the_two_bounds_are_told_apart((clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, Side::Above)))) {
+    fn p24_the_two_bounds_are_told_apart((clip, tokens) in clips().prop_flat_map(|clip| (Just(clip), tokens_at(clip, ClipSide::Above)))) {
         let fraction = metrics_of(&gspo(clip), &[tokens.uniform(1.0)]).clip_fraction_by_token();
         prop_assert_eq!((fraction.low, fraction.high), (0.0, 1.0));
         let fraction = metrics_of(&gspo(clip), &[tokens.uniform(-1.0)]).clip_fraction_by_token();
@@ -104,7 +104,7 @@ proptest! {
     fn the_gap_is_live_only_out_of_range_with_both_signs((clip, side, tokens) in placed_tokens()) {
         let metrics = metrics_of(&gspo_token(clip), &[tokens.per_token()]);
         let signs = (tokens.advantages.iter().any(|a| *a > 0.0), tokens.advantages.iter().any(|a| *a < 0.0));
-        let live = side != Side::Inside && signs == (true, true);
+        let live = side != ClipSide::Inside && signs == (true, true);
         prop_assert_eq!(metrics.gap_live_fraction(), if live { 1.0 } else { 0.0 });
         prop_assert_eq!(metrics.gap_mean() > 0.0, live);
     }

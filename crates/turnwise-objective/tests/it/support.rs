@@ -5,7 +5,7 @@ use turnwise_objective::{
     Objective, Reinforce, Sapo, Sequence, SequenceLoss, WithKl,
 };
 pub(crate) use turnwise_testkit::objectives::{
-    Fitted, Side, Tokens, advantage, all_close, clips, close, f32_tokens, nonzero_advantage,
+    ClipSide, Fitted, Tokens, advantage, all_close, clips, close, f32_tokens, nonzero_advantage,
     orders, placed_tokens, sides, steps, tokens, tokens_at, tokens_near_policy,
 };
 

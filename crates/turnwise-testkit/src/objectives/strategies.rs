@@ -5,7 +5,7 @@ use super::tokens::{Tokens, mean};
 
 /// The side of a clip range on which a log ratio is, clear of the bounds themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum ClipSide {
     /// Below 1 − ε_l.
     Below,
     /// Between the bounds.
@@ -15,8 +15,8 @@ pub enum Side {
 }
 
 /// Generates a side of a clip range.
-pub fn sides() -> impl Strategy<Value = Side> {
-    prop_oneof![Just(Side::Below), Just(Side::Inside), Just(Side::Above)]
+pub fn sides() -> impl Strategy<Value = ClipSide> {
+    prop_oneof![Just(ClipSide::Below), Just(ClipSide::Inside), Just(ClipSide::Above)]
 }
 
 /// Generates published clip ranges and others.
@@ -57,12 +57,12 @@ pub fn tokens_near_policy() -> impl Strategy<Value = Tokens> {
 }
 
 /// Generates sequences of 1 to 39 tokens whose mean log ratio is clearly on a given side of a clip range.
-pub fn tokens_at(clip: Clip, side: Side) -> impl Strategy<Value = Tokens> {
+pub fn tokens_at(clip: Clip, side: ClipSide) -> impl Strategy<Value = Tokens> {
     let (low, high) = ((-clip.low()).ln_1p(), clip.high().ln_1p());
     let target = match side {
-        Side::Below => (low - 0.5)..(low * 1.05 - 1e-5),
-        Side::Inside => (low * 0.95)..(high * 0.95),
-        Side::Above => (high * 1.05 + 1e-5)..(high + 0.5),
+        ClipSide::Below => (low - 0.5)..(low * 1.05 - 1e-5),
+        ClipSide::Inside => (low * 0.95)..(high * 0.95),
+        ClipSide::Above => (high * 1.05 + 1e-5)..(high + 0.5),
     };
     let token = (-8.0..0.0, -1.0..1.0, advantage());
     (target, prop_oneof![Just(0.0), Just(1e-3), Just(0.3)], prop::collection::vec(token, 1..40))
@@ -79,7 +79,7 @@ pub fn tokens_at(clip: Clip, side: Side) -> impl Strategy<Value = Tokens> {
 }
 
 /// Generates a clip range, a side of it and a sequence whose mean log ratio is there.
-pub fn placed_tokens() -> impl Strategy<Value = (Clip, Side, Tokens)> {
+pub fn placed_tokens() -> impl Strategy<Value = (Clip, ClipSide, Tokens)> {
     (clips(), sides()).prop_flat_map(|(clip, side)| {
         tokens_at(clip, side).prop_map(move |tokens| (clip, side, tokens))
     })
