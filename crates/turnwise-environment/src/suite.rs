@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Demonstrator, Environment, Rubric, TaskKey, TaskSet};
+use crate::{Demonstrator, Environment, Random, Rubric, TaskKey, TaskSet};
 
 /// Which tasks: those that may be trained on, or those that never are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,12 +205,11 @@ impl fmt::Debug for Suite {
     }
 }
 
-/// A number from 0 to below 1 that is always the same for a task.
+/// Returns a number from 0 to below 1 that is always the same for a task.
 fn share_of(key: &TaskKey) -> f64 {
-    // The last digits of a key are those that a hash mixes best.
-    let digits = &key.as_str()[key.as_str().len() - 8..];
-    let number = u32::from_str_radix(digits, 16).expect("a key is of hexadecimal digits");
-    f64::from(number) / (f64::from(u32::MAX) + 1.0)
+    let number = u128::from_str_radix(key.as_str(), 16).expect("a key is of hexadecimal digits");
+    // Keys of similar tasks are similar: their hash does not mix the last characters into every bit.
+    Random::new((number ^ (number >> 64)) as u64).uniform()
 }
 
 /// Some tasks of a task set.

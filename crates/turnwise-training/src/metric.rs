@@ -24,6 +24,13 @@ pub struct Metric {
     pub help: &'static str,
 }
 
+impl AsRef<str> for Metric {
+    /// Returns the name.
+    fn as_ref(&self) -> &str {
+        self.name
+    }
+}
+
 /// The values of one step, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MetricValues {
@@ -38,10 +45,19 @@ impl MetricValues {
         }
     }
 
-    /// Returns a recorded value.
+    /// Returns a recorded value, by a constant of this module or by its name in `metrics.jsonl`.
+    ///
+    /// ```
+    /// use turnwise_training::metric::{self, MetricValues};
+    ///
+    /// let mut values = MetricValues::default();
+    /// values.set(metric::REWARD_MEAN, 0.5);
+    /// assert_eq!(values.get(metric::REWARD_MEAN), Some(0.5));
+    /// assert_eq!(values.get("reward/mean"), Some(0.5));
+    /// ```
     #[must_use]
-    pub fn get(&self, metric: Metric) -> Option<f64> {
-        self.values.get(metric.name).copied()
+    pub fn get(&self, metric: impl AsRef<str>) -> Option<f64> {
+        self.values.get(metric.as_ref()).copied()
     }
 
     /// Iterates over names and values in alphabetical order.

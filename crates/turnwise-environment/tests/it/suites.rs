@@ -54,6 +54,32 @@ fn a_divided_suite_keeps_each_task_on_its_side() {
     assert!(held_out.is_subset(&keys(&more, Split::HeldOut)));
 }
 
+/// Tasks that differ in one number have similar keys.
+#[derive(Clone, Copy, Debug)]
+struct Numbered(u32);
+
+#[async_trait]
+impl Environment for Numbered {
+    async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+        Ok(self.0.to_string().into())
+    }
+
+    async fn step(&mut self, _action: Action) -> Result<Step, EnvironmentError> {
+        Ok(Step::terminated(1.0))
+    }
+}
+
+#[test]
+fn a_short_list_of_similar_tasks_is_divided_too() {
+    for first in [0, 1, 10, 500] {
+        let tasks: Vec<Numbered> = (first..first + 50).map(Numbered).collect();
+        let suite = Suite::divided("numbers", tasks, 0.3);
+        // 15 expected, with a deviation of 3.2.
+        let n = suite.tasks(Split::HeldOut).len();
+        assert!((5..26).contains(&n), "{n} of 50 from {first} on");
+    }
+}
+
 #[test]
 fn tasks_of_a_suite_have_its_name() {
     let suite = Suite::divided("quiz", vec![Quiz(question(1)), Quiz(question(2))], 0.5);
