@@ -257,7 +257,7 @@ fn an_impossible_graph_is_refused() {
     fn node(line: &mut Value, number: usize) -> &mut Value {
         &mut line["graph"]["nodes"][number]
     }
-    let edge = |from, to| json!([{"from": from, "to": to, "kind": "retry_of"}]);
+    let edge = |from, to| json!([{"from": from, "to": to, "kind": "summarises"}]);
     let graphs: [(&str, Change); 7] = [
         ("a parent that is the node itself", &|line| node(line, 1)["parent"] = json!(1)),
         ("a parent that comes later", &|line| node(line, 0)["parent"] = json!(2)),

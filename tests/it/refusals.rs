@@ -42,10 +42,12 @@ fn with_tokens(mut trajectory: Trajectory, tokens: SampledTokens) -> Trajectory 
 
 /// Samples a token from these logits and returns it with the ids that truncation kept.
 fn sample_kept(logits: &[f32], sampling: &Sampling, uniform: f64) -> (TokenId, f32, Vec<TokenId>) {
-    let mut kept: Vec<TokenId> = (0..logits.len() as TokenId).collect();
-    let (id, logprob) = Sampler::default()
-        .draw_from(logits, &mut kept, sampling, uniform)
+    let vocabulary: Vec<TokenId> = (0..logits.len() as TokenId).collect();
+    let mut sampler = Sampler::default();
+    let (id, logprob) = sampler
+        .draw_from(logits, &vocabulary, sampling, uniform)
         .expect("the vocabulary is not empty");
+    let kept = sampler.support().to_vec();
     (id, logprob, kept)
 }
 

@@ -24,7 +24,7 @@ impl Credit for TurnIndexBiasedCredit {
     }
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
-        let to_go = discounted_returns(group, self.gamma);
+        let to_go = discounted_returns(group, self.gamma)?;
         let advantages = compared(group, || {
             let settled = settled(to_go.values.clone(), group);
             per_turn_index_biased(&settled, Std::Sample, 0.0)

@@ -34,7 +34,7 @@ impl Credit for GigpoCredit {
     }
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
-        let to_go = discounted_returns(group, self.gamma);
+        let to_go = discounted_returns(group, self.gamma)?;
         let anchors: Vec<Vec<Anchor<'_>>> = group.iter().map(|member| anchors(member)).collect();
         let steps = compared(group, || {
             let settled = settled(to_go.values.clone(), group);

@@ -24,7 +24,7 @@ impl Credit for ReturnCredit {
     }
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
-        let to_go = discounted_returns(group, self.gamma);
+        let to_go = discounted_returns(group, self.gamma)?;
         let firsts: Vec<f64> =
             to_go.values.iter().filter_map(|turns| turns.first()).copied().collect();
         let scale = standard_deviation(&firsts, Std::Sample)?;
@@ -39,11 +39,20 @@ impl Credit for ReturnCredit {
     }
 }
 
-/// Returns the discounted reward-to-go of each turn.
-pub(super) fn discounted_returns(group: &[&Trajectory], gamma: f64) -> CreditStream {
-    CreditStream {
-        name: "return",
-        values: returns(group, gamma),
-        conserves: Conservation::DiscountedReturn { gamma },
+/// Returns the discounted reward-to-go of each turn, or an error if one is not finite: a group of one and a group of equal
+/// rewards are compared with nobody, so that nothing else would refuse it.
+pub(super) fn discounted_returns(
+    group: &[&Trajectory],
+    gamma: f64,
+) -> Result<CreditStream, AdvantageError> {
+    let values = returns(group, gamma);
+    for (member, turns) in values.iter().enumerate() {
+        // The last one: a reward that is not finite makes the returns before it not finite too.
+        if let Some(turn) = turns.iter().rposition(|value| !value.is_finite()) {
+            let value = turns[turn];
+            return Err(AdvantageError::NonFinite { member, turn: Some(turn), value });
+        }
     }
+    let conserves = Conservation::DiscountedReturn { gamma };
+    Ok(CreditStream { name: "return", values, conserves })
 }

@@ -32,7 +32,7 @@ impl Credit for TurnCredit {
     }
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
-        let to_go = discounted_returns(group, self.gamma);
+        let to_go = discounted_returns(group, self.gamma)?;
         let turns = compared(group, || {
             let settled = settled(to_go.values.clone(), group);
             normalised_over_all_turns(&settled, Std::Sample, 0.0)

@@ -26,7 +26,7 @@ impl Credit for TurnBaselineCredit {
     }
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
-        let to_go = discounted_returns(group, self.gamma);
+        let to_go = discounted_returns(group, self.gamma)?;
         // Equal rewards give no advantage, even if different turns earned them.
         let advantages = if has_zero_variance(&totals(group)) {
             zeros(group)
