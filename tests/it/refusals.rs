@@ -158,14 +158,11 @@ fn moved(model: &mut TabularModel, row: &Row) -> Vec<TokenId> {
     (0..before.len()).filter(|id| before[*id] != after[*id]).map(|id| id as TokenId).collect()
 }
 
-// Rollouts 13.29: a whole run is refused before its first step, and the weights are as they were.
-#[test]
-fn a_run_with_truncated_sampling_is_refused_before_its_first_step() {
-    let model = TabularModel::new(4);
-    let top_k = Sampling { top_k: 2, ..Sampling::default() };
+/// A trainer of a model that is sampled with these settings.
+fn trainer_with(model: &TabularModel, sampling: Sampling) -> Trainer<TabularModel> {
     let parts = Parts {
         tasks: Arc::new(echoes(2, true)),
-        agents: Arc::new(agents_with(LETTERS, top_k)),
+        agents: Arc::new(agents_with(LETTERS, sampling)),
         rubric: None,
         policy: Arc::new(model.clone()),
         learner: model.clone(),
@@ -178,13 +175,38 @@ fn a_run_with_truncated_sampling_is_refused_before_its_first_step() {
         admission: Admission { keep_zero_variance: true, ..Admission::default() },
         ..TrainerSettings::default()
     };
-    let mut trainer = Trainer::new(parts, settings);
+    Trainer::new(parts, settings)
+}
+
+// Rollouts 13.29: a whole run is refused before its first step, and the weights are as they were.
+#[test]
+fn a_run_that_cannot_be_replayed_is_refused_before_its_first_step() {
+    let model = TabularModel::new(4);
+    let mut trainer = trainer_with(&model, Sampling::greedy());
     let error = block_on(trainer.step(&StopSignal::never())).expect_err("it cannot be replayed");
     assert!(matches!(
         error,
-        TrainError::Batch(BatchError::Truncated { sampling, .. }) if sampling == top_k
+        TrainError::Batch(BatchError::Truncated { sampling, .. }) if sampling == Sampling::greedy()
     ));
     assert_eq!(Learner::version(&model), PolicyVersion(0));
+}
+
+// Rollouts 11.20: the engine returns the kept ids, the agent records them, and the learner agrees with the engine.
+#[test]
+fn a_run_with_truncated_sampling_trains_on_the_distribution_that_it_sampled_from() {
+    let top_k = Sampling { top_k: 2, ..Sampling::default() };
+    let min_p = Sampling { min_p: 0.9, ..Sampling::default() };
+    for sampling in [top_k, min_p] {
+        let model = TabularModel::new(4);
+        let mut trainer = trainer_with(&model, sampling);
+        for _ in 0..3 {
+            let report = block_on(trainer.step(&StopSignal::never())).expect("it is replayed");
+            let report = report.expect("nothing stops it");
+            let mismatch = report.metrics.get("engine/mismatch_max").expect("it is measured");
+            assert!(mismatch < 1e-5, "{sampling:?}: {mismatch}");
+        }
+        assert!(Learner::version(&model) > PolicyVersion(0));
+    }
 }
 
 // Objective 23: the reference stays where it was kept while the weights move, and a record of it comes first.

@@ -240,7 +240,9 @@ fn removed(wanted: &Predictions, vocab_size: usize) -> Vec<f32> {
     for (row, kept) in &wanted.kept {
         let row = &mut added[row * vocab_size..][..vocab_size];
         row.fill(REMOVED);
-        kept.iter().for_each(|id| row[*id as usize] = 0.0);
+        for id in kept {
+            row[*id as usize] = 0.0;
+        }
     }
     added
 }

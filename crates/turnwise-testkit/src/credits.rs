@@ -1,6 +1,6 @@
 //! Property tests of credit: what generates the rewards of groups, and one check for each property.
 //!
-//! Rewards are `[members][turns]`; [`rewarded`](crate::rewarded) makes trajectories of them. A check takes any [`Credit`]
+//! Rewards are `[members][turns]`; [`rewarded`] makes trajectories of them. A check takes any [`Credit`]
 //! and returns an error that names the property and the numbers. [`check_contract`] runs the checks that hold for all
 //! credits; [`check_equal_rewards`], [`check_common_reward`], [`check_reward_unit`] and [`check_groups_apart`] are for
 //! those that claim the property.

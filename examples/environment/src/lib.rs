@@ -8,8 +8,8 @@ use std::ops::RangeInclusive;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise::environment::{
-    Action, Demonstrator, Environment, EnvironmentError, Observation, Random, Reply, Step, Suite,
-    Tasks, ToolSpec, Tools, async_trait,
+    Action, Demonstrator, Environment, EnvironmentError, Observation, Reply, Step, Suite, Tasks,
+    ToolSpec, Tools, async_trait,
 };
 
 /// `[environment.options]` in the settings of a run.
@@ -64,7 +64,7 @@ pub fn suite(settings: Settings) -> Result<Suite, EnvironmentError> {
     };
     Ok(Suite::new("my-environment", tasks(train), tasks(held_out))
         .description("find a hidden number with a tool")
-        .expert(Halving::new)
+        .expert(|_seed| Halving::default())
         .max_turns(turns as usize))
 }
 
@@ -155,18 +155,12 @@ impl Environment for Episode {
 }
 
 /// A player to imitate before training: optional, but without one a model that knows nothing takes long to make its first call.
-/// It halves what is left, and misses the middle now and then, so that there is something to learn beyond it.
+/// It halves what is left.
+#[derive(Default)]
 struct Halving {
     low: u32,
     high: u32,
     last: u32,
-    random: Random,
-}
-
-impl Halving {
-    fn new(seed: u64) -> Self {
-        Self { low: 0, high: 0, last: 0, random: Random::new(seed) }
-    }
 }
 
 impl Demonstrator for Halving {
@@ -180,9 +174,7 @@ impl Demonstrator for Halving {
                 (self.low, self.high) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(1));
             }
         }
-        let miss = self.random.below(3) as u32;
-        let middle = u32::midpoint(self.low, self.high) + miss;
-        self.last = middle.saturating_sub(1).clamp(self.low, self.high.max(self.low));
+        self.last = u32::midpoint(self.low, self.high);
         Action::call("try", serde_json::json!({"number": self.last}))
     }
 }

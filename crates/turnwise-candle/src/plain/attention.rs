@@ -47,9 +47,9 @@ pub(super) fn attention(qkv: &Tensor, padding: &Padding, arithmetic: Arithmetic)
     mixed.index_select(&padding.back, 0)
 }
 
-/// Computes attention of several lists of queries, each over its own keys and values. Queries are `[lists * Q, n_heads
-/// * head_dim]`, keys and values `[lists * K, n_kv_heads * head_dim]`. The mask is 0 where a query attends and minus
-/// infinity elsewhere, `[lists, 1, Q, K]`.
+/// Computes attention of several lists of queries, each over its own keys and values. Shapes: queries
+/// `[lists * Q, n_heads * head_dim]`, keys and values `[lists * K, n_kv_heads * head_dim]`, and the mask, which is 0 where
+/// a query attends and minus infinity elsewhere, `[lists, 1, Q, K]`.
 pub(crate) fn attend(
     query: &Tensor,
     key: &Tensor,

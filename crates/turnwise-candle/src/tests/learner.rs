@@ -255,23 +255,6 @@ fn threads_that_cannot_be_meant_are_refused() {
     }
 }
 
-// Rollouts 11.20: a softmax over the whole vocabulary is not the distribution that the token was sampled from.
-#[test]
-fn a_row_with_kept_sets_is_refused() {
-    block_on(async {
-        let mut learner = learner();
-        let kept = [(0, vec![2, 5])].into();
-        let rows = [Row { kept, ..row(&[1, 2]) }];
-        for error in [
-            learner.logprobs(&rows).await.unwrap_err(),
-            learner.accumulate(&rows, &mut likelihood).await.unwrap_err(),
-        ] {
-            let LearnerError::BadRow { row: 0, reason } = error else { panic!("{error}") };
-            assert!(reason.contains("truncated distribution") && reason.contains("position 1"));
-        }
-    });
-}
-
 // The reference is kept on request, and does not change when the weights do.
 #[test]
 fn a_reference_is_kept_when_asked_for_and_does_not_move() {

@@ -372,7 +372,7 @@ async fn save_and_go_on(kernels: Kernels) {
     let other = Decoder::random(DecoderConfig::small(29), 5).unwrap();
     let mut other = learner(other, 1);
     let error = other.load(directory.path(), PolicyVersion(2)).await.unwrap_err();
-    assert!(reason(&error).contains("its base was another one"), "{}", reason(&error));
+    assert!(reason(&error).contains("it was trained on another base"), "{}", reason(&error));
     let two = LoraSettings { rank: 2, ..lora() };
     let mut two = CandleLearner::new(
         small().with_kernels(kernels).with_lora(&two, 1).unwrap(),

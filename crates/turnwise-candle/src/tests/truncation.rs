@@ -14,7 +14,7 @@ use crate::{AdamW, CandleLearner, EngineSettings};
 const TRUNCATED: [Sampling; 4] = [
     Sampling { temperature: 1.0, top_p: 1.0, top_k: 5, min_p: 0.0 },
     Sampling { temperature: 0.7, top_p: 0.6, top_k: 0, min_p: 0.0 },
-    Sampling { temperature: 1.3, top_p: 1.0, top_k: 0, min_p: 0.3 },
+    Sampling { temperature: 1.3, top_p: 1.0, top_k: 0, min_p: 0.95 },
     Sampling { temperature: 0.9, top_p: 0.8, top_k: 12, min_p: 0.05 },
 ];
 
@@ -40,6 +40,7 @@ fn learner() -> CandleLearner {
     CandleLearner::new(model(1), AdamW::default()).unwrap()
 }
 
+// Rollouts 11.20: the distribution that the token was sampled from, and not the one over the whole vocabulary.
 #[test]
 fn the_learner_computes_the_log_probabilities_that_a_truncated_distribution_was_sampled_with() {
     block_on(async {

@@ -51,8 +51,12 @@ fn a_failure_says_what_was_found_and_how_to_see_it_again() {
         simulate(SimulationPlan::new(seed, Mode::Safety), Some(Mutation::KeepsEnvironments)).err()
     };
     let text = (0..20).find_map(run).expect("one of them").to_string();
-    for part in ["violated Leaks: ", "turnwise simulate --seed ", " --mode safety", "settings Plan"]
-    {
+    for part in [
+        "violated Leaks: ",
+        "turnwise simulate --seed ",
+        " --mode safety",
+        "settings SimulationPlan",
+    ] {
         assert!(text.contains(part), "{text}");
     }
 }
