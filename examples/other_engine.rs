@@ -15,7 +15,6 @@ use turnwise::rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
 use turnwise::training::{
     Behavior, Correction, OutcomeCredit, Parts, Schedule, Trainer, TrainerSettings, metric,
 };
-use turnwise::trajectory::Sampling;
 use turnwise_examples::Thermostat;
 use turnwise_testkit::AlphabetRenderer;
 
