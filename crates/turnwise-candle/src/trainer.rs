@@ -145,7 +145,10 @@ impl LearnerState {
     }
 
     pub(crate) fn check_gradients(&self) -> Result<(), LearnerError> {
-        self.check_gradients_in(|_| {})
+        self.meter.begin("passes", 3);
+        let checked = self.check_gradients_in(|_| {});
+        self.meter.end();
+        checked
     }
 
     /// Checks the gradients of a modified network.
@@ -170,7 +173,10 @@ impl LearnerState {
         let loss = Loss { dlogprobs: &dlogprobs, ..Loss::default() };
         let mut gradients = self.model.zero_gradients();
         let pass = self.model.pass_in(batch, self.keep(), rewire).map_err(in_model)?;
+        self.meter.advance(1);
         let played = self.model.backward(pass, loss, &mut gradients).map_err(in_model)?;
+        self.meter.advance(1);
+        // The third pass is over the gradients.
         self.check_reached(&played)?;
         let mut named = self.model.parameters().iter().zip(&gradients);
         if let Some((parameter, _)) = named.find(|(_, gradient)| !all_finite(gradient)) {

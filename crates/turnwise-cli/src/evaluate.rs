@@ -24,7 +24,8 @@ pub(crate) async fn evaluate(
     let mut screen = Screen::new(io::stderr(), Style::of_errors());
     let stop = interrupt::listen();
     let overrides = arguments.all_overrides();
-    let evaluating = Evaluating::new(&arguments.model, &overrides, registry, &mut screen).await?;
+    let evaluating =
+        Evaluating::new(&arguments.model, &overrides, registry, &mut screen, &stop).await?;
     let (name, temperature) =
         (evaluating.config.environment.name.clone(), evaluating.config.eval.temperature);
     let evaluation = turnwise_run::evaluate(evaluating, registry, &mut screen, &stop).await?;

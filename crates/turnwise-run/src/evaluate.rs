@@ -33,8 +33,9 @@ impl Evaluating {
         overrides: &[String],
         registry: &Registry,
         observer: &mut dyn Observer,
+        stop: &StopSignal,
     ) -> Result<Self, Failure> {
-        let model = newest(model, observer).await?;
+        let model = newest(model, observer, stop).await?;
         let beside = model.join(SETTINGS);
         let Loaded { config, .. } = if beside.exists() {
             config::load(&beside, overrides, registry)?
@@ -59,7 +60,7 @@ pub async fn evaluate(
     stop: &StopSignal,
 ) -> Result<Evaluation, Failure> {
     let Evaluating { model, config } = evaluating;
-    let session = Session::drawing(config, &model, registry, observer).await?;
+    let session = Session::drawing(config, &model, registry, observer, stop).await?;
     let settings = session.evaluation_settings();
     let (evaluated, meter) = (session.evaluated(), Meter::default());
     let playing = training::evaluate(&evaluated, &settings, stop, &meter);
@@ -72,12 +73,16 @@ pub async fn evaluate(
 }
 
 /// The newest checkpoint, where the model is a run.
-async fn newest(model: &Path, observer: &mut dyn Observer) -> Result<PathBuf, Failure> {
+async fn newest(
+    model: &Path,
+    observer: &mut dyn Observer,
+    stop: &StopSignal,
+) -> Result<PathBuf, Failure> {
     let checkpoints = model.join("checkpoints");
     if !checkpoints.is_dir() || model.join("config.json").exists() {
         return Ok(model.to_owned());
     }
-    let newest = verified(&Checkpoints::new(checkpoints, 2), observer).await?;
+    let newest = verified(&Checkpoints::new(checkpoints, 2), observer, stop).await?;
     newest.map(|newest| newest.directory).ok_or_else(|| {
         Failure::refused(format!("the run {} has no checkpoint yet", model.display()))
             .help("name a model directory, or a run that has saved a step")

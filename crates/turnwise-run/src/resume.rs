@@ -48,7 +48,7 @@ async fn go_on(
     let directory = RunDirectory::resume(path).map_err(|error| in_its_run(path, error.into()))?;
     let checkpoints = directory.checkpoints(0);
     checkpoints.sweep()?;
-    let Some(newest) = verified(&checkpoints, observer).await? else {
+    let Some(newest) = verified(&checkpoints, observer, stop).await? else {
         let shown = path.display().to_string();
         return Err(Failure::refused(format!("{shown} stopped before its first checkpoint"))
             .help(begin_again(&shown)));
@@ -65,7 +65,8 @@ async fn go_on(
         ]);
         return Ok(None);
     }
-    let (session, learner) = reopen(config, path, &newest.directory, registry, observer).await?;
+    let (session, learner) =
+        reopen(config, path, &newest.directory, registry, observer, stop).await?;
     let mut trainer = session.trainer(learner, path)?;
     let meters = [checkpoints.meter(), trainer.learner().meter()];
     let loading = checkpoints.load(&mut trainer);
@@ -100,11 +101,12 @@ async fn go_on(
 pub(crate) async fn verified(
     checkpoints: &Checkpoints,
     observer: &mut dyn Observer,
+    stop: &StopSignal,
 ) -> Result<Option<Checkpoint>, Failure> {
     let (meters, checkpoints) = ([checkpoints.meter()], checkpoints.clone());
     let verifying = tokio::task::spawn_blocking(move || checkpoints.newest());
     let watched = Watched { what: "verifying the newest checkpoint", meters: &meters };
-    match watch(observer, watched, &StopSignal::never(), verifying).await {
+    match watch(observer, watched, stop, verifying).await {
         Ok(newest) => Ok(newest?),
         Err(error) => Err(Failure::runtime(&error)),
     }
@@ -255,6 +257,7 @@ async fn reopen(
     checkpoint: &Path,
     registry: &Registry,
     observer: &mut dyn Observer,
+    stop: &StopSignal,
 ) -> Result<(Session, CandleLearner), Failure> {
     let (reference, needs_reference) = (run.join(REFERENCE), config.objective.kl.beta > 0.0);
     if needs_reference && !reference.exists() {
@@ -268,7 +271,7 @@ async fn reopen(
     }
     if config.model.lora.is_some() {
         // Adapters go on from the model that they were begun on, which the settings name.
-        let (session, mut learner) = Session::new(config, None, registry, observer).await?;
+        let (session, mut learner) = Session::new(config, None, registry, observer, stop).await?;
         if needs_reference {
             let loaded = learner.load(&reference, learner.version()).await;
             loaded.map_err(|error| Failure::runtime(&error))?;
@@ -277,9 +280,10 @@ async fn reopen(
         return Ok((session, learner));
     }
     if !needs_reference {
-        return Session::new(config, Some(checkpoint), registry, observer).await;
+        return Session::new(config, Some(checkpoint), registry, observer, stop).await;
     }
-    let (session, learner) = Session::new(config, Some(&reference), registry, observer).await?;
+    let (session, learner) =
+        Session::new(config, Some(&reference), registry, observer, stop).await?;
     learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
     Ok((session, learner))
 }

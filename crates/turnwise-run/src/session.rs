@@ -82,6 +82,7 @@ impl Prepared {
         model: Option<&Path>,
         registry: &Registry,
         observer: &mut dyn Observer,
+        stop: &StopSignal,
     ) -> Result<(Self, Decoder), Failure> {
         let EnvironmentChoice { name, options, rubric } = &config.environment;
         let suite = registry.suite(name, options)?;
@@ -91,7 +92,7 @@ impl Prepared {
             None => None,
         };
         let (source, decoder) = if let Some(directory) = &directory {
-            (Source::from_directory(directory)?, load_model(directory, observer).await?)
+            (Source::from_directory(directory)?, load_model(directory, observer, stop).await?)
         } else {
             let (tokenizer, decoder) = Box::pin(make_model(&config, &suite)).await?;
             (Source::of_tokenizer(tokenizer), decoder)
@@ -165,9 +166,10 @@ impl Session {
         model: Option<&Path>,
         registry: &Registry,
         observer: &mut dyn Observer,
+        stop: &StopSignal,
     ) -> Result<(Self, CandleLearner), Failure> {
         let (mut prepared, decoder) =
-            Box::pin(Prepared::new(config, model, registry, observer)).await?;
+            Box::pin(Prepared::new(config, model, registry, observer, stop)).await?;
         let decoder = prepared.adapt(decoder)?;
         let threads = Threads::divide(&prepared.config);
         let learner = learner(&prepared.config, decoder, threads.learner)?;
@@ -182,9 +184,10 @@ impl Session {
         model: &Path,
         registry: &Registry,
         observer: &mut dyn Observer,
+        stop: &StopSignal,
     ) -> Result<Self, Failure> {
         let (prepared, decoder) =
-            Box::pin(Prepared::new(config, Some(model), registry, observer)).await?;
+            Box::pin(Prepared::new(config, Some(model), registry, observer, stop)).await?;
         let policy = CandlePolicy::from_model(decoder, prepared.config.engine);
         let policy = policy.map_err(|error| Failure::refused_by(&error))?;
         Ok(prepared.with(Arc::new(policy)))
@@ -346,14 +349,18 @@ pub fn locate_model(model: &Path) -> Result<PathBuf, Failure> {
 ///
 /// # Errors
 /// When it cannot be loaded.
-pub async fn load_model(directory: &Path, observer: &mut dyn Observer) -> Result<Decoder, Failure> {
+pub async fn load_model(
+    directory: &Path,
+    observer: &mut dyn Observer,
+    stop: &StopSignal,
+) -> Result<Decoder, Failure> {
     let (path, meter) = (directory.to_owned(), Meter::default());
     let shown = [meter.clone()];
     let loading =
         tokio::task::spawn_blocking(move || Decoder::from_directory_metered(&path, &meter));
     let what = format!("loading {}", directory.display());
     let watched = Watched { what: &what, meters: &shown };
-    match watch(observer, watched, &StopSignal::never(), loading).await {
+    match watch(observer, watched, stop, loading).await {
         Ok(loaded) => loaded.map_err(|error| Failure::refused_by(&error)),
         Err(error) => Err(Failure::runtime(&error)),
     }

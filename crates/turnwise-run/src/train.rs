@@ -77,7 +77,8 @@ async fn begin(
     started: Instant,
 ) -> Result<Summary, Failure> {
     RunDirectory::check(path)?;
-    let (session, mut learner) = Session::new(settings.config, None, registry, observer).await?;
+    let (session, mut learner) =
+        Session::new(settings.config, None, registry, observer, stop).await?;
     check_gradients(&mut learner, observer, stop).await?;
     estimate::check_disk(&session, path)?;
     let directory = RunDirectory::create(path)?;
@@ -98,7 +99,8 @@ async fn check_gradients(
     observer: &mut dyn Observer,
     stop: &StopSignal,
 ) -> Result<(), Failure> {
-    let watched = Watched { what: "checking that every weight gets a gradient", meters: &[] };
+    let meters = [learner.meter()];
+    let watched = Watched { what: "checking that every weight gets a gradient", meters: &meters };
     let checked = watch(observer, watched, stop, learner.check_gradients()).await;
     checked.map_err(|error| Failure::refused_by(&error))
 }
