@@ -64,6 +64,10 @@ impl Breaker {
             return None;
         };
         self.counts.recent.push_back(fault.reason == InfraReason::BadReward);
+        // After a crash every episode that was under way may have a call in doubt. The next attempt has calls of its own.
+        if fault.reason == InfraReason::ToolInDoubt {
+            return None;
+        }
         self.counts.in_row += 1;
         // All episodes share one model.
         if fault.reason == InfraReason::NotFinite {

@@ -7,13 +7,14 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use turnwise_environment::{
     Environment, ErrorKind, Issued, LedgerFile, LedgerStore, TaskSet, ToolCall, ToolLedger,
-    ToolReply,
+    ToolReply, async_trait,
 };
 use turnwise_rollout::{
-    Allowance, Episode, EpisodeSnapshot, Policy, PoolSettings, Progress, RolloutPool, StopSignal,
+    Allowance, Episode, EpisodeSnapshot, Iteration, Policy, PolicyError, PoolSettings, Progress,
+    RolloutPool, Sample, SampleRequest, StopSignal,
 };
 use turnwise_testkit::{Crash, Replayed, Shop, Till};
-use turnwise_trajectory::{GroupId, Identity, InfraReason, Outcome, Trajectory};
+use turnwise_trajectory::{GroupId, Identity, InfraReason, Outcome, PolicyVersion, Trajectory};
 
 use crate::support::{ENGINE, Made, agents, block_on, episode, finished, identity, limits, reason};
 
@@ -117,6 +118,11 @@ proptest! {
         prop_assert!(is_idempotent || till.sold().len() - n_before <= n_written);
         prop_assert!(!is_idempotent || n_written == 0);
     }
+}
+
+proptest! {
+    // Every call waits for the disk.
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, ..ProptestConfig::default() })]
 
     // A process that dies long after its last checkpoint starts again from it, and repeats what came after.
     #[test]
@@ -163,7 +169,9 @@ proptest! {
             Ok(())
         })?;
     }
+}
 
+proptest! {
     // Rollouts 13.20: the last line may be torn anywhere.
     #[test]
     fn a_torn_last_line_is_cut_off_and_nothing_else(at in any::<prop::sample::Index>()) {
@@ -189,6 +197,60 @@ proptest! {
         drop(ledger);
         prop_assert!(LedgerFile::open(&path).is_ok());
     }
+}
+
+/// An engine that samples other tokens than [`ENGINE`], as one does after a crash where rollouts depend on speed.
+#[derive(Debug)]
+struct Reseeded;
+
+#[async_trait]
+impl Policy for Reseeded {
+    fn version(&self) -> PolicyVersion {
+        ENGINE.version()
+    }
+
+    async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
+        ENGINE.sample(SampleRequest { seed: !request.seed, ..request }).await
+    }
+}
+
+// Every episode that was under way has a call in doubt, which is no sign of a broken environment.
+#[test]
+fn a_pool_whose_episodes_take_another_course_after_a_crash_goes_on_with_new_attempts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("ledger.jsonl");
+    let till = Arc::new(Till::new(false));
+    let till_of_tasks = till.clone();
+    let tasks: Arc<dyn TaskSet> =
+        Arc::new(Made(move || -> Box<dyn Environment> { Box::new(Shop::new(&till_of_tasks, 3)) }));
+    let settings = PoolSettings {
+        group_size: 8,
+        max_faults_in_row: 2,
+        limits: limits(),
+        ..PoolSettings::default()
+    };
+    let run = |policy: Arc<dyn Policy>| {
+        let mut pool =
+            RolloutPool::new(tasks.clone(), Arc::new(agents()), None, settings.clone(), 7)
+                .with_ledger(open(&path));
+        block_on(async {
+            pool.start(GroupId(0), 0);
+            let mut iterations = Vec::new();
+            while pool.n_open() > 0 {
+                iterations
+                    .push(pool.iterate(&policy, &StopSignal::never()).await.expect("it goes on"));
+            }
+            iterations
+        })
+    };
+    run(Arc::new(ENGINE));
+    let again = run(Arc::new(Reseeded));
+    let count = |iteration: &Iteration| iteration.outcomes.get("infra_tool_in_doubt").copied();
+    let in_doubt: u64 = again.iter().filter_map(count).sum();
+    assert!(in_doubt > 2, "{in_doubt}");
+    assert!(again.iter().flat_map(|iteration| &iteration.groups).count() == 1);
+    let issued = issued(&path);
+    assert!(issued.values().all(|n| *n == 1) && till.sold().len() == issued.len());
 }
 
 async fn iterate(pool: &mut RolloutPool) -> usize {
