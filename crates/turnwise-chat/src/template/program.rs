@@ -89,17 +89,17 @@ impl Program {
         let marked =
             self.run(script, ids, &Marked { tokenizer }, true).ok().map(|text| Output::read(&text));
         let marked = marked.filter(|output| output.text == plain && !output.is_torn(tokenizer));
+        let lead_ins = match lead_in {
+            Some(lead_in) => vec![before_thinking(lead_in.trim_start()); script.messages.len() + 1],
+            None => self.lead_ins(script, ids),
+        };
         let output = if let Some(output) = marked {
             output
         } else {
             let guarded = Guarded { tokenizer, names_any: false.into() };
             let text = self.run(script, ids, &guarded, true)?;
             let text = if guarded.names_any.get() { text } else { plain };
-            found(Output::read(&text), script.messages)
-        };
-        let lead_ins = match lead_in {
-            Some(lead_in) => vec![before_thinking(lead_in.trim_start()); script.messages.len() + 1],
-            None => self.lead_ins(script, ids),
+            found(Output::read(&text), script.messages, &lead_ins)
         };
         let is_control = |text: &str, at: usize| {
             tokenizer.added().control_at(text, at).map(|found| at + found.text.len())
@@ -219,10 +219,14 @@ impl TextTransform for Guarded<'_> {
     }
 }
 
-/// Returns the output with the places of the messages' texts, as far as they are found in order.
-fn found(mut output: Output, messages: &[&Message]) -> Output {
+/// Returns the output with the places of the messages' texts, as far as they are found in order. The text of a turn is
+/// looked for behind the turn's lead-in: a policy may sample the name of the control token that a lead-in begins with.
+fn found(mut output: Output, messages: &[&Message], lead_ins: &[String]) -> Output {
     let mut at = 0;
     for (owner, message) in messages.iter().enumerate() {
+        if message.role == Role::Assistant {
+            at = after_lead_in(&output.text, at, message, &lead_ins[owner]);
+        }
         let names = message.tool_calls.iter().map(|call| call.name.as_str());
         let texts = message.reasoning.as_deref().into_iter().chain([message.content.as_str()]);
         for text in texts.chain(names) {
@@ -235,4 +239,14 @@ fn found(mut output: Output, messages: &[&Message]) -> Output {
         }
     }
     output
+}
+
+/// Returns the end of the lead-in from `at` on; `at` itself if there is none before the message's text.
+fn after_lead_in(text: &str, at: usize, message: &Message, lead_in: &str) -> usize {
+    let place = |part: &str| text[at..].find(part).filter(|_| !part.is_empty());
+    let first = message.reasoning.as_deref().unwrap_or(&message.content).trim();
+    match place(lead_in) {
+        Some(found) if place(first).is_none_or(|said| found <= said) => at + found + lead_in.len(),
+        _ => at,
+    }
 }

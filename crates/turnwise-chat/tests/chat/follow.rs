@@ -204,3 +204,26 @@ proptest! {
         }
     }
 }
+
+// Field 11: the text of a turn is not mistaken for the control token of the turn's lead-in, which has the same name.
+#[test]
+fn a_turn_that_names_the_token_of_its_lead_in_is_as_it_was_sampled() {
+    let text = "<tool_call>\n{\"name\":\"f\",  \"arguments\":{\"a\":7}}\n</tool_call><|im_start|>";
+    let mut n_tried = 0;
+    for bundled in BUNDLED.iter().filter(|one| one.name.contains("reads the text of turns")) {
+        let named = "<|im_start|>";
+        let call = text.strip_suffix(named).expect("it ends with the name");
+        // The name as text, letter by letter.
+        let letters =
+            named.chars().map(|letter| bundled.tokenizer.encode_plain(&letter.to_string()));
+        let letters: Vec<TokenId> = letters.flatten().collect();
+        let drawn = [bundled.tokenizer.encode_plain(call), letters.clone()].concat();
+        let message = bundled.renderer.parse(&drawn, &[]).to_message();
+        assert_eq!(message.content.trim(), named);
+        let (written, _) = tokens_of(bundled, &message, &drawn, &Message::user("And 3?"))
+            .expect("the template renders it");
+        assert!(holds(&written, &letters), "{}: {written:?} lacks {letters:?}", bundled.name);
+        n_tried += 1;
+    }
+    assert!(n_tried > 0);
+}
