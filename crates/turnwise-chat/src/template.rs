@@ -117,6 +117,7 @@ pub fn template_hash(template: &str) -> String {
 ///   drops text before a call), that text replaces them. New text is appended if everything before it stays; otherwise
 ///   the whole conversation is rendered again.
 /// - The template gets a tool's name with its answer, and ids of calls in nine letters and digits if it rejects others.
+///   It gets a sampled turn with several calls as text if it rejects the calls.
 /// - A message without text has its tokens in the list of the next message with text.
 ///
 /// Rendering fails when the template does: its own exceptions, its bounds, an unknown time.
@@ -275,9 +276,28 @@ impl TemplateRenderer {
         let n_task = n_task(said);
         let heard: Vec<Message> =
             said.iter().enumerate().map(|(at, said)| self.heard(said, at < n_task)).collect();
-        let messages: Vec<&Message> = heard.iter().collect();
-        let script = TemplateInput { messages: &messages, tools };
-        self.program.layout(&self.tokenizer, script, &self.closes)
+        let layout = |heard: &[Message]| {
+            let messages: Vec<&Message> = heard.iter().collect();
+            let script = TemplateInput { messages: &messages, tools };
+            self.program.layout(&self.tokenizer, script, &self.closes)
+        };
+        layout(&heard).or_else(|error| {
+            let as_sampled: Vec<Message> =
+                said.iter().zip(heard).map(|(said, heard)| self.as_sampled(said, heard)).collect();
+            layout(&as_sampled).map_err(|_| error)
+        })
+    }
+
+    /// Returns a turn with several calls as text. A template may reject such a turn (Llama 3.1 does), and the policy has
+    /// sampled it.
+    fn as_sampled(&self, said: &Said<'_>, heard: Message) -> Message {
+        match said.drawn.filter(|_| heard.tool_calls.len() > 1) {
+            Some(drawn) => {
+                let text = self.tokenizer.decode(before_stop(drawn, &self.stop));
+                Message { content: text, tool_calls: Vec::new(), reasoning: None, ..heard }
+            }
+            None => heard,
+        }
     }
 
     /// Returns the part of a message that the model sees.
