@@ -185,14 +185,14 @@ fn a_template_that_rejects_several_calls_keeps_the_sampled_turn_that_makes_them(
     let call = "{\"name\": \"calc\", \"parameters\": {\"a\": 1}}";
     let mut ids = llama_tokenizer().encode_with_markers(&format!("{call}; {call}"));
     ids.push(chat.stop_tokens()[0]);
-    let turn = saved.parse(&ids, &tools()).to_message();
+    let turn = saved.parse(&ids, &[]).to_message();
     assert_eq!(turn.tool_calls.len(), 2);
     let messages = [Message::user("6 * 7"), turn, Message::tool("call_0", "42")];
     let as_given: Vec<Said<'_>> = messages.iter().map(Said::new).collect();
-    let error = saved.render(&as_given, &tools()).expect_err("nobody has sampled the turn");
+    let error = saved.render(&as_given, &[]).expect_err("nobody has sampled the turn");
     assert!(error.to_string().contains("one call at a time"), "{error}");
     let mut sampled = as_given;
     sampled[1].drawn = Some(&ids);
-    let own = ids_of(&chat.render(&sampled, &tools()).expect("it renders"));
-    assert_eq!(own, ids_of(&saved.render(&sampled, &tools()).expect("it renders")));
+    let own = ids_of(&chat.render(&sampled, &[]).expect("it renders"));
+    assert_eq!(own, ids_of(&saved.render(&sampled, &[]).expect("it renders")));
 }
