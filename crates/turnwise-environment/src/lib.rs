@@ -1,4 +1,4 @@
-//! What a language-model agent acts in: messages, tools, rewards and task sets.
+//! Environments of language-model agents: messages, tools, rewards and task sets.
 //!
 #![doc = include_str!("../README.md")]
 //!
