@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EnvironmentError, ErrorKind, TaskKey, ToolCall, ToolReply};
 
-/// The stable name of one call: `g7.m2.a0.t3.c1` is the second call of the fourth turn of member 2 of group 7, at the first
-/// attempt. Tools that talk to servers may pass it on as an idempotency key.
+/// The stable name of one call: `g7.m2.a0.t3.c1` is the second call of the fourth turn of member 2 of group 7, at the
+/// first attempt. Tools that talk to servers may pass it on as an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CallKey(String);
@@ -254,7 +254,8 @@ impl ToolLedger {
         self.shared().entries = records.into_iter().map(entry).collect();
     }
 
-    /// A poisoned lock still guards consistent entries: code that holds it does not panic between two changes.
+    /// Locks the entries. A poisoned lock still guards consistent entries: code that holds the lock does not panic
+    /// between two changes.
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -38,7 +38,8 @@ impl fmt::Display for TaskKey {
     }
 }
 
-/// Fowler–Noll–Vo 1a with 128 bits: it needs no dependency, and collisions are out of reach for any task set.
+/// Returns the Fowler–Noll–Vo 1a hash with 128 bits: it needs no dependency, and collisions are out of reach for any
+/// task set.
 fn fnv1a_128(bytes: &[u8]) -> u128 {
     bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, byte| {
         (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)

@@ -21,7 +21,8 @@ pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// # Example
 ///
-/// An environment keeps a toolbox, tells the agent about it, passes it the episode's ledger, and answers an action's calls:
+/// An environment keeps a toolbox, tells the agent about its tools, passes it the episode's ledger, and answers an
+/// action's calls:
 ///
 /// ```
 /// use std::sync::Arc;
