@@ -39,8 +39,8 @@ pub struct Loaded {
 /// Reads the settings in a file and applies overrides such as `train.learning_rate=5e-4` after it.
 ///
 /// # Errors
-/// When the file cannot be read, a key is unknown, a value out of range, or the environment not in the registry; the failure
-/// shows the place.
+/// When the file cannot be read, a key is unknown, a value is out of range, or the environment is not in the registry;
+/// the failure shows the place.
 pub fn load(path: &Path, overrides: &[String], registry: &Registry) -> Result<Loaded, Failure> {
     let text = text_of(path).map_err(|error| {
         Failure::refused(format!("cannot read {}: {error}", path.display()))

@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(read.config, Config::default());
     }
 
-    /// Every key of the schema is printed, those that are left out with an example that is read.
+    /// Every key of the schema is printed; a key that is left out has an example that can be read.
     ///
     /// Field 19
     #[test]
