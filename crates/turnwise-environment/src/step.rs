@@ -59,7 +59,7 @@ impl Step {
 
     /// Creates a step that ends the episode; it counts as solved if this turn's reward is 1 or more.
     ///
-    /// Partial credit does not count as solved, nor does the last of several small rewards: set [`Step::solved`] where
+    /// Partial credit does not count as solved, nor does the last of several small rewards: call [`Step::solved`] where
     /// the reward does not decide it.
     ///
     /// ```

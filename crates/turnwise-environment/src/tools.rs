@@ -18,9 +18,10 @@ use crate::{
 /// Tools with typed arguments over the state `S` of an environment.
 ///
 /// A tool is a closure or an `async fn` that takes the state and its arguments. The type of the arguments contains
-/// everything that the agent is told: the tool's name is the name of the type in `snake_case` (`#[schemars(rename =
-/// "…")]` sets another), its description is the type's documentation, and its parameters are the fields with theirs.
-/// Arguments that do not fit are answered with an error that names the field, and the tool is not called.
+/// everything that the agent is told: the tool's name is the name of the type in `snake_case`
+/// (`#[schemars(rename = "…")]` sets another), its description is the type's documentation, and its parameters are the
+/// fields with theirs. Arguments that do not fit are answered with an error that names the field, and the tool is not
+/// called.
 ///
 /// ```
 /// use schemars::JsonSchema;
