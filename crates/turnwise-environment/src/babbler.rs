@@ -2,21 +2,21 @@ use serde_json::{Map, Value, json};
 
 use crate::{Action, CallAttempt, Demonstrator, Observation, Random, ToolCall, ToolSpec};
 
-/// A player for any environment: it says words that it was shown and small numbers, and calls tools with arguments that fit
-/// their schemas.
+/// A player for any environment: it answers with words from the observation or small numbers, and calls tools with
+/// arguments that fit their schemas.
 ///
-/// Checks use it, and the vocabulary of a new model, where a suite offers no player of its own.
+/// Checks, and the training of a new model's vocabulary, use it where a suite offers no player of its own.
 #[derive(Clone, Debug)]
 pub struct Babbler {
     random: Random,
     tools: Vec<ToolSpec>,
 }
 
-/// Levels of arguments inside arguments that are filled.
+/// The depth to which nested arguments are filled.
 const MAX_DEPTH: usize = 3;
 
 impl Babbler {
-    /// A player from a seed, with the tools that the environment offers.
+    /// Creates a player from a seed and the tools that the environment offers.
     #[must_use]
     pub fn new(seed: u64, tools: Vec<ToolSpec>) -> Self {
         Self { random: Random::new(seed), tools }
@@ -35,7 +35,7 @@ impl Babbler {
         }
     }
 
-    /// A value that fits a JSON Schema, as far as it is understood.
+    /// Returns a random value that fits a JSON Schema, as far as this function understands the schema.
     fn value(&mut self, schema: &Value, shown: &str, depth: usize) -> Value {
         if let Some(values) = schema.get("enum").and_then(Value::as_array) {
             return self.pick(values).cloned().unwrap_or(Value::Null);

@@ -1,11 +1,11 @@
-//! Checks of the contracts of this crate: what a test asserts and a command reports about an environment.
+//! Checks of the contracts of this crate, for tests that assert them and for commands that report them.
 //!
-//! [`check_environment`] plays one environment, [`check_suite`] the sampled tasks of both splits of a suite. Neither panics
-//! whatever the environment does, panics included: every finding is a [`Check`]. (The panic hook still runs, and by default
-//! prints what it caught.)
+//! [`check_environment`] plays one environment, [`check_suite`] the sampled tasks of both splits of a suite. Neither
+//! panics, even if the environment does: every finding is a [`Check`]. (The panic hook still runs, and by default
+//! prints the panic.)
 //!
-//! Not supported: an environment that never answers. There is no clock in here, so whoever may meet one wraps the call in
-//! a timeout.
+//! Not supported: an environment that never answers. The checks have no clock, so wrap the call in a timeout if that
+//! can happen.
 
 mod contract;
 mod episode;
@@ -27,17 +27,17 @@ pub use suite::check_suite;
 /// How many episodes the seeded checks play.
 const N_SEEDS: u64 = 64;
 
-/// What one check found.
+/// The finding of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What must hold, in a few words; the same text in every run.
+    /// What must hold, in a few words; the text is constant from run to run.
     pub name: &'static str,
-    /// What was seen, or what is wrong.
+    /// What was observed if the check passed, or what is wrong.
     pub result: Result<String, String>,
 }
 
 impl Check {
-    /// Whether it holds.
+    /// Returns whether the check passed.
     ///
     /// ```
     /// use turnwise_environment::check::Check;
@@ -51,11 +51,11 @@ impl Check {
     }
 }
 
-/// Checks the contract of [`Environment`] on the environments `make` returns, which are all of one task.
+/// Checks the contract of [`Environment`] on environments from `make`, which must all have the same task.
 ///
-/// `player` makes a demonstrator from a seed; its episodes are what is repeated, snapshotted and disturbed with hostile
-/// actions. `max_turns` is the number of turns after which every episode must be over, and `None` for an environment that
-/// sets itself no limit.
+/// `player` makes a demonstrator from a seed; the checks repeat and snapshot its episodes, and disturb them with
+/// hostile actions. `max_turns` is the number of turns after which every episode must be over, and `None` for an
+/// environment without a limit of its own.
 ///
 /// ```
 /// use turnwise_environment::check::check_environment;

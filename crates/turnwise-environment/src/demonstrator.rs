@@ -4,9 +4,9 @@ use crate::{Action, Observation};
 ///
 /// # Contract
 ///
-/// - `act` is called once for each observation, in order, for one episode; then the demonstrator is dropped.
-/// - The same seed and observations give the same actions.
+/// - The caller calls `act` once for each observation of one episode, in order, and then drops the demonstrator.
+/// - Equal seeds and observations give equal actions.
 pub trait Demonstrator: Send {
-    /// What it does next.
+    /// Returns the player's next action.
     fn act(&mut self, observation: &Observation) -> Action;
 }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::{Action, EnvironmentError, Observation, Recovery, Services, Step, ToolSpec};
 
-/// One episode of something an agent acts in: a game, a task with tools, a sandbox, a database.
+/// One episode of an environment that an agent acts in: a game, a task with tools, a sandbox, a database.
 ///
 /// # Contract
 ///
@@ -12,16 +12,16 @@ use crate::{Action, EnvironmentError, Observation, Recovery, Services, Step, Too
 ///   returns [`Step::End`], and nothing after that. An environment is used for one episode and then dropped.
 /// - All randomness comes from the seed of `reset`: the same seed and the same actions give the same observations and
 ///   rewards. The attempts of a group share the seed.
-/// - Any action may come: empty text, 100 KB of noise, calls of tools that do not exist. What the agent does wrong is
-///   answered with an observation. `Err`, [`Step::failed`] and a panic are for what is *not* the agent's doing; the
-///   episode is then excluded from training and may be tried again with a fresh environment.
+/// - Any action may come: empty text, 100 KB of noise, calls of tools that do not exist. The answer to an agent's
+///   mistake is an observation. `Err`, [`Step::failed`] and a panic are for failures that are *not* the agent's doing;
+///   the episode is then excluded from training and may be tried again with a fresh environment.
 /// - Rewards are finite, and their sum lies in [`reward_range`](Self::reward_range).
-/// - `step` may be slow; it should be `async` where it waits. Where it computes or blocks for more than a few milliseconds,
-///   [`is_blocking`](Self::is_blocking) says so. A call that outlives its deadline is dropped at an await point together
-///   with the environment; one that never awaits loses its thread.
+/// - `step` may be slow; it should be `async` where it waits. If it computes or blocks for more than a few
+///   milliseconds, [`is_blocking`](Self::is_blocking) must return true. A call that exceeds its deadline is dropped at
+///   an await point together with the environment; a call that never awaits loses its thread.
 ///
-/// A wrong use is to return an error for an answer that cannot be parsed: it hides the agent's mistake from training. The
-/// repair is `Ok(Step::next("Answer with one digit.").faults(1))`.
+/// A wrong use is to return an error for an answer that cannot be parsed: it hides the agent's mistake from training.
+/// The repair is `Ok(Step::next("Answer with one digit.").faults(1))`.
 ///
 /// # Example
 ///
@@ -45,37 +45,39 @@ use crate::{Action, EnvironmentError, Observation, Recovery, Services, Step, Too
 /// ```
 #[async_trait]
 pub trait Environment: Send {
-    /// Begins the episode and says what the agent sees first.
+    /// Begins the episode and returns the first observation.
     ///
     /// # Errors
-    /// Whatever keeps the episode from starting.
+    /// When the episode cannot start.
     async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError>;
 
     /// Answers one action.
     ///
     /// # Errors
-    /// Whatever keeps the episode from going on and is not the agent's doing.
+    /// When the episode cannot go on for a reason that is not the agent's doing.
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError>;
 
-    /// The tools the agent is told about; constant over the episode.
+    /// Returns the tools that the agent is told about; constant over the episode.
     fn tools(&self) -> Vec<ToolSpec> {
         Vec::new()
     }
 
-    /// Where the sum of an episode's rewards lies; a sum outside it is an infrastructure fault, not a reward.
+    /// Returns the range of the sum of an episode's rewards; a sum outside it is an infrastructure fault, not a reward.
     fn reward_range(&self) -> RangeInclusive<f64> {
         f64::MIN..=f64::MAX
     }
 
-    /// What an agent gets, on top of what it has received, whose fault budget is used up. `None` leaves it to the run's settings.
+    /// Returns the reward that is added to an episode's rewards when the agent exhausts its fault budget. `None` leaves
+    /// it to the run's settings.
     fn fault_reward(&self) -> Option<f64> {
         None
     }
 
-    /// The state as bytes, from which [`restore`](Self::restore) continues identically; `None` where there is no such thing.
+    /// Returns the state as bytes, from which [`restore`](Self::restore) continues identically; `None` if the
+    /// environment does not support snapshots.
     ///
-    /// It is taken between two steps. An environment without snapshots is kept alive in memory while its episode is
-    /// suspended; after a crash that episode starts anew.
+    /// A snapshot is taken between two steps. An environment without snapshots is kept alive in memory while its
+    /// episode is suspended; after a crash that episode starts anew.
     fn snapshot(&self) -> Option<Vec<u8>> {
         None
     }
@@ -83,31 +85,31 @@ pub trait Environment: Send {
     /// Continues from a snapshot; called instead of `reset`, on a fresh environment of the same task.
     ///
     /// # Errors
-    /// When the bytes are not a snapshot of this environment, or it takes none.
+    /// When the bytes are not a snapshot of this environment, or the environment does not support snapshots.
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
         let _ = snapshot;
         Err(EnvironmentError::new("restore an environment that takes no snapshots"))
     }
 
-    /// How an episode of it goes on in another process; constant over the episode, and asked after
+    /// Returns how an episode goes on in another process; constant over the episode, and read after
     /// [`reset`](Self::reset).
     ///
-    /// What can be asked of `snapshot` need not be said: an environment that takes snapshots goes on from them, and any
-    /// other starts anew. One whose steps are cheap and depend on nothing but the seed and the actions says
+    /// The default follows from `snapshot`: an environment that takes snapshots goes on from them, and any other starts
+    /// anew. An environment whose steps are cheap and depend on nothing but the seed and the actions can return
     /// [`Recovery::Replay`], and needs no snapshot.
     fn recovery(&self) -> Recovery {
         if self.snapshot().is_some() { Recovery::Snapshot } else { Recovery::Restart }
     }
 
-    /// Hands over what the episode offers, before `reset` or `restore`. An environment with a
-    /// [`Toolbox`](crate::Toolbox) passes it on with [`Toolbox::connect`](crate::Toolbox::connect), so that its calls are in
-    /// the ledger; any other has no use for it.
+    /// Passes the episode's services to the environment, before `reset` or `restore`. An environment with a
+    /// [`Toolbox`](crate::Toolbox) passes them on with [`Toolbox::connect`](crate::Toolbox::connect), so that its calls
+    /// are in the ledger; any other ignores them.
     fn connect(&mut self, services: &Services) {
         let _ = services;
     }
 
-    /// Whether `reset` and `step` compute, or block, for long without an await. They then run on a thread of a bounded
-    /// pool, where they hold up no other episode.
+    /// Returns whether `reset` and `step` compute or block for long without an await. They then run on a thread of a
+    /// bounded pool, where they do not delay other episodes.
     fn is_blocking(&self) -> bool {
         false
     }

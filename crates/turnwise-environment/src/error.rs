@@ -1,13 +1,13 @@
 use std::error::Error;
 
-/// What kind of failure it is, for those who count them.
+/// The kind of a failure, for code that counts failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// Something broke.
     #[default]
     Failed,
-    /// A tool was called, nobody knows whether it acted, and it must not act twice.
+    /// A tool was called, it is unknown whether it acted, and it must not act twice.
     ToolInDoubt,
     /// The caller broke the order of calls: a step after the end, say.
     Protocol,
@@ -15,8 +15,8 @@ pub enum ErrorKind {
 
 /// An environment that cannot go on: an infrastructure failure, never a verdict on the agent.
 ///
-/// The episode ends as `InfraFault` without a reward. What the *agent* did wrong is answered with an observation instead.
-/// Settings that an environment cannot be made from are reported with it too.
+/// The episode ends as `InfraFault` without a reward. A mistake of the *agent* is answered with an observation instead.
+/// Settings from which an environment cannot be made are also reported with this error.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct EnvironmentError {
@@ -26,7 +26,7 @@ pub struct EnvironmentError {
 }
 
 impl EnvironmentError {
-    /// An error with a lower-case message that reads after "failed to".
+    /// Creates an error with a lower-case message that reads after "failed to".
     ///
     /// ```
     /// let error = turnwise_environment::EnvironmentError::new("open the game's database");
@@ -37,7 +37,7 @@ impl EnvironmentError {
         Self { kind: ErrorKind::Failed, message: message.into(), source: None }
     }
 
-    /// The same error as one of another kind.
+    /// Sets the kind.
     ///
     /// ```
     /// use turnwise_environment::{EnvironmentError, ErrorKind};
@@ -51,13 +51,13 @@ impl EnvironmentError {
         self
     }
 
-    /// What kind of failure it is.
+    /// Returns the kind.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The same error with its cause attached.
+    /// Attaches the cause.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());

@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EnvironmentError, ErrorKind, TaskKey, ToolCall, ToolReply};
 
-/// The stable name of one call: `g7.m2.a0.t3.c1` is the second call of the fourth turn of member 2 of group 7, at the first
-/// attempt. Tools that talk to servers may pass it on as an idempotency key.
+/// The stable name of one call: `g7.m2.a0.t3.c1` is the second call of the fourth turn of member 2 of group 7, at the
+/// first attempt. Tools that talk to servers may pass it on as an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CallKey(String);
 
 impl CallKey {
-    /// The key as text.
+    /// Returns the key as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -26,7 +26,7 @@ impl fmt::Display for CallKey {
     }
 }
 
-/// One entry of a ledger: what was called, and what came back.
+/// One entry of a ledger: a call and its reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CallRecord {
@@ -36,35 +36,35 @@ pub struct CallRecord {
     pub call: usize,
     /// The tool's name and a hash of the arguments.
     pub request: String,
-    /// What it answered; `None` while nobody knows.
+    /// The tool's reply; `None` while it is unknown.
     pub reply: Option<ToolReply>,
 }
 
-/// What a ledger says to a call that is about to be made.
+/// A ledger's answer about a call that is about to be made.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Issued {
-    /// It is written down; make it, then [`settle`](ToolLedger::settle) it.
+    /// The call is recorded; make it, then [`settle`](ToolLedger::settle) it.
     Call(CallKey),
-    /// It was made before, with this result; do not make it again.
+    /// The call was made before, with this result; do not make it again.
     Recorded(ToolReply),
 }
 
-/// Where ledgers are kept so that they outlive the process.
+/// Storage for ledgers that outlives the process.
 ///
 /// # Contract
 ///
-/// Both methods return once the entry is safe. `issued` comes before the call, `settled` after it.
+/// `issued` and `settled` return once the entry is safe. `issued` comes before the call, `settled` after it.
 pub trait LedgerStore: Send + Sync {
-    /// What is known of a call: its request and its reply.
+    /// Returns the request and the reply of a call, if it is known.
     fn find(&self, key: &CallKey) -> Option<(String, Option<ToolReply>)>;
 
-    /// Writes that a call is about to be made.
+    /// Records that a call is about to be made.
     ///
     /// # Errors
     /// When it cannot be written; the call is then not made.
     fn issued(&self, key: &CallKey, request: &str) -> Result<(), LedgerError>;
 
-    /// Writes what a call answered.
+    /// Records the reply to a call.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -74,25 +74,25 @@ pub trait LedgerStore: Send + Sync {
 /// A ledger that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The disk refused.
+    /// A read or write failed.
     #[error("keep a ledger of tool calls")]
     Io(#[from] std::io::Error),
-    /// A line in the middle of the file is none of a ledger.
+    /// A line in the middle of the file is not an entry of a ledger.
     #[error("read line {line} of a ledger of tool calls: {reason}")]
     Line {
-        /// Counted from 1.
+        /// The number of the line, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// What is wrong with the line.
         reason: String,
     },
 }
 
-/// The calls of tools of one attempt at an episode: each is written down before it is made, and its result after.
+/// The tool calls of one attempt at an episode: each is recorded before it is made, and its result after it.
 ///
-/// A call that has a result is never made again, whatever was suspended, restored or replayed in between. A call without
-/// one is in doubt: it is made again only if its tool is idempotent. Calls of idempotent tools are not written to the
-/// [store](Self::keep_in), because making them again after a crash does no harm. The ledger is a handle; its clones are
-/// one ledger.
+/// A call that has a result is never made again, even if the episode is suspended, restored or replayed. A call without
+/// a result is in doubt: it is made again only if its tool is idempotent. Calls of idempotent tools are not written to
+/// the [store](Self::keep_in), because making them again after a crash does no harm. The ledger is a handle; its clones
+/// share the entries.
 ///
 /// ```
 /// use serde_json::json;
@@ -116,7 +116,7 @@ pub struct ToolLedger {
 struct Shared {
     scope: String,
     turn: usize,
-    /// Calls of this turn that have been given a place.
+    /// The number of places taken in this turn.
     n_calls: usize,
     entries: BTreeMap<(usize, usize), Entry>,
     store: Option<Arc<dyn LedgerStore>>,
@@ -126,12 +126,12 @@ struct Shared {
 struct Entry {
     request: String,
     reply: Option<ToolReply>,
-    /// Whether the store has no line of it.
+    /// Whether the call is left out of the store.
     is_idempotent: bool,
 }
 
 impl ToolLedger {
-    /// An empty ledger of one attempt of one member of a group.
+    /// Creates an empty ledger for one attempt of one member of a group.
     #[must_use]
     pub fn new(group: u64, member: u32, attempt: u32) -> Self {
         let scope = format!("g{group}.m{member}.a{attempt}");
@@ -146,26 +146,26 @@ impl ToolLedger {
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
-    /// Keeps every further entry in `store` too, and looks there for calls it does not know.
+    /// Writes every further entry to `store` too, and looks there for calls that this ledger does not know.
     pub fn keep_in(&self, store: Arc<dyn LedgerStore>) {
         self.shared().store = Some(store);
     }
 
-    /// Where its entries are kept too.
+    /// Returns the store, if there is one.
     #[must_use]
     pub fn store(&self) -> Option<Arc<dyn LedgerStore>> {
         self.shared().store.clone()
     }
 
-    /// Begins a turn: its calls are numbered from 0.
+    /// Begins a turn, whose calls are numbered from 0.
     pub fn begin_turn(&self, turn: usize) {
         let mut shared = self.shared();
         shared.turn = turn;
         shared.n_calls = 0;
     }
 
-    /// Takes the places of the next `n` calls of the turn and answers the first. Whoever runs calls side by side takes their
-    /// places before, so that they do not depend on who is faster.
+    /// Takes the places of the next `n` calls of the turn and returns the first. A caller that runs calls concurrently
+    /// takes their places beforehand, so that the places do not depend on the timing.
     #[must_use]
     pub fn take_places(&self, n: usize) -> usize {
         let mut shared = self.shared();
@@ -174,11 +174,11 @@ impl ToolLedger {
         first
     }
 
-    /// Writes down that the call in this place of the turn is about to be made, or says that it was.
+    /// Records that the call in this place of the turn is about to be made, or returns its recorded reply.
     ///
     /// # Errors
-    /// When the call, or another in its place, was made before and nobody knows what it did, and making it (again) might do
-    /// harm; when the entry cannot be written; when the attempt is over.
+    /// When the call was made before with an unknown result, or another call was made in its place, and the tool is not
+    /// idempotent; when the entry cannot be written; when the attempt is over.
     pub fn issue(
         &self,
         call: &ToolCall,
@@ -209,10 +209,10 @@ impl ToolLedger {
         Ok(Issued::Call(key))
     }
 
-    /// Writes down what the call in this place of the turn answered. After the attempt is over it reaches nobody.
+    /// Records the reply to the call in this place of the turn. After the attempt is over the reply is dropped.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the entry cannot be written.
     pub fn settle(&self, place: usize, reply: &ToolReply) -> Result<(), EnvironmentError> {
         let mut shared = self.shared();
         if shared.is_closed {
@@ -228,12 +228,12 @@ impl ToolLedger {
         Ok(())
     }
 
-    /// Ends the attempt: no further call is issued, and what still comes back is dropped.
+    /// Ends the attempt: further calls are refused, and late replies are dropped.
     pub fn close(&self) {
         self.shared().is_closed = true;
     }
 
-    /// All entries, oldest first: the ledger as data.
+    /// Returns all entries, oldest first.
     #[must_use]
     pub fn records(&self) -> Vec<CallRecord> {
         let record = |(&(turn, call), entry): (&(usize, usize), &Entry)| CallRecord {
@@ -245,7 +245,7 @@ impl ToolLedger {
         self.shared().entries.iter().map(record).collect()
     }
 
-    /// Puts entries back that [`records`](Self::records) gave.
+    /// Replaces the entries by those that [`records`](Self::records) returned.
     pub fn restore(&self, records: Vec<CallRecord>) {
         let entry = |record: CallRecord| {
             let CallRecord { turn, call, request, reply } = record;
@@ -254,7 +254,8 @@ impl ToolLedger {
         self.shared().entries = records.into_iter().map(entry).collect();
     }
 
-    /// Nothing in here panics half-way, so a lock that was poisoned elsewhere guards a whole ledger.
+    /// Locks the entries. A poisoned lock still guards consistent entries: code that holds the lock does not panic
+    /// between two changes.
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -283,7 +284,7 @@ impl Shared {
     }
 }
 
-/// Two calls with one request ask for the same. The id is a name and no part of it.
+/// Returns what identifies the content of a call. The call's id is only a name and not part of it.
 fn request_of(call: &ToolCall) -> String {
     let name: String = call.name.chars().take(64).collect();
     format!("{name} {}", TaskKey::of(&format!("{}\n{}", call.name, call.arguments)))

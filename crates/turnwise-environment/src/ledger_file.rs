@@ -9,24 +9,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CallKey, LedgerError, LedgerStore, ToolReply};
 
-/// The ledgers of any number of episodes in one append-only file, one JSON object a line. An entry is on the disk before
-/// a method returns; the file is created with the first entry.
+/// The ledgers of any number of episodes in one append-only file, with one JSON object a line. An entry is on the disk
+/// before a method returns; the first entry creates the file.
 ///
-/// A crash can tear the last line. It is cut off when the file is opened, because its method had not returned.
+/// A crash can tear the last line. Opening the file removes such a line, because its method had not returned.
 pub struct LedgerFile {
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     path: PathBuf,
-    /// `None` until there is an entry.
+    /// `None` until the first entry.
     file: Option<File>,
-    /// Where the next line begins.
+    /// The offset of the next line.
     end: u64,
     known: BTreeMap<CallKey, (String, Option<ToolReply>)>,
 }
 
-/// One line.
+/// One line of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Line {
@@ -38,7 +38,7 @@ impl LedgerFile {
     /// Opens the ledger at `path`; if there is no file, the first entry creates it.
     ///
     /// # Errors
-    /// When the file cannot be read or written, or a line other than the last is none of a ledger.
+    /// When the file cannot be read or written, or a line other than the last is not an entry of a ledger.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
         let mut bytes = Vec::new();
         let mut file = match OpenOptions::new().read(true).write(true).open(path) {
@@ -49,7 +49,7 @@ impl LedgerFile {
         if let Some(file) = &mut file {
             file.read_to_end(&mut bytes).map_err(at(path))?;
         }
-        // A line is whole once its end is there; what comes after the last end was torn.
+        // A line is complete once its newline is written; the bytes after the last newline were torn.
         let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let mut known = BTreeMap::new();
         for (number, line) in bytes[..end].split(|byte| *byte == b'\n').enumerate() {
@@ -85,7 +85,7 @@ impl Inner {
 }
 
 impl Inner {
-    /// Begins where the last whole line ended, over what a failed write may have left there.
+    /// Writes behind the last complete line, over the remains of a failed write.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
@@ -98,7 +98,7 @@ impl Inner {
     }
 }
 
-/// Creates the file. Its name is on the disk once its folder is.
+/// Creates the file. Its name is on the disk once its directory is synchronised.
 fn create(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path)?;
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -107,7 +107,7 @@ fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// An error that names its file.
+/// Adds the file's path to an error.
 fn at(path: &Path) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

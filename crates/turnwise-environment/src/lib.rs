@@ -1,9 +1,9 @@
-//! What a language-model agent acts in: messages, tools, rewards and task sets.
+//! Environments of language-model agents: messages, tools, rewards and task sets.
 //!
 #![doc = include_str!("../README.md")]
 //!
-//! Start with the contract of [`Environment`], then hand tasks to a trainer as a [`TaskSet`]; a [`Suite`] adds what a command
-//! line needs to offer them by name.
+//! Start with the contract of [`Environment`], then hand tasks to a trainer as a [`TaskSet`]; a [`Suite`] adds what a
+//! command line needs to offer them by name.
 //!
 //! Not supported: several agents in one environment, and images in messages.
 

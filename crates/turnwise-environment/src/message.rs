@@ -7,9 +7,9 @@ use serde_json::Value;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Instructions that stand above the conversation.
+    /// Instructions above the conversation.
     System,
-    /// The environment, in the place of a person.
+    /// The environment, in the role of a user.
     User,
     /// The agent.
     Assistant,
@@ -19,18 +19,18 @@ pub enum Role {
 
 /// One message of a conversation: text, never tokens.
 ///
-/// Images, sounds and other parts that are no text cannot be said; a record that holds any is refused when it is read.
+/// Images, sounds and other parts that are not text cannot be represented; reading a record that has any fails.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
-    /// Who speaks.
+    /// The speaker.
     pub role: Role,
-    /// What is said.
+    /// The text.
     pub content: String,
-    /// The agent's thinking, where a template keeps it apart from the content.
+    /// The agent's thinking, if a template keeps it apart from the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<String>,
-    /// The calls an assistant message makes.
+    /// The calls of an assistant message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
     /// The call that a tool message answers.
@@ -39,7 +39,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message that is only text.
+    /// Creates a message that is only text.
     #[must_use]
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Self {
@@ -51,25 +51,25 @@ impl Message {
         }
     }
 
-    /// Instructions above the conversation.
+    /// Creates instructions above the conversation.
     #[must_use]
     pub fn system(content: impl Into<String>) -> Self {
         Self::new(Role::System, content)
     }
 
-    /// What the environment says.
+    /// Creates a message of the environment.
     #[must_use]
     pub fn user(content: impl Into<String>) -> Self {
         Self::new(Role::User, content)
     }
 
-    /// What an agent said.
+    /// Creates a message of the agent.
     #[must_use]
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new(Role::Assistant, content)
     }
 
-    /// The answer to the call `id`.
+    /// Creates the answer to the call `id`.
     #[must_use]
     pub fn tool(id: impl Into<String>, content: impl Into<String>) -> Self {
         Self { tool_call_id: Some(id.into()), ..Self::new(Role::Tool, content) }
@@ -79,7 +79,7 @@ impl Message {
 /// A tool call that could be read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToolCall {
-    /// Unique within the action; the answer carries it.
+    /// The call's id, unique within the action; the answer carries the id.
     pub id: String,
     /// The tool's name as the agent wrote it; it may not exist.
     pub name: String,
@@ -97,14 +97,14 @@ pub enum CallError {
     Decode,
     /// The arguments do not fit the tool.
     InvalidArgs,
-    /// The call is longer than is read.
+    /// The call is longer than the limit.
     TooLarge,
-    /// The tool took longer than it may over what it was asked.
+    /// The tool exceeded its time limit on this call.
     Timeout,
 }
 
 impl CallError {
-    /// The word that stands in the error's message and in counters.
+    /// Returns the word for the error in messages and counters.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -120,11 +120,11 @@ impl CallError {
 /// A tool call that could not be read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MalformedCall {
-    /// The id its answer carries.
+    /// The id that the answer carries.
     pub id: String,
-    /// What the agent wrote.
+    /// The agent's text.
     pub raw: String,
-    /// What kind of mistake it is.
+    /// The kind of mistake.
     pub error: CallError,
     /// What is wrong, for the agent to read.
     pub message: String,
@@ -147,7 +147,7 @@ pub enum CallAttempt {
 pub struct Action {
     /// The text outside thinking and tool calls.
     pub text: String,
-    /// The thinking, where the model marks it.
+    /// The thinking, if the model marks it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<String>,
     /// The tool calls in the order they were written.
@@ -156,7 +156,7 @@ pub struct Action {
 }
 
 impl Action {
-    /// An action that only says something.
+    /// Creates an action that is only text.
     ///
     /// ```
     /// assert!(turnwise_environment::Action::text("16").calls.is_empty());
@@ -166,14 +166,14 @@ impl Action {
         Self { text: text.into(), ..Self::default() }
     }
 
-    /// An action that calls one tool.
+    /// Creates an action that calls one tool.
     #[must_use]
     pub fn call(name: impl Into<String>, arguments: Value) -> Self {
         let call = ToolCall { id: "call_0".to_owned(), name: name.into(), arguments };
         Self { calls: vec![CallAttempt::Call(call)], ..Self::default() }
     }
 
-    /// The calls that could be read.
+    /// Returns the calls that could be read.
     pub fn tool_calls(&self) -> impl Iterator<Item = &ToolCall> {
         self.calls.iter().filter_map(|attempt| match attempt {
             CallAttempt::Call(call) => Some(call),
@@ -181,13 +181,13 @@ impl Action {
         })
     }
 
-    /// How many calls could not be read.
+    /// Returns the number of calls that could not be read.
     #[must_use]
     pub fn n_malformed(&self) -> usize {
         self.calls.iter().filter(|attempt| matches!(attempt, CallAttempt::Malformed(_))).count()
     }
 
-    /// The assistant message this action is in a transcript.
+    /// Returns the action as an assistant message of a transcript.
     #[must_use]
     pub fn to_message(&self) -> Message {
         Message {

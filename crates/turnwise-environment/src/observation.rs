@@ -2,9 +2,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Message;
 
-/// What the agent is shown before it acts: the messages that are new since its last action.
+/// What the agent sees before it acts: the messages that are new since its last action.
 ///
-/// Only new messages: what was said before stays as it was, in the tokens the model saw it in.
+/// Only new messages: earlier messages remain in the tokens in which the model saw them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
     /// The new messages, oldest first; none of them is the agent's own.
@@ -12,7 +12,7 @@ pub struct Observation {
 }
 
 impl Observation {
-    /// Several new messages.
+    /// Creates an observation of several new messages.
     #[must_use]
     pub fn new(messages: Vec<Message>) -> Self {
         Self { messages }
@@ -20,14 +20,14 @@ impl Observation {
 }
 
 impl From<&str> for Observation {
-    /// One user message.
+    /// Creates an observation of one user message.
     fn from(text: &str) -> Self {
         Self::new(vec![Message::user(text)])
     }
 }
 
 impl From<String> for Observation {
-    /// One user message.
+    /// Creates an observation of one user message.
     fn from(text: String) -> Self {
         Self::new(vec![Message::user(text)])
     }

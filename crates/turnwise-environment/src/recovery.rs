@@ -1,13 +1,13 @@
 use serde::{Deserialize, Serialize};
 
-/// How an episode goes on once the process that ran it is gone.
+/// How an episode goes on after the process that ran it has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recovery {
-    /// From [`snapshot`](crate::Environment::snapshot) and [`restore`](crate::Environment::restore): the state goes on.
+    /// From a [`snapshot`](crate::Environment::snapshot), with [`restore`](crate::Environment::restore).
     Snapshot,
-    /// By doing it again: reset with the same seed, then the recorded actions. What comes back must be what came back the
-    /// first time; calls of tools are answered from the ledger.
+    /// By replay: reset with the same seed, then the recorded actions. The observations and rewards must be those of
+    /// the first time; tool calls are answered from the ledger.
     Replay,
     /// Not at all: the episode starts anew from its seed, as another attempt.
     Restart,

@@ -3,14 +3,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EnvironmentError, Message, TaskKey};
 
-/// What a rubric sees of an episode: what was said and what was rewarded, no tokens.
+/// A rubric's view of an episode: its messages and rewards, without tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Transcript {
-    /// The task.
+    /// The key of the task.
     pub task: TaskKey,
-    /// Everything that was said, oldest first.
+    /// All messages, oldest first.
     pub messages: Vec<Message>,
-    /// The environment's reward of each turn; `None` where it did not score one.
+    /// The environment's reward of each turn; `None` where it did not score the turn.
     pub rewards: Vec<Option<f64>>,
 }
 
@@ -18,12 +18,12 @@ pub struct Transcript {
 ///
 /// # Contract
 ///
-/// - It sees only episodes that can be scored (no infrastructure faults, none that were cancelled), in member order, and
-///   answers one score for each.
+/// - A rubric sees only episodes that can be scored (without infrastructure faults, and not cancelled), in member
+///   order, and returns one score for each.
 /// - `None` means *not scored*; it is never read as 0. An episode that neither environment nor rubric scores is an
 ///   infrastructure fault.
 /// - Scores are finite and are added to the reward of the last turn.
-/// - Pure: the same transcripts give the same scores, so that stored episodes can be scored again.
+/// - Pure: equal transcripts give equal scores, so that stored episodes can be scored again.
 ///
 /// # Example
 ///
@@ -54,12 +54,12 @@ pub struct Transcript {
 /// [`Suite::rubric`](crate::Suite::rubric) adds a rubric to an environment.
 #[async_trait]
 pub trait Rubric: Send + Sync {
-    /// Its name in records.
+    /// Returns the rubric's name in records.
     fn name(&self) -> &str;
 
     /// Scores the episodes of one group.
     ///
     /// # Errors
-    /// When the rubric itself is broken; the group is then dropped, and counted.
+    /// When the rubric itself is broken; the group is then dropped and counted.
     async fn score(&self, group: &[Transcript]) -> Result<Vec<Option<f64>>, EnvironmentError>;
 }

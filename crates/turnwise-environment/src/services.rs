@@ -1,15 +1,15 @@
 use crate::ToolLedger;
 
-/// What an episode offers its environment.
+/// The services that an episode offers to its environment.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Services {
-    /// Where the calls of tools are written down. A handle: all copies are one ledger.
+    /// The record of tool calls. A handle: all clones share one ledger.
     pub ledger: ToolLedger,
 }
 
 impl Services {
-    /// These services.
+    /// Creates the services of an episode.
     #[must_use]
     pub fn new(ledger: ToolLedger) -> Self {
         Self { ledger }

@@ -14,10 +14,10 @@ pub enum Ending {
     Failed,
 }
 
-/// What one action led to.
+/// The result of one action.
 ///
-/// A reward is the reward of this turn. `None` means *not scored*, which is not 0: an episode none of whose turns is scored
-/// (and that no rubric scores) has no reward at all.
+/// A reward is the reward of this turn. `None` means *not scored*, which is not 0: an episode without a scored turn
+/// (and without a rubric's score) has no reward at all.
 ///
 /// ```
 /// use turnwise_environment::Step;
@@ -51,16 +51,16 @@ pub enum Step {
 }
 
 impl Step {
-    /// The episode goes on, and this turn is not scored.
+    /// Creates a step after which the episode goes on, with this turn not scored.
     #[must_use]
     pub fn next(observation: impl Into<Observation>) -> Self {
         Self::Next { observation: observation.into(), reward: None, faults: 0 }
     }
 
-    /// The episode is over; it counts as solved when this turn's reward is 1 or more.
+    /// Creates a step that ends the episode; it counts as solved if this turn's reward is 1 or more.
     ///
-    /// Partial credit is no success, and neither is the last of several small rewards: where the reward does not say it, say it
-    /// with [`Step::solved`].
+    /// Partial credit does not count as solved, nor does the last of several small rewards: call [`Step::solved`] where
+    /// the reward does not decide it.
     ///
     /// ```
     /// use turnwise_environment::Step;
@@ -73,19 +73,19 @@ impl Step {
         Self::End { reward: Some(reward), ending: Ending::Terminated, solved: reward >= 1.0 }
     }
 
-    /// The environment's own clock ran out; the rewards given so far stay.
+    /// Creates a step that ends the episode at the environment's own limit; the rewards given so far stay.
     #[must_use]
     pub fn truncated() -> Self {
         Self::End { reward: None, ending: Ending::Truncated, solved: false }
     }
 
-    /// Something broke that is not the agent's doing.
+    /// Creates a step that ends the episode because of a failure that is not the agent's doing.
     #[must_use]
     pub fn failed() -> Self {
         Self::End { reward: None, ending: Ending::Failed, solved: false }
     }
 
-    /// The same step with the reward of this turn.
+    /// Sets the reward of this turn.
     #[must_use]
     pub fn reward(mut self, value: f64) -> Self {
         let (Self::Next { reward, .. } | Self::End { reward, .. }) = &mut self;
@@ -93,7 +93,7 @@ impl Step {
         self
     }
 
-    /// The same step with `n` mistakes of form; an ending does not count them.
+    /// Sets the number of mistakes of form; ignored on a step that ends the episode.
     #[must_use]
     pub fn faults(mut self, n: u32) -> Self {
         if let Self::Next { faults, .. } = &mut self {
@@ -102,7 +102,7 @@ impl Step {
         self
     }
 
-    /// The same ending, counted as solved or not; without effect on a step that goes on.
+    /// Sets whether the ending counts as solved; ignored on a step that goes on.
     #[must_use]
     pub fn solved(mut self, value: bool) -> Self {
         if let Self::End { solved, .. } = &mut self {

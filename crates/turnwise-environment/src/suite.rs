@@ -3,12 +3,12 @@ use std::sync::Arc;
 
 use crate::{Demonstrator, Environment, Random, Rubric, TaskKey, TaskSet};
 
-/// Which tasks: those that may be trained on, or those that never are.
+/// A part of a suite's tasks: those to train on, or those that are never trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     /// For training.
     Train,
-    /// For evaluation; no task of it is in `Train`.
+    /// For evaluation; disjoint from `Train`.
     HeldOut,
 }
 
@@ -41,7 +41,7 @@ pub enum Split {
 ///
 /// # Contract
 ///
-/// - The keys of the two splits have none in common. [`Suite::divided`] sees to it.
+/// - The two splits have no key in common. [`Suite::divided`] ensures it.
 /// - An expert solves tasks of both splits; a random player obeys the form of the environment and nothing else.
 #[derive(Clone)]
 pub struct Suite {
@@ -59,7 +59,7 @@ pub struct Suite {
 type Players = dyn Fn(u64) -> Box<dyn Demonstrator> + Send + Sync;
 
 impl Suite {
-    /// A suite of two task sets that have no task in common.
+    /// Creates a suite of two task sets that have no task in common.
     #[must_use]
     pub fn new(
         name: impl Into<String>,
@@ -69,8 +69,8 @@ impl Suite {
         Self::of(name.into(), Arc::new(train), Arc::new(held_out))
     }
 
-    /// A suite of one task set, of which about the share `held_out` is kept for evaluation. The key of a task decides, so that
-    /// a task stays on its side when others are added.
+    /// Creates a suite of one task set and keeps a fraction of about `held_out` for evaluation. The key of a task
+    /// decides, so that a task stays in its split when others are added.
     ///
     /// # Panics
     /// When `held_out` does not lie between 0 and 1.
@@ -101,14 +101,14 @@ impl Suite {
         }
     }
 
-    /// The same suite with a line about it for people; the name where nothing is said.
+    /// Sets a line about the suite for people; by default the name.
     #[must_use]
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.description = description.into();
         self
     }
 
-    /// The same suite with a player whose episodes are worth imitating, made from a seed. Warm starts need one.
+    /// Sets a player whose episodes are worth imitating, made from a seed. A warm start needs one.
     #[must_use]
     pub fn expert<D: Demonstrator + 'static>(
         mut self,
@@ -118,7 +118,7 @@ impl Suite {
         self
     }
 
-    /// The same suite with a player that knows the form and not the skill, made from a seed: a baseline to compare with.
+    /// Sets a player that knows the form but not the skill, made from a seed: a baseline to compare with.
     #[must_use]
     pub fn random<D: Demonstrator + 'static>(
         mut self,
@@ -128,15 +128,15 @@ impl Suite {
         self
     }
 
-    /// The same suite with the most turns that an episode can take, for checks and for players; the environment ends it by
-    /// itself then.
+    /// Sets the most turns that an episode can take, for checks and players; the environment must end the episode by
+    /// then.
     #[must_use]
     pub fn max_turns(mut self, max_turns: usize) -> Self {
         self.max_turns = Some(max_turns);
         self
     }
 
-    /// Adds a rubric. A run scores its episodes with the one that `environment.rubric` names, by default the first one.
+    /// Adds a rubric. A run scores its episodes with the rubric that `environment.rubric` names, by default the first.
     ///
     /// # Panics
     /// When another rubric has the same name.
@@ -148,19 +148,19 @@ impl Suite {
         self
     }
 
-    /// The name on the command line and in records.
+    /// Returns the name on the command line and in records.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The line for people.
+    /// Returns the line for people.
     #[must_use]
     pub fn about(&self) -> &str {
         &self.description
     }
 
-    /// The tasks of a split.
+    /// Returns the tasks of a split.
     #[must_use]
     pub fn tasks(&self, split: Split) -> Arc<dyn TaskSet> {
         match split {
@@ -169,25 +169,25 @@ impl Suite {
         }
     }
 
-    /// Makes the player whose episodes are worth imitating, if there is one.
+    /// Makes the player whose episodes are worth imitating, if the suite has one.
     #[must_use]
     pub fn make_expert(&self, seed: u64) -> Option<Box<dyn Demonstrator>> {
         self.expert.as_ref().map(|make| make(seed))
     }
 
-    /// Makes the player that knows the form and not the skill, if there is one.
+    /// Makes the player that knows the form but not the skill, if the suite has one.
     #[must_use]
     pub fn make_random(&self, seed: u64) -> Option<Box<dyn Demonstrator>> {
         self.random.as_ref().map(|make| make(seed))
     }
 
-    /// The most turns that an episode can take, where it is known.
+    /// Returns the most turns that an episode can take, if it is known.
     #[must_use]
     pub fn turn_limit(&self) -> Option<usize> {
         self.max_turns
     }
 
-    /// The rubrics, in the order in which they were added.
+    /// Returns the rubrics, in the order in which they were added.
     #[must_use]
     pub fn rubrics(&self) -> &[Arc<dyn Rubric>] {
         &self.rubrics
@@ -205,10 +205,10 @@ impl fmt::Debug for Suite {
     }
 }
 
-/// Returns a number from 0 to below 1 that is always the same for a task.
+/// Returns a number in `[0, 1)` that depends on the task alone.
 fn share_of(key: &TaskKey) -> f64 {
     let number = u128::from_str_radix(key.as_str(), 16).expect("a key is of hexadecimal digits");
-    // Keys of similar tasks are similar: their hash does not mix the last characters into every bit.
+    // Similar tasks have similar keys, because their hash does not mix the last characters into every bit.
     Random::new((number ^ (number >> 64)) as u64).uniform()
 }
 

@@ -4,13 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::Environment;
 
-/// The stable name of a task: a hash of its content, equal wherever and whenever the content is equal.
+/// The stable name of a task: a hash of its content, equal wherever the content is equal.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TaskKey(String);
 
 impl TaskKey {
-    /// The key of this content, which says all there is to say about the task.
+    /// Returns the key of a content, which must describe the task completely.
     ///
     /// ```
     /// use turnwise_environment::TaskKey;
@@ -25,7 +25,7 @@ impl TaskKey {
         Self(key)
     }
 
-    /// The key as text: 32 hexadecimal digits.
+    /// Returns the key as text: 32 hexadecimal digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -38,7 +38,8 @@ impl fmt::Display for TaskKey {
     }
 }
 
-/// Fowler–Noll–Vo 1a with 128 bits: no dependency, and collisions out of reach for any task set.
+/// Returns the Fowler–Noll–Vo 1a hash with 128 bits: it needs no dependency, and collisions are out of reach for any
+/// task set.
 fn fnv1a_128(bytes: &[u8]) -> u128 {
     bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, byte| {
         (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
@@ -50,11 +51,11 @@ fn fnv1a_128(bytes: &[u8]) -> u128 {
 /// # Contract
 ///
 /// - `key` and `environment` depend on the index alone, and are defined for every index below `len`.
-/// - Each call of `environment` returns a fresh one that has not been reset.
+/// - Each call of `environment` returns a fresh environment that has not been reset.
 ///
 /// # Example
 ///
-/// Most task sets are a `Vec` of environments or [`Tasks`](crate::Tasks). One that makes its tasks when they are asked for
+/// Most task sets are a `Vec` of environments or [`Tasks`](crate::Tasks). A task set that makes its tasks on demand
 /// implements the trait:
 ///
 /// ```
@@ -103,31 +104,32 @@ fn fnv1a_128(bytes: &[u8]) -> u128 {
 /// assert_ne!(sums.key(1), sums.key(1000)); // 0 + 1 and 1 + 0
 /// ```
 pub trait TaskSet: Send + Sync {
-    /// The environment's name in records: `[a-z0-9._-]`, at most 64. Inside a [`Suite`](crate::Suite) the suite's name stands in its
-    /// place.
+    /// Returns the environment's name in records: `[a-z0-9._-]`, at most 64 characters. In a [`Suite`](crate::Suite)
+    /// the suite's name replaces it.
     fn name(&self) -> &str;
 
-    /// The version of rules and texts; a trajectory is compared only with others of the same version.
+    /// Returns the version of rules and texts; trajectories are compared only within one version.
     fn version(&self) -> u32 {
         1
     }
 
-    /// How many tasks there are.
+    /// Returns the number of tasks.
     fn len(&self) -> usize;
 
-    /// Whether there is none.
+    /// Returns whether the set is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The stable name of a task.
+    /// Returns the stable name of a task.
     fn key(&self, index: usize) -> TaskKey;
 
-    /// A fresh environment of a task.
+    /// Returns a fresh environment of a task.
     fn environment(&self, index: usize) -> Box<dyn Environment>;
 }
 
-/// The shortest task set: environments that are cloned for each episode, each keyed by how it prints.
+/// The shortest task set: environments that are cloned for each episode; a task's key is the hash of its `Debug`
+/// output.
 impl<E: Environment + Clone + Debug + Sync + 'static> TaskSet for Vec<E> {
     fn name(&self) -> &'static str {
         let path = std::any::type_name::<E>();

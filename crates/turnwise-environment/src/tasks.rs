@@ -8,9 +8,10 @@ use serde::de::DeserializeOwned;
 
 use crate::{Environment, EnvironmentError, TaskKey, TaskSet};
 
-/// Tasks that are data, and a function that makes the environment of one of them.
+/// Tasks that are data, with a function that makes the environment of one of them.
 ///
-/// A task is known by its content: its key is the hash of how it serialises, and of equal tasks the first one stays.
+/// The content of a task identifies it: the key is the hash of its serialised form, and the first of several equal
+/// tasks stays.
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -56,10 +57,10 @@ pub struct Tasks<T> {
 type Make<T> = dyn Fn(&T) -> Box<dyn Environment> + Send + Sync;
 
 impl<T: Serialize> Tasks<T> {
-    /// Takes the tasks of an iterator.
+    /// Creates a task set from an iterator.
     ///
     /// # Panics
-    /// When a task cannot be serialised as JSON: a map whose keys are no text, say.
+    /// When a task cannot be serialised as JSON, for example a map whose keys are not strings.
     #[must_use]
     pub fn new<E: Environment + 'static>(
         tasks: impl IntoIterator<Item = T>,
@@ -74,10 +75,10 @@ impl<T: Serialize> Tasks<T> {
         Self { keyed, version: 1, make: Box::new(move |task| Box::new(make(task))) }
     }
 
-    /// Reads a file with a task on each line. Blank lines are skipped.
+    /// Reads a file with one task on each line, as JSON. Blank lines are skipped.
     ///
     /// # Errors
-    /// When the file cannot be read, or a line is no such task; the line is named.
+    /// When the file cannot be read, or a line is not a task; the error names the line.
     pub fn from_jsonl<E: Environment + 'static>(
         path: &Path,
         make: impl Fn(&T) -> E + Send + Sync + 'static,
@@ -98,7 +99,7 @@ impl<T: Serialize> Tasks<T> {
         Ok(Self::new(tasks.collect::<Result<Vec<T>, _>>()?, make))
     }
 
-    /// The same tasks with another version of rules and texts; 1 where nothing is said.
+    /// Sets the version of rules and texts; by default 1.
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;

@@ -7,42 +7,42 @@ use crate::{CallError, EnvironmentError};
 /// What the agent is told about a tool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToolSpec {
-    /// The name it is called by.
+    /// The name in calls.
     pub name: String,
     /// What it does, for the agent to read.
     pub description: String,
-    /// JSON Schema of the arguments object.
+    /// The JSON Schema of the arguments object.
     pub parameters: Value,
 }
 
 impl ToolSpec {
-    /// The form chat templates expect: `{"type": "function", "function": {…}}`.
+    /// Returns the form that chat templates expect: `{"type": "function", "function": {…}}`.
     #[must_use]
     pub fn to_function(&self) -> Value {
         json!({"type": "function", "function": self})
     }
 }
 
-/// What a tool answers.
+/// A tool's reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolReply {
     /// The result, for the agent to read.
     Result(String),
-    /// The call was not possible as asked; the reason is for the agent to read, and costs one unit of its fault budget.
+    /// The call was not possible as asked; the agent reads the reason, and the call costs one unit of its fault budget.
     Error(CallError, String),
 }
 
-/// Something an agent can call.
+/// A tool that an agent can call.
 ///
 /// # Contract
 ///
-/// - `call` answers whatever the agent asks, however wrong: with [`ToolReply::Error`], not with `Err`, which means that
-///   the tool itself is broken (a dead server, a full disk) and ends the episode without a reward.
-/// - A tool that acts on the world is called at most once for each call the agent made; it is called again after a crash
+/// - `call` answers every wrong call with [`ToolReply::Error`]. `Err` means that the tool itself is broken (a dead
+///   server, a full disk) and ends the episode without a reward.
+/// - A tool that acts on the world is called at most once for each call of the agent; it is called again after a crash
 ///   only if it is [idempotent](Self::is_idempotent).
-/// - `call` waits at await points, where a [`Toolbox`](crate::Toolbox) whose time limit has passed drops it. Whatever it
-///   holds is then given back, and the tool answers the next call.
+/// - `call` waits at await points, where a [`Toolbox`](crate::Toolbox) drops it once its time limit has passed.
+///   Dropping it must release what it holds, and the tool must answer the next call.
 ///
 /// # Example
 ///
@@ -91,10 +91,10 @@ pub enum ToolReply {
 /// ```
 #[async_trait]
 pub trait Tool: Send + Sync {
-    /// What the agent is told about it.
+    /// Returns what the agent is told about the tool.
     fn spec(&self) -> ToolSpec;
 
-    /// Whether calling twice is the same as calling once.
+    /// Returns whether calling twice has the effect of calling once.
     fn is_idempotent(&self) -> bool {
         false
     }

@@ -11,17 +11,18 @@ use crate::{
     Step, Tool, ToolCall, ToolLedger, ToolReply, ToolSpec,
 };
 
-/// How long a tool may take over one call where nothing else is said.
+/// The default time limit of a call.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The tools of an environment, and the answering of calls in the order they were made.
+/// The tools of an environment, which answers calls in the order in which they were made.
 ///
-/// [Connected](Self::connect) to an episode's services, each call is written down before it is made and its result after,
-/// so that it is made at most once, whatever is suspended, restored or replayed.
+/// Once [connected](Self::connect) to an episode's services, the toolbox records each call before it is made and its
+/// result after it. So each call is made at most once, even if the episode is suspended, restored or replayed.
 ///
 /// # Example
 ///
-/// An environment keeps a toolbox, tells the agent about it, passes it the episode's ledger, and answers an action's calls:
+/// An environment keeps a toolbox, tells the agent about its tools, passes it the episode's ledger, and answers an
+/// action's calls:
 ///
 /// ```
 /// use std::sync::Arc;
@@ -97,17 +98,17 @@ impl Default for Toolbox {
 pub struct ToolRound {
     /// One tool message for each attempted call, in call order.
     pub messages: Vec<Message>,
-    /// How many of them are errors.
+    /// The number of answers that are errors.
     pub faults: u32,
-    /// What the calls have earned together; `None` where none of them was scored.
+    /// The sum of the calls' rewards; `None` if no call was scored.
     pub reward: Option<f64>,
 }
 
 impl Toolbox {
-    /// A box with these tools.
+    /// Creates a toolbox of these tools.
     ///
     /// # Panics
-    /// When two tools have one name.
+    /// When two tools have the same name.
     #[must_use]
     pub fn new(tools: Vec<Arc<dyn Tool>>) -> Self {
         let tools: Vec<_> = tools.into_iter().map(|tool| (tool.spec(), tool)).collect();
@@ -120,24 +121,24 @@ impl Toolbox {
         Self { tools, timeout: DEFAULT_TIMEOUT, is_concurrent: false, ledger: None }
     }
 
-    /// What the agent is told.
+    /// Returns what the agent is told about the tools.
     #[must_use]
     pub fn specs(&self) -> Vec<ToolSpec> {
         self.tools.iter().map(|(spec, _)| spec.clone()).collect()
     }
 
-    /// The same box with another limit on how long one call may take; 30 s where nothing is said.
+    /// Sets the time limit of a call; by default 30 s.
     ///
-    /// A call that takes longer is given up and answered with an error: the agent asked for too much. Stay well below the
-    /// deadline of the environment's step, which ends the episode instead. Under a tool that waits there must be a tokio
-    /// runtime with its clock.
+    /// A call that takes longer is dropped and answered with an error: the agent asked for too much. Stay well below
+    /// the deadline of the environment's step, which ends the episode instead. A tool that waits needs a tokio runtime
+    /// with its clock enabled.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The same box, running the calls of one action side by side. The answers stay in call order.
+    /// Runs the calls of one action concurrently. The answers stay in call order.
     #[must_use]
     pub fn concurrent(mut self) -> Self {
         self.is_concurrent = true;
@@ -150,7 +151,7 @@ impl Toolbox {
         self.ledger = Some(services.ledger.clone());
     }
 
-    /// Answers every call of an action; wrong ones with an error the agent can read.
+    /// Answers every call of an action; an invalid call gets an error that the agent can read.
     ///
     /// # Errors
     /// When a tool is broken, or a call is in doubt.
@@ -162,7 +163,7 @@ impl Toolbox {
         });
         let mut round = ToolRound::default();
         if self.is_concurrent {
-            // All are awaited, also when one breaks: what the others did must be written down.
+            // All are awaited, even after one breaks: the effects of the others must be recorded.
             for answer in join_all(answers).await {
                 let (id, reply) = answer?;
                 round.add(id, &reply);
@@ -210,14 +211,14 @@ impl Toolbox {
     }
 }
 
-/// Waits for an answer, and replies with an error where it takes too long.
+/// Waits for an answer, and replies with an error after the timeout.
 pub(crate) async fn within<R>(
     timeout: Duration,
     answer: impl Future<Output = Result<R, EnvironmentError>>,
     timed_out: impl FnOnce(ToolReply) -> R,
 ) -> Result<R, EnvironmentError> {
     let mut answer = pin!(answer);
-    // A tool that never waits needs no clock, and so no runtime that has one.
+    // A tool that never waits needs no clock, and so no runtime with one.
     let at_once = std::future::poll_fn(|context| Poll::Ready(answer.as_mut().poll(context)));
     if let Poll::Ready(reply) = at_once.await {
         return reply;
@@ -229,13 +230,14 @@ pub(crate) async fn within<R>(
     })
 }
 
-/// The reply to a call of a tool that does not exist.
+/// Returns the reply to a call of a tool that does not exist.
 pub(crate) fn no_such_tool(name: &str) -> ToolReply {
     ToolReply::Error(CallError::NotFound, format!("no tool is called {}", shortened(name)))
 }
 
 impl From<ToolRound> for Step {
-    /// The episode goes on: the agent sees the answers, and the turn has the reward and the faults of the calls.
+    /// Creates a step after which the episode goes on: the agent sees the answers, and the turn has the calls' reward
+    /// and faults.
     fn from(ToolRound { messages, faults, reward }: ToolRound) -> Self {
         Self::Next { observation: messages.into(), reward, faults }
     }
@@ -248,7 +250,7 @@ impl ToolRound {
     }
 }
 
-/// The agent chose the name, so it may be of any length.
+/// Shortens a name: the agent chose it, so it may be of any length.
 fn shortened(name: &str) -> String {
     const MOST: usize = 64;
     let short: String = name.chars().take(MOST).collect();

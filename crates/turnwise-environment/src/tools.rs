@@ -17,10 +17,11 @@ use crate::{
 
 /// Tools with typed arguments over the state `S` of an environment.
 ///
-/// A tool is a closure or an `async fn` that takes the state and its arguments. The type of the arguments says everything the
-/// agent is told: the tool's name is the name of the type in `snake_case` (`#[schemars(rename = "…")]` sets another), its
-/// description is the type's documentation, and its parameters are the fields with theirs. Arguments that do not fit are
-/// answered with an error that names the field; the tool is not called then.
+/// A tool is a closure or an `async fn` that takes the state and its arguments. The type of the arguments contains
+/// everything that the agent is told: the tool's name is the name of the type in `snake_case`
+/// (`#[schemars(rename = "…")]` sets another), its description is the type's documentation, and its parameters are the
+/// fields with theirs. Arguments that do not fit are answered with an error that names the field, and the tool is not
+/// called.
 ///
 /// ```
 /// use schemars::JsonSchema;
@@ -60,9 +61,9 @@ use crate::{
 /// }
 /// ```
 ///
-/// The state belongs to the episode, so a call is part of the episode's own history: it goes into a snapshot with the state, and
-/// is made again when the episode is replayed. A tool that acts on the world outside is a [`Tool`](crate::Tool) in a
-/// [`Toolbox`](crate::Toolbox), which makes each call at most once.
+/// The state belongs to the episode, so a call is part of the episode's own history: its effect is in the snapshot of
+/// the state, and a replay of the episode makes the call again. A tool that acts on the world outside is a
+/// [`Tool`](crate::Tool) in a [`Toolbox`](crate::Toolbox), which makes each call at most once.
 pub struct Tools<S> {
     tools: Arc<Vec<Entry<S>>>,
     timeout: Duration,
@@ -76,26 +77,26 @@ struct Entry<S> {
 type CallFn<S> = dyn for<'a> Fn(&'a mut S, &Value) -> Replying<'a> + Send + Sync;
 type Replying<'a> = Pin<Box<dyn Future<Output = Result<Reply, EnvironmentError>> + Send + 'a>>;
 
-/// What a typed tool answers: a text for the agent, and the reward that the call has earned.
+/// A typed tool's reply: a text for the agent, and the reward of the call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
     reply: ToolReply,
     reward: Option<f64>,
 }
 
-/// Why a typed tool gives no result.
+/// The reason why a typed tool gives no result.
 #[derive(Debug)]
 pub enum ToolError {
-    /// The call was not possible as asked. The text is for the agent to read, and costs one unit of its fault budget.
+    /// The call was not possible as asked. The agent reads the text, and the call costs one unit of its fault budget.
     Refused(String),
     /// The tool itself is broken, which ends the episode without a reward.
     Broken(EnvironmentError),
 }
 
-/// What the functions of typed tools may return: [`Reply`], text, JSON, or a `Result` of one of them whose error is a text, an
+/// The return types of typed tools: [`Reply`], text, JSON, or a `Result` of one of them whose error is a text, an
 /// [`EnvironmentError`] or a [`ToolError`].
 pub trait IntoReply {
-    /// Converts it.
+    /// Converts the return value to a reply.
     ///
     /// # Errors
     /// When the tool is broken.
@@ -104,10 +105,10 @@ pub trait IntoReply {
 
 /// An `async fn` that takes the state and the arguments. Implemented for every function of that form.
 pub trait AsyncTool<'a, S, A>: Send + Sync {
-    /// What it returns when it is called.
+    /// The future that a call returns.
     type Future: Future<Output: IntoReply> + Send + 'a;
 
-    /// Calls it.
+    /// Calls the function.
     fn call(&self, state: &'a mut S, arguments: A) -> Self::Future;
 }
 
@@ -125,7 +126,7 @@ where
 }
 
 impl<S: Send + 'static> Tools<S> {
-    /// No tools yet.
+    /// Creates an empty set of tools.
     #[must_use]
     pub fn new() -> Self {
         Self { tools: Arc::default(), timeout: DEFAULT_TIMEOUT }
@@ -165,21 +166,21 @@ impl<S: Send + 'static> Tools<S> {
         self
     }
 
-    /// The same tools with another limit on how long one call may take; 30 s where nothing is said. What a call that is given up
-    /// has changed stays changed.
+    /// Sets the time limit of a call; by default 30 s. A call that exceeds it is dropped, but what it has changed stays
+    /// changed.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// What the agent is told.
+    /// Returns what the agent is told about the tools.
     #[must_use]
     pub fn specs(&self) -> Vec<ToolSpec> {
         self.tools.iter().map(|tool| tool.spec.clone()).collect()
     }
 
-    /// Answers every call of an action in order; wrong ones with an error that the agent can read.
+    /// Answers every call of an action in order; an invalid call gets an error that the agent can read.
     ///
     /// # Errors
     /// When a tool is broken.
@@ -213,7 +214,7 @@ impl<S: Send + 'static> Tools<S> {
     }
 }
 
-/// Calls a closure with arguments that are read first.
+/// Wraps a closure: reads the arguments, then calls it.
 fn call_at_once<S, A: DeserializeOwned, R: IntoReply>(
     call: impl Fn(&mut S, A) -> R + Send + Sync + 'static,
 ) -> impl for<'a> Fn(&'a mut S, &Value) -> Replying<'a> + Send + Sync {
@@ -226,7 +227,7 @@ fn call_at_once<S, A: DeserializeOwned, R: IntoReply>(
     }
 }
 
-/// Calls an `async fn` with arguments that are read first.
+/// Wraps an `async fn`: reads the arguments, then calls it.
 fn call_async<S: Send + 'static, A: DeserializeOwned + Send + 'static>(
     call: impl for<'a> AsyncTool<'a, S, A> + 'static,
 ) -> impl for<'a> Fn(&'a mut S, &Value) -> Replying<'a> + Send + Sync {
@@ -240,19 +241,19 @@ fn call_async<S: Send + 'static, A: DeserializeOwned + Send + 'static>(
 }
 
 impl Reply {
-    /// A result.
+    /// Creates a result without a reward.
     #[must_use]
     pub fn text(text: impl Into<String>) -> Self {
         Self { reply: ToolReply::Result(text.into()), reward: None }
     }
 
-    /// A refusal, which costs one unit of the fault budget.
+    /// Creates a refusal, which costs one unit of the fault budget.
     #[must_use]
     pub fn error(why: impl Into<String>) -> Self {
         Self { reply: ToolReply::Error(CallError::InvalidArgs, why.into()), reward: None }
     }
 
-    /// The same reply to a call that has earned a reward. The rewards of all calls of an action add up to that of its turn.
+    /// Sets the reward of the call. The rewards of all calls of an action add up to the reward of the turn.
     #[must_use]
     pub fn reward(mut self, reward: f64) -> Self {
         self.reward = Some(reward);
@@ -273,7 +274,7 @@ impl From<&str> for Reply {
 }
 
 impl From<Value> for Reply {
-    /// The JSON on one line.
+    /// Creates a result from the JSON on one line.
     fn from(json: Value) -> Self {
         Self::text(json.to_string())
     }
@@ -349,10 +350,10 @@ impl<S> fmt::Debug for Tools<S> {
     }
 }
 
-/// Characters of an error that a model is shown of arguments that do not fit.
+/// The most characters of an error about arguments that a model is shown.
 const MAX_ERROR_CHARS: usize = 200;
 
-/// Reads arguments, or says which field does not fit, and why. A call without arguments counts as one with none of them.
+/// Reads arguments, or says which field does not fit and why. Missing arguments count as an empty object.
 fn read<A: DeserializeOwned>(arguments: &Value) -> Result<A, String> {
     let none = Value::Object(Map::new());
     let arguments = if arguments.is_null() { &none } else { arguments };
@@ -373,7 +374,7 @@ fn shortened(text: &str, most: usize) -> String {
     if characters.next().is_some() { short + "…" } else { short }
 }
 
-/// What the agent is told about a tool with these arguments.
+/// Returns what the agent is told about a tool with these arguments.
 fn spec<A: JsonSchema>() -> ToolSpec {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.inline_subschemas = true;
@@ -394,7 +395,7 @@ fn spec<A: JsonSchema>() -> ToolSpec {
     ToolSpec { name, description, parameters }
 }
 
-/// Removes what says something about Rust, and nothing to a model: `"format": "uint32"` of a number.
+/// Removes what describes a Rust type and means nothing to a model: `"format": "uint32"` of a number.
 fn plain(schema: &mut Schema) {
     let is_number =
         matches!(schema.get("type").and_then(Value::as_str), Some("integer" | "number"));
@@ -403,7 +404,7 @@ fn plain(schema: &mut Schema) {
     }
 }
 
-/// `AddItem` as `add_item`.
+/// Converts `AddItem` to `add_item`.
 fn snake_case(name: &str) -> String {
     let mut snake = String::with_capacity(name.len() + 4);
     let mut before_is_lower = false;

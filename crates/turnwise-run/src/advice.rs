@@ -1,11 +1,11 @@
-//! What the numbers of a run mean, where they mean that something is wrong.
+//! Warnings about a run that follow from its metrics.
 
 use serde_json::Value;
 use turnwise_training::metric::{self, Metric, MetricValues};
 
 use crate::config::Config;
 
-/// Reads the metrics of each step and says in words what is wrong with the run, each kind of thing once.
+/// Reads the metrics of each step and warns about the run in words, once for each kind of problem.
 #[derive(Debug, Default)]
 pub(crate) struct Advice {
     steps: u64,
@@ -13,7 +13,7 @@ pub(crate) struct Advice {
     without_signal: u64,
     /// Steps in a row in which clipping removed most gradients.
     clipped: u64,
-    /// Steps with groups of different rewards, over the process's life.
+    /// Steps with groups of different rewards, since the process began.
     with_signal: u64,
     /// Sampled tokens of an episode in the first steps.
     first_length: Mean,
@@ -39,23 +39,25 @@ struct Mean {
     n: u64,
 }
 
-/// Steps that a beginning is measured over, and that something has to last.
+/// The number of steps over which the start is measured, and for which a problem has to last.
 const WINDOW: u64 = 5;
-/// A share of clipped tokens above this leaves little to learn from.
+/// The fraction of clipped tokens above which little is left to learn from.
 const MUCH_CLIPPED: f64 = 0.8;
-/// Nats per token by which one step may move the policy. At 1e-3 in full fine-tuning a model of 135M weights moved by 1.05 and was destroyed;
-/// the small models of `turnwise try` move by up to 0.3 and learn.
+/// The largest change of the policy in one step, in nats per token. At a learning rate of 1e-3 in full fine-tuning, a
+/// model of 135M weights moved by 1.05 and was destroyed; the small models of `turnwise try` move by up to 0.3 and
+/// learn.
 const FAR: f64 = 0.5;
-/// What is left of the length at the beginning when a policy collapses.
+/// The fraction of the first episode length below which the policy has collapsed.
 const SHORT: f64 = 0.2;
-/// The same of the entropy. A policy that has learnt a game keeps a fifth.
+/// The fraction of the first entropy below which the policy has collapsed. A policy that has learnt a game keeps a
+/// fifth.
 const COLLAPSED: f64 = 0.05;
 
-/// A success rate of a task that is learnt.
+/// The success rate from which a task counts as learnt.
 const LEARNT: f64 = 0.9;
 
 impl Advice {
-    /// The new things that are wrong, as sentences.
+    /// Returns the new warnings, as sentences.
     pub(crate) fn read(&mut self, step: &StepMetrics<'_>, config: &Config) -> Vec<String> {
         let get = |metric: Metric| step.get(metric);
         self.steps += 1;
@@ -96,7 +98,7 @@ impl Advice {
         said
     }
 
-    /// What is wrong with a whole run, from the lines of its log: the same however often it was stopped and resumed.
+    /// Returns the warnings about a whole run from the lines of its log; they do not depend on stops and resumptions.
     pub(crate) fn of_run(rows: &[Value], config: &Config) -> Vec<String> {
         let mut advice = Self::default();
         let mut said: Vec<String> =
@@ -110,7 +112,7 @@ impl Advice {
     }
 }
 
-/// The numbers of a step, as they are measured or as they were written down.
+/// The metrics of a step, as measured or as read from the log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepMetrics<'a> {
     number: u64,
@@ -128,7 +130,7 @@ impl<'a> StepMetrics<'a> {
         Self { number, numbers: Numbers::Measured(metrics) }
     }
 
-    /// A line of `metrics.jsonl`.
+    /// Reads a line of `metrics.jsonl`.
     pub(crate) fn of_row(row: &'a Value) -> Self {
         Self { number: row["step"].as_u64().unwrap_or(0), numbers: Numbers::Written(row) }
     }
@@ -186,7 +188,7 @@ impl Mean {
         }
     }
 
-    /// The mean and the value, when little is left of the mean.
+    /// Returns the mean and the value, if the value is below the fraction `to` of the mean.
     fn fallen(self, value: Option<f64>, to: f64) -> Option<(f64, f64)> {
         let value = value?;
         let mean = self.sum / self.n as f64;
@@ -200,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    /// What is said of a run whose numbers are those of a good one but for some, from the third step on.
+    /// Returns the warnings about a run with good metrics except for `wrong`, from the third step on.
     fn said(wrong: &Value) -> Vec<String> {
         let rows: Vec<Value> = (0..10)
             .map(|step| {
@@ -223,7 +225,7 @@ mod tests {
     #[test]
     fn a_good_run_gets_no_advice() {
         assert_eq!(said(&json!({})), [""; 0]);
-        // A policy that has learnt its task varies no more, and that is as it should be.
+        // A policy that has learnt its task need not vary.
         assert_eq!(
             said(&json!({"policy/entropy_mean": 0.01, "reward/success_rate": 0.98})),
             [""; 0]

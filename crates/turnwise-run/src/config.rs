@@ -1,4 +1,4 @@
-//! From a TOML file and dotted overrides to the settings of a run, with the place of every mistake.
+//! The settings of a run, read from a TOML file and dotted overrides; every mistake is reported with its place.
 
 mod changes;
 mod choices;
@@ -27,20 +27,20 @@ use validate::{Impossible, validate};
 use crate::failure::Failure;
 use crate::registry::{self, Registry};
 
-/// Settings, and where they were written.
+/// Settings, with their source text.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The settings.
     pub config: Config,
-    /// The file as it was written; empty where there is none.
+    /// The text of the file; empty if there is no file.
     pub text: String,
 }
 
 /// Reads the settings in a file and applies overrides such as `train.learning_rate=5e-4` after it.
 ///
 /// # Errors
-/// When the file cannot be read, a key is unknown, a value out of range, or the environment not in the registry; the failure
-/// shows the place.
+/// When the file cannot be read, a key is unknown, a value is out of range, or the environment is not in the registry;
+/// the failure shows the place.
 pub fn load(path: &Path, overrides: &[String], registry: &Registry) -> Result<Loaded, Failure> {
     let text = text_of(path).map_err(|error| {
         Failure::refused(format!("cannot read {}: {error}", path.display()))
@@ -49,7 +49,7 @@ pub fn load(path: &Path, overrides: &[String], registry: &Registry) -> Result<Lo
     from_text(&path.display().to_string(), &text, overrides, registry)
 }
 
-/// Reads settings from a text. `name` stands for it in messages.
+/// Reads settings from a text, which messages call `name`.
 ///
 /// # Errors
 /// As [`load`].
@@ -72,7 +72,7 @@ pub fn from_text(
     }
 }
 
-/// Where a key has its value: in an override, in the file, or nowhere.
+/// Describes where a key has its value: in an override, or in the file with its line if the file has the key.
 fn place_of(key: &str, source: &SourceText<'_>, overrides: &[String]) -> String {
     let of_key = |argument: &&String| {
         argument.split('=').next().is_some_and(|name| is_related(key, name.trim()))
@@ -85,7 +85,7 @@ fn place_of(key: &str, source: &SourceText<'_>, overrides: &[String]) -> String 
     source.place(span)
 }
 
-/// Reads settings that a run wrote, which no pipe or device may stand for.
+/// Reads settings that a run wrote; the path must be a plain file.
 pub(crate) fn load_own(
     path: &Path,
     overrides: &[String],
@@ -97,17 +97,17 @@ pub(crate) fn load_own(
     from_text(&path.display().to_string(), &text, overrides, registry)
 }
 
-/// Reads the settings beside a model, whose environment this program need not know.
+/// Reads the settings beside a model. Their environment may be unknown to this program.
 pub(crate) fn load_beside_model(path: &Path) -> Result<Loaded, Failure> {
     let text = text_of(path)
         .map_err(|error| Failure::refused(format!("cannot read {}: {error}", path.display())))?;
     parse(&path.display().to_string(), &text, &[])
 }
 
-/// Settings are short; a device that never ends is none.
+/// The largest size of a settings file, so that reading an endless device stops.
 const MAX_BYTES: u64 = 1 << 24;
 
-/// What a user named may be a pipe, as in `turnwise train <(...)`.
+/// Reads a file that a user named, which may be a pipe, as in `turnwise train <(...)`.
 fn text_of(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
@@ -121,7 +121,7 @@ fn as_text(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))
 }
 
-/// Reads settings whose environment need not exist.
+/// Reads settings without looking up their environment.
 pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Loaded, Failure> {
     let source = SourceText { name, text };
     let document = Document::parse(text.to_owned()).map_err(|error| {
@@ -146,7 +146,7 @@ fn read(from: de::Deserializer) -> Result<Config, Misread> {
     serde_path_to_error::deserialize(from)
 }
 
-/// The file is known to be fine, so whatever is wrong now is an override.
+/// Reads the settings with overrides. The file alone is already known to be valid, so an error is in an override.
 fn read_merged(text: &str, overrides: &[String]) -> Result<Config, Failure> {
     let document = Document::parse(text.to_owned())
         .map_err(|error| Failure::refused(format!("not TOML: {}", error.message())))?;
@@ -168,7 +168,7 @@ fn unreadable(error: &Misread, source: &SourceText<'_>) -> Failure {
     with_suggestion(error.inner().message(), Failure::refused(describe(error)).at(place))
 }
 
-/// `unknown field` is serde's word; a user wrote a key.
+/// Describes a mistake, with "key" in place of serde's `unknown field`.
 fn describe(error: &Misread) -> String {
     let message = error.inner().message();
     let first = message.lines().next().unwrap_or(message);
@@ -196,7 +196,7 @@ fn describe(error: &Misread) -> String {
     }
 }
 
-/// Names the nearest of the words that serde expected.
+/// Suggests the nearest of the words that serde expected.
 fn with_suggestion(message: &str, failure: Failure) -> Failure {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let Some(found) = quoted.next() else { return failure };
@@ -208,7 +208,7 @@ fn with_suggestion(message: &str, failure: Failure) -> Failure {
     }
 }
 
-/// The known word that a misspelt one most likely stands for.
+/// Returns the known word that a misspelt word most likely stands for.
 #[must_use]
 pub fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
     let score =
@@ -236,7 +236,7 @@ fn explain(
     }
 }
 
-/// Whether two dotted keys are the same, or one is inside of the other.
+/// Returns whether two dotted keys are equal, or one is inside the other.
 fn is_related(one: &str, other: &str) -> bool {
     let is_inside = |inner: &str, outer: &str| {
         inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -244,7 +244,7 @@ fn is_related(one: &str, other: &str) -> bool {
     is_inside(one, other) || is_inside(other, one)
 }
 
-/// Where the value of a dotted key stands in the file.
+/// Returns the place of a dotted key's value in the file.
 fn span_of(document: &Document<String>, key: &str) -> Option<Range<usize>> {
     let mut item: &Item = document.as_item();
     for part in key.split('.') {
@@ -253,7 +253,7 @@ fn span_of(document: &Document<String>, key: &str) -> Option<Range<usize>> {
     item.span()
 }
 
-/// Writes `a.b=v` into the tables; `v` is TOML, or text where it is no TOML.
+/// Writes `a.b=v` into the tables; `v` is parsed as TOML, or is a string if that fails.
 fn apply(table: &mut dyn TableLike, argument: &str) -> Result<(), Failure> {
     let usage = || {
         Failure::refused(format!("cannot read the argument `{argument}`"))
@@ -280,14 +280,14 @@ fn apply(table: &mut dyn TableLike, argument: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A text that mistakes have a place in.
+/// A text in which mistakes are shown.
 struct SourceText<'a> {
     name: &'a str,
     text: &'a str,
 }
 
 impl SourceText<'_> {
-    /// File, line and column, the line itself, and a mark under what is meant.
+    /// Formats file, line and column, the line itself, and a mark under the span.
     fn place(&self, span: Option<Range<usize>>) -> String {
         let Some(span) = span else { return format!("    in {}", self.name) };
         let start = span.start.min(self.text.len());
@@ -312,7 +312,7 @@ impl SourceText<'_> {
     }
 }
 
-/// What stands around a column of a line, at most 100 characters, and how many were left out before it.
+/// Returns at most 100 characters of a line around a column, and the number of characters left out before them.
 fn around(line: &str, column: usize) -> (String, usize) {
     const WIDTH: usize = 100;
     let shift = if line.chars().count() <= WIDTH { 0 } else { column.saturating_sub(WIDTH / 3) };
@@ -349,7 +349,7 @@ mod tests {
         assert_eq!((loaded.eval.episodes, loaded.rollout.groups_per_step), (64, 8));
         let adapted = of("[model]\ndirectory = \"somewhere\"\nlora = {}\n");
         assert_eq!((adapted.train.learning_rate, adapted.warm_start.learning_rate), (1e-4, 2e-4));
-        // What somebody wrote stays.
+        // A value that the user gave stays.
         let given = of("[model]\ndirectory = \"somewhere\"\n[train]\nlearning_rate = 3e-4\n");
         assert_eq!(given.train.learning_rate, 3e-4);
     }

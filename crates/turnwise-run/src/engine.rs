@@ -8,7 +8,7 @@ use turnwise_rollout::Policy;
 use crate::config::{Config, EngineName};
 use crate::failure::Failure;
 
-/// An engine that draws with what the learner publishes.
+/// Creates the engine, which samples with the weights that the learner publishes.
 #[cfg_attr(not(feature = "gguf"), expect(clippy::unused_async, reason = "the other engine waits"))]
 pub(crate) async fn policy(
     config: &Config,
@@ -27,13 +27,13 @@ pub(crate) async fn policy(
     }
 }
 
-/// Has candle compute each product on the thread that asks for it, unless the user wants it otherwise: replaces this process
-/// by the same program with the variables that candle reads. Does nothing where they are set, and where a process cannot be
-/// replaced.
+/// Makes candle compute each product on the thread that asks for it, unless the user chose otherwise: replaces this
+/// process by the same program with candle's environment variables set. Does nothing if they are set, or if the system
+/// cannot replace a process.
 ///
-/// The threads that candle would spread products of quantised weights over wait by spinning, which costs far more than it gives
-/// where training or another request needs the core. And for each product of others it reads `/proc/cpuinfo` to count cores,
-/// unless it is told a number; this is the one that rayon would take.
+/// The threads over which candle would distribute products of quantised weights spin while they wait, which costs more
+/// than it gains when training or another request needs the core. And for each product of other weights, candle reads
+/// `/proc/cpuinfo` to count cores, unless a variable gives the number; the number set here is rayon's default.
 #[cfg(feature = "gguf")]
 pub fn keep_products_together() {
     #[cfg(unix)]
@@ -55,7 +55,7 @@ pub fn keep_products_together() {
         if let Some(name) = arguments.next() {
             command.arg0(name);
         }
-        // It returns only when the system refuses; what candle does by itself is slower and not wrong.
+        // `exec` returns only on failure. The program then runs with candle's defaults, which are slower but not wrong.
         let _ = command.args(arguments).envs(missing).exec();
     }
 }
@@ -76,7 +76,7 @@ async fn gguf(
         None => Quantization::Q8_0,
         Some(name) => name.word().parse().map_err(refused)?,
     };
-    // What is drawn does not depend on how many draw.
+    // The sampled tokens do not depend on the number of threads.
     let available = || std::thread::available_parallelism().map_or(1, Into::into);
     let threads = if settings.threads == 0 { available() } else { settings.threads };
     let settings = GgufSettings { threads, max_kv_bytes: settings.max_kv_bytes };

@@ -1,4 +1,4 @@
-//! What a run takes, before it takes it: memory, disk, and seconds for each step.
+//! Estimates of what a run needs, made before it starts: memory, disk, and seconds per step.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ use crate::failure::{ExitCode, Failure};
 use crate::session::Session;
 use crate::text::clock;
 
-/// Weights of a model that has learnt something, for which a large learning rate is no matter of taste.
+/// The number of weights above which a loaded model does not tolerate a large learning rate.
 const TRAINED_MODEL: usize = 10_000_000;
-/// Tokens that a forward pass is timed on.
+/// The number of tokens over which a forward pass is timed.
 const TIMED_TOKENS: usize = 1024;
-/// A training step computes a forward pass and a backward pass of twice its products.
+/// The cost of a training step in forward passes: one forward pass, and a backward pass with twice its products.
 const PASSES: f64 = 3.0;
 
-/// Lines about memory and disk for the screen's header; a line that begins with `!` is a warning.
+/// Returns lines about memory and disk for the screen's header; a line that begins with `!` is a warning.
 pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     let Session { config, shape, .. } = session;
     let memory = shape.training_memory(&plan(config));
@@ -32,7 +32,7 @@ pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
         size(engine),
     )];
     let checkpoint = shape.checkpoint_bytes(config.model.lora.as_ref());
-    // One is written while those that are kept are still there.
+    // A new checkpoint is written before the oldest one is deleted.
     let at_once = config.log.keep_checkpoints as u64 + 1;
     let free = free_bytes(run);
     let disk = free.map_or_else(String::new, |free| format!("; {} are free", size(free)));
@@ -53,7 +53,7 @@ pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     lines
 }
 
-/// Refuses to begin where not even the first checkpoint fits.
+/// Refuses to begin if not even the first checkpoint fits on the disk.
 pub(crate) fn check_disk(session: &Session, run: &Path) -> Result<(), Failure> {
     let Session { config, shape, .. } = session;
     let needed = shape.checkpoint_bytes(config.model.lora.as_ref());
@@ -72,7 +72,7 @@ pub(crate) fn check_disk(session: &Session, run: &Path) -> Result<(), Failure> {
     }
 }
 
-/// A warning where the learning rate is far above what a trained model bears.
+/// Returns a warning if the learning rate is far above what a trained model tolerates.
 fn learning_rate(config: &Config, weights: usize) -> Option<String> {
     let usual = if config.model.lora.is_some() { 1e-4 } else { 1e-5 };
     let rate = config.train.learning_rate;
@@ -101,8 +101,8 @@ fn plan(config: &Config) -> TrainingPlan {
     }
 }
 
-/// How long a step takes, from an evaluation that took `seconds` and a forward pass over some of its episodes; `None` where there
-/// was nothing to time.
+/// Estimates how long a step takes, from an evaluation that took `seconds` and a forward pass over some of its
+/// episodes; `None` if nothing can be timed.
 pub(crate) async fn step_time(
     config: &Config,
     learner: &mut CandleLearner,
@@ -145,7 +145,7 @@ pub(crate) async fn step_time(
     }))
 }
 
-/// The tokens of an episode, those it read included.
+/// Returns the number of tokens of an episode, context included.
 fn length(episode: &Trajectory) -> usize {
     let mut ids = Vec::new();
     let spans = episode.graph.nodes().iter().flat_map(|node| &node.spans);
@@ -153,7 +153,7 @@ fn length(episode: &Trajectory) -> usize {
     ids.len()
 }
 
-/// A batch whose credit does not matter: nothing is trained on it.
+/// Creates a batch whose advantages are 0, which serves only to time a forward pass.
 fn scored(episodes: &mut [Trajectory], config: &Config) -> Result<Batch, ()> {
     for episode in episodes.iter_mut() {
         for id in episode.graph.ids().collect::<Vec<_>>() {
@@ -165,14 +165,14 @@ fn scored(episodes: &mut [Trajectory], config: &Config) -> Result<Batch, ()> {
     Batch::new(episodes.iter(), config.train.ratio_scope).map_err(drop)
 }
 
-/// The memory that programs may still take, where the system says so.
+/// Returns the memory that is still available, if the system reports it.
 fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
-/// `1.6 GB`.
+/// Formats a size, as in `1.6 GB`.
 fn size(bytes: u64) -> String {
     match bytes as f64 {
         small if small < 1e6 => format!("{:.0} kB", small / 1e3),

@@ -1,4 +1,4 @@
-//! A model's success on held-out tasks.
+//! Evaluation of a model on held-out tasks.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::resume::verified;
 use crate::session::{SETTINGS, Session};
 use crate::watch::{Watched, watch};
 
-/// A model that is evaluated, and with which settings.
+/// A model to evaluate, with its settings.
 #[derive(Clone, Debug)]
 pub struct Evaluating {
     /// The model directory.
@@ -23,11 +23,11 @@ pub struct Evaluating {
 }
 
 impl Evaluating {
-    /// Finds the model: a model directory, a run (its newest checkpoint), a checkpoint, or the name of a model in the Hugging Face
-    /// cache. The settings are those that the model was trained with, where it says, and then the overrides.
+    /// Finds the model: a model directory, a run (its newest checkpoint), a checkpoint, or the name of a model in the
+    /// Hugging Face cache. The settings are those beside the model, if it has any, followed by the overrides.
     ///
     /// # Errors
-    /// When a run has no checkpoint, or an override is no setting.
+    /// When a run has no checkpoint, or an override is invalid.
     pub async fn new(
         model: &Path,
         overrides: &[String],
@@ -52,7 +52,7 @@ impl Evaluating {
 /// Plays held-out tasks with a model and measures its success.
 ///
 /// # Errors
-/// When the model cannot be loaded or does not fit the settings, an environment breaks, or a stop came.
+/// When the model cannot be loaded or does not fit the settings, an environment breaks, or a stop is requested.
 pub async fn evaluate(
     evaluating: Evaluating,
     registry: &Registry,
@@ -72,7 +72,7 @@ pub async fn evaluate(
     evaluation.ok_or_else(|| Failure::new(ExitCode::Interrupted, "interrupted"))
 }
 
-/// The newest checkpoint, where the model is a run.
+/// Returns the newest checkpoint if `model` is a run, and `model` itself otherwise.
 async fn newest(
     model: &Path,
     observer: &mut dyn Observer,

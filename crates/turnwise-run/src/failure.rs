@@ -1,4 +1,4 @@
-//! What a command says when it cannot go on: what, where with evidence, and something to type. One exit code each.
+//! The failure of a command: what failed, where, what to do about it, and an exit code.
 
 use std::error::Error;
 use std::fmt;
@@ -22,24 +22,24 @@ pub enum ExitCode {
     Runtime = 1,
     /// Refused before anything started.
     Refused = 2,
-    /// Another process is at the run directory.
+    /// Another process uses the run directory.
     Locked = 3,
-    /// The numbers went wrong.
+    /// A number became NaN or infinite.
     Numeric = 4,
     /// Too many infrastructure faults.
     Infrastructure = 5,
-    /// The terminal was closed; the run can go on.
+    /// The terminal was closed; the run can be resumed.
     HungUp = 129,
-    /// Interrupted; the run can go on.
+    /// Interrupted; the run can be resumed.
     Interrupted = 130,
-    /// Terminated; the run can go on.
+    /// Terminated; the run can be resumed.
     Terminated = 143,
 }
 
-/// A failure, ready to be shown.
+/// A failure of a command, ready to be shown.
 #[derive(Debug)]
 pub struct Failure {
-    /// The exit code of a command that fails with it.
+    /// The exit code.
     pub code: ExitCode,
     what: String,
     /// The place in a file, as lines to print.
@@ -48,31 +48,31 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure with a sentence that says what failed.
+    /// Creates a failure with a sentence that says what failed.
     #[must_use]
     pub fn new(code: ExitCode, what: impl Into<String>) -> Self {
         Self { code, what: what.into(), place: None, help: None }
     }
 
-    /// A refusal, before anything has begun.
+    /// Creates a refusal, before anything has begun.
     #[must_use]
     pub fn refused(what: impl Into<String>) -> Self {
         Self::new(ExitCode::Refused, what)
     }
 
-    /// A refusal caused by an error, whose whole chain is told.
+    /// Creates a refusal from an error and its causes.
     #[must_use]
     pub fn refused_by(error: &(dyn Error + 'static)) -> Self {
         Self::caused_by(ExitCode::Refused, error)
     }
 
-    /// A failure at run time caused by an error, whose whole chain is told.
+    /// Creates a failure at run time from an error and its causes.
     #[must_use]
     pub fn runtime(error: &(dyn Error + 'static)) -> Self {
         Self::caused_by(ExitCode::Runtime, error)
     }
 
-    /// Numbers that went wrong have a code and a help of their own, wherever they come up.
+    /// Creates a failure from an error. Numbers that are not finite have an exit code and a help of their own.
     fn caused_by(code: ExitCode, error: &(dyn Error + 'static)) -> Self {
         if is_caused_by_numbers(error) {
             Self::not_finite(chain(error))
@@ -81,7 +81,7 @@ impl Failure {
         }
     }
 
-    /// A model with a number that is NaN or infinite.
+    /// Creates the failure for a number that is NaN or infinite.
     fn not_finite(what: String) -> Self {
         Self::new(ExitCode::Numeric, what).help(
             "the weights are broken, not the environment: use an earlier checkpoint;\nwhere training broke them, a smaller step: train.learning_rate / 3, or train.max_grad_norm = 0.5",
@@ -95,7 +95,7 @@ impl Failure {
         self
     }
 
-    /// Puts the name of the environment into the help.
+    /// Replaces the placeholder in the help by the name of the environment.
     #[must_use]
     pub(crate) fn in_environment(mut self, name: &str) -> Self {
         self.help =
@@ -103,7 +103,8 @@ impl Failure {
         self
     }
 
-    /// Puts the run's directory into the help; a run without a checkpoint begins again instead of going on.
+    /// Replaces the placeholder in the help by the run's directory; for a run without a checkpoint, the help says to
+    /// start again.
     pub(crate) fn in_run(mut self, path: &Path) -> Self {
         let Some(help) = self.help.take_if(|help| help.contains(RESUME)) else { return self };
         let shown = path.display().to_string();
@@ -128,7 +129,7 @@ impl Failure {
         self
     }
 
-    /// Says what to do about it, in place of what was said before.
+    /// Sets the help: what to do about the failure.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
@@ -138,7 +139,7 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Names, values and causes come from files and other programs: this is the one place that lets them out.
+        // Names, values and causes come from files and other programs, and all of them are cleaned here.
         writeln!(formatter, "error: {}", presentable(&self.what))?;
         if let Some(place) = &self.place {
             writeln!(formatter, "{}", presentable(place))?;
@@ -154,14 +155,14 @@ impl fmt::Display for Failure {
 
 impl Error for Failure {}
 
-/// Whether the error, or one of its causes, is a number that is NaN or infinite.
+/// Returns whether the error, or one of its causes, is a number that is NaN or infinite.
 fn is_caused_by_numbers(error: &(dyn Error + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(ModelError::NotFinite { .. }))
         || matches!(error.downcast_ref(), Some(LearnerError::NotFinite { .. }))
         || error.source().is_some_and(is_caused_by_numbers)
 }
 
-/// Whether the disk is full or fails, so that there is something to do about it.
+/// Returns whether the disk is full or fails, which the user can do something about.
 fn is_of_the_disk(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     const EIO: i32 = 5;
@@ -169,9 +170,9 @@ fn is_of_the_disk(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(EIO)
 }
 
-/// An error and its causes on one line: library errors are fragments that read after "failed to".
+/// Formats an error and its causes on one line: library errors are fragments that read after "failed to".
 fn chain(error: &(dyn Error + 'static)) -> String {
-    // An error of the system alone says neither what was attempted nor on what.
+    // An error of the system alone says neither what was attempted nor on which file.
     let is_bare = error.is::<std::io::Error>() || error.is::<serde_json::Error>();
     let mut text = if is_bare { format!("failed: {error}") } else { format!("failed to {error}") };
     let mut cause = error.source();
@@ -224,9 +225,9 @@ impl From<RunDirectoryError> for Failure {
     }
 }
 
-/// How a run goes on whose directory is not known where the failure is made; [`Failure::in_run`] puts it in.
+/// The command that resumes a run, with a placeholder for its directory; [`Failure::in_run`] replaces it.
 const RESUME: &str = "turnwise resume RUN";
-/// What to do about a disk that is full or fails.
+/// The help for a disk that is full or fails.
 const DISK: &str = "the checkpoints that were there are still good; make room, or see to the disk, and go on with\nturnwise resume RUN";
 
 impl From<CheckpointError> for Failure {
@@ -270,7 +271,7 @@ impl From<RolloutError> for Failure {
 const CHECK_ENVIRONMENT: &str =
     "see whether the environment holds its contract:  turnwise env check NAME";
 
-/// What to do when episodes break for this reason over and over: most reasons are not the environment's.
+/// Returns the help for episodes that repeatedly break for this reason: most reasons are not the environment's.
 fn help_for(reason: InfraReason) -> &'static str {
     match reason {
         InfraReason::EnvError

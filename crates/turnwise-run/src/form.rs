@@ -1,4 +1,4 @@
-//! Chat forms: the renderer and the tokenizer that a model is spoken to with.
+//! Chat forms: the renderer and the tokenizer of a model.
 
 mod files;
 mod spoken;
@@ -25,7 +25,7 @@ use files::Templates;
 use spoken::Own;
 pub use spoken::Spoken;
 
-/// The forms of conversations by name.
+/// The chat forms by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TemplateName {
@@ -39,28 +39,28 @@ pub enum TemplateName {
     Hf,
 }
 
-/// The form that a conversation is rendered in.
+/// The chat form of a model: its renderer, with everything that is known about it.
 #[expect(missing_debug_implementations, reason = "a renderer is behind a trait")]
 pub struct Form {
     /// The renderer.
     pub renderer: Arc<dyn Renderer>,
-    /// The texts of its tokens.
+    /// The texts of the renderer's tokens.
     pub texts: Texts,
-    /// Which form it is.
+    /// The name of the form.
     pub template: TemplateName,
-    /// A line about it for people.
+    /// A line about the form for people.
     pub name: String,
-    /// What else a reader should know.
+    /// A further note for people.
     pub note: Option<String>,
-    /// What a model that was trained in it says about it.
+    /// The part of the form that a saved model carries.
     pub spoken: Spoken,
-    /// The renderer of the model's own template, if it is that.
+    /// The renderer, if it is that of the model's own template.
     own: Option<Arc<TemplateRenderer>>,
-    /// How tools are described, if this program does it.
+    /// How tools are described, if this program describes them.
     tools: Option<ToolPrompt>,
 }
 
-/// How ids become text.
+/// Converts ids to text.
 #[derive(Clone, Debug)]
 pub struct Texts(pub Option<Arc<Tokenizer>>);
 
@@ -71,21 +71,21 @@ impl Texts {
         self.0.as_ref()?.token_text(id)
     }
 
-    /// Whether this is the name of a control token.
+    /// Returns whether a text is the name of a control token.
     #[must_use]
     pub fn has(&self, marker: &str) -> bool {
         let id = self.0.as_ref().and_then(|tokenizer| tokenizer.token_id(marker));
         id.is_some_and(|id| self.is_control(id))
     }
 
-    /// Whether a token is a control token.
+    /// Returns whether a token is a control token.
     #[must_use]
     pub fn is_control(&self, id: TokenId) -> bool {
         self.0.as_ref().is_some_and(|tokenizer| tokenizer.is_control(id))
     }
 }
 
-/// What a model directory says about its form.
+/// What the files of a model directory determine about its chat form.
 #[derive(Debug)]
 pub struct Source<'a> {
     directory: Option<&'a Path>,
@@ -96,31 +96,31 @@ pub struct Source<'a> {
     run: Option<Model>,
     /// The model's own templates.
     templates: Option<Templates>,
-    /// The control tokens at which the model's makers stop.
+    /// The tokens that end a turn according to the model's files.
     ends: Vec<String>,
 }
 
-/// What is asked of a form; what is left open is as the model has it.
+/// The requested properties of a form; the model decides those that are left out.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// Which form.
+    /// The name of the form.
     pub template: Option<TemplateName>,
-    /// What becomes of thinking in past turns.
+    /// How prompts treat the thinking of past turns.
     pub thinking: Thinking,
-    /// How tools are described, in the forms of `ChatML`.
+    /// How tools are described, in the `ChatML` forms.
     pub tools: Option<ToolPrompt>,
-    /// The hash of the model's own template, from somebody who has read it.
+    /// The hash of the model's own template, if the user trusts it.
     pub trust: Option<String>,
-    /// Arguments of the template.
+    /// The arguments of the template.
     pub arguments: Map<String, Value>,
-    /// The moment that the model's own template sees.
+    /// The date and time that the model's own template sees.
     pub time: Option<String>,
-    /// The most tokens of an observation; `None`: as usual.
+    /// The most tokens of an observation; `None` for the default.
     pub max_observation_tokens: Option<usize>,
 }
 
 impl Wanted {
-    /// What a run's settings ask for.
+    /// Returns what a run's settings request.
     #[must_use]
     pub fn by(model: &Model) -> Self {
         let Model { template, thinking, tools, trust, time, max_observation_tokens, .. } =
@@ -137,7 +137,8 @@ impl Wanted {
     }
 }
 
-/// The tokenizer of a directory, and the hash of the renderer that a run from there has, if it has settings of a run.
+/// Reads the tokenizer of a directory, and returns it with the fingerprint of the run's renderer if the directory has
+/// settings of a run.
 ///
 /// # Errors
 /// When there is no tokenizer, or the settings are damaged.
@@ -149,15 +150,15 @@ pub fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failure> {
     Ok((source.texts, fingerprint))
 }
 
-/// A tokenizer alone.
+/// Reads a tokenizer alone.
 ///
 /// # Errors
-/// When it is no tokenizer.
+/// When the file is not a tokenizer.
 pub fn of_file(file: &Path) -> Result<Texts, Failure> {
     Ok(Source::from_file(file)?.texts)
 }
 
-/// The newest checkpoint in a run, or in its `checkpoints`.
+/// Returns the newest checkpoint in a run, or in a directory of checkpoints.
 fn checkpoint_in(directory: &Path) -> Option<PathBuf> {
     [directory.join("checkpoints"), directory.to_owned()]
         .into_iter()
@@ -166,13 +167,13 @@ fn checkpoint_in(directory: &Path) -> Option<PathBuf> {
 }
 
 impl<'a> Source<'a> {
-    /// What the settings of its run ask for; nothing without one.
+    /// Returns what the settings of the directory's run request; nothing without a run.
     #[must_use]
     pub fn wanted(&self) -> Wanted {
         self.run.as_ref().map(Wanted::by).unwrap_or_default()
     }
 
-    /// Reads what a model directory says.
+    /// Reads the files of a model directory.
     ///
     /// # Errors
     /// When there is no tokenizer, or a file is damaged.
@@ -219,13 +220,13 @@ impl<'a> Source<'a> {
     /// Reads a `tokenizer.json` alone.
     ///
     /// # Errors
-    /// When it is no tokenizer.
+    /// When the file is not a tokenizer.
     pub fn from_file(file: &Path) -> Result<Self, Failure> {
         let tokenizer = Tokenizer::from_file(file).map_err(|error| Failure::refused_by(&error))?;
         Ok(Self::of_tokenizer(tokenizer))
     }
 
-    /// A tokenizer and nothing else.
+    /// Creates a source that has only a tokenizer.
     #[must_use]
     pub fn of_tokenizer(tokenizer: Tokenizer) -> Self {
         let tokenizer = Arc::new(tokenizer);
@@ -233,10 +234,11 @@ impl<'a> Source<'a> {
         Self { directory: None, texts, tokenizer, run: None, templates: None, ends: Vec::new() }
     }
 
-    /// The form that is wanted, or else the one that fits. `trusting` is how a user says that a template is trusted.
+    /// Creates the requested form, or else the one that fits. `trusting` is the syntax by which a user trusts a
+    /// template.
     ///
     /// # Errors
-    /// When none fits, or the template is not trusted.
+    /// When no form fits, or the template is not trusted.
     pub fn form(&self, wanted: &Wanted, trusting: &str) -> Result<Form, Failure> {
         let of_run = self.run.as_ref().and_then(|run| run.template);
         let template = wanted.template.or(of_run).map_or_else(|| self.fitting(), Ok)?;
@@ -264,12 +266,12 @@ impl<'a> Source<'a> {
         Ok(Form { renderer, texts, template, name, note, spoken, own, tools })
     }
 
-    /// The renderer for these control tokens; the model's own template where there is none.
+    /// Returns the form that fits the control tokens, or `hf` if none fits and the model has its own template.
     fn fitting(&self) -> Result<TemplateName, Failure> {
         let is_chatml = self.texts.has("<|im_start|>") && self.texts.has("<|im_end|>");
         let knows_calls =
             self.templates.as_ref().is_some_and(|own| own.usual.contains("<tool_call>"));
-        // A template that this program saved says how it describes tools.
+        // A template that this program saved contains its way to describe tools.
         let has_signatures = self
             .templates
             .as_ref()
@@ -331,7 +333,7 @@ impl<'a> Source<'a> {
         Ok(Made { saved, renderer: Arc::new(chat), own: None, tools: None })
     }
 
-    /// The model's own template, once its hash is trusted.
+    /// Creates the renderer of the model's own template, once its hash is trusted.
     fn own(&self, wanted: &Wanted, trusting: &str) -> Result<Made, Failure> {
         let (Some(directory), Some(templates)) = (self.directory, &self.templates) else {
             return Err(Failure::refused("there is no chat template of the model's own")
@@ -361,7 +363,8 @@ impl<'a> Source<'a> {
         Ok(Made { renderer: renderer.clone(), saved: None, own: Some(renderer), tools: None })
     }
 
-    /// A form of this program's, where the model has a template of its own that may write something else.
+    /// Returns a note if this program's form replaces the model's own template, which may render differently; `None`
+    /// for the checkpoint of a run.
     fn note(&self, template: TemplateName) -> Option<String> {
         let own = self.templates.as_ref().filter(|_| template != TemplateName::Hf)?;
         let is_unused = self.run.is_none();
@@ -375,16 +378,16 @@ impl<'a> Source<'a> {
     }
 }
 
-/// A renderer with what is known of it.
+/// A renderer with its properties.
 struct Made {
     renderer: Arc<dyn Renderer>,
-    /// The form as a template, where it is not the model's own.
+    /// The form as a template, if it is not the model's own.
     saved: Option<String>,
     own: Option<Arc<TemplateRenderer>>,
     tools: Option<ToolPrompt>,
 }
 
-/// The trust in a model's templates; a refusal without it.
+/// Returns the trust in a model's templates, or a refusal that says how to trust them.
 fn trusted(
     directory: &Path,
     templates: &Templates,

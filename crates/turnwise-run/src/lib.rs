@@ -3,7 +3,7 @@
 #![doc = include_str!("../README.md")]
 //!
 //! A program trains with a few calls: settings from [`load`], environments from a [`Registry`], and [`train`] with an
-//! [`Observer`] that follows the run. The command adds arguments, signals and a terminal to it.
+//! [`Observer`] that follows the run. The command adds arguments, signals and a terminal.
 
 mod advice;
 pub mod config;

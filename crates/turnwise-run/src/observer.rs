@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use turnwise_training::StepReport;
 
-/// Follows a run while it goes on: a screen, a log, a notebook.
+/// Follows a run in progress: a screen, a log, a notebook.
 ///
-/// Every method does nothing by default. A run calls them in the order of what happens, and waits for each.
+/// Every method does nothing by default. A run calls the methods in the order of the events, and waits for each.
 ///
 /// ```
 /// use turnwise_run::Observer;
@@ -21,47 +21,47 @@ use turnwise_training::StepReport;
 /// }
 /// ```
 pub trait Observer: Send {
-    /// Called once, when everything is loaded and the run begins or goes on.
+    /// Called once, when everything is loaded and the run begins or is resumed.
     fn begin(&mut self, plan: &Plan) {
         let _ = plan;
     }
 
-    /// Called with a line about what goes on outside of steps, such as `warm start 20/60   loss 1.23`; it replaces the line
+    /// Called with a line about work outside of steps, such as `warm start 20/60   loss 1.23`; it replaces the line
     /// before.
     fn phase(&mut self, line: &str) {
         let _ = line;
     }
 
-    /// Called while something takes long, with how far it is and the time since it began: `step 12: 3/8 micro-batches, 0:40 left`.
+    /// Called during long work, with its progress and the time since it began: `step 12: 3/8 micro-batches, 0:40 left`.
     fn progress(&mut self, line: &str, elapsed: Duration) {
         let _ = (line, elapsed);
     }
 
-    /// Called when that is over.
+    /// Called when the long work is over.
     fn idle(&mut self) {}
 
-    /// Called with each step that is done.
+    /// Called with the report of each finished step.
     fn step(&mut self, report: &StepReport) {
         let _ = report;
     }
 
-    /// Called with something that is worth keeping: an evaluation, a warning (which begins with `!`).
+    /// Called with a text to keep: an evaluation, or a warning (which begins with `!`).
     fn note(&mut self, text: &str) {
         let _ = text;
     }
 
-    /// Called once, when the run ends or stops, with what there is to say about it.
+    /// Called once, when the run ends or stops, with its final lines.
     fn finish(&mut self, lines: &[String]) {
         let _ = lines;
     }
 }
 
-/// What is known of a run when it begins.
+/// The facts about a run that are known when it begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Lines about the model, the environment, and what the run takes.
+    /// Lines about the model, the environment, and the resources that the run needs.
     pub header: Vec<String>,
-    /// Steps of the whole run, those before a resumption included.
+    /// The number of steps of the whole run, including those before a resumption.
     pub steps: u64,
 }
 

@@ -67,13 +67,13 @@ pub struct Registry {
 type Make = dyn Fn(&Value) -> Result<Suite, SuiteError> + Send + Sync;
 
 impl Registry {
-    /// A registry without environments.
+    /// Creates a registry without environments.
     #[must_use]
     pub fn empty() -> Self {
         Self::default()
     }
 
-    /// The environments of turnwise: `calculator` and `guess`.
+    /// Creates a registry with the environments of turnwise: `calculator` and `guess`.
     #[must_use]
     pub fn builtin() -> Self {
         Self::empty()
@@ -95,7 +95,7 @@ impl Registry {
         )
     }
 
-    /// Adds an environment that is made from `[environment.options]`: a struct whose fields all have defaults.
+    /// Adds an environment made from `[environment.options]`: a struct whose fields all have defaults.
     ///
     /// # Panics
     /// When another environment has this name.
@@ -119,15 +119,15 @@ impl Registry {
         self
     }
 
-    /// The names of all environments, in alphabetical order.
+    /// Returns the names of all environments, in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Makes the environment of a name. `options` is an object, or null for the defaults.
+    /// Makes the environment with this name. `options` is an object, or null for the defaults.
     ///
     /// # Errors
-    /// When there is none of that name, or it cannot be made from these options.
+    /// When no environment has the name, or it cannot be made from these options.
     pub fn suite(&self, name: &str, options: &Value) -> Result<Suite, SuiteError> {
         let Some(make) = self.entries.get(name) else {
             let known = self.names().map(str::to_owned).collect();
@@ -143,26 +143,26 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// Why there is no such environment.
+/// The reason why an environment cannot be made.
 #[derive(Debug)]
 pub enum SuiteError {
-    /// None has that name.
+    /// No environment has the name.
     UnknownEnvironment {
-        /// The name.
+        /// The requested name.
         name: String,
-        /// The names there are.
+        /// The known names.
         known: Vec<String>,
     },
-    /// It has no such option.
+    /// The environment has no such option.
     UnknownOption {
         /// The environment.
         environment: String,
-        /// The option.
+        /// The unknown option.
         option: String,
-        /// The options it has.
+        /// The known options.
         known: Vec<String>,
     },
-    /// The options are no table of options.
+    /// The options are not a table.
     NotOptions {
         /// The environment.
         environment: String,
@@ -173,23 +173,23 @@ pub enum SuiteError {
         environment: String,
         /// The option.
         option: String,
-        /// What is wrong, and what is expected.
+        /// What is wrong, and what is expected instead.
         why: String,
     },
-    /// It has no rubric of that name.
+    /// The environment has no rubric with the name.
     UnknownRubric {
         /// The environment.
         environment: String,
-        /// The name.
+        /// The requested name.
         rubric: String,
-        /// The names of its rubrics.
+        /// The known names.
         known: Vec<String>,
     },
     /// The options do not fit together, or a value is out of range.
     Refused(EnvironmentError),
 }
 
-/// The name that stands for no rubric.
+/// The name that disables rubrics.
 const NO_RUBRIC: &str = "none";
 
 /// Returns the rubric that `environment.rubric` names: the environment's first one if nothing is named.
@@ -215,12 +215,12 @@ pub(crate) fn rubric(
     }
 }
 
-/// How a program of one's own offers an environment of one's own.
+/// The help on how a program offers its own environment.
 const OWN: &str = "an environment of your own is offered by a program of your own:  turnwise env new NAME  writes one, whose main is\n\
                    turnwise::main(Registry::builtin().with(suite))";
 
 impl SuiteError {
-    /// What to try instead, for the line after the error.
+    /// Returns what to try instead, for the line after the error.
     #[must_use]
     pub fn help(&self) -> Option<String> {
         match self {
@@ -243,7 +243,7 @@ impl SuiteError {
         }
     }
 
-    /// The key in the settings that is wrong.
+    /// Returns the key of the wrong setting.
     pub(crate) fn key(&self) -> String {
         match self {
             Self::UnknownEnvironment { .. } => "environment.name".to_owned(),
@@ -256,7 +256,7 @@ impl SuiteError {
     }
 }
 
-/// The word that was probably meant, and all there are.
+/// Returns the most similar known word as a suggestion, and all known words.
 fn suggestion(found: &str, known: &[String], what: &str) -> String {
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let all = format!("the {what} are {}", known.join(", "));
@@ -292,7 +292,7 @@ impl fmt::Display for SuiteError {
 impl std::error::Error for SuiteError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            // The message is the refusal's own, so the cause is its cause.
+            // The message is the refusal's own, so its source comes next.
             Self::Refused(error) => error.source(),
             _ => None,
         }

@@ -1,4 +1,4 @@
-//! `resume`: how a run goes on.
+//! Resumption of a run.
 
 use std::path::Path;
 use std::time::Instant;
@@ -20,12 +20,12 @@ use crate::session::{SETTINGS as OF_CHECKPOINT, Session};
 use crate::train::{SETTINGS, schedule};
 use crate::watch::{Watched, watch};
 
-/// Goes on with the run in a directory that was stopped or killed, up to its number of steps or to `steps` instead. Returns
-/// `None` where nothing is left to do.
+/// Resumes the stopped or killed run in a directory, up to its number of steps or to `steps` instead. Returns `None` if
+/// nothing is left to do.
 ///
 /// # Errors
-/// When there is no run, it is in use, its settings were changed in a way that its weights cannot follow, something breaks, or a
-/// stop came.
+/// When the directory has no run, the run is in use, a changed setting does not fit its weights, something breaks, or a
+/// stop is requested.
 pub async fn resume(
     directory: &Path,
     steps: Option<u64>,
@@ -78,7 +78,7 @@ async fn go_on(
     say_notes(&mut run, &newest, &changes);
     say_rate(&mut run, &of_checkpoint, newest.step);
     if run.session.config.run.steps != written.run.steps {
-        // The next process has to know it too.
+        // The next process has to use the new number of steps too.
         let text = run.session.resolved().map_err(|error| Failure::runtime(&error))?;
         run.directory.write(SETTINGS, &text)?;
     }
@@ -97,7 +97,7 @@ async fn go_on(
     run.finish(trainer, before).await.map(Some)
 }
 
-/// The newest checkpoint whose files are what they were when they were written.
+/// Returns the newest checkpoint whose files still match its manifest.
 pub(crate) async fn verified(
     checkpoints: &Checkpoints,
     observer: &mut dyn Observer,
@@ -112,17 +112,17 @@ pub(crate) async fn verified(
     }
 }
 
-/// Checkpoints that were passed over and are named one by one.
+/// The number of skipped checkpoints that are named one by one.
 const NOTES: usize = 5;
 
-/// The settings of a run that goes on.
+/// The settings of a resumed run.
 struct ResumedSettings {
     config: Config,
-    /// As `run.toml` has them, without what the command line says.
+    /// The settings in `run.toml`, without the arguments of the command line.
     written: Config,
-    /// As the checkpoint has them.
+    /// The settings in the checkpoint.
     of_checkpoint: Config,
-    /// What was written differently since, the number of steps left out.
+    /// The settings that changed since the checkpoint, except for the number of steps.
     changes: Vec<Change>,
 }
 
@@ -169,7 +169,7 @@ fn settings(
     Ok(ResumedSettings { config, written, of_checkpoint, changes })
 }
 
-/// What a change of the settings does.
+/// Describes the effect of a changed setting.
 fn note(change: &Change) -> String {
     let what = change.describe();
     if change.is_of_the_start() {
@@ -179,7 +179,7 @@ fn note(change: &Change) -> String {
     }
 }
 
-/// A checkpoint that does not fit the settings: they may be what has to be put back.
+/// Creates the failure for a checkpoint that does not load, with the changed settings, which may be the cause.
 fn put_back(error: CheckpointError, changes: &[Change]) -> Failure {
     let is_of_content = matches!(error, CheckpointError::Content { .. });
     let failure = Failure::from(error);
@@ -193,7 +193,7 @@ fn put_back(error: CheckpointError, changes: &[Change]) -> Failure {
     ))
 }
 
-/// Leads from a directory inside of a run to the run.
+/// Adds the run's own directory to the help, if the path is a directory inside the run.
 fn in_its_run(path: &Path, failure: Failure) -> Failure {
     let is_run = |path: &&Path| path.join(SETTINGS).is_file();
     match path.ancestors().skip(1).take(2).find(is_run) {
@@ -205,7 +205,7 @@ fn in_its_run(path: &Path, failure: Failure) -> Failure {
     }
 }
 
-/// Whether the run has come to its end, its last evaluation included.
+/// Returns whether the run has finished, including its last evaluation.
 fn is_over(
     directory: &RunDirectory,
     newest: &Checkpoint,
@@ -223,7 +223,7 @@ fn is_over(
     Ok(newest.step >= config.run.steps && directory.events()?.iter().any(is_end))
 }
 
-/// Says which checkpoints were passed over, and what was changed in the settings.
+/// Notes which checkpoints were skipped as damaged, and which settings have changed.
 fn say_notes(run: &mut RunLoop<'_>, newest: &Checkpoint, changes: &[Change]) {
     for note in newest.notes.iter().take(NOTES) {
         run.observer.note(&format!("! {note}"));
@@ -237,7 +237,7 @@ fn say_notes(run: &mut RunLoop<'_>, newest: &Checkpoint, changes: &[Change]) {
     }
 }
 
-/// Says what another number of steps does to a learning rate that decays.
+/// Notes how a changed number of steps changes a learning rate that decays.
 fn say_rate(run: &mut RunLoop<'_>, before: &Config, step: u64) {
     let config = &run.session.config;
     let rate = |config: &Config| schedule(config).at(step);
@@ -250,7 +250,7 @@ fn say_rate(run: &mut RunLoop<'_>, before: &Config, step: u64) {
     }
 }
 
-/// The parts of a run that goes on. The checkpoint's weights are loaded later; the reference policy has to be there before.
+/// Loads the parts of a resumed run. The checkpoint's weights are loaded later, after the reference policy.
 async fn reopen(
     config: Config,
     run: &Path,
@@ -270,7 +270,7 @@ async fn reopen(
         verify_weights(&reference)?;
     }
     if config.model.lora.is_some() {
-        // Adapters go on from the model that they were begun on, which the settings name.
+        // Adapters continue on their base model, which the settings name.
         let (session, mut learner) = Session::new(config, None, registry, observer, stop).await?;
         if needs_reference {
             let loaded = learner.load(&reference, learner.version()).await;
@@ -288,7 +288,7 @@ async fn reopen(
     Ok((session, learner))
 }
 
-/// The success before training; a run goes on without it where the file was lost.
+/// Reads the success before training; a run is resumed without it if the file was lost.
 fn recall(path: &Path, run: &mut RunLoop<'_>) -> Option<SuccessRate> {
     let path = path.join(BEFORE);
     let read = read_plain(&path, 1 << 16)

@@ -1,4 +1,4 @@
-//! A run in progress: warm start, evaluation, the loop, checkpoints, evaluation again.
+//! A run in progress: warm start, evaluation, training steps, checkpoints, and a last evaluation.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -20,7 +20,7 @@ use crate::session::Session;
 use crate::text::clock;
 use crate::watch::{Watched, watch};
 
-/// What a run works with, where it writes, what it shows.
+/// The state of a run: its parts, its directory, and its observer.
 pub(crate) struct RunLoop<'a> {
     pub session: Session,
     pub directory: RunDirectory,
@@ -29,17 +29,17 @@ pub(crate) struct RunLoop<'a> {
     stop: StopSignal,
     started: Instant,
     advice: Advice,
-    /// The step whose checkpoint is what the trainer holds.
+    /// The step of the checkpoint that equals the trainer's state, if there is one.
     saved: Option<u64>,
 }
 
-/// Where the success before training stands, for a process that goes on with the run.
+/// The file with the success before training, for a process that resumes the run.
 pub(crate) const BEFORE: &str = "eval-before.json";
-/// Where the weights of the start are, in a run with a KL penalty.
+/// The directory of the reference policy's weights, in a run with a KL penalty.
 pub(crate) const REFERENCE: &str = "reference";
-/// More demonstrations than this are drawn again instead of played.
+/// The most demonstrations that are played; a longer warm start reuses them.
 const MAX_DEMONSTRATIONS: usize = 4096;
-/// Label of the seed that demonstrations are drawn with.
+/// The label of the seed by which demonstrations are chosen for a step.
 const BATCHES: u64 = 5;
 
 impl<'a> RunLoop<'a> {
@@ -64,7 +64,7 @@ impl<'a> RunLoop<'a> {
         Self { session, directory, checkpoints, observer, stop, started, advice, saved: None }
     }
 
-    /// Imitates the expert, so that the policy knows the form and something of the skill.
+    /// Imitates the expert, so that the policy learns the form and some of the skill.
     pub(crate) async fn warm_start(&mut self, learner: &mut CandleLearner) -> Result<(), Failure> {
         let settings = self.session.config.warm_start.clone();
         if settings.steps == 0 {
@@ -103,7 +103,7 @@ impl<'a> RunLoop<'a> {
         watch(self.observer, watched, &self.stop, playing).await
     }
 
-    /// Keeps the starting weights as the reference policy, here and for a process that goes on with the run.
+    /// Keeps the starting weights as the reference policy, in memory and on disk for a process that resumes the run.
     pub(crate) async fn keep_reference(
         &mut self,
         learner: &mut CandleLearner,
@@ -120,7 +120,7 @@ impl<'a> RunLoop<'a> {
         learner.keep_reference().await.map_err(|error| Failure::runtime(&error))
     }
 
-    /// Measures success on held-out tasks; `None` when a stop came first.
+    /// Measures success on held-out tasks; `None` if a stop was requested first.
     async fn evaluate(&mut self, when: &str) -> Result<Option<SuccessRate>, Failure> {
         let evaluation = self.play_held_out(when).await?;
         Ok(evaluation.map(|evaluation| evaluation.success))
@@ -147,8 +147,8 @@ impl<'a> RunLoop<'a> {
         Ok(Some(evaluation))
     }
 
-    /// The evaluation before training, written down because a resumed run cannot measure it again.
-    /// It also shows how long a step will take.
+    /// Measures success before training and saves it, because a resumed run cannot measure it again. Also estimates the
+    /// time of a step.
     pub(crate) async fn evaluate_before(
         &mut self,
         learner: &mut CandleLearner,
@@ -168,8 +168,7 @@ impl<'a> RunLoop<'a> {
         Ok(before)
     }
 
-    /// Goes on from a checkpoint: what the processes before this one have logged up to it counts, and the checkpoint is what the
-    /// trainer holds.
+    /// Continues from a checkpoint: reads the metrics that earlier processes logged up to it.
     pub(crate) fn goes_on_at(&mut self, step: u64) -> Result<(), Failure> {
         self.saved = Some(step);
         let mut n_found = 0;
@@ -187,7 +186,7 @@ impl<'a> RunLoop<'a> {
         Ok(())
     }
 
-    /// The loop, the last checkpoint, the last evaluation, the summary.
+    /// Runs the remaining steps, then writes the last checkpoint, evaluates and summarises.
     pub(crate) async fn finish(
         mut self,
         mut trainer: Trainer<CandleLearner>,
@@ -215,7 +214,7 @@ impl<'a> RunLoop<'a> {
         }
     }
 
-    /// Makes up for an evaluation that was due when the process before this one ended.
+    /// Makes up for an evaluation that was due when the previous process ended.
     async fn catch_up(&mut self, trainer: &mut Trainer<CandleLearner>) -> Result<(), Failure> {
         let done = trainer.next_step();
         let is_this = |event: &Value| event["event"] == "eval" && event["step"] == done;
@@ -251,7 +250,8 @@ impl<'a> RunLoop<'a> {
         Ok(())
     }
 
-    /// Whether something that comes every so many steps comes after this one. The end has its own.
+    /// Returns whether an event that occurs every `every` steps is due after `done` steps. The end of the run has its
+    /// own events.
     fn is_due(&self, every: u64, done: u64) -> bool {
         every > 0 && done.is_multiple_of(every) && done < self.session.config.run.steps
     }
@@ -284,7 +284,7 @@ impl<'a> RunLoop<'a> {
         self.event("checkpoint", &details)
     }
 
-    /// Writes the run down where it stands, and says how to go on.
+    /// Writes a checkpoint and returns the failure that says how to resume.
     async fn stop_here(
         &mut self,
         trainer: &mut Trainer<CandleLearner>,
@@ -295,7 +295,8 @@ impl<'a> RunLoop<'a> {
         Ok(self.interrupted("and can go on"))
     }
 
-    /// What rollouts could not do costs no step that is trained already.
+    /// Returns the failure of a run that cannot continue. If only rollouts failed, first writes a checkpoint, so that
+    /// no trained step is lost.
     async fn give_up(
         &mut self,
         trainer: &mut Trainer<CandleLearner>,
@@ -336,7 +337,7 @@ impl<'a> RunLoop<'a> {
         )];
         lines.extend(warnings.iter().map(|warning| format!("! {warning}")));
         lines.push(format!("log    {path}"));
-        // Of a run that could not learn, its conversations say more than another evaluation.
+        // If a run could not learn, its conversations say more than another evaluation.
         lines.push(if warnings.is_empty() {
             format!("next   turnwise eval --model {} --json", newest.display())
         } else {
@@ -364,7 +365,7 @@ impl<'a> RunLoop<'a> {
     }
 }
 
-/// How to begin a run anew that has no checkpoint.
+/// Returns the command that starts a run without a checkpoint again.
 pub(crate) fn begin_again(path: &str) -> String {
     format!("start it again    turnwise train {path}/run.toml --run-dir {path}")
 }

@@ -29,26 +29,26 @@ use crate::threads::Threads;
 use crate::train::schedule;
 use crate::watch::{Watched, watch};
 
-/// What a run works with.
+/// The parts of a run.
 pub(crate) struct Session {
     pub config: Config,
     pub suite: Suite,
     rubric: Option<Arc<dyn Rubric>>,
     renderer: Arc<dyn Renderer>,
     tokenizer: Arc<Tokenizer>,
-    /// Files of the model it started from that a checkpoint has to have too, with their content.
+    /// Files of the initial model that a checkpoint has to contain too, with their content.
     belongings: Vec<(&'static str, Vec<u8>)>,
     spoken: Spoken,
     pub policy: Arc<dyn Policy>,
-    /// What the model is, in a line.
+    /// A one-line description of the model.
     pub model: String,
-    /// Its sizes.
+    /// The model's sizes.
     pub shape: DecoderConfig,
-    /// Its weights, adapters excepted.
+    /// The number of the model's weights, without adapters.
     pub n_weights: usize,
 }
 
-// Labels of the seeds that derive from the run's.
+// The labels of the seeds that derive from the run's seed.
 const MODEL: u64 = 1;
 const DEMONSTRATIONS: u64 = 2;
 const EVALUATION: u64 = 3;
@@ -56,13 +56,13 @@ const ROLLOUTS: u64 = 4;
 const ADAPTERS: u64 = 6;
 const TOOLS: u64 = 7;
 
-/// Demonstrations that a vocabulary is trained on.
+/// The number of demonstrations on which a vocabulary is trained.
 const N_VOCABULARY_EPISODES: usize = 1024;
 
-/// Turns of an episode that is played here where the suite does not say how many it can take.
+/// The most turns of a demonstration, if the suite has no limit.
 const MAX_TURNS: usize = 64;
 
-/// All of a session but what draws, and the model to draw with.
+/// A session without its engine.
 struct Prepared {
     config: Config,
     suite: Suite,
@@ -98,7 +98,7 @@ impl Prepared {
             (Source::of_tokenizer(tokenizer), decoder)
         };
         let form = source.form(&Wanted::by(&config.model), TRUSTING)?;
-        // A checkpoint is written the same way, whatever would fit its files.
+        // Checkpoints keep the form of training, even if their files would fit another one.
         config.model.template = Some(form.template);
         let tokenizer = source.tokenizer.clone();
         check_tools(&form, &suite, config.run.seed).await?;
@@ -123,7 +123,8 @@ impl Prepared {
         Ok((prepared, decoder))
     }
 
-    /// Adds new adapters where the settings ask for them. A run that goes on has to find their base again, from wherever.
+    /// Adds new adapters if the settings ask for them. A resumed run has to find their base model again, from any
+    /// directory.
     fn adapt(&mut self, decoder: Decoder) -> Result<Decoder, Failure> {
         let Some(lora) = &self.config.model.lora else { return Ok(decoder) };
         let seed = derive_seed(self.config.run.seed, ADAPTERS);
@@ -160,7 +161,7 @@ impl Prepared {
 }
 
 impl Session {
-    /// Makes suite, tokenizer, model and engine. `model` is a directory to load instead of what the settings say.
+    /// Makes suite, tokenizer, model and engine. `model` is a directory to load instead of the one in the settings.
     pub(crate) async fn new(
         config: Config,
         model: Option<&Path>,
@@ -178,7 +179,7 @@ impl Session {
         Ok((prepared.with(policy), learner))
     }
 
-    /// The same without a learner, so that the model is in memory once: in the engine's own form.
+    /// Like `new`, but without a learner, so that memory holds the model only once, in the engine's own form.
     pub(crate) async fn drawing(
         config: Config,
         model: &Path,
@@ -213,12 +214,12 @@ impl Session {
         Ok(Trainer::new(parts, self.trainer_settings()).with_ledger(Arc::new(calls)))
     }
 
-    /// Whether the loss keeps close to the weights that the run starts from.
+    /// Returns whether the loss has a KL penalty towards the initial weights.
     pub(crate) fn needs_reference(&self) -> bool {
         self.config.objective.kl.beta > 0.0
     }
 
-    /// What is evaluated: this policy on held-out tasks.
+    /// Returns the parts of an evaluation: this policy on held-out tasks.
     pub(crate) fn evaluated(&self) -> Evaluated {
         let sampling =
             Sampling { temperature: self.config.eval.temperature, ..Sampling::default() };
@@ -242,7 +243,7 @@ impl Session {
         }
     }
 
-    /// `n` demonstrations of the expert on training tasks, drawn without replacement as far as there are enough.
+    /// Plays `n` demonstrations of the expert on training tasks; tasks repeat only if there are fewer than `n`.
     pub(crate) async fn demonstrations(
         &self,
         n: usize,
@@ -251,7 +252,7 @@ impl Session {
         play_expert(&self.suite, &*self.renderer, n, self.config.run.seed, meter).await
     }
 
-    /// Adds to a checkpoint what makes it a model directory that can be evaluated alone.
+    /// Adds the files that make a checkpoint a model directory, which can be evaluated alone.
     pub(crate) fn complete_checkpoint(&self, directory: &Path) -> io::Result<()> {
         self.tokenizer.save(directory).map_err(io::Error::other)?;
         for (name, content) in &self.belongings {
@@ -261,7 +262,7 @@ impl Session {
         std::fs::write(directory.join(SETTINGS), self.resolved()?)
     }
 
-    /// The settings with every default written out.
+    /// Returns the settings as TOML with every default.
     pub(crate) fn resolved(&self) -> io::Result<String> {
         toml_edit::ser::to_string_pretty(&self.config).map_err(io::Error::other)
     }
@@ -325,19 +326,19 @@ impl Session {
     }
 }
 
-/// The settings a checkpoint was made with, beside the model.
+/// The file of a checkpoint's settings, beside the model.
 pub(crate) const SETTINGS: &str = "turnwise.toml";
 
-/// The calls of tools that are not idempotent, beside the settings.
+/// The file of tool calls that are not idempotent, in the run directory.
 const TOOL_CALLS: &str = "tool_calls.jsonl";
 
-/// How a user of settings says that a template is trusted.
+/// The syntax by which settings trust a template.
 const TRUSTING: &str = "model.trust = ";
 
-/// Returns the directory of a model, which is named by it or by its name on the Hugging Face Hub.
+/// Returns the directory of a model, from its path or its name on the Hugging Face Hub.
 ///
 /// # Errors
-/// When there is none.
+/// When the model is not found.
 pub fn locate_model(model: &Path) -> Result<PathBuf, Failure> {
     locate(model).map_err(|error| {
         Failure::refused_by(&error)
@@ -345,10 +346,10 @@ pub fn locate_model(model: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Loads the model in a directory, and tells the observer how far it is.
+/// Loads the model in a directory, and reports the progress to the observer.
 ///
 /// # Errors
-/// When it cannot be loaded.
+/// When the model cannot be loaded.
 pub async fn load_model(
     directory: &Path,
     observer: &mut dyn Observer,
@@ -366,7 +367,7 @@ pub async fn load_model(
     }
 }
 
-/// What trains the model, where the settings want it.
+/// Creates the learner on the device that the settings name.
 fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLearner, Failure> {
     let (train, optimizer) = (&config.train, config.optimizer);
     let settings = LearnerSettings {
@@ -385,10 +386,10 @@ fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLe
         })
 }
 
-/// Fills in the form of conversations that a model in the settings is spoken to in.
+/// Fills in the chat form of the model that the settings name.
 ///
 /// # Errors
-/// When there is no such model, or no form fits.
+/// When the model is not found, or no form fits.
 pub fn resolve_form(config: &mut Config) -> Result<(), Failure> {
     let Some(directory) = &config.model.directory else { return Ok(()) };
     let directory = locate_model(directory)?;
@@ -397,7 +398,7 @@ pub fn resolve_form(config: &mut Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What says how a model is spoken to, and is neither weights nor tokenizer.
+/// Reads the files that determine a model's chat form, apart from the tokenizer.
 fn belongings(directory: &Path) -> Vec<(&'static str, Vec<u8>)> {
     let names = [
         "chat_template.jinja",
@@ -409,7 +410,7 @@ fn belongings(directory: &Path) -> Vec<(&'static str, Vec<u8>)> {
     names.into_iter().filter_map(read).collect()
 }
 
-/// A vocabulary from demonstrations, and a model of the settings' size with random weights.
+/// Trains a vocabulary on demonstrations, and creates a model of the settings' sizes with random weights.
 async fn make_model(config: &Config, suite: &Suite) -> Result<(Tokenizer, Decoder), Failure> {
     let bytes =
         train_tokenizer(Vec::new(), MIN_IDS).map_err(|error| Failure::refused_by(&error))?;
@@ -437,7 +438,7 @@ async fn make_model(config: &Config, suite: &Suite) -> Result<(Tokenizer, Decode
     Ok((tokenizer, decoder))
 }
 
-/// Says what a person should know of the form, and refuses tools whose calls it would not read.
+/// Warns about the form, and refuses tools whose calls could not be read.
 async fn check_tools(form: &Form, suite: &Suite, seed: u64) -> Result<(), Failure> {
     if let Some(note) = &form.note {
         tracing::warn!("{note}");
@@ -449,7 +450,7 @@ async fn check_tools(form: &Form, suite: &Suite, seed: u64) -> Result<(), Failur
         return Ok(());
     }
     form.check_calls(&tools)?;
-    // An environment that cannot begin says so in the run.
+    // If the environment cannot begin, the run reports it.
     if let Ok(opening) = environment.reset(derive_seed(seed, TOOLS)).await
         && let Some(note) = form.tools_note(&opening.messages, &tools)
     {
@@ -469,7 +470,7 @@ fn check_context(config: &Config, decoder: &Decoder) -> Result<(), Failure> {
     .help(format!("set limits.max_context_tokens = {has}, or pick a model with a longer context")))
 }
 
-/// An episode whose keys and values do not fit would break whenever it is tried.
+/// Refuses a KV cache that is too small for one episode, because such an episode would break at every attempt.
 fn check_cache(config: &Config, shape: &DecoderConfig) -> Result<(), Failure> {
     let (limit, length) = (config.engine.max_kv_bytes, config.limits.max_context_tokens);
     let plan =
@@ -533,7 +534,7 @@ async fn play_expert(
     Ok(played)
 }
 
-/// Plays `n` episodes for their texts: of the expert, or of the random player, or of one that says anything.
+/// Plays `n` episodes for their texts: of the expert, or else the random player, or else a babbler.
 async fn play_anyone(
     suite: &Suite,
     renderer: &dyn Renderer,
@@ -548,8 +549,8 @@ async fn play_anyone(
     play(suite, renderer, n, seed, &Meter::default(), &anyone).await
 }
 
-/// Plays `n` episodes on training tasks, drawn without replacement as far as there are enough. `make_player` makes one for
-/// a task from a seed.
+/// Plays `n` episodes on training tasks; tasks repeat only if there are fewer than `n`. `make_player` makes the player
+/// of a task from a seed.
 async fn play(
     suite: &Suite,
     renderer: &dyn Renderer,
@@ -571,7 +572,7 @@ async fn play(
         let episode = demonstrate(&*tasks, index, player, renderer, max_turns, seed).await;
         demonstrations.push(episode.map_err(|error| Failure::runtime(&error))?);
         meter.advance(1);
-        // So that whoever shows how far this is has a turn.
+        // Yields, so that the progress can be shown.
         tokio::task::yield_now().await;
     }
     meter.end();

@@ -1,25 +1,25 @@
-//! Text that others wrote, made fit for a terminal.
+//! Cleaning of foreign text for a terminal.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// One line without control characters: an escape sequence in a sample must not reach the terminal.
+/// Returns a text as one line without control characters: an escape sequence in a sample must not reach the terminal.
 ///
-/// Line breaks and tabs become spaces. Characters that turn the direction of writing go too, because they would reorder
-/// what is printed after them.
+/// Line breaks and tabs become spaces. Characters that change the direction of writing are removed too, because they
+/// would reorder the text after them.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     let spaced = text.chars().map(|c| if matches!(c, '\n' | '\r' | '\t') { ' ' } else { c });
     spaced.filter(|c| is_harmless(*c)).collect::<String>().trim().to_owned()
 }
 
-/// The lines of a text, without control characters.
+/// Returns the lines of a text, without control characters.
 #[must_use]
 pub fn lines(text: &str) -> Vec<String> {
     text.lines().map(|line| line.chars().filter(|c| is_harmless(*c)).collect()).collect()
 }
 
-/// A message as it may stand on a terminal or in a log, whatever went into it: without control characters, in lines of at most
-/// 600 characters, and at most 40 of them. What is left out is counted.
+/// Makes any message fit for a terminal or a log: removes control characters, and shortens it to 40 lines of at most
+/// 600 characters. Counts what it leaves out.
 pub fn presentable(text: &str) -> String {
     const LINES: usize = 40;
     let mut kept: Vec<String> = text.split('\n').take(LINES).map(presentable_line).collect();
@@ -30,7 +30,7 @@ pub fn presentable(text: &str) -> String {
     kept.join("\n")
 }
 
-/// A line without control characters, and without its middle where it is long.
+/// Removes control characters from a line, and the middle of a long line.
 fn presentable_line(line: &str) -> String {
     const HEAD: usize = 400;
     const TAIL: usize = 150;
@@ -69,10 +69,10 @@ pub fn fit(text: &str, width: usize) -> String {
     if width == 0 { kept } else { kept + "…" }
 }
 
-/// `0:29`, or `1:02:03` from an hour on.
+/// Formats a duration, as in `0:29`, or `1:02:03` from an hour on.
 #[must_use]
 pub fn clock(seconds: f64) -> String {
-    // Saturates at more years than anything runs.
+    // The cast saturates, far beyond the duration of any run.
     #[expect(clippy::cast_sign_loss, reason = "a remaining time is not negative")]
     let seconds = seconds.round() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -86,7 +86,7 @@ pub fn clock(seconds: f64) -> String {
 fn is_harmless(c: char) -> bool {
     let turns_direction =
         matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    // Line and paragraph separators are no control characters, but break lines.
+    // Line and paragraph separators are not control characters, but break lines.
     !c.is_control() && !turns_direction && !matches!(c, '\u{2028}' | '\u{2029}')
 }
 

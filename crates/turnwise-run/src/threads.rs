@@ -1,4 +1,4 @@
-//! Which processors compute what.
+//! Division of the processors between engine and learner.
 
 use std::num::NonZero;
 use std::thread::available_parallelism;
@@ -7,7 +7,7 @@ use turnwise_training::RolloutMode;
 
 use crate::config::Config;
 
-/// How many threads compute; 0 for as many as there are processors.
+/// The numbers of threads; 0 for as many as there are processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Threads {
     pub engine: usize,
@@ -15,8 +15,8 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// As the settings say. What they leave open is all processors, or where rollouts overlap with training a share of them:
-    /// more threads than processors wait for each other, the engine's and the learner's in turns.
+    /// Returns the numbers that the settings give. A number that is left out is all processors, or a share of them if
+    /// rollouts overlap with training: with more threads than processors, engine and learner would wait for each other.
     pub(crate) fn divide(config: &Config) -> Self {
         let given = Self { engine: config.engine.threads, learner: config.train.threads };
         match config.rollout.mode {

@@ -1,4 +1,4 @@
-//! How a run begins.
+//! The start of a run.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -20,22 +20,22 @@ use crate::watch::{Watched, watch};
 /// The settings of `turnwise try`.
 const TRY: &str = include_str!("try.toml");
 
-/// The settings of a run with every default, as the run uses them.
+/// The file of a run's settings, with every default.
 pub(crate) const SETTINGS: &str = "run.toml";
 
-/// Reads the settings of `turnwise try`: a small model that learns to guess numbers in about a minute. Overrides are written
-/// as in `train.learning_rate=5e-4`.
+/// Reads the settings of `turnwise try`: a small model that learns to guess numbers in about a minute. Overrides have
+/// the form `train.learning_rate=5e-4`.
 ///
 /// # Errors
-/// When an override is no setting, or its value is out of range.
+/// When an override is invalid.
 pub fn try_settings(registry: &Registry, overrides: &[String]) -> Result<Loaded, Failure> {
     config::from_text("the built-in settings of `turnwise try`", TRY, overrides, registry)
 }
 
-/// Trains as the settings say, and returns what came of it. The run's files go to the run directory: `directory`, or the one in
-/// the settings, or `runs/NAME-0001` counted up.
+/// Trains as the settings say, and returns the summary. The run's files go to the run directory: `directory`, or the
+/// one in the settings, or `runs/NAME-0001` counted up.
 ///
-/// A stop ends the run after what it is doing, with a checkpoint; [`resume`](crate::resume()) goes on with it.
+/// A stop ends the run after its current work, with a checkpoint; [`resume`](crate::resume()) continues it.
 ///
 /// ```no_run
 /// use turnwise_rollout::StopSignal;
@@ -52,7 +52,7 @@ pub fn try_settings(registry: &Registry, overrides: &[String]) -> Result<Loaded,
 /// ```
 ///
 /// # Errors
-/// When the settings cannot be used together with the model and the environment, something breaks, or a stop came.
+/// When the settings do not fit the model or the environment, something breaks, or a stop is requested.
 pub async fn train(
     settings: Loaded,
     name: &str,
@@ -105,7 +105,7 @@ async fn check_gradients(
     checked.map_err(|error| Failure::refused_by(&error))
 }
 
-/// The learning rate of a run, step by step.
+/// Returns the schedule of the learning rate.
 pub(crate) fn schedule(config: &Config) -> Schedule {
     Schedule {
         learning_rate: config.train.learning_rate,
@@ -115,7 +115,7 @@ pub(crate) fn schedule(config: &Config) -> Schedule {
     }
 }
 
-/// `runs/NAME-0001`, or the next number that is free.
+/// Returns `runs/NAME-0001`, or the next number that is free.
 fn next_directory(name: &str) -> PathBuf {
     let candidate = |number: u16| Path::new("runs").join(format!("{name}-{number:04}"));
     (1..=u16::MAX).map(candidate).find(|path| !path.exists()).unwrap_or_else(|| candidate(u16::MAX))

@@ -1,4 +1,4 @@
-//! Waiting for something long: how far it is, how long it still takes, and what a stop waits for.
+//! Waiting for long work, with its progress, its remaining time, and what a stop waits for.
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use turnwise_rollout::{Meter, Reading, StopSignal};
 use crate::Observer;
 use crate::text::clock;
 
-/// How often the screen is brought up to date.
+/// How often the progress is shown.
 const TICK: Duration = Duration::from_millis(250);
-/// What is over sooner than this needs no words.
+/// Work that ends sooner is not shown.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is waited for.
+/// The work that is waited for.
 #[derive(Debug)]
 pub struct Watched<'a> {
-    /// In a few words, as in `step 12`.
+    /// A name in a few words, as in `step 12`.
     pub what: &'a str,
-    /// What counts how far it is; none where nothing does.
+    /// The meters of the work's progress; empty if nothing counts it.
     pub meters: &'a [Meter],
 }
 
 impl Watched<'_> {
-    /// `step 12: 3/8 micro-batches, 0:40 left`.
+    /// Describes the progress, as in `step 12: 3/8 micro-batches, 0:40 left`.
     fn describe(&self, started: Instant) -> String {
         let parts: Vec<String> = self
             .meters
@@ -47,7 +47,8 @@ impl Watched<'_> {
     }
 }
 
-/// Waits for `work` and meanwhile tells the observer how far it is. A stop is answered at once, with what it waits for.
+/// Waits for `work` and meanwhile reports its progress to the observer. If a stop is requested, says at once what it
+/// waits for.
 pub async fn watch<T>(
     observer: &mut dyn Observer,
     watched: Watched<'_>,
@@ -86,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes down what it is told.
+    /// Records the lines that it is told.
     #[derive(Default)]
     struct Told(Vec<String>);
 
@@ -100,7 +101,7 @@ mod tests {
         }
     }
 
-    /// What is told while something goes on: `n` things of three seconds each, and a stop after so many.
+    /// Returns what is told during `n` pieces of work of three seconds each, with a stop after `stop_after` of them.
     async fn told(n: u64, stop_after: Option<u64>) -> Vec<String> {
         let (mut observer, meter) = (Told::default(), Meter::default());
         let (handle, stop) = stop_signal();

@@ -157,7 +157,7 @@ impl Simulated {
         Ok(fault)
     }
 
-    /// A call that continues behind the scheduler's back.
+    /// Under a mutation, continues a call behind the scheduler's back.
     fn outlive(&self) {
         if self.world().is(Mutation::OutlivesDeadline) {
             let (call, limit) = (self.world().call("step", self.limit()), self.limit());

@@ -223,7 +223,7 @@ pub(crate) trait Draws {
     /// Returns a number from `low` to `high`, both included.
     fn between(&mut self, low: u64, high: u64) -> u64;
 
-    /// Returns one of some things.
+    /// Returns one of the given values.
     fn one_of<T: Clone>(&mut self, things: &[T]) -> T;
 }
 

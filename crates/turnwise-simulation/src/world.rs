@@ -126,7 +126,7 @@ impl World {
         self.state().violation.take().unwrap_or(violation)
     }
 
-    /// Records the begin of a call; the call ends when the guard is dropped.
+    /// Records the start of a call; the call ends when the guard is dropped.
     pub(crate) fn call(self: &Arc<Self>, what: &'static str, limit: Duration) -> Call {
         let running = {
             let mut state = self.state();

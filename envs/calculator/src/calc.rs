@@ -6,7 +6,7 @@ use crate::Operation;
 
 /// The tool: `calc` with the arguments `{"a": 7, "op": "+", "b": 5}`.
 ///
-/// What is wrong with a call is said in a few words and never repeats what the agent wrote, however long that was.
+/// Errors describe what is wrong with a call in a few words and never repeat the agent's text, which may be long.
 ///
 /// # Example
 ///
@@ -25,7 +25,7 @@ use crate::Operation;
 pub struct Calc;
 
 impl Calc {
-    /// The name it is called by.
+    /// The name of the tool in calls.
     pub const NAME: &str = "calc";
 }
 
@@ -62,7 +62,7 @@ impl Tool for Calc {
     }
 }
 
-/// The arguments of a call that fits the tool.
+/// The arguments of a valid call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Call {
     pub(crate) a: i64,
@@ -78,16 +78,16 @@ impl Call {
         let op = object.get("op").ok_or("op is missing")?;
         let b = integer(object, "b", "b is missing", "b must be an integer")?;
         let op = op.as_str().and_then(Operation::from_symbol).ok_or("op must be +, - or *")?;
-        // Three are there, so a fourth is one too many.
+        // The three required arguments are present, so any further one is unknown.
         if object.len() > 3 { Err("give a, op and b only") } else { Ok(Self { a, op, b }) }
     }
 
-    /// The arguments as an agent writes them.
+    /// Returns the arguments as an agent writes them.
     pub(crate) fn arguments(self) -> Value {
         json!({"a": self.a, "op": self.op.symbol(), "b": self.b})
     }
 
-    /// Whether both compute the same from the same operands.
+    /// Returns whether both calls apply the same operation to the same operands.
     pub(crate) fn is_like(self, other: Self) -> bool {
         let swapped = Self { a: other.b, b: other.a, ..other };
         self == other || (other.op.commutes() && self == swapped)

@@ -11,10 +11,10 @@ use crate::calc::{Calc, Call};
 use crate::number::number;
 use crate::{CalculatorTask, Expression};
 
-/// What all intermediate results together are worth; the answer is worth as much.
+/// The reward of all intermediate results together.
 const RESULTS: f64 = 0.5;
 
-/// What the right answer is worth.
+/// The reward of the right answer.
 const ANSWER: f64 = 1.0 - RESULTS;
 
 /// One episode: the agent calls the tool, reads its results, and says the answer.
@@ -42,17 +42,17 @@ pub struct CalculatorEpisode {
     state: State,
 }
 
-/// What changes within an episode.
+/// The part of an episode that changes.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
     turns_used: usize,
-    /// How many intermediate results have brought their reward.
+    /// The number of intermediate results that have earned their reward.
     n_results: usize,
 }
 
 impl CalculatorEpisode {
-    /// An episode that has not begun.
+    /// Creates an episode that has not begun.
     #[must_use]
     pub fn new(task: CalculatorTask) -> Self {
         let tools = Toolbox::new(vec![Arc::new(Calc)]);
@@ -63,7 +63,7 @@ impl CalculatorEpisode {
         &self.task.expression
     }
 
-    /// Ends the episode if this was the last turn; what the turn brought is kept.
+    /// Ends the episode if this was the last turn; the turn keeps its reward.
     fn unless_last(&self, reward: f64, step: Step) -> Step {
         if self.state.turns_used < self.task.turns {
             step.reward(reward)
@@ -72,7 +72,7 @@ impl CalculatorEpisode {
         }
     }
 
-    /// What an action without calls leads to.
+    /// Answers an action without calls.
     fn hear(&self, text: &str) -> Step {
         match number(text) {
             Some(said) if said == self.expression().answer() => {
@@ -86,7 +86,7 @@ impl CalculatorEpisode {
         }
     }
 
-    /// The reward for the calls of an action: a share for each that is the next one of the expression.
+    /// Returns the reward for the calls of an action: a share for each call that is the next one of the expression.
     fn credit(&mut self, action: &Action) -> f64 {
         let before = self.state.n_results;
         let mut missing = self.task.expression.calls().skip(before).peekable();
@@ -145,12 +145,12 @@ impl Environment for CalculatorEpisode {
     }
 }
 
-/// What the agent sees first.
+/// Returns the text of the first observation.
 fn opening(expression: &Expression) -> String {
     format!("Compute {expression}, left to right.")
 }
 
-/// The expression of what [`opening`] writes.
+/// Parses the expression out of a text of [`opening`].
 pub(crate) fn read_opening(text: &str) -> Option<Expression> {
     Expression::parse(text.strip_prefix("Compute ")?.strip_suffix(", left to right.")?)
 }

@@ -8,14 +8,14 @@ use crate::calc::Call;
 /// All numbers fit comfortably into 64 bits: [`CalculatorSettings`](crate::CalculatorSettings) bounds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expression {
-    /// Where it starts.
+    /// The first operand.
     pub first: i64,
-    /// What is done, in order, each with its right operand.
+    /// The operations in order, each with its right operand.
     pub steps: Vec<(Operation, i64)>,
 }
 
 impl Expression {
-    /// The results after each operation; the last one is the answer.
+    /// Returns the result of each operation; the last one is the answer.
     ///
     /// ```
     /// use turnwise_calculator::{Expression, Operation};
@@ -29,13 +29,13 @@ impl Expression {
         self.calls().map(|call| call.op.apply(call.a, call.b).unwrap_or_default())
     }
 
-    /// The value of the whole.
+    /// Returns the value of the expression.
     #[must_use]
     pub fn answer(&self) -> i64 {
         self.values().last().unwrap_or(self.first)
     }
 
-    /// The calls that compute it, in order.
+    /// Returns the calls that compute the expression, in order.
     pub(crate) fn calls(&self) -> impl Iterator<Item = Call> {
         self.steps.iter().scan(self.first, |value, &(op, b)| {
             let call = Call { a: *value, op, b };
@@ -44,7 +44,7 @@ impl Expression {
         })
     }
 
-    /// Reads what [`Display`](fmt::Display) writes.
+    /// Parses the output of [`Display`](fmt::Display).
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let first = words.next()?.parse().ok()?;

@@ -1,7 +1,7 @@
 //! Multi-step arithmetic through a tool that is called with JSON arguments.
 //!
 //! [`suite`] makes the suite: tasks in two splits, an expert that calls the tool step by step, a random baseline. The
-//! rules, the texts and a transcript are in the crate's README.
+//! crate's README contains the rules, the texts and a transcript.
 //!
 //! ```
 //! use turnwise_calculator::CalculatorSettings;

@@ -1,4 +1,4 @@
-/// The number a text is, if it is one in decimal digits. A number too large to be held is as good as the largest.
+/// Parses a text of decimal digits, with an optional minus sign. A number that exceeds 64 bits saturates.
 pub(crate) fn number(text: &str) -> Option<i64> {
     let text = text.trim();
     let (is_negative, digits) = match text.strip_prefix('-') {

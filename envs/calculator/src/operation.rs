@@ -1,6 +1,6 @@
 use std::fmt;
 
-/// What is done with two numbers.
+/// An operation on two numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// `+`
@@ -12,10 +12,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// All there are.
+    /// All operations.
     pub const ALL: [Self; 3] = [Self::Add, Self::Subtract, Self::Multiply];
 
-    /// How it is written.
+    /// Returns the operation's symbol.
     #[must_use]
     pub fn symbol(self) -> &'static str {
         match self {
@@ -25,7 +25,7 @@ impl Operation {
         }
     }
 
-    /// What is written this way; `None` for anything else.
+    /// Returns the operation of a symbol; `None` for any other text.
     ///
     /// ```
     /// use turnwise_calculator::Operation;
@@ -38,7 +38,7 @@ impl Operation {
         Self::ALL.into_iter().find(|operation| operation.symbol() == symbol)
     }
 
-    /// The result; `None` where it does not fit into 64 bits.
+    /// Returns the result; `None` if it exceeds 64 bits.
     ///
     /// ```
     /// use turnwise_calculator::Operation;
@@ -55,7 +55,7 @@ impl Operation {
         }
     }
 
-    /// Whether the order of the two numbers does not matter.
+    /// Returns whether the order of the operands is irrelevant.
     pub(crate) fn commutes(self) -> bool {
         self != Self::Subtract
     }

@@ -7,7 +7,7 @@ use crate::episode::read_opening;
 use crate::number::number;
 use crate::{Expression, Operation};
 
-/// Calls the tool for each operation with the result it got before, then says the last result.
+/// The expert: it calls the tool for each operation with the previous result, then answers with the last result.
 #[derive(Debug, Default)]
 pub(crate) struct StepByStep {
     /// `None` before the first observation.
@@ -22,7 +22,7 @@ impl StepByStep {
     fn read(&mut self, observation: &Observation) {
         let Some(message) = observation.messages.last() else { return };
         if message.role == Role::Tool {
-            // An error is not a number; the call is then made once more.
+            // An error is not a number; the player then repeats the call.
             if let Some(value) = number(&message.content) {
                 self.value = value;
                 self.n_results += 1;
@@ -45,7 +45,7 @@ impl Demonstrator for StepByStep {
     }
 }
 
-/// Makes well-formed calls of anything, and now and then says any number.
+/// The random player: it makes well-formed calls with random arguments, and sometimes answers with a random number.
 #[derive(Debug)]
 pub(crate) struct Anything {
     random: Random,
@@ -73,7 +73,7 @@ impl Demonstrator for Anything {
     }
 }
 
-/// An action that makes one call, under an id no earlier call had.
+/// Creates an action with one call, under an id that is new in the episode.
 fn call(n_calls: &mut usize, call: Call) -> Action {
     let id = format!("call_{n_calls}");
     *n_calls += 1;

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use turnwise_environment::EnvironmentError;
 
-/// What is computed, and in how many turns.
+/// The settings of the calculator: which expressions, and how many turns.
 ///
 /// ```
 /// use turnwise_calculator::CalculatorSettings;
@@ -14,13 +14,13 @@ use turnwise_environment::EnvironmentError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CalculatorSettings {
-    /// How many operations an expression has, 1 to 6.
+    /// The number of operations in an expression, 1 to 6.
     pub operations: usize,
     /// The largest operand, 2 to 20; the smallest is 1.
     pub max_operand: u32,
     /// The largest result of any operation, `max_operand` to 999; the smallest is 0.
     pub max_value: u32,
-    /// How many expressions are drawn for both splits together, up to 100,000; all of them where there are fewer.
+    /// The number of expressions in both splits together, up to 100,000; all expressions if there are fewer.
     pub tasks: usize,
     /// How many turns the agent has, at least one for each operation and one for the answer; by default two more.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,16 +34,16 @@ impl Default for CalculatorSettings {
 }
 
 impl CalculatorSettings {
-    /// How many turns the agent has.
+    /// Returns the number of turns that the agent has.
     #[must_use]
     pub fn turn_limit(&self) -> usize {
         self.turns.unwrap_or(self.operations + 3)
     }
 
-    /// Whether episodes can be played with these settings.
+    /// Checks that episodes can be played with these settings.
     ///
     /// # Errors
-    /// When a field is outside the range it names.
+    /// When a field is outside its range.
     pub fn validate(&self) -> Result<(), EnvironmentError> {
         let refuse = |why: String| Err(EnvironmentError::new(format!("set up calculator: {why}")));
         let Self { operations, max_operand, max_value, tasks, .. } = *self;

@@ -1,22 +1,22 @@
 use crate::{CalculatorSettings, Expression, Operation};
 
-/// All expressions that settings allow, counted and numbered without being made.
+/// All expressions that the settings allow, counted and indexed without being stored.
 ///
-/// An expression is chosen from left to right, and the choices that remain depend on the value so far alone. So the number of
-/// ways to go on is known for each value and number of operations, and the expression with a given index is found by
-/// walking down from the first operand.
+/// An expression is chosen from left to right, and the remaining choices depend on the value so far alone. So the
+/// number of ways to continue is known for each value and number of operations, and the expression with a given index
+/// is found by walking down from the first operand.
 pub(crate) struct Space {
-    /// `n_ways[operations left][value so far]`.
+    /// The number of ways to continue: `n_ways[operations left][value so far]`.
     n_ways: Vec<Vec<u64>>,
     max_operand: i64,
     max_value: i64,
 }
 
 impl Space {
-    /// The space of settings that are valid; with the largest ones it has fewer than 2^40 expressions.
+    /// Creates the space of valid settings; the largest settings have fewer than 2^40 expressions.
     pub(crate) fn new(settings: &CalculatorSettings) -> Self {
         let max_value = i64::from(settings.max_value);
-        // Without an operation left there is one way to go on: none.
+        // With no operation left, an expression can only end: one way.
         let done = (0..=max_value).map(|_| 1).collect();
         let max_operand = i64::from(settings.max_operand);
         let mut space = Self { n_ways: vec![done], max_operand, max_value };
@@ -27,12 +27,12 @@ impl Space {
         space
     }
 
-    /// How many expressions there are.
+    /// Returns the number of expressions.
     pub(crate) fn len(&self) -> u64 {
         self.operands().map(|first| self.n_ways(self.operations(), first)).sum()
     }
 
-    /// The expression with this index, which is below `len`.
+    /// Returns the expression with this index, which must be below `len`.
     pub(crate) fn expression(&self, index: u64) -> Expression {
         let n_left = self.operations();
         let ways = self.operands().map(|first| (first, self.n_ways(n_left, first)));
@@ -57,7 +57,7 @@ impl Space {
         1..=self.max_operand
     }
 
-    /// How many ways there are to go on with one operation more than has been counted so far.
+    /// Returns the number of ways to continue with one operation more than `n_ways` covers so far.
     fn n_ways_on(&self, value: i64) -> u64 {
         self.choices(value).map(|(_, next)| self.n_ways(self.operations(), next)).sum()
     }
@@ -66,7 +66,7 @@ impl Space {
         usize::try_from(value).map_or(0, |value| self.n_ways[n_left][value])
     }
 
-    /// Every operation whose result stays in range, with that result.
+    /// Returns every operation whose result stays in range, with that result.
     fn choices(&self, value: i64) -> impl Iterator<Item = ((Operation, i64), i64)> {
         let steps = Operation::ALL.into_iter().flat_map(|op| self.operands().map(move |b| (op, b)));
         steps.filter_map(move |(op, b)| {
@@ -76,7 +76,7 @@ impl Space {
     }
 }
 
-/// The choice under which an index falls, and the index among its ways.
+/// Returns the choice that contains an index, and the index among the choice's ways.
 fn walk<T>(ways: impl Iterator<Item = (T, u64)>, mut index: u64) -> (T, u64) {
     for (choice, n_ways) in ways {
         if index < n_ways {

@@ -3,11 +3,11 @@ use turnwise_environment::{EnvironmentError, Suite};
 use crate::players::{Anything, StepByStep};
 use crate::{CalculatorSettings, CalculatorTasks};
 
-/// The environment under its name: tasks in two splits, an expert that calls the tool step by step, and a player that
-/// calls it with anything.
+/// Creates the suite of the calculator: tasks in two splits, an expert that calls the tool step by step, and a player
+/// that makes random calls.
 ///
 /// # Errors
-/// When the settings do not hold up to [`CalculatorSettings::validate`], or allow so few expressions that a split is empty.
+/// When the settings fail [`CalculatorSettings::validate`], or allow so few expressions that a split is empty.
 ///
 /// # Example
 ///

@@ -7,23 +7,23 @@ use turnwise_environment::{
 use crate::space::Space;
 use crate::{CalculatorEpisode, CalculatorSettings, Expression};
 
-/// The seed of the drawing of tasks. Another value is another version.
+/// The seed of the choice of tasks. A new value needs a new version.
 const DRAW: u64 = 0x6472_6177;
 
-/// The seed of the split. It is part of what a task's split means: another value is another version.
+/// The seed of the split. It determines which tasks are held out: a new value needs a new version.
 const SPLIT: u64 = 0x7370_6c74;
 
-/// One problem: an expression, and the turns to compute it.
+/// One task: an expression, and the turns to compute it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CalculatorTask {
-    /// What is to be computed.
+    /// The expression to compute.
     pub expression: Expression,
-    /// How many turns the agent has.
+    /// The number of turns that the agent has.
     pub turns: usize,
 }
 
 impl CalculatorTask {
-    /// The task's stable name.
+    /// Returns the task's stable name.
     ///
     /// ```
     /// use turnwise_calculator::{CalculatorTask, Expression};
@@ -38,17 +38,17 @@ impl CalculatorTask {
     }
 }
 
-/// The episodes of one split, in random order.
+/// The tasks of one split, in random order.
 ///
-/// The expressions are drawn uniformly from all that the settings allow, without repetition and with a fixed seed. One in
-/// four is held out, by a hash of the expression alone: an expression is in the same split in every settings.
+/// The expressions are chosen uniformly from all that the settings allow, without repetition and with a fixed seed. One
+/// in four is held out, by a hash of the expression alone: an expression is in the same split under all settings.
 #[derive(Clone, Debug)]
 pub struct CalculatorTasks {
     tasks: Vec<CalculatorTask>,
 }
 
 impl CalculatorTasks {
-    /// The tasks of both splits, the training tasks first, for settings that are valid.
+    /// Creates the tasks of both splits from valid settings, the training tasks first.
     pub(crate) fn of_both_splits(
         settings: &CalculatorSettings,
     ) -> Result<(Self, Self), EnvironmentError> {
@@ -64,23 +64,23 @@ impl CalculatorTasks {
         Ok((Self { tasks: train }, Self { tasks: held_out }))
     }
 
-    /// The task with this index.
+    /// Returns the task with this index.
     ///
     /// # Panics
-    /// When there are not that many tasks.
+    /// When the index is out of range.
     #[must_use]
     pub fn task(&self, index: usize) -> &CalculatorTask {
         &self.tasks[index]
     }
 }
 
-/// Distinct expressions in random order.
+/// Chooses distinct expressions, in random order.
 fn draw(settings: &CalculatorSettings) -> Vec<Expression> {
     let space = Space::new(settings);
     let mut random = Random::new(DRAW);
     let n_all = space.len();
     let n_drawn = n_all.min(settings.tasks as u64);
-    // Floyd's sampling without replacement: exact in one pass, also when all are drawn.
+    // Floyd's sampling without replacement: exact in one pass, even when every expression is chosen.
     let mut drawn = BTreeSet::new();
     for last in n_all - n_drawn..n_all {
         let index = random.below(last + 1);
@@ -93,7 +93,7 @@ fn draw(settings: &CalculatorSettings) -> Vec<Expression> {
     drawn.into_iter().map(|index| space.expression(index)).collect()
 }
 
-/// Where an expression belongs, whatever else is drawn.
+/// Returns the split of an expression, which does not depend on the other expressions.
 fn split_of(expression: &Expression) -> Split {
     let text = expression.to_string();
     let hash = text.bytes().fold(SPLIT, |hash, byte| derive_seed(hash, u64::from(byte)));

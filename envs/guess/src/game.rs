@@ -6,9 +6,9 @@ use turnwise_environment::{Action, Environment, EnvironmentError, Observation, S
 
 use crate::GuessTask;
 
-/// One episode: the agent says numbers and hears whether the secret is higher or lower, and where it can still be.
+/// One episode: the agent says numbers and learns whether the secret is higher or lower, and the range that is left.
 ///
-/// Reward 1 for the secret, 0 when the turns are used up before; no other turn is scored.
+/// The reward is 1 for the secret, and 0 when the turns are used up before; no other turn is scored.
 ///
 /// # Example
 ///
@@ -30,7 +30,7 @@ pub struct GuessGame {
     state: State,
 }
 
-/// What changes within an episode.
+/// The part of an episode that changes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
@@ -42,13 +42,13 @@ struct State {
 }
 
 impl GuessGame {
-    /// A game that has not begun.
+    /// Creates a game that has not begun.
     #[must_use]
     pub fn new(task: GuessTask) -> Self {
         Self { task, state: State { turns_used: 0, low: task.low, high: task.high } }
     }
 
-    /// What a number that is not the secret is answered with.
+    /// Answers a number that is not the secret, and narrows the range.
     fn hint(&mut self, said: i64) -> Step {
         let State { low, high, .. } = &mut self.state;
         let direction = if said < i64::from(self.task.secret) {
@@ -103,7 +103,7 @@ impl Environment for GuessGame {
     }
 }
 
-/// The number a text is, if it is one in decimal digits. A number too large to be held is as good as the largest.
+/// Parses a text of decimal digits, with an optional minus sign. A number that exceeds 64 bits saturates.
 fn number(text: &str) -> Option<i64> {
     let text = text.trim();
     let (is_negative, digits) = match text.strip_prefix('-') {

@@ -1,7 +1,7 @@
 //! Find a hidden number from hints in a limited number of turns; bisecting is the skill.
 //!
-//! [`suite`] makes the suite: tasks in two splits, an expert that halves the range, a random baseline. The rules, the texts and a
-//! transcript are in the crate's README.
+//! [`suite`] makes the suite: tasks in two splits, an expert that halves the range, a random baseline. The crate's
+//! README contains the rules, the texts and a transcript.
 //!
 //! ```
 //! use turnwise_environment::Split;

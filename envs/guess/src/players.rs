@@ -1,9 +1,9 @@
 use turnwise_environment::{Action, Demonstrator, Observation, Random};
 
-/// Halves what is left, and now and then misses the middle a little.
+/// The expert: it halves the remaining range, and sometimes misses the middle a little.
 ///
-/// Always the exact middle would be one path through each range. A policy that imitates that knows a path by heart; one that
-/// imitates this has seen what to do off it.
+/// The exact middle every time would be one path through each range, and a policy that imitates it would memorise that
+/// path. With small misses the policy also learns what to do off the path.
 #[derive(Debug)]
 pub(crate) struct Halving {
     random: Random,
@@ -14,7 +14,8 @@ impl Halving {
         Self { random: Random::new(seed) }
     }
 
-    /// The middle of what is left; one time in [`MISSES`] a number within a quarter of the range around it.
+    /// Returns the middle of the remaining range; one time in [`MISSES`] a number within a quarter of the range around
+    /// it.
     fn near_the_middle(&mut self, low: i64, high: i64) -> i64 {
         let middle = i64::midpoint(low, high);
         if self.random.below(MISSES) > 0 {
@@ -25,7 +26,7 @@ impl Halving {
     }
 }
 
-/// How seldom the middle is missed.
+/// The middle is missed one time in this many.
 const MISSES: u64 = 5;
 
 impl Demonstrator for Halving {
@@ -35,7 +36,7 @@ impl Demonstrator for Halving {
     }
 }
 
-/// Says any number of the range, heedless of the hints.
+/// The random player: it says random numbers of the first range and ignores the hints.
 #[derive(Debug)]
 pub(crate) struct Uniform {
     random: Random,
@@ -62,12 +63,12 @@ impl Demonstrator for Uniform {
     }
 }
 
-/// What the environment says.
+/// Returns the environment's last text.
 fn text(observation: &Observation) -> &str {
     observation.messages.last().map_or("", |message| message.content.as_str())
 }
 
-/// The range that an opening or a hint names: the one word with a dash in it.
+/// Parses the range in an opening or a hint: the one word with a dash.
 fn range(text: &str) -> Option<(i64, i64)> {
     let (low, high) = text.split(' ').find_map(|word| word.split_once('-'))?;
     Some((low.parse().ok()?, high.parse().ok()?))

@@ -1,14 +1,14 @@
 use serde::{Deserialize, Serialize};
 use turnwise_environment::EnvironmentError;
 
-/// So many numbers already make over a million tasks, at the smallest span.
+/// The limit of `numbers`; it already allows over a million tasks at the smallest span.
 const HIGHEST: u32 = 200;
 
-/// What games are played.
+/// The settings of the game.
 ///
-/// A task is a range within `1..=numbers` that holds at least `span` numbers, and a secret in it; all of them are tasks. They
-/// can all be solved when `numbers` is below 2 to the power of `turns`. The expert, which now and then misses the middle, is
-/// sure to solve them when 4, 5, 6 or 7 turns are given for at most 13, 23, 39 or 64 numbers.
+/// A task is a range within `1..=numbers` that holds at least `span` numbers, and a secret in it; all such pairs are
+/// tasks. They can all be solved if `numbers` is below 2 to the power of `turns`. The expert, which sometimes misses
+/// the middle, always solves them with 4, 5, 6 or 7 turns for at most 13, 23, 39 or 64 numbers.
 ///
 /// ```
 /// use turnwise_guess::GuessSettings;
@@ -20,11 +20,11 @@ const HIGHEST: u32 = 200;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GuessSettings {
-    /// The highest number of all, at most 200.
+    /// The highest number, at most 200.
     pub numbers: u32,
-    /// How many numbers a range holds at least, from 2 to `numbers`.
+    /// The least size of a range, from 2 to `numbers`.
     pub span: u32,
-    /// How many answers the agent has, at least 1.
+    /// The number of answers that the agent has, at least 1.
     pub turns: usize,
 }
 
@@ -35,7 +35,7 @@ impl Default for GuessSettings {
 }
 
 impl GuessSettings {
-    /// Whether games can be played with these settings.
+    /// Checks that games can be played with these settings.
     ///
     /// # Errors
     /// When a field is outside its bounds.
@@ -56,7 +56,7 @@ impl GuessSettings {
         Ok(())
     }
 
-    /// The lowest and the highest number of each range.
+    /// Returns the lowest and the highest number of each range.
     pub(crate) fn bounds(&self) -> impl Iterator<Item = (u32, u32)> {
         let Self { numbers, span, .. } = *self;
         (1..=numbers + 1 - span)

@@ -3,10 +3,11 @@ use turnwise_environment::{EnvironmentError, Split, Suite};
 use crate::players::{Halving, Uniform};
 use crate::{GuessSettings, GuessTasks};
 
-/// The game under its name: tasks in two splits, an expert that halves the range, and a player that guesses at random.
+/// Creates the suite of the game: tasks in two splits, an expert that halves the range, and a player that guesses at
+/// random.
 ///
 /// # Errors
-/// When the settings do not hold up to [`GuessSettings::validate`].
+/// When the settings fail [`GuessSettings::validate`].
 ///
 /// # Example
 ///

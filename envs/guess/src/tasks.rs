@@ -2,21 +2,21 @@ use turnwise_environment::{Environment, Split, TaskKey, TaskSet, derive_seed};
 
 use crate::{GuessGame, GuessSettings};
 
-/// One problem: a range, the number hidden in it, and the turns to find it.
+/// One task: a range, the secret number in it, and the turns to find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuessTask {
-    /// The lowest number the secret can be.
+    /// The lowest possible secret.
     pub low: u32,
-    /// The highest number the secret can be.
+    /// The highest possible secret.
     pub high: u32,
-    /// The hidden number, from `low` to `high`.
+    /// The secret number, from `low` to `high`.
     pub secret: u32,
-    /// How many answers the agent has.
+    /// The number of answers that the agent has.
     pub turns: usize,
 }
 
 impl GuessTask {
-    /// The task's stable name.
+    /// Returns the task's stable name.
     ///
     /// ```
     /// use turnwise_guess::GuessTask;
@@ -32,21 +32,21 @@ impl GuessTask {
     }
 }
 
-/// The seed of the split. It is part of what a task's split means: another value is another version.
+/// The seed of the split. It determines which tasks are held out: a new value needs a new version.
 const SPLIT: u64 = 0x6775_6573;
 
 /// The games of one split, range by range, lowest secret first.
 ///
-/// In each range a quarter of the secrets (rounded, at least one) is held out: those whose hash is lowest. Ranges overlap, so
-/// that what is left after some hints is left in many games, and a number that is held out in one of them is the secret in
-/// another; otherwise training would reward never to say it.
+/// In each range a quarter of the secrets (rounded, at least one) is held out: those with the lowest hashes. Ranges
+/// overlap, so the range that is left after some hints occurs in many games, and a number that is held out in one of
+/// them is the secret in another. Otherwise training would teach the policy never to say it.
 #[derive(Clone, Debug)]
 pub struct GuessTasks {
     tasks: Vec<GuessTask>,
 }
 
 impl GuessTasks {
-    /// The tasks of a split, for settings that hold up to [`GuessSettings::validate`].
+    /// Creates the tasks of a split from settings that pass [`GuessSettings::validate`].
     pub(crate) fn new(settings: &GuessSettings, split: Split) -> Self {
         let turns = settings.turns;
         let games = settings.bounds().flat_map(|(low, high)| {
@@ -56,17 +56,17 @@ impl GuessTasks {
         Self { tasks: games.collect() }
     }
 
-    /// The task with this index.
+    /// Returns the task with this index.
     ///
     /// # Panics
-    /// When there are not that many tasks.
+    /// When the index is out of range.
     #[must_use]
     pub fn task(&self, index: usize) -> GuessTask {
         self.tasks[index]
     }
 }
 
-/// The secrets of one range that are in this split. The turns do not count: a number held out at six is held out at five.
+/// Returns the secrets of one range in this split. The split does not depend on the number of turns.
 fn part(low: u32, high: u32, split: Split) -> Vec<u32> {
     let of_range = derive_seed(derive_seed(SPLIT, u64::from(low)), u64::from(high));
     let mut secrets: Vec<u32> = (low..=high).collect();

@@ -22,13 +22,13 @@ const CONTINUES: &str = "snapshot/restore continues identically";
 const RECOVERS: &str = "goes on as it declares";
 const REFUSES: &str = "refuses what is no snapshot";
 
-/// How many seeds of a subject are played a second time, disturbed or snapshotted.
+/// The number of seeds of a subject that are played a second time, disturbed or snapshotted.
 const N_REPEATED: usize = 4;
 
-/// What has been seen so far of the environments of one contract.
+/// The findings so far on the environments of one contract.
 #[derive(Default)]
 pub(super) struct Contract {
-    /// The first thing that was wrong, by check.
+    /// The first finding of each check that failed.
     wrong: BTreeMap<&'static str, String>,
     n_episodes: usize,
     n_hostile: usize,
@@ -43,7 +43,7 @@ pub(super) struct Contract {
 }
 
 impl Contract {
-    /// Plays a subject with these seeds and keeps what is wrong.
+    /// Plays a subject with these seeds and keeps the findings.
     pub(super) async fn examine(&mut self, subject: &Subject<'_>, seeds: Range<u64>) {
         let mut kept = Vec::new();
         for seed in seeds {
@@ -70,7 +70,7 @@ impl Contract {
         }
     }
 
-    /// Every check, with what was seen where nothing is wrong.
+    /// Returns every check, with what was observed if nothing is wrong.
     pub(super) fn into_checks(mut self) -> Vec<Check> {
         let details = self.details();
         details
@@ -78,7 +78,7 @@ impl Contract {
             .map(|(name, detail)| {
                 let result = match self.wrong.remove(name) {
                     Some(why) => Err(why),
-                    // Nothing may pass for want of an episode.
+                    // A check that saw no episode must not pass.
                     None if self.n_episodes == 0 => Err("no episode could be played".to_owned()),
                     None => Ok(detail),
                 };
@@ -121,7 +121,7 @@ impl Contract {
         ]
     }
 
-    /// Keeps the first thing that is wrong with a check.
+    /// Keeps the first finding of a check.
     fn report(&mut self, subject: &Subject<'_>, check: &'static str, result: Result<(), String>) {
         if let Err(why) = result {
             let place = if subject.label.is_empty() { "" } else { ": " };
@@ -130,7 +130,7 @@ impl Contract {
         }
     }
 
-    /// What can be read off an episode that was played.
+    /// Runs the checks that need nothing but the recorded episode.
     fn inspect(&mut self, subject: &Subject<'_>, episode: &ObservedEpisode) {
         self.report(subject, REWARDS, sum_of_rewards(episode));
         self.report(subject, SPEAKS, episode.observations().try_for_each(speaks));
@@ -141,7 +141,7 @@ impl Contract {
         }
     }
 
-    /// What the details tell of the episodes of the subject's own player.
+    /// Counts an episode of the subject's own player in the details.
     fn count(&mut self, episode: &ObservedEpisode) {
         self.n_episodes += 1;
         self.n_calls += episode.actions().map(|action| action.calls.len()).sum::<usize>();
@@ -185,7 +185,7 @@ impl Contract {
     }
 }
 
-/// The first good actions of an episode, then one hostile action until the end.
+/// Plays the first good actions of an episode, then repeats one hostile action until the end.
 async fn disturbed(
     subject: &Subject<'_>,
     seed: u64,
@@ -200,7 +200,7 @@ async fn disturbed(
     subject.play(seed, &mut act).await
 }
 
-/// Whether the same seed plays the same episode once more.
+/// Checks that playing a seed again gives an equal episode.
 async fn repeats(subject: &Subject<'_>, seed: u64, before: &ObservedEpisode) -> Result<(), String> {
     let again = subject.played(seed).await?;
     if again.tools != before.tools {
@@ -216,7 +216,7 @@ async fn repeats(subject: &Subject<'_>, seed: u64, before: &ObservedEpisode) -> 
     }
 }
 
-/// Whether each reward is a number and their sum lies where the environment says.
+/// Checks that each reward is finite and that their sum lies in the environment's range.
 fn sum_of_rewards(episode: &ObservedEpisode) -> Result<(), String> {
     if let Some(reward) = episode.rewards().find(|reward| !reward.is_finite()) {
         return Err(format!("a turn has the reward {reward}"));
@@ -248,7 +248,7 @@ fn speaks(observation: &Observation) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether each call of an action that did not end the episode has its answer, in call order.
+/// Checks that each call of an action that did not end the episode has its answer, in call order.
 fn answers(turn: &ObservedTurn) -> Result<(), String> {
     let Step::Next { observation, .. } = &turn.step else { return Ok(()) };
     let called = turn.action.calls.iter().map(|attempt| match attempt {

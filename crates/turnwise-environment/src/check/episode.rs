@@ -3,33 +3,33 @@ use std::ops::RangeInclusive;
 use super::guard::{caught, guarded};
 use crate::{Action, Demonstrator, Ending, Environment, Observation, Step, ToolSpec};
 
-/// How many turns are played of an environment that sets itself no limit.
+/// The number of turns that are played of an environment without a limit of its own.
 const UNLIMITED_TURNS: usize = 16;
 
-/// What is checked: one task, and somebody who plays it.
+/// The subject of the checks: one task and its players.
 pub(super) struct Subject<'a> {
-    /// Which task it is, before every finding; empty where there is only one.
+    /// The name of the task, put before every finding; empty if there is only one task.
     pub(super) label: String,
-    /// A fresh environment of the task.
+    /// Makes a fresh environment of the task.
     pub(super) make: Box<dyn Fn() -> Box<dyn Environment> + Send + Sync + 'a>,
-    /// A player from a seed.
+    /// Makes a player from a seed.
     pub(super) player: Box<dyn Fn(u64) -> Box<dyn Demonstrator> + Send + Sync + 'a>,
-    /// When every episode must be over.
+    /// The number of turns after which every episode must be over.
     pub(super) max_turns: Option<usize>,
 }
 
-/// Everything that could be seen of one episode.
+/// The record of one episode.
 pub(super) struct ObservedEpisode {
     pub(super) first: Observation,
     pub(super) turns: Vec<ObservedTurn>,
     pub(super) reward_range: RangeInclusive<f64>,
-    /// Before the reset.
+    /// The tools before the reset.
     pub(super) tools: Vec<ToolSpec>,
-    /// After the last turn.
+    /// The tools after the last turn.
     pub(super) tools_at_end: Vec<ToolSpec>,
 }
 
-/// One action and what it led to.
+/// An action and its step.
 #[derive(Clone, PartialEq)]
 pub(super) struct ObservedTurn {
     pub(super) action: Action,
@@ -37,18 +37,18 @@ pub(super) struct ObservedTurn {
 }
 
 impl Subject<'_> {
-    /// A fresh environment.
+    /// Makes a fresh environment.
     pub(super) fn environment(&self) -> Result<Box<dyn Environment>, String> {
         caught(&self.make)
     }
 
-    /// Plays the player of a seed.
+    /// Plays an episode with the player of a seed.
     pub(super) async fn played(&self, seed: u64) -> Result<ObservedEpisode, String> {
         let mut player = caught(|| (self.player)(seed))?;
         self.play(seed, &mut |_turn, shown| player.act(shown)).await
     }
 
-    /// Plays what `act` does after the number of turns and the observation it gets.
+    /// Plays an episode with the actions of `act`, which takes the number of turns so far and the observation.
     pub(super) async fn play(
         &self,
         seed: u64,
@@ -73,7 +73,7 @@ impl Subject<'_> {
     }
 }
 
-/// One step of an environment; that it breaks is a finding, since nothing in here breaks an environment.
+/// Takes one step. A failed step is a finding, because the checks do nothing that may break an environment.
 pub(super) async fn step(
     environment: &mut dyn Environment,
     action: Action,
@@ -84,7 +84,7 @@ pub(super) async fn step(
     }
 }
 
-/// What the agent sees now; `None` after the end.
+/// Returns the observation that the agent acts on next; `None` after the end.
 fn last_shown<'a>(first: &'a Observation, turns: &'a [ObservedTurn]) -> Option<&'a Observation> {
     match turns.last().map(|turn| &turn.step) {
         None => Some(first),
@@ -94,24 +94,24 @@ fn last_shown<'a>(first: &'a Observation, turns: &'a [ObservedTurn]) -> Option<&
 }
 
 impl ObservedEpisode {
-    /// Whether the environment ended it.
+    /// Returns whether the environment ended the episode.
     pub(super) fn ended(&self) -> bool {
         matches!(self.turns.last(), Some(ObservedTurn { step: Step::End { .. }, .. }))
     }
 
-    /// Whether it ended with the task solved.
+    /// Returns whether the episode ended with the task solved.
     pub(super) fn solved(&self) -> bool {
         matches!(self.turns.last(), Some(ObservedTurn { step: Step::End { solved: true, .. }, .. }))
     }
 
-    /// The rewards of the turns that were scored.
+    /// Returns the rewards of the turns that were scored.
     pub(super) fn rewards(&self) -> impl Iterator<Item = f64> {
         self.turns.iter().filter_map(|turn| match &turn.step {
             Step::Next { reward, .. } | Step::End { reward, .. } => *reward,
         })
     }
 
-    /// What the agent was shown, oldest first.
+    /// Returns the observations, oldest first.
     pub(super) fn observations(&self) -> impl Iterator<Item = &Observation> {
         let later = self.turns.iter().filter_map(|turn| match &turn.step {
             Step::Next { observation, .. } => Some(observation),
@@ -120,7 +120,7 @@ impl ObservedEpisode {
         std::iter::once(&self.first).chain(later)
     }
 
-    /// What the player did, in order.
+    /// Returns the player's actions, in order.
     pub(super) fn actions(&self) -> impl Iterator<Item = &Action> {
         self.turns.iter().map(|turn| &turn.action)
     }

@@ -7,12 +7,12 @@ use std::task::Poll;
 
 use crate::EnvironmentError;
 
-/// What an asynchronous call into an environment returned; its error or its panic as text.
+/// Awaits a call into an environment and returns its result, with an error or a panic as text.
 pub(super) async fn guarded<T>(
     call: impl Future<Output = Result<T, EnvironmentError>> + Send,
 ) -> Result<T, String> {
     let mut call = pin!(call);
-    // A call that panicked is never polled again, and its environment never used again, so no broken state is seen.
+    // A call that panicked is never polled again and its environment is dropped, so broken state stays unobserved.
     poll_fn(|context| match caught(|| call.as_mut().poll(context)) {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(result)) => Poll::Ready(result.map_err(|error| explained(&error))),
@@ -21,12 +21,12 @@ pub(super) async fn guarded<T>(
     .await
 }
 
-/// What a synchronous call returned; its panic as text.
+/// Returns the result of a synchronous call, with a panic as text.
 pub(super) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| format!("panicked: {}", message(&*panic)))
 }
 
-/// What a panic says, where it says something.
+/// Returns the message of a panic, if it has one.
 fn message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
@@ -35,7 +35,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// An error with its causes.
+/// Formats an error with its causes.
 fn explained(error: &EnvironmentError) -> String {
     let mut text = format!("failed to {error}");
     let mut cause = error.source();

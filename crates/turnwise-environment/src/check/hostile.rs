@@ -2,13 +2,13 @@ use serde_json::{Map, Value, json};
 
 use crate::{Action, CallAttempt, CallError, MalformedCall, ToolCall, ToolSpec};
 
-/// Nesting as deep as a JSON parser lets through; deeper values cannot be made from text, nor dropped safely.
+/// The deepest nesting that a JSON parser accepts; deeper values cannot be parsed from text, nor dropped safely.
 const DEEPEST: usize = 127;
 
-/// The longest argument, in bytes.
+/// The length of the longest argument, in bytes.
 const LONGEST: usize = 1 << 20;
 
-/// Actions no environment hopes for, each with what it is.
+/// Returns hostile actions, each with a description.
 pub(super) fn hostile_actions(tools: &[ToolSpec]) -> Vec<(&'static str, Action)> {
     let texts = hostile_texts().into_iter().map(|(what, text)| (what, Action::text(text)));
     let broken = broken_actions();
@@ -38,7 +38,7 @@ fn hostile_texts() -> Vec<(&'static str, String)> {
     fixed.map(|(what, text)| (what, text.to_owned())).into_iter().chain(long).collect()
 }
 
-/// Calls that could not be read, that name no tool, or that are too many.
+/// Returns calls that could not be read, that name an unknown tool, or that are too many.
 fn broken_actions() -> Vec<(&'static str, Action)> {
     let malformed = |error, message: &str| {
         let raw = "{\"name\": \"".to_owned();
@@ -67,7 +67,7 @@ fn broken_actions() -> Vec<(&'static str, Action)> {
     ]
 }
 
-/// Calls of a tool that exists, with arguments that do not fit.
+/// Returns calls of an existing tool with arguments that do not fit.
 fn hostile_calls(tool: &ToolSpec) -> Vec<(&'static str, Action)> {
     let act = |arguments| Action {
         calls: vec![call("hostile", &tool.name, arguments)],
@@ -76,7 +76,7 @@ fn hostile_calls(tool: &ToolSpec) -> Vec<(&'static str, Action)> {
     let mut actions = Vec::new();
     for (what, value) in hostile_values() {
         actions.push((what, act(value.clone())));
-        // The same value behind every name the tool knows.
+        // Also put the value behind every name that the tool knows.
         actions.push((what, act(filled(tool, &value))));
     }
     let mut surplus = filled(tool, &json!(1));
@@ -102,12 +102,12 @@ fn hostile_values() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// An array in an array, as deep as it goes.
+/// Returns arrays nested as deeply as a JSON parser accepts.
 fn nested() -> Value {
     (0..DEEPEST).fold(json!([]), |inner, _| Value::Array(vec![inner]))
 }
 
-/// An object with this value for every argument in the tool's schema.
+/// Returns an object with this value for every argument in the tool's schema.
 fn filled(tool: &ToolSpec, value: &Value) -> Value {
     let names = tool.parameters.get("properties").and_then(Value::as_object);
     let filled: Map<String, Value> =

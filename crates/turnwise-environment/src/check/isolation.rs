@@ -2,12 +2,12 @@ use super::episode::{ObservedEpisode, ObservedTurn, Subject, step};
 use super::guard::guarded;
 use crate::Environment;
 
-/// What most often makes episodes disturb each other.
+/// A hint at the most frequent reason why episodes disturb each other.
 pub(super) const SHARED: &str = "Do its episodes share state? An `Arc<Mutex<…>>` inside an environment that is cloned for each episode is one \
      for all of them: make the state in `reset`, or where the environment is made";
 
-/// Whether episodes of one task leave each other alone: a whole one is played in the middle of another, as rollouts of a group
-/// are.
+/// Checks that episodes of one task do not affect each other: plays a whole episode in the middle of another, as in the
+/// rollouts of a group.
 pub(super) async fn isolated(
     subject: &Subject<'_>,
     seed: u64,
@@ -34,7 +34,7 @@ async fn begun(
     Ok(environment)
 }
 
-/// Whether the recorded actions lead to the recorded steps.
+/// Checks that the recorded actions lead to the recorded steps.
 async fn same(environment: &mut dyn Environment, turns: &[ObservedTurn]) -> Result<(), String> {
     for ObservedTurn { action, step: expected } in turns {
         if step(environment, action.clone()).await? != *expected {

@@ -1,17 +1,17 @@
 use super::episode::Subject;
 use crate::{Babbler, Demonstrator, Split, Suite, derive_seed};
 
-/// Which of a suite's two players.
+/// The choice of a suite's player.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Player {
-    /// [`Suite::make_expert`].
+    /// The player of [`Suite::make_expert`].
     Expert,
-    /// [`Suite::make_random`].
+    /// The player of [`Suite::make_random`].
     Random,
 }
 
 impl Player {
-    /// The player of a suite, if it offers one.
+    /// Makes the player, if the suite offers it.
     fn of(self, suite: &Suite, seed: u64) -> Option<Box<dyn Demonstrator>> {
         match self {
             Self::Expert => suite.make_expert(seed),
@@ -20,21 +20,23 @@ impl Player {
     }
 }
 
-/// How well a player does, over some episodes.
+/// A player's results over some episodes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
-    /// How many episodes were played.
+    /// The number of episodes played.
     pub n_episodes: usize,
-    /// The mean of their rewards, each the sum over its turns.
+    /// The mean over episodes of the sum of an episode's rewards.
     pub reward_mean: f64,
-    /// The share that was solved, from 0 to 1.
+    /// The fraction of episodes that were solved, from 0 to 1.
     pub solved_rate: f64,
 }
 
-/// Plays `n_episodes` episodes of a player, spread evenly over the tasks of a split. `None` when the suite offers no such player.
+/// Plays `n_episodes` episodes of a player, spread evenly over the tasks of a split. Returns `None` if the suite does
+/// not offer the player.
 ///
 /// # Errors
-/// What an environment or the player did against its contract, with the task: an error, a panic, no end.
+/// When an environment or the player breaks its contract (an error, a panic, an episode without end); the text names
+/// the task.
 ///
 /// # Example
 ///
@@ -72,7 +74,7 @@ pub async fn measure(
     Ok(Some(Measured { n_episodes, reward_mean: reward / n, solved_rate: n_solved as f64 / n }))
 }
 
-/// Each episode's number and what is played in it.
+/// Returns each episode's number and its subject.
 fn subjects(
     suite: &Suite,
     split: Split,
@@ -80,7 +82,7 @@ fn subjects(
     player: Player,
 ) -> impl Iterator<Item = (u64, Subject<'_>)> {
     let n_tasks = suite.tasks(split).len();
-    // A split without tasks has no episodes; that it is empty is found elsewhere.
+    // A split without tasks has no episodes; another check reports the empty split.
     (0..if n_tasks == 0 { 0 } else { n_episodes }).map(move |episode| {
         // Episodes beyond the number of tasks begin again at the first.
         let index =
@@ -89,7 +91,7 @@ fn subjects(
     })
 }
 
-/// One task of a suite, played by whom `player` names for a seed.
+/// Returns one task of a suite as a subject; `player` chooses the player for a seed.
 pub(super) fn subject<'a>(
     suite: &'a Suite,
     split: Split,

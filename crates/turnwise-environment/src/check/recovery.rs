@@ -2,7 +2,7 @@ use super::episode::{ObservedEpisode, Subject, step};
 use super::guard::{caught, guarded};
 use crate::{Environment, Recovery, Services, ToolLedger};
 
-/// Whether an episode can go on the way its environment declares; answers the way.
+/// Checks that an episode can go on the way that its environment declares; returns the declared recovery.
 pub(super) async fn recovers(
     subject: &Subject<'_>,
     seed: u64,
@@ -18,7 +18,7 @@ pub(super) async fn recovers(
     Ok(declared)
 }
 
-/// Plays an episode once and asks before every turn; what is declared must be so, and stay so.
+/// Plays an episode once and reads the declared recovery before every turn: it must be constant and fit the snapshots.
 async fn declares(
     subject: &Subject<'_>,
     seed: u64,

@@ -2,7 +2,7 @@ use super::episode::{ObservedEpisode, ObservedTurn, Subject, step};
 use super::guard::{caught, guarded};
 use crate::{Action, Environment, Step};
 
-/// Takes a snapshot before every turn of an episode and plays the rest from each; answers the snapshots.
+/// Takes a snapshot before every turn of an episode and plays the rest from each; returns the snapshots.
 pub(super) async fn continues(
     subject: &Subject<'_>,
     seed: u64,
@@ -18,7 +18,7 @@ pub(super) async fn continues(
     Ok(snapshots.into_iter().flatten().collect())
 }
 
-/// The snapshots before each turn of an episode; taking them must not change it.
+/// Takes a snapshot before each turn of an episode; taking one must not change the episode.
 async fn take(
     subject: &Subject<'_>,
     seed: u64,
@@ -51,7 +51,7 @@ async fn resume(
     Ok(())
 }
 
-/// Whether bytes that are no snapshot are refused, and damaged ones do no harm.
+/// Checks that bytes other than snapshots are refused, and that damaged snapshots cause no panic.
 pub(super) async fn refuses(subject: &Subject<'_>, snapshots: &[Vec<u8>]) -> Result<(), String> {
     for (what, bytes) in garbage(snapshots) {
         let mut environment = subject.environment()?;
@@ -67,7 +67,7 @@ pub(super) async fn refuses(subject: &Subject<'_>, snapshots: &[Vec<u8>]) -> Res
     Ok(())
 }
 
-/// Bytes that no environment writes.
+/// Returns bytes that an environment does not write.
 fn garbage(snapshots: &[Vec<u8>]) -> Vec<(&'static str, Vec<u8>)> {
     let mut garbage = vec![
         ("no bytes", Vec::new()),
@@ -78,12 +78,12 @@ fn garbage(snapshots: &[Vec<u8>]) -> Vec<(&'static str, Vec<u8>)> {
     if let Some(snapshot) = snapshots.first().filter(|snapshot| !snapshot.is_empty()) {
         garbage.push(("all but the last byte", snapshot[..snapshot.len() - 1].to_vec()));
     }
-    // An environment without state may well write no bytes.
+    // An environment without state may legitimately write no bytes.
     garbage.retain(|(_, bytes)| !snapshots.contains(bytes));
     garbage
 }
 
-/// Snapshots with one bit turned over, at no more than 32 places.
+/// Returns copies of a snapshot with one bit flipped, at up to 32 places.
 fn damaged(snapshot: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let stride = snapshot.len().div_ceil(32).max(1);
     (0..snapshot.len()).step_by(stride).map(|at| {
@@ -93,11 +93,11 @@ fn damaged(snapshot: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// Whether restoring these bytes, and going on where that is possible, panics.
+/// Checks that restoring these bytes, and stepping once if that succeeds, does not panic.
 async fn harmless(subject: &Subject<'_>, bytes: &[u8]) -> Result<(), String> {
     let mut environment = subject.environment()?;
     if restore(environment.as_mut(), bytes)?.is_ok() {
-        // An error is a fair answer from a state that was tampered with; only the panic counts.
+        // After tampering, an error is a valid answer; only a panic counts.
         let answer = guarded(environment.step(Action::default())).await;
         if let Err(why) = answer.map(|_: Step| ())
             && why.starts_with("panicked")
@@ -108,7 +108,7 @@ async fn harmless(subject: &Subject<'_>, bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The inner result is the environment's answer, the outer one tells of a panic.
+/// Restores the bytes. The inner result is the environment's answer; the outer error is a panic.
 fn restore(environment: &mut dyn Environment, bytes: &[u8]) -> Result<Result<(), String>, String> {
     caught(|| environment.restore(bytes).map_err(|error| format!("failed to {error}")))
 }

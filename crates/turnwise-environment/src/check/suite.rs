@@ -11,26 +11,26 @@ const KEYS: &str = "task keys stable, unique and disjoint";
 const EXPERT: &str = "the expert solves tasks of both splits";
 const RANDOM: &str = "the random player earns little";
 
-/// How many tasks of each split have their environments examined; each gets its share of the seeds.
+/// The number of tasks of each split whose environments are examined; the seeds are divided among them.
 const N_TASKS: u64 = 8;
 
-/// How many tasks of each split have their keys compared.
+/// The number of tasks of each split whose keys are compared.
 const N_KEYS: usize = 20_000;
 
-/// How many episodes of each split are played to measure a player.
+/// The number of episodes of each split that measure a player.
 const N_MEASURED: usize = 200;
 
-/// The share an expert must solve. An expert of a game of chance loses some.
+/// The fraction of tasks that an expert must solve. An expert of a game of chance loses some.
 const EXPERT_SOLVES: f64 = 0.8;
 
-/// The share a random player may solve; beyond it, little is left to learn.
+/// The fraction of tasks that a random player may solve; above it, little is left to learn.
 const RANDOM_SOLVES: f64 = 0.5;
 
 /// Checks the contract of [`Suite`], and that of [`Environment`](crate::Environment) over tasks of both splits.
 ///
-/// Besides what [`check_environment`](super::check_environment) checks: usable names, keys that are stable, unique and in
-/// one split only, an expert that solves at least 80 % of each split, and a random player that solves at most half and
-/// earns less than the expert. The details tell the measured rates.
+/// In addition to what [`check_environment`](super::check_environment) checks: usable names, keys that are stable,
+/// unique and in one split only, an expert that solves at least 80 % of each split, and a random player that solves at
+/// most half and earns less than the expert. The details contain the measured rates.
 ///
 /// ```
 /// use turnwise_environment::Suite;
@@ -46,7 +46,7 @@ pub async fn check_suite(suite: &Suite) -> Vec<Check> {
     let keys = caught(|| keys(suite)).flatten();
     let mut checks =
         vec![Check { name: NAMES, result: names }, Check { name: KEYS, result: keys.clone() }];
-    // Without tasks in both splits there is nothing to play, and the reason is already told.
+    // Without tasks in both splits no episode can be played, and the check of the keys already gives the reason.
     if keys.is_ok() {
         checks.extend(contract(suite).await);
         checks.extend(players(suite).await);
@@ -102,7 +102,7 @@ fn keys_of(suite: &Suite, split: Split) -> Result<BTreeSet<TaskKey>, String> {
     Ok(keys)
 }
 
-/// At most `n` indices, spread evenly over the tasks.
+/// Returns at most `n` indices, spread evenly over the tasks.
 fn spread(tasks: &dyn TaskSet, n: usize) -> impl Iterator<Item = usize> + use<> {
     let (len, n) = (tasks.len(), n.min(tasks.len()));
     (0..n).map(move |i| i * len / n)
@@ -115,7 +115,7 @@ async fn contract(suite: &Suite) -> Vec<Check> {
     for split in [Split::Train, Split::HeldOut] {
         let n_tasks = suite.tasks(split).len();
         for i in 0..N_TASKS {
-            // Small splits are gone through more than once, so that all seeds are played.
+            // Small splits are traversed more than once, so that all seeds are played.
             let index = i as usize * n_tasks.max(N_TASKS as usize) / N_TASKS as usize % n_tasks;
             let both =
                 |seed: u64| if seed.is_multiple_of(2) { Player::Expert } else { Player::Random };
@@ -157,7 +157,7 @@ async fn players(suite: &Suite) -> [Check; 2] {
     [Check { name: EXPERT, result: solves }, Check { name: RANDOM, result: little }]
 }
 
-/// What is said of a player that a suite does without.
+/// The result for a player that the suite does not offer.
 const NONE: &str = "the suite offers none";
 
 async fn both_splits(suite: &Suite, player: Player) -> Result<Option<[Measured; 2]>, String> {

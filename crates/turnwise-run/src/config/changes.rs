@@ -1,4 +1,4 @@
-//! What differs between the settings of a run and those that its checkpoint was made with.
+//! The differences between the settings of a run and the settings of its checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use toml_edit::{Item, Value};
 
 use super::schema::Config;
 
-/// A setting with another value than before.
+/// A setting whose value has changed.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Change {
     /// The dotted key.
@@ -16,27 +16,27 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// `rollout.group_size was 4 and is 6`.
+    /// Formats the change, as in `rollout.group_size was 4 and is 6`.
     #[must_use]
     pub(crate) fn describe(&self) -> String {
         format!("{} was {} and is {}", self.key, self.was, self.is)
     }
 
-    /// Whether a run that has begun cannot follow: the weights of its checkpoint are what they are.
+    /// Returns whether a resumed run cannot follow the change, because the checkpoint's weights depend on the setting.
     #[must_use]
     pub(crate) fn is_of_the_weights(&self) -> bool {
         let is_size = SIZES.iter().any(|size| self.key.strip_prefix("model.") == Some(size));
         is_size || self.key == "model.directory" || self.key.starts_with("model.lora.")
     }
 
-    /// Whether nothing reads it any more when a run goes on.
+    /// Returns whether the setting is read only at the start of a run.
     #[must_use]
     pub(crate) fn is_of_the_start(&self) -> bool {
         self.key.starts_with("warm_start.") || self.key == "run.directory"
     }
 }
 
-/// What a model that is made here is made of.
+/// The settings that determine the sizes of a new model.
 const SIZES: [&str; 7] = [
     "vocab_size",
     "hidden_size",
@@ -47,7 +47,7 @@ const SIZES: [&str; 7] = [
     "head_dim",
 ];
 
-/// Every setting that differs, in the order of its key.
+/// Returns every setting that differs, in the order of the keys.
 #[must_use]
 pub(crate) fn changes(before: &Config, now: &Config) -> Vec<Change> {
     let (before, now) = (leaves(before), leaves(now));
@@ -61,7 +61,7 @@ pub(crate) fn changes(before: &Config, now: &Config) -> Vec<Change> {
         .collect()
 }
 
-/// Every value with its dotted key. A list is one value.
+/// Returns every value with its dotted key. A list counts as one value.
 fn leaves(config: &Config) -> BTreeMap<String, String> {
     let document = toml_edit::ser::to_document(config).unwrap_or_default();
     let mut found = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The objective and the credit that the settings name, and the settings that each of them reads.
+//! The objective and the credit that the settings name, and the check that each setting is read by the chosen one.
 
 use turnwise_objective::{
     Cispo, Clip, Dapo, DrGrpo, Gmpo, GroupAdvantage, Grpo, Gspo, GspoToken, GspoTurn, KlEstimator,
@@ -14,10 +14,10 @@ use super::schema::{
 };
 use super::validate::{Impossible, refuse_if};
 
-/// What is added to a standard deviation: nothing, so that advantages do not depend on the unit of the rewards.
+/// The number added to a standard deviation: 0, so that advantages do not depend on the unit of the rewards.
 const EPSILON: f64 = 0.0;
 
-/// The objective, with the published setting wherever none is given.
+/// Creates the objective, with the published value for every setting that is left out.
 ///
 /// # Errors
 /// When a number is out of its range.
@@ -67,14 +67,14 @@ pub(crate) fn objective(config: &Config) -> Result<Box<dyn Objective>, Objective
     Ok(inner)
 }
 
-/// The given range, with the published bound wherever one is not given.
+/// Returns the clip range, with the published value for every bound that is left out.
 fn clip(choice: &ObjectiveChoice, published: Clip) -> Result<Clip, ObjectiveError> {
     let low = choice.clip_low.unwrap_or(published.low());
     let clip = Clip::new(low, choice.clip_high.unwrap_or(published.high()))?;
     choice.dual_clip.map_or(Ok(clip), |bound| clip.with_dual(bound))
 }
 
-/// The credit, with the published setting wherever none is given.
+/// Creates the credit, with the published value for every setting that is left out.
 #[must_use]
 pub(crate) fn credit(config: &Config) -> Box<dyn Credit> {
     let choice = &config.credit;
@@ -111,10 +111,10 @@ pub(crate) fn credit(config: &Config) -> Box<dyn Credit> {
     }
 }
 
-/// Refuses what the chosen objective and credit do not read, and what they cannot be together.
+/// Refuses settings that the chosen objective and credit do not read, and combinations that are impossible.
 pub(super) fn check(config: &Config) -> Result<(), Impossible> {
     check_objective_settings(&config.objective)?;
-    // Settings that a run wrote out may name the usual one.
+    // Settings that a run wrote may name the default estimator, so `k3` is accepted without a penalty.
     let is_other_estimator =
         matches!(config.objective.kl.estimator, Some(Estimator::K1 | Estimator::K2));
     refuse_if(
@@ -179,7 +179,7 @@ fn check_credit_settings(choice: &CreditChoice) -> Result<(), Impossible> {
     })
 }
 
-/// A setting that is given and not read would look as if it did something.
+/// Refuses a setting that is given but not read, because it would seem to have an effect.
 fn refuse_unread(
     key: &'static str,
     is_set: bool,

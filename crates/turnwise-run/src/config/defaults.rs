@@ -1,11 +1,11 @@
-//! Defaults that depend on the model: what suits one that is made here destroys one that has learnt something.
+//! Defaults that depend on the model: values that suit a new model destroy a trained one.
 
 use std::path::Path;
 
 use toml_edit::{Item, Table, Value};
 
-/// Settings of a run that begins with a trained model, as far as nobody gave them. What is usual in the field: full fine-tuning
-/// at 1e-5 and adapters at ten times that (TRL, verl, and Thinking Machines' "LoRA Without Regret").
+/// The defaults of a run that starts from a trained model. They follow the usual practice: 1e-5 for full fine-tuning,
+/// and ten times that for adapters (TRL, verl, and Thinking Machines' "LoRA Without Regret").
 const LOADED: [(&str, &str, Default); 5] = [
     ("train", "learning_rate", Default::Rate { full: 1e-5, adapters: 1e-4 }),
     ("warm_start", "learning_rate", Default::Rate { full: 2e-5, adapters: 2e-4 }),
@@ -16,7 +16,7 @@ const LOADED: [(&str, &str, Default); 5] = [
 
 #[derive(Clone, Copy)]
 enum Default {
-    /// A learning rate of all weights, and of adapters.
+    /// A learning rate for all weights, and one for adapters.
     Rate {
         full: f64,
         adapters: f64,
@@ -24,7 +24,7 @@ enum Default {
     Count(i64),
 }
 
-/// Fills in what nobody gave, where the settings load a model.
+/// Fills in the settings that are left out, if the settings load a model.
 pub(super) fn of_loaded_model(settings: &mut Table) {
     let model = settings.get("model").and_then(Item::as_table_like);
     let get = |key: &str| model.and_then(|model| model.get(key));
@@ -56,7 +56,7 @@ fn fill(settings: &mut Table, table: &str, key: &str, value: Value) {
     }
 }
 
-/// How many positions a model has, where its directory says so.
+/// Returns the number of positions of a model, if its `config.json` contains the number.
 fn positions(directory: &Path) -> Option<i64> {
     let json = std::fs::read_to_string(directory.join("config.json")).ok()?;
     let config: serde_json::Value = serde_json::from_str(&json).ok()?;

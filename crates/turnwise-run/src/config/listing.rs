@@ -1,4 +1,4 @@
-//! Settings as a TOML file that explains itself.
+//! The settings as a commented TOML file.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use toml_edit::{DocumentMut, Item, TableLike};
 use super::schema::Config;
 use crate::failure::Failure;
 
-/// What stands for a setting that is left out unless it is wanted.
+/// Examples of the settings that are left out by default.
 const EXAMPLES: [(&str, &str); 29] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
@@ -42,10 +42,11 @@ const EXAMPLES: [(&str, &str); 29] = [
     ("train.overlong", "{ max_tokens = 512, buffer = 128 }"),
 ];
 
-/// Columns of a comment.
+/// The width of a comment, in columns.
 const WIDTH: usize = 100;
 
-/// Every setting with the value it has here, and what it means; one that is left out stands in a comment.
+/// Formats every setting with its value in `config` and its description; a setting that is left out is printed as a
+/// comment.
 ///
 /// # Errors
 /// When a value has no form in TOML.
@@ -69,7 +70,7 @@ impl<'a> Printer<'a> {
         Self { root: schema_for!(Config).to_value(), values, out: String::new() }
     }
 
-    /// A table: its own settings, then the tables inside it.
+    /// Prints a table: its own settings, then its inner tables.
     fn table(&mut self, path: &str, schema: &Value) {
         self.out.push('\n');
         if let Some(text) = self.description(schema) {
@@ -122,7 +123,7 @@ impl<'a> Printer<'a> {
         }
     }
 
-    /// A schema with its reference followed, and without the null of a setting that may be left out.
+    /// Follows a schema's reference, and removes the null of an optional setting.
     fn resolved(&self, schema: &Value) -> Value {
         if let Some(name) = schema["$ref"].as_str().and_then(|path| path.strip_prefix("#/$defs/")) {
             return self.root["$defs"][name].clone();
@@ -139,14 +140,14 @@ impl<'a> Printer<'a> {
         properties.iter().map(|(name, schema)| (name.clone(), schema.clone())).collect()
     }
 
-    /// What the setting's own documentation says, or that of its type.
+    /// Returns the documentation of the setting, or that of its type.
     fn description(&self, schema: &Value) -> Option<String> {
         let own = schema["description"].as_str().map(str::to_owned);
         own.or_else(|| Some(self.resolved(schema)["description"].as_str()?.to_owned()))
             .map(|text| text.replace("[`", "`").replace("`]", "`"))
     }
 
-    /// The words that may stand there.
+    /// Returns the words that the setting accepts.
     fn choices(&self, schema: &Value) -> Vec<String> {
         let resolved = self.resolved(schema);
         let quoted = |word: &Value| word.as_str().map(|word| format!("{word:?}"));
@@ -206,7 +207,7 @@ mod tests {
         assert_eq!(read.config, Config::default());
     }
 
-    /// Every key of the schema is printed, those that are left out with an example that is read.
+    /// Every key of the schema is printed; a key that is left out has an example that can be read.
     ///
     /// Field 19
     #[test]

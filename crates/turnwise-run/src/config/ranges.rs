@@ -5,32 +5,32 @@ use toml_edit::{DocumentMut, Item, Value};
 use super::schema::Config;
 use super::validate::Impossible;
 
-/// What a number must be.
+/// The range of a setting.
 struct Range {
-    /// The dotted key. What stands in a list has the key of the list.
+    /// The dotted key. The numbers of a list have the key of the list.
     key: &'static str,
     least: Least,
     most: f64,
 }
 
-/// The lower end.
+/// The lower bound.
 #[derive(Clone, Copy)]
 enum Least {
-    /// This or more.
+    /// Included.
     From(f64),
-    /// More than this.
+    /// Excluded.
     Above(f64),
 }
 
 use Least::{Above, From};
 
-/// Numbers without a meaning of their own: a bound against mistakes of typing, far beyond what anybody needs.
+/// The bound of numbers without a natural limit, against typing mistakes.
 const MANY: f64 = 1e9;
-/// Seconds: four months.
+/// The bound of durations in seconds: four months.
 const LONG: f64 = 1e7;
-/// Threads of one engine or learner.
+/// The bound of the threads of an engine or a learner.
 const THREADS: f64 = 1024.0;
-/// The largest whole number that TOML has.
+/// The largest integer of TOML.
 const WHOLE: f64 = 9_223_372_036_854_775_807.0;
 
 const fn range(key: &'static str, least: Least, most: f64) -> Range {
@@ -131,13 +131,13 @@ const RANGES: &[Range] = &[
     range("log.keep_checkpoints", From(2.0), 1e6),
 ];
 
-/// The largest number below 1: a mean that keeps everything never moves.
+/// The largest number below 1: a mean that keeps its whole past never moves.
 const BELOW_1: f64 = 1.0 - f64::EPSILON;
 
-/// Settings whose numbers only their environment knows.
+/// The settings of an environment, whose ranges only the environment knows.
 const OF_OTHERS: &str = "environment.options";
 
-/// The first number that is outside of its range.
+/// Refuses the first number that is out of its range.
 pub(super) fn check(config: &Config) -> Result<(), Impossible> {
     numbers(config).into_iter().try_for_each(|(key, value)| {
         let Some(range) = RANGES.iter().find(|range| range.key == key) else { return Ok(()) };
@@ -148,7 +148,7 @@ pub(super) fn check(config: &Config) -> Result<(), Impossible> {
     })
 }
 
-/// Every number of the settings, with its dotted key.
+/// Returns every number of the settings, with its dotted key.
 fn numbers(config: &Config) -> Vec<(String, f64)> {
     let document = toml_edit::ser::to_document(config).unwrap_or_else(|_| DocumentMut::new());
     let mut found = Vec::new();
@@ -203,7 +203,7 @@ impl Range {
     }
 }
 
-/// A number as a person writes it.
+/// Formats a number as a person would write it.
 fn shown(value: f64) -> String {
     let size = value.abs();
     if size >= 1e7 || (size > 0.0 && size < 1e-4) {
@@ -264,7 +264,8 @@ truncated = {penalise = -0.5}
         assert_eq!(keys, known);
     }
 
-    /// A number that cannot be is refused with the name of its setting, and one that can be is never refused for its range.
+    /// Impossible numbers are refused with the name of their setting, and possible ones are never refused for their
+    /// range.
     #[test]
     fn every_setting_refuses_what_is_outside_of_its_range() {
         let values = ["nan", "inf", "-inf", "-1", "-0.5", "0", "1e300", "9223372036854775807"];

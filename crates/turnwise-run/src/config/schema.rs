@@ -1,4 +1,5 @@
-//! The settings of a run. Each table is read where its name says; defaults stand in the `Default` of each.
+//! The settings of a run. Each table is read by the code that its name says; the `Default` of each table has the
+//! defaults.
 
 use std::path::PathBuf;
 
@@ -16,15 +17,15 @@ use turnwise_training::{
 
 use crate::form::TemplateName;
 
-/// Everything a run is made of.
+/// All settings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The run as a whole.
     pub run: Run,
-    /// What is trained on.
+    /// The environment to train on.
     pub environment: EnvironmentChoice,
-    /// The model, and how it is spoken to.
+    /// The model and its chat form.
     pub model: Model,
     /// The inference engine.
     pub engine: EngineSettings,
@@ -32,9 +33,9 @@ pub struct Config {
     pub warm_start: WarmStart,
     /// How episodes are played.
     pub rollout: Rollout,
-    /// What an episode may use.
+    /// The limits of an episode.
     pub limits: Limits,
-    /// The loss.
+    /// The objective, which computes the loss.
     pub objective: ObjectiveChoice,
     /// How rewards become advantages.
     pub credit: CreditChoice,
@@ -44,7 +45,7 @@ pub struct Config {
     pub optimizer: AdamW,
     /// Evaluation on held-out tasks.
     pub eval: Eval,
-    /// What is written down.
+    /// What a run writes.
     pub log: Log,
 }
 
@@ -52,11 +53,11 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Run {
-    /// All randomness derives from it.
+    /// The seed from which all randomness derives.
     pub seed: u64,
     /// Training steps.
     pub steps: u64,
-    /// Where the run's files go; by default `runs/NAME-0001`, counted up.
+    /// The directory of the run's files; by default `runs/NAME-0001`, counted up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
 }
@@ -71,13 +72,13 @@ impl Default for Run {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EnvironmentChoice {
-    /// One of `turnwise env list`.
+    /// The name of the environment, one of `turnwise env list`.
     pub name: String,
-    /// Its own settings.
+    /// The environment's own settings.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub options: Value,
-    /// The rubric that scores finished episodes, on top of the environment's rewards: one of the environment's, or `none`. Its
-    /// first one if this is left out.
+    /// The rubric that scores finished episodes, on top of the environment's rewards: the name of one of the
+    /// environment's rubrics, or `none`. By default the environment's first rubric.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rubric: Option<String>,
 }
@@ -92,52 +93,54 @@ impl Default for EnvironmentChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// A Hugging Face directory to start from, or the name of a model in the Hugging Face cache; without it a small model is
-    /// made.
+    /// A Hugging Face directory to start from, or the name of a model in the Hugging Face cache. Without it, the run
+    /// starts from a new small model with random weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
-    /// What trains the model and draws from it: `cpu`, or `cuda` (`cuda:1` and so on) in a build with the feature `cuda`.
+    /// The device that trains the model and samples from it: `cpu`, or `cuda` (`cuda:1` and so on) in a build with the
+    /// feature `cuda`.
     pub device: Device,
-    /// What products are computed in when it is trained on another device than the processor: `f32` or `bf16`.
+    /// The precision of matrix products when the model is trained on another device than the CPU: `f32` or `bf16`.
     pub compute: ComputePrecision,
-    /// Tokens of the vocabulary of a model that is made here; the vocabulary is trained on demonstrations.
+    /// Vocabulary size of a new model; its tokenizer is trained on demonstrations.
     pub vocab_size: usize,
-    /// Width of a model that is made here.
+    /// Width of a new model.
     pub hidden_size: usize,
-    /// Width of its MLPs.
+    /// Width of a new model's MLPs.
     pub intermediate_size: usize,
-    /// Its layers.
+    /// Layers of a new model.
     pub n_layers: usize,
-    /// Its attention heads.
+    /// Attention heads of a new model.
     pub n_heads: usize,
-    /// Its key-value heads; a divisor of `n_heads`.
+    /// Key-value heads of a new model; a divisor of `n_heads`.
     pub n_kv_heads: usize,
-    /// Width of a head; even.
+    /// Width of a new model's heads; even.
     pub head_dim: usize,
-    /// The form of conversations; where it is left out, the one that fits the model's control tokens.
+    /// The chat form, in which conversations are rendered; by default the one that fits the model's control tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<TemplateName>,
-    /// For the template `hf`: the hash of the model's own template, once you have read it.
+    /// For the template `hf`: the hash of the model's own template, as a sign that you have read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<String>,
     /// How tools are described in the prompt: `signatures` by default, `hermes` with the template `qwen3`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<ToolPrompt>,
-    /// What becomes of thinking in past turns.
+    /// How prompts treat the thinking of past turns.
     pub thinking: Thinking,
-    /// For the template `hf`: the moment that it sees if it asks for the time, such as `2026-01-31` or `2026-01-31T14:30:00`. A prompt
-    /// must not depend on when it is made.
+    /// For the template `hf`: the date and time that the template sees if it asks for them, such as `2026-01-31` or
+    /// `2026-01-31T14:30:00`. A prompt must not depend on when it is made.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "moment")]
     #[schemars(with = "Option<String>")]
     pub time: Option<String>,
-    /// The most tokens of an observation after the first turn; a longer one loses its middle, visibly. The task itself stays whole.
+    /// The most tokens of an observation after the first turn; a longer observation loses its middle, visibly. The task
+    /// itself stays whole.
     pub max_observation_tokens: usize,
-    /// Low-rank adapters that train in the place of the model in `directory`.
+    /// Low-rank adapters (LoRA), which train instead of the weights of the model in `directory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraSettings>,
 }
 
-/// Reads a moment as a text, or as TOML's own date and time.
+/// Reads a date and time from a string, or from TOML's own type.
 fn moment<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(
@@ -178,15 +181,15 @@ impl Default for Model {
     }
 }
 
-/// The settings of imitation before reinforcement learning.
+/// The settings of the warm start: imitation before reinforcement learning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct WarmStart {
-    /// Supervised steps on the expert's demonstrations before reinforcement learning; 0 leaves it out.
+    /// Supervised steps on the expert's demonstrations before reinforcement learning; 0 disables them.
     pub steps: u64,
     /// Demonstrations in a step.
     pub batch_size: usize,
-    /// The learning rate of these steps; by default 2e-5 for a model that was loaded, 2e-4 for adapters.
+    /// The learning rate of these steps; by default 2e-5 for a loaded model, 2e-4 for adapters.
     pub learning_rate: f64,
 }
 
@@ -200,31 +203,35 @@ impl Default for WarmStart {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rollout {
-    /// Whether rollouts and training take turns, overlap reproducibly, or never wait for each other.
+    /// Whether rollouts and training alternate, overlap reproducibly, or never wait for each other.
     pub mode: RolloutMode,
-    /// Who draws: `candle` with the trainer's own numbers, or `gguf`, another engine with weights of another precision.
+    /// The engine that samples: `candle` with the trainer's own numbers, or `gguf`, another engine with weights of
+    /// another precision.
     pub engine: EngineName,
-    /// For `gguf`: how its weights are rounded; `q8_0` by default. The more it rounds, the more `train.canary.tolerance` needs.
+    /// For `gguf`: the precision to which its weights are rounded; by default `q8_0`. A coarser precision needs a
+    /// larger `train.canary.tolerance`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization: Option<QuantizationName>,
-    /// Groups that are begun at each step; 8 by default for a model that was loaded.
+    /// Groups that begin at each step; by default 8 for a loaded model.
     pub groups_per_step: usize,
-    /// Episodes of one task, whose rewards are compared with each other.
+    /// Episodes of one task in a group, whose rewards are compared with each other.
     pub group_size: usize,
-    /// A group with fewer scored members is dropped whole.
+    /// The fewest scored members of a group; a group with fewer is dropped whole.
     pub min_group_size: usize,
     /// Episodes that run at the same time.
     pub max_concurrent: usize,
-    /// Tokens that one iteration of the step may draw over all its episodes; what is cut goes on in the next. 0 lets every episode finish.
+    /// Tokens that one iteration may sample over all its episodes; an episode that is cut goes on in the next
+    /// iteration. 0 lets every episode finish.
     pub tokens_per_step: u64,
-    /// Seconds after which the step's episodes are cut; what is cut goes on in the next. 0 lets every episode finish.
+    /// Seconds after which an iteration's episodes are cut; an episode that is cut goes on in the next iteration. 0
+    /// lets every episode finish.
     pub seconds_per_step: f64,
-    /// Which tasks are played.
+    /// How tasks are chosen.
     pub curriculum: Curriculum,
-    /// Groups that teach nothing are replaced in the same step, up to a bound.
+    /// Replaces groups with equal rewards by further groups in the same step, up to a bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dynamic_sampling: Option<DynamicSampling>,
-    /// Conversations that grow long are summed up by the policy, and go on from the summary.
+    /// Lets the policy summarise a conversation that grows long; the conversation then goes on from the summary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compaction: Option<Compaction>,
     /// Sampling temperature.
@@ -232,17 +239,17 @@ pub struct Rollout {
     /// Samples from the most likely tokens whose probabilities reach this sum; 1 for all tokens. Below 1 every token keeps
     /// the ids that it was sampled from, and training computes its softmax over them.
     pub top_p: f32,
-    /// Samples from so many of the most likely tokens; 0 for all.
+    /// Samples from this many of the most likely tokens; 0 for all.
     pub top_k: u32,
     /// Samples from the tokens that are at least this fraction as likely as the most likely one; 0 for all.
     pub min_p: f32,
     /// New attempts at an episode that broke.
     pub max_retries: u32,
-    /// How long the first new attempt waits, in seconds; every further one waits twice as long.
+    /// How long the first new attempt waits, in seconds; each further attempt waits twice as long as the one before.
     pub retry_delay_s: f64,
     /// Infrastructure faults in a row that stop the run.
     pub max_faults_in_row: u32,
-    /// Share of bad rewards that stops the run.
+    /// The fraction of bad rewards that stops the run.
     pub max_bad_rewards: f64,
 }
 
@@ -273,7 +280,7 @@ impl Default for Rollout {
     }
 }
 
-/// The variants of a name, and the word that each has in a file.
+/// Declares an enum of names, with the word of each in a file.
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),* $(,)? }) => {
         $(#[$doc])*
@@ -287,7 +294,7 @@ macro_rules! named {
         }
 
         impl $name {
-            /// The word in a file.
+            /// Returns the word in a file.
             pub fn word(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)*
@@ -353,25 +360,26 @@ impl From<LengthWeightChoice> for ObjectiveLengthWeight {
     }
 }
 
-/// What is left out has the value of the objective's paper; what the objective does not read is refused.
+/// The settings of the objective. A setting that is left out has the value of the objective's paper; a setting that the
+/// objective does not read is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ObjectiveChoice {
-    /// The objective.
+    /// The name of the objective.
     pub name: ObjectiveName,
-    /// ε of the lower bound 1 − ε of the ratio.
+    /// ε of the lower bound 1 − ε of the importance ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_low: Option<f64>,
-    /// ε of the upper bound 1 + ε of the ratio.
+    /// ε of the upper bound 1 + ε of the importance ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_high: Option<f64>,
-    /// A second upper bound of the ratio, for negative advantages.
+    /// A second upper bound of the importance ratio, for negative advantages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dual_clip: Option<f64>,
-    /// How much a sequence weighs: each the same, by its tokens, or by their square root.
+    /// The weight of a sequence: equal for all, by its tokens, or by their square root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length_weight: Option<LengthWeightChoice>,
-    /// For `dr_grpo`: the constant; without it `limits.max_sampled_tokens`.
+    /// For `dr_grpo`: the constant that divides the loss; by default `limits.max_sampled_tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
     /// For `gmpo`: the log ratio is bounded below by minus this.
@@ -386,10 +394,10 @@ pub struct ObjectiveChoice {
     /// For `sapo`: the gate of negative advantages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tau_negative: Option<f64>,
-    /// Negative advantages of a sequence are masked when its mean `log π_b − log π_θ` is above this.
+    /// Masks the negative advantages of a sequence whose mean `log π_b − log π_θ` is above this bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub off_policy_mask: Option<f64>,
-    /// The penalty for leaving the reference policy.
+    /// The KL penalty, for moving away from the reference policy.
     pub kl: Kl,
 }
 
@@ -415,9 +423,9 @@ impl Default for ObjectiveChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Kl {
-    /// The weight of KL to the weights that reinforcement learning starts from; 0 has none.
+    /// The weight of the KL penalty towards the weights that reinforcement learning starts from; 0 disables it.
     pub beta: f64,
-    /// How the penalty is estimated; `k3` where it is left out. `k1` is no penalty: its gradient is 0 on average.
+    /// How the KL penalty is estimated; by default `k3`. `k1` is refused, because its gradient is 0 on average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimator: Option<Estimator>,
 }
@@ -454,11 +462,12 @@ pub enum Normalise {
     LeaveOneOut,
 }
 
-/// What is left out has its usual value; what the credit does not read is refused.
+/// The settings of credit. A setting that is left out has its usual value; a setting that the credit does not read is
+/// refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CreditChoice {
-    /// The credit.
+    /// The name of the credit.
     pub name: CreditName,
     /// How episodes of a group are compared; `mean_std` by default, `mean` with the objective `dr_grpo`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -495,25 +504,25 @@ impl Default for CreditChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
-    /// The learning rate; by default 1e-5 for a model that was loaded, 1e-4 for adapters.
+    /// The learning rate; by default 1e-5 for a loaded model, 1e-4 for adapters.
     pub learning_rate: f64,
     /// Steps in which the learning rate rises from 0.
     pub warmup_steps: u64,
     /// How the learning rate falls until `run.steps`.
     pub decay: Decay,
-    /// Euclidean norm that gradients are scaled down to.
+    /// The Euclidean norm to which larger gradients are scaled down.
     pub max_grad_norm: f64,
     /// Optimiser steps for each batch of rollouts.
     pub n_minibatches: usize,
-    /// Tokens that go through the model at once, and so what memory training takes.
+    /// Tokens that go through the model at once; more need more memory.
     pub micro_batch_tokens: usize,
-    /// Versions a trained token may be behind.
+    /// The most versions that a trained token may be behind.
     pub max_staleness: u32,
-    /// What happens to older ones.
+    /// What happens to tokens that are staler than `max_staleness`.
     pub stale: StaleTokens,
-    /// What happens to episodes that ran into a limit.
+    /// What happens to episodes that reached a limit.
     pub truncated: TruncatedEpisodes,
-    /// A penalty for length, on the reward of episodes in groups that differ.
+    /// A penalty on the reward of long episodes, in groups whose rewards differ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overlong: Option<Overlong>,
     /// Whether the tokens of episodes that ended by the agent's fault are masked; their rewards stay in the baseline.
@@ -524,16 +533,17 @@ pub struct Train {
     pub keep_zero_variance: bool,
     /// Which tokens share an importance ratio.
     pub ratio_scope: RatioScope,
-    /// Which log-probabilities stand in the ratio's denominator.
+    /// The log-probabilities in the denominator of the importance ratio.
     pub behavior: Behavior,
-    /// What the engine has to show after new weights.
+    /// The check that the engine has the new weights after a publication.
     pub canary: Canary,
-    /// The weight of the loss of unevenly used experts; 0 has none.
+    /// The weight of the load-balancing loss of experts; 0 disables it.
     pub balance: f64,
-    /// Layers are computed again in the backward pass: a third more time, for the memory of one layer instead of all.
+    /// Whether layers are recomputed in the backward pass: a third more time, for the memory of one layer instead of
+    /// all.
     pub recompute_layers: bool,
-    /// Processors that training computes on, as `engine.threads` are the engine's. 0 takes all in turns with rollouts, and what
-    /// the engine leaves where rollouts overlap with training.
+    /// Threads that training computes on, as `engine.threads` are the engine's. 0 takes all processors when rollouts
+    /// and training alternate, and those that the engine leaves when rollouts overlap with training.
     pub threads: usize,
 }
 
@@ -567,11 +577,11 @@ impl Default for Train {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Eval {
-    /// Held-out episodes before and after; 64 by default for a model that was loaded.
+    /// Held-out episodes of each evaluation; by default 64 for a loaded model.
     pub episodes: usize,
-    /// Sampling temperature; 0 always takes the likeliest token.
+    /// Sampling temperature; 0 always takes the most likely token.
     pub temperature: f32,
-    /// Steps between evaluations on the way; 0 has none.
+    /// Steps between evaluations during training; 0 evaluates only before and after.
     pub every: u64,
 }
 
@@ -581,13 +591,13 @@ impl Default for Eval {
     }
 }
 
-/// The settings of what is written down.
+/// The settings of logs and checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Trajectories written at each step.
     pub rollouts_per_step: usize,
-    /// Steps between checkpoints; one is always written at the end. 10 by default for a model that was loaded.
+    /// Steps between checkpoints; one is always written at the end. By default 10 for a loaded model.
     pub checkpoint_every: u64,
     /// Checkpoints that are kept, at least 2: the newest may turn out to be damaged.
     pub keep_checkpoints: usize,

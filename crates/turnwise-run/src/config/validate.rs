@@ -1,4 +1,4 @@
-//! What cannot be, said before anything is loaded.
+//! Checks of the settings before anything is loaded.
 
 use turnwise_candle::{EngineSettings, LoraSettings};
 use turnwise_training::{Behavior, Curriculum, RolloutMode};
@@ -8,7 +8,7 @@ use super::ranges;
 use super::schema::{Config, EngineName, Model, QuantizationName};
 use crate::form::TemplateName;
 
-/// A setting that cannot be: its dotted key, what is wrong, what to do.
+/// An invalid setting: its dotted key, what is wrong, and what to do.
 #[derive(Debug, PartialEq)]
 pub(super) struct Impossible {
     pub key: String,
@@ -16,7 +16,7 @@ pub(super) struct Impossible {
     pub help: String,
 }
 
-/// The first setting that cannot be.
+/// Refuses the first invalid setting.
 pub(super) fn validate(config: &Config) -> Result<(), Impossible> {
     ranges::check(config)?;
     check_sizes(config)?;
@@ -32,7 +32,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Impossible> {
     check_heads(config)
 }
 
-/// What only the objective itself can say: a dual clip inside the range.
+/// Checks what only the objective itself can check: the dual clip.
 fn check_objective(config: &Config) -> Result<(), Impossible> {
     choices::check(config)?;
     choices::objective(config).map(drop).map_err(|error| Impossible {
@@ -42,7 +42,7 @@ fn check_objective(config: &Config) -> Result<(), Impossible> {
     })
 }
 
-/// What no single number shows: together they are more than any machine has.
+/// Checks products of several settings, which may exceed the memory of any machine.
 fn check_sizes(config: &Config) -> Result<(), Impossible> {
     let rollout = &config.rollout;
     let episodes = rollout.groups_per_step.saturating_mul(rollout.group_size);
@@ -64,9 +64,9 @@ fn check_sizes(config: &Config) -> Result<(), Impossible> {
     )
 }
 
-/// Episodes of a step, which are in memory at the same time: a small one takes 50 kB.
+/// The most episodes of a step, which are in memory at the same time; a small episode takes 50 kB.
 const MAX_EPISODES: usize = 131_072;
-/// Weights of a model that is made: 16 GB.
+/// The most weights of a new model: 16 GB.
 const MAX_WEIGHTS: usize = 4_000_000_000;
 
 fn check_group(config: &Config) -> Result<(), Impossible> {
@@ -86,8 +86,7 @@ fn check_group(config: &Config) -> Result<(), Impossible> {
     )
 }
 
-/// Settings that are given and could not be meant.
-/// Whether the engine is there, and reads what is set for it.
+/// Checks that the engine is built, and reads the settings that are given for it.
 fn check_engine(config: &Config) -> Result<(), Impossible> {
     let rollout = &config.rollout;
     let engine = rollout.engine.word();
@@ -149,7 +148,7 @@ fn check_schedule(config: &Config) -> Result<(), Impossible> {
     )
 }
 
-/// What only a correction itself can say of its bounds.
+/// Checks what only the correction itself can check: its bounds.
 fn check_behavior(config: &Config) -> Result<(), Impossible> {
     let Behavior::Recomputed(correction) = config.train.behavior else { return Ok(()) };
     correction.check().map_err(|error| Impossible {
@@ -170,7 +169,7 @@ fn check_compaction(config: &Config) -> Result<(), Impossible> {
     )
 }
 
-/// What only some templates read.
+/// Refuses settings that the chosen template does not read.
 fn check_template(config: &Config) -> Result<(), Impossible> {
     let Model { template, trust, tools, time, .. } = &config.model;
     refuse_if(
@@ -193,7 +192,7 @@ fn check_template(config: &Config) -> Result<(), Impossible> {
     )
 }
 
-/// What adapters cannot be, whatever the model; what they cannot be for one is said when it has been read.
+/// Checks what holds for adapters of every model. Checks against the model follow when it has been read.
 fn check_lora(config: &Config) -> Result<(), Impossible> {
     let Some(LoraSettings { rank, targets, .. }) = &config.model.lora else { return Ok(()) };
     refuse_if(*rank == 0, "model.lora.rank", || "is 0".to_owned(), "use at least 1; 16 is usual")?;

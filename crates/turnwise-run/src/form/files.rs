@@ -1,4 +1,4 @@
-//! What the files of a model directory say about how it is spoken to.
+//! The files of a model directory that determine its chat form.
 
 use std::fs;
 use std::path::Path;
@@ -13,12 +13,13 @@ use crate::failure::Failure;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Templates {
     pub(super) usual: String,
-    /// The one for conversations with tools, where the model has one apart.
+    /// The template for conversations with tools, if the model has a separate one.
     pub(super) tool_use: Option<String>,
 }
 
 impl Templates {
-    /// `chat_template.jinja` with `additional_chat_templates` beside it, or else what `tokenizer_config.json` says.
+    /// Reads `chat_template.jinja` with `additional_chat_templates` beside it, or else the templates in
+    /// `tokenizer_config.json`.
     pub(super) fn of(directory: &Path) -> Result<Option<Self>, Failure> {
         let own = |template: String| without_moment(&template).to_owned();
         let written = Self::as_written(directory)?;
@@ -53,13 +54,14 @@ impl Templates {
         template_hash(&self.usual)
     }
 
-    /// Whether this is the hash of one of them: both come from the same files.
+    /// Returns whether this is the hash of one of the templates: both come from the same files.
     pub(super) fn has(&self, hash: &str) -> bool {
         self.hash() == hash || self.tool_use.as_deref().map(template_hash).as_deref() == Some(hash)
     }
 }
 
-/// The special tokens that templates are given, by name. A token is a text, or an object that has it as `content`.
+/// Returns the special tokens that templates receive, by name. In the files, a token is a string, or an object with
+/// `content`.
 pub(super) fn specials(directory: &Path) -> Result<Map<String, Value>, Failure> {
     let names = [
         "bos_token",
@@ -81,7 +83,7 @@ pub(super) fn specials(directory: &Path) -> Result<Map<String, Value>, Failure> 
     Ok(specials.collect())
 }
 
-/// The control tokens at which the model's makers stop: those of `generation_config.json` and `config.json`, and the tokenizer's
+/// Returns the control tokens that end a turn: those of `generation_config.json` and `config.json`, and the tokenizer's
 /// `eos_token`.
 pub(super) fn ends(directory: &Path, tokenizer: &Tokenizer) -> Result<Vec<String>, Failure> {
     let mut ends: Vec<String> = Vec::new();
@@ -104,7 +106,7 @@ pub(super) fn ends(directory: &Path, tokenizer: &Tokenizer) -> Result<Vec<String
     Ok(ends)
 }
 
-/// The ids under `eos_token_id`: one, or a list.
+/// Returns the ids under `eos_token_id`: one, or a list.
 pub(super) fn eos_ids(config: &Map<String, Value>) -> Vec<TokenId> {
     let own = config.get("eos_token_id").filter(|value| !value.is_null());
     let ids = match own.or_else(|| config.get("text_config")?.get("eos_token_id")) {
@@ -115,7 +117,7 @@ pub(super) fn eos_ids(config: &Map<String, Value>) -> Vec<TokenId> {
     ids.into_iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
-/// A file's JSON object; an empty one where there is no such file.
+/// Reads a file's JSON object; returns an empty one if the file does not exist.
 pub(super) fn object(path: &Path) -> Result<Map<String, Value>, Failure> {
     let Some(text) = read(path)? else { return Ok(Map::new()) };
     serde_json::from_str(&text)

@@ -1,4 +1,4 @@
-//! What a saved model says about how it is spoken to: the same as in training.
+//! The chat templates and end tokens of a saved model, with which other programs prompt it as in training.
 
 use std::io;
 use std::path::Path;
@@ -9,20 +9,20 @@ use turnwise_trajectory::TokenId;
 
 use super::files::{Templates, eos_ids, object};
 
-/// How conversations with a model are written, and where its turns end.
+/// The templates of a model, and the tokens that end its turns.
 #[derive(Clone, Debug)]
 pub struct Spoken {
-    /// The template that makes the prompts of training; `None` where it is the model's own.
+    /// The template that renders prompts as in training; `None` if it is the model's own.
     pub template: Option<String>,
-    /// The model's own templates, where a checkpoint cannot have them byte for byte.
+    /// The model's own templates, if a checkpoint cannot copy them byte for byte.
     pub own: Option<Own>,
-    /// The control tokens that end a turn; the first is the one that the form writes.
+    /// The control tokens that end a turn; the form writes the first.
     pub ends: Vec<(String, TokenId)>,
 }
 
 impl Spoken {
-    /// Writes into a model directory what other programs read of it: the template where a model has another one or none, and the end
-    /// tokens where they miss one.
+    /// Writes into a model directory what other programs read: the template if the model has another one or none, and
+    /// the end tokens if its files have others.
     ///
     /// # Errors
     /// When a file cannot be read or written.
@@ -39,8 +39,8 @@ impl Spoken {
         if let Some(own) = &self.own {
             own.write(directory)?;
         }
-        // No more and no fewer: what else a file names, such as the default of an architecture for another tokenizer, would cut
-        // turns short that training went on with.
+        // The files get exactly these end tokens. A further one, such as an architecture's default for another
+        // tokenizer, would end turns that went on in training.
         let ends = |config: &mut Map<String, Value>| {
             let ids: Vec<TokenId> = self.ends.iter().map(|(_, id)| *id).collect();
             let known = eos_ids(config);
@@ -56,7 +56,8 @@ impl Spoken {
     }
 }
 
-/// The templates of a model, as a checkpoint has them: with the moment of training, and in no folder.
+/// The templates of a model, as a checkpoint has them: with the date and time of training, and without a separate
+/// directory.
 #[derive(Clone, Debug)]
 pub struct Own {
     usual: String,
@@ -74,8 +75,8 @@ impl Own {
         }
     }
 
-    /// Writes one template where the model has it, and two into `tokenizer_config.json`: `chat_template.jinja` would go before it, and
-    /// the second would need a folder.
+    /// Writes a single template to the file in which the model has it, and two to `tokenizer_config.json`:
+    /// `chat_template.jinja` would take precedence, and the second template would need a directory.
     fn write(&self, directory: &Path) -> io::Result<()> {
         let file = directory.join("chat_template.jinja");
         if file.is_file() {
@@ -105,7 +106,7 @@ impl Own {
     }
 }
 
-/// Changes a file's JSON object; without a file an empty one.
+/// Changes a file's JSON object; a missing file counts as an empty one.
 fn change(path: &Path, change: impl FnOnce(&mut Map<String, Value>)) -> io::Result<()> {
     let before = object(path).map_err(io::Error::other)?;
     let mut config = before.clone();

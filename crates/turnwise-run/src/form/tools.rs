@@ -1,4 +1,4 @@
-//! Whether a policy hears of its tools, and whether its calls are read.
+//! Checks that a prompt mentions the tools, and that the policy's calls can be read.
 
 use turnwise_chat::ToolPrompt;
 use turnwise_environment::{Message, Observation, ToolSpec};
@@ -8,10 +8,10 @@ use super::Form;
 use crate::failure::Failure;
 
 impl Form {
-    /// Refuses an environment with tools whose calls nobody could read: the model's template asks for them in a form of its own.
+    /// Refuses an environment with tools if the model's own template asks for calls in a form that cannot be read.
     ///
     /// # Errors
-    /// When its calls are in a form that is not known.
+    /// When the form of the calls is unknown.
     pub fn check_calls(&self, tools: &[ToolSpec]) -> Result<(), Failure> {
         let (Some(own), Some(tool)) = (&self.own, tools.first()) else { return Ok(()) };
         if own.reads_its_calls(tool) != Some(false) {
@@ -24,8 +24,8 @@ impl Form {
         .help("use another form of conversations, such as model.template = \"qwen3\", or an environment without tools"))
     }
 
-    /// The tools that the first prompt does not mention, unless the settings leave them out: a policy cannot use what it was never told
-    /// of.
+    /// Returns the tools that the first prompt does not mention: a policy cannot use a tool that it was never told
+    /// about. Empty if the settings leave tools out.
     ///
     /// # Errors
     /// When the prompt cannot be rendered.
@@ -46,7 +46,7 @@ impl Form {
         Ok(names.filter(|name| !prompt.contains(name.as_str())).collect())
     }
 
-    /// What a person should know of the tools of an environment whose episodes begin like this.
+    /// Returns a note for people if the first prompt of an episode does not mention all tools.
     #[must_use]
     pub fn tools_note(&self, opening: &[Message], tools: &[ToolSpec]) -> Option<String> {
         let observation = Observation::new(opening.to_vec());

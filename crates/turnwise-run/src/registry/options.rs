@@ -1,4 +1,4 @@
-//! Options into an environment's settings, with errors that name the option.
+//! Reads options into an environment's settings; errors name the option.
 
 use serde::de::value::Error;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::SuiteError;
 use crate::Failure;
 
-/// Options from arguments as in `span=20`, where the value is as in TOML; what is not TOML is a string.
+/// Parses options from arguments such as `span=20`; the value is TOML, or a string if it is not valid TOML.
 ///
 /// # Errors
 /// When an argument has no `=`.
@@ -49,9 +49,9 @@ pub(super) fn read<T: DeserializeOwned>(
             let known = known.iter().map(|&known| known.to_owned()).collect();
             return Err(SuiteError::UnknownOption { environment, option, known });
         }
-        // Alone, because an error does not say which of several options it is about.
+        // Each option is read alone, because an error does not say which of several options it is about.
         let alone = Value::Object(Map::from_iter([(option.clone(), value.clone())]));
-        // What it says is missing may be there with the others.
+        // A missing field may be among the other options.
         if let Err(error) = serde_json::from_value::<T>(alone)
             && !error.to_string().starts_with("missing field")
         {
@@ -80,15 +80,16 @@ pub(super) fn none(environment: &str, options: &Value) -> Result<(), SuiteError>
     }
 }
 
-/// The fields that a struct reads. Its defaults written out would not do: a field that is `None` may be left out there.
+/// Returns the fields that a struct reads. Its serialised defaults would not do: a field that is `None` may be left out
+/// there.
 fn fields_of<T: DeserializeOwned>() -> &'static [&'static str] {
     let mut fields: &[&str] = &[];
-    // It always fails: all that is wanted is what the struct asks for.
+    // Deserialising always fails; only the requested fields matter.
     let _ = T::deserialize(Fields(&mut fields));
     fields
 }
 
-/// Takes down which fields are asked for, and has none of them.
+/// Records the fields that a struct requests, and provides none.
 struct Fields<'a>(&'a mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for Fields<'_> {
