@@ -198,8 +198,8 @@ fn trained_tokens(tokens: &SampledTokens) -> impl Iterator<Item = (usize, Sample
     tokens.iter().enumerate().filter(|(_, token)| token.trains())
 }
 
-/// Refuses trajectories that cannot be trained on, or not together. [`Batch::new`] checks its own trajectories; a step
-/// with several batches checks all of them first, so that nothing is refused after some weights have changed.
+/// Rejects trajectories that cannot be trained on, or not together. [`Batch::new`] checks its own trajectories; a step
+/// with several batches checks all of them first, so that none is rejected after some weights have changed.
 ///
 /// # Errors
 /// If two trajectories were rendered by different tokenizers or templates, or a token that would train was sampled from
@@ -258,7 +258,7 @@ pub fn assign_credit(
 /// The reason why trajectories cannot be trained on.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BatchError {
-    /// A token without an advantage, which is not the same as an advantage of 0.
+    /// A token has no advantage, which differs from an advantage of 0.
     #[error("train on group {group} member {member}: a token of node {node} has no advantage")]
     NoAdvantage {
         /// The group's id.

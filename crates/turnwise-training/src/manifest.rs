@@ -72,7 +72,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Compares every file with the manifest; says what is wrong with the first that differs. `meter` counts the bytes.
+    /// Compares every file with the manifest; the error names the first that differs, and why. `meter` counts the
+    /// bytes.
     pub(crate) fn verify(&self, directory: &Path, meter: &Meter) -> Result<(), String> {
         meter.begin(Meter::BYTES, self.bytes());
         let verified = self.verify_files(directory, meter);
@@ -103,7 +104,7 @@ impl Manifest {
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 
-    /// Refuses files that a loader would read and that did not exist when the directory was written.
+    /// Rejects files that a loader would read and that did not exist when the directory was written.
     fn refuse_unlisted(&self, directory: &Path, prefix: &str) -> Result<(), String> {
         let paths = entries(directory).map_err(|error| error.to_string())?;
         for path in paths {

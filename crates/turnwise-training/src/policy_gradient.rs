@@ -239,7 +239,7 @@ fn homes(batch: &Batch, micro_batches: &[Vec<usize>]) -> Vec<Option<usize>> {
     homes.into_iter().map(alone).collect()
 }
 
-/// A mini-batch whose ratio groups are being evaluated, in the order in which they become known.
+/// A mini-batch whose ratio groups are being evaluated, in the order in which their log-probabilities become known.
 struct MiniBatchEvaluation<'a> {
     objective: &'a dyn Objective,
     batch: &'a Batch,

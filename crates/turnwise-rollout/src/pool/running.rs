@@ -41,7 +41,7 @@ pub(super) struct Running {
 #[derive(Debug)]
 struct Taken {
     stop: StopHandle,
-    /// A lower bound of the versions of its tokens.
+    /// A lower bound of the versions of the episode's tokens.
     launched_at: PolicyVersion,
     /// The session at the engine.
     session: u64,
@@ -122,7 +122,7 @@ async fn advance(
             () = sleep(delay) => {}
         }
     }
-    // An episode that is stopped before it begins has not begun.
+    // A stop before the start leaves the episode unchanged, without a suspension that counts.
     let progress = if allowance.stop.requested() {
         Progress::Suspended(episode)
     } else {
