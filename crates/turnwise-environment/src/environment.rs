@@ -62,6 +62,14 @@ pub trait Environment: Send {
         Vec::new()
     }
 
+    /// Returns the number of seats, which is constant over the episode. The first seat is 0.
+    ///
+    /// Each seat has its own agent, conversation and trajectory. It sees the observations addressed to it, and all seats
+    /// have the same tools.
+    fn n_seats(&self) -> usize {
+        1
+    }
+
     /// Returns the range of the sum of an episode's rewards; a sum outside it is an infrastructure fault, not a reward.
     fn reward_range(&self) -> RangeInclusive<f64> {
         f64::MIN..=f64::MAX
@@ -127,6 +135,10 @@ impl<E: Environment + ?Sized> Environment for Box<E> {
 
     fn tools(&self) -> Vec<ToolSpec> {
         (**self).tools()
+    }
+
+    fn n_seats(&self) -> usize {
+        (**self).n_seats()
     }
 
     fn reward_range(&self) -> RangeInclusive<f64> {

@@ -5,7 +5,7 @@
 //! Start with the contract of [`Environment`], then hand tasks to a trainer as a [`TaskSet`]; a [`Suite`] adds what a
 //! command line needs to offer them by name.
 //!
-//! Not supported: several agents in one environment, and images in messages.
+//! Not supported: agents that act at the same time (seats take turns), and images in messages.
 
 mod babbler;
 pub mod check;
@@ -18,6 +18,7 @@ mod message;
 mod observation;
 mod recovery;
 mod rubric;
+mod seat;
 mod seed;
 mod services;
 mod step;
@@ -39,6 +40,7 @@ pub use message::{Action, CallAttempt, CallError, MalformedCall, Message, Role, 
 pub use observation::Observation;
 pub use recovery::Recovery;
 pub use rubric::{Rubric, Transcript};
+pub use seat::{Seat, SeatReward};
 pub use seed::{Random, derive_seed};
 pub use services::Services;
 pub use step::{Ending, Step};

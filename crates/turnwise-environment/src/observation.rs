@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::Message;
+use crate::{Message, Seat};
 
 /// What the agent sees before it acts: the messages that are new since its last action.
 ///
@@ -9,13 +9,28 @@ use crate::Message;
 pub struct Observation {
     /// The new messages, oldest first; none of them is the agent's own.
     pub messages: Vec<Message>,
+    /// The seat that sees the messages and acts next.
+    #[serde(default, skip_serializing_if = "Seat::is_first")]
+    pub seat: Seat,
 }
 
 impl Observation {
     /// Creates an observation of several new messages.
     #[must_use]
     pub fn new(messages: Vec<Message>) -> Self {
-        Self { messages }
+        Self { messages, seat: Seat::default() }
+    }
+
+    /// Addresses the observation to a seat, which acts next.
+    ///
+    /// ```
+    /// use turnwise_environment::{Observation, Seat};
+    ///
+    /// assert_eq!(Observation::from("Black moves.").to(Seat(1)).seat, Seat(1));
+    /// ```
+    #[must_use]
+    pub fn to(self, seat: Seat) -> Self {
+        Self { seat, ..self }
     }
 }
 

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::Observation;
+use crate::{Observation, Seat, SeatReward};
 
 /// How an environment ends an episode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,9 @@ pub enum Step {
         reward: Option<f64>,
         /// Mistakes of form in this turn (a call that could not be read, say); each costs one unit of the fault budget.
         faults: u32,
+        /// Rewards of seats that did not act.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        others: Vec<SeatReward>,
     },
     /// The episode is over.
     End {
@@ -47,6 +50,9 @@ pub enum Step {
         ending: Ending,
         /// Whether the task was solved, for success rates.
         solved: bool,
+        /// Rewards of seats that did not act.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        others: Vec<SeatReward>,
     },
 }
 
@@ -54,7 +60,12 @@ impl Step {
     /// Creates a step after which the episode goes on, with this turn not scored.
     #[must_use]
     pub fn next(observation: impl Into<Observation>) -> Self {
-        Self::Next { observation: observation.into(), reward: None, faults: 0 }
+        Self::Next {
+            observation: observation.into(),
+            reward: None,
+            faults: 0,
+            others: Vec::new(),
+        }
     }
 
     /// Creates a step that ends the episode; it counts as solved if this turn's reward is 1 or more.
@@ -70,19 +81,23 @@ impl Step {
     /// ```
     #[must_use]
     pub fn terminated(reward: f64) -> Self {
-        Self::End { reward: Some(reward), ending: Ending::Terminated, solved: reward >= 1.0 }
+        Self::end(Some(reward), Ending::Terminated, reward >= 1.0)
     }
 
     /// Creates a step that ends the episode at the environment's own limit; the rewards given so far stay.
     #[must_use]
     pub fn truncated() -> Self {
-        Self::End { reward: None, ending: Ending::Truncated, solved: false }
+        Self::end(None, Ending::Truncated, false)
     }
 
     /// Creates a step that ends the episode because of a failure that is not the agent's doing.
     #[must_use]
     pub fn failed() -> Self {
-        Self::End { reward: None, ending: Ending::Failed, solved: false }
+        Self::end(None, Ending::Failed, false)
+    }
+
+    fn end(reward: Option<f64>, ending: Ending, solved: bool) -> Self {
+        Self::End { reward, ending, solved, others: Vec::new() }
     }
 
     /// Sets the reward of this turn.
@@ -90,6 +105,21 @@ impl Step {
     pub fn reward(mut self, value: f64) -> Self {
         let (Self::Next { reward, .. } | Self::End { reward, .. }) = &mut self;
         *reward = Some(value);
+        self
+    }
+
+    /// Adds a reward of a seat that did not act. At the end, a reward of 1 or more counts as solved for that seat.
+    ///
+    /// ```
+    /// use turnwise_environment::{Seat, Step};
+    ///
+    /// let won = Step::terminated(1.0).reward_of(Seat(1), -1.0);
+    /// assert!(matches!(won, Step::End { others, .. } if others[0].reward == -1.0));
+    /// ```
+    #[must_use]
+    pub fn reward_of(mut self, seat: Seat, reward: f64) -> Self {
+        let (Self::Next { others, .. } | Self::End { others, .. }) = &mut self;
+        others.push(SeatReward { seat, reward, solved: reward >= 1.0 });
         self
     }
 

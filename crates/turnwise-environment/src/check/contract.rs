@@ -7,7 +7,7 @@ use super::hostile::hostile_actions;
 use super::isolation::{SHARED, isolated};
 use super::recovery::recovers;
 use super::snapshot::{continues, refuses};
-use crate::{Action, CallAttempt, Observation, Recovery, Role, Step};
+use crate::{Action, CallAttempt, Observation, Recovery, Role, Seat, Step};
 
 const PLAYS: &str = "reset/step with 64 seeds";
 const REPEATS: &str = "same seed, same transcript";
@@ -134,9 +134,11 @@ impl Contract {
     fn inspect(&mut self, subject: &Subject<'_>, episode: &ObservedEpisode) {
         self.report(subject, REWARDS, sum_of_rewards(episode));
         self.report(subject, SPEAKS, episode.observations().try_for_each(speaks));
+        self.report(subject, SPEAKS, addresses_seats(episode));
         self.report(subject, ENDS, ends(subject, episode));
         self.report(subject, TOOLS, same_tools(episode));
-        if !episode.tools.is_empty() {
+        // With several seats, a call may be answered when its seat is addressed again.
+        if !episode.tools.is_empty() && episode.n_seats == 1 {
             self.report(subject, ANSWERS, episode.turns.iter().try_for_each(answers));
         }
     }
@@ -149,7 +151,7 @@ impl Contract {
         let longest = episode.observations().map(n_chars).max();
         self.observation_chars_max = self.observation_chars_max.max(longest.unwrap_or(0));
         self.tool_names.extend(episode.tools.iter().map(|tool| tool.name.clone()));
-        if let Some(sum) = episode.rewards().reduce(|sum, reward| sum + reward) {
+        if let Some(sum) = episode.rewards(Seat::default()).into_iter().reduce(|sum, reward| sum + reward) {
             self.reward_min = Some(self.reward_min.map_or(sum, |min| min.min(sum)));
             self.reward_max = Some(self.reward_max.map_or(sum, |max| max.max(sum)));
         }
@@ -218,15 +220,32 @@ async fn repeats(subject: &Subject<'_>, seed: u64, before: &ObservedEpisode) -> 
 
 /// Checks that each reward is finite and that their sum lies in the environment's range.
 fn sum_of_rewards(episode: &ObservedEpisode) -> Result<(), String> {
-    if let Some(reward) = episode.rewards().find(|reward| !reward.is_finite()) {
-        return Err(format!("a turn has the reward {reward}"));
+    for seat in (0..episode.n_seats as u32).map(Seat) {
+        let rewards = episode.rewards(seat);
+        if let Some(reward) = rewards.iter().find(|reward| !reward.is_finite()) {
+            return Err(format!("a turn has the reward {reward}"));
+        }
+        let sum: f64 = rewards.iter().sum();
+        let range = &episode.reward_range;
+        if !range.contains(&sum) {
+            let whose =
+                if episode.n_seats > 1 { format!(" of seat {seat}") } else { String::new() };
+            return Err(format!("an episode's rewards{whose} sum to {sum}, outside {range:?}"));
+        }
     }
-    let sum: f64 = episode.rewards().sum();
-    let range = &episode.reward_range;
-    if range.contains(&sum) {
-        Ok(())
-    } else {
-        Err(format!("an episode's rewards sum to {sum}, outside {range:?}"))
+    Ok(())
+}
+
+/// Checks that observations and rewards are addressed to seats that the environment has.
+fn addresses_seats(episode: &ObservedEpisode) -> Result<(), String> {
+    let observed = episode.observations().map(|observation| observation.seat);
+    let rewarded = episode.turns.iter().flat_map(|turn| match &turn.step {
+        Step::Next { others, .. } | Step::End { others, .. } => others.iter().map(|it| it.seat),
+    });
+    let n_seats = episode.n_seats;
+    match observed.chain(rewarded).find(|seat| seat.0 as usize >= n_seats) {
+        Some(seat) => Err(format!("seat {seat} is addressed, and n_seats is {n_seats}")),
+        None => Ok(()),
     }
 }
 

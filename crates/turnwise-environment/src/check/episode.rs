@@ -1,7 +1,7 @@
 use std::ops::RangeInclusive;
 
 use super::guard::{caught, guarded};
-use crate::{Action, Demonstrator, Ending, Environment, Observation, Step, ToolSpec};
+use crate::{Action, Demonstrator, Ending, Environment, Observation, Seat, Step, ToolSpec};
 
 /// The number of turns that are played of an environment without a limit of its own.
 const UNLIMITED_TURNS: usize = 16;
@@ -22,6 +22,7 @@ pub(super) struct Subject<'a> {
 pub(super) struct ObservedEpisode {
     pub(super) first: Observation,
     pub(super) turns: Vec<ObservedTurn>,
+    pub(super) n_seats: usize,
     pub(super) reward_range: RangeInclusive<f64>,
     /// The tools before the reset.
     pub(super) tools: Vec<ToolSpec>,
@@ -69,7 +70,8 @@ impl Subject<'_> {
         }
         let tools_at_end = caught(|| environment.tools())?;
         let reward_range = caught(|| environment.reward_range())?;
-        Ok(ObservedEpisode { first, turns, reward_range, tools, tools_at_end })
+        let n_seats = caught(|| environment.n_seats())?;
+        Ok(ObservedEpisode { first, turns, n_seats, reward_range, tools, tools_at_end })
     }
 }
 
@@ -99,16 +101,29 @@ impl ObservedEpisode {
         matches!(self.turns.last(), Some(ObservedTurn { step: Step::End { .. }, .. }))
     }
 
-    /// Returns whether the episode ended with the task solved.
+    /// Returns whether the episode ended with the task solved for the first seat.
     pub(super) fn solved(&self) -> bool {
-        matches!(self.turns.last(), Some(ObservedTurn { step: Step::End { solved: true, .. }, .. }))
+        let Some(Step::End { solved, others, .. }) = self.turns.last().map(|turn| &turn.step) else {
+            return false;
+        };
+        let acted = self.acting().last().is_some_and(|seat| seat.is_first());
+        if acted { *solved } else { others.iter().any(|it| it.seat.is_first() && it.solved) }
     }
 
-    /// Returns the rewards of the turns that were scored.
-    pub(super) fn rewards(&self) -> impl Iterator<Item = f64> {
-        self.turns.iter().filter_map(|turn| match &turn.step {
-            Step::Next { reward, .. } | Step::End { reward, .. } => *reward,
-        })
+    /// Iterates over the seat that acted in each turn.
+    pub(super) fn acting(&self) -> impl Iterator<Item = Seat> {
+        self.observations().map(|observation| observation.seat).take(self.turns.len())
+    }
+
+    /// Returns the rewards of a seat's turns that were scored.
+    pub(super) fn rewards(&self, seat: Seat) -> Vec<f64> {
+        let mut rewards = Vec::new();
+        for (acting, turn) in self.acting().zip(&self.turns) {
+            let (Step::Next { reward, others, .. } | Step::End { reward, others, .. }) = &turn.step;
+            rewards.extend(reward.filter(|_| acting == seat));
+            rewards.extend(others.iter().filter(|it| it.seat == seat).map(|it| it.reward));
+        }
+        rewards
     }
 
     /// Returns the observations, oldest first.

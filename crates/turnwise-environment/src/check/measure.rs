@@ -67,7 +67,7 @@ pub async fn measure(
         if let Some(limit) = suite.turn_limit().filter(|_| !episode.ended()) {
             return Err(format!("{}: not over after {limit} turns", subject.label));
         }
-        reward += episode.rewards().sum::<f64>();
+        reward += episode.rewards(Seat::default()).iter().sum::<f64>();
         n_solved += usize::from(episode.solved());
     }
     let n = n_episodes.max(1) as f64;
