@@ -51,8 +51,8 @@ pub struct Decision {
 ///
 /// # Example
 ///
-/// [`ChatAgent`](crate::ChatAgent) is the usual agent. Another one wraps it and changes what the policy reads; here, every
-/// observation ends with a reminder:
+/// [`ChatAgent`](crate::ChatAgent) is the usual agent. Another agent can wrap it and change what the policy reads;
+/// here, every observation ends with a reminder:
 ///
 /// ```
 /// use std::sync::Arc;

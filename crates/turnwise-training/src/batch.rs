@@ -28,7 +28,7 @@ pub enum RatioScope {
 /// The trainer's data of a target; the learner does not need it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainToken {
-    /// The log-probability at sampling time, or the proximal policy's in its place.
+    /// The log-probability at sampling time, or that under the proximal policy if it was recomputed.
     pub behavior_logprob: f32,
     /// The version that sampled the token.
     pub version: PolicyVersion,

@@ -167,7 +167,7 @@ fn is_read(path: &Path) -> bool {
     })
 }
 
-/// Returns the metadata of a regular file; otherwise says what is in its place.
+/// Returns the metadata of a regular file; the error says what else has that path.
 fn regular(path: &Path) -> Result<Metadata, String> {
     let metadata = fs::symlink_metadata(path).map_err(|error| error.to_string())?;
     if metadata.is_file() { Ok(metadata) } else { Err(format!("it is {}", kind(&metadata))) }
@@ -247,7 +247,7 @@ fn hex(bytes: &[u8]) -> String {
         .fold(String::with_capacity(2 * bytes.len()), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// Returns the entries of a directory in the order of their names; none if there is no directory.
+/// Returns the entries of a directory in the order of their names; an empty list if the directory does not exist.
 pub(crate) fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let listing = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -42,7 +42,7 @@ pub struct Summary {
     pub eval_after: SuccessRate,
     /// Wall time, in seconds.
     pub seconds: f64,
-    /// Warnings as sentences; empty if there are none.
+    /// Warnings as sentences; empty for a run without warnings.
     pub warnings: Vec<String>,
 }
 

@@ -96,8 +96,8 @@ impl Default for TrainerSettings {
 /// The training loop: groups, credit, objective, optimiser, new weights.
 ///
 /// [`step`](Self::step) is called until the run is over. The policy is created from the learner before the learner
-/// moves into [`Parts`], and a learner that was trained before, in a warm start for example, is published first ([who
-/// publishes](Learner#who-publishes)).
+/// moves into [`Parts`], and a learner that was trained before, in a warm start for example, is published first
+/// ([who publishes](Learner#who-publishes)).
 ///
 /// # Example
 ///

@@ -64,7 +64,8 @@ impl Breaker {
             return None;
         };
         self.counts.recent.push_back(fault.reason == InfraReason::BadReward);
-        // After a crash every episode that was under way may have a call in doubt. The next attempt has calls of its own.
+        // After a crash, every episode that was running may have a call in doubt. The next attempt has calls of its
+        // own.
         if fault.reason == InfraReason::ToolInDoubt {
             return None;
         }

@@ -8,7 +8,7 @@ use turnwise_trajectory::{GroupId, PolicyVersion};
 
 use crate::{Allowance, Episode, Policy, Progress, StopHandle, StopSignal};
 
-/// A member's place in its group, the same for all its attempts.
+/// A member's place in its group, equal for all attempts of the member.
 pub(super) type Seat = (GroupId, u32);
 
 /// An episode that is due to be advanced.

@@ -22,7 +22,7 @@ pub struct CreditRecord<'a> {
     pub rewards: Vec<Option<f64>>,
     /// For each stream, one number for each turn; the tokens train with "advantage".
     pub streams: BTreeMap<&'static str, &'a [f64]>,
-    /// For each stream, the deviation of the whole group from what the stream conserves; 0 up to rounding.
+    /// For each stream, the deviation of the whole group from the stream's invariant; 0 up to rounding.
     pub imbalance: BTreeMap<&'static str, f64>,
 }
 
