@@ -2,13 +2,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use turnwise_environment::{Environment, LedgerStore};
+use turnwise_environment::{Environment, LedgerStore, Seat};
 use turnwise_trajectory::{
-    AgentId, CancelReason, Identity, InfraReason, MaskReason, MessageGraph, Node, Outcome,
+    CancelReason, Identity, InfraReason, Limit, MaskReason, MessageGraph, Node, Outcome,
     PolicyVersion, SampledToken, Trajectory,
 };
 
-use crate::{Agent, AgentFactory, Allowance, BlockingThreads, Deadline, Limits, Policy};
+use crate::{Agent, AgentFactory, Allowance, BlockingThreads, Deadline, Limits, Opponent, Policy};
 
 mod digest;
 mod excerpt;
@@ -16,20 +16,23 @@ mod fork;
 mod guard;
 mod repetition;
 mod replay;
+mod seats;
 mod snapshot;
 mod state;
 mod turn;
 mod world;
 
 pub(crate) use guard::release;
-use guard::{Engine, Session, caught, infra};
+use guard::{Sessions, caught, infra};
+use seats::{Occupant, SeatState};
 use state::{Factory, State};
 use world::World;
 
 pub use fork::{Fork, ForkError};
 pub use snapshot::{EpisodeSnapshot, RestoreError, SnapshotError};
 
-/// One environment and one agent, from the first observation to an outcome.
+/// One environment and the agents on its seats, from the first observation to an outcome. Most environments have one
+/// seat, and one agent.
 ///
 /// An episode is a value: [`advance`](Self::advance) consumes it and returns it when it suspends, so a finished episode
 /// cannot be used again, and stopping an episode drops no future.
@@ -87,8 +90,10 @@ pub use snapshot::{EpisodeSnapshot, RestoreError, SnapshotError};
 /// [`snapshot`](Self::snapshot) and [`restore`](Self::restore) take a suspended episode to another process.
 pub struct Episode {
     world: World,
-    /// `None` only in an episode that broke before it began.
-    agent: Option<Box<dyn Agent>>,
+    /// Who plays each seat; empty only in an episode that broke before it began.
+    seats: Vec<Occupant>,
+    /// Who plays the seats that the trained policy leaves.
+    opponent: Opponent,
     factory: Factory,
     limits: Limits,
     state: State,
@@ -121,18 +126,31 @@ impl Episode {
         limits: Limits,
     ) -> Self {
         let world = World::new(environment, &identity);
-        let agent = world.tools().and_then(|tools| {
-            caught(|| factory.agent(&identity, tools)).map_err(|panic| {
-                infra(InfraReason::AgentPanic, format!("cannot make an agent: {panic}"))
-            })
+        let made = world.tools().and_then(|tools| {
+            seats::with_agents(factory, &identity, &tools, world.n_seats()?)
         });
-        let (agent, broken) = match agent {
-            Ok(agent) => (Some(agent), None),
-            Err(outcome) => (None, Some(outcome)),
-        };
         let factory = Factory::of(factory);
-        let state = State::new(identity);
-        Self { world, agent, factory, limits, state, broken, is_behind: false }
+        let mut state = State::new(identity);
+        let (seats, broken) = match made {
+            Ok((occupants, seats)) => {
+                state.seats = seats;
+                (occupants, None)
+            }
+            Err(outcome) => (Vec::new(), Some(outcome)),
+        };
+        let opponent = Opponent::Itself;
+        Self { world, seats, opponent, factory, limits, state, broken, is_behind: false }
+    }
+
+    /// Gives the seats that the trained policy does not play to `opponent`. Without it, the trained policy plays all.
+    #[must_use]
+    pub fn against(mut self, opponent: &Opponent) -> Self {
+        match seats::give_to(opponent, std::mem::take(&mut self.seats), &self.state.identity) {
+            Ok(seats) => self.seats = seats,
+            Err(outcome) => self.broken = Some(outcome),
+        }
+        self.opponent = opponent.clone();
+        self
     }
 
     /// Also records the episode's tool calls in `store`, which outlives the process.
@@ -161,23 +179,23 @@ impl Episode {
         self.state.suspensions
     }
 
-    /// Returns the number of tokens sampled so far.
+    /// Returns the number of tokens that the trained policy has sampled so far.
     #[must_use]
     pub fn n_drawn(&self) -> usize {
         let n_drawn = |agent: &dyn Agent| caught(|| agent.n_drawn()).unwrap_or(0);
-        self.agent.as_deref().map_or(0, n_drawn)
+        self.seats.iter().filter_map(Occupant::trained).map(n_drawn).sum()
     }
 
     /// Returns the oldest version of the sampled tokens; `None` before the first token.
     #[must_use]
     pub fn oldest_version(&self) -> Option<PolicyVersion> {
-        let agent = self.agent.as_deref()?;
-        let oldest = caught(|| {
+        let oldest = |agent: &dyn Agent| {
             let nodes = agent.graph().nodes().iter();
             let trained = nodes.flat_map(Node::sampled).filter(SampledToken::trains);
             trained.map(|token| token.version).min()
-        });
-        oldest.ok().flatten()
+        };
+        let agents = self.seats.iter().filter_map(Occupant::trained);
+        agents.filter_map(|agent| caught(|| oldest(agent)).ok().flatten()).min()
     }
 
     /// Advances the episode until it has an outcome or the allowance is used up.
@@ -198,28 +216,26 @@ impl Episode {
         let started = Instant::now();
         let before = self.state.seconds;
         let deadline = parent.child(self.time_left());
-        let session = Session::new(policy, self.state.identity.sampling_seed);
-        let engine =
-            Engine::new(policy, self.state.seed_of_agent(), self.state.identity.sampling_seed);
+        let sessions = Sessions::new(policy, self.sessions());
         let outcome = match self.broken.take() {
             Some(outcome) => Some(outcome),
-            None => self.run(&engine, allowance, deadline).await,
+            None => self.run(policy, allowance, deadline).await,
         };
         self.state.seconds = before + started.elapsed().as_secs_f64();
         if let Some(outcome) = outcome {
-            drop(session);
+            drop(sessions);
             Progress::Finished(self.finish(outcome))
         } else {
-            session.keep();
+            sessions.keep();
             self.state.suspensions += 1;
             Progress::Suspended(self)
         }
     }
 
-    /// Cancels the episode and releases its engine session.
+    /// Cancels the episode and releases its engine sessions.
     #[must_use]
     pub fn cancel(self, reason: CancelReason, policy: &dyn Policy) -> Trajectory {
-        drop(Session::new(policy, self.state.identity.sampling_seed));
+        drop(Sessions::new(policy, self.sessions()));
         self.give_up(reason)
     }
 
@@ -231,40 +247,100 @@ impl Episode {
     fn finish(mut self, outcome: Outcome) -> Trajectory {
         // The ledger is closed first, because a tool's late answer belongs to no attempt.
         self.world.ledger().close();
-        let (graph, outcome) = self.give_graph_up(outcome);
+        let acting = self.state.acting;
+        let mut trajectories = Vec::new();
+        let mut occupants = std::mem::take(&mut self.seats).into_iter();
+        for (index, seat) in std::mem::take(&mut self.state.seats).into_iter().enumerate() {
+            let agent = match occupants.next() {
+                Some(Occupant::Policy(agent)) => Some(agent),
+                Some(Occupant::Frozen(..) | Occupant::Scripted(_)) => continue,
+                None if index == 0 => None,
+                None => continue,
+            };
+            let outcome = if index == acting { outcome.clone() } else { of_others(&outcome) };
+            trajectories.push(self.trajectory(index, seat, agent, outcome));
+        }
+        // A graph that cannot be taken breaks the episode for every seat.
+        let faults = trajectories.iter().map(|one| &one.outcome);
+        let fault = faults.filter(|outcome| matches!(outcome, Outcome::InfraFault(_))).next_back();
+        if let Some(fault) = fault.cloned() {
+            for trajectory in &mut trajectories {
+                (trajectory.outcome, trajectory.solved) = (fault.clone(), false);
+            }
+        }
+        let others = trajectories.split_off(1);
+        let first = trajectories.pop().expect("the trained policy plays a seat");
+        Trajectory { others, ..first }
+    }
+
+    /// Returns the trajectory of a seat.
+    fn trajectory(
+        &self,
+        index: usize,
+        mut seat: SeatState,
+        agent: Option<Box<dyn Agent>>,
+        outcome: Outcome,
+    ) -> Trajectory {
+        let (graph, outcome) = give_graph_up(agent, &mut seat, outcome);
         Trajectory {
-            identity: self.state.identity,
-            renderer: self.factory.renderer,
-            sampling: self.factory.sampling,
+            identity: self.state.identity.clone(),
+            renderer: self.factory.renderer.clone(),
+            sampling: self.factory.sampling.clone(),
             graph,
-            turns: self.state.turns,
-            solved: self.state.solved && outcome.is_scored(),
+            turns: seat.turns,
+            solved: seat.solved && outcome.is_scored(),
             outcome,
-            agent: AgentId::default(),
-            spawned_by: None,
+            seat: Seat(index as u32),
+            others: Vec::new(),
         }
     }
 
-    /// Takes the agent's graph and masks its shared prefix. The graph of a panicked agent is only read; if reading
-    /// fails too, the turns are dropped with the graph that they refer to.
-    fn give_graph_up(&mut self, outcome: Outcome) -> (MessageGraph, Outcome) {
-        let is_broken = matches!(&outcome, Outcome::InfraFault(fault)
-            if fault.reason == InfraReason::AgentPanic);
-        let graph = match self.agent.take() {
-            Some(agent) if is_broken => caught(|| agent.graph().clone()),
-            Some(agent) => caught(|| agent.into_graph()),
-            None => Ok(MessageGraph::default()),
-        };
-        match graph {
-            Ok(mut graph) => {
-                mask_prefix(&mut graph, self.state.n_shared);
-                (graph, outcome)
-            }
-            Err(panic) => {
-                self.state.turns.clear();
-                let message = format!("cannot take the graph from the agent: {panic}");
-                (MessageGraph::default(), infra(InfraReason::AgentPanic, message))
-            }
+    /// Returns the engine sessions of the seats, each with its policy if that is not the trained one.
+    fn sessions(&self) -> Vec<(Option<Arc<dyn Policy>>, u64)> {
+        let seats = self.seats.iter().zip(&self.state.seats);
+        let agents = seats.filter(|(occupant, _)| occupant.agent().is_some());
+        agents.map(|(occupant, seat)| (occupant.frozen(), seat.sampling_seed)).collect()
+    }
+
+    /// Returns the sessions at the engine of the trained policy.
+    pub(crate) fn own_sessions(&self) -> Vec<u64> {
+        let own = self.sessions().into_iter().filter(|(policy, _)| policy.is_none());
+        own.map(|(_, session)| session).collect()
+    }
+}
+
+/// Returns the outcome of the seats that did not act when the episode ended. A limit or a fault of another seat stops
+/// them like a limit of the environment.
+fn of_others(outcome: &Outcome) -> Outcome {
+    match outcome {
+        Outcome::Truncated(_) | Outcome::AgentFault(_) => Outcome::Truncated(Limit::Environment),
+        Outcome::Done | Outcome::InfraFault(_) | Outcome::Cancelled(_) => outcome.clone(),
+    }
+}
+
+/// Takes the agent's graph and masks its shared prefix. The graph of a panicked agent is only read; if reading fails
+/// too, the turns are dropped with the graph that they refer to.
+fn give_graph_up(
+    agent: Option<Box<dyn Agent>>,
+    seat: &mut SeatState,
+    outcome: Outcome,
+) -> (MessageGraph, Outcome) {
+    let is_broken = matches!(&outcome, Outcome::InfraFault(fault)
+        if fault.reason == InfraReason::AgentPanic);
+    let graph = match agent {
+        Some(agent) if is_broken => caught(|| agent.graph().clone()),
+        Some(agent) => caught(|| agent.into_graph()),
+        None => Ok(MessageGraph::default()),
+    };
+    match graph {
+        Ok(mut graph) => {
+            mask_prefix(&mut graph, seat.n_shared);
+            (graph, outcome)
+        }
+        Err(panic) => {
+            seat.turns.clear();
+            let message = format!("cannot take the graph from the agent: {panic}");
+            (MessageGraph::default(), infra(InfraReason::AgentPanic, message))
         }
     }
 }

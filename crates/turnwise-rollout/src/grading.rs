@@ -19,7 +19,8 @@ pub(crate) struct Graded {
     pub(crate) taken_back: Vec<usize>,
 }
 
-/// Adds the rubric's scores, and makes a member without a reward an infrastructure fault.
+/// Adds the rubric's scores, and makes a member without a reward an infrastructure fault. A rubric compares the
+/// trajectories of one seat; a fault on one seat is a fault of the whole episode.
 pub(crate) async fn grade(
     rubric: Option<Arc<dyn Rubric>>,
     limit: Duration,
@@ -28,21 +29,55 @@ pub(crate) async fn grade(
     let ended_well: Vec<bool> =
         group.members.iter().map(|member| member.outcome.is_scored()).collect();
     if let Some(rubric) = rubric {
-        let mut shown: Vec<&mut Trajectory> =
-            group.members.iter_mut().filter(|member| is_scorable(member)).collect();
-        if let Err((reason, message)) = score(&*rubric, limit, &mut shown).await {
-            let message = format!("rubric `{}`: {message}", rubric.name());
-            for member in shown {
-                put_down(rubric.name(), member, None);
-                break_off(member, reason, message.clone());
-            }
+        let n_others = group.members.iter().map(|member| member.others.len()).max().unwrap_or(0);
+        for seat in 0..=n_others {
+            let of_seat = group.members.iter_mut().filter_map(|member| on_seat(member, seat));
+            grade_seat(&*rubric, limit, of_seat.filter(|one| is_scorable(one)).collect()).await;
         }
     }
-    group.members.iter_mut().for_each(expect_reward);
+    for member in &mut group.members {
+        expect_reward(member);
+        member.others.iter_mut().for_each(expect_reward);
+        spread_faults(member);
+    }
     let taken_back = (0..group.members.len())
         .filter(|place| ended_well[*place] && !group.members[*place].outcome.is_scored())
         .collect();
     Graded { group, taken_back }
+}
+
+/// Returns the trajectory of the `index`th seat that the trained policy played.
+fn on_seat(member: &mut Trajectory, index: usize) -> Option<&mut Trajectory> {
+    match index.checked_sub(1) {
+        None => Some(member),
+        Some(other) => member.others.get_mut(other),
+    }
+}
+
+async fn grade_seat(rubric: &dyn Rubric, limit: Duration, mut shown: Vec<&mut Trajectory>) {
+    if let Err((reason, message)) = score(rubric, limit, &mut shown).await {
+        let message = format!("rubric `{}`: {message}", rubric.name());
+        for member in shown {
+            put_down(rubric.name(), member, None);
+            break_off(member, reason, message.clone());
+        }
+    }
+}
+
+/// Gives an infrastructure fault of one seat to the others.
+fn spread_faults(member: &mut Trajectory) {
+    let mut outcomes = std::iter::once(&member.outcome).chain(member.others.iter().map(|o| &o.outcome));
+    let fault = outcomes.find_map(|outcome| match outcome {
+        Outcome::InfraFault(fault) => Some(fault.clone()),
+        _ => None,
+    });
+    let Some(InfraFault { reason, message }) = fault.filter(|_| !member.others.is_empty()) else {
+        return;
+    };
+    for other in &mut member.others {
+        break_off(other, reason, message.clone());
+    }
+    break_off(member, reason, message);
 }
 
 /// Returns whether the episode is shown to a rubric.
@@ -50,9 +85,10 @@ pub(crate) fn is_scorable(member: &Trajectory) -> bool {
     member.outcome.is_scored() && !member.turns.is_empty()
 }
 
-/// Marks a member that neither the environment nor the rubric scored as broken.
+/// Marks a member that has acted, and that neither the environment nor the rubric scored, as broken.
 pub(crate) fn expect_reward(member: &mut Trajectory) {
-    if member.outcome.is_scored() && member.reward().is_none() {
+    // A seat that never acted has no turn that could earn a reward.
+    if is_scorable(member) && member.reward().is_none() {
         break_off(
             member,
             InfraReason::BadReward,

@@ -22,20 +22,33 @@ impl Group {
         self.members.iter().filter_map(Trajectory::reward).collect()
     }
 
-    /// Returns whether all rewards are equal, so that no member has an advantage. Rewards that differ only by the
-    /// rounding of their sums count as equal: 0.1 + 0.2 and 0.3.
+    /// Returns the number of members with a reward on a seat.
     #[must_use]
-    pub fn has_zero_variance(&self) -> bool {
-        let rewards = self.rewards();
-        let magnitude =
-            |member: &Trajectory| member.turn_rewards().iter().map(|r| r.abs()).sum::<f64>();
-        let largest = self.scored().map(magnitude).fold(0.0, f64::max);
-        let rounding = if largest.is_finite() { ROUNDING * largest } else { 0.0 };
-        rewards.iter().all(|reward| {
-            *reward == rewards[0] || (reward / 2.0 - rewards[0] / 2.0).abs() <= rounding / 2.0
-        })
+    pub fn n_scored(&self) -> usize {
+        self.members.iter().filter(|member| has_reward(member)).count()
+    }
+
+    /// Divides a group of an environment with several seats by seat, because only trajectories of the same seat are
+    /// compared. A group of an environment with one seat stays one group.
+    ///
+    /// A member without a trajectory on a seat, because it broke before it began, is missing in the group of that seat.
+    #[must_use]
+    pub fn into_seats(mut self) -> Vec<Self> {
+        let n_others = self.members.iter().map(|member| member.others.len()).max().unwrap_or(0);
+        let mut others = vec![Vec::new(); n_others];
+        for member in &mut self.members {
+            for (of_seat, other) in others.iter_mut().zip(std::mem::take(&mut member.others)) {
+                of_seat.push(other);
+            }
+        }
+        let id = self.id;
+        std::iter::once(self)
+            .chain(others.into_iter().map(|members| Self { id, members }))
+            .collect()
     }
 }
 
-/// The largest rounding difference between equal sums of rewards, relative to the sum of their absolute values.
-const ROUNDING: f64 = 1e-12;
+/// Returns whether a seat of the episode has a reward.
+pub(crate) fn has_reward(member: &Trajectory) -> bool {
+    member.reward().is_some() || member.others.iter().any(|other| other.reward().is_some())
+}

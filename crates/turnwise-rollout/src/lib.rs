@@ -19,6 +19,7 @@ mod grading;
 mod group;
 mod limits;
 mod meter;
+mod opponent;
 mod panic_text;
 mod policy;
 mod pool;
@@ -40,6 +41,7 @@ pub use episode::{
 pub use group::Group;
 pub use limits::Limits;
 pub use meter::{Meter, Reading};
+pub use opponent::{Opponent, PlayerFactory};
 pub use policy::{Policy, PolicyError, Sample, SampleRequest, check_sample};
 pub use pool::{Census, Iteration, Ledger, PoolSettings, PoolSnapshot, RolloutError, RolloutPool};
 pub use recorded::{Divergence, RecordedPolicy};

@@ -11,8 +11,9 @@ use turnwise_environment::{LedgerStore, Rubric, TaskSet, derive_seed};
 use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersion, Trajectory};
 
 use crate::episode::release;
+use crate::group::has_reward;
 use crate::{
-    AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Meter, Policy, Progress,
+    AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Meter, Opponent, Policy, Progress,
     RestoreError, StopSignal, grading, uniform_at,
 };
 
@@ -28,7 +29,7 @@ use grading::Graded;
 pub use iteration::Iteration;
 use iteration::Unfinished;
 pub use ledger::{Census, Ledger};
-use running::{Due, Returned, Running, Seat};
+use running::{Due, Place, Returned, Running};
 pub use settings::PoolSettings;
 
 /// Runs groups of episodes side by side and keeps suspended episodes.
@@ -93,7 +94,7 @@ pub struct RolloutPool {
     ledger: Ledger,
     breaker: Breaker,
     /// The tokens that suspended episodes have sampled in the current iteration.
-    used: BTreeMap<Seat, u64>,
+    used: BTreeMap<Place, u64>,
     /// The iteration that a stop cut short, and that the next call continues.
     unfinished: Option<Unfinished>,
     /// The number of iterations in a row without a sampled token or a finished episode.
@@ -213,6 +214,7 @@ impl RolloutPool {
             doomed: BTreeSet::new(),
             n_lost: 0,
             meter: Meter::default(),
+            opponent: Opponent::default(),
             calls: None,
             engine: None,
         }
@@ -231,6 +233,14 @@ impl RolloutPool {
     #[must_use]
     pub fn with_ledger(mut self, store: Arc<dyn LedgerStore>) -> Self {
         self.calls = Some(store);
+        self
+    }
+
+    /// Gives the seats that the trained policy does not play to `opponent`. Without it, the trained policy plays all. Set
+    /// it before episodes are started or restored.
+    #[must_use]
+    pub fn against(mut self, opponent: Opponent) -> Self {
+        self.opponent = opponent;
         self
     }
 
@@ -457,7 +467,7 @@ impl RolloutPool {
         let mut restart = snapshot.restart;
         for episode in snapshot.waiting {
             let identity = episode.identity().clone();
-            match Episode::restore(episode, &*self.tasks, &*self.agents) {
+            match Episode::restore_against(episode, &*self.tasks, &*self.agents, &self.opponent) {
                 Ok(episode) => self.waiting.push(self.recorded(episode)),
                 // An environment that refuses its snapshot costs one attempt, not the run.
                 Err(RestoreError::Environment(error)) => {
@@ -492,7 +502,8 @@ impl RolloutPool {
     fn episode(&self, identity: Identity) -> Episode {
         let environment = self.tasks.environment(identity.task_index);
         let limits = self.settings.limits.clone();
-        self.recorded(Episode::new(identity, environment, &*self.agents, limits))
+        let episode = Episode::new(identity, environment, &*self.agents, limits);
+        self.recorded(episode.against(&self.opponent))
     }
 
     /// Attaches the store of tool calls to an episode, if the pool has one.
@@ -514,12 +525,12 @@ impl RolloutPool {
         let share = unfinished.share;
         let used = unfinished.used();
         for episode in std::mem::take(&mut self.waiting) {
-            let used = used.get(&seat(episode.identity())).copied().unwrap_or(0);
+            let used = used.get(&place(episode.identity())).copied().unwrap_or(0);
             if used < share {
                 self.due.push_back(Due { episode, delay: Duration::ZERO, used });
             } else {
                 // The episode has used its share, and stays suspended until the next iteration.
-                self.used.insert(seat(episode.identity()), used);
+                self.used.insert(place(episode.identity()), used);
                 self.waiting.push(episode);
             }
         }
@@ -528,10 +539,10 @@ impl RolloutPool {
 
     /// Moves the remaining due episodes to the waiting ones, and returns the tokens that each waiting episode has
     /// sampled in the iteration.
-    fn end_iteration(&mut self) -> BTreeMap<Seat, u64> {
+    fn end_iteration(&mut self) -> BTreeMap<Place, u64> {
         let mut used = std::mem::take(&mut self.used);
         for Due { episode, used: of_attempts, .. } in self.due.drain(..) {
-            used.insert(seat(episode.identity()), of_attempts);
+            used.insert(place(episode.identity()), of_attempts);
             self.waiting.push(episode);
         }
         used
@@ -565,15 +576,17 @@ impl RolloutPool {
     fn take_back(&mut self, returned: Returned) -> Result<(), RolloutError> {
         match returned.progress {
             Progress::Suspended(episode) => {
-                let drawn = (episode.n_drawn() - returned.n_drawn_before) as u64;
+                let drawn = episode.n_drawn().saturating_sub(returned.n_drawn_before) as u64;
                 self.news.n_sampled += drawn;
-                self.used.insert(returned.seat, returned.used_before + drawn);
+                self.used.insert(returned.place, returned.used_before + drawn);
                 self.meter.advance(1);
                 self.keep(episode);
                 Ok(())
             }
             Progress::Finished(trajectory) => {
-                let drawn = trajectory.n_sampled().saturating_sub(returned.n_drawn_before) as u64;
+                let others = trajectory.others.iter().map(Trajectory::n_sampled);
+                let n_sampled = trajectory.n_sampled() + others.sum::<usize>();
+                let drawn = n_sampled.saturating_sub(returned.n_drawn_before) as u64;
                 self.news.n_sampled += drawn;
                 self.take_finished(trajectory, returned.used_before + drawn)
             }
@@ -716,15 +729,16 @@ impl RolloutPool {
 
     /// Counts a graded group, and delivers it if enough members are scored.
     fn deliver(&mut self, group: Group) {
-        let viable = group.scored().count() >= self.settings.min_group_size;
+        let viable = group.n_scored() >= self.settings.min_group_size;
         for member in &group.members {
-            let reason = match (viable, member.reward()) {
-                (true, Some(_)) => {
+            let reason = match (viable, has_reward(member)) {
+                (true, true) => {
                     self.ledger.delivered += 1;
                     continue;
                 }
-                (false, Some(_)) => "group_dropped".to_owned(),
-                (_, None) => member.outcome.label(),
+                (false, true) => "group_dropped".to_owned(),
+                (_, false) if member.outcome.is_scored() => "no_turn".to_owned(),
+                (_, false) => member.outcome.label(),
             };
             *self.ledger.dropped.entry(reason.clone()).or_default() += 1;
             *self.news.dropped.entry(reason).or_default() += 1;
@@ -737,7 +751,7 @@ impl RolloutPool {
     }
 }
 
-fn seat(identity: &Identity) -> Seat {
+fn place(identity: &Identity) -> Place {
     (identity.group, identity.member)
 }
 
@@ -747,7 +761,7 @@ impl Drop for RolloutPool {
         let Some(engine) = self.engine.take() else { return };
         let idle = self.waiting.iter().chain(self.due.iter().map(|due| &due.episode));
         let suspended = idle.filter(|episode| episode.suspensions() > 0);
-        let sessions = suspended.map(|episode| episode.identity().sampling_seed);
+        let sessions = suspended.flat_map(Episode::own_sessions);
         sessions.chain(self.running.sessions()).for_each(|session| release(&*engine, session));
     }
 }

@@ -29,8 +29,12 @@ pub async fn replay(
             found: agents.renderer().to_owned(),
         });
     }
+    let environment = tasks.environment(index);
+    if environment.n_seats() > 1 {
+        return Err(ReplayError::Seats { n: environment.n_seats() });
+    }
     let policy = RecordedPolicy::new(recorded.clone());
-    let episode = Episode::new(identity, tasks.environment(index), agents, limits);
+    let episode = Episode::new(identity, environment, agents, limits);
     let allowance = Allowance::tokens(recorded.n_sampled() as u64);
     let played = match episode.advance(&policy, &allowance).await {
         Progress::Finished(played) => played,
@@ -89,6 +93,12 @@ pub enum ReplayError {
         recorded: String,
         /// The agents' hash.
         found: String,
+    },
+    /// The environment has several seats, and a record has one of them.
+    #[error("replay the episode: its environment has {n} seats, and the record has one of them")]
+    Seats {
+        /// The number of seats.
+        n: usize,
     },
     /// A fault occurred; if a prompt differs, the message says so.
     #[error("replay the episode: {0}")]

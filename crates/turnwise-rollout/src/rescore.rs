@@ -1,14 +1,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use turnwise_environment::Rubric;
-use turnwise_trajectory::{AgentId, GroupId, Trajectory};
+use turnwise_environment::{Rubric, Seat};
+use turnwise_trajectory::{GroupId, Trajectory};
 
 use crate::grading::{expect_reward, is_scorable, score};
 
 /// Scores stored trajectories with a rubric, and replaces earlier scores.
 ///
-/// The trajectories may belong to any number of groups and agents, in any order: the rubric sees those of one agent of
+/// The trajectories may belong to any number of groups and seats, in any order: the rubric sees those of one seat of
 /// one group together, in member order, and never with others. The rubric sees the episodes as they were when they
 /// finished: the episodes that were shown to a rubric then, with the environment's rewards and without an earlier
 /// score. Therefore the same rubric gives the same rewards, to the bit. An episode that the first grading made an
@@ -21,16 +21,16 @@ pub async fn rescore(
     limit: Duration,
     trajectories: &mut [Trajectory],
 ) -> Result<(), RescoreError> {
-    let mut groups: BTreeMap<(GroupId, AgentId), Vec<&mut Trajectory>> = BTreeMap::new();
+    let mut groups: BTreeMap<(GroupId, Seat), Vec<&mut Trajectory>> = BTreeMap::new();
     for trajectory in trajectories.iter_mut().filter(|one| was_shown(one)) {
-        groups.entry((trajectory.identity.group, trajectory.agent)).or_default().push(trajectory);
+        groups.entry((trajectory.identity.group, trajectory.seat)).or_default().push(trajectory);
     }
-    for ((group, agent), mut members) in groups {
+    for ((group, seat), mut members) in groups {
         members.sort_by_key(|member| member.identity.member);
         let broke = |(_, message)| RescoreError {
             rubric: rubric.name().to_owned(),
             group: group.0,
-            agent: agent.0,
+            seat,
             message,
         };
         score(rubric, limit, &mut members).await.map_err(broke)?;
@@ -47,14 +47,14 @@ fn was_shown(trajectory: &Trajectory) -> bool {
 
 /// The error of a rubric that failed on a group.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("score agent {agent} of group {group} with rubric `{rubric}`: {message}")]
+#[error("score seat {seat} of group {group} with rubric `{rubric}`: {message}")]
 pub struct RescoreError {
     /// The rubric's name.
     pub rubric: String,
     /// The group's id.
     pub group: u64,
-    /// The agent's id.
-    pub agent: u32,
+    /// The seat.
+    pub seat: Seat,
     /// The cause.
     pub message: String,
 }

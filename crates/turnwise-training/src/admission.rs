@@ -8,6 +8,8 @@ use turnwise_objective::SoftOverlong;
 use turnwise_rollout::Group;
 use turnwise_trajectory::{MaskReason, NodeId, Outcome, PolicyVersion, Score, Trajectory};
 
+use crate::credit::has_equal_rewards;
+
 /// The treatment of tokens whose policy is more than `max_staleness` versions old.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -173,6 +175,8 @@ pub struct Admitted {
     pub members: Vec<Trajectory>,
     /// The lengths of the other members, by reason: dropping stale or long episodes favours short ones.
     pub dropped: BTreeMap<DropReason, Lengths>,
+    /// The reason of each dropped member, by its index in the group.
+    pub reasons: BTreeMap<u32, DropReason>,
 }
 
 impl Admitted {
@@ -186,6 +190,7 @@ impl Admitted {
 
     fn drop_one(&mut self, reason: DropReason, member: &Trajectory) {
         self.dropped.entry(reason).or_default().record(member);
+        self.reasons.insert(member.identity.member, reason);
     }
 
     fn drop_all(&mut self, reason: DropReason) {
@@ -278,7 +283,7 @@ impl Admission {
 /// Returns the reason to drop a group whose rewards are all equal; `None` if they differ. The rewards decide, because
 /// rounding may make a standard deviation positive.
 fn zero_variance(members: &[Trajectory]) -> Option<DropReason> {
-    if members.windows(2).any(|pair| pair[0].reward() != pair[1].reward()) {
+    if !has_equal_rewards(&members.iter().collect::<Vec<_>>()) {
         return None;
     }
     Some(match members.iter().filter(|member| member.solved).count() {

@@ -1,10 +1,10 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise_objective::AdvantageError;
 use turnwise_trajectory::{
-    EdgeKind, NodeId, PolicyVersion, SampledToken, SampledTokens, Sampling, Span, Trajectory,
+    NodeId, PolicyVersion, SampledToken, SampledTokens, Sampling, Span, Trajectory,
 };
 
 use crate::credit::assign_batch_credit;
@@ -60,8 +60,7 @@ pub struct Batch {
 impl Batch {
     /// Lays trajectories out in rows. Each sampled node trains in the first row that contains it.
     ///
-    /// Every agent has its own ratio groups: a trajectory shares none with another, and a branch of a subagent shares
-    /// none with the branches of the agent that started it.
+    /// A trajectory shares no ratio group with another, also if both are of one episode with several seats.
     ///
     /// # Errors
     /// If a token that would train has no advantage, or [`check_trajectories`] refuses the trajectories.
@@ -93,7 +92,6 @@ impl Batch {
         let mut sequences = Sequences {
             scope,
             first: self.weights.len(),
-            agents: agents(trajectory),
             ids: HashMap::new(),
             segment: 0,
             last: None,
@@ -118,9 +116,7 @@ impl Batch {
 struct Sequences {
     scope: RatioScope,
     first: usize,
-    /// For each node, the agent that it belongs to.
-    agents: Vec<Option<NodeId>>,
-    ids: HashMap<(Option<NodeId>, u64), usize>,
+    ids: HashMap<u64, usize>,
     segment: u64,
     last: Option<PolicyVersion>,
 }
@@ -138,21 +134,8 @@ impl Sequences {
             RatioScope::VersionSegment => self.segment,
         };
         let next = self.first + self.ids.len();
-        *self.ids.entry((self.agents[node.0 as usize], key)).or_insert(next)
+        *self.ids.entry(key).or_insert(next)
     }
-}
-
-/// Returns for each node the node that began its subagent; `None` for the trajectory's own agent.
-fn agents(trajectory: &Trajectory) -> Vec<Option<NodeId>> {
-    let graph = &trajectory.graph;
-    let spawned = graph.edges().iter().filter(|edge| edge.kind == EdgeKind::SpawnedBy);
-    let starts: HashSet<NodeId> = spawned.map(|edge| edge.from).collect();
-    let mut agents: Vec<Option<NodeId>> = Vec::with_capacity(graph.nodes().len());
-    for id in graph.ids() {
-        let inherited = graph.node(id).parent.and_then(|parent| agents[parent.0 as usize]);
-        agents.push(if starts.contains(&id) { Some(id) } else { inherited });
-    }
-    agents
 }
 
 fn lay_out(

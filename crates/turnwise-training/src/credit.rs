@@ -21,7 +21,7 @@ pub use returns::ReturnCredit;
 pub use streams::{Conservation, CreditStream, CreditStreams};
 pub use turn::TurnCredit;
 pub use turn_baseline::TurnBaselineCredit;
-use turnwise_objective::{AdvantageError, ROUNDING, reward_to_go};
+use turnwise_objective::{AdvantageError, ROUNDING, has_zero_variance, reward_to_go};
 use turnwise_trajectory::Trajectory;
 
 /// A rule from the rewards of a group to an advantage for each turn of each member.
@@ -135,6 +135,12 @@ fn write(member: &mut Trajectory, advantages: &[f64]) {
 fn totals(group: &[&Trajectory]) -> Vec<f64> {
     let totals = group.iter().map(|member| vec![member.reward().unwrap_or(f64::NAN)]).collect();
     settled(totals, group).concat()
+}
+
+/// Returns whether the episodes of a group have equal rewards, so that none has an advantage. Every decision about zero
+/// variance is made here: what is replaced, what is dropped, what has no credit.
+pub(crate) fn has_equal_rewards(group: &[&Trajectory]) -> bool {
+    has_zero_variance(&totals(group))
 }
 
 /// Makes sums of rewards that differ only by rounding equal: 0.1 + 0.2 - 0.3 is not 0, and without an epsilon a

@@ -4,6 +4,7 @@ use turnwise_objective::Metrics;
 use turnwise_rollout::{Group, Iteration};
 use turnwise_trajectory::{Outcome, PolicyVersion, SampledToken, SampledTokens, Trajectory};
 
+use crate::credit::has_equal_rewards;
 use crate::metric::{self, Metric, MetricValues};
 use crate::policy_gradient::{Mismatch, ObjectiveReport};
 use crate::{Admitted, Books, CreditStreams, DropReason, Lengths, Updated};
@@ -106,12 +107,12 @@ impl StepReport {
     pub(crate) fn new(
         step: u64,
         iteration: &Iteration,
-        groups: &[Group],
+        groups: &[Vec<Group>],
         n_replaced: usize,
     ) -> Self {
         let mut report = Self { step, ..Self::default() };
         report.describe_iteration(iteration);
-        report.describe_groups(groups);
+        report.describe_groups(&groups.iter().flatten().collect::<Vec<_>>());
         report.metrics.set(metric::REPLACED, n_replaced as f64);
         report
     }
@@ -173,8 +174,8 @@ impl StepReport {
         metrics.set(metric::AGENT_FAULTS, with_prefix("agent_") as f64);
     }
 
-    fn describe_groups(&mut self, groups: &[Group]) {
-        let scored: Vec<&Trajectory> = groups.iter().flat_map(Group::scored).collect();
+    fn describe_groups(&mut self, groups: &[&Group]) {
+        let scored: Vec<&Trajectory> = groups.iter().flat_map(|group| group.scored()).collect();
         self.sample = scored
             .iter()
             .rfind(|member| member.solved)
@@ -205,7 +206,7 @@ impl StepReport {
         let of_groups = |of: &dyn Fn(&Group) -> bool| {
             mean(groups.iter().map(|group| f64::from(u8::from(of(group)))))
         };
-        metrics.set(metric::MIXED_FRAC, of_groups(&|group| !group.has_zero_variance()));
+        metrics.set(metric::MIXED_FRAC, of_groups(&|group| !has_equal_rewards(&group.scored().collect::<Vec<_>>())));
         metrics.set(
             metric::SOLVED_FRAC,
             of_groups(&|group| group.scored().all(|member| member.solved)),

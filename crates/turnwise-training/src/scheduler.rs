@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use turnwise_environment::LedgerStore;
 use turnwise_rollout::{
-    Group, Iteration, Policy, PoolSnapshot, RestoreError, RolloutError, RolloutPool, StopSignal,
+    Group, Iteration, Opponent, Policy, PoolSnapshot, RestoreError, RolloutError, RolloutPool, StopSignal,
 };
 use turnwise_trajectory::{GroupId, PolicyVersion};
 
 use crate::capacity::{Occupancy, capacity};
+use crate::credit::has_equal_rewards;
 use crate::curriculum::{Curriculum, TaskQueue};
 use crate::lead::Lead;
 
@@ -141,6 +142,11 @@ impl Scheduler {
         }
     }
 
+    /// Gives the seats that the trained policy does not play to `opponent`.
+    pub(crate) fn against(self, opponent: Opponent) -> Self {
+        Self { pool: self.pool.against(opponent), ..self }
+    }
+
     pub(crate) fn with_ledger(self, store: Arc<dyn LedgerStore>) -> Self {
         Self { pool: self.pool.with_ledger(store), ..self }
     }
@@ -157,7 +163,7 @@ impl Scheduler {
     /// without a reward.
     pub(crate) fn n_ready(&self) -> u64 {
         let groups = self.ready.iter().chain(&self.flat);
-        groups.map(|group| group.scored().count() as u64).sum()
+        groups.map(|group| group.n_scored() as u64).sum()
     }
 
     /// Runs rollouts until there is something to train on; returns false if `stop` was requested first.
@@ -395,7 +401,7 @@ impl Scheduler {
     /// Sorts finished groups into those to train on and those without variance.
     fn take_in(&mut self, groups: Vec<Group>) {
         for group in groups {
-            if self.settings.dynamic_sampling.is_some() && group.has_zero_variance() {
+            if self.settings.dynamic_sampling.is_some() && is_flat(&group) {
                 self.flat.push(group);
             } else {
                 self.ready.push(group);
@@ -439,4 +445,18 @@ impl Scheduler {
             self.state.queue.record(member.identity.task_index, solved as f64 / n as f64);
         }
     }
+}
+
+/// Returns whether no seat of a group has different rewards.
+fn is_flat(group: &Group) -> bool {
+    let n_others = group.members.iter().map(|member| member.others.len()).max().unwrap_or(0);
+    let on_seat = |seat: usize| {
+        let all = group.members.iter();
+        let on_seat = all.filter_map(move |member| match seat.checked_sub(1) {
+            None => Some(member),
+            Some(other) => member.others.get(other),
+        });
+        on_seat.filter(|member| member.reward().is_some()).collect::<Vec<_>>()
+    };
+    (0..=n_others).all(|seat| has_equal_rewards(&on_seat(seat)))
 }

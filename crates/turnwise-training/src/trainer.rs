@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use turnwise_environment::{LedgerStore, Rubric, TaskSet};
 use turnwise_objective::Objective;
 use turnwise_rollout::{
-    AgentFactory, Group, Meter, Policy, PoolSettings, PoolSnapshot, RestoreError, RolloutPool,
+    AgentFactory, Group, Meter, Opponent, Policy, PoolSettings, PoolSnapshot, RestoreError, RolloutPool,
     StopSignal,
 };
 use turnwise_trajectory::Trajectory;
@@ -16,7 +16,7 @@ use crate::learning::Learning;
 use crate::report::{Timing, UpdateReport};
 use crate::scheduler::{Gathered, Scheduler, SchedulerSettings, SchedulerSnapshot};
 use crate::{
-    Admission, Behavior, Books, Canary, Credit, Curriculum, DynamicSampling, Learner, RatioScope,
+    Admission, Admitted, Behavior, Books, Canary, Credit, Curriculum, DropReason, DynamicSampling, Learner, RatioScope,
     RolloutMode, Schedule, StaleTokens, StepReport, TrainError, assign_batch_credit,
 };
 
@@ -193,6 +193,13 @@ impl<L: Learner> Trainer<L> {
         Self { learning, scheduler, settings, progress: TrainingProgress::default(), rollouts }
     }
 
+    /// Gives the seats of an environment that the trained policy does not play to `opponent`; without it, the policy
+    /// plays against itself. Set it before the first step or [`restore`](Self::restore).
+    #[must_use]
+    pub fn against(self, opponent: Opponent) -> Self {
+        Self { scheduler: self.scheduler.against(opponent), ..self }
+    }
+
     /// Records the tool calls of all episodes in `store` ([`RolloutPool::with_ledger`]).
     #[must_use]
     pub fn with_ledger(self, store: Arc<dyn LedgerStore>) -> Self {
@@ -260,11 +267,12 @@ impl<L: Learner> Trainer<L> {
         }
         let rollout_s = started.elapsed().as_secs_f64();
         let Gathered { groups, news, n_replaced } = self.scheduler.take();
+        let groups: Vec<Vec<Group>> = groups.into_iter().map(Group::into_seats).collect();
         let mut report = StepReport::new(self.progress.step, &news, &groups, n_replaced);
-        let trainable = self.admit(groups, &mut report)?;
+        let Trainable { trajectories: trainable, n_episodes } = self.admit(groups, &mut report)?;
         let update = self.optimise(&trainable, stop).await?;
-        self.publish(&trainable, &update, &mut report).await?;
-        self.progress.trained += trainable.len() as u64;
+        self.publish(&trainable, n_episodes, &update, &mut report).await?;
+        self.progress.trained += n_episodes;
         self.progress.step += 1;
         self.progress.skipped_in_row = self.learning.skipped_in_row;
         let books = self.books();
@@ -292,27 +300,36 @@ impl<L: Learner> Trainer<L> {
         self.scheduler.restore(snapshot.scheduler)
     }
 
-    /// Returns the members that train, with their credit.
+    /// Selects the trajectories to train on, and assigns their credit. The seats of an episode are admitted and compared
+    /// apart; an episode is trained on if one of them is.
     fn admit(
         &mut self,
-        groups: Vec<Group>,
+        groups: Vec<Vec<Group>>,
         report: &mut StepReport,
-    ) -> Result<Vec<Trajectory>, TrainError> {
-        let mut trainable = Vec::new();
+    ) -> Result<Trainable, TrainError> {
+        let version = self.learning.learner.version();
+        let (mut trainable, mut n_episodes) = (Vec::new(), 0);
         for group in groups {
-            let version = self.learning.learner.version();
-            let admitted = self.settings.admission.admit(group, version);
-            for (reason, lengths) in &admitted.dropped {
-                let label = reason.label().to_owned();
-                *self.progress.dropped.entry(label).or_default() += lengths.episodes;
+            let seats = group.into_iter().map(|seat| self.settings.admission.admit(seat, version));
+            let seats: Vec<Admitted> = seats.collect();
+            for reason in verdicts(&seats).into_values() {
+                match reason {
+                    None => n_episodes += 1,
+                    Some(reason) => {
+                        let label = reason.label().to_owned();
+                        *self.progress.dropped.entry(label).or_default() += 1;
+                    }
+                }
             }
-            report.record_admission(&admitted);
-            trainable.push(admitted.members);
+            for admitted in seats {
+                report.record_admission(&admitted);
+                trainable.push(admitted.members);
+            }
         }
         let mut groups: Vec<&mut [Trajectory]> =
             trainable.iter_mut().map(Vec::as_mut_slice).collect();
         report.credit = assign_batch_credit(&*self.learning.credit, &mut groups)?;
-        Ok(trainable.into_iter().flatten().collect())
+        Ok(Trainable { trajectories: trainable.into_iter().flatten().collect(), n_episodes })
     }
 
     /// Takes the optimiser steps, and runs the rollouts that the mode allows at the same time.
@@ -345,6 +362,7 @@ impl<L: Learner> Trainer<L> {
     async fn publish(
         &mut self,
         trainable: &[Trajectory],
+        n_episodes: u64,
         update: &UpdateReport,
         report: &mut StepReport,
     ) -> Result<(), TrainError> {
@@ -357,9 +375,30 @@ impl<L: Learner> Trainer<L> {
         let canary = self.learning.publish(&*policy, trainable, canary, longest).await?;
         report.canary = canary;
         let version = self.learning.learner.version();
-        self.scheduler.published(version, trainable.len() as u64).await;
+        self.scheduler.published(version, n_episodes).await;
         Ok(())
     }
+}
+
+/// What a step trains on.
+struct Trainable {
+    trajectories: Vec<Trajectory>,
+    /// The number of episodes; an episode has a trajectory for each seat that the trained policy played.
+    n_episodes: u64,
+}
+
+/// Returns for each member of a group why it does not train; `None` if it trains on one of its seats.
+fn verdicts(seats: &[Admitted]) -> BTreeMap<u32, Option<DropReason>> {
+    let mut verdicts = BTreeMap::new();
+    for admitted in seats {
+        for (member, reason) in &admitted.reasons {
+            verdicts.entry(*member).or_insert(Some(*reason));
+        }
+    }
+    for member in seats.iter().flat_map(|admitted| &admitted.members) {
+        verdicts.insert(member.identity.member, None);
+    }
+    verdicts
 }
 
 fn scheduler_settings(settings: &TrainerSettings) -> SchedulerSettings {

@@ -122,8 +122,6 @@ impl Node {
 pub enum EdgeKind {
     /// `from` begins a branch whose context is a compaction of the history up to `to`.
     CompactedFrom,
-    /// `from` begins the work of a subagent that `to` started.
-    SpawnedBy,
     /// `from` is a summary of `to`.
     Summarises,
 }

@@ -23,5 +23,5 @@ pub use record::{FORMAT, RecordError, read_line, write_line};
 pub use sampled::SampledTokens;
 pub use sampling::Sampling;
 pub use token::{MaskReason, SampledToken, SamplingId, TokenId, TokenKind};
-pub use trajectory::{AgentId, GroupId, Identity, Score, SpawnedBy, StopReason, Trajectory, Turn};
+pub use trajectory::{GroupId, Identity, Score, StopReason, Trajectory, Turn};
 pub use version::PolicyVersion;

@@ -1,5 +1,5 @@
 use serde::{Deserialize, Serialize};
-use turnwise_environment::{Message, TaskKey, Transcript};
+use turnwise_environment::{Message, Seat, TaskKey, Transcript};
 
 use crate::{
     MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion, SampledToken, SampledTokens,
@@ -10,32 +10,6 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GroupId(pub u64);
-
-/// Identifies an agent of an episode; 0 is the agent that the episode starts with.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct AgentId(pub u32);
-
-impl AgentId {
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
-    fn is_first(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// The origin of a subagent: a turn of another agent of the same episode.
-///
-/// The two agents have trajectories of their own and never share a ratio group. Credit decides whether they share a
-/// reward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct SpawnedBy {
-    /// The agent that started the subagent.
-    pub agent: AgentId,
-    /// The node of that agent's trajectory that started the subagent.
-    pub node: NodeId,
-}
 
 /// The identity of an episode: enough to run it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -124,12 +98,13 @@ pub struct Trajectory {
     pub outcome: Outcome,
     /// Whether the task was solved.
     pub solved: bool,
-    /// The agent that sampled the trajectory.
-    #[serde(default, skip_serializing_if = "AgentId::is_first")]
-    pub agent: AgentId,
-    /// The origin of the agent; `None` for the agent that the episode starts with.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spawned_by: Option<SpawnedBy>,
+    /// The seat on which the trajectory was sampled.
+    #[serde(default, skip_serializing_if = "Seat::is_first")]
+    pub seat: Seat,
+    /// The trajectories of the episode's other seats that the trained policy played, in the order of the seats. They are
+    /// here until the group of the episode is divided by seat.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Trajectory>,
 }
 
 impl Trajectory {

@@ -1,7 +1,9 @@
 use turnwise_environment::TaskSet;
 
+use super::guard::caught;
+use super::seats::sampling_seed;
 use super::{Episode, EpisodeSnapshot, RestoreError};
-use crate::AgentFactory;
+use crate::{Agent, AgentFactory};
 
 /// The identity of a fork of an episode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +29,9 @@ impl Episode {
         factory: &dyn AgentFactory,
     ) -> Result<Vec<Self>, ForkError> {
         let snapshot = self.snapshot().ok_or(ForkError::NoSnapshot)?;
-        let n_drawn = self.n_drawn();
         let copy = |(place, fork): (usize, &Fork)| {
-            let copy = forked(snapshot.clone(), *fork, if place == 0 { 0 } else { n_drawn });
-            let mut episode = Self::restore(copy, tasks, factory)?;
+            let copy = self.forked(snapshot.clone(), *fork, place == 0);
+            let mut episode = Self::restore_against(copy, tasks, factory, &self.opponent)?;
             episode.world.use_threads(self.world.threads());
             Ok(match self.world.ledger().store() {
                 Some(store) => episode.with_ledger(store),
@@ -39,16 +40,22 @@ impl Episode {
         };
         forks.iter().enumerate().map(copy).collect()
     }
-}
 
-fn forked(mut snapshot: EpisodeSnapshot, fork: Fork, n_shared: usize) -> EpisodeSnapshot {
-    let state = &mut snapshot.state;
-    state.forked_from = Some(state.seed_of_agent());
-    state.identity.member = fork.member;
-    state.identity.sampling_seed = fork.sampling_seed;
-    // In a fork of a fork, tokens that another episode trains stay masked.
-    state.n_shared = state.n_shared.max(n_shared);
-    snapshot
+    /// Returns the snapshot of a fork. The tokens so far train in the fork only if `trains`.
+    fn forked(&self, mut snapshot: EpisodeSnapshot, fork: Fork, trains: bool) -> EpisodeSnapshot {
+        let state = &mut snapshot.state;
+        state.identity.member = fork.member;
+        state.identity.sampling_seed = fork.sampling_seed;
+        for (index, (seat, occupant)) in state.seats.iter_mut().zip(&self.seats).enumerate() {
+            let n_drawn = |agent: &dyn Agent| caught(|| agent.n_drawn()).unwrap_or(0);
+            let n_shared = if trains { 0 } else { occupant.agent().map_or(0, n_drawn) };
+            seat.forked_from = Some(seat.seed_of_agent());
+            seat.sampling_seed = sampling_seed(fork.sampling_seed, index);
+            // In a fork of a fork, tokens that another episode trains stay masked.
+            seat.n_shared = seat.n_shared.max(n_shared);
+        }
+        snapshot
+    }
 }
 
 /// The reason why an episode cannot be forked.

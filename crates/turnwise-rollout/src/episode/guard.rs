@@ -84,28 +84,34 @@ impl Policy for Engine<'_> {
     }
 }
 
-/// Releases an engine session when it is dropped: with the episode, or with an abandoned future.
-pub(super) struct Session<'a> {
+/// The sessions of one advance, released when it is dropped: a finished, cancelled or abandoned episode keeps none.
+pub(super) struct Sessions<'a> {
     policy: &'a dyn Policy,
-    id: u64,
+    /// Each with its policy, if that is not `policy`.
+    of_seats: Vec<(Option<Arc<dyn Policy>>, u64)>,
     is_kept: bool,
 }
 
-impl<'a> Session<'a> {
-    pub(super) fn new(policy: &'a dyn Policy, session: u64) -> Self {
-        Self { policy, id: session, is_kept: false }
+impl<'a> Sessions<'a> {
+    pub(super) fn new(
+        policy: &'a dyn Policy,
+        of_seats: Vec<(Option<Arc<dyn Policy>>, u64)>,
+    ) -> Self {
+        Self { policy, of_seats, is_kept: false }
     }
 
-    /// Keeps the session at the engine, because the episode continues later.
+    /// Keeps the sessions for the next advance.
     pub(super) fn keep(mut self) {
         self.is_kept = true;
     }
 }
 
-impl Drop for Session<'_> {
+impl Drop for Sessions<'_> {
     fn drop(&mut self) {
         if !self.is_kept {
-            release(self.policy, self.id);
+            for (frozen, session) in &self.of_seats {
+                release(frozen.as_deref().unwrap_or(self.policy), *session);
+            }
         }
     }
 }

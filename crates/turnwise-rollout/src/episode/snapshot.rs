@@ -5,9 +5,10 @@ use turnwise_trajectory::{Author, Identity, MessageGraph};
 
 use super::digest::sha256;
 use super::guard::caught;
+use super::seats::{self, Occupant, SeatState};
 use super::state::{Factory, State};
 use super::{Episode, World};
-use crate::{AgentError, AgentFactory, Limits};
+use crate::{AgentError, AgentFactory, Limits, Opponent};
 
 /// A suspended episode as data, for disk or another process.
 ///
@@ -20,13 +21,34 @@ pub struct EpisodeSnapshot {
     pub(super) state: State,
     factory: Factory,
     limits: Limits,
-    agent: Value,
+    agents: Vec<AgentSnapshot>,
     environment: Vec<u8>,
     ledger: Vec<CallRecord>,
 }
 
+/// Who plays a seat, as data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum AgentSnapshot {
+    Policy(Value),
+    Frozen(Value),
+    /// The observations of the player are in its seat's state.
+    Scripted,
+}
+
+impl AgentSnapshot {
+    /// Returns who plays the seat, for an error.
+    fn player(&self) -> &'static str {
+        match self {
+            Self::Policy(_) => "the trained policy",
+            Self::Frozen(_) => "a frozen policy",
+            Self::Scripted => "a scripted player",
+        }
+    }
+}
+
 /// The beginning of the byte form: name and version of the format.
-const MAGIC: &str = "turnwise-episode 1 ";
+const MAGIC: &str = "turnwise-episode 2 ";
 
 impl EpisodeSnapshot {
     /// Returns the identity of the episode.
@@ -76,18 +98,26 @@ impl Episode {
             Some(Recovery::Snapshot) => self.world.snapshot().ok()??,
             Some(Recovery::Restart) => return None,
         };
-        let agent = self.agent.as_deref()?;
+        if self.seats.is_empty() {
+            return None;
+        }
+        let of_seat = |occupant: &Occupant| match occupant {
+            Occupant::Policy(agent) => caught(|| agent.snapshot()).map(AgentSnapshot::Policy),
+            Occupant::Frozen(agent, _) => caught(|| agent.snapshot()).map(AgentSnapshot::Frozen),
+            Occupant::Scripted(_) => Ok(AgentSnapshot::Scripted),
+        };
+        let agents: Result<Vec<_>, String> = self.seats.iter().map(of_seat).collect();
         Some(EpisodeSnapshot {
             state: self.state.clone(),
             factory: self.factory.clone(),
             limits: self.limits.clone(),
-            agent: caught(|| agent.snapshot()).ok()?,
+            agents: agents.ok()?,
             environment,
             ledger: self.world.ledger().records(),
         })
     }
 
-    /// Restores an episode from a snapshot.
+    /// Restores an episode from a snapshot in which the trained policy plays every seat.
     ///
     /// A replayed environment catches up in the next advance.
     ///
@@ -99,7 +129,20 @@ impl Episode {
         tasks: &dyn TaskSet,
         factory: &dyn AgentFactory,
     ) -> Result<Self, RestoreError> {
-        let EpisodeSnapshot { state, factory: before, limits, agent, environment: bytes, ledger } =
+        Self::restore_against(snapshot, tasks, factory, &Opponent::Itself)
+    }
+
+    /// Restores an episode from a snapshot in which `opponent` plays the other seats.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore), and if the opponent is of another kind than the snapshot's.
+    pub fn restore_against(
+        snapshot: EpisodeSnapshot,
+        tasks: &dyn TaskSet,
+        factory: &dyn AgentFactory,
+        opponent: &Opponent,
+    ) -> Result<Self, RestoreError> {
+        let EpisodeSnapshot { state, factory: before, limits, agents, environment: bytes, ledger } =
             snapshot;
         is_of(&state.identity, tasks)?;
         let now = Factory::of(factory);
@@ -119,16 +162,57 @@ impl Episode {
         if state.recovery == Some(Recovery::Snapshot) {
             world.restore(&bytes).map_err(RestoreError::Environment)?;
         }
-        let agent = caught(|| factory.restore(agent))
+        let seats = restored(agents, &state, factory, opponent)?;
+        let is_behind = state.recovery == Some(Recovery::Replay);
+        let opponent = opponent.clone();
+        Ok(Self { world, seats, opponent, factory: now, limits, state, broken: None, is_behind })
+    }
+}
+
+/// Restores the occupants of all seats.
+fn restored(
+    agents: Vec<AgentSnapshot>,
+    state: &State,
+    factory: &dyn AgentFactory,
+    opponent: &Opponent,
+) -> Result<Vec<Occupant>, RestoreError> {
+    let n_seats = agents.len();
+    if n_seats != state.seats.len() {
+        let n_states = state.seats.len();
+        return Err(RestoreError::State(format!("it has {n_seats} agents for {n_states} seats")));
+    }
+    let agent = |seat: &SeatState, value: Value| {
+        let agent = caught(|| factory.restore(value))
             .map_err(|panic| refused(format!("it panicked: {panic}")))?
             .map_err(RestoreError::Agent)?;
-        caught(|| points_into(&state, agent.graph()))
+        caught(|| points_into(seat, agent.graph()))
             .map_err(refused)?
             .map_err(RestoreError::State)?;
-        let is_behind = state.recovery == Some(Recovery::Replay);
-        let agent = Some(agent);
-        Ok(Self { world, agent, factory: now, limits, state, broken: None, is_behind })
+        Ok(agent)
+    };
+    let mut occupants = Vec::new();
+    for (index, (before, seat)) in agents.into_iter().zip(&state.seats).enumerate() {
+        let is_left = opponent.leaves(index, state.identity.group, n_seats);
+        occupants.push(match (before, opponent) {
+            (AgentSnapshot::Policy(value), _) if is_left => Occupant::Policy(agent(seat, value)?),
+            (AgentSnapshot::Frozen(value), Opponent::Frozen(policy)) if !is_left => {
+                Occupant::Frozen(agent(seat, value)?, policy.clone())
+            }
+            (AgentSnapshot::Scripted, Opponent::Scripted(make)) if !is_left => {
+                seats::scripted_again(&**make, &state.identity, index, seat)
+                    .map(Occupant::Scripted)
+                    .map_err(refused)?
+            }
+            (before, opponent) => {
+                let was = before.player();
+                let is = if is_left { "the trained policy" } else { opponent.player() };
+                return Err(RestoreError::State(format!(
+                    "seat {index} was played by {was}, and is played by {is} now"
+                )));
+            }
+        });
     }
+    Ok(occupants)
 }
 
 fn is_of(identity: &Identity, tasks: &dyn TaskSet) -> Result<(), RestoreError> {
@@ -150,8 +234,8 @@ fn is_of(identity: &Identity, tasks: &dyn TaskSet) -> Result<(), RestoreError> {
 }
 
 /// Checks that every turn refers to a node of the policy.
-fn points_into(state: &State, graph: &MessageGraph) -> Result<(), String> {
-    for turn in &state.turns {
+fn points_into(seat: &SeatState, graph: &MessageGraph) -> Result<(), String> {
+    for turn in &seat.turns {
         match graph.nodes().get(turn.node.0 as usize) {
             Some(node) if node.author == Author::Policy => {}
             _ => return Err(format!("node {} is not a turn of the policy", turn.node.0)),

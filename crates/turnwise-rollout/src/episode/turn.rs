@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use turnwise_environment::{Action, Ending, Observation, Recovery, Step};
+use turnwise_environment::{Action, Ending, Observation, Recovery, Seat, SeatReward, Step};
 use turnwise_trajectory::{
     AgentFault, Identity, InfraReason, Limit, NodeId, Outcome, StopReason, Turn,
 };
@@ -10,6 +10,7 @@ use super::digest::digest;
 use super::guard::{Engine, caught, caught_async, infra};
 use super::repetition::said;
 use super::state::Exchange;
+use super::seats::{Occupant, SeatState, play_script};
 use super::{Episode, excerpt};
 use crate::{Act, Agent, AgentError, Allowance, Deadline, Decision, Policy, PolicyError, Room};
 
@@ -24,16 +25,16 @@ impl Episode {
     /// Runs turns until the episode ends; `None` if it suspends.
     pub(super) async fn run(
         &mut self,
-        engine: &Engine<'_>,
+        policy: &dyn Policy,
         allowance: &Allowance,
         deadline: Deadline,
     ) -> Option<Outcome> {
-        self.play(engine, allowance, deadline).await.err()
+        self.play(policy, allowance, deadline).await.err()
     }
 
     async fn play(
         &mut self,
-        engine: &Engine<'_>,
+        policy: &dyn Policy,
         allowance: &Allowance,
         deadline: Deadline,
     ) -> Result<(), Outcome> {
@@ -42,18 +43,40 @@ impl Episode {
         } else if self.is_behind {
             self.replay(deadline).await?;
         }
-        let drawn_before = self.ask_agent(|agent| agent.n_drawn())?;
+        let drawn_before = self.n_drawn();
         loop {
             if deadline.is_over() {
                 return Err(self.out_of_time());
             }
+            if let Some(action) = self.scripted_action(allowance)? {
+                self.answer(action, None, deadline).await?;
+                continue;
+            }
             let Some(room) = self.room(allowance, drawn_before)? else { return Ok(()) };
-            match self.act(engine, room, allowance, deadline).await? {
-                Act::Decided(decision) => self.answer(decision, deadline).await?,
+            match self.act(policy, room, allowance, deadline).await? {
+                Act::Decided(Decision { action, node, stop, engine }) => {
+                    let sampled = SampledTurn { node, stop, engine };
+                    self.answer(action, Some(sampled), deadline).await?;
+                }
                 Act::Aside(decision) => self.book_aside(decision),
                 Act::Interrupted => return Ok(()),
             }
         }
+    }
+
+    /// Returns the next action if a scripted player acts and the episode goes on; `None` if an agent acts, or a stop was
+    /// requested.
+    fn scripted_action(&mut self, allowance: &Allowance) -> Result<Option<Action>, Outcome> {
+        let acting = self.state.acting;
+        let Some(Occupant::Scripted(player)) = self.seats.get_mut(acting) else { return Ok(None) };
+        if allowance.stop.requested() {
+            return Ok(None);
+        }
+        let seat = &mut self.state.seats[acting];
+        if seat.n_acted >= self.limits.max_turns {
+            return Err(Outcome::Truncated(Limit::Turns));
+        }
+        play_script(&mut **player, &seat.heard).map(Some)
     }
 
     async fn begin(&mut self, deadline: Deadline) -> Result<(), Outcome> {
@@ -69,7 +92,7 @@ impl Episode {
         if recovery == Recovery::Replay {
             self.state.script.opening = digest(&observation);
         }
-        self.observe(&observation)?;
+        self.observe(observation)?;
         self.state.recovery = Some(recovery);
         Ok(())
     }
@@ -77,10 +100,13 @@ impl Episode {
     /// Returns the number of tokens that the next turn may sample: `None` to suspend, an error if the policy has
     /// reached a limit.
     fn room(&self, allowance: &Allowance, drawn_before: usize) -> Result<Option<Room>, Outcome> {
+        if self.seats.get(self.state.acting).is_some_and(|seat| seat.agent().is_none()) {
+            return Ok(None);
+        }
         let (pending, drawn, context) =
             self.ask_agent(|agent| (agent.n_pending(), agent.n_drawn(), agent.n_context()))?;
         let limits = &self.limits;
-        if pending == 0 && self.state.turns.len() >= limits.max_turns {
+        if pending == 0 && self.state.acting().turns.len() >= limits.max_turns {
             return Err(self.truncated(Limit::Turns));
         }
         let of_episode = limits.max_sampled_tokens.saturating_sub(drawn);
@@ -98,7 +124,7 @@ impl Episode {
         if of_context == 0 {
             return Err(self.truncated(Limit::Context));
         }
-        let used = drawn.saturating_sub(drawn_before) as u64;
+        let used = self.n_drawn().saturating_sub(drawn_before) as u64;
         let now = allowance.tokens.saturating_sub(used);
         if now == 0 || allowance.stop.requested() {
             return Ok(None);
@@ -118,17 +144,24 @@ impl Episode {
 
     async fn act(
         &mut self,
-        engine: &Engine<'_>,
+        policy: &dyn Policy,
         room: Room,
         allowance: &Allowance,
         deadline: Deadline,
     ) -> Result<Act, Outcome> {
         let started = Instant::now();
         let limit = self.limits.engine_timeout();
-        let session = self.state.seed_of_agent();
-        let Some(agent) = self.agent.as_deref_mut() else { return Err(no_agent()) };
+        let seat = self.state.acting();
+        let session = seat.seed_of_agent();
+        let (agent, frozen) = match self.seats.get_mut(self.state.acting) {
+            Some(Occupant::Policy(agent)) => (agent, None),
+            Some(Occupant::Frozen(agent, policy)) => (agent, Some(policy.clone())),
+            Some(Occupant::Scripted(_)) | None => return Err(no_agent()),
+        };
+        let policy = frozen.as_deref().unwrap_or(policy);
+        let engine = Engine::new(policy, session, seat.sampling_seed);
         let act = {
-            let acting = deadline.child(limit).bound(caught_async(agent.act(engine, room)));
+            let acting = deadline.child(limit).bound(caught_async(agent.act(&engine, room)));
             tokio::pin!(acting);
             tokio::select! {
                 biased;
@@ -144,7 +177,7 @@ impl Episode {
                 }
             }
         };
-        self.state.turn_seconds += started.elapsed().as_secs_f64();
+        self.state.acting_mut().turn_seconds += started.elapsed().as_secs_f64();
         match act {
             Some(Ok(Ok(act))) => Ok(act),
             Some(Ok(Err(error))) => Err(infra(reason_of(&error), error.to_string())),
@@ -168,12 +201,13 @@ impl Episode {
     /// Records a turn that the environment does not see: it has no reward, and trains like any other.
     fn book_aside(&mut self, decision: Decision) {
         let Decision { node, stop, engine, .. } = decision;
-        let seconds = std::mem::take(&mut self.state.turn_seconds);
-        self.push_turn(node, stop, engine, seconds);
+        let seconds = std::mem::take(&mut self.state.acting_mut().turn_seconds);
+        self.push_turn(SampledTurn { node, stop, engine }, seconds);
         self.state.script.n_asides += 1;
     }
 
-    fn push_turn(&mut self, node: NodeId, stop: StopReason, engine: String, seconds: f64) {
+    fn push_turn(&mut self, sampled: SampledTurn, seconds: f64) {
+        let SampledTurn { node, stop, engine } = sampled;
         let turn = Turn {
             node,
             stop,
@@ -184,41 +218,56 @@ impl Episode {
             engine,
             weights: None,
         };
-        self.state.turns.push(turn);
+        self.state.acting_mut().turns.push(turn);
     }
 
-    /// Lets the environment answer a decision and records the turn; an error is the episode's outcome.
-    async fn answer(&mut self, decision: Decision, deadline: Deadline) -> Result<(), Outcome> {
-        let Decision { action, node, stop, engine } = decision;
-        let is_empty = is_empty(&action);
-        let said = (self.limits.max_repeats > 0).then(|| said(&action));
+    /// Lets the environment answer an action and records the turn; an error is the episode's outcome. `sampled` is `None`
+    /// for the action of a scripted player.
+    async fn answer(
+        &mut self,
+        action: Action,
+        sampled: Option<SampledTurn>,
+        deadline: Deadline,
+    ) -> Result<(), Outcome> {
+        let is_scripted = sampled.is_none();
+        let is_empty = !is_scripted && is_empty(&action);
+        let said = (self.limits.max_repeats > 0 && !is_scripted).then(|| said(&action));
         let kept = (self.state.recovery == Some(Recovery::Replay)).then(|| action.clone());
         let started = Instant::now();
         let answer = self.step(action, deadline).await;
-        let seconds =
-            std::mem::take(&mut self.state.turn_seconds) + started.elapsed().as_secs_f64();
-        self.push_turn(node, stop, engine, seconds);
+        let seat = self.state.acting_mut();
+        let seconds = std::mem::take(&mut seat.turn_seconds) + started.elapsed().as_secs_f64();
+        match sampled {
+            Some(sampled) => self.push_turn(sampled, seconds),
+            None => seat.n_acted += 1,
+        }
         let step = answer?;
         if let Some(action) = kept {
-            let turn = self.state.turns.len() - 1;
+            let turn = self.state.n_turns() - 1;
             self.state.script.exchanges.push(Exchange { turn, action, step: digest(&step) });
         }
         match step {
-            Step::Next { observation, reward, faults } => {
+            Step::Next { observation, reward, faults, others } => {
                 self.book(reward, faults.max(u32::from(is_empty)))?;
-                if self.state.faults > self.limits.max_faults {
+                self.book_others(&others)?;
+                if !is_scripted && self.state.acting().faults > self.limits.max_faults {
                     return Err(self.agent_fault(is_empty)?);
                 }
                 if let Some(said) = said
-                    && self.state.repetition.see(&said, &observation) >= self.limits.max_repeats
+                    && self.state.acting_mut().repetition.see(&said, &observation)
+                        >= self.limits.max_repeats
                 {
                     return Err(self.truncated(Limit::Loop));
                 }
-                self.observe(&observation)
+                self.observe(observation)
             }
-            Step::End { reward, ending, solved } => {
+            Step::End { reward, ending, solved, others } => {
                 self.book(reward, 0)?;
-                self.state.solved = solved;
+                self.book_others(&others)?;
+                self.state.acting_mut().solved = solved;
+                for SeatReward { seat, solved, .. } in others {
+                    self.state.seats[seat.0 as usize].solved = solved;
+                }
                 self.check_range()?;
                 Err(match ending {
                     Ending::Terminated => Outcome::Done,
@@ -233,11 +282,12 @@ impl Episode {
 
     /// Makes one step of the environment, with its observation cut to the limit on bytes.
     async fn step(&mut self, action: Action, deadline: Deadline) -> Result<Step, Outcome> {
-        self.state.n_tool_calls += action.calls.len();
-        if self.state.n_tool_calls > self.limits.max_tool_calls {
+        let seat = self.state.acting_mut();
+        seat.n_tool_calls += action.calls.len();
+        if seat.n_tool_calls > self.limits.max_tool_calls {
             return Err(self.truncated(Limit::ToolCalls));
         }
-        self.world.ledger().begin_turn(self.state.turns.len());
+        self.world.ledger().begin_turn(self.state.n_turns());
         self.step_world(action, deadline).await
     }
 
@@ -254,59 +304,106 @@ impl Episode {
         Ok(step)
     }
 
-    fn observe(&mut self, observation: &Observation) -> Result<(), Outcome> {
-        let Some(agent) = self.agent.as_deref_mut() else { return Err(no_agent()) };
-        match caught(|| agent.observe(observation)) {
+    /// Delivers an observation to the seat that it is addressed to, which acts next.
+    fn observe(&mut self, observation: Observation) -> Result<(), Outcome> {
+        let seat = self.seat_index(observation.seat)?;
+        self.state.acting = seat;
+        let agent = match self.seats.get_mut(seat) {
+            Some(Occupant::Policy(agent) | Occupant::Frozen(agent, _)) => agent,
+            Some(Occupant::Scripted(_)) => {
+                self.state.seats[seat].heard.push(observation);
+                return Ok(());
+            }
+            None => return Err(no_agent()),
+        };
+        match caught(|| agent.observe(&observation)) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(infra(reason_of(&error), error.to_string())),
             Err(panic) => Err(infra(InfraReason::AgentPanic, format!("observe: {panic}"))),
         }
     }
 
+    /// Returns the index of a seat that the environment names.
+    fn seat_index(&self, seat: Seat) -> Result<usize, Outcome> {
+        let (index, n_seats) = (seat.0 as usize, self.state.seats.len());
+        if index < n_seats {
+            return Ok(index);
+        }
+        let environment = &self.state.identity.environment;
+        let message = format!(
+            "environment `{environment}` addresses seat {seat}, and its n_seats is {n_seats}"
+        );
+        Err(infra(InfraReason::EnvError, message))
+    }
+
     fn ask_agent<T>(&self, question: impl FnOnce(&dyn Agent) -> T) -> Result<T, Outcome> {
-        let Some(agent) = self.agent.as_deref() else { return Err(no_agent()) };
+        let agent = self.seats.get(self.state.acting).and_then(Occupant::agent);
+        let agent = agent.ok_or_else(no_agent)?;
         caught(|| question(agent)).map_err(|panic| {
             infra(InfraReason::AgentPanic, format!("cannot count the agent's tokens: {panic}"))
         })
     }
 
-    /// Writes reward and faults into the newest turn.
+    /// Writes reward and faults into the newest turn of the seat that acted. A scripted player has no turns to write to.
     fn book(&mut self, reward: Option<f64>, faults: u32) -> Result<(), Outcome> {
         if let Some(value) = reward
             && !value.is_finite()
         {
-            return Err(self.bad_reward(value));
+            return Err(self.bad_reward(self.state.acting, value));
         }
-        self.state.faults = self.state.faults.saturating_add(faults);
-        let turn = self.state.turns.last_mut().expect("a turn was just added");
-        turn.reward = reward;
-        turn.faults = faults;
+        let seat = self.state.acting_mut();
+        seat.faults = seat.faults.saturating_add(faults);
+        if let Some(turn) = seat.turns.last_mut() {
+            turn.reward = reward;
+            turn.faults = faults;
+        }
+        Ok(())
+    }
+
+    /// Adds rewards to the newest turns of seats that did not act. A seat that has not acted yet has no turn that could
+    /// earn a reward.
+    fn book_others(&mut self, others: &[SeatReward]) -> Result<(), Outcome> {
+        for SeatReward { seat, reward, .. } in others {
+            let index = self.seat_index(*seat)?;
+            if !reward.is_finite() {
+                return Err(self.bad_reward(index, *reward));
+            }
+            if let Some(turn) = self.state.seats[index].turns.last_mut() {
+                turn.reward = Some(turn.reward.unwrap_or(0.0) + reward);
+            }
+        }
         Ok(())
     }
 
     fn agent_fault(&mut self, is_empty: bool) -> Result<Outcome, Outcome> {
         let reward = self.world.fault_reward()?.unwrap_or(self.limits.fault_reward);
-        let turn = self.state.turns.last_mut().expect("a fault was made in a turn");
+        let turns = &mut self.state.acting_mut().turns;
+        let turn = turns.last_mut().expect("a fault was made in a turn");
         turn.reward = Some(turn.reward.unwrap_or(0.0) + reward);
         self.check_range()?;
         Ok(Outcome::AgentFault(if is_empty { AgentFault::Empty } else { AgentFault::FaultBudget }))
     }
 
+    /// Checks the sums of rewards of all seats.
     fn check_range(&self) -> Result<(), Outcome> {
-        let total: f64 = self.state.turns.iter().filter_map(|turn| turn.reward).sum();
         let range = self.world.reward_range()?;
         // A sum of rewards may exceed a bound by rounding.
         let slack = 1e-9 * (1.0 + range.start().abs().min(range.end().abs()));
-        if total.is_finite() && total >= range.start() - slack && total <= range.end() + slack {
-            Ok(())
-        } else {
-            Err(self.bad_reward(total))
+        let is_bad = |total: f64| {
+            !total.is_finite() || total < range.start() - slack || total > range.end() + slack
+        };
+        let mut totals = self.state.seats.iter().map(SeatState::total_reward).enumerate();
+        match totals.find(|(index, total)| {
+            is_bad(*total) && !self.state.seats[*index].turns.is_empty()
+        }) {
+            None => Ok(()),
+            Some((index, total)) => Err(self.bad_reward(index, total)),
         }
     }
 
-    fn bad_reward(&self, value: f64) -> Outcome {
+    fn bad_reward(&self, seat: usize, value: f64) -> Outcome {
         let Identity { environment, task_index, environment_seed, .. } = &self.state.identity;
-        let turn = self.state.turns.len();
+        let turn = self.state.seats[seat].n_turns();
         let range = match self.world.reward_range() {
             Ok(range) => range,
             Err(outcome) => return outcome,
@@ -318,6 +415,13 @@ impl Episode {
         );
         infra(InfraReason::BadReward, message)
     }
+}
+
+/// A turn of an agent, without its consequences.
+struct SampledTurn {
+    node: NodeId,
+    stop: StopReason,
+    engine: String,
 }
 
 fn no_agent() -> Outcome {

@@ -127,6 +127,10 @@ impl World {
         self.ask("tools", |environment| environment.tools())
     }
 
+    pub(super) fn n_seats(&self) -> Result<usize, Outcome> {
+        self.ask("n_seats", |environment| environment.n_seats())
+    }
+
     pub(super) fn reward_range(&self) -> Result<RangeInclusive<f64>, Outcome> {
         self.ask("reward_range", |environment| environment.reward_range())
     }

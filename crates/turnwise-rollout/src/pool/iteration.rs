@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::running::Seat;
+use super::running::Place;
 use crate::Group;
 
 /// The results of advancing episodes.
@@ -47,16 +47,16 @@ pub(super) struct Unfinished {
     /// The number of tokens that each episode may sample in the iteration.
     pub(super) share: u64,
     /// The number of tokens that each episode has sampled in it; 0 for a missing one.
-    used: Vec<(Seat, u64)>,
+    used: Vec<(Place, u64)>,
 }
 
 impl Unfinished {
-    pub(super) fn new(share: u64, used: BTreeMap<Seat, u64>) -> Self {
+    pub(super) fn new(share: u64, used: BTreeMap<Place, u64>) -> Self {
         Self { share, used: used.into_iter().collect() }
     }
 
-    /// Returns the number of tokens sampled in the iteration, by seat.
-    pub(super) fn used(&self) -> BTreeMap<Seat, u64> {
+    /// Returns the number of tokens sampled in the iteration, by place.
+    pub(super) fn used(&self) -> BTreeMap<Place, u64> {
         self.used.iter().copied().collect()
     }
 }

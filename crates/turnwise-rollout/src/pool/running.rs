@@ -9,7 +9,7 @@ use turnwise_trajectory::{GroupId, PolicyVersion};
 use crate::{Allowance, Episode, Policy, Progress, StopHandle, StopSignal};
 
 /// A member's place in its group, equal for all attempts of the member.
-pub(super) type Seat = (GroupId, u32);
+pub(super) type Place = (GroupId, u32);
 
 /// An episode that is due to be advanced.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Due {
 /// The result of a running episode.
 #[derive(Debug)]
 pub(super) struct Returned {
-    pub(super) seat: Seat,
+    pub(super) place: Place,
     pub(super) n_drawn_before: usize,
     /// The number of the iteration's tokens that earlier attempts had sampled.
     pub(super) used_before: u64,
@@ -35,7 +35,7 @@ pub(super) struct Returned {
 #[derive(Debug, Default)]
 pub(super) struct Running {
     tasks: JoinSet<Returned>,
-    seats: BTreeMap<Seat, Taken>,
+    places: BTreeMap<Place, Taken>,
 }
 
 #[derive(Debug)]
@@ -43,13 +43,13 @@ struct Taken {
     stop: StopHandle,
     /// A lower bound of the versions of the episode's tokens.
     launched_at: PolicyVersion,
-    /// The session at the engine.
-    session: u64,
+    /// The sessions at the engine.
+    sessions: Vec<u64>,
 }
 
 impl Running {
     pub(super) fn len(&self) -> usize {
-        self.seats.len()
+        self.places.len()
     }
 
     pub(super) fn launch(
@@ -61,23 +61,23 @@ impl Running {
     ) {
         let Due { episode, delay, used } = due;
         let identity = episode.identity();
-        let seat = super::seat(identity);
+        let place = super::place(identity);
         let (handle, stop) = stop.child();
-        let session = identity.sampling_seed;
+        let sessions = episode.own_sessions();
         let now = policy.version();
         let launched_at = episode.oldest_version().map_or(now, |oldest| oldest.min(now));
-        let taken = Taken { stop: handle, launched_at, session };
-        let before = self.seats.insert(seat, taken);
+        let taken = Taken { stop: handle, launched_at, sessions };
+        let before = self.places.insert(place, taken);
         assert!(before.is_none(), "a member runs once at a time");
         let policy = policy.clone();
         let allowance = Allowance { tokens: tokens.saturating_sub(used), stop };
-        let advancing = advance(seat, episode, delay, policy, allowance);
+        let advancing = advance(place, episode, delay, policy, allowance);
         self.tasks.spawn(async move { Returned { used_before: used, ..advancing.await } });
     }
 
     /// Iterates over the engine sessions of the running episodes.
     pub(super) fn sessions(&self) -> impl Iterator<Item = u64> + '_ {
-        self.seats.values().map(|taken| taken.session)
+        self.places.values().flat_map(|taken| taken.sessions.iter().copied())
     }
 
     /// Returns the next result; `None` if no episode runs. Dropping the future loses nothing.
@@ -86,29 +86,29 @@ impl Running {
             Ok(returned) => returned,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        self.seats.remove(&returned.seat);
+        self.places.remove(&returned.place);
         Some(returned)
     }
 
     pub(super) fn stop_all(&self) {
-        self.seats.values().for_each(|taken| taken.stop.stop());
+        self.places.values().for_each(|taken| taken.stop.stop());
     }
 
     /// Stops the episodes that may have sampled tokens older than `oldest`.
     pub(super) fn stop_launched_before(&self, oldest: PolicyVersion) {
-        let launched_before = self.seats.values().filter(|taken| taken.launched_at < oldest);
+        let launched_before = self.places.values().filter(|taken| taken.launched_at < oldest);
         launched_before.for_each(|taken| taken.stop.stop());
     }
 
     /// Stops the members of a group.
     pub(super) fn stop_group(&self, group: GroupId) {
-        let members = self.seats.range((group, 0)..=(group, u32::MAX));
+        let members = self.places.range((group, 0)..=(group, u32::MAX));
         members.for_each(|(_, taken)| taken.stop.stop());
     }
 }
 
 async fn advance(
-    seat: Seat,
+    place: Place,
     episode: Episode,
     delay: Duration,
     policy: Arc<dyn Policy>,
@@ -128,5 +128,5 @@ async fn advance(
     } else {
         episode.advance(&*policy, &allowance).await
     };
-    Returned { seat, n_drawn_before, used_before: 0, progress }
+    Returned { place, n_drawn_before, used_before: 0, progress }
 }

@@ -1,10 +1,10 @@
 use turnwise_objective::{
-    AdvantageError, GroupAdvantage, Std, has_zero_variance, standard_deviation,
+    AdvantageError, GroupAdvantage, Std, standard_deviation,
 };
 use turnwise_trajectory::Trajectory;
 
 use super::outcome::outcome;
-use super::{Conservation, Credit, CreditStreams, totals, zeros};
+use super::{Conservation, Credit, CreditStreams, has_equal_rewards, zeros};
 
 /// REINFORCE++ with baseline (arXiv 2501.03262v9): the reward minus the group's mean, in units of the standard
 /// deviation of those differences over the whole batch.
@@ -26,7 +26,7 @@ impl Credit for ReinforcePlusPlusCredit {
 
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
         let mut outcome = outcome(GroupAdvantage::MeanOnly, group)?;
-        if has_zero_variance(&totals(group)) {
+        if has_equal_rewards(group) {
             outcome.values = zeros(group);
         }
         let advantages = outcome.values.clone();

@@ -1,10 +1,12 @@
 use turnwise_objective::{
-    AdvantageError, ROUNDING, Std, has_zero_variance, minus_mean_return_of_others,
+    AdvantageError, ROUNDING, Std, minus_mean_return_of_others,
     standard_deviation,
 };
 use turnwise_trajectory::Trajectory;
 
-use super::{Conservation, Credit, CreditStream, CreditStreams, magnitude, returns, totals, zeros};
+use super::{
+    Conservation, Credit, CreditStream, CreditStreams, has_equal_rewards, magnitude, returns, zeros,
+};
 
 /// Assigns the discounted reward-to-go minus the mean return of the *other* members, in units of the group's standard
 /// deviation of returns, to every turn.
@@ -29,7 +31,7 @@ impl Credit for ReturnCredit {
             to_go.values.iter().filter_map(|turns| turns.first()).copied().collect();
         let scale = standard_deviation(&firsts, Std::Sample)?;
         // Equal rewards give no advantage, even if different turns earned them.
-        if scale <= ROUNDING * magnitude(group) || has_zero_variance(&totals(group)) {
+        if scale <= ROUNDING * magnitude(group) || has_equal_rewards(group) {
             let nothing = zeros(group);
             return Ok(CreditStreams::new(vec![to_go], nothing, Conservation::MembersSumToZero));
         }

@@ -1,11 +1,11 @@
 use turnwise_objective::{
-    AdvantageError, GroupAdvantage, Std, has_zero_variance, normalised_over_all_turns,
+    AdvantageError, GroupAdvantage, Std, normalised_over_all_turns,
 };
 use turnwise_trajectory::Trajectory;
 
 use super::outcome::outcome;
 use super::returns::discounted_returns;
-use super::{Conservation, Credit, CreditStream, CreditStreams, settled, totals, zeros};
+use super::{Conservation, Credit, CreditStream, CreditStreams, has_equal_rewards, settled, zeros};
 
 /// The advantage of the outcome plus that of the turn's own discounted return, normalised over all turns of the group.
 ///
@@ -52,7 +52,7 @@ pub(super) fn compared(
     group: &[&Trajectory],
     turns: impl FnOnce() -> Result<Vec<Vec<f64>>, AdvantageError>,
 ) -> Result<Vec<Vec<f64>>, AdvantageError> {
-    if has_zero_variance(&totals(group)) { Ok(zeros(group)) } else { turns() }
+    if has_equal_rewards(group) { Ok(zeros(group)) } else { turns() }
 }
 
 /// Returns the weighted sum of the last two streams.

@@ -1,8 +1,8 @@
-use turnwise_objective::{AdvantageError, has_zero_variance, minus_mean_return_at_turn};
+use turnwise_objective::{AdvantageError, minus_mean_return_at_turn};
 use turnwise_trajectory::Trajectory;
 
 use super::returns::discounted_returns;
-use super::{Conservation, Credit, CreditStreams, totals, zeros};
+use super::{Conservation, Credit, CreditStreams, has_equal_rewards, zeros};
 
 /// Assigns the discounted reward-to-go minus that of the *other* members that reached the turn to every turn.
 ///
@@ -28,7 +28,7 @@ impl Credit for TurnBaselineCredit {
     fn streams(&self, group: &[&Trajectory]) -> Result<CreditStreams, AdvantageError> {
         let to_go = discounted_returns(group, self.gamma)?;
         // Equal rewards give no advantage, even if different turns earned them.
-        let advantages = if has_zero_variance(&totals(group)) {
+        let advantages = if has_equal_rewards(group) {
             zeros(group)
         } else {
             minus_mean_return_at_turn(&to_go.values)?
