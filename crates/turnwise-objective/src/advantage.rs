@@ -1,8 +1,8 @@
 //! Advantages from the rewards of one group.
 //!
-//! Every function takes the rewards of ONE group, the attempts at one task: groups cannot mix
-//! because they never meet. Two rules hold for all of them: a group whose rewards are all equal
-//! gets exactly 0, and so does a group of one.
+//! Every function takes the rewards of ONE group, the attempts at one task, so that groups cannot
+//! mix. Two rules hold for all of them: a group whose rewards are all equal gets exactly 0, and so
+//! does a group of one.
 //!
 //! An advantage that is divided by a standard deviation does not depend on the unit of the rewards
 //! if its epsilon is 0: rewards of 1e-300 and of 1e300 train alike. Published formulas add an
@@ -47,7 +47,8 @@ pub enum GroupAdvantage {
     MeanStd {
         /// The convention for the standard deviation.
         std: Std,
-        /// The number added to it; 0 for advantages that do not depend on the unit of the rewards.
+        /// The number added to the standard deviation; 0 for advantages that do not depend on the
+        /// unit of the rewards.
         epsilon: f64,
     },
     /// [`mean_only`].
@@ -61,7 +62,7 @@ impl GroupAdvantage {
     ///
     /// # Errors
     ///
-    /// Those of the named function.
+    /// The errors of the named function.
     pub fn of(&self, rewards: &[f64]) -> Result<Vec<f64>, AdvantageError> {
         match *self {
             Self::MeanStd { std, epsilon } => mean_std(rewards, std, epsilon),
@@ -71,7 +72,7 @@ impl GroupAdvantage {
     }
 }
 
-/// The reason why there are no advantages.
+/// The reason why advantages cannot be computed.
 ///
 /// ```
 /// use turnwise_objective::{AdvantageError, mean_only};
@@ -312,8 +313,9 @@ pub fn standard_deviation(values: &[f64], std: Std) -> Result<f64, AdvantageErro
     Ok(deviations.standard_deviation(std) * deviations.unit)
 }
 
-/// Rewards that differ by at most this fraction of the largest count as equal: they differ by the
-/// order of their additions. The rounding error of a sum of some thousand terms is smaller.
+/// Rewards that differ by at most this fraction of the largest count as equal: such differences
+/// come from the order of additions. The rounding error of a sum of some thousand terms is smaller
+/// than that.
 pub const ROUNDING: f64 = 1e-12;
 
 /// Returns whether a group has no gradient: its rewards are all equal up to [`ROUNDING`], or it has
@@ -331,7 +333,7 @@ pub const ROUNDING: f64 = 1e-12;
 pub fn has_zero_variance(rewards: &[f64]) -> bool {
     let Some(first) = rewards.first() else { return true };
     let largest = rewards.iter().fold(0.0_f64, |largest, reward| largest.max(reward.abs()));
-    // Halves, because their difference does not overflow.
+    // Halved rewards are compared, because their difference does not overflow.
     let close = |reward: &f64| (reward / 2.0 - first / 2.0).abs() < ROUNDING * (largest / 2.0);
     rewards.iter().all(|reward| reward == first || close(reward))
 }

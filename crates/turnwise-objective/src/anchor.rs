@@ -26,7 +26,7 @@ use crate::credit::{expect_finite, expect_length};
 /// # Errors
 ///
 /// [`AdvantageError::LengthMismatch`] unless there is one anchor per turn;
-/// [`AdvantageError::NonFinite`] and those of the rule.
+/// [`AdvantageError::NonFinite`], and the errors of the rule.
 ///
 /// ```
 /// use turnwise_objective::{GroupAdvantage, by_anchor_state};

@@ -15,7 +15,7 @@ use crate::{Clip, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss
 /// ∇J = (1/Σ_i n_i) Σ_i Σ_t     clip(r_t, 1−ε_l, 1+ε_h)   A_t ∇log π_θ(y_t)
 /// ```
 ///
-/// The value is not what the gradient differentiates, because the weight is detached. Clipping
+/// The gradient is not the derivative of the value, because the weight is detached. Clipping
 /// removes no gradient; tokens with a clipped weight are counted in
 /// [`SequenceStats::n_truncated`](crate::SequenceStats::n_truncated). The paper sets no lower bound
 /// and does not state its upper bound, so there is no `PAPER` constant. The value clamps log π_θ at

@@ -1,4 +1,4 @@
-//! The clip range and which side of it a ratio is on.
+//! The clip range, and the side of it on which a ratio lies.
 
 use turnwise_kernels::lanes::LANES;
 use turnwise_kernels::lanes::lanes;
@@ -114,7 +114,7 @@ impl Clip {
     }
 }
 
-/// A clip range with its bounds in both spaces, made once per sequence.
+/// A clip range with its bounds in linear and log space, computed once per sequence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Band {
     /// 1 − ε_l and 1 + ε_h.

@@ -46,7 +46,7 @@ pub enum CorrectionRule {
 
 impl CorrectionRule {
     /// Returns the weight of a log ratio. The exponential of a product that overflows is ∞, which
-    /// is capped like any other number.
+    /// is capped like any other ratio.
     fn weight(self, log_ratio: f64) -> f64 {
         let ratio = log_ratio.exp();
         match self {

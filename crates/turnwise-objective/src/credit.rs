@@ -15,7 +15,7 @@ use crate::sum::sum;
 ///
 /// With gamma 1, G_0 is the return of the trajectory. A reward that is not finite makes the returns
 /// of the turns before it not finite too; the functions that compare trajectories, and every
-/// objective, refuse them.
+/// objective, reject such numbers.
 ///
 /// ```
 /// assert_eq!(turnwise_objective::reward_to_go(&[1.0, 0.0, 4.0], 0.5), [2.0, 2.0, 4.0]);
@@ -74,8 +74,8 @@ pub fn broadcast_outcome(
 /// A_ik = G_ik − mean_j G_j0
 /// ```
 ///
-/// The baseline is one number for the group, the same at every turn, so it does not depend on when
-/// a trajectory stopped. The expected policy gradient is (1 − 1/n) times the true one. A trajectory
+/// The baseline is one number for the whole group and every turn, so it does not depend on when a
+/// trajectory stopped. The expected policy gradient is (1 − 1/n) times the true one. A trajectory
 /// without turns counts in no mean.
 ///
 /// # Errors

@@ -34,7 +34,7 @@ pub enum ObjectiveError {
     InvalidDualClip {
         /// The bound.
         bound: f64,
-        /// 1 + ε_h, which it must exceed.
+        /// 1 + ε_h, which the bound must exceed.
         above: f64,
     },
     /// The objective needs a column that the sequence does not have.
@@ -46,7 +46,7 @@ pub enum ObjectiveError {
     InvalidSetting {
         /// The name of the setting.
         setting: &'static str,
-        /// Its value.
+        /// The value of the setting.
         value: f64,
         /// The allowed range.
         range: &'static str,
@@ -87,7 +87,7 @@ pub enum ObjectiveError {
     },
     /// The error of one sequence of a step.
     InSequence {
-        /// Its position in the step.
+        /// The position of the sequence in the step.
         index: usize,
         /// The error of the sequence.
         source: Box<ObjectiveError>,

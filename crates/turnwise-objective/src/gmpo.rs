@@ -16,8 +16,8 @@ use crate::{Denominator, Objective, ObjectiveError, Sequence, SequenceLoss, Sequ
 /// ```
 ///
 /// GMPO combines GSPO's mean with GRPO's clipping: a token out of range loses its gradient, and the
-/// others keep theirs. The bounds apply to log r_t. There is one advantage per sequence: different
-/// advantages are refused, for the same reason as by [`Gspo`](crate::Gspo).
+/// others keep theirs. The bounds apply to log r_t. There is one advantage per sequence: advantages
+/// that differ are rejected, as in [`Gspo`](crate::Gspo).
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Gmpo, Objective, Sequence};

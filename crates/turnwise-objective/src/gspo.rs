@@ -15,8 +15,8 @@ use crate::{
 /// ```
 ///
 /// The gradient flows through s_i. If advantages differed inside a sequence, every token would get
-/// their mean, so such advantages are refused; use [`GspoToken`](crate::GspoToken) for them. With
-/// uniform advantages the two objectives are the same.
+/// their mean, so such advantages are rejected; use [`GspoToken`](crate::GspoToken) for them. With
+/// uniform advantages the two objectives are equal.
 ///
 /// ```
 /// use turnwise_objective::{

@@ -142,7 +142,7 @@ impl<V: F64x8> SignSums<V> {
     fn add(&mut self, advantages: V) {
         let positive = advantages.select_positive(advantages, V::zero());
         self.positive.add(positive);
-        // By subtraction, so that a number that is not finite reaches a sum.
+        // The negative part is a difference, so that a number that is not finite reaches a sum.
         self.negative.add(positive.minus(advantages));
         self.n_positive += u64::from(advantages.count_above(V::zero()));
         self.n_negative += u64::from(V::zero().count_above(advantages));

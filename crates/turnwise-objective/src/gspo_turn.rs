@@ -19,9 +19,9 @@ use crate::{
 /// ```
 ///
 /// A long trajectory's turns may drift apart while its mean stays constant; here each turn is
-/// clipped separately. It is [`GspoToken`](crate::GspoToken) iff there is one turn. Every token
-/// weighs w_i/n_i in every turn, so a turn weighs by its length; a ratio group per turn, by
-/// contrast, gives every turn the same weight. Needs [`Sequence::with_turns`].
+/// clipped separately. The objective equals [`GspoToken`](crate::GspoToken) iff the sequence has
+/// one turn. Every token weighs w_i/n_i in every turn, so a turn weighs by its length; a ratio
+/// group per turn, by contrast, gives every turn the same weight. Needs [`Sequence::with_turns`].
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Clip, GspoTurn, LengthWeight, Objective, Sequence};

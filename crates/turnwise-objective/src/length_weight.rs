@@ -18,8 +18,8 @@ pub enum LengthWeight {
     /// The gradient at π_θ = π_b is then the policy gradient of the return, without the 1/n_i that
     /// favours short successes and long failures.
     Tokens,
-    /// w = √n_i, between the two. (FSPO, arXiv 2509.09177, reaches √n_i by widening the clip range
-    /// instead, which is not this.)
+    /// w = √n_i, between the two. (FSPO, arXiv 2509.09177, reaches √n_i by widening the clip range,
+    /// which is a different method.)
     SqrtTokens,
 }
 

@@ -35,8 +35,8 @@
 //! | [`Reinforce`] | none | nothing | tokens, then sequences |
 //!
 //! [`WithKl`] adds KL to a reference to any of them, [`Clip::with_dual`] adds a second bound to the
-//! clipped ones, [`correction_weights`] and [`off_policy_mask`] weigh tokens that another policy
-//! than the trainer's sampled, and [`presets`] lists published settings.
+//! clipped ones, [`correction_weights`] and [`off_policy_mask`] weigh tokens that were sampled by
+//! another policy than the trainer's, and [`presets`] lists published settings.
 
 // The prose here writes π_θ, A_t and n_i as the paper does.
 #![allow(clippy::doc_markdown)]

@@ -9,9 +9,9 @@ use crate::{ObjectiveError, Sequence};
 /// The bound at which log s (or a token's log ratio) is clamped before the exponential: e^512 ≈
 /// 2.3e222.
 ///
-/// Only a negative advantage reaches it (a positive one is clipped long before). At the bound, loss
-/// and gradient stop growing instead of becoming infinite or, as with a clamp inside the
-/// differentiated expression, zero. Clamped tokens are counted in
+/// Only a token with a negative advantage reaches the bound (with a positive one it is clipped long
+/// before). At the bound, loss and gradient stop growing instead of becoming infinite or, as with a
+/// clamp inside the differentiated expression, zero. Clamped tokens are counted in
 /// [`SequenceStats::n_capped`](crate::SequenceStats::n_capped).
 pub const MAX_LOG_RATIO: f64 = 512.0;
 
@@ -132,7 +132,7 @@ fn explain(sequence: &Sequence<'_>) -> Result<f64, ObjectiveError> {
         }
     }
     // Lanes can overflow with finite numbers whose sum in order does not overflow; such numbers are
-    // no log-probabilities either.
+    // not log-probabilities either.
     let token = sequence.len() - 1;
     if impossible {
         Ok(f64::NEG_INFINITY)

@@ -150,13 +150,14 @@ impl Metrics {
         ratio(self.n_with_advantage as f64, self.n_tokens)
     }
 
-    /// Returns the mean of log s_i over the sequences where it is finite.
+    /// Returns the mean of log s_i over the sequences with a finite log s_i.
     #[must_use]
     pub fn log_ratio_mean(&self) -> f64 {
         self.log_ratio.mean
     }
 
-    /// Returns the standard deviation (divisor n) of log s_i over the sequences where it is finite.
+    /// Returns the standard deviation (divisor n) of log s_i over the sequences with a finite log
+    /// s_i.
     #[must_use]
     pub fn log_ratio_std(&self) -> f64 {
         ratio(self.log_ratio.squares, self.log_ratio.n).sqrt()
@@ -170,7 +171,7 @@ impl Metrics {
     }
 
     /// Returns half the width of the clip range in units of the standard deviation of log s_i;
-    /// `None` if that is 0.
+    /// `None` if that deviation is 0.
     ///
     /// Far below 1, noise alone clips most sequences; far above 1, clipping has no effect. ε is
     /// meaningful only relative to this standard deviation.
@@ -203,8 +204,8 @@ impl Metrics {
         }
     }
 
-    /// Returns the share of tokens whose detached weight was clipped (CISPO); they keep their
-    /// gradient.
+    /// Returns the share of tokens whose detached weight was clipped (CISPO); such tokens keep
+    /// their gradient.
     #[must_use]
     pub fn truncated_fraction(&self) -> f64 {
         ratio(self.n_truncated as f64, self.n_tokens)
@@ -236,7 +237,7 @@ impl Metrics {
         ratio(self.n_gap_live as f64, self.n_sequences)
     }
 
-    /// Returns the mean of that difference over sequences; see
+    /// Returns the mean over sequences of the difference in value between the two objectives; see
     /// [`SequenceStats::gap`](crate::SequenceStats::gap).
     #[must_use]
     pub fn gap_mean(&self) -> f64 {

@@ -33,8 +33,8 @@ use crate::{Denominator, ObjectiveError, Sequence};
 /// # Ok::<(), turnwise_objective::ObjectiveError>(())
 /// ```
 ///
-/// An objective of your own, the ratio times the advantage without any clip;
-/// `turnwise_testkit::objectives` tests it as the ones here are tested:
+/// A custom objective: the ratio times the advantage, without a clip.
+/// `turnwise_testkit::objectives` tests it like the objectives of this crate.
 ///
 /// ```
 /// use turnwise_objective::{
@@ -100,7 +100,7 @@ pub trait Objective: Send + Sync + Debug {
         false
     }
 
-    /// Returns whether the objective refuses advantages that differ inside a sequence.
+    /// Returns whether the objective rejects advantages that differ inside a sequence.
     fn needs_uniform_advantages(&self) -> bool {
         false
     }

@@ -22,8 +22,8 @@
 pub struct SoftOverlong {
     /// The length beyond which the penalty is −1.
     pub max_tokens: usize,
-    /// The number of tokens before the limit over which the penalty grows. 0 makes it a jump; more
-    /// than `max_tokens` counts as `max_tokens`.
+    /// The number of tokens before the limit over which the penalty grows. 0 makes the penalty a
+    /// jump; more than `max_tokens` counts as `max_tokens`.
     pub buffer_tokens: usize,
 }
 

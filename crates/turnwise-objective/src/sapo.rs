@@ -74,7 +74,7 @@ impl Term for Sapo {
             let (ratio, advantage) = (tokens.ratios[lane], tokens.advantages[lane]);
             let tau = if advantage > 0.0 { self.tau_positive } else { self.tau_negative };
             let at = tau * (ratio - 1.0);
-            // The side on which the exponential cannot overflow.
+            // The exponent is at most 0, so that the exponential cannot overflow.
             let tail = (-at.abs()).exp();
             let gate = if at < 0.0 { tail } else { 1.0 } / (1.0 + tail);
             let slope = tail / ((1.0 + tail) * (1.0 + tail));

@@ -6,11 +6,11 @@ use crate::ObjectiveError;
 
 /// The trainable sampled tokens of one ratio group: all its turns, all its rows, in any order.
 ///
-/// Three columns of length n_i, in natural logarithms, and two that some objectives need: the
-/// reference policy's log-probabilities and the lengths of the turns. There is no mask: a token
-/// that must not train (of a tool, a user or a template, or a stale one) is left out, so its values
-/// cannot matter. The behaviour log-probability of a token is the one recorded when it was sampled,
-/// under the weights that sampled it.
+/// A sequence has three columns of length n_i, with natural logarithms, and two columns that some
+/// objectives need: the reference policy's log-probabilities and the lengths of the turns. There is
+/// no mask: a token that must not train (of a tool, a user or a template, or a stale one) is left
+/// out, so its values cannot matter. The behaviour log-probability of a token is the one recorded
+/// at sampling time, under the weights that sampled the token.
 ///
 /// ```
 /// use turnwise_objective::{Advantages, Sequence};
@@ -142,7 +142,8 @@ impl<'a> Sequence<'a> {
         self.turns
     }
 
-    /// Returns log π_θ(y_t) − log π_b(y_t) of one token; −∞ if the policy has made it impossible.
+    /// Returns log π_θ(y_t) − log π_b(y_t) of one token; −∞ if the policy has made the token
+    /// impossible.
     ///
     /// # Errors
     ///
@@ -177,7 +178,7 @@ impl<'a> Sequence<'a> {
     ///
     /// # Errors
     ///
-    /// [`ObjectiveError::NonFinite`] if it is NaN or infinite.
+    /// [`ObjectiveError::NonFinite`] if the advantage is NaN or infinite.
     ///
     /// # Panics
     ///

@@ -73,7 +73,7 @@ pub struct StepLoss {
 ///
 /// # Errors
 ///
-/// [`ObjectiveError::InSequence`] for the first sequence the objective refuses;
+/// [`ObjectiveError::InSequence`] for the first sequence that the objective rejects;
 /// [`ObjectiveError::InvalidDenominator`].
 ///
 /// ```

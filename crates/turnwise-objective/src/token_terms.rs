@@ -38,7 +38,7 @@ pub(crate) struct Terms {
     pub(crate) capped: [bool; LANES],
 }
 
-/// A token's term of J and its derivative. 0 for advantage 0.
+/// A token's term of J and its derivative; both are 0 for advantage 0.
 pub(crate) trait Term {
     fn of(&self, tokens: &Lanes) -> Terms;
 }
@@ -190,7 +190,7 @@ impl Term for ClippedRatio {
         for lane in 0..LANES {
             let (ratio, advantage) = (tokens.ratios[lane], tokens.advantages[lane]);
             let log_ratio = tokens.log_ratios[lane];
-            // Without branches: the signs of advantages are unpredictable.
+            // The loop has no branches, because the signs of advantages are unpredictable.
             let low = (advantage < 0.0) & below[lane];
             let high = (advantage > 0.0) & above[lane];
             let beyond_dual = band.is_beyond_dual(log_ratio);

@@ -8,9 +8,9 @@ use crate::{Policy, PolicyError, RenderError};
 /// The number of tokens that an agent may sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// In the whole turn, counted from its first token; tokens sampled before an interruption count.
+    /// The number of tokens of the whole turn, including those sampled before an interruption.
     pub turn: usize,
-    /// Before the agent must return [`Act::Interrupted`].
+    /// The number of tokens before the agent must return [`Act::Interrupted`].
     pub now: usize,
 }
 
@@ -51,8 +51,8 @@ pub struct Decision {
 ///
 /// # Example
 ///
-/// [`ChatAgent`](crate::ChatAgent) is the usual agent. Another one wraps it and changes what the policy reads; here, every
-/// observation ends with a reminder:
+/// [`ChatAgent`](crate::ChatAgent) is the usual agent. Another agent can wrap it and change what the policy reads;
+/// here, every observation ends with a reminder:
 ///
 /// ```
 /// use std::sync::Arc;

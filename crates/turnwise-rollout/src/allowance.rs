@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Allowance {
     /// The number of tokens that the episode may sample.
     pub tokens: u64,
-    /// Requests that the episode suspends at the next opportunity.
+    /// The signal at which the episode suspends.
     pub stop: StopSignal,
 }
 

@@ -83,7 +83,7 @@ struct Lease {
     shared: Arc<Shared>,
 }
 
-/// The thread's half: dropped when the work is over, or will never begin.
+/// The thread's half of a lease, dropped when the work is over or will never begin.
 struct OfThread(Lease);
 
 impl Drop for OfThread {
@@ -94,7 +94,7 @@ impl Drop for OfThread {
     }
 }
 
-/// The caller's half.
+/// The caller's half of a lease.
 struct Waiting {
     lease: Lease,
     task: AbortHandle,
@@ -104,13 +104,13 @@ struct Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // Counted first, because the thread subtracts only if it finds itself abandoned.
+        // The count goes up first, because the thread subtracts only if it finds itself abandoned.
         self.lease.shared.n_stuck.fetch_add(1, Ordering::AcqRel);
         let phase = &self.lease.phase;
         if phase.compare_exchange(RUNNING, LOST, Ordering::AcqRel, Ordering::Acquire).is_err() {
             self.lease.shared.n_stuck.fetch_sub(1, Ordering::AcqRel);
         }
-        // Does not affect a running thread; work that has not begun never begins.
+        // An abort does not affect a running thread, and work that has not begun never begins.
         self.task.abort();
     }
 }

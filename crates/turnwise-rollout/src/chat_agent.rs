@@ -113,10 +113,10 @@ impl AgentFactory for ChatAgents {
 pub struct ChatAgent {
     settings: ChatAgents,
     state: State,
-    /// The ids of the branch and the lead-in: the prompt of the next request without pending tokens. Derived from the
-    /// state, and kept so that a turn costs its own tokens and not the whole history.
+    /// The ids of the branch, the lead-in and the prefill: the prompt of the next request without pending tokens.
+    /// Derived from the state, and kept so that a turn costs its own tokens and not the whole history.
     held: Vec<TokenId>,
-    /// The newest version on the branch, also derived from the state.
+    /// The newest version of the sampled tokens, also derived from the state.
     newest: PolicyVersion,
 }
 
@@ -145,7 +145,7 @@ struct State {
 /// The tokens sampled in an unfinished turn.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Pending {
-    /// `Span::Sampled`.
+    /// Always a `Span::Sampled`; `None` before the first token.
     span: Option<Span>,
 }
 
@@ -202,8 +202,8 @@ impl ChatAgent {
         }
     }
 
-    /// Samples under the constraint, if there is one. It holds for the turns that the environment reads, not for a
-    /// summary.
+    /// Samples under the constraint, if the agent has one. The constraint holds for the turns that the environment
+    /// reads, not for a summary.
     async fn sample(
         &self,
         policy: &dyn Policy,
@@ -275,7 +275,7 @@ impl ChatAgent {
         self.hold();
     }
 
-    /// Derives `held` and `newest` from the state.
+    /// Derives `held` from the state.
     fn hold(&mut self) {
         self.held = self.state.leaf.map_or_else(Vec::new, |leaf| self.state.graph.ids_to(leaf));
         self.held.extend_from_slice(&self.state.generation);
@@ -378,7 +378,7 @@ impl BranchPlan {
         let ids: Vec<Vec<TokenId>> = messages.iter().map(|spans| ids_of(spans)).collect();
         let mut kept = held.iter().zip(&ids).take_while(|(held, new)| held == new).count();
         let mut close = Vec::new();
-        // The same turn, except for the close that the policy did not sample.
+        // The last node is shared too if it lacks only the close, which the policy did not sample.
         if kept + 1 == held.len()
             && let Some(rest) = ids[kept].strip_prefix(held[kept].as_slice())
         {

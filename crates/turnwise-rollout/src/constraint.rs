@@ -64,7 +64,7 @@ impl TokenConstraint for Answers {
 pub struct Continued {
     /// The constraint on the whole turn.
     pub constraint: Arc<dyn TokenConstraint>,
-    /// The tokens that were sampled before.
+    /// The tokens that the earlier requests sampled.
     pub before: Vec<TokenId>,
 }
 

@@ -112,7 +112,7 @@ pub enum Progress {
 impl Episode {
     /// Creates an episode from a fresh `environment` and an agent of `factory`.
     ///
-    /// Never fails: a fault in here becomes the episode's outcome when it is advanced.
+    /// Never fails: a fault of the environment or the factory becomes the episode's outcome at the first advance.
     #[must_use]
     pub fn new(
         identity: Identity,
@@ -229,7 +229,7 @@ impl Episode {
     }
 
     fn finish(mut self, outcome: Outcome) -> Trajectory {
-        // A tool's late answer belongs to no attempt.
+        // The ledger is closed first, because a tool's late answer belongs to no attempt.
         self.world.ledger().close();
         let (graph, outcome) = self.give_graph_up(outcome);
         Trajectory {
@@ -245,8 +245,8 @@ impl Episode {
         }
     }
 
-    /// Takes the graph, with its shared prefix masked. The graph of a panicked agent is only read; if that fails too,
-    /// the turns are dropped with the graph that they refer to.
+    /// Takes the agent's graph and masks its shared prefix. The graph of a panicked agent is only read; if reading
+    /// fails too, the turns are dropped with the graph that they refer to.
     fn give_graph_up(&mut self, outcome: Outcome) -> (MessageGraph, Outcome) {
         let is_broken = matches!(&outcome, Outcome::InfraFault(fault)
             if fault.reason == InfraReason::AgentPanic);

@@ -15,7 +15,7 @@ use crate::panic_text::panic_text;
 /// A graded group, and the members whose verdict changed.
 pub(crate) struct Graded {
     pub(crate) group: Group,
-    /// Members that finished well and that grading broke.
+    /// The indices of members that had a scored outcome, and that grading made infrastructure faults.
     pub(crate) taken_back: Vec<usize>,
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn expect_reward(member: &mut Trajectory) {
     }
 }
 
-/// Asks the rubric, and writes its scores; changes nothing if the rubric itself fails.
+/// Scores members with the rubric; changes nothing if the rubric itself fails.
 pub(crate) async fn score(
     rubric: &dyn Rubric,
     limit: Duration,
@@ -75,7 +75,7 @@ pub(crate) async fn score(
     Ok(())
 }
 
-/// Returns one score for each transcript; anything else is a fault of the rubric.
+/// Returns one score for each transcript; an error, a panic, a missed deadline or another number of scores is a fault.
 async fn scores(
     rubric: &dyn Rubric,
     limit: Duration,

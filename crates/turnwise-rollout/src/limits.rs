@@ -3,8 +3,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The limits of an episode. Budgets of different kinds are independent. Reaching a limit of turns, tokens, calls,
-/// repeats or faults is the policy's doing; missing a deadline is not.
+/// The limits of an episode. Budgets of different kinds are independent. The policy is responsible for reaching a limit
+/// of turns, tokens, calls, repeats or faults, but not for a missed deadline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -21,8 +21,8 @@ pub struct Limits {
     /// Bytes of one observation; the middle of a longer one is cut out. This bounds memory: the renderer decides how
     /// many of its tokens the model sees.
     pub max_observation_bytes: usize,
-    /// The number of times in a row that the same action with the same answer ends the episode as a loop; 0 allows any.
-    /// Off by default, since waiting is a valid action in many environments.
+    /// The number of equal exchanges in a row (equal actions with equal answers) that ends the episode as a loop; 0
+    /// allows any number. Off by default, since waiting is a valid action in many environments.
     pub max_repeats: u32,
     /// Malformed answers and calls that the agent may make; one more ends the episode as the agent's fault.
     pub max_faults: u32,

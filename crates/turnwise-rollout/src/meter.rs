@@ -7,7 +7,7 @@ use tokio::time::Instant;
 #[derive(Clone, Debug, Default)]
 pub struct Meter(Arc<Mutex<Option<Reading>>>);
 
-/// What a [`Meter`] shows.
+/// The state of a [`Meter`] at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reading {
     /// The unit, as a plural noun: `episodes`, `micro-batches`, [`Meter::BYTES`].

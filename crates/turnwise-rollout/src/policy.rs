@@ -24,7 +24,7 @@ pub struct SampleRequest {
     pub first_index: u64,
     /// The oldest version that may serve the request.
     pub min_version: PolicyVersion,
-    /// Equal for all requests of one episode, so that an engine can keep its KV cache between turns.
+    /// The session, equal for all requests of one episode, so that an engine can keep its KV cache between turns.
     pub session: u64,
 }
 
@@ -44,14 +44,14 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Returns an answer without tokens yet, which stops at the maximal number of tokens unless `stop` is changed.
+    /// Creates an answer without tokens, with the stop reason `MaxTokens`.
     #[must_use]
     pub fn new(engine: impl Into<String>) -> Self {
         let engine = engine.into();
         Self { tokens: Vec::new(), kept: Vec::new(), stop: StopReason::MaxTokens, engine }
     }
 
-    /// Appends a token with the ids that it was sampled from; none stand for the whole vocabulary.
+    /// Appends a token with the ids that it was sampled from; an empty `support` stands for the whole vocabulary.
     ///
     /// ```
     /// use turnwise_rollout::{Sample, Sampler};
@@ -75,7 +75,7 @@ impl Sample {
     }
 }
 
-/// The inference side: samples tokens from the model.
+/// An inference engine, which samples tokens from a model.
 ///
 /// # Contract
 ///
@@ -209,8 +209,8 @@ pub enum PolicyError {
 ///
 /// # Errors
 /// A sentence that says what is wrong: more tokens than requested or none at all, a log-probability that is not a
-/// finite number of at most 0, kept sets that are not those of the tokens, weights older than the request or the previous token allows, keys newer than the
-/// weights, a stop token before the end, or an end without one.
+/// finite number of at most 0, kept sets that do not match the tokens, weights older than the request or the previous
+/// token allows, keys newer than the weights, a stop token before the end, or an end without one.
 pub fn check_sample(sample: &Sample, request: &SampleRequest) -> Result<(), String> {
     let n = sample.tokens.len();
     if n > request.max_tokens {

@@ -33,7 +33,7 @@ pub use settings::PoolSettings;
 
 /// Runs groups of episodes side by side and keeps suspended episodes.
 ///
-/// There are two ways to drive it. [`iterate`](Self::iterate) advances every episode once and returns when all of them
+/// A pool runs in one of two ways. [`iterate`](Self::iterate) advances every episode once and returns when all of them
 /// have finished or are suspended: the settings alone determine which weights sample which token.
 /// [`launch`](Self::launch) and [`settle`](Self::settle) run episodes in the background, under the policy's current
 /// weights.
@@ -98,15 +98,15 @@ pub struct RolloutPool {
     unfinished: Option<Unfinished>,
     /// The number of iterations in a row without a sampled token or a finished episode.
     fruitless: u32,
-    /// Episodes with tokens older than this cannot be trained on.
+    /// The oldest version that can be trained on; an episode with an older token is cancelled.
     oldest: PolicyVersion,
-    /// Groups that are no longer worth continuing.
+    /// Groups with too few members left, whose remaining episodes are cancelled.
     doomed: BTreeSet<GroupId>,
     /// The number of groups that were dropped whole.
     n_lost: u64,
     /// The number of episodes of the iteration that have returned.
     meter: Meter,
-    /// Where the tool calls of all episodes are recorded.
+    /// The store that records the tool calls of all episodes.
     calls: Option<Arc<dyn LedgerStore>>,
     /// The last engine used; it may hold sessions of suspended episodes.
     engine: Option<Arc<dyn Policy>>,
@@ -148,7 +148,8 @@ impl PoolSnapshot {
         self.restart.len()
     }
 
-    /// Refuses open groups that do not have `size` members: they can be neither finished nor compared with others.
+    /// Rejects open groups that do not have `size` members: such groups can be neither finished nor compared with
+    /// others.
     fn check_size(&self, size: usize) -> Result<(), RestoreError> {
         let mut members: BTreeMap<GroupId, usize> = BTreeMap::new();
         for (group, finished) in &self.finished {
@@ -225,8 +226,8 @@ impl RolloutPool {
     }
 
     /// Records the tool calls of all episodes in `store`, which outlives the process: a call to a tool that is not
-    /// idempotent is made at most once, also if the pool is restored from a snapshot that is older than the call. Set it
-    /// before episodes are started or restored.
+    /// idempotent is made at most once, also if the pool is restored from a snapshot that is older than the call. Set
+    /// the store before episodes are started or restored.
     #[must_use]
     pub fn with_ledger(mut self, store: Arc<dyn LedgerStore>) -> Self {
         self.calls = Some(store);
@@ -257,7 +258,7 @@ impl RolloutPool {
         self.waiting.len() + self.due.len()
     }
 
-    /// Returns the number of groups that were dropped whole since the pool was made.
+    /// Returns the number of groups that were dropped whole since the pool was created.
     #[must_use]
     pub fn n_lost(&self) -> u64 {
         self.n_lost
@@ -378,7 +379,7 @@ impl RolloutPool {
     /// Stops all running episodes: afterwards each is suspended or finished.
     pub async fn halt(&mut self) {
         self.running.stop_all();
-        // A breaker that trips now has nothing left to stop.
+        // An error is ignored here: it would stop the episodes, and they are all being stopped.
         while !matches!(self.settle().await, Ok(false)) {}
     }
 
@@ -494,7 +495,7 @@ impl RolloutPool {
         self.recorded(Episode::new(identity, environment, &*self.agents, limits))
     }
 
-    /// Records the tool calls of an episode, if the pool has a ledger of them.
+    /// Attaches the store of tool calls to an episode, if the pool has one.
     fn recorded(&self, episode: Episode) -> Episode {
         match &self.calls {
             Some(calls) => episode.with_ledger(calls.clone()),
@@ -579,8 +580,8 @@ impl RolloutPool {
         }
     }
 
-    /// Takes a finished attempt. `used` is the number of the iteration's tokens that this attempt and earlier ones have
-    /// sampled.
+    /// Counts a finished attempt, and retries or files it. `used` is the number of the iteration's tokens that this
+    /// attempt and earlier ones have sampled.
     fn take_finished(&mut self, trajectory: Trajectory, used: u64) -> Result<(), RolloutError> {
         if let Outcome::InfraFault(fault) = &trajectory.outcome {
             let Identity { group, member, attempt, .. } = trajectory.identity;
@@ -597,7 +598,7 @@ impl RolloutPool {
         tripped.map_or(Ok(()), Err)
     }
 
-    /// Counts the verdicts that grading changed, beside the earlier ones.
+    /// Counts the members that grading made infrastructure faults, in addition to their first outcomes.
     fn count_taken_back(&mut self, graded: &Graded) -> Option<RolloutError> {
         let mut tripped = None;
         for place in &graded.taken_back {
@@ -635,7 +636,7 @@ impl RolloutPool {
         })
     }
 
-    /// Cancels episodes that wait in vain; returns false if there were none.
+    /// Cancels waiting episodes that have a reason to give up; returns whether there were any.
     fn sweep(&mut self) -> bool {
         let (waiting, due) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.due));
         let mut given_up = Vec::new();
@@ -658,7 +659,7 @@ impl RolloutPool {
         any
     }
 
-    /// Keeps a suspended episode, unless it waits in vain.
+    /// Keeps a suspended episode, or cancels it if there is a reason to give up.
     fn keep(&mut self, episode: Episode) {
         match self.reason_to_give_up(&episode) {
             Some(reason) => self.cancel(episode, reason),

@@ -60,7 +60,8 @@ impl RecordedPolicy {
         Ok(Sample { tokens, kept, stop, engine })
     }
 
-    /// Checks that the token after the first `before` of a node was requested in this way.
+    /// Checks that the token after the first `before` of a node was sampled for this seed, these settings and this
+    /// prompt.
     fn compare(
         &self,
         request: &SampleRequest,
@@ -84,7 +85,7 @@ impl RecordedPolicy {
         Err(Divergence::Prompt { index, position: same })
     }
 
-    /// Returns the prompt of a node's tokens, and the first `n` of them.
+    /// Returns the prompt of a node's sampled tokens, followed by the first `n` of them.
     fn prompt(&self, node: &Node, n: usize) -> Vec<TokenId> {
         let graph = &self.trajectory.graph;
         let mut prompt = node.parent.map_or_else(Vec::new, |parent| graph.ids_to(parent));
@@ -159,7 +160,7 @@ pub enum Divergence {
     Seed {
         /// The request's seed.
         asked: u64,
-        /// The record's.
+        /// The record's seed.
         recorded: u64,
     },
     /// The token would be sampled from another distribution.

@@ -6,11 +6,11 @@ use crate::{AgentFactory, Allowance, Episode, Limits, Progress, RecordedPolicy};
 /// Plays a recorded episode again in a fresh environment of its task, without an engine, and returns the result.
 ///
 /// The result has the record's tokens, with their log-probabilities and versions, its messages, its rewards before any
-/// rubric, and its outcome. For an episode that broke or was cancelled, the result is the part before that, and
-/// cancelled. `agents` and `limits` must be those of the recorded episode.
+/// rubric, and its outcome. If the recorded episode broke or was cancelled, the result is the part before that, with a
+/// cancelled outcome. `agents` and `limits` must be those of the recorded episode.
 ///
 /// # Errors
-/// If the task or the renderer is another, a fault occurs, or the result differs from the record.
+/// If the task or the renderer differs, a fault occurs, or the result differs from the record.
 pub async fn replay(
     recorded: &Trajectory,
     tasks: &dyn TaskSet,
@@ -44,7 +44,7 @@ pub async fn replay(
 
 /// Returns the first part of the result that differs from the record.
 fn difference(recorded: &Trajectory, played: &Trajectory) -> Option<&'static str> {
-    // The episode itself causes neither a fault nor a cancellation.
+    // A fault or a cancellation has a cause outside the episode, so the replay need not repeat it.
     let ended = recorded.outcome.is_scored();
     let is_outcome = !ended || recorded.outcome == played.outcome;
     let is_solved = !ended || recorded.solved == played.solved;

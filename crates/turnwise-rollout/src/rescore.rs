@@ -9,10 +9,10 @@ use crate::grading::{expect_reward, is_scorable, score};
 /// Scores stored trajectories with a rubric, and replaces earlier scores.
 ///
 /// The trajectories may belong to any number of groups and agents, in any order: the rubric sees those of one agent of
-/// one group together, in member order, and never with others. It sees what it would have seen when the episodes
-/// finished: the environment's rewards without an earlier score, and the episodes that were shown then. Therefore the
-/// same rubric gives the same rewards, to the bit. An episode that was taken out when it was first scored stays out.
-/// What a trainer's admission added to a reward is not scored, and is removed.
+/// one group together, in member order, and never with others. The rubric sees the episodes as they were when they
+/// finished: the episodes that were shown to a rubric then, with the environment's rewards and without an earlier
+/// score. Therefore the same rubric gives the same rewards, to the bit. An episode that the first grading made an
+/// infrastructure fault remains one. A penalty that a trainer's admission added to a reward is removed.
 ///
 /// # Errors
 /// If the rubric breaks or takes longer than `limit` over a group; that group and later ones stay unchanged.
@@ -45,7 +45,7 @@ fn was_shown(trajectory: &Trajectory) -> bool {
     has_score || is_scorable(trajectory)
 }
 
-/// The error of a rubric that did not score.
+/// The error of a rubric that failed on a group.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("score agent {agent} of group {group} with rubric `{rubric}`: {message}")]
 pub struct RescoreError {

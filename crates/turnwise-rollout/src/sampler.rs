@@ -125,7 +125,7 @@ impl Sampler {
         Some((id, logprob))
     }
 
-    /// Makes two passes over the logits, and a third over one block.
+    /// Samples from the whole vocabulary, in two passes over the logits and a third over one block.
     fn draw_all(
         &mut self,
         logits: &[f32],
@@ -142,7 +142,7 @@ impl Sampler {
         let mut drawn = None;
         for (offset, logit) in logits[block * BLOCK..].iter().take(BLOCK).enumerate() {
             let weight = f64::from(weight(*logit));
-            // A token without probability is never sampled, even if rounding exceeds the sum at the end of the scan.
+            // A token without probability is never sampled, even if rounding leaves the running sum below the target.
             if weight > 0.0 {
                 sum += weight;
                 drawn = Some(block * BLOCK + offset);
@@ -152,7 +152,8 @@ impl Sampler {
             }
         }
         let id = drawn.expect("the sum of a block that is drawn from is not 0");
-        // Computed from the logit and not from the rounded weight, so that an unlikely token keeps its precision.
+        // The log-probability is computed from the logit and not from the rounded weight, so that an unlikely token
+        // keeps its precision.
         let distance = f64::from(logits[id] - highest) / f64::from(temperature);
         (id as TokenId, at_most_zero((distance - total.ln()) as f32))
     }
@@ -196,7 +197,7 @@ impl Sampler {
     }
 }
 
-/// The vocabulary from the most likely token on, sorted lazily: only as far as requested, or a few times that.
+/// The vocabulary, most likely token first, sorted lazily: as far as requested, or a few times that.
 struct Likeliest<'a> {
     ids: &'a mut Vec<TokenId>,
     logits: &'a [f32],
@@ -205,7 +206,7 @@ struct Likeliest<'a> {
 }
 
 impl<'a> Likeliest<'a> {
-    /// `ids` is scratch memory.
+    /// Lists the vocabulary in `ids`, which is scratch memory, and sorts nothing yet.
     fn new(ids: &'a mut Vec<TokenId>, logits: &'a [f32]) -> Self {
         ids.clear();
         ids.extend(0..logits.len() as TokenId);
@@ -223,7 +224,7 @@ impl<'a> Likeliest<'a> {
         const FIRST: usize = 64;
         let rest = &mut self.ids[self.sorted..];
         let count = rest.len().min(FIRST.max(3 * self.sorted));
-        // Of equally likely tokens the smaller id comes first, on every machine; 0 is as likely as -0.
+        // Among equally likely tokens the smaller id comes first, on every machine. Adding 0.0 makes -0 equal to 0.
         let logit = |id: &TokenId| self.logits[*id as usize] + 0.0;
         let order = |a: &TokenId, b: &TokenId| logit(b).total_cmp(&logit(a)).then(a.cmp(b));
         if count < rest.len() {
@@ -336,7 +337,7 @@ mod tests {
         let mut sampler = Sampler::default();
         for length in [1, 5, 63, 64, 65, 300, 2000] {
             for seed in 0..12 {
-                // Some are equally likely, and some distributions are flat.
+                // Rounding makes some tokens equally likely, and the small scale makes some distributions flat.
                 let scale = [1.0, 0.01][seed as usize % 2];
                 let round = |logit: &f32| (logit * 4.0).round() * 0.25 * scale;
                 let logits: Vec<f32> = uneven(length, seed).iter().map(round).collect();

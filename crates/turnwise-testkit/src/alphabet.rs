@@ -25,7 +25,7 @@ impl AlphabetRenderer {
     /// Creates a renderer for these letters, at most 255.
     ///
     /// # Panics
-    /// Panics if there are more.
+    /// Panics if there are more letters.
     #[must_use]
     pub fn new(letters: &str) -> Self {
         let fingerprint = format!("alphabet-{letters}");

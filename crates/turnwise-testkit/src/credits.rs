@@ -1,9 +1,9 @@
-//! Property tests of credit: what generates the rewards of groups, and one check for each property.
+//! Property tests of credit: generators of the rewards of groups, and one check for each property.
 //!
-//! Rewards are `[members][turns]`; [`rewarded`] makes trajectories of them. A check takes any [`Credit`]
-//! and returns an error that names the property and the numbers. [`check_contract`] runs the checks that hold for all
+//! Rewards are `[members][turns]`; [`rewarded`] makes trajectories of such rewards. A check takes any [`Credit`] and
+//! returns an error that names the property and the numbers. [`check_contract`] runs the checks that hold for all
 //! credits; [`check_equal_rewards`], [`check_common_reward`], [`check_reward_unit`] and [`check_groups_apart`] are for
-//! those that claim the property.
+//! credits that claim the property.
 //!
 //! # Example
 //!
@@ -37,8 +37,8 @@ use turnwise_trajectory::Trajectory;
 
 use crate::rewarded;
 
-/// Generates the rewards of a group of 1 to 6 members with 1 to 4 turns, in steps of a quarter, so that groups are often
-/// flat and never nearly so.
+/// Generates the rewards of a group of 1 to 6 members with 1 to 4 turns, in steps of a quarter, so that rewards are
+/// often equal and never nearly equal.
 pub fn groups() -> impl Strategy<Value = Vec<Vec<f64>>> {
     let reward = (-8_i8..9).prop_map(|quarters| f64::from(quarters) / 4.0);
     prop::collection::vec(prop::collection::vec(reward, 1..5), 1..7)
@@ -95,12 +95,12 @@ pub fn check_member_order(
     Ok(())
 }
 
-/// Checks that each stream conserves what it says (see [`CreditStreams::imbalance`](turnwise_training::CreditStreams)),
-/// and that the last stream is what the tokens get.
+/// Checks that each stream has its invariant (see [`CreditStreams::imbalance`](turnwise_training::CreditStreams)), and
+/// that the tokens get the last stream.
 ///
 /// # Errors
 ///
-/// Fails with the stream and what is missing.
+/// Fails with the stream and the deviation from its invariant.
 pub fn check_streams(credit: &dyn Credit, rewards: &[Vec<f64>]) -> TestCaseResult {
     let group = rewarded(rewards);
     let members: Vec<&Trajectory> = group.iter().collect();
@@ -151,10 +151,10 @@ pub fn check_refusals(credit: &dyn Credit, rewards: &[Vec<f64>]) -> TestCaseResu
     Ok(())
 }
 
-/// Checks that members with equal rewards get exactly 0, whatever turns they are made of: the last reward of each member
-/// is replaced, so that the sum is `total`.
+/// Checks that members with equal rewards get exactly 0, even if different turns earned them: the last reward of each
+/// member is replaced, so that the sum is `total`.
 ///
-/// Not for credits that discount: their returns differ where the turns do.
+/// Not for credits that discount, because returns then differ if the turns differ.
 ///
 /// # Errors
 ///
@@ -222,7 +222,7 @@ pub fn check_reward_unit(credit: &dyn Credit, rewards: &[Vec<f64>], factor: f64)
     Ok(())
 }
 
-/// Checks that another group of the batch, of whatever size and rewards, changes nobody's advantage.
+/// Checks that another group of the batch, of any size and rewards, changes no advantage of this group.
 ///
 /// With `has_batch_scale`, for credits that divide by a scale of the whole batch, all advantages of the group may change
 /// by one positive factor.

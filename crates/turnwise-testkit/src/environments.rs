@@ -112,7 +112,7 @@ pub struct FaultyTasks<T> {
     pub inner: T,
     /// The fault.
     pub fault: Fault,
-    /// At least 1; with 1 every environment breaks.
+    /// The period of the fault, at least 1; with 1 every environment breaks.
     pub every: u64,
     made: AtomicU64,
 }

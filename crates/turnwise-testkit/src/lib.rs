@@ -7,7 +7,7 @@
 //! context. [`Interrupting`], [`Faulty`], [`Lying`] and [`Sessions`] wrap any policy, [`FaultyTasks`] any task set,
 //! [`Panicking`] and [`Replayed`] any environment. Tests run [`conformance`] on every implementation of a trait;
 //! [`objectives`] and [`credits`] have the properties of objectives and credits, one check each. [`Built`] is a
-//! trajectory by hand.
+//! trajectory that a test builds turn by turn.
 
 mod alphabet;
 pub mod conformance;
@@ -23,7 +23,7 @@ pub use environments::{
     Blocking, Crash, Echo, Fault, FaultyTasks, Method, Panicking, Replayed, Shop, Till,
 };
 pub use policies::{Faulty, Hashed, Interrupting, Lying, Sessions};
-/// The property testing of the checks, for tests without a dependency of their own.
+/// The property-testing library of the checks, re-exported so that tests need no dependency of their own.
 pub use proptest;
 pub use tabular::TabularModel;
 pub use trajectories::{Built, rewarded, scored_token};

@@ -1,4 +1,4 @@
-//! Property tests of objectives: what generates sequences, and one check for each property.
+//! Property tests of objectives: generators of sequences, and one check for each property.
 //!
 //! A check takes any [`Objective`](turnwise_objective::Objective) and returns an error that names the property and the
 //! numbers, so that it can be called in [`proptest!`](proptest::proptest) with `?`. [`check_contract`] runs the checks
@@ -6,18 +6,18 @@
 //!
 //! | check | property |
 //! |---|---|
-//! | [`check_padding`] | no other number matters, and no evaluation before |
-//! | [`check_sequence_order`], [`check_micro_batches`], [`check_empty_sequences`] | how a step is cut changes nothing |
-//! | [`check_uniform_advantages`] | one advantage is the same on every token |
+//! | [`check_padding`] | only the sequence's own numbers matter, and no earlier evaluation |
+//! | [`check_sequence_order`], [`check_micro_batches`], [`check_empty_sequences`] | the cut of a step changes nothing |
+//! | [`check_uniform_advantages`] | one advantage equals that advantage on every token |
 //! | [`check_finite`], [`check_extremes`] | finite at every ratio |
 //! | [`check_refusals`], [`check_buffer_length`] | wrong input is a typed error |
 //! | | *up to here [`check_contract`], from here claims* |
 //! | [`check_gradient`], [`check_gradient_of`] | finite differences, without and with a stop-gradient |
-//! | [`check_equals_gspo`] | GSPO, if the advantages are uniform |
+//! | [`check_equals_gspo`] | equal to GSPO if the advantages are uniform |
 //! | [`check_clip_sides`], [`check_clip_counts`] | which gradients a clip removes |
-//! | [`check_one_token`] | PPO, if there is one token |
-//! | [`check_on_policy`] | REINFORCE, under the weights that sampled the tokens |
-//! | [`check_signs`] | an advantage in range is followed, token by token |
+//! | [`check_one_token`] | equal to PPO for one token |
+//! | [`check_on_policy`] | equal to REINFORCE under the weights that sampled the tokens |
+//! | [`check_signs`] | each token in range moves with its own advantage |
 //! | [`check_zero_advantage`], [`check_scaling`] | proportional to the advantages |
 //! | [`check_token_order`], [`check_length`] | tokens count the same in any order and number |
 //!

@@ -45,7 +45,7 @@ impl Policy for Hashed {
     }
 }
 
-/// A policy that counts the sessions that were begun and not released.
+/// A policy that records the open sessions: those that were begun and not released.
 #[derive(Debug)]
 pub struct Sessions<P> {
     /// The policy that samples.
@@ -121,7 +121,7 @@ impl<P: Policy> Policy for Interrupting<P> {
 pub struct Faulty<P> {
     /// The policy that samples.
     pub inner: P,
-    /// At least 1.
+    /// The period of the failure, at least 1.
     pub every: u64,
     requests: AtomicU64,
 }
@@ -156,7 +156,7 @@ impl<P: Policy> Policy for Faulty<P> {
 pub struct Lying<P, F> {
     /// The policy that samples.
     pub inner: P,
-    /// The function applied to its answers.
+    /// The function applied to the policy's answers.
     pub lie: F,
 }
 

@@ -10,8 +10,8 @@ use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
 
 /// A model without a network: one row of logits for each context, all zero at first.
 ///
-/// It is policy and learner in one, exact up to rounding, and learns by plain gradient descent, so that the whole
-/// training loop can be tested in milliseconds. Clones share the model.
+/// The model is policy and learner in one, exact up to rounding, and learns by plain gradient descent, so that the
+/// whole training loop can be tested in milliseconds. Clones share the model.
 #[derive(Clone, Debug)]
 pub struct TabularModel {
     n_ids: usize,

@@ -12,7 +12,7 @@ pub struct Built {
 }
 
 impl Built {
-    /// Creates the trajectory of a member of a group, with what the environment says first.
+    /// Creates the trajectory of a member of a group, with the environment's first message.
     #[must_use]
     pub fn new(member: u32) -> Self {
         let mut graph = MessageGraph::default();
@@ -49,7 +49,7 @@ impl Built {
         self.turn_after(last, tokens, reward)
     }
 
-    /// Adds a turn after any node, and what the environment answers.
+    /// Adds a turn after any node, and the environment's answer.
     #[must_use]
     pub fn turn_after(mut self, parent: NodeId, tokens: Vec<SampledToken>, reward: f64) -> Self {
         let graph = &mut self.trajectory.graph;

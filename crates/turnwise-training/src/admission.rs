@@ -45,7 +45,8 @@ pub enum TruncatedEpisodes {
 pub struct Overlong {
     /// The number of sampled tokens of an episode at which the penalty reaches -1.
     pub max_tokens: usize,
-    /// The number of tokens before `max_tokens` at which the penalty begins; 0 makes it a step just above `max_tokens`.
+    /// The number of tokens before `max_tokens` at which the penalty begins; 0 makes the penalty a step just above
+    /// `max_tokens`.
     pub buffer: usize,
 }
 
@@ -143,7 +144,7 @@ impl DropReason {
 pub struct Lengths {
     /// The number of episodes.
     pub episodes: u64,
-    /// The number of their sampled tokens.
+    /// The number of the episodes' sampled tokens.
     pub tokens: u64,
 }
 
@@ -274,8 +275,8 @@ impl Admission {
     }
 }
 
-/// Returns how the rewards are equal, if they are. Decided on rewards, because rounding may make a standard deviation
-/// positive.
+/// Returns the reason to drop a group whose rewards are all equal; `None` if they differ. The rewards decide, because
+/// rounding may make a standard deviation positive.
 fn zero_variance(members: &[Trajectory]) -> Option<DropReason> {
     if members.windows(2).any(|pair| pair[0].reward() != pair[1].reward()) {
         return None;

@@ -28,7 +28,7 @@ pub enum RatioScope {
 /// The trainer's data of a target; the learner does not need it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainToken {
-    /// The log-probability at sampling time, or the proximal policy's in its place.
+    /// The log-probability at sampling time, or that under the proximal policy if it was recomputed.
     pub behavior_logprob: f32,
     /// The version that sampled the token.
     pub version: PolicyVersion,
@@ -198,8 +198,8 @@ fn trained_tokens(tokens: &SampledTokens) -> impl Iterator<Item = (usize, Sample
     tokens.iter().enumerate().filter(|(_, token)| token.trains())
 }
 
-/// Refuses trajectories that cannot be trained on, or not together. [`Batch::new`] checks its own trajectories; a step
-/// with several batches checks all of them first, so that nothing is refused after some weights have changed.
+/// Rejects trajectories that cannot be trained on, or not together. [`Batch::new`] checks its own trajectories; a step
+/// with several batches checks all of them first, so that none is rejected after some weights have changed.
 ///
 /// # Errors
 /// If two trajectories were rendered by different tokenizers or templates, or a token that would train was sampled from
@@ -258,7 +258,7 @@ pub fn assign_credit(
 /// The reason why trajectories cannot be trained on.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BatchError {
-    /// A token without an advantage, which is not the same as an advantage of 0.
+    /// A token has no advantage, which differs from an advantage of 0.
     #[error("train on group {group} member {member}: a token of node {node} has no advantage")]
     NoAdvantage {
         /// The group's id.

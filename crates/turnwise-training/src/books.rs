@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use turnwise_rollout::Census;
 
-/// The books of a run: every episode, counted where it is.
+/// The books of a run: every episode, counted in one place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Books {
     /// Episodes that were started; a retry does not count.

@@ -72,7 +72,7 @@ impl Canary {
         let gap = differences
             .map(|(token, logprob)| (f64::from(token.logprob) - f64::from(*logprob)).abs())
             .fold(0.0, |largest: f64, gap| if gap.is_nan() { gap } else { largest.max(gap) });
-        // NaN does not agree either.
+        // A gap of NaN fails this comparison too.
         if gap <= self.tolerance { Ok(Some(gap)) } else { Err(CanaryError::Gap { version, gap }) }
     }
 }

@@ -192,7 +192,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Returns every directory named `step-NNNNNN`, oldest first; of one step, the one whose name agrees comes last.
+    /// Returns every directory named `step-NNNNNN`, oldest first; among those of one step, the one whose name agrees is
+    /// last.
     fn found(&self) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
         for directory in entries(&self.directory)? {
@@ -290,7 +291,7 @@ pub async fn save_weights<L: Learner>(
 /// Verifies saved weights against their manifest.
 ///
 /// # Errors
-/// If there are none, or a file differs from what was written.
+/// If there are no saved weights, or a file differs from the manifest.
 pub fn verify_weights(directory: &Path) -> Result<(), CheckpointError> {
     let verified = Manifest::read(directory)
         .and_then(|manifest| manifest.verify(directory, &Meter::default()));
@@ -333,7 +334,7 @@ fn discard(directory: &Path) -> io::Result<()> {
 }
 
 /// Removes the former content of a checkpoint's name, which is now at `path`. Only a checkpoint or an empty directory
-/// is deleted; other content is renamed and stays beside it.
+/// is deleted; other content is renamed and kept.
 fn set_aside(path: &Path, published: &Path) -> io::Result<()> {
     if Manifest::read(path).is_ok() {
         return discard(path);
@@ -347,7 +348,7 @@ fn set_aside(path: &Path, published: &Path) -> io::Result<()> {
     fs::rename(path, aside.expect("some number is free"))
 }
 
-/// Removes a file, a link or a directory with its content; does nothing if there is none.
+/// Removes a file, a link or a directory with its content; does nothing if the path does not exist.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -412,7 +413,7 @@ pub enum CheckpointError {
     /// Every checkpoint is damaged.
     #[error("find a whole checkpoint: {}", notes.join("; "))]
     NoneWhole {
-        /// Each checkpoint, and what is wrong with it.
+        /// Each checkpoint, with the reason why it is not whole.
         notes: Vec<String>,
     },
 }

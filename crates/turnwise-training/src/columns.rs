@@ -15,7 +15,7 @@ pub(crate) struct Columns {
     starts: Vec<usize>,
     /// The index of each target. `[rows][targets]`
     places: Vec<Vec<usize>>,
-    /// Written by [`Columns::set`]. `[tokens]`, like all that follow.
+    /// The log-probabilities, written by [`Columns::set`]. `[tokens]`, like the other columns.
     logprobs: Vec<f64>,
     behavior_logprobs: Vec<f64>,
     advantages: Vec<f64>,

@@ -37,7 +37,7 @@ use turnwise_trajectory::Trajectory;
 /// # Example
 ///
 /// A credit that compares the whole reward of an episode with that of the group's best, and gives the difference to
-/// every turn. `turnwise_testkit::credits` tests it as the ones here are tested.
+/// every turn. `turnwise_testkit::credits` tests it like the credits of this crate.
 ///
 /// ```
 /// use turnwise_objective::{AdvantageError, broadcast_outcome};
@@ -76,7 +76,7 @@ pub trait Credit: Send + Sync + Debug {
     /// Returns the name used in settings and records.
     fn name(&self) -> &'static str;
 
-    /// Returns the advantage of each turn, with the numbers that it is made of.
+    /// Returns the advantage of each turn, with the streams that it is computed from.
     ///
     /// # Errors
     /// If a reward is not finite.
@@ -138,7 +138,7 @@ fn totals(group: &[&Trajectory]) -> Vec<f64> {
 }
 
 /// Makes sums of rewards that differ only by rounding equal: 0.1 + 0.2 - 0.3 is not 0, and without an epsilon a
-/// standard deviation would scale that up like any other difference. The bound on rounding comes from the terms, not
+/// standard deviation would scale that difference up like any other. The bound on rounding comes from the terms, not
 /// from their sum.
 fn settled(mut sums: Vec<Vec<f64>>, group: &[&Trajectory]) -> Vec<Vec<f64>> {
     let rounding = ROUNDING * magnitude(group);

@@ -38,7 +38,7 @@ pub(crate) struct TaskQueue {
 impl TaskQueue {
     /// Returns the task of the next group. `seed` must be the run's at every call.
     pub(crate) fn next(&mut self, curriculum: Curriculum, n_tasks: usize, seed: u64) -> usize {
-        // At most one epoch: if every task would be skipped, one is played anyway.
+        // The search ends after one epoch: if every task would be skipped, one is played anyway.
         for _ in 1..n_tasks {
             let place = self.next;
             let task = self.take(n_tasks, seed);
@@ -74,7 +74,7 @@ impl TaskQueue {
     }
 }
 
-// Labels of seeds that are derived from the run's; the pool uses group numbers, which never reach these.
+// Labels of seeds that are derived from the run's seed; the pool uses group numbers, which never reach these.
 const ORDER: u64 = u64::MAX;
 const KEEP: u64 = u64::MAX - 2;
 

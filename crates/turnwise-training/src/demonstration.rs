@@ -15,9 +15,9 @@ pub struct Demonstration {
     pub row: Row,
     /// The demonstrator's reward.
     pub reward: f64,
-    /// Whether it solved the task.
+    /// Whether the demonstrator solved the task.
     pub solved: bool,
-    /// Whether the environment ended the episode; otherwise it was left after the most turns.
+    /// Whether the environment ended the episode; otherwise the episode was cut off after `max_turns` turns.
     pub is_over: bool,
 }
 
@@ -97,7 +97,7 @@ fn imitate(row: &mut Row, ids: Vec<TokenId>) {
 
 /// Takes one supervised step on the mean over rows of the mean negative log-likelihood of each row's targets.
 ///
-/// Returns that loss, in nats, and the optimiser's report. Publishes nothing.
+/// Returns the loss, in nats, and the optimiser's report. Publishes nothing.
 ///
 /// # Errors
 /// If the learner fails, and [`LearnerError::NotFinite`] if the gradient is NaN or infinite.
@@ -129,7 +129,7 @@ pub async fn imitate_step(
     Ok((loss, updated))
 }
 
-/// The reason why there is no demonstration.
+/// The reason why a demonstration failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DemonstrationError {
     /// The environment broke.

@@ -26,7 +26,7 @@ fn statistics(_: &Path) -> Option<u64> {
 }
 
 /// Exchanges the names of two directories in one step, so that each name has a directory at every moment. Returns false
-/// if the file system cannot.
+/// if the file system does not support the exchange.
 #[cfg(any(target_os = "linux", target_os = "macos"))]
 pub(crate) fn swap(one: &Path, other: &Path) -> io::Result<bool> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -44,7 +44,7 @@ pub(crate) fn swap(_: &Path, _: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Opens a file of a run directory. Refuses a link, a pipe or a device in its place, because the content would go
+/// Opens a file of a run directory. Rejects a link, a pipe or a device in its place, because the content would go
 /// elsewhere.
 pub(crate) fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     if let Ok(metadata) = path.symlink_metadata()
@@ -57,17 +57,17 @@ pub(crate) fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<F
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // Also refuses a link that was created since the check.
+        // The flag also rejects a link that was created since the check.
         options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
     }
     options.open(path)
 }
 
-/// Reads a file of a run directory, of at most `most` bytes. Refuses a pipe or a device in its place, because reading
+/// Reads a file of a run directory, of at most `most` bytes. Rejects a pipe or a device in its place, because reading
 /// it would block or never end.
 ///
 /// # Errors
-/// If it is not a regular file, is longer, or cannot be read.
+/// If the file is not a regular file, is longer, or cannot be read.
 pub fn read_plain(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));

@@ -10,7 +10,7 @@ pub enum TrainError {
     /// Rollouts failed.
     #[error(transparent)]
     Rollout(#[from] RolloutError),
-    /// The learner failed, or the objective in it.
+    /// The learner or the objective failed.
     #[error(transparent)]
     Learner(#[from] LearnerError),
     /// Credit assignment failed.
@@ -36,7 +36,7 @@ pub enum TrainError {
     /// Episodes got lost, which is a bug.
     #[error("account for every episode: {} of {} are lost", books.unaccounted(), books.dispatched)]
     Unaccounted {
-        /// The books, with all other episodes.
+        /// The books of the run.
         books: Box<Books>,
     },
 }

@@ -12,7 +12,7 @@ use crate::SuccessRate;
 /// The settings of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvaluationSettings {
-    /// The number of episodes, each of another task; tasks repeat only if there are fewer.
+    /// The number of episodes, each of another task; tasks repeat only if there are fewer tasks than episodes.
     pub episodes: usize,
     /// The seed of all randomness.
     pub seed: u64,
@@ -121,7 +121,7 @@ pub async fn evaluate(
     Ok(Some(summarise(trajectories, settings.episodes)))
 }
 
-/// Iterates over tasks in a random order, repeatedly, so that the first of them represent all.
+/// Iterates over tasks in a random order, repeatedly, so that the first ones are a random sample of all.
 fn order(n: usize, seed: u64) -> impl Iterator<Item = usize> {
     let mut order: Vec<usize> = (0..n).collect();
     Random::new(derive_seed(seed, u64::MAX)).shuffle(&mut order);

@@ -20,7 +20,7 @@ impl SuccessRate {
     /// Computes the rate over tasks; each entry has the results of a task's episodes.
     ///
     /// The interval is Wilson's score interval (1927), which stays inside 0 to 1 and is accurate at both ends. Episodes
-    /// of one task are not independent, so its sample size is divided by the design effect: the variance of the rate
+    /// of one task are not independent, so the sample size is divided by the design effect: the variance of the rate
     /// estimated between tasks over the variance that independent episodes would have (Kish 1965), at least 1 and at
     /// most the episodes per task.
     ///

@@ -27,7 +27,7 @@ impl JsonLines {
         Ok(Self { file })
     }
 
-    /// Appends a line. On failure, removes what was written of it.
+    /// Appends a line. On failure, removes the part that was written.
     pub(crate) fn append(&mut self, value: &Value) -> io::Result<()> {
         let before = self.file.metadata()?.len();
         // One write for a line, so that a killed process leaves no half line in the middle of a file.

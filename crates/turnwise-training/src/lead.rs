@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The number of groups that asynchronous rollouts keep open or ready for the trainer: as few as keep it busy.
+/// The number of groups that asynchronous rollouts keep open or ready for the trainer: as few as keep the trainer busy.
 ///
 /// Staleness admits η + 1 batches, but a batch that waits in a queue only ages. The lead starts with one batch; it
 /// grows if the trainer has to wait, and shrinks if groups are left over.

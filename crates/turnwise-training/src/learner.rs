@@ -48,10 +48,10 @@ pub struct Updated {
 /// # Who publishes
 ///
 /// Policies sample with published weights alone, so weights that were trained are unknown to them until `publish`.
-/// [`Trainer::step`](crate::Trainer::step) publishes after its optimiser steps. A program that trains outside of it, such as a
-/// warm start with [`imitate_step`](crate::imitate_step), calls `publish` afterwards; without that, rollouts and evaluations go on
-/// with the weights of before. The policy of a learner (`CandleLearner::policy`) is taken from it before the learner moves into
-/// [`Parts`](crate::Parts).
+/// [`Trainer::step`](crate::Trainer::step) publishes after its optimiser steps. A program that trains outside of it,
+/// such as a warm start with [`imitate_step`](crate::imitate_step), calls `publish` afterwards; otherwise rollouts and
+/// evaluations continue with the earlier weights. Take the policy of a learner (`CandleLearner::policy`) before the
+/// learner moves into [`Parts`](crate::Parts).
 ///
 /// # Example
 ///
@@ -128,7 +128,7 @@ pub trait Learner: Send {
     /// Publishes the current weights to the policy and returns their version.
     ///
     /// # Errors
-    /// If they cannot be handed over.
+    /// If the weights cannot be handed over.
     async fn publish(&mut self) -> Result<PolicyVersion, LearnerError>;
 
     /// Writes weights and optimiser state into an existing directory.
@@ -138,7 +138,7 @@ pub trait Learner: Send {
     /// cannot be written.
     async fn save(&mut self, directory: &Path) -> Result<(), LearnerError>;
 
-    /// Reads the files of `save`, and publishes the weights as `version`.
+    /// Reads the files that `save` wrote, and publishes the weights as `version`.
     ///
     /// # Errors
     /// If the files do not fit this learner.

@@ -28,7 +28,7 @@ pub(crate) struct Learning<L> {
 /// The number of skipped updates in a row that stops a run.
 pub(crate) const MAX_SKIPPED_IN_ROW: u32 = 3;
 
-/// The label of a seed that is derived from the run's; the pool uses group numbers, which never reach it.
+/// The label of a seed that is derived from the run's seed; the pool uses group numbers, which never reach it.
 const MINIBATCHES: u64 = u64::MAX - 1;
 
 impl<L: Learner> Learning<L> {
@@ -84,14 +84,14 @@ impl<L: Learner> Learning<L> {
     }
 
     /// Returns the batch in mini-batches of whole trajectories, shuffled because neighbours come from one group, and
-    /// the mismatch between engine and trainer, if it was computed on the way.
+    /// the mismatch between engine and trainer, if it was computed.
     async fn minibatches(
         &mut self,
         trajectories: &[Trajectory],
         step: u64,
         settings: &TrainerSettings,
     ) -> Result<(Vec<Batch>, Mismatch), TrainError> {
-        // Checks all of them first, so that nothing is refused after some weights have changed.
+        // All trajectories are checked first, so that none is rejected after some weights have changed.
         check_trajectories(trajectories)?;
         let mut order: Vec<&Trajectory> = trajectories.iter().collect();
         Random::new(derive_seed(derive_seed(settings.seed, MINIBATCHES), step)).shuffle(&mut order);
@@ -137,7 +137,7 @@ impl<L: Learner> Learning<L> {
 }
 
 /// Returns `wanted` ranges, or `n` if that is less, whose lengths differ by at most one: each mini-batch divides by its
-/// own size, and a small one would weigh its trajectories more.
+/// own size, so a small one would weigh its trajectories more.
 fn even_parts(n: usize, wanted: usize) -> impl Iterator<Item = Range<usize>> {
     let parts = wanted.min(n);
     (0..parts).map(move |part| part * n / parts..(part + 1) * n / parts)

@@ -72,7 +72,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Compares every file with the manifest; says what is wrong with the first that differs. `meter` counts the bytes.
+    /// Compares every file with the manifest; the error names the first that differs, and why. `meter` counts the
+    /// bytes.
     pub(crate) fn verify(&self, directory: &Path, meter: &Meter) -> Result<(), String> {
         meter.begin(Meter::BYTES, self.bytes());
         let verified = self.verify_files(directory, meter);
@@ -103,7 +104,7 @@ impl Manifest {
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 
-    /// Refuses files that a loader would read and that did not exist when the directory was written.
+    /// Rejects files that a loader would read and that did not exist when the directory was written.
     fn refuse_unlisted(&self, directory: &Path, prefix: &str) -> Result<(), String> {
         let paths = entries(directory).map_err(|error| error.to_string())?;
         for path in paths {
@@ -166,7 +167,7 @@ fn is_read(path: &Path) -> bool {
     })
 }
 
-/// Returns the metadata of a regular file; otherwise says what is in its place.
+/// Returns the metadata of a regular file; the error says what else has that path.
 fn regular(path: &Path) -> Result<Metadata, String> {
     let metadata = fs::symlink_metadata(path).map_err(|error| error.to_string())?;
     if metadata.is_file() { Ok(metadata) } else { Err(format!("it is {}", kind(&metadata))) }
@@ -246,7 +247,7 @@ fn hex(bytes: &[u8]) -> String {
         .fold(String::with_capacity(2 * bytes.len()), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// Returns the entries of a directory in the order of their names; none if there is no directory.
+/// Returns the entries of a directory in the order of their names; an empty list if the directory does not exist.
 pub(crate) fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let listing = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -18,9 +18,9 @@ pub enum Better {
 pub struct Metric {
     /// `area/quantity[_statistic][_unit]`.
     pub name: &'static str,
-    /// The direction in which it should move.
+    /// The direction in which the metric should move.
     pub better: Better,
-    /// What it is, what is normal, and what to try otherwise.
+    /// The meaning, the normal values, and advice for other values.
     pub help: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! Measures an evaluation of the objective, compared with the time to read and write its memory.
+//! Speed of the objective, compared with the time to read and write its memory.
 
 use std::time::Instant;
 

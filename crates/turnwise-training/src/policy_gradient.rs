@@ -57,7 +57,7 @@ impl Mismatch {
 /// (or one row, if that alone is longer); see [`accumulate_in`].
 ///
 /// # Errors
-/// If the learner fails or the objective refuses a number.
+/// If the learner fails or the objective rejects a number.
 pub async fn accumulate(
     learner: &mut dyn Learner,
     objective: &dyn Objective,
@@ -81,7 +81,7 @@ pub async fn accumulate(
 /// compared.
 ///
 /// # Errors
-/// If the learner fails or the objective refuses a number.
+/// If the learner fails or the objective rejects a number.
 pub async fn accumulate_in(
     learner: &mut dyn Learner,
     objective: &dyn Objective,
@@ -134,11 +134,11 @@ pub struct BatchLoss {
     pub metrics: Metrics,
 }
 
-/// Computes the loss of a mini-batch from all its log-probabilities in nats, `[rows][targets]`: the same as
-/// [`accumulate`], without the rounding of a learner's numbers to f32.
+/// Computes the loss of a mini-batch from all its log-probabilities in nats, `[rows][targets]`: like [`accumulate`],
+/// but without the rounding of a learner's numbers to f32.
 ///
 /// # Errors
-/// If the objective refuses a number, with the ratio group.
+/// If the objective rejects a number, with the ratio group.
 pub fn batch_loss(
     objective: &dyn Objective,
     batch: &Batch,
@@ -153,8 +153,8 @@ pub fn batch_loss(
 
 /// Packs rows into lists of at most `tokens` distinct tokens; a longer row is alone. The prefix that a row shares with
 /// the previous row of its list counts once, because a learner computes it once. Therefore trajectories with a common
-/// prefix are adjacent, whatever their order in the batch, and rows of one trajectory share a list if they fit, because
-/// a ratio group that is split costs a second forward pass.
+/// prefix are adjacent in the result, independently of their order in the batch, and rows of one trajectory share a
+/// list if they fit, because a ratio group that is split costs a second forward pass.
 #[must_use]
 pub fn micro_batches(batch: &Batch, tokens: usize) -> Vec<Vec<usize>> {
     let mut cut: Vec<Vec<usize>> = Vec::new();
@@ -239,7 +239,7 @@ fn homes(batch: &Batch, micro_batches: &[Vec<usize>]) -> Vec<Option<usize>> {
     homes.into_iter().map(alone).collect()
 }
 
-/// A mini-batch whose ratio groups are being evaluated, in the order in which they become known.
+/// A mini-batch whose ratio groups are being evaluated, in the order in which their log-probabilities become known.
 struct MiniBatchEvaluation<'a> {
     objective: &'a dyn Objective,
     batch: &'a Batch,

@@ -11,11 +11,11 @@ use crate::{Batch, Learner, LearnerError};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Behavior {
-    /// Those that the engine recorded at sampling time, under the weights that sampled the tokens.
+    /// The log-probabilities that the engine recorded at sampling time, under the weights that sampled the tokens.
     #[default]
     Recorded,
-    /// Those of the weights at the start of the step, recomputed by the trainer. Their ratio to the recorded ones
-    /// becomes a detached weight on the advantages.
+    /// The log-probabilities under the weights at the start of the step, recomputed by the trainer. Their ratio to the
+    /// recorded ones becomes a detached weight on the advantages.
     Recomputed(Correction),
 }
 

@@ -28,7 +28,7 @@ pub struct StepReport {
     kept: Lengths,
 }
 
-/// Durations in seconds.
+/// Durations of a step, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timing {
     pub(crate) step_s: f64,
@@ -245,7 +245,7 @@ fn metric_of(reason: DropReason) -> Metric {
     }
 }
 
-/// Returns the mean; NaN for no values, which is then not recorded.
+/// Returns the mean; NaN without values, and metrics do not record NaN.
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, n) = values.fold((0.0, 0_usize), |(sum, n), value| (sum + value, n + 1));
     sum / n as f64

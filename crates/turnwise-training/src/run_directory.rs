@@ -29,7 +29,7 @@ pub struct RunDirectory {
     events: JsonLines,
     /// The number of resumptions; if a step has two lines, readers keep the one with the highest number.
     resumes: u64,
-    /// Locked for the life of the process; the system releases it however the process ends.
+    /// The lock, held for the life of the process; the system releases it however the process ends.
     _lock: File,
 }
 
@@ -42,7 +42,7 @@ pub struct Summary {
     pub eval_after: SuccessRate,
     /// Wall time, in seconds.
     pub seconds: f64,
-    /// Warnings as sentences; empty if there are none.
+    /// Warnings as sentences; empty for a run without warnings.
     pub warnings: Vec<String>,
 }
 
@@ -66,7 +66,7 @@ impl RunDirectory {
         Self::open_files(path, lock, 0)
     }
 
-    /// Refuses a directory in which no new run can begin, without creating anything.
+    /// Rejects a directory in which no new run can begin, and creates nothing.
     ///
     /// # Errors
     /// If it already holds a run or other files, or its name is not UTF-8.
@@ -239,7 +239,7 @@ const OWN: [&str; 10] = [
     "reference",
 ];
 
-/// Refuses names that JSON and TOML, the formats of a run's files, cannot express.
+/// Rejects names that JSON and TOML, the formats of a run's files, cannot express.
 fn check_name(path: &Path) -> Result<(), RunDirectoryError> {
     match path.to_str() {
         Some(_) => Ok(()),
@@ -275,7 +275,7 @@ fn read_lines(path: &Path) -> Result<Vec<Value>, RunDirectoryError> {
     Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
-/// Writes counts as whole numbers.
+/// Converts a value to JSON; a count becomes a whole number.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }

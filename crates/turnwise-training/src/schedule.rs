@@ -26,7 +26,7 @@ pub struct Schedule {
 }
 
 impl Default for Schedule {
-    /// Returns 1e-3 from the first step on: right for models of a million weights, far too much for a billion.
+    /// Returns 1e-3 from the first step on: right for models of a million weights, far too high for a billion.
     fn default() -> Self {
         Self { learning_rate: 1e-3, warmup_steps: 0, decay: Decay::Constant, steps: u64::MAX }
     }

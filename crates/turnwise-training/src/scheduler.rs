@@ -1,4 +1,4 @@
-//! The rollout scheduler: how many groups are open, which tasks they play, and when there is enough to train on.
+//! The rollout scheduler: decides how many groups are open, which tasks they play, and when a step has enough groups.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::lead::Lead;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutMode {
-    /// One after the other. Reproducible.
+    /// Rollouts and training alternate. Reproducible.
     #[default]
     Synchronous,
     /// While one batch is trained on, the next is rolled out under the old weights; the new weights are published when
@@ -160,7 +160,7 @@ impl Scheduler {
         groups.map(|group| group.scored().count() as u64).sum()
     }
 
-    /// Rolls out until there is something to train on; returns false if `stop` was requested first.
+    /// Runs rollouts until there is something to train on; returns false if `stop` was requested first.
     pub(crate) async fn gather(
         &mut self,
         round: u64,
@@ -183,7 +183,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes the groups of a step and the counts since the last one.
+    /// Takes the groups of a step and the counts since the last step.
     pub(crate) fn take(&mut self) -> Gathered {
         self.ready.sort_by_key(|group| group.id);
         let n = match self.settings.mode {
@@ -247,8 +247,8 @@ impl Scheduler {
         }
     }
 
-    /// Rolls out in the background until there is a batch, or until as many groups as a batch has were dropped whole:
-    /// the step then continues with the rest, like a synchronous step.
+    /// Runs rollouts in the background until there is a batch, or until as many groups as a batch has were dropped
+    /// whole: the step then continues with the rest, like a synchronous step.
     async fn gather_running(
         &mut self,
         version: PolicyVersion,
@@ -283,7 +283,7 @@ impl Scheduler {
         }
     }
 
-    /// Runs the next round beside an update. An error is returned after the update.
+    /// Runs the next round during an update. An error is returned after the update.
     ///
     /// A stop does not end the round early: its episodes are sampled with the weights before the update, which are gone
     /// afterwards, and the run would continue with other tokens than one that was not stopped.
@@ -291,7 +291,7 @@ impl Scheduler {
         self.broken = self.round(round, version, &StopSignal::never()).await.err();
     }
 
-    /// Keeps rollouts running beside an update, and never returns by itself. An error is returned after the update.
+    /// Keeps rollouts running during an update, and never returns by itself. An error is returned after the update.
     pub(crate) async fn keep_going(&mut self, version: PolicyVersion, stop: &StopSignal) {
         loop {
             self.keep_running(version, stop);
@@ -299,7 +299,7 @@ impl Scheduler {
                 Ok(true) => {}
                 Ok(false) => std::future::pending::<()>().await,
                 Err(broken) => {
-                    // The group that has just been graded may trip the breaker.
+                    // A group that trips the breaker has just been delivered, and is kept.
                     let groups = self.pool.take_groups();
                     self.take_in(groups);
                     self.broken = Some(broken);
@@ -319,8 +319,8 @@ impl Scheduler {
 
     /// Updates the scheduler after new weights: trained groups make room, and stale episodes are cancelled.
     ///
-    /// A group that this completes is graded here and not at the next iteration, except in asynchronous mode: a
-    /// checkpoint between two steps would otherwise bring it to the trainer a step earlier.
+    /// A group that a cancellation completes is graded here and not at the next iteration, except in asynchronous mode:
+    /// a checkpoint between two steps would otherwise bring it to the trainer a step earlier.
     pub(crate) async fn published(&mut self, version: PolicyVersion, n_trained: u64) {
         self.state.accepted += n_trained;
         if self.settings.drops_stale {
@@ -354,8 +354,8 @@ impl Scheduler {
         let groups = self.pool.take_groups();
         self.take_in(groups);
         if !stop.requested() {
-            // Limited by the concurrency and by what the trainer will soon take: further groups would only wait, and
-            // age.
+            // The concurrency and the number of groups that the trainer will soon take limit the new groups: more would
+            // only wait, and age.
             let room = self.pool.settings().max_concurrent.saturating_sub(self.pool.n_active());
             let groups = room.div_ceil(self.pool.settings().group_size);
             let wanted = self.lead.groups().saturating_sub(self.ready.len() + self.pool.n_open());

@@ -41,7 +41,7 @@ pub struct Parts<L> {
 /// The settings of training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainerSettings {
-    /// The number of groups started at each step. Suspended groups of earlier steps stay open beside them.
+    /// The number of groups started at each step. Suspended groups of earlier steps stay open in addition.
     pub groups_per_step: usize,
     /// The settings of the rollout pool.
     pub rollout: PoolSettings,
@@ -95,8 +95,8 @@ impl Default for TrainerSettings {
 
 /// The training loop: groups, credit, objective, optimiser, new weights.
 ///
-/// [`step`](Self::step) is called until the run is over. The policy is made from the learner before the learner moves into
-/// [`Parts`], and a learner that was trained before, in a warm start for example, is published first
+/// [`step`](Self::step) is called until the run is over. The policy is created from the learner before the learner
+/// moves into [`Parts`], and a learner that was trained before, in a warm start for example, is published first
 /// ([who publishes](Learner#who-publishes)).
 ///
 /// # Example
@@ -244,8 +244,8 @@ impl<L: Learner> Trainer<L> {
     ///
     /// Returns `None` if `stop` was requested first: finished groups are kept, unfinished ones are suspended, and
     /// nothing is trained. A later stop takes effect in the next step: an update is never cut short, and neither is the
-    /// round of a pipelined run beside it. In the reproducible modes a run that is stopped, saved and resumed ends with
-    /// the weights of one that was not.
+    /// round that a pipelined run plays during the update. In the reproducible modes a run that is stopped, saved and
+    /// resumed ends with the weights of one that was not.
     ///
     /// # Errors
     /// If rollouts, credit or the learner fail.
@@ -315,7 +315,7 @@ impl<L: Learner> Trainer<L> {
         Ok(trainable.into_iter().flatten().collect())
     }
 
-    /// Takes the optimiser steps, with the rollouts that the mode allows beside them.
+    /// Takes the optimiser steps, and runs the rollouts that the mode allows at the same time.
     async fn optimise(
         &mut self,
         trainable: &[Trajectory],

@@ -127,7 +127,7 @@ pub enum InfraReason {
     EpisodeTimeout,
 }
 
-/// Why the scheduler stopped an episode.
+/// The reason why the scheduler cancelled an episode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelReason {

@@ -31,7 +31,7 @@ pub fn write_line(mut writer: impl Write, trajectory: &Trajectory) -> io::Result
 /// Reads a trajectory from one line of JSON, and checks the invariants that types cannot enforce.
 ///
 /// # Errors
-/// If the line is not a record, has a newer format, or holds a trajectory that violates an invariant.
+/// If the line is not a record, has another format, or holds a trajectory that violates an invariant.
 pub fn read_line(line: &str) -> Result<Trajectory, RecordError> {
     let Header { format } = serde_json::from_str(line).map_err(RecordError::Json)?;
     if format != FORMAT {

@@ -51,6 +51,8 @@ impl<T: Copy + PartialEq> Runs<T> {
         }
     }
 
+    /// Returns the value of a token.
+    ///
     /// # Panics
     /// Panics if `index` is out of range.
     pub(crate) fn get(&self, index: usize) -> T {

@@ -34,11 +34,11 @@ pub struct SampledTokens {
     sampling: Runs<SamplingId>,
     masks: Runs<Option<MaskReason>>,
     advantages: Runs<Option<Exact>>,
-    /// Columns that few spans need. Absent, they cost a null pointer.
+    /// Columns that few spans need; absent columns cost a null pointer.
     optional: Option<Box<Optional>>,
 }
 
-/// A float that compares by bits, so that -0 survives beside 0.
+/// A float that compares by bits, so that -0 and 0 are different values.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 struct Exact(f32);
@@ -75,7 +75,7 @@ impl KeptSets {
 }
 
 impl SampledTokens {
-    /// Appends a token. Drops the reference log-probabilities, which are computed for a whole span.
+    /// Appends a token, and drops the reference log-probabilities, which are computed for a whole span.
     pub fn push(&mut self, token: SampledToken) {
         self.append(token, &[]);
     }

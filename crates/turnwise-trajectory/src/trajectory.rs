@@ -52,7 +52,7 @@ pub struct Identity {
     pub group: GroupId,
     /// The episode's index in the group.
     pub member: u32,
-    /// The attempt, starting at 0; each infrastructure fault adds one. It enters names, never seeds.
+    /// The attempt, starting at 0; each infrastructure fault adds one. The attempt enters names, never seeds.
     pub attempt: u32,
     /// The seed of the environment's reset; equal for all members of a group.
     pub environment_seed: u64,
@@ -79,7 +79,7 @@ pub struct Turn {
     pub node: NodeId,
     /// The reason why sampling stopped; never `Interrupted` in a finished turn.
     pub stop: StopReason,
-    /// The environment's reward for this turn, plus the rubric's on the last turn. `None` is not scored.
+    /// The environment's reward for this turn, plus the rubric's on the last turn. `None` means not scored.
     pub reward: Option<f64>,
     /// The rubric's score; only on the last turn of an episode that a rubric has graded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,7 +101,7 @@ pub struct Turn {
 pub struct Score {
     /// The rubric's name; "admission" if only a trainer added a penalty.
     pub rubric: String,
-    /// The value added to the reward of the last turn. `None` is not scored.
+    /// The value added to the reward of the last turn. `None` means not scored.
     pub value: Option<f64>,
     /// The reward of the last turn before the score was added.
     pub before: Option<f64>,
@@ -202,7 +202,8 @@ impl Trajectory {
         self.graph.path_to(leaf).into_iter().map(|id| self.graph.node(id).message.clone()).collect()
     }
 
-    /// Returns the transcript for a rubric: with the environment's rewards, without what a rubric has added.
+    /// Returns the transcript for a rubric, with the environment's rewards and without the scores that a rubric has
+    /// added.
     #[must_use]
     pub fn transcript(&self) -> Transcript {
         let of_environment =

@@ -26,7 +26,7 @@ pub(super) async fn caught_async<T>(call: impl Future<Output = T>) -> Result<T, 
 /// One episode's view of the policy: a panic is an error, and a forked episode samples with its own seed.
 pub(super) struct Engine<'a> {
     policy: &'a dyn Policy,
-    /// The seed that the agent was made with, and the seed that tokens are sampled with.
+    /// The seed that the agent was created with, and the seed that tokens are sampled with.
     seeds: (u64, u64),
 }
 
@@ -35,8 +35,8 @@ impl<'a> Engine<'a> {
         Self { policy, seeds: (of_agent, of_episode) }
     }
 
-    /// Maps the agent's seed to the fork's. Only a fork differs from its agent; a seed that the agent derived from the
-    /// old seed is mapped too.
+    /// Maps the agent's seed to the episode's. The two differ only in a fork; a seed that the agent derived from its
+    /// own is mapped too.
     fn seed(&self, asked: u64) -> u64 {
         let (old, new) = self.seeds;
         if old == new {
@@ -58,7 +58,7 @@ impl Policy for Engine<'_> {
     async fn sample(&self, mut request: SampleRequest) -> Result<Sample, PolicyError> {
         request.seed = self.seed(request.seed);
         request.session = self.seed(request.session);
-        // In a block of its own, because a policy may panic before it returns a future.
+        // The call is inside the async block, because a policy may panic before it returns a future.
         let sample = caught_async(async { self.policy.sample(request).await }).await;
         sample.unwrap_or_else(|panic| Err(PolicyError::Failed(format!("panicked: {panic}"))))
     }

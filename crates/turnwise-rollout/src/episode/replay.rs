@@ -9,7 +9,7 @@ use crate::Deadline;
 impl Episode {
     /// Brings a fresh environment to the episode's current turn: resets it with the same seed and repeats every action.
     ///
-    /// The environment's answers must be the same as before; tool calls are answered from the ledger.
+    /// The environment's answers must equal those of the first run; tool calls are answered from the ledger.
     pub(super) async fn replay(&mut self, deadline: Deadline) -> Result<(), Outcome> {
         let seed = self.state.identity.environment_seed;
         let limit = self.limits.environment_timeout();

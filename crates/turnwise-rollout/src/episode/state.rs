@@ -41,7 +41,7 @@ pub(super) struct State {
     pub(super) turn_seconds: f64,
     /// The sampling seed of the forked episode, which its agent still sends.
     pub(super) forked_from: Option<u64>,
-    /// The number of tokens, from the first on, that another episode trains.
+    /// The number of sampled tokens, from the first on, that another episode trains.
     pub(super) n_shared: usize,
 }
 
@@ -90,7 +90,7 @@ impl State {
         self.recovery.is_some()
     }
 
-    /// Returns the sampling seed that the agent was made with.
+    /// Returns the sampling seed that the agent was created with.
     pub(super) fn seed_of_agent(&self) -> u64 {
         self.forked_from.unwrap_or(self.identity.sampling_seed)
     }

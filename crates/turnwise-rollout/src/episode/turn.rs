@@ -16,7 +16,7 @@ use crate::{Act, Agent, AgentError, Allowance, Deadline, Decision, Policy, Polic
 impl Episode {
     /// Returns the time left to the episode.
     pub(super) fn time_left(&self) -> Duration {
-        // Invalid durations were refused before; this line must not panic even so.
+        // A restored snapshot has a valid duration; the fallback keeps an invalid one from causing a panic.
         let used = Duration::try_from_secs_f64(self.state.seconds).unwrap_or(Duration::MAX);
         self.limits.episode_timeout().saturating_sub(used)
     }
@@ -110,8 +110,8 @@ impl Episode {
         Ok(Some(Room { turn, now: usize::try_from(now).unwrap_or(usize::MAX) }))
     }
 
-    /// Ends a truncated episode. The rewards received so far count, and must be in the same range as those of a
-    /// complete episode.
+    /// Returns the outcome of an episode that reached a limit. The rewards received so far count, so their sum must be
+    /// in the environment's range, as that of a complete episode.
     fn truncated(&self, limit: Limit) -> Outcome {
         self.check_range().err().unwrap_or(Outcome::Truncated(limit))
     }

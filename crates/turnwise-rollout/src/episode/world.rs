@@ -21,7 +21,7 @@ pub(super) struct World {
     threads: BlockingThreads,
 }
 
-/// An environment whose destructor cannot panic through.
+/// An environment whose panics on drop are caught.
 struct Kept(Option<Box<dyn Environment>>);
 
 impl Kept {
@@ -97,7 +97,7 @@ impl World {
         self.threads = threads;
     }
 
-    /// Begins the episode; `limit` bounds the call, `deadline` everything.
+    /// Resets the environment; `limit` bounds the call, `deadline` the whole episode.
     pub(super) async fn reset(
         &mut self,
         seed: u64,
@@ -202,7 +202,7 @@ impl World {
     }
 }
 
-/// Runs the call on a thread. Waiting for a thread has only the episode's deadline; the call has its own.
+/// Runs a call on a thread. Only `deadline` bounds the wait for a thread; `limit` also bounds the call.
 async fn call_on_thread(
     threads: BlockingThreads,
     mut kept: Kept,

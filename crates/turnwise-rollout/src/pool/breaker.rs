@@ -21,7 +21,7 @@ pub(super) struct BreakerCounts {
     recent: VecDeque<bool>,
 }
 
-/// The number of attempts over which bad rewards are counted: 1 % of fewer is not significant.
+/// The number of attempts over which bad rewards are counted; 1 % of a smaller number is not significant.
 const WINDOW: usize = 256;
 
 impl Breaker {
@@ -41,8 +41,8 @@ impl Breaker {
         self.counts = counts;
     }
 
-    /// Counts a verdict that grading changed; returns an error if it is one too many. Its attempt has been counted as a
-    /// good one.
+    /// Counts a bad reward that grading found in an attempt that was counted as good; returns an error if it is one too
+    /// many.
     pub(super) fn take_back(&mut self, fault: &InfraFault) -> Option<RolloutError> {
         if fault.reason != InfraReason::BadReward {
             return None;
@@ -64,12 +64,13 @@ impl Breaker {
             return None;
         };
         self.counts.recent.push_back(fault.reason == InfraReason::BadReward);
-        // After a crash every episode that was under way may have a call in doubt. The next attempt has calls of its own.
+        // After a crash, every episode that was running may have a call in doubt. The next attempt has calls of its
+        // own.
         if fault.reason == InfraReason::ToolInDoubt {
             return None;
         }
         self.counts.in_row += 1;
-        // All episodes share one model.
+        // Every further episode would fail too, because all share one model.
         if fault.reason == InfraReason::NotFinite {
             return Some(RolloutError::NotFinite { last: fault.clone() });
         }

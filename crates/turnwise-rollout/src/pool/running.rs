@@ -8,7 +8,7 @@ use turnwise_trajectory::{GroupId, PolicyVersion};
 
 use crate::{Allowance, Episode, Policy, Progress, StopHandle, StopSignal};
 
-/// A member's place in its group, the same for all its attempts.
+/// A member's place in its group, equal for all attempts of the member.
 pub(super) type Seat = (GroupId, u32);
 
 /// An episode that is due to be advanced.
@@ -41,7 +41,7 @@ pub(super) struct Running {
 #[derive(Debug)]
 struct Taken {
     stop: StopHandle,
-    /// A lower bound of the versions of its tokens.
+    /// A lower bound of the versions of the episode's tokens.
     launched_at: PolicyVersion,
     /// The session at the engine.
     session: u64,
@@ -122,7 +122,7 @@ async fn advance(
             () = sleep(delay) => {}
         }
     }
-    // An episode that is stopped before it begins has not begun.
+    // A stop before the start leaves the episode unchanged, without a suspension that counts.
     let progress = if allowance.stop.requested() {
         Progress::Suspended(episode)
     } else {

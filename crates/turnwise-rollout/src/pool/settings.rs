@@ -5,7 +5,7 @@ use crate::Limits;
 /// The settings of a pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolSettings {
-    /// Number of rollouts of one task.
+    /// Number of episodes of one group.
     pub group_size: usize,
     /// Minimal number of scored members; a group with fewer is dropped whole.
     pub min_group_size: usize,
@@ -15,8 +15,8 @@ pub struct PoolSettings {
     /// it is used up. `None` lets every episode finish. Episodes in the background have no iterations, and no such
     /// budget.
     pub tokens_per_iteration: Option<u64>,
-    /// Wall time after which the episodes of an iteration suspend, in seconds. With it, where an episode is cut depends
-    /// on the machine.
+    /// Wall time after which the episodes of an iteration suspend, in seconds. With this setting, the token at which an
+    /// episode is cut depends on the machine.
     pub seconds_per_iteration: Option<f64>,
     /// Maximal number of new attempts at a broken episode.
     pub max_retries: u32,
@@ -35,7 +35,8 @@ pub struct PoolSettings {
 }
 
 impl Default for PoolSettings {
-    /// Returns groups of 8 of which 2 must be scored, no token budget, and the retries and breakers of the fault table.
+    /// Returns groups of 8 with at least 2 scored members, no token budget, and the retries and breakers of the fault
+    /// table.
     fn default() -> Self {
         Self {
             group_size: 8,
@@ -54,8 +55,8 @@ impl Default for PoolSettings {
 }
 
 impl PoolSettings {
-    /// Returns the number of tokens that each of `n` episodes may sample. Equal shares, fixed in advance, so that where
-    /// an episode is cut does not depend on its speed.
+    /// Returns the number of tokens that each of `n` episodes may sample. The shares are equal and fixed in advance, so
+    /// that an episode's speed does not decide where it is cut.
     pub(super) fn share(&self, n: usize) -> u64 {
         self.tokens_per_iteration.map_or(u64::MAX, |tokens| (tokens / n.max(1) as u64).max(1))
     }

@@ -102,7 +102,7 @@ fn role(message: &Message) -> &'static str {
     }
 }
 
-/// Writes the reward and the note of a turn, if there are any.
+/// Writes the reward and the note of a turn, if the turn has any.
 fn score(text: &mut String, reward: Option<f64>, note: Option<String>) {
     let reward = reward.map(|reward| format!("reward {reward}"));
     let parts: Vec<String> = reward.into_iter().chain(note).collect();

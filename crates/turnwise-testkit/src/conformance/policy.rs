@@ -1,4 +1,4 @@
-//! The contract of [`Policy`], as far as it shows with constant weights.
+//! The contract of [`Policy`], as far as constant weights show it.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -12,7 +12,7 @@ use turnwise_trajectory::{SampledToken, Sampling, StopReason, TokenId};
 
 use super::assert_passed;
 
-/// The number of tokens that a request of the suite asks for.
+/// The number of tokens that a request of the suite samples.
 const N_DRAWN: usize = 12;
 
 /// Checks that an engine's answers are a function of `(prompt, sampling, seed, first_index)` only, that stops,
@@ -49,7 +49,7 @@ pub async fn policy(policy: Arc<dyn Policy>, vocab_size: TokenId) {
     assert_passed("policy", &checks);
 }
 
-/// Checks that an engine with `max_positions` positions refuses invalid requests with [`PolicyError::Refused`], and
+/// Checks that an engine with `max_positions` positions rejects invalid requests with [`PolicyError::Refused`], and
 /// serves others afterwards.
 ///
 /// # Panics
@@ -297,7 +297,7 @@ impl Engine {
     }
 }
 
-/// Returns the rest of a request after these sampled tokens, at most `length` tokens of it.
+/// Returns a request for the rest of an answer after these sampled tokens, at most `length` tokens.
 fn rest(request: &SampleRequest, drawn: &[SampledToken], length: usize) -> SampleRequest {
     let drawn_ids: Vec<TokenId> = drawn.iter().map(|token| token.id).collect();
     SampleRequest {

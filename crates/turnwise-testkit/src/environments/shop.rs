@@ -105,7 +105,7 @@ impl Tool for Till {
 
 impl fmt::Debug for Till {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the book, which would become part of a task's name.
+        // The output leaves out the book, which would become part of a task's name.
         formatter
             .debug_struct("Till")
             .field("is_idempotent", &self.is_idempotent)

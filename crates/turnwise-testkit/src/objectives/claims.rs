@@ -1,4 +1,4 @@
-//! Checks of what an objective may claim of itself.
+//! Checks of properties that an objective may claim.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -13,7 +13,8 @@ const STEP: f64 = 1e-6;
 /// The largest error of a derivative, in units of loss and gradient: differences of [`STEP`] have one of 1e-9.
 const TOLERANCE: f64 = 1e-7;
 
-/// Returns the tokens with the advantages that the objective takes: one for all if it refuses others.
+/// Returns the tokens with advantages that the objective accepts: one for all if the objective rejects advantages that
+/// differ.
 fn suited(objective: &dyn Objective, tokens: &Tokens) -> Tokens {
     let mut tokens = tokens.clone();
     if objective.needs_uniform_advantages() && !tokens.is_empty() {
@@ -45,8 +46,8 @@ pub fn check_gradient(objective: &dyn Objective, tokens: &Tokens) -> TestCaseRes
 /// Checks that the gradient is the derivative of a surrogate, and that the surrogate has the value of the loss.
 ///
 /// `surrogate` gets the tokens at which the derivative is taken, and other log-probabilities of the same tokens. It
-/// returns the loss of the sequence before the division by the denominator. Whatever the objective detaches is computed
-/// from the first, and whatever has a gradient from the second.
+/// returns the loss of the sequence before the division by the denominator. Everything that the objective detaches is
+/// computed from the first, and everything that has a gradient from the second.
 ///
 /// ```
 /// use turnwise_objective::{Clip, GspoToken, LengthWeight};
@@ -85,7 +86,7 @@ pub fn check_gradient_of(
         let slope = |by: f64| {
             let mut moved = tokens.logprobs.clone();
             moved[token] += by;
-            // What was added after rounding.
+            // The difference after rounding.
             let by = moved[token] - tokens.logprobs[token];
             (surrogate(tokens, &moved) - value) / by
         };
@@ -102,7 +103,8 @@ pub fn check_gradient_of(
     Ok(())
 }
 
-/// Checks that with one advantage for all tokens the objective is GSPO, in loss, gradient and the tokens that have one.
+/// Checks that with one advantage for all tokens the objective equals GSPO, in loss, in gradient and in the tokens that
+/// have a gradient.
 ///
 /// # Errors
 ///
@@ -226,8 +228,8 @@ pub fn check_one_token(
 
 /// Checks that a token with advantage 0 has no gradient, and that a sequence of such tokens has loss 0.
 ///
-/// Not for objectives with a term beside the advantages, such as a KL to a reference. `silent` is the position of the
-/// token that loses its advantage.
+/// Not for objectives with a term that does not depend on the advantages, such as a KL to a reference. `silent` is the
+/// position of the token that loses its advantage.
 ///
 /// # Errors
 ///
@@ -235,7 +237,7 @@ pub fn check_one_token(
 ///
 /// # Panics
 ///
-/// Panics if there is no such token.
+/// Panics if there is no token at position `silent`.
 pub fn check_zero_advantage(
     objective: &dyn Objective,
     tokens: &Tokens,
@@ -306,10 +308,10 @@ pub fn check_on_policy(objective: &dyn Objective, tokens: &Tokens) -> TestCaseRe
     Ok(())
 }
 
-/// Checks that a token with a positive advantage becomes more probable and one with a negative advantage less, whatever
-/// the other tokens of the sequence earn.
+/// Checks that a token with a positive advantage becomes more probable and one with a negative advantage less,
+/// independently of the other tokens' advantages.
 ///
-/// For tokens that no clip takes, such as those of [`tokens_near_policy`](super::tokens_near_policy).
+/// For tokens that no clip affects, such as those of [`tokens_near_policy`](super::tokens_near_policy).
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Checks of what the trait promises of every objective.
+//! Checks of the contract that every objective keeps.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -9,9 +9,9 @@ use turnwise_objective::{
 use super::fitted::{Fitted, evaluate};
 use super::{Tokens, all_close, close};
 
-/// Runs every check of this page that holds for each objective, whatever it computes.
+/// Runs every check that holds for all objectives.
 ///
-/// The checks of claims, such as [`check_gradient`](super::check_gradient), are for the objectives that make them.
+/// The checks of claims, such as [`check_gradient`](super::check_gradient), are for objectives that make the claim.
 ///
 /// # Errors
 ///
@@ -33,8 +33,8 @@ pub fn check_contract(objective: &dyn Objective, step: &[Tokens]) -> TestCaseRes
     check_extremes(objective)
 }
 
-/// Checks that only the sequence's own numbers matter: neither what surrounds its columns in memory nor what the gradient
-/// held before changes a bit, and a second evaluation repeats the first.
+/// Checks that only the sequence's own numbers matter: neither the memory around its columns nor the earlier content of
+/// the gradient changes a bit, and a second evaluation repeats the first.
 ///
 /// An objective that adds to the gradient instead of writing it fails, and so does one that keeps state.
 ///
@@ -68,7 +68,7 @@ pub fn check_padding(objective: &dyn Objective, tokens: &Tokens) -> TestCaseResu
     Ok(())
 }
 
-/// Checks that one advantage for the whole sequence is the same advantage on every token.
+/// Checks that one advantage for the whole sequence has the result of that advantage on every token.
 ///
 /// # Errors
 ///
@@ -130,7 +130,7 @@ pub fn check_sequence_order(
 
 /// Checks that a step cut into micro-batches has the loss and gradient of the whole step.
 ///
-/// `cuts` are the sizes of the micro-batches, repeated until the step is through.
+/// `cuts` are the sizes of the micro-batches, repeated until the end of the step.
 ///
 /// # Errors
 ///
@@ -193,11 +193,11 @@ pub fn check_empty_sequences(
     Ok(())
 }
 
-/// Checks that a gradient of another length than the sequence's is refused.
+/// Checks that a gradient of another length than the sequence's is rejected.
 ///
 /// # Errors
 ///
-/// Fails if it is accepted, or refused for another reason.
+/// Fails if the gradient is accepted, or rejected for another reason.
 pub fn check_buffer_length(objective: &dyn Objective) -> TestCaseResult {
     let tokens = Tokens::drifted(&[0.0; 2], &[1.0; 2]);
     for actual in [1, 3] {
@@ -214,7 +214,7 @@ pub fn check_buffer_length(objective: &dyn Objective) -> TestCaseResult {
 ///
 /// # Errors
 ///
-/// Fails with what the objective returned instead.
+/// Fails with the result that the objective returned instead.
 ///
 /// # Panics
 ///

@@ -8,10 +8,11 @@ use turnwise_objective::{
 
 use super::tokens::mean;
 
-/// An objective that accepts any sequence: it adds what the objective needs and the sequence lacks.
+/// An objective that accepts any sequence, because it adds the columns that the inner objective needs and the sequence
+/// lacks.
 ///
-/// The mean of finite advantages stands for all of them if the objective refuses advantages that differ; two turns of
-/// equal length stand for unknown turns, and the behaviour policy for an unknown reference. All checks evaluate an
+/// The mean of finite advantages replaces all of them if the inner objective rejects advantages that differ; two turns
+/// of equal length stand for unknown turns, and the behaviour policy for an unknown reference. All checks evaluate an
 /// objective in this way.
 #[derive(Clone, Copy, Debug)]
 pub struct Fitted<P>(pub P);
@@ -64,7 +65,7 @@ where
 ///
 /// # Errors
 ///
-/// Fails if the objective refuses the sequence.
+/// Fails if the objective rejects the sequence.
 pub fn evaluate(
     objective: &dyn Objective,
     sequence: &Sequence<'_>,

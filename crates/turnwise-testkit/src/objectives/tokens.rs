@@ -1,6 +1,6 @@
 use turnwise_objective::{Advantages, Sequence};
 
-/// The columns of a [`Sequence`], owned: what the strategies generate and the checks evaluate.
+/// The columns of a [`Sequence`], owned: strategies generate them, and checks evaluate them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokens {
     /// log π_θ(y_t) under the policy that is being trained.
@@ -100,7 +100,7 @@ impl Tokens {
     }
 }
 
-/// Returns the mean; NaN for no values.
+/// Returns the mean; NaN without values.
 pub(super) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }

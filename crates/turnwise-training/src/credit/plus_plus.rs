@@ -10,12 +10,12 @@ use super::{Conservation, Credit, CreditStreams, totals, zeros};
 /// deviation of those differences over the whole batch.
 ///
 /// All groups share one scale, so a group with rare successes is not scaled up to the size of one with many. In a batch
-/// of one group this is the outcome's mean and standard deviation.
+/// of one group, these are the mean and the standard deviation of the group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ReinforcePlusPlusCredit {
     /// The convention for the standard deviation.
     pub std: Std,
-    /// The number added to it; 0 for advantages that do not depend on the unit of the rewards.
+    /// The number added to the standard deviation; 0 for advantages that do not depend on the unit of the rewards.
     pub epsilon: f64,
 }
 

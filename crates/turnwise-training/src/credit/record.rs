@@ -18,11 +18,11 @@ pub struct CreditRecord<'a> {
     pub attempt: u32,
     /// For each turn, the number of its tokens that train.
     pub tokens: Vec<usize>,
-    /// For each turn, the environment's reward; `None` is not scored.
+    /// For each turn, the environment's reward; `None` means not scored.
     pub rewards: Vec<Option<f64>>,
     /// For each stream, one number for each turn; the tokens train with "advantage".
     pub streams: BTreeMap<&'static str, &'a [f64]>,
-    /// For each stream, the deviation of the whole group from what the stream conserves; 0 up to rounding.
+    /// For each stream, the deviation of the whole group from the stream's invariant; 0 up to rounding.
     pub imbalance: BTreeMap<&'static str, f64>,
 }
 

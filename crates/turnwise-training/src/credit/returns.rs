@@ -39,15 +39,15 @@ impl Credit for ReturnCredit {
     }
 }
 
-/// Returns the discounted reward-to-go of each turn, or an error if one is not finite: a group of one and a group of equal
-/// rewards are compared with nobody, so that nothing else would refuse it.
+/// Returns the discounted reward-to-go of each turn, or an error if one is not finite: a group of one and a group of
+/// equal rewards are not compared, so no later check would reject the value.
 pub(super) fn discounted_returns(
     group: &[&Trajectory],
     gamma: f64,
 ) -> Result<CreditStream, AdvantageError> {
     let values = returns(group, gamma);
     for (member, turns) in values.iter().enumerate() {
-        // The last one: a reward that is not finite makes the returns before it not finite too.
+        // The last such turn has the reward that is not finite; that reward makes the returns before it not finite too.
         if let Some(turn) = turns.iter().rposition(|value| !value.is_finite()) {
             let value = turns[turn];
             return Err(AdvantageError::NonFinite { member, turn: Some(turn), value });

@@ -29,7 +29,7 @@ pub enum Conservation {
     Nothing,
 }
 
-/// The credit of one group: the advantages that train, and the streams they are made of.
+/// The credit of one group: the advantages that train, and the streams that they are computed from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreditStreams {
     /// The parts of the advantages, in the order of their computation.
@@ -39,7 +39,7 @@ pub struct CreditStreams {
 }
 
 impl CreditStreams {
-    /// Creates streams from the parts and the advantages made of them.
+    /// Creates streams from the parts and the advantages computed from them.
     #[must_use]
     pub fn new(
         parts: Vec<CreditStream>,
@@ -97,7 +97,7 @@ impl CreditStreams {
     }
 }
 
-/// Sums term by term from the front, unlike the recursion that computes returns.
+/// Returns the discounted sum of rewards, added term by term from the front, unlike in the recursion that is checked.
 fn discounted(rewards: &[f64], gamma: f64) -> f64 {
     let mut weight = 1.0;
     let mut sum = 0.0;

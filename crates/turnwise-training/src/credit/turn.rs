@@ -47,7 +47,7 @@ impl Credit for TurnCredit {
 
 /// Compares the turns of a group; 0 if the rewards of its episodes are equal.
 ///
-/// Decided on the episodes' rewards: if they are equal, different turns that earned them distinguish no members.
+/// The episodes' rewards decide: equal rewards distinguish no members, even if different turns earned them.
 pub(super) fn compared(
     group: &[&Trajectory],
     turns: impl FnOnce() -> Result<Vec<Vec<f64>>, AdvantageError>,

@@ -12,8 +12,8 @@ use super::{Conservation, Credit, CreditStreams, totals, zeros};
 ///
 /// The variance of one turn's rewards is in no other turn's baseline, and nothing is divided by a standard deviation,
 /// so the expected policy gradient is the true one at γ = 1, also if the policy decides when to stop
-/// ([`minus_mean_return_at_turn`]). With γ = 0 each turn is credited with its own reward only: right if no turn earns a
-/// later turn's reward, and then with the least noise.
+/// ([`minus_mean_return_at_turn`]). With γ = 0 each turn is credited with its own reward only, which is right if no
+/// turn influences a later turn's reward, and then has the least noise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TurnBaselineCredit {
     /// γ, from 0 to 1.
