@@ -210,6 +210,7 @@ fn a_truncated_episode_that_earned_nothing_has_reward_0_and_is_counted() {
         reward: None,
         ending: Ending::Terminated,
         solved: false,
+        others: Vec::new(),
     }]));
     assert_eq!(unscored.reward(), None);
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use turnwise_environment::{Message, TaskSet};
+use turnwise_environment::{Seat, TaskSet};
 use turnwise_objective::{
     Clip, Denominator, DrGrpo, LengthWeight, Objective, ObjectiveError, Reinforce, Sequence,
     SequenceLoss, SequenceStats,
@@ -14,9 +14,7 @@ use turnwise_training::{
     Batch, Learner, RatioScope, TrainToken, Update, accumulate, accumulate_in, assign_credit,
     batch_loss, micro_batches,
 };
-use turnwise_trajectory::{
-    AgentId, Author, Edge, EdgeKind, MaskReason, Node, NodeId, Span, SpawnedBy, TokenId, Trajectory,
-};
+use turnwise_trajectory::{EdgeKind, MaskReason, NodeId, Span, TokenId, Trajectory};
 
 use crate::batches::{Probe, SCOPES, WHOLE, build_all, measured, members};
 use crate::support::{
@@ -252,24 +250,21 @@ proptest! {
         }
     }
 
-    // Rollouts 13.14, 5.4: the work of a subagent in the same graph has ratio groups of its own in every scope.
+    // Rollouts 13.14, 5.4: the seats of an episode have ratio groups of their own in every scope.
     #[test]
-    fn a_subagents_tokens_are_in_no_group_of_its_parent(members in members()) {
-        for trajectory in build_all(&members, false) {
-            let n_own = trajectory.n_sampled();
-            let (with, start) = with_subagent(trajectory.clone());
+    fn a_seats_tokens_are_in_no_group_of_another_seat(members in members()) {
+        for first in build_all(&members, false) {
+            let mut second = first.clone();
+            second.seat = Seat(1);
             for scope in SCOPES {
-                let batch = Batch::new([&with], scope).expect("everything is scored");
+                let batch = Batch::new([&first, &second], scope).expect("everything is scored");
                 let mut groups = [BTreeSet::new(), BTreeSet::new()];
-                for (row, tokens) in batch.rows.iter().zip(&batch.tokens) {
-                    for (target, token) in row.targets.iter().zip(tokens) {
-                        let is_sub = usize::from(row.ids[target.position] >= SUBAGENT);
-                        groups[is_sub].insert(token.sequence);
-                    }
+                for (tokens, trajectory) in batch.tokens.iter().zip(&batch.trajectory_of) {
+                    groups[*trajectory].extend(tokens.iter().map(|token| token.sequence));
                 }
-                prop_assert!(groups[0].is_disjoint(&groups[1]), "{scope:?} {start:?}");
-                prop_assert_eq!(groups[1].len(), 1);
-                prop_assert_eq!(batch.n_targets(), n_own + 2);
+                prop_assert!(groups[0].is_disjoint(&groups[1]), "{:?}", scope);
+                prop_assert_eq!(groups[0].len(), groups[1].len());
+                prop_assert_eq!(batch.n_targets(), 2 * first.n_sampled());
             }
         }
     }
@@ -301,31 +296,14 @@ proptest! {
     }
 }
 
-/// Ids of a subagent's tokens are from here on.
-const SUBAGENT: TokenId = 1_000_000;
-
-/// The trajectory with a branch that its first turn started, and the branch's first node.
-fn with_subagent(mut trajectory: Trajectory) -> (Trajectory, NodeId) {
-    let parent = trajectory.turns[0].node;
-    let task = Span::Context(vec![7]);
-    let graph = &mut trajectory.graph;
-    let node = |parent, author, spans| Node { parent, author, message: Message::user(""), spans };
-    let start = graph.push(node(None, Author::Environment, vec![task]));
-    let drawn = vec![token(SUBAGENT, -0.5, 1.0), token(SUBAGENT + 1, -0.5, 1.0)];
-    graph.push(node(Some(start), Author::Policy, vec![Span::Sampled(drawn.into())]));
-    graph.link(Edge { from: start, to: parent, kind: EdgeKind::SpawnedBy });
-    (trajectory, start)
-}
-
-// Rollouts 13.14, 5.4: a subagent with a trajectory of its own shares no group with its parent, and weighs as one.
+// Rollouts 13.14, 5.4: the trajectory of another seat shares no group with the first, and weighs as one.
 #[test]
-fn a_subagents_trajectory_has_its_own_group_and_weight() {
-    let parent = Built::new(0).turn(vec![token(1, -0.5, 1.0), token(2, -0.5, 1.0)], 1.0).trajectory;
-    let mut child = Built::new(0).turn(vec![token(3, -0.5, 1.0)], 0.0).trajectory;
-    child.agent = AgentId(1);
-    child.spawned_by = Some(SpawnedBy { agent: AgentId(0), node: NodeId(1) });
+fn a_seats_trajectory_has_its_own_group_and_weight() {
+    let first = Built::new(0).turn(vec![token(1, -0.5, 1.0), token(2, -0.5, 1.0)], 1.0).trajectory;
+    let mut second = Built::new(0).turn(vec![token(3, -0.5, 1.0)], 0.0).trajectory;
+    second.seat = Seat(1);
     for scope in SCOPES {
-        let batch = Batch::new([&parent, &child], scope).expect("scored");
+        let batch = Batch::new([&first, &second], scope).expect("scored");
         let of = |row: usize| batch.tokens[row].iter().map(|one| one.sequence).collect::<Vec<_>>();
         assert_eq!((of(0), of(1)), (vec![0, 0], vec![1]));
         let loss = batch_loss(&OBJECTIVE, &batch, &[vec![-0.5; 2], vec![-0.5]]).expect("finite");

@@ -2,12 +2,12 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use turnwise_environment::{Message, Role, TaskKey, ToolCall};
+use turnwise_environment::{Message, Role, Seat, TaskKey, ToolCall};
 use turnwise_trajectory::{
-    AgentFault, AgentId, Author, CancelReason, Edge, EdgeKind, GroupId, Identity, InfraFault,
-    InfraReason, Limit, MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
-    RecordError, SampledToken, SampledTokens, Sampling, Score, Span, SpawnedBy, StopReason,
-    Trajectory, Turn, read_line, write_line,
+    AgentFault, Author, CancelReason, Edge, EdgeKind, GroupId, Identity, InfraFault, InfraReason,
+    Limit, MaskReason, MessageGraph, Node, NodeId, Outcome, PolicyVersion, RecordError,
+    SampledToken, SampledTokens, Sampling, Score, Span, StopReason, Trajectory, Turn, read_line,
+    write_line,
 };
 
 use crate::support::{Built, token};
@@ -153,9 +153,8 @@ fn trajectories() -> impl Strategy<Value = Trajectory> {
                 graph,
                 outcome,
                 solved: numbers.4,
-                agent: AgentId(numbers.3 % 3),
-                spawned_by: (numbers.3 % 3 > 0)
-                    .then_some(SpawnedBy { agent: AgentId(0), node: NodeId(numbers.3) }),
+                seat: Seat(numbers.3 % 3),
+                others: Vec::new(),
             }
         })
 }
@@ -415,7 +414,7 @@ fn impossible_optional_columns_are_refused() {
     }
 }
 
-/// As written before tokens were columns in memory, before subagents and before weight digests.
+/// As written before tokens were columns in memory, before seats and before weight digests.
 const OLD_LINE: &str = concat!(
     r#"{"format":1,"identity":{"environment":"built","environment_version":1,"task":"#,
     r#"TASK,"task_index":0,"group":0,"member":0,"attempt":0,"environment_seed":0,"#,

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use proptest::prelude::*;
-use turnwise_environment::{EnvironmentError, Rubric, TaskSet, Transcript};
+use turnwise_environment::{EnvironmentError, Rubric, Seat, TaskSet, Transcript};
 use turnwise_rollout::{
     Allowance, ChatAgents, Compaction, Divergence, Episode, Limits, Policy, PolicyError,
     PoolSettings, Progress, RecordedPolicy, ReplayError, RolloutPool, StopSignal, replay, rescore,
 };
 use turnwise_testkit::{AlphabetRenderer, Echo, Fault, FaultyTasks};
 use turnwise_trajectory::{
-    AgentId, CancelReason, GroupId, MaskReason, Outcome, SpawnedBy, Trajectory, read_line,
-    write_line,
+    CancelReason, GroupId, MaskReason, Outcome, Trajectory, read_line, write_line,
 };
 
 use crate::pitfalls::{Respelling, speaking};
@@ -275,23 +274,21 @@ proptest! {
     }
 }
 
-// Rollouts 13.27: agents are compared with their like of other members, never with one another.
+// Rollouts 13.27: seats are compared with the same seat of other members, never with one another.
 #[test]
-fn several_agents_are_rescored_apart() {
-    let parents: Vec<Trajectory> =
+fn several_seats_are_rescored_apart() {
+    let firsts: Vec<Trajectory> =
         played(3, None, false, false).into_iter().filter(|one| one.identity.group.0 == 2).collect();
-    let mut children = parents.clone();
-    for child in &mut children {
-        child.agent = AgentId(1);
-        child.spawned_by =
-            Some(SpawnedBy { agent: AgentId(0), node: turnwise_trajectory::NodeId(1) });
+    let mut seconds = firsts.clone();
+    for second in &mut seconds {
+        second.seat = Seat(1);
     }
-    let alone = rescored(&Judge::Third, parents.clone());
-    let together = rescored(&Judge::Third, [children, parents].concat());
-    let (children, parents) = together.split_at(alone.len());
-    assert_eq!(parents, alone);
+    let alone = rescored(&Judge::Third, firsts.clone());
+    let together = rescored(&Judge::Third, [seconds, firsts].concat());
+    let (seconds, firsts) = together.split_at(alone.len());
+    assert_eq!(firsts, alone);
     let rewards = |of: &[Trajectory]| of.iter().map(Trajectory::reward).collect::<Vec<_>>();
-    assert_eq!(rewards(children), rewards(&alone));
+    assert_eq!(rewards(seconds), rewards(&alone));
 }
 
 // Rollouts 13.27: a rubric that breaks while scoring again says where, and takes nothing away.
@@ -313,6 +310,6 @@ fn a_rubric_that_breaks_leaves_what_is_stored() {
     let stored = played(3, Some(Judge::Rank), false, false);
     let mut again = stored.clone();
     let error = block_on(rescore(&Broken, Duration::from_secs(1), &mut again)).expect_err("broken");
-    assert_eq!((error.group, error.agent, error.rubric.as_str()), (0, 0, "broken"));
+    assert_eq!((error.group, error.seat.0, error.rubric.as_str()), (0, 0, "broken"));
     assert_eq!(again, stored);
 }

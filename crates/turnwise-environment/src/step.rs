@@ -60,12 +60,7 @@ impl Step {
     /// Creates a step after which the episode goes on, with this turn not scored.
     #[must_use]
     pub fn next(observation: impl Into<Observation>) -> Self {
-        Self::Next {
-            observation: observation.into(),
-            reward: None,
-            faults: 0,
-            others: Vec::new(),
-        }
+        Self::Next { observation: observation.into(), reward: None, faults: 0, others: Vec::new() }
     }
 
     /// Creates a step that ends the episode; it counts as solved if this turn's reward is 1 or more.

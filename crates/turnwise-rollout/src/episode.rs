@@ -126,9 +126,9 @@ impl Episode {
         limits: Limits,
     ) -> Self {
         let world = World::new(environment, &identity);
-        let made = world.tools().and_then(|tools| {
-            seats::with_agents(factory, &identity, &tools, world.n_seats()?)
-        });
+        let made = world
+            .tools()
+            .and_then(|tools| seats::with_agents(factory, &identity, &tools, world.n_seats()?));
         let factory = Factory::of(factory);
         let mut state = State::new(identity);
         let (seats, broken) = match made {

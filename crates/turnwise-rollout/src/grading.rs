@@ -66,7 +66,8 @@ async fn grade_seat(rubric: &dyn Rubric, limit: Duration, mut shown: Vec<&mut Tr
 
 /// Gives an infrastructure fault of one seat to the others.
 fn spread_faults(member: &mut Trajectory) {
-    let mut outcomes = std::iter::once(&member.outcome).chain(member.others.iter().map(|o| &o.outcome));
+    let mut outcomes =
+        std::iter::once(&member.outcome).chain(member.others.iter().map(|o| &o.outcome));
     let fault = outcomes.find_map(|outcome| match outcome {
         Outcome::InfraFault(fault) => Some(fault.clone()),
         _ => None,

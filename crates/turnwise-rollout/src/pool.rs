@@ -13,8 +13,8 @@ use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersio
 use crate::episode::release;
 use crate::group::has_reward;
 use crate::{
-    AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Meter, Opponent, Policy, Progress,
-    RestoreError, StopSignal, grading, uniform_at,
+    AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Meter, Opponent, Policy,
+    Progress, RestoreError, StopSignal, grading, uniform_at,
 };
 
 mod breaker;
@@ -107,6 +107,8 @@ pub struct RolloutPool {
     n_lost: u64,
     /// The number of episodes of the iteration that have returned.
     meter: Meter,
+    /// Who plays the seats that the trained policy leaves.
+    opponent: Opponent,
     /// The store that records the tool calls of all episodes.
     calls: Option<Arc<dyn LedgerStore>>,
     /// The last engine used; it may hold sessions of suspended episodes.

@@ -177,9 +177,12 @@ impl Environment for FaultyEnvironment {
             Fault::NanReward => Ok(Step::terminated(f64::NAN)),
             Fault::WildReward => Ok(Step::terminated(1e12)),
             Fault::Failed => Ok(Step::failed()),
-            Fault::NoReward => {
-                Ok(Step::End { reward: None, ending: Ending::Terminated, solved: false })
-            }
+            Fault::NoReward => Ok(Step::End {
+                reward: None,
+                ending: Ending::Terminated,
+                solved: false,
+                others: Vec::new(),
+            }),
         }
     }
 

@@ -1,7 +1,7 @@
-use turnwise_environment::{Message, TaskKey};
+use turnwise_environment::{Message, Seat, TaskKey};
 use turnwise_trajectory::{
-    AgentId, Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, PolicyVersion,
-    SampledToken, Sampling, Span, StopReason, TokenId, Trajectory, Turn,
+    Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, PolicyVersion, SampledToken,
+    Sampling, Span, StopReason, TokenId, Trajectory, Turn,
 };
 
 /// A trajectory built by hand: turns are added to the newest node or to any other, and carry their tokens.
@@ -36,8 +36,8 @@ impl Built {
             turns: Vec::new(),
             outcome: Outcome::Done,
             solved: false,
-            agent: AgentId::default(),
-            spawned_by: None,
+            seat: Seat::default(),
+            others: Vec::new(),
         };
         Self { trajectory }
     }

@@ -206,7 +206,10 @@ impl StepReport {
         let of_groups = |of: &dyn Fn(&Group) -> bool| {
             mean(groups.iter().map(|group| f64::from(u8::from(of(group)))))
         };
-        metrics.set(metric::MIXED_FRAC, of_groups(&|group| !has_equal_rewards(&group.scored().collect::<Vec<_>>())));
+        metrics.set(
+            metric::MIXED_FRAC,
+            of_groups(&|group| !has_equal_rewards(&group.scored().collect::<Vec<_>>())),
+        );
         metrics.set(
             metric::SOLVED_FRAC,
             of_groups(&|group| group.scored().all(|member| member.solved)),

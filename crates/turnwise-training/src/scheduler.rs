@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use turnwise_environment::LedgerStore;
 use turnwise_rollout::{
-    Group, Iteration, Opponent, Policy, PoolSnapshot, RestoreError, RolloutError, RolloutPool, StopSignal,
+    Group, Iteration, Opponent, Policy, PoolSnapshot, RestoreError, RolloutError, RolloutPool,
+    StopSignal,
 };
 use turnwise_trajectory::{GroupId, PolicyVersion};
 

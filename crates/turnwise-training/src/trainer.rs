@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use turnwise_environment::{LedgerStore, Rubric, TaskSet};
 use turnwise_objective::Objective;
 use turnwise_rollout::{
-    AgentFactory, Group, Meter, Opponent, Policy, PoolSettings, PoolSnapshot, RestoreError, RolloutPool,
-    StopSignal,
+    AgentFactory, Group, Meter, Opponent, Policy, PoolSettings, PoolSnapshot, RestoreError,
+    RolloutPool, StopSignal,
 };
 use turnwise_trajectory::Trajectory;
 
@@ -16,8 +16,9 @@ use crate::learning::Learning;
 use crate::report::{Timing, UpdateReport};
 use crate::scheduler::{Gathered, Scheduler, SchedulerSettings, SchedulerSnapshot};
 use crate::{
-    Admission, Admitted, Behavior, Books, Canary, Credit, Curriculum, DropReason, DynamicSampling, Learner, RatioScope,
-    RolloutMode, Schedule, StaleTokens, StepReport, TrainError, assign_batch_credit,
+    Admission, Admitted, Behavior, Books, Canary, Credit, Curriculum, DropReason, DynamicSampling,
+    Learner, RatioScope, RolloutMode, Schedule, StaleTokens, StepReport, TrainError,
+    assign_batch_credit,
 };
 
 /// The replaceable parts of a training run.

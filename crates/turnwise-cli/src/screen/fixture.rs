@@ -1,10 +1,9 @@
 //! Reports and an episode for the tests of the screen.
 
-use turnwise_environment::{Message, TaskKey};
+use turnwise_environment::{Message, Seat, TaskKey};
 use turnwise_training::{StepReport, metric};
 use turnwise_trajectory::{
-    AgentId, Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, StopReason,
-    Trajectory, Turn,
+    Author, GroupId, Identity, MessageGraph, Node, NodeId, Outcome, StopReason, Trajectory, Turn,
 };
 
 use super::history::History;
@@ -84,8 +83,8 @@ pub(super) fn episode() -> Trajectory {
         turns,
         outcome: Outcome::Done,
         solved: true,
-        agent: AgentId::default(),
-        spawned_by: None,
+        seat: Seat::default(),
+        others: Vec::new(),
     }
 }
 

@@ -338,8 +338,8 @@ fn forked() -> Trajectory {
         turns: vec![turn(1, Some(0.5)), turn(3, None)],
         outcome: Outcome::Done,
         solved: true,
-        agent: turnwise_trajectory::AgentId::default(),
-        spawned_by: None,
+        seat: turnwise_environment::Seat::default(),
+        others: Vec::new(),
     }
 }
 

@@ -151,7 +151,9 @@ impl Contract {
         let longest = episode.observations().map(n_chars).max();
         self.observation_chars_max = self.observation_chars_max.max(longest.unwrap_or(0));
         self.tool_names.extend(episode.tools.iter().map(|tool| tool.name.clone()));
-        if let Some(sum) = episode.rewards(Seat::default()).into_iter().reduce(|sum, reward| sum + reward) {
+        if let Some(sum) =
+            episode.rewards(Seat::default()).into_iter().reduce(|sum, reward| sum + reward)
+        {
             self.reward_min = Some(self.reward_min.map_or(sum, |min| min.min(sum)));
             self.reward_max = Some(self.reward_max.map_or(sum, |max| max.max(sum)));
         }

@@ -103,7 +103,8 @@ impl ObservedEpisode {
 
     /// Returns whether the episode ended with the task solved for the first seat.
     pub(super) fn solved(&self) -> bool {
-        let Some(Step::End { solved, others, .. }) = self.turns.last().map(|turn| &turn.step) else {
+        let Some(Step::End { solved, others, .. }) = self.turns.last().map(|turn| &turn.step)
+        else {
             return false;
         };
         let acted = self.acting().last().is_some_and(|seat| seat.is_first());

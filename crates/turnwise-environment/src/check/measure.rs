@@ -1,5 +1,5 @@
 use super::episode::Subject;
-use crate::{Babbler, Demonstrator, Split, Suite, derive_seed};
+use crate::{Babbler, Demonstrator, Seat, Split, Suite, derive_seed};
 
 /// The choice of a suite's player.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

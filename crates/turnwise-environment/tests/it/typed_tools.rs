@@ -140,7 +140,9 @@ async fn arguments_that_do_not_fit_are_named_and_change_nothing() {
     ] {
         let (order, step) = answered(&calls(&[("add_item", arguments.clone())])).await;
         assert_eq!(order, Order::default());
-        let Step::Next { observation, reward: None, faults: 1 } = step else { panic!("{step:?}") };
+        let Step::Next { observation, reward: None, faults: 1, .. } = step else {
+            panic!("{step:?}")
+        };
         let text = &observation.messages[0].content;
         assert!(
             text.starts_with(&format!("error: invalid_args: {expected}")),

@@ -36,7 +36,7 @@ fn the_lever_alone_decides() {
                 let right = lever == levers.right(door);
                 let reward = f64::from(u8::from(right));
                 assert_eq!(pulled, Step::next("report").reward(reward));
-                let Step::End { reward: Some(score), ending, solved } = written else {
+                let Step::End { reward: Some(score), ending, solved, .. } = written else {
                     panic!("it ends: {written:?}");
                 };
                 assert_eq!((score.abs(), ending, solved), (1.0, Ending::Terminated, right));

@@ -9,8 +9,8 @@ use turnwise_trajectory::{
 use super::digest::digest;
 use super::guard::{Engine, caught, caught_async, infra};
 use super::repetition::said;
-use super::state::Exchange;
 use super::seats::{Occupant, SeatState, play_script};
+use super::state::Exchange;
 use super::{Episode, excerpt};
 use crate::{Act, Agent, AgentError, Allowance, Deadline, Decision, Policy, PolicyError, Room};
 
@@ -393,9 +393,9 @@ impl Episode {
             !total.is_finite() || total < range.start() - slack || total > range.end() + slack
         };
         let mut totals = self.state.seats.iter().map(SeatState::total_reward).enumerate();
-        match totals.find(|(index, total)| {
-            is_bad(*total) && !self.state.seats[*index].turns.is_empty()
-        }) {
+        match totals
+            .find(|(index, total)| is_bad(*total) && !self.state.seats[*index].turns.is_empty())
+        {
             None => Ok(()),
             Some((index, total)) => Err(self.bad_reward(index, total)),
         }

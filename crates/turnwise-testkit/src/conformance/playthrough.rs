@@ -5,7 +5,7 @@ use std::{env, fs};
 
 use serde_json::Value;
 use turnwise_environment::{
-    Action, CallAttempt, Demonstrator, Message, Observation, Role, Split, Step, Suite,
+    Action, CallAttempt, Demonstrator, Message, Observation, Role, SeatReward, Split, Step, Suite,
 };
 
 /// The number of tasks of a playthrough.
@@ -49,13 +49,15 @@ async fn playthrough(suite: &Suite, number: usize, expert: bool) -> String {
         show(&mut text, &shown);
         let action = act(player.as_mut(), &mut text, &shown);
         match environment.step(action).await.expect("the environment answers") {
-            Step::Next { observation, reward, faults } => {
+            Step::Next { observation, reward, faults, others } => {
                 score(&mut text, reward, (faults > 0).then(|| format!("faults {faults}")));
+                score_others(&mut text, &others);
                 shown = observation;
             }
-            Step::End { reward, ending, solved } => {
+            Step::End { reward, ending, solved, others } => {
                 let verdict = if solved { "solved" } else { "not solved" };
                 score(&mut text, reward, Some(format!("{ending:?}, {verdict}").to_lowercase()));
+                score_others(&mut text, &others);
                 text.push('\n');
                 return text;
             }
@@ -63,9 +65,20 @@ async fn playthrough(suite: &Suite, number: usize, expert: bool) -> String {
     }
 }
 
+fn score_others(text: &mut String, others: &[SeatReward]) {
+    for SeatReward { seat, reward, .. } in others {
+        line(text, &format!("reward of seat {seat}"), &reward.to_string());
+    }
+}
+
 fn show(text: &mut String, observation: &Observation) {
     for message in &observation.messages {
-        line(text, role(message), &message.content);
+        let role = role(message);
+        if observation.seat.is_first() {
+            line(text, role, &message.content);
+        } else {
+            line(text, &format!("{role} of seat {}", observation.seat), &message.content);
+        }
     }
 }
 

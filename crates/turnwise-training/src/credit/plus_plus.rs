@@ -1,6 +1,4 @@
-use turnwise_objective::{
-    AdvantageError, GroupAdvantage, Std, standard_deviation,
-};
+use turnwise_objective::{AdvantageError, GroupAdvantage, Std, standard_deviation};
 use turnwise_trajectory::Trajectory;
 
 use super::outcome::outcome;

@@ -1,6 +1,5 @@
 use turnwise_objective::{
-    AdvantageError, ROUNDING, Std, minus_mean_return_of_others,
-    standard_deviation,
+    AdvantageError, ROUNDING, Std, minus_mean_return_of_others, standard_deviation,
 };
 use turnwise_trajectory::Trajectory;
 

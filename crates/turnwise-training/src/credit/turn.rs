@@ -1,6 +1,4 @@
-use turnwise_objective::{
-    AdvantageError, GroupAdvantage, Std, normalised_over_all_turns,
-};
+use turnwise_objective::{AdvantageError, GroupAdvantage, Std, normalised_over_all_turns};
 use turnwise_trajectory::Trajectory;
 
 use super::outcome::outcome;
