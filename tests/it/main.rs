@@ -19,6 +19,7 @@ mod refusals;
 mod replay;
 mod rubrics;
 mod sampling;
+mod seats;
 mod settings;
 mod staleness;
 mod statements;

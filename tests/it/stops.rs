@@ -8,7 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use proptest::prelude::*;
 use tokio::time::sleep;
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, StopSignal, stop_signal};
+use turnwise_environment::{Babbler, TaskSet};
+use turnwise_rollout::{
+    Opponent, Policy, PolicyError, Sample, SampleRequest, StopSignal, stop_signal,
+};
+use turnwise_testkit::Duel;
 use turnwise_training::{
     Admission, Checkpoints, DynamicSampling, Learner, Parts, ReturnCredit, RolloutMode, Schedule,
     StepReport, Trainer, TrainerSettings, metric,
@@ -35,13 +39,35 @@ fn settings(mode: RolloutMode, seed: u64) -> TrainerSettings {
 }
 
 /// A process of a run: a model of its own, and a trainer on it.
-fn process(slow: &Slow, settings: TrainerSettings) -> Trainer<Slow> {
-    process_with(slow, Arc::new(slow.clone()), settings)
+fn process(slow: &Slow, settings: TrainerSettings, game: Game) -> Trainer<Slow> {
+    let policy = Arc::new(slow.clone());
+    match game {
+        Game::Alone => process_with(slow, policy, settings, Arc::new(echoes(4, true))),
+        Game::SelfPlay => process_with(slow, policy, settings, Arc::new(vec![Duel::new(2, 3)])),
+        Game::Scripted => {
+            let opponent =
+                Opponent::Scripted(Arc::new(|seed| Box::new(Babbler::new(seed, Vec::new()))));
+            process_with(slow, policy, settings, Arc::new(vec![Duel::new(2, 3)])).against(opponent)
+        }
+    }
 }
 
-fn process_with(slow: &Slow, policy: Arc<dyn Policy>, settings: TrainerSettings) -> Trainer<Slow> {
+/// What the policy plays, and against whom.
+#[derive(Clone, Copy, Debug)]
+enum Game {
+    Alone,
+    SelfPlay,
+    Scripted,
+}
+
+fn process_with(
+    slow: &Slow,
+    policy: Arc<dyn Policy>,
+    settings: TrainerSettings,
+    tasks: Arc<dyn TaskSet>,
+) -> Trainer<Slow> {
     let parts = Parts {
-        tasks: Arc::new(echoes(4, true)),
+        tasks,
         agents: Arc::new(agents()),
         rubric: None,
         policy,
@@ -66,14 +92,14 @@ fn facts(report: &StepReport) -> Facts {
 
 /// Plays a run of several processes. Each is stopped so many milliseconds after it began, written down, and gone; the last
 /// goes on to the end. Returns the facts of every step and the last weights.
-fn run(slow: &Slow, settings: &TrainerSettings, stops: &[u64]) -> (Vec<Facts>, String) {
+fn run(slow: &Slow, settings: &TrainerSettings, game: Game, stops: &[u64]) -> (Vec<Facts>, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let checkpoints = Checkpoints::new(folder.path().join("checkpoints"), 2);
     let mut reports = Vec::new();
     for number in 0..=stops.len() {
         let model = slow.anew();
         let is_over = block_on(async {
-            let mut trainer = process(&model, settings.clone());
+            let mut trainer = process(&model, settings.clone(), game);
             if number > 0 {
                 checkpoints.load(&mut trainer).await.expect("it is whole").expect("it is there");
             }
@@ -132,6 +158,7 @@ proptest! {
         request_ms in 1_u64..20,
         update_ms in 1_u64..20,
         stops in prop::collection::vec(0_u64..700, 1..5),
+        game in prop::sample::select(vec![Game::Alone, Game::SelfPlay, Game::Scripted]),
         seed in any::<u64>(),
     ) {
         let mut settings = settings(mode, seed);
@@ -140,8 +167,8 @@ proptest! {
         settings.dynamic_sampling =
             max_groups.map(|max_groups| DynamicSampling { max_groups, max_seconds: 1e9 });
         let slow = Slow::new(request_ms, update_ms);
-        let undisturbed = run(&slow, &settings, &[]);
-        let stopped = run(&slow, &settings, &stops);
+        let undisturbed = run(&slow, &settings, game, &[]);
+        let stopped = run(&slow, &settings, game, &stops);
         prop_assert_eq!(first_difference(&stopped.0, &undisturbed.0), None);
         prop_assert_eq!(stopped.1, undisturbed.1);
     }
@@ -179,7 +206,8 @@ fn the_tokens_of_all_steps_are_those_the_engines_drew() {
         let model = slow.anew();
         let policy = Arc::new(Counting(model.clone(), drawn.clone()));
         block_on(async {
-            let mut trainer = process_with(&model, policy, settings.clone());
+            let mut trainer =
+                process_with(&model, policy, settings.clone(), Arc::new(echoes(4, true)));
             if number > 0 {
                 checkpoints.load(&mut trainer).await.expect("it is whole").expect("it is there");
             }
@@ -198,7 +226,7 @@ fn the_tokens_of_all_steps_are_those_the_engines_drew() {
     block_on(async {
         let counting = Arc::new(AtomicU64::new(0));
         let policy = Arc::new(Counting(model.clone(), counting.clone()));
-        let mut trainer = process_with(&model, policy, settings.clone());
+        let mut trainer = process_with(&model, policy, settings.clone(), Arc::new(echoes(4, true)));
         checkpoints.load(&mut trainer).await.expect("it is whole").expect("it is there");
         let (handle, stop) = stop_signal();
         handle.stop();

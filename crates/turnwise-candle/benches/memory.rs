@@ -13,7 +13,7 @@ use turnwise_candle::{
     AdamW, Architecture, CandleLearner, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
     LoraSettings, TrainingPlan,
 };
-use turnwise_rollout::{Policy, SampleRequest};
+use turnwise_rollout::{Policy, SampleRequest, SessionId};
 use turnwise_training::{Learner, Row, Target, Update};
 use turnwise_trajectory::{PolicyVersion, Sampling};
 
@@ -130,7 +130,7 @@ fn request(session: u64) -> SampleRequest {
         seed: session,
         first_index: 0,
         min_version: PolicyVersion(0),
-        session,
+        session: SessionId(session),
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use turnwise_candle::{
     AdamW, CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, Kernels,
 };
-use turnwise_rollout::{Policy, SampleRequest};
+use turnwise_rollout::{Policy, SampleRequest, SessionId};
 use turnwise_training::{Learner, Row, Target, Update};
 use turnwise_trajectory::{PolicyVersion, Sampling};
 
@@ -81,11 +81,11 @@ async fn run_episode(
             seed: session,
             first_index: (turn * DRAWN) as u64,
             min_version: PolicyVersion(0),
-            session,
+            session: SessionId(session),
         };
         ids.extend(policy.sample(request).await?.tokens.iter().map(|token| token.id));
     }
-    policy.release(session);
+    policy.release(SessionId(session));
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::thread;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, TokenConstraint};
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, SessionId, TokenConstraint};
 use turnwise_trajectory::PolicyVersion;
 
 use crate::engine::{Command, Counters, EngineScheduler, EngineSettings, EngineStats, Job};
@@ -37,7 +37,7 @@ use crate::{Decoder, ModelError};
 ///     seed: 7,
 ///     first_index: 0,
 ///     min_version: PolicyVersion(0),
-///     session: 0,
+///     session: SessionId(0),
 /// };
 /// let sample = policy.sample(request.clone()).await?;
 /// assert_eq!(sample.tokens.len(), 4);
@@ -130,11 +130,11 @@ impl Policy for CandlePolicy {
         self.ask(request, Some(constraint)).await
     }
 
-    fn interrupt(&self, session: u64) -> bool {
+    fn interrupt(&self, session: SessionId) -> bool {
         self.commands.send(Command::Interrupt(session)).is_ok()
     }
 
-    fn release(&self, session: u64) {
+    fn release(&self, session: SessionId) {
         // A stopped engine has no sessions.
         let _ = self.commands.send(Command::Release(session));
     }

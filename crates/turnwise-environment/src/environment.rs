@@ -124,6 +124,7 @@ pub trait Environment: Send {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl<E: Environment + ?Sized> Environment for Box<E> {
     async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError> {
         (**self).reset(seed).await

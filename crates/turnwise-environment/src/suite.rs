@@ -218,6 +218,7 @@ struct Subset {
     indices: Vec<usize>,
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl TaskSet for Subset {
     fn name(&self) -> &str {
         self.tasks.name()
@@ -246,6 +247,7 @@ struct Named {
     tasks: Arc<dyn TaskSet>,
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl TaskSet for Named {
     fn name(&self) -> &str {
         &self.name

@@ -1,6 +1,7 @@
 //! The models that one thread keeps, each with the KV cache of a sequence.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use turnwise_rollout::SessionId;
 
 use crate::{GgufError, GgufModel};
 
@@ -14,9 +15,9 @@ const MAX_TRUNKS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Caches {
     /// The models of sessions that wait for their next request, with the time of the last use.
-    sessions: HashMap<u64, (u64, GgufModel)>,
+    sessions: HashMap<SessionId, (u64, GgufModel)>,
     /// Sessions by the time of their last use.
-    order: BTreeMap<u64, u64>,
+    order: BTreeMap<u64, SessionId>,
     clock: u64,
     /// Prompts of sessions that started from an empty cache, the most recently used last. Members of a group share
     /// theirs.
@@ -47,7 +48,7 @@ impl Caches {
     /// Returns a model whose cache is a proper prefix of `ids`: the session's, a cached prefix, or an empty one.
     pub(crate) fn take(
         &mut self,
-        session: u64,
+        session: SessionId,
         ids: &[u32],
         prototype: &GgufModel,
     ) -> Result<GgufModel, GgufError> {
@@ -69,7 +70,7 @@ impl Caches {
     }
 
     /// Keeps a model that a session may continue from.
-    pub(crate) fn put(&mut self, session: u64, model: GgufModel) {
+    pub(crate) fn put(&mut self, session: SessionId, model: GgufModel) {
         if let Some(before) = self.remove(session) {
             self.recycle(before);
         }
@@ -79,7 +80,7 @@ impl Caches {
     }
 
     /// Forgets a session.
-    pub(crate) fn release(&mut self, session: u64) {
+    pub(crate) fn release(&mut self, session: SessionId) {
         if let Some(model) = self.remove(session) {
             self.recycle(model);
         }
@@ -116,7 +117,7 @@ impl Caches {
         model
     }
 
-    fn remove(&mut self, session: u64) -> Option<GgufModel> {
+    fn remove(&mut self, session: SessionId) -> Option<GgufModel> {
         let (time, model) = self.sessions.remove(&session)?;
         self.order.remove(&time);
         Some(model)
@@ -154,7 +155,12 @@ mod tests {
         GgufModel::new(&model, Quantization::F32).unwrap()
     }
 
-    fn computed(caches: &mut Caches, session: u64, ids: &[u32], prototype: &GgufModel) -> usize {
+    fn computed(
+        caches: &mut Caches,
+        session: SessionId,
+        ids: &[u32],
+        prototype: &GgufModel,
+    ) -> usize {
         let mut model = caches.take(session, ids, prototype).unwrap();
         let held = model.ids().len();
         for id in &ids[held..] {
@@ -170,16 +176,28 @@ mod tests {
     #[test]
     fn a_session_goes_on_and_a_beginning_is_shared() {
         let (prototype, mut caches) = (prototype(), Caches::new(8));
-        assert_eq!(computed(&mut caches, 1, &[1, 2, 3], &prototype), 3);
-        assert_eq!(computed(&mut caches, 2, &[1, 2, 3], &prototype), 1, "of the same prompt");
-        assert_eq!(computed(&mut caches, 1, &[1, 2, 3, 4, 5], &prototype), 2, "of its own");
+        assert_eq!(computed(&mut caches, SessionId(1), &[1, 2, 3], &prototype), 3);
         assert_eq!(
-            computed(&mut caches, 1, &[1, 2, 3, 4, 5], &prototype),
+            computed(&mut caches, SessionId(2), &[1, 2, 3], &prototype),
+            1,
+            "of the same prompt"
+        );
+        assert_eq!(
+            computed(&mut caches, SessionId(1), &[1, 2, 3, 4, 5], &prototype),
+            2,
+            "of its own"
+        );
+        assert_eq!(
+            computed(&mut caches, SessionId(1), &[1, 2, 3, 4, 5], &prototype),
             3,
             "cannot be shortened"
         );
-        assert_eq!(computed(&mut caches, 2, &[2, 1], &prototype), 2, "another conversation");
-        caches.release(1);
+        assert_eq!(
+            computed(&mut caches, SessionId(2), &[2, 1], &prototype),
+            2,
+            "another conversation"
+        );
+        caches.release(SessionId(1));
         caches.clear();
         assert_eq!(caches.len(), 0);
     }
@@ -191,7 +209,7 @@ mod tests {
             let mut caches = Caches::new(capacity);
             for session in 0..20_u64 {
                 let prompt = [session as u32 % 5, 2, 3];
-                let mut model = caches.take(session, &prompt, &prototype).unwrap();
+                let mut model = caches.take(SessionId(session), &prompt, &prototype).unwrap();
                 assert!(caches.len() < capacity, "{} and the one that draws", caches.len());
                 while model.ids().len() < prompt.len() {
                     if model.ids().len() == 2 {
@@ -200,10 +218,10 @@ mod tests {
                     }
                     model.push(prompt[model.ids().len()]).unwrap();
                 }
-                caches.put(session, model);
+                caches.put(SessionId(session), model);
                 assert!(caches.len() <= capacity, "{} of {capacity}", caches.len());
                 if session % 3 == 0 {
-                    caches.release(session);
+                    caches.release(SessionId(session));
                 }
             }
         }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use turnwise_candle::{CandleLearner, Decoder};
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest};
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, SessionId};
 use turnwise_training::LearnerError;
 use turnwise_trajectory::PolicyVersion;
 
@@ -69,7 +69,7 @@ impl Default for GgufSettings {
 ///     seed: 7,
 ///     first_index: 0,
 ///     min_version: PolicyVersion(1),
-///     session: 0,
+///     session: SessionId(0),
 /// };
 /// let sample = policy.sample(request).await?;
 /// assert_eq!((sample.tokens.len(), &*sample.engine), (4, "gguf-q8_0"));
@@ -176,8 +176,8 @@ impl GgufPolicy {
     }
 
     /// Returns the thread of a session.
-    fn worker(&self, session: u64) -> &mpsc::Sender<Command> {
-        &self.workers[(session % self.workers.len() as u64) as usize]
+    fn worker(&self, session: SessionId) -> &mpsc::Sender<Command> {
+        &self.workers[(session.0 % self.workers.len() as u64) as usize]
     }
 }
 
@@ -195,11 +195,11 @@ impl Policy for GgufPolicy {
         answer.await.map_err(|_| stopped())?
     }
 
-    fn interrupt(&self, session: u64) -> bool {
+    fn interrupt(&self, session: SessionId) -> bool {
         self.worker(session).send(Command::Interrupt(session)).is_ok()
     }
 
-    fn release(&self, session: u64) {
+    fn release(&self, session: SessionId) {
         // A stopped engine holds no sessions.
         let _ = self.worker(session).send(Command::Release(session));
     }

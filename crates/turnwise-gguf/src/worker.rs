@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use tokio::sync::oneshot;
-use turnwise_rollout::{PolicyError, Sample, SampleRequest, Sampler, uniform_at};
+use turnwise_rollout::{PolicyError, Sample, SampleRequest, Sampler, SessionId, uniform_at};
 use turnwise_trajectory::{SampledToken, StopReason};
 
 use crate::GgufModel;
@@ -19,9 +19,9 @@ pub(crate) enum Command {
     /// Answers a request.
     Sample(Job),
     /// Answers a session's requests with the tokens sampled so far.
-    Interrupt(u64),
+    Interrupt(SessionId),
     /// Forgets a session.
-    Release(u64),
+    Release(SessionId),
 }
 
 /// A request and the channel of its answer.
@@ -109,7 +109,7 @@ impl Worker {
         }
     }
 
-    fn interrupt(&mut self, session: u64) {
+    fn interrupt(&mut self, session: SessionId) {
         let asked = |job: &Job| job.request.session == session;
         let (interrupted, others) = self.waiting.drain(..).partition(|job| asked(job));
         self.waiting = others;

@@ -123,6 +123,7 @@ pub trait Objective: Send + Sync + Debug {
     ) -> Result<SequenceLoss, ObjectiveError>;
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl<O: Objective + ?Sized> Objective for Box<O> {
     fn name(&self) -> &'static str {
         (**self).name()

@@ -13,7 +13,7 @@ use turnwise_trajectory::{
 
 use crate::{
     Act, Agent, AgentError, AgentFactory, Bridged, Continued, Decision, EndedTurn, Policy,
-    RenderError, Rendered, Renderer, Room, Said, Sample, SampleRequest, TokenConstraint,
+    RenderError, Rendered, Renderer, Room, Said, Sample, SampleRequest, SessionId, TokenConstraint,
     check_sample,
 };
 
@@ -198,7 +198,7 @@ impl ChatAgent {
             seed: self.state.seed,
             first_index: self.state.n_drawn,
             min_version: self.newest,
-            session: self.state.seed,
+            session: SessionId(self.state.seed),
         }
     }
 

@@ -8,7 +8,9 @@ use turnwise_trajectory::{
     PolicyVersion, SampledToken, Trajectory,
 };
 
-use crate::{Agent, AgentFactory, Allowance, BlockingThreads, Deadline, Limits, Opponent, Policy};
+use crate::{
+    Agent, AgentFactory, Allowance, BlockingThreads, Deadline, Limits, Opponent, Policy, SessionId,
+};
 
 mod digest;
 mod excerpt;
@@ -296,14 +298,14 @@ impl Episode {
     }
 
     /// Returns the engine sessions of the seats, each with its policy if that is not the trained one.
-    fn sessions(&self) -> Vec<(Option<Arc<dyn Policy>>, u64)> {
+    fn sessions(&self) -> Vec<(Option<Arc<dyn Policy>>, SessionId)> {
         let seats = self.seats.iter().zip(&self.state.seats);
         let agents = seats.filter(|(occupant, _)| occupant.agent().is_some());
-        agents.map(|(occupant, seat)| (occupant.frozen(), seat.sampling_seed)).collect()
+        agents.map(|(occupant, seat)| (occupant.frozen(), self.state.session(seat))).collect()
     }
 
     /// Returns the sessions at the engine of the trained policy.
-    pub(crate) fn own_sessions(&self) -> Vec<u64> {
+    pub(crate) fn own_sessions(&self) -> Vec<SessionId> {
         let own = self.sessions().into_iter().filter(|(policy, _)| policy.is_none());
         own.map(|(_, session)| session).collect()
     }

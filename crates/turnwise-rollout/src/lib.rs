@@ -42,7 +42,7 @@ pub use group::Group;
 pub use limits::Limits;
 pub use meter::{Meter, Reading};
 pub use opponent::{Opponent, PlayerFactory};
-pub use policy::{Policy, PolicyError, Sample, SampleRequest, check_sample};
+pub use policy::{Policy, PolicyError, Sample, SampleRequest, SessionId, check_sample};
 pub use pool::{Census, Iteration, Ledger, PoolSettings, PoolSnapshot, RolloutError, RolloutPool};
 pub use recorded::{Divergence, RecordedPolicy};
 pub use renderer::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};

@@ -2,9 +2,29 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use turnwise_environment::derive_seed;
 use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason, TokenId};
 
 use crate::{Divergence, TokenConstraint};
+
+/// Identifies the conversation of one seat of one attempt at an episode. An engine may keep keys and values for it between
+/// turns; it never decides what is sampled.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct SessionId(pub u64);
+
+impl SessionId {
+    /// Returns the session of the tokens with a sampling seed in an attempt.
+    #[must_use]
+    pub fn of(sampling_seed: u64, attempt: u32) -> Self {
+        Self(derive_seed(derive_seed(sampling_seed, SESSIONS), u64::from(attempt)))
+    }
+}
+
+/// The label of the ids of sessions.
+const SESSIONS: u64 = 0x005E_5510;
 
 /// A request to an engine, as plain data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +45,7 @@ pub struct SampleRequest {
     /// The oldest version that may serve the request.
     pub min_version: PolicyVersion,
     /// The session, equal for all requests of one episode, so that an engine can keep its KV cache between turns.
-    pub session: u64,
+    pub session: SessionId,
 }
 
 /// An engine's answer.
@@ -171,13 +191,13 @@ pub trait Policy: Send + Sync {
     /// Requests that a session's open request returns its sampled tokens at the next token, with
     /// [`StopReason::Interrupted`]. Returns false if the engine does not support that; the request is then dropped, and
     /// sampled again.
-    fn interrupt(&self, session: u64) -> bool {
+    fn interrupt(&self, session: SessionId) -> bool {
         let _ = session;
         false
     }
 
     /// Ends a session: no further request will use it.
-    fn release(&self, session: u64) {
+    fn release(&self, session: SessionId) {
         let _ = session;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use turnwise_rollout::SessionId;
 
 use turnwise_objective::{AdvantageError, GroupAdvantage};
 use turnwise_training::{Credit, CreditStreams, OutcomeCredit, StepReport, metric};
@@ -188,7 +189,10 @@ fn check_open(world: &World, books: &SnapshotBooks) -> Result<(), Violation> {
 }
 
 fn check_leaks(world: &World, books: &SnapshotBooks) -> Result<(), Violation> {
-    let sessions: BTreeSet<u64> = books.waiting().map(|identity| identity.sampling_seed).collect();
+    let session = |identity: &turnwise_trajectory::Identity| {
+        SessionId::of(identity.sampling_seed, identity.attempt)
+    };
+    let sessions: BTreeSet<SessionId> = books.waiting().map(session).collect();
     let alive = books.waiting().count();
     let state = world.state();
     let left = state.sessions.difference(&sessions).count();

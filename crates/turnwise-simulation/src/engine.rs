@@ -3,7 +3,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::sleep;
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, Sampler, uniform_at};
+use turnwise_rollout::{
+    Policy, PolicyError, Sample, SampleRequest, Sampler, SessionId, uniform_at,
+};
 use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason};
 
 use crate::letters::{END, N_IDS};
@@ -70,12 +72,12 @@ impl Policy for Engine {
         self.mutate(&mut sample);
         let last = sample.tokens.last().map_or(0, |token| u64::from(token.version.0));
         let stop = sample.stop as u64;
-        self.world.event("answer", &[request.session, sample.tokens.len() as u64, last, stop]);
+        self.world.event("answer", &[request.session.0, sample.tokens.len() as u64, last, stop]);
         Ok(sample)
     }
 
-    fn release(&self, session: u64) {
-        self.world.event("release", &[session]);
+    fn release(&self, session: SessionId) {
+        self.world.event("release", &[session.0]);
         if !self.world.is(Mutation::KeepsSessions) {
             self.world.state().sessions.remove(&session);
         }
@@ -87,7 +89,7 @@ impl Engine {
     fn accept(&self, request: &SampleRequest) {
         let SampleRequest { session, first_index, .. } = *request;
         let prompt = hash_ids(0, &request.prompt);
-        self.world.event("request", &[session, first_index, prompt, request.max_tokens as u64]);
+        self.world.event("request", &[session.0, first_index, prompt, request.max_tokens as u64]);
         self.world.state().sessions.insert(session);
         let limits = self.world.plan.limits();
         let fits = request.max_tokens >= 1
@@ -145,7 +147,7 @@ impl Engine {
         let (id, logprob) =
             sampler.draw(&logits, &request.sampling, uniform_at(request.seed, place));
         let token = SampledToken::new(id, logprob, version);
-        if let Err(violation) = state.witness.draw(request.session, place, context, token) {
+        if let Err(violation) = state.witness.draw(request.seed, place, context, token) {
             state.violation.get_or_insert(violation);
         }
         Ok(token)

@@ -28,7 +28,7 @@ pub(crate) struct Witness {
     versions: Vec<u64>,
     current: u64,
     gradient: u64,
-    /// By session, the last token sampled at each place.
+    /// By sampling seed, the last token sampled at each place.
     drawn: BTreeMap<u64, Vec<Drawn>>,
     pub(crate) dispatched: BTreeSet<Member>,
     pub(crate) trained: BTreeSet<Member>,
@@ -72,14 +72,14 @@ impl Witness {
     /// Records a sampled token, and discards the tokens at its place and after.
     pub(crate) fn draw(
         &mut self,
-        session: u64,
+        seed: u64,
         place: u64,
         context: u64,
         token: SampledToken,
     ) -> Result<(), Violation> {
-        let drawn = self.drawn.entry(session).or_default();
+        let drawn = self.drawn.entry(seed).or_default();
         if drawn.len() < place as usize {
-            let found = format!("token {place} of a session that has {}", drawn.len());
+            let found = format!("token {place} of a seed that has {}", drawn.len());
             return Err(Violation::new(Invariant::Tokens, found));
         }
         drawn.truncate(place as usize);

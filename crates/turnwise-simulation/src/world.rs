@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use turnwise_rollout::SessionId;
 
 use tokio::time::Instant;
 use turnwise_environment::{Random, derive_seed};
@@ -27,7 +28,7 @@ pub(crate) struct State {
     pub(crate) trace: Trace,
     pub(crate) witness: Witness,
     pub(crate) faults: BTreeMap<FaultKind, u64>,
-    pub(crate) sessions: BTreeSet<u64>,
+    pub(crate) sessions: BTreeSet<SessionId>,
     pub(crate) environments: usize,
     pub(crate) running: usize,
     pub(crate) max_stall: Duration,

@@ -1,6 +1,7 @@
 //! Environments for tests of rollouts.
 
 mod blocking;
+mod duel;
 mod panicking;
 mod recovering;
 mod shop;
@@ -10,11 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{
-    Action, Ending, Environment, EnvironmentError, Observation, Random, Step, TaskKey, TaskSet,
-    ToolSpec, derive_seed,
+    Action, Ending, Environment, EnvironmentError, Observation, Random, Recovery, Services, Step,
+    TaskKey, TaskSet, ToolSpec, derive_seed,
 };
 
 pub use blocking::Blocking;
+pub use duel::Duel;
 pub use panicking::{Method, Panicking};
 pub use recovering::Replayed;
 pub use shop::{Crash, Shop, Till};
@@ -124,6 +126,7 @@ impl<T> FaultyTasks<T> {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl<T: TaskSet> TaskSet for FaultyTasks<T> {
     fn name(&self) -> &str {
         self.inner.name()
@@ -159,6 +162,7 @@ struct FaultyEnvironment {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Environment for FaultyEnvironment {
     async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError> {
         self.inner.reset(seed).await
@@ -196,6 +200,30 @@ impl Environment for FaultyEnvironment {
 
     fn fault_reward(&self) -> Option<f64> {
         self.inner.fault_reward()
+    }
+
+    fn n_seats(&self) -> usize {
+        self.inner.n_seats()
+    }
+
+    fn snapshot(&self) -> Option<Vec<u8>> {
+        self.inner.snapshot()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
+        self.inner.restore(snapshot)
+    }
+
+    fn recovery(&self) -> Recovery {
+        self.inner.recovery()
+    }
+
+    fn connect(&mut self, services: &Services) {
+        self.inner.connect(services);
+    }
+
+    fn is_blocking(&self) -> bool {
+        self.inner.is_blocking()
     }
 }
 

@@ -20,7 +20,7 @@ mod trajectories;
 
 pub use alphabet::{AlphabetRenderer, END, ENVIRONMENT, POLICY};
 pub use environments::{
-    Blocking, Crash, Echo, Fault, FaultyTasks, Method, Panicking, Replayed, Shop, Till,
+    Blocking, Crash, Duel, Echo, Fault, FaultyTasks, Method, Panicking, Replayed, Shop, Till,
 };
 pub use policies::{Faulty, Hashed, Interrupting, Lying, Sessions};
 /// The property-testing library of the checks, re-exported so that tests need no dependency of their own.

@@ -1,12 +1,14 @@
 //! Policies for tests; most wrap another policy and change one thing.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use turnwise_environment::derive_seed;
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, Sampler, uniform_at};
+use turnwise_rollout::{
+    Policy, PolicyError, Sample, SampleRequest, Sampler, SessionId, TokenConstraint, uniform_at,
+};
 use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
 
 /// A policy whose logits are a hash of the context, so that any difference in the context shows in the sampled tokens.
@@ -50,7 +52,7 @@ impl Policy for Hashed {
 pub struct Sessions<P> {
     /// The policy that samples.
     pub inner: P,
-    open: Mutex<BTreeSet<u64>>,
+    open: Mutex<BTreeSet<SessionId>>,
 }
 
 impl<P> Sessions<P> {
@@ -64,12 +66,13 @@ impl<P> Sessions<P> {
     /// # Panics
     /// Panics if a holder of the lock panicked.
     #[must_use]
-    pub fn open(&self) -> Vec<u64> {
+    pub fn open(&self) -> Vec<SessionId> {
         self.open.lock().expect("no holder panics").iter().copied().collect()
     }
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl<P: Policy> Policy for Sessions<P> {
     fn version(&self) -> PolicyVersion {
         self.inner.version()
@@ -80,7 +83,20 @@ impl<P: Policy> Policy for Sessions<P> {
         self.inner.sample(request).await
     }
 
-    fn release(&self, session: u64) {
+    async fn sample_constrained(
+        &self,
+        request: SampleRequest,
+        constraint: Arc<dyn TokenConstraint>,
+    ) -> Result<Sample, PolicyError> {
+        self.open.lock().expect("no holder panics").insert(request.session);
+        self.inner.sample_constrained(request, constraint).await
+    }
+
+    fn interrupt(&self, session: SessionId) -> bool {
+        self.inner.interrupt(session)
+    }
+
+    fn release(&self, session: SessionId) {
         self.open.lock().expect("no holder panics").remove(&session);
         self.inner.release(session);
     }
@@ -96,24 +112,49 @@ pub struct Interrupting<P> {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl<P: Policy> Policy for Interrupting<P> {
     fn version(&self) -> PolicyVersion {
         self.inner.version()
     }
 
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
-        let wanted = request.max_tokens;
-        let max_tokens = wanted.min(self.after);
-        let mut sample = self.inner.sample(SampleRequest { max_tokens, ..request }).await?;
-        if sample.stop == StopReason::MaxTokens && max_tokens < wanted {
-            sample.stop = StopReason::Interrupted;
-        }
-        Ok(sample)
+        let (wanted, request) = self.cut(request);
+        Ok(interrupted(self.inner.sample(request).await?, wanted))
     }
 
-    fn release(&self, session: u64) {
+    async fn sample_constrained(
+        &self,
+        request: SampleRequest,
+        constraint: Arc<dyn TokenConstraint>,
+    ) -> Result<Sample, PolicyError> {
+        let (wanted, request) = self.cut(request);
+        Ok(interrupted(self.inner.sample_constrained(request, constraint).await?, wanted))
+    }
+
+    fn interrupt(&self, session: SessionId) -> bool {
+        self.inner.interrupt(session)
+    }
+
+    fn release(&self, session: SessionId) {
         self.inner.release(session);
     }
+}
+
+impl<P> Interrupting<P> {
+    /// Returns the number of tokens that a request wants, and the request for those before the interruption.
+    fn cut(&self, request: SampleRequest) -> (usize, SampleRequest) {
+        let wanted = request.max_tokens;
+        (wanted, SampleRequest { max_tokens: wanted.min(self.after), ..request })
+    }
+}
+
+/// Marks a sample with fewer than the `wanted` tokens as interrupted.
+fn interrupted(mut sample: Sample, wanted: usize) -> Sample {
+    if sample.stop == StopReason::MaxTokens && sample.tokens.len() < wanted {
+        sample.stop = StopReason::Interrupted;
+    }
+    sample
 }
 
 /// A policy that fails on every `every`-th request.
@@ -127,6 +168,15 @@ pub struct Faulty<P> {
 }
 
 impl<P> Faulty<P> {
+    /// Counts a request, and fails on every `every`-th.
+    fn count(&self) -> Result<(), PolicyError> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        if number.is_multiple_of(self.every) {
+            return Err(PolicyError::Failed(format!("request {number} was made to fail")));
+        }
+        Ok(())
+    }
+
     /// Creates a policy that fails on request `every`, twice `every`, and so on.
     pub fn new(inner: P, every: u64) -> Self {
         Self { inner, every, requests: AtomicU64::new(0) }
@@ -134,20 +184,31 @@ impl<P> Faulty<P> {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl<P: Policy> Policy for Faulty<P> {
     fn version(&self) -> PolicyVersion {
         self.inner.version()
     }
 
     async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
-        let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
-        if number.is_multiple_of(self.every) {
-            return Err(PolicyError::Failed(format!("request {number} was made to fail")));
-        }
+        self.count()?;
         self.inner.sample(request).await
     }
 
-    fn release(&self, session: u64) {
+    async fn sample_constrained(
+        &self,
+        request: SampleRequest,
+        constraint: Arc<dyn TokenConstraint>,
+    ) -> Result<Sample, PolicyError> {
+        self.count()?;
+        self.inner.sample_constrained(request, constraint).await
+    }
+
+    fn interrupt(&self, session: SessionId) -> bool {
+        self.inner.interrupt(session)
+    }
+
+    fn release(&self, session: SessionId) {
         self.inner.release(session);
     }
 }
@@ -167,6 +228,7 @@ impl<P, F> std::fmt::Debug for Lying<P, F> {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl<P: Policy, F: Fn(&SampleRequest, Sample) -> Sample + Send + Sync> Policy for Lying<P, F> {
     fn version(&self) -> PolicyVersion {
         self.inner.version()
@@ -177,7 +239,20 @@ impl<P: Policy, F: Fn(&SampleRequest, Sample) -> Sample + Send + Sync> Policy fo
         Ok((self.lie)(&request, sample))
     }
 
-    fn release(&self, session: u64) {
+    async fn sample_constrained(
+        &self,
+        request: SampleRequest,
+        constraint: Arc<dyn TokenConstraint>,
+    ) -> Result<Sample, PolicyError> {
+        let sample = self.inner.sample_constrained(request.clone(), constraint).await?;
+        Ok((self.lie)(&request, sample))
+    }
+
+    fn interrupt(&self, session: SessionId) -> bool {
+        self.inner.interrupt(session)
+    }
+
+    fn release(&self, session: SessionId) {
         self.inner.release(session);
     }
 }

@@ -1,6 +1,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use turnwise_rollout::{Policy, PolicyError, SampleRequest};
+use turnwise_rollout::{Policy, PolicyError, SampleRequest, SessionId};
 use turnwise_trajectory::{PolicyVersion, Sampling, TokenId};
 
 use crate::{Learner, LearnerError, Row, Target};
@@ -39,7 +39,7 @@ impl Canary {
             stop: Vec::new(),
             max_tokens: self.tokens,
             sampling: Sampling::default(),
-            seed: SESSION,
+            seed: SESSION.0,
             first_index: u64::from(version.0),
             min_version: version,
             session: SESSION,
@@ -78,7 +78,7 @@ impl Canary {
 }
 
 /// The session of the canary. An episode has the same id with a probability of 2^-64.
-const SESSION: u64 = 0x6361_6e61_7279;
+const SESSION: SessionId = SessionId(0x6361_6e61_7279);
 
 /// The engine does not serve the published weights.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use turnwise_kernels::team::Team;
-use turnwise_rollout::{PolicyError, SampleRequest};
+use turnwise_rollout::{PolicyError, SampleRequest, SessionId};
 use turnwise_trajectory::StopReason;
 
 use super::compute::{Compute, EngineBatch, EngineToken};
@@ -25,9 +25,9 @@ pub(crate) enum Command {
     /// Answer a request.
     Sample(Job),
     /// Answer a session's request with the tokens sampled so far.
-    Interrupt(u64),
+    Interrupt(SessionId),
     /// Forget a session.
-    Release(u64),
+    Release(SessionId),
 }
 
 /// Owns all pages, and samples for all requests together.
@@ -145,7 +145,7 @@ impl EngineScheduler {
     }
 
     /// Answers with the tokens sampled so far; keys and values stay for the session's next request.
-    fn interrupt(&mut self, session: u64) {
+    fn interrupt(&mut self, session: SessionId) {
         let Self { waiting, active, tree, .. } = self;
         let (asked, others) =
             waiting.drain(..).partition(|waiting: &Waiting| waiting.session() == session);

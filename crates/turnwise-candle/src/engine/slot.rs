@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
-use turnwise_rollout::{PolicyError, Sample, SampleRequest, TokenConstraint, uniform_at};
+use turnwise_rollout::{
+    PolicyError, Sample, SampleRequest, SessionId, TokenConstraint, uniform_at,
+};
 use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
 
 use super::compute::Compute;
@@ -81,7 +83,7 @@ impl Waiting {
         &self.job.request
     }
 
-    pub(super) fn session(&self) -> u64 {
+    pub(super) fn session(&self) -> SessionId {
         self.job.request.session
     }
 
@@ -156,7 +158,7 @@ impl Slot {
         Ok(slot)
     }
 
-    pub(super) fn session(&self) -> u64 {
+    pub(super) fn session(&self) -> SessionId {
         self.job.request.session
     }
 

@@ -8,6 +8,7 @@
 //! request reads are evicted, least recently used first and never before their continuations.
 
 use std::collections::{BTreeSet, HashMap};
+use turnwise_rollout::SessionId;
 
 use turnwise_trajectory::PolicyVersion;
 
@@ -72,7 +73,7 @@ pub(super) struct Tree {
     /// Evictable nodes, by time of last use.
     spare: BTreeSet<(u64, PageNodeId)>,
     /// The last path of each session.
-    sessions: HashMap<u64, Vec<PageNodeId>>,
+    sessions: HashMap<SessionId, Vec<PageNodeId>>,
     free: Vec<PageId>,
     max_pages: usize,
     /// The number of allocated pages, free or not.
@@ -288,7 +289,7 @@ impl Tree {
     }
 
     /// Records the path of a session, replacing its earlier one.
-    pub(super) fn keep(&mut self, session: u64, path: &[PageNodeId]) {
+    pub(super) fn keep(&mut self, session: SessionId, path: &[PageNodeId]) {
         let fresh = path.iter().copied().take_while(|id| !self.node(*id).is_stale);
         let fresh: Vec<PageNodeId> = fresh.collect();
         for id in &fresh {
@@ -309,7 +310,7 @@ impl Tree {
     }
 
     /// Forgets a session.
-    pub(super) fn release(&mut self, session: u64) {
+    pub(super) fn release(&mut self, session: SessionId) {
         let path = self.sessions.remove(&session).unwrap_or_default();
         self.let_go(&path);
     }

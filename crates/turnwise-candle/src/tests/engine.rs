@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest};
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, SessionId};
 use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason};
 
 use super::block_on;
@@ -46,7 +46,7 @@ pub(super) fn request(session: u64, prompt: Vec<u32>, max_tokens: usize) -> Samp
         seed: 1000 + session,
         first_index: 0,
         min_version: PolicyVersion(0),
-        session,
+        session: SessionId(session),
     }
 }
 
@@ -169,7 +169,7 @@ fn kept_keys_and_values_change_nothing() {
         for turn in 0..4 {
             let asked = SampleRequest { first_index: turn * 6, ..request(1, history.clone(), 6) };
             let kept = keeping.sample(asked.clone()).await.unwrap();
-            forgetting.release(1);
+            forgetting.release(SessionId(1));
             let fresh = forgetting.sample(asked).await.unwrap();
             assert_eq!(kept, fresh);
             history.extend(ids(&kept.tokens));
@@ -179,7 +179,7 @@ fn kept_keys_and_values_change_nothing() {
         assert_eq!(forgetting.stats().reused, 0);
         // A session with a changed history shares only the common prefix.
         let asked = request(1, [&history[..10], &prompt(9, 10)].concat(), 6);
-        forgetting.release(1);
+        forgetting.release(SessionId(1));
         assert_eq!(
             keeping.sample(asked.clone()).await.unwrap(),
             forgetting.sample(asked).await.unwrap()
@@ -309,10 +309,10 @@ fn a_dropped_request_frees_its_place() {
         let sample = policy.sample(request(99, prompt(1, 5), 3)).await.unwrap();
         assert_eq!(sample.tokens.len(), 3);
         for session in 0..100 {
-            policy.release(session);
+            policy.release(SessionId(session));
         }
         policy.sample(request(100, prompt(1, 5), 1)).await.unwrap();
-        policy.release(100);
+        policy.release(SessionId(100));
         while policy.stats().kv_tokens > 0 {
             tokio::task::yield_now().await;
         }

@@ -1,6 +1,6 @@
 use std::error::Error;
 
-use turnwise_rollout::Policy;
+use turnwise_rollout::{Policy, SessionId};
 use turnwise_training::{Learner, LearnerError, Row, Target, Update};
 use turnwise_trajectory::PolicyVersion;
 
@@ -143,7 +143,7 @@ fn a_short_sequence_is_learnt_by_heart() {
             seed: 0,
             first_index: 0,
             min_version: PolicyVersion(0),
-            session: 0,
+            session: SessionId(0),
         };
         let draw = async || {
             let tokens = policy.sample(asked.clone()).await.unwrap().tokens;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use safetensors::tensor::SafeTensors;
-use turnwise_rollout::{Policy, SampleRequest, uniform_at};
+use turnwise_rollout::{Policy, SampleRequest, SessionId, uniform_at};
 use turnwise_training::{Learner, LearnerError, Row, Target, Update};
 use turnwise_trajectory::{PolicyVersion, Sampling};
 
@@ -261,7 +261,7 @@ fn a_short_sequence_is_learnt_by_heart_and_drawn_with_merged_weights() {
                 seed: 0,
                 first_index: 0,
                 min_version: PolicyVersion(1),
-                session: 0,
+                session: SessionId(0),
             };
             for (drawn, (id, logprob)) in policy
                 .sample(asked)
@@ -401,7 +401,7 @@ fn an_engine_that_takes_the_model_draws_what_one_beside_it_draws() {
                 seed: 3,
                 first_index: 0,
                 min_version: PolicyVersion(0),
-                session: 0,
+                session: SessionId(0),
             };
             let drawn = beside.sample(asked.clone()).await.unwrap();
             assert_eq!(instead.sample(asked).await.unwrap(), drawn);

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use turnwise_rollout::{
-    Answers, Continued, Policy, PolicyError, Sample, SampleRequest, TokenConstraint,
+    Answers, Continued, Policy, PolicyError, Sample, SampleRequest, SessionId, TokenConstraint,
 };
 use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason};
 
@@ -122,7 +122,7 @@ fn tell(driven: &mut Driven, stories: &[Story]) -> Vec<Vec<SampledToken>> {
             };
             one.take(answer.unwrap().tokens);
             if one.is_over() && one.story.is_released {
-                driven.scheduler.take(Command::Release(one.session));
+                driven.scheduler.take(Command::Release(SessionId(one.session)));
             }
         }
         if told.iter().all(Told::is_over) {
@@ -158,14 +158,14 @@ proptest! {
             let mut told = Told::new(session, story);
             while !told.is_over() {
                 let tokens = plain.answer(told.next());
-                plain.scheduler.take(Command::Release(told.session));
+                plain.scheduler.take(Command::Release(SessionId(told.session)));
                 told.take(tokens);
             }
             prop_assert_eq!(told.drawn, drawn);
         }
         prop_assert_eq!(plain.counters.read().reused, 0);
         for session in 0..stories.len() as u64 {
-            driven.scheduler.take(Command::Release(session));
+            driven.scheduler.take(Command::Release(SessionId(session)));
         }
         prop_assert_eq!(driven.counters.read().kv_bytes, 0);
     }

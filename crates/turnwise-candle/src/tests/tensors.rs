@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest};
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, SessionId};
 use turnwise_training::{Row, Target, Update};
 use turnwise_trajectory::{PolicyVersion, Sampling};
 
@@ -257,7 +257,7 @@ pub(super) fn request(session: u64, prompt: Vec<u32>, max_tokens: usize) -> Samp
         seed: 1000 + session,
         first_index: 0,
         min_version: PolicyVersion(0),
-        session,
+        session: SessionId(session),
     }
 }
 

@@ -12,7 +12,7 @@ use turnwise_candle::{
     read_bandwidth,
 };
 use turnwise_environment::{Random, derive_seed};
-use turnwise_rollout::{Policy, PolicyError, SampleRequest};
+use turnwise_rollout::{Policy, PolicyError, SampleRequest, SessionId};
 use turnwise_trajectory::{PolicyVersion, Sampling, TokenId};
 
 use super::machine::Machine;
@@ -257,10 +257,10 @@ async fn run(
             seed: session,
             first_index: (turn * arguments.turn_tokens) as u64,
             min_version: PolicyVersion(0),
-            session,
+            session: SessionId(session),
         };
         ids.extend(policy.sample(request).await?.tokens.iter().map(|token| token.id));
     }
-    policy.release(session);
+    policy.release(SessionId(session));
     Ok(())
 }

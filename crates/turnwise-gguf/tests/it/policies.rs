@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use turnwise_candle::{CandlePolicy, EngineSettings};
 use turnwise_gguf::{GgufModel, GgufPolicy, GgufSettings, Quantization, save_gguf};
-use turnwise_rollout::{Policy, SampleRequest};
+use turnwise_rollout::{Policy, SampleRequest, SessionId};
 use turnwise_testkit::conformance;
 use turnwise_trajectory::{Sampling, StopReason};
 
@@ -89,7 +89,11 @@ fn an_interruption_reaches_a_request_that_waits_and_one_that_draws() {
         };
         let (drawing, waiting) = (ask(1), ask(2));
         tokio::time::sleep(Duration::from_millis(2)).await;
-        assert!(policy.interrupt(2) && policy.interrupt(1) && policy.interrupt(7));
+        assert!(
+            policy.interrupt(SessionId(2))
+                && policy.interrupt(SessionId(1))
+                && policy.interrupt(SessionId(7))
+        );
         let (first, second) = (drawing.await.unwrap(), waiting.await.unwrap());
         assert_eq!(second.stop, StopReason::Interrupted);
         assert!(second.tokens.is_empty());

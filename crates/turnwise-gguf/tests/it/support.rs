@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use turnwise_candle::{Architecture, Decoder, DecoderConfig};
-use turnwise_rollout::SampleRequest;
+use turnwise_rollout::{SampleRequest, SessionId};
 use turnwise_trajectory::{PolicyVersion, Sampling};
 
 /// The largest accepted difference of two implementations in single precision, in nats.
@@ -71,7 +71,7 @@ pub(crate) fn request(session: u64, prompt: Vec<u32>, max_tokens: usize) -> Samp
         seed: 1000 + session,
         first_index: 0,
         min_version: PolicyVersion(0),
-        session,
+        session: SessionId(session),
     }
 }
 

@@ -7,7 +7,7 @@ use turnwise_environment::derive_seed;
 use turnwise_trajectory::{InfraFault, InfraReason, Outcome, PolicyVersion};
 
 use crate::panic_text::panic_text;
-use crate::{Policy, PolicyError, Sample, SampleRequest, TokenConstraint};
+use crate::{Policy, PolicyError, Sample, SampleRequest, SessionId, TokenConstraint};
 
 pub(super) fn infra(reason: InfraReason, message: impl Into<String>) -> Outcome {
     Outcome::InfraFault(InfraFault { reason, message: message.into() })
@@ -23,20 +23,20 @@ pub(super) async fn caught_async<T>(call: impl Future<Output = T>) -> Result<T, 
     AssertUnwindSafe(call).catch_unwind().await.map_err(|panic| panic_text(&*panic).to_owned())
 }
 
-/// One episode's view of the policy: a panic is an error, and a forked episode samples with its own seed.
+/// A policy behind a guard: a panic becomes an error. It also gives the requests of an agent the seed and the session of
+/// its seat: a fork's agent sends the seed of the forked episode.
 pub(super) struct Engine<'a> {
     policy: &'a dyn Policy,
-    /// The seed that the agent was created with, and the seed that tokens are sampled with.
+    /// The seed that the agent sends, and the seat's.
     seeds: (u64, u64),
+    session: SessionId,
 }
 
 impl<'a> Engine<'a> {
-    pub(super) fn new(policy: &'a dyn Policy, of_agent: u64, of_episode: u64) -> Self {
-        Self { policy, seeds: (of_agent, of_episode) }
+    pub(super) fn new(policy: &'a dyn Policy, seeds: (u64, u64), session: SessionId) -> Self {
+        Self { policy, seeds, session }
     }
 
-    /// Maps the agent's seed to the episode's. The two differ only in a fork; a seed that the agent derived from its
-    /// own is mapped too.
     fn seed(&self, asked: u64) -> u64 {
         let (old, new) = self.seeds;
         if old == new {
@@ -47,9 +47,19 @@ impl<'a> Engine<'a> {
             derive_seed(new, asked)
         }
     }
+
+    fn session(&self, asked: SessionId) -> SessionId {
+        let (of_agent, _) = self.seeds;
+        if asked.0 == of_agent {
+            self.session
+        } else {
+            SessionId(derive_seed(self.session.0, asked.0))
+        }
+    }
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Policy for Engine<'_> {
     fn version(&self) -> PolicyVersion {
         self.policy.version()
@@ -57,7 +67,7 @@ impl Policy for Engine<'_> {
 
     async fn sample(&self, mut request: SampleRequest) -> Result<Sample, PolicyError> {
         request.seed = self.seed(request.seed);
-        request.session = self.seed(request.session);
+        request.session = self.session(request.session);
         // The call is inside the async block, because a policy may panic before it returns a future.
         let sample = caught_async(async { self.policy.sample(request).await }).await;
         sample.unwrap_or_else(|panic| Err(PolicyError::Failed(format!("panicked: {panic}"))))
@@ -69,18 +79,18 @@ impl Policy for Engine<'_> {
         constraint: Arc<dyn TokenConstraint>,
     ) -> Result<Sample, PolicyError> {
         request.seed = self.seed(request.seed);
-        request.session = self.seed(request.session);
+        request.session = self.session(request.session);
         let call = async { self.policy.sample_constrained(request, constraint).await };
         let sample = caught_async(call).await;
         sample.unwrap_or_else(|panic| Err(PolicyError::Failed(format!("panicked: {panic}"))))
     }
 
-    fn interrupt(&self, session: u64) -> bool {
-        caught(|| self.policy.interrupt(self.seed(session))).unwrap_or(false)
+    fn interrupt(&self, session: SessionId) -> bool {
+        caught(|| self.policy.interrupt(self.session(session))).unwrap_or(false)
     }
 
-    fn release(&self, session: u64) {
-        self.policy.release(self.seed(session));
+    fn release(&self, session: SessionId) {
+        self.policy.release(self.session(session));
     }
 }
 
@@ -88,14 +98,14 @@ impl Policy for Engine<'_> {
 pub(super) struct Sessions<'a> {
     policy: &'a dyn Policy,
     /// Each with its policy, if that is not `policy`.
-    of_seats: Vec<(Option<Arc<dyn Policy>>, u64)>,
+    of_seats: Vec<(Option<Arc<dyn Policy>>, SessionId)>,
     is_kept: bool,
 }
 
 impl<'a> Sessions<'a> {
     pub(super) fn new(
         policy: &'a dyn Policy,
-        of_seats: Vec<(Option<Arc<dyn Policy>>, u64)>,
+        of_seats: Vec<(Option<Arc<dyn Policy>>, SessionId)>,
     ) -> Self {
         Self { policy, of_seats, is_kept: false }
     }
@@ -117,8 +127,8 @@ impl Drop for Sessions<'_> {
 }
 
 /// Releases a session, and ignores a panic of the engine.
-pub(crate) fn release(policy: &dyn Policy, session: u64) {
+pub(crate) fn release(policy: &dyn Policy, session: SessionId) {
     if let Err(panic) = caught(|| policy.release(session)) {
-        tracing::warn!(session, panic, "an engine panicked in `release`");
+        tracing::warn!(session = session.0, panic, "an engine panicked in `release`");
     }
 }

@@ -3,7 +3,7 @@ use turnwise_environment::{Action, Recovery};
 use turnwise_trajectory::{Identity, Sampling};
 
 use super::seats::SeatState;
-use crate::AgentFactory;
+use crate::{AgentFactory, SessionId};
 
 /// The agent factory's part of every trajectory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,6 +86,11 @@ impl State {
     /// Returns the seat that acts, mutably.
     pub(super) fn acting_mut(&mut self) -> &mut SeatState {
         &mut self.seats[self.acting]
+    }
+
+    /// Returns the session of a seat.
+    pub(super) fn session(&self, seat: &SeatState) -> SessionId {
+        SessionId::of(seat.sampling_seed, self.identity.attempt)
     }
 
     /// Returns the number of turns of all seats.

@@ -12,7 +12,9 @@ use super::repetition::said;
 use super::seats::{Occupant, SeatState, play_script};
 use super::state::Exchange;
 use super::{Episode, excerpt};
-use crate::{Act, Agent, AgentError, Allowance, Deadline, Decision, Policy, PolicyError, Room};
+use crate::{
+    Act, Agent, AgentError, Allowance, Deadline, Decision, Policy, PolicyError, Room, SessionId,
+};
 
 impl Episode {
     /// Returns the time left to the episode.
@@ -152,14 +154,15 @@ impl Episode {
         let started = Instant::now();
         let limit = self.limits.engine_timeout();
         let seat = self.state.acting();
-        let session = seat.seed_of_agent();
+        let seeds = (seat.seed_of_agent(), seat.sampling_seed);
+        let session = self.state.session(seat);
         let (agent, frozen) = match self.seats.get_mut(self.state.acting) {
             Some(Occupant::Policy(agent)) => (agent, None),
             Some(Occupant::Frozen(agent, policy)) => (agent, Some(policy.clone())),
             Some(Occupant::Scripted(_)) | None => return Err(no_agent()),
         };
         let policy = frozen.as_deref().unwrap_or(policy);
-        let engine = Engine::new(policy, session, seat.sampling_seed);
+        let engine = Engine::new(policy, seeds, session);
         let act = {
             let acting = deadline.child(limit).bound(caught_async(agent.act(&engine, room)));
             tokio::pin!(acting);
@@ -170,7 +173,7 @@ impl Episode {
                 // request of another engine is dropped, and sampled again when the episode continues: each token's
                 // random number depends only on its place.
                 () = allowance.stop.wait() => {
-                    if !engine.interrupt(session) {
+                    if !engine.interrupt(SessionId(seeds.0)) {
                         return Ok(Act::Interrupted);
                     }
                     acting.await

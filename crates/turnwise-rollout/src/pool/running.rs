@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use turnwise_trajectory::{GroupId, PolicyVersion};
 
-use crate::{Allowance, Episode, Policy, Progress, StopHandle, StopSignal};
+use crate::{Allowance, Episode, Policy, Progress, SessionId, StopHandle, StopSignal};
 
 /// A member's place in its group, equal for all attempts of the member.
 pub(super) type Place = (GroupId, u32);
@@ -44,7 +44,7 @@ struct Taken {
     /// A lower bound of the versions of the episode's tokens.
     launched_at: PolicyVersion,
     /// The sessions at the engine.
-    sessions: Vec<u64>,
+    sessions: Vec<SessionId>,
 }
 
 impl Running {
@@ -76,7 +76,7 @@ impl Running {
     }
 
     /// Iterates over the engine sessions of the running episodes.
-    pub(super) fn sessions(&self) -> impl Iterator<Item = u64> + '_ {
+    pub(super) fn sessions(&self) -> impl Iterator<Item = SessionId> + '_ {
         self.places.values().flat_map(|taken| taken.sessions.iter().copied())
     }
 

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use turnwise_environment::check::Check;
 use turnwise_environment::{Random, derive_seed};
-use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, check_sample};
+use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, SessionId, check_sample};
 use turnwise_trajectory::{SampledToken, Sampling, StopReason, TokenId};
 
 use super::assert_passed;
@@ -107,7 +107,7 @@ impl Engine {
             seed,
             first_index: 0,
             min_version: self.policy.version(),
-            session: derive_seed(99, seed),
+            session: SessionId(derive_seed(99, seed)),
         }
     }
 
@@ -158,7 +158,8 @@ impl Engine {
 
     async fn sessions(&self) -> CheckResult {
         for request in self.requests() {
-            let other = SampleRequest { session: request.session ^ 1, ..request.clone() };
+            let other =
+                SampleRequest { session: SessionId(request.session.0 ^ 1), ..request.clone() };
             let sample = self.draw(&request).await?;
             same(&self.draw(&other).await?, &sample, "another session")?;
             self.policy.release(request.session);
@@ -202,7 +203,8 @@ impl Engine {
                     if session == 1 {
                         self.policy.release(left.session);
                     }
-                    let left = SampleRequest { session: left.session ^ session, ..left };
+                    let left =
+                        SampleRequest { session: SessionId(left.session.0 ^ session), ..left };
                     tokens.extend(self.draw(&left).await?.tokens);
                 }
                 same(&Sample { tokens, ..whole.clone() }, &whole, &format!("cut at {length}"))?;
@@ -217,7 +219,8 @@ impl Engine {
         let mut forks = vec![self.prompt(50, 4), self.prompt(51, 9)];
         for turn in 0..4_u64 {
             let sample = self.draw(&request).await?;
-            let anew = SampleRequest { session: derive_seed(1000, turn), ..request.clone() };
+            let anew =
+                SampleRequest { session: SessionId(derive_seed(1000, turn)), ..request.clone() };
             same(&self.draw(&anew).await?, &sample, &format!("turn {turn} anew"))?;
             request.prompt.extend(sample.tokens.iter().map(|token| token.id));
             forks.push([&*request.prompt, &*self.prompt(60 + turn, 1)].concat());
@@ -226,9 +229,9 @@ impl Engine {
         }
         for prompt in forks.into_iter().rev() {
             let fork = SampleRequest { prompt, ..request.clone() };
-            let anew = SampleRequest { session: 12, ..fork.clone() };
+            let anew = SampleRequest { session: SessionId(12), ..fork.clone() };
             let sample = self.draw(&fork).await?;
-            self.policy.release(12);
+            self.policy.release(SessionId(12));
             same(&self.draw(&anew).await?, &sample, "a fork anew")?;
         }
         Ok("four turns and six forks".to_owned())

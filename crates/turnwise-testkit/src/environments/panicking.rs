@@ -10,6 +10,8 @@ use turnwise_environment::{
 pub enum Method {
     /// [`Environment::tools`]
     Tools,
+    /// [`Environment::n_seats`]
+    Seats,
     /// [`Environment::connect`]
     Connect,
     /// [`Environment::is_blocking`]
@@ -34,8 +36,9 @@ pub enum Method {
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Tools,
+        Self::Seats,
         Self::Connect,
         Self::IsBlocking,
         Self::Reset,
@@ -65,6 +68,7 @@ impl<E> Panicking<E> {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl<E: Environment + Sync> Environment for Panicking<E> {
     async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError> {
         self.may(Method::Reset);
@@ -79,6 +83,11 @@ impl<E: Environment + Sync> Environment for Panicking<E> {
     fn tools(&self) -> Vec<ToolSpec> {
         self.may(Method::Tools);
         self.inner.tools()
+    }
+
+    fn n_seats(&self) -> usize {
+        self.may(Method::Seats);
+        self.inner.n_seats()
     }
 
     fn reward_range(&self) -> RangeInclusive<f64> {

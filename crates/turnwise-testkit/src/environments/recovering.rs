@@ -10,6 +10,7 @@ use turnwise_environment::{
 pub struct Replayed<E>(pub E);
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl<E: Environment> Environment for Replayed<E> {
     async fn reset(&mut self, seed: u64) -> Result<Observation, EnvironmentError> {
         self.0.reset(seed).await
@@ -29,6 +30,18 @@ impl<E: Environment> Environment for Replayed<E> {
 
     fn fault_reward(&self) -> Option<f64> {
         self.0.fault_reward()
+    }
+
+    fn n_seats(&self) -> usize {
+        self.0.n_seats()
+    }
+
+    fn snapshot(&self) -> Option<Vec<u8>> {
+        self.0.snapshot()
+    }
+
+    fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
+        self.0.restore(snapshot)
     }
 
     fn recovery(&self) -> Recovery {

@@ -37,7 +37,7 @@ fn an_engine_that_keeps_its_contract_passes() {
 #[test]
 fn what_an_answer_must_not_depend_on_is_found() {
     let by_session = lying(|request, mut sample| {
-        sample.tokens[0].logprob -= (request.session % 7) as f32;
+        sample.tokens[0].logprob -= (request.session.0 % 7) as f32;
         sample
     });
     assert!(by_session.contains("a session does not matter"), "{by_session}");

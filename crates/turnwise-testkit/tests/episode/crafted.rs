@@ -75,8 +75,8 @@ fn times_that_cannot_be_are_refused() {
     let whole = serde_json::to_value(suspended.snapshot().expect("a snapshot")).expect("data");
     let places = [
         "/state/seconds",
-        "/state/turn_seconds",
-        "/state/turns/0/seconds",
+        "/state/seats/0/turn_seconds",
+        "/state/seats/0/turns/0/seconds",
         "/limits/episode_timeout_s",
     ];
     for place in places {

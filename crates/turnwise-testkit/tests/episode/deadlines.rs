@@ -216,7 +216,7 @@ fn an_iteration_that_is_dropped_anywhere_leaves_nothing_behind() {
             is_over
         });
         assert_eq!(alive.load(Ordering::SeqCst), 0, "an environment after {n_polls} polls");
-        assert_eq!(engine.open(), [0; 0], "a session after {n_polls} polls");
+        assert!(engine.open().is_empty(), "a session after {n_polls} polls");
         // No task holds the engine any more, even for requests that were never answered.
         drop(policy);
         assert_eq!(Arc::strong_count(&engine), 1, "a task after {n_polls} polls");

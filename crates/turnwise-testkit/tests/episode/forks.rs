@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use turnwise_environment::{Environment, derive_seed};
-use turnwise_rollout::{Fork, ForkError};
+use turnwise_rollout::{Fork, ForkError, SessionId};
 use turnwise_testkit::{Echo, Replayed, Sessions, Shop, Till};
 use turnwise_trajectory::MaskReason;
 
@@ -111,13 +111,13 @@ fn forks_do_not_share_a_session() {
     let engine = Sessions::new(ENGINE);
     block_on(async {
         let trunk = suspended(episode(&tasks, 5), 3).await.expect("nine turns");
-        let seeds: Vec<u64> = forks(3).iter().map(|fork| fork.sampling_seed).collect();
+        let sessions = forks(3).iter().map(|fork| SessionId::of(fork.sampling_seed, 0)).collect();
         let mut begun = Vec::new();
         for branch in trunk.fork(&forks(3), &tasks, &agents()).expect("snapshots") {
             let allowance = turnwise_rollout::Allowance::tokens(2);
             begun.push(branch.advance(&engine, &allowance).await);
         }
-        let mut expected = seeds;
+        let mut expected: Vec<SessionId> = sessions;
         expected.sort_unstable();
         assert_eq!(engine.open(), expected);
     });

@@ -3,7 +3,7 @@ use serde_json::Value;
 use turnwise_environment::{Observation, ToolSpec};
 use turnwise_rollout::{
     Act, Agent, AgentError, AgentFactory, Allowance, ChatAgents, Episode, Limits, Policy,
-    PolicyError, Progress, Room, Sample, SampleRequest,
+    PolicyError, Progress, Room, Sample, SampleRequest, SessionId,
 };
 use turnwise_testkit::{Echo, Lying, Method, Panicking};
 use turnwise_trajectory::{
@@ -202,8 +202,8 @@ impl Policy for PanickingPolicy {
         panic!("{} tokens are too many", request.prompt.len())
     }
 
-    fn release(&self, session: u64) {
-        panic!("nobody is {session}")
+    fn release(&self, session: SessionId) {
+        panic!("nobody is {session:?}")
     }
 }
 

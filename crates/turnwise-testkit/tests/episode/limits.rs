@@ -7,7 +7,7 @@ use turnwise_environment::{
 };
 use turnwise_rollout::{
     Bridged, ChatAgents, EndedTurn, Episode, Limits, RenderError, Rendered, Renderer, Said, Sample,
-    SampleRequest, check_sample,
+    SampleRequest, SessionId, check_sample,
 };
 use turnwise_testkit::{AlphabetRenderer, Echo, Lying, Shop};
 use turnwise_trajectory::{
@@ -214,7 +214,7 @@ fn exchange() -> (SampleRequest, Sample) {
         seed: 1,
         first_index: 0,
         min_version: PolicyVersion(2),
-        session: 1,
+        session: SessionId(1),
     };
     let token = |id, version| SampledToken::new(id, -0.5, PolicyVersion(version));
     let tokens = vec![token(1, 2), token(2, 3), token(0, 3)];

@@ -7,6 +7,7 @@ mod guards;
 mod ledger;
 mod limits;
 mod processes;
+mod seats;
 mod snapshots;
 mod support;
 mod tools;

@@ -86,7 +86,8 @@ pub(crate) async fn played_in_pieces(
 
 /// Removes wall times, which may differ between equal episodes.
 pub(crate) fn timeless(mut trajectory: Trajectory) -> Trajectory {
-    trajectory.turns.iter_mut().for_each(|turn| turn.seconds = 0.0);
+    let turns = trajectory.others.iter_mut().flat_map(|other| &mut other.turns);
+    trajectory.turns.iter_mut().chain(turns).for_each(|turn| turn.seconds = 0.0);
     trajectory
 }
 
