@@ -8,7 +8,7 @@ use turnwise_objective::{
     Clip, DrGrpo, GroupAdvantage, GspoToken, KlEstimator, LengthWeight, Objective, Std, WithKl,
     WithOffPolicyMask, presets,
 };
-use turnwise_rollout::{Limits, Meter, PoolSettings, StopSignal};
+use turnwise_rollout::{Limits, Meter, Opponent, PoolSettings, StopSignal};
 use turnwise_testkit::TabularModel;
 use turnwise_training::{
     Admission, Behavior, Correction, Credit, Evaluated, EvaluationSettings, GigpoCredit,
@@ -106,6 +106,7 @@ fn solved(model: &TabularModel) -> f64 {
         policy: Arc::new(model.clone()),
         tasks: tasks(),
         agents: Arc::new(agents()),
+        opponent: Opponent::default(),
         rubric: None,
     };
     let settings = EvaluationSettings {

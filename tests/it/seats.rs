@@ -50,8 +50,17 @@ fn settings(mode: RolloutMode, seed: u64) -> TrainerSettings {
     }
 }
 
-fn step(trainer: &mut Trainer<TabularModel>) -> StepReport {
-    block_on(trainer.step(&StopSignal::never())).expect("it goes on").expect("nobody stops it")
+/// Makes `n` steps, and returns their reports.
+fn steps(trainer: &mut Trainer<TabularModel>, n: usize) -> Vec<StepReport> {
+    block_on(async {
+        let mut reports = Vec::new();
+        for _ in 0..n {
+            let report = trainer.step(&StopSignal::never()).await.expect("it goes on");
+            reports.push(report.expect("nobody stops it"));
+        }
+        assert_eq!(trainer.books().unaccounted(), 0);
+        reports
+    })
 }
 
 /// Returns the advantages of the members of each group and seat: those of their first tokens.
@@ -89,10 +98,8 @@ proptest! {
         let opponent = if is_frozen { frozen } else { Opponent::Itself };
         let mut trainer = trainer(&model, tasks, None, settings).against(opponent);
         let mut met = BTreeSet::new();
-        for _ in 0..4 {
-            let report = step(&mut trainer);
+        for report in steps(&mut trainer, 4) {
             prop_assert_eq!(report.books.unaccounted(), 0);
-            prop_assert_eq!(trainer.books().unaccounted(), 0);
             for ((_, seat), advantages) in advantages(&report.trained) {
                 met.insert(seat);
                 prop_assert!(advantages.iter().sum::<f64>().abs() < 1e-4, "{advantages:?}");
@@ -138,7 +145,7 @@ fn a_rubric_scores_every_seat() {
     let settings = settings(RolloutMode::Synchronous, 5);
     let rubric: Arc<dyn Rubric> = Arc::new(Lengths(settings.rollout.group_size));
     let tasks = Arc::new(vec![Duel::new(2, 2)]);
-    let report = step(&mut trainer(&model, tasks, Some(rubric), settings));
+    let report = steps(&mut trainer(&model, tasks, Some(rubric), settings), 1).remove(0);
     let scored = report.trained.iter().filter(|one| {
         one.turns
             .last()
@@ -207,10 +214,9 @@ fn both_seats_learn_from_their_own_rewards() {
         }),
     };
     let mut trainer = Trainer::new(parts, settings);
-    let mut rates = Vec::new();
-    for _ in 0..60 {
-        rates.push(step(&mut trainer).metrics.get(metric::SUCCESS_RATE).expect("it is measured"));
-    }
+    let rate = |report: &StepReport| report.metrics.get(metric::SUCCESS_RATE);
+    let rates: Option<Vec<f64>> = steps(&mut trainer, 60).iter().map(rate).collect();
+    let rates = rates.expect("it is measured in every step");
     let mean = |rates: &[f64]| rates.iter().sum::<f64>() / rates.len() as f64;
     let (before, after) = (mean(&rates[..5]), mean(&rates[55..]));
     assert!(before < 0.4 && after > 0.9, "{before} {after} {rates:?}");

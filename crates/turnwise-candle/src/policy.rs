@@ -22,7 +22,7 @@ use crate::{Decoder, ModelError};
 ///
 /// ```
 /// use turnwise_candle::{CandlePolicy, Decoder, DecoderConfig, EngineSettings};
-/// use turnwise_rollout::{Policy, SampleRequest};
+/// use turnwise_rollout::{Policy, SampleRequest, SessionId};
 /// use turnwise_trajectory::{PolicyVersion, Sampling};
 ///
 /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;

@@ -17,7 +17,7 @@ mod recovery;
 mod snapshot;
 mod suite;
 
-use crate::{Demonstrator, Environment};
+use crate::{Demonstrator, Environment, Seat};
 use contract::Contract;
 use episode::Subject;
 
@@ -94,6 +94,7 @@ pub async fn check_environment(
     player: impl Fn(u64) -> Box<dyn Demonstrator> + Send + Sync,
     max_turns: Option<usize>,
 ) -> Vec<Check> {
+    let player = move |seed, seat: Seat| player(seed ^ u64::from(seat.0));
     let subject =
         Subject { label: String::new(), make: Box::new(make), player: Box::new(player), max_turns };
     let mut contract = Contract::default();

@@ -50,7 +50,7 @@ impl Default for GgufSettings {
 /// ```
 /// use turnwise_candle::{AdamW, CandleLearner, Decoder, DecoderConfig};
 /// use turnwise_gguf::{GgufPolicy, GgufSettings, Quantization};
-/// use turnwise_rollout::{Policy, SampleRequest};
+/// use turnwise_rollout::{Policy, SampleRequest, SessionId};
 /// use turnwise_training::Learner;
 /// use turnwise_trajectory::{PolicyVersion, Sampling};
 ///

@@ -25,7 +25,7 @@ mod turn;
 mod world;
 
 pub(crate) use guard::release;
-use guard::{Sessions, caught, infra};
+use guard::{OpenSessions, caught, infra};
 use seats::{Occupant, SeatState};
 use state::{Factory, State};
 use world::World;
@@ -218,7 +218,7 @@ impl Episode {
         let started = Instant::now();
         let before = self.state.seconds;
         let deadline = parent.child(self.time_left());
-        let sessions = Sessions::new(policy, self.sessions());
+        let sessions = OpenSessions::new(policy, self.sessions());
         let outcome = match self.broken.take() {
             Some(outcome) => Some(outcome),
             None => self.run(policy, allowance, deadline).await,
@@ -237,7 +237,7 @@ impl Episode {
     /// Cancels the episode and releases its engine sessions.
     #[must_use]
     pub fn cancel(self, reason: CancelReason, policy: &dyn Policy) -> Trajectory {
-        drop(Sessions::new(policy, self.sessions()));
+        drop(OpenSessions::new(policy, self.sessions()));
         self.give_up(reason)
     }
 

@@ -25,6 +25,7 @@ use turnwise_training::read_plain;
 use validate::{Impossible, validate};
 
 use crate::failure::Failure;
+use crate::opponent;
 use crate::registry::{self, Registry};
 
 /// Settings, with their source text.
@@ -60,10 +61,14 @@ pub fn from_text(
     registry: &Registry,
 ) -> Result<Loaded, Failure> {
     let loaded = parse(name, text, overrides)?;
-    let EnvironmentChoice { name: environment, options, rubric } = &loaded.config.environment;
+    let EnvironmentChoice { name: environment, options, rubric, .. } = &loaded.config.environment;
     let suite = registry.suite(environment, options);
-    match suite.and_then(|suite| registry::rubric(&suite, rubric.as_deref())) {
-        Ok(_) => Ok(loaded),
+    let checked = suite.and_then(|suite| {
+        registry::rubric(&suite, rubric.as_deref())?;
+        opponent::check(&loaded.config, &suite)
+    });
+    match checked {
+        Ok(()) => Ok(loaded),
         Err(error) => {
             let key = error.key();
             let failure = Failure::from(error);

@@ -13,6 +13,7 @@ mod evaluate;
 mod failure;
 pub mod form;
 mod observer;
+mod opponent;
 mod registry;
 mod resume;
 mod run;

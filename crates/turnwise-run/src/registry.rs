@@ -185,6 +185,17 @@ pub enum SuiteError {
         /// The known names.
         known: Vec<String>,
     },
+    /// The environment cannot have the opponent.
+    Opponent {
+        /// The environment.
+        environment: String,
+        /// The opponent, as the settings name it.
+        opponent: String,
+        /// The setting.
+        key: &'static str,
+        /// The reason.
+        why: String,
+    },
     /// The options do not fit together, or a value is out of range.
     Refused(EnvironmentError),
 }
@@ -239,6 +250,9 @@ impl SuiteError {
                     known.iter().cloned().chain([NO_RUBRIC.to_owned()]).collect();
                 Some(suggestion(rubric, &known, "rubrics"))
             }
+            Self::Opponent { .. } => Some(
+                "the opponents are self, expert, random, and the directory of a model".to_owned(),
+            ),
             Self::NotOptions { .. } | Self::WrongValue { .. } | Self::Refused(_) => None,
         }
     }
@@ -251,6 +265,7 @@ impl SuiteError {
                 format!("environment.options.{option}")
             }
             Self::UnknownRubric { .. } => "environment.rubric".to_owned(),
+            Self::Opponent { key, .. } => (*key).to_owned(),
             Self::NotOptions { .. } | Self::Refused(_) => "environment.options".to_owned(),
         }
     }
@@ -284,6 +299,10 @@ impl fmt::Display for SuiteError {
             Self::UnknownRubric { environment, rubric, .. } => {
                 write!(formatter, "environment `{environment}` has no rubric `{rubric}`")
             }
+            Self::Opponent { environment, opponent, why, .. } => write!(
+                formatter,
+                "environment `{environment}` cannot have the opponent `{opponent}`: {why}"
+            ),
             Self::Refused(error) => write!(formatter, "{error}"),
         }
     }

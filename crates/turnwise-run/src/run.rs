@@ -57,6 +57,7 @@ impl<'a> RunLoop<'a> {
             format!("model   {}", session.model),
             format!("env     {}: {}", session.suite.name(), session.suite.about()),
         ];
+        header.extend(session.opponents.about.iter().map(|about| format!("seats   {about}")));
         header.extend(estimate::header(&session, directory.path()));
         observer.begin(&Plan { header, steps: config.run.steps });
         let checkpoints = directory.checkpoints(config.log.keep_checkpoints);
@@ -371,9 +372,8 @@ pub(crate) fn begin_again(path: &str) -> String {
 }
 
 fn draw(demonstrations: &[Demonstration], n: usize, random: &mut Random) -> Vec<Row> {
-    (0..n)
-        .map(|_| demonstrations[random.below(demonstrations.len() as u64) as usize].row.clone())
-        .collect()
+    let rows: Vec<&Row> = demonstrations.iter().flat_map(|episode| &episode.rows).collect();
+    (0..n).map(|_| rows[random.below(rows.len() as u64) as usize].clone()).collect()
 }
 
 fn percent(rate: &SuccessRate) -> String {

@@ -10,7 +10,7 @@ use turnwise_candle::{
 };
 use turnwise_chat::{MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise_environment::{
-    Babbler, Demonstrator, LedgerFile, Random, Rubric, Split, Suite, TaskSet, derive_seed,
+    Babbler, Demonstrator, LedgerFile, Random, Rubric, Seat, Split, Suite, TaskSet, derive_seed,
 };
 use turnwise_rollout::{ChatAgents, Meter, Policy, PoolSettings, Renderer, StopSignal};
 use turnwise_training::{
@@ -24,6 +24,7 @@ use crate::engine;
 use crate::failure::Failure;
 use crate::form::{Form, Source, Spoken, Wanted};
 use crate::observer::Observer;
+use crate::opponent::{Opponents, opponents};
 use crate::registry::{self, Registry};
 use crate::threads::Threads;
 use crate::train::schedule;
@@ -34,6 +35,7 @@ pub(crate) struct Session {
     pub config: Config,
     pub suite: Suite,
     rubric: Option<Arc<dyn Rubric>>,
+    pub opponents: Opponents,
     renderer: Arc<dyn Renderer>,
     tokenizer: Arc<Tokenizer>,
     /// Files of the initial model that a checkpoint has to contain too, with their content.
@@ -67,6 +69,7 @@ struct Prepared {
     config: Config,
     suite: Suite,
     rubric: Option<Arc<dyn Rubric>>,
+    opponents: Opponents,
     renderer: Arc<dyn Renderer>,
     tokenizer: Arc<Tokenizer>,
     belongings: Vec<(&'static str, Vec<u8>)>,
@@ -84,7 +87,7 @@ impl Prepared {
         observer: &mut dyn Observer,
         stop: &StopSignal,
     ) -> Result<(Self, Decoder), Failure> {
-        let EnvironmentChoice { name, options, rubric } = &config.environment;
+        let EnvironmentChoice { name, options, rubric, .. } = &config.environment;
         let suite = registry.suite(name, options)?;
         let rubric = registry::rubric(&suite, rubric.as_deref())?;
         let directory = match model.or(config.model.directory.as_deref()) {
@@ -101,6 +104,7 @@ impl Prepared {
         // Checkpoints keep the form of training, even if their files would fit another one.
         config.model.template = Some(form.template);
         let tokenizer = source.tokenizer.clone();
+        let opponents = opponents(&mut config, &suite, &tokenizer, observer, stop).await?;
         check_tools(&form, &suite, config.run.seed).await?;
         check_context(&config, &decoder)?;
         check_vocabulary(&tokenizer, &decoder)?;
@@ -112,6 +116,7 @@ impl Prepared {
             config,
             suite,
             rubric,
+            opponents,
             renderer,
             tokenizer,
             belongings,
@@ -148,6 +153,7 @@ impl Prepared {
             config: self.config,
             suite: self.suite,
             rubric: self.rubric,
+            opponents: self.opponents,
             renderer: self.renderer,
             tokenizer: self.tokenizer,
             belongings: self.belongings,
@@ -211,7 +217,9 @@ impl Session {
             objective: objective(&self.config).map_err(|error| Failure::refused_by(&error))?,
             credit: credit(&self.config),
         };
-        Ok(Trainer::new(parts, self.trainer_settings()).with_ledger(Arc::new(calls)))
+        Ok(Trainer::new(parts, self.trainer_settings())
+            .against(self.opponents.train.clone())
+            .with_ledger(Arc::new(calls)))
     }
 
     /// Returns whether the loss has a KL penalty towards the initial weights.
@@ -227,6 +235,7 @@ impl Session {
             policy: self.policy.clone(),
             tasks: self.suite.tasks(Split::HeldOut),
             agents: Arc::new(self.agents(sampling)),
+            opponent: self.opponents.eval.clone(),
             rubric: self.rubric.clone(),
         }
     }
@@ -418,8 +427,8 @@ async fn make_model(config: &Config, suite: &Suite) -> Result<(Tokenizer, Decode
     let form = source.form(&Wanted::by(&config.model), TRUSTING)?;
     let (seed, n) = (config.run.seed, N_VOCABULARY_EPISODES);
     let episodes = play_anyone(suite, &*form.renderer, n, seed).await?;
-    let texts =
-        episodes.iter().map(|episode| source.tokenizer.decode_without_special(&episode.row.ids));
+    let rows = episodes.iter().flat_map(|episode| &episode.rows);
+    let texts = rows.map(|row| source.tokenizer.decode_without_special(&row.ids));
     let tokenizer = train_tokenizer(texts.collect::<Vec<_>>(), config.model.vocab_size)
         .map_err(|error| Failure::refused_by(&error).help("use a larger model.vocab_size"))?;
     let model = &config.model;
@@ -568,8 +577,8 @@ async fn play(
     let mut demonstrations = Vec::with_capacity(n);
     for (number, index) in order.into_iter().cycle().take(n).enumerate() {
         let seed = derive_seed(seed, number as u64);
-        let player = make_player(index, seed);
-        let episode = demonstrate(&*tasks, index, player, renderer, max_turns, seed).await;
+        let player = |seat: Seat| make_player(index, seed ^ u64::from(seat.0));
+        let episode = demonstrate(&*tasks, index, &player, renderer, max_turns, seed).await;
         demonstrations.push(episode.map_err(|error| Failure::runtime(&error))?);
         meter.advance(1);
         // Yields, so that the progress can be shown.

@@ -1,84 +1,122 @@
 //! Supervised warm start: the learner imitates demonstrations, with the gradient of a log-likelihood.
 
+use std::collections::BTreeMap;
+
 use turnwise_environment::{
-    Demonstrator, EnvironmentError, Message, Observation, Step, TaskSet, ToolSpec, derive_seed,
+    Action, Demonstrator, EnvironmentError, Message, Observation, Seat, Step, TaskSet, ToolSpec,
+    derive_seed,
 };
 use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 use turnwise_trajectory::{Span, StopReason, TokenId};
 
 use crate::{Learner, LearnerError, Row, Target, Update, Updated};
 
-/// One episode of a demonstrator, laid out for a learner. The demonstrator's actions are the targets.
+/// One episode of demonstrators, laid out for a learner. The demonstrators' actions are the targets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Demonstration {
-    /// The conversation.
-    pub row: Row,
-    /// The demonstrator's reward.
+    /// The conversation of each seat that acted, in the order of the seats.
+    pub rows: Vec<Row>,
+    /// The reward of the first seat.
     pub reward: f64,
-    /// Whether the demonstrator solved the task.
+    /// Whether the first seat solved the task.
     pub solved: bool,
     /// Whether the environment ended the episode; otherwise the episode was cut off after `max_turns` turns.
     pub is_over: bool,
 }
 
-/// Plays one task with a demonstrator, for at most `max_turns` turns.
+/// Plays one task with a demonstrator on each seat, for at most `max_turns` turns of all seats.
 ///
 /// # Errors
 /// If the environment breaks, or the conversation cannot be rendered.
 pub async fn demonstrate(
     tasks: &dyn TaskSet,
     index: usize,
-    mut demonstrator: Box<dyn Demonstrator>,
+    player: &(dyn Fn(Seat) -> Box<dyn Demonstrator> + Sync),
     renderer: &dyn Renderer,
     max_turns: usize,
     seed: u64,
 ) -> Result<Demonstration, DemonstrationError> {
     let mut environment = tasks.environment(index);
     let mut observation = environment.reset(derive_seed(seed, 0)).await?;
-    let mut row = Row::default();
-    append(&mut row, renderer.open(&observation, &environment.tools())?);
-    let mut history: Vec<(Message, Option<Vec<TokenId>>)> = Vec::new();
-    let mut reward = 0.0;
+    let tools = environment.tools();
+    let mut seats: BTreeMap<Seat, Conversation> = BTreeMap::new();
+    let (mut reward, mut solved, mut is_over) = (0.0, false, false);
     for _ in 0..max_turns {
-        let action = demonstrator.act(&observation);
-        let drawn = renderer.write(&action);
-        imitate(&mut row, drawn.clone());
-        history.extend(observation.messages.drain(..).map(|message| (message, None)));
-        history.push((action.to_message(), Some(drawn)));
+        let seat = observation.seat;
+        let conversation = seats.entry(seat).or_insert_with(|| Conversation::new(player(seat)));
+        let action = conversation.turn(observation, renderer, &tools)?;
         let step = environment.step(action).await?;
-        let (Step::Next { reward: turn_reward, .. } | Step::End { reward: turn_reward, .. }) =
-            &step;
-        reward += turn_reward.unwrap_or(0.0);
+        let (Step::Next { reward: of_turn, others, .. }
+        | Step::End { reward: of_turn, others, .. }) = &step;
+        let other = others.iter().find(|other| other.seat.is_first());
+        reward += of_turn.filter(|_| seat.is_first()).unwrap_or(0.0);
+        reward += other.map_or(0.0, |other| other.reward);
         match step {
-            Step::End { solved, .. } => {
-                return Ok(Demonstration { row, reward, solved, is_over: true });
-            }
-            Step::Next { observation: next, .. } => {
-                let tools = environment.tools();
-                observation = go_on(&mut row, renderer, &history, next, &tools)?;
+            Step::Next { observation: next, .. } => observation = next,
+            Step::End { solved: of_seat, .. } => {
+                is_over = true;
+                let solved_other = other.is_some_and(|other| other.solved);
+                solved = if seat.is_first() { of_seat } else { solved_other };
+                break;
             }
         }
     }
-    Ok(Demonstration { row, reward, solved: false, is_over: false })
+    let rows = seats.into_values().map(|conversation| conversation.row).collect();
+    Ok(Demonstration { rows, reward, solved, is_over })
 }
 
-fn go_on(
-    row: &mut Row,
-    renderer: &dyn Renderer,
-    history: &[(Message, Option<Vec<TokenId>>)],
-    next: Observation,
-    tools: &[ToolSpec],
-) -> Result<Observation, RenderError> {
-    let ids = history.last().and_then(|(_, drawn)| drawn.as_deref()).unwrap_or_default();
-    let ended = EndedTurn { ids, stop: StopReason::EndOfTurn };
-    let said = history.iter().map(|(message, drawn)| Said { message, drawn: drawn.as_deref() });
-    let said: Vec<Said<'_>> = said.collect();
-    let Bridged::Append(more) = renderer.go_on(ended, &said, &next.messages, tools)? else {
-        let message = "its template rewrites history, and a demonstration is one row";
-        return Err(RenderError(message.to_owned()));
-    };
-    append(row, more);
-    Ok(next)
+/// The conversation of one seat.
+struct Conversation {
+    player: Box<dyn Demonstrator>,
+    row: Row,
+    /// The messages, each with its tokens if the player wrote it.
+    history: Vec<(Message, Option<Vec<TokenId>>)>,
+}
+
+impl Conversation {
+    fn new(player: Box<dyn Demonstrator>) -> Self {
+        Self { player, row: Row::default(), history: Vec::new() }
+    }
+
+    /// Appends an observation and the player's answer, which is returned.
+    fn turn(
+        &mut self,
+        observation: Observation,
+        renderer: &dyn Renderer,
+        tools: &[ToolSpec],
+    ) -> Result<Action, RenderError> {
+        if self.history.is_empty() {
+            append(&mut self.row, renderer.open(&observation, tools)?);
+        } else {
+            self.go_on(&observation, renderer, tools)?;
+        }
+        let action = self.player.act(&observation);
+        let written = renderer.write(&action);
+        imitate(&mut self.row, written.clone());
+        self.history.extend(observation.messages.into_iter().map(|message| (message, None)));
+        self.history.push((action.to_message(), Some(written)));
+        Ok(action)
+    }
+
+    /// Appends an observation after a turn.
+    fn go_on(
+        &mut self,
+        next: &Observation,
+        renderer: &dyn Renderer,
+        tools: &[ToolSpec],
+    ) -> Result<(), RenderError> {
+        let ids = self.history.last().and_then(|(_, written)| written.as_deref());
+        let ended = EndedTurn { ids: ids.unwrap_or_default(), stop: StopReason::EndOfTurn };
+        let said = self.history.iter();
+        let said = said.map(|(message, drawn)| Said { message, drawn: drawn.as_deref() });
+        let said: Vec<Said<'_>> = said.collect();
+        let Bridged::Append(more) = renderer.go_on(ended, &said, &next.messages, tools)? else {
+            let message = "its template rewrites history, and a demonstration is one row";
+            return Err(RenderError(message.to_owned()));
+        };
+        append(&mut self.row, more);
+        Ok(())
+    }
 }
 
 fn append(row: &mut Row, rendered: Rendered) {

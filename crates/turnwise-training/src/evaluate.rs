@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use turnwise_environment::{Random, Rubric, TaskSet, derive_seed};
 use turnwise_rollout::{
-    AgentFactory, Limits, Meter, Policy, PoolSettings, RolloutError, RolloutPool, StopSignal,
+    AgentFactory, Limits, Meter, Opponent, Policy, PoolSettings, RolloutError, RolloutPool,
+    StopSignal,
 };
 use turnwise_trajectory::{GroupId, Trajectory};
 
@@ -60,6 +61,8 @@ pub struct Evaluated {
     pub tasks: Arc<dyn TaskSet>,
     /// The factory of agents, with renderer and sampling settings.
     pub agents: Arc<dyn AgentFactory>,
+    /// The opponent on the seats that the policy does not play.
+    pub opponent: Opponent,
     /// A rubric that scores episodes in addition to their environment.
     pub rubric: Option<Arc<dyn Rubric>>,
 }
@@ -104,7 +107,8 @@ pub async fn evaluate(
         pool_settings(settings),
         settings.seed,
     )
-    .with_meter(meter.clone());
+    .with_meter(meter.clone())
+    .against(evaluated.opponent.clone());
     for (episode, task) in
         order(evaluated.tasks.len(), settings.seed).take(settings.episodes).enumerate()
     {

@@ -12,8 +12,8 @@ pub(super) struct Subject<'a> {
     pub(super) label: String,
     /// Makes a fresh environment of the task.
     pub(super) make: Box<dyn Fn() -> Box<dyn Environment> + Send + Sync + 'a>,
-    /// Makes a player from a seed.
-    pub(super) player: Box<dyn Fn(u64) -> Box<dyn Demonstrator> + Send + Sync + 'a>,
+    /// Makes the player of a seat from a seed.
+    pub(super) player: Box<dyn Fn(u64, Seat) -> Box<dyn Demonstrator> + Send + Sync + 'a>,
     /// The number of turns after which every episode must be over.
     pub(super) max_turns: Option<usize>,
 }
@@ -45,8 +45,14 @@ impl Subject<'_> {
 
     /// Plays an episode with the player of a seed.
     pub(super) async fn played(&self, seed: u64) -> Result<ObservedEpisode, String> {
-        let mut player = caught(|| (self.player)(seed))?;
-        self.play(seed, &mut |_turn, shown| player.act(shown)).await
+        let n_seats = caught(|| (self.make)().n_seats())?;
+        let seats = (0..n_seats.max(1) as u32).map(Seat);
+        let mut players: Vec<_> = caught(|| seats.map(|seat| (self.player)(seed, seat)).collect())?;
+        // A seat that does not exist is reported by the contract.
+        let last = players.len() - 1;
+        let mut act =
+            |_: usize, shown: &Observation| players[last.min(shown.seat.0 as usize)].act(shown);
+        self.play(seed, &mut act).await
     }
 
     /// Plays an episode with the actions of `act`, which takes the number of turns so far and the observation.

@@ -107,10 +107,13 @@ pub(super) fn subject<'a>(
     Subject {
         label: format!("{name} task {index}"),
         make: Box::new(move || tasks.environment(index)),
-        player: Box::new(move |seed| {
+        player: Box::new(move |seed, seat| {
+            let seed = seed ^ u64::from(seat.0);
             let babbler =
                 || Box::new(Babbler::new(seed, tools_of.environment(index).tools())) as Box<_>;
-            player(seed).of(suite, seed).unwrap_or_else(babbler)
+            // The player that is measured has the first seat, and meets random players.
+            let player = if seat.is_first() { player(seed) } else { Player::Random };
+            player.of(suite, seed).unwrap_or_else(babbler)
         }),
         max_turns: suite.turn_limit(),
     }

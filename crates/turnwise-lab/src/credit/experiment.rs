@@ -197,8 +197,8 @@ async fn imitate(
         let mut rows: Vec<Row> = Vec::with_capacity(IMITATED);
         for _ in 0..IMITATED {
             let (task, seed) = (random.below(tasks.len() as u64) as usize, random.next_u64());
-            let player = Box::new(LeverPuller::new(settings.levers, seed));
-            rows.push(demonstrate(&tasks, task, player, &vocabulary, 2, seed).await?.row);
+            let player = |_| Box::new(LeverPuller::new(settings.levers, seed)) as Box<_>;
+            rows.extend(demonstrate(&tasks, task, &player, &vocabulary, 2, seed).await?.rows);
         }
         let update = Update { learning_rate: settings.learning_rate, max_grad_norm: 1.0 };
         imitate_step(learner, &rows, update).await?;

@@ -95,14 +95,14 @@ impl Policy for Engine<'_> {
 }
 
 /// The sessions of one advance, released when it is dropped: a finished, cancelled or abandoned episode keeps none.
-pub(super) struct Sessions<'a> {
+pub(super) struct OpenSessions<'a> {
     policy: &'a dyn Policy,
     /// Each with its policy, if that is not `policy`.
     of_seats: Vec<(Option<Arc<dyn Policy>>, SessionId)>,
     is_kept: bool,
 }
 
-impl<'a> Sessions<'a> {
+impl<'a> OpenSessions<'a> {
     pub(super) fn new(
         policy: &'a dyn Policy,
         of_seats: Vec<(Option<Arc<dyn Policy>>, SessionId)>,
@@ -116,7 +116,7 @@ impl<'a> Sessions<'a> {
     }
 }
 
-impl Drop for Sessions<'_> {
+impl Drop for OpenSessions<'_> {
     fn drop(&mut self) {
         if !self.is_kept {
             for (frozen, session) in &self.of_seats {

@@ -10,10 +10,11 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// Examples of the settings that are left out by default.
-const EXAMPLES: [(&str, &str); 29] = [
+const EXAMPLES: [(&str, &str); 31] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("environment.rubric", r#""none""#),
+    ("environment.opponent", r#""self""#),
     ("model.directory", r#""path/to/model""#),
     ("model.template", r#""chatml""#),
     ("model.trust", r#""HASH""#),
@@ -38,6 +39,7 @@ const EXAMPLES: [(&str, &str); 29] = [
     ("credit.gamma", "1.0"),
     ("credit.outcome_weight", "1.0"),
     ("credit.turn_weight", "1.0"),
+    ("eval.opponent", r#""random""#),
     ("credit.step_weight", "1.0"),
     ("train.overlong", "{ max_tokens = 512, buffer = 128 }"),
 ];

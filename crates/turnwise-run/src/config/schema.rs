@@ -81,11 +81,17 @@ pub struct EnvironmentChoice {
     /// environment's rubrics, or `none`. By default the environment's first rubric.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rubric: Option<String>,
+    /// The opponent of the policy in an environment with several seats: `self` (by default; the policy plays every seat,
+    /// and learns from each), `expert` or `random` (the players of the environment's suite), or the directory of a model
+    /// or a checkpoint, which does not train. Against an opponent other than itself, the policy's seat changes from group
+    /// to group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opponent: Option<String>,
 }
 
 impl Default for EnvironmentChoice {
     fn default() -> Self {
-        Self { name: "guess".to_owned(), options: Value::Null, rubric: None }
+        Self { name: "guess".to_owned(), options: Value::Null, rubric: None, opponent: None }
     }
 }
 
@@ -583,11 +589,15 @@ pub struct Eval {
     pub temperature: f32,
     /// Steps between evaluations during training; 0 evaluates only before and after.
     pub every: u64,
+    /// The opponent in evaluations, named as in `environment.opponent`. By default that one; a policy that trains against
+    /// itself is evaluated against the random player, if the environment has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub opponent: Option<String>,
 }
 
 impl Default for Eval {
     fn default() -> Self {
-        Self { episodes: 256, temperature: 1.0, every: 0 }
+        Self { episodes: 256, temperature: 1.0, every: 0, opponent: None }
     }
 }
 
