@@ -124,6 +124,20 @@ fn a_rubric_that_breaks_drops_the_group() {
     assert_eq!(pool.ledger().open(), 0);
 }
 
+/// The contract of rubrics: one that always breaks stops the run, as an environment that always breaks does.
+#[test]
+fn a_rubric_that_always_breaks_stops_the_run() {
+    let rubric = Arc::new(By(|_| Err(EnvironmentError::new("judge"))));
+    let settings = PoolSettings { max_faults_in_row: 6, ..pool_settings() };
+    let tasks = Arc::new(echoes(3, true));
+    let mut pool = RolloutPool::new(tasks, Arc::new(agents()), Some(rubric), settings, 3);
+    pool.start(GroupId(0), 0);
+    pool.start(GroupId(1), 1);
+    let policy: Arc<dyn turnwise_rollout::Policy> = Arc::new(TabularModel::new(4));
+    let error = block_on(pool.iterate(&policy, &StopSignal::never())).expect_err("six in a row");
+    assert!(error.to_string().contains("rubric_error"), "{error}");
+}
+
 /// The contract of rubrics: only episodes that can be scored are shown, in member order.
 #[test]
 fn a_rubric_sees_only_what_can_be_scored() {

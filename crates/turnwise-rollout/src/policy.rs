@@ -116,7 +116,9 @@ impl Sample {
 /// An engine that knows one answer, and the check that an agent makes of each:
 ///
 /// ```
-/// use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, check_sample};
+/// use turnwise_rollout::{
+///     Policy, PolicyError, Sample, SampleRequest, SessionId, check_sample,
+/// };
 /// use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason};
 /// # use turnwise_environment::async_trait;
 /// # use turnwise_trajectory::Sampling;
@@ -153,7 +155,7 @@ impl Sample {
 ///     seed: 1,
 ///     first_index: 0,
 ///     min_version: PolicyVersion(0),
-///     session: 1,
+///     session: SessionId(1),
 /// };
 /// let sample = Silent.sample(request.clone()).await?;
 /// check_sample(&sample, &request)?;

@@ -615,16 +615,16 @@ impl RolloutPool {
 
     /// Counts the members that grading made infrastructure faults, in addition to their first outcomes.
     fn count_taken_back(&mut self, graded: &Graded) -> Option<RolloutError> {
-        let mut tripped = None;
+        let mut faults = Vec::new();
         for place in &graded.taken_back {
             let member = &graded.group.members[*place];
             let Outcome::InfraFault(fault) = &member.outcome else { continue };
             let Identity { group, member: place, .. } = member.identity;
             tracing::warn!(group = group.0, member = place, %fault, "a verdict was taken back");
             *self.news.outcomes.entry(member.outcome.label()).or_default() += 1;
-            tripped = tripped.or(self.breaker.take_back(fault));
+            faults.push(fault);
         }
-        tripped
+        self.breaker.count_graded(&faults)
     }
 
     /// Returns an error if too many threads are stuck.

@@ -226,7 +226,7 @@ const LOCK: &str = "lock";
 const OF_A_RUN: [&str; 3] = [METRICS, "run.toml", CHECKPOINTS];
 
 /// Every name that a run may have written before its first checkpoint.
-const OWN: [&str; 10] = [
+const OWN: [&str; 11] = [
     METRICS,
     EVENTS,
     ROLLOUTS,
@@ -237,6 +237,7 @@ const OWN: [&str; 10] = [
     "config.toml",
     "run.toml",
     "reference",
+    "tool_calls.jsonl",
 ];
 
 /// Rejects names that JSON and TOML, the formats of a run's files, cannot express.

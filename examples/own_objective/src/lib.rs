@@ -5,7 +5,7 @@
 //!
 //! ```sh
 //! cargo test -p own-objective
-//! cargo run -p own-objective --example train
+//! cargo run -p own-objective --example own_objective
 //! ```
 
 use turnwise::objective::{

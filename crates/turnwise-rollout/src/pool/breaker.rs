@@ -19,6 +19,9 @@ pub(super) struct BreakerCounts {
     in_row: u32,
     /// For each of the last attempts, whether its reward was bad.
     recent: VecDeque<bool>,
+    /// The number of episodes in a row that the rubric could not score.
+    #[serde(default)]
+    unscored_in_row: u32,
 }
 
 /// The number of attempts over which bad rewards are counted; 1 % of a smaller number is not significant.
@@ -41,9 +44,26 @@ impl Breaker {
         self.counts = counts;
     }
 
-    /// Counts a bad reward that grading found in an attempt that was counted as good; returns an error if it is one too
-    /// many.
-    pub(super) fn take_back(&mut self, fault: &InfraFault) -> Option<RolloutError> {
+    /// Counts a group that was graded with these faults, found in attempts that were counted as good; returns an error
+    /// if there is one fault too many.
+    pub(super) fn count_graded(&mut self, faults: &[&InfraFault]) -> Option<RolloutError> {
+        if faults.iter().all(|fault| fault.reason != InfraReason::RubricError) {
+            self.counts.unscored_in_row = 0;
+        }
+        let mut tripped = None;
+        for fault in faults {
+            tripped = tripped.or(self.take_back(fault));
+        }
+        tripped
+    }
+
+    fn take_back(&mut self, fault: &InfraFault) -> Option<RolloutError> {
+        if fault.reason == InfraReason::RubricError {
+            self.counts.unscored_in_row += 1;
+            let n = self.counts.unscored_in_row;
+            return (n >= self.max_in_row)
+                .then(|| RolloutError::TooManyFaults { n, last: fault.clone() });
+        }
         if fault.reason != InfraReason::BadReward {
             return None;
         }
