@@ -1,0 +1,337 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use turnwise_rollout::TokenConstraint;
+use turnwise_trajectory::TokenId;
+
+use crate::error::brief;
+use crate::quiet::quietly;
+use crate::spelling::spellings;
+use crate::{ChatError, Tokenizer};
+
+/// A constraint on the text of a turn: a regular expression, a JSON schema, or a Lark grammar.
+///
+/// The grammar covers the whole turn, from the first sampled token to the one that ends the turn. It is a grammar of
+/// text: any tokens that spell an allowed text are allowed, also those of one character. A stop token is allowed
+/// exactly where the text is complete. No other control token is allowed, except where a Lark grammar names it. A model
+/// that thinks before it answers therefore needs a grammar with the thoughts in it:
+///
+/// ```text
+/// start: <think> THOUGHTS </think> ANSWER
+/// THOUGHTS: /[^<]*/
+/// ANSWER: /[0-9]+/
+/// ```
+///
+/// The grammar is compiled once. [`allowed`](TokenConstraint::allowed) keeps the states of recent turns, so that a turn
+/// costs one step of the parser for each of its tokens; a turn whose state was dropped is parsed again from its start.
+///
+/// What is not supported:
+///
+/// - A tokenizer whose tokens have no bytes of their own, such as `WordPiece`. Byte-level BPE and `SentencePiece` are
+///   supported. The latter drops a blank at the start of a turn when it decodes, so a grammar should not begin with one.
+/// - A grammar whose lexer needs more than one character of lookahead: of such a language, only a part is allowed.
+/// - JSON schemas with keywords that the compiler does not know; they are refused.
+///
+/// ```
+/// use turnwise_chat::{Grammar, train_tokenizer};
+/// use turnwise_rollout::TokenConstraint;
+///
+/// let tokenizer = train_tokenizer(["The guess is 7.".to_owned()], 300)?;
+/// let stop = tokenizer.token_id("<|im_end|>").expect("a trained tokenizer has it");
+/// let grammar = Grammar::regex(&tokenizer, "[1-3]|10", &[stop])?;
+///
+/// let ids = |text| tokenizer.encode_plain(text);
+/// let allowed = |sampled: &[u32]| grammar.allowed(sampled).expect("a grammar constrains");
+/// assert_eq!(allowed(&[]), [ids("1"), ids("2"), ids("3")].concat());
+/// assert_eq!(allowed(&ids("1")), [ids("0"), vec![stop]].concat());
+/// assert_eq!(allowed(&ids("2")), [stop]);
+/// assert_eq!(allowed(&ids("7")), []);
+/// # Ok::<(), turnwise_chat::ChatError>(())
+/// ```
+pub struct Grammar {
+    /// The text of the grammar.
+    source: String,
+    /// The bytes of each token, by id; empty for tokens that no grammar allows.
+    spellings: Vec<Vec<u8>>,
+    /// The tokens that end a turn, in ascending order.
+    stop: Vec<TokenId>,
+    states: Mutex<States>,
+}
+
+impl Grammar {
+    /// Compiles a regular expression, in the syntax of the `regex` crate, that the whole turn matches.
+    ///
+    /// # Errors
+    /// [`ChatError::Grammar`] for an expression that cannot be read, or if there is no stop token;
+    /// [`ChatError::Unsupported`] for a tokenizer whose tokens have no bytes of their own.
+    ///
+    /// ```
+    /// use turnwise_chat::{Grammar, train_tokenizer};
+    ///
+    /// let tokenizer = train_tokenizer(["yes or no".to_owned()], 300)?;
+    /// let stop = tokenizer.token_id("<|im_end|>").expect("a trained tokenizer has it");
+    /// assert!(Grammar::regex(&tokenizer, "yes|no", &[stop]).is_ok());
+    ///
+    /// let error = Grammar::regex(&tokenizer, "(yes", &[stop]).unwrap_err();
+    /// assert!(error.to_string().starts_with("cannot read the grammar: "), "{error}");
+    /// # Ok::<(), turnwise_chat::ChatError>(())
+    /// ```
+    pub fn regex(tokenizer: &Tokenizer, regex: &str, stop: &[TokenId]) -> Result<Self, ChatError> {
+        let grammar = || TopLevelGrammar::from_regex(regex);
+        Self::new(tokenizer, regex.to_owned(), grammar, stop)
+    }
+
+    /// Compiles a grammar in [llguidance's variant of Lark](https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md).
+    /// The rule `start` is the turn. `<name>` is a control token of the tokenizer, but not a stop token, which comes by
+    /// itself.
+    ///
+    /// # Errors
+    /// As [`regex`](Self::regex).
+    ///
+    /// ```
+    /// use turnwise_chat::{Grammar, train_tokenizer};
+    ///
+    /// let tokenizer = train_tokenizer(["add 1 and 2".to_owned()], 300)?;
+    /// let stop = tokenizer.token_id("<|im_end|>").expect("a trained tokenizer has it");
+    /// let call = r#"
+    ///     start: <tool_call> "\n" call "\n" </tool_call>
+    ///     call: %json {
+    ///         "type": "object",
+    ///         "properties": {"name": {"const": "add"}, "arguments": {"type": "object"}},
+    ///         "required": ["name", "arguments"], "additionalProperties": false
+    ///     }
+    /// "#;
+    /// assert!(Grammar::lark(&tokenizer, call, &[stop]).is_ok());
+    /// assert!(Grammar::lark(&tokenizer, "start: <no_such_token>", &[stop]).is_err());
+    /// # Ok::<(), turnwise_chat::ChatError>(())
+    /// ```
+    pub fn lark(tokenizer: &Tokenizer, lark: &str, stop: &[TokenId]) -> Result<Self, ChatError> {
+        let grammar = || TopLevelGrammar::from_lark(lark.to_owned());
+        Self::new(tokenizer, lark.to_owned(), grammar, stop)
+    }
+
+    /// Compiles a JSON schema: the turn is a value that the schema accepts, and nothing else.
+    ///
+    /// Between two parts of the value there may be a blank, or a line break with up to 40 blanks after it. The schema's
+    /// own key [`x-guidance`](https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md) changes that.
+    ///
+    /// # Errors
+    /// As [`regex`](Self::regex), and for a schema that accepts nothing or has unknown keywords.
+    ///
+    /// ```
+    /// use serde_json::json;
+    /// use turnwise_chat::{Grammar, train_tokenizer};
+    ///
+    /// let tokenizer = train_tokenizer(["{\"guess\": 7}".to_owned()], 300)?;
+    /// let stop = tokenizer.token_id("<|im_end|>").expect("a trained tokenizer has it");
+    /// let schema = json!({
+    ///     "type": "object",
+    ///     "properties": {"guess": {"type": "integer", "minimum": 1, "maximum": 10}},
+    ///     "required": ["guess"], "additionalProperties": false
+    /// });
+    /// assert!(Grammar::json_schema(&tokenizer, &schema, &[stop]).is_ok());
+    ///
+    /// let error = Grammar::json_schema(&tokenizer, &json!({"type": "list"}), &[stop]).unwrap_err();
+    /// assert!(error.to_string().starts_with("cannot read the grammar: "), "{error}");
+    /// # Ok::<(), turnwise_chat::ChatError>(())
+    /// ```
+    pub fn json_schema(
+        tokenizer: &Tokenizer,
+        schema: &Value,
+        stop: &[TokenId],
+    ) -> Result<Self, ChatError> {
+        let mut bounded = schema.clone();
+        if let Some(table) = bounded.as_object_mut() {
+            // By default, a value may contain any number of blanks, and a turn of blanks need not end.
+            table.entry("x-guidance").or_insert_with(|| json!({ "whitespace_pattern": BLANKS }));
+        }
+        let grammar = || TopLevelGrammar::from_json_schema(bounded);
+        Self::new(tokenizer, schema.to_string(), grammar, stop)
+    }
+
+    fn new(
+        tokenizer: &Tokenizer,
+        source: String,
+        grammar: impl FnOnce() -> TopLevelGrammar,
+        stop: &[TokenId],
+    ) -> Result<Self, ChatError> {
+        let mut stop = stop.to_vec();
+        stop.sort_unstable();
+        stop.dedup();
+        let Some(last) = stop.last() else {
+            return Err(ChatError::Grammar("no token ends the turn".to_owned()));
+        };
+        let mut spellings = spellings(tokenizer)?;
+        spellings.resize(spellings.len().max(*last as usize + 1), Vec::new());
+        for (id, bytes) in spellings.iter_mut().enumerate() {
+            let id = id as TokenId;
+            if stop.contains(&id) || bytes.contains(&TokTrie::SPECIAL_TOKEN_MARKER) {
+                bytes.clear();
+            } else if tokenizer.is_control(id) {
+                // Only a grammar that names the token matches the marker, which is never part of UTF-8.
+                let name = tokenizer.token_name(id).unwrap_or_default();
+                *bytes = [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_bytes()].concat();
+            }
+        }
+        let compiled = quietly(|| compile(&spellings, stop[0], grammar()));
+        let compiled = compiled.unwrap_or_else(Err).map_err(ChatError::Grammar)?;
+        let states = Mutex::new(States::new(compiled));
+        Ok(Self { source, spellings, stop, states })
+    }
+
+    /// Returns whether a grammar may allow the token within a turn.
+    fn is_spelt(&self, id: TokenId) -> bool {
+        self.spellings.get(id as usize).is_some_and(|bytes| !bytes.is_empty())
+    }
+
+    /// Returns the allowed tokens after a complete or incomplete text.
+    fn next(&self, matcher: &mut Matcher) -> Result<Vec<TokenId>, Exhausted> {
+        if matcher.is_stopped() {
+            return Ok(self.stop.clone());
+        }
+        let mask = matcher.compute_mask().map_err(|_| Exhausted)?;
+        let mut allowed: Vec<TokenId> = mask.iter().filter(|id| self.is_spelt(*id)).collect();
+        if matcher.is_accepting().map_err(|_| Exhausted)? {
+            allowed.extend(&self.stop);
+            allowed.sort_unstable();
+        }
+        Ok(allowed)
+    }
+
+    fn try_allowed(
+        &self,
+        states: &mut States,
+        sampled: &[TokenId],
+    ) -> Result<Vec<TokenId>, Exhausted> {
+        let (mut matcher, n) = states.take(sampled);
+        let rest = &sampled[n..];
+        if matcher.try_consume_tokens(rest).map_err(|_| Exhausted)? < rest.len() {
+            return Ok(Vec::new());
+        }
+        let allowed = self.next(&mut matcher)?;
+        states.keep(sampled, matcher);
+        Ok(allowed)
+    }
+}
+
+impl TokenConstraint for Grammar {
+    fn allowed(&self, sampled: &[TokenId]) -> Option<Vec<TokenId>> {
+        if !sampled.iter().all(|id| self.is_spelt(*id)) {
+            return Some(Vec::new());
+        }
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = self.try_allowed(&mut states, sampled);
+        let allowed = first.or_else(|Exhausted| {
+            // Earlier turns may have used up the parser's memory. Whether this one fits must not depend on them.
+            states.clear();
+            self.try_allowed(&mut states, sampled)
+        });
+        Some(allowed.unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for Grammar {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Grammar")
+            .field("source", &self.source)
+            .field("stop", &self.stop)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The blanks between two parts of a JSON value.
+const BLANKS: &str = r"\x20|\x0A\x20{0,40}";
+
+/// A limit of the parser was reached, or no token is possible.
+struct Exhausted;
+
+/// Compiles the grammar, or returns why it cannot be read.
+fn compile(
+    spellings: &[Vec<u8>],
+    stop: TokenId,
+    grammar: TopLevelGrammar,
+) -> Result<Matcher, String> {
+    let vocabulary = TokTrie::from(&TokRxInfo::new(spellings.len() as u32, stop), spellings);
+    // This environment is not canonical, so that the parser never demands one tokenization of a text.
+    let environment: Arc<_> = Arc::new(ApproximateTokEnv::new(vocabulary));
+    let make = || {
+        let environment = environment.clone() as Arc<_>;
+        let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+        let mut factory =
+            ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)?;
+        factory.quiet();
+        let limits = factory.limits_mut();
+        limits.verbose_errors = false;
+        // The work of one step depends on what earlier turns have computed, so a bound would make the result depend on
+        // them too.
+        limits.step_lexer_fuel = u64::MAX / 4;
+        limits.step_max_items = usize::MAX / 4;
+        factory.create_parser(grammar)
+    };
+    let matcher = Matcher::new(make());
+    match matcher.get_error() {
+        Some(error) => Err(brief(error.trim_end_matches("<non-verbose/>"))),
+        None => Ok(matcher),
+    }
+}
+
+/// Parser states of recent turns, by their tokens.
+struct States {
+    /// The state before any token, with nothing computed.
+    compiled: Matcher,
+    /// The state before any token. All states share what it has computed.
+    start: Matcher,
+    recent: HashMap<Vec<TokenId>, Matcher>,
+    /// The states that were recent before. A state that nobody asks for is dropped with them.
+    older: HashMap<Vec<TokenId>, Matcher>,
+    /// The memory of the recent states, in tokens.
+    weight: usize,
+}
+
+impl States {
+    /// The memory of recent states, in tokens: about 50 MB.
+    const MAX_WEIGHT: usize = 1 << 18;
+    /// The memory of a state without tokens, in tokens.
+    const BASE_WEIGHT: usize = 64;
+
+    fn new(compiled: Matcher) -> Self {
+        let start = compiled.deep_clone();
+        let (recent, older) = (HashMap::new(), HashMap::new());
+        Self { compiled, start, recent, older, weight: 0 }
+    }
+
+    fn clear(&mut self) {
+        *self = Self::new(self.compiled.deep_clone());
+    }
+
+    /// Takes the state of the longest known beginning of a turn, and returns it with the number of its tokens.
+    fn take(&mut self, sampled: &[TokenId]) -> (Matcher, usize) {
+        for n in (1..=sampled.len()).rev() {
+            let key = &sampled[..n];
+            if let Some(matcher) = self.recent.remove(key) {
+                self.weight -= n + Self::BASE_WEIGHT;
+                return (matcher, n);
+            }
+            if let Some(matcher) = self.older.remove(key) {
+                return (matcher, n);
+            }
+        }
+        (self.start.clone(), 0)
+    }
+
+    fn keep(&mut self, sampled: &[TokenId], matcher: Matcher) {
+        let weight = sampled.len() + Self::BASE_WEIGHT;
+        if self.weight + weight > Self::MAX_WEIGHT {
+            self.older = std::mem::take(&mut self.recent);
+            self.weight = 0;
+        }
+        self.weight += weight;
+        self.recent.insert(sampled.to_vec(), matcher);
+    }
+}
