@@ -3,7 +3,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
-use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie};
+use llguidance::toktrie::{
+    ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie,
+};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use turnwise_rollout::TokenConstraint;
@@ -56,8 +58,8 @@ use crate::{ChatError, Tokenizer};
 pub struct Grammar {
     /// The text of the grammar.
     source: String,
-    /// The bytes of each token, by id; empty for tokens that no grammar allows.
-    spellings: Vec<Vec<u8>>,
+    /// The tokens that a grammar may allow within a turn: those with bytes.
+    spelt: SimpleVob,
     /// The tokens that end a turn, in ascending order.
     stop: Vec<TokenId>,
     states: Mutex<States>,
@@ -180,13 +182,13 @@ impl Grammar {
         }
         let compiled = quietly(|| compile(&spellings, stop[0], grammar()));
         let compiled = compiled.unwrap_or_else(Err).map_err(ChatError::Grammar)?;
+        let has_bytes: Vec<bool> = spellings.iter().map(|bytes| !bytes.is_empty()).collect();
         let states = Mutex::new(States::new(compiled));
-        Ok(Self { source, spellings, stop, states })
+        Ok(Self { source, spelt: SimpleVob::from_slice(&has_bytes), stop, states })
     }
 
-    /// Returns whether a grammar may allow the token within a turn.
     fn is_spelt(&self, id: TokenId) -> bool {
-        self.spellings.get(id as usize).is_some_and(|bytes| !bytes.is_empty())
+        (id as usize) < self.spelt.len() && self.spelt.is_allowed(id)
     }
 
     /// Returns the allowed tokens after a complete or incomplete text.
@@ -195,7 +197,8 @@ impl Grammar {
             return Ok(self.stop.clone());
         }
         let mask = matcher.compute_mask().map_err(|_| Exhausted)?;
-        let mut allowed: Vec<TokenId> = mask.iter().filter(|id| self.is_spelt(*id)).collect();
+        let words = mask.as_slice().iter().zip(self.spelt.as_slice());
+        let mut allowed = ids_of(words.map(|(mask, spelt)| mask & spelt));
         if matcher.is_accepting().map_err(|_| Exhausted)? {
             allowed.extend(&self.stop);
             allowed.sort_unstable();
@@ -247,6 +250,19 @@ impl fmt::Debug for Grammar {
 
 /// The blanks between two parts of a JSON value.
 const BLANKS: &str = r"\x20|\x0A\x20{0,40}";
+
+/// Returns the ids of the bits that are set, in ascending order.
+fn ids_of(words: impl Iterator<Item = u32> + Clone) -> Vec<TokenId> {
+    let n: u32 = words.clone().map(u32::count_ones).sum();
+    let mut ids = Vec::with_capacity(n as usize);
+    for (first, mut word) in (0..).step_by(32).zip(words) {
+        while word != 0 {
+            ids.push(first + word.trailing_zeros());
+            word &= word - 1;
+        }
+    }
+    ids
+}
 
 /// A limit of the parser was reached, or no token is possible.
 struct Exhausted;
