@@ -79,10 +79,10 @@ pub(crate) fn sampled_turn(
 
 /// Returns a regular expression that matches exactly these words.
 fn one_of(words: &BTreeSet<String>) -> String {
-    let escaped = words
-        .iter()
-        .map(|word| word.chars().map(|c| format!("\\u{{{:x}}}", u32::from(c))).collect::<String>());
-    escaped.collect::<Vec<_>>().join("|")
+    let escaped = |word: &String| -> Vec<String> {
+        word.chars().map(|c| format!("\\u{{{:x}}}", u32::from(c))).collect()
+    };
+    words.iter().map(|word| escaped(word).concat()).collect::<Vec<_>>().join("|")
 }
 
 proptest! {
@@ -212,7 +212,8 @@ fn is_valid(schema: &Value, value: &Value) -> bool {
     }
     let size = |key: &str| schema[key].as_u64().map(|size| size as usize);
     match schema["type"].as_str().expect("every schema has a type") {
-        "integer" => value.as_i64().is_some_and(|number| {
+        // -0 is an integer, which serde reads as a float.
+        "integer" => value.as_i64().or((*value == -0.0).then_some(0)).is_some_and(|number| {
             schema["minimum"].as_i64().is_some_and(|least| least <= number)
                 && schema["maximum"].as_i64().is_some_and(|most| number <= most)
         }),
@@ -350,28 +351,12 @@ fn a_turn_that_was_interrupted_goes_on_under_the_same_grammar() {
     assert_eq!(rest.allowed(&[]).expect("constrained").len(), 2);
 }
 
-/// A long turn is asked for among thousands of others, so that its state is dropped, and has the same answers.
-#[test]
-fn a_state_that_was_dropped_is_computed_again() {
-    let tokenizer = trained();
-    let stop = stop_of(&tokenizer);
-    let grammar = Grammar::regex(&tokenizer, "[ab]*", &[stop]).expect("a grammar");
-    let letters = [tokenizer.encode_plain("a")[0], tokenizer.encode_plain("b")[0]];
-    let turn: Vec<TokenId> = (0..2000).map(|n| letters[n % 3 % 2]).collect();
-    let before = allowed(&grammar, &turn);
-    for n in 0..9000_usize {
-        let other: Vec<TokenId> = (0..14).map(|bit| letters[n >> bit & 1]).collect();
-        assert_eq!(allowed(&grammar, &other), before);
-    }
-    assert_eq!(allowed(&grammar, &turn), before);
-}
-
 #[test]
 fn what_is_no_grammar_is_refused_in_a_sentence() {
     let tokenizer = trained();
     let stop = stop_of(&tokenizer);
     let schema = |schema: Value| Grammar::json_schema(&tokenizer, &schema, &[stop]);
-    let refused = [
+    let refused = vec![
         Grammar::regex(&tokenizer, "(a", &[stop]),
         Grammar::regex(&tokenizer, "a", &[]),
         Grammar::lark(&tokenizer, "", &[stop]),
