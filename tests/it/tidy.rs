@@ -140,7 +140,7 @@ fn leaking(packages: &[Package]) -> Vec<String> {
                 "candle-transformers" => &["turnwise-gguf"],
                 "gemm" | "libc" => &["turnwise-kernels"],
                 name if name.starts_with("candle-") => &["turnwise-candle"],
-                "tokenizers" => &["turnwise-chat"],
+                "tokenizers" | "llguidance" => &["turnwise-chat"],
                 _ => continue,
             };
             if !owners.contains(&package.name.as_str()) {

@@ -86,6 +86,15 @@ impl Encoder {
         self.inner.token_to_id(token)
     }
 
+    pub(crate) fn token_name(&self, id: TokenId) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Returns the decoder's settings; null without a decoder.
+    pub(crate) fn decoder(&self) -> serde_json::Value {
+        serde_json::to_value(self.inner.get_decoder()).unwrap_or_default()
+    }
+
     /// Returns the text of a token after other text: alone, a leading blank may be lost.
     pub(crate) fn token_text(&self, id: TokenId) -> Option<String> {
         self.inner.id_to_token(id)?;

@@ -68,6 +68,9 @@ pub enum ChatError {
     /// A chat template that cannot be run.
     #[error("read a chat template: {0}")]
     Template(String),
+    /// A grammar that cannot be compiled.
+    #[error("cannot read the grammar: {0}")]
+    Grammar(String),
 }
 
 /// Shortens text of a library or of a file to one line of at most 200 characters, without control characters.

@@ -7,7 +7,7 @@
 //! parses what a model wrote, and [`train_tokenizer`] trains a small tokenizer for a new model.
 //!
 //! [`Llama3`] is the format of Llama 3, and [`TemplateRenderer`] runs a model's own Jinja template within bounds.
-//! [`Thinking`] selects the treatment of thinking in past turns.
+//! [`Thinking`] selects the treatment of thinking in past turns. [`Grammar`] constrains what a model may write.
 
 mod added;
 mod call_bodies;
@@ -16,6 +16,7 @@ mod chatml;
 mod encoder;
 mod error;
 mod fingerprint;
+mod grammar;
 mod hygiene;
 mod jinja;
 mod llama;
@@ -24,6 +25,7 @@ mod marks;
 mod python_json;
 mod quiet;
 mod schema;
+mod spelling;
 mod strict_json;
 mod template;
 mod thinking;
@@ -36,6 +38,7 @@ mod turn;
 
 pub use chatml::{ChatMl, ChatMlSettings};
 pub use error::ChatError;
+pub use grammar::Grammar;
 pub use hygiene::clean;
 pub use llama::{Llama3, Llama3Settings};
 pub use llama_calls::parse_llama_turn;

@@ -188,6 +188,16 @@ impl Tokenizer {
         self.encoder.token_text(id)
     }
 
+    /// Returns the name of a token: an added token's text, or a vocabulary entry in its own spelling.
+    pub(crate) fn token_name(&self, id: TokenId) -> Option<String> {
+        self.encoder.token_name(id)
+    }
+
+    /// Returns the decoder of `tokenizer.json`; null without one.
+    pub(crate) fn decoder(&self) -> serde_json::Value {
+        self.encoder.decoder()
+    }
+
     /// Returns whether the id is a control token: an added token that does more than abbreviate text.
     #[must_use]
     pub fn is_control(&self, id: TokenId) -> bool {

@@ -17,7 +17,6 @@ pub struct Seat(pub u32);
 impl Seat {
     /// Returns whether it is the first seat.
     #[must_use]
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub fn is_first(&self) -> bool {
         self.0 == 0
     }

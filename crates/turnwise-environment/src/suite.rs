@@ -232,6 +232,10 @@ impl TaskSet for Subset {
         self.indices.len()
     }
 
+    fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
     fn key(&self, index: usize) -> TaskKey {
         self.tasks.key(self.indices[index])
     }

@@ -108,7 +108,6 @@ pub struct Episode {
 /// The state of an episode after an advance.
 #[derive(Debug)]
 #[must_use = "a suspended episode is lost when it is dropped"]
-#[expect(clippy::large_enum_variant, reason = "one is made for each advance, and moved at once")]
 pub enum Progress {
     /// The episode has an outcome.
     Finished(Trajectory),
@@ -226,7 +225,7 @@ impl Episode {
         self.state.seconds = before + started.elapsed().as_secs_f64();
         if let Some(outcome) = outcome {
             drop(sessions);
-            Progress::Finished(self.finish(outcome))
+            Progress::Finished(self.finish(&outcome))
         } else {
             sessions.keep();
             self.state.suspensions += 1;
@@ -243,10 +242,10 @@ impl Episode {
 
     /// Like `cancel`, for callers that release sessions themselves.
     pub(crate) fn give_up(self, reason: CancelReason) -> Trajectory {
-        self.finish(Outcome::Cancelled(reason))
+        self.finish(&Outcome::Cancelled(reason))
     }
 
-    fn finish(mut self, outcome: Outcome) -> Trajectory {
+    fn finish(mut self, outcome: &Outcome) -> Trajectory {
         // The ledger is closed first, because a tool's late answer belongs to no attempt.
         self.world.ledger().close();
         let acting = self.state.acting;
@@ -255,16 +254,16 @@ impl Episode {
         for (index, seat) in std::mem::take(&mut self.state.seats).into_iter().enumerate() {
             let agent = match occupants.next() {
                 Some(Occupant::Policy(agent)) => Some(agent),
-                Some(Occupant::Frozen(..) | Occupant::Scripted(_)) => continue,
+                // An episode that broke before it had agents has one trajectory all the same.
                 None if index == 0 => None,
-                None => continue,
+                Some(Occupant::Frozen(..) | Occupant::Scripted(_)) | None => continue,
             };
-            let outcome = if index == acting { outcome.clone() } else { of_others(&outcome) };
+            let outcome = if index == acting { outcome.clone() } else { of_others(outcome) };
             trajectories.push(self.trajectory(index, seat, agent, outcome));
         }
         // A graph that cannot be taken breaks the episode for every seat.
-        let faults = trajectories.iter().map(|one| &one.outcome);
-        let fault = faults.filter(|outcome| matches!(outcome, Outcome::InfraFault(_))).next_back();
+        let mut outcomes = trajectories.iter().map(|one| &one.outcome);
+        let fault = outcomes.rfind(|outcome| matches!(outcome, Outcome::InfraFault(_)));
         if let Some(fault) = fault.cloned() {
             for trajectory in &mut trajectories {
                 (trajectory.outcome, trajectory.solved) = (fault.clone(), false);

@@ -7,6 +7,7 @@
 
 mod advice;
 pub mod config;
+mod constraint;
 mod engine;
 mod estimate;
 mod evaluate;

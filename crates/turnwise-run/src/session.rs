@@ -12,7 +12,9 @@ use turnwise_chat::{MIN_IDS, Tokenizer, train_tokenizer};
 use turnwise_environment::{
     Babbler, Demonstrator, LedgerFile, Random, Rubric, Seat, Split, Suite, TaskSet, derive_seed,
 };
-use turnwise_rollout::{ChatAgents, Meter, Policy, PoolSettings, Renderer, StopSignal};
+use turnwise_rollout::{
+    ChatAgents, Meter, Policy, PoolSettings, Renderer, StopSignal, TokenConstraint,
+};
 use turnwise_training::{
     Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Trainer, TrainerSettings,
     demonstrate,
@@ -20,6 +22,7 @@ use turnwise_training::{
 use turnwise_trajectory::Sampling;
 
 use crate::config::{Config, EngineName, EnvironmentChoice, credit, objective};
+use crate::constraint::Unusable;
 use crate::engine;
 use crate::failure::Failure;
 use crate::form::{Form, Source, Spoken, Wanted};
@@ -37,6 +40,7 @@ pub(crate) struct Session {
     rubric: Option<Arc<dyn Rubric>>,
     pub opponents: Opponents,
     renderer: Arc<dyn Renderer>,
+    constraint: Option<Arc<dyn TokenConstraint>>,
     tokenizer: Arc<Tokenizer>,
     /// Files of the initial model that a checkpoint has to contain too, with their content.
     belongings: Vec<(&'static str, Vec<u8>)>,
@@ -71,6 +75,7 @@ struct Prepared {
     rubric: Option<Arc<dyn Rubric>>,
     opponents: Opponents,
     renderer: Arc<dyn Renderer>,
+    constraint: Option<Arc<dyn TokenConstraint>>,
     tokenizer: Arc<Tokenizer>,
     belongings: Vec<(&'static str, Vec<u8>)>,
     spoken: Spoken,
@@ -108,6 +113,7 @@ impl Prepared {
         check_tools(&form, &suite, config.run.seed).await?;
         check_context(&config, &decoder)?;
         check_vocabulary(&tokenizer, &decoder)?;
+        let constraint = constraint(&mut config, &tokenizer, &*form.renderer)?;
         let model = describe(directory.as_deref(), &decoder);
         let belongings = directory.as_deref().map_or_else(Vec::new, belongings);
         let Form { renderer, spoken, .. } = form;
@@ -118,6 +124,7 @@ impl Prepared {
             rubric,
             opponents,
             renderer,
+            constraint,
             tokenizer,
             belongings,
             spoken,
@@ -155,6 +162,7 @@ impl Prepared {
             rubric: self.rubric,
             opponents: self.opponents,
             renderer: self.renderer,
+            constraint: self.constraint,
             tokenizer: self.tokenizer,
             belongings: self.belongings,
             spoken: self.spoken,
@@ -277,8 +285,12 @@ impl Session {
     }
 
     fn agents(&self, sampling: Sampling) -> ChatAgents {
-        let compaction = self.config.rollout.compaction.clone();
-        ChatAgents { sampling, compaction, ..ChatAgents::new(self.renderer.clone()) }
+        ChatAgents {
+            renderer: self.renderer.clone(),
+            sampling,
+            compaction: self.config.rollout.compaction.clone(),
+            constraint: self.constraint.clone(),
+        }
     }
 
     fn sampling(&self) -> Sampling {
@@ -466,6 +478,20 @@ async fn check_tools(form: &Form, suite: &Suite, seed: u64) -> Result<(), Failur
         tracing::warn!("{note}");
     }
     Ok(())
+}
+
+/// Compiles the constraint that the settings name, if any, and makes the settings independent of the schema's file.
+fn constraint(
+    config: &mut Config,
+    tokenizer: &Tokenizer,
+    renderer: &dyn Renderer,
+) -> Result<Option<Arc<dyn TokenConstraint>>, Failure> {
+    let Some(choice) = &mut config.rollout.constraint else { return Ok(None) };
+    let compiled = choice.embed().and_then(|()| choice.grammar(tokenizer, renderer.stop_tokens()));
+    match compiled {
+        Ok(grammar) => Ok(Some(Arc::new(grammar))),
+        Err(Unusable { key, wrong }) => Err(Failure::refused(format!("`{key}` {wrong}"))),
+    }
 }
 
 fn check_context(config: &Config, decoder: &Decoder) -> Result<(), Failure> {

@@ -140,6 +140,10 @@ impl<T: TaskSet> TaskSet for FaultyTasks<T> {
         self.inner.len()
     }
 
+    fn is_empty(&self) -> bool {
+        self.inner.is_empty()
+    }
+
     fn key(&self, index: usize) -> TaskKey {
         self.inner.key(index)
     }

@@ -5,11 +5,13 @@ use std::fs;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use turnwise_chat::{
-    ChatError, ChatMl, ChatMlSettings, TemplateRenderer, TemplateSettings, Tokenizer, Trust,
+    ChatError, ChatMl, ChatMlSettings, Grammar, TemplateRenderer, TemplateSettings, Tokenizer,
+    Trust,
 };
 use turnwise_environment::Message;
 use turnwise_rollout::Renderer;
 
+use crate::grammar::sampled_turn;
 use crate::support::{fixture_path, hostile_text, ids_in, ids_of};
 
 fn of_text(text: &str) -> Result<Tokenizer, ChatError> {
@@ -143,6 +145,38 @@ fn a_token_says_its_blank() {
 }
 
 /// Each of these names is a control token; text with the name stays text.
+/// A grammar's tokens spell what decoding returns, or the tokenizer is refused.
+#[test]
+fn a_turn_under_a_grammar_decodes_to_a_text_of_it() {
+    let mut refused = Vec::new();
+    for kind in kinds() {
+        let name = kind["name"].as_str().expect("a name").to_owned();
+        let tokenizer = tokenizer(&kind);
+        let stop = tokenizer.n_ids() as u32;
+        let grammar = match Grammar::regex(&tokenizer, "[a-t]{1,6}( [a-t]{1,6}){0,2}", &[stop]) {
+            Ok(grammar) => grammar,
+            Err(error) => {
+                assert!(matches!(error, ChatError::Unsupported(_)), "{name}: {error}");
+                refused.push(name);
+                continue;
+            }
+        };
+        for seed in 0..40 {
+            let Some(turn) = sampled_turn(&grammar, stop, seed, 100) else { continue };
+            let text = tokenizer.decode(&turn);
+            let is_word = |word: &str| {
+                (1..=6).contains(&word.len())
+                    && word.bytes().all(|byte| (b'a'..=b't').contains(&byte))
+            };
+            assert!(
+                text.split(' ').all(is_word) && text.split(' ').count() <= 3,
+                "{name}: {text:?}"
+            );
+        }
+    }
+    assert_eq!(refused, ["WordPiece that lowercases (BERT)"]);
+}
+
 #[test]
 fn no_kind_makes_control_tokens_of_text() {
     for kind in kinds() {

@@ -6,6 +6,7 @@ mod fixtures;
 mod follow;
 mod forks;
 mod forms;
+mod grammar;
 mod hostile;
 mod kinds;
 mod llama;

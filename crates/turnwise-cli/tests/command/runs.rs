@@ -136,6 +136,91 @@ fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() 
     assert!(resumed.stdout.contains("adapter/adapter_model.safetensors"), "{}", resumed.stdout);
 }
 
+/// Without imitation of an expert, the model writes anything; under a grammar, only what the grammar says.
+#[test]
+fn a_run_under_a_grammar_samples_only_what_the_grammar_allows_and_trains_on_that() {
+    let home = TempDir::new().unwrap();
+    let free = ["warm_start.steps=0", "log.rollouts_per_step=100", "limits.max_turn_tokens=8"];
+    let grammar = [&free[..], &["rollout.constraint.regex=\"-?[0-9]{1,3}\""]].concat();
+    let run = train(&home, "run", &grammar);
+    let unconstrained = turns(&train(&home, "free", &free));
+    assert!(unconstrained.iter().any(|text| !is_number(text)), "{unconstrained:?}");
+    let turns = turns(&run);
+    assert!(turns.len() > 20);
+    assert!(turns.iter().all(|text| is_number(text)), "{turns:?}");
+    // Each token has the ids that the grammar left, without which the learner would compare another distribution.
+    let rollouts = lines(&run, "rollouts/step-000001.jsonl");
+    for span in rollouts.iter().flat_map(sampled_spans) {
+        let (ids, kept) = (span["ids"].as_array().unwrap(), span["kept"].as_array().unwrap());
+        assert_eq!(ids.len(), kept.len());
+        for (id, kept) in ids.iter().zip(kept) {
+            assert!(kept.as_array().unwrap().contains(id));
+            assert!((1..60).contains(&kept.as_array().unwrap().len()), "{kept}");
+        }
+    }
+    let metrics = lines(&run, "metrics.jsonl");
+    let mismatch = metrics.last().unwrap()["engine/mismatch_max"].as_f64().unwrap();
+    assert!(mismatch < 1e-3, "{mismatch}");
+    assert!(weights(&run, "checkpoints/step-000002") != weights(&run, "checkpoints/step-000000"));
+    // The checkpoint has the grammar, so that its evaluation has it too.
+    let evaluated =
+        turnwise(&["eval", "--model", &format!("{run}/checkpoints/step-000002"), "--json"], "");
+    assert_eq!(evaluated.code, 0, "{}", evaluated.stderr);
+    let settings = fs::read_to_string(format!("{run}/checkpoints/step-000002/turnwise.toml"));
+    assert!(settings.unwrap().contains("[rollout.constraint]"));
+}
+
+/// The schema's file may be gone when the run goes on.
+#[test]
+fn a_run_under_a_schema_goes_on_without_the_schemas_file() {
+    let home = TempDir::new().unwrap();
+    let schema = home.path().join("schema.json");
+    fs::write(&schema, "{\"type\": \"integer\", \"minimum\": 1, \"maximum\": 4}").unwrap();
+    let grammar = format!("rollout.constraint.json_schema={:?}", schema.display());
+    let settings = [
+        grammar.as_str(),
+        "warm_start.steps=0",
+        "log.rollouts_per_step=100",
+        "rollout.tokens_per_step=60",
+    ];
+    let whole = train(&home, "whole", &[&settings[..], &["run.steps=3"]].concat());
+    let cut = train(&home, "cut", &[&settings[..], &["run.steps=1"]].concat());
+    fs::remove_file(&schema).unwrap();
+    let resumed = turnwise(&["resume", &cut, "--steps", "3"], "");
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+    let last = "checkpoints/step-000003";
+    assert!(weights(&whole, last) == weights(&cut, last), "the grammar is another one");
+    let turns = turns(&cut);
+    assert!(turns.iter().all(|text| ["1", "2", "3", "4"].contains(&text.as_str())), "{turns:?}");
+}
+
+fn is_number(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    (1..=3).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Returns the sampled spans of a recorded episode.
+fn sampled_spans(rollout: &Value) -> Vec<Value> {
+    let nodes = rollout["graph"]["nodes"].as_array().expect("a list");
+    let spans = nodes.iter().flat_map(|node| node["spans"].as_array().expect("a list"));
+    spans.filter_map(|span| span.get("sampled").cloned()).collect()
+}
+
+/// Returns the texts of all turns that ended by themselves, in a run's recorded episodes.
+fn turns(run: &str) -> Vec<String> {
+    let steps = ["rollouts/step-000000.jsonl", "rollouts/step-000001.jsonl"];
+    let rollouts = steps.iter().flat_map(|step| lines(run, step)).collect::<Vec<_>>();
+    let turns = rollouts.iter().flat_map(|rollout| {
+        let nodes = &rollout["graph"]["nodes"];
+        let ended = rollout["turns"].as_array().expect("a list").iter();
+        ended.filter(|turn| turn["stop"] == "end_of_turn").map(move |turn| {
+            let node = &nodes[turn["node"].as_u64().expect("a number") as usize];
+            node["message"]["content"].as_str().unwrap_or_default().to_owned()
+        })
+    });
+    turns.collect()
+}
+
 #[test]
 fn every_objective_and_every_credit_trains() {
     let home = TempDir::new().unwrap();

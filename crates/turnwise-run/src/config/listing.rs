@@ -10,7 +10,7 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// Examples of the settings that are left out by default.
-const EXAMPLES: [(&str, &str); 31] = [
+const EXAMPLES: [(&str, &str); 35] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("environment.rubric", r#""none""#),
@@ -24,6 +24,10 @@ const EXAMPLES: [(&str, &str); 31] = [
     ("rollout.quantization", r#""q8_0""#),
     ("rollout.dynamic_sampling", "{ max_groups = 32, max_seconds = 600.0 }"),
     ("rollout.compaction", r#"{ at_tokens = 2048, prompt = "Sum up what happened so far." }"#),
+    ("rollout.constraint", r#"{ regex = "yes|no" }"#),
+    ("rollout.constraint.json_schema", r#"{ type = "integer" }"#),
+    ("rollout.constraint.regex", r#""yes|no""#),
+    ("rollout.constraint.lark", r#"'start: "yes" | "no"'"#),
     ("objective.clip_low", "3e-4"),
     ("objective.clip_high", "4e-4"),
     ("objective.dual_clip", "3.0"),

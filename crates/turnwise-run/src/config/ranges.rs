@@ -134,8 +134,8 @@ const RANGES: &[Range] = &[
 /// The largest number below 1: a mean that keeps its whole past never moves.
 const BELOW_1: f64 = 1.0 - f64::EPSILON;
 
-/// The settings of an environment, whose ranges only the environment knows.
-const OF_OTHERS: &str = "environment.options";
+/// Tables whose keys are not settings: those of an environment, which knows their ranges, and those of a JSON schema.
+const OF_OTHERS: [&str; 2] = ["environment.options", "rollout.constraint.json_schema"];
 
 /// Refuses the first number that is out of its range.
 pub(super) fn check(config: &Config) -> Result<(), Impossible> {
@@ -159,7 +159,7 @@ fn numbers(config: &Config) -> Vec<(String, f64)> {
 }
 
 fn walk(key: &str, item: &Item, found: &mut Vec<(String, f64)>) {
-    if key == OF_OTHERS {
+    if OF_OTHERS.contains(&key) {
         return;
     }
     if let Some(table) = item.as_table_like() {

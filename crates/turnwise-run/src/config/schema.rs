@@ -15,6 +15,7 @@ use turnwise_training::{
     StaleTokens, TruncatedEpisodes,
 };
 
+pub use crate::constraint::ConstraintChoice;
 use crate::form::TemplateName;
 
 /// All settings of a run.
@@ -240,6 +241,9 @@ pub struct Rollout {
     /// Lets the policy summarise a conversation that grows long; the conversation then goes on from the summary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compaction: Option<Compaction>,
+    /// A grammar that every turn matches: a regular expression, a JSON schema or a Lark grammar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<ConstraintChoice>,
     /// Sampling temperature.
     pub temperature: f32,
     /// Samples from the most likely tokens whose probabilities reach this sum; 1 for all tokens. Below 1 every token keeps
@@ -274,6 +278,7 @@ impl Default for Rollout {
             curriculum: Curriculum::Epochs,
             dynamic_sampling: None,
             compaction: None,
+            constraint: None,
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,

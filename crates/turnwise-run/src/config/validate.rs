@@ -24,6 +24,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Impossible> {
     check_group(config)?;
     check_behavior(config)?;
     check_compaction(config)?;
+    check_constraint(config)?;
     check_rollout(config)?;
     check_engine(config)?;
     check_template(config)?;
@@ -167,6 +168,25 @@ fn check_compaction(config: &Config) -> Result<(), Impossible> {
         || format!("begins at {at} tokens, and an episode ends at {most}"),
         "use an at_tokens that leaves room below limits.max_context_tokens for a turn and a summary",
     )
+}
+
+/// Checks what does not depend on the model. The grammar is compiled for the model when that has been read.
+fn check_constraint(config: &Config) -> Result<(), Impossible> {
+    let Some(constraint) = &config.rollout.constraint else { return Ok(()) };
+    let engine = config.rollout.engine;
+    refuse_if(
+        engine != EngineName::Candle,
+        "rollout.constraint",
+        || format!("is not supported by the engine `{}`", engine.word()),
+        "leave it out, or use rollout.engine = \"candle\"",
+    )?;
+    constraint.check(config.model.directory.is_none()).map_err(|error| Impossible {
+        key: error.key.to_owned(),
+        wrong: error.wrong,
+        help:
+            "use one of regex = \"…\", json_schema = {…} or \"FILE.json\", and lark = \"start: …\""
+                .to_owned(),
+    })
 }
 
 /// Refuses settings that the chosen template does not read.
