@@ -20,6 +20,7 @@ use turnwise_testkit::{AlphabetRenderer, TabularModel, conformance};
 
 /// An answer on the wire. Every token has its log-probability and the version that sampled it.
 #[derive(Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "an answer is written as soon as it is made")]
 enum Answer {
     Sampled { tokens: SampledTokens, kept: Vec<Vec<TokenId>>, stop: StopReason, engine: String },
     Refused(String),

@@ -40,7 +40,7 @@ impl Environment for Scripted {
 
     async fn step(&mut self, _action: Action) -> Result<Step, EnvironmentError> {
         tokio::time::sleep(Duration::from_secs(self.seconds)).await;
-        self.steps.pop().ok_or_else(|| EnvironmentError::new("step after the end"))
+        self.steps.pop().ok_or_else(|| EnvironmentError::new("a step was taken after the end"))
     }
 
     fn reward_range(&self) -> std::ops::RangeInclusive<f64> {

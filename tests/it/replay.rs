@@ -303,7 +303,7 @@ fn a_rubric_that_breaks_leaves_what_is_stored() {
         }
 
         async fn score(&self, _: &[Transcript]) -> Result<Vec<Option<f64>>, EnvironmentError> {
-            Err(EnvironmentError::new("judge"))
+            Err(EnvironmentError::new("cannot judge"))
         }
     }
 

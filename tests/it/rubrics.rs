@@ -118,7 +118,7 @@ fn a_score_that_is_no_number_is_an_infrastructure_fault() {
 /// The contract of rubrics: a broken one drops the group, and the books say so.
 #[test]
 fn a_rubric_that_breaks_drops_the_group() {
-    let (iteration, pool) = scored_by(Some(|_| Err(EnvironmentError::new("judge"))), false);
+    let (iteration, pool) = scored_by(Some(|_| Err(EnvironmentError::new("cannot judge"))), false);
     assert!(iteration.groups.is_empty());
     assert_eq!(pool.ledger().dropped["infra_rubric_error"], 4);
     assert_eq!(pool.ledger().open(), 0);
@@ -127,7 +127,7 @@ fn a_rubric_that_breaks_drops_the_group() {
 /// The contract of rubrics: one that always breaks stops the run, as an environment that always breaks does.
 #[test]
 fn a_rubric_that_always_breaks_stops_the_run() {
-    let rubric = Arc::new(By(|_| Err(EnvironmentError::new("judge"))));
+    let rubric = Arc::new(By(|_| Err(EnvironmentError::new("cannot judge"))));
     let settings = PoolSettings { max_faults_in_row: 6, ..pool_settings() };
     let tasks = Arc::new(echoes(3, true));
     let mut pool = RolloutPool::new(tasks, Arc::new(agents()), Some(rubric), settings, 3);

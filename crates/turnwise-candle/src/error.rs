@@ -9,7 +9,7 @@ use crate::Device;
 #[non_exhaustive]
 pub enum ModelError {
     /// The model was not found.
-    #[error("find the model {}: {help}", model.display())]
+    #[error("cannot find the model {}: {help}", model.display())]
     NotFound {
         /// A directory, or a name on the Hugging Face Hub.
         model: PathBuf,
@@ -17,7 +17,7 @@ pub enum ModelError {
         help: String,
     },
     /// The device does not exist, or this program was built without support for it.
-    #[error("use the device {device}: {reason}")]
+    #[error("cannot use the device {device}: {reason}")]
     NoDevice {
         /// The requested device.
         device: Device,
@@ -25,10 +25,10 @@ pub enum ModelError {
         reason: String,
     },
     /// Settings that contradict each other.
-    #[error("compute as asked: {0}")]
+    #[error("cannot compute as asked: {0}")]
     Settings(String),
     /// A file or directory that cannot be read.
-    #[error("read {}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file or directory.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum ModelError {
         source: io::Error,
     },
     /// A file that cannot be written.
-    #[error("write {}", path.display())]
+    #[error("cannot write {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum ModelError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// A malformed file: cut short, not JSON, or with a name outside its directory.
-    #[error("parse {}: {reason}", path.display())]
+    #[error("cannot parse {}: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -54,16 +54,16 @@ pub enum ModelError {
         reason: String,
     },
     /// A model that this crate does not support; the text says what it supports.
-    #[error("support the model: {0}")]
+    #[error("cannot support the model: {0}")]
     Unsupported(String),
     /// Invalid sizes.
-    #[error("use the model's configuration: {0}")]
+    #[error("cannot use the model's configuration: {0}")]
     BadConfig(String),
     /// Adapters that the model cannot have.
-    #[error("adapt the model: {0}")]
+    #[error("cannot adapt the model: {0}")]
     BadAdapter(String),
     /// Tensors of a checkpoint that do not match its configuration.
-    #[error("fit the checkpoint {} to its configuration:{}", directory.display(), describe(problems))]
+    #[error("cannot fit the checkpoint {} to its configuration:{}", directory.display(), describe(problems))]
     Mismatch {
         /// The checkpoint.
         directory: PathBuf,
@@ -71,7 +71,7 @@ pub enum ModelError {
         problems: Vec<String>,
     },
     /// A number that is NaN or infinite, in weights or in results.
-    #[error("{action}: {reason}")]
+    #[error("cannot {action}: {reason}")]
     NotFinite {
         /// The attempted action.
         action: String,
@@ -80,7 +80,7 @@ pub enum ModelError {
     },
     /// A token that is not in the vocabulary.
     #[error(
-        "score sequence {sequence}: token {id} at position {position} is beyond the vocabulary of {vocab_size}"
+        "cannot score sequence {sequence}: token {id} at position {position} is beyond the vocabulary of {vocab_size}"
     )]
     BadToken {
         /// The index of the sequence.
@@ -94,7 +94,7 @@ pub enum ModelError {
     },
     /// A sequence with more tokens than the model has positions.
     #[error(
-        "score sequence {sequence}: {length} tokens are more than the model's {max_positions} positions"
+        "cannot score sequence {sequence}: {length} tokens are more than the model's {max_positions} positions"
     )]
     TooLong {
         /// The index of the sequence.
@@ -106,7 +106,7 @@ pub enum ModelError {
     },
     /// Threads that the system does not start.
     #[error(
-        "start the {count} threads of {purpose}; ask for fewer, or raise the system's limit (`ulimit -u`)"
+        "cannot start the {count} threads of {purpose}; ask for fewer, or raise the system's limit (`ulimit -u`)"
     )]
     Threads {
         /// The requested number of threads.
@@ -118,7 +118,7 @@ pub enum ModelError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// An error of the tensor library.
-    #[error("compute with the model")]
+    #[error("cannot compute with the model")]
     Compute(#[source] Box<dyn Error + Send + Sync>),
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ChatError {
     /// A file that cannot be read.
-    #[error("read {}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -15,7 +15,7 @@ pub enum ChatError {
         source: io::Error,
     },
     /// A file that cannot be written.
-    #[error("write {}", path.display())]
+    #[error("cannot write {}", path.display())]
     Write {
         /// The file or folder.
         path: PathBuf,
@@ -23,7 +23,7 @@ pub enum ChatError {
         source: io::Error,
     },
     /// A file that is too large.
-    #[error("read {}: it has more than {limit} bytes", path.display())]
+    #[error("cannot read {}: it has more than {limit} bytes", path.display())]
     TooBig {
         /// The file.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum ChatError {
         limit: u64,
     },
     /// A file that is not a tokenizer.
-    #[error("parse {}: {reason}", path.display())]
+    #[error("cannot parse {}: {reason}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
@@ -39,16 +39,16 @@ pub enum ChatError {
         reason: String,
     },
     /// A tokenizer that cannot encode and decode every text.
-    #[error("use the tokenizer: {0}")]
+    #[error("cannot use the tokenizer: {0}")]
     Unsupported(String),
     /// A control token that a chat format needs and the tokenizer does not have.
-    #[error("find the token {marker:?} among the tokenizer's added tokens")]
+    #[error("cannot find the token {marker:?} among the tokenizer's added tokens")]
     MissingMarker {
         /// The token's text.
         marker: String,
     },
     /// A vocabulary that is too small for the bytes and the control tokens.
-    #[error("train a tokenizer with {n_ids} ids: it needs at least {least}")]
+    #[error("cannot train a tokenizer with {n_ids} ids: it needs at least {least}")]
     TooFewIds {
         /// The requested number of ids.
         n_ids: usize,
@@ -57,7 +57,7 @@ pub enum ChatError {
     },
     /// A chat template that the caller does not trust.
     #[error(
-        "run a chat template: its hash is {hash}, and {trusted:?} is trusted; read it, then trust that hash"
+        "cannot run a chat template: its hash is {hash}, and {trusted:?} is trusted; read it, then trust that hash"
     )]
     Untrusted {
         /// The template's hash.
@@ -66,7 +66,7 @@ pub enum ChatError {
         trusted: String,
     },
     /// A chat template that cannot be run.
-    #[error("read a chat template: {0}")]
+    #[error("cannot read a chat template: {0}")]
     Template(String),
     /// A grammar that cannot be compiled.
     #[error("cannot read the grammar: {0}")]

@@ -253,15 +253,19 @@ impl fmt::Display for PlayError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoTask { task, n_tasks: 0 } => {
-                write!(formatter, "play task {task}: the split has no tasks")
+                write!(formatter, "cannot play task {task}: the split has no tasks")
             }
             Self::NoTask { task, n_tasks } => {
-                write!(formatter, "play task {task}: the split has tasks 0 to {}", n_tasks - 1)
+                write!(
+                    formatter,
+                    "cannot play task {task}: the split has tasks 0 to {}",
+                    n_tasks - 1
+                )
             }
             Self::Environment(error) => {
-                write!(formatter, "play on: the environment broke: {error}")
+                write!(formatter, "cannot play on: the environment broke: {error}")
             }
-            Self::Io(_) => formatter.write_str("talk to the player"),
+            Self::Io(_) => formatter.write_str("cannot talk to the player"),
         }
     }
 }
@@ -280,10 +284,8 @@ impl std::error::Error for PlayError {
 fn of_play(error: &PlayError) -> Failure {
     match error {
         PlayError::NoTask { .. } => Failure::refused_by(error),
-        PlayError::Environment(_) => {
-            Failure::new(ExitCode::Infrastructure, format!("failed to {error}"))
-                .help("check its contract:  turnwise env check NAME")
-        }
+        PlayError::Environment(_) => Failure::new(ExitCode::Infrastructure, error.to_string())
+            .help("check its contract:  turnwise env check NAME"),
         PlayError::Io(_) => Failure::runtime(error),
     }
 }

@@ -96,7 +96,7 @@ pub trait Environment: Send {
     /// When the bytes are not a snapshot of this environment, or the environment does not support snapshots.
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
         let _ = snapshot;
-        Err(EnvironmentError::new("restore an environment that takes no snapshots"))
+        Err(EnvironmentError::new("cannot restore an environment that takes no snapshots"))
     }
 
     /// Returns how an episode goes on in another process; constant over the episode, and read after

@@ -26,11 +26,12 @@ pub struct EnvironmentError {
 }
 
 impl EnvironmentError {
-    /// Creates an error with a lower-case message that reads after "failed to".
+    /// Creates an error with a message that says alone what failed: a sentence that begins in lower case and has no full
+    /// stop, such as "cannot open `game.db`".
     ///
     /// ```
-    /// let error = turnwise_environment::EnvironmentError::new("open the game's database");
-    /// assert_eq!(error.to_string(), "open the game's database");
+    /// let error = turnwise_environment::EnvironmentError::new("cannot open the game's database");
+    /// assert_eq!(error.to_string(), "cannot open the game's database");
     /// ```
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
@@ -42,7 +43,7 @@ impl EnvironmentError {
     /// ```
     /// use turnwise_environment::{EnvironmentError, ErrorKind};
     ///
-    /// let error = EnvironmentError::new("step after the end").of_kind(ErrorKind::Protocol);
+    /// let error = EnvironmentError::new("a step was taken after the end").of_kind(ErrorKind::Protocol);
     /// assert_eq!(error.kind(), ErrorKind::Protocol);
     /// ```
     #[must_use]

@@ -75,10 +75,10 @@ pub trait LedgerStore: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// A read or write failed.
-    #[error("keep a ledger of tool calls")]
+    #[error("cannot keep a ledger of tool calls")]
     Io(#[from] std::io::Error),
     /// A line in the middle of the file is not an entry of a ledger.
-    #[error("read line {line} of a ledger of tool calls: {reason}")]
+    #[error("cannot read line {line} of a ledger of tool calls: {reason}")]
     Line {
         /// The number of the line, from 1.
         line: usize,
@@ -187,7 +187,7 @@ impl ToolLedger {
     ) -> Result<Issued, EnvironmentError> {
         let mut shared = self.shared();
         if shared.is_closed {
-            let error = EnvironmentError::new("call a tool for an attempt that is over");
+            let error = EnvironmentError::new("cannot call a tool for an attempt that is over");
             return Err(error.of_kind(ErrorKind::Protocol));
         }
         let key = shared.key(place);
@@ -292,15 +292,17 @@ fn request_of(call: &ToolCall) -> String {
 
 fn in_doubt(key: &CallKey, before: &str, now: &str, is_settled: bool) -> EnvironmentError {
     let message = if is_settled {
-        format!("call `{now}` as {key}, in whose place `{before}` was called before")
+        format!("cannot call `{now}` as {key}: in its place, `{before}` was called before")
     } else {
-        format!("find out whether call {key} (`{before}`) was made; its tool is not idempotent")
+        format!(
+            "call {key} (`{before}`) may have been made before a crash, and its tool is not idempotent"
+        )
     };
     EnvironmentError::new(message).of_kind(ErrorKind::ToolInDoubt)
 }
 
 fn broken(error: LedgerError) -> EnvironmentError {
-    EnvironmentError::new("write down a tool call").caused_by(error)
+    EnvironmentError::new("cannot write down a tool call").caused_by(error)
 }
 
 impl fmt::Debug for ToolLedger {

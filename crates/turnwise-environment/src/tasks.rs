@@ -87,12 +87,13 @@ impl<T: Serialize> Tasks<T> {
         T: DeserializeOwned,
     {
         let shown = path.display();
-        let text = fs::read_to_string(path)
-            .map_err(|error| EnvironmentError::new(format!("read {shown}")).caused_by(error))?;
+        let text = fs::read_to_string(path).map_err(|error| {
+            EnvironmentError::new(format!("cannot read {shown}")).caused_by(error)
+        })?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let tasks = lines.map(|(index, line)| {
             serde_json::from_str(line).map_err(|error| {
-                let what = format!("read the task in line {} of {shown}", index + 1);
+                let what = format!("cannot read the task in line {} of {shown}", index + 1);
                 EnvironmentError::new(what).caused_by(error)
             })
         });

@@ -10,13 +10,13 @@ use turnwise_training::LearnerError;
 #[non_exhaustive]
 pub enum GgufError {
     /// A model that the format or the engine does not support. The text says what, and why.
-    #[error("support the model: {0}")]
+    #[error("cannot support the model: {0}")]
     Unsupported(String),
     /// A file that is not GGUF, or lacks something.
-    #[error("parse the model: {0}")]
+    #[error("cannot parse the model: {0}")]
     Malformed(String),
     /// A file cannot be read.
-    #[error("read {}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -25,7 +25,7 @@ pub enum GgufError {
         source: io::Error,
     },
     /// A file cannot be written.
-    #[error("write {}", path.display())]
+    #[error("cannot write {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -34,14 +34,14 @@ pub enum GgufError {
         source: io::Error,
     },
     /// Tokens that the model cannot compute: none, too many, or one beyond the vocabulary.
-    #[error("compute tokens: {0}")]
+    #[error("cannot compute tokens: {0}")]
     BadTokens(String),
     /// A weight, or a number computed from the weights, is NaN or infinite.
-    #[error("compute with the model: {0}")]
+    #[error("cannot compute with the model: {0}")]
     NotFinite(String),
     /// The system starts no more threads.
     #[error(
-        "start {count} threads of the engine; ask for fewer, or raise the system's limit (`ulimit -u`)"
+        "cannot start {count} threads of the engine; ask for fewer, or raise the system's limit (`ulimit -u`)"
     )]
     Threads {
         /// The number of requested threads.
@@ -57,7 +57,7 @@ pub enum GgufError {
     #[error(transparent)]
     Learner(#[from] LearnerError),
     /// The tensor library failed.
-    #[error("compute with the model")]
+    #[error("cannot compute with the model")]
     Compute(#[source] Box<dyn Error + Send + Sync>),
 }
 

@@ -63,21 +63,23 @@ pub struct Measurement {
 #[non_exhaustive]
 pub enum LabError {
     /// The group size is outside the range that can be enumerated.
-    #[error("enumerate groups of {group_size}: the size must lie from 1 to {MAX_GROUP_SIZE}")]
+    #[error(
+        "cannot enumerate groups of {group_size}: the size must lie from 1 to {MAX_GROUP_SIZE}"
+    )]
     GroupSize {
         /// The requested size.
         group_size: usize,
     },
     /// The distance of the behaviour policy is negative or not finite.
     #[error(
-        "move the behaviour policy by {off_policy}: the distance must be finite and not negative"
+        "cannot move the behaviour policy by {off_policy}: the distance must be finite and not negative"
     )]
     OffPolicy {
         /// The requested distance.
         off_policy: f64,
     },
     /// A credit rule refused the rewards.
-    #[error("assign {credit} on {problem}")]
+    #[error("cannot assign {credit} on {problem}")]
     Credit {
         /// The problem.
         problem: &'static str,
@@ -88,7 +90,7 @@ pub enum LabError {
         source: AdvantageError,
     },
     /// An objective refused the numbers.
-    #[error("evaluate {objective} on {problem}")]
+    #[error("cannot evaluate {objective} on {problem}")]
     Objective {
         /// The problem.
         problem: &'static str,

@@ -192,12 +192,12 @@ pub enum AgentError {
     #[error(transparent)]
     Policy(#[from] PolicyError),
     /// The engine's answer breaks its contract.
-    #[error("accept the engine's answer: {0}")]
+    #[error("cannot accept the engine's answer: {0}")]
     BadEngine(String),
     /// The conversation cannot be rendered.
     #[error(transparent)]
     Render(#[from] RenderError),
     /// The snapshot is invalid.
-    #[error("restore the agent: {0}")]
+    #[error("cannot restore the agent: {0}")]
     Snapshot(String),
 }

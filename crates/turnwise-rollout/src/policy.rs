@@ -208,20 +208,20 @@ pub trait Policy: Send + Sync {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PolicyError {
     /// The engine cannot be reached or has stopped.
-    #[error("reach the engine: {0}")]
+    #[error("cannot reach the engine: {0}")]
     Unavailable(String),
     /// The engine refused the request: a token beyond its vocabulary, a prompt beyond its context, weights too old.
-    #[error("have the request served: {0}")]
+    #[error("the engine refused the request: {0}")]
     Refused(String),
     /// The engine broke while serving the request.
-    #[error("sample tokens: {0}")]
+    #[error("cannot sample tokens: {0}")]
     Failed(String),
     /// The model's logits are NaN or infinite, so that no token has a probability. The text names the weight that
     /// causes it.
-    #[error("sample tokens from logits that are not finite: {0}")]
+    #[error("cannot sample tokens from logits that are not finite: {0}")]
     NotFinite(String),
     /// The engine answers from a record, and the request differs from the recorded one.
-    #[error("answer from the record: {0}")]
+    #[error("cannot answer from the record: {0}")]
     Diverged(Divergence),
 }
 

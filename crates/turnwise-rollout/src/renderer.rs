@@ -151,5 +151,5 @@ pub trait Renderer: Send + Sync {
 
 /// The reason why a conversation cannot be rendered.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("render the conversation: {0}")]
+#[error("cannot render the conversation: {0}")]
 pub struct RenderError(pub String);

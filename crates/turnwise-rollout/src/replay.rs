@@ -79,7 +79,9 @@ fn drawn(token: SampledToken) -> (u32, u32, u32, u32) {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ReplayError {
     /// The task set has no task, or another one, at the record's index.
-    #[error("replay the episode of task {recorded:?}: the task set has {found:?} in its place")]
+    #[error(
+        "cannot replay the episode of task {recorded:?}: the task set has {found:?} in its place"
+    )]
     Task {
         /// The record's task.
         recorded: TaskKey,
@@ -87,7 +89,9 @@ pub enum ReplayError {
         found: Option<TaskKey>,
     },
     /// The agents have another tokenizer or template.
-    #[error("replay the episode: it was rendered by {recorded}, and the agents render by {found}")]
+    #[error(
+        "cannot replay the episode: it was rendered by {recorded}, and the agents render by {found}"
+    )]
     Renderer {
         /// The record's hash.
         recorded: String,
@@ -95,16 +99,18 @@ pub enum ReplayError {
         found: String,
     },
     /// The environment has several seats, and a record has one of them.
-    #[error("replay the episode: its environment has {n} seats, and the record has one of them")]
+    #[error(
+        "cannot replay the episode: its environment has {n} seats, and the record has one of them"
+    )]
     Seats {
         /// The number of seats.
         n: usize,
     },
     /// A fault occurred; if a prompt differs, the message says so.
-    #[error("replay the episode: {0}")]
+    #[error("cannot replay the episode: {0}")]
     Broke(InfraFault),
     /// The result differs from the record.
-    #[error("replay the episode: its {what} differs from the record, and it ended as {}", outcome.label())]
+    #[error("cannot replay the episode: its {what} differs from the record, and it ended as {}", outcome.label())]
     Different {
         /// The first difference: tokens, messages, rewards or outcome.
         what: &'static str,

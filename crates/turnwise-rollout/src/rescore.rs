@@ -47,7 +47,7 @@ fn was_shown(trajectory: &Trajectory) -> bool {
 
 /// The error of a rubric that failed on a group.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("score seat {seat} of group {group} with rubric `{rubric}`: {message}")]
+#[error("cannot score seat {seat} of group {group} with rubric `{rubric}`: {message}")]
 pub struct RescoreError {
     /// The rubric's name.
     pub rubric: String,

@@ -170,11 +170,11 @@ fn is_of_the_disk(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(EIO)
 }
 
-/// Formats an error and its causes on one line: library errors are fragments that read after "failed to".
+/// Formats an error and its causes on one line.
 fn chain(error: &(dyn Error + 'static)) -> String {
     // An error of the system alone says neither what was attempted nor on which file.
     let is_bare = error.is::<std::io::Error>() || error.is::<serde_json::Error>();
-    let mut text = if is_bare { format!("failed: {error}") } else { format!("failed to {error}") };
+    let mut text = if is_bare { format!("failed: {error}") } else { error.to_string() };
     let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(": ");

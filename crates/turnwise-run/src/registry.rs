@@ -441,7 +441,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_is_refused_by_the_environment() {
         let (error, _) = refused("guess", &json!({"span": 1}));
-        assert_eq!(error, "set up guess: span is 1, and must lie from 2 to numbers, 20");
+        assert_eq!(error, "cannot set up guess: span is 1, and must lie from 2 to numbers, 20");
     }
 
     #[test]

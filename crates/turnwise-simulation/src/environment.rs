@@ -228,7 +228,7 @@ impl Environment for Simulated {
             return Err(EnvironmentError::new("simulated"));
         }
         let saved = serde_json::from_slice(snapshot)
-            .map_err(|error| EnvironmentError::new("read a snapshot").caused_by(error))?;
+            .map_err(|error| EnvironmentError::new("cannot read a snapshot").caused_by(error))?;
         match saved {
             Saved::State(state) => self.state = state,
             Saved::Replay { seed, actions } => {

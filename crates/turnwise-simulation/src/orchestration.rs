@@ -55,17 +55,17 @@ pub struct OrchestrationReport {
 pub enum OrchestrationError {
     /// A setting is too small.
     #[error(
-        "measure with these settings: episodes and repetitions are at least 1, turns at least 2"
+        "cannot measure with these settings: episodes and repetitions are at least 1, turns at least 2"
     )]
     Settings,
     /// The system does not report processor time in /proc.
-    #[error("read processor time and memory from /proc")]
+    #[error("cannot read processor time and memory from /proc")]
     Usage,
     /// The pool failed.
-    #[error("run episodes")]
+    #[error("cannot run episodes")]
     Rollout(#[from] RolloutError),
     /// Some episodes did not finish.
-    #[error("run episodes: {finished} of {started} finished")]
+    #[error("cannot run episodes: {finished} of {started} finished")]
     Unfinished {
         /// The number of finished episodes.
         finished: usize,
@@ -73,7 +73,7 @@ pub enum OrchestrationError {
         started: usize,
     },
     /// The snapshot cannot be serialised.
-    #[error("serialise suspended episodes")]
+    #[error("cannot serialise suspended episodes")]
     Snapshot(#[from] serde_json::Error),
 }
 
@@ -265,7 +265,7 @@ impl Environment for Plain {
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
         let [turn] = snapshot else {
-            return Err(EnvironmentError::new("read a snapshot of one byte"));
+            return Err(EnvironmentError::new("cannot read a snapshot of one byte"));
         };
         self.turn = usize::from(*turn);
         Ok(())

@@ -70,7 +70,7 @@ impl Environment for Echo {
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
         *self = serde_json::from_slice(snapshot)
-            .map_err(|error| EnvironmentError::new("restore an echo").caused_by(error))?;
+            .map_err(|error| EnvironmentError::new("cannot restore an echo").caused_by(error))?;
         Ok(())
     }
 }

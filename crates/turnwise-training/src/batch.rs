@@ -242,7 +242,9 @@ pub fn assign_credit(
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BatchError {
     /// A token has no advantage, which differs from an advantage of 0.
-    #[error("train on group {group} member {member}: a token of node {node} has no advantage")]
+    #[error(
+        "cannot train on group {group} member {member}: a token of node {node} has no advantage"
+    )]
     NoAdvantage {
         /// The group's id.
         group: u64,
@@ -253,7 +255,7 @@ pub enum BatchError {
     },
     /// Trajectories of different tokenizers, templates or template settings.
     #[error(
-        "train on group {group} member {member}: its renderer is {other}, and that of others in the batch {first}; train on \
+        "cannot train on group {group} member {member}: its renderer is {other}, and that of others in the batch {first}; train on \
          one of them"
     )]
     MixedRenderers {
@@ -268,7 +270,7 @@ pub enum BatchError {
     },
     /// Tokens that were sampled from a distribution which the trainer cannot compute.
     #[error(
-        "train on group {group} member {member}: tokens were sampled with temperature {}, top_p {}, top_k {}, min_p {} and no \
+        "cannot train on group {group} member {member}: tokens were sampled with temperature {}, top_p {}, top_k {}, min_p {} and no \
          record of the ids that were kept; sample with a temperature above 0, top_p 1, top_k 0, min_p 0, or record kept sets",
         sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p
     )]

@@ -85,7 +85,7 @@ const SESSION: SessionId = SessionId(0x6361_6e61_7279);
 pub enum CanaryError {
     /// The engine's tokens carry another version.
     #[error(
-        "sample with the new weights: the engine serves {drawn} after {published} was published"
+        "cannot sample with the new weights: the engine serves {drawn} after {published} was published"
     )]
     Version {
         /// The version that the engine serves.
@@ -94,7 +94,7 @@ pub enum CanaryError {
         published: PolicyVersion,
     },
     /// The engine refuses to serve the new version.
-    #[error("sample with the new weights {version}: the engine refuses: {reason}")]
+    #[error("cannot sample with the new weights {version}: the engine refuses: {reason}")]
     Refused {
         /// The version that the learner published.
         version: PolicyVersion,
@@ -102,7 +102,7 @@ pub enum CanaryError {
         reason: String,
     },
     /// The logits of the new weights are NaN or infinite.
-    #[error("sample with the new weights {version}: {reason}")]
+    #[error("cannot sample with the new weights {version}: {reason}")]
     NotFinite {
         /// The version that the learner published.
         version: PolicyVersion,
@@ -111,7 +111,7 @@ pub enum CanaryError {
     },
     /// The engine's log-probabilities are those of other weights.
     #[error(
-        "sample with the new weights {version}: engine and trainer differ by {gap} nats on the same tokens"
+        "cannot sample with the new weights {version}: engine and trainer differ by {gap} nats on the same tokens"
     )]
     Gap {
         /// The version that the learner published.

@@ -378,7 +378,7 @@ impl<T> At<T> for io::Result<T> {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file-system error.
-    #[error("write or read a checkpoint in {}", path.display())]
+    #[error("cannot write or read a checkpoint in {}", path.display())]
     Io {
         /// The path.
         path: PathBuf,
@@ -388,7 +388,7 @@ pub enum CheckpointError {
     },
     /// The disk is full, or would be.
     #[error(
-        "write a checkpoint in {}: it needs {} MB, and {} MB are free",
+        "cannot write a checkpoint in {}: it needs {} MB, and {} MB are free",
         directory.display(), needed.div_ceil(1_000_000), free / 1_000_000
     )]
     NoSpace {
@@ -403,7 +403,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Learner(#[from] LearnerError),
     /// The content is damaged, or belongs to another run.
-    #[error("continue from {}: {reason}", directory.display())]
+    #[error("cannot continue from {}: {reason}", directory.display())]
     Content {
         /// The checkpoint.
         directory: PathBuf,
@@ -411,7 +411,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// Every checkpoint is damaged.
-    #[error("find a whole checkpoint: {}", notes.join("; "))]
+    #[error("cannot find a whole checkpoint: {}", notes.join("; "))]
     NoneWhole {
         /// Each checkpoint, with the reason why it is not whole.
         notes: Vec<String>,

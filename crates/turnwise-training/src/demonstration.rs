@@ -171,7 +171,7 @@ pub async fn imitate_step(
 #[derive(Debug, thiserror::Error)]
 pub enum DemonstrationError {
     /// The environment broke.
-    #[error("play a demonstration")]
+    #[error("cannot play a demonstration")]
     Environment(#[from] EnvironmentError),
     /// The conversation cannot be rendered.
     #[error(transparent)]

@@ -14,7 +14,7 @@ pub enum TrainError {
     #[error(transparent)]
     Learner(#[from] LearnerError),
     /// Credit assignment failed.
-    #[error("assign credit")]
+    #[error("cannot assign credit")]
     Credit(#[from] AdvantageError),
     /// A batch could not be laid out.
     #[error(transparent)]
@@ -24,7 +24,7 @@ pub enum TrainError {
     Canary(#[from] CanaryError),
     /// The gradient was not finite several times in a row.
     #[error(
-        "train further: the gradient was not finite in {MAX_SKIPPED_IN_ROW} updates in a row, the last at step {step}{}",
+        "cannot train further: the gradient was not finite in {MAX_SKIPPED_IN_ROW} updates in a row, the last at step {step}{}",
         of_parameter(parameter.as_deref())
     )]
     NotFinite {
@@ -34,7 +34,7 @@ pub enum TrainError {
         parameter: Option<String>,
     },
     /// Episodes got lost, which is a bug.
-    #[error("account for every episode: {} of {} are lost", books.unaccounted(), books.dispatched)]
+    #[error("cannot account for every episode: {} of {} are lost", books.unaccounted(), books.dispatched)]
     Unaccounted {
         /// The books of the run.
         books: Box<Books>,

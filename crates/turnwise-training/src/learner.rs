@@ -149,13 +149,13 @@ pub trait Learner: Send {
 #[derive(Debug, thiserror::Error)]
 pub enum LearnerError {
     /// Some trainable parameters get no gradient.
-    #[error("train: no gradient reaches {}", names.join(", "))]
+    #[error("cannot train: no gradient reaches {}", names.join(", "))]
     NoGradient {
         /// The names of the parameters.
         names: Vec<String>,
     },
     /// A row that the model cannot compute.
-    #[error("compute row {row}: {reason}")]
+    #[error("cannot compute row {row}: {reason}")]
     BadRow {
         /// The index of the row.
         row: usize,
@@ -164,13 +164,13 @@ pub enum LearnerError {
     },
     /// The learner keeps no reference weights.
     #[error(
-        "compute log-probabilities of the reference policy: this learner keeps no reference; have it keep its starting \
+        "cannot compute log-probabilities of the reference policy: this learner keeps no reference; have it keep its starting \
          weights, or set the weight of the penalty to 0"
     )]
     NoReference,
     /// A weight, or a number computed from the weights, is NaN or infinite. The learner must not be trained further:
     /// load an earlier checkpoint.
-    #[error("{action}: {reason}")]
+    #[error("cannot {action}: {reason}")]
     NotFinite {
         /// The attempted action, as an imperative.
         action: String,
@@ -178,10 +178,10 @@ pub enum LearnerError {
         reason: String,
     },
     /// The caller's gradient function failed.
-    #[error("compute the loss")]
+    #[error("cannot compute the loss")]
     Gradient(#[source] Box<dyn Error + Send + Sync>),
     /// The model or its storage failed.
-    #[error("{action}")]
+    #[error("cannot {action}")]
     Failed {
         /// The attempted action, as an imperative.
         action: String,

@@ -59,10 +59,10 @@ pub struct ObjectiveSpeed {
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectiveSpeedError {
     /// A setting is 0.
-    #[error("measure with these settings: each of them is at least 1")]
+    #[error("cannot measure with these settings: each of them is at least 1")]
     Settings,
     /// The objective refused its input.
-    #[error("evaluate the objective")]
+    #[error("cannot evaluate the objective")]
     Sequence(#[from] SequenceError),
 }
 

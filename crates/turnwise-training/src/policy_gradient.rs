@@ -369,7 +369,7 @@ fn compare_with_reference(
 
 /// A number that the objective refused, and its ratio group.
 #[derive(Debug, thiserror::Error)]
-#[error("evaluate ratio group {sequence} of the mini-batch")]
+#[error("cannot evaluate ratio group {sequence} of the mini-batch")]
 pub struct SequenceError {
     /// The ratio group, an index into the batch's weights.
     pub sequence: usize,

@@ -314,7 +314,7 @@ impl<T> At<T> for io::Result<T> {
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirectoryError {
     /// The directory holds a run.
-    #[error("start a run in {}: there is one already", path.display())]
+    #[error("cannot start a run in {}: there is one already", path.display())]
     Exists {
         /// The directory.
         path: PathBuf,
@@ -322,7 +322,7 @@ pub enum RunDirectoryError {
         has_checkpoints: bool,
     },
     /// The directory holds other files.
-    #[error("start a run in {}: it holds `{name}`, which is not a file of a run", path.display())]
+    #[error("cannot start a run in {}: it holds `{name}`, which is not a file of a run", path.display())]
     NotEmpty {
         /// The directory.
         path: PathBuf,
@@ -330,19 +330,19 @@ pub enum RunDirectoryError {
         name: String,
     },
     /// The name of the directory is not UTF-8.
-    #[error("use the run directory {}: its name is not UTF-8", path.display())]
+    #[error("cannot use the run directory {}: its name is not UTF-8", path.display())]
     NotText {
         /// The directory.
         path: PathBuf,
     },
     /// The directory holds no run.
-    #[error("continue the run in {}: there is none", path.display())]
+    #[error("cannot continue the run in {}: there is none", path.display())]
     NotARun {
         /// The directory.
         path: PathBuf,
     },
     /// Another process uses the directory.
-    #[error("use {}: process {holder} is using it", path.display())]
+    #[error("cannot use {}: process {holder} is using it", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
@@ -350,7 +350,7 @@ pub enum RunDirectoryError {
         holder: String,
     },
     /// A file-system error.
-    #[error("read or write {}", path.display())]
+    #[error("cannot read or write {}", path.display())]
     Io {
         /// The directory, or the file in it.
         path: PathBuf,

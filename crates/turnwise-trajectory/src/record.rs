@@ -53,24 +53,28 @@ pub fn read_line(line: &str) -> Result<Trajectory, RecordError> {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The line is not JSON, or has another shape.
-    #[error("read the trajectory record")]
+    #[error("cannot read the trajectory record")]
     Json(#[source] serde_json::Error),
     /// The record has another format.
-    #[error("read a trajectory record of format {found}: this version reads format {FORMAT}")]
+    #[error(
+        "cannot read a trajectory record of format {found}: this version reads format {FORMAT}"
+    )]
     Format {
         /// The line's format.
         found: u32,
     },
     /// The message graph violates an invariant.
-    #[error("read a trajectory record with an invalid message graph")]
+    #[error("cannot read a trajectory record with an invalid message graph")]
     Graph(#[source] GraphError),
     /// A turn refers to a node that the graph lacks.
-    #[error("read a trajectory record whose turn {turn} refers to a node that is not in its graph")]
+    #[error(
+        "cannot read a trajectory record whose turn {turn} refers to a node that is not in its graph"
+    )]
     Turn {
         /// The index of the turn.
         turn: usize,
     },
     /// A token refers to sampling settings that the record lacks.
-    #[error("read a trajectory record with a token whose sampling settings are not in it")]
+    #[error("cannot read a trajectory record with a token whose sampling settings are not in it")]
     Sampling,
 }

@@ -134,7 +134,7 @@ impl Environment for CalculatorEpisode {
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
-        let refuse = || EnvironmentError::new("restore an episode of calculator");
+        let refuse = || EnvironmentError::new("cannot restore an episode of calculator");
         let state: State =
             serde_json::from_slice(snapshot).map_err(|error| refuse().caused_by(error))?;
         if state.turns_used >= self.task.turns || state.n_results > self.expression().steps.len() {

@@ -45,7 +45,8 @@ impl CalculatorSettings {
     /// # Errors
     /// When a field is outside its range.
     pub fn validate(&self) -> Result<(), EnvironmentError> {
-        let refuse = |why: String| Err(EnvironmentError::new(format!("set up calculator: {why}")));
+        let refuse =
+            |why: String| Err(EnvironmentError::new(format!("cannot set up calculator: {why}")));
         let Self { operations, max_operand, max_value, tasks, .. } = *self;
         if !(1..=6).contains(&operations) {
             return refuse(format!("operations is {operations}, outside 1 to 6"));

@@ -58,7 +58,7 @@ impl CalculatorTasks {
         let (held_out, train): (Vec<_>, Vec<_>) =
             tasks.partition(|task| split_of(&task.expression) == Split::HeldOut);
         if held_out.is_empty() || train.is_empty() {
-            let why = "set up calculator: one split has no tasks; allow more expressions";
+            let why = "cannot set up calculator: one split has no tasks; allow more expressions";
             return Err(EnvironmentError::new(why));
         }
         Ok((Self { tasks: train }, Self { tasks: held_out }))

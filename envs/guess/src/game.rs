@@ -89,7 +89,7 @@ impl Environment for GuessGame {
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
-        let refuse = || EnvironmentError::new("restore a game of guess");
+        let refuse = || EnvironmentError::new("cannot restore a game of guess");
         let state: State =
             serde_json::from_slice(snapshot).map_err(|error| refuse().caused_by(error))?;
         let GuessTask { low, high, secret, turns } = self.task;

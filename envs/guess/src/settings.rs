@@ -40,7 +40,8 @@ impl GuessSettings {
     /// # Errors
     /// When a field is outside its bounds.
     pub fn validate(&self) -> Result<(), EnvironmentError> {
-        let refuse = |why: String| Err(EnvironmentError::new(format!("set up guess: {why}")));
+        let refuse =
+            |why: String| Err(EnvironmentError::new(format!("cannot set up guess: {why}")));
         if self.numbers > HIGHEST {
             return refuse(format!("numbers is {}, above {HIGHEST}", self.numbers));
         }

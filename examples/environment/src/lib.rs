@@ -48,7 +48,7 @@ pub fn suite(settings: Settings) -> Result<Suite, EnvironmentError> {
     let Settings { largest, turns } = settings;
     if largest < 4 || turns == 0 {
         return Err(EnvironmentError::new(
-            "set up: largest must be at least 4 and turns at least 1",
+            "cannot set up the environment: largest must be at least 4 and turns at least 1",
         ));
     }
     // Every range of at least half of the numbers.
@@ -143,7 +143,7 @@ impl Environment for Episode {
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
-        let refuse = || EnvironmentError::new("restore an episode");
+        let refuse = || EnvironmentError::new("cannot restore an episode");
         let state: State =
             serde_json::from_slice(snapshot).map_err(|error| refuse().caused_by(error))?;
         if state.secret != self.task.secret || state.turns_left == 0 || state.is_found {

@@ -229,7 +229,7 @@ fn scoring_says_which_token_is_wrong() {
     let error = model.score(&[vec![1, 2], vec![3, 11]]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "score sequence 1: token 11 at position 1 is beyond the vocabulary of 11"
+        "cannot score sequence 1: token 11 at position 1 is beyond the vocabulary of 11"
     );
     let error = model.score(&[vec![0; 257]]).unwrap_err();
     assert!(matches!(error, ModelError::TooLong { length: 257, .. }));

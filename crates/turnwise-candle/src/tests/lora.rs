@@ -424,7 +424,7 @@ fn adapters_that_cannot_be_say_why() {
     ];
     for (settings, expected) in cases {
         let said = refusal(settings, &plain);
-        assert!(said.starts_with("adapt the model: ") && said.contains(expected), "{said}");
+        assert!(said.starts_with("cannot adapt the model: ") && said.contains(expected), "{said}");
     }
     for target in [LoraTarget::AllLinear, LoraTarget::Down] {
         let said = refusal(LoraSettings { targets: vec![target], ..lora() }, &variants()[4]);

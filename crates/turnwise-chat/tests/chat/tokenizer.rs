@@ -47,7 +47,7 @@ fn a_broken_file_is_an_error() {
             let error = read.expect_err("it is broken");
             assert!(matches!(error, ChatError::Parse { .. }), "{error}");
             let text = error.to_string();
-            let reason = text.strip_prefix(&format!("parse {}: ", path.display()));
+            let reason = text.strip_prefix(&format!("cannot parse {}: ", path.display()));
             let reason = reason.unwrap_or_else(|| panic!("no file: {text}"));
             assert!(!reason.is_empty() && reason.chars().count() < 230, "{text}");
             assert!(!text.chars().any(char::is_control), "{text:?}");

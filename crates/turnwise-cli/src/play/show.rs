@@ -3,7 +3,9 @@
 use std::io::{self, Write};
 
 use serde_json::Value;
-use turnwise_environment::{Ending, Message, Observation, Role, Split, Step, Suite, ToolSpec};
+use turnwise_environment::{
+    Ending, Message, Observation, Role, Seat, Split, Step, Suite, ToolSpec,
+};
 
 use super::{Ended, Game, PlayOutcome, Table};
 use turnwise_run::text;
@@ -14,11 +16,13 @@ const WHO: usize = 8;
 /// Writes to the player.
 pub(super) struct Shown<W> {
     out: W,
+    /// The seat that moves; a person plays all of them.
+    seat: Seat,
 }
 
 impl<W: Write> Shown<W> {
     pub(super) fn new(out: W) -> Self {
-        Self { out }
+        Self { out, seat: Seat::default() }
     }
 
     pub(super) fn opening(
@@ -97,6 +101,10 @@ impl<W: Write> Shown<W> {
     }
 
     fn observation(&mut self, observation: &Observation) -> io::Result<()> {
+        if observation.seat != self.seat {
+            self.seat = observation.seat;
+            self.line(&format!("seat {} moves", self.seat))?;
+        }
         observation.messages.iter().try_for_each(|message| self.message(message))
     }
 

@@ -101,7 +101,7 @@ async fn the_seed_draws_the_task() {
 async fn a_task_that_does_not_exist_is_refused() {
     let (outcome, _) = played(&calculator(), Game { task: Some(5000), ..GAME }, "").await;
     let error = outcome.expect_err("there is no such task");
-    assert_eq!(error.to_string(), "play task 5000: the split has tasks 0 to 1468");
+    assert_eq!(error.to_string(), "cannot play task 5000: the split has tasks 0 to 1468");
 }
 
 /// An environment without snapshots that prints terminal escapes and then fails.
@@ -115,7 +115,7 @@ impl Environment for Nasty {
 
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
         match action.text.as_str() {
-            "break" => Err(EnvironmentError::new("open the database")),
+            "break" => Err(EnvironmentError::new("cannot open the database")),
             _ => Ok(Step::next("on")),
         }
     }
@@ -160,5 +160,5 @@ async fn what_the_environment_says_cannot_move_the_cursor() {
 async fn a_broken_environment_is_an_error() {
     let (outcome, _) = played(&nasty(), GAME, "break\n").await;
     let error = outcome.expect_err("it broke");
-    assert_eq!(error.to_string(), "play on: the environment broke: open the database");
+    assert_eq!(error.to_string(), "cannot play on: the environment broke: cannot open the database");
 }

@@ -37,7 +37,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 
 /// Formats an error with its causes.
 fn explained(error: &EnvironmentError) -> String {
-    let mut text = format!("failed to {error}");
+    let mut text = format!("failed: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(": ");

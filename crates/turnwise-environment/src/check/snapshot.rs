@@ -110,5 +110,5 @@ async fn harmless(subject: &Subject<'_>, bytes: &[u8]) -> Result<(), String> {
 
 /// Restores the bytes. The inner result is the environment's answer; the outer error is a panic.
 fn restore(environment: &mut dyn Environment, bytes: &[u8]) -> Result<Result<(), String>, String> {
-    caught(|| environment.restore(bytes).map_err(|error| format!("failed to {error}")))
+    caught(|| environment.restore(bytes).map_err(|error| error.to_string()))
 }

@@ -63,7 +63,7 @@ async fn wait(order: &mut Order, call: WaitArguments) -> String {
 }
 
 async fn break_down(_: &mut Order, _: Break) -> Result<String, ToolError> {
-    Err(EnvironmentError::new("reach the kitchen").into())
+    Err(EnvironmentError::new("cannot reach the kitchen").into())
 }
 
 fn tools() -> Tools<Order> {
@@ -177,7 +177,7 @@ async fn a_call_that_takes_too_long_is_given_up() {
 async fn a_broken_tool_breaks_the_episode() {
     let action = calls(&[("break", json!({}))]);
     let error = tools().answer(&mut Order::default(), &action).await.expect_err("it breaks");
-    assert_eq!(error.to_string(), "reach the kitchen");
+    assert_eq!(error.to_string(), "cannot reach the kitchen");
 }
 
 #[test]

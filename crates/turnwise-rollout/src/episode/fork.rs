@@ -62,7 +62,7 @@ impl Episode {
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {
     /// The environment restarts instead of continuing.
-    #[error("fork the episode: its environment takes no snapshots and is not replayed")]
+    #[error("cannot fork the episode: its environment takes no snapshots and is not replayed")]
     NoSnapshot,
     /// The episode's own snapshot was refused.
     #[error(transparent)]

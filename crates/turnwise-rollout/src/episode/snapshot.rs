@@ -253,7 +253,7 @@ fn refused(why: String) -> RestoreError {
 pub enum SnapshotError {
     /// The bytes have another format, or another version of it.
     #[error(
-        "read the snapshot of an episode: it begins with {found:?}, not with {:?}; read it with the version that wrote it",
+        "cannot read the snapshot of an episode: it begins with {found:?}, not with {:?}; read it with the version that wrote it",
         MAGIC
     )]
     Format {
@@ -262,7 +262,7 @@ pub enum SnapshotError {
     },
     /// The content differs from the content that was written.
     #[error(
-        "read the snapshot of an episode: its SHA-256 is {actual} instead of {expected}; take an older copy"
+        "cannot read the snapshot of an episode: its SHA-256 is {actual} instead of {expected}; take an older copy"
     )]
     Digest {
         /// The hash in the first line.
@@ -271,7 +271,7 @@ pub enum SnapshotError {
         actual: String,
     },
     /// The content matches its hash, but is not a snapshot.
-    #[error("read the snapshot of an episode: {0}")]
+    #[error("cannot read the snapshot of an episode: {0}")]
     Content(String),
 }
 
@@ -279,17 +279,17 @@ pub enum SnapshotError {
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The task set has no task, or another one, at the snapshot's index.
-    #[error("restore the episode: task {index} is not the task that it was suspended in")]
+    #[error("cannot restore the episode: task {index} is not the task that it was suspended in")]
     Task {
         /// The snapshot's task.
         index: usize,
     },
     /// The snapshot violates an invariant.
-    #[error("restore the episode: {0}")]
+    #[error("cannot restore the episode: {0}")]
     State(String),
     /// The open groups have another size.
     #[error(
-        "restore the suspended episodes: their groups have {was} members, and the group size is {is} now; finish them with a group size of {was}"
+        "cannot restore the suspended episodes: their groups have {was} members, and the group size is {is} now; finish them with a group size of {was}"
     )]
     GroupSize {
         /// The number of members of an open group.
@@ -298,9 +298,9 @@ pub enum RestoreError {
         is: usize,
     },
     /// The environment refused its snapshot.
-    #[error("restore the episode's environment")]
+    #[error("cannot restore the episode's environment")]
     Environment(#[source] EnvironmentError),
     /// The agent refused its snapshot.
-    #[error("restore the episode's agent")]
+    #[error("cannot restore the episode's agent")]
     Agent(#[source] AgentError),
 }

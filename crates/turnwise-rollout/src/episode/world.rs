@@ -149,7 +149,8 @@ impl World {
 
     /// Restores the environment.
     pub(super) fn restore(&mut self, bytes: &[u8]) -> Result<(), EnvironmentError> {
-        let refused = |why: String| EnvironmentError::new("restore an environment").caused_by(why);
+        let refused =
+            |why: String| EnvironmentError::new("cannot restore an environment").caused_by(why);
         let services = self.services.clone();
         let kept = self.kept.as_mut().ok_or_else(|| refused("it is gone".to_owned()))?;
         let restored = caught(|| {

@@ -115,7 +115,7 @@ impl Breaker {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum RolloutError {
     /// The breaker tripped: too many episodes broke in a row.
-    #[error("run episodes: {n} in a row broke, the last with {last}")]
+    #[error("cannot run episodes: {n} in a row broke, the last with {last}")]
     TooManyFaults {
         /// The number of faults.
         n: u32,
@@ -123,13 +123,13 @@ pub enum RolloutError {
         last: InfraFault,
     },
     /// The model's logits are NaN or infinite, for every further episode too.
-    #[error("run episodes: {last}")]
+    #[error("cannot run episodes: {last}")]
     NotFinite {
         /// The fault of the episode.
         last: InfraFault,
     },
     /// The environment blocks threads beyond its deadline, and too many are stuck.
-    #[error("run episodes: `{environment}` has blocked {n} threads beyond their deadline")]
+    #[error("cannot run episodes: `{environment}` has blocked {n} threads beyond their deadline")]
     StuckThreads {
         /// The number of stuck threads.
         n: usize,
@@ -137,7 +137,7 @@ pub enum RolloutError {
         environment: String,
     },
     /// The breaker tripped: the environment or the rubric returned too many invalid rewards.
-    #[error("run episodes: {n} of the last {of} attempts had a bad reward, the last {last}")]
+    #[error("cannot run episodes: {n} of the last {of} attempts had a bad reward, the last {last}")]
     BadRewards {
         /// The number of bad rewards.
         n: usize,

@@ -126,7 +126,7 @@ impl Engine {
     /// Samples a whole answer that passes [`check_sample`].
     async fn draw(&self, request: &SampleRequest) -> Result<Sample, String> {
         let answered = self.policy.sample(request.clone()).await;
-        let sample = answered.map_err(|error| format!("it failed to {error}"))?;
+        let sample = answered.map_err(|error| format!("it failed: {error}"))?;
         check_sample(&sample, request)?;
         if sample.stop == StopReason::Interrupted {
             return Err("it was interrupted, and nobody asked for that".to_owned());
@@ -186,7 +186,7 @@ impl Engine {
         }
         while let Some(joined) = together.join_next().await {
             let (index, sample) = joined.map_err(|error| error.to_string())?;
-            let sample = sample.map_err(|error| format!("it failed to {error}"))?;
+            let sample = sample.map_err(|error| format!("it failed: {error}"))?;
             same(&sample, &alone[index], "served beside others")?;
         }
         Ok(format!("{} at once", requests.len()))
@@ -268,7 +268,7 @@ impl Engine {
                 Some(answered) => answered,
                 None => asked.await,
             };
-            let first = answered.map_err(|error| format!("it failed to {error}"))?;
+            let first = answered.map_err(|error| format!("it failed: {error}"))?;
             check_sample(&first, &request)?;
             if first.stop == StopReason::Interrupted {
                 if !can {

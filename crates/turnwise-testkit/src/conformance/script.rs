@@ -37,12 +37,12 @@ impl Demonstrator for Script {
 /// Plays a script once, to find a text after the end.
 pub(super) async fn plays<E: Environment>(make: &(impl Fn() -> E + Sync), texts: &[&str]) {
     let mut environment = make();
-    environment.reset(0).await.unwrap_or_else(|error| panic!("reset failed to {error}"));
+    environment.reset(0).await.unwrap_or_else(|error| panic!("reset failed: {error}"));
     for (n_said, text) in texts.iter().enumerate() {
         let step = environment
             .step(Action::text(*text))
             .await
-            .unwrap_or_else(|error| panic!("failed to {error}, after {text:?}"));
+            .unwrap_or_else(|error| panic!("{error}, after {text:?}"));
         let rest = &texts[n_said + 1..];
         assert!(
             matches!(step, Step::Next { .. }) || rest.is_empty(),

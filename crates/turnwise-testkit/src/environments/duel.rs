@@ -66,7 +66,7 @@ impl Environment for Duel {
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
         *self = serde_json::from_slice(snapshot)
-            .map_err(|error| EnvironmentError::new("restore a duel").caused_by(error))?;
+            .map_err(|error| EnvironmentError::new("cannot restore a duel").caused_by(error))?;
         Ok(())
     }
 }

@@ -176,7 +176,7 @@ impl Environment for Shop {
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), EnvironmentError> {
         self.state = serde_json::from_slice(snapshot)
-            .map_err(|error| EnvironmentError::new("restore a shop").caused_by(error))?;
+            .map_err(|error| EnvironmentError::new("cannot restore a shop").caused_by(error))?;
         Ok(())
     }
 

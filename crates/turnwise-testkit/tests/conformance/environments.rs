@@ -79,7 +79,7 @@ impl Environment for Counter {
     async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
         assert!(self.broken != Broken::PanicsInReset, "as asked");
         match self.broken {
-            Broken::FailsInReset => Err(EnvironmentError::new("open the door")),
+            Broken::FailsInReset => Err(EnvironmentError::new("cannot open the door")),
             Broken::SaysNothing => Ok(Observation::default()),
             Broken::SpeaksForTheAgent => Ok(vec![Message::new(Role::Assistant, "I win.")].into()),
             Broken::ReadsAClock => Ok(CLOCK.fetch_add(1, Ordering::Relaxed).to_string().into()),
@@ -94,7 +94,7 @@ impl Environment for Counter {
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
         assert!(self.broken != Broken::PanicsOnEmptyText || !action.text.is_empty(), "as asked");
         if self.broken == Broken::FailsOnCalls && !action.calls.is_empty() {
-            return Err(EnvironmentError::new("answer a call"));
+            return Err(EnvironmentError::new("cannot answer a call"));
         }
         if self.broken == Broken::EndsAsFailed && action.text == "-1" {
             return Ok(Step::failed());
@@ -135,7 +135,7 @@ impl Environment for Counter {
             [7, count @ 0..=2] => self.count = *count,
             _ if self.broken == Broken::TakesGarbage => {}
             _ if self.broken == Broken::PanicsOnGarbage => panic!("as asked"),
-            _ => return Err(EnvironmentError::new("read a count")),
+            _ => return Err(EnvironmentError::new("cannot read a count")),
         }
         Ok(())
     }
@@ -231,7 +231,7 @@ async fn state_that_clones_share_is_found_and_named() {
 #[tokio::test]
 async fn what_is_wrong_is_said_with_its_cause() {
     let checks = checks(Broken::FailsInReset).await;
-    assert_eq!(checks[0].result, Err("seed 0: reset failed to open the door".to_owned()));
+    assert_eq!(checks[0].result, Err("seed 0: reset failed: cannot open the door".to_owned()));
     assert!(checks.iter().all(|check| !check.passed()), "nothing passes for want of an episode");
 }
 

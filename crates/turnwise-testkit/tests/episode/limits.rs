@@ -187,7 +187,7 @@ impl Environment for Over {
     }
 
     async fn step(&mut self, _action: Action) -> Result<Step, EnvironmentError> {
-        Err(EnvironmentError::new("step after the end").of_kind(ErrorKind::Protocol))
+        Err(EnvironmentError::new("a step was taken after the end").of_kind(ErrorKind::Protocol))
     }
 }
 

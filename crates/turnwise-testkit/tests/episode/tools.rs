@@ -110,7 +110,7 @@ impl Tool for Dead {
     }
 
     async fn call(&self, _: &serde_json::Value) -> Result<ToolReply, EnvironmentError> {
-        Err(EnvironmentError::new("reach the server"))
+        Err(EnvironmentError::new("cannot reach the server"))
     }
 }
 
