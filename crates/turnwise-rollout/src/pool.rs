@@ -1,36 +1,35 @@
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use turnwise_environment::{LedgerStore, Rubric, TaskSet, derive_seed};
 use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersion, Trajectory};
 
 use crate::episode::release;
-use crate::group::has_reward;
+use crate::grading::Graded;
 use crate::{
-    AgentFactory, BlockingThreads, Episode, EpisodeSnapshot, Group, Meter, Opponent, Policy,
-    Progress, RestoreError, StopSignal, grading, uniform_at,
+    AgentFactory, BlockingThreads, Episode, Group, Meter, Opponent, Policy, Progress, StopSignal,
+    uniform_at,
 };
 
 mod breaker;
+mod groups;
 mod iteration;
 mod ledger;
+mod queue;
 mod running;
 mod settings;
+mod snapshot;
 
+use breaker::Breaker;
 pub use breaker::RolloutError;
-use breaker::{Breaker, BreakerCounts};
-use grading::Graded;
+use groups::OpenGroups;
 pub use iteration::Iteration;
-use iteration::Unfinished;
 pub use ledger::{Census, Ledger};
-use running::{Due, Place, Returned, Running};
+use queue::EpisodeQueue;
+use running::{Due, Returned, Running};
 pub use settings::PoolSettings;
+pub use snapshot::PoolSnapshot;
 
 /// Runs groups of episodes side by side and keeps suspended episodes.
 ///
@@ -81,30 +80,16 @@ pub struct RolloutPool {
     rubric: Option<Arc<dyn Rubric>>,
     settings: PoolSettings,
     seed: u64,
-    open: BTreeMap<GroupId, OpenGroup>,
-    /// Episodes that are not being advanced: suspended, or fresh.
-    waiting: Vec<Episode>,
-    /// Episodes to advance as soon as there is room.
-    due: VecDeque<Due>,
+    queue: EpisodeQueue,
+    groups: OpenGroups,
     running: Running,
-    /// Complete groups that are being graded.
-    grading: FuturesUnordered<BoxFuture<'static, Graded>>,
     /// Results since the last call of `take_news`.
     news: Iteration,
-    ledger: Ledger,
     breaker: Breaker,
-    /// The tokens that suspended episodes have sampled in the current iteration.
-    used: BTreeMap<Place, u64>,
-    /// The iteration that a stop cut short, and that the next call continues.
-    unfinished: Option<Unfinished>,
     /// The number of iterations in a row without a sampled token or a finished episode.
     fruitless: u32,
     /// The oldest version that can be trained on; an episode with an older token is cancelled.
     oldest: PolicyVersion,
-    /// Groups with too few members left, whose remaining episodes are cancelled.
-    doomed: BTreeSet<GroupId>,
-    /// The number of groups that were dropped whole.
-    n_lost: u64,
     /// The number of episodes of the iteration that have returned.
     meter: Meter,
     /// Who plays the seats that the trained policy leaves.
@@ -113,64 +98,6 @@ pub struct RolloutPool {
     calls: Option<Arc<dyn LedgerStore>>,
     /// The last engine used; it may hold sessions of suspended episodes.
     engine: Option<Arc<dyn Policy>>,
-}
-
-/// A group with unfinished members.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct OpenGroup {
-    finished: Vec<Trajectory>,
-}
-
-/// A pool as data.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PoolSnapshot {
-    finished: BTreeMap<GroupId, Vec<Trajectory>>,
-    waiting: Vec<EpisodeSnapshot>,
-    /// Episodes that cannot continue and restart.
-    restart: Vec<Identity>,
-    ledger: Ledger,
-    breaker: BreakerCounts,
-    unfinished: Option<Unfinished>,
-    fruitless: u32,
-    oldest: PolicyVersion,
-    doomed: BTreeSet<GroupId>,
-    n_lost: u64,
-}
-
-impl PoolSnapshot {
-    /// Returns the number of suspended episodes that can continue.
-    #[must_use]
-    pub fn n_continuing(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Returns the number of episodes that must restart.
-    #[must_use]
-    pub fn n_restarting(&self) -> usize {
-        self.restart.len()
-    }
-
-    /// Rejects open groups that do not have `size` members: such groups can be neither finished nor compared with
-    /// others.
-    fn check_size(&self, size: usize) -> Result<(), RestoreError> {
-        let mut members: BTreeMap<GroupId, usize> = BTreeMap::new();
-        for (group, finished) in &self.finished {
-            *members.entry(*group).or_default() += finished.len();
-        }
-        let waiting = self.waiting.iter().map(EpisodeSnapshot::identity).chain(&self.restart);
-        for identity in waiting {
-            if !self.finished.contains_key(&identity.group) {
-                let group = identity.group.0;
-                return Err(RestoreError::State(format!("its group {group} is not open")));
-            }
-            *members.entry(identity.group).or_default() += 1;
-        }
-        match members.into_values().find(|members| *members != size) {
-            Some(was) => Err(RestoreError::GroupSize { was, is: size }),
-            None => Ok(()),
-        }
-    }
 }
 
 impl RolloutPool {
@@ -201,20 +128,13 @@ impl RolloutPool {
             rubric,
             settings,
             seed,
-            open: BTreeMap::new(),
-            waiting: Vec::new(),
-            due: VecDeque::new(),
+            queue: EpisodeQueue::default(),
+            groups: OpenGroups::default(),
             running: Running::default(),
-            grading: FuturesUnordered::new(),
             news: Iteration::default(),
-            ledger: Ledger::default(),
             breaker,
-            used: BTreeMap::new(),
-            unfinished: None,
             fruitless: 0,
             oldest: PolicyVersion::default(),
-            doomed: BTreeSet::new(),
-            n_lost: 0,
             meter: Meter::default(),
             opponent: Opponent::default(),
             calls: None,
@@ -261,19 +181,19 @@ impl RolloutPool {
     /// Returns the number of unfinished groups.
     #[must_use]
     pub fn n_open(&self) -> usize {
-        self.open.len()
+        self.groups.len()
     }
 
     /// Returns the number of episodes that wait to be advanced, including fresh ones.
     #[must_use]
     pub fn n_waiting(&self) -> usize {
-        self.waiting.len() + self.due.len()
+        self.queue.len()
     }
 
     /// Returns the number of groups that were dropped whole since the pool was created.
     #[must_use]
     pub fn n_lost(&self) -> u64 {
-        self.n_lost
+        self.groups.n_lost()
     }
 
     /// Returns the number of episodes that are being advanced or are due.
@@ -285,20 +205,18 @@ impl RolloutPool {
     /// Returns the ledger of all episodes.
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
-        &self.ledger
+        self.groups.ledger()
     }
 
     /// Counts where the open episodes are.
     #[must_use]
     pub fn census(&self) -> Census {
-        let idle = || self.waiting.iter().chain(self.due.iter().map(|due| &due.episode));
-        let suspended = idle().filter(|episode| episode.suspensions() > 0).count();
-        let finished: usize = self.open.values().map(|group| group.finished.len()).sum();
+        let suspended = self.queue.episodes().filter(|episode| episode.suspensions() > 0).count();
         Census {
             running: self.running.len() as u64,
             suspended: suspended as u64,
-            fresh: (idle().count() - suspended) as u64,
-            gathered: (finished + self.grading.len() * self.settings.group_size) as u64,
+            fresh: (self.queue.len() - suspended) as u64,
+            gathered: self.groups.n_gathered(self.settings.group_size) as u64,
         }
     }
 
@@ -307,13 +225,11 @@ impl RolloutPool {
     /// # Panics
     /// Panics if the group is already open.
     pub fn start(&mut self, id: GroupId, task_index: usize) {
-        let fresh = self.open.insert(id, OpenGroup::default()).is_none();
-        assert!(fresh, "group {} is open already", id.0);
+        self.groups.open(id, self.settings.group_size);
         for member in 0..self.settings.group_size as u32 {
             let identity = self.identity(id, task_index, member);
-            self.waiting.push(self.episode(identity));
+            self.queue.wait(self.episode(identity));
         }
-        self.ledger.dispatched += self.settings.group_size as u64;
     }
 
     /// Advances every waiting episode once, retries those that broke, and returns the finished groups.
@@ -330,8 +246,9 @@ impl RolloutPool {
         stop: &StopSignal,
     ) -> Result<Iteration, RolloutError> {
         let (out_of_time, round) = stop.child();
-        let share = self.begin_iteration();
-        self.meter.begin("episodes", self.due.len() as u64);
+        let (share, n_resumed) = self.queue.begin_iteration(&self.settings);
+        self.news.resumed += n_resumed;
+        self.meter.begin("episodes", self.queue.n_due() as u64);
         let result = {
             // Doubles the time after each iteration without progress: an engine that discards unfinished requests would
             // otherwise restart the same turn forever.
@@ -357,16 +274,13 @@ impl RolloutPool {
             self.halt().await;
         }
         self.meter.end();
-        let used = self.end_iteration();
-        if stop.requested() || result.is_err() {
-            self.unfinished = Some(Unfinished::new(share, used));
-        }
+        self.queue.end_iteration(share, stop.requested() || result.is_err());
         result.map(|()| self.take_news())
     }
 
     /// Runs waiting episodes in the background, up to the limit on concurrency.
     pub fn launch(&mut self, policy: &Arc<dyn Policy>, stop: &StopSignal) {
-        self.queue();
+        self.news.resumed += self.queue.make_due();
         self.fill(policy, u64::MAX, stop);
     }
 
@@ -378,9 +292,10 @@ impl RolloutPool {
     pub async fn settle(&mut self) -> Result<bool, RolloutError> {
         tokio::select! {
             biased;
-            Some(graded) = self.grading.next() => {
+            Some(graded) = self.groups.next_graded() => {
                 let tripped = self.count_taken_back(&graded);
-                self.deliver(graded.group);
+                let min_size = self.settings.min_group_size;
+                self.groups.deliver(graded.group, min_size, &mut self.news);
                 tripped.map_or(Ok(true), Err)
             }
             Some(returned) = self.running.next() => self.take_back(returned).map(|()| true),
@@ -417,75 +332,6 @@ impl RolloutPool {
         while self.sweep() {}
     }
 
-    /// Returns the pool as data.
-    ///
-    /// # Panics
-    /// Panics if episodes are running; call [`halt`](Self::halt) first.
-    #[must_use]
-    pub fn snapshot(&self) -> PoolSnapshot {
-        assert!(self.running.len() + self.grading.len() == 0, "halt the pool before its snapshot");
-        let mut snapshot = PoolSnapshot {
-            finished: self.open.iter().map(|(id, group)| (*id, group.finished.clone())).collect(),
-            ledger: self.ledger.clone(),
-            breaker: self.breaker.counts(),
-            unfinished: self.unfinished.clone(),
-            fruitless: self.fruitless,
-            oldest: self.oldest,
-            doomed: self.doomed.clone(),
-            n_lost: self.n_lost,
-            ..PoolSnapshot::default()
-        };
-        for episode in self.waiting.iter().chain(self.due.iter().map(|due| &due.episode)) {
-            match episode.snapshot() {
-                Some(episode) => snapshot.waiting.push(episode),
-                None => snapshot.restart.push(episode.identity().clone()),
-            }
-        }
-        snapshot
-    }
-
-    /// Restores a snapshot into an empty pool.
-    ///
-    /// # Errors
-    /// If an episode cannot be restored, or the open groups have another size.
-    ///
-    /// # Panics
-    /// Panics if the pool has open groups.
-    pub fn restore(&mut self, snapshot: PoolSnapshot) -> Result<(), RestoreError> {
-        assert!(self.open.is_empty(), "restore a pool before using it");
-        snapshot.check_size(self.settings.group_size)?;
-        self.open = snapshot
-            .finished
-            .into_iter()
-            .map(|(id, finished)| (id, OpenGroup { finished }))
-            .collect();
-        self.ledger = snapshot.ledger;
-        self.breaker.restore(snapshot.breaker);
-        self.unfinished = snapshot.unfinished;
-        self.fruitless = snapshot.fruitless;
-        self.oldest = snapshot.oldest;
-        self.doomed = snapshot.doomed;
-        self.n_lost = snapshot.n_lost;
-        let mut restart = snapshot.restart;
-        for episode in snapshot.waiting {
-            let identity = episode.identity().clone();
-            match Episode::restore_against(episode, &*self.tasks, &*self.agents, &self.opponent) {
-                Ok(episode) => self.waiting.push(self.recorded(episode)),
-                // An environment that refuses its snapshot costs one attempt, not the run.
-                Err(RestoreError::Environment(error)) => {
-                    tracing::warn!(group = identity.group.0, member = identity.member, %error, "an episode restarts");
-                    restart.push(identity);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        for mut identity in restart {
-            identity.attempt += 1;
-            self.waiting.push(self.episode(identity));
-        }
-        Ok(())
-    }
-
     fn identity(&self, group: GroupId, task_index: usize, member: u32) -> Identity {
         let seed = derive_seed(self.seed, group.0);
         Identity {
@@ -516,59 +362,12 @@ impl RolloutPool {
         }
     }
 
-    /// Makes the episodes of the iteration due, and returns the number of tokens that each may sample in it.
-    fn begin_iteration(&mut self) -> u64 {
-        self.used.clear();
-        let Some(unfinished) = self.unfinished.take() else {
-            let share = self.settings.share(self.n_waiting());
-            self.queue();
-            return share;
-        };
-        let share = unfinished.share;
-        let used = unfinished.used();
-        for episode in std::mem::take(&mut self.waiting) {
-            let used = used.get(&place(episode.identity())).copied().unwrap_or(0);
-            if used < share {
-                self.due.push_back(Due { episode, delay: Duration::ZERO, used });
-            } else {
-                // The episode has used its share, and stays suspended until the next iteration.
-                self.used.insert(place(episode.identity()), used);
-                self.waiting.push(episode);
-            }
-        }
-        share
-    }
-
-    /// Moves the remaining due episodes to the waiting ones, and returns the tokens that each waiting episode has
-    /// sampled in the iteration.
-    fn end_iteration(&mut self) -> BTreeMap<Place, u64> {
-        let mut used = std::mem::take(&mut self.used);
-        for Due { episode, used: of_attempts, .. } in self.due.drain(..) {
-            used.insert(place(episode.identity()), of_attempts);
-            self.waiting.push(episode);
-        }
-        used
-    }
-
-    /// Makes waiting episodes due: suspended ones before fresh ones, oldest version first.
-    fn queue(&mut self) {
-        let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.sort_by_cached_key(|episode| {
-            let identity = episode.identity();
-            let oldest = episode.oldest_version();
-            (episode.suspensions() == 0, oldest, identity.group, identity.member)
-        });
-        self.news.resumed += waiting.iter().filter(|episode| episode.suspensions() > 0).count();
-        let at_once = |episode| Due { episode, delay: Duration::ZERO, used: 0 };
-        self.due.extend(waiting.into_iter().map(at_once));
-    }
-
     /// Launches due episodes, as far as there is room.
     fn fill(&mut self, policy: &Arc<dyn Policy>, tokens: u64, stop: &StopSignal) {
         self.engine = Some(policy.clone());
         while self.running.len() < self.settings.max_concurrent && !stop.requested() {
-            let Some(due) = self.due.pop_front() else { return };
-            match self.reason_to_give_up(&due.episode) {
+            let Some(due) = self.queue.pop_due() else { return };
+            match reason_to_give_up(&due.episode, &self.groups, self.oldest) {
                 Some(reason) => self.cancel(due.episode, reason),
                 None => self.running.launch(due, policy, tokens, stop),
             }
@@ -580,7 +379,7 @@ impl RolloutPool {
             Progress::Suspended(episode) => {
                 let drawn = episode.n_drawn().saturating_sub(returned.n_drawn_before) as u64;
                 self.news.n_sampled += drawn;
-                self.used.insert(returned.place, returned.used_before + drawn);
+                self.queue.record_used(returned.place, returned.used_before + drawn);
                 self.meter.advance(1);
                 self.keep(episode);
                 Ok(())
@@ -605,7 +404,7 @@ impl RolloutPool {
         *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
         let tripped = self.breaker.count(&trajectory).or_else(|| self.count_stuck());
         if let Some(due) = self.retry(&trajectory, used) {
-            self.due.push_back(due);
+            self.queue.push_due(due);
         } else {
             self.meter.advance(1);
             self.file(trajectory);
@@ -639,7 +438,7 @@ impl RolloutPool {
     fn retry(&self, trajectory: &Trajectory, used: u64) -> Option<Due> {
         let identity = &trajectory.identity;
         let is_broken = matches!(trajectory.outcome, Outcome::InfraFault(_));
-        let is_wanted = !self.doomed.contains(&identity.group);
+        let is_wanted = !self.groups.is_doomed(identity.group);
         (is_broken && is_wanted && identity.attempt < self.settings.max_retries).then(|| {
             let attempt = identity.attempt + 1;
             let uniform = uniform_at(identity.sampling_seed, u64::from(attempt));
@@ -653,20 +452,8 @@ impl RolloutPool {
 
     /// Cancels waiting episodes that have a reason to give up; returns whether there were any.
     fn sweep(&mut self) -> bool {
-        let (waiting, due) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.due));
-        let mut given_up = Vec::new();
-        for episode in waiting {
-            match self.reason_to_give_up(&episode) {
-                Some(reason) => given_up.push((episode, reason)),
-                None => self.waiting.push(episode),
-            }
-        }
-        for due in due {
-            match self.reason_to_give_up(&due.episode) {
-                Some(reason) => given_up.push((due.episode, reason)),
-                None => self.due.push_back(due),
-            }
-        }
+        let (groups, oldest) = (&self.groups, self.oldest);
+        let given_up = self.queue.remove(|episode| reason_to_give_up(episode, groups, oldest));
         let any = !given_up.is_empty();
         for (episode, reason) in given_up {
             self.cancel(episode, reason);
@@ -676,18 +463,10 @@ impl RolloutPool {
 
     /// Keeps a suspended episode, or cancels it if there is a reason to give up.
     fn keep(&mut self, episode: Episode) {
-        match self.reason_to_give_up(&episode) {
+        match reason_to_give_up(&episode, &self.groups, self.oldest) {
             Some(reason) => self.cancel(episode, reason),
-            None => self.waiting.push(episode),
+            None => self.queue.wait(episode),
         }
-    }
-
-    fn reason_to_give_up(&self, episode: &Episode) -> Option<CancelReason> {
-        if self.doomed.contains(&episode.identity().group) {
-            return Some(CancelReason::GroupDropped);
-        }
-        let is_stale = episode.oldest_version().is_some_and(|version| version < self.oldest);
-        is_stale.then_some(CancelReason::Stale)
     }
 
     fn cancel(&mut self, episode: Episode, reason: CancelReason) {
@@ -699,70 +478,33 @@ impl RolloutPool {
         self.file(trajectory);
     }
 
-    /// Adds a final attempt to its group, and grades the group when it is complete.
+    /// Adds a final attempt to its group, and stops the rest of a group that is no longer worth continuing.
     fn file(&mut self, trajectory: Trajectory) {
-        let id = trajectory.identity.group;
-        let group = self.open.get_mut(&id).expect("an episode runs while its group is open");
-        group.finished.push(trajectory);
-        if group.finished.len() < self.settings.group_size {
-            self.doom(id);
-            return;
-        }
-        let mut members = self.open.remove(&id).expect("it was just found").finished;
-        self.doomed.remove(&id);
-        members.sort_unstable_by_key(|member| member.identity.member);
-        let (rubric, limit) = (self.rubric.clone(), self.settings.rubric_timeout());
-        self.grading.push(Box::pin(grading::grade(rubric, limit, Group { id, members })));
-    }
-
-    /// Cancels the rest of a group if staleness has left too few members. Faults never do, because each member is
-    /// retried on its own.
-    fn doom(&mut self, id: GroupId) {
-        let finished = &self.open[&id].finished;
-        let is_lost = |member: &&Trajectory| {
-            matches!(member.outcome, Outcome::Cancelled(CancelReason::Stale))
-        };
-        let n_lost = finished.iter().filter(is_lost).count();
-        let n_left = self.settings.group_size - n_lost;
-        if n_left < self.settings.min_group_size && self.doomed.insert(id) {
-            self.running.stop_group(id);
-        }
-    }
-
-    /// Counts a graded group, and delivers it if enough members are scored.
-    fn deliver(&mut self, group: Group) {
-        let viable = group.n_scored() >= self.settings.min_group_size;
-        for member in &group.members {
-            let reason = match (viable, has_reward(member)) {
-                (true, true) => {
-                    self.ledger.delivered += 1;
-                    continue;
-                }
-                (false, true) => "group_dropped".to_owned(),
-                (_, false) if member.outcome.is_scored() => "no_turn".to_owned(),
-                (_, false) => member.outcome.label(),
-            };
-            *self.ledger.dropped.entry(reason.clone()).or_default() += 1;
-            *self.news.dropped.entry(reason).or_default() += 1;
-        }
-        if viable {
-            self.news.groups.push(group);
-        } else {
-            self.n_lost += 1;
+        let doomed = self.groups.file(trajectory, &self.settings, self.rubric.as_ref());
+        if let Some(group) = doomed {
+            self.running.stop_group(group);
         }
     }
 }
 
-fn place(identity: &Identity) -> Place {
-    (identity.group, identity.member)
+/// Returns why an episode cannot be trained on, if so: its group is dropped, or its tokens are older than `oldest`.
+fn reason_to_give_up(
+    episode: &Episode,
+    groups: &OpenGroups,
+    oldest: PolicyVersion,
+) -> Option<CancelReason> {
+    if groups.is_doomed(episode.identity().group) {
+        return Some(CancelReason::GroupDropped);
+    }
+    let is_stale = episode.oldest_version().is_some_and(|version| version < oldest);
+    is_stale.then_some(CancelReason::Stale)
 }
 
 impl Drop for RolloutPool {
     /// Drops suspended and running episodes with the pool, and releases their engine sessions.
     fn drop(&mut self) {
         let Some(engine) = self.engine.take() else { return };
-        let idle = self.waiting.iter().chain(self.due.iter().map(|due| &due.episode));
-        let suspended = idle.filter(|episode| episode.suspensions() > 0);
+        let suspended = self.queue.episodes().filter(|episode| episode.suspensions() > 0);
         let sessions = suspended.flat_map(Episode::own_sessions);
         sessions.chain(self.running.sessions()).for_each(|session| release(&*engine, session));
     }
@@ -774,7 +516,7 @@ impl fmt::Debug for RolloutPool {
             .debug_struct("RolloutPool")
             .field("tasks", &self.tasks.name())
             .field("census", &self.census())
-            .field("ledger", &self.ledger)
+            .field("ledger", self.ledger())
             .finish_non_exhaustive()
     }
 }

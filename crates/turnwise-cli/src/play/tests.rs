@@ -160,5 +160,8 @@ async fn what_the_environment_says_cannot_move_the_cursor() {
 async fn a_broken_environment_is_an_error() {
     let (outcome, _) = played(&nasty(), GAME, "break\n").await;
     let error = outcome.expect_err("it broke");
-    assert_eq!(error.to_string(), "cannot play on: the environment broke: cannot open the database");
+    assert_eq!(
+        error.to_string(),
+        "cannot play on: the environment broke: cannot open the database"
+    );
 }

@@ -121,5 +121,8 @@ fn tasks_are_read_from_lines_and_a_wrong_line_is_named() {
     let error = read().expect_err("line 2 is wrong");
     assert!(error.to_string().starts_with("cannot read the task in line 2 of "), "{error}");
     std::fs::remove_file(&path).expect("removed");
-    assert!(read().expect_err("it is gone").to_string().starts_with("cannot read "), "the file is named");
+    assert!(
+        read().expect_err("it is gone").to_string().starts_with("cannot read "),
+        "the file is named"
+    );
 }

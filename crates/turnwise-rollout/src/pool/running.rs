@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use turnwise_trajectory::{GroupId, PolicyVersion};
+use turnwise_trajectory::{GroupId, Identity, PolicyVersion};
 
 use crate::{Allowance, Episode, Policy, Progress, SessionId, StopHandle, StopSignal};
 
 /// A member's place in its group, equal for all attempts of the member.
 pub(super) type Place = (GroupId, u32);
+
+/// Returns the place of an episode.
+pub(super) fn place(identity: &Identity) -> Place {
+    (identity.group, identity.member)
+}
 
 /// An episode that is due to be advanced.
 #[derive(Debug)]
@@ -61,7 +66,7 @@ impl Running {
     ) {
         let Due { episode, delay, used } = due;
         let identity = episode.identity();
-        let place = super::place(identity);
+        let place = place(identity);
         let (handle, stop) = stop.child();
         let sessions = episode.own_sessions();
         let now = policy.version();
