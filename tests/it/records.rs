@@ -124,11 +124,8 @@ fn trajectories() -> impl Strategy<Value = Trajectory> {
                 node: NodeId((node % n_nodes) as u32),
                 stop: StopReason::MaxTokens,
                 reward,
-                score: (faults % 3 == 0).then(|| Score {
-                    rubric: text.clone(),
-                    value: reward,
-                    before: (faults % 5 > 0).then_some(seconds),
-                }),
+                score: (faults % 3 == 0).then(|| Score { rubric: text.clone(), value: reward }),
+                penalty: (faults % 5 > 0).then_some(seconds),
                 faults,
                 seconds,
                 engine: text.clone(),
@@ -245,7 +242,7 @@ fn refused(change: impl Fn(&mut Value)) -> RecordError {
 
 #[test]
 fn another_format_is_refused_by_its_number() {
-    assert!(matches!(refused(|line| line["format"] = json!(2)), RecordError::Format { found: 2 }));
+    assert!(matches!(refused(|line| line["format"] = json!(3)), RecordError::Format { found: 3 }));
     assert!(matches!(refused(|line| line["format"] = Value::Null), RecordError::Json(_)));
 }
 
@@ -430,7 +427,7 @@ const OLD_LINE: &str = concat!(
     "\n"
 );
 
-// Records of format 1 are read as before, and written byte for byte.
+// Records of format 1 are read as before, and written with nothing changed but the format's number.
 #[test]
 fn records_written_before_columns_are_read_and_written_alike() {
     let task = serde_json::to_string(&TaskKey::of("built")).expect("plain data");
@@ -438,7 +435,27 @@ fn records_written_before_columns_are_read_and_written_alike() {
     let read = read_line(&line).expect("an old record is a record");
     let built = Built::new(0).turn(vec![token(1, -0.5, 1.0), token(2, -0.25, 1.0)], 1.0).trajectory;
     assert_eq!(read, built);
-    assert_eq!(written(&read), line);
+    assert_eq!(written(&read), line.replace("{\"format\":1,", "{\"format\":2,"));
+}
+
+// In format 1, the reward of a turn was the sum of the environment's, the rubric's and the trainer's parts.
+#[test]
+fn the_parts_of_an_old_reward_are_read_apart() {
+    let task = serde_json::to_string(&TaskKey::of("built")).expect("plain data");
+    let line = OLD_LINE.replace("TASK", &task);
+    let with = |reward: &str, score: &str| {
+        let new = format!("\"reward\":{reward},\"score\":{score}");
+        let read = read_line(&line.replace("\"reward\":1.0", &new)).expect("an old record");
+        let turn = read.turns[0].clone();
+        assert_eq!(read.reward(), turn.total_reward());
+        (turn.reward, turn.score.and_then(|score| score.value), turn.penalty)
+    };
+    let by_rubric = r#"{"rubric":"brevity","value":0.25,"before":1.0}"#;
+    assert_eq!(with("1.25", by_rubric), (Some(1.0), Some(0.25), None));
+    let by_trainer = r#"{"rubric":"admission","value":-0.5,"before":1.0}"#;
+    assert_eq!(with("0.5", by_trainer), (Some(1.0), None, Some(-0.5)));
+    let unscored = r#"{"rubric":"brevity","value":null,"before":null}"#;
+    assert_eq!(with("null", unscored), (None, None, None));
 }
 
 /// Five turns of 200 tokens by one version, scored turn by turn, without masks.

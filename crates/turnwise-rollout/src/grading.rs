@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::timeout;
 use turnwise_environment::{Rubric, Transcript};
-use turnwise_trajectory::{InfraFault, InfraReason, Outcome, Score, Trajectory};
+use turnwise_trajectory::{InfraFault, InfraReason, Outcome, Score, Trajectory, Turn};
 
 use crate::Group;
 use crate::panic_text::panic_text;
@@ -136,7 +136,7 @@ async fn scores(
 
 fn add_score(rubric: &str, member: &mut Trajectory, score: Option<f64>) {
     put_down(rubric, member, score);
-    let total: f64 = member.turns.iter().filter_map(|turn| turn.reward).sum();
+    let total: f64 = member.turns.iter().filter_map(Turn::total_reward).sum();
     if let Some(score) = score
         && !total.is_finite()
     {
@@ -148,9 +148,7 @@ fn add_score(rubric: &str, member: &mut Trajectory, score: Option<f64>) {
 /// Writes a verdict into the last turn, and replaces an earlier one.
 fn put_down(rubric: &str, member: &mut Trajectory, value: Option<f64>) {
     let turn = member.turns.last_mut().expect("only episodes with turns are scored");
-    let before = turn.score.take().map_or(turn.reward, |score| score.before);
-    turn.reward = value.map_or(before, |value| Some(before.unwrap_or(0.0) + value));
-    turn.score = Some(Score { rubric: rubric.to_owned(), value, before });
+    turn.score = Some(Score { rubric: rubric.to_owned(), value });
 }
 
 /// Replaces the outcome of a finished episode by a fault.

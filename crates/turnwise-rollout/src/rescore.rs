@@ -34,7 +34,12 @@ pub async fn rescore(
             message,
         };
         score(rubric, limit, &mut members).await.map_err(broke)?;
-        members.into_iter().for_each(expect_reward);
+        for member in members {
+            if let Some(turn) = member.turns.last_mut() {
+                turn.penalty = None;
+            }
+            expect_reward(member);
+        }
     }
     Ok(())
 }

@@ -65,6 +65,7 @@ impl Built {
             stop: StopReason::EndOfTurn,
             reward: Some(reward),
             score: None,
+            penalty: None,
             faults: 0,
             seconds: 0.0,
             engine: "built".to_owned(),

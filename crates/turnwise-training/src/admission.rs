@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise_objective::SoftOverlong;
 use turnwise_rollout::Group;
-use turnwise_trajectory::{MaskReason, NodeId, Outcome, PolicyVersion, Score, Trajectory};
+use turnwise_trajectory::{MaskReason, NodeId, Outcome, PolicyVersion, Trajectory};
 
 use crate::credit::has_equal_rewards;
 
@@ -259,7 +259,7 @@ impl Admission {
         None
     }
 
-    /// Adds the penalties to the reward of the last turn.
+    /// Adds the penalties to the last turn.
     fn shape(&self, member: &mut Trajectory) {
         let mut penalty =
             self.overlong.map_or(0.0, |overlong| overlong.penalty(member.n_sampled()));
@@ -271,11 +271,7 @@ impl Admission {
         if let Some(turn) = member.turns.last_mut()
             && penalty != 0.0
         {
-            let before = turn.reward;
-            turn.reward = Some(before.unwrap_or(0.0) + penalty);
-            // The environment's reward stays readable: a stored episode is replayed and scored again without penalties.
-            let rubric = "admission".to_owned();
-            turn.score.get_or_insert(Score { rubric, value: Some(penalty), before });
+            turn.penalty = Some(penalty);
         }
     }
 }

@@ -1,11 +1,15 @@
 use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{GraphError, Trajectory};
 
 /// The version of the JSONL form that this crate writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+
+/// The format in which a turn had one reward, to which the rubric's score and the trainer's penalty were added.
+const SUMMED: u32 = 1;
 
 #[derive(Serialize)]
 struct Written<'a> {
@@ -34,10 +38,12 @@ pub fn write_line(mut writer: impl Write, trajectory: &Trajectory) -> io::Result
 /// If the line is not a record, has another format, or holds a trajectory that violates an invariant.
 pub fn read_line(line: &str) -> Result<Trajectory, RecordError> {
     let Header { format } = serde_json::from_str(line).map_err(RecordError::Json)?;
-    if format != FORMAT {
-        return Err(RecordError::Format { found: format });
+    let trajectory: Trajectory = match format {
+        FORMAT => serde_json::from_str(line),
+        SUMMED => serde_json::from_str(line).and_then(|line| serde_json::from_value(apart(line))),
+        found => return Err(RecordError::Format { found }),
     }
-    let trajectory: Trajectory = serde_json::from_str(line).map_err(RecordError::Json)?;
+    .map_err(RecordError::Json)?;
     trajectory.graph.validate().map_err(RecordError::Graph)?;
     let n_nodes = trajectory.graph.nodes().len();
     if let Some(turn) = trajectory.turns.iter().position(|turn| turn.node.0 as usize >= n_nodes) {
@@ -49,6 +55,21 @@ pub fn read_line(line: &str) -> Result<Trajectory, RecordError> {
     Ok(trajectory)
 }
 
+/// Takes a record of format 1 with the parts of its rewards apart: a score had the reward before it was added.
+fn apart(mut line: Value) -> Value {
+    let turns = line.get_mut("turns").and_then(Value::as_array_mut).into_iter().flatten();
+    for turn in turns.filter_map(Value::as_object_mut) {
+        let Some(Value::Object(mut score)) = turn.remove("score") else { continue };
+        turn.insert("reward".to_owned(), score.remove("before").unwrap_or_default());
+        if score.get("rubric") == Some(&Value::from("admission")) {
+            turn.insert("penalty".to_owned(), score.remove("value").unwrap_or_default());
+        } else {
+            turn.insert("score".to_owned(), Value::Object(score));
+        }
+    }
+    line
+}
+
 /// The reason why a line cannot be read as a trajectory.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -57,7 +78,7 @@ pub enum RecordError {
     Json(#[source] serde_json::Error),
     /// The record has another format.
     #[error(
-        "cannot read a trajectory record of format {found}: this version reads format {FORMAT}"
+        "cannot read a trajectory record of format {found}: this version reads formats {SUMMED} and {FORMAT}"
     )]
     Format {
         /// The line's format.

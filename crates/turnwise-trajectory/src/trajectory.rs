@@ -53,11 +53,14 @@ pub struct Turn {
     pub node: NodeId,
     /// The reason why sampling stopped; never `Interrupted` in a finished turn.
     pub stop: StopReason,
-    /// The environment's reward for this turn, plus the rubric's on the last turn. `None` means not scored.
+    /// The environment's reward for this turn. `None` means not scored.
     pub reward: Option<f64>,
     /// The rubric's score; only on the last turn of an episode that a rubric has graded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<Score>,
+    /// The trainer's penalty, for length or for a limit; only on the last turn of an episode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<f64>,
     /// The number of malformed calls and answers.
     pub faults: u32,
     /// Wall time from the first request to the environment's answer, in seconds.
@@ -69,16 +72,24 @@ pub struct Turn {
     pub weights: Option<String>,
 }
 
-/// A rubric's verdict on an episode, or a trainer's penalty, stored separately so that stored episodes can be scored
-/// again.
+impl Turn {
+    /// Returns the sum of the environment's reward, the rubric's score and the trainer's penalty; `None` if the turn has
+    /// none of them.
+    #[must_use]
+    pub fn total_reward(&self) -> Option<f64> {
+        let score = self.score.as_ref().and_then(|score| score.value);
+        let parts = [self.reward, score, self.penalty].into_iter().flatten();
+        parts.reduce(|sum, part| sum + part)
+    }
+}
+
+/// A rubric's verdict on an episode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Score {
-    /// The rubric's name; "admission" if only a trainer added a penalty.
+    /// The rubric's name.
     pub rubric: String,
-    /// The value added to the reward of the last turn. `None` means not scored.
+    /// The value that counts beside the reward of the last turn. `None` means not scored.
     pub value: Option<f64>,
-    /// The reward of the last turn before the score was added.
-    pub before: Option<f64>,
 }
 
 /// Everything one agent sampled in one episode, with rewards, outcome and provenance.
@@ -108,7 +119,7 @@ pub struct Trajectory {
 }
 
 impl Trajectory {
-    /// Returns the sum of the rewards; `None` if no turn was scored or the outcome discards rewards.
+    /// Returns the sum of the rewards, scores and penalties; `None` if no turn was scored or the outcome discards rewards.
     ///
     /// A truncated episode keeps the rewards it has received. Without any it counts as 0, so that it stays in its
     /// group's baseline.
@@ -117,16 +128,16 @@ impl Trajectory {
         if !self.outcome.is_scored() {
             return None;
         }
-        let received = self.turns.iter().filter_map(|turn| turn.reward);
+        let received = self.turns.iter().filter_map(Turn::total_reward);
         let received = received.fold(None, |sum, reward| Some(sum.unwrap_or(0.0) + reward));
         let ran_into_a_limit = matches!(self.outcome, Outcome::Truncated(_));
         received.or_else(|| (ran_into_a_limit && self.n_sampled() > 0).then_some(0.0))
     }
 
-    /// Returns the reward of each turn, 0 for a turn that was not scored.
+    /// Returns the total reward of each turn, 0 for a turn that was not scored.
     #[must_use]
     pub fn turn_rewards(&self) -> Vec<f64> {
-        self.turns.iter().map(|turn| turn.reward.unwrap_or(0.0)).collect()
+        self.turns.iter().map(|turn| turn.total_reward().unwrap_or(0.0)).collect()
     }
 
     /// Iterates over the node of each turn.
@@ -177,16 +188,13 @@ impl Trajectory {
         self.graph.path_to(leaf).into_iter().map(|id| self.graph.node(id).message.clone()).collect()
     }
 
-    /// Returns the transcript for a rubric, with the environment's rewards and without the scores that a rubric has
-    /// added.
+    /// Returns the transcript for a rubric, with the environment's rewards alone.
     #[must_use]
     pub fn transcript(&self) -> Transcript {
-        let of_environment =
-            |turn: &Turn| turn.score.as_ref().map_or(turn.reward, |score| score.before);
         Transcript {
             task: self.identity.task.clone(),
             messages: self.messages(),
-            rewards: self.turns.iter().map(of_environment).collect(),
+            rewards: self.turns.iter().map(|turn| turn.reward).collect(),
         }
     }
 }

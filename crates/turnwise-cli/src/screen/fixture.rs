@@ -94,6 +94,7 @@ fn turn(node: NodeId, reward: f64) -> Turn {
         stop: StopReason::EndOfTurn,
         reward: Some(reward),
         score: None,
+        penalty: None,
         faults: 0,
         seconds: 0.0,
         engine: String::new(),

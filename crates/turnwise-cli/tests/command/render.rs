@@ -319,6 +319,7 @@ fn forked() -> Trajectory {
         engine: String::new(),
         weights: None,
         score: None,
+        penalty: None,
     };
     Trajectory {
         identity: Identity {

@@ -216,6 +216,7 @@ impl Episode {
             stop,
             reward: None,
             score: None,
+            penalty: None,
             faults: 0,
             seconds,
             engine,

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use turnwise_environment::Seat;
 use turnwise_trajectory::{SampledToken, Trajectory, Turn};
 
 use super::CreditStreams;
@@ -14,11 +15,14 @@ pub struct CreditRecord<'a> {
     pub group: u64,
     /// The member's index.
     pub member: u32,
+    /// The seat of the trajectory.
+    #[serde(skip_serializing_if = "Seat::is_first")]
+    pub seat: Seat,
     /// The attempt.
     pub attempt: u32,
     /// For each turn, the number of its tokens that train.
     pub tokens: Vec<usize>,
-    /// For each turn, the environment's reward; `None` means not scored.
+    /// For each turn, its reward with score and penalty; `None` means not scored.
     pub rewards: Vec<Option<f64>>,
     /// For each stream, one number for each turn; the tokens train with "advantage".
     pub streams: BTreeMap<&'static str, &'a [f64]>,
@@ -58,9 +62,10 @@ fn record<'a>(
     CreditRecord {
         group: member.identity.group.0,
         member: member.identity.member,
+        seat: member.seat,
         attempt: member.identity.attempt,
         tokens: member.turns.iter().map(trained).collect(),
-        rewards: member.turns.iter().map(|turn| turn.reward).collect(),
+        rewards: member.turns.iter().map(Turn::total_reward).collect(),
         streams: streams.all().map(|stream| (stream.name, &*stream.values[place])).collect(),
         imbalance,
     }
