@@ -1,30 +1,4 @@
-//! Properties across crates. A test's name is a fact; its comment says which numbered statement of the specification it
-//! holds.
+//! The layout of the code, and the table of statements with their tests.
 
-mod admission;
-mod batches;
-mod checkpoints;
-mod conservation;
-mod conversation;
-mod credit;
-mod determinism;
-mod endings;
-mod engines;
-mod learning;
-mod overlap;
-mod pitfalls;
-mod ratio_groups;
-mod records;
-mod refusals;
-mod replay;
-mod rubrics;
-mod sampling;
-mod seats;
-mod settings;
-mod staleness;
 mod statements;
-mod stops;
-mod support;
-mod suspension;
 mod tidy;
-mod versions;

@@ -5,22 +5,45 @@
 
 use std::any::Any;
 use std::fmt;
-use std::hint::spin_loop;
 use std::io;
 use std::iter;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+
+use sync::{Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, JoinHandle, Mutex, thread};
+
+/// Threads, locks and atomics: those of the standard library, or of `loom` in a build that checks every interleaving.
+mod sync {
+    #[cfg(loom)]
+    pub(super) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize};
+    #[cfg(loom)]
+    pub(super) use loom::sync::{Arc, Mutex};
+    #[cfg(loom)]
+    pub(super) use loom::thread::{self, JoinHandle};
+    #[cfg(not(loom))]
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize};
+    #[cfg(not(loom))]
+    pub(super) use std::sync::{Arc, Mutex};
+    #[cfg(not(loom))]
+    pub(super) use std::thread::{self, JoinHandle};
+}
+
+/// Says to a model what sequentially consistent accesses give: loom takes them for acquire and release, and knows the total
+/// order of fences alone.
+fn between_seq_cst_accesses() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(SeqCst);
+}
 
 /// The time that a member waits actively.
-const AWAKE: Duration = Duration::from_micros(300);
+#[cfg(not(loom))]
+const AWAKE: std::time::Duration = std::time::Duration::from_micros(300);
 
 /// Polls of a flag before a yield to another thread, which may be the awaited one.
+#[cfg(not(loom))]
 const LOOKS: u32 = 20_000;
 
 /// The calling thread and its helpers.
@@ -108,7 +131,7 @@ impl Team {
     /// # Errors
     /// When the system refuses a thread.
     pub fn new(threads: usize, name: &str) -> io::Result<Self> {
-        let available = || thread::available_parallelism().map_or(1, usize::from);
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { available() } else { threads };
         let shared = Arc::new(Shared {
             region: AtomicPtr::default(),
@@ -185,6 +208,7 @@ impl Team {
         let pointer: *const Region<'_> = region;
         place.store(pointer.cast_mut().cast(), SeqCst);
         epoch.fetch_add(1, SeqCst);
+        between_seq_cst_accesses();
         if asleep.load(SeqCst) > 0 {
             self.helpers.iter().for_each(|helper| helper.thread().unpark());
         }
@@ -193,6 +217,7 @@ impl Team {
     /// Waits until no helper looks at the region.
     fn close(&self) {
         self.shared.region.store(std::ptr::null_mut(), SeqCst);
+        between_seq_cst_accesses();
         let mut looks = 0;
         while self.shared.inside.load(SeqCst) > 0 {
             wait(&mut looks);
@@ -200,14 +225,21 @@ impl Team {
     }
 }
 
+#[cfg(not(loom))]
 fn wait(looks: &mut u32) {
     *looks += 1;
     if *looks < LOOKS {
-        spin_loop();
+        std::hint::spin_loop();
     } else {
         *looks = 0;
         thread::yield_now();
     }
+}
+
+/// Lets another thread go on, because a model has no time that passes.
+#[cfg(loom)]
+fn wait(_looks: &mut u32) {
+    thread::yield_now();
 }
 
 /// A slice that is handed out in pieces.
@@ -289,6 +321,7 @@ impl Shared {
         let mut seen = 0;
         while self.wait_for_region(&mut seen) {
             self.inside.fetch_add(1, SeqCst);
+            between_seq_cst_accesses();
             let region = self.region.load(SeqCst);
             // SAFETY: `open` stores the pointer and `close` removes it, then waits until `inside` is 0. All three
             // accesses are sequentially consistent: a pointer read after `inside` was raised is valid until `inside` is
@@ -302,25 +335,35 @@ impl Shared {
 
     /// Returns false when the team ends.
     fn wait_for_region(&self, seen: &mut u64) -> bool {
-        let start = Instant::now();
-        let mut looks = 0_u32;
-        loop {
-            if self.is_new(seen) {
-                return !self.is_over.load(Acquire);
-            }
-            spin_loop();
-            looks += 1;
-            if looks.is_multiple_of(1024) && start.elapsed() > AWAKE {
-                break;
-            }
+        #[cfg(not(loom))]
+        if self.sees_region_awake(seen) {
+            return !self.is_over.load(Acquire);
         }
         self.asleep.fetch_add(1, SeqCst);
+        between_seq_cst_accesses();
         // `open` counts up before it looks for sleepers, and a sleeper registers before it looks again.
         while !self.is_new(seen) {
             thread::park();
         }
         self.asleep.fetch_sub(1, SeqCst);
         !self.is_over.load(Acquire)
+    }
+
+    /// Waits actively for some time; returns false if no region was opened.
+    #[cfg(not(loom))]
+    fn sees_region_awake(&self, seen: &mut u64) -> bool {
+        let start = std::time::Instant::now();
+        let mut looks = 0_u32;
+        loop {
+            if self.is_new(seen) {
+                return true;
+            }
+            std::hint::spin_loop();
+            looks += 1;
+            if looks.is_multiple_of(1024) && start.elapsed() > AWAKE {
+                return false;
+            }
+        }
     }
 
     fn is_new(&self, seen: &mut u64) -> bool {
@@ -354,7 +397,53 @@ impl fmt::Debug for Team {
     }
 }
 
-#[cfg(test)]
+/// Checks of every interleaving of the threads of a small team, up to a number of preemptions: in a model, a region that
+/// closes too early is a data race, and a team that does not end is a deadlock.
+///
+/// ```sh
+/// RUSTFLAGS="--cfg loom" cargo test --release -p turnwise-kernels --features products --lib models
+/// ```
+#[cfg(all(test, loom))]
+mod models {
+    use loom::cell::UnsafeCell;
+
+    use super::*;
+
+    /// Cells that pieces write without a lock, as matrix products write rows.
+    struct Cells(Vec<UnsafeCell<usize>>);
+
+    // SAFETY: each piece writes its own cell, and the caller reads after the region is closed. The model verifies both.
+    unsafe impl Sync for Cells {}
+
+    fn check(threads: usize, regions: &'static [usize]) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(move || {
+            let mut team = Team::new(threads, "model").unwrap();
+            for pieces in regions {
+                let cells = Cells((0..*pieces).map(|_| UnsafeCell::new(0)).collect());
+                let cells = &cells;
+                team.each(*pieces, move |_, piece| {
+                    // SAFETY: no other piece has this cell.
+                    cells.0[piece].with_mut(|cell| unsafe { *cell += 1 + piece });
+                });
+                for (piece, cell) in cells.0.iter().enumerate() {
+                    // SAFETY: the region is closed.
+                    assert_eq!(cell.with(|cell| unsafe { *cell }), 1 + piece);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn every_piece_is_done_once_and_seen() {
+        check(2, &[2]);
+        check(2, &[3, 2]);
+        check(3, &[2]);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

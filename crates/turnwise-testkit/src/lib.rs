@@ -15,6 +15,8 @@ pub mod credits;
 mod environments;
 pub mod objectives;
 mod policies;
+mod recording;
+pub mod scene;
 mod tabular;
 mod trajectories;
 
@@ -22,8 +24,9 @@ pub use alphabet::{AlphabetRenderer, END, ENVIRONMENT, POLICY};
 pub use environments::{
     Blocking, Crash, Duel, Echo, Fault, FaultyTasks, Method, Panicking, Replayed, Shop, Till,
 };
-pub use policies::{Faulty, Hashed, Interrupting, Lying, Sessions};
+pub use policies::{Faulty, Hashed, Interruptible, Interrupting, Lying, Sessions};
 /// The property-testing library of the checks, re-exported so that tests need no dependency of their own.
 pub use proptest;
+pub use recording::{Cuts, RecordedExchange, RecordingPolicy, hashed_logits, play};
 pub use tabular::TabularModel;
 pub use trajectories::{Built, rewarded, scored_token};

@@ -1,13 +1,15 @@
 //! Policies for tests; most wrap another policy and change one thing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use turnwise_environment::derive_seed;
 use turnwise_rollout::{
-    Policy, PolicyError, Sample, SampleRequest, Sampler, SessionId, TokenConstraint, uniform_at,
+    Continued, Policy, PolicyError, Sample, SampleRequest, Sampler, SessionId, TokenConstraint,
+    uniform_at,
 };
 use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
 
@@ -155,6 +157,115 @@ fn interrupted(mut sample: Sample, wanted: usize) -> Sample {
         sample.stop = StopReason::Interrupted;
     }
     sample
+}
+
+/// A policy that returns the tokens sampled so far when it is interrupted, as an engine does. It samples one token at a
+/// time, and waits between any two.
+#[derive(Debug)]
+pub struct Interruptible<P> {
+    /// The policy that samples.
+    pub inner: P,
+    /// The sessions with a request, and whether it was interrupted.
+    requests: Mutex<BTreeMap<SessionId, bool>>,
+    n_sampled: AtomicU64,
+}
+
+impl<P: Policy> Interruptible<P> {
+    /// Creates a policy without requests.
+    pub fn new(inner: P) -> Self {
+        Self { inner, requests: Mutex::default(), n_sampled: AtomicU64::new(0) }
+    }
+
+    /// Returns the number of tokens sampled so far, over all requests.
+    #[must_use]
+    pub fn n_sampled(&self) -> u64 {
+        self.n_sampled.load(Ordering::Relaxed)
+    }
+
+    fn requests(&self) -> std::sync::MutexGuard<'_, BTreeMap<SessionId, bool>> {
+        self.requests.lock().expect("no holder panics")
+    }
+
+    async fn step_by_step(
+        &self,
+        request: &SampleRequest,
+        constraint: Option<&Arc<dyn TokenConstraint>>,
+    ) -> Result<Sample, PolicyError> {
+        let mut sample = Sample::new("interruptible");
+        let mut rest = SampleRequest { max_tokens: 1, ..request.clone() };
+        while sample.tokens.len() < request.max_tokens {
+            if self.requests().get(&request.session) == Some(&true) {
+                sample.stop = StopReason::Interrupted;
+                break;
+            }
+            let before = sample.tokens.iter().map(|token| token.id).collect();
+            let one = match constraint.cloned() {
+                None => self.inner.sample(rest.clone()).await?,
+                Some(constraint) => {
+                    let constraint = Arc::new(Continued { constraint, before });
+                    self.inner.sample_constrained(rest.clone(), constraint).await?
+                }
+            };
+            let token = one.tokens[0];
+            self.n_sampled.fetch_add(1, Ordering::Relaxed);
+            sample.push(token, one.kept.first().map_or(&[], Vec::as_slice));
+            rest.prompt.push(token.id);
+            rest.first_index += 1;
+            rest.min_version = token.version;
+            if one.stop == StopReason::EndOfTurn {
+                sample.stop = StopReason::EndOfTurn;
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(sample)
+    }
+}
+
+/// A request that is being answered; it ends when this value is dropped.
+struct OpenRequest<'a, P: Policy>(&'a Interruptible<P>, SessionId);
+
+impl<'a, P: Policy> OpenRequest<'a, P> {
+    fn new(policy: &'a Interruptible<P>, session: SessionId) -> Self {
+        policy.requests().insert(session, false);
+        Self(policy, session)
+    }
+}
+
+impl<P: Policy> Drop for OpenRequest<'_, P> {
+    fn drop(&mut self) {
+        self.0.requests().remove(&self.1);
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<P: Policy> Policy for Interruptible<P> {
+    fn version(&self) -> PolicyVersion {
+        self.inner.version()
+    }
+
+    async fn sample(&self, request: SampleRequest) -> Result<Sample, PolicyError> {
+        let _open = OpenRequest::new(self, request.session);
+        self.step_by_step(&request, None).await
+    }
+
+    async fn sample_constrained(
+        &self,
+        request: SampleRequest,
+        constraint: Arc<dyn TokenConstraint>,
+    ) -> Result<Sample, PolicyError> {
+        let _open = OpenRequest::new(self, request.session);
+        self.step_by_step(&request, Some(&constraint)).await
+    }
+
+    fn interrupt(&self, session: SessionId) -> bool {
+        self.requests().get_mut(&session).map(|interrupted| *interrupted = true).is_some()
+    }
+
+    fn release(&self, session: SessionId) {
+        self.inner.release(session);
+    }
 }
 
 /// A policy that fails on every `every`-th request.

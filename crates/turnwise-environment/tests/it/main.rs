@@ -1,4 +1,5 @@
 //! Suites, task sets and typed tools.
 
+mod golden;
 mod suites;
 mod typed_tools;

@@ -10,7 +10,7 @@ use turnwise_trajectory::{
     write_line,
 };
 
-use crate::support::{Built, token};
+use turnwise_testkit::{Built, scored_token as token};
 
 /// Any bits that are a finite number.
 fn finite_f32() -> impl Strategy<Value = f32> {

@@ -16,7 +16,7 @@ use turnwise_trajectory::{
     Author, MessageGraph, Node, NodeId, PolicyVersion, SampledToken, Span, StopReason, TokenId,
 };
 
-use crate::support::{Engine, agents, block_on, echoes, identity};
+use crate::support::{RecordingPolicy, agents, block_on, echoes, identity};
 
 static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
     let texts = (0..200).map(|n| format!("user: what is {n} plus {}? it is\n\n{{}}", n * 7));
@@ -192,7 +192,7 @@ fn a_call_is_never_written_anew_from_what_was_read() {
 }
 
 /// Draws one more token than the one that ends the turn.
-fn talkative(inner: Engine) -> impl Policy {
+fn talkative(inner: RecordingPolicy) -> impl Policy {
     let lie = |request: &SampleRequest, mut sample: Sample| {
         if sample.stop == StopReason::EndOfTurn && request.first_index > 3 {
             let beyond = SampledToken::new(1, -0.5, PolicyVersion(0));
@@ -208,9 +208,10 @@ fn talkative(inner: Engine) -> impl Policy {
 #[test]
 fn nothing_beyond_the_close_of_a_turn_gets_into_a_row() {
     let said: Vec<Message> = (0..8).map(|_| Message::user("Go on.")).collect();
-    let plain = Engine::new(4);
+    let plain = RecordingPolicy::new(4);
     let (whole, _) = converse(&agents(), &plain, &said, 1000).expect("it goes on");
-    let error = converse(&agents(), &talkative(Engine::new(4)), &said, 1000).expect_err("it lies");
+    let error =
+        converse(&agents(), &talkative(RecordingPolicy::new(4)), &said, 1000).expect_err("it lies");
     let AgentError::BadEngine(message) = error else { panic!("{error}") };
     assert!(message.contains("stop token"), "{message}");
     let ends = whole.nodes().iter().filter(|node| node.author == Author::Policy);

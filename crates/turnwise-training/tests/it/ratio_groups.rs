@@ -18,8 +18,8 @@ use turnwise_trajectory::{EdgeKind, MaskReason, NodeId, Span, TokenId, Trajector
 
 use crate::batches::{Probe, SCOPES, WHOLE, build_all, measured, members};
 use crate::support::{
-    Built, Cuts, Engine, LETTERS, OBJECTIVE, agents, block_on, echoes, identity, limits, play,
-    token,
+    Built, Cuts, LETTERS, OBJECTIVE, RecordingPolicy, agents, block_on, echoes, identity, limits,
+    play, token,
 };
 
 /// Any log-probability in f64, by id.
@@ -328,7 +328,7 @@ fn a_prefix_of_many_branches_contributes_its_gradient_once() {
 
 /// Three episodes that go on from one after so many tokens, to their ends, every token with the advantage 1.
 fn forked(tokens: u64, seed: u64) -> Vec<Trajectory> {
-    let (tasks, engine) = (echoes(6, true), Engine::new(4));
+    let (tasks, engine) = (echoes(6, true), RecordingPolicy::new(4));
     let begun = Episode::new(identity(&tasks, 5, seed), tasks.environment(5), &agents(), limits());
     let advanced = block_on(begun.advance(&engine, &Allowance::tokens(tokens)));
     let Progress::Suspended(trunk) = advanced else { panic!("six turns take longer") };
@@ -392,7 +392,7 @@ fn a_summary_and_what_goes_on_from_it_both_train() {
     let compaction = Some(Compaction { at_tokens: 40, prompt: "Sum up.".to_owned() });
     let (agents, tasks) = (ChatAgents { compaction, ..agents() }, vec![Echo::new(7, true)]);
     for seed in 0..10 {
-        let (engine, task) = (Engine::new(4), identity(&tasks, 0, seed));
+        let (engine, task) = (RecordingPolicy::new(4), identity(&tasks, 0, seed));
         let (limits, cuts) = (limits(), Cuts::default());
         let (played, _) = block_on(play(&tasks, task, &agents, &engine, &limits, &cuts));
         let edges = played.graph.edges().iter();

@@ -9,5 +9,6 @@ mod limits;
 mod processes;
 mod seats;
 mod snapshots;
+mod stops;
 mod support;
 mod tools;

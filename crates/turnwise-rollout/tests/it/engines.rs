@@ -6,7 +6,7 @@ use turnwise_trajectory::{
     InfraReason, MaskReason, Outcome, PolicyVersion, StopReason, Trajectory,
 };
 
-use crate::support::{Cuts, Engine, agents, block_on, echoes, identity, limits, play};
+use crate::support::{Cuts, RecordingPolicy, agents, block_on, echoes, identity, limits, play};
 
 fn played_by(policy: &dyn Policy) -> Trajectory {
     played_with(8, policy)
@@ -78,7 +78,7 @@ fn an_engine_that_lies_is_a_fault_of_the_engine() {
         }),
     ];
     for (name, lie) in lies {
-        let trajectory = played_by(&Lying { inner: Engine::new(4), lie });
+        let trajectory = played_by(&Lying { inner: RecordingPolicy::new(4), lie });
         assert_eq!(reason(&trajectory), Some(InfraReason::BadEngine), "{name}");
         assert_eq!(trajectory.reward(), None, "{name}");
     }
@@ -99,7 +99,7 @@ fn weights_older_than_the_branch_are_refused() {
         }
         sample
     };
-    let trajectory = played_by(&Lying { inner: Engine::new(4), lie });
+    let trajectory = played_by(&Lying { inner: RecordingPolicy::new(4), lie });
     assert_eq!(reason(&trajectory), Some(InfraReason::BadEngine));
     assert!(trajectory.sampled().all(|token| token.version == PolicyVersion(3)));
 }
@@ -107,7 +107,7 @@ fn weights_older_than_the_branch_are_refused() {
 /// Rollouts 13.3
 #[test]
 fn an_engine_that_breaks_is_an_engine_error() {
-    let trajectory = played_by(&Faulty::new(Engine::new(4), 2));
+    let trajectory = played_by(&Faulty::new(RecordingPolicy::new(4), 2));
     assert_eq!(reason(&trajectory), Some(InfraReason::EngineError));
     assert!(trajectory.n_sampled() > 0, "what was drawn before stays in the record");
 }
@@ -122,8 +122,8 @@ fn an_interruption_after_the_last_token_of_a_turn_ends_the_turn() {
         sample
     };
     for seed in 0..20 {
-        let plain = played_with(seed, &Engine::new(4));
-        let interrupted = Lying { inner: Engine::new(4), lie: late };
+        let plain = played_with(seed, &RecordingPolicy::new(4));
+        let interrupted = Lying { inner: RecordingPolicy::new(4), lie: late };
         assert_eq!(played_with(seed, &interrupted), plain);
         let often = Interrupting { inner: interrupted, after: 2 };
         assert_eq!(played_with(seed, &often), plain);

@@ -13,7 +13,7 @@ use turnwise_trajectory::{
     AgentFault, CancelReason, InfraReason, Limit, Outcome, PolicyVersion, Trajectory,
 };
 
-use crate::support::{Cuts, Engine, agents, block_on, identity, limits, play};
+use crate::support::{Cuts, RecordingPolicy, agents, block_on, identity, limits, play};
 
 /// Answers with steps that were written down, one after the other.
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ impl Environment for Scripted {
 
 /// An engine that takes its time for each request.
 struct Slow {
-    inner: Engine,
+    inner: RecordingPolicy,
     seconds: u64,
 }
 
@@ -76,7 +76,7 @@ fn played_with(script: Scripted, policy: &dyn Policy, limits: &Limits) -> Trajec
 }
 
 fn played(script: Scripted) -> Trajectory {
-    played_with(script, &Engine::new(4), &limits())
+    played_with(script, &RecordingPolicy::new(4), &limits())
 }
 
 fn reason(trajectory: &Trajectory) -> Option<InfraReason> {
@@ -117,10 +117,10 @@ fn a_sum_outside_the_declared_range_is_never_a_reward() {
     for (name, steps, max_faults) in endings {
         let script = Scripted { range: (0.0, 1.0), ..Scripted::new(steps) };
         let limits = Limits { max_turns: 2, max_faults, ..limits() };
-        let trajectory = played_with(script.clone(), &Engine::new(4), &limits);
+        let trajectory = played_with(script.clone(), &RecordingPolicy::new(4), &limits);
         assert!(is_bad_reward(&trajectory), "{name}: {:?}", trajectory.outcome);
         let wide = Scripted { range: (0.0, 2.0), ..script };
-        let trajectory = played_with(wide, &Engine::new(4), &limits);
+        let trajectory = played_with(wide, &RecordingPolicy::new(4), &limits);
         assert_eq!(trajectory.reward(), Some(1.5), "{name}: {:?}", trajectory.outcome);
     }
 }
@@ -145,7 +145,7 @@ proptest! {
     ) {
         let tasks = vec![Echo::new(turns, true)];
         let run = |limits: &Limits| {
-            let (agents, engine) = (agents(), Engine::new(4));
+            let (agents, engine) = (agents(), RecordingPolicy::new(4));
             let identity = identity(&tasks, 0, seed);
             block_on(play(&tasks, identity, &agents, &engine, limits, &Cuts::default())).0
         };
@@ -183,7 +183,7 @@ fn a_truncated_episode_says_what_it_ran_into() {
     ];
     for (limits, limit) in cases {
         let identity = identity(&tasks, 0, 4);
-        let (agents, engine) = (agents(), Engine::new(4));
+        let (agents, engine) = (agents(), RecordingPolicy::new(4));
         let (trajectory, _) =
             block_on(play(&tasks, identity, &agents, &engine, &limits, &Cuts::default()));
         assert_eq!(trajectory.outcome, Outcome::Truncated(limit));
@@ -201,7 +201,7 @@ fn a_truncated_episode_says_what_it_ran_into() {
 fn a_truncated_episode_that_earned_nothing_has_reward_0_and_is_counted() {
     let endless = Scripted::new(vec![Step::next("On."), Step::next("On."), Step::next("On.")]);
     let limits = Limits { max_turns: 2, ..limits() };
-    let trajectory = played_with(endless, &Engine::new(4), &limits);
+    let trajectory = played_with(endless, &RecordingPolicy::new(4), &limits);
     assert_eq!(trajectory.outcome, Outcome::Truncated(Limit::Turns));
     assert!(trajectory.turns.iter().all(|turn| turn.reward.is_none()));
     assert_eq!(trajectory.reward(), Some(0.0));
@@ -220,7 +220,7 @@ fn a_truncated_episode_that_earned_nothing_has_reward_0_and_is_counted() {
 fn a_first_prompt_beyond_the_context_says_so() {
     let limits = Limits { max_context_tokens: 2, ..limits() };
     let script = Scripted::new(vec![Step::terminated(1.0)]);
-    let trajectory = played_with(script, &Engine::new(4), &limits);
+    let trajectory = played_with(script, &RecordingPolicy::new(4), &limits);
     let Outcome::InfraFault(fault) = &trajectory.outcome else { panic!("{trajectory:?}") };
     assert_eq!(fault.reason, InfraReason::Render);
     assert!(fault.message.contains("max_context_tokens is 2"), "{}", fault.message);
@@ -233,12 +233,12 @@ fn a_used_up_fault_budget_is_the_agents_fault_with_a_reward() {
     let fault = || Step::next("No.").reward(0.25).faults(1);
     let script = Scripted::new(vec![fault(), fault(), fault(), fault()]);
     let limits = Limits { max_faults: 2, fault_reward: -1.0, ..limits() };
-    let trajectory = played_with(script.clone(), &Engine::new(4), &limits);
+    let trajectory = played_with(script.clone(), &RecordingPolicy::new(4), &limits);
     assert_eq!(trajectory.outcome, Outcome::AgentFault(AgentFault::FaultBudget));
     assert_eq!(trajectory.turns.len(), 3, "the budget is two, and one more ends it");
     assert_eq!(trajectory.reward(), Some(0.75 - 1.0), "by the settings");
     let declared = Scripted { fault_reward: Some(-0.5), ..script };
-    let trajectory = played_with(declared, &Engine::new(4), &limits);
+    let trajectory = played_with(declared, &RecordingPolicy::new(4), &limits);
     assert_eq!(trajectory.reward(), Some(0.75 - 0.5), "by the environment");
 }
 
@@ -285,7 +285,7 @@ fn an_environment_that_breaks_ends_its_episode_and_nothing_else() {
     for (fault, expected) in expected {
         let tasks = FaultyTasks::new(vec![Echo::new(4, true)], fault, 1);
         let identity = identity(&tasks, 0, 4);
-        let (agents, engine) = (agents(), Engine::new(4));
+        let (agents, engine) = (agents(), RecordingPolicy::new(4));
         let (trajectory, _) =
             block_on(play(&tasks, identity, &agents, &engine, &limits(), &Cuts::default()));
         assert_eq!(reason(&trajectory), Some(expected), "{fault:?}");
@@ -310,7 +310,7 @@ fn nothing_outlives_its_deadline() {
         ("episode", Scripted { seconds: 9, ..five() }, 19, InfraReason::EpisodeTimeout, 45),
     ];
     for (name, script, seconds, expected, deadline) in cases {
-        let engine = Slow { inner: Engine::new(4), seconds };
+        let engine = Slow { inner: RecordingPolicy::new(4), seconds };
         let tasks = vec![script];
         let identity = identity(&tasks, 0, 4);
         block_on(async {
@@ -331,7 +331,7 @@ fn nothing_outlives_its_deadline() {
 fn an_episode_within_its_deadlines_has_the_reward_of_a_fast_one() {
     let script = Scripted::new(vec![Step::next("On.").reward(0.5), Step::terminated(0.5)]);
     let fast = played(script.clone());
-    let engine = Slow { inner: Engine::new(4), seconds: 9 };
+    let engine = Slow { inner: RecordingPolicy::new(4), seconds: 9 };
     let slow = played_with(Scripted { seconds: 9, ..script }, &engine, &limits());
     assert_eq!((slow.reward(), &slow.outcome), (fast.reward(), &fast.outcome));
     assert!(slow.sampled().eq(fast.sampled()));
@@ -348,7 +348,7 @@ fn the_deadline_of_an_episode_runs_only_while_it_runs() {
         let agents = agents();
         let environment = Box::new(Echo::new(3, true));
         let mut episode = Episode::new(identity(&tasks, 0, 4), environment, &agents, limits);
-        let engine = Engine::new(4);
+        let engine = RecordingPolicy::new(4);
         let trajectory = loop {
             episode = match episode.advance(&engine, &Allowance::tokens(1)).await {
                 Progress::Finished(trajectory) => break trajectory,
@@ -364,7 +364,7 @@ fn the_deadline_of_an_episode_runs_only_while_it_runs() {
 #[test]
 fn continuing_after_a_stop_equals_never_having_stopped() {
     let tasks = vec![Echo::new(5, true)];
-    let engine = || Slow { inner: Engine::new(4), seconds: 10 };
+    let engine = || Slow { inner: RecordingPolicy::new(4), seconds: 10 };
     let run = |stop_after: Option<u64>| {
         block_on(async {
             let agents = agents();
@@ -412,11 +412,11 @@ fn a_cancelled_episode_has_no_reward() {
         Episode::new(identity(&tasks, 0, 6), tasks_environment(&tasks), &agents, limits());
     block_on(async {
         let Progress::Suspended(episode) =
-            episode.advance(&Engine::new(4), &Allowance::tokens(7)).await
+            episode.advance(&RecordingPolicy::new(4), &Allowance::tokens(7)).await
         else {
             panic!("seven tokens do not end it");
         };
-        let trajectory = episode.cancel(CancelReason::Stale, &Engine::new(4));
+        let trajectory = episode.cancel(CancelReason::Stale, &RecordingPolicy::new(4));
         assert_eq!(trajectory.outcome, Outcome::Cancelled(CancelReason::Stale));
         assert_eq!((trajectory.reward(), trajectory.n_sampled()), (None, 7));
         trajectory.graph.validate().expect("a graph that can be written");

@@ -18,7 +18,7 @@ use turnwise_training::{
 };
 use turnwise_trajectory::{GroupId, PolicyVersion, Trajectory};
 
-use crate::support::{Engine, OBJECTIVE, agents, block_on, echoes, pool_settings};
+use crate::support::{OBJECTIVE, RecordingPolicy, agents, block_on, echoes, pool_settings};
 
 /// Answers after a while that has nothing to do with the order of requests.
 struct Jittered<P> {
@@ -69,10 +69,10 @@ proptest! {
         tokens_per_iteration in prop::option::of(20_u64..200),
         after in 1_usize..8,
     ) {
-        let engine: Arc<dyn Policy> = Arc::new(Engine::new(4));
+        let engine: Arc<dyn Policy> = Arc::new(RecordingPolicy::new(4));
         let plain = groups(pool_settings(), seed, &engine);
         let settings = PoolSettings { max_concurrent, tokens_per_iteration, ..pool_settings() };
-        let inner = Jittered { inner: Engine::new(4) };
+        let inner = Jittered { inner: RecordingPolicy::new(4) };
         let policy: Arc<dyn Policy> = Arc::new(Interrupting { inner, after });
         let others = groups(settings, seed, &policy);
         prop_assert_eq!(plain, others);

@@ -17,8 +17,8 @@ use turnwise_trajectory::{
 
 use crate::pitfalls::{Respelling, speaking};
 use crate::support::{
-    Cuts, Engine, Exchange, LETTERS, agents, agents_with, block_on, echoes, identity, limits, play,
-    pool_settings,
+    Cuts, LETTERS, RecordedExchange, RecordingPolicy, agents, agents_with, block_on, echoes,
+    identity, limits, play, pool_settings,
 };
 
 /// Through the file and back.
@@ -31,7 +31,7 @@ fn stored(trajectory: &Trajectory) -> Trajectory {
 /// An episode under weights that change, cut anywhere, as it is stored after it was trained.
 fn recorded(seed: u64, limits: &Limits, allowances: Vec<u64>) -> Trajectory {
     let tasks = echoes(5, true);
-    let engine = Engine::swapping(4, vec![3, 8]);
+    let engine = RecordingPolicy::swapping(4, vec![3, 8]);
     let task = identity(&tasks, seed as usize % 5, seed);
     let cuts = Cuts { allowances, through_json: false };
     let (mut trajectory, _) = block_on(play(&tasks, task, &agents(), &engine, limits, &cuts));
@@ -92,7 +92,7 @@ proptest! {
     #[test]
     fn an_episode_that_did_not_end_replays_as_far_as_it_came(seed in any::<u64>(), tokens in 1_u64..20) {
         let tasks = vec![Echo::new(9, true)];
-        let engine = Engine::new(4);
+        let engine = RecordingPolicy::new(4);
         let begun = Episode::new(identity(&tasks, 0, seed), tasks.environment(0), &agents(), limits());
         let cancelled = match block_on(begun.advance(&engine, &Allowance::tokens(tokens))) {
             Progress::Suspended(episode) => stored(&episode.cancel(CancelReason::Stale, &engine)),
@@ -113,7 +113,7 @@ fn a_replay_follows_forks_and_summaries() {
     for agents in [forking, ChatAgents { compaction, ..agents() }] {
         let mut n_branches = 0;
         for seed in 0..20 {
-            let engine = Engine::swapping(4, vec![5]);
+            let engine = RecordingPolicy::swapping(4, vec![5]);
             let task = identity(&tasks, 0, seed);
             let (played, _) =
                 block_on(play(&tasks, task, &agents, &engine, &limits(), &Cuts::default()));
@@ -130,17 +130,17 @@ fn a_replay_follows_forks_and_summaries() {
 #[test]
 fn a_request_that_was_not_recorded_is_refused() {
     let tasks = vec![Echo::new(4, true)];
-    let engine = Engine::new(4);
+    let engine = RecordingPolicy::new(4);
     let task = identity(&tasks, 0, 3);
     let (trajectory, _) =
         block_on(play(&tasks, task, &agents(), &engine, &limits(), &Cuts::default()));
     let policy = RecordedPolicy::new(trajectory.clone());
     let asked = |change: &dyn Fn(&mut turnwise_rollout::SampleRequest)| {
-        let Exchange { mut request, .. } = engine.exchanges().swap_remove(1);
+        let RecordedExchange { mut request, .. } = engine.exchanges().swap_remove(1);
         change(&mut request);
         block_on(policy.sample(request)).map(|sample| sample.tokens.len())
     };
-    let Exchange { request, sample } = engine.exchanges().swap_remove(1);
+    let RecordedExchange { request, sample } = engine.exchanges().swap_remove(1);
     let (index, n) = (request.first_index, sample.tokens.len());
     assert_eq!(asked(&|_| {}), Ok(n));
     let refused = |divergence| Err(PolicyError::Diverged(divergence));
@@ -235,7 +235,7 @@ fn played(seed: u64, rubric: Option<Judge>, unscored: bool, breaks: bool) -> Vec
     let settings = PoolSettings { min_group_size: 1, max_retries: 0, ..pool_settings() };
     let mut pool = RolloutPool::new(tasks, Arc::new(agents()), rubric, settings, seed);
     (0..3).for_each(|group| pool.start(GroupId(group), group as usize));
-    let policy: Arc<dyn Policy> = Arc::new(Engine::new(4));
+    let policy: Arc<dyn Policy> = Arc::new(RecordingPolicy::new(4));
     let iteration = block_on(pool.iterate(&policy, &StopSignal::never())).expect("it goes on");
     iteration.groups.iter().flat_map(|group| &group.members).map(stored).collect()
 }

@@ -16,7 +16,8 @@ use turnwise_testkit::{AlphabetRenderer, Echo, Interrupting, Replayed};
 use turnwise_trajectory::{GroupId, Sampling, TokenId, Trajectory};
 
 use crate::support::{
-    Cuts, Engine, agents, agents_with, block_on, echoes, identity, limits, play, pool_settings,
+    Cuts, RecordingPolicy, agents, agents_with, block_on, echoes, identity, limits, play,
+    pool_settings,
 };
 
 /// Reads letters as text, and `c12` as a call of the calculator.
@@ -124,7 +125,7 @@ proptest! {
         through_json in any::<bool>(),
     ) {
         for setting in every_setting() {
-            let engine = || Engine::new(setting.n_ids);
+            let engine = || RecordingPolicy::new(setting.n_ids);
             let (whole, _) = played(&setting, seed, &engine(), &Cuts::default());
             let cuts = Cuts { allowances: allowances.clone(), through_json };
             let (cut, _) = played(&setting, seed, &engine(), &cuts);
@@ -158,7 +159,7 @@ proptest! {
         };
         let identity = identity(&tasks, 0, seed);
         let run = |cuts: Cuts| {
-            let (identity, engine) = (identity.clone(), Engine::new(4));
+            let (identity, engine) = (identity.clone(), RecordingPolicy::new(4));
             let (agents, tasks, limits) = (agents(), &tasks, &limits);
             block_on(async move { play(tasks, identity, &agents, &engine, limits, &cuts).await }).0
         };
@@ -175,9 +176,10 @@ proptest! {
 #[test]
 fn an_episode_can_be_suspended_after_every_token() {
     for setting in every_setting() {
-        let (whole, _) = played(&setting, 11, &Engine::new(setting.n_ids), &Cuts::default());
+        let (whole, _) =
+            played(&setting, 11, &RecordingPolicy::new(setting.n_ids), &Cuts::default());
         let cuts = Cuts { allowances: vec![1], through_json: true };
-        let (cut, suspensions) = played(&setting, 11, &Engine::new(setting.n_ids), &cuts);
+        let (cut, suspensions) = played(&setting, 11, &RecordingPolicy::new(setting.n_ids), &cuts);
         assert_eq!(cut, whole);
         assert!(suspensions as usize + 1 >= whole.n_sampled());
     }
@@ -187,7 +189,7 @@ fn an_episode_can_be_suspended_after_every_token() {
 #[test]
 fn an_allowance_of_nothing_changes_nothing() {
     let tasks = echoes(3, true);
-    let (engine, plain) = (Engine::new(4), Engine::new(4));
+    let (engine, plain) = (RecordingPolicy::new(4), RecordingPolicy::new(4));
     block_on(async {
         let make = || {
             let identity = identity(&tasks, 2, 5);
@@ -218,7 +220,7 @@ fn a_snapshot_is_refused_by_another_renderer_task_or_sampling() {
         let episode =
             Episode::new(identity(&tasks, 2, 5), tasks.environment(2), &agents(), limits());
         let Progress::Suspended(episode) =
-            episode.advance(&Engine::new(4), &Allowance::tokens(2)).await
+            episode.advance(&RecordingPolicy::new(4), &Allowance::tokens(2)).await
         else {
             panic!("two tokens do not end it");
         };
@@ -247,7 +249,7 @@ fn drained(
     has_snapshots: bool,
     between: impl Fn(RolloutPool) -> RolloutPool,
 ) -> Vec<Group> {
-    let policy: Arc<dyn Policy> = Arc::new(Engine::new(4));
+    let policy: Arc<dyn Policy> = Arc::new(RecordingPolicy::new(4));
     let mut pool = pool(settings.clone(), has_snapshots);
     (0..3).for_each(|group| pool.start(GroupId(group), group as usize + 1));
     let mut groups = Vec::new();

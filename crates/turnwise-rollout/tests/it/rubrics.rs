@@ -63,7 +63,9 @@ fn a_score_is_added_to_what_the_environment_gave() {
     for (plain, with) in plain.iter().zip(with) {
         let n = plain.turns.len();
         assert_eq!(plain.turns[..n - 1], with.turns[..n - 1]);
-        assert_eq!(with.turns[n - 1].reward, plain.turns[n - 1].reward.map(|reward| reward + 1.0));
+        let (plain, with) = (&plain.turns[n - 1], &with.turns[n - 1]);
+        assert_eq!(with.reward, plain.reward);
+        assert_eq!(with.total_reward(), plain.reward.map(|reward| reward + 1.0));
     }
 }
 

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 use turnwise_trajectory::{Author, Span, TokenId, TokenKind, Trajectory};
 
-use crate::support::{Cuts, Engine, agents, block_on, echoes, identity, limits, play};
+use crate::support::{Cuts, RecordingPolicy, agents, block_on, echoes, identity, limits, play};
 
-fn played(seed: u64, allowances: Vec<u64>, engine: &Engine) -> Trajectory {
+fn played(seed: u64, allowances: Vec<u64>, engine: &RecordingPolicy) -> Trajectory {
     let tasks = echoes(5, true);
     let cuts = Cuts { allowances, through_json: false };
     let task = identity(&tasks, seed as usize % 5, seed);
@@ -19,7 +19,7 @@ proptest! {
         seed in any::<u64>(),
         allowances in prop::collection::vec(1_u64..9, 0..3),
     ) {
-        let engine = Engine::new(4);
+        let engine = RecordingPolicy::new(4);
         let trajectory = played(seed, allowances, &engine);
         let leaves = trajectory.graph.leaves();
         prop_assert_eq!(leaves.len(), 1);
@@ -37,7 +37,7 @@ proptest! {
         seed in any::<u64>(),
         allowances in prop::collection::vec(1_u64..9, 0..3),
     ) {
-        let engine = Engine::new(4);
+        let engine = RecordingPolicy::new(4);
         let trajectory = played(seed, allowances, &engine);
         let returned: Vec<_> =
             engine.exchanges().into_iter().flat_map(|exchange| exchange.sample.tokens).collect();
@@ -48,7 +48,7 @@ proptest! {
     /// Rollouts 13.2: on disk too, only sampled tokens have a log-probability or a version.
     #[test]
     fn only_sampled_tokens_have_what_trains(seed in any::<u64>()) {
-        let trajectory = played(seed, vec![3], &Engine::new(4));
+        let trajectory = played(seed, vec![3], &RecordingPolicy::new(4));
         for node in trajectory.graph.nodes() {
             for span in &node.spans {
                 let json = serde_json::to_string(span).expect("a span is plain data");
@@ -63,7 +63,7 @@ proptest! {
     /// Rollouts 13.3
     #[test]
     fn every_sampled_token_is_complete(seed in any::<u64>()) {
-        let trajectory = played(seed, vec![2], &Engine::swapping(4, vec![3, 9]));
+        let trajectory = played(seed, vec![2], &RecordingPolicy::swapping(4, vec![3, 9]));
         for token in trajectory.sampled() {
             prop_assert!(token.logprob.is_finite() && token.logprob <= 0.0);
             prop_assert!(usize::from(token.sampling) < trajectory.sampling.len());
@@ -82,7 +82,7 @@ fn a_turn_that_was_cut_is_closed_by_a_forced_token() {
         &tasks,
         identity(&tasks, 4, 3),
         &agents(),
-        &Engine::new(4),
+        &RecordingPolicy::new(4),
         &limits,
         &Cuts::default(),
     ));

@@ -6,7 +6,9 @@ use turnwise_testkit::{AlphabetRenderer, Interrupting, TabularModel};
 use turnwise_training::Learner;
 use turnwise_trajectory::{PolicyVersion, Trajectory};
 
-use crate::support::{Cuts, Engine, LETTERS, agents, block_on, echoes, identity, limits, play};
+use crate::support::{
+    Cuts, LETTERS, RecordingPolicy, agents, block_on, echoes, identity, limits, play,
+};
 
 fn played(seed: u64, policy: &dyn Policy, allowances: &[u64]) -> Trajectory {
     let tasks = echoes(6, true);
@@ -27,7 +29,7 @@ proptest! {
         allowances in prop::collection::vec(1_u64..7, 0..3),
     ) {
         swaps.sort_unstable();
-        let engine = Engine::swapping(4, swaps);
+        let engine = RecordingPolicy::swapping(4, swaps);
         let trajectory = played(seed, &engine, &allowances);
         let versions = versions(&trajectory);
         let drawn: Vec<_> = (0..versions.len() as u64).map(|n| engine.version_at(n)).collect();
@@ -38,8 +40,8 @@ proptest! {
     /// Rollouts 13.7: new weights change what comes after them and nothing before.
     #[test]
     fn what_was_drawn_is_never_rewritten(seed in any::<u64>(), swap in 0_u64..12) {
-        let old = played(seed, &Engine::new(4), &[]);
-        let swapped = played(seed, &Engine::swapping(4, vec![swap]), &[2]);
+        let old = played(seed, &RecordingPolicy::new(4), &[]);
+        let swapped = played(seed, &RecordingPolicy::swapping(4, vec![swap]), &[2]);
         let n = (swap as usize).min(old.n_sampled());
         prop_assert!(old.sampled().take(n).eq(swapped.sampled().take(n)));
     }
@@ -50,7 +52,7 @@ proptest! {
         seed in any::<u64>(),
         swap in 0_u64..12,
     ) {
-        let engine = Engine::swapping(4, vec![swap]);
+        let engine = RecordingPolicy::swapping(4, vec![swap]);
         played(seed, &engine, &[3]);
         let mut newest = PolicyVersion(0);
         for exchange in engine.exchanges() {

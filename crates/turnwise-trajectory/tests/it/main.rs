@@ -1,0 +1,3 @@
+//! Properties of records.
+
+mod records;
