@@ -65,7 +65,8 @@ pub trait Environment: Send {
     /// Returns the number of seats, which is constant over the episode. The first seat is 0.
     ///
     /// Each seat has its own agent, conversation and trajectory. It sees the observations addressed to it, and all seats
-    /// have the same tools.
+    /// have the same tools. A seat that acts needs a reward, 0 for instance, unless a rubric scores the episode: an episode
+    /// with a seat that nobody scored is an infrastructure fault. The number is read before [`reset`](Self::reset).
     fn n_seats(&self) -> usize {
         1
     }

@@ -33,7 +33,7 @@ impl fmt::Display for Seat {
 pub struct SeatReward {
     /// The seat.
     pub seat: Seat,
-    /// The reward, which is added to the seat's newest turn.
+    /// The reward, which is added to the seat's newest turn, or to its first if it has not acted yet.
     pub reward: f64,
     /// Whether the episode counts as solved for the seat; ignored unless the step ends the episode.
     pub solved: bool,

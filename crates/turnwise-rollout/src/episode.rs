@@ -143,7 +143,8 @@ impl Episode {
         Self { world, seats, opponent, factory, limits, state, broken, is_behind: false }
     }
 
-    /// Gives the seats that the trained policy does not play to `opponent`. Without it, the trained policy plays all.
+    /// Gives the seats that the trained policy does not play to `opponent`. Without it, the trained policy plays all. Call
+    /// it at most once, before the first advance.
     #[must_use]
     pub fn against(mut self, opponent: &Opponent) -> Self {
         match seats::give_to(opponent, std::mem::take(&mut self.seats), &self.state.identity) {
@@ -297,25 +298,23 @@ impl Episode {
     }
 
     /// Returns the engine sessions of the seats, each with its policy if that is not the trained one.
-    fn sessions(&self) -> Vec<(Option<Arc<dyn Policy>>, SessionId)> {
+    pub(crate) fn sessions(&self) -> Vec<(Option<Arc<dyn Policy>>, SessionId)> {
         let seats = self.seats.iter().zip(&self.state.seats);
         let agents = seats.filter(|(occupant, _)| occupant.agent().is_some());
         agents.map(|(occupant, seat)| (occupant.frozen(), self.state.session(seat))).collect()
     }
-
-    /// Returns the sessions at the engine of the trained policy.
-    pub(crate) fn own_sessions(&self) -> Vec<SessionId> {
-        let own = self.sessions().into_iter().filter(|(policy, _)| policy.is_none());
-        own.map(|(_, session)| session).collect()
-    }
 }
 
-/// Returns the outcome of the seats that did not act when the episode ended. A limit or a fault of another seat stops
-/// them like a limit of the environment.
+/// Returns the outcome of the seats that did not act when the episode ended.
 fn of_others(outcome: &Outcome) -> Outcome {
     match outcome {
-        Outcome::Truncated(_) | Outcome::AgentFault(_) => Outcome::Truncated(Limit::Environment),
-        Outcome::Done | Outcome::InfraFault(_) | Outcome::Cancelled(_) => outcome.clone(),
+        Outcome::Truncated(limit) if *limit != Limit::Environment => {
+            Outcome::Truncated(Limit::OtherSeat)
+        }
+        Outcome::AgentFault(_) => Outcome::Truncated(Limit::OtherSeat),
+        Outcome::Truncated(_) | Outcome::Done | Outcome::InfraFault(_) | Outcome::Cancelled(_) => {
+            outcome.clone()
+        }
     }
 }
 

@@ -43,7 +43,9 @@ pub use limits::Limits;
 pub use meter::{Meter, Reading};
 pub use opponent::{Opponent, PlayerFactory};
 pub use policy::{Policy, PolicyError, Sample, SampleRequest, SessionId, check_sample};
-pub use pool::{Census, Iteration, Ledger, PoolSettings, PoolSnapshot, RolloutError, RolloutPool};
+pub use pool::{
+    Census, Iteration, Ledger, NO_TURN, PoolSettings, PoolSnapshot, RolloutError, RolloutPool,
+};
 pub use recorded::{Divergence, RecordedPolicy};
 pub use renderer::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 pub use replay::{ReplayError, replay};

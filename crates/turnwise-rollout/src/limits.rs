@@ -3,7 +3,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The limits of an episode. Budgets of different kinds are independent. The policy is responsible for reaching a limit
+/// The limits of an episode; in an environment with several seats, of each seat. Budgets of different kinds are independent. The policy is responsible for reaching a limit
 /// of turns, tokens, calls, repeats or faults, but not for a missed deadline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -31,7 +31,7 @@ const SEATS: u64 = 0x5EA7;
 
 impl Opponent {
     /// Returns whether the trained policy plays a seat of an environment with `n_seats`.
-    pub(crate) fn leaves(&self, seat: usize, group: GroupId, n_seats: usize) -> bool {
+    pub(crate) fn policy_plays(&self, seat: usize, group: GroupId, n_seats: usize) -> bool {
         match self {
             Self::Itself => true,
             Self::Frozen(_) | Self::Scripted(_) => {

@@ -37,14 +37,16 @@ pub struct SampleRequest {
     pub max_tokens: usize,
     /// The sampling settings.
     pub sampling: Sampling,
-    /// The episode's sampling seed.
+    /// The sampling seed of the episode, or of the seat in an environment with several.
     pub seed: u64,
-    /// The number of tokens that this episode has sampled before: the first token uses the random number at `(seed,
+    /// The number of tokens that were sampled before with this seed: the first token uses the random number at `(seed,
     /// first_index)`, the second uses the next. Therefore the tokens do not depend on where a turn was cut.
     pub first_index: u64,
     /// The oldest version that may serve the request.
     pub min_version: PolicyVersion,
-    /// The session, equal for all requests of one episode, so that an engine can keep its KV cache between turns.
+    /// The session, equal for all requests of one seat in one attempt, so that an engine can keep its KV cache between
+    /// turns. An [`Agent`](crate::Agent) sends `SessionId(sampling_seed)`; the episode puts the session of its attempt
+    /// there.
     pub session: SessionId,
 }
 

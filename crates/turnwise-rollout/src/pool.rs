@@ -23,6 +23,7 @@ mod snapshot;
 
 use breaker::Breaker;
 pub use breaker::RolloutError;
+pub use groups::NO_TURN;
 use groups::OpenGroups;
 pub use iteration::Iteration;
 pub use ledger::{Census, Ledger};
@@ -505,8 +506,10 @@ impl Drop for RolloutPool {
     fn drop(&mut self) {
         let Some(engine) = self.engine.take() else { return };
         let suspended = self.queue.episodes().filter(|episode| episode.suspensions() > 0);
-        let sessions = suspended.flat_map(Episode::own_sessions);
-        sessions.chain(self.running.sessions()).for_each(|session| release(&*engine, session));
+        let sessions = suspended.flat_map(Episode::sessions);
+        for (frozen, session) in sessions.chain(self.running.sessions()) {
+            release(frozen.as_deref().unwrap_or(&*engine), session);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use turnwise_candle::CandlePolicy;
+use turnwise_candle::{CandlePolicy, Decoder, EngineSettings};
 use turnwise_chat::Tokenizer;
 use turnwise_environment::{Split, Suite};
 use turnwise_rollout::{Opponent, StopSignal};
@@ -14,6 +14,7 @@ use crate::form::Source;
 use crate::observer::Observer;
 use crate::registry::SuiteError;
 use crate::session::{load_model, locate_model};
+use crate::threads::Threads;
 
 /// The opponents of a run.
 #[derive(Clone, Debug, Default)]
@@ -69,10 +70,16 @@ impl Named {
     }
 }
 
-/// Returns the number of seats of a suite's first task.
+/// The number of tasks of a split that are asked for their seats.
+const N_TASKS: usize = 8;
+
+/// Returns the largest number of seats of a suite's first tasks.
 fn n_seats(suite: &Suite) -> usize {
-    let tasks = suite.tasks(Split::Train);
-    if tasks.is_empty() { 1 } else { tasks.environment(0).n_seats() }
+    let of_split = |split| {
+        let tasks = suite.tasks(split);
+        (0..tasks.len().min(N_TASKS)).map(|task| tasks.environment(task).n_seats()).max()
+    };
+    [Split::Train, Split::HeldOut].into_iter().filter_map(of_split).max().unwrap_or(1)
 }
 
 /// Refuses opponents that the environment cannot have.
@@ -106,7 +113,8 @@ pub(crate) fn check(config: &Config, suite: &Suite) -> Result<(), SuiteError> {
     Ok(())
 }
 
-/// Makes the opponents of a run, and completes their paths in the settings, so that a resumed run finds them.
+/// Makes the opponents of a run, and completes their paths in the settings, so that a resumed run finds them. The opponent
+/// in training is left out unless the run `trains`.
 ///
 /// # Errors
 /// When a model cannot be loaded, or has another tokenizer.
@@ -114,6 +122,7 @@ pub(crate) async fn opponents(
     config: &mut Config,
     suite: &Suite,
     tokenizer: &Tokenizer,
+    trains: bool,
     observer: &mut dyn Observer,
     stop: &StopSignal,
 ) -> Result<Opponents, Failure> {
@@ -123,12 +132,13 @@ pub(crate) async fn opponents(
     let (train, eval) = (Named::of_training(config), Named::of_evaluation(config, suite));
     let about =
         format!("plays against {}; evaluated against {}", train.describe(), eval.describe());
+    let train = if trains { train } else { Named::Itself };
     for opponent in [&mut config.environment.opponent, &mut config.eval.opponent] {
-        if let Some(named) = opponent
+        if let Some(named) = opponent.as_ref().filter(|_| trains)
             && let Named::Model(path) = Named::read(named)
             && let Ok(absolute) = locate_model(&path)?.canonicalize()
         {
-            *named = absolute.display().to_string();
+            *opponent = Some(absolute.display().to_string());
         }
     }
     let of_eval = if eval == train { None } else { Some(eval) };
@@ -161,10 +171,26 @@ async fn make(
             let directory = locate_model(&path)?;
             check_tokenizer(&directory, tokenizer)?;
             let decoder = load_model(&directory, observer, stop).await?;
-            let policy = CandlePolicy::from_model(decoder, config.engine);
+            check_positions(config, &decoder, &directory)?;
+            let settings =
+                EngineSettings { threads: Threads::divide(config).engine, ..config.engine };
+            let policy = CandlePolicy::from_model(decoder, settings);
             Opponent::Frozen(Arc::new(policy.map_err(|error| Failure::refused_by(&error))?))
         }
     })
+}
+
+/// Refuses an opponent that cannot read the longest conversation.
+fn check_positions(config: &Config, decoder: &Decoder, directory: &Path) -> Result<(), Failure> {
+    let (wanted, has) = (config.limits.max_context_tokens, decoder.config().max_positions);
+    if wanted <= has {
+        return Ok(());
+    }
+    let directory = directory.display();
+    let what = format!(
+        "`limits.max_context_tokens` = {wanted}, but the opponent {directory} has {has} positions"
+    );
+    Err(Failure::refused(what).help(format!("set limits.max_context_tokens = {has}")))
 }
 
 /// Refuses an opponent that would read other tokens.

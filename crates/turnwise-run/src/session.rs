@@ -88,6 +88,7 @@ impl Prepared {
     async fn new(
         mut config: Config,
         model: Option<&Path>,
+        trains: bool,
         registry: &Registry,
         observer: &mut dyn Observer,
         stop: &StopSignal,
@@ -109,7 +110,7 @@ impl Prepared {
         // Checkpoints keep the form of training, even if their files would fit another one.
         config.model.template = Some(form.template);
         let tokenizer = source.tokenizer.clone();
-        let opponents = opponents(&mut config, &suite, &tokenizer, observer, stop).await?;
+        let opponents = opponents(&mut config, &suite, &tokenizer, trains, observer, stop).await?;
         check_tools(&form, &suite, config.run.seed).await?;
         check_context(&config, &decoder)?;
         check_vocabulary(&tokenizer, &decoder)?;
@@ -184,7 +185,7 @@ impl Session {
         stop: &StopSignal,
     ) -> Result<(Self, CandleLearner), Failure> {
         let (mut prepared, decoder) =
-            Box::pin(Prepared::new(config, model, registry, observer, stop)).await?;
+            Box::pin(Prepared::new(config, model, true, registry, observer, stop)).await?;
         let decoder = prepared.adapt(decoder)?;
         let threads = Threads::divide(&prepared.config);
         let learner = learner(&prepared.config, decoder, threads.learner)?;
@@ -202,7 +203,7 @@ impl Session {
         stop: &StopSignal,
     ) -> Result<Self, Failure> {
         let (prepared, decoder) =
-            Box::pin(Prepared::new(config, Some(model), registry, observer, stop)).await?;
+            Box::pin(Prepared::new(config, Some(model), false, registry, observer, stop)).await?;
         let policy = CandlePolicy::from_model(decoder, prepared.config.engine);
         let policy = policy.map_err(|error| Failure::refused_by(&error))?;
         Ok(prepared.with(Arc::new(policy)))

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use turnwise_objective::SoftOverlong;
 use turnwise_rollout::Group;
-use turnwise_trajectory::{MaskReason, NodeId, Outcome, PolicyVersion, Trajectory};
+use turnwise_trajectory::{Limit, MaskReason, NodeId, Outcome, PolicyVersion, Trajectory};
 
 use crate::credit::has_equal_rewards;
 
@@ -243,9 +243,7 @@ impl Admission {
 
     /// Returns the reason why the whole member does not train, or masks its tokens that are too old.
     fn refuse(&self, member: &mut Trajectory, newest: PolicyVersion) -> Option<DropReason> {
-        if self.truncated == TruncatedEpisodes::Mask
-            && matches!(member.outcome, Outcome::Truncated(_))
-        {
+        if self.truncated == TruncatedEpisodes::Mask && reached_limit(member) {
             return Some(DropReason::Truncated);
         }
         if member.staleness(newest) > self.max_staleness {
@@ -263,8 +261,8 @@ impl Admission {
     fn shape(&self, member: &mut Trajectory) {
         let mut penalty =
             self.overlong.map_or(0.0, |overlong| overlong.penalty(member.n_sampled()));
-        if let (TruncatedEpisodes::Penalise(truncated), Outcome::Truncated(_)) =
-            (self.truncated, &member.outcome)
+        if let TruncatedEpisodes::Penalise(truncated) = self.truncated
+            && reached_limit(member)
         {
             penalty += truncated;
         }
@@ -274,6 +272,11 @@ impl Admission {
             turn.penalty = Some(penalty);
         }
     }
+}
+
+/// Returns whether the episode was truncated, and not because of another seat.
+fn reached_limit(member: &Trajectory) -> bool {
+    matches!(member.outcome, Outcome::Truncated(limit) if limit != Limit::OtherSeat)
 }
 
 /// Returns the reason to drop a group whose rewards are all equal; `None` if they differ. The rewards decide, because

@@ -44,7 +44,7 @@ pub async fn demonstrate(
     for _ in 0..max_turns {
         let seat = observation.seat;
         let conversation = seats.entry(seat).or_insert_with(|| Conversation::new(player(seat)));
-        let action = conversation.turn(observation, renderer, &tools)?;
+        let action = conversation.turn(std::mem::take(&mut observation), renderer, &tools)?;
         let step = environment.step(action).await?;
         let (Step::Next { reward: of_turn, others, .. }
         | Step::End { reward: of_turn, others, .. }) = &step;
@@ -60,6 +60,10 @@ pub async fn demonstrate(
                 break;
             }
         }
+    }
+    // What an episode that was cut off says last is part of its text.
+    if !is_over && let Some(conversation) = seats.get_mut(&observation.seat) {
+        conversation.observe(&observation, renderer, &tools)?;
     }
     let rows = seats.into_values().map(|conversation| conversation.row).collect();
     Ok(Demonstration { rows, reward, solved, is_over })
@@ -85,11 +89,7 @@ impl Conversation {
         renderer: &dyn Renderer,
         tools: &[ToolSpec],
     ) -> Result<Action, RenderError> {
-        if self.history.is_empty() {
-            append(&mut self.row, renderer.open(&observation, tools)?);
-        } else {
-            self.go_on(&observation, renderer, tools)?;
-        }
+        self.observe(&observation, renderer, tools)?;
         let action = self.player.act(&observation);
         let written = renderer.write(&action);
         imitate(&mut self.row, written.clone());
@@ -98,13 +98,17 @@ impl Conversation {
         Ok(action)
     }
 
-    /// Appends an observation after a turn.
-    fn go_on(
+    /// Appends an observation.
+    fn observe(
         &mut self,
         next: &Observation,
         renderer: &dyn Renderer,
         tools: &[ToolSpec],
     ) -> Result<(), RenderError> {
+        if self.history.is_empty() {
+            append(&mut self.row, renderer.open(next, tools)?);
+            return Ok(());
+        }
         let ids = self.history.last().and_then(|(_, written)| written.as_deref());
         let ended = EndedTurn { ids: ids.unwrap_or_default(), stop: StopReason::EndOfTurn };
         let said = self.history.iter();

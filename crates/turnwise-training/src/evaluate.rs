@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use turnwise_environment::{Random, Rubric, TaskSet, derive_seed};
 use turnwise_rollout::{
-    AgentFactory, Limits, Meter, Opponent, Policy, PoolSettings, RolloutError, RolloutPool,
-    StopSignal,
+    AgentFactory, Group, Limits, Meter, NO_TURN, Opponent, Policy, PoolSettings, RolloutError,
+    RolloutPool, StopSignal,
 };
 use turnwise_trajectory::{GroupId, Trajectory};
 
@@ -85,7 +85,8 @@ pub struct Evaluation {
     pub reward_mean: f64,
     /// The number of episodes that broke in spite of retries; they are not scored.
     pub n_broken: usize,
-    /// The scored episodes in order.
+    /// The scored episodes in order; one trajectory for each seat that the policy played. An episode that ended before
+    /// the policy's first turn is not among them.
     pub trajectories: Vec<Trajectory>,
 }
 
@@ -115,14 +116,18 @@ pub async fn evaluate(
         pool.start(GroupId(episode as u64), task);
     }
     let mut trajectories = Vec::with_capacity(settings.episodes);
+    let mut n_delivered = 0;
     while pool.n_waiting() > 0 {
         let iteration = pool.iterate(&evaluated.policy, stop).await?;
         if stop.requested() {
             return Ok(None);
         }
-        trajectories.extend(iteration.groups.into_iter().flat_map(|group| group.members));
+        n_delivered += iteration.groups.len();
+        let seats = iteration.groups.into_iter().flat_map(Group::into_seats);
+        trajectories.extend(seats.flat_map(|seat| seat.members));
     }
-    Ok(Some(summarise(trajectories, settings.episodes)))
+    let n_undecided = pool.ledger().dropped.get(NO_TURN).copied().unwrap_or(0) as usize;
+    Ok(Some(summarise(trajectories, settings.episodes - n_delivered - n_undecided)))
 }
 
 /// Iterates over tasks in a random order, repeatedly, so that the first ones are a random sample of all.
@@ -145,7 +150,7 @@ fn pool_settings(settings: &EvaluationSettings) -> PoolSettings {
     }
 }
 
-fn summarise(trajectories: Vec<Trajectory>, n_started: usize) -> Evaluation {
+fn summarise(trajectories: Vec<Trajectory>, n_broken: usize) -> Evaluation {
     let mut tasks: BTreeMap<usize, Vec<bool>> = BTreeMap::new();
     for trajectory in &trajectories {
         tasks.entry(trajectory.identity.task_index).or_default().push(trajectory.solved);
@@ -154,7 +159,7 @@ fn summarise(trajectories: Vec<Trajectory>, n_started: usize) -> Evaluation {
     Evaluation {
         success: SuccessRate::of(&tasks.into_values().collect::<Vec<_>>()),
         reward_mean: rewards / trajectories.len().max(1) as f64,
-        n_broken: n_started - trajectories.len(),
+        n_broken,
         trajectories,
     }
 }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use turnwise_objective::Metrics;
 use turnwise_rollout::{Group, Iteration};
@@ -203,8 +203,10 @@ impl StepReport {
             .set(metric::TOKENS_MEAN, mean(scored.iter().map(|member| member.n_sampled() as f64)));
         let logprobs = scored.iter().flat_map(|member| member.sampled());
         metrics.set(metric::ENTROPY, mean(logprobs.map(|token| -f64::from(token.logprob))));
+        // A seat on which nobody acted has no scored member, and says nothing.
+        let groups = groups.iter().filter(|group| group.scored().next().is_some());
         let of_groups = |of: &dyn Fn(&Group) -> bool| {
-            mean(groups.iter().map(|group| f64::from(u8::from(of(group)))))
+            mean(groups.clone().map(|group| f64::from(u8::from(of(group)))))
         };
         metrics.set(
             metric::MIXED_FRAC,
@@ -223,7 +225,9 @@ impl StepReport {
     fn describe_trained(&mut self, trained: &[Trajectory], version: PolicyVersion) {
         let tokens = || trained.iter().flat_map(Trajectory::sampled).filter(SampledToken::trains);
         let metrics = &mut self.metrics;
-        metrics.set(metric::EPISODES, trained.len() as f64);
+        let episodes: BTreeSet<_> =
+            trained.iter().map(|one| (one.identity.group, one.identity.member)).collect();
+        metrics.set(metric::EPISODES, episodes.len() as f64);
         let staleness = || tokens().map(|token| token.version.staleness(version));
         metrics.set(metric::STALENESS_MAX, f64::from(staleness().max().unwrap_or(0)));
         metrics.set(metric::STALENESS_MEAN, or_zero(mean(staleness().map(f64::from))));

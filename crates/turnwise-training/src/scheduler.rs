@@ -440,8 +440,9 @@ impl Scheduler {
 
     /// Reports the success rate of a group to the curriculum.
     fn record(&mut self, group: &Group) {
-        let n = group.scored().count();
-        let solved = group.scored().filter(|member| member.solved).count();
+        let seats = || group.members.iter().flat_map(|one| std::iter::once(one).chain(&one.others));
+        let scored = || seats().filter(|one| one.reward().is_some());
+        let (n, solved) = (scored().count(), scored().filter(|one| one.solved).count());
         if let Some(member) = group.members.first().filter(|_| n > 0) {
             self.state.queue.record(member.identity.task_index, solved as f64 / n as f64);
         }

@@ -64,6 +64,8 @@ pub enum Limit {
     Loop,
     /// A clock or limit of the environment.
     Environment,
+    /// A limit or a fault of another seat of the episode. Neither penalised nor masked.
+    OtherSeat,
 }
 
 /// A fault of the agent that ended its episode.

@@ -44,6 +44,12 @@ pub fn read_line(line: &str) -> Result<Trajectory, RecordError> {
         found => return Err(RecordError::Format { found }),
     }
     .map_err(RecordError::Json)?;
+    validate(&trajectory)?;
+    trajectory.others.iter().try_for_each(validate)?;
+    Ok(trajectory)
+}
+
+fn validate(trajectory: &Trajectory) -> Result<(), RecordError> {
     trajectory.graph.validate().map_err(RecordError::Graph)?;
     let n_nodes = trajectory.graph.nodes().len();
     if let Some(turn) = trajectory.turns.iter().position(|turn| turn.node.0 as usize >= n_nodes) {
@@ -52,7 +58,7 @@ pub fn read_line(line: &str) -> Result<Trajectory, RecordError> {
     if trajectory.sampled().any(|token| usize::from(token.sampling) >= trajectory.sampling.len()) {
         return Err(RecordError::Sampling);
     }
-    Ok(trajectory)
+    Ok(())
 }
 
 /// Takes a record of format 1 with the parts of its rewards apart: a score had the reward before it was added.

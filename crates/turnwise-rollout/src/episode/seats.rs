@@ -59,6 +59,8 @@ pub(super) struct SeatState {
     pub(super) n_tool_calls: usize,
     pub(super) repetition: Repetition,
     pub(super) solved: bool,
+    /// The sum of the rewards before the seat's first turn.
+    pub(super) early_reward: Option<f64>,
     /// The seconds of the unfinished turn.
     pub(super) turn_seconds: f64,
     /// The number of tokens, from the first on, that another episode trains.
@@ -79,6 +81,7 @@ impl SeatState {
             n_tool_calls: 0,
             repetition: Repetition::default(),
             solved: false,
+            early_reward: None,
             turn_seconds: 0.0,
             n_shared: 0,
             heard: Vec::new(),
@@ -138,7 +141,7 @@ pub(super) fn give_to(
 ) -> Result<Vec<Occupant>, Outcome> {
     let n_seats = occupants.len();
     let given = occupants.into_iter().enumerate().map(|(seat, occupant)| {
-        if opponent.leaves(seat, identity.group, n_seats) {
+        if opponent.policy_plays(seat, identity.group, n_seats) {
             return Ok(occupant);
         }
         match (opponent, occupant) {

@@ -192,20 +192,22 @@ fn restored(
     };
     let mut occupants = Vec::new();
     for (index, (before, seat)) in agents.into_iter().zip(&state.seats).enumerate() {
-        let is_left = opponent.leaves(index, state.identity.group, n_seats);
+        let is_policys = opponent.policy_plays(index, state.identity.group, n_seats);
         occupants.push(match (before, opponent) {
-            (AgentSnapshot::Policy(value), _) if is_left => Occupant::Policy(agent(seat, value)?),
-            (AgentSnapshot::Frozen(value), Opponent::Frozen(policy)) if !is_left => {
+            (AgentSnapshot::Policy(value), _) if is_policys => {
+                Occupant::Policy(agent(seat, value)?)
+            }
+            (AgentSnapshot::Frozen(value), Opponent::Frozen(policy)) if !is_policys => {
                 Occupant::Frozen(agent(seat, value)?, policy.clone())
             }
-            (AgentSnapshot::Scripted, Opponent::Scripted(make)) if !is_left => {
+            (AgentSnapshot::Scripted, Opponent::Scripted(make)) if !is_policys => {
                 seats::scripted_again(&**make, &state.identity, index, seat)
                     .map(Occupant::Scripted)
                     .map_err(refused)?
             }
             (before, opponent) => {
                 let was = before.player();
-                let is = if is_left { "the trained policy" } else { opponent.player() };
+                let is = if is_policys { "the trained policy" } else { opponent.player() };
                 return Err(RestoreError::State(format!(
                     "seat {index} was played by {was}, and is played by {is} now"
                 )));

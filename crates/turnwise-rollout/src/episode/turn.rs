@@ -74,11 +74,11 @@ impl Episode {
         if allowance.stop.requested() {
             return Ok(None);
         }
-        let seat = &mut self.state.seats[acting];
-        if seat.n_acted >= self.limits.max_turns {
-            return Err(Outcome::Truncated(Limit::Turns));
+        let seat = &self.state.seats[acting];
+        if seat.n_acted < self.limits.max_turns {
+            return play_script(&mut **player, &seat.heard).map(Some);
         }
-        play_script(&mut **player, &seat.heard).map(Some)
+        Err(self.truncated(Limit::Turns))
     }
 
     async fn begin(&mut self, deadline: Deadline) -> Result<(), Outcome> {
@@ -135,6 +135,10 @@ impl Episode {
         // the next turn.
         let turn =
             limits.max_turn_tokens.min(pending + of_episode.min(of_context)).max(pending + 1);
+        // The tokens of a frozen policy use up no allowance, so that its turn is not cut where a stop would cut it again.
+        let is_frozen =
+            self.seats.get(self.state.acting).is_some_and(|seat| seat.frozen().is_some());
+        let now = if is_frozen { u64::MAX } else { now };
         Ok(Some(Room { turn, now: usize::try_from(now).unwrap_or(usize::MAX) }))
     }
 
@@ -257,7 +261,9 @@ impl Episode {
                 if !is_scripted && self.state.acting().faults > self.limits.max_faults {
                     return Err(self.agent_fault(is_empty)?);
                 }
+                // What another seat is told says nothing about a loop.
                 if let Some(said) = said
+                    && observation.seat.0 as usize == self.state.acting
                     && self.state.acting_mut().repetition.see(&said, &observation)
                         >= self.limits.max_repeats
                 {
@@ -268,10 +274,7 @@ impl Episode {
             Step::End { reward, ending, solved, others } => {
                 self.book(reward, 0)?;
                 self.book_others(&others)?;
-                self.state.acting_mut().solved = solved;
-                for SeatReward { seat, solved, .. } in others {
-                    self.state.seats[seat.0 as usize].solved = solved;
-                }
+                self.record_solved(solved, &others);
                 self.check_range()?;
                 Err(match ending {
                     Ending::Terminated => Outcome::Done,
@@ -282,6 +285,14 @@ impl Episode {
                 })
             }
         }
+    }
+
+    /// Records for which seats the episode ended with the task solved.
+    fn record_solved(&mut self, solved: bool, others: &[SeatReward]) {
+        for other in others {
+            self.state.seats[other.seat.0 as usize].solved = other.solved;
+        }
+        self.state.acting_mut().solved = solved;
     }
 
     /// Makes one step of the environment, with its observation cut to the limit on bytes.
@@ -358,23 +369,27 @@ impl Episode {
         let seat = self.state.acting_mut();
         seat.faults = seat.faults.saturating_add(faults);
         if let Some(turn) = seat.turns.last_mut() {
-            turn.reward = reward;
+            let early = seat.early_reward.take();
+            turn.reward = [reward, early].into_iter().flatten().reduce(|sum, part| sum + part);
             turn.faults = faults;
         }
         Ok(())
     }
 
-    /// Adds rewards to the newest turns of seats that did not act. A seat that has not acted yet has no turn that could
-    /// earn a reward.
+    /// Adds rewards to the newest turns of seats that did not act. A reward of a seat that has not acted yet waits for its
+    /// first turn.
     fn book_others(&mut self, others: &[SeatReward]) -> Result<(), Outcome> {
         for SeatReward { seat, reward, .. } in others {
             let index = self.seat_index(*seat)?;
             if !reward.is_finite() {
                 return Err(self.bad_reward(index, *reward));
             }
-            if let Some(turn) = self.state.seats[index].turns.last_mut() {
-                turn.reward = Some(turn.reward.unwrap_or(0.0) + reward);
-            }
+            let seat = &mut self.state.seats[index];
+            let so_far = match seat.turns.last_mut() {
+                Some(turn) => &mut turn.reward,
+                None => &mut seat.early_reward,
+            };
+            *so_far = Some(so_far.unwrap_or(0.0) + reward);
         }
         Ok(())
     }

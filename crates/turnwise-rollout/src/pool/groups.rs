@@ -111,7 +111,7 @@ impl OpenGroups {
                     continue;
                 }
                 (false, true) => "group_dropped".to_owned(),
-                (_, false) if member.outcome.is_scored() => "no_turn".to_owned(),
+                (_, false) if member.outcome.is_scored() => NO_TURN.to_owned(),
                 (_, false) => member.outcome.label(),
             };
             *self.ledger.dropped.entry(reason.clone()).or_default() += 1;
@@ -139,6 +139,9 @@ impl OpenGroups {
         Self { finished, grading: FuturesUnordered::new(), doomed, n_lost, ledger }
     }
 }
+
+/// The reason of an episode that ended before the trained policy's first turn, in a [`Ledger`].
+pub const NO_TURN: &str = "no_turn";
 
 /// Returns whether staleness has left too few members. Faults never do, because each member is retried on its own.
 fn is_doomed(finished: &[Trajectory], settings: &PoolSettings) -> bool {

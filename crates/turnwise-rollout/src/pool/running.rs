@@ -37,19 +37,18 @@ pub(super) struct Returned {
 }
 
 /// The episodes that are being advanced, each in a task of its own. Dropping this value drops them all.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Running {
     tasks: JoinSet<Returned>,
     places: BTreeMap<Place, Taken>,
 }
 
-#[derive(Debug)]
 struct Taken {
     stop: StopHandle,
     /// A lower bound of the versions of the episode's tokens.
     launched_at: PolicyVersion,
-    /// The sessions at the engine.
-    sessions: Vec<SessionId>,
+    /// The engine sessions of its seats, each with its policy if that is not the trained one.
+    sessions: Vec<(Option<Arc<dyn Policy>>, SessionId)>,
 }
 
 impl Running {
@@ -68,7 +67,7 @@ impl Running {
         let identity = episode.identity();
         let place = place(identity);
         let (handle, stop) = stop.child();
-        let sessions = episode.own_sessions();
+        let sessions = episode.sessions();
         let now = policy.version();
         let launched_at = episode.oldest_version().map_or(now, |oldest| oldest.min(now));
         let taken = Taken { stop: handle, launched_at, sessions };
@@ -81,8 +80,10 @@ impl Running {
     }
 
     /// Iterates over the engine sessions of the running episodes.
-    pub(super) fn sessions(&self) -> impl Iterator<Item = SessionId> + '_ {
-        self.places.values().flat_map(|taken| taken.sessions.iter().copied())
+    pub(super) fn sessions(
+        &self,
+    ) -> impl Iterator<Item = (Option<Arc<dyn Policy>>, SessionId)> + '_ {
+        self.places.values().flat_map(|taken| taken.sessions.iter().cloned())
     }
 
     /// Returns the next result; `None` if no episode runs. Dropping the future loses nothing.

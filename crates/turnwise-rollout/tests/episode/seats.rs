@@ -88,8 +88,7 @@ fn every_seat_has_its_own_conversation_and_rewards() {
             let step = block_on(environment.step(action)).expect("it answers");
             let (Step::Next { reward, others, .. } | Step::End { reward, others, .. }) = step;
             rewards[seat] += reward.expect("every turn is scored");
-            // A seat that has not acted has no turn that could earn a reward.
-            for other in others.iter().filter(|other| turn >= other.seat.0 as usize) {
+            for other in others {
                 rewards[other.seat.0 as usize] += other.reward;
             }
         }
@@ -224,14 +223,14 @@ fn a_fault_of_one_seat_truncates_the_others() {
     };
     let played = of(Limits { max_turns: 5, ..limits() });
     assert_eq!(played.outcome, Outcome::Truncated(Limit::Turns));
-    assert_eq!(played.others[0].outcome, Outcome::Truncated(Limit::Environment));
+    assert_eq!(played.others[0].outcome, Outcome::Truncated(Limit::OtherSeat));
     assert_eq!((played.turns.len(), played.others[0].turns.len()), (5, 5));
     assert!(played.reward().is_some() && played.others[0].reward().is_some());
     let faulty = of(Limits { max_faults: 0, ..limits() });
     let outcomes = [&faulty.outcome, &faulty.others[0].outcome];
     let empty = Outcome::AgentFault(AgentFault::Empty);
     assert!(outcomes.contains(&&empty), "{outcomes:?}");
-    assert!(outcomes.contains(&&Outcome::Truncated(Limit::Environment)), "{outcomes:?}");
+    assert!(outcomes.contains(&&Outcome::Truncated(Limit::OtherSeat)), "{outcomes:?}");
 }
 
 /// A duel that says something false about its seats.
@@ -324,4 +323,29 @@ fn a_pool_divides_its_groups_by_seat() {
         }
         assert_eq!(iteration.n_sampled, n_sampled, "every token of the trained policy is counted");
     }
+}
+
+// A pool that is dropped releases the sessions of its suspended episodes, those at a frozen opponent's engine too.
+#[test]
+fn a_dropped_pool_releases_the_sessions_of_every_seat() {
+    let (own, frozen) = (Arc::new(Sessions::new(ENGINE)), Arc::new(Sessions::new(ENGINE)));
+    let settings = PoolSettings {
+        group_size: 3,
+        tokens_per_iteration: Some(9),
+        limits: limits(),
+        ..PoolSettings::default()
+    };
+    let tasks = Arc::new(vec![Duel::new(2, 9)]);
+    let mut pool = RolloutPool::new(tasks, Arc::new(agents()), None, settings, 7)
+        .against(Opponent::Frozen(frozen.clone()));
+    pool.start(GroupId(0), 0);
+    let policy: Arc<dyn Policy> = own.clone();
+    block_on(async {
+        for _ in 0..2 {
+            pool.iterate(&policy, &StopSignal::never()).await.expect("it runs");
+        }
+        assert!(!own.open().is_empty() && !frozen.open().is_empty());
+        drop(pool);
+    });
+    assert!(own.open().is_empty() && frozen.open().is_empty());
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::time::sleep;
-use turnwise_rollout::{Allowance, Progress, stop_signal};
+use turnwise_rollout::{Allowance, Opponent, Progress, stop_signal};
 use turnwise_testkit::{Duel, Echo, Interruptible, conformance};
 use turnwise_trajectory::Trajectory;
 
@@ -64,5 +64,55 @@ proptest! {
             one
         };
         prop_assert_eq!(named(stopped), named(at_once));
+    }
+}
+
+/// The tokens of the trained policy in each iteration of a budget of `share` tokens, until the episode ends. In iteration
+/// *n*, a stop comes after `stops[n]` milliseconds, and the iteration continues with the rest of its share.
+fn iterations(seed: u64, share: u64, stops: &[u64]) -> Vec<u64> {
+    let tasks = vec![Duel::new(2, 5)];
+    let opponent = Opponent::Frozen(Arc::new(Interruptible::new(ENGINE)));
+    let mut episode = episode(&tasks, seed).against(&opponent);
+    let mut ends = Vec::new();
+    loop {
+        let (before, mut stop_after) = (episode.n_drawn() as u64, stops.get(ends.len()).copied());
+        loop {
+            let left = share - (episode.n_drawn() as u64 - before);
+            let is_stopped = stop_after.is_some();
+            let advanced = block_on(async {
+                let (handle, stop) = stop_signal();
+                match stop_after.take() {
+                    Some(ms) => drop(tokio::spawn(async move {
+                        sleep(Duration::from_millis(ms)).await;
+                        handle.stop();
+                    })),
+                    None => std::mem::forget(handle),
+                }
+                episode.advance(&ENGINE, &Allowance { stop, ..Allowance::tokens(left) }).await
+            });
+            match advanced {
+                Progress::Finished(trajectory) => {
+                    ends.push(trajectory.n_sampled() as u64);
+                    return ends;
+                }
+                Progress::Suspended(suspended) => episode = suspended,
+            }
+            if !is_stopped || episode.n_drawn() as u64 - before == share {
+                break;
+            }
+        }
+        ends.push(episode.n_drawn() as u64);
+    }
+}
+
+proptest! {
+    // Rollouts 13.5: a stop moves no token to another iteration, also while a frozen opponent samples.
+    #[test]
+    fn a_stop_changes_no_iteration_against_a_frozen_opponent(
+        seed in any::<u64>(),
+        share in 1_u64..9,
+        stops in prop::collection::vec(0_u64..8, 0..8),
+    ) {
+        prop_assert_eq!(iterations(seed, share, &stops), iterations(seed, share, &[]));
     }
 }

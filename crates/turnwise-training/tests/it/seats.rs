@@ -6,14 +6,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use proptest::prelude::*;
 use turnwise_environment::{
-    Action, Environment, EnvironmentError, Observation, Rubric, Seat, Step, TaskSet, Transcript,
+    Action, Babbler, Demonstrator, Environment, EnvironmentError, Observation, Rubric, Seat, Step,
+    TaskSet, Transcript,
 };
 use turnwise_objective::{Clip, GroupAdvantage, GspoToken, LengthWeight, Std};
-use turnwise_rollout::{Limits, Opponent, PoolSettings, StopSignal};
+use turnwise_rollout::{Limits, Meter, Opponent, PoolSettings, StopSignal};
 use turnwise_testkit::{Duel, TabularModel};
 use turnwise_training::{
-    Admission, OutcomeCredit, Parts, RolloutMode, Schedule, StepReport, Trainer, TrainerSettings,
-    metric,
+    Admission, Evaluated, EvaluationSettings, OutcomeCredit, Parts, RolloutMode, Schedule,
+    StepReport, Trainer, TrainerSettings, evaluate, metric,
 };
 use turnwise_trajectory::{GroupId, Trajectory};
 
@@ -220,4 +221,45 @@ fn both_seats_learn_from_their_own_rewards() {
     let mean = |rates: &[f64]| rates.iter().sum::<f64>() / rates.len() as f64;
     let (before, after) = (mean(&rates[..5]), mean(&rates[55..]));
     assert!(before < 0.4 && after > 0.9, "{before} {after} {rates:?}");
+}
+
+/// A game that the first seat decides with its first move.
+#[derive(Clone, Debug)]
+struct Instant;
+
+#[async_trait]
+impl Environment for Instant {
+    async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+        Ok("go".into())
+    }
+
+    async fn step(&mut self, _action: Action) -> Result<Step, EnvironmentError> {
+        Ok(Step::terminated(1.0).reward_of(Seat(1), 0.0))
+    }
+
+    fn n_seats(&self) -> usize {
+        2
+    }
+}
+
+/// A game that ends before the policy's first turn is neither broken nor scored.
+#[test]
+fn a_game_without_a_turn_of_the_policy_is_not_broken() {
+    let model = TabularModel::new(4);
+    let player = |seed| Box::new(Babbler::new(seed, Vec::new())) as Box<dyn Demonstrator>;
+    let evaluated = Evaluated {
+        policy: Arc::new(model),
+        tasks: Arc::new(vec![Instant]),
+        agents: Arc::new(agents()),
+        opponent: Opponent::Scripted(Arc::new(player)),
+        rubric: None,
+    };
+    let settings = EvaluationSettings { episodes: 40, ..EvaluationSettings::default() };
+    let evaluation =
+        block_on(evaluate(&evaluated, &settings, &StopSignal::never(), &Meter::default()))
+            .expect("nothing breaks")
+            .expect("nobody stops it");
+    assert_eq!(evaluation.n_broken, 0);
+    assert!((1..40).contains(&evaluation.trajectories.len()));
+    assert!(evaluation.trajectories.iter().all(|one| one.solved && one.seat == Seat(0)));
 }
