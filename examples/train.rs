@@ -8,7 +8,7 @@ use turnwise::candle::{AdamW, CandleLearner, Decoder, DecoderConfig, EngineSetti
 use turnwise::chat::{ChatMl, ChatMlSettings, MIN_IDS, train_tokenizer};
 use turnwise::environment::{Action, Demonstrator, Observation, Random};
 use turnwise::objective::{Clip, GroupAdvantage, GspoToken, LengthWeight};
-use turnwise::rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
+use turnwise::rollout::{ChatAgents, Limits, PoolSettings, Preface, StopSignal};
 use turnwise::training::{
     Learner, OutcomeCredit, Parts, Schedule, Trainer, TrainerSettings, Update, demonstrate,
     imitate_step, metric,
@@ -38,7 +38,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let mut rows = Vec::new();
         for player in 8 * step..8 * (step + 1) {
             let any = move |_| Box::new(AnyDigit(Random::new(player))) as Box<dyn Demonstrator>;
-            rows.extend(demonstrate(&*tasks, 0, &any, &*renderer, 4, player).await?.rows);
+            rows.extend(
+                demonstrate(&*tasks, 0, &any, &*renderer, &Preface::default(), 4, player)
+                    .await?
+                    .rows,
+            );
         }
         let update = Update { learning_rate: 3e-3, max_grad_norm: 1.0 };
         imitate_step(&mut learner, &rows, update).await?;

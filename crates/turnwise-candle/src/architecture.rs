@@ -73,7 +73,8 @@ impl Architecture {
     pub(crate) const MODEL_TYPES: &[&str] = &["llama", "qwen2", "qwen3", "qwen3_moe"];
 
     /// Returns the family's name in `config.json`.
-    pub(crate) fn model_type(&self) -> &'static str {
+    #[must_use]
+    pub fn model_type(&self) -> &'static str {
         match self {
             Self::Llama { .. } => "llama",
             Self::Qwen2 => "qwen2",

@@ -26,7 +26,8 @@ use crate::snapshot::{Snapshot, TensorWeights};
 use crate::tape::Keep;
 use crate::weights::Weights;
 use crate::{
-    ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, forms, initial, threads,
+    ComputePrecision, DecoderConfig, Device, GgufFile, LoraSettings, ModelError, forms, initial,
+    threads,
 };
 
 /// A language model with its weights: f32, on the CPU unless they are [moved](Self::with_device).
@@ -46,7 +47,7 @@ pub struct Decoder {
     parameters: Vec<Parameter>,
     /// The adapters, if the model has any.
     lora: Option<LoraSettings>,
-    /// The directory that it was read from.
+    /// The directory or file that it was read from.
     directory: Option<PathBuf>,
     /// `config.json` as it was read, or as it would be written for a model created here.
     original: Map<String, Value>,
@@ -70,6 +71,22 @@ pub(crate) struct Parameter {
 }
 
 impl Decoder {
+    /// Reads a model: a directory as [`Self::from_directory`] does, or a GGUF file as [`Self::from_gguf`] does. With a
+    /// base, which [`locate_base`](crate::locate_base) finds, `model` is the directory of its adapters, which then
+    /// train. `meter` counts the bytes of the weights.
+    ///
+    /// # Errors
+    /// Those of these functions, and of [`Self::with_adapter`].
+    pub fn load(model: &Path, base: Option<&Path>, meter: &Meter) -> Result<Self, ModelError> {
+        if let Some(base) = base {
+            return Self::load(base, None, meter)?.with_adapter(model);
+        }
+        if GgufFile::is_named(model) && model.is_file() {
+            return Self::from_gguf(model, meter);
+        }
+        Self::from_directory_metered(model, meter)
+    }
+
     /// Reads a Hugging Face checkpoint: `config.json` with `model.safetensors` or shards and their index. F32, BF16 and
     /// F16 weights become f32; each tensor is read directly into its place. Experts may be stored one by one or stacked
     /// as in transformers 5, and the embedding of a tied model may be stored under the name of the head.
@@ -81,11 +98,7 @@ impl Decoder {
         Self::from_directory_metered(directory, &Meter::default())
     }
 
-    /// Like [`Self::from_directory`], and reports the bytes of the weights that were read to `meter`.
-    ///
-    /// # Errors
-    /// As [`Self::from_directory`].
-    pub fn from_directory_metered(directory: &Path, meter: &Meter) -> Result<Self, ModelError> {
+    fn from_directory_metered(directory: &Path, meter: &Meter) -> Result<Self, ModelError> {
         if let Some(help) = forms::in_directory(directory) {
             return Err(ModelError::NotFound { model: directory.to_owned(), help });
         }
@@ -94,8 +107,18 @@ impl Decoder {
         let head_width = tensors.as_ref().ok().and_then(head_width);
         let config = DecoderConfig::from_json(&original, head_width)?;
         let loaded = tensors?.read(&specs(&config, None), meter)?;
+        Self::from_parts(config, original, loaded, directory)
+    }
+
+    /// Makes a model of what a directory or a file holds.
+    pub(crate) fn from_parts(
+        config: DecoderConfig,
+        original: Map<String, Value>,
+        loaded: Vec<ParameterValues>,
+        path: &Path,
+    ) -> Result<Self, ModelError> {
         let model = Self::from_loaded(config, original, loaded)?;
-        Ok(Self { directory: Some(directory.to_owned()), ..model })
+        Ok(Self { directory: Some(path.to_owned()), ..model })
     }
 
     /// Creates a model with random weights, the same for the same seed on every machine.

@@ -1,12 +1,13 @@
 //! Models in unsupported formats, with advice.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use serde_json::Value;
 
 use crate::checkpoint::{CONFIG, WEIGHTS, has_weights, read_object};
 use crate::error::brief;
+use crate::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 
 /// Explains what a directory contains instead of weights or other files of a model; `None` if it has weights, or
 /// nothing known.
@@ -19,16 +20,36 @@ pub(crate) fn in_directory(directory: &Path) -> Option<String> {
     if let Some(stand_in) = stand_in(directory, &names) {
         return Some(stand_in);
     }
-    if has_weights(directory) {
+    if has_weights(directory) || base_of_adapter(directory).is_some() {
         return None;
     }
     let forms =
-        [FileKind::Adapter, FileKind::Pickle, FileKind::Gguf, FileKind::Other, FileKind::Weights];
+        [FileKind::Pickle, FileKind::Adapter, FileKind::Gguf, FileKind::Other, FileKind::Weights];
     let has_config = directory.join(CONFIG).exists();
     forms.into_iter().filter(|form| *form != FileKind::Weights || has_config).find_map(|form| {
         let name = names.iter().find(|name| FileKind::of(name) == Some(form))?;
         Some(form.explain(name, directory))
     })
+}
+
+/// Returns the GGUF file of a directory that holds no other weights and no second one.
+pub(crate) fn lone_gguf(directory: &Path) -> Option<PathBuf> {
+    let names = names(directory).ok().filter(|_| !has_weights(directory))?;
+    let mut files = names.iter().filter(|name| FileKind::of(name) == Some(FileKind::Gguf));
+    let (file, None) = (files.next()?, files.next()) else { return None };
+    Some(directory.join(file))
+}
+
+/// Returns the base that an adapter's directory names, empty if it names none; `None` if it is no such directory.
+pub(crate) fn base_of_adapter(directory: &Path) -> Option<String> {
+    let config = directory.join(ADAPTER_CONFIG);
+    if has_weights(directory) || !directory.join(ADAPTER_WEIGHTS).is_file() || !config.is_file() {
+        return None;
+    }
+    let json = read_object(&config).unwrap_or_default();
+    let base = json.get("base_model_name_or_path").and_then(Value::as_str);
+    // Names are short; what is longer would fill the screen of an error.
+    Some(base.filter(|base| base.len() < 1000).unwrap_or_default().to_owned())
 }
 
 fn names(directory: &Path) -> io::Result<Vec<String>> {
@@ -81,7 +102,7 @@ pub(crate) fn of_file(path: &Path) -> String {
         path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let directory = path.parent().unwrap_or(Path::new("."));
     match FileKind::of(&name) {
-        Some(form @ (FileKind::Adapter | FileKind::Pickle | FileKind::Gguf | FileKind::Other)) => {
+        Some(form @ (FileKind::Adapter | FileKind::Pickle | FileKind::Other)) => {
             form.explain(&name, directory)
         }
         _ => "it is a file; name the directory with config.json and model.safetensors".to_owned(),
@@ -107,7 +128,7 @@ impl FileKind {
     fn of(name: &str) -> Option<Self> {
         let lower = name.to_lowercase();
         let ends = |endings: &[&str]| endings.iter().any(|ending| lower.ends_with(ending));
-        if lower.starts_with("adapter_") && ends(&[".json", ".safetensors", ".bin"]) {
+        if lower.starts_with("adapter_") && ends(&[".json", ".safetensors"]) {
             Some(Self::Adapter)
         } else if ends(&[".gguf"]) {
             Some(Self::Gguf)
@@ -126,28 +147,16 @@ impl FileKind {
 
     fn explain(self, name: &str, directory: &Path) -> String {
         let (name, from) = (brief(name), directory.display());
-        let convert = |load: &str| {
-            format!(
-                "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{from}'{load}).save_pretrained('NEW')\" writes the supported format"
-            )
-        };
         match self {
-            Self::Adapter => {
-                let base = base_of(directory);
-                format!(
-                    "{name} is a PEFT adapter, which is no model without its base{base}; \
-                     python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{from}').merge_and_unload().save_pretrained('NEW')\" \
-                     writes both as one"
-                )
-            }
+            Self::Adapter => format!(
+                "{name} belongs to a PEFT adapter, of which {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are needed"
+            ),
             Self::Pickle => format!(
-                "{name} is a pickle, which can run any program when it is loaded, and is therefore never loaded; {}",
-                convert("")
+                "{name} is a pickle, which can run any program when it is loaded, and is therefore never loaded; \
+                 python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{from}').save_pretrained('NEW')\" \
+                 writes the supported format"
             ),
-            Self::Gguf => format!(
-                "{name} is in GGUF, which cannot be trained; {}",
-                convert(&format!(", gguf_file='{name}'"))
-            ),
+            Self::Gguf => format!("there are several GGUF files, such as {name}; name the file"),
             Self::Other => format!(
                 "{name} is in the format of another library; only safetensors are supported, which the model's page or transformers may have"
             ),
@@ -155,15 +164,6 @@ impl FileKind {
                 "there is {name}, but neither {WEIGHTS} nor model.safetensors.index.json, the index of several files"
             ),
         }
-    }
-}
-
-/// Describes the base model of an adapter, as far as the adapter says.
-fn base_of(directory: &Path) -> String {
-    let json = read_object(&directory.join("adapter_config.json")).unwrap_or_default();
-    match json.get("base_model_name_or_path").and_then(Value::as_str) {
-        Some(base) if !base.is_empty() => format!(" ({})", brief(base)),
-        _ => String::new(),
     }
 }
 
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_model_in_another_form_is_named_with_what_to_do() {
-        let cases: [(Files, &str, &str); 7] = [
+        let cases: [(Files, &str, &str); 8] = [
             (&[("pytorch_model.bin", "")], "pytorch_model.bin is a pickle", "save_pretrained"),
             (
                 &[("config.json", "{}"), ("pytorch_model-00001-of-00002.bin", "")],
@@ -195,11 +195,12 @@ mod tests {
                 "save_pretrained",
             ),
             (&[("consolidated.00.pth", "")], "consolidated.00.pth is a pickle", "transformers"),
-            (&[("model-Q4_K_M.gguf", "")], "GGUF", "gguf_file='model-Q4_K_M.gguf'"),
+            (&[("a.gguf", ""), ("b.gguf", "")], "several GGUF files", "name the file"),
+            (&[("adapter_config.json", ADAPTER)], "PEFT adapter", "adapter_model.safetensors"),
             (
-                &[("adapter_config.json", ADAPTER), ("adapter_model.safetensors", "")],
-                "PEFT adapter",
-                "(somebody/some-model)",
+                &[("adapter_config.json", ADAPTER), ("adapter_model.bin", "")],
+                "adapter_model.bin is a pickle",
+                "never loaded",
             ),
             (&[("flax_model.msgpack", "")], "another library", "safetensors"),
             (
@@ -216,9 +217,36 @@ mod tests {
         let whole: &[(&str, &str)] = &[("model.safetensors", ""), ("pytorch_model.bin", "")];
         assert_eq!(with(whole), None);
         assert_eq!(with(&[("notes.txt", ""), ("training_args.bin", "")]), None);
-        let long = "x".repeat(100_000);
-        let adapter = format!(r#"{{"base_model_name_or_path": "{long}"}}"#);
-        assert!(with(&[("adapter_config.json", &adapter)]).unwrap().len() < 1000);
+    }
+
+    #[test]
+    fn one_gguf_file_alone_is_the_model_of_its_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str| fs::write(directory.path().join(name), "").unwrap();
+        assert_eq!(lone_gguf(directory.path()), None);
+        write("a.Q4_K_M.GGUF");
+        write("README.md");
+        assert_eq!(lone_gguf(directory.path()), Some(directory.path().join("a.Q4_K_M.GGUF")));
+        write("b.gguf");
+        assert_eq!(lone_gguf(directory.path()), None);
+        fs::remove_file(directory.path().join("b.gguf")).unwrap();
+        write("model.safetensors");
+        assert_eq!(lone_gguf(directory.path()), None);
+    }
+
+    #[test]
+    fn an_adapter_names_its_base() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        write("adapter_config.json", ADAPTER);
+        assert_eq!(base_of_adapter(directory.path()), None);
+        write("adapter_model.safetensors", "");
+        let base = || base_of_adapter(directory.path());
+        assert_eq!(base().as_deref(), Some("somebody/some-model"));
+        write("adapter_config.json", &ADAPTER.replace("some-model", &"x".repeat(100_000)));
+        assert_eq!(base().as_deref(), Some(""));
+        write("model.safetensors", "");
+        assert_eq!(base(), None);
     }
 
     #[test]
@@ -254,9 +282,6 @@ mod tests {
 
     #[test]
     fn a_file_is_explained_too() {
-        assert!(
-            of_file(Path::new("there/model.gguf")).contains("from_pretrained('there', gguf_file")
-        );
         assert!(of_file(Path::new("pytorch_model.bin")).contains("pickle"));
         assert!(of_file(Path::new("there/model.safetensors")).contains("name the directory"));
         assert!(of_file(Path::new("there/config.json")).contains("name the directory"));

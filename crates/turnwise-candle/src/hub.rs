@@ -8,27 +8,32 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use crate::checkpoint::{CONFIG, is_whole};
-use crate::{ModelError, forms};
+use crate::{GgufFile, ModelError, forms};
 
-/// Finds a model on this machine: a directory, or the name of a repository on the Hugging Face Hub (`owner/name`, or
+/// Finds a model on this machine: a directory, a GGUF file or a directory with one such file alone, the directory of a
+/// PEFT adapter (see [`locate_base`]), or the name of a repository on the Hugging Face Hub (`owner/name`, or
 /// `owner/name@revision`) in the cache. With the feature `hub`, a model that is not in the cache is downloaded.
 ///
 /// The cache is that of Hugging Face's own tools: `HF_HUB_CACHE`, `HF_HOME/hub` or `~/.cache/huggingface/hub`.
 /// `HF_HUB_OFFLINE=1` forbids downloads.
 ///
 /// # Errors
-/// [`ModelError::NotFound`] with advice, also for a directory or a file that holds a model in another format: a pickle,
-/// GGUF, an adapter without its base.
+/// [`ModelError::NotFound`] with advice, also for a directory or a file that holds a model in another format, such as a
+/// pickle.
 pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
     let not_found = |help: String| ModelError::NotFound { model: model.to_owned(), help };
     if model.is_dir() {
+        if let Some(file) = forms::lone_gguf(model) {
+            return Ok(file);
+        }
         return match forms::in_directory(model) {
             Some(form) => Err(not_found(form)),
             None => Ok(model.to_owned()),
         };
     }
     if model.is_file() {
-        return Err(not_found(forms::of_file(model)));
+        let is_read = GgufFile::is_named(model);
+        return if is_read { Ok(model.to_owned()) } else { Err(not_found(forms::of_file(model))) };
     }
     let Some(repository) = Repository::parse(model) else {
         return Err(not_found("the directory does not exist".to_owned()));
@@ -45,6 +50,44 @@ pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
         repository.help()
     );
     fetch(&repository).map_err(|reason| not_found(format!("{missing}{reason}")))
+}
+
+/// Finds the base of a PEFT adapter: `named`, or else what `base_model_name_or_path` of its `adapter_config.json` names,
+/// relative to the working directory or to the adapter's. Returns `None` if `model` is no directory of an adapter.
+///
+/// # Errors
+/// [`ModelError::NotFound`] with advice when there is no base, [`ModelError::BadAdapter`] when a base is named for a
+/// model that is no adapter.
+pub fn locate_base(model: &Path, named: Option<&Path>) -> Result<Option<PathBuf>, ModelError> {
+    let Some(own) = forms::base_of_adapter(model) else {
+        return match named {
+            None => Ok(None),
+            Some(base) => Err(ModelError::BadAdapter(format!(
+                "{} is no adapter, and needs no base ({})",
+                model.display(),
+                base.display()
+            ))),
+        };
+    };
+    let beside = model.join(&own);
+    let base = match named {
+        Some(named) => named,
+        None if !own.is_empty() && beside.exists() => &beside,
+        None => Path::new(&own),
+    };
+    let found = locate(base).map_err(|error| ModelError::NotFound {
+        model: model.to_owned(),
+        help: format!(
+            "it is an adapter, and its base is not found; name it as model.base. The cause: {error}"
+        ),
+    })?;
+    match forms::base_of_adapter(&found) {
+        None => Ok(Some(found)),
+        Some(_) => Err(ModelError::BadAdapter(format!(
+            "its base {} is an adapter itself; merge that one first",
+            found.display()
+        ))),
+    }
 }
 
 #[cfg(feature = "hub")]
@@ -174,5 +217,30 @@ mod tests {
         assert!(failure.contains("nowhere"), "{failure}");
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(locate(directory.path()).unwrap(), directory.path());
+    }
+
+    #[test]
+    fn the_base_of_an_adapter_is_found_or_named() {
+        let here = tempfile::tempdir().unwrap();
+        let (adapter, base) = (here.path().join("adapter"), here.path().join("base"));
+        fs::create_dir(&adapter).unwrap();
+        fs::create_dir(&base).unwrap();
+        fs::write(base.join("model.safetensors"), "").unwrap();
+        let adapter_of = |name: &str| {
+            let config = format!(r#"{{"base_model_name_or_path": "{name}"}}"#);
+            fs::write(adapter.join("adapter_config.json"), config).unwrap();
+            fs::write(adapter.join("adapter_model.safetensors"), "").unwrap();
+        };
+        assert_eq!(locate_base(&adapter, None).unwrap(), None);
+        adapter_of("../base");
+        assert_eq!(locate_base(&adapter, None).unwrap(), Some(adapter.join("../base")));
+        adapter_of("nobody-we-know/no-such-model");
+        let failure = locate_base(&adapter, None).unwrap_err().to_string();
+        assert!(failure.contains("name it as model.base"), "{failure}");
+        assert_eq!(locate_base(&adapter, Some(&base)).unwrap(), Some(base.clone()));
+        let failure = locate_base(&adapter, Some(&adapter)).unwrap_err().to_string();
+        assert!(failure.contains("is an adapter itself"), "{failure}");
+        let failure = locate_base(&base, Some(&base)).unwrap_err().to_string();
+        assert!(failure.contains("is no adapter"), "{failure}");
     }
 }

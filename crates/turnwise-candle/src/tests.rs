@@ -4,6 +4,7 @@ mod field;
 mod fixture;
 mod forest;
 mod forward;
+mod gguf;
 mod learner;
 mod lora;
 mod mixture;

@@ -373,7 +373,7 @@ impl LearnerState {
     ) -> Result<(), LearnerError> {
         let action = format!("load from {}", directory.display());
         let read = || {
-            let loaded = Decoder::from_directory_metered(directory, &self.meter)?;
+            let loaded = Decoder::load(directory, None, &self.meter)?;
             let (theirs, ours) = (loaded.config(), self.model.config());
             // Weights do not determine the longest sequence.
             let max_positions = ours.max_positions;

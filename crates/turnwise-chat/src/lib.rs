@@ -16,6 +16,7 @@ mod chatml;
 mod encoder;
 mod error;
 mod fingerprint;
+mod gguf;
 mod grammar;
 mod hygiene;
 mod jinja;
@@ -28,6 +29,7 @@ mod schema;
 mod spelling;
 mod strict_json;
 mod template;
+mod text_tools;
 mod thinking;
 mod tokenizer;
 mod tool_calls;
@@ -35,6 +37,7 @@ mod tool_prompt;
 mod train;
 mod truncate;
 mod turn;
+mod turn_shape;
 
 pub use chatml::{ChatMl, ChatMlSettings};
 pub use error::ChatError;
@@ -45,8 +48,10 @@ pub use llama_calls::parse_llama_turn;
 pub use template::{
     CallForm, TemplateRenderer, TemplateSettings, Trust, template_hash, with_moment, without_moment,
 };
+pub use text_tools::{TextTools, shows_system};
 pub use thinking::Thinking;
 pub use tokenizer::Tokenizer;
 pub use tool_calls::{MAX_CALL_BYTES, parse_turn};
 pub use tool_prompt::ToolPrompt;
 pub use train::{MIN_IDS, train_tokenizer};
+pub use turn_shape::{TurnShape, TurnShapeSettings};

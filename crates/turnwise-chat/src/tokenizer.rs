@@ -98,6 +98,15 @@ impl Tokenizer {
         Self::new(path, text_of(path, bytes)?, Vec::new())
     }
 
+    /// Creates a tokenizer from the texts of its files.
+    pub(crate) fn with_config(
+        path: &Path,
+        json: String,
+        config: String,
+    ) -> Result<Self, ChatError> {
+        Self::new(path, json, vec![(CONFIG, config.into_bytes())])
+    }
+
     pub(crate) fn from_json(json: String) -> Result<Self, ChatError> {
         Self::new(Path::new(TOKENIZER), json, Vec::new())
     }
@@ -161,6 +170,13 @@ impl Tokenizer {
             "chat_template": include_str!("plain.jinja").trim_end(),
         });
         format!("{config:#}\n")
+    }
+
+    /// Returns the text of a file that was read with `tokenizer.json`, or that comes from a GGUF file's metadata.
+    #[must_use]
+    pub fn companion(&self, name: &str) -> Option<String> {
+        let (_, bytes) = self.companions.iter().find(|(own, _)| *own == name)?;
+        String::from_utf8(bytes.clone()).ok()
     }
 
     /// Returns a hash of `tokenizer.json`, 32 hexadecimal digits.

@@ -45,6 +45,20 @@ impl ToolPrompt {
         }
     }
 
+    /// Returns the description as text.
+    pub(crate) fn text(&self, tools: &[ToolSpec]) -> String {
+        let lines = |open: &str, close: &str| {
+            let each = tools.iter().map(|tool| format!("\n{}", function_json(tool)));
+            format!("{open}{}{close}", each.collect::<String>())
+        };
+        match self {
+            Self::Hermes => lines(HERMES_OPEN, HERMES_CLOSE),
+            Self::Between { open, close } => lines(open, close),
+            Self::Signatures => tools.iter().map(signature).collect::<Vec<_>>().join("\n"),
+            Self::Omit => String::new(),
+        }
+    }
+
     /// Writes the description. The tools' own texts are content: they may come from an untrusted server.
     pub(crate) fn write(&self, tools: &[ToolSpec], canvas: &mut Canvas<'_>) {
         match self {

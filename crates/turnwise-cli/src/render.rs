@@ -91,7 +91,7 @@ async fn conversation_page(arguments: &RenderArguments, path: &Path) -> Result<P
 /// Returns the format of the arguments, or else the one that fits the model.
 fn form_of(arguments: &RenderArguments, conversation: &Conversation) -> Result<Form, Failure> {
     let source = match (&arguments.model, &arguments.tokenizer) {
-        (Some(directory), _) => Source::from_directory(directory)?,
+        (Some(directory), _) => Source::of_model(directory, None)?,
         (None, Some(file)) => Source::from_file(file)?,
         (None, None) => {
             return Err(Failure::refused("a conversation needs a tokenizer")

@@ -34,7 +34,8 @@ pub(crate) async fn score(model: &Path, input: &Path, device: Device) -> Result<
         .collect::<Result<Vec<_>, _>>()?;
     // To standard error: standard output has the result.
     let mut screen = Screen::new(io::stderr(), Style::of_errors());
-    let decoder = load_model(&locate_model(model)?, &mut screen, &StopSignal::never()).await?;
+    let decoder =
+        load_model(&locate_model(model)?, None, &mut screen, &StopSignal::never()).await?;
     let decoder = decoder.with_device(device).map_err(|error| Failure::refused_by(&error))?;
     let (decoder, meter) = (Arc::new(decoder), Meter::default());
     let scoring = async {

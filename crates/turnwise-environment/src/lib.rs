@@ -7,6 +7,7 @@
 //!
 //! Not supported: agents that act at the same time (seats take turns), and images in messages.
 
+mod answer;
 mod babbler;
 pub mod check;
 mod demonstrator;
@@ -29,6 +30,7 @@ mod tool;
 mod toolbox;
 mod tools;
 
+pub use answer::Answer;
 pub use async_trait::async_trait;
 pub use babbler::Babbler;
 pub use demonstrator::Demonstrator;

@@ -47,6 +47,7 @@ pub enum Split {
 pub struct Suite {
     name: String,
     description: String,
+    instructions: Option<String>,
     train: Arc<dyn TaskSet>,
     held_out: Arc<dyn TaskSet>,
     expert: Option<Arc<Players>>,
@@ -93,6 +94,7 @@ impl Suite {
             train: named(train),
             held_out: named(held_out),
             description: name.clone(),
+            instructions: None,
             name,
             expert: None,
             random: None,
@@ -105,6 +107,15 @@ impl Suite {
     #[must_use]
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.description = description.into();
+        self
+    }
+
+    /// Sets instructions for a chat model: what the task is, and in which form it answers. A run with a trained model
+    /// gives them as a system prompt. A small model that the run makes itself learns both from demonstrations, and reads
+    /// the shorter prompts without them.
+    #[must_use]
+    pub fn instructions(mut self, instructions: impl Into<String>) -> Self {
+        self.instructions = Some(instructions.into());
         self
     }
 
@@ -158,6 +169,12 @@ impl Suite {
     #[must_use]
     pub fn about(&self) -> &str {
         &self.description
+    }
+
+    /// Returns the instructions for a chat model, if the suite has any.
+    #[must_use]
+    pub fn instructions_text(&self) -> Option<&str> {
+        self.instructions.as_deref()
     }
 
     /// Returns the tasks of a split.

@@ -7,10 +7,9 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use turnwise_candle::{Architecture, Decoder, DecoderConfig};
+use turnwise_candle::{Architecture, Decoder, DecoderConfig, GgufPlace, gguf_place};
 
 use crate::metadata::{metadata, rope_factors};
-use crate::names::{Place, place};
 use crate::{GgufError, Quantization};
 
 /// Writes a model as a GGUF file, under the names and keys of `llama.cpp`. Replaces an existing file when the new one
@@ -69,10 +68,11 @@ impl Contents {
     fn of(model: &Decoder, quantization: Quantization) -> Result<Self, GgufError> {
         let config = model.config();
         let metadata = metadata(config, quantization)?;
+        let family = config.architecture.model_type();
         let mut tensors = Vec::new();
         let mut stack = Vec::new();
         model.for_each_tensor(|name, shape, values| {
-            let Some(Place { name, expert }) = place(name) else {
+            let Some(GgufPlace { name, expert }) = gguf_place(family, name) else {
                 return Err(GgufError::Unsupported(format!("{name} has no name in GGUF")));
             };
             let Some(expert) = expert else {

@@ -49,7 +49,6 @@ mod error;
 mod export;
 mod metadata;
 mod model;
-mod names;
 mod network;
 mod policy;
 mod published;

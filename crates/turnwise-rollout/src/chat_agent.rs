@@ -12,7 +12,7 @@ use turnwise_trajectory::{
 };
 
 use crate::{
-    Act, Agent, AgentError, AgentFactory, Bridged, Continued, Decision, EndedTurn, Policy,
+    Act, Agent, AgentError, AgentFactory, Bridged, Continued, Decision, EndedTurn, Policy, Preface,
     RenderError, Rendered, Renderer, Room, Said, Sample, SampleRequest, SessionId, TokenConstraint,
     check_sample,
 };
@@ -29,6 +29,8 @@ pub struct ChatAgents {
     /// A constraint on the sampled tokens of every turn, such as a grammar; `None` allows every token. The engine must
     /// support [`Policy::sample_constrained`].
     pub constraint: Option<Arc<dyn TokenConstraint>>,
+    /// What precedes every conversation.
+    pub preface: Preface,
 }
 
 /// Compaction of an agent's context.
@@ -47,10 +49,16 @@ pub struct Compaction {
 }
 
 impl ChatAgents {
-    /// Returns a factory that samples from the model's own distribution, without compaction or a constraint.
+    /// Returns a factory that samples from the model's own distribution, without compaction, constraint or preface.
     #[must_use]
     pub fn new(renderer: Arc<dyn Renderer>) -> Self {
-        Self { renderer, sampling: Sampling::default(), compaction: None, constraint: None }
+        Self {
+            renderer,
+            sampling: Sampling::default(),
+            compaction: None,
+            constraint: None,
+            preface: Preface::default(),
+        }
     }
 }
 
@@ -62,6 +70,7 @@ impl fmt::Debug for ChatAgents {
             .field("sampling", &self.sampling)
             .field("compaction", &self.compaction)
             .field("constraint", &self.constraint)
+            .field("preface", &self.preface)
             .finish()
     }
 }
@@ -434,8 +443,13 @@ fn drawn_in(node: &Node) -> Option<Vec<TokenId>> {
 impl Agent for ChatAgent {
     fn observe(&mut self, observation: &Observation) -> Result<(), AgentError> {
         let path = self.path();
-        let mut plan = self.plan(&path, &observation.messages)?;
-        let mut said = observation.messages.clone();
+        let is_first = self.state.graph.nodes().is_empty();
+        let mut said = if is_first {
+            self.settings.preface.before(observation).messages
+        } else {
+            observation.messages.clone()
+        };
+        let mut plan = self.plan(&path, &said)?;
         let shared = path[..plan.kept].iter();
         let n_shared: usize =
             shared.flat_map(|id| &self.state.graph.node(*id).spans).map(Span::len).sum();

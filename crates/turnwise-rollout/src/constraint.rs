@@ -73,3 +73,13 @@ impl TokenConstraint for Continued {
         self.constraint.allowed(&[&self.before, sampled].concat())
     }
 }
+
+/// Several constraints, of which the first that restricts a token decides alone.
+#[derive(Clone, Debug, Default)]
+pub struct FirstOf(pub Vec<Arc<dyn TokenConstraint>>);
+
+impl TokenConstraint for FirstOf {
+    fn allowed(&self, sampled: &[TokenId]) -> Option<Vec<TokenId>> {
+        self.0.iter().find_map(|constraint| constraint.allowed(sampled))
+    }
+}

@@ -23,6 +23,7 @@ mod opponent;
 mod panic_text;
 mod policy;
 mod pool;
+mod preface;
 mod recorded;
 mod renderer;
 mod replay;
@@ -33,7 +34,7 @@ pub use agent::{Act, Agent, AgentError, AgentFactory, Decision, Room};
 pub use allowance::{Allowance, StopHandle, StopSignal, stop_signal};
 pub use blocking::BlockingThreads;
 pub use chat_agent::{ChatAgent, ChatAgents, Compaction};
-pub use constraint::{Answers, Continued, TokenConstraint};
+pub use constraint::{Answers, Continued, FirstOf, TokenConstraint};
 pub use deadline::Deadline;
 pub use episode::{
     Episode, EpisodeSnapshot, Fork, ForkError, Progress, RestoreError, SnapshotError,
@@ -46,6 +47,7 @@ pub use policy::{Policy, PolicyError, Sample, SampleRequest, SessionId, check_sa
 pub use pool::{
     Census, Iteration, Ledger, NO_TURN, PoolSettings, PoolSnapshot, RolloutError, RolloutPool,
 };
+pub use preface::Preface;
 pub use recorded::{Divergence, RecordedPolicy};
 pub use renderer::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 pub use replay::{ReplayError, replay};

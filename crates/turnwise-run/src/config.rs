@@ -17,8 +17,9 @@ pub(crate) use changes::{Change, changes};
 pub(crate) use choices::{credit, objective};
 pub use listing::listing;
 pub use schema::{
-    Config, ConstraintChoice, CreditChoice, EngineName, EnvironmentChoice, Eval, Log, Model,
-    ObjectiveChoice, Rollout, Run, Train, WarmStart,
+    AgentChoice, Config, ConstraintChoice, CreditChoice, EngineName, EnvironmentChoice, Eval,
+    ExampleMessage, ExampleRole, Log, Model, ObjectiveChoice, PromptText, Rollout, Run, Train,
+    WarmStart,
 };
 use toml_edit::{Document, Item, TableLike, Value, de};
 use turnwise_training::read_plain;

@@ -1,8 +1,10 @@
 //! Chat forms: the renderer and the tokenizer of a model.
 
 mod files;
+mod model_files;
 mod spoken;
 mod tools;
+mod trust;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,16 +14,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use turnwise_chat::{
     CallForm, ChatError, ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer,
-    TemplateSettings, Thinking, Tokenizer, ToolPrompt, Trust,
+    TemplateSettings, TextTools, Thinking, Tokenizer, ToolPrompt, TurnShape, TurnShapeSettings,
 };
-use turnwise_rollout::Renderer;
+use turnwise_rollout::{Renderer, TokenConstraint};
 use turnwise_training::Checkpoints;
 use turnwise_trajectory::TokenId;
 
-use crate::config::{self, Model};
+use crate::config::{self, Config, Model};
 use crate::failure::Failure;
 use crate::session::SETTINGS;
 use files::Templates;
+pub(crate) use model_files::ModelFiles;
 use spoken::Own;
 pub use spoken::Spoken;
 
@@ -44,6 +47,8 @@ pub enum TemplateName {
 pub struct Form {
     /// The renderer.
     pub renderer: Arc<dyn Renderer>,
+    /// The constraint of stop texts and of a budget of thinking, if there are any.
+    pub constraint: Option<Arc<dyn TokenConstraint>>,
     /// The texts of the renderer's tokens.
     pub texts: Texts,
     /// The name of the form.
@@ -85,15 +90,15 @@ impl Texts {
     }
 }
 
-/// What the files of a model directory determine about its chat form.
+/// What the files of a model determine about its chat form.
 #[derive(Debug)]
-pub struct Source<'a> {
-    directory: Option<&'a Path>,
+pub struct Source {
+    files: Option<ModelFiles>,
     texts: Texts,
     /// The tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// The settings of the run that wrote the directory.
-    run: Option<Model>,
+    run: Option<Box<Config>>,
     /// The model's own templates.
     templates: Option<Templates>,
     /// The tokens that end a turn according to the model's files.
@@ -117,22 +122,33 @@ pub struct Wanted {
     pub time: Option<String>,
     /// The most tokens of an observation; `None` for the default.
     pub max_observation_tokens: Option<usize>,
+    /// How turns begin and end.
+    pub turn: TurnShapeSettings,
 }
 
 impl Wanted {
     /// Returns what a run's settings request.
     #[must_use]
-    pub fn by(model: &Model) -> Self {
-        let Model { template, thinking, tools, trust, time, max_observation_tokens, .. } =
-            model.clone();
+    pub fn by(config: &Config) -> Self {
+        let Model {
+            template,
+            thinking,
+            tools,
+            trust,
+            time,
+            max_observation_tokens,
+            template_arguments,
+            ..
+        } = config.model.clone();
         Self {
             template,
             thinking,
             tools,
             trust,
-            arguments: Map::new(),
+            arguments: template_arguments,
             time,
             max_observation_tokens: Some(max_observation_tokens),
+            turn: config.agent.turn(),
         }
     }
 }
@@ -143,8 +159,8 @@ impl Wanted {
 /// # Errors
 /// When there is no tokenizer, or the settings are damaged.
 pub fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failure> {
-    let source = Source::from_directory(directory)?;
-    let wanted = source.run.as_ref().map(Wanted::by);
+    let source = Source::of_model(directory, None)?;
+    let wanted = source.run.as_deref().map(Wanted::by);
     let form = wanted.and_then(|wanted| source.form(&wanted, "--trust ").ok());
     let fingerprint = form.map(|form| form.renderer.fingerprint().to_owned());
     Ok((source.texts, fingerprint))
@@ -166,49 +182,35 @@ fn checkpoint_in(directory: &Path) -> Option<PathBuf> {
         .map(|newest| newest.directory)
 }
 
-impl<'a> Source<'a> {
+impl Source {
     /// Returns what the settings of the directory's run request; nothing without a run.
     #[must_use]
     pub fn wanted(&self) -> Wanted {
-        self.run.as_ref().map(Wanted::by).unwrap_or_default()
+        self.run.as_deref().map(Wanted::by).unwrap_or_default()
     }
 
-    /// Reads the files of a model directory.
+    /// Reads the files of a model: a directory, or a GGUF file. `base` is the base of an adapter, if the user names it.
     ///
     /// # Errors
     /// When there is no tokenizer, or a file is damaged.
-    pub fn from_directory(directory: &'a Path) -> Result<Self, Failure> {
-        let shown = directory.display();
-        if !directory.join("tokenizer.json").is_file() {
-            let has_other = ["tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"];
-            let has_other = has_other.iter().find(|name| directory.join(name).is_file());
-            let help = match (checkpoint_in(directory), has_other) {
-                (Some(checkpoint), _) => {
-                    format!("a checkpoint is a model: {}", checkpoint.display())
-                }
-                (None, Some(other)) => format!(
-                    "{other} is the tokenizer in an older form; python -c \"from transformers import AutoTokenizer as T; \
-                     T.from_pretrained('{shown}').save_pretrained('{shown}')\" writes tokenizer.json beside it"
-                ),
-                (None, None) => "name a model directory, such as a checkpoint of a run".to_owned(),
-            };
-            return Err(
-                Failure::refused(format!("there is no tokenizer.json in {shown}")).help(help)
-            );
-        }
-        let tokenizer = Tokenizer::from_directory(directory);
-        let tokenizer = Arc::new(tokenizer.map_err(|error| Failure::refused_by(&error))?);
-        let settings = directory.join(SETTINGS);
+    pub fn of_model(model: &Path, base: Option<&Path>) -> Result<Self, Failure> {
+        let files = ModelFiles::open(model, base)?;
+        let tokenizer = files.tokenizer()?.ok_or_else(|| no_tokenizer(model))?;
+        Self::of_files(files, tokenizer)
+    }
+
+    fn of_files(files: ModelFiles, tokenizer: Arc<Tokenizer>) -> Result<Self, Failure> {
+        let settings = files.path().join(SETTINGS);
         let run = if settings.is_file() {
             Some(config::load_beside_model(&settings)?.config)
         } else {
             None
         };
-        let templates = Templates::of(directory)?;
-        let ends = files::ends(directory, &tokenizer)?;
-        let run = run.map(|config| config.model);
+        let templates = Templates::of(&files)?;
+        let ends = files::ends(&files, &tokenizer)?;
+        let run = run.map(Box::new);
         Ok(Self {
-            directory: Some(directory),
+            files: Some(files),
             texts: Texts(Some(tokenizer.clone())),
             tokenizer,
             run,
@@ -231,7 +233,7 @@ impl<'a> Source<'a> {
     pub fn of_tokenizer(tokenizer: Tokenizer) -> Self {
         let tokenizer = Arc::new(tokenizer);
         let texts = Texts(Some(tokenizer.clone()));
-        Self { directory: None, texts, tokenizer, run: None, templates: None, ends: Vec::new() }
+        Self { files: None, texts, tokenizer, run: None, templates: None, ends: Vec::new() }
     }
 
     /// Creates the requested form, or else the one that fits. `trusting` is the syntax by which a user trusts a
@@ -240,7 +242,7 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When no form fits, or the template is not trusted.
     pub fn form(&self, wanted: &Wanted, trusting: &str) -> Result<Form, Failure> {
-        let of_run = self.run.as_ref().and_then(|run| run.template);
+        let of_run = self.run.as_ref().and_then(|run| run.model.template);
         let template = wanted.template.or(of_run).map_or_else(|| self.fitting(), Ok)?;
         let made = match template {
             TemplateName::Qwen3 => self.chatml(wanted, ToolPrompt::Hermes)?,
@@ -254,42 +256,44 @@ impl<'a> Source<'a> {
             TemplateName::Qwen3 => format!("qwen3, thinking {thinks}"),
             TemplateName::Chatml => format!("chatml, thinking {thinks}"),
             TemplateName::Llama3 => "llama3".to_owned(),
-            TemplateName::Hf => format!("the model's own template, drawn thinking {thinks}"),
+            TemplateName::Hf => {
+                let own = self.templates.as_ref();
+                let of = own.and_then(|own| trust::published(&own.usual));
+                let of = of.map_or_else(String::new, |of| format!(" (that of {of})"));
+                format!("the model's own template{of}, thinking {thinks}")
+            }
         };
         let Made { renderer, saved, own, tools } = made;
+        let (renderer, constraint) = self.shaped(renderer, &wanted.turn);
         let ends = renderer.stop_tokens().iter();
         let ends = ends.map(|id| (self.texts.text(*id).unwrap_or_default(), *id)).collect();
         let written = self.templates.as_ref().filter(|_| template == TemplateName::Hf);
         let written = written.map(|templates| Own::new(templates, wanted.time.as_deref()));
         let spoken = Spoken { template: saved, own: written, ends };
         let (texts, note) = (self.texts.clone(), self.note(template));
-        Ok(Form { renderer, texts, template, name, note, spoken, own, tools })
+        Ok(Form { renderer, constraint, texts, template, name, note, spoken, own, tools })
     }
 
-    /// Returns the form that fits the control tokens, or `hf` if none fits and the model has its own template.
+    /// Returns the model's own template, if it has one that a run of this program did not write, or else the form that
+    /// fits the control tokens.
     fn fitting(&self) -> Result<TemplateName, Failure> {
         let is_chatml = self.texts.has("<|im_start|>") && self.texts.has("<|im_end|>");
-        let knows_calls =
-            self.templates.as_ref().is_some_and(|own| own.usual.contains("<tool_call>"));
-        // A template that this program saved contains its way to describe tools.
-        let has_signatures = self
-            .templates
-            .as_ref()
-            .is_some_and(|own| own.usual.contains("set tools_are = \"signatures\""));
         match () {
-            () if is_chatml && self.run.is_none() && knows_calls && !has_signatures => {
-                Ok(TemplateName::Qwen3)
-            }
+            () if self.run.is_none() && self.templates.is_some() => Ok(TemplateName::Hf),
             () if is_chatml => Ok(TemplateName::Chatml),
             () if self.texts.has("<|start_header_id|>") && self.texts.has("<|eot_id|>") => {
                 Ok(TemplateName::Llama3)
             }
-            () if self.templates.is_some() => Ok(TemplateName::Hf),
-            () => Err(Failure::refused("the tokenizer has the control tokens of no known form")
-                .help(
-                    "name one with --template, or a model directory that has its own with --model",
-                )),
+            () => Err(Failure::refused(
+                "the model has no chat template, and the control tokens of no known form",
+            )
+            .help("name one with --template, or a model directory that has its own with --model")),
         }
+    }
+
+    /// Returns the text of a small file of the model, if there is a model that has it.
+    pub(crate) fn file(&self, name: &str) -> Option<String> {
+        self.files.as_ref()?.text(name).ok()?
     }
 
     fn chatml(&self, wanted: &Wanted, usual: ToolPrompt) -> Result<Made, Failure> {
@@ -333,15 +337,30 @@ impl<'a> Source<'a> {
         Ok(Made { saved, renderer: Arc::new(chat), own: None, tools: None })
     }
 
+    /// Returns a renderer whose turns begin and end as wanted, with the constraint that ends them.
+    fn shaped(
+        &self,
+        renderer: Arc<dyn Renderer>,
+        turn: &TurnShapeSettings,
+    ) -> (Arc<dyn Renderer>, Option<Arc<dyn TokenConstraint>>) {
+        if *turn == TurnShapeSettings::default() {
+            return (renderer, None);
+        }
+        let shape = TurnShape::new(renderer, self.tokenizer.clone(), turn.clone());
+        let constraint = shape.constraint();
+        (Arc::new(shape), constraint)
+    }
+
     /// Creates the renderer of the model's own template, once its hash is trusted.
     fn own(&self, wanted: &Wanted, trusting: &str) -> Result<Made, Failure> {
-        let (Some(directory), Some(templates)) = (self.directory, &self.templates) else {
+        let (Some(files), Some(templates)) = (&self.files, &self.templates) else {
             return Err(Failure::refused("there is no chat template of the model's own")
                 .help("it stands in chat_template.jinja or in tokenizer_config.json of the directory of --model"));
         };
-        let trust = trusted(directory, templates, wanted.trust.as_deref(), trusting)?;
-        let specials = files::specials(directory)?;
-        let calls = if self.texts.has("<|eot_id|>") { CallForm::Llama3 } else { CallForm::Hermes };
+        let trust = trust::trusted(files.path(), templates, wanted.trust.as_deref(), trusting)?;
+        let specials = files::specials(files)?;
+        let is_llama = self.texts.has("<|eot_id|>") && wanted.tools.is_none();
+        let calls = if is_llama { CallForm::Llama3 } else { CallForm::Hermes };
         let usual = TemplateSettings::default();
         let settings = TemplateSettings {
             stop: self.ends.clone(),
@@ -360,7 +379,16 @@ impl<'a> Source<'a> {
         let renderer =
             TemplateRenderer::with_tool_use(tokenizer, usual, tool_use, &trust, settings);
         let renderer = Arc::new(renderer.map_err(|error| Failure::refused_by(&error))?);
-        Ok(Made { renderer: renderer.clone(), saved: None, own: Some(renderer), tools: None })
+        Ok(match wanted.tools.clone() {
+            None => {
+                Made { renderer: renderer.clone(), saved: None, own: Some(renderer), tools: None }
+            }
+            // The settings describe tools themselves, for a template that does not.
+            Some(prompt) => {
+                let renderer = Arc::new(TextTools::new(renderer, prompt.clone()));
+                Made { renderer, saved: None, own: None, tools: Some(prompt) }
+            }
+        })
     }
 
     /// Returns a note if this program's form replaces the model's own template, which may render differently; `None`
@@ -378,6 +406,21 @@ impl<'a> Source<'a> {
     }
 }
 
+fn no_tokenizer(model: &Path) -> Failure {
+    let shown = model.display();
+    let has_other = ["tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"];
+    let has_other = has_other.iter().find(|name| model.join(name).is_file());
+    let help = match (checkpoint_in(model), has_other) {
+        (Some(checkpoint), _) => format!("a checkpoint is a model: {}", checkpoint.display()),
+        (None, Some(other)) => format!(
+            "{other} is the tokenizer in an older form; python -c \"from transformers import AutoTokenizer as T; \
+             T.from_pretrained('{shown}').save_pretrained('{shown}')\" writes tokenizer.json beside it"
+        ),
+        (None, None) => "name a model directory, such as a checkpoint of a run".to_owned(),
+    };
+    Failure::refused(format!("there is no tokenizer.json in {shown}")).help(help)
+}
+
 /// A renderer with its properties.
 struct Made {
     renderer: Arc<dyn Renderer>,
@@ -385,27 +428,6 @@ struct Made {
     saved: Option<String>,
     own: Option<Arc<TemplateRenderer>>,
     tools: Option<ToolPrompt>,
-}
-
-/// Returns the trust in a model's templates, or a refusal that says how to trust them.
-fn trusted(
-    directory: &Path,
-    templates: &Templates,
-    trust: Option<&str>,
-    trusting: &str,
-) -> Result<Trust, Failure> {
-    let what = match trust {
-        Some(hash) if templates.has(hash) => return Ok(Trust::Hash(hash.to_owned())),
-        None => format!(
-            "the template of {} is a program, and nobody has said that it is trusted",
-            directory.display()
-        ),
-        Some(other) => {
-            format!("the template of {} is not the one with hash {other}", directory.display())
-        }
-    };
-    let help = format!("read it, then  {trusting}{}", templates.hash());
-    Err(Failure::refused(what).help(help))
 }
 
 fn unread(key: &str, value: &Value, known: &str) -> Failure {

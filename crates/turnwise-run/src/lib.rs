@@ -6,6 +6,7 @@
 //! [`Observer`] that follows the run. The command adds arguments, signals and a terminal.
 
 mod advice;
+mod agent;
 pub mod config;
 mod constraint;
 mod engine;

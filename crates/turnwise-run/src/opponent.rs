@@ -170,7 +170,7 @@ async fn make(
         Named::Model(path) => {
             let directory = locate_model(&path)?;
             check_tokenizer(&directory, tokenizer)?;
-            let decoder = load_model(&directory, observer, stop).await?;
+            let decoder = load_model(&directory, None, observer, stop).await?;
             check_positions(config, &decoder, &directory)?;
             let settings =
                 EngineSettings { threads: Threads::divide(config).engine, ..config.engine };
@@ -195,7 +195,7 @@ fn check_positions(config: &Config, decoder: &Decoder, directory: &Path) -> Resu
 
 /// Refuses an opponent that would read other tokens.
 fn check_tokenizer(directory: &Path, tokenizer: &Tokenizer) -> Result<(), Failure> {
-    if Source::from_directory(directory)?.tokenizer.fingerprint() == tokenizer.fingerprint() {
+    if Source::of_model(directory, None)?.tokenizer.fingerprint() == tokenizer.fingerprint() {
         return Ok(());
     }
     let what = format!("the opponent {} has another tokenizer than the model", directory.display());

@@ -151,7 +151,7 @@ fn settings(
     let of_checkpoint = of_checkpoint.unwrap_or_else(|_| written.clone());
     let mut changes = config::changes(&of_checkpoint, &written);
     changes.retain(|change| change.key != "run.steps");
-    let is_moved_base = |change: &Change| change.key == "model.directory";
+    let is_moved_base = |change: &Change| ["model.directory", "model.base"].contains(&&*change.key);
     let of_weights = |change: &&Change| {
         change.is_of_the_weights() && !(is_moved_base(change) && written.model.lora.is_some())
     };

@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use turnwise_candle::{
     CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
-    ModelError, TrainingPlan, locate,
+    ModelError, TrainingPlan, locate, locate_base,
 };
-use turnwise_chat::{MIN_IDS, Tokenizer, train_tokenizer};
+use turnwise_chat::{MIN_IDS, Tokenizer, shows_system, train_tokenizer};
 use turnwise_environment::{
     Babbler, Demonstrator, LedgerFile, Random, Rubric, Seat, Split, Suite, TaskSet, derive_seed,
 };
 use turnwise_rollout::{
-    ChatAgents, Meter, Policy, PoolSettings, Renderer, StopSignal, TokenConstraint,
+    ChatAgents, FirstOf, Meter, Policy, PoolSettings, Preface, Renderer, StopSignal,
+    TokenConstraint,
 };
 use turnwise_training::{
     Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Trainer, TrainerSettings,
@@ -41,6 +42,7 @@ pub(crate) struct Session {
     pub opponents: Opponents,
     renderer: Arc<dyn Renderer>,
     constraint: Option<Arc<dyn TokenConstraint>>,
+    preface: Preface,
     tokenizer: Arc<Tokenizer>,
     /// Files of the initial model that a checkpoint has to contain too, with their content.
     belongings: Vec<(&'static str, Vec<u8>)>,
@@ -76,6 +78,7 @@ struct Prepared {
     opponents: Opponents,
     renderer: Arc<dyn Renderer>,
     constraint: Option<Arc<dyn TokenConstraint>>,
+    preface: Preface,
     tokenizer: Arc<Tokenizer>,
     belongings: Vec<(&'static str, Vec<u8>)>,
     spoken: Spoken,
@@ -100,23 +103,27 @@ impl Prepared {
             Some(model) => Some(locate_model(model)?),
             None => None,
         };
+        // The settings name the base of their own model alone.
+        let base = config.model.base.as_deref().filter(|_| model.is_none());
         let (source, decoder) = if let Some(directory) = &directory {
-            (Source::from_directory(directory)?, load_model(directory, observer, stop).await?)
+            (Source::of_model(directory, base)?, load_model(directory, base, observer, stop).await?)
         } else {
             let (tokenizer, decoder) = Box::pin(make_model(&config, &suite)).await?;
             (Source::of_tokenizer(tokenizer), decoder)
         };
-        let form = source.form(&Wanted::by(&config.model), TRUSTING)?;
+        let form = source.form(&Wanted::by(&config), TRUSTING)?;
         // Checkpoints keep the form of training, even if their files would fit another one.
         config.model.template = Some(form.template);
         let tokenizer = source.tokenizer.clone();
         let opponents = opponents(&mut config, &suite, &tokenizer, trains, observer, stop).await?;
-        check_tools(&form, &suite, config.run.seed).await?;
+        let in_user = !shows_system(&*form.renderer);
+        let preface = config.agent.preface(&suite, directory.is_some(), in_user)?;
+        check_tools(&form, &suite, &preface, config.run.seed).await?;
         check_context(&config, &decoder)?;
         check_vocabulary(&tokenizer, &decoder)?;
-        let constraint = constraint(&mut config, &tokenizer, &*form.renderer)?;
+        let constraint = constraint(&mut config, &tokenizer, &form)?;
         let model = describe(directory.as_deref(), &decoder);
-        let belongings = directory.as_deref().map_or_else(Vec::new, belongings);
+        let belongings = belongings(&source);
         let Form { renderer, spoken, .. } = form;
         let (shape, n_weights) = (decoder.config().clone(), decoder.n_parameters());
         let prepared = Self {
@@ -126,6 +133,7 @@ impl Prepared {
             opponents,
             renderer,
             constraint,
+            preface,
             tokenizer,
             belongings,
             spoken,
@@ -139,19 +147,34 @@ impl Prepared {
     /// Adds new adapters if the settings ask for them. A resumed run has to find their base model again, from any
     /// directory.
     fn adapt(&mut self, decoder: Decoder) -> Result<Decoder, Failure> {
+        if self.config.model.lora.is_none() {
+            self.config.model.lora = decoder.lora().cloned();
+        }
         let Some(lora) = &self.config.model.lora else { return Ok(decoder) };
-        let seed = derive_seed(self.config.run.seed, ADAPTERS);
-        let decoder = decoder.with_lora(lora, seed).map_err(|error| Failure::refused_by(&error))?;
+        let decoder = match decoder.lora() {
+            Some(own) if own == lora => decoder,
+            Some(own) => {
+                let what =
+                    format!("`model.lora` is {lora:?}, but the adapter that is loaded is {own:?}");
+                return Err(Failure::refused(what)
+                    .help("leave model.lora out: the adapter goes on with its own settings"));
+            }
+            None => {
+                let seed = derive_seed(self.config.run.seed, ADAPTERS);
+                decoder.with_lora(lora, seed).map_err(|error| Failure::refused_by(&error))?
+            }
+        };
         let more = format!(
             "; {:.2}M more in adapters of rank {} train",
             decoder.n_trainable() as f64 / 1e6,
             lora.rank
         );
         self.model += &more;
-        if let Some(directory) = &mut self.config.model.directory
-            && let Ok(absolute) = directory.canonicalize()
-        {
-            *directory = absolute;
+        let model = &mut self.config.model;
+        for path in [&mut model.directory, &mut model.base].into_iter().flatten() {
+            if let Ok(absolute) = path.canonicalize() {
+                *path = absolute;
+            }
         }
         Ok(decoder)
     }
@@ -164,6 +187,7 @@ impl Prepared {
             opponents: self.opponents,
             renderer: self.renderer,
             constraint: self.constraint,
+            preface: self.preface,
             tokenizer: self.tokenizer,
             belongings: self.belongings,
             spoken: self.spoken,
@@ -267,7 +291,8 @@ impl Session {
         n: usize,
         meter: &Meter,
     ) -> Result<Vec<Demonstration>, Failure> {
-        play_expert(&self.suite, &*self.renderer, n, self.config.run.seed, meter).await
+        let spoken = (&*self.renderer, &self.preface);
+        play_expert(&self.suite, spoken, n, self.config.run.seed, meter).await
     }
 
     /// Adds the files that make a checkpoint a model directory, which can be evaluated alone.
@@ -291,6 +316,7 @@ impl Session {
             sampling,
             compaction: self.config.rollout.compaction.clone(),
             constraint: self.constraint.clone(),
+            preface: self.preface.clone(),
         }
     }
 
@@ -364,23 +390,26 @@ const TRUSTING: &str = "model.trust = ";
 pub fn locate_model(model: &Path) -> Result<PathBuf, Failure> {
     locate(model).map_err(|error| {
         Failure::refused_by(&error)
-            .help("name a directory with config.json, model.safetensors and tokenizer.json")
+            .help("name a directory with config.json, model.safetensors and tokenizer.json, or a GGUF file")
     })
 }
 
-/// Loads the model in a directory, and reports the progress to the observer.
+/// Loads the model of a directory or a GGUF file, and reports the progress to the observer. `base` is the base of an
+/// adapter, if the user names it.
 ///
 /// # Errors
 /// When the model cannot be loaded.
 pub async fn load_model(
     directory: &Path,
+    base: Option<&Path>,
     observer: &mut dyn Observer,
     stop: &StopSignal,
 ) -> Result<Decoder, Failure> {
+    let base = locate_base(directory, base).map_err(|error| Failure::refused_by(&error))?;
     let (path, meter) = (directory.to_owned(), Meter::default());
     let shown = [meter.clone()];
     let loading =
-        tokio::task::spawn_blocking(move || Decoder::from_directory_metered(&path, &meter));
+        tokio::task::spawn_blocking(move || Decoder::load(&path, base.as_deref(), &meter));
     let what = format!("loading {}", directory.display());
     let watched = Watched { what: &what, meters: &shown };
     match watch(observer, watched, stop, loading).await {
@@ -415,21 +444,20 @@ fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLe
 pub fn resolve_form(config: &mut Config) -> Result<(), Failure> {
     let Some(directory) = &config.model.directory else { return Ok(()) };
     let directory = locate_model(directory)?;
-    let source = Source::from_directory(&directory)?;
-    config.model.template = Some(source.form(&Wanted::by(&config.model), TRUSTING)?.template);
+    let source = Source::of_model(&directory, config.model.base.as_deref())?;
+    config.model.template = Some(source.form(&Wanted::by(config), TRUSTING)?.template);
     Ok(())
 }
 
 /// Reads the files that determine a model's chat form, apart from the tokenizer.
-fn belongings(directory: &Path) -> Vec<(&'static str, Vec<u8>)> {
+fn belongings(source: &Source) -> Vec<(&'static str, Vec<u8>)> {
     let names = [
         "chat_template.jinja",
         "generation_config.json",
         "special_tokens_map.json",
         "tokenizer_config.json",
     ];
-    let read = |name| Some((name, std::fs::read(directory.join(name)).ok()?));
-    names.into_iter().filter_map(read).collect()
+    names.into_iter().filter_map(|name| Some((name, source.file(name)?.into_bytes()))).collect()
 }
 
 /// Trains a vocabulary on demonstrations, and creates a model of the settings' sizes with random weights.
@@ -437,9 +465,9 @@ async fn make_model(config: &Config, suite: &Suite) -> Result<(Tokenizer, Decode
     let bytes =
         train_tokenizer(Vec::new(), MIN_IDS).map_err(|error| Failure::refused_by(&error))?;
     let source = Source::of_tokenizer(bytes);
-    let form = source.form(&Wanted::by(&config.model), TRUSTING)?;
+    let form = source.form(&Wanted::by(config), TRUSTING)?;
     let (seed, n) = (config.run.seed, N_VOCABULARY_EPISODES);
-    let episodes = play_anyone(suite, &*form.renderer, n, seed).await?;
+    let episodes = play_anyone(suite, (&*form.renderer, &Preface::default()), n, seed).await?;
     let rows = episodes.iter().flat_map(|episode| &episode.rows);
     let texts = rows.map(|row| source.tokenizer.decode_without_special(&row.ids));
     let tokenizer = train_tokenizer(texts.collect::<Vec<_>>(), config.model.vocab_size)
@@ -461,7 +489,12 @@ async fn make_model(config: &Config, suite: &Suite) -> Result<(Tokenizer, Decode
 }
 
 /// Warns about the form, and refuses tools whose calls could not be read.
-async fn check_tools(form: &Form, suite: &Suite, seed: u64) -> Result<(), Failure> {
+async fn check_tools(
+    form: &Form,
+    suite: &Suite,
+    preface: &Preface,
+    seed: u64,
+) -> Result<(), Failure> {
     if let Some(note) = &form.note {
         tracing::warn!("{note}");
     }
@@ -473,25 +506,28 @@ async fn check_tools(form: &Form, suite: &Suite, seed: u64) -> Result<(), Failur
     }
     form.check_calls(&tools)?;
     // If the environment cannot begin, the run reports it.
-    if let Ok(opening) = environment.reset(derive_seed(seed, TOOLS)).await
-        && let Some(note) = form.tools_note(&opening.messages, &tools)
-    {
-        tracing::warn!("{note}");
+    match environment.reset(derive_seed(seed, TOOLS)).await {
+        Ok(opening) => form.check_mentioned(&preface.before(&opening), &tools),
+        Err(_) => Ok(()),
     }
-    Ok(())
 }
 
 /// Compiles the constraint that the settings name, if any, and makes the settings independent of the schema's file.
 fn constraint(
     config: &mut Config,
     tokenizer: &Tokenizer,
-    renderer: &dyn Renderer,
+    form: &Form,
 ) -> Result<Option<Arc<dyn TokenConstraint>>, Failure> {
-    let Some(choice) = &mut config.rollout.constraint else { return Ok(None) };
-    let compiled = choice.embed().and_then(|()| choice.grammar(tokenizer, renderer.stop_tokens()));
-    match compiled {
-        Ok(grammar) => Ok(Some(Arc::new(grammar))),
-        Err(Unusable { key, wrong }) => Err(Failure::refused(format!("`{key}` {wrong}"))),
+    let of_turns = form.constraint.clone();
+    let Some(choice) = &mut config.rollout.constraint else { return Ok(of_turns) };
+    let stop = form.renderer.stop_tokens();
+    let compiled = choice.embed().and_then(|()| choice.grammar(tokenizer, stop));
+    match (compiled, of_turns) {
+        (Ok(grammar), None) => Ok(Some(Arc::new(grammar))),
+        (Ok(grammar), Some(of_turns)) => {
+            Ok(Some(Arc::new(FirstOf(vec![of_turns, Arc::new(grammar)]))))
+        }
+        (Err(Unusable { key, wrong }), _) => Err(Failure::refused(format!("`{key}` {wrong}"))),
     }
 }
 
@@ -550,7 +586,7 @@ fn describe(directory: Option<&Path>, decoder: &Decoder) -> String {
 /// Plays `n` episodes of the expert on training tasks.
 async fn play_expert(
     suite: &Suite,
-    renderer: &dyn Renderer,
+    spoken: (&dyn Renderer, &Preface),
     n: usize,
     seed: u64,
     meter: &Meter,
@@ -561,7 +597,7 @@ async fn play_expert(
             .help("set warm_start.steps = 0, or give the suite an expert (Suite::expert)"));
     }
     let expert = |_, seed| suite.make_expert(seed).expect("it was asked for above");
-    let played = play(suite, renderer, n, seed, meter, &expert).await?;
+    let played = play(suite, spoken, n, seed, meter, &expert).await?;
     if played.iter().any(|episode| !episode.is_over) {
         let (name, limit) = (suite.name(), suite.turn_limit().unwrap_or(MAX_TURNS));
         let what = format!("the expert of `{name}` does not end an episode in {limit} turns");
@@ -573,7 +609,7 @@ async fn play_expert(
 /// Plays `n` episodes for their texts: of the expert, or else the random player, or else a babbler.
 async fn play_anyone(
     suite: &Suite,
-    renderer: &dyn Renderer,
+    spoken: (&dyn Renderer, &Preface),
     n: usize,
     seed: u64,
 ) -> Result<Vec<Demonstration>, Failure> {
@@ -582,19 +618,20 @@ async fn play_anyone(
         let babbler = || Box::new(Babbler::new(seed, tasks.environment(index).tools())) as Box<_>;
         suite.make_expert(seed).or_else(|| suite.make_random(seed)).unwrap_or_else(babbler)
     };
-    play(suite, renderer, n, seed, &Meter::default(), &anyone).await
+    play(suite, spoken, n, seed, &Meter::default(), &anyone).await
 }
 
 /// Plays `n` episodes on training tasks; tasks repeat only if there are fewer than `n`. `make_player` makes the player
 /// of a task from a seed.
 async fn play(
     suite: &Suite,
-    renderer: &dyn Renderer,
+    spoken: (&dyn Renderer, &Preface),
     n: usize,
     seed: u64,
     meter: &Meter,
     make_player: &(dyn Fn(usize, u64) -> Box<dyn Demonstrator> + Sync),
 ) -> Result<Vec<Demonstration>, Failure> {
+    let (renderer, preface) = spoken;
     meter.begin("episodes", n as u64);
     let tasks: Arc<dyn TaskSet> = suite.tasks(Split::Train);
     let max_turns = suite.turn_limit().unwrap_or(MAX_TURNS);
@@ -605,7 +642,8 @@ async fn play(
     for (number, index) in order.into_iter().cycle().take(n).enumerate() {
         let seed = derive_seed(seed, number as u64);
         let player = |seat: Seat| make_player(index, seed ^ u64::from(seat.0));
-        let episode = demonstrate(&*tasks, index, &player, renderer, max_turns, seed).await;
+        let episode =
+            demonstrate(&*tasks, index, &player, renderer, preface, max_turns, seed).await;
         demonstrations.push(episode.map_err(|error| Failure::runtime(&error))?);
         meter.advance(1);
         // Yields, so that the progress can be shown.

@@ -6,7 +6,7 @@ use turnwise_environment::{
     Action, Demonstrator, EnvironmentError, Message, Observation, Seat, Step, TaskSet, ToolSpec,
     derive_seed,
 };
-use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
+use turnwise_rollout::{Bridged, EndedTurn, Preface, RenderError, Rendered, Renderer, Said};
 use turnwise_trajectory::{Span, StopReason, TokenId};
 
 use crate::{Learner, LearnerError, Row, Target, Update, Updated};
@@ -24,7 +24,8 @@ pub struct Demonstration {
     pub is_over: bool,
 }
 
-/// Plays one task with a demonstrator on each seat, for at most `max_turns` turns of all seats.
+/// Plays one task with a demonstrator on each seat, for at most `max_turns` turns of all seats. `preface` precedes the
+/// conversation of each seat.
 ///
 /// # Errors
 /// If the environment breaks, or the conversation cannot be rendered.
@@ -33,6 +34,7 @@ pub async fn demonstrate(
     index: usize,
     player: &(dyn Fn(Seat) -> Box<dyn Demonstrator> + Sync),
     renderer: &dyn Renderer,
+    preface: &Preface,
     max_turns: usize,
     seed: u64,
 ) -> Result<Demonstration, DemonstrationError> {
@@ -44,7 +46,8 @@ pub async fn demonstrate(
     for _ in 0..max_turns {
         let seat = observation.seat;
         let conversation = seats.entry(seat).or_insert_with(|| Conversation::new(player(seat)));
-        let action = conversation.turn(std::mem::take(&mut observation), renderer, &tools)?;
+        let heard = std::mem::take(&mut observation);
+        let action = conversation.turn(heard, preface, renderer, &tools)?;
         let step = environment.step(action).await?;
         let (Step::Next { reward: of_turn, others, .. }
         | Step::End { reward: of_turn, others, .. }) = &step;
@@ -86,14 +89,20 @@ impl Conversation {
     fn turn(
         &mut self,
         observation: Observation,
+        preface: &Preface,
         renderer: &dyn Renderer,
         tools: &[ToolSpec],
     ) -> Result<Action, RenderError> {
-        self.observe(&observation, renderer, tools)?;
+        let told = if self.history.is_empty() {
+            preface.before(&observation)
+        } else {
+            observation.clone()
+        };
+        self.observe(&told, renderer, tools)?;
         let action = self.player.act(&observation);
         let written = renderer.write(&action);
         imitate(&mut self.row, written.clone());
-        self.history.extend(observation.messages.into_iter().map(|message| (message, None)));
+        self.history.extend(told.messages.into_iter().map(|message| (message, None)));
         self.history.push((action.to_message(), Some(written)));
         Ok(action)
     }

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{
-    Action, Environment, EnvironmentError, Observation, Services, Step, ToolSpec, Toolbox,
+    Action, Answer, Environment, EnvironmentError, Observation, Services, Step, ToolSpec, Toolbox,
 };
 
 use crate::calc::{Calc, Call};
-use crate::number::number;
 use crate::{CalculatorTask, Expression};
 
 /// The reward of all intermediate results together.
@@ -74,7 +73,8 @@ impl CalculatorEpisode {
 
     /// Answers an action without calls.
     fn hear(&self, text: &str) -> Step {
-        match number(text) {
+        let answer = Answer::of(text);
+        match answer.integer().filter(|_| answer.is_clear()) {
             Some(said) if said == self.expression().answer() => {
                 Step::terminated(ANSWER).solved(true)
             }

@@ -18,7 +18,6 @@
 mod calc;
 mod episode;
 mod expression;
-mod number;
 mod operation;
 mod players;
 mod settings;

@@ -4,7 +4,6 @@ use turnwise_environment::{
 
 use crate::calc::{Calc, Call};
 use crate::episode::read_opening;
-use crate::number::number;
 use crate::{Expression, Operation};
 
 /// The expert: it calls the tool for each operation with the previous result, then answers with the last result.
@@ -23,7 +22,7 @@ impl StepByStep {
         let Some(message) = observation.messages.last() else { return };
         if message.role == Role::Tool {
             // An error is not a number; the player then repeats the call.
-            if let Some(value) = number(&message.content) {
+            if let Ok(value) = message.content.parse() {
                 self.value = value;
                 self.n_results += 1;
             }

@@ -2,7 +2,7 @@ use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use turnwise_environment::{Action, Environment, EnvironmentError, Observation, Step};
+use turnwise_environment::{Action, Answer, Environment, EnvironmentError, Observation, Step};
 
 use crate::GuessTask;
 
@@ -71,7 +71,7 @@ impl Environment for GuessGame {
 
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
         self.state.turns_used += 1;
-        let answer = match number(&action.text) {
+        let answer = match Answer::of(&action.text).integer() {
             Some(said) if said == i64::from(self.task.secret) => return Ok(Step::terminated(1.0)),
             Some(said) => self.hint(said),
             None => Step::next("Answer with a number.").faults(1),
@@ -100,35 +100,5 @@ impl Environment for GuessGame {
         }
         self.state = state;
         Ok(())
-    }
-}
-
-/// Parses a text of decimal digits, with an optional minus sign. A number that exceeds 64 bits saturates.
-fn number(text: &str) -> Option<i64> {
-    let text = text.trim();
-    let (is_negative, digits) = match text.strip_prefix('-') {
-        Some(digits) => (true, digits),
-        None => (false, text),
-    };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let size = digits.parse().unwrap_or(i64::MAX);
-    Some(if is_negative { -size } else { size })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::number;
-
-    #[test]
-    fn a_number_is_decimal_digits_and_nothing_else() {
-        assert_eq!(number("16"), Some(16));
-        assert_eq!(number(" 016\n"), Some(16));
-        assert_eq!(number("-3"), Some(-3));
-        assert_eq!(number(&"9".repeat(1000)), Some(i64::MAX));
-        for text in ["", "-", "+5", "1.0", "16.", "0x10", "1e3", "sixteen", "1 6", "\u{ff11}"] {
-            assert_eq!(number(text), None, "{text:?}");
-        }
     }
 }

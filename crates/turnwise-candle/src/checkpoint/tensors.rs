@@ -328,7 +328,7 @@ struct Fused<'a> {
 }
 
 /// Merges the problems of tensors that differ only in the numbers of layers and experts, and limits them to a screen.
-fn grouped(problems: Vec<String>) -> Vec<String> {
+pub(crate) fn grouped(problems: Vec<String>) -> Vec<String> {
     const MOST: usize = 16;
     let mut groups: Vec<(String, usize)> = Vec::new();
     let mut places = HashMap::new();

@@ -11,8 +11,8 @@ use crate::layout::{Spec, specs};
 use crate::numbers::host_numbers;
 use crate::{Decoder, DecoderConfig, LoraSettings, LoraTarget, ModelError};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG: &str = "adapter_config.json";
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Options of PEFT that change the computation, with their neutral values.
 const PLAIN: [(&str, &[&str]); 20] = [

@@ -5,6 +5,7 @@ use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use turnwise_candle::{Architecture, Decoder, DecoderConfig, Experts, RopeScaling};
 use turnwise_gguf::{GgufError, GgufModel, Quantization, gguf_bytes, save_gguf};
+use turnwise_rollout::Meter;
 
 use crate::support::{families, fixture, peaked, small, temporary, tokens};
 
@@ -305,4 +306,17 @@ fn a_file_with_nan_is_refused_by_name() {
     let error = GgufModel::from_bytes(bytes).unwrap_err();
     let GgufError::NotFinite(said) = error else { panic!("{error}") };
     assert!(said.contains("output_norm.weight") && said.contains("NaN at number 0"), "{said}");
+}
+
+#[test]
+fn an_exported_model_is_read_again_with_the_same_weights() {
+    for architecture in families() {
+        let model = Decoder::random(small(architecture), 1).unwrap();
+        let (_directory, path) = temporary();
+        save_gguf(&model, &path, Quantization::F32).unwrap();
+        let again = Decoder::load(&path, None, &Meter::default()).unwrap();
+        assert_eq!(again.config(), model.config());
+        let ids = vec![vec![3, 1, 4, 1, 5]];
+        assert_eq!(again.score(&ids).unwrap(), model.score(&ids).unwrap());
+    }
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use turnwise_environment::{Random, TaskSet, derive_seed};
 use turnwise_objective::{Clip, GroupAdvantage, Gspo, GspoToken, LengthWeight, Objective, Std};
-use turnwise_rollout::{ChatAgents, Limits, Policy, PoolSettings, StopSignal};
+use turnwise_rollout::{ChatAgents, Limits, Policy, PoolSettings, Preface, StopSignal};
 use turnwise_training::{
     Credit, DemonstrationError, Learner, LearnerError, OutcomeCredit, Parts, Row, Schedule,
     TrainError, Trainer, TrainerSettings, TurnBaselineCredit, TurnCredit, TurnIndexBiasedCredit,
@@ -198,7 +198,11 @@ async fn imitate(
         for _ in 0..IMITATED {
             let (task, seed) = (random.below(tasks.len() as u64) as usize, random.next_u64());
             let player = |_| Box::new(LeverPuller::new(settings.levers, seed)) as Box<_>;
-            rows.extend(demonstrate(&tasks, task, &player, &vocabulary, 2, seed).await?.rows);
+            rows.extend(
+                demonstrate(&tasks, task, &player, &vocabulary, &Preface::default(), 2, seed)
+                    .await?
+                    .rows,
+            );
         }
         let update = Update { learning_rate: settings.learning_rate, max_grad_norm: 1.0 };
         imitate_step(learner, &rows, update).await?;

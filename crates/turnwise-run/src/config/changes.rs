@@ -26,7 +26,9 @@ impl Change {
     #[must_use]
     pub(crate) fn is_of_the_weights(&self) -> bool {
         let is_size = SIZES.iter().any(|size| self.key.strip_prefix("model.") == Some(size));
-        is_size || self.key == "model.directory" || self.key.starts_with("model.lora.")
+        is_size
+            || ["model.directory", "model.base"].contains(&&*self.key)
+            || self.key.starts_with("model.lora.")
     }
 
     /// Returns whether the setting is read only at the start of a run.

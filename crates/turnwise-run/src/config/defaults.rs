@@ -1,8 +1,9 @@
 //! Defaults that depend on the model: values that suit a new model destroy a trained one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml_edit::{Item, Table, Value};
+use turnwise_candle::{GgufFile, locate, locate_base};
 
 /// The defaults of a run that starts from a trained model. They follow the usual practice: 1e-5 for full fine-tuning,
 /// and ten times that for adapters (TRL, verl, and Thinking Machines' "LoRA Without Regret").
@@ -31,7 +32,9 @@ pub(super) fn of_loaded_model(settings: &mut Table) {
     let Some(directory) = get("directory").and_then(Item::as_str).map(str::to_owned) else {
         return;
     };
-    let has_adapters = get("lora").is_some();
+    let base = get("base").and_then(Item::as_str).map(Path::new);
+    let (path, base) = model_and_base(Path::new(&directory), base);
+    let has_adapters = get("lora").is_some() || base.is_some();
     for (table, key, default) in LOADED {
         let value = match default {
             Default::Rate { adapters, .. } if has_adapters => Value::from(adapters),
@@ -40,7 +43,7 @@ pub(super) fn of_loaded_model(settings: &mut Table) {
         };
         fill(settings, table, key, value);
     }
-    if let Some(positions) = positions(Path::new(&directory)) {
+    if let Some(positions) = positions(base.as_deref().unwrap_or(&path)) {
         let usual = turnwise_rollout::Limits::default().max_context_tokens;
         let usual = i64::try_from(usual).unwrap_or(i64::MAX);
         fill(settings, "limits", "max_context_tokens", Value::from(usual.min(positions)));
@@ -56,9 +59,21 @@ fn fill(settings: &mut Table, table: &str, key: &str, value: Value) {
     }
 }
 
-/// Returns the number of positions of a model, if its `config.json` contains the number.
-fn positions(directory: &Path) -> Option<i64> {
-    let json = std::fs::read_to_string(directory.join("config.json")).ok()?;
-    let config: serde_json::Value = serde_json::from_str(&json).ok()?;
-    config["max_position_embeddings"].as_i64().filter(|positions| *positions > 0)
+/// Returns the place of a model, with that of its base if it is an adapter. What is not found is reported later.
+fn model_and_base(model: &Path, base: Option<&Path>) -> (PathBuf, Option<PathBuf>) {
+    let path = locate(model).unwrap_or_else(|_| model.to_owned());
+    let base = locate_base(&path, base).ok().flatten();
+    (path, base)
+}
+
+/// Returns the number of positions of a model, if its files contain the number.
+fn positions(model: &Path) -> Option<i64> {
+    const KEY: &str = "max_position_embeddings";
+    let positions = if GgufFile::is_named(model) {
+        GgufFile::open(model).ok()?.config().ok()?.get(KEY)?.as_i64()
+    } else {
+        let json = std::fs::read_to_string(model.join("config.json")).ok()?;
+        serde_json::from_str::<serde_json::Value>(&json).ok()?[KEY].as_i64()
+    };
+    positions.filter(|positions| *positions > 0)
 }

@@ -10,12 +10,16 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// Examples of the settings that are left out by default.
-const EXAMPLES: [(&str, &str); 35] = [
+const EXAMPLES: [(&str, &str); 39] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("environment.rubric", r#""none""#),
     ("environment.opponent", r#""self""#),
     ("model.directory", r#""path/to/model""#),
+    ("model.base", r#""path/to/base""#),
+    ("agent.instructions", "true"),
+    ("agent.system_prompt", r#""Think before you answer.""#),
+    ("agent.thinking_tokens", "256"),
     ("model.template", r#""chatml""#),
     ("model.trust", r#""HASH""#),
     ("model.tools", r#""signatures""#),

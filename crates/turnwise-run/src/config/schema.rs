@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use turnwise_candle::{AdamW, ComputePrecision, Device, EngineSettings, LoraSettings};
 use turnwise_chat::{Thinking, ToolPrompt};
 use turnwise_objective::LengthWeight as ObjectiveLengthWeight;
@@ -15,6 +15,7 @@ use turnwise_training::{
     StaleTokens, TruncatedEpisodes,
 };
 
+pub use crate::agent::{AgentChoice, ExampleMessage, ExampleRole, PromptText};
 pub use crate::constraint::ConstraintChoice;
 use crate::form::TemplateName;
 
@@ -28,6 +29,8 @@ pub struct Config {
     pub environment: EnvironmentChoice,
     /// The model and its chat form.
     pub model: Model,
+    /// The agent: its system prompt and examples, and how its turns begin and end.
+    pub agent: AgentChoice,
     /// The inference engine.
     pub engine: EngineSettings,
     /// Supervised training before reinforcement learning.
@@ -100,10 +103,13 @@ impl Default for EnvironmentChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// A Hugging Face directory to start from, or the name of a model in the Hugging Face cache. Without it, the run
-    /// starts from a new small model with random weights.
+    /// The model to start from: a Hugging Face directory, a GGUF file, the directory of a PEFT adapter, or the name of a
+    /// model in the Hugging Face cache. Without it, the run starts from a new small model with random weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
+    /// The base of the adapter in `directory`, if its files do not name the place. The adapter goes on training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
     /// The device that trains the model and samples from it: `cpu`, or `cuda` (`cuda:1` and so on) in a build with the
     /// feature `cuda`.
     pub device: Device,
@@ -132,6 +138,9 @@ pub struct Model {
     /// How tools are described in the prompt: `signatures` by default, `hermes` with the template `qwen3`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<ToolPrompt>,
+    /// Further variables of the model's own template, such as `{ enable_thinking = false }`.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub template_arguments: Map<String, Value>,
     /// How prompts treat the thinking of past turns.
     pub thinking: Thinking,
     /// For the template `hf`: the date and time that the template sees if it asks for them, such as `2026-01-31` or
@@ -168,6 +177,7 @@ impl Default for Model {
     fn default() -> Self {
         Self {
             directory: None,
+            base: None,
             device: Device::Cpu,
             compute: ComputePrecision::F32,
             vocab_size: 320,
@@ -178,6 +188,7 @@ impl Default for Model {
             n_kv_heads: 2,
             head_dim: 24,
             template: None,
+            template_arguments: Map::new(),
             trust: None,
             tools: None,
             thinking: Thinking::Keep,

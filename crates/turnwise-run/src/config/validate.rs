@@ -214,6 +214,12 @@ fn check_template(config: &Config) -> Result<(), Impossible> {
 
 /// Checks what holds for adapters of every model. Checks against the model follow when it has been read.
 fn check_lora(config: &Config) -> Result<(), Impossible> {
+    refuse_if(
+        config.model.base.is_some() && config.model.directory.is_none(),
+        "model.base",
+        || "names the base of no adapter".to_owned(),
+        "name the adapter with model.directory, or leave model.base out",
+    )?;
     let Some(LoraSettings { rank, targets, .. }) = &config.model.lora else { return Ok(()) };
     refuse_if(*rank == 0, "model.lora.rank", || "is 0".to_owned(), "use at least 1; 16 is usual")?;
     refuse_if(

@@ -1,12 +1,10 @@
-//! The files of a model directory that determine its chat form.
-
-use std::fs;
-use std::path::Path;
+//! The files of a model that determine its chat form.
 
 use serde_json::{Map, Value};
 use turnwise_chat::{Tokenizer, template_hash, without_moment};
 use turnwise_trajectory::TokenId;
 
+use super::model_files::ModelFiles;
 use crate::failure::Failure;
 
 /// The chat templates of a model.
@@ -20,21 +18,21 @@ pub(super) struct Templates {
 impl Templates {
     /// Reads `chat_template.jinja` with `additional_chat_templates` beside it, or else the templates in
     /// `tokenizer_config.json`.
-    pub(super) fn of(directory: &Path) -> Result<Option<Self>, Failure> {
+    pub(super) fn of(model: &ModelFiles) -> Result<Option<Self>, Failure> {
         let own = |template: String| without_moment(&template).to_owned();
-        let written = Self::as_written(directory)?;
+        let written = Self::as_written(model)?;
         Ok(written.map(|Self { usual, tool_use }| Self {
             usual: own(usual),
             tool_use: tool_use.map(own),
         }))
     }
 
-    fn as_written(directory: &Path) -> Result<Option<Self>, Failure> {
-        if let Some(usual) = read(&directory.join("chat_template.jinja"))? {
-            let tool_use = read(&directory.join("additional_chat_templates/tool_use.jinja"))?;
+    fn as_written(model: &ModelFiles) -> Result<Option<Self>, Failure> {
+        if let Some(usual) = model.text("chat_template.jinja")? {
+            let tool_use = model.text("additional_chat_templates/tool_use.jinja")?;
             return Ok(Some(Self { usual, tool_use }));
         }
-        let config = object(&directory.join("tokenizer_config.json"))?;
+        let config = model.object("tokenizer_config.json")?;
         Ok(match config.get("chat_template") {
             Some(Value::String(usual)) => Some(Self { usual: usual.clone(), tool_use: None }),
             Some(Value::Array(named)) => {
@@ -62,7 +60,7 @@ impl Templates {
 
 /// Returns the special tokens that templates receive, by name. In the files, a token is a string, or an object with
 /// `content`.
-pub(super) fn specials(directory: &Path) -> Result<Map<String, Value>, Failure> {
+pub(super) fn specials(model: &ModelFiles) -> Result<Map<String, Value>, Failure> {
     let names = [
         "bos_token",
         "eos_token",
@@ -72,8 +70,8 @@ pub(super) fn specials(directory: &Path) -> Result<Map<String, Value>, Failure> 
         "cls_token",
         "mask_token",
     ];
-    let config = object(&directory.join("tokenizer_config.json"))?;
-    let map = object(&directory.join("special_tokens_map.json"))?;
+    let config = model.object("tokenizer_config.json")?;
+    let map = model.object("special_tokens_map.json")?;
     let text =
         |value: &Value| value.as_str().or_else(|| value["content"].as_str()).map(Value::from);
     let specials = names.iter().filter_map(|name| {
@@ -85,7 +83,7 @@ pub(super) fn specials(directory: &Path) -> Result<Map<String, Value>, Failure> 
 
 /// Returns the control tokens that end a turn: those of `generation_config.json` and `config.json`, and the tokenizer's
 /// `eos_token`.
-pub(super) fn ends(directory: &Path, tokenizer: &Tokenizer) -> Result<Vec<String>, Failure> {
+pub(super) fn ends(model: &ModelFiles, tokenizer: &Tokenizer) -> Result<Vec<String>, Failure> {
     let mut ends: Vec<String> = Vec::new();
     let mut add = |name: Option<String>| {
         let is_control =
@@ -97,11 +95,11 @@ pub(super) fn ends(directory: &Path, tokenizer: &Tokenizer) -> Result<Vec<String
         }
     };
     for file in ["generation_config.json", "config.json"] {
-        for id in eos_ids(&object(&directory.join(file))?) {
+        for id in eos_ids(&model.object(file)?) {
             add(tokenizer.token_text(id));
         }
     }
-    let eos = specials(directory)?.remove("eos_token");
+    let eos = specials(model)?.remove("eos_token");
     add(eos.and_then(|eos| eos.as_str().map(str::to_owned)));
     Ok(ends)
 }
@@ -115,19 +113,4 @@ pub(super) fn eos_ids(config: &Map<String, Value>) -> Vec<TokenId> {
         None => Vec::new(),
     };
     ids.into_iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
-}
-
-/// Reads a file's JSON object; returns an empty one if the file does not exist.
-pub(super) fn object(path: &Path) -> Result<Map<String, Value>, Failure> {
-    let Some(text) = read(path)? else { return Ok(Map::new()) };
-    serde_json::from_str(&text)
-        .map_err(|error| Failure::refused(format!("{} is no JSON object: {error}", path.display())))
-}
-
-fn read(path: &Path) -> Result<Option<String>, Failure> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::refused(format!("cannot read {}: {error}", path.display()))),
-    }
 }

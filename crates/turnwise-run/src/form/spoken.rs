@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use turnwise_chat::with_moment;
 use turnwise_trajectory::TokenId;
 
-use super::files::{Templates, eos_ids, object};
+use super::files::{Templates, eos_ids};
+use super::model_files::object;
 
 /// The templates of a model, and the tokens that end its turns.
 #[derive(Clone, Debug)]

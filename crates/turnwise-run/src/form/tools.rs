@@ -46,6 +46,27 @@ impl Form {
         Ok(names.filter(|name| !prompt.contains(name.as_str())).collect())
     }
 
+    /// Refuses tools that the first prompt does not mention, unless the settings leave them out.
+    ///
+    /// # Errors
+    /// When a tool is not mentioned.
+    pub fn check_mentioned(
+        &self,
+        opening: &Observation,
+        tools: &[ToolSpec],
+    ) -> Result<(), Failure> {
+        // A prompt that cannot be rendered is reported by the first episode.
+        let names = self.unmentioned(opening, tools).unwrap_or_default();
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::refused(format!(
+            "the prompt does not mention {}: the template leaves tools out, and the policy would not be told of them",
+            names.join(", ")
+        ))
+        .help("set model.tools = \"hermes\", so that the system prompt describes them, or \"omit\" if the task's text does"))
+    }
+
     /// Returns a note for people if the first prompt of an episode does not mention all tools.
     #[must_use]
     pub fn tools_note(&self, opening: &[Message], tools: &[ToolSpec]) -> Option<String> {
