@@ -51,6 +51,11 @@ impl Clip {
         }
     }
 
+    /// Returns this range with the dual bound of another one.
+    pub(crate) fn with_dual_of(self, other: Self) -> Self {
+        Self { dual: other.dual, ..self }
+    }
+
     /// Adds a second upper bound for negative advantages (dual clip, arXiv 1912.09729, eq. 5, with
     /// bound 3).
     ///

@@ -61,6 +61,11 @@ impl Objective for GspoTurn {
         true
     }
 
+    fn set_clip(&mut self, clip: Clip) -> bool {
+        self.clip = clip.with_dual_of(self.clip);
+        true
+    }
+
     fn evaluate(
         &self,
         sequence: &Sequence<'_>,

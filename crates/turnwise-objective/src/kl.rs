@@ -3,7 +3,7 @@
 use crate::log_ratio::{MAX_LOG_RATIO, k3_of_one};
 use crate::objective::evaluate_tokens;
 use crate::sum::Sum;
-use crate::{Denominator, Objective, ObjectiveError, Sequence, SequenceLoss};
+use crate::{Clip, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss};
 
 /// An estimate of KL(π_θ ‖ π_ref) from one token that π_θ sampled, in nats.
 ///
@@ -125,6 +125,10 @@ impl<O: Objective> Objective for WithKl<O> {
 
     fn needs_uniform_advantages(&self) -> bool {
         self.inner.needs_uniform_advantages()
+    }
+
+    fn set_clip(&mut self, clip: Clip) -> bool {
+        self.inner.set_clip(clip)
     }
 
     fn evaluate(

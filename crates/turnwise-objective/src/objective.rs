@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use crate::sequence::expect_length;
-use crate::{Denominator, ObjectiveError, Sequence};
+use crate::{Clip, Denominator, ObjectiveError, Sequence};
 
 /// A loss on the log-probabilities of sampled tokens, with its gradient in closed form.
 ///
@@ -105,6 +105,13 @@ pub trait Objective: Send + Sync + Debug {
         false
     }
 
+    /// Replaces the clip range, and returns whether the objective has one that bounds the ratio of a whole sequence. A
+    /// dual bound stays.
+    fn set_clip(&mut self, clip: Clip) -> bool {
+        let _ = clip;
+        false
+    }
+
     /// Returns the loss of one sequence before the division, and writes ∂loss/∂log π_t of each of
     /// its tokens to `gradient`.
     ///
@@ -147,6 +154,10 @@ impl<O: Objective + ?Sized> Objective for Box<O> {
 
     fn needs_uniform_advantages(&self) -> bool {
         (**self).needs_uniform_advantages()
+    }
+
+    fn set_clip(&mut self, clip: Clip) -> bool {
+        (**self).set_clip(clip)
     }
 
     fn evaluate(

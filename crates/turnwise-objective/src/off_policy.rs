@@ -2,8 +2,8 @@
 
 use crate::objective::evaluate_tokens;
 use crate::{
-    Advantages, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss, off_policy_mask,
-    weighted,
+    Advantages, Clip, Denominator, Objective, ObjectiveError, Sequence, SequenceLoss,
+    off_policy_mask, weighted,
 };
 
 /// An objective whose advantages are first multiplied by [`off_policy_mask`] (DeepSeek-V3.2, arXiv
@@ -69,6 +69,10 @@ impl<O: Objective> Objective for WithOffPolicyMask<O> {
 
     fn needs_uniform_advantages(&self) -> bool {
         self.inner.needs_uniform_advantages()
+    }
+
+    fn set_clip(&mut self, clip: Clip) -> bool {
+        self.inner.set_clip(clip)
     }
 
     fn evaluate(

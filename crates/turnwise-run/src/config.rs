@@ -14,7 +14,8 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use changes::{Change, changes};
-pub(crate) use choices::{credit, objective};
+pub(crate) use choices::{auto_clip, credit, objective};
+pub(crate) use defaults::reasons;
 pub use listing::listing;
 pub use schema::{
     AgentChoice, Config, ConstraintChoice, CreditChoice, EngineName, EnvironmentChoice, Eval,

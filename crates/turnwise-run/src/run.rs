@@ -13,6 +13,7 @@ use turnwise_training::{
 };
 
 use crate::advice::{Advice, StepMetrics};
+use crate::config::reasons;
 use crate::estimate;
 use crate::failure::{ExitCode, Failure};
 use crate::observer::{Observer, Plan};
@@ -57,6 +58,10 @@ impl<'a> RunLoop<'a> {
             format!("model   {}", session.model),
             format!("env     {}: {}", session.suite.name(), session.suite.about()),
         ];
+        if session.config.model.directory.is_some() {
+            header.push(format!("chat    {}", session.chat));
+            header.push(format!("steps   {}", reasons(&session.config)));
+        }
         header.extend(session.opponents.about.iter().map(|about| format!("seats   {about}")));
         header.extend(estimate::header(&session, directory.path()));
         observer.begin(&Plan { header, steps: config.run.steps });

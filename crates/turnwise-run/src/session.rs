@@ -22,7 +22,7 @@ use turnwise_training::{
 };
 use turnwise_trajectory::Sampling;
 
-use crate::config::{Config, EngineName, EnvironmentChoice, credit, objective};
+use crate::config::{Config, EngineName, EnvironmentChoice, auto_clip, credit, objective};
 use crate::constraint::Unusable;
 use crate::engine;
 use crate::failure::Failure;
@@ -50,6 +50,8 @@ pub(crate) struct Session {
     pub policy: Arc<dyn Policy>,
     /// A one-line description of the model.
     pub model: String,
+    /// A one-line description of the chat form.
+    pub chat: String,
     /// The model's sizes.
     pub shape: DecoderConfig,
     /// The number of the model's weights, without adapters.
@@ -83,6 +85,7 @@ struct Prepared {
     belongings: Vec<(&'static str, Vec<u8>)>,
     spoken: Spoken,
     model: String,
+    chat: String,
     shape: DecoderConfig,
     n_weights: usize,
 }
@@ -124,6 +127,7 @@ impl Prepared {
         let constraint = constraint(&mut config, &tokenizer, &form)?;
         let model = describe(directory.as_deref(), &decoder);
         let belongings = belongings(&source);
+        let chat = describe_chat(&form.name, &preface);
         let Form { renderer, spoken, .. } = form;
         let (shape, n_weights) = (decoder.config().clone(), decoder.n_parameters());
         let prepared = Self {
@@ -138,6 +142,7 @@ impl Prepared {
             belongings,
             spoken,
             model,
+            chat,
             shape,
             n_weights,
         };
@@ -193,6 +198,7 @@ impl Prepared {
             spoken: self.spoken,
             policy,
             model: self.model,
+            chat: self.chat,
             shape: self.shape,
             n_weights: self.n_weights,
         }
@@ -352,6 +358,7 @@ impl Session {
             mode: rollout.mode,
             dynamic_sampling: rollout.dynamic_sampling,
             curriculum: rollout.curriculum,
+            clip: auto_clip(&self.config),
             canary: (train.canary.tokens > 0).then_some(train.canary),
             admission: Admission {
                 max_staleness: train.max_staleness,
@@ -486,6 +493,21 @@ async fn make_model(config: &Config, suite: &Suite) -> Result<(Tokenizer, Decode
     let decoder = Decoder::random(shape, derive_seed(config.run.seed, MODEL))
         .map_err(|error| Failure::refused_by(&error))?;
     Ok((tokenizer, decoder))
+}
+
+/// Returns a line about the chat form and what precedes every conversation.
+fn describe_chat(form: &str, preface: &Preface) -> String {
+    let mut line = form.to_owned();
+    if !preface.system.is_empty() {
+        let place =
+            if preface.is_in_user_message { "in the first message of the user" } else { "" };
+        let n = preface.system.chars().count();
+        line += &format!("; a system prompt of {n} characters {place}").trim_end();
+    }
+    if !preface.examples.is_empty() {
+        line += &format!("; {} messages of examples", preface.examples.len());
+    }
+    line
 }
 
 /// Warns about the form, and refuses tools whose calls could not be read.

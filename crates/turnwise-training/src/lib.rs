@@ -12,6 +12,7 @@ mod books;
 mod canary;
 mod capacity;
 mod checkpoint;
+mod clip_range;
 mod columns;
 mod credit;
 mod curriculum;
@@ -47,6 +48,7 @@ pub use books::Books;
 pub use canary::{Canary, CanaryError};
 pub use capacity::{Occupancy, capacity};
 pub use checkpoint::{Checkpoint, CheckpointError, Checkpoints, save_weights, verify_weights};
+pub use clip_range::AutoClip;
 pub use credit::{
     Conservation, Credit, CreditRecord, CreditStream, CreditStreams, GigpoCredit, OutcomeCredit,
     ReinforcePlusPlusCredit, ReturnCredit, TurnBaselineCredit, TurnCredit, TurnIndexBiasedCredit,

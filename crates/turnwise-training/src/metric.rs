@@ -87,6 +87,8 @@ metrics! {
     CLIP_FRAC "objective/clip_frac" Neither "Share of tokens with an advantage whose gradient clipping removed, 0 to 1."
     CLIP_LOW_FRAC "objective/clip_low_frac" Neither "The part of the clip fraction at the lower bound."
     CLIP_HIGH_FRAC "objective/clip_high_frac" Neither "The part of the clip fraction at the upper bound."
+    CLIP_LOW "objective/clip_low" Neither "The lower clip range that was set by the measured spread. There with objective.clip = auto alone."
+    CLIP_HIGH "objective/clip_high" Neither "The upper clip range that was set by the measured spread. There with objective.clip = auto alone."
     EFFECTIVE_SAMPLES "objective/effective_sample_size" Higher "Effective number of sequences under the ratios; close to their count when nothing is far off-policy."
     K3 "objective/k3_mean" Neither "KL of the behaviour policy from the trained one, per token, by the k3 estimator, in nats."
     KL_REFERENCE "policy/kl_reference" Neither "KL of the trained policy from the reference policy, per token, by the k3 estimator, in nats. There with objective.kl.beta alone; above 0.1 the policy is far from where it started."

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use turnwise_objective::Metrics;
+use turnwise_objective::{Clip, Metrics};
 use turnwise_rollout::{Group, Iteration};
 use turnwise_trajectory::{Outcome, PolicyVersion, SampledToken, SampledTokens, Trajectory};
 
@@ -77,6 +77,11 @@ impl UpdateReport {
         }
     }
 
+    /// Returns the standard deviation of log s; NaN if nothing was trained on.
+    pub(crate) fn log_ratio_std(&self) -> f64 {
+        self.objective.log_ratio_std()
+    }
+
     fn write(&self, metrics: &mut MetricValues) {
         let n = (self.n_applied + self.n_skipped).max(1) as f64;
         metrics.set(metric::LOSS, self.loss_sum / n);
@@ -115,6 +120,14 @@ impl StepReport {
         report.describe_groups(&groups.iter().flatten().collect::<Vec<_>>());
         report.metrics.set(metric::REPLACED, n_replaced as f64);
         report
+    }
+
+    /// Records the clip range, if a rule has set it.
+    pub(crate) fn describe_clip(&mut self, clip: Option<Clip>) {
+        if let Some(clip) = clip {
+            self.metrics.set(metric::CLIP_LOW, clip.low());
+            self.metrics.set(metric::CLIP_HIGH, clip.high());
+        }
     }
 
     pub(crate) fn finish(

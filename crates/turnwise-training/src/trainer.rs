@@ -12,13 +12,14 @@ use turnwise_rollout::{
 };
 use turnwise_trajectory::Trajectory;
 
+use crate::clip_range::Spread;
 use crate::learning::Learning;
 use crate::report::{Timing, UpdateReport};
 use crate::scheduler::{Gathered, Scheduler, SchedulerSettings, SchedulerSnapshot};
 use crate::{
-    Admission, Admitted, Behavior, Books, Canary, Credit, Curriculum, DropReason, DynamicSampling,
-    Learner, RatioScope, RolloutMode, Schedule, StaleTokens, StepReport, TrainError,
-    assign_batch_credit,
+    Admission, Admitted, AutoClip, Behavior, Books, Canary, Credit, Curriculum, DropReason,
+    DynamicSampling, Learner, RatioScope, RolloutMode, Schedule, StaleTokens, StepReport,
+    TrainError, assign_batch_credit,
 };
 
 /// The replaceable parts of a training run.
@@ -62,6 +63,9 @@ pub struct TrainerSettings {
     pub n_minibatches: usize,
     /// The number of distinct tokens in one forward pass: a prefix that rows share counts once.
     pub micro_batch_tokens: usize,
+    /// The rule that sets the clip range; `None` leaves the objective's own. The objective must have a range for the
+    /// ratio of a sequence.
+    pub clip: Option<AutoClip>,
     /// The canary that checks each publication, if any.
     pub canary: Option<Canary>,
     /// The learning-rate schedule.
@@ -86,6 +90,7 @@ impl Default for TrainerSettings {
             behavior: Behavior::default(),
             n_minibatches: 4,
             micro_batch_tokens: 4_096,
+            clip: None,
             canary: None,
             schedule: Schedule::default(),
             max_grad_norm: 1.0,
@@ -151,6 +156,9 @@ struct TrainingProgress {
     trained: u64,
     dropped: BTreeMap<String, u64>,
     skipped_in_row: u32,
+    /// The measured spread of the importance ratio.
+    #[serde(default)]
+    spread: Spread,
 }
 
 /// The state of a trainer without its weights, as data.
@@ -271,7 +279,10 @@ impl<L: Learner> Trainer<L> {
         let groups: Vec<Vec<Group>> = groups.into_iter().map(Group::into_seats).collect();
         let mut report = StepReport::new(self.progress.step, &news, &groups, n_replaced);
         let Trainable { trajectories: trainable, n_episodes } = self.admit(groups, &mut report)?;
+        let clip = self.settings.clip.map(|auto| auto.range(&self.progress.spread));
+        report.describe_clip(clip.filter(|clip| self.learning.objective.set_clip(*clip)));
         let update = self.optimise(&trainable, stop).await?;
+        self.progress.spread.observe(update.log_ratio_std());
         self.publish(&trainable, n_episodes, &update, &mut report).await?;
         self.progress.trained += n_episodes;
         self.progress.step += 1;

@@ -5,12 +5,13 @@ use turnwise_objective::{
     LengthWeight, Objective, ObjectiveError, Reinforce, Sapo, Std, WithKl, WithOffPolicyMask,
 };
 use turnwise_training::{
-    Behavior, Correction, Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit,
+    AutoClip, Behavior, Correction, Credit, GigpoCredit, OutcomeCredit, ReinforcePlusPlusCredit,
     ReturnCredit, Stretch, TurnBaselineCredit, TurnCredit, TurnIndexBiasedCredit,
 };
 
 use super::schema::{
-    Config, CreditChoice, CreditName, Estimator, Normalise, ObjectiveChoice, ObjectiveName,
+    ClipRule, Config, CreditChoice, CreditName, Estimator, Normalise, ObjectiveChoice,
+    ObjectiveName,
 };
 use super::validate::{Impossible, refuse_if};
 
@@ -67,6 +68,16 @@ pub(crate) fn objective(config: &Config) -> Result<Box<dyn Objective>, Objective
     Ok(inner)
 }
 
+/// Returns the rule that sets the clip range, if the settings name one.
+pub(crate) fn auto_clip(config: &Config) -> Option<AutoClip> {
+    let choice = &config.objective;
+    (choice.clip == Some(ClipRule::Auto)).then(|| AutoClip {
+        multiple: choice.clip_multiple.unwrap_or(AutoClip::MULTIPLE),
+        // Wide: what is clipped before anything is measured is arbitrary.
+        first: Clip::PAPER_GRPO,
+    })
+}
+
 /// Returns the clip range, with the published value for every bound that is left out.
 fn clip(choice: &ObjectiveChoice, published: Clip) -> Result<Clip, ObjectiveError> {
     let low = choice.clip_low.unwrap_or(published.low());
@@ -114,6 +125,7 @@ pub(crate) fn credit(config: &Config) -> Box<dyn Credit> {
 /// Refuses settings that the chosen objective and credit do not read, and combinations that are impossible.
 pub(super) fn check(config: &Config) -> Result<(), Impossible> {
     check_objective_settings(&config.objective)?;
+    check_clip(&config.objective)?;
     // Settings that a run wrote may name the default estimator, so `k3` is accepted without a penalty.
     let is_other_estimator =
         matches!(config.objective.kl.estimator, Some(Estimator::K1 | Estimator::K2));
@@ -131,6 +143,42 @@ pub(super) fn check(config: &Config) -> Result<(), Impossible> {
     )?;
     check_credit_settings(&config.credit)?;
     check_together(config)
+}
+
+/// Refuses a rule of the clip range beside numbers, or with an objective that does not clip the ratio of a sequence.
+fn check_clip(choice: &ObjectiveChoice) -> Result<(), Impossible> {
+    use ObjectiveName::{Gspo, GspoToken, GspoTurn};
+    let has_numbers = choice.clip_low.is_some() || choice.clip_high.is_some();
+    refuse_if(
+        choice.clip.is_some() && has_numbers,
+        "objective.clip",
+        || "stands beside clip_low or clip_high, which it would replace".to_owned(),
+        "leave the numbers out, or leave objective.clip out",
+    )?;
+    let is_auto = choice.clip == Some(ClipRule::Auto);
+    refuse_if(
+        is_auto && ![Gspo, GspoToken, GspoTurn].contains(&choice.name),
+        "objective.clip",
+        || {
+            "= \"auto\" measures the ratio of sequences, which this objective does not clip"
+                .to_owned()
+        },
+        "use gspo, gspo_token or gspo_turn, or set clip_low and clip_high",
+    )?;
+    refuse_if(
+        choice.clip_multiple.is_some() && !is_auto,
+        "objective.clip_multiple",
+        || "is read with objective.clip = \"auto\" alone".to_owned(),
+        "set objective.clip = \"auto\", or leave it out",
+    )?;
+    let is_positive =
+        choice.clip_multiple.is_none_or(|multiple| multiple.is_finite() && multiple > 0.0);
+    refuse_if(
+        !is_positive,
+        "objective.clip_multiple",
+        || "is not a positive number".to_owned(),
+        "use 1.5, or a number near it",
+    )
 }
 
 fn check_objective_settings(choice: &ObjectiveChoice) -> Result<(), Impossible> {

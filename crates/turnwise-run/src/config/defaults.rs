@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Item, Table, Value};
 use turnwise_candle::{GgufFile, locate, locate_base};
+use turnwise_training::AutoClip;
+
+use super::schema::{ClipRule, Config};
 
 /// The defaults of a run that starts from a trained model. They follow the usual practice: 1e-5 for full fine-tuning,
 /// and ten times that for adapters (TRL, verl, and Thinking Machines' "LoRA Without Regret").
@@ -25,6 +28,29 @@ enum Default {
     Count(i64),
 }
 
+/// Returns a line with the settings that depend on the model, and the reason of each.
+pub(crate) fn reasons(config: &Config) -> String {
+    let Config { train, rollout, limits, eval, objective, model, .. } = config;
+    let trained = if model.lora.is_some() { "adapters" } else { "all weights" };
+    let clip = match (objective.clip, objective.clip_low) {
+        (Some(ClipRule::Auto), _) => {
+            let multiple = objective.clip_multiple.unwrap_or(AutoClip::MULTIPLE);
+            format!("{multiple} times the measured spread of the ratio")
+        }
+        (_, Some(low)) => format!("{low} below"),
+        (_, None) => "as in the objective's paper".to_owned(),
+    };
+    let usual = if model.lora.is_some() { "1e-4" } else { "1e-5" };
+    format!(
+        "learning rate {:e} for {trained} (usual: {usual}); clip range {clip}; {} groups of {}, turns of at most {} tokens; {} held-out episodes",
+        train.learning_rate,
+        rollout.groups_per_step,
+        rollout.group_size,
+        limits.max_turn_tokens,
+        eval.episodes
+    )
+}
+
 /// Fills in the settings that are left out, if the settings load a model.
 pub(super) fn of_loaded_model(settings: &mut Table) {
     let model = settings.get("model").and_then(Item::as_table_like);
@@ -43,10 +69,24 @@ pub(super) fn of_loaded_model(settings: &mut Table) {
         };
         fill(settings, table, key, value);
     }
+    clip_by_spread(settings);
     if let Some(positions) = positions(base.as_deref().unwrap_or(&path)) {
         let usual = turnwise_rollout::Limits::default().max_context_tokens;
         let usual = i64::try_from(usual).unwrap_or(i64::MAX);
         fill(settings, "limits", "max_context_tokens", Value::from(usual.min(positions)));
+    }
+}
+
+/// Sets the clip range by the measured spread, unless the settings say something about it. At the paper's range, which
+/// is for models of billions of weights, a model of 135 million clips 36 to 66 % of its tokens.
+fn clip_by_spread(settings: &mut Table) {
+    let objective = settings.get("objective").and_then(Item::as_table_like);
+    let get = |key: &str| objective.and_then(|objective| objective.get(key));
+    let is_of_gspo =
+        get("name").is_none_or(|name| name.as_str().is_some_and(|name| name.starts_with("gspo")));
+    let says_more = ["clip", "clip_low", "clip_high"].into_iter().any(|key| get(key).is_some());
+    if is_of_gspo && !says_more {
+        fill(settings, "objective", "clip", Value::from("auto"));
     }
 }
 

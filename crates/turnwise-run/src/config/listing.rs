@@ -10,7 +10,7 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// Examples of the settings that are left out by default.
-const EXAMPLES: [(&str, &str); 39] = [
+const EXAMPLES: [(&str, &str); 41] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("environment.rubric", r#""none""#),
@@ -20,6 +20,8 @@ const EXAMPLES: [(&str, &str); 39] = [
     ("agent.instructions", "true"),
     ("agent.system_prompt", r#""Think before you answer.""#),
     ("agent.thinking_tokens", "256"),
+    ("objective.clip", r#""auto""#),
+    ("objective.clip_multiple", "1.5"),
     ("model.template", r#""chatml""#),
     ("model.trust", r#""HASH""#),
     ("model.tools", r#""signatures""#),

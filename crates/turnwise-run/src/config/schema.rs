@@ -389,6 +389,14 @@ impl From<LengthWeightChoice> for ObjectiveLengthWeight {
 pub struct ObjectiveChoice {
     /// The name of the objective.
     pub name: ObjectiveName,
+    /// The rule of the clip range: `auto` measures the spread σ of the log-ratio and sets ε to `clip_multiple` times σ,
+    /// by default for a loaded model and an objective of the GSPO family. Without it, the numbers below count, or those
+    /// of the objective's paper.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<ClipRule>,
+    /// For `clip = "auto"`: ε of the lower bound in units of σ; by default 1.5. The upper bound is 4/3 of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_multiple: Option<f64>,
     /// ε of the lower bound 1 − ε of the importance ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_low: Option<f64>,
@@ -423,10 +431,22 @@ pub struct ObjectiveChoice {
     pub kl: Kl,
 }
 
+/// How the clip range is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClipRule {
+    /// By the measured spread of the log-ratio.
+    Auto,
+    /// As in the objective's paper.
+    Paper,
+}
+
 impl Default for ObjectiveChoice {
     fn default() -> Self {
         Self {
             name: ObjectiveName::GspoToken,
+            clip: None,
+            clip_multiple: None,
             clip_low: None,
             clip_high: None,
             dual_clip: None,

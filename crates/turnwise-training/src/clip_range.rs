@@ -1,0 +1,113 @@
+//! A clip range that follows the measured spread of the importance ratio.
+
+use serde::{Deserialize, Serialize};
+use turnwise_objective::Clip;
+
+/// Sets the clip range to a multiple of the measured spread: a range that is far from the spread clips everything or
+/// nothing, and the spread depends on the model, the learning rate and the lengths.
+///
+/// ```text
+/// σ²    mean over steps of the variance of log s, the sequence ratio: of the first ten steps, then with weight 0.1 each
+/// ε_l = multiple · σ          ε_h = ε_l · 4/3, the proportion of the paper (3e-4 and 4e-4)
+/// ```
+///
+/// The first step, before there is a measurement, uses [`AutoClip::first`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AutoClip {
+    /// The lower bound ε_l in units of σ.
+    pub multiple: f64,
+    /// The range of the first step.
+    pub first: Clip,
+}
+
+/// ε_h / ε_l of arXiv 2507.18071, section 5.1.
+const HIGH_OVER_LOW: f64 = 4.0 / 3.0;
+/// The weight of a new measurement, once there are so many that it is more than an equal share.
+const RATE: f64 = 0.1;
+/// The smallest bound: below it, the rounding of an engine decides what is clipped.
+const LEAST: f64 = 1e-6;
+/// The largest lower bound; 1 would mean no bound.
+const MOST: f64 = 0.9;
+
+impl AutoClip {
+    /// ε_l in units of σ: with normal log-ratios, 7 % of the sequences lie below the range and 2 % above it.
+    pub const MULTIPLE: f64 = 1.5;
+
+    /// Returns the range for a measured spread.
+    pub(crate) fn range(&self, spread: &Spread) -> Clip {
+        let Some(sigma) = spread.sigma() else { return self.first };
+        let low = (self.multiple * sigma).clamp(LEAST, MOST);
+        Clip::new(low, low * HIGH_OVER_LOW).unwrap_or(self.first)
+    }
+}
+
+/// The measured spread of log s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spread {
+    variance: f64,
+    n_steps: u64,
+}
+
+impl Spread {
+    /// Adds the standard deviation of a step; a step without a spread says nothing.
+    pub(crate) fn observe(&mut self, std: f64) {
+        if !(std.is_finite() && std > 0.0) {
+            return;
+        }
+        self.n_steps += 1;
+        let rate = RATE.max(1.0 / self.n_steps as f64);
+        self.variance += rate * (std * std - self.variance);
+    }
+
+    /// Returns σ; `None` before the first measurement.
+    pub(crate) fn sigma(&self) -> Option<f64> {
+        (self.n_steps > 0).then(|| self.variance.sqrt())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AUTO: AutoClip = AutoClip { multiple: 1.5, first: Clip::PAPER_GRPO };
+
+    fn after(stds: &[f64]) -> Spread {
+        let mut spread = Spread::default();
+        stds.iter().for_each(|std| spread.observe(*std));
+        spread
+    }
+
+    #[test]
+    fn the_range_is_the_first_one_until_a_spread_is_measured() {
+        assert_eq!(AUTO.range(&after(&[])), Clip::PAPER_GRPO);
+        assert_eq!(AUTO.range(&after(&[0.0, f64::NAN])), Clip::PAPER_GRPO);
+        let range = AUTO.range(&after(&[0.02]));
+        assert!((range.low() - 0.03).abs() < 1e-12 && (range.high() - 0.04).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_first_steps_count_alike_and_later_ones_are_followed_slowly() {
+        let sigma = |stds: &[f64]| after(stds).sigma().unwrap();
+        assert!((sigma(&[0.01, 0.03]) - (5e-4_f64).sqrt()).abs() < 1e-12);
+        let mut stds = vec![0.01; 50];
+        assert!((sigma(&stds) - 0.01).abs() < 1e-12);
+        stds.push(0.1);
+        assert!(sigma(&stds) < 0.04);
+        stds.extend([0.1; 50]);
+        assert!(sigma(&stds) > 0.099);
+    }
+
+    proptest! {
+        #[test]
+        fn every_spread_gives_a_valid_range_in_the_papers_proportion(
+            stds in prop::collection::vec(1e-12_f64..1e3, 1..20),
+            multiple in 1e-3_f64..1e3,
+        ) {
+            let range = AutoClip { multiple, ..AUTO }.range(&after(&stds));
+            prop_assert!((LEAST..=MOST).contains(&range.low()));
+            prop_assert!((range.high() / range.low() - 4.0 / 3.0).abs() < 1e-9);
+        }
+    }
+}
