@@ -13,6 +13,7 @@ mod llama;
 mod parsing;
 mod rendering;
 mod saved;
+mod shapes;
 mod support;
 mod templates;
 mod tokenizer;
