@@ -99,7 +99,7 @@ impl Encoder {
     pub(crate) fn token_text(&self, id: TokenId) -> Option<String> {
         self.inner.id_to_token(id)?;
         let alone = self.decode(&[id], false);
-        let behind = self.letter.filter(|_| !alone.starts_with(' ')).and_then(|letter| {
+        let behind = self.letter.and_then(|letter| {
             let text = self.decode(&[letter, id], false);
             text.strip_prefix(&self.decode(&[letter], false)).map(str::to_owned)
         });
