@@ -11,8 +11,11 @@ pub(crate) struct Ended {
 
 /// Runs the command with arguments and standard input.
 pub(crate) fn turnwise(arguments: &[&str], input: &str) -> Ended {
+    // Where the command remembers trusted templates: each run begins without any.
+    let state = tempfile::tempdir().expect("a directory");
     let mut child = Command::new(env!("CARGO_BIN_EXE_turnwise"))
         .args(arguments)
+        .env("XDG_STATE_HOME", state.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
