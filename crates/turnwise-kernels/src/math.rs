@@ -58,6 +58,30 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// Returns the approximation of `GeLU` by a hyperbolic tangent (Hendrycks and Gimpel, *Gaussian error linear units*, 2016,
+/// section 2): with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, `x (1 + tanh u) / 2`, which is `x sigmoid(2 u)`.
+#[must_use]
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    x / (1.0 + exp(-gelu_argument(x)))
+}
+
+/// Returns [`gelu_tanh`] and its derivative.
+#[must_use]
+#[inline(always)]
+pub fn gelu_tanh_slope(x: f32) -> (f32, f32) {
+    let sigmoid = 1.0 / (1.0 + exp(-gelu_argument(x)));
+    let slope = 2.0 * ROOT_2_OVER_PI * (1.0 + 3.0 * 0.044_715 * x * x);
+    (x * sigmoid, sigmoid + x * sigmoid * (1.0 - sigmoid) * slope)
+}
+
+const ROOT_2_OVER_PI: f32 = 0.797_884_6;
+
+#[inline(always)]
+fn gelu_argument(x: f32) -> f32 {
+    2.0 * ROOT_2_OVER_PI * (x + 0.044_715 * x * x * x)
+}
+
 /// Adds up lanes as a fixed tree.
 #[inline(always)]
 fn gather(mut lanes: [f32; LANES]) -> f32 {

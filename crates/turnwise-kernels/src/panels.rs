@@ -41,6 +41,15 @@ pub enum Epilogue {
     /// Overwrites the target, which is half as wide, with `silu(gate) * up`; gate and up panels alternate
     /// ([`Panels::interleaved`]).
     SwiGlu,
+    /// Like `SwiGlu`, with `gelu_tanh(gate) * up`.
+    GeGlu,
+}
+
+impl Epilogue {
+    /// Returns whether it combines pairs of panels.
+    fn is_gated(self) -> bool {
+        matches!(self, Self::SwiGlu | Self::GeGlu)
+    }
 }
 
 /// Rows of numbers: row `i` starts at `i * stride`.
@@ -111,7 +120,7 @@ impl Panels {
     #[must_use]
     pub fn columns(&self, then: Epilogue) -> usize {
         let columns = self.count() * LANES;
-        if then == Epilogue::SwiGlu { columns / 2 } else { columns }
+        if then.is_gated() { columns / 2 } else { columns }
     }
 
     /// Iterates over a column, which is a row of the stored matrix.
@@ -263,7 +272,7 @@ impl<'a> ColumnTarget<'a> {
     /// # Panics
     /// If rows up to `row` or columns of panels up to `panel` are not all inside the target.
     fn check(&self, row: usize, panel: usize, then: Epilogue) {
-        let columns = if then == Epilogue::SwiGlu { panel * LANES / 2 } else { panel * LANES };
+        let columns = if then.is_gated() { panel * LANES / 2 } else { panel * LANES };
         assert!(row <= self.rows && columns <= self.stride, "a tile lies inside its target");
     }
 
@@ -303,12 +312,17 @@ vectorized! {
                         math::add_scaled(target.vector(row, start + vector), 1.0, &with_bias(vector));
                     }
                 }
-                Epilogue::SwiGlu => {
+                Epilogue::SwiGlu | Epilogue::GeGlu => {
                     for pair in 0..vectors / 2 {
-                        let (gate, up) = (with_bias(2 * pair), with_bias(2 * pair + 1));
+                        let (mut gate, up) = (with_bias(2 * pair), with_bias(2 * pair + 1));
+                        if then == Epilogue::SwiGlu {
+                            gate = gate.map(math::silu);
+                        } else {
+                            gate = gate.map(math::gelu_tanh);
+                        }
                         let target = target.vector(row, start / 2 + pair);
                         for lane in 0..LANES {
-                            target[lane] = math::silu(gate[lane]) * up[lane];
+                            target[lane] = gate[lane] * up[lane];
                         }
                     }
                 }
@@ -319,6 +333,8 @@ vectorized! {
 
 #[cfg(test)]
 mod tests {
+    use std::f64::consts::PI;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -362,8 +378,8 @@ mod tests {
                 Panels::interleaved(stored, stored, width),
             );
             let rows = StridedRows { data: &a, stride: width, count };
-            for then in [Epilogue::Replace, Epilogue::Add, Epilogue::SwiGlu] {
-                let panels = if then == Epilogue::SwiGlu { &turns } else { &panels };
+            for then in [Epilogue::Replace, Epilogue::Add, Epilogue::SwiGlu, Epilogue::GeGlu] {
+                let panels = if then.is_gated() { &turns } else { &panels };
                 let stride = panels.columns(then);
                 let mut target = vec![0.5; count * stride];
                 panels.multiply(&mut team, rows, &mut target, then);
@@ -374,6 +390,10 @@ mod tests {
                             Epilogue::Replace => *x,
                             Epilogue::Add => x + 0.5,
                             Epilogue::SwiGlu => x / (1.0 + (-x).exp()) * x,
+                            Epilogue::GeGlu => {
+                                let u = (2.0 / PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                                0.5 * x * (1.0 + u.tanh()) * x
+                            }
                         };
                         prop_assert!((f64::from(*ours) - expected).abs() < 1e-3, "{ours} {expected}");
                     }
