@@ -2,12 +2,15 @@
 
 mod json;
 mod lora;
+mod window;
 
-pub(crate) use json::with_dtype;
+pub(crate) use json::{has_images, text_part, with_dtype};
 pub use lora::{LoraSettings, LoraTarget};
 use serde::{Deserialize, Serialize};
+pub use window::SlidingWindow;
 
-use crate::{Architecture, Experts, ModelError, RopeScaling};
+use crate::architecture::Scales;
+use crate::{Architecture, Experts, ModelError, Multipliers, RopeScaling};
 
 /// The most feed-forward modules of a plausible model: a list of all tensors is built before it is compared to a file.
 const MOST_MODULES: usize = 1 << 20;
@@ -49,6 +52,9 @@ pub struct DecoderConfig {
     /// Scaling of the rotary frequencies.
     #[serde(default)]
     pub rope_scaling: RopeScaling,
+    /// The sliding window of some layers.
+    #[serde(default)]
+    pub sliding_window: Option<SlidingWindow>,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
 }
@@ -70,6 +76,7 @@ impl DecoderConfig {
             rms_norm_eps: 1e-6,
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::None,
+            sliding_window: None,
             tie_word_embeddings: true,
         }
     }
@@ -114,17 +121,60 @@ impl DecoderConfig {
                 problems.push(format!("{name} is {value} and must be a positive number"));
             }
         }
-        if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = self.rope_scaling
-            && low_freq_factor >= high_freq_factor
-        {
-            problems.push(format!(
-                "low_freq_factor ({low_freq_factor}) must be below high_freq_factor ({high_freq_factor})"
-            ));
-        }
+        problems.extend(self.rope_problems());
+        problems.extend(self.window_problem());
         if problems.is_empty() {
             return Ok(());
         }
         Err(ModelError::BadConfig(problems.join("; ")))
+    }
+
+    /// Returns the factors of a forward pass.
+    pub(crate) fn scales(&self) -> Scales {
+        self.architecture.scales(self.hidden_size, self.head_dim)
+    }
+
+    fn rope_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let rotary_dim = self.architecture.rotary_dim(self.head_dim);
+        if rotary_dim > self.head_dim || !rotary_dim.is_multiple_of(2) {
+            problems.push(format!(
+                "the rotary part of a head is {rotary_dim} wide and must be even and at most {}",
+                self.head_dim
+            ));
+        }
+        match &self.rope_scaling {
+            RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. }
+                if low_freq_factor >= high_freq_factor =>
+            {
+                problems.push(format!(
+                    "low_freq_factor ({low_freq_factor}) must be below high_freq_factor ({high_freq_factor})"
+                ));
+            }
+            RopeScaling::LongRope { short_factor, long_factor, original_max_positions, .. } => {
+                for (name, factors) in
+                    [("short_factor", short_factor), ("long_factor", long_factor)]
+                {
+                    let is_right = factors.iter().all(|factor| factor.is_finite() && *factor > 0.0);
+                    if factors.len() != rotary_dim / 2 || !is_right {
+                        problems.push(format!(
+                            "{name} has {} numbers and must have {} positive ones",
+                            factors.len(),
+                            rotary_dim / 2
+                        ));
+                    }
+                }
+                if self.max_positions > *original_max_positions {
+                    problems.push(format!(
+                        "max_positions ({}) must be at most original_max_positions ({original_max_positions}), to which \
+                         the short factors of LongRoPE apply",
+                        self.max_positions
+                    ));
+                }
+            }
+            _ => {}
+        }
+        problems
     }
 
     fn sizes(&self) -> Vec<(&'static str, usize)> {
@@ -146,12 +196,19 @@ impl DecoderConfig {
                 ("sparse_step", experts.sparse_step),
             ]);
         }
+        sizes.extend(
+            self.architecture.shared_size().map(|size| ("the width of the shared expert", size)),
+        );
+        sizes.extend(
+            self.sliding_window.as_ref().map(|window| ("the sliding window", window.length)),
+        );
         match self.rope_scaling {
             RopeScaling::Llama3 { original_max_positions, .. }
-            | RopeScaling::Yarn { original_max_positions, .. } => {
+            | RopeScaling::Yarn { original_max_positions, .. }
+            | RopeScaling::LongRope { original_max_positions, .. } => {
                 sizes.push(("original_max_positions", original_max_positions));
             }
-            RopeScaling::None | RopeScaling::Linear { .. } => {}
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Dynamic { .. } => {}
         }
         sizes
     }
@@ -159,9 +216,35 @@ impl DecoderConfig {
     fn positive_numbers(&self) -> Vec<(&'static str, f64)> {
         let mut numbers =
             vec![("rms_norm_eps", self.rms_norm_eps), ("rope_theta", self.rope_theta)];
+        match self.architecture {
+            Architecture::Gemma3 { query_pre_attn_scalar, local_rope_theta, .. } => {
+                numbers.extend([
+                    ("query_pre_attn_scalar", query_pre_attn_scalar),
+                    ("the local rope_theta", local_rope_theta),
+                ]);
+            }
+            Architecture::Granite {
+                multipliers: Multipliers { embedding, attention, residual, logits },
+                ..
+            } => numbers.extend([
+                ("embedding_multiplier", embedding),
+                ("attention_multiplier", attention),
+                ("residual_multiplier", residual),
+                ("logits_scaling", logits),
+            ]),
+            Architecture::Phi3 { partial_rotary_factor } => {
+                numbers.push(("partial_rotary_factor", partial_rotary_factor));
+            }
+            _ => {}
+        }
         match self.rope_scaling {
             RopeScaling::None => {}
-            RopeScaling::Linear { factor } => numbers.push(("the rope's factor", factor)),
+            RopeScaling::LongRope { attention_factor, .. } => {
+                numbers.push(("attention_factor", attention_factor));
+            }
+            RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor } => {
+                numbers.push(("the rope's factor", factor));
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. } => numbers
                 .extend([
                     ("the rope's factor", factor),

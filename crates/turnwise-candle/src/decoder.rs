@@ -14,14 +14,13 @@ use turnwise_rollout::Meter;
 use crate::balance::balance_loss;
 use crate::batch::{CHUNK_TOKENS, Cut, PackedBatch, ScoredSequence};
 use crate::checkpoint::{self, CONFIG, ParameterValues, Piece, Precision, Tensors, WEIGHTS};
-use crate::config::with_dtype;
-use crate::dimensions::Dimensions;
+use crate::config::{has_images, text_part, with_dtype};
+use crate::dimensions::{Dimensions, Ropes};
 use crate::finite::{describe, first_not_finite};
 use crate::forward::Kernels;
 use crate::layout::{Linear, Network, Spec, specs};
 use crate::numbers::host_numbers;
 use crate::pass::Pass;
-use crate::rope::Rope;
 use crate::snapshot::{Snapshot, TensorWeights};
 use crate::tape::Keep;
 use crate::weights::Weights;
@@ -54,7 +53,7 @@ pub struct Decoder {
     kernels: Kernels,
     precision: ComputePrecision,
     place: Place,
-    rope: Arc<Rope>,
+    ropes: Arc<Ropes>,
     pool: Arc<BufferPool>,
 }
 
@@ -89,7 +88,8 @@ impl Decoder {
 
     /// Reads a Hugging Face checkpoint: `config.json` with `model.safetensors` or shards and their index. F32, BF16 and
     /// F16 weights become f32; each tensor is read directly into its place. Experts may be stored one by one or stacked
-    /// as in transformers 5, and the embedding of a tied model may be stored under the name of the head.
+    /// as in transformers 5, and the embedding of a tied model may be stored under the name of the head. Of a Gemma 3 with
+    /// images, the text model is read and becomes a model of its own.
     ///
     /// # Errors
     /// When a file is missing or damaged, the model is not supported, a number is NaN or infinite, or tensors are
@@ -103,7 +103,11 @@ impl Decoder {
             return Err(ModelError::NotFound { model: directory.to_owned(), help });
         }
         let original = checkpoint::read_config(directory)?;
-        let tensors = Tensors::in_directory(directory);
+        let mut tensors = Tensors::in_directory(directory);
+        if has_images(&original) {
+            tensors = tensors.map(Tensors::text_part);
+        }
+        let original = text_part(original)?;
         let head_width = tensors.as_ref().ok().and_then(head_width);
         let config = DecoderConfig::from_json(&original, head_width)?;
         let loaded = tensors?.read(&specs(&config, None), meter)?;
@@ -406,12 +410,7 @@ impl Decoder {
             Ok(Parameter { spec, var, precision, trainable: true })
         });
         let parameters = parameters.collect::<Result<_, ModelError>>()?;
-        let rope = Arc::new(Rope::new(
-            &config.rope_scaling,
-            config.rope_theta,
-            config.head_dim,
-            config.max_positions,
-        ));
+        let ropes = Arc::new(Ropes::new(&config));
         Ok(Self {
             config,
             parameters,
@@ -421,7 +420,7 @@ impl Decoder {
             kernels: Kernels::default(),
             precision: ComputePrecision::default(),
             place: Place::Cpu,
-            rope,
+            ropes,
             pool: Arc::default(),
         })
     }
@@ -470,7 +469,7 @@ impl Decoder {
             kernels: self.kernels,
             precision: self.precision,
             place: self.place.clone(),
-            rope: self.rope.clone(),
+            ropes: self.ropes.clone(),
             pool: Arc::default(),
         }
     }
@@ -483,7 +482,7 @@ impl Decoder {
     }
 
     pub(crate) fn dimensions(&self) -> Dimensions {
-        Dimensions::new(&self.config, self.rope.clone())
+        Dimensions::new(&self.config, self.ropes.clone())
     }
 
     pub(crate) fn kernels(&self) -> Kernels {
@@ -514,25 +513,25 @@ impl Decoder {
 
     /// Like [`Self::snapshot`], but consumes the model; on the CPU, each layer is freed after it is packed.
     pub(crate) fn into_snapshot(self) -> Result<Snapshot, ModelError> {
-        let Self { config, parameters, lora, rope, place, precision, .. } = self;
+        let Self { config, parameters, lora, ropes, place, precision, .. } = self;
         let tensors = parameters.into_iter().map(|parameter| parameter.var.into_inner().detach());
         let network = Network::arrange(&config, lora.as_ref(), tensors);
         Ok(if place.is_cpu() {
-            Snapshot::Panels(Weights::new(&config, rope, network)?)
+            Snapshot::Panels(Weights::new(&config, ropes, network)?)
         } else {
-            Snapshot::Tensors(TensorWeights::new(&config, rope, network, precision)?)
+            Snapshot::Tensors(TensorWeights::new(&config, ropes, network, precision)?)
         })
     }
 
     /// Copies the weights as tensors on their device, in the precision of products.
     pub(crate) fn tensor_weights(&self) -> Result<TensorWeights, ModelError> {
         let network = self.detached().try_map(&mut |tensor| tensor.force_contiguous())?;
-        Ok(TensorWeights::new(&self.config, self.rope.clone(), network, self.precision)?)
+        Ok(TensorWeights::new(&self.config, self.ropes.clone(), network, self.precision)?)
     }
 
     /// Copies the weights into panels for inference on the CPU.
     pub(crate) fn weights(&self) -> Result<Weights, ModelError> {
-        Ok(Weights::new(&self.config, self.rope.clone(), self.detached())?)
+        Ok(Weights::new(&self.config, self.ropes.clone(), self.detached())?)
     }
 
     /// Arranges values in the order of the parameters into the network.

@@ -5,12 +5,13 @@
 
 pub(crate) mod attention;
 pub(crate) mod experts;
+pub(crate) mod gate;
 pub(crate) mod heads;
 pub(crate) mod linear;
 pub(crate) mod logprob;
+pub(crate) mod residual;
 pub(crate) mod rms_norm;
 pub(crate) mod sum;
-pub(crate) mod swiglu;
 
 /// The rows that one thread takes at a time.
 pub(crate) const PIECE_ROWS: usize = 64;

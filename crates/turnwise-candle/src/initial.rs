@@ -27,7 +27,7 @@ pub(crate) fn first(spec: &Spec, config: &DecoderConfig, seed: u64, drawn: &mut 
     };
     let by_inputs = || 1.0 / (spec.tensor_shape()[1] as f64).sqrt();
     match spec.role {
-        ParameterRole::Norm => vec![1.0; spec.len()],
+        ParameterRole::Norm => vec![1.0 - config.architecture.properties().gain_offset; spec.len()],
         ParameterRole::Bias | ParameterRole::AdapterUp => vec![0.0; spec.len()],
         ParameterRole::Embedding | ParameterRole::Head => draw(normal, 0.02),
         ParameterRole::Matrix => draw(normal, by_inputs()),

@@ -8,29 +8,50 @@ use std::borrow::Cow;
 
 use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply};
 
+use crate::architecture::{Activation, RopeKind};
 use crate::{DecoderConfig, LoraSettings};
 
 /// One value per parameter of a model, by its role.
 #[derive(Clone, Debug)]
 pub(crate) struct Network<T> {
     pub(crate) embedding: T,
+    /// The factor of embeddings.
+    pub(crate) embedding_scale: f32,
     pub(crate) layers: Vec<Layer<T>>,
     pub(crate) norm: T,
     /// `None` when the embedding is the head.
     pub(crate) head: Option<T>,
+    /// The factor of logits.
+    pub(crate) logit_scale: f32,
 }
 
 /// One value per parameter of a layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer<T> {
-    pub(crate) attention_norm: T,
-    pub(crate) query: Linear<T>,
-    pub(crate) key: Linear<T>,
-    pub(crate) value: Linear<T>,
+    pub(crate) attending: Attending,
+    /// The norm before attention.
+    pub(crate) attention_norm: Option<T>,
+    /// The projections to queries, keys and values, or to all of them together.
+    pub(crate) qkv: Vec<Linear<T>>,
     pub(crate) head_norms: Option<HeadNorms<T>>,
     pub(crate) output: Linear<T>,
-    pub(crate) mlp_norm: T,
+    /// The norm of attention's output.
+    pub(crate) attention_norm_after: Option<T>,
+    /// The norm before the feed-forward half.
+    pub(crate) mlp_norm: Option<T>,
     pub(crate) feed_forward: FeedForward<T>,
+    /// The norm of the feed-forward half's output.
+    pub(crate) mlp_norm_after: Option<T>,
+    /// The factor of each half before it is added to the residual stream.
+    pub(crate) residual_scale: f32,
+}
+
+/// The tokens that a layer attends to, and how it knows their positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attending {
+    /// The number of latest tokens that a token attends to, itself included; all tokens if `None`.
+    pub(crate) window: Option<usize>,
+    pub(crate) rope: RopeKind,
 }
 
 /// A matrix with its bias and adapter.
@@ -70,11 +91,12 @@ pub(crate) enum FeedForward<T> {
     Mixture(Mixture<T>),
 }
 
-/// The matrices of SwiGLU.
+/// The matrices of a gated feed-forward half.
 #[derive(Clone, Debug)]
 pub(crate) struct Mlp<T> {
-    pub(crate) gate: Linear<T>,
-    pub(crate) up: Linear<T>,
+    pub(crate) activation: Activation,
+    /// Gate and up, or both together.
+    pub(crate) gate_up: Vec<Linear<T>>,
     pub(crate) down: Linear<T>,
 }
 
@@ -90,6 +112,15 @@ pub(crate) struct Mixture<T> {
     pub(crate) up: T,
     /// `[E, D, I]`
     pub(crate) down: T,
+    pub(crate) shared: Option<SharedExpert<T>>,
+}
+
+/// An expert that serves every token, times the sigmoid of its gate's product.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedExpert<T> {
+    pub(crate) mlp: Mlp<T>,
+    /// `[1, D]`
+    pub(crate) gate: Linear<T>,
 }
 
 /// How experts are chosen.
@@ -119,9 +150,11 @@ impl<T> Network<T> {
     fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Network<U> {
         Network {
             embedding: f(self.embedding),
+            embedding_scale: self.embedding_scale,
             layers: self.layers.into_iter().map(|layer| layer.map(f)).collect(),
             norm: f(self.norm),
             head: self.head.map(f),
+            logit_scale: self.logit_scale,
         }
     }
 
@@ -178,20 +211,18 @@ impl<'a> Linear<&'a [f32]> {
 impl<T> Layer<T> {
     fn linears(&self) -> impl Iterator<Item = &Linear<T>> {
         let mlp = match &self.feed_forward {
-            FeedForward::Dense(Mlp { gate, up, down }) => Some([gate, up, down]),
+            FeedForward::Dense(Mlp { gate_up, down, .. }) => Some(gate_up.iter().chain([down])),
             FeedForward::Mixture(_) => None,
         };
-        let attention = [&self.query, &self.key, &self.value, &self.output];
-        attention.into_iter().chain(mlp.into_iter().flatten())
+        self.qkv.iter().chain([&self.output]).chain(mlp.into_iter().flatten())
     }
 
     fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<T>> {
         let mlp = match &mut self.feed_forward {
-            FeedForward::Dense(Mlp { gate, up, down }) => Some([gate, up, down]),
+            FeedForward::Dense(Mlp { gate_up, down, .. }) => Some(gate_up.iter_mut().chain([down])),
             FeedForward::Mixture(_) => None,
         };
-        let attention = [&mut self.query, &mut self.key, &mut self.value, &mut self.output];
-        attention.into_iter().chain(mlp.into_iter().flatten())
+        self.qkv.iter_mut().chain([&mut self.output]).chain(mlp.into_iter().flatten())
     }
 }
 
@@ -207,29 +238,46 @@ impl<T: Copy> Layer<T> {
 impl<T> Layer<T> {
     pub(crate) fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Layer<U> {
         Layer {
-            attention_norm: f(self.attention_norm),
-            query: self.query.map(f),
-            key: self.key.map(f),
-            value: self.value.map(f),
+            attending: self.attending,
+            attention_norm: self.attention_norm.map(&mut *f),
+            qkv: self.qkv.into_iter().map(|linear| linear.map(f)).collect(),
             head_norms: self
                 .head_norms
                 .map(|norms| HeadNorms { query: f(norms.query), key: f(norms.key) }),
             output: self.output.map(f),
-            mlp_norm: f(self.mlp_norm),
+            attention_norm_after: self.attention_norm_after.map(&mut *f),
+            mlp_norm: self.mlp_norm.map(&mut *f),
             feed_forward: match self.feed_forward {
-                FeedForward::Dense(mlp) => FeedForward::Dense(Mlp {
-                    gate: mlp.gate.map(f),
-                    up: mlp.up.map(f),
-                    down: mlp.down.map(f),
-                }),
-                FeedForward::Mixture(mixture) => FeedForward::Mixture(Mixture {
-                    choice: mixture.choice,
-                    router: f(mixture.router),
-                    gate: f(mixture.gate),
-                    up: f(mixture.up),
-                    down: f(mixture.down),
-                }),
+                FeedForward::Dense(mlp) => FeedForward::Dense(mlp.map(f)),
+                FeedForward::Mixture(mixture) => FeedForward::Mixture(mixture.map(f)),
             },
+            mlp_norm_after: self.mlp_norm_after.map(&mut *f),
+            residual_scale: self.residual_scale,
+        }
+    }
+}
+
+impl<T> Mlp<T> {
+    fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Mlp<U> {
+        Mlp {
+            activation: self.activation,
+            gate_up: self.gate_up.into_iter().map(|linear| linear.map(f)).collect(),
+            down: self.down.map(f),
+        }
+    }
+}
+
+impl<T> Mixture<T> {
+    fn map<U>(self, f: &mut impl FnMut(T) -> U) -> Mixture<U> {
+        Mixture {
+            choice: self.choice,
+            router: f(self.router),
+            gate: f(self.gate),
+            up: f(self.up),
+            down: f(self.down),
+            shared: self
+                .shared
+                .map(|shared| SharedExpert { mlp: shared.mlp.map(f), gate: shared.gate.map(f) }),
         }
     }
 }

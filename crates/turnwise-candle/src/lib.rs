@@ -50,8 +50,8 @@ mod trainer;
 mod weights;
 
 pub use adamw::AdamW;
-pub use architecture::{Architecture, Experts};
-pub use config::{DecoderConfig, LoraSettings, LoraTarget};
+pub use architecture::{Architecture, Experts, Multipliers};
+pub use config::{DecoderConfig, LoraSettings, LoraTarget, SlidingWindow};
 pub use decoder::Decoder;
 pub use device::Device;
 pub use engine::{EngineCompute, EngineSeconds, EngineSettings, EngineStats, KvOnUpdate};

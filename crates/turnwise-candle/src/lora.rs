@@ -90,7 +90,7 @@ impl Decoder {
         whole: &Self,
     ) -> Result<Self, ModelError> {
         let Peft { settings, values } = Peft::read(directory, self.config())?;
-        if !self.lora().is_some_and(|own| own.same(&settings)) {
+        if !self.lora().is_some_and(|own| own.same(&settings, self.config())) {
             let reason = format!("its adapters are {:?}, and there are {settings:?}", self.lora());
             return Err(ModelError::BadAdapter(reason));
         }

@@ -1,5 +1,6 @@
 //! Estimates of the memory and disk space of training.
 
+use crate::architecture::NormPlaces;
 use crate::batch::CHUNK_TOKENS;
 use crate::engine::{PAGE, page_bytes};
 use crate::layout::{FeedForward, Network, Spec, specs};
@@ -142,10 +143,20 @@ impl DecoderConfig {
         let inner = match self.architecture.experts_in(layer) {
             None => 3 * intermediate_size,
             Some(experts) => {
-                experts.n_chosen * (3 * experts.intermediate_size + hidden_size) + experts.n_experts
+                let shared = self.architecture.shared_size();
+                experts.n_chosen * (3 * experts.intermediate_size + hidden_size)
+                    + experts.n_experts
+                    + shared.map_or(0, |size| 3 * size + 2 * hidden_size)
             }
         };
-        (4 * hidden_size + attention + inner) as u64
+        // Products that are normed or scaled before they are added are saved, too.
+        let halves = match self.architecture.properties().norms {
+            NormPlaces::Before => 0,
+            NormPlaces::After => 2,
+            NormPlaces::Both => 4,
+        };
+        let scaled = if self.scales().residual == 1.0 { 0 } else { 4 };
+        ((4 + halves + scaled) * hidden_size + attention + inner) as u64
     }
 }
 

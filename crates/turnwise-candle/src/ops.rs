@@ -2,7 +2,8 @@
 
 use candle_core::Result;
 
-use crate::layout::{HeadNorms, Layer, Linear, Mixture};
+use crate::architecture::Activation;
+use crate::layout::{Attending, HeadNorms, Layer, Linear, Mixture};
 
 /// Operations on the rows of a batch, and on weights. There are two sets: the tensor library's
 /// ([`plain`](crate::plain)), on any device, and the fused ones ([`tape`](crate::tape)), on the CPU. Both are
@@ -20,8 +21,7 @@ pub(crate) trait Ops {
     fn norm(&mut self, x: &Self::Value, gain: &Self::Weight) -> Result<Self::Value>;
 
     /// Multiplies the same rows by several matrices, side by side. `[N, in]` to `[N, sum of out]`
-    fn linear(&mut self, x: &Self::Value, linears: &[&Linear<Self::Weight>])
-    -> Result<Self::Value>;
+    fn linear(&mut self, x: &Self::Value, linears: &[Linear<Self::Weight>]) -> Result<Self::Value>;
 
     /// Adds a product to rows. `[N, out]`
     fn add_linear(
@@ -36,13 +36,28 @@ pub(crate) trait Ops {
         &mut self,
         qkv: &Self::Value,
         norms: Option<&HeadNorms<Self::Weight>>,
+        attending: Attending,
     ) -> Result<Self::Value>;
 
-    /// Applies causal attention of each token over its ancestors. To `[N, n_heads * head_dim]`
-    fn attention(&mut self, qkv: &Self::Value) -> Result<Self::Value>;
+    /// Applies causal attention of each token over its ancestors in the layer's window. To `[N, n_heads * head_dim]`
+    fn attention(&mut self, qkv: &Self::Value, attending: Attending) -> Result<Self::Value>;
 
-    /// Applies `silu(gate) * up`. `[N, 2 I]` to `[N, I]`
-    fn swiglu(&mut self, gate_up: &Self::Value) -> Result<Self::Value>;
+    /// Applies `activation(gate) * up`. `[N, 2 I]` to `[N, I]`
+    fn gate(&mut self, gate_up: &Self::Value, activation: Activation) -> Result<Self::Value>;
+
+    /// Multiplies rows by a factor. `[N, D]`
+    fn scale(&mut self, x: &Self::Value, factor: f32) -> Result<Self::Value>;
+
+    /// Adds rows. `[N, D]` both
+    fn add(&mut self, onto: &Self::Value, x: &Self::Value) -> Result<Self::Value>;
+
+    /// Adds rows times the sigmoid of a number for each. `[N, D]`, `[N, D]` and `[N, 1]`
+    fn add_gated(
+        &mut self,
+        onto: &Self::Value,
+        x: &Self::Value,
+        gate: &Self::Value,
+    ) -> Result<Self::Value>;
 
     /// Adds the weighted sum of each token's experts. `[N, D]` both
     fn add_mixture(

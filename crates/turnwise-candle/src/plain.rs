@@ -12,18 +12,19 @@ use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops::log_softmax;
 
-pub(crate) use arithmetic::{Arithmetic, swiglu};
+pub(crate) use arithmetic::{Arithmetic, add_gated, gate};
 use attention::Padding;
-pub(crate) use attention::{Rotation, attend};
+pub(crate) use attention::{Rotations, attend};
 pub(crate) use experts::{Routed, mix};
 
 use crate::ComputePrecision;
+use crate::architecture::Activation;
 use crate::balance::{LayerUse, balance_slopes};
 use crate::batch::{PackedBatch, Predictions};
 use crate::dimensions::Dimensions;
 use crate::forward;
 use crate::fused::logprob::REMOVED;
-use crate::layout::{HeadNorms, Layer, Linear, Mixture, Network};
+use crate::layout::{Attending, HeadNorms, Layer, Linear, Mixture, Network};
 use crate::ops::Ops;
 use crate::tape::{Keep, Loss};
 
@@ -34,8 +35,8 @@ pub(crate) struct Plain {
     batch: Arc<PackedBatch>,
     device: Device,
     keep: Keep,
-    /// The rotation of the batch's positions.
-    rotation: Rotation,
+    /// The rotations of the batch's positions.
+    rotations: Rotations,
     /// The padding of the batch's spans.
     padding: Padding,
     /// The input of each layer, if layers are recomputed.
@@ -67,8 +68,8 @@ impl Plain {
     ) -> Result<Self> {
         Ok(Self {
             arithmetic: Arithmetic::new(dimensions, precision),
-            rotation: Rotation::new(&dimensions.rope, &batch.positions, &device)?,
-            padding: Padding::new(&batch, &device)?,
+            rotations: Rotations::new(&dimensions.ropes, &batch.positions, &device)?,
+            padding: Padding::new(&batch, &dimensions.windows, &device)?,
             batch,
             device,
             keep,
@@ -119,7 +120,8 @@ impl Plain {
             let Some(above) = next.and_then(|y| stores.last_mut()?.remove(&y)) else { break };
             self.routed.clear();
             let y = forward::layer(&mut self, layer, input)?;
-            let total = self.add_uneven((y * above)?.sum_all()?, uneven.as_ref())?;
+            // The library's gradient of a variable has a graph to the weights that it was computed with.
+            let total = self.add_uneven((y * above.detach())?.sum_all()?, uneven.as_ref())?;
             stores.push(total.backward()?);
             next = Some(input.clone());
         }
@@ -161,7 +163,7 @@ impl Ops for Plain {
         self.arithmetic.norm(x, gain)
     }
 
-    fn linear(&mut self, x: &Tensor, linears: &[&Linear<Tensor>]) -> Result<Tensor> {
+    fn linear(&mut self, x: &Tensor, linears: &[Linear<Tensor>]) -> Result<Tensor> {
         self.arithmetic.linear(x, linears)
     }
 
@@ -169,16 +171,33 @@ impl Ops for Plain {
         onto + self.arithmetic.product(x, linear)?
     }
 
-    fn rotate_heads(&mut self, qkv: &Tensor, norms: Option<&HeadNorms<Tensor>>) -> Result<Tensor> {
-        self.arithmetic.rotate_heads(qkv, norms, &self.rotation)
+    fn rotate_heads(
+        &mut self,
+        qkv: &Tensor,
+        norms: Option<&HeadNorms<Tensor>>,
+        attending: Attending,
+    ) -> Result<Tensor> {
+        self.arithmetic.rotate_heads(qkv, norms, self.rotations.of(attending.rope))
     }
 
-    fn attention(&mut self, qkv: &Tensor) -> Result<Tensor> {
-        attention::attention(qkv, &self.padding, self.arithmetic)
+    fn attention(&mut self, qkv: &Tensor, attending: Attending) -> Result<Tensor> {
+        attention::attention(qkv, &self.padding, attending.window, self.arithmetic)
     }
 
-    fn swiglu(&mut self, gate_up: &Tensor) -> Result<Tensor> {
-        swiglu(gate_up)
+    fn gate(&mut self, gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
+        gate(gate_up, activation)
+    }
+
+    fn scale(&mut self, x: &Tensor, factor: f32) -> Result<Tensor> {
+        x * f64::from(factor)
+    }
+
+    fn add(&mut self, onto: &Tensor, x: &Tensor) -> Result<Tensor> {
+        onto + x
+    }
+
+    fn add_gated(&mut self, onto: &Tensor, x: &Tensor, gate: &Tensor) -> Result<Tensor> {
+        add_gated(onto, x, gate)
     }
 
     fn add_mixture(

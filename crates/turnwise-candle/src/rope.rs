@@ -10,7 +10,8 @@ pub use scaling::RopeScaling;
 const BLOCK: usize = 1024;
 
 /// Cosines and sines of rotary position embedding (Su et al., *`RoFormer`*, 2021, section 3.4.2), for the pairing of
-/// Hugging Face's checkpoints: element `i` of a head rotates with element `i + head_dim / 2`.
+/// Hugging Face's checkpoints: of the numbers of a head that rotate, element `i` rotates with element `i + half`. All
+/// numbers of a head rotate, or its first ones, or none.
 #[derive(Debug)]
 pub(crate) struct Rope {
     /// Radians per position. `[half]`
@@ -22,15 +23,16 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
+    /// Returns the embedding that rotates the first `rotary_dim` numbers of each head.
     pub(crate) fn new(
         scaling: &RopeScaling,
         theta: f64,
-        head_dim: usize,
+        rotary_dim: usize,
         max_positions: usize,
     ) -> Self {
         let blocks = max_positions.div_ceil(BLOCK);
         Self {
-            frequencies: scaling.frequencies(theta, head_dim),
+            frequencies: scaling.frequencies(theta, rotary_dim),
             amplitude: scaling.amplitude(),
             blocks: (0..blocks).map(|_| OnceLock::new()).collect(),
         }

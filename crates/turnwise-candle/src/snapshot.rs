@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::dimensions::Dimensions;
+use crate::dimensions::{Dimensions, Ropes};
 use crate::finite::Culprit;
 use crate::layout::{Adapter, FeedForward, Network, specs};
 use crate::numbers::host_numbers;
-use crate::rope::Rope;
 use crate::weights::Weights;
 use crate::{ComputePrecision, DecoderConfig};
 
@@ -35,7 +34,7 @@ impl TensorWeights {
     /// Converts unshared f32 weights. Adapters are merged into their matrices before rounding.
     pub(crate) fn new(
         config: &DecoderConfig,
-        rope: Arc<Rope>,
+        ropes: Arc<Ropes>,
         network: Network<Tensor>,
         precision: ComputePrecision,
     ) -> Result<Self> {
@@ -59,7 +58,7 @@ impl TensorWeights {
                 }
             }
         }
-        let dimensions = Dimensions::new(config, rope);
+        let dimensions = Dimensions::new(config, ropes);
         Ok(Self { config: config.clone(), dimensions, network, precision })
     }
 
@@ -71,7 +70,7 @@ impl TensorWeights {
     fn panels(&self) -> Result<Weights> {
         let single = &mut |tensor: Tensor| tensor.to_dtype(DType::F32);
         let network = self.network.clone().try_map(single)?;
-        Weights::new(&self.config, self.dimensions.rope.clone(), network)
+        Weights::new(&self.config, self.dimensions.ropes.clone(), network)
     }
 }
 
@@ -128,8 +127,8 @@ impl Snapshot {
             .map(|(spec, values)| Tensor::from_vec(values, spec.shape, &Device::Cpu))
             .collect::<Result<Vec<_>>>()?;
         let network = Network::arrange(&weights.config, None, tensors);
-        let (rope, precision) = (weights.rope.clone(), ComputePrecision::F32);
-        let weights = TensorWeights::new(&weights.config, rope, network, precision)?;
+        let (ropes, precision) = (weights.dimensions.ropes.clone(), ComputePrecision::F32);
+        let weights = TensorWeights::new(&weights.config, ropes, network, precision)?;
         Ok(Arc::new(Self::Tensors(weights)))
     }
 }

@@ -14,6 +14,7 @@ use turnwise_kernels::buffer::{Buffer, BufferPool};
 pub(crate) use backward::{Loss, play_backward};
 pub(crate) use recorder::Recorder;
 
+use crate::architecture::{Activation, RopeKind};
 use crate::balance::LayerUse;
 use crate::batch::PackedBatch;
 use crate::fused::experts::Routed;
@@ -93,11 +94,14 @@ pub(crate) struct Tape {
 #[derive(Debug)]
 enum TapeNode {
     Embed { y: usize, table: usize },
+    Scale { y: usize, x: Handle, factor: f32 },
+    Add { y: usize, onto: Handle, x: Handle },
+    AddGated { y: usize, onto: Handle, x: Value, gate: Value },
     Norm { y: usize, x: Value, gain: usize },
     Linear { y: usize, x: Value, maps: Vec<Map>, onto: Option<Handle> },
-    Rotate { y: usize, x: Value, norms: Option<[usize; 2]> },
-    Attention { mixed: Value, qkv: Value, log_sums: Buffer },
-    SwiGlu { y: usize, x: Value },
+    Rotate { y: usize, x: Value, norms: Option<[usize; 2]>, rope: RopeKind },
+    Attention { mixed: Value, qkv: Value, log_sums: Buffer, window: Option<usize> },
+    Gate { y: usize, x: Value, activation: Activation },
     Mixture { y: usize, x: Value, onto: Handle, weights: MixtureSlots, routed: Box<Routed> },
     Select { y: usize, x: Handle },
     Predict { x: Value, head: usize },

@@ -1,5 +1,6 @@
 mod checkpoint;
 mod engine;
+mod families;
 mod field;
 mod fixture;
 mod forest;
@@ -16,6 +17,7 @@ mod sharing;
 mod tensors;
 mod truncation;
 mod variants;
+mod window;
 
 fn block_on<R>(future: impl Future<Output = R>) -> R {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

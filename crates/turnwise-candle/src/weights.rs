@@ -4,43 +4,54 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use turnwise_kernels::panels::{Panels, StoredMatrix};
+use turnwise_kernels::panels::{Epilogue, Panels, StoredMatrix};
 use turnwise_kernels::tile::LANES;
 
 use crate::DecoderConfig;
-use crate::layout::{Choice, FeedForward, Layer, Linear, Mixture, Mlp, Network};
+use crate::architecture::Activation;
+use crate::dimensions::{Dimensions, Ropes};
+use crate::layout::{
+    Attending, Choice, FeedForward, Layer, Linear, Mixture, Mlp, Network, SharedExpert,
+};
 use crate::numbers::host_numbers;
-use crate::rope::Rope;
 
 /// Weights packed for inference: matrices are panels, which products read sequentially, and matrices with the same
 /// input are joined.
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(crate) config: DecoderConfig,
-    pub(crate) rope: Arc<Rope>,
+    pub(crate) dimensions: Dimensions,
     /// `[V, D]`
     pub(crate) embedding: Vec<f32>,
+    pub(crate) embedding_scale: f32,
     pub(crate) layers: Vec<LayerWeights>,
     /// `[D]`
     pub(crate) norm: Vec<f32>,
     /// `[D, V]`
     pub(crate) head: Panels,
+    pub(crate) logit_scale: f32,
 }
 
-/// Packed weights of a layer.
+/// Packed weights of a layer. Gains are as stored, without the offset of the family.
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
+    pub(crate) attending: Attending,
     /// `[D]`
-    pub(crate) attention_norm: Vec<f32>,
+    pub(crate) attention_norm: Option<Vec<f32>>,
     /// Queries, keys and values. `[D, (n_heads + 2 n_kv_heads) * head_dim]`
     pub(crate) qkv: Panels,
-    /// Gains of queries and of keys. `[head_dim]` each
+    /// Gains of queries and of keys. `[head_dim]` each, or one for all query heads and one for all key heads
     pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
     /// `[n_heads * head_dim, D]`
     pub(crate) output: Panels,
     /// `[D]`
-    pub(crate) mlp_norm: Vec<f32>,
+    pub(crate) attention_norm_after: Option<Vec<f32>>,
+    /// `[D]`
+    pub(crate) mlp_norm: Option<Vec<f32>>,
     pub(crate) feed_forward: FeedForwardWeights,
+    /// `[D]`
+    pub(crate) mlp_norm_after: Option<Vec<f32>>,
+    pub(crate) residual_scale: f32,
 }
 
 /// Packed weights of the feed-forward half of a layer.
@@ -50,9 +61,13 @@ pub(crate) enum FeedForwardWeights {
     Mixture(MixtureWeights),
 }
 
-/// Packed weights of a SwiGLU of width I.
+/// Packed weights of a gated feed-forward half of width I.
 #[derive(Debug)]
 pub(crate) struct MlpWeights {
+    /// The epilogue of the product with gate and up.
+    pub(crate) gate: Epilogue,
+    /// Whether checkpoints have gate and up in one matrix.
+    is_joined: bool,
     /// Gate and up, as alternating panels. `[D, 2 I]`
     pub(crate) gate_up: Panels,
     /// `[I, D]`
@@ -67,6 +82,15 @@ pub(crate) struct MixtureWeights {
     pub(crate) router: Panels,
     /// `[E]`
     pub(crate) experts: Vec<MlpWeights>,
+    pub(crate) shared: Option<SharedWeights>,
+}
+
+/// Packed weights of an expert that serves every token.
+#[derive(Debug)]
+pub(crate) struct SharedWeights {
+    pub(crate) mlp: MlpWeights,
+    /// `[D, 1]`
+    pub(crate) gate: Panels,
 }
 
 impl Weights {
@@ -74,10 +98,10 @@ impl Weights {
     /// their matrices.
     pub(crate) fn new(
         config: &DecoderConfig,
-        rope: Arc<Rope>,
+        ropes: Arc<Ropes>,
         network: Network<Tensor>,
     ) -> Result<Self> {
-        let Network { embedding, layers, norm, head } = network;
+        let Network { embedding, embedding_scale, layers, norm, head, logit_scale } = network;
         let layers = layers.into_iter().map(|layer| read(config, layer)).collect::<Result<_>>()?;
         let panels = |head: &Tensor| -> Result<Panels> {
             Ok(Panels::side_by_side(&[bare(&host_numbers(head)?)], config.hidden_size))
@@ -87,7 +111,8 @@ impl Weights {
             None => panels(&embedding)?,
         };
         let (embedding, norm) = (host_numbers(&embedding)?.to_vec(), host_numbers(&norm)?.to_vec());
-        Ok(Self { config: config.clone(), rope, embedding, layers, norm, head })
+        let (config, dimensions) = (config.clone(), Dimensions::new(config, ropes));
+        Ok(Self { config, dimensions, embedding, embedding_scale, layers, norm, head, logit_scale })
     }
 }
 
@@ -140,59 +165,94 @@ impl LayerWeights {
     fn push_stored(&self, config: &DecoderConfig, stored: &mut Vec<Vec<f32>>) {
         let DecoderConfig { hidden_size, n_heads, n_kv_heads, head_dim, .. } = *config;
         let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);
-        stored.push(self.attention_norm.clone());
-        for columns in [0..queries, queries..queries + keys, queries + keys..queries + 2 * keys] {
-            push_columns(&self.qkv, columns, stored);
+        stored.extend(self.attention_norm.clone());
+        let end = queries + 2 * keys;
+        let is_joined = config.architecture.properties().is_joined;
+        let cuts = if is_joined { vec![0, end] } else { vec![0, queries, queries + keys, end] };
+        for pair in cuts.windows(2) {
+            push_columns(&self.qkv, pair[0]..pair[1], stored);
         }
         stored.extend(self.head_norms.iter().flat_map(|(query, key)| [query.clone(), key.clone()]));
         push_columns(&self.output, 0..hidden_size, stored);
-        stored.push(self.mlp_norm.clone());
+        stored.extend(self.attention_norm_after.clone());
+        stored.extend(self.mlp_norm.clone());
         match &self.feed_forward {
             FeedForwardWeights::Dense(mlp) => {
                 mlp.push_stored(hidden_size, config.intermediate_size, stored);
             }
             FeedForwardWeights::Mixture(mixture) => mixture.push_stored(config, stored),
         }
+        stored.extend(self.mlp_norm_after.clone());
     }
 
     fn new(config: &DecoderConfig, layer: &Layer<&[f32]>) -> Self {
         let d = config.hidden_size;
+        let copy = |gains: Option<&[f32]>| gains.map(<[f32]>::to_vec);
         let norms = layer.head_norms.as_ref();
-        let [query, key, value] = [&layer.query, &layer.key, &layer.value].map(Whole::of);
+        let qkv: Vec<Whole<'_>> = layer.qkv.iter().map(Whole::of).collect();
+        let qkv: Vec<StoredMatrix<'_>> = qkv.iter().map(Whole::stored).collect();
         let output = Whole::of(&layer.output);
         Self {
-            attention_norm: layer.attention_norm.to_vec(),
-            qkv: Panels::side_by_side(&[query.stored(), key.stored(), value.stored()], d),
+            attending: layer.attending,
+            attention_norm: copy(layer.attention_norm),
+            qkv: Panels::side_by_side(&qkv, d),
             head_norms: norms.map(|norms| (norms.query.to_vec(), norms.key.to_vec())),
             output: Panels::side_by_side(&[output.stored()], config.n_heads * config.head_dim),
-            mlp_norm: layer.mlp_norm.to_vec(),
+            attention_norm_after: copy(layer.attention_norm_after),
+            mlp_norm: copy(layer.mlp_norm),
             feed_forward: match &layer.feed_forward {
                 FeedForward::Dense(mlp) => FeedForwardWeights::Dense(MlpWeights::new(mlp, d)),
                 FeedForward::Mixture(mixture) => {
                     FeedForwardWeights::Mixture(MixtureWeights::new(mixture, d))
                 }
             },
+            mlp_norm_after: copy(layer.mlp_norm_after),
+            residual_scale: layer.residual_scale,
         }
     }
 }
 
 impl MlpWeights {
-    /// Appends gate, up and down; the first two have `inner` rows.
+    /// Appends gate, up and down as checkpoints have them; the first two have `inner` rows.
     fn push_stored(&self, hidden_size: usize, inner: usize, stored: &mut Vec<Vec<f32>>) {
         let column = |row: usize| row / LANES * 2 * LANES + row % LANES;
-        push_columns(&self.gate_up, (0..inner).map(column), stored);
-        push_columns(&self.gate_up, (0..inner).map(|row| column(row) + LANES), stored);
+        let gate = (0..inner).map(column);
+        let up = gate.clone().map(|column| column + LANES);
+        if self.is_joined {
+            push_columns(&self.gate_up, gate.chain(up), stored);
+        } else {
+            push_columns(&self.gate_up, gate, stored);
+            push_columns(&self.gate_up, up, stored);
+        }
         push_columns(&self.down, 0..hidden_size, stored);
     }
 
     fn new(mlp: &Mlp<&[f32]>, d: usize) -> Self {
-        let inner = mlp.gate.weight.len() / d;
-        let [gate, up, down] = [&mlp.gate, &mlp.up, &mlp.down].map(Whole::of);
+        let whole: Vec<Whole<'_>> = mlp.gate_up.iter().map(Whole::of).collect();
+        let matrices: Vec<StoredMatrix<'_>> = whole.iter().map(Whole::stored).collect();
+        let [gate, up] = match matrices[..] {
+            [gate, up] => [gate, up],
+            [joined] => halves(joined),
+            _ => unreachable!("gate and up are two matrices or one"),
+        };
+        let down = Whole::of(&mlp.down);
         Self {
-            gate_up: Panels::interleaved(gate.stored(), up.stored(), d),
-            down: Panels::side_by_side(&[down.stored()], inner),
+            gate: match mlp.activation {
+                Activation::Silu => Epilogue::SwiGlu,
+                Activation::GeluTanh => Epilogue::GeGlu,
+            },
+            is_joined: matrices.len() == 1,
+            gate_up: Panels::interleaved(gate, up, d),
+            down: Panels::side_by_side(&[down.stored()], gate.matrix.len() / d),
         }
     }
+}
+
+/// Splits a matrix with gate and up into both.
+fn halves(joined: StoredMatrix<'_>) -> [StoredMatrix<'_>; 2] {
+    let (gate, up) = joined.matrix.split_at(joined.matrix.len() / 2);
+    let (gate_bias, up_bias) = joined.bias.map(|bias| bias.split_at(bias.len() / 2)).unzip();
+    [StoredMatrix { matrix: gate, bias: gate_bias }, StoredMatrix { matrix: up, bias: up_bias }]
 }
 
 impl MixtureWeights {
@@ -206,6 +266,12 @@ impl MixtureWeights {
             stacks.iter_mut().zip(matrices).for_each(|(stack, matrix)| stack.extend(matrix));
         }
         stored.extend(stacks);
+        if let (Some(SharedWeights { mlp, gate }), Some(size)) =
+            (&self.shared, config.architecture.shared_size())
+        {
+            mlp.push_stored(config.hidden_size, size, stored);
+            push_columns(gate, 0..1, stored);
+        }
     }
 
     fn new(mixture: &Mixture<&[f32]>, d: usize) -> Self {
@@ -213,12 +279,18 @@ impl MixtureWeights {
         let gates = mixture.gate.chunks_exact(size).zip(mixture.up.chunks_exact(size));
         let experts = gates.zip(mixture.down.chunks_exact(size)).map(|((gate, up), down)| {
             let linear = |weight| Linear { weight, bias: None, adapter: None };
-            MlpWeights::new(&Mlp { gate: linear(gate), up: linear(up), down: linear(down) }, d)
+            let gate_up = vec![linear(gate), linear(up)];
+            let mlp = Mlp { activation: Activation::Silu, gate_up, down: linear(down) };
+            MlpWeights::new(&mlp, d)
         });
         Self {
             choice: mixture.choice,
             router: Panels::side_by_side(&[bare(mixture.router)], d),
             experts: experts.collect(),
+            shared: mixture.shared.as_ref().map(|SharedExpert { mlp, gate }| SharedWeights {
+                mlp: MlpWeights::new(mlp, d),
+                gate: Panels::side_by_side(&[Whole::of(gate).stored()], d),
+            }),
         }
     }
 }

@@ -16,7 +16,11 @@ pub(crate) fn architecture(config: &DecoderConfig) -> Result<&'static str, GgufE
         Architecture::Qwen2 => "qwen2",
         Architecture::Qwen3 { .. } => "qwen3",
         Architecture::Qwen3Moe { .. } => "qwen3moe",
-        other => return unsupported(format!("{other:?} has no name in GGUF that is known here")),
+        other => {
+            return unsupported(format!(
+                "only Llama, Qwen2, Qwen3 and Qwen3 with experts can be written here, and not {other:?}"
+            ));
+        }
     })
 }
 
@@ -26,6 +30,9 @@ pub(crate) fn metadata(
     quantization: Quantization,
 ) -> Result<Vec<(String, Value)>, GgufError> {
     refuse_biases(config)?;
+    if config.sliding_window.is_some() {
+        return unsupported("a sliding window, which readers of these families pass over");
+    }
     let architecture = architecture(config)?;
     let text = |value: &str| Value::String(value.to_owned());
     let mut metadata = vec![
@@ -69,7 +76,10 @@ fn rope(config: &DecoderConfig) -> Result<Vec<(&'static str, Value)>, GgufError>
         ]
     };
     match config.rope_scaling {
-        RopeScaling::None | RopeScaling::Llama3 { .. } => Ok(Vec::new()),
+        // Dynamic scaling begins beyond the context.
+        RopeScaling::None | RopeScaling::Dynamic { .. } | RopeScaling::Llama3 { .. } => {
+            Ok(Vec::new())
+        }
         RopeScaling::Linear { factor } => Ok(scaled("linear", factor)),
         RopeScaling::Yarn {
             factor,
@@ -90,7 +100,7 @@ fn rope(config: &DecoderConfig) -> Result<Vec<(&'static str, Value)>, GgufError>
                 ("rope.scaling.original_context_length", Value::U32(original_max_positions as u32));
             Ok(scaled("yarn", factor).into_iter().chain([original]).collect())
         }
-        other => unsupported(format!("{other:?} has no place in GGUF that is known here")),
+        ref other => unsupported(format!("{other:?} has no place in GGUF that is known here")),
     }
 }
 
@@ -98,8 +108,8 @@ fn rope(config: &DecoderConfig) -> Result<Vec<(&'static str, Value)>, GgufError>
 pub(crate) fn rope_factors(config: &DecoderConfig) -> Option<Vec<f32>> {
     let RopeScaling::Llama3 { .. } = config.rope_scaling else { return None };
     let frequencies =
-        |scaling: RopeScaling| scaling.frequencies(config.rope_theta, config.head_dim);
-    let pairs = frequencies(RopeScaling::None).into_iter().zip(frequencies(config.rope_scaling));
+        |scaling: &RopeScaling| scaling.frequencies(config.rope_theta, config.head_dim);
+    let pairs = frequencies(&RopeScaling::None).into_iter().zip(frequencies(&config.rope_scaling));
     Some(pairs.map(|(plain, scaled)| (plain / scaled) as f32).collect())
 }
 

@@ -75,6 +75,29 @@ impl Tensors {
         Ok(Self { path: path.to_owned(), files, problems: Vec::new() })
     }
 
+    /// Drops the parts of a model for text and images that are for images, and gives the others the names that they have
+    /// in a model for text alone.
+    pub(crate) fn text_part(mut self) -> Self {
+        const IMAGES: [&str; 2] = ["vision_tower.", "multi_modal_projector."];
+        for file in &mut self.files {
+            let tensors =
+                std::mem::take(&mut file.tensors).into_iter().filter_map(|(name, info)| {
+                    let short = name.strip_prefix("model.").unwrap_or(&name);
+                    if IMAGES.iter().any(|part| short.starts_with(part)) {
+                        return None;
+                    }
+                    let Some(own) = short.strip_prefix("language_model.") else {
+                        return Some((name, info));
+                    };
+                    let is_complete = own.starts_with("model.") || own.starts_with("lm_head.");
+                    let own = if is_complete { own.to_owned() } else { format!("model.{own}") };
+                    Some((own, info))
+                });
+            file.tensors = tensors.collect();
+        }
+        self
+    }
+
     /// Returns the shape of the tensor with this name, if it exists.
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.files.iter().find_map(|file| file.tensors.get(name)).map(|info| &info.shape[..])

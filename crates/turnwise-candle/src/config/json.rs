@@ -1,12 +1,19 @@
 //! `config.json`, in the forms of transformers 4 and 5.
 
+mod defaults;
+mod family;
 mod refusals;
 mod rope;
+mod text;
+mod window;
+
+pub(crate) use text::{has_images, text_part};
 
 use serde_json::{Map, Value, json};
 
+use crate::architecture::{Activation, QueryKeyNorm};
 use crate::error::brief;
-use crate::{Architecture, DecoderConfig, Experts, ModelError};
+use crate::{Architecture, DecoderConfig, ModelError};
 
 impl DecoderConfig {
     /// Reads the form of transformers and the older form of published checkpoints. Missing keys get the defaults of
@@ -18,18 +25,34 @@ impl DecoderConfig {
         head_width: Option<usize>,
     ) -> Result<Self, ModelError> {
         refusals::check(json)?;
+        let kind = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        let mut json = defaults::added(json, kind);
+        let mut local_rope_theta = 0.0;
+        if kind == "gemma3_text" {
+            (json, local_rope_theta) = rope::by_layer(&json)?;
+        }
+        let json = &json;
         let n_heads = size(json, "num_attention_heads")?;
         let hidden_size = size(json, "hidden_size")?;
-        let max_positions = optional_size(json, "max_position_embeddings")?;
-        let max_positions = max_positions.unwrap_or(default_positions(json));
-        let head_dim = optional_size(json, "head_dim")?.or(head_width);
+        let n_layers = size(json, "num_hidden_layers")?;
+        let max_positions = size(json, "max_position_embeddings")?;
         let rope = rope::read(json, max_positions)?;
+        let architecture = family::read(json, kind, n_layers, local_rope_theta)?;
+        let unrotated = match &architecture {
+            Architecture::SmolLm3 { unrotated_layers, .. } => &unrotated_layers[..],
+            _ => &[],
+        };
+        let has_heads = architecture.properties().query_key_norm == QueryKeyNorm::Heads;
+        let head_width = head_width.filter(|_| has_heads);
+        let head_dim = optional_size(json, "head_dim")?.or(head_width);
+        let head_dim = head_dim.or(optional_size(json, defaults::DEFAULT_HEAD_DIM)?);
         let config = Self {
-            architecture: architecture(json)?,
+            sliding_window: window::read(json, kind, n_layers, unrotated)?,
+            architecture,
             vocab_size: size(json, "vocab_size")?,
             hidden_size,
             intermediate_size: size(json, "intermediate_size")?,
-            n_layers: size(json, "num_hidden_layers")?,
+            n_layers,
             n_heads,
             n_kv_heads: optional_size(json, "num_key_value_heads")?.unwrap_or(n_heads),
             head_dim: head_dim.unwrap_or(hidden_size / n_heads.max(1)),
@@ -45,10 +68,10 @@ impl DecoderConfig {
 
     /// Writes the form of transformers, for a model that was created here.
     pub(crate) fn to_json(&self) -> Map<String, Value> {
+        let properties = self.architecture.properties();
         let mut json = object(json!({
-            "architectures": [self.architecture.class()],
-            "model_type": self.architecture.model_type(),
-            "hidden_act": "silu",
+            "architectures": [properties.class],
+            "model_type": properties.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -62,8 +85,14 @@ impl DecoderConfig {
             "dtype": "float32",
             "torch_dtype": "float32",
         }));
-        json.extend(rope::write(self.rope_theta, self.rope_scaling));
-        json.extend(write_architecture(&self.architecture));
+        let (key, name) = match properties.activation {
+            Activation::Silu => ("hidden_act", "silu"),
+            Activation::GeluTanh => ("hidden_activation", "gelu_pytorch_tanh"),
+        };
+        json.insert(key.to_owned(), name.into());
+        json.extend(rope::write(self.rope_theta, &self.rope_scaling));
+        json.extend(window::write(self));
+        json.extend(family::write(self, &json));
         json
     }
 }
@@ -79,70 +108,6 @@ pub(crate) fn with_dtype(mut json: Map<String, Value>, dtype: &str) -> Map<Strin
         }
     }
     json
-}
-
-fn architecture(json: &Map<String, Value>) -> Result<Architecture, ModelError> {
-    let attention_bias = optional(json, "attention_bias", false, Value::as_bool)?;
-    Ok(match json.get("model_type").and_then(Value::as_str) {
-        Some("llama") => {
-            let mlp_bias = optional(json, "mlp_bias", false, Value::as_bool)?;
-            Architecture::Llama { attention_bias, mlp_bias }
-        }
-        Some("qwen2") => Architecture::Qwen2,
-        Some("qwen3_moe") => Architecture::Qwen3Moe { attention_bias, experts: experts(json)? },
-        _ => Architecture::Qwen3 { attention_bias },
-    })
-}
-
-fn experts(json: &Map<String, Value>) -> Result<Experts, ModelError> {
-    // Published checkpoints have the first key, transformers 5 writes the second.
-    let published = optional_size(json, "num_experts")?;
-    let n_experts = match (published, optional_size(json, "num_local_experts")?) {
-        (Some(one), Some(other)) if one != other => {
-            return Err(bad(format!("num_experts is {one} and num_local_experts is {other}")));
-        }
-        (one, other) => one
-            .or(other)
-            .ok_or_else(|| bad("config.json has no num_experts and no num_local_experts"))?,
-    };
-    let dense_layers = match present(json, "mlp_only_layers") {
-        None => Vec::new(),
-        Some(layers) => serde_json::from_value(layers.clone()).map_err(|_| {
-            bad(format!("mlp_only_layers is {} and must be a list of layers", brief(layers)))
-        })?,
-    };
-    Ok(Experts {
-        n_experts,
-        n_chosen: optional_size(json, "num_experts_per_tok")?.unwrap_or(8),
-        intermediate_size: size(json, "moe_intermediate_size")?,
-        renormalize: optional(json, "norm_topk_prob", false, Value::as_bool)?,
-        sparse_step: optional_size(json, "decoder_sparse_step")?.unwrap_or(1),
-        dense_layers,
-    })
-}
-
-fn write_architecture(architecture: &Architecture) -> Map<String, Value> {
-    object(match architecture {
-        Architecture::Llama { attention_bias, mlp_bias } => {
-            json!({"attention_bias": attention_bias, "mlp_bias": mlp_bias})
-        }
-        Architecture::Qwen2 => json!({"use_sliding_window": false}),
-        Architecture::Qwen3 { attention_bias } => json!({"attention_bias": attention_bias}),
-        Architecture::Qwen3Moe { attention_bias, experts } => json!({
-            "attention_bias": attention_bias,
-            "num_experts": experts.n_experts,
-            "num_experts_per_tok": experts.n_chosen,
-            "moe_intermediate_size": experts.intermediate_size,
-            "norm_topk_prob": experts.renormalize,
-            "decoder_sparse_step": experts.sparse_step,
-            "mlp_only_layers": experts.dense_layers,
-        }),
-    })
-}
-
-/// Returns the default of transformers for the number of positions.
-fn default_positions(json: &Map<String, Value>) -> usize {
-    if json.get("model_type").is_some_and(|kind| kind == "llama") { 2048 } else { 32_768 }
 }
 
 fn object(json: Value) -> Map<String, Value> {

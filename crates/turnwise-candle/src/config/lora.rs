@@ -64,12 +64,43 @@ pub enum LoraTarget {
     /// The down projection of the feed-forward half.
     #[serde(rename = "down_proj")]
     Down,
+    /// The projection to queries, keys and values of a family that has them in one matrix.
+    #[serde(rename = "qkv_proj")]
+    QueryKeyValue,
+    /// The gate and up projection of a family that has both in one matrix.
+    #[serde(rename = "gate_up_proj")]
+    GateUp,
 }
 
 impl LoraTarget {
     /// All single matrices.
-    const EACH: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+    const EACH: [Self; 9] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+        Self::QueryKeyValue,
+        Self::GateUp,
+    ];
+
+    /// Returns the target of a module of a layer.
+    pub(crate) fn of_module(module: &str) -> Option<Self> {
+        let name = module.rsplit('.').next()?;
+        Self::EACH.into_iter().find(|target| target.name() == name)
+    }
+
+    /// Returns whether the layers of a model have the matrix.
+    fn is_in(self, config: &DecoderConfig) -> bool {
+        let is_joined = config.architecture.properties().is_joined;
+        match self {
+            Self::AllLinear | Self::Output | Self::Down => true,
+            Self::QueryKeyValue | Self::GateUp => is_joined,
+            Self::Query | Self::Key | Self::Value | Self::Gate | Self::Up => !is_joined,
+        }
+    }
 
     /// Returns the name in PEFT.
     #[must_use]
@@ -83,11 +114,13 @@ impl LoraTarget {
             Self::Gate => "gate_proj",
             Self::Up => "up_proj",
             Self::Down => "down_proj",
+            Self::QueryKeyValue => "qkv_proj",
+            Self::GateUp => "gate_up_proj",
         }
     }
 
     fn is_in_feed_forward(self) -> bool {
-        matches!(self, Self::AllLinear | Self::Gate | Self::Up | Self::Down)
+        matches!(self, Self::AllLinear | Self::Gate | Self::Up | Self::Down | Self::GateUp)
     }
 }
 
@@ -108,6 +141,16 @@ impl LoraSettings {
         if targets.is_empty() {
             return refuse("there are no targets, so that nothing would train".to_owned());
         }
+        if let Some(target) = targets.iter().find(|target| !target.is_in(config)) {
+            let every = Self::default();
+            let others = every.reached_in(config).map(LoraTarget::name);
+            return refuse(format!(
+                "the target {} is no matrix of a {}; it has {}",
+                target.name(),
+                config.architecture.properties().model_type,
+                others.collect::<Vec<_>>().join(", ")
+            ));
+        }
         let has_experts =
             (0..config.n_layers).any(|layer| config.architecture.experts_in(layer).is_some());
         let reaching = targets.iter().find(|target| target.is_in_feed_forward());
@@ -124,14 +167,15 @@ impl LoraSettings {
         self.targets.contains(&target) || self.targets.contains(&LoraTarget::AllLinear)
     }
 
-    /// Iterates over the single matrices with an adapter.
-    pub(crate) fn reached(&self) -> impl Iterator<Item = LoraTarget> {
-        LoraTarget::EACH.into_iter().filter(|target| self.reaches(*target))
+    /// Iterates over the single matrices with an adapter in a model of this configuration.
+    pub(crate) fn reached_in(&self, config: &DecoderConfig) -> impl Iterator<Item = LoraTarget> {
+        LoraTarget::EACH.into_iter().filter(|target| target.is_in(config) && self.reaches(*target))
     }
 
-    /// Returns whether two settings mean the same.
-    pub(crate) fn same(&self, other: &Self) -> bool {
-        (self.rank, self.alpha) == (other.rank, other.alpha) && self.reached().eq(other.reached())
+    /// Returns whether two settings mean the same for a model of this configuration.
+    pub(crate) fn same(&self, other: &Self, config: &DecoderConfig) -> bool {
+        (self.rank, self.alpha) == (other.rank, other.alpha)
+            && self.reached_in(config).eq(other.reached_in(config))
     }
 
     pub(crate) fn scale(&self) -> f32 {

@@ -122,17 +122,17 @@ impl Decoder {
             let mut plain = self.plain(batch, Keep::Nothing)?;
             let network = self.detached();
             let hidden = forward::hidden(&mut plain, &network)?;
-            let normed = plain.norm(&hidden, &network.norm)?;
+            let normed = forward::before_head(&mut plain, &network, &hidden)?;
             let head = Linear { weight: network.output_head().clone(), bias: None, adapter: None };
-            return plain.linear(&normed, &[&head])?.flatten_all()?.to_vec1();
+            return plain.linear(&normed, &[head])?.flatten_all()?.to_vec1();
         }
         let mut tape = Tape::new(batch, self.pool().clone(), Keep::Nothing);
         self.with_slots(|_, network| {
             let mut recorder = Recorder::new(&dimensions, &mut tape);
             let hidden = forward::hidden(&mut recorder, network)?;
-            let normed = recorder.norm(&hidden, &network.norm)?;
+            let normed = forward::before_head(&mut recorder, network, &hidden)?;
             let head = Linear { weight: *network.output_head(), bias: None, adapter: None };
-            Ok(recorder.linear(&normed, &[&head])?.numbers.to_vec())
+            Ok(recorder.linear(&normed, &[head])?.numbers.to_vec())
         })
     }
 

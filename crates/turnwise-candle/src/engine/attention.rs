@@ -17,14 +17,39 @@ use turnwise_kernels::vectorized;
 use super::compute::{EngineBatch, EngineToken};
 use super::pages::{PAGE, Pages};
 use super::tree::PageId;
-use crate::dimensions::Heads;
+use crate::dimensions::{Dimensions, Heads};
 
 /// The number of query rows that are computed together.
 const ROWS: usize = 12;
 
+/// A plan for each sliding window of a model, and for layers without one.
+#[derive(Debug, Default)]
+pub(super) struct AttentionPlans(Vec<AttentionPlan>);
+
+impl AttentionPlans {
+    /// Plans a step, replacing the plans of the previous one.
+    pub(super) fn make(&mut self, step: &EngineBatch, dimensions: &Dimensions) {
+        let Self(plans) = self;
+        plans.resize_with(dimensions.windows.len(), AttentionPlan::default);
+        for (plan, window) in plans.iter_mut().zip(&dimensions.windows) {
+            plan.window = *window;
+            plan.make(step, dimensions.heads);
+        }
+    }
+
+    /// # Panics
+    /// When the model has no layer with this window.
+    pub(super) fn of(&self, window: Option<usize>) -> &AttentionPlan {
+        let plan = self.0.iter().find(|plan| plan.window == window);
+        plan.expect("there is a plan for every window of the model")
+    }
+}
+
 /// The tokens that read pages together, computed once for each step.
 #[derive(Debug, Default)]
 pub(super) struct AttentionPlan {
+    /// The number of latest tokens that a token attends to, itself included; all tokens if `None`.
+    window: Option<usize>,
     groups: Vec<QueryGroup>,
     spans: Vec<PageSpan>,
 }
@@ -58,8 +83,7 @@ pub(super) struct Scratch {
 }
 
 impl AttentionPlan {
-    /// Plans a step, replacing the plan of the previous one.
-    pub(super) fn make(&mut self, step: &EngineBatch, heads: Heads) {
+    fn make(&mut self, step: &EngineBatch, heads: Heads) {
         self.groups.clear();
         self.spans.clear();
         let count = (ROWS / heads.group()).max(1);
@@ -77,6 +101,18 @@ impl AttentionPlan {
         self.groups.len()
     }
 
+    /// Returns the positions that a token attends to.
+    fn positions(&self, token: &EngineToken) -> Range<usize> {
+        let end = token.position + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+
+    /// Returns the pages that a token reads, as a range of its page table.
+    fn pages(&self, token: &EngineToken) -> Range<usize> {
+        let Range { start, end } = self.positions(token);
+        start / PAGE..end.div_ceil(PAGE)
+    }
+
     /// Splits the pages that some tokens read, from the given page on, at the places where their page tables differ.
     fn cut(
         &mut self,
@@ -85,11 +121,14 @@ impl AttentionPlan {
         range: Range<usize>,
         first: usize,
     ) {
+        let pages = |index: usize| self.pages(&tokens[index]);
         let read = |index: usize, page: usize| {
-            let token = &tokens[index];
-            (page <= token.position / PAGE).then(|| step.tables[token.table][page])
+            pages(index).contains(&page).then(|| step.tables[tokens[index].table][page])
         };
-        let mut end = first;
+        // Some may be done, and others begin later.
+        let begins = range.clone().map(pages).filter(|pages| pages.end > first);
+        let Some(begin) = begins.map(|pages| pages.start.max(first)).min() else { return };
+        let mut end = begin;
         let mut runs: Vec<Range<usize>> = Vec::new();
         loop {
             runs.clear();
@@ -104,10 +143,10 @@ impl AttentionPlan {
             }
             end += 1;
         }
-        if end > first {
-            self.spans.push(PageSpan { tokens: range, pages: first..end });
+        if end > begin {
+            self.spans.push(PageSpan { tokens: range, pages: begin..end });
         }
-        for run in runs.into_iter().filter(|run| read(run.start, end).is_some()) {
+        for run in runs {
             self.cut(step, tokens, run, end);
         }
     }
@@ -158,7 +197,7 @@ impl Layer<'_> {
             let queries = &self.qkv[token * self.stride + head * n_queries * head_dim..];
             scratch.queries.extend_from_slice(&queries[..n_queries * head_dim]);
         }
-        scale(&mut scratch.queries, self.heads.scale());
+        scale(&mut scratch.queries, self.heads.scale);
         scratch.scores.resize(of_group.len() * n_queries * work.length, 0.0);
         for span in spans {
             work.score(span, scratch);
@@ -167,9 +206,14 @@ impl Layer<'_> {
         scratch.mixed.clear();
         scratch.mixed.resize(of_group.len() * n_queries * padded(head_dim), 0.0);
         let rows = scratch.scores.chunks_exact_mut(work.length);
-        let lengths = of_group.iter().flat_map(|token| repeat_n(token.position + 1, n_queries));
+        let seen = of_group.iter().map(|token| (plan.positions(token), plan.pages(token)));
+        let seen = seen.flat_map(|seen| repeat_n(seen, n_queries));
         scratch.factors.clear();
-        scratch.factors.extend(rows.zip(lengths).map(|(scores, length)| weigh(scores, length)));
+        scratch.factors.extend(rows.zip(seen).map(|(scores, (seen, pages))| {
+            scores[seen.end..].fill(0.0);
+            scores[pages.start * PAGE..seen.start].fill(0.0);
+            weigh(&mut scores[seen])
+        }));
         for span in spans {
             work.mix(span, scratch);
         }
@@ -292,12 +336,55 @@ vectorized! {
         }
     }
 
-    /// Replaces the first `length` scores of a row by their exponentials and the others by 0; returns the reciprocal of
-    /// the sum.
-    fn weigh(scores: &mut [f32], length: usize) -> f32 {
-        let (scores, beyond) = scores.split_at_mut(length);
-        beyond.fill(0.0);
+    /// Replaces scores by their exponentials; returns the reciprocal of the sum.
+    fn weigh(scores: &mut [f32]) -> f32 {
         let highest = math::maximum(scores);
         1.0 / math::exponentials(scores, highest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each token reads the pages of its window once, whatever the tokens next to it read.
+    #[test]
+    fn every_token_reads_the_pages_of_its_window_alone() {
+        // Sequences of other lengths, of which some share their first pages, and a prompt of several tokens.
+        let lengths = [5 * PAGE + 3, 5 * PAGE + 9, 2 * PAGE, 9 * PAGE - 1, 7];
+        let table = |sequence: usize| {
+            let page =
+                |page| PageId(if page < 2 && sequence < 3 { page } else { 100 * sequence + page });
+            (0..lengths[sequence].div_ceil(PAGE)).map(page).collect()
+        };
+        let mut step = EngineBatch {
+            tables: (0..lengths.len()).map(table).collect(),
+            ..EngineBatch::default()
+        };
+        for (table, length) in lengths.iter().enumerate() {
+            let first = if table == 3 { length - 40 } else { length - 1 };
+            step.tokens.extend((first..*length).map(|position| EngineToken {
+                table,
+                id: 0,
+                position,
+                wants_logits: false,
+            }));
+        }
+        let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 8, scale: 1.0 };
+        for window in [None, Some(1), Some(PAGE), Some(PAGE + 5), Some(4 * PAGE), Some(999)] {
+            let mut plan = AttentionPlan { window, ..AttentionPlan::default() };
+            plan.make(&step, heads);
+            let mut read = vec![Vec::new(); step.tokens.len()];
+            for QueryGroup { tokens, spans } in &plan.groups {
+                for span in &plan.spans[spans.clone()] {
+                    for token in span.tokens.clone() {
+                        read[tokens.start + token].extend(span.pages.clone());
+                    }
+                }
+            }
+            for (token, read) in step.tokens.iter().zip(read) {
+                assert_eq!(read, plan.pages(token).collect::<Vec<_>>(), "{window:?} {token:?}");
+            }
+        }
     }
 }

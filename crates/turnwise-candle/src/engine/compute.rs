@@ -1,5 +1,6 @@
 //! One forward pass over the tokens of a step, on the CPU.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use turnwise_kernels::math;
@@ -7,15 +8,16 @@ use turnwise_kernels::panels::{Epilogue, Panels, StridedRows, padded};
 use turnwise_kernels::team::{Team, WriteOnceRows};
 use turnwise_kernels::vectorized;
 
-use super::attention::{AttentionPlan, Layer, Scratch};
+use super::attention::{AttentionPlans, Layer, Scratch};
 use super::mixture::MixtureMemory;
 use super::pages::{PAGE, Page, PageLayout, Pages};
 use super::parts::{Clock, PartTimes, StepPart};
 use super::tree::PageId;
-use crate::dimensions::Heads;
+use crate::dimensions::Dimensions;
+use crate::layout::Attending;
 use crate::rope::Rope;
 use crate::snapshot::Snapshot;
-use crate::weights::{FeedForwardWeights, LayerWeights, MlpWeights, Weights};
+use crate::weights::{FeedForwardWeights, LayerWeights, MlpWeights, SharedWeights, Weights};
 
 /// With fewer tokens, handing work to other threads costs more than it saves.
 pub(super) const MIN_TOKENS_PER_THREAD: usize = 32;
@@ -70,7 +72,7 @@ pub(super) trait Compute: std::fmt::Debug + Send {
 #[derive(Debug)]
 pub(super) struct CpuCompute {
     pages: Pages,
-    plan: AttentionPlan,
+    plans: AttentionPlans,
     /// One scratch memory for each thread.
     scratch: Vec<Mutex<Scratch>>,
     /// The residual stream. `[N, D]`, rows padded to whole vectors, as all below.
@@ -83,6 +85,8 @@ pub(super) struct CpuCompute {
     mixed: Vec<f32>,
     /// `[N, intermediate_size]`
     inner: Vec<f32>,
+    /// The output of a half layer that is normed or scaled before it is added. `[N, D]`
+    half: Vec<f32>,
     experts: MixtureMemory,
     /// `[M, V]`
     logits: Vec<f32>,
@@ -106,7 +110,7 @@ impl Compute for CpuCompute {
         step.tables.iter().flatten().for_each(|page| self.pages.provide(*page));
         self.scratch.resize_with(team.size(), Mutex::default);
         let mut clock = parts.start();
-        self.plan.make(step, Heads::of(&weights.config));
+        self.plans.make(step, &weights.dimensions);
         self.embed(weights, step);
         clock.lap(StepPart::Embedding);
         for (index, layer) in weights.layers.iter().enumerate() {
@@ -123,13 +127,14 @@ impl CpuCompute {
     pub(super) fn new(layout: PageLayout) -> Self {
         Self {
             pages: Pages::new(layout),
-            plan: AttentionPlan::default(),
+            plans: AttentionPlans::default(),
             scratch: Vec::new(),
             x: Vec::new(),
             normed: Vec::new(),
             qkv: Vec::new(),
             mixed: Vec::new(),
             inner: Vec::new(),
+            half: Vec::new(),
             experts: MixtureMemory::default(),
             logits: Vec::new(),
         }
@@ -142,6 +147,7 @@ impl CpuCompute {
             self.x.extend_from_slice(&weights.embedding[token.id as usize * d..][..d]);
             self.x.resize(self.x.len().next_multiple_of(padded(d)), 0.0);
         }
+        scale_rows(&mut self.x, weights.embedding_scale);
     }
 
     fn attention(
@@ -153,32 +159,40 @@ impl CpuCompute {
         index: usize,
         clock: &mut Clock<'_>,
     ) {
-        let heads = Heads::of(&weights.config);
-        let eps = weights.config.rms_norm_eps as f32;
+        let dimensions = &weights.dimensions;
         let width = padded(weights.config.hidden_size);
-        norm_rows(team, &mut self.normed, &self.x, &layer.attention_norm, eps);
+        self.normed(team, dimensions, layer.attention_norm.as_deref());
         clock.lap(StepPart::Other);
         product(team, &layer.qkv, &self.normed, width, &mut self.qkv, Epilogue::Replace);
         clock.lap(StepPart::Linear);
-        self.keep(team, weights, layer, step, index);
-        self.attend(team, step, heads, layer.qkv.columns(Epilogue::Replace), index);
+        self.keep(team, dimensions, layer, step, index);
+        let stride = layer.qkv.columns(Epilogue::Replace);
+        self.attend(team, step, dimensions, stride, (index, layer.attending));
         clock.lap(StepPart::Attention);
-        product(
-            team,
-            &layer.output,
-            &self.mixed,
-            heads.n_heads * heads.head_dim,
-            &mut self.x,
-            Epilogue::Add,
-        );
+        let heads = dimensions.heads;
+        let Self { x, mixed, half, .. } = self;
+        let add = AddHalf {
+            dimensions,
+            norm: layer.attention_norm_after.as_deref(),
+            scale: layer.residual_scale,
+        };
+        add.run(team, &layer.output, (mixed, heads.n_heads * heads.head_dim), half, x);
         clock.lap(StepPart::Linear);
+    }
+
+    /// Norms the residual stream, or copies it if there is no norm.
+    fn normed(&mut self, team: &mut Team, dimensions: &Dimensions, gain: Option<&[f32]>) {
+        match gain {
+            Some(gain) => norm_rows(team, &mut self.normed, &self.x, gain, dimensions),
+            None => self.normed.clone_from(&self.x),
+        }
     }
 
     /// Applies QK-norm and rotary position embedding in place, and writes keys and values into pages.
     fn keep(
         &mut self,
         team: &mut Team,
-        weights: &Weights,
+        dimensions: &Dimensions,
         layer: &LayerWeights,
         step: &EngineBatch,
         index: usize,
@@ -188,7 +202,7 @@ impl CpuCompute {
             rows: &'a mut [f32],
             page: &'a mut Page,
         }
-        let heads = Heads::of(&weights.config);
+        let heads = dimensions.heads;
         let (q, kv) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
         let stride = layer.qkv.columns(Epilogue::Replace);
         let layout = self.pages.layout();
@@ -202,12 +216,22 @@ impl CpuCompute {
             let page = page.expect("a page is written by one sequence");
             runs.push(PageRun { tokens, rows, page });
         }
-        let eps = weights.config.rms_norm_eps as f32;
+        let gains = layer.head_norms.as_ref().map(|(query, key)| {
+            [(0..q, dimensions.gains(query)), (q..q + kv, dimensions.gains(key))]
+        });
+        let rotation = RowRotation {
+            head_dim: heads.head_dim,
+            norms: gains
+                .as_ref()
+                .map(|gains| gains.each_ref().map(|(at, gain)| (at.clone(), &**gain))),
+            rope: dimensions.ropes.of(layer.attending.rope),
+            eps: dimensions.eps as f32,
+        };
         let length = if step.tokens.len() < MIN_TOKENS_PER_THREAD { runs.len() } else { 1 };
         team.chunks(&mut runs, length.max(1), |_, _, runs| {
             for PageRun { tokens, rows, page } in runs {
                 for (token, row) in tokens.iter().zip(rows.chunks_exact_mut(stride)) {
-                    rotate_heads(&mut row[..q + kv], q, layer, &weights.rope, token.position, eps);
+                    rotate_heads(&mut row[..q + kv], &rotation, token.position);
                     let (keys, values) = row[q..q + 2 * kv].split_at(kv);
                     page.write(layout, index, token.position, keys, values);
                 }
@@ -219,13 +243,15 @@ impl CpuCompute {
         &mut self,
         team: &mut Team,
         step: &EngineBatch,
-        heads: Heads,
+        dimensions: &Dimensions,
         stride: usize,
-        index: usize,
+        (index, attending): (usize, Attending),
     ) {
+        let heads = dimensions.heads;
         let width = heads.n_heads * heads.head_dim;
         self.mixed.resize(step.tokens.len() * width, 0.0);
-        let Self { pages, plan, scratch, qkv, mixed, .. } = self;
+        let Self { pages, plans, scratch, qkv, mixed, .. } = self;
+        let plan = plans.of(attending.window);
         let layer = Layer { step, pages, heads, index, qkv, stride };
         let target = WriteOnceRows::new(mixed, heads.head_dim);
         // Key heads vary slowest, so that a thread tends to stay with one.
@@ -246,25 +272,25 @@ impl CpuCompute {
         layer: &LayerWeights,
         clock: &mut Clock<'_>,
     ) {
-        let eps = weights.config.rms_norm_eps as f32;
-        let width = padded(weights.config.hidden_size);
-        norm_rows(team, &mut self.normed, &self.x, &layer.mlp_norm, eps);
+        let (d, dimensions) = (weights.config.hidden_size, &weights.dimensions);
+        self.normed(team, dimensions, layer.mlp_norm.as_deref());
         clock.lap(StepPart::Other);
+        let Self { x, normed, inner, half, experts, .. } = self;
         match &layer.feed_forward {
-            FeedForwardWeights::Dense(MlpWeights { gate_up, down }) => {
-                product(team, gate_up, &self.normed, width, &mut self.inner, Epilogue::SwiGlu);
-                product(
-                    team,
-                    down,
-                    &self.inner,
-                    gate_up.columns(Epilogue::SwiGlu),
-                    &mut self.x,
-                    Epilogue::Add,
-                );
+            FeedForwardWeights::Dense(MlpWeights { gate, gate_up, down, .. }) => {
+                product(team, gate_up, normed, padded(d), inner, *gate);
+                let add = AddHalf {
+                    dimensions,
+                    norm: layer.mlp_norm_after.as_deref(),
+                    scale: layer.residual_scale,
+                };
+                add.run(team, down, (inner, gate_up.columns(*gate)), half, x);
             }
             FeedForwardWeights::Mixture(mixture) => {
-                let d = weights.config.hidden_size;
-                self.experts.add(team, &mut self.x, &self.normed, d, mixture);
+                experts.add(team, x, normed, d, mixture);
+                if let Some(shared) = &mixture.shared {
+                    add_shared(team, shared, normed, padded(d), [inner, half], x);
+                }
             }
         }
         clock.lap(StepPart::Linear);
@@ -281,11 +307,66 @@ impl CpuCompute {
         }
         self.x.truncate(wanted * width);
         if wanted > 0 {
-            let eps = weights.config.rms_norm_eps as f32;
-            norm_rows(team, &mut self.normed, &self.x, &weights.norm, eps);
+            self.normed(team, &weights.dimensions, Some(&weights.norm));
+            scale_rows(&mut self.normed, weights.logit_scale);
             product(team, &weights.head, &self.normed, width, &mut self.logits, Epilogue::Replace);
         }
         Logits { data: &self.logits[..wanted * stride], stride }
+    }
+}
+
+/// How the output of half a layer is added to the residual stream.
+#[derive(Clone, Copy, Debug)]
+struct AddHalf<'a> {
+    dimensions: &'a Dimensions,
+    /// The norm of the output, if the model has one.
+    norm: Option<&'a [f32]>,
+    scale: f32,
+}
+
+impl AddHalf<'_> {
+    /// Multiplies rows that start a stride apart, and adds the product to `x`.
+    fn run(
+        &self,
+        team: &mut Team,
+        by: &Panels,
+        (rows, stride): (&[f32], usize),
+        half: &mut Vec<f32>,
+        x: &mut Vec<f32>,
+    ) {
+        let Self { dimensions, norm, scale } = *self;
+        if norm.is_none() && scale == 1.0 {
+            return product(team, by, rows, stride, x, Epilogue::Add);
+        }
+        product(team, by, rows, stride, half, Epilogue::Replace);
+        if let Some(gain) = norm {
+            let gain = dimensions.gains(gain);
+            let (eps, width) = (dimensions.eps as f32, padded(gain.len()));
+            team.chunks(half, MIN_TOKENS_PER_THREAD * width, |_, _, half| {
+                norm_in_place(half, &gain, eps, width);
+            });
+        }
+        add_rows(x, half, scale);
+    }
+}
+
+/// Adds the output of the expert that serves every token, times the sigmoid of its gate. Rows start `width` apart.
+fn add_shared(
+    team: &mut Team,
+    shared: &SharedWeights,
+    normed: &[f32],
+    width: usize,
+    [inner, half]: [&mut Vec<f32>; 2],
+    x: &mut [f32],
+) {
+    let SharedWeights { mlp: MlpWeights { gate, gate_up, down, .. }, gate: weight } = shared;
+    product(team, gate_up, normed, width, inner, *gate);
+    product(team, down, inner, gate_up.columns(*gate), half, Epilogue::Replace);
+    product(team, weight, normed, width, inner, Epilogue::Replace);
+    let weights = inner.chunks_exact(weight.columns(Epilogue::Replace));
+    for ((x, half), weight) in x.chunks_exact_mut(width).zip(half.chunks_exact(width)).zip(weights)
+    {
+        add_rows(x, half, 1.0 / (1.0 + math::exp(-weight[0])));
     }
 }
 
@@ -308,12 +389,34 @@ pub(super) fn product(
     by.multiply(team, rows, target, then);
 }
 
-fn norm_rows(team: &mut Team, target: &mut Vec<f32>, x: &[f32], gain: &[f32], eps: f32) {
+fn norm_rows(
+    team: &mut Team,
+    target: &mut Vec<f32>,
+    x: &[f32],
+    gain: &[f32],
+    dimensions: &Dimensions,
+) {
+    let (gain, eps) = (&*dimensions.gains(gain), dimensions.eps as f32);
     target.resize(x.len(), 0.0);
     let (width, length) = (padded(gain.len()), MIN_TOKENS_PER_THREAD * padded(gain.len()));
     team.chunks(target, length, |_, index, target| {
         norm_some(target, &x[index * length..][..target.len()], gain, eps, width);
     });
+}
+
+fn scale_rows(x: &mut [f32], factor: f32) {
+    if factor != 1.0 {
+        scale(x, factor);
+    }
+}
+
+/// QK-norm and rotary position embedding of a layer.
+struct RowRotation<'a> {
+    head_dim: usize,
+    /// The place of queries and of keys in a row, and the gains of each piece of it that is normed.
+    norms: Option<[(Range<usize>, &'a [f32]); 2]>,
+    rope: &'a Rope,
+    eps: f32,
 }
 
 vectorized! {
@@ -324,26 +427,46 @@ vectorized! {
         }
     }
 
-    /// Applies QK-norm (if the model has it) and rotary position embedding. The first `q` numbers are queries.
-    fn rotate_heads(heads: &mut [f32], q: usize, layer: &LayerWeights, rope: &Rope, position: usize, eps: f32) {
+    /// Applies RMSNorm in place to rows that start `width` apart.
+    fn norm_in_place(x: &mut [f32], gain: &[f32], eps: f32, width: usize) {
+        for row in x.chunks_exact_mut(width) {
+            norm_row(&mut row[..gain.len()], gain, eps);
+        }
+    }
+
+    fn scale(x: &mut [f32], factor: f32) {
+        for x in x {
+            *x *= factor;
+        }
+    }
+
+    fn add_rows(target: &mut [f32], x: &[f32], factor: f32) {
+        math::add_scaled(target, factor, x);
+    }
+
+    /// Applies QK-norm (if the model has it) and rotary position embedding.
+    fn rotate_heads(heads: &mut [f32], rotation: &RowRotation<'_>, position: usize) {
+        let RowRotation { head_dim, norms, rope, eps } = rotation;
         let (cos, sin) = rope.at(position);
-        let half = cos.len();
-        if let Some((query_norm, key_norm)) = &layer.head_norms {
-            let (queries, keys) = heads.split_at_mut(q);
-            for (heads, gain) in [(queries, query_norm), (keys, key_norm)] {
-                for head in heads.chunks_exact_mut(2 * half) {
-                    let factor = math::inverse_rms(head, eps);
-                    for (x, gain) in head.iter_mut().zip(gain) {
-                        *x = *x * factor * gain;
-                    }
-                }
+        for (range, gain) in norms.iter().flatten() {
+            for piece in heads[range.clone()].chunks_exact_mut(gain.len()) {
+                norm_row(piece, gain, *eps);
             }
         }
-        for head in heads.chunks_exact_mut(2 * half) {
-            let (first, second) = head.split_at_mut(half);
+        for head in heads.chunks_exact_mut(*head_dim) {
+            let (first, second) = head.split_at_mut(cos.len());
             for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
                 (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
             }
         }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "it takes on the width of its caller")]
+fn norm_row(x: &mut [f32], gain: &[f32], eps: f32) {
+    let factor = math::inverse_rms(x, eps);
+    for (x, gain) in x.iter_mut().zip(gain) {
+        *x = *x * factor * gain;
     }
 }

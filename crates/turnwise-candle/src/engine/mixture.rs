@@ -81,14 +81,15 @@ impl Work<'_> {
         let rows: Vec<f32> =
             tokens.flat_map(|token| &normed[token * width..][..width]).copied().collect();
         let count = self.origins.len();
-        let MlpWeights { gate_up, down } = self.expert;
-        let mut inner = vec![0.0; count * gate_up.columns(Epilogue::SwiGlu)];
+        let MlpWeights { gate, gate_up, down, .. } = self.expert;
+        let width_inside = gate_up.columns(*gate);
+        let mut inner = vec![0.0; count * width_inside];
         gate_up.multiply_alone(
             StridedRows { data: &rows, stride: width, count },
             &mut inner,
-            Epilogue::SwiGlu,
+            *gate,
         );
-        let inner = StridedRows { data: &inner, stride: gate_up.columns(Epilogue::SwiGlu), count };
+        let inner = StridedRows { data: &inner, stride: width_inside, count };
         down.multiply_alone(inner, self.target, Epilogue::Replace);
     }
 }

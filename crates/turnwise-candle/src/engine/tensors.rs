@@ -12,10 +12,11 @@ use super::pages::{PAGE, PageLayout};
 use super::parts::{PartTimes, StepPart};
 use super::tree::PageId;
 use super::{EngineCompute, EngineSettings};
+use crate::architecture::Activation;
 use crate::forward;
-use crate::layout::{HeadNorms, Layer, Linear, Mixture};
+use crate::layout::{Attending, HeadNorms, Layer, Linear, Mixture};
 use crate::ops::Ops;
-use crate::plain::{Arithmetic, Rotation, attend, mix, swiglu};
+use crate::plain::{Arithmetic, Rotations, add_gated, attend, gate, mix};
 use crate::published::Publication;
 use crate::snapshot::{Snapshot, TensorWeights};
 
@@ -153,22 +154,32 @@ impl AttentionGroup {
     fn new(
         step: &EngineBatch,
         pieces: &[(usize, &[EngineToken])],
+        window: Option<usize>,
         device: &Device,
     ) -> Result<Self> {
         let n_queries = pieces.first().map_or(0, |(_, tokens)| tokens.len());
-        let length = |tokens: &[EngineToken]| tokens.last().map_or(0, |token| token.position + 1);
-        let n_keys = pieces.iter().map(|(_, tokens)| length(tokens)).max().unwrap_or(0);
+        let first_seen = |token: &EngineToken| {
+            window.map_or(0, |window| (token.position + 1).saturating_sub(window))
+        };
+        let seen = |tokens: &[EngineToken]| match tokens {
+            [first, .., last] => first_seen(first)..last.position + 1,
+            [token] => first_seen(token)..token.position + 1,
+            [] => 0..0,
+        };
+        let n_keys = pieces.iter().map(|(_, tokens)| seen(tokens).len()).max().unwrap_or(0);
         let (mut queries, mut keys) = (Vec::new(), Vec::new());
         let mut mask = Vec::with_capacity(pieces.len() * n_queries * n_keys);
         for (index, (first, tokens)) in pieces.iter().enumerate() {
             let table = tokens[0].table;
             queries.extend((*first..first + tokens.len()).map(|token| token as u32));
-            keys.extend((0..length(tokens)).map(|position| row_of(step, table, position)));
+            let seen = seen(tokens);
+            keys.extend(seen.clone().map(|position| row_of(step, table, position)));
             // Padding repeats a row, and the mask hides it.
-            keys.resize((index + 1) * n_keys, row_of(step, table, 0));
+            keys.resize((index + 1) * n_keys, row_of(step, table, seen.start));
             for token in *tokens {
-                let look = |key| if key <= token.position { 0.0 } else { f32::NEG_INFINITY };
-                mask.extend((0..n_keys).map(look));
+                let own = first_seen(token)..token.position + 1;
+                let look = |key| if own.contains(&key) { 0.0 } else { f32::NEG_INFINITY };
+                mask.extend((seen.start..seen.start + n_keys).map(look));
             }
         }
         Ok(Self {
@@ -191,10 +202,11 @@ struct Serving<'a> {
     /// The index of the current layer.
     layer: usize,
     ids: Tensor,
-    rotation: Rotation,
+    rotations: Rotations,
     /// The row that each token's keys and values are written to. `[N, n_kv_heads * head_dim]`
     rows: Tensor,
-    groups: Vec<AttentionGroup>,
+    /// For each sliding window of the model.
+    groups: Vec<(Option<usize>, Vec<AttentionGroup>)>,
     /// The place of each token in the groups. `[N]`
     back: Tensor,
     /// The tokens whose logits are needed.
@@ -217,14 +229,19 @@ impl<'a> Serving<'a> {
         let (single, longer): (Vec<_>, Vec<_>) =
             pieces.into_iter().partition(|(_, piece)| piece.len() == 1);
         let groups = single.chunks(single.len().max(1)).chain(longer.chunks(1));
-        let (mut made, mut back, mut place) = (Vec::new(), vec![0; tokens.len()], 0);
-        for pieces in groups {
-            made.push(AttentionGroup::new(step, pieces, device)?);
+        let (mut back, mut place) = (vec![0; tokens.len()], 0);
+        for pieces in groups.clone() {
             for token in pieces.iter().flat_map(|(first, piece)| *first..first + piece.len()) {
                 back[token] = place;
                 place += 1;
             }
         }
+        let of_window = |window: Option<usize>| {
+            let made = groups.clone().map(|some| AttentionGroup::new(step, some, window, device));
+            Ok((window, made.collect::<Result<Vec<_>>>()?))
+        };
+        let windows = weights.dimensions.windows.iter().copied();
+        let made = windows.map(of_window).collect::<Result<_>>()?;
         let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
         let positions: Vec<u32> = tokens.iter().map(|token| token.position as u32).collect();
         let rows: Vec<u32> =
@@ -237,7 +254,7 @@ impl<'a> Serving<'a> {
             pools,
             layer: 0,
             ids: indices(&ids, device)?,
-            rotation: Rotation::new(&weights.dimensions.rope, &positions, device)?,
+            rotations: Rotations::new(&weights.dimensions.ropes, &positions, device)?,
             rows: indices(&rows, device)?.unsqueeze(1)?.broadcast_as(shape)?.contiguous()?,
             groups: made,
             back: indices(&back, device)?,
@@ -259,7 +276,7 @@ impl Ops for Serving<'_> {
         self.arithmetic.norm(x, gain)
     }
 
-    fn linear(&mut self, x: &Tensor, linears: &[&Linear<Tensor>]) -> Result<Tensor> {
+    fn linear(&mut self, x: &Tensor, linears: &[Linear<Tensor>]) -> Result<Tensor> {
         self.arithmetic.linear(x, linears)
     }
 
@@ -267,18 +284,24 @@ impl Ops for Serving<'_> {
         onto + self.arithmetic.product(x, linear)?
     }
 
-    fn rotate_heads(&mut self, qkv: &Tensor, norms: Option<&HeadNorms<Tensor>>) -> Result<Tensor> {
-        self.arithmetic.rotate_heads(qkv, norms, &self.rotation)
+    fn rotate_heads(
+        &mut self,
+        qkv: &Tensor,
+        norms: Option<&HeadNorms<Tensor>>,
+        attending: Attending,
+    ) -> Result<Tensor> {
+        self.arithmetic.rotate_heads(qkv, norms, self.rotations.of(attending.rope))
     }
 
-    fn attention(&mut self, qkv: &Tensor) -> Result<Tensor> {
+    fn attention(&mut self, qkv: &Tensor, attending: Attending) -> Result<Tensor> {
         let [query, key, value] = self.arithmetic.split(qkv)?;
         let query = query.contiguous()?;
         let [keys, values] = &self.pools[self.layer];
         for (pool, rows) in [(keys, key), (values, value)] {
             pool.scatter_set(&self.rows, &rows.to_dtype(pool.dtype())?.contiguous()?, 0)?;
         }
-        let mixed = self.groups.iter().map(|group| {
+        let groups = self.groups.iter().filter(|(window, _)| *window == attending.window);
+        let mixed = groups.flat_map(|(_, groups)| groups).map(|group| {
             let query = query.index_select(&group.queries, 0)?;
             let gathered = |pool: &Tensor| pool.index_select(&group.keys, 0);
             attend(&query, &gathered(keys)?, &gathered(values)?, &group.mask, self.arithmetic)
@@ -286,8 +309,20 @@ impl Ops for Serving<'_> {
         Tensor::cat(&mixed.collect::<Result<Vec<_>>>()?, 0)?.index_select(&self.back, 0)
     }
 
-    fn swiglu(&mut self, gate_up: &Tensor) -> Result<Tensor> {
-        swiglu(gate_up)
+    fn gate(&mut self, gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
+        gate(gate_up, activation)
+    }
+
+    fn scale(&mut self, x: &Tensor, factor: f32) -> Result<Tensor> {
+        x * f64::from(factor)
+    }
+
+    fn add(&mut self, onto: &Tensor, x: &Tensor) -> Result<Tensor> {
+        onto + x
+    }
+
+    fn add_gated(&mut self, onto: &Tensor, x: &Tensor, gate: &Tensor) -> Result<Tensor> {
+        add_gated(onto, x, gate)
     }
 
     fn add_mixture(

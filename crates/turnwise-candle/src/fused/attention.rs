@@ -1,4 +1,5 @@
-//! Causal attention over a forest: each token attends to its ancestors and to itself.
+//! Causal attention over a forest: each token attends to its ancestors and to itself, or to the latest of them in a layer
+//! with a sliding window. Keys before the window of a block of queries are not read.
 //!
 //! Queries, keys and values of a token are side by side: `[N, (n_heads + 2 n_kv_heads) * head_dim]`; the output is `[N,
 //! n_heads * head_dim]`. A key head of a tree is packed for products once, as a whole or span by span; its query heads

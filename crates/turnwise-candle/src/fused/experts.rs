@@ -9,10 +9,14 @@ use turnwise_kernels::math;
 use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply};
 use turnwise_kernels::vectorized;
 
+use super::gate;
 use super::linear::{self, ColumnRange};
-use super::swiglu;
+use crate::architecture::Activation;
 use crate::layout::Choice;
 use crate::routing::Routing;
+
+/// The activation of experts in every family that has them.
+const ACTIVATION: Activation = Activation::Silu;
 
 /// The parameters of a layer's experts.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +86,7 @@ pub(crate) fn forward(
         }
     });
     let mut activated = pool.take(m * inner);
-    swiglu::forward(&mut activated, &gate_up, inner);
+    gate::forward(&mut activated, &gate_up, inner, ACTIVATION);
     let mut outputs = pool.take(m * d);
     let work = cut_mut(&mut outputs, &routing, d).zip(cut(&activated, &routing, inner));
     work.zip(weights.down.par_chunks_exact(inner * d)).for_each(|((outputs, rows), down)| {
@@ -138,7 +142,7 @@ pub(crate) fn backward(
     });
     add_products(below.down, routing, (&doutputs, d), (&routed.inner, inner));
     let mut dgate_up = pool.take(routed.gate_up.len());
-    swiglu::backward(&mut dgate_up, &routed.gate_up, &dinner, inner);
+    gate::backward(&mut dgate_up, &routed.gate_up, &dinner, inner, ACTIVATION);
     let mut drows = pool.take(rows.len());
     let work = cut_mut(&mut drows, routing, d).zip(cut(&dgate_up, routing, 2 * inner));
     let matrices =

@@ -14,7 +14,7 @@ use crate::rope::Rope;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadRotation<'a> {
     pub(crate) heads: Heads,
-    /// Gains of QK-norm. `[head_dim]` each
+    /// Gains of QK-norm. `[head_dim]` each, or one for all query heads and one for all key heads.
     pub(crate) norms: Option<&'a HeadNorms<&'a [f32]>>,
     pub(crate) eps: f32,
     pub(crate) rope: &'a Rope,
@@ -37,79 +37,90 @@ pub(crate) fn backward(
     x: &[f32],
     rotation: HeadRotation<'_>,
 ) -> Option<HeadNorms<Vec<f32>>> {
-    let Heads { head_dim, .. } = rotation.heads;
     let piece = PIECE_ROWS * rotation.heads.width();
     let pieces = dy.par_chunks_mut(piece).zip(x.par_chunks(piece));
-    let parts: Vec<Vec<f32>> = pieces
+    let none = || {
+        let length = |gain: &[f32]| vec![0.0; gain.len()];
+        rotation.norms.map(|norms| HeadNorms { query: length(norms.query), key: length(norms.key) })
+    };
+    let parts: Vec<Option<HeadNorms<Vec<f32>>>> = pieces
         .zip(rotation.positions.par_chunks(PIECE_ROWS))
         .map(|((dy, x), positions)| {
-            let mut dgains = vec![0.0; 2 * head_dim];
-            pull_rows(dy, &mut dgains, x, positions, &rotation);
+            let mut dgains = none();
+            pull_rows(dy, dgains.as_mut(), x, positions, &rotation);
             dgains
         })
         .collect();
-    rotation.norms?;
-    let mut dgains = vec![0.0; 2 * head_dim];
-    for part in parts {
-        math::add_scaled(&mut dgains, 1.0, &part);
+    let mut dgains = none()?;
+    for part in parts.into_iter().flatten() {
+        math::add_scaled(&mut dgains.query, 1.0, &part.query);
+        math::add_scaled(&mut dgains.key, 1.0, &part.key);
     }
-    let key = dgains.split_off(head_dim);
-    Some(HeadNorms { query: dgains, key })
+    Some(dgains)
 }
 
 vectorized! {
     fn rotate_rows(y: &mut [f32], x: &[f32], positions: &[u32], rotation: &HeadRotation<'_>) {
         let HeadRotation { heads, norms, eps, rope, .. } = rotation;
-        let Heads { n_heads, n_kv_heads, head_dim } = *heads;
+        let Heads { n_heads, n_kv_heads, head_dim, .. } = *heads;
+        let (queries, turned) = (n_heads * head_dim, (n_heads + n_kv_heads) * head_dim);
         let rows = y.chunks_exact_mut(heads.width()).zip(x.chunks_exact(heads.width()));
         for ((y, x), position) in rows.zip(positions) {
             let (cos, sin) = rope.at(*position as usize);
-            let turned = (n_heads + n_kv_heads) * head_dim;
-            y[turned..].copy_from_slice(&x[turned..]);
-            let each = y[..turned].chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim));
-            for (head, (y, x)) in each.enumerate() {
-                match norms {
-                    Some(norms) => {
-                        let gain = if head < n_heads { norms.query } else { norms.key };
-                        math::rms_norm(y, x, gain, *eps);
+            match norms {
+                Some(norms) => {
+                    y[turned..].copy_from_slice(&x[turned..]);
+                    for (range, gain) in [(0..queries, norms.query), (queries..turned, norms.key)] {
+                        let pieces = y[range.clone()].chunks_exact_mut(gain.len());
+                        for (y, x) in pieces.zip(x[range].chunks_exact(gain.len())) {
+                            math::rms_norm(y, x, gain, *eps);
+                        }
                     }
-                    None => y.copy_from_slice(x),
                 }
-                rotate(y, cos, sin, 1.0);
+                None => y.copy_from_slice(x),
+            }
+            for head in y[..turned].chunks_exact_mut(head_dim) {
+                rotate(head, cos, sin, 1.0);
             }
         }
     }
 
     fn pull_rows(
         dy: &mut [f32],
-        dgains: &mut [f32],
+        dgains: Option<&mut HeadNorms<Vec<f32>>>,
         x: &[f32],
         positions: &[u32],
         rotation: &HeadRotation<'_>,
     ) {
         let HeadRotation { heads, norms, eps, rope, .. } = rotation;
-        let Heads { n_heads, n_kv_heads, head_dim } = *heads;
-        let mut above = vec![0.0; head_dim];
+        let Heads { n_heads, n_kv_heads, head_dim, .. } = *heads;
+        let (queries, turned) = (n_heads * head_dim, (n_heads + n_kv_heads) * head_dim);
+        let (mut above, mut dgains) = (vec![0.0; turned], dgains);
         let rows = dy.chunks_exact_mut(heads.width()).zip(x.chunks_exact(heads.width()));
         for ((dy, x), position) in rows.zip(positions) {
             let (cos, sin) = rope.at(*position as usize);
-            let turned = (n_heads + n_kv_heads) * head_dim;
-            let each = dy[..turned].chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim));
-            for (head, (dy, x)) in each.enumerate() {
+            for head in dy[..turned].chunks_exact_mut(head_dim) {
                 // The transpose of a rotation is the inverse rotation.
-                rotate(dy, cos, sin, -1.0);
-                let Some(norms) = norms else { continue };
-                let (dquery, dkey) = dgains.split_at_mut(head_dim);
-                let (gain, dgain) =
-                    if head < n_heads { (norms.query, dquery) } else { (norms.key, dkey) };
-                above.copy_from_slice(dy);
-                rms_norm::pull_row(dy, dgain, false, x, gain, &above, *eps);
+                rotate(head, cos, sin, -1.0);
+            }
+            let (Some(norms), Some(dgains)) = (norms, dgains.as_mut()) else { continue };
+            above.copy_from_slice(&dy[..turned]);
+            let sides = [
+                (0..queries, norms.query, &mut dgains.query),
+                (queries..turned, norms.key, &mut dgains.key),
+            ];
+            for (range, gain, dgain) in sides {
+                let pieces = dy[range.clone()].chunks_exact_mut(gain.len());
+                let pieces = pieces.zip(x[range.clone()].chunks_exact(gain.len()));
+                for ((dy, x), above) in pieces.zip(above[range].chunks_exact(gain.len())) {
+                    rms_norm::pull_row(dy, dgain, false, x, gain, above, *eps);
+                }
             }
         }
     }
 }
 
-/// Rotates a head: element `i` with element `i + head_dim / 2`.
+/// Rotates a head: element `i` with element `i + half`, as far as there are cosines.
 #[inline(always)]
 #[allow(clippy::inline_always, reason = "it takes on the width of its caller")]
 fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {

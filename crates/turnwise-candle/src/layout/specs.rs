@@ -1,6 +1,10 @@
 //! The parameters of a model: names, shapes and order.
 
-use super::{Adapter, Choice, FeedForward, HeadNorms, Layer, Linear, Mixture, Mlp, Network};
+use super::{
+    Adapter, Attending, Choice, FeedForward, HeadNorms, Layer, Linear, Mixture, Mlp, Network,
+    SharedExpert,
+};
+use crate::architecture::{Activation, NormPlaces, QueryKeyNorm};
 use crate::{DecoderConfig, Experts, LoraSettings, LoraTarget};
 
 /// The role of a parameter, which decides its initial values and whether it decays.
@@ -83,6 +87,7 @@ impl Network<Spec> {
     pub(crate) fn of(config: &DecoderConfig, lora: Option<&LoraSettings>) -> Self {
         let d = config.hidden_size;
         let tied = config.tie_word_embeddings;
+        let scales = config.scales();
         let layers = (0..config.n_layers).map(|layer| {
             let layer = Layer::of(config, layer);
             match lora {
@@ -96,9 +101,25 @@ impl Network<Spec> {
                 &[config.vocab_size, d],
                 ParameterRole::Embedding,
             ),
+            embedding_scale: scales.embedding,
             layers: layers.collect(),
             norm: weight("model.norm", &[d], ParameterRole::Norm),
             head: (!tied).then(|| weight("lm_head", &[config.vocab_size, d], ParameterRole::Head)),
+            logit_scale: scales.logits,
+        }
+    }
+}
+
+/// The names of a layer's norms: before attention, after it, before the feed-forward half, after it.
+fn norm_names(places: NormPlaces) -> [Option<&'static str>; 4] {
+    let (input, after_attention) = ("input_layernorm", "post_attention_layernorm");
+    let after_mlp = "post_feedforward_layernorm";
+    match places {
+        // Named after its place and not after the half that it belongs to.
+        NormPlaces::Before => [Some(input), None, Some(after_attention), None],
+        NormPlaces::After => [None, Some(after_attention), None, Some(after_mlp)],
+        NormPlaces::Both => {
+            [Some(input), Some(after_attention), Some("pre_feedforward_layernorm"), Some(after_mlp)]
         }
     }
 }
@@ -108,57 +129,89 @@ impl Layer<Spec> {
         let d = config.hidden_size;
         let queries = config.n_heads * config.head_dim;
         let keys = config.n_kv_heads * config.head_dim;
-        let biases = config.architecture.biases();
+        let properties = config.architecture.properties();
+        let biases = properties.biases;
         let name = |module: &str| format!("model.layers.{layer}.{module}");
         let norm = |module: &str, width| weight(&name(module), &[width], ParameterRole::Norm);
-        let input = |module: &str, out| {
+        let input = |(module, out): (&str, usize)| {
             Linear::of(&name(module), [out, d], ParameterRole::Matrix, biases.inputs)
         };
+        let [attention_norm, attention_norm_after, mlp_norm, mlp_norm_after] =
+            norm_names(properties.norms).map(|module| module.map(|module| norm(module, d)));
+        let inputs: &[(&str, usize)] = if properties.is_joined {
+            &[("self_attn.qkv_proj", queries + 2 * keys)]
+        } else {
+            &[("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]
+        };
+        let head_norms = |query, key| HeadNorms {
+            query: norm("self_attn.q_norm", query),
+            key: norm("self_attn.k_norm", key),
+        };
+        let window = config.window_of(layer);
+        let rope = config.architecture.rope_of(layer, window.is_some());
         Self {
-            attention_norm: norm("input_layernorm", d),
-            query: input("self_attn.q_proj", queries),
-            key: input("self_attn.k_proj", keys),
-            value: input("self_attn.v_proj", keys),
-            head_norms: config.architecture.norms_heads().then(|| HeadNorms {
-                query: norm("self_attn.q_norm", config.head_dim),
-                key: norm("self_attn.k_norm", config.head_dim),
-            }),
+            attending: Attending { window, rope },
+            attention_norm,
+            qkv: inputs.iter().copied().map(input).collect(),
+            head_norms: match properties.query_key_norm {
+                QueryKeyNorm::Absent => None,
+                QueryKeyNorm::Heads => Some(head_norms(config.head_dim, config.head_dim)),
+                QueryKeyNorm::Whole => Some(head_norms(queries, keys)),
+            },
             output: Linear::of(
                 &name("self_attn.o_proj"),
                 [d, queries],
                 ParameterRole::Residual,
                 biases.output,
             ),
-            mlp_norm: norm("post_attention_layernorm", d),
-            feed_forward: match config.architecture.experts_in(layer) {
-                None => FeedForward::Dense(Mlp::of(config, &name("mlp"), biases.mlp)),
-                Some(experts) => FeedForward::Mixture(Mixture::of(experts, &name("mlp"), d)),
-            },
+            attention_norm_after,
+            mlp_norm,
+            feed_forward: FeedForward::of(config, layer),
+            mlp_norm_after,
+            residual_scale: config.scales().residual,
         }
+    }
+
+    /// Adds an adapter to every targeted matrix.
+    fn with_adapters(mut self, lora: &LoraSettings) -> Self {
+        for linear in self.linears_mut() {
+            let module = linear.weight.name.trim_end_matches(".weight");
+            let target = LoraTarget::of_module(module);
+            let is_reached = target.is_some_and(|target| lora.reaches(target));
+            linear.adapter = is_reached.then(|| Adapter::of(&linear.weight, lora));
+        }
+        self
     }
 }
 
-impl Layer<Spec> {
-    /// Adds an adapter to every targeted matrix.
-    fn with_adapters(mut self, lora: &LoraSettings) -> Self {
-        let Self { query, key, value, output, feed_forward, .. } = &mut self;
-        let mut linears = vec![
-            (LoraTarget::Query, query),
-            (LoraTarget::Key, key),
-            (LoraTarget::Value, value),
-            (LoraTarget::Output, output),
-        ];
-        if let FeedForward::Dense(Mlp { gate, up, down }) = feed_forward {
-            linears.extend([
-                (LoraTarget::Gate, gate),
-                (LoraTarget::Up, up),
-                (LoraTarget::Down, down),
-            ]);
-        }
-        for (target, linear) in linears {
-            linear.adapter = lora.reaches(target).then(|| Adapter::of(&linear.weight, lora));
-        }
-        self
+impl FeedForward<Spec> {
+    fn of(config: &DecoderConfig, layer: usize) -> Self {
+        let d = config.hidden_size;
+        let properties = config.architecture.properties();
+        let (module, parts) = properties.experts;
+        let Some(experts) = config.architecture.experts_in(layer) else {
+            let module = format!("model.layers.{layer}.mlp");
+            let (biased, joined) = (properties.biases.mlp, properties.is_joined);
+            let sides = [d, config.intermediate_size];
+            return Self::Dense(Mlp::of(properties.activation, &module, sides, biased, joined));
+        };
+        let module = format!("model.layers.{layer}.{module}");
+        let shared = config.architecture.shared_size().map(|size| SharedExpert {
+            mlp: Mlp::of(
+                properties.activation,
+                &format!("{module}.shared_expert"),
+                [d, size],
+                false,
+                false,
+            ),
+            gate: Linear::of(
+                &format!("{module}.shared_expert_gate"),
+                [1, d],
+                ParameterRole::Matrix,
+                false,
+            ),
+        });
+        Self::Mixture(Mixture { shared, ..Mixture::of(experts, &module, parts, d) })
     }
 }
 
@@ -183,31 +236,42 @@ impl Adapter<Spec> {
 }
 
 impl Mlp<Spec> {
-    fn of(config: &DecoderConfig, module: &str, bias: bool) -> Self {
-        let (d, inner) = (config.hidden_size, config.intermediate_size);
+    /// Returns the matrices of a feed-forward half with the given width of its rows and of its inside.
+    fn of(
+        activation: Activation,
+        module: &str,
+        [d, inner]: [usize; 2],
+        bias: bool,
+        is_joined: bool,
+    ) -> Self {
         let linear =
             |name: &str, shape, role| Linear::of(&format!("{module}.{name}"), shape, role, bias);
-        Self {
-            gate: linear("gate_proj", [inner, d], ParameterRole::Matrix),
-            up: linear("up_proj", [inner, d], ParameterRole::Matrix),
-            down: linear("down_proj", [d, inner], ParameterRole::Residual),
-        }
+        let gate_up = if is_joined {
+            vec![linear("gate_up_proj", [2 * inner, d], ParameterRole::Matrix)]
+        } else {
+            let side = |name| linear(name, [inner, d], ParameterRole::Matrix);
+            vec![side("gate_proj"), side("up_proj")]
+        };
+        let down = linear("down_proj", [d, inner], ParameterRole::Residual);
+        Self { activation, gate_up, down }
     }
 }
 
 impl Mixture<Spec> {
-    fn of(experts: &Experts, module: &str, d: usize) -> Self {
+    fn of(experts: &Experts, module: &str, parts: [&str; 3], d: usize) -> Self {
         let Experts { n_experts, n_chosen, intermediate_size: inner, renormalize, .. } = *experts;
         let stack = |name: &str, out, width, role| Spec {
             stacked: true,
             ..weight(&format!("{module}.experts.*.{name}"), &[n_experts, out, width], role)
         };
+        let [gate, up, down] = parts;
         Self {
             choice: Choice { n_experts, n_chosen, renormalize },
             router: weight(&format!("{module}.gate"), &[n_experts, d], ParameterRole::Matrix),
-            gate: stack("gate_proj", inner, d, ParameterRole::Matrix),
-            up: stack("up_proj", inner, d, ParameterRole::Matrix),
-            down: stack("down_proj", d, inner, ParameterRole::Residual),
+            gate: stack(gate, inner, d, ParameterRole::Matrix),
+            up: stack(up, inner, d, ParameterRole::Matrix),
+            down: stack(down, d, inner, ParameterRole::Residual),
+            shared: None,
         }
     }
 }

@@ -96,7 +96,7 @@ impl Decoder {
             precision: Precision::Single,
         });
         write_tensors(&directory.join(WEIGHTS), pieces, &Meter::default())?;
-        write_json(&directory.join(CONFIG), &to_json(settings, self.directory()))
+        write_json(&directory.join(CONFIG), &to_json(settings, self))
     }
 
     /// Attaches adapters that [`Self::save_adapter`] or PEFT wrote for this model.
@@ -112,9 +112,10 @@ impl Decoder {
 }
 
 /// Writes the settings as PEFT does, with its defaults for the rest.
-fn to_json(settings: &LoraSettings, base: Option<&Path>) -> Map<String, Value> {
+fn to_json(settings: &LoraSettings, model: &Decoder) -> Map<String, Value> {
     let LoraSettings { rank, alpha, .. } = settings;
-    let targets: Vec<&str> = settings.reached().map(LoraTarget::name).collect();
+    let base = model.directory();
+    let targets: Vec<&str> = settings.reached_in(model.config()).map(LoraTarget::name).collect();
     // An integer in Python.
     let alpha = if alpha.fract() == 0.0 { json!(*alpha as i64) } else { json!(alpha) };
     let json = json!({

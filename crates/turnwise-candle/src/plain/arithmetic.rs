@@ -4,6 +4,7 @@ use candle_core::{D, Result, Tensor};
 
 use super::attention::Rotation;
 use crate::ComputePrecision;
+use crate::architecture::Activation;
 use crate::dimensions::{Dimensions, Heads};
 use crate::layout::{Adapter, HeadNorms, Linear};
 
@@ -13,18 +14,25 @@ pub(crate) struct Arithmetic {
     pub(crate) heads: Heads,
     pub(crate) precision: ComputePrecision,
     eps: f64,
+    /// Added to the stored gains of norms.
+    gain_offset: f64,
 }
 
 impl Arithmetic {
     pub(crate) fn new(dimensions: &Dimensions, precision: ComputePrecision) -> Self {
-        Self { heads: dimensions.heads, precision, eps: dimensions.eps }
+        let gain_offset = f64::from(dimensions.gain_offset);
+        Self { heads: dimensions.heads, precision, eps: dimensions.eps, gain_offset }
     }
 
     /// Applies RMSNorm to each piece of the gain's width.
     pub(crate) fn norm(self, x: &Tensor, gain: &Tensor) -> Result<Tensor> {
         let pieces = x.reshape(((), gain.dim(0)?))?;
         let root = (pieces.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
-        pieces.broadcast_div(&root)?.broadcast_mul(gain)?.reshape(x.shape())
+        let normed = pieces.broadcast_div(&root)?;
+        if self.gain_offset == 0.0 {
+            return normed.broadcast_mul(gain)?.reshape(x.shape());
+        }
+        normed.broadcast_mul(&(gain + self.gain_offset)?)?.reshape(x.shape())
     }
 
     /// Multiplies `[N, in]` by the transpose of `[out, in]`.
@@ -43,14 +51,14 @@ impl Arithmetic {
     }
 
     /// Multiplies by several matrices, side by side.
-    pub(crate) fn linear(self, x: &Tensor, linears: &[&Linear<Tensor>]) -> Result<Tensor> {
+    pub(crate) fn linear(self, x: &Tensor, linears: &[Linear<Tensor>]) -> Result<Tensor> {
         let products = linears.iter().map(|linear| self.product(x, linear));
         Tensor::cat(&products.collect::<Result<Vec<_>>>()?, D::Minus1)
     }
 
     /// Splits rows into queries, keys and values.
     pub(crate) fn split(self, qkv: &Tensor) -> Result<[Tensor; 3]> {
-        let Heads { n_heads, n_kv_heads, head_dim } = self.heads;
+        let Heads { n_heads, n_kv_heads, head_dim, .. } = self.heads;
         let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);
         let part = |start, width| qkv.narrow(1, start, width);
         Ok([part(0, queries)?, part(queries, keys)?, part(queries + keys, keys)?])
@@ -67,12 +75,23 @@ impl Arithmetic {
             query = self.norm(&query, &norms.query)?;
             key = self.norm(&key, &norms.key)?;
         }
-        Tensor::cat(&[rotation.rotate_heads(&query)?, rotation.rotate_heads(&key)?, value], 1)
+        let rotate = |x: &Tensor| rotation.rotate_heads(x, self.heads.head_dim);
+        Tensor::cat(&[rotate(&query)?, rotate(&key)?, value], 1)
     }
 }
 
-/// Applies `silu(gate) * up` to rows with gate and up side by side.
-pub(crate) fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
+/// Applies `activation(gate) * up` to rows with gate and up side by side.
+pub(crate) fn gate(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
     let halves = gate_up.chunk(2, D::Minus1)?;
-    halves[0].silu()? * &halves[1]
+    let gate = match activation {
+        Activation::Silu => halves[0].silu()?,
+        Activation::GeluTanh => halves[0].gelu()?,
+    };
+    gate * &halves[1]
+}
+
+/// Adds rows times the sigmoid of a number for each. `[N, D]`, `[N, D]` and `[N, 1]`
+pub(crate) fn add_gated(onto: &Tensor, x: &Tensor, gate: &Tensor) -> Result<Tensor> {
+    let share = ((gate.neg()?.exp()? + 1.0)?).recip()?;
+    onto + x.broadcast_mul(&share)?
 }

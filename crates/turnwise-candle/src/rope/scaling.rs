@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Scaling of rotary frequencies for sequences beyond the original training length, as in `modeling_rope_utils.py` of
 /// transformers 5.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RopeScaling {
@@ -45,24 +45,50 @@ pub enum RopeScaling {
         /// The original training length, in tokens.
         original_max_positions: usize,
     },
+    /// The base grows with sequences beyond `max_positions`, so that it has no effect on those that a model accepts here
+    /// (NTK-aware scaling, as described in *`YaRN`*, section 3.1).
+    Dynamic {
+        /// The factor of the base's growth.
+        factor: f64,
+    },
+    /// A factor for each pair of a head, and a factor of cosines and sines (Ding et al., *`LongRoPE`*, 2024). Sequences
+    /// have at most the original length, for which `short_factor` is meant: with other factors for longer ones, a token's
+    /// keys would depend on the tokens after it.
+    LongRope {
+        /// The factors of sequences up to the original length. `[rotary dimension / 2]`
+        short_factor: Vec<f64>,
+        /// The factors of longer sequences, which are only kept. `[rotary dimension / 2]`
+        long_factor: Vec<f64>,
+        /// The factor of cosines and sines.
+        attention_factor: f64,
+        /// The original training length, in tokens.
+        original_max_positions: usize,
+    },
 }
 
 impl RopeScaling {
     /// Returns the factor of cosines and sines.
-    pub(crate) fn amplitude(self) -> f64 {
+    pub(crate) fn amplitude(&self) -> f64 {
         match self {
-            Self::Yarn { attention_factor, .. } => attention_factor,
+            Self::Yarn { attention_factor, .. } | Self::LongRope { attention_factor, .. } => {
+                *attention_factor
+            }
             _ => 1.0,
         }
     }
 
     /// Returns the rotation of each pair of a head per position, in radians, for a base of `theta`. `[head_dim / 2]`
     #[must_use]
-    pub fn frequencies(self, theta: f64, head_dim: usize) -> Vec<f64> {
+    pub fn frequencies(&self, theta: f64, head_dim: usize) -> Vec<f64> {
         let plain: Vec<f64> =
             (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
-        match self {
-            Self::None => plain,
+        match *self {
+            Self::None | Self::Dynamic { .. } => plain,
+            Self::LongRope { ref short_factor, .. } => plain
+                .iter()
+                .zip(short_factor)
+                .map(|(frequency, factor)| frequency / factor)
+                .collect(),
             Self::Linear { factor } => plain.iter().map(|frequency| frequency / factor).collect(),
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let scaled = |frequency: f64| {
@@ -122,7 +148,7 @@ mod tests {
             6.647_869_668_086_059e-6,
             1.289_173_155_782_919e-6,
         ];
-        check(llama3, 5e5, expected);
+        check(&llama3, 5e5, expected);
 
         let yarn = RopeScaling::Yarn {
             factor: 4.0,
@@ -142,7 +168,7 @@ mod tests {
             7.905_693_564_680_405e-6,
             1.405_853_367_941_745e-6,
         ];
-        check(yarn, 1e6, expected);
+        check(&yarn, 1e6, expected);
 
         assert_eq!(RopeScaling::Linear { factor: 2.0 }.frequencies(1e4, 4), [0.5, 0.005]);
     }
@@ -167,10 +193,10 @@ mod tests {
             0.000_250_000_011_874_362_8,
             7.905_694_656_074_047e-5,
         ];
-        check(untruncated, 1e4, expected);
+        check(&untruncated, 1e4, expected);
     }
 
-    fn check(scaling: RopeScaling, theta: f64, expected: [f64; 8]) {
+    fn check(scaling: &RopeScaling, theta: f64, expected: [f64; 8]) {
         for (ours, theirs) in scaling.frequencies(theta, 16).iter().zip(expected) {
             assert!((ours / theirs - 1.0).abs() < 1e-6, "{scaling:?}: {ours} {theirs}");
         }

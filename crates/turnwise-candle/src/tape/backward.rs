@@ -10,13 +10,14 @@ use super::{
     Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Played, Recorder, Slot, Tape, TapeNode,
     Thin, Value,
 };
+use crate::architecture::{Activation, RopeKind};
 use crate::balance::balance_slopes;
 use crate::batch::PackedBatch;
 use crate::dimensions::Dimensions;
 use crate::forward;
 use crate::fused::experts::{self, Routed, Uneven};
 use crate::fused::linear::ColumnRange;
-use crate::fused::{attention, heads, linear, logprob, rms_norm, sum, swiglu};
+use crate::fused::{attention, gate, heads, linear, logprob, residual, rms_norm, sum};
 use crate::layout::{HeadNorms, Network};
 use crate::shares::{PassPart, Shares};
 
@@ -104,11 +105,16 @@ impl BackwardPass<'_> {
     fn pull(&mut self, node: TapeNode, tape: &Tape) -> PassPart {
         match node {
             TapeNode::Embed { y, table } => self.embed(y, table),
+            TapeNode::Scale { y, x, factor } => self.scale(y, x, factor),
+            TapeNode::Add { y, onto, x } => self.add(y, onto, x),
+            TapeNode::AddGated { y, onto, x, gate } => self.add_gated(y, onto, &x, &gate),
             TapeNode::Norm { y, x, gain } => self.norm(y, &x, gain),
             TapeNode::Linear { y, x, maps, onto } => self.linear(y, &x, &maps, onto),
-            TapeNode::Rotate { y, x, norms } => self.rotate_heads(y, &x, norms),
-            TapeNode::Attention { mixed, qkv, log_sums } => self.attention(&mixed, &qkv, &log_sums),
-            TapeNode::SwiGlu { y, x } => self.swiglu(y, &x),
+            TapeNode::Rotate { y, x, norms, rope } => self.rotate_heads(y, &x, norms, rope),
+            TapeNode::Attention { mixed, qkv, log_sums, window } => {
+                self.attention(&mixed, &qkv, &log_sums, window)
+            }
+            TapeNode::Gate { y, x, activation } => self.gate(y, &x, activation),
             TapeNode::Mixture { y, x, onto, weights, routed } => {
                 self.mixture(y, &x, onto, weights, &routed)
             }
@@ -167,9 +173,39 @@ impl BackwardPass<'_> {
         PassPart::Embedding
     }
 
+    fn scale(&mut self, y: usize, x: Handle, factor: f32) -> PassPart {
+        if let Some(mut dy) = self.above(y) {
+            sum::scale(&mut dy, factor);
+            self.hand_down(x, dy);
+        }
+        PassPart::Norms
+    }
+
+    fn add(&mut self, y: usize, onto: Handle, x: Handle) -> PassPart {
+        if let Some(dy) = self.above(y) {
+            self.hand_down(x, self.pool.copy(&dy));
+            self.hand_down(onto, dy);
+        }
+        PassPart::Norms
+    }
+
+    fn add_gated(&mut self, y: usize, onto: Handle, x: &Value, gate: &Value) -> PassPart {
+        if let Some(dy) = self.above(y) {
+            let mut dx = self.pool.take(x.numbers.len());
+            let mut dgate = self.pool.take(gate.numbers.len());
+            residual::backward(&mut dx, &mut dgate, &x.numbers, &gate.numbers, &dy);
+            self.hand_down(x.handle, dx);
+            self.hand_down(gate.handle, dgate);
+            self.hand_down(onto, dy);
+        }
+        PassPart::Experts
+    }
+
     fn norm(&mut self, y: usize, x: &Value, gain: usize) -> PassPart {
         if let Some(dy) = self.above(y) {
-            let (values, eps) = (self.slots[gain].values, self.dimensions.eps as f32);
+            let dimensions = self.dimensions;
+            let (gains, eps) = (dimensions.gains(self.slots[gain].values), dimensions.eps as f32);
+            let values = &*gains;
             let mut dgain = Vec::new();
             let pull = |dx: &mut [f32], write| {
                 dgain = rms_norm::backward(dx, write, &x.numbers, values, &dy, eps);
@@ -258,17 +294,24 @@ impl BackwardPass<'_> {
         });
     }
 
-    fn rotate_heads(&mut self, y: usize, x: &Value, norms: Option<[usize; 2]>) -> PassPart {
+    fn rotate_heads(
+        &mut self,
+        y: usize,
+        x: &Value,
+        norms: Option<[usize; 2]>,
+        rope: RopeKind,
+    ) -> PassPart {
         if let Some(mut dy) = self.above(y) {
-            let values = |index: usize| self.slots[index].values;
+            let values = |index: usize| self.dimensions.gains(self.slots[index].values);
             let gains =
                 norms.map(|[query, key]| HeadNorms { query: values(query), key: values(key) });
+            let gains = gains.as_ref().map(|n| HeadNorms { query: &*n.query, key: &*n.key });
             let batch = self.batch.clone();
             let rotation = heads::HeadRotation {
                 heads: self.dimensions.heads,
                 norms: gains.as_ref(),
                 eps: self.dimensions.eps as f32,
-                rope: &self.dimensions.rope,
+                rope: self.dimensions.ropes.of(rope),
                 positions: &batch.positions,
             };
             let dgains = heads::backward(&mut dy, &x.numbers, rotation);
@@ -281,7 +324,13 @@ impl BackwardPass<'_> {
         PassPart::Attention
     }
 
-    fn attention(&mut self, mixed: &Value, qkv: &Value, log_sums: &[f32]) -> PassPart {
+    fn attention(
+        &mut self,
+        mixed: &Value,
+        qkv: &Value,
+        log_sums: &[f32],
+        window: Option<usize>,
+    ) -> PassPart {
         if let Some(dmixed) = self.above(mixed.handle.id) {
             let (batch, heads) = (self.batch.clone(), self.dimensions.heads);
             let above = attention::Saved {
@@ -291,17 +340,17 @@ impl BackwardPass<'_> {
                 doutput: &dmixed,
             };
             let mut dqkv = self.pool.take(qkv.numbers.len());
-            attention::backward(&mut dqkv, &above, &batch, heads, &self.pool);
+            attention::backward(&mut dqkv, &above, &batch, heads, window, &self.pool);
             self.hand_down(qkv.handle, dqkv);
         }
         PassPart::Attention
     }
 
-    fn swiglu(&mut self, y: usize, x: &Value) -> PassPart {
+    fn gate(&mut self, y: usize, x: &Value, activation: Activation) -> PassPart {
         if let Some(dy) = self.above(y) {
             let width = x.width / 2;
             let mut dx = self.pool.take(x.numbers.len());
-            swiglu::backward(&mut dx, &x.numbers, &dy, width);
+            gate::backward(&mut dx, &x.numbers, &dy, width, activation);
             self.hand_down(x.handle, dx);
         }
         PassPart::FeedForward

@@ -1,3 +1,4 @@
+use std::slice;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -5,12 +6,13 @@ use candle_core::Result;
 use turnwise_kernels::matrix::Write;
 
 use super::{Buffer, BufferPool, Keep, Map, MixtureSlots, Slot, Tape, TapeNode, Thin, Value};
+use crate::architecture::{Activation, RopeKind};
 use crate::balance::LayerUse;
 use crate::dimensions::Dimensions;
 use crate::forward;
 use crate::fused::linear::ColumnRange;
-use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
-use crate::layout::{Adapter, HeadNorms, Layer, Linear, Mixture};
+use crate::fused::{attention, experts, gate, heads, linear, logprob, residual, rms_norm, sum};
+use crate::layout::{Adapter, Attending, HeadNorms, Layer, Linear, Mixture};
 use crate::ops::Ops;
 use crate::shares::PassPart;
 
@@ -59,12 +61,13 @@ impl<'a> Recorder<'a> {
         dimensions: &'t Dimensions,
         tape: &'t Tape,
         norms: Option<&'t HeadNorms<&'t [f32]>>,
+        rope: RopeKind,
     ) -> heads::HeadRotation<'t> {
         heads::HeadRotation {
             heads: dimensions.heads,
             norms,
             eps: dimensions.eps as f32,
-            rope: &dimensions.rope,
+            rope: dimensions.ropes.of(rope),
             positions: &tape.batch.positions,
         }
     }
@@ -75,7 +78,7 @@ impl<'a> Recorder<'a> {
         y: &mut [f32],
         write: Write,
         x: &Value,
-        linears: &[&Linear<Slot<'_>>],
+        linears: &[Linear<Slot<'_>>],
     ) -> Vec<Map> {
         let stride = y.len() / x.n_rows();
         let weights: Vec<&[f32]> = linears.iter().map(|linear| linear.weight.values).collect();
@@ -140,20 +143,21 @@ impl<'a> Ops for Recorder<'a> {
     fn norm(&mut self, x: &Value, gain: &Slot<'a>) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.take(x.numbers.len());
-        rms_norm::forward(&mut y, &x.numbers, gain.values, self.dimensions.eps as f32);
+        let gains = self.dimensions.gains(gain.values);
+        rms_norm::forward(&mut y, &x.numbers, &gains, self.dimensions.eps as f32);
         let tracked = x.handle.tracked || gain.trainable;
         let y = self.made(PassPart::Norms, start, Made { numbers: y, width: x.width, tracked });
         self.record(&y, |y| TapeNode::Norm { y, x: x.clone(), gain: gain.index });
         Ok(y)
     }
 
-    fn linear(&mut self, x: &Value, linears: &[&Linear<Slot<'a>>]) -> Result<Value> {
+    fn linear(&mut self, x: &Value, linears: &[Linear<Slot<'a>>]) -> Result<Value> {
         let start = Instant::now();
         let widths = linears.iter().map(|linear| linear.weight.values.len() / x.width);
         let width = widths.sum();
         let mut y = self.tape.pool.take(x.n_rows() * width);
         let maps = Self::products(&self.tape.pool, &mut y, Write::Replace, x, linears);
-        let tracked = x.handle.tracked || linears.iter().any(|linear| trains(linear));
+        let tracked = x.handle.tracked || linears.iter().any(trains);
         let y = self.made(PassPart::Linear, start, Made { numbers: y, width, tracked });
         self.record(&y, |y| TapeNode::Linear { y, x: x.clone(), maps, onto: None });
         Ok(y)
@@ -162,7 +166,7 @@ impl<'a> Ops for Recorder<'a> {
     fn add_linear(&mut self, onto: &Value, x: &Value, linear: &Linear<Slot<'a>>) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.copy(&onto.numbers);
-        let maps = Self::products(&self.tape.pool, &mut y, Write::Add, x, &[linear]);
+        let maps = Self::products(&self.tape.pool, &mut y, Write::Add, x, slice::from_ref(linear));
         let tracked = onto.handle.tracked || x.handle.tracked || trains(linear);
         let made = Made { numbers: y, width: onto.width, tracked };
         let y = self.made(PassPart::Linear, start, made);
@@ -171,46 +175,88 @@ impl<'a> Ops for Recorder<'a> {
         Ok(y)
     }
 
-    fn rotate_heads(&mut self, qkv: &Value, norms: Option<&HeadNorms<Slot<'a>>>) -> Result<Value> {
+    fn rotate_heads(
+        &mut self,
+        qkv: &Value,
+        norms: Option<&HeadNorms<Slot<'a>>>,
+        attending: Attending,
+    ) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.take(qkv.numbers.len());
-        let gains = norms.map(|n| HeadNorms { query: n.query.values, key: n.key.values });
-        let rotation = Self::rotation(self.dimensions, self.tape, gains.as_ref());
+        let gains = norms.map(|norms| {
+            let of = |gain: &Slot<'a>| self.dimensions.gains(gain.values);
+            HeadNorms { query: of(&norms.query), key: of(&norms.key) }
+        });
+        let gains = gains.as_ref().map(|n| HeadNorms { query: &*n.query, key: &*n.key });
+        let rope = attending.rope;
+        let rotation = Self::rotation(self.dimensions, self.tape, gains.as_ref(), rope);
         heads::forward(&mut y, &qkv.numbers, rotation);
         let trains = norms.is_some_and(|norms| norms.query.trainable || norms.key.trainable);
         let tracked = qkv.handle.tracked || trains;
         let made = Made { numbers: y, width: qkv.width, tracked };
         let y = self.made(PassPart::Attention, start, made);
         let norms = norms.map(|norms| [norms.query.index, norms.key.index]);
-        self.record(&y, |y| TapeNode::Rotate { y, x: qkv.clone(), norms });
+        self.record(&y, |y| TapeNode::Rotate { y, x: qkv.clone(), norms, rope });
         Ok(y)
     }
 
-    fn attention(&mut self, qkv: &Value) -> Result<Value> {
+    fn attention(&mut self, qkv: &Value, attending: Attending) -> Result<Value> {
         let start = Instant::now();
-        let heads = self.dimensions.heads;
+        let (heads, window) = (self.dimensions.heads, attending.window);
         let n = self.n_tokens();
         let width = heads.n_heads * heads.head_dim;
         let mut mixed = self.tape.pool.take(n * width);
         let mut log_sums = self.tape.pool.take(n * heads.n_heads);
         let batch = self.tape.batch.clone();
         let pool = &self.tape.pool;
-        attention::forward(&mut mixed, &mut log_sums, &qkv.numbers, &batch, heads, pool);
+        attention::forward(&mut mixed, &mut log_sums, &qkv.numbers, &batch, heads, window, pool);
         let made = Made { numbers: mixed, width, tracked: qkv.handle.tracked };
         let mixed = self.made(PassPart::Attention, start, made);
         let y = mixed.clone();
-        self.record(&mixed, |_| TapeNode::Attention { mixed: y, qkv: qkv.clone(), log_sums });
+        let qkv = qkv.clone();
+        self.record(&mixed, |_| TapeNode::Attention { mixed: y, qkv, log_sums, window });
         Ok(mixed)
     }
 
-    fn swiglu(&mut self, gate_up: &Value) -> Result<Value> {
+    fn gate(&mut self, gate_up: &Value, activation: Activation) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.take(gate_up.numbers.len() / 2);
         let width = gate_up.width / 2;
-        swiglu::forward(&mut y, &gate_up.numbers, width);
+        gate::forward(&mut y, &gate_up.numbers, width, activation);
         let made = Made { numbers: y, width, tracked: gate_up.handle.tracked };
         let y = self.made(PassPart::FeedForward, start, made);
-        self.record(&y, |y| TapeNode::SwiGlu { y, x: gate_up.clone() });
+        self.record(&y, |y| TapeNode::Gate { y, x: gate_up.clone(), activation });
+        Ok(y)
+    }
+
+    fn scale(&mut self, x: &Value, factor: f32) -> Result<Value> {
+        let start = Instant::now();
+        let mut y = self.tape.pool.copy(&x.numbers);
+        sum::scale(&mut y, factor);
+        let made = Made { numbers: y, width: x.width, tracked: x.handle.tracked };
+        let y = self.made(PassPart::Norms, start, made);
+        self.record(&y, |y| TapeNode::Scale { y, x: x.handle, factor });
+        Ok(y)
+    }
+
+    fn add(&mut self, onto: &Value, x: &Value) -> Result<Value> {
+        let start = Instant::now();
+        let mut y = self.tape.pool.copy(&onto.numbers);
+        sum::add(&mut y, &x.numbers);
+        let tracked = onto.handle.tracked || x.handle.tracked;
+        let y = self.made(PassPart::Norms, start, Made { numbers: y, width: x.width, tracked });
+        self.record(&y, |y| TapeNode::Add { y, onto: onto.handle, x: x.handle });
+        Ok(y)
+    }
+
+    fn add_gated(&mut self, onto: &Value, x: &Value, gate: &Value) -> Result<Value> {
+        let start = Instant::now();
+        let mut y = self.tape.pool.copy(&onto.numbers);
+        residual::forward(&mut y, &x.numbers, &gate.numbers);
+        let tracked = onto.handle.tracked || x.handle.tracked || gate.handle.tracked;
+        let y = self.made(PassPart::Experts, start, Made { numbers: y, width: x.width, tracked });
+        let (onto, x, gate) = (onto.handle, x.clone(), gate.clone());
+        self.record(&y, |y| TapeNode::AddGated { y, onto, x, gate });
         Ok(y)
     }
 
@@ -222,7 +268,7 @@ impl<'a> Ops for Recorder<'a> {
     ) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.copy(&onto.numbers);
-        let Mixture { choice, router, gate, up, down } = mixture;
+        let Mixture { choice, router, gate, up, down, .. } = mixture;
         let weights = experts::Weights {
             router: router.values,
             gate: gate.values,

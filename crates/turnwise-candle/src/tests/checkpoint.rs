@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::fixture::{NAMES, directory};
 use super::refusals::failure;
 use super::variants::{perturbed, variants};
+use crate::architecture::QueryKeyNorm;
 use crate::layout::Spec;
 use crate::{Decoder, DecoderConfig, ModelError};
 
@@ -167,9 +168,15 @@ fn a_configuration_may_leave_out_what_has_a_default() {
         let model = Decoder::from_directory(source.path()).unwrap();
         edit_json(&source.path().join("config.json"), |json| {
             let json = json.as_object_mut().unwrap();
-            // The weights give the width of a head that the other widths do not.
-            for key in ["head_dim", "architectures", "hidden_act", "layer_types", "dtype"] {
+            // Gains of heads give the width of a head that the other widths do not.
+            for key in ["architectures", "hidden_act", "dtype"] {
                 json.remove(key);
+            }
+            if model.config().architecture.properties().query_key_norm == QueryKeyNorm::Heads {
+                json.remove("head_dim");
+            }
+            if model.config().sliding_window.is_none() {
+                json.remove("layer_types");
             }
         });
         assert_eq!(Decoder::from_directory(source.path()).unwrap().config(), model.config());

@@ -8,14 +8,25 @@ use serde_json::Value;
 
 use crate::{Decoder, Device, Kernels};
 
-pub(crate) const NAMES: [&str; 7] = [
+pub(crate) const NAMES: [&str; 18] = [
+    "gemma3_text",
+    "granite",
     "llama",
+    "llama_rope_dynamic",
     "llama_rope_llama3",
+    "mistral_window",
+    "mixtral",
+    "olmo2",
+    "phi3_longrope",
     "qwen2",
+    "qwen2_moe",
+    "qwen2_window",
     "qwen3_moe_nonorm",
     "qwen3_moe_norm",
     "qwen3_tied",
     "qwen3_untied",
+    "qwen3_window",
+    "smollm3",
 ];
 
 pub(crate) struct Fixture {

@@ -99,7 +99,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a_forest_gives_what_its_rows_give_one_by_one(rows in rows(), family in 0_usize..6) {
+    fn a_forest_gives_what_its_rows_give_one_by_one(rows in rows(), family in 0_usize..15) {
         for kernels in [Kernels::Fused, Kernels::Plain] {
             check(&perturbed(variants()[family].clone(), 3).with_kernels(kernels), &rows)?;
         }

@@ -318,7 +318,7 @@ fn a_parameter_without_a_gradient_is_named() {
         let norms = network.layers[1].head_norms.as_mut().unwrap();
         norms.key.index = norms.query.index;
         let FeedForward::Dense(mlp) = &mut network.layers[0].feed_forward else { panic!() };
-        mlp.up.weight.index = mlp.gate.weight.index;
+        mlp.gate_up[1].weight.index = mlp.gate_up[0].weight.index;
     });
     match miswired {
         Err(LearnerError::NoGradient { names }) => assert_eq!(

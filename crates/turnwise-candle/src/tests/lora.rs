@@ -319,8 +319,8 @@ fn a_zero_gradient_of_new_adapters_is_no_error() {
     let trainer = LearnerState::new(model, AdamW::default(), LearnerSettings::default()).unwrap();
     trainer.check_gradients().unwrap();
     let miswired = trainer.check_gradients_in(|network| {
-        let other = network.layers[0].query.adapter.unwrap();
-        network.layers[1].query.adapter.as_mut().unwrap().up.index = other.up.index;
+        let other = network.layers[0].qkv[0].adapter.unwrap();
+        network.layers[1].qkv[0].adapter.as_mut().unwrap().up.index = other.up.index;
     });
     let Err(LearnerError::NoGradient { names }) = miswired else { panic!("{miswired:?}") };
     assert_eq!(names, ["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]);

@@ -9,9 +9,10 @@ use turnwise_kernels::matrix::Write;
 
 use super::fixture::norm;
 use crate::DecoderConfig;
+use crate::architecture::Activation;
 use crate::batch::{AttentionSpan, PackedBatch, ScoredSequence};
 use crate::dimensions::Heads;
-use crate::fused::{attention, experts, heads, linear, logprob, rms_norm, swiglu};
+use crate::fused::{attention, experts, gate, heads, linear, logprob, residual, rms_norm};
 use crate::layout::{Choice, HeadNorms};
 use crate::rope::Rope;
 
@@ -81,17 +82,36 @@ fn norm_of_rows() {
 #[test]
 fn gate_of_a_feed_forward_half() {
     let (n, width) = (70, 21);
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let forward = |inputs: &[Vec<f32>]| {
+            let mut y = vec![0.0; n * width];
+            gate::forward(&mut y, &inputs[0], width, activation);
+            y
+        };
+        let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
+            let mut dx = vec![0.0; 2 * n * width];
+            gate::backward(&mut dx, &inputs[0], dy, width, activation);
+            vec![dx]
+        };
+        let inputs = vec![uneven(2 * n * width, 1)];
+        Operation { inputs, forward: &forward, backward: &backward }.check();
+    }
+}
+
+#[test]
+fn rows_that_a_gate_weighs() {
+    let (n, width) = (70, 21);
     let forward = |inputs: &[Vec<f32>]| {
         let mut y = vec![0.0; n * width];
-        swiglu::forward(&mut y, &inputs[0], width);
+        residual::forward(&mut y, &inputs[0], &inputs[1]);
         y
     };
     let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
-        let mut dx = vec![0.0; 2 * n * width];
-        swiglu::backward(&mut dx, &inputs[0], dy, width);
-        vec![dx]
+        let (mut dx, mut dgate) = (vec![0.0; n * width], vec![0.0; n]);
+        residual::backward(&mut dx, &mut dgate, &inputs[0], &inputs[1], dy);
+        vec![dx, dgate]
     };
-    let inputs = vec![uneven(2 * n * width, 1)];
+    let inputs = vec![uneven(n * width, 1), uneven(n, 2)];
     Operation { inputs, forward: &forward, backward: &backward }.check();
 }
 
@@ -128,34 +148,38 @@ fn config() -> DecoderConfig {
     DecoderConfig { n_heads: 4, n_kv_heads: 2, head_dim: 20, ..DecoderConfig::small(50) }
 }
 
-/// QK-norm and rotary position embedding.
+/// QK-norm of each head and of all heads together, and rotary position embedding of whole heads, of a part of each, and
+/// of none.
 #[test]
 fn rotation_of_heads() {
     let config = config();
     let DecoderConfig { rope_theta, head_dim, max_positions, .. } = config;
-    let rope = Rope::new(&config.rope_scaling, rope_theta, head_dim, max_positions);
     let of = Heads::of(&config);
     let positions: Vec<u32> = (0..70).map(|i| i * 3 % 50).collect();
-    let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
-        let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
-        let (rope, positions) = (&rope, &positions);
-        let rotation =
-            heads::HeadRotation { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
-        let mut dx = dy.to_vec();
-        let dgains = heads::backward(&mut dx, &inputs[0], rotation).unwrap();
-        vec![dx, dgains.query, dgains.key]
-    };
-    let forward = |inputs: &[Vec<f32>]| {
-        let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
-        let (rope, positions) = (&rope, &positions);
-        let rotation =
-            heads::HeadRotation { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
-        let mut y = vec![0.0; inputs[0].len()];
-        heads::forward(&mut y, &inputs[0], rotation);
-        y
-    };
-    let inputs = vec![uneven(positions.len() * of.width(), 1), uneven(20, 2), uneven(20, 3)];
-    Operation { inputs, forward: &forward, backward: &backward }.check();
+    for (rotary_dim, [query, key]) in [(head_dim, [20, 20]), (12, [80, 40]), (0, [20, 20])] {
+        let rope = Rope::new(&config.rope_scaling, rope_theta, rotary_dim, max_positions);
+        let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
+            let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
+            let (rope, positions) = (&rope, &positions);
+            let rotation =
+                heads::HeadRotation { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
+            let mut dx = dy.to_vec();
+            let dgains = heads::backward(&mut dx, &inputs[0], rotation).unwrap();
+            vec![dx, dgains.query, dgains.key]
+        };
+        let forward = |inputs: &[Vec<f32>]| {
+            let norms = HeadNorms { query: &inputs[1][..], key: &inputs[2][..] };
+            let (rope, positions) = (&rope, &positions);
+            let rotation =
+                heads::HeadRotation { heads: of, norms: Some(&norms), eps: EPS, rope, positions };
+            let mut y = vec![0.0; inputs[0].len()];
+            heads::forward(&mut y, &inputs[0], rotation);
+            y
+        };
+        let rows = uneven(positions.len() * of.width(), 1);
+        let inputs = vec![rows, uneven(query, 2), uneven(key, 3)];
+        Operation { inputs, forward: &forward, backward: &backward }.check();
+    }
 }
 
 /// A tree whose rows share a prefix, branch inside other rows, and continue over two spans; long enough for several
@@ -174,29 +198,31 @@ fn attention_over_a_tree() {
     let n_seen = |span: &AttentionSpan| span.before.iter().map(Range::len).collect::<Vec<_>>();
     assert!(batch.spans.iter().any(|span| n_seen(span) == [160]), "over the end of a span");
     let n = batch.n_inputs();
-    let forward = |inputs: &[Vec<f32>]| {
-        let mut mixed = vec![0.0; n * of.n_heads * of.head_dim];
-        let mut log_sums = vec![0.0; n * of.n_heads];
-        attention::forward(&mut mixed, &mut log_sums, &inputs[0], &batch, of, &pool);
-        mixed
-    };
-    let backward = |inputs: &[Vec<f32>], dmixed: &[f32]| {
-        let mut mixed = vec![0.0; n * of.n_heads * of.head_dim];
-        let mut log_sums = vec![0.0; n * of.n_heads];
-        attention::forward(&mut mixed, &mut log_sums, &inputs[0], &batch, of, &pool);
-        let (mixed, log_sums) = (&mixed[..], &log_sums[..]);
-        let saved = attention::Saved {
-            qkv: &inputs[0],
-            output: mixed,
-            log_sum_exp: log_sums,
-            doutput: dmixed,
+    for window in [None, Some(1), Some(70), Some(190), Some(200)] {
+        let forward = |inputs: &[Vec<f32>]| {
+            let mut mixed = vec![0.0; n * of.n_heads * of.head_dim];
+            let mut log_sums = vec![0.0; n * of.n_heads];
+            attention::forward(&mut mixed, &mut log_sums, &inputs[0], &batch, of, window, &pool);
+            mixed
         };
-        let mut dqkv = vec![0.0; inputs[0].len()];
-        attention::backward(&mut dqkv, &saved, &batch, of, &pool);
-        vec![dqkv]
-    };
-    let inputs = vec![uneven(n * of.width(), 1)];
-    Operation { inputs, forward: &forward, backward: &backward }.check();
+        let backward = |inputs: &[Vec<f32>], dmixed: &[f32]| {
+            let mut mixed = vec![0.0; n * of.n_heads * of.head_dim];
+            let mut log_sums = vec![0.0; n * of.n_heads];
+            attention::forward(&mut mixed, &mut log_sums, &inputs[0], &batch, of, window, &pool);
+            let (mixed, log_sums) = (&mixed[..], &log_sums[..]);
+            let saved = attention::Saved {
+                qkv: &inputs[0],
+                output: mixed,
+                log_sum_exp: log_sums,
+                doutput: dmixed,
+            };
+            let mut dqkv = vec![0.0; inputs[0].len()];
+            attention::backward(&mut dqkv, &saved, &batch, of, window, &pool);
+            vec![dqkv]
+        };
+        let inputs = vec![uneven(n * of.width(), 1)];
+        Operation { inputs, forward: &forward, backward: &backward }.check();
+    }
 }
 
 /// Two of five experts for each token, chosen with a margin that no small step crosses.

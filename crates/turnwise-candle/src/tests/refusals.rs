@@ -110,12 +110,18 @@ fn what_is_not_computed_is_refused() {
         ("model_type", Value::Null, "names no model_type"),
         ("architectures", json!(["Qwen3ForSequenceClassification"]), "SequenceClassification"),
         ("hidden_act", json!("gelu"), "hidden_act is \"gelu\""),
-        ("use_sliding_window", json!(true), "use_sliding_window"),
-        ("layer_types", json!(["full_attention", "sliding_attention"]), "layer_types"),
+        (
+            "layer_types",
+            json!(["full_attention", "sliding_attention"]),
+            "there is no sliding_window",
+        ),
+        ("layer_types", json!(["full_attention", "chunked_attention"]), "chunked_attention"),
+        ("attn_logit_softcapping", json!(50.0), "attn_logit_softcapping is 50.0"),
+        ("use_bidirectional_attention", json!(true), "use_bidirectional_attention is true"),
         ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
         ("rope_parameters", json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor 0.5"),
-        ("rope_scaling", json!({"type": "dynamic", "factor": 4.0}), "of the type \"dynamic\""),
-        ("rope_scaling", json!({"rope_type": "longrope"}), "of the type \"longrope\""),
+        ("rope_scaling", json!({"type": "ntk", "factor": 4.0}), "of the type \"ntk\""),
+        ("rope_scaling", json!({"rope_type": "longrope"}), "need a list of numbers short_factor"),
         ("rope_scaling", json!("yarn"), "rope_scaling is \"yarn\""),
         ("rope_parameters", json!({"full_attention": {}}), "different for full_attention"),
         ("rope_parameters", unfinished, "\"llama3\" need a number low_freq_factor"),
@@ -143,9 +149,9 @@ fn what_is_not_computed_is_refused() {
     // All problems are reported together.
     let failure = failure_with(|json| {
         json["hidden_act"] = "gelu".into();
-        json["use_sliding_window"] = true.into();
+        json["is_causal"] = false.into();
     });
-    assert!(failure.contains("hidden_act") && failure.contains("use_sliding_window"));
+    assert!(failure.contains("hidden_act") && failure.contains("is_causal"));
 }
 
 #[test]

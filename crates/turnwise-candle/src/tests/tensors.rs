@@ -168,8 +168,10 @@ fn lower() -> LearnerSettings {
 /// bfloat16 has 8 bits: a relative error of 2^-9 at each rounding.
 #[test]
 fn bf16_computes_nearly_what_f32_does() {
-    let models = NAMES.into_iter().flat_map(|name| on_devices(|| Fixture::load(name).model));
-    for rounded in models {
+    let models = NAMES.into_iter().flat_map(|name| {
+        on_devices(|| Fixture::load(name).model).into_iter().map(move |model| (name, model))
+    });
+    for (name, rounded) in models {
         let exact = rounded.frozen_copy().unwrap();
         let rows = rows(exact.config().vocab_size as u32);
         let run = |model, settings| {
@@ -184,19 +186,20 @@ fn bf16_computes_nearly_what_f32_does() {
         let errors = || exact.iter().zip(&rounded).map(|(a, b)| f64::from((a - b).abs()));
         let (mean, worst) =
             (errors().sum::<f64>() / exact.len() as f64, errors().fold(0.0, f64::max));
-        // Logits are rounded to bf16, too.
+        // Logits are rounded to bf16, too. A token between two experts may change its expert.
         let largest = exact.iter().fold(0.0, |largest: f64, x| largest.max(f64::from(x.abs())));
+        let is_same = uses == rounded_uses;
+        let (most_mean, most) = if is_same { (256.0, 32.0) } else { (128.0, 8.0) };
         assert!(
-            mean > 0.0 && mean < largest / 256.0 && worst < largest / 32.0,
-            "{mean} {worst} of {largest}"
+            mean > 0.0 && mean < largest / most_mean && worst < largest / most,
+            "{name}: {mean} {worst} of {largest}"
         );
         let dot = |a: &[f32], b: &[f32]| -> f64 {
             a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
         };
         let lengths = dot(&by_exact, &by_exact) * dot(&by_rounded, &by_rounded);
         let cosine = dot(&by_exact, &by_rounded) / lengths.sqrt();
-        // A token between two experts may change its expert.
-        let limit = if uses == rounded_uses { 0.99 } else { 0.97 };
+        let limit = if is_same { 0.99 } else { 0.97 };
         assert!(cosine > limit, "{cosine} of {limit}");
     }
 }

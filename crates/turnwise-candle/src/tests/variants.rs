@@ -3,7 +3,9 @@
 use turnwise_rollout::uniform_at;
 
 use crate::layout::ParameterRole;
-use crate::{Architecture, Decoder, DecoderConfig, Experts, RopeScaling};
+use crate::{
+    Architecture, Decoder, DecoderConfig, Experts, Multipliers, RopeScaling, SlidingWindow,
+};
 
 pub(super) fn experts() -> Experts {
     Experts {
@@ -16,8 +18,9 @@ pub(super) fn experts() -> Experts {
     }
 }
 
-pub(super) fn variants() -> Vec<DecoderConfig> {
-    let config = DecoderConfig {
+/// Returns sizes that do not divide each other.
+fn sizes() -> DecoderConfig {
+    DecoderConfig {
         hidden_size: 21,
         intermediate_size: 37,
         n_heads: 6,
@@ -25,7 +28,67 @@ pub(super) fn variants() -> Vec<DecoderConfig> {
         head_dim: 10,
         n_layers: 3,
         ..DecoderConfig::small(53)
+    }
+}
+
+fn window(length: usize, layers: &[usize]) -> SlidingWindow {
+    SlidingWindow { length, layers: layers.to_vec() }
+}
+
+/// Returns models of families that differ from Llama and Qwen in more than biases, QK-norm and experts.
+fn others() -> Vec<DecoderConfig> {
+    let of = |architecture| DecoderConfig { architecture, ..sizes() };
+    let multipliers = Multipliers { embedding: 3.0, attention: 0.2, residual: 0.4, logits: 2.5 };
+    let long_rope = RopeScaling::LongRope {
+        short_factor: vec![1.0, 1.2, 1.5],
+        long_factor: vec![1.0, 3.0, 9.0],
+        attention_factor: 1.1,
+        original_max_positions: 256,
     };
+    let all = Experts { intermediate_size: 37, dense_layers: vec![], ..experts() };
+    vec![
+        DecoderConfig { sliding_window: Some(window(3, &[0, 1, 2])), ..of(Architecture::Mistral) },
+        DecoderConfig {
+            sliding_window: Some(window(4, &[0, 2])),
+            rope_scaling: RopeScaling::Linear { factor: 8.0 },
+            ..of(Architecture::Gemma3 {
+                attention_bias: false,
+                query_pre_attn_scalar: 7.0,
+                local_rope_theta: 300.0,
+            })
+        },
+        // Without position embedding, a bias of all keys changes nothing.
+        of(Architecture::SmolLm3 {
+            attention_bias: false,
+            mlp_bias: true,
+            unrotated_layers: vec![1],
+        }),
+        of(Architecture::Granite { attention_bias: true, mlp_bias: false, multipliers }),
+        of(Architecture::Olmo2 { attention_bias: true }),
+        DecoderConfig {
+            sliding_window: Some(window(17, &[0, 1, 2])),
+            rope_scaling: long_rope,
+            ..of(Architecture::Phi3 { partial_rotary_factor: 0.6 })
+        },
+        DecoderConfig {
+            sliding_window: Some(window(9, &[1])),
+            ..of(Architecture::Qwen2Moe {
+                qkv_bias: true,
+                experts: Experts { renormalize: false, ..experts() },
+                shared_size: 13,
+            })
+        },
+        of(Architecture::Mixtral { experts: all }),
+        DecoderConfig {
+            sliding_window: Some(window(40, &[0])),
+            rope_scaling: RopeScaling::Dynamic { factor: 2.0 },
+            ..of(Architecture::Qwen3 { attention_bias: false })
+        },
+    ]
+}
+
+pub(super) fn variants() -> Vec<DecoderConfig> {
+    let config = sizes();
     let of = |architecture| DecoderConfig { architecture, ..config.clone() };
     let lone = Experts { n_chosen: 1, renormalize: false, sparse_step: 2, ..experts() };
     let llama3 = RopeScaling::Llama3 {
@@ -42,7 +105,7 @@ pub(super) fn variants() -> Vec<DecoderConfig> {
         truncate: true,
         original_max_positions: 32,
     };
-    vec![
+    let mut variants = vec![
         DecoderConfig {
             rope_scaling: llama3,
             ..of(Architecture::Llama { attention_bias: true, mlp_bias: true })
@@ -62,7 +125,9 @@ pub(super) fn variants() -> Vec<DecoderConfig> {
                 experts: Experts { dense_layers: vec![], ..lone },
             })
         },
-    ]
+    ];
+    variants.extend(others());
+    variants
 }
 
 /// Returns a random model with random norms, biases and embedding too, so that omitting one of them shows.

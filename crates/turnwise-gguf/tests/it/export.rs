@@ -3,7 +3,7 @@ use std::io::Cursor;
 use candle_core::Device;
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
-use turnwise_candle::{Architecture, Decoder, DecoderConfig, Experts, RopeScaling};
+use turnwise_candle::{Architecture, Decoder, DecoderConfig, Experts, RopeScaling, SlidingWindow};
 use turnwise_gguf::{GgufError, GgufModel, Quantization, gguf_bytes, save_gguf};
 use turnwise_rollout::Meter;
 
@@ -201,6 +201,10 @@ fn what_a_file_cannot_say_is_refused() {
     assert!(unsupported(biased).contains("biases"));
     assert!(unsupported(mixture(2, true)).contains("every layer"));
     assert!(unsupported(mixture(1, false)).contains("divided by their sum"));
+    assert!(unsupported(small(Architecture::Mistral)).contains("only Llama, Qwen2, Qwen3"));
+    let sliding_window = Some(SlidingWindow { length: 8, layers: vec![0] });
+    let windowed = DecoderConfig { sliding_window, ..small(Architecture::Qwen2) };
+    assert!(unsupported(windowed).contains("sliding window"));
     let yarn = |attention_factor| RopeScaling::Yarn {
         factor: 4.0,
         beta_fast: 32.0,

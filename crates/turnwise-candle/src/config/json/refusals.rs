@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::{bad, present};
+use super::super::window::WindowLayers;
+use super::{bad, present, rope};
 use crate::error::brief;
 use crate::{Architecture, ModelError};
 
@@ -10,14 +11,13 @@ use crate::{Architecture, ModelError};
 type KeyCheck = (&'static str, &'static str, fn(&Value) -> bool);
 
 const CHECKS: [KeyCheck; 6] = [
-    ("hidden_act", "\"silu\"", |value| value == "silu" || value == "swish"),
-    ("use_sliding_window", "false", |value| value == false),
     // Embedding models have attention in both directions.
     ("is_causal", "true", |value| value == true),
-    ("layer_types", "full attention in every layer", |value| {
-        value.as_array().is_some_and(|types| types.iter().all(|kind| kind == "full_attention"))
-    }),
-    ("partial_rotary_factor", "1", |value| value.as_f64() == Some(1.0)),
+    // Embedding models made of a Gemma 3.
+    ("use_bidirectional_attention", "false", |value| value == false),
+    ("attn_logit_softcapping", "none", Value::is_null),
+    ("final_logit_softcapping", "none", Value::is_null),
+    ("clip_qkv", "none", Value::is_null),
     (
         "quantization_config",
         "weights that are not quantised: float32, bfloat16 and float16",
@@ -42,6 +42,7 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), ModelError> {
         }
         None => reasons.push(format!("config.json names no model_type; supported: {supported}")),
     }
+    reasons.extend(other_options(json));
     for (key, supported, holds) in CHECKS {
         if let Some(value) = present(json, key).filter(|value| !holds(value)) {
             reasons.push(format!("{key} is {}; supported: {supported}", brief(value)));
@@ -49,7 +50,9 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), ModelError> {
     }
     for key in ["rope_scaling", "rope_parameters"] {
         match present(json, key) {
-            Some(Value::Object(parameters)) => reasons.extend(other_rope(key, parameters)),
+            Some(Value::Object(parameters)) => {
+                reasons.extend(other_rope(json, key, parameters));
+            }
             Some(value) => {
                 return Err(bad(format!("{key} is {} and must be an object", brief(value))));
             }
@@ -73,17 +76,62 @@ fn other_class(json: &Map<String, Value>, kind: &str) -> Option<String> {
     })
 }
 
-fn other_rope(key: &str, parameters: &Map<String, Value>) -> Vec<String> {
-    const KINDS: &[&str] = &["default", "linear", "llama3", "yarn"];
+/// Explains options that some families have and others do not.
+fn other_options(json: &Map<String, Value>) -> Vec<String> {
+    let kind = model_type(json);
     let mut reasons = Vec::new();
-    for name in ["rope_type", "type"] {
-        let kind = present(parameters, name);
-        if let Some(kind) = kind.filter(|kind| !kind.as_str().is_some_and(|k| KINDS.contains(&k))) {
-            let kind = brief(kind);
-            reasons.push(format!("{key} is of the type {kind}; supported: {}", quoted(KINDS)));
+    let (key, expected): (_, &[&str]) = match kind {
+        "gemma3_text" => ("hidden_activation", &["gelu_pytorch_tanh"]),
+        _ => ("hidden_act", &["silu", "swish"]),
+    };
+    if let Some(activation) = present(json, key)
+        && !expected.iter().any(|expected| activation == expected)
+    {
+        let activation = brief(activation);
+        reasons.push(format!("{key} is {activation}; supported of {kind}: {}", quoted(expected)));
+    }
+    if let Some(share) = present(json, "partial_rotary_factor")
+        && kind != "phi3"
+        && share.as_f64() != Some(1.0)
+    {
+        reasons.push(format!("partial_rotary_factor is {}; supported of {kind}: 1", brief(share)));
+    }
+    if let Some(types) = present(json, "layer_types") {
+        let supported: &[&str] = match WindowLayers::of(kind) {
+            WindowLayers::Any | WindowLayers::All => &["full_attention", "sliding_attention"],
+            WindowLayers::Absent => &["full_attention"],
+        };
+        let is_known = |kind: &Value| kind.as_str().is_some_and(|kind| supported.contains(&kind));
+        if !types.as_array().is_some_and(|types| types.iter().all(is_known)) {
+            let types = brief(types);
+            reasons.push(format!(
+                "layer_types is {types}; supported of {kind}: {}",
+                quoted(supported)
+            ));
         }
     }
+    reasons
+}
+
+fn other_rope(
+    json: &Map<String, Value>,
+    key: &str,
+    parameters: &Map<String, Value>,
+) -> Vec<String> {
+    const KINDS: &[&str] = &["default", "linear", "dynamic", "llama3", "longrope", "su", "yarn"];
+    let kind = model_type(json);
+    let is_by_layer =
+        kind == "gemma3_text" && rope::BY_LAYER.iter().any(|of| parameters.contains_key(*of));
+    if is_by_layer {
+        let each =
+            rope::BY_LAYER.iter().filter_map(|of| Some((of, parameters.get(*of)?.as_object()?)));
+        return each
+            .flat_map(|(of, own)| other_rope_kind(KINDS, &format!("{key} of {of}"), own))
+            .collect();
+    }
+    let mut reasons = other_rope_kind(KINDS, key, parameters);
     if let Some(factor) = present(parameters, "partial_rotary_factor")
+        && kind != "phi3"
         && factor.as_f64() != Some(1.0)
     {
         let factor = brief(factor);
@@ -96,6 +144,20 @@ fn other_rope(key: &str, parameters: &Map<String, Value>) -> Vec<String> {
         format!("{key} is different for {layers}; supported: the same for all layers")
     }));
     reasons
+}
+
+fn other_rope_kind(kinds: &[&str], key: &str, parameters: &Map<String, Value>) -> Vec<String> {
+    let others = ["rope_type", "type"].into_iter().filter_map(|name| {
+        let kind = present(parameters, name)?;
+        let is_known = kind.as_str().is_some_and(|kind| kinds.contains(&kind));
+        (!is_known)
+            .then(|| format!("{key} is of the type {}; supported: {}", brief(kind), quoted(kinds)))
+    });
+    others.collect()
+}
+
+fn model_type(json: &Map<String, Value>) -> &str {
+    json.get("model_type").and_then(Value::as_str).unwrap_or_default()
 }
 
 fn quoted(names: &[&str]) -> String {

@@ -1,5 +1,6 @@
 //! Backward pass: recomputes probabilities from scores and log-sum-exp, one block of queries at a time.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -10,7 +11,7 @@ use turnwise_kernels::small::{self, LeftFactor, RightFactor};
 use turnwise_kernels::tile::LANES;
 use turnwise_kernels::vectorized;
 
-use super::blocks::{BLOCK, KeyHead, QueryBlock, key_heads};
+use super::blocks::{BLOCK, KeyHead, QueryBlock, Seen, key_heads};
 use super::operand::{HeadColumns, Operand, Orientation, heads_of, queries, score};
 use super::scratch::{SCRATCH, Scratch, room};
 use crate::batch::PackedBatch;
@@ -46,9 +47,10 @@ pub(crate) fn backward(
     saved: &Saved<'_>,
     batch: &PackedBatch,
     heads: Heads,
+    window: Option<usize>,
     pool: &Arc<BufferPool>,
 ) {
-    let key_heads = key_heads(batch, heads);
+    let key_heads = key_heads(batch, heads, window);
     let backward_heads: Vec<BackwardHead<'_>> = key_heads
         .par_iter()
         .map(|key_head| BackwardHead::of(key_head, saved, heads, pool))
@@ -94,7 +96,7 @@ fn write_token(
     kv_head: usize,
     heads: Heads,
 ) {
-    let Heads { n_heads, n_kv_heads, head_dim } = heads;
+    let Heads { n_heads, n_kv_heads, head_dim, .. } = heads;
     let width = head_dim.next_multiple_of(LANES);
     let group = heads.group();
     let place = |head: usize| head * head_dim..(head + 1) * head_dim;
@@ -221,7 +223,7 @@ impl<'a> BackwardHead<'a> {
             *lse = saved.log_sum_exp[at];
         }
         let inputs = RowInputs { output, doutput, width, log_sum_exp };
-        recompute_rows(probabilities, dscores, stride, block.n_seen_by_first(), n, inputs);
+        recompute_rows(probabilities, dscores, stride, block.seen(), n, inputs);
         let products = Products { queries, doutput, probabilities, dscores };
         self.multiply(block, products, &mut scratch.dqueries, gradient);
     }
@@ -263,7 +265,7 @@ impl<'a> BackwardHead<'a> {
             self.keys.multiply(dqueries, width, write, left, key_block);
             write = Write::Add;
         }
-        let scale = self.heads.scale();
+        let scale = self.heads.scale;
         let first = block.queries.start - start - gradient.start;
         for head in 0..group {
             let to = &mut gradient.dqueries[(head * gradient.count + first) * width..][..n * width];
@@ -298,7 +300,7 @@ vectorized! {
         probabilities: &mut [f32],
         dscores: &mut [f32],
         stride: usize,
-        n_visible: usize,
+        seen: Seen,
         n: usize,
         inputs: RowInputs<'_>,
     ) {
@@ -307,14 +309,16 @@ vectorized! {
         for (i, (probabilities, dscores)) in each.enumerate() {
             let place = i * width..(i + 1) * width;
             let delta = math::dot(&doutput[place.clone()], &output[place]);
-            let (probabilities, unseen) = probabilities.split_at_mut(n_visible + i % n);
-            let (dscores, unseen_too) = dscores.split_at_mut(n_visible + i % n);
-            for (probability, dscore) in probabilities.iter_mut().zip(dscores) {
+            let Range { start, end } = seen.by(i % n);
+            for row in [&mut *probabilities, &mut *dscores] {
+                row[..start].fill(0.0);
+                row[end..].fill(0.0);
+            }
+            let seen = probabilities[start..end].iter_mut().zip(&mut dscores[start..end]);
+            for (probability, dscore) in seen {
                 *probability = math::exp(*probability - log_sum_exp[i]);
                 *dscore = *probability * (*dscore - delta);
             }
-            unseen.fill(0.0);
-            unseen_too.fill(0.0);
         }
     }
 }

@@ -13,16 +13,29 @@ use crate::dimensions::Heads;
 pub(super) const BLOCK: usize = 64;
 
 /// Returns the key heads of each tree, one tree after another.
-pub(super) fn key_heads(batch: &PackedBatch, heads: Heads) -> Vec<KeyHead<'_>> {
+pub(super) fn key_heads(
+    batch: &PackedBatch,
+    heads: Heads,
+    window: Option<usize>,
+) -> Vec<KeyHead<'_>> {
     let trees = batch
         .trees()
         .filter_map(|spans| Some((spans, spans.first()?.own.start..spans.last()?.own.end)));
     let of = |(spans, tokens): (_, Range<usize>)| {
-        let on_unit = suits_unit(spans, tokens.len(), heads);
-        let key_head = move |kv_head| KeyHead { spans, tokens: tokens.clone(), kv_head, on_unit };
+        // A window that no sequence of the tree fills changes nothing.
+        let window = window.filter(|window| *window < longest(spans));
+        // A span's packed keys are read from its first one on, and a window begins anywhere.
+        let on_unit = window.is_none() && suits_unit(spans, tokens.len(), heads);
+        let key_head =
+            move |kv_head| KeyHead { spans, tokens: tokens.clone(), kv_head, on_unit, window };
         (0..heads.n_kv_heads).map(key_head)
     };
     trees.flat_map(of).collect()
+}
+
+/// Returns the length of the longest sequence of a tree.
+fn longest(spans: &[AttentionSpan]) -> usize {
+    spans.iter().map(|span| span.n_before() + span.own.len()).max().unwrap_or(0)
 }
 
 /// A key head in a tree.
@@ -33,6 +46,8 @@ pub(super) struct KeyHead<'a> {
     pub(super) kv_head: usize,
     /// Whether products with its keys and values run on the matrix unit.
     pub(super) on_unit: bool,
+    /// The number of latest tokens that a token attends to, itself included; all tokens if `None`.
+    window: Option<usize>,
 }
 
 impl KeyHead<'_> {
@@ -41,17 +56,24 @@ impl KeyHead<'_> {
             let Range { start, end } = span.own;
             (start..end).step_by(BLOCK).map(move |first| {
                 let queries = first..(first + BLOCK).min(end);
-                QueryBlock { visible: self.key_blocks(span, queries.end), queries }
+                let n_seen = span.n_before() + first - start + 1;
+                let window = self.window.unwrap_or(usize::MAX);
+                QueryBlock {
+                    visible: self.key_blocks(span, n_seen.saturating_sub(window), queries.end),
+                    queries,
+                    n_until_full: window.saturating_sub(n_seen),
+                }
             })
         })
     }
 
-    /// Returns the keys before `end` that tokens of a span attend to.
-    fn key_blocks(&self, span: &AttentionSpan, end: usize) -> Vec<KeyBlock> {
-        let (mut key_blocks, mut column) = (Vec::new(), 0);
+    /// Returns the keys before `end` that tokens of a span attend to, without the first `n_skipped`.
+    fn key_blocks(&self, span: &AttentionSpan, n_skipped: usize, end: usize) -> Vec<KeyBlock> {
+        let (mut key_blocks, mut column, mut n_skipped) = (Vec::new(), 0, n_skipped);
         let own = span.own.start..end;
         for range in span.before.iter().chain(iter::once(&own)) {
-            let mut start = range.start;
+            let mut start = range.start + n_skipped.min(range.len());
+            n_skipped -= start - range.start;
             while start < range.end {
                 let (span, cut) = self.cut(start..range.end);
                 key_blocks.push(KeyBlock { span, column, keys: start..cut });
@@ -103,6 +125,9 @@ pub(super) struct QueryBlock {
     /// Keys in order of position; the queries' own tokens are last.
     pub(super) visible: Vec<KeyBlock>,
     pub(super) queries: Range<usize>,
+    /// The number of queries after the first until the window is full; each later query leaves out one more of the
+    /// first keys.
+    n_until_full: usize,
 }
 
 impl QueryBlock {
@@ -116,8 +141,56 @@ impl QueryBlock {
         (self.n_keys().div_ceil(LANES) | 1) * LANES
     }
 
-    /// Returns the number of keys that the first query attends to; each later query has one more.
-    pub(super) fn n_seen_by_first(&self) -> usize {
-        self.n_keys() - self.queries.len() + 1
+    /// Returns the columns of the keys that each query attends to, by its number in the block.
+    pub(super) fn seen(&self) -> Seen {
+        Seen { by_first: self.n_keys() - self.queries.len() + 1, n_until_full: self.n_until_full }
+    }
+}
+
+/// The columns of the keys that each query of a block attends to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// The end of those of the first query; each later query has one more.
+    by_first: usize,
+    n_until_full: usize,
+}
+
+impl Seen {
+    pub(super) fn by(self, query: usize) -> Range<usize> {
+        query.saturating_sub(self.n_until_full)..self.by_first + query
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DecoderConfig;
+    use crate::batch::ScoredSequence;
+
+    /// Keys outside the window of a whole block are not read, and each query sees as many keys as its window has.
+    #[test]
+    fn a_block_reads_the_keys_of_its_windows_alone() {
+        let row = |seed: usize| (0..400).map(move |i| if i < 150 { i } else { i * seed } as u32);
+        let rows: Vec<Vec<u32>> = [1, 3, 5].map(|seed| row(seed).collect()).to_vec();
+        let sequences: Vec<ScoredSequence<'_>> =
+            rows.iter().map(|ids| ScoredSequence::whole(ids)).collect();
+        let batch = PackedBatch::new(&sequences);
+        let heads = Heads::of(&DecoderConfig::small(29));
+        for window in [1, 40, 64, 100, 151, 399, 400] {
+            for head in key_heads(&batch, heads, Some(window)) {
+                for block in head.blocks() {
+                    assert!(block.n_keys() < window + BLOCK);
+                    let seen = block.seen();
+                    for (query, token) in block.queries.clone().enumerate() {
+                        let position = batch.positions[token] as usize;
+                        assert_eq!(seen.by(query).len(), window.min(position + 1));
+                        assert_eq!(
+                            seen.by(query).end,
+                            block.n_keys() - (block.queries.end - 1 - token)
+                        );
+                    }
+                }
+            }
+        }
     }
 }

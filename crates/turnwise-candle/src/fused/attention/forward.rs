@@ -10,7 +10,7 @@ use turnwise_kernels::matrix::{Accuracy, Write};
 use turnwise_kernels::small::LeftFactor;
 use turnwise_kernels::vectorized;
 
-use super::blocks::{KeyHead, QueryBlock, key_heads};
+use super::blocks::{KeyHead, QueryBlock, Seen, key_heads};
 use super::operand::{Operand, Orientation, queries, score};
 use super::scratch::{SCRATCH, Scratch, room};
 use crate::batch::PackedBatch;
@@ -23,9 +23,10 @@ pub(crate) fn forward(
     qkv: &[f32],
     batch: &PackedBatch,
     heads: Heads,
+    window: Option<usize>,
     pool: &Arc<BufferPool>,
 ) {
-    let key_heads = key_heads(batch, heads);
+    let key_heads = key_heads(batch, heads, window);
     let forward_heads: Vec<ForwardHead> =
         key_heads.par_iter().map(|key_head| ForwardHead::of(qkv, key_head, heads, pool)).collect();
     // Blocks have the order of tokens, so that each gets its own rows.
@@ -87,7 +88,7 @@ impl ForwardHead {
         let scores = room(&mut scratch.scores, group * n * stride);
         score(&self.keys, block, queries, heads, scores);
         let sums = room(&mut scratch.log_sum_exp, group * n);
-        softmax_rows(scores, stride, block.n_seen_by_first(), n, sums);
+        softmax_rows(scores, stride, block.seen(), n, sums);
         for head in 0..group {
             let own = self.kv_head * group + head;
             for (query, lse) in sums[head * n..][..n].iter().enumerate() {
@@ -107,18 +108,19 @@ impl ForwardHead {
 }
 
 vectorized! {
-    /// Computes the softmax of each row over its visible keys, and 0 elsewhere. Of every `n` rows the first has
-    /// `n_visible` keys, each later one more.
+    /// Computes the softmax of each row over the keys that its query sees, and 0 elsewhere. A head has `n` rows.
     fn softmax_rows(
         scores: &mut [f32],
         stride: usize,
-        n_visible: usize,
+        seen: Seen,
         n: usize,
         log_sum_exp: &mut [f32],
     ) {
         let rows = scores.chunks_exact_mut(stride).zip(log_sum_exp);
         for (i, (row, lse)) in rows.enumerate() {
-            let (row, unseen) = row.split_at_mut(n_visible + i % n);
+            let seen = seen.by(i % n);
+            let (row, unseen) = row.split_at_mut(seen.end);
+            let (left, row) = row.split_at_mut(seen.start);
             let highest = math::maximum(row);
             let sum = math::exponentials(row, highest);
             *lse = highest + sum.ln();
@@ -126,6 +128,7 @@ vectorized! {
             for probability in row {
                 *probability *= factor;
             }
+            left.fill(0.0);
             unseen.fill(0.0);
         }
     }

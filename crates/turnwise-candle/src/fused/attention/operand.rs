@@ -138,7 +138,7 @@ pub(super) fn queries<'a>(
     heads: Heads,
 ) -> &'a [f32] {
     let copy = HeadColumns { rows: qkv, stride: heads.width(), tokens: block.queries.clone() };
-    heads_of(memory, &copy, kv_head, heads, heads.scale())
+    heads_of(memory, &copy, kv_head, heads, heads.scale)
 }
 
 /// Copies heads of a key head's group, one after another.
