@@ -137,6 +137,12 @@ pub struct Experts {
 }
 
 impl Architecture {
+    /// Returns the family's name in `config.json`.
+    #[must_use]
+    pub fn model_type(&self) -> &'static str {
+        self.properties().model_type
+    }
+
     /// Returns the experts, if the family has them.
     pub(crate) fn experts(&self) -> Option<&Experts> {
         match self {

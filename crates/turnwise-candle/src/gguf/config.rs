@@ -33,8 +33,11 @@ impl GgufFile {
         config.extend(keys.rope()?);
         config.insert("model_type".to_owned(), keys.model_type().into());
         config.extend(keys.own()?);
+        if config.contains_key("hidden_activation") {
+            config.remove("hidden_act");
+        }
         // The class stands in the file too, for other programs.
-        let class = DecoderConfig::from_json(&config, None)?.architecture.class();
+        let class = DecoderConfig::from_json(&config, None)?.architecture.properties().class;
         config.insert("architectures".to_owned(), json!([class]));
         Ok(config)
     }
@@ -201,6 +204,7 @@ impl Keys<'_> {
                 merged(own, self.experts()?)
             }
             "qwen2moe" => self.experts()?,
+            "phi3" => self.phi3()?,
             "gemma3" => self.gemma3()?,
             _ => Value::Null,
         };
@@ -235,6 +239,28 @@ impl Keys<'_> {
         })
     }
 
+    /// Returns the partial rotation and the `LongRoPE` of Phi-3, whose factors are tensors.
+    fn phi3(&self) -> Result<Value, ModelError> {
+        let heads = self.count("attention.head_count").unwrap_or(1).max(1);
+        let width = self.count("embedding_length").unwrap_or(0) as f64 / heads as f64;
+        let rotated = self.count("rope.dimension_count").map_or(width, |count| count as f64);
+        let mut own = json!({"partial_rotary_factor": rotated / width});
+        if self.has("rope_factors_long.weight") {
+            own["rope_scaling"] = json!({
+                "rope_type": "longrope",
+                "long_factor": self.file.numbers("rope_factors_long.weight")?,
+                "short_factor": self.file.numbers("rope_factors_short.weight")?,
+            });
+            if let Some(original) = self.count("rope.scaling.original_context_length") {
+                own["original_max_position_embeddings"] = original.into();
+            }
+            if let Some(factor) = self.get("rope.scaling.attn_factor") {
+                own["rope_scaling"]["attention_factor"] = factor;
+            }
+        }
+        Ok(own)
+    }
+
     fn gemma3(&self) -> Result<Value, ModelError> {
         let (n_layers, width) = (self.needed("block_count")?, self.needed("attention.key_length")?);
         let (hidden, heads) = (self.count("embedding_length"), self.count("attention.head_count"));
@@ -252,7 +278,6 @@ impl Keys<'_> {
         Ok(json!({
             "attention_bias": false,
             "hidden_activation": "gelu_pytorch_tanh",
-            "hidden_act": null,
             "query_pre_attn_scalar": scale,
             "rope_local_base_freq": GEMMA3_LOCAL_THETA,
             "sliding_window": self.needed("attention.sliding_window")?,
@@ -281,9 +306,4 @@ fn merged(mut one: Value, other: Value) -> Value {
 /// Returns whether a family's queries and keys are stored with the two elements of a rotary pair side by side.
 pub(super) fn interleaves(architecture: &Architecture) -> bool {
     matches!(architecture.model_type(), "llama" | "mistral" | "mixtral" | "granite" | "smollm3")
-}
-
-/// Returns whether a family's norms multiply by `1 + gain`, of which files hold the sum.
-pub(super) fn adds_one(architecture: &Architecture) -> bool {
-    architecture.model_type() == "gemma3_text"
 }

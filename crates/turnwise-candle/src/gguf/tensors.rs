@@ -7,7 +7,7 @@ use candle_core::Device;
 use serde_json::{Map, Value};
 use turnwise_rollout::Meter;
 
-use super::config::{adds_one, interleaves};
+use super::config::interleaves;
 use super::{GgufFile, gguf_place, plain};
 use crate::checkpoint::{ParameterValues, Precision, grouped};
 use crate::error::brief;
@@ -58,10 +58,10 @@ impl GgufFile {
             if is_rotated && interleaves(&config.architecture) {
                 values = halved(&values, config.head_dim, values.len() / spec.shape[0].max(1));
             }
-            if spec.role == ParameterRole::Norm && adds_one(&config.architecture) {
-                for gain in &mut values {
-                    *gain -= 1.0;
-                }
+            if spec.role == ParameterRole::Norm {
+                // Files hold the factor itself, and the family may add a number to the gain.
+                let offset = config.architecture.properties().gain_offset;
+                values.iter_mut().filter(|_| offset != 0.0).for_each(|gain| *gain -= offset);
             }
             meter.advance(4 * values.len() as u64);
             parameters.push(ParameterValues { values, precision: Precision::Single });

@@ -33,7 +33,7 @@ fn load(bytes: &[u8]) -> Result<Decoder, ModelError> {
 #[test]
 fn log_probabilities_are_those_of_transformers() {
     let expected = json("expected.json");
-    for name in ["llama", "sentencepiece"] {
+    for name in ["llama", "sentencepiece", "gemma3", "phi3"] {
         let path = fixture(&format!("{name}.gguf"));
         let model = Decoder::load(&path, None, &Meter::default()).unwrap();
         for row in expected[name].as_array().unwrap() {

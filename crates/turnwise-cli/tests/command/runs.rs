@@ -48,12 +48,16 @@ keep_zero_variance = true
 episodes = 8
 "#;
 
+/// Writes [`TINY`] to a file, and returns its path.
+fn tiny(home: &TempDir) -> String {
+    let path = home.path().join("tiny.toml");
+    fs::write(&path, TINY).expect("a directory of its own");
+    path.to_str().expect("UTF-8").to_owned()
+}
+
 /// Trains with [`TINY`] and these overrides, and returns the run's directory.
 fn train(home: &TempDir, name: &str, overrides: &[&str]) -> String {
-    let (config, run) = (home.path().join("tiny.toml"), home.path().join(name));
-    fs::write(&config, TINY).expect("a directory of its own");
-    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
-    let (config, run) = (text(&config), text(&run));
+    let (config, run) = (tiny(home), home.path().join(name).to_str().expect("UTF-8").to_owned());
     let ended = turnwise(&[&["train", &config, "--run-dir", &run], overrides].concat(), "");
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     run
@@ -130,10 +134,55 @@ fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() 
     assert_eq!((&said["r"], &said["lora_alpha"]), (&3.into(), &6.into()));
     let evaluated = turnwise(&["eval", "--model", &model, "--json"], "");
     assert_eq!(evaluated.code, 0, "{}", evaluated.stderr);
+    // The adapter alone is a model: its files name the base, and it goes on training.
+    let alone = [
+        &format!("model.directory=\"{model}/adapter\""),
+        "train.learning_rate=1e-2",
+        "run.steps=1",
+    ];
+    let more = train(&home, "more", &alone);
+    assert!(weights(&more, "checkpoints/step-000000") == weights(&whole, last));
+    assert!(weights(&more, "checkpoints/step-000001") != weights(&whole, last));
+    let text =
+        fs::read_to_string(format!("{more}/checkpoints/step-000001/adapter/adapter_config.json"))
+            .unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["r"], 3);
+    let other = turnwise(&["train", &tiny(&home), alone[0], "model.lora={rank=4}"], "");
+    assert!(other.code == 2 && other.stderr.contains("leave model.lora out"), "{}", other.stderr);
     // A changed adapter makes the checkpoint damaged.
     fs::write(format!("{model}/adapter/adapter_model.safetensors"), "changed").unwrap();
     let resumed = turnwise(&["resume", &whole, "--steps", "4"], "");
     assert!(resumed.stdout.contains("adapter/adapter_model.safetensors"), "{}", resumed.stdout);
+}
+
+#[test]
+fn a_gguf_file_trains_and_its_checkpoint_can_be_evaluated() {
+    let home = TempDir::new().unwrap();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/gguf/llama.gguf");
+    let opened = turnwise_candle::GgufFile::open(&file).unwrap();
+    let template = opened.get("tokenizer.chat_template").unwrap();
+    let trust = turnwise_chat::template_hash(template.as_str().unwrap());
+    let directory = format!("model.directory=\"{}\"", file.display());
+    let loaded = [
+        directory.as_str(),
+        // Its 128 positions have no room for instructions.
+        "agent.instructions=false",
+        "limits.max_context_tokens=128",
+        "limits.max_turn_tokens=4",
+        "run.steps=1",
+        "train.learning_rate=1e-3",
+    ];
+    let refused = turnwise(&[&["train", &tiny(&home)][..], &loaded].concat(), "");
+    assert!(
+        refused.code == 2 && refused.stderr.contains(&format!("model.trust = {trust}")),
+        "{}",
+        refused.stderr
+    );
+    let trust = format!("model.trust={trust}");
+    let run = train(&home, "run", &[&loaded[..], &[trust.as_str()]].concat());
+    let model = format!("{run}/checkpoints/step-000001");
+    let evaluated = turnwise(&["eval", "--model", &model, "--json"], "");
+    assert_eq!(evaluated.code, 0, "{}", evaluated.stderr);
 }
 
 /// Without imitation of an expert, the model writes anything; under a grammar, only what the grammar says.
