@@ -177,7 +177,7 @@ fn check_clip(choice: &ObjectiveChoice) -> Result<(), Impossible> {
         !is_positive,
         "objective.clip_multiple",
         || "is not a positive number".to_owned(),
-        "use 1.5, or a number near it",
+        "use 1, or a number near it",
     )
 }
 

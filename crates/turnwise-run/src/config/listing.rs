@@ -21,7 +21,7 @@ const EXAMPLES: [(&str, &str); 41] = [
     ("agent.system_prompt", r#""Think before you answer.""#),
     ("agent.thinking_tokens", "256"),
     ("objective.clip", r#""auto""#),
-    ("objective.clip_multiple", "1.5"),
+    ("objective.clip_multiple", "1.0"),
     ("model.template", r#""chatml""#),
     ("model.trust", r#""HASH""#),
     ("model.tools", r#""signatures""#),

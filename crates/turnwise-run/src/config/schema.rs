@@ -394,7 +394,7 @@ pub struct ObjectiveChoice {
     /// of the objective's paper.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<ClipRule>,
-    /// For `clip = "auto"`: ε of the lower bound in units of σ; by default 1.5. The upper bound is 4/3 of it.
+    /// For `clip = "auto"`: ε of the lower bound in units of σ; by default 1. The upper bound is 4/3 of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_multiple: Option<f64>,
     /// ε of the lower bound 1 − ε of the importance ratio.
