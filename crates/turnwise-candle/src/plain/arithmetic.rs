@@ -68,15 +68,18 @@ impl Arithmetic {
         self,
         qkv: &Tensor,
         norms: Option<&HeadNorms<Tensor>>,
-        rotation: &Rotation,
+        rotation: Option<&Rotation>,
     ) -> Result<Tensor> {
         let [mut query, mut key, value] = self.split(qkv)?;
         if let Some(norms) = norms {
             query = self.norm(&query, &norms.query)?;
             key = self.norm(&key, &norms.key)?;
         }
-        let rotate = |x: &Tensor| rotation.rotate_heads(x, self.heads.head_dim);
-        Tensor::cat(&[rotate(&query)?, rotate(&key)?, value], 1)
+        if let Some(rotation) = rotation {
+            query = rotation.rotate_heads(&query, self.heads.head_dim)?;
+            key = rotation.rotate_heads(&key, self.heads.head_dim)?;
+        }
+        Tensor::cat(&[query, key, value], 1)
     }
 }
 

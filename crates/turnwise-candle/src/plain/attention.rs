@@ -19,7 +19,6 @@ pub(crate) struct Rotation {
 pub(crate) struct Rotations {
     global: Rotation,
     local: Option<Rotation>,
-    absent: Rotation,
 }
 
 impl Rotations {
@@ -28,15 +27,15 @@ impl Rotations {
         Ok(Self {
             global: of(ropes.of(RopeKind::Global))?,
             local: ropes.local.as_ref().map(of).transpose()?,
-            absent: of(ropes.of(RopeKind::Absent))?,
         })
     }
 
-    pub(crate) fn of(&self, kind: RopeKind) -> &Rotation {
+    /// Returns the rotation of layers of a kind; `None` for those without one.
+    pub(crate) fn of(&self, kind: RopeKind) -> Option<&Rotation> {
         match kind {
-            RopeKind::Global => &self.global,
-            RopeKind::Local => self.local.as_ref().unwrap_or(&self.global),
-            RopeKind::Absent => &self.absent,
+            RopeKind::Global => Some(&self.global),
+            RopeKind::Local => self.local.as_ref().or(Some(&self.global)),
+            RopeKind::Absent => None,
         }
     }
 }
@@ -57,17 +56,15 @@ impl Rotation {
     /// Rotates every head of every token by its position. `[N, heads * head_dim]`
     pub(super) fn rotate_heads(&self, x: &Tensor, head_dim: usize) -> Result<Tensor> {
         let (n, _, half) = self.cos.dims3()?;
-        if half == 0 {
-            return Ok(x.clone());
-        }
         let heads = x.reshape((n, (), head_dim))?;
         let (a, b) = (heads.narrow(2, 0, half)?, heads.narrow(2, half, half)?);
         let first = (a.broadcast_mul(&self.cos)? - b.broadcast_mul(&self.sin)?)?;
         let second = (b.broadcast_mul(&self.cos)? + a.broadcast_mul(&self.sin)?)?;
-        let unrotated = heads.narrow(2, 2 * half, head_dim - 2 * half)?;
-        let parts = [first, second, unrotated];
-        let n_parts = if head_dim == 2 * half { 2 } else { 3 };
-        Tensor::cat(&parts[..n_parts], 2)?.reshape(x.shape())
+        let mut parts = vec![first, second];
+        if head_dim > 2 * half {
+            parts.push(heads.narrow(2, 2 * half, head_dim - 2 * half)?);
+        }
+        Tensor::cat(&parts, 2)?.reshape(x.shape())
     }
 }
 

@@ -57,7 +57,8 @@ pub(super) fn read(
                 dense_layers: Vec::new(),
             },
         },
-        _ => Architecture::Qwen3 { attention_bias },
+        "qwen3" => Architecture::Qwen3 { attention_bias },
+        other => return Err(bad(format!("{other} is no model for text alone"))),
     })
 }
 
