@@ -135,17 +135,7 @@ pub(super) fn write(config: &DecoderConfig, json: &Map<String, Value>) -> Map<St
             "logits_scaling": multipliers.logits,
         }),
         Architecture::Phi3 { partial_rotary_factor } => {
-            let mut parameters = rope();
-            parameters["partial_rotary_factor"] = (*partial_rotary_factor).into();
-            let mut own = json!({
-                "partial_rotary_factor": partial_rotary_factor,
-                "rope_parameters": parameters,
-                "pad_token_id": null,
-            });
-            if let RopeScaling::LongRope { original_max_positions, .. } = config.rope_scaling {
-                own["original_max_position_embeddings"] = original_max_positions.into();
-            }
-            own
+            phi3(*partial_rotary_factor, rope(), &config.rope_scaling)
         }
         Architecture::Qwen2Moe { qkv_bias, experts, shared_size } => {
             let own = json!({"qkv_bias": qkv_bias, "shared_expert_intermediate_size": shared_size});
@@ -157,6 +147,20 @@ pub(super) fn write(config: &DecoderConfig, json: &Map<String, Value>) -> Map<St
             "intermediate_size": experts.intermediate_size,
         }),
     })
+}
+
+/// Returns the options of a Phi-3, which has the share of a head that rotates in two places.
+fn phi3(partial_rotary_factor: f64, mut parameters: Value, scaling: &RopeScaling) -> Value {
+    parameters["partial_rotary_factor"] = partial_rotary_factor.into();
+    let mut own = json!({
+        "partial_rotary_factor": partial_rotary_factor,
+        "rope_parameters": parameters,
+        "pad_token_id": null,
+    });
+    if let RopeScaling::LongRope { original_max_positions, .. } = scaling {
+        own["original_max_position_embeddings"] = (*original_max_positions).into();
+    }
+    own
 }
 
 /// Adds the keys of experts.
