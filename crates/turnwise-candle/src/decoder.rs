@@ -25,8 +25,7 @@ use crate::snapshot::{Snapshot, TensorWeights};
 use crate::tape::Keep;
 use crate::weights::Weights;
 use crate::{
-    ComputePrecision, DecoderConfig, Device, GgufFile, LoraSettings, ModelError, forms, initial,
-    threads,
+    ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, forms, initial, threads,
 };
 
 /// A language model with its weights: f32, on the CPU unless they are [moved](Self::with_device).
@@ -70,22 +69,6 @@ pub(crate) struct Parameter {
 }
 
 impl Decoder {
-    /// Reads a model: a directory as [`Self::from_directory`] does, or a GGUF file as [`Self::from_gguf`] does. With a
-    /// base, which [`locate_base`](crate::locate_base) finds, `model` is the directory of its adapters, which then
-    /// train. `meter` counts the bytes of the weights.
-    ///
-    /// # Errors
-    /// Those of these functions, and of [`Self::with_adapter`].
-    pub fn load(model: &Path, base: Option<&Path>, meter: &Meter) -> Result<Self, ModelError> {
-        if let Some(base) = base {
-            return Self::load(base, None, meter)?.with_adapter(model);
-        }
-        if GgufFile::is_named(model) && model.is_file() {
-            return Self::from_gguf(model, meter);
-        }
-        Self::from_directory_metered(model, meter)
-    }
-
     /// Reads a Hugging Face checkpoint: `config.json` with `model.safetensors` or shards and their index. F32, BF16 and
     /// F16 weights become f32; each tensor is read directly into its place. Experts may be stored one by one or stacked
     /// as in transformers 5, and the embedding of a tied model may be stored under the name of the head. Of a Gemma 3 with
@@ -98,7 +81,10 @@ impl Decoder {
         Self::from_directory_metered(directory, &Meter::default())
     }
 
-    fn from_directory_metered(directory: &Path, meter: &Meter) -> Result<Self, ModelError> {
+    pub(crate) fn from_directory_metered(
+        directory: &Path,
+        meter: &Meter,
+    ) -> Result<Self, ModelError> {
         if let Some(help) = forms::in_directory(directory) {
             return Err(ModelError::NotFound { model: directory.to_owned(), help });
         }

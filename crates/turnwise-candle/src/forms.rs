@@ -5,9 +5,10 @@ use std::{fs, io};
 
 use serde_json::Value;
 
-use crate::checkpoint::{CONFIG, WEIGHTS, has_weights, read_object};
+use crate::checkpoint::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, WEIGHTS, has_weights, read_object,
+};
 use crate::error::brief;
-use crate::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 
 /// Explains what a directory contains instead of weights or other files of a model; `None` if it has weights, or
 /// nothing known.

@@ -29,6 +29,7 @@ mod hub;
 mod initial;
 mod layout;
 mod learner;
+mod loading;
 mod lora;
 mod memory;
 mod numbers;

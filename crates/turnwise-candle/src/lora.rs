@@ -6,7 +6,6 @@ use std::path::Path;
 
 use candle_core::{Tensor, Var};
 use peft::Peft;
-pub(crate) use peft::{CONFIG as ADAPTER_CONFIG, WEIGHTS as ADAPTER_WEIGHTS};
 
 use crate::checkpoint::Precision;
 use crate::decoder::Parameter;

@@ -53,6 +53,9 @@ pub fn main(registry: Registry) -> process::ExitCode {
     turnwise_run::keep_products_together();
     let arguments = parse();
     log::to_stderr();
+    if let Some(state) = state_directory() {
+        turnwise_run::form::remember_trust_in(state.join("trusted_templates"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(Box::pin(run(arguments.command, &registry))),
@@ -68,9 +71,17 @@ pub fn main(registry: Registry) -> process::ExitCode {
     process::ExitCode::from(code as u8)
 }
 
+/// Returns the directory of what the command remembers from run to run.
+fn state_directory() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let state = set("XDG_STATE_HOME").map(PathBuf::from);
+    let state = state.or_else(|| Some(PathBuf::from(set("HOME")?).join(".local/state")))?;
+    Some(state.join("turnwise"))
+}
+
 /// Parses the arguments; the help uses the name that the program was started with.
 fn parse() -> Arguments {
-    let name = std::env::args_os().next().map(std::path::PathBuf::from);
+    let name = std::env::args_os().next().map(PathBuf::from);
     let name = name.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     let command = match name {
         Some(name) => Arguments::command().bin_name(name),

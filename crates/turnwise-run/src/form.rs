@@ -27,6 +27,7 @@ use files::Templates;
 pub(crate) use model_files::ModelFiles;
 use spoken::Own;
 pub use spoken::Spoken;
+pub use trust::remember_trust_in;
 
 /// The chat forms by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -5,14 +5,14 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use turnwise_rollout::Meter;
 
-use crate::checkpoint::{Piece, Precision, Tensors, read_object, write_json, write_tensors};
+use crate::checkpoint::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, Piece, Precision, Tensors, read_object, write_json,
+    write_tensors,
+};
 use crate::error::brief;
 use crate::layout::{Spec, specs};
 use crate::numbers::host_numbers;
 use crate::{Decoder, DecoderConfig, LoraSettings, LoraTarget, ModelError};
-
-pub(crate) const CONFIG: &str = "adapter_config.json";
-pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Options of PEFT that change the computation, with their neutral values.
 const PLAIN: [(&str, &[&str]); 20] = [
@@ -63,14 +63,15 @@ pub(crate) struct Peft {
 impl Peft {
     /// Reads an adapter for a model with this configuration.
     pub(crate) fn read(directory: &Path, config: &DecoderConfig) -> Result<Self, ModelError> {
-        let path = directory.join(CONFIG);
+        let path = directory.join(ADAPTER_CONFIG);
         let json = read_object(&path)?;
         let settings = settings(&json)
             .map_err(|reason| ModelError::BadAdapter(format!("{} {reason}", path.display())))?;
         settings.validate(config)?;
         let specs = specs(config, Some(&settings));
         let specs: Vec<Spec> = specs.into_iter().filter(|spec| spec.role.is_adapter()).collect();
-        let loaded = Tensors::in_file(&directory.join(WEIGHTS))?.read(&specs, &Meter::default())?;
+        let loaded =
+            Tensors::in_file(&directory.join(ADAPTER_WEIGHTS))?.read(&specs, &Meter::default())?;
         Ok(Self { settings, values: loaded.into_iter().map(|loaded| loaded.values).collect() })
     }
 }
@@ -95,8 +96,8 @@ impl Decoder {
             adapter: None,
             precision: Precision::Single,
         });
-        write_tensors(&directory.join(WEIGHTS), pieces, &Meter::default())?;
-        write_json(&directory.join(CONFIG), &to_json(settings, self))
+        write_tensors(&directory.join(ADAPTER_WEIGHTS), pieces, &Meter::default())?;
+        write_json(&directory.join(ADAPTER_CONFIG), &to_json(settings, self))
     }
 
     /// Attaches adapters that [`Self::save_adapter`] or PEFT wrote for this model.

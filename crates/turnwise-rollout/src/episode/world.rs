@@ -57,21 +57,24 @@ impl Call {
         }
     }
 
-    async fn make(self, environment: &mut dyn Environment) -> Result<Answer, EnvironmentError> {
+    async fn make(
+        self,
+        environment: &mut dyn Environment,
+    ) -> Result<WorldAnswer, EnvironmentError> {
         match self {
-            Self::Reset(seed) => environment.reset(seed).await.map(Answer::Observation),
-            Self::Step(action) => environment.step(*action).await.map(Answer::Step),
+            Self::Reset(seed) => environment.reset(seed).await.map(WorldAnswer::Observation),
+            Self::Step(action) => environment.step(*action).await.map(WorldAnswer::Step),
         }
     }
 }
 
-enum Answer {
+enum WorldAnswer {
     Observation(Observation),
     Step(Step),
 }
 
 /// The result of a call that returned: the answer, an error, or a panic.
-type Returned = Result<Result<Answer, EnvironmentError>, String>;
+type Returned = Result<Result<WorldAnswer, EnvironmentError>, String>;
 
 impl World {
     pub(super) fn new(environment: Box<dyn Environment>, identity: &Identity) -> Self {
@@ -106,8 +109,8 @@ impl World {
     ) -> Result<Observation, Outcome> {
         self.connect()?;
         match self.call(Call::Reset(seed), deadline, limit).await? {
-            Answer::Observation(observation) => Ok(observation),
-            Answer::Step(_) => unreachable!("a reset answers with an observation"),
+            WorldAnswer::Observation(observation) => Ok(observation),
+            WorldAnswer::Step(_) => unreachable!("a reset answers with an observation"),
         }
     }
 
@@ -118,8 +121,8 @@ impl World {
         limit: Duration,
     ) -> Result<Step, Outcome> {
         match self.call(Call::Step(Box::new(action)), deadline, limit).await? {
-            Answer::Step(step) => Ok(step),
-            Answer::Observation(_) => unreachable!("a step answers with a step"),
+            WorldAnswer::Step(step) => Ok(step),
+            WorldAnswer::Observation(_) => unreachable!("a step answers with a step"),
         }
     }
 
@@ -182,7 +185,7 @@ impl World {
         call: Call,
         deadline: Deadline,
         limit: Duration,
-    ) -> Result<Answer, Outcome> {
+    ) -> Result<WorldAnswer, Outcome> {
         let is_blocking = self.ask("is_blocking", |environment| environment.is_blocking())?;
         let Some(mut kept) = self.kept.take() else { return Err(gone()) };
         let name = call.name();

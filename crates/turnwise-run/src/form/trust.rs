@@ -1,8 +1,9 @@
 //! Which chat templates are trusted: a template is a program, and decides what a model reads.
 
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
+use std::sync::OnceLock;
 
 use turnwise_chat::{Trust, template_hash};
 
@@ -30,8 +31,8 @@ pub(super) fn trusted(
     trust: Option<&str>,
     trusting: &str,
 ) -> Result<Trust, Failure> {
-    let place = remembered_at();
-    let remembered = place.as_deref().and_then(|place| fs::read_to_string(place).ok());
+    let place = STORE.get();
+    let remembered = place.and_then(|place| fs::read_to_string(place).ok());
     let is_remembered = |hash: &str| {
         remembered.as_deref().is_some_and(|text| text.lines().any(|line| line == hash))
     };
@@ -42,7 +43,7 @@ pub(super) fn trusted(
     let what = match trust {
         Some(hash) if templates.has(hash) => {
             if let Some(place) = place.filter(|_| !is_remembered(hash)) {
-                remember(&place, hash);
+                remember(place, hash);
             }
             return Ok(Trust::Hash(hash.to_owned()));
         }
@@ -57,15 +58,17 @@ pub(super) fn trusted(
             directory.display()
         ),
     };
-    let help = format!("read it, then  {trusting}{}  (once: it is remembered)", templates.hash());
+    let help = format!("read it, then  {trusting}{}", templates.hash());
     Err(Failure::refused(what).help(help))
 }
 
-/// Returns the file of the hashes that the user has trusted.
-fn remembered_at() -> Option<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let state = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?;
-    Some(state.join("turnwise/trusted_templates"))
+/// The file of the hashes that the user has trusted, if the program keeps one.
+static STORE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Keeps the hashes of trusted templates in a file, from which later processes read them. Without it, a template that is
+/// not published is refused each time that its hash is not given. The first call of a process counts.
+pub fn remember_trust_in(file: PathBuf) {
+    let _ = STORE.set(file);
 }
 
 /// Appends a hash. Where the file cannot be written, the hash is asked for again.
