@@ -49,6 +49,23 @@ pub(crate) enum Command {
     },
     /// Measure a model's success on held-out tasks
     Eval(EvalArguments),
+    /// Say whether a run learned, and what is wrong with it: most important first, each with its evidence and the
+    /// setting to change
+    ///
+    /// Reads the files of the run alone, also while it goes on or after it was killed. The exit code is 0 if nothing is
+    /// wrong, 1 if there are findings, and 2 if the directory holds no run that can be read.
+    Doctor {
+        /// The run directory
+        run_dir: PathBuf,
+        /// Print the verdict and the findings as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print conversations of a run as chat, with rewards and faults of each turn
+    ///
+    /// `show` is for people: it picks episodes and prints what was said. `render` is for tokens: it prints one recorded
+    /// trajectory or one conversation token by token, as the model sees it.
+    Show(ShowArguments),
     /// Print the log-probability of each token after the first, for lines of {"ids": […]}
     Score {
         /// A Hugging Face model directory, or the name of a model in the Hugging Face cache
@@ -61,7 +78,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DEVICE", default_value_t)]
         device: Device,
     },
-    /// Print the tokens of a conversation or of a recorded trajectory, as the model sees them
+    /// Print the tokens of a conversation or of a recorded trajectory, as the model sees them; `show` prints the text
     Render(RenderArguments),
     /// List environments, check one against its contract, or create a new one
     Env {
@@ -266,6 +283,34 @@ impl EvalArguments {
         overrides.extend(self.overrides.iter().cloned());
         overrides
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArguments {
+    /// The run directory
+    pub(crate) run_dir: PathBuf,
+    /// Show the episodes with the highest reward
+    #[arg(long)]
+    pub(crate) best: bool,
+    /// Show the episodes with the lowest reward
+    #[arg(long)]
+    pub(crate) worst: bool,
+    /// Show episodes that ran into a limit or broke, or in which the environment could not read a turn; those with the
+    /// most such turns first
+    #[arg(long)]
+    pub(crate) failed: bool,
+    /// Take training episodes of this step, counted from 1; by default those of the newest evaluation
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) step: Option<u64>,
+    /// Take the episodes of this evaluation: `before`, `after`, or one on the way, such as `step-000100`
+    #[arg(long, value_name = "WHEN", conflicts_with = "step")]
+    pub(crate) eval: Option<String>,
+    /// Show this task alone, by its key or its number
+    #[arg(long, value_name = "KEY")]
+    pub(crate) task: Option<String>,
+    /// The number of episodes of each kind
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) n: usize,
 }
 
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@
 mod arguments;
 mod bench;
 mod curve;
+mod doctor;
 mod environments;
 mod evaluate;
 mod interrupt;
@@ -17,6 +18,7 @@ mod play;
 mod render;
 mod score;
 mod screen;
+mod show;
 mod simulate;
 
 use std::io::{self, Write};
@@ -109,6 +111,8 @@ async fn run(command: Command, registry: &Registry) -> Result<(), Failure> {
         }
         Command::Config { settings, model } => print_config(&settings, model.as_deref(), registry),
         Command::Eval(arguments) => evaluate::evaluate(&arguments, registry).await,
+        Command::Doctor { run_dir, json } => doctor::doctor(&run_dir, json),
+        Command::Show(arguments) => show::show(&arguments),
         Command::Render(arguments) => render::render(&arguments).await,
         Command::Score { model, input, device } => score::score(&model, &input, device).await,
         Command::Env { command: EnvCommand::List } => {

@@ -5,7 +5,7 @@
 mod block;
 mod figures;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod history;
 mod paint;
 mod sample;
@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::time::Duration;
 
-use turnwise_run::{Observer, Plan, text};
+use turnwise_run::{BeforeAfter, Observer, Plan, text};
 use turnwise_training::StepReport;
 
 use block::block;
@@ -56,6 +56,8 @@ pub(crate) struct Screen<W: Write> {
     /// Seconds of the run since the block was drawn.
     since_drawn_s: f64,
     is_closed: bool,
+    /// The lines of an episode before and after training, for the end of the screen.
+    compared: Vec<String>,
 }
 
 impl<W: Write> Screen<W> {
@@ -71,6 +73,7 @@ impl<W: Write> Screen<W> {
             n_drawn: 0,
             since_drawn_s: f64::INFINITY,
             is_closed: false,
+            compared: Vec::new(),
         }
     }
 }
@@ -173,9 +176,16 @@ impl<W: Write + Send> Observer for Screen<W> {
         }
     }
 
+    /// Keeps the comparison for the end of the screen, where it stands above the last lines.
+    fn compared(&mut self, before_after: &BeforeAfter) {
+        self.compared = before_after.lines(self.style.width());
+    }
+
     /// Ends the screen. The block stays; `Json` prints nothing more, because its lines are for programs.
     fn finish(&mut self, lines: &[String]) {
-        let lines: Vec<String> = lines.iter().flat_map(|line| text::lines(line)).collect();
+        let lines = lines.iter().flat_map(|line| text::lines(line));
+        let lines: Vec<String> =
+            std::mem::take(&mut self.compared).into_iter().chain(lines).collect();
         match self.style {
             Style::Live { .. } => {
                 self.phase = None;

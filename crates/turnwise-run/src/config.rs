@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use changes::{Change, changes};
-pub(crate) use choices::{auto_clip, credit, objective};
+pub(crate) use choices::{auto_clip, clip_range, credit, objective};
 pub(crate) use defaults::reasons;
 pub use listing::listing;
 pub use schema::{
@@ -22,6 +22,7 @@ pub use schema::{
     ExampleMessage, ExampleRole, Log, Model, ObjectiveChoice, PromptText, Rollout, Run, Train,
     WarmStart,
 };
+pub(crate) use schema::{ClipRule, ObjectiveName};
 use toml_edit::{Document, Item, TableLike, Value, de};
 use turnwise_training::read_plain;
 use validate::{Impossible, validate};

@@ -5,14 +5,18 @@
 //! A program trains with a few calls: settings from [`load`], environments from a [`Registry`], and [`train`] with an
 //! [`Observer`] that follows the run. The command adds arguments, signals and a terminal.
 
-mod advice;
 mod agent;
+mod before_after;
+pub mod chat;
 pub mod config;
 mod constraint;
+pub mod doctor;
 mod engine;
 mod estimate;
 mod evaluate;
 mod failure;
+#[cfg(test)]
+mod fixture;
 pub mod form;
 mod observer;
 mod opponent;
@@ -25,7 +29,9 @@ mod threads;
 mod train;
 mod watch;
 
+pub use before_after::BeforeAfter;
 pub use config::{Config, Loaded, load};
+pub use doctor::{Diagnosis, diagnose};
 #[cfg(feature = "gguf")]
 pub use engine::keep_products_together;
 pub use evaluate::{Evaluating, evaluate};

@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use turnwise_training::StepReport;
 
+use crate::BeforeAfter;
+
 /// Follows a run in progress: a screen, a log, a notebook.
 ///
 /// Every method does nothing by default. A run calls the methods in the order of the events, and waits for each.
@@ -48,6 +50,12 @@ pub trait Observer: Send {
     /// Called with a text to keep: an evaluation, or a warning (which begins with `!`).
     fn note(&mut self, text: &str) {
         let _ = text;
+    }
+
+    /// Called once before the end of a finished run, with a held-out episode as the starting policy and as the trained
+    /// one played it, if the run kept one.
+    fn compared(&mut self, before_after: &BeforeAfter) {
+        let _ = before_after;
     }
 
     /// Called once, when the run ends or stops, with its final lines.

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use turnwise_candle::CandleLearner;
 use turnwise_rollout::StopSignal;
 use turnwise_training::{
-    Checkpoint, CheckpointError, Checkpoints, Decay, Learner, RunDirectory, SuccessRate, Summary,
-    read_plain, verify_weights,
+    Checkpoint, CheckpointError, Checkpoints, Decay, EvaluationRecord, Learner, RunDirectory,
+    SuccessRate, Summary, read_plain, verify_weights,
 };
 
 use crate::config::{self, Change, Config, Loaded};
@@ -94,7 +94,7 @@ async fn go_on(
     run.directory
         .write_event("resume", Map::from_iter([("step".to_owned(), json!(newest.step))]))?;
     let before = recall(path, &mut run);
-    run.finish(trainer, before).await.map(Some)
+    Box::pin(run.finish(trainer, before)).await.map(Some)
 }
 
 /// Returns the newest checkpoint whose files still match its manifest.
@@ -291,10 +291,10 @@ async fn reopen(
 /// Reads the success before training; a run is resumed without it if the file was lost.
 fn recall(path: &Path, run: &mut RunLoop<'_>) -> Option<SuccessRate> {
     let path = path.join(BEFORE);
-    let read = read_plain(&path, 1 << 16)
+    let read = read_plain(&path, 1 << 28)
         .and_then(|json| serde_json::from_slice(&json).map_err(std::io::Error::from));
     match read {
-        Ok(before) => Some(before),
+        Ok(EvaluationRecord { success, .. }) => Some(success),
         Err(error) => {
             run.observer.note(&format!(
                 "! {} cannot be read, so that the summary has no success before training: {error}",

@@ -8,12 +8,14 @@ use turnwise_candle::CandleLearner;
 use turnwise_environment::{Random, derive_seed};
 use turnwise_rollout::{Meter, RolloutError, StopSignal};
 use turnwise_training::{
-    Checkpoints, Demonstration, Evaluation, Learner, Row, RunDirectory, Schedule, StepReport,
-    SuccessRate, Summary, TrainError, Trainer, Update, evaluate, imitate_step, save_weights,
+    Checkpoints, Demonstration, Evaluation, EvaluationRecord, Learner, Row, RunDirectory, RunState,
+    Schedule, StepReport, SuccessRate, Summary, TrainError, Trainer, Update, evaluate,
+    imitate_step, save_weights,
 };
 
-use crate::advice::{Advice, StepMetrics};
+use crate::before_after::BeforeAfter;
 use crate::config::reasons;
+use crate::doctor::{self, Attendance, Diagnosis, Finding, StepMetrics, Verdict};
 use crate::estimate;
 use crate::failure::{ExitCode, Failure};
 use crate::observer::{Observer, Plan};
@@ -29,13 +31,17 @@ pub(crate) struct RunLoop<'a> {
     pub observer: &'a mut dyn Observer,
     stop: StopSignal,
     started: Instant,
-    advice: Advice,
+    attendance: Attendance,
     /// The step of the checkpoint that equals the trainer's state, if there is one.
     saved: Option<u64>,
 }
 
-/// The file with the success before training, for a process that resumes the run.
+/// The file with the evaluation before training, for a process that resumes the run.
 pub(crate) const BEFORE: &str = "eval-before.json";
+/// The file with a held-out episode before and after training, as text.
+const BEFORE_AFTER: &str = "before-after.txt";
+/// The width of that text.
+const TEXT_WIDTH: usize = 100;
 /// The directory of the reference policy's weights, in a run with a KL penalty.
 pub(crate) const REFERENCE: &str = "reference";
 /// The most demonstrations that are played; a longer warm start reuses them.
@@ -66,8 +72,8 @@ impl<'a> RunLoop<'a> {
         header.extend(estimate::header(&session, directory.path()));
         observer.begin(&Plan { header, steps: config.run.steps });
         let checkpoints = directory.checkpoints(config.log.keep_checkpoints);
-        let advice = Advice::default();
-        Self { session, directory, checkpoints, observer, stop, started, advice, saved: None }
+        let attendance = Attendance::new(session.config.clone());
+        Self { session, directory, checkpoints, observer, stop, started, attendance, saved: None }
     }
 
     /// Imitates the expert, so that the policy learns the form and some of the skill.
@@ -142,6 +148,7 @@ impl<'a> RunLoop<'a> {
             return Ok(None);
         };
         let success = evaluation.success;
+        self.directory.write_evaluation(when, &EvaluationRecord::from(&evaluation))?;
         let n = self.session.config.log.rollouts_per_step;
         let mut lines = Vec::new();
         for trajectory in evaluation.trajectories.iter().take(n) {
@@ -153,7 +160,7 @@ impl<'a> RunLoop<'a> {
         Ok(Some(evaluation))
     }
 
-    /// Measures success before training and saves it, because a resumed run cannot measure it again. Also estimates the
+    /// Measures success before training, which is saved because a resumed run cannot measure it again. Also estimates the
     /// time of a step.
     pub(crate) async fn evaluate_before(
         &mut self,
@@ -168,20 +175,17 @@ impl<'a> RunLoop<'a> {
         if let Some(said) = estimate::step_time(config, learner, played, seconds).await? {
             self.observer.note(&said);
         }
-        let before = evaluation.success;
-        let json = serde_json::to_string(&before).map_err(|error| Failure::runtime(&error))?;
-        self.directory.write(BEFORE, &json)?;
-        Ok(before)
+        Ok(evaluation.success)
     }
 
     /// Continues from a checkpoint: reads the metrics that earlier processes logged up to it.
     pub(crate) fn goes_on_at(&mut self, step: u64) -> Result<(), Failure> {
         self.saved = Some(step);
         let mut n_found = 0;
-        for row in self.directory.metrics()? {
+        for row in self.directory.files()?.metrics()? {
             if row["step"].as_u64().is_some_and(|of_row| of_row < step) {
                 n_found += 1;
-                self.advice.read(&StepMetrics::of_row(&row), &self.session.config);
+                self.attendance.read(StepMetrics::of_row(&row));
             }
         }
         if n_found < step {
@@ -241,10 +245,12 @@ impl<'a> RunLoop<'a> {
         self.directory.write_metrics(report)?;
         self.directory.write_rollouts(report, self.session.config.log.rollouts_per_step)?;
         self.observer.step(report);
-        let step = StepMetrics::measured(report.step, &report.metrics);
-        for alarm in self.advice.read(&step, &self.session.config) {
-            self.observer.note(&format!("! {alarm}"));
-            self.event("alarm", &json!({"step": report.step, "text": alarm}))?;
+        for finding in
+            self.attendance.read(StepMetrics::measured(report.step, report.metrics.clone()))
+        {
+            self.observer.note(&finding.lines().join("\n"));
+            let text = finding.sentence();
+            self.event("alarm", &json!({"step": report.step, "rule": finding.rule, "text": text}))?;
         }
         let done = trainer.next_step();
         if self.is_due(self.session.config.log.checkpoint_every, done) {
@@ -328,30 +334,50 @@ impl<'a> RunLoop<'a> {
         after: SuccessRate,
     ) -> Result<Summary, Failure> {
         let seconds = self.started.elapsed().as_secs_f64();
-        let warnings = Advice::of_run(&self.directory.metrics()?, &self.session.config);
-        let summary =
-            Summary { eval_before: before, eval_after: after, seconds, warnings: warnings.clone() };
+        let files = self.directory.files()?;
+        let diagnosis = doctor::examine(&files, self.session.config.clone(), RunState::Finished);
+        let summary = Summary {
+            eval_before: before,
+            eval_after: after,
+            difference: diagnosis.verdict.map(Verdict::change),
+            verdict: diagnosis.verdict.map(|verdict| verdict.to_string()),
+            seconds,
+            warnings: diagnosis.findings.iter().map(Finding::sentence).collect(),
+        };
         self.directory.write_summary(&summary)?;
+        if let Some(before_after) = BeforeAfter::of_run(&files) {
+            let text = before_after.lines(TEXT_WIDTH).join("\n") + "\n";
+            self.directory.write(BEFORE_AFTER, &text)?;
+            self.observer.compared(&before_after);
+        }
         self.event("end", &json!({"step": step}))?;
+        let lines = self.last_lines(&summary, &diagnosis)?;
+        self.observer.finish(&lines);
+        Ok(summary)
+    }
+
+    /// Returns the last lines of the screen: the verdict, the findings, and what to do next.
+    fn last_lines(&self, summary: &Summary, diagnosis: &Diagnosis) -> Result<Vec<String>, Failure> {
         let path = self.directory.path().display().to_string();
         let newest =
             self.checkpoints.newest()?.map_or_else(PathBuf::new, |checkpoint| checkpoint.directory);
-        let mut lines = vec![format!(
-            "held-out success {} -> {}   in {seconds:.0} s",
-            before.as_ref().map_or_else(|| "unknown".to_owned(), percent),
-            percent(&after)
-        )];
-        lines.extend(warnings.iter().map(|warning| format!("! {warning}")));
+        let mut lines: Vec<String> = summary.verdict.iter().cloned().collect();
+        lines.push(format!(
+            "held-out success {} -> {}   in {:.0} s",
+            summary.eval_before.as_ref().map_or_else(|| "unknown".to_owned(), percent),
+            percent(&summary.eval_after),
+            summary.seconds
+        ));
+        lines.extend(diagnosis.findings.iter().flat_map(Finding::lines));
         lines.push(format!("log    {path}"));
         // If a run could not learn, its conversations say more than another evaluation.
-        lines.push(if warnings.is_empty() {
+        lines.push(if diagnosis.findings.is_empty() {
             format!("next   turnwise eval --model {} --json", newest.display())
         } else {
-            format!("next   turnwise render --rollout {path}/eval-after.jsonl")
+            format!("next   turnwise show {path}")
         });
         lines.push(format!("       turnwise play {}", self.session.suite.name()));
-        self.observer.finish(&lines);
-        Ok(summary)
+        Ok(lines)
     }
 
     fn event(&mut self, name: &str, details: &Value) -> Result<(), Failure> {

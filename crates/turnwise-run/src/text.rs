@@ -69,6 +69,40 @@ pub fn fit(text: &str, width: usize) -> String {
     if width == 0 { kept } else { kept + "…" }
 }
 
+/// Breaks a line into parts of at most `width` columns, at spaces where possible. An empty line is one empty part.
+///
+/// ```
+/// use turnwise_run::text::wrap;
+///
+/// assert_eq!(wrap("find the number", 8), ["find the", "number"]);
+/// assert_eq!(wrap("0123456789", 4), ["0123", "4567", "89"]);
+/// ```
+#[must_use]
+pub fn wrap(line: &str, width: usize) -> Vec<String> {
+    let (mut parts, mut part, mut taken) = (Vec::new(), String::new(), 0);
+    for character in line.chars() {
+        let wide = character.width().unwrap_or(0);
+        if taken + wide > width && taken > 0 {
+            // A word that began on this part moves to the next one, unless it fills the part.
+            let rest = match part.rfind(' ').filter(|_| character != ' ') {
+                Some(space) => part.split_off(space),
+                None => String::new(),
+            };
+            parts.push(part.trim_end().to_owned());
+            rest.trim_start().clone_into(&mut part);
+            taken = columns(&part);
+        }
+        if character != ' ' || taken > 0 || parts.is_empty() {
+            part.push(character);
+            taken += wide;
+        }
+    }
+    if !part.trim_end().is_empty() || parts.is_empty() {
+        parts.push(part.trim_end().to_owned());
+    }
+    parts
+}
+
 /// Formats a duration, as in `0:29`, or `1:02:03` from an hour on.
 #[must_use]
 pub fn clock(seconds: f64) -> String {
@@ -124,6 +158,19 @@ mod tests {
         assert_eq!(fit("数字は", 5), "数字…");
         assert_eq!(fit("数字は", 4), "数…");
         assert_eq!(columns("e\u{301}🎲"), 3);
+    }
+
+    #[test]
+    fn wrapped_lines_fit_and_keep_their_words() {
+        let text = "  The order 17 ships on Monday, unless 数字は違います and e\u{301}.";
+        for width in 2..60 {
+            let parts = wrap(text, width);
+            assert!(parts.iter().all(|part| columns(part) <= width), "{width}: {parts:?}");
+            let letters = |text: &str| text.chars().filter(|c| *c != ' ').collect::<String>();
+            assert_eq!(letters(&parts.concat()), letters(text), "{width}");
+        }
+        assert_eq!(wrap("", 8), [""]);
+        assert_eq!(wrap("  indented", 20), ["  indented"]);
     }
 
     #[test]

@@ -91,7 +91,7 @@ async fn begin(
     let before = run.evaluate_before(&mut learner).await?;
     let mut trainer = run.session.trainer(learner, path)?;
     run.checkpoint(&mut trainer).await?;
-    run.finish(trainer, Some(before)).await
+    Box::pin(run.finish(trainer, Some(before))).await
 }
 
 async fn check_gradients(

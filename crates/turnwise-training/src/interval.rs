@@ -44,7 +44,14 @@ impl SuccessRate {
     }
 }
 
-fn wilson(rate: f64, n: f64) -> (f64, f64) {
+/// Returns Wilson's 95 % score interval of a rate over `n` independent observations.
+///
+/// ```
+/// let (low, high) = turnwise_training::wilson(0.5, 100.0);
+/// assert!((low - 0.404).abs() < 1e-3 && (high - 0.596).abs() < 1e-3);
+/// ```
+#[must_use]
+pub fn wilson(rate: f64, n: f64) -> (f64, f64) {
     let centre = (rate + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
     let half = Z / (1.0 + Z * Z / n) * (rate * (1.0 - rate) / n + Z * Z / (4.0 * n * n)).sqrt();
     // At the ends the exact bound is the rate itself; rounding must not exclude it.

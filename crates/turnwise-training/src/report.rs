@@ -2,7 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use turnwise_objective::{Clip, Metrics};
 use turnwise_rollout::{Group, Iteration};
-use turnwise_trajectory::{Outcome, PolicyVersion, SampledToken, SampledTokens, Trajectory};
+use turnwise_trajectory::{
+    Limit, Outcome, PolicyVersion, SampledToken, SampledTokens, StopReason, Trajectory, Turn,
+};
 
 use crate::credit::has_equal_rewards;
 use crate::metric::{self, Metric, MetricValues};
@@ -202,14 +204,21 @@ impl StepReport {
             metric::REWARD_STD,
             mean(rewards.iter().map(|reward| (reward - mean_reward).powi(2))).sqrt(),
         );
-        let share = |of: &dyn Fn(&Trajectory) -> bool| {
-            mean(scored.iter().map(|member| f64::from(u8::from(of(member)))))
-        };
-        metrics.set(metric::SUCCESS_RATE, share(&|member| member.solved));
+        let share = |of: fn(&Trajectory) -> bool| share_of(scored.iter().copied(), of);
+        metrics.set(metric::SUCCESS_RATE, share(|member| member.solved));
         metrics.set(
             metric::TRUNCATED_FRAC,
-            share(&|member| matches!(member.outcome, Outcome::Truncated(_))),
+            share(|member| matches!(member.outcome, Outcome::Truncated(_))),
         );
+        metrics.set(
+            metric::CONTEXT_FRAC,
+            share(|member| matches!(member.outcome, Outcome::Truncated(Limit::Context))),
+        );
+        let share_of_turns =
+            |of: fn(&Turn) -> bool| share_of(scored.iter().flat_map(|member| &member.turns), of);
+        let is_cut = |turn: &Turn| turn.stop == StopReason::MaxTokens;
+        metrics.set(metric::CUT_TURNS_FRAC, share_of_turns(is_cut));
+        metrics.set(metric::MALFORMED_TURNS_FRAC, share_of_turns(|turn| turn.faults > 0));
         metrics
             .set(metric::TURNS_MEAN, mean(scored.iter().map(|member| member.turns.len() as f64)));
         metrics
@@ -218,20 +227,19 @@ impl StepReport {
         metrics.set(metric::ENTROPY, mean(logprobs.map(|token| -f64::from(token.logprob))));
         // A seat on which nobody acted has no scored member, and says nothing.
         let groups = groups.iter().filter(|group| group.scored().next().is_some());
-        let of_groups = |of: &dyn Fn(&Group) -> bool| {
-            mean(groups.clone().map(|group| f64::from(u8::from(of(group)))))
-        };
+        let groups = groups.copied();
+        let of_groups = |of: fn(&Group) -> bool| share_of(groups.clone(), of);
         metrics.set(
             metric::MIXED_FRAC,
-            of_groups(&|group| !has_equal_rewards(&group.scored().collect::<Vec<_>>())),
+            of_groups(|group| !has_equal_rewards(&group.scored().collect::<Vec<_>>())),
         );
         metrics.set(
             metric::SOLVED_FRAC,
-            of_groups(&|group| group.scored().all(|member| member.solved)),
+            of_groups(|group| group.scored().all(|member| member.solved)),
         );
         metrics.set(
             metric::NONE_SOLVED_FRAC,
-            of_groups(&|group| !group.scored().any(|member| member.solved)),
+            of_groups(|group| !group.scored().any(|member| member.solved)),
         );
     }
 
@@ -270,6 +278,11 @@ fn metric_of(reason: DropReason) -> Metric {
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, n) = values.fold((0.0, 0_usize), |(sum, n), value| (sum + value, n + 1));
     sum / n as f64
+}
+
+/// Returns the share of items with a property; NaN without items.
+fn share_of<'a, T: 'a>(items: impl Iterator<Item = &'a T>, has: impl Fn(&T) -> bool) -> f64 {
+    mean(items.map(|item| f64::from(u8::from(has(item)))))
 }
 
 /// Replaces NaN by 0, for means over the trained tokens of a step without any.

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,10 +6,13 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use turnwise_trajectory::write_line;
 
-use crate::disk::{open_plain, read_plain};
+use crate::disk::open_plain;
 use crate::json_lines::JsonLines;
 use crate::manifest::entries;
-use crate::{Checkpoints, StepReport, SuccessRate, credit_records};
+use crate::{
+    Checkpoints, EvaluationRecord, RunFiles, StepReport, SuccessDifference, SuccessRate,
+    credit_records,
+};
 
 /// The files of a run. The log format is the interface: a viewer of runs only reads these files.
 ///
@@ -19,7 +21,9 @@ use crate::{Checkpoints, StepReport, SuccessRate, credit_records};
 /// metrics.jsonl   one object for each step      events.jsonl  start, checkpoint, resume, end
 /// rollouts/       trajectories, a file a step   credit/       what their advantages are made of, line for line
 /// checkpoints/    model directories with optimiser and trainer state
+/// eval-*.json     success and scores            eval-*.jsonl  some of the episodes of an evaluation
 /// summary.json    before and after              lock          held while a process runs
+/// before-after.txt  a held-out episode as the starting policy and as the trained one played it
 /// tool_calls.jsonl  calls of tools that are not idempotent, so that a resumed run makes none twice
 /// ```
 #[derive(Debug)]
@@ -40,9 +44,13 @@ pub struct Summary {
     pub eval_before: Option<SuccessRate>,
     /// Held-out success at the end.
     pub eval_after: SuccessRate,
+    /// The change from the first to the last evaluation.
+    pub difference: Option<SuccessDifference>,
+    /// The change in words.
+    pub verdict: Option<String>,
     /// Wall time, in seconds.
     pub seconds: f64,
-    /// Warnings as sentences; empty for a run without warnings.
+    /// What is wrong with the run, as sentences, most important first; empty for a run without findings.
     pub warnings: Vec<String>,
 }
 
@@ -118,19 +126,15 @@ impl RunDirectory {
     /// # Errors
     /// If the file cannot be read.
     pub fn events(&self) -> Result<Vec<Value>, RunDirectoryError> {
-        read_lines(&self.path.join(EVENTS))
+        self.files()?.events()
     }
 
-    /// Returns the metrics of every step in `metrics.jsonl`, in order and without damaged lines. If a step was repeated
-    /// after a resumption, its last line counts.
+    /// Returns the files of the run, for reading.
     ///
     /// # Errors
-    /// If the file cannot be read.
-    pub fn metrics(&self) -> Result<Vec<Value>, RunDirectoryError> {
-        let rows = read_lines(&self.path.join(METRICS))?.into_iter();
-        let steps: BTreeMap<u64, Value> =
-            rows.filter_map(|row| Some((row["step"].as_u64()?, row))).collect();
-        Ok(steps.into_values().collect())
+    /// If they were removed meanwhile.
+    pub fn files(&self) -> Result<RunFiles, RunDirectoryError> {
+        RunFiles::open(&self.path)
     }
 
     /// Returns the path of the directory.
@@ -152,6 +156,19 @@ impl RunDirectory {
     pub fn write(&self, name: &str, content: &str) -> Result<(), RunDirectoryError> {
         let path = self.path.join(name);
         replace(&path, content.as_bytes()).at(&path)
+    }
+
+    /// Writes `eval-NAME.json`: the success and the scores of an evaluation.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_evaluation(
+        &self,
+        name: &str,
+        record: &EvaluationRecord,
+    ) -> Result<(), RunDirectoryError> {
+        let json = serde_json::to_string(record).map_err(io::Error::from).at(&self.path)?;
+        self.write(&format!("eval-{name}.json"), &(json + "\n"))
     }
 
     /// Appends the metrics of a step to `metrics.jsonl`.
@@ -214,19 +231,19 @@ impl RunDirectory {
     }
 }
 
-const METRICS: &str = "metrics.jsonl";
-const EVENTS: &str = "events.jsonl";
-const ROLLOUTS: &str = "rollouts";
+pub(crate) const METRICS: &str = "metrics.jsonl";
+pub(crate) const EVENTS: &str = "events.jsonl";
+pub(crate) const ROLLOUTS: &str = "rollouts";
 const CREDIT: &str = "credit";
 const CHECKPOINTS: &str = "checkpoints";
-const SUMMARY: &str = "summary.json";
-const LOCK: &str = "lock";
+pub(crate) const SUMMARY: &str = "summary.json";
+pub(crate) const LOCK: &str = "lock";
 
 /// A directory with one of these names holds a run, even if the others were lost.
-const OF_A_RUN: [&str; 3] = [METRICS, "run.toml", CHECKPOINTS];
+pub(crate) const OF_A_RUN: [&str; 3] = [METRICS, "run.toml", CHECKPOINTS];
 
 /// Every name that a run may have written before its first checkpoint.
-const OWN: [&str; 11] = [
+const OWN: [&str; 12] = [
     METRICS,
     EVENTS,
     ROLLOUTS,
@@ -238,6 +255,7 @@ const OWN: [&str; 11] = [
     "run.toml",
     "reference",
     "tool_calls.jsonl",
+    "before-after.txt",
 ];
 
 /// Rejects names that JSON and TOML, the formats of a run's files, cannot express.
@@ -268,14 +286,6 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&staging, path)
 }
 
-/// Returns the values of a log line by line. Skips lines that are not JSON, which a failed disk or an edit may have
-/// left.
-fn read_lines(path: &Path) -> Result<Vec<Value>, RunDirectoryError> {
-    let bytes = read_plain(path, u64::MAX).at(path)?;
-    let lines = bytes.split(|byte| *byte == b'\n');
-    Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
-}
-
 /// Converts a value to JSON; a count becomes a whole number.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
@@ -300,7 +310,8 @@ fn lock(path: &Path) -> Result<File, RunDirectoryError> {
     }
 }
 
-trait At<T> {
+/// Adds the path to an error of the file system.
+pub(crate) trait At<T> {
     fn at(self, path: &Path) -> Result<T, RunDirectoryError>;
 }
 
@@ -336,7 +347,7 @@ pub enum RunDirectoryError {
         path: PathBuf,
     },
     /// The directory holds no run.
-    #[error("cannot continue the run in {}: there is none", path.display())]
+    #[error("cannot find a run in {}: it has neither metrics, nor run.toml, nor checkpoints", path.display())]
     NotARun {
         /// The directory.
         path: PathBuf,

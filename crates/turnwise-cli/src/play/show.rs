@@ -3,15 +3,11 @@
 use std::io::{self, Write};
 
 use serde_json::Value;
-use turnwise_environment::{
-    Ending, Message, Observation, Role, Seat, Split, Step, Suite, ToolSpec,
-};
+use turnwise_environment::{Ending, Message, Observation, Seat, Split, Step, Suite, ToolSpec};
 
 use super::{Ended, Game, PlayOutcome, Table};
+use turnwise_run::chat::{SPEAKER, speaker};
 use turnwise_run::text;
-
-/// The width of the speaker's column.
-const WHO: usize = 8;
 
 /// Writes to the player.
 pub(super) struct Shown<W> {
@@ -109,14 +105,9 @@ impl<W: Write> Shown<W> {
     }
 
     fn message(&mut self, message: &Message) -> io::Result<()> {
-        let mut who = match message.role {
-            Role::System => "system",
-            Role::User => "env",
-            Role::Assistant => "agent",
-            Role::Tool => "tool",
-        };
+        let mut who = speaker(message.role);
         for line in text::lines(&message.content) {
-            self.line(format!("{who:WHO$}{line}").trim_end())?;
+            self.line(format!("{who:SPEAKER$}{line}").trim_end())?;
             who = "";
         }
         Ok(())
@@ -126,7 +117,7 @@ impl<W: Write> Shown<W> {
         let mut who = "tools";
         for tool in tools {
             let line = format!("{}  {}", signature(tool), tool.description);
-            self.line(format!("{who:WHO$}{}", text::one_line(&line)).trim_end())?;
+            self.line(format!("{who:SPEAKER$}{}", text::one_line(&line)).trim_end())?;
             who = "";
         }
         Ok(())

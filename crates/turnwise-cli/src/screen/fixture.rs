@@ -60,7 +60,7 @@ pub(super) fn reward_at(step: u64) -> f64 {
 }
 
 /// Returns an episode that finds a number in three turns.
-pub(super) fn episode() -> Trajectory {
+pub(crate) fn episode() -> Trajectory {
     let mut graph = MessageGraph::default();
     let said = ["Guess 1-40 in 6.", "20", "lower", "10", "higher", "15"];
     let mut turns = Vec::new();

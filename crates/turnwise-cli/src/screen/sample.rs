@@ -3,6 +3,7 @@
 use turnwise_environment::{Message, Role};
 use turnwise_trajectory::Trajectory;
 
+use turnwise_run::chat::spoken;
 use turnwise_run::text::{columns, fit, one_line};
 
 /// The most lines of an episode.
@@ -60,14 +61,6 @@ fn conversation(messages: &[Message], width: usize) -> Vec<String> {
     let n_left = N_LINES - lines.len();
     lines.extend(packed(&turns, width, n_left));
     lines
-}
-
-/// Formats the text and the calls of a message.
-fn spoken(message: &Message) -> String {
-    let calls = message.tool_calls.iter().map(|call| format!("{}({})", call.name, call.arguments));
-    let text = Some(message.content.clone()).filter(|text| !text.trim().is_empty());
-    let parts: Vec<String> = text.into_iter().chain(calls).collect();
-    if parts.is_empty() { "(nothing)".to_owned() } else { parts.join(" ") }
 }
 
 /// Packs turns into lines, on at most `n_lines` lines; the last says how many are missing.

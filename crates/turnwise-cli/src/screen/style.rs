@@ -33,6 +33,14 @@ impl Style {
         Self::choose(json, quiet, terminal, |name| std::env::var_os(name))
     }
 
+    /// Returns the width of texts that may wrap: that of the terminal, or the usual one where there is none.
+    pub(crate) fn width(&self) -> usize {
+        match self {
+            Self::Live { width, .. } => *width,
+            Self::Lines | Self::Json | Self::Quiet => DEFAULT_WIDTH,
+        }
+    }
+
     /// Returns the style for standard error.
     pub(crate) fn of_errors() -> Self {
         let terminal = stderr().is_terminal().then(|| width_of(stderr()));

@@ -109,6 +109,24 @@ fn json_is_one_object_for_each_step() {
 }
 
 #[test]
+fn an_episode_before_and_after_stands_above_the_last_lines() {
+    let both =
+        || BeforeAfter { before: super::fixture::episode(), after: super::fixture::episode() };
+    let end = |screen: &mut Screen<&mut Vec<u8>>| {
+        screen.step(&report(0, 0.25));
+        screen.compared(&both());
+        screen.finish(&["it learned".to_owned()]);
+    };
+    let wide = on_terminal(&shown(Style::Live { width: 120, color: false }, end));
+    let beside = wide.iter().position(|row| row.contains("── before") && row.contains("── after"));
+    let last = wide.iter().position(|row| row == "it learned");
+    assert!(beside.is_some() && beside < last, "{wide:?}");
+    let lines = shown(Style::Lines, end);
+    assert!(lines.contains("\n── before: ") && lines.contains("\n── after: "), "{lines}");
+    assert!(!shown(Style::Json, end).contains("before"));
+}
+
+#[test]
 fn quiet_says_only_how_it_ended() {
     assert_eq!(shown(Style::Quiet, act), "✓ 2 steps\n");
 }

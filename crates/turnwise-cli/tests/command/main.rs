@@ -1,6 +1,7 @@
 //! The command as users run it: output, refusals, exit codes.
 
 mod bench;
+mod doctor;
 mod form;
 mod reliability;
 mod render;

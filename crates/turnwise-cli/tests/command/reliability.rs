@@ -414,26 +414,30 @@ fn a_full_disk_is_said_and_the_run_goes_on_when_there_is_room() {
 #[test]
 fn a_run_that_cannot_learn_says_so() {
     let home = Home::new();
-    // An untrained model without warm start never answers in the required form.
-    let more = ["run.steps=6", "warm_start.steps=0", "rollout.tokens_per_step=0"];
+    // Letters are no numbers.
+    let letters = "rollout.constraint.regex=\"[a-z]{1,3}\"";
+    let more = ["run.steps=6", "warm_start.steps=0", "rollout.tokens_per_step=0", letters];
     let ended = home.train("run", &more);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     let run = home.path("run");
     let last = &ended.stdout[ended.stdout.find("held-out success 0.000 [").expect("a summary")..];
     assert!(last.contains("nothing can be learnt"), "{last}");
     assert!(
-        !last.contains("turnwise eval") && last.contains("turnwise render --rollout"),
+        !last.contains("turnwise eval") && last.contains(&format!("turnwise show {run}")),
         "{last}"
     );
     let summary = fs::read_to_string(format!("{run}/summary.json")).unwrap();
     let summary: Value = serde_json::from_str(&summary).unwrap();
     let warnings = summary["warnings"].as_array().unwrap();
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    let said = warnings[0].as_str().unwrap();
-    assert!(said.contains("nothing can be learnt"), "{said}");
+    let said = |warning: &Value| warning.as_str().unwrap().to_owned();
+    // The cause stands first.
+    assert!(said(&warnings[0]).contains("could not read"), "{warnings:?}");
+    let nothing = |warning: &Value| said(warning).contains("nothing can be learnt");
+    assert_eq!(warnings.iter().filter(|warning| nothing(warning)).count(), 1, "{warnings:?}");
     let alarms: Vec<Value> =
         lines(&run, "events.jsonl").into_iter().filter(|event| event["event"] == "alarm").collect();
-    assert_eq!(alarms.len(), 1, "{alarms:?}");
+    let of_signal = |alarm: &&Value| alarm["rule"] == "rewards_do_not_differ";
+    assert_eq!(alarms.iter().filter(of_signal).count(), 1, "{alarms:?}");
 }
 
 #[test]

@@ -26,19 +26,13 @@ pub(crate) fn objective(config: &Config) -> Result<Box<dyn Objective>, Objective
     let choice = &config.objective;
     let length_weight = choice.length_weight.map_or(LengthWeight::Mean, Into::into);
     let mut inner: Box<dyn Objective> = match choice.name {
-        ObjectiveName::Gspo => {
-            Box::new(Gspo { clip: clip(choice, Clip::PAPER_GSPO)?, length_weight })
-        }
-        ObjectiveName::GspoToken => {
-            Box::new(GspoToken { clip: clip(choice, Clip::PAPER_GSPO)?, length_weight })
-        }
-        ObjectiveName::GspoTurn => {
-            Box::new(GspoTurn { clip: clip(choice, Clip::PAPER_GSPO)?, length_weight })
-        }
-        ObjectiveName::Grpo => Box::new(Grpo { clip: clip(choice, Clip::PAPER_GRPO)? }),
-        ObjectiveName::Dapo => Box::new(Dapo { clip: clip(choice, Clip::PAPER_DAPO)? }),
+        ObjectiveName::Gspo => Box::new(Gspo { clip: clip(choice)?, length_weight }),
+        ObjectiveName::GspoToken => Box::new(GspoToken { clip: clip(choice)?, length_weight }),
+        ObjectiveName::GspoTurn => Box::new(GspoTurn { clip: clip(choice)?, length_weight }),
+        ObjectiveName::Grpo => Box::new(Grpo { clip: clip(choice)? }),
+        ObjectiveName::Dapo => Box::new(Dapo { clip: clip(choice)? }),
         ObjectiveName::DrGrpo => Box::new(DrGrpo {
-            clip: clip(choice, Clip::PAPER_PPO)?,
+            clip: clip(choice)?,
             max_tokens: choice.max_tokens.unwrap_or(config.limits.max_sampled_tokens),
         }),
         ObjectiveName::Cispo => {
@@ -78,11 +72,34 @@ pub(crate) fn auto_clip(config: &Config) -> Option<AutoClip> {
     })
 }
 
-/// Returns the clip range, with the published value for every bound that is left out.
-fn clip(choice: &ObjectiveChoice, published: Clip) -> Result<Clip, ObjectiveError> {
+/// Returns the clip range, with the published value for every bound that is left out; the range of GSPO for an objective
+/// without one.
+fn clip(choice: &ObjectiveChoice) -> Result<Clip, ObjectiveError> {
+    let published = published_clip(choice.name).unwrap_or(Clip::PAPER_GSPO);
     let low = choice.clip_low.unwrap_or(published.low());
     let clip = Clip::new(low, choice.clip_high.unwrap_or(published.high()))?;
     choice.dual_clip.map_or(Ok(clip), |bound| clip.with_dual(bound))
+}
+
+/// Returns the published clip range of an objective; `None` if it has no range around 1.
+fn published_clip(name: ObjectiveName) -> Option<Clip> {
+    match name {
+        ObjectiveName::Gspo | ObjectiveName::GspoToken | ObjectiveName::GspoTurn => {
+            Some(Clip::PAPER_GSPO)
+        }
+        ObjectiveName::Grpo => Some(Clip::PAPER_GRPO),
+        ObjectiveName::Dapo => Some(Clip::PAPER_DAPO),
+        ObjectiveName::DrGrpo => Some(Clip::PAPER_PPO),
+        ObjectiveName::Cispo
+        | ObjectiveName::Gmpo
+        | ObjectiveName::Sapo
+        | ObjectiveName::Reinforce => None,
+    }
+}
+
+/// Returns the clip range in use; `None` for an objective without one.
+pub(crate) fn clip_range(choice: &ObjectiveChoice) -> Option<Clip> {
+    published_clip(choice.name).and_then(|_| clip(choice).ok())
 }
 
 /// Creates the credit, with the published value for every setting that is left out.

@@ -7,6 +7,7 @@ mod checkpoints;
 mod conservation;
 mod credit;
 mod determinism;
+mod differences;
 mod learning;
 mod overlap;
 mod ratio_groups;

@@ -1,0 +1,383 @@
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+use turnwise_environment::Message;
+use turnwise_training::{EvaluationRecord, RunDirectory, SuccessDifference, SuccessRate};
+use turnwise_trajectory::Trajectory;
+
+use super::*;
+use crate::config::from_text;
+use crate::fixture::{Played, episode, said};
+use crate::registry::Registry;
+
+/// The metrics of a step of a run that learns.
+fn good(step: u64) -> Map<String, Value> {
+    let row = json!({
+        "step": step, "group/mixed_frac": 0.5, "group/none_solved_frac": 0.4,
+        "group/all_solved_frac": 0.1, "group/episode_count": 96, "stale/dropped_count": 32,
+        "objective/clip_frac": 0.2, "objective/k3_mean": 1e-3, "objective/log_ratio_std": 0.02,
+        "engine/mismatch_kl": 1e-13, "engine/mismatch_max": 1e-5, "length/sampled_mean": 90.0,
+        "length/cut_turns_frac": 0.02, "length/context_frac": 0.0, "length/kept_mean": 90.0,
+        "length/dropped_mean": 91.0, "fault/malformed_turns_frac": 0.03, "fault/infra_count": 0,
+        "policy/entropy_mean": 1.5, "reward/success_rate": 0.4, "train/skipped_count": 0,
+        "train/update_count": 4, "train/learning_rate": 1e-3, "tokens/trained_count": 5000,
+    });
+    row.as_object().cloned().unwrap_or_default()
+}
+
+fn config(overrides: &[&str]) -> Config {
+    let range = ["objective.clip_low=0.05", "objective.clip_high=0.07"];
+    config_of(&[&range, overrides].concat())
+}
+
+fn config_of(overrides: &[&str]) -> Config {
+    let all: Vec<String> = overrides.iter().copied().map(str::to_owned).collect();
+    from_text("the test", "", &all, &Registry::builtin()).expect("the settings are accepted").config
+}
+
+/// Returns the evidence of a run of `n` good steps that has these metrics from the step with index `from` on.
+fn evidence(n: u64, from: u64, wrong: &Value, overrides: &[&str]) -> Evidence {
+    let mut evidence = Evidence::new(config(overrides));
+    evidence.is_whole = true;
+    for step in 0..n {
+        let mut row = good(step);
+        if step >= from {
+            row.extend(wrong.as_object().cloned().unwrap_or_default());
+        }
+        evidence.steps.push(StepMetrics::of_row(&Value::Object(row)));
+    }
+    evidence
+}
+
+fn change(before: usize, after: usize, of: usize) -> SuccessDifference {
+    let tasks: Vec<_> = (0..of).map(|task| vec![(task < before, task < after)]).collect();
+    SuccessDifference::paired(&tasks)
+}
+
+fn rules(evidence: &Evidence) -> Vec<&'static str> {
+    rules::findings(evidence).iter().map(|finding| finding.rule).collect()
+}
+
+/// Field 17
+#[test]
+fn a_good_run_has_no_findings() {
+    let mut good = evidence(12, 12, &json!({}), &[]);
+    assert_eq!(rules(&good), [""; 0]);
+    for change in [change(80, 200, 256), change(80, 90, 256)] {
+        good.change = Some(change);
+        assert_eq!(rules(&good), [""; 0]);
+    }
+    // A policy that has learnt its tasks need not vary, and has nothing more to learn.
+    let solved = json!({
+        "policy/entropy_mean": 0.01, "reward/success_rate": 0.98, "length/sampled_mean": 7.0,
+        "group/mixed_frac": 0.0, "group/none_solved_frac": 0.0, "group/all_solved_frac": 1.0,
+    });
+    let mut solved = evidence(12, 3, &solved, &[]);
+    solved.change = Some(change(80, 250, 256));
+    assert_eq!(rules(&solved), [""; 0]);
+    // Nothing is known about a run that has just begun.
+    assert_eq!(rules(&Evidence::new(config(&[]))), [""; 0]);
+}
+
+/// A fault as metrics, the settings beside it, the rule that names it, and a part of its sentence.
+struct Case(&'static str, &'static [&'static str], &'static str, &'static str);
+
+const CASES: [Case; 18] = [
+    Case(r#"{"fault/infra_count": 40}"#, &[], "episodes_break", "24 % [21, 27] of the attempts"),
+    Case(
+        r#"{"train/skipped_count": 2}"#,
+        &[],
+        "updates_are_left_out",
+        "18 of 66 updates were left out, the first in step 4",
+    ),
+    Case(r#"{"engine/mismatch_kl": 2e-3}"#, &[], "engine_differs", "KL 2.0e-3 nats per token"),
+    Case(
+        r#"{"objective/k3_mean": 1.05}"#,
+        &[],
+        "policy_moves_far",
+        "step 4 moved the policy by 1.05 nats per token, and 8 later steps did so too",
+    ),
+    Case(
+        r#"{"length/cut_turns_frac": 0.9}"#,
+        &["limits.max_turn_tokens=30"],
+        "answers_are_cut",
+        "90 % [87, 92] of the turns in steps 8-12 reached limits.max_turn_tokens = 30; limits.max_turn_tokens = 120",
+    ),
+    Case(
+        r#"{"length/context_frac": 0.4}"#,
+        &[],
+        "answers_are_cut",
+        "the context of 4096 tokens was full; limits.max_context_tokens = 8192",
+    ),
+    Case(
+        r#"{"fault/malformed_turns_frac": 0.7}"#,
+        &[],
+        "answers_cannot_be_read",
+        "70 % [66, 73] of the turns",
+    ),
+    Case(
+        r#"{"group/mixed_frac": 0.0}"#,
+        &[],
+        "rewards_do_not_differ",
+        "40 % were solved by no member: nothing can be learnt",
+    ),
+    Case(
+        r#"{"group/mixed_frac": 0.0, "group/all_solved_frac": 0.9}"#,
+        &[],
+        "rewards_do_not_differ",
+        "90 % were solved by every member: nothing more can be learnt",
+    ),
+    Case(r#"{"group/mixed_frac": 0.03}"#, &[], "rewards_do_not_differ", "only 3.0 % of the groups"),
+    Case(
+        r#"{"objective/clip_frac": 0.95}"#,
+        &[],
+        "clip_is_narrow",
+        "95 % of the tokens: the clip range is -5.0e-2 to +7.0e-2, and the log-ratio has a spread of 2.0e-2",
+    ),
+    Case(
+        r#"{"objective/log_ratio_std": 0.3}"#,
+        &["objective.clip_low=3e-4", "objective.clip_high=4e-4"],
+        "clip_is_narrow",
+        "objective.clip_low = 6.0e-1 and objective.clip_high = 8.0e-1",
+    ),
+    Case(
+        r#"{"objective/k3_mean": 1e-13, "objective/log_ratio_std": 1e-7, "objective/clip_frac": 0.0}"#,
+        &["train.learning_rate=1e-9"],
+        "policy_hardly_moves",
+        "a thousand steps change the log-probability of a token by at most 4.5e-4 nats; train.learning_rate = 1e-5",
+    ),
+    Case(
+        r#"{"objective/clip_frac": 0.0}"#,
+        &["objective.clip_low=0.9", "objective.clip_high=10.0"],
+        "clip_never_acts",
+        "the log-ratio has a spread of 2.0e-2, 2.7e2 times less; objective.clip_low = 4.0e-2",
+    ),
+    Case(
+        r#"{"policy/kl_reference": 2.0}"#,
+        &["objective.kl.beta=0.01"],
+        "policy_left_its_reference",
+        "KL 2.00 nats per token in steps 8-12, and above 0.5 it is another policy, while success went from 0.40 to 0.40; objective.kl.beta = 1e-1",
+    ),
+    Case(
+        r#"{"length/sampled_mean": 7.0}"#,
+        &[],
+        "answers_became_short",
+        "57 tokens an episode at first, 7 now",
+    ),
+    Case(
+        r#"{"policy/entropy_mean": 0.02}"#,
+        &[],
+        "policy_hardly_varies",
+        "entropy 0.91 nats at first, 0.020 now",
+    ),
+    Case(
+        r#"{"drop/stale_count": 30, "length/dropped_mean": 200.0}"#,
+        &["rollout.mode=asynchronous"],
+        "long_episodes_are_dropped",
+        "200 tokens, 90 in those that trained",
+    ),
+];
+
+/// A range that follows the spread is neither narrow nor wide, and its log is what counts.
+#[test]
+fn a_clip_range_that_a_rule_sets_is_judged_as_logged() {
+    let auto = ["objective.clip=\"auto\""];
+    let judged = |range: Value| {
+        let mut run = Evidence::new(config_of(&auto));
+        run.is_whole = true;
+        for step in 0..12 {
+            let mut row = good(step);
+            row.extend(range.as_object().cloned().unwrap_or_default());
+            run.steps.push(StepMetrics::of_row(&Value::Object(row)));
+        }
+        rules::findings(&run)
+    };
+    assert_eq!(judged(json!({"objective/clip_low": 0.03, "objective/clip_high": 0.04})), []);
+    let narrow = judged(json!({"objective/clip_low": 1e-4, "objective/clip_high": 1e-4}));
+    assert_eq!(narrow[0].rule, "clip_is_narrow");
+    assert_eq!(narrow[0].change, "objective.clip_multiple = 1.5");
+}
+
+/// Field 17: each fault alone, from the fourth step on: the rule that names it, and no other.
+#[test]
+fn each_fault_is_named_with_its_evidence_and_the_setting_to_change() {
+    for Case(wrong, overrides, rule, expected) in CASES {
+        let wrong = serde_json::from_str(wrong).expect("JSON");
+        let found = rules::findings(&evidence(12, 3, &wrong, overrides));
+        let names: Vec<&str> = found.iter().map(|finding| finding.rule).collect();
+        assert_eq!(names, [rule], "{wrong}");
+        let sentence = found[0].sentence();
+        assert!(sentence.contains(expected), "{wrong}: {sentence}");
+    }
+}
+
+#[test]
+fn an_evaluation_of_a_few_episodes_says_how_many_it_takes() {
+    let mut short = evidence(12, 12, &json!({}), &[]);
+    short.change = Some(change(1, 2, 4));
+    let found = rules::findings(&short);
+    assert_eq!(found[0].rule, "evaluation_is_small");
+    assert!(found[0].problem.contains("4 episodes show a difference above 0."), "{found:?}");
+    let wanted = change(1, 2, 4).episodes_for(0.02);
+    assert!(found[0].change.contains(&format!("about {wanted} held-out episodes")), "{found:?}");
+}
+
+#[test]
+fn a_cause_stands_before_its_consequences() {
+    // A policy that an update destroyed, and everything that follows from it.
+    let destroyed = json!({
+        "objective/k3_mean": 3.0, "length/cut_turns_frac": 1.0, "fault/malformed_turns_frac": 1.0,
+        "group/mixed_frac": 0.0, "group/none_solved_frac": 1.0, "policy/entropy_mean": 0.001,
+        "reward/success_rate": 0.0,
+    });
+    let mut run = evidence(12, 3, &destroyed, &[]);
+    run.change = Some(change(2, 2, 8));
+    let expected = [
+        "policy_moves_far",
+        "answers_are_cut",
+        "answers_cannot_be_read",
+        "rewards_do_not_differ",
+        "policy_hardly_varies",
+        "evaluation_is_small",
+    ];
+    assert_eq!(rules(&run), expected);
+}
+
+proptest! {
+    /// Whatever the numbers are: no rule panics, those that stop learning come first, and a live run reports each rule
+    /// at most once.
+    #[test]
+    fn any_metrics_can_be_judged(
+        rows in prop::collection::vec(prop::collection::vec(-1.0_f64..10.0, metric_names().len()), 0..9),
+        is_whole in any::<bool>(),
+    ) {
+        let mut evidence = Evidence { is_whole, ..Evidence::new(config(&[])) };
+        let mut attendance = Attendance::new(config(&[]));
+        let mut reported = Vec::new();
+        for (index, values) in rows.iter().enumerate() {
+            let mut row: Map<String, Value> =
+                metric_names().into_iter().zip(values).map(|(name, value)| (name, json!(value))).collect();
+            row.insert("step".to_owned(), json!(index));
+            let step = StepMetrics::of_row(&Value::Object(row));
+            reported.extend(attendance.read(step.clone()).into_iter().map(|finding| finding.rule));
+            evidence.steps.push(step);
+        }
+        let found = rules::findings(&evidence);
+        prop_assert!(found.is_sorted_by_key(|finding| finding.severity));
+        let mut once = reported.clone();
+        once.sort_unstable();
+        once.dedup();
+        prop_assert_eq!(once.len(), reported.len());
+    }
+}
+
+fn metric_names() -> Vec<String> {
+    good(0).keys().filter(|name| *name != "step").cloned().collect()
+}
+
+/// A run of any length needs the memory of a short one: what lies between its start and its last steps is forgotten.
+#[test]
+fn a_long_run_is_followed_in_bounded_memory() {
+    let mut attendance = Attendance::new(config(&[]));
+    for step in 0..1000 {
+        assert_eq!(attendance.read(StepMetrics::of_row(&Value::Object(good(step)))), []);
+    }
+    let kept: Vec<u64> = attendance.evidence.steps.iter().map(|step| step.number).collect();
+    assert_eq!((kept.len(), kept[4], kept[5], kept[204]), (205, 5, 801, 1000));
+}
+
+#[test]
+fn a_live_run_reports_a_finding_when_it_has_lasted() {
+    let mut attendance = Attendance::new(config(&[]));
+    let mut read = |step: u64, mixed: f64| -> Vec<&'static str> {
+        let mut row = good(step);
+        row.insert("group/mixed_frac".to_owned(), json!(mixed));
+        let new = attendance.read(StepMetrics::of_row(&Value::Object(row)));
+        new.iter().map(|finding| finding.rule).collect()
+    };
+    assert!((0..3).all(|step| read(step, 0.5).is_empty()));
+    assert!((3..7).all(|step| read(step, 0.0).is_empty()));
+    assert_eq!(read(7, 0.0), ["rewards_do_not_differ"]);
+    assert_eq!(read(8, 0.0), [""; 0]);
+}
+
+/// Returns an episode of one turn that the environment could not read.
+fn unreadable(complaint: &str) -> Trajectory {
+    let turn = Played {
+        said: Message::assistant("calc\u{1b}[2J 7 5"),
+        faults: 1,
+        reply: Message::tool("call_0", complaint),
+        ..said("", 0.0, "")
+    };
+    episode(0, "Compute 7 + 5.", &[turn])
+}
+
+#[test]
+fn unreadable_answers_come_with_the_most_frequent_reason_and_three_examples() {
+    let mut run = evidence(12, 0, &json!({"fault/malformed_turns_frac": 0.9}), &[]);
+    let complaints = [
+        "error: invalid_args: op is missing",
+        "error: decode: not JSON",
+        "error: invalid_args: a is text",
+        "error: not_found: no tool clac",
+    ];
+    let episodes = complaints.map(|complaint| ("rollouts/a".to_owned(), unreadable(complaint)));
+    run.episodes = episodes.to_vec();
+    let found = rules::findings(&run);
+    let reason = "\"error: invalid_args: op is missing\", 2 of 4 times in the kept episodes";
+    assert!(found[0].problem.ends_with(reason), "{}", found[0].problem);
+    assert_eq!(found[0].examples.len(), 3);
+    let first = "rollouts/a, task 3: calc[2J 7 5 -> error: invalid_args: op is missing";
+    assert_eq!(found[0].examples[0], first);
+    // A log of an earlier version lacks the metric, and the kept episodes are counted instead.
+    for step in &mut run.steps {
+        let mut row = good(step.number - 1);
+        row.remove("fault/malformed_turns_frac");
+        *step = StepMetrics::of_row(&Value::Object(row));
+    }
+    let found = rules::findings(&run);
+    assert!(found[0].problem.contains("[51, 100] of the turns in 4 kept episodes"), "{found:?}");
+}
+
+/// The files of a run whose process is still there, or was killed: no error, and a sentence for what is missing.
+#[test]
+fn a_run_is_judged_while_it_goes_on_and_after_it_was_killed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("run");
+    let missing = diagnose(&path).expect_err("there is no run");
+    assert!(missing.to_string().contains("holds no run"), "{missing}");
+    let mut directory = RunDirectory::create(&path).expect("a new run");
+    let settings = diagnose(&path).expect_err("its settings are missing");
+    assert!(settings.to_string().contains("run.toml"), "{settings}");
+    directory.write("run.toml", "[run]\nsteps = 60\n").expect("it is written");
+    directory.write_event("start", Map::new()).expect("it is written");
+    let going = diagnose(&path).expect("it is judged");
+    assert_eq!((going.state, going.steps, going.of_steps), ("going on", 0, 60));
+    assert!(going.findings.is_empty() && going.verdict.is_none());
+    assert!(going.unknown[0].contains("no step has ended"), "{:?}", going.unknown);
+    let record = |n: usize| EvaluationRecord {
+        success: SuccessRate::of(&(0..200).map(|task| vec![task < n]).collect::<Vec<_>>()),
+        scores: Vec::new(),
+    };
+    directory.write_evaluation("before", &record(20)).expect("it is written");
+    let eval = json!({"step": 30, "eval": record(120).success});
+    let eval = eval.as_object().cloned().unwrap_or_default();
+    directory.write_event("eval", eval).expect("it is written");
+    // The run ended at step 20 once, and was resumed: the evaluation at step 30 is newer.
+    directory.write_evaluation("after", &record(40)).expect("it is written");
+    let end = json!({"step": 20}).as_object().cloned().unwrap_or_default();
+    directory.write_event("end", end).expect("it is written");
+    drop(directory);
+    let finished = diagnose(&path).expect("it is judged");
+    assert_eq!(finished.state, "finished");
+    let verdict = finished.verdict.expect("two evaluations").to_string();
+    assert!(verdict.starts_with("it learned: 0.10 -> 0.20"), "{verdict}");
+    let mut directory = RunDirectory::resume(&path).expect("there is a run");
+    directory.write_event("resume", Map::new()).expect("it is written");
+    drop(directory);
+    std::fs::remove_file(path.join("metrics.jsonl")).expect("it was there");
+    let killed = diagnose(&path).expect("it is judged");
+    assert_eq!(killed.state, "stopped");
+    let verdict = killed.verdict.expect("two evaluations").to_string();
+    assert!(verdict.starts_with("it learned: 0.10 -> 0.60, difference 0.50 ["), "{verdict}");
+    assert!(killed.unknown[0].contains("metrics.jsonl cannot be read"), "{:?}", killed.unknown);
+}
