@@ -97,11 +97,11 @@ impl TextTools {
 pub fn shows_system(renderer: &dyn Renderer) -> bool {
     const TEXT: &str = "Speak plainly";
     let messages = [Message::system(TEXT), Message::user("question")];
-    let Ok(rendered) = renderer.render(&messages.each_ref().map(Said::new), &[]) else {
+    let Ok(opened) = renderer.render(&messages.each_ref().map(Said::new), &[]) else {
         return false;
     };
     let mut ids = Vec::new();
-    rendered.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
+    opened.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
     renderer.text(&ids).contains(TEXT)
 }
 

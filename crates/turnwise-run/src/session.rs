@@ -497,17 +497,14 @@ async fn make_model(config: &Config, suite: &Suite) -> Result<(Tokenizer, Decode
 
 /// Returns a line about the chat form and what precedes every conversation.
 fn describe_chat(form: &str, preface: &Preface) -> String {
-    let mut line = form.to_owned();
-    if !preface.system.is_empty() {
-        let place =
-            if preface.is_in_user_message { "in the first message of the user" } else { "" };
-        let n = preface.system.chars().count();
-        line += &format!("; a system prompt of {n} characters {place}").trim_end();
-    }
-    if !preface.examples.is_empty() {
-        line += &format!("; {} messages of examples", preface.examples.len());
-    }
-    line
+    let Preface { system, examples, is_in_user_message } = preface;
+    let place = if *is_in_user_message { " in the first message of the user" } else { "" };
+    let system = (!system.is_empty())
+        .then(|| format!("a system prompt of {} characters{place}", system.chars().count()));
+    let examples =
+        (!examples.is_empty()).then(|| format!("{} messages of examples", examples.len()));
+    let parts = [Some(form.to_owned()), system, examples];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// Warns about the form, and refuses tools whose calls could not be read.

@@ -17,13 +17,13 @@ use turnwise_objective::Clip;
 /// The first step, before there is a measurement, uses [`AutoClip::first`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AutoClip {
-    /// The lower bound ε_l in units of σ.
+    /// The lower bound `ε_l` in units of σ.
     pub multiple: f64,
     /// The range of the first step.
     pub first: Clip,
 }
 
-/// ε_h / ε_l of arXiv 2507.18071, section 5.1.
+/// `ε_h / ε_l` of arXiv 2507.18071, section 5.1.
 const HIGH_OVER_LOW: f64 = 4.0 / 3.0;
 /// The weight of a new measurement, once there are so many that it is more than an equal share.
 const RATE: f64 = 0.2;
@@ -33,7 +33,7 @@ const LEAST: f64 = 1e-6;
 const MOST: f64 = 0.9;
 
 impl AutoClip {
-    /// ε_l in units of σ: with normal log-ratios, a quarter of the sequences lie outside of the range, and about half of
+    /// `ε_l` in units of σ: with normal log-ratios, a quarter of the sequences lie outside of the range, and about half of
     /// them are pushed further out. The paper clips about 15 % of its tokens (figure 2).
     pub const MULTIPLE: f64 = 1.0;
 
@@ -80,7 +80,9 @@ mod tests {
 
     fn after(stds: &[f64]) -> Spread {
         let mut spread = Spread::default();
-        stds.iter().for_each(|std| spread.observe(*std));
+        for std in stds {
+            spread.observe(*std);
+        }
         spread
     }
 

@@ -47,7 +47,7 @@ pub async fn demonstrate(
         let seat = observation.seat;
         let conversation = seats.entry(seat).or_insert_with(|| Conversation::new(player(seat)));
         let heard = std::mem::take(&mut observation);
-        let action = conversation.turn(heard, preface, renderer, &tools)?;
+        let action = conversation.turn(&heard, preface, renderer, &tools)?;
         let step = environment.step(action).await?;
         let (Step::Next { reward: of_turn, others, .. }
         | Step::End { reward: of_turn, others, .. }) = &step;
@@ -88,18 +88,15 @@ impl Conversation {
     /// Appends an observation and the player's answer, which is returned.
     fn turn(
         &mut self,
-        observation: Observation,
+        observation: &Observation,
         preface: &Preface,
         renderer: &dyn Renderer,
         tools: &[ToolSpec],
     ) -> Result<Action, RenderError> {
-        let told = if self.history.is_empty() {
-            preface.before(&observation)
-        } else {
-            observation.clone()
-        };
+        let told =
+            if self.history.is_empty() { preface.before(observation) } else { observation.clone() };
         self.observe(&told, renderer, tools)?;
-        let action = self.player.act(&observation);
+        let action = self.player.act(observation);
         let written = renderer.write(&action);
         imitate(&mut self.row, written.clone());
         self.history.extend(told.messages.into_iter().map(|message| (message, None)));

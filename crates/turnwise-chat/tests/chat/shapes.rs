@@ -140,9 +140,9 @@ fn tools_are_told_in_the_system_prompt_of_a_template_without_them() {
         };
         for messages in [own, vec![Message::user("1 + 1?")]] {
             let said: Vec<Said<'_>> = messages.iter().map(Said::new).collect();
-            let rendered = renderer.render(&said, &tools).unwrap();
-            assert_eq!(rendered.messages.len(), messages.len());
-            let shown = text(&rendered);
+            let told = renderer.render(&said, &tools).unwrap();
+            assert_eq!(told.messages.len(), messages.len());
+            let shown = text(&told);
             assert!(shown.contains("\"name\": \"calc\"") && shown.contains("1 + 1?"), "{shown}");
             assert_eq!(shown.matches("<|im_start|>system").count(), usize::from(has_system));
             // Without tools, nothing is added.
