@@ -22,7 +22,6 @@ use turnwise_trajectory::TokenId;
 
 use crate::config::{self, Config, Model};
 use crate::failure::Failure;
-use crate::session::SETTINGS;
 use files::Templates;
 pub(crate) use model_files::ModelFiles;
 use spoken::Own;
@@ -201,11 +200,9 @@ impl Source {
     }
 
     fn of_files(files: ModelFiles, tokenizer: Arc<Tokenizer>) -> Result<Self, Failure> {
-        let settings = files.path().join(SETTINGS);
-        let run = if settings.is_file() {
-            Some(config::load_beside_model(&settings)?.config)
-        } else {
-            None
+        let run = match files.settings() {
+            Some(settings) => Some(config::load_beside_model(&settings)?.config),
+            None => None,
         };
         let templates = Templates::of(&files)?;
         let ends = files::ends(&files, &tokenizer)?;

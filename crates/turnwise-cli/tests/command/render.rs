@@ -21,10 +21,11 @@ fn conversation(id: &str) -> Value {
     conversations().into_iter().find(|one| one["id"] == id).expect("there is one")
 }
 
-/// Renders with the fixture's tokenizer.
+/// Renders with the fixture's tokenizer, in the form of Qwen 3 unless told otherwise.
 fn render(conversation: &Value, more: &[&str]) -> Ended {
     let model = fixtures().join("tokenizer").display().to_string();
-    let arguments = [&["render", "--model", &model, "-"], more].concat();
+    let usual: &[&str] = if more.contains(&"--template") { &[] } else { &["--template", "qwen3"] };
+    let arguments = [&["render", "--model", &model, "-"], usual, more].concat();
     turnwise(&arguments, &conversation.to_string())
 }
 

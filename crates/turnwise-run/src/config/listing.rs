@@ -10,7 +10,7 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// Examples of the settings that are left out by default.
-const EXAMPLES: [(&str, &str); 42] = [
+const EXAMPLES: [(&str, &str); 45] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("environment.rubric", r#""none""#),
@@ -20,6 +20,12 @@ const EXAMPLES: [(&str, &str); 42] = [
     ("model.template_arguments", "{ enable_thinking = false }"),
     ("agent.instructions", "true"),
     ("agent.system_prompt", r#""Think before you answer.""#),
+    (
+        "agent.examples",
+        r#"[{ role = "user", content = "2 + 2?" }, { role = "assistant", content = "4" }]"#,
+    ),
+    ("agent.stop", r#"["\n"]"#),
+    ("agent.prefill", r#""The answer is""#),
     ("agent.thinking_tokens", "256"),
     ("objective.clip", r#""auto""#),
     ("objective.clip_multiple", "1.0"),

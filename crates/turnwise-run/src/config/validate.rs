@@ -192,20 +192,22 @@ fn check_constraint(config: &Config) -> Result<(), Impossible> {
 /// Refuses settings that the chosen template does not read.
 fn check_template(config: &Config) -> Result<(), Impossible> {
     let Model { template, trust, tools, time, .. } = &config.model;
+    // Without a name, the model's own template is chosen if there is one.
+    let is_other = template.is_some_and(|template| template != TemplateName::Hf);
     refuse_if(
-        time.is_some() && *template != Some(TemplateName::Hf),
+        time.is_some() && is_other,
         "model.time",
         || "is used by the template `hf` alone".to_owned(),
         "leave it out, or set model.template = \"hf\"",
     )?;
     refuse_if(
-        trust.is_some() && *template != Some(TemplateName::Hf),
+        trust.is_some() && is_other,
         "model.trust",
         || "is used by the template `hf` alone".to_owned(),
         "leave it out, or set model.template = \"hf\"",
     )?;
     refuse_if(
-        tools.is_some() && matches!(template, Some(TemplateName::Llama3 | TemplateName::Hf)),
+        tools.is_some() && *template == Some(TemplateName::Llama3),
         "model.tools",
         || "is not used by a template that has its own way with tools".to_owned(),
         "leave it out, or use the template chatml or qwen3",

@@ -194,7 +194,7 @@ fn a_clip_range_that_a_rule_sets_is_judged_as_logged() {
     assert_eq!(judged(json!({"objective/clip_low": 0.03, "objective/clip_high": 0.04})), []);
     let narrow = judged(json!({"objective/clip_low": 1e-4, "objective/clip_high": 1e-4}));
     assert_eq!(narrow[0].rule, "clip_is_narrow");
-    assert_eq!(narrow[0].change, "objective.clip_multiple = 1.5");
+    assert_eq!(narrow[0].change, "objective.clip_multiple = 1");
 }
 
 /// Field 17: each fault alone, from the fourth step on: the rule that names it, and no other.

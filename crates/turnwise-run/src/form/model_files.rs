@@ -9,6 +9,7 @@ use turnwise_candle::{GgufFile, locate_base};
 use turnwise_chat::Tokenizer;
 
 use crate::failure::Failure;
+use crate::session::SETTINGS;
 
 /// The tokenizer's file in a directory.
 pub(super) const TOKENIZER: &str = "tokenizer.json";
@@ -50,6 +51,12 @@ impl ModelFiles {
     /// Returns the directory or file.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the settings of the run that wrote the model, or else its base.
+    pub(super) fn settings(&self) -> Option<PathBuf> {
+        let own = self.path.join(SETTINGS);
+        if own.is_file() { Some(own) } else { self.base.as_ref()?.settings() }
     }
 
     /// Returns the text of a file; `None` if the model does not have it.
