@@ -217,6 +217,20 @@ impl Source {
         })
     }
 
+    /// Replaces the model's templates by the one in a file, and returns its hash, which the user trusts by naming it.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn use_template(&mut self, file: &Path) -> Result<String, Failure> {
+        let usual = std::fs::read_to_string(file).map_err(|error| {
+            Failure::refused(format!("cannot read the template {}: {error}", file.display()))
+        })?;
+        let templates = Templates { usual, tool_use: None };
+        let hash = templates.hash();
+        self.templates = Some(templates);
+        Ok(hash)
+    }
+
     /// Reads a `tokenizer.json` alone.
     ///
     /// # Errors

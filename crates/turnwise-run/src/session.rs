@@ -108,12 +108,15 @@ impl Prepared {
         };
         // The settings name the base of their own model alone.
         let base = config.model.base.as_deref().filter(|_| model.is_none());
-        let (source, decoder) = if let Some(directory) = &directory {
+        let (mut source, decoder) = if let Some(directory) = &directory {
             (Source::of_model(directory, base)?, load_model(directory, base, observer, stop).await?)
         } else {
             let (tokenizer, decoder) = Box::pin(make_model(&config, &suite)).await?;
             (Source::of_tokenizer(tokenizer), decoder)
         };
+        if model.is_none() {
+            use_named_template(&mut source, &mut config)?;
+        }
         let form = source.form(&Wanted::by(&config), TRUSTING)?;
         // Checkpoints keep the form of training, even if their files would fit another one.
         config.model.template = Some(form.template);
@@ -453,6 +456,14 @@ pub fn resolve_form(config: &mut Config) -> Result<(), Failure> {
     let directory = locate_model(directory)?;
     let source = Source::of_model(&directory, config.model.base.as_deref())?;
     config.model.template = Some(source.form(&Wanted::by(config), TRUSTING)?.template);
+    Ok(())
+}
+
+/// Uses the template that the settings name. A checkpoint of the run has it itself.
+fn use_named_template(source: &mut Source, config: &mut Config) -> Result<(), Failure> {
+    if let Some(file) = &config.model.template_file {
+        config.model.trust = Some(source.use_template(file)?);
+    }
     Ok(())
 }
 

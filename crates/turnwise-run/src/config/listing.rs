@@ -10,13 +10,14 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// Examples of the settings that are left out by default.
-const EXAMPLES: [(&str, &str); 45] = [
+const EXAMPLES: [(&str, &str); 46] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("environment.rubric", r#""none""#),
     ("environment.opponent", r#""self""#),
     ("model.directory", r#""path/to/model""#),
     ("model.base", r#""path/to/base""#),
+    ("model.template_file", r#""path/to/chat_template.jinja""#),
     ("model.template_arguments", "{ enable_thinking = false }"),
     ("agent.instructions", "true"),
     ("agent.system_prompt", r#""Think before you answer.""#),

@@ -138,6 +138,9 @@ pub struct Model {
     /// How tools are described in the prompt: `signatures` by default, `hermes` with the template `qwen3`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<ToolPrompt>,
+    /// A file with a Jinja template, in the place of the model's own; for a model that has none, such as a base model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template_file: Option<PathBuf>,
     /// Further variables of the model's own template, such as `{ enable_thinking = false }`.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub template_arguments: Map<String, Value>,
@@ -188,6 +191,7 @@ impl Default for Model {
             n_kv_heads: 2,
             head_dim: 24,
             template: None,
+            template_file: None,
             template_arguments: Map::new(),
             trust: None,
             tools: None,
