@@ -7,6 +7,7 @@ use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said
 use turnwise_trajectory::{Span, TokenId};
 
 use crate::canvas::Canvas;
+use crate::demonstrated::after_prefill;
 use crate::fingerprint::fingerprint;
 use crate::python_json::to_python_json;
 use crate::thinking::{self, Thinking};
@@ -219,6 +220,10 @@ impl Renderer for ChatMl {
         hermes_turn(&mut canvas, action);
         canvas.template(CLOSE);
         ids_of(&canvas.finish().concat())
+    }
+
+    fn write_after(&self, prefill: &[TokenId], action: &Action) -> Vec<TokenId> {
+        after_prefill(&self.tokenizer, prefill, action, |action| self.write(action))
     }
 
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {

@@ -13,6 +13,7 @@ mod added;
 mod call_bodies;
 mod canvas;
 mod chatml;
+mod demonstrated;
 mod encoder;
 mod error;
 mod fingerprint;

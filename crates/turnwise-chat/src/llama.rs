@@ -8,6 +8,7 @@ use turnwise_trajectory::TokenId;
 
 use crate::canvas::Canvas;
 use crate::chatml::{ids_of, n_task, with_further_ends};
+use crate::demonstrated::after_prefill;
 use crate::fingerprint::fingerprint;
 use crate::llama_calls::parse_llama_turn;
 use crate::python_json::{to_indented_json, to_python_json};
@@ -182,6 +183,10 @@ impl Renderer for Llama3 {
         llama_turn(&mut canvas, action);
         canvas.template(CLOSE);
         ids_of(&canvas.finish().concat())
+    }
+
+    fn write_after(&self, prefill: &[TokenId], action: &Action) -> Vec<TokenId> {
+        after_prefill(&self.tokenizer, prefill, action, |action| self.write(action))
     }
 
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {

@@ -19,6 +19,7 @@ use turnwise_trajectory::TokenId;
 
 use crate::canvas::Canvas;
 use crate::chatml::{hermes_turn, ids_of, n_task};
+use crate::demonstrated::after_prefill;
 use crate::fingerprint::fingerprint;
 use crate::llama::llama_turn;
 use crate::tool_calls::check_calls;
@@ -517,6 +518,10 @@ impl Renderer for TemplateRenderer {
         }
         canvas.template(&self.closes[0]);
         ids_of(&canvas.finish().concat())
+    }
+
+    fn write_after(&self, prefill: &[TokenId], action: &Action) -> Vec<TokenId> {
+        after_prefill(&self.tokenizer, prefill, action, |action| self.write(action))
     }
 
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {

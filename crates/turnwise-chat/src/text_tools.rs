@@ -105,6 +105,14 @@ pub fn shows_system(renderer: &dyn Renderer) -> bool {
     renderer.text(&ids).contains(TEXT)
 }
 
+/// Returns an action whose calls are a part of its text.
+fn as_text(action: &Action) -> Action {
+    let text = with_calls(&action.text, action.tool_calls());
+    let is_call = |call: &CallAttempt| matches!(call, CallAttempt::Call(_));
+    let calls = action.calls.iter().filter(|call| !is_call(call)).cloned().collect();
+    Action { text, calls, ..action.clone() }
+}
+
 /// Appends calls to a text.
 fn with_calls<'a>(text: &str, calls: impl Iterator<Item = &'a ToolCall>) -> String {
     let mut parts: Vec<String> = Vec::new();
@@ -174,10 +182,11 @@ impl Renderer for TextTools {
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
-        let text = with_calls(&action.text, action.tool_calls());
-        let is_call = |call: &CallAttempt| matches!(call, CallAttempt::Call(_));
-        let calls = action.calls.iter().filter(|call| !is_call(call)).cloned().collect();
-        self.inner.write(&Action { text, calls, ..action.clone() })
+        self.inner.write(&as_text(action))
+    }
+
+    fn write_after(&self, prefill: &[TokenId], action: &Action) -> Vec<TokenId> {
+        self.inner.write_after(prefill, &as_text(action))
     }
 
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {

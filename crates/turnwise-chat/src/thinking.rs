@@ -11,6 +11,38 @@ pub(crate) const CLOSE: &str = "</think>";
 /// An empty thinking block, for models that must not think.
 pub(crate) const EMPTY: &str = "<think>\n\n</think>\n\n";
 
+/// The tags around a thought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tags {
+    pub(crate) open: &'static str,
+    pub(crate) close: &'static str,
+}
+
+/// The tags of known models.
+pub(crate) const TAGS: [Tags; 7] = [
+    Tags { open: OPEN, close: CLOSE },
+    Tags { open: "[THINK]", close: "[/THINK]" },
+    Tags { open: "<|START_THINKING|>", close: "<|END_THINKING|>" },
+    Tags { open: "<seed:think>", close: "</seed:think>" },
+    Tags { open: "<longcat_think>", close: "</longcat_think>" },
+    Tags { open: "<|inner_prefix|>", close: "<|inner_suffix|>" },
+    Tags { open: "<|channel>thought", close: "<channel|>" },
+];
+
+/// Returns the tags of the last thought that begins in a text, and whether the text ends within it.
+pub(crate) fn last_tags(text: &str) -> Option<(Tags, bool)> {
+    let places = TAGS.into_iter().filter_map(|tags| Some((text.rfind(tags.open)?, tags)));
+    let (at, tags) = places.max_by_key(|(at, _)| *at)?;
+    Some((tags, !text[at..].contains(tags.close)))
+}
+
+/// Returns the end of an empty thought at the beginning of a turn; 0 without one.
+pub(crate) fn end_of_empty(turn: &str, tags: Tags) -> usize {
+    let inside = turn.trim_start().strip_prefix(tags.open).map(str::trim_start);
+    let after = inside.and_then(|inside| inside.strip_prefix(tags.close));
+    after.map_or(0, |after| turn.len() - after.len())
+}
+
 /// The treatment of thinking in past turns, the same in training and in serving.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -85,7 +85,8 @@ impl TurnShape {
         let Ok(rendered) = self.render(&question.each_ref().map(Said::new), &[]) else {
             return false;
         };
-        is_open(&self.tokenizer.decode(&rendered.prefill))
+        let prefill = self.tokenizer.decode(&rendered.prefill);
+        thinking::last_tags(&prefill).is_some_and(|(_, is_open)| is_open)
     }
 
     /// Returns sampled turns with all of their text: an action ends before a stop text, and the template has to see
@@ -101,11 +102,6 @@ impl TurnShape {
         rendered.prefill.extend_from_slice(&self.prefill);
         rendered
     }
-}
-
-/// Returns whether a text ends within a thought.
-fn is_open(text: &str) -> bool {
-    text.rfind(thinking::OPEN).is_some_and(|at| !text[at..].contains(thinking::CLOSE))
 }
 
 impl Renderer for TurnShape {
@@ -152,11 +148,11 @@ impl Renderer for TurnShape {
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
-        let mut written = self.inner.write(action);
-        if written.starts_with(&self.prefill) {
-            written.drain(..self.prefill.len());
-        }
-        written
+        self.inner.write_after(&self.prefill, action)
+    }
+
+    fn write_after(&self, prefill: &[TokenId], action: &Action) -> Vec<TokenId> {
+        self.inner.write_after(prefill, action)
     }
 
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {

@@ -138,6 +138,16 @@ pub trait Renderer: Send + Sync {
     /// demonstrations. Parsing them returns the action.
     fn write(&self, action: &Action) -> Vec<TokenId>;
 
+    /// Like [`write`](Self::write), for a turn that begins with the forced tokens `prefill`: returns the tokens that a
+    /// model would sample after them. Parsing both returns the action.
+    fn write_after(&self, prefill: &[TokenId], action: &Action) -> Vec<TokenId> {
+        let mut written = self.write(action);
+        if written.starts_with(prefill) {
+            written.drain(..prefill.len());
+        }
+        written
+    }
+
     /// Parses one turn: its forced tokens and its sampled tokens. Calls are checked against the schemas of `tools`;
     /// without tools every call is accepted.
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action;

@@ -76,13 +76,15 @@ pub async fn demonstrate(
 struct Conversation {
     player: Box<dyn Demonstrator>,
     row: Row,
-    /// The messages, each with its tokens if the player wrote it.
+    /// The messages, each with its tokens if the player wrote it, forced ones included.
     history: Vec<(Message, Option<Vec<TokenId>>)>,
+    /// The forced tokens at the beginning of the next turn.
+    prefill: Vec<TokenId>,
 }
 
 impl Conversation {
     fn new(player: Box<dyn Demonstrator>) -> Self {
-        Self { player, row: Row::default(), history: Vec::new() }
+        Self { player, row: Row::default(), history: Vec::new(), prefill: Vec::new() }
     }
 
     /// Appends an observation and the player's answer, which is returned.
@@ -97,10 +99,12 @@ impl Conversation {
             if self.history.is_empty() { preface.before(observation) } else { observation.clone() };
         self.observe(&told, renderer, tools)?;
         let action = self.player.act(observation);
-        let written = renderer.write(&action);
-        imitate(&mut self.row, written.clone());
+        let mut turn = std::mem::take(&mut self.prefill);
+        let written = renderer.write_after(&turn, &action);
+        turn.extend_from_slice(&written);
+        imitate(&mut self.row, written);
         self.history.extend(told.messages.into_iter().map(|message| (message, None)));
-        self.history.push((action.to_message(), Some(written)));
+        self.history.push((action.to_message(), Some(turn)));
         Ok(action)
     }
 
@@ -112,7 +116,7 @@ impl Conversation {
         tools: &[ToolSpec],
     ) -> Result<(), RenderError> {
         if self.history.is_empty() {
-            append(&mut self.row, renderer.open(next, tools)?);
+            self.append(renderer.open(next, tools)?);
             return Ok(());
         }
         let ids = self.history.last().and_then(|(_, written)| written.as_deref());
@@ -124,16 +128,18 @@ impl Conversation {
             let message = "its template rewrites history, and a demonstration is one row";
             return Err(RenderError(message.to_owned()));
         };
-        append(&mut self.row, more);
+        self.append(more);
         Ok(())
     }
-}
 
-fn append(row: &mut Row, rendered: Rendered) {
-    row.ids.extend(rendered.close);
-    rendered.messages.iter().flatten().for_each(|span: &Span| span.extend_ids(&mut row.ids));
-    row.ids.extend(rendered.generation);
-    row.ids.extend(rendered.prefill);
+    fn append(&mut self, rendered: Rendered) {
+        let ids = &mut self.row.ids;
+        ids.extend(rendered.close);
+        rendered.messages.iter().flatten().for_each(|span: &Span| span.extend_ids(ids));
+        ids.extend(rendered.generation);
+        ids.extend_from_slice(&rendered.prefill);
+        self.prefill = rendered.prefill;
+    }
 }
 
 fn imitate(row: &mut Row, ids: Vec<TokenId>) {

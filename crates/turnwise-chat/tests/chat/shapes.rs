@@ -213,3 +213,32 @@ proptest! {
         prop_assert_eq!(text(&said(&history)), seen);
     }
 }
+
+#[test]
+fn a_demonstration_goes_on_in_a_forced_thought_or_closes_it() {
+    let opened = of(THINKING).open(&"what?".into(), &[]).unwrap();
+    assert_eq!(trained().decode(&opened.prefill), "<think>\n");
+    let thoughtful = Action { reasoning: Some("easy".to_owned()), ..Action::text("it is 7") };
+    let forced = ids("<think>\n\n</think>\n\n");
+    for (prefill, action, expected) in [
+        (&opened.prefill, &Action::text("it is 7"), "</think>\n\nit is 7<|im_end|>"),
+        (&opened.prefill, &thoughtful, "easy\n</think>\n\nit is 7<|im_end|>"),
+        (&ids("<think>"), &Action::text("it is 7"), "\n</think>\n\nit is 7<|im_end|>"),
+        (&forced, &thoughtful, "it is 7<|im_end|>"),
+        (&forced, &Action::text("it is 7"), "it is 7<|im_end|>"),
+        (&Vec::new(), &thoughtful, "<think>\neasy\n</think>\n\nit is 7<|im_end|>"),
+    ] {
+        let written = of(THINKING).write_after(prefill, action);
+        assert_eq!(trained().decode(&written), expected);
+        let read = of(THINKING).parse(&[prefill, &written[..]].concat(), &[]);
+        assert_eq!(read.text, action.text);
+        assert!(read.reasoning.is_none() || read.reasoning == action.reasoning);
+    }
+    // The text that settings force at the beginning of a thought is a part of the thought.
+    let settings = TurnShapeSettings { prefill: "eas".to_owned(), ..Default::default() };
+    let shape = shape(THINKING, settings);
+    let prefill = shape.open(&"what?".into(), &[]).unwrap().prefill;
+    assert_eq!(trained().decode(&prefill), "<think>\neas");
+    let written = shape.write_after(&prefill, &thoughtful);
+    assert_eq!(trained().decode(&written), "y\n</think>\n\nit is 7<|im_end|>");
+}

@@ -58,12 +58,11 @@ pub(super) async fn play(
             ))
             .help("without --branches the conversation is rendered as a whole"));
         }
-        observe_and_act(
-            &mut *agent,
-            &mut heard,
-            Demonstrated(form.renderer.write(&action(message, form))),
-        )
-        .await?;
+        let before: Vec<Said<'_>> = conversation.messages[..index].iter().map(Said::new).collect();
+        let opened = form.renderer.render(&before, &conversation.tools);
+        let prefill = opened.map_err(|error| Failure::refused_by(&error))?.prefill;
+        let turn = form.renderer.write_after(&prefill, &action(message, form));
+        observe_and_act(&mut *agent, &mut heard, Demonstrated(turn)).await?;
         n_turns += 1;
     }
     let leads_in = conversation.leads_in && !heard.is_empty();
