@@ -28,8 +28,15 @@ pub(crate) fn call(calls: &mut Calls, body: &str) {
     if text.starts_with("<function=") {
         return functions(calls, text);
     }
+    if text.strip_prefix('[').is_some_and(|inside| inside.trim_start().starts_with('{')) {
+        return list(calls, text);
+    }
+    if text.contains("<longcat_arg_key>") {
+        return call(calls, &body.replace("longcat_arg_", "arg_"));
+    }
     let name = text.split(['\n', '<']).next().unwrap_or_default().trim();
     let rest = text[text.find(name).unwrap_or(0) + name.len()..].trim_start();
+    let rest = rest.strip_prefix("<tool_sep>").unwrap_or(rest).trim_start();
     let is_named =
         !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c));
     let read = match () {
@@ -178,23 +185,63 @@ pub(crate) fn kimi(calls: &mut Calls, body: &str) {
     }
 }
 
-/// Parses `<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, the format of `MiniMax` and newer
-/// `DeepSeek` models.
+/// Parses `<invoke name="NAME"><parameter name="KEY">VALUE</parameter></invoke>`, the format of `MiniMax`, Step 3 and
+/// newer `DeepSeek` models.
 pub(crate) fn invokes(calls: &mut Calls, body: &str) {
-    let plain = body.replace("｜DSML｜", "");
+    let plain = ["｜DSML｜", "steptml:", "atem:"]
+        .into_iter()
+        .fold(body.to_owned(), |plain, prefix| plain.replace(prefix, ""));
     for (part, is_closed) in each(&plain, "<invoke", "</invoke>") {
-        let read = || {
-            check_length(part)?;
-            let (name, inside) = part.split_once('>').filter(|_| is_closed).ok_or_else(unclosed)?;
-            let mut arguments = Map::new();
-            for (parameter, _) in each(inside, "<parameter", "</parameter>") {
-                let (key, value) = parameter.split_once('>').ok_or_else(unclosed)?;
-                set(&mut arguments, attribute(key), value)?;
-            }
-            Ok((attribute(name).to_owned(), Value::Object(arguments)))
-        };
-        calls.push(part, read());
+        let read = if is_closed { invoke(part, "parameter") } else { Err(unclosed()) };
+        calls.push(part, read);
     }
+}
+
+/// Parses `"NAME"><param name="KEY">VALUE</param>`.
+pub(crate) fn parameters(calls: &mut Calls, body: &str) {
+    calls.push(body, invoke(body, "param"));
+}
+
+/// Parses a name, and a tag for each parameter.
+fn invoke(part: &str, tag: &str) -> Result<(String, Value), Mistake> {
+    check_length(part)?;
+    let (name, inside) = part.split_once('>').ok_or_else(unclosed)?;
+    let mut arguments = Map::new();
+    for (parameter, _) in each(inside, &format!("<{tag}"), &format!("</{tag}>")) {
+        let (key, value) = parameter.split_once('>').ok_or_else(unclosed)?;
+        set(&mut arguments, attribute(key), value)?;
+    }
+    Ok((attribute(name).to_owned(), Value::Object(arguments)))
+}
+
+/// Parses `function`, a line with the name, and JSON.
+pub(crate) fn step(calls: &mut Calls, body: &str) {
+    let text = body.trim();
+    let text = text.strip_prefix("function\n").unwrap_or(text).trim_start();
+    let (name, arguments) = text.split_once('\n').unwrap_or((text, ""));
+    calls.push(body, named(name, arguments));
+}
+
+/// Parses `ID<|tool_call:name|>NAME<|tool_call:args|>JSON`.
+pub(crate) fn solar(calls: &mut Calls, body: &str) {
+    let inside = body.split_once("<|tool_call:name|>").map_or(body, |(_, inside)| inside);
+    let (name, arguments) = inside.split_once("<|tool_call:args|>").unwrap_or((inside, ""));
+    calls.push(body, named(name, arguments));
+}
+
+/// Parses `NAME` and `<|tool_arg:start|>KEY<|tool_arg:value|>VALUE<|tool_arg:end|>`.
+pub(crate) fn solar_arguments(calls: &mut Calls, body: &str) {
+    let read = || {
+        let (name, _) = named(body.split("<|").next().unwrap_or_default(), "")?;
+        check_length(body)?;
+        let mut arguments = Map::new();
+        for (argument, _) in each(body, "<|tool_arg:start|>", "<|tool_arg:end|>") {
+            let (key, value) = argument.split_once("<|tool_arg:value|>").ok_or_else(unclosed)?;
+            insert(&mut arguments, key.trim(), value)?;
+        }
+        Ok((name, Value::Object(arguments)))
+    };
+    calls.push(body, read());
 }
 
 /// Returns the value of `name="…"`.
@@ -204,6 +251,11 @@ fn attribute(text: &str) -> &str {
         Some(quote @ ('"' | '\'')) => quoted[1..].split(quote).next().unwrap_or_default(),
         _ => quoted,
     }
+}
+
+/// Parses the calls of a model whose tags end with `:opensource`.
+pub(crate) fn opensource(calls: &mut Calls, body: &str) {
+    list(calls, &body.replace(":opensource", ""));
 }
 
 /// Parses a JSON list of calls, or one call.
@@ -231,7 +283,15 @@ fn json(body: &str) -> Result<Value, Mistake> {
 
 /// Parses one call of a list, with the keys of any known format.
 fn listed(mut item: Value) -> Result<(String, Value), Mistake> {
+    if item["function"].is_object() {
+        item = item["function"].take();
+    }
     if let Value::Object(entries) = &mut item {
+        // Apertus writes the arguments under the name of the tool.
+        let is_alone = entries.len() == 1 && entries.values().all(Value::is_object);
+        if is_alone && let Some((name, arguments)) = std::mem::take(entries).into_iter().next() {
+            return Ok((name, arguments));
+        }
         for (other, usual) in [("tool_name", "name"), ("parameters", "arguments")] {
             if !entries.contains_key(usual)
                 && let Some(value) = entries.remove(other)

@@ -11,6 +11,7 @@
 
 mod added;
 mod call_bodies;
+mod call_notation;
 mod canvas;
 mod chatml;
 mod demonstrated;

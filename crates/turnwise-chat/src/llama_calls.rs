@@ -1,8 +1,9 @@
 use serde_json::Value;
 use turnwise_environment::{Action, CallAttempt, CallError};
 
-use crate::strict_json;
-use crate::tool_calls::{MAX_CALL_BYTES, Mistake, numbered, read_value};
+use crate::call_bodies::{self, Calls};
+use crate::tool_calls::{MAX_CALL_BYTES, Mistake, numbered, parse_turn, read_value};
+use crate::{call_notation, strict_json};
 
 pub(crate) const PYTHON_TAG: &str = "<|python_tag|>";
 
@@ -47,6 +48,52 @@ pub fn parse_llama_turn(text: &str) -> Action {
             rest[length..].trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == ',');
     }
     Action { calls, ..Action::text(rest) }
+}
+
+/// Parses the text of one turn of a template that writes bare calls: JSON as [`parse_llama_turn`] does, a JSON list of
+/// calls, or a list of calls in Python. A turn that does not begin with these is parsed by its tags, and thoughts may
+/// precede bare calls.
+pub(crate) fn parse_bare_turn(text: &str) -> Action {
+    let text = unwrapped(text);
+    if begins_call(text) || text.starts_with(PYTHON_TAG) {
+        return parse_llama_turn(text);
+    }
+    if let Some(action) = parse_list(text) {
+        return action;
+    }
+    let tagged = parse_turn(text);
+    if !tagged.calls.is_empty() {
+        return tagged;
+    }
+    let rest = unwrapped(&tagged.text);
+    let bare = parse_list(rest).unwrap_or_else(|| parse_llama_turn(rest));
+    Action { reasoning: tagged.reasoning, ..bare }
+}
+
+/// Removes the tags that Llama 4 writes before a call.
+fn unwrapped(text: &str) -> &str {
+    let text = text.trim();
+    let inside = text.strip_prefix("<|python_start|>").map(str::trim_start);
+    inside.map_or(text, |inside| match inside.strip_prefix("<|python_end|>") {
+        Some(inside) => inside.trim_start(),
+        None => inside.trim_end().trim_end_matches("<|python_end|>"),
+    })
+}
+
+/// Parses a list of calls, in JSON or in Python; text after it is text.
+fn parse_list(text: &str) -> Option<Action> {
+    let mut calls = Calls::default();
+    if call_notation::begins_python(text) {
+        call_notation::python(&mut calls, text);
+        return Some(Action { calls: calls.all, ..Action::text("") });
+    }
+    let (value, length) = read_first(text).ok().filter(|_| text.starts_with('['))?;
+    let items = value.as_array().filter(|items| !items.is_empty())?;
+    if !items.iter().all(|item| is_call(item) || is_call(&item["function"])) {
+        return None;
+    }
+    call_bodies::list(&mut calls, &text[..length]);
+    Some(Action { calls: calls.all, ..Action::text(text[length..].trim()) })
 }
 
 /// Returns whether a call starts here: an object whose first key is its name, or one that names a function in another

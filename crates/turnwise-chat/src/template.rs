@@ -22,10 +22,11 @@ use crate::chatml::{hermes_turn, ids_of, n_task};
 use crate::demonstrated::after_prefill;
 use crate::fingerprint::fingerprint;
 use crate::llama::llama_turn;
+use crate::llama_calls::parse_bare_turn;
 use crate::tool_calls::check_calls;
 use crate::truncate::heard;
 use crate::turn::before_stop;
-use crate::{ChatError, Thinking, Tokenizer, marks, parse_llama_turn, parse_turn, thinking};
+use crate::{ChatError, Thinking, Tokenizer, marks, parse_turn, thinking};
 use layout::{Layout, MessageSpan};
 use program::{Program, TemplateInput};
 use reuse::{Kept, kept, squash};
@@ -54,7 +55,8 @@ pub enum CallForm {
     /// JSON between `<tool_call>` tags, parsed by [`parse_turn`].
     #[default]
     Hermes,
-    /// Bare JSON, parsed by [`parse_llama_turn`].
+    /// Bare JSON as [`parse_llama_turn`](crate::parse_llama_turn) parses it, a list of such calls, or a list of calls in
+    /// Python; a turn that does not begin with these is parsed by [`parse_turn`].
     Llama3,
 }
 
@@ -528,7 +530,7 @@ impl Renderer for TemplateRenderer {
         let text = self.tokenizer.decode(before_stop(turn, &self.stop));
         let action = match self.settings.calls {
             CallForm::Hermes => parse_turn(&text),
-            CallForm::Llama3 => parse_llama_turn(&text),
+            CallForm::Llama3 => parse_bare_turn(&text),
         };
         check_calls(action, tools)
     }

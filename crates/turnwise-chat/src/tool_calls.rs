@@ -2,7 +2,7 @@ use serde_json::{Map, Value, json};
 use turnwise_environment::{Action, CallAttempt, CallError, MalformedCall, ToolCall, ToolSpec};
 
 use crate::call_bodies::{self, Calls};
-use crate::{schema, strict_json};
+use crate::{call_notation, schema, strict_json, thinking};
 
 /// The most bytes of a call that are parsed.
 pub const MAX_CALL_BYTES: usize = 64 * 1024;
@@ -32,13 +32,13 @@ const fn tag(open: &'static str, close: &'static str, holds: Holds) -> Tag {
     Tag { open, close, holds }
 }
 
-const TAGS: [Tag; 17] = [
-    tag("<think>", "</think>", Holds::Thinking),
-    tag("[THINK]", "[/THINK]", Holds::Thinking),
-    tag("<|START_THINKING|>", "<|END_THINKING|>", Holds::Thinking),
+const TAGS: [Tag; 30] = [
     tag("<tool_call>", "</tool_call>", Holds::Call),
     tag("<seed:tool_call>", "</seed:tool_call>", Holds::Call),
+    tag("<zyphra_tool_call>", "</zyphra_tool_call>", Holds::Call),
+    tag("<longcat_tool_call>", "</longcat_tool_call>", Holds::Call),
     tag("<function=", "</function>", Holds::Function),
+    tag("<function name=", "</function>", Holds::Calls(call_bodies::parameters)),
     tag("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", Holds::Calls(call_bodies::deepseek)),
     tag(
         "<|tool_calls_section_begin|>",
@@ -46,17 +46,34 @@ const TAGS: [Tag; 17] = [
         Holds::Calls(call_bodies::kimi),
     ),
     tag("<minimax:tool_call>", "</minimax:tool_call>", Holds::Calls(call_bodies::invokes)),
+    tag("<atem:function_calls>", "</atem:function_calls>", Holds::Calls(call_bodies::invokes)),
     tag(
         "<｜DSML｜function_calls>",
         "</｜DSML｜function_calls>",
         Holds::Calls(call_bodies::invokes),
     ),
     tag("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", Holds::Calls(call_bodies::invokes)),
+    tag("<｜tool_calls_begin｜>", "<｜tool_calls_end｜>", Holds::Calls(call_bodies::invokes)),
     tag("<tool_calls>", "</tool_calls>", Holds::Calls(call_bodies::list)),
+    tag(
+        "<tool_calls:opensource>",
+        "</tool_calls:opensource>",
+        Holds::Calls(call_bodies::opensource),
+    ),
     tag("<TOOLCALL>", "</TOOLCALL>", Holds::Calls(call_bodies::list)),
     tag("<|START_ACTION|>", "<|END_ACTION|>", Holds::Calls(call_bodies::list)),
-    tag("<|tool_call|>", "<|/tool_call|>", Holds::Calls(call_bodies::list)),
+    tag("<|tools_prefix|>", "<|tools_suffix|>", Holds::Calls(call_bodies::list)),
+    tag("<|action_start|><|plugin|>", "<|action_end|>", Holds::Calls(call_bodies::list)),
+    tag("<|tool_call|>", "<|/tool_call|>", Holds::Calls(call_bodies::mistral)),
+    tag("<|function_call|>", "", Holds::Calls(call_bodies::mistral)),
     tag("[TOOL_CALLS]", "", Holds::Calls(call_bodies::mistral)),
+    tag("<|CALL_START|>", "<|CALL_END|>", Holds::Calls(call_bodies::step)),
+    tag("<|tool_call:begin|>", "<|tool_call:end|>", Holds::Calls(call_bodies::solar)),
+    tag("<|tool_call:start|>", "<|tool_call:end|>", Holds::Calls(call_bodies::solar_arguments)),
+    tag("<|tool_call_start|>", "<|tool_call_end|>", Holds::Calls(call_notation::python)),
+    tag("<function_calls>", "</function_calls>", Holds::Calls(call_notation::python)),
+    tag("<start_function_call>", "<end_function_call>", Holds::Calls(call_notation::gemma)),
+    tag("<|tool_call>", "<tool_call|>", Holds::Calls(call_notation::gemma)),
     tag("<|channel|>", "", Holds::Channel),
 ];
 
@@ -73,9 +90,10 @@ const TAGS: [Tag; 17] = [
 /// ```
 ///
 /// Other formats of calls are supported too, each by its own tags: parameters in XML
-/// (`<function=stock><parameter=part>`, Qwen3-Coder, Nemotron), keys and values (GLM), the formats of `DeepSeek`, Kimi,
-/// `MiniMax`, Mistral, Command, Phi-4-mini and Jamba, and the channels of gpt-oss. A value in plain text is a string
-/// here; the tool's schema decides its final type ([`Renderer::parse`](turnwise_rollout::Renderer::parse)).
+/// (`<function=stock><parameter=part>`, Qwen3-Coder, Nemotron), keys and values (GLM), calls of Python (LFM2, Olmo 3) and
+/// of Gemma, the formats of `DeepSeek`, Kimi, `MiniMax`, Mistral, Command, Phi-4-mini, Jamba, Apertus, Step, Solar and
+/// `LongCat`, and the channels of gpt-oss. A value in plain text is a string here; the tool's schema decides its final
+/// type ([`Renderer::parse`](turnwise_rollout::Renderer::parse)).
 ///
 /// Never fails, and takes time linear in the text. Every case is defined:
 ///
@@ -131,7 +149,9 @@ pub fn parse_turn(text: &str) -> Action {
 }
 
 fn first_opening(text: &str) -> Option<(usize, Tag)> {
-    let tag_at = |at: usize| TAGS.into_iter().find(|tag| text[at..].starts_with(tag.open));
+    let thoughts = thinking::TAGS.map(|tags| tag(tags.open, tags.close, Holds::Thinking));
+    let tag_at =
+        |at: usize| thoughts.into_iter().chain(TAGS).find(|tag| text[at..].starts_with(tag.open));
     text.match_indices(['<', '[']).find_map(|(at, _)| Some((at, tag_at(at)?)))
 }
 

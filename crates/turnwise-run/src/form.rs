@@ -371,12 +371,9 @@ impl Source {
         };
         let trust = trust::trusted(files.path(), templates, wanted.trust.as_deref(), trusting)?;
         let specials = files::specials(files)?;
-        let is_llama = self.texts.has("<|eot_id|>") && wanted.tools.is_none();
-        let calls = if is_llama { CallForm::Llama3 } else { CallForm::Hermes };
         let usual = TemplateSettings::default();
         let settings = TemplateSettings {
             stop: self.ends.clone(),
-            calls,
             arguments: specials.into_iter().chain(wanted.arguments.clone()).collect(),
             time: wanted.time.clone(),
             thinking: wanted.thinking,
@@ -388,9 +385,23 @@ impl Source {
         let Templates { usual, tool_use } = templates;
         let tool_use = tool_use.as_deref();
         let tokenizer = self.tokenizer.clone();
-        let renderer =
-            TemplateRenderer::with_tool_use(tokenizer, usual, tool_use, &trust, settings);
-        let renderer = Arc::new(renderer.map_err(|error| Failure::refused_by(&error))?);
+        let made = |calls| {
+            let settings = TemplateSettings { calls, ..settings.clone() };
+            TemplateRenderer::with_tool_use(tokenizer.clone(), usual, tool_use, &trust, settings)
+                .map_err(|error| Failure::refused_by(&error))
+        };
+        let mut renderer = made(CallForm::Hermes)?;
+        // A template that writes calls without tags has the bare form, and so has a model with the tokens of Llama 3
+        // whose template writes none.
+        let reads = renderer.reads_its_calls(&tools::probe());
+        let is_llama = reads.is_none() && self.texts.has("<|eot_id|>") && wanted.tools.is_none();
+        if reads == Some(false) || is_llama {
+            let bare = made(CallForm::Llama3)?;
+            if is_llama || bare.reads_its_calls(&tools::probe()) == Some(true) {
+                renderer = bare;
+            }
+        }
+        let renderer = Arc::new(renderer);
         Ok(match wanted.tools.clone() {
             None => {
                 Made { renderer: renderer.clone(), saved: None, own: Some(renderer), tools: None }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 use turnwise_environment::{Message, Role, ToolCall};
 
+use crate::python_json::to_python_json;
 use crate::thinking;
 
 /// A transformation of each text before the template gets it.
@@ -24,9 +25,31 @@ pub(super) enum Ids {
     Nine,
 }
 
+/// How calls are given to a template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CallInput {
+    pub(super) ids: Ids,
+    /// Whether arguments are JSON text, as in chat endpoints, rather than an object.
+    pub(super) has_text_arguments: bool,
+}
+
+impl CallInput {
+    /// The forms in the order in which they are tried: some templates reject ids, or arguments as an object.
+    pub(super) const ALL: [Self; 4] = [
+        Self { ids: Ids::Own, has_text_arguments: false },
+        Self { ids: Ids::Nine, has_text_arguments: false },
+        Self { ids: Ids::Own, has_text_arguments: true },
+        Self { ids: Ids::Nine, has_text_arguments: true },
+    ];
+}
+
 /// Returns the messages as values, in the format of chat endpoints.
-pub(super) fn given(messages: &[&Message], ids: Ids, texts: &impl TextTransform) -> Vec<Value> {
-    let mut calls = Calls { ids, open: Vec::new(), n_shown: 0 };
+pub(super) fn given(
+    messages: &[&Message],
+    form: CallInput,
+    texts: &impl TextTransform,
+) -> Vec<Value> {
+    let mut calls = Calls { form, open: Vec::new(), n_shown: 0 };
     let messages = messages.iter().enumerate();
     messages.map(|(owner, message)| one(owner, message, &mut calls, texts)).collect()
 }
@@ -45,9 +68,15 @@ fn one(owner: usize, message: &Message, calls: &mut Calls, texts: &impl TextTran
     given.insert("content".to_owned(), content.into());
     if !message.tool_calls.is_empty() {
         let named = |text: &str| texts.named(text);
+        let has_text_arguments = calls.form.has_text_arguments;
         let written = calls.make(&message.tool_calls).into_iter().map(|(id, call)| {
             let name = texts.called(owner, &call.name);
             let arguments = crate::marks::each_text(&call.arguments, &named);
+            let arguments = if has_text_arguments && !arguments.is_string() {
+                Value::String(to_python_json(&arguments))
+            } else {
+                arguments
+            };
             let function = json!({"name": name, "arguments": arguments});
             json!({"id": named(&id), "type": "function", "function": function})
         });
@@ -84,7 +113,7 @@ fn around_tags(text: &str, change: &impl Fn(&str) -> String) -> String {
 
 /// Calls so far, with the ids in the template's input.
 struct Calls {
-    ids: Ids,
+    form: CallInput,
     /// The unanswered calls of the newest message with calls: own id, shown id, tool.
     open: Vec<(String, String, String)>,
     n_shown: usize,
@@ -109,7 +138,7 @@ impl Calls {
         let at = at.or_else(|| id.is_none_or(str::is_empty).then_some(0));
         match at.filter(|at| *at < self.open.len()).map(|at| self.open.remove(at)) {
             Some((_, shown, name)) => {
-                let is_known = id.is_some() || self.ids == Ids::Nine;
+                let is_known = id.is_some() || self.form.ids == Ids::Nine;
                 (is_known.then_some(shown), Some(name))
             }
             None => (id.map(|id| self.shown(id)), None),
@@ -118,7 +147,7 @@ impl Calls {
 
     fn shown(&mut self, id: &str) -> String {
         let is_nine = id.len() == 9 && id.bytes().all(|c| c.is_ascii_alphanumeric());
-        if self.ids == Ids::Own || is_nine {
+        if self.form.ids == Ids::Own || is_nine {
             return id.to_owned();
         }
         self.n_shown += 1;

@@ -96,9 +96,25 @@ impl Divider<'_> {
         };
         let said_to = said.map_or(from, |said| said.end.max(from));
         let close = self.close(said_to, next);
-        let (to, end) = close.map_or((said_to, said_to), |close| (close.start, close.end));
+        let (to, end) = close.map_or_else(
+            || {
+                let to = self.unclosed(owner, said_to, next);
+                (to, to)
+            },
+            |close| (close.start, close.end),
+        );
         self.at = end;
         MessageSpan { start, turn: Some(from..to), end }
+    }
+
+    /// Returns the end of a turn that the template does not close: the lead-in of the next turn, or the end of the
+    /// output. A turn that ends with a call has other text of the template behind its own.
+    fn unclosed(&self, owner: usize, from: usize, next: usize) -> usize {
+        match self.find_lead_in(owner + 1, from, next) {
+            Some(lead_in) => lead_in.start,
+            None if next == self.output.text.len() => next,
+            None => from,
+        }
     }
 
     /// Returns the unassigned range of an owner's text, up to another owner's.

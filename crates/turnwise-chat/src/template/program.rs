@@ -6,7 +6,7 @@ use turnwise_environment::{Message, Role, ToolSpec};
 use turnwise_rollout::RenderError;
 
 use super::function;
-use super::given::{Ids, TextTransform, given};
+use super::given::{CallInput, TextTransform, given};
 use super::layout::Layout;
 use crate::marks::{self, Output};
 use crate::{ChatError, TemplateSettings, Tokenizer, jinja, thinking};
@@ -52,7 +52,7 @@ impl Program {
     fn run(
         &self,
         script: TemplateInput<'_>,
-        ids: Ids,
+        form: CallInput,
         texts: &impl TextTransform,
         leads_in: bool,
     ) -> Result<String, RenderError> {
@@ -66,7 +66,7 @@ impl Program {
         let has_tools = !script.tools.is_empty();
         let environment = self.with_tools.as_ref().filter(|_| has_tools).unwrap_or(&self.usual);
         let mut context = self.arguments.clone();
-        let messages = given(script.messages, ids, texts);
+        let messages = given(script.messages, form, texts);
         context.insert("messages".to_owned(), Value::Array(messages));
         context.insert("tools".to_owned(), tools);
         context.insert("add_generation_prompt".to_owned(), Value::Bool(leads_in));
@@ -84,20 +84,22 @@ impl Program {
         script: TemplateInput<'_>,
         closes: &[String],
     ) -> Result<Layout, RenderError> {
-        let (ids, plain) = self.plain(script)?;
-        let lead_in = self.lead_in(script, ids, &plain);
-        let marked =
-            self.run(script, ids, &Marked { tokenizer }, true).ok().map(|text| Output::read(&text));
+        let (form, plain) = self.plain(script)?;
+        let lead_in = self.lead_in(script, form, &plain);
+        let marked = self
+            .run(script, form, &Marked { tokenizer }, true)
+            .ok()
+            .map(|text| Output::read(&text));
         let marked = marked.filter(|output| output.text == plain && !output.is_torn(tokenizer));
         let lead_ins = match lead_in {
             Some(lead_in) => vec![before_thinking(lead_in.trim_start()); script.messages.len() + 1],
-            None => self.lead_ins(script, ids),
+            None => self.lead_ins(script, form),
         };
         let output = if let Some(output) = marked {
             output
         } else {
             let guarded = Guarded { tokenizer, names_any: false.into() };
-            let text = self.run(script, ids, &guarded, true)?;
+            let text = self.run(script, form, &guarded, true)?;
             let text = if guarded.names_any.get() { text } else { plain };
             found(Output::read(&text), script.messages, &lead_ins)
         };
@@ -107,37 +109,42 @@ impl Program {
         Ok(Layout::new(output, script.messages, &lead_ins, closes, is_control))
     }
 
-    /// Returns the template's own output. A template that rejects the ids of calls gets other ids.
-    pub(super) fn plain(&self, script: TemplateInput<'_>) -> Result<(Ids, String), RenderError> {
-        match self.run(script, Ids::Own, &Plain, true) {
-            Ok(text) => Ok((Ids::Own, text)),
-            Err(error) => match self.run(script, Ids::Nine, &Plain, true) {
-                Ok(text) => Ok((Ids::Nine, text)),
-                Err(_) => Err(error),
-            },
-        }
+    /// Returns the template's own output. A template that rejects the form of calls gets another one.
+    pub(super) fn plain(
+        &self,
+        script: TemplateInput<'_>,
+    ) -> Result<(CallInput, String), RenderError> {
+        let [first, others @ ..] = CallInput::ALL;
+        let error = match self.run(script, first, &Plain, true) {
+            Ok(text) => return Ok((first, text)),
+            Err(error) => error,
+        };
+        let mut others = others.into_iter();
+        let other =
+            others.find_map(|form| Some((form, self.run(script, form, &Plain, true).ok()?)));
+        other.ok_or(error)
     }
 
     /// Returns the output without a lead-in to the next turn.
     pub(super) fn ended(&self, script: TemplateInput<'_>) -> Result<String, RenderError> {
-        self.run(script, Ids::Nine, &Plain, false)
+        self.run(script, CallInput::ALL[1], &Plain, false)
     }
 
     /// Returns the lead-in that the template adds; empty if it adds nothing, or changes other text too.
-    fn lead_in(&self, script: TemplateInput<'_>, ids: Ids, plain: &str) -> Option<String> {
-        let without = self.run(script, ids, &Plain, false).ok()?;
+    fn lead_in(&self, script: TemplateInput<'_>, form: CallInput, plain: &str) -> Option<String> {
+        let without = self.run(script, form, &Plain, false).ok()?;
         let added = plain.strip_prefix(without.as_str()).unwrap_or_default();
         (!added.is_empty()).then(|| added.to_owned())
     }
 
     /// Returns the lead-in of each assistant message, and of the next turn. If the template adds none, it is the
     /// template's text after the text before.
-    fn lead_ins(&self, script: TemplateInput<'_>, ids: Ids) -> Vec<String> {
+    fn lead_ins(&self, script: TemplateInput<'_>, form: CallInput) -> Vec<String> {
         let lead_in = |n: usize| -> Option<String> {
             let is_turn = script.messages.get(n).is_none_or(|next| next.role == Role::Assistant);
             let last = script.messages[..n].last().filter(|_| is_turn)?;
             let before = TemplateInput { messages: &script.messages[..n], ..script };
-            let text = self.run(before, ids, &Plain, true).ok()?;
+            let text = self.run(before, form, &Plain, true).ok()?;
             let said = last.content.trim();
             let at = text.rfind(said)? + said.len();
             Some(before_thinking(&text[at..]))

@@ -1,6 +1,7 @@
 //! Tests of chat formats and tokenizers.
 
 mod bridge;
+mod calls;
 mod cases;
 mod fixtures;
 mod follow;

@@ -1,11 +1,18 @@
 //! Checks that a prompt mentions the tools, and that the policy's calls can be read.
 
+use serde_json::json;
 use turnwise_chat::ToolPrompt;
 use turnwise_environment::{Message, Observation, ToolSpec};
 use turnwise_rollout::RenderError;
 
 use super::Form;
 use crate::failure::Failure;
+
+/// Returns a tool, to probe how a template writes calls.
+pub(super) fn probe() -> ToolSpec {
+    let parameters = json!({"type": "object", "properties": {"argument": {"type": "string"}}});
+    ToolSpec { name: "look".to_owned(), description: "Looks.".to_owned(), parameters }
+}
 
 impl Form {
     /// Refuses an environment with tools if the model's own template asks for calls in a form that cannot be read.

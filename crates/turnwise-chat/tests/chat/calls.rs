@@ -1,0 +1,111 @@
+//! Calls as published templates write them; `data/calls.py` makes the data with transformers.
+
+use serde_json::{Value, json};
+use turnwise_chat::{CallForm, TemplateRenderer, TemplateSettings, Trust};
+use turnwise_environment::{Action, CallAttempt, ToolCall, ToolSpec};
+use turnwise_rollout::Renderer;
+
+use crate::support::trained;
+
+const PLAIN: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// Templates whose calls are not parsed, each with its reason.
+const UNREAD: [(&str, &str); 8] = [
+    ("GigaChat3-10B-A1.8B", "the call is a message of its own, behind the end of the turn"),
+    ("MiniMaxAI-MiniMax-M3-MXFP8", "each parameter has a tag of its own name"),
+    ("NightPrince-Muslim-6B-PRO", "the template prints a Python dictionary inside JSON"),
+    ("ServiceNow-AI-Apriel-1.5-15b-Thinker", "the template prints a Python dictionary inside JSON"),
+    ("SvalTek-Q3-CharThink-9B-temp", "the template escapes its own tags"),
+    ("baseten-Llama-3.2-3B-Instruct-pythonic", "text has no quotes"),
+    ("meetkai-functionary-medium-v3.2", "a name on a line of its own begins a call"),
+    ("naver-hyperclovax-HyperCLOVAX-SEED-Think-14B", "the header of a message begins a call"),
+];
+
+fn tool() -> ToolSpec {
+    let properties =
+        json!({"a": {"type": "integer"}, "op": {"type": "string"}, "deep": {"type": "boolean"}});
+    let parameters = json!({"type": "object", "properties": properties, "required": ["a", "op"]});
+    ToolSpec { name: "calc".to_owned(), description: "Computes.".to_owned(), parameters }
+}
+
+fn parsed(calls: CallForm, turn: &str) -> Action {
+    let settings = TemplateSettings { calls, ..TemplateSettings::default() };
+    let renderer = TemplateRenderer::new(trained(), PLAIN, &Trust::Any, settings).expect("valid");
+    renderer.parse(&trained().encode_with_markers(turn), &[tool()])
+}
+
+#[test]
+fn calls_of_published_templates_are_read() {
+    let data: Value = serde_json::from_str(include_str!("data/calls.json")).expect("JSON");
+    let cases = data["cases"].as_array().expect("a list");
+    let mut unread = Vec::new();
+    for case in cases {
+        let (name, turn) = (case["template"].as_str().unwrap(), case["turn"].as_str().unwrap());
+        let is_read = [CallForm::Hermes, CallForm::Llama3].into_iter().any(|form| {
+            let action = parsed(form, turn);
+            let calls: Vec<_> = action.tool_calls().collect();
+            matches!(calls[..], [call] if call.name == data["name"] && call.arguments == data["arguments"])
+        });
+        if !is_read {
+            unread.push(name);
+        }
+    }
+    let expected: Vec<&str> = UNREAD.iter().map(|(name, _)| *name).collect();
+    assert_eq!(unread, expected, "of {}", cases.len());
+}
+
+/// A template that joins the arguments of a call to other text, so that they must be JSON text (`DeepSeek` V3).
+const TEXT_ARGUMENTS: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}\
+    {% for call in m.tool_calls or [] %}{{ '<tool_call>{\"name\": \"' + call.function.name + '\", \"arguments\": ' + call.function.arguments + '}</tool_call>' }}{% endfor %}\
+    {{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+/// A template that writes no close after a turn (GLM 4.6).
+const UNCLOSED: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}\
+    {% for call in m.tool_calls or [] %}{{ '<tool_call>' + call.function.name + '\n' }}\
+    {% for key, value in call.function.arguments.items() %}<arg_key>{{ key }}</arg_key>\n<arg_value>{{ value }}</arg_value>\n{% endfor %}</tool_call>{% endfor %}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+/// A template with bare calls, on a tokenizer of another family.
+const BARE: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}\
+    {% for call in m.tool_calls or [] %}{{ {'name': call.function.name, 'parameters': call.function.arguments} | tojson }}{% endfor %}\
+    {{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+fn of(template: &str, calls: CallForm) -> TemplateRenderer {
+    let settings = TemplateSettings { calls, ..TemplateSettings::default() };
+    TemplateRenderer::new(trained(), template, &Trust::Any, settings).expect("valid")
+}
+
+#[test]
+fn a_template_reads_its_own_calls_in_its_own_form() {
+    for (template, hermes, llama) in [
+        (TEXT_ARGUMENTS, Some(true), Some(true)),
+        (UNCLOSED, Some(true), Some(true)),
+        (BARE, Some(false), Some(true)),
+        (PLAIN, None, None),
+    ] {
+        for (form, expected) in [(CallForm::Hermes, hermes), (CallForm::Llama3, llama)] {
+            assert_eq!(
+                of(template, form).reads_its_calls(&tool()),
+                expected,
+                "{form:?} {template}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_call_is_written_whole_without_a_close() {
+    let call = ToolCall {
+        id: "call_0".to_owned(),
+        name: "calc".to_owned(),
+        arguments: json!({"a": 9007199254740993_i64, "op": "-"}),
+    };
+    for template in [TEXT_ARGUMENTS, UNCLOSED, BARE] {
+        let renderer = of(template, CallForm::Llama3);
+        let action = Action { calls: vec![CallAttempt::Call(call.clone())], ..Action::text("") };
+        let written = renderer.write(&action);
+        assert_eq!(renderer.parse(&written, &[tool()]), action, "{}", renderer.text(&written));
+        // Calls between thoughts and a thought's text are not bare calls.
+        let thoughtful = trained().encode_with_markers("<think>{\"name\": \"calc\"}</think>7");
+        assert_eq!(renderer.parse(&thoughtful, &[tool()]).calls, []);
+    }
+}
