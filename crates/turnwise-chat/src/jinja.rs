@@ -1,7 +1,9 @@
 //! Chat templates as untrusted programs: bounded, and as close to Python's Jinja as templates need.
 
 mod clock;
+mod filters;
 mod methods;
+mod percent;
 mod tests;
 mod to_json;
 
@@ -40,6 +42,8 @@ pub(crate) fn environment(
     environment.set_unknown_method_callback(methods::call);
     tests::add(&mut environment);
     environment.add_filter("tojson", to_json::filter);
+    environment.add_filter(percent::FILTER, percent::filter);
+    filters::add(&mut environment);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(invalid(message))
     });
@@ -52,7 +56,7 @@ pub(crate) fn environment(
             ))
         })
     });
-    environment.add_template_owned(NAME, adapted(template))?;
+    environment.add_template_owned(NAME, percent::rewritten(&adapted(template)))?;
     Ok(environment)
 }
 

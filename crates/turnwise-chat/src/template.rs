@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use turnwise_environment::{Action, CallAttempt, Message, ToolCall, ToolSpec};
+use turnwise_environment::{Action, CallAttempt, Message, Role, ToolCall, ToolSpec};
 use turnwise_rollout::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 use turnwise_trajectory::TokenId;
 
@@ -23,16 +23,18 @@ use crate::demonstrated::after_prefill;
 use crate::fingerprint::fingerprint;
 use crate::llama::llama_turn;
 use crate::llama_calls::parse_bare_turn;
+use crate::thinking::Tags;
 use crate::tool_calls::check_calls;
-use crate::truncate::heard;
+use crate::truncate::{heard, middle_truncate};
 use crate::turn::before_stop;
 use crate::{ChatError, Thinking, Tokenizer, marks, parse_turn, thinking};
+use given::ThoughtField;
 use layout::{Layout, MessageSpan};
 use program::{Program, TemplateInput};
 use reuse::{Kept, kept, squash};
 
 /// Part of every fingerprint. It is incremented when the same settings give other tokens.
-const FORMAT: &str = "template 3";
+const FORMAT: &str = "template 4";
 
 /// The question of the dummy conversation, which shows how a template ends a turn and writes calls.
 const QUESTION: &str = "question";
@@ -132,8 +134,10 @@ pub struct TemplateRenderer {
     stop: Vec<TokenId>,
     /// The names of the end tokens; the first is the one that the template writes after a turn.
     closes: Vec<String>,
-    /// Whether the template supports thinking as a separate field.
-    reads_reasoning: bool,
+    /// The field of a message that has its thoughts, if the template supports one.
+    thoughts: Option<ThoughtField>,
+    /// The tags around thoughts that the template names; `None` for `<think>`.
+    tags: Option<Tags>,
     /// Whether the template writes calls in a supported format other than the one of the settings.
     has_own_calls: bool,
 }
@@ -173,7 +177,8 @@ impl TemplateRenderer {
             return Err(ChatError::Untrusted { hash, trusted: trusted.clone() });
         }
         let program = Program::new(template, tool_use, &settings)?;
-        let reads_reasoning = template.contains("reasoning_content");
+        let thoughts = ThoughtField::of(template);
+        let tags = thinking::tags_in(template);
         let mut closes = settings.stop.clone();
         if let Some(written) = written_close(&program, &tokenizer) {
             closes.retain(|close| *close != written);
@@ -203,7 +208,8 @@ impl TemplateRenderer {
             settings,
             stop,
             closes,
-            reads_reasoning,
+            thoughts,
+            tags,
             has_own_calls: false,
         };
         renderer.has_own_calls = renderer.finds_own_calls();
@@ -244,6 +250,11 @@ impl TemplateRenderer {
         Some(read.tool_calls().next().is_some_and(is_same))
     }
 
+    /// Returns whether the template writes thoughts in another form than between `<think>` tags.
+    fn has_other_thoughts(&self) -> bool {
+        self.tags.is_some() || self.thoughts == Some(ThoughtField::Thinking)
+    }
+
     /// Encodes the template's output for an action, with the close.
     fn write_own(&self, action: &Action) -> Option<Vec<TokenId>> {
         let layout = self.layout_of(action, &[])?;
@@ -266,12 +277,31 @@ impl TemplateRenderer {
     fn layout_of(&self, action: &Action, tools: &[ToolSpec]) -> Option<Layout> {
         let messages = [Message::user(QUESTION), self.as_text(&action.to_message())];
         let messages: Vec<&Message> = messages.iter().collect();
-        let script = TemplateInput { messages: &messages, tools };
+        let script = TemplateInput { messages: &messages, tools, leads_in: true };
         self.program.layout(&self.tokenizer, script, &self.closes).ok()
     }
 
+    /// Renders a whole conversation that no turn follows: the template gets `add_generation_prompt = false`. The text
+    /// after the last message is in [`Rendered::generation`].
+    ///
+    /// # Errors
+    /// If the conversation cannot be rendered.
+    pub fn render_ended(
+        &self,
+        conversation: &[Said<'_>],
+        tools: &[ToolSpec],
+    ) -> Result<Rendered, RenderError> {
+        let layout = self.layout(conversation, tools, false)?;
+        Ok(self.rendered(&layout, conversation, None, Vec::new()))
+    }
+
     /// Renders a conversation.
-    fn layout(&self, said: &[Said<'_>], tools: &[ToolSpec]) -> Result<Layout, RenderError> {
+    fn layout(
+        &self,
+        said: &[Said<'_>],
+        tools: &[ToolSpec],
+        leads_in: bool,
+    ) -> Result<Layout, RenderError> {
         if said.len() > marks::MAX_OWNERS {
             let most = marks::MAX_OWNERS;
             return Err(RenderError(format!("it has more than {most} messages")));
@@ -281,7 +311,7 @@ impl TemplateRenderer {
             said.iter().enumerate().map(|(at, said)| self.heard(said, at < n_task)).collect();
         let layout = |heard: &[Message]| {
             let messages: Vec<&Message> = heard.iter().collect();
-            let script = TemplateInput { messages: &messages, tools };
+            let script = TemplateInput { messages: &messages, tools, leads_in };
             self.program.layout(&self.tokenizer, script, &self.closes)
         };
         layout(&heard).or_else(|error| {
@@ -310,7 +340,12 @@ impl TemplateRenderer {
             return self.as_text(message);
         }
         let limit = if is_task { usize::MAX } else { self.settings.max_observation_tokens };
-        let heard = |text: &str| heard(&self.tokenizer, text, limit);
+        let heard = |text: &str| match message.role {
+            // Tools print for terminals.
+            Role::Tool => heard(&self.tokenizer, text, limit),
+            _ if is_task => text.to_owned(),
+            _ => middle_truncate(&self.tokenizer, text, limit).into_owned(),
+        };
         Message {
             content: heard(&message.content),
             reasoning: message.reasoning.as_deref().map(heard),
@@ -321,9 +356,12 @@ impl TemplateRenderer {
     /// Returns a turn in the form that the template gets: if the template does not support separate thinking, it is
     /// part of the text, as it was sampled.
     fn as_text(&self, message: &Message) -> Message {
-        let thoughts = message.reasoning.as_deref().filter(|_| !self.reads_reasoning);
+        let thoughts = message.reasoning.as_deref().filter(|_| self.thoughts.is_none());
         let Some(thoughts) = thoughts else { return message.clone() };
-        let content = format!("<think>\n{thoughts}\n</think>\n\n{}", message.content);
+        let content = match self.tags {
+            Some(Tags { open, close }) => format!("{open}{thoughts}{close}{}", message.content),
+            None => format!("<think>\n{thoughts}\n</think>\n\n{}", message.content),
+        };
         Message { content, reasoning: None, ..message.clone() }
     }
 
@@ -349,7 +387,7 @@ impl TemplateRenderer {
         }
         let text = &layout.output.text;
         let lead_in = layout.end().max(from);
-        let thinks = text[lead_in..].find(thinking::OPEN).map_or(text.len(), |at| lead_in + at);
+        let thinks = thinking::first_open(&text[lead_in..]).map_or(text.len(), |at| lead_in + at);
         writer.text(said.len(), lead_in..thinks);
         writer.text(said.len() + 1, thinks..text.len());
         let mut messages = writer.canvas.finish();
@@ -375,11 +413,11 @@ impl TemplateRenderer {
         tools: &[ToolSpec],
     ) -> Result<bool, RenderError> {
         let Some((last, before)) = history.split_last() else { return Ok(false) };
-        let held = self.layout(before, tools)?;
+        let held = self.layout(before, tools, true)?;
         let owner = before.len();
         let MessageSpan { start, turn, .. } = &layout.messages[owner];
         let Some(turn) = turn else { return Ok(false) };
-        let prefill = held.output.text[held.end()..].find(thinking::OPEN);
+        let prefill = thinking::first_open(&held.output.text[held.end()..]);
         let lead_in = prefill.map_or(held.output.text.len(), |at| held.end() + at);
         let same_end = held.end() == *start || before.is_empty();
         Ok(same_end
@@ -462,7 +500,7 @@ impl Renderer for TemplateRenderer {
         conversation: &[Said<'_>],
         tools: &[ToolSpec],
     ) -> Result<Rendered, RenderError> {
-        let layout = self.layout(conversation, tools)?;
+        let layout = self.layout(conversation, tools, true)?;
         Ok(self.rendered(&layout, conversation, None, Vec::new()))
     }
 
@@ -489,7 +527,7 @@ impl Renderer for TemplateRenderer {
         }
         let said: Vec<Said<'_>> =
             history.iter().copied().chain(new.iter().map(Said::new)).collect();
-        let layout = self.layout(&said, tools)?;
+        let layout = self.layout(&said, tools, true)?;
         let last = layout.messages[history.len() - 1].clone();
         let Some(turn) = last.turn else { return Ok(Bridged::Rewrite) };
         let written = &layout.output.text[turn.end..last.end];
@@ -507,9 +545,14 @@ impl Renderer for TemplateRenderer {
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
-        if self.has_own_calls && !action.calls.is_empty() {
-            let own = self.write_own(action).filter(|ids| makes(&self.parse(ids, &[]), action));
-            if let Some(ids) = own {
+        let has_own_thoughts = action.reasoning.is_some() && self.has_other_thoughts();
+        if has_own_thoughts || self.has_own_calls && !action.calls.is_empty() {
+            let is_same = |ids: &Vec<TokenId>| {
+                let read = self.parse(ids, &[]);
+                let thinks_it = !has_own_thoughts || read.reasoning == action.reasoning;
+                thinks_it && makes(&read, action)
+            };
+            if let Some(ids) = self.write_own(action).filter(is_same) {
                 return ids;
             }
         }
@@ -580,7 +623,8 @@ fn one_call() -> (Action, ToolSpec) {
 fn written_close(program: &Program, tokenizer: &Tokenizer) -> Option<String> {
     let messages = [Message::user(QUESTION), Message::assistant(ANSWER)];
     let messages: Vec<&Message> = messages.iter().collect();
-    let text = program.ended(TemplateInput { messages: &messages, tools: &[] }).ok()?;
+    let script = TemplateInput { messages: &messages, tools: &[], leads_in: false };
+    let (_, text) = program.plain(script).ok()?;
     let behind = &text[text.rfind(ANSWER)? + ANSWER.len()..];
     let mut places = behind.char_indices();
     let close = places.find_map(|(at, _)| tokenizer.added().control_at(behind, at))?;

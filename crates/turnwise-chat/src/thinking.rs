@@ -18,6 +18,9 @@ pub(crate) struct Tags {
     pub(crate) close: &'static str,
 }
 
+/// The end of a message of a thought in gpt-oss, and the beginning of the next one.
+const CHANNEL_CLOSE: &str = "<|end|><|start|>assistant";
+
 /// The tags of known models.
 pub(crate) const TAGS: [Tags; 7] = [
     Tags { open: OPEN, close: CLOSE },
@@ -34,6 +37,23 @@ pub(crate) fn last_tags(text: &str) -> Option<(Tags, bool)> {
     let places = TAGS.into_iter().filter_map(|tags| Some((text.rfind(tags.open)?, tags)));
     let (at, tags) = places.max_by_key(|(at, _)| *at)?;
     Some((tags, !text[at..].contains(tags.close)))
+}
+
+/// Returns the place where a thought opens in a text.
+pub(crate) fn first_open(text: &str) -> Option<usize> {
+    TAGS.into_iter().filter_map(|tags| text.find(tags.open)).min()
+}
+
+/// Returns the end of the last thought in a turn. In gpt-oss, a message of another channel follows a thought.
+pub(crate) fn last_close(turn: &str) -> Option<usize> {
+    let closes = TAGS.into_iter().map(|tags| tags.close).chain([CHANNEL_CLOSE]);
+    closes.filter_map(|close| Some(turn.rfind(close)? + close.len())).max()
+}
+
+/// Returns the tags that a template names instead of `<think>`.
+pub(crate) fn tags_in(template: &str) -> Option<Tags> {
+    let mut others = TAGS.into_iter().filter(|tags| tags.open != OPEN);
+    others.find(|tags| !template.contains(OPEN) && template.contains(tags.open))
 }
 
 /// Returns the end of an empty thought at the beginning of a turn; 0 without one.

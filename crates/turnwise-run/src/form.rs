@@ -16,7 +16,8 @@ use turnwise_chat::{
     CallForm, ChatError, ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer,
     TemplateSettings, TextTools, Thinking, Tokenizer, ToolPrompt, TurnShape, TurnShapeSettings,
 };
-use turnwise_rollout::{Renderer, TokenConstraint};
+use turnwise_environment::ToolSpec;
+use turnwise_rollout::{RenderError, Rendered, Renderer, Said, TokenConstraint};
 use turnwise_training::Checkpoints;
 use turnwise_trajectory::TokenId;
 
@@ -87,6 +88,25 @@ impl Texts {
     #[must_use]
     pub fn is_control(&self, id: TokenId) -> bool {
         self.0.as_ref().is_some_and(|tokenizer| tokenizer.is_control(id))
+    }
+}
+
+impl Form {
+    /// Renders a whole conversation that no turn follows. The text after the last message is in
+    /// [`Rendered::generation`]; only the model's own template has some.
+    ///
+    /// # Errors
+    /// If the conversation cannot be rendered.
+    pub fn render_ended(
+        &self,
+        conversation: &[Said<'_>],
+        tools: &[ToolSpec],
+    ) -> Result<Rendered, RenderError> {
+        if let Some(own) = &self.own {
+            return own.render_ended(conversation, tools);
+        }
+        let rendered = self.renderer.render(conversation, tools)?;
+        Ok(Rendered { generation: Vec::new(), prefill: Vec::new(), ..rendered })
     }
 }
 

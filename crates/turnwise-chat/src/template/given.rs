@@ -25,6 +25,39 @@ pub(super) enum Ids {
     Nine,
 }
 
+/// The field of a message that has its thoughts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ThoughtField {
+    ReasoningContent,
+    Reasoning,
+    Thinking,
+}
+
+impl ThoughtField {
+    const ALL: [Self; 3] = [Self::ReasoningContent, Self::Reasoning, Self::Thinking];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::ReasoningContent => "reasoning_content",
+            Self::Reasoning => "reasoning",
+            Self::Thinking => "thinking",
+        }
+    }
+
+    /// Returns the field that a template reads: it names one as an attribute or as a key.
+    pub(super) fn of(template: &str) -> Option<Self> {
+        let is_named = |field: &Self| {
+            let mut places = template.match_indices(field.name());
+            places.any(|(at, name)| {
+                let (before, after) = (&template[..at], &template[at + name.len()..]);
+                before.ends_with(['.', '\'', '"'])
+                    && !after.starts_with(|c: char| c.is_alphanumeric() || c == '_')
+            })
+        };
+        Self::ALL.into_iter().find(is_named)
+    }
+}
+
 /// How calls are given to a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CallInput {
@@ -47,9 +80,10 @@ impl CallInput {
 pub(super) fn given(
     messages: &[&Message],
     form: CallInput,
+    thoughts: ThoughtField,
     texts: &impl TextTransform,
 ) -> Vec<Value> {
-    let mut calls = Calls { form, open: Vec::new(), n_shown: 0 };
+    let mut calls = Calls { form, thoughts, open: Vec::new(), n_shown: 0 };
     let messages = messages.iter().enumerate();
     messages.map(|(owner, message)| one(owner, message, &mut calls, texts)).collect()
 }
@@ -58,7 +92,8 @@ fn one(owner: usize, message: &Message, calls: &mut Calls, texts: &impl TextTran
     let mut given = Map::new();
     given.insert("role".to_owned(), json!(message.role));
     if let Some(reasoning) = &message.reasoning {
-        given.insert("reasoning_content".to_owned(), texts.said(owner, reasoning).into());
+        let field = calls.thoughts.name();
+        given.insert(field.to_owned(), texts.said(owner, reasoning).into());
     }
     let content = if message.role == Role::Assistant {
         around_tags(&message.content, &|text| texts.said(owner, text))
@@ -96,12 +131,12 @@ fn one(owner: usize, message: &Message, calls: &mut Calls, texts: &impl TextTran
 
 /// Changes the text between thinking tags, but not the tags, which a template searches for.
 fn around_tags(text: &str, change: &impl Fn(&str) -> String) -> String {
-    let tags = [thinking::OPEN, thinking::CLOSE];
+    let tags = thinking::TAGS.map(|tags| [tags.open, tags.close]);
     let mut changed = String::with_capacity(text.len());
     let mut from = 0;
-    for (at, _) in text.match_indices('<') {
-        let tag = tags.into_iter().find(|tag| text[at..].starts_with(*tag));
-        if let Some(tag) = tag {
+    for (at, _) in text.match_indices(['<', '[']) {
+        let tag = tags.iter().flatten().find(|tag| text[at..].starts_with(**tag));
+        if let Some(tag) = tag.filter(|_| at >= from) {
             changed.push_str(&change(&text[from..at]));
             changed.push_str(tag);
             from = at + tag.len();
@@ -114,6 +149,7 @@ fn around_tags(text: &str, change: &impl Fn(&str) -> String) -> String {
 /// Calls so far, with the ids in the template's input.
 struct Calls {
     form: CallInput,
+    thoughts: ThoughtField,
     /// The unanswered calls of the newest message with calls: own id, shown id, tool.
     open: Vec<(String, String, String)>,
     n_shown: usize,

@@ -153,7 +153,9 @@ impl Divider<'_> {
     /// Returns the place before a thinking tag just before a text: the tag is part of the turn.
     fn before_tag(&self, from: usize, to: usize) -> usize {
         let before = self.output.text.get(from..to).unwrap_or_default().trim_end();
-        before.strip_suffix(thinking::OPEN).map_or(to, |before| from + before.len())
+        let mut tags = thinking::TAGS.into_iter();
+        let before = tags.find_map(|tags| before.strip_suffix(tags.open));
+        before.map_or(to, |before| from + before.len())
     }
 
     /// Returns the first close in this range of the template's own text.

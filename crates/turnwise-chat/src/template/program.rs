@@ -6,7 +6,7 @@ use turnwise_environment::{Message, Role, ToolSpec};
 use turnwise_rollout::RenderError;
 
 use super::function;
-use super::given::{CallInput, TextTransform, given};
+use super::given::{CallInput, TextTransform, ThoughtField, given};
 use super::layout::Layout;
 use crate::marks::{self, Output};
 use crate::{ChatError, TemplateSettings, Tokenizer, jinja, thinking};
@@ -20,6 +20,8 @@ pub(super) struct Program {
     /// The template for conversations with tools, if a model has two.
     with_tools: Option<Environment<'static>>,
     arguments: Map<String, Value>,
+    /// The field of thoughts in the input.
+    thoughts: ThoughtField,
     limit: usize,
 }
 
@@ -28,6 +30,8 @@ pub(super) struct Program {
 pub(super) struct TemplateInput<'a> {
     pub(super) messages: &'a [&'a Message],
     pub(super) tools: &'a [ToolSpec],
+    /// Whether the lead-in to the next turn follows.
+    pub(super) leads_in: bool,
 }
 
 impl Program {
@@ -44,6 +48,7 @@ impl Program {
             usual: environment(usual)?,
             with_tools: with_tools.map(environment).transpose()?,
             arguments: settings.arguments.clone(),
+            thoughts: ThoughtField::of(usual).unwrap_or(ThoughtField::ReasoningContent),
             limit: settings.max_context_tokens.saturating_mul(BYTES_PER_TOKEN),
         })
     }
@@ -54,7 +59,6 @@ impl Program {
         script: TemplateInput<'_>,
         form: CallInput,
         texts: &impl TextTransform,
-        leads_in: bool,
     ) -> Result<String, RenderError> {
         let named = |text: &str| texts.named(text);
         let tools: Vec<Value> = script.tools.iter().map(function).collect();
@@ -66,10 +70,12 @@ impl Program {
         let has_tools = !script.tools.is_empty();
         let environment = self.with_tools.as_ref().filter(|_| has_tools).unwrap_or(&self.usual);
         let mut context = self.arguments.clone();
-        let messages = given(script.messages, form, texts);
+        // Documents are `None` for transformers, and therefore defined.
+        context.entry("documents").or_insert(Value::Null);
+        let messages = given(script.messages, form, self.thoughts, texts);
         context.insert("messages".to_owned(), Value::Array(messages));
         context.insert("tools".to_owned(), tools);
-        context.insert("add_generation_prompt".to_owned(), Value::Bool(leads_in));
+        context.insert("add_generation_prompt".to_owned(), Value::Bool(script.leads_in));
         jinja::render(environment, &Value::Object(context), self.limit)
     }
 
@@ -86,10 +92,8 @@ impl Program {
     ) -> Result<Layout, RenderError> {
         let (form, plain) = self.plain(script)?;
         let lead_in = self.lead_in(script, form, &plain);
-        let marked = self
-            .run(script, form, &Marked { tokenizer }, true)
-            .ok()
-            .map(|text| Output::read(&text));
+        let marked =
+            self.run(script, form, &Marked { tokenizer }).ok().map(|text| Output::read(&text));
         let marked = marked.filter(|output| output.text == plain && !output.is_torn(tokenizer));
         let lead_ins = match lead_in {
             Some(lead_in) => vec![before_thinking(lead_in.trim_start()); script.messages.len() + 1],
@@ -99,7 +103,7 @@ impl Program {
             output
         } else {
             let guarded = Guarded { tokenizer, names_any: false.into() };
-            let text = self.run(script, form, &guarded, true)?;
+            let text = self.run(script, form, &guarded)?;
             let text = if guarded.names_any.get() { text } else { plain };
             found(Output::read(&text), script.messages, &lead_ins)
         };
@@ -115,24 +119,19 @@ impl Program {
         script: TemplateInput<'_>,
     ) -> Result<(CallInput, String), RenderError> {
         let [first, others @ ..] = CallInput::ALL;
-        let error = match self.run(script, first, &Plain, true) {
+        let error = match self.run(script, first, &Plain) {
             Ok(text) => return Ok((first, text)),
             Err(error) => error,
         };
         let mut others = others.into_iter();
-        let other =
-            others.find_map(|form| Some((form, self.run(script, form, &Plain, true).ok()?)));
+        let other = others.find_map(|form| Some((form, self.run(script, form, &Plain).ok()?)));
         other.ok_or(error)
-    }
-
-    /// Returns the output without a lead-in to the next turn.
-    pub(super) fn ended(&self, script: TemplateInput<'_>) -> Result<String, RenderError> {
-        self.run(script, CallInput::ALL[1], &Plain, false)
     }
 
     /// Returns the lead-in that the template adds; empty if it adds nothing, or changes other text too.
     fn lead_in(&self, script: TemplateInput<'_>, form: CallInput, plain: &str) -> Option<String> {
-        let without = self.run(script, form, &Plain, false).ok()?;
+        let ended = TemplateInput { leads_in: false, ..script };
+        let without = self.run(ended, form, &Plain).ok()?;
         let added = plain.strip_prefix(without.as_str()).unwrap_or_default();
         (!added.is_empty()).then(|| added.to_owned())
     }
@@ -143,8 +142,9 @@ impl Program {
         let lead_in = |n: usize| -> Option<String> {
             let is_turn = script.messages.get(n).is_none_or(|next| next.role == Role::Assistant);
             let last = script.messages[..n].last().filter(|_| is_turn)?;
-            let before = TemplateInput { messages: &script.messages[..n], ..script };
-            let text = self.run(before, form, &Plain, true).ok()?;
+            let messages = &script.messages[..n];
+            let before = TemplateInput { messages, leads_in: true, ..script };
+            let text = self.run(before, form, &Plain).ok()?;
             let said = last.content.trim();
             let at = text.rfind(said)? + said.len();
             Some(before_thinking(&text[at..]))
@@ -155,7 +155,7 @@ impl Program {
 
 /// Returns the text before the place of thinking in a lead-in.
 fn before_thinking(lead_in: &str) -> String {
-    lead_in.split(thinking::OPEN).next().unwrap_or_default().to_owned()
+    lead_in[..thinking::first_open(lead_in).unwrap_or(lead_in.len())].to_owned()
 }
 
 /// Unchanged texts.

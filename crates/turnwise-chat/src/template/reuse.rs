@@ -48,10 +48,7 @@ pub(super) fn kept(
     if keeps_thoughts || squash(head) == squash(thoughts) {
         return Kept::Whole;
     }
-    match drawn.rfind(thinking::CLOSE) {
-        Some(at) => rest_of(&drawn, written, head.len(), at + thinking::CLOSE.len()),
-        None => rest_of(&drawn, written, head.len(), 0),
-    }
+    rest_of(&drawn, written, head.len(), thinking::last_close(&drawn).unwrap_or(0))
 }
 
 /// Keeps the tokens from a byte on, if the template writes the same text after its first `head` bytes and blanks.
@@ -76,8 +73,7 @@ fn end_in(drawn: &str, written: &str) -> Option<usize> {
 
 /// Splits a text after its thinking and the blanks that follow.
 fn thinking_of(text: &str) -> (&str, &str) {
-    let Some(at) = text.rfind(thinking::CLOSE) else { return ("", text) };
-    let end = at + thinking::CLOSE.len();
+    let Some(end) = thinking::last_close(text) else { return ("", text) };
     let rest = text[end..].trim_start_matches('\n');
     text.split_at(text.len() - rest.len())
 }

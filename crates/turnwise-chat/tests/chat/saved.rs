@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use turnwise_chat::{
     CallForm, ChatMl, ChatMlSettings, Llama3, Llama3Settings, TemplateRenderer, TemplateSettings,
-    Thinking, ToolPrompt, Trust,
+    Thinking, ToolPrompt, Trust, clean,
 };
 use turnwise_environment::{Message, Observation, ToolCall, ToolSpec};
 use turnwise_rollout::{Renderer, Said};
@@ -79,7 +79,10 @@ fn sampled_text() -> impl Strategy<Value = String> {
 
 /// Hostile text without the noncharacters that a template's renderer removes.
 fn said_text() -> impl Strategy<Value = String> {
-    hostile_text().prop_map(|text| text.replace(['\u{fdd0}', '\u{fdd1}', '\u{fdd2}'], ""))
+    hostile_text().prop_map(|text| {
+        // The forms remove control characters, which a program that runs the template keeps.
+        clean(&text.replace(['\u{fdd0}', '\u{fdd1}', '\u{fdd2}'], "")).into_owned()
+    })
 }
 
 /// A message that is not the first of a conversation.

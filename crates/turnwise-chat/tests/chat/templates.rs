@@ -168,7 +168,9 @@ proptest! {
         let read = renderer.text(&ids_of(&render(&text)));
         let without: String = text.chars().filter(|c| !('\u{fdd0}'..='\u{fdd2}').contains(c)).collect();
         let said = format!("x{without}x");
-        prop_assert!(read.contains(&*turnwise_chat::clean(&said)));
+        // Tools print for terminals.
+        let is_whole = if role == 1 { read.contains(&*turnwise_chat::clean(&said)) } else { read.contains(&said) };
+        prop_assert!(is_whole);
     }
 }
 

@@ -18,17 +18,21 @@ use turnwise_run::form::Form;
 /// Renders the whole conversation at once, as one branch. The assistant's messages are not samples.
 pub(super) fn render(conversation: &Conversation, form: &Form) -> Result<MessageGraph, Failure> {
     let said: Vec<Said<'_>> = conversation.messages.iter().map(Said::new).collect();
-    let rendered = form
-        .renderer
-        .render(&said, &conversation.tools)
-        .map_err(|error| Failure::refused_by(&error))?;
+    let rendered = if conversation.leads_in {
+        form.renderer.render(&said, &conversation.tools)
+    } else {
+        form.render_ended(&said, &conversation.tools)
+    };
+    let rendered = rendered.map_err(|error| Failure::refused_by(&error))?;
     let mut graph = MessageGraph::default();
     let mut parent = None;
     for (message, spans) in conversation.messages.iter().zip(rendered.messages) {
         let author = author_of(message);
         parent = Some(graph.push(Node { parent, author, message: message.clone(), spans }));
     }
-    if conversation.leads_in {
+    if let Some(last) = parent.filter(|_| !conversation.leads_in) {
+        graph.node_mut(last).spans.push(Span::Scaffold(rendered.generation));
+    } else if conversation.leads_in {
         let spans = vec![Span::Scaffold(rendered.generation), Span::Forced(rendered.prefill)];
         let message = Message::assistant("");
         graph.push(Node { parent, author: Author::Policy, message, spans });

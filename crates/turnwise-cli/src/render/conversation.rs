@@ -84,9 +84,11 @@ fn arguments(name: &str, rest: &Map<String, Value>) -> Result<Map<String, Value>
 fn message(index: usize, value: &Value) -> Result<Message, Failure> {
     let refused = |what: &str| Failure::refused(format!("message {index} {what}"));
     let role = match &value["role"] {
+        // The newer name of system messages.
+        Value::String(role) if role == "developer" => Role::System,
         Value::String(role) => serde_json::from_value(value["role"].clone()).map_err(|_| {
             refused(&format!("has the role {role:?}"))
-                .help("known roles: system, user, assistant, tool")
+                .help("known roles: system, developer (which is system), user, assistant, tool")
         })?,
         _ => return Err(refused("has no role").help(format!("a conversation is  {FORM}"))),
     };
