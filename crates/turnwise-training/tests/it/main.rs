@@ -6,6 +6,7 @@ mod batches;
 mod checkpoints;
 mod conservation;
 mod credit;
+mod demonstrations;
 mod determinism;
 mod differences;
 mod learning;
