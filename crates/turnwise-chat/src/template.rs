@@ -282,7 +282,7 @@ impl TemplateRenderer {
     }
 
     /// Renders a whole conversation that no turn follows: the template gets `add_generation_prompt = false`. The text
-    /// after the last message is in [`Rendered::generation`].
+    /// after the last message is in [`Rendered::generation`], and in [`Rendered::prefill`] from a tag of thinking on.
     ///
     /// # Errors
     /// If the conversation cannot be rendered.

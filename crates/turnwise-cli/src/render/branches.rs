@@ -31,7 +31,8 @@ pub(super) fn render(conversation: &Conversation, form: &Form) -> Result<Message
         parent = Some(graph.push(Node { parent, author, message: message.clone(), spans }));
     }
     if let Some(last) = parent.filter(|_| !conversation.leads_in) {
-        graph.node_mut(last).spans.push(Span::Scaffold(rendered.generation));
+        let behind = [rendered.generation, rendered.prefill].concat();
+        graph.node_mut(last).spans.push(Span::Scaffold(behind));
     } else if conversation.leads_in {
         let spans = vec![Span::Scaffold(rendered.generation), Span::Forced(rendered.prefill)];
         let message = Message::assistant("");
