@@ -147,7 +147,7 @@ impl<'a> Reader<'a> {
             if !between.iter().any(|between| self.takes(between)) {
                 self.expect(between[0])?;
             }
-            let value = self.value(between, depth)?;
+            let value = self.value(depth)?;
             if entries.contains_key(&key) {
                 let key = shortened(&key);
                 return Err(wrong(format!("the argument {key:?} is written twice")));
@@ -158,7 +158,7 @@ impl<'a> Reader<'a> {
         Ok(entries)
     }
 
-    fn value(&mut self, between: &[&str], depth: usize) -> Result<Value, Mistake> {
+    fn value(&mut self, depth: usize) -> Result<Value, Mistake> {
         if depth > MAX_DEPTH {
             return Err(wrong("the arguments are nested too deeply"));
         }
@@ -172,7 +172,7 @@ impl<'a> Reader<'a> {
         if self.takes("[") {
             let mut items = Vec::new();
             while !self.takes("]") {
-                items.push(self.value(between, depth + 1)?);
+                items.push(self.value(depth + 1)?);
                 self.takes(",");
             }
             return Ok(Value::Array(items));

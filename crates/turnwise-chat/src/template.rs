@@ -257,7 +257,8 @@ impl TemplateRenderer {
 
     /// Encodes the template's output for an action, with the close.
     fn write_own(&self, action: &Action) -> Option<Vec<TokenId>> {
-        let layout = self.layout_of(action, &[])?;
+        // Some templates write the thoughts of the last turn only if no other follows.
+        let layout = self.layout_of(action, &[], action.reasoning.is_none())?;
         let turn = layout.messages.get(1)?.turn.clone()?;
         let canvas = Canvas::new(&self.tokenizer, 1);
         let mut writer = Writer { renderer: self, output: &layout.output, canvas };
@@ -268,16 +269,16 @@ impl TemplateRenderer {
 
     /// Returns the template's output for an action, up to its close.
     fn written(&self, action: &Action, tools: &[ToolSpec]) -> Option<String> {
-        let layout = self.layout_of(action, tools)?;
+        let layout = self.layout_of(action, tools, true)?;
         let turn = layout.messages.get(1)?.turn.clone()?;
         layout.output.text.get(turn).map(str::to_owned)
     }
 
     /// Renders a conversation of a question and an action.
-    fn layout_of(&self, action: &Action, tools: &[ToolSpec]) -> Option<Layout> {
+    fn layout_of(&self, action: &Action, tools: &[ToolSpec], leads_in: bool) -> Option<Layout> {
         let messages = [Message::user(QUESTION), self.as_text(&action.to_message())];
         let messages: Vec<&Message> = messages.iter().collect();
-        let script = TemplateInput { messages: &messages, tools, leads_in: true };
+        let script = TemplateInput { messages: &messages, tools, leads_in };
         self.program.layout(&self.tokenizer, script, &self.closes).ok()
     }
 

@@ -87,9 +87,12 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
         }
         "swapcase" => {
             let () = from_args(args)?;
-            let swap = |c: char| match c.is_uppercase() {
-                true => c.to_lowercase().to_string(),
-                false => c.to_uppercase().to_string(),
+            let swap = |c: char| {
+                if c.is_uppercase() {
+                    c.to_lowercase().to_string()
+                } else {
+                    c.to_uppercase().to_string()
+                }
             };
             text.chars().map(swap).collect::<String>().into()
         }
@@ -104,7 +107,7 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
         "startswith" | "endswith" if args.len() > 1 => {
             let (affix, start, end): (&Value, i64, Option<i64>) = from_args(args)?;
             let place = |at: i64| {
-                let n_chars = text.chars().count() as i64;
+                let n_chars = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
                 let at = if at < 0 { (n_chars + at).max(0) } else { at.min(n_chars) };
                 let byte = text.char_indices().nth(usize::try_from(at).unwrap_or(0));
                 byte.map_or(text.len(), |(byte, _)| byte)

@@ -26,15 +26,17 @@ pub(super) struct MessageSpan {
 
 impl Layout {
     /// Divides the output among messages. `lead_ins` are the texts before each turn, the next one included; a message
-    /// ends with the first of `closes` after its text.
+    /// ends with the first of `closes` after its text. `after_call` returns the template's text behind the name of the
+    /// last tool that a turn calls.
     pub(super) fn new(
         output: Output,
         messages: &[&Message],
         lead_ins: &[String],
         closes: &[String],
         is_control: impl Fn(&str, usize) -> Option<usize>,
+        after_call: &dyn Fn(usize) -> Option<String>,
     ) -> Self {
-        let mut divider = Divider { output: &output, lead_ins, closes, at: 0 };
+        let mut divider = Divider { output: &output, lead_ins, closes, after_call, at: 0 };
         let mut parts = Vec::with_capacity(messages.len());
         for (owner, message) in messages.iter().enumerate() {
             let next = messages.get(owner + 1).map(|next| next.role);
@@ -57,6 +59,7 @@ struct Divider<'a> {
     output: &'a Output,
     lead_ins: &'a [String],
     closes: &'a [String],
+    after_call: &'a dyn Fn(usize) -> Option<String>,
     /// Everything before is assigned.
     at: usize,
 }
@@ -110,6 +113,11 @@ impl Divider<'_> {
     /// Returns the end of a turn that the template does not close: the lead-in of the next turn, or the end of the
     /// output. A turn that ends with a call has other text of the template behind its own.
     fn unclosed(&self, owner: usize, from: usize, next: usize) -> usize {
+        let rest = &self.output.text[from..next.max(from)];
+        let call = (self.after_call)(owner).filter(|call| rest.starts_with(call.as_str()));
+        if let Some(call) = call {
+            return from + call.len();
+        }
         match self.find_lead_in(owner + 1, from, next) {
             Some(lead_in) => lead_in.start,
             None if next == self.output.text.len() => next,

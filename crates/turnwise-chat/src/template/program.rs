@@ -110,7 +110,23 @@ impl Program {
         let is_control = |text: &str, at: usize| {
             tokenizer.added().control_at(text, at).map(|found| at + found.text.len())
         };
-        Ok(Layout::new(output, script.messages, &lead_ins, closes, is_control))
+        let after_call = |owner: usize| self.after_call(script, form, owner);
+        Ok(Layout::new(output, script.messages, &lead_ins, closes, is_control, &after_call))
+    }
+
+    /// Returns the text behind the name of the last tool that a turn calls, if the conversation ended there.
+    fn after_call(
+        &self,
+        script: TemplateInput<'_>,
+        form: CallInput,
+        owner: usize,
+    ) -> Option<String> {
+        let messages = &script.messages[..=owner];
+        let call = messages[owner].tool_calls.last()?;
+        let text =
+            self.run(TemplateInput { messages, leads_in: false, ..script }, form, &Plain).ok()?;
+        let at = text.rfind(&call.name)? + call.name.len();
+        Some(text[at..].to_owned())
     }
 
     /// Returns the template's own output. A template that rejects the form of calls gets another one.

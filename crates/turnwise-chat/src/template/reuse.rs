@@ -55,7 +55,13 @@ pub(super) fn kept(
 fn rest_of(drawn: &str, written: &str, head: usize, from: usize) -> Kept {
     let rest = &written[head..];
     let said = rest.trim_start();
-    let blanks = rest.len() - said.len();
+    // A blank that was sampled is not written a second time; newlines behind a thought are dropped.
+    let is_sampled = if from == 0 {
+        drawn.starts_with(char::is_whitespace)
+    } else {
+        drawn.get(from..).is_some_and(|rest| rest.starts_with(' '))
+    };
+    let blanks = if is_sampled { 0 } else { rest.len() - said.len() };
     let end = said.len() - said.trim_end().len();
     let is_ended = drawn.ends_with(&said[said.len() - end..]);
     Kept::Rest { head: head + blanks, tail: if is_ended { 0 } else { end }, from }

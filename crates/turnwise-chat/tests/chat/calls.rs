@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 use turnwise_chat::{CallForm, TemplateRenderer, TemplateSettings, Trust};
-use turnwise_environment::{Action, CallAttempt, ToolCall, ToolSpec};
-use turnwise_rollout::Renderer;
+use turnwise_environment::{Action, CallAttempt, Message, ToolCall, ToolSpec};
+use turnwise_rollout::{Renderer, Said};
 
 use crate::support::trained;
 
@@ -97,7 +97,7 @@ fn a_call_is_written_whole_without_a_close() {
     let call = ToolCall {
         id: "call_0".to_owned(),
         name: "calc".to_owned(),
-        arguments: json!({"a": 9007199254740993_i64, "op": "-"}),
+        arguments: json!({"a": 9_007_199_254_740_993_i64, "op": "-"}),
     };
     for template in [TEXT_ARGUMENTS, UNCLOSED, BARE] {
         let renderer = of(template, CallForm::Llama3);
@@ -108,4 +108,21 @@ fn a_call_is_written_whole_without_a_close() {
         let thoughtful = trained().encode_with_markers("<think>{\"name\": \"calc\"}</think>7");
         assert_eq!(renderer.parse(&thoughtful, &[tool()]).calls, []);
     }
+}
+
+#[test]
+fn a_call_without_a_close_stays_whole_in_history() {
+    let renderer = of(UNCLOSED, CallForm::Hermes);
+    let call =
+        ToolCall { id: "call_0".to_owned(), name: "calc".to_owned(), arguments: json!({"a": 1}) };
+    let action = Action { calls: vec![CallAttempt::Call(call)], ..Action::text("") };
+    let sampled = renderer.write(&action);
+    let messages = [Message::user("1?"), action.to_message(), Message::tool("call_0", "1")];
+    let mut said = messages.each_ref().map(Said::new);
+    said[1].drawn = Some(&sampled);
+    let whole = renderer.render(&said, &[]).unwrap();
+    let mut ids = Vec::new();
+    whole.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
+    let shown = renderer.text(&ids);
+    assert_eq!(shown.matches("<arg_key>").count(), 1, "{shown}");
 }

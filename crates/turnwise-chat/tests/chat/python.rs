@@ -17,18 +17,18 @@ fn expressions_give_what_python_gives() {
         let settings =
             TemplateSettings { arguments: arguments.clone(), ..TemplateSettings::default() };
         let renderer = TemplateRenderer::new(trained(), template, &Trust::Any, settings);
-        let rendered = renderer.map_err(|error| error.to_string()).and_then(|renderer| {
+        let read = renderer.map_err(|error| error.to_string()).and_then(|renderer| {
             let message = Message::user("question");
-            let rendered = renderer.render(&[Said::new(&message)], &[]);
-            let rendered = rendered.map_err(|error| error.to_string())?;
+            let output = renderer.render(&[Said::new(&message)], &[]);
+            let output = output.map_err(|error| error.to_string())?;
             let mut ids = Vec::new();
-            rendered.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
-            ids.extend(rendered.generation);
-            ids.extend(rendered.prefill);
+            output.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
+            ids.extend(output.generation);
+            ids.extend(output.prefill);
             Ok(renderer.text(&ids))
         });
-        if rendered.as_deref().ok() != case["output"].as_str() {
-            wrong.push((template, case["output"].clone(), rendered));
+        if read.as_deref().ok() != case["output"].as_str() {
+            wrong.push((template, case["output"].clone(), read));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");

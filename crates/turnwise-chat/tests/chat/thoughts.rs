@@ -105,10 +105,10 @@ fn a_conversation_that_ends_has_the_text_of_the_template() {
         {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}The end.{% endif %}";
     let renderer = of(template, Thinking::Keep);
     let messages = [Message::user("a\rb\u{7}"), Message::assistant("c")];
-    let rendered = renderer.render_ended(&messages.each_ref().map(Said::new), &[]).unwrap();
+    let ended = renderer.render_ended(&messages.each_ref().map(Said::new), &[]).unwrap();
     // Control characters of the task stay.
     let expected =
         "<|im_start|>user\na\rb\u{7}<|im_end|>\n<|im_start|>assistant\nc<|im_end|>\nThe end.";
-    assert_eq!(text(&rendered), expected);
-    assert_eq!(rendered.messages.len(), 2);
+    assert_eq!(text(&ended), expected);
+    assert_eq!(ended.messages.len(), 2);
 }

@@ -1,5 +1,7 @@
 //! A conversation as a message graph: rendered as a whole, or played turn by turn to show where history is rewritten.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use turnwise_chat::parse_turn;
 use turnwise_environment::{Action, CallAttempt, Message, Observation, Role, TaskKey};
@@ -52,11 +54,17 @@ pub(super) async fn play(
     let mut agent = agents.agent(&identity(), conversation.tools.clone());
     let mut heard = Vec::new();
     let mut n_turns = 0;
+    let mut ids: BTreeMap<&str, String> = BTreeMap::new();
     for (index, message) in conversation.messages.iter().enumerate() {
         if message.role != Role::Assistant {
-            heard.push(message.clone());
+            let id = message.tool_call_id.as_ref();
+            let id = id.map(|id| ids.get(id.as_str()).unwrap_or(id).clone());
+            heard.push(Message { tool_call_id: id, ..message.clone() });
             continue;
         }
+        // The agent numbers the calls of each turn.
+        let calls = message.tool_calls.iter().enumerate();
+        ids.extend(calls.map(|(n, call)| (call.id.as_str(), format!("call_{n}"))));
         if heard.is_empty() {
             return Err(Failure::refused(format!(
                 "message {index} is the assistant's, and no message precedes it"
