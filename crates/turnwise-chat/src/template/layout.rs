@@ -88,7 +88,7 @@ impl Divider<'_> {
         is_control: &impl Fn(&str, usize) -> Option<usize>,
     ) -> MessageSpan {
         let start = self.at;
-        let said = self.said(owner);
+        let said = self.said(owner).map(|said| self.up_to_close(owner, said));
         let next = self.next_said(owner, n_owners);
         let first = self.before_tag(start, said.as_ref().map_or(next, |said| said.start));
         let from = match self.find_lead_in(owner, start, first) {
@@ -132,6 +132,18 @@ impl Divider<'_> {
         let own = later.take_while(|(_, other)| *other == owner);
         let end = own.last().map_or(first.end, |(last, _)| last.end);
         Some(first.start.max(self.at)..end)
+    }
+
+    /// Returns the texts of an owner up to the first close. A template may write the name of a call again behind the
+    /// turn, with its answer (Gemma 4).
+    fn up_to_close(&self, owner: usize, said: Range<usize>) -> Range<usize> {
+        let own = self.output.said.iter().filter(|(part, other)| {
+            *other == owner && said.start <= part.start && part.end <= said.end
+        });
+        let parts: Vec<&Range<usize>> = own.map(|(part, _)| part).collect();
+        let mut pairs = parts.windows(2);
+        let closed = pairs.find(|pair| self.close(pair[0].end, pair[1].start).is_some());
+        closed.map_or(said.clone(), |pair| said.start..pair[0].end)
     }
 
     /// Returns the start of the next text of a later owner.

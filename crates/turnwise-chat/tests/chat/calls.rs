@@ -126,3 +126,26 @@ fn a_call_without_a_close_stays_whole_in_history() {
     let shown = renderer.text(&ids);
     assert_eq!(shown.matches("<arg_key>").count(), 1, "{shown}");
 }
+
+/// A template that writes the name of a call again with its answer (Gemma 4).
+const NAMED_ANSWER: &str = "{% for m in messages %}{% if m.role == 'tool' %}{{ 'response:' + messages[loop.index0 - 1].tool_calls[0].function.name + '=' + m.content + '\n' }}\
+    {% else %}{{ '<|im_start|>' + m.role + '\n' + m.content }}\
+    {% for call in m.tool_calls or [] %}{{ '<tool_call>' + {'name': call.function.name, 'arguments': call.function.arguments}|tojson + '</tool_call>' }}{% endfor %}\
+    {{ '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+#[test]
+fn the_name_of_a_call_in_its_answer_is_no_part_of_the_turn() {
+    let renderer = of(NAMED_ANSWER, CallForm::Hermes);
+    let call =
+        ToolCall { id: "call_0".to_owned(), name: "calc".to_owned(), arguments: json!({"a": 1}) };
+    let action = Action { calls: vec![CallAttempt::Call(call)], ..Action::text("") };
+    let sampled = renderer.write(&action);
+    let messages = [Message::user("1?"), action.to_message(), Message::tool("call_0", "1")];
+    let mut said = messages.each_ref().map(Said::new);
+    said[1].drawn = Some(&sampled);
+    let whole = renderer.render(&said, &[]).unwrap();
+    let mut ids = Vec::new();
+    whole.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
+    let shown = renderer.text(&ids);
+    assert!(shown.trim_end().ends_with("</tool_call><|im_end|>\nresponse:calc=1"), "{shown}");
+}
