@@ -67,6 +67,13 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
                 at.ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "substring not found"))?;
             text[..at].chars().count().into()
         }
+        _ => return of_layout(text, method, args),
+    }))
+}
+
+/// Calls the methods that pad a text, change its case or look at a part of it.
+fn of_layout(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    Ok(Some(match method {
         "zfill" => {
             let (width,): (usize,) = from_args(args)?;
             let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));

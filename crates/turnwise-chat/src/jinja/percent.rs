@@ -113,13 +113,13 @@ enum Kind {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Token<'a> {
+struct CodeToken<'a> {
     kind: Kind,
     start: usize,
     text: &'a str,
 }
 
-impl Token<'_> {
+impl CodeToken<'_> {
     fn end(&self) -> usize {
         self.start + self.text.len()
     }
@@ -130,7 +130,7 @@ impl Token<'_> {
 }
 
 /// Returns the tokens up to the end of a tag, and the place of that end; `None` if a text or the tag is not closed.
-fn tokens(code: &str) -> Option<(Vec<Token<'_>>, usize)> {
+fn tokens(code: &str) -> Option<(Vec<CodeToken<'_>>, usize)> {
     let mut tokens = Vec::new();
     let (mut at, mut depth) = (0, 0_usize);
     while let Some(c) = code[at..].chars().next() {
@@ -159,7 +159,7 @@ fn tokens(code: &str) -> Option<(Vec<Token<'_>>, usize)> {
             Kind::Close => depth.saturating_sub(1),
             _ => depth,
         };
-        tokens.push(Token { kind, start: at, text: &rest[..length] });
+        tokens.push(CodeToken { kind, start: at, text: &rest[..length] });
         at += length;
     }
     None
@@ -199,7 +199,7 @@ fn with_filters(code: &str) -> String {
 
 /// Returns the start of the left side of the operator at `at`, the operator, and the end of its right side; `None` if
 /// both sides are numbers, or the left side has an operator of the same rank.
-fn operands(tokens: &[Token<'_>], at: usize) -> Option<(usize, usize, usize)> {
+fn operands(tokens: &[CodeToken<'_>], at: usize) -> Option<(usize, usize, usize)> {
     let left = left_side(tokens, at)?;
     let right = right_side(tokens, at)?;
     let is_literal = left + 1 == at && tokens[left].kind == Kind::Text;
@@ -220,7 +220,7 @@ fn operands(tokens: &[Token<'_>], at: usize) -> Option<(usize, usize, usize)> {
 
 /// Returns the index of the first token of the expression before an operator: a value, with attributes, items, calls
 /// and filters.
-fn left_side(tokens: &[Token<'_>], at: usize) -> Option<usize> {
+fn left_side(tokens: &[CodeToken<'_>], at: usize) -> Option<usize> {
     let mut first = at.checked_sub(1)?;
     loop {
         match tokens[first].kind {
@@ -251,7 +251,7 @@ fn left_side(tokens: &[Token<'_>], at: usize) -> Option<usize> {
 }
 
 /// Returns the index of the opening bracket of a closing one.
-fn opening(tokens: &[Token<'_>], close: usize) -> Option<usize> {
+fn opening(tokens: &[CodeToken<'_>], close: usize) -> Option<usize> {
     let mut depth = 0_usize;
     (0..=close).rev().find(|at| {
         match tokens[*at].kind {
@@ -264,7 +264,7 @@ fn opening(tokens: &[Token<'_>], close: usize) -> Option<usize> {
 }
 
 /// Returns the index behind the last token of the expression after an operator.
-fn right_side(tokens: &[Token<'_>], at: usize) -> Option<usize> {
+fn right_side(tokens: &[CodeToken<'_>], at: usize) -> Option<usize> {
     let mut next = at + 1;
     while tokens.get(next)?.is("-") || tokens.get(next)?.is("+") {
         next += 1;
@@ -285,7 +285,7 @@ fn right_side(tokens: &[Token<'_>], at: usize) -> Option<usize> {
 }
 
 /// Returns the index of the closing bracket of an opening one.
-fn closing(tokens: &[Token<'_>], open: usize) -> Option<usize> {
+fn closing(tokens: &[CodeToken<'_>], open: usize) -> Option<usize> {
     let mut depth = 0_usize;
     (open..tokens.len()).find(|at| {
         match tokens[*at].kind {
