@@ -135,8 +135,8 @@ fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() 
     let evaluated = turnwise(&["eval", "--model", &model, "--json"], "");
     assert_eq!(evaluated.code, 0, "{}", evaluated.stderr);
     // The adapter alone is a model: its files name the base, and it goes on training.
-    let adapter = format!("model.directory=\"{model}/adapter\"");
-    let alone = [&*adapter, "train.learning_rate=1e-2", "run.steps=1", "warm_start.steps=0"];
+    let own = format!("model.directory=\"{model}/adapter\"");
+    let alone = [&*own, "train.learning_rate=1e-2", "run.steps=1", "warm_start.steps=0"];
     let more = train(&home, "more", &alone);
     assert!(weights(&more, "checkpoints/step-000000") == weights(&whole, last));
     assert!(weights(&more, "checkpoints/step-000001") != weights(&whole, last));
