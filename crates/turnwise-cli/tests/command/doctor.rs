@@ -7,39 +7,12 @@ use std::path::Path;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Ended, turnwise};
+use crate::support::{Ended, tiny, turnwise};
 
-/// A small run without a fault.
-const HEALTHY: &str = r#"
+/// What makes [`tiny`] a run without a fault.
+const HEALTHY: &str = r"
 [run]
 steps = 6
-
-[environment]
-name = "guess"
-options = { span = 4 }
-
-[model]
-vocab_size = 300
-hidden_size = 16
-intermediate_size = 16
-n_layers = 1
-n_heads = 2
-n_kv_heads = 1
-head_dim = 8
-
-[warm_start]
-steps = 60
-batch_size = 16
-learning_rate = 1e-2
-
-[rollout]
-groups_per_step = 6
-group_size = 6
-
-[limits]
-max_turns = 3
-max_turn_tokens = 6
-max_context_tokens = 512
 
 [objective]
 clip_low = 0.05
@@ -51,7 +24,7 @@ n_minibatches = 2
 
 [eval]
 episodes = 256
-"#;
+";
 
 /// A run in a directory of its own.
 struct TestRun {
@@ -65,7 +38,7 @@ impl TestRun {
         let home = TempDir::new().expect("a directory of its own");
         let text = |name: &str| home.path().join(name).to_str().expect("UTF-8").to_owned();
         let (config, path) = (text("run.toml"), text("run"));
-        fs::write(&config, HEALTHY).expect("it is written");
+        fs::write(&config, tiny(HEALTHY)).expect("it is written");
         let trained = turnwise(&[&["train", &config, "--run-dir", &path], overrides].concat(), "");
         assert_eq!(trained.code, 0, "{}", trained.stderr);
         Self { _home: home, path, trained }

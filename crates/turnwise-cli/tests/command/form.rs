@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use turnwise_chat::template_hash;
 
-use crate::support::{Ended, fixtures, turnwise};
+use crate::support::{Ended, SMALL_MODEL, fixtures, turnwise};
 
 const PLAIN: &str = "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- endfor -%}\
     {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}";
@@ -150,14 +150,31 @@ fn tools_that_no_prompt_mentions_are_told() {
     assert!(rendered.stderr.contains("stock"), "{}", rendered.stderr);
 }
 
-const TINY: &str = "[run]\nsteps = 1\n[environment]\nname = \"guess\"\noptions = { span = 4 }\n[model]\nvocab_size = 300\n\
-    hidden_size = 16\nintermediate_size = 16\nn_layers = 1\nn_heads = 2\nn_kv_heads = 1\nhead_dim = 8\n[rollout]\n\
-    groups_per_step = 2\ngroup_size = 2\n[limits]\nmax_turns = 2\nmax_turn_tokens = 4\nmax_context_tokens = 512\n[eval]\n\
-    episodes = 2\n";
+/// The tables of a run of one step beside the model's.
+const ONE_STEP: &str = r#"
+[run]
+steps = 1
+
+[environment]
+name = "guess"
+options = { span = 4 }
+
+[rollout]
+groups_per_step = 2
+group_size = 2
+
+[limits]
+max_turns = 2
+max_turn_tokens = 4
+max_context_tokens = 512
+
+[eval]
+episodes = 2
+"#;
 
 fn train(home: &TempDir, name: &str, overrides: &[&str]) -> Ended {
     let (config, run) = (home.path().join("tiny.toml"), home.path().join(name));
-    fs::write(&config, TINY).expect("written");
+    fs::write(&config, [SMALL_MODEL, ONE_STEP].concat()).expect("written");
     let (config, run) = (config.display().to_string(), run.display().to_string());
     turnwise(&[&["train", &config, "--run-dir", &run], overrides].concat(), "")
 }

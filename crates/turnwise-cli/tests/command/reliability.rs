@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Ended, turnwise};
+use crate::support::{Ended, SMALL_MODEL, turnwise};
 
-/// A run of a few thousand weights, whose episodes are suspended at a token budget.
+/// The tables beside the model of a run, whose episodes are suspended at a token budget.
 const SMALL: &str = r#"
 [run]
 steps = 12
@@ -21,15 +21,6 @@ steps = 12
 [environment]
 name = "guess"
 options = { span = 6 }
-
-[model]
-vocab_size = 300
-hidden_size = 16
-intermediate_size = 16
-n_layers = 1
-n_heads = 2
-n_kv_heads = 1
-head_dim = 8
 
 [warm_start]
 steps = 20
@@ -69,7 +60,8 @@ struct Home {
 impl Home {
     fn new() -> Self {
         let folder = TempDir::new().expect("a folder");
-        fs::write(folder.path().join("small.toml"), SMALL).expect("it is written");
+        let settings = [SMALL_MODEL, SMALL].concat();
+        fs::write(folder.path().join("small.toml"), settings).expect("it is written");
         Self { folder }
     }
 

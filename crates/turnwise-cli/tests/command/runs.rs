@@ -6,39 +6,12 @@ use std::path::Path;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::turnwise;
+use crate::support::{tiny, turnwise};
 
-/// A run of a few thousand weights and a few episodes.
-const TINY: &str = r#"
+/// What makes [`tiny`] a run of two steps.
+const SHORT: &str = r"
 [run]
 steps = 2
-
-[environment]
-name = "guess"
-options = { span = 4 }
-
-[model]
-vocab_size = 300
-hidden_size = 16
-intermediate_size = 16
-n_layers = 1
-n_heads = 2
-n_kv_heads = 1
-head_dim = 8
-
-[warm_start]
-steps = 60
-batch_size = 16
-learning_rate = 1e-2
-
-[rollout]
-groups_per_step = 6
-group_size = 6
-
-[limits]
-max_turns = 3
-max_turn_tokens = 6
-max_context_tokens = 512
 
 [train]
 n_minibatches = 2
@@ -46,18 +19,18 @@ keep_zero_variance = true
 
 [eval]
 episodes = 8
-"#;
+";
 
-/// Writes [`TINY`] to a file, and returns its path.
-fn tiny(home: &TempDir) -> String {
+/// Writes the settings of a run of two steps to a file, and returns its path.
+fn short(home: &TempDir) -> String {
     let path = home.path().join("tiny.toml");
-    fs::write(&path, TINY).expect("a directory of its own");
+    fs::write(&path, tiny(SHORT)).expect("a directory of its own");
     path.to_str().expect("UTF-8").to_owned()
 }
 
-/// Trains with [`TINY`] and these overrides, and returns the run's directory.
+/// Trains with [`short`] settings and these overrides, and returns the run's directory.
 fn train(home: &TempDir, name: &str, overrides: &[&str]) -> String {
-    let (config, run) = (tiny(home), home.path().join(name).to_str().expect("UTF-8").to_owned());
+    let (config, run) = (short(home), home.path().join(name).to_str().expect("UTF-8").to_owned());
     let ended = turnwise(&[&["train", &config, "--run-dir", &run], overrides].concat(), "");
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     run
@@ -144,7 +117,7 @@ fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() 
         fs::read_to_string(format!("{more}/checkpoints/step-000001/adapter/adapter_config.json"))
             .unwrap();
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["r"], 3);
-    let other = turnwise(&["train", &tiny(&home), alone[0], "model.lora={rank=4}"], "");
+    let other = turnwise(&["train", &short(&home), alone[0], "model.lora={rank=4}"], "");
     assert!(other.code == 2 && other.stderr.contains("leave model.lora out"), "{}", other.stderr);
     // A changed adapter makes the checkpoint damaged.
     fs::write(format!("{model}/adapter/adapter_model.safetensors"), "changed").unwrap();
@@ -169,7 +142,7 @@ fn a_gguf_file_trains_and_its_checkpoint_can_be_evaluated() {
         "run.steps=1",
         "train.learning_rate=1e-3",
     ];
-    let refused = turnwise(&[&["train", &tiny(&home)][..], &loaded].concat(), "");
+    let refused = turnwise(&[&["train", &short(&home)][..], &loaded].concat(), "");
     assert!(
         refused.code == 2 && refused.stderr.contains(&format!("model.trust = {trust}")),
         "{}",
@@ -386,12 +359,11 @@ fn a_run_with_a_rounded_engine_says_how_far_it_is_from_the_trainer() {
 #[test]
 fn a_canary_stops_a_run_whose_engine_is_further_from_the_trainer_than_it_may_be() {
     let home = TempDir::new().unwrap();
-    let (config, run) = (home.path().join("tiny.toml"), home.path().join("run"));
-    fs::write(&config, TINY).unwrap();
-    let (config, run) = (config.to_str().unwrap(), run.to_str().unwrap());
+    let (config, run) = (short(&home), home.path().join("run"));
+    let run = run.to_str().unwrap();
     let overrides =
         ["rollout.engine=gguf", "rollout.quantization=q4_0", "train.canary.tolerance=1e-6"];
-    let arguments = [&["train", config, "--run-dir", run][..], &overrides].concat();
+    let arguments = [&["train", &config, "--run-dir", run][..], &overrides].concat();
     let ended = turnwise(&arguments, "");
     assert_eq!(ended.code, 5, "{}", ended.stderr);
     assert!(ended.stderr.contains("train.canary.tolerance"), "{}", ended.stderr);
@@ -401,9 +373,7 @@ fn a_canary_stops_a_run_whose_engine_is_further_from_the_trainer_than_it_may_be(
 #[test]
 fn an_engine_that_was_not_built_is_refused_with_how_to_build_it() {
     let home = TempDir::new().unwrap();
-    let config = home.path().join("tiny.toml");
-    fs::write(&config, TINY).unwrap();
-    let ended = turnwise(&["train", config.to_str().unwrap(), "rollout.engine=gguf"], "");
+    let ended = turnwise(&["train", &short(&home), "rollout.engine=gguf"], "");
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("--features gguf"), "{}", ended.stderr);
 }

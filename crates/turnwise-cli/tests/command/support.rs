@@ -2,6 +2,44 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+/// A model of a few thousand weights, as settings.
+pub(crate) const SMALL_MODEL: &str = r"
+[model]
+vocab_size = 300
+hidden_size = 16
+intermediate_size = 16
+n_layers = 1
+n_heads = 2
+n_kv_heads = 1
+head_dim = 8
+";
+
+/// Everything of a small run but its length, objective and evaluation.
+const TINY: &str = r#"
+[environment]
+name = "guess"
+options = { span = 4 }
+
+[warm_start]
+steps = 60
+batch_size = 16
+learning_rate = 1e-2
+
+[rollout]
+groups_per_step = 6
+group_size = 6
+
+[limits]
+max_turns = 3
+max_turn_tokens = 6
+max_context_tokens = 512
+"#;
+
+/// Returns the settings of a run of a few thousand weights and a few episodes: the shared ones, and these tables.
+pub(crate) fn tiny(tables: &str) -> String {
+    [SMALL_MODEL, TINY, tables].concat()
+}
+
 /// The result of a command.
 pub(crate) struct Ended {
     pub(crate) code: i32,
