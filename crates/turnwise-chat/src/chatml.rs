@@ -12,7 +12,7 @@ use crate::fingerprint::fingerprint;
 use crate::python_json::to_python_json;
 use crate::thinking::{self, Thinking};
 use crate::tool_calls::check_calls;
-use crate::truncate::heard;
+use crate::truncate::{heard, is_heard_in_part};
 use crate::turn::before_stop;
 use crate::{ChatError, Tokenizer, ToolPrompt, parse_turn};
 
@@ -229,6 +229,20 @@ impl Renderer for ChatMl {
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
         let turn = before_stop(turn, &self.stop);
         check_calls(parse_turn(&self.tokenizer.decode(turn)), tools)
+    }
+
+    fn shortens(&self, message: &Message, _tools: &[ToolSpec]) -> bool {
+        let limit = self.settings.max_observation_tokens;
+        let is_longer = |text: &str| is_heard_in_part(&self.tokenizer, text, limit);
+        if message.role != Role::Assistant {
+            return is_longer(&message.content);
+        }
+        let (reasoning, content) = match self.settings.thinking {
+            Thinking::Follow => thinking::split(message),
+            Thinking::Keep => (message.reasoning.as_deref(), message.content.as_str()),
+        };
+        let mut texts = reasoning.into_iter().chain([content]);
+        texts.any(is_longer) || message.tool_calls.iter().any(|call| is_longer(&call_json(call)))
     }
 
     fn stop_tokens(&self) -> &[TokenId] {

@@ -13,7 +13,7 @@ use crate::fingerprint::fingerprint;
 use crate::llama_calls::parse_llama_turn;
 use crate::python_json::{to_indented_json, to_python_json};
 use crate::tool_calls::check_calls;
-use crate::truncate::heard;
+use crate::truncate::{heard, is_heard_in_part};
 use crate::turn::before_stop;
 use crate::{ChatError, Tokenizer};
 
@@ -192,6 +192,15 @@ impl Renderer for Llama3 {
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
         let turn = before_stop(turn, &self.stop);
         check_calls(parse_llama_turn(&self.tokenizer.decode(turn)), tools)
+    }
+
+    fn shortens(&self, message: &Message, _tools: &[ToolSpec]) -> bool {
+        let limit = self.settings.max_observation_tokens;
+        let is_longer = |text: &str| is_heard_in_part(&self.tokenizer, text, limit);
+        match message.tool_calls.as_slice() {
+            [call] if message.role == Role::Assistant => is_longer(&call_json(call)),
+            _ => is_longer(&message.content),
+        }
     }
 
     fn stop_tokens(&self) -> &[TokenId] {

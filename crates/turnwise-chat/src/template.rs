@@ -25,7 +25,7 @@ use crate::llama::llama_turn;
 use crate::llama_calls::parse_bare_turn;
 use crate::thinking::Tags;
 use crate::tool_calls::check_calls;
-use crate::truncate::{heard, middle_truncate};
+use crate::truncate::{heard, is_heard_in_part, is_longer, middle_truncate};
 use crate::turn::before_stop;
 use crate::{ChatError, Thinking, Tokenizer, marks, parse_turn, thinking};
 use given::ThoughtField;
@@ -124,6 +124,9 @@ pub fn template_hash(template: &str) -> String {
 /// - The template gets a tool's name with its answer, and ids of calls in nine letters and digits if it rejects others.
 ///   It gets a sampled turn with several calls as text if it rejects the calls.
 /// - A message without text has its tokens in the list of the next message with text.
+/// - Messages after the first turn are truncated in the middle to the limit of the settings. Tools print for terminals:
+///   a tool's message is [cleaned](crate::clean) of terminal escapes and control characters. Other messages keep theirs,
+///   as `transformers` does.
 ///
 /// Rendering fails when the template does: its own exceptions, its bounds, an unknown time.
 pub struct TemplateRenderer {
@@ -577,6 +580,15 @@ impl Renderer for TemplateRenderer {
             CallForm::Llama3 => parse_bare_turn(&text),
         };
         check_calls(action, tools)
+    }
+
+    fn shortens(&self, message: &Message, _tools: &[ToolSpec]) -> bool {
+        let limit = self.settings.max_observation_tokens;
+        let is_longer = |text: &str| match message.role {
+            Role::Tool => is_heard_in_part(&self.tokenizer, text, limit),
+            _ => is_longer(&self.tokenizer, text, limit),
+        };
+        is_longer(&message.content) || message.reasoning.as_deref().is_some_and(is_longer)
     }
 
     fn stop_tokens(&self) -> &[TokenId] {

@@ -193,6 +193,13 @@ impl Renderer for TextTools {
         self.inner.parse(turn, tools)
     }
 
+    fn shortens(&self, message: &Message, tools: &[ToolSpec]) -> bool {
+        if tools.is_empty() {
+            return self.inner.shortens(message, tools);
+        }
+        self.inner.shortens(&self.plain(Said::new(message)), &[])
+    }
+
     fn stop_tokens(&self) -> &[TokenId] {
         self.inner.stop_tokens()
     }

@@ -16,6 +16,11 @@ pub(crate) fn heard(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> Str
     middle_truncate(tokenizer, &cleaned, max_tokens).into_owned()
 }
 
+/// Returns whether [`heard`] truncates a text.
+pub(crate) fn is_heard_in_part(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> bool {
+    is_longer(tokenizer, &clean(text), max_tokens)
+}
+
 /// Truncates the middle of a text: returns the text, or its start and end with `[... N bytes omitted ...]` between, so
 /// that it has at most `max_tokens` tokens.
 ///
@@ -25,10 +30,10 @@ pub(crate) fn middle_truncate<'a>(
     text: &'a str,
     max_tokens: usize,
 ) -> Cow<'a, str> {
-    let max_bytes = max_tokens.saturating_mul(MAX_BYTES_PER_TOKEN);
-    if text.len() <= max_bytes && tokenizer.encode_plain(text).len() <= max_tokens {
+    if !is_longer(tokenizer, text, max_tokens) {
         return Cow::Borrowed(text);
     }
+    let max_bytes = max_tokens.saturating_mul(MAX_BYTES_PER_TOKEN);
     let side = if text.len() <= max_bytes { text.len() } else { max_bytes / 2 };
     let head = Side::head(tokenizer, text, side);
     let tail = Side::tail(tokenizer, text, side);
@@ -45,6 +50,12 @@ pub(crate) fn middle_truncate<'a>(
         }
         keep = keep.saturating_sub(n_tokens - max_tokens);
     }
+}
+
+/// Returns whether a text has more than `max_tokens` tokens, or so many bytes that it counts as if.
+pub(crate) fn is_longer(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> bool {
+    let max_bytes = max_tokens.saturating_mul(MAX_BYTES_PER_TOKEN);
+    text.len() > max_bytes || tokenizer.encode_plain(text).len() > max_tokens
 }
 
 fn mark(n_bytes: usize) -> String {

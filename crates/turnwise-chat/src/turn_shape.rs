@@ -164,6 +164,10 @@ impl Renderer for TurnShape {
         action
     }
 
+    fn shortens(&self, message: &Message, tools: &[ToolSpec]) -> bool {
+        self.inner.shortens(message, tools)
+    }
+
     fn stop_tokens(&self) -> &[TokenId] {
         self.inner.stop_tokens()
     }

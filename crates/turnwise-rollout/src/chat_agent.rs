@@ -275,9 +275,20 @@ impl ChatAgent {
             (node.author, node.message.clone())
         });
         let said: Vec<(Author, Message)> = again.chain(new).collect();
-        for ((author, message), spans) in said.into_iter().zip(messages) {
-            let node = Node { parent: self.state.leaf, author, message, spans };
-            self.state.leaf = Some(self.state.graph.push(node));
+        let is_turn = |message: &Message| message.role == Role::Assistant;
+        let mut is_task =
+            !path[..kept].iter().any(|id| is_turn(&self.state.graph.node(*id).message));
+        for (place, ((author, message), spans)) in said.into_iter().zip(messages).enumerate() {
+            is_task &= !is_turn(&message);
+            let is_new = kept + place >= path.len();
+            let is_shortened =
+                is_new && !is_task && self.settings.renderer.shortens(&message, &self.state.tools);
+            let node =
+                self.state.graph.push(Node { parent: self.state.leaf, author, message, spans });
+            self.state.leaf = Some(node);
+            if is_shortened {
+                self.state.graph.mark_shortened(node);
+            }
         }
         self.state.generation = generation;
         self.state.prefill = prefill;

@@ -152,6 +152,15 @@ pub trait Renderer: Send + Sync {
     /// without tools every call is accepted.
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action;
 
+    /// Returns whether the model sees only a part of this message, because the message is longer than the renderer's
+    /// limit; by default, a renderer has no limit.
+    ///
+    /// Asked for the first assistant message of a conversation and those that follow it. Messages before it are the
+    /// task, and sampled turns are tokens already: neither is shortened.
+    fn shortens(&self, _message: &Message, _tools: &[ToolSpec]) -> bool {
+        false
+    }
+
     /// Returns the tokens that end a turn.
     fn stop_tokens(&self) -> &[TokenId];
 

@@ -10,6 +10,9 @@ use crate::text::{lines, one_line, wrap};
 /// The width of the speaker's column.
 pub const SPEAKER: usize = 8;
 
+/// The remark below a message that the renderer shortened.
+const SHORTENED: &str = "(the model saw it without its middle: model.max_observation_tokens)";
+
 /// Returns the word for a speaker.
 #[must_use]
 pub fn speaker(role: Role) -> &'static str {
@@ -88,7 +91,7 @@ fn reward(reward: Option<f64>) -> String {
 }
 
 /// Returns the conversation along its newest branch, at most `width` columns wide; below each turn are its reward and
-/// faults, and the last line says how the episode ended. Control characters are removed.
+/// faults, below a message that the model saw in part is a remark, and the last line says how the episode ended. Control characters are removed.
 #[must_use]
 pub fn conversation(episode: &Trajectory, width: usize) -> Vec<String> {
     let mut page = Vec::new();
@@ -105,6 +108,9 @@ pub fn conversation(episode: &Trajectory, width: usize) -> Vec<String> {
             None => message.content.clone(),
         };
         say(&mut page, speaker(message.role), &text, width);
+        if episode.graph.shortened().contains(&id) {
+            say(&mut page, "", SHORTENED, width);
+        }
         if let Some(number) = turn {
             say(&mut page, "", &remark(number, &episode.turns[number]), width);
         }
@@ -205,6 +211,16 @@ mod tests {
         assert_eq!(conversation(&played, 80), expected);
         assert!(heading(&played).starts_with("guess task 3 ("));
         assert!(heading(&played).ends_with("): solved, reward 1.00 in 3 turns"));
+    }
+
+    #[test]
+    fn a_message_that_the_model_saw_in_part_says_so() {
+        let mut played = episode(0, "Guess 1-40 in 6.", &[said("20", 0.0, "lower")]);
+        played.graph.mark_shortened(NodeId(2));
+        let page = conversation(&played, 100);
+        let below = page.iter().position(|line| line == "env     lower").expect("a message") + 1;
+        assert_eq!(page[below].trim_start(), SHORTENED);
+        assert_eq!(page.iter().filter(|line| line.contains(SHORTENED)).count(), 1);
     }
 
     #[test]

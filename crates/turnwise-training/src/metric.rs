@@ -128,6 +128,7 @@ metrics! {
     TRUNCATED_FRAC "length/truncated_frac" Lower "Share of episodes that ran into a limit."
     CUT_TURNS_FRAC "length/cut_turns_frac" Lower "Share of turns that reached the number of tokens that they may have, 0 to 1. Such a turn has no end of its own: raise limits.max_turn_tokens if it is more than a few percent."
     CONTEXT_FRAC "length/context_frac" Lower "Share of episodes that ended because the context of the model was full, 0 to 1; see limits.max_context_tokens."
+    SHORTENED_FRAC "length/shortened_frac" Lower "Share of episodes with a message after the first turn that was longer than model.max_observation_tokens, so that the model did not see its middle, 0 to 1. Raise the setting, or shorten the messages."
     FAULTS "fault/infra_count" Lower "Attempts that broke; they have no reward and are tried again."
     AGENT_FAULTS "fault/agent_count" Lower "Episodes ended by the agent's own mistakes of form."
     MALFORMED_TURNS_FRAC "fault/malformed_turns_frac" Lower "Share of turns with an answer or a call that the environment could not read, 0 to 1. Its last turn ends an episode unread, so that an episode of one turn has 0."

@@ -214,6 +214,7 @@ impl StepReport {
             metric::CONTEXT_FRAC,
             share(|member| matches!(member.outcome, Outcome::Truncated(Limit::Context))),
         );
+        metrics.set(metric::SHORTENED_FRAC, share(|member| member.n_shortened() > 0));
         let share_of_turns =
             |of: fn(&Turn) -> bool| share_of(scored.iter().flat_map(|member| &member.turns), of);
         let is_cut = |turn: &Turn| turn.stop == StopReason::MaxTokens;

@@ -158,6 +158,8 @@ pub struct MessageGraph {
     nodes: Vec<Node>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     edges: Vec<Edge>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    shortened: Vec<NodeId>,
 }
 
 impl MessageGraph {
@@ -184,6 +186,23 @@ impl MessageGraph {
             "both ends must be in the graph"
         );
         self.edges.push(edge);
+    }
+
+    /// Records that the model saw only a part of a node's message. A copy of the message on a later branch is not
+    /// recorded again.
+    ///
+    /// # Panics
+    /// Panics if the node is not in the graph, or is not later than the nodes recorded before.
+    pub fn mark_shortened(&mut self, id: NodeId) {
+        let is_later = self.shortened.last().is_none_or(|last| *last < id);
+        assert!(self.contains(id) && is_later, "the node must be in the graph, and a later one");
+        self.shortened.push(id);
+    }
+
+    /// Returns the nodes of the messages that the renderer shortened, oldest first; each message once.
+    #[must_use]
+    pub fn shortened(&self) -> &[NodeId] {
+        &self.shortened
     }
 
     /// Returns all nodes, oldest first.
@@ -247,7 +266,8 @@ impl MessageGraph {
     ///
     /// # Errors
     /// If a parent or an edge does not point to an earlier node, a node by another author than the policy has sampled
-    /// tokens, or a sampled token's log-probability is not a finite number of at most 0.
+    /// tokens, a sampled token's log-probability is not a finite number of at most 0, or the shortened nodes are not
+    /// ascending nodes of the graph.
     pub fn validate(&self) -> Result<(), GraphError> {
         for id in self.ids() {
             let node = self.node(id);
@@ -263,6 +283,11 @@ impl MessageGraph {
             if logprobs.any(|logprob| !(logprob.is_finite() && *logprob <= 0.0)) {
                 return Err(GraphError::Logprob { node: id });
             }
+        }
+        let is_later = |pair: &[NodeId]| pair[0] < pair[1];
+        let last = self.shortened.last().filter(|last| !self.contains(**last));
+        if last.is_some() || !self.shortened.windows(2).all(is_later) {
+            return Err(GraphError::Shortened);
         }
         match self.edges.iter().find(|edge| !self.contains(edge.from) || edge.to >= edge.from) {
             Some(edge) => Err(GraphError::Edge { edge: *edge }),
@@ -296,6 +321,9 @@ pub enum GraphError {
         /// The node.
         node: NodeId,
     },
+    /// A list of shortened nodes that has a node outside the graph, or is not ascending.
+    #[error("the shortened nodes are not ascending nodes of the graph")]
+    Shortened,
     /// An edge whose target is not an earlier node.
     #[error("the edge from node {} to node {} does not point to an earlier node", edge.from.0, edge.to.0)]
     Edge {

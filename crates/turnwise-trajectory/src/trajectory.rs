@@ -161,6 +161,13 @@ impl Trajectory {
         self.graph.nodes().iter().flat_map(Node::sampled_spans)
     }
 
+    /// Returns the number of messages of which the model saw only a part, because they were longer than the renderer's
+    /// limit.
+    #[must_use]
+    pub fn n_shortened(&self) -> usize {
+        self.graph.shortened().len()
+    }
+
     /// Masks the tokens of every turn for which `is_masked` returns true. A token that is already masked keeps its
     /// first reason.
     pub fn mask_turns(&mut self, reason: MaskReason, is_masked: impl Fn(&Turn) -> bool) {

@@ -229,6 +229,33 @@ fn a_long_conversation_goes_on_from_a_summary_that_trains() {
     graph.validate().expect("a graph that can be");
 }
 
+/// Each message that the model saw in part is counted once, on whatever branches it stands; the task is whole.
+#[test]
+fn shortened_messages_are_counted_once_each() {
+    let long = "go on ".repeat(60);
+    let said =
+        [Message::user(&*long), Message::tool("call_0", "8"), Message::tool("call_0", &*long)];
+    let said = [&said[..], &[Message::user(&*long), Message::user("And 1?")]].concat();
+    let turns = ["<think>\na\n</think>\n\n8<|im_end|>"; 5];
+    for (thinking, n_leaves) in [(Thinking::Keep, 1), (Thinking::Follow, 3)] {
+        for (limit, n_shortened) in [(8192, 0), (60, 2)] {
+            let settings = ChatMlSettings {
+                thinking,
+                max_observation_tokens: limit,
+                ..ChatMlSettings::default()
+            };
+            let renderer = Arc::new(ChatMl::new(trained(), settings).expect("the markers"));
+            let policy = Scripted::new(&turns);
+            let (graph, _) = play(&ChatAgents::new(renderer), &policy, &said);
+            assert_eq!(graph.leaves().len(), n_leaves, "{thinking:?}");
+            let shortened = graph.shortened().iter().map(|id| &graph.node(*id).message);
+            let shortened: Vec<&Message> = shortened.collect();
+            assert_eq!(shortened, said[2..4].iter().take(n_shortened).collect::<Vec<_>>());
+            graph.validate().expect("a graph that can be");
+        }
+    }
+}
+
 /// A renderer that forgets the last message.
 struct Forgetful(ChatMl);
 
@@ -262,6 +289,10 @@ impl Renderer for Forgetful {
 
     fn parse(&self, turn: &[TokenId], tools: &[ToolSpec]) -> Action {
         self.0.parse(turn, tools)
+    }
+
+    fn shortens(&self, message: &Message, tools: &[ToolSpec]) -> bool {
+        self.0.shortens(message, tools)
     }
 
     fn stop_tokens(&self) -> &[TokenId] {

@@ -60,7 +60,7 @@ impl TestRun {
 }
 
 /// A fault, as settings, with the rule of the first finding, and what its change names.
-const FAULTS: [(&[&str], &str, &str); 9] = [
+const FAULTS: [(&[&str], &str, &str); 10] = [
     (&["train.learning_rate=1e-10"], "policy_hardly_moves", "train.learning_rate = "),
     (&["train.learning_rate=0.3"], "policy_moves_far", "train.learning_rate = 3e-2"),
     (&["limits.max_turn_tokens=1"], "answers_are_cut", "limits.max_turn_tokens = 16"),
@@ -103,6 +103,12 @@ const FAULTS: [(&[&str], &str, &str); 9] = [
         "answers_cannot_be_read",
         "rollout.constraint",
     ),
+    // Every answer of the environment is longer than what the model may see of it.
+    (
+        &["model.max_observation_tokens=1"],
+        "observations_are_shortened",
+        "model.max_observation_tokens = 2",
+    ),
 ];
 
 /// Field 17
@@ -138,6 +144,25 @@ fn a_tool_call_that_cannot_be_read_comes_with_the_reason_and_three_examples() {
     let failed = run.show(&["--failed"]).stdout;
     assert!(failed.contains("malformed") && failed.contains("tool    error: decode: "), "{failed}");
     assert!(failed.contains("agent   (a call that cannot be read)"), "{failed}");
+}
+
+#[test]
+fn a_message_that_the_model_saw_in_part_is_counted_named_and_shown() {
+    let run = TestRun::new(FAULTS[9].0);
+    for line in run.read("metrics.jsonl").lines() {
+        let row: Value = serde_json::from_str(line).expect("JSON");
+        assert!(row["length/shortened_frac"].as_f64() > Some(0.0), "{row}");
+    }
+    let (diagnosis, _) = run.diagnosis();
+    let first = &diagnosis["findings"][0];
+    let example = first["examples"][0].as_str().expect("an example");
+    assert!(example.contains("bytes: higher: ") || example.contains("bytes: lower: "), "{example}");
+    let shown = run.show(&["--worst"]).stdout;
+    assert!(shown.contains("without its middle: model.max_observation_tokens)"), "{shown}");
+    // The same run with room for them has none.
+    let run = TestRun::new(&[]);
+    assert!(!run.read("metrics.jsonl").contains("\"length/shortened_frac\":0."));
+    assert!(!run.read("rollouts/step-000000.jsonl").contains("shortened"));
 }
 
 /// Field 17

@@ -112,6 +112,10 @@ impl Renderer for Calling {
         Shop::calls(&self.0.parse(turn, tools).text)
     }
 
+    fn shortens(&self, message: &Message, tools: &[ToolSpec]) -> bool {
+        self.0.shortens(message, tools)
+    }
+
     fn stop_tokens(&self) -> &[TokenId] {
         self.0.stop_tokens()
     }

@@ -368,6 +368,10 @@ impl Renderer for Respelling {
         self.0.parse(&same, tools)
     }
 
+    fn shortens(&self, message: &Message, tools: &[ToolSpec]) -> bool {
+        self.0.shortens(message, tools)
+    }
+
     fn stop_tokens(&self) -> &[TokenId] {
         self.0.stop_tokens()
     }

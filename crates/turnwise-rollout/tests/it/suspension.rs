@@ -72,6 +72,10 @@ impl Renderer for CallingRenderer {
         }
     }
 
+    fn shortens(&self, message: &Message, tools: &[ToolSpec]) -> bool {
+        self.inner.shortens(message, tools)
+    }
+
     fn stop_tokens(&self) -> &[TokenId] {
         self.inner.stop_tokens()
     }

@@ -151,8 +151,10 @@ pub struct Model {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "moment")]
     #[schemars(with = "Option<String>")]
     pub time: Option<String>,
-    /// The most tokens of an observation after the first turn; a longer observation loses its middle, visibly. The task
-    /// itself stays whole.
+    /// The most tokens of a message after the first turn. The model sees a longer message without its middle, in whose
+    /// place stands `[... N bytes omitted ...]`; the messages before the first turn, which are the task, stay whole.
+    /// Episodes with such a message are counted in the metric `length/shortened_frac`, `turnwise doctor` and the end of
+    /// the run name them, and `turnwise show` marks the messages.
     pub max_observation_tokens: usize,
     /// Low-rank adapters (LoRA), which train instead of the weights of the model in `directory`.
     #[serde(skip_serializing_if = "Option::is_none")]

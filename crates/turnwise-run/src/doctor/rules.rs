@@ -6,6 +6,7 @@ mod collapse;
 mod engine;
 mod evaluation;
 mod failures;
+mod observations;
 mod signal;
 mod stale;
 mod update;
@@ -24,6 +25,7 @@ const RULES: &[Rule] = &[
     failures::updates_are_left_out,
     engine::engine_differs,
     update::policy_moves_far,
+    observations::observations_are_shortened,
     answers::answers_are_cut,
     answers::answers_cannot_be_read,
     signal::rewards_do_not_differ,

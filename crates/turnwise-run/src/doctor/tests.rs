@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use turnwise_environment::Message;
 use turnwise_training::{EvaluationRecord, RunDirectory, SuccessDifference, SuccessRate};
-use turnwise_trajectory::Trajectory;
+use turnwise_trajectory::{NodeId, Trajectory};
 
 use super::*;
 use crate::config::from_text;
@@ -16,7 +16,7 @@ fn good(step: u64) -> Map<String, Value> {
         "group/all_solved_frac": 0.1, "group/episode_count": 96, "stale/dropped_count": 32,
         "objective/clip_frac": 0.2, "objective/k3_mean": 1e-3, "objective/log_ratio_std": 0.02,
         "engine/mismatch_kl": 1e-13, "engine/mismatch_max": 1e-5, "length/sampled_mean": 90.0,
-        "length/cut_turns_frac": 0.02, "length/context_frac": 0.0, "length/kept_mean": 90.0,
+        "length/cut_turns_frac": 0.02, "length/context_frac": 0.0, "length/shortened_frac": 0.0, "length/kept_mean": 90.0,
         "length/dropped_mean": 91.0, "fault/malformed_turns_frac": 0.03, "fault/infra_count": 0,
         "policy/entropy_mean": 1.5, "reward/success_rate": 0.4, "train/skipped_count": 0,
         "train/update_count": 4, "train/learning_rate": 1e-3, "tokens/trained_count": 5000,
@@ -81,7 +81,7 @@ fn a_good_run_has_no_findings() {
 /// A fault as metrics, the settings beside it, the rule that names it, and a part of its sentence.
 struct Case(&'static str, &'static [&'static str], &'static str, &'static str);
 
-const CASES: [Case; 18] = [
+const CASES: [Case; 20] = [
     Case(r#"{"fault/infra_count": 40}"#, &[], "episodes_break", "24 % [21, 27] of the attempts"),
     Case(
         r#"{"train/skipped_count": 2}"#,
@@ -107,6 +107,18 @@ const CASES: [Case; 18] = [
         &[],
         "answers_are_cut",
         "the context of 4096 tokens was full; limits.max_context_tokens = 8192",
+    ),
+    Case(
+        r#"{"length/shortened_frac": 0.01}"#,
+        &["model.max_observation_tokens=64"],
+        "observations_are_shortened",
+        "1 % [0, 2] of the episodes in steps 8-12: they are longer than model.max_observation_tokens = 64; model.max_observation_tokens = 128, or",
+    ),
+    Case(
+        r#"{"length/shortened_frac": 0.9}"#,
+        &["model.max_observation_tokens=3000"],
+        "observations_are_shortened",
+        "model.max_observation_tokens = 6000 and limits.max_context_tokens = 12000, or",
     ),
     Case(
         r#"{"fault/malformed_turns_frac": 0.7}"#,
@@ -336,6 +348,23 @@ fn unreadable_answers_come_with_the_most_frequent_reason_and_three_examples() {
     }
     let found = rules::findings(&run);
     assert!(found[0].problem.contains("[51, 100] of the turns in 4 kept episodes"), "{found:?}");
+}
+
+#[test]
+fn shortened_messages_come_with_their_length_and_three_examples() {
+    let mut run = evidence(12, 0, &json!({"length/shortened_frac": 0.9}), &[]);
+    let long = "Part 7 costs 259.\n".repeat(20);
+    let told = || {
+        let mut episode = episode(0, &long, &[said("7", 0.0, "short"), said("8", 0.0, &long)]);
+        episode.graph.mark_shortened(NodeId(4));
+        ("rollouts/a".to_owned(), episode)
+    };
+    run.episodes = vec![told(), ("rollouts/b".to_owned(), unreadable("?")), told(), told(), told()];
+    let found = rules::findings(&run);
+    assert_eq!(found[0].examples.len(), 3);
+    let first = &found[0].examples[0];
+    let start = "rollouts/a, task 3, 360 bytes: Part 7 costs 259. Part 7 costs 259.";
+    assert!(first.starts_with(start), "{first}");
 }
 
 /// The files of a run whose process is still there, or was killed: no error, and a sentence for what is missing.

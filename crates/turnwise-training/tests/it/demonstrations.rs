@@ -67,6 +67,10 @@ impl Renderer for Prefilled {
         self.0.parse(turn, tools)
     }
 
+    fn shortens(&self, message: &Message, tools: &[ToolSpec]) -> bool {
+        self.0.shortens(message, tools)
+    }
+
     fn stop_tokens(&self) -> &[TokenId] {
         self.0.stop_tokens()
     }

@@ -120,6 +120,7 @@ fn trajectories() -> impl Strategy<Value = Trajectory> {
             if last.0 > 0 {
                 graph.link(Edge { from: last, to: NodeId(0), kind: EdgeKind::CompactedFrom });
             }
+            graph.ids().step_by(2).skip(n_nodes % 2).for_each(|id| graph.mark_shortened(id));
             let turn = |(node, reward, faults, seconds)| Turn {
                 node: NodeId((node % n_nodes) as u32),
                 stop: StopReason::MaxTokens,
@@ -254,7 +255,7 @@ fn an_impossible_graph_is_refused() {
         &mut line["graph"]["nodes"][number]
     }
     let edge = |from, to| json!([{"from": from, "to": to, "kind": "summarises"}]);
-    let graphs: [(&str, Change); 7] = [
+    let graphs: [(&str, Change); 9] = [
         ("a parent that is the node itself", &|line| node(line, 1)["parent"] = json!(1)),
         ("a parent that comes later", &|line| node(line, 0)["parent"] = json!(2)),
         ("a parent outside", &|line| node(line, 2)["parent"] = json!(u32::MAX)),
@@ -264,6 +265,8 @@ fn an_impossible_graph_is_refused() {
         ("an edge to nowhere", &|line| line["graph"]["edges"] = edge(2, 9)),
         ("an edge to itself", &|line| line["graph"]["edges"] = edge(1, 1)),
         ("an edge forwards", &|line| line["graph"]["edges"] = edge(1, 2)),
+        ("a shortened node outside", &|line| line["graph"]["shortened"] = json!([1, 9])),
+        ("a node shortened twice", &|line| line["graph"]["shortened"] = json!([1, 1])),
     ];
     for (name, change) in graphs {
         assert!(matches!(refused(change), RecordError::Graph(_)), "{name}");
