@@ -120,6 +120,32 @@ fn a_long_question_is_whole() {
     );
 }
 
+/// `developer` is the newer word for `system`, and templates that do not know it would refuse it or write a role that the
+/// model never saw.
+#[test]
+fn a_developer_is_the_system_of_a_template_that_does_not_know_one() {
+    let strict = format!(
+        "{{%- for m in messages if m.role not in ['system', 'user', 'assistant'] -%}}\
+         {{{{- raise_exception('unknown role ' + m.role) -}}}}{{%- endfor -%}}{PLAIN}"
+    );
+    let home = model(|_| {}, &[config(&strict.as_str().into())]);
+    let of = |role: &str| {
+        let first = json!({"role": role, "content": "Be brief."});
+        json!([first, {"role": "user", "content": "2 + 2?"}])
+    };
+    let expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n";
+    for role in ["developer", "system"] {
+        assert_eq!(text(&render(&home, &strict, &of(role), &[])), expected);
+    }
+    let unknown = render(&home, &strict, &of("narrator"), &[]);
+    assert_eq!(unknown.code, 2);
+    assert!(unknown.stderr.contains("developer (which is system)"), "{}", unknown.stderr);
+    // Our own forms treat it alike.
+    let path = home.path().display().to_string();
+    let own = ["render", "--model", &path, "--template", "chatml", "--json", "-"];
+    assert_eq!(text(&turnwise(&own, &of("developer").to_string())), expected);
+}
+
 /// Phi 3: a control token absorbs the blanks after it, rendered at once and turn by turn.
 #[test]
 fn control_tokens_take_the_blanks_that_they_take_in_the_tokenizer() {
@@ -240,6 +266,52 @@ fn a_checkpoint_says_how_its_model_was_spoken_to() {
     let again =
         turnwise(&["resume", home.path().join("own").to_str().expect("UTF-8"), "--steps", "2"], "");
     assert_eq!(again.code, 0, "{}", again.stderr);
+}
+
+/// A tokenizer may have control tokens of a form that its model was not trained in.
+#[test]
+fn the_models_own_template_is_chosen_before_the_form_of_its_control_tokens() {
+    const BRACKETS: &str = "{%- for m in messages -%}{{- '[' + m.role + '] ' + m.content + '<|endoftext|>' -}}{%- endfor -%}\
+        {%- if add_generation_prompt -%}{{- '[assistant] ' -}}{%- endif -%}";
+    let home = TempDir::new().expect("a folder");
+    let model = base(&home);
+    let tokenizer = turnwise_chat::Tokenizer::from_directory(Path::new(&model)).expect("one");
+    assert!(
+        tokenizer.token_id("<|im_start|>").is_some() && tokenizer.token_id("<|im_end|>").is_some()
+    );
+    let conversation = talk().to_string();
+    let page = ["render", "--model", &model, "-"];
+
+    // Without a template, the control tokens decide.
+    let rendered = turnwise(&page, &conversation);
+    assert!(rendered.stdout.contains("3 messages, 0 tools, as chatml"), "{}", rendered.stdout);
+
+    let own = json!({"eos_token": "<|endoftext|>", "chat_template": BRACKETS});
+    fs::write(Path::new(&model).join("tokenizer_config.json"), own.to_string()).expect("written");
+    let refused = turnwise(&page, &conversation);
+    assert_eq!(refused.code, 2, "{}", refused.stdout);
+    let hash = template_hash(BRACKETS);
+    assert!(refused.stderr.contains(&format!("--trust {hash}")), "{}", refused.stderr);
+    let trusting = [&page[..], &["--trust", &hash]].concat();
+    let rendered = turnwise(&trusting, &conversation);
+    let heading = "3 messages, 0 tools, as the model's own template, thinking kept";
+    assert!(rendered.stdout.contains(heading), "{}{}", rendered.stdout, rendered.stderr);
+    let rendered = turnwise(&[&trusting[..], &["--json"]].concat(), &conversation);
+    let expected = "[user] 2 + 2?<|endoftext|>[assistant] 4<|endoftext|>[user] 3 + 3?<|endoftext|>[assistant] ";
+    assert_eq!(text(&rendered), expected);
+
+    // A run prints what it chose, keeps it in its settings, and speaks so.
+    let overrides = [format!("model.directory={model}"), format!("model.trust={hash}")];
+    let trained = train(&home, "own", &overrides.each_ref().map(String::as_str));
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
+    let printed = trained.stdout.lines().find(|line| line.contains("the model's own template"));
+    assert!(printed.is_some(), "{}", trained.stdout);
+    let run = home.path().join("own");
+    let settings = fs::read_to_string(run.join("run.toml")).expect("the run wrote it");
+    assert!(settings.contains("template = \"hf\""), "{settings}");
+    let episodes = run.join("eval-after.jsonl").display().to_string();
+    let seen = turnwise(&["render", "--rollout", &episodes, "--json"], "");
+    assert!(text(&seen).contains("<|endoftext|>[user] Guess "), "{}", text(&seen));
 }
 
 /// The `eos_token_id` of a Llama is 2 by default, whatever token has this id.
