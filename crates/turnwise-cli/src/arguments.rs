@@ -8,6 +8,17 @@ use turnwise_run::form::TemplateName;
 
 use crate::bench::BenchCommand;
 
+/// The help of a `--model`: what a model can be, and then what is particular to the command.
+macro_rules! model_help {
+    ($($more:literal)?) => {
+        concat!(
+            "The model: a Hugging Face directory, a checkpoint of a run, a .gguf file, the directory of a PEFT adapter, \
+             or the name of a model in the Hugging Face cache",
+            $("; ", $more)?
+        )
+    };
+}
+
 /// Multi-turn reinforcement learning for language-model agents.
 #[derive(Debug, Parser)]
 #[command(name = "turnwise", version, about, long_about = None, arg_required_else_help = true)]
@@ -43,8 +54,7 @@ pub(crate) enum Command {
         /// A settings file whose values replace the defaults, followed by single settings
         #[arg(value_name = "CONFIG.toml | TABLE.KEY=VALUE")]
         settings: Vec<String>,
-        /// Print the settings that would be used with this model
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "MODEL", help = model_help!("its settings are printed"))]
         model: Option<PathBuf>,
     },
     /// Measure a model's success on held-out tasks
@@ -68,8 +78,7 @@ pub(crate) enum Command {
     Show(ShowArguments),
     /// Print the log-probability of each token after the first, for lines of {"ids": […]}
     Score {
-        /// A Hugging Face model directory, or the name of a model in the Hugging Face cache
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "MODEL", help = model_help!())]
         model: PathBuf,
         /// JSON lines; `-` reads standard input
         #[arg(long, value_name = "FILE")]
@@ -250,9 +259,7 @@ impl RunArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArguments {
-    /// A Hugging Face model directory, a run (its newest checkpoint), a checkpoint, or the name of a model in the Hugging
-    /// Face cache
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "MODEL", help = model_help!("a run stands for its newest checkpoint"))]
     pub(crate) model: PathBuf,
     /// The environment; `turnwise env list` names them
     #[arg(long, value_name = "NAME")]
@@ -324,8 +331,11 @@ pub(crate) struct RenderArguments {
     /// The index of the trajectory in the file, from 0
     #[arg(long, value_name = "N", default_value_t = 0, requires = "rollout")]
     pub(crate) index: usize,
-    /// A model directory; for a trajectory of a run, the run's own by default
-    #[arg(long, value_name = "DIR")]
+    #[arg(
+        long,
+        value_name = "MODEL",
+        help = model_help!("for a trajectory of a run, the run's own by default")
+    )]
     pub(crate) model: Option<PathBuf>,
     /// A tokenizer.json instead of a model
     #[arg(long, value_name = "FILE", conflicts_with = "model")]

@@ -8,7 +8,7 @@ mod table;
 
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use turnwise_chat::Thinking;
@@ -20,8 +20,8 @@ use crate::say;
 use crate::screen::Style;
 use conversation::Conversation;
 use shown::{Branch, Turns, shown};
-use turnwise_run::Failure;
 use turnwise_run::form::{Form, Source, TemplateName, Texts};
+use turnwise_run::{Failure, locate_model};
 
 /// The content of a page: the graph with its tokens, and the text around it.
 struct Page {
@@ -42,7 +42,7 @@ pub(crate) async fn render(arguments: &RenderArguments) -> Result<(), Failure> {
         (_, Some(path)) => record::page(arguments, path)?,
         (None, None) => {
             return Err(Failure::refused("there is nothing to render")
-                .help("turnwise render --model DIR CONVERSATION.json\nturnwise render --rollout FILE.jsonl --index N"));
+                .help("turnwise render --model MODEL CONVERSATION.json\nturnwise render --rollout FILE.jsonl --index N"));
         }
     };
     let branches = shown(&page.graph, &page.turns, &page.texts);
@@ -88,14 +88,23 @@ async fn conversation_page(arguments: &RenderArguments, path: &Path) -> Result<P
     })
 }
 
+/// Returns the path of a model. A directory without weights will do, because none are needed.
+fn located(model: &Path) -> Result<PathBuf, Failure> {
+    match locate_model(model) {
+        Err(_) if model.is_dir() => Ok(model.to_owned()),
+        found => found,
+    }
+}
+
 /// Returns the format of the arguments, or else the one that fits the model.
 fn form_of(arguments: &RenderArguments, conversation: &Conversation) -> Result<Form, Failure> {
     let source = match (&arguments.model, &arguments.tokenizer) {
-        (Some(directory), _) => Source::of_model(directory, None)?,
+        (Some(model), _) => Source::of_model(&located(model)?, None)?,
         (None, Some(file)) => Source::from_file(file)?,
         (None, None) => {
-            return Err(Failure::refused("a conversation needs a tokenizer")
-                .help("name a model directory with --model DIR, or a tokenizer.json with --tokenizer FILE"));
+            return Err(Failure::refused("a conversation needs a tokenizer").help(
+                "name a model with --model MODEL, or a tokenizer.json with --tokenizer FILE",
+            ));
         }
     };
     let mut wanted = source.wanted();

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use turnwise_trajectory::{Trajectory, read_line};
 
-use super::Page;
 use super::shown::Turns;
+use super::{Page, located};
 use crate::arguments::RenderArguments;
 use turnwise_run::Failure;
 use turnwise_run::form::{self, Texts};
@@ -20,7 +20,7 @@ pub(super) fn page(arguments: &RenderArguments, path: &Path) -> Result<Page, Fai
     let mut header = described(&trajectory);
     if texts.0.is_none() {
         header.push(
-            "the texts are missing, because no tokenizer was found; name one with --model DIR"
+            "the texts are missing, because no tokenizer was found; name one with --model MODEL"
                 .to_owned(),
         );
     }
@@ -70,8 +70,9 @@ fn texts(arguments: &RenderArguments, path: &Path) -> Result<(Texts, Option<Stri
     if let Some(file) = &arguments.tokenizer {
         return Ok((form::of_file(file)?, None));
     }
-    match arguments.model.clone().or_else(|| checkpoint_near(path)) {
-        Some(directory) => form::of_run(&directory),
+    let named = arguments.model.as_deref().map(located).transpose()?;
+    match named.or_else(|| checkpoint_near(path)) {
+        Some(model) => form::of_run(&model),
         None => Ok((Texts(None), None)),
     }
 }

@@ -250,7 +250,7 @@ fn a_missing_tokenizer_and_a_template_that_is_not_trusted_are_refused() {
     refusal(&turnwise(&["render", "-"], &user.to_string()), "needs a tokenizer");
     refusal(
         &turnwise(&["render", "--model", "/nowhere", "-"], &user.to_string()),
-        "no tokenizer.json in /nowhere",
+        "cannot find the model /nowhere: the directory does not exist",
     );
     let file = fixtures().join("tokenizer/tokenizer.json").display().to_string();
     let from_file = |more: &[&str]| {

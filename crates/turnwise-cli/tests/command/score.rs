@@ -100,3 +100,14 @@ fn a_file_that_is_no_gguf_is_refused_by_name() {
         assert!(ended.stderr.contains("model.gguf: it is no GGUF file"), "{}", ended.stderr);
     }
 }
+
+#[test]
+fn the_help_of_every_model_option_says_what_a_model_can_be() {
+    for command in ["score", "eval", "render", "config"] {
+        let help = turnwise(&[command, "--help"], "");
+        let words: Vec<&str> = help.stdout.split_whitespace().collect();
+        let expected = "The model: a Hugging Face directory, a checkpoint of a run, a .gguf file, the directory of a PEFT adapter, \
+                        or the name of a model in the Hugging Face cache";
+        assert!(words.join(" ").contains(expected), "{command}: {}", help.stdout);
+    }
+}
