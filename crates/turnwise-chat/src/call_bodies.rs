@@ -6,7 +6,8 @@ use turnwise_environment::{CallAttempt, CallError};
 use crate::schema::shortened;
 use crate::strict_json;
 use crate::tool_calls::{
-    Mistake, check_length, numbered, read_arguments, read_call, read_value, unclosed,
+    MINIMAX_MARK, Mistake, check_length, numbered, read_arguments, read_call, read_json,
+    read_value, unclosed,
 };
 
 /// The calls of a turn, numbered in order.
@@ -30,6 +31,9 @@ pub(crate) fn call(calls: &mut Calls, body: &str) {
     }
     if text.strip_prefix('[').is_some_and(|inside| inside.trim_start().starts_with('{')) {
         return list(calls, text);
+    }
+    if text.starts_with(MINIMAX_MARK) {
+        return elements(calls, &body.replace(MINIMAX_MARK, ""));
     }
     if text.contains("<longcat_arg_key>") {
         return call(calls, &body.replace("longcat_arg_", "arg_"));
@@ -197,6 +201,26 @@ pub(crate) fn invokes(calls: &mut Calls, body: &str) {
     }
 }
 
+/// Parses `<invoke name="NAME"><KEY>VALUE</KEY></invoke>`, the format of `MiniMax` M3.
+fn elements(calls: &mut Calls, body: &str) {
+    for (part, is_closed) in each(body, "<invoke", "</invoke>") {
+        let read = || {
+            check_length(part)?;
+            let (name, mut rest) = part.split_once('>').ok_or_else(unclosed)?;
+            let mut arguments = Map::new();
+            while let Some((_, inside)) = rest.split_once('<') {
+                let (key, inside) = inside.split_once('>').ok_or_else(unclosed)?;
+                let (value, after) =
+                    inside.split_once(&format!("</{key}>")).ok_or_else(unclosed)?;
+                set(&mut arguments, key.trim(), value)?;
+                rest = after;
+            }
+            Ok((attribute(name).to_owned(), Value::Object(arguments)))
+        };
+        calls.push(part, if is_closed { read() } else { Err(unclosed()) });
+    }
+}
+
 /// Parses `"NAME"><param name="KEY">VALUE</param>`.
 pub(crate) fn parameters(calls: &mut Calls, body: &str) {
     calls.push(body, invoke(body, "param"));
@@ -266,7 +290,7 @@ pub(crate) fn list(calls: &mut Calls, body: &str) {
         }
         return;
     }
-    match check_length(body).and_then(|()| json(body)) {
+    match check_length(body).and_then(|()| read_json(body)) {
         Ok(Value::Array(items)) => items.into_iter().for_each(|item| {
             let raw = item.to_string();
             calls.push(&raw, listed(item));
@@ -274,11 +298,6 @@ pub(crate) fn list(calls: &mut Calls, body: &str) {
         Ok(one) => calls.push(body, listed(one)),
         Err(mistake) => calls.push(body, Err(mistake)),
     }
-}
-
-fn json(body: &str) -> Result<Value, Mistake> {
-    strict_json::from_str(body.trim())
-        .map_err(|error| (CallError::Decode, format!("the call cannot be read as JSON: {error}")))
 }
 
 /// Parses one call of a list, with the keys of any known format.

@@ -47,6 +47,14 @@ pub(crate) fn gemma(calls: &mut Calls, body: &str) {
     calls.push(body, read());
 }
 
+/// Parses a value as Python prints it, such as `{'a': 1}`.
+pub(crate) fn literal(text: &str) -> Result<Value, Mistake> {
+    let mut reader = Reader { text, at: 0 };
+    let value = reader.value(0)?;
+    reader.end()?;
+    Ok(value)
+}
+
 fn unfenced(text: &str) -> &str {
     let Some(inside) = text.strip_prefix("```") else { return text };
     let inside = inside.strip_prefix("python").unwrap_or(inside);

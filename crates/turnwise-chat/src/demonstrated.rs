@@ -49,7 +49,12 @@ fn after_open(
         return from(tokenizer, &turn, 0, &format!("{blank}{}\n\n", tags.close));
     };
     if !thought.trim_start().starts_with(tags.close) {
-        return after_text(tokenizer, (prefill, before), turn);
+        // A template may write blanks before the tag in history, and none before the turn.
+        return if at > 0 && begun.starts_with(before) {
+            from(tokenizer, &turn, at + before.len(), "")
+        } else {
+            after_text(tokenizer, (prefill, before), turn)
+        };
     }
     // An empty thought is closed as one without tags is.
     from(tokenizer, &turn, at + text[at..].find(tags.close).unwrap_or(0), "")

@@ -25,7 +25,8 @@ const MANY_MESSAGES: u64 = 40;
 const MAX_DEPTH: usize = 100;
 const NAME: &str = "chat template";
 
-/// Creates the environment with the template, configured as in `transformers`.
+/// Creates the environment with the template, configured as in `transformers`. Every line break of a template is `\n`, as
+/// in Jinja2.
 ///
 /// `times` and `clock` determine `strftime_now`: a prompt must not depend on when it is rendered.
 pub(crate) fn environment(
@@ -56,7 +57,8 @@ pub(crate) fn environment(
             ))
         })
     });
-    environment.add_template_owned(NAME, percent::rewritten(&adapted(template)))?;
+    let template = template.replace("\r\n", "\n").replace('\r', "\n");
+    environment.add_template_owned(NAME, percent::rewritten(&adapted(&template)))?;
     Ok(environment)
 }
 

@@ -70,9 +70,10 @@ pub(crate) fn parse_bare_turn(text: &str) -> Action {
     Action { reasoning: tagged.reasoning, ..bare }
 }
 
-/// Removes the tags that Llama 4 writes before a call.
+/// Removes what Llama 4 and HyperCLOVA X write before a call.
 fn unwrapped(text: &str) -> &str {
     let text = text.trim();
+    let text = text.strip_prefix("-> tool/function_call").map_or(text, str::trim_start);
     let inside = text.strip_prefix("<|python_start|>").map(str::trim_start);
     inside.map_or(text, |inside| match inside.strip_prefix("<|python_end|>") {
         Some(inside) => inside.trim_start(),

@@ -31,7 +31,7 @@ use crate::{ChatError, Thinking, Tokenizer, marks, parse_turn, thinking};
 use given::ThoughtField;
 use layout::{Layout, MessageSpan};
 use program::{Program, TemplateInput};
-use reuse::{Kept, kept, squash};
+use reuse::{Kept, kept};
 
 /// Part of every fingerprint. It is incremented when the same settings give other tokens.
 const FORMAT: &str = "template 4";
@@ -141,8 +141,6 @@ pub struct TemplateRenderer {
     thoughts: Option<ThoughtField>,
     /// The tags around thoughts that the template names; `None` for `<think>`.
     tags: Option<Tags>,
-    /// Whether the template writes calls in a supported format other than the one of the settings.
-    has_own_calls: bool,
 }
 
 impl TemplateRenderer {
@@ -204,28 +202,7 @@ impl TemplateRenderer {
         let identity =
             format!("{}\n{FORMAT}\n{hash}{tool_hash}\n{written}", tokenizer.fingerprint());
         let fingerprint = fingerprint(identity.as_bytes());
-        let mut renderer = Self {
-            fingerprint,
-            program,
-            tokenizer,
-            settings,
-            stop,
-            closes,
-            thoughts,
-            tags,
-            has_own_calls: false,
-        };
-        renderer.has_own_calls = renderer.finds_own_calls();
-        Ok(renderer)
-    }
-
-    fn finds_own_calls(&self) -> bool {
-        let (action, tool) = one_call();
-        let usual = self.write(&action);
-        let usual = self.tokenizer.decode(before_stop(&usual, &self.stop));
-        let written = self.written(&action, std::slice::from_ref(&tool));
-        let is_usual = |written: String| squash(&written) == squash(&usual);
-        self.reads_its_calls(&tool) == Some(true) && !written.is_some_and(is_usual)
+        Ok(Self { fingerprint, program, tokenizer, settings, stop, closes, thoughts, tags })
     }
 
     /// Returns the tokenizer.
@@ -244,45 +221,78 @@ impl TemplateRenderer {
             arguments: json!({"argument": ANSWER}),
         };
         let action = Action { calls: vec![CallAttempt::Call(call.clone())], ..Action::text("") };
-        let turn = self.written(&action, std::slice::from_ref(tool))?;
-        if !turn.contains(&tool.name) {
-            return None;
-        }
-        let read = self.parse(&self.tokenizer.encode_with_markers(&turn), &[]);
+        let turns = self.written(&action, std::slice::from_ref(tool));
+        let turn = turns.iter().find(|turn| turn.contains(&tool.name))?;
+        let read = self.parse(&self.tokenizer.encode_with_markers(turn), &[]);
         let is_same = |read: &ToolCall| read.name == call.name && read.arguments == call.arguments;
         Some(read.tool_calls().next().is_some_and(is_same))
     }
 
-    /// Returns whether the template writes thoughts in another form than between `<think>` tags.
-    fn has_other_thoughts(&self) -> bool {
-        self.tags.is_some() || self.thoughts == Some(ThoughtField::Thinking)
-    }
-
     /// Encodes the template's output for an action, with the close.
     fn write_own(&self, action: &Action) -> Option<Vec<TokenId>> {
-        // Some templates write the thoughts of the last turn only if no other follows.
-        let layout = self.layout_of(action, &[], action.reasoning.is_none())?;
-        let turn = layout.messages.get(1)?.turn.clone()?;
-        let canvas = Canvas::new(&self.tokenizer, 1);
-        let mut writer = Writer { renderer: self, output: &layout.output, canvas };
-        writer.text(0, turn);
-        writer.canvas.template(&self.closes[0]);
-        Some(ids_of(&writer.canvas.finish().concat()))
+        let layouts = self.layouts_of(action, &[]);
+        layouts.into_iter().find_map(|layout| {
+            let turn = layout.messages.get(1)?.turn.clone()?;
+            let canvas = Canvas::new(&self.tokenizer, 1);
+            let mut writer = Writer { renderer: self, output: &layout.output, canvas };
+            writer.text(0, turn);
+            writer.canvas.template(&self.closes[0]);
+            Some(ids_of(&writer.canvas.finish().concat())).filter(|ids| self.says(ids, action))
+        })
     }
 
-    /// Returns the template's output for an action, up to its close.
-    fn written(&self, action: &Action, tools: &[ToolSpec]) -> Option<String> {
-        let layout = self.layout_of(action, tools, true)?;
-        let turn = layout.messages.get(1)?.turn.clone()?;
-        layout.output.text.get(turn).map(str::to_owned)
+    /// Returns whether a turn is read as this action.
+    fn says(&self, turn: &[TokenId], action: &Action) -> bool {
+        let read = self.parse(turn, &[]);
+        // A template may write its next text behind a call (Gemma 4).
+        let is_followed = !action.calls.is_empty() && read.text.starts_with(&action.text);
+        let has_text = read.text == action.text || is_followed;
+        has_text && read.reasoning == action.reasoning && makes(&read, action)
     }
 
-    /// Renders a conversation of a question and an action.
-    fn layout_of(&self, action: &Action, tools: &[ToolSpec], leads_in: bool) -> Option<Layout> {
+    /// Encodes an action whose thoughts the template does not write: the thoughts, then its output for the rest.
+    fn write_thoughts(&self, action: &Action) -> Option<Vec<TokenId>> {
+        let thoughts = action.reasoning.as_deref()?;
+        let rest = self.write_own(&Action { reasoning: None, ..action.clone() })?;
+        let tags = self.tags.unwrap_or(thinking::USUAL);
+        let end = thinking::end_of_empty(&self.tokenizer.decode(&rest), tags);
+        let [before, after] = tags.around();
+        let mut canvas = Canvas::new(&self.tokenizer, 1);
+        canvas.template(&before);
+        canvas.content(thoughts);
+        canvas.template(&after);
+        thinking::keep_from(&self.tokenizer, &rest, end, &mut canvas);
+        Some(ids_of(&canvas.finish().concat())).filter(|ids| self.says(ids, action))
+    }
+
+    /// Returns the template's outputs for an action, up to its close.
+    fn written(&self, action: &Action, tools: &[ToolSpec]) -> Vec<String> {
+        let layouts = self.layouts_of(action, tools).into_iter();
+        let turns = layouts.filter_map(|layout| {
+            let turn = layout.messages.get(1)?.turn.clone()?;
+            layout.output.text.get(turn).map(str::to_owned)
+        });
+        turns.collect()
+    }
+
+    /// Renders a conversation of a question and an action, with the lead-in of the next turn and without it: some
+    /// templates write the thoughts of the last turn, or its calls, only if no other turn follows.
+    fn layouts_of(&self, action: &Action, tools: &[ToolSpec]) -> Vec<Layout> {
         let messages = [Message::user(QUESTION), self.as_text(&action.to_message())];
         let messages: Vec<&Message> = messages.iter().collect();
-        let script = TemplateInput { messages: &messages, tools, leads_in };
-        self.program.layout(&self.tokenizer, script, &self.closes).ok()
+        let has_thoughts = action.reasoning.is_some();
+        let layouts = [!has_thoughts, has_thoughts].into_iter().filter_map(|leads_in| {
+            let script = TemplateInput { messages: &messages, tools, leads_in };
+            self.program.layout(&self.tokenizer, script, &self.closes).ok()
+        });
+        layouts.collect()
+    }
+
+    /// Returns whether the template reads the thoughts of a message under this key, such as `reasoning_content`. Those
+    /// of a sampled turn are given under the key that it reads; `transformers` passes a message as it is.
+    #[must_use]
+    pub fn reads_thoughts(&self, key: &str) -> bool {
+        self.program.reads(key)
     }
 
     /// Renders a whole conversation that no turn follows: the template gets `add_generation_prompt = false`. The text
@@ -362,10 +372,8 @@ impl TemplateRenderer {
     fn as_text(&self, message: &Message) -> Message {
         let thoughts = message.reasoning.as_deref().filter(|_| self.thoughts.is_none());
         let Some(thoughts) = thoughts else { return message.clone() };
-        let content = match self.tags {
-            Some(Tags { open, close }) => format!("{open}{thoughts}{close}{}", message.content),
-            None => format!("<think>\n{thoughts}\n</think>\n\n{}", message.content),
-        };
+        let [before, after] = self.tags.unwrap_or(thinking::USUAL).around();
+        let content = format!("{before}{thoughts}{after}{}", message.content);
         Message { content, reasoning: None, ..message.clone() }
     }
 
@@ -549,16 +557,8 @@ impl Renderer for TemplateRenderer {
     }
 
     fn write(&self, action: &Action) -> Vec<TokenId> {
-        let has_own_thoughts = action.reasoning.is_some() && self.has_other_thoughts();
-        if has_own_thoughts || self.has_own_calls && !action.calls.is_empty() {
-            let is_same = |ids: &Vec<TokenId>| {
-                let read = self.parse(ids, &[]);
-                let thinks_it = !has_own_thoughts || read.reasoning == action.reasoning;
-                thinks_it && makes(&read, action)
-            };
-            if let Some(ids) = self.write_own(action).filter(is_same) {
-                return ids;
-            }
+        if let Some(ids) = self.write_own(action).or_else(|| self.write_thoughts(action)) {
+            return ids;
         }
         let mut canvas = Canvas::new(&self.tokenizer, 1);
         match self.settings.calls {
@@ -621,15 +621,6 @@ fn makes(read: &Action, action: &Action) -> bool {
     let pairs = read.tool_calls().zip(action.tool_calls());
     read.calls.len() == n_calls
         && pairs.filter(|(read, meant)| all_same(read, meant)).count() == n_calls
-}
-
-/// Returns a tool and a call of it, to probe a template.
-fn one_call() -> (Action, ToolSpec) {
-    let parameters = json!({"type": "object", "properties": {"argument": {"type": "string"}}});
-    let (name, id) = ("look".to_owned(), "call_0".to_owned());
-    let tool = ToolSpec { name: name.clone(), description: "Looks.".to_owned(), parameters };
-    let call = ToolCall { id, name, arguments: json!({"argument": ANSWER}) };
-    (Action { calls: vec![CallAttempt::Call(call)], ..Action::text("") }, tool)
 }
 
 /// Returns the control token that the template writes after a turn: the first one after an answer.

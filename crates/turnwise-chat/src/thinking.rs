@@ -18,18 +18,34 @@ pub(crate) struct Tags {
     pub(crate) close: &'static str,
 }
 
+/// The tags that most models write.
+pub(crate) const USUAL: Tags = Tags { open: OPEN, close: CLOSE };
+
+impl Tags {
+    /// Returns the texts before and after a thought; most models write newlines around it.
+    pub(crate) fn around(self) -> [String; 2] {
+        if self == USUAL {
+            return [format!("{OPEN}\n"), format!("\n{CLOSE}\n\n")];
+        }
+        [self.open.to_owned(), self.close.to_owned()]
+    }
+}
+
 /// The end of a message of a thought in gpt-oss, and the beginning of the next one.
 const CHANNEL_CLOSE: &str = "<|end|><|start|>assistant";
 
 /// The tags of known models.
-pub(crate) const TAGS: [Tags; 7] = [
-    Tags { open: OPEN, close: CLOSE },
+pub(crate) const TAGS: [Tags; 10] = [
+    USUAL,
     Tags { open: "[THINK]", close: "[/THINK]" },
     Tags { open: "<|START_THINKING|>", close: "<|END_THINKING|>" },
     Tags { open: "<seed:think>", close: "</seed:think>" },
     Tags { open: "<longcat_think>", close: "</longcat_think>" },
     Tags { open: "<|inner_prefix|>", close: "<|inner_suffix|>" },
     Tags { open: "<|channel>thought", close: "<channel|>" },
+    Tags { open: "<|start_think|>", close: "<|end_think|>" },
+    Tags { open: "<mm:think>", close: "</mm:think>" },
+    Tags { open: "<think:opensource>", close: "</think:opensource>" },
 ];
 
 /// Returns the tags of the last thought that begins in a text, and whether the text ends within it.
@@ -44,6 +60,11 @@ pub(crate) fn first_open(text: &str) -> Option<usize> {
     TAGS.into_iter().filter_map(|tags| text.find(tags.open)).min()
 }
 
+/// Returns the number of thoughts that open in a text.
+pub(crate) fn n_opened(text: &str) -> usize {
+    TAGS.into_iter().map(|tags| text.matches(tags.open).count()).sum()
+}
+
 /// Returns the end of the last thought in a turn. In gpt-oss, a message of another channel follows a thought.
 pub(crate) fn last_close(turn: &str) -> Option<usize> {
     let closes = TAGS.into_iter().map(|tags| tags.close).chain([CHANNEL_CLOSE]);
@@ -56,11 +77,12 @@ pub(crate) fn tags_in(template: &str) -> Option<Tags> {
     others.find(|tags| !template.contains(OPEN) && template.contains(tags.open))
 }
 
-/// Returns the end of an empty thought at the beginning of a turn; 0 without one.
+/// Returns the end of an empty thought at the beginning of a turn; 0 without one. A template may write the close alone
+/// (`DeepSeek` V3.2).
 pub(crate) fn end_of_empty(turn: &str, tags: Tags) -> usize {
-    let inside = turn.trim_start().strip_prefix(tags.open).map(str::trim_start);
-    let after = inside.and_then(|inside| inside.strip_prefix(tags.close));
-    after.map_or(0, |after| turn.len() - after.len())
+    let inside = turn.trim_start();
+    let inside = inside.strip_prefix(tags.open).map_or(inside, str::trim_start);
+    inside.strip_prefix(tags.close).map_or(0, |after| turn.len() - after.len())
 }
 
 /// The treatment of thinking in past turns, the same in training and in serving.

@@ -26,13 +26,15 @@ enum Holds {
     Function,
     /// A message with a channel.
     Channel,
+    /// Text for the user.
+    Text,
 }
 
 const fn tag(open: &'static str, close: &'static str, holds: Holds) -> Tag {
     Tag { open, close, holds }
 }
 
-const TAGS: [Tag; 30] = [
+const TAGS: [Tag; 32] = [
     tag("<tool_call>", "</tool_call>", Holds::Call),
     tag("<seed:tool_call>", "</seed:tool_call>", Holds::Call),
     tag("<zyphra_tool_call>", "</zyphra_tool_call>", Holds::Call),
@@ -75,7 +77,12 @@ const TAGS: [Tag; 30] = [
     tag("<start_function_call>", "<end_function_call>", Holds::Calls(call_notation::gemma)),
     tag("<|tool_call>", "<tool_call|>", Holds::Calls(call_notation::gemma)),
     tag("<|channel|>", "", Holds::Channel),
+    tag("<|START_RESPONSE|>", "<|END_RESPONSE|>", Holds::Text),
+    tag("<|START_TEXT|>", "<|END_TEXT|>", Holds::Text),
 ];
+
+/// The mark that `MiniMax` M3 writes before each tag of a call.
+pub(crate) const MINIMAX_MARK: &str = "]<]minimax[>[";
 
 /// Parses the text of one turn: thinking, tool calls in the Hermes format, and other text.
 ///
@@ -127,11 +134,12 @@ pub fn parse_turn(text: &str) -> Action {
         };
         let (before, inside) = (&text[..at], &text[at + tag.open.len()..]);
         if !matches!(tag.holds, Holds::Channel) {
-            said.push(before);
+            said.push(before.strip_suffix(MINIMAX_MARK).unwrap_or(before));
         }
         let (body, after) = split(inside, tag);
         match tag.holds {
             Holds::Thinking => thought.push(body),
+            Holds::Text => said.push(body),
             Holds::Call | Holds::Function if after.is_none() => calls.push(body, Err(unclosed())),
             Holds::Call => call_bodies::call(&mut calls, body),
             Holds::Calls(read) => read(&mut calls, body),
@@ -259,11 +267,18 @@ pub(crate) fn check_length(body: &str) -> Result<(), Mistake> {
 
 pub(crate) fn read_call(body: &str) -> Result<(String, Value), Mistake> {
     check_length(body)?;
-    let decode = |message: String| (CallError::Decode, message);
-    match strict_json::from_str(body) {
-        Ok(value) => read_value(value, "arguments"),
-        Err(error) => Err(decode(format!("the call cannot be read as JSON: {error}"))),
-    }
+    read_value(read_json(body)?, "arguments")
+}
+
+/// Parses JSON, also with dictionaries of Python in it, as some templates print arguments.
+pub(crate) fn read_json(body: &str) -> Result<Value, Mistake> {
+    strict_json::from_str(body).or_else(|error| {
+        let is_python = body.contains("{'");
+        is_python
+            .then(|| call_notation::literal(body).ok())
+            .flatten()
+            .ok_or_else(|| (CallError::Decode, format!("the call cannot be read as JSON: {error}")))
+    })
 }
 
 /// Parses a call whose arguments are under this key.

@@ -11,23 +11,22 @@ use turnwise_rollout::{
 };
 use turnwise_trajectory::TokenId;
 
+use crate::Tokenizer;
 use crate::fingerprint::fingerprint;
-use crate::{Tokenizer, thinking};
+use crate::thinking::{self, Tags};
 
 /// Part of every fingerprint. It is incremented when the same settings give other tokens.
 const FORMAT: &str = "turn shape 1";
-
-/// The text that ends a thought which has used up its budget.
-const CLOSE: &str = "\n</think>\n\n";
 
 /// Settings of a [`TurnShape`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnShapeSettings {
     /// The text with which every turn begins; the policy does not sample it.
     pub prefill: String,
-    /// Texts that end a turn. The action ends before the first of them; the turn keeps all tokens as they were sampled.
+    /// Texts that end a turn, outside of thoughts. The action ends before the first of them; the turn keeps all tokens as
+    /// they were sampled.
     pub stop: Vec<String>,
-    /// The most tokens of thinking in a turn, after which `</think>` is forced.
+    /// The most tokens of thinking in a turn, after which its closing tag is forced.
     pub thinking_tokens: Option<usize>,
 }
 
@@ -74,19 +73,20 @@ impl TurnShape {
             stop: stop.clone(),
             end: self.inner.stop_tokens().first().copied().unwrap_or_default(),
             thinking_tokens: *thinking_tokens,
-            close: self.tokenizer.encode_with_markers(CLOSE),
-            begins_thinking: self.begins_thinking(),
+            closes: thinking::TAGS.map(|tags| {
+                let close = format!("\n{}\n\n", tags.close);
+                (tags, self.tokenizer.encode_with_markers(&close))
+            }),
+            opened: self.opened(),
         }))
     }
 
-    /// Returns whether the template, or the prefill, opens a thought at the beginning of a turn.
-    fn begins_thinking(&self) -> bool {
+    /// Returns the tags of the thought that the template, or the prefill, opens at the beginning of a turn.
+    fn opened(&self) -> Option<Tags> {
         let question = [Message::user("question")];
-        let Ok(rendered) = self.render(&question.each_ref().map(Said::new), &[]) else {
-            return false;
-        };
+        let rendered = self.render(&question.each_ref().map(Said::new), &[]).ok()?;
         let prefill = self.tokenizer.decode(&rendered.prefill);
-        thinking::last_tags(&prefill).is_some_and(|(_, is_open)| is_open)
+        thinking::last_tags(&prefill).filter(|(_, is_open)| *is_open).map(|(tags, _)| tags)
     }
 
     /// Returns sampled turns with all of their text: an action ends before a stop text, and the template has to see
@@ -195,35 +195,77 @@ struct TurnEnd {
     end: TokenId,
     thinking_tokens: Option<usize>,
     /// The tokens that end a thought.
-    close: Vec<TokenId>,
-    begins_thinking: bool,
+    closes: [(Tags, Vec<TokenId>); thinking::TAGS.len()],
+    /// The tags of the thought in which every turn begins.
+    opened: Option<Tags>,
+}
+
+/// Where a turn is.
+enum Place<'a> {
+    Thought(Tags),
+    /// The text behind the last thought.
+    Answer(&'a str),
 }
 
 impl TurnEnd {
-    /// Returns the forced token of a thought that has used up its budget of `most` tokens.
+    /// Returns where a turn with this text goes on.
+    fn place<'a>(&self, text: &'a str) -> Place<'a> {
+        match thinking::last_tags(text) {
+            Some((tags, true)) => return Place::Thought(tags),
+            Some((_, false)) => {}
+            None => match self.opened {
+                Some(tags) if !text.contains(tags.close) => return Place::Thought(tags),
+                Some(_) => {}
+                None => return Place::Answer(text),
+            },
+        }
+        let end = thinking::last_close(text).unwrap_or(0);
+        Place::Answer(text[end..].trim_start_matches('\n'))
+    }
+
+    /// Returns the forced token of a thought that has used up the turn's budget of `most` tokens.
     fn closing(&self, sampled: &[TokenId], most: usize) -> Option<TokenId> {
+        let mut from = most;
+        loop {
+            let (first, tags) = self.thought(sampled, from)?;
+            let (_, close) = self.closes.iter().find(|(other, _)| *other == tags)?;
+            match close.get(sampled.len() - first) {
+                Some(id) => return Some(*id),
+                None => from = first + close.len(),
+            }
+        }
+    }
+
+    /// Returns the first number of tokens, from `from` on, after which the turn is within a thought.
+    fn thought(&self, sampled: &[TokenId], from: usize) -> Option<(usize, Tags)> {
         let text = |n: usize| self.tokenizer.decode(&sampled[..n]);
-        let is_open = |n: usize| {
-            let text = text(n);
-            let opens = self.begins_thinking || text.contains(thinking::OPEN);
-            opens && !text.contains(thinking::CLOSE)
-        };
-        // The forced tokens follow the first place at or behind the budget that is within a thought.
-        let first = (most..=sampled.len()).find(|n| is_open(*n))?;
-        self.close.get(sampled.len() - first).copied()
+        let before = sampled.get(..from).map(|_| text(from))?;
+        if let Place::Thought(tags) = self.place(&before) {
+            return Some((from, tags));
+        }
+        let n_before = thinking::n_opened(&before);
+        let is_before = |n: &usize| thinking::n_opened(&text(*n)) == n_before;
+        if is_before(&sampled.len()) {
+            return None;
+        }
+        let counts: Vec<usize> = (from..=sampled.len()).collect();
+        let first = from + counts.partition_point(is_before);
+        thinking::last_tags(&text(first)).map(|(tags, _)| (first, tags))
     }
 }
 
 impl TokenConstraint for TurnEnd {
     fn allowed(&self, sampled: &[TokenId]) -> Option<Vec<TokenId>> {
-        if !self.stop.is_empty() {
-            let text = self.tokenizer.decode(sampled);
-            if self.stop.iter().any(|stop| text.contains(stop)) {
-                return Some(vec![self.end]);
-            }
+        let most = self.thinking_tokens.filter(|most| *most <= sampled.len());
+        if let Some(id) = most.and_then(|most| self.closing(sampled, most)) {
+            return Some(vec![id]);
         }
-        let most = self.thinking_tokens.filter(|most| *most <= sampled.len())?;
-        self.closing(sampled, most).map(|id| vec![id])
+        if self.stop.is_empty() {
+            return None;
+        }
+        let text = self.tokenizer.decode(sampled);
+        let Place::Answer(answer) = self.place(&text) else { return None };
+        self.stop.iter().any(|stop| answer.contains(stop)).then(|| vec![self.end])
     }
 }
 

@@ -108,6 +108,13 @@ impl Form {
         let rendered = self.renderer.render(conversation, tools)?;
         Ok(Rendered { generation: Vec::new(), prefill: Vec::new(), ..rendered })
     }
+
+    /// Returns whether the thoughts of a message under this key, such as `reasoning_content`, are rendered. The model's
+    /// own template may read another key.
+    #[must_use]
+    pub fn reads_thoughts(&self, key: &str) -> bool {
+        self.own.as_ref().is_none_or(|own| own.reads_thoughts(key))
+    }
 }
 
 /// What the files of a model determine about its chat form.

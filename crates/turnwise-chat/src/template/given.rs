@@ -44,18 +44,20 @@ impl ThoughtField {
         }
     }
 
-    /// Returns the field that a template reads: it names one as an attribute or as a key.
+    /// Returns the field of thoughts that a template reads, if it reads any; of several, the first of [`Self::ALL`].
     pub(super) fn of(template: &str) -> Option<Self> {
-        let is_named = |field: &Self| {
-            let mut places = template.match_indices(field.name());
-            places.any(|(at, name)| {
-                let (before, after) = (&template[..at], &template[at + name.len()..]);
-                before.ends_with(['.', '\'', '"'])
-                    && !after.starts_with(|c: char| c.is_alphanumeric() || c == '_')
-            })
-        };
-        Self::ALL.into_iter().find(is_named)
+        Self::ALL.into_iter().find(|field| names_field(template, field.name()))
     }
+}
+
+/// Returns whether a template names a field of a message, as an attribute or as a key.
+pub(super) fn names_field(template: &str, field: &str) -> bool {
+    let mut places = template.match_indices(field);
+    places.any(|(at, name)| {
+        let (before, after) = (&template[..at], &template[at + name.len()..]);
+        before.ends_with(['.', '\'', '"'])
+            && !after.starts_with(|c: char| c.is_alphanumeric() || c == '_')
+    })
 }
 
 /// How calls are given to a template.

@@ -24,19 +24,26 @@ pub(super) struct MessageSpan {
     pub(super) end: usize,
 }
 
+/// Renders other conversations with the same template, to find the edges of a turn.
+pub(super) trait Probe {
+    /// Returns the output for the messages up to this one.
+    fn ended(&self, owner: usize) -> Option<String>;
+    /// Returns the output for the messages before this one and an answer without calls.
+    fn answered(&self, owner: usize) -> Option<String>;
+}
+
 impl Layout {
     /// Divides the output among messages. `lead_ins` are the texts before each turn, the next one included; a message
-    /// ends with the first of `closes` after its text. `after_call` returns the template's text behind the name of the
-    /// last tool that a turn calls.
+    /// ends with the first of `closes` after its text.
     pub(super) fn new(
         output: Output,
         messages: &[&Message],
         lead_ins: &[String],
         closes: &[String],
         is_control: impl Fn(&str, usize) -> Option<usize>,
-        after_call: &dyn Fn(usize) -> Option<String>,
+        probe: &dyn Probe,
     ) -> Self {
-        let mut divider = Divider { output: &output, lead_ins, closes, after_call, at: 0 };
+        let mut divider = Divider { output: &output, messages, lead_ins, closes, probe, at: 0 };
         let mut parts = Vec::with_capacity(messages.len());
         for (owner, message) in messages.iter().enumerate() {
             let next = messages.get(owner + 1).map(|next| next.role);
@@ -57,9 +64,10 @@ impl Layout {
 
 struct Divider<'a> {
     output: &'a Output,
+    messages: &'a [&'a Message],
     lead_ins: &'a [String],
     closes: &'a [String],
-    after_call: &'a dyn Fn(usize) -> Option<String>,
+    probe: &'a dyn Probe,
     /// Everything before is assigned.
     at: usize,
 }
@@ -88,13 +96,14 @@ impl Divider<'_> {
         is_control: &impl Fn(&str, usize) -> Option<usize>,
     ) -> MessageSpan {
         let start = self.at;
-        let said = self.said(owner).map(|said| self.up_to_close(owner, said));
         let next = self.next_said(owner, n_owners);
+        let said = self.said(owner).map(|said| self.up_to_close(owner, said, next));
         let first = self.before_tag(start, said.as_ref().map_or(next, |said| said.start));
         let from = match self.find_lead_in(owner, start, first) {
             Some(lead_in) => lead_in.end,
             None => self
-                .shared_lead_in(owner, start, first)
+                .common_lead_in(owner, start, first)
+                .or_else(|| self.shared_lead_in(owner, start, first))
                 .unwrap_or_else(|| self.after_control(start, first, is_control)),
         };
         let said_to = said.map_or(from, |said| said.end.max(from));
@@ -114,7 +123,7 @@ impl Divider<'_> {
     /// output. A turn that ends with a call has other text of the template behind its own.
     fn unclosed(&self, owner: usize, from: usize, next: usize) -> usize {
         let rest = &self.output.text[from..next.max(from)];
-        let call = (self.after_call)(owner).filter(|call| rest.starts_with(call.as_str()));
+        let call = self.after_call(owner).filter(|call| rest.starts_with(call.as_str()));
         if let Some(call) = call {
             return from + call.len();
         }
@@ -123,6 +132,14 @@ impl Divider<'_> {
             None if next == self.output.text.len() => next,
             None => from,
         }
+    }
+
+    /// Returns the template's text behind the name of the last tool that a turn calls, if the conversation ended there.
+    fn after_call(&self, owner: usize) -> Option<String> {
+        let call = self.messages[owner].tool_calls.last()?;
+        let text = self.probe.ended(owner)?;
+        let at = text.rfind(&call.name)? + call.name.len();
+        Some(text[at..].to_owned())
     }
 
     /// Returns the unassigned range of an owner's text, up to another owner's.
@@ -134,16 +151,24 @@ impl Divider<'_> {
         Some(first.start.max(self.at)..end)
     }
 
-    /// Returns the texts of an owner up to the first close. A template may write the name of a call again behind the
-    /// turn, with its answer (Gemma 4).
-    fn up_to_close(&self, owner: usize, said: Range<usize>) -> Range<usize> {
+    /// Returns the texts of an owner up to the end of its turn. A template may write the name of a call again behind
+    /// the turn, with its answer (Gemma 4, gpt-oss).
+    fn up_to_close(&self, owner: usize, said: Range<usize>, next: usize) -> Range<usize> {
         let own = self.output.said.iter().filter(|(part, other)| {
             *other == owner && said.start <= part.start && part.end <= said.end
         });
         let parts: Vec<&Range<usize>> = own.map(|(part, _)| part).collect();
         let mut pairs = parts.windows(2);
-        let closed = pairs.find(|pair| self.close(pair[0].end, pair[1].start).is_some());
-        closed.map_or(said.clone(), |pair| said.start..pair[0].end)
+        if let Some(pair) = pairs.find(|pair| self.close(pair[0].end, pair[1].start).is_some()) {
+            return said.start..pair[0].end;
+        }
+        let has_end = parts.len() < 2
+            || self.messages[owner].tool_calls.is_empty()
+            || self.close(said.end, next).is_some();
+        let end = (!has_end).then(|| self.probe.ended(owner)).flatten();
+        let Some(end) = end.map(|ended| n_common(&ended, &self.output.text)) else { return said };
+        let last = parts.iter().rev().find(|part| part.end <= end);
+        said.start..last.map_or(said.end, |last| last.end)
     }
 
     /// Returns the start of the next text of a later owner.
@@ -156,6 +181,13 @@ impl Divider<'_> {
         let lead_in = self.lead_ins.get(owner).filter(|lead_in| !lead_in.is_empty())?;
         let at = from + self.output.text.get(from..to)?.find(lead_in.as_str())?;
         Some(at..at + lead_in.len())
+    }
+
+    /// Returns the end of the text that the template writes before a turn, whatever it says: the lead-in of history
+    /// differs from that of the next turn.
+    fn common_lead_in(&self, owner: usize, from: usize, to: usize) -> Option<usize> {
+        let end = n_common(&self.probe.answered(owner)?, &self.output.text).min(to);
+        (end >= from && self.output.text.is_char_boundary(end)).then_some(end)
     }
 
     /// Returns the end of a lead-in that the template writes differently in history: at the last control token that
@@ -202,4 +234,9 @@ impl Divider<'_> {
         let mut places = before.char_indices().map(|(at, _)| from + at);
         if places.any(|at| ends(&at)) { blanks } else { to }
     }
+}
+
+/// Returns the number of bytes with which both texts begin.
+fn n_common(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }

@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 use turnwise_environment::{Message, Role, ToolSpec};
 use turnwise_rollout::RenderError;
 
-use super::function;
-use super::given::{CallInput, TextTransform, ThoughtField, given};
-use super::layout::Layout;
+use super::given::{CallInput, TextTransform, ThoughtField, given, names_field};
+use super::layout::{Layout, Probe};
+use super::{ANSWER, function};
 use crate::marks::{self, Output};
 use crate::{ChatError, TemplateSettings, Tokenizer, jinja, thinking};
 
@@ -22,6 +22,7 @@ pub(super) struct Program {
     arguments: Map<String, Value>,
     /// The field of thoughts in the input.
     thoughts: ThoughtField,
+    source: String,
     limit: usize,
 }
 
@@ -49,8 +50,14 @@ impl Program {
             with_tools: with_tools.map(environment).transpose()?,
             arguments: settings.arguments.clone(),
             thoughts: ThoughtField::of(usual).unwrap_or(ThoughtField::ReasoningContent),
+            source: usual.to_owned(),
             limit: settings.max_context_tokens.saturating_mul(BYTES_PER_TOKEN),
         })
+    }
+
+    /// Returns whether the usual template reads a field of messages.
+    pub(super) fn reads(&self, field: &str) -> bool {
+        names_field(&self.source, field)
     }
 
     /// Renders a conversation.
@@ -110,23 +117,8 @@ impl Program {
         let is_control = |text: &str, at: usize| {
             tokenizer.added().control_at(text, at).map(|found| at + found.text.len())
         };
-        let after_call = |owner: usize| self.after_call(script, form, owner);
-        Ok(Layout::new(output, script.messages, &lead_ins, closes, is_control, &after_call))
-    }
-
-    /// Returns the text behind the name of the last tool that a turn calls, if the conversation ended there.
-    fn after_call(
-        &self,
-        script: TemplateInput<'_>,
-        form: CallInput,
-        owner: usize,
-    ) -> Option<String> {
-        let messages = &script.messages[..=owner];
-        let call = messages[owner].tool_calls.last()?;
-        let text =
-            self.run(TemplateInput { messages, leads_in: false, ..script }, form, &Plain).ok()?;
-        let at = text.rfind(&call.name)? + call.name.len();
-        Some(text[at..].to_owned())
+        let probe = Variations { program: self, script, form };
+        Ok(Layout::new(output, script.messages, &lead_ins, closes, is_control, &probe))
     }
 
     /// Returns the template's own output. A template that rejects the form of calls gets another one.
@@ -166,6 +158,33 @@ impl Program {
             Some(before_thinking(&text[at..]))
         };
         (0..=script.messages.len()).map(|n| lead_in(n).unwrap_or_default()).collect()
+    }
+}
+
+/// Conversations that begin as another one does.
+struct Variations<'a> {
+    program: &'a Program,
+    script: TemplateInput<'a>,
+    form: CallInput,
+}
+
+impl Probe for Variations<'_> {
+    fn ended(&self, owner: usize) -> Option<String> {
+        let messages = &self.script.messages[..=owner];
+        let ended = TemplateInput { messages, leads_in: false, ..self.script };
+        self.program.run(ended, self.form, &Plain).ok()
+    }
+
+    fn answered(&self, owner: usize) -> Option<String> {
+        let answer = Message::assistant(ANSWER);
+        let mut messages = self.script.messages.to_vec();
+        messages[owner] = &answer;
+        // Later messages decide what history has of earlier thoughts; answers of tools need their calls.
+        [messages.len(), owner + 1].into_iter().find_map(|n| {
+            let answered =
+                TemplateInput { messages: &messages[..n], leads_in: false, ..self.script };
+            self.program.run(answered, self.form, &Plain).ok()
+        })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Sampled turns in history: the tokens that stay, as far as the template keeps their text.
 
+use std::ops::Range;
+
 use turnwise_environment::Message;
 use turnwise_trajectory::TokenId;
 
@@ -51,20 +53,36 @@ pub(super) fn kept(
     rest_of(&drawn, written, head.len(), thinking::last_close(&drawn).unwrap_or(0))
 }
 
-/// Keeps the tokens from a byte on, if the template writes the same text after its first `head` bytes and blanks.
+/// Keeps the tokens from a byte on, between the template's texts around the same text. A template that writes something
+/// else has its text after its first `head` bytes replaced.
 fn rest_of(drawn: &str, written: &str, head: usize, from: usize) -> Kept {
-    let rest = &written[head..];
-    let said = rest.trim_start();
+    let same = place_of(written, drawn.get(from..).unwrap_or_default());
+    let said = same.unwrap_or_else(|| {
+        let rest = &written[head..];
+        let start = written.len() - rest.trim_start().len();
+        start..written.trim_end().len().max(start)
+    });
     // A blank that was sampled is not written a second time; newlines behind a thought are dropped.
     let is_sampled = if from == 0 {
         drawn.starts_with(char::is_whitespace)
     } else {
         drawn.get(from..).is_some_and(|rest| rest.starts_with(' '))
     };
-    let blanks = if is_sampled { 0 } else { rest.len() - said.len() };
-    let end = said.len() - said.trim_end().len();
-    let is_ended = drawn.ends_with(&said[said.len() - end..]);
-    Kept::Rest { head: head + blanks, tail: if is_ended { 0 } else { end }, from }
+    let before = written[..said.start].trim_end().len().max(head);
+    let behind = &written[said.end..];
+    let is_ended = behind.trim().is_empty() && drawn.ends_with(behind);
+    let tail = if is_ended { 0 } else { behind.len() };
+    Kept::Rest { head: if is_sampled { before } else { said.start }, tail, from }
+}
+
+/// Returns the last range of a text that equals another one but for blanks.
+fn place_of(text: &str, wanted: &str) -> Option<Range<usize>> {
+    let (wanted, whole) = (squash(wanted), squash(text));
+    let first = whole[..whole.rfind(&wanted).filter(|_| !wanted.is_empty())?].chars().count();
+    let mut places = text.char_indices().filter(|(_, c)| !c.is_whitespace()).skip(first);
+    let start = places.clone().next()?.0;
+    let (last, c) = places.nth(wanted.chars().count() - 1)?;
+    Some(start..last + c.len_utf8())
 }
 
 /// Returns the start of the written text in the sampled text, if that ends with it.

@@ -1,7 +1,7 @@
 //! Calls as published templates write them; `data/calls.py` makes the data with transformers.
 
 use serde_json::{Value, json};
-use turnwise_chat::{CallForm, TemplateRenderer, TemplateSettings, Trust};
+use turnwise_chat::{CallForm, TemplateRenderer, TemplateSettings, Thinking, Trust};
 use turnwise_environment::{Action, CallAttempt, Message, ToolCall, ToolSpec};
 use turnwise_rollout::{Renderer, Said};
 
@@ -11,15 +11,11 @@ const PLAIN: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + 
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// Templates whose calls are not parsed, each with its reason.
-const UNREAD: [(&str, &str); 8] = [
+const UNREAD: [(&str, &str); 4] = [
     ("GigaChat3-10B-A1.8B", "the call is a message of its own, behind the end of the turn"),
-    ("MiniMaxAI-MiniMax-M3-MXFP8", "each parameter has a tag of its own name"),
-    ("NightPrince-Muslim-6B-PRO", "the template prints a Python dictionary inside JSON"),
-    ("ServiceNow-AI-Apriel-1.5-15b-Thinker", "the template prints a Python dictionary inside JSON"),
     ("SvalTek-Q3-CharThink-9B-temp", "the template escapes its own tags"),
     ("baseten-Llama-3.2-3B-Instruct-pythonic", "text has no quotes"),
     ("meetkai-functionary-medium-v3.2", "a name on a line of its own begins a call"),
-    ("naver-hyperclovax-HyperCLOVAX-SEED-Think-14B", "the header of a message begins a call"),
 ];
 
 fn tool() -> ToolSpec {
@@ -148,4 +144,86 @@ fn the_name_of_a_call_in_its_answer_is_no_part_of_the_turn() {
     whole.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
     let shown = renderer.text(&ids);
     assert!(shown.trim_end().ends_with("</tool_call><|im_end|>\nresponse:calc=1"), "{shown}");
+}
+
+/// A template without a close after a call, which writes the call's name again with its answer and nothing before the
+/// next turn of a cycle of tools (Gemma 4, gpt-oss).
+const CYCLE: &str = "{% for m in messages %}{% if m.role == 'tool' %}{{ 'response:' + messages[loop.index0 - 1].tool_calls[0].function.name + '=' + m.content + ';' }}\
+    {% elif m.role == 'assistant' %}{% if loop.index0 == 0 or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>model\n' }}{% endif %}\
+    {% if m.reasoning_content and loop.nextitem is defined and messages[-1].role == 'tool' %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{ m.content }}\
+    {% for call in m.tool_calls or [] %}{{ '<TOOLCALL>[' + {'name': call.function.name, 'arguments': call.function.arguments}|tojson + ']</TOOLCALL>|' }}{% endfor %}\
+    {% if not m.tool_calls %}{{ '<|im_end|>\n' }}{% endif %}\
+    {% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}\
+    {% if add_generation_prompt and messages[-1].role != 'tool' %}{{ '<|im_start|>model\n' }}{% endif %}";
+
+#[test]
+fn turns_of_a_cycle_of_tools_have_their_edges() {
+    let settings = TemplateSettings { thinking: Thinking::Follow, ..TemplateSettings::default() };
+    let renderer = TemplateRenderer::new(trained(), CYCLE, &Trust::Any, settings).expect("valid");
+    let call = |a: i64| {
+        let (id, name) = ("call_0".to_owned(), "calc".to_owned());
+        let call = ToolCall { id, name, arguments: json!({"a": a}) };
+        let calls = vec![CallAttempt::Call(call)];
+        Action { calls, reasoning: Some("Hm.".to_owned()), ..Action::text("") }
+    };
+    let [first, second] = [call(1), call(2)].map(|action| (renderer.write(&action), action));
+    assert!(trained().decode(&first.0).starts_with("<think>"), "{}", trained().decode(&first.0));
+    let messages = [
+        Message::user("?"),
+        first.1.to_message(),
+        Message::tool("call_0", "7"),
+        second.1.to_message(),
+        Message::tool("call_0", "8"),
+        Message::user("!"),
+    ];
+    let mut said = messages.each_ref().map(Said::new);
+    said[1].drawn = Some(&first.0);
+    said[3].drawn = Some(&second.0);
+    let rendered = renderer.render(&said, &[tool()]).unwrap();
+    let texts = rendered.messages.iter().map(|spans| {
+        let mut ids = Vec::new();
+        spans.iter().for_each(|span| span.extend_ids(&mut ids));
+        renderer.text(&ids)
+    });
+    let expected = [
+        "<|im_start|>user\n?<|im_end|>",
+        "\n<|im_start|>model\n<TOOLCALL>[{\"name\": \"calc\", \"arguments\": {\"a\": 1}}]</TOOLCALL>|",
+        "response:calc=7",
+        ";<TOOLCALL>[{\"name\": \"calc\", \"arguments\": {\"a\": 2}}]</TOOLCALL>|",
+        "response:calc=8",
+        ";<|im_start|>user\n!<|im_end|>",
+    ];
+    assert_eq!(texts.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_history_has_the_lead_in_that_the_template_writes_there() {
+    // The next turn begins with a text that history does not have.
+    let template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\n<judge>\n' }}{% endif %}";
+    let settings = TemplateSettings { thinking: Thinking::Follow, ..TemplateSettings::default() };
+    let renderer =
+        TemplateRenderer::new(trained(), template, &Trust::Any, settings).expect("valid");
+    let messages = [Message::user("2?"), Message::assistant("4"), Message::user("3?")];
+    let sampled = renderer.write(&Action::text("4"));
+    let mut said = messages.each_ref().map(Said::new);
+    said[1].drawn = Some(&sampled);
+    let rendered = renderer.render(&said, &[]).unwrap();
+    let mut ids = Vec::new();
+    rendered.messages[1].iter().for_each(|span| span.extend_ids(&mut ids));
+    assert_eq!(renderer.text(&ids), "\n<|im_start|>assistant\n4<|im_end|>");
+}
+
+#[test]
+fn every_line_break_of_a_template_is_a_newline() {
+    let renderer = of(
+        "{{ 'a\r\nb' }}\r\n{% for m in messages %}\r\n{{ m.content }}\r{% endfor %}",
+        CallForm::Hermes,
+    );
+    let question = Message::user("c\r\nd");
+    let rendered = renderer.render(&[Said::new(&question)], &[]).unwrap();
+    let mut ids = Vec::new();
+    rendered.messages[0].iter().for_each(|span| span.extend_ids(&mut ids));
+    ids.extend(rendered.generation);
+    assert_eq!(renderer.text(&ids), "a\nb\nc\r\nd\n");
 }

@@ -124,6 +124,47 @@ fn a_thought_beyond_its_budget_is_closed() {
     assert_eq!(forced(PLAIN, long), NOTHING);
     assert_eq!(forced(THINKING, "it</think>is 7 plus"), NOTHING);
     assert_eq!(forced(THINKING, "it"), NOTHING);
+    // A thought that opens later is closed at once.
+    assert_eq!(forced(PLAIN, &format!("{long}<think>")), close);
+    assert_eq!(forced(THINKING, "it</think>is 7 plus<think>"), close);
+}
+
+#[test]
+fn a_long_turn_with_a_budget_takes_little_time() {
+    let settings = TurnShapeSettings { thinking_tokens: Some(64), ..Default::default() };
+    let constraint = shape(PLAIN, settings).constraint().unwrap();
+    let turn = ids(&"what is 7 plus 8 ".repeat(400));
+    assert!(turn.len() > 2000);
+    // Seconds, where each token decoded every prefix again.
+    let started = std::time::Instant::now();
+    assert!((0..turn.len()).all(|n| constraint.allowed(&turn[..n]).is_none()));
+    assert!(started.elapsed().as_secs() < 20);
+}
+
+#[test]
+fn stop_texts_end_answers_and_not_thoughts() {
+    let stop = || TurnShapeSettings { stop: vec!["\n".to_owned()], ..Default::default() };
+    for (template, turn, ends) in [
+        (PLAIN, "it is 7", false),
+        (PLAIN, "it is 7\n", true),
+        (PLAIN, "<think>it\nis", false),
+        (PLAIN, "<think>it\n</think>\n\n7", false),
+        (PLAIN, "<think>it</think>7\n", true),
+        (THINKING, "it\nis", false),
+        (THINKING, "it\n</think>\n\n7", false),
+        (THINKING, "it\n</think>\n\n7\n", true),
+    ] {
+        let constraint = shape(template, stop()).constraint().unwrap();
+        assert_eq!(constraint.allowed(&ids(turn)).is_some(), ends, "{turn:?}");
+    }
+    // A forced close has line breaks.
+    let settings = TurnShapeSettings { thinking_tokens: Some(1), ..stop() };
+    let constraint = shape(THINKING, settings).constraint().unwrap();
+    let mut turn = ids("it");
+    while let Some(allowed) = constraint.allowed(&turn) {
+        turn.push(allowed[0]);
+    }
+    assert_eq!(trained().decode(&turn), "it\n</think>\n\n");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Thoughts in the forms of several families, in templates that drop them from history.
 
+use serde_json::json;
 use turnwise_chat::{TemplateRenderer, TemplateSettings, Thinking, Trust};
-use turnwise_environment::{Action, Message};
+use turnwise_environment::{Action, CallAttempt, Message, ToolCall};
 use turnwise_rollout::{Bridged, EndedTurn, Rendered, Renderer, Said};
 use turnwise_trajectory::{StopReason, TokenId};
 
@@ -97,6 +98,49 @@ fn a_demonstration_thinks_in_the_form_of_the_template() {
             trained().decode(&silent)
         );
     }
+}
+
+/// Text between tags, as Command R7B writes it.
+const TAGGED: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}\
+    {{ '<|START_TEXT|>' + m.content + '<|END_TEXT|>' }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+/// Other newlines around thoughts than usual, and a call only in a turn that no other follows.
+const TIGHT: &str = "{% for m in messages %}{% if not (loop.last and add_generation_prompt and m.tool_calls) %}\
+    {{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{ m.content }}\
+    {% for call in m.tool_calls or [] %}{{ '<TOOLCALL>[' + {'name': call.function.name, 'arguments': call.function.arguments}|tojson + ']</TOOLCALL>' }}{% endfor %}\
+    {{ '<|im_end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+#[test]
+fn a_demonstration_has_the_text_of_the_template() {
+    let call = ToolCall { id: "call_0".to_owned(), name: "look".to_owned(), arguments: json!({}) };
+    let called = Action { calls: vec![CallAttempt::Call(call)], ..Action::text("") };
+    let thought = Action { reasoning: Some("Easy.".to_owned()), ..Action::text("4") };
+    let list = r#"<TOOLCALL>[{"name": "look", "arguments": {}}]</TOOLCALL><|im_end|>"#;
+    for (template, action, written) in [
+        (TAGGED, Action::text("4"), "<|START_TEXT|>4<|END_TEXT|><|im_end|>"),
+        // The template has no thoughts: they are written as most models do.
+        (
+            TAGGED,
+            thought.clone(),
+            "<think>\nEasy.\n</think>\n\n<|START_TEXT|>4<|END_TEXT|><|im_end|>",
+        ),
+        (TIGHT, thought, "<think>Easy.</think>4<|im_end|>"),
+        (TIGHT, called, list),
+    ] {
+        let renderer = of(template, Thinking::Keep);
+        let ids = renderer.write(&action);
+        assert_eq!(trained().decode(&ids), written);
+        assert_eq!(renderer.parse(&ids, &[]), action, "{written}");
+    }
+}
+
+#[test]
+fn a_message_has_its_thoughts_under_a_key_that_the_template_reads() {
+    let reads = |template: &str, key: &str| of(template, Thinking::Keep).reads_thoughts(key);
+    assert!(reads(CHANNELS, "thinking") && !reads(CHANNELS, "reasoning_content"));
+    assert!(reads(TIGHT, "reasoning_content") && !reads(TIGHT, "reasoning"));
+    assert!(reads("{{ messages[0]['reasoning'] }}", "reasoning"));
+    assert!(!reads("{{ reasoning_effort }}{# thinking #}", "thinking"));
 }
 
 #[test]

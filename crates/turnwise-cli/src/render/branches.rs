@@ -17,9 +17,22 @@ use super::conversation::Conversation;
 use turnwise_run::Failure;
 use turnwise_run::form::Form;
 
-/// Renders the whole conversation at once, as one branch. The assistant's messages are not samples.
+/// Renders the whole conversation at once, as one branch. The assistant's messages are not samples, and a template gets
+/// their thoughts under the key of the conversation, as from `transformers`.
 pub(super) fn render(conversation: &Conversation, form: &Form) -> Result<MessageGraph, Failure> {
-    let said: Vec<Said<'_>> = conversation.messages.iter().map(Said::new).collect();
+    let keys = conversation.thought_keys.iter().flatten();
+    if let Some(unread) = keys.copied().find(|key| !form.reads_thoughts(key)) {
+        tracing::warn!("the template does not read `{unread}`: these thoughts are not rendered");
+    }
+    let given = conversation.messages.iter().zip(&conversation.thought_keys);
+    let given: Vec<Message> = given
+        .map(|(message, key)| {
+            let reasoning = message.reasoning.clone();
+            let is_read = key.is_some_and(|key| form.reads_thoughts(key));
+            Message { reasoning: reasoning.filter(|_| is_read), ..message.clone() }
+        })
+        .collect();
+    let said: Vec<Said<'_>> = given.iter().map(Said::new).collect();
     let rendered = if conversation.leads_in {
         form.renderer.render(&said, &conversation.tools)
     } else {

@@ -10,6 +10,8 @@ use turnwise_run::Failure;
 pub(super) struct Conversation {
     pub(super) messages: Vec<Message>,
     pub(super) tools: Vec<ToolSpec>,
+    /// The key under which each message has its thoughts.
+    pub(super) thought_keys: Vec<Option<&'static str>>,
     /// Whether the lead-in to the model's next turn is at the end.
     pub(super) leads_in: bool,
     /// The time that the template sees.
@@ -40,6 +42,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Conversation, Failure> {
     if messages.is_empty() {
         return Err(wrong(name, "has no messages"));
     }
+    let thought_keys = messages.iter().map(thought_key).collect();
     let messages = messages.iter().enumerate().map(|(index, value)| message(index, value));
     let messages = messages.collect::<Result<_, _>>()?;
     let tools = match rest.get("tools") {
@@ -59,7 +62,8 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Conversation, Failure> {
         }
     };
     let time = rest.get("time").and_then(Value::as_str).map(str::to_owned);
-    Ok(Conversation { messages, tools, leads_in, time, arguments: arguments(name, rest)? })
+    let arguments = arguments(name, rest)?;
+    Ok(Conversation { messages, tools, thought_keys, leads_in, time, arguments })
 }
 
 fn wrong(name: &str, what: &str) -> Failure {
@@ -111,13 +115,16 @@ fn message(index: usize, value: &Value) -> Result<Message, Failure> {
     };
     let text = |key: &str| value[key].as_str().map(str::to_owned);
     Ok(Message {
-        reasoning: text("reasoning_content")
-            .or_else(|| text("reasoning"))
-            .or_else(|| text("thinking")),
+        reasoning: thought_key(value).and_then(text),
         tool_calls,
         tool_call_id: text("tool_call_id"),
         ..Message::new(role, content)
     })
+}
+
+/// Returns the key under which a message has its thoughts.
+fn thought_key(message: &Value) -> Option<&'static str> {
+    ["reasoning_content", "reasoning", "thinking"].into_iter().find(|key| message[key].is_string())
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
