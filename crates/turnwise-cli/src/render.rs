@@ -20,7 +20,7 @@ use crate::say;
 use crate::screen::Style;
 use conversation::Conversation;
 use shown::{Branch, Turns, shown};
-use turnwise_run::form::{Form, Source, TemplateName, Texts};
+use turnwise_run::form::{Form, Source, TemplateName, Texts, trust_by_flag};
 use turnwise_run::{Failure, locate_model};
 
 /// The content of a page: the graph with its tokens, and the text around it.
@@ -121,7 +121,7 @@ fn form_of(arguments: &RenderArguments, conversation: &Conversation) -> Result<F
     wanted.trust = arguments.trust.clone().or(wanted.trust);
     wanted.time = arguments.time.clone().or_else(|| conversation.time.clone()).or(wanted.time);
     wanted.arguments.clone_from(&conversation.arguments);
-    source.form(&wanted, "--trust ")
+    source.form(&wanted, trust_by_flag)
 }
 
 /// Reads a file, or standard input for `-`.

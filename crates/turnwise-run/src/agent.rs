@@ -21,16 +21,16 @@ pub struct AgentChoice {
     /// A system prompt, before the environment's instructions: a text, or `{ file = "PATH" }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<PromptText>,
-    /// Examples before the first observation: messages of `user` and `assistant` in turn.
+    /// Examples before the first observation: messages of `user` and `assistant` in turn, the user's first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<ExampleMessage>,
-    /// Texts that end a turn. The environment reads what stands before the first of them.
+    /// Texts that end a turn, outside of thoughts. The environment reads what stands before the first of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
     /// The text with which every turn begins; the policy does not sample it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub prefill: String,
-    /// The most tokens of thinking in a turn, after which `</think>` is forced.
+    /// The most tokens of thinking in a turn, after which the closing tag, such as `</think>`, is forced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thinking_tokens: Option<usize>,
 }
@@ -106,7 +106,7 @@ impl AgentChoice {
             Some(PromptText::File { file }) => read(file)?,
         };
         self.system_prompt = Some(PromptText::Text(text.clone()));
-        Ok(Some(text))
+        Ok(Some(text).filter(|text| !text.is_empty()))
     }
 }
 

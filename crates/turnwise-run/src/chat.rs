@@ -33,13 +33,13 @@ pub fn spoken(message: &Message) -> String {
     if parts.is_empty() { "(nothing)".to_owned() } else { parts.join(" ") }
 }
 
-/// Returns what the agent said in a turn, as [`spoken`]. The text of a call that cannot be read is in none of the fields
-/// of a message.
+/// Returns what the agent said in a turn, as [`spoken`]. A message has no text for an empty answer, and for a call that
+/// cannot be read.
 #[must_use]
 pub fn said_in(turn: &Turn, message: &Message) -> String {
     let is_unreadable =
         turn.faults > 0 && message.content.trim().is_empty() && message.tool_calls.is_empty();
-    if is_unreadable { "(a call that cannot be read)".to_owned() } else { spoken(message) }
+    if is_unreadable { "(nothing that can be read)".to_owned() } else { spoken(message) }
 }
 
 /// Iterates over the messages that answered a turn.

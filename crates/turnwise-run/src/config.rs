@@ -1,5 +1,6 @@
 //! The settings of a run, read from a TOML file and dotted overrides; every mistake is reported with its place.
 
+mod agent;
 mod changes;
 mod choices;
 mod defaults;

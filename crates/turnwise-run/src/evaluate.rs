@@ -37,14 +37,24 @@ impl Evaluating {
     ) -> Result<Self, Failure> {
         let model = newest(model, observer, stop).await?;
         let beside = model.join(SETTINGS);
-        let Loaded { config, .. } = if beside.exists() {
-            config::load(&beside, overrides, registry)?
+        let Loaded { mut config, .. } = if beside.exists() {
+            let mut loaded = config::load(&beside, overrides, registry)?;
+            // The model of a run carries its template and its base; those of the settings were for the run's own model.
+            let names = |key: &str| overrides.iter().any(|one| one.trim_start().starts_with(key));
+            if !names("model.template_file") {
+                loaded.config.model.template_file = None;
+            }
+            if !names("model.base") {
+                loaded.config.model.base = None;
+            }
+            loaded
         } else {
             let name = toml_edit::Value::from(model.to_string_lossy().into_owned());
             let mut all = vec![format!("model.directory={name}")];
             all.extend_from_slice(overrides);
             config::from_text("the arguments", "", &all, registry)?
         };
+        config.model.directory = Some(model.clone());
         Ok(Self { model, config })
     }
 }
@@ -59,8 +69,7 @@ pub async fn evaluate(
     observer: &mut dyn Observer,
     stop: &StopSignal,
 ) -> Result<Evaluation, Failure> {
-    let Evaluating { model, config } = evaluating;
-    let session = Session::drawing(config, &model, registry, observer, stop).await?;
+    let session = Session::drawing(evaluating.config, registry, observer, stop).await?;
     let settings = session.evaluation_settings();
     let (evaluated, meter) = (session.evaluated(), Meter::default());
     let playing = training::evaluate(&evaluated, &settings, stop, &meter);

@@ -27,7 +27,7 @@ use files::Templates;
 pub(crate) use model_files::ModelFiles;
 use spoken::Own;
 pub use spoken::Spoken;
-pub use trust::remember_trust_in;
+pub use trust::{Trusting, remember_trust_in};
 
 /// The chat forms by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -188,9 +188,15 @@ impl Wanted {
 pub fn of_run(directory: &Path) -> Result<(Texts, Option<String>), Failure> {
     let source = Source::of_model(directory, None)?;
     let wanted = source.run.as_deref().map(Wanted::by);
-    let form = wanted.and_then(|wanted| source.form(&wanted, "--trust ").ok());
+    let form = wanted.and_then(|wanted| source.form(&wanted, trust_by_flag).ok());
     let fingerprint = form.map(|form| form.renderer.fingerprint().to_owned());
     Ok((source.texts, fingerprint))
+}
+
+/// Returns the flag by which a user trusts the template with a hash.
+#[must_use]
+pub fn trust_by_flag(hash: &str) -> String {
+    format!("--trust {hash}")
 }
 
 /// Reads a tokenizer alone.
@@ -275,12 +281,12 @@ impl Source {
         Self { files: None, texts, tokenizer, run: None, templates: None, ends: Vec::new() }
     }
 
-    /// Creates the requested form, or else the one that fits. `trusting` is the syntax by which a user trusts a
-    /// template.
+    /// Creates the requested form, or else the one that fits. `trusting` returns the syntax by which a user
+    /// trusts a template.
     ///
     /// # Errors
     /// When no form fits, or the template is not trusted.
-    pub fn form(&self, wanted: &Wanted, trusting: &str) -> Result<Form, Failure> {
+    pub fn form(&self, wanted: &Wanted, trusting: Trusting) -> Result<Form, Failure> {
         let of_run = self.run.as_ref().and_then(|run| run.model.template);
         let template = wanted.template.or(of_run).map_or_else(|| self.fitting(), Ok)?;
         let made = match template {
@@ -326,7 +332,7 @@ impl Source {
             () => Err(Failure::refused(
                 "the model has no chat template, and the control tokens of no known form",
             )
-            .help("name one with --template, or a model directory that has its own with --model")),
+            .help("write one to a file, and set model.template_file; or name a model directory that has its own")),
         }
     }
 
@@ -391,7 +397,7 @@ impl Source {
     }
 
     /// Creates the renderer of the model's own template, once its hash is trusted.
-    fn own(&self, wanted: &Wanted, trusting: &str) -> Result<Made, Failure> {
+    fn own(&self, wanted: &Wanted, trusting: Trusting) -> Result<Made, Failure> {
         let (Some(files), Some(templates)) = (&self.files, &self.templates) else {
             return Err(Failure::refused("there is no chat template of the model's own")
                 .help("it stands in chat_template.jinja or in tokenizer_config.json of the directory of --model"));

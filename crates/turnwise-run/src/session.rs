@@ -117,7 +117,7 @@ impl Prepared {
         if model.is_none() {
             use_named_template(&mut source, &mut config)?;
         }
-        let form = source.form(&Wanted::by(&config), TRUSTING)?;
+        let form = source.form(&Wanted::by(&config), trust_by_setting)?;
         // Checkpoints keep the form of training, even if their files would fit another one.
         config.model.template = Some(form.template);
         let tokenizer = source.tokenizer.clone();
@@ -230,13 +230,12 @@ impl Session {
     /// Like `new`, but without a learner, so that memory holds the model only once, in the engine's own form.
     pub(crate) async fn drawing(
         config: Config,
-        model: &Path,
         registry: &Registry,
         observer: &mut dyn Observer,
         stop: &StopSignal,
     ) -> Result<Self, Failure> {
         let (prepared, decoder) =
-            Box::pin(Prepared::new(config, Some(model), false, registry, observer, stop)).await?;
+            Box::pin(Prepared::new(config, None, false, registry, observer, stop)).await?;
         let policy = CandlePolicy::from_model(decoder, prepared.config.engine);
         let policy = policy.map_err(|error| Failure::refused_by(&error))?;
         Ok(prepared.with(Arc::new(policy)))
@@ -390,8 +389,10 @@ pub(crate) const SETTINGS: &str = "turnwise.toml";
 /// The file of tool calls that are not idempotent, in the run directory.
 const TOOL_CALLS: &str = "tool_calls.jsonl";
 
-/// The syntax by which settings trust a template.
-const TRUSTING: &str = "model.trust = ";
+/// Returns the setting by which a user trusts the template with a hash.
+fn trust_by_setting(hash: &str) -> String {
+    format!("model.trust = \"{hash}\"")
+}
 
 /// Returns the directory of a model, from its path or its name on the Hugging Face Hub.
 ///
@@ -455,7 +456,7 @@ pub fn resolve_form(config: &mut Config) -> Result<(), Failure> {
     let Some(directory) = &config.model.directory else { return Ok(()) };
     let directory = locate_model(directory)?;
     let source = Source::of_model(&directory, config.model.base.as_deref())?;
-    config.model.template = Some(source.form(&Wanted::by(config), TRUSTING)?.template);
+    config.model.template = Some(source.form(&Wanted::by(config), trust_by_setting)?.template);
     Ok(())
 }
 
@@ -483,7 +484,7 @@ async fn make_model(config: &Config, suite: &Suite) -> Result<(Tokenizer, Decode
     let bytes =
         train_tokenizer(Vec::new(), MIN_IDS).map_err(|error| Failure::refused_by(&error))?;
     let source = Source::of_tokenizer(bytes);
-    let form = source.form(&Wanted::by(config), TRUSTING)?;
+    let form = source.form(&Wanted::by(config), trust_by_setting)?;
     let (seed, n) = (config.run.seed, N_VOCABULARY_EPISODES);
     let episodes = play_anyone(suite, (&*form.renderer, &Preface::default()), n, seed).await?;
     let rows = episodes.iter().flat_map(|episode| &episode.rows);

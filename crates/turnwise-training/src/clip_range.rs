@@ -8,12 +8,12 @@ use turnwise_objective::Clip;
 ///
 /// ```text
 /// σ     geometric mean over steps of the standard deviation of log s, the sequence ratio: of the first ten steps alike,
-///       then with weight 0.1 each
+///       then with weight 0.1 each, and at most four times that of the first ten
 /// ε_l = multiple · σ          ε_h = ε_l · 4/3, the proportion of the paper (3e-4 and 4e-4)
 /// ```
 ///
 /// The mean is geometric, because single steps have ten times the usual spread, and would widen the range for long. It
-/// is slow, because a policy that begins to diverge has a growing spread, which the range must not follow at once.
+/// is slow and bounded, because a policy that diverges has a growing spread, and the range has to hold it back.
 ///
 /// The first step, before there is a measurement, uses [`AutoClip::first`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,6 +28,10 @@ pub struct AutoClip {
 const HIGH_OVER_LOW: f64 = 4.0 / 3.0;
 /// The weight of a new measurement, once there are so many that it is more than an equal share.
 const RATE: f64 = 0.1;
+/// The number of steps that count alike.
+const N_FIRST: u64 = 10;
+/// The most growth of σ after the first steps.
+const MOST_GROWTH: f64 = 4.0;
 /// The smallest bound: below it, the rounding of an engine decides what is clipped.
 const LEAST: f64 = 1e-6;
 /// The largest lower bound; 1 would mean no bound.
@@ -52,6 +56,9 @@ pub(crate) struct Spread {
     /// The mean of log σ.
     log: f64,
     n_steps: u64,
+    /// The mean over the first steps; `None` until they are over, and in older checkpoints.
+    #[serde(default)]
+    first: Option<f64>,
 }
 
 impl Spread {
@@ -63,6 +70,10 @@ impl Spread {
         self.n_steps += 1;
         let rate = RATE.max(1.0 / self.n_steps as f64);
         self.log += rate * (std.ln() - self.log);
+        if self.n_steps >= N_FIRST {
+            let first = *self.first.get_or_insert(self.log);
+            self.log = self.log.min(first + MOST_GROWTH.ln());
+        }
     }
 
     /// Returns σ; `None` before the first measurement.
@@ -103,8 +114,13 @@ mod tests {
         assert!((sigma(&stds) - 0.01).abs() < 1e-12);
         stds.push(0.1);
         assert!(sigma(&stds) < 0.013);
-        stds.extend([0.1; 100]);
-        assert!(sigma(&stds) > 0.099);
+        stds.extend([0.03; 100]);
+        assert!(sigma(&stds) > 0.0299);
+        // A policy that diverges does not widen the range for ever, and one that calms down narrows it.
+        stds.extend([1.0; 1000]);
+        assert!((sigma(&stds) - 0.04).abs() < 1e-9);
+        stds.extend([0.001; 100]);
+        assert!(sigma(&stds) < 0.0011);
     }
 
     proptest! {

@@ -143,7 +143,7 @@ fn a_tool_call_that_cannot_be_read_comes_with_the_reason_and_three_examples() {
     assert_eq!(first["examples"].as_array().map(Vec::len), Some(3));
     let failed = run.show(&["--failed"]).stdout;
     assert!(failed.contains("malformed") && failed.contains("tool    error: decode: "), "{failed}");
-    assert!(failed.contains("agent   (a call that cannot be read)"), "{failed}");
+    assert!(failed.contains("agent   (nothing that can be read)"), "{failed}");
 }
 
 #[test]

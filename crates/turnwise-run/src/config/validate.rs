@@ -3,6 +3,7 @@
 use turnwise_candle::{EngineSettings, LoraSettings};
 use turnwise_training::{Behavior, Curriculum, RolloutMode};
 
+use super::agent::check_agent;
 use super::choices;
 use super::ranges;
 use super::schema::{Config, EngineName, Model, QuantizationName};
@@ -28,6 +29,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Impossible> {
     check_rollout(config)?;
     check_engine(config)?;
     check_template(config)?;
+    check_agent(config)?;
     check_lora(config)?;
     check_schedule(config)?;
     check_heads(config)

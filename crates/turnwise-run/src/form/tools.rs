@@ -1,4 +1,4 @@
-//! Checks that a prompt mentions the tools, and that the policy's calls can be read.
+//! Checks that a prompt shows the tools, and that the policy's calls can be read.
 
 use serde_json::json;
 use turnwise_chat::ToolPrompt;
@@ -31,8 +31,8 @@ impl Form {
         .help("use another form of conversations, such as model.template = \"qwen3\", or an environment without tools"))
     }
 
-    /// Returns the tools that the first prompt does not mention: a policy cannot use a tool that it was never told
-    /// about. Empty if the settings leave tools out.
+    /// Returns the tools that the form does not show in the first prompt: a policy cannot use a tool that it was never
+    /// told about. A name in the task's own text does not count. Empty if the settings leave tools out.
     ///
     /// # Errors
     /// When the prompt cannot be rendered.
@@ -44,19 +44,23 @@ impl Form {
         if tools.is_empty() || self.tools == Some(ToolPrompt::Omit) {
             return Ok(Vec::new());
         }
-        let opened = self.renderer.open(opening, tools)?;
-        let mut ids = Vec::new();
-        opened.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
-        ids.extend(opened.generation);
-        let prompt = self.renderer.text(&ids);
+        let prompt = |tools: &[ToolSpec]| -> Result<String, RenderError> {
+            let opened = self.renderer.open(opening, tools)?;
+            let mut ids = Vec::new();
+            opened.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
+            ids.extend(opened.generation);
+            Ok(self.renderer.text(&ids))
+        };
+        let (shown, plain) = (prompt(tools)?, prompt(&[])?);
+        let count = |text: &str, name: &str| text.matches(name).count();
         let names = tools.iter().map(|tool| tool.name.clone());
-        Ok(names.filter(|name| !prompt.contains(name.as_str())).collect())
+        Ok(names.filter(|name| count(&shown, name) <= count(&plain, name)).collect())
     }
 
-    /// Refuses tools that the first prompt does not mention, unless the settings leave them out.
+    /// Refuses tools that the first prompt does not show, unless the settings leave them out.
     ///
     /// # Errors
-    /// When a tool is not mentioned.
+    /// When a tool is not shown.
     pub fn check_mentioned(
         &self,
         opening: &Observation,
@@ -68,19 +72,19 @@ impl Form {
             return Ok(());
         }
         Err(Failure::refused(format!(
-            "the prompt does not mention {}: the template leaves tools out, and the policy would not be told of them",
+            "the prompt does not show the tools {}: the template leaves tools out, and the policy would not be told of them",
             names.join(", ")
         ))
         .help("set model.tools = \"hermes\", so that the system prompt describes them, or \"omit\" if the task's text does"))
     }
 
-    /// Returns a note for people if the first prompt of an episode does not mention all tools.
+    /// Returns a note for people if the first prompt of an episode does not show all tools.
     #[must_use]
     pub fn tools_note(&self, opening: &[Message], tools: &[ToolSpec]) -> Option<String> {
         let observation = Observation::new(opening.to_vec());
         let names = self.unmentioned(&observation, tools).ok().filter(|names| !names.is_empty())?;
         Some(format!(
-            "the prompt does not mention {}: the template leaves tools out, and the policy is not told of them",
+            "the prompt does not show the tools {}: the template leaves tools out, and the policy is not told of them",
             names.join(", ")
         ))
     }

@@ -23,15 +23,20 @@ pub(super) fn published(template: &str) -> Option<&'static str> {
         .map(|(_, repository)| repository)
 }
 
+/// Returns how a user trusts a template with a hash, in the words of the command at hand.
+pub type Trusting = fn(&str) -> String;
+
 /// Returns the trust in a model's templates, or a refusal that says how to trust them. A hash that the user gives is
 /// remembered, so that it is asked for once.
 pub(super) fn trusted(
     directory: &Path,
     templates: &Templates,
     trust: Option<&str>,
-    trusting: &str,
+    trusting: Trusting,
 ) -> Result<Trust, Failure> {
     let place = STORE.get();
+    let trust = trust.map(|hash| hash.trim().to_ascii_lowercase());
+    let trust = trust.as_deref();
     let remembered = place.and_then(|place| fs::read_to_string(place).ok());
     let is_remembered = |hash: &str| {
         remembered.as_deref().is_some_and(|text| text.lines().any(|line| line == hash))
@@ -42,8 +47,11 @@ pub(super) fn trusted(
     };
     let what = match trust {
         Some(hash) if templates.has(hash) => {
-            if let Some(place) = place.filter(|_| !is_remembered(hash)) {
-                remember(place, hash);
+            let hashes = all.into_iter().flatten().map(|template| template_hash(template));
+            for hash in hashes.filter(|hash| !is_remembered(hash)) {
+                if let Some(place) = place {
+                    remember(place, &hash);
+                }
             }
             return Ok(Trust::Hash(hash.to_owned()));
         }
@@ -58,8 +66,12 @@ pub(super) fn trusted(
             directory.display()
         ),
     };
-    let help = format!("read it, then  {trusting}{}", templates.hash());
-    Err(Failure::refused(what).help(help))
+    let read = if templates.tool_use.is_some() {
+        "read it, and `tool_use` beside it, which the same hash covers, then"
+    } else {
+        "read it, then"
+    };
+    Err(Failure::refused(what).help(format!("{read}  {}", trusting(&templates.hash()))))
 }
 
 /// The file of the hashes that the user has trusted, if the program keeps one.
