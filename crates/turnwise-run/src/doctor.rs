@@ -3,6 +3,8 @@
 mod evidence;
 mod finding;
 mod live;
+#[cfg(test)]
+mod long_messages;
 mod rules;
 #[cfg(test)]
 mod tests;
