@@ -6,22 +6,37 @@ use turnwise_environment::{CallAttempt, CallError};
 use crate::schema::shortened;
 use crate::strict_json;
 use crate::tool_calls::{
-    MINIMAX_MARK, Mistake, check_length, numbered, read_arguments, read_call, read_json,
-    read_value, unclosed,
+    MINIMAX_MARK, Mistake, check_length, numbered, read_arguments, read_json, read_value, unclosed,
 };
 
 /// The calls of a turn, numbered in order.
 #[derive(Default)]
 pub(crate) struct Calls {
     pub(crate) all: Vec<CallAttempt>,
+    /// The id that the turn writes for each call.
+    pub(crate) ids: Vec<Option<String>>,
 }
 
 impl Calls {
-    pub(crate) fn push(&mut self, raw: &str, read: Result<(String, Value), Mistake>) {
-        let id = format!("call_{}", self.all.len());
-        self.all.push(numbered(id, raw, read));
+    pub(crate) fn push(&mut self, raw: &str, read: Read) {
+        self.push_as(None, raw, read);
+    }
+
+    fn push_as(&mut self, id: Option<String>, raw: &str, read: Read) {
+        self.all.push(numbered(format!("call_{}", self.all.len()), raw, read));
+        self.ids.push(id);
+    }
+
+    /// Adds a call in JSON.
+    fn push_json(&mut self, raw: &str, call: Value, read: impl Fn(Value) -> Read) {
+        let id = ["id", "tool_call_id"].into_iter().find_map(|key| call[key].as_str());
+        let id = id.map(str::to_owned);
+        self.push_as(id, raw, read(call));
     }
 }
+
+/// The name and the arguments of a call.
+type Read = Result<(String, Value), Mistake>;
 
 /// Parses one call: JSON, parameters in XML, keys and values, or a name and fenced JSON.
 pub(crate) fn call(calls: &mut Calls, body: &str) {
@@ -52,7 +67,10 @@ pub(crate) fn call(calls: &mut Calls, body: &str) {
         () if is_named && rest.is_empty() && body.starts_with(name) && body.ends_with('\n') => {
             Ok((name.to_owned(), Value::Object(Map::new())))
         }
-        () => read_call(body),
+        () => match check_length(body).and_then(|()| read_json(body)) {
+            Ok(call) => return calls.push_json(body, call, |call| read_value(call, "arguments")),
+            Err(mistake) => Err(mistake),
+        },
     };
     calls.push(body, read);
 }
@@ -185,7 +203,8 @@ pub(crate) fn kimi(calls: &mut Calls, body: &str) {
             }
             None => Err((CallError::Decode, "the call has no arguments".to_owned())),
         };
-        calls.push(part, read);
+        let id = part.split_once("<|tool_call_argument_begin|>").map(|(id, _)| id.trim());
+        calls.push_as(id.map(str::to_owned), part, read);
     }
 }
 
@@ -293,9 +312,9 @@ pub(crate) fn list(calls: &mut Calls, body: &str) {
     match check_length(body).and_then(|()| read_json(body)) {
         Ok(Value::Array(items)) => items.into_iter().for_each(|item| {
             let raw = item.to_string();
-            calls.push(&raw, listed(item));
+            calls.push_json(&raw, item, listed);
         }),
-        Ok(one) => calls.push(body, listed(one)),
+        Ok(one) => calls.push_json(body, one, listed),
         Err(mistake) => calls.push(body, Err(mistake)),
     }
 }
@@ -334,6 +353,9 @@ pub(crate) fn mistral(calls: &mut Calls, body: &str) {
         Some(split) => split,
         None => text.split_at(text.find('{').unwrap_or(text.len())),
     };
-    let name = head.split_once("[CALL_ID]").map_or(head, |(name, _)| name);
-    calls.push(body, named(name, arguments));
+    let (name, id) = match head.split_once("[CALL_ID]") {
+        Some((name, id)) => (name, Some(id.trim().to_owned())),
+        None => (head, None),
+    };
+    calls.push_as(id, body, named(name, arguments));
 }

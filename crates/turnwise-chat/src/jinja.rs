@@ -110,7 +110,7 @@ pub(crate) fn render(
     context: &serde_json::Value,
     limit: usize,
 ) -> Result<String, RenderError> {
-    let failed = |error: Error| RenderError(format!("{error:#}"));
+    let failed = |error: Error| RenderError(error.to_string());
     let n_messages = context["messages"].as_array().map_or(0, Vec::len) as u64;
     let mut environment = std::borrow::Cow::Borrowed(environment);
     if n_messages > MANY_MESSAGES {

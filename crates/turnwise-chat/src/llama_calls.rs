@@ -2,7 +2,7 @@ use serde_json::Value;
 use turnwise_environment::{Action, CallAttempt, CallError};
 
 use crate::call_bodies::{self, Calls};
-use crate::tool_calls::{MAX_CALL_BYTES, Mistake, numbered, parse_turn, read_value};
+use crate::tool_calls::{MAX_CALL_BYTES, Mistake, numbered, parse_with_ids, read_value};
 use crate::{call_notation, strict_json};
 
 pub(crate) const PYTHON_TAG: &str = "<|python_tag|>";
@@ -54,23 +54,28 @@ pub fn parse_llama_turn(text: &str) -> Action {
 /// calls, or a list of calls in Python. A turn that does not begin with these is parsed by its tags, and thoughts may
 /// precede bare calls.
 pub(crate) fn parse_bare_turn(text: &str) -> Action {
-    let text = unwrapped(text);
-    if begins_call(text) || text.starts_with(PYTHON_TAG) {
-        return parse_llama_turn(text);
-    }
-    if let Some(action) = parse_list(text) {
-        return action;
-    }
-    let tagged = parse_turn(text);
-    if !tagged.calls.is_empty() {
-        return tagged;
-    }
-    let rest = unwrapped(&tagged.text);
-    let bare = parse_list(rest).unwrap_or_else(|| parse_llama_turn(rest));
-    Action { reasoning: tagged.reasoning, ..bare }
+    parse_bare_with_ids(text).0
 }
 
-/// Removes what Llama 4 and HyperCLOVA X write before a call.
+/// Parses a turn as [`parse_bare_turn`] does, and returns the id that it writes for each call.
+pub(crate) fn parse_bare_with_ids(text: &str) -> (Action, Vec<Option<String>>) {
+    let text = unwrapped(text);
+    if begins_call(text) || text.starts_with(PYTHON_TAG) {
+        return (parse_llama_turn(text), Vec::new());
+    }
+    if let Some(read) = parse_list(text) {
+        return read;
+    }
+    let (tagged, ids) = parse_with_ids(text);
+    if !tagged.calls.is_empty() {
+        return (tagged, ids);
+    }
+    let rest = unwrapped(&tagged.text);
+    let (bare, ids) = parse_list(rest).unwrap_or_else(|| (parse_llama_turn(rest), Vec::new()));
+    (Action { reasoning: tagged.reasoning, ..bare }, ids)
+}
+
+/// Removes what Llama 4 and `HyperCLOVA X` write before a call.
 fn unwrapped(text: &str) -> &str {
     let text = text.trim();
     let text = text.strip_prefix("-> tool/function_call").map_or(text, str::trim_start);
@@ -82,11 +87,11 @@ fn unwrapped(text: &str) -> &str {
 }
 
 /// Parses a list of calls, in JSON or in Python; text after it is text.
-fn parse_list(text: &str) -> Option<Action> {
+fn parse_list(text: &str) -> Option<(Action, Vec<Option<String>>)> {
     let mut calls = Calls::default();
     if call_notation::begins_python(text) {
         call_notation::python(&mut calls, text);
-        return Some(Action { calls: calls.all, ..Action::text("") });
+        return Some((Action { calls: calls.all, ..Action::text("") }, calls.ids));
     }
     let (value, length) = read_first(text).ok().filter(|_| text.starts_with('['))?;
     let items = value.as_array().filter(|items| !items.is_empty())?;
@@ -94,7 +99,8 @@ fn parse_list(text: &str) -> Option<Action> {
         return None;
     }
     call_bodies::list(&mut calls, &text[..length]);
-    Some(Action { calls: calls.all, ..Action::text(text[length..].trim()) })
+    let rest = text[length..].trim();
+    Some((Action { calls: calls.all, ..Action::text(rest) }, calls.ids))
 }
 
 /// Returns whether a call starts here: an object whose first key is its name, or one that names a function in another

@@ -22,9 +22,9 @@ use crate::chatml::{hermes_turn, ids_of, n_task};
 use crate::demonstrated::after_prefill;
 use crate::fingerprint::fingerprint;
 use crate::llama::llama_turn;
-use crate::llama_calls::parse_bare_turn;
+use crate::llama_calls::{parse_bare_turn, parse_bare_with_ids};
 use crate::thinking::Tags;
-use crate::tool_calls::check_calls;
+use crate::tool_calls::{check_calls, parse_with_ids};
 use crate::truncate::{heard, is_heard_in_part, is_longer, middle_truncate};
 use crate::turn::before_stop;
 use crate::{ChatError, Thinking, Tokenizer, marks, parse_turn, thinking};
@@ -34,11 +34,13 @@ use program::{Program, TemplateInput};
 use reuse::{Kept, kept};
 
 /// Part of every fingerprint. It is incremented when the same settings give other tokens.
-const FORMAT: &str = "template 4";
+const FORMAT: &str = "template 5";
 
 /// The question of the dummy conversation, which shows how a template ends a turn and writes calls.
 const QUESTION: &str = "question";
 const ANSWER: &str = "answer";
+/// The longest id of a call that is shown again.
+const MAX_ID_BYTES: usize = 64;
 
 /// Which templates are trusted. A template is a program: rendering is bounded in steps, depth and output, but not in
 /// the memory of every filter.
@@ -121,7 +123,8 @@ pub fn template_hash(template: &str) -> String {
 ///   drops the thinking, or another prefix, the tokens after it stay; and where the template writes other text (Llama 3
 ///   drops text before a call), that text replaces them. New text is appended if everything before it stays; otherwise
 ///   the whole conversation is rendered again.
-/// - The template gets a tool's name with its answer, and ids of calls in nine letters and digits if it rejects others.
+/// - The template gets a tool's name with its answer, the ids of calls that a turn writes, and ids of nine letters and
+///   digits if it rejects others.
 ///   It gets a sampled turn with several calls as text if it rejects the calls.
 /// - A message without text has its tokens in the list of the next message with text.
 /// - Messages after the first turn are truncated in the middle to the limit of the settings. Tools print for terminals:
@@ -202,7 +205,7 @@ impl TemplateRenderer {
         let identity =
             format!("{}\n{FORMAT}\n{hash}{tool_hash}\n{written}", tokenizer.fingerprint());
         let fingerprint = fingerprint(identity.as_bytes());
-        Ok(Self { fingerprint, program, tokenizer, settings, stop, closes, thoughts, tags })
+        Ok(Self { tokenizer, settings, program, fingerprint, stop, closes, thoughts, tags })
     }
 
     /// Returns the tokenizer.
@@ -321,8 +324,9 @@ impl TemplateRenderer {
             return Err(RenderError(format!("it has more than {most} messages")));
         }
         let n_task = n_task(said);
-        let heard: Vec<Message> =
+        let mut heard: Vec<Message> =
             said.iter().enumerate().map(|(at, said)| self.heard(said, at < n_task)).collect();
+        self.use_written_ids(said, &mut heard);
         let layout = |heard: &[Message]| {
             let messages: Vec<&Message> = heard.iter().collect();
             let script = TemplateInput { messages: &messages, tools, leads_in };
@@ -333,6 +337,38 @@ impl TemplateRenderer {
                 said.iter().zip(heard).map(|(said, heard)| self.as_sampled(said, heard)).collect();
             layout(&as_sampled).map_err(|_| error)
         })
+    }
+
+    /// Replaces the numbers of sampled calls, and those of their answers, by the ids that the turns write.
+    fn use_written_ids(&self, said: &[Said<'_>], heard: &mut [Message]) {
+        let mut written: Vec<Option<String>> = Vec::new();
+        let of_number = |id: &str, written: &[Option<String>]| {
+            let number: usize = id.strip_prefix("call_")?.parse().ok()?;
+            let id = written.get(number)?.clone()?;
+            let n_same = written.iter().flatten().filter(|other| **other == id).count();
+            (n_same == 1 && !id.is_empty() && id.len() <= MAX_ID_BYTES).then_some(id)
+        };
+        for (said, message) in said.iter().zip(heard) {
+            if message.role == Role::Assistant {
+                let drawn = said.drawn.filter(|_| !message.tool_calls.is_empty());
+                written = drawn.map_or_else(Vec::new, |drawn| self.written_ids(drawn));
+            }
+            for call in &mut message.tool_calls {
+                call.id = of_number(&call.id, &written).unwrap_or_else(|| call.id.clone());
+            }
+            if let Some(id) = &mut message.tool_call_id {
+                *id = of_number(id, &written).unwrap_or_else(|| id.clone());
+            }
+        }
+    }
+
+    /// Returns the id that a turn writes for each of its calls.
+    fn written_ids(&self, turn: &[TokenId]) -> Vec<Option<String>> {
+        let text = self.tokenizer.decode(before_stop(turn, &self.stop));
+        match self.settings.calls {
+            CallForm::Hermes => parse_with_ids(&text).1,
+            CallForm::Llama3 => parse_bare_with_ids(&text).1,
+        }
     }
 
     /// Returns a turn with several calls as text. A template may reject such a turn (Llama 3.1 does), and the policy has

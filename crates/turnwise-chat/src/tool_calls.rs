@@ -116,7 +116,7 @@ pub(crate) const MINIMAX_MARK: &str = "]<]minimax[>[";
 ///
 /// Text and thinking are trimmed, and joined by a newline where tags divide them. Calls are numbered `call_0`,
 /// `call_1`, … within the turn, malformed ones included: a turn does not know the number of earlier calls, and answers
-/// come before the next turn's calls.
+/// come before the next turn's calls. An id that the turn writes is shown again by [`TemplateRenderer`](crate::TemplateRenderer).
 ///
 /// ```
 /// let action = turnwise_chat::parse_turn("<tool_call>{\"name\": \"roll\"}</tool_call> Good luck!");
@@ -125,6 +125,11 @@ pub(crate) const MINIMAX_MARK: &str = "]<]minimax[>[";
 /// ```
 #[must_use]
 pub fn parse_turn(text: &str) -> Action {
+    parse_with_ids(text).0
+}
+
+/// Parses a turn as [`parse_turn`] does, and returns the id that it writes for each call.
+pub(crate) fn parse_with_ids(text: &str) -> (Action, Vec<Option<String>>) {
     let (mut said, mut thought, mut calls) = (Vec::new(), Vec::new(), Calls::default());
     let mut rest = Some(text);
     while let Some(text) = rest {
@@ -153,7 +158,7 @@ pub fn parse_turn(text: &str) -> Action {
         rest = after;
     }
     let reasoning = Some(join(&thought)).filter(|thought| !thought.is_empty());
-    Action { text: join(&said), reasoning, calls: calls.all }
+    (Action { text: join(&said), reasoning, calls: calls.all }, calls.ids)
 }
 
 fn first_opening(text: &str) -> Option<(usize, Tag)> {
@@ -263,11 +268,6 @@ pub(crate) fn check_length(body: &str) -> Result<(), Mistake> {
     }
     let message = format!("the call has {} bytes; at most {MAX_CALL_BYTES} are read", body.len());
     Err((CallError::TooLarge, message))
-}
-
-pub(crate) fn read_call(body: &str) -> Result<(String, Value), Mistake> {
-    check_length(body)?;
-    read_value(read_json(body)?, "arguments")
 }
 
 /// Parses JSON, also with dictionaries of Python in it, as some templates print arguments.

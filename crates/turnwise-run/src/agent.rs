@@ -37,7 +37,7 @@ pub struct AgentChoice {
 
 /// A text in the settings, or in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text, or { file = \"PATH\" }")]
 pub enum PromptText {
     /// The text.
     Text(String),

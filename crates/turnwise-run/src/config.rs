@@ -262,13 +262,14 @@ fn span_of(document: &Document<String>, key: &str) -> Option<Range<usize>> {
     item.span()
 }
 
-/// Writes `a.b=v` into the tables; `v` is parsed as TOML, or is a string if that fails.
+/// Writes `a.b=v` into the tables; `v`, without the blanks around it, is parsed as TOML, or is a string if that fails.
 fn apply(table: &mut dyn TableLike, argument: &str) -> Result<(), Failure> {
     let usage = || {
         Failure::refused(format!("cannot read the argument `{argument}`"))
             .help("an override is written table.key=value, as in  train.learning_rate=5e-4")
     };
     let (key, value) = argument.split_once('=').ok_or_else(usage)?;
+    let value = value.trim();
     if value.parse::<i64>().is_err() && value.parse::<i128>().is_ok() {
         return Err(Failure::refused(format!("`{key}` is {value}"))
             .at(format!("    in {argument}"))

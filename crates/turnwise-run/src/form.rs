@@ -128,6 +128,8 @@ pub struct Source {
     run: Option<Box<Config>>,
     /// The model's own templates.
     templates: Option<Templates>,
+    /// The file that replaced them.
+    template_file: Option<PathBuf>,
     /// The tokens that end a turn according to the model's files.
     ends: Vec<String>,
 }
@@ -246,6 +248,7 @@ impl Source {
             tokenizer,
             run,
             templates,
+            template_file: None,
             ends,
         })
     }
@@ -261,6 +264,7 @@ impl Source {
         let templates = Templates { usual, tool_use: None };
         let hash = templates.hash();
         self.templates = Some(templates);
+        self.template_file = Some(file.to_owned());
         Ok(hash)
     }
 
@@ -278,7 +282,15 @@ impl Source {
     pub fn of_tokenizer(tokenizer: Tokenizer) -> Self {
         let tokenizer = Arc::new(tokenizer);
         let texts = Texts(Some(tokenizer.clone()));
-        Self { files: None, texts, tokenizer, run: None, templates: None, ends: Vec::new() }
+        Self {
+            files: None,
+            texts,
+            tokenizer,
+            run: None,
+            templates: None,
+            template_file: None,
+            ends: Vec::new(),
+        }
     }
 
     /// Creates the requested form, or else the one that fits. `trusting` returns the syntax by which a user
@@ -421,7 +433,10 @@ impl Source {
         let made = |calls| {
             let settings = TemplateSettings { calls, ..settings.clone() };
             TemplateRenderer::with_tool_use(tokenizer.clone(), usual, tool_use, &trust, settings)
-                .map_err(|error| Failure::refused_by(&error))
+                .map_err(|error| {
+                    let place = self.template_file.as_deref().unwrap_or(files.path());
+                    Failure::refused(format!("{}: {error}", place.display()))
+                })
         };
         let mut renderer = made(CallForm::Hermes)?;
         // A template that writes calls without tags has the bare form, and so has a model with the tokens of Llama 3

@@ -43,7 +43,7 @@ impl Program {
     ) -> Result<Self, ChatError> {
         let environment = |template: &str| {
             jinja::environment(template, settings.times.clone(), settings.time.as_deref())
-                .map_err(|error| ChatError::Template(format!("{error:#}")))
+                .map_err(|error| ChatError::Template(error.to_string()))
         };
         Ok(Self {
             usual: environment(usual)?,

@@ -227,3 +227,45 @@ fn every_line_break_of_a_template_is_a_newline() {
     ids.extend(rendered.generation);
     assert_eq!(renderer.text(&ids), "a\nb\nc\r\nd\n");
 }
+
+/// A template that shows the ids of calls and of answers.
+const WITH_IDS: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}\
+    {% if m.role == 'tool' %}{{ '(' + m.tool_call_id + ')' }}{% endif %}{{ m.content }}\
+    {% for call in m.tool_calls or [] %}{{ '<tool_call>' + {'id': call.id, 'name': call.function.name, 'arguments': call.function.arguments}|tojson + '</tool_call>' }}{% endfor %}\
+    {{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+#[test]
+fn an_answer_has_the_id_that_the_turn_writes() {
+    let renderer = of(WITH_IDS, CallForm::Hermes);
+    let call = |id: &str| {
+        format!(r#"<tool_call>{{"id": "{id}", "name": "calc", "arguments": {{}}}}</tool_call>"#)
+    };
+    for (written, shown) in [
+        (["abcdefgh1", "x"], ["abcdefgh1", "x"]),
+        // Ids that tell no calls apart are not used.
+        (["x", "x"], ["call_0", "call_1"]),
+        (["", "x"], ["call_0", "x"]),
+    ] {
+        let turn =
+            trained().encode_with_markers(&format!("{}<|im_end|>", written.map(call).concat()));
+        let action = renderer.parse(&turn, &[]);
+        let ids: Vec<&str> = action.tool_calls().map(|call| call.id.as_str()).collect();
+        assert_eq!(ids, ["call_0", "call_1"], "the environment sees numbers");
+        let messages = [
+            Message::user("?"),
+            action.to_message(),
+            Message::tool("call_1", "b"),
+            Message::tool("call_0", "a"),
+        ];
+        let mut said = messages.each_ref().map(Said::new);
+        said[1].drawn = Some(&turn);
+        let rendered = renderer.render(&said, &[tool()]).unwrap();
+        let text = |n: usize| {
+            let mut ids = Vec::new();
+            rendered.messages[n].iter().for_each(|span| span.extend_ids(&mut ids));
+            renderer.text(&ids)
+        };
+        assert!(text(2).contains(&format!("({})b", shown[1])), "{}", text(2));
+        assert!(text(3).contains(&format!("({})a", shown[0])), "{}", text(3));
+    }
+}

@@ -175,6 +175,9 @@ fn manifest(name: &str, source: &CrateSource) -> String {
         CrateSource::Git(url) => format!("{{ git = {} }}", quoted(url)),
     };
     let profiles = WORKSPACE.find("[profile").map_or("", |start| &WORKSPACE[start..]);
+    // Cargo warns of packages that are not built, and only another engine needs this one.
+    let built = profiles.lines().filter(|line| !line.starts_with("candle-transformers"));
+    let profiles: String = built.map(|line| format!("{line}\n")).collect();
     format!(
         "\
 [package]
@@ -261,6 +264,7 @@ mod tests {
         let table: toml_edit::DocumentMut = manifest.parse().expect("it is TOML");
         assert_eq!(table["package"]["name"].as_str(), Some("my-maze"));
         assert!(table["profile"]["dev"]["package"]["candle-core"].is_table_like());
+        assert!(!manifest.contains("candle-transformers"));
         let path = table["dependencies"]["turnwise"]["path"].as_str().expect("a path");
         assert!(Path::new(path).join("Cargo.toml").is_file());
 

@@ -144,7 +144,7 @@ fn a_gguf_file_trains_and_its_checkpoint_can_be_evaluated() {
     ];
     let refused = turnwise(&[&["train", &short(&home)][..], &loaded].concat(), "");
     assert!(
-        refused.code == 2 && refused.stderr.contains(&format!("model.trust = {trust}")),
+        refused.code == 2 && refused.stderr.contains(&format!("model.trust = \"{trust}\"")),
         "{}",
         refused.stderr
     );
@@ -316,7 +316,8 @@ fn a_models_own_template_trains_once_it_is_trusted_and_goes_with_its_checkpoints
         .split("model.trust = ")
         .nth(1)
         .and_then(|rest| rest.split_whitespace().next());
-    let trust = format!("model.trust=\"{}\"", hash.expect("the refusal says what to do"));
+    // As a user pastes it, quotes and all.
+    let trust = format!("model.trust = {}", hash.expect("the refusal says what to do"));
     let run = train(&home, "second", &[&directory, "model.template=hf", &trust, "run.steps=1"]);
     assert!(Path::new(&run).join("checkpoints/step-000001/chat_template.jinja").is_file());
     let resumed = turnwise(&["resume", &run, "--steps", "2"], "");
