@@ -41,16 +41,29 @@ pub(crate) fn lone_gguf(directory: &Path) -> Option<PathBuf> {
     Some(directory.join(file))
 }
 
-/// Returns the base that an adapter's directory names, empty if it names none; `None` if it is no such directory.
-pub(crate) fn base_of_adapter(directory: &Path) -> Option<String> {
+/// The base that `adapter_config.json` names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NamedBase {
+    /// A directory, or a name on the Hugging Face Hub; empty if the file names none.
+    pub(crate) name: String,
+    /// The revision of the repository; `None` for its main one.
+    pub(crate) revision: Option<String>,
+}
+
+/// Returns the base that an adapter's directory names; `None` if it is no such directory.
+pub(crate) fn base_of_adapter(directory: &Path) -> Option<NamedBase> {
     let config = directory.join(ADAPTER_CONFIG);
     if has_weights(directory) || !directory.join(ADAPTER_WEIGHTS).is_file() || !config.is_file() {
         return None;
     }
     let json = read_object(&config).unwrap_or_default();
-    let base = json.get("base_model_name_or_path").and_then(Value::as_str);
     // Names are short; what is longer would fill the screen of an error.
-    Some(base.filter(|base| base.len() < 1000).unwrap_or_default().to_owned())
+    let text = |key: &str| {
+        let text = json.get(key).and_then(Value::as_str).unwrap_or_default();
+        (!text.is_empty() && text.len() < 1000).then(|| text.to_owned())
+    };
+    let name = text("base_model_name_or_path").unwrap_or_default();
+    Some(NamedBase { name, revision: text("revision") })
 }
 
 fn names(directory: &Path) -> io::Result<Vec<String>> {
@@ -242,7 +255,7 @@ mod tests {
         write("adapter_config.json", ADAPTER);
         assert_eq!(base_of_adapter(directory.path()), None);
         write("adapter_model.safetensors", "");
-        let base = || base_of_adapter(directory.path());
+        let base = || base_of_adapter(directory.path()).map(|base| base.name);
         assert_eq!(base().as_deref(), Some("somebody/some-model"));
         write("adapter_config.json", &ADAPTER.replace("some-model", &"x".repeat(100_000)));
         assert_eq!(base().as_deref(), Some(""));

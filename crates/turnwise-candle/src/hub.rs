@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use crate::checkpoint::{CONFIG, is_whole};
+use crate::forms::NamedBase;
 use crate::{GgufFile, ModelError, forms};
 
 /// Finds a model on this machine: a directory, a GGUF file or a directory with one such file alone, the directory of a
@@ -53,7 +54,8 @@ pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
 }
 
 /// Finds the base of a PEFT adapter: `named`, or else what `base_model_name_or_path` of its `adapter_config.json` names,
-/// relative to the working directory or to the adapter's. Returns `None` if `model` is no directory of an adapter.
+/// relative to the working directory or to the adapter's. A repository is taken at the `revision` of that file, as PEFT
+/// does. Returns `None` if `model` is no directory of an adapter.
 ///
 /// # Errors
 /// [`ModelError::NotFound`] with advice when there is no base, [`ModelError::BadAdapter`] when a base is named for a
@@ -69,13 +71,8 @@ pub fn locate_base(model: &Path, named: Option<&Path>) -> Result<Option<PathBuf>
             ))),
         };
     };
-    let beside = model.join(&own);
-    let base = match named {
-        Some(named) => named,
-        None if !own.is_empty() && beside.exists() => &beside,
-        None => Path::new(&own),
-    };
-    let found = locate(base).map_err(|error| ModelError::NotFound {
+    let base = named.map_or_else(|| path_of(&own, model), Path::to_owned);
+    let found = locate(&base).map_err(|error| ModelError::NotFound {
         model: model.to_owned(),
         help: format!(
             "it is an adapter, and its base is not found; name it as model.base. The cause: {error}"
@@ -87,6 +84,22 @@ pub fn locate_base(model: &Path, named: Option<&Path>) -> Result<Option<PathBuf>
             "its base {} is an adapter itself; merge that one first",
             found.display()
         ))),
+    }
+}
+
+/// Returns the base that an adapter in `directory` names, for [`locate`]. Directories and files have no revisions.
+fn path_of(base: &NamedBase, directory: &Path) -> PathBuf {
+    let NamedBase { name, revision } = base;
+    let beside = directory.join(name);
+    if !name.is_empty() && beside.exists() {
+        return beside;
+    }
+    let path = Path::new(name);
+    match revision {
+        Some(revision) if !path.exists() && !name.contains('@') => {
+            PathBuf::from(format!("{name}@{revision}"))
+        }
+        _ => path.to_owned(),
     }
 }
 
@@ -114,15 +127,17 @@ struct Repository {
 
 impl Repository {
     fn parse(model: &Path) -> Option<Self> {
-        let (owner, rest) = model.to_str()?.split_once('/')?;
-        let (name, revision) = rest.split_once('@').unwrap_or((rest, "main"));
+        let model = model.to_str()?;
+        let (model, revision) = model.split_once('@').unwrap_or((model, "main"));
+        let (owner, name) = model.split_once('/')?;
         // A name must not lead out of the cache.
         let is_name = |part: &str| {
             let mut components = Path::new(part).components();
             matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
                 && !part.contains(['/', '\\'])
         };
-        let is_right = [owner, name, revision].into_iter().all(is_name);
+        // A revision may have several parts, as in refs/pr/1.
+        let is_right = [owner, name].into_iter().chain(revision.split('/')).all(is_name);
         is_right.then(|| Self {
             owner: owner.to_owned(),
             name: name.to_owned(),
@@ -201,7 +216,9 @@ mod tests {
 
     #[test]
     fn names_that_lead_elsewhere_are_no_repositories() {
-        for model in ["model", "a/b/c", "../b", "a/..", "/a", "a/", "a/b@../../c", "a/b@", ""] {
+        let elsewhere =
+            ["model", "a/b/c", "../b", "a/..", "/a", "a/", "a/b@../../c", "a/b@c//d", "a/b@", ""];
+        for model in elsewhere {
             assert_eq!(Repository::parse(Path::new(model)), None, "{model}");
         }
     }
@@ -237,10 +254,47 @@ mod tests {
         adapter_of("nobody-we-know/no-such-model");
         let failure = locate_base(&adapter, None).unwrap_err().to_string();
         assert!(failure.contains("name it as model.base"), "{failure}");
+        assert!(!failure.contains("--revision"), "{failure}");
         assert_eq!(locate_base(&adapter, Some(&base)).unwrap(), Some(base.clone()));
         let failure = locate_base(&adapter, Some(&adapter)).unwrap_err().to_string();
         assert!(failure.contains("is an adapter itself"), "{failure}");
         let failure = locate_base(&base, Some(&base)).unwrap_err().to_string();
         assert!(failure.contains("is no adapter"), "{failure}");
+    }
+    #[test]
+    fn the_base_of_an_adapter_has_the_revision_that_its_settings_name() {
+        let cache = tempfile::tempdir().unwrap();
+        let main = fill(cache.path(), &["config.json", "model.safetensors"]);
+        let folder = main.ancestors().nth(2).unwrap();
+        let other = folder.join("snapshots/4567ef");
+        fs::create_dir(&other).unwrap();
+        fs::copy(main.join("config.json"), other.join("config.json")).unwrap();
+        fs::copy(main.join("model.safetensors"), other.join("model.safetensors")).unwrap();
+        fs::create_dir_all(folder.join("refs/refs/pr")).unwrap();
+        for name in ["v2", "refs/pr/1"] {
+            fs::write(folder.join("refs").join(name), "4567ef").unwrap();
+        }
+        let adapter = tempfile::tempdir().unwrap();
+        fs::write(adapter.path().join("adapter_model.safetensors"), "").unwrap();
+        let snapshot = |settings: serde_json::Value| {
+            fs::write(adapter.path().join("adapter_config.json"), settings.to_string()).unwrap();
+            let base = forms::base_of_adapter(adapter.path()).unwrap();
+            let path = path_of(&base, adapter.path());
+            Repository::parse(&path).and_then(|repository| repository.snapshot(cache.path()))
+        };
+        let json = |revision| serde_json::json!({"base_model_name_or_path": "small/model", "revision": revision});
+        for revision in [None, Some(""), Some("main"), Some("0123abcd")] {
+            assert_eq!(snapshot(json(revision)).as_ref(), Some(&main), "{revision:?}");
+        }
+        for revision in ["v2", "refs/pr/1", "4567ef"] {
+            assert_eq!(snapshot(json(Some(revision))).as_ref(), Some(&other), "{revision}");
+        }
+        for revision in ["v3", "../../small"] {
+            assert_eq!(snapshot(json(Some(revision))), None, "{revision}");
+        }
+        // What the settings name is on the disk, where nothing has a revision.
+        fs::create_dir_all(adapter.path().join("small/model")).unwrap();
+        let base = NamedBase { name: "small/model".to_owned(), revision: Some("v2".to_owned()) };
+        assert_eq!(path_of(&base, adapter.path()), adapter.path().join("small/model"));
     }
 }
