@@ -72,7 +72,8 @@ impl Decoder {
     /// Reads a Hugging Face checkpoint: `config.json` with `model.safetensors` or shards and their index. F32, BF16 and
     /// F16 weights become f32; each tensor is read directly into its place. Experts may be stored one by one or stacked
     /// as in transformers 5, and the embedding of a tied model may be stored under the name of the head. Of a Gemma 3 with
-    /// images, the text model is read and becomes a model of its own.
+    /// images, the text model is read and becomes a model of its own. An adapter beside the model is read by
+    /// [`Self::with_adapter`] alone.
     ///
     /// # Errors
     /// When a file is missing or damaged, the model is not supported, a number is NaN or infinite, or tensors are

@@ -5,6 +5,7 @@ use std::{fs, io};
 
 use serde_json::Value;
 
+use crate::ModelError;
 use crate::checkpoint::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, WEIGHTS, has_weights, read_object,
 };
@@ -21,15 +22,22 @@ pub(crate) fn in_directory(directory: &Path) -> Option<String> {
     if let Some(stand_in) = stand_in(directory, &names) {
         return Some(stand_in);
     }
-    if has_weights(directory) || base_of_adapter(directory).is_some() {
+    if has_weights(directory) || is_adapter(directory) {
         return None;
     }
     let forms =
         [FileKind::Pickle, FileKind::Adapter, FileKind::Gguf, FileKind::Other, FileKind::Weights];
     let has_config = directory.join(CONFIG).exists();
-    forms.into_iter().filter(|form| *form != FileKind::Weights || has_config).find_map(|form| {
-        let name = names.iter().find(|name| FileKind::of(name) == Some(form))?;
-        Some(form.explain(name, directory))
+    let found = forms.into_iter().filter(|form| *form != FileKind::Weights || has_config).find_map(
+        |form| {
+            let name = names.iter().find(|name| FileKind::of(name) == Some(form))?;
+            Some(form.explain(name, directory))
+        },
+    );
+    let is_inside = |name: &&String| !has_config && is_adapter(&directory.join(name));
+    found.or_else(|| {
+        let name = brief(names.iter().find(is_inside)?);
+        Some(format!("its directory {name} holds a PEFT adapter; name that one"))
     })
 }
 
@@ -50,20 +58,24 @@ pub(crate) struct NamedBase {
     pub(crate) revision: Option<String>,
 }
 
-/// Returns the base that an adapter's directory names; `None` if it is no such directory.
-pub(crate) fn base_of_adapter(directory: &Path) -> Option<NamedBase> {
-    let config = directory.join(ADAPTER_CONFIG);
-    if has_weights(directory) || !directory.join(ADAPTER_WEIGHTS).is_file() || !config.is_file() {
-        return None;
-    }
-    let json = read_object(&config).unwrap_or_default();
+/// Returns whether a directory holds a PEFT adapter, maybe beside a whole model.
+pub(crate) fn is_adapter(directory: &Path) -> bool {
+    [ADAPTER_CONFIG, ADAPTER_WEIGHTS].iter().all(|name| directory.join(name).is_file())
+}
+
+/// Reads the base that an adapter's directory names.
+///
+/// # Errors
+/// When `adapter_config.json` cannot be read, or is no JSON object.
+pub(crate) fn base_of_adapter(directory: &Path) -> Result<NamedBase, ModelError> {
+    let json = read_object(&directory.join(ADAPTER_CONFIG))?;
     // Names are short; what is longer would fill the screen of an error.
     let text = |key: &str| {
         let text = json.get(key).and_then(Value::as_str).unwrap_or_default();
         (!text.is_empty() && text.len() < 1000).then(|| text.to_owned())
     };
     let name = text("base_model_name_or_path").unwrap_or_default();
-    Some(NamedBase { name, revision: text("revision") })
+    Ok(NamedBase { name, revision: text("revision") })
 }
 
 fn names(directory: &Path) -> io::Result<Vec<String>> {
@@ -165,11 +177,19 @@ impl FileKind {
             Self::Adapter => format!(
                 "{name} belongs to a PEFT adapter, of which {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} are needed"
             ),
-            Self::Pickle => format!(
-                "{name} is a pickle, which can run any program when it is loaded, and is therefore never loaded; \
-                 python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{from}').save_pretrained('NEW')\" \
-                 writes the supported format"
-            ),
+            Self::Pickle => {
+                // transformers looks for the safetensors of an adapter alone.
+                let class = if name.starts_with("adapter_") {
+                    "peft import AutoPeftModelForCausalLM"
+                } else {
+                    "transformers import AutoModelForCausalLM"
+                };
+                format!(
+                    "{name} is a pickle, which can run any program when it is loaded, and is therefore never loaded; \
+                     python -c \"from {class} as M; M.from_pretrained('{from}').save_pretrained('NEW')\" \
+                     writes the supported format"
+                )
+            }
             Self::Gguf => format!("there are several GGUF files, such as {name}; name the file"),
             Self::Other => format!(
                 "{name} is in the format of another library; only safetensors are supported, which the model's page or transformers may have"
@@ -214,7 +234,7 @@ mod tests {
             (
                 &[("adapter_config.json", ADAPTER), ("adapter_model.bin", "")],
                 "adapter_model.bin is a pickle",
-                "never loaded",
+                "from peft import AutoPeftModelForCausalLM as M; M.from_pretrained(",
             ),
             (&[("flax_model.msgpack", "")], "another library", "safetensors"),
             (
@@ -253,14 +273,33 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
         write("adapter_config.json", ADAPTER);
-        assert_eq!(base_of_adapter(directory.path()), None);
+        assert!(!is_adapter(directory.path()));
         write("adapter_model.safetensors", "");
+        assert!(is_adapter(directory.path()));
         let base = || base_of_adapter(directory.path()).map(|base| base.name);
-        assert_eq!(base().as_deref(), Some("somebody/some-model"));
+        assert_eq!(base().unwrap(), "somebody/some-model");
         write("adapter_config.json", &ADAPTER.replace("some-model", &"x".repeat(100_000)));
-        assert_eq!(base().as_deref(), Some(""));
+        assert_eq!(base().unwrap(), "");
+        write("adapter_config.json", &ADAPTER[..30]);
+        let failure = base().unwrap_err().to_string();
+        assert!(failure.contains("adapter_config.json: EOF while parsing"), "{failure}");
         write("model.safetensors", "");
-        assert_eq!(base(), None);
+        assert!(is_adapter(directory.path()));
+    }
+
+    #[test]
+    fn an_adapter_inside_a_directory_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = directory.path().join("mine");
+        fs::create_dir(&inside).unwrap();
+        fs::write(directory.path().join("README.md"), "").unwrap();
+        assert_eq!(in_directory(directory.path()), None);
+        fs::write(inside.join("adapter_config.json"), ADAPTER).unwrap();
+        fs::write(inside.join("adapter_model.safetensors"), "").unwrap();
+        let said = in_directory(directory.path()).unwrap();
+        assert_eq!(said, "its directory mine holds a PEFT adapter; name that one");
+        fs::write(directory.path().join("config.json"), "{}").unwrap();
+        assert_eq!(in_directory(directory.path()), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::env;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::checkpoint::{CONFIG, is_whole};
+use crate::checkpoint::{ADAPTER_CONFIG, CONFIG, has_weights, is_whole};
 use crate::forms::NamedBase;
 use crate::{GgufFile, ModelError, forms};
 
@@ -53,45 +53,71 @@ pub fn locate(model: &Path) -> Result<PathBuf, ModelError> {
     fetch(&repository).map_err(|reason| not_found(format!("{missing}{reason}")))
 }
 
-/// Finds the base of a PEFT adapter: `named`, or else what `base_model_name_or_path` of its `adapter_config.json` names,
-/// relative to the working directory or to the adapter's. A repository is taken at the `revision` of that file, as PEFT
-/// does. Returns `None` if `model` is no directory of an adapter.
+/// Finds the base of a PEFT adapter: `named`, or else a whole model in the adapter's own directory, as in transformers,
+/// or else what `base_model_name_or_path` of its `adapter_config.json` names, relative to the working directory or to the
+/// adapter's. A repository is taken at the `revision` of that file, as PEFT does. Returns `None` if `model` is no
+/// directory of an adapter.
 ///
 /// # Errors
 /// [`ModelError::NotFound`] with advice when there is no base, [`ModelError::BadAdapter`] when a base is named for a
-/// model that is no adapter.
+/// model that is no adapter, [`ModelError::Malformed`] when `adapter_config.json` is not JSON.
 pub fn locate_base(model: &Path, named: Option<&Path>) -> Result<Option<PathBuf>, ModelError> {
-    let Some(own) = forms::base_of_adapter(model) else {
-        return match named {
-            None => Ok(None),
-            Some(base) => Err(ModelError::BadAdapter(format!(
+    let is_adapter = forms::is_adapter(model);
+    let base = match named {
+        None if !is_adapter => return Ok(None),
+        None if is_whole_model(model) => return Ok(Some(model.to_owned())),
+        None => named_base(model)?,
+        Some(base) if is_adapter => base.to_owned(),
+        Some(base) => {
+            return Err(ModelError::BadAdapter(format!(
                 "{} is no adapter, and needs no base ({})",
                 model.display(),
                 base.display()
-            ))),
-        };
+            )));
+        }
     };
-    let base = named.map_or_else(|| path_of(&own, model), Path::to_owned);
     let found = locate(&base).map_err(|error| ModelError::NotFound {
         model: model.to_owned(),
         help: format!(
             "it is an adapter, and its base is not found; name it as model.base. The cause: {error}"
         ),
     })?;
-    match forms::base_of_adapter(&found) {
-        None => Ok(Some(found)),
-        Some(_) => Err(ModelError::BadAdapter(format!(
-            "its base {} is an adapter itself; merge that one first",
+    let is_own = is_whole_model(&found) && is_same(&found, model);
+    if forms::is_adapter(&found) && !is_own {
+        return Err(ModelError::BadAdapter(format!(
+            "its base {} is an adapter itself, or has one beside it; merge that one first",
             found.display()
-        ))),
+        )));
     }
+    Ok(Some(found))
+}
+
+fn is_whole_model(directory: &Path) -> bool {
+    directory.join(CONFIG).is_file() && has_weights(directory)
+}
+
+/// Returns whether two paths lead to the same directory.
+fn is_same(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Returns the base that an adapter names, for [`locate`].
+fn named_base(model: &Path) -> Result<PathBuf, ModelError> {
+    let base = forms::base_of_adapter(model)?;
+    if base.name.is_empty() {
+        let help = format!(
+            "it is an adapter, and its {ADAPTER_CONFIG} has no base_model_name_or_path; write the base there, or name it as model.base"
+        );
+        return Err(ModelError::NotFound { model: model.to_owned(), help });
+    }
+    Ok(path_of(&base, model))
 }
 
 /// Returns the base that an adapter in `directory` names, for [`locate`]. Directories and files have no revisions.
 fn path_of(base: &NamedBase, directory: &Path) -> PathBuf {
     let NamedBase { name, revision } = base;
     let beside = directory.join(name);
-    if !name.is_empty() && beside.exists() {
+    if beside.exists() {
         return beside;
     }
     let path = Path::new(name);
@@ -236,31 +262,69 @@ mod tests {
         assert_eq!(locate(directory.path()).unwrap(), directory.path());
     }
 
+    /// Writes an adapter with these settings into a new directory.
+    fn write_adapter(directory: &Path, settings: &str) {
+        fs::create_dir_all(directory).unwrap();
+        fs::write(directory.join("adapter_config.json"), settings).unwrap();
+        fs::write(directory.join("adapter_model.safetensors"), "").unwrap();
+    }
+
+    fn write_model(directory: &Path) {
+        fs::create_dir_all(directory).unwrap();
+        fs::write(directory.join("config.json"), "{}").unwrap();
+        fs::write(directory.join("model.safetensors"), "").unwrap();
+    }
+
     #[test]
     fn the_base_of_an_adapter_is_found_or_named() {
         let here = tempfile::tempdir().unwrap();
         let (adapter, base) = (here.path().join("adapter"), here.path().join("base"));
+        write_model(&base);
         fs::create_dir(&adapter).unwrap();
-        fs::create_dir(&base).unwrap();
-        fs::write(base.join("model.safetensors"), "").unwrap();
-        let adapter_of = |name: &str| {
-            let config = format!(r#"{{"base_model_name_or_path": "{name}"}}"#);
-            fs::write(adapter.join("adapter_config.json"), config).unwrap();
-            fs::write(adapter.join("adapter_model.safetensors"), "").unwrap();
-        };
         assert_eq!(locate_base(&adapter, None).unwrap(), None);
-        adapter_of("../base");
+        let adapter_of = |name: &str| {
+            write_adapter(&adapter, &format!(r#"{{"base_model_name_or_path": {name}}}"#))
+        };
+        adapter_of(r#""../base""#);
         assert_eq!(locate_base(&adapter, None).unwrap(), Some(adapter.join("../base")));
-        adapter_of("nobody-we-know/no-such-model");
+        adapter_of(r#""nobody-we-know/no-such-model""#);
         let failure = locate_base(&adapter, None).unwrap_err().to_string();
         assert!(failure.contains("name it as model.base"), "{failure}");
-        assert!(!failure.contains("--revision"), "{failure}");
         assert_eq!(locate_base(&adapter, Some(&base)).unwrap(), Some(base.clone()));
         let failure = locate_base(&adapter, Some(&adapter)).unwrap_err().to_string();
         assert!(failure.contains("is an adapter itself"), "{failure}");
         let failure = locate_base(&base, Some(&base)).unwrap_err().to_string();
         assert!(failure.contains("is no adapter"), "{failure}");
+        for nothing in ["null", r#""""#] {
+            adapter_of(nothing);
+            let failure = locate_base(&adapter, None).unwrap_err().to_string();
+            assert!(
+                failure.contains("adapter_config.json has no base_model_name_or_path"),
+                "{failure}"
+            );
+            assert_eq!(locate_base(&adapter, Some(&base)).unwrap(), Some(base.clone()));
+        }
+        adapter_of("");
+        let failure = locate_base(&adapter, None).unwrap_err().to_string();
+        assert!(failure.starts_with("cannot parse ") && failure.contains("adapter_config.json: "));
     }
+
+    #[test]
+    fn a_model_beside_an_adapter_is_its_base() {
+        let here = tempfile::tempdir().unwrap();
+        let [both, base, other] = ["both", "base", "other"].map(|name| here.path().join(name));
+        write_model(&both);
+        write_model(&base);
+        write_adapter(&both, r#"{"base_model_name_or_path": "../base"}"#);
+        assert_eq!(locate_base(&both, None).unwrap(), Some(both.clone()));
+        assert_eq!(locate_base(&both, Some(&base)).unwrap(), Some(base));
+        let again = both.join("../both");
+        assert_eq!(locate_base(&both, Some(&again)).unwrap(), Some(again));
+        write_adapter(&other, r#"{"base_model_name_or_path": "../both"}"#);
+        let failure = locate_base(&other, None).unwrap_err().to_string();
+        assert!(failure.contains("merge that one first"), "{failure}");
+    }
+
     #[test]
     fn the_base_of_an_adapter_has_the_revision_that_its_settings_name() {
         let cache = tempfile::tempdir().unwrap();
@@ -275,11 +339,9 @@ mod tests {
             fs::write(folder.join("refs").join(name), "4567ef").unwrap();
         }
         let adapter = tempfile::tempdir().unwrap();
-        fs::write(adapter.path().join("adapter_model.safetensors"), "").unwrap();
         let snapshot = |settings: serde_json::Value| {
-            fs::write(adapter.path().join("adapter_config.json"), settings.to_string()).unwrap();
-            let base = forms::base_of_adapter(adapter.path()).unwrap();
-            let path = path_of(&base, adapter.path());
+            write_adapter(adapter.path(), &settings.to_string());
+            let path = named_base(adapter.path()).unwrap();
             Repository::parse(&path).and_then(|repository| repository.snapshot(cache.path()))
         };
         let json = |revision| serde_json::json!({"base_model_name_or_path": "small/model", "revision": revision});

@@ -1,6 +1,7 @@
 //! Low-rank adapters: trainable low-rank matrices next to the frozen weights of a model.
 
 mod peft;
+mod reach;
 
 use std::path::Path;
 
@@ -12,6 +13,9 @@ use crate::decoder::Parameter;
 use crate::finite::{describe, first_not_finite};
 use crate::layout::{Spec, specs};
 use crate::{Decoder, LoraSettings, ModelError, initial};
+
+/// What to do about an adapter of PEFT that is not supported.
+const MERGE: &str = "merge it into its base with PEFT: AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)";
 
 impl Decoder {
     /// Attaches new adapters, which train instead of the model's own parameters. The results do not change until they
@@ -89,8 +93,8 @@ impl Decoder {
         whole: &Self,
     ) -> Result<Self, ModelError> {
         let Peft { settings, values } = Peft::read(directory, self.config())?;
-        if !self.lora().is_some_and(|own| own.same(&settings, self.config())) {
-            let reason = format!("its adapters are {:?}, and there are {settings:?}", self.lora());
+        if let Some(own) = self.lora().filter(|own| !own.same(&settings, self.config())) {
+            let reason = format!("its adapters have {own}, and those there {settings}");
             return Err(ModelError::BadAdapter(reason));
         }
         let model = self.beside(values)?;

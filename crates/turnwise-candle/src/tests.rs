@@ -12,6 +12,7 @@ mod mixture;
 mod not_finite;
 mod operations;
 mod parity;
+mod peft;
 mod refusals;
 mod sharing;
 mod tensors;

@@ -160,10 +160,10 @@ impl Prepared {
         }
         let Some(lora) = &self.config.model.lora else { return Ok(decoder) };
         let decoder = match decoder.lora() {
-            Some(own) if own == lora => decoder,
+            Some(own) if own.same(lora, decoder.config()) => decoder,
             Some(own) => {
                 let what =
-                    format!("`model.lora` is {lora:?}, but the adapter that is loaded is {own:?}");
+                    format!("`model.lora` has {lora}, but the adapter that is loaded has {own}");
                 return Err(Failure::refused(what)
                     .help("leave model.lora out: the adapter goes on with its own settings"));
             }

@@ -103,6 +103,11 @@ impl Tensors {
         self.files.iter().find_map(|file| file.tensors.get(name)).map(|info| &info.shape[..])
     }
 
+    /// Iterates over the names of all tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().flat_map(|file| file.tensors.keys()).map(String::as_str)
+    }
+
     /// Returns the number of tensors.
     pub(crate) fn len(&self) -> usize {
         self.files.iter().map(|file| file.tensors.len()).sum()

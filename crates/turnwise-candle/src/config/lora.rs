@@ -1,5 +1,7 @@
 //! Settings of low-rank adapters.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +126,15 @@ impl LoraTarget {
     }
 }
 
+/// Writes the settings as in a settings file.
+impl fmt::Display for LoraSettings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rank, alpha, targets } = self;
+        let targets: Vec<&str> = targets.iter().map(|target| target.name()).collect();
+        write!(formatter, "rank = {rank}, alpha = {alpha:?}, targets = {targets:?}")
+    }
+}
+
 impl LoraSettings {
     /// Checks that a model of this configuration can have these adapters.
     ///
@@ -172,8 +183,18 @@ impl LoraSettings {
         LoraTarget::EACH.into_iter().filter(|target| target.is_in(config) && self.reaches(*target))
     }
 
-    /// Returns whether two settings mean the same for a model of this configuration.
-    pub(crate) fn same(&self, other: &Self, config: &DecoderConfig) -> bool {
+    /// Returns whether two settings mean the same for a model of this configuration: the order of targets does not
+    /// matter, nor whether all of them are named.
+    ///
+    /// ```
+    /// use turnwise_candle::{DecoderConfig, LoraSettings, LoraTarget};
+    ///
+    /// let of = |targets: &[LoraTarget]| LoraSettings { targets: targets.to_vec(), ..LoraSettings::default() };
+    /// let (one, other) = ([LoraTarget::Query, LoraTarget::Value], [LoraTarget::Value, LoraTarget::Query]);
+    /// assert!(of(&one).same(&of(&other), &DecoderConfig::small(320)));
+    /// ```
+    #[must_use]
+    pub fn same(&self, other: &Self, config: &DecoderConfig) -> bool {
         (self.rank, self.alpha) == (other.rank, other.alpha)
             && self.reached_in(config).eq(other.reached_in(config))
     }

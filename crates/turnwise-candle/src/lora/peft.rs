@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use turnwise_rollout::Meter;
 
+use super::{MERGE, reach};
 use crate::checkpoint::{
     ADAPTER_CONFIG, ADAPTER_WEIGHTS, Piece, Precision, Tensors, read_object, write_json,
     write_tensors,
@@ -15,12 +16,10 @@ use crate::numbers::host_numbers;
 use crate::{Decoder, DecoderConfig, LoraSettings, LoraTarget, ModelError};
 
 /// Options of PEFT that change the computation, with their neutral values.
-const PLAIN: [(&str, &[&str]); 20] = [
+const PLAIN: [(&str, &[&str]); 16] = [
     ("alora_invocation_tokens", &["null"]),
-    ("alpha_pattern", &["null", "{}"]),
     ("arrow_config", &["null"]),
     ("bias", &["\"none\""]),
-    ("exclude_modules", &["null", "[]"]),
     ("fan_in_fan_out", &["false"]),
     ("kasa_config", &["null"]),
     ("layer_replication", &["null"]),
@@ -28,13 +27,11 @@ const PLAIN: [(&str, &[&str]); 20] = [
     ("lora_bias", &["false"]),
     ("modules_to_save", &["null", "[]"]),
     ("monteclora_config", &["null"]),
-    ("rank_pattern", &["null", "{}"]),
     ("target_parameters", &["null", "[]"]),
     ("trainable_token_indices", &["null"]),
     ("use_bdlora", &["null", "false"]),
     ("use_dora", &["false"]),
     ("use_qalora", &["false"]),
-    ("use_rslora", &["false"]),
     ("velora_config", &["null"]),
 ];
 
@@ -65,13 +62,21 @@ impl Peft {
     pub(crate) fn read(directory: &Path, config: &DecoderConfig) -> Result<Self, ModelError> {
         let path = directory.join(ADAPTER_CONFIG);
         let json = read_object(&path)?;
-        let settings = settings(&json)
+        let settings = settings(&json, config)
             .map_err(|reason| ModelError::BadAdapter(format!("{} {reason}", path.display())))?;
         settings.validate(config)?;
         let specs = specs(config, Some(&settings));
         let specs: Vec<Spec> = specs.into_iter().filter(|spec| spec.role.is_adapter()).collect();
-        let loaded =
-            Tensors::in_file(&directory.join(ADAPTER_WEIGHTS))?.read(&specs, &Meter::default())?;
+        let tensors = Tensors::in_file(&directory.join(ADAPTER_WEIGHTS))?;
+        if let Some(name) = tensors.names().find(|name| !name.contains(".lora_")) {
+            return Err(ModelError::BadAdapter(format!(
+                "{} holds {}, a weight of the model itself, which an adapter here has not; where training left it as it was, \
+                 save with PEFT's save_embedding_layers=False, and otherwise {MERGE}",
+                directory.join(ADAPTER_WEIGHTS).display(),
+                brief(name)
+            )));
+        }
+        let loaded = tensors.read(&specs, &Meter::default())?;
         Ok(Self { settings, values: loaded.into_iter().map(|loaded| loaded.values).collect() })
     }
 }
@@ -145,20 +150,16 @@ fn to_json(settings: &LoraSettings, model: &Decoder) -> Map<String, Value> {
 }
 
 /// Reads the settings of PEFT, or returns why they are not supported.
-fn settings(json: &Map<String, Value>) -> Result<LoraSettings, String> {
+fn settings(json: &Map<String, Value>, config: &DecoderConfig) -> Result<LoraSettings, String> {
     let kind = json.get("peft_type").and_then(Value::as_str).unwrap_or_default();
     if kind != "LORA" {
-        return Err(format!("has the peft_type {:?}; only LORA is supported", brief(kind)));
+        let kind = brief(kind);
+        return Err(format!(
+            "has the peft_type {kind:?}; only LORA is supported, and of the others PEFT can merge most: {MERGE}"
+        ));
     }
     check_options(json)?;
-    let rank = json.get("r").and_then(Value::as_u64).ok_or("has no rank r")?;
-    let alpha = json.get("lora_alpha").and_then(Value::as_f64).ok_or("has no lora_alpha")?;
-    let targets = match json.get("target_modules") {
-        Some(Value::Array(names)) => names.iter().map(target).collect::<Result<_, _>>()?,
-        Some(all @ Value::String(_)) => vec![target(all)?],
-        _ => return Err("has no target_modules".to_owned()),
-    };
-    Ok(LoraSettings { rank: rank as usize, alpha, targets })
+    reach::settings(json, config)
 }
 
 /// Rejects options that change the computation.
@@ -167,7 +168,7 @@ fn check_options(json: &Map<String, Value>) -> Result<(), String> {
         let is_plain = match PLAIN.iter().find(|(known, _)| known == key) {
             Some((_, plain)) => plain.contains(&value.to_string().as_str()),
             // PEFT adds new options under such keys, and the effect of an unknown one is unknown.
-            None if key.starts_with("use_") => value == false,
+            None if key.starts_with("use_") => value == false || key == "use_rslora",
             None if key.ends_with("_config") && !HARMLESS.contains(&key.as_str()) => {
                 value.as_object().is_some_and(Map::is_empty)
             }
@@ -175,7 +176,7 @@ fn check_options(json: &Map<String, Value>) -> Result<(), String> {
         };
         if !is_plain && !value.is_null() {
             let (key, value) = (brief(key), brief(value));
-            return Err(format!("has {key} = {value}, which is not supported"));
+            return Err(format!("has {key} = {value}, which is not supported; {MERGE}"));
         }
     }
     match json.get("init_lora_weights") {
@@ -187,9 +188,4 @@ fn check_options(json: &Map<String, Value>) -> Result<(), String> {
             brief(name)
         )),
     }
-}
-
-fn target(name: &Value) -> Result<LoraTarget, String> {
-    serde_json::from_value(name.clone())
-        .map_err(|_| format!("names {} in target_modules, which is not supported", brief(name)))
 }

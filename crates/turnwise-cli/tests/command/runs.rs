@@ -117,7 +117,16 @@ fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() 
         fs::read_to_string(format!("{more}/checkpoints/step-000001/adapter/adapter_config.json"))
             .unwrap();
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["r"], 3);
+    // The order of targets means nothing.
+    let same = "model.lora={rank=3,alpha=6.0,targets=[\"down_proj\",\"v_proj\",\"q_proj\"]}";
+    let again = train(&home, "again", &[&alone[..], &[same]].concat());
+    assert!(
+        weights(&again, "checkpoints/step-000001") == weights(&more, "checkpoints/step-000001")
+    );
     let other = turnwise(&["train", &short(&home), alone[0], "model.lora={rank=4}"], "");
+    assert!(
+        other.stderr.contains("the adapter that is loaded has rank = 3, alpha = 6.0, targets = [")
+    );
     assert!(other.code == 2 && other.stderr.contains("leave model.lora out"), "{}", other.stderr);
     // A changed adapter makes the checkpoint damaged.
     fs::write(format!("{model}/adapter/adapter_model.safetensors"), "changed").unwrap();

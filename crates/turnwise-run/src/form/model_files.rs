@@ -39,6 +39,8 @@ impl ModelFiles {
             None
         };
         let base = match locate_base(path, base) {
+            // A whole model beside its adapter has all files itself.
+            Ok(Some(base)) if base == path => None,
             Ok(Some(base)) => Some(Box::new(Self::open(&base, None)?)),
             Ok(None) => None,
             // An adapter that has its own tokenizer can be read without its base.
@@ -170,5 +172,26 @@ mod tests {
         assert_eq!(ends, ["<|im_end|>", "<|endoftext|>"]);
         let files = ModelFiles::open(&fixture("sentencepiece.gguf"), None).unwrap();
         assert_eq!(super::super::files::Templates::of(&files).unwrap(), None);
+    }
+
+    #[test]
+    fn a_model_beside_its_adapter_has_the_files_of_both() {
+        let both = tempfile::tempdir().unwrap();
+        let names = [
+            "model.safetensors",
+            "config.json",
+            "adapter_model.safetensors",
+            "adapter_config.json",
+        ];
+        for name in names {
+            std::fs::write(both.path().join(name), r#"{"base_model_name_or_path": "nowhere"}"#)
+                .unwrap();
+        }
+        let files = ModelFiles::open(both.path(), None).unwrap();
+        assert!(files.base.is_none() && files.text("config.json").unwrap().is_some());
+        let again = both.path().join(".").join("..").join(both.path().file_name().unwrap());
+        assert!(
+            ModelFiles::open(both.path(), Some(&again)).unwrap().text("nothing").unwrap().is_none()
+        );
     }
 }
