@@ -11,6 +11,10 @@ use crate::checkpoint::{
 };
 use crate::error::brief;
 
+/// What to do about a model that is split into several GGUF files.
+pub(crate) const JOIN: &str =
+    "join them with llama.cpp's `llama-gguf-split --merge FIRST-FILE NEW.gguf`";
+
 /// Explains what a directory contains instead of weights or other files of a model; `None` if it has weights, or
 /// nothing known.
 pub(crate) fn in_directory(directory: &Path) -> Option<String> {
@@ -190,6 +194,9 @@ impl FileKind {
                      writes the supported format"
                 )
             }
+            Self::Gguf if name.contains("-of-") => {
+                format!("{name} is a part of a model that is split into several files; {JOIN}")
+            }
             Self::Gguf => format!("there are several GGUF files, such as {name}; name the file"),
             Self::Other => format!(
                 "{name} is in the format of another library; only safetensors are supported, which the model's page or transformers may have"
@@ -221,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_model_in_another_form_is_named_with_what_to_do() {
-        let cases: [(Files, &str, &str); 8] = [
+        let cases: [(Files, &str, &str); 9] = [
             (&[("pytorch_model.bin", "")], "pytorch_model.bin is a pickle", "save_pretrained"),
             (
                 &[("config.json", "{}"), ("pytorch_model-00001-of-00002.bin", "")],
@@ -230,6 +237,11 @@ mod tests {
             ),
             (&[("consolidated.00.pth", "")], "consolidated.00.pth is a pickle", "transformers"),
             (&[("a.gguf", ""), ("b.gguf", "")], "several GGUF files", "name the file"),
+            (
+                &[("a-00001-of-00002.gguf", ""), ("a-00002-of-00002.gguf", "")],
+                "a-00001-of-00002.gguf is a part of a model that is split",
+                "llama-gguf-split --merge",
+            ),
             (&[("adapter_config.json", ADAPTER)], "PEFT adapter", "adapter_model.safetensors"),
             (
                 &[("adapter_config.json", ADAPTER), ("adapter_model.bin", "")],

@@ -1,7 +1,9 @@
 //! GGUF files: a model's configuration, tokenizer and weights in one file.
 
 mod config;
+mod kinds;
 mod names;
+mod rope;
 mod tensors;
 
 use std::fs::File;
@@ -15,6 +17,7 @@ pub use names::{GgufPlace, gguf_place};
 
 use crate::ModelError;
 use crate::error::brief;
+use crate::forms::JOIN;
 
 /// A GGUF file with a parsed header.
 ///
@@ -36,13 +39,34 @@ impl GgufFile {
     /// Opens a file and reads its metadata, but no weights.
     ///
     /// # Errors
-    /// [`ModelError::Read`] when the file cannot be read, [`ModelError::Malformed`] when it is not GGUF or is damaged.
+    /// [`ModelError::Read`] when the file cannot be read, [`ModelError::Malformed`] when it is not GGUF or is damaged,
+    /// [`ModelError::Unsupported`] when it is one part of several, or has a tensor of a type that is not read.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let file = File::open(path).map_err(|error| ModelError::read(path, error))?;
-        let header = Content::read(&mut BufReader::new(&file)).map_err(|error| {
+        let mut reader = BufReader::new(&file);
+        let header = Content::read(&mut reader).map_err(|error| {
+            if let Some((tensor, kind)) = kinds::first_unknown(&mut reader) {
+                return ModelError::Unsupported(format!(
+                    "{} of {} is {kind}; read are {}",
+                    brief(tensor),
+                    path.display(),
+                    kinds::READ
+                ));
+            }
             ModelError::malformed(path, format!("it is no GGUF file: {}", brief(plain(&error))))
         })?;
-        Ok(Self { path: path.to_owned(), file, header })
+        let file = Self { path: path.to_owned(), file, header };
+        match file.get("split.count").and_then(|count| count.as_u64()) {
+            Some(count) if count > 1 => {
+                let number = file.get("split.no").and_then(|number| number.as_u64());
+                let number = number.unwrap_or(0).saturating_add(1);
+                let path = path.display();
+                Err(ModelError::Unsupported(format!(
+                    "{path} is part {number} of a model that is split into {count} files; {JOIN}"
+                )))
+            }
+            _ => Ok(file),
+        }
     }
 
     /// Returns whether a path is that of a GGUF file, by its name.

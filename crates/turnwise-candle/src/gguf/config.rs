@@ -14,9 +14,6 @@ const GEMMA3_PATTERN: usize = 6;
 /// The layers of the one Gemma 3 whose attention is scaled by `hidden_size / n_heads` instead of the head's width.
 const GEMMA3_27B_LAYERS: u64 = 62;
 
-/// The low-frequency and high-frequency factors and the original positions of all published Llama 3 models.
-const LLAMA3_ROPE: (f64, f64, usize) = (1.0, 4.0, 8192);
-
 impl GgufFile {
     /// Returns the model's configuration as the `config.json` of transformers.
     ///
@@ -49,13 +46,13 @@ impl GgufFile {
 }
 
 /// The keys of an architecture.
-struct Keys<'a> {
-    file: &'a GgufFile,
-    architecture: &'a str,
+pub(super) struct Keys<'a> {
+    pub(super) file: &'a GgufFile,
+    pub(super) architecture: &'a str,
 }
 
 impl Keys<'_> {
-    fn get(&self, key: &str) -> Option<Value> {
+    pub(super) fn get(&self, key: &str) -> Option<Value> {
         self.file.get(&format!("{}.{key}", self.architecture))
     }
 
@@ -65,11 +62,11 @@ impl Keys<'_> {
         })
     }
 
-    fn count(&self, key: &str) -> Option<u64> {
+    pub(super) fn count(&self, key: &str) -> Option<u64> {
         self.get(key)?.as_u64()
     }
 
-    fn has(&self, tensor: &str) -> bool {
+    pub(super) fn has(&self, tensor: &str) -> bool {
         self.file.shape(tensor).is_some()
     }
 
@@ -124,70 +121,6 @@ impl Keys<'_> {
             let id = self.file.get(&format!("tokenizer.ggml.{name}_token_id"))?;
             Some((key.to_owned(), id))
         })
-    }
-
-    /// Returns base and scaling of the rotary frequencies.
-    fn rope(&self) -> Result<Map<String, Value>, ModelError> {
-        let theta = self.get("rope.freq_base").and_then(|theta| theta.as_f64()).unwrap_or(10_000.0);
-        let mut rope = Map::new();
-        rope.insert("rope_theta".to_owned(), theta.into());
-        let kind = self.get("rope.scaling.type");
-        let factor = self.get("rope.scaling.factor").and_then(|factor| factor.as_f64());
-        let scaling = match (kind.as_ref().and_then(Value::as_str), factor) {
-            (None | Some("none"), _) => self.llama3_rope(theta)?,
-            (Some("linear"), Some(factor)) => {
-                Some(json!({"rope_type": "linear", "factor": factor}))
-            }
-            (Some("yarn"), Some(factor)) => {
-                let mut yarn = json!({"rope_type": "yarn", "factor": factor});
-                if let Some(original) = self.count("rope.scaling.original_context_length") {
-                    yarn["original_max_position_embeddings"] = original.into();
-                }
-                Some(yarn)
-            }
-            (Some(kind), _) => {
-                let kind = brief(kind);
-                return Err(ModelError::Unsupported(format!(
-                    "its RoPE scaling is {kind}; of GGUF files linear, yarn and that of Llama 3 are read"
-                )));
-            }
-        };
-        rope.extend(scaling.map(|scaling| ("rope_scaling".to_owned(), scaling)));
-        Ok(rope)
-    }
-
-    /// Returns Llama 3's scaling, of which a file holds nothing but the wavelength factor of each pair.
-    fn llama3_rope(&self, theta: f64) -> Result<Option<Value>, ModelError> {
-        const FACTORS: &str = "rope_freqs.weight";
-        let Some(shape) = self.file.shape(FACTORS) else { return Ok(None) };
-        let head_dim = 2 * shape.iter().product::<usize>();
-        let stored = self.file.numbers(FACTORS)?;
-        let factor = f64::from(stored.iter().fold(1.0_f32, |largest, x| largest.max(*x)));
-        let (low, high, original) = LLAMA3_ROPE;
-        let scaling = json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low,
-            "high_freq_factor": high,
-            "original_max_position_embeddings": original,
-        });
-        let standard = crate::RopeScaling::Llama3 {
-            factor,
-            low_freq_factor: low,
-            high_freq_factor: high,
-            original_max_positions: original,
-        };
-        let plain = crate::RopeScaling::None.frequencies(theta, head_dim);
-        let scaled = standard.frequencies(theta, head_dim);
-        let factors = plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled);
-        let is_standard =
-            factors.zip(&stored).all(|(ours, own)| (ours / f64::from(*own) - 1.0).abs() < 1e-4);
-        if is_standard {
-            return Ok(Some(scaling));
-        }
-        Err(ModelError::Unsupported(format!(
-            "{FACTORS} is not the RoPE scaling of a published Llama 3, which is the one that can be read from it"
-        )))
     }
 
     /// Returns what a family has of its own.

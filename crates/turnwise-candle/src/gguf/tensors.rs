@@ -1,6 +1,6 @@
 //! The weights of a GGUF file.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use candle_core::Device;
@@ -92,6 +92,18 @@ impl GgufFile {
         let mut unknown: Vec<_> = self.header.tensor_infos.keys().collect();
         unknown.retain(|name| !known.contains(name.as_str()));
         unknown.sort_unstable();
+        let beyond = |name: &str| {
+            let layer = name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok()?;
+            (layer >= config.n_layers).then_some(layer)
+        };
+        let layers: BTreeSet<usize> = unknown.iter().filter_map(|name| beyond(name)).collect();
+        if let (Some(first), Some(last)) = (layers.first(), layers.last()) {
+            let (count, n_layers) = (layers.len(), config.n_layers);
+            problems.push(format!(
+                "it has {count} more layers, blk.{first} to blk.{last}, than the {n_layers} of its block_count"
+            ));
+        }
+        unknown.retain(|name| beyond(name).is_none());
         problems.extend(unknown.iter().map(|name| format!("{} is not a part of it", brief(name))));
         if problems.is_empty() {
             return Ok(names);
