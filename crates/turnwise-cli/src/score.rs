@@ -47,9 +47,14 @@ pub(crate) async fn score(model: &Path, input: &Path, device: Device) -> Result<
             let scored = scored.map_err(|error| Failure::runtime(&error))?;
             let scored = scored.map_err(|error| match error {
                 ModelError::NotFinite { .. } => Failure::refused_by(&error),
-                _ => Failure::refused(format!("line {number}: {error}"))
-                    .at(place(*number))
-                    .help("use ids of this model's own tokenizer"),
+                _ => Failure::refused(format!("line {number}: {error}")).at(place(*number)).help(
+                    match error {
+                        ModelError::TooLong { max_positions, .. } => {
+                            format!("split the line into ones of at most {max_positions} ids")
+                        }
+                        _ => "use ids of this model's own tokenizer".to_owned(),
+                    },
+                ),
             })?;
             for logprobs in scored {
                 let json = serde_json::to_string(&Output { logprobs })

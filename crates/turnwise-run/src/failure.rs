@@ -74,7 +74,11 @@ impl Failure {
 
     /// Creates a failure from an error. Numbers that are not finite have an exit code and a help of their own.
     fn caused_by(code: ExitCode, error: &(dyn Error + 'static)) -> Self {
-        if is_caused_by_numbers(error) {
+        if is_caused_by_numbers(error) && code == ExitCode::Refused {
+            Self::new(ExitCode::Numeric, chain(error)).help(
+                "the weights are broken: download the model again, or use an earlier checkpoint of its training",
+            )
+        } else if is_caused_by_numbers(error) {
             Self::not_finite(chain(error))
         } else {
             Self::new(code, chain(error))

@@ -146,6 +146,14 @@ fn what_is_not_computed_is_refused() {
     }
     assert!(failure_with(|json| *json = json!([1])).contains("config.json"));
     assert!(failure_with(|json| json["vocab_size"] = Value::Null).contains("vocab_size"));
+    // What another family has is no problem of its own.
+    let failure = failure_with(|json| {
+        json["model_type"] = "gemma2".into();
+        json["layer_types"] = json!(["sliding_attention", "full_attention"]);
+        json["hidden_act"] = "gelu_pytorch_tanh".into();
+    });
+    assert!(failure.contains("model_type is \"gemma2\""), "{failure}");
+    assert!(!failure.contains("supported of"), "{failure}");
     // All problems are reported together.
     let failure = failure_with(|json| {
         json["hidden_act"] = "gelu".into();

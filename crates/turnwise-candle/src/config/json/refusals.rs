@@ -35,6 +35,7 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), ModelError> {
     match json.get("model_type").and_then(Value::as_str) {
         Some(kind) if Architecture::MODEL_TYPES.contains(&kind) => {
             reasons.extend(other_class(json, kind));
+            reasons.extend(other_options(json));
         }
         Some(other) => {
             let other = brief(other);
@@ -42,7 +43,6 @@ pub(super) fn check(json: &Map<String, Value>) -> Result<(), ModelError> {
         }
         None => reasons.push(format!("config.json names no model_type; supported: {supported}")),
     }
-    reasons.extend(other_options(json));
     for (key, supported, holds) in CHECKS {
         if let Some(value) = present(json, key).filter(|value| !holds(value)) {
             reasons.push(format!("{key} is {}; supported: {supported}", brief(value)));
