@@ -8,8 +8,8 @@ use turnwise_candle::CandleLearner;
 use turnwise_environment::{Random, derive_seed};
 use turnwise_rollout::{Meter, RolloutError, StopSignal};
 use turnwise_training::{
-    Checkpoints, Demonstration, Evaluation, EvaluationRecord, Learner, Row, RunDirectory, RunState,
-    Schedule, StepReport, SuccessRate, Summary, TrainError, Trainer, Update, evaluate,
+    Checkpoints, Demonstration, Evaluation, EvaluationRecord, Fitting, Learner, Row, RunDirectory,
+    RunState, Schedule, StepReport, SuccessRate, Summary, TrainError, Trainer, Update, evaluate,
     imitate_step, save_weights,
 };
 
@@ -83,6 +83,7 @@ impl<'a> RunLoop<'a> {
             return Ok(());
         }
         let demonstrations = self.demonstrations().await?;
+        let demonstrations = self.fitting(demonstrations)?;
         let schedule = Schedule { learning_rate: settings.learning_rate, ..Schedule::default() };
         let max_grad_norm = self.session.config.train.max_grad_norm;
         let mut random = Random::new(derive_seed(self.session.config.run.seed, BATCHES));
@@ -113,6 +114,27 @@ impl<'a> RunLoop<'a> {
         let watched =
             Watched { what: "demonstrations of the expert", meters: std::slice::from_ref(&meter) };
         watch(self.observer, watched, &self.stop, playing).await
+    }
+
+    /// Leaves out the demonstrations that are longer than a context, and says so.
+    fn fitting(&mut self, demonstrations: Vec<Demonstration>) -> Result<Vec<Row>, Failure> {
+        let limit = self.session.config.limits.max_context_tokens;
+        let Fitting { rows, n_longer, shortest_longer } = Fitting::new(demonstrations, limit);
+        if rows.is_empty() {
+            let what = format!(
+                "none of the expert's {n_longer} demonstrations fits into limits.max_context_tokens = {limit}"
+            );
+            return Err(Failure::refused(what).help(format!(
+                "the shortest takes {shortest_longer} tokens: set limits.max_context_tokens to that or more, or warm_start.steps = 0"
+            )));
+        }
+        if n_longer > 0 {
+            let of = n_longer + rows.len();
+            self.observer.note(&format!(
+                "! the warm start leaves out {n_longer} of {of} demonstrations: they are longer than limits.max_context_tokens = {limit}"
+            ));
+        }
+        Ok(rows)
     }
 
     /// Keeps the starting weights as the reference policy, in memory and on disk for a process that resumes the run.
@@ -402,8 +424,7 @@ pub(crate) fn begin_again(path: &str) -> String {
     format!("start it again    turnwise train {path}/run.toml --run-dir {path}")
 }
 
-fn draw(demonstrations: &[Demonstration], n: usize, random: &mut Random) -> Vec<Row> {
-    let rows: Vec<&Row> = demonstrations.iter().flat_map(|episode| &episode.rows).collect();
+fn draw(rows: &[Row], n: usize, random: &mut Random) -> Vec<Row> {
     (0..n).map(|_| rows[random.below(rows.len() as u64) as usize].clone()).collect()
 }
 

@@ -24,6 +24,35 @@ pub struct Demonstration {
     pub is_over: bool,
 }
 
+/// The conversations of demonstrations that fit into a context, and what is known of those that do not.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Fitting {
+    /// The rows that fit, in the order of the demonstrations.
+    pub rows: Vec<Row>,
+    /// The number of rows that are longer.
+    pub n_longer: usize,
+    /// The number of tokens of the shortest row that is longer; 0 if all fit.
+    pub shortest_longer: usize,
+}
+
+impl Fitting {
+    /// Takes the rows of at most `max_context_tokens` tokens: an episode of a policy ends there, and a model may have no
+    /// more positions. A demonstration that is cut off would teach to stop in the middle.
+    #[must_use]
+    pub fn new(demonstrations: Vec<Demonstration>, max_context_tokens: usize) -> Self {
+        let (mut rows, mut longer) = (Vec::new(), Vec::new());
+        for row in demonstrations.into_iter().flat_map(|episode| episode.rows) {
+            if row.ids.len() <= max_context_tokens {
+                rows.push(row);
+            } else {
+                longer.push(row.ids.len());
+            }
+        }
+        let shortest_longer = longer.iter().copied().min().unwrap_or(0);
+        Self { rows, n_longer: longer.len(), shortest_longer }
+    }
+}
+
 /// Plays one task with a demonstrator on each seat, for at most `max_turns` turns of all seats. `preface` precedes the
 /// conversation of each seat.
 ///

@@ -58,7 +58,7 @@ pub use credit::{
     assign_batch_credit, credit_records,
 };
 pub use curriculum::Curriculum;
-pub use demonstration::{Demonstration, DemonstrationError, demonstrate, imitate_step};
+pub use demonstration::{Demonstration, DemonstrationError, Fitting, demonstrate, imitate_step};
 pub use difference::SuccessDifference;
 pub use disk::{free_bytes, read_plain};
 pub use error::TrainError;

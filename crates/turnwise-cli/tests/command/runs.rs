@@ -135,6 +135,27 @@ fn adapters_train_on_a_model_and_a_run_with_them_goes_on_and_can_be_evaluated() 
 }
 
 #[test]
+fn a_warm_start_leaves_out_what_is_longer_than_the_context() {
+    let home = TempDir::new().unwrap();
+    let config = short(&home);
+    let with = |name: &str, limit: &str| {
+        let run = home.path().join(name);
+        let limit = format!("limits.max_context_tokens={limit}");
+        let run = ["--run-dir", run.to_str().unwrap(), "run.steps=1", "warm_start.steps=4"];
+        turnwise(&[&["train", &config], &run[..], &[&limit]].concat(), "")
+    };
+    let short = with("short", "8");
+    assert_eq!(short.code, 2, "{}", short.stderr);
+    let said = "demonstrations fits into limits.max_context_tokens = 8";
+    assert!(short.stderr.contains(said), "{}", short.stderr);
+    let needed = short.stderr.split("the shortest takes ").nth(1).expect("what is needed");
+    let needed = needed.split(' ').next().unwrap();
+    let ended = with("longer", needed);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stdout.contains("! the warm start leaves out "), "{}", ended.stdout);
+}
+
+#[test]
 fn a_gguf_file_trains_and_its_checkpoint_can_be_evaluated() {
     let home = TempDir::new().unwrap();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/gguf/llama.gguf");

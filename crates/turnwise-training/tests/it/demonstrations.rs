@@ -3,7 +3,7 @@
 use turnwise_environment::{Action, Message, ToolSpec};
 use turnwise_rollout::{Bridged, EndedTurn, Preface, RenderError, Rendered, Renderer, Said};
 use turnwise_testkit::AlphabetRenderer;
-use turnwise_training::demonstrate;
+use turnwise_training::{Demonstration, Fitting, Row, demonstrate};
 use turnwise_trajectory::TokenId;
 
 use crate::support::{LETTERS, block_on, echoes};
@@ -104,4 +104,26 @@ fn the_forced_beginning_of_a_turn_is_in_history_and_is_no_target() {
         assert_eq!(row.ids[first - 1..first], renderer.prefill());
         assert_eq!(&row.ids[first..first + rest.len()], rest);
     }
+}
+
+#[test]
+fn demonstrations_that_are_longer_than_a_context_are_left_out_and_counted() {
+    let of = |lengths: &[usize]| Demonstration {
+        rows: lengths
+            .iter()
+            .map(|length| Row { ids: vec![0; *length], ..Row::default() })
+            .collect(),
+        reward: 0.0,
+        solved: false,
+        is_over: true,
+    };
+    let all = || vec![of(&[3, 9]), of(&[7]), of(&[5, 4])];
+    let fitting = |limit| {
+        let Fitting { rows, n_longer, shortest_longer } = Fitting::new(all(), limit);
+        let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
+        (lengths, n_longer, shortest_longer)
+    };
+    assert_eq!(fitting(9), (vec![3, 9, 7, 5, 4], 0, 0));
+    assert_eq!(fitting(5), (vec![3, 5, 4], 2, 7));
+    assert_eq!(fitting(2), (vec![], 5, 3));
 }
