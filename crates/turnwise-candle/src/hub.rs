@@ -283,7 +283,7 @@ mod tests {
         fs::create_dir(&adapter).unwrap();
         assert_eq!(locate_base(&adapter, None).unwrap(), None);
         let adapter_of = |name: &str| {
-            write_adapter(&adapter, &format!(r#"{{"base_model_name_or_path": {name}}}"#))
+            write_adapter(&adapter, &format!(r#"{{"base_model_name_or_path": {name}}}"#));
         };
         adapter_of(r#""../base""#);
         assert_eq!(locate_base(&adapter, None).unwrap(), Some(adapter.join("../base")));

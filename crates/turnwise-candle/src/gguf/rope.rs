@@ -10,11 +10,8 @@ use crate::error::brief;
 const LLAMA3_ROPE: (f64, f64, usize) = (1.0, 4.0, 8192);
 
 /// Keys that change a scaling, with the values at which they do not.
-const NEUTRAL: [(&str, f64); 3] = [
-    ("rope.scaling.yarn_ext_factor", 1.0),
-    ("rope.scaling.yarn_attn_factor", 1.0),
-    ("rope.scaling.yarn_log_multiplier", 0.0),
-];
+const NEUTRAL: [(&str, f64); 2] =
+    [("rope.scaling.yarn_ext_factor", 1.0), ("rope.scaling.yarn_attn_factor", 1.0)];
 
 /// What to do about a file that says something that is not read.
 const CHECKPOINT: &str = "use the model's Hugging Face checkpoint";

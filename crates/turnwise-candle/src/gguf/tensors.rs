@@ -98,9 +98,9 @@ impl GgufFile {
         };
         let layers: BTreeSet<usize> = unknown.iter().filter_map(|name| beyond(name)).collect();
         if let (Some(first), Some(last)) = (layers.first(), layers.last()) {
-            let (count, n_layers) = (layers.len(), config.n_layers);
+            let n_layers = config.n_layers;
             problems.push(format!(
-                "it has {count} more layers, blk.{first} to blk.{last}, than the {n_layers} of its block_count"
+                "the layers blk.{first} to blk.{last} are beyond the {n_layers} of its block_count"
             ));
         }
         unknown.retain(|name| beyond(name).is_none());

@@ -64,7 +64,15 @@ impl Peft {
         let json = read_object(&path)?;
         let settings = settings(&json, config)
             .map_err(|reason| ModelError::BadAdapter(format!("{} {reason}", path.display())))?;
-        settings.validate(config)?;
+        settings.validate(config).map_err(|error| match error {
+            ModelError::BadAdapter(reason) => ModelError::BadAdapter(format!(
+                "{} cannot be used (r = {}, lora_alpha = {}, target_modules): {reason}; {MERGE}",
+                path.display(),
+                settings.rank,
+                settings.alpha
+            )),
+            other => other,
+        })?;
         let specs = specs(config, Some(&settings));
         let specs: Vec<Spec> = specs.into_iter().filter(|spec| spec.role.is_adapter()).collect();
         let tensors = Tensors::in_file(&directory.join(ADAPTER_WEIGHTS))?;

@@ -143,7 +143,7 @@ impl Names {
             Some(Value::String(name)) if name.is_empty() => Ok(None),
             Some(Value::String(name)) if name.eq_ignore_ascii_case(ALL) => Ok(Some(Self::All)),
             Some(Value::String(name)) => {
-                let regex = expression(key, name, format!(r"\A(?:{name})\z"))?;
+                let regex = expression(key, name, &format!(r"\A(?:{name})\z"))?;
                 Ok(Some(Self::Matching(key.to_owned(), Box::new(regex))))
             }
             Some(Value::Array(names)) if names.is_empty() => Ok(None),
@@ -187,7 +187,7 @@ impl<'a> Pattern<'a> {
             Some(other) => return Err(format!("has {key} = {}; write an object", brief(other))),
         };
         let read = |(name, value): (&String, &'a Value)| {
-            Ok((expression(key, name, format!(r"\A(?:.*\.)?(?:{name})\z"))?, value))
+            Ok((expression(key, name, &format!(r"\A(?:.*\.)?(?:{name})\z"))?, value))
         };
         entries.iter().map(read).collect::<Result<_, String>>().map(|values| Self { key, values })
     }
@@ -208,8 +208,8 @@ impl<'a> Pattern<'a> {
 }
 
 /// Reads an expression; `shown` is the part that stands in the file.
-fn expression(key: &str, shown: &str, whole: String) -> Result<Regex, String> {
-    Regex::new(&whole).map_err(|error| unusable(key, &format!("{shown}: {error}")))
+fn expression(key: &str, shown: &str, whole: &str) -> Result<Regex, String> {
+    Regex::new(whole).map_err(|error| unusable(key, &format!("{shown}: {error}")))
 }
 
 fn is_match(key: &str, regex: &Regex, name: &str) -> Result<bool, String> {

@@ -199,7 +199,7 @@ fn scalings_of_positions_are_read_as_llama_cpp_reads_them() {
 
 #[test]
 fn scalings_that_are_not_read_name_their_key() {
-    for key in ["attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"] {
+    for key in ["attn_factor", "yarn_ext_factor", "yarn_attn_factor"] {
         let name = format!("llama.rope.scaling.{key}");
         let refusal = load(&with_keys(&[(&name, Entry::F32(0.5))])).unwrap_err().to_string();
         assert!(refusal.contains(&format!("its {name} is 0.5")), "{refusal}");
@@ -240,6 +240,6 @@ fn a_tensor_of_an_unknown_type_is_named_with_its_type() {
 fn layers_beyond_the_number_that_a_file_names_are_one_problem() {
     let refusal =
         load(&with_keys(&[("llama.block_count", Entry::U32(1))])).unwrap_err().to_string();
-    let expected = "it has 1 more layers, blk.1 to blk.1, than the 1 of its block_count";
+    let expected = "the layers blk.1 to blk.1 are beyond the 1 of its block_count";
     assert!(refusal.ends_with(expected) && !refusal.contains('\n'), "{refusal}");
 }
