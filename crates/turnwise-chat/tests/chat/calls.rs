@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use turnwise_chat::{CallForm, TemplateRenderer, TemplateSettings, Thinking, Trust};
 use turnwise_environment::{Action, CallAttempt, Message, ToolCall, ToolSpec};
 use turnwise_rollout::{Renderer, Said};
+use turnwise_trajectory::Span;
 
 use crate::support::trained;
 
@@ -146,6 +147,15 @@ fn the_name_of_a_call_in_its_answer_is_no_part_of_the_turn() {
     assert!(shown.trim_end().ends_with("</tool_call><|im_end|>\nresponse:calc=1"), "{shown}");
 }
 
+/// Returns the text of a message's spans.
+fn text_of(renderer: &TemplateRenderer, spans: &[Span]) -> String {
+    let mut ids = Vec::new();
+    for span in spans {
+        span.extend_ids(&mut ids);
+    }
+    renderer.text(&ids)
+}
+
 /// A template without a close after a call, which writes the call's name again with its answer and nothing before the
 /// next turn of a cycle of tools (Gemma 4, gpt-oss).
 const CYCLE: &str = "{% for m in messages %}{% if m.role == 'tool' %}{{ 'response:' + messages[loop.index0 - 1].tool_calls[0].function.name + '=' + m.content + ';' }}\
@@ -179,12 +189,8 @@ fn turns_of_a_cycle_of_tools_have_their_edges() {
     let mut said = messages.each_ref().map(Said::new);
     said[1].drawn = Some(&first.0);
     said[3].drawn = Some(&second.0);
-    let rendered = renderer.render(&said, &[tool()]).unwrap();
-    let texts = rendered.messages.iter().map(|spans| {
-        let mut ids = Vec::new();
-        spans.iter().for_each(|span| span.extend_ids(&mut ids));
-        renderer.text(&ids)
-    });
+    let whole = renderer.render(&said, &[tool()]).unwrap();
+    let texts = whole.messages.iter().map(|spans| text_of(&renderer, spans));
     let expected = [
         "<|im_start|>user\n?<|im_end|>",
         "\n<|im_start|>model\n<TOOLCALL>[{\"name\": \"calc\", \"arguments\": {\"a\": 1}}]</TOOLCALL>|",
@@ -208,10 +214,8 @@ fn a_history_has_the_lead_in_that_the_template_writes_there() {
     let sampled = renderer.write(&Action::text("4"));
     let mut said = messages.each_ref().map(Said::new);
     said[1].drawn = Some(&sampled);
-    let rendered = renderer.render(&said, &[]).unwrap();
-    let mut ids = Vec::new();
-    rendered.messages[1].iter().for_each(|span| span.extend_ids(&mut ids));
-    assert_eq!(renderer.text(&ids), "\n<|im_start|>assistant\n4<|im_end|>");
+    let whole = renderer.render(&said, &[]).unwrap();
+    assert_eq!(text_of(&renderer, &whole.messages[1]), "\n<|im_start|>assistant\n4<|im_end|>");
 }
 
 #[test]
@@ -221,11 +225,9 @@ fn every_line_break_of_a_template_is_a_newline() {
         CallForm::Hermes,
     );
     let question = Message::user("c\r\nd");
-    let rendered = renderer.render(&[Said::new(&question)], &[]).unwrap();
-    let mut ids = Vec::new();
-    rendered.messages[0].iter().for_each(|span| span.extend_ids(&mut ids));
-    ids.extend(rendered.generation);
-    assert_eq!(renderer.text(&ids), "a\nb\nc\r\nd\n");
+    let whole = renderer.render(&[Said::new(&question)], &[]).unwrap();
+    let shown = text_of(&renderer, &whole.messages[0]) + &renderer.text(&whole.generation);
+    assert_eq!(shown, "a\nb\nc\r\nd\n");
 }
 
 /// A template that shows the ids of calls and of answers.
@@ -259,12 +261,8 @@ fn an_answer_has_the_id_that_the_turn_writes() {
         ];
         let mut said = messages.each_ref().map(Said::new);
         said[1].drawn = Some(&turn);
-        let rendered = renderer.render(&said, &[tool()]).unwrap();
-        let text = |n: usize| {
-            let mut ids = Vec::new();
-            rendered.messages[n].iter().for_each(|span| span.extend_ids(&mut ids));
-            renderer.text(&ids)
-        };
+        let whole = renderer.render(&said, &[tool()]).unwrap();
+        let text = |n: usize| text_of(&renderer, &whole.messages[n]);
         assert!(text(2).contains(&format!("({})b", shown[1])), "{}", text(2));
         assert!(text(3).contains(&format!("({})a", shown[0])), "{}", text(3));
     }

@@ -1,0 +1,98 @@
+//! Turns in a template's own words.
+
+use serde_json::Value;
+use turnwise_environment::{Action, Message, ToolCall, ToolSpec};
+use turnwise_rollout::Renderer;
+use turnwise_trajectory::TokenId;
+
+use super::layout::Layout;
+use super::program::TemplateInput;
+use super::{QUESTION, TemplateRenderer, Writer};
+use crate::canvas::Canvas;
+use crate::chatml::ids_of;
+use crate::thinking;
+
+impl TemplateRenderer {
+    /// Encodes the template's output for an action, with the close.
+    pub(super) fn write_own(&self, action: &Action) -> Option<Vec<TokenId>> {
+        let layouts = self.layouts_of(action, &[]);
+        layouts.into_iter().find_map(|layout| {
+            let turn = layout.messages.get(1)?.turn.clone()?;
+            let canvas = Canvas::new(&self.tokenizer, 1);
+            let mut writer = Writer { renderer: self, output: &layout.output, canvas };
+            writer.text(0, turn);
+            writer.canvas.template(&self.closes[0]);
+            Some(ids_of(&writer.canvas.finish().concat())).filter(|ids| self.says(ids, action))
+        })
+    }
+
+    /// Returns whether a turn is read as this action.
+    fn says(&self, turn: &[TokenId], action: &Action) -> bool {
+        let read = self.parse(turn, &[]);
+        // A template may write its next text behind a call (Gemma 4).
+        let is_followed = !action.calls.is_empty() && read.text.starts_with(&action.text);
+        let has_text = read.text == action.text || is_followed;
+        has_text && read.reasoning == action.reasoning && makes(&read, action)
+    }
+
+    /// Encodes an action whose thoughts the template does not write: the thoughts, then its output for the rest.
+    pub(super) fn write_thoughts(&self, action: &Action) -> Option<Vec<TokenId>> {
+        let thoughts = action.reasoning.as_deref()?;
+        let rest = self.write_own(&Action { reasoning: None, ..action.clone() })?;
+        let tags = self.tags.unwrap_or(thinking::USUAL);
+        let end = thinking::end_of_empty(&self.tokenizer.decode(&rest), tags);
+        let [before, after] = tags.around();
+        let mut canvas = Canvas::new(&self.tokenizer, 1);
+        canvas.template(&before);
+        canvas.content(thoughts);
+        canvas.template(&after);
+        thinking::keep_from(&self.tokenizer, &rest, end, &mut canvas);
+        Some(ids_of(&canvas.finish().concat())).filter(|ids| self.says(ids, action))
+    }
+
+    /// Returns the template's outputs for an action, up to its close.
+    pub(super) fn written(&self, action: &Action, tools: &[ToolSpec]) -> Vec<String> {
+        let layouts = self.layouts_of(action, tools).into_iter();
+        let turns = layouts.filter_map(|layout| {
+            let turn = layout.messages.get(1)?.turn.clone()?;
+            layout.output.text.get(turn).map(str::to_owned)
+        });
+        turns.collect()
+    }
+
+    /// Renders a conversation of a question and an action, with the lead-in of the next turn and without it: some
+    /// templates write the thoughts of the last turn, or its calls, only if no other turn follows.
+    fn layouts_of(&self, action: &Action, tools: &[ToolSpec]) -> Vec<Layout> {
+        let messages = [Message::user(QUESTION), self.as_text(&action.to_message())];
+        let messages: Vec<&Message> = messages.iter().collect();
+        let has_thoughts = action.reasoning.is_some();
+        let layouts = [!has_thoughts, has_thoughts].into_iter().filter_map(|leads_in| {
+            let script = TemplateInput { messages: &messages, tools, leads_in };
+            self.program.layout(&self.tokenizer, script, &self.closes).ok()
+        });
+        layouts.collect()
+    }
+}
+
+/// Returns whether a parsed turn makes the calls of an action. A format without types has strings for numbers.
+fn makes(read: &Action, action: &Action) -> bool {
+    let is_same = |read: &Value, meant: &Value| {
+        let written = meant.to_string();
+        read == meant || read.as_str() == Some(written.as_str())
+    };
+    let all_same = |read: &ToolCall, meant: &ToolCall| {
+        let (Some(ours), Some(theirs)) = (read.arguments.as_object(), meant.arguments.as_object())
+        else {
+            return false;
+        };
+        read.name == meant.name
+            && ours.len() == theirs.len()
+            && theirs
+                .iter()
+                .all(|(key, meant)| ours.get(key).is_some_and(|read| is_same(read, meant)))
+    };
+    let n_calls = action.calls.len();
+    let pairs = read.tool_calls().zip(action.tool_calls());
+    read.calls.len() == n_calls
+        && pairs.filter(|(read, meant)| all_same(read, meant)).count() == n_calls
+}
