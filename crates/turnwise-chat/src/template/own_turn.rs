@@ -32,7 +32,19 @@ impl TemplateRenderer {
         // A template may write its next text behind a call (Gemma 4).
         let is_followed = !action.calls.is_empty() && read.text.starts_with(&action.text);
         let has_text = read.text == action.text || is_followed;
-        has_text && read.reasoning == action.reasoning && makes(&read, action)
+        has_text
+            && read.reasoning == action.reasoning
+            && makes(&read, action)
+            && self.thinks_first(turn, action)
+    }
+
+    /// Returns whether the thoughts of a turn are before its calls: some templates write a message's text behind them.
+    fn thinks_first(&self, turn: &[TokenId], action: &Action) -> bool {
+        let (Some(thoughts), Some(call)) = (&action.reasoning, action.tool_calls().next()) else {
+            return true;
+        };
+        let text = self.tokenizer().decode(turn);
+        text.find(thoughts.trim()) <= text.rfind(&call.name)
     }
 
     /// Encodes an action whose thoughts the template does not write: the thoughts, then its output for the rest.

@@ -36,8 +36,8 @@ pub(super) fn kept(
     }
     let (head, rest) = thinking_of(written);
     let is_there = |text: &str, inside: &str| squash(inside).contains(&squash(text));
-    let says_all = is_there(&message.content, rest)
-        && message.tool_calls.iter().all(|call| rest.contains(&call.name));
+    let has_calls = |text: &str| message.tool_calls.iter().all(|call| text.contains(&call.name));
+    let says_all = is_there(&message.content, rest) && has_calls(rest);
     if !says_all {
         return match end_in(&drawn, written) {
             Some(from) => rest_of(&drawn, written, 0, from),
@@ -50,7 +50,12 @@ pub(super) fn kept(
     if keeps_thoughts || squash(head) == squash(thoughts) {
         return Kept::Whole;
     }
-    rest_of(&drawn, written, head.len(), thinking::last_close(&drawn).unwrap_or(0))
+    let from = thinking::last_close(&drawn).unwrap_or(0);
+    // A policy may think behind a call.
+    if !has_calls(drawn.get(from..).unwrap_or_default()) {
+        return Kept::Nothing;
+    }
+    rest_of(&drawn, written, head.len(), from)
 }
 
 /// Keeps the tokens from a byte on, between the template's texts around the same text. A template that writes something

@@ -134,6 +134,38 @@ fn a_demonstration_has_the_text_of_the_template() {
     }
 }
 
+/// Calls before the text, which thoughts are a part of (Motif 2).
+const CALLS_FIRST: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}\
+    {% for call in m.tool_calls or [] %}{{ '<tool_call>' + {'name': call.function.name, 'arguments': call.function.arguments}|tojson + '</tool_call>' }}{% endfor %}\
+    {% set c = m.content %}{% if '</think>' in c and not loop.last %}{% set c = c.split('</think>')[-1].strip() %}{% endif %}\
+    {{ c + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+#[test]
+fn thoughts_behind_a_call_do_not_take_the_call_along() {
+    let renderer = of(CALLS_FIRST, Thinking::Follow);
+    let call = ToolCall { id: "call_0".to_owned(), name: "look".to_owned(), arguments: json!({}) };
+    let calls = vec![CallAttempt::Call(call)];
+    let action = Action { calls, reasoning: Some("Hm.".to_owned()), ..Action::text("") };
+    let call = r#"<tool_call>{"name": "look", "arguments": {}}</tool_call>"#;
+    let written = renderer.write(&action);
+    let expected = format!("<think>\nHm.\n</think>\n\n{call}<|im_end|>");
+    assert_eq!(trained().decode(&written), expected);
+    // A policy may sample them in the other order.
+    let other =
+        trained().encode_with_markers(&format!("{call}<think>\nHm.\n</think>\n\n<|im_end|>"));
+    for turn in [written, other] {
+        let messages = [
+            Message::user("?"),
+            renderer.parse(&turn, &[]).to_message(),
+            Message::tool("call_0", "7"),
+        ];
+        let mut said = messages.each_ref().map(Said::new);
+        said[1].drawn = Some(&turn);
+        let shown = text(&renderer.render(&said, &[]).unwrap());
+        assert!(shown.contains(&format!("assistant\n{call}<|im_end|>")), "{shown}");
+    }
+}
+
 #[test]
 fn a_message_has_its_thoughts_under_a_key_that_the_template_reads() {
     let reads = |template: &str, key: &str| of(template, Thinking::Keep).reads_thoughts(key);
