@@ -2,7 +2,7 @@
 
 use turnwise_environment::{Message, Role};
 use turnwise_trajectory::{
-    AgentFault, Author, Limit, NodeId, Outcome, StopReason, Trajectory, Turn,
+    AgentFault, Author, Limit, MessageGraph, NodeId, Outcome, StopReason, Trajectory, Turn,
 };
 
 use crate::text::{lines, one_line, wrap};
@@ -42,17 +42,31 @@ pub fn said_in(turn: &Turn, message: &Message) -> String {
     if is_unreadable { "(nothing that can be read)".to_owned() } else { spoken(message) }
 }
 
-/// Iterates over the messages that answered a turn.
+/// Iterates over the messages that answered a turn. Where a template rewrote history, they follow a copy of the turn.
 pub fn answers(episode: &Trajectory, turn: NodeId) -> impl Iterator<Item = &Message> {
     let mut last = turn;
     episode.graph.ids().filter_map(move |id| {
         let node = episode.graph.node(id);
+        if last == turn && stands_for(&episode.graph, id, turn) {
+            last = id;
+        }
         let is_next = node.parent == Some(last) && node.author != Author::Policy;
         is_next.then(|| {
             last = id;
             &node.message
         })
     })
+}
+
+/// Returns whether a node has the message of an original: it is the original, or its copy on a branch that began when
+/// a template rewrote history. A copy stands as deep in its branch as the original.
+fn stands_for(graph: &MessageGraph, id: NodeId, original: NodeId) -> bool {
+    let is_same = || {
+        let [one, other] = [id, original].map(|id| graph.node(id));
+        one.author == other.author && one.message == other.message
+    };
+    let depth = |id: NodeId| graph.path_to(id).len();
+    id == original || (original < id && is_same() && depth(id) == depth(original))
 }
 
 /// Returns the heading of an episode: task, result, reward, and number of turns.
@@ -91,7 +105,8 @@ fn reward(reward: Option<f64>) -> String {
 }
 
 /// Returns the conversation along its newest branch, at most `width` columns wide; below each turn are its reward and
-/// faults, below a message that the model saw in part is a remark, and the last line says how the episode ended. Control characters are removed.
+/// faults, below a message that the model saw in part is a remark, and the last line says how the episode ended. Control
+/// characters are removed.
 #[must_use]
 pub fn conversation(episode: &Trajectory, width: usize) -> Vec<String> {
     let mut page = Vec::new();
@@ -101,14 +116,15 @@ pub fn conversation(episode: &Trajectory, width: usize) -> Vec<String> {
         if let Some(thought) = &message.reasoning {
             say(&mut page, "thinks", thought, width);
         }
-        let turn = episode.turns.iter().position(|turn| turn.node == id);
+        let is_of = |original: &NodeId| stands_for(&episode.graph, id, *original);
+        let turn = episode.turns.iter().rposition(|turn| is_of(&turn.node));
         let text = match turn {
             Some(number) => said_in(&episode.turns[number], message),
             None if message.role == Role::Assistant => spoken(message),
             None => message.content.clone(),
         };
         say(&mut page, speaker(message.role), &text, width);
-        if episode.graph.shortened().contains(&id) {
+        if episode.graph.shortened().iter().any(is_of) {
             say(&mut page, "", SHORTENED, width);
         }
         if let Some(number) = turn {
@@ -221,6 +237,65 @@ mod tests {
         let below = page.iter().position(|line| line == "env     lower").expect("a message") + 1;
         assert_eq!(page[below].trim_start(), SHORTENED);
         assert_eq!(page.iter().filter(|line| line.contains(SHORTENED)).count(), 1);
+    }
+
+    /// Adds the path up to a node once more, as a template does that writes history without thoughts; returns
+    /// the last copy.
+    fn copied(episode: &mut Trajectory, until: NodeId) -> NodeId {
+        let mut parent = Some(NodeId(0));
+        for id in episode.graph.path_to(until).into_iter().skip(1) {
+            let mut copy = episode.graph.node(id).clone();
+            copy.parent = parent;
+            parent = Some(episode.graph.push(copy));
+        }
+        parent.expect("a path has a node")
+    }
+
+    #[test]
+    fn a_rewritten_history_changes_neither_what_is_shown_nor_what_answered_a_turn() {
+        let thought = |text: &str, faults: u32, reply: &str| {
+            let mut turn = Played { faults, ..said(text, 0.0, reply) };
+            turn.said.reasoning = Some("Let me think.".to_owned());
+            turn
+        };
+        let turns = [
+            thought("twenty", 1, "Answer with a number."),
+            // The same answer again, which is another turn.
+            thought("twenty", 1, "Answer with a number, I say."),
+            thought("20", 0, "lower"),
+        ];
+        let mut straight = episode(0, "Guess 1-40 in 6.", &turns);
+        straight.graph.mark_shortened(NodeId(2));
+        // Each reply follows a copy of the whole history.
+        let mut rewritten = episode(0, "Guess 1-40 in 6.", &[]);
+        let mut last = NodeId(0);
+        for turn in &straight.turns {
+            let mut said = straight.graph.node(turn.node).clone();
+            said.parent = Some(last);
+            let node = rewritten.graph.push(said);
+            rewritten.turns.push(Turn { node, ..turn.clone() });
+            let copy = copied(&mut rewritten, node);
+            let mut reply = straight.graph.node(NodeId(turn.node.0 + 1)).clone();
+            reply.parent = Some(copy);
+            last = rewritten.graph.push(reply);
+            if rewritten.turns.len() == 1 {
+                rewritten.graph.mark_shortened(last);
+            }
+        }
+        let page = conversation(&rewritten, 100).join("\n");
+        assert_eq!(page.matches("1 malformed)").count(), 2, "{page}");
+        assert_eq!(page.matches(SHORTENED).count(), 1, "{page}");
+        let until_the_end = |episode: &Trajectory| {
+            let page = conversation(episode, 100);
+            page[..page.len() - 1].to_vec()
+        };
+        assert_eq!(until_the_end(&rewritten), until_the_end(&straight));
+        for (one, other) in rewritten.turns.iter().zip(&straight.turns) {
+            let [one, other]: [Vec<&Message>; 2] =
+                [answers(&rewritten, one.node).collect(), answers(&straight, other.node).collect()];
+            assert_eq!(one, other);
+            assert_eq!(one.len(), 1);
+        }
     }
 
     #[test]
