@@ -63,7 +63,7 @@ pub(crate) enum Command {
     /// setting to change
     ///
     /// Reads the files of the run alone, also while it goes on or after it was killed. The exit code is 0 if nothing is
-    /// wrong, 1 if there are findings, and 2 if the directory holds no run that can be read.
+    /// wrong, 1 if there are findings or nothing to judge yet, and 2 if the directory holds no run that can be read.
     Doctor {
         /// The run directory
         run_dir: PathBuf,

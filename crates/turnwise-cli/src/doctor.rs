@@ -7,7 +7,8 @@ use turnwise_run::{Diagnosis, ExitCode, Failure, diagnose};
 
 use crate::say;
 
-/// Prints the diagnosis of a run. A run with findings is a failure, as an environment that fails a check is.
+/// Prints the diagnosis of a run. A run with findings is a failure, as an environment that fails a check is, and so is
+/// one of which nothing can be said.
 pub(crate) fn doctor(run: &Path, json: bool) -> Result<(), Failure> {
     let diagnosis = diagnose(run)?;
     if json {
@@ -18,7 +19,8 @@ pub(crate) fn doctor(run: &Path, json: bool) -> Result<(), Failure> {
         say(&page(run, &diagnosis))?;
     }
     let what = match diagnosis.findings.len() {
-        0 => return Ok(()),
+        0 if diagnosis.is_judged() => return Ok(()),
+        0 => format!("{} has nothing to judge yet", run.display()),
         1 => format!("{} has a finding", run.display()),
         n => format!("{} has {n} findings", run.display()),
     };
@@ -29,7 +31,13 @@ pub(crate) fn doctor(run: &Path, json: bool) -> Result<(), Failure> {
 fn page(run: &Path, diagnosis: &Diagnosis) -> String {
     let Diagnosis { state, steps, of_steps, .. } = diagnosis;
     let mut lines = diagnosis.lines();
-    lines.push(format!("run    {}: {steps} of {of_steps} steps, {state}", run.display()));
+    let last = match &diagnosis.last_event {
+        Some(event) if diagnosis.is_judged() && *state == "stopped" => {
+            format!("; the last event is: {event}")
+        }
+        _ => String::new(),
+    };
+    lines.push(format!("run    {}: {steps} of {of_steps} steps, {state}{last}", run.display()));
     lines.extend(diagnosis.unknown.iter().map(|unknown| format!("note   {unknown}")));
     if !diagnosis.findings.is_empty() {
         lines.push(format!("next   turnwise show {}", run.display()));

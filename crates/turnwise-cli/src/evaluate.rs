@@ -1,5 +1,6 @@
 //! `turnwise eval`: a model's success on held-out tasks.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
@@ -30,15 +31,22 @@ pub(crate) async fn evaluate(
         (evaluating.config.environment.name.clone(), evaluating.config.eval.temperature);
     let evaluation = turnwise_run::evaluate(evaluating, registry, &mut screen, &stop).await?;
     let success = evaluation.success;
+    let n_tasks = n_tasks(&evaluation.trajectories);
     if let Some((path, file)) = out {
         write(path, file, &evaluation.trajectories)?;
     }
     if arguments.json {
-        let json = serde_json::to_string(&success).map_err(|error| Failure::runtime(&error))?;
-        return say(&(json + "\n"));
+        let mut json = serde_json::to_value(success).map_err(|error| Failure::runtime(&error))?;
+        json["tasks"] = n_tasks.into();
+        return say(&format!("{json}\n"));
     }
+    let of_tasks = if n_tasks < success.episodes {
+        format!(" of {n_tasks} tasks (the interval is clustered by task)")
+    } else {
+        String::new()
+    };
     say(&format!(
-        "{}   held-out success {:.3}  95% CI [{:.3}, {:.3}]  reward {:.3}  {} episodes, {} broken, temperature {}\n",
+        "{}   held-out success {:.3}  95% CI [{:.3}, {:.3}]  reward {:.3}  {} episodes{of_tasks}, {} broken, temperature {}\n",
         name,
         success.success_rate,
         success.ci_low,
@@ -48,6 +56,12 @@ pub(crate) async fn evaluate(
         evaluation.n_broken,
         temperature
     ))
+}
+
+/// Returns the number of different tasks that were played.
+fn n_tasks(trajectories: &[Trajectory]) -> usize {
+    let tasks: BTreeSet<usize> = trajectories.iter().map(|one| one.identity.task_index).collect();
+    tasks.len()
 }
 
 /// Creates the file for conversations, and refuses to replace a file with other content.

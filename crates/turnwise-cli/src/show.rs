@@ -145,7 +145,7 @@ fn missing(arguments: &ShowArguments, found: &[EpisodeFile]) -> Failure {
     let run = arguments.run_dir.display();
     if found.is_empty() {
         return Failure::refused(format!("{run} has no episodes")).help(
-            "a run keeps log.rollouts_per_step episodes of each training step in which groups had different rewards, and of each evaluation",
+            "a run keeps log.rollouts_per_step episodes of each training step and of each evaluation",
         );
     }
     let steps: Vec<u64> = found
@@ -164,7 +164,7 @@ fn missing(arguments: &ShowArguments, found: &[EpisodeFile]) -> Failure {
         .collect();
     let steps = match (steps.first(), steps.last()) {
         (Some(first), Some(last)) => {
-            format!("--step {first} to --step {last}, where groups had different rewards\n")
+            format!("--step {first} to --step {last}\n")
         }
         _ => String::new(),
     };

@@ -45,7 +45,8 @@ pub use meter::{Meter, Reading};
 pub use opponent::{Opponent, PlayerFactory};
 pub use policy::{Policy, PolicyError, Sample, SampleRequest, SessionId, check_sample};
 pub use pool::{
-    Census, Iteration, Ledger, NO_TURN, PoolSettings, PoolSnapshot, RolloutError, RolloutPool,
+    Census, Faults, Iteration, Ledger, NO_TURN, PoolSettings, PoolSnapshot, RolloutError,
+    RolloutPool,
 };
 pub use preface::Preface;
 pub use recorded::{Divergence, RecordedPolicy};

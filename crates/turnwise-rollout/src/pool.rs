@@ -3,7 +3,9 @@ use std::sync::Arc;
 
 use tokio::time::sleep;
 use turnwise_environment::{LedgerStore, Rubric, TaskSet, derive_seed};
-use turnwise_trajectory::{CancelReason, GroupId, Identity, Outcome, PolicyVersion, Trajectory};
+use turnwise_trajectory::{
+    CancelReason, GroupId, Identity, InfraReason, Outcome, PolicyVersion, Trajectory,
+};
 
 use crate::episode::release;
 use crate::grading::Graded;
@@ -25,7 +27,7 @@ use breaker::Breaker;
 pub use breaker::RolloutError;
 pub use groups::NO_TURN;
 use groups::OpenGroups;
-pub use iteration::Iteration;
+pub use iteration::{Faults, Iteration};
 pub use ledger::{Census, Ledger};
 use queue::EpisodeQueue;
 use running::{Due, Returned, Running};
@@ -402,7 +404,7 @@ impl RolloutPool {
             let Identity { group, member, attempt, .. } = trajectory.identity;
             tracing::warn!(group = group.0, member, attempt, %fault, "an episode broke");
         }
-        *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
+        self.news.count(&trajectory.outcome);
         let tripped = self.breaker.count(&trajectory).or_else(|| self.count_stuck());
         if let Some(due) = self.retry(&trajectory, used) {
             self.queue.push_due(due);
@@ -421,7 +423,7 @@ impl RolloutPool {
             let Outcome::InfraFault(fault) = &member.outcome else { continue };
             let Identity { group, member: place, .. } = member.identity;
             tracing::warn!(group = group.0, member = place, %fault, "a verdict was taken back");
-            *self.news.outcomes.entry(member.outcome.label()).or_default() += 1;
+            self.news.count(&member.outcome);
             faults.push(fault);
         }
         self.breaker.count_graded(&faults)
@@ -435,10 +437,11 @@ impl RolloutPool {
             .then(|| RolloutError::StuckThreads { n, environment: environment() })
     }
 
-    /// Creates a new attempt at a broken episode, while attempts are left and its group is open.
+    /// Creates a new attempt at a broken episode, while attempts are left and its group is open. A conversation that
+    /// cannot be rendered is not tried again: the seeds of a new attempt are the same, and so is the conversation.
     fn retry(&self, trajectory: &Trajectory, used: u64) -> Option<Due> {
         let identity = &trajectory.identity;
-        let is_broken = matches!(trajectory.outcome, Outcome::InfraFault(_));
+        let is_broken = matches!(&trajectory.outcome, Outcome::InfraFault(fault) if fault.reason != InfraReason::Render);
         let is_wanted = !self.groups.is_doomed(identity.group);
         (is_broken && is_wanted && identity.attempt < self.settings.max_retries).then(|| {
             let attempt = identity.attempt + 1;
@@ -475,7 +478,7 @@ impl RolloutPool {
             Some(engine) => episode.cancel(reason, &**engine),
             None => episode.give_up(reason),
         };
-        *self.news.outcomes.entry(trajectory.outcome.label()).or_default() += 1;
+        self.news.count(&trajectory.outcome);
         self.file(trajectory);
     }
 

@@ -1,5 +1,6 @@
 //! Why a run does not learn, or how it may go wrong: rules over the files of a run, while it goes on and afterwards.
 
+mod events;
 mod evidence;
 mod finding;
 mod live;
@@ -13,7 +14,7 @@ mod verdict;
 use std::path::Path;
 
 use serde::Serialize;
-use turnwise_training::{EvaluationRecord, RunFiles, RunState, SuccessDifference};
+use turnwise_training::{Damage, EvaluationRecord, RunFiles, RunState, SuccessDifference};
 
 pub use finding::{Finding, Severity};
 pub use verdict::Verdict;
@@ -21,6 +22,7 @@ pub use verdict::Verdict;
 use crate::config::{self, Config};
 use crate::failure::Failure;
 use crate::train::SETTINGS;
+pub(crate) use events::{FAILED, FAULTS};
 use evidence::Evidence;
 pub(crate) use evidence::StepMetrics;
 pub(crate) use live::Attendance;
@@ -36,6 +38,8 @@ pub struct Diagnosis {
     pub steps: usize,
     /// The number of steps of the whole run.
     pub of_steps: u64,
+    /// The last event of the run, in words; `None` if it logged none.
+    pub last_event: Option<String>,
     /// The findings, most important first: those that stop learning before those that slow it, and among these a fault
     /// before those that it can cause.
     pub findings: Vec<Finding>,
@@ -52,10 +56,22 @@ impl Diagnosis {
             |verdict| verdict.to_string(),
         )];
         lines.extend(self.findings.iter().flat_map(Finding::lines));
-        if self.findings.is_empty() {
+        if !self.is_judged() {
+            let last = self.last_event.as_deref().unwrap_or("unknown");
+            lines.push(format!(
+                "? there is nothing to judge yet: 0 of {} steps have ended, and the last event is: {last}",
+                self.of_steps
+            ));
+        } else if self.findings.is_empty() {
             lines.push("✓ nothing is wrong".to_owned());
         }
         lines
+    }
+
+    /// Returns whether the run had a step or an evaluation to judge.
+    #[must_use]
+    pub fn is_judged(&self) -> bool {
+        self.steps > 0 || self.verdict.is_some()
     }
 }
 
@@ -78,7 +94,8 @@ pub fn diagnose(run: &Path) -> Result<Diagnosis, Failure> {
 
 /// Returns the diagnosis of a run with these settings in this state.
 pub(crate) fn examine(files: &RunFiles, config: Config, state: RunState) -> Diagnosis {
-    let mut unknown = Vec::new();
+    let mut unknown: Vec<String> =
+        files.damage().unwrap_or_default().iter().map(Damage::to_string).collect();
     let of_steps = config.run.steps;
     let mut evidence = Evidence::new(config);
     evidence.is_whole = state != RunState::Going;
@@ -88,9 +105,9 @@ pub(crate) fn examine(files: &RunFiles, config: Config, state: RunState) -> Diag
             unknown.push("metrics.jsonl cannot be read, so that no step is judged".to_owned());
         }
     }
-    if evidence.steps.is_empty() && unknown.is_empty() {
-        unknown.push("no step has ended, so that training is not judged".to_owned());
-    }
+    let events = files.events().unwrap_or_default();
+    evidence.read_faults(&events);
+    evidence.failure = events::failure(&events, state);
     evidence.read_episodes(files);
     if evidence.episodes.is_empty() {
         unknown.push(
@@ -98,7 +115,9 @@ pub(crate) fn examine(files: &RunFiles, config: Config, state: RunState) -> Diag
                 .to_owned(),
         );
     }
-    evidence.change = change(&files.evaluations(), state);
+    let evaluations = files.evaluations();
+    evidence.n_held_out = evaluations.iter().rev().find_map(|(_, record)| record.tasks);
+    evidence.change = change(&evaluations, state);
     Diagnosis {
         verdict: evidence.change.map(Verdict::of),
         state: match state {
@@ -108,6 +127,7 @@ pub(crate) fn examine(files: &RunFiles, config: Config, state: RunState) -> Diag
         },
         steps: evidence.steps.len(),
         of_steps,
+        last_event: events::last(&events),
         findings: rules::findings(&evidence),
         unknown,
     }
@@ -123,5 +143,7 @@ fn change(
     let is_last = |(name, _): &&(String, EvaluationRecord)| name == "after";
     let last = later.iter().find(is_last).filter(|_| state == RunState::Finished);
     let (_, after) = last.or(later.last()).filter(|_| first == "before")?;
-    Some(before.change_to(after))
+    // An evaluation in which every episode broke shows nothing.
+    let has_episodes = [before, after].iter().all(|record| record.success.episodes > 0);
+    has_episodes.then(|| before.change_to(after))
 }

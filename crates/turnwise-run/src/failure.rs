@@ -102,8 +102,7 @@ impl Failure {
     /// Replaces the placeholder in the help by the name of the environment.
     #[must_use]
     pub(crate) fn in_environment(mut self, name: &str) -> Self {
-        self.help =
-            self.help.map(|help| help.replace("env check NAME", &format!("env check {name}")));
+        self.help = self.help.map(|help| naming(&help, name));
         self
     }
 
@@ -123,6 +122,11 @@ impl Failure {
         };
         self.help = Some(go_on);
         self
+    }
+
+    /// Returns what failed, and what to do about it.
+    pub(crate) fn texts(&self) -> (&str, &str) {
+        (&self.what, self.help.as_deref().unwrap_or_default())
     }
 
     /// Adds a line to the help.
@@ -217,6 +221,15 @@ impl From<RunDirectoryError> for Failure {
                 Self::new(ExitCode::Locked, what)
                     .help("wait for it, or choose another with --run-dir DIR")
             }
+            RunDirectoryError::Missing { path } => {
+                Self::refused(format!("{} does not exist", path.display()))
+                    .help("name the directory of a run, as  ls runs  has it")
+            }
+            RunDirectoryError::NotADirectory { path } => Self::refused(format!(
+                "{} is a file, and not the directory of a run",
+                path.display()
+            ))
+            .help("name the directory that has run.toml and metrics.jsonl"),
             RunDirectoryError::NotARun { path } => {
                 Self::refused(format!("{} holds no run", path.display()))
                     .help("start one with  turnwise train CONFIG.toml")
@@ -257,6 +270,10 @@ impl From<RolloutError> for Failure {
             RolloutError::TooManyFaults { n, last } => {
                 format!("{n} episodes in a row broke, the last with {last}")
             }
+            RolloutError::AllBroke { n: 1, first } => format!("the episode broke with {first}"),
+            RolloutError::AllBroke { n, first } => {
+                format!("each of {n} episodes broke, the first with {first}")
+            }
             RolloutError::StuckThreads { n, environment } => {
                 format!("`{environment}` has blocked {n} threads beyond their deadline")
             }
@@ -265,18 +282,24 @@ impl From<RolloutError> for Failure {
             }
         };
         let help = match &error {
-            RolloutError::TooManyFaults { last, .. } => help_for(last.reason),
+            RolloutError::TooManyFaults { last: fault, .. }
+            | RolloutError::AllBroke { first: fault, .. } => help_for(fault.reason),
             _ => CHECK_ENVIRONMENT,
         };
         Self::new(ExitCode::Infrastructure, what).help(help)
     }
 }
 
+/// Replaces the placeholder in a help by the name of the environment.
+pub(crate) fn naming(help: &str, environment: &str) -> String {
+    help.replace("env check NAME", &format!("env check {environment}"))
+}
+
 const CHECK_ENVIRONMENT: &str =
     "see whether the environment holds its contract:  turnwise env check NAME";
 
 /// Returns the help for episodes that repeatedly break for this reason: most reasons are not the environment's.
-fn help_for(reason: InfraReason) -> &'static str {
+pub(crate) fn help_for(reason: InfraReason) -> &'static str {
     match reason {
         InfraReason::EnvError
         | InfraReason::EnvPanic
@@ -299,7 +322,7 @@ fn help_for(reason: InfraReason) -> &'static str {
             "the rubric failed, and not the environment: the message above says on what"
         }
         InfraReason::Render => {
-            "a conversation does not fit or cannot be written in the model's form: raise limits.max_context_tokens, or look at it with  turnwise render"
+            "the model's form cannot write a conversation: see model.template and [agent], or look at it with  turnwise render; where it does not fit, raise limits.max_context_tokens"
         }
         InfraReason::AgentPanic => {
             "this is a mistake in the program: please report it with the message above"

@@ -94,7 +94,8 @@ async fn go_on(
     run.directory
         .write_event("resume", Map::from_iter([("step".to_owned(), json!(newest.step))]))?;
     let before = recall(path, &mut run);
-    Box::pin(run.finish(trainer, before)).await.map(Some)
+    let ended = Box::pin(run.finish(trainer, before)).await;
+    run.ended(ended).map(Some)
 }
 
 /// Returns the newest checkpoint whose files still match its manifest.

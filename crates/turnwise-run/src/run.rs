@@ -15,7 +15,7 @@ use turnwise_training::{
 
 use crate::before_after::BeforeAfter;
 use crate::config::reasons;
-use crate::doctor::{self, Attendance, Diagnosis, Finding, StepMetrics, Verdict};
+use crate::doctor::{self, Attendance, Diagnosis, FAILED, FAULTS, Finding, StepMetrics, Verdict};
 use crate::estimate;
 use crate::failure::{ExitCode, Failure};
 use crate::observer::{Observer, Plan};
@@ -32,6 +32,8 @@ pub(crate) struct RunLoop<'a> {
     stop: StopSignal,
     started: Instant,
     attendance: Attendance,
+    /// The number of finished steps.
+    n_done: u64,
     /// The step of the checkpoint that equals the trainer's state, if there is one.
     saved: Option<u64>,
 }
@@ -73,7 +75,17 @@ impl<'a> RunLoop<'a> {
         observer.begin(&Plan { header, steps: config.run.steps });
         let checkpoints = directory.checkpoints(config.log.keep_checkpoints);
         let attendance = Attendance::new(session.config.clone());
-        Self { session, directory, checkpoints, observer, stop, started, attendance, saved: None }
+        Self {
+            session,
+            directory,
+            checkpoints,
+            observer,
+            stop,
+            started,
+            attendance,
+            n_done: 0,
+            saved: None,
+        }
     }
 
     /// Imitates the expert, so that the policy learns the form and some of the skill.
@@ -203,6 +215,7 @@ impl<'a> RunLoop<'a> {
     /// Continues from a checkpoint: reads the metrics that earlier processes logged up to it.
     pub(crate) fn goes_on_at(&mut self, step: u64) -> Result<(), Failure> {
         self.saved = Some(step);
+        self.n_done = step;
         let mut n_found = 0;
         for row in self.directory.files()?.metrics()? {
             if row["step"].as_u64().is_some_and(|of_row| of_row < step) {
@@ -218,9 +231,22 @@ impl<'a> RunLoop<'a> {
         Ok(())
     }
 
+    /// Records an error that ends the run, so that whoever reads its files later finds the reason.
+    pub(crate) fn ended<T>(&mut self, result: Result<T, Failure>) -> Result<T, Failure> {
+        if let Err(failure) = &result
+            && failure.code != ExitCode::Interrupted
+        {
+            let (text, help) = failure.texts();
+            let details = json!({"step": self.n_done, "text": text, "help": help});
+            // The failure itself is what has to be reported, also where the log cannot be written.
+            let _ = self.event(FAILED, &details);
+        }
+        result
+    }
+
     /// Runs the remaining steps, then writes the last checkpoint, evaluates and summarises.
     pub(crate) async fn finish(
-        mut self,
+        &mut self,
         mut trainer: Trainer<CandleLearner>,
         before: Option<SuccessRate>,
     ) -> Result<Summary, Failure> {
@@ -267,14 +293,17 @@ impl<'a> RunLoop<'a> {
         self.directory.write_metrics(report)?;
         self.directory.write_rollouts(report, self.session.config.log.rollouts_per_step)?;
         self.observer.step(report);
-        for finding in
-            self.attendance.read(StepMetrics::measured(report.step, report.metrics.clone()))
-        {
+        if !report.faults.is_empty() {
+            self.event(FAULTS, &json!({"step": report.step, "faults": report.faults}))?;
+        }
+        let step = StepMetrics::measured(report.step, report.metrics.clone());
+        for finding in self.attendance.read(step.with_faults(report.faults.clone())) {
             self.observer.note(&finding.lines().join("\n"));
             let text = finding.sentence();
             self.event("alarm", &json!({"step": report.step, "rule": finding.rule, "text": text}))?;
         }
         let done = trainer.next_step();
+        self.n_done = done;
         if self.is_due(self.session.config.log.checkpoint_every, done) {
             self.checkpoint(trainer).await?;
         }
@@ -350,7 +379,7 @@ impl<'a> RunLoop<'a> {
     }
 
     fn summarise(
-        mut self,
+        &mut self,
         step: u64,
         before: Option<SuccessRate>,
         after: SuccessRate,

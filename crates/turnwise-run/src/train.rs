@@ -86,6 +86,15 @@ async fn begin(
     directory.write(SETTINGS, &session.resolved().map_err(|error| Failure::runtime(&error))?)?;
     let mut run = RunLoop::new(session, directory, observer, stop.clone(), started);
     run.directory.write_event("start", Map::new())?;
+    let ended = Box::pin(train_whole(&mut run, learner, path)).await;
+    run.ended(ended)
+}
+
+async fn train_whole(
+    run: &mut RunLoop<'_>,
+    mut learner: CandleLearner,
+    path: &Path,
+) -> Result<Summary, Failure> {
     run.warm_start(&mut learner).await?;
     run.keep_reference(&mut learner).await?;
     let before = run.evaluate_before(&mut learner).await?;

@@ -177,6 +177,8 @@ pub struct Admitted {
     pub dropped: BTreeMap<DropReason, Lengths>,
     /// The reason of each dropped member, by its index in the group.
     pub reasons: BTreeMap<u32, DropReason>,
+    /// The dropped members.
+    pub left_out: Vec<Trajectory>,
 }
 
 impl Admitted {
@@ -188,14 +190,15 @@ impl Admitted {
         kept
     }
 
-    fn drop_one(&mut self, reason: DropReason, member: &Trajectory) {
-        self.dropped.entry(reason).or_default().record(member);
+    fn drop_one(&mut self, reason: DropReason, member: Trajectory) {
+        self.dropped.entry(reason).or_default().record(&member);
         self.reasons.insert(member.identity.member, reason);
+        self.left_out.push(member);
     }
 
     fn drop_all(&mut self, reason: DropReason) {
         for member in std::mem::take(&mut self.members) {
-            self.drop_one(reason, &member);
+            self.drop_one(reason, member);
         }
     }
 }
@@ -215,7 +218,7 @@ impl Admission {
             }
             self.mask(&mut member);
             match self.refuse(&mut member, newest) {
-                Some(reason) => admitted.drop_one(reason, &member),
+                Some(reason) => admitted.drop_one(reason, member),
                 None => admitted.members.push(member),
             }
         }

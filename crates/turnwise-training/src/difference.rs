@@ -56,13 +56,29 @@ impl SuccessDifference {
         combine(before, after, 0.0)
     }
 
-    /// Returns the smallest difference that these evaluations would have shown: half the width of the interval.
+    /// Returns the smallest difference that these evaluations would have shown: the distance from the measured difference
+    /// to the end of the interval on the side of 0. The interval is not symmetric, and a difference that it does not show
+    /// is never above this number.
+    ///
+    /// ```
+    /// use turnwise_training::SuccessDifference;
+    ///
+    /// let change = SuccessDifference::paired(&[vec![(false, false)], vec![(false, true)]]);
+    /// assert!(change.ci_low <= 0.0 && change.difference <= change.detectable());
+    /// ```
     #[must_use]
     pub fn detectable(&self) -> f64 {
-        (self.ci_high - self.ci_low) / 2.0
+        let (below, above) = (self.difference - self.ci_low, self.ci_high - self.difference);
+        if self.difference > 0.0 {
+            below
+        } else if self.difference < 0.0 {
+            above
+        } else {
+            below.max(above)
+        }
     }
 
-    /// Estimates the number of episodes for an interval of `half_width` on each side.
+    /// Estimates the number of episodes for which a difference of `half_width` is [`detectable`](Self::detectable).
     #[must_use]
     #[expect(clippy::cast_sign_loss, reason = "a square is not negative")]
     pub fn episodes_for(&self, half_width: f64) -> usize {

@@ -85,6 +85,8 @@ pub struct Evaluation {
     pub reward_mean: f64,
     /// The number of episodes that broke in spite of retries; they are not scored.
     pub n_broken: usize,
+    /// The number of tasks that there are; with fewer than episodes, tasks were repeated.
+    pub n_tasks: usize,
     /// The scored episodes in order; one trajectory for each seat that the policy played. An episode that ended before
     /// the policy's first turn is not among them.
     pub trajectories: Vec<Trajectory>,
@@ -94,7 +96,7 @@ pub struct Evaluation {
 /// played episodes.
 ///
 /// # Errors
-/// If too many episodes in a row break.
+/// If too many episodes in a row break, or all of them.
 pub async fn evaluate(
     evaluated: &Evaluated,
     settings: &EvaluationSettings,
@@ -116,18 +118,26 @@ pub async fn evaluate(
         pool.start(GroupId(episode as u64), task);
     }
     let mut trajectories = Vec::with_capacity(settings.episodes);
-    let mut n_delivered = 0;
+    let (mut n_delivered, mut first_fault) = (0, None);
     while pool.n_waiting() > 0 {
         let iteration = pool.iterate(&evaluated.policy, stop).await?;
         if stop.requested() {
             return Ok(None);
         }
         n_delivered += iteration.groups.len();
+        let fault = || iteration.faults.values().next().map(|faults| faults.first.clone());
+        first_fault = first_fault.or_else(fault);
         let seats = iteration.groups.into_iter().flat_map(Group::into_seats);
         trajectories.extend(seats.flat_map(|seat| seat.members));
     }
     let n_undecided = pool.ledger().dropped.get(NO_TURN).copied().unwrap_or(0) as usize;
-    Ok(Some(summarise(trajectories, settings.episodes - n_delivered - n_undecided)))
+    let n_broken = settings.episodes - n_delivered - n_undecided;
+    match first_fault {
+        Some(first) if trajectories.is_empty() => {
+            Err(RolloutError::AllBroke { n: n_broken, first })
+        }
+        _ => Ok(Some(summarise(trajectories, n_broken, evaluated.tasks.len()))),
+    }
 }
 
 /// Iterates over tasks in a random order, repeatedly, so that the first ones are a random sample of all.
@@ -150,7 +160,7 @@ fn pool_settings(settings: &EvaluationSettings) -> PoolSettings {
     }
 }
 
-fn summarise(trajectories: Vec<Trajectory>, n_broken: usize) -> Evaluation {
+fn summarise(trajectories: Vec<Trajectory>, n_broken: usize, n_tasks: usize) -> Evaluation {
     let mut tasks: BTreeMap<usize, Vec<bool>> = BTreeMap::new();
     for trajectory in &trajectories {
         tasks.entry(trajectory.identity.task_index).or_default().push(trajectory.solved);
@@ -160,6 +170,7 @@ fn summarise(trajectories: Vec<Trajectory>, n_broken: usize) -> Evaluation {
         success: SuccessRate::of(&tasks.into_values().collect::<Vec<_>>()),
         reward_mean: rewards / trajectories.len().max(1) as f64,
         n_broken,
+        n_tasks,
         trajectories,
     }
 }

@@ -12,6 +12,9 @@ pub struct EvaluationRecord {
     /// The share of solved episodes.
     #[serde(flatten)]
     pub success: SuccessRate,
+    /// The number of tasks that there are; `None` in a run of an earlier version.
+    #[serde(default)]
+    pub tasks: Option<usize>,
     /// The scores in the order of the episodes; empty if the run did not keep them.
     #[serde(default)]
     pub scores: Vec<EpisodeScore>,
@@ -71,6 +74,7 @@ impl From<&Evaluation> for EvaluationRecord {
         };
         Self {
             success: evaluation.success,
+            tasks: Some(evaluation.n_tasks),
             scores: evaluation.trajectories.iter().map(score).collect(),
         }
     }

@@ -22,7 +22,8 @@ impl SuccessRate {
     /// The interval is Wilson's score interval (1927), which stays inside 0 to 1 and is accurate at both ends. Episodes
     /// of one task are not independent, so the sample size is divided by the design effect: the variance of the rate
     /// estimated between tasks over the variance that independent episodes would have (Kish 1965), at least 1 and at
-    /// most the episodes per task.
+    /// most the episodes per task. Where all episodes agree, nothing can be estimated between tasks, and each task counts
+    /// as one observation.
     ///
     /// ```
     /// use turnwise_training::SuccessRate;
@@ -62,7 +63,10 @@ fn design_effect(tasks: &[Vec<bool>], rate: f64, n: usize) -> f64 {
     let played = tasks.iter().filter(|episodes| !episodes.is_empty()).count();
     let independent = rate * (1.0 - rate) / n as f64;
     let largest = tasks.iter().map(Vec::len).max().unwrap_or(1) as f64;
-    if played < 2 || largest < 2.0 || independent == 0.0 {
+    if independent == 0.0 {
+        return n as f64 / played as f64;
+    }
+    if played < 2 || largest < 2.0 {
         return 1.0;
     }
     let deviation = |episodes: &Vec<bool>| {

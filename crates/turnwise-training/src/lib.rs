@@ -77,7 +77,7 @@ pub use proximal::{Behavior, Bound, Correction, Stretch, recompute};
 pub use report::StepReport;
 pub use row::{Row, Target};
 pub use run_directory::{RunDirectory, RunDirectoryError, Summary};
-pub use run_files::{EpisodeFile, RunFiles, RunState};
+pub use run_files::{Damage, EpisodeFile, RunFiles, RunState};
 pub use schedule::{Decay, Schedule};
 pub use scheduler::{DynamicSampling, RolloutMode};
 pub use trainer::{Parts, Trainer, TrainerSettings, TrainerSnapshot};

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use turnwise_objective::{Clip, Metrics};
-use turnwise_rollout::{Group, Iteration};
+use turnwise_rollout::{Faults, Group, Iteration};
 use turnwise_trajectory::{
     Limit, Outcome, PolicyVersion, SampledToken, SampledTokens, StopReason, Trajectory, Turn,
 };
@@ -20,8 +20,12 @@ pub struct StepReport {
     pub metrics: MetricValues,
     /// The trained episodes.
     pub trained: Vec<Trajectory>,
+    /// The scored episodes of a step that trained on none; empty otherwise.
+    pub untrained: Vec<Trajectory>,
     /// A scored episode of the step as a sample of the policy: the last solved one, or else the last.
     pub sample: Option<Trajectory>,
+    /// The attempts that broke, by the kind of their fault.
+    pub faults: Vec<Faults>,
     /// The credit streams of each trained group, in the order of `trained`.
     pub credit: Vec<CreditStreams>,
     /// The books of the run at the end of the step.
@@ -187,6 +191,7 @@ impl StepReport {
         };
         metrics.set(metric::FAULTS, with_prefix("infra_") as f64);
         metrics.set(metric::AGENT_FAULTS, with_prefix("agent_") as f64);
+        self.faults = iteration.faults.values().cloned().collect();
     }
 
     fn describe_groups(&mut self, groups: &[&Group]) {

@@ -18,7 +18,7 @@ use crate::{
 ///
 /// ```text
 /// config.toml     what the user wrote           run.toml      the resolved settings
-/// metrics.jsonl   one object for each step      events.jsonl  start, checkpoint, resume, end
+/// metrics.jsonl   one object for each step      events.jsonl  start, checkpoint, faults, resume, failed, end
 /// rollouts/       trajectories, a file a step   credit/       what their advantages are made of, line for line
 /// checkpoints/    model directories with optimiser and trainer state
 /// eval-*.json     success and scores            eval-*.jsonl  some of the episodes of an evaluation
@@ -100,9 +100,7 @@ impl RunDirectory {
     /// If it holds no run, or another process uses it.
     pub fn resume(path: &Path) -> Result<Self, RunDirectoryError> {
         check_name(path)?;
-        if !OF_A_RUN.iter().any(|name| path.join(name).exists()) {
-            return Err(RunDirectoryError::NotARun { path: path.to_owned() });
-        }
+        check_is_run(path)?;
         let lock = lock(path)?;
         let mut directory = Self::open_files(path, lock, 0)?;
         let is_resume = |event: &Value| event["event"] == "resume";
@@ -197,16 +195,19 @@ impl RunDirectory {
     }
 
     /// Writes at most `n` trained episodes of a step: their trajectories to `rollouts/`, and their credit records to
-    /// `credit/`, line for line.
+    /// `credit/`, line for line. Of a step that trained on none, writes the episodes that it left out, which have no
+    /// credit.
     ///
     /// # Errors
     /// If they cannot be written.
     pub fn write_rollouts(&self, report: &StepReport, n: usize) -> Result<(), RunDirectoryError> {
-        if n == 0 || report.trained.is_empty() {
+        let is_trained = !report.trained.is_empty();
+        let episodes = if is_trained { &report.trained } else { &report.untrained };
+        if n == 0 || episodes.is_empty() {
             return Ok(());
         }
         let (mut rollouts, mut credit) = (Vec::new(), Vec::new());
-        for trajectory in report.trained.iter().take(n) {
+        for trajectory in episodes.iter().take(n) {
             write_line(&mut rollouts, trajectory).at(&self.path)?;
         }
         for record in credit_records(&report.credit, &report.trained).take(n) {
@@ -215,6 +216,9 @@ impl RunDirectory {
         }
         let name = format!("step-{:06}.jsonl", report.step);
         for (folder, lines) in [(ROLLOUTS, rollouts), (CREDIT, credit)] {
+            if lines.is_empty() {
+                continue;
+            }
             let path = self.path.join(folder).join(&name);
             replace(&path, &lines).at(&path)?;
         }
@@ -240,7 +244,23 @@ pub(crate) const SUMMARY: &str = "summary.json";
 pub(crate) const LOCK: &str = "lock";
 
 /// A directory with one of these names holds a run, even if the others were lost.
-pub(crate) const OF_A_RUN: [&str; 3] = [METRICS, "run.toml", CHECKPOINTS];
+const OF_A_RUN: [&str; 3] = [METRICS, "run.toml", CHECKPOINTS];
+
+/// Rejects a path that is not the directory of a run.
+pub(crate) fn check_is_run(path: &Path) -> Result<(), RunDirectoryError> {
+    let own = || path.to_owned();
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(RunDirectoryError::Missing { path: own() })
+        }
+        Err(source) => Err(RunDirectoryError::Io { path: own(), source }),
+        Ok(metadata) if !metadata.is_dir() => Err(RunDirectoryError::NotADirectory { path: own() }),
+        Ok(_) if !OF_A_RUN.iter().any(|name| path.join(name).exists()) => {
+            Err(RunDirectoryError::NotARun { path: own() })
+        }
+        Ok(_) => Ok(()),
+    }
+}
 
 /// Every name that a run may have written before its first checkpoint.
 const OWN: [&str; 12] = [
@@ -344,6 +364,18 @@ pub enum RunDirectoryError {
     #[error("cannot use the run directory {}: its name is not UTF-8", path.display())]
     NotText {
         /// The directory.
+        path: PathBuf,
+    },
+    /// There is nothing at the path of a run.
+    #[error("cannot find a run in {}: it does not exist", path.display())]
+    Missing {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path of a run is not a directory.
+    #[error("cannot find a run in {}: it is not a directory", path.display())]
+    NotADirectory {
+        /// The path.
         path: PathBuf,
     },
     /// The directory holds no run.

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use turnwise_trajectory::{Trajectory, read_line};
 
 use crate::disk::{open_plain, read_plain};
 use crate::manifest::entries;
-use crate::run_directory::{At, EVENTS, LOCK, METRICS, OF_A_RUN, ROLLOUTS, SUMMARY};
+use crate::run_directory::{At, EVENTS, LOCK, METRICS, ROLLOUTS, SUMMARY, check_is_run};
 use crate::{EvaluationRecord, RunDirectoryError};
 
 /// The files of a run, for reading. Needs no lock: the run may be going on, or may have been killed.
@@ -27,6 +28,33 @@ pub enum RunState {
     Finished,
 }
 
+/// A part of a run's files that is not what the run wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The name of the file.
+    pub file: String,
+    /// The number of damaged lines; `None` if the whole file is damaged.
+    pub lines: Option<usize>,
+}
+
+impl Damage {
+    fn of_lines(name: &str, n: usize) -> Option<Self> {
+        (n > 0).then(|| Self { file: name.to_owned(), lines: Some(n) })
+    }
+}
+
+impl fmt::Display for Damage {
+    /// Formats the damage as a sentence: `2 lines of metrics.jsonl are damaged and left out`.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = &self.file;
+        match self.lines {
+            None => write!(formatter, "{file} is damaged and left out"),
+            Some(1) => write!(formatter, "1 line of {file} is damaged and left out"),
+            Some(n) => write!(formatter, "{n} lines of {file} are damaged and left out"),
+        }
+    }
+}
+
 /// A file of episodes: those of a training step, or those of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EpisodeFile {
@@ -43,11 +71,9 @@ impl RunFiles {
     /// Opens the directory of a run.
     ///
     /// # Errors
-    /// If it holds no run.
+    /// If it does not exist, is not a directory, or holds no run.
     pub fn open(path: &Path) -> Result<Self, RunDirectoryError> {
-        if !OF_A_RUN.iter().any(|name| path.join(name).exists()) {
-            return Err(RunDirectoryError::NotARun { path: path.to_owned() });
-        }
+        check_is_run(path)?;
         Ok(Self { path: path.to_owned() })
     }
 
@@ -120,6 +146,43 @@ impl RunFiles {
             self.evaluation("after").or_else(|| record(self.summary()?["eval_after"].take()));
         later.extend(after.map(|record| ((end, 1), ("after".to_owned(), record))));
         before.into_iter().chain(later.into_values()).collect()
+    }
+
+    /// Returns the damaged parts of the logs and evaluations, which the other methods leave out. A last line without its
+    /// end is not among them while the run goes on: it is being written.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn damage(&self) -> Result<Vec<Damage>, RunDirectoryError> {
+        let mut damage = Vec::new();
+        for name in [METRICS, EVENTS] {
+            damage.extend(Damage::of_lines(name, self.n_damaged(&self.path.join(name))));
+        }
+        for path in entries(&self.path).at(&self.path)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Some(when) = name.strip_prefix("eval-") else { continue };
+            if let Some(when) = when.strip_suffix(".jsonl") {
+                let n = self.episodes(&EpisodeFile::Evaluation(when.to_owned()));
+                damage.extend(Damage::of_lines(&name, n.map_or(0, |(_, n_damaged)| n_damaged)));
+            } else if when.strip_suffix(".json").is_some_and(|when| self.evaluation(when).is_none())
+            {
+                damage.push(Damage { file: name, lines: None });
+            }
+        }
+        Ok(damage)
+    }
+
+    /// Returns the number of lines of a log that are not JSON.
+    fn n_damaged(&self, path: &Path) -> usize {
+        let bytes = read_plain(path, u64::MAX).unwrap_or_default();
+        let mut lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+        if self.state() == RunState::Going {
+            lines.pop();
+        }
+        let is_damaged = |line: &&&[u8]| {
+            !line.trim_ascii().is_empty() && serde_json::from_slice::<Value>(line).is_err()
+        };
+        lines.iter().filter(is_damaged).count()
     }
 
     fn evaluation(&self, name: &str) -> Option<EvaluationRecord> {

@@ -214,6 +214,11 @@ impl Scheduler {
         Gathered { groups, news, n_replaced }
     }
 
+    /// Lets a round begin again of which no episode counted.
+    pub(crate) fn repeat(&mut self, round: u64) {
+        self.state.rounds = round;
+    }
+
     /// Runs one round: starts its groups, and iterates until one of them is finished. With a small budget that can take
     /// several iterations: a token budget advances every episode by at least one token, and a time budget grows while
     /// nothing finishes.

@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use turnwise_environment::{LedgerStore, Rubric, TaskSet};
 use turnwise_objective::Objective;
 use turnwise_rollout::{
-    AgentFactory, Group, Meter, Opponent, Policy, PoolSettings, PoolSnapshot, RestoreError,
-    RolloutPool, StopSignal,
+    AgentFactory, Faults, Group, Iteration, Meter, Opponent, Policy, PoolSettings, PoolSnapshot,
+    RestoreError, RolloutError, RolloutPool, StopSignal,
 };
-use turnwise_trajectory::Trajectory;
+use turnwise_trajectory::{InfraReason, Trajectory};
 
 use crate::clip_range::Spread;
 use crate::learning::Learning;
@@ -276,6 +276,10 @@ impl<L: Learner> Trainer<L> {
         }
         let rollout_s = started.elapsed().as_secs_f64();
         let Gathered { groups, news, n_replaced } = self.scheduler.take();
+        if let Some(error) = never_rendered(&news, &groups) {
+            self.scheduler.repeat(self.progress.step);
+            return Err(error.into());
+        }
         let groups: Vec<Vec<Group>> = groups.into_iter().map(Group::into_seats).collect();
         let mut report = StepReport::new(self.progress.step, &news, &groups, n_replaced);
         let Trainable { trajectories: trainable, n_episodes } = self.admit(groups, &mut report)?;
@@ -320,7 +324,7 @@ impl<L: Learner> Trainer<L> {
         report: &mut StepReport,
     ) -> Result<Trainable, TrainError> {
         let version = self.learning.learner.version();
-        let (mut trainable, mut n_episodes) = (Vec::new(), 0);
+        let (mut trainable, mut left_out, mut n_episodes) = (Vec::new(), Vec::new(), 0);
         for group in groups {
             let seats = group.into_iter().map(|seat| self.settings.admission.admit(seat, version));
             let seats: Vec<Admitted> = seats.collect();
@@ -335,8 +339,12 @@ impl<L: Learner> Trainer<L> {
             }
             for admitted in seats {
                 report.record_admission(&admitted);
+                left_out.extend(admitted.left_out);
                 trainable.push(admitted.members);
             }
+        }
+        if trainable.iter().all(Vec::is_empty) {
+            report.untrained = left_out;
         }
         let mut groups: Vec<&mut [Trajectory]> =
             trainable.iter_mut().map(Vec::as_mut_slice).collect();
@@ -397,6 +405,14 @@ struct Trainable {
     trajectories: Vec<Trajectory>,
     /// The number of episodes; an episode has a trajectory for each seat that the trained policy played.
     n_episodes: u64,
+}
+
+/// Returns the reason why a step has no episode if none of them could be rendered, which holds for every later step too:
+/// other faults may pass.
+fn never_rendered(news: &Iteration, groups: &[Group]) -> Option<RolloutError> {
+    let Faults { first, n } = news.faults.values().next().filter(|_| groups.is_empty())?;
+    let is_alone = news.outcomes.len() == 1 && first.reason == InfraReason::Render;
+    is_alone.then(|| RolloutError::AllBroke { n: *n as usize, first: first.clone() })
 }
 
 /// Returns for each member of a group why it does not train; `None` if it trains on one of its seats.

@@ -35,12 +35,18 @@ struct TestRun {
 
 impl TestRun {
     fn new(overrides: &[&str]) -> Self {
+        let run = Self::ended(overrides);
+        assert_eq!(run.trained.code, 0, "{}", run.trained.stderr);
+        run
+    }
+
+    /// Creates a run that may have failed.
+    fn ended(overrides: &[&str]) -> Self {
         let home = TempDir::new().expect("a directory of its own");
         let text = |name: &str| home.path().join(name).to_str().expect("UTF-8").to_owned();
         let (config, path) = (text("run.toml"), text("run"));
         fs::write(&config, tiny(HEALTHY)).expect("it is written");
         let trained = turnwise(&[&["train", &config, "--run-dir", &path], overrides].concat(), "");
-        assert_eq!(trained.code, 0, "{}", trained.stderr);
         Self { _home: home, path, trained }
     }
 
@@ -62,7 +68,7 @@ impl TestRun {
 /// A fault, as settings, with the rule of the first finding, and what its change names.
 const FAULTS: [(&[&str], &str, &str); 10] = [
     (&["train.learning_rate=1e-10"], "policy_hardly_moves", "train.learning_rate = "),
-    (&["train.learning_rate=0.3"], "policy_moves_far", "train.learning_rate = 3e-2"),
+    (&["train.learning_rate=0.3"], "policy_moves_far", "train.learning_rate = "),
     (&["limits.max_turn_tokens=1"], "answers_are_cut", "limits.max_turn_tokens = 16"),
     (
         &[
@@ -218,8 +224,12 @@ fn an_old_run_and_a_damaged_one_are_judged_by_what_they_have() {
         fs::remove_file(path(file)).expect("it was there");
     }
     let ended = turnwise(&["doctor", &run.path], "");
-    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("has nothing to judge yet"), "{}", ended.stderr);
     assert!(ended.stdout.starts_with("no verdict: "), "{}", ended.stdout);
+    let nothing =
+        "? there is nothing to judge yet: 0 of 6 steps have ended, and the last event is: unknown";
+    assert_eq!(ended.stdout.lines().nth(1), Some(nothing));
     assert!(ended.stdout.contains("metrics.jsonl cannot be read"), "{}", ended.stdout);
     let ended = turnwise(&["show", &run.path], "");
     assert_eq!(ended.code, 2);
@@ -227,6 +237,82 @@ fn an_old_run_and_a_damaged_one_are_judged_by_what_they_have() {
     let ended = turnwise(&["doctor", path("checkpoints").to_str().expect("UTF-8")], "");
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("holds no run"), "{}", ended.stderr);
+}
+
+/// A prompt that does not fit breaks every episode: no evaluation of it is one.
+#[test]
+fn what_breaks_every_episode_ends_a_run_and_an_evaluation_with_its_reason() {
+    let healthy = TestRun::new(&["run.steps=1", "eval.episodes=8"]);
+    let small = ["limits.max_context_tokens=12", "limits.max_turn_tokens=6", "eval.episodes=4"];
+    let reason = "each of 4 episodes broke, the first with render: the first prompt has ";
+    let model = healthy.path.as_str();
+    let evaluated = turnwise(&[&["eval", "--model", model], &small[..]].concat(), "");
+    assert_eq!(evaluated.code, 5, "{}", evaluated.stdout);
+    assert!(evaluated.stderr.contains(reason), "{}", evaluated.stderr);
+    assert!(
+        evaluated.stderr.contains("help: the model's form cannot write"),
+        "{}",
+        evaluated.stderr
+    );
+    assert_eq!(evaluated.stderr.matches("an episode broke").count(), 4, "{}", evaluated.stderr);
+    let run = TestRun::ended(&[&["warm_start.steps=0"], &small[..]].concat());
+    assert_eq!(run.trained.code, 5, "{}", run.trained.stderr);
+    assert!(run.trained.stderr.contains(reason), "{}", run.trained.stderr);
+    // The files of the run have the reason too.
+    let (diagnosis, code) = run.diagnosis();
+    let first = &diagnosis["findings"][0];
+    assert_eq!((first["rule"].as_str(), code), (Some("run_failed"), 1), "{diagnosis:#}");
+    let problem = first["problem"].as_str().expect("a text");
+    assert!(problem.contains("after 0 of 6 steps") && problem.contains(reason), "{problem}");
+    assert!(first["change"].as_str().expect("a text").contains("limits.max_context_tokens"));
+    let page = turnwise(&["doctor", &run.path], "").stdout;
+    assert!(page.contains("? there is nothing to judge yet: 0 of 6 steps have ended"), "{page}");
+    assert!(page.contains("the last event is: failed after 0 steps"), "{page}");
+    assert!(!page.contains("nothing is wrong"), "{page}");
+}
+
+#[test]
+fn more_episodes_than_tasks_are_counted_by_task() {
+    let run = TestRun::new(&["run.steps=1"]);
+    let first: Value = serde_json::from_str(&run.read("eval-before.json")).expect("JSON");
+    let n_tasks = first["tasks"].as_u64().expect("a number");
+    let episodes = format!("eval.episodes={}", n_tasks + 20);
+    let evaluated = turnwise(&["eval", "--model", &run.path, &episodes], "");
+    let counted = format!("{} episodes of {n_tasks} tasks", n_tasks + 20);
+    assert!(evaluated.stdout.contains(&counted), "{}", evaluated.stdout);
+    let json = turnwise(&["eval", "--model", &run.path, &episodes, "--json"], "").stdout;
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["tasks"].as_u64(), Some(n_tasks));
+}
+
+#[test]
+fn damaged_files_are_named() {
+    let run = TestRun::new(&["run.steps=2"]);
+    let path = |name: &str| Path::new(&run.path).join(name);
+    for (name, damaged) in [
+        ("metrics.jsonl", format!("garbage\n{}", run.read("metrics.jsonl"))),
+        ("eval-after.json", "{}".to_owned()),
+        ("eval-after.jsonl", format!("{{\n{}[\n", run.read("eval-after.jsonl"))),
+    ] {
+        fs::write(path(name), damaged).expect("it is written");
+    }
+    let page = turnwise(&["doctor", &run.path], "").stdout;
+    for note in [
+        "note   1 line of metrics.jsonl is damaged and left out",
+        "note   eval-after.json is damaged and left out",
+        "note   2 lines of eval-after.jsonl are damaged and left out",
+    ] {
+        assert!(page.contains(note), "{page}");
+    }
+}
+
+#[test]
+fn a_step_that_trains_on_nothing_keeps_its_episodes() {
+    let run = TestRun::new(FAULTS[4].0);
+    let shown = run.show(&["--step", "1"]);
+    assert_eq!(shown.code, 0, "{}", shown.stderr);
+    assert!(shown.stdout.contains("rollouts/step-000000.jsonl, 16 episodes"), "{}", shown.stdout);
+    assert!(!Path::new(&run.path).join("credit/step-000000.jsonl").exists());
 }
 
 #[test]

@@ -122,6 +122,14 @@ pub enum RolloutError {
         /// The last fault.
         last: InfraFault,
     },
+    /// Every episode of an evaluation or of a training step broke.
+    #[error("cannot run episodes: each of {n} broke, the first with {first}")]
+    AllBroke {
+        /// The number of episodes.
+        n: usize,
+        /// The first fault.
+        first: InfraFault,
+    },
     /// The model's logits are NaN or infinite, for every further episode too.
     #[error("cannot run episodes: {last}")]
     NotFinite {

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use turnwise_trajectory::{InfraFault, Outcome};
 
 use super::running::Place;
 use crate::Group;
@@ -20,9 +21,32 @@ pub struct Iteration {
     pub outcomes: BTreeMap<String, u64>,
     /// Members of finished groups that were dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
+    /// The attempts that broke, by the label of their outcome.
+    #[serde(default)]
+    pub faults: BTreeMap<String, Faults>,
+}
+
+/// Faults of one kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Faults {
+    /// The first of them.
+    #[serde(flatten)]
+    pub first: InfraFault,
+    /// The number of attempts that broke so.
+    pub n: u64,
 }
 
 impl Iteration {
+    /// Counts the outcome of a finished attempt.
+    pub(super) fn count(&mut self, outcome: &Outcome) {
+        let label = outcome.label();
+        if let Outcome::InfraFault(fault) = outcome {
+            let faults = self.faults.entry(label.clone());
+            faults.or_insert_with(|| Faults { first: fault.clone(), n: 0 }).n += 1;
+        }
+        *self.outcomes.entry(label).or_default() += 1;
+    }
+
     /// Adds the results of a later iteration.
     pub fn absorb(&mut self, later: Self) {
         self.groups.extend(later.groups);
@@ -34,6 +58,9 @@ impl Iteration {
         }
         for (reason, n) in later.dropped {
             *self.dropped.entry(reason).or_default() += n;
+        }
+        for (label, Faults { first, n }) in later.faults {
+            self.faults.entry(label).or_insert(Faults { first, n: 0 }).n += n;
         }
     }
 }

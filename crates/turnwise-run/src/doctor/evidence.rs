@@ -1,10 +1,13 @@
 //! What the rules look at: settings, metrics, evaluations and episodes of a run.
 
+use serde::Deserialize;
 use serde_json::Value;
+use turnwise_rollout::Faults;
 use turnwise_training::metric::{self, Metric, MetricValues};
 use turnwise_training::{EpisodeFile, RunFiles, SuccessDifference, wilson};
 use turnwise_trajectory::Trajectory;
 
+use super::events::{FAULTS, RunFailure};
 use crate::config::Config;
 
 /// The number of steps over which the start and the present of a run are measured, and for which a problem has to last.
@@ -22,12 +25,19 @@ pub(crate) struct StepMetrics {
     /// The number of the step as screens count it, from 1.
     pub(super) number: u64,
     values: MetricValues,
+    /// The attempts that broke, by the kind of their fault.
+    pub(super) faults: Vec<Faults>,
 }
 
 impl StepMetrics {
     /// Takes the metrics of the step with this index.
     pub(crate) fn measured(index: u64, values: MetricValues) -> Self {
-        Self { number: index + 1, values }
+        Self { number: index + 1, values, faults: Vec::new() }
+    }
+
+    /// Adds the attempts that broke.
+    pub(crate) fn with_faults(self, faults: Vec<Faults>) -> Self {
+        Self { faults, ..self }
     }
 
     /// Reads a line of `metrics.jsonl`; metrics that it lacks, or that are unknown, are left out.
@@ -53,6 +63,10 @@ pub(crate) struct Evidence {
     pub(super) steps: Vec<StepMetrics>,
     /// The change from the evaluation before training to the newest one.
     pub(super) change: Option<SuccessDifference>,
+    /// The number of held-out tasks, if the run logged it.
+    pub(super) n_held_out: Option<usize>,
+    /// The error that ended the run.
+    pub(super) failure: Option<RunFailure>,
     /// Some of the run's episodes, newest first, each with the file that has it.
     pub(super) episodes: Vec<(String, Trajectory)>,
     /// Whether no further step is to come, so that a short run is judged by what there is.
@@ -62,7 +76,27 @@ pub(crate) struct Evidence {
 impl Evidence {
     /// Creates the evidence of a run that begins.
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, steps: Vec::new(), change: None, episodes: Vec::new(), is_whole: false }
+        Self {
+            config,
+            steps: Vec::new(),
+            change: None,
+            n_held_out: None,
+            failure: None,
+            episodes: Vec::new(),
+            is_whole: false,
+        }
+    }
+
+    /// Adds to each step the faults that the events have of it.
+    pub(super) fn read_faults(&mut self, events: &[Value]) {
+        for event in events.iter().filter(|event| event["event"] == FAULTS) {
+            let number = event["step"].as_u64().map(|index| index + 1);
+            let step = self.steps.iter_mut().find(|step| Some(step.number) == number);
+            let faults = Vec::deserialize(&event["faults"]).ok();
+            if let (Some(step), Some(faults)) = (step, faults) {
+                step.faults = faults;
+            }
+        }
     }
 
     /// Reads the newest episodes of a run. Files that cannot be read are left out.

@@ -21,10 +21,12 @@ type Rule = fn(&Evidence) -> Option<Finding>;
 /// their common cause: a policy that one update destroyed writes what nobody can read, answers that nobody can read are
 /// never solved, and from tasks that are never solved nothing can be learnt.
 const RULES: &[Rule] = &[
+    failures::run_failed,
     failures::episodes_break,
     failures::updates_are_left_out,
     engine::engine_differs,
     update::policy_moves_far,
+    clip::clip_bounds_no_drift,
     observations::observations_are_shortened,
     answers::answers_are_cut,
     answers::answers_cannot_be_read,

@@ -43,22 +43,20 @@ impl fmt::Display for Verdict {
             Self::Worse(_) => write!(formatter, "it got worse: ")?,
             Self::Undecided(_) => write!(
                 formatter,
-                "no change that {} episodes could show (it would have to be above {:.2}): ",
+                "no change that {} episodes could show (it would have to be above {}): ",
                 change.episodes,
-                change.detectable()
+                hundredths(change.detectable())
             )?,
         }
         let SuccessDifference { before, after, difference, ci_low, ci_high, .. } = change;
-        let [difference, ci_low, ci_high] = [difference, ci_low, ci_high].map(hundredths);
-        write!(
-            formatter,
-            "{before:.2} -> {after:.2}, difference {difference} [{ci_low}, {ci_high}]"
-        )
+        let [before, after, difference, ci_low, ci_high] =
+            [before, after, difference, ci_low, ci_high].map(hundredths);
+        write!(formatter, "{before} -> {after}, difference {difference} [{ci_low}, {ci_high}]")
     }
 }
 
 /// Formats a number with two digits; what rounds to 0 has no sign.
-fn hundredths(number: f64) -> String {
+pub(super) fn hundredths(number: f64) -> String {
     let rounded = (100.0 * number).round() / 100.0;
     format!("{:.2}", if rounded == 0.0 { 0.0 } else { rounded })
 }

@@ -7,13 +7,13 @@ use proptest::prelude::*;
 use turnwise_environment::TaskSet;
 use turnwise_objective::{GroupAdvantage, Std};
 use turnwise_rollout::{
-    Iteration, Policy, PolicyError, PoolSettings, RolloutError, RolloutPool, Sample, SampleRequest,
-    StopSignal,
+    Iteration, Limits, Meter, Opponent, Policy, PolicyError, PoolSettings, RolloutError,
+    RolloutPool, Sample, SampleRequest, StopSignal,
 };
 use turnwise_testkit::{Echo, Fault, Faulty, FaultyTasks, Interrupting, TabularModel};
 use turnwise_training::{
-    Admission, Credit, OutcomeCredit, Parts, ReturnCredit, TrainError, Trainer, TrainerSettings,
-    TurnCredit,
+    Admission, Credit, Evaluated, EvaluationSettings, OutcomeCredit, Parts, ReturnCredit,
+    TrainError, Trainer, TrainerSettings, TurnCredit, evaluate,
 };
 use turnwise_trajectory::{
     CancelReason, GroupId, InfraFault, InfraReason, Outcome, PolicyVersion, Trajectory,
@@ -347,6 +347,63 @@ fn a_run_in_which_everything_breaks_ends_with_an_error() {
         Trainer::new(parts, TrainerSettings { rollout: settings, ..TrainerSettings::default() });
     let error = block_on(trainer.step(&StopSignal::never())).unwrap_err();
     assert!(matches!(error, TrainError::Rollout(RolloutError::TooManyFaults { n: 5, .. })));
+}
+
+/// Seeds are the same in every attempt, and so is a conversation that does not fit: it is tried once, and the reason
+/// ends an evaluation and a step that have no other episode, as often as the step is begun.
+#[test]
+fn what_can_never_be_rendered_is_tried_once_and_ends_evaluation_and_step_with_the_reason() {
+    let settings = PoolSettings {
+        limits: Limits { max_context_tokens: 1, ..pool_settings().limits },
+        max_retries: 5,
+        max_faults_in_row: u32::MAX,
+        ..pool_settings()
+    };
+    let tasks: Arc<dyn TaskSet> = Arc::new(FaultyTasks::new(
+        vec![Echo::new(2, true), Echo::new(3, true)],
+        Fault::Error,
+        u64::MAX,
+    ));
+    let model = TabularModel::new(4);
+    let reason = |error: RolloutError, expected: usize| {
+        let RolloutError::AllBroke { n, first } = error else { panic!("{error}") };
+        assert_eq!((n, first.reason), (expected, InfraReason::Render));
+        assert!(first.message.contains("max_context_tokens is 1"), "{first}");
+    };
+    let evaluated = Evaluated {
+        policy: Arc::new(model.clone()),
+        tasks: tasks.clone(),
+        agents: Arc::new(agents()),
+        opponent: Opponent::default(),
+        rubric: None,
+    };
+    let of_evaluation = EvaluationSettings {
+        episodes: 3,
+        limits: settings.limits.clone(),
+        ..EvaluationSettings::default()
+    };
+    let (never, meter) = (StopSignal::never(), Meter::default());
+    let evaluation = block_on(evaluate(&evaluated, &of_evaluation, &never, &meter));
+    reason(evaluation.unwrap_err(), 3);
+    let parts = Parts {
+        tasks,
+        agents: Arc::new(agents()),
+        rubric: None,
+        policy: Arc::new(model.clone()),
+        learner: model,
+        objective: Box::new(OBJECTIVE),
+        credit: Box::new(ReturnCredit { gamma: 1.0 }),
+    };
+    let n = 2 * settings.group_size;
+    let settings =
+        TrainerSettings { rollout: settings, groups_per_step: 2, ..TrainerSettings::default() };
+    let mut trainer = Trainer::new(parts, settings);
+    for _ in 0..3 {
+        let error = block_on(trainer.step(&never)).unwrap_err();
+        let TrainError::Rollout(error) = error else { panic!("{error}") };
+        reason(error, n);
+        assert_eq!((trainer.next_step(), trainer.books().unaccounted()), (0, 0));
+    }
 }
 
 fn credits() -> [Box<dyn Credit>; 3] {

@@ -21,6 +21,9 @@ proptest! {
         prop_assert!(-1.0 <= change.ci_low && change.ci_high <= 1.0);
         prop_assert!(change.ci_low <= change.difference && change.difference <= change.ci_high);
         prop_assert!((change.after - change.before - change.difference).abs() < 1e-12);
+        // What the interval does not show is not above what it would have shown.
+        let is_shown = change.ci_low > 0.0 || change.ci_high < 0.0;
+        prop_assert_eq!(is_shown, change.difference.abs() > change.detectable());
         let back = SuccessDifference::paired(&swapped(&tasks));
         prop_assert!((change.ci_low + back.ci_high).abs() < 1e-9);
         prop_assert!((change.ci_high + back.ci_low).abs() < 1e-9);
@@ -129,6 +132,7 @@ fn record(results: &[(u64, bool)]) -> EvaluationRecord {
     let tasks: Vec<Vec<bool>> = results.iter().map(|(_, solved)| vec![*solved]).collect();
     EvaluationRecord {
         success: SuccessRate::of(&tasks),
+        tasks: None,
         scores: results.iter().map(score).collect(),
     }
 }

@@ -25,6 +25,9 @@ const WIDE: f64 = 20.0;
 /// The fraction of clipped tokens below which clipping does nothing.
 const NEVER: f64 = 1e-5;
 
+/// The change of the policy in a step from which it drifts, in nats per token: a fifth of what often destroys it.
+const DRIFT: f64 = 0.1;
+
 /// The smallest spread that is one, and not rounding.
 const ROUNDING: f64 = 1e-6;
 
@@ -118,18 +121,44 @@ pub(super) fn clip_is_narrow(evidence: &Evidence) -> Option<Finding> {
     })
 }
 
+/// A range that bounds no update, in a run whose policy drifted or became worse: a cause of what else is wrong.
+pub(super) fn clip_bounds_no_drift(evidence: &Evidence) -> Option<Finding> {
+    let drift = drift(evidence)?;
+    never_acts(evidence, Severity::Stops, &format!("clipping never acts, and {drift}"))
+}
+
+/// The same in a run that suffers no harm by it yet.
 pub(super) fn clip_never_acts(evidence: &Evidence) -> Option<Finding> {
+    let harmless = "clipping never acts, so that nothing bounds a bad update";
+    drift(evidence).is_none().then(|| never_acts(evidence, Severity::Slows, harmless))?
+}
+
+fn never_acts(evidence: &Evidence, severity: Severity, what: &str) -> Option<Finding> {
     let measured = MeasuredClip::of(evidence)?;
     let times = measured.range / measured.spread;
     let is_dead = measured.clipped < NEVER && measured.spread > ROUNDING && times > WIDE;
     is_dead.then(|| Finding {
         rule: "clip_never_acts",
-        severity: Severity::Slows,
-        problem: format!(
-            "clipping never acts, so that nothing bounds a bad update: {}, {times:.1e} times less",
-            measured.describe()
-        ),
+        severity,
+        problem: format!("{what}: {}, {times:.1e} times less", measured.describe()),
         change: measured.fitting(&evidence.config.objective),
         examples: Vec::new(),
     })
+}
+
+/// Says how a policy that did not become better drifted or became worse; `None` if it did neither.
+fn drift(evidence: &Evidence) -> Option<String> {
+    if evidence.has_learnt() {
+        return None;
+    }
+    let steps = evidence.steps.iter();
+    let moved = steps.filter_map(|step| Some((step.number, step.get(metric::K3)?)));
+    let furthest = moved.max_by(|(_, one), (_, other)| one.total_cmp(other));
+    match (furthest, evidence.change) {
+        (Some((number, kl)), _) if kl > DRIFT => {
+            Some(format!("step {number} moved the policy by {kl:.2} nats per token"))
+        }
+        (_, Some(change)) if change.ci_high < 0.0 => Some("the policy became worse".to_owned()),
+        _ => None,
+    }
 }

@@ -10,6 +10,10 @@ use crate::doctor::finding::{Finding, Severity};
 /// learn.
 const FAR: f64 = 0.5;
 
+/// The change to aim at after a step that went too far, in nats per token. The change grows at least in proportion to
+/// the learning rate: at 0.5 a step of a small model moved it by 11 nats, at 10 by 384.
+const SAFE: f64 = 0.1;
+
 /// The change of the policy in a step below which a run of usual length moves nowhere, in nats per token: a thousand
 /// such steps change the log-probability of a token by at most 0.14 nats. A step of `turnwise try` moves it by 5e-3.
 const LITTLE: f64 = 1e-8;
@@ -27,6 +31,7 @@ pub(super) fn policy_moves_far(evidence: &Evidence) -> Option<Finding> {
         Some((step.number, kl))
     });
     let (number, kl) = moved.next()?;
+    let furthest = moved.clone().map(|(_, kl)| kl).fold(kl, f64::max);
     let more = match moved.count() {
         0 => String::new(),
         n => format!(", and {n} later steps did so too"),
@@ -39,7 +44,7 @@ pub(super) fn policy_moves_far(evidence: &Evidence) -> Option<Finding> {
         ),
         change: format!(
             "go back to an earlier checkpoint with train.learning_rate = {:.0e}",
-            evidence.config.train.learning_rate / 10.0
+            evidence.config.train.learning_rate * (SAFE / furthest).min(0.1)
         ),
         examples: Vec::new(),
     })
