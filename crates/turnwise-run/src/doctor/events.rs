@@ -3,7 +3,7 @@
 use serde_json::Value;
 use turnwise_training::RunState;
 
-use crate::text::one_line;
+use crate::text::{fit, one_line};
 
 /// The event with the attempts of a step that broke.
 pub(crate) const FAULTS: &str = "faults";
@@ -13,6 +13,9 @@ pub(crate) const FAILED: &str = "failed";
 
 /// The events that accompany a step, and say nothing of their own about what the run did last.
 const BESIDE: [&str; 2] = [FAULTS, "alarm"];
+
+/// The longest text of an error: that of a template has the template in it.
+const WIDTH: usize = 240;
 
 /// The error that ended a run.
 #[derive(Clone, Debug)]
@@ -26,8 +29,12 @@ pub(super) struct RunFailure {
 /// Returns the error that ended a run, if it has not gone on since.
 pub(super) fn failure(events: &[Value], state: RunState) -> Option<RunFailure> {
     let last = last_of_run(events).filter(|_| state == RunState::Stopped)?;
-    let text = |key: &str| last[key].as_str().map(one_line).unwrap_or_default();
-    (last["event"] == FAILED).then(|| RunFailure { text: text("text"), help: text("help") })
+    let text = |key: &str, between: &str| {
+        let text = last[key].as_str().unwrap_or_default();
+        fit(&one_line(&text.replace('\n', between)), WIDTH)
+    };
+    (last["event"] == FAILED)
+        .then(|| RunFailure { text: text("text", " "), help: text("help", "; ") })
 }
 
 /// Returns the last event in words: `checkpoint after 3 steps`.

@@ -297,6 +297,16 @@ fn the_advised_learning_rate_follows_the_measured_change() {
         let run = evidence(12, 3, &json!({"objective/k3_mean": kl}), &[&override_]);
         let change = &rules::findings(&run)[0].change;
         assert!(change.ends_with(&format!("train.learning_rate = {advised}")), "{change}");
+        // No other finding advises more.
+        let varies = json!({"objective/k3_mean": kl, "policy/entropy_mean": 0.001});
+        for finding in rules::findings(&evidence(12, 3, &varies, &[&override_])) {
+            let Some((_, rate)) = finding.change.split_once("train.learning_rate = ") else {
+                continue;
+            };
+            let [rate, most]: [f64; 2] =
+                [rate, advised].map(|rate| rate.parse().expect("a number"));
+            assert!(kl < 1.0 || rate <= most, "{finding:?}");
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use turnwise_training::metric::{self, Metric};
 
+use super::update::gentler_rate;
 use crate::doctor::evidence::{Evidence, mean, which};
 use crate::doctor::finding::{Finding, Severity};
 
@@ -42,7 +43,7 @@ fn beside(evidence: &Evidence) -> String {
 fn earlier(evidence: &Evidence) -> String {
     format!(
         "go back to an earlier checkpoint with train.learning_rate = {:.0e}",
-        evidence.config.train.learning_rate / 10.0
+        gentler_rate(evidence, 0.1)
     )
 }
 
@@ -92,7 +93,7 @@ pub(super) fn policy_hardly_varies(evidence: &Evidence) -> Option<Finding> {
         ),
         change: format!(
             "a smaller learning rate keeps it longer: train.learning_rate = {:.0e}",
-            evidence.config.train.learning_rate / 3.0
+            gentler_rate(evidence, 1.0 / 3.0)
         ),
         examples: Vec::new(),
     })

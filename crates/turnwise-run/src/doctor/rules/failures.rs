@@ -3,6 +3,7 @@
 use turnwise_rollout::Faults;
 use turnwise_training::metric;
 
+use super::update::gentler_rate;
 use crate::doctor::events::RunFailure;
 use crate::doctor::evidence::{Evidence, StepMetrics, n_episodes, share, sum, which};
 use crate::doctor::finding::{Finding, Severity};
@@ -97,7 +98,7 @@ pub(super) fn updates_are_left_out(evidence: &Evidence) -> Option<Finding> {
         ),
         change: format!(
             "train.learning_rate = {:.0e}, a third of it, or train.max_grad_norm = {:.1e}",
-            evidence.config.train.learning_rate / 3.0,
+            gentler_rate(evidence, 1.0 / 3.0),
             evidence.config.train.max_grad_norm / 2.0
         ),
         examples: Vec::new(),

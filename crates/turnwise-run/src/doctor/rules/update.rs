@@ -31,7 +31,6 @@ pub(super) fn policy_moves_far(evidence: &Evidence) -> Option<Finding> {
         Some((step.number, kl))
     });
     let (number, kl) = moved.next()?;
-    let furthest = moved.clone().map(|(_, kl)| kl).fold(kl, f64::max);
     let more = match moved.count() {
         0 => String::new(),
         n => format!(", and {n} later steps did so too"),
@@ -44,10 +43,18 @@ pub(super) fn policy_moves_far(evidence: &Evidence) -> Option<Finding> {
         ),
         change: format!(
             "go back to an earlier checkpoint with train.learning_rate = {:.0e}",
-            evidence.config.train.learning_rate * (SAFE / furthest).min(0.1)
+            gentler_rate(evidence, 0.1)
         ),
         examples: Vec::new(),
     })
+}
+
+/// Returns this fraction of the learning rate, and less where a step moved the policy too far for it.
+pub(super) fn gentler_rate(evidence: &Evidence, fraction: f64) -> f64 {
+    let moved = evidence.steps.iter().filter_map(|step| step.get(metric::K3));
+    let furthest = moved.fold(0.0, f64::max);
+    let fraction = if furthest > FAR { fraction.min(SAFE / furthest) } else { fraction };
+    evidence.config.train.learning_rate * fraction
 }
 
 pub(super) fn policy_hardly_moves(evidence: &Evidence) -> Option<Finding> {
