@@ -177,7 +177,7 @@ fn manifest(name: &str, source: &CrateSource) -> String {
     let profiles = WORKSPACE.find("[profile").map_or("", |start| &WORKSPACE[start..]);
     // Cargo warns of packages that are not built, and only another engine needs this one.
     let built = profiles.lines().filter(|line| !line.starts_with("candle-transformers"));
-    let profiles: String = built.map(|line| format!("{line}\n")).collect();
+    let profiles = built.collect::<Vec<_>>().join("\n");
     format!(
         "\
 [package]
@@ -199,7 +199,8 @@ turnwise-testkit = {}
 [workspace] # not a member of one that lies around it
 
 # As turnwise itself is built: in a debug build, too, the numeric crates are optimised.
-{profiles}",
+{profiles}
+",
         of("turnwise"),
         of("turnwise-testkit"),
     )
