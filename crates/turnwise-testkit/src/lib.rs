@@ -17,6 +17,7 @@ pub mod objectives;
 mod policies;
 mod recording;
 pub mod scene;
+mod settings;
 mod tabular;
 mod trajectories;
 
@@ -28,5 +29,6 @@ pub use policies::{Faulty, Hashed, Interruptible, Interrupting, Lying, Sessions}
 /// The property-testing library of the checks, re-exported so that tests need no dependency of their own.
 pub use proptest;
 pub use recording::{Cuts, RecordedExchange, RecordingPolicy, hashed_logits, play};
+pub use settings::SMALL_MODEL;
 pub use tabular::TabularModel;
 pub use trajectories::{Built, rewarded, scored_token};

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use turnwise_chat::template_hash;
 
-use crate::support::{Ended, SMALL_MODEL, fixtures, turnwise};
+use turnwise_testkit::SMALL_MODEL;
+
+use crate::support::{Ended, fixtures, turnwise};
 
 const PLAIN: &str = "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- endfor -%}\
     {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}";

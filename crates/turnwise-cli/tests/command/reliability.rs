@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Ended, SMALL_MODEL, turnwise};
+use turnwise_testkit::SMALL_MODEL;
+
+use crate::support::{Ended, turnwise};
 
 /// The tables beside the model of a run, whose episodes are suspended at a token budget.
 const SMALL: &str = r#"

@@ -2,17 +2,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// A model of a few thousand weights, as settings.
-pub(crate) const SMALL_MODEL: &str = r"
-[model]
-vocab_size = 300
-hidden_size = 16
-intermediate_size = 16
-n_layers = 1
-n_heads = 2
-n_kv_heads = 1
-head_dim = 8
-";
+use turnwise_testkit::SMALL_MODEL;
 
 /// Everything of a small run but its length, objective and evaluation.
 const TINY: &str = r#"

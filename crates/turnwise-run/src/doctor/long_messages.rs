@@ -5,6 +5,7 @@ use turnwise_environment::{
     async_trait,
 };
 use turnwise_rollout::StopSignal;
+use turnwise_testkit::SMALL_MODEL;
 
 use super::{Diagnosis, diagnose};
 use crate::config::from_text;
@@ -18,15 +19,6 @@ steps = 3
 
 [environment]
 name = "reader"
-
-[model]
-vocab_size = 300
-hidden_size = 16
-intermediate_size = 16
-n_layers = 1
-n_heads = 2
-n_kv_heads = 1
-head_dim = 8
 
 [warm_start]
 steps = 60
@@ -103,7 +95,9 @@ fn trained(limit: usize) -> (Diagnosis, Vec<String>) {
         .expert(|seed| EitherDigit(Random::new(seed)));
     let registry = Registry::empty().with(suite);
     let limit = format!("model.max_observation_tokens={limit}");
-    let settings = from_text("the test", SETTINGS, &[limit], &registry).expect("they are accepted");
+    let settings = [SMALL_MODEL, SETTINGS].concat();
+    let settings =
+        from_text("the test", &settings, &[limit], &registry).expect("they are accepted");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("run");
     let (mut observer, stop) = (LastLines::default(), StopSignal::never());
