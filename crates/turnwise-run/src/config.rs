@@ -142,6 +142,7 @@ pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Load
     for argument in overrides {
         apply(merged.as_table_mut(), argument)?;
     }
+    replace_alternatives(merged.as_table_mut(), overrides);
     defaults::of_loaded_model(merged.as_table_mut());
     let config = read_merged(&merged.to_string(), overrides)?;
     validate(&config).map_err(|impossible| explain(&impossible, &document, &source, overrides))?;
@@ -290,6 +291,40 @@ fn apply(table: &mut dyn TableLike, argument: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Two ways to say one thing, of which settings have one: a rule for the clip range, and its numbers.
+const ALTERNATIVES: [[&[&str]; 2]; 1] = [[
+    &["objective.clip", "objective.clip_multiple"],
+    &["objective.clip_low", "objective.clip_high"],
+]];
+
+/// Removes what the file says in one way where an override says it in the other.
+fn replace_alternatives(settings: &mut dyn TableLike, overrides: &[String]) {
+    let is_given = |key: &&str| {
+        let keys = overrides.iter().filter_map(|argument| argument.split('=').next());
+        keys.map(str::trim).any(|given| given == *key)
+    };
+    for [one, other] in ALTERNATIVES {
+        for (given, replaced) in [(one, other), (other, one)] {
+            if given.iter().any(|key| is_given(key)) {
+                for key in replaced.iter().filter(|key| !is_given(key)) {
+                    remove(settings, key);
+                }
+            }
+        }
+    }
+}
+
+/// Removes a dotted key, if it is there.
+fn remove(settings: &mut dyn TableLike, key: &str) {
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let Some(last) = parts.pop() else { return };
+    let mut table = Some(settings);
+    for part in parts {
+        table = table.and_then(|table| table.get_mut(part)).and_then(Item::as_table_like_mut);
+    }
+    table.and_then(|table| table.remove(last));
+}
+
 /// A text in which mistakes are shown.
 struct SourceText<'a> {
     name: &'a str,
@@ -331,7 +366,7 @@ fn around(line: &str, column: usize) -> (String, usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{ClipRule, parse};
 
     fn refusal(text: &str, overrides: &[&str]) -> String {
         let overrides: Vec<String> =
@@ -362,6 +397,30 @@ mod tests {
         // A value that the user gave stays.
         let given = of("[model]\ndirectory = \"somewhere\"\n[train]\nlearning_rate = 3e-4\n");
         assert_eq!(given.train.learning_rate, 3e-4);
+    }
+
+    #[test]
+    fn a_clip_range_by_rule_and_by_numbers_replace_each_other() {
+        let numbers = "[objective]\nclip_low = 0.05\nclip_high = 0.07\n";
+        let rule = "[objective]\nclip = \"auto\"\nclip_multiple = 2.0\n";
+        let of = |text: &str, overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+            let objective = parse("config.toml", text, &overrides).unwrap().config.objective;
+            (objective.clip, objective.clip_low, objective.clip_high)
+        };
+        let auto = (Some(ClipRule::Auto), None, None);
+        assert_eq!(of(numbers, &["objective.clip=auto"]), auto);
+        assert_eq!(of(numbers, &["objective.clip_low=0.1"]), (None, Some(0.1), Some(0.07)));
+        assert_eq!(of(rule, &["objective.clip_low=0.1"]), (None, Some(0.1), None));
+        assert_eq!(of(rule, &["objective.clip_multiple=3"]), auto);
+        // Both in the file, or both in overrides, are a mistake.
+        for (text, overrides) in [
+            (format!("{numbers}clip = \"auto\"\n"), vec![]),
+            (String::new(), vec!["objective.clip=auto", "objective.clip_low=0.1"]),
+        ] {
+            let said = refusal(&text, &overrides);
+            assert!(said.contains("`objective.clip` stands beside clip_low"), "{said}");
+        }
     }
 
     /// Field 20
