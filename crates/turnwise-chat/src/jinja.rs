@@ -1,7 +1,9 @@
 //! Chat templates as untrusted programs: bounded, and as close to Python's Jinja as templates need.
 
 mod clock;
+mod code;
 mod filters;
+mod markup;
 mod methods;
 mod percent;
 mod tests;
@@ -44,6 +46,7 @@ pub(crate) fn environment(
     tests::add(&mut environment);
     environment.add_filter("tojson", to_json::filter);
     environment.add_filter(percent::FILTER, percent::filter);
+    environment.add_filter(markup::FILTER, markup::filter);
     filters::add(&mut environment);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(invalid(message))
@@ -58,7 +61,11 @@ pub(crate) fn environment(
         })
     });
     let template = template.replace("\r\n", "\n").replace('\r', "\n");
-    environment.add_template_owned(NAME, percent::rewritten(&adapted(&template)))?;
+    let mut adapted = code::rewritten(&adapted(&template), percent::with_filters);
+    if markup::is_used_by(&adapted) {
+        adapted = code::rewritten(&adapted, markup::with_filters);
+    }
+    environment.add_template_owned(NAME, adapted)?;
     Ok(environment)
 }
 

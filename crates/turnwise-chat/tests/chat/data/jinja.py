@@ -61,18 +61,46 @@ l.index('q')
 f
 documents is defined
 documents is none
+'<'|safe + '>'
+'<' + '>'|safe
+('<'|safe + '&') + '"' + "'"
+'<'|safe ~ '>'
+'<'|safe + ('&' ~ '"') + n|string
+x + ('<'|safe) + x
+'a<' + '<'|safe if n + 1 == 8 else 'b'
+'<'|safe + d['a'] + {'a': '<' + '>'}['a']
+'<'|safe + l[-1 + 1] + l[0:0 + 1]|join('<' + '>')
+-1 + n - 2 + d.b ~ 'safe'
+('safe', l + ['r'])
+'safe' ~ (1.5 + 2) ~ (n + 2 * 3)
+'<'|safe + n
+'<'|safe + none
+[1]|safe + '<'
+(('<'|safe + '<')|trim) + '<'
+('<'|safe + '<')|upper + '<'
 """
+
+TEMPLATES = [
+    "{{-'a<' + '<'|safe-}}",
+    "{{- '<'|safe + '<' -}} <",
+    "{%-set y = '<'|safe + '<'%}{{y + '<'}}",
+    "{%- if '<' + '<'|safe == '&lt;<' -%}yes{%- endif -%}",
+    "{%- for c in ['<' + 'a'|safe, '<' + 'a'] -%}{{ c + '<' }}{%- endfor -%}",
+    "{%- macro m(a, b='<' + '>') -%}{{ a + b }}{%- endmacro -%}{{ m('<'|safe) + m('<') }}",
+    "{%- set ns = namespace(t='') -%}{%- for c in l -%}{%- set ns.t = ns.t + c|safe + '<' -%}{%- endfor -%}{{ ns.t }}",
+]
 
 
 def main():
     cases = []
-    for line in CODE.strip("\n").split("\n"):
-        for template in ("{{ " + line + " }}", "{%- set y = " + line + " %}{{- y }}"):
-            try:
-                text = chat._compile_jinja_template(template).render(messages=[], documents=None, **X)
-            except Exception as error:
-                text = None
-            cases.append({"template": template, "output": text})
+    lines = CODE.strip("\n").split("\n")
+    forms = ["{{ %s }}", "{%%- set y = %s %%}{{- y }}"]
+    for template in [form % line for line in lines for form in forms] + TEMPLATES:
+        try:
+            text = chat._compile_jinja_template(template).render(messages=[], documents=None, **X)
+        except Exception as error:
+            text = None
+        cases.append({"template": template, "output": text})
     json.dump({"variables": X, "cases": cases}, sys.stdout, ensure_ascii=False, indent=1)
     print()
 
