@@ -35,7 +35,7 @@ use program::{Program, TemplateInput};
 use reuse::{Kept, kept};
 
 /// Part of every fingerprint. It is incremented when the same settings give other tokens.
-const FORMAT: &str = "template 5";
+const FORMAT: &str = "template 6";
 
 /// The question of the dummy conversation, which shows how a template ends a turn and writes calls.
 const QUESTION: &str = "question";

@@ -135,11 +135,13 @@ impl Divider<'_> {
     }
 
     /// Returns the template's text behind the name of the last tool that a turn calls, if the conversation ended there.
+    /// The close of a turn may differ in history (Olmo 3), so that it is left out.
     fn after_call(&self, owner: usize) -> Option<String> {
         let call = self.messages[owner].tool_calls.last()?;
         let text = self.probe.ended(owner)?;
-        let at = text.rfind(&call.name)? + call.name.len();
-        Some(text[at..].to_owned())
+        let rest = &text[text.rfind(&call.name)? + call.name.len()..];
+        let closes = self.closes.iter().filter_map(|close| rest.find(close.as_str()));
+        Some(rest[..closes.min().unwrap_or(rest.len())].to_owned())
     }
 
     /// Returns the unassigned range of an owner's text, up to another owner's.

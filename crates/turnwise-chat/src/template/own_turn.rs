@@ -7,7 +7,7 @@ use turnwise_trajectory::TokenId;
 
 use super::layout::Layout;
 use super::program::TemplateInput;
-use super::{QUESTION, TemplateRenderer, Writer};
+use super::{ANSWER, QUESTION, TemplateRenderer, Writer};
 use crate::canvas::Canvas;
 use crate::chatml::ids_of;
 use crate::thinking;
@@ -15,15 +15,40 @@ use crate::thinking;
 impl TemplateRenderer {
     /// Encodes the template's output for an action, with the close.
     pub(super) fn write_own(&self, action: &Action) -> Option<Vec<TokenId>> {
-        let layouts = self.layouts_of(action, &[]);
+        let continued = self.continued(action, &[]);
+        let close = continued.as_ref().and_then(|continued| self.close_in(continued));
+        let close = close.as_ref().unwrap_or(&self.closes[0]);
+        let layouts = self.layouts_of(action, &[], continued);
         layouts.into_iter().find_map(|layout| {
             let turn = layout.messages.get(1)?.turn.clone()?;
             let canvas = Canvas::new(&self.tokenizer, 1);
             let mut writer = Writer { renderer: self, output: &layout.output, canvas };
             writer.text(0, turn);
-            writer.canvas.template(&self.closes[0]);
+            writer.canvas.template(close);
             Some(ids_of(&writer.canvas.finish().concat())).filter(|ids| self.says(ids, action))
         })
+    }
+
+    /// Returns what ends a turn where the conversation goes on: behind a call, GLM ends it with the name of the next role.
+    fn close_in(&self, continued: &Layout) -> Option<String> {
+        let message = continued.messages.get(1)?;
+        let close = continued.output.text.get(message.turn.as_ref()?.end..message.end)?;
+        self.closes.iter().find(|known| *known == close).cloned()
+    }
+
+    /// Renders a conversation that goes on after an action: with the answers of its calls, or with another question.
+    fn continued(&self, action: &Action, tools: &[ToolSpec]) -> Option<Layout> {
+        let mut messages = vec![Message::user(QUESTION), self.as_text(&action.to_message())];
+        let answers = messages[1].tool_calls.iter();
+        let answers: Vec<Message> =
+            answers.map(|call| Message::tool(call.id.as_str(), ANSWER)).collect();
+        messages.extend(answers);
+        if messages.len() == 2 {
+            messages.push(Message::user(QUESTION));
+        }
+        let messages: Vec<&Message> = messages.iter().collect();
+        let script = TemplateInput { messages: &messages, tools, leads_in: true };
+        self.program.layout(&self.tokenizer, script, &self.closes).ok()
     }
 
     /// Returns whether a turn is read as this action.
@@ -64,7 +89,8 @@ impl TemplateRenderer {
 
     /// Returns the template's outputs for an action, up to its close.
     pub(super) fn written(&self, action: &Action, tools: &[ToolSpec]) -> Vec<String> {
-        let layouts = self.layouts_of(action, tools).into_iter();
+        let continued = self.continued(action, tools);
+        let layouts = self.layouts_of(action, tools, continued).into_iter();
         let turns = layouts.filter_map(|layout| {
             let turn = layout.messages.get(1)?.turn.clone()?;
             layout.output.text.get(turn).map(str::to_owned)
@@ -73,8 +99,14 @@ impl TemplateRenderer {
     }
 
     /// Renders a conversation of a question and an action, with the lead-in of the next turn and without it: some
-    /// templates write the thoughts of the last turn, or its calls, only if no other turn follows.
-    fn layouts_of(&self, action: &Action, tools: &[ToolSpec]) -> Vec<Layout> {
+    /// templates write the thoughts of the last turn, or its calls, only if no other turn follows. Others write a turn
+    /// only if the conversation goes on (Nemotron Nano 2).
+    fn layouts_of(
+        &self,
+        action: &Action,
+        tools: &[ToolSpec],
+        continued: Option<Layout>,
+    ) -> Vec<Layout> {
         let messages = [Message::user(QUESTION), self.as_text(&action.to_message())];
         let messages: Vec<&Message> = messages.iter().collect();
         let has_thoughts = action.reasoning.is_some();
@@ -82,7 +114,9 @@ impl TemplateRenderer {
             let script = TemplateInput { messages: &messages, tools, leads_in };
             self.program.layout(&self.tokenizer, script, &self.closes).ok()
         });
-        layouts.collect()
+        // Without a close, the text of the next message may look like the turn's.
+        let continued = continued.filter(|continued| self.close_in(continued).is_some());
+        layouts.chain(continued).collect()
     }
 }
 

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use turnwise_chat::{CallForm, TemplateRenderer, TemplateSettings, Thinking, Trust};
 use turnwise_environment::{Action, CallAttempt, Message, ToolCall, ToolSpec};
-use turnwise_rollout::{Renderer, Said};
-use turnwise_trajectory::Span;
+use turnwise_rollout::{Bridged, EndedTurn, Rendered, Renderer, Said};
+use turnwise_trajectory::{Span, StopReason};
 
 use crate::support::trained;
 
@@ -122,6 +122,92 @@ fn a_call_without_a_close_stays_whole_in_history() {
     whole.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
     let shown = renderer.text(&ids);
     assert_eq!(shown.matches("<arg_key>").count(), 1, "{shown}");
+}
+
+#[test]
+fn a_turn_without_a_close_ends_with_the_next_role_where_the_model_ends_it_so() {
+    let stop = ["<|im_end|>", "<|im_start|>"].map(str::to_owned).to_vec();
+    let call =
+        ToolCall { id: "call_0".to_owned(), name: "calc".to_owned(), arguments: json!({"a": 1}) };
+    let calls = vec![CallAttempt::Call(call)];
+    let actions = [Action::text("7"), Action { calls, ..Action::text("") }];
+    for (thinking, action) in [Thinking::Keep, Thinking::Follow]
+        .into_iter()
+        .flat_map(|thinking| actions.iter().map(move |action| (thinking, action)))
+    {
+        let settings =
+            TemplateSettings { stop: stop.clone(), thinking, ..TemplateSettings::default() };
+        let renderer =
+            TemplateRenderer::new(trained(), UNCLOSED, &Trust::Any, settings).expect("valid");
+        let turn = renderer.write(action);
+        let said = renderer.text(&turn);
+        assert!(said.ends_with("<|im_start|>"), "{said}");
+        let answer = match action.calls.len() {
+            0 => Message::user("8?"),
+            _ => Message::tool("call_0", "1"),
+        };
+        let messages = [Message::user("1?"), action.to_message(), answer];
+        let mut said = messages.each_ref().map(Said::new);
+        said[1].drawn = Some(&turn);
+        let ids_of = |rendered: &Rendered| {
+            let mut ids = rendered.close.clone();
+            rendered.messages.iter().flatten().for_each(|span| span.extend_ids(&mut ids));
+            ids.extend(&rendered.generation);
+            ids
+        };
+        let whole = ids_of(&renderer.render(&said, &[]).expect("rendered"));
+        // The role is written once, by the policy, and the conversation goes on behind it.
+        let plain = messages.each_ref().map(Said::new);
+        assert_eq!(whole, ids_of(&renderer.render(&plain, &[]).expect("rendered")));
+        let asked = ids_of(&renderer.render(&said[..1], &[]).expect("rendered"));
+        let ended = EndedTurn { ids: &turn, stop: StopReason::EndOfTurn };
+        let bridged = renderer.bridge(ended, &said[..2], &messages[2..]).expect("bridged");
+        let Bridged::Append(bridged) = bridged else { panic!("{bridged:?}") };
+        assert_eq!(whole, [asked, turn.clone(), ids_of(&bridged)].concat());
+    }
+}
+
+/// A template that ends a turn in history otherwise than the last one (Olmo 3).
+const OTHER_CLOSE: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}\
+    {% for call in m.tool_calls or [] %}{{ '<tool_call>' + {'name': call.function.name, 'arguments': call.function.arguments}|tojson + '</tool_call>' }}{% endfor %}\
+    {{ '<|endoftext|>' if loop.last and m.role == 'assistant' else '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+#[test]
+fn a_call_stands_once_in_history_that_closes_it_otherwise() {
+    let stop = vec!["<|endoftext|>".to_owned()];
+    let settings = TemplateSettings { stop, ..TemplateSettings::default() };
+    let renderer =
+        TemplateRenderer::new(trained(), OTHER_CLOSE, &Trust::Any, settings).expect("valid");
+    let call =
+        ToolCall { id: "call_0".to_owned(), name: "calc".to_owned(), arguments: json!({"a": 1}) };
+    let action = Action { calls: vec![CallAttempt::Call(call)], ..Action::text("") };
+    let sampled = renderer.write(&action);
+    let messages = [Message::user("1?"), action.to_message(), Message::tool("call_0", "1")];
+    let mut said = messages.each_ref().map(Said::new);
+    said[1].drawn = Some(&sampled);
+    let whole = renderer.render(&said, &[]).expect("rendered");
+    let shown: String = whole.messages.iter().map(|spans| text_of(&renderer, spans)).collect();
+    assert_eq!(shown.matches("arguments").count(), 1, "{shown}");
+}
+
+/// A template that does not write a turn that ends the conversation (Nemotron Nano 2).
+const ONLY_HISTORY: &str = "{% for m in messages %}{% if m.role != 'assistant' or not loop.last %}{{ '<|im_start|>' + m.role + '\n' + m.content }}\
+    {% for call in m.tool_calls or [] %}{{ '<TOOLCALL>[' + {'name': call.function.name, 'arguments': call.function.arguments}|tojson + ']</TOOLCALL>' }}{% endfor %}\
+    {{ '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+#[test]
+fn a_call_is_written_as_in_history_where_the_template_leaves_out_a_last_turn() {
+    let renderer = of(ONLY_HISTORY, CallForm::Hermes);
+    let call =
+        ToolCall { id: "call_0".to_owned(), name: "calc".to_owned(), arguments: json!({"a": 1}) };
+    let calls = vec![CallAttempt::Call(call)];
+    for reasoning in [None, Some("one".to_owned())] {
+        let action = Action { calls: calls.clone(), reasoning, ..Action::text("") };
+        let turn = renderer.write(&action);
+        let said = renderer.text(&turn);
+        assert!(said.ends_with("]</TOOLCALL><|im_end|>"), "{said}");
+        assert_eq!(renderer.parse(&turn, &[]), action);
+    }
 }
 
 /// A template that writes the name of a call again with its answer (Gemma 4).
