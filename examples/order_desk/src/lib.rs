@@ -4,15 +4,28 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use turnwise::environment::{
     Action, Environment, EnvironmentError, Observation, Reply, Step, Suite, Tasks, ToolSpec, Tools,
     async_trait,
 };
 
-/// How many of each item, by its name on the menu.
-type Items = BTreeMap<String, u32>;
+/// What is on the menu.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+enum Item {
+    Tea,
+    Coffee,
+    Cake,
+    Soup,
+}
 
-const MENU: [&str; 4] = ["tea", "coffee", "cake", "soup"];
+const MENU: [Item; 4] = [Item::Tea, Item::Coffee, Item::Cake, Item::Soup];
+
+/// How many of each item.
+type Items = BTreeMap<Item, u32>;
 
 /// The order as it stands: the state that both tools share.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -22,27 +35,24 @@ struct Order {
     is_handed_in: bool,
 }
 
-/// Adds an item of the menu to the order.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct AddItem {
-    /// Its name on the menu.
-    item: String,
-    /// How many of it.
-    count: u32,
+impl Order {
+    /// Adds to the order, and returns what that earns: the first right call for an item, its share of a half.
+    fn add(&mut self, item: Item, count: u32) -> f64 {
+        let is_right = self.wanted.get(&item) == Some(&count) && !self.taken.contains_key(&item);
+        *self.taken.entry(item).or_default() += count;
+        if is_right { 0.5 / self.wanted.len() as f64 } else { 0.0 }
+    }
 }
 
-async fn add_item(order: &mut Order, call: AddItem) -> Result<Reply, String> {
-    let AddItem { item, count } = call;
-    if !MENU.contains(&item.as_str()) {
-        return Err(format!("the menu has {}", MENU.join(", ")));
-    }
-    let is_right = order.wanted.get(&item) == Some(&count) && !order.taken.contains_key(&item);
-    *order.taken.entry(item).or_default() += count;
-    let taken = serde_json::to_string(&order.taken).map_err(|error| error.to_string())?;
-    // The first right call for an item earns its share of a half.
-    let share = 0.5 / order.wanted.len() as f64;
-    Ok(if is_right { Reply::text(taken).reward(share) } else { Reply::text(taken) })
+/// Adds an item of the menu to the order.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct AddItem {
+    item: Item,
+    count: u32,
+}
+async fn add_item(order: &mut Order, call: AddItem) -> Reply {
+    let earned = order.add(call.item, call.count);
+    Reply::text(json!(order.taken).to_string()).reward(earned)
 }
 
 /// Hands the order in, which ends the conversation.
@@ -75,7 +85,7 @@ impl OrderDesk {
         let pairs = (0..MENU.len()).flat_map(|a| (0..a).map(move |b| (MENU[a], MENU[b])));
         let orders = pairs.flat_map(|(a, b)| {
             let counts = (1..=5).flat_map(|n| (1..=5).map(move |m| (n, m)));
-            counts.map(move |(n, m)| Items::from([(a.to_owned(), n), (b.to_owned(), m)]))
+            counts.map(move |(n, m)| Items::from([(a, n), (b, m)]))
         });
         Suite::divided("order-desk", Tasks::new(orders, Self::new), 0.2)
             .description("take an order with two tools")
@@ -86,8 +96,12 @@ impl OrderDesk {
 #[async_trait]
 impl Environment for OrderDesk {
     async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
-        let wanted: Vec<String> =
-            self.order.wanted.iter().map(|(item, count)| format!("{count} {item}")).collect();
+        let wanted: Vec<String> = self
+            .order
+            .wanted
+            .iter()
+            .map(|(item, count)| format!("{count} {item:?}").to_lowercase())
+            .collect();
         Ok(format!("I would like {}, please.", wanted.join(" and ")).into())
     }
 
