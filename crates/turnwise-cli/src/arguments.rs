@@ -340,7 +340,7 @@ pub(crate) struct RenderArguments {
     /// A tokenizer.json instead of a model
     #[arg(long, value_name = "FILE", conflicts_with = "model")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// The format of the conversation; by default the one that matches the model's control tokens
+    /// The format of the conversation; by default the model's own template, and without one what its control tokens suggest
     #[arg(long, value_enum, value_name = "FORM", conflicts_with = "rollout")]
     pub(crate) template: Option<TemplateChoice>,
     /// The hash of the model's own template, once you have read it: a template is a program
