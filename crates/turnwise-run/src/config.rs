@@ -305,7 +305,7 @@ fn replace_alternatives(settings: &mut dyn TableLike, overrides: &[String]) {
     };
     for [one, other] in ALTERNATIVES {
         for (given, replaced) in [(one, other), (other, one)] {
-            if given.iter().any(|key| is_given(key)) {
+            if given.iter().any(&is_given) {
                 for key in replaced.iter().filter(|key| !is_given(key)) {
                     remove(settings, key);
                 }

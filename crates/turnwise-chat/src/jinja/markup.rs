@@ -9,7 +9,6 @@ use super::code::{CodeToken, InfixExpression, Kind, closing, is_keyword, opening
 pub(super) const FILTER: &str = "plus";
 
 /// Adds two values; beside a safe text, another text is escaped.
-#[expect(clippy::needless_pass_by_value, reason = "the form of a filter")]
 pub(super) fn filter(state: &State, left: Value, right: Value) -> Result<Value, Error> {
     let is_text = |value: &Value| value.kind() == ValueKind::String;
     if is_text(&left) && is_text(&right) {
