@@ -10,8 +10,8 @@ use std::process::Command;
 use std::{env, fs};
 
 use turnwise_candle::{
-    AdamW, Architecture, CandleLearner, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
-    LoraSettings, TrainingPlan,
+    AdamW, Architecture, CandleLearner, ComputePrecision, Decoder, DecoderConfig, EngineSettings,
+    LearnerSettings, LoraSettings, TrainingPlan,
 };
 use turnwise_rollout::{Policy, SampleRequest, SessionId};
 use turnwise_training::{Learner, Row, Target, Update};
@@ -53,7 +53,8 @@ fn cases() -> Vec<(&'static str, DecoderConfig, TrainingPlan)> {
         ("middle, reference", middle.clone(), reference),
         ("middle, layers again", middle.clone(), again),
         ("middle, LoRA", middle, lora.clone()),
-        ("135M", smol.clone(), plan),
+        ("135M", smol.clone(), plan.clone()),
+        ("135M, bf16", smol.clone(), TrainingPlan { compute: ComputePrecision::Bf16, ..plan }),
         ("135M, LoRA", smol, lora),
     ]
 }
@@ -78,8 +79,11 @@ fn run(name: &str, config: DecoderConfig, plan: &TrainingPlan) -> Result<(), Box
     if let Some(lora) = &plan.lora {
         model = model.with_lora(lora, 1)?;
     }
-    let settings =
-        LearnerSettings { recompute_layers: plan.recompute_layers, ..LearnerSettings::default() };
+    let settings = LearnerSettings {
+        recompute_layers: plan.recompute_layers,
+        compute: plan.compute,
+        ..LearnerSettings::default()
+    };
     let mut learner = CandleLearner::with_settings(model, AdamW::default(), settings)?;
     let policy = learner.policy(EngineSettings::default())?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;

@@ -25,7 +25,8 @@ use crate::snapshot::{Snapshot, TensorWeights};
 use crate::tape::Keep;
 use crate::weights::Weights;
 use crate::{
-    ComputePrecision, DecoderConfig, Device, LoraSettings, ModelError, forms, initial, threads,
+    ComputePrecision, DecoderConfig, Device, EngineWeights, LoraSettings, ModelError, forms,
+    initial, threads,
 };
 
 /// A language model with its weights: f32, on the CPU unless they are [moved](Self::with_device).
@@ -207,17 +208,10 @@ impl Decoder {
         Ok(Self { kernels: kernels_on(&place, self.kernels), place, ..self })
     }
 
-    /// Selects the precision of products.
-    ///
-    /// # Errors
-    /// When the model's operations support only f32.
-    pub(crate) fn with_precision(self, precision: ComputePrecision) -> Result<Self, ModelError> {
-        if precision != ComputePrecision::F32 && self.kernels != Kernels::Plain {
-            let reason = "a compute precision of bf16 needs the tensor library's operations (Kernels::Plain); those for \
-                          the processor have f32 alone";
-            return Err(ModelError::Settings(reason.to_owned()));
-        }
-        Ok(Self { precision, ..self })
+    /// Selects the precision of products, in training, scoring and in engines that sample from this model.
+    #[must_use]
+    pub fn with_precision(self, precision: ComputePrecision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Returns the device of the weights.
@@ -491,20 +485,21 @@ impl Decoder {
 
     /// Copies the weights for inference on their device, with merged adapters: packed into panels on the CPU, as
     /// tensors elsewhere.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot, ModelError> {
+    pub(crate) fn snapshot(&self, weights: EngineWeights) -> Result<Snapshot, ModelError> {
         if self.place.is_cpu() {
-            return Ok(Snapshot::Panels(self.weights()?));
+            return Ok(Snapshot::Panels(self.packed(weights)?));
         }
         Ok(Snapshot::Tensors(self.tensor_weights()?))
     }
 
     /// Like [`Self::snapshot`], but consumes the model; on the CPU, each layer is freed after it is packed.
-    pub(crate) fn into_snapshot(self) -> Result<Snapshot, ModelError> {
+    pub(crate) fn into_snapshot(self, weights: EngineWeights) -> Result<Snapshot, ModelError> {
         let Self { config, parameters, lora, ropes, place, precision, .. } = self;
         let tensors = parameters.into_iter().map(|parameter| parameter.var.into_inner().detach());
         let network = Network::arrange(&config, lora.as_ref(), tensors);
         Ok(if place.is_cpu() {
-            Snapshot::Panels(Weights::new(&config, ropes, network)?)
+            let format = weights.format(precision);
+            Snapshot::Panels(Weights::new(&config, ropes, network, precision, format)?)
         } else {
             Snapshot::Tensors(TensorWeights::new(&config, ropes, network, precision)?)
         })
@@ -516,9 +511,17 @@ impl Decoder {
         Ok(TensorWeights::new(&self.config, self.ropes.clone(), network, self.precision)?)
     }
 
-    /// Copies the weights into panels for inference on the CPU.
+    /// Copies the weights into panels for inference on the CPU, in the precision of products.
+    #[cfg(test)]
     pub(crate) fn weights(&self) -> Result<Weights, ModelError> {
-        Ok(Weights::new(&self.config, self.ropes.clone(), self.detached())?)
+        self.packed(EngineWeights::Compute)
+    }
+
+    /// Copies the weights into panels for inference on the CPU.
+    fn packed(&self, weights: EngineWeights) -> Result<Weights, ModelError> {
+        let format = weights.format(self.precision);
+        let (network, ropes) = (self.detached(), self.ropes.clone());
+        Ok(Weights::new(&self.config, ropes, network, self.precision, format)?)
     }
 
     /// Arranges values in the order of the parameters into the network.

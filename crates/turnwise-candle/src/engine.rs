@@ -15,6 +15,7 @@
 
 mod attention;
 mod compute;
+mod drafts;
 mod drawing;
 mod mixture;
 mod pages;
@@ -35,7 +36,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub(crate) use slot::Job;
 
-use crate::DecoderConfig;
+use crate::{ComputePrecision, DecoderConfig, EngineWeights};
 
 /// What happens to the KV cache of a running request when the weights change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -79,6 +80,11 @@ pub struct EngineSettings {
     pub kv_on_update: KvOnUpdate,
     /// The implementation.
     pub compute: EngineCompute,
+    /// The numbers of the matrices.
+    pub weights: EngineWeights,
+    /// The most tokens that are guessed for a request, from what followed the same tokens before, and computed beside its
+    /// last one while few requests are served; 0 for none. The tokens sampled are the same without.
+    pub max_drafts: usize,
     /// The number of compute threads, the engine's own included; 0 means one per processor. They wait actively for a
     /// few tenths of a millisecond and sleep when idle.
     pub threads: usize,
@@ -93,6 +99,8 @@ impl Default for EngineSettings {
             max_kv_bytes: 2 << 30,
             kv_on_update: KvOnUpdate::Recompute,
             compute: EngineCompute::Auto,
+            weights: EngineWeights::Compute,
+            max_drafts: 4,
             threads: 0,
         }
     }
@@ -106,8 +114,14 @@ pub struct EngineStats {
     pub steps: u64,
     /// Tokens sampled.
     pub drawn: u64,
-    /// Tokens whose keys and values were computed, in prompts and answers.
+    /// Tokens whose keys and values were computed, in prompts, answers and drafts.
     pub computed: u64,
+    /// Tokens of drafts.
+    #[serde(default)]
+    pub drafted: u64,
+    /// Tokens of drafts that were sampled.
+    #[serde(default)]
+    pub confirmed: u64,
     /// Prompt tokens whose keys and values were reused from an earlier turn or another request.
     pub reused: u64,
     /// Tokens whose keys and values were evicted.
@@ -132,6 +146,8 @@ impl EngineStats {
             steps: self.steps - earlier.steps,
             drawn: self.drawn - earlier.drawn,
             computed: self.computed - earlier.computed,
+            drafted: self.drafted - earlier.drafted,
+            confirmed: self.confirmed - earlier.confirmed,
             reused: self.reused - earlier.reused,
             evicted: self.evicted - earlier.evicted,
             paused: self.paused - earlier.paused,
@@ -147,6 +163,8 @@ pub(crate) struct Counters {
     steps: AtomicU64,
     drawn: AtomicU64,
     computed: AtomicU64,
+    drafted: AtomicU64,
+    confirmed: AtomicU64,
     reused: AtomicU64,
     evicted: AtomicU64,
     paused: AtomicU64,
@@ -163,6 +181,8 @@ impl Counters {
             steps: read(&self.steps),
             drawn: read(&self.drawn),
             computed: read(&self.computed),
+            drafted: read(&self.drafted),
+            confirmed: read(&self.confirmed),
             reused: read(&self.reused),
             evicted: read(&self.evicted),
             paused: read(&self.paused),
@@ -181,8 +201,8 @@ impl Counters {
 }
 
 /// Returns the memory of a page of keys and values.
-pub(crate) fn page_bytes(config: &DecoderConfig) -> u64 {
-    PageLayout::new(config).bytes()
+pub(crate) fn page_bytes(config: &DecoderConfig, precision: ComputePrecision) -> u64 {
+    PageLayout::new(config, precision).bytes()
 }
 
 fn add(counter: &AtomicU64, count: usize) {

@@ -4,7 +4,7 @@ use crate::architecture::NormPlaces;
 use crate::batch::CHUNK_TOKENS;
 use crate::engine::{PAGE, page_bytes};
 use crate::layout::{FeedForward, Network, Spec, specs};
-use crate::{DecoderConfig, LoraSettings};
+use crate::{ComputePrecision, DecoderConfig, EngineWeights, LoraSettings};
 
 /// The properties of a training run that its memory depends on.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +21,10 @@ pub struct TrainingPlan {
     pub kv_tokens: usize,
     /// The limit of the KV cache, as in [`EngineSettings`](crate::EngineSettings).
     pub max_kv_bytes: u64,
+    /// The precision of products, which is that of the engine's matrices.
+    pub compute: ComputePrecision,
+    /// The numbers of the engine's matrices.
+    pub engine_weights: EngineWeights,
 }
 
 /// Peak memory of training on the CPU, in bytes, by use.
@@ -71,7 +75,6 @@ impl DecoderConfig {
         let trains = |spec: &&Spec| lora.is_none() || spec.role.is_adapter();
         let own = |spec: &&Spec| !spec.role.is_adapter();
         let trained = bytes(all.iter().filter(trains));
-        let head = if self.tie_word_embeddings { self.embedding_bytes() } else { 0 };
         let pages = plan.kv_tokens.div_ceil(PAGE) as u64;
         TrainingMemory {
             weights: bytes(all.iter()),
@@ -79,9 +82,8 @@ impl DecoderConfig {
             gradients: trained,
             moments: trained.saturating_mul(2),
             activations: self.activation_bytes(plan, all.iter().filter(trains).count()),
-            // A tied head is packed separately from the embedding.
-            engine: bytes(all.iter().filter(own)).saturating_add(head).saturating_mul(2),
-            kv: pages.saturating_mul(page_bytes(self)).min(plan.max_kv_bytes),
+            engine: self.engine_bytes(bytes(all.iter().filter(own)), plan).saturating_mul(2),
+            kv: pages.saturating_mul(page_bytes(self, plan.compute)).min(plan.max_kv_bytes),
         }
     }
 
@@ -103,6 +105,20 @@ impl DecoderConfig {
             None => own.saturating_mul(3),
             Some(_) => own.saturating_add(adapters.saturating_mul(3)),
         }
+    }
+
+    /// Returns the bytes of packed weights. A tied head is packed separately from the embedding, which stays f32.
+    fn engine_bytes(&self, own: u64, plan: &TrainingPlan) -> u64 {
+        let embedding = self.embedding_bytes();
+        let head = if self.tie_word_embeddings { embedding } else { 0 };
+        let matrices = own.saturating_sub(embedding).saturating_add(head);
+        let matrices = match (plan.engine_weights, plan.compute) {
+            (EngineWeights::Compute, ComputePrecision::F32) => matrices,
+            (EngineWeights::Compute, ComputePrecision::Bf16) => matrices / 2,
+            // A byte for each number, and four for the scale of 64.
+            (EngineWeights::Int8, _) => matrices / 4 + matrices / 64,
+        };
+        embedding.saturating_add(matrices)
     }
 
     fn embedding_bytes(&self) -> u64 {
@@ -171,6 +187,8 @@ impl Default for TrainingPlan {
             recompute_layers: false,
             kv_tokens: 16 * 1024,
             max_kv_bytes: 2 << 30,
+            compute: ComputePrecision::F32,
+            engine_weights: EngineWeights::Compute,
         }
     }
 }

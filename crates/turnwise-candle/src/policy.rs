@@ -8,9 +8,11 @@ use tokio::sync::oneshot;
 use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, SessionId, TokenConstraint};
 use turnwise_trajectory::PolicyVersion;
 
-use crate::engine::{Command, Counters, EngineScheduler, EngineSettings, EngineStats, Job};
+use crate::engine::{
+    Command, Counters, EngineCompute, EngineScheduler, EngineSettings, EngineStats, Job,
+};
 use crate::published::Published;
-use crate::{Decoder, ModelError};
+use crate::{Decoder, EngineWeights, ModelError};
 
 /// A handle to an inference engine, which samples for all requests together on a few threads.
 ///
@@ -59,7 +61,7 @@ impl CandlePolicy {
     /// # Errors
     /// When the weights cannot be read, and [`ModelError::Threads`] when the system starts no thread.
     pub fn new(model: &Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
-        let published = Published::new(PolicyVersion(0), model.snapshot()?);
+        let published = Published::new(PolicyVersion(0), model.snapshot(settings.weights)?);
         Self::start(published, settings)
     }
 
@@ -68,7 +70,7 @@ impl CandlePolicy {
     /// # Errors
     /// When the weights cannot be read, and [`ModelError::Threads`] when the system starts no thread.
     pub fn from_model(model: Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
-        let published = Published::new(PolicyVersion(0), model.into_snapshot()?);
+        let published = Published::new(PolicyVersion(0), model.into_snapshot(settings.weights)?);
         Self::start(published, settings)
     }
 
@@ -90,6 +92,16 @@ impl CandlePolicy {
         published: Published,
         settings: EngineSettings,
     ) -> Result<Self, ModelError> {
+        let in_tensors = match settings.compute {
+            EngineCompute::Auto => published.newest().weights.is_tensors(),
+            EngineCompute::Buffers => false,
+            EngineCompute::Tensors => true,
+        };
+        if in_tensors && settings.weights == EngineWeights::Int8 {
+            let reason = "weights of int8 need the engine's own operations on the CPU: EngineCompute::Buffers";
+            return Err(ModelError::Settings(reason.to_owned()));
+        }
+        published.ask(settings.weights);
         let (commands, received) = mpsc::channel();
         let counters = Arc::new(Counters::default());
         let scheduler = EngineScheduler::new(published.clone(), settings, counters.clone())?;

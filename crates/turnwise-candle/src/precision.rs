@@ -1,10 +1,12 @@
-//! Precision of tensor products.
+//! Precision of products in training, and of the engine's matrices.
 
 use candle_core::{DType, Result, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use turnwise_kernels::matrix::Accuracy;
+use turnwise_kernels::panels::PanelFormat;
 
-/// The precision of products with matrices and of attention, for [`Kernels::Plain`](crate::Kernels).
+/// The precision of products with matrices.
 ///
 /// Weights and gradients are always f32. So are norms, rotary position embedding, softmax, the choice of experts and
 /// log-probabilities.
@@ -14,9 +16,31 @@ pub enum ComputePrecision {
     /// Single precision.
     #[default]
     F32,
-    /// Rounds both factors and the product to bfloat16; sums have more precision. For devices with fast bfloat16: the
-    /// CPU computes in f32 and rounds, which is slower than f32 alone.
+    /// Rounds both factors to bfloat16, and sums in f32; the engine keeps its weights in bfloat16. Twice as fast as f32
+    /// on processors with AVX-512-BF16 or AMX, and on graphics processors, which compute attention in bfloat16 too.
     Bf16,
+}
+
+/// The numbers of an engine's matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineWeights {
+    /// Those of products in training.
+    #[default]
+    Compute,
+    /// int8, with a scale for each 64 numbers of a column, in the engine on the CPU. Half the memory of bf16, and faster on
+    /// processors with AVX-512-VNNI. The engine's log-probabilities then differ from the trainer's (`engine/mismatch_*`),
+    /// as behaviour log-probabilities may: the ratio corrects for it.
+    Int8,
+}
+
+impl EngineWeights {
+    pub(crate) fn format(self, precision: ComputePrecision) -> PanelFormat {
+        match self {
+            Self::Compute => precision.panels(),
+            Self::Int8 => PanelFormat::Int8,
+        }
+    }
 }
 
 impl ComputePrecision {
@@ -25,6 +49,30 @@ impl ComputePrecision {
         match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Returns the accuracy of products in a forward pass.
+    pub(crate) fn forward(self) -> Accuracy {
+        match self {
+            Self::F32 => Accuracy::Full,
+            Self::Bf16 => Accuracy::Bf16,
+        }
+    }
+
+    /// Returns the accuracy of products in a backward pass.
+    pub(crate) fn backward(self) -> Accuracy {
+        match self {
+            Self::F32 => Accuracy::Gradient,
+            Self::Bf16 => Accuracy::Bf16,
+        }
+    }
+
+    /// Returns the format of the engine's matrices on a processor.
+    pub(crate) fn panels(self) -> PanelFormat {
+        match self {
+            Self::F32 => PanelFormat::F32,
+            Self::Bf16 => PanelFormat::Bf16,
         }
     }
 

@@ -1,15 +1,19 @@
 //! The weights that policies sample with.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use turnwise_trajectory::PolicyVersion;
 
+use crate::EngineWeights;
 use crate::snapshot::Snapshot;
 
 /// The newest published weights, shared between a learner and its policies.
 #[derive(Clone, Debug)]
 pub(crate) struct Published {
     newest: Arc<RwLock<Publication>>,
+    /// The forms that engines asked for, a bit for each.
+    asked: Arc<AtomicU8>,
 }
 
 /// Weights and their version.
@@ -24,7 +28,18 @@ pub(crate) struct Publication {
 impl Published {
     pub(crate) fn new(version: PolicyVersion, weights: impl Into<Snapshot>) -> Self {
         let first = Publication { version, serial: 0, weights: Arc::new(weights.into()) };
-        Self { newest: Arc::new(RwLock::new(first)) }
+        Self { newest: Arc::new(RwLock::new(first)), asked: Arc::default() }
+    }
+
+    /// Asks for weights in this form from the next publication on.
+    pub(crate) fn ask(&self, weights: EngineWeights) {
+        self.asked.fetch_or(1 << weights as u8, Ordering::Relaxed);
+    }
+
+    /// Returns the form to publish: rounded weights only if every engine asked for them, since they cannot be undone.
+    pub(crate) fn wanted(&self) -> EngineWeights {
+        let is_int8 = self.asked.load(Ordering::Relaxed) == 1 << EngineWeights::Int8 as u8;
+        if is_int8 { EngineWeights::Int8 } else { EngineWeights::Compute }
     }
 
     pub(crate) fn newest(&self) -> Publication {

@@ -9,7 +9,7 @@ use crate::finite::Culprit;
 use crate::layout::{Adapter, FeedForward, Network, specs};
 use crate::numbers::host_numbers;
 use crate::weights::Weights;
-use crate::{ComputePrecision, DecoderConfig};
+use crate::{ComputePrecision, DecoderConfig, EngineWeights};
 
 /// Weights of one version.
 #[derive(Debug)]
@@ -67,11 +67,21 @@ impl TensorWeights {
     }
 
     /// Packs the weights into panels for the CPU.
-    fn panels(&self) -> Result<Weights> {
+    fn panels(&self, weights: EngineWeights) -> Result<Weights> {
         let single = &mut |tensor: Tensor| tensor.to_dtype(DType::F32);
         let network = self.network.clone().try_map(single)?;
-        Weights::new(&self.config, self.dimensions.ropes.clone(), network)
+        let (ropes, format) = (self.dimensions.ropes.clone(), weights.format(self.precision));
+        Weights::new(&self.config, ropes, network, self.precision, format)
     }
+}
+
+/// Returns packed weights as tensors in f32.
+fn network_of(weights: &Weights) -> Result<Network<Tensor>> {
+    let values = specs(&weights.config, None).into_iter().zip(weights.stored());
+    let tensors = values
+        .map(|(spec, values)| Tensor::from_vec(values, spec.shape, &Device::Cpu))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Network::arrange(&weights.config, None, tensors))
 }
 
 impl Snapshot {
@@ -79,6 +89,18 @@ impl Snapshot {
         match self {
             Self::Panels(weights) => &weights.config,
             Self::Tensors(weights) => &weights.config,
+        }
+    }
+
+    pub(crate) fn is_tensors(&self) -> bool {
+        matches!(self, Self::Tensors(_))
+    }
+
+    /// Returns the precision of products.
+    pub(crate) fn precision(&self) -> ComputePrecision {
+        match self {
+            Self::Panels(weights) => weights.precision,
+            Self::Tensors(weights) => weights.precision,
         }
     }
 
@@ -111,22 +133,25 @@ impl Snapshot {
         culprit.reason()
     }
 
-    /// Converts the weights to panels for the CPU; panels are returned unchanged.
-    pub(crate) fn into_panels(self: Arc<Self>) -> Result<Arc<Self>> {
+    /// Converts the weights to panels for the CPU; panels in the right format are returned unchanged.
+    pub(crate) fn into_panels(self: Arc<Self>, weights: EngineWeights) -> Result<Arc<Self>> {
         match &*self {
-            Self::Panels(_) => Ok(self),
-            Self::Tensors(weights) => Ok(Arc::new(Self::Panels(weights.panels()?))),
+            Self::Panels(panels) if panels.format == weights.format(panels.precision) => Ok(self),
+            Self::Panels(panels) => {
+                let network = network_of(panels)?;
+                let (ropes, precision) = (panels.dimensions.ropes.clone(), panels.precision);
+                let format = weights.format(precision);
+                let panels = Weights::new(&panels.config, ropes, network, precision, format)?;
+                Ok(Arc::new(Self::Panels(panels)))
+            }
+            Self::Tensors(tensors) => Ok(Arc::new(Self::Panels(tensors.panels(weights)?))),
         }
     }
 
     /// Converts the weights to tensors; tensors are returned unchanged.
     pub(crate) fn into_tensors(self: Arc<Self>) -> Result<Arc<Self>> {
         let Self::Panels(weights) = &*self else { return Ok(self) };
-        let values = specs(&weights.config, None).into_iter().zip(weights.stored());
-        let tensors = values
-            .map(|(spec, values)| Tensor::from_vec(values, spec.shape, &Device::Cpu))
-            .collect::<Result<Vec<_>>>()?;
-        let network = Network::arrange(&weights.config, None, tensors);
+        let network = network_of(weights)?;
         let (ropes, precision) = (weights.dimensions.ropes.clone(), ComputePrecision::F32);
         let weights = TensorWeights::new(&weights.config, ropes, network, precision)?;
         Ok(Arc::new(Self::Tensors(weights)))

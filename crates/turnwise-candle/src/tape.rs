@@ -14,6 +14,7 @@ use turnwise_kernels::buffer::{Buffer, BufferPool};
 pub(crate) use backward::{Loss, play_backward};
 pub(crate) use recorder::Recorder;
 
+use crate::ComputePrecision;
 use crate::architecture::{Activation, RopeKind};
 use crate::balance::LayerUse;
 use crate::batch::PackedBatch;
@@ -86,6 +87,7 @@ pub(crate) struct Tape {
     pub(crate) shares: Shares,
     pool: Arc<BufferPool>,
     keep: Keep,
+    precision: ComputePrecision,
     nodes: Vec<TapeNode>,
     n_values: usize,
 }
@@ -138,7 +140,12 @@ struct MixtureSlots {
 }
 
 impl Tape {
-    pub(crate) fn new(batch: Arc<PackedBatch>, pool: Arc<BufferPool>, keep: Keep) -> Self {
+    pub(crate) fn new(
+        batch: Arc<PackedBatch>,
+        pool: Arc<BufferPool>,
+        keep: Keep,
+        precision: ComputePrecision,
+    ) -> Self {
         Self {
             batch,
             predicted: Predicted::default(),
@@ -146,6 +153,7 @@ impl Tape {
             shares: Shares::default(),
             pool,
             keep,
+            precision,
             nodes: Vec::new(),
             n_values: 0,
         }

@@ -1,3 +1,4 @@
+mod bf16;
 mod checkpoint;
 mod engine;
 mod families;

@@ -21,7 +21,7 @@ use crate::pass::Pass;
 use crate::published::Published;
 use crate::shares::{PassPart, Shares};
 use crate::tape::{Keep, Loss, Played, Slot};
-use crate::{AdamW, ComputePrecision, Decoder, DecoderConfig, ModelError};
+use crate::{AdamW, ComputePrecision, Decoder, DecoderConfig, EngineWeights, ModelError};
 
 /// The name of the optimiser's file.
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -104,8 +104,8 @@ impl LearnerState {
         optimizer_settings: AdamW,
         settings: LearnerSettings,
     ) -> Result<Self, ModelError> {
-        let model = model.with_precision(settings.compute)?;
-        let published = Published::new(PolicyVersion(0), model.snapshot()?);
+        let model = model.with_precision(settings.compute);
+        let published = Published::new(PolicyVersion(0), model.snapshot(EngineWeights::Compute)?);
         Ok(Self {
             optimizer: Optimizer::new(optimizer_settings, &model)?,
             gradients: Accumulated::of(&model),
@@ -401,7 +401,8 @@ impl LearnerState {
     }
 
     fn publish_as(&mut self, version: PolicyVersion) -> Result<(), LearnerError> {
-        let weights = self.model.snapshot().map_err(|error| failed_by("publish weights", error))?;
+        let weights = self.model.snapshot(self.published.wanted());
+        let weights = weights.map_err(|error| failed_by("publish weights", error))?;
         let told = self.followers.tell(version, &self.model);
         told.map_err(|error| failed("hand over weights", error))?;
         self.published.publish(version, weights);

@@ -4,16 +4,16 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
-use turnwise_kernels::panels::{Epilogue, Panels, StoredMatrix};
+use turnwise_kernels::panels::{Epilogue, PanelFormat, Panels, StoredMatrix};
 use turnwise_kernels::tile::LANES;
 
-use crate::DecoderConfig;
 use crate::architecture::Activation;
 use crate::dimensions::{Dimensions, Ropes};
 use crate::layout::{
     Attending, Choice, FeedForward, Layer, Linear, Mixture, Mlp, Network, SharedExpert,
 };
 use crate::numbers::host_numbers;
+use crate::{ComputePrecision, DecoderConfig};
 
 /// Weights packed for inference: matrices are panels, which products read sequentially, and matrices with the same
 /// input are joined.
@@ -21,6 +21,10 @@ use crate::numbers::host_numbers;
 pub(crate) struct Weights {
     pub(crate) config: DecoderConfig,
     pub(crate) dimensions: Dimensions,
+    /// Of products in training, and of keys and values.
+    pub(crate) precision: ComputePrecision,
+    /// The format of matrices.
+    pub(crate) format: PanelFormat,
     /// `[V, D]`
     pub(crate) embedding: Vec<f32>,
     pub(crate) embedding_scale: f32,
@@ -100,11 +104,15 @@ impl Weights {
         config: &DecoderConfig,
         ropes: Arc<Ropes>,
         network: Network<Tensor>,
+        precision: ComputePrecision,
+        format: PanelFormat,
     ) -> Result<Self> {
         let Network { embedding, embedding_scale, layers, norm, head, logit_scale } = network;
-        let layers = layers.into_iter().map(|layer| read(config, layer)).collect::<Result<_>>()?;
+        let layers =
+            layers.into_iter().map(|layer| read(config, layer, format)).collect::<Result<_>>()?;
         let panels = |head: &Tensor| -> Result<Panels> {
-            Ok(Panels::side_by_side(&[bare(&host_numbers(head)?)], config.hidden_size))
+            let head = host_numbers(head)?;
+            Ok(Panels::side_by_side(&[bare(&head)], config.hidden_size, format))
         };
         let head = match head {
             Some(head) => panels(&head)?,
@@ -112,7 +120,18 @@ impl Weights {
         };
         let (embedding, norm) = (host_numbers(&embedding)?.to_vec(), host_numbers(&norm)?.to_vec());
         let (config, dimensions) = (config.clone(), Dimensions::new(config, ropes));
-        Ok(Self { config, dimensions, embedding, embedding_scale, layers, norm, head, logit_scale })
+        Ok(Self {
+            config,
+            dimensions,
+            precision,
+            format,
+            embedding,
+            embedding_scale,
+            layers,
+            norm,
+            head,
+            logit_scale,
+        })
     }
 }
 
@@ -152,13 +171,13 @@ fn push_columns(
 }
 
 /// Packs a layer and frees it.
-fn read(config: &DecoderConfig, layer: Layer<Tensor>) -> Result<LayerWeights> {
+fn read(config: &DecoderConfig, layer: Layer<Tensor>, format: PanelFormat) -> Result<LayerWeights> {
     let mut tensors = Vec::new();
     let places = layer.map(&mut |tensor| tensors.push(tensor));
     let held = tensors.iter().map(host_numbers).collect::<Result<Vec<_>>>()?;
     let mut values = held.iter().map(|values| &**values);
     let layer = places.map(&mut |()| values.next().expect("there is a tensor for every place"));
-    Ok(LayerWeights::new(config, &layer))
+    Ok(LayerWeights::new(config, &layer, format))
 }
 
 impl LayerWeights {
@@ -185,7 +204,7 @@ impl LayerWeights {
         stored.extend(self.mlp_norm_after.clone());
     }
 
-    fn new(config: &DecoderConfig, layer: &Layer<&[f32]>) -> Self {
+    fn new(config: &DecoderConfig, layer: &Layer<&[f32]>, format: PanelFormat) -> Self {
         let d = config.hidden_size;
         let copy = |gains: Option<&[f32]>| gains.map(<[f32]>::to_vec);
         let norms = layer.head_norms.as_ref();
@@ -195,15 +214,21 @@ impl LayerWeights {
         Self {
             attending: layer.attending,
             attention_norm: copy(layer.attention_norm),
-            qkv: Panels::side_by_side(&qkv, d),
+            qkv: Panels::side_by_side(&qkv, d, format),
             head_norms: norms.map(|norms| (norms.query.to_vec(), norms.key.to_vec())),
-            output: Panels::side_by_side(&[output.stored()], config.n_heads * config.head_dim),
+            output: Panels::side_by_side(
+                &[output.stored()],
+                config.n_heads * config.head_dim,
+                format,
+            ),
             attention_norm_after: copy(layer.attention_norm_after),
             mlp_norm: copy(layer.mlp_norm),
             feed_forward: match &layer.feed_forward {
-                FeedForward::Dense(mlp) => FeedForwardWeights::Dense(MlpWeights::new(mlp, d)),
+                FeedForward::Dense(mlp) => {
+                    FeedForwardWeights::Dense(MlpWeights::new(mlp, d, format))
+                }
                 FeedForward::Mixture(mixture) => {
-                    FeedForwardWeights::Mixture(MixtureWeights::new(mixture, d))
+                    FeedForwardWeights::Mixture(MixtureWeights::new(mixture, d, format))
                 }
             },
             mlp_norm_after: copy(layer.mlp_norm_after),
@@ -227,7 +252,7 @@ impl MlpWeights {
         push_columns(&self.down, 0..hidden_size, stored);
     }
 
-    fn new(mlp: &Mlp<&[f32]>, d: usize) -> Self {
+    fn new(mlp: &Mlp<&[f32]>, d: usize, format: PanelFormat) -> Self {
         let whole: Vec<Whole<'_>> = mlp.gate_up.iter().map(Whole::of).collect();
         let matrices: Vec<StoredMatrix<'_>> = whole.iter().map(Whole::stored).collect();
         let [gate, up] = match matrices[..] {
@@ -242,8 +267,8 @@ impl MlpWeights {
                 Activation::GeluTanh => Epilogue::GeGlu,
             },
             is_joined: matrices.len() == 1,
-            gate_up: Panels::interleaved(gate, up, d),
-            down: Panels::side_by_side(&[down.stored()], gate.matrix.len() / d),
+            gate_up: Panels::interleaved(gate, up, d, format),
+            down: Panels::side_by_side(&[down.stored()], gate.matrix.len() / d, format),
         }
     }
 }
@@ -274,22 +299,23 @@ impl MixtureWeights {
         }
     }
 
-    fn new(mixture: &Mixture<&[f32]>, d: usize) -> Self {
+    fn new(mixture: &Mixture<&[f32]>, d: usize, format: PanelFormat) -> Self {
         let size = mixture.gate.len() / mixture.choice.n_experts;
         let gates = mixture.gate.chunks_exact(size).zip(mixture.up.chunks_exact(size));
         let experts = gates.zip(mixture.down.chunks_exact(size)).map(|((gate, up), down)| {
             let linear = |weight| Linear { weight, bias: None, adapter: None };
             let gate_up = vec![linear(gate), linear(up)];
             let mlp = Mlp { activation: Activation::Silu, gate_up, down: linear(down) };
-            MlpWeights::new(&mlp, d)
+            MlpWeights::new(&mlp, d, format)
         });
         Self {
             choice: mixture.choice,
-            router: Panels::side_by_side(&[bare(mixture.router)], d),
+            // The choice of experts is made in f32.
+            router: Panels::side_by_side(&[bare(mixture.router)], d, PanelFormat::F32),
             experts: experts.collect(),
             shared: mixture.shared.as_ref().map(|SharedExpert { mlp, gate }| SharedWeights {
-                mlp: MlpWeights::new(mlp, d),
-                gate: Panels::side_by_side(&[Whole::of(gate).stored()], d),
+                mlp: MlpWeights::new(mlp, d, format),
+                gate: Panels::side_by_side(&[Whole::of(gate).stored()], d, format),
             }),
         }
     }

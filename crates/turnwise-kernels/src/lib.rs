@@ -3,10 +3,16 @@
 
 #[cfg(feature = "products")]
 pub mod buffer;
+#[cfg(feature = "products")]
+pub mod byte_tile;
 pub mod lanes;
 pub mod math;
 #[cfg(feature = "products")]
 pub mod matrix;
+#[cfg(feature = "products")]
+pub mod pair_tile;
+#[cfg(feature = "products")]
+pub mod pairs;
 #[cfg(feature = "products")]
 pub mod panels;
 #[cfg(feature = "products")]
@@ -21,4 +27,4 @@ pub mod team;
 pub mod tile;
 
 #[cfg(feature = "products")]
-pub use peak::{gemm_peak, matrix_unit_peak, read_bandwidth};
+pub use peak::{bf16_peak, gemm_peak, int8_peak, matrix_unit_peak, read_bandwidth};

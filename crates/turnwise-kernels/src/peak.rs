@@ -9,6 +9,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::matrix::{
     Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply, multiply_on_vector_units, unit_suits,
 };
+use crate::panels::{Epilogue, PanelFormat, Panels, StoredMatrix, StridedRows};
+use crate::team::Team;
 
 /// Rows, terms and columns of products that are large enough for the library's best speed, in shapes of training.
 const SHAPES: [[usize; 3]; 3] = [[2048, 1024, 1024], [4096, 256, 768], [1024, 1024, 4096]];
@@ -50,6 +52,46 @@ pub fn matrix_unit_peak(threads: usize) -> Option<f64> {
             multiply(target, Write::Replace, 1.0, sides, Accuracy::Full, Parallelism::Pool);
         })
     })
+}
+
+/// Like [`gemm_peak`], in bf16 with sums in f32, by whatever the processor is fastest with.
+///
+/// ```
+/// assert!(turnwise_kernels::bf16_peak(1) > 1e8);
+/// ```
+///
+/// # Panics
+/// When `threads` is 0, or the system cannot start them.
+#[must_use]
+pub fn bf16_peak(threads: usize) -> f64 {
+    fastest_of(threads, |target, sides| {
+        multiply(target, Write::Replace, 1.0, sides, Accuracy::Bf16, Parallelism::Pool);
+    })
+}
+
+/// Measures the operations per second of products of many rows and weights in int8 on this many threads; a multiply-add
+/// counts as two.
+///
+/// ```
+/// assert!(turnwise_kernels::int8_peak(1) > 1e8);
+/// ```
+///
+/// # Panics
+/// When `threads` is 0, or the system cannot start them.
+#[must_use]
+pub fn int8_peak(threads: usize) -> f64 {
+    const ROWS: usize = 240;
+    const WIDTH: usize = 1024;
+    let matrix = vec![0.25; WIDTH * WIDTH];
+    let stored = StoredMatrix { matrix: &matrix, bias: None };
+    let panels = Panels::side_by_side(&[stored], WIDTH, PanelFormat::Int8);
+    let rows = vec![0.5; ROWS * WIDTH];
+    let rows = StridedRows { data: &rows, stride: WIDTH, count: ROWS };
+    let mut product = vec![0.0; ROWS * WIDTH];
+    let mut team = Team::new(threads, "peak").expect("the system can start threads");
+    let seconds = fastest(|| panels.multiply(&mut team, rows, &mut product, Epilogue::Replace));
+    black_box(product);
+    2.0 * (ROWS * WIDTH * WIDTH) as f64 / seconds
 }
 
 type Multiply = fn(&mut MatrixMut<'_>, [Matrix<'_>; 2]);

@@ -6,7 +6,6 @@
 
 use std::array;
 
-use crate::matrix::Write;
 use crate::simd::{Level, level};
 
 /// The numbers of a vector, on every processor.
@@ -44,6 +43,22 @@ pub fn numbers_mut(lines: &mut [CacheLine]) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
 
+/// Returns consecutive cache lines as twice as many bf16 numbers.
+#[inline]
+#[must_use]
+pub fn halves(lines: &[CacheLine]) -> &[Half] {
+    // SAFETY: a cache line is 64 bytes without padding, which are 32 numbers of two bytes of any bit pattern.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 2 * LANES) }
+}
+
+/// Returns consecutive cache lines as twice as many bf16 numbers, mutably.
+#[inline]
+#[must_use]
+pub fn halves_mut(lines: &mut [CacheLine]) -> &mut [Half] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 2 * LANES) }
+}
+
 /// Returns the most rows and column vectors of a tile on this processor, for a product of `rows` rows: enough parallel
 /// sums to keep its units busy, and few enough for its registers.
 #[must_use]
@@ -60,12 +75,33 @@ pub fn shape(rows: usize) -> (usize, usize) {
     }
 }
 
+/// What a product does with the numbers in its target (beta of BLAS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Overwrites them (beta = 0); their values are ignored.
+    Replace,
+    /// Adds the product to them (beta = 1).
+    Add,
+}
+
+/// A number in memory, which products read as f32.
+#[expect(private_bounds, reason = "registers are no one else's")]
+pub trait StoredNumber: Copy + Load {}
+
+impl StoredNumber for f32 {}
+impl StoredNumber for Half {}
+
+/// A bf16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Half(pub u16);
+
 /// Vectors of columns: each starts at its first term; term `k` is at `k * b_stride`.
-pub type ColumnVectors<'a> = [&'a [f32]; MAX_VECTORS];
+pub type ColumnVectors<'a, T = f32> = [&'a [T]; MAX_VECTORS];
 
 /// The factors of a tile: rows of `a` times columns of `b`.
 #[derive(Clone, Copy, Debug)]
-pub struct TileFactors<'a> {
+pub struct TileFactors<'a, T = f32> {
     /// Term `k` of row `r` is at `r * a_stride + k * a_step`.
     pub a: &'a [f32],
     /// Distance between rows of `a`.
@@ -75,7 +111,7 @@ pub struct TileFactors<'a> {
     /// The number of rows of `a`.
     pub rows: usize,
     /// The columns of each `terms_each` terms; the last entry may hold fewer.
-    pub b: &'a [ColumnVectors<'a>],
+    pub b: &'a [ColumnVectors<'a, T>],
     /// Terms in each entry of `b`.
     pub terms_each: usize,
     /// Distance between terms of a column vector.
@@ -86,7 +122,7 @@ pub struct TileFactors<'a> {
     pub terms: usize,
     /// Columns of the next tile, with the same stride: all vectors or one. They are prefetched while this tile is
     /// computed.
-    pub next: &'a [&'a [f32]],
+    pub next: &'a [&'a [T]],
 }
 
 /// The target of a tile: row `r` starts at `r * stride`.
@@ -104,7 +140,7 @@ pub struct TileTarget<'a> {
 ///
 /// # Panics
 /// When the tile has no rows or terms, is larger than [`shape`] allows, or reaches beyond a slice, or when its rows overlap.
-pub fn multiply(target: &mut TileTarget<'_>, factors: &TileFactors<'_>) {
+pub fn multiply<T: StoredNumber>(target: &mut TileTarget<'_>, factors: &TileFactors<'_, T>) {
     let TileFactors { a, a_stride, a_step, rows, b, terms_each, b_stride, vectors, terms, .. } =
         *factors;
     assert!(rows > 0 && terms > 0, "a tile has rows and terms");
@@ -143,6 +179,9 @@ trait Register: Copy {
     /// The processor has the instructions, and 16 numbers can be read.
     unsafe fn load(from: *const f32) -> Self;
     /// # Safety
+    /// The processor has the instructions, and 16 numbers can be read.
+    unsafe fn load_halves(from: *const Half) -> Self;
+    /// # Safety
     /// The processor has the instructions, and 16 numbers can be written.
     unsafe fn store(self, to: *mut f32);
     /// Returns `self + x * by`, rounded once if the processor has fused multiply-add.
@@ -154,18 +193,43 @@ trait Register: Copy {
     fn ask(address: *const f32);
 }
 
+/// Loads sixteen numbers into registers.
+trait Load: Sized {
+    /// # Safety
+    /// The processor has the instructions, and 16 numbers can be read.
+    unsafe fn load<V: Register>(from: *const Self) -> V;
+}
+
+#[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
+impl Load for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Register>(from: *const Self) -> V {
+        // SAFETY: guaranteed by the caller.
+        unsafe { V::load(from) }
+    }
+}
+
+#[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
+impl Load for Half {
+    #[inline(always)]
+    unsafe fn load<V: Register>(from: *const Self) -> V {
+        // SAFETY: guaranteed by the caller.
+        unsafe { V::load_halves(from) }
+    }
+}
+
 /// Some terms of a tile.
 #[derive(Clone, Copy)]
-struct Walk<const C: usize> {
+struct Walk<T, const C: usize> {
     a: *const f32,
     a_stride: usize,
     a_step: usize,
-    b: [*const f32; C],
+    b: [*const T; C],
     b_stride: usize,
     count: usize,
 }
 
-impl<const C: usize> Walk<C> {
+impl<T: Load, const C: usize> Walk<T, C> {
     /// Adds the terms to the sums and prefetches from `next` on, one line per vector and term.
     ///
     /// # Safety
@@ -175,15 +239,15 @@ impl<const C: usize> Walk<C> {
     unsafe fn run<V: Register, const R: usize, const N: usize>(
         self,
         sums: &mut [[V; C]; R],
-        next: [*const f32; N],
+        next: [*const T; N],
     ) {
         let Self { mut a, a_stride, a_step, b, b_stride, count } = self;
         let mut offset = 0;
         for _ in 0..count {
             // SAFETY: guaranteed by the caller.
-            let columns: [V; C] = array::from_fn(|c| unsafe { V::load(b[c].add(offset)) });
+            let columns: [V; C] = array::from_fn(|c| unsafe { T::load(b[c].add(offset)) });
             for next in next {
-                V::ask(next.wrapping_add(offset));
+                V::ask(next.wrapping_add(offset).cast());
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: as above.
@@ -203,9 +267,9 @@ impl<const C: usize> Walk<C> {
 /// Every number that a tile of this shape touches can be read or written, and the processor has the instructions.
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
 #[inline(always)]
-unsafe fn tile<V: Register, const R: usize, const C: usize>(
+unsafe fn tile<T: Load, V: Register, const R: usize, const C: usize>(
     target: &mut TileTarget<'_>,
-    factors: &TileFactors<'_>,
+    factors: &TileFactors<'_, T>,
 ) {
     let (start, stride) = (target.data.as_mut_ptr(), target.stride);
     // SAFETY: guaranteed by the caller.
@@ -249,12 +313,12 @@ macro_rules! tiles {
         /// # Safety
         /// As [`super::tile`].
         $(#[target_feature(enable = $feature)])?
-        unsafe fn shaped<const R: usize, const C: usize>(
+        unsafe fn shaped<T: Load, const R: usize, const C: usize>(
             target: &mut TileTarget<'_>,
-            factors: &TileFactors<'_>,
+            factors: &TileFactors<'_, T>,
         ) {
             // SAFETY: guaranteed by the caller.
-            unsafe { tile::<$vector, R, C>(target, factors) }
+            unsafe { tile::<T, $vector, R, C>(target, factors) }
         }
 
         /// # Safety
@@ -262,12 +326,15 @@ macro_rules! tiles {
         ///
         /// # Panics
         /// When there is no tile of this shape.
-        pub(super) unsafe fn run(target: &mut TileTarget<'_>, factors: &TileFactors<'_>) {
+        pub(super) unsafe fn run<T: Load>(
+            target: &mut TileTarget<'_>,
+            factors: &TileFactors<'_, T>,
+        ) {
             let TileFactors { rows, vectors, .. } = *factors;
             // SAFETY: guaranteed by the caller.
             unsafe {
                 match (vectors, rows) {
-                    $($(($vectors, $rows) => shaped::<$rows, $vectors>(target, factors),)*)*
+                    $($(($vectors, $rows) => shaped::<T, $rows, $vectors>(target, factors),)*)*
                     _ => panic!("there is no tile of {rows} rows and {vectors} vectors"),
                 }
             }
@@ -279,11 +346,12 @@ macro_rules! tiles {
 #[cfg(target_arch = "x86_64")]
 mod wide {
     use std::arch::x86_64::{
-        __m512, _MM_HINT_T0, _mm_prefetch, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-        _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_castsi512_ps,
+        _mm512_cvtepu16_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_slli_epi32, _mm512_storeu_ps,
     };
 
-    use super::{Register, TileFactors, TileTarget, tile};
+    use super::{Half, Load, Register, TileFactors, TileTarget, tile};
     #[allow(clippy::inline_always, reason = "they are single instructions")]
     impl Register for __m512 {
         #[inline(always)]
@@ -296,6 +364,15 @@ mod wide {
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: guaranteed by the caller.
             unsafe { _mm512_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_halves(from: *const Half) -> Self {
+            // SAFETY: guaranteed by the caller.
+            unsafe {
+                let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+            }
         }
 
         #[inline(always)]
@@ -325,11 +402,12 @@ mod wide {
 #[cfg(target_arch = "x86_64")]
 mod narrow {
     use std::arch::x86_64::{
-        __m256, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
-        _mm256_setzero_ps, _mm256_storeu_ps,
+        __m256, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_castsi256_ps,
+        _mm256_cvtepu16_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm256_slli_epi32, _mm256_storeu_ps,
     };
 
-    use super::{Register, TileFactors, TileTarget, tile};
+    use super::{Half, Load, Register, TileFactors, TileTarget, tile};
     #[allow(clippy::inline_always, reason = "they are single instructions")]
     impl Register for [__m256; 2] {
         #[inline(always)]
@@ -342,6 +420,17 @@ mod narrow {
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: guaranteed by the caller.
             unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+        }
+
+        #[inline(always)]
+        unsafe fn load_halves(from: *const Half) -> Self {
+            // SAFETY: guaranteed by the caller.
+            unsafe {
+                [from, from.add(8)].map(|from| {
+                    let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+                })
+            }
         }
 
         #[inline(always)]
@@ -374,7 +463,9 @@ mod narrow {
 
 /// Plain arrays, vectorised by the compiler.
 mod portable {
-    use super::{LANES, Register, TileFactors, TileTarget, tile};
+    use super::{Half, LANES, Load, Register, TileFactors, TileTarget, tile};
+    use crate::pairs::number;
+
     #[allow(clippy::inline_always, reason = "they are the body of a loop")]
     impl Register for [f32; LANES] {
         #[inline(always)]
@@ -386,6 +477,13 @@ mod portable {
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: guaranteed by the caller.
             unsafe { from.cast::<Self>().read() }
+        }
+
+        #[inline(always)]
+        unsafe fn load_halves(from: *const Half) -> Self {
+            // SAFETY: guaranteed by the caller.
+            let halves = unsafe { from.cast::<[Half; LANES]>().read() };
+            halves.map(|half| number(half.0))
         }
 
         #[inline(always)]
@@ -417,9 +515,44 @@ mod portable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pairs::{number, rounded};
 
     fn uneven(length: usize) -> Vec<f32> {
         (0..length).map(|i| ((i * 37) % 41) as f32 * 0.1 - 2.0).collect()
+    }
+
+    /// Computes a tile of columns with 30 terms.
+    fn sums<T: StoredNumber>(a: &[f32], columns: &[T], rows: usize, vectors: usize) -> Vec<f32> {
+        let b: ColumnVectors<'_, T> =
+            array::from_fn(|c| columns.get(c * 30 * LANES..).unwrap_or_default());
+        let factors = TileFactors {
+            a,
+            a_stride: 30,
+            a_step: 1,
+            rows,
+            b: &[b],
+            terms_each: 30,
+            b_stride: LANES,
+            vectors,
+            terms: 30,
+            next: &b[..1],
+        };
+        let mut sums = vec![0.0; rows * vectors * LANES];
+        let stride = vectors * LANES;
+        let mut target = TileTarget { data: &mut sums, stride, write: Write::Replace };
+        multiply(&mut target, &factors);
+        sums
+    }
+
+    #[test]
+    fn halves_are_read_as_their_numbers() {
+        let a = uneven(3 * 30);
+        let halves: Vec<Half> =
+            uneven(4 * 30 * LANES).into_iter().map(|x| Half(rounded(x))).collect();
+        let numbers: Vec<f32> = halves.iter().map(|half| number(half.0)).collect();
+        for (rows, vectors) in [(1, 1), (3, 2), (1, 4)] {
+            assert_eq!(sums(&a, &halves, rows, vectors), sums(&a, &numbers, rows, vectors));
+        }
     }
 
     /// With every instruction set, and however the terms are cut, an element is the same chain; without fused

@@ -98,6 +98,8 @@ fn plan(config: &Config) -> TrainingPlan {
         recompute_layers: config.train.recompute_layers,
         kv_tokens: episodes.min(config.rollout.max_concurrent).saturating_mul(length),
         max_kv_bytes: config.engine.max_kv_bytes,
+        compute: config.model.compute,
+        engine_weights: config.engine.weights,
     }
 }
 

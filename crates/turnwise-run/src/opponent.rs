@@ -174,6 +174,7 @@ async fn make(
             check_positions(config, &decoder, &directory)?;
             let settings =
                 EngineSettings { threads: Threads::divide(config).engine, ..config.engine };
+            let decoder = decoder.with_precision(config.model.compute);
             let policy = CandlePolicy::from_model(decoder, settings);
             Opponent::Frozen(Arc::new(policy.map_err(|error| Failure::refused_by(&error))?))
         }

@@ -236,6 +236,7 @@ impl Session {
     ) -> Result<Self, Failure> {
         let (prepared, decoder) =
             Box::pin(Prepared::new(config, None, false, registry, observer, stop)).await?;
+        let decoder = decoder.with_precision(prepared.config.model.compute);
         let policy = CandlePolicy::from_model(decoder, prepared.config.engine);
         let policy = policy.map_err(|error| Failure::refused_by(&error))?;
         Ok(prepared.with(Arc::new(policy)))
@@ -442,8 +443,9 @@ fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLe
         .with_device(config.model.device)
         .and_then(|decoder| CandleLearner::with_settings(decoder, optimizer, settings))
         .map_err(|error| match error {
-            ModelError::NoDevice { .. } | ModelError::Settings(_) => Failure::refused_by(&error)
-                .help("model.device = \"cpu\" with model.compute = \"f32\" works everywhere"),
+            ModelError::NoDevice { .. } | ModelError::Settings(_) => {
+                Failure::refused_by(&error).help("model.device = \"cpu\" works everywhere")
+            }
             _ => Failure::refused_by(&error),
         })
 }

@@ -40,7 +40,7 @@ impl Decoder {
             }
             return Ok(Pass::Plain(plain));
         }
-        let mut tape = Tape::new(batch, self.pool().clone(), keep);
+        let mut tape = Tape::new(batch, self.pool().clone(), keep, self.precision());
         self.with_slots(|_, network| {
             let mut network = network.clone();
             rewire(&mut network);
@@ -126,7 +126,7 @@ impl Decoder {
             let head = Linear { weight: network.output_head().clone(), bias: None, adapter: None };
             return plain.linear(&normed, &[head])?.flatten_all()?.to_vec1();
         }
-        let mut tape = Tape::new(batch, self.pool().clone(), Keep::Nothing);
+        let mut tape = Tape::new(batch, self.pool().clone(), Keep::Nothing, self.precision());
         self.with_slots(|_, network| {
             let mut recorder = Recorder::new(&dimensions, &mut tape);
             let hidden = forward::hidden(&mut recorder, network)?;
@@ -168,7 +168,7 @@ impl Decoder {
             let hidden = forward::hidden(&mut plain, &self.detached()).unwrap();
             return hidden.flatten_all().unwrap().to_vec1().unwrap();
         }
-        let mut tape = Tape::new(batch, self.pool().clone(), Keep::Nothing);
+        let mut tape = Tape::new(batch, self.pool().clone(), Keep::Nothing, self.precision());
         let hidden = self.with_slots(|_, network| {
             forward::hidden(&mut Recorder::new(&dimensions, &mut tape), network)
         });
@@ -178,7 +178,8 @@ impl Decoder {
     /// Returns the routing of each layer with experts, by the fused kernels.
     pub(crate) fn routed(&self, batch: PackedBatch) -> Vec<crate::fused::experts::Routed> {
         let dimensions = self.dimensions();
-        let mut tape = Tape::new(Arc::new(batch), self.pool().clone(), Keep::Activations);
+        let mut tape =
+            Tape::new(Arc::new(batch), self.pool().clone(), Keep::Activations, self.precision());
         let hidden = self.with_slots(|_, network| {
             forward::hidden(&mut Recorder::new(&dimensions, &mut tape), network)
         });

@@ -10,13 +10,14 @@ use turnwise_kernels::math;
 use turnwise_kernels::matrix::Write;
 use turnwise_kernels::panels::padded;
 use turnwise_kernels::tile::{
-    self, ColumnVectors, LANES, MAX_VECTORS, TileFactors, TileTarget, shape,
+    self, ColumnVectors, Half, LANES, MAX_VECTORS, TileFactors, TileTarget, shape,
 };
 use turnwise_kernels::vectorized;
 
 use super::compute::{EngineBatch, EngineToken};
-use super::pages::{PAGE, Pages};
+use super::pages::{PAGE, PageNumber, Pages};
 use super::tree::PageId;
+use crate::ComputePrecision;
 use crate::dimensions::{Dimensions, Heads};
 
 /// The number of query rows that are computed together.
@@ -200,7 +201,10 @@ impl Layer<'_> {
         scale(&mut scratch.queries, self.heads.scale);
         scratch.scores.resize(of_group.len() * n_queries * work.length, 0.0);
         for span in spans {
-            work.score(span, scratch);
+            match self.pages.layout().precision() {
+                ComputePrecision::F32 => work.score::<f32>(span, scratch),
+                ComputePrecision::Bf16 => work.score::<Half>(span, scratch),
+            }
         }
 
         scratch.mixed.clear();
@@ -215,7 +219,10 @@ impl Layer<'_> {
             weigh(&mut scores[seen])
         }));
         for span in spans {
-            work.mix(span, scratch);
+            match self.pages.layout().precision() {
+                ComputePrecision::F32 => work.mix::<f32>(span, scratch),
+                ComputePrecision::Bf16 => work.mix::<Half>(span, scratch),
+            }
         }
         let rows = scratch.mixed.chunks_exact_mut(padded(head_dim));
         for ((row, mixed), factor) in rows.enumerate().zip(&scratch.factors) {
@@ -241,7 +248,7 @@ impl Work<'_> {
     }
 
     /// Computes scores: products of queries and keys.
-    fn score(&self, span: &PageSpan, scratch: &mut Scratch) {
+    fn score<T: PageNumber>(&self, span: &PageSpan, scratch: &mut Scratch) {
         let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let table = &step.tables[self.tokens[span.tokens.start].table];
         let (most_vectors, tiles) = self.tiles(span);
@@ -252,7 +259,7 @@ impl Work<'_> {
                 vectors /= 2;
             }
             let columns = |first: usize| {
-                let mut b: ColumnVectors<'_> = [&[]; MAX_VECTORS];
+                let mut b: ColumnVectors<'_, T> = [&[]; MAX_VECTORS];
                 for (vector, b) in b[..vectors].iter_mut().enumerate() {
                     let place = (first + vector * LANES / PAGE).min(span.pages.end - 1);
                     let keys = pages.get(table[place]).keys(pages.layout(), layer, self.head);
@@ -284,15 +291,15 @@ impl Work<'_> {
     }
 
     /// Adds the weighted values, in order of position.
-    fn mix(&self, span: &PageSpan, scratch: &mut Scratch) {
+    fn mix<T: PageNumber>(&self, span: &PageSpan, scratch: &mut Scratch) {
         let Layer { step, pages, heads, index: layer, .. } = self.layer;
         let of_span = &self.tokens[span.tokens.clone()];
         let longest = of_span.iter().map(|token| token.position + 1).max().unwrap_or(0);
         let table = &step.tables[of_span[0].table][span.pages.clone()];
-        let values = |page: &PageId| pages.get(*page).values(pages.layout(), layer, self.head);
+        let values = |page: &PageId| pages.get(*page).values::<T>(pages.layout(), layer, self.head);
         let width = padded(heads.head_dim);
         let (most_vectors, tiles) = self.tiles(span);
-        let mut b: Vec<ColumnVectors<'_>> = vec![[&[]; MAX_VECTORS]; table.len()];
+        let mut b: Vec<ColumnVectors<'_, T>> = vec![[&[]; MAX_VECTORS]; table.len()];
         let mut column = 0;
         while column < width {
             let mut vectors = most_vectors;

@@ -23,7 +23,9 @@ use crate::snapshot::{Snapshot, TensorWeights};
 /// Returns an implementation for weights in this form.
 pub(super) fn compute_for(weights: &Snapshot) -> Box<dyn Compute> {
     match weights {
-        Snapshot::Panels(weights) => Box::new(CpuCompute::new(PageLayout::new(&weights.config))),
+        Snapshot::Panels(weights) => {
+            Box::new(CpuCompute::new(PageLayout::new(&weights.config, weights.precision)))
+        }
         Snapshot::Tensors(_) => Box::new(TensorCompute::default()),
     }
 }
@@ -32,8 +34,8 @@ pub(super) fn compute_for(weights: &Snapshot) -> Box<dyn Compute> {
 pub(super) fn suited(publication: Publication, settings: EngineSettings) -> Publication {
     let weights = publication.weights.clone();
     let weights = match settings.compute {
-        EngineCompute::Auto => return publication,
-        EngineCompute::Buffers => weights.into_panels(),
+        EngineCompute::Auto if matches!(*weights, Snapshot::Tensors(_)) => return publication,
+        EngineCompute::Auto | EngineCompute::Buffers => weights.into_panels(settings.weights),
         EngineCompute::Tensors => weights.into_tensors(),
     };
     match weights {

@@ -11,6 +11,7 @@ use turnwise_kernels::vectorized;
 
 use super::gate;
 use super::linear::{self, ColumnRange};
+use crate::ComputePrecision;
 use crate::architecture::Activation;
 use crate::layout::Choice;
 use crate::routing::Routing;
@@ -30,6 +31,8 @@ pub(crate) struct Weights<'a> {
     /// `[E, D, I]`
     pub(crate) down: &'a [f32],
     pub(crate) choice: Choice,
+    /// Of the experts; the router is f32.
+    pub(crate) precision: ComputePrecision,
 }
 
 impl Weights<'_> {
@@ -69,9 +72,11 @@ pub(crate) fn forward(
     pool: &Arc<BufferPool>,
 ) -> Routed {
     let (d, inner, choice) = (weights.d(), weights.inner(), weights.choice);
+    let accuracy = weights.precision.forward();
     let mut probabilities = pool.take(x.len() / d * choice.n_experts);
     let columns = ColumnRange { start: 0, count: choice.n_experts, stride: choice.n_experts };
-    linear::forward(&mut probabilities, columns, Write::Replace, x, weights.router, 1.0);
+    let full = Accuracy::Full;
+    linear::forward(&mut probabilities, columns, Write::Replace, x, weights.router, 1.0, full);
     softmax_rows(&mut probabilities, choice.n_experts);
     let routing = Arc::new(Routing::new(&probabilities, choice));
     let rows = gather(x, d, &routing, pool);
@@ -82,7 +87,7 @@ pub(crate) fn forward(
         weights.gate.par_chunks_exact(inner * d).zip(weights.up.par_chunks_exact(inner * d));
     work.zip(matrices).for_each(|((gate_up, rows), (gate, up))| {
         for (start, matrix) in [(0, gate), (inner, up)] {
-            product(gate_up, start, rows, d, matrix);
+            product(gate_up, start, (rows, d), matrix, accuracy);
         }
     });
     let mut activated = pool.take(m * inner);
@@ -90,7 +95,7 @@ pub(crate) fn forward(
     let mut outputs = pool.take(m * d);
     let work = cut_mut(&mut outputs, &routing, d).zip(cut(&activated, &routing, inner));
     work.zip(weights.down.par_chunks_exact(inner * d)).for_each(|((outputs, rows), down)| {
-        product(outputs, 0, rows, inner, down);
+        product(outputs, 0, (rows, inner), down, accuracy);
     });
     let chosen_weights = mixing_weights(&probabilities, &routing, choice);
     combine(y, &outputs, d, &chosen_weights, &routing);
@@ -132,15 +137,16 @@ pub(crate) fn backward(
     pool: &Arc<BufferPool>,
 ) -> Buffer {
     let (d, inner, choice) = (weights.d(), weights.inner(), weights.choice);
+    let accuracy = weights.precision.backward();
     let routing = &*routed.routing;
     let rows = gather(x, d, routing, pool);
     let (doutputs, dweights) = pull_combine(dy, d, routed, pool);
     let mut dinner = pool.take(routed.inner.len());
     let work = cut_mut(&mut dinner, routing, inner).zip(cut(&doutputs, routing, d));
     work.zip(weights.down.par_chunks_exact(inner * d)).for_each(|((dinner, doutputs), down)| {
-        pull_x(dinner, Write::Replace, Matrix::rows(doutputs, d), down, inner);
+        pull_x(dinner, Write::Replace, Matrix::rows(doutputs, d), (down, inner), accuracy);
     });
-    add_products(below.down, routing, (&doutputs, d), (&routed.inner, inner));
+    add_products(below.down, routing, (&doutputs, d), (&routed.inner, inner), accuracy);
     let mut dgate_up = pool.take(routed.gate_up.len());
     gate::backward(&mut dgate_up, &routed.gate_up, &dinner, inner, ACTIVATION);
     let mut drows = pool.take(rows.len());
@@ -148,19 +154,20 @@ pub(crate) fn backward(
     let matrices =
         weights.gate.par_chunks_exact(inner * d).zip(weights.up.par_chunks_exact(inner * d));
     work.zip(matrices).for_each(|((drows, dgate_up), (gate, up))| {
-        pull_x(drows, Write::Replace, side(dgate_up, 0, inner), gate, d);
-        pull_x(drows, Write::Add, side(dgate_up, inner, inner), up, d);
+        pull_x(drows, Write::Replace, side(dgate_up, 0, inner), (gate, d), accuracy);
+        pull_x(drows, Write::Add, side(dgate_up, inner, inner), (up, d), accuracy);
     });
     for (target, start) in [(below.gate, 0), (below.up, inner)] {
-        add_side_products(target, routing, (&dgate_up, start, inner), (&rows, d));
+        add_side_products(target, routing, (&dgate_up, start, inner), (&rows, d), accuracy);
     }
     let dlogits = pull_router(routed, &dweights, choice, uneven, pool);
     let columns = ColumnRange { start: 0, count: choice.n_experts, stride: choice.n_experts };
     if let Some(drouter) = below.router {
-        linear::backward_weight(drouter, &dlogits, columns, x, 1.0);
+        linear::backward_weight(drouter, &dlogits, columns, x, 1.0, Accuracy::Gradient);
     }
     let mut dx = pool.take(x.len());
-    linear::backward_x(&mut dx, Write::Replace, &dlogits, columns, weights.router, 1.0);
+    let (by, gradient) = (weights.router, Accuracy::Gradient);
+    linear::backward_x(&mut dx, Write::Replace, &dlogits, columns, by, 1.0, gradient);
     let tokens = dx.par_chunks_exact_mut(d).zip(routing.places.par_chunks(choice.n_chosen));
     tokens.with_min_len(16).for_each(|(dx, places)| {
         for place in places {
@@ -290,8 +297,9 @@ fn add_products(
     routing: &Routing,
     above: (&[f32], usize),
     read: (&[f32], usize),
+    accuracy: Accuracy,
 ) {
-    add_side_products(target, routing, (above.0, 0, above.1), read);
+    add_side_products(target, routing, (above.0, 0, above.1), read, accuracy);
 }
 
 /// Like `add_products`, for some columns of the output gradient: the numbers, the first column and the number of
@@ -301,6 +309,7 @@ fn add_side_products(
     routing: &Routing,
     above: (&[f32], usize, usize),
     read: (&[f32], usize),
+    accuracy: Accuracy,
 ) {
     let Some(target) = target else { return };
     let stride = above.0.len() / routing.origins.len().max(1);
@@ -312,7 +321,7 @@ fn add_side_products(
             let rows = Matrix::strided(&rows[above.1..], n, above.2, stride).transposed();
             let mut matrix = MatrixMut::rows(matrix, read.1);
             let sides = [rows, Matrix::rows(read_rows, read.1)];
-            multiply(&mut matrix, Write::Add, 1.0, sides, Accuracy::Gradient, Parallelism::Serial);
+            multiply(&mut matrix, Write::Add, 1.0, sides, accuracy, Parallelism::Serial);
         },
     );
 }
@@ -324,7 +333,13 @@ fn side(rows: &[f32], start: usize, inner: usize) -> Matrix<'_> {
 }
 
 /// Writes `x` times the transpose of `weight`, `[out, width]`, into the columns of `rows` from `start` on.
-fn product(rows: &mut [f32], start: usize, x: &[f32], width: usize, weight: &[f32]) {
+fn product(
+    rows: &mut [f32],
+    start: usize,
+    (x, width): (&[f32], usize),
+    weight: &[f32],
+    accuracy: Accuracy,
+) {
     if x.is_empty() {
         return;
     }
@@ -332,15 +347,21 @@ fn product(rows: &mut [f32], start: usize, x: &[f32], width: usize, weight: &[f3
     let stride = rows.len() / n;
     let mut target = MatrixMut::strided(&mut rows[start..], n, out, stride);
     let sides = [Matrix::rows(x, width), Matrix::rows(weight, width).transposed()];
-    multiply(&mut target, Write::Replace, 1.0, sides, Accuracy::Full, Parallelism::Serial);
+    multiply(&mut target, Write::Replace, 1.0, sides, accuracy, Parallelism::Serial);
 }
 
 /// Multiplies the output gradient by `weight`.
-fn pull_x(dx: &mut [f32], write: Write, above: Matrix<'_>, weight: &[f32], width: usize) {
+fn pull_x(
+    dx: &mut [f32],
+    write: Write,
+    above: Matrix<'_>,
+    (weight, width): (&[f32], usize),
+    accuracy: Accuracy,
+) {
     if !dx.is_empty() {
         let mut dx = MatrixMut::rows(dx, width);
         let sides = [above, Matrix::rows(weight, width)];
-        multiply(&mut dx, write, 1.0, sides, Accuracy::Gradient, Parallelism::Serial);
+        multiply(&mut dx, write, 1.0, sides, accuracy, Parallelism::Serial);
     }
 }
 

@@ -2,8 +2,7 @@
 //! side by side; values do not change. `[N, (n_heads + 2 n_kv_heads) * head_dim]`
 
 use rayon::prelude::*;
-use turnwise_kernels::math;
-use turnwise_kernels::vectorized;
+use turnwise_kernels::{math, pairs, vectorized};
 
 use super::{PIECE_ROWS, rms_norm};
 use crate::dimensions::Heads;
@@ -28,6 +27,13 @@ pub(crate) fn forward(y: &mut [f32], x: &[f32], rotation: HeadRotation<'_>) {
     pieces
         .zip(rotation.positions.par_chunks(PIECE_ROWS))
         .for_each(|((y, x), positions)| rotate_rows(y, x, positions, &rotation));
+}
+
+/// Rounds keys and values to bf16, in place.
+pub(crate) fn round_keys_and_values(y: &mut [f32], heads: Heads) {
+    let width = heads.width();
+    let first = heads.n_heads * heads.head_dim;
+    y.par_chunks_mut(PIECE_ROWS * width).for_each(|rows| round_from(rows, width, first));
 }
 
 /// Replaces the output gradient by the input gradient, in place. Returns the gradients of the gains of queries and
@@ -60,6 +66,15 @@ pub(crate) fn backward(
 }
 
 vectorized! {
+    /// Rounds the columns from `first` on.
+    fn round_from(rows: &mut [f32], width: usize, first: usize) {
+        for row in rows.chunks_exact_mut(width) {
+            for x in &mut row[first..] {
+                *x = pairs::number(pairs::rounded(*x));
+            }
+        }
+    }
+
     fn rotate_rows(y: &mut [f32], x: &[f32], positions: &[u32], rotation: &HeadRotation<'_>) {
         let HeadRotation { heads, norms, eps, rope, .. } = rotation;
         let Heads { n_heads, n_kv_heads, head_dim, .. } = *heads;

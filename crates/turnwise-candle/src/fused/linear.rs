@@ -33,12 +33,13 @@ pub(crate) fn forward(
     x: &[f32],
     weight: &[f32],
     scale: f32,
+    accuracy: Accuracy,
 ) {
     let width = weight.len() / columns.count;
     let (x, weight) = (Matrix::rows(x, width), Matrix::rows(weight, width));
     let mut y = columns.of_mut(y);
     let sides = [x, weight.transposed()];
-    multiply(&mut y, write, scale, sides, Accuracy::Full, Parallelism::Pool);
+    multiply(&mut y, write, scale, sides, accuracy, Parallelism::Pool);
 }
 
 /// Computes the gradient of `x`.
@@ -49,11 +50,12 @@ pub(crate) fn backward_x(
     columns: ColumnRange,
     weight: &[f32],
     scale: f32,
+    accuracy: Accuracy,
 ) {
     let width = weight.len() / columns.count;
     let mut dx = MatrixMut::rows(dx, width);
     let sides = [columns.of(dy), Matrix::rows(weight, width)];
-    multiply(&mut dx, write, scale, sides, Accuracy::Gradient, Parallelism::Pool);
+    multiply(&mut dx, write, scale, sides, accuracy, Parallelism::Pool);
 }
 
 /// Adds the gradient of `weight`.
@@ -63,11 +65,12 @@ pub(crate) fn backward_weight(
     columns: ColumnRange,
     x: &[f32],
     scale: f32,
+    accuracy: Accuracy,
 ) {
     let width = dweight.len() / columns.count;
     let mut dweight = MatrixMut::rows(dweight, width);
     let sides = [columns.of(dy).transposed(), Matrix::rows(x, width)];
-    multiply(&mut dweight, Write::Add, scale, sides, Accuracy::Gradient, Parallelism::Pool);
+    multiply(&mut dweight, Write::Add, scale, sides, accuracy, Parallelism::Pool);
 }
 
 /// Computes `y = x weights'`, or adds it, side by side from the first column on. Rows are `stride` wide.
@@ -78,13 +81,14 @@ pub(crate) fn forward_joined(
     x: &[f32],
     width: usize,
     weights: &[&[f32]],
+    accuracy: Accuracy,
 ) {
     let matrices: Vec<Matrix<'_>> =
         weights.iter().map(|weight| Matrix::rows(weight, width).transposed()).collect();
     let columns = weights.iter().map(|weight| weight.len() / width).sum();
     let mut y = MatrixMut::strided(y, x.len() / width, columns, stride);
     let x = Matrix::rows(x, width);
-    multiply_joined(&mut y, write, x, &matrices, Along::Columns, Accuracy::Full);
+    multiply_joined(&mut y, write, x, &matrices, Along::Columns, accuracy);
 }
 
 /// Computes the gradient of `x` through all weights.
@@ -95,13 +99,14 @@ pub(crate) fn backward_x_joined(
     stride: usize,
     width: usize,
     weights: &[&[f32]],
+    accuracy: Accuracy,
 ) {
     let matrices: Vec<Matrix<'_>> =
         weights.iter().map(|weight| Matrix::rows(weight, width)).collect();
     let columns = weights.iter().map(|weight| weight.len() / width).sum();
     let dy = Matrix::strided(dy, dy.len() / stride, columns, stride);
     let mut dx = MatrixMut::rows(dx, width);
-    multiply_joined(&mut dx, write, dy, &matrices, Along::Terms, Accuracy::Gradient);
+    multiply_joined(&mut dx, write, dy, &matrices, Along::Terms, accuracy);
 }
 
 /// Adds the gradients of adjacent weights, from the first one's columns on.
@@ -111,12 +116,13 @@ pub(crate) fn backward_weights(
     first: ColumnRange,
     x: &[f32],
     width: usize,
+    accuracy: Accuracy,
 ) {
     let count = dweights.iter().map(|dweight| dweight.len() / width).sum();
     let dy = ColumnRange { count, ..first }.of(dy).transposed();
     let mut targets: Vec<MatrixMut<'_>> =
         dweights.iter_mut().map(|dweight| MatrixMut::rows(dweight, width)).collect();
-    add_to_each(&mut targets, [dy, Matrix::rows(x, width)], Accuracy::Gradient);
+    add_to_each(&mut targets, [dy, Matrix::rows(x, width)], accuracy);
 }
 
 /// Adds a bias to every row.

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use turnwise_kernels::buffer::{Buffer, BufferPool};
 use turnwise_kernels::math;
-use turnwise_kernels::matrix::{Accuracy, Matrix, MatrixMut, Parallelism, Prepacked, Write};
+use turnwise_kernels::matrix::{Matrix, MatrixMut, Parallelism, Prepacked, Write};
 use turnwise_kernels::vectorized;
 
+use crate::ComputePrecision;
 use crate::batch::Predictions;
 
 /// Rows per block of logits.
@@ -47,14 +48,15 @@ pub(crate) struct Above<'a> {
 }
 
 /// Computes `softmax(x head' * scale)` for each row of `x`. `[R, D]` and `[V, D]`
-pub(crate) fn forward(x: &[f32], head: &[f32], width: usize, wanted: &Predictions) -> Predicted {
+pub(crate) fn forward(read: Read<'_>) -> Predicted {
+    let Read { x, head, width, wanted, precision } = read;
     let lanes: Vec<Lane> = (0..LANES)
         .into_par_iter()
         .map(|lane| {
             let mut found = Lane::new(wanted.n_rows());
             for columns in columns(lane, head.len() / width) {
                 let matrix = some_rows(head, width, &columns).transposed();
-                let shared = Prepacked::new(matrix, Accuracy::Full, Parallelism::Serial);
+                let shared = Prepacked::new(matrix, precision.forward(), Parallelism::Serial);
                 for rows in pieces(wanted.n_rows(), ROWS) {
                     let part = LogitBlock { rows, columns: columns.clone() };
                     found.read(&part, some_rows(x, width, &part.rows), &shared, wanted);
@@ -103,6 +105,7 @@ pub(crate) struct Read<'a> {
     pub(crate) head: &'a [f32],
     pub(crate) width: usize,
     pub(crate) wanted: &'a Predictions,
+    pub(crate) precision: ComputePrecision,
 }
 
 /// Computes the gradients. With `p` the probabilities: d logprob / d logit is `(1 at the target, 0 elsewhere) - p`, and
@@ -114,13 +117,13 @@ pub(crate) fn backward(
     above: Above<'_>,
     pool: &Arc<BufferPool>,
 ) {
-    let Read { x, head, width, wanted } = read;
+    let Read { x, head, width, wanted, precision } = read;
     let Below { dx, dhead } = below;
     let shared_x = dhead.is_some().then(|| {
         let parts = pieces(wanted.n_rows(), ROWS).collect::<Vec<_>>().into_par_iter();
         let share = |rows| {
             let x = some_rows(x, width, &rows);
-            Prepacked::new(x, Accuracy::Gradient, Parallelism::Serial)
+            Prepacked::new(x, precision.backward(), Parallelism::Serial)
         };
         parts.map(share).collect::<Vec<_>>()
     });
@@ -159,14 +162,14 @@ struct Puller<'a> {
 impl Puller<'_> {
     /// Adds to the lane's rows of the head's gradient, and returns its share of the gradient of `x`.
     fn pull(&self, lane: usize, dhead: Vec<&mut [f32]>) -> Buffer {
-        let Read { x, head, width, wanted } = self.read;
+        let Read { x, head, width, wanted, precision } = self.read;
         let mut dhead = dhead.into_iter();
         let mut dx = self.pool.take(x.len());
         let mut logits = Vec::new();
         for (index, columns) in columns(lane, head.len() / width).enumerate() {
             let write = if index == 0 { Write::Replace } else { Write::Add };
             let own_head = some_rows(head, width, &columns);
-            let share = |matrix| Prepacked::new(matrix, Accuracy::Gradient, Parallelism::Serial);
+            let share = |matrix| Prepacked::new(matrix, precision.backward(), Parallelism::Serial);
             let (for_logits, for_dx) = (share(own_head.transposed()), share(own_head));
             let mut dhead = dhead.next();
             for (index, rows) in pieces(wanted.n_rows(), ROWS).enumerate() {

@@ -10,6 +10,7 @@ use super::{
     Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Played, Recorder, Slot, Tape, TapeNode,
     Thin, Value,
 };
+use crate::ComputePrecision;
 use crate::architecture::{Activation, RopeKind};
 use crate::balance::balance_slopes;
 use crate::batch::PackedBatch;
@@ -58,6 +59,7 @@ pub(crate) fn play_backward(
         gradients,
         pool: tape.pool.clone(),
         batch: tape.batch.clone(),
+        precision: tape.precision,
         adjoints: Vec::new(),
         shares: Shares::default(),
     };
@@ -79,6 +81,7 @@ struct BackwardPass<'a> {
     reached: Vec<bool>,
     pool: Arc<BufferPool>,
     batch: Arc<PackedBatch>,
+    precision: ComputePrecision,
     /// The gradient of each value whose operation is not yet replayed.
     adjoints: Vec<Option<Buffer>>,
     shares: Shares,
@@ -232,10 +235,11 @@ impl BackwardPass<'_> {
         if let Some(dy) = self.above(y) {
             let stride = maps.first().map_or(1, |map| map.columns.stride);
             self.weights(&dy, x, maps);
+            let accuracy = self.precision.backward();
             let weights: Vec<&[f32]> =
                 maps.iter().map(|map| self.slots[map.weight].values).collect();
             self.below(x.handle, |dx, write| {
-                linear::backward_x_joined(dx, write, &dy, stride, x.width, &weights);
+                linear::backward_x_joined(dx, write, &dy, stride, x.width, &weights, accuracy);
             });
             for Map { bias, adapter, columns, .. } in maps {
                 if let Some(dbias) = bias.and_then(|bias| self.gradient(bias)) {
@@ -257,6 +261,7 @@ impl BackwardPass<'_> {
         for map in maps {
             self.reached[map.weight] = true;
         }
+        let accuracy = self.precision.backward();
         let gradients = &mut *self.gradients;
         let trains = |map: &Map, gradients: &[Vec<f32>]| !gradients[map.weight].is_empty();
         let alike = |a: &Map, b: &Map| trains(a, gradients) == trains(b, gradients);
@@ -269,7 +274,7 @@ impl BackwardPass<'_> {
             let mut taken: Vec<Vec<f32>> =
                 maps.iter().map(|map| mem::take(&mut gradients[map.weight])).collect();
             let mut dweights: Vec<&mut [f32]> = taken.iter_mut().map(Vec::as_mut_slice).collect();
-            linear::backward_weights(&mut dweights, dy, *columns, &x.numbers, x.width);
+            linear::backward_weights(&mut dweights, dy, *columns, &x.numbers, x.width, accuracy);
             for (map, dweight) in maps.iter().zip(taken) {
                 gradients[map.weight] = dweight;
             }
@@ -279,18 +284,19 @@ impl BackwardPass<'_> {
     /// Runs the backward pass of an adapter's product for its columns.
     fn thin(&mut self, dy: &[f32], columns: ColumnRange, x: &Value, adapter: &Thin) {
         let Thin { down, up, scale, inner, columns: within } = adapter;
+        let accuracy = self.precision.backward();
         if let Some(dup) = self.gradient(*up) {
-            linear::backward_weight(dup, dy, columns, inner, *scale);
+            linear::backward_weight(dup, dy, columns, inner, *scale, accuracy);
         }
         let mut dinner = self.pool.take(inner.len());
         let values = self.slots[*up].values;
-        linear::backward_x(&mut dinner, Write::Replace, dy, columns, values, *scale);
+        linear::backward_x(&mut dinner, Write::Replace, dy, columns, values, *scale, accuracy);
         if let Some(ddown) = self.gradient(*down) {
-            linear::backward_weight(ddown, &dinner, *within, &x.numbers, 1.0);
+            linear::backward_weight(ddown, &dinner, *within, &x.numbers, 1.0, accuracy);
         }
         let values = self.slots[*down].values;
         self.below(x.handle, |dx, write| {
-            linear::backward_x(dx, write, &dinner, *within, values, 1.0);
+            linear::backward_x(dx, write, &dinner, *within, values, 1.0, accuracy);
         });
     }
 
@@ -373,6 +379,7 @@ impl BackwardPass<'_> {
                 up: values(up),
                 down: values(down),
                 choice: routed.choice,
+                precision: self.precision,
             };
             let mut taken =
                 [router, gate, up, down].map(|i| std::mem::take(&mut self.gradients[i]));
@@ -418,8 +425,9 @@ impl BackwardPass<'_> {
             logprob::Above { dlogprobs: self.loss.dlogprobs, dentropies: self.loss.dentropies };
         let pool = self.pool.clone();
         let mut dx = pool.take(x.numbers.len());
+        let precision = self.precision;
         let below = logprob::Below { dx: &mut dx, dhead: self.gradient(head) };
-        let read = logprob::Read { x: &x.numbers, head: values, width: x.width, wanted };
+        let read = logprob::Read { x: &x.numbers, head: values, width: x.width, wanted, precision };
         logprob::backward(below, read, predicted, above, &pool);
         self.hand_down(x.handle, dx);
         PassPart::Head
@@ -428,7 +436,8 @@ impl BackwardPass<'_> {
     /// Recomputes a layer with the inputs of its backward pass, and replays it.
     fn layer(&mut self, tape: &mut Tape, y: usize, x: &Value, index: usize) -> Result<()> {
         let Some(dy) = self.above(y) else { return Ok(()) };
-        let mut again = Tape::new(self.batch.clone(), self.pool.clone(), Keep::Activations);
+        let mut again =
+            Tape::new(self.batch.clone(), self.pool.clone(), Keep::Activations, self.precision);
         again.n_values = tape.n_values;
         let (dimensions, layer) = (self.dimensions, &self.network.layers[index]);
         let mut recorder = Recorder { dimensions, tape: &mut again, again: true };

@@ -1,11 +1,11 @@
 use std::slice;
-use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Result;
 use turnwise_kernels::matrix::Write;
 
-use super::{Buffer, BufferPool, Keep, Map, MixtureSlots, Slot, Tape, TapeNode, Thin, Value};
+use super::{Buffer, Keep, Map, MixtureSlots, Slot, Tape, TapeNode, Thin, Value};
+use crate::ComputePrecision;
 use crate::architecture::{Activation, RopeKind};
 use crate::balance::LayerUse;
 use crate::dimensions::Dimensions;
@@ -74,15 +74,16 @@ impl<'a> Recorder<'a> {
 
     /// Computes products side by side, into rows of `stride` numbers.
     fn products(
-        pool: &Arc<BufferPool>,
+        tape: &Tape,
         y: &mut [f32],
         write: Write,
         x: &Value,
         linears: &[Linear<Slot<'_>>],
     ) -> Vec<Map> {
+        let accuracy = tape.precision.forward();
         let stride = y.len() / x.n_rows();
         let weights: Vec<&[f32]> = linears.iter().map(|linear| linear.weight.values).collect();
-        linear::forward_joined(y, stride, write, &x.numbers, x.width, &weights);
+        linear::forward_joined(y, stride, write, &x.numbers, x.width, &weights, accuracy);
         let mut start = 0;
         let each = linears.iter().map(|linear| {
             let count = linear.weight.values.len() / x.width;
@@ -91,7 +92,7 @@ impl<'a> Recorder<'a> {
             if let Some(bias) = &linear.bias {
                 linear::add_bias(y, columns, bias.values);
             }
-            let adapter = linear.adapter.map(|adapter| thin(pool, y, columns, x, adapter));
+            let adapter = linear.adapter.map(|adapter| thin(tape, y, columns, x, adapter));
             let bias = linear.bias.map(|bias| bias.index);
             Map { weight: linear.weight.index, bias, adapter, columns }
         });
@@ -101,17 +102,18 @@ impl<'a> Recorder<'a> {
 
 /// Adds an adapter's product, which needs memory as wide as its rank.
 fn thin(
-    pool: &Arc<BufferPool>,
+    tape: &Tape,
     y: &mut [f32],
     columns: ColumnRange,
     x: &Value,
     adapter: Adapter<Slot<'_>>,
 ) -> Thin {
     let Adapter { down, up, rank, scale } = adapter;
-    let mut inner = pool.take(x.n_rows() * rank);
+    let accuracy = tape.precision.forward();
+    let mut inner = tape.pool.take(x.n_rows() * rank);
     let within = ColumnRange { start: 0, count: rank, stride: rank };
-    linear::forward(&mut inner, within, Write::Replace, &x.numbers, down.values, 1.0);
-    linear::forward(y, columns, Write::Add, &inner, up.values, scale);
+    linear::forward(&mut inner, within, Write::Replace, &x.numbers, down.values, 1.0, accuracy);
+    linear::forward(y, columns, Write::Add, &inner, up.values, scale, accuracy);
     Thin { down: down.index, up: up.index, scale, inner, columns: within }
 }
 
@@ -156,7 +158,7 @@ impl<'a> Ops for Recorder<'a> {
         let widths = linears.iter().map(|linear| linear.weight.values.len() / x.width);
         let width = widths.sum();
         let mut y = self.tape.pool.take(x.n_rows() * width);
-        let maps = Self::products(&self.tape.pool, &mut y, Write::Replace, x, linears);
+        let maps = Self::products(self.tape, &mut y, Write::Replace, x, linears);
         let tracked = x.handle.tracked || linears.iter().any(trains);
         let y = self.made(PassPart::Linear, start, Made { numbers: y, width, tracked });
         self.record(&y, |y| TapeNode::Linear { y, x: x.clone(), maps, onto: None });
@@ -166,7 +168,7 @@ impl<'a> Ops for Recorder<'a> {
     fn add_linear(&mut self, onto: &Value, x: &Value, linear: &Linear<Slot<'a>>) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.copy(&onto.numbers);
-        let maps = Self::products(&self.tape.pool, &mut y, Write::Add, x, slice::from_ref(linear));
+        let maps = Self::products(self.tape, &mut y, Write::Add, x, slice::from_ref(linear));
         let tracked = onto.handle.tracked || x.handle.tracked || trains(linear);
         let made = Made { numbers: y, width: onto.width, tracked };
         let y = self.made(PassPart::Linear, start, made);
@@ -191,6 +193,10 @@ impl<'a> Ops for Recorder<'a> {
         let rope = attending.rope;
         let rotation = Self::rotation(self.dimensions, self.tape, gains.as_ref(), rope);
         heads::forward(&mut y, &qkv.numbers, rotation);
+        if self.tape.precision == ComputePrecision::Bf16 {
+            // As the engine keeps them. The gradient is that of the numbers before.
+            heads::round_keys_and_values(&mut y, self.dimensions.heads);
+        }
         let trains = norms.is_some_and(|norms| norms.query.trainable || norms.key.trainable);
         let tracked = qkv.handle.tracked || trains;
         let made = Made { numbers: y, width: qkv.width, tracked };
@@ -275,6 +281,7 @@ impl<'a> Ops for Recorder<'a> {
             up: up.values,
             down: down.values,
             choice: *choice,
+            precision: self.tape.precision,
         };
         let pool = self.tape.pool.clone();
         let routed = experts::forward(&mut y, &x.numbers, weights, &pool);
@@ -312,8 +319,14 @@ impl<'a> Ops for Recorder<'a> {
     fn predict(&mut self, x: &Value, head: &Slot<'a>) -> Result<()> {
         let start = Instant::now();
         let batch = self.tape.batch.clone();
-        self.tape.predicted =
-            logprob::forward(&x.numbers, head.values, x.width, &batch.predictions);
+        let read = logprob::Read {
+            x: &x.numbers,
+            head: head.values,
+            width: x.width,
+            wanted: &batch.predictions,
+            precision: self.tape.precision,
+        };
+        self.tape.predicted = logprob::forward(read);
         self.tape.shares.add_since(PassPart::Head, start);
         if self.tape.keep != Keep::Nothing && (x.handle.tracked || head.trainable) {
             self.tape.record(TapeNode::Predict { x: x.clone(), head: head.index });

@@ -23,7 +23,7 @@ use crate::tape::Keep;
 use crate::trainer::LearnerState;
 use crate::{
     AdamW, CandleLearner, CandlePolicy, ComputePrecision, Decoder, DecoderConfig, EngineSettings,
-    Kernels, LearnerSettings, LoraSettings, LoraTarget,
+    EngineWeights, Kernels, LearnerSettings, LoraSettings, LoraTarget,
 };
 
 const ATTENTION: [LoraTarget; 4] =
@@ -540,7 +540,7 @@ fn published_tensors_have_adapters_in_their_matrices() {
                 [policy, panels].map(|policy| block_on(policy.sample(asked())).unwrap());
             assert_same(&[ours], &[theirs]);
             let weights = published.newest().weights;
-            let panels = Arc::clone(&weights).into_panels().unwrap();
+            let panels = Arc::clone(&weights).into_panels(EngineWeights::Compute).unwrap();
             let Snapshot::Panels(panels) = &*panels else { panic!() };
             assert!(distance(&panels.stored().concat(), &doubles(&merged)) < 1e-5);
         }

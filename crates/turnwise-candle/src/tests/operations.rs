@@ -5,16 +5,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use turnwise_kernels::buffer::BufferPool;
-use turnwise_kernels::matrix::Write;
+use turnwise_kernels::matrix::{Accuracy, Write};
 
 use super::fixture::norm;
-use crate::DecoderConfig;
 use crate::architecture::Activation;
-use crate::batch::{AttentionSpan, PackedBatch, ScoredSequence};
+use crate::batch::{AttentionSpan, PackedBatch, Predictions, ScoredSequence};
 use crate::dimensions::Heads;
 use crate::fused::{attention, experts, gate, heads, linear, logprob, residual, rms_norm};
 use crate::layout::{Choice, HeadNorms};
 use crate::rope::Rope;
+use crate::{ComputePrecision, DecoderConfig};
 
 const EPS: f32 = 1e-6;
 
@@ -125,18 +125,27 @@ fn products_with_matrices() {
         let weights = slices(inputs);
         let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
         let mut y = vec![0.0; n * stride];
-        linear::forward_joined(&mut y, stride, Write::Replace, &inputs[0], width, &weights);
+        linear::forward_joined(
+            &mut y,
+            stride,
+            Write::Replace,
+            &inputs[0],
+            width,
+            &weights,
+            Accuracy::Full,
+        );
         y
     };
     let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
         let weights = slices(inputs);
         let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
         let mut dx = vec![0.0; n * width];
-        linear::backward_x_joined(&mut dx, Write::Replace, dy, stride, width, &weights);
+        let gradient = Accuracy::Gradient;
+        linear::backward_x_joined(&mut dx, Write::Replace, dy, stride, width, &weights, gradient);
         let mut dweights = counts.map(|count| vec![0.0; count * width]);
         let first = linear::ColumnRange { start: 0, count: counts[0], stride };
         let mut each: Vec<&mut [f32]> = dweights.iter_mut().map(Vec::as_mut_slice).collect();
-        linear::backward_weights(&mut each, dy, first, &inputs[0], width);
+        linear::backward_weights(&mut each, dy, first, &inputs[0], width, gradient);
         [vec![dx], dweights.to_vec()].concat()
     };
     let weights = counts.iter().enumerate().map(|(i, count)| uneven(count * width, i + 2));
@@ -264,7 +273,14 @@ fn experts_of_each_token() {
 
 fn weights(inputs: &[Vec<f32>], choice: Choice) -> experts::Weights<'_> {
     let [_, router, gate, up, down] = inputs else { panic!("rows and four matrices") };
-    experts::Weights { router, gate, up, down, choice }
+    experts::Weights { router, gate, up, down, choice, precision: ComputePrecision::F32 }
+}
+
+/// The inputs of predictions: rows and the head.
+fn read<'a>(inputs: &'a [Vec<f32>], wanted: &'a Predictions) -> logprob::Read<'a> {
+    let (x, head) = (&inputs[0], &inputs[1]);
+    let width = x.len() / wanted.n_rows();
+    logprob::Read { x, head, width, wanted, precision: ComputePrecision::F32 }
 }
 
 /// Log-probabilities and entropies, at two temperatures, over the whole vocabulary and over kept sets.
@@ -282,17 +298,16 @@ fn predictions_over_the_vocabulary() {
     let batch = PackedBatch::new(&[ScoredSequence { ids: &ids, targets, kept: Some(&kept) }]);
     let (wanted, pool) = (&batch.predictions, Arc::new(BufferPool::default()));
     let forward = |inputs: &[Vec<f32>]| {
-        let predicted = logprob::forward(&inputs[0], &inputs[1], width, wanted);
+        let predicted = logprob::forward(read(inputs, wanted));
         [predicted.logprobs, predicted.entropies].concat()
     };
     let backward = |inputs: &[Vec<f32>], dy: &[f32]| {
-        let predicted = logprob::forward(&inputs[0], &inputs[1], width, wanted);
+        let predicted = logprob::forward(read(inputs, wanted));
         let (dlogprobs, dentropies) = dy.split_at(predicted.logprobs.len());
         let above = logprob::Above { dlogprobs, dentropies: Some(dentropies) };
         let (mut dx, mut dhead) = (vec![0.0; inputs[0].len()], vec![0.0; inputs[1].len()]);
         let below = logprob::Below { dx: &mut dx, dhead: Some(&mut dhead) };
-        let read = logprob::Read { x: &inputs[0], head: &inputs[1], width, wanted };
-        logprob::backward(below, read, &predicted, above, &pool);
+        logprob::backward(below, read(inputs, wanted), &predicted, above, &pool);
         vec![dx, dhead]
     };
     let inputs = vec![uneven(wanted.n_rows() * width, 1), uneven(vocab_size * width, 2)];

@@ -17,8 +17,8 @@ use crate::published::Published;
 use crate::snapshot::Snapshot;
 use crate::trainer::LearnerState;
 use crate::{
-    AdamW, CandleLearner, CandlePolicy, ComputePrecision, Decoder, DecoderConfig, Device,
-    EngineCompute, EngineSettings, Kernels, KvOnUpdate, LearnerSettings, ModelError,
+    AdamW, CandlePolicy, ComputePrecision, Decoder, DecoderConfig, Device, EngineCompute,
+    EngineSettings, EngineWeights, Kernels, KvOnUpdate, LearnerSettings,
 };
 
 const TENSORS: EngineCompute = EngineCompute::Tensors;
@@ -223,14 +223,6 @@ fn bf16_learns_and_keeps_its_weights_in_f32() {
     assert!(after > before + 10.0, "{before} {after}");
 }
 
-#[test]
-fn bf16_is_refused_where_there_is_only_f32() {
-    let model = Decoder::random(DecoderConfig::small(29), 4).unwrap();
-    let refused = CandleLearner::with_settings(model, AdamW::default(), lower()).unwrap_err();
-    assert!(matches!(refused, ModelError::Settings(_)));
-    assert!(refused.to_string().contains("Kernels::Plain"), "{refused}");
-}
-
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_device_that_was_not_built_for_says_how_to_build() {
@@ -245,7 +237,7 @@ fn weights_come_back_from_the_forms_of_both_engines() {
         let model = perturbed(config, 6);
         assert_eq!(model.weights().unwrap().stored(), model.values().unwrap());
         let tensors = Arc::new(Snapshot::from(model.tensor_weights().unwrap()));
-        let panels = tensors.into_panels().unwrap();
+        let panels = tensors.into_panels(EngineWeights::Compute).unwrap();
         let Snapshot::Panels(panels) = &*panels else { panic!() };
         assert_eq!(panels.stored(), model.values().unwrap());
     }

@@ -209,12 +209,16 @@ impl Unit {
                 _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_add(64));
             }
         }
-        // SAFETY: `self` proves that the unit is configured for this thread. The loops read `steps` times four or six
+        // SAFETY: `self` proves that the unit is configured for this thread. The loops read `steps` times two, four or six
         // tiles of each side and read and write two by two tiles of the target; the assertions ensure that all of them
         // lie inside their slices. The compiler does not use the unit's registers.
         unsafe {
             let target = target.as_mut_ptr();
             match parts {
+                SplitCount::One => sums!(
+                    [target, stride, adds, a, b, steps, "2048"]
+                    left!("0"), right!("0"), products!(),
+                ),
                 SplitCount::Two => sums!(
                     [target, stride, adds, a, b, steps, "4096"]
                     left!("0"), right!("2048"), products!(), // first, second

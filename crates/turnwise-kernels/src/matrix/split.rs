@@ -18,6 +18,8 @@ use super::{Accuracy, Matrix};
 /// The number of bf16 parts that an f32 is split into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SplitCount {
+    /// Numbers are rounded to bf16.
+    One,
     /// Terms of products are accurate to three parts in 2^16.
     Two,
     /// Products are as accurate as those of f32.
@@ -29,11 +31,13 @@ impl SplitCount {
         match accuracy {
             Accuracy::Full => Self::Three,
             Accuracy::Gradient => Self::Two,
+            Accuracy::Bf16 => Self::One,
         }
     }
 
     fn count(self) -> usize {
         match self {
+            Self::One => 1,
             Self::Two => 2,
             Self::Three => 3,
         }
@@ -144,6 +148,7 @@ impl<'a> Side<'a> {
                 // SAFETY: the assertion above ensures AVX-512.
                 unsafe {
                     match parts {
+                        SplitCount::One => self.pack_tiles::<1>(tiles, first, term, scale),
                         SplitCount::Two => self.pack_tiles::<2>(tiles, first, term, scale),
                         SplitCount::Three => self.pack_tiles::<3>(tiles, first, term, scale),
                     }

@@ -1,7 +1,7 @@
 //! Kernels with portable paths that miri can run.
 
 use turnwise_kernels::matrix::{Accuracy, Write};
-use turnwise_kernels::panels::{Epilogue, Panels, StoredMatrix, StridedRows};
+use turnwise_kernels::panels::{Epilogue, PanelFormat, Panels, StoredMatrix, StridedRows};
 use turnwise_kernels::small::{self, LeftFactor, RightFactor};
 use turnwise_kernels::tile::{CacheLine, LANES, numbers, numbers_mut};
 use turnwise_kernels::{math, reduce, vectorized};
@@ -59,7 +59,8 @@ fn tiles_at_the_edge_stay_inside_their_slices() {
 fn panels_write_every_column_once() {
     let (rows, width, columns) = (3, 5, 21);
     let (a, matrix) = (uneven(rows * width, 1), uneven(columns * width, 2));
-    let panels = Panels::side_by_side(&[StoredMatrix { matrix: &matrix, bias: None }], width);
+    let stored = StoredMatrix { matrix: &matrix, bias: None };
+    let panels = Panels::side_by_side(&[stored], width, PanelFormat::F32);
     let stride = panels.columns(Epilogue::Replace);
     let mut target = vec![f32::NAN; rows * stride];
     let x = StridedRows { data: &a, stride: width, count: rows };

@@ -54,6 +54,7 @@ const RANGES: &[Range] = &[
     range("engine.max_batch", From(1.0), 65_536.0),
     range("engine.max_step_tokens", From(1.0), 16_777_216.0),
     range("engine.max_kv_bytes", From(1.0), 1e15),
+    range("engine.max_drafts", From(0.0), 64.0),
     range("engine.threads", From(0.0), THREADS),
     range("warm_start.steps", From(0.0), MANY),
     range("warm_start.batch_size", From(1.0), 65_536.0),

@@ -113,7 +113,9 @@ pub struct Model {
     /// The device that trains the model and samples from it: `cpu`, or `cuda` (`cuda:1` and so on) in a build with the
     /// feature `cuda`.
     pub device: Device,
-    /// The precision of matrix products when the model is trained on another device than the CPU: `f32` or `bf16`.
+    /// The precision of matrix products: `f32` or `bf16`, which is about twice as fast on processors with AVX-512-BF16 or
+    /// AMX and on graphics processors. Weights, optimiser, norms, softmax and log-probabilities stay f32; the engine keeps
+    /// its matrices in bf16, half as large.
     pub compute: ComputePrecision,
     /// Vocabulary size of a new model; its tokenizer is trained on demonstrations.
     pub vocab_size: usize,

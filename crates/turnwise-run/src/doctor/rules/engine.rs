@@ -1,6 +1,6 @@
 //! The distance of the engine from the trainer.
 
-use turnwise_candle::{ComputePrecision, Device};
+use turnwise_candle::ComputePrecision;
 use turnwise_training::{Behavior, metric};
 
 use crate::config::{Config, EngineName};
@@ -40,9 +40,7 @@ pub(super) fn engine_differs(evidence: &Evidence) -> Option<Finding> {
 }
 
 fn is_same_precision(config: &Config) -> bool {
-    let is_exact =
-        config.model.compute == ComputePrecision::F32 || config.model.device == Device::Cpu;
-    config.rollout.engine == EngineName::Candle && is_exact
+    config.rollout.engine == EngineName::Candle && config.model.compute == ComputePrecision::F32
 }
 
 fn change(config: &Config) -> String {
