@@ -9,15 +9,19 @@ use turnwise_rollout::{PolicyError, SampleRequest, SessionId};
 use turnwise_trajectory::StopReason;
 
 use super::compute::{Compute, EngineBatch, EngineToken};
-use super::drawing::draw_all;
+use super::drafts::DraftIndex;
+use super::drawing::{SamplePlace, draw_all};
 use super::pages::{PAGE, PageLayout};
 use super::parts::{PartTimes, StepPart};
-use super::slot::{Job, Slot, Undrawn, Waiting};
+use super::slot::{Drawn, Job, Slot, Undrawn, Waiting};
 use super::tensors::{compute_for, suited};
 use super::tree::{PageNodeId, Tree};
 use super::{Counters, EngineSettings, KvOnUpdate, add};
 use crate::published::{Publication, Published};
 use crate::{DecoderConfig, ModelError, threads};
+
+/// The most tokens of a step with drafts: so many take hardly longer than one.
+const DRAFT_ROWS: usize = 16;
 
 /// A message from the policy's handles to the engine's thread.
 #[derive(Debug)]
@@ -42,6 +46,7 @@ pub(crate) struct EngineScheduler {
     active: Vec<Slot>,
     tree: Tree,
     compute: Box<dyn Compute>,
+    drafts: DraftIndex,
     team: Team,
     page_bytes: u64,
     /// The number of steps.
@@ -81,7 +86,7 @@ impl EngineScheduler {
     ) -> Result<Self, ModelError> {
         let current = suited(published.newest(), settings);
         let config = current.weights.config().clone();
-        let layout = PageLayout::new(&config);
+        let layout = PageLayout::new(&config, current.weights.precision());
         let max_pages = usize::try_from(settings.max_kv_bytes / layout.bytes());
         Ok(Self {
             settings,
@@ -91,6 +96,7 @@ impl EngineScheduler {
             active: Vec::new(),
             tree: Tree::new(max_pages.unwrap_or(usize::MAX)),
             compute: compute_for(&current.weights),
+            drafts: DraftIndex::default(),
             current,
             team: team(settings.threads)?,
             page_bytes: layout.bytes(),
@@ -198,7 +204,13 @@ impl EngineScheduler {
                 Err(Box::new(waiting))
             };
             match started {
-                Ok(slot) => self.active.push(slot),
+                Ok(mut slot) => {
+                    if self.settings.max_drafts > 0 {
+                        let known = slot.computed(&self.tree);
+                        self.drafts.learn(&slot.ids, known);
+                    }
+                    self.active.push(slot);
+                }
                 Err(waiting) => return self.waiting.push_front(*waiting),
             }
         }
@@ -266,19 +278,39 @@ impl EngineScheduler {
         add(&self.counters.steps, 1);
         add(&self.counters.computed, step.tokens.len());
 
-        let ready = step.tokens.iter().filter(|token| token.wants_logits);
-        let ready: Vec<usize> = ready.map(|token| slots[token.table]).collect();
+        let wanted = step.tokens.iter().filter(|token| token.wants_logits);
+        let places = wanted.map(|token| {
+            let slot = slots[token.table];
+            SamplePlace { slot, ahead: token.position + 1 - self.active[slot].ids.len() }
+        });
+        let places: Vec<SamplePlace> = places.collect();
         let vocab_size = self.config.vocab_size;
-        let drawn = draw_all(&mut self.team, logits, vocab_size, &ready, &self.active);
+        let drawn = draw_all(&mut self.team, logits, vocab_size, &places, &self.active);
+        self.take_all(&places, drawn);
+        self.end_drafts();
+        self.finish();
+        clock.lap(StepPart::Sampling);
+        self.counters.parts.add(parts, places.len() < step.tokens.len());
+    }
+
+    /// Hands sampled tokens to their requests, up to the first of each that is not the drafted one.
+    fn take_all(&mut self, places: &[SamplePlace], drawn: Vec<Result<Drawn, Undrawn>>) {
+        let Publication { version, weights, .. } = &self.current;
         let mut not_finite = None;
-        for (index, drawn) in ready.iter().zip(drawn) {
-            let slot = &mut self.active[*index];
+        for (SamplePlace { slot, ahead }, drawn) in places.iter().zip(drawn) {
+            let slot = &mut self.active[*slot];
+            if !slot.wants(*ahead) {
+                continue;
+            }
             if slot.is_first_draw() {
                 add(&self.counters.reused, slot.reused());
             }
             match drawn {
                 Ok(drawn) => {
                     slot.take(drawn, *version, &self.tree);
+                    if self.settings.max_drafts > 0 {
+                        self.drafts.learn(&slot.ids, slot.ids.len() - 1);
+                    }
                     add(&self.counters.drawn, 1);
                 }
                 Err(Undrawn::NothingAllowed) => {
@@ -293,9 +325,6 @@ impl EngineScheduler {
                 }
             }
         }
-        self.finish();
-        clock.lap(StepPart::Sampling);
-        self.counters.parts.add(parts, ready.len() < step.tokens.len());
     }
 
     /// Answers all requests with an error, because a step is missing.
@@ -336,14 +365,40 @@ impl EngineScheduler {
             (0..active.len()).partition(|index| pending[*index] == 1);
         drawing.sort_by(|a, b| active[*a].path.cmp(&active[*b].path));
 
+        // Prompts keep the processor busy without drafts.
+        if prompts.is_empty() {
+            self.draft(&drawing);
+        }
         let mut planned = Planned::default();
         for index in drawing.into_iter().chain(prompts) {
             let room = self.settings.max_step_tokens.saturating_sub(planned.step.tokens.len());
             // At least one token for each decoding request, and at least one in total: every step must make progress.
             let least = usize::from(pending[index] == 1 || planned.step.tokens.is_empty());
-            self.plan_slot(index, pending[index].min(room.max(least)), &mut planned);
+            let count = pending[index] + self.active[index].n_drafted();
+            self.plan_slot(index, count.min(room.max(least)), &mut planned);
         }
         planned
+    }
+
+    /// Drafts tokens for decoding requests, while the step has few tokens.
+    fn draft(&mut self, drawing: &[usize]) {
+        let mut room = DRAFT_ROWS.saturating_sub(drawing.len());
+        for index in drawing {
+            let slot = &mut self.active[*index];
+            let most = self.settings.max_drafts.min(room).min(slot.room_for_draft());
+            let ids = self.drafts.draft(&slot.ids, most);
+            room -= ids.len();
+            add(&self.counters.drafted, ids.len());
+            slot.set_draft(ids);
+        }
+    }
+
+    /// Forgets the drafts of this step.
+    fn end_drafts(&mut self) {
+        for slot in &mut self.active {
+            let confirmed = slot.end_draft(&mut self.tree);
+            add(&self.counters.confirmed, confirmed);
+        }
     }
 
     /// Plans up to `count` tokens of a request, or fewer if another request computes the same page in this step.
@@ -366,21 +421,21 @@ impl EngineScheduler {
                 planned.fills.push((node, row));
             }
             if row == tree.node(node).ids.len() {
-                tree.extend(node, slot.ids[position]);
+                tree.extend(node, slot.token(position));
             }
             if let Some((_, filled)) = planned.fills.last_mut() {
                 *filled = row + 1;
             }
             planned.step.tokens.push(EngineToken {
                 table,
-                id: slot.ids[position],
+                id: slot.token(position),
                 position,
-                wants_logits: position + 1 == slot.ids.len(),
+                wants_logits: position + 1 >= slot.ids.len(),
             });
         }
         if let Some(last) = planned.step.tokens[first..].last() {
             let nodes = &slot.path[..=last.position / PAGE];
-            slot.n_computed += planned.step.tokens.len() - first;
+            slot.n_computed += (planned.step.tokens.len() - first).min(slot.ids.len() - start);
             planned.step.tables.push(nodes.iter().map(|node| tree.node(*node).page).collect());
             planned.slots.push(index);
         }

@@ -41,6 +41,16 @@ pub(super) enum Undrawn {
     NothingAllowed,
 }
 
+/// Tokens that are computed behind a request's last one in a step.
+#[derive(Debug, Default)]
+struct Draft {
+    ids: Vec<TokenId>,
+    /// The length of the sequence before them.
+    start: usize,
+    /// How many of them were sampled.
+    n_confirmed: usize,
+}
+
 /// A request without pages: it has not started, or was paused.
 #[derive(Debug)]
 pub(super) struct Waiting {
@@ -56,6 +66,7 @@ pub(super) struct Slot {
     job: Job,
     /// The prompt and the sampled tokens.
     pub(super) ids: Vec<TokenId>,
+    draft: Draft,
     sample: Sample,
     /// The pages of `ids`; the last is this request's own. The others hold, or will hold, the tokens of their positions.
     pub(super) path: Vec<PageNodeId>,
@@ -144,6 +155,7 @@ impl Slot {
         let mut slot = Self {
             job,
             ids,
+            draft: Draft::default(),
             sample,
             path,
             settled: 0,
@@ -221,10 +233,54 @@ impl Slot {
         node.is_some()
     }
 
-    /// Returns the random number of the next token.
-    pub(super) fn uniform(&self) -> f64 {
+    /// Returns the random number of the token after the next `ahead` ones.
+    pub(super) fn uniform(&self, ahead: usize) -> f64 {
         let request = &self.job.request;
-        uniform_at(request.seed, request.first_index.wrapping_add(self.sample.tokens.len() as u64))
+        let index = (self.sample.tokens.len() + ahead) as u64;
+        uniform_at(request.seed, request.first_index.wrapping_add(index))
+    }
+
+    /// Returns the most drafted tokens that the page and the request have room for.
+    pub(super) fn room_for_draft(&self) -> usize {
+        // What a constraint allows depends on the tokens before.
+        if self.job.constraint.is_some() {
+            return 0;
+        }
+        let wanted = self.job.request.max_tokens - self.sample.tokens.len();
+        let rows = self.path.len() * PAGE - self.ids.len();
+        rows.min(wanted - 1)
+    }
+
+    /// Sets the tokens that are computed behind the last one in this step.
+    pub(super) fn set_draft(&mut self, ids: Vec<TokenId>) {
+        self.draft = Draft { ids, start: self.ids.len(), n_confirmed: 0 };
+    }
+
+    /// Returns the token at a position of the sequence with its draft.
+    pub(super) fn token(&self, position: usize) -> TokenId {
+        let drafted = |position: usize| self.draft.ids[position - self.ids.len()];
+        self.ids.get(position).copied().unwrap_or_else(|| drafted(position))
+    }
+
+    /// Returns the number of tokens that are drafted.
+    pub(super) fn n_drafted(&self) -> usize {
+        self.draft.ids.len()
+    }
+
+    /// Returns whether the place behind `ahead` drafted tokens is sampled next: all of them were sampled, too.
+    pub(super) fn wants(&self, ahead: usize) -> bool {
+        ahead == self.draft.n_confirmed
+    }
+
+    /// Forgets the draft, and what was computed for its tokens that were not sampled. Returns how many were.
+    pub(super) fn end_draft(&mut self, tree: &mut Tree) -> usize {
+        let Draft { ids, start, n_confirmed } = std::mem::take(&mut self.draft);
+        if let Some((last, whole)) = self.path.split_last()
+            && !ids.is_empty()
+        {
+            tree.shorten(*last, start + n_confirmed - whole.len() * PAGE);
+        }
+        n_confirmed
     }
 
     pub(super) fn request(&self) -> &SampleRequest {
@@ -250,11 +306,21 @@ impl Slot {
     pub(super) fn take(&mut self, drawn: Drawn, version: PolicyVersion, tree: &Tree) {
         let Drawn { id, logprob, kept } = drawn;
         self.has_drawn = true;
+        let is_last = self.is_last(id);
+        if !is_last && self.draft.ids.get(self.draft.n_confirmed) == Some(&id) {
+            self.draft.n_confirmed += 1;
+        }
         let oldest = self.path.iter().map(|node| tree.node(*node).oldest).min();
         let kv_version = oldest.unwrap_or(version);
         self.ids.push(id);
         let token = SampledToken { kv_version, ..SampledToken::new(id, logprob, version) };
         self.sample.push(token, &kept);
+    }
+
+    /// Returns whether a token that is sampled now ends the request.
+    fn is_last(&self, id: TokenId) -> bool {
+        let SampleRequest { stop, max_tokens, .. } = &self.job.request;
+        stop.contains(&id) || self.sample.tokens.len() + 1 == *max_tokens
     }
 
     /// Makes the next [`Self::outcome`] this error.

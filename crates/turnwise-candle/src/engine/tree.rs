@@ -263,6 +263,15 @@ impl Tree {
         self.filled = self.filled + filled - before;
     }
 
+    /// Forgets the tokens of a node beyond the first `count`.
+    pub(super) fn shorten(&mut self, id: PageNodeId, count: usize) {
+        let node = self.node_mut(id);
+        node.ids.truncate(count);
+        let kept = node.filled.min(count);
+        let before = std::mem::replace(&mut node.filled, kept);
+        self.filled = self.filled + kept - before;
+    }
+
     /// Returns a fully computed sibling with the same tokens.
     pub(super) fn twin(&self, id: PageNodeId) -> Option<PageNodeId> {
         let node = self.node(id);

@@ -65,8 +65,9 @@ fn refusal(error: Result<Sample, PolicyError>) -> String {
 #[test]
 fn an_interrupted_request_hands_over_what_it_has_drawn() {
     let published = Published::new(PolicyVersion(0), model(1).weights().unwrap());
-    let mut scheduler =
-        EngineScheduler::new(published, EngineSettings::default(), Arc::default()).unwrap();
+    // A token for each step.
+    let settings = EngineSettings { max_drafts: 0, ..EngineSettings::default() };
+    let mut scheduler = EngineScheduler::new(published, settings, Arc::default()).unwrap();
     let mut drawn = |request: &SampleRequest, steps: usize| {
         let (reply, mut answer) = oneshot::channel();
         scheduler.take(Command::Sample(Job { request: request.clone(), constraint: None, reply }));
@@ -222,7 +223,8 @@ fn new_weights_are_taken_in_mid_request() {
     const DRAWN: usize = 20;
     for kv_on_update in [KvOnUpdate::Recompute, KvOnUpdate::Keep] {
         let published = Published::new(PolicyVersion(4), model(1).weights().unwrap());
-        let settings = EngineSettings { kv_on_update, ..EngineSettings::default() };
+        // A token for each step.
+        let settings = EngineSettings { kv_on_update, max_drafts: 0, ..EngineSettings::default() };
         let mut scheduler =
             EngineScheduler::new(published.clone(), settings, Arc::default()).unwrap();
         let mut draw = |request: SampleRequest, steps: usize, publish: bool| {

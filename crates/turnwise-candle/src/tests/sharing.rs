@@ -144,16 +144,19 @@ proptest! {
         pages in 6_u64..40,
         max_step_tokens in 1_usize..80,
         max_batch in 1_usize..9,
+        max_drafts in 0_usize..7,
         threads in 1_usize..3,
     ) {
         let max_kv_bytes = pages * PAGE_BYTES;
-        let settings =
-            EngineSettings { max_batch, max_step_tokens, max_kv_bytes, threads, ..Default::default() };
+        let settings = EngineSettings {
+            max_batch, max_step_tokens, max_kv_bytes, max_drafts, threads, ..Default::default()
+        };
         let mut driven = Driven::new(settings);
         let shared = tell(&mut driven, &stories);
         prop_assert!(driven.counters.read().kv_bytes_peak <= max_kv_bytes);
 
-        let mut plain = Driven::new(EngineSettings { threads: 1, ..Default::default() });
+        let mut plain =
+            Driven::new(EngineSettings { max_drafts: 0, threads: 1, ..Default::default() });
         for (session, (story, drawn)) in stories.iter().zip(shared).enumerate() {
             let mut told = Told::new(session, story);
             while !told.is_over() {
@@ -226,6 +229,33 @@ fn a_common_prompt_is_computed_once_however_many_ask() {
         assert_eq!(policy.stats().computed, 84 + 16 * 4);
         assert_eq!(policy.stats().reused, 15 * 84);
     });
+}
+
+/// The second time, every token is drafted, and each is the one that is sampled without drafts: also at the ends of pages
+/// and of the request, at a stop, and where a draft is wrong.
+#[test]
+fn drafts_save_steps_and_change_no_sample() {
+    let settings = EngineSettings { threads: 1, ..Default::default() };
+    let mut plain = Driven::new(EngineSettings { max_drafts: 0, ..settings });
+    let mut drafting = Driven::new(EngineSettings { max_drafts: 4, ..settings });
+    let asked = request(1, prompt(3, 20), 70);
+    let tokens = plain.answer(asked.clone());
+    assert_eq!(drafting.answer(asked.clone()), tokens);
+    let before = drafting.counters.read();
+    assert_eq!(drafting.answer(asked.clone()), tokens);
+    let again = drafting.counters.read().since(&before);
+    assert!(again.steps < 25 && again.confirmed > 45, "{again:?}");
+    assert_eq!(again.drawn, 70);
+
+    let stop = vec![tokens[33].id];
+    let stopped = SampleRequest { stop, ..asked.clone() };
+    assert_eq!(drafting.answer(stopped.clone()), plain.answer(stopped));
+    // Other random numbers, so that most drafts are wrong, and what they computed is forgotten.
+    let other = SampleRequest { seed: 5, ..asked };
+    let before = drafting.counters.read();
+    assert_eq!(drafting.answer(other.clone()), plain.answer(other));
+    let other = drafting.counters.read().since(&before);
+    assert!(other.drafted > other.confirmed, "{other:?}");
 }
 
 /// Each request fits alone, all together do not: the latest are paused, and all are answered.
