@@ -1,6 +1,6 @@
 //! Estimates of the memory and disk space of training.
 
-use crate::architecture::NormPlaces;
+use crate::architecture::{NormPlaces, QueryKeyNorm};
 use crate::batch::CHUNK_TOKENS;
 use crate::engine::{PAGE, page_bytes};
 use crate::layout::{FeedForward, Network, Spec, specs};
@@ -151,28 +151,31 @@ impl DecoderConfig {
         n.saturating_mul(kept).saturating_add(step).saturating_mul(4)
     }
 
-    /// Returns the numbers that a layer saves per token: its input and the norms, queries, keys and values before and
-    /// after rotary position embedding, the output of attention, gate, up and their product.
+    /// Returns the numbers that a layer saves per token: its inputs before the norms, queries, keys and values after rotary
+    /// position embedding, the output of attention, gate and up. Norms and gates are computed again.
     fn layer_width(&self, layer: usize) -> u64 {
         let Self { hidden_size, n_heads, n_kv_heads, head_dim, intermediate_size, .. } = *self;
-        let attention = 2 * (n_heads + 2 * n_kv_heads) * head_dim + n_heads * head_dim + n_heads;
+        let properties = self.architecture.properties();
+        let qkv = (n_heads + 2 * n_kv_heads) * head_dim;
+        // QK-norm reads what was there before it.
+        let before = if properties.query_key_norm == QueryKeyNorm::Absent { 0 } else { qkv };
+        let attention = qkv + before + n_heads * head_dim + n_heads;
         let inner = match self.architecture.experts_in(layer) {
-            None => 3 * intermediate_size,
+            None => 2 * intermediate_size,
             Some(experts) => {
                 let shared = self.architecture.shared_size();
                 experts.n_chosen * (3 * experts.intermediate_size + hidden_size)
                     + experts.n_experts
-                    + shared.map_or(0, |size| 3 * size + 2 * hidden_size)
+                    + hidden_size
+                    + shared.map_or(0, |size| 2 * size + 2 * hidden_size)
             }
         };
-        // Products that are normed or scaled before they are added are saved, too.
-        let halves = match self.architecture.properties().norms {
+        // Products that are normed before they are added are saved, too.
+        let halves = match properties.norms {
             NormPlaces::Before => 0,
-            NormPlaces::After => 2,
-            NormPlaces::Both => 4,
+            NormPlaces::After | NormPlaces::Both => 2,
         };
-        let scaled = if self.scales().residual == 1.0 { 0 } else { 4 };
-        ((4 + halves + scaled) * hidden_size + attention + inner) as u64
+        ((2 + halves) * hidden_size + attention + inner) as u64
     }
 }
 

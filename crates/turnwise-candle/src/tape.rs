@@ -38,6 +38,29 @@ pub(crate) struct Value {
     handle: Handle,
     pub(crate) width: usize,
     pub(crate) numbers: Arc<Buffer>,
+    /// How the numbers are computed again, if that is cheap.
+    origin: Option<Arc<Origin>>,
+}
+
+/// A cheap operation, with inputs that the tape keeps anyway.
+#[derive(Debug)]
+enum Origin {
+    Norm { x: Value, gain: usize },
+    Gate { x: Value, activation: Activation },
+}
+
+/// A value whose numbers are kept only if they cannot be computed again cheaply.
+#[derive(Debug)]
+struct ThinValue {
+    handle: Handle,
+    width: usize,
+    numbers: ThinNumbers,
+}
+
+#[derive(Debug)]
+enum ThinNumbers {
+    Kept(Arc<Buffer>),
+    Again(Arc<Origin>),
 }
 
 /// A value without its numbers, for operations that do not need them in their backward pass.
@@ -52,6 +75,14 @@ struct Handle {
 impl Value {
     fn n_rows(&self) -> usize {
         self.numbers.len() / self.width
+    }
+
+    fn thin(&self) -> ThinValue {
+        let numbers = match &self.origin {
+            Some(origin) => ThinNumbers::Again(origin.clone()),
+            None => ThinNumbers::Kept(self.numbers.clone()),
+        };
+        ThinValue { handle: self.handle, width: self.width, numbers }
     }
 }
 
@@ -95,19 +126,75 @@ pub(crate) struct Tape {
 /// An operation with the inputs of its backward pass. `y` is its result.
 #[derive(Debug)]
 enum TapeNode {
-    Embed { y: usize, table: usize },
-    Scale { y: usize, x: Handle, factor: f32 },
-    Add { y: usize, onto: Handle, x: Handle },
-    AddGated { y: usize, onto: Handle, x: Value, gate: Value },
-    Norm { y: usize, x: Value, gain: usize },
-    Linear { y: usize, x: Value, maps: Vec<Map>, onto: Option<Handle> },
-    Rotate { y: usize, x: Value, norms: Option<[usize; 2]>, rope: RopeKind },
-    Attention { mixed: Value, qkv: Value, log_sums: Buffer, window: Option<usize> },
-    Gate { y: usize, x: Value, activation: Activation },
-    Mixture { y: usize, x: Value, onto: Handle, weights: MixtureSlots, routed: Box<Routed> },
-    Select { y: usize, x: Handle },
-    Predict { x: Value, head: usize },
-    Layer { y: usize, x: Value, index: usize },
+    Embed {
+        y: usize,
+        table: usize,
+    },
+    Scale {
+        y: usize,
+        x: Handle,
+        factor: f32,
+    },
+    Add {
+        y: usize,
+        onto: Handle,
+        x: Handle,
+    },
+    AddGated {
+        y: usize,
+        onto: Handle,
+        x: Value,
+        gate: Value,
+    },
+    Norm {
+        y: usize,
+        x: Value,
+        gain: usize,
+    },
+    Linear {
+        y: usize,
+        x: ThinValue,
+        maps: Vec<Map>,
+        onto: Option<Handle>,
+    },
+    /// Without norms, the rotation's backward pass does not read its input.
+    Rotate {
+        y: usize,
+        x: Handle,
+        normed: Option<(Arc<Buffer>, [usize; 2])>,
+        rope: RopeKind,
+    },
+    Attention {
+        mixed: Value,
+        qkv: Value,
+        log_sums: Buffer,
+        window: Option<usize>,
+    },
+    Gate {
+        y: usize,
+        x: Value,
+        activation: Activation,
+    },
+    Mixture {
+        y: usize,
+        x: Value,
+        onto: Handle,
+        weights: MixtureSlots,
+        routed: Box<Routed>,
+    },
+    Select {
+        y: usize,
+        x: Handle,
+    },
+    Predict {
+        x: Value,
+        head: usize,
+    },
+    Layer {
+        y: usize,
+        x: Value,
+        index: usize,
+    },
 }
 
 /// One product of a linear operation.
@@ -162,7 +249,7 @@ impl Tape {
     fn value(&mut self, numbers: Buffer, width: usize, tracked: bool) -> Value {
         self.n_values += 1;
         let handle = Handle { id: self.n_values - 1, length: numbers.len(), tracked };
-        Value { handle, width, numbers: Arc::new(numbers) }
+        Value { handle, width, numbers: Arc::new(numbers), origin: None }
     }
 
     fn record(&mut self, node: TapeNode) {

@@ -37,13 +37,18 @@ pub(crate) fn round_keys_and_values(y: &mut [f32], heads: Heads) {
 }
 
 /// Replaces the output gradient by the input gradient, in place. Returns the gradients of the gains of queries and
-/// keys, if there are any.
+/// keys, if there are any; without them the input is not read, and may be empty.
 pub(crate) fn backward(
     dy: &mut [f32],
     x: &[f32],
     rotation: HeadRotation<'_>,
 ) -> Option<HeadNorms<Vec<f32>>> {
     let piece = PIECE_ROWS * rotation.heads.width();
+    if rotation.norms.is_none() {
+        let pieces = dy.par_chunks_mut(piece).zip(rotation.positions.par_chunks(PIECE_ROWS));
+        pieces.for_each(|(dy, positions)| turn_back(dy, positions, &rotation));
+        return None;
+    }
     let pieces = dy.par_chunks_mut(piece).zip(x.par_chunks(piece));
     let none = || {
         let length = |gain: &[f32]| vec![0.0; gain.len()];
@@ -100,6 +105,18 @@ vectorized! {
         }
     }
 
+    /// The transpose of a rotation is the inverse rotation.
+    fn turn_back(dy: &mut [f32], positions: &[u32], rotation: &HeadRotation<'_>) {
+        let HeadRotation { heads, rope, .. } = rotation;
+        let turned = (heads.n_heads + heads.n_kv_heads) * heads.head_dim;
+        for (dy, position) in dy.chunks_exact_mut(heads.width()).zip(positions) {
+            let (cos, sin) = rope.at(*position as usize);
+            for head in dy[..turned].chunks_exact_mut(heads.head_dim) {
+                rotate(head, cos, sin, -1.0);
+            }
+        }
+    }
+
     fn pull_rows(
         dy: &mut [f32],
         dgains: Option<&mut HeadNorms<Vec<f32>>>,
@@ -115,7 +132,6 @@ vectorized! {
         for ((dy, x), position) in rows.zip(positions) {
             let (cos, sin) = rope.at(*position as usize);
             for head in dy[..turned].chunks_exact_mut(head_dim) {
-                // The transpose of a rotation is the inverse rotation.
                 rotate(head, cos, sin, -1.0);
             }
             let (Some(norms), Some(dgains)) = (norms, dgains.as_mut()) else { continue };

@@ -7,8 +7,8 @@ use turnwise_kernels::math;
 use turnwise_kernels::matrix::Write;
 
 use super::{
-    Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Played, Recorder, Slot, Tape, TapeNode,
-    Thin, Value,
+    Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Origin, Played, Recorder, Slot, Tape,
+    TapeNode, Thin, ThinNumbers, ThinValue, Value,
 };
 use crate::ComputePrecision;
 use crate::architecture::{Activation, RopeKind};
@@ -113,7 +113,7 @@ impl BackwardPass<'_> {
             TapeNode::AddGated { y, onto, x, gate } => self.add_gated(y, onto, &x, &gate),
             TapeNode::Norm { y, x, gain } => self.norm(y, &x, gain),
             TapeNode::Linear { y, x, maps, onto } => self.linear(y, &x, &maps, onto),
-            TapeNode::Rotate { y, x, norms, rope } => self.rotate_heads(y, &x, norms, rope),
+            TapeNode::Rotate { y, x, normed, rope } => self.rotate_heads(y, x, normed, rope),
             TapeNode::Attention { mixed, qkv, log_sums, window } => {
                 self.attention(&mixed, &qkv, &log_sums, window)
             }
@@ -231,10 +231,34 @@ impl BackwardPass<'_> {
         }
     }
 
-    fn linear(&mut self, y: usize, x: &Value, maps: &[Map], onto: Option<Handle>) -> PassPart {
+    /// Returns the numbers of a value, computed again if they were not kept.
+    fn numbers(&self, x: &ThinValue) -> Arc<Buffer> {
+        let dimensions = self.dimensions;
+        let origin = match &x.numbers {
+            ThinNumbers::Kept(numbers) => return numbers.clone(),
+            ThinNumbers::Again(origin) => origin,
+        };
+        let mut numbers = self.pool.take(x.handle.length);
+        match &**origin {
+            Origin::Norm { x, gain } => {
+                let gains = dimensions.gains(self.slots[*gain].values);
+                rms_norm::forward(&mut numbers, &x.numbers, &gains, dimensions.eps as f32);
+            }
+            Origin::Gate { x, activation } => {
+                gate::forward(&mut numbers, &x.numbers, x.width / 2, *activation);
+            }
+        }
+        Arc::new(numbers)
+    }
+
+    fn linear(&mut self, y: usize, x: &ThinValue, maps: &[Map], onto: Option<Handle>) -> PassPart {
         if let Some(dy) = self.above(y) {
             let stride = maps.first().map_or(1, |map| map.columns.stride);
-            self.weights(&dy, x, maps);
+            let is_read =
+                |map: &Map| map.adapter.is_some() || !self.gradients[map.weight].is_empty();
+            let numbers = maps.iter().any(is_read).then(|| self.numbers(x));
+            let numbers = numbers.as_ref().map_or(&[][..], |numbers| numbers);
+            self.weights(&dy, (numbers, x.width), maps);
             let accuracy = self.precision.backward();
             let weights: Vec<&[f32]> =
                 maps.iter().map(|map| self.slots[map.weight].values).collect();
@@ -246,7 +270,7 @@ impl BackwardPass<'_> {
                     linear::backward_bias(dbias, &dy, *columns);
                 }
                 if let Some(adapter) = adapter {
-                    self.thin(&dy, *columns, x, adapter);
+                    self.thin(&dy, *columns, (x.handle, numbers), adapter);
                 }
             }
             if let Some(onto) = onto {
@@ -257,7 +281,7 @@ impl BackwardPass<'_> {
     }
 
     /// Adds the gradients of products' matrices; adjacent trainable ones are computed together.
-    fn weights(&mut self, dy: &[f32], x: &Value, maps: &[Map]) {
+    fn weights(&mut self, dy: &[f32], (x, width): (&[f32], usize), maps: &[Map]) {
         for map in maps {
             self.reached[map.weight] = true;
         }
@@ -274,7 +298,7 @@ impl BackwardPass<'_> {
             let mut taken: Vec<Vec<f32>> =
                 maps.iter().map(|map| mem::take(&mut gradients[map.weight])).collect();
             let mut dweights: Vec<&mut [f32]> = taken.iter_mut().map(Vec::as_mut_slice).collect();
-            linear::backward_weights(&mut dweights, dy, *columns, &x.numbers, x.width, accuracy);
+            linear::backward_weights(&mut dweights, dy, *columns, x, width, accuracy);
             for (map, dweight) in maps.iter().zip(taken) {
                 gradients[map.weight] = dweight;
             }
@@ -282,7 +306,8 @@ impl BackwardPass<'_> {
     }
 
     /// Runs the backward pass of an adapter's product for its columns.
-    fn thin(&mut self, dy: &[f32], columns: ColumnRange, x: &Value, adapter: &Thin) {
+    fn thin(&mut self, dy: &[f32], columns: ColumnRange, x: (Handle, &[f32]), adapter: &Thin) {
+        let (x, numbers) = x;
         let Thin { down, up, scale, inner, columns: within } = adapter;
         let accuracy = self.precision.backward();
         if let Some(dup) = self.gradient(*up) {
@@ -292,10 +317,10 @@ impl BackwardPass<'_> {
         let values = self.slots[*up].values;
         linear::backward_x(&mut dinner, Write::Replace, dy, columns, values, *scale, accuracy);
         if let Some(ddown) = self.gradient(*down) {
-            linear::backward_weight(ddown, &dinner, *within, &x.numbers, 1.0, accuracy);
+            linear::backward_weight(ddown, &dinner, *within, numbers, 1.0, accuracy);
         }
         let values = self.slots[*down].values;
-        self.below(x.handle, |dx, write| {
+        self.below(x, |dx, write| {
             linear::backward_x(dx, write, &dinner, *within, values, 1.0, accuracy);
         });
     }
@@ -303,11 +328,12 @@ impl BackwardPass<'_> {
     fn rotate_heads(
         &mut self,
         y: usize,
-        x: &Value,
-        norms: Option<[usize; 2]>,
+        x: Handle,
+        normed: Option<(Arc<Buffer>, [usize; 2])>,
         rope: RopeKind,
     ) -> PassPart {
         if let Some(mut dy) = self.above(y) {
+            let (numbers, norms) = normed.unzip();
             let values = |index: usize| self.dimensions.gains(self.slots[index].values);
             let gains =
                 norms.map(|[query, key]| HeadNorms { query: values(query), key: values(key) });
@@ -320,12 +346,13 @@ impl BackwardPass<'_> {
                 rope: self.dimensions.ropes.of(rope),
                 positions: &batch.positions,
             };
-            let dgains = heads::backward(&mut dy, &x.numbers, rotation);
+            let numbers = numbers.as_ref().map_or(&[][..], |numbers| numbers);
+            let dgains = heads::backward(&mut dy, numbers, rotation);
             if let (Some([query, key]), Some(dgains)) = (norms, dgains) {
                 self.add_gradient(query, &dgains.query);
                 self.add_gradient(key, &dgains.key);
             }
-            self.hand_down(x.handle, dy);
+            self.hand_down(x, dy);
         }
         PassPart::Attention
     }

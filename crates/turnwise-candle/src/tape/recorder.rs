@@ -1,10 +1,11 @@
 use std::slice;
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Result;
 use turnwise_kernels::matrix::Write;
 
-use super::{Buffer, Keep, Map, MixtureSlots, Slot, Tape, TapeNode, Thin, Value};
+use super::{Buffer, Keep, Map, MixtureSlots, Origin, Slot, Tape, TapeNode, Thin, Value};
 use crate::ComputePrecision;
 use crate::architecture::{Activation, RopeKind};
 use crate::balance::LayerUse;
@@ -44,6 +45,11 @@ impl<'a> Recorder<'a> {
         self.tape.shares.add_since(part, start);
         let Made { numbers, width, tracked } = made;
         self.tape.value(numbers, width, tracked && self.tape.keep != Keep::Nothing)
+    }
+
+    /// Lets operations that read a value compute it again in their backward pass, if there is one.
+    fn from(&self, origin: impl FnOnce() -> Origin) -> Option<Arc<Origin>> {
+        (self.tape.keep == Keep::Activations).then(|| Arc::new(origin()))
     }
 
     /// Records an operation, if it depends on a trainable parameter.
@@ -148,7 +154,8 @@ impl<'a> Ops for Recorder<'a> {
         let gains = self.dimensions.gains(gain.values);
         rms_norm::forward(&mut y, &x.numbers, &gains, self.dimensions.eps as f32);
         let tracked = x.handle.tracked || gain.trainable;
-        let y = self.made(PassPart::Norms, start, Made { numbers: y, width: x.width, tracked });
+        let mut y = self.made(PassPart::Norms, start, Made { numbers: y, width: x.width, tracked });
+        y.origin = self.from(|| Origin::Norm { x: x.clone(), gain: gain.index });
         self.record(&y, |y| TapeNode::Norm { y, x: x.clone(), gain: gain.index });
         Ok(y)
     }
@@ -161,7 +168,7 @@ impl<'a> Ops for Recorder<'a> {
         let maps = Self::products(self.tape, &mut y, Write::Replace, x, linears);
         let tracked = x.handle.tracked || linears.iter().any(trains);
         let y = self.made(PassPart::Linear, start, Made { numbers: y, width, tracked });
-        self.record(&y, |y| TapeNode::Linear { y, x: x.clone(), maps, onto: None });
+        self.record(&y, |y| TapeNode::Linear { y, x: x.thin(), maps, onto: None });
         Ok(y)
     }
 
@@ -173,7 +180,7 @@ impl<'a> Ops for Recorder<'a> {
         let made = Made { numbers: y, width: onto.width, tracked };
         let y = self.made(PassPart::Linear, start, made);
         let onto = onto.handle;
-        self.record(&y, |y| TapeNode::Linear { y, x: x.clone(), maps, onto: Some(onto) });
+        self.record(&y, |y| TapeNode::Linear { y, x: x.thin(), maps, onto: Some(onto) });
         Ok(y)
     }
 
@@ -201,8 +208,8 @@ impl<'a> Ops for Recorder<'a> {
         let tracked = qkv.handle.tracked || trains;
         let made = Made { numbers: y, width: qkv.width, tracked };
         let y = self.made(PassPart::Attention, start, made);
-        let norms = norms.map(|norms| [norms.query.index, norms.key.index]);
-        self.record(&y, |y| TapeNode::Rotate { y, x: qkv.clone(), norms, rope });
+        let normed = norms.map(|norms| (qkv.numbers.clone(), [norms.query.index, norms.key.index]));
+        self.record(&y, |y| TapeNode::Rotate { y, x: qkv.handle, normed, rope });
         Ok(y)
     }
 
@@ -230,7 +237,8 @@ impl<'a> Ops for Recorder<'a> {
         let width = gate_up.width / 2;
         gate::forward(&mut y, &gate_up.numbers, width, activation);
         let made = Made { numbers: y, width, tracked: gate_up.handle.tracked };
-        let y = self.made(PassPart::FeedForward, start, made);
+        let mut y = self.made(PassPart::FeedForward, start, made);
+        y.origin = self.from(|| Origin::Gate { x: gate_up.clone(), activation });
         self.record(&y, |y| TapeNode::Gate { y, x: gate_up.clone(), activation });
         Ok(y)
     }
