@@ -16,12 +16,30 @@ import sys
 TUNING = re.compile(r"^(OMP|MKL|KMP|GOMP|OPENBLAS|BLIS|NVPL|ONEDNN|DNNL|ATEN|TORCH|MALLOC|GLIBC|RAYON|CANDLE)_|^LD_PRELOAD$")
 
 
+# Vocabulary, width, feed-forward width, layers, heads, key heads and width of a head, as `turnwise bench --model` has them.
+SIZES = ["vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim"]
+MODELS = {
+    "small": [8192, 256, 768, 6, 4, 2, 64],
+    "smollm2": [49152, 576, 1536, 30, 9, 3, 64],
+    "qwen3-0.6b": [151936, 1024, 3072, 28, 16, 8, 128],
+}
+
+
 def add_model_arguments(parser):
-    """The sizes of the model, with the flags and defaults of `turnwise bench`."""
-    sizes = {"vocab-size": 8192, "hidden-size": 256, "intermediate-size": 768, "layers": 6, "heads": 4, "kv-heads": 2,
-             "head-dim": 64}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    """The model, with the flags and defaults of `turnwise bench`."""
+    parser.add_argument("--model", choices=MODELS, default="small", help="the published model whose sizes are taken")
+    parser.add_argument("--compute", choices=["f32", "bf16"], default="f32",
+                        help="the precision of products on both sides; torch trains by autocast, and decodes with bf16 weights")
+    for name in SIZES:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+
+
+def with_sizes(settings):
+    """Fills in the sizes of the model."""
+    for name, size in zip(SIZES, MODELS[settings.model]):
+        if getattr(settings, name) is None:
+            setattr(settings, name, size)
+    return settings
 
 
 def add_run_arguments(parser):
@@ -38,20 +56,22 @@ def add_run_arguments(parser):
 
 def model_flags(settings):
     """The flags that give turnwise the same model and threads."""
-    names = ["vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim", "threads",
-             "repetitions"]
-    return [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(settings, name)))]
+    names = [*SIZES, "threads", "repetitions"]
+    flags = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(settings, name)))]
+    return ["--model", settings.model, "--precision", settings.compute, *flags]
 
 
 def make_model(settings, max_positions):
-    """The Qwen3 of these sizes with random weights, in f32 with scaled dot-product attention."""
+    """The Qwen3 or Llama of these sizes with random weights, in f32 with scaled dot-product attention."""
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     torch.set_num_threads(settings.threads)
     torch.set_float32_matmul_precision(settings.precision)
     torch.manual_seed(1)
-    config = Qwen3Config(
+    kinds = {"smollm2": (LlamaConfig, LlamaForCausalLM)}
+    make_config, make = kinds.get(settings.model, (Qwen3Config, Qwen3ForCausalLM))
+    config = make_config(
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
         intermediate_size=settings.intermediate_size,
@@ -66,7 +86,7 @@ def make_model(settings, max_positions):
         eos_token_id=None,
         pad_token_id=None,
     )
-    return Qwen3ForCausalLM(config).to(torch.float32)
+    return make(config).to(torch.float32)
 
 
 def status_bytes(key):

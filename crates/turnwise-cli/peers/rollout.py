@@ -16,7 +16,7 @@ import statistics
 import time
 
 from common import (add_model_arguments, add_run_arguments, machine, make_model, megabytes, model_flags, ratios,
-                    reset_peak, run, run_peer, spread, status_bytes)
+                    reset_peak, run, run_peer, spread, status_bytes, with_sizes)
 
 # How tokens are decoded, what cache they have, and for whom the prompt is computed.
 WAYS = [("loop", "dynamic", "every"), ("loop", "dynamic", "once"), ("loop", "static", "every"),
@@ -35,7 +35,7 @@ def arguments():
     parser.add_argument("--decode", choices=["loop", "generate"], default="loop")
     parser.add_argument("--cache", choices=["dynamic", "static"], default="dynamic")
     parser.add_argument("--prefill", choices=["every", "once"], default="every")
-    return parser.parse_args()
+    return with_sizes(parser.parse_args())
 
 
 class Episodes:
@@ -80,7 +80,7 @@ class Episodes:
         sampled, logprobs = [], []
         for _ in range(self.settings.turn_tokens):
             logits = self.model(new, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-            distribution = torch.log_softmax(logits, dim=-1)
+            distribution = torch.log_softmax(logits.float(), dim=-1)
             new = torch.multinomial(distribution.exp(), 1)
             sampled.append(new)
             logprobs.append(distribution.gather(1, new))
@@ -105,7 +105,7 @@ class Episodes:
         )
         sampled = answer.sequences[:, -n:]
         logprobs = [
-            torch.log_softmax(logits, dim=-1).gather(1, sampled[:, [index]])
+            torch.log_softmax(logits.float(), dim=-1).gather(1, sampled[:, [index]])
             for index, logits in enumerate(answer.logits)
         ]
         return sampled, torch.cat(logprobs, dim=1)
@@ -114,11 +114,14 @@ class Episodes:
 def measure(settings):
     import torch
 
-    import transformers.models.qwen3.modeling_qwen3  # noqa: F401  what it loads is not the model's memory
+    import transformers.models.llama.modeling_llama  # noqa: F401  what they load is not the model's memory
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     start = status_bytes("VmRSS")
     length = settings.prompt + settings.turns * (settings.turn_tokens + settings.observation)
     model = make_model(settings, length).eval()
+    if settings.compute == "bf16":
+        model = model.to(torch.bfloat16)
     rates = []
     with torch.inference_mode():
         episodes = Episodes(model, settings)

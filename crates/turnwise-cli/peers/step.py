@@ -16,7 +16,7 @@ import tempfile
 import time
 
 from common import (add_model_arguments, add_run_arguments, machine, make_model, megabytes, model_flags, ratios,
-                    reset_peak, run, run_peer, spread, status_bytes)
+                    reset_peak, run, run_peer, spread, status_bytes, with_sizes)
 
 END, PADDING = 0, 1
 
@@ -33,7 +33,7 @@ def arguments():
     parser.add_argument("--turn-tokens", type=int, default=64)
     parser.add_argument("--observation", type=int, default=16, help="tokens that the environment adds between turns")
     parser.add_argument("--micro-batch", type=int, default=32, help="rows that the peer trains at once")
-    return parser.parse_args()
+    return with_sizes(parser.parse_args())
 
 
 def make_tokenizer(settings):
@@ -152,7 +152,7 @@ def make_trainer(settings, rollout, directory):
         optim="adamw_torch_fused",
         max_steps=1 + settings.repetitions,
         use_cpu=True,
-        bf16=False,
+        bf16=settings.compute == "bf16",
         gradient_checkpointing=False,
         logging_strategy="no",
         save_strategy="no",

@@ -2,6 +2,7 @@
 
 python train.py                       16 rows of 256 tokens, every token a target
 python train.py --shared-prompt       8 rows with the same 768 tokens before 96 of their own, which alone are targets
+python train.py --model smollm2 --compute bf16 --batch 8    the sizes of SmolLM2-135M; torch by autocast
 python train.py --peer-only           without turnwise
 
 The peer computes logits only where a target follows (`logits_to_keep`) and uses torch's fused AdamW. Not part of CI.
@@ -13,7 +14,7 @@ import statistics
 import time
 
 from common import (add_model_arguments, add_run_arguments, machine, make_model, megabytes, model_flags, ratios,
-                    reset_peak, run, run_peer, spread, status_bytes)
+                    reset_peak, run, run_peer, spread, status_bytes, with_sizes)
 
 
 def arguments():
@@ -26,7 +27,7 @@ def arguments():
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=768)
     parser.add_argument("--response", type=int, default=96)
-    settings = parser.parse_args()
+    settings = with_sizes(parser.parse_args())
     if settings.shared_prompt:
         settings.batch, settings.length = settings.group, settings.prompt + settings.response
     return settings
@@ -36,7 +37,8 @@ def measure(settings):
     import torch
     import torch.nn.functional as F
 
-    import transformers.models.qwen3.modeling_qwen3  # noqa: F401  what it loads is not the model's memory
+    import transformers.models.llama.modeling_llama  # noqa: F401  what they load is not the model's memory
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     start = status_bytes("VmRSS")
     model = make_model(settings, settings.length).train()
@@ -49,8 +51,9 @@ def measure(settings):
 
     def step():
         seconds = [time.perf_counter()]
-        logits = model(ids, use_cache=False, logits_to_keep=n_targets + 1).logits[:, :-1]
-        loss = F.cross_entropy(logits.reshape(-1, settings.vocab_size), targets)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.compute == "bf16"):
+            logits = model(ids, use_cache=False, logits_to_keep=n_targets + 1).logits[:, :-1]
+            loss = F.cross_entropy(logits.reshape(-1, settings.vocab_size).float(), targets)
         seconds.append(time.perf_counter())
         loss.backward()
         seconds.append(time.perf_counter())

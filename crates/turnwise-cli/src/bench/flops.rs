@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use turnwise_candle::DecoderConfig;
+use turnwise_candle::{ComputePrecision, DecoderConfig, EngineWeights};
 
 /// Returns the operations of a forward pass over tokens at these positions of their sequences, with this number of rows
 /// of logits.
@@ -46,15 +46,31 @@ fn head_weights(config: &DecoderConfig) -> usize {
     config.hidden_size * config.vocab_size
 }
 
-/// Returns the bytes of the matrices that a decoding step reads, in f32.
-pub(super) fn weight_bytes(config: &DecoderConfig) -> f64 {
-    let numbers = config.n_layers * layer_weights(config) + head_weights(config);
-    (numbers * size_of::<f32>()) as f64
+/// Returns the bytes of the matrices that a decoding step reads.
+pub(super) fn weight_bytes(
+    config: &DecoderConfig,
+    weights: EngineWeights,
+    precision: ComputePrecision,
+) -> f64 {
+    let numbers = (config.n_layers * layer_weights(config) + head_weights(config)) as f64;
+    match weights {
+        EngineWeights::Compute => numbers * number_bytes(precision) as f64,
+        // With a scale of four bytes for each 64 numbers.
+        EngineWeights::Int8 => numbers * 17.0 / 16.0,
+    }
 }
 
-/// Returns the bytes of the keys and values of a token, in f32.
-pub(super) fn kv_bytes(config: &DecoderConfig) -> f64 {
-    (2 * config.n_layers * config.n_kv_heads * config.head_dim * size_of::<f32>()) as f64
+/// Returns the bytes of the keys and values of a token.
+pub(super) fn kv_bytes(config: &DecoderConfig, precision: ComputePrecision) -> f64 {
+    let numbers = 2 * config.n_layers * config.n_kv_heads * config.head_dim;
+    (numbers * number_bytes(precision)) as f64
+}
+
+fn number_bytes(precision: ComputePrecision) -> usize {
+    match precision {
+        ComputePrecision::F32 => 4,
+        ComputePrecision::Bf16 => 2,
+    }
 }
 
 #[cfg(test)]
@@ -80,7 +96,12 @@ mod tests {
         // Width 64, 4 heads on 2 of 16, feed-forward 192.
         let weights = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 192;
         assert_eq!(of(5..6, 1), f64::from(3 * (2 * weights + 4 * 64 * 6) + 2 * 64 * 100));
-        assert_eq!(weight_bytes(&config()), f64::from(4 * (3 * weights + 64 * 100)));
-        assert_eq!(kv_bytes(&config()), f64::from(4 * 2 * 3 * 32));
+        for (precision, bytes) in [(ComputePrecision::F32, 4), (ComputePrecision::Bf16, 2)] {
+            let all = f64::from(bytes * (3 * weights + 64 * 100));
+            assert_eq!(weight_bytes(&config(), EngineWeights::Compute, precision), all);
+            assert_eq!(kv_bytes(&config(), precision), f64::from(bytes * 2 * 3 * 32));
+        }
+        let int8 = weight_bytes(&config(), EngineWeights::Int8, ComputePrecision::F32);
+        assert_eq!(int8, f64::from(3 * weights + 64 * 100) * 1.0625);
     }
 }

@@ -4,8 +4,11 @@ use std::process::Command;
 use std::{env, fs, thread};
 
 use serde::Serialize;
+use turnwise_candle::{ComputePrecision, EngineWeights, bf16_peak, gemm_peak, int8_peak};
 
 use turnwise_run::{ExitCode, Failure};
+
+use super::model::ModelArguments;
 
 /// The variables that the libraries' thread pools read once, when they start.
 const VARIABLES: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
@@ -66,4 +69,13 @@ pub(super) fn with_threads(
 
 fn failed(error: &std::io::Error) -> Failure {
     Failure::new(ExitCode::Runtime, format!("failed to start the measuring process: {error}"))
+}
+
+/// Measures the best matrix product of the model's precision, in operations per second.
+pub(super) fn product_peak(model: ModelArguments, threads: usize) -> f64 {
+    match (model.engine_weights(), model.compute()) {
+        (EngineWeights::Int8, _) => int8_peak(threads),
+        (EngineWeights::Compute, ComputePrecision::F32) => gemm_peak(threads),
+        (EngineWeights::Compute, ComputePrecision::Bf16) => bf16_peak(threads),
+    }
 }

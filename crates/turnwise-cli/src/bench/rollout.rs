@@ -8,14 +8,13 @@ use clap::Args;
 use serde_json::{Map, json};
 use tokio::task::JoinSet;
 use turnwise_candle::{
-    CandlePolicy, DecoderConfig, EngineSeconds, EngineSettings, EngineStats, gemm_peak,
-    read_bandwidth,
+    CandlePolicy, DecoderConfig, EngineSeconds, EngineSettings, EngineStats, read_bandwidth,
 };
 use turnwise_environment::{Random, derive_seed};
 use turnwise_rollout::{Policy, PolicyError, SampleRequest, SessionId};
 use turnwise_trajectory::{PolicyVersion, Sampling, TokenId};
 
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::model::ModelArguments;
 use super::report::{Figure, Report, TimedPart, memory_figures};
 use super::{flops, memory, numbers};
@@ -73,15 +72,14 @@ impl RolloutArguments {
     /// Returns the fewest bytes read: each decoding step reads the weights once, the keys and values of the prompt
     /// once, and those of each episode's own tokens once.
     fn bytes(&self, config: &DecoderConfig) -> f64 {
+        let precision = self.model.compute();
+        let weights = flops::weight_bytes(config, self.model.engine_weights(), precision);
+        let of_token = flops::kv_bytes(config, precision);
         let tokens = |turn: usize, drawn: usize| {
             self.prompt + self.episodes * (turn * (self.turn_tokens + self.observation) + drawn)
         };
         let steps = (0..self.turns).flat_map(|turn| (0..self.turn_tokens).map(move |n| (turn, n)));
-        steps
-            .map(|(turn, drawn)| {
-                flops::weight_bytes(config) + flops::kv_bytes(config) * tokens(turn, drawn) as f64
-            })
-            .sum()
+        steps.map(|(turn, drawn)| weights + of_token * tokens(turn, drawn) as f64).sum()
     }
 }
 
@@ -109,20 +107,24 @@ pub(super) fn bench(arguments: &RolloutArguments) -> Result<(), Failure> {
 fn report(arguments: &RolloutArguments, measured: &RolloutMeasurement) -> Report {
     let config = arguments.model.config(arguments.length());
     let (flops, bytes) = (arguments.flops(&config), arguments.bytes(&config));
-    let peak = gemm_peak(arguments.threads);
+    let peak = machine::product_peak(arguments.model, arguments.threads);
     let step_bytes = bytes / (arguments.turns * arguments.turn_tokens) as f64;
     #[expect(clippy::cast_sign_loss, reason = "a number of bytes is not negative")]
     let bandwidth = read_bandwidth(arguments.threads, step_bytes as usize);
     // The times are added: no kernel is known to compute at its peak while it reads at its peak.
     let bound = arguments.n_sampled() as f64 / (flops / peak + bytes / bandwidth);
+    let memory_bound = arguments.n_sampled() as f64 * bandwidth / bytes;
     let per_second = |count: f64| measured.seconds.iter().map(|s| count / s).collect::<Vec<_>>();
     let sampled = per_second(arguments.n_sampled() as f64);
-    let of_bound = sampled.iter().map(|rate| rate / bound).collect();
+    let of = |bound: f64| sampled.iter().map(|rate| rate / bound).collect();
+    let (of_bound, of_memory_bound) = (of(bound), of(memory_bound));
     let mut figures = vec![
         Figure::each("rollout_s", "all episodes", "s", 1.0, measured.seconds.clone()),
         Figure::each("sampled_tokens_per_s", "tokens sampled", "tokens/s", 1.0, sampled),
         Figure::once("bound_tokens_per_s", "bound of products and memory", "tokens/s", 1.0, bound),
         Figure::each("of_bound", "achieved of it", "", 1.0, of_bound),
+        Figure::once("memory_bound_tokens_per_s", "bound of memory", "tokens/s", 1.0, memory_bound),
+        Figure::each("of_memory_bound", "achieved of it", "", 1.0, of_memory_bound),
         Figure::each("flops_per_s", "matrix products", "GFLOP/s", 1e9, per_second(flops)),
         Figure::once("gemm_peak_flops_per_s", "best matrix product", "GFLOP/s", 1e9, peak),
         Figure::each("mfu", "share of the peak (MFU)", "", 1.0, per_second(flops / peak)),
@@ -153,10 +155,12 @@ fn parts(seconds: &EngineSeconds, repetitions: usize) -> Vec<TimedPart> {
 }
 
 /// Returns the engine's statistics per repetition.
-fn engine_figures(done: EngineStats, repetitions: usize) -> [Figure; 5] {
+fn engine_figures(done: EngineStats, repetitions: usize) -> [Figure; 7] {
     let each = |count: u64| count as f64 / repetitions as f64;
     [
         Figure::once("computed_tokens", "tokens computed", "", 1.0, each(done.computed)),
+        Figure::once("drafted_tokens", "tokens drafted", "", 1.0, each(done.drafted)),
+        Figure::once("confirmed_tokens", "of them sampled", "", 1.0, each(done.confirmed)),
         Figure::once("reused_tokens", "tokens of prompts reused", "", 1.0, each(done.reused)),
         Figure::once("evicted_tokens", "tokens evicted", "", 1.0, each(done.evicted)),
         Figure::once("pauses", "requests paused", "", 1.0, each(done.paused)),
@@ -175,7 +179,7 @@ fn empty(arguments: &RolloutArguments, flops: f64, bytes: f64) -> Report {
         what: vec![what, model.describe()],
         machine: Machine::with(arguments.threads),
         sizes: json!({
-            "model": model,
+            "model": model.sizes(),
             "episodes": episodes,
             "turns": turns,
             "prompt": prompt,
@@ -196,6 +200,7 @@ fn measure(arguments: &RolloutArguments) -> Result<RolloutMeasurement, Failure> 
     let settings = EngineSettings {
         max_batch: arguments.episodes,
         max_kv_bytes: arguments.kv_memory.saturating_mul(1 << 20),
+        weights: arguments.model.engine_weights(),
         threads: arguments.threads,
         ..EngineSettings::default()
     };
@@ -224,7 +229,7 @@ async fn play(
     round: u64,
 ) -> Result<(), Failure> {
     let mut random = Random::new(round);
-    let prompt = numbers::ids(&mut random, arguments.model.vocab_size, arguments.prompt);
+    let prompt = numbers::ids(&mut random, arguments.model.sizes().vocab_size, arguments.prompt);
     let (arguments, mut episodes) = (Arc::new(arguments.clone()), JoinSet::new());
     for episode in 0..arguments.episodes as u64 {
         let session = round * arguments.episodes as u64 + episode;
@@ -246,7 +251,7 @@ async fn run(
     let mut random = Random::new(derive_seed(session, 1));
     for turn in 0..arguments.turns {
         if turn > 0 {
-            let vocab_size = arguments.model.vocab_size;
+            let vocab_size = arguments.model.sizes().vocab_size;
             ids.extend(numbers::ids(&mut random, vocab_size, arguments.observation));
         }
         let request = SampleRequest {

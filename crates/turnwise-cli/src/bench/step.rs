@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Map, json};
-use turnwise_candle::{AdamW, CandleLearner, EngineSettings, PassPart, Shares};
+use turnwise_candle::{AdamW, CandleLearner, EngineSettings, LearnerSettings, PassPart, Shares};
 use turnwise_objective::{Clip, GroupAdvantage, Gspo, LengthWeight, Std};
 use turnwise_rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
 use turnwise_training::{
@@ -124,7 +124,7 @@ fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) 
         what: vec![what, model.describe()],
         machine: Machine::with(arguments.threads),
         sizes: json!({
-            "model": model,
+            "model": model.sizes(),
             "groups": groups,
             "group": group,
             "turns": turns,
@@ -178,10 +178,16 @@ fn failed(what: &str) -> Failure {
 
 fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure> {
     let model = arguments.model.make(arguments.length())?;
-    let learner = CandleLearner::new(model, AdamW::default());
+    let compute = arguments.model.compute();
+    let training = LearnerSettings { compute, ..LearnerSettings::default() };
+    let learner = CandleLearner::with_settings(model, AdamW::default(), training);
     let learner = learner.map_err(|error| Failure::runtime(&error))?;
     let n_episodes = arguments.groups * arguments.group;
-    let engine = EngineSettings { max_batch: n_episodes, ..EngineSettings::default() };
+    let engine = EngineSettings {
+        max_batch: n_episodes,
+        weights: arguments.model.engine_weights(),
+        ..EngineSettings::default()
+    };
     let policy = learner.policy(engine).map_err(|error| Failure::runtime(&error))?;
     let renderer = Arc::new(Numbers);
     let advantage = GroupAdvantage::MeanStd { std: Std::Sample, epsilon: 0.0 };
@@ -201,7 +207,7 @@ fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure>
 fn games(arguments: &StepArguments) -> Vec<Game> {
     let game = |task| Game {
         task,
-        vocab_size: arguments.model.vocab_size,
+        vocab_size: arguments.model.sizes().vocab_size,
         prompt: arguments.prompt,
         observation: arguments.observation,
         turns: arguments.turns,

@@ -7,12 +7,13 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use turnwise_candle::{
-    AdamW, CandleLearner, LearnerSettings, PassPart, Shares, gemm_peak, matrix_unit_peak,
+    AdamW, CandleLearner, ComputePrecision, EngineWeights, LearnerSettings, PassPart, Shares,
+    matrix_unit_peak,
 };
 use turnwise_environment::Random;
 use turnwise_training::{Learner, LearnerError, Row, Target, Update};
 
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::model::ModelArguments;
 use super::report::{Figure, Report, TimedPart, median, memory_figures};
 use super::{flops, memory, numbers};
@@ -158,6 +159,11 @@ fn check(arguments: &TrainArguments) -> Result<(), Failure> {
     } else {
         *batch > 0 && *length > 1
     };
+    if arguments.model.engine_weights() == EngineWeights::Int8 {
+        return Err(Failure::refused(
+            "int8 is a precision of the engine alone; training has f32 and bf16",
+        ));
+    }
     if whole && *repetitions > 0 {
         return Ok(());
     }
@@ -174,7 +180,7 @@ fn one(arguments: &TrainArguments) -> Result<Report, Failure> {
         Work { rows: batch, length, shared: 0, targets: length - 1 }
     };
     let measured = measure(arguments, work)?;
-    let peak = gemm_peak(arguments.threads);
+    let peak = machine::product_peak(arguments.model, arguments.threads);
     let (seconds, flops) = (measured.seconds(), work.flops(&arguments.model));
     let per_second = |count: f64| seconds.iter().map(|seconds| count / seconds).collect();
     let mut figures = vec![
@@ -193,7 +199,9 @@ fn one(arguments: &TrainArguments) -> Result<Report, Failure> {
         Figure::once("gemm_peak_flops_per_s", "best matrix product", "GFLOP/s", 1e9, peak),
         Figure::each("mfu", "share of the peak (MFU)", "", 1.0, per_second(flops / peak)),
     ];
-    if let Some(peak) = matrix_unit_peak(arguments.threads) {
+    // In bf16 the best product is already the unit's.
+    let of_unit = matrix_unit_peak(arguments.threads);
+    if let Some(peak) = of_unit.filter(|_| arguments.model.compute() == ComputePrecision::F32) {
         let (name, what) = ("matrix_unit_peak_flops_per_s", "peak of the matrix unit");
         figures.push(Figure::once(name, what, "GFLOP/s", 1e9, peak));
         figures.push(Figure::each(
@@ -250,7 +258,7 @@ fn empty(arguments: &TrainArguments, work: Work) -> Report {
         what: vec![what, model.describe()],
         machine: Machine::with(arguments.threads),
         sizes: json!({
-            "model": model,
+            "model": model.sizes(),
             "rows": rows,
             "length": length,
             "shared": shared,
@@ -266,10 +274,12 @@ fn empty(arguments: &TrainArguments, work: Work) -> Report {
 }
 
 fn measure(arguments: &TrainArguments, work: Work) -> Result<TrainMeasurement, Failure> {
-    let rows = work.make(arguments.model.vocab_size);
+    let rows = work.make(arguments.model.sizes().vocab_size);
     let start_bytes = memory::resident()?;
     let TrainArguments { threads, recompute_layers, .. } = *arguments;
-    let settings = LearnerSettings { threads, recompute_layers, ..LearnerSettings::default() };
+    let compute = arguments.model.compute();
+    let settings =
+        LearnerSettings { threads, recompute_layers, compute, ..LearnerSettings::default() };
     let model = arguments.model.make(work.length)?;
     let mut learner = CandleLearner::with_settings(model, AdamW::default(), settings)
         .map_err(|error| Failure::refused_by(&error))?;

@@ -89,13 +89,18 @@ fn a_rollout_is_measured_against_what_products_and_memory_allow() {
     let report = measured("rollout", &sizes);
     let (seconds, rates) = (each(&report, "rollout_s"), each(&report, "sampled_tokens_per_s"));
     assert!(seconds.iter().zip(&rates).all(|(seconds, rate)| (rate * seconds - 24.0).abs() < 1e-6));
-    let bound = report["bound_tokens_per_s"].as_f64().unwrap();
-    assert!(
-        rates
-            .iter()
-            .zip(each(&report, "of_bound"))
-            .all(|(rate, of)| (rate / bound - of).abs() < 1e-9)
-    );
+    for (bound, share) in
+        [("bound_tokens_per_s", "of_bound"), ("memory_bound_tokens_per_s", "of_memory_bound")]
+    {
+        let bound = report[bound].as_f64().unwrap();
+        for (rate, share) in rates.iter().zip(each(&report, share)) {
+            assert!((rate / bound - share).abs() < 1e-9 * share);
+        }
+    }
+    let halves = measured("rollout", &[&sizes[..], &["--precision", "bf16"]].concat());
+    let bytes = [&report, &halves].map(|report| report["sizes"]["bytes_read"].as_f64());
+    assert_eq!(bytes[0], bytes[1].map(|bytes| 2.0 * bytes));
+    assert_eq!(halves["sizes"]["model"]["precision"], "bf16");
 }
 
 #[test]
