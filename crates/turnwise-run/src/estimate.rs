@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use turnwise_candle::{CandleLearner, TrainingPlan};
+use turnwise_candle::CandleLearner;
 use turnwise_training::{Batch, Learner, RolloutMode, free_bytes};
 use turnwise_trajectory::Trajectory;
 
 use crate::config::Config;
 use crate::failure::{ExitCode, Failure};
+use crate::memory::{available_memory, plan};
 use crate::session::Session;
 use crate::text::clock;
 
@@ -21,14 +22,16 @@ const PASSES: f64 = 3.0;
 /// Returns lines about memory and disk for the screen's header; a line that begins with `!` is a warning.
 pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     let Session { config, shape, .. } = session;
-    let memory = shape.training_memory(&plan(config));
+    let recomputes = config.train.recompute_layers == Some(true);
+    let memory = shape.training_memory(&plan(config, recomputes));
     let engine = memory.engine.saturating_add(memory.kv);
     let mut lines = vec![format!(
-        "memory  about {} at most: weights {}, gradients and moments {}, activations {}, engine {}",
+        "memory  about {} at most: weights {}, gradients and moments {}, activations {}{}, engine {}",
         size(memory.total()),
         size(memory.weights.saturating_add(memory.reference)),
         size(memory.gradients.saturating_add(memory.moments)),
         size(memory.activations),
+        if recomputes { " (layers are recomputed)" } else { "" },
         size(engine),
     )];
     let checkpoint = shape.checkpoint_bytes(config.model.lora.as_ref());
@@ -42,7 +45,7 @@ pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     ));
     if let Some(available) = available_memory().filter(|available| *available < memory.total()) {
         lines.push(format!(
-            "! the machine has {} of memory free: lower train.micro_batch_tokens, set train.recompute_layers, or train adapters (model.lora)",
+            "! the machine has {} of memory free: lower train.micro_batch_tokens, or train adapters (model.lora)",
             size(available)
         ));
     }
@@ -85,22 +88,6 @@ fn learning_rate(config: &Config, weights: usize) -> Option<String> {
             weights as f64 / 1e6
         )
     })
-}
-
-fn plan(config: &Config) -> TrainingPlan {
-    let episodes = config.rollout.groups_per_step.saturating_mul(config.rollout.group_size);
-    let length = config.limits.max_context_tokens;
-    let of_batch = episodes.div_ceil(config.train.n_minibatches).saturating_mul(length);
-    TrainingPlan {
-        lora: config.model.lora.clone(),
-        keeps_reference: config.objective.kl.beta > 0.0,
-        micro_batch_tokens: config.train.micro_batch_tokens.min(of_batch),
-        recompute_layers: config.train.recompute_layers,
-        kv_tokens: episodes.min(config.rollout.max_concurrent).saturating_mul(length),
-        max_kv_bytes: config.engine.max_kv_bytes,
-        compute: config.model.compute,
-        engine_weights: config.engine.weights,
-    }
 }
 
 /// Estimates how long a step takes, from an evaluation that took `seconds` and a forward pass over some of its
@@ -165,13 +152,6 @@ fn scored(episodes: &mut [Trajectory], config: &Config) -> Result<Batch, ()> {
         }
     }
     Batch::new(episodes.iter(), config.train.ratio_scope).map_err(drop)
-}
-
-/// Returns the memory that is still available, if the system reports it.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 /// Formats a size, as in `1.6 GB`.

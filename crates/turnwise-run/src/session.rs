@@ -27,6 +27,7 @@ use crate::constraint::Unusable;
 use crate::engine;
 use crate::failure::Failure;
 use crate::form::{Form, Source, Spoken, Wanted};
+use crate::memory;
 use crate::observer::Observer;
 use crate::opponent::{Opponents, opponents};
 use crate::registry::{self, Registry};
@@ -221,6 +222,12 @@ impl Session {
             Box::pin(Prepared::new(config, model, true, registry, observer, stop)).await?;
         let decoder = prepared.adapt(decoder)?;
         let threads = Threads::divide(&prepared.config);
+        let recomputes = prepared
+            .config
+            .train
+            .recompute_layers
+            .unwrap_or_else(|| memory::has_to_recompute(&prepared.config, decoder.config()));
+        prepared.config.train.recompute_layers = Some(recomputes);
         let learner = learner(&prepared.config, decoder, threads.learner)?;
         let engine_settings = EngineSettings { threads: threads.engine, ..prepared.config.engine };
         let policy = engine::policy(&prepared.config, engine_settings, &learner).await?;
@@ -435,7 +442,7 @@ fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLe
     let (train, optimizer) = (&config.train, config.optimizer);
     let settings = LearnerSettings {
         balance: train.balance,
-        recompute_layers: train.recompute_layers,
+        recompute_layers: train.recompute_layers == Some(true),
         threads,
         compute: config.model.compute,
     };

@@ -10,7 +10,7 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// Examples of the settings that are left out by default.
-const EXAMPLES: [(&str, &str); 46] = [
+const EXAMPLES: [(&str, &str); 47] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("environment.rubric", r#""none""#),
@@ -60,6 +60,7 @@ const EXAMPLES: [(&str, &str); 46] = [
     ("eval.opponent", r#""random""#),
     ("credit.step_weight", "1.0"),
     ("train.overlong", "{ max_tokens = 512, buffer = 128 }"),
+    ("train.recompute_layers", "true"),
 ];
 
 /// The width of a comment, in columns.

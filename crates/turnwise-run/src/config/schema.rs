@@ -590,8 +590,9 @@ pub struct Train {
     /// The weight of the load-balancing loss of experts; 0 disables it.
     pub balance: f64,
     /// Whether layers are recomputed in the backward pass: a third more time, for the memory of one layer instead of
-    /// all.
-    pub recompute_layers: bool,
+    /// all. Left out, they are if the run would not fit the memory that is free otherwise; results are the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompute_layers: Option<bool>,
     /// Threads that training computes on, as `engine.threads` are the engine's. 0 takes all processors when rollouts
     /// and training alternate, and those that the engine leaves when rollouts overlap with training.
     pub threads: usize,
@@ -617,7 +618,7 @@ impl Default for Train {
             behavior: Behavior::Recorded,
             canary: Canary::default(),
             balance: 0.0,
-            recompute_layers: false,
+            recompute_layers: None,
             threads: 0,
         }
     }
