@@ -6,7 +6,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A pool of free buffers. A training step asks for the same lengths as the step before, so that after the first step no memory
-/// is taken from the system, which would have to clear it.
+/// is taken from the system, which would have to clear it. Where lengths grow, smaller free buffers make room for a new one,
+/// so that memory is not the sum over all lengths.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -32,13 +33,16 @@ impl BufferPool {
     pub fn take(self: &Arc<Self>, length: usize) -> Buffer {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let size = size(length);
-        // The smallest buffer that fits without wasting more than a quarter.
-        let fits = |buffer: &Vec<f32>| (length..=size + size / 4).contains(&buffer.capacity());
+        // The smallest buffer that fits without wasting more than a third.
+        let fits = |buffer: &Vec<f32>| (length..=size + size / 2).contains(&buffer.capacity());
         let found = (0..free.len())
             .filter(|index| fits(&free[*index]))
             .min_by_key(|index| free[*index].capacity());
         let found = found.map(|index| free.swap_remove(index));
+        let given_back =
+            if found.is_none() { smaller(&mut free, length, size) } else { Vec::new() };
         drop(free);
+        drop(given_back);
         let mut numbers = found.unwrap_or_else(|| Vec::with_capacity(size));
         numbers.resize(length, 0.0);
         Buffer { numbers, pool: self.clone() }
@@ -57,6 +61,21 @@ impl BufferPool {
         buffer.fill(0.0);
         buffer
     }
+}
+
+/// Takes free buffers out that have no room for `length` numbers, largest first, until they have `size` together.
+fn smaller(free: &mut Vec<Vec<f32>>, length: usize, size: usize) -> Vec<Vec<f32>> {
+    let (mut taken, mut count) = (Vec::new(), 0);
+    while count < size
+        && let Some(index) = (0..free.len())
+            .filter(|index| free[*index].capacity() < length)
+            .max_by_key(|index| free[*index].capacity())
+    {
+        let buffer = free.swap_remove(index);
+        count += buffer.capacity();
+        taken.push(buffer);
+    }
+    taken
 }
 
 /// Returns the capacity for a length: at most a quarter of a power of two more, so that lengths that differ a little
@@ -106,5 +125,20 @@ mod tests {
         let other = pool.take(100);
         assert_ne!(other.as_ptr(), place);
         assert!(pool.zeros(1000).iter().all(|x| *x == 0.0));
+    }
+
+    #[test]
+    fn other_lengths_do_not_add_up() {
+        let pool = Arc::new(BufferPool::default());
+        let free = || {
+            let free = pool.free.lock().expect("no test panics while it holds the lock");
+            free.iter().map(Vec::capacity).sum::<usize>()
+        };
+        let mut longest = 0;
+        for length in [4000, 1000, 300, 2000, 9000, 40, 9000] {
+            longest = longest.max(length);
+            drop([pool.take(length), pool.take(length)]);
+            assert!(free() <= 3 * size(longest), "{length}: {}", free());
+        }
     }
 }

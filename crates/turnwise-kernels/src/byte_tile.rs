@@ -138,9 +138,9 @@ pub fn shape(rows: usize) -> (usize, usize) {
     #[cfg(target_arch = "x86_64")]
     if has_dot() {
         return match rows {
-            0..=2 => (2, 4),
-            3..=4 => (4, 2),
-            _ => (6, 2),
+            0..=2 => (2, 8),
+            3..=4 => (4, 4),
+            _ => (12, 2),
         };
     }
     let _ = rows;
@@ -308,17 +308,17 @@ mod dot {
     pub(super) unsafe fn run(target: &mut TileTarget<'_>, factors: &ByteFactors<'_>) {
         let ByteFactors { rows, vectors, .. } = *factors;
         macro_rules! shapes {
-            ($(($vectors:literal, $rows:literal))*) => {
+            ($($vectors:literal: [$($rows:literal)*]),*) => {
                 match (vectors, rows) {
                     // SAFETY: guaranteed by the caller.
-                    $(($vectors, $rows) => unsafe { tile::<$rows, $vectors>(target, factors) },)*
+                    $($(($vectors, $rows) => unsafe { tile::<$rows, $vectors>(target, factors) },)*)*
                     _ => panic!("there is no tile of {rows} rows and {vectors} vectors"),
                 }
             };
         }
-        shapes!((1, 1)(1, 2)(1, 3)(1, 4)(1, 5)(1, 6)(2, 1)(2, 2)(2, 3)(2, 4)(2, 5)(2, 6)(4, 1)(
-            4, 2
-        ));
+        shapes!(
+            1: [1 2 3 4 5 6 7 8 9 10 11 12], 2: [1 2 3 4 5 6 7 8 9 10 11 12], 4: [1 2 3 4], 8: [1 2]
+        );
     }
 }
 
@@ -356,7 +356,7 @@ mod tests {
         #[test]
         fn a_tile_multiplies_the_rounded_numbers(
             width in 1_usize..200,
-            rows in 1_usize..7,
+            rows in 1_usize..13,
             more: bool,
             adds: bool,
         ) {

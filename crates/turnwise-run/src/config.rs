@@ -144,6 +144,7 @@ pub(crate) fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Load
     }
     replace_alternatives(merged.as_table_mut(), overrides);
     defaults::of_loaded_model(merged.as_table_mut());
+    defaults::of_precision(merged.as_table_mut());
     let config = read_merged(&merged.to_string(), overrides)?;
     validate(&config).map_err(|impossible| explain(&impossible, &document, &source, overrides))?;
     Ok(Loaded { config, text: text.to_owned() })
@@ -397,6 +398,20 @@ mod tests {
         // A value that the user gave stays.
         let given = of("[model]\ndirectory = \"somewhere\"\n[train]\nlearning_rate = 3e-4\n");
         assert_eq!(given.train.learning_rate, 3e-4);
+    }
+
+    #[test]
+    fn an_engine_that_rounds_may_differ_from_the_trainer_by_more() {
+        let of = |text: &str, overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+            parse("config.toml", text, &overrides).unwrap().config.train.canary.tolerance
+        };
+        assert_eq!(of("", &[]), 0.05);
+        assert_eq!(of("[model]\ncompute = \"bf16\"\n", &[]), 0.5);
+        assert_eq!(of("[train]\nn_minibatches = 2\n", &["model.compute=bf16"]), 0.5);
+        assert_eq!(of("train = {canary = {tokens = 8}}\n", &["engine.weights=int8"]), 1.0);
+        let own = "[train.canary]\ntolerance = 0.1\n";
+        assert_eq!(of(own, &["model.compute=bf16", "engine.weights=int8"]), 0.1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use toml_edit::{Item, Table, Value};
+use toml_edit::{InlineTable, Item, Table, Value};
 use turnwise_candle::{GgufFile, locate, locate_base};
 use turnwise_training::AutoClip;
 
@@ -74,6 +74,30 @@ pub(super) fn of_loaded_model(settings: &mut Table) {
         let usual = turnwise_rollout::Limits::default().max_context_tokens;
         let usual = i64::try_from(usual).unwrap_or(i64::MAX);
         fill(settings, "limits", "max_context_tokens", Value::from(usual.min(positions)));
+    }
+}
+
+/// Sets how far engine and trainer may differ on the tokens of the canary, if they round their numbers: in bf16 both round
+/// alike, but sums in other orders make some numbers round to the other side.
+pub(super) fn of_precision(settings: &mut Table) {
+    let is = |table: &str, key: &str, value: &str| {
+        let table = settings.get(table).and_then(Item::as_table_like);
+        table.and_then(|table| table.get(key)).and_then(Item::as_str) == Some(value)
+    };
+    let tolerance = match (is("engine", "weights", "int8"), is("model", "compute", "bf16")) {
+        (true, _) => 1.0,
+        (false, true) => 0.5,
+        (false, false) => return,
+    };
+    let train = settings.entry("train").or_insert_with(|| Item::Table(Table::new()));
+    if let Some(train) = train.as_table_like_mut() {
+        let canary =
+            train.entry("canary").or_insert_with(|| Item::Value(InlineTable::new().into()));
+        if let Some(canary) = canary.as_table_like_mut()
+            && canary.get("tolerance").is_none()
+        {
+            canary.insert("tolerance", Item::Value(Value::from(tolerance)));
+        }
     }
 }
 
