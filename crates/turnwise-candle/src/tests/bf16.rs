@@ -48,7 +48,7 @@ fn the_engine_samples_from_the_policy_that_trains_in_bf16() {
         let mut learner =
             CandleLearner::with_settings(model(), AdamW::default(), in_bf16()).unwrap();
         let (far, mean) = distance(&policy, &mut learner, config.vocab_size as u32);
-        assert!(far < 2e-2 && mean < 1e-3, "{:?}: {far} {mean}", config.architecture);
+        assert!(far < 5e-2 && mean < 5e-3, "{:?}: {far} {mean}", config.architecture);
     }
 }
 
