@@ -1,4 +1,3 @@
-mod bf16;
 mod checkpoint;
 mod engine;
 mod families;
@@ -15,6 +14,7 @@ mod operations;
 mod parity;
 mod peft;
 mod refusals;
+mod rounded;
 mod sharing;
 mod tensors;
 mod truncation;
