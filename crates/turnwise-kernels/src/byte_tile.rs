@@ -6,7 +6,7 @@
 //! Processors with AVX-512-VNNI multiply four unsigned bytes by four signed ones and add the products in one instruction.
 //! So bytes of columns have 128 added; what that adds to a sum depends on the row alone, and sums start from its negative.
 
-use crate::pair_tile::PairLine;
+use crate::pairs::PairLine;
 use crate::tile::{LANES, MAX_VECTORS, TileTarget, Write};
 use crate::vectorized;
 
@@ -208,13 +208,13 @@ vectorized! {
 #[cfg(target_arch = "x86_64")]
 mod dot {
     use std::arch::x86_64::{
-        __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
-        _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps, _mm512_mul_ps,
-        _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512, __m512i, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
+        _mm512_fmadd_ps, _mm512_load_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
     };
     use std::array;
 
-    use super::{BLOCK_LINES, BLOCK_WORDS, ByteFactors, LANES, PairLine, STEPS, TileTarget, Write};
+    use super::{BLOCK_LINES, BLOCK_WORDS, ByteFactors, PairLine, STEPS, TileTarget};
+    use crate::registers::{self, Register, of_shape};
 
     /// # Safety
     /// Every number that a tile of this shape touches can be read or written, and the processor has the instructions.
@@ -223,16 +223,8 @@ mod dot {
         target: &mut TileTarget<'_>,
         factors: &ByteFactors<'_>,
     ) {
-        let (start, stride) = (target.data.as_mut_ptr(), target.stride);
         // SAFETY: guaranteed by the caller.
-        let at = |r: usize, c: usize| unsafe { start.add(r * stride + c * LANES) };
-        let mut sums: [[__m512; C]; R] = match target.write {
-            Write::Replace => [[_mm512_setzero_ps(); C]; R],
-            Write::Add => {
-                // SAFETY: guaranteed by the caller.
-                array::from_fn(|r| array::from_fn(|c| unsafe { _mm512_loadu_ps(at(r, c)) }))
-            }
-        };
+        let mut sums: [[__m512; C]; R] = unsafe { registers::start(target) };
         let next = factors.next;
         // SAFETY: guaranteed by the caller.
         unsafe {
@@ -242,12 +234,8 @@ mod dot {
                 _ => walk::<R, C, C>(&mut sums, factors, array::from_fn(|c| next[c].as_ptr())),
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
-            for (c, sum) in sums.iter().enumerate() {
-                // SAFETY: guaranteed by the caller.
-                unsafe { _mm512_storeu_ps(at(r, c), *sum) };
-            }
-        }
+        // SAFETY: guaranteed by the caller.
+        unsafe { registers::finish(target, &sums) };
     }
 
     /// Adds the products of all blocks, and prefetches from `next` on, one line per vector and step.
@@ -277,7 +265,7 @@ mod dot {
                         array::from_fn(|c| _mm512_load_si512(lines[c].add(step).cast()));
                     for next in next {
                         let line = next.wrapping_add(block * BLOCK_LINES + step);
-                        _mm_prefetch::<_MM_HINT_T0>(line.cast());
+                        __m512::prefetch(line.cast());
                     }
                     for (whole, words) in whole.iter_mut().zip(words) {
                         let terms = splat(words.add(step));
@@ -306,19 +294,11 @@ mod dot {
     /// # Panics
     /// When there is no tile of this shape.
     pub(super) unsafe fn run(target: &mut TileTarget<'_>, factors: &ByteFactors<'_>) {
-        let ByteFactors { rows, vectors, .. } = *factors;
-        macro_rules! shapes {
-            ($($vectors:literal: [$($rows:literal)*]),*) => {
-                match (vectors, rows) {
-                    // SAFETY: guaranteed by the caller.
-                    $($(($vectors, $rows) => unsafe { tile::<$rows, $vectors>(target, factors) },)*)*
-                    _ => panic!("there is no tile of {rows} rows and {vectors} vectors"),
-                }
-            };
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            of_shape!(tile(target, factors),
+                1: [1 2 3 4 5 6 7 8 9 10 11 12], 2: [1 2 3 4 5 6 7 8 9 10 11 12], 4: [1 2 3 4], 8: [1 2]);
         }
-        shapes!(
-            1: [1 2 3 4 5 6 7 8 9 10 11 12], 2: [1 2 3 4 5 6 7 8 9 10 11 12], 4: [1 2 3 4], 8: [1 2]
-        );
     }
 }
 

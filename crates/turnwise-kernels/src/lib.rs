@@ -10,6 +10,8 @@ pub mod math;
 #[cfg(feature = "products")]
 pub mod matrix;
 #[cfg(feature = "products")]
+pub mod number_tile;
+#[cfg(feature = "products")]
 pub mod pair_tile;
 #[cfg(feature = "products")]
 pub mod pairs;
@@ -18,6 +20,8 @@ pub mod panels;
 #[cfg(feature = "products")]
 mod peak;
 pub mod reduce;
+#[cfg(feature = "products")]
+mod registers;
 pub mod simd;
 #[cfg(feature = "products")]
 pub mod small;

@@ -1,24 +1,23 @@
-//! Register tiles of bf16 pairs: like [`tile`](crate::tile), with two terms in each step and sums in f32.
+//! Register tiles of bf16 pairs: like [`number_tile`](crate::number_tile), with two terms in each step and sums in f32.
 //!
 //! Processors with AVX-512-BF16 have an instruction for a step. On others a pair is split into two f32 numbers, whose
 //! products are exact. A sum is one chain from the first pair to the last, so that a row has the same bits alone and
 //! among others; instruction sets round its sums differently.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_set1_epi32,
+};
 use std::array;
+use std::marker::PhantomData;
+#[cfg(target_arch = "x86_64")]
+use std::mem::transmute;
 
+use crate::pairs::{PairLine, terms};
+use crate::registers::{self, Register, of_shape};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Level, level};
-use crate::tile::{LANES, MAX_VECTORS, TileTarget, Write};
-
-/// Pairs of sixteen columns, in a cache line of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C, align(64))]
-pub struct PairLine(pub [u32; LANES]);
-
-impl PairLine {
-    /// Zeros.
-    pub const ZERO: Self = Self([0; LANES]);
-}
+use crate::tile::{LANES, MAX_VECTORS, TileTarget};
 
 /// The factors of a tile: rows of `a` times columns of `b`.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +72,7 @@ fn instructions() -> Instructions {
 pub fn shape(rows: usize) -> (usize, usize) {
     match instructions() {
         #[cfg(target_arch = "x86_64")]
-        Instructions::Dot => crate::tile::shape(rows),
+        Instructions::Dot => crate::number_tile::shape(rows),
         #[cfg(target_arch = "x86_64")]
         Instructions::Wide => match rows {
             0..=2 => (2, 4),
@@ -104,73 +103,100 @@ pub fn multiply(target: &mut TileTarget<'_>, factors: &PairFactors<'_>) {
     unsafe {
         match instructions() {
             #[cfg(target_arch = "x86_64")]
-            Instructions::Dot => dot::run(target, factors),
+            Instructions::Dot => multiply_dot(target, factors),
             #[cfg(target_arch = "x86_64")]
-            Instructions::Wide => wide::run(target, factors),
+            Instructions::Wide => multiply_wide(target, factors),
             #[cfg(target_arch = "x86_64")]
-            Instructions::Narrow => narrow::run(target, factors),
-            Instructions::Portable => portable::run(target, factors),
+            Instructions::Narrow => multiply_narrow(target, factors),
+            Instructions::Portable => multiply_portably(target, factors),
         }
     }
 }
 
-/// Sixteen sums in registers.
-trait Sums: Copy {
-    /// Sixteen pairs in registers.
+/// How instructions add the products of pairs to sixteen sums.
+trait Steps {
+    /// Sixteen sums.
+    type Sums: Register;
+    /// Sixteen pairs.
     type Pairs: Copy;
     /// # Safety
-    /// The processor has the instructions.
-    unsafe fn zero() -> Self;
-    /// # Safety
-    /// The processor has the instructions, and 16 numbers can be read.
-    unsafe fn load(from: *const f32) -> Self;
-    /// # Safety
-    /// The processor has the instructions, and 16 numbers can be written.
-    unsafe fn store(self, to: *mut f32);
-    /// # Safety
     /// The processor has the instructions, and a line can be read.
-    unsafe fn pairs(from: *const PairLine) -> Self::Pairs;
+    unsafe fn load(from: *const PairLine) -> Self::Pairs;
     /// Returns the sums with the products of a pair and sixteen pairs.
     ///
     /// # Safety
     /// The processor has the instructions.
-    unsafe fn plus(self, pair: u32, by: Self::Pairs) -> Self;
-    /// Prefetches an address, which may be invalid.
-    fn ask(address: *const PairLine);
+    unsafe fn plus(sums: Self::Sums, pair: u32, by: Self::Pairs) -> Self::Sums;
+}
+
+/// The instruction for two terms of sixteen sums.
+#[cfg(target_arch = "x86_64")]
+struct Dot;
+
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::inline_always, reason = "they are single instructions")]
+impl Steps for Dot {
+    type Sums = registers::Wide;
+    type Pairs = __m512i;
+
+    #[inline(always)]
+    unsafe fn load(from: *const PairLine) -> __m512i {
+        // SAFETY: guaranteed by the caller; a line is aligned.
+        unsafe { _mm512_load_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn plus(sums: Self::Sums, pair: u32, by: __m512i) -> Self::Sums {
+        // SAFETY: guaranteed by the caller; the types have the same 512 bits.
+        unsafe {
+            let pair = _mm512_set1_epi32(pair.cast_signed());
+            let [pair, by] = [pair, by].map(|x| transmute::<__m512i, __m512bh>(x));
+            _mm512_dpbf16_ps(sums, pair, by)
+        }
+    }
+}
+
+/// Two multiplications: a pair is split into two numbers.
+struct Split<V>(PhantomData<V>);
+
+#[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
+impl<V: Register> Steps for Split<V> {
+    type Sums = V;
+    type Pairs = [V; 2];
+
+    #[inline(always)]
+    unsafe fn load(from: *const PairLine) -> [V; 2] {
+        // SAFETY: guaranteed by the caller.
+        unsafe { V::load_pairs(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn plus(sums: V, pair: u32, by: [V; 2]) -> V {
+        let [first, second] = terms(pair);
+        // SAFETY: guaranteed by the caller.
+        unsafe { sums.plus(first, by[0]).plus(second, by[1]) }
+    }
 }
 
 /// # Safety
 /// Every number that a tile of this shape touches can be read or written, and the processor has the instructions.
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
 #[inline(always)]
-unsafe fn tile<V: Sums, const R: usize, const C: usize>(
+unsafe fn tile<S: Steps, const R: usize, const C: usize>(
     target: &mut TileTarget<'_>,
     factors: &PairFactors<'_>,
 ) {
-    let (start, stride) = (target.data.as_mut_ptr(), target.stride);
-    // SAFETY: guaranteed by the caller.
-    let at = |r: usize, c: usize| unsafe { start.add(r * stride + c * LANES) };
-    let mut sums: [[V; C]; R] = match target.write {
-        // SAFETY: guaranteed by the caller.
-        Write::Replace => [[unsafe { V::zero() }; C]; R],
-        // SAFETY: guaranteed by the caller.
-        Write::Add => array::from_fn(|r| array::from_fn(|c| unsafe { V::load(at(r, c)) })),
-    };
     let next = factors.next;
     // Separate loops, because a branch inside the loop costs more than it saves.
     // SAFETY: guaranteed by the caller.
     unsafe {
+        let mut sums: [[S::Sums; C]; R] = registers::start(target);
         match next.len() {
-            0 => walk::<V, R, C, 0>(&mut sums, factors, []),
-            n if n < C => walk::<V, R, C, 1>(&mut sums, factors, [next[0].as_ptr()]),
-            _ => walk::<V, R, C, C>(&mut sums, factors, array::from_fn(|c| next[c].as_ptr())),
+            0 => walk::<S, R, C, 0>(&mut sums, factors, []),
+            n if n < C => walk::<S, R, C, 1>(&mut sums, factors, [next[0].as_ptr()]),
+            _ => walk::<S, R, C, C>(&mut sums, factors, array::from_fn(|c| next[c].as_ptr())),
         }
-    }
-    for (r, sums) in sums.iter().enumerate() {
-        for (c, sum) in sums.iter().enumerate() {
-            // SAFETY: guaranteed by the caller.
-            unsafe { sum.store(at(r, c)) };
-        }
+        registers::finish(target, &sums);
     }
 }
 
@@ -180,8 +206,8 @@ unsafe fn tile<V: Sums, const R: usize, const C: usize>(
 /// As [`tile`].
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
 #[inline(always)]
-unsafe fn walk<V: Sums, const R: usize, const C: usize, const N: usize>(
-    sums: &mut [[V; C]; R],
+unsafe fn walk<S: Steps, const R: usize, const C: usize, const N: usize>(
+    sums: &mut [[S::Sums; C]; R],
     factors: &PairFactors<'_>,
     next: [*const PairLine; N],
 ) {
@@ -189,16 +215,16 @@ unsafe fn walk<V: Sums, const R: usize, const C: usize, const N: usize>(
     let (mut a, a_stride) = (factors.a.as_ptr(), factors.a_stride);
     for at in 0..factors.pairs {
         // SAFETY: guaranteed by the caller.
-        let columns: [V::Pairs; C] = array::from_fn(|c| unsafe { V::pairs(b[c].add(at)) });
+        let columns: [S::Pairs; C] = array::from_fn(|c| unsafe { S::load(b[c].add(at)) });
         for next in next {
-            V::ask(next.wrapping_add(at));
+            S::Sums::prefetch(next.wrapping_add(at).cast());
         }
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: as above.
             let pair = unsafe { *a.add(r * a_stride) };
             for (sum, column) in sums.iter_mut().zip(columns) {
                 // SAFETY: as above.
-                *sum = unsafe { sum.plus(pair, column) };
+                *sum = unsafe { S::plus(*sum, pair, column) };
             }
         }
         a = a.wrapping_add(factors.a_step);
@@ -207,294 +233,44 @@ unsafe fn walk<V: Sums, const R: usize, const C: usize, const N: usize>(
 
 /// Defines the tiles of an instruction set: for each number of vectors, up to a number of rows.
 macro_rules! tiles {
-    ($sums:ty, [$($feature:literal)?], $($vectors:literal: [$($rows:literal)*]),*) => {
+    ($name:ident, $steps:ty, [$($feature:literal)?], $($vectors:literal: [$($rows:literal)*]),*) => {
         /// # Safety
-        /// As [`super::tile`].
-        $(#[target_feature(enable = $feature)])?
-        unsafe fn shaped<const R: usize, const C: usize>(
-            target: &mut TileTarget<'_>,
-            factors: &PairFactors<'_>,
-        ) {
-            // SAFETY: guaranteed by the caller.
-            unsafe { tile::<$sums, R, C>(target, factors) }
-        }
-
-        /// # Safety
-        /// As [`super::tile`].
+        /// As [`tile`].
         ///
         /// # Panics
         /// When there is no tile of this shape.
-        pub(super) unsafe fn run(target: &mut TileTarget<'_>, factors: &PairFactors<'_>) {
-            let PairFactors { rows, vectors, .. } = *factors;
-            // SAFETY: guaranteed by the caller.
-            unsafe {
-                match (vectors, rows) {
-                    $($(($vectors, $rows) => shaped::<$rows, $vectors>(target, factors),)*)*
-                    _ => panic!("there is no tile of {rows} rows and {vectors} vectors"),
-                }
+        unsafe fn $name(target: &mut TileTarget<'_>, factors: &PairFactors<'_>) {
+            /// # Safety
+            /// As [`tile`].
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn shaped<S: Steps, const R: usize, const C: usize>(
+                target: &mut TileTarget<'_>,
+                factors: &PairFactors<'_>,
+            ) {
+                // SAFETY: guaranteed by the caller.
+                unsafe { tile::<S, R, C>(target, factors) }
             }
+            // SAFETY: guaranteed by the caller.
+            unsafe { of_shape!(shaped::<$steps>(target, factors), $($vectors: [$($rows)*]),*) }
         }
     };
 }
 
-/// AVX-512-BF16: an instruction for two terms of sixteen sums.
 #[cfg(target_arch = "x86_64")]
-mod dot {
-    use std::arch::x86_64::{
-        __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_dpbf16_ps, _mm512_load_si512,
-        _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
-    };
-    use std::mem::transmute;
-
-    use super::{PairFactors, PairLine, Sums, TileTarget, tile};
-
-    #[derive(Clone, Copy)]
-    struct Dot(__m512);
-
-    #[allow(clippy::inline_always, reason = "they are single instructions")]
-    impl Sums for Dot {
-        type Pairs = __m512i;
-
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            // SAFETY: guaranteed by the caller.
-            Self(unsafe { _mm512_setzero_ps() })
-        }
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: guaranteed by the caller.
-            Self(unsafe { _mm512_loadu_ps(from) })
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: guaranteed by the caller.
-            unsafe { _mm512_storeu_ps(to, self.0) }
-        }
-
-        #[inline(always)]
-        unsafe fn pairs(from: *const PairLine) -> __m512i {
-            // SAFETY: guaranteed by the caller; a line is aligned.
-            unsafe { _mm512_load_si512(from.cast()) }
-        }
-
-        #[inline(always)]
-        unsafe fn plus(self, pair: u32, by: __m512i) -> Self {
-            // SAFETY: guaranteed by the caller; the types have the same 512 bits.
-            unsafe {
-                let pair = _mm512_set1_epi32(pair.cast_signed());
-                let [pair, by] = [pair, by].map(|x| transmute::<__m512i, __m512bh>(x));
-                Self(_mm512_dpbf16_ps(self.0, pair, by))
-            }
-        }
-
-        #[inline(always)]
-        fn ask(address: *const PairLine) {
-            // SAFETY: a prefetch of an invalid address does nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-        }
-    }
-
-    tiles!(Dot, ["avx512f,avx512bf16"],
-        1: [1 2 3 4 5 6 7 8 9 10 11 12], 2: [1 2 3 4 5 6 7 8 9 10 11 12], 4: [1 2 3 4], 8: [1 2]);
-}
-
-/// AVX-512: a pair is split into two numbers.
+tiles!(multiply_dot, Dot, ["avx512f,avx512bf16"],
+    1: [1 2 3 4 5 6 7 8 9 10 11 12], 2: [1 2 3 4 5 6 7 8 9 10 11 12], 4: [1 2 3 4], 8: [1 2]);
 #[cfg(target_arch = "x86_64")]
-mod wide {
-    use std::arch::x86_64::{
-        __m512, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castsi512_ps, _mm512_fmadd_ps,
-        _mm512_load_si512, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_slli_epi32, _mm512_storeu_ps,
-    };
-
-    use super::{PairFactors, PairLine, Sums, TileTarget, tile};
-    use crate::pairs::terms;
-
-    #[allow(clippy::inline_always, reason = "they are a few instructions")]
-    impl Sums for __m512 {
-        type Pairs = [Self; 2];
-
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            // SAFETY: guaranteed by the caller.
-            unsafe { _mm512_setzero_ps() }
-        }
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: guaranteed by the caller.
-            unsafe { _mm512_loadu_ps(from) }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: guaranteed by the caller.
-            unsafe { _mm512_storeu_ps(to, self) }
-        }
-
-        #[inline(always)]
-        unsafe fn pairs(from: *const PairLine) -> [Self; 2] {
-            // SAFETY: guaranteed by the caller; a line is aligned.
-            unsafe {
-                let pairs = _mm512_load_si512(from.cast());
-                let high = _mm512_and_si512(pairs, _mm512_set1_epi32(-0x1_0000));
-                [_mm512_slli_epi32::<16>(pairs), high].map(|terms| _mm512_castsi512_ps(terms))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn plus(self, pair: u32, by: [Self; 2]) -> Self {
-            let [first, second] = terms(pair);
-            // SAFETY: guaranteed by the caller.
-            unsafe {
-                let sums = _mm512_fmadd_ps(_mm512_set1_ps(first), by[0], self);
-                _mm512_fmadd_ps(_mm512_set1_ps(second), by[1], sums)
-            }
-        }
-
-        #[inline(always)]
-        fn ask(address: *const PairLine) {
-            // SAFETY: a prefetch of an invalid address does nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-        }
-    }
-
-    tiles!(__m512, ["avx512f"],
-        1: [1 2 3 4 5 6 7 8 9 10 11 12], 2: [1 2 3 4 5 6 7 8 9 10 11 12], 4: [1 2 3 4]);
-}
-
-/// AVX2: as above, with registers of eight numbers.
+tiles!(multiply_wide, Split<registers::Wide>, ["avx512f"],
+    1: [1 2 3 4 5 6 7 8 9 10 11 12], 2: [1 2 3 4 5 6 7 8 9 10 11 12], 4: [1 2 3 4]);
 #[cfg(target_arch = "x86_64")]
-mod narrow {
-    use std::arch::x86_64::{
-        __m256, __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_and_si256, _mm256_castsi256_ps,
-        _mm256_fmadd_ps, _mm256_load_si256, _mm256_loadu_ps, _mm256_set1_epi32, _mm256_set1_ps,
-        _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-    };
-    use std::array;
-
-    use super::{PairFactors, PairLine, Sums, TileTarget, tile};
-    use crate::pairs::terms;
-
-    #[allow(clippy::inline_always, reason = "they are a few instructions")]
-    impl Sums for [__m256; 2] {
-        type Pairs = [Self; 2];
-
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            // SAFETY: guaranteed by the caller.
-            unsafe { [_mm256_setzero_ps(); 2] }
-        }
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: guaranteed by the caller.
-            unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: guaranteed by the caller.
-            unsafe {
-                _mm256_storeu_ps(to, self[0]);
-                _mm256_storeu_ps(to.add(8), self[1]);
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn pairs(from: *const PairLine) -> [Self; 2] {
-            // SAFETY: guaranteed by the caller; a line is aligned, and so is its second half.
-            unsafe {
-                let halves: [_; 2] =
-                    array::from_fn(|half| _mm256_load_si256(from.cast::<__m256i>().add(half)));
-                let mask = _mm256_set1_epi32(-0x1_0000);
-                [
-                    halves.map(|pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))),
-                    halves.map(|pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, mask))),
-                ]
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn plus(self, pair: u32, by: [Self; 2]) -> Self {
-            // SAFETY: guaranteed by the caller.
-            unsafe {
-                let [first, second] = terms(pair).map(|x| _mm256_set1_ps(x));
-                array::from_fn(|half| {
-                    let sums = _mm256_fmadd_ps(first, by[0][half], self[half]);
-                    _mm256_fmadd_ps(second, by[1][half], sums)
-                })
-            }
-        }
-
-        #[inline(always)]
-        fn ask(address: *const PairLine) {
-            // SAFETY: a prefetch of an invalid address does nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-        }
-    }
-
-    tiles!([__m256; 2], ["avx2,fma"], 1: [1 2 3 4]);
-}
-
-/// Plain arrays, vectorised by the compiler.
-mod portable {
-    use super::{LANES, PairFactors, PairLine, Sums, TileTarget, tile};
-    use crate::pairs::terms;
-
-    #[allow(clippy::inline_always, reason = "they are the body of a loop")]
-    impl Sums for [f32; LANES] {
-        type Pairs = PairLine;
-
-        #[inline(always)]
-        unsafe fn zero() -> Self {
-            [0.0; LANES]
-        }
-
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            // SAFETY: guaranteed by the caller.
-            unsafe { from.cast::<Self>().read() }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: guaranteed by the caller.
-            unsafe { to.cast::<Self>().write(self) }
-        }
-
-        #[inline(always)]
-        unsafe fn pairs(from: *const PairLine) -> PairLine {
-            // SAFETY: guaranteed by the caller.
-            unsafe { *from }
-        }
-
-        #[inline(always)]
-        unsafe fn plus(mut self, pair: u32, by: PairLine) -> Self {
-            let [first, second] = terms(pair);
-            for (sum, by) in self.iter_mut().zip(by.0) {
-                // The products are exact, so that a fused operation would give the same first sum.
-                let [one, two] = terms(by);
-                *sum += first * one;
-                *sum += second * two;
-            }
-            self
-        }
-
-        #[inline(always)]
-        fn ask(_address: *const PairLine) {}
-    }
-
-    tiles!([f32; LANES], [], 1: [1 2 3 4]);
-}
+tiles!(multiply_narrow, Split<registers::Narrow>, ["avx2,fma"], 1: [1 2 3 4]);
+tiles!(multiply_portably, Split<registers::Portable>, [], 1: [1 2 3 4]);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pairs;
-    use crate::tile::MAX_TILE;
+    use crate::tile::{MAX_TILE, Write};
 
     fn uneven(length: usize, seed: usize) -> Vec<u32> {
         let number = |i: usize| ((i * 37 + seed) % 41) as f32 * 0.1 - 2.0;
@@ -506,18 +282,18 @@ mod tests {
     /// Returns the tiles of this processor's instruction sets, and shapes that they have.
     fn sets() -> Vec<(Run, Vec<(usize, usize)>)> {
         let mut sets: Vec<(Run, Vec<(usize, usize)>)> =
-            vec![(portable::run, vec![(1, 1), (3, 1), (4, 1)])];
+            vec![(multiply_portably, vec![(1, 1), (3, 1), (4, 1)])];
         #[cfg(target_arch = "x86_64")]
         {
             let all = vec![(1, 1), (2, 4), (4, 4), (7, 2), (12, 2)];
             if level() != Level::Portable {
-                sets.push((narrow::run, vec![(1, 1), (4, 1)]));
+                sets.push((multiply_narrow, vec![(1, 1), (4, 1)]));
             }
             if level() == Level::Avx512 {
-                sets.push((wide::run, all.clone()));
+                sets.push((multiply_wide, all.clone()));
             }
             if instructions() == Instructions::Dot {
-                sets.push((dot::run, [&all[..], &[(2, 8)]].concat()));
+                sets.push((multiply_dot, [&all[..], &[(2, 8)]].concat()));
             }
         }
         sets

@@ -3,7 +3,18 @@
 //! A pair holds a term with an even index in its low half and the next term in its high half. The last pair of an odd
 //! number of terms has 0 in its high half.
 
+use crate::tile::LANES;
 use crate::vectorized;
+
+/// Pairs of sixteen columns, in a cache line of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct PairLine(pub [u32; LANES]);
+
+impl PairLine {
+    /// Zeros.
+    pub const ZERO: Self = Self([0; LANES]);
+}
 
 /// Rounds to the nearest bf16; ties go to the even one.
 ///

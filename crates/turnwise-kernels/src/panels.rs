@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use crate::byte_tile::{self, BLOCK_LINES, BLOCK_WORDS, ByteFactors};
 use crate::matrix::Write;
-use crate::pair_tile::{self, PairFactors, PairLine};
+use crate::number_tile::{self, NumberFactors};
+use crate::pair_tile::{self, PairFactors};
+use crate::pairs::{self, PairLine};
 use crate::team::Team;
-use crate::tile::{
-    self, CacheLine, LANES, MAX_TILE, MAX_VECTORS, TileFactors, TileTarget, numbers,
-};
-use crate::{math, pairs, vectorized};
+use crate::tile::{CacheLine, LANES, MAX_TILE, MAX_VECTORS, TileTarget, numbers};
+use crate::{math, vectorized};
 
 /// A matrix `[in, out]` packed into consecutive panels of 16 columns; the last panel is padded with zeros.
 #[derive(Debug)]
@@ -294,9 +294,9 @@ impl Panels {
         let walk = PanelWalk { panels, count: self.count(), bias, target, then };
         match (&self.lines, rows) {
             (Lines::F32(lines), RowOperand::F32(rows)) => {
-                let shape = tile::shape(rows.count);
+                let shape = number_tile::shape(rows.count);
                 walk.run(lines, rows.count, shape, |product, tile| {
-                    let factors = TileFactors {
+                    let factors = NumberFactors {
                         a: &rows.data[tile.first * rows.stride..],
                         a_stride: rows.stride,
                         a_step: 1,
@@ -308,7 +308,7 @@ impl Panels {
                         terms: self.width,
                         next: &tile.next.map(numbers)[..tile.n_next],
                     };
-                    tile::multiply(product, &factors);
+                    number_tile::multiply(product, &factors);
                 });
             }
             (Lines::Bf16(lines), RowOperand::Bf16 { pairs, count }) => {

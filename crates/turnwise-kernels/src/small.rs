@@ -1,7 +1,8 @@
 //! Products of small matrices that fit in caches, on one thread; only the matrix unit needs packing.
 
 use crate::matrix::{self, Accuracy, Matrix, MatrixMut, Parallelism, Write};
-use crate::tile::{self, LANES, MAX_TILE, MAX_VECTORS, TileFactors, TileTarget, shape};
+use crate::number_tile::{self, NumberFactors};
+use crate::tile::{LANES, MAX_TILE, MAX_VECTORS, TileTarget};
 
 /// A left factor: term `k` of row `r` is at `r * stride + k * step`.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +67,7 @@ fn by_tiles(
     left: LeftFactor<'_>,
     right: RightFactor<'_>,
 ) {
-    let (most, vectors) = shape(left.rows);
+    let (most, vectors) = number_tile::shape(left.rows);
     for column in (0..right.columns).step_by(vectors * LANES) {
         let width = (right.columns - column).min(vectors * LANES);
         let vectors = match width.div_ceil(LANES) {
@@ -80,7 +81,7 @@ fn by_tiles(
         }
         for row in (0..left.rows).step_by(most) {
             let rows = most.min(left.rows - row);
-            let factors = TileFactors {
+            let factors = NumberFactors {
                 a: &left.data[row * left.stride..],
                 a_stride: left.stride,
                 a_step: left.step,
@@ -95,7 +96,7 @@ fn by_tiles(
             let target = &mut target[row * stride + column..];
             let tile = vectors * LANES;
             if width == tile {
-                tile::multiply(&mut TileTarget { data: target, stride, write }, &factors);
+                number_tile::multiply(&mut TileTarget { data: target, stride, write }, &factors);
                 continue;
             }
             let mut sums = [0.0; MAX_TILE];
@@ -103,7 +104,10 @@ fn by_tiles(
                 let rows = target.chunks(stride).zip(sums[..rows * tile].chunks_mut(tile));
                 rows.for_each(|(target, sums)| sums[..width].copy_from_slice(&target[..width]));
             }
-            tile::multiply(&mut TileTarget { data: &mut sums, stride: tile, write }, &factors);
+            number_tile::multiply(
+                &mut TileTarget { data: &mut sums, stride: tile, write },
+                &factors,
+            );
             let rows = target.chunks_mut(stride).zip(sums.chunks(tile)).take(factors.rows);
             rows.for_each(|(target, sums)| target[..width].copy_from_slice(&sums[..width]));
         }

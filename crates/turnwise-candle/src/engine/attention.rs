@@ -8,10 +8,9 @@ use std::ops::Range;
 
 use turnwise_kernels::math;
 use turnwise_kernels::matrix::Write;
+use turnwise_kernels::number_tile::{self, ColumnVectors, NumberFactors};
 use turnwise_kernels::panels::padded;
-use turnwise_kernels::tile::{
-    self, ColumnVectors, Half, LANES, MAX_VECTORS, TileFactors, TileTarget, shape,
-};
+use turnwise_kernels::tile::{Half, LANES, MAX_VECTORS, TileTarget};
 use turnwise_kernels::vectorized;
 
 use super::compute::{EngineBatch, EngineToken};
@@ -241,7 +240,7 @@ impl Work<'_> {
     ) -> (usize, impl Iterator<Item = (usize, usize)> + Clone + use<>) {
         let group = self.layer.heads.group();
         let (start, end) = (span.tokens.start * group, span.tokens.end * group);
-        let (most, vectors) = shape(end - start);
+        let (most, vectors) = number_tile::shape(end - start);
         let cuts = (end - start).div_ceil(most);
         let at = move |cut: usize| start + (end - start) * cut / cuts;
         (vectors, (0..cuts).map(move |cut| (at(cut), at(cut + 1) - at(cut))))
@@ -270,7 +269,7 @@ impl Work<'_> {
             let b = columns(page);
             let next = columns(page + vectors * LANES / PAGE);
             for (row, rows) in tiles.clone() {
-                let factors = TileFactors {
+                let factors = NumberFactors {
                     a: &scratch.queries[row * heads.head_dim..],
                     a_stride: heads.head_dim,
                     a_step: 1,
@@ -284,7 +283,10 @@ impl Work<'_> {
                 };
                 let data = &mut scratch.scores[row * self.length + page * PAGE..];
                 let write = Write::Replace;
-                tile::multiply(&mut TileTarget { data, stride: self.length, write }, &factors);
+                number_tile::multiply(
+                    &mut TileTarget { data, stride: self.length, write },
+                    &factors,
+                );
             }
             page += vectors * LANES / PAGE;
         }
@@ -313,7 +315,7 @@ impl Work<'_> {
                 }
             }
             for (row, rows) in tiles.clone() {
-                let factors = TileFactors {
+                let factors = NumberFactors {
                     a: &scratch.scores[row * self.length + span.pages.start * PAGE..],
                     a_stride: self.length,
                     a_step: 1,
@@ -326,7 +328,7 @@ impl Work<'_> {
                     next: &[],
                 };
                 let data = &mut scratch.mixed[row * width + column..];
-                tile::multiply(
+                number_tile::multiply(
                     &mut TileTarget { data, stride: width, write: Write::Add },
                     &factors,
                 );

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use turnwise_kernels::number_tile::StoredNumber;
 use turnwise_kernels::pairs::rounded;
 use turnwise_kernels::panels::padded;
-use turnwise_kernels::tile::{self, CacheLine, Half, LANES, StoredNumber};
+use turnwise_kernels::tile::{self, CacheLine, Half, LANES};
 
 use super::tree::PageId;
 use crate::{ComputePrecision, DecoderConfig};

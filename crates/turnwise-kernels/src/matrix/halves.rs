@@ -8,9 +8,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Matrix, MatrixMut, Parallelism, Shape, Write};
-use crate::pair_tile::{self, PairFactors, PairLine};
+use crate::pair_tile::{self, PairFactors};
+use crate::pairs::{self, PairLine};
 use crate::tile::{LANES, MAX_TILE, MAX_VECTORS, TileTarget};
-use crate::{pairs, vectorized};
+use crate::vectorized;
 
 /// The number of pairs of terms that are packed at once: the panels of a tile stay in the L2 cache.
 const PAIRS: usize = 512;
