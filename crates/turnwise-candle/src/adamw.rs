@@ -1,3 +1,4 @@
+mod moments;
 mod tensors;
 
 use std::cell::{Cell, RefCell};
@@ -5,16 +6,15 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout};
-use rayon::prelude::*;
+pub use moments::MomentPrecision;
+use moments::Moments;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub(crate) use tensors::Optimizer;
 use turnwise_rollout::Meter;
 
-use turnwise_kernels::vectorized;
-
 use crate::ModelError;
-use crate::checkpoint::{Piece, Precision, Tensors, write_tensors};
+use crate::checkpoint::{Decode, Piece, Precision, Tensors, Values, write_tensors};
 use crate::decoder::Parameter;
 use crate::finite::{describe, first_not_finite};
 use crate::layout::{ParameterRole, Spec};
@@ -40,12 +40,20 @@ pub struct AdamW {
     pub epsilon: f64,
     /// Weight decay of matrices, multiplied by the learning rate.
     pub weight_decay: f64,
+    /// The precision of both moments in memory, on the CPU.
+    pub moments: MomentPrecision,
 }
 
 impl Default for AdamW {
     /// Returns the defaults of `torch.optim.AdamW`, so that a learning rate from elsewhere means the same here.
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            moments: MomentPrecision::F32,
+        }
     }
 }
 
@@ -58,17 +66,10 @@ pub(crate) struct AdamWState {
     moments: Vec<Moments>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-struct Moments {
-    first: Vec<f32>,
-    second: Vec<f32>,
-}
-
 impl AdamWState {
     pub(crate) fn new(settings: AdamW, specs: &[Spec]) -> Self {
-        let zeros = |spec: &Spec| vec![0.0; spec.len()];
-        let moments =
-            specs.iter().map(|spec| Moments { first: zeros(spec), second: zeros(spec) }).collect();
+        let zeros = |spec: &Spec| Moments::zeros(settings.moments, spec.len());
+        let moments = specs.iter().map(zeros).collect();
         Self { settings, steps: 0, moments }
     }
 
@@ -94,9 +95,9 @@ impl AdamWState {
             if is_finite.get() {
                 continue;
             }
-            let Moments { first, second } = &*moments;
+            let [first, second] = moments.halves().map(Decode::decoded);
             let weights = numbers(&parameter.var)?;
-            if let Some(error) = not_finite(parameter, [&weights, first, second], learning_rate) {
+            if let Some(error) = not_finite(parameter, [&weights, &first, &second], learning_rate) {
                 return Err(error);
             }
         }
@@ -104,7 +105,8 @@ impl AdamWState {
     }
 
     /// Writes the moments as `first.<name>` and `second.<name>`, and the number of steps as two halves that f32 holds
-    /// exactly. Before the first step all moments are zero, and the file holds the number of steps only.
+    /// exactly. Before the first step all moments are zero, and the file holds the number of steps only. Moments of 16 or
+    /// 8 bits are written in bf16, which holds them exactly.
     pub(crate) fn save(
         &self,
         path: &Path,
@@ -113,14 +115,19 @@ impl AdamWState {
     ) -> Result<(), ModelError> {
         let names = state_specs(if self.steps == 0 { &[] } else { specs });
         let steps = [(self.steps >> STEP_BITS) as f32, (self.steps & STEP_MASK) as f32];
-        let moments = self.moments.iter().flat_map(|moments| [&moments.first[..], &moments.second]);
-        let values = std::iter::once(&steps[..]).chain(moments);
-        let pieces = names.iter().zip(values).map(|(spec, values)| Piece {
+        let precision = match self.settings.moments {
+            MomentPrecision::F32 => Precision::Single,
+            MomentPrecision::Bf16 | MomentPrecision::Fp8 => Precision::Brain,
+        };
+        let moments = self.moments.iter().flat_map(Moments::halves);
+        let moments = moments.map(|values| (Values::Encoded(values), precision));
+        let values = std::iter::once((Values::Numbers(&steps), Precision::Single)).chain(moments);
+        let pieces = names.iter().zip(values).map(|(spec, (values, precision))| Piece {
             name: spec.name.clone(),
             shape: &spec.shape,
             values,
             adapter: None,
-            precision: Precision::Single,
+            precision,
         });
         write_tensors(path, pieces, meter)
     }
@@ -155,7 +162,7 @@ impl AdamWState {
                 let reason = format!("second.{name} is a mean of squares and has negative numbers");
                 return Err(ModelError::malformed(path, reason));
             }
-            moments.push(Moments { first, second });
+            moments.push(Moments::encode(settings.moments, [first, second]));
         }
         Ok(Self { settings, steps, moments })
     }
@@ -216,23 +223,10 @@ impl InplaceOp1 for AdamWUpdate<'_> {
             candle_core::bail!("parameters are contiguous f32 tensors");
         };
         let mut moments = self.moments.borrow_mut();
-        let Moments { first, second } = &mut **moments;
-        let state = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
-        let pieces = weights[start..end].par_chunks_mut(PIECE).zip(state);
-        let rates = self.rates;
-        let moved = pieces.zip(self.gradient.par_chunks(PIECE)).map(
-            |((weights, (first, second)), gradient)| {
-                move_piece(weights, first, second, gradient, rates)
-            },
-        );
-        // Every piece is updated, even after one that is not finite.
-        self.is_finite.set(moved.reduce(|| true, |a, b| a & b));
+        self.is_finite.set(moments.step(&mut weights[start..end], self.gradient, self.rates));
         Ok(())
     }
 }
-
-/// The numbers that one thread takes at a time.
-const PIECE: usize = 1 << 15;
 
 /// The factors of an update, the same for all numbers of a parameter.
 #[derive(Clone, Copy, Debug)]
@@ -247,6 +241,8 @@ struct Rates {
     second_correction: f32,
     /// The factor that weight decay leaves of a weight.
     kept: f32,
+    /// The number of the step, for the chance of rounding.
+    step: u32,
 }
 
 impl Rates {
@@ -258,7 +254,7 @@ impl Rates {
         scale: f64,
         learning_rate: f64,
     ) -> Self {
-        let AdamW { beta1, beta2, epsilon, weight_decay } = settings;
+        let AdamW { beta1, beta2, epsilon, weight_decay, .. } = settings;
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         let decays = !matches!(
             parameter.spec.role,
@@ -272,40 +268,8 @@ impl Rates {
             rate: (learning_rate / correction(beta1)) as f32,
             second_correction: (1.0 / correction(beta2)) as f32,
             kept: (1.0 - if decays { learning_rate * weight_decay } else { 0.0 }) as f32,
+            step: step as u32,
         }
-    }
-}
-
-/// The bits of infinity: a finite number without its sign is below.
-const INFINITY: u32 = f32::INFINITY.to_bits();
-
-/// The sign bit.
-const SIGN: u32 = 1 << 31;
-
-vectorized! {
-    /// Returns whether all weights and moments are finite afterwards.
-    fn move_piece(
-        weights: &mut [f32],
-        first: &mut [f32],
-        second: &mut [f32],
-        gradient: &[f32],
-        rates: Rates,
-    ) -> bool {
-        let mut largest = 0;
-        let state = first.iter_mut().zip(second).zip(gradient);
-        for (weight, ((first, second), gradient)) in weights.iter_mut().zip(state) {
-            let gradient = gradient * rates.scale;
-            *first += (1.0 - rates.beta1) * (gradient - *first);
-            *second += (1.0 - rates.beta2) * (gradient * gradient - *second);
-            let root = (*second * rates.second_correction).sqrt() + rates.epsilon;
-            *weight = *weight * rates.kept - rates.rate * *first / root;
-            // Compared as integers, the bits of numbers without their sign have the order of the numbers, with NaN
-            // above infinity.
-            for number in [*weight, *first, *second] {
-                largest = largest.max(number.to_bits() & !SIGN);
-            }
-        }
-        largest < INFINITY
     }
 }
 
@@ -330,7 +294,13 @@ mod tests {
         let parameters =
             [parameter(ParameterRole::Matrix, 0.5), parameter(ParameterRole::Norm, 0.5)];
         let specs: Vec<Spec> = parameters.iter().map(|p| p.spec.clone()).collect();
-        let settings = AdamW { beta1: 0.8, beta2: 0.9, epsilon: 1e-3, weight_decay: 0.1 };
+        let settings = AdamW {
+            beta1: 0.8,
+            beta2: 0.9,
+            epsilon: 1e-3,
+            weight_decay: 0.1,
+            moments: MomentPrecision::F32,
+        };
         let mut state = AdamWState::new(settings, &specs);
         // Computed by hand from algorithm 2: gradients 2 and -1, clipped to 1 and -0.5.
         state.step(&parameters, &[vec![2.0], vec![2.0]], 0.5, 0.01).unwrap();
@@ -351,14 +321,21 @@ mod tests {
     fn a_state_survives_its_file() {
         let parameters = [parameter(ParameterRole::Matrix, 0.5)];
         let specs = [parameters[0].spec.clone()];
-        let mut state = AdamWState::new(AdamW::default(), &specs);
-        state.step(&parameters, &[vec![0.3]], 1.0, 0.01).unwrap();
-        state.steps = (1 << 30) + 12_345;
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("optimizer.safetensors");
-        let meter = Meter::default();
-        state.save(&path, &specs, &meter).unwrap();
-        assert_eq!(AdamWState::load(AdamW::default(), &path, &specs, &meter).unwrap(), state);
+        for moments in [MomentPrecision::F32, MomentPrecision::Bf16, MomentPrecision::Fp8] {
+            let settings = AdamW { moments, ..AdamW::default() };
+            let mut state = AdamWState::new(settings, &specs);
+            state.step(&parameters, &[vec![0.3]], 1.0, 0.01).unwrap();
+            state.steps = (1 << 30) + 12_345;
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("optimizer.safetensors");
+            let meter = Meter::default();
+            state.save(&path, &specs, &meter).unwrap();
+            let same = AdamWState::load(settings, &path, &specs, &meter).unwrap();
+            // With 8 bits a number has more than one form.
+            let decoded = |state: &AdamWState| state.moments[0].halves().map(Decode::decoded);
+            assert_eq!((same.steps, decoded(&same)), (state.steps, decoded(&state)));
+            assert!(decoded(&same)[1][0] > 0.0);
+        }
     }
 
     /// Field 21: before the first step, the optimiser's file holds no moments.

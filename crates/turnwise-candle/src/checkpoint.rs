@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 pub(crate) use files::{has_weights, is_whole};
 pub(crate) use precision::Precision;
 pub(crate) use tensors::{ParameterValues, Tensors, grouped};
-pub(crate) use write::{Piece, write_json, write_tensors};
+pub(crate) use write::{Decode, Piece, Values, write_json, write_tensors};
 
 use crate::ModelError;
 

@@ -13,7 +13,9 @@ use turnwise_rollout::Meter;
 
 use crate::balance::balance_loss;
 use crate::batch::{CHUNK_TOKENS, Cut, PackedBatch, ScoredSequence};
-use crate::checkpoint::{self, CONFIG, ParameterValues, Piece, Precision, Tensors, WEIGHTS};
+use crate::checkpoint::{
+    self, CONFIG, ParameterValues, Piece, Precision, Tensors, Values, WEIGHTS,
+};
 use crate::config::{has_images, text_part, with_dtype};
 use crate::dimensions::{Dimensions, Ropes};
 use crate::finite::{describe, first_not_finite};
@@ -164,7 +166,10 @@ impl Decoder {
                 let size = (spec.len() / spec.n_tensors()).max(1);
                 let (precision, shape) = (precision(parameter), spec.tensor_shape());
                 let tensors = spec.tensor_names().zip(linear.weight.chunks_exact(size));
-                tensors.map(move |(name, values)| Piece { name, shape, values, adapter, precision })
+                tensors.map(move |(name, values)| {
+                    let values = Values::Numbers(values);
+                    Piece { name, shape, values, adapter, precision }
+                })
             });
             checkpoint::write_tensors(&directory.join(WEIGHTS), pieces, meter)
         })??;

@@ -50,7 +50,7 @@ mod threads;
 mod trainer;
 mod weights;
 
-pub use adamw::AdamW;
+pub use adamw::{AdamW, MomentPrecision};
 pub use architecture::{Architecture, Experts, Multipliers};
 pub use config::{DecoderConfig, LoraSettings, LoraTarget, SlidingWindow};
 pub use decoder::Decoder;

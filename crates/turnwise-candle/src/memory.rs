@@ -4,7 +4,7 @@ use crate::architecture::{NormPlaces, QueryKeyNorm};
 use crate::batch::CHUNK_TOKENS;
 use crate::engine::{PAGE, page_bytes};
 use crate::layout::{FeedForward, Network, Spec, specs};
-use crate::{ComputePrecision, DecoderConfig, EngineWeights, LoraSettings};
+use crate::{ComputePrecision, DecoderConfig, EngineWeights, LoraSettings, MomentPrecision};
 
 /// The properties of a training run that its memory depends on.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +25,8 @@ pub struct TrainingPlan {
     pub compute: ComputePrecision,
     /// The numbers of the engine's matrices.
     pub engine_weights: EngineWeights,
+    /// The precision of the optimiser's moments.
+    pub moments: MomentPrecision,
 }
 
 /// Peak memory of training on the CPU, in bytes, by use.
@@ -80,31 +82,30 @@ impl DecoderConfig {
             weights: bytes(all.iter()),
             reference: if plan.keeps_reference { trained } else { 0 },
             gradients: trained,
-            moments: trained.saturating_mul(2),
+            moments: plan.moments.bytes(trained / 4),
             activations: self.activation_bytes(plan, all.iter().filter(trains).count()),
             engine: self.engine_bytes(bytes(all.iter().filter(own)), plan).saturating_mul(2),
             kv: pages.saturating_mul(page_bytes(self, plan.compute)).min(plan.max_kv_bytes),
         }
     }
 
-    /// Returns the size of a checkpoint of such a model on disk, in bytes: weights, adapters and the optimiser's
-    /// moments, in F32.
+    /// Returns the size of a checkpoint of such a model on disk, in bytes: weights and adapters in f32, the optimiser's
+    /// moments in f32 or bf16.
     ///
     /// ```
-    /// use turnwise_candle::{DecoderConfig, LoraSettings};
+    /// use turnwise_candle::{DecoderConfig, LoraSettings, MomentPrecision};
     ///
-    /// let config = DecoderConfig::small(320);
-    /// assert!(config.checkpoint_bytes(Some(&LoraSettings::default())) < config.checkpoint_bytes(None));
+    /// let (config, moments) = (DecoderConfig::small(320), MomentPrecision::F32);
+    /// let adapters = config.checkpoint_bytes(Some(&LoraSettings::default()), moments);
+    /// assert!(adapters < config.checkpoint_bytes(None, moments));
     /// ```
     #[must_use]
-    pub fn checkpoint_bytes(&self, lora: Option<&LoraSettings>) -> u64 {
+    pub fn checkpoint_bytes(&self, lora: Option<&LoraSettings>, moments: MomentPrecision) -> u64 {
         let all = specs(self, lora);
         let own = bytes(all.iter().filter(|spec| !spec.role.is_adapter()));
         let adapters = bytes(all.iter().filter(|spec| spec.role.is_adapter()));
-        match lora {
-            None => own.saturating_mul(3),
-            Some(_) => own.saturating_add(adapters.saturating_mul(3)),
-        }
+        let trained = if lora.is_some() { adapters } else { own };
+        own.saturating_add(adapters).saturating_add(moments.file_bytes(trained / 4))
     }
 
     /// Returns the bytes of packed weights. A tied head is packed separately from the embedding, which stays f32.
@@ -125,19 +126,20 @@ impl DecoderConfig {
         4 * self.vocab_size as u64 * self.hidden_size as u64
     }
 
-    /// Returns the bytes of a micro-batch's activations. `[N, width]` each, in f32.
+    /// Returns the bytes of a micro-batch's activations. `[N, width]` each.
     fn activation_bytes(&self, plan: &TrainingPlan, n_trained: usize) -> u64 {
         let n = plan.micro_batch_tokens as u64;
         let d = self.hidden_size as u64;
         let network = Network::of(self, plan.lora.as_ref());
-        let layers: Vec<u64> = (0..self.n_layers).map(|layer| self.layer_width(layer)).collect();
+        let layers: Vec<Saved> = (0..self.n_layers).map(|layer| self.saved(layer)).collect();
         let ranks = network.linears().filter_map(|linear| linear.adapter.as_ref());
         let ranks: u64 = ranks.map(|adapter| adapter.rank as u64).sum();
-        let largest = layers.iter().copied().max().unwrap_or(0);
+        let largest = layers.iter().map(|saved| saved.exact + saved.rounded).max().unwrap_or(0);
+        let bytes_of = |saved: &Saved| saved.bytes(plan.compute);
         let kept = if plan.recompute_layers {
-            d * self.n_layers as u64 + largest
+            4 * d * self.n_layers as u64 + layers.iter().map(bytes_of).max().unwrap_or(0)
         } else {
-            layers.iter().sum::<u64>() + ranks
+            layers.iter().map(bytes_of).sum::<u64>() + 4 * ranks
         };
         // The backward pass of a layer holds a gradient for most of its inputs.
         let below = largest * u64::from(n_trained > 0);
@@ -148,26 +150,25 @@ impl DecoderConfig {
             network.layers.iter().any(|l| matches!(l.feed_forward, FeedForward::Mixture(_)));
         let gathered = if mixture { largest } else { 0 };
         let step = n.min(CHUNK_TOKENS as u64) * (below + head + gathered);
-        n.saturating_mul(kept).saturating_add(step).saturating_mul(4)
+        n.saturating_mul(kept).saturating_add(step.saturating_mul(4))
     }
 
     /// Returns the numbers that a layer saves per token: its inputs before the norms, queries, keys and values after rotary
     /// position embedding, the output of attention, gate and up. Norms and gates are computed again.
-    fn layer_width(&self, layer: usize) -> u64 {
+    fn saved(&self, layer: usize) -> Saved {
         let Self { hidden_size, n_heads, n_kv_heads, head_dim, intermediate_size, .. } = *self;
         let properties = self.architecture.properties();
         let qkv = (n_heads + 2 * n_kv_heads) * head_dim;
         // QK-norm reads what was there before it.
         let before = if properties.query_key_norm == QueryKeyNorm::Absent { 0 } else { qkv };
-        let attention = qkv + before + n_heads * head_dim + n_heads;
-        let inner = match self.architecture.experts_in(layer) {
-            None => 2 * intermediate_size,
+        let (inner, gates) = match self.architecture.experts_in(layer) {
+            None => (0, 2 * intermediate_size),
             Some(experts) => {
                 let shared = self.architecture.shared_size();
-                experts.n_chosen * (3 * experts.intermediate_size + hidden_size)
+                let routed = experts.n_chosen * (3 * experts.intermediate_size + hidden_size)
                     + experts.n_experts
-                    + hidden_size
-                    + shared.map_or(0, |size| 2 * size + 2 * hidden_size)
+                    + hidden_size;
+                (routed + shared.map_or(0, |_| 2 * hidden_size), 2 * shared.unwrap_or(0))
             }
         };
         // Products that are normed before they are added are saved, too.
@@ -175,7 +176,29 @@ impl DecoderConfig {
             NormPlaces::Before => 0,
             NormPlaces::After | NormPlaces::Both => 2,
         };
-        ((2 + halves) * hidden_size + attention + inner) as u64
+        Saved {
+            exact: ((2 + halves) * hidden_size + n_heads + inner) as u64,
+            rounded: (qkv + before + n_heads * head_dim + gates) as u64,
+        }
+    }
+}
+
+/// The numbers that a layer saves per token.
+#[derive(Clone, Copy, Debug)]
+struct Saved {
+    /// In f32.
+    exact: u64,
+    /// In the precision of products.
+    rounded: u64,
+}
+
+impl Saved {
+    fn bytes(&self, compute: ComputePrecision) -> u64 {
+        let width = match compute {
+            ComputePrecision::F32 => 4,
+            ComputePrecision::Bf16 => 2,
+        };
+        4 * self.exact + width * self.rounded
     }
 }
 
@@ -192,6 +215,7 @@ impl Default for TrainingPlan {
             max_kv_bytes: 2 << 30,
             compute: ComputePrecision::F32,
             engine_weights: EngineWeights::Compute,
+            moments: MomentPrecision::F32,
         }
     }
 }
@@ -235,7 +259,7 @@ mod tests {
             let files = fs::read_dir(directory.path()).unwrap().chain(adapter);
             let files = files.map(|entry| entry.unwrap().metadata().unwrap());
             let size: u64 = files.filter(fs::Metadata::is_file).map(|file| file.len()).sum();
-            let estimate = config.checkpoint_bytes(lora.as_ref());
+            let estimate = config.checkpoint_bytes(lora.as_ref(), MomentPrecision::F32);
             // Names and shapes take space in files, too.
             assert!((estimate..estimate + 32_768).contains(&size), "{size} {estimate}");
         }

@@ -10,6 +10,7 @@ mod recorder;
 use std::sync::Arc;
 
 use turnwise_kernels::buffer::{Buffer, BufferPool};
+use turnwise_kernels::rounded::RoundedBuffer;
 
 pub(crate) use backward::{Loss, play_backward};
 pub(crate) use recorder::Recorder;
@@ -38,29 +39,33 @@ pub(crate) struct Value {
     handle: Handle,
     pub(crate) width: usize,
     pub(crate) numbers: Arc<Buffer>,
-    /// How the numbers are computed again, if that is cheap.
-    origin: Option<Arc<Origin>>,
+    /// What a backward pass keeps instead of the numbers.
+    kept: Option<Kept>,
+}
+
+/// What a backward pass keeps of numbers.
+#[derive(Clone, Debug)]
+enum Kept {
+    Exact(Arc<Buffer>),
+    /// In bf16, where products round them anyway.
+    Rounded(Arc<RoundedBuffer>),
+    /// How to compute them again, where that is cheap.
+    Again(Arc<Origin>),
 }
 
 /// A cheap operation, with inputs that the tape keeps anyway.
 #[derive(Debug)]
 enum Origin {
     Norm { x: Value, gain: usize },
-    Gate { x: Value, activation: Activation },
+    Gate { x: ThinValue, activation: Activation },
 }
 
-/// A value whose numbers are kept only if they cannot be computed again cheaply.
-#[derive(Debug)]
+/// A value as a backward pass keeps it.
+#[derive(Clone, Debug)]
 struct ThinValue {
     handle: Handle,
     width: usize,
-    numbers: ThinNumbers,
-}
-
-#[derive(Debug)]
-enum ThinNumbers {
-    Kept(Arc<Buffer>),
-    Again(Arc<Origin>),
+    numbers: Kept,
 }
 
 /// A value without its numbers, for operations that do not need them in their backward pass.
@@ -78,10 +83,8 @@ impl Value {
     }
 
     fn thin(&self) -> ThinValue {
-        let numbers = match &self.origin {
-            Some(origin) => ThinNumbers::Again(origin.clone()),
-            None => ThinNumbers::Kept(self.numbers.clone()),
-        };
+        let exact = || Kept::Exact(self.numbers.clone());
+        let numbers = self.kept.clone().unwrap_or_else(exact);
         ThinValue { handle: self.handle, width: self.width, numbers }
     }
 }
@@ -161,18 +164,18 @@ enum TapeNode {
     Rotate {
         y: usize,
         x: Handle,
-        normed: Option<(Arc<Buffer>, [usize; 2])>,
+        normed: Option<(ThinValue, [usize; 2])>,
         rope: RopeKind,
     },
     Attention {
-        mixed: Value,
-        qkv: Value,
+        mixed: ThinValue,
+        qkv: ThinValue,
         log_sums: Buffer,
         window: Option<usize>,
     },
     Gate {
         y: usize,
-        x: Value,
+        x: ThinValue,
         activation: Activation,
     },
     Mixture {
@@ -249,7 +252,7 @@ impl Tape {
     fn value(&mut self, numbers: Buffer, width: usize, tracked: bool) -> Value {
         self.n_values += 1;
         let handle = Handle { id: self.n_values - 1, length: numbers.len(), tracked };
-        Value { handle, width, numbers: Arc::new(numbers), origin: None }
+        Value { handle, width, numbers: Arc::new(numbers), kept: None }
     }
 
     fn record(&mut self, node: TapeNode) {

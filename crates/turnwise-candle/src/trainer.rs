@@ -347,8 +347,9 @@ impl LearnerState {
     }
 
     pub(crate) fn save(&self, directory: &Path) -> Result<(), LearnerError> {
-        let bytes = self.model.config().checkpoint_bytes(self.model.lora());
-        let moments = 2 * self.model.n_trainable() as u64 * 4;
+        let precision = self.optimizer_settings.moments;
+        let bytes = self.model.config().checkpoint_bytes(self.model.lora(), precision);
+        let moments = precision.file_bytes(self.model.n_trainable() as u64);
         self.meter
             .begin(Meter::BYTES, if self.optimizer.is_new() { bytes - moments } else { bytes });
         let save = || {

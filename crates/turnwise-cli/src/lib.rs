@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use clap::{CommandFactory, FromArgMatches};
+use turnwise_kernels::allocator::{Allocator, commit_as_used};
 use turnwise_run::config::{self, Loaded, listing};
 use turnwise_run::{ExitCode, Failure, Registry, resolve_form};
 
@@ -35,7 +36,7 @@ use screen::{Screen, Style};
 /// It requests large pages: with the system's allocator, a training step took 1.3 to 1.5 times as long and sampling 1.2
 /// to 1.4 times.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// Runs the command of the program's arguments, with the environments of a registry, and returns its exit code.
 ///
@@ -51,6 +52,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[must_use]
 #[expect(clippy::needless_pass_by_value, reason = "the last line of a program")]
 pub fn main(registry: Registry) -> process::ExitCode {
+    commit_as_used();
     #[cfg(feature = "gguf")]
     turnwise_run::keep_products_together();
     let arguments = parse();

@@ -1,6 +1,8 @@
 //! CPU kernels of turnwise.
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "allocator")]
+pub mod allocator;
 #[cfg(feature = "products")]
 pub mod buffer;
 #[cfg(feature = "products")]
@@ -22,6 +24,8 @@ mod peak;
 pub mod reduce;
 #[cfg(feature = "products")]
 mod registers;
+#[cfg(feature = "products")]
+pub mod rounded;
 pub mod simd;
 #[cfg(feature = "products")]
 pub mod small;

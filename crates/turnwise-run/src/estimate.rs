@@ -34,7 +34,7 @@ pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
         if recomputes { " (layers are recomputed)" } else { "" },
         size(engine),
     )];
-    let checkpoint = shape.checkpoint_bytes(config.model.lora.as_ref());
+    let checkpoint = shape.checkpoint_bytes(config.model.lora.as_ref(), config.optimizer.moments);
     // A new checkpoint is written before the oldest one is deleted.
     let at_once = config.log.keep_checkpoints as u64 + 1;
     let free = free_bytes(run);
@@ -59,7 +59,7 @@ pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
 /// Refuses to begin if not even the first checkpoint fits on the disk.
 pub(crate) fn check_disk(session: &Session, run: &Path) -> Result<(), Failure> {
     let Session { config, shape, .. } = session;
-    let needed = shape.checkpoint_bytes(config.model.lora.as_ref());
+    let needed = shape.checkpoint_bytes(config.model.lora.as_ref(), config.optimizer.moments);
     match free_bytes(run) {
         Some(free) if free < needed => Err(Failure::new(
             ExitCode::Runtime,

@@ -26,6 +26,7 @@ pub(crate) fn plan(config: &Config, recompute_layers: bool) -> TrainingPlan {
         max_kv_bytes: config.engine.max_kv_bytes,
         compute: config.model.compute,
         engine_weights: config.engine.weights,
+        moments: config.optimizer.moments,
     }
 }
 

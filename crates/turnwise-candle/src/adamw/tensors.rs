@@ -5,8 +5,10 @@ use std::path::Path;
 use candle_core::{DType, Device, Result, Tensor};
 use turnwise_rollout::Meter;
 
-use super::{AdamW, AdamWState, Moments, Rates, not_finite};
+use super::moments::{MomentPrecision, Moments};
+use super::{AdamW, AdamWState, Rates, not_finite};
 use crate::accumulated::Accumulated;
+use crate::checkpoint::Decode;
 use crate::decoder::Parameter;
 use crate::layout::Spec;
 use crate::numbers::host_numbers;
@@ -30,9 +32,16 @@ pub(crate) struct TensorState {
 
 impl Optimizer {
     /// Creates the state for a model in its current form.
-    pub(crate) fn new(settings: AdamW, model: &Decoder) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`ModelError::Settings`] for rounded moments where moments are tensors.
+    pub(crate) fn new(settings: AdamW, model: &Decoder) -> std::result::Result<Self, ModelError> {
         if model.kernels() == Kernels::Fused {
             return Ok(Self::Buffers(AdamWState::new(settings, &model.trainable_specs())));
+        }
+        if settings.moments != MomentPrecision::F32 {
+            let reason = "optimizer.moments is f32 on this device; rounded moments are for the CPU";
+            return Err(ModelError::Settings(reason.to_owned()));
         }
         let zeros = |parameter: &Parameter| {
             let zeros = || Tensor::zeros(&parameter.spec.shape[..], DType::F32, model.place());
@@ -145,7 +154,7 @@ impl TensorState {
         let copied = |[first, second]: &[Tensor; 2]| {
             let copied =
                 |moment: &Tensor| -> Result<Vec<f32>> { Ok(host_numbers(moment)?.to_vec()) };
-            Ok(Moments { first: copied(first)?, second: copied(second)? })
+            Ok(Moments::F32([copied(first)?, copied(second)?]))
         };
         let moments = self.moments.iter().map(copied).collect::<Result<_>>()?;
         Ok(AdamWState { settings: self.settings, steps: self.steps, moments })
@@ -158,7 +167,8 @@ impl TensorState {
                 Tensor::from_vec(values, &parameter.spec.shape[..], &Device::Cpu)?
                     .to_device(model.place())
             };
-            Ok([placed(moments.first)?, placed(moments.second)?])
+            let [first, second] = moments.halves().map(Decode::decoded);
+            Ok([placed(first)?, placed(second)?])
         };
         let moments =
             moments.into_iter().zip(model.trainable()).map(placed).collect::<Result<_>>()?;
@@ -173,7 +183,7 @@ fn advance(
     moments: &mut [Tensor; 2],
     rates: Rates,
 ) -> Result<()> {
-    let Rates { scale, beta1, beta2, epsilon, rate, second_correction, kept } = rates;
+    let Rates { scale, beta1, beta2, epsilon, rate, second_correction, kept, .. } = rates;
     let weights = parameter.var.as_detached_tensor();
     let gradient = match gradient {
         Some(gradient) => (gradient * f64::from(scale))?,

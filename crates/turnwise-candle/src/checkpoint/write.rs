@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value};
@@ -17,10 +17,23 @@ use crate::layout::{Adapter, Linear};
 pub(crate) struct Piece<'a> {
     pub(crate) name: String,
     pub(crate) shape: &'a [usize],
-    pub(crate) values: &'a [f32],
+    pub(crate) values: Values<'a>,
     /// The adapter that is added to the numbers.
     pub(crate) adapter: Option<Adapter<&'a [f32]>>,
     pub(crate) precision: Precision,
+}
+
+/// The numbers of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Values<'a> {
+    Numbers(&'a [f32]),
+    /// Numbers in another form, which are decoded when they are written.
+    Encoded(&'a dyn Decode),
+}
+
+/// Numbers in a form of their own.
+pub(crate) trait Decode: fmt::Debug {
+    fn decoded(&self) -> Vec<f32>;
 }
 
 /// A tensor that is encoded only when it is written, so that a file is never in memory as a whole.
@@ -42,7 +55,11 @@ impl View for Writing<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         let Piece { values, adapter, precision, .. } = self.piece;
-        let merged = Linear { weight: values, bias: None, adapter }.merged();
+        let values = match values {
+            Values::Numbers(values) => Cow::Borrowed(values),
+            Values::Encoded(values) => Cow::Owned(values.decoded()),
+        };
+        let merged = Linear { weight: &*values, bias: None, adapter }.merged();
         if let Some(reason) = self.piece.not_finite(&merged) {
             self.wrong.borrow_mut().get_or_insert(reason);
         }
@@ -51,7 +68,7 @@ impl View for Writing<'_> {
     }
 
     fn data_len(&self) -> usize {
-        self.piece.values.len() * self.piece.precision.width()
+        self.piece.shape.iter().product::<usize>() * self.piece.precision.width()
     }
 }
 

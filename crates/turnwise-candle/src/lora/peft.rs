@@ -7,7 +7,7 @@ use turnwise_rollout::Meter;
 
 use super::{MERGE, reach};
 use crate::checkpoint::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, Piece, Precision, Tensors, read_object, write_json,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, Piece, Precision, Tensors, Values, read_object, write_json,
     write_tensors,
 };
 use crate::error::brief;
@@ -105,7 +105,7 @@ impl Decoder {
         let pieces = adapters().zip(&held).map(|(parameter, values)| Piece {
             name: parameter.spec.name.clone(),
             shape: &parameter.spec.shape,
-            values,
+            values: Values::Numbers(values),
             adapter: None,
             precision: Precision::Single,
         });

@@ -7,8 +7,8 @@ use turnwise_kernels::math;
 use turnwise_kernels::matrix::Write;
 
 use super::{
-    Buffer, BufferPool, Handle, Keep, Map, MixtureSlots, Origin, Played, Recorder, Slot, Tape,
-    TapeNode, Thin, ThinNumbers, ThinValue, Value,
+    Buffer, BufferPool, Handle, Keep, Kept, Map, MixtureSlots, Origin, Played, Recorder, Slot,
+    Tape, TapeNode, Thin, ThinValue, Value,
 };
 use crate::ComputePrecision;
 use crate::architecture::{Activation, RopeKind};
@@ -235,8 +235,9 @@ impl BackwardPass<'_> {
     fn numbers(&self, x: &ThinValue) -> Arc<Buffer> {
         let dimensions = self.dimensions;
         let origin = match &x.numbers {
-            ThinNumbers::Kept(numbers) => return numbers.clone(),
-            ThinNumbers::Again(origin) => origin,
+            Kept::Exact(numbers) => return numbers.clone(),
+            Kept::Rounded(rounded) => return Arc::new(rounded.widened(&self.pool)),
+            Kept::Again(origin) => origin,
         };
         let mut numbers = self.pool.take(x.handle.length);
         match &**origin {
@@ -245,7 +246,7 @@ impl BackwardPass<'_> {
                 rms_norm::forward(&mut numbers, &x.numbers, &gains, dimensions.eps as f32);
             }
             Origin::Gate { x, activation } => {
-                gate::forward(&mut numbers, &x.numbers, x.width / 2, *activation);
+                gate::forward(&mut numbers, &self.numbers(x), x.width / 2, *activation);
             }
         }
         Arc::new(numbers)
@@ -329,7 +330,7 @@ impl BackwardPass<'_> {
         &mut self,
         y: usize,
         x: Handle,
-        normed: Option<(Arc<Buffer>, [usize; 2])>,
+        normed: Option<(ThinValue, [usize; 2])>,
         rope: RopeKind,
     ) -> PassPart {
         if let Some(mut dy) = self.above(y) {
@@ -346,6 +347,7 @@ impl BackwardPass<'_> {
                 rope: self.dimensions.ropes.of(rope),
                 positions: &batch.positions,
             };
+            let numbers = numbers.map(|numbers| self.numbers(&numbers));
             let numbers = numbers.as_ref().map_or(&[][..], |numbers| numbers);
             let dgains = heads::backward(&mut dy, numbers, rotation);
             if let (Some([query, key]), Some(dgains)) = (norms, dgains) {
@@ -359,31 +361,31 @@ impl BackwardPass<'_> {
 
     fn attention(
         &mut self,
-        mixed: &Value,
-        qkv: &Value,
+        mixed: &ThinValue,
+        qkv: &ThinValue,
         log_sums: &[f32],
         window: Option<usize>,
     ) -> PassPart {
         if let Some(dmixed) = self.above(mixed.handle.id) {
             let (batch, heads) = (self.batch.clone(), self.dimensions.heads);
             let above = attention::Saved {
-                qkv: &qkv.numbers,
-                output: &mixed.numbers,
+                qkv: &self.numbers(qkv),
+                output: &self.numbers(mixed),
                 log_sum_exp: log_sums,
                 doutput: &dmixed,
             };
-            let mut dqkv = self.pool.take(qkv.numbers.len());
+            let mut dqkv = self.pool.take(qkv.handle.length);
             attention::backward(&mut dqkv, &above, &batch, heads, window, &self.pool);
             self.hand_down(qkv.handle, dqkv);
         }
         PassPart::Attention
     }
 
-    fn gate(&mut self, y: usize, x: &Value, activation: Activation) -> PassPart {
+    fn gate(&mut self, y: usize, x: &ThinValue, activation: Activation) -> PassPart {
         if let Some(dy) = self.above(y) {
             let width = x.width / 2;
-            let mut dx = self.pool.take(x.numbers.len());
-            gate::backward(&mut dx, &x.numbers, &dy, width, activation);
+            let mut dx = self.pool.take(x.handle.length);
+            gate::backward(&mut dx, &self.numbers(x), &dy, width, activation);
             self.hand_down(x.handle, dx);
         }
         PassPart::FeedForward

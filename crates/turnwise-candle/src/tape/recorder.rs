@@ -4,8 +4,11 @@ use std::time::Instant;
 
 use candle_core::Result;
 use turnwise_kernels::matrix::Write;
+use turnwise_kernels::rounded::RoundedBuffer;
 
-use super::{Buffer, Keep, Map, MixtureSlots, Origin, Slot, Tape, TapeNode, Thin, Value};
+use super::{
+    Buffer, Keep, Kept, Map, MixtureSlots, Origin, Slot, Tape, TapeNode, Thin, ThinValue, Value,
+};
 use crate::ComputePrecision;
 use crate::architecture::{Activation, RopeKind};
 use crate::balance::LayerUse;
@@ -48,8 +51,19 @@ impl<'a> Recorder<'a> {
     }
 
     /// Lets operations that read a value compute it again in their backward pass, if there is one.
-    fn from(&self, origin: impl FnOnce() -> Origin) -> Option<Arc<Origin>> {
-        (self.tape.keep == Keep::Activations).then(|| Arc::new(origin()))
+    fn from(&self, origin: impl FnOnce() -> Origin) -> Option<Kept> {
+        (self.tape.keep == Keep::Activations).then(|| Kept::Again(Arc::new(origin())))
+    }
+
+    /// Returns a value as a backward pass keeps it: rounded, where products are.
+    fn thin(&self, x: &Value) -> ThinValue {
+        let mut thin = x.thin();
+        let is_kept = self.tape.keep == Keep::Activations && x.kept.is_none();
+        if is_kept && self.tape.precision == ComputePrecision::Bf16 {
+            let rounded = RoundedBuffer::new(&self.tape.pool, &x.numbers);
+            thin.numbers = Kept::Rounded(Arc::new(rounded));
+        }
+        thin
     }
 
     /// Records an operation, if it depends on a trainable parameter.
@@ -155,7 +169,7 @@ impl<'a> Ops for Recorder<'a> {
         rms_norm::forward(&mut y, &x.numbers, &gains, self.dimensions.eps as f32);
         let tracked = x.handle.tracked || gain.trainable;
         let mut y = self.made(PassPart::Norms, start, Made { numbers: y, width: x.width, tracked });
-        y.origin = self.from(|| Origin::Norm { x: x.clone(), gain: gain.index });
+        y.kept = self.from(|| Origin::Norm { x: x.clone(), gain: gain.index });
         self.record(&y, |y| TapeNode::Norm { y, x: x.clone(), gain: gain.index });
         Ok(y)
     }
@@ -201,14 +215,15 @@ impl<'a> Ops for Recorder<'a> {
         let rotation = Self::rotation(self.dimensions, self.tape, gains.as_ref(), rope);
         heads::forward(&mut y, &qkv.numbers, rotation);
         if self.tape.precision == ComputePrecision::Bf16 {
-            // As the engine keeps them. The gradient is that of the numbers before.
-            heads::round_keys_and_values(&mut y, self.dimensions.heads);
+            // As the engine does. The gradient is that of the numbers before.
+            heads::round(&mut y);
         }
         let trains = norms.is_some_and(|norms| norms.query.trainable || norms.key.trainable);
         let tracked = qkv.handle.tracked || trains;
         let made = Made { numbers: y, width: qkv.width, tracked };
         let y = self.made(PassPart::Attention, start, made);
-        let normed = norms.map(|norms| (qkv.numbers.clone(), [norms.query.index, norms.key.index]));
+        let indices = norms.map(|norms| [norms.query.index, norms.key.index]);
+        let normed = indices.filter(|_| y.handle.tracked).map(|norms| (self.thin(qkv), norms));
         self.record(&y, |y| TapeNode::Rotate { y, x: qkv.handle, normed, rope });
         Ok(y)
     }
@@ -224,10 +239,12 @@ impl<'a> Ops for Recorder<'a> {
         let pool = &self.tape.pool;
         attention::forward(&mut mixed, &mut log_sums, &qkv.numbers, &batch, heads, window, pool);
         let made = Made { numbers: mixed, width, tracked: qkv.handle.tracked };
-        let mixed = self.made(PassPart::Attention, start, made);
-        let y = mixed.clone();
-        let qkv = qkv.clone();
-        self.record(&mixed, |_| TapeNode::Attention { mixed: y, qkv, log_sums, window });
+        let mut mixed = self.made(PassPart::Attention, start, made);
+        if mixed.handle.tracked {
+            let (thin, qkv) = (self.thin(&mixed), self.thin(qkv));
+            mixed.kept = Some(thin.numbers.clone());
+            self.tape.record(TapeNode::Attention { mixed: thin, qkv, log_sums, window });
+        }
         Ok(mixed)
     }
 
@@ -238,8 +255,11 @@ impl<'a> Ops for Recorder<'a> {
         gate::forward(&mut y, &gate_up.numbers, width, activation);
         let made = Made { numbers: y, width, tracked: gate_up.handle.tracked };
         let mut y = self.made(PassPart::FeedForward, start, made);
-        y.origin = self.from(|| Origin::Gate { x: gate_up.clone(), activation });
-        self.record(&y, |y| TapeNode::Gate { y, x: gate_up.clone(), activation });
+        if y.handle.tracked {
+            let x = self.thin(gate_up);
+            y.kept = self.from(|| Origin::Gate { x: x.clone(), activation });
+            self.tape.record(TapeNode::Gate { y: y.handle.id, x, activation });
+        }
         Ok(y)
     }
 

@@ -2,7 +2,10 @@
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use turnwise_candle::{Architecture, ComputePrecision, Decoder, DecoderConfig, EngineWeights};
+use turnwise_candle::{
+    AdamW, Architecture, CandleLearner, ComputePrecision, Decoder, DecoderConfig, EngineWeights,
+    LearnerSettings, MomentPrecision,
+};
 
 use turnwise_run::Failure;
 
@@ -35,6 +38,49 @@ pub(super) struct ModelArguments {
     /// The precision of matrix products and of the engine's weights; int8 is the engine's alone, beside bf16
     #[arg(long, value_enum, value_name = "NAME", default_value_t = Precision::F32)]
     precision: Precision,
+}
+
+/// How a model trains.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct LearnerArguments {
+    /// Keep only the inputs of layers, and recompute each layer in the backward pass
+    #[arg(long)]
+    recompute_layers: bool,
+    /// The precision of AdamW's moments in memory
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Moments::F32)]
+    moments: Moments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Moments {
+    F32,
+    Bf16,
+    Fp8,
+}
+
+impl LearnerArguments {
+    /// Creates a learner of the model.
+    pub(super) fn learner(
+        &self,
+        model: &ModelArguments,
+        max_positions: usize,
+        threads: usize,
+    ) -> Result<CandleLearner, Failure> {
+        let moments = match self.moments {
+            Moments::F32 => MomentPrecision::F32,
+            Moments::Bf16 => MomentPrecision::Bf16,
+            Moments::Fp8 => MomentPrecision::Fp8,
+        };
+        let settings = LearnerSettings {
+            threads,
+            recompute_layers: self.recompute_layers,
+            compute: model.compute(),
+            ..LearnerSettings::default()
+        };
+        let optimizer = AdamW { moments, ..AdamW::default() };
+        CandleLearner::with_settings(model.make(max_positions)?, optimizer, settings)
+            .map_err(|error| Failure::refused_by(&error))
+    }
 }
 
 /// A published model.

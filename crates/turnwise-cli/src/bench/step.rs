@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Map, json};
-use turnwise_candle::{AdamW, CandleLearner, EngineSettings, LearnerSettings, PassPart, Shares};
+use turnwise_candle::{CandleLearner, EngineSettings, PassPart, Shares};
 use turnwise_objective::{Clip, GroupAdvantage, Gspo, LengthWeight, Std};
 use turnwise_rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
 use turnwise_training::{
@@ -13,7 +13,7 @@ use turnwise_training::{
 
 use super::machine::Machine;
 use super::memory;
-use super::model::ModelArguments;
+use super::model::{LearnerArguments, ModelArguments};
 use super::numbers::{Game, Numbers};
 use super::report::{Figure, Report, TimedPart, memory_figures};
 use turnwise_run::{ExitCode, Failure};
@@ -43,6 +43,14 @@ pub(crate) struct StepArguments {
     /// The tokens that the environment adds between turns
     #[arg(long, value_name = "N", default_value_t = 16)]
     observation: usize,
+    /// The number of optimiser steps that share the episodes
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    mini_batches: usize,
+    /// The tokens of one forward and backward pass
+    #[arg(long, value_name = "N", default_value_t = TrainerSettings::default().micro_batch_tokens)]
+    micro_batch_tokens: usize,
+    #[command(flatten)]
+    learner: LearnerArguments,
     /// The number of measured steps, after one warm-up
     #[arg(long, value_name = "N", default_value_t = 3)]
     repetitions: usize,
@@ -73,9 +81,11 @@ struct Timed {
 pub(super) fn bench(arguments: &StepArguments) -> Result<(), Failure> {
     let StepArguments { groups, group: members, turns, prompt, turn_tokens, repetitions, .. } =
         *arguments;
-    if [groups, turns, prompt, turn_tokens, repetitions].contains(&0) || members < 2 {
+    let (mini_batches, micro) = (arguments.mini_batches, arguments.micro_batch_tokens);
+    let positive = [groups, turns, prompt, turn_tokens, repetitions, mini_batches, micro];
+    if positive.contains(&0) || members < 2 {
         return Err(Failure::refused(
-            "groups, turns, tokens of prompt and turn, and repetitions are at least 1, and a group has 2 episodes",
+            "groups, turns, tokens, mini-batches and repetitions are at least 1, and a group has 2 episodes",
         ));
     }
     let start_bytes = memory::resident()?;
@@ -131,6 +141,7 @@ fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) 
             "prompt": prompt,
             "turn_tokens": turn_tokens,
             "observation": observation,
+            "mini_batches": arguments.mini_batches,
         }),
         figures,
         parts,
@@ -177,11 +188,7 @@ fn failed(what: &str) -> Failure {
 }
 
 fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure> {
-    let model = arguments.model.make(arguments.length())?;
-    let compute = arguments.model.compute();
-    let training = LearnerSettings { compute, ..LearnerSettings::default() };
-    let learner = CandleLearner::with_settings(model, AdamW::default(), training);
-    let learner = learner.map_err(|error| Failure::runtime(&error))?;
+    let learner = arguments.learner.learner(&arguments.model, arguments.length(), 0)?;
     let n_episodes = arguments.groups * arguments.group;
     let engine = EngineSettings {
         max_batch: n_episodes,
@@ -234,7 +241,8 @@ fn settings(arguments: &StepArguments) -> TrainerSettings {
         rollout,
         // All sampled tokens train, whatever their rewards are.
         admission: Admission { keep_zero_variance: true, ..Admission::default() },
-        n_minibatches: 1,
+        n_minibatches: arguments.mini_batches,
+        micro_batch_tokens: arguments.micro_batch_tokens,
         schedule: Schedule { learning_rate: 1e-6, ..Schedule::default() },
         ..TrainerSettings::default()
     }

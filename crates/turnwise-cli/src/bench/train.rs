@@ -7,14 +7,13 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use turnwise_candle::{
-    AdamW, CandleLearner, ComputePrecision, EngineWeights, LearnerSettings, PassPart, Shares,
-    matrix_unit_peak,
+    CandleLearner, ComputePrecision, EngineWeights, PassPart, Shares, matrix_unit_peak,
 };
 use turnwise_environment::Random;
 use turnwise_training::{Learner, LearnerError, Row, Target, Update};
 
 use super::machine::{self, Machine};
-use super::model::ModelArguments;
+use super::model::{LearnerArguments, ModelArguments};
 use super::report::{Figure, Report, TimedPart, median, memory_figures};
 use super::{flops, memory, numbers};
 use turnwise_run::Failure;
@@ -48,9 +47,8 @@ pub(crate) struct TrainArguments {
     /// Measure the group with none, a quarter, half, three quarters and all of the prompt shared
     #[arg(long, conflicts_with = "shared_prompt")]
     curve: bool,
-    /// Keep only the inputs of layers, and recompute each layer in the backward pass
-    #[arg(long)]
-    recompute_layers: bool,
+    #[command(flatten)]
+    learner: LearnerArguments,
     /// The number of measured steps, after one warm-up
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
@@ -276,13 +274,8 @@ fn empty(arguments: &TrainArguments, work: Work) -> Report {
 fn measure(arguments: &TrainArguments, work: Work) -> Result<TrainMeasurement, Failure> {
     let rows = work.make(arguments.model.sizes().vocab_size);
     let start_bytes = memory::resident()?;
-    let TrainArguments { threads, recompute_layers, .. } = *arguments;
-    let compute = arguments.model.compute();
-    let settings =
-        LearnerSettings { threads, recompute_layers, compute, ..LearnerSettings::default() };
-    let model = arguments.model.make(work.length)?;
-    let mut learner = CandleLearner::with_settings(model, AdamW::default(), settings)
-        .map_err(|error| Failure::refused_by(&error))?;
+    let TrainArguments { model, learner, threads, .. } = arguments;
+    let mut learner = learner.learner(model, work.length, *threads)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| Failure::runtime(&error))?;
     let mut step = || {

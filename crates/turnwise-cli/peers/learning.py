@@ -1,0 +1,690 @@
+"""Learning beside TRL: how long until a pretrained model succeeds on held-out tasks, from the same start, on the same task.
+
+    python learning.py                                      seed 1, 20 steps, each side in turn
+    python learning.py --seeds 1 2 3 --out learning         continues: a side and seed whose results are there is skipped
+    python learning.py --check RUN/rollouts/step-000000.jsonl    compares the game below with recorded conversations
+
+SmolLM2-135M-Instruct learns `guess` as in examples/smollm2-guess.toml. Both sides start from one Hugging Face directory, which
+transformers makes of the GGUF file, and have the same prompt, limits, groups, mini-batches, optimiser and learning rate, and a
+sequence-level objective. In TRL, GRPOTrainer plays the game, written below in Python, through its `rollout_func`. Models are
+kept on the way and measured afterwards by one command, `turnwise eval`; minutes are those of rollouts and training alone.
+
+OUT gets results.jsonl, results.txt (the table), results.png, and of each side and seed a log and SIDE-SEED.jsonl. Not part of CI.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+
+from common import TUNING, machine, run
+
+# What both sides are told; the lines that examples/smollm2-guess.toml leaves out are turnwise's defaults for a loaded model.
+GROUPS, GROUP, MINIBATCHES, TURN_TOKENS = 8, 8, 4, 8
+LEARNING_RATE, WEIGHT_DECAY, GRADIENT_NORM = 2e-5, 0.01, 1.0
+# turnwise measures ε (`objective.clip = "auto"`). TRL has the fixed ε that the first ten steps of three such runs came to.
+EPSILON_LOW, EPSILON_HIGH = 0.066, 0.088
+SIDES = ["trl-f32", "trl-bf16", "turnwise-f32", "turnwise-bf16"]
+# A side has learned when its success is this much above its start.
+GAIN = 0.3
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["trl-bf16", "turnwise-f32", "turnwise-bf16"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--every", type=int, default=5, help="steps between evaluations")
+    parser.add_argument("--episodes", type=int, default=128, help="held-out episodes of an evaluation")
+    parser.add_argument("--config", type=pathlib.Path, default="examples/smollm2-guess.toml")
+    parser.add_argument("--gguf", type=pathlib.Path, help="the model; by default that of the configuration")
+    parser.add_argument("--out", type=pathlib.Path, default="learning")
+    parser.add_argument("--turnwise", default="target/release/turnwise")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--micro-batch", type=int, default=16, help="rows that TRL trains at once")
+    parser.add_argument("--keep", action="store_true", help="keep the models on the way")
+    parser.add_argument("--check", metavar="FILE", help="compare the game with a run's or an evaluation's conversations")
+    parser.add_argument("--train", help=argparse.SUPPRESS)
+    settings = parser.parse_args()
+    with open(settings.config, "rb") as file:
+        config = tomllib.load(file)
+    settings.examples = config["agent"]["examples"]
+    settings.gguf = settings.gguf or pathlib.Path(config["model"]["directory"])
+    settings.start = settings.out / "start"
+    return settings
+
+
+# The game: envs/guess in Python.
+
+INSTRUCTIONS = (
+    "You play a game: find a secret whole number in the given range, in the given number of guesses. "
+    "After each wrong guess you are told whether the secret is higher or lower, and the range that is left. "
+    "Guess the middle of that range. Answer with one number and nothing else."
+)
+NUMBERS, SPAN, TURNS = 20, 10, 5
+
+
+# The tasks (tasks.rs, settings.rs, and seed.rs of turnwise-environment).
+
+SPLIT = 0x67756573
+WORD = (1 << 64) - 1
+
+
+def mix(z):
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & WORD
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & WORD
+    return z ^ (z >> 31)
+
+
+def derive_seed(seed, label):
+    return mix(label ^ mix((seed + 0x9E3779B97F4A7C15) & WORD))
+
+
+def tasks(held_out=False):
+    """The tasks of a split, each as (low, high, secret), in the order of the suite."""
+    ranges = [(low, high) for low in range(1, NUMBERS + 2 - SPAN) for high in range(low + SPAN - 1, NUMBERS + 1)]
+    return [(low, high, secret) for low, high in ranges for secret in part(low, high, held_out)]
+
+
+def part(low, high, held_out):
+    """The secrets of one range in a split."""
+    of_range = derive_seed(derive_seed(SPLIT, low), high)
+    secrets = sorted(range(low, high + 1), key=lambda secret: derive_seed(of_range, secret))
+    n_held_out = max((len(secrets) + 2) // 4, 1)
+    return sorted(secrets[:n_held_out] if held_out else secrets[n_held_out:])
+
+
+# The answer in a text (answer.rs of turnwise-environment).
+
+CUES = ["answer is", "answer:", "guess is", "guess:", "result is", "result:", "i guess", "i choose", "i pick", "i say", "="]
+NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?")
+MOST = (1 << 63) - 1
+
+
+def integer(text):
+    """The whole number that a text answers with, or None."""
+    marked = next((part for part in (boxed(text), tagged(text), behind(text, "####"), cued(text)) if part is not None), None)
+    found = list(numbers((text if marked is None else marked).strip()))
+    if not found:
+        return None
+    is_negative, digits = found[-1] if marked is None else found[0]
+    whole, _, fraction = digits.partition(".")
+    if fraction.strip("0"):
+        return None
+    size = min(int(whole), MOST)
+    return -size if is_negative else size
+
+
+def behind(text, mark):
+    at = text.rfind(mark)
+    return None if at < 0 else text[at + len(mark) :]
+
+
+def boxed(text):
+    inside = behind(text, r"\boxed{")
+    depth = 1
+    for at, char in enumerate(inside or ""):
+        depth += (char == "{") - (char == "}")
+        if depth == 0:
+            return inside[:at]
+    return None
+
+
+def tagged(text):
+    inside = behind(text, "<answer>")
+    return None if inside is None else inside.split("</answer>")[0]
+
+
+def cued(text):
+    """What follows the last cue that has any text behind it."""
+    lower = "".join(char.lower() if char.isascii() else char for char in text)
+    ends = [match.end() for cue in CUES for match in re.finditer(re.escape(cue), lower)]
+    ends = [end for end in ends if any(char.isalnum() for char in text[end:])]
+    return text[max(ends) :] if ends else None
+
+
+def numbers(text):
+    """The numbers in a text, each as (is_negative, digits). Digits in a word are none."""
+    at = 0
+    while match := NUMBER.search(text, at):
+        start, at = match.span()
+        before, after = text[start - 1 : start], text[at : at + 1]
+        if any(char.isalpha() or char == "_" for char in (before, after)):
+            while at < len(text) and text[at].isalnum():
+                at += 1
+            continue
+        ahead = text[start - 2 : start - 1] if start >= 2 else ""
+        yield before == "-" and not (ahead.isalnum() or ahead == ")"), match[0].replace(",", "")
+
+
+# The game (game.rs).
+
+
+class Game:
+    """One episode."""
+
+    def __init__(self, low, high, secret):
+        self.secret, self.low, self.high, self.turns_used = secret, low, high, 0
+        self.opening = f"Guess {low}-{high} in {TURNS}."
+
+    def step(self, text):
+        """What the environment says, and the reward where the episode ends."""
+        self.turns_used += 1
+        said = integer(text)
+        if said == self.secret:
+            return None, 1.0
+        answer = "Answer with a number." if said is None else self.hint(said)
+        return (None, 0.0) if self.turns_used >= TURNS else (answer, None)
+
+    def hint(self, said):
+        if said < self.secret:
+            self.low, direction = max(self.low, said + 1), "higher"
+        else:
+            self.high, direction = min(self.high, said - 1), "lower"
+        return f"{direction}: {self.low}-{self.high}"
+
+
+class Chat:
+    """Tokens of the conversation, by the model's own template."""
+
+    def __init__(self, tokenizer, examples):
+        self.tokenizer, self.end = tokenizer, tokenizer.eos_token_id
+        self.before = [{"role": "system", "content": INSTRUCTIONS}, *examples]
+
+    def opening(self, text):
+        """The prompt of the first turn."""
+        messages = [*self.before, {"role": "user", "content": text}]
+        whole = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+    def answer(self, text):
+        """What stands between the end token of a turn and the next turn."""
+        said = f"\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        return self.tokenizer(said, add_special_tokens=False)["input_ids"]
+
+    def text(self, ids):
+        """What a turn says."""
+        return self.tokenizer.decode(ids[:-1] if ids[-1] == self.end else ids, skip_special_tokens=False).strip()
+
+
+def check(settings, path):
+    """Plays recorded conversations again. Texts, rewards and tokens must be the same. Returns how many there were."""
+    from transformers import AutoTokenizer
+
+    # The key and the index of a task are recorded; evaluations play held-out tasks, which have indices of their own.
+    is_held_out = pathlib.Path(path).name.startswith("eval")
+    chat, known = Chat(AutoTokenizer.from_pretrained(settings.start), settings.examples), tasks(is_held_out)
+    recorded = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+    for trajectory in recorded:
+        replay(trajectory, chat, Game(*known[trajectory["identity"]["task_index"]]))
+    return len(recorded)
+
+
+def replay(trajectory, chat, game):
+    nodes = trajectory["graph"]["nodes"]
+    rewards = [turn["reward"] for turn in trajectory["turns"]]
+    ids, recorded = chat.opening(game.opening), []
+    for node in nodes:
+        sampled = next((span["sampled"]["ids"] for span in node["spans"] if "sampled" in span), None)
+        for span in node["spans"]:
+            [(kind, tokens)] = span.items()
+            recorded += tokens["ids"] if kind == "sampled" else tokens
+        if sampled is None:
+            continue
+        ids += sampled
+        assert chat.text(sampled) == node["message"]["content"], (chat.text(sampled), node["message"])
+        said, reward = game.step(chat.text(sampled))
+        assert reward == rewards.pop(0), trajectory["identity"]
+        if said is not None:
+            ids += [] if sampled[-1] == chat.end else [chat.end]
+            ids += chat.answer(said)
+    assert not rewards and ids == recorded, (ids, recorded)
+
+
+# Episodes side by side, on transformers.
+
+
+class Episode:
+    """A conversation: its tokens after the prompt, which of them were sampled, and with what log-probability."""
+
+    def __init__(self, chat, task):
+        self.chat, self.game = chat, Game(*task)
+        self.prompt = chat.opening(self.game.opening)
+        self.ids, self.mask, self.logprobs, self.turn, self.reward = [], [], [], [], None
+        self.unread = self.prompt
+
+    def sample(self, token, logprob):
+        """Adds a token of the turn; returns whether the turn is over."""
+        self.add([token], 1, [logprob])
+        self.turn.append(token)
+        return token == self.chat.end or len(self.turn) == TURN_TOKENS
+
+    def end_turn(self):
+        """Plays the turn, and adds what the environment says."""
+        said, self.reward = self.game.step(self.chat.text(self.turn))
+        if said is not None:
+            # A turn that was cut is closed with a token that does not train.
+            ids = ([] if self.turn[-1] == self.chat.end else [self.chat.end]) + self.chat.answer(said)
+            self.add(ids, 0, [0.0] * len(ids))
+        self.turn = []
+
+    def add(self, ids, sampled, logprobs):
+        self.ids += ids
+        self.unread = self.unread + ids
+        self.mask += [sampled] * len(ids)
+        self.logprobs += logprobs
+
+
+class Reader:
+    """Feeds episodes to a model, and keeps its cache over the turns."""
+
+    def __init__(self, model):
+        import torch
+        from transformers import DynamicCache
+
+        self.model, self.cache = model, DynamicCache(config=model.config)
+        self.mask = torch.zeros((0, 0), dtype=torch.long)
+
+    def prompts(self, episodes):
+        """Computes the prompt of each group once. Returns the logits of each episode's first token."""
+        import torch
+
+        logits = self.read(episodes[::GROUP])
+        for episode in episodes:
+            episode.unread = []
+        self.cache.batch_repeat_interleave(GROUP)
+        self.mask = self.mask.repeat_interleave(GROUP, dim=0)
+        return logits.repeat_interleave(GROUP, dim=0)
+
+    def read(self, episodes):
+        """Computes what each episode has not read yet, padded on the left. Returns the logits of the last place."""
+        import torch
+
+        width = max(len(episode.unread) for episode in episodes)
+        gaps = [width - len(episode.unread) for episode in episodes]
+        ids = torch.tensor([[0] * gap + episode.unread for gap, episode in zip(gaps, episodes)])
+        new = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
+        for episode in episodes:
+            episode.unread = []
+        self.mask = torch.cat([self.mask.reshape(len(episodes), -1), new], dim=1)
+        places = (self.mask.cumsum(dim=1)[:, -width:] - 1).clamp(min=0)
+        return self.model(ids, attention_mask=self.mask, position_ids=places, cache=self.cache, use_cache=True,
+                          logits_to_keep=1).logits[:, -1].float()
+
+    def keep(self, rows):
+        """Leaves out the episodes that have ended."""
+        import torch
+
+        rows = torch.tensor(rows)
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+
+
+def play(model, episodes):
+    """Plays episodes to their end: a turn of all that still play, then the environment's answers."""
+    reader, playing = Reader(model), episodes
+    logits = reader.prompts(episodes)
+    while True:
+        play_turn(reader, playing, logits)
+        for episode in playing:
+            episode.end_turn()
+        rows = [row for row, episode in enumerate(playing) if episode.reward is None]
+        if not rows:
+            return
+        if len(rows) < len(playing):
+            reader.keep(rows)
+        playing = [playing[row] for row in rows]
+        logits = reader.read(playing)
+
+
+def play_turn(reader, playing, logits):
+    """Samples a turn of each episode. Those that are done wait for the others."""
+    import torch
+
+    open_turns = set(range(len(playing)))
+    while True:
+        distribution = torch.log_softmax(logits, dim=-1)
+        tokens = torch.multinomial(distribution.exp(), 1)
+        logprobs = distribution.gather(1, tokens)[:, 0].tolist()
+        tokens = tokens[:, 0].tolist()
+        open_turns -= {row for row in sorted(open_turns) if playing[row].sample(tokens[row], logprobs[row])}
+        if not open_turns:
+            return
+        logits = reader.read(playing)
+
+
+# TRL.
+
+
+class Rollout:
+    """The `rollout_func`: plays a batch, and notes how long it took and how it went."""
+
+    def __init__(self, chat, twin):
+        self.chat, self.twin, self.seconds, self.rewards = chat, twin, [], []
+
+    def __call__(self, prompts, trainer):
+        import torch
+
+        began = time.perf_counter()
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        episodes = [Episode(self.chat, map(int, prompt.split())) for prompt in prompts]
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            play(self.current(model), episodes)
+        model.train(training)
+        self.seconds.append(time.perf_counter() - began)
+        self.rewards.append(statistics.mean(episode.reward for episode in episodes))
+        return {
+            "prompt_ids": [episode.prompt for episode in episodes],
+            "completion_ids": [episode.ids for episode in episodes],
+            "logprobs": [episode.logprobs for episode in episodes],
+            "env_mask": [episode.mask for episode in episodes],
+            "won": [episode.reward for episode in episodes],
+        }
+
+    def current(self, model):
+        """The model that samples: the trained one, or its bf16 twin with the trained weights."""
+        if self.twin is None:
+            return model
+        for copy, weight in zip(self.twin.parameters(), model.parameters(), strict=True):
+            copy.copy_(weight)
+        return self.twin
+
+
+def reward(won, **_):
+    return won
+
+
+def make_trainer(settings, seed, is_bf16, directory):
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    torch.set_num_threads(settings.threads)
+    load = lambda dtype: AutoModelForCausalLM.from_pretrained(settings.start, dtype=dtype, attn_implementation="sdpa")
+    tokenizer = AutoTokenizer.from_pretrained(settings.start)
+    accumulation = GROUPS * GROUP // MINIBATCHES // settings.micro_batch
+    config = GRPOConfig(
+        output_dir=directory,
+        seed=seed,
+        importance_sampling_level="sequence",
+        loss_type="grpo",
+        epsilon=EPSILON_LOW,
+        epsilon_high=EPSILON_HIGH,
+        beta=0.0,
+        num_generations=GROUP,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        # An optimiser step for each mini-batch of the episodes that were generated together.
+        steps_per_generation=accumulation * MINIBATCHES,
+        num_iterations=1,
+        max_completion_length=512,
+        temperature=1.0,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine",
+        weight_decay=WEIGHT_DECAY,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        max_grad_norm=GRADIENT_NORM,
+        optim="adamw_torch_fused",
+        max_steps=settings.steps * MINIBATCHES,
+        use_cpu=True,
+        bf16=is_bf16,
+        gradient_checkpointing=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    return GRPOTrainer(
+        model=load(torch.float32),
+        reward_funcs=reward,
+        args=config,
+        # The prompt names the task; `rollout_func` makes the conversation of it.
+        train_dataset=Dataset.from_dict({"prompt": [" ".join(map(str, task)) for task in tasks()]}),
+        processing_class=tokenizer,
+        rollout_func=Rollout(Chat(tokenizer, settings.examples), load(torch.bfloat16).eval() if is_bf16 else None),
+    )
+
+
+def train_trl(settings):
+    """Trains in this process; returns what each step took, and leaves models in the run's directory."""
+    from transformers import TrainerCallback
+
+    side, seed, directory = settings.train.split(",")
+    marks = evaluated_steps(settings)
+
+    class Clock(TrainerCallback):
+        """Adds up the time of optimiser steps, the rollouts before them included, and saves models between them."""
+
+        def __init__(self):
+            self.began, self.seconds, self.steps = None, 0.0, []
+
+        def on_step_begin(self, *_, **__):
+            self.began = time.perf_counter()
+
+        def on_step_end(self, _, state, __, **___):
+            self.seconds += time.perf_counter() - self.began
+            if state.global_step % MINIBATCHES > 0:
+                return
+            step = state.global_step // MINIBATCHES
+            rollout = trainer.rollout_func
+            self.steps.append({"step": step, "seconds": self.seconds, "rollout_s": rollout.seconds[-1],
+                               "reward": rollout.rewards[-1]})
+            print(json.dumps(self.steps[-1]), file=sys.stderr, flush=True)
+            if step in marks:
+                trainer.save_model(model_at(pathlib.Path(directory), step))
+
+    trainer = make_trainer(settings, int(seed), side.endswith("bf16"), directory)
+    clock = Clock()
+    trainer.add_callback(clock)
+    trainer.train()
+    return clock.steps
+
+
+def model_at(directory, step):
+    return directory / "checkpoints" / f"step-{step:06}"
+
+
+# The comparison.
+
+
+def make_start(settings):
+    """Writes the GGUF file as a Hugging Face directory in f32, from which both sides start."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = settings.gguf.parent, settings.gguf.name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    # transformers refuses to save a model that it loaded from GGUF, though its numbers are plain ones.
+    del model.config.quantization_config
+    plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict())
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(settings.start)
+    plain.save_pretrained(settings.start)
+
+
+def evaluated_steps(settings):
+    return [*range(settings.every, settings.steps, settings.every), settings.steps]
+
+
+def agent_flags(settings):
+    """The task, prompt and limits, for `turnwise train` and `turnwise eval`."""
+    message = lambda of: "{ " + ", ".join(f"{key} = {json.dumps(of[key])}" for key in ["role", "content"]) + " }"
+    return ["agent.examples=[" + ", ".join(map(message, settings.examples)) + "]", f"limits.max_turns={TURNS}",
+            f"limits.max_turn_tokens={TURN_TOKENS}", "limits.max_context_tokens=512", f"engine.threads={settings.threads}"]
+
+
+def train_turnwise(settings, side, seed, directory):
+    """Trains with `turnwise train`; returns what each step took."""
+    command = [settings.turnwise, "train", settings.config, "--run-dir", directory, *agent_flags(settings)]
+    command += [f"{key}={value}" for key, value in {
+        "run.seed": seed,
+        "run.steps": settings.steps,
+        "model.directory": settings.start,
+        "model.compute": side.split("-")[1],
+        "rollout.groups_per_step": GROUPS,
+        "rollout.group_size": GROUP,
+        "train.n_minibatches": MINIBATCHES,
+        "train.learning_rate": LEARNING_RATE,
+        "train.decay": "cosine",
+        "train.max_grad_norm": GRADIENT_NORM,
+        "train.threads": settings.threads,
+        "optimizer.weight_decay": WEIGHT_DECAY,
+        "eval.episodes": 1,
+        "log.checkpoint_every": settings.every,
+        "log.keep_checkpoints": settings.steps + 1,
+    }.items()]
+    with open(directory.with_suffix(".log"), "w") as log:
+        subprocess.run(list(map(str, command)), env=clean_environment(), stdout=log, stderr=log, check=True)
+    seconds, steps = 0.0, []
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        metrics = json.loads(line)
+        seconds += metrics["time/step_s"]
+        steps.append({"step": metrics["step"] + 1, "seconds": seconds, "rollout_s": metrics["time/rollout_s"],
+                      "reward": metrics["reward/mean"], "epsilon": metrics.get("objective/clip_low")})
+    return steps
+
+
+def clean_environment():
+    return {name: value for name, value in os.environ.items() if not TUNING.match(name)}
+
+
+def evaluate(settings, model):
+    """Success on held-out tasks, the same tasks and seeds for every model, computed in f32."""
+    command = [settings.turnwise, "eval", "--model", model, "--env", "guess", "--episodes", settings.episodes, "--seed", 1,
+               "--json", *agent_flags(settings)]
+    done = subprocess.run(list(map(str, command)), env=clean_environment(), stdout=subprocess.PIPE, check=True, text=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    return {"success": result["success_rate"], "low": result["ci_low"], "high": result["ci_high"]}
+
+
+def measure(settings, side, seed):
+    """Trains one side with one seed, evaluates its models, and returns a row for each evaluation."""
+    directory = settings.out / f"{side}-{seed}"
+    shutil.rmtree(directory, ignore_errors=True)
+    if side.startswith("trl"):
+        steps = run([sys.executable, *sys.argv, "--train", f"{side},{seed},{directory}"])
+    else:
+        steps = train_turnwise(settings, side, seed, directory)
+        first = sorted((directory / "rollouts").iterdir())[0]
+        print(f"  {check(settings, first)} recorded conversations are those of the game in Python", flush=True)
+    show_steps(side, seed, steps)
+    rows = [row(side, seed, {"step": 0, "seconds": 0.0}, start_success(settings))]
+    for step in evaluated_steps(settings):
+        rows.append(row(side, seed, steps[step - 1], evaluate(settings, model_at(directory, step))))
+        print(f"  {line(rows[-1])}", flush=True)
+    (settings.out / f"{side}-{seed}.steps.json").write_text(json.dumps(steps))
+    if not settings.keep:
+        shutil.rmtree(directory / "checkpoints")
+    return rows
+
+
+def start_success(settings):
+    """The success of the start, which all sides share."""
+    path = settings.out / "start.json"
+    if not path.exists():
+        path.write_text(json.dumps(evaluate(settings, settings.start)))
+    return json.loads(path.read_text())
+
+
+def row(side, seed, step, success):
+    return {"side": side, "seed": seed, "step": step["step"], "episodes": step["step"] * GROUPS * GROUP,
+            "minutes": step["seconds"] / 60, **success}
+
+
+def line(of):
+    return (f"{of['side']:<14}{of['seed']:>5}{of['step']:>6}{of['episodes']:>10}{of['minutes']:>9.2f}"
+            f"{of['success']:>9.3f} [{of['low']:.3f}, {of['high']:.3f}]")
+
+
+def show_steps(side, seed, steps):
+    whole = steps[-1]["seconds"] / len(steps)
+    rollouts = statistics.mean(step["rollout_s"] for step in steps)
+    print(f"{side} seed {seed}: {whole:.1f} s a step, {rollouts:.1f} s of it rollouts", flush=True)
+    measured = [step["epsilon"] for step in steps if step.get("epsilon")]
+    if measured:
+        print(f"  ε measured: {', '.join(f'{epsilon:.3f}' for epsilon in measured)}", flush=True)
+
+
+def time_to_gain(rows):
+    """Minutes and episodes until success is GAIN above the start, between evaluations along a line; None if never."""
+    wanted = rows[0]["success"] + GAIN
+    for before, after in zip(rows, rows[1:]):
+        if after["success"] >= wanted:
+            share = (wanted - before["success"]) / (after["success"] - before["success"])
+            return [before[key] + share * (after[key] - before[key]) for key in ["minutes", "episodes"]]
+    return None
+
+
+def report(settings):
+    """Writes the results of all sides and seeds that are there."""
+    found = [path for side in SIDES for path in sorted(settings.out.glob(f"{side}-*.jsonl"))]
+    runs = [[json.loads(text) for text in path.read_text().splitlines()] for path in found]
+    lines = [f"{'side':<14}{'seed':>5}{'step':>6}{'episodes':>10}{'minutes':>9}{'success':>9}"]
+    lines += [line(of) for rows in runs for of in rows]
+    for rows in runs:
+        reached = time_to_gain(rows)
+        when = "not reached" if reached is None else f"{reached[0]:.2f} minutes, {reached[1]:.0f} episodes"
+        lines.append(f"to +{GAIN}: {rows[0]['side']:<14} seed {rows[0]['seed']}: {when}")
+    (settings.out / "results.jsonl").write_text("".join(json.dumps(of) + "\n" for rows in runs for of in rows))
+    (settings.out / "results.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    plot(runs, settings.out / "results.png")
+
+
+def plot(runs, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for panel, key in zip(panels, ["minutes", "episodes"]):
+        for rows in runs:
+            side, seed = rows[0]["side"], rows[0]["seed"]
+            colour = f"C{SIDES.index(side)}"
+            is_first = seed == min(other[0]["seed"] for other in runs if other[0]["side"] == side)
+            panel.plot([of[key] for of in rows], [of["success"] for of in rows], color=colour, marker=".",
+                       label=side if is_first else None)
+        panel.set_xlabel(f"{key} of training" if key == "minutes" else "training episodes")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("success on held-out tasks")
+    panels[0].legend()
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    settings = arguments()
+    if settings.train:
+        print(json.dumps(train_trl(settings)))
+        return
+    settings.out.mkdir(parents=True, exist_ok=True)
+    if not (settings.start / "config.json").exists():
+        make_start(settings)
+    if settings.check:
+        print(f"{check(settings, settings.check)} conversations are the same")
+        return
+    print(machine(settings.threads), flush=True)
+    for seed in settings.seeds:
+        for side in settings.sides:
+            path = settings.out / f"{side}-{seed}.jsonl"
+            if not path.exists():
+                rows = measure(settings, side, seed)
+                path.write_text("".join(json.dumps(of) + "\n" for of in rows))
+    report(settings)
+
+
+if __name__ == "__main__":
+    main()
