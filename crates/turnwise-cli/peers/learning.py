@@ -25,6 +25,7 @@ import time
 import tomllib
 
 from common import TUNING, machine, run
+from step import add_trl_arguments, sampler, trainer_class
 
 # What both sides are told; the lines that examples/smollm2-guess.toml leaves out are turnwise's defaults for a loaded model.
 GROUPS, GROUP, MINIBATCHES, TURN_TOKENS = 8, 8, 4, 8
@@ -49,6 +50,7 @@ def arguments():
     parser.add_argument("--turnwise", default="target/release/turnwise")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--micro-batch", type=int, default=16, help="rows that TRL trains at once")
+    add_trl_arguments(parser)
     parser.add_argument("--keep", action="store_true", help="keep the models on the way")
     parser.add_argument("--check", metavar="FILE", help="compare the game with a run's or an evaluation's conversations")
     parser.add_argument("--train", help=argparse.SUPPRESS)
@@ -373,30 +375,24 @@ class Rollout:
         import torch
 
         began = time.perf_counter()
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        model = sampler(trainer, self.twin)
         episodes = [Episode(self.chat, map(int, prompt.split())) for prompt in prompts]
         training = model.training
         model.eval()
         with torch.no_grad():
-            play(self.current(model), episodes)
+            play(model, episodes)
         model.train(training)
+        masks, logprobs = [episode.mask for episode in episodes], [episode.logprobs for episode in episodes]
+        trainer.note_rollouts(masks, logprobs)
         self.seconds.append(time.perf_counter() - began)
         self.rewards.append(statistics.mean(episode.reward for episode in episodes))
         return {
             "prompt_ids": [episode.prompt for episode in episodes],
             "completion_ids": [episode.ids for episode in episodes],
-            "logprobs": [episode.logprobs for episode in episodes],
-            "env_mask": [episode.mask for episode in episodes],
+            "logprobs": logprobs,
+            "env_mask": masks,
             "won": [episode.reward for episode in episodes],
         }
-
-    def current(self, model):
-        """The model that samples: the trained one, or its bf16 twin with the trained weights."""
-        if self.twin is None:
-            return model
-        for copy, weight in zip(self.twin.parameters(), model.parameters(), strict=True):
-            copy.copy_(weight)
-        return self.twin
 
 
 def reward(won, **_):
@@ -407,7 +403,7 @@ def make_trainer(settings, seed, is_bf16, directory):
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
     torch.set_num_threads(settings.threads)
     load = lambda dtype: AutoModelForCausalLM.from_pretrained(settings.start, dtype=dtype, attn_implementation="sdpa")
@@ -447,7 +443,7 @@ def make_trainer(settings, seed, is_bf16, directory):
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    return GRPOTrainer(
+    return trainer_class(settings)(
         model=load(torch.float32),
         reward_funcs=reward,
         args=config,

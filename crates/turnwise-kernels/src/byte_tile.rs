@@ -213,8 +213,8 @@ mod dot {
     };
     use std::array;
 
-    use super::{BLOCK_LINES, BLOCK_WORDS, ByteFactors, PairLine, STEPS, TileTarget};
-    use crate::registers::{self, Register, of_shape};
+    use super::{BLOCK_LINES, BLOCK_WORDS, ByteFactors, LANES, PairLine, STEPS, TileTarget, Write};
+    use crate::registers::{Register, of_shape, with_sums};
 
     /// # Safety
     /// Every number that a tile of this shape touches can be read or written, and the processor has the instructions.
@@ -223,19 +223,17 @@ mod dot {
         target: &mut TileTarget<'_>,
         factors: &ByteFactors<'_>,
     ) {
-        // SAFETY: guaranteed by the caller.
-        let mut sums: [[__m512; C]; R] = unsafe { registers::start(target) };
         let next = factors.next;
-        // SAFETY: guaranteed by the caller.
-        unsafe {
-            match next.len() {
-                0 => walk::<R, C, 0>(&mut sums, factors, []),
-                n if n < C => walk::<R, C, 1>(&mut sums, factors, [next[0].as_ptr()]),
-                _ => walk::<R, C, C>(&mut sums, factors, array::from_fn(|c| next[c].as_ptr())),
+        with_sums!(target, |sums: [[__m512; C]; R]| {
+            // SAFETY: guaranteed by the caller.
+            unsafe {
+                match next.len() {
+                    0 => walk::<R, C, 0>(&mut sums, factors, []),
+                    n if n < C => walk::<R, C, 1>(&mut sums, factors, [next[0].as_ptr()]),
+                    _ => walk::<R, C, C>(&mut sums, factors, array::from_fn(|c| next[c].as_ptr())),
+                }
             }
-        }
-        // SAFETY: guaranteed by the caller.
-        unsafe { registers::finish(target, &sums) };
+        });
     }
 
     /// Adds the products of all blocks, and prefetches from `next` on, one line per vector and step.

@@ -2,9 +2,9 @@
 
 use std::array;
 
-use crate::registers::{self, Register, of_shape};
+use crate::registers::{self, Register, of_shape, with_sums};
 use crate::simd::{Level, level};
-use crate::tile::{Half, LANES, MAX_VECTORS, TileTarget};
+use crate::tile::{Half, LANES, MAX_VECTORS, TileTarget, Write};
 
 /// Returns the most rows and column vectors of a tile on this processor, for a product of `rows` rows: enough parallel
 /// sums to keep its units busy, and few enough for its registers.
@@ -171,29 +171,27 @@ unsafe fn tile<T: Load, V: Register, const R: usize, const C: usize>(
     target: &mut TileTarget<'_>,
     factors: &NumberFactors<'_, T>,
 ) {
-    // SAFETY: guaranteed by the caller.
-    let mut sums: [[V; C]; R] = unsafe { registers::start(target) };
-    let NumberFactors { a, a_stride, a_step, b, terms_each, b_stride, terms, .. } = *factors;
-    let (mut a, mut left) = (a.as_ptr(), terms);
-    for (index, columns) in b.iter().enumerate() {
-        let count = terms_each.min(left);
-        let columns = array::from_fn(|c| columns[c].as_ptr());
-        let walk = Walk { a, a_stride, a_step, b: columns, b_stride, count };
-        let next = b.get(index + 1).map_or(factors.next, |next| &next[..C]);
-        // Two separate loops, because a branch inside the loop costs more than it saves.
-        // SAFETY: guaranteed by the caller.
-        unsafe {
-            match next.len() {
-                0 => walk.run::<V, R, 0>(&mut sums, []),
-                n if n < C => walk.run::<V, R, 1>(&mut sums, [next[0].as_ptr()]),
-                _ => walk.run::<V, R, C>(&mut sums, array::from_fn(|c| next[c].as_ptr())),
+    with_sums!(target, |sums: [[V; C]; R]| {
+        let NumberFactors { a, a_stride, a_step, b, terms_each, b_stride, terms, .. } = *factors;
+        let (mut a, mut left) = (a.as_ptr(), terms);
+        for (index, columns) in b.iter().enumerate() {
+            let count = terms_each.min(left);
+            let columns = array::from_fn(|c| columns[c].as_ptr());
+            let walk = Walk { a, a_stride, a_step, b: columns, b_stride, count };
+            let next = b.get(index + 1).map_or(factors.next, |next| &next[..C]);
+            // Two separate loops, because a branch inside the loop costs more than it saves.
+            // SAFETY: guaranteed by the caller.
+            unsafe {
+                match next.len() {
+                    0 => walk.run::<V, R, 0>(&mut sums, []),
+                    n if n < C => walk.run::<V, R, 1>(&mut sums, [next[0].as_ptr()]),
+                    _ => walk.run::<V, R, C>(&mut sums, array::from_fn(|c| next[c].as_ptr())),
+                }
             }
+            a = a.wrapping_add(count * a_step);
+            left -= count;
         }
-        a = a.wrapping_add(count * a_step);
-        left -= count;
-    }
-    // SAFETY: guaranteed by the caller.
-    unsafe { registers::finish(target, &sums) };
+    });
 }
 
 /// Defines the tiles of an instruction set: for each number of vectors, up to a number of rows.
@@ -232,7 +230,7 @@ tiles!(multiply_portably, registers::Portable, [], 1: [1 2 3], 2: [1 2 3], 4: [1
 mod tests {
     use super::*;
     use crate::pairs::{number, rounded};
-    use crate::tile::{MAX_TILE, Write};
+    use crate::tile::MAX_TILE;
 
     fn uneven(length: usize) -> Vec<f32> {
         (0..length).map(|i| ((i * 37) % 41) as f32 * 0.1 - 2.0).collect()

@@ -14,10 +14,10 @@ use std::marker::PhantomData;
 use std::mem::transmute;
 
 use crate::pairs::{PairLine, terms};
-use crate::registers::{self, Register, of_shape};
+use crate::registers::{self, Register, of_shape, with_sums};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Level, level};
-use crate::tile::{LANES, MAX_VECTORS, TileTarget};
+use crate::tile::{LANES, MAX_VECTORS, TileTarget, Write};
 
 /// The factors of a tile: rows of `a` times columns of `b`.
 #[derive(Clone, Copy, Debug)]
@@ -187,17 +187,17 @@ unsafe fn tile<S: Steps, const R: usize, const C: usize>(
     factors: &PairFactors<'_>,
 ) {
     let next = factors.next;
-    // Separate loops, because a branch inside the loop costs more than it saves.
-    // SAFETY: guaranteed by the caller.
-    unsafe {
-        let mut sums: [[S::Sums; C]; R] = registers::start(target);
-        match next.len() {
-            0 => walk::<S, R, C, 0>(&mut sums, factors, []),
-            n if n < C => walk::<S, R, C, 1>(&mut sums, factors, [next[0].as_ptr()]),
-            _ => walk::<S, R, C, C>(&mut sums, factors, array::from_fn(|c| next[c].as_ptr())),
+    with_sums!(target, |sums: [[S::Sums; C]; R]| {
+        // Separate loops, because a branch inside the loop costs more than it saves.
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            match next.len() {
+                0 => walk::<S, R, C, 0>(&mut sums, factors, []),
+                n if n < C => walk::<S, R, C, 1>(&mut sums, factors, [next[0].as_ptr()]),
+                _ => walk::<S, R, C, C>(&mut sums, factors, array::from_fn(|c| next[c].as_ptr())),
+            }
         }
-        registers::finish(target, &sums);
-    }
+    });
 }
 
 /// Adds the products of all pairs, and prefetches from `next` on, one line per vector and pair.
@@ -270,7 +270,7 @@ tiles!(multiply_portably, Split<registers::Portable>, [], 1: [1 2 3 4]);
 mod tests {
     use super::*;
     use crate::pairs;
-    use crate::tile::{MAX_TILE, Write};
+    use crate::tile::MAX_TILE;
 
     fn uneven(length: usize, seed: usize) -> Vec<u32> {
         let number = |i: usize| ((i * 37 + seed) % 41) as f32 * 0.1 - 2.0;

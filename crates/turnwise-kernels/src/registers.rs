@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 use std::array;
 
 use crate::pairs::{PairLine, number, terms};
-use crate::tile::{Half, LANES, TileTarget, Write};
+use crate::tile::{Half, LANES};
 
 /// Sixteen numbers of AVX-512.
 #[cfg(target_arch = "x86_64")]
@@ -51,44 +51,35 @@ pub(crate) trait Register: Copy {
     fn prefetch(address: *const u8);
 }
 
-/// Returns what the sums of a tile start from.
+/// Computes a tile: `let` binds the sums, which start from 0 or from the target, the block adds to them, and they are stored.
+///
+/// It is no function, because sums that go through one stay in memory, where every step would store them.
 ///
 /// # Safety
-/// A tile of this shape can be read, and the processor has the instructions.
-#[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
-#[inline(always)]
-pub(crate) unsafe fn start<V: Register, const R: usize, const C: usize>(
-    target: &TileTarget<'_>,
-) -> [[V; C]; R] {
-    let (start, stride) = (target.data.as_ptr(), target.stride);
-    match target.write {
+/// A tile of this shape can be read and written, and the processor has the instructions.
+macro_rules! with_sums {
+    ($target:expr, |$sums:ident: [[$register:ty; $columns:ident]; $rows:ident]| $add:expr) => {{
+        let (start, stride) = ($target.data.as_mut_ptr(), $target.stride);
         // SAFETY: guaranteed by the caller.
-        Write::Replace => [[unsafe { V::zero() }; C]; R],
-        Write::Add => array::from_fn(|r| {
+        let at = |r: usize, c: usize| unsafe { start.add(r * stride + c * LANES) };
+        let mut $sums: [[$register; $columns]; $rows] = match $target.write {
             // SAFETY: guaranteed by the caller.
-            array::from_fn(|c| unsafe { V::load(start.add(r * stride + c * LANES)) })
-        }),
-    }
-}
-
-/// Stores the sums of a tile.
-///
-/// # Safety
-/// A tile of this shape can be written, and the processor has the instructions.
-#[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
-#[inline(always)]
-pub(crate) unsafe fn finish<V: Register, const R: usize, const C: usize>(
-    target: &mut TileTarget<'_>,
-    sums: &[[V; C]; R],
-) {
-    let (start, stride) = (target.data.as_mut_ptr(), target.stride);
-    for (r, sums) in sums.iter().enumerate() {
-        for (c, sum) in sums.iter().enumerate() {
-            // SAFETY: guaranteed by the caller.
-            unsafe { sum.store(start.add(r * stride + c * LANES)) };
+            Write::Replace => [[unsafe { <$register>::zero() }; $columns]; $rows],
+            Write::Add => {
+                // SAFETY: guaranteed by the caller.
+                array::from_fn(|r| array::from_fn(|c| unsafe { <$register>::load(at(r, c)) }))
+            }
+        };
+        $add;
+        for (r, sums) in $sums.iter().enumerate() {
+            for (c, sum) in sums.iter().enumerate() {
+                // SAFETY: guaranteed by the caller.
+                unsafe { sum.store(at(r, c)) };
+            }
         }
-    }
+    }};
 }
+pub(crate) use with_sums;
 
 /// Calls a function for the shape of a tile: `function::<rows, vectors>(target, factors)`, or with a type before them.
 macro_rules! of_shape {
