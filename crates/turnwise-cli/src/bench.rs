@@ -7,6 +7,7 @@ mod model;
 mod numbers;
 mod objective;
 mod orchestration;
+mod overlap;
 mod report;
 mod rollout;
 mod step;
@@ -24,6 +25,8 @@ pub(crate) enum BenchCommand {
     Rollout(rollout::RolloutArguments),
     /// Measure a whole training step: rollouts, GSPO, optimiser, publication
     Step(step::StepArguments),
+    /// Measure whether rollouts beside training pay, and simulate it on larger machines
+    Overlap(overlap::OverlapArguments),
     /// Measure GSPO-token alone: its value and gradient from log-probabilities
     Objective(objective::ObjectiveArguments),
     /// Measure the cost of a turn without the engine: processor time, wall time, memory
@@ -41,6 +44,9 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<(), Failure> {
         }
         BenchCommand::Step(arguments) => {
             machine::with_threads(arguments.threads, || step::bench(arguments))
+        }
+        BenchCommand::Overlap(arguments) => {
+            machine::with_threads(arguments.step.threads, || overlap::bench(arguments))
         }
         BenchCommand::Objective(arguments) => {
             machine::with_threads(arguments.threads, || objective::bench(arguments))

@@ -24,6 +24,7 @@ mod letters;
 mod many;
 mod mutation;
 mod orchestration;
+mod overlap;
 mod plan;
 mod rubric;
 mod trace;
@@ -39,5 +40,6 @@ pub use mutation::Mutation;
 pub use orchestration::{
     OrchestrationError, OrchestrationReport, OrchestrationSettings, measure_orchestration,
 };
+pub use overlap::{ComputeCosts, OverlapReport, OverlapSettings, simulate_overlap};
 pub use plan::{Mode, SimulationPlan};
 pub use trace::TraceHash;

@@ -8,7 +8,8 @@ use turnwise_candle::{CandleLearner, EngineSettings, PassPart, Shares};
 use turnwise_objective::{Clip, GroupAdvantage, Gspo, LengthWeight, Std};
 use turnwise_rollout::{ChatAgents, Limits, PoolSettings, StopSignal};
 use turnwise_training::{
-    Admission, OutcomeCredit, Parts, Schedule, StepReport, Trainer, TrainerSettings, metric,
+    Admission, OutcomeCredit, Parts, RolloutMode, Schedule, StepReport, Trainer, TrainerSettings,
+    metric,
 };
 
 use super::machine::Machine;
@@ -22,27 +23,27 @@ use turnwise_run::{ExitCode, Failure};
 pub(crate) struct StepArguments {
     /// Print every repetition as one line of JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
-    model: ModelArguments,
+    pub(super) model: ModelArguments,
     /// The number of groups in a step, each with its own task
     #[arg(long, value_name = "N", default_value_t = 32)]
-    groups: usize,
+    pub(super) groups: usize,
     /// The number of episodes in a group
     #[arg(long, value_name = "N", default_value_t = 8)]
-    group: usize,
+    pub(super) group: usize,
     /// The number of turns of an episode
     #[arg(long, value_name = "N", default_value_t = 2)]
-    turns: usize,
+    pub(super) turns: usize,
     /// The tokens of a task's prompt
     #[arg(long, value_name = "N", default_value_t = 256)]
-    prompt: usize,
+    pub(super) prompt: usize,
     /// The tokens sampled in a turn
     #[arg(long, value_name = "N", default_value_t = 64)]
-    turn_tokens: usize,
+    pub(super) turn_tokens: usize,
     /// The tokens that the environment adds between turns
     #[arg(long, value_name = "N", default_value_t = 16)]
-    observation: usize,
+    pub(super) observation: usize,
     /// The number of optimiser steps that share the episodes
     #[arg(long, value_name = "N", default_value_t = 1)]
     mini_batches: usize,
@@ -59,8 +60,16 @@ pub(crate) struct StepArguments {
 }
 
 impl StepArguments {
+    /// Describes the work.
+    pub(super) fn what(&self) -> String {
+        let Self { groups, group, turns, prompt, turn_tokens, observation, .. } = self;
+        format!(
+            "{groups} groups of {group}, {turns} turns of {turn_tokens} tokens, {observation} between turns, after prompts of {prompt}"
+        )
+    }
+
     /// Returns the tokens of a finished episode.
-    fn length(&self) -> usize {
+    pub(super) fn length(&self) -> usize {
         self.prompt + self.turns * self.turn_tokens + (self.turns - 1) * self.observation
     }
 
@@ -69,16 +78,38 @@ impl StepArguments {
     }
 }
 
+/// The threads of engine and learner, 0 for all, and whether they compute side by side.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Division {
+    pub(super) engine: usize,
+    pub(super) learner: usize,
+    pub(super) asynchronous: bool,
+}
+
+impl Division {
+    const ALL: Self = Self { engine: 0, learner: 0, asynchronous: false };
+}
+
 /// Seconds of a step.
-struct Timed {
-    step_s: f64,
-    rollout_s: f64,
+pub(super) struct Timed {
+    pub(super) step_s: f64,
+    pub(super) rollout_s: f64,
     /// The learner's time by kind of work.
     shares: Shares,
 }
 
 /// Runs the benchmark and prints its results.
 pub(super) fn bench(arguments: &StepArguments) -> Result<(), Failure> {
+    let start_bytes = memory::resident()?;
+    let measured = seconds(arguments, Division::ALL)?;
+    report(arguments, &measured, start_bytes, memory::peak()?).print(arguments.json)
+}
+
+/// Measures steps with some division of the threads.
+pub(super) fn seconds(
+    arguments: &StepArguments,
+    division: Division,
+) -> Result<Vec<Timed>, Failure> {
     let StepArguments { groups, group: members, turns, prompt, turn_tokens, repetitions, .. } =
         *arguments;
     let (mini_batches, micro) = (arguments.mini_batches, arguments.micro_batch_tokens);
@@ -88,11 +119,9 @@ pub(super) fn bench(arguments: &StepArguments) -> Result<(), Failure> {
             "groups, turns, tokens, mini-batches and repetitions are at least 1, and a group has 2 episodes",
         ));
     }
-    let start_bytes = memory::resident()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|error| Failure::runtime(&error))?;
-    let measured = runtime.block_on(measure(arguments))?;
-    report(arguments, &measured, start_bytes, memory::peak()?).print(arguments.json)
+    runtime.block_on(measure(arguments, division))
 }
 
 fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) -> Report {
@@ -126,12 +155,9 @@ fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) 
     parts.push(part("other", rest.map(|seconds| seconds.max(0.0)).collect()));
     let StepArguments { model, groups, group, turns, prompt, turn_tokens, observation, .. } =
         arguments;
-    let what = format!(
-        "{groups} groups of {group}, {turns} turns of {turn_tokens} tokens, {observation} between turns, after prompts of {prompt}"
-    );
     Report {
         name: "step",
-        what: vec![what, model.describe()],
+        what: vec![arguments.what(), model.describe()],
         machine: Machine::with(arguments.threads),
         sizes: json!({
             "model": model.sizes(),
@@ -149,14 +175,16 @@ fn report(arguments: &StepArguments, measured: &[Timed], start: u64, peak: u64) 
     }
 }
 
-async fn measure(arguments: &StepArguments) -> Result<Vec<Timed>, Failure> {
-    let mut trainer = trainer(arguments)?;
+async fn measure(arguments: &StepArguments, division: Division) -> Result<Vec<Timed>, Failure> {
+    let mut trainer = trainer(arguments, division)?;
     let mut measured = Vec::new();
     for repetition in 0..=arguments.repetitions {
         let before = trainer.learner().shares().await.map_err(|error| Failure::runtime(&error))?;
         let report = Box::pin(trainer.step(&StopSignal::never())).await?;
         let report = report.ok_or_else(|| failed("a step was stopped"))?;
-        check(arguments, &report)?;
+        if !division.asynchronous {
+            check(arguments, &report)?;
+        }
         if repetition == 0 {
             memory::reset_peak()?;
             continue;
@@ -187,12 +215,17 @@ fn failed(what: &str) -> Failure {
     Failure::new(ExitCode::Runtime, what)
 }
 
-fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure> {
-    let learner = arguments.learner.learner(&arguments.model, arguments.length(), 0)?;
+fn trainer(
+    arguments: &StepArguments,
+    division: Division,
+) -> Result<Trainer<CandleLearner>, Failure> {
+    let StepArguments { model, learner, .. } = arguments;
+    let learner = learner.learner(model, arguments.length(), division.learner)?;
     let n_episodes = arguments.groups * arguments.group;
     let engine = EngineSettings {
         max_batch: n_episodes,
         weights: arguments.model.engine_weights(),
+        threads: division.engine,
         ..EngineSettings::default()
     };
     let policy = learner.policy(engine).map_err(|error| Failure::runtime(&error))?;
@@ -207,7 +240,11 @@ fn trainer(arguments: &StepArguments) -> Result<Trainer<CandleLearner>, Failure>
         objective: Box::new(Gspo { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean }),
         credit: Box::new(OutcomeCredit { advantage }),
     };
-    Ok(Trainer::new(parts, settings(arguments)))
+    let mut settings = settings(arguments);
+    if division.asynchronous {
+        settings.mode = RolloutMode::Asynchronous;
+    }
+    Ok(Trainer::new(parts, settings))
 }
 
 /// Returns a task for each group.
