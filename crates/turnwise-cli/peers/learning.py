@@ -7,9 +7,9 @@
 SmolLM2-135M-Instruct learns `guess` as in examples/smollm2-guess.toml. Both sides start from one Hugging Face directory, which
 transformers makes of the GGUF file, and have the same prompt, limits, groups, mini-batches, optimiser and learning rate, and a
 sequence-level objective. In TRL, GRPOTrainer plays the game, written below in Python, through its `rollout_func`. Models are
-kept on the way and measured afterwards by one command, `turnwise eval`; minutes are those of rollouts and training alone.
+written on the way and measured afterwards by one command, `turnwise eval`; minutes are those of rollouts and training.
 
-OUT gets results.jsonl, results.txt (the table), results.png, and of each side and seed a log and SIDE-SEED.jsonl. Not part of CI.
+The folder OUT gets results.jsonl, results.txt (the table), results.png, and for each side and seed SIDE-SEED.jsonl, x
 """
 
 import argparse
@@ -24,14 +24,14 @@ import sys
 import time
 import tomllib
 
-from common import TUNING, machine, run
+from common import TUNING, machine
 from step import add_trl_arguments, sampler, trainer_class
 
 # What both sides are told; the lines that examples/smollm2-guess.toml leaves out are turnwise's defaults for a loaded model.
 GROUPS, GROUP, MINIBATCHES, TURN_TOKENS = 8, 8, 4, 8
 LEARNING_RATE, WEIGHT_DECAY, GRADIENT_NORM = 2e-5, 0.01, 1.0
 # turnwise measures ε (`objective.clip = "auto"`). TRL has the fixed ε that the first ten steps of three such runs came to.
-EPSILON_LOW, EPSILON_HIGH = 0.066, 0.088
+EPSILON_LOW, EPSILON_HIGH = 0.065, 0.087
 SIDES = ["trl-f32", "trl-bf16", "turnwise-f32", "turnwise-bf16"]
 # A side has learned when its success is this much above its start.
 GAIN = 0.3
@@ -49,7 +49,7 @@ def arguments():
     parser.add_argument("--out", type=pathlib.Path, default="learning")
     parser.add_argument("--turnwise", default="target/release/turnwise")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--micro-batch", type=int, default=16, help="rows that TRL trains at once")
+    parser.add_argument("--micro-batch", type=int, default=16, help="the most rows that TRL trains at once")
     add_trl_arguments(parser)
     parser.add_argument("--keep", action="store_true", help="keep the models on the way")
     parser.add_argument("--check", metavar="FILE", help="compare the game with a run's or an evaluation's conversations")
@@ -220,7 +220,7 @@ def check(settings, path):
     """Plays recorded conversations again. Texts, rewards and tokens must be the same. Returns how many there were."""
     from transformers import AutoTokenizer
 
-    # The key and the index of a task are recorded; evaluations play held-out tasks, which have indices of their own.
+    # A task's index counts within its split, and evaluations play the held-out one.
     is_held_out = pathlib.Path(path).name.startswith("eval")
     chat, known = Chat(AutoTokenizer.from_pretrained(settings.start), settings.examples), tasks(is_held_out)
     recorded = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
@@ -408,7 +408,9 @@ def make_trainer(settings, seed, is_bf16, directory):
     torch.set_num_threads(settings.threads)
     load = lambda dtype: AutoModelForCausalLM.from_pretrained(settings.start, dtype=dtype, attn_implementation="sdpa")
     tokenizer = AutoTokenizer.from_pretrained(settings.start)
-    accumulation = GROUPS * GROUP // MINIBATCHES // settings.micro_batch
+    n_rows = GROUPS * GROUP // MINIBATCHES
+    micro_batch = min(settings.micro_batch, n_rows)
+    accumulation = n_rows // micro_batch
     config = GRPOConfig(
         output_dir=directory,
         seed=seed,
@@ -418,7 +420,7 @@ def make_trainer(settings, seed, is_bf16, directory):
         epsilon_high=EPSILON_HIGH,
         beta=0.0,
         num_generations=GROUP,
-        per_device_train_batch_size=settings.micro_batch,
+        per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         # An optimiser step for each mini-batch of the episodes that were generated together.
         steps_per_generation=accumulation * MINIBATCHES,
@@ -542,8 +544,7 @@ def train_turnwise(settings, side, seed, directory):
         "log.checkpoint_every": settings.every,
         "log.keep_checkpoints": settings.steps + 1,
     }.items()]
-    with open(directory.with_suffix(".log"), "w") as log:
-        subprocess.run(list(map(str, command)), env=clean_environment(), stdout=log, stderr=log, check=True)
+    directory.with_suffix(".log").write_text(call(command, directory))
     seconds, steps = 0.0, []
     for line in (directory / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
@@ -553,16 +554,21 @@ def train_turnwise(settings, side, seed, directory):
     return steps
 
 
-def clean_environment():
-    return {name: value for name, value in os.environ.items() if not TUNING.match(name)}
+def call(command, directory):
+    """Runs a command and returns what it prints; what it says about its progress goes to a file beside the directory."""
+    environment = {name: value for name, value in os.environ.items() if not TUNING.match(name)}
+    with open(directory.with_suffix(".err"), "a") as log:
+        done = subprocess.run(list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}; see {log.name}")
+    return done.stdout
 
 
 def evaluate(settings, model):
     """Success on held-out tasks, the same tasks and seeds for every model, computed in f32."""
     command = [settings.turnwise, "eval", "--model", model, "--env", "guess", "--episodes", settings.episodes, "--seed", 1,
                "--json", *agent_flags(settings)]
-    done = subprocess.run(list(map(str, command)), env=clean_environment(), stdout=subprocess.PIPE, check=True, text=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(call(command, settings.out / "eval").splitlines()[-1])
     return {"success": result["success_rate"], "low": result["ci_low"], "high": result["ci_high"]}
 
 
@@ -571,7 +577,8 @@ def measure(settings, side, seed):
     directory = settings.out / f"{side}-{seed}"
     shutil.rmtree(directory, ignore_errors=True)
     if side.startswith("trl"):
-        steps = run([sys.executable, *sys.argv, "--train", f"{side},{seed},{directory}"])
+        printed = call([sys.executable, *sys.argv, "--train", f"{side},{seed},{directory}"], directory)
+        steps = json.loads(printed.splitlines()[-1])
     else:
         steps = train_turnwise(settings, side, seed, directory)
         first = sorted((directory / "rollouts").iterdir())[0]

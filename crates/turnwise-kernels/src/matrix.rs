@@ -16,6 +16,15 @@ use halves::HalfSide;
 
 pub use crate::tile::Write;
 
+/// Returns whether products in bf16 are faster than in f32 on this processor: with AVX-512-BF16 or AMX.
+#[must_use]
+pub fn has_fast_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return crate::pair_tile::has_dot() || amx::is_available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// A view of a matrix in a slice: element `(i, j)` is at `i * row_stride + j * column_stride`.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {

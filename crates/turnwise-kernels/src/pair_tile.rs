@@ -67,6 +67,12 @@ fn instructions() -> Instructions {
     Instructions::Portable
 }
 
+/// Returns whether the processor has an instruction for pairs.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_dot() -> bool {
+    instructions() == Instructions::Dot
+}
+
 /// Returns the most rows and column vectors of a tile on this processor, for a product of `rows` rows.
 #[must_use]
 pub fn shape(rows: usize) -> (usize, usize) {

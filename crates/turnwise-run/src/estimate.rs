@@ -1,16 +1,19 @@
 //! Estimates of what a run needs, made before it starts: memory, disk, and seconds per step.
 
+use std::num::NonZero;
 use std::path::Path;
+use std::thread::available_parallelism;
 
-use turnwise_candle::CandleLearner;
-use turnwise_training::{Batch, Learner, RolloutMode, free_bytes};
+use turnwise_candle::{CandleLearner, DecoderConfig};
+use turnwise_training::{Batch, Learner, RolloutMode, Row, free_bytes};
 use turnwise_trajectory::Trajectory;
 
 use crate::config::Config;
 use crate::failure::{ExitCode, Failure};
-use crate::memory::{available_memory, plan};
+use crate::memory::{EpisodeLengths, available_memory, plan, plan_of};
 use crate::session::Session;
 use crate::text::clock;
+use crate::threads::Threads;
 
 /// The number of weights above which a loaded model does not tolerate a large learning rate.
 const TRAINED_MODEL: usize = 10_000_000;
@@ -91,13 +94,14 @@ fn learning_rate(config: &Config, weights: usize) -> Option<String> {
 }
 
 /// Estimates how long a step takes, from an evaluation that took `seconds` and a forward pass over some of its
-/// episodes; `None` if nothing can be timed.
+/// episodes, and says how to divide the processors; nothing if nothing can be timed.
 pub(crate) async fn step_time(
     config: &Config,
+    shape: &DecoderConfig,
     learner: &mut CandleLearner,
     played: &[Trajectory],
     seconds: f64,
-) -> Result<Option<String>, Failure> {
+) -> Result<Vec<String>, Failure> {
     let tokens =
         |episodes: &[Trajectory]| -> usize { episodes.iter().map(Trajectory::n_sampled).sum() };
     let mut timed = 0;
@@ -109,7 +113,10 @@ pub(crate) async fn step_time(
             break;
         }
     }
-    let Ok(batch) = scored(&mut some, config) else { return Ok(None) };
+    let Ok(batch) = scored(&mut some, config) else { return Ok(Vec::new()) };
+    if played.is_empty() {
+        return Ok(Vec::new());
+    }
     let started = std::time::Instant::now();
     learner.logprobs(&batch.rows).await.map_err(|error| Failure::runtime(&error))?;
     let per_token = started.elapsed().as_secs_f64() / timed.max(1) as f64;
@@ -125,13 +132,56 @@ pub(crate) async fn step_time(
         RolloutMode::Synchronous => rollout + train,
         RolloutMode::Pipelined | RolloutMode::Asynchronous => rollout.max(train),
     };
-    Ok((!played.is_empty()).then(|| {
+    let memory = shape.training_memory(&plan_of(config, lengths(&batch)));
+    let mut said = vec![format!(
+        "a step takes about {step:.1} s: rollouts {rollout:.1} s, training {train:.1} s; {} steps about {}",
+        config.run.steps,
+        clock(step * config.run.steps as f64)
+    )];
+    said.push(format!("memory about {} with episodes of this length", size(memory.total())));
+    if config.rollout.mode != RolloutMode::Synchronous {
+        let processors = available_parallelism().map_or(1, NonZero::get);
+        said.extend(division(config, processors, [rollout, train]));
+    }
+    Ok(said)
+}
+
+/// Says how rollouts and training that overlap should divide the processors, if that is not how they do, from the seconds
+/// that each takes with its threads.
+fn division(config: &Config, processors: usize, [rollout, train]: [f64; 2]) -> Option<String> {
+    /// With fewer, neither side has threads to give.
+    const FEW: usize = 3;
+    if processors <= FEW {
+        return Some(format!(
+            "! on {processors} processors rollouts beside training seldom save time: rollout.mode = \"synchronous\" is the better choice (`turnwise bench overlap` measures it)"
+        ));
+    }
+    let given = Threads::divide(config);
+    let (engine, learner) = (rollout * given.engine as f64, train * given.learner as f64);
+    let share = (processors as f64 * engine / (engine + learner)).round();
+    #[expect(clippy::cast_sign_loss, reason = "a share is not negative, and NaN becomes 0")]
+    let share = (share as usize).clamp(1, processors - 1);
+    // A small difference is that of the estimate.
+    let is_off = share.abs_diff(given.engine) * 8 > processors;
+    is_off.then(|| {
         format!(
-            "a step takes about {step:.1} s: rollouts {rollout:.1} s, training {train:.1} s; {} steps about {}",
-            config.run.steps,
-            clock(step * config.run.steps as f64)
+            "! rollouts and training would take equally long with engine.threads = {share} and train.threads = {} (now {} and {})",
+            processors - share,
+            given.engine,
+            given.learner
         )
-    }))
+    })
+}
+
+/// Returns the mean lengths of rows, and what all of them begin with.
+fn lengths(batch: &Batch) -> EpisodeLengths {
+    let rows = &batch.rows;
+    let mean =
+        |of: &dyn Fn(&Row) -> usize| rows.iter().map(of).sum::<usize>().div_ceil(rows.len().max(1));
+    let prompt = mean(&|row| row.targets.first().map_or(row.ids.len(), |first| first.position));
+    let alike = |a: &Row, b: &Row| a.ids.iter().zip(&b.ids).take_while(|(a, b)| a == b).count();
+    let common = rows.iter().map(|row| alike(&rows[0], row)).min().unwrap_or(0).min(prompt);
+    EpisodeLengths { common, prompt, whole: mean(&|row| row.ids.len()) }
 }
 
 /// Returns the number of tokens of an episode, context included.
@@ -155,10 +205,27 @@ fn scored(episodes: &mut [Trajectory], config: &Config) -> Result<Batch, ()> {
 }
 
 /// Formats a size, as in `1.6 GB`.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match bytes as f64 {
         small if small < 1e6 => format!("{:.0} kB", small / 1e3),
         some if some < 1e9 => format!("{:.0} MB", some / 1e6),
         much => format!("{:.1} GB", much / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_divided_by_the_measured_need() {
+        let mut config = Config::default();
+        config.rollout.mode = RolloutMode::Asynchronous;
+        let said = division(&config, 2, [1.0, 1.0]).unwrap();
+        assert!(said.contains("\"synchronous\" is the better choice"), "{said}");
+        (config.engine.threads, config.train.threads) = (8, 8);
+        assert_eq!(division(&config, 16, [2.0, 2.2]), None);
+        let said = division(&config, 16, [9.0, 3.0]).unwrap();
+        assert!(said.contains("engine.threads = 12 and train.threads = 4 (now 8 and 8)"), "{said}");
     }
 }

@@ -12,6 +12,21 @@ pub(crate) fn has_to_recompute(config: &Config, shape: &DecoderConfig) -> bool {
     available_memory().is_some_and(|available| available < more)
 }
 
+/// Returns the bound of the engine's keys and values: that of the settings, or what is free beside the rest of the run, but
+/// enough for an episode. Requests that do not fit wait.
+pub(crate) fn bounded_kv(config: &Config, shape: &DecoderConfig, available: Option<u64>) -> u64 {
+    let bound = config.engine.max_kv_bytes;
+    let Some(available) = available else { return bound };
+    let recomputes = config.train.recompute_layers == Some(true);
+    let all = plan(config, recomputes);
+    let memory = shape.training_memory(&all);
+    let beside = memory.total().saturating_sub(memory.weights).saturating_sub(memory.kv);
+    let episode =
+        TrainingPlan { kv_tokens: config.limits.max_context_tokens, max_kv_bytes: u64::MAX, ..all };
+    let least = shape.training_memory(&episode).kv;
+    available.saturating_sub(beside).max(least).min(bound)
+}
+
 /// Returns what the memory of a run depends on.
 pub(crate) fn plan(config: &Config, recompute_layers: bool) -> TrainingPlan {
     let episodes = config.rollout.groups_per_step.saturating_mul(config.rollout.group_size);
@@ -30,16 +45,82 @@ pub(crate) fn plan(config: &Config, recompute_layers: bool) -> TrainingPlan {
     }
 }
 
+/// How long episodes are, and what they have in common, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EpisodeLengths {
+    /// The beginning that all episodes share.
+    pub common: usize,
+    /// A task's prompt, with the common beginning.
+    pub prompt: usize,
+    /// A whole episode.
+    pub whole: usize,
+}
+
+impl EpisodeLengths {
+    /// Returns the distinct tokens of some episodes in groups.
+    fn distinct(self, episodes: usize, group_size: usize) -> usize {
+        let groups = episodes.div_ceil(group_size.max(1));
+        let of_groups = groups.saturating_mul(self.prompt.saturating_sub(self.common));
+        let own = episodes.saturating_mul(self.whole.saturating_sub(self.prompt));
+        self.common.saturating_add(of_groups).saturating_add(own)
+    }
+}
+
+/// Returns what the memory of a run depends on, where episodes are of known length.
+pub(crate) fn plan_of(config: &Config, lengths: EpisodeLengths) -> TrainingPlan {
+    let all = plan(config, config.train.recompute_layers == Some(true));
+    let episodes = config.rollout.groups_per_step.saturating_mul(config.rollout.group_size);
+    let of_batch = episodes.div_ceil(config.train.n_minibatches);
+    let distinct = |episodes| lengths.distinct(episodes, config.rollout.group_size);
+    TrainingPlan {
+        micro_batch_tokens: all.micro_batch_tokens.min(distinct(of_batch)),
+        kv_tokens: all.kv_tokens.min(distinct(episodes.min(config.rollout.max_concurrent))),
+        ..all
+    }
+}
+
+/// Returns the largest memory that the process has had, if the system reports it.
+pub(crate) fn peak_memory() -> Option<u64> {
+    kilobytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
 /// Returns the memory that is still available, if the system reports it.
 pub(crate) fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kilobytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
+/// Returns a number of kilobytes as bytes.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_share_their_prompts_and_all_episodes_their_beginning() {
+        let lengths = EpisodeLengths { common: 100, prompt: 110, whole: 150 };
+        assert_eq!(lengths.distinct(16, 8), 100 + 2 * 10 + 16 * 40);
+        let mut config = Config::default();
+        (config.rollout.groups_per_step, config.rollout.group_size) = (8, 8);
+        (config.train.n_minibatches, config.train.micro_batch_tokens) = (4, 4096);
+        config.limits.max_context_tokens = 512;
+        let plan = plan_of(&config, lengths);
+        assert_eq!(plan.micro_batch_tokens, 760);
+        assert!(peak_memory() > Some(1 << 20));
+    }
+
+    #[test]
+    fn keys_and_values_leave_room_for_the_rest_of_the_run() {
+        let (config, shape) = (Config::default(), DecoderConfig::small(300));
+        let bound = config.engine.max_kv_bytes;
+        assert_eq!(bounded_kv(&config, &shape, None), bound);
+        assert_eq!(bounded_kv(&config, &shape, Some(1 << 50)), bound);
+        let [none, some] = [0, 400 << 20].map(|free| bounded_kv(&config, &shape, Some(free)));
+        assert!(0 < none && none < some && some < 400 << 20, "{none} {some}");
+    }
 
     #[test]
     fn layers_are_recomputed_where_their_activations_do_not_fit() {

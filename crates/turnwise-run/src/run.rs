@@ -18,6 +18,7 @@ use crate::config::reasons;
 use crate::doctor::{self, Attendance, Diagnosis, FAILED, FAULTS, Finding, StepMetrics, Verdict};
 use crate::estimate;
 use crate::failure::{ExitCode, Failure};
+use crate::memory::peak_memory;
 use crate::observer::{Observer, Plan};
 use crate::session::Session;
 use crate::text::clock;
@@ -205,8 +206,9 @@ impl<'a> RunLoop<'a> {
             return Err(self.interrupted("before its first checkpoint"));
         };
         let seconds = started.elapsed().as_secs_f64();
-        let (config, played) = (&self.session.config, &evaluation.trajectories);
-        if let Some(said) = estimate::step_time(config, learner, played, seconds).await? {
+        let Session { config, shape, .. } = &self.session;
+        let played = &evaluation.trajectories;
+        for said in estimate::step_time(config, shape, learner, played, seconds).await? {
             self.observer.note(&said);
         }
         Ok(evaluation.success)
@@ -393,6 +395,7 @@ impl<'a> RunLoop<'a> {
             difference: diagnosis.verdict.map(Verdict::change),
             verdict: diagnosis.verdict.map(|verdict| verdict.to_string()),
             seconds,
+            peak_bytes: peak_memory(),
             warnings: diagnosis.findings.iter().map(Finding::sentence).collect(),
         };
         self.directory.write_summary(&summary)?;
@@ -414,10 +417,14 @@ impl<'a> RunLoop<'a> {
             self.checkpoints.newest()?.map_or_else(PathBuf::new, |checkpoint| checkpoint.directory);
         let mut lines: Vec<String> = summary.verdict.iter().cloned().collect();
         lines.push(format!(
-            "held-out success {} -> {}   in {:.0} s",
+            "held-out success {} -> {}   in {:.0} s{}",
             summary.eval_before.as_ref().map_or_else(|| "unknown".to_owned(), percent),
             percent(&summary.eval_after),
-            summary.seconds
+            summary.seconds,
+            summary.peak_bytes.map_or_else(String::new, |peak| format!(
+                ", at most {} of memory",
+                estimate::size(peak)
+            ))
         ));
         lines.extend(diagnosis.findings.iter().flat_map(Finding::lines));
         lines.push(format!("log    {path}"));

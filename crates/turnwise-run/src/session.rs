@@ -228,8 +228,11 @@ impl Session {
             .recompute_layers
             .unwrap_or_else(|| memory::has_to_recompute(&prepared.config, decoder.config()));
         prepared.config.train.recompute_layers = Some(recomputes);
+        let max_kv_bytes =
+            memory::bounded_kv(&prepared.config, decoder.config(), memory::available_memory());
         let learner = learner(&prepared.config, decoder, threads.learner)?;
-        let engine_settings = EngineSettings { threads: threads.engine, ..prepared.config.engine };
+        let engine_settings =
+            EngineSettings { threads: threads.engine, max_kv_bytes, ..prepared.config.engine };
         let policy = engine::policy(&prepared.config, engine_settings, &learner).await?;
         Ok((prepared.with(policy), learner))
     }

@@ -50,6 +50,8 @@ pub struct Summary {
     pub verdict: Option<String>,
     /// Wall time, in seconds.
     pub seconds: f64,
+    /// The largest resident memory of the process, in bytes, if the system reports it.
+    pub peak_bytes: Option<u64>,
     /// What is wrong with the run, as sentences, most important first; empty for a run without findings.
     pub warnings: Vec<String>,
 }
