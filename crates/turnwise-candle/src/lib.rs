@@ -68,5 +68,7 @@ pub use precision::{ComputePrecision, EngineWeights};
 pub use rope::RopeScaling;
 pub use shares::{PassPart, Shares};
 pub use trainer::LearnerSettings;
+#[cfg(feature = "allocator")]
+pub use turnwise_kernels::allocator;
 pub use turnwise_kernels::matrix::has_fast_bf16;
 pub use turnwise_kernels::{bf16_peak, gemm_peak, int8_peak, matrix_unit_peak, read_bandwidth};

@@ -546,8 +546,8 @@ def train_turnwise(settings, side, seed, directory):
     }.items()]
     directory.with_suffix(".log").write_text(call(command, directory))
     seconds, steps = 0.0, []
-    for line in (directory / "metrics.jsonl").read_text().splitlines():
-        metrics = json.loads(line)
+    for text in (directory / "metrics.jsonl").read_text().splitlines():
+        metrics = json.loads(text)
         seconds += metrics["time/step_s"]
         steps.append({"step": metrics["step"] + 1, "seconds": seconds, "rollout_s": metrics["time/rollout_s"],
                       "reward": metrics["reward/mean"], "epsilon": metrics.get("objective/clip_low")})
@@ -596,7 +596,7 @@ def measure(settings, side, seed):
 
 def start_success(settings):
     """The success of the start, which all sides share."""
-    path = settings.out / "start.json"
+    path = settings.out / f"start-{settings.episodes}.json"
     if not path.exists():
         path.write_text(json.dumps(evaluate(settings, settings.start)))
     return json.loads(path.read_text())
@@ -674,7 +674,7 @@ def main():
         print(json.dumps(train_trl(settings)))
         return
     settings.out.mkdir(parents=True, exist_ok=True)
-    if not (settings.start / "config.json").exists():
+    if not (settings.start / "model.safetensors").exists():
         make_start(settings)
     if settings.check:
         print(f"{check(settings, settings.check)} conversations are the same")

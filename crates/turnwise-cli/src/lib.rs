@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use clap::{CommandFactory, FromArgMatches};
-use turnwise_kernels::allocator::{Allocator, commit_as_used};
+use turnwise_candle::allocator::{Allocator, commit_as_used};
 use turnwise_run::config::{self, Loaded, listing};
 use turnwise_run::{ExitCode, Failure, Registry, resolve_form};
 

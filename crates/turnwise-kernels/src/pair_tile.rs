@@ -163,10 +163,10 @@ impl Steps for Dot {
 }
 
 /// Two multiplications: a pair is split into two numbers.
-struct Split<V>(PhantomData<V>);
+struct SplitPairs<V>(PhantomData<V>);
 
 #[allow(clippy::inline_always, reason = "it must take on the features of its caller")]
-impl<V: Register> Steps for Split<V> {
+impl<V: Register> Steps for SplitPairs<V> {
     type Sums = V;
     type Pairs = [V; 2];
 
@@ -266,11 +266,11 @@ macro_rules! tiles {
 tiles!(multiply_dot, Dot, ["avx512f,avx512bf16"],
     1: [1 2 3 4 5 6 7 8 9 10 11 12], 2: [1 2 3 4 5 6 7 8 9 10 11 12], 4: [1 2 3 4], 8: [1 2]);
 #[cfg(target_arch = "x86_64")]
-tiles!(multiply_wide, Split<registers::Wide>, ["avx512f"],
+tiles!(multiply_wide, SplitPairs<registers::Wide>, ["avx512f"],
     1: [1 2 3 4 5 6 7 8 9 10 11 12], 2: [1 2 3 4 5 6 7 8 9 10 11 12], 4: [1 2 3 4]);
 #[cfg(target_arch = "x86_64")]
-tiles!(multiply_narrow, Split<registers::Narrow>, ["avx2,fma"], 1: [1 2 3 4]);
-tiles!(multiply_portably, Split<registers::Portable>, [], 1: [1 2 3 4]);
+tiles!(multiply_narrow, SplitPairs<registers::Narrow>, ["avx2,fma"], 1: [1 2 3 4]);
+tiles!(multiply_portably, SplitPairs<registers::Portable>, [], 1: [1 2 3 4]);
 
 #[cfg(test)]
 mod tests {

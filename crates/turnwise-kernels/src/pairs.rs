@@ -68,13 +68,6 @@ pub fn terms(pair: u32) -> [f32; 2] {
 }
 
 vectorized! {
-    /// Rounds numbers to the nearest bf16, in place.
-    pub fn round(numbers: &mut [f32]) {
-        for x in numbers {
-            *x = number(rounded(*x));
-        }
-    }
-
     /// Rounds the first `width` numbers of each row of `stride` numbers, into rows of [`count`] pairs. The last row may
     /// be shorter than `stride`.
     pub fn round_rows(target: &mut [u32], rows: &[f32], stride: usize, width: usize) {

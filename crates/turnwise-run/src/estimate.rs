@@ -119,20 +119,26 @@ pub(crate) async fn step_time(
     }
     let started = std::time::Instant::now();
     learner.logprobs(&batch.rows).await.map_err(|error| Failure::runtime(&error))?;
-    let per_token = started.elapsed().as_secs_f64() / timed.max(1) as f64;
-    let episodes = (config.rollout.groups_per_step * config.rollout.group_size) as f64;
+    let forward = started.elapsed().as_secs_f64();
+    let lengths = lengths(&batch);
+    let per_token = forward / lengths.distinct(batch.rows.len(), 1).max(1) as f64;
+    let n_episodes = config.rollout.groups_per_step * config.rollout.group_size;
+    let episodes = n_episodes as f64;
     let share = match config.rollout.tokens_per_step {
         0 => episodes / played.len().max(1) as f64,
         budget => budget as f64 / tokens(played).max(1) as f64,
     };
-    let all: usize = played.iter().map(length).sum();
+    // Of the evaluated episodes, a step trains this many.
+    let trained = share * played.len() as f64 / episodes;
+    let minibatches = config.train.n_minibatches.max(1);
+    let of_batch = lengths.distinct(n_episodes.div_ceil(minibatches), config.rollout.group_size);
     let rollout = seconds * share;
-    let train = PASSES * per_token * all as f64 * share;
+    let train = PASSES * per_token * (minibatches * of_batch) as f64 * trained;
     let step = match config.rollout.mode {
         RolloutMode::Synchronous => rollout + train,
         RolloutMode::Pipelined | RolloutMode::Asynchronous => rollout.max(train),
     };
-    let memory = shape.training_memory(&plan_of(config, lengths(&batch)));
+    let memory = shape.training_memory(&plan_of(config, lengths));
     let mut said = vec![format!(
         "a step takes about {step:.1} s: rollouts {rollout:.1} s, training {train:.1} s; {} steps about {}",
         config.run.steps,

@@ -58,7 +58,7 @@ pub(crate) struct EpisodeLengths {
 
 impl EpisodeLengths {
     /// Returns the distinct tokens of some episodes in groups.
-    fn distinct(self, episodes: usize, group_size: usize) -> usize {
+    pub(crate) fn distinct(self, episodes: usize, group_size: usize) -> usize {
         let groups = episodes.div_ceil(group_size.max(1));
         let of_groups = groups.saturating_mul(self.prompt.saturating_sub(self.common));
         let own = episodes.saturating_mul(self.whole.saturating_sub(self.prompt));

@@ -6,12 +6,12 @@
 use std::iter::repeat_n;
 use std::ops::Range;
 
+use turnwise_kernels::math;
 use turnwise_kernels::matrix::Write;
 use turnwise_kernels::number_tile::{self, ColumnVectors, NumberFactors};
 use turnwise_kernels::panels::padded;
 use turnwise_kernels::tile::{Half, LANES, MAX_VECTORS, TileTarget};
 use turnwise_kernels::vectorized;
-use turnwise_kernels::{math, pairs};
 
 use super::compute::{EngineBatch, EngineToken};
 use super::pages::{PAGE, PageNumber, Pages};
@@ -196,10 +196,6 @@ impl Layer<'_> {
         for token in tokens.clone() {
             let queries = &self.qkv[token * self.stride + head * n_queries * head_dim..];
             scratch.queries.extend_from_slice(&queries[..n_queries * head_dim]);
-        }
-        if self.pages.layout().precision() == ComputePrecision::Bf16 {
-            // As in training.
-            pairs::round(&mut scratch.queries);
         }
         scale(&mut scratch.queries, self.heads.scale);
         scratch.scores.resize(of_group.len() * n_queries * work.length, 0.0);

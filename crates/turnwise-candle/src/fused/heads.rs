@@ -29,9 +29,11 @@ pub(crate) fn forward(y: &mut [f32], x: &[f32], rotation: HeadRotation<'_>) {
         .for_each(|((y, x), positions)| rotate_rows(y, x, positions, &rotation));
 }
 
-/// Rounds queries, keys and values to bf16, in place.
-pub(crate) fn round(y: &mut [f32]) {
-    y.par_chunks_mut(1 << 15).for_each(pairs::round);
+/// Rounds keys and values to bf16, in place.
+pub(crate) fn round_keys_and_values(y: &mut [f32], heads: Heads) {
+    let width = heads.width();
+    let first = heads.n_heads * heads.head_dim;
+    y.par_chunks_mut(PIECE_ROWS * width).for_each(|rows| round_from(rows, width, first));
 }
 
 /// Replaces the output gradient by the input gradient, in place. Returns the gradients of the gains of queries and
@@ -69,6 +71,15 @@ pub(crate) fn backward(
 }
 
 vectorized! {
+    /// Rounds the columns from `first` on.
+    fn round_from(rows: &mut [f32], width: usize, first: usize) {
+        for row in rows.chunks_exact_mut(width) {
+            for x in &mut row[first..] {
+                *x = pairs::number(pairs::rounded(*x));
+            }
+        }
+    }
+
     fn rotate_rows(y: &mut [f32], x: &[f32], positions: &[u32], rotation: &HeadRotation<'_>) {
         let HeadRotation { heads, norms, eps, rope, .. } = rotation;
         let Heads { n_heads, n_kv_heads, head_dim, .. } = *heads;

@@ -215,8 +215,8 @@ impl<'a> Ops for Recorder<'a> {
         let rotation = Self::rotation(self.dimensions, self.tape, gains.as_ref(), rope);
         heads::forward(&mut y, &qkv.numbers, rotation);
         if self.tape.precision == ComputePrecision::Bf16 {
-            // As the engine does. The gradient is that of the numbers before.
-            heads::round(&mut y);
+            // As the engine keeps them. The gradient is that of the numbers before.
+            heads::round_keys_and_values(&mut y, self.dimensions.heads);
         }
         let trains = norms.is_some_and(|norms| norms.query.trainable || norms.key.trainable);
         let tracked = qkv.handle.tracked || trains;
