@@ -124,15 +124,15 @@ pub(crate) async fn step_time(
     let per_token = forward / lengths.distinct(batch.rows.len(), 1).max(1) as f64;
     let n_episodes = config.rollout.groups_per_step * config.rollout.group_size;
     let episodes = n_episodes as f64;
-    let share = match config.rollout.tokens_per_step {
+    let fraction = match config.rollout.tokens_per_step {
         0 => episodes / played.len().max(1) as f64,
         budget => budget as f64 / tokens(played).max(1) as f64,
     };
     // Of the evaluated episodes, a step trains this many.
-    let trained = share * played.len() as f64 / episodes;
+    let trained = fraction * played.len() as f64 / episodes;
     let minibatches = config.train.n_minibatches.max(1);
     let of_batch = lengths.distinct(n_episodes.div_ceil(minibatches), config.rollout.group_size);
-    let rollout = seconds * share;
+    let rollout = seconds * fraction;
     let train = PASSES * per_token * (minibatches * of_batch) as f64 * trained;
     let step = match config.rollout.mode {
         RolloutMode::Synchronous => rollout + train,

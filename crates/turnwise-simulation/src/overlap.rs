@@ -148,10 +148,8 @@ fn trainer(settings: OverlapSettings, clock: &Arc<Clock>) -> Trainer<TimedLearne
         limits,
         ..PoolSettings::default()
     };
-    let mode = match settings.asynchronous {
-        false => RolloutMode::Synchronous,
-        true => RolloutMode::Asynchronous,
-    };
+    let mode =
+        if settings.asynchronous { RolloutMode::Asynchronous } else { RolloutMode::Synchronous };
     let admission = Admission { keep_zero_variance: true, ..Admission::default() };
     let settings = TrainerSettings {
         groups_per_step: groups,

@@ -252,13 +252,14 @@ fn encode_bytes(kind: ByteKind, codes: &mut [u8], numbers: &[f32], seed: u32) ->
         let chance = hash(seed, place) & ((1 << CUT) - 1);
         let magnitude = (bits & 0x7fff_ffff).wrapping_add(chance) >> CUT;
         let magnitude = magnitude.cast_signed() - kind.offset();
-        *code = match kind {
+        let code_of = match kind {
             ByteKind::Signed => {
-                (magnitude.clamp(0, kind.largest()) | (bits >> 24 & 0x80).cast_signed()) as u8
+                magnitude.clamp(0, kind.largest()) | (bits >> 24 & 0x80).cast_signed()
             }
             // A square that is not 0 stays so: a gradient is divided by its root.
-            ByteKind::Positive => magnitude.clamp(i32::from(*number > 0.0), kind.largest()) as u8,
+            ByteKind::Positive => magnitude.clamp(i32::from(*number > 0.0), kind.largest()),
         };
+        *code = code_of.cast_unsigned() as u8;
     }
     scale
 }

@@ -61,7 +61,7 @@ enum Moments {
 impl LearnerArguments {
     /// Creates a learner of the model.
     pub(super) fn learner(
-        &self,
+        self,
         model: &ModelArguments,
         max_positions: usize,
         threads: usize,

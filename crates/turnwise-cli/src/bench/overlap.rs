@@ -45,7 +45,7 @@ struct Divided {
 pub(super) fn bench(arguments: &OverlapArguments) -> Result<(), Failure> {
     let OverlapArguments { step, processors, bandwidth } = arguments;
     let own = available_parallelism().map_or(1, std::num::NonZero::get).min(step.threads.max(1));
-    if processors.contains(&0) || !(*bandwidth > 0.0) {
+    if processors.contains(&0) || *bandwidth <= 0.0 || bandwidth.is_nan() {
         return Err(Failure::refused("processors and bandwidth are above 0"));
     }
     let costs = costs(step, own)?;
@@ -72,8 +72,8 @@ pub(super) fn bench(arguments: &OverlapArguments) -> Result<(), Failure> {
 fn measured(arguments: &StepArguments, processors: usize) -> Result<Vec<Divided>, Failure> {
     let mut all = Vec::new();
     for division in divisions(processors, &(1..processors).collect::<Vec<_>>()) {
-        let steps = step::seconds(arguments, division)?;
-        let step_s = median(&steps.iter().map(|step| step.step_s).collect::<Vec<_>>());
+        let timed = step::seconds(arguments, division)?;
+        let step_s = median(&timed.iter().map(|step| step.step_s).collect::<Vec<_>>());
         all.push(divided(processors, division, step_s, None));
     }
     Ok(compared(all))
@@ -140,7 +140,9 @@ fn divided(processors: usize, of: Division, step_s: f64, busy: Option<[f64; 2]>)
 /// Compares with the first, which is synchronous.
 fn compared(mut all: Vec<Divided>) -> Vec<Divided> {
     let synchronous = all.first().map_or(1.0, |first| first.step_s);
-    all.iter_mut().for_each(|divided| divided.of_synchronous = divided.step_s / synchronous);
+    for divided in &mut all {
+        divided.of_synchronous = divided.step_s / synchronous;
+    }
     all
 }
 
@@ -186,30 +188,33 @@ fn describe(
     measured: &[Divided],
     simulated: &[Divided],
 ) -> String {
-    let mut text = format!(
-        "{}\n{}\non one thread: {:.2} ms to train a token, {:.2} ms to compute one in the engine, {:.1} GB/s read; {:.0} % of training does not scale\n",
+    let mut lines = vec![
         arguments.what(),
         arguments.model.describe(),
-        1e3 * costs.training_token_s,
-        1e3 * costs.engine_token_s,
-        costs.read_one / 1e9,
-        100.0 * costs.serial,
-    );
+        format!(
+            "on one thread: {:.2} ms to train a token, {:.2} ms to compute one in the engine, {:.1} GB/s read; {:.0} % of training does not scale",
+            1e3 * costs.training_token_s,
+            1e3 * costs.engine_token_s,
+            costs.read_one / 1e9,
+            100.0 * costs.serial,
+        ),
+    ];
     for (title, all) in [("measured", measured), ("simulated", simulated)] {
         for of_machine in all.chunk_by(|a, b| a.processors == b.processors) {
-            text += &format!("{title}, {} processors\n", of_machine[0].processors);
-            of_machine.iter().for_each(|divided| text += &line(divided));
-            text += &format!("    {}\n", advice(of_machine));
+            lines.push(format!("{title}, {} processors", of_machine[0].processors));
+            lines.extend(of_machine.iter().map(line));
+            lines.push(format!("    {}", advice(of_machine)));
         }
     }
-    text
+    lines.join("\n") + "\n"
 }
 
 fn line(divided: &Divided) -> String {
     let Divided { engine, learner, step_s, of_synchronous, .. } = divided;
-    let what = match divided.asynchronous {
-        false => "synchronous".to_owned(),
-        true => format!("engine {engine}, learner {learner}"),
+    let what = if divided.asynchronous {
+        format!("engine {engine}, learner {learner}")
+    } else {
+        "synchronous".to_owned()
     };
     let busy = match (divided.engine_busy, divided.learner_busy) {
         (Some(engine), Some(learner)) => {
@@ -217,7 +222,7 @@ fn line(divided: &Divided) -> String {
         }
         _ => String::new(),
     };
-    format!("  {what:<26}{step_s:>9.2} s a step   {of_synchronous:.2}{busy}\n")
+    format!("  {what:<26}{step_s:>9.2} s a step   {of_synchronous:.2}{busy}")
 }
 
 /// Says which division is best.
