@@ -138,7 +138,10 @@ pub(crate) async fn step_time(
         RolloutMode::Synchronous => rollout + train,
         RolloutMode::Pipelined | RolloutMode::Asynchronous => rollout.max(train),
     };
-    let memory = shape.training_memory(&plan_of(config, lengths));
+    // The largest mini-batch counts, so that episodes are as long as the longest.
+    let whole = batch.rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
+    let longest = EpisodeLengths { whole, ..lengths };
+    let memory = shape.training_memory(&plan_of(config, longest));
     let mut said = vec![format!(
         "a step takes about {step:.1} s: rollouts {rollout:.1} s, training {train:.1} s; {} steps about {}",
         config.run.steps,
