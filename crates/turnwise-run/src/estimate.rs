@@ -4,7 +4,7 @@ use std::num::NonZero;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use turnwise_candle::{CandleLearner, DecoderConfig};
+use turnwise_candle::{CandleLearner, ComputePrecision, DecoderConfig, Device, has_fast_bf16};
 use turnwise_training::{Batch, Learner, RolloutMode, Row, free_bytes};
 use turnwise_trajectory::Trajectory;
 
@@ -55,8 +55,19 @@ pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     if free.is_some_and(|free| free < checkpoint.saturating_mul(at_once)) {
         lines.push("! the disk may fill up: make room, or lower log.keep_checkpoints".to_owned());
     }
+    lines.extend(faster(config, session.n_weights));
     lines.extend(learning_rate(config, session.n_weights));
     lines
+}
+
+/// Says that bf16 would be faster, for a model that is large enough to wait for its products.
+fn faster(config: &Config, weights: usize) -> Option<String> {
+    let model = &config.model;
+    let computes_slowly = model.compute == ComputePrecision::F32 && model.device == Device::Cpu;
+    (computes_slowly && weights > TRAINED_MODEL && has_fast_bf16()).then(|| {
+        "hint    model.compute = \"bf16\" would take about half the time on this processor"
+            .to_owned()
+    })
 }
 
 /// Refuses to begin if not even the first checkpoint fits on the disk.

@@ -115,8 +115,7 @@ pub struct Model {
     pub device: Device,
     /// The precision of matrix products: `f32` or `bf16`, which is about twice as fast on processors with AVX-512-BF16 or
     /// AMX and on graphics processors. Weights, optimiser, norms, softmax and log-probabilities stay f32; the engine keeps
-    /// its matrices in bf16, half as large. Left out, it is `f32`, and `bf16` for a loaded model of 100 million weights or
-    /// more on such a processor.
+    /// its matrices in bf16, half as large.
     pub compute: ComputePrecision,
     /// Vocabulary size of a new model; its tokenizer is trained on demonstrations.
     pub vocab_size: usize,
