@@ -1,6 +1,6 @@
 //! The memory that a run needs, and the memory that is there.
 
-use turnwise_candle::{DecoderConfig, TrainingPlan};
+use turnwise_candle::{DecoderConfig, Device, TrainingPlan};
 
 use crate::config::Config;
 
@@ -13,10 +13,12 @@ pub(crate) fn has_to_recompute(config: &Config, shape: &DecoderConfig) -> bool {
 }
 
 /// Returns the bound of the engine's keys and values: that of the settings, or what is free beside the rest of the run, but
-/// enough for an episode. Requests that do not fit wait.
+/// enough for an episode. Requests that do not fit wait. On other devices than the CPU it is that of the settings.
 pub(crate) fn bounded_kv(config: &Config, shape: &DecoderConfig, available: Option<u64>) -> u64 {
     let bound = config.engine.max_kv_bytes;
-    let Some(available) = available else { return bound };
+    let Some(available) = available.filter(|_| config.model.device == Device::Cpu) else {
+        return bound;
+    };
     let recomputes = config.train.recompute_layers == Some(true);
     let all = plan(config, recomputes);
     let memory = shape.training_memory(&all);
@@ -114,12 +116,14 @@ mod tests {
 
     #[test]
     fn keys_and_values_leave_room_for_the_rest_of_the_run() {
-        let (config, shape) = (Config::default(), DecoderConfig::small(300));
+        let (mut config, shape) = (Config::default(), DecoderConfig::small(300));
         let bound = config.engine.max_kv_bytes;
         assert_eq!(bounded_kv(&config, &shape, None), bound);
         assert_eq!(bounded_kv(&config, &shape, Some(1 << 50)), bound);
         let [none, some] = [0, 400 << 20].map(|free| bounded_kv(&config, &shape, Some(free)));
         assert!(0 < none && none < some && some < 400 << 20, "{none} {some}");
+        config.model.device = Device::Cuda(0);
+        assert_eq!(bounded_kv(&config, &shape, Some(0)), bound);
     }
 
     #[test]
