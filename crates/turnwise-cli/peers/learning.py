@@ -25,7 +25,7 @@ import tomllib
 
 from common import TUNING, machine
 from guess import Game, INSTRUCTIONS, TURNS, tasks
-from step import add_trl_arguments, sampler, trainer_class
+from step import QUIET, add_trl_arguments, sampler, trainer_class
 
 # What both sides are told; the lines that examples/smollm2-guess.toml leaves out are turnwise's defaults for a loaded model.
 GROUPS, GROUP, MINIBATCHES, TURN_TOKENS = 8, 8, 4, 8
@@ -306,14 +306,8 @@ def make_trainer(settings, seed, is_bf16, directory):
         max_grad_norm=GRADIENT_NORM,
         optim="adamw_torch_fused",
         max_steps=settings.steps * MINIBATCHES,
-        use_cpu=True,
         bf16=is_bf16,
-        gradient_checkpointing=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **QUIET,
     )
     return trainer_class(settings)(
         model=load(torch.float32),

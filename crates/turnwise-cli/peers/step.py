@@ -22,6 +22,16 @@ from common import (add_model_arguments, add_run_arguments, machine, make_model,
                     reset_peak, run, run_peer, spread, status_bytes, with_sizes)
 
 END, PADDING = 0, 1
+# On the processor, and nothing beside the training itself.
+QUIET = {
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
 # What a step is, by the model.
 SHAPES = {
     "small": {"groups": 32, "turns": 2, "prompt": 256, "turn_tokens": 64, "mini_batches": 1},
@@ -229,14 +239,8 @@ def make_trainer(settings, directory):
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
         max_steps=(1 + settings.repetitions) * settings.mini_batches,
-        use_cpu=True,
         bf16=settings.compute == "bf16",
-        gradient_checkpointing=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **QUIET,
         shuffle_dataset=False,
     )
     model = make_model(settings, length)
