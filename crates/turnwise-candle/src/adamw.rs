@@ -91,12 +91,12 @@ impl AdamWState {
             let is_finite = Cell::new(true);
             let moved = RefCell::new(&mut *moments);
             let step = AdamWUpdate { gradient, moments: moved, rates, is_finite: &is_finite };
-            parameter.var.inplace_op1(&step)?;
+            parameter.var().inplace_op1(&step)?;
             if is_finite.get() {
                 continue;
             }
             let [first, second] = moments.halves().map(Decode::decoded);
-            let weights = numbers(&parameter.var)?;
+            let weights = numbers(parameter.var())?;
             if let Some(error) = not_finite(parameter, [&weights, &first, &second], learning_rate) {
                 return Err(error);
             }
@@ -278,15 +278,17 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+    use crate::decoder::NumberPlace;
 
     fn parameter(role: ParameterRole, value: f32) -> Parameter {
         let spec = Spec { name: format!("{role:?}"), shape: vec![1], role, stacked: false };
         let var = Var::from_vec(vec![value], 1, &Device::Cpu).unwrap();
-        Parameter { spec, var, precision: Precision::Single, trainable: true }
+        let place = NumberPlace::Own(var);
+        Parameter { spec, place, precision: Precision::Single, trainable: true }
     }
 
     fn value(parameter: &Parameter) -> f64 {
-        f64::from(parameter.var.to_vec1::<f32>().unwrap()[0])
+        f64::from(parameter.var().to_vec1::<f32>().unwrap()[0])
     }
 
     #[test]

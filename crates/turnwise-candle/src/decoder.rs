@@ -1,6 +1,7 @@
 //! A language model with its weights.
 
 mod culprit;
+mod parameter;
 mod passes;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use crate::config::{has_images, text_part, with_dtype};
 use crate::dimensions::{Dimensions, Ropes};
 use crate::finite::{describe, first_not_finite};
 use crate::forward::Kernels;
-use crate::layout::{Linear, Network, Spec, specs};
+use crate::layout::{Network, Spec, specs};
 use crate::numbers::host_numbers;
 use crate::pass::Pass;
 use crate::snapshot::{Snapshot, TensorWeights};
@@ -30,6 +31,8 @@ use crate::{
     ComputePrecision, DecoderConfig, Device, EngineWeights, LoraSettings, ModelError, forms,
     initial, threads,
 };
+
+pub(crate) use parameter::{NumberPlace, Parameter};
 
 /// A language model with its weights: f32, on the CPU unless they are [moved](Self::with_device).
 ///
@@ -48,6 +51,8 @@ pub struct Decoder {
     parameters: Vec<Parameter>,
     /// The adapters, if the model has any.
     lora: Option<LoraSettings>,
+    /// The frozen matrices beside adapters, in a form that an engine shares.
+    base: Option<Arc<Weights>>,
     /// The directory or file that it was read from.
     directory: Option<PathBuf>,
     /// `config.json` as it was read, or as it would be written for a model created here.
@@ -57,18 +62,6 @@ pub struct Decoder {
     place: Place,
     ropes: Arc<Ropes>,
     pool: Arc<BufferPool>,
-}
-
-/// A trainable tensor.
-#[derive(Debug)]
-pub(crate) struct Parameter {
-    pub(crate) spec: Spec,
-    /// Always f32.
-    pub(crate) var: Var,
-    /// Its format in the file that it was read from.
-    pub(crate) precision: Precision,
-    /// Whether training changes it.
-    pub(crate) trainable: bool,
 }
 
 impl Decoder {
@@ -158,21 +151,27 @@ impl Decoder {
         precision: impl Fn(&Parameter) -> Precision,
         meter: &Meter,
     ) -> Result<(), ModelError> {
-        self.with_linears(|linears| {
-            let own = self.parameters.iter().zip(linears);
-            let own = own.filter(|(parameter, _)| !parameter.spec.role.is_adapter());
-            let pieces = own.flat_map(|(parameter, linear)| {
-                let (spec, adapter) = (&parameter.spec, linear.adapter);
-                let size = (spec.len() / spec.n_tensors()).max(1);
-                let (precision, shape) = (precision(parameter), spec.tensor_shape());
-                let tensors = spec.tensor_names().zip(linear.weight.chunks_exact(size));
-                tensors.map(move |(name, values)| {
-                    let values = Values::Numbers(values);
-                    Piece { name, shape, values, adapter, precision }
-                })
-            });
-            checkpoint::write_tensors(&directory.join(WEIGHTS), pieces, meter)
-        })??;
+        let held = self.parameters.iter().map(|p| p.own().map(|var| host_numbers(var)).transpose());
+        let held = held.collect::<candle_core::Result<Vec<_>>>()?;
+        let (held, packed, linears) = (&held, &self.packed_matrices(), self.own_linears());
+        let pieces = linears.into_iter().flat_map(|linear| {
+            let parameter = &self.parameters[linear.weight];
+            let spec = &parameter.spec;
+            let size = (spec.len() / spec.n_tensors()).max(1);
+            let (precision, shape) = (precision(parameter), spec.tensor_shape());
+            let of_adapter = |index: usize| -> &[f32] {
+                held[index].as_ref().expect("adapters are never packed")
+            };
+            let adapter = linear.adapter.map(|adapter| adapter.map(&mut { of_adapter }));
+            spec.tensor_names().enumerate().map(move |(part, name)| {
+                let values = match &held[linear.weight] {
+                    Some(numbers) => Values::Numbers(&numbers[part * size..(part + 1) * size]),
+                    None => Values::Encoded(&packed[linear.weight][part]),
+                };
+                Piece { name, shape, values, adapter, precision }
+            })
+        });
+        checkpoint::write_tensors(&directory.join(WEIGHTS), pieces, meter)?;
         checkpoint::write_json(&directory.join(CONFIG), config)
     }
 
@@ -207,8 +206,8 @@ impl Decoder {
             return Ok(self);
         }
         for parameter in &mut self.parameters {
-            let values = parameter.var.as_detached_tensor().to_device(&place)?;
-            parameter.var = Var::from_tensor(&values)?;
+            let values = parameter.var().as_detached_tensor().to_device(&place)?;
+            parameter.place = NumberPlace::Own(Var::from_tensor(&values)?);
         }
         Ok(Self { kernels: kernels_on(&place, self.kernels), place, ..self })
     }
@@ -248,21 +247,22 @@ impl Decoder {
         &self,
         mut visit: impl FnMut(&str, &[usize], &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.with_linears(|linears| {
-            let own = self.parameters.iter().zip(linears);
-            for (Parameter { spec, .. }, linear) in own.filter(|(p, _)| !p.spec.role.is_adapter()) {
-                let size = (spec.len() / spec.n_tensors()).max(1);
-                for (name, values) in spec.tensor_names().zip(linear.merged().chunks_exact(size)) {
-                    if let Some(index) = first_not_finite(values) {
-                        let reason = describe(&name, spec.tensor_shape(), index, values[index]);
-                        let action = "read the weights".to_owned();
-                        return Err(ModelError::NotFinite { action, reason }.into());
-                    }
-                    visit(&name, spec.tensor_shape(), values)?;
+        for linear in self.own_linears() {
+            let spec = &self.parameters[linear.weight].spec;
+            let size = (spec.len() / spec.n_tensors()).max(1);
+            let merged = self.with_linear(&linear, |linear| linear.merged().into_owned());
+            for (name, values) in
+                spec.tensor_names().zip(merged.map_err(ModelError::from)?.chunks_exact(size))
+            {
+                if let Some(index) = first_not_finite(values) {
+                    let reason = describe(&name, spec.tensor_shape(), index, values[index]);
+                    let action = "read the weights".to_owned();
+                    return Err(ModelError::NotFinite { action, reason }.into());
                 }
+                visit(&name, spec.tensor_shape(), values)?;
             }
-            Ok(())
-        })?
+        }
+        Ok(())
     }
 
     /// Returns the number of trainable parameters: all, or those of the adapters.
@@ -393,7 +393,7 @@ impl Decoder {
         let parameters = specs(&config, None).into_iter().zip(loaded).map(|(spec, loaded)| {
             let ParameterValues { values, precision } = loaded;
             let var = Var::from_vec(values, spec.shape.clone(), &Place::Cpu)?;
-            Ok(Parameter { spec, var, precision, trainable: true })
+            Ok(Parameter { spec, place: NumberPlace::Own(var), precision, trainable: true })
         });
         let parameters = parameters.collect::<Result<_, ModelError>>()?;
         let ropes = Arc::new(Ropes::new(&config));
@@ -403,6 +403,7 @@ impl Decoder {
             lora: None,
             directory: None,
             original,
+            base: None,
             kernels: Kernels::default(),
             precision: ComputePrecision::default(),
             place: Place::Cpu,
@@ -423,8 +424,9 @@ impl Decoder {
 
     /// Copies the model with trainable weights of its own, which no optimiser changes. Frozen weights are shared.
     pub(crate) fn frozen_copy(&self) -> Result<Self, ModelError> {
-        let copies =
-            self.trainable().map(|parameter| Var::from_tensor(&parameter.var.as_detached_tensor()));
+        let copies = self
+            .trainable()
+            .map(|parameter| Var::from_tensor(&parameter.var().as_detached_tensor()));
         Ok(self.sharing(copies.collect::<candle_core::Result<_>>()?))
     }
 
@@ -441,15 +443,15 @@ impl Decoder {
     fn sharing(&self, trained: Vec<Var>) -> Self {
         let mut trained = trained.into_iter();
         let parameters = self.parameters.iter().map(|parameter| {
-            let Parameter { spec, var, precision, trainable } = parameter;
-            let own = if *trainable { trained.next() } else { None };
-            let var = own.unwrap_or_else(|| var.clone());
-            Parameter { spec: spec.clone(), var, precision: *precision, trainable: *trainable }
+            let own = if parameter.trainable { trained.next() } else { None };
+            let place = own.map_or_else(|| parameter.place.clone(), NumberPlace::Own);
+            Parameter { place, ..parameter.clone() }
         });
         Self {
             config: self.config.clone(),
             parameters: parameters.collect(),
             lora: self.lora.clone(),
+            base: self.base.clone(),
             directory: self.directory.clone(),
             original: self.original.clone(),
             kernels: self.kernels,
@@ -463,8 +465,9 @@ impl Decoder {
     /// Takes the weights of another model with the same parameters on the same device.
     pub(crate) fn take_weights(&mut self, other: Self) {
         for (own, other) in self.parameters.iter_mut().zip(other.parameters) {
-            own.var = other.var;
+            own.place = other.place;
         }
+        self.base = other.base;
     }
 
     pub(crate) fn dimensions(&self) -> Dimensions {
@@ -488,11 +491,14 @@ impl Decoder {
         &self.pool
     }
 
-    /// Copies the weights for inference on their device, with merged adapters: packed into panels on the CPU, as
-    /// tensors elsewhere.
+    /// Copies the weights for inference on their device: packed into panels on the CPU, as tensors elsewhere. Adapters are
+    /// merged, except beside a packed base, which is shared in its own format.
     pub(crate) fn snapshot(&self, weights: EngineWeights) -> Result<Snapshot, ModelError> {
+        if let Some(policy) = self.packed_policy()? {
+            return Ok(Snapshot::Panels(policy));
+        }
         if self.place.is_cpu() {
-            return Ok(Snapshot::Panels(self.packed(weights)?));
+            return Ok(self.packed(weights)?.into());
         }
         Ok(Snapshot::Tensors(self.tensor_weights()?))
     }
@@ -500,11 +506,11 @@ impl Decoder {
     /// Like [`Self::snapshot`], but consumes the model; on the CPU, each layer is freed after it is packed.
     pub(crate) fn into_snapshot(self, weights: EngineWeights) -> Result<Snapshot, ModelError> {
         let Self { config, parameters, lora, ropes, place, precision, .. } = self;
-        let tensors = parameters.into_iter().map(|parameter| parameter.var.into_inner().detach());
+        let tensors = parameters.into_iter().map(|parameter| parameter.var().as_detached_tensor());
         let network = Network::arrange(&config, lora.as_ref(), tensors);
         Ok(if place.is_cpu() {
             let format = weights.format(precision);
-            Snapshot::Panels(Weights::new(&config, ropes, network, precision, format)?)
+            Weights::new(&config, ropes, network, precision, format)?.into()
         } else {
             Snapshot::Tensors(TensorWeights::new(&config, ropes, network, precision)?)
         })
@@ -512,7 +518,7 @@ impl Decoder {
 
     /// Copies the weights as tensors on their device, in the precision of products.
     pub(crate) fn tensor_weights(&self) -> Result<TensorWeights, ModelError> {
-        let network = self.detached().try_map(&mut |tensor| tensor.force_contiguous())?;
+        let network = self.detached()?.try_map(&mut |tensor| tensor.force_contiguous())?;
         Ok(TensorWeights::new(&self.config, self.ropes.clone(), network, self.precision)?)
     }
 
@@ -525,30 +531,15 @@ impl Decoder {
     /// Copies the weights into panels for inference on the CPU.
     fn packed(&self, weights: EngineWeights) -> Result<Weights, ModelError> {
         let format = weights.format(self.precision);
-        let (network, ropes) = (self.detached(), self.ropes.clone());
+        let (mut network, ropes) = (self.detached()?, self.ropes.clone());
+        // The optimiser writes into the model's own.
+        network.embedding = network.embedding.copy()?;
         Ok(Weights::new(&self.config, ropes, network, self.precision, format)?)
     }
 
     /// Arranges values in the order of the parameters into the network.
     pub(crate) fn arrange<T>(&self, values: impl IntoIterator<Item = T>) -> Network<T> {
         Network::arrange(&self.config, self.lora.as_ref(), values)
-    }
-
-    /// Calls a function with the numbers of every parameter in order, each with its adapter.
-    pub(crate) fn with_linears<R>(
-        &self,
-        see: impl FnOnce(&[Linear<&[f32]>]) -> R,
-    ) -> Result<R, ModelError> {
-        let held = self.parameters.iter().map(|parameter| host_numbers(&parameter.var));
-        let held = held.collect::<candle_core::Result<Vec<_>>>()?;
-        let bare =
-            held.iter().map(|values| Linear { weight: &**values, bias: None, adapter: None });
-        let mut linears: Vec<Linear<&[f32]>> = bare.collect();
-        for linear in self.arrange(0..held.len()).linears() {
-            linears[linear.weight].adapter =
-                linear.adapter.map(|adapter| adapter.map(&mut |index| &*held[index]));
-        }
-        Ok(see(&linears))
     }
 
     pub(crate) fn parameters(&self) -> &[Parameter] {
@@ -566,21 +557,29 @@ impl Decoder {
 
     /// Returns the weights with a graph, so that results of trainable weights can be differentiated.
     pub(crate) fn tracked(&self) -> Network<Tensor> {
-        self.arrange(self.parameters.iter().map(|Parameter { var, trainable, .. }| {
-            if *trainable { var.as_tensor().clone() } else { var.as_detached_tensor() }
+        self.arrange(self.parameters.iter().map(|parameter| {
+            let var = parameter.var();
+            if parameter.trainable { var.as_tensor().clone() } else { var.as_detached_tensor() }
         }))
     }
 
-    /// Returns the weights without a graph.
-    pub(crate) fn detached(&self) -> Network<Tensor> {
-        self.arrange(self.parameters.iter().map(|parameter| parameter.var.as_detached_tensor()))
+    /// Returns the weights without a graph; packed ones are copied.
+    pub(crate) fn detached(&self) -> candle_core::Result<Network<Tensor>> {
+        let tensors = self.parameters.iter().map(|parameter| match parameter.own() {
+            Some(var) => Ok(var.as_detached_tensor()),
+            None => Tensor::from_slice(
+                &self.numbers(parameter)?,
+                &parameter.spec.shape[..],
+                &self.place,
+            ),
+        });
+        Ok(self.arrange(tensors.collect::<candle_core::Result<Vec<_>>>()?))
     }
 
     /// Copies the weights, in the order of [`specs`].
     #[cfg(test)]
     pub(crate) fn values(&self) -> Result<Vec<Vec<f32>>, ModelError> {
-        let copies =
-            self.parameters.iter().map(|parameter| Ok(host_numbers(&parameter.var)?.to_vec()));
+        let copies = self.parameters.iter().map(|parameter| Ok(self.numbers(parameter)?.to_vec()));
         copies.collect()
     }
 
@@ -589,7 +588,7 @@ impl Decoder {
     pub(crate) fn set_values(&self, values: Vec<Vec<f32>>) -> Result<(), ModelError> {
         for (parameter, values) in self.parameters.iter().zip(values) {
             let shape = parameter.spec.shape.clone();
-            parameter.var.set(&Tensor::from_vec(values, shape, &self.place)?)?;
+            parameter.var().set(&Tensor::from_vec(values, shape, &self.place)?)?;
         }
         Ok(())
     }

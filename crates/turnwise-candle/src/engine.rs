@@ -13,6 +13,7 @@
 //! [`EngineScheduler`] decides which tokens a step computes; [`tree::Tree`] knows the content of each page; a
 //! [`compute::Compute`] owns the pages and does the arithmetic. The first two are independent of the device.
 
+mod adapted;
 mod attention;
 mod compute;
 mod drafts;

@@ -209,7 +209,7 @@ impl<'a> Linear<&'a [f32]> {
 }
 
 impl<T> Layer<T> {
-    fn linears(&self) -> impl Iterator<Item = &Linear<T>> {
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<T>> {
         let mlp = match &self.feed_forward {
             FeedForward::Dense(Mlp { gate_up, down, .. }) => Some(gate_up.iter().chain([down])),
             FeedForward::Mixture(_) => None,
@@ -217,7 +217,7 @@ impl<T> Layer<T> {
         self.qkv.iter().chain([&self.output]).chain(mlp.into_iter().flatten())
     }
 
-    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<T>> {
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<T>> {
         let mlp = match &mut self.feed_forward {
             FeedForward::Dense(Mlp { gate_up, down, .. }) => Some(gate_up.iter_mut().chain([down])),
             FeedForward::Mixture(_) => None,
@@ -289,6 +289,13 @@ impl<T> Linear<T> {
             bias: self.bias.map(&mut *f),
             adapter: self.adapter.map(|adapter| adapter.map(f)),
         }
+    }
+}
+
+impl Adapter<Vec<f32>> {
+    pub(crate) fn as_ref(&self) -> Adapter<&[f32]> {
+        let Self { down, up, rank, scale } = self;
+        Adapter { down, up, rank: *rank, scale: *scale }
     }
 }
 

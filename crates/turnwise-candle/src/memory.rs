@@ -32,7 +32,7 @@ pub struct TrainingPlan {
 /// Peak memory of training on the CPU, in bytes, by use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrainingMemory {
-    /// The weights of the learner.
+    /// The weights of the learner; beside adapters, without the frozen matrices, which the engine's packed ones serve.
     pub weights: u64,
     /// The reference policy.
     pub reference: u64,
@@ -42,20 +42,29 @@ pub struct TrainingMemory {
     pub moments: u64,
     /// The activations of the forward pass, and the work space of the backward pass.
     pub activations: u64,
-    /// The engine's packed weights, twice while a new version is published.
+    /// The engine's packed weights, twice while a new version is published. Those beside adapters stay, and only the
+    /// adapters are published.
     pub engine: u64,
     /// The engine's KV cache.
     pub kv: u64,
+    /// The weights as they are loaded, in f32, before training begins. They are not part of the total.
+    pub loaded: u64,
 }
 
 impl TrainingMemory {
     /// Returns the total.
     #[must_use]
     pub fn total(&self) -> u64 {
-        let Self { weights, reference, gradients, moments, activations, engine, kv } = *self;
+        let Self { weights, reference, gradients, moments, activations, engine, kv, .. } = *self;
         [weights, reference, gradients, moments, activations, engine, kv]
             .into_iter()
             .fold(0, u64::saturating_add)
+    }
+
+    /// Returns what training needs beyond the loaded weights.
+    #[must_use]
+    pub fn beyond_loaded(&self) -> u64 {
+        self.total().saturating_sub(self.loaded)
     }
 }
 
@@ -75,16 +84,18 @@ impl DecoderConfig {
         let lora = plan.lora.as_ref();
         let all = specs(self, lora);
         let trains = |spec: &&Spec| lora.is_none() || spec.role.is_adapter();
-        let own = |spec: &&Spec| !spec.role.is_adapter();
         let trained = bytes(all.iter().filter(trains));
         let pages = plan.kv_tokens.div_ceil(PAGE) as u64;
+        let loaded = bytes(all.iter());
+        let (weights, engine) = self.weight_bytes(&all, plan);
         TrainingMemory {
-            weights: bytes(all.iter()),
+            loaded,
+            weights,
             reference: if plan.keeps_reference { trained } else { 0 },
             gradients: trained,
             moments: plan.moments.bytes(trained / 4),
             activations: self.activation_bytes(plan, all.iter().filter(trains).count()),
-            engine: self.engine_bytes(bytes(all.iter().filter(own)), plan).saturating_mul(2),
+            engine,
             kv: pages.saturating_mul(page_bytes(self, plan.compute)).min(plan.max_kv_bytes),
         }
     }
@@ -108,18 +119,31 @@ impl DecoderConfig {
         own.saturating_add(adapters).saturating_add(moments.file_bytes(trained / 4))
     }
 
-    /// Returns the bytes of packed weights. A tied head is packed separately from the embedding, which stays f32.
-    fn engine_bytes(&self, own: u64, plan: &TrainingPlan) -> u64 {
-        let embedding = self.embedding_bytes();
-        let head = if self.tie_word_embeddings { embedding } else { 0 };
-        let matrices = own.saturating_sub(embedding).saturating_add(head);
-        let matrices = match (plan.engine_weights, plan.compute) {
-            (EngineWeights::Compute, ComputePrecision::F32) => matrices,
-            (EngineWeights::Compute, ComputePrecision::Bf16) => matrices / 2,
+    /// Returns the bytes of the learner's weights and of the engine's. A tied head is packed separately from the embedding,
+    /// which stays f32.
+    fn weight_bytes(&self, all: &[Spec], plan: &TrainingPlan) -> (u64, u64) {
+        let matrices = bytes(all.iter().filter(|spec| spec.role.is_packed()));
+        let tied = if self.tie_word_embeddings { self.embedding_bytes() } else { 0 };
+        let packed = matrices.saturating_add(tied);
+        let panels = |weights| match (weights, plan.compute) {
+            (EngineWeights::Compute, ComputePrecision::F32) => packed,
+            (EngineWeights::Compute, ComputePrecision::Bf16) => packed / 2,
             // A byte for each number, and four for the scale of 64.
-            (EngineWeights::Int8, _) => matrices / 4 + matrices / 64,
+            (EngineWeights::Int8, _) => packed / 4 + packed / 64,
         };
-        embedding.saturating_add(matrices)
+        let adapters = bytes(all.iter().filter(|spec| spec.role.is_adapter()));
+        let held = bytes(all.iter()).saturating_sub(matrices);
+        if plan.lora.is_none() {
+            let engine = held.saturating_add(panels(plan.engine_weights));
+            return (held.saturating_add(matrices), engine.saturating_mul(2));
+        }
+        let shared = panels(EngineWeights::Compute);
+        let own = match plan.engine_weights {
+            EngineWeights::Compute => 0,
+            other => panels(other),
+        };
+        // Adapters are packed and kept as they are, twice while they are published.
+        (held, shared.saturating_add(own).saturating_add(4 * adapters))
     }
 
     fn embedding_bytes(&self) -> u64 {
@@ -246,7 +270,7 @@ mod tests {
             }
             let plan = TrainingPlan { lora: lora.clone(), ..TrainingPlan::default() };
             let memory = config.training_memory(&plan);
-            assert_eq!(memory.weights, 4 * model.n_parameters() as u64);
+            assert_eq!(memory.loaded, 4 * model.n_parameters() as u64);
             assert_eq!(memory.gradients, 4 * model.n_trainable() as u64);
 
             let directory = tempfile::tempdir().unwrap();

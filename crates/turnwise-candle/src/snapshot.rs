@@ -3,21 +3,39 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
+use turnwise_kernels::panels::PanelFormat;
 
 use crate::dimensions::{Dimensions, Ropes};
 use crate::finite::Culprit;
-use crate::layout::{Adapter, FeedForward, Network, specs};
+use crate::layout::{Adapter, FeedForward, Linear, Network, Spec, specs};
 use crate::numbers::host_numbers;
-use crate::weights::Weights;
+use crate::weights::{LayerAdapters, Weights};
 use crate::{ComputePrecision, DecoderConfig, EngineWeights};
 
 /// Weights of one version.
 #[derive(Debug)]
 pub(crate) enum Snapshot {
     /// Panels for the CPU's vector units.
-    Panels(Weights),
+    Panels(PackedPolicy),
     /// Tensors on any device.
     Tensors(TensorWeights),
+}
+
+/// Packed weights, and the adapters beside them if they are not merged.
+#[derive(Clone, Debug)]
+pub(crate) struct PackedPolicy {
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) adapters: Option<Arc<PackedAdapters>>,
+    /// The weights that these were converted from, if they were.
+    converted_from: Option<Arc<Weights>>,
+}
+
+/// The adapters of a policy.
+#[derive(Debug)]
+pub(crate) struct PackedAdapters {
+    pub(crate) layers: Vec<LayerAdapters>,
+    /// As a learner has them, with the index of the matrix in the order of checkpoints.
+    pub(crate) stored: Vec<(usize, Adapter<Vec<f32>>)>,
 }
 
 /// Immutable weights as tensors without a graph.
@@ -75,19 +93,78 @@ impl TensorWeights {
     }
 }
 
-/// Returns packed weights as tensors in f32.
-fn network_of(weights: &Weights) -> Result<Network<Tensor>> {
-    let values = specs(&weights.config, None).into_iter().zip(weights.stored());
-    let tensors = values
-        .map(|(spec, values)| Tensor::from_vec(values, spec.shape, &Device::Cpu))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(Network::arrange(&weights.config, None, tensors))
+impl PackedPolicy {
+    pub(crate) fn new(weights: Arc<Weights>, adapters: Option<PackedAdapters>) -> Self {
+        Self { weights, adapters: adapters.map(Arc::new), converted_from: None }
+    }
+
+    /// Returns the weights as tensors in f32, with merged adapters.
+    fn network(&self) -> Result<Network<Tensor>> {
+        let config = &self.weights.config;
+        let mut adapters: &[_] = self.adapters.as_ref().map_or(&[], |adapters| &adapters.stored);
+        let stored = specs(config, None).into_iter().zip(self.weights.stored()).enumerate();
+        let tensors = stored.map(|(index, (spec, stored))| {
+            let mut numbers = stored.numbers()?;
+            if let [(own, adapter), rest @ ..] = adapters
+                && *own == index
+            {
+                let adapter = Some(adapter.as_ref());
+                numbers =
+                    Linear { weight: &numbers[..], bias: None, adapter }.merged().into_owned();
+                adapters = rest;
+            }
+            Tensor::from_vec(numbers, spec.shape, &Device::Cpu)
+        });
+        Ok(Network::arrange(config, None, tensors.collect::<Result<Vec<_>>>()?))
+    }
+
+    /// Packs the weights in another format; those of an earlier policy with the same base are taken over. Adapters stay as
+    /// they are.
+    fn converted(&self, format: PanelFormat, earlier: Option<&Snapshot>) -> Result<Self> {
+        let weights = match earlier {
+            Some(Snapshot::Panels(Self { weights, converted_from: Some(base), .. }))
+                if Arc::ptr_eq(base, &self.weights) && weights.format == format =>
+            {
+                weights.clone()
+            }
+            _ => {
+                let bare = Self { adapters: None, ..self.clone() };
+                let own = &self.weights;
+                let (ropes, precision) = (own.dimensions.ropes.clone(), own.precision);
+                let network = bare.network()?;
+                Arc::new(Weights::new(&own.config, ropes, network, precision, format)?)
+            }
+        };
+        let converted_from = Some(self.weights.clone());
+        Ok(Self { weights, adapters: self.adapters.clone(), converted_from })
+    }
+
+    fn search(&self, culprit: &mut Culprit) -> Result<()> {
+        let specs = specs(&self.weights.config, None);
+        for (spec, stored) in specs.iter().zip(self.weights.stored()) {
+            culprit.look(spec, &stored.numbers()?);
+        }
+        let adapters = self.adapters.iter().flat_map(|adapters| &adapters.stored);
+        for (index, Adapter { down, up, rank, .. }) in adapters {
+            for (matrix, numbers) in [("A", down), ("B", up)] {
+                let name = format!("{matrix} of the adapter of {}", specs[*index].name);
+                let shape = if matrix == "A" {
+                    [*rank, down.len() / rank]
+                } else {
+                    [up.len() / rank, *rank]
+                };
+                let spec = Spec { name, shape: shape.to_vec(), ..specs[*index].clone() };
+                culprit.look(&spec, numbers);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Snapshot {
     pub(crate) fn config(&self) -> &DecoderConfig {
         match self {
-            Self::Panels(weights) => &weights.config,
+            Self::Panels(policy) => &policy.weights.config,
             Self::Tensors(weights) => &weights.config,
         }
     }
@@ -99,7 +176,7 @@ impl Snapshot {
     /// Returns the precision of products.
     pub(crate) fn precision(&self) -> ComputePrecision {
         match self {
-            Self::Panels(weights) => weights.precision,
+            Self::Panels(policy) => policy.weights.precision,
             Self::Tensors(weights) => weights.precision,
         }
     }
@@ -108,13 +185,10 @@ impl Snapshot {
     pub(crate) fn culprit(&self) -> String {
         let mut culprit = Culprit::default();
         match self {
-            Self::Panels(weights) => {
-                let mut specs = specs(&weights.config, None).into_iter();
-                weights.each_stored(|values| {
-                    if let Some(spec) = specs.next() {
-                        culprit.look(&spec, &values);
-                    }
-                });
+            Self::Panels(policy) => {
+                if let Err(error) = policy.search(&mut culprit) {
+                    return format!("the weights cannot be read: {error}");
+                }
             }
             Self::Tensors(weights) => {
                 let mut specs = specs(&weights.config, None).into_iter();
@@ -133,25 +207,29 @@ impl Snapshot {
         culprit.reason()
     }
 
-    /// Converts the weights to panels for the CPU; panels in the right format are returned unchanged.
-    pub(crate) fn into_panels(self: Arc<Self>, weights: EngineWeights) -> Result<Arc<Self>> {
+    /// Converts the weights to panels for the CPU; panels in the right format are returned unchanged. A frozen base that an
+    /// earlier snapshot was converted from is not converted again.
+    pub(crate) fn into_panels(
+        self: Arc<Self>,
+        weights: EngineWeights,
+        earlier: Option<&Self>,
+    ) -> Result<Arc<Self>> {
         match &*self {
-            Self::Panels(panels) if panels.format == weights.format(panels.precision) => Ok(self),
-            Self::Panels(panels) => {
-                let network = network_of(panels)?;
-                let (ropes, precision) = (panels.dimensions.ropes.clone(), panels.precision);
-                let format = weights.format(precision);
-                let panels = Weights::new(&panels.config, ropes, network, precision, format)?;
-                Ok(Arc::new(Self::Panels(panels)))
+            Self::Panels(policy) => {
+                let format = weights.format(policy.weights.precision);
+                if policy.weights.format == format {
+                    return Ok(self);
+                }
+                Ok(Arc::new(Self::Panels(policy.converted(format, earlier)?)))
             }
-            Self::Tensors(tensors) => Ok(Arc::new(Self::Panels(tensors.panels(weights)?))),
+            Self::Tensors(tensors) => Ok(Arc::new(tensors.panels(weights)?.into())),
         }
     }
 
     /// Converts the weights to tensors; tensors are returned unchanged.
     pub(crate) fn into_tensors(self: Arc<Self>) -> Result<Arc<Self>> {
-        let Self::Panels(weights) = &*self else { return Ok(self) };
-        let network = network_of(weights)?;
+        let Self::Panels(policy) = &*self else { return Ok(self) };
+        let (network, weights) = (policy.network()?, &policy.weights);
         let (ropes, precision) = (weights.dimensions.ropes.clone(), ComputePrecision::F32);
         let weights = TensorWeights::new(&weights.config, ropes, network, precision)?;
         Ok(Arc::new(Self::Tensors(weights)))
@@ -160,7 +238,7 @@ impl Snapshot {
 
 impl From<Weights> for Snapshot {
     fn from(weights: Weights) -> Self {
-        Self::Panels(weights)
+        Self::Panels(PackedPolicy::new(Arc::new(weights), None))
     }
 }
 

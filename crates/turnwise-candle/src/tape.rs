@@ -23,15 +23,7 @@ use crate::fused::experts::Routed;
 use crate::fused::linear::ColumnRange;
 use crate::fused::logprob::Predicted;
 use crate::shares::Shares;
-
-/// A parameter.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Slot<'a> {
-    /// Its index in the order of parameters.
-    pub(crate) index: usize,
-    pub(crate) values: &'a [f32],
-    pub(crate) trainable: bool,
-}
+use crate::slots::Slot;
 
 /// Rows of numbers, computed once.
 #[derive(Clone, Debug)]

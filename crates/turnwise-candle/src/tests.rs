@@ -11,6 +11,7 @@ mod lora;
 mod mixture;
 mod not_finite;
 mod operations;
+mod packed_base;
 mod parity;
 mod peft;
 mod refusals;

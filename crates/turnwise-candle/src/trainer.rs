@@ -20,7 +20,8 @@ use crate::numbers::host_numbers;
 use crate::pass::Pass;
 use crate::published::Published;
 use crate::shares::{PassPart, Shares};
-use crate::tape::{Keep, Loss, Played, Slot};
+use crate::slots::Slot;
+use crate::tape::{Keep, Loss, Played};
 use crate::{AdamW, ComputePrecision, Decoder, DecoderConfig, EngineWeights, ModelError};
 
 /// The name of the optimiser's file.
@@ -104,7 +105,7 @@ impl LearnerState {
         optimizer_settings: AdamW,
         settings: LearnerSettings,
     ) -> Result<Self, ModelError> {
-        let model = model.with_precision(settings.compute);
+        let model = model.with_precision(settings.compute).with_packed_base()?;
         let published = Published::new(PolicyVersion(0), model.snapshot(EngineWeights::Compute)?);
         Ok(Self {
             optimizer: Optimizer::new(optimizer_settings, &model)?,
@@ -202,7 +203,7 @@ impl LearnerState {
         for (index, parameter) in parameters.iter().enumerate() {
             let is_new = parameter.spec.role == ParameterRole::AdapterDown
                 && !is_zero(&gradients[index + 1])
-                && is_zero(&host_numbers(&parameters[index + 1].var)?);
+                && is_zero(&host_numbers(parameters[index + 1].var())?);
             if is_zero(&gradients[index]) && !is_new {
                 names.push(parameter.spec.name.as_str());
             }

@@ -1,11 +1,13 @@
 //! Weights packed for the inference engine.
 
+mod adapters;
+mod stored;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 use turnwise_kernels::panels::{Epilogue, PanelFormat, Panels, StoredMatrix};
-use turnwise_kernels::tile::LANES;
 
 use crate::architecture::Activation;
 use crate::dimensions::{Dimensions, Ropes};
@@ -14,6 +16,9 @@ use crate::layout::{
 };
 use crate::numbers::host_numbers;
 use crate::{ComputePrecision, DecoderConfig};
+
+pub(crate) use adapters::{AdaptedLinear, LayerAdapters, PackedAdapter};
+pub(crate) use stored::{PackedMatrix, StoredParameter};
 
 /// Weights packed for inference: matrices are panels, which products read sequentially, and matrices with the same
 /// input are joined.
@@ -25,8 +30,8 @@ pub(crate) struct Weights {
     pub(crate) precision: ComputePrecision,
     /// The format of matrices.
     pub(crate) format: PanelFormat,
-    /// `[V, D]`
-    pub(crate) embedding: Vec<f32>,
+    /// f32, which a learner with adapters shares. `[V, D]`
+    pub(crate) embedding: Tensor,
     pub(crate) embedding_scale: f32,
     pub(crate) layers: Vec<LayerWeights>,
     /// `[D]`
@@ -98,8 +103,8 @@ pub(crate) struct SharedWeights {
 }
 
 impl Weights {
-    /// Packs a network whose matrices are `[out, in]`, and frees each part after it is packed. Adapters are merged into
-    /// their matrices.
+    /// Packs a network whose matrices are `[out, in]`, and frees each part after it is packed; only the embedding is kept
+    /// as it is. Adapters are merged into their matrices.
     pub(crate) fn new(
         config: &DecoderConfig,
         ropes: Arc<Ropes>,
@@ -118,7 +123,7 @@ impl Weights {
             Some(head) => panels(&head)?,
             None => panels(&embedding)?,
         };
-        let (embedding, norm) = (host_numbers(&embedding)?.to_vec(), host_numbers(&norm)?.to_vec());
+        let norm = host_numbers(&norm)?.to_vec();
         let (config, dimensions) = (config.clone(), Dimensions::new(config, ropes));
         Ok(Self {
             config,
@@ -135,41 +140,6 @@ impl Weights {
     }
 }
 
-impl Weights {
-    /// Returns the parameters in the form of checkpoints, in their fixed order.
-    pub(crate) fn stored(&self) -> Vec<Vec<f32>> {
-        let mut all = Vec::new();
-        self.each_stored(|values| all.push(values));
-        all
-    }
-
-    /// Calls `see` with the parameters in the form of checkpoints, in their fixed order, a layer at a time.
-    pub(crate) fn each_stored(&self, mut see: impl FnMut(Vec<f32>)) {
-        see(self.embedding.clone());
-        for layer in &self.layers {
-            let mut stored = Vec::new();
-            layer.push_stored(&self.config, &mut stored);
-            stored.into_iter().for_each(&mut see);
-        }
-        see(self.norm.clone());
-        if !self.config.tie_word_embeddings {
-            let mut stored = Vec::new();
-            push_columns(&self.head, 0..self.config.vocab_size, &mut stored);
-            stored.into_iter().for_each(see);
-        }
-    }
-}
-
-/// Appends some columns as the rows of a stored matrix, and their biases if there are any.
-fn push_columns(
-    panels: &Panels,
-    columns: impl Iterator<Item = usize> + Clone,
-    stored: &mut Vec<Vec<f32>>,
-) {
-    stored.push(columns.clone().flat_map(|column| panels.column(column)).collect());
-    stored.extend(panels.bias().map(|bias| columns.map(|column| bias[column]).collect()));
-}
-
 /// Packs a layer and frees it.
 fn read(config: &DecoderConfig, layer: Layer<Tensor>, format: PanelFormat) -> Result<LayerWeights> {
     let mut tensors = Vec::new();
@@ -181,29 +151,6 @@ fn read(config: &DecoderConfig, layer: Layer<Tensor>, format: PanelFormat) -> Re
 }
 
 impl LayerWeights {
-    fn push_stored(&self, config: &DecoderConfig, stored: &mut Vec<Vec<f32>>) {
-        let DecoderConfig { hidden_size, n_heads, n_kv_heads, head_dim, .. } = *config;
-        let (queries, keys) = (n_heads * head_dim, n_kv_heads * head_dim);
-        stored.extend(self.attention_norm.clone());
-        let end = queries + 2 * keys;
-        let is_joined = config.architecture.properties().is_joined;
-        let cuts = if is_joined { vec![0, end] } else { vec![0, queries, queries + keys, end] };
-        for pair in cuts.windows(2) {
-            push_columns(&self.qkv, pair[0]..pair[1], stored);
-        }
-        stored.extend(self.head_norms.iter().flat_map(|(query, key)| [query.clone(), key.clone()]));
-        push_columns(&self.output, 0..hidden_size, stored);
-        stored.extend(self.attention_norm_after.clone());
-        stored.extend(self.mlp_norm.clone());
-        match &self.feed_forward {
-            FeedForwardWeights::Dense(mlp) => {
-                mlp.push_stored(hidden_size, config.intermediate_size, stored);
-            }
-            FeedForwardWeights::Mixture(mixture) => mixture.push_stored(config, stored),
-        }
-        stored.extend(self.mlp_norm_after.clone());
-    }
-
     fn new(config: &DecoderConfig, layer: &Layer<&[f32]>, format: PanelFormat) -> Self {
         let d = config.hidden_size;
         let copy = |gains: Option<&[f32]>| gains.map(<[f32]>::to_vec);
@@ -238,20 +185,6 @@ impl LayerWeights {
 }
 
 impl MlpWeights {
-    /// Appends gate, up and down as checkpoints have them; the first two have `inner` rows.
-    fn push_stored(&self, hidden_size: usize, inner: usize, stored: &mut Vec<Vec<f32>>) {
-        let column = |row: usize| row / LANES * 2 * LANES + row % LANES;
-        let gate = (0..inner).map(column);
-        let up = gate.clone().map(|column| column + LANES);
-        if self.is_joined {
-            push_columns(&self.gate_up, gate.chain(up), stored);
-        } else {
-            push_columns(&self.gate_up, gate, stored);
-            push_columns(&self.gate_up, up, stored);
-        }
-        push_columns(&self.down, 0..hidden_size, stored);
-    }
-
     fn new(mlp: &Mlp<&[f32]>, d: usize, format: PanelFormat) -> Self {
         let whole: Vec<Whole<'_>> = mlp.gate_up.iter().map(Whole::of).collect();
         let matrices: Vec<StoredMatrix<'_>> = whole.iter().map(Whole::stored).collect();
@@ -281,24 +214,6 @@ fn halves(joined: StoredMatrix<'_>) -> [StoredMatrix<'_>; 2] {
 }
 
 impl MixtureWeights {
-    fn push_stored(&self, config: &DecoderConfig, stored: &mut Vec<Vec<f32>>) {
-        push_columns(&self.router, 0..self.choice.n_experts, stored);
-        let inner = config.architecture.experts().map_or(0, |experts| experts.intermediate_size);
-        let mut stacks = vec![Vec::new(); 3];
-        for expert in &self.experts {
-            let mut matrices = Vec::new();
-            expert.push_stored(config.hidden_size, inner, &mut matrices);
-            stacks.iter_mut().zip(matrices).for_each(|(stack, matrix)| stack.extend(matrix));
-        }
-        stored.extend(stacks);
-        if let (Some(SharedWeights { mlp, gate }), Some(size)) =
-            (&self.shared, config.architecture.shared_size())
-        {
-            mlp.push_stored(config.hidden_size, size, stored);
-            push_columns(gate, 0..1, stored);
-        }
-    }
-
     fn new(mixture: &Mixture<&[f32]>, d: usize, format: PanelFormat) -> Self {
         let size = mixture.gate.len() / mixture.choice.n_experts;
         let gates = mixture.gate.chunks_exact(size).zip(mixture.up.chunks_exact(size));

@@ -1,5 +1,7 @@
 //! Panels: weight matrices in the order in which products of few rows read them.
 
+mod unpack;
+
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -553,20 +555,34 @@ vectorized! {
                 }
                 Epilogue::SwiGlu | Epilogue::GeGlu => {
                     for pair in 0..vectors / 2 {
-                        let (mut gate, up) = (with_bias(2 * pair), with_bias(2 * pair + 1));
-                        if then == Epilogue::SwiGlu {
-                            gate = gate.map(math::silu);
-                        } else {
-                            gate = gate.map(math::gelu_tanh);
-                        }
-                        let target = target.vector(row, start / 2 + pair);
-                        for lane in 0..LANES {
-                            target[lane] = gate[lane] * up[lane];
-                        }
+                        let (gate, up) = (with_bias(2 * pair), with_bias(2 * pair + 1));
+                        gate_vector(target.vector(row, start / 2 + pair), gate, &up, then);
                     }
                 }
             }
         }
+    }
+
+    /// Applies a gated epilogue to rows with alternating vectors of gate and up. The target is half as long.
+    pub fn gate_rows(target: &mut [f32], rows: &[f32], then: Epilogue) {
+        let (target, _) = target.as_chunks_mut::<LANES>();
+        let (rows, _) = rows.as_chunks::<LANES>();
+        for (target, pair) in target.iter_mut().zip(rows.chunks_exact(2)) {
+            gate_vector(target, pair[0], &pair[1], then);
+        }
+    }
+}
+
+/// Multiplies the activation of a gate by `up`.
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "it takes on the width of its caller")]
+fn gate_vector(target: &mut [f32; LANES], gate: [f32; LANES], up: &[f32; LANES], then: Epilogue) {
+    let gate = match then {
+        Epilogue::GeGlu => gate.map(math::gelu_tanh),
+        _ => gate.map(math::silu),
+    };
+    for lane in 0..LANES {
+        target[lane] = gate[lane] * up[lane];
     }
 }
 

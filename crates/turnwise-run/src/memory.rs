@@ -8,8 +8,7 @@ use crate::config::Config;
 /// beside the weights, which are loaded.
 pub(crate) fn has_to_recompute(config: &Config, shape: &DecoderConfig) -> bool {
     let memory = shape.training_memory(&plan(config, false));
-    let more = memory.total().saturating_sub(memory.weights);
-    available_memory().is_some_and(|available| available < more)
+    available_memory().is_some_and(|available| available < memory.beyond_loaded())
 }
 
 /// Returns the bound of the engine's keys and values: that of the settings, or what is free beside the rest of the run, but
@@ -22,7 +21,7 @@ pub(crate) fn bounded_kv(config: &Config, shape: &DecoderConfig, available: Opti
     let recomputes = config.train.recompute_layers == Some(true);
     let all = plan(config, recomputes);
     let memory = shape.training_memory(&all);
-    let beside = memory.total().saturating_sub(memory.weights).saturating_sub(memory.kv);
+    let beside = memory.beyond_loaded().saturating_sub(memory.kv);
     let episode =
         TrainingPlan { kv_tokens: config.limits.max_context_tokens, max_kv_bytes: u64::MAX, ..all };
     let least = shape.training_memory(&episode).kv;

@@ -126,7 +126,7 @@ impl TensorState {
         for ((parameter, gradient), moments) in trained().zip(&mut self.moments) {
             let rates = Rates::of(self.settings, parameter, self.steps, scale, learning_rate);
             advance(parameter, gradient.as_ref(), moments, rates)?;
-            for tensor in [&parameter.var.as_detached_tensor(), &moments[0], &moments[1]] {
+            for tensor in [&parameter.var().as_detached_tensor(), &moments[0], &moments[1]] {
                 let own = (tensor * 0.0)?.sum_all()?;
                 zero = Some(match zero {
                     Some(zero) => (zero + own)?,
@@ -139,7 +139,7 @@ impl TensorState {
             return Ok(());
         }
         for ((parameter, _), [first, second]) in trained().zip(&self.moments) {
-            let weights = parameter.var.as_detached_tensor();
+            let weights = parameter.var().as_detached_tensor();
             let values = [host_numbers(&weights)?, host_numbers(first)?, host_numbers(second)?];
             if let Some(error) =
                 not_finite(parameter, values.each_ref().map(|v| &**v), learning_rate)
@@ -184,7 +184,7 @@ fn advance(
     rates: Rates,
 ) -> Result<()> {
     let Rates { scale, beta1, beta2, epsilon, rate, second_correction, kept, .. } = rates;
-    let weights = parameter.var.as_detached_tensor();
+    let weights = parameter.var().as_detached_tensor();
     let gradient = match gradient {
         Some(gradient) => (gradient * f64::from(scale))?,
         None => weights.zeros_like()?,
@@ -194,5 +194,5 @@ fn advance(
     *second = (&*second + ((gradient.sqr()? - &*second)? * f64::from(1.0 - beta2))?)?;
     let root = ((&*second * f64::from(second_correction))?.sqrt()? + f64::from(epsilon))?;
     let moved = ((&*first * f64::from(rate))? / root)?;
-    parameter.var.set(&((weights * f64::from(kept))? - moved)?)
+    parameter.var().set(&((weights * f64::from(kept))? - moved)?)
 }

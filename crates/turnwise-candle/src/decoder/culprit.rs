@@ -3,7 +3,6 @@
 use super::Decoder;
 use crate::ModelError;
 use crate::finite::{Culprit, all_finite};
-use crate::numbers::host_numbers;
 
 impl Decoder {
     /// Returns the numbers that this model computed if all of them are finite.
@@ -22,7 +21,7 @@ impl Decoder {
     pub(crate) fn culprit(&self) -> Result<Culprit, ModelError> {
         let mut culprit = Culprit::default();
         for parameter in self.parameters() {
-            culprit.look(&parameter.spec, &host_numbers(&parameter.var)?);
+            culprit.look(&parameter.spec, &self.numbers(parameter)?);
         }
         Ok(culprit)
     }

@@ -14,7 +14,8 @@ use crate::ops::Ops;
 use crate::pass::Pass;
 use crate::plain::Plain;
 use crate::shares::Shares;
-use crate::tape::{Keep, Loss, Played, Recorder, Slot, Tape, play_backward};
+use crate::slots::{Slot, SlotNumbers};
+use crate::tape::{Keep, Loss, Played, Recorder, Tape, play_backward};
 
 impl Decoder {
     /// Runs a forward pass, with predictions if the batch has targets.
@@ -33,7 +34,7 @@ impl Decoder {
         let wants_predictions = batch.n_targets() > 0;
         if self.kernels() == Kernels::Plain {
             let mut plain = self.plain(batch, keep)?;
-            let network = if keep == Keep::Nothing { self.detached() } else { self.tracked() };
+            let network = if keep == Keep::Nothing { self.detached()? } else { self.tracked() };
             let hidden = forward::hidden(&mut plain, &network)?;
             if wants_predictions {
                 forward::predict(&mut plain, &network, &hidden)?;
@@ -91,7 +92,7 @@ impl Decoder {
         let mut gradients = Vec::with_capacity(self.parameters().len());
         let mut reached = Vec::with_capacity(self.parameters().len());
         for parameter in self.parameters() {
-            let mut found = stores.iter().filter_map(|store| store.get(&parameter.var)).peekable();
+            let mut found = stores.iter().filter_map(|store| store.get(parameter.var())).peekable();
             reached.push(found.peek().is_some());
             let mut sum = None;
             for gradient in found.filter(|_| parameter.trainable) {
@@ -120,7 +121,7 @@ impl Decoder {
         let dimensions = self.dimensions();
         if self.kernels() == Kernels::Plain {
             let mut plain = self.plain(batch, Keep::Nothing)?;
-            let network = self.detached();
+            let network = self.detached()?;
             let hidden = forward::hidden(&mut plain, &network)?;
             let normed = forward::before_head(&mut plain, &network, &hidden)?;
             let head = Linear { weight: network.output_head().clone(), bias: None, adapter: None };
@@ -141,18 +142,18 @@ impl Decoder {
         &self,
         see: impl FnOnce(&[Slot<'_>], &Network<Slot<'_>>) -> Result<R>,
     ) -> Result<R> {
-        let held = self.parameters().iter().map(|parameter| numbers(&parameter.var));
-        let held = held.collect::<Result<Vec<_>>>()?;
-        let slots: Vec<Slot<'_>> = held
-            .iter()
-            .zip(self.parameters())
-            .enumerate()
-            .map(|(index, (values, parameter))| Slot {
-                index,
-                values,
-                trainable: parameter.trainable,
-            })
-            .collect();
+        let own = self.parameters().iter().filter_map(|parameter| parameter.own());
+        let own = own.map(|var| numbers(var)).collect::<Result<Vec<_>>>()?;
+        let (packed, mut own) = (self.packed_matrices(), own.iter());
+        let all = self.parameters().iter().zip(&packed).enumerate();
+        let slots = all.map(|(index, (parameter, packed))| {
+            let numbers = match parameter.own() {
+                Some(_) => SlotNumbers::Held(own.next().expect("its numbers are there")),
+                None => SlotNumbers::Packed(packed),
+            };
+            Slot { index, numbers, trainable: parameter.trainable }
+        });
+        let slots: Vec<Slot<'_>> = slots.collect();
         let network = self.arrange(slots.iter().copied());
         see(&slots, &network)
     }
@@ -165,7 +166,7 @@ impl Decoder {
         let (dimensions, batch) = (self.dimensions(), Arc::new(batch));
         if self.kernels() == Kernels::Plain {
             let mut plain = self.plain(batch, Keep::Nothing).unwrap();
-            let hidden = forward::hidden(&mut plain, &self.detached()).unwrap();
+            let hidden = forward::hidden(&mut plain, &self.detached().unwrap()).unwrap();
             return hidden.flatten_all().unwrap().to_vec1().unwrap();
         }
         let mut tape = Tape::new(batch, self.pool().clone(), Keep::Nothing, self.precision());

@@ -8,6 +8,7 @@ use turnwise_kernels::panels::{Epilogue, Panels, StridedRows, padded};
 use turnwise_kernels::team::{Team, WriteOnceRows};
 use turnwise_kernels::vectorized;
 
+use super::adapted::{AdaptedPanels, AdapterMemory};
 use super::attention::{AttentionPlans, Layer, Scratch};
 use super::mixture::MixtureMemory;
 use super::pages::{PAGE, Page, PageLayout, Pages};
@@ -15,9 +16,12 @@ use super::parts::{Clock, PartTimes, StepPart};
 use super::tree::PageId;
 use crate::dimensions::Dimensions;
 use crate::layout::Attending;
+use crate::numbers::numbers;
 use crate::rope::Rope;
-use crate::snapshot::Snapshot;
-use crate::weights::{FeedForwardWeights, LayerWeights, MlpWeights, SharedWeights, Weights};
+use crate::snapshot::{PackedPolicy, Snapshot};
+use crate::weights::{
+    FeedForwardWeights, LayerAdapters, LayerWeights, MlpWeights, SharedWeights, Weights,
+};
 
 /// With fewer tokens, handing work to other threads costs more than it saves.
 pub(super) const MIN_TOKENS_PER_THREAD: usize = 32;
@@ -88,6 +92,7 @@ pub(super) struct CpuCompute {
     /// The output of a half layer that is normed or scaled before it is added. `[N, D]`
     half: Vec<f32>,
     experts: MixtureMemory,
+    adapter_memory: AdapterMemory,
     /// `[M, V]`
     logits: Vec<f32>,
 }
@@ -104,16 +109,18 @@ impl Compute for CpuCompute {
         step: &EngineBatch,
         parts: &mut PartTimes,
     ) -> Result<Logits<'_>, String> {
-        let Snapshot::Panels(weights) = weights else {
+        let Snapshot::Panels(PackedPolicy { weights, adapters, .. }) = weights else {
             return Err("the weights are not packed for the CPU".to_owned());
         };
+        let adapters = |layer: usize| adapters.as_ref().map(|adapters| &adapters.layers[layer]);
         step.tables.iter().flatten().for_each(|page| self.pages.provide(*page));
         self.scratch.resize_with(team.size(), Mutex::default);
         let mut clock = parts.start();
         self.plans.make(step, &weights.dimensions);
-        self.embed(weights, step);
+        self.embed(weights, step).map_err(|error| error.to_string())?;
         clock.lap(StepPart::Embedding);
         for (index, layer) in weights.layers.iter().enumerate() {
+            let layer = AdaptedLayer { weights: layer, adapters: adapters(index) };
             self.attention(team, weights, layer, step, index, &mut clock);
             self.feed_forward(team, weights, layer, &mut clock);
         }
@@ -136,47 +143,57 @@ impl CpuCompute {
             inner: Vec::new(),
             half: Vec::new(),
             experts: MixtureMemory::default(),
+            adapter_memory: AdapterMemory::default(),
             logits: Vec::new(),
         }
     }
 
-    fn embed(&mut self, weights: &Weights, step: &EngineBatch) {
+    fn embed(&mut self, weights: &Weights, step: &EngineBatch) -> candle_core::Result<()> {
         let d = weights.config.hidden_size;
+        let embedding = numbers(&weights.embedding)?;
         self.x.clear();
         for token in &step.tokens {
-            self.x.extend_from_slice(&weights.embedding[token.id as usize * d..][..d]);
+            self.x.extend_from_slice(&embedding[token.id as usize * d..][..d]);
             self.x.resize(self.x.len().next_multiple_of(padded(d)), 0.0);
         }
         scale_rows(&mut self.x, weights.embedding_scale);
+        Ok(())
     }
 
     fn attention(
         &mut self,
         team: &mut Team,
         weights: &Weights,
-        layer: &LayerWeights,
+        layer: AdaptedLayer<'_>,
         step: &EngineBatch,
         index: usize,
         clock: &mut Clock<'_>,
     ) {
+        let AdaptedLayer { weights: layer, adapters } = layer;
         let dimensions = &weights.dimensions;
         let width = padded(weights.config.hidden_size);
         self.normed(team, dimensions, layer.attention_norm.as_deref());
         clock.lap(StepPart::Other);
-        product(team, &layer.qkv, &self.normed, width, &mut self.qkv, Epilogue::Replace);
+        let adapter = adapters.and_then(|adapters| adapters.qkv.as_ref());
+        let by = AdaptedPanels { panels: &layer.qkv, adapter };
+        let Self { normed, qkv, adapter_memory, .. } = self;
+        by.multiply(team, normed, width, qkv, Epilogue::Replace, adapter_memory);
         clock.lap(StepPart::Linear);
         self.keep(team, dimensions, layer, step, index);
         let stride = layer.qkv.columns(Epilogue::Replace);
         self.attend(team, step, dimensions, stride, (index, layer.attending));
         clock.lap(StepPart::Attention);
         let heads = dimensions.heads;
-        let Self { x, mixed, half, .. } = self;
+        let Self { x, mixed, half, adapter_memory, .. } = self;
+        let adapter = adapters.and_then(|adapters| adapters.output.as_ref());
+        let by = AdaptedPanels { panels: &layer.output, adapter };
         let add = AddHalf {
             dimensions,
             norm: layer.attention_norm_after.as_deref(),
             scale: layer.residual_scale,
         };
-        add.run(team, &layer.output, (mixed, heads.n_heads * heads.head_dim), half, x);
+        let stride = heads.n_heads * heads.head_dim;
+        add.run(team, by, (mixed, stride), half, x, adapter_memory);
         clock.lap(StepPart::Linear);
     }
 
@@ -269,22 +286,27 @@ impl CpuCompute {
         &mut self,
         team: &mut Team,
         weights: &Weights,
-        layer: &LayerWeights,
+        layer: AdaptedLayer<'_>,
         clock: &mut Clock<'_>,
     ) {
+        let AdaptedLayer { weights: layer, adapters } = layer;
         let (d, dimensions) = (weights.config.hidden_size, &weights.dimensions);
         self.normed(team, dimensions, layer.mlp_norm.as_deref());
         clock.lap(StepPart::Other);
-        let Self { x, normed, inner, half, experts, .. } = self;
+        let Self { x, normed, inner, half, experts, adapter_memory, .. } = self;
         match &layer.feed_forward {
             FeedForwardWeights::Dense(MlpWeights { gate, gate_up, down, .. }) => {
-                product(team, gate_up, normed, padded(d), inner, *gate);
+                let adapter = adapters.and_then(|adapters| adapters.gate_up.as_ref());
+                let by = AdaptedPanels { panels: gate_up, adapter };
+                by.multiply(team, normed, padded(d), inner, *gate, adapter_memory);
+                let adapter = adapters.and_then(|adapters| adapters.down.as_ref());
+                let by = AdaptedPanels { panels: down, adapter };
                 let add = AddHalf {
                     dimensions,
                     norm: layer.mlp_norm_after.as_deref(),
                     scale: layer.residual_scale,
                 };
-                add.run(team, down, (inner, gate_up.columns(*gate)), half, x);
+                add.run(team, by, (inner, gate_up.columns(*gate)), half, x, adapter_memory);
             }
             FeedForwardWeights::Mixture(mixture) => {
                 experts.add(team, x, normed, d, mixture);
@@ -315,6 +337,13 @@ impl CpuCompute {
     }
 }
 
+/// A layer, and its adapters if they are not merged.
+#[derive(Clone, Copy, Debug)]
+struct AdaptedLayer<'a> {
+    weights: &'a LayerWeights,
+    adapters: Option<&'a LayerAdapters>,
+}
+
 /// How the output of half a layer is added to the residual stream.
 #[derive(Clone, Copy, Debug)]
 struct AddHalf<'a> {
@@ -329,16 +358,17 @@ impl AddHalf<'_> {
     fn run(
         &self,
         team: &mut Team,
-        by: &Panels,
+        by: AdaptedPanels<'_>,
         (rows, stride): (&[f32], usize),
         half: &mut Vec<f32>,
         x: &mut Vec<f32>,
+        memory: &mut AdapterMemory,
     ) {
         let Self { dimensions, norm, scale } = *self;
         if norm.is_none() && scale == 1.0 {
-            return product(team, by, rows, stride, x, Epilogue::Add);
+            return by.multiply(team, rows, stride, x, Epilogue::Add, memory);
         }
-        product(team, by, rows, stride, half, Epilogue::Replace);
+        by.multiply(team, rows, stride, half, Epilogue::Replace, memory);
         if let Some(gain) = norm {
             let gain = dimensions.gains(gain);
             let (eps, width) = (dimensions.eps as f32, padded(gain.len()));
@@ -404,7 +434,7 @@ fn norm_rows(
     });
 }
 
-fn scale_rows(x: &mut [f32], factor: f32) {
+pub(super) fn scale_rows(x: &mut [f32], factor: f32) {
     if factor != 1.0 {
         scale(x, factor);
     }

@@ -84,7 +84,7 @@ impl EngineScheduler {
         settings: EngineSettings,
         counters: Arc<Counters>,
     ) -> Result<Self, ModelError> {
-        let current = suited(published.newest(), settings);
+        let current = suited(published.newest(), settings, None);
         let config = current.weights.config().clone();
         let layout = PageLayout::new(&config, current.weights.precision());
         let max_pages = usize::try_from(settings.max_kv_bytes / layout.bytes());
@@ -177,7 +177,8 @@ impl EngineScheduler {
         if self.published.serial() == self.current.serial {
             return;
         }
-        self.current = suited(self.published.newest(), self.settings);
+        let newest = self.published.newest();
+        self.current = suited(newest, self.settings, Some(&self.current.weights));
         self.tree.renew();
         let keeps = self.settings.kv_on_update == KvOnUpdate::Keep;
         let starts_anew = |slot: &mut Slot| !(keeps && slot.computed(&self.tree) > 0);

@@ -18,24 +18,31 @@ use crate::layout::{Attending, HeadNorms, Layer, Linear, Mixture};
 use crate::ops::Ops;
 use crate::plain::{Arithmetic, Rotations, add_gated, attend, gate, mix};
 use crate::published::Publication;
-use crate::snapshot::{Snapshot, TensorWeights};
+use crate::snapshot::{PackedPolicy, Snapshot, TensorWeights};
 
 /// Returns an implementation for weights in this form.
 pub(super) fn compute_for(weights: &Snapshot) -> Box<dyn Compute> {
     match weights {
-        Snapshot::Panels(weights) => {
+        Snapshot::Panels(PackedPolicy { weights, .. }) => {
             Box::new(CpuCompute::new(PageLayout::new(&weights.config, weights.precision)))
         }
         Snapshot::Tensors(_) => Box::new(TensorCompute::default()),
     }
 }
 
-/// Converts a publication to the form of the engine's implementation; returns it unchanged if that fails.
-pub(super) fn suited(publication: Publication, settings: EngineSettings) -> Publication {
+/// Converts a publication to the form of the engine's implementation; returns it unchanged if that fails. Parts that it
+/// has in common with an earlier one are taken over.
+pub(super) fn suited(
+    publication: Publication,
+    settings: EngineSettings,
+    earlier: Option<&Snapshot>,
+) -> Publication {
     let weights = publication.weights.clone();
     let weights = match settings.compute {
         EngineCompute::Auto if matches!(*weights, Snapshot::Tensors(_)) => return publication,
-        EngineCompute::Auto | EngineCompute::Buffers => weights.into_panels(settings.weights),
+        EngineCompute::Auto | EngineCompute::Buffers => {
+            weights.into_panels(settings.weights, earlier)
+        }
         EngineCompute::Tensors => weights.into_tensors(),
     };
     match weights {

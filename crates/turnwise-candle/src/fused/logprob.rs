@@ -13,6 +13,7 @@ use turnwise_kernels::vectorized;
 
 use crate::ComputePrecision;
 use crate::batch::Predictions;
+use crate::slots::SlotNumbers;
 
 /// Rows per block of logits.
 const ROWS: usize = 512;
@@ -53,9 +54,10 @@ pub(crate) fn forward(read: Read<'_>) -> Predicted {
     let lanes: Vec<Lane> = (0..LANES)
         .into_par_iter()
         .map(|lane| {
-            let mut found = Lane::new(wanted.n_rows());
+            let (mut found, mut memory) = (Lane::new(wanted.n_rows()), Vec::new());
             for columns in columns(lane, head.len() / width) {
-                let matrix = some_rows(head, width, &columns).transposed();
+                let own = head.rows(&columns, width, &mut memory);
+                let matrix = Matrix::rows(own, width).transposed();
                 let shared = Prepacked::new(matrix, precision.forward(), Parallelism::Serial);
                 for rows in pieces(wanted.n_rows(), ROWS) {
                     let part = LogitBlock { rows, columns: columns.clone() };
@@ -102,7 +104,7 @@ pub(crate) struct Read<'a> {
     /// `[R, D]`
     pub(crate) x: &'a [f32],
     /// `[V, D]`
-    pub(crate) head: &'a [f32],
+    pub(crate) head: SlotNumbers<'a>,
     pub(crate) width: usize,
     pub(crate) wanted: &'a Predictions,
     pub(crate) precision: ComputePrecision,
@@ -165,10 +167,10 @@ impl Puller<'_> {
         let Read { x, head, width, wanted, precision } = self.read;
         let mut dhead = dhead.into_iter();
         let mut dx = self.pool.take(x.len());
-        let mut logits = Vec::new();
+        let (mut logits, mut memory) = (Vec::new(), Vec::new());
         for (index, columns) in columns(lane, head.len() / width).enumerate() {
             let write = if index == 0 { Write::Replace } else { Write::Add };
-            let own_head = some_rows(head, width, &columns);
+            let own_head = Matrix::rows(head.rows(&columns, width, &mut memory), width);
             let share = |matrix| Prepacked::new(matrix, precision.backward(), Parallelism::Serial);
             let (for_logits, for_dx) = (share(own_head.transposed()), share(own_head));
             let mut dhead = dhead.next();

@@ -29,6 +29,11 @@ pub(crate) enum ParameterRole {
 }
 
 impl ParameterRole {
+    /// Returns whether it is a matrix of products, which engines pack into panels.
+    pub(crate) fn is_packed(self) -> bool {
+        matches!(self, Self::Matrix | Self::Residual | Self::Head)
+    }
+
     /// Returns whether it belongs to an adapter and not to a checkpoint.
     pub(crate) fn is_adapter(self) -> bool {
         matches!(self, Self::AdapterDown | Self::AdapterUp)

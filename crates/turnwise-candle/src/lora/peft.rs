@@ -100,7 +100,7 @@ impl Decoder {
             return Err(ModelError::BadAdapter("it has no adapters to save".to_owned()));
         };
         let adapters = || self.parameters().iter().filter(|p| p.spec.role.is_adapter());
-        let held = adapters().map(|parameter| host_numbers(&parameter.var));
+        let held = adapters().map(|parameter| host_numbers(parameter.var()));
         let held = held.collect::<candle_core::Result<Vec<_>>>()?;
         let pieces = adapters().zip(&held).map(|(parameter, values)| Piece {
             name: parameter.spec.name.clone(),

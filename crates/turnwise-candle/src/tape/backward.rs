@@ -21,6 +21,7 @@ use crate::fused::linear::ColumnRange;
 use crate::fused::{attention, gate, heads, linear, logprob, residual, rms_norm, sum};
 use crate::layout::{HeadNorms, Network};
 use crate::shares::{PassPart, Shares};
+use crate::slots::HeldNumbers;
 
 /// The derivatives of a loss, from which a backward pass starts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -207,7 +208,7 @@ impl BackwardPass<'_> {
     fn norm(&mut self, y: usize, x: &Value, gain: usize) -> PassPart {
         if let Some(dy) = self.above(y) {
             let dimensions = self.dimensions;
-            let (gains, eps) = (dimensions.gains(self.slots[gain].values), dimensions.eps as f32);
+            let (gains, eps) = (dimensions.gains(self.slots[gain].held()), dimensions.eps as f32);
             let values = &*gains;
             let mut dgain = Vec::new();
             let pull = |dx: &mut [f32], write| {
@@ -242,7 +243,7 @@ impl BackwardPass<'_> {
         let mut numbers = self.pool.take(x.handle.length);
         match &**origin {
             Origin::Norm { x, gain } => {
-                let gains = dimensions.gains(self.slots[*gain].values);
+                let gains = dimensions.gains(self.slots[*gain].held());
                 rms_norm::forward(&mut numbers, &x.numbers, &gains, dimensions.eps as f32);
             }
             Origin::Gate { x, activation } => {
@@ -261,9 +262,11 @@ impl BackwardPass<'_> {
             let numbers = numbers.as_ref().map_or(&[][..], |numbers| numbers);
             self.weights(&dy, (numbers, x.width), maps);
             let accuracy = self.precision.backward();
-            let weights: Vec<&[f32]> =
-                maps.iter().map(|map| self.slots[map.weight].values).collect();
+            let (slots, pool) = (self.slots, self.pool.clone());
             self.below(x.handle, |dx, write| {
+                let held = maps.iter().map(|map| slots[map.weight].numbers.all(&pool));
+                let held: Vec<HeldNumbers<'_>> = held.collect();
+                let weights: Vec<&[f32]> = held.iter().map(|numbers| &**numbers).collect();
                 linear::backward_x_joined(dx, write, &dy, stride, x.width, &weights, accuracy);
             });
             for Map { bias, adapter, columns, .. } in maps {
@@ -315,12 +318,12 @@ impl BackwardPass<'_> {
             linear::backward_weight(dup, dy, columns, inner, *scale, accuracy);
         }
         let mut dinner = self.pool.take(inner.len());
-        let values = self.slots[*up].values;
+        let values = self.slots[*up].held();
         linear::backward_x(&mut dinner, Write::Replace, dy, columns, values, *scale, accuracy);
         if let Some(ddown) = self.gradient(*down) {
             linear::backward_weight(ddown, &dinner, *within, numbers, 1.0, accuracy);
         }
-        let values = self.slots[*down].values;
+        let values = self.slots[*down].held();
         self.below(x, |dx, write| {
             linear::backward_x(dx, write, &dinner, *within, values, 1.0, accuracy);
         });
@@ -335,7 +338,7 @@ impl BackwardPass<'_> {
     ) -> PassPart {
         if let Some(mut dy) = self.above(y) {
             let (numbers, norms) = normed.unzip();
-            let values = |index: usize| self.dimensions.gains(self.slots[index].values);
+            let values = |index: usize| self.dimensions.gains(self.slots[index].held());
             let gains =
                 norms.map(|[query, key]| HeadNorms { query: values(query), key: values(key) });
             let gains = gains.as_ref().map(|n| HeadNorms { query: &*n.query, key: &*n.key });
@@ -401,12 +404,13 @@ impl BackwardPass<'_> {
     ) -> PassPart {
         if let Some(dy) = self.above(y) {
             let MixtureSlots { router, gate, up, down } = slots;
-            let values = |index: usize| self.slots[index].values;
+            let held =
+                [router, gate, up, down].map(|index| self.slots[index].numbers.all(&self.pool));
             let weights = experts::Weights {
-                router: values(router),
-                gate: values(gate),
-                up: values(up),
-                down: values(down),
+                router: &held[0],
+                gate: &held[1],
+                up: &held[2],
+                down: &held[3],
                 choice: routed.choice,
                 precision: self.precision,
             };
@@ -449,7 +453,7 @@ impl BackwardPass<'_> {
     fn predict(&mut self, x: &Value, head: usize, predicted: &logprob::Predicted) -> PassPart {
         let batch = self.batch.clone();
         let wanted = &batch.predictions;
-        let values = self.slots[head].values;
+        let values = self.slots[head].numbers;
         let above =
             logprob::Above { dlogprobs: self.loss.dlogprobs, dentropies: self.loss.dentropies };
         let pool = self.pool.clone();

@@ -19,6 +19,7 @@ use crate::fused::{attention, experts, gate, heads, linear, logprob, residual, r
 use crate::layout::{Adapter, Attending, HeadNorms, Layer, Linear, Mixture};
 use crate::ops::Ops;
 use crate::shares::PassPart;
+use crate::slots::HeldNumbers;
 
 /// The result of an operation.
 #[derive(Debug)]
@@ -102,15 +103,17 @@ impl<'a> Recorder<'a> {
     ) -> Vec<Map> {
         let accuracy = tape.precision.forward();
         let stride = y.len() / x.n_rows();
-        let weights: Vec<&[f32]> = linears.iter().map(|linear| linear.weight.values).collect();
+        let held = linears.iter().map(|linear| linear.weight.numbers.all(&tape.pool));
+        let held: Vec<HeldNumbers<'_>> = held.collect();
+        let weights: Vec<&[f32]> = held.iter().map(|numbers| &**numbers).collect();
         linear::forward_joined(y, stride, write, &x.numbers, x.width, &weights, accuracy);
         let mut start = 0;
         let each = linears.iter().map(|linear| {
-            let count = linear.weight.values.len() / x.width;
+            let count = linear.weight.numbers.len() / x.width;
             let columns = ColumnRange { start, count, stride };
             start += count;
             if let Some(bias) = &linear.bias {
-                linear::add_bias(y, columns, bias.values);
+                linear::add_bias(y, columns, bias.held());
             }
             let adapter = linear.adapter.map(|adapter| thin(tape, y, columns, x, adapter));
             let bias = linear.bias.map(|bias| bias.index);
@@ -132,8 +135,8 @@ fn thin(
     let accuracy = tape.precision.forward();
     let mut inner = tape.pool.take(x.n_rows() * rank);
     let within = ColumnRange { start: 0, count: rank, stride: rank };
-    linear::forward(&mut inner, within, Write::Replace, &x.numbers, down.values, 1.0, accuracy);
-    linear::forward(y, columns, Write::Add, &inner, up.values, scale, accuracy);
+    linear::forward(&mut inner, within, Write::Replace, &x.numbers, down.held(), 1.0, accuracy);
+    linear::forward(y, columns, Write::Add, &inner, up.held(), scale, accuracy);
     Thin { down: down.index, up: up.index, scale, inner, columns: within }
 }
 
@@ -154,7 +157,7 @@ impl<'a> Ops for Recorder<'a> {
         let d = self.dimensions.hidden_size;
         let mut y = self.tape.pool.take(self.n_tokens() * d);
         for (row, id) in y.chunks_exact_mut(d).zip(&batch.inputs) {
-            row.copy_from_slice(&table.values[*id as usize * d..][..d]);
+            row.copy_from_slice(&table.held()[*id as usize * d..][..d]);
         }
         let made = Made { numbers: y, width: d, tracked: table.trainable };
         let y = self.made(PassPart::Embedding, start, made);
@@ -165,7 +168,7 @@ impl<'a> Ops for Recorder<'a> {
     fn norm(&mut self, x: &Value, gain: &Slot<'a>) -> Result<Value> {
         let start = Instant::now();
         let mut y = self.tape.pool.take(x.numbers.len());
-        let gains = self.dimensions.gains(gain.values);
+        let gains = self.dimensions.gains(gain.held());
         rms_norm::forward(&mut y, &x.numbers, &gains, self.dimensions.eps as f32);
         let tracked = x.handle.tracked || gain.trainable;
         let mut y = self.made(PassPart::Norms, start, Made { numbers: y, width: x.width, tracked });
@@ -176,7 +179,7 @@ impl<'a> Ops for Recorder<'a> {
 
     fn linear(&mut self, x: &Value, linears: &[Linear<Slot<'a>>]) -> Result<Value> {
         let start = Instant::now();
-        let widths = linears.iter().map(|linear| linear.weight.values.len() / x.width);
+        let widths = linears.iter().map(|linear| linear.weight.numbers.len() / x.width);
         let width = widths.sum();
         let mut y = self.tape.pool.take(x.n_rows() * width);
         let maps = Self::products(self.tape, &mut y, Write::Replace, x, linears);
@@ -207,7 +210,7 @@ impl<'a> Ops for Recorder<'a> {
         let start = Instant::now();
         let mut y = self.tape.pool.take(qkv.numbers.len());
         let gains = norms.map(|norms| {
-            let of = |gain: &Slot<'a>| self.dimensions.gains(gain.values);
+            let of = |gain: &Slot<'a>| self.dimensions.gains(gain.held());
             HeadNorms { query: of(&norms.query), key: of(&norms.key) }
         });
         let gains = gains.as_ref().map(|n| HeadNorms { query: &*n.query, key: &*n.key });
@@ -303,15 +306,16 @@ impl<'a> Ops for Recorder<'a> {
         let start = Instant::now();
         let mut y = self.tape.pool.copy(&onto.numbers);
         let Mixture { choice, router, gate, up, down, .. } = mixture;
+        let pool = self.tape.pool.clone();
+        let held = [router, gate, up, down].map(|slot| slot.numbers.all(&pool));
         let weights = experts::Weights {
-            router: router.values,
-            gate: gate.values,
-            up: up.values,
-            down: down.values,
+            router: &held[0],
+            gate: &held[1],
+            up: &held[2],
+            down: &held[3],
             choice: *choice,
             precision: self.tape.precision,
         };
-        let pool = self.tape.pool.clone();
         let routed = experts::forward(&mut y, &x.numbers, weights, &pool);
         if !self.again {
             let multiplicities = &self.tape.batch.multiplicities;
@@ -349,7 +353,7 @@ impl<'a> Ops for Recorder<'a> {
         let batch = self.tape.batch.clone();
         let read = logprob::Read {
             x: &x.numbers,
-            head: head.values,
+            head: head.numbers,
             width: x.width,
             wanted: &batch.predictions,
             precision: self.tape.precision,

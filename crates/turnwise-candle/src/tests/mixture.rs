@@ -159,7 +159,7 @@ fn layers_with_experts_follow_the_configuration() {
         let architecture = Architecture::Qwen3Moe { attention_bias: false, experts };
         let config = DecoderConfig { architecture, n_layers: 6, ..variants()[4].clone() };
         let model = Decoder::random(config, 1).unwrap();
-        let network = model.detached();
+        let network = model.detached().unwrap();
         let is_sparse =
             |i: &usize| matches!(network.layers[*i].feed_forward, FeedForward::Mixture(_));
         (0..6).filter(is_sparse).collect::<Vec<_>>()

@@ -14,6 +14,7 @@ use crate::dimensions::Heads;
 use crate::fused::{attention, experts, gate, heads, linear, logprob, residual, rms_norm};
 use crate::layout::{Choice, HeadNorms};
 use crate::rope::Rope;
+use crate::slots::SlotNumbers;
 use crate::{ComputePrecision, DecoderConfig};
 
 const EPS: f32 = 1e-6;
@@ -280,7 +281,13 @@ fn weights(inputs: &[Vec<f32>], choice: Choice) -> experts::Weights<'_> {
 fn read<'a>(inputs: &'a [Vec<f32>], wanted: &'a Predictions) -> logprob::Read<'a> {
     let (x, head) = (&inputs[0], &inputs[1]);
     let width = x.len() / wanted.n_rows();
-    logprob::Read { x, head, width, wanted, precision: ComputePrecision::F32 }
+    logprob::Read {
+        x,
+        head: SlotNumbers::Held(head),
+        width,
+        wanted,
+        precision: ComputePrecision::F32,
+    }
 }
 
 /// Log-probabilities and entropies, at two temperatures, over the whole vocabulary and over kept sets.

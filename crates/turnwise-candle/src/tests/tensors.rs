@@ -236,11 +236,11 @@ fn a_device_that_was_not_built_for_says_how_to_build() {
 fn weights_come_back_from_the_forms_of_both_engines() {
     for config in variants() {
         let model = perturbed(config, 6);
-        assert_eq!(model.weights().unwrap().stored(), model.values().unwrap());
+        assert_eq!(model.weights().unwrap().values(), model.values().unwrap());
         let tensors = Arc::new(Snapshot::from(model.tensor_weights().unwrap()));
-        let panels = tensors.into_panels(EngineWeights::Compute).unwrap();
+        let panels = tensors.into_panels(EngineWeights::Compute, None).unwrap();
         let Snapshot::Panels(panels) = &*panels else { panic!() };
-        assert_eq!(panels.stored(), model.values().unwrap());
+        assert_eq!(panels.weights.values(), model.values().unwrap());
     }
 }
 
