@@ -10,8 +10,9 @@
 /// Numbers in a [`F64x8`].
 pub const LANES: usize = 8;
 
-/// The prefetch distance of a pass, in numbers: computing this many takes about as long as a memory
-/// access.
+/// The prefetch distance of a pass, in numbers: computing this many takes about as long as a memory access. They go to
+/// the second-level cache, because the first has no room for them beside the columns of the sequence, which passes read
+/// again.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 512;
 
@@ -178,7 +179,7 @@ impl F64x8 for [f64; LANES] {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one comment for each implementation says it")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256d, __m512d, _CMP_GT_OQ, _CMP_LE_OQ, _MM_HINT_T0, _mm_prefetch, _mm256_add_pd,
+        __m256d, __m512d, _CMP_GT_OQ, _CMP_LE_OQ, _MM_HINT_T1, _mm_prefetch, _mm256_add_pd,
         _mm256_andnot_pd, _mm256_blendv_pd, _mm256_cmp_pd, _mm256_loadu_pd, _mm256_movemask_pd,
         _mm256_mul_pd, _mm256_set1_pd, _mm256_storeu_pd, _mm256_sub_pd, _mm512_abs_pd,
         _mm512_add_pd, _mm512_cmp_pd_mask, _mm512_loadu_pd, _mm512_mask_blend_pd, _mm512_mul_pd,
@@ -231,7 +232,7 @@ mod x86 {
         fn ask_ahead(values: &[f64; LANES]) {
             // A prefetch reads nothing, and an invalid address is ignored.
             let ahead = values.as_ptr().wrapping_add(AHEAD);
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) }
         }
 
         #[inline(always)]
@@ -312,7 +313,7 @@ mod x86 {
         fn ask_ahead(values: &[f64; LANES]) {
             // A prefetch reads nothing, and an invalid address is ignored.
             let ahead = values.as_ptr().wrapping_add(AHEAD);
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) }
         }
 
         #[inline(always)]
