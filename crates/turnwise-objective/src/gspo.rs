@@ -75,19 +75,21 @@ impl Objective for Gspo {
             let advantage = advantage_of(sequence)?;
             let weight = self.length_weight.of(sequence.len());
             let ratio = SequenceRatio::new(sequence, self.clip, weight)?;
-            Ok(evaluate_uniform(&ratio, advantage, gradient))
+            Ok(evaluate_uniform(&ratio, advantage, 1.0, gradient))
         })
     }
 }
 
-/// Returns the loss and gradient of a sequence with one advantage for all tokens.
+/// Returns the loss of a sequence with one advantage for all tokens, and writes its gradient times `scale`.
 pub(crate) fn evaluate_uniform(
     ratio: &SequenceRatio,
     advantage: f64,
+    scale: f64,
     gradient: &mut [f64],
 ) -> SequenceLoss {
     let (positive, negative) = ratio.gradient_per_advantage();
-    gradient.fill(advantage * if advantage > 0.0 { positive } else { negative });
+    let slope = if advantage > 0.0 { positive } else { negative };
+    gradient.fill(advantage * slope * scale);
     ratio.loss(&SignedAdvantages::uniform(advantage, gradient.len()))
 }
 

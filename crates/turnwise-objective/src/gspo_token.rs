@@ -71,25 +71,36 @@ impl Objective for GspoToken {
         sequence: &Sequence<'_>,
         gradient: &mut [f64],
     ) -> Result<SequenceLoss, ObjectiveError> {
+        self.evaluate_scaled(sequence, gradient, 1.0)
+    }
+
+    fn evaluate_scaled(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+        scale: f64,
+    ) -> Result<SequenceLoss, ObjectiveError> {
         evaluate_tokens(sequence, gradient, |gradient| {
             let weight = self.length_weight.of(sequence.len());
             let ratio = SequenceRatio::new(sequence, self.clip, weight)?;
-            Ok(evaluate_ratio(&ratio, sequence.advantages(), gradient))
+            Ok(evaluate_ratio(&ratio, sequence.advantages(), scale, gradient))
         })
     }
 }
 
-/// Returns the loss and gradient of tokens that share a ratio.
+/// Returns the loss of tokens that share a ratio, and writes their gradient times `scale`.
 pub(crate) fn evaluate_ratio(
     ratio: &SequenceRatio,
     advantages: Advantages<'_>,
+    scale: f64,
     gradient: &mut [f64],
 ) -> SequenceLoss {
     match advantages {
-        Advantages::Uniform(advantage) => evaluate_uniform(ratio, advantage, gradient),
+        Advantages::Uniform(advantage) => evaluate_uniform(ratio, advantage, scale, gradient),
         Advantages::PerToken(advantages) => {
             let (positive, negative) = ratio.gradient_per_advantage();
-            ratio.loss(&run_widest(WriteBySign { advantages, positive, negative, gradient }))
+            let pass = WriteBySign { advantages, positive, negative, scale, gradient };
+            ratio.loss(&run_widest(pass))
         }
     }
 }
@@ -101,6 +112,8 @@ struct WriteBySign<'a> {
     positive: f64,
     /// ∂loss/∂log π_t per unit of a negative advantage.
     negative: f64,
+    /// A factor of its own, so that an entry has the bits of one that is scaled later.
+    scale: f64,
     gradient: &'a mut [f64],
 }
 
@@ -110,6 +123,10 @@ impl Vectorized for WriteBySign<'_> {
     #[inline(always)]
     fn run<V: F64x8>(self) -> SignedAdvantages {
         let (positive, negative) = (V::splat(self.positive), V::splat(self.negative));
+        let scale = V::splat(self.scale);
+        let gradient_of = |advantages: V| {
+            advantages.times(advantages.select_positive(positive, negative)).times(scale)
+        };
         let mut sums = SignSums::<V>::zero();
         let (chunks, rest) = self.advantages.as_chunks::<LANES>();
         let (slots, slot_rest) = self.gradient.as_chunks_mut::<LANES>();
@@ -117,12 +134,11 @@ impl Vectorized for WriteBySign<'_> {
             V::ask_ahead(chunk);
             V::ask_ahead(slots);
             let advantages = V::load(chunk);
-            advantages.times(advantages.select_positive(positive, negative)).store(slots);
+            gradient_of(advantages).store(slots);
             sums.add(advantages);
         }
         let advantages = V::load(&padded(rest));
-        let last = advantages.times(advantages.select_positive(positive, negative)).stored();
-        slot_rest.copy_from_slice(&last[..rest.len()]);
+        slot_rest.copy_from_slice(&gradient_of(advantages).stored()[..rest.len()]);
         sums.add(advantages);
         sums.credit(self.advantages.len())
     }

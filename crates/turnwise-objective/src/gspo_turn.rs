@@ -95,7 +95,7 @@ impl GspoTurn {
             let (turn, share) = (sequence.slice(range.clone()), n_tokens as f64 / n);
             let ratio = SequenceRatio::new(&turn, self.clip, length_weight * share)
                 .map_err(|error| error.shifted(start))?;
-            let evaluated = evaluate_ratio(&ratio, turn.advantages(), &mut gradient[range]);
+            let evaluated = evaluate_ratio(&ratio, turn.advantages(), 1.0, &mut gradient[range]);
             loss.add(evaluated.loss);
             gap.add(share * evaluated.stats.gap);
             log_ratio_sum += ratio.log_ratio_sum();

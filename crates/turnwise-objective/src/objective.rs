@@ -128,6 +128,40 @@ pub trait Objective: Send + Sync + Debug {
         sequence: &Sequence<'_>,
         gradient: &mut [f64],
     ) -> Result<SequenceLoss, ObjectiveError>;
+
+    /// Like [`Objective::evaluate`], but multiplies each entry of `gradient` by `scale`: the
+    /// reciprocal of the denominator, for example. The loss is not scaled.
+    ///
+    /// An implementation that scales an entry before it is written saves a pass over memory. Every
+    /// entry must have the bits of the default implementation, which scales after
+    /// [`Objective::evaluate`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Objective::evaluate`].
+    ///
+    /// ```
+    /// use turnwise_objective::{Advantages, Clip, Gspo, LengthWeight, Objective, Sequence};
+    ///
+    /// let gspo = Gspo { clip: Clip::PAPER_GSPO, length_weight: LengthWeight::Mean };
+    /// let sequence = Sequence::new(&[-0.5; 2], &[-0.5; 2], Advantages::Uniform(1.0))?;
+    /// let mut gradient = [0.0; 2];
+    /// assert_eq!(gspo.evaluate_scaled(&sequence, &mut gradient, 0.25)?.loss, -1.0);
+    /// assert_eq!(gradient, [-0.125; 2]);
+    /// # Ok::<(), turnwise_objective::ObjectiveError>(())
+    /// ```
+    fn evaluate_scaled(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+        scale: f64,
+    ) -> Result<SequenceLoss, ObjectiveError> {
+        let evaluated = self.evaluate(sequence, gradient)?;
+        for slot in gradient {
+            *slot *= scale;
+        }
+        Ok(evaluated)
+    }
 }
 
 #[deny(clippy::missing_trait_methods)]
@@ -166,6 +200,15 @@ impl<O: Objective + ?Sized> Objective for Box<O> {
         gradient: &mut [f64],
     ) -> Result<SequenceLoss, ObjectiveError> {
         (**self).evaluate(sequence, gradient)
+    }
+
+    fn evaluate_scaled(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+        scale: f64,
+    ) -> Result<SequenceLoss, ObjectiveError> {
+        (**self).evaluate_scaled(sequence, gradient, scale)
     }
 }
 

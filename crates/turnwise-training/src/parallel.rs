@@ -38,10 +38,7 @@ impl<'a> EvaluationJob<'a> {
     }
 
     fn run(&mut self, objective: &dyn Objective) {
-        self.outcome = objective.evaluate(&self.columns, self.gradient);
-        for slot in &mut *self.gradient {
-            *slot *= self.scale;
-        }
+        self.outcome = objective.evaluate_scaled(&self.columns, self.gradient, self.scale);
     }
 }
 

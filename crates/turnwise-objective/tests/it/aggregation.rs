@@ -50,6 +50,26 @@ proptest! {
 
     // Objective 14
     #[test]
+    fn p14_a_gradient_that_is_scaled_as_it_is_written_has_the_bits_of_one_scaled_later(
+        clip in clips(),
+        tokens in f32_tokens(0),
+        scale in -2.0f64..2.0,
+    ) {
+        for objective in every_objective(clip) {
+            for sequence in [tokens.per_token(), tokens.uniform(0.7), tokens.uniform(-0.7)] {
+                let mut gradients = [vec![0.0; sequence.len()], vec![0.0; sequence.len()]];
+                let plain = objective.evaluate(&sequence, &mut gradients[0]);
+                prop_assert_eq!(&plain, &objective.evaluate_scaled(&sequence, &mut gradients[1], scale));
+                if plain.is_ok() {
+                    gradients[0].iter_mut().for_each(|slot| *slot *= scale);
+                    prop_assert_eq!(&gradients[0], &gradients[1]);
+                }
+            }
+        }
+    }
+
+    // Objective 14
+    #[test]
     fn p14_the_order_of_tokens_does_not_matter(
         clip in clips(),
         (tokens, order) in f32_tokens(0).prop_flat_map(|tokens| {
