@@ -3,7 +3,7 @@
 use turnwise_kernels::lanes::LANES;
 use turnwise_kernels::lanes::{F64x8, Vectorized, lanes, run_widest};
 
-use crate::sum::LaneSum;
+use crate::sum::{LaneSum, SMALL, SmallSum};
 use crate::{ObjectiveError, Sequence};
 
 /// The bound at which log s (or a token's log ratio) is clamped before the exponential: e^512 ≈
@@ -43,13 +43,15 @@ impl Vectorized for SumLogRatios<'_, '_> {
         let mut sums = LogRatioSums::<V>::zero();
         let (logprobs, logprob_rest) = self.0.logprobs().as_chunks::<LANES>();
         let (behavior_logprobs, behavior_rest) = self.0.behavior_logprobs().as_chunks::<LANES>();
-        for (logprobs, behavior_logprobs) in logprobs.iter().zip(behavior_logprobs) {
-            V::ask_ahead(logprobs);
-            V::ask_ahead(behavior_logprobs);
-            sums.add(V::load(logprobs).minus(V::load(behavior_logprobs)));
+        let blocks = logprobs.chunks(SmallSum::<V>::CAPACITY);
+        for (logprobs, behavior_logprobs) in
+            blocks.zip(behavior_logprobs.chunks(SmallSum::<V>::CAPACITY))
+        {
+            sums.add_block(logprobs, behavior_logprobs);
         }
-        let rest = V::load(&padded(logprob_rest)).minus(V::load(&padded(behavior_rest)));
-        sums.add(rest);
+        if !logprob_rest.is_empty() {
+            sums.add(V::load(&padded(logprob_rest)).minus(V::load(&padded(behavior_rest))));
+        }
         sums.finish(self.0)
     }
 }
@@ -74,6 +76,24 @@ impl<V: F64x8> LogRatioSums<V> {
         self.sum.add(log_ratios);
         self.k3 = self.k3.plus(k3);
         k3
+    }
+
+    /// Adds the log ratios of at most [`SmallSum::CAPACITY`] vectors. Small ones, which most are, take fewer operations.
+    #[inline(always)]
+    fn add_block(&mut self, logprobs: &[[f64; LANES]], behavior_logprobs: &[[f64; LANES]]) {
+        let mut small = SmallSum::<V>::zero();
+        for (logprobs, behavior_logprobs) in logprobs.iter().zip(behavior_logprobs) {
+            V::ask_ahead(logprobs);
+            V::ask_ahead(behavior_logprobs);
+            let log_ratios = V::load(logprobs).minus(V::load(behavior_logprobs));
+            if log_ratios.all_within(SMALL) {
+                small.add(log_ratios);
+                self.k3 = self.k3.plus(k3_series::<SMALL_DEGREE, V>(log_ratios));
+            } else {
+                self.add(log_ratios);
+            }
+        }
+        small.add_to(&mut self.sum);
     }
 
     /// Returns the sums over the added tokens, not yet [checked](LogRatios::checked).
@@ -196,8 +216,11 @@ pub(crate) fn k3_of_one(log_ratio: f64) -> f64 {
     }
 }
 
-/// Returns d²/2! + d³/3! + … + d^(DEGREE+2)/(DEGREE+2)!: exact up to one rounding for DEGREE 7 up
-/// to 1/16 and DEGREE 16 up to 1.
+/// The degree of the series of k3 for log ratios up to [`SMALL`].
+const SMALL_DEGREE: usize = 6;
+
+/// Returns d²/2! + d³/3! + … + d^(DEGREE+2)/(DEGREE+2)!: exact up to one rounding for DEGREE 6 up
+/// to 1/32, DEGREE 7 up to 1/16 and DEGREE 16 up to 1.
 #[inline(always)]
 fn k3_series<const DEGREE: usize, V: F64x8>(log_ratios: V) -> V {
     let mut sum = V::splat(INVERSE_FACTORIALS[DEGREE + 2]);
@@ -223,13 +246,17 @@ mod tests {
 
     #[test]
     fn the_series_and_the_closed_form_agree_at_every_switch() {
-        for log_ratio in [-1.0_f64, -0.75, -0.5, -1.0 / 16.0, 1e-3, 1.0 / 16.0, 0.5, 0.75, 1.0] {
+        for log_ratio in
+            [-1.0_f64, -0.5, -1.0 / 16.0, -1.0 / 32.0, 1e-3, 1.0 / 32.0, 1.0 / 16.0, 0.5, 0.75, 1.0]
+        {
             // Eight equal tokens take one path; a large neighbour forces the other.
             let alone = [log_ratio; LANES];
             let mut crowded = alone;
             crowded[7] = 3.0;
             let closed = log_ratio.exp_m1() - log_ratio;
-            for value in [k3(alone)[0], k3(crowded)[0]] {
+            let degree_6 = k3_series::<SMALL_DEGREE, _>(alone.map(|d| d.clamp(-SMALL, SMALL)))[0];
+            let small = if log_ratio.abs() <= SMALL { degree_6 } else { closed };
+            for value in [k3(alone)[0], k3(crowded)[0], small] {
                 assert!(
                     (value - closed).abs() <= 1e-13 * closed + 2e-16,
                     "{log_ratio}: {value} {closed}"
