@@ -174,7 +174,9 @@ impl DecoderConfig {
             network.layers.iter().any(|l| matches!(l.feed_forward, FeedForward::Mixture(_)));
         let gathered = if mixture { largest } else { 0 };
         let step = n.min(CHUNK_TOKENS as u64) * (below + head + gathered);
-        n.saturating_mul(kept).saturating_add(step.saturating_mul(4))
+        let in_use = n.saturating_mul(kept).saturating_add(step.saturating_mul(4));
+        // Buffers have room for up to an eighth more, and a pool keeps another eighth, in buffers of other lengths.
+        in_use.saturating_add(in_use / 16).saturating_add(in_use / 8)
     }
 
     /// Returns the numbers that a layer saves per token: its inputs before the norms, queries, keys and values after rotary

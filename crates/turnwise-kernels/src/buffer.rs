@@ -104,10 +104,10 @@ impl Shelf {
     }
 }
 
-/// Returns the capacity for a length: at most a quarter of a power of two more, so that lengths that differ a little
+/// Returns the capacity for a length: at most an eighth more, so that lengths that differ a little
 /// from step to step reuse the same memory.
 fn size(length: usize) -> usize {
-    length.next_multiple_of(1 << length.checked_ilog2().unwrap_or(0).saturating_sub(2))
+    length.next_multiple_of(1 << length.checked_ilog2().unwrap_or(0).saturating_sub(3))
 }
 
 impl Deref for Buffer {
