@@ -80,13 +80,23 @@ impl<O: Objective> Objective for WithOffPolicyMask<O> {
         sequence: &Sequence<'_>,
         gradient: &mut [f64],
     ) -> Result<SequenceLoss, ObjectiveError> {
+        self.evaluate_scaled(sequence, gradient, 1.0)
+    }
+
+    fn evaluate_scaled(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+        scale: f64,
+    ) -> Result<SequenceLoss, ObjectiveError> {
         evaluate_tokens(sequence, gradient, |gradient| {
             let weights = off_policy_mask(sequence, self.max_kl)?;
             if weights.iter().all(|weight| *weight == 1.0) {
-                return self.inner.evaluate(sequence, gradient);
+                return self.inner.evaluate_scaled(sequence, gradient, scale);
             }
             let masked = weighted(sequence.advantages(), &weights)?;
-            self.inner.evaluate(&sequence.with_advantages(Advantages::PerToken(&masked))?, gradient)
+            let masked = sequence.with_advantages(Advantages::PerToken(&masked))?;
+            self.inner.evaluate_scaled(&masked, gradient, scale)
         })
     }
 }

@@ -93,7 +93,7 @@ pub use claims::{
 pub use compare::{all_close, close};
 pub use contract::{
     check_buffer_length, check_contract, check_empty_sequences, check_extremes, check_finite,
-    check_micro_batches, check_padding, check_refusals, check_sequence_order,
+    check_micro_batches, check_padding, check_refusals, check_scale, check_sequence_order,
     check_uniform_advantages,
 };
 pub use fitted::{Fitted, evaluate};

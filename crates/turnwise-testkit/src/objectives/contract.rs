@@ -21,6 +21,7 @@ pub fn check_contract(objective: &dyn Objective, step: &[Tokens]) -> TestCaseRes
         check_padding(objective, tokens)?;
         check_uniform_advantages(objective, tokens, 0.75)?;
         check_uniform_advantages(objective, tokens, -1.5)?;
+        check_scale(objective, tokens, 1.0 / 3.0)?;
         check_finite(objective, tokens)?;
     }
     let order: Vec<usize> = (0..step.len()).rev().collect();
@@ -65,6 +66,25 @@ pub fn check_padding(objective: &dyn Objective, tokens: &Tokens) -> TestCaseResu
             alone.1
         );
     }
+    Ok(())
+}
+
+/// Checks that a scaled gradient has the bits of one that is scaled after it was computed.
+///
+/// # Errors
+///
+/// Fails with the two results if they differ.
+pub fn check_scale(objective: &dyn Objective, tokens: &Tokens, scale: f64) -> TestCaseResult {
+    let fitted = tokens.per_token();
+    let (loss, gradient) = evaluate(objective, &fitted)?;
+    let mut scaled = vec![f64::NAN; tokens.len()];
+    let evaluated = Fitted(objective).evaluate_scaled(&fitted, &mut scaled, scale);
+    prop_assert_eq!(&evaluated, &Ok(loss), "scale: {:?}", objective);
+    let after = gradient.iter().map(|slot| (slot * scale).to_bits());
+    prop_assert!(
+        scaled.iter().map(|slot| slot.to_bits()).eq(after),
+        "scale: {objective:?}: {scaled:?} instead of {scale} times {gradient:?}"
+    );
     Ok(())
 }
 

@@ -38,6 +38,15 @@ where
         sequence: &Sequence<'_>,
         gradient: &mut [f64],
     ) -> Result<SequenceLoss, ObjectiveError> {
+        self.evaluate_scaled(sequence, gradient, 1.0)
+    }
+
+    fn evaluate_scaled(
+        &self,
+        sequence: &Sequence<'_>,
+        gradient: &mut [f64],
+        scale: f64,
+    ) -> Result<SequenceLoss, ObjectiveError> {
         let n = sequence.len();
         let advantages = match sequence.advantages() {
             // A number that is not finite keeps its place, so that the error can name it.
@@ -56,7 +65,7 @@ where
         if fitted.reference_logprobs().is_none() {
             fitted = fitted.with_reference(sequence.behavior_logprobs())?;
         }
-        self.0.evaluate(&fitted, gradient)
+        self.0.evaluate_scaled(&fitted, gradient, scale)
     }
 }
 
