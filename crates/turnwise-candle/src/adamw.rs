@@ -278,13 +278,13 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::decoder::NumberPlace;
+    use crate::decoder::NumberStorage;
 
     fn parameter(role: ParameterRole, value: f32) -> Parameter {
         let spec = Spec { name: format!("{role:?}"), shape: vec![1], role, stacked: false };
         let var = Var::from_vec(vec![value], 1, &Device::Cpu).unwrap();
-        let place = NumberPlace::Own(var);
-        Parameter { spec, place, precision: Precision::Single, trainable: true }
+        let storage = NumberStorage::Own(var);
+        Parameter { spec, storage, precision: Precision::Single, trainable: true }
     }
 
     fn value(parameter: &Parameter) -> f64 {

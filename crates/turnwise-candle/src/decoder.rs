@@ -32,7 +32,7 @@ use crate::{
     initial, threads,
 };
 
-pub(crate) use parameter::{NumberPlace, Parameter};
+pub(crate) use parameter::{NumberStorage, Parameter};
 
 /// A language model with its weights: f32, on the CPU unless they are [moved](Self::with_device).
 ///
@@ -207,7 +207,7 @@ impl Decoder {
         }
         for parameter in &mut self.parameters {
             let values = parameter.var().as_detached_tensor().to_device(&place)?;
-            parameter.place = NumberPlace::Own(Var::from_tensor(&values)?);
+            parameter.storage = NumberStorage::Own(Var::from_tensor(&values)?);
         }
         Ok(Self { kernels: kernels_on(&place, self.kernels), place, ..self })
     }
@@ -393,7 +393,7 @@ impl Decoder {
         let parameters = specs(&config, None).into_iter().zip(loaded).map(|(spec, loaded)| {
             let ParameterValues { values, precision } = loaded;
             let var = Var::from_vec(values, spec.shape.clone(), &Place::Cpu)?;
-            Ok(Parameter { spec, place: NumberPlace::Own(var), precision, trainable: true })
+            Ok(Parameter { spec, storage: NumberStorage::Own(var), precision, trainable: true })
         });
         let parameters = parameters.collect::<Result<_, ModelError>>()?;
         let ropes = Arc::new(Ropes::new(&config));
@@ -444,8 +444,8 @@ impl Decoder {
         let mut trained = trained.into_iter();
         let parameters = self.parameters.iter().map(|parameter| {
             let own = if parameter.trainable { trained.next() } else { None };
-            let place = own.map_or_else(|| parameter.place.clone(), NumberPlace::Own);
-            Parameter { place, ..parameter.clone() }
+            let storage = own.map_or_else(|| parameter.storage.clone(), NumberStorage::Own);
+            Parameter { storage, ..parameter.clone() }
         });
         Self {
             config: self.config.clone(),
@@ -465,7 +465,7 @@ impl Decoder {
     /// Takes the weights of another model with the same parameters on the same device.
     pub(crate) fn take_weights(&mut self, other: Self) {
         for (own, other) in self.parameters.iter_mut().zip(other.parameters) {
-            own.place = other.place;
+            own.storage = other.storage;
         }
         self.base = other.base;
     }

@@ -9,7 +9,7 @@ use candle_core::{Tensor, Var};
 use peft::Peft;
 
 use crate::checkpoint::Precision;
-use crate::decoder::{NumberPlace, Parameter};
+use crate::decoder::{NumberStorage, Parameter};
 use crate::finite::{describe, first_not_finite};
 use crate::layout::{Spec, specs};
 use crate::{Decoder, LoraSettings, ModelError, initial};
@@ -58,8 +58,8 @@ impl Decoder {
                     return Ok(Parameter { trainable: false, ..own });
                 }
                 let var = Var::from_vec(value(&spec), spec.shape.clone(), &place)?;
-                let place = NumberPlace::Own(var);
-                Ok(Parameter { spec, place, precision: Precision::Single, trainable: true })
+                let storage = NumberStorage::Own(var);
+                Ok(Parameter { spec, storage, precision: Precision::Single, trainable: true })
             });
             each.collect()
         })
@@ -122,10 +122,10 @@ impl Decoder {
     }
 }
 
-/// Returns whether numbers differ by more than the rounding of other machines, or to bf16 beside a packed base.
+/// Returns whether numbers differ by more than the rounding of other machines.
 fn differ(ours: &[f32], theirs: &[f32]) -> bool {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let size: f64 = ours.iter().map(|x| square(*x)).sum();
     let difference: f64 = ours.iter().zip(theirs).map(|(a, b)| square(a - b)).sum();
-    difference.is_nan() || difference > 1e-5 * size
+    difference.is_nan() || difference > 1e-10 * size
 }

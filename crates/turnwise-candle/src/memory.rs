@@ -17,8 +17,11 @@ pub struct TrainingPlan {
     pub micro_batch_tokens: usize,
     /// Whether the backward pass recomputes layers.
     pub recompute_layers: bool,
-    /// Tokens in the engine's KV cache at the same time: concurrent episodes times the length of each.
+    /// Distinct tokens in the engine's KV cache at the same time, those of episodes that have ended included: they stay
+    /// until there are new weights, or no room.
     pub kv_tokens: usize,
+    /// The number of these episodes: each has a page of its own that is half full.
+    pub kv_episodes: usize,
     /// The limit of the KV cache, as in [`EngineSettings`](crate::EngineSettings).
     pub max_kv_bytes: u64,
     /// The precision of products, which is that of the engine's matrices.
@@ -47,18 +50,20 @@ pub struct TrainingMemory {
     pub engine: u64,
     /// The engine's KV cache.
     pub kv: u64,
-    /// The weights as they are loaded, in f32, before training begins. They are not part of the total.
+    /// The weights as they are loaded, in f32, before training begins: not beside the others.
     pub loaded: u64,
 }
 
 impl TrainingMemory {
-    /// Returns the total.
+    /// Returns the total of training, or what loading takes if that is more.
     #[must_use]
     pub fn total(&self) -> u64 {
-        let Self { weights, reference, gradients, moments, activations, engine, kv, .. } = *self;
+        let Self { weights, reference, gradients, moments, activations, engine, kv, loaded } =
+            *self;
         [weights, reference, gradients, moments, activations, engine, kv]
             .into_iter()
             .fold(0, u64::saturating_add)
+            .max(loaded)
     }
 
     /// Returns what training needs beyond the loaded weights.
@@ -85,7 +90,7 @@ impl DecoderConfig {
         let all = specs(self, lora);
         let trains = |spec: &&Spec| lora.is_none() || spec.role.is_adapter();
         let trained = bytes(all.iter().filter(trains));
-        let pages = plan.kv_tokens.div_ceil(PAGE) as u64;
+        let pages = (plan.kv_tokens.div_ceil(PAGE) + plan.kv_episodes / 2) as u64;
         let loaded = bytes(all.iter());
         let (weights, engine) = self.weight_bytes(&all, plan);
         TrainingMemory {
@@ -142,8 +147,17 @@ impl DecoderConfig {
             EngineWeights::Compute => 0,
             other => panels(other),
         };
-        // Adapters are packed and kept as they are, twice while they are published.
-        (held, shared.saturating_add(own).saturating_add(4 * adapters))
+        // Adapters are kept as they are, and packed with zeros beside them for joined matrices; twice while they are published.
+        (held, shared.saturating_add(own).saturating_add(6 * adapters))
+    }
+
+    /// Returns the numbers of the matrices that a learner with adapters unpacks at once: gate and up, or all experts of a layer.
+    fn largest_matrices(&self) -> u64 {
+        let each = (0..self.n_layers).map(|layer| match self.architecture.experts_in(layer) {
+            None => 2 * self.intermediate_size as u64,
+            Some(experts) => 3 * (experts.n_experts * experts.intermediate_size) as u64,
+        });
+        each.max().unwrap_or(0).saturating_mul(self.hidden_size as u64)
     }
 
     fn embedding_bytes(&self) -> u64 {
@@ -175,7 +189,9 @@ impl DecoderConfig {
         let gathered = if mixture { largest } else { 0 };
         let step = n.min(CHUNK_TOKENS as u64) * (below + head + gathered);
         let in_use = n.saturating_mul(kept).saturating_add(step.saturating_mul(4));
-        // Buffers have room for up to an eighth more, and a pool keeps another eighth, in buffers of other lengths.
+        let unpacked = if plan.lora.is_some() { self.largest_matrices() } else { 0 };
+        let in_use = in_use.saturating_add(unpacked.saturating_mul(4));
+        // Buffers have room for a sixteenth more on average, and a pool keeps an eighth, in buffers of other lengths.
         in_use.saturating_add(in_use / 16).saturating_add(in_use / 8)
     }
 
@@ -238,6 +254,7 @@ impl Default for TrainingPlan {
             micro_batch_tokens: 4096,
             recompute_layers: false,
             kv_tokens: 16 * 1024,
+            kv_episodes: 0,
             max_kv_bytes: 2 << 30,
             compute: ComputePrecision::F32,
             engine_weights: EngineWeights::Compute,
@@ -257,6 +274,7 @@ mod tests {
 
     use turnwise_training::Update;
 
+    use crate::decoder::Parameter;
     use crate::trainer::{LearnerSettings, LearnerState};
     use crate::{AdamW, Decoder};
 
@@ -273,6 +291,12 @@ mod tests {
             let plan = TrainingPlan { lora: lora.clone(), ..TrainingPlan::default() };
             let memory = config.training_memory(&plan);
             assert_eq!(memory.loaded, 4 * model.n_parameters() as u64);
+            // Beside adapters, the learner holds what is not packed.
+            let is_held =
+                |parameter: &&Parameter| lora.is_none() || !parameter.spec.role.is_packed();
+            let held =
+                model.parameters().iter().filter(is_held).map(|parameter| parameter.spec.len());
+            assert_eq!(memory.weights, 4 * held.sum::<usize>() as u64);
             assert_eq!(memory.gradients, 4 * model.n_trainable() as u64);
 
             let directory = tempfile::tempdir().unwrap();

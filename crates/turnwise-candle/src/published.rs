@@ -36,7 +36,8 @@ impl Published {
         self.asked.fetch_or(1 << weights as u8, Ordering::Relaxed);
     }
 
-    /// Returns the form to publish: rounded weights only if every engine asked for them, since they cannot be undone.
+    /// Returns the form to publish, where all weights train: rounded ones only if every engine asked for them, since rounding
+    /// cannot be undone.
     pub(crate) fn wanted(&self) -> EngineWeights {
         let is_int8 = self.asked.load(Ordering::Relaxed) == 1 << EngineWeights::Int8 as u8;
         if is_int8 { EngineWeights::Int8 } else { EngineWeights::Compute }

@@ -9,7 +9,7 @@ use crate::dimensions::{Dimensions, Ropes};
 use crate::finite::Culprit;
 use crate::layout::{Adapter, FeedForward, Linear, Network, Spec, specs};
 use crate::numbers::host_numbers;
-use crate::weights::{LayerAdapters, Weights};
+use crate::weights::{LayerAdapters, StoredParameter, Weights};
 use crate::{ComputePrecision, DecoderConfig, EngineWeights};
 
 /// Weights of one version.
@@ -34,8 +34,18 @@ pub(crate) struct PackedPolicy {
 #[derive(Debug)]
 pub(crate) struct PackedAdapters {
     pub(crate) layers: Vec<LayerAdapters>,
-    /// As a learner has them, with the index of the matrix in the order of checkpoints.
-    pub(crate) stored: Vec<(usize, Adapter<Vec<f32>>)>,
+    /// As a learner has them, in the order of their matrices.
+    pub(crate) stored: Vec<StoredAdapter>,
+}
+
+/// An adapter as a learner has it.
+#[derive(Debug)]
+pub(crate) struct StoredAdapter {
+    /// The index of its matrix in the order of checkpoints.
+    pub(crate) matrix: usize,
+    /// Names and shapes of the two matrices.
+    pub(crate) specs: [Spec; 2],
+    pub(crate) adapter: Adapter<Vec<f32>>,
 }
 
 /// Immutable weights as tensors without a graph.
@@ -104,9 +114,12 @@ impl PackedPolicy {
         let mut adapters: &[_] = self.adapters.as_ref().map_or(&[], |adapters| &adapters.stored);
         let stored = specs(config, None).into_iter().zip(self.weights.stored()).enumerate();
         let tensors = stored.map(|(index, (spec, stored))| {
+            if let StoredParameter::Tensor(tensor) = stored {
+                return Ok(tensor.clone());
+            }
             let mut numbers = stored.numbers()?;
-            if let [(own, adapter), rest @ ..] = adapters
-                && *own == index
+            if let [StoredAdapter { matrix, adapter, .. }, rest @ ..] = adapters
+                && *matrix == index
             {
                 let adapter = Some(adapter.as_ref());
                 numbers =
@@ -135,7 +148,8 @@ impl PackedPolicy {
                 Arc::new(Weights::new(&own.config, ropes, network, precision, format)?)
             }
         };
-        let converted_from = Some(self.weights.clone());
+        // Without adapters, the next publication has weights of its own.
+        let converted_from = self.adapters.is_some().then(|| self.weights.clone());
         Ok(Self { weights, adapters: self.adapters.clone(), converted_from })
     }
 
@@ -145,16 +159,9 @@ impl PackedPolicy {
             culprit.look(spec, &stored.numbers()?);
         }
         let adapters = self.adapters.iter().flat_map(|adapters| &adapters.stored);
-        for (index, Adapter { down, up, rank, .. }) in adapters {
-            for (matrix, numbers) in [("A", down), ("B", up)] {
-                let name = format!("{matrix} of the adapter of {}", specs[*index].name);
-                let shape = if matrix == "A" {
-                    [*rank, down.len() / rank]
-                } else {
-                    [up.len() / rank, *rank]
-                };
-                let spec = Spec { name, shape: shape.to_vec(), ..specs[*index].clone() };
-                culprit.look(&spec, numbers);
+        for StoredAdapter { specs, adapter: Adapter { down, up, .. }, .. } in adapters {
+            for (spec, numbers) in specs.iter().zip([down, up]) {
+                culprit.look(spec, numbers);
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ mod stored;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use turnwise_kernels::panels::{Epilogue, PanelFormat, Panels, StoredMatrix};
 
 use crate::architecture::Activation;
@@ -30,7 +30,7 @@ pub(crate) struct Weights {
     pub(crate) precision: ComputePrecision,
     /// The format of matrices.
     pub(crate) format: PanelFormat,
-    /// f32, which a learner with adapters shares. `[V, D]`
+    /// f32 on the processor, which a learner with adapters shares. `[V, D]`
     pub(crate) embedding: Tensor,
     pub(crate) embedding_scale: f32,
     pub(crate) layers: Vec<LayerWeights>,
@@ -124,6 +124,8 @@ impl Weights {
             None => panels(&embedding)?,
         };
         let norm = host_numbers(&norm)?.to_vec();
+        // On the processor already, it is not copied.
+        let embedding = embedding.to_device(&Device::Cpu)?.contiguous()?;
         let (config, dimensions) = (config.clone(), Dimensions::new(config, ropes));
         Ok(Self {
             config,

@@ -20,13 +20,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// ```
 #[derive(Debug, Default)]
 pub struct BufferPool {
-    shelf: Mutex<Shelf>,
+    buffers: Mutex<FreeBuffers>,
 }
 
-/// The free buffers of a pool, and what it has lent.
+/// The free buffers of a pool, and how much it has lent.
 #[derive(Debug, Default)]
-struct Shelf {
-    /// Those that were given back first come first.
+struct FreeBuffers {
+    /// Oldest first.
     free: VecDeque<Vec<f32>>,
     /// The numbers that free buffers have room for.
     idle: usize,
@@ -46,15 +46,15 @@ impl BufferPool {
     /// Takes a buffer of `length` numbers with arbitrary contents.
     pub fn take(self: &Arc<Self>, length: usize) -> Buffer {
         let size = size(length);
-        let (found, dropped) = self.shelf().lend(length, size);
+        let (found, dropped) = self.buffers().lend(length, size);
         drop(dropped);
         let mut numbers = found.unwrap_or_else(|| Vec::with_capacity(size));
         numbers.resize(length, 0.0);
         Buffer { numbers, pool: self.clone() }
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn buffers(&self) -> MutexGuard<'_, FreeBuffers> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a buffer with a copy of `numbers`.
@@ -72,7 +72,7 @@ impl BufferPool {
     }
 }
 
-impl Shelf {
+impl FreeBuffers {
     /// Returns the smallest free buffer that fits without wasting more than a third. If there is none, it counts a new one,
     /// and returns the buffers that make room for it.
     fn lend(&mut self, length: usize, size: usize) -> (Option<Vec<f32>>, Vec<Vec<f32>>) {
@@ -127,7 +127,7 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let numbers = mem::take(&mut self.numbers);
-        self.pool.shelf().give_back(numbers);
+        self.pool.buffers().give_back(numbers);
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
 
-        /// Whatever is taken and given back, memory is at most an eighth above the most that was in use at the same time.
+        /// Memory is at most an eighth above the most that was in use at the same time.
         #[test]
         fn other_lengths_do_not_add_up(
             steps in prop::collection::vec((1_usize..5000, 0_usize..6), 1..200),
@@ -168,9 +168,9 @@ mod tests {
             for (length, kept) in steps {
                 lent.push(pool.take(length));
                 let (free, idle, in_use, most_lent) = {
-                    let shelf = pool.shelf();
-                    let free: usize = shelf.free.iter().map(Vec::capacity).sum();
-                    (free, shelf.idle, shelf.lent, shelf.most_lent)
+                    let buffers = pool.buffers();
+                    let free: usize = buffers.free.iter().map(Vec::capacity).sum();
+                    (free, buffers.idle, buffers.lent, buffers.most_lent)
                 };
                 prop_assert_eq!(idle, free);
                 let capacities = lent.iter().map(|buffer: &Buffer| buffer.numbers.capacity());

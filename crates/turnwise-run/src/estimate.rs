@@ -4,13 +4,13 @@ use std::num::NonZero;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use turnwise_candle::{CandleLearner, ComputePrecision, DecoderConfig, Device, has_fast_bf16};
+use turnwise_candle::{CandleLearner, DecoderConfig};
 use turnwise_training::{Batch, Learner, RolloutMode, Row, free_bytes};
 use turnwise_trajectory::Trajectory;
 
 use crate::config::Config;
 use crate::failure::{ExitCode, Failure};
-use crate::memory::{EpisodeLengths, available_memory, plan, plan_of};
+use crate::memory::{EpisodeLengths, available_memory, largest_plan, plan_of};
 use crate::session::Session;
 use crate::text::clock;
 use crate::threads::Threads;
@@ -26,7 +26,7 @@ const PASSES: f64 = 3.0;
 pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     let Session { config, shape, .. } = session;
     let recomputes = config.train.recompute_layers == Some(true);
-    let memory = shape.training_memory(&plan(config, recomputes));
+    let memory = shape.training_memory(&largest_plan(config, recomputes));
     let engine = memory.engine.saturating_add(memory.kv);
     let mut lines = vec![format!(
         "memory  about {} at most: weights {}, gradients and moments {}, activations {}{}, engine {}",
@@ -55,19 +55,8 @@ pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     if free.is_some_and(|free| free < checkpoint.saturating_mul(at_once)) {
         lines.push("! the disk may fill up: make room, or lower log.keep_checkpoints".to_owned());
     }
-    lines.extend(faster(config, session.n_weights));
     lines.extend(learning_rate(config, session.n_weights));
     lines
-}
-
-/// Says that bf16 would be faster, for a model that is large enough to wait for its products.
-fn faster(config: &Config, weights: usize) -> Option<String> {
-    let model = &config.model;
-    let computes_slowly = model.compute == ComputePrecision::F32 && model.device == Device::Cpu;
-    (computes_slowly && weights > TRAINED_MODEL && has_fast_bf16()).then(|| {
-        "hint    model.compute = \"bf16\" would take about half the time on this processor"
-            .to_owned()
-    })
 }
 
 /// Refuses to begin if not even the first checkpoint fits on the disk.

@@ -39,6 +39,7 @@ pub(crate) fn plan(config: &Config, recompute_layers: bool) -> TrainingPlan {
         micro_batch_tokens: config.train.micro_batch_tokens.min(of_batch),
         recompute_layers,
         kv_tokens: episodes.min(config.rollout.max_concurrent).saturating_mul(length),
+        kv_episodes: 0,
         max_kv_bytes: config.engine.max_kv_bytes,
         compute: config.model.compute,
         engine_weights: config.engine.weights,
@@ -73,10 +74,29 @@ pub(crate) fn plan_of(config: &Config, lengths: EpisodeLengths) -> TrainingPlan 
     let episodes = config.rollout.groups_per_step.saturating_mul(config.rollout.group_size);
     let of_batch = episodes.div_ceil(config.train.n_minibatches);
     let distinct = |episodes| lengths.distinct(episodes, config.rollout.group_size);
+    let cached = cached_episodes(config);
     TrainingPlan {
         micro_batch_tokens: all.micro_batch_tokens.min(distinct(of_batch)),
-        kv_tokens: all.kv_tokens.min(distinct(episodes.min(config.rollout.max_concurrent))),
+        kv_tokens: distinct(cached),
+        kv_episodes: cached,
         ..all
+    }
+}
+
+/// Returns how many episodes have keys and values in the engine at most: those of episodes that have ended stay until there
+/// are new weights, as long as there is room.
+fn cached_episodes(config: &Config) -> usize {
+    let episodes = config.rollout.groups_per_step.saturating_mul(config.rollout.group_size);
+    episodes.max(config.eval.episodes)
+}
+
+/// Like [`plan`], with all keys and values that the engine keeps while there is room.
+pub(crate) fn largest_plan(config: &Config, recompute_layers: bool) -> TrainingPlan {
+    let cached = cached_episodes(config);
+    TrainingPlan {
+        kv_tokens: cached.saturating_mul(config.limits.max_context_tokens),
+        kv_episodes: cached,
+        ..plan(config, recompute_layers)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where a parameter's numbers are: in a tensor of its own, or, frozen beside adapters, in the engine's panels.
+//! The storage of parameters: in a tensor of its own, or, frozen beside adapters, in the engine's panels.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use crate::checkpoint::Precision;
 use crate::forward::Kernels;
 use crate::layout::{Adapter, Linear, Network, Spec};
 use crate::numbers::host_numbers;
-use crate::snapshot::{PackedAdapters, PackedPolicy};
+use crate::snapshot::{PackedAdapters, PackedPolicy, StoredAdapter};
 use crate::weights::{AdaptedLinear, LayerAdapters, PackedMatrix, StoredParameter, Weights};
 
 /// A tensor of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Parameter {
     pub(crate) spec: Spec,
-    pub(crate) place: NumberPlace,
+    pub(crate) storage: NumberStorage,
     /// Its format in the file that it was read from.
     pub(crate) precision: Precision,
     /// Whether training changes it.
     pub(crate) trainable: bool,
 }
 
-/// Where numbers are.
+/// Where a parameter's numbers are.
 #[derive(Clone, Debug)]
-pub(crate) enum NumberPlace {
+pub(crate) enum NumberStorage {
     /// Always f32.
     Own(Var),
     /// A parameter of the model's packed base, by its index there.
@@ -36,9 +36,9 @@ pub(crate) enum NumberPlace {
 impl Parameter {
     /// Returns its tensor, unless it is packed.
     pub(crate) fn own(&self) -> Option<&Var> {
-        match &self.place {
-            NumberPlace::Own(var) => Some(var),
-            NumberPlace::Packed(_) => None,
+        match &self.storage {
+            NumberStorage::Own(var) => Some(var),
+            NumberStorage::Packed(_) => None,
         }
     }
 
@@ -61,14 +61,14 @@ impl Decoder {
             return Ok(self);
         }
         let mut tensors = Vec::with_capacity(self.parameters.len());
-        for Parameter { spec, place, .. } in &mut self.parameters {
-            let NumberPlace::Own(var) = &*place else { continue };
+        for Parameter { spec, storage, .. } in &mut self.parameters {
+            let NumberStorage::Own(var) = &*storage else { continue };
             if spec.role.is_adapter() {
                 continue;
             }
             tensors.push(var.as_detached_tensor());
             if spec.role.is_packed() {
-                *place = NumberPlace::Packed(tensors.len() - 1);
+                *storage = NumberStorage::Packed(tensors.len() - 1);
             }
         }
         let network = Network::arrange(&self.config, None, tensors);
@@ -80,9 +80,9 @@ impl Decoder {
     /// Returns the packed matrices of each parameter, in order; none for one with a tensor of its own.
     pub(crate) fn packed_matrices(&self) -> Vec<Vec<PackedMatrix<'_>>> {
         let stored = self.base.as_ref().map(|base| base.stored()).unwrap_or_default();
-        let matrices = self.parameters.iter().map(|parameter| match parameter.place {
-            NumberPlace::Own(_) => Vec::new(),
-            NumberPlace::Packed(index) => match &stored[index] {
+        let matrices = self.parameters.iter().map(|parameter| match parameter.storage {
+            NumberStorage::Own(_) => Vec::new(),
+            NumberStorage::Packed(index) => match &stored[index] {
                 StoredParameter::Matrices(matrices) => matrices.clone(),
                 other => unreachable!("only matrices are packed, not {other:?}"),
             },
@@ -95,12 +95,12 @@ impl Decoder {
         &'a self,
         parameter: &'a Parameter,
     ) -> Result<Box<dyn Deref<Target = [f32]> + 'a>> {
-        match (&parameter.place, &self.base) {
-            (NumberPlace::Own(var), _) => Ok(Box::new(host_numbers(var)?)),
-            (NumberPlace::Packed(index), Some(base)) => {
+        match (&parameter.storage, &self.base) {
+            (NumberStorage::Own(var), _) => Ok(Box::new(host_numbers(var)?)),
+            (NumberStorage::Packed(index), Some(base)) => {
                 Ok(Box::new(base.stored()[*index].numbers()?))
             }
-            (NumberPlace::Packed(_), None) => unreachable!("what is packed has a base"),
+            (NumberStorage::Packed(_), None) => unreachable!("what is packed has a base"),
         }
     }
 
@@ -156,10 +156,12 @@ impl Decoder {
         });
         let layers = layers.collect();
         let adapters = self.own_linears().into_iter().map(|linear| linear.adapter).enumerate();
-        let stored = adapters.filter_map(|(index, adapter)| {
+        let stored = adapters.filter_map(|(matrix, adapter)| {
+            let adapter = adapter?;
+            let specs = [adapter.down, adapter.up].map(|index| self.parameters[index].spec.clone());
             let owned = |of: usize| held[of].as_ref().map(|numbers| numbers.to_vec());
             let mut owned = |of| owned(of).expect("an adapter's numbers are held");
-            Some((index, adapter?.map(&mut owned)))
+            Some(StoredAdapter { matrix, specs, adapter: adapter.map(&mut owned) })
         });
         let adapters = PackedAdapters { stored: stored.collect(), layers };
         Ok(Some(PackedPolicy::new(base.clone(), Some(adapters))))
