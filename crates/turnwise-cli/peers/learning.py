@@ -431,7 +431,7 @@ def call(command, directory):
 def evaluate(settings, model):
     """Success on held-out tasks, the same tasks and seeds for every model, computed in f32."""
     command = [settings.turnwise, "eval", "--model", model, "--env", "guess", "--episodes", settings.episodes, "--seed", 1,
-               "--json", *agent_flags(settings)]
+               "--json", "model.compute=f32", *agent_flags(settings)]
     result = json.loads(call(command, settings.out / "eval").splitlines()[-1])
     return {"success": result["success_rate"], "low": result["ci_low"], "high": result["ci_high"]}
 

@@ -400,6 +400,28 @@ mod tests {
         assert_eq!(given.train.learning_rate, 3e-4);
     }
 
+    /// Small models compute in f32, large ones in bf16 where the processor is fast at it, unless the settings say so.
+    #[test]
+    fn a_large_model_computes_in_bf16_where_that_is_fast() {
+        use turnwise_candle::ComputePrecision;
+
+        let directory = tempfile::tempdir().unwrap();
+        let of = |layers: usize, more: &str| {
+            let json = format!(
+                r#"{{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": {layers}, "vocab_size": 49152}}"#
+            );
+            std::fs::write(directory.path().join("config.json"), json).unwrap();
+            let text = format!("[model]\ndirectory = {:?}\n{more}", directory.path());
+            let config = parse("config.toml", &text, &[]).unwrap().config;
+            (config.model.compute, config.train.canary.tolerance)
+        };
+        let (f32, bf16) = ((ComputePrecision::F32, 0.05), (ComputePrecision::Bf16, 0.5));
+        assert_eq!(of(3, ""), f32);
+        assert_eq!(of(30, ""), if turnwise_candle::has_fast_bf16() { bf16 } else { f32 });
+        assert_eq!(of(30, "compute = \"f32\"\n"), f32);
+        assert_eq!(of(30, "device = \"cuda\"\n"), f32);
+    }
+
     #[test]
     fn an_engine_that_rounds_may_differ_from_the_trainer_by_more() {
         let of = |text: &str, overrides: &[&str]| {

@@ -114,8 +114,9 @@ pub struct Model {
     /// feature `cuda`.
     pub device: Device,
     /// The precision of matrix products: `f32` or `bf16`, which is about twice as fast on processors with AVX-512-BF16 or
-    /// AMX and on graphics processors. Weights, optimiser, norms, softmax and log-probabilities stay f32; the engine keeps
-    /// its matrices in bf16, half as large.
+    /// AMX and on graphics processors. Trained weights, optimiser, norms, softmax and log-probabilities stay f32; the
+    /// engine keeps its matrices in bf16, half as large, and so are the frozen matrices beside adapters. Left out, it is `f32`, and `bf16` for a loaded model of 100 million weights or
+    /// more on such a processor.
     pub compute: ComputePrecision,
     /// Vocabulary size of a new model; its tokenizer is trained on demonstrations.
     pub vocab_size: usize,
