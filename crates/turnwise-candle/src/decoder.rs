@@ -500,7 +500,7 @@ impl Decoder {
         if self.place.is_cpu() {
             return Ok(self.packed(weights)?.into());
         }
-        Ok(Snapshot::Tensors(self.tensor_weights()?))
+        Ok(self.tensor_weights()?.into())
     }
 
     /// Like [`Self::snapshot`], but consumes the model; on the CPU, each layer is freed after it is packed.
@@ -512,7 +512,7 @@ impl Decoder {
             let format = weights.format(precision);
             Weights::new(&config, ropes, network, precision, format)?.into()
         } else {
-            Snapshot::Tensors(TensorWeights::new(&config, ropes, network, precision)?)
+            TensorWeights::new(&config, ropes, network, precision)?.into()
         })
     }
 

@@ -145,7 +145,7 @@ impl DecoderConfig {
         let shared = panels(EngineWeights::Compute);
         let own = match plan.engine_weights {
             EngineWeights::Compute => 0,
-            other => panels(other),
+            EngineWeights::Int8 => panels(EngineWeights::Int8),
         };
         // Adapters are kept as they are, and packed with zeros beside them for joined matrices; twice while they are published.
         (held, shared.saturating_add(own).saturating_add(6 * adapters))

@@ -18,7 +18,7 @@ pub(crate) enum Snapshot {
     /// Panels for the CPU's vector units.
     Panels(PackedPolicy),
     /// Tensors on any device.
-    Tensors(TensorWeights),
+    Tensors(Box<TensorWeights>),
 }
 
 /// Packed weights, and the adapters beside them if they are not merged.
@@ -239,7 +239,7 @@ impl Snapshot {
         let (network, weights) = (policy.network()?, &policy.weights);
         let (ropes, precision) = (weights.dimensions.ropes.clone(), ComputePrecision::F32);
         let weights = TensorWeights::new(&weights.config, ropes, network, precision)?;
-        Ok(Arc::new(Self::Tensors(weights)))
+        Ok(Arc::new(weights.into()))
     }
 }
 
@@ -251,6 +251,6 @@ impl From<Weights> for Snapshot {
 
 impl From<TensorWeights> for Snapshot {
     fn from(weights: TensorWeights) -> Self {
-        Self::Tensors(weights)
+        Self::Tensors(Box::new(weights))
     }
 }

@@ -16,14 +16,14 @@ impl Panels {
         self.width
     }
 
-    /// Writes stored rows, which are columns of the panels, as they were rounded: those that `column` returns for the
-    /// places 0, 1, … The places of one panel have to be neighbours. `[rows, width]`
+    /// Writes stored rows as they were rounded. A row is a column of the panels: `column` returns it for each row of the
+    /// target. `[rows, width]`
     ///
     /// # Panics
     /// When a column is not there.
     pub fn unpack(&self, target: &mut [f32], column: impl Fn(usize) -> usize + Sync) {
         let n_rows = target.len() / self.width;
-        // The places that share a panel.
+        // Neighbours that share a panel.
         let mut stretches: Vec<(Range<usize>, &mut [f32])> = Vec::new();
         let (mut rest, mut start) = (target, 0);
         while start < n_rows {
@@ -97,16 +97,14 @@ mod tests {
                 let matrix: Vec<f32> = (0..70 * width).map(|i| (i as f32 * 0.7).sin()).collect();
                 let stored = StoredMatrix { matrix: &matrix, bias: None };
                 let panels = Panels::side_by_side(&[stored], width, format);
-                let orders: [(usize, fn(usize) -> usize); 4] = [
-                    (70, |place| place),
-                    (20, |place| place + 23),
-                    (40, |place| place / LANES * 2 * LANES + place % LANES),
-                    (0, |place| place),
-                ];
-                for (count, column) in orders {
+                let alternating = |row: usize| row / LANES * 2 * LANES + row % LANES;
+                for (count, is_alternating, first) in
+                    [(70, false, 0), (20, false, 23), (40, true, 0), (0, false, 0)]
+                {
+                    let column = |row| first + if is_alternating { alternating(row) } else { row };
                     let mut rows = vec![7.0; count * width];
                     panels.unpack(&mut rows, column);
-                    let each = (0..count).flat_map(|place| panels.column(column(place)));
+                    let each = (0..count).flat_map(|row| panels.column(column(row)));
                     assert_eq!(rows, each.collect::<Vec<_>>(), "{format:?} {width} {count}");
                 }
             }
