@@ -3,17 +3,14 @@
 use std::fs;
 use std::sync::Arc;
 
-use turnwise_rollout::{Meter, Policy};
-use turnwise_training::{Learner, Row, Target, Update};
+use turnwise_rollout::Meter;
 
-use super::block_on;
 use super::lora::adapted;
-use super::tensors::{request, rows};
+use super::rounded::{distance, train};
 use super::variants::variants;
 use crate::snapshot::{PackedPolicy, Snapshot};
 use crate::{
-    AdamW, CandleLearner, CandlePolicy, ComputePrecision, Decoder, EngineSettings, EngineWeights,
-    LearnerSettings,
+    AdamW, CandleLearner, ComputePrecision, Decoder, EngineSettings, EngineWeights, LearnerSettings,
 };
 
 fn packed(model: Decoder, precision: ComputePrecision) -> Decoder {
@@ -75,7 +72,7 @@ fn an_engine_samples_from_the_adapters_that_were_published_last() {
             let engine = EngineSettings { weights, ..EngineSettings::default() };
             let policy = learner.policy(engine).unwrap();
             for step in 0..2 {
-                let mean = distance(&policy, &mut learner, config.vocab_size as u32);
+                let (_, mean) = distance(&policy, &mut learner, config.vocab_size as u32);
                 assert!(
                     mean < most,
                     "{:?} {compute:?} {weights:?} {step}: {mean}",
@@ -85,28 +82,4 @@ fn an_engine_samples_from_the_adapters_that_were_published_last() {
             }
         }
     }
-}
-
-fn train(learner: &mut CandleLearner, vocab_size: u32) {
-    block_on(learner.accumulate(&rows(vocab_size), &mut |logprobs| {
-        Ok(logprobs.iter().map(|row| vec![-1.0; row.len()]).collect())
-    }))
-    .unwrap();
-    let update = Update { learning_rate: 1e-2, max_grad_norm: 1.0 };
-    assert!(block_on(learner.step(update)).unwrap().applied);
-    block_on(learner.publish()).unwrap();
-}
-
-/// Returns the mean distance of the engine's log-probabilities from the learner's.
-fn distance(policy: &CandlePolicy, learner: &mut CandleLearner, vocab_size: u32) -> f32 {
-    let prompt: Vec<u32> = (0..20).map(|i| i * 7 % vocab_size).collect();
-    let sample = block_on(policy.sample(request(1, prompt.clone(), 30))).unwrap();
-    let row = Row {
-        ids: prompt.into_iter().chain(sample.tokens.iter().map(|token| token.id)).collect(),
-        targets: (20..50).map(|position| Target { position, temperature: 1.0 }).collect(),
-        ..Row::default()
-    };
-    let scored = block_on(learner.logprobs(&[row])).unwrap();
-    let far = sample.tokens.iter().zip(&scored[0]).map(|(a, b)| (a.logprob - b).abs());
-    far.sum::<f32>() / 30.0
 }

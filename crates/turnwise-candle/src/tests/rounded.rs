@@ -56,7 +56,11 @@ fn the_engine_samples_from_the_policy_that_trains_in_bf16() {
 }
 
 /// Returns the largest and the mean distance of the engine's log-probabilities from the learner's.
-fn distance(policy: &CandlePolicy, learner: &mut CandleLearner, vocab_size: u32) -> (f32, f32) {
+pub(super) fn distance(
+    policy: &CandlePolicy,
+    learner: &mut CandleLearner,
+    vocab_size: u32,
+) -> (f32, f32) {
     let prompt: Vec<u32> = (0..20).map(|i| i * 7 % vocab_size).collect();
     let sample = block_on(policy.sample(request(1, prompt.clone(), 40))).unwrap();
     let row = Row {
@@ -67,6 +71,17 @@ fn distance(policy: &CandlePolicy, learner: &mut CandleLearner, vocab_size: u32)
     let scored = block_on(learner.logprobs(&[row])).unwrap();
     let far = sample.tokens.iter().zip(&scored[0]).map(|(a, b)| (a.logprob - b).abs());
     (far.clone().fold(0.0, f32::max), far.sum::<f32>() / 40.0)
+}
+
+/// Takes a step that makes rows likelier, and publishes its weights.
+pub(super) fn train(learner: &mut CandleLearner, vocab_size: u32) {
+    block_on(learner.accumulate(&rows(vocab_size), &mut |logprobs| {
+        Ok(logprobs.iter().map(|row| vec![-1.0; row.len()]).collect())
+    }))
+    .unwrap();
+    let update = Update { learning_rate: 1e-2, max_grad_norm: 1.0 };
+    assert!(block_on(learner.step(update)).unwrap().applied);
+    block_on(learner.publish()).unwrap();
 }
 
 /// An engine in int8 is near the policy that is trained, before and after a publication, which is packed in int8 at once.
@@ -84,13 +99,7 @@ fn an_engine_in_int8_follows_the_learner() {
             for step in 0..2 {
                 let (far, mean) = distance(&policy, &mut learner, vocab_size);
                 assert!(far > 0.0 && mean < 0.1, "{:?} {step}: {far} {mean}", config.architecture);
-                block_on(learner.accumulate(&rows(vocab_size), &mut |logprobs| {
-                    Ok(logprobs.iter().map(|row| vec![-1.0; row.len()]).collect())
-                }))
-                .unwrap();
-                let update = Update { learning_rate: 1e-2, max_grad_norm: 1.0 };
-                assert!(block_on(learner.step(update)).unwrap().applied);
-                block_on(learner.publish()).unwrap();
+                train(&mut learner, vocab_size);
             }
         }
     }
