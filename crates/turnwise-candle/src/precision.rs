@@ -17,7 +17,8 @@ pub enum ComputePrecision {
     #[default]
     F32,
     /// Rounds both factors to bfloat16, and sums in f32; the engine keeps its weights in bfloat16. Twice as fast as f32
-    /// on processors with AVX-512-BF16 or AMX, and on graphics processors, which compute attention in bfloat16 too.
+    /// on processors with AVX-512-BF16 or AMX, and on graphics processors. The products of attention are in bfloat16 too; on
+    /// processors those of training, in layers without a sliding window.
     Bf16,
 }
 

@@ -175,14 +175,16 @@ pub enum Accuracy {
     Bf16,
 }
 
-/// Returns whether the processor has a matrix unit on which one thread should compute a product of this shape.
+/// Returns whether one thread should compute a product of this shape from packed factors: the processor has a matrix unit
+/// for it, or instructions for bf16.
 #[must_use]
-pub fn unit_suits(rows: usize, terms: usize, columns: usize) -> bool {
-    rows * terms * columns >= UNIT_FROM && unit_takes(rows, terms, columns)
+pub fn packing_pays(rows: usize, terms: usize, columns: usize, accuracy: Accuracy) -> bool {
+    let is_large = rows * terms * columns >= PACKED_FROM;
+    is_large && (unit_takes(rows, terms, columns) || accuracy == Accuracy::Bf16 && has_fast_bf16())
 }
 
-/// Multiply-adds of the smallest product for the matrix unit: packing dominates smaller ones.
-const UNIT_FROM: usize = 1 << 17;
+/// Multiply-adds of the smallest product that is worth packing.
+const PACKED_FROM: usize = 1 << 17;
 
 /// Returns whether the processor has a matrix unit and a product of this shape fills it.
 fn unit_takes(rows: usize, terms: usize, columns: usize) -> bool {
@@ -354,39 +356,47 @@ impl<'a> Prepacked<'a> {
             PackedFactor::Unit(packed) if suits => {
                 packed.multiply_first(target, write, a, 0, threads);
             }
-            PackedFactor::Halves(packed) => packed.multiply(target, write, a, threads),
+            PackedFactor::Halves(packed) => packed.multiply_first(target, write, a, threads),
             _ => multiply(target, write, 1.0, [a, self.b], self.accuracy, threads),
         }
     }
 }
 
-/// Right factors, packed for the matrix unit.
+/// Right factors, packed for the matrix unit if the processor has one, or as bf16.
 #[derive(Debug)]
 pub struct PackedSides {
     /// Rows and columns of each factor.
     shapes: Vec<[usize; 2]>,
+    kept: KeptSides,
+}
+
+#[derive(Debug)]
+enum KeptSides {
     #[cfg(target_arch = "x86_64")]
-    kept: blocks::Kept,
+    Unit(blocks::Kept),
+    Halves(Vec<HalfSide>),
 }
 
 impl PackedSides {
     /// Packs the factors.
     ///
     /// # Panics
-    /// When the processor has no matrix unit.
+    /// When the processor has no matrix unit and the accuracy is not that of bf16.
     #[must_use]
     pub fn new(sides: &[Matrix<'_>], accuracy: Accuracy, threads: Parallelism) -> Self {
         let shapes: Vec<_> = sides.iter().map(|b| [b.shape.rows, b.shape.columns]).collect();
         #[cfg(target_arch = "x86_64")]
-        {
+        if amx::is_available() {
             let sides = sides.iter().map(slice::from_ref);
             let rights: Option<Vec<_>> =
                 sides.map(|side| blocks::JoinedRight::new(side, Along::Columns)).collect();
             let rights = rights.expect("one matrix has no seam");
-            Self { shapes, kept: blocks::Kept::new(&rights, accuracy, threads) }
+            let kept = KeptSides::Unit(blocks::Kept::new(&rights, accuracy, threads));
+            return Self { shapes, kept };
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        panic!("no matrix unit for {shapes:?}, {accuracy:?}, {threads:?}")
+        assert!(accuracy == Accuracy::Bf16, "no matrix unit for {shapes:?}, {accuracy:?}");
+        let halves = sides.iter().map(|b| HalfSide::new(*b, threads)).collect();
+        Self { shapes, kept: KeptSides::Halves(halves) }
     }
 
     /// Computes `target = a b`, or `target += a b`, with the first rows and columns of a packed factor: as many rows as
@@ -410,14 +420,15 @@ impl PackedSides {
             (1..=rows).contains(&terms) && columns <= most,
             "terms and columns must lie inside the packed side"
         );
-        #[cfg(target_arch = "x86_64")]
-        {
-            let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
-            let right = blocks::RightOperand::Kept { kept: &self.kept, side, terms, columns };
-            blocks::multiply(slice::from_mut(target), write, left, right, threads);
+        match &self.kept {
+            #[cfg(target_arch = "x86_64")]
+            KeptSides::Unit(kept) => {
+                let left = blocks::Scaled { side: split::Side::left(a), by: 1.0 };
+                let right = blocks::RightOperand::Kept { kept, side, terms, columns };
+                blocks::multiply(slice::from_mut(target), write, left, right, threads);
+            }
+            KeptSides::Halves(sides) => sides[side].multiply_first(target, write, a, threads),
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        unreachable!("{write:?} {threads:?}: nobody can pack without a unit")
     }
 }
 

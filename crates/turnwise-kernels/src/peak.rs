@@ -7,7 +7,8 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::matrix::{
-    Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply, multiply_on_vector_units, unit_suits,
+    Accuracy, Matrix, MatrixMut, Parallelism, Write, multiply, multiply_on_vector_units,
+    packing_pays,
 };
 use crate::panels::{Epilogue, PanelFormat, Panels, StoredMatrix, StridedRows};
 use crate::team::Team;
@@ -47,7 +48,7 @@ pub fn gemm_peak(threads: usize) -> f64 {
 #[must_use]
 pub fn matrix_unit_peak(threads: usize) -> Option<f64> {
     let [rows, terms, columns] = SHAPES[0];
-    unit_suits(rows, terms, columns).then(|| {
+    packing_pays(rows, terms, columns, Accuracy::Full).then(|| {
         fastest_of(threads, |target, sides| {
             multiply(target, Write::Replace, 1.0, sides, Accuracy::Full, Parallelism::Pool);
         })

@@ -1,4 +1,4 @@
-//! Products of small matrices that fit in caches, on one thread; only the matrix unit needs packing.
+//! Products of small matrices that fit in caches, on one thread; only the matrix unit and bf16 need packing.
 
 use crate::matrix::{self, Accuracy, Matrix, MatrixMut, Parallelism, Write};
 use crate::number_tile::{self, NumberFactors};
@@ -51,7 +51,7 @@ pub fn multiply(
     right: RightFactor<'_>,
     accuracy: Accuracy,
 ) {
-    if matrix::unit_suits(left.rows, left.terms, right.columns) {
+    if matrix::packing_pays(left.rows, left.terms, right.columns, accuracy) {
         let mut target = MatrixMut::strided(target, left.rows, right.columns, stride);
         let right = Matrix::strided(right.data, left.terms, right.columns, right.stride);
         let sides = [left.matrix(), right];

@@ -15,6 +15,11 @@
 //! | O | `output` | `P V` |
 //! | D | `delta` | `rowsum(dO * O)` |
 
+use turnwise_kernels::matrix::Accuracy;
+
+use crate::batch::PackedBatch;
+use crate::dimensions::Heads;
+
 mod backward;
 mod blocks;
 mod forward;
@@ -23,3 +28,14 @@ mod scratch;
 
 pub(crate) use backward::{Saved, backward};
 pub(crate) use forward::forward;
+
+/// The tokens that attend, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionSetting<'a> {
+    pub(crate) batch: &'a PackedBatch,
+    pub(crate) heads: Heads,
+    /// The number of latest tokens that a token attends to, itself included; all tokens if `None`.
+    pub(crate) window: Option<usize>,
+    /// That of products.
+    pub(crate) accuracy: Accuracy,
+}

@@ -16,6 +16,7 @@ use crate::balance::balance_slopes;
 use crate::batch::PackedBatch;
 use crate::dimensions::Dimensions;
 use crate::forward;
+use crate::fused::attention::AttentionSetting;
 use crate::fused::experts::{self, Routed, Uneven};
 use crate::fused::linear::ColumnRange;
 use crate::fused::{attention, gate, heads, linear, logprob, residual, rms_norm, sum};
@@ -378,7 +379,9 @@ impl BackwardPass<'_> {
                 doutput: &dmixed,
             };
             let mut dqkv = self.pool.take(qkv.handle.length);
-            attention::backward(&mut dqkv, &above, &batch, heads, window, &self.pool);
+            let accuracy = self.precision.backward();
+            let setting = AttentionSetting { batch: &batch, heads, window, accuracy };
+            attention::backward(&mut dqkv, &above, setting, &self.pool);
             self.hand_down(qkv.handle, dqkv);
         }
         PassPart::Attention

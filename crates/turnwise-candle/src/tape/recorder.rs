@@ -14,6 +14,7 @@ use crate::architecture::{Activation, RopeKind};
 use crate::balance::LayerUse;
 use crate::dimensions::Dimensions;
 use crate::forward;
+use crate::fused::attention::AttentionSetting;
 use crate::fused::linear::ColumnRange;
 use crate::fused::{attention, experts, gate, heads, linear, logprob, residual, rms_norm, sum};
 use crate::layout::{Adapter, Attending, HeadNorms, Layer, Linear, Mixture};
@@ -240,7 +241,9 @@ impl<'a> Ops for Recorder<'a> {
         let mut log_sums = self.tape.pool.take(n * heads.n_heads);
         let batch = self.tape.batch.clone();
         let pool = &self.tape.pool;
-        attention::forward(&mut mixed, &mut log_sums, &qkv.numbers, &batch, heads, window, pool);
+        let accuracy = self.tape.precision.forward();
+        let setting = AttentionSetting { batch: &batch, heads, window, accuracy };
+        attention::forward(&mut mixed, &mut log_sums, &qkv.numbers, setting, pool);
         let made = Made { numbers: mixed, width, tracked: qkv.handle.tracked };
         let mut mixed = self.made(PassPart::Attention, start, made);
         if mixed.handle.tracked {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use turnwise_kernels::matrix::unit_suits;
+use turnwise_kernels::matrix::{Accuracy, packing_pays};
 
 use super::fixture::{Fixture, distance, norm};
 use super::variants::{perturbed, variants};
@@ -119,7 +119,7 @@ fn both_kernels_agree_on_odd_sizes_whatever_is_kept() {
 /// Returns the tolerance for the results of [`run`]: a matrix unit computes gradients to three parts in 2^16;
 /// log-probabilities and entropies, which come first, have the precision of f32.
 pub(super) fn tolerance(index: usize) -> f64 {
-    if index >= 2 && unit_suits(64, 64, 64) { 5e-5 } else { 1e-5 }
+    if index >= 2 && packing_pays(64, 64, 64, Accuracy::Full) { 5e-5 } else { 1e-5 }
 }
 
 /// Rows are long enough for every product to use the matrix unit, if there is one; they share a prefix.

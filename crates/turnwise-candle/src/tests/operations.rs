@@ -5,12 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use turnwise_kernels::buffer::BufferPool;
-use turnwise_kernels::matrix::{Accuracy, Write};
+use turnwise_kernels::matrix::{Accuracy, Write, has_fast_bf16};
 
 use super::fixture::norm;
 use crate::architecture::Activation;
 use crate::batch::{AttentionSpan, PackedBatch, Predictions, ScoredSequence};
 use crate::dimensions::Heads;
+use crate::fused::attention::AttentionSetting;
 use crate::fused::{attention, experts, gate, heads, linear, logprob, residual, rms_norm};
 use crate::layout::{Choice, HeadNorms};
 use crate::rope::Rope;
@@ -192,11 +193,9 @@ fn rotation_of_heads() {
     }
 }
 
-/// A tree whose rows share a prefix, branch inside other rows, and continue over two spans; long enough for several
+/// Returns a tree whose rows share a prefix, branch inside other rows, and continue over two spans; long enough for several
 /// blocks and a matrix unit.
-#[test]
-fn attention_over_a_tree() {
-    let of = Heads::of(&config());
+fn tree() -> PackedBatch {
     let row =
         |seed: u32| -> Vec<u32> { (0..200).map(|i| if i < 90 { i } else { i * seed }).collect() };
     let mut forked = row(3);
@@ -204,34 +203,70 @@ fn attention_over_a_tree() {
     let rows = [row(3), row(5), row(3)[..130].to_vec(), forked];
     let sequences: Vec<ScoredSequence<'_>> =
         rows.iter().map(|ids| ScoredSequence::whole(ids)).collect();
-    let (batch, pool) = (PackedBatch::new(&sequences), Arc::new(BufferPool::default()));
+    let batch = PackedBatch::new(&sequences);
     let n_seen = |span: &AttentionSpan| span.before.iter().map(Range::len).collect::<Vec<_>>();
     assert!(batch.spans.iter().any(|span| n_seen(span) == [160]), "over the end of a span");
+    batch
+}
+
+/// Returns what attention makes of queries, keys and values, and their gradient.
+fn attended(
+    qkv: &[f32],
+    dmixed: &[f32],
+    batch: &PackedBatch,
+    window: Option<usize>,
+    precision: ComputePrecision,
+) -> [Vec<f32>; 2] {
+    let (heads, pool) = (Heads::of(&config()), Arc::new(BufferPool::default()));
+    let setting = |accuracy| AttentionSetting { batch, heads, window, accuracy };
     let n = batch.n_inputs();
+    let mut mixed = vec![0.0; n * heads.n_heads * heads.head_dim];
+    let mut log_sums = vec![0.0; n * heads.n_heads];
+    attention::forward(&mut mixed, &mut log_sums, qkv, setting(precision.forward()), &pool);
+    let saved = attention::Saved { qkv, output: &mixed, log_sum_exp: &log_sums, doutput: dmixed };
+    let mut dqkv = vec![0.0; if dmixed.is_empty() { 0 } else { qkv.len() }];
+    if !dmixed.is_empty() {
+        attention::backward(&mut dqkv, &saved, setting(precision.backward()), &pool);
+    }
+    [mixed, dqkv]
+}
+
+#[test]
+fn attention_over_a_tree() {
+    let batch = tree();
     for window in [None, Some(1), Some(70), Some(190), Some(200)] {
+        let of = |inputs: &[Vec<f32>], dmixed: &[f32]| {
+            attended(&inputs[0], dmixed, &batch, window, ComputePrecision::F32)
+        };
         let forward = |inputs: &[Vec<f32>]| {
-            let mut mixed = vec![0.0; n * of.n_heads * of.head_dim];
-            let mut log_sums = vec![0.0; n * of.n_heads];
-            attention::forward(&mut mixed, &mut log_sums, &inputs[0], &batch, of, window, &pool);
+            let [mixed, _] = of(inputs, &[]);
             mixed
         };
         let backward = |inputs: &[Vec<f32>], dmixed: &[f32]| {
-            let mut mixed = vec![0.0; n * of.n_heads * of.head_dim];
-            let mut log_sums = vec![0.0; n * of.n_heads];
-            attention::forward(&mut mixed, &mut log_sums, &inputs[0], &batch, of, window, &pool);
-            let (mixed, log_sums) = (&mixed[..], &log_sums[..]);
-            let saved = attention::Saved {
-                qkv: &inputs[0],
-                output: mixed,
-                log_sum_exp: log_sums,
-                doutput: dmixed,
-            };
-            let mut dqkv = vec![0.0; inputs[0].len()];
-            attention::backward(&mut dqkv, &saved, &batch, of, window, &pool);
+            let [_, dqkv] = of(inputs, dmixed);
             vec![dqkv]
         };
-        let inputs = vec![uneven(n * of.width(), 1)];
+        let inputs = vec![uneven(batch.n_inputs() * Heads::of(&config()).width(), 1)];
         Operation { inputs, forward: &forward, backward: &backward }.check();
+    }
+}
+
+/// Rounded factors change the results of a tree with odd spans by as much as rounding does.
+#[test]
+fn attention_in_bf16() {
+    let (batch, heads) = (tree(), Heads::of(&config()));
+    let qkv = uneven(batch.n_inputs() * heads.width(), 1);
+    let dmixed = uneven(batch.n_inputs() * heads.n_heads * heads.head_dim, 2);
+    for window in [None, Some(70)] {
+        let of = |precision| attended(&qkv, &dmixed, &batch, window, precision);
+        let (exact, rounded) = (of(ComputePrecision::F32), of(ComputePrecision::Bf16));
+        for (exact, rounded) in exact.iter().zip(&rounded) {
+            let error = norm(exact.iter().zip(rounded).map(|(a, b)| f64::from(a - b)));
+            let size = norm(exact.iter().map(|x| f64::from(*x)));
+            assert!(error < 1e-2 * size, "{window:?}: {error} of {size}");
+            let is_rounded = window.is_none() && has_fast_bf16();
+            assert!(!is_rounded || error > 1e-5 * size, "products are in bf16");
+        }
     }
 }
 

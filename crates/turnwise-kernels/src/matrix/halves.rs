@@ -43,17 +43,21 @@ impl HalfSide {
         Self { lines, terms, columns }
     }
 
-    /// Computes `target = a b`, or `target += a b`.
-    pub(super) fn multiply(
+    /// Computes `target = a b`, or `target += a b`, with the first terms and columns of the factor: as many as `a` and the
+    /// target have. If their number of terms is odd, the next term must be finite: it is multiplied by 0.
+    pub(super) fn multiply_first(
         &self,
         target: &mut MatrixMut<'_>,
         write: Write,
         a: Matrix<'_>,
         threads: Parallelism,
     ) {
-        let all = 0..self.terms;
-        let right = PanelRange { lines: &self.lines, columns: self.columns };
-        Product { a, scale: 1.0, terms: all, right, write }.put(target, threads);
+        let (terms, columns) = (a.shape.columns, target.shape.columns);
+        debug_assert!(terms <= self.terms && columns <= self.columns, "a part of the factor");
+        let each = pairs::count(self.terms);
+        let lines = &self.lines[..columns.div_ceil(LANES) * each];
+        let right = PanelRange { lines, each, columns };
+        Product { a, scale: 1.0, terms: 0..terms, right, write }.put(target, threads);
     }
 }
 
@@ -77,7 +81,8 @@ pub(super) fn multiply(
         }
         pack_right(&mut memory[..count], b, some.clone(), threads);
         let write = if first == 0 { write } else { Write::Add };
-        let right = PanelRange { lines: &memory[..count], columns };
+        let each = pairs::count(some.len());
+        let right = PanelRange { lines: &memory[..count], each, columns };
         Product { a, scale, terms: some, right, write }.put(target, threads);
     }
     RIGHT.set(memory);
@@ -204,8 +209,9 @@ vectorized! {
 /// Some terms of a packed right factor.
 #[derive(Clone, Copy, Debug)]
 struct PanelRange<'a> {
-    /// `[panels, pairs, LANES]`
+    /// `[panels, each, LANES]`, of which the first pairs of each panel are multiplied.
     lines: &'a [PairLine],
+    each: usize,
     columns: usize,
 }
 
@@ -287,8 +293,8 @@ impl Product<'_> {
     }
 
     fn put_tiles(&self, target: &mut [f32], stride: usize, rows: usize, left: PackedRows<'_>) {
-        let PanelRange { lines, columns } = self.right;
-        let each = pairs::count(self.terms.len());
+        let PanelRange { lines, each, columns } = self.right;
+        let pairs = pairs::count(self.terms.len());
         let n_panels = lines.len() / each;
         let (most, most_vectors) = pair_tile::shape(rows);
         let cuts = rows.div_ceil(most);
@@ -300,7 +306,7 @@ impl Product<'_> {
             }
             let mut b: [&[PairLine]; MAX_VECTORS] = [&[]; MAX_VECTORS];
             for (b, panel) in b.iter_mut().zip(start..start + vectors) {
-                *b = &lines[panel * each..][..each];
+                *b = &lines[panel * each..][..pairs];
             }
             let (column, width) = (start * LANES, vectors * LANES);
             for cut in 0..cuts {
@@ -312,7 +318,7 @@ impl Product<'_> {
                     rows: end - first,
                     b,
                     vectors,
-                    pairs: each,
+                    pairs,
                     next: &[],
                 };
                 let target = &mut target[first * stride + column..];

@@ -11,10 +11,10 @@ use turnwise_kernels::small::{self, LeftFactor, RightFactor};
 use turnwise_kernels::tile::LANES;
 use turnwise_kernels::vectorized;
 
+use super::AttentionSetting;
 use super::blocks::{BLOCK, KeyHead, QueryBlock, Seen, key_heads};
 use super::operand::{HeadColumns, Operand, Orientation, heads_of, queries, score};
 use super::scratch::{SCRATCH, Scratch, room};
-use crate::batch::PackedBatch;
 use crate::dimensions::Heads;
 
 /// The most strips that the queries of a tree are divided into for the backward pass, each with sums of its own. The
@@ -23,9 +23,6 @@ const STRIPS: usize = 8;
 
 /// The fewest blocks of queries in a strip.
 const STRIP_BLOCKS: usize = 4;
-
-/// The accuracy of products in the backward pass.
-const GRADIENT: Accuracy = Accuracy::Gradient;
 
 /// What the forward pass saved for the backward pass, and the gradient of its output.
 #[derive(Clone, Copy, Debug)]
@@ -45,15 +42,14 @@ pub(crate) struct Saved<'a> {
 pub(crate) fn backward(
     dqkv: &mut [f32],
     saved: &Saved<'_>,
-    batch: &PackedBatch,
-    heads: Heads,
-    window: Option<usize>,
+    setting: AttentionSetting<'_>,
     pool: &Arc<BufferPool>,
 ) {
-    let key_heads = key_heads(batch, heads, window);
+    let heads = setting.heads;
+    let key_heads = key_heads(setting);
     let backward_heads: Vec<BackwardHead<'_>> = key_heads
         .par_iter()
-        .map(|key_head| BackwardHead::of(key_head, saved, heads, pool))
+        .map(|key_head| BackwardHead::of(key_head, saved, setting, pool))
         .collect();
     // All key heads of a tree have the same blocks.
     let blocks: Vec<Vec<QueryBlock>> =
@@ -152,19 +148,20 @@ struct BackwardHead<'a> {
     values_transposed: Operand,
     saved: &'a Saved<'a>,
     heads: Heads,
+    accuracy: Accuracy,
 }
 
 impl<'a> BackwardHead<'a> {
     fn of(
         key_head: &KeyHead<'_>,
         saved: &'a Saved<'a>,
-        heads: Heads,
+        AttentionSetting { heads, accuracy, .. }: AttentionSetting<'_>,
         pool: &Arc<BufferPool>,
     ) -> Self {
         let (keys, values) =
             (heads.n_heads + key_head.kv_head, heads.n_heads + heads.n_kv_heads + key_head.kv_head);
         let operand = |head, orientation| {
-            Operand::new(saved.qkv, key_head, heads, head, (orientation, GRADIENT), pool)
+            Operand::new(saved.qkv, key_head, heads, head, (orientation, accuracy), pool)
         };
         Self {
             kv_head: key_head.kv_head,
@@ -174,6 +171,7 @@ impl<'a> BackwardHead<'a> {
             values_transposed: operand(values, Orientation::Transposed),
             saved,
             heads,
+            accuracy,
         }
     }
 
@@ -256,11 +254,18 @@ impl<'a> BackwardHead<'a> {
                 Write::Add,
                 across(probabilities),
                 side(doutput),
-                GRADIENT,
+                self.accuracy,
             );
             // The queries are scaled, and so is the keys' gradient.
             let dkeys = &mut gradient.dkeys[place..];
-            small::multiply(dkeys, width, Write::Add, across(dscores), side(queries), GRADIENT);
+            small::multiply(
+                dkeys,
+                width,
+                Write::Add,
+                across(dscores),
+                side(queries),
+                self.accuracy,
+            );
             let left = LeftFactor { data: dscores, stride, step: 1, rows, terms };
             self.keys.multiply(dqueries, width, write, left, key_block);
             write = Write::Add;

@@ -3,21 +3,19 @@
 use std::iter;
 use std::ops::Range;
 
-use turnwise_kernels::matrix;
+use turnwise_kernels::matrix::{self, Accuracy};
 use turnwise_kernels::tile::LANES;
 
-use crate::batch::{AttentionSpan, PackedBatch};
+use super::AttentionSetting;
+use crate::batch::AttentionSpan;
 use crate::dimensions::Heads;
 
 /// Queries per block.
 pub(super) const BLOCK: usize = 64;
 
 /// Returns the key heads of each tree, one tree after another.
-pub(super) fn key_heads(
-    batch: &PackedBatch,
-    heads: Heads,
-    window: Option<usize>,
-) -> Vec<KeyHead<'_>> {
+pub(super) fn key_heads(setting: AttentionSetting<'_>) -> Vec<KeyHead<'_>> {
+    let AttentionSetting { batch, heads, window, accuracy } = setting;
     let trees = batch
         .trees()
         .filter_map(|spans| Some((spans, spans.first()?.own.start..spans.last()?.own.end)));
@@ -25,9 +23,9 @@ pub(super) fn key_heads(
         // A window that no sequence of the tree fills changes nothing.
         let window = window.filter(|window| *window < longest(spans));
         // A span's packed keys are read from its first one on, and a window begins anywhere.
-        let on_unit = window.is_none() && suits_unit(spans, tokens.len(), heads);
+        let is_packed = window.is_none() && packing_pays(spans, tokens.len(), heads, accuracy);
         let key_head =
-            move |kv_head| KeyHead { spans, tokens: tokens.clone(), kv_head, on_unit, window };
+            move |kv_head| KeyHead { spans, tokens: tokens.clone(), kv_head, is_packed, window };
         (0..heads.n_kv_heads).map(key_head)
     };
     trees.flat_map(of).collect()
@@ -44,8 +42,8 @@ pub(super) struct KeyHead<'a> {
     pub(super) spans: &'a [AttentionSpan],
     pub(super) tokens: Range<usize>,
     pub(super) kv_head: usize,
-    /// Whether products with its keys and values run on the matrix unit.
-    pub(super) on_unit: bool,
+    /// Whether its keys and values are packed for products, span by span.
+    pub(super) is_packed: bool,
     /// The number of latest tokens that a token attends to, itself included; all tokens if `None`.
     window: Option<usize>,
 }
@@ -87,7 +85,7 @@ impl KeyHead<'_> {
     /// Returns the span in which a range begins, and where to split the range: at the end of that span if spans are
     /// packed one by one.
     fn cut(&self, range: Range<usize>) -> (usize, usize) {
-        if !self.on_unit {
+        if !self.is_packed {
             return (0, range.end);
         }
         let span = self.spans.partition_point(|span| span.own.end <= range.start);
@@ -100,13 +98,18 @@ impl KeyHead<'_> {
     }
 }
 
-/// Returns whether products with a tree's keys and values fill the matrix unit, judged by its median block and span.
-fn suits_unit(spans: &[AttentionSpan], n_tokens: usize, heads: Heads) -> bool {
+/// Returns whether packing a tree's keys and values pays, judged by its mean block and span.
+fn packing_pays(
+    spans: &[AttentionSpan],
+    n_tokens: usize,
+    heads: Heads,
+    accuracy: Accuracy,
+) -> bool {
     const LEAST: usize = 16;
     let n_blocks: usize = spans.iter().map(|span| span.own.len().div_ceil(BLOCK)).sum();
     let rows = n_tokens / n_blocks.max(1);
     let is_finely_cut = rows < LEAST || n_tokens / spans.len().max(1) < LEAST;
-    !is_finely_cut && matrix::unit_suits(heads.group() * rows, heads.head_dim, n_tokens)
+    !is_finely_cut && matrix::packing_pays(heads.group() * rows, heads.head_dim, n_tokens, accuracy)
 }
 
 /// A block of consecutive keys.
@@ -165,7 +168,7 @@ impl Seen {
 mod tests {
     use super::*;
     use crate::DecoderConfig;
-    use crate::batch::ScoredSequence;
+    use crate::batch::{PackedBatch, ScoredSequence};
 
     /// Keys outside the window of a whole block are not read, and each query sees as many keys as its window has.
     #[test]
@@ -177,7 +180,13 @@ mod tests {
         let batch = PackedBatch::new(&sequences);
         let heads = Heads::of(&DecoderConfig::small(29));
         for window in [1, 40, 64, 100, 151, 399, 400] {
-            for head in key_heads(&batch, heads, Some(window)) {
+            let setting = AttentionSetting {
+                batch: &batch,
+                heads,
+                window: Some(window),
+                accuracy: Accuracy::Full,
+            };
+            for head in key_heads(setting) {
                 for block in head.blocks() {
                     assert!(block.n_keys() < window + BLOCK);
                     let seen = block.seen();

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use turnwise_kernels::buffer::BufferPool;
 use turnwise_kernels::math;
-use turnwise_kernels::matrix::{Accuracy, Write};
+use turnwise_kernels::matrix::Write;
 use turnwise_kernels::small::LeftFactor;
 use turnwise_kernels::vectorized;
 
+use super::AttentionSetting;
 use super::blocks::{KeyHead, QueryBlock, Seen, key_heads};
 use super::operand::{Operand, Orientation, queries, score};
 use super::scratch::{SCRATCH, Scratch, room};
-use crate::batch::PackedBatch;
 use crate::dimensions::Heads;
 
 /// Fills `output`, and the log-sum-exp of each query's scores for the backward pass. `[N, n_heads]`
@@ -21,14 +21,15 @@ pub(crate) fn forward(
     mut output: &mut [f32],
     mut log_sum_exp: &mut [f32],
     qkv: &[f32],
-    batch: &PackedBatch,
-    heads: Heads,
-    window: Option<usize>,
+    setting: AttentionSetting<'_>,
     pool: &Arc<BufferPool>,
 ) {
-    let key_heads = key_heads(batch, heads, window);
-    let forward_heads: Vec<ForwardHead> =
-        key_heads.par_iter().map(|key_head| ForwardHead::of(qkv, key_head, heads, pool)).collect();
+    let heads = setting.heads;
+    let key_heads = key_heads(setting);
+    let forward_heads: Vec<ForwardHead> = key_heads
+        .par_iter()
+        .map(|key_head| ForwardHead::of(qkv, key_head, setting, pool))
+        .collect();
     // Blocks have the order of tokens, so that each gets its own rows.
     let mut work = Vec::new();
     let trees = key_heads.chunks(heads.n_kv_heads).zip(forward_heads.chunks(heads.n_kv_heads));
@@ -60,10 +61,15 @@ struct ForwardHead {
 }
 
 impl ForwardHead {
-    fn of(qkv: &[f32], key_head: &KeyHead<'_>, heads: Heads, pool: &Arc<BufferPool>) -> Self {
+    fn of(
+        qkv: &[f32],
+        key_head: &KeyHead<'_>,
+        AttentionSetting { heads, accuracy, .. }: AttentionSetting<'_>,
+        pool: &Arc<BufferPool>,
+    ) -> Self {
         let Heads { n_heads, n_kv_heads, .. } = heads;
         let operand = |head, orientation| {
-            Operand::new(qkv, key_head, heads, head, (orientation, Accuracy::Full), pool)
+            Operand::new(qkv, key_head, heads, head, (orientation, accuracy), pool)
         };
         Self {
             kv_head: key_head.kv_head,

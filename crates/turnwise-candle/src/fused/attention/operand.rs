@@ -41,7 +41,7 @@ pub(super) struct Operand {
 enum Storage {
     /// For vector units: rows of whole vectors, at this distance.
     Rows(Buffer, usize),
-    /// For the matrix unit, span by span.
+    /// For the matrix unit or in bf16, span by span.
     Packed(PackedSides),
 }
 
@@ -56,7 +56,7 @@ impl Operand {
         pool: &Arc<BufferPool>,
     ) -> Self {
         let (stride, head_dim) = (heads.width(), heads.head_dim);
-        let numbers = if key_head.on_unit {
+        let numbers = if key_head.is_packed {
             let side = |span: &AttentionSpan| {
                 let rows = &qkv[span.own.start * stride + head * head_dim..];
                 let rows = Matrix::strided(rows, span.own.len(), head_dim, stride);
