@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -83,8 +84,8 @@ impl<L: Learner> Learning<L> {
         }
     }
 
-    /// Returns the batch in mini-batches of whole trajectories, shuffled because neighbours come from one group, and
-    /// the mismatch between engine and trainer, if it was computed.
+    /// Returns the batch in mini-batches of whole trajectories, and the mismatch between engine and trainer, if it was
+    /// computed.
     async fn minibatches(
         &mut self,
         trajectories: &[Trajectory],
@@ -93,8 +94,8 @@ impl<L: Learner> Learning<L> {
     ) -> Result<(Vec<Batch>, Mismatch), TrainError> {
         // All trajectories are checked first, so that none is rejected after some weights have changed.
         check_trajectories(trajectories)?;
-        let mut order: Vec<&Trajectory> = trajectories.iter().collect();
-        Random::new(derive_seed(derive_seed(settings.seed, MINIBATCHES), step)).shuffle(&mut order);
+        let mut random = Random::new(derive_seed(derive_seed(settings.seed, MINIBATCHES), step));
+        let order = shuffled_groups(trajectories, |one| one.identity.group, &mut random);
         let (mut batches, mut mismatch) = (Vec::new(), Mismatch::default());
         for range in even_parts(order.len(), settings.n_minibatches) {
             let chunk = &order[range];
@@ -136,6 +137,23 @@ impl<L: Learner> Learning<L> {
     }
 }
 
+/// Returns items in random order, those of a group side by side: a mini-batch then holds few prompts, which are computed
+/// once for all their trajectories, and most of its advantages are those of whole groups, which sum to 0.
+fn shuffled_groups<'a, T, G: Ord>(
+    items: &'a [T],
+    group: impl Fn(&T) -> G,
+    random: &mut Random,
+) -> Vec<&'a T> {
+    let mut groups: BTreeMap<G, Vec<&T>> = BTreeMap::new();
+    for item in items {
+        groups.entry(group(item)).or_default().push(item);
+    }
+    let mut groups: Vec<Vec<&T>> = groups.into_values().collect();
+    random.shuffle(&mut groups);
+    groups.iter_mut().for_each(|group| random.shuffle(group));
+    groups.concat()
+}
+
 /// Returns `wanted` ranges, or `n` if that is less, whose lengths differ by at most one: each mini-batch divides by its
 /// own size, so a small one would weigh its trajectories more.
 fn even_parts(n: usize, wanted: usize) -> impl Iterator<Item = Range<usize>> {
@@ -167,9 +185,24 @@ impl<L: fmt::Debug> fmt::Debug for Learning<L> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::even_parts;
+    use turnwise_environment::Random;
+
+    use super::{even_parts, shuffled_groups};
 
     proptest! {
+        /// Nothing is lost, whichever episodes are missing, and a cut divides at most one group.
+        #[test]
+        fn groups_are_shuffled_and_stay_whole(groups in prop::collection::vec(0_u8..6, 0..40), seed: u64) {
+            let items: Vec<(usize, u8)> = groups.into_iter().enumerate().collect();
+            let order = shuffled_groups(&items, |(_, group)| *group, &mut Random::new(seed));
+            let mut sorted: Vec<_> = order.iter().map(|item| **item).collect();
+            sorted.sort_unstable();
+            prop_assert_eq!(&sorted, &items);
+            let runs = order.chunk_by(|(_, one), (_, next)| one == next).count();
+            sorted.sort_unstable_by_key(|(_, group)| *group);
+            prop_assert_eq!(runs, sorted.chunk_by(|(_, one), (_, next)| one == next).count());
+        }
+
         /// Rollouts 5.5
         #[test]
         fn mini_batches_are_as_many_as_wanted_and_of_one_size(n in 0_usize..200, wanted in 1_usize..20) {
