@@ -87,6 +87,9 @@ impl AdamWState {
         self.steps += 1;
         let trained = parameters.iter().zip(gradients).filter(|(parameter, _)| parameter.trainable);
         for ((parameter, gradient), moments) in trained.zip(&mut self.moments) {
+            if self.steps == 1 {
+                moments.write_zeros();
+            }
             let rates = Rates::of(self.settings, parameter, self.steps, scale, learning_rate);
             let is_finite = Cell::new(true);
             let moved = RefCell::new(&mut *moments);
