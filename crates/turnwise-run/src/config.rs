@@ -389,15 +389,18 @@ mod tests {
     fn a_model_that_is_loaded_has_defaults_that_do_not_destroy_it() {
         let of = |text: &str| parse("config.toml", text, &[]).unwrap().config;
         let made = of("");
-        assert_eq!((made.train.learning_rate, made.eval.episodes), (1e-3, 256));
+        assert_eq!((made.train.learning_rate, made.train.warmup_steps), (1e-3, 0));
+        assert_eq!(made.eval.episodes, 256);
         let loaded = of("[model]\ndirectory = \"somewhere\"\n");
         assert_eq!((loaded.train.learning_rate, loaded.warm_start.learning_rate), (1e-5, 2e-5));
         assert_eq!((loaded.eval.episodes, loaded.rollout.groups_per_step), (64, 8));
+        assert_eq!(loaded.train.warmup_steps, 4);
         let adapted = of("[model]\ndirectory = \"somewhere\"\nlora = {}\n");
         assert_eq!((adapted.train.learning_rate, adapted.warm_start.learning_rate), (1e-4, 2e-4));
         // A value that the user gave stays.
-        let given = of("[model]\ndirectory = \"somewhere\"\n[train]\nlearning_rate = 3e-4\n");
-        assert_eq!(given.train.learning_rate, 3e-4);
+        let own = "[train]\nlearning_rate = 3e-4\nwarmup_steps = 0\n";
+        let given = of(&format!("[model]\ndirectory = \"somewhere\"\n{own}"));
+        assert_eq!((given.train.learning_rate, given.train.warmup_steps), (3e-4, 0));
     }
 
     /// Small models compute in f32, large ones in bf16 where the processor is fast at it, unless the settings say so.

@@ -9,9 +9,11 @@ use turnwise_training::AutoClip;
 use super::schema::{ClipRule, Config};
 
 /// The defaults of a run that starts from a trained model. They follow the usual practice: 1e-5 for full fine-tuning,
-/// and ten times that for adapters (TRL, verl, and Thinking Machines' "LoRA Without Regret").
-const LOADED: [(&str, &str, Default); 5] = [
+/// and ten times that for adapters (TRL, verl, and Thinking Machines' "LoRA Without Regret"). The learning rate rises over
+/// the first steps, because `AdamW` moves every weight by the whole rate until it knows how noisy a gradient is.
+const LOADED: [(&str, &str, Default); 6] = [
     ("train", "learning_rate", Default::Rate { full: 1e-5, adapters: 1e-4 }),
+    ("train", "warmup_steps", Default::Count(4)),
     ("warm_start", "learning_rate", Default::Rate { full: 2e-5, adapters: 2e-4 }),
     ("rollout", "groups_per_step", Default::Count(8)),
     ("eval", "episodes", Default::Count(64)),
@@ -44,13 +46,17 @@ pub(crate) fn reasons(config: &Config) -> String {
         (_, Some(low)) => format!("{low} below"),
         (_, None) => "as in the objective's paper".to_owned(),
     };
+    let warm_up = match train.warmup_steps {
+        0 => String::new(),
+        steps => format!(", reached in {steps} steps"),
+    };
     let usual = if model.lora.is_some() { "1e-4" } else { "1e-5" };
     let products = match model.compute {
         ComputePrecision::F32 => "f32",
         ComputePrecision::Bf16 => "bf16",
     };
     format!(
-        "products in {products}; learning rate {:e} for {trained} (usual: {usual}); clip range {clip}; {} groups of {}, turns of at most {} tokens; {} held-out episodes",
+        "products in {products}; learning rate {:e} for {trained} (usual: {usual}){warm_up}; clip range {clip}; {} groups of {}, turns of at most {} tokens; {} held-out episodes",
         train.learning_rate,
         rollout.groups_per_step,
         rollout.group_size,

@@ -557,7 +557,7 @@ impl Default for CreditChoice {
 pub struct Train {
     /// The learning rate; by default 1e-5 for a loaded model, 1e-4 for adapters.
     pub learning_rate: f64,
-    /// Steps in which the learning rate rises from 0.
+    /// Steps in which the learning rate rises from 0; by default 4 for a loaded model.
     pub warmup_steps: u64,
     /// How the learning rate falls until `run.steps`.
     pub decay: Decay,
