@@ -150,7 +150,9 @@ fn shuffled_groups<'a, T, G: Ord>(
     }
     let mut groups: Vec<Vec<&T>> = groups.into_values().collect();
     random.shuffle(&mut groups);
-    groups.iter_mut().for_each(|group| random.shuffle(group));
+    for group in &mut groups {
+        random.shuffle(group);
+    }
     groups.concat()
 }
 
