@@ -180,7 +180,16 @@ pub enum Accuracy {
 #[must_use]
 pub fn packing_pays(rows: usize, terms: usize, columns: usize, accuracy: Accuracy) -> bool {
     let is_large = rows * terms * columns >= PACKED_FROM;
-    is_large && (unit_takes(rows, terms, columns) || accuracy == Accuracy::Bf16 && has_fast_bf16())
+    let in_bf16 = accuracy == Accuracy::Bf16 && has_bf16_vectors();
+    is_large && (in_bf16 || unit_takes(rows, terms, columns))
+}
+
+/// Returns whether products in bf16 are computed by vector units with instructions for them.
+fn has_bf16_vectors() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return crate::pair_tile::has_dot() && !amx::is_available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Multiply-adds of the smallest product that is worth packing.
