@@ -205,8 +205,10 @@ impl<'a> Table<'a> {
     }
 
     fn rewards(&self) -> impl Iterator<Item = Option<f64>> {
-        self.turns.iter().map(|turn| match turn.step {
-            Step::Next { reward, .. } | Step::End { reward, .. } => reward,
+        self.turns.iter().map(|turn| {
+            let (Step::Next { reward, late, .. } | Step::End { reward, late, .. }) = &turn.step;
+            let late = late.iter().map(|late| late.reward);
+            reward.iter().copied().chain(late).reduce(|sum, part| sum + part)
         })
     }
 

@@ -2,6 +2,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Observation, Seat, SeatReward};
 
+/// A reward of an earlier turn that became known later.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LateReward {
+    /// The turn of the seat that acts, counted from 0.
+    pub turn: usize,
+    /// The reward, which is added to that of the turn.
+    pub reward: f64,
+}
+
 /// How an environment ends an episode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -41,6 +50,9 @@ pub enum Step {
         /// Rewards of seats that did not act.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         others: Vec<SeatReward>,
+        /// Rewards of earlier turns.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        late: Vec<LateReward>,
     },
     /// The episode is over.
     End {
@@ -53,6 +65,9 @@ pub enum Step {
         /// Rewards of seats that did not act.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         others: Vec<SeatReward>,
+        /// Rewards of earlier turns.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        late: Vec<LateReward>,
     },
 }
 
@@ -60,7 +75,13 @@ impl Step {
     /// Creates a step after which the episode goes on, with this turn not scored.
     #[must_use]
     pub fn next(observation: impl Into<Observation>) -> Self {
-        Self::Next { observation: observation.into(), reward: None, faults: 0, others: Vec::new() }
+        Self::Next {
+            observation: observation.into(),
+            reward: None,
+            faults: 0,
+            others: Vec::new(),
+            late: Vec::new(),
+        }
     }
 
     /// Creates a step that ends the episode; it counts as solved if this turn's reward is 1 or more.
@@ -92,7 +113,7 @@ impl Step {
     }
 
     fn end(reward: Option<f64>, ending: Ending, solved: bool) -> Self {
-        Self::End { reward, ending, solved, others: Vec::new() }
+        Self::End { reward, ending, solved, others: Vec::new(), late: Vec::new() }
     }
 
     /// Sets the reward of this turn.
@@ -115,6 +136,21 @@ impl Step {
     pub fn reward_of(mut self, seat: Seat, reward: f64) -> Self {
         let (Self::Next { others, .. } | Self::End { others, .. }) = &mut self;
         others.push(SeatReward { seat, reward, solved: reward >= 1.0 });
+        self
+    }
+
+    /// Adds a reward to an earlier turn of the seat that acts, counted from 0.
+    ///
+    /// ```
+    /// use turnwise_environment::Step;
+    ///
+    /// let judged = Step::terminated(1.0).reward_of_turn(0, 0.5);
+    /// assert!(matches!(judged, Step::End { late, .. } if late[0].turn == 0));
+    /// ```
+    #[must_use]
+    pub fn reward_of_turn(mut self, turn: usize, reward: f64) -> Self {
+        let (Self::Next { late, .. } | Self::End { late, .. }) = &mut self;
+        late.push(LateReward { turn, reward });
         self
     }
 

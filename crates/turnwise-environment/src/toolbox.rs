@@ -239,7 +239,13 @@ impl From<ToolRound> for Step {
     /// Creates a step after which the episode goes on: the agent sees the answers, and the turn has the calls' reward
     /// and faults.
     fn from(ToolRound { messages, faults, reward }: ToolRound) -> Self {
-        Self::Next { observation: messages.into(), reward, faults, others: Vec::new() }
+        Self::Next {
+            observation: messages.into(),
+            reward,
+            faults,
+            others: Vec::new(),
+            late: Vec::new(),
+        }
     }
 }
 

@@ -11,6 +11,10 @@ use turnwise_trajectory::{
     SampledTokens, Sampling, Span, StopReason, TokenId,
 };
 
+mod whole;
+
+use whole::TurnEnd;
+
 use crate::{
     Act, Agent, AgentError, AgentFactory, Bridged, Continued, Decision, EndedTurn, Policy, Preface,
     RenderError, Rendered, Renderer, Room, Said, Sample, SampleRequest, SessionId, TokenConstraint,
@@ -97,6 +101,7 @@ impl AgentFactory for ChatAgents {
             pending: Pending::default(),
             n_drawn: 0,
             engine: String::new(),
+            end: TurnEnd::default(),
         };
         Box::new(ChatAgent::new(self.clone(), state))
     }
@@ -149,6 +154,9 @@ struct State {
     pending: Pending,
     n_drawn: u64,
     engine: String,
+    /// What ends the next turn, besides the run's limits.
+    #[serde(default, skip_serializing_if = "TurnEnd::is_default")]
+    end: TurnEnd,
 }
 
 /// The tokens sampled in an unfinished turn.
@@ -194,7 +202,8 @@ impl ChatAgent {
         Self { settings, state, held, newest }
     }
 
-    fn request(&self, room: Room) -> SampleRequest {
+    /// Returns the request for the next tokens of a turn, after `used` tokens in this call.
+    fn request(&self, room: Room, used: usize) -> SampleRequest {
         let pending = self.state.pending.ids();
         let mut prompt = Vec::with_capacity(self.held.len() + pending.len());
         prompt.extend_from_slice(&self.held);
@@ -202,13 +211,32 @@ impl ChatAgent {
         SampleRequest {
             prompt,
             stop: self.settings.renderer.stop_tokens().to_vec(),
-            max_tokens: room.now.min(room.turn - pending.len()),
+            max_tokens: self.state.end.at_once((room.now - used).min(room.turn - pending.len())),
             sampling: self.settings.sampling,
             seed: self.state.seed,
             first_index: self.state.n_drawn,
             min_version: self.newest,
             session: SessionId(self.state.seed),
         }
+    }
+
+    /// Takes sampled tokens, up to the one that completes a text at which the turn ends, and returns whether there is one.
+    fn take(&mut self, mut sample: Sample) -> bool {
+        let n_pending = self.n_pending();
+        let mut ids = self.state.pending.ids().to_vec();
+        ids.extend(sample.tokens.iter().map(|token| token.id));
+        let end = self.state.end.reached(&*self.settings.renderer, &ids, n_pending);
+        if let Some(end) = end {
+            sample.tokens.truncate(end - n_pending);
+            sample.kept.truncate(end - n_pending);
+        }
+        if let Some(last) = sample.tokens.last() {
+            self.newest = last.version;
+        }
+        self.state.n_drawn += sample.tokens.len() as u64;
+        self.state.engine = sample.engine;
+        self.state.pending.extend(sample.tokens, &sample.kept);
+        end.is_some()
     }
 
     /// Samples under the constraint, if the agent has one. The constraint holds for the turns that the environment
@@ -233,20 +261,30 @@ impl ChatAgent {
         self.state.leaf.map_or_else(Vec::new, |leaf| self.state.graph.path_to(leaf))
     }
 
-    /// Plans how the conversation on `path` continues with `new`.
+    /// Plans how the conversation on `path` continues with `new`. After the newest turn the renderer may append.
     fn plan(&self, path: &[NodeId], new: &[Message]) -> Result<BranchPlan, AgentError> {
+        let is_newest = path.last().copied() == self.state.leaf;
+        self.plan_after(path, self.state.stop, new, is_newest)
+    }
+
+    /// Plans like [`plan`](Self::plan), after a turn that stopped for this reason.
+    fn plan_after(
+        &self,
+        path: &[NodeId],
+        stop: StopReason,
+        new: &[Message],
+        may_append: bool,
+    ) -> Result<BranchPlan, AgentError> {
         let drawn: Vec<_> = path.iter().map(|id| drawn_in(self.state.graph.node(*id))).collect();
         let said = path.iter().zip(&drawn).map(|(id, drawn)| Said {
             message: &self.state.graph.node(*id).message,
             drawn: drawn.as_deref(),
         });
         let mut conversation: Vec<Said<'_>> = said.collect();
-        if path.last().copied() == self.state.leaf
-            && let Some(leaf) = self.state.leaf
-        {
-            let node = self.state.graph.node(leaf);
+        if may_append && let Some(leaf) = path.last() {
+            let node = self.state.graph.node(*leaf);
             let ids: Vec<TokenId> = node.sampled().map(|token| token.id).collect();
-            let ended = EndedTurn { ids: &ids, stop: self.state.stop };
+            let ended = EndedTurn { ids: &ids, stop };
             let renderer = &self.settings.renderer;
             if let Bridged::Append(rendered) =
                 renderer.go_on(ended, &conversation, new, &self.state.tools)?
@@ -453,6 +491,9 @@ fn drawn_in(node: &Node) -> Option<Vec<TokenId>> {
 #[async_trait]
 impl Agent for ChatAgent {
     fn observe(&mut self, observation: &Observation) -> Result<(), AgentError> {
+        if let Some(request) = &observation.request {
+            return self.observe_whole(&observation.messages, request);
+        }
         let path = self.path();
         let is_first = self.state.graph.nodes().is_empty();
         let mut said = if is_first {
@@ -477,22 +518,27 @@ impl Agent for ChatAgent {
     }
 
     async fn act(&mut self, policy: &dyn Policy, room: Room) -> Result<Act, AgentError> {
-        let request = self.request(room);
-        let sample = self.sample(policy, request.clone()).await?;
-        check_sample(&sample, &request).map_err(AgentError::BadEngine)?;
-        if let Some(last) = sample.tokens.last() {
-            self.newest = last.version;
+        let room = Room { turn: self.state.end.shortened(room.turn, self.n_pending()), ..room };
+        let mut used = 0;
+        loop {
+            let request = self.request(room, used);
+            let sample = self.sample(policy, request.clone()).await?;
+            check_sample(&sample, &request).map_err(AgentError::BadEngine)?;
+            used += sample.tokens.len();
+            let stop = sample.stop;
+            let is_at_text = self.take(sample);
+            // The token at which an engine is interrupted may be the one that fills the turn.
+            let is_full = self.n_pending() >= room.turn;
+            return Ok(match stop {
+                _ if is_at_text => self.end_turn(StopReason::StopText)?,
+                StopReason::EndOfTurn => self.end_turn(StopReason::EndOfTurn)?,
+                _ if is_full => self.end_turn(StopReason::MaxTokens)?,
+                StopReason::MaxTokens if used < room.now => continue,
+                StopReason::MaxTokens | StopReason::Interrupted | StopReason::StopText => {
+                    Act::Interrupted
+                }
+            });
         }
-        self.state.n_drawn += sample.tokens.len() as u64;
-        self.state.engine = sample.engine;
-        self.state.pending.extend(sample.tokens, &sample.kept);
-        // The token at which an engine is interrupted may be the one that fills the turn.
-        let is_full = self.n_pending() >= room.turn;
-        Ok(match sample.stop {
-            StopReason::EndOfTurn => self.end_turn(StopReason::EndOfTurn)?,
-            _ if is_full => self.end_turn(StopReason::MaxTokens)?,
-            StopReason::MaxTokens | StopReason::Interrupted => Act::Interrupted,
-        })
     }
 
     fn n_context(&self) -> usize {

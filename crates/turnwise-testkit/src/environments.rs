@@ -190,6 +190,7 @@ impl Environment for FaultyEnvironment {
                 ending: Ending::Terminated,
                 solved: false,
                 others: Vec::new(),
+                late: Vec::new(),
             }),
         }
     }

@@ -78,11 +78,13 @@ pub async fn demonstrate(
         let heard = std::mem::take(&mut observation);
         let action = conversation.turn(&heard, preface, renderer, &tools)?;
         let step = environment.step(action).await?;
-        let (Step::Next { reward: of_turn, others, .. }
-        | Step::End { reward: of_turn, others, .. }) = &step;
+        let (Step::Next { reward: of_turn, others, late, .. }
+        | Step::End { reward: of_turn, others, late, .. }) = &step;
         let other = others.iter().find(|other| other.seat.is_first());
         reward += of_turn.filter(|_| seat.is_first()).unwrap_or(0.0);
         reward += other.map_or(0.0, |other| other.reward);
+        let late = late.iter().map(|late| late.reward).sum::<f64>();
+        reward += if seat.is_first() { late } else { 0.0 };
         match step {
             Step::Next { observation: next, .. } => observation = next,
             Step::End { solved: of_seat, .. } => {

@@ -44,6 +44,8 @@ pub enum StopReason {
     MaxTokens,
     /// A stop was requested; the turn is incomplete.
     Interrupted,
+    /// It reached a text at which an agent program ends turns.
+    StopText,
 }
 
 /// One turn: a node of the policy, and its consequences.

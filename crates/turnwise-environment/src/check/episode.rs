@@ -126,8 +126,10 @@ impl ObservedEpisode {
     pub(super) fn rewards(&self, seat: Seat) -> Vec<f64> {
         let mut rewards = Vec::new();
         for (acting, turn) in self.acting().zip(&self.turns) {
-            let (Step::Next { reward, others, .. } | Step::End { reward, others, .. }) = &turn.step;
+            let (Step::Next { reward, others, late, .. } | Step::End { reward, others, late, .. }) =
+                &turn.step;
             rewards.extend(reward.filter(|_| acting == seat));
+            rewards.extend(late.iter().filter(|_| acting == seat).map(|it| it.reward));
             rewards.extend(others.iter().filter(|it| it.seat == seat).map(|it| it.reward));
         }
         rewards

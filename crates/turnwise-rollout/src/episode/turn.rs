@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use turnwise_environment::{Action, Ending, Observation, Recovery, Seat, SeatReward, Step};
+use turnwise_environment::{
+    Action, Ending, LateReward, Observation, Recovery, Seat, SeatReward, Step,
+};
 use turnwise_trajectory::{
     AgentFault, Identity, InfraReason, Limit, NodeId, Outcome, StopReason, Turn,
 };
@@ -255,9 +257,10 @@ impl Episode {
             self.state.script.exchanges.push(Exchange { turn, action, step: digest(&step) });
         }
         match step {
-            Step::Next { observation, reward, faults, others } => {
+            Step::Next { observation, reward, faults, others, late } => {
                 self.book(reward, faults.max(u32::from(is_empty)))?;
                 self.book_others(&others)?;
+                self.book_late(&late)?;
                 if !is_scripted && self.state.acting().faults > self.limits.max_faults {
                     return Err(self.agent_fault(is_empty)?);
                 }
@@ -271,9 +274,10 @@ impl Episode {
                 }
                 self.observe(observation)
             }
-            Step::End { reward, ending, solved, others } => {
+            Step::End { reward, ending, solved, others, late } => {
                 self.book(reward, 0)?;
                 self.book_others(&others)?;
+                self.book_late(&late)?;
                 self.record_solved(solved, &others);
                 self.check_range()?;
                 Err(match ending {
@@ -390,6 +394,25 @@ impl Episode {
                 None => &mut seat.early_reward,
             };
             *so_far = Some(so_far.unwrap_or(0.0) + reward);
+        }
+        Ok(())
+    }
+
+    /// Books rewards of earlier turns.
+    fn book_late(&mut self, late: &[LateReward]) -> Result<(), Outcome> {
+        for LateReward { turn, reward } in late {
+            if !reward.is_finite() {
+                return Err(self.bad_reward(self.state.acting, *reward));
+            }
+            let turns = &mut self.state.acting_mut().turns;
+            let n_turns = turns.len();
+            let Some(turn) = turns.get_mut(*turn) else {
+                let message = format!(
+                    "the environment rewards turn {turn} of an episode with {n_turns} turns"
+                );
+                return Err(infra(InfraReason::EnvError, message));
+            };
+            turn.reward = Some(turn.reward.unwrap_or(0.0) + reward);
         }
         Ok(())
     }

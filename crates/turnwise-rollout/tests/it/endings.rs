@@ -211,6 +211,7 @@ fn a_truncated_episode_that_earned_nothing_has_reward_0_and_is_counted() {
         ending: Ending::Terminated,
         solved: false,
         others: Vec::new(),
+        late: Vec::new(),
     }]));
     assert_eq!(unscored.reward(), None);
 }

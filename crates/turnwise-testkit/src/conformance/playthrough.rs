@@ -5,7 +5,8 @@ use std::{env, fs};
 
 use serde_json::Value;
 use turnwise_environment::{
-    Action, CallAttempt, Demonstrator, Message, Observation, Role, SeatReward, Split, Step, Suite,
+    Action, CallAttempt, Demonstrator, LateReward, Message, Observation, Role, SeatReward, Split,
+    Step, Suite,
 };
 
 /// The number of tasks of a playthrough.
@@ -49,15 +50,17 @@ async fn playthrough(suite: &Suite, number: usize, expert: bool) -> String {
         show(&mut text, &shown);
         let action = act(player.as_mut(), &mut text, &shown);
         match environment.step(action).await.expect("the environment answers") {
-            Step::Next { observation, reward, faults, others } => {
+            Step::Next { observation, reward, faults, others, late } => {
                 score(&mut text, reward, (faults > 0).then(|| format!("faults {faults}")));
                 score_others(&mut text, &others);
+                score_earlier(&mut text, &late);
                 shown = observation;
             }
-            Step::End { reward, ending, solved, others } => {
+            Step::End { reward, ending, solved, others, late } => {
                 let verdict = if solved { "solved" } else { "not solved" };
                 score(&mut text, reward, Some(format!("{ending:?}, {verdict}").to_lowercase()));
                 score_others(&mut text, &others);
+                score_earlier(&mut text, &late);
                 text.push('\n');
                 return text;
             }
@@ -68,6 +71,12 @@ async fn playthrough(suite: &Suite, number: usize, expert: bool) -> String {
 fn score_others(text: &mut String, others: &[SeatReward]) {
     for SeatReward { seat, reward, .. } in others {
         line(text, &format!("reward of seat {seat}"), &reward.to_string());
+    }
+}
+
+fn score_earlier(text: &mut String, late: &[LateReward]) {
+    for LateReward { turn, reward } in late {
+        line(text, &format!("reward of turn {}", turn + 1), &reward.to_string());
     }
 }
 
