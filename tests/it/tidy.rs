@@ -63,6 +63,7 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
     const FACADE: &[&str] = &[
         "cli",
         "run",
+        "serve",
         "gguf",
         "candle",
         "chat",
@@ -74,6 +75,7 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
     ];
     const COMMAND: &[&str] = &[
         "run",
+        "serve",
         "lab",
         "simulation",
         "candle",
@@ -89,7 +91,7 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
         ("crates", "turnwise-objective") => &["kernels"],
         ("envs", _) | ("crates", "turnwise-trajectory") => &["environment"],
         ("crates", "turnwise-rollout") => &["trajectory", "environment", "kernels"],
-        ("crates", "turnwise-chat") => &["rollout", "trajectory", "environment"],
+        ("crates", "turnwise-chat" | "turnwise-serve") => &["rollout", "trajectory", "environment"],
         ("crates", "turnwise-training") => TRAINING,
         ("crates", "turnwise-candle") => MODEL,
         ("crates", "turnwise-lab" | "turnwise-simulation" | "turnwise-testkit") => TRAINED,

@@ -1,0 +1,7 @@
+//! Anthropic's messages.
+
+mod request;
+mod response;
+
+pub(crate) use request::MessagesRequest;
+pub(crate) use response::{message, stream_events};

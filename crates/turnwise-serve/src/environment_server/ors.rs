@@ -1,0 +1,5 @@
+//! The Open Reward Standard.
+
+mod routes;
+
+pub(super) use routes::router;

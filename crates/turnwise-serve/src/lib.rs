@@ -1,0 +1,28 @@
+//! Doors to other programs: agent programs, and the trainers of others.
+//!
+#![doc = include_str!("../README.md")]
+//!
+//! A [`Gateway`] listens; [`ProgramTasks`] starts an agent program for each episode, whose environment is that program:
+//! what it asks for is an observation, and what it is answered is an action. [`GatewayAgents`] notes what an answer needs
+//! beside its text, such as its number of tokens. An [`EnvironmentServer`] serves a suite by a protocol that others speak.
+
+mod agents;
+mod answer;
+mod anthropic;
+mod api_error;
+mod call;
+mod environment_server;
+mod gateway;
+mod key;
+mod listener;
+mod openai;
+mod origin;
+mod program;
+mod routes;
+mod session;
+
+pub use agents::GatewayAgents;
+pub use environment_server::{EnvironmentServer, Protocol, RewardForm, ServerSettings};
+pub use gateway::{Gateway, GatewaySettings};
+pub use listener::BindError;
+pub use program::{OwnTasks, ProgramSettings, ProgramTasks, own_tasks};

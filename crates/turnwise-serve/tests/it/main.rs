@@ -1,0 +1,10 @@
+//! Programs that play episodes through the gateway, and clients that play served environments.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on stops
+
+mod conversations;
+mod hostile;
+mod openenv;
+mod ors;
+mod programs;
+mod support;

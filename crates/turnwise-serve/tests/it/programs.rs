@@ -1,0 +1,104 @@
+//! How a program ends, and what it earns.
+
+use serde_json::{Value, json};
+use turnwise_rollout::Allowance;
+use turnwise_testkit::scene;
+use turnwise_trajectory::{InfraReason, Outcome};
+
+use crate::support::{Program, finished, run, user};
+
+fn infra(outcome: &Outcome) -> (InfraReason, String) {
+    let Outcome::InfraFault(fault) = outcome else { panic!("{outcome:?}") };
+    (fault.reason, fault.message.clone())
+}
+
+#[test]
+fn a_program_that_fails_or_is_killed_is_a_fault_and_has_no_reward() {
+    run(async {
+        for (command, reason) in [
+            ("echo out of luck >&2; exit 3", "out of luck"),
+            ("kill -9 $$", "signal"),
+            ("true", "before it asked"),
+            ("/nowhere/at/all", "not found"),
+        ] {
+            let program = Program::new().await;
+            let episode = program.episode_of(command, scene::limits());
+            let trajectory =
+                finished(episode.advance(&program.model, &Allowance::unlimited()).await);
+            let (kind, message) = infra(&trajectory.outcome);
+            assert_eq!(kind, InfraReason::EnvError);
+            assert!(message.contains(reason), "{command}: {message}");
+            assert_eq!(trajectory.reward(), None);
+        }
+    });
+}
+
+#[test]
+fn a_program_that_fails_after_a_reward_has_none() {
+    run(async {
+        let program = Program::new().await;
+        let trajectory = program
+            .played(async {
+                let session = program.session().await;
+                session.chat(&json!({"messages": [user("a")]})).await;
+                session.post("/reward", &json!({"reward": 1.0})).await;
+                program.exit(1);
+            })
+            .await;
+        infra(&trajectory.outcome);
+        assert_eq!((trajectory.reward(), trajectory.solved), (None, false));
+    });
+}
+
+#[test]
+fn rewards_belong_to_the_turn_that_they_name() {
+    run(async {
+        let program = Program::new().await;
+        let trajectory = program
+            .played(async {
+                let session = program.session().await;
+                for text in ["a", "b", "c"] {
+                    session.chat(&json!({"messages": [user(text)]})).await;
+                    session.post("/reward", &json!({"reward": 0.1})).await;
+                }
+                session.post("/reward", &json!({"reward": 2.0, "turn": 0})).await;
+                session.post("/end", &json!({})).await;
+            })
+            .await;
+        let rewards: Vec<_> = trajectory.turns.iter().map(|turn| turn.reward).collect();
+        assert_eq!(rewards, [Some(2.1), Some(0.1), Some(0.1)]);
+        assert_eq!(trajectory.outcome, Outcome::Done);
+    });
+}
+
+#[test]
+fn the_environment_behind_a_program_gives_its_task_and_its_rewards() {
+    run(async {
+        let program = Program::new().await;
+        let trajectory = program
+            .played(async {
+                let session = program.session().await;
+                let (status, task) = session.get("/task").await;
+                assert_eq!(status, 200, "{task}");
+                let task: Value = serde_json::from_str(&task).unwrap();
+                let mut messages = task["messages"].as_array().unwrap().clone();
+                let mut done = false;
+                while !done {
+                    let (_, message) = session.chat(&json!({"messages": messages})).await;
+                    let action = json!({"content": message["content"]});
+                    let (_, step) = session.post("/step", &action).await;
+                    let step: Value = serde_json::from_str(&step).unwrap();
+                    messages.push(message);
+                    messages.extend(step["messages"].as_array().unwrap().clone());
+                    done = step["done"] == true;
+                }
+                assert_eq!(session.post("/step", &json!({"content": "more"})).await.0, 404);
+                program.exit(0);
+            })
+            .await;
+        // The echo environment plays two turns, and rewards each.
+        assert_eq!((trajectory.turns.len(), &trajectory.outcome), (2, &Outcome::Done));
+        assert!(trajectory.turns.iter().all(|turn| turn.reward.is_some()));
+        assert_eq!(trajectory.graph.leaves().len(), 1);
+    });
+}
