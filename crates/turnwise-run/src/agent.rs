@@ -18,6 +18,10 @@ pub struct AgentChoice {
     /// Whether the system prompt has the environment's instructions; by default if the run loads a model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instructions: Option<bool>,
+    /// A program that is the agent, as a command line: it runs once for each episode, asks the model at `OPENAI_BASE_URL` or
+    /// `ANTHROPIC_BASE_URL`, and finds the environment's task at `TURNWISE_SESSION`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
     /// A system prompt, before the environment's instructions: a text, or `{ file = "PATH" }`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<PromptText>,

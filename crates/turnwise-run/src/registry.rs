@@ -73,12 +73,14 @@ impl Registry {
         Self::default()
     }
 
-    /// Creates a registry with the environments of turnwise: `calculator` and `guess`.
+    /// Creates a registry with the environments of turnwise: `calculator`, `guess`, and `program` for the tasks of an
+    /// agent program.
     #[must_use]
     pub fn builtin() -> Self {
         Self::empty()
             .with_options("calculator", turnwise_calculator::suite)
             .with_options("guess", turnwise_guess::suite)
+            .with_options("program", turnwise_serve::own_tasks)
     }
 
     /// Adds an environment that has no options.
@@ -401,7 +403,9 @@ mod tests {
         let (error, help) = refused("gues", &json!({}));
         assert_eq!(error, "no environment is called `gues`");
         let help = help.expect("there is help");
-        assert!(help.starts_with("did you mean `guess`? the environments are calculator, guess\n"));
+        assert!(help.starts_with(
+            "did you mean `guess`? the environments are calculator, guess, program\n"
+        ));
         assert!(
             help.contains("turnwise env new NAME") && help.contains("turnwise::main("),
             "{help}"

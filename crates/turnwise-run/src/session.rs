@@ -13,9 +13,10 @@ use turnwise_environment::{
     Babbler, Demonstrator, LedgerFile, Random, Rubric, Seat, Split, Suite, TaskSet, derive_seed,
 };
 use turnwise_rollout::{
-    ChatAgents, FirstOf, Meter, Policy, PoolSettings, Preface, Renderer, StopSignal,
+    AgentFactory, ChatAgents, FirstOf, Meter, Policy, PoolSettings, Preface, Renderer, StopSignal,
     TokenConstraint,
 };
+use turnwise_serve::{Gateway, GatewayAgents, GatewaySettings, ProgramSettings, ProgramTasks};
 use turnwise_training::{
     Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Trainer, TrainerSettings,
     demonstrate,
@@ -40,6 +41,8 @@ pub(crate) struct Session {
     pub config: Config,
     pub suite: Suite,
     rubric: Option<Arc<dyn Rubric>>,
+    /// The endpoint of the agent's program, if the agent is one.
+    gateway: Option<Arc<Gateway>>,
     pub opponents: Opponents,
     renderer: Arc<dyn Renderer>,
     constraint: Option<Arc<dyn TokenConstraint>>,
@@ -188,11 +191,14 @@ impl Prepared {
         Ok(decoder)
     }
 
-    fn with(self, policy: Arc<dyn Policy>) -> Session {
-        Session {
+    /// Adds the policy, and opens the endpoint of the agent's program if the agent is one.
+    async fn with(self, policy: Arc<dyn Policy>) -> Result<Session, Failure> {
+        let gateway = gateway(&self.config).await?;
+        Ok(Session {
             config: self.config,
             suite: self.suite,
             rubric: self.rubric,
+            gateway,
             opponents: self.opponents,
             renderer: self.renderer,
             constraint: self.constraint,
@@ -205,7 +211,7 @@ impl Prepared {
             chat: self.chat,
             shape: self.shape,
             n_weights: self.n_weights,
-        }
+        })
     }
 }
 
@@ -234,7 +240,7 @@ impl Session {
         let engine_settings =
             EngineSettings { threads: threads.engine, max_kv_bytes, ..prepared.config.engine };
         let policy = engine::policy(&prepared.config, engine_settings, &learner).await?;
-        Ok((prepared.with(policy), learner))
+        Ok((prepared.with(policy).await?, learner))
     }
 
     /// Like `new`, but without a learner, so that memory holds the model only once, in the engine's own form.
@@ -249,7 +255,7 @@ impl Session {
         let decoder = decoder.with_precision(prepared.config.model.compute);
         let policy = CandlePolicy::from_model(decoder, prepared.config.engine);
         let policy = policy.map_err(|error| Failure::refused_by(&error))?;
-        Ok(prepared.with(Arc::new(policy)))
+        prepared.with(Arc::new(policy)).await
     }
 
     /// Returns the trainer of the run, at step 0. Calls of tools that are not idempotent are recorded in the directory.
@@ -261,8 +267,8 @@ impl Session {
         let calls = LedgerFile::open(&directory.join(TOOL_CALLS));
         let calls = calls.map_err(|error| Failure::runtime(&error))?;
         let parts = Parts {
-            tasks: self.suite.tasks(Split::Train),
-            agents: Arc::new(self.agents(self.sampling())),
+            tasks: self.tasks(Split::Train),
+            agents: self.agents(self.sampling()),
             rubric: self.rubric.clone(),
             policy: self.policy.clone(),
             learner,
@@ -285,8 +291,8 @@ impl Session {
             Sampling { temperature: self.config.eval.temperature, ..Sampling::default() };
         Evaluated {
             policy: self.policy.clone(),
-            tasks: self.suite.tasks(Split::HeldOut),
-            agents: Arc::new(self.agents(sampling)),
+            tasks: self.tasks(Split::HeldOut),
+            agents: self.agents(sampling),
             opponent: self.opponents.eval.clone(),
             rubric: self.rubric.clone(),
         }
@@ -329,7 +335,38 @@ impl Session {
         toml_edit::ser::to_string_pretty(&self.config).map_err(io::Error::other)
     }
 
-    fn agents(&self, sampling: Sampling) -> ChatAgents {
+    /// Returns the tasks of a split, played by the agent's program if the agent is one.
+    fn tasks(&self, split: Split) -> Arc<dyn TaskSet> {
+        let tasks = self.suite.tasks(split);
+        match (&self.gateway, &self.config.agent.command) {
+            (Some(gateway), Some(command)) => {
+                let rollout = &self.config.rollout;
+                // Suspended episodes keep their programs, beside those that run.
+                let open = rollout.max_concurrent + rollout.groups_per_step * rollout.group_size;
+                let settings = ProgramSettings {
+                    max_processes: open,
+                    preface: self.preface.clone(),
+                    first_task: match split {
+                        Split::Train => 0,
+                        Split::HeldOut => self.suite.tasks(Split::Train).len(),
+                    },
+                    ..ProgramSettings::new(command)
+                };
+                Arc::new(ProgramTasks::new(tasks, gateway.clone(), settings))
+            }
+            _ => tasks,
+        }
+    }
+
+    fn agents(&self, sampling: Sampling) -> Arc<dyn AgentFactory> {
+        let agents = Arc::new(self.chat_agents(sampling));
+        match &self.gateway {
+            Some(gateway) => Arc::new(GatewayAgents::new(agents, self.renderer.clone(), gateway)),
+            None => agents,
+        }
+    }
+
+    fn chat_agents(&self, sampling: Sampling) -> ChatAgents {
         ChatAgents {
             renderer: self.renderer.clone(),
             sampling,
@@ -399,6 +436,15 @@ pub(crate) const SETTINGS: &str = "turnwise.toml";
 
 /// The file of tool calls that are not idempotent, in the run directory.
 const TOOL_CALLS: &str = "tool_calls.jsonl";
+
+/// Opens the endpoint of the agent's program, if the agent is one.
+async fn gateway(config: &Config) -> Result<Option<Arc<Gateway>>, Failure> {
+    if config.agent.command.is_none() {
+        return Ok(None);
+    }
+    let gateway = Gateway::bind(GatewaySettings::default()).await;
+    Ok(Some(Arc::new(gateway.map_err(|error| Failure::runtime(&error))?)))
+}
 
 /// Returns the setting by which a user trusts the template with a hash.
 fn trust_by_setting(hash: &str) -> String {

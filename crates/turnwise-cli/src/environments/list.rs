@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(lines[0], "name        tasks  held-out  turns  expert  random  about");
         let names: Vec<&str> =
             lines[1..].iter().map_while(|line| line.split_whitespace().next()).collect();
-        assert_eq!(names, ["calculator", "guess"]);
+        assert_eq!(names, ["calculator", "guess", "program"]);
         assert!(lines[1].ends_with("  compute an expression step by step with a tool"), "{text}");
         assert!(lines.iter().all(|line| line.chars().count() <= 100), "{text}");
     }

@@ -8,6 +8,7 @@ use crate::form::TemplateName;
 pub(super) fn check_agent(config: &Config) -> Result<(), Impossible> {
     check_examples(&config.agent.examples)?;
     check_turn(config)?;
+    check_program(config)?;
     check_template(config)
 }
 
@@ -65,6 +66,29 @@ fn check_turn(config: &Config) -> Result<(), Impossible> {
     )
 }
 
+/// Checks that there is a program where one has to be, and nothing that would do its work.
+fn check_program(config: &Config) -> Result<(), Impossible> {
+    let command = config.agent.command.as_deref();
+    refuse_if(
+        command.is_some_and(|command| command.trim().is_empty()),
+        "agent.command",
+        || "is empty".to_owned(),
+        "write the command line that starts your agent, or leave it out",
+    )?;
+    refuse_if(
+        command.is_none() && config.environment.name == "program",
+        "environment.name",
+        || "= \"program\" has the tasks of an agent program, and there is none".to_owned(),
+        "set agent.command to the command line that starts your agent",
+    )?;
+    refuse_if(
+        command.is_some() && config.rollout.compaction.is_some(),
+        "rollout.compaction",
+        || "is for the agent of turnwise, and agent.command starts another".to_owned(),
+        "leave it out: the program decides what it sends of its history",
+    )
+}
+
 /// Checks what is written for the model's own template.
 fn check_template(config: &Config) -> Result<(), Impossible> {
     let model = &config.model;
@@ -114,6 +138,14 @@ mod tests {
             (
                 "agent.thinking_tokens = 7\nrollout.constraint = {regex = \"a\"}".to_owned(),
                 Some("agent.thinking_tokens"),
+            ),
+            ("agent.command = \" \"".to_owned(), Some("agent.command")),
+            ("environment.name = \"program\"".to_owned(), Some("environment.name")),
+            ("environment.name = \"program\"\nagent.command = \"a\"".to_owned(), None),
+            (
+                "agent.command = \"a\"\nrollout.compaction = {at_tokens = 64, prompt = \"a\"}"
+                    .to_owned(),
+                Some("rollout.compaction"),
             ),
             (
                 "model.template = \"chatml\"\nmodel.template_file = \"a\"".to_owned(),

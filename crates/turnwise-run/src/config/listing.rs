@@ -10,7 +10,7 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// Examples of the settings that are left out by default.
-const EXAMPLES: [(&str, &str); 47] = [
+const EXAMPLES: [(&str, &str); 48] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("environment.rubric", r#""none""#),
@@ -20,6 +20,7 @@ const EXAMPLES: [(&str, &str); 47] = [
     ("model.template_file", r#""path/to/chat_template.jinja""#),
     ("model.template_arguments", "{ enable_thinking = false }"),
     ("agent.instructions", "true"),
+    ("agent.command", r#""python my_agent.py""#),
     ("agent.system_prompt", r#""Think before you answer.""#),
     (
         "agent.examples",
