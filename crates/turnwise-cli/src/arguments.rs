@@ -1,5 +1,6 @@
 //! Command-line arguments.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -106,6 +107,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: BenchCommand,
     },
+    /// Serve an environment to the trainers of others, until Ctrl-C
+    Serve(ServeArguments),
     /// Play an environment yourself
     Play {
         /// The environment; `turnwise env list` names them
@@ -123,6 +126,41 @@ pub(crate) enum Command {
         #[arg(value_name = "KEY=VALUE")]
         options: Vec<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// The environment; `turnwise env list` names them
+    pub(crate) env: String,
+    /// The protocol
+    #[arg(long, value_enum)]
+    pub(crate) protocol: ProtocolName,
+    /// The address to listen at; off this machine, clients need a token
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8000")]
+    pub(crate) address: SocketAddr,
+    /// A file with the token that clients send as their API key; off this machine, one is made without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The reward of a call: that of its own turn, or of all turns so far, for trainers that take the last one (TRL)
+    #[arg(long, value_enum, default_value_t = RewardName::Turn)]
+    pub(crate) reward: RewardName,
+    /// Settings of the environment, such as `span=20`
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) options: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ProtocolName {
+    /// The Open Reward Standard, for TRL
+    Ors,
+    /// OpenEnv on a WebSocket; its /mcp is also a server for clients of MCP
+    Openenv,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RewardName {
+    Turn,
+    Total,
 }
 
 #[derive(Debug, Args)]

@@ -18,6 +18,7 @@ mod play;
 mod render;
 mod score;
 mod screen;
+mod serve;
 mod show;
 mod simulate;
 
@@ -129,6 +130,7 @@ async fn run(command: Command, registry: &Registry) -> Result<(), Failure> {
         Command::Lab { command } => lab::run(&command, &mut io::stdout()).await,
         Command::Simulate(arguments) => apart(move || simulate::simulate_seeds(&arguments)).await,
         Command::Bench { command } => apart(move || bench::bench(&command)).await,
+        Command::Serve(arguments) => serve::serve(registry, &arguments).await,
         Command::Play { env, task, seed, held_out, options } => {
             play::run(registry, &env, &options, seed, task, held_out).await
         }
