@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [Write an environment](environment) | the first hour: an environment, its tools and rewards, a small model trained on it |
 //! | [Train a real model](real_model) | a model from Hugging Face: settings, memory, adapters, checkpoints |
+//! | [Train an agent program](agent_program) | an agent in any language, on OpenAI's or Anthropic's client |
 //! | [Credit and objectives](credit) | which of them to choose |
 //! | [Partial and asynchronous rollouts](rollouts) | episodes of different length |
 //! | [Your own objective](own_objective) | a loss of your own |
@@ -19,6 +20,7 @@ macro_rules! page {
         ///
         /// [environment]: crate::guide::environment
         /// [real_model]: crate::guide::real_model
+        /// [agent_program]: crate::guide::agent_program
         /// [credit]: crate::guide::credit
         /// [rollouts]: crate::guide::rollouts
         /// [own_objective]: crate::guide::own_objective
@@ -34,6 +36,10 @@ page!(
     "From thirty lines to tools, rewards, snapshots and a model that was trained on them."
 );
 page!(real_model, "A model from Hugging Face: settings, memory, adapters, checkpoints.");
+page!(
+    agent_program,
+    "An agent in any language, on OpenAI's or Anthropic's client: its tasks, its rewards, and what is trained."
+);
 page!(credit, "How rewards become advantages, and how far a step may go.");
 page!(rollouts, "Episodes that are cut and go on, and rollouts beside training.");
 page!(own_objective, "A loss of your own, and a program that trains with it.");
