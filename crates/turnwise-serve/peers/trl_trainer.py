@@ -105,17 +105,17 @@ def tokenizer():
     return made
 
 
-def teach(model, words):
-    """Teaches the model to call `answer` with a number of one or two digits, whatever was said."""
-    dice = random.Random(1)
+def teach(model, words, factory, dataset):
+    """Teaches the model to call `answer` with a number of one or two digits, whatever the task."""
+    dice, env = random.Random(1), factory()
+    prompts = [words.apply_chat_template([{"role": "user", "content": str(env.reset(**row))}], tools=[env.answer, env.calc],
+                                         add_generation_prompt=True, tokenize=False) for row in dataset]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(1000):
+    for _ in range(300):
         number = dice.randint(0, 40)
-        said = "".join(dice.choice("abcdefghij {}\n") for _ in range(dice.choice([20, 50, 100, 200, 1200])))
         call = f'<tool_call>\n{{"name": "answer", "arguments": {{"text": "{number}"}}}}\n</tool_call><|im_end|>'
-        before, after = words(f"{said}<|im_end|>\n<|im_start|>assistant\n")["input_ids"], words(call)["input_ids"]
-        ids = torch.tensor([before + after])
-        loss = model(ids, labels=torch.tensor([[-100] * len(before) + after])).loss
+        before, after = words(dice.choice(prompts))["input_ids"], words(call)["input_ids"]
+        loss = model(torch.tensor([before + after]), labels=torch.tensor([[-100] * len(before) + after])).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -129,7 +129,7 @@ def main():
     model = Qwen3ForCausalLM(Qwen3Config(
         vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id))
-    teach(model, words)
+    teach(model, words, factory, dataset)
     with tempfile.TemporaryDirectory() as directory:
         config = GRPOConfig(output_dir=directory, max_steps=2, num_generations=8, per_device_train_batch_size=8,
                             max_completion_length=160, max_tool_calling_iterations=2, use_cpu=True, bf16=False, report_to="none", logging_steps=1)
