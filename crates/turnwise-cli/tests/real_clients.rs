@@ -50,7 +50,8 @@ fn train(home: &TempDir, program: &Path, tables: &str) -> Vec<Value> {
         .expect("the command starts");
     let shown = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {shown}", program.display());
-    let episodes = fs::read_to_string(run.join("rollouts/step-000000.jsonl")).expect("the run wrote it");
+    let episodes =
+        fs::read_to_string(run.join("rollouts/step-000000.jsonl")).expect("the run wrote it");
     episodes.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
