@@ -340,11 +340,8 @@ impl Session {
         let tasks = self.suite.tasks(split);
         match (&self.gateway, &self.config.agent.command) {
             (Some(gateway), Some(command)) => {
-                let rollout = &self.config.rollout;
-                // Suspended episodes keep their programs, beside those that run.
-                let open = rollout.max_concurrent + rollout.groups_per_step * rollout.group_size;
                 let settings = ProgramSettings {
-                    max_processes: open,
+                    max_processes: max_programs(&self.config),
                     preface: self.preface.clone(),
                     first_task: match split {
                         Split::Train => 0,
@@ -437,12 +434,23 @@ pub(crate) const SETTINGS: &str = "turnwise.toml";
 /// The file of tool calls that are not idempotent, in the run directory.
 const TOOL_CALLS: &str = "tool_calls.jsonl";
 
+/// Returns the most programs of a split at a time: suspended episodes keep theirs, beside those that run.
+fn max_programs(config: &Config) -> usize {
+    let rollout = &config.rollout;
+    rollout.max_concurrent.saturating_add(rollout.groups_per_step * rollout.group_size)
+}
+
 /// Opens the endpoint of the agent's program, if the agent is one.
 async fn gateway(config: &Config) -> Result<Option<Arc<Gateway>>, Failure> {
     if config.agent.command.is_none() {
         return Ok(None);
     }
-    let gateway = Gateway::bind(GatewaySettings::default()).await;
+    // Evaluation runs beside suspended episodes of training.
+    let max_sessions = max_programs(config).saturating_mul(2);
+    // A client may keep several connections open.
+    let max_connections = max_sessions.saturating_mul(4);
+    let settings = GatewaySettings { max_sessions, max_connections, ..GatewaySettings::default() };
+    let gateway = Gateway::bind(settings).await;
     Ok(Some(Arc::new(gateway.map_err(|error| Failure::runtime(&error))?)))
 }
 

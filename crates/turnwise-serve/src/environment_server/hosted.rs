@@ -110,6 +110,8 @@ impl HostedEpisode {
     }
 
     fn read(&mut self, step: Step) -> Result<Called, CallFailure> {
+        let (Step::Next { late, .. } | Step::End { late, .. }) = &step;
+        let late: Vec<Option<f64>> = late.iter().map(|late| Some(late.reward)).collect();
         let (text, of_turn, solved) = match step {
             Step::Next { observation, reward, .. } => {
                 (joined(&observation.messages), reward, false)
@@ -124,13 +126,20 @@ impl HostedEpisode {
                 ("The episode is over.".to_owned(), reward, solved)
             }
         };
-        self.total = [self.total, of_turn].into_iter().flatten().reduce(|sum, part| sum + part);
+        // A client has no place for the reward of an earlier turn.
+        let of_turn = sum([of_turn].into_iter().chain(late));
+        self.total = sum([self.total, of_turn]);
         let reward = match self.reward_form {
             RewardForm::Turn => of_turn,
             RewardForm::Total => self.total,
         };
         Ok(Called { text, reward, is_over: self.is_over, solved })
     }
+}
+
+/// Adds rewards; nothing but missing ones is missing.
+fn sum(rewards: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
+    rewards.into_iter().flatten().reduce(|sum, part| sum + part)
 }
 
 /// Returns the tools of a suite's first task, for clients that ask before an episode runs.

@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use turnwise_environment::{
-    Action, Ending, Environment, EnvironmentError, Observation, Recovery, Services, Step, ToolSpec,
-    TurnRequest,
+    Action, Ending, Environment, EnvironmentError, LateReward, Observation, Recovery, Services,
+    Step, ToolSpec, TurnRequest,
 };
 
 use super::process::Process;
@@ -53,6 +53,8 @@ struct Asked {
 #[derive(Debug, Default)]
 struct Earned {
     reward: Option<f64>,
+    /// The sum of all rewards of the episode, which says whether a task is solved if nobody does.
+    total: f64,
     late: Vec<(usize, f64)>,
     solved: Option<bool>,
     ending: Option<Ending>,
@@ -166,12 +168,12 @@ impl ProgramEnvironment {
                     "this environment has several seats, and an agent program plays one",
                 ));
             }
-            Step::Next { reward, faults, .. } => {
-                self.earned.give(*reward);
+            Step::Next { reward, faults, late, .. } => {
+                self.earned.give_all(*reward, late);
                 self.earned.faults += faults;
             }
-            Step::End { reward, ending, solved, .. } => {
-                self.earned.give(*reward);
+            Step::End { reward, ending, solved, late, .. } => {
+                self.earned.give_all(*reward, late);
                 self.earned.ending = Some(*ending);
                 self.earned.solved = Some(*solved);
             }
@@ -192,8 +194,7 @@ impl ProgramEnvironment {
                     Some(Ending::Failed) => Step::failed(),
                     Some(Ending::Truncated) => Step::truncated(),
                     Some(Ending::Terminated) | None => {
-                        let solved =
-                            self.earned.solved.unwrap_or(reward.is_some_and(|sum| sum >= 1.0));
+                        let solved = self.earned.solved.unwrap_or(self.earned.total >= 1.0);
                         Step::End {
                             reward: None,
                             ending: Ending::Terminated,
@@ -267,13 +268,26 @@ impl Earned {
     fn add(&mut self, rewarded: Rewarded, n_turns: usize) {
         let Rewarded { reward, turn, solved } = rewarded;
         match turn.filter(|turn| turn + 1 != n_turns) {
-            Some(turn) => self.late.push((turn, reward)),
+            Some(turn) => {
+                self.total += reward;
+                self.late.push((turn, reward));
+            }
             None => self.give(Some(reward)),
         }
         self.solved = solved.or(self.solved);
     }
 
+    /// Adds what a step of the environment behind the program gives. Its turns are not the program's, so that a late reward
+    /// belongs to the newest turn.
+    fn give_all(&mut self, reward: Option<f64>, late: &[LateReward]) {
+        self.give(reward);
+        for late in late {
+            self.give(Some(late.reward));
+        }
+    }
+
     fn give(&mut self, reward: Option<f64>) {
+        self.total += reward.unwrap_or(0.0);
         self.reward = [self.reward, reward].into_iter().flatten().reduce(|sum, part| sum + part);
     }
 }

@@ -67,6 +67,8 @@ fn rewards_belong_to_the_turn_that_they_name() {
             .await;
         let rewards: Vec<_> = trajectory.turns.iter().map(|turn| turn.reward).collect();
         assert_eq!(rewards, [Some(2.1), Some(0.1), Some(0.1)]);
+        // The rewards of the episode decide, not those of its last turn.
+        assert!(trajectory.solved);
         assert_eq!(trajectory.outcome, Outcome::Done);
     });
 }
