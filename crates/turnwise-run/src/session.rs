@@ -216,9 +216,11 @@ impl Prepared {
 }
 
 impl Session {
-    /// Makes suite, tokenizer, model and engine. `model` is a directory to load instead of the one in the settings.
+    /// Makes suite, tokenizer, model and engine of the run in `run`. `model` is a directory to load instead of the one in
+    /// the settings.
     pub(crate) async fn new(
         config: Config,
+        run: &Path,
         model: Option<&Path>,
         registry: &Registry,
         observer: &mut dyn Observer,
@@ -239,7 +241,7 @@ impl Session {
         let learner = learner(&prepared.config, decoder, threads.learner)?;
         let engine_settings =
             EngineSettings { threads: threads.engine, max_kv_bytes, ..prepared.config.engine };
-        let policy = engine::policy(&prepared.config, engine_settings, &learner).await?;
+        let policy = engine::policy(&prepared.config, engine_settings, run, &learner).await?;
         Ok((prepared.with(policy).await?, learner))
     }
 

@@ -71,10 +71,15 @@ impl Canary {
         let differences = tokens.iter().zip(logprobs.iter().flatten());
         let gap = differences
             .map(|(token, logprob)| (f64::from(token.logprob) - f64::from(*logprob)).abs())
-            .fold(0.0, |largest: f64, gap| if gap.is_nan() { gap } else { largest.max(gap) });
+            .fold(0.0, largest_or_nan);
         // A gap of NaN fails this comparison too.
         if gap <= self.tolerance { Ok(Some(gap)) } else { Err(CanaryError::Gap { version, gap }) }
     }
+}
+
+/// Returns the larger number, or NaN if one of them is NaN; `f64::max` would drop it.
+fn largest_or_nan(one: f64, other: f64) -> f64 {
+    if one.is_nan() || other.is_nan() { f64::NAN } else { one.max(other) }
 }
 
 /// The session of the canary. An episode has the same id with a probability of 2^-64.
@@ -122,4 +127,17 @@ pub enum CanaryError {
     /// The learner failed.
     #[error(transparent)]
     Learner(#[from] LearnerError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_after_a_nan_does_not_hide_it() {
+        let largest = |gaps: [f64; 2]| gaps.into_iter().fold(0.0, largest_or_nan);
+        assert_eq!(largest([0.2, 0.1]), 0.2);
+        assert!(largest([f64::NAN, 0.1]).is_nan());
+        assert!(largest([0.1, f64::NAN]).is_nan());
+    }
 }

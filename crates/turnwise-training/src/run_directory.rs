@@ -57,6 +57,9 @@ pub struct Summary {
 }
 
 impl RunDirectory {
+    /// The folder through which a server gets new weights.
+    pub const ENGINE: &str = "engine";
+
     /// Creates the directory of a new run. A run that stopped before its first checkpoint is restarted, because nothing
     /// of it was kept.
     ///
@@ -265,7 +268,7 @@ pub(crate) fn check_is_run(path: &Path) -> Result<(), RunDirectoryError> {
 }
 
 /// Every name that a run may have written before its first checkpoint.
-const OWN: [&str; 12] = [
+const OWN: [&str; 13] = [
     METRICS,
     EVENTS,
     ROLLOUTS,
@@ -278,6 +281,7 @@ const OWN: [&str; 12] = [
     "reference",
     "tool_calls.jsonl",
     "before-after.txt",
+    RunDirectory::ENGINE,
 ];
 
 /// Rejects names that JSON and TOML, the formats of a run's files, cannot express.

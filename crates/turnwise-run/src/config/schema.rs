@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use turnwise_candle::{AdamW, ComputePrecision, Device, EngineSettings, LoraSettings};
 use turnwise_chat::{Thinking, ToolPrompt};
 use turnwise_objective::LengthWeight as ObjectiveLengthWeight;
+use turnwise_remote::RemoteSettings;
 use turnwise_rollout::{Compaction, Limits};
 use turnwise_training::{
     Behavior, Canary, Curriculum, Decay, DynamicSampling, Overlong, RatioScope, RolloutMode,
@@ -232,13 +233,19 @@ impl Default for WarmStart {
 pub struct Rollout {
     /// Whether rollouts and training alternate, overlap reproducibly, or never wait for each other.
     pub mode: RolloutMode,
-    /// The engine that samples: `candle` with the trainer's own numbers, or `gguf`, another engine with weights of
-    /// another precision.
+    /// The engine that samples: `candle` with the trainer's own numbers, `gguf`, another engine with weights of another
+    /// precision, or a server, `vllm` or `sglang` (the latter by its documentation, not tested).
     pub engine: EngineName,
     /// For `gguf`: the precision to which its weights are rounded; by default `q8_0`. A coarser precision needs a
     /// larger `train.canary.tolerance`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization: Option<QuantizationName>,
+    /// For `vllm`: where the server is, and how it is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vllm: Option<RemoteSettings>,
+    /// For `sglang`: where the server is, and how it is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sglang: Option<RemoteSettings>,
     /// Groups that begin at each step; by default 8 for a loaded model.
     pub groups_per_step: usize,
     /// Episodes of one task in a group, whose rewards are compared with each other.
@@ -283,12 +290,25 @@ pub struct Rollout {
     pub max_bad_rewards: f64,
 }
 
+impl Rollout {
+    /// Returns the settings of the server, if the engine is one.
+    pub(crate) fn server(&self) -> Option<&RemoteSettings> {
+        match self.engine {
+            EngineName::Candle | EngineName::Gguf => None,
+            EngineName::Vllm => self.vllm.as_ref(),
+            EngineName::Sglang => self.sglang.as_ref(),
+        }
+    }
+}
+
 impl Default for Rollout {
     fn default() -> Self {
         Self {
             mode: RolloutMode::Synchronous,
             engine: EngineName::Candle,
             quantization: None,
+            vllm: None,
+            sglang: None,
             groups_per_step: 16,
             group_size: 8,
             min_group_size: 2,
@@ -340,6 +360,8 @@ named!(
     EngineName {
     Candle = "candle",
     Gguf = "gguf",
+    Vllm = "vllm",
+    Sglang = "sglang",
 });
 
 named!(

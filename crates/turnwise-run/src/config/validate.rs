@@ -93,6 +93,17 @@ fn check_group(config: &Config) -> Result<(), Impossible> {
 fn check_engine(config: &Config) -> Result<(), Impossible> {
     let rollout = &config.rollout;
     let engine = rollout.engine.word();
+    for (key, name, settings) in [
+        ("rollout.vllm", EngineName::Vllm, &rollout.vllm),
+        ("rollout.sglang", EngineName::Sglang, &rollout.sglang),
+    ] {
+        refuse_if(
+            settings.is_some() && rollout.engine != name,
+            key,
+            || format!("is not used by the engine `{engine}`"),
+            &format!("leave it out, or use rollout.engine = \"{}\"", name.word()),
+        )?;
+    }
     if rollout.engine == EngineName::Candle {
         let name = rollout.quantization.map_or("", QuantizationName::word);
         return refuse_if(
@@ -101,6 +112,9 @@ fn check_engine(config: &Config) -> Result<(), Impossible> {
             || format!("= {name} is not used by the engine `{engine}`, which does not round"),
             "leave it out, or use rollout.engine = \"gguf\"",
         );
+    }
+    if matches!(rollout.engine, EngineName::Vllm | EngineName::Sglang) {
+        return check_server(config, engine);
     }
     refuse_if(
         !cfg!(feature = "gguf"),
@@ -114,6 +128,36 @@ fn check_engine(config: &Config) -> Result<(), Impossible> {
         "engine",
         || format!("has settings that the engine `{engine}` does not read"),
         "leave out all but engine.max_kv_bytes",
+    )
+}
+
+/// Checks that a server is given for an engine that is one, and refuses what a server cannot do.
+fn check_server(config: &Config, engine: &str) -> Result<(), Impossible> {
+    let rollout = &config.rollout;
+    let settings = rollout.server();
+    refuse_if(
+        settings.is_none_or(|settings| settings.urls.is_empty()),
+        "rollout.engine",
+        || format!("= {engine} needs the address of a server"),
+        &format!("write  [rollout.{engine}]  urls = [\"http://127.0.0.1:8000\"]"),
+    )?;
+    refuse_if(
+        config.model.directory.is_none(),
+        "rollout.engine",
+        || format!("= {engine} needs a model that the server can load, and this one is made here"),
+        "name the server's model with model.directory",
+    )?;
+    refuse_if(
+        rollout.quantization.is_some(),
+        "rollout.quantization",
+        || format!("is not used by the engine `{engine}`, whose precision its own command sets"),
+        "leave it out",
+    )?;
+    refuse_if(
+        config.engine != EngineSettings::default(),
+        "engine",
+        || format!("has settings that the engine `{engine}` does not read"),
+        "leave the table out: a server has its own",
     )
 }
 

@@ -46,6 +46,7 @@ fn is_same_precision(config: &Config) -> bool {
 fn change(config: &Config) -> String {
     match config.rollout.engine {
         EngineName::Gguf => "rollout.quantization = \"q8_0\" or \"f16\", or correct for it with train.behavior = { recomputed = { bound = { truncate = 2.0 } } }".to_owned(),
+        EngineName::Vllm | EngineName::Sglang => "start the server in the trainer's precision (--dtype float32, with model.compute = \"f32\"), or correct for the difference with train.behavior = { recomputed = { bound = { truncate = 2.0 } } }".to_owned(),
         EngineName::Candle if is_same_precision(config) => {
             "this is a mistake in the program: please report it, with run.toml and metrics.jsonl".to_owned()
         }

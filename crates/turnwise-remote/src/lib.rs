@@ -1,0 +1,29 @@
+//! Engines on other machines: vLLM and SGLang as policies.
+//!
+#![doc = include_str!("../README.md")]
+//!
+//! A [`RemotePolicy`] samples from one or several replicas of a server. [`RemotePolicy::publish`] gives new weights to all of
+//! them, and checks with a [`Probe`] that each replica serves exactly these.
+
+mod fault;
+mod http;
+mod policy;
+mod probe;
+mod published;
+mod quarantine;
+mod replica;
+mod replicas;
+mod secret;
+mod server;
+mod settings;
+mod sglang;
+mod stream;
+mod vllm;
+
+pub use fault::RemoteError;
+pub use policy::RemotePolicy;
+pub use probe::Probe;
+pub use published::WeightFiles;
+pub use secret::{Secret, SecretError};
+pub use server::Server;
+pub use settings::RemoteSettings;

@@ -1,0 +1,7 @@
+//! A remote policy against servers that speak vLLM's form of HTTP, over a small model whose every number is known.
+
+mod faults;
+mod model;
+mod sampling;
+mod server;
+mod weights;

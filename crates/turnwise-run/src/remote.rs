@@ -1,0 +1,173 @@
+//! Engines on other machines: connection, new weights, and the check that the engine takes them up.
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tokio::runtime::Handle;
+use turnwise_candle::{CandleLearner, Decoder};
+use turnwise_environment::derive_seed;
+use turnwise_remote::{Probe, RemotePolicy, RemoteSettings, Secret, Server, WeightFiles};
+use turnwise_rollout::{Sampler, uniform_at};
+use turnwise_training::RunDirectory;
+use turnwise_trajectory::{PolicyVersion, Sampling};
+
+use crate::config::Config;
+use crate::failure::Failure;
+
+/// The tokens of a probe.
+const N_PROBE: usize = 16;
+/// The label of the seed of a probe's tokens.
+const PROBE: u64 = 0x0070_726f_6265;
+
+/// Creates the policy of a run in `run` whose engine is a server, and has it follow the learner's publications.
+pub(crate) async fn policy(
+    config: &Config,
+    server: Server,
+    settings: &RemoteSettings,
+    run: &Path,
+    learner: &CandleLearner,
+) -> Result<RemotePolicy, Failure> {
+    let refused = |error: &(dyn Error + 'static)| Failure::refused_by(error);
+    let key = settings.key_file.as_deref().map(Secret::from_file).transpose();
+    let key = key.map_err(|error| refused(&error))?;
+    let policy = RemotePolicy::connect(server, settings.clone(), key).await;
+    let policy = policy.map_err(|error| refused(&error).help(start_command(config, server)))?;
+    check_context(config, server, &policy)?;
+    let mut weights = Weights::new(settings, run)?;
+    let handle = Handle::current();
+    let follower = {
+        let policy = policy.clone();
+        let mut is_first = true;
+        move |version: PolicyVersion, model: &Decoder| {
+            if std::mem::take(&mut is_first) {
+                weights.check_head(&policy, &handle, model)?;
+            }
+            let (files, probe) = weights.write(&version.to_string(), model)?;
+            let published = policy.publish(version, files, &weights.directory, probe);
+            for retired in handle.block_on(published)? {
+                weights.remove(&retired.to_string());
+            }
+            Ok(())
+        }
+    };
+    learner.on_publish(follower).await.map_err(|error| refused(&error))?;
+    Ok(policy)
+}
+
+/// Returns how a server for a run is started.
+fn start_command(config: &Config, server: Server) -> String {
+    let model = config.model.directory.as_deref().unwrap_or(Path::new("MODEL")).display();
+    match (server, &config.model.lora) {
+        (Server::Sglang, _) => {
+            format!("start the server with  python -m sglang.launch_server --model-path {model}")
+        }
+        (Server::Vllm, Some(lora)) => format!(
+            "start the server with\n  VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {model} --enable-lora --max-lora-rank {} \
+             --enable-scale-out --logprobs-mode processed_logprobs",
+            lora.rank.next_power_of_two().max(8)
+        ),
+        (Server::Vllm, None) => format!(
+            "start the server with\n  VLLM_SERVER_DEV_MODE=1 vllm serve {model} --enable-scale-out --logprobs-mode processed_logprobs"
+        ),
+    }
+}
+
+fn check_context(config: &Config, server: Server, policy: &RemotePolicy) -> Result<(), Failure> {
+    let wanted = config.limits.max_context_tokens;
+    let Some(has) = policy.context().filter(|has| *has < wanted) else { return Ok(()) };
+    let what = format!("`limits.max_context_tokens` = {wanted}, but {server} takes {has} tokens");
+    Err(Failure::refused(what).help(format!(
+        "set limits.max_context_tokens = {has}, or start the server with a longer context (--max-model-len)"
+    )))
+}
+
+/// The directory through which a server gets weights: one folder for each version.
+#[derive(Debug)]
+struct Weights {
+    directory: PathBuf,
+    /// The tokens that check what a server serves, sampled once, so that they are likely ones: those of unlikely tokens
+    /// differ most between precisions.
+    probe: Vec<u32>,
+}
+
+impl Weights {
+    fn new(settings: &RemoteSettings, run: &Path) -> Result<Self, Failure> {
+        let directory = match &settings.weights_directory {
+            Some(directory) => directory.clone(),
+            None => run.join(RunDirectory::ENGINE),
+        };
+        let made = fs::create_dir_all(&directory).and_then(|()| directory.canonicalize());
+        made.map(|directory| Self { directory, probe: Vec::new() }).map_err(|error| {
+            let place = directory.display();
+            Failure::refused(format!("cannot create {place} for the engine's weights: {error}"))
+        })
+    }
+
+    /// Writes the weights of a model, and scores a few tokens with them.
+    fn write(&mut self, name: &str, model: &Decoder) -> Result<(WeightFiles, Probe), BoxError> {
+        let path = self.directory.join(name);
+        fs::create_dir_all(&path)?;
+        let files = if model.lora().is_some() {
+            model.save_adapter(&path)?;
+            WeightFiles::Adapter(path)
+        } else {
+            model.save(&path)?;
+            WeightFiles::Model(path)
+        };
+        if self.probe.is_empty() {
+            self.probe = likely_tokens(model)?;
+        }
+        let scored = model.score(std::slice::from_ref(&self.probe))?;
+        let logprobs = scored.into_iter().next().unwrap_or_default();
+        Ok((files, Probe { ids: self.probe.clone(), logprobs }))
+    }
+
+    /// Removes the weights of a version. Files that stay cost disk and nothing else.
+    fn remove(&self, name: &str) {
+        if let Err(error) = fs::remove_dir_all(self.directory.join(name)) {
+            tracing::debug!(%error, name, "weights of an earlier version are not removed");
+        }
+    }
+
+    /// Checks that the server takes up the head of a model whose head is tied to its embeddings: has it load other weights of
+    /// the same shape, which a server that keeps the old head cannot serve.
+    fn check_head(
+        &mut self,
+        policy: &RemotePolicy,
+        handle: &Handle,
+        model: &Decoder,
+    ) -> Result<(), BoxError> {
+        if model.lora().is_some() || !model.config().tie_word_embeddings {
+            return Ok(());
+        }
+        let other = Decoder::random(model.config().clone(), PROBE)?;
+        let (files, probe) = self.write("check", &other)?;
+        drop(other);
+        let checked = handle.block_on(policy.check_reload(files, &self.directory, probe));
+        self.remove("check");
+        checked.map_err(|error| {
+            format!(
+                "the server does not take up new weights of a model whose head is tied to its embeddings (vLLM keeps the old \
+                 head when it reloads): train adapters (model.lora), which it serves exactly, or sample here \
+                 (rollout.engine = \"candle\"); {error}"
+            )
+            .into()
+        })
+    }
+}
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// Samples a few tokens from the model.
+fn likely_tokens(model: &Decoder) -> Result<Vec<u32>, BoxError> {
+    let shape = model.config();
+    let mut ids = vec![(derive_seed(PROBE, 0) % shape.vocab_size as u64) as u32];
+    let mut sampler = Sampler::default();
+    while ids.len() < N_PROBE.min(shape.max_positions) {
+        let logits = model.logits(&ids)?.pop().unwrap_or_default();
+        let uniform = uniform_at(PROBE, ids.len() as u64);
+        ids.push(sampler.draw(&logits, &Sampling::default(), uniform).0);
+    }
+    Ok(ids)
+}
