@@ -612,6 +612,25 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_named_with_its_address_and_refuses_what_it_cannot_do() {
+        let begin = "[model]\ndirectory = \"m\"\n[rollout]\nengine = \"vllm\"\n";
+        let address = "[rollout.vllm]\nurls = [\"http://127.0.0.1:8000\"]\n";
+        let said = refusal(begin, &[]);
+        assert!(said.contains("`rollout.engine` = vllm needs the address of a server"), "{said}");
+        let said = refusal(&format!("[rollout]\nengine = \"vllm\"\n{address}"), &[]);
+        assert!(said.contains("needs a model that the server can load"), "{said}");
+        let said = refusal(&format!("{begin}constraint = {{ regex = \"a\" }}\n{address}"), &[]);
+        assert!(said.contains("`rollout.constraint` is not supported by the engine `vllm`"), "{said}");
+        let said = refusal(&format!("{begin}{address}[engine]\nmax_batch = 1\n"), &[]);
+        assert!(said.contains("`engine` has settings that the engine `vllm`"), "{said}");
+        let said = refusal(address, &[]);
+        assert!(said.contains("`rollout.vllm` is not used by the engine `candle`"), "{said}");
+        let said = refusal(&format!("{begin}{address}max_request = 1\n"), &[]);
+        assert!(said.contains("did you mean `max_requests`?"), "{said}");
+        assert!(parse("config.toml", &format!("{begin}{address}"), &[]).is_ok());
+    }
+
+    #[test]
     fn adapters_that_cannot_be_are_refused() {
         let refusal = |text: &str| refusal(&format!("[model]\n{text}\n"), &[]);
         let said = refusal("directory = \"base\"\nlora = {rank = 0}");

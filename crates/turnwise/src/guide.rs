@@ -5,6 +5,7 @@
 //! | [Write an environment](environment) | the first hour: an environment, its tools and rewards, a small model trained on it |
 //! | [Train a real model](real_model) | a model from Hugging Face: settings, memory, adapters, checkpoints |
 //! | [Train an agent program](agent_program) | an agent in any language, on OpenAI's or Anthropic's client |
+//! | [An engine on another machine](remote_engine) | vLLM or SGLang as the engine |
 //! | [Credit and objectives](credit) | which of them to choose |
 //! | [Partial and asynchronous rollouts](rollouts) | episodes of different length |
 //! | [Your own objective](own_objective) | a loss of your own |
@@ -21,6 +22,7 @@ macro_rules! page {
         /// [environment]: crate::guide::environment
         /// [real_model]: crate::guide::real_model
         /// [agent_program]: crate::guide::agent_program
+        /// [remote_engine]: crate::guide::remote_engine
         /// [credit]: crate::guide::credit
         /// [rollouts]: crate::guide::rollouts
         /// [own_objective]: crate::guide::own_objective
@@ -39,6 +41,10 @@ page!(real_model, "A model from Hugging Face: settings, memory, adapters, checkp
 page!(
     agent_program,
     "An agent in any language, on OpenAI's or Anthropic's client: its tasks, its rewards, and what is trained."
+);
+page!(
+    remote_engine,
+    "Rollouts on vLLM or SGLang: how the server is started, what is checked, and what happens when a replica fails."
 );
 page!(credit, "How rewards become advantages, and how far a step may go.");
 page!(rollouts, "Episodes that are cut and go on, and rollouts beside training.");
