@@ -11,6 +11,7 @@ mod answer;
 mod anthropic;
 mod api_error;
 mod call;
+mod environment_client;
 mod environment_server;
 mod gateway;
 mod key;
@@ -22,6 +23,9 @@ mod routes;
 mod session;
 
 pub use agents::GatewayAgents;
+pub use environment_client::{
+    ActingBy, OpenEnvOptions, OrsOptions, RewardReading, openenv_tasks, ors_tasks,
+};
 pub use environment_server::{EnvironmentServer, Protocol, RewardForm, ServerSettings};
 pub use gateway::{Gateway, GatewaySettings};
 pub use listener::BindError;

@@ -42,6 +42,8 @@ pub(crate) async fn accept(listener: TcpListener, router: Router, limits: Connec
                 continue;
             }
         };
+        // An answer in several writes would wait for the client's acknowledgement of the first.
+        let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

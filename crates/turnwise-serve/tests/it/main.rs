@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on stops
 
+mod clients;
 mod conversations;
 mod hostile;
 mod openenv;
 mod ors;
+mod peers;
 mod programs;
 mod support;

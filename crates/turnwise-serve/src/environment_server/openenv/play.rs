@@ -47,7 +47,7 @@ impl Play {
         Self { game, episode: None, episode_id: None, n_steps: 0, attachment: Attachment::Free }
     }
 
-    /// Starts an episode: of the task that `task` and `split` name, or else of one that the seed chooses.
+    /// Starts an episode: of the task that `index` (or `task`) and `split` name, or else of one that the seed chooses.
     pub(super) async fn reset(&mut self, data: &Value) -> Result<Value, EpisodeFault> {
         let split = match data["split"].as_str() {
             None | Some("train") => Split::Train,
@@ -73,7 +73,9 @@ impl Play {
             })?),
         };
         let tasks = self.game.suite.tasks(split);
-        let index = match &data["task"] {
+        // OpenEnv's own environments with tasks call it `index`.
+        let named = if data["index"].is_null() { &data["task"] } else { &data["index"] };
+        let index = match named {
             Value::Null => {
                 let chosen = derive_seed(seed.unwrap_or_else(random), TASK) % tasks.len() as u64;
                 usize::try_from(chosen).unwrap_or(0)

@@ -29,7 +29,13 @@ use crate::key::SessionKey;
 struct Hosted {
     suite: Suite,
     settings: ServerSettings,
-    sessions: HostedSessions<HostedEpisode>,
+    sessions: HostedSessions<Played>,
+}
+
+/// An episode, and the answer to its newest call: a client whose connection broke asks for it again.
+struct Played {
+    episode: HostedEpisode,
+    answered: Option<(String, String)>,
 }
 
 type HostedState = State<Arc<Hosted>>;
@@ -111,14 +117,14 @@ async fn create(
     let form = hosted.settings.reward_form;
     let episode = HostedEpisode::start(&*tasks, task.id, seed, form).await;
     let episode = episode.map_err(|error| Refused::unavailable(error.to_string()))?;
-    *slot.lock().await = Some(episode);
+    *slot.lock().await = Some(Played { episode, answered: None });
     Ok(Json(json!({"sid": key.as_str()})))
 }
 
 async fn prompt(State(hosted): HostedState, headers: HeaderMap) -> Result<Json<Value>, Refused> {
     let (_, slot) = session(&hosted, &headers)?;
     let slot = slot.lock().await;
-    let episode = slot.as_ref().ok_or_else(not_created)?;
+    let Played { episode, .. } = slot.as_ref().ok_or_else(not_created)?;
     Ok(Json(json!([{"type": "text", "text": episode.prompt(&hosted.suite), "detail": null}])))
 }
 
@@ -126,7 +132,7 @@ async fn tools(State(hosted): HostedState, headers: HeaderMap) -> Result<Json<Va
     // Clients ask for the tools of the environment before they open a session.
     let slot = session(&hosted, &headers).ok().map(|(_, slot)| slot);
     let tools = match &slot {
-        Some(slot) => slot.lock().await.as_ref().map(HostedEpisode::tools),
+        Some(slot) => slot.lock().await.as_ref().map(|played| played.episode.tools()),
         None => None,
     };
     let tools = tools.unwrap_or_else(|| first_tools(&hosted.suite));
@@ -159,7 +165,12 @@ async fn call(
     let (_, slot) = session(&hosted, &headers)?;
     let SentToolCall { name, input, task_id } = read(&body)?;
     let mut slot = slot.lock().await;
-    let episode = slot.as_mut().ok_or_else(not_created)?;
+    let Played { episode, answered } = slot.as_mut().ok_or_else(not_created)?;
+    if let (Some(asked), Some((known, answer))) = (&task_id, &answered)
+        && asked == known
+    {
+        return Ok(events(known, answer));
+    }
     let answer = match episode.call(&name, input).await {
         Ok(Called { text, reward, is_over, solved }) => {
             let metadata = if is_over { json!({"solved": solved}) } else { Value::Null };
@@ -181,7 +192,9 @@ async fn call(
         }
     };
     let id = task_id.unwrap_or_else(|| SessionKey::random().as_str().to_owned());
-    Ok(events(&id, &answer.to_string()))
+    let response = events(&id, &answer.to_string());
+    *answered = Some((id, answer.to_string()));
+    Ok(response)
 }
 
 fn failed(error: &str, reason: &str) -> Value {
@@ -201,10 +214,7 @@ async fn delete(State(hosted): HostedState, headers: HeaderMap) -> Result<Json<V
     Ok(Json(json!({"sid": key.as_str()})))
 }
 
-fn session(
-    hosted: &Hosted,
-    headers: &HeaderMap,
-) -> Result<(SessionKey, Slot<HostedEpisode>), Refused> {
+fn session(hosted: &Hosted, headers: &HeaderMap) -> Result<(SessionKey, Slot<Played>), Refused> {
     let key = key_in(headers)?;
     let slot = hosted.sessions.get(&key).ok_or_else(unknown_session)?;
     Ok((key, slot))

@@ -1,0 +1,21 @@
+//! Environments that are somebody else's server.
+
+mod action;
+mod address;
+mod answers;
+mod discovery;
+mod fault;
+mod http;
+mod openenv;
+mod ors;
+mod patience;
+mod peer;
+mod rewards;
+mod sse;
+mod tasks;
+mod tool_list;
+mod turn;
+
+pub use openenv::{ActingBy, OpenEnvOptions, openenv_tasks};
+pub use ors::{OrsOptions, ors_tasks};
+pub use rewards::RewardReading;
