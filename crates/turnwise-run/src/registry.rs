@@ -73,13 +73,15 @@ impl Registry {
         Self::default()
     }
 
-    /// Creates a registry with the environments of turnwise: `calculator`, `guess`, and `program` for the tasks of an
-    /// agent program.
+    /// Creates a registry with the environments of turnwise: `calculator`, `guess`, `program` for the tasks of an agent
+    /// program, and `openenv` and `ors` for the environments of a server.
     #[must_use]
     pub fn builtin() -> Self {
         Self::empty()
             .with_options("calculator", turnwise_calculator::suite)
             .with_options("guess", turnwise_guess::suite)
+            .with_options("openenv", |options| turnwise_serve::openenv_tasks(&options))
+            .with_options("ors", |options| turnwise_serve::ors_tasks(&options))
             .with_options("program", turnwise_serve::own_tasks)
     }
 
@@ -349,8 +351,14 @@ mod tests {
     fn every_environment_is_made_under_its_name() {
         let registry = Registry::builtin();
         for name in registry.names() {
-            let suite = registry.suite(name, &Value::Null).expect("the defaults are fit");
-            assert_eq!(suite.name(), name);
+            match registry.suite(name, &Value::Null) {
+                Ok(suite) => assert_eq!(suite.name(), name),
+                // A server has no default address.
+                Err(error) => {
+                    assert!(["openenv", "ors"].contains(&name), "{error}");
+                    assert!(error.to_string().contains("set `url`"), "{error}");
+                }
+            }
         }
     }
 
@@ -404,7 +412,7 @@ mod tests {
         assert_eq!(error, "no environment is called `gues`");
         let help = help.expect("there is help");
         assert!(help.starts_with(
-            "did you mean `guess`? the environments are calculator, guess, program\n"
+            "did you mean `guess`? the environments are calculator, guess, openenv, ors, program\n"
         ));
         assert!(
             help.contains("turnwise env new NAME") && help.contains("turnwise::main("),

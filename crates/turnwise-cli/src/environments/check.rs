@@ -80,8 +80,11 @@ mod tests {
     async fn every_environment_holds_its_contract() {
         let registry = Registry::builtin();
         for name in registry.names() {
-            let suite = registry.suite(name, &serde_json::Value::Null);
-            let suite = suite.expect("the defaults are fit");
+            // A server is there for none but those who name it.
+            let Ok(suite) = registry.suite(name, &serde_json::Value::Null) else {
+                assert!(["openenv", "ors"].contains(&name));
+                continue;
+            };
             let mut out = Vec::new();
             let n_failed = check(&suite, &mut out).await;
             let text = String::from_utf8_lossy(&out);

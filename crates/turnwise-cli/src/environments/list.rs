@@ -22,9 +22,10 @@ pub(super) async fn list(registry: &Registry, mut out: impl Write) -> io::Result
         ["name", "tasks", "held-out", "turns", "expert", "random", "about"].map(str::to_owned),
     ];
     for name in registry.names() {
-        if let Ok(suite) = registry.suite(name, &Value::Null) {
-            rows.push(row(&suite).await);
-        }
+        rows.push(match registry.suite(name, &Value::Null) {
+            Ok(suite) => row(&suite).await,
+            Err(error) => without_defaults(name, &error.to_string()),
+        });
     }
     for row in &rows {
         writeln!(out, "{}", aligned(row, &rows))?;
@@ -43,6 +44,12 @@ async fn row(suite: &Suite) -> [String; 7] {
         solved(suite, Player::Random).await,
         suite.about().to_owned(),
     ]
+}
+
+/// Returns the row of an environment that needs options; the reason says which.
+fn without_defaults(name: &str, why: &str) -> [String; 7] {
+    let why = why.strip_prefix(&format!("cannot set up {name}: ")).unwrap_or(why);
+    [name, NONE, NONE, NONE, NONE, NONE, why].map(str::to_owned)
 }
 
 async fn solved(suite: &Suite, player: Player) -> String {
@@ -76,8 +83,9 @@ mod tests {
         assert_eq!(lines[0], "name        tasks  held-out  turns  expert  random  about");
         let names: Vec<&str> =
             lines[1..].iter().map_while(|line| line.split_whitespace().next()).collect();
-        assert_eq!(names, ["calculator", "guess", "program"]);
+        assert_eq!(names, ["calculator", "guess", "openenv", "ors", "program"]);
         assert!(lines[1].ends_with("  compute an expression step by step with a tool"), "{text}");
+        assert!(lines[3].ends_with("  set `url` to the address of an OpenEnv server"), "{text}");
         assert!(lines.iter().all(|line| line.chars().count() <= 100), "{text}");
     }
 }
