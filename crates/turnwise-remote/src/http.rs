@@ -6,6 +6,7 @@ use std::time::Duration;
 use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy as Redirects;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
 use crate::fault::{Fault, RemoteError};
@@ -44,7 +45,9 @@ impl Http {
             url: url.rsplit_once('@').map_or(url, |(_, rest)| rest).to_owned(),
             reason,
         })?;
+        let encryption = encryption(base.scheme() == "https").map_err(RemoteError::Client)?;
         let mut client = Client::builder()
+            .tls_backend_preconfigured(encryption)
             // A server that redirects could send the key elsewhere.
             .redirect(Redirects::none())
             .connect_timeout(CONNECT)
@@ -94,6 +97,22 @@ impl Http {
         value.set_sensitive(true);
         Ok(request.header(AUTHORIZATION, value))
     }
+}
+
+/// Returns how connections are encrypted: with the system's certificates, where they are needed.
+fn encryption(is_needed: bool) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    if is_needed {
+        let (n, _) =
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if n == 0 {
+            return Err("this system has no certificates, and https needs them; install ca-certificates, or set SSL_CERT_FILE".to_owned());
+        }
+    }
+    let provider = rustls::crypto::ring::default_provider();
+    let config = ClientConfig::builder_with_provider(provider.into());
+    let config = config.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// The events of a stream, as `text/event-stream` has them.

@@ -105,6 +105,9 @@ pub struct Episode {
     is_behind: bool,
 }
 
+/// Sees an episode after each of its turns.
+pub type TurnWatcher<'a> = dyn FnMut(&Episode) + Send + 'a;
+
 /// The state of an episode after an advance.
 #[derive(Debug)]
 #[must_use = "a suspended episode is lost when it is dropped"]
@@ -210,10 +213,22 @@ impl Episode {
 
     /// Like [`advance`](Self::advance), with a parent deadline that ends the episode as an infrastructure fault.
     pub async fn advance_within(
+        self,
+        policy: &dyn Policy,
+        allowance: &Allowance,
+        parent: Deadline,
+    ) -> Progress {
+        self.advance_watched(policy, allowance, parent, &mut |_| {}).await
+    }
+
+    /// Like [`advance_within`](Self::advance_within), and shows the episode to `watcher` after each turn that the environment
+    /// has answered, for instance to keep a [`snapshot`](Self::snapshot) of it elsewhere.
+    pub async fn advance_watched(
         mut self,
         policy: &dyn Policy,
         allowance: &Allowance,
         parent: Deadline,
+        watcher: &mut TurnWatcher<'_>,
     ) -> Progress {
         let started = Instant::now();
         let before = self.state.seconds;
@@ -221,7 +236,7 @@ impl Episode {
         let sessions = OpenSessions::new(policy, self.sessions());
         let outcome = match self.broken.take() {
             Some(outcome) => Some(outcome),
-            None => self.run(policy, allowance, deadline).await,
+            None => self.run(policy, allowance, deadline, watcher).await,
         };
         self.state.seconds = before + started.elapsed().as_secs_f64();
         if let Some(outcome) = outcome {

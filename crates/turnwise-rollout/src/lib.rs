@@ -28,6 +28,7 @@ mod recorded;
 mod renderer;
 mod replay;
 mod rescore;
+mod runner;
 mod sampler;
 
 pub use agent::{Act, Agent, AgentError, AgentFactory, Decision, Room};
@@ -37,7 +38,7 @@ pub use chat_agent::{ChatAgent, ChatAgents, Compaction};
 pub use constraint::{Answers, Continued, FirstOf, TokenConstraint};
 pub use deadline::Deadline;
 pub use episode::{
-    Episode, EpisodeSnapshot, Fork, ForkError, Progress, RestoreError, SnapshotError,
+    Episode, EpisodeSnapshot, Fork, ForkError, Progress, RestoreError, SnapshotError, TurnWatcher,
 };
 pub use group::Group;
 pub use limits::Limits;
@@ -53,4 +54,5 @@ pub use recorded::{Divergence, RecordedPolicy};
 pub use renderer::{Bridged, EndedTurn, RenderError, Rendered, Renderer, Said};
 pub use replay::{ReplayError, replay};
 pub use rescore::{RescoreError, rescore};
+pub use runner::{EpisodeRunner, InProcess};
 pub use sampler::{Sampler, uniform_at};

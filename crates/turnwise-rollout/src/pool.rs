@@ -10,8 +10,8 @@ use turnwise_trajectory::{
 use crate::episode::release;
 use crate::grading::Graded;
 use crate::{
-    AgentFactory, BlockingThreads, Episode, Group, Meter, Opponent, Policy, Progress, StopSignal,
-    uniform_at,
+    AgentFactory, BlockingThreads, Episode, EpisodeRunner, Group, InProcess, Meter, Opponent,
+    Policy, Progress, StopSignal, uniform_at,
 };
 
 mod breaker;
@@ -97,6 +97,8 @@ pub struct RolloutPool {
     meter: Meter,
     /// Who plays the seats that the trained policy leaves.
     opponent: Opponent,
+    /// Where episodes run.
+    runner: Arc<dyn EpisodeRunner>,
     /// The store that records the tool calls of all episodes.
     calls: Option<Arc<dyn LedgerStore>>,
     /// The last engine used; it may hold sessions of suspended episodes.
@@ -140,6 +142,7 @@ impl RolloutPool {
             oldest: PolicyVersion::default(),
             meter: Meter::default(),
             opponent: Opponent::default(),
+            runner: Arc::new(InProcess),
             calls: None,
             engine: None,
         }
@@ -158,6 +161,13 @@ impl RolloutPool {
     #[must_use]
     pub fn with_ledger(mut self, store: Arc<dyn LedgerStore>) -> Self {
         self.calls = Some(store);
+        self
+    }
+
+    /// Runs episodes elsewhere than in this process.
+    #[must_use]
+    pub fn with_runner(mut self, runner: Arc<dyn EpisodeRunner>) -> Self {
+        self.runner = runner;
         self
     }
 
@@ -372,7 +382,7 @@ impl RolloutPool {
             let Some(due) = self.queue.pop_due() else { return };
             match reason_to_give_up(&due.episode, &self.groups, self.oldest) {
                 Some(reason) => self.cancel(due.episode, reason),
-                None => self.running.launch(due, policy, tokens, stop),
+                None => self.running.launch(due, (&self.runner, policy), tokens, stop),
             }
         }
     }

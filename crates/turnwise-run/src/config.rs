@@ -620,7 +620,10 @@ mod tests {
         let said = refusal(&format!("[rollout]\nengine = \"vllm\"\n{address}"), &[]);
         assert!(said.contains("needs a model that the server can load"), "{said}");
         let said = refusal(&format!("{begin}constraint = {{ regex = \"a\" }}\n{address}"), &[]);
-        assert!(said.contains("`rollout.constraint` is not supported by the engine `vllm`"), "{said}");
+        assert!(
+            said.contains("`rollout.constraint` is not supported by the engine `vllm`"),
+            "{said}"
+        );
         let said = refusal(&format!("{begin}{address}[engine]\nmax_batch = 1\n"), &[]);
         assert!(said.contains("`engine` has settings that the engine `vllm`"), "{said}");
         let said = refusal(address, &[]);

@@ -1,15 +1,15 @@
 //! Environments that are somebody else's server.
 
 mod action;
-mod address;
+pub(crate) mod address;
 mod answers;
 mod discovery;
 mod fault;
-mod http;
+pub(crate) mod http;
 mod openenv;
 mod ors;
-mod patience;
-mod peer;
+pub(crate) mod patience;
+pub(crate) mod peer;
 mod rewards;
 mod sse;
 mod tasks;

@@ -4,7 +4,8 @@
 //!
 //! A [`Gateway`] listens; [`ProgramTasks`] starts an agent program for each episode, whose environment is that program:
 //! what it asks for is an observation, and what it is answered is an action. [`GatewayAgents`] notes what an answer needs
-//! beside its text, such as its number of tokens. An [`EnvironmentServer`] serves a suite by a protocol that others speak.
+//! beside its text, such as its number of tokens. An [`EnvironmentServer`] serves a suite by a protocol that others speak. A
+//! [`WorkerHub`] leases a trainer's episodes to [`Worker`]s on other machines.
 
 mod agents;
 mod answer;
@@ -21,6 +22,7 @@ mod origin;
 mod program;
 mod routes;
 mod session;
+mod workers;
 
 pub use agents::GatewayAgents;
 pub use environment_client::{
@@ -30,3 +32,6 @@ pub use environment_server::{EnvironmentServer, Protocol, RewardForm, ServerSett
 pub use gateway::{Gateway, GatewaySettings};
 pub use listener::BindError;
 pub use program::{OwnTasks, ProgramSettings, ProgramTasks, own_tasks};
+pub use workers::{
+    HubSettings, RestoreEpisode, RunFiles, Worker, WorkerError, WorkerHub, WorkerReport,
+};

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use turnwise_environment::LedgerStore;
 use turnwise_rollout::{
-    Group, Iteration, Opponent, Policy, PoolSnapshot, RestoreError, RolloutError, RolloutPool,
-    StopSignal,
+    EpisodeRunner, Group, Iteration, Opponent, Policy, PoolSnapshot, RestoreError, RolloutError,
+    RolloutPool, StopSignal,
 };
 use turnwise_trajectory::{GroupId, PolicyVersion};
 
@@ -146,6 +146,10 @@ impl Scheduler {
     /// Gives the seats that the trained policy does not play to `opponent`.
     pub(crate) fn against(self, opponent: Opponent) -> Self {
         Self { pool: self.pool.against(opponent), ..self }
+    }
+
+    pub(crate) fn with_runner(self, runner: Arc<dyn EpisodeRunner>) -> Self {
+        Self { pool: self.pool.with_runner(runner), ..self }
     }
 
     pub(crate) fn with_ledger(self, store: Arc<dyn LedgerStore>) -> Self {

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use turnwise_environment::{LedgerStore, Rubric, TaskSet};
 use turnwise_objective::Objective;
 use turnwise_rollout::{
-    AgentFactory, Faults, Group, Iteration, Meter, Opponent, Policy, PoolSettings, PoolSnapshot,
-    RestoreError, RolloutError, RolloutPool, StopSignal,
+    AgentFactory, EpisodeRunner, Faults, Group, Iteration, Meter, Opponent, Policy, PoolSettings,
+    PoolSnapshot, RestoreError, RolloutError, RolloutPool, StopSignal,
 };
 use turnwise_trajectory::{InfraReason, Trajectory};
 
@@ -207,6 +207,12 @@ impl<L: Learner> Trainer<L> {
     #[must_use]
     pub fn against(self, opponent: Opponent) -> Self {
         Self { scheduler: self.scheduler.against(opponent), ..self }
+    }
+
+    /// Runs the episodes of training elsewhere than in this process ([`RolloutPool::with_runner`]).
+    #[must_use]
+    pub fn with_runner(self, runner: Arc<dyn EpisodeRunner>) -> Self {
+        Self { scheduler: self.scheduler.with_runner(runner), ..self }
     }
 
     /// Records the tool calls of all episodes in `store` ([`RolloutPool::with_ledger`]).

@@ -13,7 +13,7 @@ use super::guard::{Engine, caught, caught_async, infra};
 use super::repetition::said;
 use super::seats::{Occupant, SeatState, play_script};
 use super::state::Exchange;
-use super::{Episode, excerpt};
+use super::{Episode, TurnWatcher, excerpt};
 use crate::{
     Act, Agent, AgentError, Allowance, Deadline, Decision, Policy, PolicyError, Room, SessionId,
 };
@@ -32,8 +32,9 @@ impl Episode {
         policy: &dyn Policy,
         allowance: &Allowance,
         deadline: Deadline,
+        watcher: &mut TurnWatcher<'_>,
     ) -> Option<Outcome> {
-        self.play(policy, allowance, deadline).await.err()
+        self.play(policy, allowance, deadline, watcher).await.err()
     }
 
     async fn play(
@@ -41,6 +42,7 @@ impl Episode {
         policy: &dyn Policy,
         allowance: &Allowance,
         deadline: Deadline,
+        watcher: &mut TurnWatcher<'_>,
     ) -> Result<(), Outcome> {
         if !self.state.has_begun() {
             self.begin(deadline).await?;
@@ -61,6 +63,7 @@ impl Episode {
                 Act::Decided(Decision { action, node, stop, engine }) => {
                     let sampled = SampledTurn { node, stop, engine };
                     self.answer(action, Some(sampled), deadline).await?;
+                    watcher(self);
                 }
                 Act::Aside(decision) => self.book_aside(decision),
                 Act::Interrupted => return Ok(()),

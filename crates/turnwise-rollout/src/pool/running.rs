@@ -6,7 +6,9 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use turnwise_trajectory::{GroupId, Identity, PolicyVersion};
 
-use crate::{Allowance, Episode, Policy, Progress, SessionId, StopHandle, StopSignal};
+use crate::{
+    Allowance, Episode, EpisodeRunner, Policy, Progress, SessionId, StopHandle, StopSignal,
+};
 
 /// A member's place in its group, equal for all attempts of the member.
 pub(super) type Place = (GroupId, u32);
@@ -59,7 +61,7 @@ impl Running {
     pub(super) fn launch(
         &mut self,
         due: Due,
-        policy: &Arc<dyn Policy>,
+        (runner, policy): (&Arc<dyn EpisodeRunner>, &Arc<dyn Policy>),
         tokens: u64,
         stop: &StopSignal,
     ) {
@@ -73,9 +75,9 @@ impl Running {
         let taken = Taken { stop: handle, launched_at, sessions };
         let before = self.places.insert(place, taken);
         assert!(before.is_none(), "a member runs once at a time");
-        let policy = policy.clone();
+        let engine = (runner.clone(), policy.clone());
         let allowance = Allowance { tokens: tokens.saturating_sub(used), stop };
-        let advancing = advance(place, episode, delay, policy, allowance);
+        let advancing = advance(place, episode, delay, engine, allowance);
         self.tasks.spawn(async move { Returned { used_before: used, ..advancing.await } });
     }
 
@@ -117,7 +119,7 @@ async fn advance(
     place: Place,
     episode: Episode,
     delay: Duration,
-    policy: Arc<dyn Policy>,
+    (runner, policy): (Arc<dyn EpisodeRunner>, Arc<dyn Policy>),
     allowance: Allowance,
 ) -> Returned {
     let n_drawn_before = episode.n_drawn();
@@ -132,7 +134,7 @@ async fn advance(
     let progress = if allowance.stop.requested() {
         Progress::Suspended(episode)
     } else {
-        episode.advance(&*policy, &allowance).await
+        runner.advance(episode, &policy, &allowance).await
     };
     Returned { place, n_drawn_before, used_before: 0, progress }
 }

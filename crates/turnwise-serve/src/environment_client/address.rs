@@ -6,7 +6,7 @@ use turnwise_environment::EnvironmentError;
 
 /// The base URL of a server: `http` or `https`, a host, and perhaps a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ServerAddress {
+pub(crate) struct ServerAddress {
     scheme: Scheme,
     authority: Authority,
     /// The path before every route, without a slash at its end.
@@ -15,7 +15,7 @@ pub(super) struct ServerAddress {
 
 impl ServerAddress {
     /// Reads a URL.
-    pub(super) fn read(url: &str) -> Result<Self, EnvironmentError> {
+    pub(crate) fn read(url: &str) -> Result<Self, EnvironmentError> {
         let wrong = |why: &str| {
             EnvironmentError::new(format!(
                 "`url` is {url:?}, which {why}; write it as in http://127.0.0.1:8000"
@@ -42,7 +42,7 @@ impl ServerAddress {
     }
 
     /// Returns the URL of a route, which begins with a slash.
-    pub(super) fn route(&self, route: &str) -> Result<Uri, EnvironmentError> {
+    pub(crate) fn route(&self, route: &str) -> Result<Uri, EnvironmentError> {
         let Self { scheme, authority, path } = self;
         let uri = format!("{scheme}://{authority}{path}{route}").parse();
         uri.map_err(|error| {
@@ -51,7 +51,7 @@ impl ServerAddress {
     }
 
     /// Returns where a redirect leads, if it stays at this server.
-    pub(super) fn redirected(&self, location: &str) -> Option<Uri> {
+    pub(crate) fn redirected(&self, location: &str) -> Option<Uri> {
         let Self { scheme, authority, .. } = self;
         let uri: Uri = location.parse().ok()?;
         match (uri.scheme(), uri.authority()) {
@@ -63,12 +63,12 @@ impl ServerAddress {
         }
     }
 
-    pub(super) fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         self.scheme == Scheme::HTTPS
     }
 
     /// Returns whether the server is named as one of this machine.
-    pub(super) fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
         let address = host.parse::<std::net::IpAddr>();
         host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
@@ -82,7 +82,7 @@ impl std::fmt::Display for ServerAddress {
 }
 
 /// Writes a name as one segment of a path.
-pub(super) fn segment(name: &str) -> String {
+pub(crate) fn segment(name: &str) -> String {
     use std::fmt::Write;
     let mut segment = String::new();
     for byte in name.bytes() {

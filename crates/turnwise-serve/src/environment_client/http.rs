@@ -19,23 +19,23 @@ use super::patience::BackOff;
 use super::peer::Peer;
 
 /// The largest answer and the largest frame, in bytes.
-pub(super) const MAX_BYTES: usize = 16 << 20;
+pub(crate) const MAX_BYTES: usize = 16 << 20;
 
 /// A request.
 #[derive(Clone, Debug)]
-pub(super) struct Ask<'a> {
-    pub(super) method: &'static str,
-    pub(super) route: &'a str,
-    pub(super) body: Option<Value>,
+pub(crate) struct Ask<'a> {
+    pub(crate) method: &'static str,
+    pub(crate) route: &'a str,
+    pub(crate) body: Option<Value>,
     /// The session that it belongs to.
-    pub(super) session: Option<&'a str>,
+    pub(crate) session: Option<&'a str>,
     /// When it may be sent again.
-    pub(super) again: Again,
+    pub(crate) again: Again,
 }
 
 /// When a request is sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Again {
+pub(crate) enum Again {
     /// After any failure that may pass: twice does no more than once.
     Freely,
     /// Only if it cannot have been carried out.
@@ -44,9 +44,9 @@ pub(super) enum Again {
 
 /// An answer: its status and its whole body.
 #[derive(Clone, Debug)]
-pub(super) struct HttpAnswer {
-    pub(super) status: StatusCode,
-    pub(super) body: Bytes,
+pub(crate) struct HttpAnswer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
 }
 
 const SESSION: HeaderName = HeaderName::from_static("x-session-id");
@@ -56,36 +56,36 @@ const STATE: HeaderName = HeaderName::from_static("x-backend-state");
 const MAX_REDIRECTS: usize = 3;
 
 impl<'a> Ask<'a> {
-    pub(super) fn get(route: &'a str) -> Self {
+    pub(crate) fn get(route: &'a str) -> Self {
         Self { method: "GET", route, body: None, session: None, again: Again::Freely }
     }
 
-    pub(super) fn post(route: &'a str, body: Value) -> Self {
+    pub(crate) fn post(route: &'a str, body: Value) -> Self {
         Self { method: "POST", route, body: Some(body), session: None, again: Again::Freely }
     }
 
-    pub(super) fn of(self, session: &'a str) -> Self {
+    pub(crate) fn of(self, session: &'a str) -> Self {
         Self { session: Some(session), ..self }
     }
 
-    pub(super) fn once(self) -> Self {
+    pub(crate) fn once(self) -> Self {
         Self { again: Again::Unreached, ..self }
     }
 }
 
 impl HttpAnswer {
     /// Reads the body as JSON.
-    pub(super) fn json(&self, route: &str) -> Result<Value, EnvironmentError> {
+    pub(crate) fn json(&self, route: &str) -> Result<Value, EnvironmentError> {
         serde_json::from_slice(&self.body).map_err(|error| malformed(route, error))
     }
 
     /// Returns the answer of a request that has to succeed.
-    pub(super) fn expected(self, route: &str) -> Result<Self, EnvironmentError> {
+    pub(crate) fn expected(self, route: &str) -> Result<Self, EnvironmentError> {
         if self.status.is_success() { Ok(self) } else { Err(self.refused(route)) }
     }
 
     /// Returns the error for a refusal.
-    pub(super) fn refused(&self, route: &str) -> EnvironmentError {
+    pub(crate) fn refused(&self, route: &str) -> EnvironmentError {
         let said = shown(&String::from_utf8_lossy(&self.body));
         EnvironmentError::new(format!("the server answered {route} with {}: {said}", self.status))
     }
@@ -93,20 +93,20 @@ impl HttpAnswer {
 
 impl Peer {
     /// Sends a request, and returns the JSON of an answer that has to succeed.
-    pub(super) async fn json(&self, ask: Ask<'_>) -> Result<Value, EnvironmentError> {
+    pub(crate) async fn json(&self, ask: Ask<'_>) -> Result<Value, EnvironmentError> {
         let route = ask.route;
         self.answer(ask).await?.expected(route)?.json(route)
     }
 
     /// Sends a request, and returns its whole answer, whatever its status.
-    pub(super) async fn answer(&self, ask: Ask<'_>) -> Result<HttpAnswer, EnvironmentError> {
+    pub(crate) async fn answer(&self, ask: Ask<'_>) -> Result<HttpAnswer, EnvironmentError> {
         let route = ask.route;
         let response = self.response(&ask).await?;
         self.whole(route, response).await
     }
 
     /// Sends a request, and returns the answer before its body is there.
-    pub(super) async fn response(
+    pub(crate) async fn response(
         &self,
         ask: &Ask<'_>,
     ) -> Result<Response<Incoming>, EnvironmentError> {
@@ -216,7 +216,7 @@ impl Peer {
         })
     }
 
-    pub(super) fn late(&self, what: &str) -> EnvironmentError {
+    pub(crate) fn late(&self, what: &str) -> EnvironmentError {
         let seconds = self.patience.answer.as_secs_f64();
         EnvironmentError::new(format!(
             "the server did not answer {what} in {seconds} s; `timeout_s` sets the time"
@@ -265,7 +265,7 @@ fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// Returns the error for a body that breaks off or is too large.
-pub(super) fn broken(route: &str, error: Box<dyn Error + Send + Sync>) -> EnvironmentError {
+pub(crate) fn broken(route: &str, error: Box<dyn Error + Send + Sync>) -> EnvironmentError {
     if error.is::<LengthLimitError>() {
         return malformed(route, format!("it is longer than {} MiB", MAX_BYTES >> 20));
     }

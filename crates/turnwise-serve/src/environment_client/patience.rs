@@ -6,18 +6,18 @@ use turnwise_environment::EnvironmentError;
 
 /// The deadlines of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     /// For a connection.
-    pub(super) connect: Duration,
+    pub(crate) connect: Duration,
     /// For an answer.
-    pub(super) answer: Duration,
+    pub(crate) answer: Duration,
     /// For a server that starts, or has no room.
-    pub(super) ready: Duration,
+    pub(crate) ready: Duration,
 }
 
 impl Patience {
     /// Reads seconds.
-    pub(super) fn read(
+    pub(crate) fn read(
         connect_s: f64,
         answer_s: f64,
         ready_s: f64,
@@ -41,19 +41,19 @@ const LONGEST: Duration = Duration::from_secs(10);
 
 /// Pauses between attempts, each twice as long as the one before.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BackOff {
+pub(crate) struct BackOff {
     next: Duration,
     left: Duration,
 }
 
 impl BackOff {
     /// Starts with half a second; the pauses sum to at most `total`.
-    pub(super) fn new(total: Duration) -> Self {
+    pub(crate) fn new(total: Duration) -> Self {
         Self { next: Duration::from_millis(500), left: total }
     }
 
     /// Returns the next pause, or nothing if there is no time left. `asked` is what the server asks for.
-    pub(super) fn pause(&mut self, asked: Option<Duration>) -> Option<Duration> {
+    pub(crate) fn pause(&mut self, asked: Option<Duration>) -> Option<Duration> {
         let pause = asked.unwrap_or(self.next).clamp(Duration::from_millis(50), LONGEST);
         self.next = (self.next * 2).min(LONGEST);
         self.left = self.left.checked_sub(pause)?;

@@ -21,10 +21,10 @@ use super::address::ServerAddress;
 use super::patience::Patience;
 
 /// The client of a server. It follows no proxy and no redirect by itself.
-pub(super) struct Peer {
-    pub(super) address: ServerAddress,
-    pub(super) patience: Patience,
-    pub(super) client: HttpClient,
+pub(crate) struct Peer {
+    pub(crate) address: ServerAddress,
+    pub(crate) patience: Patience,
+    pub(crate) client: HttpClient,
     token: Option<HeaderValue>,
 }
 
@@ -35,7 +35,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 impl Peer {
     /// Creates a client. The token is what a file has.
-    pub(super) fn new(
+    pub(crate) fn new(
         address: ServerAddress,
         token_file: Option<&Path>,
         patience: Patience,
@@ -49,14 +49,14 @@ impl Peer {
     }
 
     /// Creates the same client anew, without its connections: they belong to the runtime in which they were opened.
-    pub(super) fn anew(&self) -> Result<Self, EnvironmentError> {
+    pub(crate) fn anew(&self) -> Result<Self, EnvironmentError> {
         let client = client(&self.address, self.patience.connect)?;
         let Self { address, patience, token, .. } = self;
         Ok(Self { address: address.clone(), patience: *patience, token: token.clone(), client })
     }
 
     /// Starts a request, with what shows the server who asks.
-    pub(super) fn request(&self, method: &str, uri: Uri) -> Builder {
+    pub(crate) fn request(&self, method: &str, uri: Uri) -> Builder {
         let mut request = hyper::Request::builder().method(method).uri(uri);
         if let Some(token) = &self.token {
             let mut bearer = HeaderValue::try_from([b"Bearer ", token.as_bytes()].concat())

@@ -13,3 +13,4 @@ mod ors_traps;
 mod peers;
 mod programs;
 mod support;
+mod workers;
