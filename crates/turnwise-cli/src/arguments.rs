@@ -109,6 +109,8 @@ pub(crate) enum Command {
     },
     /// Serve an environment to the trainers of others, until Ctrl-C
     Serve(ServeArguments),
+    /// Run the episodes of a run on another machine, until Ctrl-C or until the run is over
+    Worker(WorkerArguments),
     /// Play an environment yourself
     Play {
         /// The environment; `turnwise env list` names them
@@ -126,6 +128,19 @@ pub(crate) enum Command {
         #[arg(value_name = "KEY=VALUE")]
         options: Vec<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArguments {
+    /// The address that the run shows, such as http://10.0.0.1:7700
+    #[arg(long, value_name = "URL")]
+    pub(crate) trainer: String,
+    /// A file with the run's token
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Episodes at a time
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) episodes: u16,
 }
 
 #[derive(Debug, Args)]

@@ -21,6 +21,7 @@ mod screen;
 mod serve;
 mod show;
 mod simulate;
+mod worker;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -130,6 +131,7 @@ async fn run(command: Command, registry: &Registry) -> Result<(), Failure> {
         Command::Lab { command } => lab::run(&command, &mut io::stdout()).await,
         Command::Simulate(arguments) => apart(move || simulate::simulate_seeds(&arguments)).await,
         Command::Bench { command } => apart(move || bench::bench(&command)).await,
+        Command::Worker(arguments) => worker::work(registry, &arguments).await,
         Command::Serve(arguments) => serve::serve(registry, &arguments).await,
         Command::Play { env, task, seed, held_out, options } => {
             play::run(registry, &env, &options, seed, task, held_out).await

@@ -1,3 +1,4 @@
+use serde::{Deserialize, Serialize};
 use turnwise_environment::{Message, Observation, Role};
 
 /// The messages that precede every conversation of an agent: a system prompt and examples.
@@ -11,7 +12,8 @@ use turnwise_environment::{Message, Observation, Role};
 /// assert_eq!(told.messages[0], Message::system("Answer with a number."));
 /// assert_eq!(told.messages[1], Message::user("What is 2 + 2?"));
 /// ```
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Preface {
     /// The system prompt, before the environment's own; empty for none.
     pub system: String,

@@ -30,6 +30,7 @@ pub mod text;
 mod threads;
 mod train;
 mod watch;
+mod workers;
 
 pub use before_after::BeforeAfter;
 pub use config::{Config, Loaded, load};
@@ -44,3 +45,4 @@ pub use resume::resume;
 pub use session::{load_model, locate_model, resolve_form};
 pub use train::{train, try_settings};
 pub use watch::{Watched, watch};
+pub use workers::{WorkersChoice, work};

@@ -72,6 +72,7 @@ impl<'a> RunLoop<'a> {
             header.push(format!("steps   {}", reasons(&session.config)));
         }
         header.extend(session.opponents.about.iter().map(|about| format!("seats   {about}")));
+        header.extend(session.about_workers());
         header.extend(estimate::header(&session, directory.path()));
         observer.begin(&Plan { header, steps: config.run.steps });
         let checkpoints = directory.checkpoints(config.log.keep_checkpoints);

@@ -13,10 +13,12 @@ use turnwise_environment::{
     Babbler, Demonstrator, LedgerFile, Random, Rubric, Seat, Split, Suite, TaskSet, derive_seed,
 };
 use turnwise_rollout::{
-    AgentFactory, ChatAgents, FirstOf, Meter, Policy, PoolSettings, Preface, Renderer, StopSignal,
-    TokenConstraint,
+    AgentFactory, ChatAgents, FirstOf, Meter, Opponent, Policy, PoolSettings, Preface, Renderer,
+    StopSignal, TokenConstraint,
 };
-use turnwise_serve::{Gateway, GatewayAgents, GatewaySettings, ProgramSettings, ProgramTasks};
+use turnwise_serve::{
+    Gateway, GatewayAgents, GatewaySettings, ProgramSettings, ProgramTasks, WorkerHub,
+};
 use turnwise_training::{
     Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Trainer, TrainerSettings,
     demonstrate,
@@ -35,6 +37,7 @@ use crate::registry::{self, Registry};
 use crate::threads::Threads;
 use crate::train::schedule;
 use crate::watch::{Watched, watch};
+use crate::workers;
 
 /// The parts of a run.
 pub(crate) struct Session {
@@ -43,6 +46,8 @@ pub(crate) struct Session {
     rubric: Option<Arc<dyn Rubric>>,
     /// The endpoint of the agent's program, if the agent is one.
     gateway: Option<Arc<Gateway>>,
+    /// The door for workers, if there is one.
+    hub: Option<Arc<WorkerHub>>,
     pub opponents: Opponents,
     renderer: Arc<dyn Renderer>,
     constraint: Option<Arc<dyn TokenConstraint>>,
@@ -191,14 +196,16 @@ impl Prepared {
         Ok(decoder)
     }
 
-    /// Adds the policy, and opens the endpoint of the agent's program if the agent is one.
-    async fn with(self, policy: Arc<dyn Policy>) -> Result<Session, Failure> {
+    /// Adds the policy, and opens the endpoint of the agent's program if the agent is one, and the door for workers.
+    async fn with(self, policy: Arc<dyn Policy>, serves_workers: bool) -> Result<Session, Failure> {
         let gateway = gateway(&self.config).await?;
-        Ok(Session {
+        let workers = self.config.rollout.workers.clone();
+        let mut session = Session {
             config: self.config,
             suite: self.suite,
             rubric: self.rubric,
             gateway,
+            hub: None,
             opponents: self.opponents,
             renderer: self.renderer,
             constraint: self.constraint,
@@ -211,7 +218,15 @@ impl Prepared {
             chat: self.chat,
             shape: self.shape,
             n_weights: self.n_weights,
-        })
+        };
+        if let Some(choice) = workers.filter(|_| serves_workers) {
+            if session.constraint.is_some() {
+                let what = "workers cannot constrain what the engine samples, and `agent.stop`, `agent.thinking_tokens` or the chat form does";
+                return Err(Failure::refused(what).help("leave [rollout.workers] out"));
+            }
+            session.hub = Some(Arc::new(workers::hub(&session, &choice).await?));
+        }
+        Ok(session)
     }
 }
 
@@ -242,7 +257,7 @@ impl Session {
         let engine_settings =
             EngineSettings { threads: threads.engine, max_kv_bytes, ..prepared.config.engine };
         let policy = engine::policy(&prepared.config, engine_settings, run, &learner).await?;
-        Ok((prepared.with(policy).await?, learner))
+        Ok((prepared.with(policy, true).await?, learner))
     }
 
     /// Like `new`, but without a learner, so that memory holds the model only once, in the engine's own form.
@@ -257,7 +272,7 @@ impl Session {
         let decoder = decoder.with_precision(prepared.config.model.compute);
         let policy = CandlePolicy::from_model(decoder, prepared.config.engine);
         let policy = policy.map_err(|error| Failure::refused_by(&error))?;
-        prepared.with(Arc::new(policy)).await
+        prepared.with(Arc::new(policy), false).await
     }
 
     /// Returns the trainer of the run, at step 0. Calls of tools that are not idempotent are recorded in the directory.
@@ -270,16 +285,20 @@ impl Session {
         let calls = calls.map_err(|error| Failure::runtime(&error))?;
         let parts = Parts {
             tasks: self.tasks(Split::Train),
-            agents: self.agents(self.sampling()),
+            agents: self.agents(self.config.rollout.sampling()),
             rubric: self.rubric.clone(),
             policy: self.policy.clone(),
             learner,
             objective: objective(&self.config).map_err(|error| Failure::refused_by(&error))?,
             credit: credit(&self.config),
         };
-        Ok(Trainer::new(parts, self.trainer_settings())
+        let trainer = Trainer::new(parts, self.trainer_settings())
             .against(self.opponents.train.clone())
-            .with_ledger(Arc::new(calls)))
+            .with_ledger(Arc::new(calls));
+        Ok(match &self.hub {
+            Some(hub) => trainer.with_runner(hub.clone()),
+            None => trainer,
+        })
     }
 
     /// Returns whether the loss has a KL penalty towards the initial weights.
@@ -375,14 +394,22 @@ impl Session {
         }
     }
 
-    fn sampling(&self) -> Sampling {
-        let rollout = &self.config.rollout;
-        Sampling {
-            temperature: rollout.temperature,
-            top_p: rollout.top_p,
-            top_k: rollout.top_k,
-            min_p: rollout.min_p,
-        }
+    /// Returns what the episodes of training are made of.
+    pub(crate) fn parts_of_training(&self) -> (Arc<dyn TaskSet>, Arc<dyn AgentFactory>, Opponent) {
+        let agents = self.agents(self.config.rollout.sampling());
+        (self.tasks(Split::Train), agents, self.opponents.train.clone())
+    }
+
+    /// Returns what precedes every conversation.
+    pub(crate) fn preface(&self) -> &Preface {
+        &self.preface
+    }
+
+    /// Returns a line that says how workers join, if they may.
+    pub(crate) fn about_workers(&self) -> Option<String> {
+        let (hub, choice) = (self.hub.as_ref()?, self.config.rollout.workers.as_ref()?);
+        let token = choice.token_file.as_ref().map_or("", |_| " --token-file FILE");
+        Some(format!("workers turnwise worker --trainer {}{token}", hub.url()))
     }
 
     fn trainer_settings(&self) -> TrainerSettings {
@@ -457,7 +484,7 @@ async fn gateway(config: &Config) -> Result<Option<Arc<Gateway>>, Failure> {
 }
 
 /// Returns the setting by which a user trusts the template with a hash.
-fn trust_by_setting(hash: &str) -> String {
+pub(crate) fn trust_by_setting(hash: &str) -> String {
     format!("model.trust = \"{hash}\"")
 }
 

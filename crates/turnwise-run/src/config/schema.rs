@@ -15,10 +15,12 @@ use turnwise_training::{
     Behavior, Canary, Curriculum, Decay, DynamicSampling, Overlong, RatioScope, RolloutMode,
     StaleTokens, TruncatedEpisodes,
 };
+use turnwise_trajectory::Sampling;
 
 pub use crate::agent::{AgentChoice, ExampleMessage, ExampleRole, PromptText};
 pub use crate::constraint::ConstraintChoice;
 use crate::form::TemplateName;
+use crate::workers::WorkersChoice;
 
 /// All settings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -246,6 +248,9 @@ pub struct Rollout {
     /// For `sglang`: where the server is, and how it is used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sglang: Option<RemoteSettings>,
+    /// Where workers join, which run the episodes of training; without it, they run in this process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<WorkersChoice>,
     /// Groups that begin at each step; by default 8 for a loaded model.
     pub groups_per_step: usize,
     /// Episodes of one task in a group, whose rewards are compared with each other.
@@ -291,6 +296,12 @@ pub struct Rollout {
 }
 
 impl Rollout {
+    /// Returns how tokens are sampled.
+    pub(crate) fn sampling(&self) -> Sampling {
+        let &Self { temperature, top_p, top_k, min_p, .. } = self;
+        Sampling { temperature, top_p, top_k, min_p }
+    }
+
     /// Returns the settings of the server, if the engine is one.
     pub(crate) fn server(&self) -> Option<&RemoteSettings> {
         match self.engine {
@@ -309,6 +320,7 @@ impl Default for Rollout {
             quantization: None,
             vllm: None,
             sglang: None,
+            workers: None,
             groups_per_step: 16,
             group_size: 8,
             min_group_size: 2,

@@ -28,6 +28,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Impossible> {
     check_constraint(config)?;
     check_rollout(config)?;
     check_engine(config)?;
+    check_workers(config)?;
     check_template(config)?;
     check_agent(config)?;
     check_lora(config)?;
@@ -159,6 +160,50 @@ fn check_server(config: &Config, engine: &str) -> Result<(), Impossible> {
         || format!("has settings that the engine `{engine}` does not read"),
         "leave the table out: a server has its own",
     )
+}
+
+/// Refuses what workers cannot do.
+fn check_workers(config: &Config) -> Result<(), Impossible> {
+    let Some(workers) = &config.rollout.workers else { return Ok(()) };
+    let is_open = !workers.address.ip().is_loopback();
+    refuse_if(
+        is_open && workers.token_file.is_none(),
+        "rollout.workers",
+        || format!("has the address {}, which other machines reach, and no token", workers.address),
+        "write a secret into a file, and name it with token_file",
+    )?;
+    refuse_if(
+        !(workers.lease_s >= 1.0 && workers.lease_s <= 86_400.0),
+        "rollout.workers",
+        || format!("has lease_s = {}, which is not between 1 and 86400", workers.lease_s),
+        "20 seconds are usual",
+    )?;
+    let refused = [
+        (
+            "agent.command",
+            config.agent.command.is_some(),
+            "an agent's program runs beside the trainer",
+        ),
+        (
+            "environment.opponent",
+            config.environment.opponent.is_some(),
+            "an opponent plays beside the trainer",
+        ),
+        (
+            "rollout.constraint",
+            config.rollout.constraint.is_some(),
+            "the engine is asked over HTTP",
+        ),
+    ];
+    for (key, is_set, why) in refused {
+        refuse_if(
+            is_set,
+            key,
+            || format!("is not supported with workers: {why}"),
+            "leave it out, or leave [rollout.workers] out",
+        )?;
+    }
+    Ok(())
 }
 
 fn check_rollout(config: &Config) -> Result<(), Impossible> {
