@@ -156,6 +156,15 @@ pub(crate) struct ServeArguments {
     /// A file with the token that clients send as their API key; off this machine, one is made without it
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// The model that clients name by its endpoint, for its tokenizer and chat template; needed by verifiers alone
+    #[arg(long, value_name = "MODEL", required_if_eq("protocol", "verifiers"))]
+    pub(crate) model: Option<PathBuf>,
+    /// The longest context of an episode, in tokens; for verifiers alone
+    #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub(crate) context_tokens: usize,
+    /// A variable in which a client of verifiers may find the key of its endpoint; can be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(crate) key_variable: Vec<String>,
     /// The reward of a call: that of its own turn, or of all turns so far, for trainers that take the last one (TRL)
     #[arg(long, value_enum, default_value_t = RewardName::Turn)]
     pub(crate) reward: RewardName,
@@ -170,6 +179,8 @@ pub(crate) enum ProtocolName {
     Ors,
     /// OpenEnv on a WebSocket; its /mcp is also a server for clients of MCP
     Openenv,
+    /// Whole episodes with their tokens by ZeroMQ, for prime-rl and verifiers
+    Verifiers,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

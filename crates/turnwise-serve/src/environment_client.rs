@@ -16,6 +16,11 @@ mod tasks;
 mod tool_list;
 mod turn;
 
+pub(crate) use address::ServerAddress;
+pub(crate) use http::Ask;
+pub(crate) use patience::Patience;
+pub(crate) use peer::Peer;
+
 pub use openenv::{ActingBy, OpenEnvOptions, openenv_tasks};
 pub use ors::{OrsOptions, ors_tasks};
 pub use rewards::RewardReading;

@@ -23,6 +23,7 @@ mod program;
 mod routes;
 mod session;
 mod workers;
+mod verifiers_server;
 
 pub use agents::GatewayAgents;
 pub use environment_client::{
@@ -35,3 +36,4 @@ pub use program::{OwnTasks, ProgramSettings, ProgramTasks, own_tasks};
 pub use workers::{
     HubSettings, RestoreEpisode, RunFiles, Worker, WorkerError, WorkerHub, WorkerReport,
 };
+pub use verifiers_server::{VerifiersServer, VerifiersSettings};

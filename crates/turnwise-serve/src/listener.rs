@@ -66,3 +66,9 @@ pub struct BindError {
     address: SocketAddr,
     source: std::io::Error,
 }
+
+impl BindError {
+    pub(crate) fn new(address: SocketAddr, source: std::io::Error) -> Self {
+        Self { address, source }
+    }
+}

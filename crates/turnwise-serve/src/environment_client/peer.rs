@@ -40,7 +40,26 @@ impl Peer {
         token_file: Option<&Path>,
         patience: Patience,
     ) -> Result<Self, EnvironmentError> {
-        let token = token_file.map(read_token).transpose()?;
+        Self::of(address, token_file.map(read_token).transpose()?, patience)
+    }
+
+    /// Creates a client with a token.
+    pub(crate) fn with_token(
+        address: ServerAddress,
+        token: Option<&str>,
+        patience: Patience,
+    ) -> Result<Self, EnvironmentError> {
+        let token = token.map(header).transpose().map_err(|why| {
+            EnvironmentError::new(format!("the key of {address} cannot be used: {why}"))
+        })?;
+        Self::of(address, token, patience)
+    }
+
+    fn of(
+        address: ServerAddress,
+        token: Option<HeaderValue>,
+        patience: Patience,
+    ) -> Result<Self, EnvironmentError> {
         if token.is_some() && !address.is_encrypted() && !address.is_local() {
             tracing::warn!("the token goes to {address} unencrypted");
         }
@@ -108,9 +127,14 @@ fn read_token(file: &Path) -> Result<HeaderValue, EnvironmentError> {
     if text.trim().is_empty() {
         return Err(wrong("the file is empty"));
     }
+    header(text.trim()).map_err(wrong)
+}
+
+/// Makes a header's value of a token.
+fn header(token: &str) -> Result<HeaderValue, &'static str> {
     // The error of a bad header must not repeat the token.
-    let mut value = HeaderValue::from_str(text.trim())
-        .map_err(|_| wrong("it has characters that a header cannot have"))?;
+    let value = HeaderValue::from_str(token);
+    let mut value = value.map_err(|_| "it has characters that a header cannot have")?;
     value.set_sensitive(true);
     Ok(value)
 }

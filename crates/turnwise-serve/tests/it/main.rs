@@ -14,3 +14,4 @@ mod peers;
 mod programs;
 mod support;
 mod workers;
+mod verifiers;

@@ -238,6 +238,9 @@ impl Environment for OpenEnvGame {
     }
 
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+        if self.socket.is_none() {
+            return Err(not_started());
+        }
         let mut turn = RemoteTurn::default();
         if action.calls.is_empty() {
             self.say(&action.text, &mut turn).await?;

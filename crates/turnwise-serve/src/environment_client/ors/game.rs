@@ -172,6 +172,9 @@ impl Environment for OrsGame {
     }
 
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
+        if self.session.is_none() {
+            return Err(not_started());
+        }
         let mut turn = RemoteTurn::default();
         if action.calls.is_empty() {
             self.say(&action.text, &mut turn).await?;
