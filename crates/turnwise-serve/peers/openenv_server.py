@@ -3,7 +3,7 @@
     pip install openenv==0.10.0 uvicorn            # or openenv-core==0.3.0
     python openenv_server.py count 18001           # actions: say as many digits as you can
     turnwise env check openenv url=http://127.0.0.1:18001 replay=true
-    turnwise train openenv_train.toml --set environment.options.url='"http://127.0.0.1:18001"'
+    turnwise train openenv.toml
     python openenv_server.py tools 18002           # tools of MCP: guess a number
     turnwise env check openenv url=http://127.0.0.1:18002 text_tool=""
 """

@@ -22,7 +22,7 @@ pub(crate) struct ConnectionLimits {
 
 /// Listens at an address, and returns the one that was taken.
 pub(crate) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), BindError> {
-    let failed = |source| BindError { address, source };
+    let failed = |why| BindError { address, why };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let taken = listener.local_addr().map_err(failed)?;
     Ok((listener, taken))
@@ -61,14 +61,14 @@ pub(crate) async fn accept(listener: TcpListener, router: Router, limits: Connec
 
 /// The reason why a server cannot listen.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen at {address}: {source}")]
+#[error("cannot listen at {address}: {why}")]
 pub struct BindError {
     address: SocketAddr,
-    source: std::io::Error,
+    why: std::io::Error,
 }
 
 impl BindError {
-    pub(crate) fn new(address: SocketAddr, source: std::io::Error) -> Self {
-        Self { address, source }
+    pub(crate) fn new(address: SocketAddr, why: std::io::Error) -> Self {
+        Self { address, why }
     }
 }

@@ -313,7 +313,7 @@ fn an_answer_that_breaks_off_is_asked_for_by_its_id() {
 }
 
 #[test]
-fn the_models_mistakes_are_answers_and_the_servers_are_errors() {
+fn the_models_mistakes_are_answers() {
     let failed = |reason: Value| json!({"ok": false, "error": "it went wrong", "reason": reason});
     let mistakes = [
         (failed(json!("not_found")), "error: not_found: it went wrong"),
@@ -341,6 +341,10 @@ fn the_models_mistakes_are_answers_and_the_servers_are_errors() {
         }
         assert_eq!(rig.heard.n_with("/toy/call"), n);
     });
+}
+
+#[test]
+fn arguments_that_the_server_refuses_are_the_models_mistake() {
     let detail = json!({"detail": [{"loc": ["body", "input"], "msg": "Input should be a valid dictionary"}]});
     let rig = Rig::new(move |route, _, _| {
         let refusal = || (StatusCode::UNPROCESSABLE_ENTITY, Json(detail.clone())).into_response();
@@ -355,6 +359,11 @@ fn the_models_mistakes_are_answers_and_the_servers_are_errors() {
             "{texts:?}"
         );
     });
+}
+
+#[test]
+fn an_answer_that_is_none_is_the_servers_fault() {
+    let failed = |reason: Value| json!({"ok": false, "error": "it went wrong", "reason": reason});
     let huge = "x".repeat((16 << 20) + 1);
     for (said, why) in [
         (ended_text(&failed(json!("name_collision")).to_string()), "name_collision"),

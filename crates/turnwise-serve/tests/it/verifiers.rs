@@ -147,6 +147,20 @@ async fn server(max_sessions: usize) -> VerifiersServer {
     VerifiersServer::bind(settings, suite, renderer).await.unwrap()
 }
 
+/// Checks the nodes of an episode: ids and mask of one length, and log-probabilities for what was sampled.
+fn has_sampled_tokens(delta: &Value) {
+    let nodes = delta["nodes"].as_array().unwrap();
+    let sampled: Vec<&Value> = nodes.iter().filter(|node| node["sampled"] == true).collect();
+    for node in &sampled {
+        let (ids, mask) = (node["token_ids"].as_array().unwrap(), node["mask"].as_array().unwrap());
+        assert_eq!(ids.len(), mask.len());
+        let own = ids.iter().zip(mask).find(|(_, mask)| **mask == true);
+        assert_eq!(own.unwrap().0, 3);
+        assert_eq!(node["logprobs"], json!([-0.5, -0.25]));
+    }
+    assert!(!sampled.is_empty());
+}
+
 #[test]
 fn an_episode_has_token_ids_a_mask_and_log_probabilities() {
     for generates in [true, false] {
@@ -169,26 +183,7 @@ fn an_episode_has_token_ids_a_mask_and_log_probabilities() {
             let set = &delta["set"];
             assert_eq!((&set["agent"]["config"], &set["is_completed"]), (&json!({}), &json!(true)));
             assert!(set["rewards"]["reward"]["score"].is_number(), "{set}");
-            let sampled: Vec<&Value> = delta["nodes"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .filter(|node| node["sampled"] == true)
-                .collect();
-            for node in &sampled {
-                let (ids, mask) =
-                    (node["token_ids"].as_array().unwrap(), node["mask"].as_array().unwrap());
-                assert_eq!(ids.len(), mask.len());
-                let own: Vec<&Value> = ids
-                    .iter()
-                    .zip(mask)
-                    .filter(|(_, mask)| **mask == true)
-                    .map(|(id, _)| id)
-                    .collect();
-                assert_eq!(own[0], 3);
-                assert_eq!(node["logprobs"], json!([-0.5, -0.25]));
-            }
-            assert!(!sampled.is_empty());
+            has_sampled_tokens(&delta);
             // Each prompt is the whole conversation so far, by the ids of the nodes.
             let asked = endpoint.heard.all();
             let asked = asked.last().unwrap();
@@ -320,7 +315,7 @@ fn a_variable_that_is_not_listed_is_not_sent_to_the_endpoint() {
             ));
             StatusCode::INTERNAL_SERVER_ERROR
         });
-        let served = Served::routes(router);
+        let endpoint = Served::routes(router);
         run(async {
             let suite = Suite::divided(
                 "echo",
@@ -331,8 +326,7 @@ fn a_variable_that_is_not_listed_is_not_sent_to_the_endpoint() {
             let settings = VerifiersSettings { key_variables, ..VerifiersSettings::default() };
             let server = VerifiersServer::bind(settings, suite, renderer).await.unwrap();
             let mut dealer = Dealer::connect(&server).await;
-            let client =
-                json!({"base_url": format!("{}/v1", served.url), "api_key_var": "CARGO_PKG_NAME"});
+            let client = json!({"base_url": format!("{}/v1", endpoint.url), "api_key_var": "CARGO_PKG_NAME"});
             dealer
                 .ask("f1", "run", &json!({"task_data": {"idx": 0}, "client": client, "model": "m"}))
                 .await;
