@@ -101,6 +101,7 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
         ("crates", "turnwise-gguf") => &["candle", "training", "rollout", "trajectory"],
         ("crates", "turnwise-run") => &FACADE[2..],
         ("crates", "turnwise-cli") => COMMAND,
+        ("crates", "turnwise-python") => &FACADE[1..],
         ("crates", "turnwise") => FACADE,
         _ => return None,
     })
@@ -145,6 +146,8 @@ fn leaking(packages: &[Package]) -> Vec<String> {
                 "candle-transformers" => &["turnwise-gguf"],
                 "gemm" | "libc" => &["turnwise-kernels"],
                 name if name.starts_with("candle-") => &["turnwise-candle"],
+                // Its macros expand to code with `unsafe`, which is pyo3's own; this crate forbids any other.
+                "pyo3" => &["turnwise-python"],
                 "tokenizers" | "llguidance" => &["turnwise-chat"],
                 _ => continue,
             };
