@@ -5,6 +5,7 @@
 //! | [Write an environment](environment) | the first hour: an environment, its tools and rewards, a small model trained on it |
 //! | [Train a real model](real_model) | a model from Hugging Face: settings, memory, adapters, checkpoints |
 //! | [Train an agent program](agent_program) | an agent in any language, on OpenAI's or Anthropic's client |
+//! | [Python](python) | environments in Python, the files of runs, engine, trainer and objectives |
 //! | [An engine on another machine](remote_engine) | vLLM or SGLang as the engine |
 //! | [Credit and objectives](credit) | which of them to choose |
 //! | [Partial and asynchronous rollouts](rollouts) | episodes of different length |
@@ -22,6 +23,7 @@ macro_rules! page {
         /// [environment]: crate::guide::environment
         /// [real_model]: crate::guide::real_model
         /// [agent_program]: crate::guide::agent_program
+        /// [python]: crate::guide::python
         /// [remote_engine]: crate::guide::remote_engine
         /// [credit]: crate::guide::credit
         /// [rollouts]: crate::guide::rollouts
@@ -42,6 +44,7 @@ page!(
     agent_program,
     "An agent in any language, on OpenAI's or Anthropic's client: its tasks, its rewards, and what is trained."
 );
+page!(python, "Environments in Python, the files of runs, engine, trainer and objectives.");
 page!(
     remote_engine,
     "Rollouts on vLLM or SGLang: how the server is started, what is checked, and what happens when a replica fails."
