@@ -64,6 +64,7 @@ mod _native {
 
     /// Called when the module is imported.
     #[pymodule_init]
+    #[expect(clippy::unnecessary_wraps, reason = "the form that pyo3 calls")]
     fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
         commit_as_used();
         Ok(())
