@@ -8,7 +8,7 @@ use crate::Server;
 
 /// The reason why one request to one replica has no answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub(crate) enum Fault {
+pub(crate) enum ServerFault {
     /// Nobody answers, or the connection broke.
     #[error("it does not answer: {0}")]
     Unreachable(String),

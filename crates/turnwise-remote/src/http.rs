@@ -9,7 +9,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
-use crate::fault::{Fault, RemoteError};
+use crate::fault::{RemoteError, ServerFault};
 use crate::secret::Secret;
 
 /// The longest answer that is not a stream: a list of models, or the log-probabilities of a probe.
@@ -64,7 +64,7 @@ impl Http {
         self.base.as_str().trim_end_matches('/').to_owned()
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Result<Value, Fault> {
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, ServerFault> {
         let request = self.request(Method::GET, path)?;
         json(send(request, self.silence).await?).await
     }
@@ -75,25 +75,25 @@ impl Http {
         path: &str,
         body: &Value,
         limit: Duration,
-    ) -> Result<Value, Fault> {
+    ) -> Result<Value, ServerFault> {
         let request = self.request(Method::POST, path)?.json(body).timeout(limit);
         json(send(request, limit).await?).await
     }
 
     /// Posts a body whose answer is a stream of events.
-    pub(crate) async fn stream(&self, path: &str, body: &Value) -> Result<Events, Fault> {
+    pub(crate) async fn stream(&self, path: &str, body: &Value) -> Result<Events, ServerFault> {
         let request = self.request(Method::POST, path)?.json(body);
         let response = send(request, self.silence).await?;
         Ok(Events { response, buffer: Vec::new() })
     }
 
-    fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, Fault> {
+    fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, ServerFault> {
         let url = format!("{}{path}", self.url());
-        let url = Url::parse(&url).map_err(|error| Fault::Unreachable(error.to_string()))?;
+        let url = Url::parse(&url).map_err(|error| ServerFault::Unreachable(error.to_string()))?;
         let request = self.client.request(method, url);
         let Some(key) = &self.key else { return Ok(request) };
         let mut value = HeaderValue::from_str(&format!("Bearer {}", key.reveal()))
-            .map_err(|_| Fault::Unreachable("its key is no header".to_owned()))?;
+            .map_err(|_| ServerFault::Unreachable("its key is no header".to_owned()))?;
         value.set_sensitive(true);
         Ok(request.header(AUTHORIZATION, value))
     }
@@ -125,7 +125,7 @@ pub(crate) struct Events {
 
 impl Events {
     /// Returns the data of the next event; `None` at the end of the stream. Can be cancelled: no event is lost.
-    pub(crate) async fn next(&mut self) -> Result<Option<String>, Fault> {
+    pub(crate) async fn next(&mut self) -> Result<Option<String>, ServerFault> {
         loop {
             if let Some(line) = self.line()? {
                 if let Some(data) = line.strip_prefix("data:") {
@@ -141,25 +141,25 @@ impl Events {
     }
 
     /// Takes the next whole line from the buffer.
-    fn line(&mut self) -> Result<Option<String>, Fault> {
+    fn line(&mut self) -> Result<Option<String>, ServerFault> {
         let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') else {
             if self.buffer.len() > LONGEST_EVENT {
-                return Err(Fault::Wrong(format!("an event of over {LONGEST_EVENT} bytes")));
+                return Err(ServerFault::Wrong(format!("an event of over {LONGEST_EVENT} bytes")));
             }
             return Ok(None);
         };
         let line: Vec<u8> = self.buffer.drain(..=end).collect();
         let line = String::from_utf8(line)
-            .map_err(|_| Fault::Wrong("an event that is no UTF-8".to_owned()))?;
+            .map_err(|_| ServerFault::Wrong("an event that is no UTF-8".to_owned()))?;
         Ok(Some(line.trim_end().to_owned()))
     }
 }
 
 /// Sends a request, and reads what a status other than success says. The head of the answer has to arrive within `limit`.
-async fn send(request: RequestBuilder, limit: Duration) -> Result<Response, Fault> {
+async fn send(request: RequestBuilder, limit: Duration) -> Result<Response, ServerFault> {
     let response = tokio::time::timeout(limit, request.send()).await;
     let response = response
-        .map_err(|_| Fault::Unreachable(format!("no answer in {} s", limit.as_secs_f64())))?
+        .map_err(|_| ServerFault::Unreachable(format!("no answer in {} s", limit.as_secs_f64())))?
         .map_err(|error| lost(&error))?;
     let status = response.status();
     if status.is_success() {
@@ -173,15 +173,15 @@ async fn send(request: RequestBuilder, limit: Duration) -> Result<Response, Faul
     let code = status.as_u16();
     Err(match status {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-            Fault::Busy { wait, message }
+            ServerFault::Busy { wait, message }
         }
-        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Fault::Unreachable(message),
-        _ if status.is_client_error() => Fault::Refused { status: code, message },
-        _ => Fault::Broke(format!("status {code}: {message}")),
+        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => ServerFault::Unreachable(message),
+        _ if status.is_client_error() => ServerFault::Refused { status: code, message },
+        _ => ServerFault::Broke(format!("status {code}: {message}")),
     })
 }
 
-async fn json(response: Response) -> Result<Value, Fault> {
+async fn json(response: Response) -> Result<Value, ServerFault> {
     let bytes = body(response).await?;
     if bytes.is_empty() {
         return Ok(Value::Null);
@@ -193,11 +193,11 @@ async fn json(response: Response) -> Result<Value, Fault> {
     }
 }
 
-async fn body(mut response: Response) -> Result<Vec<u8>, Fault> {
+async fn body(mut response: Response) -> Result<Vec<u8>, ServerFault> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {
         if bytes.len() + chunk.len() > LONGEST_ANSWER {
-            return Err(Fault::Wrong(format!("an answer of over {LONGEST_ANSWER} bytes")));
+            return Err(ServerFault::Wrong(format!("an answer of over {LONGEST_ANSWER} bytes")));
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -225,8 +225,8 @@ pub(crate) fn message(text: &str) -> String {
     if short.is_empty() { "no explanation".to_owned() } else { short }
 }
 
-fn lost(error: &reqwest::Error) -> Fault {
-    Fault::Unreachable(causes(error))
+fn lost(error: &reqwest::Error) -> ServerFault {
+    ServerFault::Unreachable(causes(error))
 }
 
 /// Returns an error's innermost cause, which says most: `connection refused` rather than `error sending request`.
@@ -279,7 +279,7 @@ mod tests {
             message(r#"{"error":{"message":"no such\n model","code":404}}"#),
             "no such model"
         );
-        assert_eq!(message(r#"{"detail":"Not Found"}"#), "Not Found");
+        assert_eq!(message(r#"{"detail":"Not FoundServer"}"#), "Not FoundServer");
         assert_eq!(message(""), "no explanation");
         assert_eq!(message(&"\u{1b}[31m".repeat(1000)).chars().count(), LONGEST_MESSAGE);
     }

@@ -12,10 +12,10 @@ use tokio::time::{Instant, sleep_until};
 use turnwise_rollout::{Policy, PolicyError, Sample, SampleRequest, SessionId};
 use turnwise_trajectory::PolicyVersion;
 
-use crate::fault::{Fault, RemoteError};
+use crate::fault::{RemoteError, ServerFault};
 use crate::http::Http;
-use crate::published::Published;
-use crate::replica::{Cuts, Replica, StreamEnd, seconds};
+use crate::published::PublishedWeights;
+use crate::replica::{CutSignals, Replica, StreamEnd, seconds};
 use crate::replicas::Replicas;
 use crate::secret::Secret;
 use crate::server::Server;
@@ -41,7 +41,7 @@ struct State {
     settings: RemoteSettings,
     replicas: Replicas,
     /// `None` until weights are published for the first time.
-    newest: Mutex<Option<Arc<Published>>>,
+    newest: Mutex<Option<Arc<PublishedWeights>>>,
     /// Held by requests for reading; for writing by a publication that replaces weights in place.
     gate: RwLock<()>,
     /// True while such a publication waits for the gate.
@@ -61,13 +61,13 @@ impl State {
         files: &WeightFiles,
         ours: &Path,
         probe: Probe,
-    ) -> Published {
+    ) -> PublishedWeights {
         let theirs = self.settings.path_of_server(ours, files.path());
         let files = match files {
             WeightFiles::Adapter(_) => WeightFiles::Adapter(theirs),
             WeightFiles::Model(_) => WeightFiles::Model(theirs),
         };
-        Published { version, files, probe }
+        PublishedWeights { version, files, probe }
     }
 }
 
@@ -187,8 +187,8 @@ impl RemotePolicy {
     /// Fails if no replica took the weights.
     fn report(
         &self,
-        published: &Published,
-        results: &[Result<f64, Fault>],
+        published: &PublishedWeights,
+        results: &[Result<f64, ServerFault>],
     ) -> Result<(), RemoteError> {
         let (server, version) = (self.0.server, published.version);
         let gap = results.iter().flatten().copied().fold(0.0, f64::max);
@@ -205,7 +205,7 @@ impl RemotePolicy {
     }
 
     /// Unloads adapters of earlier versions that no request uses, and returns the versions.
-    async fn retire(&self, newest: &Published) -> Vec<PolicyVersion> {
+    async fn retire(&self, newest: &PublishedWeights) -> Vec<PolicyVersion> {
         let retired: Vec<PolicyVersion> = {
             let mut uses = locked(&self.0.uses);
             let is_old =
@@ -228,12 +228,12 @@ impl RemotePolicy {
         retired
     }
 
-    fn newest(&self) -> Option<Arc<Published>> {
+    fn newest(&self) -> Option<Arc<PublishedWeights>> {
         locked(&self.0.newest).clone()
     }
 
     /// Returns the newest weights, which have to be recent enough.
-    fn weights(&self, request: &SampleRequest) -> Result<Arc<Published>, PolicyError> {
+    fn weights(&self, request: &SampleRequest) -> Result<Arc<PublishedWeights>, PolicyError> {
         let refused = |reason: String| Err(PolicyError::Refused(reason));
         let Some(published) = self.newest() else {
             return refused("no weights are published yet".to_owned());
@@ -249,7 +249,7 @@ impl RemotePolicy {
     async fn replica(
         &self,
         session: SessionId,
-        published: &Published,
+        published: &PublishedWeights,
         tries: &mut Tries,
     ) -> Result<Result<Arc<Replica>, Instant>, PolicyError> {
         let state = &*self.0;
@@ -273,7 +273,7 @@ impl RemotePolicy {
         &self,
         gathered: &mut Gathered<'_>,
         request: &SampleRequest,
-        cuts: &mut Cuts,
+        cuts: &mut CutSignals,
     ) -> Result<bool, PolicyError> {
         let mut interrupted = cuts.clone();
         let mut tries = Tries::default();
@@ -297,7 +297,7 @@ impl RemotePolicy {
         &self,
         gathered: &mut Gathered<'_>,
         request: &SampleRequest,
-        cuts: &mut Cuts,
+        cuts: &mut CutSignals,
         tries: &mut Tries,
     ) -> Result<Next, PolicyError> {
         let state = &*self.0;
@@ -368,22 +368,22 @@ impl Tries {
     fn failed(
         &mut self,
         replica: &Replica,
-        fault: Fault,
+        fault: ServerFault,
         gathered: &mut Gathered<'_>,
     ) -> Result<Next, PolicyError> {
         match &fault {
             // No other replica would take it.
-            Fault::Refused { message, .. } if !is_unknown_model(&fault) => {
+            ServerFault::Refused { message, .. } if !is_unknown_model(&fault) => {
                 return Err(PolicyError::Refused(message.clone()));
             }
-            Fault::Busy { wait, .. } if self.busy < MAX_TRIES => {
+            ServerFault::Busy { wait, .. } if self.busy < MAX_TRIES => {
                 gathered.settle();
                 let pause = seconds(0.25 * f64::from(1 << self.busy));
                 self.busy += 1;
                 return Ok(Next::Wait(Instant::now() + wait.unwrap_or(pause)));
             }
             // What it sent cannot be trusted.
-            Fault::Wrong(_) => gathered.forget(),
+            ServerFault::Wrong(_) => gathered.forget(),
             _ => gathered.settle(),
         }
         replica.fails(&fault);
@@ -408,8 +408,8 @@ impl Tries {
 }
 
 /// Returns whether a server does not know the adapter any more, because it was started anew.
-fn is_unknown_model(fault: &Fault) -> bool {
-    matches!(fault, Fault::Refused { status: 404, .. })
+fn is_unknown_model(fault: &ServerFault) -> bool {
+    matches!(fault, ServerFault::Refused { status: 404, .. })
 }
 
 /// Counts a request of a version.
@@ -452,7 +452,7 @@ impl Policy for RemotePolicy {
         let (interrupt, interrupted) = watch::channel(false);
         locked(&state.open).insert(request.session, interrupt);
         let _open = Open(state, request.session);
-        let mut cuts = Cuts { interrupted, paused: state.paused.subscribe() };
+        let mut cuts = CutSignals { interrupted, paused: state.paused.subscribe() };
         let mut gathered = Gathered::new(&request, state.server.engine());
         let is_interrupted = self.gather(&mut gathered, &request, &mut cuts).await?;
         Ok(gathered.into_sample(is_interrupted))

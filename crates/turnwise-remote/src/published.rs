@@ -27,14 +27,14 @@ impl WeightFiles {
 
 /// Weights under their version.
 #[derive(Clone, Debug)]
-pub(crate) struct Published {
+pub(crate) struct PublishedWeights {
     pub(crate) version: PolicyVersion,
     /// The files by the server's own path.
     pub(crate) files: WeightFiles,
     pub(crate) probe: Probe,
 }
 
-impl Published {
+impl PublishedWeights {
     /// Returns the model's name in a request, where `base` is the name of the server's own model.
     pub(crate) fn model_name<'a>(&self, base: &'a str) -> std::borrow::Cow<'a, str> {
         match self.files {

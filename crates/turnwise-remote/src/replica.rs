@@ -9,13 +9,13 @@ use tokio::time::Instant;
 use turnwise_environment::derive_seed;
 use turnwise_rollout::SampleRequest;
 
-use crate::fault::{Fault, RemoteError};
+use crate::fault::{RemoteError, ServerFault};
 use crate::http::Http;
-use crate::published::Published;
+use crate::published::PublishedWeights;
 use crate::quarantine::Health;
 use crate::server::Server;
 use crate::settings::RemoteSettings;
-use crate::stream::{Finish, Gathered, Piece};
+use crate::stream::{Finish, Gathered, SentPiece};
 use crate::vllm::Endpoint;
 use crate::{sglang, vllm};
 
@@ -106,16 +106,16 @@ impl Replica {
     }
 
     /// Leaves the replica alone for a time after a failed request. Many requests meet the same failure: the first counts.
-    pub(crate) fn fails(&self, fault: &Fault) {
+    pub(crate) fn fails(&self, fault: &ServerFault) {
         if self.health().is_serving() {
             self.quarantine(fault);
         }
     }
 
     /// Leaves the replica alone for a time, longer than the time before.
-    pub(crate) fn quarantine(&self, fault: &Fault) {
+    pub(crate) fn quarantine(&self, fault: &ServerFault) {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_wrong = matches!(fault, Fault::Wrong(_));
+        let was_wrong = matches!(fault, ServerFault::Wrong(_));
         *health = health.after_failure(Instant::now(), was_wrong, fault.to_string());
         if let Health::Quarantined { pause, .. } = &*health {
             let pause_s = pause.as_secs();
@@ -125,7 +125,7 @@ impl Replica {
 
     /// Gives the replica weights, checks that it serves them, and lets it serve. Returns the largest difference between its
     /// log-probabilities of the probe and the trainer's.
-    pub(crate) async fn install(&self, published: &Published) -> Result<f64, Fault> {
+    pub(crate) async fn install(&self, published: &PublishedWeights) -> Result<f64, ServerFault> {
         let limit = self.load_timeout;
         match self.server {
             Server::Vllm => vllm::load(&self.http, published, limit).await?,
@@ -141,7 +141,7 @@ impl Replica {
         let gap = published.probe.gap(&scored);
         // NaN fails this comparison too.
         if !(gap <= self.tolerance) {
-            return Err(Fault::Wrong(format!(
+            return Err(ServerFault::Wrong(format!(
                 "its log-probabilities differ by {gap:.3} nats from the trainer's after {} was loaded",
                 published.version
             )));
@@ -165,9 +165,9 @@ impl Replica {
     pub(crate) async fn draw(
         &self,
         gathered: &mut Gathered<'_>,
-        published: &Published,
-        cuts: &mut Cuts,
-    ) -> Result<StreamEnd, Fault> {
+        published: &PublishedWeights,
+        cuts: &mut CutSignals,
+    ) -> Result<StreamEnd, ServerFault> {
         let request = gathered.rest();
         let seed = self.seeded.then(|| derive_seed(request.seed, request.first_index));
         match self.server {
@@ -181,9 +181,9 @@ impl Replica {
         gathered: &mut Gathered<'_>,
         request: &SampleRequest,
         seed: Option<u64>,
-        published: &Published,
-        cuts: &mut Cuts,
-    ) -> Result<StreamEnd, Fault> {
+        published: &PublishedWeights,
+        cuts: &mut CutSignals,
+    ) -> Result<StreamEnd, ServerFault> {
         let model = published.model_name(&self.model);
         let (path, body) = vllm::generate(self.endpoint, &model, request, seed);
         let mut events = tokio::select! {
@@ -198,7 +198,7 @@ impl Replica {
                 end = cuts.cut() => return Ok(end),
                 event = events.next() => event?,
             };
-            let broken = || Fault::Unreachable("the stream broke off".to_owned());
+            let broken = || ServerFault::Unreachable("the stream broke off".to_owned());
             let event = event.ok_or_else(broken)?;
             let piece = vllm::read(self.endpoint, &event)?.ok_or_else(broken)?;
             if let Some(finish) = take(gathered, &piece, published)? {
@@ -212,9 +212,9 @@ impl Replica {
         gathered: &mut Gathered<'_>,
         request: &SampleRequest,
         seed: Option<u64>,
-        published: &Published,
-        cuts: &mut Cuts,
-    ) -> Result<StreamEnd, Fault> {
+        published: &PublishedWeights,
+        cuts: &mut CutSignals,
+    ) -> Result<StreamEnd, ServerFault> {
         let model = published.model_name(&self.model);
         let adapter = (!published.replaces()).then_some(&*model);
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
@@ -232,7 +232,7 @@ impl Replica {
             answer = &mut answer => (answer?, None),
         };
         let finish = take(gathered, &sglang::read(&answer)?, published)?;
-        let broken = || Fault::Wrong("an answer without an end".to_owned());
+        let broken = || ServerFault::Wrong("an answer without an end".to_owned());
         let finish = StreamEnd::Finished(finish.ok_or_else(broken)?);
         Ok(match end {
             Some(end) if finish == StreamEnd::Finished(Finish::Aborted) => end,
@@ -244,28 +244,28 @@ impl Replica {
 /// Appends the tokens of a piece; returns the end, if it has one.
 fn take(
     gathered: &mut Gathered<'_>,
-    piece: &Piece,
-    published: &Published,
-) -> Result<Option<Finish>, Fault> {
+    piece: &SentPiece,
+    published: &PublishedWeights,
+) -> Result<Option<Finish>, ServerFault> {
     gathered.append(&piece.tokens, published.version)?;
     // An adapter is named in the request. Whole weights replace each other, and the server's label says which sampled.
     let expected = vllm::version_label(published.version);
     let is_ours = |label: &String| label.starts_with('v') && label[1..].parse::<u32>().is_ok();
     let other = piece.labels.iter().find(|label| is_ours(label) && **label != expected);
     if let Some(other) = other.filter(|_| published.replaces()) {
-        return Err(Fault::Wrong(format!("tokens of {other} instead of {expected}")));
+        return Err(ServerFault::Wrong(format!("tokens of {other} instead of {expected}")));
     }
     Ok(piece.finish)
 }
 
 /// The two reasons to cut a stream.
 #[derive(Clone, Debug)]
-pub(crate) struct Cuts {
+pub(crate) struct CutSignals {
     pub(crate) interrupted: watch::Receiver<bool>,
     pub(crate) paused: watch::Receiver<bool>,
 }
 
-impl Cuts {
+impl CutSignals {
     /// Waits until the stream has to be cut.
     pub(crate) async fn cut(&mut self) -> StreamEnd {
         let Self { interrupted, paused } = self;

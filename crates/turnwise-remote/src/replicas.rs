@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use turnwise_environment::derive_seed;
 use turnwise_rollout::SessionId;
 
-use crate::fault::Fault;
-use crate::published::Published;
+use crate::fault::ServerFault;
+use crate::published::PublishedWeights;
 use crate::quarantine::Health;
 use crate::replica::Replica;
 
@@ -26,7 +26,10 @@ impl Replicas {
     }
 
     /// Gives weights to all replicas, those in quarantine too. Returns what each answered.
-    pub(crate) async fn install(&self, published: &Published) -> Vec<Result<f64, Fault>> {
+    pub(crate) async fn install(
+        &self,
+        published: &PublishedWeights,
+    ) -> Vec<Result<f64, ServerFault>> {
         join_all(self.0.iter().map(|replica| async {
             let _guard = replica.reviving.lock().await;
             let installed = replica.install(published).await;
@@ -40,7 +43,7 @@ impl Replicas {
 
     /// Tries replicas again whose pause is over. While another replica serves, whole models are left to the next publication,
     /// because loading them takes long.
-    pub(crate) async fn revive(&self, published: &Published) {
+    pub(crate) async fn revive(&self, published: &PublishedWeights) {
         let serves = self.0.iter().any(|replica| replica.health().is_serving());
         if serves && published.replaces() {
             return;

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use turnwise_rollout::SampleRequest;
 use turnwise_trajectory::{PolicyVersion, TokenId};
 
-use crate::fault::Fault;
+use crate::fault::ServerFault;
 use crate::http::Http;
-use crate::published::{Published, WeightFiles, adapter_name};
-use crate::stream::{Finish, Piece, SentToken};
+use crate::published::{PublishedWeights, WeightFiles, adapter_name};
+use crate::stream::{Finish, SentPiece, SentToken};
 use crate::vllm::{token_id, version_label};
 
 /// Returns the body of `POST /generate`; `adapter` is the name of an adapter, and `id` that of the request.
@@ -46,20 +46,21 @@ pub(crate) fn generate(
 }
 
 /// Reads an answer.
-pub(crate) fn read(answer: &Value) -> Result<Piece, Fault> {
+pub(crate) fn read(answer: &Value) -> Result<SentPiece, ServerFault> {
     let meta = &answer["meta_info"];
     let pairs = meta["output_token_logprobs"].as_array();
-    let pairs = pairs.ok_or_else(|| Fault::Wrong("no log-probabilities".to_owned()))?;
+    let pairs = pairs.ok_or_else(|| ServerFault::Wrong("no log-probabilities".to_owned()))?;
     let token = |pair: &Value| {
         Some(SentToken { id: token_id(&pair[1])?, logprob: pair[0].as_f64()?, kept: None })
     };
     let tokens: Option<Vec<SentToken>> = pairs.iter().map(token).collect();
-    let tokens = tokens.ok_or_else(|| Fault::Wrong("a token without its numbers".to_owned()))?;
+    let tokens =
+        tokens.ok_or_else(|| ServerFault::Wrong("a token without its numbers".to_owned()))?;
     let ids = answer["output_ids"].as_array().map(Vec::as_slice).unwrap_or_default();
     if ids.len() != tokens.len()
         || ids.iter().zip(&tokens).any(|(id, token)| token_id(id) != Some(token.id))
     {
-        return Err(Fault::Wrong("log-probabilities of other tokens".to_owned()));
+        return Err(ServerFault::Wrong("log-probabilities of other tokens".to_owned()));
     }
     let finish = match meta["finish_reason"]["type"].as_str() {
         Some("stop") => Finish::Stop,
@@ -67,20 +68,20 @@ pub(crate) fn read(answer: &Value) -> Result<Piece, Fault> {
         Some("abort") => Finish::Aborted,
         other => {
             let other = other.unwrap_or("nothing");
-            return Err(Fault::Broke(format!("the request ended with `{other}`")));
+            return Err(ServerFault::Broke(format!("the request ended with `{other}`")));
         }
     };
     let labels = meta["weight_version"].as_str().map(str::to_owned).into_iter().collect();
-    Ok(Piece { tokens, finish: Some(finish), labels })
+    Ok(SentPiece { tokens, finish: Some(finish), labels })
 }
 
-/// Cuts a request, whose answer then has the tokens so far.
-pub(crate) async fn abort(http: &Http, id: &str, limit: Duration) -> Result<(), Fault> {
+/// CutSignals a request, whose answer then has the tokens so far.
+pub(crate) async fn abort(http: &Http, id: &str, limit: Duration) -> Result<(), ServerFault> {
     http.post("/abort_request", &json!({"rid": id}), limit).await.map(drop)
 }
 
 /// Looks at a server; returns its context length.
-pub(crate) async fn find(http: &Http) -> Result<(String, Option<usize>), Fault> {
+pub(crate) async fn find(http: &Http) -> Result<(String, Option<usize>), ServerFault> {
     let info = http.get("/get_server_info").await?;
     let model = http.get("/get_model_info").await?;
     let name = model["model_path"].as_str().unwrap_or("default").to_owned();
@@ -94,7 +95,7 @@ pub(crate) async fn score(
     adapter: Option<&str>,
     ids: &[TokenId],
     limit: Duration,
-) -> Result<Vec<f32>, Fault> {
+) -> Result<Vec<f32>, ServerFault> {
     let body = json!({
         "input_ids": ids,
         "lora_path": adapter,
@@ -108,17 +109,21 @@ pub(crate) async fn score(
         rows.unwrap_or_default().iter().skip(1).map(|row| row[0].as_f64()).collect();
     let scored = scored.filter(|scored| scored.len() + 1 == ids.len());
     let scored =
-        scored.ok_or_else(|| Fault::Wrong("no log-probabilities of a prompt".to_owned()))?;
+        scored.ok_or_else(|| ServerFault::Wrong("no log-probabilities of a prompt".to_owned()))?;
     Ok(scored.into_iter().map(|logprob| logprob as f32).collect())
 }
 
 /// Loads weights into a server.
-pub(crate) async fn load(http: &Http, published: &Published, limit: Duration) -> Result<(), Fault> {
+pub(crate) async fn load(
+    http: &Http,
+    published: &PublishedWeights,
+    limit: Duration,
+) -> Result<(), ServerFault> {
     match &published.files {
         WeightFiles::Adapter(path) => {
             let body = json!({"lora_name": adapter_name(published.version), "lora_path": path});
             match http.post("/load_lora_adapter", &body, limit).await {
-                Err(Fault::Refused { message, .. }) if message.contains("already") => Ok(()),
+                Err(ServerFault::Refused { message, .. }) if message.contains("already") => Ok(()),
                 other => succeeded(&other?),
             }
         }
@@ -141,19 +146,19 @@ pub(crate) async fn unload(
     http: &Http,
     version: PolicyVersion,
     limit: Duration,
-) -> Result<(), Fault> {
+) -> Result<(), ServerFault> {
     let body = json!({"lora_name": adapter_name(version)});
     match http.post("/unload_lora_adapter", &body, limit).await {
-        Ok(_) | Err(Fault::Refused { .. }) => Ok(()),
+        Ok(_) | Err(ServerFault::Refused { .. }) => Ok(()),
         Err(fault) => Err(fault),
     }
 }
 
 /// Refuses an answer that says that it failed.
-fn succeeded(answer: &Value) -> Result<(), Fault> {
+fn succeeded(answer: &Value) -> Result<(), ServerFault> {
     if answer["success"] == json!(false) {
         let text = answer["message"].as_str().or_else(|| answer["error_message"].as_str());
-        return Err(Fault::Broke(crate::http::message(text.unwrap_or_default())));
+        return Err(ServerFault::Broke(crate::http::message(text.unwrap_or_default())));
     }
     Ok(())
 }
@@ -177,6 +182,6 @@ mod tests {
         assert_eq!(piece.tokens[1], SentToken { id: 6, logprob: -0.25, kept: None });
         let mut other = answer.clone();
         other["output_ids"] = json!([5, 7]);
-        assert!(matches!(read(&other), Err(Fault::Wrong(_))));
+        assert!(matches!(read(&other), Err(ServerFault::Wrong(_))));
     }
 }

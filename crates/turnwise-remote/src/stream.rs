@@ -3,7 +3,7 @@
 use turnwise_rollout::{Sample, SampleRequest};
 use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId};
 
-use crate::fault::Fault;
+use crate::fault::ServerFault;
 
 /// A token as a server sends it.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,7 @@ pub(crate) enum Finish {
 
 /// A part of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Piece {
+pub(crate) struct SentPiece {
     pub(crate) tokens: Vec<SentToken>,
     pub(crate) finish: Option<Finish>,
     /// The labels of the weights that sampled the whole answer, where the server says so.
@@ -65,14 +65,16 @@ impl<'a> Gathered<'a> {
         &mut self,
         tokens: &[SentToken],
         version: PolicyVersion,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ServerFault> {
         for token in tokens {
             let n = self.sample.tokens.len();
             if n == self.request.max_tokens {
-                return Err(Fault::Wrong(format!("more than {n} tokens, as asked for")));
+                return Err(ServerFault::Wrong(format!("more than {n} tokens, as asked for")));
             }
             if self.ends_with_stop() {
-                return Err(Fault::Wrong("tokens after a token that ends the turn".to_owned()));
+                return Err(ServerFault::Wrong(
+                    "tokens after a token that ends the turn".to_owned(),
+                ));
             }
             let (logprob, kept) = self.distribution(token)?;
             self.sample.push(SampledToken::new(token.id, logprob, version), &kept);
@@ -81,7 +83,7 @@ impl<'a> Gathered<'a> {
     }
 
     /// Returns the log-probability that is recorded, and the kept ids.
-    fn distribution(&self, token: &SentToken) -> Result<(f32, Vec<TokenId>), Fault> {
+    fn distribution(&self, token: &SentToken) -> Result<(f32, Vec<TokenId>), ServerFault> {
         let id = token.id;
         let sampling = &self.request.sampling;
         if sampling.temperature == 0.0 {
@@ -90,7 +92,7 @@ impl<'a> Gathered<'a> {
         let logprob = token.logprob;
         // vLLM sends -9999 for a number that it does not have.
         if !logprob.is_finite() || logprob > ROUNDING || logprob <= -9999.0 {
-            return Err(Fault::Wrong(format!("log-probability {logprob} of token {id}")));
+            return Err(ServerFault::Wrong(format!("log-probability {logprob} of token {id}")));
         }
         let logprob = logprob.min(0.0) as f32;
         match &token.kept {
@@ -99,11 +101,11 @@ impl<'a> Gathered<'a> {
                 kept.sort_unstable();
                 kept.dedup();
                 if kept.binary_search(&id).is_err() {
-                    return Err(Fault::Wrong(format!("token {id} is not among those it was sampled from")));
+                    return Err(ServerFault::Wrong(format!("token {id} is not among those it was sampled from")));
                 }
                 Ok((logprob, kept))
             }
-            None if !sampling.covers_vocabulary() => Err(Fault::Refused {
+            None if !sampling.covers_vocabulary() => Err(ServerFault::Refused {
                 status: 200,
                 message: "its answers lack the ids that top_p, top_k or min_p kept (vLLM has --return-sampling-mask); without \
                           them, set top_p = 1, top_k = 0 and min_p = 0"
@@ -114,18 +116,18 @@ impl<'a> Gathered<'a> {
     }
 
     /// Checks how a stream ended, and keeps its tokens. Returns whether the request is complete.
-    pub(crate) fn finish(&mut self, finish: Finish) -> Result<bool, Fault> {
+    pub(crate) fn finish(&mut self, finish: Finish) -> Result<bool, ServerFault> {
         let is_full = self.sample.tokens.len() == self.request.max_tokens;
         let is_stopped = self.ends_with_stop();
         match finish {
             Finish::Stop if !is_stopped => {
-                return Err(Fault::Wrong(
+                return Err(ServerFault::Wrong(
                     "the end of a turn without a token that ends it".to_owned(),
                 ));
             }
             Finish::Length if !(is_full || is_stopped) => {
                 let (n, wanted) = (self.sample.tokens.len(), self.request.max_tokens);
-                return Err(Fault::Wrong(format!("{n} tokens instead of {wanted}")));
+                return Err(ServerFault::Wrong(format!("{n} tokens instead of {wanted}")));
             }
             _ => {}
         }
@@ -217,7 +219,7 @@ mod tests {
         let wrong = |tokens: &[SentToken]| {
             let mut gathered = Gathered::new(&request, "vllm");
             match gathered.append(tokens, PolicyVersion(0)) {
-                Err(Fault::Wrong(reason)) => reason,
+                Err(ServerFault::Wrong(reason)) => reason,
                 other => panic!("{other:?}"),
             }
         };
@@ -237,7 +239,7 @@ mod tests {
         let request = SampleRequest { sampling, ..request() };
         let mut gathered = Gathered::new(&request, "vllm");
         let refused = gathered.append(&[sent(1, -1.0)], PolicyVersion(0));
-        assert!(matches!(refused, Err(Fault::Refused { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(ServerFault::Refused { .. })), "{refused:?}");
         let token = |kept: &[TokenId]| SentToken { kept: Some(kept.to_vec()), ..sent(5, -0.5) };
         assert!(gathered.append(&[token(&[4, 3])], PolicyVersion(0)).is_err());
         gathered.append(&[token(&[5, 3])], PolicyVersion(0)).unwrap();

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use turnwise_rollout::SampleRequest;
 use turnwise_trajectory::{PolicyVersion, TokenId};
 
-use crate::fault::Fault;
+use crate::fault::ServerFault;
 use crate::http::Http;
-use crate::published::{Published, WeightFiles, adapter_name};
-use crate::stream::{Finish, Piece, SentToken};
+use crate::published::{PublishedWeights, WeightFiles, adapter_name};
+use crate::stream::{Finish, SentPiece, SentToken};
 
 /// The route that samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(crate) enum Endpoint {
 
 /// A server that can be sampled from.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Found {
+pub(crate) struct FoundServer {
     pub(crate) model: String,
     pub(crate) context: Option<usize>,
     pub(crate) endpoint: Endpoint,
@@ -34,7 +34,7 @@ pub(crate) async fn find(
     http: &Http,
     wanted: Option<&str>,
     limit: Duration,
-) -> Result<Result<Found, String>, Fault> {
+) -> Result<Result<FoundServer, String>, ServerFault> {
     let models = http.get("/v1/models").await?;
     let cards = models["data"].as_array().map(Vec::as_slice).unwrap_or_default();
     let name = |card: &Value| card["id"].as_str().map(str::to_owned);
@@ -50,7 +50,7 @@ pub(crate) async fn find(
     let context = card["max_model_len"].as_u64().map(|length| length as usize);
     let endpoint = match top_logprob(http, Endpoint::Tokens, &model, 1.0, limit).await {
         Ok(_) => Endpoint::Tokens,
-        Err(Fault::Refused { status: 403 | 404 | 405, .. }) => Endpoint::Completions,
+        Err(ServerFault::Refused { status: 403 | 404 | 405, .. }) => Endpoint::Completions,
         Err(fault) => return Err(fault),
     };
     let hot = top_logprob(http, endpoint, &model, 2.0, limit).await?;
@@ -60,7 +60,7 @@ pub(crate) async fn find(
                        distribution that it samples from; start it with  --logprobs-mode processed_logprobs"
             .to_owned()));
     }
-    Ok(Ok(Found { model, context, endpoint }))
+    Ok(Ok(FoundServer { model, context, endpoint }))
 }
 
 /// Returns the log-probability of the most likely token at a temperature.
@@ -70,7 +70,7 @@ async fn top_logprob(
     model: &str,
     temperature: f64,
     limit: Duration,
-) -> Result<f64, Fault> {
+) -> Result<f64, ServerFault> {
     let mut params = parameters(temperature, 1);
     params["logprobs"] = json!(1);
     let (path, body) = addressed(endpoint, model, &[1, 2, 3], params, false);
@@ -86,7 +86,7 @@ async fn top_logprob(
             top.into_iter().flatten().filter_map(|(_, one)| one.as_f64()).fold(None, larger)
         }
     };
-    logprobs.ok_or_else(|| Fault::Wrong("no log-probabilities".to_owned()))
+    logprobs.ok_or_else(|| ServerFault::Wrong("no log-probabilities".to_owned()))
 }
 
 fn larger(largest: Option<f64>, number: f64) -> Option<f64> {
@@ -160,16 +160,16 @@ pub(crate) fn generate(
 }
 
 /// Reads an event of a stream; `None` for the last one, which has no data.
-pub(crate) fn read(endpoint: Endpoint, event: &str) -> Result<Option<Piece>, Fault> {
+pub(crate) fn read(endpoint: Endpoint, event: &str) -> Result<Option<SentPiece>, ServerFault> {
     if event == "[DONE]" {
         return Ok(None);
     }
-    let wrong = |what: &str| Fault::Wrong(format!("{what} in an event"));
+    let wrong = |what: &str| ServerFault::Wrong(format!("{what} in an event"));
     let event: Value = serde_json::from_str(event).map_err(|_| wrong("no JSON"))?;
     if event.get("error").is_some_and(|error| !error.is_null()) {
-        return Err(Fault::Broke(crate::http::message(&event.to_string())));
+        return Err(ServerFault::Broke(crate::http::message(&event.to_string())));
     }
-    let Some(choice) = event["choices"].get(0) else { return Ok(Some(Piece::default())) };
+    let Some(choice) = event["choices"].get(0) else { return Ok(Some(SentPiece::default())) };
     let ids = choice["token_ids"].as_array().map(Vec::as_slice).unwrap_or_default();
     let logprobs: Vec<(Option<u64>, Option<f64>)> = match endpoint {
         Endpoint::Tokens => {
@@ -209,12 +209,12 @@ pub(crate) fn read(endpoint: Endpoint, event: &str) -> Result<Option<Piece>, Fau
         Some("length") => Some(Finish::Length),
         Some("abort") => Some(Finish::Aborted),
         Some(other) => {
-            return Err(Fault::Broke(format!("the request ended with `{other}`")));
+            return Err(ServerFault::Broke(format!("the request ended with `{other}`")));
         }
     };
     let spans = choice["weight_versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let label = |span: &Value| span["version"].as_str().map(str::to_owned);
-    Ok(Some(Piece { tokens, finish, labels: spans.iter().filter_map(label).collect() }))
+    Ok(Some(SentPiece { tokens, finish, labels: spans.iter().filter_map(label).collect() }))
 }
 
 pub(crate) fn token_id(value: &Value) -> Option<TokenId> {
@@ -232,7 +232,7 @@ pub(crate) async fn score(
     model: &str,
     ids: &[TokenId],
     limit: Duration,
-) -> Result<Vec<f32>, Fault> {
+) -> Result<Vec<f32>, ServerFault> {
     let mut params = parameters(1.0, 1);
     params["prompt_logprobs"] = json!(0);
     let (path, body) = addressed(endpoint, model, ids, params, false);
@@ -247,12 +247,16 @@ pub(crate) async fn score(
     let scored: Option<Vec<f64>> = rows.iter().zip(ids).skip(1).map(of).collect();
     let scored = scored.filter(|scored| scored.len() + 1 == ids.len());
     let scored =
-        scored.ok_or_else(|| Fault::Wrong("no log-probabilities of a prompt".to_owned()))?;
+        scored.ok_or_else(|| ServerFault::Wrong("no log-probabilities of a prompt".to_owned()))?;
     Ok(scored.into_iter().map(|logprob| logprob as f32).collect())
 }
 
 /// Loads weights into a server. A whole model replaces the old one in place, so nothing may be sampled meanwhile.
-pub(crate) async fn load(http: &Http, published: &Published, limit: Duration) -> Result<(), Fault> {
+pub(crate) async fn load(
+    http: &Http,
+    published: &PublishedWeights,
+    limit: Duration,
+) -> Result<(), ServerFault> {
     match &published.files {
         WeightFiles::Adapter(path) => {
             let name = adapter_name(published.version);
@@ -260,9 +264,9 @@ pub(crate) async fn load(http: &Http, published: &Published, limit: Duration) ->
             match http.post("/v1/load_lora_adapter", &body, limit).await {
                 Ok(_) => Ok(()),
                 // It has this version from an earlier attempt, or from before it was in quarantine. A name is never reused.
-                Err(Fault::Refused { message, .. }) if message.contains("already") => Ok(()),
-                Err(Fault::Refused { status: 404, message }) if message == "Not Found" => {
-                    Err(Fault::Refused {
+                Err(ServerFault::Refused { message, .. }) if message.contains("already") => Ok(()),
+                Err(ServerFault::Refused { status: 404, message }) if message == "Not FoundServer" => {
+                    Err(ServerFault::Refused {
                         status: 404,
                         message: "it does not take adapters: start it with  --enable-lora --max-lora-rank RANK  and the \
                                   environment variable  VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
@@ -288,22 +292,27 @@ async fn replace(
     path: &str,
     version: PolicyVersion,
     limit: Duration,
-) -> Result<(), Fault> {
+) -> Result<(), ServerFault> {
     let reload = json!({"method": "reload_weights", "kwargs": {"weights_path": path}});
     control(http, "/collective_rpc", &reload, limit).await?;
     control(http, "/reset_prefix_cache", &Value::Null, limit).await?;
     let label = json!({"new_version": version_label(version)});
     match http.post("/update_weight_version", &label, limit).await {
         // Older servers have no labels.
-        Ok(_) | Err(Fault::Refused { status: 404, .. }) => Ok(()),
+        Ok(_) | Err(ServerFault::Refused { status: 404, .. }) => Ok(()),
         Err(fault) => Err(fault),
     }
 }
 
-async fn control(http: &Http, path: &str, body: &Value, limit: Duration) -> Result<(), Fault> {
+async fn control(
+    http: &Http,
+    path: &str,
+    body: &Value,
+    limit: Duration,
+) -> Result<(), ServerFault> {
     match http.post(path, body, limit).await {
         Ok(_) => Ok(()),
-        Err(Fault::Refused { status: 404, .. }) => Err(Fault::Refused {
+        Err(ServerFault::Refused { status: 404, .. }) => Err(ServerFault::Refused {
             status: 404,
             message: format!(
                 "it has no route {path}: start it with the environment variable  VLLM_SERVER_DEV_MODE=1"
@@ -323,10 +332,10 @@ pub(crate) async fn unload(
     http: &Http,
     version: PolicyVersion,
     limit: Duration,
-) -> Result<(), Fault> {
+) -> Result<(), ServerFault> {
     let body = json!({"lora_name": adapter_name(version)});
     match http.post("/v1/unload_lora_adapter", &body, limit).await {
-        Ok(_) | Err(Fault::Refused { .. }) => Ok(()),
+        Ok(_) | Err(ServerFault::Refused { .. }) => Ok(()),
         Err(fault) => Err(fault),
     }
 }
@@ -362,11 +371,11 @@ mod tests {
         let negative =
             r#"{"token_ids":[-1],"logprobs":{"content":[{"token_id":-1,"logprob":-1.0}]}}"#;
         for choice in [other, fewer, none, large, negative] {
-            assert!(matches!(of(choice), Err(Fault::Wrong(_))), "{choice}");
+            assert!(matches!(of(choice), Err(ServerFault::Wrong(_))), "{choice}");
         }
-        assert!(matches!(read(Endpoint::Tokens, "<html>"), Err(Fault::Wrong(_))));
+        assert!(matches!(read(Endpoint::Tokens, "<html>"), Err(ServerFault::Wrong(_))));
         let error = r#"{"error":{"message":"out of memory","code":500}}"#;
-        let broke = Fault::Broke("out of memory".to_owned());
+        let broke = ServerFault::Broke("out of memory".to_owned());
         assert_eq!(read(Endpoint::Tokens, error), Err(broke));
     }
 }

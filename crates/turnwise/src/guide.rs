@@ -6,7 +6,9 @@
 //! | [Train a real model](real_model) | a model from Hugging Face: settings, memory, adapters, checkpoints |
 //! | [Train an agent program](agent_program) | an agent in any language, on OpenAI's or Anthropic's client |
 //! | [Python](python) | environments in Python, the files of runs, engine, trainer and objectives |
+//! | [Environments of others, and for others](servers) | OpenEnv, ORS, verifiers: as servers and as environments |
 //! | [An engine on another machine](remote_engine) | vLLM or SGLang as the engine |
+//! | [Workers on other machines](workers) | environments that need more than the trainer's machine |
 //! | [Credit and objectives](credit) | which of them to choose |
 //! | [Partial and asynchronous rollouts](rollouts) | episodes of different length |
 //! | [Your own objective](own_objective) | a loss of your own |
@@ -24,7 +26,9 @@ macro_rules! page {
         /// [real_model]: crate::guide::real_model
         /// [agent_program]: crate::guide::agent_program
         /// [python]: crate::guide::python
+        /// [servers]: crate::guide::servers
         /// [remote_engine]: crate::guide::remote_engine
+        /// [workers]: crate::guide::workers
         /// [credit]: crate::guide::credit
         /// [rollouts]: crate::guide::rollouts
         /// [own_objective]: crate::guide::own_objective
@@ -45,10 +49,12 @@ page!(
     "An agent in any language, on OpenAI's or Anthropic's client: its tasks, its rewards, and what is trained."
 );
 page!(python, "Environments in Python, the files of runs, engine, trainer and objectives.");
+page!(servers, "Environments that are somebody else's server, and environments served to other trainers.");
 page!(
     remote_engine,
     "Rollouts on vLLM or SGLang: how the server is started, what is checked, and what happens when a replica fails."
 );
+page!(workers, "Rollout workers: how they join, what a killed one costs, and recipes for Ray, Slurm and Kubernetes.");
 page!(credit, "How rewards become advantages, and how far a step may go.");
 page!(rollouts, "Episodes that are cut and go on, and rollouts beside training.");
 page!(own_objective, "A loss of your own, and a program that trains with it.");

@@ -6,11 +6,13 @@ use turnwise::run::config::from_text;
 use turnwise::training::metric;
 use turnwise_testkit::Echo;
 
-const PAGES: [(&str, &str); 9] = [
+const PAGES: [(&str, &str); 11] = [
     ("environment.md", include_str!("../docs/guide/src/environment.md")),
     ("real_model.md", include_str!("../docs/guide/src/real_model.md")),
     ("agent_program.md", include_str!("../docs/guide/src/agent_program.md")),
     ("python.md", include_str!("../docs/guide/src/python.md")),
+    ("workers.md", include_str!("../docs/guide/src/workers.md")),
+    ("servers.md", include_str!("../docs/guide/src/servers.md")),
     ("remote_engine.md", include_str!("../docs/guide/src/remote_engine.md")),
     ("credit.md", include_str!("../docs/guide/src/credit.md")),
     ("rollouts.md", include_str!("../docs/guide/src/rollouts.md")),

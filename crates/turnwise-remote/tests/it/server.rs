@@ -293,19 +293,8 @@ fn stream_of(
     is_completion: bool,
 ) -> Response {
     let conduct = served.conduct.lock().unwrap().clone();
-    match &conduct {
-        Conduct::Busy(n) => {
-            *served.conduct.lock().unwrap() =
-                if *n > 1 { Conduct::Busy(n - 1) } else { Conduct::Serve };
-            let body = Json(json!({"detail": "too many requests"}));
-            return (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "0")], body).into_response();
-        }
-        Conduct::Redirect => {
-            let to = "http://127.0.0.1:9/steal";
-            return (StatusCode::TEMPORARY_REDIRECT, [("location", to)]).into_response();
-        }
-        Conduct::Html => return "<html>Sign in</html>\n\n".into_response(),
-        _ => {}
+    if let Some(refusal) = refusal(served, &conduct) {
+        return refusal;
     }
     let is_full = drawn.len() as u64 == params["max_tokens"].as_u64().unwrap();
     let stop: Vec<TokenId> =
@@ -352,4 +341,22 @@ fn stream_of(
         }
     });
     Response::new(Body::from_stream(body))
+}
+
+/// Returns the answer of a server that does not even begin.
+fn refusal(served: &Served, conduct: &Conduct) -> Option<Response> {
+    match conduct {
+        Conduct::Busy(n) => {
+            *served.conduct.lock().unwrap() =
+                if *n > 1 { Conduct::Busy(n - 1) } else { Conduct::Serve };
+            let body = Json(json!({"detail": "too many requests"}));
+            Some((StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "0")], body).into_response())
+        }
+        Conduct::Redirect => {
+            let to = "http://127.0.0.1:9/steal";
+            Some((StatusCode::TEMPORARY_REDIRECT, [("location", to)]).into_response())
+        }
+        Conduct::Html => Some("<html>Sign in</html>\n\n".into_response()),
+        _ => None,
+    }
 }

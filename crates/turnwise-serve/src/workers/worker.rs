@@ -246,10 +246,7 @@ async fn advance(
     stop: StopSignal,
 ) -> End {
     let Lease { lease, tokens, episode } = lease;
-    let send = async |state: Reported| {
-        let report = Report { worker: worker.to_owned(), lease: lease.clone(), state };
-        ask::<Verdict>(peer, "/reports", &report).await
-    };
+    let reporter = Reporter { peer, worker, lease: &lease };
     let episode = match Episode::restore(episode, &*makers.tasks, &*makers.agents) {
         Ok(episode) => episode,
         Err(error) => {
@@ -257,55 +254,77 @@ async fn advance(
                 Some(cause) => format!("{error}: {cause}"),
                 None => error.to_string(),
             };
-            let _ = send(Reported::Refused { reason }).await;
-            return End::Lost;
+            return reporter.last(Reported::Refused { reason }, End::Lost).await;
         }
     };
     let before = episode.n_drawn();
     let (handle, stop) = stop.child();
-    // The newest state alone counts: a turn that is not reported when the next one ends is not reported at all.
-    let (turns, mut ended) = mpsc::unbounded_channel();
-    let mut watcher = |episode: &Episode| {
+    let (turns, ended) = mpsc::unbounded_channel();
+    let mut watcher = move |episode: &Episode| {
         if let Some(snapshot) = episode.snapshot() {
             let n_sampled = episode.n_drawn().saturating_sub(before) as u64;
             let _ = turns.send(Reported::Turn { episode: Box::new(snapshot), n_sampled });
         }
     };
-    let allowance = Allowance { tokens, stop };
-    let progress = {
-        let engine = &makers.engine;
-        let advancing =
-            episode.advance_watched(engine, &allowance, Deadline::never(), &mut watcher);
-        tokio::pin!(advancing);
-        loop {
-            tokio::select! {
-                biased;
-                progress = &mut advancing => break progress,
-                Some(turn) = newest(&mut ended) => match send(turn).await {
-                    Ok(verdict) if verdict.is_current && !verdict.stops => {}
-                    Ok(verdict) if verdict.is_current => handle.stop(),
-                    // Somebody else goes on with it.
-                    Ok(_) => return End::Lost,
-                    Err(error) => tracing::debug!("a turn is not reported: {error}"),
-                },
+    let advancing = async {
+        let allowance = Allowance { tokens, stop };
+        let forever = Deadline::never();
+        let progress =
+            episode.advance_watched(&makers.engine, &allowance, forever, &mut watcher).await;
+        // There are no further turns to report.
+        drop(watcher);
+        progress
+    };
+    let (progress, ()) = tokio::join!(advancing, reporter.turns(ended, &handle));
+    match progress {
+        Progress::Finished(trajectory) => {
+            let trajectory = Box::new(trajectory);
+            reporter.last(Reported::Finished { trajectory }, End::Finished).await
+        }
+        Progress::Suspended(episode) => {
+            let state = match episode.snapshot() {
+                Some(episode) => Reported::Suspended { episode: Box::new(episode) },
+                None => Reported::Unchanged,
+            };
+            reporter.last(state, End::Suspended).await
+        }
+    }
+}
+
+/// Tells the trainer of the episode of a lease.
+struct Reporter<'a> {
+    peer: &'a Peer,
+    worker: &'a str,
+    lease: &'a str,
+}
+
+impl Reporter<'_> {
+    async fn send(&self, state: Reported) -> Result<Verdict, EnvironmentError> {
+        let (worker, lease) = (self.worker.to_owned(), self.lease.to_owned());
+        ask(self.peer, "/reports", &Report { worker, lease, state }).await
+    }
+
+    /// Reports turns while the next ones are played, and stops the episode if the trainer says so. The newest state alone counts:
+    /// a turn that is not reported when the next one ends is not reported at all.
+    async fn turns(&self, mut ended: mpsc::UnboundedReceiver<Reported>, handle: &StopHandle) {
+        while let Some(turn) = newest(&mut ended).await {
+            match self.send(turn).await {
+                Ok(verdict) if verdict.is_current && !verdict.stops => {}
+                Ok(_) => handle.stop(),
+                Err(error) => tracing::debug!("a turn is not reported: {error}"),
             }
         }
-    };
-    let (state, end) = match progress {
-        Progress::Finished(trajectory) => {
-            (Reported::Finished { trajectory: Box::new(trajectory) }, End::Finished)
-        }
-        Progress::Suspended(episode) => match episode.snapshot() {
-            Some(episode) => (Reported::Suspended { episode: Box::new(episode) }, End::Suspended),
-            None => (Reported::Unchanged, End::Suspended),
-        },
-    };
-    match send(state).await {
-        Ok(Verdict { is_current: true, .. }) => end,
-        Ok(_) => End::Lost,
-        Err(error) => {
-            tracing::warn!("a result did not reach the trainer: {error}");
-            End::Lost
+    }
+
+    /// Reports the end, which is lost if somebody else goes on with the episode.
+    async fn last(&self, state: Reported, end: End) -> End {
+        match self.send(state).await {
+            Ok(Verdict { is_current: true, .. }) => end,
+            Ok(_) => End::Lost,
+            Err(error) => {
+                tracing::warn!("a result did not reach the trainer: {error}");
+                End::Lost
+            }
         }
     }
 }
