@@ -76,8 +76,9 @@ pub async fn evaluate(
     let what = format!("evaluating on {}", session.suite.name());
     let watched = Watched { what: &what, meters: std::slice::from_ref(&meter) };
     let evaluation = watch(observer, watched, stop, playing).await;
-    let evaluation =
-        evaluation.map_err(|error| Failure::from(error).in_environment(session.suite.name()))?;
+    let program = session.config.agent.command.as_deref();
+    let named = |error| Failure::from(error).in_environment(session.suite.name(), program);
+    let evaluation = evaluation.map_err(named)?;
     evaluation.ok_or_else(|| Failure::new(ExitCode::Interrupted, "interrupted"))
 }
 

@@ -99,10 +99,10 @@ impl Failure {
         self
     }
 
-    /// Replaces the placeholder in the help by the name of the environment.
+    /// Replaces the placeholder in the help by what plays the episodes: the environment, or the agent program.
     #[must_use]
-    pub(crate) fn in_environment(mut self, name: &str) -> Self {
-        self.help = self.help.map(|help| naming(&help, name));
+    pub(crate) fn in_environment(mut self, name: &str, program: Option<&str>) -> Self {
+        self.help = self.help.map(|help| naming(&help, name, program));
         self
     }
 
@@ -290,10 +290,18 @@ impl From<RolloutError> for Failure {
     }
 }
 
-/// Replaces the placeholder in a help by the name of the environment.
-pub(crate) fn naming(help: &str, environment: &str) -> String {
-    help.replace("env check NAME", &format!("env check {environment}"))
+/// Replaces the placeholder in a help by the name of the environment; where an agent program plays, the help is about that.
+pub(crate) fn naming(help: &str, environment: &str, program: Option<&str>) -> String {
+    match program {
+        Some(command) if help.contains(PLACEHOLDER) => format!(
+            "the agent program failed, or its environment: the message has its last lines; the program is  {command}"
+        ),
+        _ => help.replace(PLACEHOLDER, &format!("env check {environment}")),
+    }
 }
+
+/// What a help says of the environment before its name is known.
+const PLACEHOLDER: &str = "env check NAME";
 
 const CHECK_ENVIRONMENT: &str =
     "see whether the environment holds its contract:  turnwise env check NAME";
@@ -351,5 +359,22 @@ impl From<TrainError> for Failure {
                 .help("go on from the last checkpoint with a smaller step: train.learning_rate / 3, or train.max_grad_norm = 0.5"),
             _ => Self::runtime(&error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_is_about_whoever_plays_the_episodes() {
+        let help = naming(CHECK_ENVIRONMENT, "guess", None);
+        assert!(help.ends_with("turnwise env check guess"), "{help}");
+        let program = Some("python agent.py");
+        let help = naming(CHECK_ENVIRONMENT, "guess", program);
+        assert!(help.contains("python agent.py") && !help.contains("env check"), "{help}");
+        // A slow engine is no program's fault.
+        let engine = help_for(InfraReason::EngineTimeout);
+        assert_eq!(naming(engine, "guess", program), engine);
     }
 }

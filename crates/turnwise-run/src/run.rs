@@ -370,7 +370,8 @@ impl<'a> RunLoop<'a> {
     ) -> Failure {
         let is_whole = matches!(&error, TrainError::Rollout(error)
             if !matches!(error, RolloutError::NotFinite { .. }));
-        let failure = Failure::from(error).in_environment(self.session.suite.name());
+        let program = self.session.config.agent.command.as_deref();
+        let failure = Failure::from(error).in_environment(self.session.suite.name(), program);
         self.observer.finish(&[]);
         if is_whole && let Err(unsaved) = self.checkpoint(trainer).await {
             self.observer.note(&format!("! the step was not saved: {unsaved}"));

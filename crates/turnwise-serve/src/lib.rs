@@ -22,6 +22,7 @@ mod origin;
 mod program;
 mod routes;
 mod session;
+mod tool_choice;
 mod verifiers_server;
 mod workers;
 

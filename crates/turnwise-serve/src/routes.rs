@@ -85,23 +85,18 @@ async fn chat(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let session = session(&shared, path, &headers)?;
-    let request: ChatRequest = read(&body)?;
+    let (session, request) = asked::<ChatRequest>(&shared, path, &headers, &body)?;
     let model = named(&request.model, &shared);
     let (streams, counts) = (request.stream == Some(true), request.counts_in_stream());
     let has_logprobs = request.logprobs == Some(true);
     let id = shared.sessions.new_request();
-    let answers = ask(&session, request.call()?)?;
-    if !streams {
-        return Ok(
-            Json(completion(id, &model, &received(answers).await?, has_logprobs)).into_response()
-        );
-    }
-    let stream = ChatStream { id, model, has_logprobs, counts };
-    Ok(events(answers, move |answers| {
+    let stream = ChatStream { id, model: model.clone(), has_logprobs, counts };
+    let whole = move |answers: &[ChatAnswer]| completion(id, &model, answers, has_logprobs);
+    let pieces = move |answers: &[ChatAnswer]| {
         let each = stream.events(answers).into_iter();
         each.map(|data| sse::Event::default().data(data)).collect()
-    }))
+    };
+    answered(&session, request.call()?, streams, whole, pieces).await
 }
 
 async fn messages(
@@ -110,18 +105,14 @@ async fn messages(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let session = session(&shared, path, &headers)?;
-    let request: anthropic::MessagesRequest = read(&body)?;
+    let (session, request) = asked::<anthropic::MessagesRequest>(&shared, path, &headers, &body)?;
     let (model, streams) = (named(&request.model, &shared), request.stream);
-    let id = shared.sessions.new_request();
-    let answers = ask(&session, request.call()?)?;
-    if !streams {
-        let answers = received(answers).await?;
-        return Ok(Json(anthropic::message(id, &model, &answers[0])).into_response());
-    }
-    Ok(events(answers, move |answers| {
-        named_events(anthropic::stream_events(id, &model, &answers[0]))
-    }))
+    let (id, of_stream) = (shared.sessions.new_request(), model.clone());
+    let whole = move |answers: &[ChatAnswer]| anthropic::message(id, &model, &answers[0]);
+    let pieces = move |answers: &[ChatAnswer]| {
+        named_events(anthropic::stream_events(id, &of_stream, &answers[0]))
+    };
+    answered(&session, request.call()?, streams, whole, pieces).await
 }
 
 async fn responses(
@@ -130,16 +121,38 @@ async fn responses(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let session = session(&shared, path, &headers)?;
-    let request: ResponsesRequest = read(&body)?;
+    let (session, request) = asked::<ResponsesRequest>(&shared, path, &headers, &body)?;
     let (model, streams) = (named(&request.model, &shared), request.streams());
-    let id = shared.sessions.new_request();
-    let answers = ask(&session, request.call()?)?;
-    if !streams {
-        let answers = received(answers).await?;
-        return Ok(Json(responded(id, &model, &answers[0])).into_response());
+    let (id, of_stream) = (shared.sessions.new_request(), model.clone());
+    let whole = move |answers: &[ChatAnswer]| responded(id, &model, &answers[0]);
+    let pieces =
+        move |answers: &[ChatAnswer]| named_events(response_events(id, &of_stream, &answers[0]));
+    answered(&session, request.call()?, streams, whole, pieces).await
+}
+
+/// Reads a request of a session.
+fn asked<T: DeserializeOwned>(
+    shared: &Shared,
+    path: KeyInPath,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<(Arc<Session>, T), ApiError> {
+    Ok((session(shared, path, headers)?, read(body)?))
+}
+
+/// Asks for the answers to a call, and writes them whole or as events.
+async fn answered(
+    session: &Session,
+    call: ModelCall,
+    streams: bool,
+    whole: impl FnOnce(&[ChatAnswer]) -> Value,
+    pieces: impl Fn(&[ChatAnswer]) -> Vec<sse::Event> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let answers = ask(session, call)?;
+    if streams {
+        return Ok(events(answers, pieces));
     }
-    Ok(events(answers, move |answers| named_events(response_events(id, &model, &answers[0]))))
+    Ok(Json(whole(&received(answers).await?)).into_response())
 }
 
 fn named_events(events: Vec<(&'static str, Value)>) -> Vec<sse::Event> {

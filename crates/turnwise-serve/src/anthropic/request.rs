@@ -6,6 +6,7 @@ use turnwise_environment::{Message, Role, ToolCall, ToolSpec};
 
 use crate::api_error::ApiError;
 use crate::call::ModelCall;
+use crate::tool_choice::may_call;
 
 /// What a client sends to `/v1/messages`. Fields that are not here are ignored; the run decides how tokens are sampled.
 #[derive(Clone, Debug, Deserialize)]
@@ -94,9 +95,8 @@ impl MessagesRequest {
         for message in self.messages {
             message.add_to(&mut messages)?;
         }
-        let choice = self.tool_choice.as_ref().and_then(|choice| choice.get("type"));
-        let without_tools = choice.and_then(Value::as_str) == Some("none");
-        let tools = if without_tools { Vec::new() } else { self.tools };
+        let may_call = may_call(self.tool_choice.as_ref())?;
+        let tools = if may_call { self.tools } else { Vec::new() };
         Ok(ModelCall {
             messages,
             tools: tools.into_iter().map(SentTool::spec).collect::<Result<_, _>>()?,

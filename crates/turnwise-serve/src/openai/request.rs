@@ -6,6 +6,7 @@ use turnwise_environment::{Message, Role, ToolCall, ToolSpec};
 
 use crate::api_error::ApiError;
 use crate::call::ModelCall;
+use crate::tool_choice::may_call;
 
 /// What a client sends to `/v1/chat/completions`. Fields that are not here are ignored; the run decides how tokens are
 /// sampled (`temperature`, `top_p`, `seed`), because it trains on them.
@@ -140,8 +141,8 @@ impl ChatRequest {
         if max_tokens == Some(0) {
             return Err(ApiError::bad_request("a turn of 0 tokens cannot be sampled"));
         }
-        let without_tools = self.tool_choice.as_ref().and_then(Value::as_str) == Some("none");
-        let tools = self.tools.filter(|_| !without_tools).unwrap_or_default();
+        let may_call = may_call(self.tool_choice.as_ref())?;
+        let tools = self.tools.filter(|_| may_call).unwrap_or_default();
         Ok(ModelCall {
             messages: self
                 .messages
@@ -285,7 +286,9 @@ mod tests {
         let said = json!([{"role": "user", "content": "hi"}]);
         let none = json!({"messages": said, "tools": tool, "tool_choice": "none"});
         assert!(call(none).unwrap().tools.is_empty());
+        let auto = json!({"messages": said, "tools": tool, "tool_choice": "auto"});
+        assert_eq!(call(auto).unwrap().tools.len(), 1);
         let required = json!({"messages": said, "tools": tool, "tool_choice": "required"});
-        assert_eq!(call(required).unwrap().tools.len(), 1);
+        assert!(call(required).is_err());
     }
 }

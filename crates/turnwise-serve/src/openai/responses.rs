@@ -9,6 +9,7 @@ use super::response::now;
 use crate::answer::ChatAnswer;
 use crate::api_error::ApiError;
 use crate::call::ModelCall;
+use crate::tool_choice::may_call;
 
 /// What a client sends to `/v1/responses`. Fields that are not here are ignored, as with chat completions.
 #[derive(Clone, Debug, Deserialize)]
@@ -110,8 +111,8 @@ impl ResponsesRequest {
         if messages.iter().all(|message| message.role == Role::System) {
             return Err(ApiError::bad_request("input is empty"));
         }
-        let without_tools = self.tool_choice.as_ref().and_then(Value::as_str) == Some("none");
-        let tools = self.tools.filter(|_| !without_tools).unwrap_or_default();
+        let may_call = may_call(self.tool_choice.as_ref())?;
+        let tools = self.tools.filter(|_| may_call).unwrap_or_default();
         Ok(ModelCall {
             messages,
             tools: tools.into_iter().map(spec).collect::<Result<_, _>>()?,

@@ -47,7 +47,7 @@ pub(super) fn episodes_break(evidence: &Evidence) -> Option<Finding> {
     let (why, change) = match most_frequent(steps) {
         Some(Faults { first, n }) => (
             format!("{n} of {broken:.0} with {first}"),
-            naming(help_for(first.reason), environment),
+            naming(help_for(first.reason), environment, evidence.config.agent.command.as_deref()),
         ),
         None => (
             "the environment, a tool, the engine or a rubric failed".to_owned(),
