@@ -1,10 +1,15 @@
 //! How a program ends, and what it earns.
 
 use serde_json::{Value, json};
+use turnwise_environment::{
+    Action, Environment, EnvironmentError, Observation, Step, Suite, async_trait,
+};
 use turnwise_rollout::Allowance;
+use turnwise_serve::{OrsOptions, Protocol, ServerSettings, ors_tasks};
 use turnwise_testkit::scene;
 use turnwise_trajectory::{InfraReason, Outcome};
 
+use crate::peers::{Served, begun, end, next};
 use crate::support::{Program, finished, run, user};
 
 fn infra(outcome: &Outcome) -> (InfraReason, String) {
@@ -102,5 +107,73 @@ fn the_environment_behind_a_program_gives_its_task_and_its_rewards() {
         assert_eq!((trajectory.turns.len(), &trajectory.outcome), (2, &Outcome::Done));
         assert!(trajectory.turns.iter().all(|turn| turn.reward.is_some()));
         assert_eq!(trajectory.graph.leaves().len(), 1);
+    });
+}
+
+/// Judges the first turn only after the second.
+#[derive(Clone, Debug)]
+struct Judge {
+    /// Makes tasks that differ.
+    name: u32,
+    turn: usize,
+}
+
+#[async_trait]
+impl Environment for Judge {
+    async fn reset(&mut self, _seed: u64) -> Result<Observation, EnvironmentError> {
+        Ok(format!("case {}", self.name).into())
+    }
+
+    async fn step(&mut self, _action: Action) -> Result<Step, EnvironmentError> {
+        self.turn += 1;
+        Ok(match self.turn {
+            1 => Step::next("go on"),
+            2 => Step::next("judged").reward(0.25).reward_of_turn(0, 0.5),
+            _ => Step::terminated(0.0).reward_of_turn(1, 0.25),
+        })
+    }
+}
+
+fn cases() -> Vec<Judge> {
+    (0..40).map(|name| Judge { name, turn: 0 }).collect()
+}
+
+#[test]
+fn a_late_reward_of_the_environment_behind_a_program_is_of_the_programs_newest_turn() {
+    run(async {
+        let program = Program::new().await;
+        let test = async {
+            let session = program.session().await;
+            for (asks, step) in [(true, 1), (true, 2), (false, 3)] {
+                if asks {
+                    session.chat(&json!({"messages": [user("a")]})).await;
+                }
+                let (status, answer) = session.post("/step", &json!({"content": "b"})).await;
+                assert_eq!(status, 200, "step {step}: {answer}");
+            }
+            program.exit(0);
+        };
+        let trajectory = program.played_in(cases(), test).await;
+        // The environment's turns are not the program's, which took three steps in two turns of its own.
+        let rewards: Vec<_> = trajectory.turns.iter().map(|turn| turn.reward).collect();
+        assert_eq!(rewards, [None, Some(1.0)]);
+        assert_eq!(trajectory.reward(), Some(1.0));
+    });
+}
+
+#[test]
+fn a_late_reward_behind_a_server_is_of_the_call_that_it_came_with() {
+    let suite = Suite::divided("judge", cases(), 0.3);
+    let served = Served::suite(ServerSettings::new(Protocol::Ors), suite);
+    let options = OrsOptions { url: served.url.clone(), ..OrsOptions::default() };
+    let remote = ors_tasks(&options).unwrap();
+    run(async {
+        let (mut environment, _) = begun(&remote).await;
+        let mut rewards = Vec::new();
+        for _ in 0..2 {
+            rewards.push(next(environment.step(Action::text("a")).await.unwrap()).1);
+        }
+        rewards.push(end(&environment.step(Action::text("a")).await.unwrap()).0);
+        assert_eq!(rewards, [None, Some(0.75), Some(0.25)]);
     });
 }

@@ -39,13 +39,17 @@ impl Program {
 
     /// Returns an episode that this program plays.
     pub(crate) fn episode(&self, limits: Limits) -> Episode {
+        self.episode_of(&self.command(), limits)
+    }
+
+    /// Returns the command of the program.
+    fn command(&self) -> String {
         let (url, status) = (self.file("url"), self.file("status"));
-        let command = format!(
+        format!(
             "printf %s $TURNWISE_SESSION > {url}.new; mv {url}.new {url}; while [ ! -e {status} ]; do sleep 0.01; done; exit $(cat {status})",
             url = url.display(),
             status = status.display()
-        );
-        self.episode_of(&command, limits)
+        )
     }
 
     /// Returns an episode that a command plays.
@@ -57,6 +61,24 @@ impl Program {
         let agents = Arc::new(ChatAgents::new(renderer.clone()));
         let agents = GatewayAgents::new(agents, renderer, &self.gateway);
         Episode::new(scene::identity(&tasks, 0, 4), tasks.environment(0), &agents, limits)
+    }
+
+    /// Plays the episode of an environment to its end while the test acts as its program.
+    pub(crate) async fn played_in(
+        &self,
+        inner: impl TaskSet + 'static,
+        test: impl Future<Output = ()>,
+    ) -> Trajectory {
+        let settings = ProgramSettings::new(self.command());
+        let tasks = ProgramTasks::new(Arc::new(inner), self.gateway.clone(), settings);
+        let renderer: Arc<dyn Renderer> = self.renderer.clone();
+        let agents = Arc::new(ChatAgents::new(renderer.clone()));
+        let agents = GatewayAgents::new(agents, renderer, &self.gateway);
+        let identity = scene::identity(&tasks, 0, 4);
+        let episode = Episode::new(identity, tasks.environment(0), &agents, scene::limits());
+        let allowance = Allowance::unlimited();
+        let (progress, ()) = tokio::join!(episode.advance(&self.model, &allowance), test);
+        finished(progress)
     }
 
     /// Ends the program with a status.
