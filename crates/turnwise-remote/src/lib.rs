@@ -3,7 +3,7 @@
 #![doc = include_str!("../README.md")]
 //!
 //! A [`RemotePolicy`] samples from one or several replicas of a server. [`RemotePolicy::publish`] gives new weights to all of
-//! them, and checks with a [`Probe`] that each replica serves exactly these.
+//! them, and checks with a [`WeightProbe`] that each replica serves exactly these.
 
 mod fault;
 mod http;
@@ -22,7 +22,7 @@ mod vllm;
 
 pub use fault::RemoteError;
 pub use policy::RemotePolicy;
-pub use probe::Probe;
+pub use probe::WeightProbe;
 pub use published::WeightFiles;
 pub use secret::{Secret, SecretError};
 pub use server::Server;

@@ -21,7 +21,7 @@ use crate::secret::Secret;
 use crate::server::Server;
 use crate::settings::RemoteSettings;
 use crate::stream::Gathered;
-use crate::{Probe, WeightFiles};
+use crate::{WeightFiles, WeightProbe};
 
 /// A policy that samples on vLLM or SGLang; a handle.
 ///
@@ -60,7 +60,7 @@ impl State {
         version: PolicyVersion,
         files: &WeightFiles,
         ours: &Path,
-        probe: Probe,
+        probe: WeightProbe,
     ) -> PublishedWeights {
         let theirs = self.settings.path_of_server(ours, files.path());
         let files = match files {
@@ -135,7 +135,7 @@ impl RemotePolicy {
         version: PolicyVersion,
         files: WeightFiles,
         ours: &Path,
-        probe: Probe,
+        probe: WeightProbe,
     ) -> Result<Vec<PolicyVersion>, RemoteError> {
         let state = &*self.0;
         let _turn = state.publishing.lock().await;
@@ -167,7 +167,7 @@ impl RemotePolicy {
         &self,
         files: WeightFiles,
         ours: &Path,
-        probe: Probe,
+        probe: WeightProbe,
     ) -> Result<(), RemoteError> {
         let state = &*self.0;
         let _turn = state.publishing.lock().await;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use turnwise_trajectory::PolicyVersion;
 
-use crate::Probe;
+use crate::WeightProbe;
 
 /// The files of weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) struct PublishedWeights {
     pub(crate) version: PolicyVersion,
     /// The files by the server's own path.
     pub(crate) files: WeightFiles,
-    pub(crate) probe: Probe,
+    pub(crate) probe: WeightProbe,
 }
 
 impl PublishedWeights {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tokio::runtime::Handle;
 use turnwise_candle::{CandleLearner, Decoder};
 use turnwise_environment::derive_seed;
-use turnwise_remote::{Probe, RemotePolicy, RemoteSettings, Secret, Server, WeightFiles};
+use turnwise_remote::{RemotePolicy, RemoteSettings, Secret, Server, WeightFiles, WeightProbe};
 use turnwise_rollout::{Sampler, uniform_at};
 use turnwise_training::RunDirectory;
 use turnwise_trajectory::{PolicyVersion, Sampling};
@@ -105,7 +105,11 @@ impl Weights {
     }
 
     /// Writes the weights of a model, and scores a few tokens with them.
-    fn write(&mut self, name: &str, model: &Decoder) -> Result<(WeightFiles, Probe), BoxError> {
+    fn write(
+        &mut self,
+        name: &str,
+        model: &Decoder,
+    ) -> Result<(WeightFiles, WeightProbe), BoxError> {
         let path = self.directory.join(name);
         fs::create_dir_all(&path)?;
         let files = if model.lora().is_some() {
@@ -120,7 +124,7 @@ impl Weights {
         }
         let scored = model.score(std::slice::from_ref(&self.probe))?;
         let logprobs = scored.into_iter().next().unwrap_or_default();
-        Ok((files, Probe { ids: self.probe.clone(), logprobs }))
+        Ok((files, WeightProbe { ids: self.probe.clone(), logprobs }))
     }
 
     /// Removes the weights of a version. Files that stay cost disk and nothing else.

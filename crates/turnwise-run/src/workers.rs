@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use turnwise_environment::Split;
 use turnwise_rollout::{ChatAgents, Episode, Preface, StopSignal};
-use turnwise_serve::{HubSettings, RunFiles, Worker, WorkerHub, WorkerReport};
+use turnwise_serve::{HubSettings, RolloutWorker, RunDescription, WorkerHub, WorkerReport};
 
 use crate::failure::Failure;
 use crate::form::{Source, Wanted};
@@ -70,10 +70,10 @@ fn read_token(file: &Path) -> Result<String, Failure> {
 }
 
 /// Returns the files with which a worker makes the same agents: those of a checkpoint without its weights.
-fn run_files(session: &Session) -> std::io::Result<RunFiles> {
+fn run_files(session: &Session) -> std::io::Result<RunDescription> {
     let directory = TempDir::new()?;
     session.complete_checkpoint(directory.path())?;
-    let mut run = RunFiles::default();
+    let mut run = RunDescription::default();
     for entry in fs::read_dir(directory.path())? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -96,7 +96,7 @@ pub async fn work(
     registry: &Registry,
     stop: &StopSignal,
 ) -> Result<WorkerReport, Failure> {
-    let worker = Worker::join(url, token_file).await.map_err(|error| {
+    let worker = RolloutWorker::join(url, token_file).await.map_err(|error| {
         Failure::refused_by(&error)
             .help("start the run first, with [rollout.workers] in its settings")
     })?;
@@ -122,7 +122,7 @@ pub async fn work(
 }
 
 /// Writes the trainer's files. Their names must be plain, so that none can land elsewhere.
-fn write(directory: &Path, run: &RunFiles) -> Result<(), Failure> {
+fn write(directory: &Path, run: &RunDescription) -> Result<(), Failure> {
     for (name, text) in &run.files {
         let is_plain =
             |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
@@ -143,7 +143,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for name in ["../evil", "/etc/evil", "a/b", "..", ".hidden", ""] {
             let files = [(name.to_owned(), String::new())].into();
-            let run = RunFiles { files, ..RunFiles::default() };
+            let run = RunDescription { files, ..RunDescription::default() };
             let said = write(directory.path(), &run).unwrap_err().to_string();
             assert!(said.contains("the trainer sends a file named"), "{said}");
         }

@@ -5,7 +5,7 @@
 //! A [`Gateway`] listens; [`ProgramTasks`] starts an agent program for each episode, whose environment is that program:
 //! what it asks for is an observation, and what it is answered is an action. [`GatewayAgents`] notes what an answer needs
 //! beside its text, such as its number of tokens. An [`EnvironmentServer`] serves a suite by a protocol that others speak. A
-//! [`WorkerHub`] leases a trainer's episodes to [`Worker`]s on other machines.
+//! [`WorkerHub`] leases a trainer's episodes to [`RolloutWorker`]s on other machines.
 
 mod agents;
 mod answer;
@@ -36,5 +36,6 @@ pub use listener::BindError;
 pub use program::{OwnTasks, ProgramSettings, ProgramTasks, own_tasks};
 pub use verifiers_server::{VerifiersServer, VerifiersSettings};
 pub use workers::{
-    HubSettings, RestoreEpisode, RunFiles, Worker, WorkerError, WorkerHub, WorkerReport,
+    HubSettings, RestoreEpisode, RolloutWorker, RunDescription, WorkerError, WorkerHub,
+    WorkerReport,
 };

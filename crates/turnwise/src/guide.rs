@@ -49,12 +49,18 @@ page!(
     "An agent in any language, on OpenAI's or Anthropic's client: its tasks, its rewards, and what is trained."
 );
 page!(python, "Environments in Python, the files of runs, engine, trainer and objectives.");
-page!(servers, "Environments that are somebody else's server, and environments served to other trainers.");
+page!(
+    servers,
+    "Environments that are somebody else's server, and environments served to other trainers."
+);
 page!(
     remote_engine,
     "Rollouts on vLLM or SGLang: how the server is started, what is checked, and what happens when a replica fails."
 );
-page!(workers, "Rollout workers: how they join, what a killed one costs, and recipes for Ray, Slurm and Kubernetes.");
+page!(
+    workers,
+    "Rollout workers: how they join, what a killed one costs, and recipes for Ray, Slurm and Kubernetes."
+);
 page!(credit, "How rewards become advantages, and how far a step may go.");
 page!(rollouts, "Episodes that are cut and go on, and rollouts beside training.");
 page!(own_objective, "A loss of your own, and a program that trains with it.");

@@ -1,9 +1,11 @@
 //! What the guide says is so: its settings are accepted, its metrics exist, and the book and the documentation have the same pages.
 
+use tokio::runtime::Builder;
 use turnwise::Registry;
 use turnwise::environment::Suite;
 use turnwise::run::config::from_text;
 use turnwise::training::metric;
+use turnwise_serve::{EnvironmentServer, Protocol, ServerSettings};
 use turnwise_testkit::Echo;
 
 const PAGES: [(&str, &str); 11] = [
@@ -11,9 +13,9 @@ const PAGES: [(&str, &str); 11] = [
     ("real_model.md", include_str!("../docs/guide/src/real_model.md")),
     ("agent_program.md", include_str!("../docs/guide/src/agent_program.md")),
     ("python.md", include_str!("../docs/guide/src/python.md")),
+    ("remote_engine.md", include_str!("../docs/guide/src/remote_engine.md")),
     ("workers.md", include_str!("../docs/guide/src/workers.md")),
     ("servers.md", include_str!("../docs/guide/src/servers.md")),
-    ("remote_engine.md", include_str!("../docs/guide/src/remote_engine.md")),
     ("credit.md", include_str!("../docs/guide/src/credit.md")),
     ("rollouts.md", include_str!("../docs/guide/src/rollouts.md")),
     ("own_objective.md", include_str!("../docs/guide/src/own_objective.md")),
@@ -30,11 +32,19 @@ fn blocks<'a>(page: &'a str, fence: &str) -> Vec<&'a str> {
 #[test]
 fn the_settings_of_the_guide_are_accepted() {
     let maze = Suite::divided("maze", (1..9).map(|n| Echo::new(n, true)).collect::<Vec<_>>(), 0.5);
-    let registry = Registry::builtin().with(maze);
+    let registry = Registry::builtin().with(maze.clone());
+    // The server of which the guide speaks: an environment that is one is asked at once.
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let settings = ServerSettings::new(Protocol::OpenEnv);
+    let server = runtime.block_on(EnvironmentServer::bind(settings, maze)).expect("a free port");
     let mut n_blocks = 0;
     for (name, page) in PAGES {
         for block in blocks(page, "toml") {
             n_blocks += 1;
+            let is_server = block.contains("name = \"openenv\"");
+            let here = block.replace("http://127.0.0.1:8000", &server.url());
+            let block = if is_server { &here } else { block };
             if let Err(failure) = from_text(name, block, &[], &registry) {
                 panic!("{failure}\n{block}");
             }

@@ -1,7 +1,7 @@
 //! A model of 16 tokens whose logits are a hash of its weights and the last two tokens.
 
 use turnwise_environment::derive_seed;
-use turnwise_remote::Probe;
+use turnwise_remote::WeightProbe;
 use turnwise_trajectory::TokenId;
 
 pub(crate) const N_IDS: u64 = 16;
@@ -26,9 +26,9 @@ impl Model {
         f64::from(logits[id as usize]) / temperature - total.ln()
     }
 
-    pub(crate) fn probe(self) -> Probe {
+    pub(crate) fn probe(self) -> WeightProbe {
         let ids: Vec<TokenId> = (1..9).collect();
         let logprob = |t: usize| self.logprob(&ids[..=t], ids[t + 1], 1.0) as f32;
-        Probe { logprobs: (0..ids.len() - 1).map(logprob).collect(), ids }
+        WeightProbe { logprobs: (0..ids.len() - 1).map(logprob).collect(), ids }
     }
 }

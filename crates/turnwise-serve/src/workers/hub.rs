@@ -15,7 +15,7 @@ use turnwise_rollout::{
 
 use super::jobs::{JobId, Jobs, Returned};
 use super::routes;
-use super::wire::RunFiles;
+use super::wire::RunDescription;
 use crate::key::SessionKey;
 use crate::listener::{BindError, ConnectionLimits, accept, listen};
 
@@ -61,7 +61,7 @@ pub struct WorkerHub {
 pub(super) struct HubState {
     pub(super) address: SocketAddr,
     pub(super) token: Option<String>,
-    pub(super) run: RunFiles,
+    pub(super) run: RunDescription,
     pub(super) lease: Duration,
     restore: RestoreEpisode,
     jobs: Mutex<Jobs>,
@@ -79,7 +79,7 @@ impl WorkerHub {
     /// If nothing can listen at the address.
     pub async fn bind(
         settings: HubSettings,
-        run: RunFiles,
+        run: RunDescription,
         restore: RestoreEpisode,
     ) -> Result<Self, BindError> {
         let (listener, address) = listen(settings.address).await?;

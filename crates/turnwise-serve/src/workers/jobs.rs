@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use turnwise_rollout::EpisodeSnapshot;
 use turnwise_trajectory::Trajectory;
 
-use super::wire::{Heartbeat, Lease, Pulse, Verdict};
+use super::wire::{Heartbeat, Lease, LeaseVerdict, Pulse};
 use crate::key::SessionKey;
 
 /// The number of an episode that is being advanced.
@@ -179,16 +179,16 @@ impl Jobs {
         lease: &str,
         episode: EpisodeSnapshot,
         n_sampled: u64,
-    ) -> Verdict {
+    ) -> LeaseVerdict {
         let Some(job) = self.job_of(worker, lease) else { return self.stale(lease) };
         job.tokens = job.tokens_at_lease.saturating_sub(n_sampled);
         job.episode = episode;
         job.has_moved = true;
-        Verdict { is_current: true, stops: job.stops }
+        LeaseVerdict { is_current: true, stops: job.stops }
     }
 
     /// Takes the result of a lease.
-    pub(super) fn end(&mut self, worker: &str, lease: &str, returned: Returned) -> Verdict {
+    pub(super) fn end(&mut self, worker: &str, lease: &str, returned: Returned) -> LeaseVerdict {
         let Some(job) = self.job_of(worker, lease) else { return self.stale(lease) };
         let returned = match returned {
             // The last known state is newer than what was sent.
@@ -204,17 +204,17 @@ impl Jobs {
             self.ended.pop_front();
         }
         self.forget_returned();
-        Verdict { is_current: true, stops: false }
+        LeaseVerdict { is_current: true, stops: false }
     }
 
     /// Takes an episode back that a worker cannot make, for others.
-    pub(super) fn refuse(&mut self, worker: &str, lease: &str) -> Verdict {
+    pub(super) fn refuse(&mut self, worker: &str, lease: &str) -> LeaseVerdict {
         let Some(job) = self.job_of(worker, lease) else { return self.stale(lease) };
         job.lease = None;
         let id = self.leases.remove(lease).expect("the lease is current");
         self.waiting.push_back(id);
         *self.refusals.entry(worker.to_owned()).or_default() += 1;
-        Verdict { is_current: false, stops: true }
+        LeaseVerdict { is_current: false, stops: true }
     }
 
     /// Answers a sign of life. Episodes that the worker does not know of, because their leases got lost on the way, are given
@@ -262,8 +262,8 @@ impl Jobs {
     }
 
     /// Answers a report of a lease that is not current: one that ended with a result was heard before.
-    fn stale(&self, lease: &str) -> Verdict {
-        Verdict { is_current: self.ended.iter().any(|ended| ended == lease), stops: true }
+    fn stale(&self, lease: &str) -> LeaseVerdict {
+        LeaseVerdict { is_current: self.ended.iter().any(|ended| ended == lease), stops: true }
     }
 
     fn forget_returned(&mut self) {

@@ -18,7 +18,8 @@ use turnwise_trajectory::Trajectory;
 use super::hub::HubState;
 use super::jobs::{Returned, short};
 use super::wire::{
-    Draw, Drawn, Heartbeat, Leases, OfSession, Pulse, Report, Reported, Verdict, Wanted, Welcome,
+    Draw, Drawn, Heartbeat, LeaseRequest, LeaseVerdict, Leases, OfSession, Pulse, Report, Reported,
+    Welcome,
 };
 use crate::origin;
 
@@ -72,7 +73,7 @@ async fn welcome(State(state): Hub) -> Json<Welcome> {
     Json(Welcome { worker, run: state.run.clone(), lease_s: state.lease.as_secs_f64() })
 }
 
-async fn lease(State(state): Hub, Json(wanted): Json<Wanted>) -> Response {
+async fn lease(State(state): Hub, Json(wanted): Json<LeaseRequest>) -> Response {
     let until = Instant::now() + POLL;
     loop {
         let waits = state.waits.notified();
@@ -120,7 +121,7 @@ fn verdict(
     worker: &str,
     lease: &str,
     reported: Reported,
-) -> Result<Verdict, String> {
+) -> Result<LeaseVerdict, String> {
     match reported {
         Reported::Turn { episode, n_sampled } => {
             check(state, worker, lease, &episode)?;

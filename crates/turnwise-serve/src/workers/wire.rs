@@ -8,7 +8,7 @@ use turnwise_trajectory::{PolicyVersion, SampledToken, StopReason, TokenId, Traj
 
 /// What a worker needs to make the run's environments and agents itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunFiles {
+pub struct RunDescription {
     /// The settings of the run, as TOML.
     pub settings: String,
     /// The files of the model without its weights, by name: tokenizer, chat template, configuration.
@@ -19,14 +19,14 @@ pub struct RunFiles {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Welcome {
     pub(super) worker: String,
-    pub(super) run: RunFiles,
+    pub(super) run: RunDescription,
     /// The seconds after which a silent worker's episodes are given to others.
     pub(super) lease_s: f64,
 }
 
 /// A request for episodes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Wanted {
+pub(super) struct LeaseRequest {
     pub(super) worker: String,
     pub(super) n: usize,
 }
@@ -73,7 +73,7 @@ pub(super) enum Reported {
 
 /// The trainer's answer to a report.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Verdict {
+pub(super) struct LeaseVerdict {
     /// Whether the lease is still the worker's; otherwise what it reported is dropped, and it drops the episode.
     pub(super) is_current: bool,
     /// Whether the episode is to be suspended.

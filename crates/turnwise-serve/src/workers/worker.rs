@@ -20,7 +20,8 @@ use turnwise_rollout::{
 
 use super::engine::TrainersEngine;
 use super::wire::{
-    Heartbeat, Lease, Leases, Pulse, Report, Reported, RunFiles, Verdict, Wanted, Welcome,
+    Heartbeat, Lease, LeaseRequest, LeaseVerdict, Leases, Pulse, Report, Reported, RunDescription,
+    Welcome,
 };
 use crate::environment_client::address::ServerAddress;
 use crate::environment_client::http::Ask;
@@ -29,7 +30,7 @@ use crate::environment_client::peer::Peer;
 
 /// A process that runs a trainer's episodes. It keeps nothing: what it has done is with the trainer after each turn.
 #[derive(Debug)]
-pub struct Worker {
+pub struct RolloutWorker {
     peer: Arc<Peer>,
     welcome: Welcome,
 }
@@ -64,7 +65,7 @@ const ANSWER_S: f64 = 1_200.0;
 const READY_S: f64 = 60.0;
 const CONNECT_S: f64 = 10.0;
 
-impl Worker {
+impl RolloutWorker {
     /// Joins a trainer. The token is what `token_file` holds.
     ///
     /// # Errors
@@ -80,7 +81,7 @@ impl Worker {
 
     /// Returns what the run is made of.
     #[must_use]
-    pub fn run(&self) -> &RunFiles {
+    pub fn run(&self) -> &RunDescription {
         &self.welcome.run
     }
 
@@ -182,7 +183,7 @@ enum End {
 impl Shift {
     /// Asks for episodes; waits a few seconds if there are none.
     fn lease(&self, n: usize) -> impl Future<Output = Result<Leases, EnvironmentError>> + use<> {
-        let (peer, wanted) = (self.peer.clone(), Wanted { worker: self.worker.clone(), n });
+        let (peer, wanted) = (self.peer.clone(), LeaseRequest { worker: self.worker.clone(), n });
         async move { ask(&peer, "/leases", &wanted).await }
     }
 
@@ -299,7 +300,7 @@ struct Reporter<'a> {
 }
 
 impl Reporter<'_> {
-    async fn send(&self, state: Reported) -> Result<Verdict, EnvironmentError> {
+    async fn send(&self, state: Reported) -> Result<LeaseVerdict, EnvironmentError> {
         let (worker, lease) = (self.worker.to_owned(), self.lease.to_owned());
         ask(self.peer, "/reports", &Report { worker, lease, state }).await
     }
@@ -319,7 +320,7 @@ impl Reporter<'_> {
     /// Reports the end, which is lost if somebody else goes on with the episode.
     async fn last(&self, state: Reported, end: End) -> End {
         match self.send(state).await {
-            Ok(Verdict { is_current: true, .. }) => end,
+            Ok(LeaseVerdict { is_current: true, .. }) => end,
             Ok(_) => End::Lost,
             Err(error) => {
                 tracing::warn!("a result did not reach the trainer: {error}");

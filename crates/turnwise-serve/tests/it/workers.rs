@@ -9,7 +9,7 @@ use turnwise_rollout::{
     AgentFactory, ChatAgents, Episode, Group, Limits, Policy, PoolSettings, RolloutPool,
     StopSignal, stop_signal,
 };
-use turnwise_serve::{HubSettings, RunFiles, Worker, WorkerHub, WorkerReport};
+use turnwise_serve::{HubSettings, RolloutWorker, RunDescription, WorkerHub, WorkerReport};
 use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
 use turnwise_trajectory::GroupId;
 
@@ -40,14 +40,14 @@ async fn hub(run: &Run, lease_s: f64) -> Arc<WorkerHub> {
     let (tasks, agents) = (run.tasks.clone(), run.agents.clone());
     let restore = Arc::new(move |snapshot| Episode::restore(snapshot, &*tasks, &*agents));
     let settings = HubSettings { lease_s, ..HubSettings::default() };
-    Arc::new(WorkerHub::bind(settings, RunFiles::default(), restore).await.unwrap())
+    Arc::new(WorkerHub::bind(settings, RunDescription::default(), restore).await.unwrap())
 }
 
 fn worker(hub: &WorkerHub, n: usize, stop: &StopSignal) -> JoinHandle<WorkerReport> {
     let (url, stop) = (hub.url(), stop.clone());
     tokio::spawn(async move {
         let Run { tasks, agents, .. } = run();
-        let worker = Worker::join(&url, None).await.unwrap();
+        let worker = RolloutWorker::join(&url, None).await.unwrap();
         worker.work(tasks, agents, n, &stop).await
     })
 }
@@ -169,14 +169,14 @@ async fn a_worker_without_the_token_stays_outside() {
     };
     let token = Some("t-secret".to_owned());
     let settings = HubSettings { token, ..HubSettings::default() };
-    let hub = WorkerHub::bind(settings, RunFiles::default(), restore).await.unwrap();
-    let error = Worker::join(&hub.url(), None).await.unwrap_err();
+    let hub = WorkerHub::bind(settings, RunDescription::default(), restore).await.unwrap();
+    let error = RolloutWorker::join(&hub.url(), None).await.unwrap_err();
     let said = format!("{error}");
     assert!(said.contains("401"), "{said}");
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("token");
     std::fs::write(&file, "t-secret\n").unwrap();
-    assert!(Worker::join(&hub.url(), Some(&file)).await.is_ok());
+    assert!(RolloutWorker::join(&hub.url(), Some(&file)).await.is_ok());
     assert!(!format!("{hub:?}").contains("t-secret"));
 }
 
@@ -190,7 +190,7 @@ async fn a_worker_with_another_renderer_gets_nothing_to_do_and_the_run_goes_on()
         let (url, stopped) = (hub.url(), stopped.clone());
         async move {
             let agents = Arc::new(ChatAgents::new(Arc::new(AlphabetRenderer::new("xyz"))));
-            let worker = Worker::join(&url, None).await.unwrap();
+            let worker = RolloutWorker::join(&url, None).await.unwrap();
             worker.work(self::run().tasks, agents, 4, &stopped).await
         }
     });
