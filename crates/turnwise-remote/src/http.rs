@@ -19,7 +19,7 @@ const LONGEST_EVENT: usize = 1 << 20;
 /// The longest text of a server in an error.
 const LONGEST_MESSAGE: usize = 300;
 /// The longest wait that a server may ask for.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
 

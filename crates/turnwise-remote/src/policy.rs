@@ -329,7 +329,7 @@ impl RemotePolicy {
             }
             Err(fault) => fault,
         };
-        tries.failed(&replica, fault, gathered)
+        tries.failed(&replica, &fault, gathered)
     }
 }
 
@@ -368,12 +368,12 @@ impl Tries {
     fn failed(
         &mut self,
         replica: &Replica,
-        fault: ServerFault,
+        fault: &ServerFault,
         gathered: &mut Gathered<'_>,
     ) -> Result<Next, PolicyError> {
-        match &fault {
+        match fault {
             // No other replica would take it.
-            ServerFault::Refused { message, .. } if !is_unknown_model(&fault) => {
+            ServerFault::Refused { message, .. } if !is_unknown_model(fault) => {
                 return Err(PolicyError::Refused(message.clone()));
             }
             ServerFault::Busy { wait, .. } if self.busy < MAX_TRIES => {
@@ -386,7 +386,7 @@ impl Tries {
             ServerFault::Wrong(_) => gathered.forget(),
             _ => gathered.settle(),
         }
-        replica.fails(&fault);
+        replica.fails(fault);
         self.broken += 1;
         if self.broken > MAX_TRIES {
             return Err(PolicyError::Failed(format!("{}: {fault}", replica.url())));

@@ -9,7 +9,7 @@ const FIRST: Duration = Duration::from_secs(1);
 /// The first pause of a replica that answered wrongly.
 const FIRST_WRONG: Duration = Duration::from_secs(30);
 /// The longest pause.
-const LONGEST: Duration = Duration::from_secs(600);
+const LONGEST: Duration = Duration::from_mins(10);
 
 /// Whether a replica serves requests.
 #[derive(Clone, Debug, PartialEq)]

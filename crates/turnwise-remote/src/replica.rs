@@ -139,8 +139,7 @@ impl Replica {
             Server::Sglang => sglang::score(&self.http, adapter, ids, limit).await?,
         };
         let gap = published.probe.gap(&scored);
-        // NaN fails this comparison too.
-        if !(gap <= self.tolerance) {
+        if gap.is_nan() || gap > self.tolerance {
             return Err(ServerFault::Wrong(format!(
                 "its log-probabilities differ by {gap:.3} nats from the trainer's after {} was loaded",
                 published.version

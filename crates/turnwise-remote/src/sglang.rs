@@ -75,7 +75,7 @@ pub(crate) fn read(answer: &Value) -> Result<SentPiece, ServerFault> {
     Ok(SentPiece { tokens, finish: Some(finish), labels })
 }
 
-/// CutSignals a request, whose answer then has the tokens so far.
+/// Cuts a request, whose answer then has the tokens so far.
 pub(crate) async fn abort(http: &Http, id: &str, limit: Duration) -> Result<(), ServerFault> {
     http.post("/abort_request", &json!({"rid": id}), limit).await.map(drop)
 }

@@ -50,7 +50,7 @@ pub(crate) async fn find(
     let context = card["max_model_len"].as_u64().map(|length| length as usize);
     let endpoint = match top_logprob(http, Endpoint::Tokens, &model, 1.0, limit).await {
         Ok(_) => Endpoint::Tokens,
-        Err(ServerFault::Refused { status: 403 | 404 | 405, .. }) => Endpoint::Completions,
+        Err(ServerFault::Refused { status: 403..=405, .. }) => Endpoint::Completions,
         Err(fault) => return Err(fault),
     };
     let hot = top_logprob(http, endpoint, &model, 2.0, limit).await?;
@@ -79,18 +79,14 @@ async fn top_logprob(
     let logprobs = match endpoint {
         Endpoint::Tokens => {
             let top = choice["logprobs"]["content"][0]["top_logprobs"].as_array();
-            top.into_iter().flatten().filter_map(|one| one["logprob"].as_f64()).fold(None, larger)
+            top.into_iter().flatten().filter_map(|one| one["logprob"].as_f64()).reduce(f64::max)
         }
         Endpoint::Completions => {
             let top = choice["logprobs"]["top_logprobs"][0].as_object();
-            top.into_iter().flatten().filter_map(|(_, one)| one.as_f64()).fold(None, larger)
+            top.into_iter().flatten().filter_map(|(_, one)| one.as_f64()).reduce(f64::max)
         }
     };
     logprobs.ok_or_else(|| ServerFault::Wrong("no log-probabilities".to_owned()))
-}
-
-fn larger(largest: Option<f64>, number: f64) -> Option<f64> {
-    Some(largest.map_or(number, |largest| largest.max(number)))
 }
 
 /// Returns the parameters of a request. All are set, because a server's own defaults come from its model's files.

@@ -75,7 +75,7 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(served: Served) -> Self {
-        *served.label.lock().unwrap() = "default".to_owned();
+        "default".clone_into(&mut served.label.lock().unwrap());
         let served = Arc::new(served);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -135,7 +135,7 @@ type At = State<Arc<Served>>;
 
 async fn models(State(served): At, headers: HeaderMap) -> Response {
     if let Some(key) = served.key
-        && headers.get("authorization").map(|value| value.as_bytes())
+        && headers.get("authorization").map(axum::http::HeaderValue::as_bytes)
             != Some(format!("Bearer {key}").as_bytes())
     {
         return (StatusCode::UNAUTHORIZED, Json(json!({"error": "Unauthorized"}))).into_response();
@@ -172,7 +172,7 @@ async fn reload(State(served): At, Json(body): Json<Value>) {
 }
 
 async fn label(State(served): At, Json(body): Json<Value>) {
-    *served.label.lock().unwrap() = body["new_version"].as_str().unwrap().to_owned();
+    body["new_version"].as_str().unwrap().clone_into(&mut served.label.lock().unwrap());
 }
 
 fn read(path: &Value) -> Model {

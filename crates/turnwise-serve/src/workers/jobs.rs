@@ -27,7 +27,7 @@ pub(super) enum Returned {
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     next: JobId,
-    jobs: BTreeMap<JobId, Job>,
+    open: BTreeMap<JobId, Job>,
     /// Jobs that no worker has, oldest first.
     waiting: VecDeque<JobId>,
     /// The job of each lease that is current.
@@ -87,7 +87,7 @@ impl Jobs {
             lease: None,
             reply: Some(reply),
         };
-        self.jobs.insert(job, held);
+        self.open.insert(job, held);
         self.waiting.push_back(job);
         (job, returned)
     }
@@ -132,7 +132,7 @@ impl Jobs {
 
     /// Takes leases away, and returns or gives on their episodes.
     fn take_from(&mut self, is_lost: impl Fn(&mut Held) -> bool) {
-        for (id, job) in &mut self.jobs {
+        for (id, job) in &mut self.open {
             if let Some(held) = job.lease.take_if(&is_lost) {
                 self.leases.remove(&held.lease);
                 self.n_lost += 1;
@@ -155,19 +155,19 @@ impl Jobs {
         }
         while leases.len() < n {
             let Some(id) = self.waiting.pop_front() else { break };
-            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let Some(job) = self.open.get_mut(&id) else { continue };
             let lease = SessionKey::random().as_str().to_owned();
             job.tokens_at_lease = job.tokens;
             job.lease = Some(Held { lease: lease.clone(), worker: worker.to_owned(), since: now });
             self.leases.insert(lease.clone(), id);
-            leases.push(Lease { lease, tokens: job.tokens, episode: job.episode.clone() });
+            leases.push(Lease { id: lease, tokens: job.tokens, episode: job.episode.clone() });
         }
         leases
     }
 
     /// Returns the last known state of a lease's episode, if the lease is the worker's.
     pub(super) fn of_lease(&self, worker: &str, lease: &str) -> Option<&EpisodeSnapshot> {
-        let job = self.jobs.get(self.leases.get(lease)?)?;
+        let job = self.open.get(self.leases.get(lease)?)?;
         job.lease.as_ref().filter(|held| held.worker == worker)?;
         Some(&job.episode)
     }
@@ -229,7 +229,7 @@ impl Jobs {
         self.take_from(is_unknown);
         let mut pulse = Pulse::default();
         for lease in &heartbeat.leases {
-            match self.leases.get(lease).and_then(|id| self.jobs.get(id)) {
+            match self.leases.get(lease).and_then(|id| self.open.get(id)) {
                 None => pulse.lost.push(lease.clone()),
                 Some(job) if job.stops => pulse.stop.push(lease.clone()),
                 Some(_) => {}
@@ -240,7 +240,7 @@ impl Jobs {
 
     /// Asks for an episode: at once if no worker has it, otherwise as soon as its worker hears of it.
     pub(super) fn stop(&mut self, id: JobId) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some(job) = self.open.get_mut(&id) else { return };
         job.stops = true;
         if job.lease.is_none() {
             job.give_back();
@@ -250,7 +250,7 @@ impl Jobs {
 
     /// Forgets an episode that nobody waits for any more.
     pub(super) fn withdraw(&mut self, id: JobId) {
-        if let Some(held) = self.jobs.remove(&id).and_then(|job| job.lease) {
+        if let Some(held) = self.open.remove(&id).and_then(|job| job.lease) {
             self.leases.remove(&held.lease);
         }
         self.waiting.retain(|waiting| *waiting != id);
@@ -258,7 +258,7 @@ impl Jobs {
 
     fn job_of(&mut self, worker: &str, lease: &str) -> Option<&mut Job> {
         self.of_lease(worker, lease)?;
-        self.jobs.get_mut(self.leases.get(lease)?)
+        self.open.get_mut(self.leases.get(lease)?)
     }
 
     /// Answers a report of a lease that is not current: one that ended with a result was heard before.
@@ -267,8 +267,8 @@ impl Jobs {
     }
 
     fn forget_returned(&mut self) {
-        self.jobs.retain(|_, job| job.reply.is_some());
-        let jobs = &self.jobs;
+        self.open.retain(|_, job| job.reply.is_some());
+        let jobs = &self.open;
         self.waiting.retain(|id| jobs.contains_key(id));
     }
 }
@@ -276,9 +276,10 @@ impl Jobs {
 impl Job {
     /// Returns the episode in its last known state.
     fn give_back(&mut self) {
-        let returned = match self.has_moved {
-            true => Returned::Suspended(Box::new(self.episode.clone())),
-            false => Returned::Unchanged,
+        let returned = if self.has_moved {
+            Returned::Suspended(Box::new(self.episode.clone()))
+        } else {
+            Returned::Unchanged
         };
         self.return_as(returned);
     }

@@ -34,7 +34,7 @@ pub(super) struct LeaseRequest {
 /// An episode that a worker is to advance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Lease {
-    pub(super) lease: String,
+    pub(super) id: String,
     /// The tokens that the episode may sample before it is suspended.
     pub(super) tokens: u64,
     pub(super) episode: EpisodeSnapshot,

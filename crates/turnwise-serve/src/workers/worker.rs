@@ -194,10 +194,10 @@ impl Shift {
 
     fn start(&mut self, lease: Lease) {
         let (handle, stop) = self.halted.child();
-        self.stops.insert(lease.lease.clone(), handle);
+        self.stops.insert(lease.id.clone(), handle);
         let (peer, worker, makers) = (self.peer.clone(), self.worker.clone(), self.makers.clone());
         self.running.spawn(async move {
-            let name = lease.lease.clone();
+            let name = lease.id.clone();
             (name, advance(&peer, &worker, &makers, lease, stop).await)
         });
     }
@@ -219,7 +219,7 @@ impl Shift {
     async fn beat_if_due(&mut self, last: &mut Instant, every: Duration) -> Duration {
         let since = last.elapsed();
         if since < every {
-            return every - since;
+            return every.saturating_sub(since);
         }
         *last = Instant::now();
         let leases = self.stops.keys().cloned().collect();
@@ -246,7 +246,7 @@ async fn advance(
     lease: Lease,
     stop: StopSignal,
 ) -> End {
-    let Lease { lease, tokens, episode } = lease;
+    let Lease { id: lease, tokens, episode } = lease;
     let reporter = Reporter { peer, worker, lease: &lease };
     let episode = match Episode::restore(episode, &*makers.tasks, &*makers.agents) {
         Ok(episode) => episode,
