@@ -132,7 +132,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArguments {
-    /// The address that the run shows, such as http://10.0.0.1:7700
+    /// The address that the run shows
     #[arg(long, value_name = "URL")]
     pub(crate) trainer: String,
     /// A file with the run's token

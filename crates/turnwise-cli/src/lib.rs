@@ -114,7 +114,7 @@ async fn run(command: Command, registry: &Registry) -> Result<(), Failure> {
             Box::pin(resumed).await.map(|_| ())
         }
         Command::Config { settings, model } => print_config(&settings, model.as_deref(), registry),
-        Command::Eval(arguments) => evaluate::evaluate(&arguments, registry).await,
+        Command::Eval(arguments) => Box::pin(evaluate::evaluate(&arguments, registry)).await,
         Command::Doctor { run_dir, json } => doctor::doctor(&run_dir, json),
         Command::Show(arguments) => show::show(&arguments),
         Command::Render(arguments) => render::render(&arguments).await,

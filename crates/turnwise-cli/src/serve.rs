@@ -49,7 +49,9 @@ async fn serve_calls(
     let server = EnvironmentServer::bind(settings, suite).await.map_err(|error| refused(&error))?;
     let mut lines = ready(&name, &server.url());
     if let (None, Some(token)) = (&arguments.token_file, server.token()) {
-        lines += &format!("clients send this token as their API key: {token}\n");
+        lines.push_str("clients send this token as their API key: ");
+        lines.push_str(token);
+        lines.push('\n');
     }
     say_and_wait(&lines).await;
     Ok(())

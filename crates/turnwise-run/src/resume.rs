@@ -66,7 +66,7 @@ async fn go_on(
         return Ok(None);
     }
     let (session, learner) =
-        reopen(config, path, &newest.directory, registry, observer, stop).await?;
+        Box::pin(reopen(config, path, &newest.directory, registry, observer, stop)).await?;
     let mut trainer = session.trainer(learner, path)?;
     let meters = [checkpoints.meter(), trainer.learner().meter()];
     let loading = checkpoints.load(&mut trainer);
