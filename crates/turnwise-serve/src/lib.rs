@@ -22,8 +22,8 @@ mod origin;
 mod program;
 mod routes;
 mod session;
-mod workers;
 mod verifiers_server;
+mod workers;
 
 pub use agents::GatewayAgents;
 pub use environment_client::{
@@ -33,7 +33,7 @@ pub use environment_server::{EnvironmentServer, Protocol, RewardForm, ServerSett
 pub use gateway::{Gateway, GatewaySettings};
 pub use listener::BindError;
 pub use program::{OwnTasks, ProgramSettings, ProgramTasks, own_tasks};
+pub use verifiers_server::{VerifiersServer, VerifiersSettings};
 pub use workers::{
     HubSettings, RestoreEpisode, RunFiles, Worker, WorkerError, WorkerHub, WorkerReport,
 };
-pub use verifiers_server::{VerifiersServer, VerifiersSettings};

@@ -13,5 +13,5 @@ mod ors_traps;
 mod peers;
 mod programs;
 mod support;
-mod workers;
 mod verifiers;
+mod workers;
