@@ -7,6 +7,7 @@ use turnwise_rollout::{Policy, PolicyError, SampleRequest, SessionId, check_samp
 use turnwise_training::{Learner, LearnerError, Row, Target, Update};
 use turnwise_trajectory::{PolicyVersion, Sampling, StopReason};
 
+use crate::tinker_adapter::{archive, pack, weights};
 use crate::tinker_model::Bigrams;
 use crate::tinker_server::{Conduct, Rule, Tinker};
 
@@ -344,12 +345,41 @@ async fn an_exported_adapter_names_its_modules() {
     let server = Tinker::start(Rule::Sum).await;
     let learner = connect(&server).await;
     let directory = tempfile::tempdir().unwrap();
+    server.kept.lock().unwrap().archive = archive(&["q_proj", "down_proj"]);
     learner.save_adapter(directory.path()).await.unwrap();
     let config = std::fs::read(directory.path().join("adapter_config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
     assert_eq!(config["target_modules"], serde_json::json!(["down_proj", "q_proj"]));
     assert_eq!(config["r"], 8);
     let weights = std::fs::read(directory.path().join("adapter_model.safetensors")).unwrap();
-    assert_eq!(weights, crate::tinker_adapter::weights(&["q_proj", "down_proj"]));
+    assert_eq!(weights, weights(&["q_proj", "down_proj"]));
     assert!(!directory.path().join("README.md").exists());
+}
+
+#[tokio::test]
+async fn archives_that_hold_no_adapter_are_refused() {
+    let server = Tinker::start(Rule::Sum).await;
+    let learner = connect(&server).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (config, tensors) = ("adapter_config.json", "adapter_model.safetensors");
+    let whole = weights(&["q_proj"]);
+    let mut other = whole.clone();
+    let place = other.windows(6).position(|name| name == b"lora_A").unwrap();
+    other[place..place + 6].copy_from_slice(b"weight");
+    for (archive, reason) in [
+        (b"<html>".to_vec(), ""),
+        (archive(&["q_proj"])[..60].to_vec(), ""),
+        (pack(&[(tensors, whole.clone())]), "no adapter_config.json"),
+        (pack(&[(config, b"{}".to_vec())]), "no adapter_model.safetensors"),
+        (pack(&[(config, b"[1]".to_vec()), (tensors, whole.clone())]), config),
+        (pack(&[(config, b"{}".to_vec()), (tensors, whole[..40].to_vec())]), "incomplete"),
+        (pack(&[(config, b"{}".to_vec()), (tensors, weights(&[]))]), "no tensors"),
+        (pack(&[(config, b"{}".to_vec()), (tensors, other)]), "not part of an adapter"),
+    ] {
+        server.kept.lock().unwrap().archive = archive;
+        let error = learner.save_adapter(directory.path()).await.unwrap_err();
+        assert!(matches!(error, TinkerError::BadFile { .. }), "{error:?}");
+        assert!(error.to_string().contains(reason), "{error}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
 }

@@ -79,6 +79,8 @@ pub(crate) struct Kept {
     /// The routes of the requests that were served, in order.
     pub(crate) served: Vec<String>,
     pub(crate) keys: Vec<String>,
+    /// The archive of every adapter.
+    pub(crate) archive: Vec<u8>,
 }
 
 type Shared = Arc<Mutex<Kept>>;
@@ -143,8 +145,8 @@ async fn redirect(Path((model, name)): Path<(String, String)>) -> Response {
     (StatusCode::FOUND, [("location", format!("/files/{model}-{name}"))]).into_response()
 }
 
-async fn file() -> Vec<u8> {
-    super::tinker_adapter::archive(&["q_proj", "down_proj"])
+async fn file(State(kept): State<Shared>) -> Vec<u8> {
+    kept.lock().unwrap().archive.clone()
 }
 
 async fn forget(State(kept): State<Shared>, Path(parts): Path<(String, String, String)>) {
