@@ -7,6 +7,7 @@ mod defaults;
 mod listing;
 mod ranges;
 mod schema;
+mod trainer;
 mod validate;
 
 use std::fs;
@@ -20,8 +21,8 @@ pub(crate) use defaults::reasons;
 pub use listing::listing;
 pub use schema::{
     AgentChoice, Config, ConstraintChoice, CreditChoice, EngineName, EnvironmentChoice, Eval,
-    ExampleMessage, ExampleRole, Log, Model, ObjectiveChoice, PromptText, Rollout, Run, Train,
-    WarmStart,
+    ExampleMessage, ExampleRole, LearnerName, Log, Model, ObjectiveChoice, PromptText, Rollout,
+    Run, Train, WarmStart,
 };
 pub(crate) use schema::{ClipRule, ObjectiveName};
 use toml_edit::{Document, Item, TableLike, Value, de};

@@ -4,12 +4,13 @@ use std::num::NonZero;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use turnwise_candle::{CandleLearner, DecoderConfig};
+use turnwise_candle::DecoderConfig;
 use turnwise_training::{Batch, Learner, RolloutMode, Row, free_bytes};
 use turnwise_trajectory::Trajectory;
 
-use crate::config::Config;
+use crate::config::{Config, LearnerName};
 use crate::failure::{ExitCode, Failure};
+use crate::learner::RunLearner;
 use crate::memory::{EpisodeLengths, available_memory, largest_plan, plan_of};
 use crate::session::Session;
 use crate::text::clock;
@@ -25,6 +26,10 @@ const PASSES: f64 = 3.0;
 /// Returns lines about memory and disk for the screen's header; a line that begins with `!` is a warning.
 pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     let Session { config, shape, .. } = session;
+    if config.train.learner == LearnerName::Tinker {
+        let url = config.train.tinker.as_ref().map_or("", |tinker| &tinker.url);
+        return vec![format!("learner the Tinker server at {url}, which samples too")];
+    }
     let recomputes = config.train.recompute_layers == Some(true);
     let memory = shape.training_memory(&largest_plan(config, recomputes));
     let engine = memory.engine.saturating_add(memory.kv);
@@ -98,7 +103,7 @@ fn learning_rate(config: &Config, weights: usize) -> Option<String> {
 pub(crate) async fn step_time(
     config: &Config,
     shape: &DecoderConfig,
-    learner: &mut CandleLearner,
+    learner: &mut RunLearner,
     played: &[Trajectory],
     seconds: f64,
 ) -> Result<Vec<String>, Failure> {
@@ -142,6 +147,7 @@ pub(crate) async fn step_time(
     let whole = batch.rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
     let longest = EpisodeLengths { whole, ..lengths };
     let memory = shape.training_memory(&plan_of(config, longest));
+    let is_here = config.train.learner == LearnerName::Candle;
     let mut said = vec![format!(
         "a step takes about {step:.1} s: rollouts {rollout:.1} s, training {train:.1} s; {} steps about {}",
         config.run.steps,

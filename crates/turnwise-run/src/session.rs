@@ -25,11 +25,14 @@ use turnwise_training::{
 };
 use turnwise_trajectory::Sampling;
 
-use crate::config::{Config, EngineName, EnvironmentChoice, auto_clip, credit, objective};
+use crate::config::{
+    Config, EngineName, EnvironmentChoice, LearnerName, auto_clip, credit, objective,
+};
 use crate::constraint::Unusable;
 use crate::engine;
 use crate::failure::Failure;
 use crate::form::{Form, Source, Spoken, Wanted};
+use crate::learner::RunLearner;
 use crate::memory;
 use crate::observer::Observer;
 use crate::opponent::{Opponents, opponents};
@@ -196,6 +199,17 @@ impl Prepared {
         Ok(decoder)
     }
 
+    /// Adds a learner on a Tinker server, which samples too. The model is read here for its tokenizer and its sizes alone.
+    async fn on_tinker(self, decoder: Decoder) -> Result<(Session, RunLearner), Failure> {
+        drop(decoder);
+        if self.constraint.is_some() {
+            let what = "a Tinker server cannot constrain what it samples, and `agent.stop`, `agent.thinking_tokens` or the chat form does";
+            return Err(Failure::refused(what).help("leave train.learner out, or the constraint"));
+        }
+        let (learner, policy) = RunLearner::tinker(&self.config, ADAPTERS).await?;
+        Ok((self.with(policy, true).await?, learner))
+    }
+
     /// Adds the policy, and opens the endpoint of the agent's program if the agent is one, and the door for workers.
     async fn with(self, policy: Arc<dyn Policy>, serves_workers: bool) -> Result<Session, Failure> {
         let gateway = gateway(&self.config).await?;
@@ -240,9 +254,12 @@ impl Session {
         registry: &Registry,
         observer: &mut dyn Observer,
         stop: &StopSignal,
-    ) -> Result<(Self, CandleLearner), Failure> {
+    ) -> Result<(Self, RunLearner), Failure> {
         let (mut prepared, decoder) =
             Box::pin(Prepared::new(config, model, true, registry, observer, stop)).await?;
+        if prepared.config.train.learner == LearnerName::Tinker {
+            return Box::pin(prepared.on_tinker(decoder)).await;
+        }
         let decoder = prepared.adapt(decoder)?;
         let threads = Threads::divide(&prepared.config);
         let recomputes = prepared
@@ -257,7 +274,7 @@ impl Session {
         let engine_settings =
             EngineSettings { threads: threads.engine, max_kv_bytes, ..prepared.config.engine };
         let policy = engine::policy(&prepared.config, engine_settings, run, &learner).await?;
-        Ok((prepared.with(policy, true).await?, learner))
+        Ok((prepared.with(policy, true).await?, RunLearner::Candle(learner)))
     }
 
     /// Like `new`, but without a learner, so that memory holds the model only once, in the engine's own form.
@@ -278,9 +295,9 @@ impl Session {
     /// Returns the trainer of the run, at step 0. Calls of tools that are not idempotent are recorded in the directory.
     pub(crate) fn trainer(
         &self,
-        learner: CandleLearner,
+        learner: RunLearner,
         directory: &Path,
-    ) -> Result<Trainer<CandleLearner>, Failure> {
+    ) -> Result<Trainer<RunLearner>, Failure> {
         let calls = LedgerFile::open(&directory.join(TOOL_CALLS));
         let calls = calls.map_err(|error| Failure::runtime(&error))?;
         let parts = Parts {

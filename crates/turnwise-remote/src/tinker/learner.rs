@@ -28,7 +28,7 @@ use crate::secret::Secret;
 ///   sequences is measured when it is connected; a server that fits no known rule is refused.
 /// - **Clipping is exact on servers that cannot clip.** Before a step that may be clipped, weights and optimiser state are saved
 ///   on the server. If the norm is above the limit, a new model with these weights takes the step again, with the gradient
-///   scaled down. Without a limit (infinity) this costs nothing.
+///   scaled down. Without a limit (1e30 or more) this costs nothing.
 /// - A request that was lost is repeated under its number, so that the server does nothing twice. If it stays unknown whether
 ///   the server did something, all further calls are refused until [`Learner::load`].
 /// - Checkpoints name weights that the server keeps; they are useless without it.
@@ -76,17 +76,12 @@ impl TinkerLearner {
             let url = url.clone();
             move |fault: Fault| TinkerError::failed(action, &url, &fault)
         };
-        let create = "create a model";
-        let mut model = session.create_model().await.map_err(failed(create))?;
-        let reference = if settings.keep_reference {
-            Some(session.create_model().await.map_err(failed(create))?)
-        } else {
-            None
-        };
+        let mut model = session.create_model().await.map_err(failed("create a model"))?;
         let path = model.save_for_sampler().await.map_err(failed("publish weights"))?;
         let published = Arc::new(Published::new(Newest { version: PolicyVersion(0), path }));
         let window = Window::default();
-        Ok(Self { session, settings, model, reference, scale, window, published, lost: None })
+        let (reference, lost) = (None, None);
+        Ok(Self { session, settings, model, reference, scale, window, published, lost })
     }
 
     /// Returns an engine that samples with the weights that this learner published last.
@@ -94,6 +89,24 @@ impl TinkerLearner {
     pub fn policy(&self) -> TinkerPolicy {
         let client = self.session.client.clone();
         TinkerPolicy::new(client, self.published.clone(), self.settings.max_requests)
+    }
+
+    /// Keeps a second model on the server with the current weights, as the reference policy of
+    /// [`Learner::reference_logprobs`].
+    ///
+    /// # Errors
+    /// If the server cannot copy the weights.
+    pub async fn keep_reference(&mut self) -> Result<(), LearnerError> {
+        let action = "keep the reference policy";
+        self.known(action)?;
+        let saved = self.model.save().await.map_err(|fault| self.failed(action, &fault))?;
+        let model = self.session.model_at(&saved).await;
+        let model = model.map_err(|fault| self.failed(action, &fault))?;
+        self.forget(&saved, "weights").await;
+        if let Some(earlier) = self.reference.replace(model) {
+            earlier.unload().await;
+        }
+        Ok(())
     }
 
     /// Writes the newest published adapter into an existing directory in the format of PEFT, which vLLM serves. It names all
@@ -148,7 +161,7 @@ impl TinkerLearner {
     /// Takes one step; if its gradient is beyond the limit, goes back to the saved weights and takes it again.
     async fn clipped(&mut self, window: &Window, update: Update) -> Result<Updated, Fault> {
         let Update { learning_rate, max_grad_norm } = update;
-        if max_grad_norm == f64::INFINITY {
+        if max_grad_norm >= NO_LIMIT {
             let grad_norm = self.apply(window, 1.0, learning_rate).await?;
             return if grad_norm.is_finite() {
                 Ok(Updated { grad_norm, applied: true, not_finite: None })
@@ -198,6 +211,8 @@ impl TinkerLearner {
     }
 }
 
+/// From here on a limit is none: no gradient in 32 bits that is any use has such a norm.
+const NO_LIMIT: f64 = 1e30;
 /// The largest relative error of the norm of a clipped gradient.
 const CLIPPED: f64 = 0.01;
 

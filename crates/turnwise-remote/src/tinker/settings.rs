@@ -19,18 +19,21 @@ pub struct TinkerSettings {
     pub key_file: Option<PathBuf>,
     /// The rank of the adapters; the server decides their alpha.
     pub rank: u32,
-    /// The seed of the adapters' initial values.
+    /// The seed of the adapters' initial values. A run derives it from its own.
+    #[serde(skip)]
     pub seed: u32,
-    /// Decay rate of Adam's first moment.
+    /// Decay rate of Adam's first moment. A run has it in `[optimizer]`, like the three that follow.
+    #[serde(skip)]
     pub beta1: f64,
     /// Decay rate of Adam's second moment.
+    #[serde(skip)]
     pub beta2: f64,
     /// Added to the root of the second moment.
+    #[serde(skip)]
     pub epsilon: f64,
     /// Weight decay, multiplied by the learning rate.
+    #[serde(skip)]
     pub weight_decay: f64,
-    /// Keeps a second model that is never trained, for the penalty of the distance from it.
-    pub keep_reference: bool,
     /// The most tokens of one training request; larger batches are sent in several.
     pub max_request_tokens: usize,
     /// Requests to sample that the server has at a time; further requests wait.
@@ -56,7 +59,6 @@ impl Default for TinkerSettings {
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 0.01,
-            keep_reference: false,
             max_request_tokens: 32_768,
             max_requests: 256,
             timeout_s: 45.0,

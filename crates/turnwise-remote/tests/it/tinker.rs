@@ -228,8 +228,10 @@ async fn what_the_protocol_cannot_express_is_refused() {
 #[tokio::test]
 async fn the_reference_stays_while_the_model_is_trained() {
     let server = Tinker::start(Rule::Sum).await;
-    let settings = TinkerSettings { keep_reference: true, ..settings(&server) };
-    let mut learner = TinkerLearner::connect(settings, None).await.unwrap();
+    let mut learner = connect(&server).await;
+    accumulate(&mut learner, &rows()).await;
+    learner.step(UPDATE).await.unwrap();
+    learner.keep_reference().await.unwrap();
     let before = learner.logprobs(&rows()).await.unwrap();
     accumulate(&mut learner, &rows()).await;
     learner.step(UPDATE).await.unwrap();

@@ -7,6 +7,7 @@ use super::agent::check_agent;
 use super::choices;
 use super::ranges;
 use super::schema::{Config, EngineName, Model, QuantizationName};
+use super::trainer::check_learner;
 use crate::form::TemplateName;
 
 /// An invalid setting: its dotted key, what is wrong, and what to do.
@@ -28,6 +29,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Impossible> {
     check_constraint(config)?;
     check_rollout(config)?;
     check_engine(config)?;
+    check_learner(config)?;
     check_workers(config)?;
     check_template(config)?;
     check_agent(config)?;
