@@ -43,42 +43,41 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Prints how far log-probabilities and gradient norms of one batch are from those of a learner in this process.
+///
+/// Untrained adapters have a gradient in one of their halves alone, B. SkyRL keeps one other half, A, for the projections of
+/// query, key and value, and one for gate and up, so that norms of trained adapters are not of the same parameters.
 async fn compare(
     learner: &mut TinkerLearner,
     model: &Path,
     adapter: &Path,
 ) -> Result<(), Box<dyn Error>> {
     let rows = rows(12);
-    // A first step, because untrained adapters have no gradient in one of their two halves.
-    learner.accumulate(&rows, &mut |all| Ok(slopes(all))).await?;
-    learner.step(Update { learning_rate: 1e-2, max_grad_norm: f64::INFINITY }).await?;
-    learner.publish().await?;
-    learner.save_adapter(adapter).await?;
-
-    let decoder = Decoder::from_directory(model)?.with_adapter(adapter)?;
-    let mut ours = CandleLearner::new(decoder, AdamW::default())?;
-    let (theirs, own) = (learner.logprobs(&rows).await?, ours.logprobs(&rows).await?);
-    let pairs = theirs.iter().flatten().zip(own.iter().flatten());
-    let gap = pairs.map(|(one, other)| f64::from((one - other).abs())).fold(0.0, f64::max);
-    println!("largest difference of log-probabilities: {gap:.2e}");
-
-    for limit in [f64::INFINITY, 0.5] {
-        let update = Update { learning_rate: 1e-3, max_grad_norm: limit };
+    for (which, learning_rate) in
+        [("untrained", 0.0), ("untrained, limit 0.5", 1e-2), ("trained", 1e-2)]
+    {
+        let max_grad_norm = if which.contains("limit") { 0.5 } else { f64::INFINITY };
+        let update = Update { learning_rate, max_grad_norm };
+        learner.save_adapter(adapter).await?;
+        let decoder = Decoder::from_directory(model)?.with_adapter(adapter)?;
+        let mut ours = CandleLearner::new(decoder, AdamW::default())?;
+        let (theirs, own) = (learner.logprobs(&rows).await?, ours.logprobs(&rows).await?);
+        let gap = largest_gap(&theirs, &own);
         learner.accumulate(&rows, &mut |all| Ok(slopes(all))).await?;
         ours.accumulate(&rows, &mut |all| Ok(slopes(all))).await?;
         let (theirs, own) = (learner.step(update).await?, ours.step(update).await?);
         let error = (theirs.grad_norm - own.grad_norm).abs() / own.grad_norm;
         println!(
-            "gradient norm with the limit {limit}: server {:.6}, ours {:.6}, relative error {error:.2e}",
+            "{which}: log-probabilities differ by {gap:.2e}; gradient norm on the server {:.6}, here {:.6}, relative error {error:.2e}",
             theirs.grad_norm, own.grad_norm
         );
-        // Their optimisers began with different moments.
         learner.publish().await?;
-        learner.save_adapter(adapter).await?;
-        let decoder = Decoder::from_directory(model)?.with_adapter(adapter)?;
-        ours = CandleLearner::new(decoder, AdamW::default())?;
     }
     Ok(())
+}
+
+fn largest_gap(one: &[Vec<f32>], other: &[Vec<f32>]) -> f64 {
+    let pairs = one.iter().flatten().zip(other.iter().flatten());
+    pairs.map(|(one, other)| f64::from((one - other).abs())).fold(0.0, f64::max)
 }
 
 /// Prints whether a learner that loads a checkpoint takes the same next step.
@@ -93,9 +92,7 @@ async fn resume(learner: &mut TinkerLearner, directory: &Path) -> Result<(), Box
         learner.step(update).await?;
         after.push(learner.logprobs(&rows).await?);
     }
-    let pairs = after[0].iter().flatten().zip(after[1].iter().flatten());
-    let gap = pairs.map(|(one, other)| f64::from((one - other).abs())).fold(0.0, f64::max);
-    println!("two steps from one checkpoint differ by {gap:.2e}");
+    println!("two steps from one checkpoint differ by {:.2e}", largest_gap(&after[0], &after[1]));
     learner.load(directory, PolicyVersion(9)).await?;
     Ok(())
 }

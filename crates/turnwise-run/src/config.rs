@@ -635,6 +635,38 @@ mod tests {
     }
 
     #[test]
+    fn a_tinker_server_is_named_with_its_address_and_refuses_what_it_cannot_do() {
+        let begin = "[model]\ndirectory = \"m\"\n[train]\nlearner = \"tinker\"\n";
+        let whole = format!("{begin}[train.tinker]\nurl = \"http://127.0.0.1:8000\"\n");
+        assert!(parse("config.toml", &whole, &[]).is_ok());
+        let said = refusal(begin, &[]);
+        assert!(said.contains("`train.learner` = tinker needs the address of a server"), "{said}");
+        assert!(said.contains("config.toml:4:"), "{said}");
+        let said = refusal(&whole.replace("learner = \"tinker\"\n", ""), &[]);
+        assert!(said.contains("`train.tinker` is not used by the learner `candle`"), "{said}");
+        let said = refusal(&whole.replace("directory = \"m\"\n", ""), &[]);
+        assert!(said.contains("needs a model that the server has"), "{said}");
+        for (more, key) in [
+            ("[rollout]\ntemperature = 0.7\n", "rollout.temperature"),
+            ("[rollout]\ntop_k = 40\n", "rollout.top_k"),
+            ("[rollout]\nconstraint = { regex = \"a\" }\n", "rollout.constraint"),
+            ("[eval]\ntemperature = 0.5\n", "eval.temperature"),
+            ("[engine]\nmax_batch = 1\n", "engine"),
+            ("[optimizer]\nmoments = \"bf16\"\n", "optimizer.moments"),
+        ] {
+            let said = refusal(&format!("{whole}{more}"), &[]);
+            assert!(said.contains(&format!("`{key}` is not ")), "{said}");
+            assert!(said.contains("learner `tinker`"), "{said}");
+            assert!(
+                said.contains(if key == "engine" { "config.toml:7:" } else { "config.toml:8:" }),
+                "{said}"
+            );
+        }
+        let said = refusal(&format!("{whole}beta1 = 0.9\n"), &[]);
+        assert!(said.contains("beta1"), "{said}");
+    }
+
+    #[test]
     fn adapters_that_cannot_be_are_refused() {
         let refusal = |text: &str| refusal(&format!("[model]\n{text}\n"), &[]);
         let said = refusal("directory = \"base\"\nlora = {rank = 0}");

@@ -146,19 +146,32 @@ pub(crate) async fn step_time(
     // The largest mini-batch counts, so that episodes are as long as the longest.
     let whole = batch.rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
     let longest = EpisodeLengths { whole, ..lengths };
-    let memory = shape.training_memory(&plan_of(config, longest));
-    let is_here = config.train.learner == LearnerName::Candle;
     let mut said = vec![format!(
         "a step takes about {step:.1} s: rollouts {rollout:.1} s, training {train:.1} s; {} steps about {}",
         config.run.steps,
         clock(step * config.run.steps as f64)
     )];
-    said.push(format!("memory about {} with episodes of this length", size(memory.total())));
-    if config.rollout.mode != RolloutMode::Synchronous {
-        let processors = available_parallelism().map_or(1, NonZero::get);
-        said.extend(division(config, processors, [rollout, train]));
+    if config.train.learner == LearnerName::Candle {
+        said.extend(of_this_machine(config, shape, longest, [rollout, train]));
     }
     Ok(said)
+}
+
+/// Says what training takes of this machine: memory, and how to divide the processors.
+fn of_this_machine(
+    config: &Config,
+    shape: &DecoderConfig,
+    longest: EpisodeLengths,
+    seconds: [f64; 2],
+) -> Vec<String> {
+    let memory = shape.training_memory(&plan_of(config, longest));
+    let mut said =
+        vec![format!("memory about {} with episodes of this length", size(memory.total()))];
+    if config.rollout.mode != RolloutMode::Synchronous {
+        let processors = available_parallelism().map_or(1, NonZero::get);
+        said.extend(division(config, processors, seconds));
+    }
+    said
 }
 
 /// Says how rollouts and training that overlap should divide the processors, if that is not how they do, from the seconds

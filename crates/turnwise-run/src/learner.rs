@@ -4,9 +4,8 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use turnwise_candle::CandleLearner;
-use turnwise_environment::derive_seed;
+use turnwise_environment::{async_trait, derive_seed};
 use turnwise_remote::{Secret, TinkerLearner, TinkerSettings};
 use turnwise_rollout::{Meter, Policy};
 use turnwise_training::{GradientFn, Learner, LearnerError, Row, Update, Updated};

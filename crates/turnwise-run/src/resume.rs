@@ -10,7 +10,7 @@ use turnwise_training::{
     SuccessRate, Summary, read_plain, verify_weights,
 };
 
-use crate::config::{self, Change, Config, Loaded};
+use crate::config::{self, Change, Config, LearnerName, Loaded};
 use crate::failure::Failure;
 use crate::learner::RunLearner;
 use crate::observer::Observer;

@@ -7,6 +7,7 @@
 //! | [Train an agent program](agent_program) | an agent in any language, on OpenAI's or Anthropic's client |
 //! | [Python](python) | environments in Python, the files of runs, engine, trainer and objectives |
 //! | [An engine on another machine](remote_engine) | vLLM or SGLang as the engine |
+//! | [A trainer on another machine](remote_trainer) | a Tinker server as the learner |
 //! | [Credit and objectives](credit) | which of them to choose |
 //! | [Partial and asynchronous rollouts](rollouts) | episodes of different length |
 //! | [Your own objective](own_objective) | a loss of your own |
@@ -25,6 +26,7 @@ macro_rules! page {
         /// [agent_program]: crate::guide::agent_program
         /// [python]: crate::guide::python
         /// [remote_engine]: crate::guide::remote_engine
+        /// [remote_trainer]: crate::guide::remote_trainer
         /// [credit]: crate::guide::credit
         /// [rollouts]: crate::guide::rollouts
         /// [own_objective]: crate::guide::own_objective
@@ -48,6 +50,10 @@ page!(python, "Environments in Python, the files of runs, engine, trainer and ob
 page!(
     remote_engine,
     "Rollouts on vLLM or SGLang: how the server is started, what is checked, and what happens when a replica fails."
+);
+page!(
+    remote_trainer,
+    "Training on a Tinker server: what is exact, what it cannot do, and what happens when it fails."
 );
 page!(credit, "How rewards become advantages, and how far a step may go.");
 page!(rollouts, "Episodes that are cut and go on, and rollouts beside training.");

@@ -6,12 +6,13 @@ use turnwise::run::config::from_text;
 use turnwise::training::metric;
 use turnwise_testkit::Echo;
 
-const PAGES: [(&str, &str); 9] = [
+const PAGES: [(&str, &str); 10] = [
     ("environment.md", include_str!("../docs/guide/src/environment.md")),
     ("real_model.md", include_str!("../docs/guide/src/real_model.md")),
     ("agent_program.md", include_str!("../docs/guide/src/agent_program.md")),
     ("python.md", include_str!("../docs/guide/src/python.md")),
     ("remote_engine.md", include_str!("../docs/guide/src/remote_engine.md")),
+    ("remote_trainer.md", include_str!("../docs/guide/src/remote_trainer.md")),
     ("credit.md", include_str!("../docs/guide/src/credit.md")),
     ("rollouts.md", include_str!("../docs/guide/src/rollouts.md")),
     ("own_objective.md", include_str!("../docs/guide/src/own_objective.md")),
