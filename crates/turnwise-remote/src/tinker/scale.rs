@@ -65,23 +65,23 @@ impl Scale {
     /// The first token of a sequence has the same gradient whether two or six tokens follow, so norms of gradients show what
     /// they are divided by. One step whose length is known then shows the absolute scale, and its sign.
     pub(super) async fn measure(model: &mut RemoteModel) -> Result<Self, ScaleError> {
-        let mut probe = Probe::new(model).await?;
-        let short = probe.norm(&[&[Which::Short]]).await?;
+        let mut measured = Measured::new(model).await?;
+        let short = measured.norm(&[&[Which::Short]]).await?;
         if !(short.is_finite() && short > 0.0) {
             return Err(ScaleError::Unfit(format!(
                 "the gradient of a token has the norm {short}; the model cannot be trained"
             )));
         }
-        let long = probe.norm(&[&[Which::Long]]).await? / short;
-        let twice = probe.norm(&[&[Which::Short, Which::Short]]).await? / short;
-        let apart = probe.norm(&[&[Which::Short], &[Which::Short]]).await? / short;
+        let long = measured.norm(&[&[Which::Long]]).await? / short;
+        let twice = measured.norm(&[&[Which::Short, Which::Short]]).await? / short;
+        let apart = measured.norm(&[&[Which::Short], &[Which::Short]]).await? / short;
         let scale = Self::of_ratios(long, twice, apart).ok_or_else(|| {
             ScaleError::Unfit(format!(
                 "its gradients are scaled in an unknown way: relative to a sequence of 2 tokens, the same token in 6 has \
                  {long:.4}, two sequences in one request have {twice:.4}, and in two requests {apart:.4}"
             ))
         })?;
-        probe.check_length(scale, short).await?;
+        measured.check_length(scale, short).await?;
         Ok(scale)
     }
 
@@ -113,7 +113,7 @@ enum Which {
 
 /// The model that is measured.
 #[derive(Debug)]
-struct Probe<'a> {
+struct Measured<'a> {
     model: &'a mut RemoteModel,
     short: Sequence,
     long: Sequence,
@@ -121,7 +121,7 @@ struct Probe<'a> {
     logprobs: Vec<f32>,
 }
 
-impl<'a> Probe<'a> {
+impl<'a> Measured<'a> {
     async fn new(model: &'a mut RemoteModel) -> Result<Self, Fault> {
         let short = Sequence::new(IDS[..N_SHORT].to_vec());
         let long = Sequence::new(IDS.to_vec());
