@@ -11,9 +11,9 @@ mod record;
 mod remote_model;
 mod retry;
 mod scale;
-mod sequence;
 mod session;
 mod settings;
+mod shifted_row;
 mod window;
 
 pub use error::TinkerError;

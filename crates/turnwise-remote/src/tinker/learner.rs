@@ -14,9 +14,9 @@ use super::published::{Newest, Published};
 use super::record::Record;
 use super::remote_model::{AdamStep, RemoteModel};
 use super::scale::{Scale, ScaleError};
-use super::sequence::Sequence;
 use super::session::Session;
 use super::settings::TinkerSettings;
+use super::shifted_row::ShiftedRow;
 use super::window::{Weighted, Window, requests};
 use crate::fault::Fault;
 use crate::secret::Secret;
@@ -137,7 +137,7 @@ impl TinkerLearner {
     }
 
     /// Returns the log-probabilities of all predicted tokens of sequences.
-    async fn score(&mut self, sequences: &[Sequence]) -> Result<Vec<Vec<f32>>, LearnerError> {
+    async fn score(&mut self, sequences: &[ShiftedRow]) -> Result<Vec<Vec<f32>>, LearnerError> {
         let max = self.settings.max_request_tokens;
         score(&mut self.model, sequences, max)
             .await
@@ -340,10 +340,10 @@ async fn measure(session: &Session) -> Result<Scale, TinkerError> {
 
 async fn score(
     model: &mut RemoteModel,
-    sequences: &[Sequence],
+    sequences: &[ShiftedRow],
     max_tokens: usize,
 ) -> Result<Vec<Vec<f32>>, Fault> {
-    let lengths: Vec<usize> = sequences.iter().map(Sequence::len).collect();
+    let lengths: Vec<usize> = sequences.iter().map(ShiftedRow::len).collect();
     let mut all = Vec::with_capacity(sequences.len());
     for range in requests(&lengths, max_tokens) {
         all.extend(model.forward(&sequences[range]).await?);
@@ -351,8 +351,8 @@ async fn score(
     Ok(all)
 }
 
-fn sequences(rows: &[Row]) -> Result<Vec<Sequence>, LearnerError> {
-    rows.iter().enumerate().map(|(index, row)| Sequence::of(index, row)).collect()
+fn sequences(rows: &[Row]) -> Result<Vec<ShiftedRow>, LearnerError> {
+    rows.iter().enumerate().map(|(index, row)| ShiftedRow::of(index, row)).collect()
 }
 
 /// Returns the log-probabilities of targets among those of all predicted tokens.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::client::{Client, JSON, PROTOBUF, message, object, text};
 use super::messages::{Datum, ForwardBackwardOutput, ForwardBackwardRequest};
-use super::sequence::Sequence;
+use super::shifted_row::ShiftedRow;
 use crate::fault::Fault;
 use crate::http::Incoming;
 
@@ -40,11 +40,14 @@ impl RemoteModel {
     }
 
     /// Computes the log-probabilities of sequences, without a gradient.
-    pub(super) async fn forward(&mut self, sequences: &[Sequence]) -> Result<Vec<Vec<f32>>, Fault> {
-        let data = sequences.iter().map(Sequence::scored).collect();
+    pub(super) async fn forward(
+        &mut self,
+        sequences: &[ShiftedRow],
+    ) -> Result<Vec<Vec<f32>>, Fault> {
+        let data = sequences.iter().map(ShiftedRow::scored).collect();
         let output = self.pass(data, "cross_entropy", true).await?;
         let all = output.logprobs().map_err(Fault::Wrong)?;
-        let lengths = sequences.iter().map(Sequence::len);
+        let lengths = sequences.iter().map(ShiftedRow::len);
         if !all.iter().map(Vec::len).eq(lengths) {
             return Err(Fault::Wrong("log-probabilities of other sequences".to_owned()));
         }

@@ -2,7 +2,7 @@
 
 use super::messages::Datum;
 use super::remote_model::{AdamStep, RemoteModel};
-use super::sequence::Sequence;
+use super::shifted_row::ShiftedRow;
 use crate::fault::Fault;
 
 /// What a server divides gradients by.
@@ -65,7 +65,7 @@ impl Scale {
     /// The first token of a sequence has the same gradient whether two or six tokens follow, so norms of gradients show what
     /// they are divided by. One step whose length is known then shows the absolute scale, and its sign.
     pub(super) async fn measure(model: &mut RemoteModel) -> Result<Self, ScaleError> {
-        let mut measured = Measured::new(model).await?;
+        let mut measured = ScaleProbe::new(model).await?;
         let short = measured.norm(&[&[Which::Short]]).await?;
         if !(short.is_finite() && short > 0.0) {
             return Err(ScaleError::Unfit(format!(
@@ -113,18 +113,18 @@ enum Which {
 
 /// The model that is measured.
 #[derive(Debug)]
-struct Measured<'a> {
+struct ScaleProbe<'a> {
     model: &'a mut RemoteModel,
-    short: Sequence,
-    long: Sequence,
+    short: ShiftedRow,
+    long: ShiftedRow,
     /// Log-probabilities of the longer sequence, which begin with those of the shorter.
     logprobs: Vec<f32>,
 }
 
-impl<'a> Measured<'a> {
+impl<'a> ScaleProbe<'a> {
     async fn new(model: &'a mut RemoteModel) -> Result<Self, Fault> {
-        let short = Sequence::new(IDS[..N_SHORT].to_vec());
-        let long = Sequence::new(IDS.to_vec());
+        let short = ShiftedRow::new(IDS[..N_SHORT].to_vec());
+        let long = ShiftedRow::new(IDS.to_vec());
         let logprobs = model.forward(std::slice::from_ref(&long)).await?.remove(0);
         Ok(Self { model, short, long, logprobs })
     }

@@ -6,13 +6,13 @@ use std::ops::Range;
 use super::messages::Datum;
 use super::remote_model::RemoteModel;
 use super::scale::Scale;
-use super::sequence::Sequence;
+use super::shifted_row::ShiftedRow;
 use crate::fault::Fault;
 
 /// A sequence with the gradient of the loss with respect to each of its log-probabilities.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Weighted {
-    pub(super) sequence: Sequence,
+    pub(super) sequence: ShiftedRow,
     pub(super) logprobs: Vec<f32>,
     /// One for each predicted token.
     pub(super) slopes: Vec<f32>,

@@ -9,11 +9,11 @@ use super::messages::{Chunk, Datum, EncodedText, Tensor};
 
 /// Tokens of which each but the first is predicted.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Sequence {
+pub(super) struct ShiftedRow {
     ids: Vec<TokenId>,
 }
 
-impl Sequence {
+impl ShiftedRow {
     /// Returns the sequence of a row, the `index`-th.
     ///
     /// # Errors
@@ -117,8 +117,8 @@ mod tests {
         digits.chunks(2).map(|pair| 16 * pair[0] + pair[1]).collect()
     }
 
-    fn sequence() -> Sequence {
-        Sequence::new(vec![257, 33, 34, 35, 36, 37, 38, 39])
+    fn sequence() -> ShiftedRow {
+        ShiftedRow::new(vec![257, 33, 34, 35, 36, 37, 38, 39])
     }
 
     fn logprobs() -> Vec<f32> {
