@@ -54,7 +54,7 @@ async fn accumulate(learner: &mut TinkerLearner, rows: &[Row]) {
 }
 
 #[tokio::test]
-async fn the_gradient_is_exact_whatever_the_server_divides_by() {
+async fn the_gradient_is_exact_under_either_rule() {
     let mut after = Vec::new();
     for rule in [Rule::Sum, Rule::Means] {
         let server = Tinker::start(rule).await;
