@@ -171,7 +171,7 @@ impl TinkerLearner {
         }
         let before = self.model.save().await?;
         let grad_norm = self.apply(window, 1.0, learning_rate).await?;
-        if !(grad_norm <= max_grad_norm) {
+        if !grad_norm.is_finite() || grad_norm > max_grad_norm {
             self.go_back(&before).await?;
             if grad_norm.is_finite() {
                 let again = self.apply(window, max_grad_norm / grad_norm, learning_rate).await?;

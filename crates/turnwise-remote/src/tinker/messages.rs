@@ -110,11 +110,11 @@ pub(super) struct SampledSequence {
 impl Tensor {
     pub(super) fn floats(values: &[f32]) -> Self {
         let dense = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Self { dense: Some(dense), dtype: FLOAT32, shape: vec![values.len() as i64] }
+        Self { dense: Some(dense), dtype: FLOAT32, shape: vec![number(values.len())] }
     }
 
     pub(super) fn integers(values: impl ExactSizeIterator<Item = i64>) -> Self {
-        let shape = vec![values.len() as i64];
+        let shape = vec![number(values.len())];
         let dense = values.flat_map(i64::to_le_bytes).collect();
         Self { dense: Some(dense), dtype: INT64, shape }
     }
@@ -144,7 +144,7 @@ impl BatchedTensor {
         let (offsets, rest) = self.offsets.as_chunks::<8>();
         let offsets: Vec<i64> = offsets.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
         let ends = (offsets.first(), offsets.last());
-        let is_whole = rest.is_empty() && ends == (Some(&0), Some(&(self.data.len() as i64)));
+        let is_whole = rest.is_empty() && ends == (Some(&0), Some(&number(self.data.len())));
         if !is_whole {
             return Err("offsets that do not cover the log-probabilities".to_owned());
         }
@@ -155,6 +155,11 @@ impl BatchedTensor {
         let parts: Option<Vec<_>> = offsets.windows(2).map(part).collect();
         parts.ok_or_else(|| "offsets that are not in order".to_owned())
     }
+}
+
+/// Returns a length as the protocol has it.
+fn number(length: usize) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
 }
 
 /// Returns little-endian floats, or `None` if a part of one is missing.

@@ -74,11 +74,12 @@ impl Policy for TinkerPolicy {
             let reason = format!("the newest weights are {has}, older than {wanted}");
             return Err(PolicyError::Refused(reason));
         }
-        let sequence = self.ask(&body(&request, &newest.path)).await.map_err(error)?;
+        let sequence =
+            self.ask(&body(&request, &newest.path)).await.map_err(|fault| error(&fault))?;
         let mut gathered = Gathered::new(&request, ENGINE);
-        let (tokens, finish) = tokens(&sequence).map_err(error)?;
-        gathered.append(&tokens, newest.version).map_err(error)?;
-        gathered.finish(finish).map_err(error)?;
+        let (tokens, finish) = tokens(&sequence).map_err(|fault| error(&fault))?;
+        gathered.append(&tokens, newest.version).map_err(|fault| error(&fault))?;
+        gathered.finish(finish).map_err(|fault| error(&fault))?;
         Ok(gathered.into_sample(false))
     }
 }
@@ -148,7 +149,7 @@ fn tokens(sequence: &SampledSequence) -> Result<(Vec<SentToken>, Finish), Fault>
     Ok((sent.collect(), finish))
 }
 
-fn error(fault: Fault) -> PolicyError {
+fn error(fault: &Fault) -> PolicyError {
     match fault {
         Fault::Refused { .. } => PolicyError::Refused(fault.to_string()),
         Fault::Unreachable(_) | Fault::Busy { .. } => PolicyError::Unavailable(fault.to_string()),
