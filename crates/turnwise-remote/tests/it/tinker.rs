@@ -353,8 +353,8 @@ async fn an_exported_adapter_names_its_modules() {
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
     assert_eq!(config["target_modules"], serde_json::json!(["down_proj", "q_proj"]));
     assert_eq!(config["r"], 8);
-    let weights = std::fs::read(directory.path().join("adapter_model.safetensors")).unwrap();
-    assert_eq!(weights, weights(&["q_proj", "down_proj"]));
+    let tensors = std::fs::read(directory.path().join("adapter_model.safetensors")).unwrap();
+    assert_eq!(tensors, weights(&["q_proj", "down_proj"]));
     assert!(!directory.path().join("README.md").exists());
 }
 
@@ -368,7 +368,7 @@ async fn archives_that_hold_no_adapter_are_refused() {
     let mut other = whole.clone();
     let place = other.windows(6).position(|name| name == b"lora_A").unwrap();
     other[place..place + 6].copy_from_slice(b"weight");
-    for (archive, reason) in [
+    for (packed, reason) in [
         (b"<html>".to_vec(), ""),
         (archive(&["q_proj"])[..60].to_vec(), ""),
         (pack(&[(tensors, whole.clone())]), "no adapter_config.json"),
@@ -378,7 +378,7 @@ async fn archives_that_hold_no_adapter_are_refused() {
         (pack(&[(config, b"{}".to_vec()), (tensors, weights(&[]))]), "no tensors"),
         (pack(&[(config, b"{}".to_vec()), (tensors, other)]), "not part of an adapter"),
     ] {
-        server.kept.lock().unwrap().archive = archive;
+        server.kept.lock().unwrap().archive = packed;
         let error = learner.save_adapter(directory.path()).await.unwrap_err();
         assert!(matches!(error, TinkerError::BadFile { .. }), "{error:?}");
         assert!(error.to_string().contains(reason), "{error}");
