@@ -186,10 +186,10 @@ impl TinkerLearner {
         Ok(Updated { grad_norm, applied: grad_norm.is_finite(), not_finite: None })
     }
 
-    /// Continues with a model that has saved weights.
+    /// Continues with a model that has saved weights. The present model goes first, because a server has few places.
     async fn go_back(&mut self, path: &str) -> Result<(), Fault> {
-        let model = self.session.model_at(path).await?;
-        std::mem::replace(&mut self.model, model).unload().await;
+        self.model.unload().await;
+        self.model = self.session.model_at(path).await?;
         Ok(())
     }
 
@@ -314,6 +314,7 @@ impl Learner for TinkerLearner {
         record.check(directory, &self.session.base_model, self.session.rank()).map_err(failed)?;
         let published = self.published.clone();
         let _alone = published.close().await;
+        self.lost = Some("the last checkpoint was not loaded".to_owned());
         let back = self.go_back(&record.path).await;
         back.map_err(|fault| self.failed(action, &fault))?;
         self.window = Window::default();

@@ -117,7 +117,7 @@ impl RemoteModel {
     }
 
     /// Frees what the server holds for the model; that it fails changes nothing.
-    pub(super) async fn unload(self) {
+    pub(super) async fn unload(&self) {
         let body = json!({ "model_id": self.id, "type": "unload_model" });
         if let Err(fault) = self.client.compute("/api/v1/unload_model", &body).await {
             tracing::debug!(model = self.id, %fault, "cannot unload a model on the server");
