@@ -92,9 +92,8 @@ fn allowed(package: &Package) -> Option<&'static [&'static str]> {
         ("crates", "turnwise-objective") => &["kernels"],
         ("envs", _) | ("crates", "turnwise-trajectory") => &["environment"],
         ("crates", "turnwise-rollout") => &["trajectory", "environment", "kernels"],
-        ("crates", "turnwise-chat" | "turnwise-remote" | "turnwise-serve") => {
-            &["rollout", "trajectory", "environment"]
-        }
+        ("crates", "turnwise-chat" | "turnwise-serve") => &["rollout", "trajectory", "environment"],
+        ("crates", "turnwise-remote") => &["training", "rollout", "trajectory", "environment"],
         ("crates", "turnwise-training") => TRAINING,
         ("crates", "turnwise-candle") => MODEL,
         ("crates", "turnwise-lab" | "turnwise-simulation" | "turnwise-testkit") => TRAINED,

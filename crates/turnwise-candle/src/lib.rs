@@ -42,6 +42,7 @@ mod published;
 mod rope;
 mod routing;
 mod shares;
+mod sizes;
 mod slots;
 mod snapshot;
 mod tape;

@@ -3,7 +3,9 @@
 use std::error::Error;
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+};
 use reqwest::redirect::Policy as Redirects;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::{ClientConfig, RootCertStore};
@@ -29,8 +31,28 @@ pub(crate) struct Http {
     client: Client,
     base: Url,
     key: Option<Secret>,
+    /// The header that has the key alone; `Authorization: Bearer` if there is none.
+    key_header: Option<HeaderName>,
     /// The longest silence of a server.
     silence: Duration,
+}
+
+/// A request whose body need not be JSON.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) content_type: &'a str,
+    pub(crate) accept: &'a str,
+    /// The key under which the server recognises a repetition.
+    pub(crate) idempotency_key: &'a str,
+    pub(crate) body: &'a [u8],
+}
+
+/// An answer that need not be JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Incoming {
+    pub(crate) content_type: String,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Http {
@@ -56,7 +78,12 @@ impl Http {
             client = client.no_proxy();
         }
         let client = client.build().map_err(|error| RemoteError::Client(causes(&error)))?;
-        Ok(Self { client, base, key, silence })
+        Ok(Self { client, base, key, key_header: None, silence })
+    }
+
+    /// Sends the key in a header of its own.
+    pub(crate) fn with_key_header(self, name: &'static str) -> Self {
+        Self { key_header: Some(HeaderName::from_static(name)), ..self }
     }
 
     /// Returns the address without what is secret.
@@ -87,15 +114,77 @@ impl Http {
         Ok(Events { response, buffer: Vec::new() })
     }
 
+    /// Posts bytes. Returns `None` if the answer does not begin within `limit`.
+    pub(crate) async fn exchange(
+        &self,
+        outgoing: Outgoing<'_>,
+        limit: Duration,
+    ) -> Result<Option<Incoming>, ServerFault> {
+        let request = self
+            .request(Method::POST, outgoing.path)?
+            .header(CONTENT_TYPE, outgoing.content_type)
+            .header(ACCEPT, outgoing.accept)
+            .header("x-idempotency-key", outgoing.idempotency_key)
+            .body(outgoing.body.to_vec());
+        let Ok(response) = tokio::time::timeout(limit, request.send()).await else {
+            return Ok(None);
+        };
+        let response = succeeded(response.map_err(|error| lost(&error))?).await?;
+        let content_type = response.headers().get(CONTENT_TYPE);
+        let content_type = content_type.and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default().to_owned();
+        let bytes = body(response, LONGEST_ANSWER).await?;
+        Ok(Some(Incoming { content_type, bytes }))
+    }
+
+    /// Deletes what is at a path.
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), ServerFault> {
+        send(self.request(Method::DELETE, path)?, self.silence).await.map(drop)
+    }
+
+    /// Reads a file of at most `longest` bytes, and follows one redirection; another server does not get the key.
+    pub(crate) async fn download(
+        &self,
+        path: &str,
+        longest: usize,
+    ) -> Result<Vec<u8>, ServerFault> {
+        let request = self.request(Method::GET, path)?;
+        let response = tokio::time::timeout(self.silence, request.send()).await;
+        let response = response.map_err(|_| silent(self.silence))?.map_err(|error| lost(&error))?;
+        if !response.status().is_redirection() {
+            return body(succeeded(response).await?, longest).await;
+        }
+        let wrong = || ServerFault::Wrong("a redirection without an address".to_owned());
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let url = response.url().join(location.ok_or_else(wrong)?).map_err(|_| wrong())?;
+        let request = if url.origin() == self.base.origin() {
+            self.with_key(self.client.get(url))?
+        } else if url.scheme() == "https" || url.scheme() == self.base.scheme() {
+            self.client.get(url)
+        } else {
+            return Err(ServerFault::Wrong(
+                "a redirection to an address without encryption".to_owned(),
+            ));
+        };
+        body(send(request, self.silence).await?, longest).await
+    }
+
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, ServerFault> {
         let url = format!("{}{path}", self.url());
         let url = Url::parse(&url).map_err(|error| ServerFault::Unreachable(error.to_string()))?;
-        let request = self.client.request(method, url);
+        self.with_key(self.client.request(method, url))
+    }
+
+    fn with_key(&self, request: RequestBuilder) -> Result<RequestBuilder, ServerFault> {
         let Some(key) = &self.key else { return Ok(request) };
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", key.reveal()))
+        let (name, value) = match &self.key_header {
+            Some(name) => (name.clone(), key.reveal().to_owned()),
+            None => (AUTHORIZATION, format!("Bearer {}", key.reveal())),
+        };
+        let mut value = HeaderValue::from_str(&value)
             .map_err(|_| ServerFault::Unreachable("its key is no header".to_owned()))?;
         value.set_sensitive(true);
-        Ok(request.header(AUTHORIZATION, value))
+        Ok(request.header(name, value))
     }
 }
 
@@ -158,15 +247,17 @@ impl Events {
 /// Sends a request, and reads what a status other than success says. The head of the answer has to arrive within `limit`.
 async fn send(request: RequestBuilder, limit: Duration) -> Result<Response, ServerFault> {
     let response = tokio::time::timeout(limit, request.send()).await;
-    let response = response
-        .map_err(|_| ServerFault::Unreachable(format!("no answer in {} s", limit.as_secs_f64())))?
-        .map_err(|error| lost(&error))?;
+    succeeded(response.map_err(|_| silent(limit))?.map_err(|error| lost(&error))?).await
+}
+
+/// Returns the answer if its status is success, and otherwise what the server says.
+async fn succeeded(response: Response) -> Result<Response, ServerFault> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
     let wait = retry_after(&response);
-    let message = match body(response).await {
+    let message = match body(response, LONGEST_ANSWER).await {
         Ok(bytes) => message(&String::from_utf8_lossy(&bytes)),
         Err(fault) => fault.to_string(),
     };
@@ -182,7 +273,7 @@ async fn send(request: RequestBuilder, limit: Duration) -> Result<Response, Serv
 }
 
 async fn json(response: Response) -> Result<Value, ServerFault> {
-    let bytes = body(response).await?;
+    let bytes = body(response, LONGEST_ANSWER).await?;
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
@@ -193,11 +284,11 @@ async fn json(response: Response) -> Result<Value, ServerFault> {
     }
 }
 
-async fn body(mut response: Response) -> Result<Vec<u8>, ServerFault> {
+async fn body(mut response: Response, longest: usize) -> Result<Vec<u8>, ServerFault> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {
-        if bytes.len() + chunk.len() > LONGEST_ANSWER {
-            return Err(ServerFault::Wrong(format!("an answer of over {LONGEST_ANSWER} bytes")));
+        if bytes.len() + chunk.len() > longest {
+            return Err(ServerFault::Wrong(format!("an answer of over {longest} bytes")));
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -223,6 +314,10 @@ pub(crate) fn message(text: &str) -> String {
     let is_plain = |character: &char| !character.is_control();
     let short: String = words.chars().filter(is_plain).take(LONGEST_MESSAGE).collect();
     if short.is_empty() { "no explanation".to_owned() } else { short }
+}
+
+fn silent(limit: Duration) -> ServerFault {
+    ServerFault::Unreachable(format!("no answer in {} s", limit.as_secs_f64()))
 }
 
 fn lost(error: &reqwest::Error) -> ServerFault {
@@ -279,7 +374,7 @@ mod tests {
             message(r#"{"error":{"message":"no such\n model","code":404}}"#),
             "no such model"
         );
-        assert_eq!(message(r#"{"detail":"Not FoundServer"}"#), "Not FoundServer");
+        assert_eq!(message(r#"{"detail":"Not Found"}"#), "Not Found");
         assert_eq!(message(""), "no explanation");
         assert_eq!(message(&"\u{1b}[31m".repeat(1000)).chars().count(), LONGEST_MESSAGE);
     }

@@ -261,7 +261,7 @@ pub(crate) async fn load(
                 Ok(_) => Ok(()),
                 // It has this version from an earlier attempt, or from before it was in quarantine. A name is never reused.
                 Err(ServerFault::Refused { message, .. }) if message.contains("already") => Ok(()),
-                Err(ServerFault::Refused { status: 404, message }) if message == "Not FoundServer" => {
+                Err(ServerFault::Refused { status: 404, message }) if message == "Not Found" => {
                     Err(ServerFault::Refused {
                         status: 404,
                         message: "it does not take adapters: start it with  --enable-lora --max-lora-rank RANK  and the \

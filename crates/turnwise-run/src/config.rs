@@ -7,6 +7,7 @@ mod defaults;
 mod listing;
 mod ranges;
 mod schema;
+mod trainer;
 mod validate;
 
 use std::fs;
@@ -20,8 +21,8 @@ pub(crate) use defaults::reasons;
 pub use listing::listing;
 pub use schema::{
     AgentChoice, Config, ConstraintChoice, CreditChoice, EngineName, EnvironmentChoice, Eval,
-    ExampleMessage, ExampleRole, Log, Model, ObjectiveChoice, PromptText, Rollout, Run, Train,
-    WarmStart,
+    ExampleMessage, ExampleRole, LearnerName, Log, Model, ObjectiveChoice, PromptText, Rollout,
+    Run, Train, WarmStart,
 };
 pub(crate) use schema::{ClipRule, ObjectiveName};
 use toml_edit::{Document, Item, TableLike, Value, de};
@@ -631,6 +632,43 @@ mod tests {
         let said = refusal(&format!("{begin}{address}max_request = 1\n"), &[]);
         assert!(said.contains("did you mean `max_requests`?"), "{said}");
         assert!(parse("config.toml", &format!("{begin}{address}"), &[]).is_ok());
+    }
+
+    #[test]
+    fn a_tinker_server_is_named_with_its_address_and_refuses_what_it_cannot_do() {
+        let begin = "[model]\ndirectory = \"m\"\n[train]\nlearner = \"tinker\"\n";
+        let whole = format!("{begin}[train.tinker]\nurl = \"http://127.0.0.1:8000\"\n");
+        assert!(parse("config.toml", &whole, &[]).is_ok());
+        let said = refusal(begin, &[]);
+        assert!(said.contains("`train.learner` = tinker needs the address of a server"), "{said}");
+        assert!(said.contains("config.toml:4:"), "{said}");
+        let said = refusal(&whole.replace("learner = \"tinker\"\n", ""), &[]);
+        assert!(said.contains("`train.tinker` is not used by the learner `candle`"), "{said}");
+        let said = refusal(&whole.replace("directory = \"m\"\n", ""), &[]);
+        assert!(said.contains("needs a model that the server has"), "{said}");
+        for (more, key) in [
+            ("[rollout]\ntemperature = 0.7\n", "rollout.temperature"),
+            ("[rollout]\ntop_k = 40\n", "rollout.top_k"),
+            ("[rollout]\nconstraint = { regex = \"a\" }\n", "rollout.constraint"),
+            ("[eval]\ntemperature = 0.5\n", "eval.temperature"),
+            ("[engine]\nmax_batch = 1\n", "engine"),
+            ("[optimizer]\nmoments = \"bf16\"\n", "optimizer.moments"),
+        ] {
+            let said = refusal(&format!("{whole}{more}"), &[]);
+            assert!(said.contains(&format!("`{key}` is not ")), "{said}");
+            assert!(said.contains("learner `tinker`"), "{said}");
+            assert!(
+                said.contains(if key == "engine" { "config.toml:7:" } else { "config.toml:8:" }),
+                "{said}"
+            );
+        }
+        let said = refusal(&format!("{whole}beta1 = 0.9\n"), &[]);
+        assert!(said.contains("beta1"), "{said}");
+        let said = refusal(&format!("{whole}rank = 0\n"), &[]);
+        assert!(said.contains("`train.tinker.rank` is 0"), "{said}");
+        let engine =
+            "[rollout]\nengine = \"vllm\"\nvllm = { urls = [\"http://127.0.0.1:8001\"] }\n";
+        assert!(parse("config.toml", &format!("{whole}{engine}"), &[]).is_ok());
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::num::NonZero;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use turnwise_candle::{CandleLearner, DecoderConfig};
+use turnwise_candle::DecoderConfig;
 use turnwise_training::{Batch, Learner, RolloutMode, Row, free_bytes};
 use turnwise_trajectory::Trajectory;
 
-use crate::config::Config;
+use crate::config::{Config, EngineName, LearnerName};
 use crate::failure::{ExitCode, Failure};
+use crate::learner::RunLearner;
 use crate::memory::{EpisodeLengths, available_memory, largest_plan, plan_of};
 use crate::session::Session;
 use crate::text::clock;
@@ -25,6 +26,17 @@ const PASSES: f64 = 3.0;
 /// Returns lines about memory and disk for the screen's header; a line that begins with `!` is a warning.
 pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     let Session { config, shape, .. } = session;
+    if config.train.learner == LearnerName::Tinker {
+        let url = config.train.tinker.as_ref().map_or("", |tinker| &tinker.url);
+        let sampler = match config.rollout.engine {
+            EngineName::Candle => "which samples too".to_owned(),
+            other => format!("and {} samples with its adapters", other.word()),
+        };
+        let rank = config.train.tinker.as_ref().map_or(0, |tinker| tinker.rank);
+        return vec![format!(
+            "learner adapters of rank {rank} at the Tinker server {url}, {sampler}"
+        )];
+    }
     let recomputes = config.train.recompute_layers == Some(true);
     let memory = shape.training_memory(&largest_plan(config, recomputes));
     let engine = memory.engine.saturating_add(memory.kv);
@@ -62,7 +74,13 @@ pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
 /// Refuses to begin if not even the first checkpoint fits on the disk.
 pub(crate) fn check_disk(session: &Session, run: &Path) -> Result<(), Failure> {
     let Session { config, shape, .. } = session;
-    let needed = shape.checkpoint_bytes(config.model.lora.as_ref(), config.optimizer.moments);
+    let needed = match config.train.learner {
+        LearnerName::Candle => {
+            shape.checkpoint_bytes(config.model.lora.as_ref(), config.optimizer.moments)
+        }
+        // The server keeps what training needs; the adapter alone is written here.
+        LearnerName::Tinker => return Ok(()),
+    };
     match free_bytes(run) {
         Some(free) if free < needed => Err(Failure::new(
             ExitCode::Runtime,
@@ -98,7 +116,7 @@ fn learning_rate(config: &Config, weights: usize) -> Option<String> {
 pub(crate) async fn step_time(
     config: &Config,
     shape: &DecoderConfig,
-    learner: &mut CandleLearner,
+    learner: &mut RunLearner,
     played: &[Trajectory],
     seconds: f64,
 ) -> Result<Vec<String>, Failure> {
@@ -141,18 +159,32 @@ pub(crate) async fn step_time(
     // The largest mini-batch counts, so that episodes are as long as the longest.
     let whole = batch.rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
     let longest = EpisodeLengths { whole, ..lengths };
-    let memory = shape.training_memory(&plan_of(config, longest));
     let mut said = vec![format!(
         "a step takes about {step:.1} s: rollouts {rollout:.1} s, training {train:.1} s; {} steps about {}",
         config.run.steps,
         clock(step * config.run.steps as f64)
     )];
-    said.push(format!("memory about {} with episodes of this length", size(memory.total())));
-    if config.rollout.mode != RolloutMode::Synchronous {
-        let processors = available_parallelism().map_or(1, NonZero::get);
-        said.extend(division(config, processors, [rollout, train]));
+    if config.train.learner == LearnerName::Candle {
+        said.extend(of_this_machine(config, shape, longest, [rollout, train]));
     }
     Ok(said)
+}
+
+/// Says what training takes of this machine: memory, and how to divide the processors.
+fn of_this_machine(
+    config: &Config,
+    shape: &DecoderConfig,
+    longest: EpisodeLengths,
+    seconds: [f64; 2],
+) -> Vec<String> {
+    let memory = shape.training_memory(&plan_of(config, longest));
+    let mut said =
+        vec![format!("memory about {} with episodes of this length", size(memory.total()))];
+    if config.rollout.mode != RolloutMode::Synchronous {
+        let processors = available_parallelism().map_or(1, NonZero::get);
+        said.extend(division(config, processors, seconds));
+    }
+    said
 }
 
 /// Says how rollouts and training that overlap should divide the processors, if that is not how they do, from the seconds

@@ -18,6 +18,7 @@ mod failure;
 #[cfg(test)]
 mod fixture;
 pub mod form;
+mod learner;
 mod memory;
 mod observer;
 mod opponent;

@@ -1,15 +1,18 @@
 //! Engines on other machines: connection, new weights, and the check that the engine takes them up.
 
 use std::error::Error;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use tokio::runtime::Handle;
 use turnwise_candle::{CandleLearner, Decoder};
 use turnwise_environment::derive_seed;
-use turnwise_remote::{RemotePolicy, RemoteSettings, Secret, Server, WeightFiles, WeightProbe};
-use turnwise_rollout::{Sampler, uniform_at};
-use turnwise_training::RunDirectory;
+use turnwise_remote::{
+    RemotePolicy, RemoteSettings, Secret, Server, TinkerLearner, TinkerPolicy, WeightFiles,
+    WeightProbe,
+};
+use turnwise_rollout::{Policy, SampleRequest, Sampler, SessionId, uniform_at};
+use turnwise_training::{Learner, Row, RunDirectory, Target};
 use turnwise_trajectory::{PolicyVersion, Sampling};
 
 use crate::config::Config;
@@ -28,12 +31,7 @@ pub(crate) async fn policy(
     run: &Path,
     learner: &CandleLearner,
 ) -> Result<RemotePolicy, Failure> {
-    let refused = |error: &(dyn Error + 'static)| Failure::refused_by(error);
-    let key = settings.key_file.as_deref().map(Secret::from_file).transpose();
-    let key = key.map_err(|error| refused(&error))?;
-    let policy = RemotePolicy::connect(server, settings.clone(), key).await;
-    let policy = policy.map_err(|error| refused(&error).help(start_command(config, server)))?;
-    check_context(config, server, &policy)?;
+    let policy = connect(config, server, settings).await?;
     let mut weights = Weights::new(settings, run)?;
     let handle = Handle::current();
     let follower = {
@@ -51,21 +49,82 @@ pub(crate) async fn policy(
             Ok(())
         }
     };
-    learner.on_publish(follower).await.map_err(|error| refused(&error))?;
+    learner.on_publish(follower).await.map_err(|error| Failure::refused_by(&error))?;
+    Ok(policy)
+}
+
+/// An engine that serves the adapters of a learner on a Tinker server.
+pub(crate) struct AdapterEngine {
+    policy: RemotePolicy,
+    weights: Weights,
+}
+
+impl AdapterEngine {
+    /// Connects to the engine of the run in `run`.
+    pub(crate) async fn connect(
+        config: &Config,
+        server: Server,
+        settings: &RemoteSettings,
+        run: &Path,
+    ) -> Result<Self, Failure> {
+        let policy = connect(config, server, settings).await?;
+        Ok(Self { policy, weights: Weights::new(settings, run)? })
+    }
+
+    /// Returns the policy that samples with the adapters that were published last.
+    pub(crate) fn policy(&self) -> RemotePolicy {
+        self.policy.clone()
+    }
+
+    /// Gives the engine what the learner published last, and checks that it serves exactly this.
+    pub(crate) async fn publish(&mut self, learner: &mut TinkerLearner) -> Result<(), BoxError> {
+        let version = learner.version();
+        let path = self.weights.folder(&version.to_string())?;
+        learner.save_adapter(&path).await?;
+        if self.weights.probe.is_empty() {
+            self.weights.probe = sampled_tokens(&learner.policy()).await?;
+        }
+        let ids = self.weights.probe.clone();
+        let targets = (1..ids.len()).map(|position| Target { position, temperature: 1.0 });
+        let row = Row { ids: ids.clone(), targets: targets.collect(), ..Row::default() };
+        let logprobs = learner.logprobs(&[row]).await?.pop().unwrap_or_default();
+        let probe = WeightProbe { ids, logprobs };
+        let files = WeightFiles::Adapter(path);
+        let retired = self.policy.publish(version, files, &self.weights.directory, probe).await?;
+        for version in retired {
+            self.weights.remove(&version.to_string());
+        }
+        Ok(())
+    }
+}
+
+async fn connect(
+    config: &Config,
+    server: Server,
+    settings: &RemoteSettings,
+) -> Result<RemotePolicy, Failure> {
+    let refused = |error: &(dyn Error + 'static)| Failure::refused_by(error);
+    let key = settings.key_file.as_deref().map(Secret::from_file).transpose();
+    let key = key.map_err(|error| refused(&error))?;
+    let policy = RemotePolicy::connect(server, settings.clone(), key).await;
+    let policy = policy.map_err(|error| refused(&error).help(start_command(config, server)))?;
+    check_context(config, server, &policy)?;
     Ok(policy)
 }
 
 /// Returns how a server for a run is started.
 fn start_command(config: &Config, server: Server) -> String {
     let model = config.model.directory.as_deref().unwrap_or(Path::new("MODEL")).display();
-    match (server, &config.model.lora) {
+    let lora = config.model.lora.as_ref().map(|lora| lora.rank);
+    let of_tinker = config.train.tinker.as_ref().map(|tinker| tinker.rank as usize);
+    match (server, lora.or(of_tinker)) {
         (Server::Sglang, _) => {
             format!("start the server with  python -m sglang.launch_server --model-path {model}")
         }
-        (Server::Vllm, Some(lora)) => format!(
+        (Server::Vllm, Some(rank)) => format!(
             "start the server with\n  VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {model} --enable-lora --max-lora-rank {} \
              --enable-scale-out --logprobs-mode processed_logprobs",
-            lora.rank.next_power_of_two().max(8)
+            rank.next_power_of_two().max(8)
         ),
         (Server::Vllm, None) => format!(
             "start the server with\n  VLLM_SERVER_DEV_MODE=1 vllm serve {model} --enable-scale-out --logprobs-mode processed_logprobs"
@@ -104,14 +163,20 @@ impl Weights {
         })
     }
 
+    /// Creates the folder of a version.
+    fn folder(&self, name: &str) -> io::Result<PathBuf> {
+        let path = self.directory.join(name);
+        fs::create_dir_all(&path)?;
+        Ok(path)
+    }
+
     /// Writes the weights of a model, and scores a few tokens with them.
     fn write(
         &mut self,
         name: &str,
         model: &Decoder,
     ) -> Result<(WeightFiles, WeightProbe), BoxError> {
-        let path = self.directory.join(name);
-        fs::create_dir_all(&path)?;
+        let path = self.folder(name)?;
         let files = if model.lora().is_some() {
             model.save_adapter(&path)?;
             WeightFiles::Adapter(path)
@@ -162,6 +227,22 @@ impl Weights {
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
+
+/// Samples a few tokens from a Tinker server.
+async fn sampled_tokens(policy: &TinkerPolicy) -> Result<Vec<u32>, BoxError> {
+    let request = SampleRequest {
+        prompt: vec![1],
+        stop: Vec::new(),
+        max_tokens: N_PROBE - 1,
+        sampling: Sampling::default(),
+        seed: PROBE,
+        first_index: 0,
+        min_version: PolicyVersion(0),
+        session: SessionId::of(PROBE, 0),
+    };
+    let sample = policy.sample(request).await?;
+    Ok([1].into_iter().chain(sample.tokens.iter().map(|token| token.id)).collect())
+}
 
 /// Samples a few tokens from the model.
 fn likely_tokens(model: &Decoder) -> Result<Vec<u32>, BoxError> {

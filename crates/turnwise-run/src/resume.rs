@@ -4,15 +4,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
-use turnwise_candle::CandleLearner;
 use turnwise_rollout::StopSignal;
 use turnwise_training::{
     Checkpoint, CheckpointError, Checkpoints, Decay, EvaluationRecord, Learner, RunDirectory,
     SuccessRate, Summary, read_plain, verify_weights,
 };
 
-use crate::config::{self, Change, Config, Loaded};
+use crate::config::{self, Change, Config, LearnerName, Loaded};
 use crate::failure::Failure;
+use crate::learner::RunLearner;
 use crate::observer::Observer;
 use crate::registry::Registry;
 use crate::run::{BEFORE, REFERENCE, RunLoop, begin_again};
@@ -259,7 +259,7 @@ async fn reopen(
     registry: &Registry,
     observer: &mut dyn Observer,
     stop: &StopSignal,
-) -> Result<(Session, CandleLearner), Failure> {
+) -> Result<(Session, RunLearner), Failure> {
     let (reference, needs_reference) = (run.join(REFERENCE), config.objective.kl.beta > 0.0);
     if needs_reference && !reference.exists() {
         let what = format!("{} kept no reference policy for objective.kl.beta", run.display());
@@ -270,7 +270,7 @@ async fn reopen(
     if needs_reference {
         verify_weights(&reference)?;
     }
-    if config.model.lora.is_some() {
+    if config.model.lora.is_some() || config.train.learner == LearnerName::Tinker {
         // Adapters continue on their base model, which the settings name.
         let (session, mut learner) =
             Session::new(config, run, None, registry, observer, stop).await?;
@@ -284,7 +284,7 @@ async fn reopen(
     if !needs_reference {
         return Session::new(config, run, Some(checkpoint), registry, observer, stop).await;
     }
-    let (session, learner) =
+    let (session, mut learner) =
         Session::new(config, run, Some(&reference), registry, observer, stop).await?;
     learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
     Ok((session, learner))

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
-use turnwise_candle::CandleLearner;
 use turnwise_environment::{Random, derive_seed};
 use turnwise_rollout::{Meter, RolloutError, StopSignal};
 use turnwise_training::{
@@ -18,6 +17,7 @@ use crate::config::reasons;
 use crate::doctor::{self, Attendance, Diagnosis, FAILED, FAULTS, Finding, StepMetrics, Verdict};
 use crate::estimate;
 use crate::failure::{ExitCode, Failure};
+use crate::learner::RunLearner;
 use crate::memory::peak_memory;
 use crate::observer::{Observer, Plan};
 use crate::session::Session;
@@ -91,7 +91,7 @@ impl<'a> RunLoop<'a> {
     }
 
     /// Imitates the expert, so that the policy learns the form and some of the skill.
-    pub(crate) async fn warm_start(&mut self, learner: &mut CandleLearner) -> Result<(), Failure> {
+    pub(crate) async fn warm_start(&mut self, learner: &mut RunLearner) -> Result<(), Failure> {
         let settings = self.session.config.warm_start.clone();
         if settings.steps == 0 {
             return Ok(());
@@ -152,10 +152,7 @@ impl<'a> RunLoop<'a> {
     }
 
     /// Keeps the starting weights as the reference policy, in memory and on disk for a process that resumes the run.
-    pub(crate) async fn keep_reference(
-        &mut self,
-        learner: &mut CandleLearner,
-    ) -> Result<(), Failure> {
+    pub(crate) async fn keep_reference(&mut self, learner: &mut RunLearner) -> Result<(), Failure> {
         if !self.session.needs_reference() {
             return Ok(());
         }
@@ -200,7 +197,7 @@ impl<'a> RunLoop<'a> {
     /// time of a step.
     pub(crate) async fn evaluate_before(
         &mut self,
-        learner: &mut CandleLearner,
+        learner: &mut RunLearner,
     ) -> Result<SuccessRate, Failure> {
         let started = Instant::now();
         let Some(evaluation) = self.play_held_out("before").await? else {
@@ -250,7 +247,7 @@ impl<'a> RunLoop<'a> {
     /// Runs the remaining steps, then writes the last checkpoint, evaluates and summarises.
     pub(crate) async fn finish(
         &mut self,
-        mut trainer: Trainer<CandleLearner>,
+        mut trainer: Trainer<RunLearner>,
         before: Option<SuccessRate>,
     ) -> Result<Summary, Failure> {
         self.catch_up(&mut trainer).await?;
@@ -269,6 +266,8 @@ impl<'a> RunLoop<'a> {
         if self.saved != Some(trainer.next_step()) {
             self.checkpoint(&mut trainer).await?;
         }
+        // Workers run episodes of training alone.
+        self.session.dismiss_workers().await;
         match self.evaluate("after").await? {
             Some(after) => self.summarise(trainer.next_step(), before, after),
             None => Err(self.interrupted("in its last evaluation, and can go on")),
@@ -276,7 +275,7 @@ impl<'a> RunLoop<'a> {
     }
 
     /// Makes up for an evaluation that was due when the previous process ended.
-    async fn catch_up(&mut self, trainer: &mut Trainer<CandleLearner>) -> Result<(), Failure> {
+    async fn catch_up(&mut self, trainer: &mut Trainer<RunLearner>) -> Result<(), Failure> {
         let done = trainer.next_step();
         let is_this = |event: &Value| event["event"] == "eval" && event["step"] == done;
         if done > 0
@@ -290,7 +289,7 @@ impl<'a> RunLoop<'a> {
 
     async fn after_step(
         &mut self,
-        trainer: &mut Trainer<CandleLearner>,
+        trainer: &mut Trainer<RunLearner>,
         report: &StepReport,
     ) -> Result<(), Failure> {
         self.directory.write_metrics(report)?;
@@ -324,7 +323,7 @@ impl<'a> RunLoop<'a> {
 
     async fn evaluate_on_the_way(
         &mut self,
-        trainer: &mut Trainer<CandleLearner>,
+        trainer: &mut Trainer<RunLearner>,
     ) -> Result<(), Failure> {
         let done = trainer.next_step();
         match self.evaluate(&format!("step-{done:06}")).await? {
@@ -335,7 +334,7 @@ impl<'a> RunLoop<'a> {
 
     pub(crate) async fn checkpoint(
         &mut self,
-        trainer: &mut Trainer<CandleLearner>,
+        trainer: &mut Trainer<RunLearner>,
     ) -> Result<(), Failure> {
         let started = Instant::now();
         let session = &self.session;
@@ -351,10 +350,7 @@ impl<'a> RunLoop<'a> {
     }
 
     /// Writes a checkpoint and returns the failure that says how to resume.
-    async fn stop_here(
-        &mut self,
-        trainer: &mut Trainer<CandleLearner>,
-    ) -> Result<Failure, Failure> {
+    async fn stop_here(&mut self, trainer: &mut Trainer<RunLearner>) -> Result<Failure, Failure> {
         if self.saved != Some(trainer.next_step()) {
             self.checkpoint(trainer).await?;
         }
@@ -363,11 +359,7 @@ impl<'a> RunLoop<'a> {
 
     /// Returns the failure of a run that cannot continue. If only rollouts failed, first writes a checkpoint, so that
     /// no trained step is lost.
-    async fn give_up(
-        &mut self,
-        trainer: &mut Trainer<CandleLearner>,
-        error: TrainError,
-    ) -> Failure {
+    async fn give_up(&mut self, trainer: &mut Trainer<RunLearner>, error: TrainError) -> Failure {
         let is_whole = matches!(&error, TrainError::Rollout(error)
             if !matches!(error, RolloutError::NotFinite { .. }));
         let program = self.session.config.agent.command.as_deref();

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use turnwise_candle::{
     CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
@@ -25,11 +26,14 @@ use turnwise_training::{
 };
 use turnwise_trajectory::Sampling;
 
-use crate::config::{Config, EngineName, EnvironmentChoice, auto_clip, credit, objective};
+use crate::config::{
+    Config, EngineName, EnvironmentChoice, LearnerName, auto_clip, credit, objective,
+};
 use crate::constraint::Unusable;
 use crate::engine;
 use crate::failure::Failure;
 use crate::form::{Form, Source, Spoken, Wanted};
+use crate::learner::RunLearner;
 use crate::memory;
 use crate::observer::Observer;
 use crate::opponent::{Opponents, opponents};
@@ -81,6 +85,18 @@ const N_VOCABULARY_EPISODES: usize = 1024;
 /// The most turns of a demonstration, if the suite has no limit.
 const MAX_TURNS: usize = 64;
 
+/// The longest time that a finished run waits for its workers to hear of it.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// What the files of a model say about it, apart from its weights.
+struct ReadModel {
+    /// `None` for a model that is made here.
+    directory: Option<PathBuf>,
+    source: Source,
+    shape: DecoderConfig,
+    n_weights: usize,
+}
+
 /// A session without its engine.
 struct Prepared {
     config: Config,
@@ -108,9 +124,7 @@ impl Prepared {
         observer: &mut dyn Observer,
         stop: &StopSignal,
     ) -> Result<(Self, Decoder), Failure> {
-        let EnvironmentChoice { name, options, rubric, .. } = &config.environment;
-        let suite = registry.suite(name, options)?;
-        let rubric = registry::rubric(&suite, rubric.as_deref())?;
+        let (suite, rubric) = played(&config, registry)?;
         let directory = match model.or(config.model.directory.as_deref()) {
             Some(model) => Some(locate_model(model)?),
             None => None,
@@ -126,6 +140,42 @@ impl Prepared {
         if model.is_none() {
             use_named_template(&mut source, &mut config)?;
         }
+        let (shape, n_weights) = (decoder.config().clone(), decoder.n_parameters());
+        let read = ReadModel { directory, source, shape, n_weights };
+        let prepared = Self::of(config, (suite, rubric), read, trains, observer, stop);
+        Ok((Box::pin(prepared).await?, decoder))
+    }
+
+    /// Prepares a session whose weights another machine has: of the model here, its tokenizer and its sizes are read alone.
+    async fn without_weights(
+        mut config: Config,
+        registry: &Registry,
+        observer: &mut dyn Observer,
+        stop: &StopSignal,
+    ) -> Result<Self, Failure> {
+        let (suite, rubric) = played(&config, registry)?;
+        let named = config.model.directory.as_deref();
+        let directory = locate_model(named.expect("a setting that validation requires"))?;
+        // A resumed run has to find it from any directory.
+        config.model.directory = Some(directory.canonicalize().unwrap_or(directory.clone()));
+        let mut source = Source::of_model(&directory, None)?;
+        use_named_template(&mut source, &mut config)?;
+        let shape = DecoderConfig::in_directory(&directory);
+        let shape = shape.map_err(|error| Failure::refused_by(&error))?;
+        let n_weights = shape.n_weights();
+        let read = ReadModel { directory: Some(directory), source, shape, n_weights };
+        Box::pin(Self::of(config, (suite, rubric), read, true, observer, stop)).await
+    }
+
+    async fn of(
+        mut config: Config,
+        (suite, rubric): (Suite, Option<Arc<dyn Rubric>>),
+        read: ReadModel,
+        trains: bool,
+        observer: &mut dyn Observer,
+        stop: &StopSignal,
+    ) -> Result<Self, Failure> {
+        let ReadModel { directory, source, shape, n_weights } = read;
         let form = source.form(&Wanted::by(&config), trust_by_setting)?;
         // Checkpoints keep the form of training, even if their files would fit another one.
         config.model.template = Some(form.template);
@@ -134,15 +184,14 @@ impl Prepared {
         let in_user = !shows_system(&*form.renderer);
         let preface = config.agent.preface(&suite, directory.is_some(), in_user)?;
         check_tools(&form, &suite, &preface, config.run.seed).await?;
-        check_context(&config, &decoder)?;
-        check_vocabulary(&tokenizer, &decoder)?;
+        check_context(&config, &shape)?;
+        check_vocabulary(&tokenizer, &shape)?;
         let constraint = constraint(&mut config, &tokenizer, &form)?;
-        let model = describe(directory.as_deref(), &decoder);
+        let model = describe(directory.as_deref(), &shape, n_weights);
         let belongings = belongings(&source);
         let chat = describe_chat(&form.name, &preface);
         let Form { renderer, spoken, .. } = form;
-        let (shape, n_weights) = (decoder.config().clone(), decoder.n_parameters());
-        let prepared = Self {
+        Ok(Self {
             config,
             suite,
             rubric,
@@ -157,8 +206,7 @@ impl Prepared {
             chat,
             shape,
             n_weights,
-        };
-        Ok((prepared, decoder))
+        })
     }
 
     /// Adds new adapters if the settings ask for them. A resumed run has to find their base model again, from any
@@ -194,6 +242,16 @@ impl Prepared {
             }
         }
         Ok(decoder)
+    }
+
+    /// Adds a learner on a Tinker server, which samples too unless the settings name another engine.
+    async fn on_tinker(self, run: &Path) -> Result<(Session, RunLearner), Failure> {
+        if self.constraint.is_some() {
+            let what = "a Tinker server cannot constrain what it samples, and `agent.stop`, `agent.thinking_tokens` or the chat form does";
+            return Err(Failure::refused(what).help("leave train.learner out, or the constraint"));
+        }
+        let (learner, policy) = RunLearner::tinker(&self.config, ADAPTERS, run).await?;
+        Ok((self.with(policy, true).await?, learner))
     }
 
     /// Adds the policy, and opens the endpoint of the agent's program if the agent is one, and the door for workers.
@@ -240,7 +298,11 @@ impl Session {
         registry: &Registry,
         observer: &mut dyn Observer,
         stop: &StopSignal,
-    ) -> Result<(Self, CandleLearner), Failure> {
+    ) -> Result<(Self, RunLearner), Failure> {
+        if config.train.learner == LearnerName::Tinker {
+            let prepared = Prepared::without_weights(config, registry, observer, stop);
+            return Box::pin(Box::pin(prepared).await?.on_tinker(run)).await;
+        }
         let (mut prepared, decoder) =
             Box::pin(Prepared::new(config, model, true, registry, observer, stop)).await?;
         let decoder = prepared.adapt(decoder)?;
@@ -257,7 +319,7 @@ impl Session {
         let engine_settings =
             EngineSettings { threads: threads.engine, max_kv_bytes, ..prepared.config.engine };
         let policy = engine::policy(&prepared.config, engine_settings, run, &learner).await?;
-        Ok((prepared.with(policy, true).await?, learner))
+        Ok((prepared.with(policy, true).await?, RunLearner::Candle(learner)))
     }
 
     /// Like `new`, but without a learner, so that memory holds the model only once, in the engine's own form.
@@ -278,9 +340,9 @@ impl Session {
     /// Returns the trainer of the run, at step 0. Calls of tools that are not idempotent are recorded in the directory.
     pub(crate) fn trainer(
         &self,
-        learner: CandleLearner,
+        learner: RunLearner,
         directory: &Path,
-    ) -> Result<Trainer<CandleLearner>, Failure> {
+    ) -> Result<Trainer<RunLearner>, Failure> {
         let calls = LedgerFile::open(&directory.join(TOOL_CALLS));
         let calls = calls.map_err(|error| Failure::runtime(&error))?;
         let parts = Parts {
@@ -299,6 +361,13 @@ impl Session {
             Some(hub) => trainer.with_runner(hub.clone()),
             None => trainer,
         })
+    }
+
+    /// Tells workers, if there are any, that the run is over.
+    pub(crate) async fn dismiss_workers(&self) {
+        if let Some(hub) = &self.hub {
+            hub.dismiss(FAREWELL).await;
+        }
     }
 
     /// Returns whether the loss has a KL penalty towards the initial weights.
@@ -543,6 +612,16 @@ fn learner(config: &Config, decoder: Decoder, threads: usize) -> Result<CandleLe
         })
 }
 
+fn played(
+    config: &Config,
+    registry: &Registry,
+) -> Result<(Suite, Option<Arc<dyn Rubric>>), Failure> {
+    let EnvironmentChoice { name, options, rubric, .. } = &config.environment;
+    let suite = registry.suite(name, options)?;
+    let rubric = registry::rubric(&suite, rubric.as_deref())?;
+    Ok((suite, rubric))
+}
+
 /// Fills in the chat form of the model that the settings name.
 ///
 /// # Errors
@@ -657,10 +736,10 @@ fn constraint(
     }
 }
 
-fn check_context(config: &Config, decoder: &Decoder) -> Result<(), Failure> {
-    let (wanted, has) = (config.limits.max_context_tokens, decoder.config().max_positions);
+fn check_context(config: &Config, shape: &DecoderConfig) -> Result<(), Failure> {
+    let (wanted, has) = (config.limits.max_context_tokens, shape.max_positions);
     if wanted <= has {
-        return check_cache(config, decoder.config());
+        return check_cache(config, shape);
     }
     Err(Failure::refused(format!(
         "`limits.max_context_tokens` = {wanted}, but the model has {has} positions"
@@ -674,7 +753,9 @@ fn check_cache(config: &Config, shape: &DecoderConfig) -> Result<(), Failure> {
     let plan =
         TrainingPlan { kv_tokens: length, max_kv_bytes: u64::MAX, ..TrainingPlan::default() };
     let needed = shape.training_memory(&plan).kv;
-    if needed <= limit || config.rollout.engine != EngineName::Candle {
+    let is_here =
+        config.train.learner == LearnerName::Candle && config.rollout.engine == EngineName::Candle;
+    if needed <= limit || !is_here {
         return Ok(());
     }
     Err(Failure::refused(format!(
@@ -683,8 +764,8 @@ fn check_cache(config: &Config, shape: &DecoderConfig) -> Result<(), Failure> {
     .help(format!("set engine.max_kv_bytes to {needed} or more, or lower limits.max_context_tokens")))
 }
 
-fn check_vocabulary(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<(), Failure> {
-    let (ids, rows) = (tokenizer.n_ids(), decoder.config().vocab_size);
+fn check_vocabulary(tokenizer: &Tokenizer, shape: &DecoderConfig) -> Result<(), Failure> {
+    let (ids, rows) = (tokenizer.n_ids(), shape.vocab_size);
     if ids <= rows {
         return Ok(());
     }
@@ -694,15 +775,14 @@ fn check_vocabulary(tokenizer: &Tokenizer, decoder: &Decoder) -> Result<(), Fail
     .help("use the tokenizer.json that belongs to the model"))
 }
 
-fn describe(directory: Option<&Path>, decoder: &Decoder) -> String {
-    let config = decoder.config();
+fn describe(directory: Option<&Path>, config: &DecoderConfig, n_weights: usize) -> String {
     let from = directory.map_or_else(
         || "made here, random".to_owned(),
         |directory| directory.display().to_string(),
     );
     format!(
         "{:.2}M weights, {} layers of {}, vocabulary {} ({from})",
-        decoder.n_parameters() as f64 / 1e6,
+        n_weights as f64 / 1e6,
         config.n_layers,
         config.hidden_size,
         config.vocab_size

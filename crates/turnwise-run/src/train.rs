@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::Map;
-use turnwise_candle::CandleLearner;
 use turnwise_rollout::StopSignal;
 use turnwise_training::{Learner, RunDirectory, Schedule, Summary};
 
 use crate::config::{self, Config, Loaded};
 use crate::estimate;
 use crate::failure::Failure;
+use crate::learner::RunLearner;
 use crate::observer::Observer;
 use crate::registry::Registry;
 use crate::run::RunLoop;
@@ -92,7 +92,7 @@ async fn begin(
 
 async fn train_whole(
     run: &mut RunLoop<'_>,
-    mut learner: CandleLearner,
+    mut learner: RunLearner,
     path: &Path,
 ) -> Result<Summary, Failure> {
     run.warm_start(&mut learner).await?;
@@ -104,7 +104,7 @@ async fn train_whole(
 }
 
 async fn check_gradients(
-    learner: &mut CandleLearner,
+    learner: &mut RunLearner,
     observer: &mut dyn Observer,
     stop: &StopSignal,
 ) -> Result<(), Failure> {

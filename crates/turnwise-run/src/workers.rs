@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use turnwise_environment::Split;
 use turnwise_rollout::{ChatAgents, Episode, Preface, StopSignal};
-use turnwise_serve::{HubSettings, RolloutWorker, RunDescription, WorkerHub, WorkerReport};
+use turnwise_serve::{
+    HubSettings, RolloutWorker, RunDescription, WorkEnd, WorkerHub, WorkerReport,
+};
 
 use crate::failure::Failure;
 use crate::form::{Source, Wanted};
@@ -84,12 +86,29 @@ fn run_files(session: &Session) -> std::io::Result<RunDescription> {
     Ok(run)
 }
 
-/// Joins a trainer and advances up to `n` of its episodes at a time, until a stop is requested or the trainer is gone.
+/// Joins a trainer and advances up to `n` of its episodes at a time, until a stop is requested, the run is over, or the trainer is
+/// gone. A worker that the trainer has forgotten joins again: so does one whose trainer was stopped and resumed within a minute.
 /// `registry` has the trainer's environments.
 ///
 /// # Errors
 /// When the trainer cannot be reached, or its environment or chat form cannot be made here.
 pub async fn work(
+    url: &str,
+    token_file: Option<&Path>,
+    n: usize,
+    registry: &Registry,
+    stop: &StopSignal,
+) -> Result<WorkerReport, Failure> {
+    let mut all = WorkerReport::default();
+    loop {
+        all = work_until_forgotten(url, token_file, n, registry, stop).await?.after(all);
+        if all.end != WorkEnd::Forgotten || stop.requested() {
+            return Ok(all);
+        }
+    }
+}
+
+async fn work_until_forgotten(
     url: &str,
     token_file: Option<&Path>,
     n: usize,

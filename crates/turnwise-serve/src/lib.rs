@@ -36,6 +36,6 @@ pub use listener::BindError;
 pub use program::{OwnTasks, ProgramSettings, ProgramTasks, own_tasks};
 pub use verifiers_server::{VerifiersServer, VerifiersSettings};
 pub use workers::{
-    HubSettings, RestoreEpisode, RolloutWorker, RunDescription, WorkerError, WorkerHub,
+    HubSettings, RestoreEpisode, RolloutWorker, RunDescription, WorkEnd, WorkerError, WorkerHub,
     WorkerReport,
 };

@@ -12,4 +12,4 @@ mod worker;
 
 pub use hub::{HubSettings, RestoreEpisode, WorkerHub};
 pub use wire::RunDescription;
-pub use worker::{RolloutWorker, WorkerError, WorkerReport};
+pub use worker::{RolloutWorker, WorkEnd, WorkerError, WorkerReport};

@@ -9,6 +9,7 @@
 //! | [Environments of others, and for others](servers) | OpenEnv, ORS, verifiers: as servers and as environments |
 //! | [An engine on another machine](remote_engine) | vLLM or SGLang as the engine |
 //! | [Workers on other machines](workers) | environments that need more than the trainer's machine |
+//! | [A trainer on another machine](remote_trainer) | a Tinker server as the learner |
 //! | [Credit and objectives](credit) | which of them to choose |
 //! | [Partial and asynchronous rollouts](rollouts) | episodes of different length |
 //! | [Your own objective](own_objective) | a loss of your own |
@@ -29,6 +30,7 @@ macro_rules! page {
         /// [servers]: crate::guide::servers
         /// [remote_engine]: crate::guide::remote_engine
         /// [workers]: crate::guide::workers
+        /// [remote_trainer]: crate::guide::remote_trainer
         /// [credit]: crate::guide::credit
         /// [rollouts]: crate::guide::rollouts
         /// [own_objective]: crate::guide::own_objective
@@ -60,6 +62,10 @@ page!(
 page!(
     workers,
     "Rollout workers: how they join, what a killed one costs, and recipes for Ray, Slurm and Kubernetes."
+);
+page!(
+    remote_trainer,
+    "Training on a Tinker server: what is exact, what it cannot do, and what happens when it fails."
 );
 page!(credit, "How rewards become advantages, and how far a step may go.");
 page!(rollouts, "Episodes that are cut and go on, and rollouts beside training.");

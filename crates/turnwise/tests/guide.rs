@@ -8,7 +8,7 @@ use turnwise::training::metric;
 use turnwise_serve::{EnvironmentServer, Protocol, ServerSettings};
 use turnwise_testkit::Echo;
 
-const PAGES: [(&str, &str); 11] = [
+const PAGES: [(&str, &str); 12] = [
     ("environment.md", include_str!("../docs/guide/src/environment.md")),
     ("real_model.md", include_str!("../docs/guide/src/real_model.md")),
     ("agent_program.md", include_str!("../docs/guide/src/agent_program.md")),
@@ -16,6 +16,7 @@ const PAGES: [(&str, &str); 11] = [
     ("remote_engine.md", include_str!("../docs/guide/src/remote_engine.md")),
     ("workers.md", include_str!("../docs/guide/src/workers.md")),
     ("servers.md", include_str!("../docs/guide/src/servers.md")),
+    ("remote_trainer.md", include_str!("../docs/guide/src/remote_trainer.md")),
     ("credit.md", include_str!("../docs/guide/src/credit.md")),
     ("rollouts.md", include_str!("../docs/guide/src/rollouts.md")),
     ("own_objective.md", include_str!("../docs/guide/src/own_objective.md")),

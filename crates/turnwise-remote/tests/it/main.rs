@@ -1,4 +1,5 @@
-//! A remote policy against servers that speak vLLM's form of HTTP, over a small model whose every number is known.
+//! Remote policies and learners against servers that speak vLLM's form of HTTP or Tinker's protocol, over small models whose
+//! every number is known.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on stops
 
@@ -6,4 +7,8 @@ mod faults;
 mod model;
 mod sampling;
 mod server;
+mod tinker;
+mod tinker_adapter;
+mod tinker_model;
+mod tinker_server;
 mod weights;

@@ -57,6 +57,8 @@ pub(crate) struct Served {
     pub(crate) raw_logprobs: bool,
     /// Whether whole weights are never taken up, as with tied heads.
     pub(crate) keeps_weights: bool,
+    /// Whether there is no route for adapters.
+    pub(crate) takes_no_adapters: bool,
     pub(crate) label: Mutex<String>,
     pub(crate) key: Option<&'static str>,
     /// Requests to sample, by the first id of their prompts.
@@ -147,6 +149,9 @@ async fn models(State(served): At, headers: HeaderMap) -> Response {
 }
 
 async fn load(State(served): At, Json(body): Json<Value>) -> Response {
+    if served.takes_no_adapters {
+        return (StatusCode::NOT_FOUND, Json(json!({"detail": "Not Found"}))).into_response();
+    }
     let name = body["lora_name"].as_str().unwrap().to_owned();
     let mut adapters = served.adapters.lock().unwrap();
     if adapters.contains_key(&name) {

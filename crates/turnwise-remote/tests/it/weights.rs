@@ -83,6 +83,19 @@ async fn a_replica_that_forgets_its_adapters_gets_the_newest_again() {
 }
 
 #[tokio::test]
+async fn a_server_without_adapters_is_refused_with_the_options_that_it_lacks() {
+    let served = Served { takes_no_adapters: true, ..Served::default() };
+    let server = Running::start(served).await;
+    let policy = whole(&[&server]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = write(directory.path(), "v0", 7);
+    let (files, probe) = (WeightFiles::Adapter(path), Model(7).probe());
+    let error = policy.publish(PolicyVersion(0), files, directory.path(), probe).await;
+    let said = error.unwrap_err().to_string();
+    assert!(said.contains("start it with  --enable-lora --max-lora-rank RANK"), "{said}");
+}
+
+#[tokio::test]
 async fn tokens_of_other_weights_than_the_published_ones_are_never_used() {
     let server = Running::start(Served::default()).await;
     let policy = whole(&[&server]).await;

@@ -6,7 +6,7 @@ use toml_edit::{InlineTable, Item, Table, Value};
 use turnwise_candle::{ComputePrecision, GgufFile, has_fast_bf16, locate, locate_base};
 use turnwise_training::AutoClip;
 
-use super::schema::{ClipRule, Config};
+use super::schema::{ClipRule, Config, LearnerName};
 
 /// The defaults of a run that starts from a trained model. They follow the usual practice: 1e-5 for full fine-tuning,
 /// and ten times that for adapters (TRL, verl, and Thinking Machines' "LoRA Without Regret"). The learning rate rises over
@@ -37,7 +37,9 @@ enum Default {
 /// Returns a line with the settings that depend on the model, and the reason of each.
 pub(crate) fn reasons(config: &Config) -> String {
     let Config { train, rollout, limits, eval, objective, model, .. } = config;
-    let trained = if model.lora.is_some() { "adapters" } else { "all weights" };
+    let is_remote = train.learner == LearnerName::Tinker;
+    let has_adapters = model.lora.is_some() || is_remote;
+    let trained = if has_adapters { "adapters" } else { "all weights" };
     let clip = match (objective.clip, objective.clip_low) {
         (Some(ClipRule::Auto), _) => {
             let multiple = objective.clip_multiple.unwrap_or(AutoClip::MULTIPLE);
@@ -50,13 +52,14 @@ pub(crate) fn reasons(config: &Config) -> String {
         0 => String::new(),
         steps => format!(", reached in {steps} steps"),
     };
-    let usual = if model.lora.is_some() { "1e-4" } else { "1e-5" };
+    let usual = if has_adapters { "1e-4" } else { "1e-5" };
     let products = match model.compute {
-        ComputePrecision::F32 => "f32",
-        ComputePrecision::Bf16 => "bf16",
+        _ if is_remote => "",
+        ComputePrecision::F32 => "products in f32; ",
+        ComputePrecision::Bf16 => "products in bf16; ",
     };
     format!(
-        "products in {products}; learning rate {:e} for {trained} (usual: {usual}){warm_up}; clip range {clip}; {} groups of {}, turns of at most {} tokens; {} held-out episodes",
+        "{products}learning rate {:e} for {trained} (usual: {usual}){warm_up}; clip range {clip}; {} groups of {}, turns of at most {} tokens; {} held-out episodes",
         train.learning_rate,
         rollout.groups_per_step,
         rollout.group_size,
@@ -74,8 +77,14 @@ pub(super) fn of_loaded_model(settings: &mut Table) {
     };
     let base = get("base").and_then(Item::as_str).map(Path::new);
     let (path, base) = model_and_base(Path::new(&directory), base);
-    let has_adapters = get("lora").is_some() || base.is_some();
+    let train = settings.get("train").and_then(Item::as_table_like);
+    let is_remote = train
+        .and_then(|train| train.get("learner"))
+        .and_then(Item::as_str)
+        .is_some_and(|learner| learner == LearnerName::Tinker.word());
+    let has_adapters = get("lora").is_some() || base.is_some() || is_remote;
     let on_processor = get("device").and_then(Item::as_str).is_none_or(|device| device == "cpu");
+    let computes_here = on_processor && !is_remote;
     for (table, key, default) in LOADED {
         let value = match default {
             Default::Rate { adapters, .. } if has_adapters => Value::from(adapters),
@@ -91,7 +100,7 @@ pub(super) fn of_loaded_model(settings: &mut Table) {
         let usual = i64::try_from(usual).unwrap_or(i64::MAX);
         fill(settings, "limits", "max_context_tokens", Value::from(usual.min(positions)));
     }
-    if on_processor && shape.weights >= LARGE && has_fast_bf16() {
+    if computes_here && shape.weights >= LARGE && has_fast_bf16() {
         fill(settings, "model", "compute", Value::from("bf16"));
     }
 }

@@ -10,7 +10,7 @@ use super::schema::Config;
 use crate::failure::Failure;
 
 /// Examples of the settings that are left out by default.
-const EXAMPLES: [(&str, &str); 51] = [
+const EXAMPLES: [(&str, &str); 52] = [
     ("run.directory", r#""runs/mine""#),
     ("environment.options", "{ span = 20 }"),
     ("environment.rubric", r#""none""#),
@@ -38,6 +38,7 @@ const EXAMPLES: [(&str, &str); 51] = [
     ("model.lora", r#"{ rank = 16, alpha = 32.0, targets = ["all-linear"] }"#),
     ("rollout.quantization", r#""q8_0""#),
     ("rollout.vllm", r#"{ urls = ["http://127.0.0.1:8000"] }"#),
+    ("train.tinker", r#"{ url = "http://127.0.0.1:8000" }"#),
     ("rollout.sglang", r#"{ urls = ["http://127.0.0.1:30000"] }"#),
     ("rollout.workers", r#"{ address = "127.0.0.1:7700" }"#),
     ("rollout.dynamic_sampling", "{ max_groups = 32, max_seconds = 600.0 }"),

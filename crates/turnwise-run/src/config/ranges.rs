@@ -71,6 +71,17 @@ const RANGES: &[Range] = &[
     range("rollout.dynamic_sampling.max_groups", From(0.0), 1e6),
     range("rollout.dynamic_sampling.max_seconds", Above(0.0), LONG),
     range("rollout.compaction.at_tokens", From(1.0), 16_777_216.0),
+    range("rollout.vllm.max_requests", From(1.0), 65_536.0),
+    range("rollout.vllm.timeout_s", Above(0.0), LONG),
+    range("rollout.vllm.load_timeout_s", Above(0.0), LONG),
+    range("rollout.vllm.max_wait_s", From(0.0), LONG),
+    range("rollout.vllm.tolerance", Above(0.0), 1e6),
+    range("rollout.sglang.max_requests", From(1.0), 65_536.0),
+    range("rollout.sglang.timeout_s", Above(0.0), LONG),
+    range("rollout.sglang.load_timeout_s", Above(0.0), LONG),
+    range("rollout.sglang.max_wait_s", From(0.0), LONG),
+    range("rollout.sglang.tolerance", Above(0.0), 1e6),
+    range("rollout.workers.lease_s", From(1.0), 86_400.0),
     range("rollout.temperature", Above(0.0), 100.0),
     range("rollout.top_p", Above(0.0), 1.0),
     range("rollout.top_k", From(0.0), MANY),
@@ -120,6 +131,12 @@ const RANGES: &[Range] = &[
     range("train.canary.tolerance", From(0.0), 1e6),
     range("train.balance", From(0.0), 1e6),
     range("train.threads", From(0.0), THREADS),
+    range("train.tinker.rank", From(1.0), 65_536.0),
+    range("train.tinker.max_request_tokens", From(1.0), MANY),
+    range("train.tinker.max_requests", From(1.0), 65_536.0),
+    range("train.tinker.timeout_s", Above(0.0), LONG),
+    range("train.tinker.max_wait_s", From(0.0), LONG),
+    range("train.tinker.result_timeout_s", Above(0.0), LONG),
     range("optimizer.beta1", From(0.0), BELOW_1),
     range("optimizer.beta2", From(0.0), BELOW_1),
     range("optimizer.epsilon", From(0.0), 1.0),
@@ -220,7 +237,7 @@ mod tests {
     use super::*;
 
     /// Settings in which each optional number is given and read by something.
-    const FULL: [&str; 5] = [
+    const FULL: [&str; 7] = [
         r#"
 [model]
 directory = "base"
@@ -247,6 +264,24 @@ truncated = {penalise = -0.5}
         "[objective]\nname = \"sapo\"\ntau_positive = 1.0\ntau_negative = 1.05\n",
         "[objective]\nname = \"dr_grpo\"\nmax_tokens = 100\n[train]\nbehavior = {recomputed = {bound = {mask = [0.5, 5.0]}}}\n",
         "[credit]\nname = \"gigpo\"\nstep_weight = 1.0\n[train]\nbehavior = {recomputed = {bound = {truncate = 2.0}}}\n",
+        r#"
+[model]
+directory = "base"
+[rollout]
+engine = "vllm"
+vllm = {urls = ["http://127.0.0.1:8000"]}
+workers = {address = "127.0.0.1:7700"}
+[train]
+learner = "tinker"
+tinker = {url = "http://127.0.0.1:8001"}
+"#,
+        r#"
+[model]
+directory = "base"
+[rollout]
+engine = "sglang"
+sglang = {urls = ["http://127.0.0.1:30000"]}
+"#,
     ];
 
     fn config(text: &str) -> Config {

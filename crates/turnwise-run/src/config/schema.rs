@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use turnwise_candle::{AdamW, ComputePrecision, Device, EngineSettings, LoraSettings};
 use turnwise_chat::{Thinking, ToolPrompt};
 use turnwise_objective::LengthWeight as ObjectiveLengthWeight;
-use turnwise_remote::RemoteSettings;
+use turnwise_remote::{RemoteSettings, TinkerSettings};
 use turnwise_rollout::{Compaction, Limits};
 use turnwise_training::{
     Behavior, Canary, Curriculum, Decay, DynamicSampling, Overlong, RatioScope, RolloutMode,
@@ -377,6 +377,13 @@ named!(
 });
 
 named!(
+    /// A learner.
+    LearnerName {
+    Candle = "candle",
+    Tinker = "tinker",
+});
+
+named!(
     /// A precision of weights.
     QuantizationName {
     F32 = "f32",
@@ -589,6 +596,11 @@ impl Default for CreditChoice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Train {
+    /// What trains: `candle` in this process, or `tinker`, a server that speaks Tinker's protocol, which then samples too.
+    pub learner: LearnerName,
+    /// For `tinker`: where the server is, and how it is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tinker: Option<TinkerSettings>,
     /// The learning rate; by default 1e-5 for a loaded model, 1e-4 for adapters.
     pub learning_rate: f64,
     /// Steps in which the learning rate rises from 0; by default 4 for a loaded model.
@@ -636,6 +648,8 @@ pub struct Train {
 impl Default for Train {
     fn default() -> Self {
         Self {
+            learner: LearnerName::Candle,
+            tinker: None,
             learning_rate: 1e-3,
             warmup_steps: 0,
             decay: Decay::Constant,

@@ -7,6 +7,7 @@ use super::agent::check_agent;
 use super::choices;
 use super::ranges;
 use super::schema::{Config, EngineName, Model, QuantizationName};
+use super::trainer::check_learner;
 use crate::form::TemplateName;
 
 /// An invalid setting: its dotted key, what is wrong, and what to do.
@@ -28,6 +29,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Impossible> {
     check_constraint(config)?;
     check_rollout(config)?;
     check_engine(config)?;
+    check_learner(config)?;
     check_workers(config)?;
     check_template(config)?;
     check_agent(config)?;
@@ -171,12 +173,6 @@ fn check_workers(config: &Config) -> Result<(), Impossible> {
         "rollout.workers",
         || format!("has the address {}, which other machines reach, and no token", workers.address),
         "write a secret into a file, and name it with token_file",
-    )?;
-    refuse_if(
-        !(workers.lease_s >= 1.0 && workers.lease_s <= 86_400.0),
-        "rollout.workers",
-        || format!("has lease_s = {}, which is not between 1 and 86400", workers.lease_s),
-        "20 seconds are usual",
     )?;
     let refused = [
         (

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +70,7 @@ pub(super) struct HubState {
     engine: Mutex<Option<Arc<dyn Policy>>>,
     /// Notified when an episode waits for a worker.
     pub(super) waits: Notify,
+    is_over: AtomicBool,
 }
 
 impl WorkerHub {
@@ -95,6 +97,7 @@ impl WorkerHub {
             jobs: Mutex::default(),
             engine: Mutex::default(),
             waits: Notify::new(),
+            is_over: AtomicBool::new(false),
         });
         let limits =
             ConnectionLimits { max_connections: settings.max_connections, idle_timeout_s: 60 };
@@ -120,6 +123,17 @@ impl WorkerHub {
         self.state.jobs().n_workers()
     }
 
+    /// Tells workers that the run is over, so that they end. Waits until all know it, but no longer than `within`.
+    pub async fn dismiss(&self, within: Duration) {
+        self.state.is_over.store(true, Ordering::Relaxed);
+        let until = Instant::now() + within;
+        while self.n_workers() > 0 && Instant::now() < until {
+            // Those that wait for an episode, and those that ask for one meanwhile.
+            self.state.waits.notify_waiters();
+            sleep(TOLD).await;
+        }
+    }
+
     /// Returns how often an episode was taken from a silent worker.
     #[must_use]
     pub fn n_lost(&self) -> u64 {
@@ -127,7 +141,14 @@ impl WorkerHub {
     }
 }
 
+/// How often it is looked whether all workers know that the run is over.
+const TOLD: Duration = Duration::from_millis(20);
+
 impl HubState {
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
     pub(super) fn jobs(&self) -> MutexGuard<'_, Jobs> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }

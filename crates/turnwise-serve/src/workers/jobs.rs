@@ -104,6 +104,11 @@ impl Jobs {
         self.workers.len()
     }
 
+    /// Forgets a worker that was told to leave.
+    pub(super) fn leave(&mut self, worker: &str) {
+        self.workers.remove(worker);
+    }
+
     /// Notes a sign of life; returns whether the worker is known.
     pub(super) fn hear(&mut self, worker: &str, now: Instant) -> bool {
         let seen = self.workers.get_mut(worker);

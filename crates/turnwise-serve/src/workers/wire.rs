@@ -45,6 +45,9 @@ pub(super) struct Lease {
 pub(super) struct Leases {
     pub(super) leases: Vec<Lease>,
     pub(super) version: PolicyVersion,
+    /// Whether the run is over, so that there will be no more.
+    #[serde(default)]
+    pub(super) is_over: bool,
 }
 
 /// The state of an episode after a turn, or the end of its lease.

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use hyper::http::StatusCode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -35,6 +36,20 @@ pub struct RolloutWorker {
     welcome: Welcome,
 }
 
+/// Why a worker's work ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WorkEnd {
+    /// A stop was requested.
+    #[default]
+    Stopped,
+    /// The run is over.
+    Over,
+    /// The trainer could not be reached for a minute.
+    Gone,
+    /// The trainer does not know the worker: it was silent for too long, or the trainer began anew. It may join again.
+    Forgotten,
+}
+
 /// What a worker did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkerReport {
@@ -44,6 +59,21 @@ pub struct WorkerReport {
     pub suspended: u64,
     /// Episodes that the trainer gave to somebody else meanwhile.
     pub lost: u64,
+    /// Why it ended.
+    pub end: WorkEnd,
+}
+
+impl WorkerReport {
+    /// Adds what the same process did before, under another name.
+    #[must_use]
+    pub fn after(self, earlier: Self) -> Self {
+        Self {
+            finished: self.finished + earlier.finished,
+            suspended: self.suspended + earlier.suspended,
+            lost: self.lost + earlier.lost,
+            end: self.end,
+        }
+    }
 }
 
 /// The reason why a worker cannot work.
@@ -85,8 +115,8 @@ impl RolloutWorker {
         &self.welcome.run
     }
 
-    /// Advances up to `n` episodes at a time until a stop is requested, or the trainer has been gone for a minute. Episodes that
-    /// run then go back to the trainer, suspended at their next token.
+    /// Advances up to `n` episodes at a time until a stop is requested, the run is over, or the trainer has been gone for a minute
+    /// or has forgotten this worker. Episodes that run then go back to the trainer, suspended at their next token.
     pub async fn work(
         self,
         tasks: Arc<dyn TaskSet>,
@@ -112,7 +142,7 @@ impl RolloutWorker {
         };
         let mut beat = Instant::now();
         // Kept over the loop: a request that is dropped could leave episodes leased to nobody.
-        let mut asking: Option<BoxFuture<'static, Result<Leases, EnvironmentError>>> = None;
+        let mut asking: Option<BoxFuture<'static, Result<Asked, EnvironmentError>>> = None;
         loop {
             let pause = shift.beat_if_due(&mut beat, lease / 4).await;
             let is_over = stop.requested() || shift.halted.requested();
@@ -127,14 +157,11 @@ impl RolloutWorker {
                 biased;
                 Some(ended) = shift.running.join_next() => shift.count(ended),
                 () = stop.wait(), if !is_over => halt.stop(),
-                leases = asked(&mut asking) => {
+                answer = asked(&mut asking) => {
                     asking = None;
-                    match leases {
-                        Ok(leases) => shift.start_all(leases),
-                        Err(error) => {
-                            tracing::warn!("the trainer is gone: {error}");
-                            halt.stop();
-                        }
+                    if let Some(end) = shift.take(answer) {
+                        shift.report.end = end;
+                        halt.stop();
                     }
                 }
                 () = sleep(pause) => {}
@@ -143,10 +170,17 @@ impl RolloutWorker {
     }
 }
 
+/// The trainer's answer to a request for leases.
+enum Asked {
+    Leases(Leases),
+    /// It does not know the worker.
+    Forgotten,
+}
+
 /// Waits for leases, if any were asked for.
 async fn asked(
-    asking: &mut Option<BoxFuture<'static, Result<Leases, EnvironmentError>>>,
-) -> Result<Leases, EnvironmentError> {
+    asking: &mut Option<BoxFuture<'static, Result<Asked, EnvironmentError>>>,
+) -> Result<Asked, EnvironmentError> {
     match asking {
         Some(asking) => asking.await,
         None => std::future::pending().await,
@@ -182,14 +216,36 @@ enum End {
 
 impl Shift {
     /// Asks for episodes; waits a few seconds if there are none.
-    fn lease(&self, n: usize) -> impl Future<Output = Result<Leases, EnvironmentError>> + use<> {
+    fn lease(&self, n: usize) -> impl Future<Output = Result<Asked, EnvironmentError>> + use<> {
         let (peer, wanted) = (self.peer.clone(), LeaseRequest { worker: self.worker.clone(), n });
-        async move { ask(&peer, "/leases", &wanted).await }
+        async move {
+            let route = "/leases";
+            let answer = peer.answer(Ask::post(route, written(route, &wanted)?)).await?;
+            if answer.status == StatusCode::GONE {
+                return Ok(Asked::Forgotten);
+            }
+            read(route, answer.expected(route)?.json(route)?).map(Asked::Leases)
+        }
     }
 
-    fn start_all(&mut self, leases: Leases) {
-        self.makers.engine.note(leases.version);
-        leases.leases.into_iter().for_each(|lease| self.start(lease));
+    /// Starts episodes, or returns why there are no more.
+    fn take(&mut self, answer: Result<Asked, EnvironmentError>) -> Option<WorkEnd> {
+        match answer {
+            Ok(Asked::Leases(Leases { is_over: true, .. })) => Some(WorkEnd::Over),
+            Ok(Asked::Leases(Leases { leases, version, .. })) => {
+                self.makers.engine.note(version);
+                leases.into_iter().for_each(|lease| self.start(lease));
+                None
+            }
+            Ok(Asked::Forgotten) => {
+                tracing::warn!("the trainer does not know this worker any more");
+                Some(WorkEnd::Forgotten)
+            }
+            Err(error) => {
+                tracing::warn!("the trainer is gone: {error}");
+                Some(WorkEnd::Gone)
+            }
+        }
     }
 
     fn start(&mut self, lease: Lease) {
@@ -345,11 +401,20 @@ async fn ask<T: DeserializeOwned>(
     route: &'static str,
     message: &impl Serialize,
 ) -> Result<T, EnvironmentError> {
-    let wrong = |error: serde_json::Error| {
+    read(route, peer.json(Ask::post(route, written(route, message)?)).await?)
+}
+
+fn written(route: &str, message: &impl Serialize) -> Result<Value, EnvironmentError> {
+    let wrong = |error| {
+        EnvironmentError::new(format!("a message to {route} cannot be written")).caused_by(error)
+    };
+    serde_json::to_value(message).map_err(wrong)
+}
+
+fn read<T: DeserializeOwned>(route: &str, answer: Value) -> Result<T, EnvironmentError> {
+    let wrong = |error| {
         EnvironmentError::new(format!("the trainer's answer to {route} cannot be read"))
             .caused_by(error)
     };
-    let body: Value = serde_json::to_value(message).map_err(wrong)?;
-    let answer = peer.json(Ask::post(route, body)).await?;
     serde_json::from_value(answer).map_err(wrong)
 }

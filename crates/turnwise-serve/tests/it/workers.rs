@@ -9,7 +9,9 @@ use turnwise_rollout::{
     AgentFactory, ChatAgents, Episode, Group, Limits, Policy, PoolSettings, RolloutPool,
     StopSignal, stop_signal,
 };
-use turnwise_serve::{HubSettings, RolloutWorker, RunDescription, WorkerHub, WorkerReport};
+use turnwise_serve::{
+    HubSettings, RolloutWorker, RunDescription, WorkEnd, WorkerHub, WorkerReport,
+};
 use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
 use turnwise_trajectory::GroupId;
 
@@ -158,6 +160,52 @@ async fn a_stop_brings_every_episode_back_and_nothing_is_sampled_twice() {
     assert_same(&alone, &groups);
     quit.stop();
     worker.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_a_run_ends_its_workers_at_once() {
+    let run = run();
+    let hub = hub(&run, 20.0).await;
+    let workers = [1, 2, 3].map(|n| worker(&hub, n, &StopSignal::never()));
+    play(&run, None, Some(hub.clone())).await;
+    let began = std::time::Instant::now();
+    hub.dismiss(Duration::from_secs(20)).await;
+    let mut finished = 0;
+    for worker in workers {
+        let report = worker.await.unwrap();
+        assert_eq!((report.end, report.lost), (WorkEnd::Over, 0));
+        finished += report.finished;
+    }
+    assert_eq!(finished, 16);
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_worker_that_was_silent_for_too_long_hears_of_it_and_joins_again() {
+    let run = run();
+    let hub = hub(&run, 0.2).await;
+    let silent = RolloutWorker::join(&hub.url(), None).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let (stop, stopped) = stop_signal();
+    let other = RolloutWorker::join(&hub.url(), None).await.unwrap();
+    assert_eq!(hub.n_workers(), 2);
+    let Run { tasks, agents, .. } = self::run();
+    let other = tokio::spawn({
+        let stopped = stopped.clone();
+        async move { other.work(tasks, agents, 1, &stopped).await }
+    });
+    while hub.n_workers() != 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let Run { tasks, agents, .. } = self::run();
+    let report = silent.work(tasks, agents, 1, &StopSignal::never()).await;
+    assert_eq!(report.end, WorkEnd::Forgotten);
+    let again = worker(&hub, 1, &stopped);
+    play(&run, None, Some(hub.clone())).await;
+    stop.stop();
+    for worker in [other, again] {
+        assert_eq!(worker.await.unwrap().end, WorkEnd::Stopped);
+    }
 }
 
 #[tokio::test]
