@@ -8,6 +8,7 @@ use turnwise_candle::Device;
 use turnwise_run::form::TemplateName;
 
 use crate::bench::BenchCommand;
+use crate::simulate::cluster::ClusterArguments;
 
 /// The help of a `--model`: what a model can be, and then what is particular to the command.
 macro_rules! model_help {
@@ -190,7 +191,10 @@ pub(crate) enum RewardName {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct SimulateArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<SimulateCommand>,
     /// Run this seed alone and print its events
     #[arg(long, value_name = "N", conflicts_with_all = ["seeds", "from"])]
     pub(crate) seed: Option<u64>,
@@ -206,6 +210,12 @@ pub(crate) struct SimulateArguments {
     /// The number of threads
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) jobs: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SimulateCommand {
+    /// Say how a step's time grows with workers: throughput, staleness, and who waits for whom
+    Cluster(ClusterArguments),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

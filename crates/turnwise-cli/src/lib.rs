@@ -129,7 +129,7 @@ async fn run(command: Command, registry: &Registry) -> Result<(), Failure> {
             environments::check(registry, &name, &options, &mut io::stdout()).await
         }
         Command::Lab { command } => lab::run(&command, &mut io::stdout()).await,
-        Command::Simulate(arguments) => apart(move || simulate::simulate_seeds(&arguments)).await,
+        Command::Simulate(arguments) => apart(move || simulate::run(&arguments)).await,
         Command::Bench { command } => apart(move || bench::bench(&command)).await,
         Command::Worker(arguments) => worker::work(registry, &arguments).await,
         Command::Serve(arguments) => serve::serve(registry, &arguments).await,

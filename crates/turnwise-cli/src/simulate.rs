@@ -1,5 +1,8 @@
 //! `turnwise simulate`: the scheduler without a model.
 
+pub(crate) mod cluster;
+mod hub;
+
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -7,12 +10,19 @@ use turnwise_simulation::{
     ManySettings, Mode, SeriesProgress, SeriesSummary, SimulationPlan, simulate, simulate_many,
 };
 
-use crate::arguments::{SimulateArguments, SimulationMode};
+use crate::arguments::{SimulateArguments, SimulateCommand, SimulationMode};
 use crate::say;
 use turnwise_run::{ExitCode, Failure};
 
-/// Runs one seed, or many.
-pub(crate) fn simulate_seeds(arguments: &SimulateArguments) -> Result<(), Failure> {
+/// Runs one seed, many, or workers.
+pub(crate) fn run(arguments: &SimulateArguments) -> Result<(), Failure> {
+    match &arguments.command {
+        Some(SimulateCommand::Cluster(arguments)) => cluster::run(arguments),
+        None => simulate_seeds(arguments),
+    }
+}
+
+fn simulate_seeds(arguments: &SimulateArguments) -> Result<(), Failure> {
     let modes = match arguments.mode {
         SimulationMode::Safety => vec![Mode::Safety],
         SimulationMode::Liveness => vec![Mode::Liveness],

@@ -9,11 +9,15 @@
 //! trained tokens with the tokens that the engine sampled; the first difference is a [`Violation`] that names its
 //! [`Invariant`] and the command that replays it. [`simulate_many`] runs many seeds on several threads.
 //!
+//! [`simulate_cluster`] and [`simulate_overlap`] say how long a step takes on more machines or more processors than there are
+//! here: engine, learner and environments only take time.
+//!
 //! [`measure_orchestration`] drives the same scheduler with an engine that answers at once, to measure the cost of a
 //! turn without the engine.
 
 mod books;
 mod checks;
+mod cluster;
 mod driver;
 mod engine;
 mod environment;
@@ -27,11 +31,13 @@ mod orchestration;
 mod overlap;
 mod plan;
 mod rubric;
+mod timed;
 mod trace;
 mod usage;
 mod witness;
 mod world;
 
+pub use cluster::{ClusterReport, ClusterSettings, ClusterWorld, cluster_world, simulate_cluster};
 pub use driver::{Counterexample, SimulationReport, simulate};
 pub use fault::FaultKind;
 pub use invariant::{Invariant, Violation};
