@@ -1,8 +1,11 @@
 //! How a program ends, and what it earns.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use turnwise_environment::{
-    Action, Environment, EnvironmentError, Observation, Step, Suite, async_trait,
+    Action, Environment, EnvironmentError, Message, Observation, Role, Rubric, Step, Suite,
+    Transcript, async_trait,
 };
 use turnwise_rollout::Allowance;
 use turnwise_serve::{OrsOptions, Protocol, ServerSettings, ors_tasks};
@@ -107,6 +110,56 @@ fn the_environment_behind_a_program_gives_its_task_and_its_rewards() {
         assert_eq!((trajectory.turns.len(), &trajectory.outcome), (2, &Outcome::Done));
         assert!(trajectory.turns.iter().all(|turn| turn.reward.is_some()));
         assert_eq!(trajectory.graph.leaves().len(), 1);
+    });
+}
+
+/// Gives a point for each turn of the assistant that answers `two`, and none to episodes without one.
+struct Counting;
+
+#[async_trait]
+impl Rubric for Counting {
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+
+    async fn score(&self, group: &[Transcript]) -> Result<Vec<Option<f64>>, EnvironmentError> {
+        let is_of = |role| move |said: &&Message| said.role == role;
+        let score = |one: &Transcript| {
+            let asked = one.messages.iter().filter(is_of(Role::User));
+            let asked_two = asked.filter(|said| said.content == "b").count();
+            let answers = one.messages.iter().filter(is_of(Role::Assistant)).count();
+            (answers > 0).then_some(asked_two as f64)
+        };
+        Ok(group.iter().map(score).collect())
+    }
+}
+
+#[test]
+fn a_rubric_scores_what_programs_said_that_give_themselves_no_reward() {
+    run(async {
+        let program = Program::new().await;
+        let group = program
+            .graded(Arc::new(Counting), 2, |sessions| async move {
+                for (session, texts) in sessions.iter().zip([&["a"][..], &["b", "b"]]) {
+                    let mut messages = Vec::new();
+                    for text in texts {
+                        messages.push(user(text));
+                        let (_, message) = session.chat(&json!({"messages": messages})).await;
+                        messages.push(message);
+                    }
+                    assert_eq!(session.post("/end", &json!({})).await.0, 200);
+                }
+            })
+            .await;
+        let mut scored: Vec<_> =
+            group.members.iter().map(|member| (member.turns.len(), member.reward())).collect();
+        scored.sort_by_key(|(turns, _)| *turns);
+        assert_eq!(scored, [(1, Some(0.0)), (2, Some(2.0))]);
+        for member in &group.members {
+            assert_eq!(member.outcome, Outcome::Done);
+            let last = member.turns.last().unwrap();
+            assert_eq!(last.score.as_ref().map(|score| &*score.rubric), Some("counting"));
+        }
     });
 }
 

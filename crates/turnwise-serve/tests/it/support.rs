@@ -7,11 +7,16 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use turnwise_environment::TaskSet;
-use turnwise_rollout::{Allowance, ChatAgents, Episode, Limits, Progress, Renderer};
-use turnwise_serve::{Gateway, GatewayAgents, GatewaySettings, ProgramSettings, ProgramTasks};
+use turnwise_environment::{Rubric, Split, TaskSet};
+use turnwise_rollout::{
+    Allowance, ChatAgents, Episode, Group, Limits, Policy, PoolSettings, Progress, Renderer,
+    RolloutPool, StopSignal,
+};
+use turnwise_serve::{
+    Gateway, GatewayAgents, GatewaySettings, OwnTasks, ProgramSettings, ProgramTasks, own_tasks,
+};
 use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel, scene};
-use turnwise_trajectory::Trajectory;
+use turnwise_trajectory::{GroupId, Trajectory};
 
 /// A response: its status and its body.
 pub(crate) type Response = (u16, String);
@@ -81,6 +86,42 @@ impl Program {
         finished(progress)
     }
 
+    /// Plays a group of the program's own tasks that a rubric scores. Returns it, once `test` has played the sessions whose
+    /// URLs it gets as they begin.
+    pub(crate) async fn graded<F: Future<Output = ()>>(
+        &self,
+        rubric: Arc<dyn Rubric>,
+        group_size: usize,
+        test: impl FnOnce(Vec<Session>) -> F,
+    ) -> Group {
+        let urls = self.file("urls");
+        let command = format!("echo $TURNWISE_SESSION >> {}; exec sleep 600", urls.display());
+        let suite = own_tasks(OwnTasks::default()).unwrap();
+        let tasks = suite.tasks(Split::Train);
+        let tasks = ProgramTasks::new(tasks, self.gateway.clone(), ProgramSettings::new(&command));
+        let renderer: Arc<dyn Renderer> = self.renderer.clone();
+        let agents = Arc::new(ChatAgents::new(renderer.clone()));
+        let agents = Arc::new(GatewayAgents::new(agents, renderer, &self.gateway));
+        let settings =
+            PoolSettings { group_size, limits: scene::limits(), ..PoolSettings::default() };
+        let mut pool = RolloutPool::new(Arc::new(tasks), agents, Some(rubric), settings, 7);
+        pool.start(GroupId(0), 0);
+        let policy: Arc<dyn Policy> = Arc::new(self.model.clone());
+        let playing = async {
+            let sessions = loop {
+                let text = std::fs::read_to_string(&urls).unwrap_or_default();
+                if text.lines().count() == group_size && text.ends_with('\n') {
+                    break text.lines().map(Session::at).collect();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            };
+            test(sessions).await;
+        };
+        let never = StopSignal::never();
+        let (iteration, ()) = tokio::join!(pool.iterate(&policy, &never), playing);
+        iteration.unwrap().groups.pop().unwrap()
+    }
+
     /// Ends the program with a status.
     pub(crate) fn exit(&self, status: i32) {
         std::fs::write(self.file("status.new"), status.to_string()).unwrap();
@@ -95,8 +136,7 @@ impl Program {
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         };
-        let (address, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
-        Session { address: address.to_owned(), path: format!("/{path}") }
+        Session::at(&url)
     }
 
     /// Plays an episode to its end while the test acts as its program.
@@ -121,6 +161,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    fn at(url: &str) -> Self {
+        let (address, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+        Self { address: address.to_owned(), path: format!("/{path}") }
+    }
+
     pub(crate) async fn post(&self, route: &str, body: &Value) -> Response {
         let body = body.to_string();
         let path = format!("{}{route}", self.path);
