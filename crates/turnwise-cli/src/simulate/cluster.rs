@@ -130,7 +130,7 @@ pub(super) fn run(arguments: &ClusterArguments) -> Result<(), Failure> {
         let line = json!({"simulate": "cluster", "settings": settings, "simulated": all});
         return say(&format!("{line}\n"));
     }
-    let _ = write!(io::stderr(), "\r");
+    let _ = writeln!(io::stderr());
     say(&describe(arguments, costs, &all))
 }
 

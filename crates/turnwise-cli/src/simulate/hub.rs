@@ -28,6 +28,9 @@ const EPISODES: usize = 64;
 /// The episodes of which each is alone, for the time of messages.
 const ALONE: u64 = 8;
 
+/// The longest time that the worker is waited for at the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Measures with a real hub and a real worker, each on a thread of its own, that talk over this machine's loopback.
 pub(super) fn measure(settings: &ClusterSettings) -> Result<HubCosts, Failure> {
     let failed = |error: &(dyn std::error::Error + 'static)| Failure::runtime(error);
@@ -41,7 +44,6 @@ pub(super) fn measure(settings: &ClusterSettings) -> Result<HubCosts, Failure> {
         let restore = Arc::new(move |snapshot| Episode::restore(snapshot, &*of_tasks, &*of_agents));
         let hub = WorkerHub::bind(HubSettings::default(), RunDescription::default(), restore);
         let hub = Arc::new(hub.await.map_err(|error| failed(&error))?);
-        // A worker that is gone is noticed by the pool, whose episodes then never end; it only ends with its stop.
         let _ = send_url.send(hub.url());
         let pool = |episodes: usize| {
             let settings = PoolSettings {
@@ -69,11 +71,12 @@ pub(super) fn measure(settings: &ClusterSettings) -> Result<HubCosts, Failure> {
             let cpu = cpu_time().saturating_sub(cpu).as_secs_f64() / n_turns;
             turns.push((cpu, wall.elapsed().as_secs_f64() / n_turns));
         }
+        hub.dismiss(FAREWELL).await;
         let (_, busy, alone) = (turns[0], turns[1], turns[2]);
         Ok(HubCosts { turn_s: busy.0, message_s: (alone.1 - alone.0).max(0.0) })
     });
     handle.stop();
-    // The worker's thread holds nothing that could be lost.
+    // It has nothing that could be lost.
     let _ = worker.join();
     measured
 }
