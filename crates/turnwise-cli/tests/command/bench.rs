@@ -146,3 +146,25 @@ fn what_cannot_be_measured_is_refused_with_a_reason() {
         assert!(ended.stderr.contains(reason), "{}", ended.stderr);
     }
 }
+
+#[test]
+fn a_cluster_is_simulated_with_the_costs_of_a_real_worker() {
+    let sizes = "--workers 1,8 --groups 2 --group 2 --turns 2 --turn-tokens 5 --prompt 20 --observation 5 --environment 2 \
+                 --steps 2";
+    let arguments: Vec<&str> = sizes.split_whitespace().collect();
+    let simulate = |more: &[&str]| {
+        let ended = turnwise(&[&["simulate", "cluster"], &arguments[..], more].concat(), "");
+        assert_eq!((ended.code, ended.stderr.contains("WARN")), (0, false), "{}", ended.stderr);
+        ended.stdout
+    };
+    let report: Value = serde_json::from_str(&simulate(&["--json"])).expect("a line of JSON");
+    let cost = report["settings"]["hub_turn_s"].as_f64().unwrap();
+    assert!(cost > 1e-6 && cost < 1.0, "{cost}");
+    let steps: Vec<f64> =
+        (0..2).map(|index| report["simulated"][index]["step_s"].as_f64().unwrap()).collect();
+    assert!(steps[1] < steps[0], "{steps:?}");
+    let shown = simulate(&["--hub", "0.5"]);
+    assert!(shown.contains("0.50 ms of a processor"), "{shown}");
+    let ended = turnwise(&["simulate", "cluster", "--hub", "0.5", "--workers", "0"], "");
+    assert_eq!(ended.code, 2, "{}", ended.stderr);
+}
