@@ -9,7 +9,7 @@ use turnwise_objective::Clip;
 /// ```text
 /// σ     geometric mean over steps of the standard deviation of log s, the sequence ratio: of the first ten steps alike,
 ///       then with weight 0.1 each, and at most four times that of the first ten
-/// ε_l = multiple · σ          ε_h = ε_l · 4/3, the proportion of the paper (3e-4 and 4e-4)
+/// ε_l = multiple · σ          ε_h = ε_l · 4/3, the proportion of the paper (3e-4 and 4e-4), but at least the paper's
 /// ```
 ///
 /// The mean is geometric, because single steps have ten times the usual spread, and would widen the range for long. It
@@ -32,8 +32,9 @@ const RATE: f64 = 0.1;
 const N_FIRST: u64 = 10;
 /// The most growth of σ after the first steps.
 const MOST_GROWTH: f64 = 4.0;
-/// The smallest bound: below it, the rounding of an engine decides what is clipped.
-const LEAST: f64 = 1e-6;
+/// The smallest bound, which is the paper's: where weights move the ratio by less, as with one mini-batch of fresh rollouts,
+/// the rounding of an engine would decide what is clipped.
+const LEAST: f64 = 3e-4;
 /// The largest lower bound; 1 would mean no bound.
 const MOST: f64 = 0.9;
 
@@ -104,6 +105,14 @@ mod tests {
         assert_eq!(AUTO.range(&after(&[0.0, f64::NAN])), Clip::PAPER_GRPO);
         let range = AUTO.range(&after(&[0.02]));
         assert!((range.low() - 0.03).abs() < 1e-12 && (range.high() - 0.04).abs() < 1e-12);
+    }
+
+    #[test]
+    fn an_engine_that_rounds_does_not_decide_what_is_clipped() {
+        let range = AUTO.range(&after(&[1e-6, 1e-5]));
+        let paper = Clip::PAPER_GSPO;
+        assert!((range.low() - paper.low()).abs() < 1e-12, "{range:?}");
+        assert!((range.high() - paper.high()).abs() < 1e-12, "{range:?}");
     }
 
     #[test]

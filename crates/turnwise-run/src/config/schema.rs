@@ -440,7 +440,7 @@ pub struct ObjectiveChoice {
     /// The name of the objective.
     pub name: ObjectiveName,
     /// The rule of the clip range: `auto` measures the spread σ of the log-ratio and sets ε to `clip_multiple` times σ,
-    /// by default for a loaded model and an objective of the GSPO family. Without it, the numbers below count, or those
+    /// and to no less than the paper's range, by default for a loaded model and an objective of the GSPO family. Without it, the numbers below count, or those
     /// of the objective's paper.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<ClipRule>,
