@@ -245,12 +245,20 @@ impl Prepared {
     }
 
     /// Adds a learner on a Tinker server, which samples too unless the settings name another engine.
-    async fn on_tinker(self, run: &Path) -> Result<(Session, RunLearner), Failure> {
+    async fn on_tinker(
+        self,
+        run: &Path,
+        observer: &mut dyn Observer,
+        stop: &StopSignal,
+    ) -> Result<(Session, RunLearner), Failure> {
         if self.constraint.is_some() {
             let what = "a Tinker server cannot constrain what it samples, and `agent.stop`, `agent.thinking_tokens` or the chat form does";
             return Err(Failure::refused(what).help("leave train.learner out, or the constraint"));
         }
-        let (learner, policy) = RunLearner::tinker(&self.config, ADAPTERS, run).await?;
+        // The server compiles its first passes, which takes minutes on some.
+        let watched = Watched { what: "connecting to the Tinker server", meters: &[] };
+        let connecting = Box::pin(RunLearner::tinker(&self.config, ADAPTERS, run));
+        let (learner, policy) = watch(observer, watched, stop, connecting).await?;
         Ok((self.with(policy, true).await?, learner))
     }
 
@@ -301,7 +309,7 @@ impl Session {
     ) -> Result<(Self, RunLearner), Failure> {
         if config.train.learner == LearnerName::Tinker {
             let prepared = Prepared::without_weights(config, registry, observer, stop);
-            return Box::pin(Box::pin(prepared).await?.on_tinker(run)).await;
+            return Box::pin(Box::pin(prepared).await?.on_tinker(run, observer, stop)).await;
         }
         let (mut prepared, decoder) =
             Box::pin(Prepared::new(config, model, true, registry, observer, stop)).await?;
@@ -318,7 +326,10 @@ impl Session {
         let learner = learner(&prepared.config, decoder, threads.learner)?;
         let engine_settings =
             EngineSettings { threads: threads.engine, max_kv_bytes, ..prepared.config.engine };
-        let policy = engine::policy(&prepared.config, engine_settings, run, &learner).await?;
+        let what = format!("connecting to the engine {}", prepared.config.rollout.engine.word());
+        let watched = Watched { what: &what, meters: &[] };
+        let connecting = Box::pin(engine::policy(&prepared.config, engine_settings, run, &learner));
+        let policy = watch(observer, watched, stop, connecting).await?;
         Ok((prepared.with(policy, true).await?, RunLearner::Candle(learner)))
     }
 
