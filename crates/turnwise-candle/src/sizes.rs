@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::config::text_part;
-use crate::layout::specs;
+use crate::layout::{Spec, specs};
 use crate::{DecoderConfig, ModelError, checkpoint};
 
 impl DecoderConfig {
@@ -27,7 +27,7 @@ impl DecoderConfig {
     /// ```
     #[must_use]
     pub fn n_weights(&self) -> usize {
-        specs(self, None).iter().map(|spec| spec.len()).sum()
+        specs(self, None).iter().map(Spec::len).sum()
     }
 }
 

@@ -29,7 +29,8 @@ pub(crate) async fn evaluate(
         Evaluating::new(&arguments.model, &overrides, registry, &mut screen, &stop).await?;
     let (name, temperature) =
         (evaluating.config.environment.name.clone(), evaluating.config.eval.temperature);
-    let evaluation = turnwise_run::evaluate(evaluating, registry, &mut screen, &stop).await?;
+    let playing = turnwise_run::evaluate(evaluating, registry, &mut screen, &stop);
+    let evaluation = Box::pin(playing).await?;
     let success = evaluation.success;
     let n_tasks = n_tasks(&evaluation.trajectories);
     if let Some((path, file)) = out {

@@ -273,7 +273,7 @@ async fn reopen(
     if config.model.lora.is_some() || config.train.learner == LearnerName::Tinker {
         // Adapters continue on their base model, which the settings name.
         let (session, mut learner) =
-            Session::new(config, run, None, registry, observer, stop).await?;
+            Box::pin(Session::new(config, run, None, registry, observer, stop)).await?;
         if needs_reference {
             let loaded = learner.load(&reference, learner.version()).await;
             loaded.map_err(|error| Failure::runtime(&error))?;
@@ -282,10 +282,11 @@ async fn reopen(
         return Ok((session, learner));
     }
     if !needs_reference {
-        return Session::new(config, run, Some(checkpoint), registry, observer, stop).await;
+        return Box::pin(Session::new(config, run, Some(checkpoint), registry, observer, stop))
+            .await;
     }
     let (session, mut learner) =
-        Session::new(config, run, Some(&reference), registry, observer, stop).await?;
+        Box::pin(Session::new(config, run, Some(&reference), registry, observer, stop)).await?;
     learner.keep_reference().await.map_err(|error| Failure::runtime(&error))?;
     Ok((session, learner))
 }

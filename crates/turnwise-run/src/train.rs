@@ -78,7 +78,7 @@ async fn begin(
 ) -> Result<Summary, Failure> {
     RunDirectory::check(path)?;
     let (session, mut learner) =
-        Session::new(settings.config, path, None, registry, observer, stop).await?;
+        Box::pin(Session::new(settings.config, path, None, registry, observer, stop)).await?;
     check_gradients(&mut learner, observer, stop).await?;
     estimate::check_disk(&session, path)?;
     let directory = RunDirectory::create(path)?;

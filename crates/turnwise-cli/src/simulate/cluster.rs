@@ -151,26 +151,28 @@ fn describe(arguments: &ClusterArguments, costs: HubCosts, all: &[Simulated]) ->
         arguments.network,
     );
     text += "workers   step s  episodes/s  trainer idle  staleness  most  engine   hub  places\n";
-    for Simulated { workers, report } in all {
-        let percent = |share: f64| format!("{:.0} %", 100.0 * share);
-        text += &format!(
-            "{workers:>7}{:>9.1}{:>12.2}{:>14}{:>11.2}{:>6.0}{:>8}{:>6}{:>8}",
-            report.step_s,
-            report.episodes_s,
-            percent(report.trainer_idle),
-            report.staleness,
-            report.max_staleness,
-            percent(report.engine_busy),
-            percent(report.hub_busy),
-            percent(report.slots_busy),
-        );
-        text += &if report.lost > 0 {
-            format!("  {} taken over\n", report.lost)
-        } else {
-            "\n".to_owned()
-        };
-    }
+    text.extend(all.iter().map(row));
     text + &saturation(all)
+}
+
+fn row(simulated: &Simulated) -> String {
+    let Simulated { workers, report } = simulated;
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    let lost = match report.lost {
+        0 => String::new(),
+        lost => format!("  {lost} taken over"),
+    };
+    format!(
+        "{workers:>7}{:>9.1}{:>12.2}{:>14}{:>11.2}{:>6.0}{:>8}{:>6}{:>8}{lost}\n",
+        report.step_s,
+        report.episodes_s,
+        percent(report.trainer_idle),
+        report.staleness,
+        report.max_staleness,
+        percent(report.engine_busy),
+        percent(report.hub_busy),
+        percent(report.slots_busy),
+    )
 }
 
 /// Gains of less than this count as none.

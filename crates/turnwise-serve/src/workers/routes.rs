@@ -85,7 +85,7 @@ async fn lease(State(state): Hub, Json(wanted): Json<LeaseRequest>) -> Response 
             if state.is_over() {
                 jobs.leave(&wanted.worker);
                 let version = state.engine().map(|engine| engine.version()).unwrap_or_default();
-                return Json(Leases { leases: Vec::new(), version, is_over: true }).into_response();
+                return Json(Leases { given: Vec::new(), version, is_over: true }).into_response();
             }
             jobs.reap(now, state.lease);
             jobs.lease(&wanted.worker, wanted.n, now)
@@ -100,7 +100,7 @@ async fn lease(State(state): Hub, Json(wanted): Json<LeaseRequest>) -> Response 
             state.waits.notify_one();
         }
         let version = state.engine().map(|engine| engine.version()).unwrap_or_default();
-        return Json(Leases { leases, version, is_over: false }).into_response();
+        return Json(Leases { given: leases, version, is_over: false }).into_response();
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) struct Lease {
 /// Episodes, and the newest version of the weights.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Leases {
-    pub(super) leases: Vec<Lease>,
+    pub(super) given: Vec<Lease>,
     pub(super) version: PolicyVersion,
     /// Whether the run is over, so that there will be no more.
     #[serde(default)]

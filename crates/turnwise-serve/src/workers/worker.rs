@@ -232,9 +232,11 @@ impl Shift {
     fn take(&mut self, answer: Result<Asked, EnvironmentError>) -> Option<WorkEnd> {
         match answer {
             Ok(Asked::Leases(Leases { is_over: true, .. })) => Some(WorkEnd::Over),
-            Ok(Asked::Leases(Leases { leases, version, .. })) => {
+            Ok(Asked::Leases(Leases { given, version, .. })) => {
                 self.makers.engine.note(version);
-                leases.into_iter().for_each(|lease| self.start(lease));
+                for lease in given {
+                    self.start(lease);
+                }
                 None
             }
             Ok(Asked::Forgotten) => {
