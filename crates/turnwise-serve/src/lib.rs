@@ -14,6 +14,7 @@ mod api_error;
 mod call;
 mod environment_client;
 mod environment_server;
+mod exchange;
 mod gateway;
 mod key;
 mod listener;
@@ -25,6 +26,7 @@ mod session;
 mod tool_choice;
 mod verifiers_server;
 mod workers;
+mod zmtp;
 
 pub use agents::GatewayAgents;
 pub use environment_client::{
