@@ -30,7 +30,8 @@ mod zmtp;
 
 pub use agents::GatewayAgents;
 pub use environment_client::{
-    ActingBy, OpenEnvOptions, OrsOptions, RewardReading, openenv_tasks, ors_tasks,
+    ActingBy, OpenEnvOptions, OrsOptions, RewardReading, VerifiersClient, VerifiersOptions,
+    VerifiersTasks, openenv_tasks, ors_tasks, verifiers_tasks,
 };
 pub use environment_server::{EnvironmentServer, Protocol, RewardForm, ServerSettings};
 pub use gateway::{Gateway, GatewaySettings};

@@ -3,12 +3,14 @@
 use super::schema::{Config, ExampleMessage, ExampleRole};
 use super::validate::{Impossible, refuse_if};
 use crate::form::TemplateName;
+use crate::registry::VERIFIERS;
 
 /// Refuses an agent that cannot act, or whose settings would not be used.
 pub(super) fn check_agent(config: &Config) -> Result<(), Impossible> {
     check_examples(&config.agent.examples)?;
     check_turn(config)?;
     check_program(config)?;
+    check_verifiers(config)?;
     check_template(config)
 }
 
@@ -89,6 +91,38 @@ fn check_program(config: &Config) -> Result<(), Impossible> {
     )
 }
 
+/// Refuses what a server of verifiers does itself, because it plays whole episodes.
+fn check_verifiers(config: &Config) -> Result<(), Impossible> {
+    if config.environment.name != VERIFIERS {
+        return Ok(());
+    }
+    let agent = &config.agent;
+    let refused = [
+        ("agent.command", agent.command.is_some(), "its agent is the server's harness"),
+        ("agent.system_prompt", agent.system_prompt.is_some(), "the server writes the prompts"),
+        ("agent.examples", !agent.examples.is_empty(), "the server writes the prompts"),
+        (
+            "rollout.compaction",
+            config.rollout.compaction.is_some(),
+            "the server decides what it sends of its history",
+        ),
+        (
+            "rollout.workers",
+            config.rollout.workers.is_some(),
+            "the server asks for the model beside the trainer",
+        ),
+    ];
+    for (key, is_set, why) in refused {
+        refuse_if(
+            is_set,
+            key,
+            || format!("is not used by environment.name = \"{VERIFIERS}\": {why}"),
+            "leave it out",
+        )?;
+    }
+    Ok(())
+}
+
 /// Checks what is written for the model's own template.
 fn check_template(config: &Config) -> Result<(), Impossible> {
     let model = &config.model;
@@ -146,6 +180,28 @@ mod tests {
                 "agent.command = \"a\"\nrollout.compaction = {at_tokens = 64, prompt = \"a\"}"
                     .to_owned(),
                 Some("rollout.compaction"),
+            ),
+            ("environment.name = \"verifiers\"\nagent.prefill = \"a\"".to_owned(), None),
+            (
+                "environment.name = \"verifiers\"\nagent.command = \"a\"".to_owned(),
+                Some("agent.command"),
+            ),
+            (
+                "environment.name = \"verifiers\"\nagent.system_prompt = \"a\"".to_owned(),
+                Some("agent.system_prompt"),
+            ),
+            (
+                format!("environment.name = \"verifiers\"\nagent.examples = [{user}, {assistant}]"),
+                Some("agent.examples"),
+            ),
+            (
+                "environment.name = \"verifiers\"\nrollout.compaction = {at_tokens = 64, prompt = \"a\"}"
+                    .to_owned(),
+                Some("rollout.compaction"),
+            ),
+            (
+                "environment.name = \"verifiers\"\nrollout.workers = {}".to_owned(),
+                Some("rollout.workers"),
             ),
             (
                 "model.template = \"chatml\"\nmodel.template_file = \"a\"".to_owned(),
