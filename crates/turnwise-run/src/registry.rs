@@ -64,9 +64,6 @@ pub struct Registry {
     entries: BTreeMap<String, Arc<Make>>,
 }
 
-/// The environment whose server plays whole episodes, with the model of a run's gateway.
-pub(crate) const VERIFIERS: &str = "verifiers";
-
 type Make = dyn Fn(&Value) -> Result<Suite, SuiteError> + Send + Sync;
 
 impl Registry {
@@ -86,7 +83,7 @@ impl Registry {
             .with_options("openenv", |options| turnwise_serve::openenv_tasks(&options))
             .with_options("ors", |options| turnwise_serve::ors_tasks(&options))
             .with_options("program", turnwise_serve::own_tasks)
-            .with_options(VERIFIERS, |options| turnwise_serve::verifiers_tasks(&options))
+            .with_options("verifiers", |options| turnwise_serve::verifiers_tasks(&options))
     }
 
     /// Adds an environment that has no options.
@@ -359,8 +356,8 @@ mod tests {
                 Ok(suite) => assert_eq!(suite.name(), name),
                 // A server has no default address.
                 Err(error) => {
-                    assert!(["openenv", "ors", VERIFIERS].contains(&name), "{error}");
-                    let option = if name == VERIFIERS { "address" } else { "url" };
+                    assert!(["openenv", "ors", "verifiers"].contains(&name), "{error}");
+                    let option = if name == "verifiers" { "address" } else { "url" };
                     assert!(error.to_string().contains(&format!("set `{option}`")), "{error}");
                 }
             }

@@ -38,7 +38,7 @@ use crate::learner::RunLearner;
 use crate::memory;
 use crate::observer::Observer;
 use crate::opponent::{Opponents, opponents};
-use crate::registry::{self, Registry, VERIFIERS};
+use crate::registry::{self, Registry};
 use crate::threads::Threads;
 use crate::train::schedule;
 use crate::watch::{Watched, watch};
@@ -550,7 +550,7 @@ fn max_programs(config: &Config) -> usize {
 
 /// Returns the options of the server that plays the episodes, if one does.
 fn verifiers(choice: &EnvironmentChoice) -> Result<Option<VerifiersOptions>, Failure> {
-    if choice.name != VERIFIERS {
+    if choice.name != VerifiersOptions::ENVIRONMENT {
         return Ok(None);
     }
     let options = serde_json::from_value(choice.options.clone());

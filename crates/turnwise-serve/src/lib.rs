@@ -4,7 +4,8 @@
 //!
 //! A [`Gateway`] listens; [`ProgramTasks`] starts an agent program for each episode, whose environment is that program:
 //! what it asks for is an observation, and what it is answered is an action. [`GatewayAgents`] notes what an answer needs
-//! beside its text, such as its number of tokens. An [`EnvironmentServer`] serves a suite by a protocol that others speak. A
+//! beside its text, such as its number of tokens. [`VerifiersTasks`] are episodes that a server of verifiers plays in a
+//! program's place. An [`EnvironmentServer`] serves a suite by a protocol that others speak. A
 //! [`WorkerHub`] leases a trainer's episodes to [`RolloutWorker`]s on other machines.
 
 mod agents;

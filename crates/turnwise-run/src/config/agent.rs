@@ -1,9 +1,10 @@
 //! Checks of the agent's settings, and of what they need from others.
 
+use turnwise_serve::VerifiersOptions;
+
 use super::schema::{Config, ExampleMessage, ExampleRole};
 use super::validate::{Impossible, refuse_if};
 use crate::form::TemplateName;
-use crate::registry::VERIFIERS;
 
 /// Refuses an agent that cannot act, or whose settings would not be used.
 pub(super) fn check_agent(config: &Config) -> Result<(), Impossible> {
@@ -93,7 +94,7 @@ fn check_program(config: &Config) -> Result<(), Impossible> {
 
 /// Refuses what a server of verifiers does itself, because it plays whole episodes.
 fn check_verifiers(config: &Config) -> Result<(), Impossible> {
-    if config.environment.name != VERIFIERS {
+    if config.environment.name != VerifiersOptions::ENVIRONMENT {
         return Ok(());
     }
     let agent = &config.agent;
@@ -116,7 +117,7 @@ fn check_verifiers(config: &Config) -> Result<(), Impossible> {
         refuse_if(
             is_set,
             key,
-            || format!("is not used by environment.name = \"{VERIFIERS}\": {why}"),
+            || format!("is not used by the environment `{}`: {why}", config.environment.name),
             "leave it out",
         )?;
     }
@@ -181,28 +182,6 @@ mod tests {
                     .to_owned(),
                 Some("rollout.compaction"),
             ),
-            ("environment.name = \"verifiers\"\nagent.prefill = \"a\"".to_owned(), None),
-            (
-                "environment.name = \"verifiers\"\nagent.command = \"a\"".to_owned(),
-                Some("agent.command"),
-            ),
-            (
-                "environment.name = \"verifiers\"\nagent.system_prompt = \"a\"".to_owned(),
-                Some("agent.system_prompt"),
-            ),
-            (
-                format!("environment.name = \"verifiers\"\nagent.examples = [{user}, {assistant}]"),
-                Some("agent.examples"),
-            ),
-            (
-                "environment.name = \"verifiers\"\nrollout.compaction = {at_tokens = 64, prompt = \"a\"}"
-                    .to_owned(),
-                Some("rollout.compaction"),
-            ),
-            (
-                "environment.name = \"verifiers\"\nrollout.workers = {}".to_owned(),
-                Some("rollout.workers"),
-            ),
             (
                 "model.template = \"chatml\"\nmodel.template_file = \"a\"".to_owned(),
                 Some("model.template_file"),
@@ -212,6 +191,24 @@ mod tests {
                 Some("model.template_arguments"),
             ),
         ] {
+            assert_eq!(refused(&settings).as_deref(), key, "{settings}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_of_verifiers_does_itself_is_refused() {
+        for (settings, key) in [
+            ("agent.prefill = \"a\"", None),
+            ("agent.command = \"a\"", Some("agent.command")),
+            ("agent.system_prompt = \"a\"", Some("agent.system_prompt")),
+            (
+                "agent.examples = [{role=\"user\",content=\"5\"}, {role=\"assistant\",content=\"5\"}]",
+                Some("agent.examples"),
+            ),
+            ("rollout.compaction = {at_tokens = 64, prompt = \"a\"}", Some("rollout.compaction")),
+            ("rollout.workers = {}", Some("rollout.workers")),
+        ] {
+            let settings = format!("environment.name = \"verifiers\"\n{settings}");
             assert_eq!(refused(&settings).as_deref(), key, "{settings}");
         }
     }

@@ -38,6 +38,11 @@ pub struct VerifiersOptions {
     pub ready_timeout_s: f64,
 }
 
+impl VerifiersOptions {
+    /// The name of the environment, and of its suite.
+    pub const ENVIRONMENT: &'static str = "verifiers";
+}
+
 impl Default for VerifiersOptions {
     fn default() -> Self {
         Self {
@@ -90,7 +95,9 @@ pub fn verifiers_tasks(options: &VerifiersOptions) -> Result<Suite, EnvironmentE
     let about = format!("the environment of verifiers at {}", client.address());
     wait_for(async { client.wait_until_healthy().await })?;
     let of = |rows| Tasks::new(rows, |data: &TaskData| KnownTask(data.clone()));
-    Ok(Suite::new("verifiers", of(train), of(held_out)).description(about).max_turns(1))
+    Ok(Suite::new(VerifiersOptions::ENVIRONMENT, of(train), of(held_out))
+        .description(about)
+        .max_turns(1))
 }
 
 /// The data of a task, as its taskset has it.
