@@ -51,7 +51,7 @@ class CountHarness(vf.Harness[vf.HarnessConfig]):
     async def launch(self, ctx, trace, runtime, endpoint, secret, mcp_urls, data, **_):
         _, prompt = self.resolve_text_prompt(data)
         messages = [{"role": "user", "content": prompt}]
-        async with AsyncOpenAI(base_url=endpoint, api_key=secret, max_retries=0) as client:
+        async with AsyncOpenAI(base_url=endpoint, api_key=secret, max_retries=0, timeout=120) as client:
             for _ in range(data.turns):
                 answer = await client.chat.completions.create(model=ctx.model, messages=messages)
                 text = answer.choices[0].message.content or ""

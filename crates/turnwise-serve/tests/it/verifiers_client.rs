@@ -196,7 +196,7 @@ fn the_model_may_be_at_an_address_of_its_own() {
     let options = VerifiersOptions { model_address, ..router.options() };
     assert!(verifiers_tasks(&options).is_ok());
     let wrong = VerifiersOptions { model_address: "[::]:0".parse().unwrap(), ..options };
-    let error = verifiers_tasks(&wrong).err().expect("refused").to_string();
+    let error = refused(&wrong);
     assert!(error.contains("`model_address` names no machine"), "{error}");
 }
 
@@ -213,11 +213,11 @@ fn tasks_are_divided_or_come_from_two_files() {
     let two = VerifiersOptions { held_out: Some(other.clone()), ..router.options() };
     assert_eq!(n(&two), [20, 1]);
     let one = VerifiersOptions { tasks: other.clone(), ..router.options() };
-    let error = verifiers_tasks(&one).err().expect("refused").to_string();
+    let error = refused(&one);
     assert!(error.contains("`tasks` has one task"), "{error}");
     // A task on which a run trains says nothing when it is evaluated.
     std::fs::write(&other, "{\"idx\": 7}\n").unwrap();
-    let error = verifiers_tasks(&two).err().expect("refused").to_string();
+    let error = refused(&two);
     assert!(error.contains("repeats a task"), "{error}");
 }
 
@@ -235,6 +235,14 @@ fn the_environments_of_the_suite_know_their_data_alone() {
     });
 }
 
+/// Returns the error of options from which no suite is made, with its causes.
+fn refused(options: &VerifiersOptions) -> String {
+    match verifiers_tasks(options) {
+        Ok(_) => panic!("the options are refused"),
+        Err(error) => chain(&error),
+    }
+}
+
 /// Returns the error of the suite of a server that answers like this, or not at all.
 fn unwell(served: &Served) -> String {
     let router = VerifiersRouter::new(async |_| {});
@@ -244,7 +252,7 @@ fn unwell(served: &Served) -> String {
         ready_timeout_s: 0.6,
         ..router.options()
     };
-    chain(&verifiers_tasks(&options).err().expect("it is not well"))
+    refused(&options)
 }
 
 #[test]

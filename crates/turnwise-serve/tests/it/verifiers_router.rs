@@ -47,8 +47,8 @@ impl VerifiersRouter {
         let served =
             Served::connections(move |stream| serve(stream, script.clone(), noted.clone()));
         let directory = tempfile::tempdir().unwrap();
-        let rows: String = (0..20).map(|idx| format!("{}\n", json!({"idx": idx}))).collect();
-        std::fs::write(directory.path().join("tasks.jsonl"), rows).unwrap();
+        let rows: Vec<String> = (0..20).map(|idx| json!({"idx": idx}).to_string()).collect();
+        std::fs::write(directory.path().join("tasks.jsonl"), rows.join("\n")).unwrap();
         let url = served.url.replace("http://", "tcp://");
         Self { url, heard, directory, _served: served }
     }

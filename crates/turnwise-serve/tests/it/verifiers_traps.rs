@@ -205,7 +205,7 @@ fn messages_that_are_no_answers_are_a_fault() {
     spoiled(frames(&[b"ID", b"delta", b""]), "is malformed");
     spoiled(frames(&[b"ID", b"reply", b"\xdf\xff\xff\xff\xff"]), "is malformed");
     // An array in an array, and so on.
-    spoiled(frames(&[b"ID", b"delta", &[0x91; 100_000]]), "is malformed");
+    spoiled(frames(&[b"ID", b"delta", &vec![0x91; 100_000]]), "is malformed");
     let mut deep = b"\x82\xa5trace\xa1T\xa5nodes".to_vec();
     deep.resize(100_000, 0x91);
     spoiled(frames(&[b"ID", b"delta", &deep]), "is malformed");

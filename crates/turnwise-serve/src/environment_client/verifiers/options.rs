@@ -190,7 +190,10 @@ mod tests {
             tasks: PathBuf::from("/nowhere/tasks.jsonl"),
             ..VerifiersOptions::default()
         };
-        let refused = |options| verifiers_tasks(&options).err().expect("refused").to_string();
+        let refused = |options| match verifiers_tasks(&options) {
+            Ok(_) => panic!("the options are refused"),
+            Err(error) => error.to_string(),
+        };
         for (wrong, why) in [
             (VerifiersOptions::default(), "set `address`"),
             (VerifiersOptions { tasks: PathBuf::new(), ..options.clone() }, "set `tasks`"),

@@ -71,12 +71,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Connection<R, W> {
         let Self { read, write, client } = self;
         let id = SessionKey::random();
         let id = id.as_str().as_bytes();
-        let (out, waiting) = mpsc::channel(WAITING);
+        let (out, unsent) = mpsc::channel(WAITING);
         // The channel has room for its first messages.
         let _ = out.try_send(message(&[id, b"run", &request]));
         let heard = AtomicBool::new(false);
         let mut reading = pin!(reply(read, id, &out, &heard, &client));
-        let mut writing = pin!(write_all(write, waiting));
+        let mut writing = pin!(write_all(write, unsent));
         let outcome = tokio::select! {
             outcome = &mut reading => outcome,
             error = &mut writing => Err(client.broke().caused_by(error)),
@@ -139,9 +139,9 @@ async fn reply(
 /// Writes what waits; returns the error that ends the connection.
 async fn write_all(
     mut write: impl AsyncWrite + Unpin,
-    mut waiting: mpsc::Receiver<Vec<u8>>,
+    mut unsent: mpsc::Receiver<Vec<u8>>,
 ) -> std::io::Error {
-    while let Some(bytes) = waiting.recv().await {
+    while let Some(bytes) = unsent.recv().await {
         if let Err(error) = write.write_all(&bytes).await {
             return error;
         }
