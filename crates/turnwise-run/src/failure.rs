@@ -7,6 +7,7 @@ use std::path::Path;
 
 use turnwise_candle::ModelError;
 use turnwise_rollout::RolloutError;
+use turnwise_serve::VerifiersOptions;
 use turnwise_training::{
     CanaryError, CheckpointError, Checkpoints, LearnerError, RunDirectoryError, TrainError,
 };
@@ -290,12 +291,16 @@ impl From<RolloutError> for Failure {
     }
 }
 
-/// Replaces the placeholder in a help by the name of the environment; where an agent program plays, the help is about that.
+/// Replaces the placeholder in a help by the name of the environment; where an agent program or a server plays, the help is
+/// about that.
 pub(crate) fn naming(help: &str, environment: &str, program: Option<&str>) -> String {
     match program {
         Some(command) if help.contains(PLACEHOLDER) => format!(
             "the agent program failed, or its environment: the message has its last lines; the program is  {command}"
         ),
+        None if environment == VerifiersOptions::ENVIRONMENT && help.contains(PLACEHOLDER) => {
+            "the server of verifiers failed, or was slower than limits.environment_timeout_s: the message has what it said, and its log has more".to_owned()
+        }
         _ => help.replace(PLACEHOLDER, &format!("env check {environment}")),
     }
 }
@@ -373,6 +378,8 @@ mod tests {
         let program = Some("python agent.py");
         let help = naming(CHECK_ENVIRONMENT, "guess", program);
         assert!(help.contains("python agent.py") && !help.contains("env check"), "{help}");
+        let help = naming(CHECK_ENVIRONMENT, "verifiers", None);
+        assert!(help.contains("its log has more") && !help.contains("env check"), "{help}");
         // A slow engine is no program's fault.
         let engine = help_for(InfraReason::EngineTimeout);
         assert_eq!(naming(engine, "guess", program), engine);

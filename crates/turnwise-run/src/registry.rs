@@ -74,7 +74,7 @@ impl Registry {
     }
 
     /// Creates a registry with the environments of turnwise: `calculator`, `guess`, `program` for the tasks of an agent
-    /// program, and `openenv` and `ors` for the environments of a server.
+    /// program, and `openenv`, `ors` and `verifiers` for the environments of a server.
     #[must_use]
     pub fn builtin() -> Self {
         Self::empty()
@@ -83,6 +83,7 @@ impl Registry {
             .with_options("openenv", |options| turnwise_serve::openenv_tasks(&options))
             .with_options("ors", |options| turnwise_serve::ors_tasks(&options))
             .with_options("program", turnwise_serve::own_tasks)
+            .with_options("verifiers", |options| turnwise_serve::verifiers_tasks(&options))
     }
 
     /// Adds an environment that has no options.
@@ -355,8 +356,9 @@ mod tests {
                 Ok(suite) => assert_eq!(suite.name(), name),
                 // A server has no default address.
                 Err(error) => {
-                    assert!(["openenv", "ors"].contains(&name), "{error}");
-                    assert!(error.to_string().contains("set `url`"), "{error}");
+                    assert!(["openenv", "ors", "verifiers"].contains(&name), "{error}");
+                    let option = if name == "verifiers" { "address" } else { "url" };
+                    assert!(error.to_string().contains(&format!("set `{option}`")), "{error}");
                 }
             }
         }
@@ -412,7 +414,7 @@ mod tests {
         assert_eq!(error, "no environment is called `gues`");
         let help = help.expect("there is help");
         assert!(help.starts_with(
-            "did you mean `guess`? the environments are calculator, guess, openenv, ors, program\n"
+            "did you mean `guess`? the environments are calculator, guess, openenv, ors, program, verifiers\n"
         ));
         assert!(
             help.contains("turnwise env new NAME") && help.contains("turnwise::main("),

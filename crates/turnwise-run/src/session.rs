@@ -18,7 +18,8 @@ use turnwise_rollout::{
     StopSignal, TokenConstraint,
 };
 use turnwise_serve::{
-    Gateway, GatewayAgents, GatewaySettings, ProgramSettings, ProgramTasks, WorkerHub,
+    Gateway, GatewayAgents, GatewaySettings, ProgramSettings, ProgramTasks, VerifiersClient,
+    VerifiersOptions, VerifiersTasks, WorkerHub,
 };
 use turnwise_training::{
     Admission, Demonstration, Evaluated, EvaluationSettings, Parts, Trainer, TrainerSettings,
@@ -48,8 +49,10 @@ pub(crate) struct Session {
     pub config: Config,
     pub suite: Suite,
     rubric: Option<Arc<dyn Rubric>>,
-    /// The endpoint of the agent's program, if the agent is one.
+    /// The endpoint of the agent's program, or of the server that plays the episodes, if there is one.
     gateway: Option<Arc<Gateway>>,
+    /// The server that plays the episodes, if one does.
+    verifiers: Option<VerifiersClient>,
     /// The door for workers, if there is one.
     hub: Option<Arc<WorkerHub>>,
     pub opponents: Opponents,
@@ -264,13 +267,18 @@ impl Prepared {
 
     /// Adds the policy, and opens the endpoint of the agent's program if the agent is one, and the door for workers.
     async fn with(self, policy: Arc<dyn Policy>, serves_workers: bool) -> Result<Session, Failure> {
-        let gateway = gateway(&self.config).await?;
+        let verifiers = verifiers(&self.config.environment)?;
+        let gateway = gateway(&self.config, verifiers.as_ref()).await?;
+        let client = |options: &VerifiersOptions| VerifiersClient::new(options);
+        let verifiers = verifiers.as_ref().map(client).transpose();
+        let verifiers = verifiers.map_err(|error| Failure::refused_by(&error))?;
         let workers = self.config.rollout.workers.clone();
         let mut session = Session {
             config: self.config,
             suite: self.suite,
             rubric: self.rubric,
             gateway,
+            verifiers,
             hub: None,
             opponents: self.opponents,
             renderer: self.renderer,
@@ -436,11 +444,13 @@ impl Session {
         toml_edit::ser::to_string_pretty(&self.config).map_err(io::Error::other)
     }
 
-    /// Returns the tasks of a split, played by the agent's program if the agent is one.
+    /// Returns the tasks of a split, played by the agent's program if the agent is one, or by a server that plays episodes.
     fn tasks(&self, split: Split) -> Arc<dyn TaskSet> {
         let tasks = self.suite.tasks(split);
-        match (&self.gateway, &self.config.agent.command) {
-            (Some(gateway), Some(command)) => {
+        let Some(gateway) = self.gateway.clone() else { return tasks };
+        match (&self.verifiers, &self.config.agent.command) {
+            (Some(client), _) => Arc::new(VerifiersTasks::new(tasks, gateway, client.clone())),
+            (None, Some(command)) => {
                 let settings = ProgramSettings {
                     max_processes: max_programs(&self.config),
                     preface: self.preface.clone(),
@@ -450,9 +460,9 @@ impl Session {
                     },
                     ..ProgramSettings::new(command)
                 };
-                Arc::new(ProgramTasks::new(tasks, gateway.clone(), settings))
+                Arc::new(ProgramTasks::new(tasks, gateway, settings))
             }
-            _ => tasks,
+            (None, None) => tasks,
         }
     }
 
@@ -549,16 +559,32 @@ fn max_programs(config: &Config) -> usize {
     rollout.max_concurrent.saturating_add(rollout.groups_per_step * rollout.group_size)
 }
 
-/// Opens the endpoint of the agent's program, if the agent is one.
-async fn gateway(config: &Config) -> Result<Option<Arc<Gateway>>, Failure> {
-    if config.agent.command.is_none() {
+/// Returns the options of the server that plays the episodes, if one does.
+fn verifiers(choice: &EnvironmentChoice) -> Result<Option<VerifiersOptions>, Failure> {
+    if choice.name != VerifiersOptions::ENVIRONMENT {
+        return Ok(None);
+    }
+    let options = serde_json::from_value(choice.options.clone());
+    options.map(Some).map_err(|error| Failure::refused_by(&error))
+}
+
+/// Opens the endpoint of the agent's program, or of the server that plays the episodes, if there is one.
+async fn gateway(
+    config: &Config,
+    verifiers: Option<&VerifiersOptions>,
+) -> Result<Option<Arc<Gateway>>, Failure> {
+    if config.agent.command.is_none() && verifiers.is_none() {
         return Ok(None);
     }
     // Evaluation runs beside suspended episodes of training.
     let max_sessions = max_programs(config).saturating_mul(2);
     // A client may keep several connections open.
     let max_connections = max_sessions.saturating_mul(4);
-    let settings = GatewaySettings { max_sessions, max_connections, ..GatewaySettings::default() };
+    let mut settings =
+        GatewaySettings { max_sessions, max_connections, ..GatewaySettings::default() };
+    if let Some(options) = verifiers {
+        settings.address = options.model_address;
+    }
     let gateway = Gateway::bind(settings).await;
     Ok(Some(Arc::new(gateway.map_err(|error| Failure::runtime(&error))?)))
 }

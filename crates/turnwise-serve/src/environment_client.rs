@@ -15,6 +15,7 @@ mod sse;
 mod tasks;
 mod tool_list;
 mod turn;
+mod verifiers;
 
 pub(crate) use address::ServerAddress;
 pub(crate) use http::Ask;
@@ -24,3 +25,4 @@ pub(crate) use peer::Peer;
 pub use openenv::{ActingBy, OpenEnvOptions, openenv_tasks};
 pub use ors::{OrsOptions, ors_tasks};
 pub use rewards::RewardReading;
+pub use verifiers::{VerifiersClient, VerifiersOptions, VerifiersTasks, verifiers_tasks};

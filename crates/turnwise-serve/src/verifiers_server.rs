@@ -5,6 +5,5 @@ mod episode;
 mod node;
 mod server;
 mod session;
-mod zmtp;
 
 pub use server::{VerifiersServer, VerifiersSettings};

@@ -5,8 +5,10 @@ use turnwise::Registry;
 use turnwise::environment::Suite;
 use turnwise::run::config::from_text;
 use turnwise::training::metric;
-use turnwise_serve::{EnvironmentServer, Protocol, ServerSettings};
-use turnwise_testkit::Echo;
+use turnwise_serve::{
+    EnvironmentServer, Protocol, ServerSettings, VerifiersServer, VerifiersSettings,
+};
+use turnwise_testkit::{AlphabetRenderer, Echo};
 
 const PAGES: [(&str, &str); 12] = [
     ("environment.md", include_str!("../docs/guide/src/environment.md")),
@@ -34,17 +36,28 @@ fn blocks<'a>(page: &'a str, fence: &str) -> Vec<&'a str> {
 fn the_settings_of_the_guide_are_accepted() {
     let maze = Suite::divided("maze", (1..9).map(|n| Echo::new(n, true)).collect::<Vec<_>>(), 0.5);
     let registry = Registry::builtin().with(maze.clone());
-    // The server of which the guide speaks: an environment that is one is asked at once.
+    // The servers of which the guide speaks: an environment that is one is asked at once.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let settings = ServerSettings::new(Protocol::OpenEnv);
-    let server = runtime.block_on(EnvironmentServer::bind(settings, maze)).expect("a free port");
+    let server = EnvironmentServer::bind(settings, maze.clone());
+    let server = runtime.block_on(server).expect("a free port");
+    let renderer = std::sync::Arc::new(AlphabetRenderer::new("ab"));
+    let player = VerifiersServer::bind(VerifiersSettings::default(), maze, renderer);
+    let player = runtime.block_on(player).expect("a free port");
+    let tasks = concat!(env!("CARGO_TARGET_TMPDIR"), "/tasks.jsonl");
+    std::fs::write(tasks, "{\"idx\": 0}\n{\"idx\": 1}\n").expect("a file can be written");
     let mut n_blocks = 0;
     for (name, page) in PAGES {
         for block in blocks(page, "toml") {
             n_blocks += 1;
-            let is_server = block.contains("name = \"openenv\"");
-            let here = block.replace("http://127.0.0.1:8000", &server.url());
+            let is_server = ["openenv", "verifiers"]
+                .iter()
+                .any(|name| block.contains(&format!("name = \"{name}\"")));
+            let here = block
+                .replace("http://127.0.0.1:8000", &server.url())
+                .replace("tcp://127.0.0.1:5000", &player.url())
+                .replace("tasks.jsonl", tasks);
             let block = if is_server { &here } else { block };
             if let Err(failure) = from_text(name, block, &[], &registry) {
                 panic!("{failure}\n{block}");

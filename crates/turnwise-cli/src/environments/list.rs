@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(lines[0], "name        tasks  held-out  turns  expert  random  about");
         let names: Vec<&str> =
             lines[1..].iter().map_while(|line| line.split_whitespace().next()).collect();
-        assert_eq!(names, ["calculator", "guess", "openenv", "ors", "program"]);
+        assert_eq!(names, ["calculator", "guess", "openenv", "ors", "program", "verifiers"]);
         assert!(lines[1].ends_with("  compute an expression step by step with a tool"), "{text}");
         assert!(lines[3].ends_with("  set `url` to the address of an OpenEnv server"), "{text}");
         assert!(lines.iter().all(|line| line.chars().count() <= 100), "{text}");

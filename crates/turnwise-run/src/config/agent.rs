@@ -1,5 +1,7 @@
 //! Checks of the agent's settings, and of what they need from others.
 
+use turnwise_serve::VerifiersOptions;
+
 use super::schema::{Config, ExampleMessage, ExampleRole};
 use super::validate::{Impossible, refuse_if};
 use crate::form::TemplateName;
@@ -9,6 +11,7 @@ pub(super) fn check_agent(config: &Config) -> Result<(), Impossible> {
     check_examples(&config.agent.examples)?;
     check_turn(config)?;
     check_program(config)?;
+    check_verifiers(config)?;
     check_template(config)
 }
 
@@ -89,6 +92,38 @@ fn check_program(config: &Config) -> Result<(), Impossible> {
     )
 }
 
+/// Refuses what a server of verifiers does itself, because it plays whole episodes.
+fn check_verifiers(config: &Config) -> Result<(), Impossible> {
+    if config.environment.name != VerifiersOptions::ENVIRONMENT {
+        return Ok(());
+    }
+    let agent = &config.agent;
+    let refused = [
+        ("agent.command", agent.command.is_some(), "its agent is the server's harness"),
+        ("agent.system_prompt", agent.system_prompt.is_some(), "the server writes the prompts"),
+        ("agent.examples", !agent.examples.is_empty(), "the server writes the prompts"),
+        (
+            "rollout.compaction",
+            config.rollout.compaction.is_some(),
+            "the server decides what it sends of its history",
+        ),
+        (
+            "rollout.workers",
+            config.rollout.workers.is_some(),
+            "the server asks for the model beside the trainer",
+        ),
+    ];
+    for (key, is_set, why) in refused {
+        refuse_if(
+            is_set,
+            key,
+            || format!("is not used by the environment `{}`: {why}", config.environment.name),
+            "leave it out",
+        )?;
+    }
+    Ok(())
+}
+
 /// Checks what is written for the model's own template.
 fn check_template(config: &Config) -> Result<(), Impossible> {
     let model = &config.model;
@@ -156,6 +191,24 @@ mod tests {
                 Some("model.template_arguments"),
             ),
         ] {
+            assert_eq!(refused(&settings).as_deref(), key, "{settings}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_of_verifiers_does_itself_is_refused() {
+        for (settings, key) in [
+            ("agent.prefill = \"a\"", None),
+            ("agent.command = \"a\"", Some("agent.command")),
+            ("agent.system_prompt = \"a\"", Some("agent.system_prompt")),
+            (
+                "agent.examples = [{role=\"user\",content=\"5\"}, {role=\"assistant\",content=\"5\"}]",
+                Some("agent.examples"),
+            ),
+            ("rollout.compaction = {at_tokens = 64, prompt = \"a\"}", Some("rollout.compaction")),
+            ("rollout.workers = {}", Some("rollout.workers")),
+        ] {
+            let settings = format!("environment.name = \"verifiers\"\n{settings}");
             assert_eq!(refused(&settings).as_deref(), key, "{settings}");
         }
     }

@@ -6,14 +6,13 @@ use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use turnwise_environment::{
     Action, Ending, Environment, EnvironmentError, LateReward, Observation, Recovery, Services,
-    Step, ToolSpec, TurnRequest,
+    Step, ToolSpec,
 };
 
 use super::process::Process;
 use super::tasks::ProgramTasks;
-use crate::answer::ChatAnswer;
-use crate::call::{Event, ModelCall, Rewarded};
-use crate::session::OpenSession;
+use crate::call::{Event, Rewarded};
+use crate::exchange::Exchange;
 
 /// An environment that is a program: what the program asks the model is an observation.
 ///
@@ -30,23 +29,9 @@ pub(super) struct ProgramEnvironment {
 /// A program that runs.
 struct Running {
     process: Process,
-    session: OpenSession,
+    exchange: Exchange,
     opening: Observation,
-    /// The request that the next action answers.
-    asked: Option<Asked>,
-    /// Answers that nobody waited for any more, by what was asked: a client that gave up asks again.
-    unclaimed: Vec<(ModelCall, Vec<ChatAnswer>)>,
-    n_turns: usize,
     _permit: OwnedSemaphorePermit,
-}
-
-/// A request in the course of its answer.
-struct Asked {
-    call: ModelCall,
-    reply: oneshot::Sender<Vec<ChatAnswer>>,
-    /// The number by which the agent reports the next turn.
-    request: u64,
-    answers: Vec<ChatAnswer>,
 }
 
 /// Rewards since the last turn, and how the environment behind the program ended.
@@ -78,11 +63,9 @@ impl ProgramEnvironment {
         let opening = settings.preface.before(&self.inner.reset(seed).await?);
         let permit = self.tasks.processes.clone().acquire_owned().await;
         let permit = permit.map_err(|_| EnvironmentError::new("no more processes may start"))?;
-        let session = self.tasks.gateway.open();
-        let session = session
-            .ok_or_else(|| EnvironmentError::new("the gateway has no room for another session"))?;
-        let url = format!("{}/s/{}", self.tasks.gateway.url(), session.key.as_str());
-        let key = session.key.as_str().to_owned();
+        let exchange = Exchange::open(&self.tasks.gateway)?;
+        let url = exchange.url(&self.tasks.gateway);
+        let key = exchange.key().to_owned();
         let variables = [
             ("OPENAI_BASE_URL", format!("{url}/v1")),
             ("OPENAI_API_KEY", key.clone()),
@@ -101,15 +84,7 @@ impl ProgramEnvironment {
             EnvironmentError::new(format!("cannot start the agent program `{command}`"))
                 .caused_by(error)
         })?;
-        Ok(Running {
-            process,
-            session,
-            opening,
-            asked: None,
-            unclaimed: Vec::new(),
-            n_turns: 0,
-            _permit: permit,
-        })
+        Ok(Running { process, exchange, opening, _permit: permit })
     }
 
     /// Serves the program until it asks the model or ends.
@@ -118,7 +93,7 @@ impl ProgramEnvironment {
             let running = self.running.as_mut().ok_or_else(not_started)?;
             let event = tokio::select! {
                 biased;
-                event = running.session.events.recv() => event.unwrap_or(Event::End),
+                event = running.exchange.event() => event,
                 status = running.process.ended() => {
                     let status = status.map_err(|error| {
                         EnvironmentError::new("cannot wait for the agent program").caused_by(error)
@@ -128,15 +103,15 @@ impl ProgramEnvironment {
                         return Err(EnvironmentError::new(format!("the agent program ended with {status}: {said}")));
                     }
                     // What it sent before its end counts.
-                    match running.session.events.try_recv() {
-                        Ok(event) => event,
-                        Err(_) => return Ok(Next::Ends),
+                    match running.exchange.waiting_event() {
+                        Some(event) => event,
+                        None => return Ok(Next::Ends),
                     }
                 }
             };
             match event {
                 Event::Call(call, reply) => {
-                    if let Some(observation) = running.asks(call, reply) {
+                    if let Some(observation) = running.exchange.asks(call, reply) {
                         return Ok(Next::Asks(observation));
                     }
                 }
@@ -145,7 +120,7 @@ impl ProgramEnvironment {
                     let _ = reply.send(Some(task));
                 }
                 Event::Act(action, reply) => self.act(action, reply).await?,
-                Event::Reward(rewarded) => self.earned.add(rewarded, running.n_turns),
+                Event::Reward(rewarded) => self.earned.add(rewarded, running.exchange.n_turns()),
                 Event::End => return Ok(Next::Ends),
             }
         }
@@ -212,57 +187,6 @@ impl ProgramEnvironment {
     }
 }
 
-impl Running {
-    /// Takes a request; returns nothing if its answer was sampled before.
-    fn asks(
-        &mut self,
-        call: ModelCall,
-        reply: oneshot::Sender<Vec<ChatAnswer>>,
-    ) -> Option<Observation> {
-        if let Some(place) = self.unclaimed.iter().position(|(before, _)| *before == call) {
-            let (call, answers) = self.unclaimed.swap_remove(place);
-            if let Err(answers) = reply.send(answers) {
-                self.unclaimed.push((call, answers));
-            }
-            return None;
-        }
-        let request = self.session.sessions.new_request();
-        self.asked = Some(Asked { call, reply, request, answers: Vec::new() });
-        self.asked.as_ref().map(Asked::observation)
-    }
-
-    /// Takes the model's turn; returns an observation if the request wants another.
-    fn answer(&mut self, action: &Action) -> Result<Option<Observation>, EnvironmentError> {
-        let mut asked = self.asked.take().ok_or_else(not_started)?;
-        let report = self.session.sessions.take_report(asked.request).unwrap_or_default();
-        let answer = ChatAnswer::new(action, report, &asked.call.stop, asked.request);
-        self.session.session.note(&answer, action.to_message());
-        asked.answers.push(answer);
-        self.n_turns += 1;
-        if asked.answers.len() < asked.call.n {
-            asked.request = self.session.sessions.new_request();
-            return Ok(Some(self.asked.insert(asked).observation()));
-        }
-        if let Err(answers) = asked.reply.send(asked.answers) {
-            self.unclaimed.push((asked.call, answers));
-        }
-        Ok(None)
-    }
-}
-
-impl Asked {
-    fn observation(&self) -> Observation {
-        let ModelCall { messages, tools, max_tokens, stop, .. } = &self.call;
-        let request = TurnRequest {
-            number: self.request,
-            tools: tools.clone(),
-            max_tokens: *max_tokens,
-            stop: stop.clone(),
-        };
-        Observation::whole(messages.clone(), request)
-    }
-}
-
 impl Earned {
     /// Adds a reward of the newest turn, or of an earlier one of `n_turns`.
     fn add(&mut self, rewarded: Rewarded, n_turns: usize) {
@@ -310,7 +234,7 @@ impl Environment for ProgramEnvironment {
 
     async fn step(&mut self, action: Action) -> Result<Step, EnvironmentError> {
         let running = self.running.as_mut().ok_or_else(not_started)?;
-        let next = match running.answer(&action)? {
+        let next = match running.exchange.answer(&action)? {
             Some(observation) => Next::Asks(observation),
             None => self.next().await?,
         };

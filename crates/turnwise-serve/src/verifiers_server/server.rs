@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use turnwise_rollout::{Limits, Renderer};
 use super::episode::VerifiersHost;
 use super::session;
 use crate::listener::{BindError, listen};
+use crate::zmtp::is_private;
 
 /// The settings of a [`VerifiersServer`].
 #[derive(Clone, Debug, PartialEq)]
@@ -106,29 +107,6 @@ async fn accept(listener: TcpListener, host: Arc<VerifiersHost>, room: Arc<Semap
                 }
             },
             Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-/// Returns whether an address is of this machine or of a private network.
-fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_loopback() || address.is_private(),
-        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_cannot_reach_an_address() {
-        for address in ["127.0.0.1", "10.1.2.3", "192.168.0.1", "::1", "fd00::1"] {
-            assert!(is_private(address.parse().unwrap()), "{address}");
-        }
-        for address in ["0.0.0.0", "::", "8.8.8.8", "2001:db8::1"] {
-            assert!(!is_private(address.parse().unwrap()), "{address}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A client's connection: several requests at a time, told apart by their ids.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::task::AbortHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::episode::VerifiersHost;
-use super::zmtp::{MAX_FRAME, greet, message, read_message};
+use crate::zmtp::{MAX_FRAME, ZmqSocket, greet, message, pong_to, read_message};
 
 /// What the requests of a connection share.
 #[derive(Clone)]
@@ -38,7 +39,8 @@ const LONGEST_ID: usize = 256;
 pub(super) async fn serve(stream: TcpStream, host: Arc<VerifiersHost>, room: Arc<Semaphore>) {
     let _ = stream.set_nodelay(true);
     let (mut read, mut write) = stream.into_split();
-    let greeted = tokio::time::timeout(GREETING, greet(&mut read, &mut write)).await;
+    let greeted =
+        tokio::time::timeout(GREETING, greet(&mut read, &mut write, ZmqSocket::Router)).await;
     if !matches!(greeted, Ok(Ok(()))) {
         tracing::debug!(?greeted, "a client was not greeted");
         return;
@@ -48,14 +50,18 @@ pub(super) async fn serve(stream: TcpStream, host: Arc<VerifiersHost>, room: Arc
     let client = Client { host, room, out, running: Arc::default() };
     let mut runs = tokio::task::JoinSet::new();
     loop {
-        let pong = |bytes| {
+        let commanded = |command: &[u8]| {
             // A heartbeat can be missed where the client reads nothing.
-            let _ = client.out.try_send(bytes);
+            let _ = pong_to(command).map(|pong| client.out.try_send(pong));
         };
-        let asked = tokio::select! {
-            asked = read_message(&mut read, pong) => asked,
-            _ = &mut writer => break,
-            Some(_) = runs.join_next() => continue,
+        // Half of a message that was read would be lost with its reader.
+        let mut reading = std::pin::pin!(read_message(&mut read, commanded));
+        let asked = loop {
+            tokio::select! {
+                asked = &mut reading => break asked,
+                _ = &mut writer => break Err(ErrorKind::BrokenPipe.into()),
+                Some(_) = runs.join_next() => {}
+            }
         };
         let frames = match asked {
             Ok(frames) => frames,

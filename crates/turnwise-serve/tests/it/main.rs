@@ -14,4 +14,8 @@ mod peers;
 mod programs;
 mod support;
 mod verifiers;
+mod verifiers_client;
+mod verifiers_router;
+mod verifiers_traps;
 mod workers;
+mod zmq;

@@ -25,6 +25,21 @@ impl Served {
         Self { url, runtime: Some(runtime), _server: None }
     }
 
+    /// Gives each connection to a function.
+    pub(crate) fn connections<F: Future<Output = ()> + Send + 'static>(
+        serve: impl Fn(tokio::net::TcpStream) -> F + Send + 'static,
+    ) -> Self {
+        let runtime = runtime();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream));
+            }
+        });
+        Self { url, runtime: Some(runtime), _server: None }
+    }
+
     /// Serves a suite.
     pub(crate) fn suite(settings: ServerSettings, suite: Suite) -> Self {
         let runtime = runtime();

@@ -9,7 +9,6 @@ use axum::response::IntoResponse;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use turnwise_environment::Suite;
 use turnwise_serve::{VerifiersServer, VerifiersSettings};
@@ -17,6 +16,7 @@ use turnwise_testkit::{AlphabetRenderer, Echo, scene};
 
 use crate::peers::{Heard, Served};
 use crate::support::run;
+use crate::zmq;
 
 /// A DEALER, as libzmq writes one.
 struct Dealer(TcpStream);
@@ -25,30 +25,12 @@ impl Dealer {
     async fn connect(server: &VerifiersServer) -> Self {
         let url = server.url();
         let mut stream = TcpStream::connect(url.strip_prefix("tcp://").unwrap()).await.unwrap();
-        let mut greeting = [0; 64];
-        (greeting[0], greeting[9], greeting[10], greeting[11]) = (0xFF, 0x7F, 3, 1);
-        greeting[12..16].copy_from_slice(b"NULL");
-        stream.write_all(&greeting).await.unwrap();
-        let ready = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\0";
-        stream.write_all(&[&[4, ready.len() as u8], ready.as_slice()].concat()).await.unwrap();
-        let mut theirs = [0; 64];
-        stream.read_exact(&mut theirs).await.unwrap();
-        assert_eq!(
-            (theirs[0], theirs[9], theirs[10], &theirs[12..17]),
-            (0xFF, 0x7F, 3, b"NULL\0".as_slice())
-        );
-        let mut dealer = Self(stream);
-        let (flags, ready) = dealer.frame().await.unwrap();
-        assert_eq!((flags, ready), (4, b"\x05READY\x0bSocket-Type\0\0\0\x06ROUTER".to_vec()));
-        dealer
+        zmq::greet(&mut stream, "DEALER", "ROUTER").await;
+        Self(stream)
     }
 
     async fn send(&mut self, frames: &[&[u8]]) {
-        for (n, body) in frames.iter().enumerate() {
-            let more = u8::from(n + 1 < frames.len());
-            let head = [&[more | 2], (body.len() as u64).to_be_bytes().as_slice()].concat();
-            self.0.write_all(&[&head, *body].concat()).await.unwrap();
-        }
+        zmq::send(&mut self.0, frames).await;
     }
 
     async fn ask(&mut self, id: &str, method: &str, payload: &Value) {
@@ -56,28 +38,9 @@ impl Dealer {
         self.send(&[id.as_bytes(), method.as_bytes(), &payload]).await;
     }
 
-    async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
-        let flags = self.0.read_u8().await.ok()?;
-        let n = if flags & 2 == 0 {
-            u64::from(self.0.read_u8().await.ok()?)
-        } else {
-            self.0.read_u64().await.ok()?
-        };
-        let mut body = vec![0; usize::try_from(n).unwrap()];
-        self.0.read_exact(&mut body).await.ok()?;
-        Some((flags, body))
-    }
-
     /// Returns the next message: its request, its kind, and its payload.
     async fn next(&mut self) -> (String, String, Value) {
-        let mut frames = Vec::new();
-        loop {
-            let (flags, body) = self.frame().await.expect("the server answers");
-            frames.push(body);
-            if flags & 1 == 0 {
-                break;
-            }
-        }
+        let frames = zmq::message(&mut self.0).await.expect("the server answers");
         let [id, kind, payload] = <[Vec<u8>; 3]>::try_from(frames).unwrap();
         let payload = rmp_serde::from_slice(&payload).unwrap();
         (String::from_utf8(id).unwrap(), String::from_utf8(kind).unwrap(), payload)

@@ -1,20 +1,30 @@
-//! The part of the wire protocol of `ZeroMQ` (ZMTP 3) that a ROUTER needs to speak with DEALERs by TCP.
+//! The part of the wire protocol of `ZeroMQ` (ZMTP 3) that a ROUTER and a DEALER need to speak with each other by TCP.
 //!
 //! No crate serves here: `zeromq` 0.7 reserves as many bytes as a peer announces, so that nine bytes end the process, and
 //! `zmq` is a binding to C++.
 
 use std::io::{self, Error, ErrorKind};
+use std::net::IpAddr;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The largest frame, in bytes.
-pub(super) const MAX_FRAME: u64 = 16 << 20;
+pub(crate) const MAX_FRAME: u64 = 16 << 20;
 
 /// The most frames of a message.
 const MAX_FRAMES: usize = 8;
 
 /// A message: its frames.
-pub(super) type ZmqMessage = Vec<Vec<u8>>;
+pub(crate) type ZmqMessage = Vec<Vec<u8>>;
+
+/// A kind of socket, at one end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ZmqSocket {
+    /// A server of many clients.
+    Router,
+    /// A client.
+    Dealer,
+}
 
 const MORE: u8 = 1;
 const LONG: u8 = 2;
@@ -26,10 +36,28 @@ struct ZmqFrame {
     body: Vec<u8>,
 }
 
-/// Greets a peer, which has to be a DEALER without authentication.
-pub(super) async fn greet(
+impl ZmqSocket {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Router => "ROUTER",
+            Self::Dealer => "DEALER",
+        }
+    }
+
+    /// Returns the kinds that may be at the other end, as they call themselves.
+    fn peers(self) -> &'static [&'static str] {
+        match self {
+            Self::Router => &["DEALER", "REQ"],
+            Self::Dealer => &["ROUTER"],
+        }
+    }
+}
+
+/// Greets a peer as a socket of this kind, without authentication; the peer's socket has to be one that it may speak with.
+pub(crate) async fn greet(
     read: &mut (impl AsyncRead + Unpin),
     write: &mut (impl AsyncWrite + Unpin),
+    own: ZmqSocket,
 ) -> io::Result<()> {
     write.write_all(&greeting()).await?;
     let mut theirs = [0; 64];
@@ -41,33 +69,31 @@ pub(super) async fn greet(
     if !mechanism[1..].starts_with(b"NULL\0") {
         return Err(wrong("another mechanism of authentication than NULL"));
     }
-    let ready = [b"\x05READY".as_slice(), &property("Socket-Type", b"ROUTER")].concat();
+    let ready = [b"\x05READY".as_slice(), &property("Socket-Type", own.name().as_bytes())].concat();
     write.write_all(&frame(COMMAND, &ready)).await?;
     let theirs = read_frame(read).await?;
     let properties = theirs.body.strip_prefix(b"\x05READY".as_slice());
     let Some(properties) = properties.filter(|_| theirs.flags & COMMAND != 0) else {
         return Err(wrong("no READY"));
     };
-    match socket_type(properties).as_deref() {
-        Some(b"DEALER" | b"REQ") => Ok(()),
-        _ => Err(wrong("no DEALER")),
+    let socket = socket_type(properties).unwrap_or_default();
+    if own.peers().iter().any(|peer| peer.as_bytes() == socket) {
+        Ok(())
+    } else {
+        Err(wrong(&format!("the type of a socket that is not {}", own.peers().join(" or "))))
     }
 }
 
-/// Reads a message, and answers what is none.
-pub(super) async fn read_message(
+/// Reads a message. Commands that come before it or between its frames go to `commanded`.
+pub(crate) async fn read_message(
     read: &mut (impl AsyncRead + Unpin),
-    pong: impl Fn(Vec<u8>),
+    commanded: impl Fn(&[u8]),
 ) -> io::Result<ZmqMessage> {
     let mut frames = Vec::new();
     loop {
         let ZmqFrame { flags, body } = read_frame(read).await?;
         if flags & COMMAND != 0 {
-            // A heartbeat: two bytes of time to live, and a context that goes back.
-            if let Some(context) = body.strip_prefix(b"\x04PING".as_slice()) {
-                let context = context.get(2..).unwrap_or_default();
-                pong(frame(COMMAND, &[b"\x04PONG", context].concat()));
-            }
+            commanded(&body);
             continue;
         }
         frames.push(body);
@@ -80,8 +106,29 @@ pub(super) async fn read_message(
     }
 }
 
+/// Returns the answer to a command, as bytes, if it is a heartbeat.
+pub(crate) fn pong_to(command: &[u8]) -> Option<Vec<u8>> {
+    // Two bytes of time to live, and a context that goes back.
+    let context = command.strip_prefix(b"\x04PING".as_slice())?;
+    let context = context.get(2..).unwrap_or_default();
+    Some(frame(COMMAND, &[b"\x04PONG", context].concat()))
+}
+
+/// Returns a heartbeat as bytes, which asks for an answer and names no time to live.
+pub(crate) fn ping() -> Vec<u8> {
+    frame(COMMAND, b"\x04PING\0\0")
+}
+
+/// Returns whether an address is of this machine or of a private network: `ZeroMQ` has no authentication here.
+pub(crate) fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_loopback() || address.is_private(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local(),
+    }
+}
+
 /// Writes a message as bytes.
-pub(super) fn message(frames: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn message(frames: &[&[u8]]) -> Vec<u8> {
     let last = frames.len().saturating_sub(1);
     let each = frames.iter().enumerate();
     each.flat_map(|(n, body)| frame(if n < last { MORE } else { 0 }, body)).collect()
@@ -149,29 +196,37 @@ fn wrong(what: &str) -> Error {
 mod tests {
     use super::*;
 
-    /// What a DEALER says first.
-    fn dealer(socket: &[u8]) -> Vec<u8> {
+    /// What a socket says first.
+    fn first_words(socket: &[u8]) -> Vec<u8> {
         let properties = [property("Identity", b""), property("Socket-Type", socket)].concat();
         let ready = [b"\x05READY".as_slice(), &properties].concat();
         [greeting().as_slice(), &frame(COMMAND, &ready)].concat()
     }
 
-    async fn greeted(bytes: &[u8]) -> io::Result<()> {
-        greet(&mut &*bytes, &mut Vec::new()).await
+    async fn greeted(bytes: &[u8], own: ZmqSocket) -> io::Result<Vec<u8>> {
+        let mut said = Vec::new();
+        greet(&mut &*bytes, &mut said, own).await.map(|()| said)
     }
 
     #[tokio::test]
     async fn dealers_are_greeted_and_others_are_not() {
-        assert!(greeted(&dealer(b"DEALER")).await.is_ok());
-        let (mut old, mut secured) = (dealer(b"DEALER"), dealer(b"DEALER"));
+        let said = greeted(&first_words(b"DEALER"), ZmqSocket::Router).await.unwrap();
+        // The two understand each other.
+        assert!(greeted(&said, ZmqSocket::Dealer).await.is_ok());
+        let (mut old, mut secured) = (first_words(b"DEALER"), first_words(b"DEALER"));
         old[10] = 2;
         secured[12..17].copy_from_slice(b"CURVE");
-        let cut = dealer(b"DEALER")[..70].to_vec();
+        let cut = first_words(b"DEALER")[..70].to_vec();
         let http =
             b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: curl\r\nAccept: everything\r\n\r\n"
                 .to_vec();
-        for wrong in [dealer(b"SUB"), old, secured, cut, http, Vec::new()] {
-            assert!(greeted(&wrong).await.is_err());
+        for wrong in [first_words(b"SUB"), old, secured, cut, http, Vec::new()] {
+            assert!(greeted(&wrong, ZmqSocket::Router).await.is_err());
+        }
+        for wrong in ["DEALER", "PUB", "REP"] {
+            let first = first_words(wrong.as_bytes());
+            let error = greeted(&first, ZmqSocket::Dealer).await.unwrap_err();
+            assert!(error.to_string().ends_with("that is not ROUTER"), "{error}");
         }
     }
 
@@ -189,8 +244,8 @@ mod tests {
         let ping = frame(COMMAND, b"\x04PING\0\x0acontext");
         let bytes = [ping, message(&[b"id"])].concat();
         let answered = std::cell::RefCell::new(Vec::new());
-        let read =
-            read_message(&mut bytes.as_slice(), |pong| answered.borrow_mut().push(pong)).await;
+        let heard = |command: &[u8]| answered.borrow_mut().extend(pong_to(command));
+        let read = read_message(&mut bytes.as_slice(), heard).await;
         assert_eq!(read.unwrap(), [b"id"]);
         assert_eq!(*answered.borrow(), [frame(COMMAND, b"\x04PONGcontext")]);
     }
@@ -202,6 +257,26 @@ mod tests {
         let announced = [&[LONG], MAX_FRAME.to_be_bytes().as_slice(), b"few"].concat();
         for bytes in [huge, many, announced, vec![0], vec![LONG, 0], Vec::new()] {
             assert!(read_message(&mut bytes.as_slice(), |_| {}).await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_own_ping_has_no_time_to_live() {
+        let bytes = [ping(), message(&[b"id"])].concat();
+        let heard = |command: &[u8]| {
+            assert_eq!(pong_to(command), Some(frame(COMMAND, b"\x04PONG")));
+        };
+        assert_eq!(read_message(&mut bytes.as_slice(), heard).await.unwrap(), [b"id"]);
+        assert_eq!(pong_to(b"\x04PONGcontext"), None);
+    }
+
+    #[test]
+    fn strangers_cannot_reach_an_address() {
+        for address in ["127.0.0.1", "10.1.2.3", "192.168.0.1", "::1", "fd00::1"] {
+            assert!(is_private(address.parse().unwrap()), "{address}");
+        }
+        for address in ["0.0.0.0", "::", "8.8.8.8", "2001:db8::1"] {
+            assert!(!is_private(address.parse().unwrap()), "{address}");
         }
     }
 }
