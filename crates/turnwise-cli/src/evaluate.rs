@@ -29,8 +29,7 @@ pub(crate) async fn evaluate(
         Evaluating::new(&arguments.model, &overrides, registry, &mut screen, &stop).await?;
     let (name, temperature) =
         (evaluating.config.environment.name.clone(), evaluating.config.eval.temperature);
-    let playing = turnwise_run::evaluate(evaluating, registry, &mut screen, &stop);
-    let evaluation = Box::pin(playing).await?;
+    let evaluation = turnwise_run::evaluate(evaluating, registry, &mut screen, &stop).await?;
     let success = evaluation.success;
     let n_tasks = n_tasks(&evaluation.trajectories);
     if let Some((path, file)) = out {

@@ -69,7 +69,8 @@ pub async fn evaluate(
     observer: &mut dyn Observer,
     stop: &StopSignal,
 ) -> Result<Evaluation, Failure> {
-    let session = Session::drawing(evaluating.config, registry, observer, stop).await?;
+    let session = Session::drawing(evaluating.config, registry, observer, stop);
+    let session = Box::pin(session).await?;
     let settings = session.evaluation_settings();
     let (evaluated, meter) = (session.evaluated(), Meter::default());
     let playing = training::evaluate(&evaluated, &settings, stop, &meter);

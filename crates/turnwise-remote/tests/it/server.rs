@@ -43,6 +43,8 @@ pub(crate) enum Conduct {
     StallAfter(usize),
     /// A redirection to another server.
     Redirect,
+    /// There is no route for adapters.
+    NoAdapters,
 }
 
 /// The state of a server.
@@ -57,8 +59,6 @@ pub(crate) struct Served {
     pub(crate) raw_logprobs: bool,
     /// Whether whole weights are never taken up, as with tied heads.
     pub(crate) keeps_weights: bool,
-    /// Whether there is no route for adapters.
-    pub(crate) takes_no_adapters: bool,
     pub(crate) label: Mutex<String>,
     pub(crate) key: Option<&'static str>,
     /// Requests to sample, by the first id of their prompts.
@@ -149,7 +149,7 @@ async fn models(State(served): At, headers: HeaderMap) -> Response {
 }
 
 async fn load(State(served): At, Json(body): Json<Value>) -> Response {
-    if served.takes_no_adapters {
+    if *served.conduct.lock().unwrap() == Conduct::NoAdapters {
         return (StatusCode::NOT_FOUND, Json(json!({"detail": "Not Found"}))).into_response();
     }
     let name = body["lora_name"].as_str().unwrap().to_owned();

@@ -309,12 +309,13 @@ impl Kept {
                 model.n_window += 1;
             }
             data.extend(logprobs.iter().flat_map(|logprob| (*logprob as f32).to_le_bytes()));
-            offsets.push(data.len() as i64);
+            offsets.push(i64::try_from(data.len()).unwrap());
         }
         let offsets = offsets.into_iter().flat_map(i64::to_le_bytes).collect();
         let logprobs = BatchedTensor { data, offsets, dtype: FLOAT32 };
         let fields = BTreeMap::from([("logprobs".to_owned(), logprobs)]);
-        let record = ArrayRecord { fields, num_datums: request.data.len() as i64 };
+        let num_datums = i64::try_from(request.data.len()).unwrap();
+        let record = ArrayRecord { fields, num_datums };
         let output =
             ForwardBackwardOutput { loss_fn_outputs: vec![record], metrics: BTreeMap::new() };
         output.encode_to_vec()
@@ -363,7 +364,8 @@ fn tokens(datum: &Datum) -> (Vec<u32>, Vec<u32>) {
     let inputs = ids(&text.tokens).unwrap();
     let dense = datum.loss_fn_inputs["target_tokens"].dense.as_deref().unwrap();
     let (chunks, _) = dense.as_chunks::<8>();
-    let targets: Vec<u32> = chunks.iter().map(|bytes| i64::from_le_bytes(*bytes) as u32).collect();
+    let targets: Vec<u32> =
+        chunks.iter().map(|bytes| u32::try_from(i64::from_le_bytes(*bytes)).unwrap()).collect();
     assert_eq!(inputs[1..], targets[..targets.len() - 1]);
     (inputs, targets)
 }

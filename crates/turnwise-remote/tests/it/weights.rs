@@ -84,8 +84,8 @@ async fn a_replica_that_forgets_its_adapters_gets_the_newest_again() {
 
 #[tokio::test]
 async fn a_server_without_adapters_is_refused_with_the_options_that_it_lacks() {
-    let served = Served { takes_no_adapters: true, ..Served::default() };
-    let server = Running::start(served).await;
+    let server = Running::start(Served::default()).await;
+    server.conduct(Conduct::NoAdapters);
     let policy = whole(&[&server]).await;
     let directory = tempfile::tempdir().unwrap();
     let path = write(directory.path(), "v0", 7);

@@ -108,14 +108,14 @@ impl Program {
         pool.start(GroupId(0), 0);
         let policy: Arc<dyn Policy> = Arc::new(self.model.clone());
         let playing = async {
-            let sessions = loop {
-                let text = std::fs::read_to_string(&urls).unwrap_or_default();
-                if text.lines().count() == group_size && text.ends_with('\n') {
-                    break text.lines().map(Session::at).collect();
+            let begun = loop {
+                let listed = std::fs::read_to_string(&urls).unwrap_or_default();
+                if listed.lines().count() == group_size && listed.ends_with('\n') {
+                    break listed.lines().map(Session::at).collect();
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             };
-            test(sessions).await;
+            test(begun).await;
         };
         let never = StopSignal::never();
         let (iteration, ()) = tokio::join!(pool.iterate(&policy, &never), playing);
