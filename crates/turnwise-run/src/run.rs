@@ -177,9 +177,10 @@ impl<'a> RunLoop<'a> {
         let what = format!("evaluating {when} on held-out tasks");
         let watched = Watched { what: &what, meters: std::slice::from_ref(&meter) };
         let playing = evaluate(&evaluated, &settings, &self.stop, &meter);
-        let Some(evaluation) = watch(self.observer, watched, &self.stop, playing).await? else {
-            return Ok(None);
-        };
+        let played = watch(self.observer, watched, &self.stop, playing).await;
+        let (suite, program) = (&self.session.suite, self.session.config.agent.command.as_deref());
+        let named = |error| Failure::from(error).in_environment(suite.name(), program);
+        let Some(evaluation) = played.map_err(named)? else { return Ok(None) };
         let success = evaluation.success;
         self.directory.write_evaluation(when, &EvaluationRecord::from(&evaluation))?;
         let n = self.session.config.log.rollouts_per_step;

@@ -66,9 +66,7 @@ impl Default for VerifiersOptions {
 pub fn verifiers_tasks(options: &VerifiersOptions) -> Result<Suite, EnvironmentError> {
     let missing = |what: &str| EnvironmentError::new(format!("cannot set up verifiers: {what}"));
     if options.address.is_empty() {
-        return Err(missing(
-            "set `address` to that of a verifiers server, such as tcp://127.0.0.1:5000",
-        ));
+        return Err(missing("set `address` to that of a verifiers server"));
     }
     if options.tasks.as_os_str().is_empty() {
         return Err(missing(
