@@ -152,13 +152,20 @@ impl Jobs {
         self.forget_returned();
     }
 
-    /// Gives up to `n` waiting episodes to a worker.
+    /// Returns whether an episode waits for a worker.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Gives up to `n` waiting episodes to a worker, but no more than its share among all workers: a slow or dying one must not
+    /// have them all.
     pub(super) fn lease(&mut self, worker: &str, n: usize, now: Instant) -> Vec<Lease> {
         let mut leases = Vec::new();
         if self.refusals.get(worker).is_some_and(|n| *n >= MAX_REFUSALS) {
             return leases;
         }
-        while leases.len() < n {
+        let share = self.waiting.len().div_ceil(self.workers.len().max(1));
+        while leases.len() < n.min(share) {
             let Some(id) = self.waiting.pop_front() else { break };
             let Some(job) = self.open.get_mut(&id) else { continue };
             let lease = SessionKey::random().as_str().to_owned();

@@ -25,7 +25,7 @@ use crate::origin;
 
 /// The largest report, in bytes: an episode of some hundred thousand tokens.
 const MAX_REPORT: usize = 64 << 20;
-/// How long a worker waits for an episode before it asks again.
+/// The longest time that a worker waits for an episode before it asks again.
 const POLL: Duration = Duration::from_secs(2);
 
 type Hub = State<Arc<HubState>>;
@@ -74,7 +74,7 @@ async fn welcome(State(state): Hub) -> Json<Welcome> {
 }
 
 async fn lease(State(state): Hub, Json(wanted): Json<LeaseRequest>) -> Response {
-    let until = Instant::now() + POLL;
+    let until = Instant::now() + patience();
     loop {
         let waits = state.waits.notified();
         let leases = {
@@ -102,6 +102,14 @@ async fn lease(State(state): Hub, Json(wanted): Json<LeaseRequest>) -> Response 
         let version = state.engine().map(|engine| engine.version()).unwrap_or_default();
         return Json(Leases { given: leases, version, is_over: false }).into_response();
     }
+}
+
+/// Returns how long a worker waits. Workers that are started and killed by the clock must not ask by the same clock: each could
+/// take the episodes of the one before it just when it dies.
+fn patience() -> Duration {
+    let mut byte = [0];
+    getrandom::fill(&mut byte).expect("the system has random numbers");
+    POLL.mul_f64(0.5 + f64::from(byte[0]) / 512.0)
 }
 
 async fn report(State(state): Hub, Json(report): Json<Report>) -> Response {
@@ -190,6 +198,9 @@ async fn heartbeat(State(state): Hub, Json(heartbeat): Json<Heartbeat>) -> Respo
     }
     jobs.reap(now, state.lease);
     let pulse: Pulse = jobs.pulse(&heartbeat, now, state.lease);
+    if jobs.has_waiting() {
+        state.waits.notify_one();
+    }
     Json(pulse).into_response()
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use turnwise_environment::TaskSet;
 use turnwise_rollout::{
@@ -14,6 +15,8 @@ use turnwise_serve::{
 };
 use turnwise_testkit::{AlphabetRenderer, Echo, TabularModel};
 use turnwise_trajectory::GroupId;
+
+use crate::support::send;
 
 /// The tasks, agents and engine of a run.
 struct Run {
@@ -178,6 +181,47 @@ async fn the_end_of_a_run_ends_its_workers_at_once() {
     }
     assert_eq!(finished, 16);
     assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+/// A worker that dies with all waiting episodes would have its group wait for a whole lease.
+#[tokio::test]
+async fn no_worker_gets_all_episodes_while_others_ask() {
+    let run = run();
+    let alone = play(&run, None, None).await;
+    let hub = hub(&run, 0.4).await;
+    let address = hub.url().strip_prefix("http://").unwrap().to_owned();
+    let post = async |route: &str, body: Value| -> Value {
+        let body = body.to_string();
+        let head = format!(
+            "POST {route} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json"
+        );
+        let length = body.len();
+        let request = format!("{head}\r\nContent-Length: {length}\r\n\r\n{body}");
+        let (status, answer) = send(&address, &request).await;
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_str(&answer).unwrap()
+    };
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        names.push(post("/workers", json!({})).await["worker"].clone());
+    }
+    let playing = tokio::spawn({
+        let (hub, run) = (hub.clone(), self::run());
+        async move { play(&run, None, Some(hub)).await }
+    });
+    let mut given = 0_usize;
+    for name in names.iter().cycle().take(4) {
+        let leases = post("/leases", json!({"worker": name, "n": 16})).await;
+        let n = leases["given"].as_array().unwrap().len();
+        assert!(n > 0 && n <= (16 - given).div_ceil(2), "{n} of {}", 16 - given);
+        given += n;
+    }
+    let (stop, stopped) = stop_signal();
+    let last = worker(&hub, 8, &stopped);
+    assert_same(&alone, &playing.await.unwrap());
+    assert!(hub.n_lost() >= given as u64);
+    stop.stop();
+    last.await.unwrap();
 }
 
 #[tokio::test]
