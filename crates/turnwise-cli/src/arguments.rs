@@ -23,7 +23,7 @@ macro_rules! model_help {
 
 /// Multi-turn reinforcement learning for language-model agents.
 #[derive(Debug, Parser)]
-#[command(name = "turnwise", version, about, long_about = None, arg_required_else_help = true)]
+#[command(name = "turnwise", version, long_about = None, arg_required_else_help = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,

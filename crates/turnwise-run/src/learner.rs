@@ -145,7 +145,10 @@ async fn connect(config: &Config, adapters: u64) -> Result<TinkerLearner, Failur
         weight_decay: optimizer.weight_decay,
         ..chosen
     };
-    TinkerLearner::connect(settings, key).await.map_err(|error| refused(&error))
+    let learner = TinkerLearner::connect(settings, key).await;
+    learner.map_err(|error| {
+        refused(&error).help("start the server, or set train.tinker.url to where it is")
+    })
 }
 
 #[deny(clippy::missing_trait_methods)]

@@ -80,7 +80,7 @@ impl WorkerReport {
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The trainer cannot be reached, or refuses the worker.
-    #[error("cannot join the trainer at {url}: {source}")]
+    #[error("cannot join the trainer at {url}")]
     Join {
         /// The trainer's URL.
         url: String,

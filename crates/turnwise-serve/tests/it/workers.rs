@@ -263,7 +263,7 @@ async fn a_worker_without_the_token_stays_outside() {
     let settings = HubSettings { token, ..HubSettings::default() };
     let hub = WorkerHub::bind(settings, RunDescription::default(), restore).await.unwrap();
     let error = RolloutWorker::join(&hub.url(), None).await.unwrap_err();
-    let said = format!("{error}");
+    let said = std::error::Error::source(&error).unwrap().to_string();
     assert!(said.contains("401"), "{said}");
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("token");
