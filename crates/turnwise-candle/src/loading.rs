@@ -4,6 +4,7 @@ use std::path::Path;
 
 use turnwise_rollout::Meter;
 
+use crate::checkpoint::has_weights;
 use crate::{Decoder, GgufFile, ModelError};
 
 impl Decoder {
@@ -15,6 +16,13 @@ impl Decoder {
     /// Those of these functions, and of [`Self::with_adapter`].
     pub fn load(model: &Path, base: Option<&Path>, meter: &Meter) -> Result<Self, ModelError> {
         if let Some(base) = base {
+            if base.is_dir() && !has_weights(base) {
+                let help = format!(
+                    "it is an adapter, and its base {} has no weights; name one that has them as model.base",
+                    base.display()
+                );
+                return Err(ModelError::NotFound { model: model.to_owned(), help });
+            }
             return Self::load(base, None, meter)?.with_adapter(model);
         }
         if GgufFile::is_named(model) && model.is_file() {

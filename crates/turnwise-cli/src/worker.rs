@@ -16,7 +16,7 @@ pub(crate) async fn work(registry: &Registry, arguments: &WorkerArguments) -> Re
     let WorkerArguments { trainer, token_file, episodes } = arguments;
     let mut out = io::stdout();
     // Whoever started it may not read what it says.
-    drop(writeln!(out, "working for {trainer}; Ctrl-C ends it").and_then(|()| out.flush()));
+    drop(writeln!(out, "joining {trainer}; Ctrl-C ends it").and_then(|()| out.flush()));
     let (n, stop) = (usize::from(*episodes), interrupt::listen());
     let report = turnwise_run::work(trainer, token_file.as_deref(), n, registry, &stop).await?;
     let WorkerReport { finished, suspended, lost, end } = report;

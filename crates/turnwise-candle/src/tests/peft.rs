@@ -57,6 +57,17 @@ fn an_adapter_beside_its_model_is_a_part_of_it() {
     assert!(distance(&ours, &doubles(&expected["logprobs"])) < 5e-5);
 }
 
+#[test]
+fn a_base_without_weights_is_named_together_with_what_to_do() {
+    let base = tempfile::tempdir().unwrap();
+    fs::copy(directory("qwen3_tied").join("config.json"), base.path().join("config.json")).unwrap();
+    let adapter = directory("../adapters/qwen3_tied");
+    let base = locate_base(&adapter, Some(base.path())).unwrap();
+    let failure = Decoder::load(&adapter, base.as_deref(), &Meter::default()).unwrap_err();
+    let failure = failure.to_string();
+    assert!(failure.contains("has no weights; name one that has them as model.base"), "{failure}");
+}
+
 /// Writes an adapter of a small model, changes its settings, and returns what reading it says.
 fn refusal(edit: impl FnOnce(&mut Value)) -> String {
     let small = || Decoder::random(DecoderConfig::small(29), 4).unwrap();

@@ -18,10 +18,10 @@ impl ServerAddress {
     pub(crate) fn read(url: &str) -> Result<Self, EnvironmentError> {
         let wrong = |why: &str| {
             EnvironmentError::new(format!(
-                "`url` is {url:?}, which {why}; write it as in http://127.0.0.1:8000"
+                "the URL {url:?} {why}; write it as in http://127.0.0.1:8000"
             ))
         };
-        let uri: Uri = url.trim().parse().map_err(|_| wrong("is no URL"))?;
+        let uri: Uri = url.trim().parse().map_err(|_| wrong("cannot be read"))?;
         let parts = uri.into_parts();
         let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
             return Err(wrong("has no scheme or no host"));
@@ -31,7 +31,7 @@ impl ServerAddress {
         }
         if authority.as_str().contains('@') {
             return Err(EnvironmentError::new(
-                "`url` has a user name or a password; put a token in a file and set `token_file`",
+                "the URL has a user name or a password; put a token in a file, and name the file (`token_file`)",
             ));
         }
         let path = parts.path_and_query.map(|path| path.to_string()).unwrap_or_default();

@@ -175,7 +175,7 @@ impl Peer {
             else {
                 let location = shown(location.unwrap_or("nowhere"));
                 return Err(Unanswered::Final(EnvironmentError::new(format!(
-                    "the server redirects {} to {location}, which is not followed: set `url` to the server itself",
+                    "the server redirects {} to {location}, which is not followed: give the URL of the server itself",
                     ask.route
                 ))));
             };

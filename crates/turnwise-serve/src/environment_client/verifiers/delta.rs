@@ -148,7 +148,8 @@ impl Traces {
         let excess = trace.errors.len().saturating_sub(MAX_ERRORS);
         trace.errors.drain(..excess);
         let fields = set.unwrap_or_default();
-        trace.agent = fields.agent.and_then(|agent| agent.name).unwrap_or(trace.agent.split_off(0));
+        trace.agent =
+            fields.agent.and_then(|agent| agent.name).unwrap_or(std::mem::take(&mut trace.agent));
         trace.rewards = fields.rewards.unwrap_or(std::mem::take(&mut trace.rewards));
         trace.is_ok = fields.ok.unwrap_or(trace.is_ok);
         trace.is_completed = fields.is_completed.unwrap_or(trace.is_completed);
