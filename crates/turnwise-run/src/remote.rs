@@ -8,8 +8,8 @@ use tokio::runtime::Handle;
 use turnwise_candle::{CandleLearner, Decoder};
 use turnwise_environment::derive_seed;
 use turnwise_remote::{
-    RemotePolicy, RemoteSettings, Secret, Server, TinkerLearner, TinkerPolicy, WeightFiles,
-    WeightProbe,
+    RemoteError, RemotePolicy, RemoteSettings, Secret, Server, TinkerLearner, TinkerPolicy,
+    WeightFiles, WeightProbe,
 };
 use turnwise_rollout::{Policy, SampleRequest, Sampler, SessionId, uniform_at};
 use turnwise_training::{Learner, Row, RunDirectory, Target};
@@ -211,18 +211,34 @@ impl Weights {
             return Ok(());
         }
         let other = Decoder::random(model.config().clone(), PROBE)?;
-        let (files, probe) = self.write("check", &other)?;
+        let Err(error) = self.try_reload(policy, handle, &other)? else { return Ok(()) };
         drop(other);
-        let checked = handle.block_on(policy.check_reload(files, &self.directory, probe));
+        // A server that kept its head is as it was before once it has the other weights of its model back.
+        let is_restored = matches!(self.try_reload(policy, handle, model), Ok(Ok(())));
+        let state = if is_restored {
+            "it serves what it served before"
+        } else {
+            "restart it, because it has weights of this check now"
+        };
+        Err(format!(
+            "the server does not take up new weights of a model whose head is tied to its embeddings (vLLM keeps the old \
+             head when it reloads), and {state}: train adapters (model.lora), which it serves exactly, or sample here \
+             (rollout.engine = \"candle\"); {error}"
+        )
+        .into())
+    }
+
+    /// Has the server load a model and score a few tokens with it; returns why it does not serve it.
+    fn try_reload(
+        &mut self,
+        policy: &RemotePolicy,
+        handle: &Handle,
+        model: &Decoder,
+    ) -> Result<Result<(), RemoteError>, BoxError> {
+        let (files, probe) = self.write("check", model)?;
+        let reloaded = handle.block_on(policy.check_reload(files, &self.directory, probe));
         self.remove("check");
-        checked.map_err(|error| {
-            format!(
-                "the server does not take up new weights of a model whose head is tied to its embeddings (vLLM keeps the old \
-                 head when it reloads): train adapters (model.lora), which it serves exactly, or sample here \
-                 (rollout.engine = \"candle\"); {error}"
-            )
-            .into()
-        })
+        Ok(reloaded)
     }
 }
 
