@@ -216,14 +216,14 @@ impl Weights {
         // A server that kept its head is as it was before once it has the other weights of its model back.
         let is_restored = matches!(self.try_reload(policy, handle, model), Ok(Ok(())));
         let state = if is_restored {
-            "it serves what it served before"
+            "it has its own weights again"
         } else {
-            "restart it, because it has weights of this check now"
+            "restart it, because it has weights of this check"
         };
         Err(format!(
             "the server does not take up new weights of a model whose head is tied to its embeddings (vLLM keeps the old \
-             head when it reloads), and {state}: train adapters (model.lora), which it serves exactly, or sample here \
-             (rollout.engine = \"candle\"); {error}"
+             head when it reloads); {state}. Train adapters (model.lora), which it serves exactly, or sample here \
+             (rollout.engine = \"candle\"). The cause: {error}"
         )
         .into())
     }
@@ -235,9 +235,12 @@ impl Weights {
         handle: &Handle,
         model: &Decoder,
     ) -> Result<Result<(), RemoteError>, BoxError> {
+        // Tokens that are likely for this model, and for this one alone.
+        self.probe.clear();
         let (files, probe) = self.write("check", model)?;
         let reloaded = handle.block_on(policy.check_reload(files, &self.directory, probe));
         self.remove("check");
+        self.probe.clear();
         Ok(reloaded)
     }
 }
