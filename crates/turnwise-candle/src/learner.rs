@@ -57,7 +57,7 @@ pub struct CandleLearner {
 type Call = Box<dyn FnOnce(&mut LearnerState) + Send>;
 
 impl CandleLearner {
-    /// Starts the thread and publishes the model's weights as version 0.
+    /// Starts the thread; the model's weights are version 0.
     ///
     /// # Errors
     /// As [`Self::with_settings`].
@@ -65,7 +65,7 @@ impl CandleLearner {
         Self::with_settings(model, optimizer, LearnerSettings::default())
     }
 
-    /// Starts the thread with explicit settings and publishes the model's weights as version 0.
+    /// Starts the thread with explicit settings; the model's weights are version 0.
     ///
     /// # Errors
     /// [`ModelError::Settings`] when the model's operations do not support the settings, [`ModelError::Compute`] when a
@@ -114,12 +114,23 @@ impl CandleLearner {
         self.ask(|trainer| Ok(trainer.shares())).await
     }
 
-    /// Creates an engine that samples with the weights that this learner published last.
+    /// Creates an engine that samples with the weights that this learner published last. Until the first engine asks, no weights
+    /// are packed; if they changed since the last publication, that engine gets them as a new version.
+    ///
+    /// Waits for the learner's thread, which packs the weights.
     ///
     /// # Errors
-    /// [`ModelError::Threads`] when the system starts no thread.
+    /// [`ModelError::Threads`] when the system starts no thread, and [`ModelError::Compute`] when weights cannot be packed, or a
+    /// follower refuses them.
     pub fn policy(&self, settings: EngineSettings) -> Result<CandlePolicy, ModelError> {
-        CandlePolicy::start(self.published.clone(), settings)
+        let (reply, answer) = mpsc::channel();
+        let sent = self.send(move |trainer| {
+            // The caller waits for the answer.
+            let _ = reply.send(trainer.offer(settings.weights));
+        });
+        let offered = sent.and_then(|()| answer.recv().map_err(|_| stopped())?);
+        let first = offered.map_err(|error| ModelError::Compute(Box::new(error)))?;
+        CandlePolicy::start(self.published.clone(), first, settings)
     }
 
     /// Keeps a copy of the current weights as the reference policy of [`Learner::reference_logprobs`], at the cost of

@@ -24,6 +24,8 @@ pub struct TrainingPlan {
     pub kv_episodes: usize,
     /// The limit of the KV cache, as in [`EngineSettings`](crate::EngineSettings).
     pub max_kv_bytes: u64,
+    /// Whether an engine of this process samples with the weights; otherwise none are packed for it.
+    pub samples_here: bool,
     /// The precision of products, which is that of the engine's matrices.
     pub compute: ComputePrecision,
     /// The numbers of the engine's matrices.
@@ -101,7 +103,11 @@ impl DecoderConfig {
             moments: plan.moments.bytes(trained / 4),
             activations: self.activation_bytes(plan, all.iter().filter(trains).count()),
             engine,
-            kv: pages.saturating_mul(page_bytes(self, plan.compute)).min(plan.max_kv_bytes),
+            kv: if plan.samples_here {
+                pages.saturating_mul(page_bytes(self, plan.compute)).min(plan.max_kv_bytes)
+            } else {
+                0
+            },
         }
     }
 
@@ -140,7 +146,8 @@ impl DecoderConfig {
         let held = bytes(all.iter()).saturating_sub(matrices);
         if plan.lora.is_none() {
             let engine = held.saturating_add(panels(plan.engine_weights));
-            return (held.saturating_add(matrices), engine.saturating_mul(2));
+            let copies = if plan.samples_here { 2 } else { 0 };
+            return (held.saturating_add(matrices), engine.saturating_mul(copies));
         }
         let shared = panels(EngineWeights::Compute);
         let own = match plan.engine_weights {
@@ -181,13 +188,14 @@ impl DecoderConfig {
         };
         // The backward pass of a layer holds a gradient for most of its inputs.
         let below = largest * u64::from(n_trained > 0);
-        // Parts of the vocabulary run backward in parallel, each into a sum of its own.
+        // Parts of the vocabulary run backward in parallel, each into a sum of its own; at most all wait for the first.
         let lanes = (self.vocab_size.div_ceil(512)).min(16) as u64;
         let head = d * (lanes + 4);
         let mixture =
             network.layers.iter().any(|l| matches!(l.feed_forward, FeedForward::Mixture(_)));
         let gathered = if mixture { largest } else { 0 };
-        let step = n.min(CHUNK_TOKENS as u64) * (below + head + gathered);
+        // The head's sums are gone when the layers' gradients come.
+        let step = n.min(CHUNK_TOKENS as u64) * (below.max(head) + gathered);
         let in_use = n.saturating_mul(kept).saturating_add(step.saturating_mul(4));
         let unpacked = if plan.lora.is_some() { self.largest_matrices() } else { 0 };
         let in_use = in_use.saturating_add(unpacked.saturating_mul(4));
@@ -219,8 +227,9 @@ impl DecoderConfig {
             NormPlaces::After | NormPlaces::Both => 2,
         };
         Saved {
-            exact: ((2 + halves) * hidden_size + n_heads + inner) as u64,
-            rounded: (qkv + before + n_heads * head_dim + gates) as u64,
+            exact: (n_heads + inner) as u64,
+            rounded: ((2 + halves) * hidden_size + qkv + before + n_heads * head_dim + gates)
+                as u64,
         }
     }
 }
@@ -256,6 +265,7 @@ impl Default for TrainingPlan {
             kv_tokens: 16 * 1024,
             kv_episodes: 0,
             max_kv_bytes: 2 << 30,
+            samples_here: true,
             compute: ComputePrecision::F32,
             engine_weights: EngineWeights::Compute,
             moments: MomentPrecision::F32,

@@ -11,7 +11,8 @@ use turnwise_trajectory::PolicyVersion;
 use crate::engine::{
     Command, Counters, EngineCompute, EngineScheduler, EngineSettings, EngineStats, Job,
 };
-use crate::published::Published;
+use crate::published::{Publication, Published};
+use crate::snapshot::Snapshot;
 use crate::{Decoder, EngineWeights, ModelError};
 
 /// A handle to an inference engine, which samples for all requests together on a few threads.
@@ -61,8 +62,7 @@ impl CandlePolicy {
     /// # Errors
     /// When the weights cannot be read, and [`ModelError::Threads`] when the system starts no thread.
     pub fn new(model: &Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
-        let published = Published::new(PolicyVersion(0), model.snapshot(settings.weights)?);
-        Self::start(published, settings)
+        Self::fixed(model.snapshot(settings.weights)?, settings)
     }
 
     /// Like [`Self::new`], but consumes the model and frees its weights layer by layer while converting them.
@@ -70,8 +70,7 @@ impl CandlePolicy {
     /// # Errors
     /// When the weights cannot be read, and [`ModelError::Threads`] when the system starts no thread.
     pub fn from_model(model: Decoder, settings: EngineSettings) -> Result<Self, ModelError> {
-        let published = Published::new(PolicyVersion(0), model.into_snapshot(settings.weights)?);
-        Self::start(published, settings)
+        Self::fixed(model.into_snapshot(settings.weights)?, settings)
     }
 
     /// Creates an engine with the weights of a Hugging Face checkpoint, as version 0.
@@ -88,12 +87,20 @@ impl CandlePolicy {
         self.counters.read()
     }
 
+    fn fixed(weights: Snapshot, settings: EngineSettings) -> Result<Self, ModelError> {
+        let published = Published::unasked(PolicyVersion(0));
+        let first = published.publish(PolicyVersion(0), weights);
+        Self::start(published, first, settings)
+    }
+
+    /// Starts with `first`, and follows what is published.
     pub(crate) fn start(
         published: Published,
+        first: Publication,
         settings: EngineSettings,
     ) -> Result<Self, ModelError> {
         let in_tensors = match settings.compute {
-            EngineCompute::Auto => published.newest().weights.is_tensors(),
+            EngineCompute::Auto => first.weights.is_tensors(),
             EngineCompute::Buffers => false,
             EngineCompute::Tensors => true,
         };
@@ -101,10 +108,9 @@ impl CandlePolicy {
             let reason = "weights of int8 need the engine's own operations on the CPU: EngineCompute::Buffers";
             return Err(ModelError::Settings(reason.to_owned()));
         }
-        published.ask(settings.weights);
         let (commands, received) = mpsc::channel();
         let counters = Arc::new(Counters::default());
-        let scheduler = EngineScheduler::new(published.clone(), settings, counters.clone())?;
+        let scheduler = EngineScheduler::new(published.clone(), first, settings, counters.clone())?;
         let thread = thread::Builder::new().name("candle-policy".to_owned());
         let started = thread.spawn(move || scheduler.run(&received));
         started.map_err(|error| ModelError::threads(settings.threads, "the engine", error))?;

@@ -176,6 +176,16 @@ impl Snapshot {
         }
     }
 
+    /// Returns whether the weights are in the form of a publication; tensors have one form.
+    pub(crate) fn has_form(&self, weights: EngineWeights) -> bool {
+        match self {
+            Self::Panels(policy) => {
+                policy.weights.format == weights.format(policy.weights.precision)
+            }
+            Self::Tensors(_) => true,
+        }
+    }
+
     pub(crate) fn is_tensors(&self) -> bool {
         matches!(self, Self::Tensors(_))
     }

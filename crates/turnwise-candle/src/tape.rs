@@ -48,7 +48,7 @@ enum Kept {
 /// A cheap operation, with inputs that the tape keeps anyway.
 #[derive(Debug)]
 enum Origin {
-    Norm { x: Value, gain: usize },
+    Norm { x: ThinValue, gain: usize },
     Gate { x: ThinValue, activation: Activation },
 }
 
@@ -143,7 +143,7 @@ enum TapeNode {
     },
     Norm {
         y: usize,
-        x: Value,
+        x: ThinValue,
         gain: usize,
     },
     Linear {

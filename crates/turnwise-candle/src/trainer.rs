@@ -18,9 +18,10 @@ use crate::followers::{Follower, Followers};
 use crate::layout::{Network, ParameterRole};
 use crate::numbers::host_numbers;
 use crate::pass::Pass;
-use crate::published::Published;
+use crate::published::{Publication, Published};
 use crate::shares::{PassPart, Shares};
 use crate::slots::Slot;
+use crate::snapshot::Snapshot;
 use crate::tape::{Keep, Loss, Played};
 use crate::{AdamW, ComputePrecision, Decoder, DecoderConfig, EngineWeights, ModelError};
 
@@ -59,6 +60,8 @@ pub(crate) struct LearnerState {
     /// Gradients accumulated since the last step.
     gradients: Accumulated,
     published: Published,
+    /// Whether the weights changed since the last publication.
+    moved: bool,
     followers: Followers,
     /// Frozen reference weights for the KL penalty, if `keep_reference` was called.
     reference: Option<Decoder>,
@@ -106,14 +109,14 @@ impl LearnerState {
         settings: LearnerSettings,
     ) -> Result<Self, ModelError> {
         let model = model.with_precision(settings.compute).with_packed_base()?;
-        let published = Published::new(PolicyVersion(0), model.snapshot(EngineWeights::Compute)?);
         Ok(Self {
             optimizer: Optimizer::new(optimizer_settings, &model)?,
             gradients: Accumulated::of(&model),
             optimizer_settings,
             settings,
             model,
-            published,
+            published: Published::unasked(PolicyVersion(0)),
+            moved: false,
             followers: Followers::default(),
             reference: None,
             shares: Shares::default(),
@@ -315,6 +318,7 @@ impl LearnerState {
         let applied = grad_norm.is_finite();
         let mut not_finite = None;
         if applied {
+            self.moved = true;
             let scale = if grad_norm > max_grad_norm { max_grad_norm / grad_norm } else { 1.0 };
             self.optimizer
                 .step(self.model.parameters(), &self.gradients, scale, learning_rate)
@@ -337,6 +341,23 @@ impl LearnerState {
         let version = self.published.version().next();
         self.publish_as(version)?;
         Ok(version)
+    }
+
+    /// Returns the newest weights for an engine that asks for them in a form. As long as no engine asked, none are packed; if
+    /// the weights changed since the last publication, they are then published as a new version.
+    pub(crate) fn offer(&mut self, weights: EngineWeights) -> Result<Publication, LearnerError> {
+        let form = self.published.ask(weights);
+        let version = match self.published.newest() {
+            Some(newest) if self.moved || newest.weights.has_form(form) => return Ok(newest),
+            None if self.moved => self.published.version().next(),
+            _ => self.published.version(),
+        };
+        let weights = self.packed(form)?;
+        if self.moved {
+            self.tell(version)?;
+        }
+        self.moved = false;
+        Ok(self.published.publish(version, weights))
     }
 
     /// Calls a follower with the current weights, and with all that are published later.
@@ -403,12 +424,23 @@ impl LearnerState {
     }
 
     fn publish_as(&mut self, version: PolicyVersion) -> Result<(), LearnerError> {
-        let weights = self.model.snapshot(self.published.wanted());
-        let weights = weights.map_err(|error| failed_by("publish weights", error))?;
-        let told = self.followers.tell(version, &self.model);
-        told.map_err(|error| failed("hand over weights", error))?;
-        self.published.publish(version, weights);
+        let weights = self.published.wanted().map(|form| self.packed(form)).transpose()?;
+        self.tell(version)?;
+        self.moved = false;
+        match weights {
+            Some(weights) => drop(self.published.publish(version, weights)),
+            None => self.published.publish_unasked(version),
+        }
         Ok(())
+    }
+
+    fn packed(&self, form: EngineWeights) -> Result<Snapshot, LearnerError> {
+        self.model.snapshot(form).map_err(|error| failed_by("publish weights", error))
+    }
+
+    fn tell(&mut self, version: PolicyVersion) -> Result<(), LearnerError> {
+        let told = self.followers.tell(version, &self.model);
+        told.map_err(|error| failed("hand over weights", error))
     }
 
     fn clear(&mut self) {

@@ -2,7 +2,7 @@
 
 use turnwise_candle::{DecoderConfig, Device, TrainingPlan};
 
-use crate::config::Config;
+use crate::config::{Config, EngineName};
 
 /// Returns whether training has to recompute layers: with all activations, the run would need more memory than is free
 /// beside the weights, which are loaded.
@@ -41,6 +41,7 @@ pub(crate) fn plan(config: &Config, recompute_layers: bool) -> TrainingPlan {
         kv_tokens: episodes.min(config.rollout.max_concurrent).saturating_mul(length),
         kv_episodes: 0,
         max_kv_bytes: config.engine.max_kv_bytes,
+        samples_here: matches!(config.rollout.engine, EngineName::Candle | EngineName::Gguf),
         compute: config.model.compute,
         engine_weights: config.engine.weights,
         moments: config.optimizer.moments,

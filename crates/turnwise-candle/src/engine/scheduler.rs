@@ -81,10 +81,11 @@ impl EngineScheduler {
     /// When the engine's threads cannot be started.
     pub(crate) fn new(
         published: Published,
+        first: Publication,
         settings: EngineSettings,
         counters: Arc<Counters>,
     ) -> Result<Self, ModelError> {
-        let current = suited(published.newest(), settings, None);
+        let current = suited(first, settings, None);
         let config = current.weights.config().clone();
         let layout = PageLayout::new(&config, current.weights.precision());
         let max_pages = usize::try_from(settings.max_kv_bytes / layout.bytes());
@@ -177,7 +178,8 @@ impl EngineScheduler {
         if self.published.serial() == self.current.serial {
             return;
         }
-        let newest = self.published.newest();
+        // An engine asked, so each publication has weights.
+        let Some(newest) = self.published.newest() else { return };
         self.current = suited(newest, self.settings, Some(&self.current.weights));
         self.tree.renew();
         let keeps = self.settings.kv_on_update == KvOnUpdate::Keep;

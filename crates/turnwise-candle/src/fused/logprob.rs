@@ -2,8 +2,9 @@
 //!
 //! Logits are computed in blocks of rows and vocabulary, twice: once for the sums, once for the gradient.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 use turnwise_kernels::buffer::{Buffer, BufferPool};
@@ -136,18 +137,36 @@ pub(crate) fn backward(
         by_lane[index % LANES].push(block);
     }
     let n_lanes = LANES.min((head.len() / width).div_ceil(COLUMNS));
-    let sums: Vec<Buffer> = by_lane
-        .into_par_iter()
-        .take(n_lanes)
-        .enumerate()
-        .map(|(lane, blocks)| {
-            let puller = Puller { read, predicted, above, shared_x: shared_x.as_deref(), pool };
-            puller.pull(lane, blocks)
-        })
-        .collect();
-    dx.copy_from_slice(&sums[0]);
-    for sum in &sums[1..] {
-        super::sum::add(dx, sum);
+    let puller = Puller { read, predicted, above, shared_x: shared_x.as_deref(), pool };
+    let total = Mutex::new(OrderedSum { dx, next: 0, early: BTreeMap::new() });
+    // A bridge hands out lanes in order, so that few results wait for an earlier one.
+    by_lane.into_iter().take(n_lanes).enumerate().par_bridge().for_each(|(lane, blocks)| {
+        let share = puller.pull(lane, blocks);
+        total.lock().unwrap_or_else(PoisonError::into_inner).add(lane, share);
+    });
+}
+
+/// A sum whose terms are added in the order of lanes, whatever the order in which they come.
+struct OrderedSum<'a> {
+    dx: &'a mut [f32],
+    /// The lane to add next.
+    next: usize,
+    /// Terms that came before their turn.
+    early: BTreeMap<usize, Buffer>,
+}
+
+impl OrderedSum<'_> {
+    /// Adds on the calling thread alone: a thread that waits for others here could be given the next lane.
+    fn add(&mut self, lane: usize, share: Buffer) {
+        self.early.insert(lane, share);
+        while let Some(share) = self.early.remove(&self.next) {
+            if self.next == 0 {
+                self.dx.copy_from_slice(&share);
+            } else {
+                add_share(self.dx, &share);
+            }
+            self.next += 1;
+        }
     }
 }
 
@@ -363,6 +382,10 @@ vectorized! {
         let (sum, weighted) = math::exponential_sums(logits, sums.highest);
         sums.sum += f64::from(sum);
         sums.weighted += f64::from(weighted);
+    }
+
+    fn add_share(dx: &mut [f32], share: &[f32]) {
+        math::add_scaled(dx, 1.0, share);
     }
 
     fn pull_row(logits: &mut [f32], pull: Pull) {

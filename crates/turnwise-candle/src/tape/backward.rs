@@ -206,21 +206,21 @@ impl BackwardPass<'_> {
         PassPart::Experts
     }
 
-    fn norm(&mut self, y: usize, x: &Value, gain: usize) -> PassPart {
+    fn norm(&mut self, y: usize, x: &ThinValue, gain: usize) -> PassPart {
         if let Some(dy) = self.above(y) {
+            let numbers = self.numbers(x);
             let dimensions = self.dimensions;
             let (gains, eps) = (dimensions.gains(self.slots[gain].held()), dimensions.eps as f32);
             let values = &*gains;
             let mut dgain = Vec::new();
             let pull = |dx: &mut [f32], write| {
-                dgain = rms_norm::backward(dx, write, &x.numbers, values, &dy, eps);
+                dgain = rms_norm::backward(dx, write, &numbers, values, &dy, eps);
             };
             if x.handle.tracked {
                 self.below(x.handle, pull);
             } else {
                 let mut unused = self.pool.take(dy.len());
-                dgain =
-                    rms_norm::backward(&mut unused, Write::Replace, &x.numbers, values, &dy, eps);
+                dgain = rms_norm::backward(&mut unused, Write::Replace, &numbers, values, &dy, eps);
             }
             self.add_gradient(gain, &dgain);
         }
@@ -245,7 +245,7 @@ impl BackwardPass<'_> {
         match &**origin {
             Origin::Norm { x, gain } => {
                 let gains = dimensions.gains(self.slots[*gain].held());
-                rms_norm::forward(&mut numbers, &x.numbers, &gains, dimensions.eps as f32);
+                rms_norm::forward(&mut numbers, &self.numbers(x), &gains, dimensions.eps as f32);
             }
             Origin::Gate { x, activation } => {
                 gate::forward(&mut numbers, &self.numbers(x), x.width / 2, *activation);

@@ -173,8 +173,11 @@ impl<'a> Ops for Recorder<'a> {
         rms_norm::forward(&mut y, &x.numbers, &gains, self.dimensions.eps as f32);
         let tracked = x.handle.tracked || gain.trainable;
         let mut y = self.made(PassPart::Norms, start, Made { numbers: y, width: x.width, tracked });
-        y.kept = self.from(|| Origin::Norm { x: x.clone(), gain: gain.index });
-        self.record(&y, |y| TapeNode::Norm { y, x: x.clone(), gain: gain.index });
+        if y.handle.tracked {
+            let x = self.thin(x);
+            y.kept = self.from(|| Origin::Norm { x: x.clone(), gain: gain.index });
+            self.tape.record(TapeNode::Norm { y: y.handle.id, x, gain: gain.index });
+        }
         Ok(y)
     }
 

@@ -67,7 +67,13 @@ fn an_interrupted_request_hands_over_what_it_has_drawn() {
     let published = Published::new(PolicyVersion(0), model(1).weights().unwrap());
     // A token for each step.
     let settings = EngineSettings { max_drafts: 0, ..EngineSettings::default() };
-    let mut scheduler = EngineScheduler::new(published, settings, Arc::default()).unwrap();
+    let mut scheduler = EngineScheduler::new(
+        published.clone(),
+        published.newest().unwrap(),
+        settings,
+        Arc::default(),
+    )
+    .unwrap();
     let mut drawn = |request: &SampleRequest, steps: usize| {
         let (reply, mut answer) = oneshot::channel();
         scheduler.take(Command::Sample(Job { request: request.clone(), constraint: None, reply }));
@@ -225,8 +231,13 @@ fn new_weights_are_taken_in_mid_request() {
         let published = Published::new(PolicyVersion(4), model(1).weights().unwrap());
         // A token for each step.
         let settings = EngineSettings { kv_on_update, max_drafts: 0, ..EngineSettings::default() };
-        let mut scheduler =
-            EngineScheduler::new(published.clone(), settings, Arc::default()).unwrap();
+        let mut scheduler = EngineScheduler::new(
+            published.clone(),
+            published.newest().unwrap(),
+            settings,
+            Arc::default(),
+        )
+        .unwrap();
         let mut draw = |request: SampleRequest, steps: usize, publish: bool| {
             let (reply, mut answer) = oneshot::channel();
             scheduler.take(Command::Sample(Job { request, constraint: None, reply }));

@@ -1,4 +1,5 @@
 use std::error::Error;
+use std::sync::{Arc, Mutex};
 
 use turnwise_rollout::{Policy, SessionId};
 use turnwise_training::{Learner, LearnerError, Row, Target, Update};
@@ -9,7 +10,8 @@ use super::fixture::Fixture;
 use crate::layout::FeedForward;
 use crate::trainer::LearnerState;
 use crate::{
-    AdamW, CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, LearnerSettings,
+    AdamW, CandleLearner, CandlePolicy, Decoder, DecoderConfig, EngineSettings, EngineWeights,
+    LearnerSettings,
 };
 
 type Answer = Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>>;
@@ -154,6 +156,53 @@ fn a_short_sequence_is_learnt_by_heart() {
         assert_eq!((policy.version(), learner.version()), (PolicyVersion(1), PolicyVersion(1)));
         assert_eq!(draw().await, rows[0].ids[4..]);
     });
+}
+
+/// Weights are packed for engines alone, and the first engine gets a version that says what it samples with.
+#[test]
+fn the_first_engine_gets_the_current_weights_under_a_version_of_their_own() {
+    let mut trainer =
+        LearnerState::new(model(), AdamW::default(), LearnerSettings::default()).unwrap();
+    trainer.publish().unwrap();
+    assert!(trainer.published().newest().is_none());
+    let first = trainer.offer(EngineWeights::Compute).unwrap();
+    assert_eq!(first.version, PolicyVersion(1));
+    trainer.publish().unwrap();
+    assert_eq!(trainer.published().newest().unwrap().version, PolicyVersion(2));
+
+    let (policy, mut learner) = block_on(async {
+        let rows = [row(&[3, 1, 4, 1, 5, 9, 2, 6])];
+        let mut learner = learner();
+        learner.accumulate(&rows, &mut likelihood).await.unwrap();
+        learner.step(Update { learning_rate: 5e-2, ..UPDATE }).await.unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let versions = told.clone();
+        let follow = move |version: PolicyVersion, _: &Decoder| {
+            versions.lock().unwrap().push(version.0);
+            Ok(())
+        };
+        learner.on_publish(follow).await.unwrap();
+        let policy = learner.policy(EngineSettings::default()).unwrap();
+        // A second engine changes nothing.
+        let second = learner.policy(EngineSettings::default()).unwrap();
+        assert_eq!(*told.lock().unwrap(), [0, 1]);
+        let versions = [policy.version(), second.version(), learner.version()];
+        assert_eq!(versions, [PolicyVersion(1); 3]);
+        (policy, learner)
+    });
+    let (far, _) = super::rounded::distance(&policy, &mut learner, 29);
+    assert!(far < 1e-4, "{far}");
+}
+
+/// An engine in int8 must not be what an exact one gets its weights from.
+#[test]
+fn a_second_engine_of_another_form_gets_exact_weights() {
+    let mut learner = learner();
+    let rounded = EngineSettings { weights: EngineWeights::Int8, ..EngineSettings::default() };
+    let _first = learner.policy(rounded).unwrap();
+    let exact = learner.policy(EngineSettings::default()).unwrap();
+    let (far, _) = super::rounded::distance(&exact, &mut learner, 29);
+    assert!(far < 1e-4, "{far}");
 }
 
 #[test]

@@ -538,13 +538,15 @@ fn published_tensors_have_adapters_in_their_matrices() {
             let weights = model.tensor_weights().unwrap();
             assert!(weights.network.linears().all(|linear| linear.adapter.is_none()));
             let published = Published::new(PolicyVersion(0), weights);
-            let policy = CandlePolicy::start(published.clone(), EngineSettings::default()).unwrap();
+            let first = published.newest().unwrap();
+            let policy =
+                CandlePolicy::start(published.clone(), first, EngineSettings::default()).unwrap();
             let panels = CandlePolicy::new(&model, EngineSettings::default()).unwrap();
             let asked = || request(1, ids(), 12);
             let [ours, theirs] =
                 [policy, panels].map(|policy| block_on(policy.sample(asked())).unwrap());
             assert_same(&[ours], &[theirs]);
-            let weights = published.newest().weights;
+            let weights = published.newest().unwrap().weights;
             let panels = Arc::clone(&weights).into_panels(EngineWeights::Compute, None).unwrap();
             let Snapshot::Panels(panels) = &*panels else { panic!() };
             assert!(distance(&panels.weights.values().concat(), &doubles(&merged)) < 1e-5);
@@ -601,7 +603,8 @@ fn adapters_learn_in_bf16_and_are_drawn_with() {
 
         let weights = trainer.model().tensor_weights().unwrap();
         let published = Published::new(PolicyVersion(0), weights);
-        let policy = CandlePolicy::start(published, EngineSettings::default()).unwrap();
+        let first = published.newest().unwrap();
+        let policy = CandlePolicy::start(published, first, EngineSettings::default()).unwrap();
         let sample = block_on(policy.sample(request(1, ids(), 30))).unwrap();
         let drawn = sample.tokens.iter().map(|token| token.id);
         let all: Vec<u32> = ids().into_iter().chain(drawn).collect();

@@ -27,8 +27,13 @@ impl Driven {
     fn new(settings: EngineSettings) -> Self {
         let published = Published::new(PolicyVersion(4), model(1).weights().unwrap());
         let counters = Arc::<Counters>::default();
-        let scheduler =
-            EngineScheduler::new(published.clone(), settings, counters.clone()).unwrap();
+        let scheduler = EngineScheduler::new(
+            published.clone(),
+            published.newest().unwrap(),
+            settings,
+            counters.clone(),
+        )
+        .unwrap();
         Self { scheduler, published, counters }
     }
 

@@ -349,7 +349,13 @@ async fn episodes(policy: &CandlePolicy, shared: &[u32], prompts: &[Vec<u32>]) -
 fn across_an_update(weights: [Snapshot; 2], settings: EngineSettings) -> Sample {
     let [first, second] = weights;
     let published = Published::new(PolicyVersion(4), first);
-    let mut scheduler = EngineScheduler::new(published.clone(), settings, Arc::default()).unwrap();
+    let mut scheduler = EngineScheduler::new(
+        published.clone(),
+        published.newest().unwrap(),
+        settings,
+        Arc::default(),
+    )
+    .unwrap();
     let (reply, mut answer) = oneshot::channel();
     let request = request(1, (0..40).collect(), 30);
     scheduler.take(Command::Sample(Job { request, constraint: None, reply }));
@@ -389,7 +395,8 @@ fn a_learner_and_its_engine_agree_in_tensors_and_in_bf16() {
             let trainer = trainer(model, lower());
             let weights = trainer.model().tensor_weights().unwrap();
             let published = Published::new(PolicyVersion(0), weights);
-            let policy = CandlePolicy::start(published, EngineSettings::default()).unwrap();
+            let first = published.newest().unwrap();
+            let policy = CandlePolicy::start(published, first, EngineSettings::default()).unwrap();
             let prompt: Vec<u32> = (0..20).collect();
             let sample = policy.sample(request(1, prompt.clone(), 60)).await.unwrap();
             let targets = (20..80).map(|position| Target { position, temperature: 1.0 });
@@ -413,8 +420,13 @@ fn a_device_that_fails_fails_its_requests_and_no_later_ones() {
     let mut broken = model.tensor_weights().unwrap();
     broken.network.norm = broken.network.norm.narrow(0, 0, 5).unwrap();
     let published = Published::new(PolicyVersion(0), broken);
-    let mut scheduler =
-        EngineScheduler::new(published.clone(), EngineSettings::default(), Arc::default()).unwrap();
+    let mut scheduler = EngineScheduler::new(
+        published.clone(),
+        published.newest().unwrap(),
+        EngineSettings::default(),
+        Arc::default(),
+    )
+    .unwrap();
     let mut ask = || {
         let (reply, mut answer) = oneshot::channel();
         let request = request(1, vec![1, 2, 3], 2);
