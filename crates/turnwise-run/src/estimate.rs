@@ -39,15 +39,17 @@ pub(crate) fn header(session: &Session, run: &Path) -> Vec<String> {
     }
     let recomputes = config.train.recompute_layers == Some(true);
     let memory = shape.training_memory(&largest_plan(config, recomputes));
-    let engine = memory.engine.saturating_add(memory.kv);
+    let engine = match memory.engine.saturating_add(memory.kv) {
+        0 => String::new(),
+        bytes => format!(", engine {}", size(bytes)),
+    };
     let mut lines = vec![format!(
-        "memory  about {} at most: weights {}, gradients and moments {}, activations {}{}, engine {}",
+        "memory  about {} at most: weights {}, gradients and moments {}, activations {}{}{engine}",
         size(memory.total()),
         size(memory.weights.saturating_add(memory.reference)),
         size(memory.gradients.saturating_add(memory.moments)),
         size(memory.activations),
         if recomputes { " (layers are recomputed)" } else { "" },
-        size(engine),
     )];
     let checkpoint = shape.checkpoint_bytes(config.model.lora.as_ref(), config.optimizer.moments);
     // A new checkpoint is written before the oldest one is deleted.
@@ -122,24 +124,18 @@ pub(crate) async fn step_time(
 ) -> Result<Vec<String>, Failure> {
     let tokens =
         |episodes: &[Trajectory]| -> usize { episodes.iter().map(Trajectory::n_sampled).sum() };
-    let mut timed = 0;
-    let mut some = Vec::new();
-    for episode in played {
-        timed += length(episode);
-        some.push(episode.clone());
-        if timed >= TIMED_TOKENS {
-            break;
-        }
-    }
-    let Ok(batch) = scored(&mut some, config) else { return Ok(Vec::new()) };
     if played.is_empty() {
         return Ok(Vec::new());
     }
+    let Ok(Batch { rows, .. }) = scored(&mut played.to_vec(), config) else {
+        return Ok(Vec::new());
+    };
+    let some = of_tokens(&rows, TIMED_TOKENS);
     let started = std::time::Instant::now();
-    learner.logprobs(&batch.rows).await.map_err(|error| Failure::runtime(&error))?;
+    learner.logprobs(some).await.map_err(|error| Failure::runtime(&error))?;
     let forward = started.elapsed().as_secs_f64();
-    let lengths = lengths(&batch);
-    let per_token = forward / lengths.distinct(batch.rows.len(), 1).max(1) as f64;
+    let per_token = forward / lengths(some).distinct(some.len(), 1).max(1) as f64;
+    let lengths = lengths(&rows);
     let n_episodes = config.rollout.groups_per_step * config.rollout.group_size;
     let episodes = n_episodes as f64;
     let fraction = match config.rollout.tokens_per_step {
@@ -149,16 +145,18 @@ pub(crate) async fn step_time(
     // Of the evaluated episodes, a step trains this many.
     let trained = fraction * played.len() as f64 / episodes;
     let minibatches = config.train.n_minibatches.max(1);
-    let of_batch = lengths.distinct(n_episodes.div_ceil(minibatches), config.rollout.group_size);
+    let in_batch = n_episodes.div_ceil(minibatches);
+    let of_batch = lengths.distinct(in_batch, config.rollout.group_size);
     let rollout = seconds * fraction;
     let train = PASSES * per_token * (minibatches * of_batch) as f64 * trained;
     let step = match config.rollout.mode {
         RolloutMode::Synchronous => rollout + train,
         RolloutMode::Pipelined | RolloutMode::Asynchronous => rollout.max(train),
     };
-    // The largest mini-batch counts, so that episodes are as long as the longest.
-    let whole = batch.rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
-    let longest = EpisodeLengths { whole, ..lengths };
+    // The largest mini-batch counts: its mean is some standard errors above that of all.
+    let more = 3.0 * deviation(&rows, lengths.whole) / (in_batch as f64).sqrt();
+    #[expect(clippy::cast_sign_loss, reason = "a deviation is not negative")]
+    let longest = EpisodeLengths { whole: lengths.whole + more as usize, ..lengths };
     let mut said = vec![format!(
         "a step takes about {step:.1} s: rollouts {rollout:.1} s, training {train:.1} s; {} steps about {}",
         config.run.steps,
@@ -214,9 +212,24 @@ fn division(config: &Config, processors: usize, [rollout, train]: [f64; 2]) -> O
     })
 }
 
+/// Returns as many of the first rows as have `tokens` tokens.
+fn of_tokens(rows: &[Row], tokens: usize) -> &[Row] {
+    let mut counted = 0;
+    let enough = rows.iter().position(|row| {
+        counted += row.ids.len();
+        counted >= tokens
+    });
+    &rows[..enough.map_or(rows.len(), |last| last + 1)]
+}
+
+/// Returns the standard deviation of the lengths of rows from their mean.
+fn deviation(rows: &[Row], mean: usize) -> f64 {
+    let squares = rows.iter().map(|row| (row.ids.len().abs_diff(mean) as f64).powi(2));
+    (squares.sum::<f64>() / rows.len().max(1) as f64).sqrt()
+}
+
 /// Returns the mean lengths of rows, and what all of them begin with.
-fn lengths(batch: &Batch) -> EpisodeLengths {
-    let rows = &batch.rows;
+fn lengths(rows: &[Row]) -> EpisodeLengths {
     let mean =
         |of: &dyn Fn(&Row) -> usize| rows.iter().map(of).sum::<usize>().div_ceil(rows.len().max(1));
     let prompt = mean(&|row| row.targets.first().map_or(row.ids.len(), |first| first.position));
@@ -225,15 +238,7 @@ fn lengths(batch: &Batch) -> EpisodeLengths {
     EpisodeLengths { common, prompt, whole: mean(&|row| row.ids.len()) }
 }
 
-/// Returns the number of tokens of an episode, context included.
-fn length(episode: &Trajectory) -> usize {
-    let mut ids = Vec::new();
-    let spans = episode.graph.nodes().iter().flat_map(|node| &node.spans);
-    spans.for_each(|span| span.extend_ids(&mut ids));
-    ids.len()
-}
-
-/// Creates a batch whose advantages are 0, which serves only to time a forward pass.
+/// Creates a batch whose advantages are 0, which serves only to count and to time its tokens.
 fn scored(episodes: &mut [Trajectory], config: &Config) -> Result<Batch, ()> {
     for episode in episodes.iter_mut() {
         for id in episode.graph.ids().collect::<Vec<_>>() {
@@ -257,6 +262,17 @@ pub(crate) fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lengths_are_those_of_all_rows_and_few_are_timed() {
+        let row = |length: usize| Row { ids: vec![0; length], ..Row::default() };
+        let rows = [10, 10, 30, 50].map(row);
+        assert_eq!(lengths(&rows).whole, 25);
+        assert!((deviation(&rows, 25) - 275_f64.sqrt()).abs() < 1e-9);
+        let timed = |tokens| of_tokens(&rows, tokens).len();
+        assert_eq!([timed(1), timed(20), timed(21), timed(1000)], [1, 2, 3, 4]);
+        assert_eq!((of_tokens(&[], 5).len(), deviation(&[], 0)), (0, 0.0));
+    }
 
     #[test]
     fn processors_are_divided_by_the_measured_need() {
