@@ -72,7 +72,8 @@ struct Story {
 
 fn story() -> impl Strategy<Value = Story> {
     let turns = proptest::collection::vec((0_u32..20, 1_usize..12), 1..4);
-    (0_u32..70, 1_u32..40, turns, any::<bool>(), 0_usize..12).prop_map(
+    // At most 159 tokens, for a model of 160 positions.
+    (0_u32..50, 1_u32..40, turns, any::<bool>(), 0_usize..12).prop_map(
         |(common, own, turns, is_released, delay)| Story { common, own, turns, is_released, delay },
     )
 }
