@@ -68,11 +68,11 @@ impl PythonLearner {
     }
 
     /// An engine that samples with the published weights.
-    fn policy(&self, engine: &str) -> PyResult<PythonPolicy> {
+    fn policy(&self, py: Python<'_>, engine: &str) -> PyResult<PythonPolicy> {
         let engine = settings(engine)?;
         let learner = self.taken()?;
-        let policy = learner.own().policy(engine).map_err(|error| unfit(&error))?;
-        Ok(PythonPolicy::of(policy))
+        let policy = py.detach(|| learner.own().policy(engine));
+        Ok(PythonPolicy::of(policy.map_err(|error| unfit(&error))?))
     }
 
     /// The version that was published last.
