@@ -12,12 +12,22 @@ use super::block_on;
 use super::fixture::{Fixture, integers};
 use super::variants::{perturbed, variants};
 use crate::batch::PackedBatch;
-use crate::engine::{Command, EngineScheduler, Job};
+use crate::engine::{Command, Counters, EngineScheduler, Job};
 use crate::published::Published;
 use crate::{Architecture, CandlePolicy, Decoder, DecoderConfig, EngineSettings, KvOnUpdate};
 
 pub(super) fn config() -> DecoderConfig {
     DecoderConfig { max_positions: 160, ..DecoderConfig::small(97) }
+}
+
+/// An engine without a thread of its own, which a test drives step by step.
+pub(super) fn scheduler(
+    published: &Published,
+    settings: EngineSettings,
+    counters: Arc<Counters>,
+) -> EngineScheduler {
+    let first = published.newest().unwrap();
+    EngineScheduler::new(published.clone(), first, settings, counters).unwrap()
 }
 
 pub(super) fn model(seed: u64) -> Decoder {
@@ -67,13 +77,7 @@ fn an_interrupted_request_hands_over_what_it_has_drawn() {
     let published = Published::new(PolicyVersion(0), model(1).weights().unwrap());
     // A token for each step.
     let settings = EngineSettings { max_drafts: 0, ..EngineSettings::default() };
-    let mut scheduler = EngineScheduler::new(
-        published.clone(),
-        published.newest().unwrap(),
-        settings,
-        Arc::default(),
-    )
-    .unwrap();
+    let mut scheduler = scheduler(&published, settings, Arc::default());
     let mut drawn = |request: &SampleRequest, steps: usize| {
         let (reply, mut answer) = oneshot::channel();
         scheduler.take(Command::Sample(Job { request: request.clone(), constraint: None, reply }));
@@ -231,13 +235,7 @@ fn new_weights_are_taken_in_mid_request() {
         let published = Published::new(PolicyVersion(4), model(1).weights().unwrap());
         // A token for each step.
         let settings = EngineSettings { kv_on_update, max_drafts: 0, ..EngineSettings::default() };
-        let mut scheduler = EngineScheduler::new(
-            published.clone(),
-            published.newest().unwrap(),
-            settings,
-            Arc::default(),
-        )
-        .unwrap();
+        let mut scheduler = scheduler(&published, settings, Arc::default());
         let mut draw = |request: SampleRequest, steps: usize, publish: bool| {
             let (reply, mut answer) = oneshot::channel();
             scheduler.take(Command::Sample(Job { request, constraint: None, reply }));

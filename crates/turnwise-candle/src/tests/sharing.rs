@@ -9,7 +9,7 @@ use turnwise_rollout::{
 use turnwise_trajectory::{PolicyVersion, SampledToken, Sampling, StopReason};
 
 use super::block_on;
-use super::engine::{PAGE_BYTES, ids, model, policy, prompt, request};
+use super::engine::{PAGE_BYTES, ids, model, policy, prompt, request, scheduler};
 use crate::engine::{Command, Counters, EngineScheduler, Job};
 use crate::published::Published;
 use crate::{EngineSettings, KvOnUpdate};
@@ -27,13 +27,7 @@ impl Driven {
     fn new(settings: EngineSettings) -> Self {
         let published = Published::new(PolicyVersion(4), model(1).weights().unwrap());
         let counters = Arc::<Counters>::default();
-        let scheduler = EngineScheduler::new(
-            published.clone(),
-            published.newest().unwrap(),
-            settings,
-            counters.clone(),
-        )
-        .unwrap();
+        let scheduler = scheduler(&published, settings, counters.clone());
         Self { scheduler, published, counters }
     }
 

@@ -11,9 +11,10 @@ use turnwise_training::{Row, Target, Update};
 use turnwise_trajectory::{PolicyVersion, Sampling};
 
 use super::block_on;
+use super::engine::scheduler;
 use super::fixture::{Fixture, NAMES, integers, norm, on_devices};
 use super::variants::{perturbed, variants};
-use crate::engine::{Command, EngineScheduler, Job};
+use crate::engine::{Command, Job};
 use crate::published::Published;
 use crate::snapshot::Snapshot;
 use crate::trainer::LearnerState;
@@ -349,13 +350,7 @@ async fn episodes(policy: &CandlePolicy, shared: &[u32], prompts: &[Vec<u32>]) -
 fn across_an_update(weights: [Snapshot; 2], settings: EngineSettings) -> Sample {
     let [first, second] = weights;
     let published = Published::new(PolicyVersion(4), first);
-    let mut scheduler = EngineScheduler::new(
-        published.clone(),
-        published.newest().unwrap(),
-        settings,
-        Arc::default(),
-    )
-    .unwrap();
+    let mut scheduler = scheduler(&published, settings, Arc::default());
     let (reply, mut answer) = oneshot::channel();
     let request = request(1, (0..40).collect(), 30);
     scheduler.take(Command::Sample(Job { request, constraint: None, reply }));
@@ -420,13 +415,7 @@ fn a_device_that_fails_fails_its_requests_and_no_later_ones() {
     let mut broken = model.tensor_weights().unwrap();
     broken.network.norm = broken.network.norm.narrow(0, 0, 5).unwrap();
     let published = Published::new(PolicyVersion(0), broken);
-    let mut scheduler = EngineScheduler::new(
-        published.clone(),
-        published.newest().unwrap(),
-        EngineSettings::default(),
-        Arc::default(),
-    )
-    .unwrap();
+    let mut scheduler = scheduler(&published, EngineSettings::default(), Arc::default());
     let mut ask = || {
         let (reply, mut answer) = oneshot::channel();
         let request = request(1, vec![1, 2, 3], 2);
