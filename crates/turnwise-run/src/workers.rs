@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use turnwise_environment::Split;
 use turnwise_rollout::{ChatAgents, Episode, Preface, StopSignal};
 use turnwise_serve::{
-    HubSettings, RolloutWorker, RunDescription, WorkEnd, WorkerHub, WorkerReport,
+    HubSettings, RolloutWorker, RunDescription, WorkEnd, WorkerError, WorkerHub, WorkerReport,
 };
 
 use crate::failure::Failure;
@@ -116,8 +116,13 @@ async fn work_until_forgotten(
     stop: &StopSignal,
 ) -> Result<WorkerReport, Failure> {
     let worker = RolloutWorker::join(url, token_file).await.map_err(|error| {
-        Failure::refused_by(&error)
-            .help("start the run first, with [rollout.workers] in its settings")
+        let failure = Failure::refused_by(&error);
+        match error {
+            WorkerError::Settings { .. } => failure,
+            WorkerError::Join { .. } => {
+                failure.help("start the run first, with [rollout.workers] in its settings")
+            }
+        }
     })?;
     let directory = TempDir::new().map_err(|error| Failure::runtime(&error))?;
     write(directory.path(), worker.run())?;

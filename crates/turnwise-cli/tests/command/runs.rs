@@ -408,3 +408,17 @@ fn an_engine_that_was_not_built_is_refused_with_how_to_build_it() {
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("--features gguf"), "{}", ended.stderr);
 }
+
+/// No run at this address would help, nor one without the token's file.
+#[test]
+fn a_worker_whose_settings_are_wrong_is_not_told_to_start_the_run() {
+    for (arguments, why) in [
+        (&["--trainer", "nonsense"][..], "http://127.0.0.1:8000"),
+        (&["--trainer", "http://127.0.0.1:9", "--token-file", "/missing"], "/missing"),
+    ] {
+        let ended = turnwise(&[&["worker"], arguments].concat(), "");
+        assert_ne!(ended.code, 0);
+        assert!(ended.stderr.contains(why), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("start the run"), "{}", ended.stderr);
+    }
+}

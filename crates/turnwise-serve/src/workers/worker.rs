@@ -79,6 +79,14 @@ impl WorkerReport {
 /// The reason why a worker cannot work.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
+    /// The trainer's URL cannot be read, or the file of the token.
+    #[error("cannot join the trainer at {url}")]
+    Settings {
+        /// The trainer's URL.
+        url: String,
+        /// The cause.
+        source: EnvironmentError,
+    },
     /// The trainer cannot be reached, or refuses the worker.
     #[error("cannot join the trainer at {url}")]
     Join {
@@ -99,13 +107,14 @@ impl RolloutWorker {
     /// Joins a trainer. The token is what `token_file` holds.
     ///
     /// # Errors
-    /// If the trainer cannot be reached, or refuses the token.
+    /// If the URL or the token's file cannot be read, the trainer cannot be reached, or it refuses the token.
     pub async fn join(url: &str, token_file: Option<&Path>) -> Result<Self, WorkerError> {
-        let failed = |source| WorkerError::Join { url: url.to_owned(), source };
-        let patience = Patience::read(CONNECT_S, ANSWER_S, READY_S).map_err(failed)?;
-        let address = ServerAddress::read(url).map_err(failed)?;
-        let peer = Arc::new(Peer::new(address, token_file, patience).map_err(failed)?);
-        let welcome = ask(&peer, "/workers", &json!({})).await.map_err(failed)?;
+        let wrong = |source| WorkerError::Settings { url: url.to_owned(), source };
+        let patience = Patience::read(CONNECT_S, ANSWER_S, READY_S).map_err(wrong)?;
+        let address = ServerAddress::read(url).map_err(wrong)?;
+        let peer = Arc::new(Peer::new(address, token_file, patience).map_err(wrong)?);
+        let refused = |source| WorkerError::Join { url: url.to_owned(), source };
+        let welcome = ask(&peer, "/workers", &json!({})).await.map_err(refused)?;
         Ok(Self { peer, welcome })
     }
 
